@@ -1,0 +1,5 @@
+"""`python -m ragllava` is the command line."""
+
+from ragllava.cli.main import main
+
+main()

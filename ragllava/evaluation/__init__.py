@@ -1,0 +1,1 @@
+"""Known worlds and metrics: the postcards archive, recall, the adaptive threshold."""

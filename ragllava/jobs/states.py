@@ -1,0 +1,50 @@
+"""States of jobs and shards, and which moves are allowed (RELIABILITY D1)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """A job's life. The last four are final."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    COMPLETED = "completed"
+    COMPLETED_WITH_ERRORS = "completed_with_errors"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class ShardState(StrEnum):
+    """A shard's life. `queued` means: a message was published; it may be lost."""
+
+    PENDING = "pending"
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    SPLIT = "split"  # replaced by two smaller shards
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+OPEN_JOB_STATES = (JobState.RUNNING, JobState.PAUSED, JobState.CANCELLING)
+FINAL_JOB_STATES = tuple(state for state in JobState if state not in OPEN_JOB_STATES)
+OPEN_SHARD_STATES = (ShardState.PENDING, ShardState.QUEUED, ShardState.RUNNING)
+
+SHARD_MOVES: dict[ShardState, tuple[ShardState, ...]] = {
+    ShardState.PENDING: (ShardState.QUEUED, ShardState.CANCELLED),
+    ShardState.QUEUED: (ShardState.RUNNING, ShardState.PENDING, ShardState.CANCELLED),
+    ShardState.RUNNING: (
+        ShardState.DONE,
+        ShardState.PENDING,
+        ShardState.SPLIT,
+        ShardState.DEAD,
+        ShardState.CANCELLED,
+    ),
+    ShardState.DONE: (),
+    ShardState.SPLIT: (),
+    ShardState.DEAD: (),
+    ShardState.CANCELLED: (),
+}

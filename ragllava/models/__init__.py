@@ -1,0 +1,1 @@
+"""The networks: retriever, multimodal LLM, reranker, generator. The only home of torch."""

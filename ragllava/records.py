@@ -1,0 +1,173 @@
+"""Frozen records that pass between rooms. No behaviour beyond what their fields imply, no database objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class JobKind(StrEnum):
+    """What a job does; each kind has one stage function."""
+
+    INGEST = "ingest"
+    ANSWER = "answer"
+
+
+class AnswerStatus(StrEnum):
+    """How a question ended. Every question of a finished job has exactly one."""
+
+    ANSWERED = "answered"
+    NO_EVIDENCE = "no_evidence"  # no candidate reached the threshold; nothing is invented
+    FAILED = "failed"  # this question cannot be answered, and a retry would not help
+    DEAD = "dead"  # its shard killed or failed its workers too often, even alone
+    CANCELLED = "cancelled"
+
+
+class FileStatus(StrEnum):
+    """How a file of an ingest job ended."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"  # the archive holds the same bytes already (the caption may have been updated)
+    REJECTED = "rejected"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+class Role(StrEnum):
+    """What a model version is used for."""
+
+    RERANKER = "reranker"
+    GENERATOR = "generator"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file offered to an archive, before anybody has looked inside.
+
+    `source` is the name shown to people: the path relative to what the user gave, `photos.zip/a.png` for a
+    member. `uri` says where the bytes are: `file:///abs/path`, `zip:///abs/a.zip!member`,
+    `tar:///abs/a.tar!member` or `s3://bucket/key`. `rejected` is set when the walk itself refused the file.
+    """
+
+    source: str
+    uri: str
+    caption: str | None = None
+    rejected: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image of an archive as the stages see it. `sha256` (hex) is also its address in the object store."""
+
+    image_id: int
+    sha256: str
+    source: str
+    caption: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One valid question of a job. `question_no` counts input lines from 0; `line` from 1, as editors do."""
+
+    question_no: int
+    line: int
+    custom_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An image that retrieval found for a question.
+
+    `clip_score` is the cosine of question and image; `relevance` is P("Yes") of the reranker, in [0, 1];
+    `evidence_no` is 0, 1, … for the kept ones in rank order, None for the others.
+    """
+
+    image: StoredImage
+    clip_rank: int
+    clip_score: float
+    relevance: float
+    evidence_no: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStamp:
+    """Which makers produced a result. Stored beside every answer."""
+
+    index: str
+    reranker: str
+    generator: str
+    prompt: str
+    threshold: float
+
+    def as_json(self) -> dict[str, Any]:
+        """As written into result files."""
+        return {
+            "index": self.index,
+            "reranker": self.reranker,
+            "generator": self.generator,
+            "prompt": self.prompt,
+            "threshold": self.threshold,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The outcome of one question.
+
+    `confidence` is exp of the mean log-probability of the answer's tokens (METHOD 4), None without an answer.
+    `note` tells what a person should know about a good result (a caption was cut); `error` why there is none.
+    """
+
+    question_no: int
+    status: AnswerStatus
+    text: str | None = None
+    confidence: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+    models: ModelStamp | None = None
+    note: str | None = None
+    error_code: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileOutcome:
+    """How one file of an ingest job ended; `reason` is a sentence for a person."""
+
+    file_no: int
+    status: FileStatus
+    reason: str | None = None
+    image_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """What a submitter may choose for a job. `threshold` None means the reranker version's own η."""
+
+    top_k: int = 20
+    top_n: int = 2
+    threshold: float | None = None
+    captions_in_answer: bool = True
+
+    def as_json(self) -> dict[str, Any]:
+        """As stored in the job's spec."""
+        return {
+            "top_k": self.top_k,
+            "top_n": self.top_n,
+            "threshold": self.threshold,
+            "captions_in_answer": self.captions_in_answer,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Counts of a job by outcome; `done` counts every input that has one."""
+
+    total: int
+    by_status: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        """Inputs with a final outcome."""
+        return sum(self.by_status.values())

@@ -1,0 +1,144 @@
+"""One frozen Settings object, built at the entry points and passed down.
+
+Every field can be set by an environment variable `RAGLLAVA_<FIELD>`. Services that are not given by URL are the
+embedded ones: `ragllava up` writes their addresses to `<home>/run/services.json`, and `load_settings` reads them
+from there. Nothing in this module reads the environment at import.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ragllava.errors import SettingsError
+
+_PREFIX = "RAGLLAVA_"
+
+
+def default_home() -> Path:
+    """Where the embedded services keep their data when RAGLLAVA_HOME is not set."""
+    return Path.home() / ".local" / "share" / "ragllava"
+
+
+class Settings(BaseSettings):
+    """All settings, with units in their names."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
+
+    home: Path = Field(default_factory=default_home)
+
+    # Services. None: the embedded one of `ragllava up`.
+    database_url: SecretStr | None = None  # postgresql://user:password@host:port/name
+    redis_url: SecretStr | None = None  # redis://:password@host:port/0
+    s3_endpoint: str | None = None  # host:port
+    s3_access_key: str | None = None
+    s3_secret_key: SecretStr | None = None
+    s3_region: str = "us-east-1"
+    s3_secure: bool = False  # https
+    s3_bucket: str = "ragllava"
+
+    # Models.
+    profile: str = "mini"  # mini, base or paper; see models/profiles.py
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    torch_threads: int = 0  # 0: torch decides
+    models_dir: Path | None = None  # a folder of downloaded models, searched before the hub's cache
+    image_cache_mib: int = 512  # decoded pictures kept in a worker
+
+    # Answering.
+    top_k: int = Field(default=20, ge=1, le=1000)
+    top_n: int = Field(default=2, ge=1, le=20)
+    questions_per_shard: int = Field(default=16, ge=1)
+    questions_per_step: int = Field(default=8, ge=1)  # a sub-batch: cancel, pause and stop are noticed between
+    pairs_per_batch: int = Field(default=20, ge=1)
+    max_answer_tokens: int = Field(default=32, ge=1)
+
+    # Ingest.
+    files_per_shard: int = Field(default=256, ge=1)
+    files_per_step: int = Field(default=64, ge=1)
+    embed_batch: int = Field(default=64, ge=1)
+    decoders: int = Field(default=1, ge=1)  # sandboxed child processes that decode pictures
+
+    # Work (RELIABILITY D3 to D5). The database's clock decides all of these.
+    lease_s: float = Field(default=60.0, gt=0)
+    heartbeat_s: float = Field(default=15.0, gt=0)
+    tick_s: float = Field(default=5.0, gt=0)  # sweep and dispatch
+    queued_timeout_s: float = Field(default=30.0, gt=0)  # a message older than this is taken for lost
+    max_attempts: int = Field(default=2, ge=1)  # of a shard before it is halved, or dead at size one
+    max_transient_attempts: int = Field(default=8, ge=1)  # of a shard whose services did not answer
+    retry_backoff_s: float = Field(default=2.0, gt=0)
+    shard_time_limit_s: float = Field(default=1800.0, gt=0)  # hard limit of a worker child
+    worker_memory_mib: int = Field(default=0, ge=0)  # 0: no limit; else a child above it is replaced
+
+    @model_validator(mode="after")
+    def _cross_check(self) -> Settings:
+        if self.heartbeat_s * 2 > self.lease_s:
+            raise ValueError(
+                f"heartbeat_s={self.heartbeat_s:g} must be at most half of lease_s={self.lease_s:g}, "
+                "or one lost beat costs the lease"
+            )
+        return self
+
+    @property
+    def services_file(self) -> Path:
+        """Addresses and passwords of the running embedded services (mode 0600)."""
+        return self.home / "run" / "services.json"
+
+    def require_database(self) -> str:
+        """The database's URL for psycopg 3 through SQLAlchemy."""
+        if self.database_url is None:
+            raise SettingsError(_not_running("database", "RAGLLAVA_DATABASE_URL"))
+        url = self.database_url.get_secret_value()
+        for scheme in ("postgresql://", "postgres://"):
+            if url.startswith(scheme):
+                return "postgresql+psycopg://" + url.removeprefix(scheme)
+        return url
+
+    def require_redis(self) -> str:
+        """The broker's URL."""
+        if self.redis_url is None:
+            raise SettingsError(_not_running("queue", "RAGLLAVA_REDIS_URL"))
+        return self.redis_url.get_secret_value()
+
+
+def _not_running(what: str, variable: str) -> str:
+    return f"no {what}: start the embedded services with `ragllava up`, or set {variable}"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from overrides, then the environment, then the embedded services that are running.
+
+    Raises SettingsError with one sentence that names the variable.
+    """
+    unknown = [
+        name
+        for name in os.environ
+        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX).lower() not in Settings.model_fields
+    ]
+    if unknown:
+        raise SettingsError(f"unknown setting {unknown[0]}; `ragllava doctor` lists the known ones")
+    try:
+        first = Settings(**overrides)
+        embedded = read_services(first.services_file)
+        missing = {k: v for k, v in embedded.items() if getattr(first, k) is None}
+        return Settings(**(overrides | missing)) if missing else first
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = _PREFIX + "_".join(str(part) for part in problem["loc"]).upper()
+        text = problem["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{where}: {text}" if problem["loc"] else text) from None
+
+
+def read_services(path: Path) -> dict[str, str]:
+    """The settings of the embedded services, or {} when none were started."""
+    try:
+        return dict(json.loads(path.read_text())["settings"])
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError) as error:
+        raise SettingsError(f"{path} is damaged ({error}); remove it and run `ragllava up`") from None

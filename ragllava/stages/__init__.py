@@ -1,0 +1,1 @@
+"""Plain functions over a batch: read, ingest, answer, export. They know no Celery."""

@@ -1,0 +1,1 @@
+"""Where things lie: Postgres (tables, vectors, registry) and the object store."""

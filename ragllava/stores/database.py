@@ -1,0 +1,79 @@
+"""Engines and transactions (RELIABILITY D10)."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from ragllava.errors import ServiceUnavailable
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_ATTEMPTS = 6
+_FIRST_DELAY_S = 0.2
+
+
+def make_engine(
+    url: str, *, pool_size: int = 3, statement_timeout_s: float = 30.0, name: str = "ragllava"
+) -> Engine:
+    """One engine for this process; make it after fork or spawn, never before.
+
+    Every connection has a statement timeout, a limit on idle transactions, a lock timeout and TCP keepalives, so
+    that neither a lost peer nor a forgotten transaction blocks the others for long.
+    """
+    options = (
+        f"-c statement_timeout={int(statement_timeout_s * 1000)} "
+        "-c idle_in_transaction_session_timeout=60000 -c lock_timeout=5000 -c timezone=UTC"
+    )
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=2,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": 5,
+            "application_name": name,
+            "options": options,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "target_session_attrs": "read-write",
+        },
+    )
+
+
+def in_transaction(engine: Engine, work: Callable[[Connection], T]) -> T:
+    """Run `work` in one transaction, again from its beginning if the connection broke before the commit.
+
+    `work` must be a pure function of the database: it may run several times, and it is committed once, except
+    when the connection breaks during the commit itself; so writes must be keyed or fenced. Raises
+    ServiceUnavailable when the database stays away for about twelve seconds.
+    """
+    delay_s = _FIRST_DELAY_S
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with engine.begin() as connection:
+                return work(connection)
+        except (OperationalError, InterfaceError) as error:
+            if not _is_connection_trouble(error) or attempt == _ATTEMPTS:
+                raise ServiceUnavailable(f"database: {_first_line(error)}") from error
+            log.info("database away, trying again", extra={"action": "db_retry", "attempt": attempt})
+            time.sleep(delay_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, no secret
+            delay_s *= 2
+    raise AssertionError("unreachable")
+
+
+def _is_connection_trouble(error: DBAPIError) -> bool:
+    # OperationalError covers a lost connection, a restart, a deadlock and a lock timeout: all pass with time.
+    return isinstance(error, OperationalError) or error.connection_invalidated
+
+
+def _first_line(error: DBAPIError) -> str:
+    return str(error.orig).strip().split("\n")[0]

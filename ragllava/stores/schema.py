@@ -1,0 +1,258 @@
+"""All tables, declared once (SQLAlchemy Core). `migrations/` builds the same; a test compares the two."""
+
+from __future__ import annotations
+
+from pgvector.sqlalchemy import HALFVEC
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _now(name: str, *, nullable: bool = False) -> Column[object]:
+    return Column(
+        name,
+        DateTime(timezone=True),
+        nullable=nullable,
+        server_default=None if nullable else func.now(),
+    )
+
+
+archives = Table(
+    "archives",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    # One row update switches the index that questions are answered from (D12).
+    Column("active_index_id", BigInteger, ForeignKey("indexes.id", use_alter=True)),
+    _now("created_at"),
+)
+
+# The object store's inventory: a row is `uploading` before its PUT and `live` in the transaction of its first
+# reference, so a crash leaves an unreferenced object and never a row without its picture (D13).
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    Column("state", Text, nullable=False),  # uploading, live, deleting
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("media_type", Text, nullable=False),
+    _now("updated_at"),
+)
+
+images = Table(
+    "images",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("archive_id", BigInteger, ForeignKey("archives.id", ondelete="CASCADE"), nullable=False),
+    Column("sha256", Text, ForeignKey("blobs.sha256"), nullable=False),
+    Column("source", Text, nullable=False),  # the name people know it by
+    Column("uri", Text, nullable=False),  # where it was read from; the same uri with new bytes replaces it
+    Column("caption", Text),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("media_type", Text, nullable=False),
+    Column("retired", Boolean, nullable=False, server_default=text("false")),
+    _now("created_at"),
+    _now("updated_at"),
+    UniqueConstraint("archive_id", "sha256"),
+    Index("ix_images_archive_id_uri", "archive_id", "uri"),
+)
+
+indexes = Table(
+    "indexes",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("archive_id", BigInteger, ForeignKey("archives.id", ondelete="CASCADE"), nullable=False),
+    Column("retriever", Text, nullable=False),  # the retriever's version: name and digest of its weights
+    Column("dim", Integer, nullable=False),
+    Column("state", Text, nullable=False),  # building, active, retired
+    Column("has_hnsw", Boolean, nullable=False, server_default=text("false")),
+    _now("created_at"),
+    _now("activated_at", nullable=True),
+)
+
+# Partitioned by index, one partition for each (archive, retriever): to drop an index is to drop a table, a scan
+# never meets another archive's rows, and dimensions may differ between partitions (D11, D12).
+embeddings = Table(
+    "embeddings",
+    metadata,
+    Column("index_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("image_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("vector", HALFVEC(), nullable=False),
+    postgresql_partition_by="LIST (index_id)",
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("archive_id", BigInteger, ForeignKey("archives.id"), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False, server_default=text("0")),  # higher goes first
+    Column("spec", JSONB, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("idempotency_key", Text, unique=True),
+    Column("spec_digest", Text, nullable=False),  # a reused key with another content is refused
+    Column("error", Text),
+    Column("result", JSONB),  # keys of the result objects and the reconciled counts, written when the job ends
+    _now("created_at"),
+    _now("started_at", nullable=True),
+    _now("finished_at", nullable=True),
+    # Open jobs are few among many: dispatch and sweep look only at them.
+    Index("ix_jobs_open", "priority", "id", postgresql_where=text("finished_at IS NULL")),
+)
+
+# Churns: rows are updated in place many times. Room on the page and no index on the lease columns keep those
+# updates HOT, so dead rows go without VACUUM, which an index build can hold up (RELIABILITY 0.6).
+shards = Table(
+    "shards",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("run_no", Integer, nullable=False, server_default=text("1")),
+    Column("lo", BigInteger, nullable=False),  # first input of the shard
+    Column("hi", BigInteger, nullable=False),  # one past the last
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),  # claims that may have been poison
+    Column("transient_attempts", Integer, nullable=False, server_default=text("0")),
+    Column("epoch", Integer, nullable=False, server_default=text("0")),  # the fence: grows with every claim
+    Column("worker", Text),
+    _now("lease_until", nullable=True),
+    _now("queued_at", nullable=True),
+    _now("not_before", nullable=True),
+    _now("finished_at", nullable=True),
+    Column("error", Text),
+    postgresql_with={"fillfactor": "70"},
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("queues", ARRAY(Text), nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("state", Text, nullable=False),  # live, draining
+    Column("versions", JSONB, nullable=False),
+    _now("started_at"),
+    _now("seen_at"),
+    postgresql_with={"fillfactor": "70"},
+)
+
+# Inputs of an ingest job.
+files = Table(
+    "files",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("file_no", BigInteger, primary_key=True, autoincrement=False),
+    Column("source", Text, nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("caption", Text),
+    Column("status", Text),  # NULL until the file has an outcome
+    Column("reason", Text),
+    Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),
+)
+
+# Inputs of an answer job. A line that is no valid question has no custom_id of its own and gets its `failed`
+# answer in the transaction of the submit, so that totals always add up.
+questions = Table(
+    "questions",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("question_no", BigInteger, primary_key=True, autoincrement=False),
+    Column("line", BigInteger, nullable=False),
+    Column("custom_id", Text),
+    Column("text", Text),
+    UniqueConstraint("job_id", "custom_id"),
+)
+
+answers = Table(
+    "answers",
+    metadata,
+    Column("job_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("question_no", BigInteger, primary_key=True, autoincrement=False),
+    Column("run_no", Integer, primary_key=True, autoincrement=False),
+    Column("shard_id", BigInteger),
+    Column("epoch", Integer),
+    Column("status", Text, nullable=False),
+    Column("text", Text),
+    Column("confidence", REAL),
+    Column("models", JSONB),
+    Column("note", Text),
+    Column("error_code", Text),
+    Column("error", Text),
+    _now("created_at"),
+    ForeignKeyConstraint(
+        ["job_id", "question_no"], ["questions.job_id", "questions.question_no"], ondelete="CASCADE"
+    ),
+)
+
+candidates = Table(
+    "candidates",
+    metadata,
+    Column("job_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("question_no", BigInteger, primary_key=True, autoincrement=False),
+    Column("run_no", Integer, primary_key=True, autoincrement=False),
+    Column("image_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("clip_rank", SmallInteger, nullable=False),
+    Column("clip_score", REAL, nullable=False),
+    Column("relevance", REAL, nullable=False),
+    Column("evidence_no", SmallInteger),  # NULL: not kept
+    ForeignKeyConstraint(
+        ["job_id", "question_no", "run_no"],
+        ["answers.job_id", "answers.question_no", "answers.run_no"],
+        ondelete="CASCADE",
+    ),
+)
+
+model_versions = Table(
+    "model_versions",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("name", Text, nullable=False),  # base model and digest, or the adapter's own name
+    Column("profile", Text, nullable=False),
+    Column("state", Text, nullable=False),  # candidate, champion, retired
+    Column("prompt", Text, nullable=False),
+    Column("threshold", Float),  # η; rerankers only
+    Column("threshold_curve", JSONB),  # what η was fitted on, with its precision and recall
+    Column("adapter_sha256", Text),  # NULL: the base model as it is
+    Column("manifest", JSONB, nullable=False),  # every file of the model with its sha256 (D15)
+    _now("created_at"),
+    _now("promoted_at", nullable=True),
+    UniqueConstraint("role", "name"),
+    # One champion for a role and profile, promised by the database.
+    Index(
+        "uq_model_versions_champion",
+        "role",
+        "profile",
+        unique=True,
+        postgresql_where=text("state = 'champion'"),
+    ),
+)
