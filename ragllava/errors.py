@@ -24,6 +24,10 @@ class SettingsError(UsageError):
     """A setting is missing, unknown or contradicts another."""
 
 
+class AlreadyRunning(UsageError):
+    """Another process runs the embedded services of this home."""
+
+
 class ServiceUnavailable(RagllavaError):
     """Postgres, Redis or the object store did not answer; it may in a moment."""
 
@@ -42,8 +46,24 @@ class ImageRejected(RagllavaError):
     """The bytes are no picture that we accept; the message is the reason shown to the user."""
 
 
+class DecoderUnavailable(RagllavaError):
+    """The child process that decodes pictures cannot be started; no picture is to blame."""
+
+    retryable = True
+
+
 class ModelUnavailable(RagllavaError):
     """A model cannot be loaded: not on this machine, wrong format, or forbidden content."""
+
+
+class BlobSwept(RagllavaError):
+    """The sweep removed a blob between its upload and its first reference; announce and upload it again."""
+
+    retryable = True
+
+
+class IndexUnusable(RagllavaError):
+    """The index was dropped, or its vectors have another number of dimensions than those given."""
 
 
 class ScoreRejected(RagllavaError):
@@ -56,12 +76,28 @@ class DeviceOutOfMemory(RagllavaError):
     retryable = True
 
 
+class DeviceLost(RagllavaError):
+    """The device is in a state that only a new process can leave (a CUDA error that is no lack of memory)."""
+
+    retryable = True
+
+
+class ArchiveChanged(RagllavaError):
+    """What was looked up is no longer so; looking again helps."""
+
+    retryable = True
+
+
 class LeaseLost(RagllavaError):
     """Another worker owns this shard by now; whatever we computed must not be written."""
 
 
 class ShardInterrupted(RagllavaError):
     """The worker is shutting down, or the job was cancelled or paused: stop at the next sub-batch."""
+
+
+class JobRefused(RagllavaError):
+    """The job cannot be done on this system as it stands; all of it ends with this reason."""
 
 
 @dataclass(frozen=True, slots=True)

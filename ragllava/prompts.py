@@ -33,7 +33,7 @@ def rerank_prompt(question: str, caption: str | None) -> PromptParts:
 
 
 def answer_prompt(question: str, captions: list[str | None], *, with_captions: bool = True) -> PromptParts:
-    """All kept images in rank order, each with its caption (unless the bare form is asked for), then the question."""
+    """All kept images in rank order, each with its caption (or none: the paper's bare form), then the question."""
     parts: list[str | None] = []
     for caption in captions:
         parts.append(None)

@@ -34,6 +34,14 @@ class FileStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class FileFormat(StrEnum):
+    """Tables of rows that we read (questions) and write (results)."""
+
+    JSONL = "jsonl"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
 class Role(StrEnum):
     """What a model version is used for."""
 

@@ -18,7 +18,10 @@ class JobState(StrEnum):
 
 
 class ShardState(StrEnum):
-    """A shard's life. `queued` means: a message was published; it may be lost."""
+    """A shard's life: pending → queued → running → done, and back to pending when it is handed back or lost.
+
+    `queued` means that a message was published, which may be lost. The last four are final.
+    """
 
     PENDING = "pending"
     QUEUED = "queued"
@@ -32,19 +35,3 @@ class ShardState(StrEnum):
 OPEN_JOB_STATES = (JobState.RUNNING, JobState.PAUSED, JobState.CANCELLING)
 FINAL_JOB_STATES = tuple(state for state in JobState if state not in OPEN_JOB_STATES)
 OPEN_SHARD_STATES = (ShardState.PENDING, ShardState.QUEUED, ShardState.RUNNING)
-
-SHARD_MOVES: dict[ShardState, tuple[ShardState, ...]] = {
-    ShardState.PENDING: (ShardState.QUEUED, ShardState.CANCELLED),
-    ShardState.QUEUED: (ShardState.RUNNING, ShardState.PENDING, ShardState.CANCELLED),
-    ShardState.RUNNING: (
-        ShardState.DONE,
-        ShardState.PENDING,
-        ShardState.SPLIT,
-        ShardState.DEAD,
-        ShardState.CANCELLED,
-    ),
-    ShardState.DONE: (),
-    ShardState.SPLIT: (),
-    ShardState.DEAD: (),
-    ShardState.CANCELLED: (),
-}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from psycopg import OperationalError as DriverError
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
@@ -20,9 +21,7 @@ _ATTEMPTS = 6
 _FIRST_DELAY_S = 0.2
 
 
-def make_engine(
-    url: str, *, pool_size: int = 3, statement_timeout_s: float = 30.0, name: str = "ragllava"
-) -> Engine:
+def make_engine(url: str, *, pool_size: int = 3, statement_timeout_s: float = 30.0, name: str = "ragllava") -> Engine:
     """One engine for this process; make it after fork or spawn, never before.
 
     Every connection has a statement timeout, a limit on idle transactions, a lock timeout and TCP keepalives, so
@@ -30,7 +29,8 @@ def make_engine(
     """
     options = (
         f"-c statement_timeout={int(statement_timeout_s * 1000)} "
-        "-c idle_in_transaction_session_timeout=60000 -c lock_timeout=5000 -c timezone=UTC"
+        "-c idle_in_transaction_session_timeout=60000 -c lock_timeout=5000 -c timezone=UTC "
+        "-c jit=off"  # our statements are short; compiling an exact search takes longer than running it
     )
     return create_engine(
         url,
@@ -61,7 +61,7 @@ def in_transaction(engine: Engine, work: Callable[[Connection], T]) -> T:
         try:
             with engine.begin() as connection:
                 return work(connection)
-        except (OperationalError, InterfaceError) as error:
+        except (OperationalError, InterfaceError, DriverError) as error:  # a COPY raises the driver's own
             if not _is_connection_trouble(error) or attempt == _ATTEMPTS:
                 raise ServiceUnavailable(f"database: {_first_line(error)}") from error
             log.info("database away, trying again", extra={"action": "db_retry", "attempt": attempt})
@@ -70,10 +70,11 @@ def in_transaction(engine: Engine, work: Callable[[Connection], T]) -> T:
     raise AssertionError("unreachable")
 
 
-def _is_connection_trouble(error: DBAPIError) -> bool:
+def _is_connection_trouble(error: DBAPIError | DriverError) -> bool:
     # OperationalError covers a lost connection, a restart, a deadlock and a lock timeout: all pass with time.
-    return isinstance(error, OperationalError) or error.connection_invalidated
+    return isinstance(error, OperationalError | DriverError) or error.connection_invalidated
 
 
-def _first_line(error: DBAPIError) -> str:
-    return str(error.orig).strip().split("\n")[0]
+def _first_line(error: DBAPIError | DriverError) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return str(cause).strip().split("\n")[0]

@@ -80,8 +80,11 @@ images = Table(
     Column("retired", Boolean, nullable=False, server_default=text("false")),
     _now("created_at"),
     _now("updated_at"),
-    UniqueConstraint("archive_id", "sha256"),
+    # The hash comes first, so that the same index answers "who refers to this blob?" when blobs are removed.
+    UniqueConstraint("sha256", "archive_id"),
     Index("ix_images_archive_id_uri", "archive_id", "uri"),
+    # A search leaves out the retired images, which are few.
+    Index("ix_images_retired", "archive_id", postgresql_where=text("retired")),
 )
 
 indexes = Table(
@@ -95,6 +98,14 @@ indexes = Table(
     Column("has_hnsw", Boolean, nullable=False, server_default=text("false")),
     _now("created_at"),
     _now("activated_at", nullable=True),
+    # One living index for an archive and retriever, promised by the database.
+    Index(
+        "uq_indexes_living",
+        "archive_id",
+        "retriever",
+        unique=True,
+        postgresql_where=text("state <> 'retired'"),
+    ),
 )
 
 # Partitioned by index, one partition for each (archive, retriever): to drop an index is to drop a table, a scan
@@ -121,7 +132,9 @@ jobs = Table(
     Column("idempotency_key", Text, unique=True),
     Column("spec_digest", Text, nullable=False),  # a reused key with another content is refused
     Column("error", Text),
-    Column("result", JSONB),  # keys of the result objects and the reconciled counts, written when the job ends
+    Column(
+        "result", JSONB(none_as_null=True)
+    ),  # keys of the result objects and the reconciled counts, written when the job ends
     _now("created_at"),
     _now("started_at", nullable=True),
     _now("finished_at", nullable=True),
@@ -203,14 +216,12 @@ answers = Table(
     Column("status", Text, nullable=False),
     Column("text", Text),
     Column("confidence", REAL),
-    Column("models", JSONB),
+    Column("models", JSONB(none_as_null=True)),
     Column("note", Text),
     Column("error_code", Text),
     Column("error", Text),
     _now("created_at"),
-    ForeignKeyConstraint(
-        ["job_id", "question_no"], ["questions.job_id", "questions.question_no"], ondelete="CASCADE"
-    ),
+    ForeignKeyConstraint(["job_id", "question_no"], ["questions.job_id", "questions.question_no"], ondelete="CASCADE"),
 )
 
 candidates = Table(
@@ -241,12 +252,12 @@ model_versions = Table(
     Column("state", Text, nullable=False),  # candidate, champion, retired
     Column("prompt", Text, nullable=False),
     Column("threshold", Float),  # η; rerankers only
-    Column("threshold_curve", JSONB),  # what η was fitted on, with its precision and recall
+    Column("threshold_curve", JSONB(none_as_null=True)),  # what η was fitted on, with its precision and recall
     Column("adapter_sha256", Text),  # NULL: the base model as it is
     Column("manifest", JSONB, nullable=False),  # every file of the model with its sha256 (D15)
     _now("created_at"),
     _now("promoted_at", nullable=True),
-    UniqueConstraint("role", "name"),
+    UniqueConstraint("role", "profile", "name"),
     # One champion for a role and profile, promised by the database.
     Index(
         "uq_model_versions_champion",

@@ -1,0 +1,124 @@
+"""The database's history: `upgrade` brings any database of ours to the newest tables, `downgrade` goes back.
+
+Alembic is configured here, in code, so that no file outside this folder is needed and the database's password
+is never written down.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, create_engine, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
+
+from ragllava.errors import ServiceUnavailable, UsageError
+from ragllava.stores.schema import metadata
+
+# Older versions have a memory overflow in parallel builds and damage HNSW graphs (RELIABILITY 1.3).
+PGVECTOR_FLOOR = (0, 8, 4)
+
+# Any number will do, as long as nobody else in the database takes it for an advisory lock.
+_LOCK_KEY = 0x5261674C4C61  # "RagLLa"
+
+
+def upgrade(database_url: str, revision: str = "head") -> None:
+    """Bring the database to `revision`; does nothing when it is there already.
+
+    Any number of processes may call this at once: one works, the others wait for it and then find nothing to
+    do. Raises UsageError when the server's pgvector is missing or too old, ServiceUnavailable when the database
+    does not answer. Each revision is one transaction, so a failed one leaves nothing behind.
+    """
+
+    def work(connection: Connection) -> None:
+        _require_pgvector(connection)
+        command.upgrade(_config(connection), revision)
+
+    _alone(database_url, work)
+
+
+def downgrade(database_url: str, revision: str) -> None:
+    """Take the database back to `revision` ("base": no tables), with the data of what is dropped."""
+    _alone(database_url, lambda connection: command.downgrade(_config(connection), revision))
+
+
+def current(database_url: str) -> str | None:
+    """The revision that the database is at, None for one that was never migrated."""
+    with _connect(database_url) as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def differences(database_url: str) -> list[Any]:
+    """What Alembic finds different between the database and the declared tables; [] when they agree.
+
+    The partitions of `embeddings` belong to the data and are not compared.
+    """
+    with _connect(database_url) as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={"compare_type": True, "compare_server_default": True, "include_name": _is_declared},
+        )
+        return list(compare_metadata(context, metadata))
+
+
+def _is_declared(name: str | None, kind: str, _parents: Any) -> bool:
+    return not (kind == "table" and name is not None and re.fullmatch(r"embeddings_\d+", name))
+
+
+def _config(connection: Connection) -> Config:
+    config = Config()
+    folder = str(Path(__file__).parent)
+    config.set_main_option("script_location", folder.replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _alone(database_url: str, work: Callable[[Connection], None]) -> None:
+    with _connect(database_url) as connection:
+        # Held by the session, over all transactions of the migration; the end of the session frees it.
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
+        connection.commit()
+        work(connection)
+
+
+@contextmanager
+def _connect(database_url: str) -> Iterator[Connection]:
+    """A connection of its own, without the timeouts of a worker: a migration may take long."""
+    engine = create_engine(database_url, poolclass=NullPool, connect_args={"connect_timeout": 5})
+    try:
+        with engine.connect() as connection:
+            yield connection
+    except OperationalError as error:
+        raise ServiceUnavailable(f"database: {str(error.orig).strip().splitlines()[0]}") from error
+
+
+def _require_pgvector(connection: Connection) -> None:
+    row = connection.execute(
+        text("SELECT default_version, installed_version FROM pg_available_extensions WHERE name = 'vector'")
+    ).one_or_none()
+    connection.commit()
+    floor = ".".join(map(str, PGVECTOR_FLOOR))
+    if row is None:
+        raise UsageError(f"the database server has no pgvector; install its extension `vector`, {floor} or newer")
+    if row.installed_version is not None and _version(row.installed_version) < PGVECTOR_FLOOR:
+        raise UsageError(
+            f"this database has pgvector {row.installed_version}, but {floor} or newer is needed; "
+            "install it on the server and run `ALTER EXTENSION vector UPDATE`"
+        )
+    if _version(row.default_version) < PGVECTOR_FLOOR:
+        raise UsageError(
+            f"the database server offers pgvector {row.default_version}, but {floor} or newer is needed; update it"
+        )
+
+
+def _version(text_form: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text_form))

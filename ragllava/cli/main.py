@@ -1,0 +1,78 @@
+"""`ragllava`: the group of all commands. Each command imports what it needs when it runs, so `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from ragllava import __version__
+from ragllava.errors import InvalidInput, RagllavaError
+
+# name -> (module, attribute, one line for --help). The modules are loaded when their command is called.
+COMMANDS = {
+    "demo": ("ragllava.cli.demo", "demo", "the whole way on a sample archive: services, pictures, answers, report"),
+    "up": ("ragllava.cli.operate", "up", "start the embedded services and the workers; Ctrl-C stops them"),
+    "down": ("ragllava.cli.operate", "down", "stop what `up` started"),
+    "status": ("ragllava.cli.operate", "status", "show services, workers and open jobs"),
+    "doctor": ("ragllava.cli.operate", "doctor", "say what runs, what is wrong, and what to do"),
+    "migrate": ("ragllava.cli.operate", "migrate", "bring the database to this version's tables"),
+    "ingest": ("ragllava.cli.archives", "ingest", "add pictures and their captions to an archive"),
+    "archive": ("ragllava.cli.archives", "archive", "list and show archives"),
+    "submit": ("ragllava.cli.questions", "submit", "queue a file of questions"),
+    "ask": ("ragllava.cli.questions", "ask", "ask one question now"),
+    "jobs": ("ragllava.cli.jobs", "jobs", "list, show, cancel, pause, resume, retry"),
+    "results": ("ragllava.cli.questions", "results", "write a job's answers to a file"),
+    "report": ("ragllava.cli.questions", "report", "write a job's answers as one HTML page"),
+}
+
+
+class LazyGroup(click.Group):
+    """Loads a command's module only when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order above, which is the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command itself; None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Names and their one line, without loading anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ragllava")
+def cli() -> None:
+    """Bulk question answering over image archives.
+
+    Start with `ragllava demo`, or `ragllava up` in one terminal and the other commands in a second one.
+    """
+
+
+def main() -> None:
+    """Run a command; our own errors become one sentence and exit code 1, a wrong call exits with 2."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except InvalidInput as error:
+        click.echo(f"ragllava: {error}", err=True)
+        for line in error.errors[1:20]:
+            click.echo(f"  line {line.line}: {line.message} [{line.code}]", err=True)
+        sys.exit(1)
+    except RagllavaError as error:
+        click.echo(f"ragllava: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,100 @@
+"""`ragllava up`, `down`, `status`, `doctor`, `migrate`: the system itself."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from ragllava.cli.options import json_option, print_json
+
+if TYPE_CHECKING:
+    from ragllava.local.fleet import WorkerSpec
+    from ragllava.settings import Settings
+
+
+def worker_specs(settings: Settings, answer_workers: int = 1) -> list[WorkerSpec]:
+    """The workers of one machine: one that embeds, one or more that answer, one for the clock and submissions."""
+    from ragllava.local.fleet import WorkerSpec
+
+    run = settings.home / "run"
+    answering = ["answer"] if answer_workers == 1 else [f"answer{number + 1}" for number in range(answer_workers)]
+    commands = {
+        "ingest": ("-Q", "ingest", "--pool", "prefork"),
+        **dict.fromkeys(answering, ("-Q", "query", "--pool", "prefork")),
+        # Its tasks are short, so it needs no child of its own.
+        "maint": ("-Q", "maint", "--pool", "solo", "--beat", "--schedule", str(run / "beat")),
+    }
+    celery = (sys.executable, "-m", "celery", "-A", "workers.app", "worker", "--concurrency", "1")
+    quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "INFO")
+    # Idle OpenMP threads that spin take the core from the other workers of a small machine.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"}
+    return [
+        WorkerSpec(name, (*celery, "-n", f"{name}@%h", *options, *quiet), environment)
+        for name, options in commands.items()
+    ]
+
+
+@click.command()
+@click.option("--answer-workers", default=1, show_default=True, type=click.IntRange(1), help="One for each GPU.")
+def up(answer_workers: int) -> None:
+    """Start the embedded services and the workers, and stay; Ctrl-C stops them.
+
+    Data, logs and passwords are under RAGLLAVA_HOME. A service given by RAGLLAVA_DATABASE_URL, RAGLLAVA_REDIS_URL
+    or RAGLLAVA_S3_ENDPOINT is used and not started.
+    """
+    from ragllava.cli import services
+    from ragllava.settings import load_settings
+
+    services.up(load_settings(), lambda settings: worker_specs(settings, answer_workers), click.echo)
+
+
+@click.command()
+def down() -> None:
+    """Stop what `up` started, also what a killed `up` left behind."""
+    from ragllava.cli import services
+    from ragllava.settings import load_settings
+
+    services.down(load_settings(), click.echo)
+
+
+@click.command()
+@json_option
+def status(as_json: bool) -> None:
+    """Show services, workers and open jobs; exit code 1 when a service does not answer."""
+    from ragllava.cli import services
+    from ragllava.settings import load_settings
+
+    found = services.status(load_settings())
+    if as_json:
+        print_json(found.as_json())
+    else:
+        services.print_status(found)
+    sys.exit(0 if found.is_healthy else 1)
+
+
+@click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Say what runs, which versions, what is wrong and what to do; exit code 1 when something is wrong."""
+    from ragllava.cli.doctor import diagnose, print_diagnosis
+    from ragllava.settings import load_settings
+
+    found = diagnose(load_settings)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print_diagnosis(found)
+    sys.exit(1 if found.problems else 0)
+
+
+@click.command()
+def migrate() -> None:
+    """Bring the database to this version's tables; harmless when it is there already."""
+    import migrations
+    from ragllava.settings import load_settings
+
+    url = load_settings().require_database()
+    migrations.upgrade(url)
+    click.echo(f"the database is at revision {migrations.current(url)}")

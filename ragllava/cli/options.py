@@ -1,0 +1,83 @@
+"""Options and small helpers that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ragllava.client import Client
+    from ragllava.records import AnswerOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+archive_option = click.option("--archive", required=True, metavar="NAME", help="The archive.")
+
+
+class ThresholdType(click.ParamType[float | None]):
+    """`auto`, or a number from 0 to 1."""
+
+    name = "auto|0..1"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        """None stands for the reranker version's own threshold."""
+        if value is None or value == "auto":
+            return None
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not 0 <= number <= 1:
+            self.fail(f"{value!r} is neither auto nor a number from 0 to 1", param, ctx)
+        return number
+
+
+def answer_options(command: F) -> F:
+    """--top-k, --top-n, --threshold, --bare-prompt."""
+    for option in (
+        click.option("--bare-prompt", is_flag=True, help="The paper's prompt: no captions for the generator."),
+        click.option("--threshold", type=ThresholdType(), default="auto", show_default=True,
+                     help="Least relevance of evidence; auto: the reranker version's own."),
+        click.option("--top-n", type=click.IntRange(1, 20), help="Pictures that an answer may rest on.  [default: 2]"),
+        click.option("--top-k", type=click.IntRange(1, 1000), help="Pictures that are reranked.  [default: 20]"),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def as_answer_options(
+    client: Client, top_k: int | None, top_n: int | None, threshold: float | None, bare_prompt: bool
+) -> AnswerOptions:
+    """The options as a record; what was not given comes from the settings."""
+    from ragllava.records import AnswerOptions
+
+    return AnswerOptions(
+        top_k=top_k or client.settings.top_k,
+        top_n=top_n or client.settings.top_n,
+        threshold=threshold,
+        captions_in_answer=not bare_prompt,
+    )
+
+
+@contextmanager
+def connected() -> Iterator[Client]:
+    """A client from the environment's settings, closed at the end."""
+    from ragllava.client import Client
+    from ragllava.settings import load_settings
+
+    client = Client(load_settings())
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def print_json(value: Any) -> None:
+    """Indented, keys as given."""
+    import json
+
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))

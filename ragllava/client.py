@@ -1,0 +1,243 @@
+"""The Python client: what the command line does, for programs.
+
+    client = Client(load_settings())
+    job = client.submit(Path("questions.jsonl"), Submission(archive="harbour"))
+    client.wait(job.job_id)
+    for row in client.results(job.job_id): ...
+
+Everything is written to Postgres first; the message to the workers is only a hint, so a submit succeeds with no
+broker in reach, and a worker finds the job at its next tick.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+from sqlalchemy import Connection, Engine
+
+from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, UsageError
+from ragllava.images import decode
+from ragllava.jobs import control
+from ragllava.jobs.control import JobView, ShardView
+from ragllava.jobs.states import JobState
+from ragllava.records import JobKind, Question
+from ragllava.settings import Settings
+from ragllava.stages.captions import CaptionBook, read_captions
+from ragllava.stages.finalize import result_rows
+from ragllava.stages.question_files import QuestionFile, format_by_extension, read_questions
+from ragllava.stages.results import ResultRow, write_errors, write_results
+from ragllava.stages.sources import list_sources
+from ragllava.stages.submit import ASK_PRIORITY, Submission, Submitted, submit_files, submit_questions
+from ragllava.stores import archive, presence
+from ragllava.stores.archive import ArchiveSummary, RejectedFile
+from ragllava.stores.database import in_transaction, make_engine
+from ragllava.stores.objects import ObjectStore
+from ragllava.stores.presence import WorkerView
+
+T = TypeVar("T")
+
+THUMBNAIL_SIDE = 256
+MAX_QUESTION_CHARACTERS = 8_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """A submitted ingest job, and the captions of the caption file that fit no file."""
+
+    job_id: int
+    total: int
+    unused_captions: list[str]
+
+
+class Client:
+    """Talks to Postgres and the object store; tells the workers through the queue."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connects at the first call."""
+        self.settings = settings
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The connection pool; `close` it when done."""
+        return make_engine(self.settings.require_database(), name="ragllava client")
+
+    @cached_property
+    def objects(self) -> ObjectStore:
+        """The S3 store."""
+        return ObjectStore(self.settings)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.engine.dispose()
+
+    def ingest(self, paths: Sequence[Path], archive_name: str, captions: Path | None = None) -> Ingested:
+        """Queue the pictures under `paths` for an archive, which is created if it is new.
+
+        The paths are read by the ingest workers, which must see them under the same names. Raises UsageError when
+        there is nothing to ingest.
+        """
+        book = read_captions(captions) if captions else None
+        files = list(list_sources(paths, book))
+        if not files:
+            raise UsageError(f"no pictures in {', '.join(map(str, paths))}")
+        submitted = submit_files(self.engine, self.settings, archive_name=archive_name, files=files)
+        self._dispatch()
+        return Ingested(submitted.job_id, submitted.total, _unused(book))
+
+    def submit(self, path: Path, how: Submission) -> Submitted:
+        """Queue a question file. Raises InvalidInput when lines are invalid and `how.skip_invalid` is not set."""
+        submitted = submit_questions(self.engine, self.settings, read_questions(path, name=str(path)), how)
+        self._dispatch()
+        return submitted
+
+    def ask(self, question: str, how: Submission, timeout_s: float = 600.0) -> ResultRow:
+        """Ask one question now: it overtakes every bulk job. Raises UsageError when no answer came in time."""
+        text = question.strip()
+        if not text or len(text) > MAX_QUESTION_CHARACTERS:
+            raise UsageError(f"a question has 1 to {MAX_QUESTION_CHARACTERS} characters, this one has {len(text)}")
+        file = QuestionFile("ask", [Question(0, 1, "ask", text)])
+        urgent = Submission(how.archive, how.options, priority=ASK_PRIORITY)
+        submitted = submit_questions(self.engine, self.settings, file, urgent)
+        self._dispatch()
+        job = self.wait(submitted.job_id, timeout_s=timeout_s, poll_s=0.05)
+        if not job.is_final:
+            raise UsageError(
+                f"no answer within {timeout_s:g} s: no answer worker is free or running (`ragllava status`); "
+                f"the question stays queued as job {job.job_id}"
+            )
+        return next(self.results(submitted.job_id))
+
+    def job(self, job_id: int) -> JobView:
+        """One job. Raises UsageError for an unknown id."""
+        return self._do(lambda c: control.view(c, job_id))
+
+    def jobs(self, *, limit: int = 50, only_open: bool = False) -> list[JobView]:
+        """The newest jobs first."""
+        return self._do(lambda c: control.list_jobs(c, limit=limit, only_open=only_open))
+
+    def troubles(self, job_id: int) -> list[ShardView]:
+        """The shards of a job that run or went wrong, with the reason."""
+        return self._do(lambda c: control.troubled_shards(c, job_id))
+
+    def cancel(self, job_id: int) -> None:
+        """Stop a job; answers that are there stay."""
+        self._do(lambda c: control.cancel(c, job_id))
+
+    def pause(self, job_id: int) -> None:
+        """Let nothing new of a job begin."""
+        self._do(lambda c: control.pause(c, job_id))
+
+    def resume(self, job_id: int) -> None:
+        """Let a paused job go on."""
+        self._do(lambda c: control.resume(c, job_id))
+        self._dispatch()
+
+    def retry(self, job_id: int) -> int:
+        """Try the failed, dead and cancelled inputs of an ended job again; returns how many."""
+        per_shard = {
+            JobKind.ANSWER: self.settings.questions_per_shard,
+            JobKind.INGEST: self.settings.files_per_shard,
+        }[self.job(job_id).kind]
+        number = self._do(lambda c: control.retry(c, job_id, per_shard))
+        self._dispatch()
+        return number
+
+    def wait(
+        self,
+        job_id: int,
+        *,
+        on_progress: Callable[[JobView], None] | None = None,
+        timeout_s: float | None = None,
+        poll_s: float = 0.5,
+    ) -> JobView:
+        """Wait until a job has ended, or until `timeout_s`; the view returned says which."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            job = self.job(job_id)
+            if on_progress is not None:
+                on_progress(job)
+            if job.is_final or (deadline is not None and time.monotonic() > deadline):
+                return job
+            time.sleep(poll_s)
+
+    def results(self, job_id: int) -> Iterator[ResultRow]:
+        """One row for every input line that has an outcome, in input order."""
+        self._require_answers(job_id)
+        with self.engine.connect() as connection:
+            yield from result_rows(connection, job_id)
+
+    def save_results(self, job_id: int, path: Path) -> tuple[int, int]:
+        """Write results to `path` (.jsonl, .csv or .parquet) and the failed lines to `<path>.errors.jsonl`.
+
+        Returns the number of result lines and of error lines; without any, no error file is left there.
+        """
+        form = format_by_extension(path.name)
+        if form is None:
+            raise UsageError(f"{path}: the name must end in .jsonl, .csv or .parquet")
+        job = self._require_answers(job_id)
+        lines = write_results(self.results(job_id), path, form, top_n=job.spec["options"]["top_n"])
+        errors_path = path.with_name(path.name + ".errors.jsonl")
+        errors = write_errors(self.results(job_id), errors_path)
+        if not errors:
+            errors_path.unlink()
+        return lines, errors
+
+    def thumbnail(self, sha256: str) -> bytes | None:
+        """A small JPEG of a stored picture, None when it cannot be read."""
+        try:
+            picture = decode(self.objects.get_content(sha256), max_side=THUMBNAIL_SIDE).picture
+        except (ObjectMissing, ObjectCorrupt, ImageRejected):
+            return None
+        return _jpeg(picture)
+
+    def archive(self, name: str) -> ArchiveSummary:
+        """What an archive holds. Raises UsageError for an unknown name."""
+        return self._do(lambda c: archive.archive_summary(c, archive.get_archive(c, name)))
+
+    def archives(self) -> list[ArchiveSummary]:
+        """All archives by name."""
+        return self._do(lambda c: [archive.archive_summary(c, found) for found in archive.list_archives(c)])
+
+    def rejected(self, name: str) -> list[RejectedFile]:
+        """The files of an archive whose latest ingest was refused, with the reason."""
+        return self._do(lambda c: archive.rejected_files(c, archive.get_archive(c, name).archive_id))
+
+    def workers(self) -> list[WorkerView]:
+        """All known workers."""
+        return self._do(presence.list_workers)
+
+    def _do(self, work: Callable[[Connection], T]) -> T:
+        return in_transaction(self.engine, work)
+
+    def _dispatch(self) -> None:
+        from workers.app import dispatch_now
+
+        dispatch_now(self.engine, self.settings)
+
+    def _require_answers(self, job_id: int) -> JobView:
+        job = self.job(job_id)
+        if job.kind != JobKind.ANSWER:
+            raise UsageError(f"job {job_id} is an {job.kind} job and has no answers; see `ragllava jobs show {job_id}`")
+        return job
+
+
+def is_success(state: JobState) -> bool:
+    """Whether a command that waited for a job should exit with 0: at least one input succeeded."""
+    return state in (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
+
+
+def _unused(book: CaptionBook | None) -> list[str]:
+    return list(book.unused()) if book else []
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

@@ -1,0 +1,241 @@
+"""A known world: an archive of postcards of landmarks that never were, and questions with their right answers.
+
+The whole archive follows from its seed. Hard distractors keep it honest: landmarks of the same kind with a confusable
+caption, and namesakes of another kind in the same city. No two landmarks share kind, name and city, so every
+question has exactly one right set of pictures.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, get_args
+
+from PIL import Image
+
+from ragllava.errors import UsageError
+from ragllava.evaluation.metrics import KnownAnswer
+from ragllava.evaluation.postcard_drawing import Drawing, draw_postcard
+from ragllava.evaluation.postcard_names import (
+    KINDS,
+    Attributes,
+    Entity,
+    Landmark,
+    Split,
+    confusable_entity,
+    namesake_entity,
+    sample_attributes,
+    sample_entity,
+)
+from ragllava.evaluation.postcard_questions import QuestionAnswer, ask_about_one, ask_about_two
+
+_CONFUSABLE_SHARE = 0.35  # of the asked landmarks that get a distractor of the same kind
+_NAMESAKE_SHARE = 0.25  # of those that get one of the same name and city
+
+
+@dataclass(frozen=True, slots=True)
+class Postcard:
+    """A picture with its caption. Only the seed of the picture is kept; `draw` makes it anew each time."""
+
+    file_name: str
+    landmark: Landmark
+    picture_seed: int
+
+    @property
+    def caption(self) -> str:
+        """What is printed under the picture."""
+        return self.landmark.caption
+
+    @property
+    def attributes(self) -> Attributes:
+        """What the picture shows."""
+        return self.landmark.attributes
+
+    @property
+    def entity(self) -> Entity:
+        """What the caption names."""
+        return self.landmark.entity
+
+    def draw(self) -> Drawing:
+        """Draws the picture; the same at every call. About 2 ms."""
+        return draw_postcard(self.attributes, random.Random(self.picture_seed))  # noqa: S311 - repeatable on purpose
+
+
+@dataclass(frozen=True, slots=True)
+class KnownQuestion(KnownAnswer):
+    """A question whose answer and pictures are known; `relevant` holds file names of the archive."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PostcardArchive:
+    """An archive as facts; pictures are drawn when asked for."""
+
+    postcards: tuple[Postcard, ...]
+    questions: tuple[KnownQuestion, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenArchive:
+    """Where the parts of an archive lie on disk."""
+
+    pictures: Path
+    captions: Path
+    questions: Path
+    answers: Path
+
+
+def draw_archive(
+    seed: int, images: int = 1000, questions: int = 200, two_image_share: float = 0.2, split: Split = "test"
+) -> PostcardArchive:
+    """Draws an archive and its questions; the same for the same arguments, in any process and on any machine.
+
+    Only the pixels may differ a little between versions of Pillow and NumPy.
+    Questions are asked about the original landmarks, not about their distractors; questions about one picture go
+    through all originals before they come back to the first. The types come mixed. UsageError: a number out of
+    range, or too few images for questions about two.
+    """
+    _check(images, questions, two_image_share, split)
+    rng = random.Random(seed)  # noqa: S311 - repeatable on purpose
+    landmarks, originals = _draw_landmarks(rng, images, split)
+    digits = max(4, len(str(images)))
+    postcards = tuple(
+        Postcard(f"postcard-{number:0{digits}d}.png", landmark, rng.getrandbits(32))
+        for number, landmark in enumerate(landmarks, start=1)
+    )
+    asked_postcards = [postcards[index] for index in originals]
+    return PostcardArchive(postcards, _draw_questions(rng, asked_postcards, questions, two_image_share))
+
+
+def write_archive(
+    folder: Path, archive: PostcardArchive, progress: Callable[[int, int], None] | None = None
+) -> WrittenArchive:
+    """Writes the archive into a folder, which is made if need be.
+
+    pictures/*.png; captions.csv (file, caption); questions.jsonl (custom_id, question) to submit; answers.jsonl
+    (custom_id, answer, type, relevant) to compare with, written last. `progress` hears (written, total) after each
+    picture. Writing the same archive again is harmless; UsageError when the pictures' folder holds other files.
+    """
+    written = WrittenArchive(
+        pictures=folder / "pictures",
+        captions=folder / "captions.csv",
+        questions=folder / "questions.jsonl",
+        answers=folder / "answers.jsonl",
+    )
+    written.pictures.mkdir(parents=True, exist_ok=True)
+    _refuse_other_files(written.pictures, archive)
+    for number, postcard in enumerate(archive.postcards, start=1):
+        Image.fromarray(postcard.draw().pixels).save(written.pictures / postcard.file_name)
+        if progress is not None:
+            progress(number, len(archive.postcards))
+    with written.captions.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("file", "caption"))
+        writer.writerows((postcard.file_name, postcard.caption) for postcard in archive.postcards)
+    _write_json_lines(
+        written.questions, ({"custom_id": known.custom_id, "question": known.text} for known in archive.questions)
+    )
+    _write_json_lines(written.answers, (_answer_line(known) for known in archive.questions))
+    return written
+
+
+def _check(images: int, questions: int, two_image_share: float, split: str) -> None:
+    if images < 1:
+        raise UsageError(f"an archive needs at least one image, not {images}")
+    if questions < 0:
+        raise UsageError(f"the number of questions cannot be {questions}")
+    if not 0 <= two_image_share <= 1:
+        raise UsageError(f"the share of questions about two images must be from 0 to 1, not {two_image_share:g}")
+    if split not in get_args(Split):
+        raise UsageError(f"no split {split!r}; say train or test")
+
+
+def _draw_landmarks(rng: random.Random, images: int, split: Split) -> tuple[list[Landmark], list[int]]:
+    """Landmarks of different identity, and the indices of the originals among them.
+
+    An original may be followed by its distractors; one whose identity is taken is left out.
+    """
+    landmarks: list[Landmark] = []
+    originals: list[int] = []
+    taken: set[tuple[str, str, str]] = set()
+    while len(landmarks) < images:
+        family = _draw_family(rng, split)
+        if family[0].identity not in taken:
+            originals.append(len(landmarks))
+            for landmark in family[: images - len(landmarks)]:
+                if landmark.identity not in taken:
+                    taken.add(landmark.identity)
+                    landmarks.append(landmark)
+    return landmarks, originals
+
+
+def _draw_family(rng: random.Random, split: Split) -> list[Landmark]:
+    """A landmark with its distractors, if any: one of the same kind, one of the same name and city."""
+    original = Landmark(sample_attributes(rng), sample_entity(rng, split))
+    family = [original]
+    kind, entity = original.attributes.kind, original.entity
+    if rng.random() < _CONFUSABLE_SHARE:
+        family.append(Landmark(sample_attributes(rng, kind), confusable_entity(entity, rng, split)))
+    if rng.random() < _NAMESAKE_SHARE:
+        other_kind = rng.choice([other for other in KINDS if other != kind])
+        family.append(Landmark(sample_attributes(rng, other_kind), namesake_entity(entity, rng)))
+    return family
+
+
+def _draw_questions(
+    rng: random.Random, originals: Sequence[Postcard], questions: int, two_image_share: float
+) -> tuple[KnownQuestion, ...]:
+    about_two = round(questions * two_image_share)
+    if about_two and len(originals) < 2:
+        raise UsageError("questions about two images need two landmarks to ask about; draw more images")
+    order = rng.sample(originals, len(originals))
+    drawn = [
+        (ask_about_one(postcard.landmark, rng), [postcard]) for postcard in islice(cycle(order), questions - about_two)
+    ]
+    for _ in range(about_two):
+        first, second = rng.sample(originals, 2)
+        # "Which has more, A or A?" has no answer, even if the two stand in different cities.
+        question_type = "samecolor" if first.landmark.title == second.landmark.title else None
+        drawn.append((ask_about_two(first.landmark, second.landmark, rng, question_type), [first, second]))
+    rng.shuffle(drawn)
+    return tuple(_number(drawn))
+
+
+def _number(drawn: Sequence[tuple[QuestionAnswer, Sequence[Postcard]]]) -> Iterator[KnownQuestion]:
+    digits = max(4, len(str(len(drawn))))
+    for number, (question, postcards) in enumerate(drawn, start=1):
+        yield KnownQuestion(
+            custom_id=f"q-{number:0{digits}d}",
+            answer=question.answer,
+            type=question.type,
+            relevant=tuple(postcard.file_name for postcard in postcards),
+            text=question.text,
+        )
+
+
+def _refuse_other_files(folder: Path, archive: PostcardArchive) -> None:
+    """A picture of another archive would be ingested with ours and spoil every figure."""
+    ours = {postcard.file_name for postcard in archive.postcards}
+    for path in sorted(folder.iterdir()):
+        if path.name not in ours:
+            raise UsageError(f"{folder} holds {path.name}, which is not of this archive; name an empty folder")
+
+
+def _answer_line(known: KnownQuestion) -> dict[str, Any]:
+    return {
+        "custom_id": known.custom_id,
+        "answer": known.answer,
+        "type": known.type,
+        "relevant": list(known.relevant),
+    }
+
+
+def _write_json_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -1,0 +1,197 @@
+"""The threshold η: from which relevance on a candidate is kept as evidence (METHOD 3).
+
+The adaptive threshold is where the densities of correct and of wrong candidates cross. Fit it on all K candidates of
+each question of a calibration split, never on the split that is reported; it belongs to one reranker version.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ragllava.errors import ScoreRejected, UsageError
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+NATURAL_THRESHOLD = 0.5
+FEWEST_CANDIDATES = 30  # of correct and of wrong ones, for a density that means something
+
+_GRID_STEPS = 1000
+_CURVE_STEPS = 100
+_NARROWEST_BANDWIDTH = 0.02  # on the scale of exp(relevance), about 1 % of its range
+
+ThresholdMethod = Literal["adaptive", "natural", "fixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class DensityCurve:
+    """The two densities at the same points, to be drawn. They are densities of exp(relevance), not of relevance."""
+
+    relevance: tuple[float, ...]
+    correct: tuple[float, ...]
+    wrong: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdFit:
+    """A threshold with where it came from and what it does on the candidates that it was fitted on.
+
+    `precision` and `recall` are of candidates with relevance ≥ `value`; 0 where nothing is kept or nothing is
+    correct. `curve` is None when there were too few candidates to draw one, or nobody asked for it.
+    """
+
+    value: float
+    method: ThresholdMethod
+    reason: str
+    precision: float
+    recall: float
+    correct_count: int
+    wrong_count: int
+    curve: DensityCurve | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As stored beside a reranker version."""
+        curve = self.curve
+        return {
+            "value": self.value,
+            "method": self.method,
+            "reason": self.reason,
+            "precision": self.precision,
+            "recall": self.recall,
+            "correct_count": self.correct_count,
+            "wrong_count": self.wrong_count,
+            "curve": curve
+            and {"relevance": list(curve.relevance), "correct": list(curve.correct), "wrong": list(curve.wrong)},
+        }
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> ThresholdFit:
+        """The inverse of `as_json`."""
+        curve = stored["curve"] and DensityCurve(**{name: tuple(line) for name, line in stored["curve"].items()})
+        return cls(**{**stored, "curve": curve})
+
+
+def adaptive_threshold(relevance: Sequence[float] | FloatArray, is_correct: Sequence[bool] | BoolArray) -> ThresholdFit:
+    """The relevance at which a candidate is as likely among the correct ones as among the wrong ones.
+
+    `relevance` (N,) in [0, 1] and `is_correct` (N,) describe candidates in any order. Both densities are
+    estimated on exp(relevance) with Gaussian kernels; their crossing from below to above between the two means is
+    η, interpolated. Of several crossings, the one with the smallest sum of both error rates. With fewer than 30
+    candidates on a side, wrong ones that score higher on average, or no crossing, η is 0.5 and `reason` says why.
+    ScoreRejected: a relevance that is no probability.
+    """
+    scores, correct = _checked(relevance, is_correct)
+    counts = f"{int(correct.sum())} correct and {int((~correct).sum())} wrong candidates"
+    if min(correct.sum(), (~correct).sum()) < FEWEST_CANDIDATES:
+        reason = f"{counts} are too few: {FEWEST_CANDIDATES} of each are needed"
+        return _describe(NATURAL_THRESHOLD, "natural", reason, scores, correct)
+    points = np.linspace(1.0, math.e, _GRID_STEPS + 1)
+    log_correct = _log_density(np.exp(scores[correct]), points)
+    log_wrong = _log_density(np.exp(scores[~correct]), points)
+    curve = _curve(points, log_correct, log_wrong)
+    mean_correct, mean_wrong = float(np.exp(scores[correct]).mean()), float(np.exp(scores[~correct]).mean())
+    if mean_correct <= mean_wrong:
+        reason = f"the order is inverted: of {counts}, the wrong ones score at least as high on average"
+        return _describe(NATURAL_THRESHOLD, "natural", reason, scores, correct, curve)
+    crossings = _upward_crossings(points, log_correct - log_wrong)
+    between = [float(np.log(point)) for point in crossings if mean_wrong <= point <= mean_correct]
+    if not between:
+        reason = f"the densities of {counts} do not cross between their means"
+        return _describe(NATURAL_THRESHOLD, "natural", reason, scores, correct, curve)
+    value = min(between, key=lambda crossing: _error_rates(crossing, scores, correct))
+    reason = f"the densities of {counts} cross at relevance {value:.3f}"
+    return _describe(value, "adaptive", reason, scores, correct, curve)
+
+
+def natural_threshold(relevance: Sequence[float] | FloatArray, is_correct: Sequence[bool] | BoolArray) -> ThresholdFit:
+    """η = 0.5, more Yes than No, with its precision and recall on these candidates."""
+    scores, correct = _checked(relevance, is_correct)
+    return _describe(NATURAL_THRESHOLD, "natural", "the natural threshold was asked for", scores, correct)
+
+
+def fixed_threshold(
+    value: float, relevance: Sequence[float] | FloatArray, is_correct: Sequence[bool] | BoolArray
+) -> ThresholdFit:
+    """A given η in [0, 1], with its precision and recall on these candidates; 0 keeps everything."""
+    if not 0 <= value <= 1:
+        raise UsageError(f"a threshold must be from 0 to 1, not {value:g}")
+    scores, correct = _checked(relevance, is_correct)
+    return _describe(value, "fixed", f"{value:g} was asked for", scores, correct)
+
+
+def _checked(
+    relevance: Sequence[float] | FloatArray, is_correct: Sequence[bool] | BoolArray
+) -> tuple[FloatArray, BoolArray]:
+    scores = np.asarray(relevance, dtype=np.float64)
+    correct = np.asarray(is_correct, dtype=np.bool_)
+    if scores.ndim != 1 or scores.shape != correct.shape:
+        raise ValueError(f"one label per relevance is needed, got shapes {scores.shape} and {correct.shape}")
+    bad = np.flatnonzero(~((scores >= 0) & (scores <= 1)))  # NaN is in no range
+    if len(bad):
+        raise ScoreRejected(f"candidate {bad[0]} has relevance {scores[bad[0]]}, which is no probability")
+    return scores, correct
+
+
+def _log_density(sample: FloatArray, points: FloatArray) -> FloatArray:
+    """Logarithm of the Gaussian kernel density of `sample` (N,) at `points` (P,).
+
+    In logarithms, so that the densities still compare in the empty middle, where both would underflow to 0. The
+    bandwidth is Silverman's rule, 0.9 · min(standard deviation, interquartile range / 1.34) · N^(-1/5), but at
+    least 0.02: relevances pile up at 0 and 1, where half of them may be equal and the rule would give 0.
+    """
+    quartiles = np.quantile(sample, (0.25, 0.75))
+    spread = min(float(sample.std()), float(quartiles[1] - quartiles[0]) / 1.34)
+    bandwidth = max(0.9 * spread * len(sample) ** -0.2, _NARROWEST_BANDWIDTH)
+    log_scale = math.log(len(sample) * bandwidth * math.sqrt(2 * math.pi))
+    exponents = (-0.5 * ((point - sample) / bandwidth) ** 2 for point in points)
+    return np.array([np.logaddexp.reduce(exponent) for exponent in exponents]) - log_scale
+
+
+def _upward_crossings(points: FloatArray, difference: FloatArray) -> FloatArray:
+    """Where `difference` goes from negative to positive, linearly interpolated between the points."""
+    before = np.flatnonzero((difference[:-1] < 0) & (difference[1:] >= 0))
+    share = difference[before] / (difference[before] - difference[before + 1])
+    return np.asarray(points[before] + share * (points[before + 1] - points[before]))
+
+
+def _error_rates(threshold: float, scores: FloatArray, correct: BoolArray) -> float:
+    """Share of correct candidates dropped plus share of wrong ones kept."""
+    return float((scores[correct] < threshold).mean() + (scores[~correct] >= threshold).mean())
+
+
+def _curve(points: FloatArray, log_correct: FloatArray, log_wrong: FloatArray) -> DensityCurve:
+    """Every tenth point, enough for a drawing."""
+    every = slice(None, None, _GRID_STEPS // _CURVE_STEPS)
+
+    def rounded(line: FloatArray) -> tuple[float, ...]:
+        return tuple(round(float(value), 6) for value in line[every])
+
+    return DensityCurve(rounded(np.log(points)), rounded(np.exp(log_correct)), rounded(np.exp(log_wrong)))
+
+
+def _describe(
+    value: float,
+    method: ThresholdMethod,
+    reason: str,
+    scores: FloatArray,
+    correct: BoolArray,
+    curve: DensityCurve | None = None,
+) -> ThresholdFit:
+    kept = scores >= value
+    hits = int((kept & correct).sum())
+    return ThresholdFit(
+        value=value,
+        method=method,
+        reason=reason,
+        precision=hits / int(kept.sum()) if kept.any() else 0.0,
+        recall=hits / int(correct.sum()) if correct.any() else 0.0,
+        correct_count=int(correct.sum()),
+        wrong_count=int((~correct).sum()),
+        curve=curve,
+    )

@@ -1,0 +1,271 @@
+"""What people do with jobs: create, look, cancel, pause, resume, retry."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from ragllava.errors import UsageError
+from ragllava.jobs.queue import Lease, close_job_if_ended, end_open_shards, hand_back, insert_shards
+from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
+from ragllava.records import AnswerStatus, FileStatus, JobKind, Progress
+from ragllava.stores import outcomes
+from ragllava.stores.schema import archives, jobs, shards
+
+RETRIED_STATUSES: dict[JobKind, list[AnswerStatus] | list[FileStatus]] = {
+    JobKind.ANSWER: [AnswerStatus.FAILED, AnswerStatus.DEAD, AnswerStatus.CANCELLED],
+    JobKind.INGEST: [FileStatus.DEAD, FileStatus.CANCELLED, FileStatus.REJECTED],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to be created. `content_digest` tells a repeated submit from another one under the same key."""
+
+    kind: JobKind
+    archive_id: int
+    spec: dict[str, Any]
+    total: int
+    per_shard: int
+    priority: int = 0
+    idempotency_key: str | None = None
+    content_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job as people see it."""
+
+    job_id: int
+    kind: JobKind
+    archive: str
+    state: JobState
+    priority: int
+    spec: dict[str, Any]
+    progress: Progress
+    error: str | None
+    result: dict[str, Any] | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing more will happen to this job by itself."""
+        return self.state in FINAL_JOB_STATES
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        times = {"created_at": self.created_at, "started_at": self.started_at, "finished_at": self.finished_at}
+        return {
+            "job": self.job_id,
+            "kind": self.kind.value,
+            "archive": self.archive,
+            "state": self.state.value,
+            "priority": self.priority,
+            "total": self.progress.total,
+            "counts": self.progress.by_status,
+            "error": self.error,
+            "result": self.result,
+            **{name: time.isoformat() if time else None for name, time in times.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ShardView:
+    """A shard that is not simply waiting or done: what an operator asks for first."""
+
+    shard_id: int
+    state: ShardState
+    lo: int
+    hi: int
+    attempts: int
+    worker: str | None
+    error: str | None
+
+
+def create(connection: Connection, new: NewJob) -> tuple[int, bool]:
+    """Create the job and its shards; returns its id and whether it is new.
+
+    With an idempotency key that exists already, nothing is created and the existing id returned; if its content
+    was another one, UsageError. Of two submits at once with one key, the second waits for the first.
+    """
+    digest = hashlib.sha256(
+        json.dumps([new.kind, new.archive_id, new.spec, new.content_digest], sort_keys=True).encode()
+    ).hexdigest()
+    job_id = connection.scalar(
+        insert(jobs)
+        .values(
+            kind=new.kind,
+            archive_id=new.archive_id,
+            state=JobState.RUNNING,
+            priority=new.priority,
+            spec=new.spec,
+            total=new.total,
+            idempotency_key=new.idempotency_key,
+            spec_digest=digest,
+        )
+        .on_conflict_do_nothing(index_elements=["idempotency_key"])
+        .returning(jobs.c.id)
+    )
+    if job_id is None:
+        existing = connection.execute(
+            select(jobs.c.id, jobs.c.spec_digest).where(jobs.c.idempotency_key == new.idempotency_key)
+        ).one()
+        if existing.spec_digest != digest:
+            raise UsageError(
+                f"idempotency key {new.idempotency_key!r} belongs to job {existing.id}, which has another content; "
+                "use a new key"
+            )
+        return int(existing.id), False
+    bounds = [(lo, min(lo + new.per_shard, new.total)) for lo in range(0, new.total, new.per_shard)]
+    insert_shards(connection, job_id, 1, bounds)
+    return int(job_id), True
+
+
+def view(connection: Connection, job_id: int) -> JobView:
+    """One job with its counts. Raises UsageError for an unknown id."""
+    row = connection.execute(_select_jobs().where(jobs.c.id == job_id)).one_or_none()
+    if row is None:
+        raise UsageError(f"there is no job {job_id}; `ragllava jobs list` shows all")
+    return _as_view(connection, row)
+
+
+def list_jobs(connection: Connection, *, limit: int = 50, only_open: bool = False) -> list[JobView]:
+    """Newest first."""
+    query = _select_jobs().order_by(jobs.c.id.desc()).limit(limit)
+    if only_open:
+        query = query.where(jobs.c.finished_at.is_(None))
+    return [_as_view(connection, row) for row in connection.execute(query).all()]
+
+
+def troubled_shards(connection: Connection, job_id: int) -> list[ShardView]:
+    """Shards that run, failed or are dead, with the reason."""
+    rows = connection.execute(
+        select(shards)
+        .where(
+            shards.c.job_id == job_id,
+            (shards.c.error.is_not(None)) | (shards.c.state.in_([ShardState.RUNNING, ShardState.DEAD])),
+            shards.c.state.not_in([ShardState.DONE, ShardState.CANCELLED]),
+        )
+        .order_by(shards.c.lo, shards.c.id)
+    )
+    return [
+        ShardView(row.id, ShardState(row.state), row.lo, row.hi, row.attempts, row.worker, row.error) for row in rows
+    ]
+
+
+def cancel(connection: Connection, job_id: int) -> None:
+    """Stop a job: what has not begun is cancelled now, what runs stops at its next sub-batch. Answers stay."""
+    _move(connection, job_id, (JobState.RUNNING, JobState.PAUSED), JobState.CANCELLING, "cancelled")
+    end_open_shards(connection, job_id, "cancelled", "cancelled by the user")
+    close_job_if_ended(connection, job_id)
+
+
+def pause(connection: Connection, job_id: int) -> None:
+    """Let nothing new begin; what runs is handed back at its next sub-batch."""
+    _move(connection, job_id, (JobState.RUNNING,), JobState.PAUSED, "paused")
+    connection.execute(
+        update(shards)
+        .where(shards.c.job_id == job_id, shards.c.state == ShardState.QUEUED)
+        .values(state=ShardState.PENDING, queued_at=None)
+    )
+
+
+def resume(connection: Connection, job_id: int) -> None:
+    """Let a paused job go on."""
+    _move(connection, job_id, (JobState.PAUSED,), JobState.RUNNING, "resumed")
+
+
+def retry(connection: Connection, job_id: int, per_shard: int) -> int:
+    """Try the failed, dead and cancelled inputs of an ended job again in a new run; returns how many there are.
+
+    Inputs that were invalid from the start stay as they are. Earlier answers are kept under their own run.
+    """
+    job = _lock_job(connection, job_id)
+    if job.finished_at is None:
+        raise UsageError(f"job {job_id} is {job.state}; only an ended job can be retried")
+    kind = JobKind(job.kind)
+    last_run = connection.scalar(select(func.max(shards.c.run_no)).where(shards.c.job_id == job_id)) or 0
+    run_no = int(last_run) + 1
+    numbers = outcomes.reopen(connection, kind, job_id, [str(status) for status in RETRIED_STATUSES[kind]], run_no)
+    if not numbers:
+        return 0
+    chunks = [numbers[i : i + per_shard] for i in range(0, len(numbers), per_shard)]
+    insert_shards(connection, job_id, run_no, [(chunk[0], chunk[-1] + 1) for chunk in chunks])
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id)
+        .values(state=JobState.RUNNING, finished_at=None, result=None, error=None)
+    )
+    return len(numbers)
+
+
+def jobs_without_result(connection: Connection) -> list[int]:
+    """Ended answer jobs whose result files were not written yet, oldest first."""
+    return list(
+        connection.scalars(
+            select(jobs.c.id)
+            .where(jobs.c.kind == JobKind.ANSWER, jobs.c.finished_at.is_not(None), jobs.c.result.is_(None))
+            .order_by(jobs.c.id)
+        )
+    )
+
+
+def set_result(connection: Connection, job_id: int, manifest: dict[str, Any]) -> None:
+    """Name the result files of an ended job; a job that was retried meanwhile is left alone."""
+    connection.execute(
+        update(jobs).where(jobs.c.id == job_id, jobs.c.finished_at.is_not(None)).values(result=manifest)
+    )
+
+
+def refuse(connection: Connection, lease: Lease, reason: str) -> None:
+    """This job cannot be done as it is (its index belongs to another retriever, …): end all of it with the reason."""
+    hand_back(connection, lease)
+    connection.execute(update(jobs).where(jobs.c.id == lease.job_id).values(error=reason))
+    end_open_shards(connection, lease.job_id, "failed" if lease.kind == JobKind.ANSWER else "rejected", reason)
+    close_job_if_ended(connection, lease.job_id)
+
+
+def _move(connection: Connection, job_id: int, allowed: tuple[JobState, ...], to: JobState, verb: str) -> None:
+    job = _lock_job(connection, job_id)
+    if job.state == to:
+        return
+    if job.state not in allowed:
+        raise UsageError(f"job {job_id} is {job.state} and cannot be {verb}")
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=to))
+
+
+def _lock_job(connection: Connection, job_id: int) -> Row[Any]:
+    job: Row[Any] | None = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).one_or_none()
+    if job is None:
+        raise UsageError(f"there is no job {job_id}; `ragllava jobs list` shows all")
+    return job
+
+
+def _select_jobs() -> Any:
+    return select(jobs, archives.c.name.label("archive")).join(archives, archives.c.id == jobs.c.archive_id)
+
+
+def _as_view(connection: Connection, row: Row[Any]) -> JobView:
+    kind = JobKind(row.kind)
+    return JobView(
+        job_id=row.id,
+        kind=kind,
+        archive=row.archive,
+        state=JobState(row.state),
+        priority=row.priority,
+        spec=row.spec,
+        progress=Progress(row.total, outcomes.count(connection, kind, row.id)),
+        error=row.error,
+        result=row.result,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )

@@ -1,0 +1,226 @@
+"""The folders, ports, passwords and the lock of one RAGLLAVA_HOME."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import secrets
+import shutil
+import socket
+import stat
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from ragllava.errors import AlreadyRunning, SettingsError
+
+_SMALLEST_FREE_BYTES = 512 * 2**20  # an empty Postgres with its first log segments takes 80 MB
+# Below the range from which Linux takes the ports of outgoing connections (32768 and up), so that a port that
+# we keep is rarely taken by somebody's connection while our services are down; twins lie below it too.
+_PORT_RANGE = range(15_000, 22_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """The generated passwords of the embedded services, kept beside their data."""
+
+    postgres_password: str
+    redis_password: str
+    s3_access_key: str
+    s3_secret_key: str
+    s3_signing_key: str
+
+
+@dataclass(slots=True)
+class ServicesState:
+    """The content of run/services.json: what runs, and the ports of the last time."""
+
+    settings: dict[str, str] = field(default_factory=dict)
+    ports: dict[str, list[int]] = field(default_factory=dict)
+
+
+class Home:
+    """One RAGLLAVA_HOME. The constructor touches nothing."""
+
+    def __init__(self, root: Path) -> None:
+        """`root` need not exist yet."""
+        self.root = root.expanduser().absolute()
+        self.data = self.root / "data"
+        self.logs = self.root / "logs"
+        self.run = self.root / "run"
+        self.workers = self.run / "workers"
+        self.secrets_file = self.data / "secrets.json"
+        self.services_file = self.run / "services.json"
+        self.lock_file = self.run / "up.lock"
+
+    def prepare(self) -> None:
+        """Make the folders. Raises SettingsError when the home cannot be written or the disk is nearly full."""
+        try:
+            for folder in (self.root, self.data, self.logs, self.run, self.workers):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            probe = self.run / ".writable"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise self.unusable(error) from None
+        free_bytes = shutil.disk_usage(self.root).free
+        if free_bytes < _SMALLEST_FREE_BYTES:
+            raise SettingsError(
+                f"only {free_bytes // 2**20} MiB are free at {self.root}; the embedded services need at least "
+                f"{_SMALLEST_FREE_BYTES // 2**20} MiB: free some, or set RAGLLAVA_HOME to a folder on another disk"
+            )
+
+    def unusable(self, error: OSError) -> SettingsError:
+        """The sentence for a home that cannot be used."""
+        return SettingsError(
+            f"cannot write to {self.root} ({error.strerror or error}); set RAGLLAVA_HOME to a folder of yours"
+        )
+
+    def load_secrets(self) -> Secrets:
+        """The passwords; made at the first call and the same ever after."""
+        names = [item.name for item in fields(Secrets)]
+        if not self.secrets_file.exists():
+            write_private(self.secrets_file, json.dumps({name: secrets.token_urlsafe(24) for name in names}))
+        try:
+            stored = json.loads(self.secrets_file.read_text())
+            return Secrets(**{name: str(stored[name]) for name in names})
+        except (ValueError, KeyError, TypeError) as error:
+            raise SettingsError(
+                f"{self.secrets_file} is damaged ({error!r}); restore it, or remove {self.data} to begin anew"
+            ) from None
+
+    def load_state(self) -> ServicesState:
+        """What run/services.json says; a missing or damaged file is an empty state."""
+        try:
+            stored: dict[str, Any] = json.loads(self.services_file.read_text())
+            ports = {str(name): [int(port) for port in found] for name, found in stored.get("ports", {}).items()}
+            return ServicesState(settings=dict(stored["settings"]), ports=ports)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return ServicesState()
+
+    def save_state(self, state: ServicesState) -> None:
+        """Write run/services.json; its settings hold passwords."""
+        write_private(self.services_file, json.dumps(asdict(state), indent=2))
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The process that holds a home: the running `ragllava up`, demo or test."""
+
+    pid: int
+    started_at: float  # seconds since 1970; a later process with this pid is another one
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very process runs."""
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.started_at) < 1.0
+        except psutil.NoSuchProcess:
+            return False
+
+
+class HomeLock:
+    """At most one process runs the services of a home. The system frees the lock when its holder dies."""
+
+    def __init__(self, home: Home) -> None:
+        """Nothing is locked yet."""
+        self._path = home.lock_file
+        self._root = home.root
+        self._file: IO[str] | None = None
+
+    def acquire(self) -> None:
+        """Take the lock or raise AlreadyRunning, which names the holder."""
+        file = self._path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            owner = self.owner()
+            by = f"by process {owner.pid}" if owner else "by another process"
+            raise AlreadyRunning(
+                f"the services of {self._root} already run, started {by}; `ragllava status` shows them, "
+                "`ragllava down` stops them"
+            ) from None
+        file.truncate(0)
+        json.dump({"pid": os.getpid(), "started_at": psutil.Process().create_time()}, file)
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        """Give the lock back; harmless when it is not held."""
+        if self._file is not None:
+            self._file.truncate(0)
+            self._file.close()
+            self._file = None
+
+    def owner(self) -> Owner | None:
+        """Who holds the lock now; None when nobody does, whatever the file says."""
+        try:
+            with self._path.open("r+") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    stored = json.loads(file.read() or "{}")
+                    return Owner(pid=int(stored["pid"]), started_at=float(stored["started_at"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return None
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def choose_ports(kept: list[int], count: int, taken: set[int], twin: int = 0) -> list[int]:
+    """`count` free ports of 127.0.0.1: the kept ones if all are still free, else new ones, added to `taken`.
+
+    With `twin`, the port that many numbers above each is free too.
+    """
+
+    def is_usable(port: int) -> bool:
+        return not taken & {port, port + twin} and _is_free(port) and _is_free(port + twin)
+
+    if len(kept) == count and all(is_usable(port) for port in kept):
+        taken.update(kept, (port + twin for port in kept))
+        return kept
+    chosen: list[int] = []
+    for port in random.sample(_PORT_RANGE, len(_PORT_RANGE)):
+        if is_usable(port):
+            chosen.append(port)
+            taken.update((port, port + twin))
+            if len(chosen) == count:
+                return chosen
+    raise SettingsError(f"no free TCP port between {_PORT_RANGE.start} and {_PORT_RANGE.stop} on 127.0.0.1")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: without it, a port whose last connection has just closed would look taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def let_others_pass(path: Path) -> list[Path]:
+    """Let every account walk through the folders above `path` (not list them); returns those that changed."""
+    changed = []
+    for folder in path.resolve().parents:
+        mode = folder.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            folder.chmod(mode | stat.S_IXOTH)
+            changed.append(folder)
+    return changed

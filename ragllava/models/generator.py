@@ -1,0 +1,98 @@
+"""The generator: kept pictures and a question → a short answer and how sure it is (METHOD 4)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from PIL import Image
+
+from ragllava.errors import ScoreRejected
+from ragllava.models.adapters import Adapter
+from ragllava.models.device import in_batches
+from ragllava.models.fitting import Prompt, PromptWriter
+from ragllava.models.mllm import Mllm, ModelInputs
+from ragllava.prompts import answer_prompt
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRequest:
+    """A question and its evidence: pictures with their captions, in rank order, at least one."""
+
+    question: str
+    captions: tuple[str | None, ...]
+    pictures: tuple[Image.Image, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedAnswer:
+    """`confidence` in (0, 1] is exp of the mean log-probability of the answer's tokens; `note` is for people."""
+
+    text: str
+    confidence: float
+    note: str | None = None
+
+
+class Generator:
+    """Answers questions from pictures, greedily."""
+
+    def __init__(self, mllm: Mllm, adapter: Adapter | None = None) -> None:
+        """Answer with the base, or with an adapter on it."""
+        self.mllm = mllm
+        self._adapter = adapter
+        self.version = f"{mllm.version}+{adapter.version}" if adapter else mllm.version
+
+    def answer(
+        self, requests: Sequence[AnswerRequest], *, max_tokens: int, with_captions: bool, batch_size: int
+    ) -> list[GeneratedAnswer]:
+        """One answer for each request, in input order. An empty answer is an answer, with a note.
+
+        Raises ScoreRejected when the network returns no number, or when the pictures do not fit its window.
+        """
+        write = partial(answer_prompt, with_captions=with_captions)
+        groups: dict[int, list[int]] = defaultdict(list)
+        for place, request in enumerate(requests):
+            groups[len(request.pictures)].append(place)
+        answers: dict[int, GeneratedAnswer] = {}
+        with self._adapter.active() if self._adapter else nullcontext():
+            # Families lay out one picture and several differently, so a batch has one count of pictures.
+            for places in groups.values():
+                prompts = [_prompt(requests[place], write, with_captions=with_captions) for place in places]
+                found = in_batches(prompts, batch_size, partial(self._answer, max_tokens=max_tokens))
+                answers.update(zip(places, found, strict=True))
+        return [answers[place] for place in range(len(requests))]
+
+    def _answer(self, prompts: Sequence[Prompt], max_tokens: int) -> list[GeneratedAnswer]:
+        inputs = self.mllm.prepare(prompts, answer_tokens=max_tokens)
+        generated = self.mllm.generate(inputs, max_tokens)
+        if bool(generated.log_probabilities.isnan().any()):
+            raise ScoreRejected(f"{self.version} returned no number while answering; its weights or dtype are at fault")
+        return [
+            self._read_row(generated.tokens[row], generated.log_probabilities[row], inputs, row)
+            for row in range(len(prompts))
+        ]
+
+    def _read_row(
+        self, tokens: torch.Tensor, log_probabilities: torch.Tensor, inputs: ModelInputs, row: int
+    ) -> GeneratedAnswer:
+        ends = [step for step, token in enumerate(tokens.tolist()) if token in self.mllm.end_token_ids]
+        length = ends[0] if ends else len(tokens)
+        text = self.mllm.tokenizer.decode(tokens[:length], skip_special_tokens=True).strip()
+        # An answer that ends at once is as sure as its end token.
+        counted = log_probabilities[: max(length, 1)]
+        notes = [inputs.notes[row]]
+        if not text:
+            notes.append("the model gave an empty answer")
+        elif not ends:
+            notes.append(f"answer stopped at {length} tokens")
+        return GeneratedAnswer(text, float(counted.mean().exp()), "; ".join(note for note in notes if note) or None)
+
+
+def _prompt(request: AnswerRequest, write: PromptWriter, *, with_captions: bool) -> Prompt:
+    # Captions that are not written must not be cut either.
+    captions = request.captions if with_captions else (None,) * len(request.pictures)
+    return Prompt(request.question, captions, request.pictures, write)

@@ -1,0 +1,257 @@
+"""The multimodal LLM of any supported family, behind its own processor and chat template.
+
+Reranker and generator stand on one `Mllm`: one base in memory. What differs between families stays in here: how
+pictures are nested, who computes the position ids, what the template puts around a prompt.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from ragllava.errors import ModelUnavailable, ScoreRejected
+from ragllava.models.checks import check_model_folder, model_version
+from ragllava.models.device import DevicePlan, to_device
+from ragllava.models.fitting import ControlTokens, Prompt, shorten
+from ragllava.models.profiles import Profile, find_model
+from ragllava.prompts import PromptParts
+from ragllava.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Cutting changes how the neighbours of the cut fall into tokens, by one or two; so a fit is checked and repeated.
+_FITTING_ROUNDS = 5
+_TRIAL = PromptParts((None, "a trial"))
+# What transformers raises over damaged or unknown files.
+_LOAD_ERRORS = (RuntimeError, ValueError, OSError, KeyError, ImportError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInputs:
+    """A left-padded batch, ready for the network. `notes` has one entry a row: what was cut, or None."""
+
+    tensors: dict[str, Any]
+    notes: list[str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Greedy answers: `tokens` (B, T) int64 and the log-probability of each, (B, T) float32, on the CPU."""
+
+    tokens: torch.Tensor
+    log_probabilities: torch.Tensor
+
+
+class Mllm:
+    """One multimodal LLM. `version` names its weights; `context_tokens` is its window, answer included."""
+
+    def __init__(self, network: Any, processor: Any, version: str, plan: DevicePlan) -> None:
+        """Take a loaded network and its processor. Raises ModelUnavailable when they cannot serve."""
+        self.network = network
+        self.version = version
+        self.tokenizer = processor.tokenizer
+        self.processor = processor
+        self._plan = plan
+        self._check_processor()
+        self._prepare_tokenizer()
+        self._image_token_id: int = processor.image_token_id
+        self._control_tokens = ControlTokens(self._control_texts())
+        self._makes_own_positions = hasattr(network.model, "get_rope_index") or (
+            "position_ids" not in inspect.signature(network.forward).parameters
+        )
+        longest = network.config.get_text_config().max_position_embeddings
+        self.context_tokens: int = min(longest, self.tokenizer.model_max_length)
+
+    def render(self, parts: PromptParts) -> str:
+        """The prompt as the family's chat template writes it, up to where the answer begins."""
+        content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts.parts]
+        conversation = [{"role": "user", "content": content}]
+        rendered: str = self.processor.apply_chat_template(conversation, add_generation_prompt=True)
+        return rendered
+
+    def prepare(self, prompts: Sequence[Prompt], answer_tokens: int) -> ModelInputs:
+        """Tokens and pixels of a batch, each row short enough to leave room for `answer_tokens`.
+
+        Captions, then questions, are cut where the window demands it. Raises ScoreRejected when a row has no
+        picture or no image token, or when pictures and instruction alone do not fit.
+        """
+        if not all(prompt.pictures for prompt in prompts):
+            raise ScoreRejected("a prompt without a picture: there is nothing to look at")
+        window = self.context_tokens - answer_tokens
+        harmless = [self._control_tokens.defuse(prompt) for prompt in prompts]
+        fitted, excess = list(harmless), [0] * len(prompts)
+        notes: list[str | None] = [None] * len(prompts)
+        for _ in range(_FITTING_ROUNDS):
+            tensors = self._process(fitted)
+            lengths = tensors["attention_mask"].sum(dim=1).tolist()
+            too_long = [row for row, length in enumerate(lengths) if length > window]
+            if not too_long:
+                self._check_image_tokens(tensors)
+                return ModelInputs(self._with_positions(tensors), notes)
+            for row in too_long:
+                excess[row] += lengths[row] - window
+                fitted[row], notes[row] = shorten(harmless[row], excess[row], self.tokenizer)
+        raise ScoreRejected(
+            f"the pictures and the instruction need {lengths[too_long[0]]} tokens, but the window of {self.version} "
+            f"holds {window} beside the answer; use fewer pictures a question (top_n) or a model with a longer window"
+        )
+
+    def answer_token_ids(self, words: Sequence[str]) -> list[int]:
+        """The token that begins each word when it follows the rendered prompt; all different.
+
+        A template that ends in a blank or a control token (`assistant\\n`) is followed by the bare word, any other
+        (`ASSISTANT:`) by a space first, if the tokenizer has such tokens. Raises ModelUnavailable.
+        """
+        rendered = self.render(_TRIAL)
+        bare_first = rendered[-1].isspace() or rendered.endswith(tuple(self.tokenizer.all_special_tokens))
+        for space in ("", " ") if bare_first else (" ", ""):
+            ids = [self._next_token_id(rendered, space + word) for word in words]
+            found = [token for token in ids if token is not None]
+            if len(set(found)) == len(words):
+                shown = {
+                    word: self.tokenizer.convert_ids_to_tokens(token) for word, token in zip(words, found, strict=True)
+                }
+                log.info("answer tokens of %s: %s", self.version, shown, extra={"action": "answer_tokens_found"})
+                return found
+        raise ModelUnavailable(f"{self.version}: its tokenizer has no different tokens for {' and '.join(words)}")
+
+    @torch.inference_mode()
+    def last_logits(self, inputs: ModelInputs) -> torch.Tensor:
+        """Logits of the first answer position, (B, vocabulary) float32 on the device; one forward pass."""
+        tensors = to_device(inputs.tensors, self._plan)
+        output = self.network(**tensors, logits_to_keep=1, use_cache=False)
+        logits: torch.Tensor = output.logits[:, -1].float()
+        return logits
+
+    @torch.inference_mode()
+    def generate(self, inputs: ModelInputs, max_tokens: int) -> Generated:
+        """Greedy continuation of each row by at most `max_tokens` tokens."""
+        tensors = to_device(inputs.tensors, self._plan)
+        tensors.pop("position_ids", None)  # `generate` extends them itself, from the attention mask
+        output = self.network.generate(
+            **tensors, max_new_tokens=max_tokens, return_dict_in_generate=True, output_logits=True
+        )
+        tokens = output.sequences[:, tensors["input_ids"].shape[1] :]
+        steps = [
+            logits.float().log_softmax(-1).gather(1, tokens[:, step : step + 1])
+            for step, logits in enumerate(output.logits)
+        ]
+        return Generated(tokens.cpu(), torch.cat(steps, dim=1).cpu())
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        ends = self.network.generation_config.eos_token_id
+        return frozenset([ends] if isinstance(ends, int) else ends)
+
+    def _process(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        texts = [self.render(prompt.parts()) for prompt in prompts]
+        begin = self.tokenizer.bos_token
+        # A template that writes the begin token itself must not get a second one.
+        add_special_tokens = not (begin and texts[0].startswith(begin))
+        return dict(
+            self.processor(
+                text=texts,
+                images=[list(prompt.pictures) for prompt in prompts],
+                padding=True,
+                add_special_tokens=add_special_tokens,
+                return_tensors="pt",
+            )
+        )
+
+    def _with_positions(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Positions count from the first real token, so that padding cannot move a score."""
+        if self._makes_own_positions:
+            return tensors
+        positions = (tensors["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        return {**tensors, "position_ids": positions}
+
+    def _check_image_tokens(self, tensors: dict[str, Any]) -> None:
+        counts = (tensors["input_ids"] == self._image_token_id).sum(dim=1)
+        if bool((counts == 0).any()):
+            row = int((counts == 0).nonzero()[0])
+            raise ScoreRejected(f"row {row} of a batch holds no image token: {self.version} would not see the picture")
+
+    def _check_processor(self) -> None:
+        if not self.processor.chat_template:
+            raise ModelUnavailable(f"{self.version}: its processor has no chat template; add a chat_template.jinja")
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise ModelUnavailable(f"{self.version}: its tokenizer has no tokenizer.json, which is needed")
+        image_token = getattr(self.processor, "image_token", None)
+        if image_token is None or self.render(_TRIAL).count(image_token) != 1:
+            raise ModelUnavailable(f"{self.version}: its chat template has no place for a picture")
+
+    def _prepare_tokenizer(self) -> None:
+        self.tokenizer.padding_side = "left"  # so that the last position of each row is where its answer begins
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+
+    def _control_texts(self) -> list[str]:
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        placeholders = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video", "audio")]
+        return added + [token for token in placeholders if token]
+
+    def _next_token_id(self, rendered: str, continuation: str) -> int | None:
+        before = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        after = self.tokenizer(rendered + continuation, add_special_tokens=False)["input_ids"]
+        grows = len(after) > len(before) and after[: len(before)] == before
+        return int(after[len(before)]) if grows else None
+
+
+def load_mllm(profile: Profile, plan: DevicePlan, settings: Settings) -> Mllm:
+    """Load the profile's MLLM from files on this machine. Raises ModelUnavailable."""
+    folder = find_model(profile.mllm, profile, settings)
+    check_model_folder(folder.path)
+    version = model_version(folder, settings.home / "cache")
+    try:
+        network, processor = _load(folder.path, plan)
+    except (*_LOAD_ERRORS, SafetensorError) as error:
+        raise ModelUnavailable(f"the model in {folder.path} cannot be loaded: {error}") from error
+    log.info("mllm loaded: %s", version, extra={"action": "mllm_loaded"})
+    return Mllm(network, processor, version, plan)
+
+
+def _load(folder: Path, plan: DevicePlan) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    network, report = AutoModelForImageTextToText.from_pretrained(
+        folder,
+        dtype=plan.dtype,
+        attn_implementation="sdpa",
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    # transformers would fill the gaps with random numbers and go on.
+    if report["missing_keys"]:
+        raise ValueError(
+            f"its weights lack {sorted(report['missing_keys'])[0]} ({len(report['missing_keys'])} missing)"
+        )
+    _make_greedy(network)
+    return network.to(plan.device).eval(), processor
+
+
+def _make_greedy(network: Any) -> None:
+    """Checkpoints come with sampling and repetition penalties; a score or answer of ours has neither."""
+    from transformers import GenerationConfig
+
+    shipped = network.generation_config
+    ends = shipped.eos_token_id if shipped.eos_token_id is not None else network.config.get_text_config().eos_token_id
+    if ends is None:
+        raise ValueError("its generation_config.json names no eos_token_id")
+    first_end = ends if isinstance(ends, int) else ends[0]
+    padding = shipped.pad_token_id if shipped.pad_token_id is not None else first_end
+    network.generation_config = GenerationConfig(
+        do_sample=False, num_beams=1, bos_token_id=shipped.bos_token_id, eos_token_id=ends, pad_token_id=padding
+    )

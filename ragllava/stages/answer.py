@@ -1,0 +1,256 @@
+"""Question in, answer with evidence out: retrieve, rerank, cut at the threshold, generate (METHOD 1 to 4)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Engine
+
+from ragllava.errors import JobRefused, RagllavaError
+from ragllava.jobs.runner import ShardContext
+from ragllava.models.generator import AnswerRequest
+from ragllava.models.reranker import Pair
+from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
+from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, ModelStamp, Question, Role
+from ragllava.settings import Settings
+from ragllava.stages.resources import Resources
+from ragllava.stores import answers, archive, registry, vectors
+from ragllava.stores.database import in_transaction
+from ragllava.stores.vectors import IndexView
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ragllava.models.generator import GeneratedAnswer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AnswerTools:
+    """Everything one call of `answer_questions` works with."""
+
+    engine: Engine
+    settings: Settings
+    resources: Resources
+    index: IndexView | None  # None: the archive holds no embedded picture yet
+    options: AnswerOptions
+    threshold: float
+
+
+Pictures = dict[str, "Image | str"]  # by sha256; a text says why the picture cannot be read
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The candidates of one question, best first, and what a person should know about judging them."""
+
+    candidates: tuple[Candidate, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def evidence(self) -> list[Candidate]:
+        """The kept ones in rank order."""
+        return [candidate for candidate in self.candidates if candidate.evidence_no is not None]
+
+
+def answer_stage(context: ShardContext[Resources]) -> None:
+    """Answer the open questions of one shard, a sub-batch at a time; each is committed behind the fence."""
+    lease = context.lease
+    tools = prepare(context.engine, context.settings, context.resources, lease.archive_id, lease.spec["options"])
+    questions = context.read(lambda c: answers.open_questions(c, lease.job_id, lease.run_no, lease.lo, lease.hi))
+    step = context.settings.questions_per_step
+    for start in range(0, len(questions), step):
+        context.check()
+        results = answer_each(questions[start : start + step], lambda some: answer_questions(some, tools))
+        context.commit(
+            lambda c, results=results: answers.insert_answers(  # type: ignore[misc]
+                c, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, results
+            )
+        )
+
+
+def prepare(
+    engine: Engine, settings: Settings, resources: Resources, archive_id: int, options: dict[str, object]
+) -> AnswerTools:
+    """Look up what all questions of a shard share. Raises JobRefused when the archive's index is another model's."""
+    chosen = AnswerOptions(**options)  # type: ignore[arg-type]
+    index = in_transaction(engine, lambda c: vectors.active_index(c, archive_id))
+    retriever = resources.models.retriever
+    if index is not None and index.retriever != retriever.version:
+        raise JobRefused(
+            f"the archive is indexed by {index.retriever}, but this worker runs {retriever.version}; "
+            "start workers with the profile that the archive was ingested with"
+        )
+    threshold = chosen.threshold
+    if threshold is None:
+        champion = in_transaction(engine, lambda c: registry.champion(c, Role.RERANKER, settings.profile))
+        fitted = champion.threshold if champion else None
+        threshold = resources.models.profile.threshold if fitted is None else fitted
+    return AnswerTools(engine, settings, resources, index, chosen, threshold)
+
+
+def answer_each(questions: Sequence[Question], answer: Callable[[Sequence[Question]], list[Answer]]) -> list[Answer]:
+    """Answer together if possible; if one of them makes that impossible for good, find it and fail it alone (D5)."""
+    try:
+        return answer(questions)
+    except JobRefused:
+        raise
+    except RagllavaError as error:
+        if error.retryable:
+            raise
+        if len(questions) > 1:
+            return [result for question in questions for result in answer_each([question], answer)]
+        log.warning(str(error), extra={"action": "question_failed", "question": questions[0].question_no})
+        return [
+            Answer(
+                questions[0].question_no,
+                AnswerStatus.FAILED,
+                error_code=type(error).__name__,
+                error=str(error),
+            )
+        ]
+
+
+def answer_questions(questions: Sequence[Question], tools: AnswerTools) -> list[Answer]:
+    """Answer a batch of questions; the result has one answer for each, in the same order.
+
+    Questions without a candidate of relevance ≥ η end as `no_evidence`, with the candidates that were looked at.
+    """
+    found = retrieve(questions, tools)
+    hashes = [candidate.image.sha256 for candidates in found for candidate in candidates]
+    pictures = tools.resources.pictures.get_many(hashes, tools.resources.threads)
+    judged = rerank(questions, found, pictures, tools)
+    texts = generate(questions, judged, pictures, tools)
+    stamp = _stamp(tools)
+    return [
+        _as_answer(question, judgement, text, stamp)
+        for question, judgement, text in zip(questions, judged, texts, strict=True)
+    ]
+
+
+def retrieve(questions: Sequence[Question], tools: AnswerTools) -> list[list[Candidate]]:
+    """The `top_k` nearest images of each question, best first, with relevance 0 as not yet judged (METHOD 1)."""
+    index = tools.index
+    if index is None:
+        return [[] for _ in questions]
+    queries = tools.resources.models.retriever.embed_texts([question.text for question in questions])
+    hits = in_transaction(tools.engine, lambda c: vectors.search(c, index.index_id, queries, tools.options.top_k))
+    ids = sorted({hit.image_id for row in hits for hit in row})
+    images = in_transaction(tools.engine, lambda c: archive.load_images(c, ids))
+    return [
+        [Candidate(images[hit.image_id], rank, hit.clip_score, relevance=0.0) for rank, hit in enumerate(row)]
+        for row in hits
+    ]
+
+
+def rerank(
+    questions: Sequence[Question], found: list[list[Candidate]], pictures: Pictures, tools: AnswerTools
+) -> list[Judged]:
+    """P("Yes") of every (question, image + caption) pair, then the threshold (METHOD 2 and 3).
+
+    A candidate whose picture cannot be read is left out, and a note says so.
+    """
+    readable = [[c for c in candidates if not isinstance(pictures[c.image.sha256], str)] for candidates in found]
+    pairs = [
+        Pair(question.text, candidate.image.caption, _picture(pictures, candidate))
+        for question, candidates in zip(questions, readable, strict=True)
+        for candidate in candidates
+    ]
+    scores = iter(tools.resources.models.reranker.relevance(pairs, batch_size=tools.settings.pairs_per_batch))
+    judged = []
+    for candidates, kept in zip(found, readable, strict=True):
+        scored = [(candidate, next(scores)) for candidate in kept]
+        ranked = select_evidence(
+            [replace(candidate, relevance=score.value) for candidate, score in scored],
+            tools.threshold,
+            tools.options.top_n,
+        )
+        evidence = {candidate.image.image_id for candidate in ranked if candidate.evidence_no is not None}
+        notes = [score.note for candidate, score in scored if score.note and candidate.image.image_id in evidence]
+        missing = [f"{c.image.source}: {pictures[c.image.sha256]}" for c in candidates if c not in kept]
+        judged.append(Judged(tuple(ranked), tuple(dict.fromkeys(missing + notes))))
+    return judged
+
+
+def select_evidence(candidates: Sequence[Candidate], threshold: float, top_n: int) -> list[Candidate]:
+    """Rank by relevance (ties by CLIP's rank) and number the first `top_n` that reach the threshold."""
+    ranked = sorted(candidates, key=lambda candidate: (-candidate.relevance, candidate.clip_rank))
+    return [
+        replace(candidate, evidence_no=rank if rank < top_n and candidate.relevance >= threshold else None)
+        for rank, candidate in enumerate(ranked)
+    ]
+
+
+def generate(
+    questions: Sequence[Question], judged: list[Judged], pictures: Pictures, tools: AnswerTools
+) -> list[GeneratedAnswer | None]:
+    """Answers from the kept images in rank order; None where nothing was kept (METHOD 4)."""
+    asked = [number for number, judgement in enumerate(judged) if judgement.evidence]
+    requests = [
+        AnswerRequest(
+            questions[number].text,
+            tuple(candidate.image.caption for candidate in judged[number].evidence),
+            tuple(_picture(pictures, candidate) for candidate in judged[number].evidence),
+        )
+        for number in asked
+    ]
+    texts: list[GeneratedAnswer | None] = [None] * len(questions)
+    if requests:
+        answered = tools.resources.models.generator.answer(
+            requests,
+            max_tokens=tools.settings.max_answer_tokens,
+            with_captions=tools.options.captions_in_answer,
+            batch_size=tools.settings.questions_per_step,
+        )
+        for number, text in zip(asked, answered, strict=True):
+            texts[number] = text
+    return texts
+
+
+def _as_answer(question: Question, judged: Judged, text: GeneratedAnswer | None, stamp: ModelStamp) -> Answer:
+    notes = list(judged.notes)
+    if text is None:
+        notes.insert(0, _why_no_evidence(judged, stamp.threshold))
+    elif text.note:
+        notes.append(text.note)
+    return Answer(
+        question.question_no,
+        AnswerStatus.ANSWERED if text else AnswerStatus.NO_EVIDENCE,
+        text=text.text if text else None,
+        confidence=text.confidence if text else None,
+        candidates=judged.candidates,
+        models=stamp,
+        note="; ".join(notes) or None,
+    )
+
+
+def _why_no_evidence(judged: Judged, threshold: float) -> str:
+    if not judged.candidates:
+        return "no readable picture was found"
+    best = judged.candidates[0]
+    return (
+        f"no picture is relevant enough: the best, {best.image.source}, reaches {best.relevance:.3f} "
+        f"of the needed {threshold:.3f}"
+    )
+
+
+def _stamp(tools: AnswerTools) -> ModelStamp:
+    models = tools.resources.models
+    answer_version = ANSWER_VERSION if tools.options.captions_in_answer else ANSWER_BARE_VERSION
+    return ModelStamp(
+        index=f"{tools.index.index_id}:{tools.index.retriever}" if tools.index else "none",
+        reranker=models.reranker.version,
+        generator=models.generator.version,
+        prompt=f"{RERANK_VERSION}+{answer_version}",
+        threshold=tools.threshold,
+    )
+
+
+def _picture(pictures: Pictures, candidate: Candidate) -> Image:
+    picture = pictures[candidate.image.sha256]
+    assert not isinstance(picture, str), "unreadable candidates were left out"  # noqa: S101 - for the type checker
+    return picture

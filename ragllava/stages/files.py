@@ -1,0 +1,99 @@
+"""What a file's name says about it, and how a file that nobody trusts is opened.
+
+The rule of what counts as a picture: **every file is offered to the archive unless its name says that it is
+something else**, so a picture with a wrong extension or none is not lost, and a broken one is rejected by name.
+Files of the known other kinds (`.txt`, `.csv`, `.mp4`, …), hidden files and the clutter of operating systems are
+passed over in silence. A file that the user names himself is always offered.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import stat
+from typing import BinaryIO, Literal
+
+from ragllava.errors import ImageRejected
+
+PackedScheme = Literal["zip", "tar"]
+
+# Text, data and documents; sound and film; programs; compressed files that hold no folder; left-overs.
+_OTHER_KINDS = """
+    txt text md rst csv tsv json jsonl ndjson geojson xml html htm xhtml css pdf doc docx odt rtf tex bib xls xlsx
+    ods ppt pptx odp epub mobi log yaml yml toml ini cfg conf dat db sqlite parquet pq arrow feather npy npz mat h5
+    hdf5 pkl pickle pt pth bin safetensors onnx xmp thm aae exif srt vtt sub
+    mp3 ogg oga wav flac aac m4a opus mid midi wma mp4 m4v mov avi mkv webm mpg mpeg wmv flv 3gp ogv
+    py pyc ipynb js ts c h cpp java rb go rs sh bat exe dll so o a jar php sql url lnk desktop torrent
+    gz bz2 xz zst
+    bak tmp swp part crdownload lock md5 sha1 sha256 sha512 sig asc
+"""
+_OTHER_EXTENSIONS = frozenset(_OTHER_KINDS.split())
+_OTHER_NAMES = frozenset({"readme", "license", "licence", "copying", "copyright", "changelog", "makefile"})
+_CLUTTER_FOLDERS = frozenset({"__MACOSX", "__pycache__"})
+
+_TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
+_UNREADABLE_PACKAGES = (".rar", ".7z", ".tar.zst", ".tzst", ".tar.lz", ".tar.lz4")
+
+
+def is_offered(name: str) -> bool:
+    """Whether a file of this name (with or without folders) is offered to the archive."""
+    if is_hidden(name):
+        return False
+    if packed_scheme(name) is not None or unreadable_package(name) is not None:
+        return True
+    base = posixpath.basename(name).lower()
+    extension = posixpath.splitext(base)[1].removeprefix(".")
+    return base not in _OTHER_NAMES and extension not in _OTHER_EXTENSIONS
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a part of the name begins with a dot, or is a folder that no user made."""
+    parts = re.split(r"[/\\]", name)
+    return any((part.startswith(".") and part not in (".", "..")) or part in _CLUTTER_FOLDERS for part in parts)
+
+
+def packed_scheme(name: str) -> PackedScheme | None:
+    """`zip` or `tar` if the name is that of a file with others inside that we can read."""
+    lower = name.lower()
+    if lower.endswith(".zip"):
+        return "zip"
+    return "tar" if lower.endswith(_TAR_ENDINGS) else None
+
+
+def unreadable_package(name: str) -> str | None:
+    """The ending, if the name is that of a packed file of a kind that we cannot read."""
+    return next((ending for ending in _UNREADABLE_PACKAGES if name.lower().endswith(ending)), None)
+
+
+def sidecar_names(name: str) -> tuple[str, str]:
+    """The text files that may hold the caption of the picture `name`; the first that is there counts."""
+    return f"{name}.txt", f"{posixpath.splitext(name)[0]}.txt"
+
+
+def leads_out(name: str) -> bool:
+    """Whether the name of a packed member would leave the folder that it is unpacked in."""
+    parts = re.split(r"[/\\]", name)
+    return parts[0] == "" or ".." in parts or re.match(r"[A-Za-z]:", name) is not None
+
+
+def open_regular(path: str) -> BinaryIO:
+    """Open a regular file for reading; ImageRejected for a pipe, a device, or what is gone by now.
+
+    Never waits: opening a pipe that nobody writes to would block for ever without O_NONBLOCK.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ImageRejected(why_unreadable(error)) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ImageRejected("it is not a regular file but a folder, pipe, socket or device")
+    return os.fdopen(descriptor, "rb")
+
+
+def why_unreadable(error: OSError) -> str:
+    """One sentence about an error of the file system."""
+    if isinstance(error, FileNotFoundError):
+        return "it disappeared since it was listed"
+    return f"it cannot be read: {(error.strerror or str(error)).lower()}"

@@ -1,0 +1,95 @@
+"""The results of an answer job: read from Postgres, and written into the object store when the job has ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine
+
+from ragllava.jobs import control
+from ragllava.jobs.control import JobView
+from ragllava.records import AnswerStatus, FileFormat, JobKind
+from ragllava.stages.results import ResultRow, write_errors, write_results
+from ragllava.stores import answers
+from ragllava.stores.database import in_transaction
+from ragllava.stores.objects import ObjectStore
+
+log = logging.getLogger(__name__)
+
+
+def result_rows(connection: Connection, job_id: int) -> Iterator[ResultRow]:
+    """One row for every input line that has an outcome, in input order; of an ended job that is every line."""
+    for row, candidates in answers.iterate_results(connection, job_id):
+        if row.status is None:
+            continue
+        yield ResultRow(
+            line=row.line,
+            custom_id=row.custom_id,
+            question=row.question,
+            status=AnswerStatus(row.status),
+            answer=row.answer,
+            confidence=row.confidence,
+            candidates=candidates,
+            models=row.models,
+            note=row.note,
+            error_code=row.error_code,
+            error=row.error,
+        )
+
+
+def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
+    """Write the result files of every ended answer job that has none yet; returns how many jobs that were.
+
+    Runs on every tick. Two at once write the same bytes under the same keys, so nothing is locked meanwhile.
+    """
+    waiting = in_transaction(engine, control.jobs_without_result)
+    for job_id in waiting:
+        publish_results(engine, objects, job_id)
+    return len(waiting)
+
+
+def publish_results(engine: Engine, objects: ObjectStore, job_id: int) -> None:
+    """Write `jobs/<id>/results.jsonl`, `errors.jsonl` and, last, `manifest.json`; then the job names them."""
+    job = in_transaction(engine, lambda c: control.view(c, job_id))
+    prefix = f"jobs/{job_id}"
+    with tempfile.TemporaryDirectory() as folder:
+        results, errors = Path(folder) / "results.jsonl", Path(folder) / "errors.jsonl"
+        with engine.begin() as connection:
+            lines = write_results(
+                result_rows(connection, job_id), results, FileFormat.JSONL, top_n=job.spec["options"]["top_n"]
+            )
+        with engine.begin() as connection:
+            bad = write_errors(result_rows(connection, job_id), errors)
+        for file in (results, errors):
+            with file.open("rb") as stream:
+                objects.put_stream(f"{prefix}/{file.name}", stream, file.stat().st_size, "application/x-ndjson")
+        manifest = _manifest(job, prefix, {results: lines, errors: bad})
+    objects.put(f"{prefix}/manifest.json", json.dumps(manifest, indent=2).encode(), "application/json")
+    in_transaction(engine, lambda c: control.set_result(c, job_id, manifest))
+    log.info("results written", extra={"action": "results_published", "job": job_id, "lines": lines, "errors": bad})
+
+
+def _manifest(job: JobView, prefix: str, files: dict[Path, int]) -> dict[str, object]:
+    """The reconciliation: inputs = the sum of all outcomes, or the job would have `failed` (USERS R6)."""
+    return {
+        "job": job.job_id,
+        "kind": JobKind.ANSWER.value,
+        "archive": job.archive,
+        "state": job.state.value,
+        "total": job.progress.total,
+        "counts": job.progress.by_status,
+        "files": {
+            path.name: {"key": f"{prefix}/{path.name}", "lines": lines, "sha256": _sha256(path)}
+            for path, lines in files.items()
+        },
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,121 @@
+"""What the stages work with in one process: the object store, the models, decoded pictures."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ragllava.decoding import DecoderPool
+from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing
+from ragllava.images import MAX_BYTES, decode
+from ragllava.models.bundle import ModelBundle
+from ragllava.settings import Settings
+from ragllava.stores.objects import ObjectStore
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FETCH_THREADS = 8
+# Longer sides are reduced when a stored picture is read: no supported family looks at more.
+MAX_SIDE = 1536
+
+
+class Resources:
+    """One process's stores and models; each is made when it is first needed."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Connects to nothing yet."""
+        self.settings = settings
+        self.models = ModelBundle(settings)
+
+    @cached_property
+    def objects(self) -> ObjectStore:
+        """The S3 store."""
+        return ObjectStore(self.settings)
+
+    @cached_property
+    def pictures(self) -> PictureCache:
+        """Decoded pictures of the archive."""
+        return PictureCache(self.objects, self.settings.image_cache_mib * 2**20)
+
+    @cached_property
+    def decoder(self) -> DecoderPool:
+        """Child processes that decode pictures nobody has checked yet."""
+        return DecoderPool(self.settings.decoders)
+
+    def fetch(self, bucket: str, key: str) -> bytes:
+        """The bytes of an object of any bucket, for s3:// uris."""
+        return self.objects.get_external(bucket, key, MAX_BYTES)
+
+    @cached_property
+    def threads(self) -> ThreadPoolExecutor:
+        """For uploads and downloads."""
+        return ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="objects")
+
+    def warm_up(self, *, embeds: bool, answers: bool) -> dict[str, str]:
+        """Load the models that are needed and try them once; returns their versions for people (USERS R19)."""
+        versions = {}
+        if embeds:
+            self.models.retriever.embed_texts(["warm-up"])
+            versions["retriever"] = self.models.retriever.version
+        if answers:
+            self.models.warm_up()
+            versions["reranker"] = self.models.reranker.version
+            versions["generator"] = self.models.generator.version
+        return versions
+
+
+class PictureCache:
+    """Reads pictures of the archive by content hash, decodes them, and keeps the latest within a size limit.
+
+    They were decoded in a sandbox when they were ingested and are checked against their hash here, so they are
+    decoded in this process.
+    """
+
+    def __init__(self, objects: ObjectStore, limit_bytes: int) -> None:
+        """`limit_bytes` counts decoded RGB pixels."""
+        self._objects = objects
+        self._limit_bytes = limit_bytes
+        self._used_bytes = 0
+        self._kept: OrderedDict[str, Image] = OrderedDict()
+
+    def get_many(self, hashes: Sequence[str], threads: ThreadPoolExecutor) -> dict[str, Image | str]:
+        """Each distinct picture, or one sentence why it cannot be read. Raises ServiceUnavailable.
+
+        The objects are fetched by `threads` and decoded in the calling thread: decoding turns Python's warnings
+        into errors, which is a state of the whole process.
+        """
+        wanted = list(dict.fromkeys(hashes))
+        missing = [sha256 for sha256 in wanted if sha256 not in self._kept]
+        found: dict[str, Image | str] = {}
+        for sha256, data in zip(missing, threads.map(self._fetch, missing), strict=True):
+            found[sha256] = data if isinstance(data, str) else self._decode(sha256, data)
+        for sha256 in wanted:
+            if sha256 not in found:
+                found[sha256] = self._kept[sha256]
+                self._kept.move_to_end(sha256)
+        self._trim()
+        return found
+
+    def _fetch(self, sha256: str) -> bytes | str:
+        try:
+            return self._objects.get_content(sha256)
+        except (ObjectMissing, ObjectCorrupt) as error:
+            return str(error)
+
+    def _decode(self, sha256: str, data: bytes) -> Image | str:
+        try:
+            picture = decode(data, max_side=MAX_SIDE).picture
+        except ImageRejected as error:
+            return str(error)
+        self._kept[sha256] = picture
+        self._used_bytes += picture.width * picture.height * 3
+        return picture
+
+    def _trim(self) -> None:
+        while self._used_bytes > self._limit_bytes and len(self._kept) > 1:
+            _, oldest = self._kept.popitem(last=False)
+            self._used_bytes -= oldest.width * oldest.height * 3

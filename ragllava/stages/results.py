@@ -1,0 +1,245 @@
+"""Result files out: one line for every input line, as JSONL, CSV or Parquet, and the file of errors.
+
+JSONL and Parquet carry everything as it is. CSV is for eyes and spreadsheets: evidence stands in numbered columns,
+and a text that a spreadsheet would take for a formula gets an apostrophe in front (RELIABILITY D16).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ragllava.errors import UsageError
+from ragllava.records import Answer, AnswerStatus, Candidate, FileFormat, Question
+
+_MODEL_KEYS = ("index", "reranker", "generator", "prompt", "threshold")
+_EVIDENCE_KEYS = ("image_id", "source", "caption", "clip_score", "relevance")
+_ROWS_PER_GROUP = 10_000
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+# JSON allows these inside strings, yet `str.splitlines` and JavaScript of old take them for ends of lines.
+_LINE_SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """The outcome of one input line. `custom_id` and `question` are None where the line was no valid question.
+
+    `candidates` are all images that retrieval found, in any order; those with an `evidence_no` are the evidence.
+    `models` is ModelStamp.as_json(), None where no model ran. A result has `error_code` and `error` or neither.
+    """
+
+    line: int
+    custom_id: str | None
+    question: str | None
+    status: AnswerStatus
+    answer: str | None = None
+    confidence: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+    models: dict[str, Any] | None = None
+    note: str | None = None
+    error_code: str | None = None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, question: Question, answer: Answer) -> ResultRow:
+        """The row of a question that was just answered."""
+        return cls(
+            line=question.line,
+            custom_id=question.custom_id,
+            question=question.text,
+            status=answer.status,
+            answer=answer.text,
+            confidence=answer.confidence,
+            candidates=answer.candidates,
+            models=answer.models.as_json() if answer.models else None,
+            note=answer.note,
+            error_code=answer.error_code,
+            error=answer.error,
+        )
+
+    @property
+    def evidence(self) -> list[Candidate]:
+        """The kept candidates in rank order."""
+        kept = [(c.evidence_no, c) for c in self.candidates if c.evidence_no is not None]
+        return [candidate for _, candidate in sorted(kept, key=lambda pair: pair[0])]
+
+    def as_json(self) -> dict[str, Any]:
+        """As written into result files: always the same keys; scores to 6 decimals."""
+        error = None
+        if self.error_code is not None or self.error is not None:
+            error = {"code": self.error_code, "message": self.error, "line": self.line}
+        return {
+            "custom_id": self.custom_id,
+            "line": self.line,
+            "question": self.question,
+            "status": str(self.status),
+            "answer": self.answer,
+            "confidence": _rounded(self.confidence),
+            "evidence": [_evidence_json(candidate) for candidate in self.evidence],
+            "models": self._models_json(),
+            "note": self.note,
+            "error": error,
+        }
+
+    def _models_json(self) -> dict[str, Any] | None:
+        if self.models is None:
+            return None
+        stamp = {key: self.models.get(key) for key in _MODEL_KEYS}
+        return stamp | {"threshold": _rounded(stamp["threshold"])}
+
+
+def write_results(rows: Iterable[ResultRow], path: Path, format: FileFormat, *, top_n: int) -> int:
+    """Write all rows, in the order given, and return how many; `path` appears only when it is whole.
+
+    `top_n` is the job's limit of evidence, so that every CSV of it has the same columns; a row with more is a
+    ValueError. Raises UsageError when the file cannot be written there.
+    """
+    with written_whole(path) as part:
+        if format is FileFormat.JSONL:
+            return _write_json_lines((row.as_json() for row in rows), part)
+        if format is FileFormat.CSV:
+            return _write_csv(rows, part, top_n)
+        return _write_parquet(rows, part)
+
+
+def write_errors(rows: Iterable[ResultRow], path: Path) -> int:
+    """Write the error file, JSONL of the rows that are failed or dead, and return how many there are."""
+    bad = (row for row in rows if row.status in (AnswerStatus.FAILED, AnswerStatus.DEAD))
+    lines = (
+        {"custom_id": row.custom_id, "line": row.line, "code": row.error_code, "message": row.error} for row in bad
+    )
+    with written_whole(path) as part:
+        return _write_json_lines(lines, part)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; it takes the name `path` when the block ends well, else it is removed."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    if path.is_dir():
+        raise UsageError(f"{path} cannot be written: it is a folder")
+    try:
+        part.touch()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _rounded(value: float | None) -> float | None:
+    # JSON has no word for NaN; one such score must not cost the whole file.
+    return None if value is None or not math.isfinite(value) else round(float(value), 6)
+
+
+def _evidence_json(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "image_id": candidate.image.image_id,
+        "source": candidate.image.source,
+        "caption": candidate.image.caption,
+        "clip_score": _rounded(candidate.clip_score),
+        "relevance": _rounded(candidate.relevance),
+    }
+
+
+def _write_json_lines(lines: Iterable[dict[str, Any]], path: Path) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for line in lines:
+            count += 1
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).translate(_LINE_SEPARATORS) + "\n")
+    return count
+
+
+# CSV
+
+
+def _csv_columns(top_n: int) -> list[str]:
+    evidence = [f"evidence_{number}_{key}" for number in range(1, top_n + 1) for key in _EVIDENCE_KEYS]
+    models = [f"model_{key}" for key in _MODEL_KEYS]
+    head = ["custom_id", "line", "question", "status", "answer", "confidence"]
+    return [*head, *evidence, *models, "note", "error_code", "error"]
+
+
+def _csv_cells(row: ResultRow, top_n: int) -> Sequence[Any]:
+    found = row.as_json()
+    evidence = found["evidence"]
+    if len(evidence) > top_n:
+        raise ValueError(f"line {row.line} has {len(evidence)} images of evidence, but top_n is {top_n}")
+    cells = [found[key] for key in ("custom_id", "line", "question", "status", "answer", "confidence")]
+    for place in range(top_n):
+        cells += [evidence[place][key] if place < len(evidence) else None for key in _EVIDENCE_KEYS]
+    cells += [found["models"][key] if found["models"] else None for key in _MODEL_KEYS]
+    return [*cells, found["note"], row.error_code, row.error]
+
+
+def _write_csv(rows: Iterable[ResultRow], path: Path, top_n: int) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(_csv_columns(top_n))
+        for row in rows:
+            count += 1
+            writer.writerow([_harmless(cell) for cell in _csv_cells(row, top_n)])
+    return count
+
+
+def _harmless(cell: Any) -> Any:
+    """A text that starts like a formula, with one apostrophe more in front; strip that one to have it back.
+
+    Our own numbers stay as they are: nobody can put a formula into a score.
+    """
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+# Parquet
+
+
+def _parquet_schema() -> Any:
+    import pyarrow as pa
+
+    text, number, whole = pa.string(), pa.float64(), pa.int64()
+    kinds = {"image_id": whole, "clip_score": number, "relevance": number, "threshold": number, "line": whole}
+
+    def struct(*keys: str) -> Any:
+        return pa.struct([(key, kinds.get(key, text)) for key in keys])
+
+    return pa.schema(
+        [
+            ("custom_id", text),
+            ("line", whole),
+            ("question", text),
+            ("status", text),
+            ("answer", text),
+            ("confidence", number),
+            ("evidence", pa.list_(struct(*_EVIDENCE_KEYS))),
+            ("models", struct(*_MODEL_KEYS)),
+            ("note", text),
+            ("error", struct("code", "message", "line")),
+        ]
+    )
+
+
+def _write_parquet(rows: Iterable[ResultRow], path: Path) -> int:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    count = 0
+    remaining = iter(rows)
+    schema = _parquet_schema()
+    with parquet.ParquetWriter(path, schema) as writer:
+        while group := [row.as_json() for row in islice(remaining, _ROWS_PER_GROUP)]:
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            count += len(group)
+    return count

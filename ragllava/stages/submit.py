@@ -1,0 +1,125 @@
+"""From a question file or a list of pictures to a job: everything in one transaction, nothing half submitted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from sqlalchemy import Connection, Engine
+
+from ragllava.errors import LineError
+from ragllava.jobs import control
+from ragllava.jobs.control import NewJob
+from ragllava.records import AnswerOptions, JobKind, Question, SourceFile
+from ragllava.settings import Settings
+from ragllava.stages.question_files import QuestionFile
+from ragllava.stores import answers, archive
+from ragllava.stores.database import in_transaction
+from ragllava.stores.objects import ObjectStore
+
+BULK_PRIORITY = 0
+ASK_PRIORITY = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """How a question file is to be answered. With the same idempotency key, the same file makes one job."""
+
+    archive: str
+    options: AnswerOptions = field(default_factory=AnswerOptions)
+    skip_invalid: bool = False
+    idempotency_key: str | None = None
+    priority: int = BULK_PRIORITY
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What a submit made: the job, whether it is new, and the lines that will end as `failed`."""
+
+    job_id: int
+    is_new: bool
+    total: int
+    errors: list[LineError]
+
+
+def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how: Submission) -> Submitted:
+    """Create an answer job of all lines of a file.
+
+    Raises InvalidInput when lines are invalid, unless `skip_invalid`: then those lines become questions that have
+    `failed` with their reason, so that every input line still gives an output line.
+    """
+    if not (how.skip_invalid and file.questions):
+        file.require_valid()
+
+    def work(connection: Connection) -> Submitted:
+        job_id, is_new = control.create(
+            connection,
+            NewJob(
+                kind=JobKind.ANSWER,
+                archive_id=archive.get_archive(connection, how.archive).archive_id,
+                spec={"options": how.options.as_json(), "input": file.name},
+                total=len(file.lines),
+                per_shard=settings.questions_per_shard,
+                priority=how.priority,
+                idempotency_key=how.idempotency_key,
+                content_digest=_digest(file),
+            ),
+        )
+        if is_new:
+            _insert_lines(connection, job_id, file)
+        return Submitted(job_id, is_new, len(file.lines), file.errors)
+
+    return in_transaction(engine, work)
+
+
+def submit_files(engine: Engine, settings: Settings, *, archive_name: str, files: Sequence[SourceFile]) -> Submitted:
+    """Create an ingest job of listed files; the archive is created if it is new. Files that the walk itself refused
+    have their outcome at once."""
+
+    def work(connection: Connection) -> Submitted:
+        job_id, is_new = control.create(
+            connection,
+            NewJob(
+                kind=JobKind.INGEST,
+                archive_id=archive.ensure_archive(connection, archive_name).archive_id,
+                spec={},
+                total=len(files),
+                per_shard=settings.files_per_shard,
+            ),
+        )
+        archive.insert_files(connection, job_id, files)
+        return Submitted(job_id, is_new, len(files), [])
+
+    return in_transaction(engine, work)
+
+
+def record_refusal(objects: ObjectStore, address: str, message: str, errors: list[LineError]) -> None:
+    """Write `<address>.error.json` beside a file that was submitted by message and cannot be used."""
+    body = {"address": address, "message": message, "errors": [asdict(error) for error in errors]}
+    objects.put_external(f"{address}.error.json", json.dumps(body, indent=2).encode(), "application/json")
+
+
+def _insert_lines(connection: Connection, job_id: int, file: QuestionFile) -> None:
+    answers.insert_questions(
+        connection,
+        job_id,
+        (
+            (number, line.line, line.custom_id, line.text if isinstance(line, Question) else None)
+            for number, line in enumerate(file.lines)
+        ),
+    )
+    answers.insert_refusals(
+        connection,
+        job_id,
+        ((number, line.code, line.message) for number, line in enumerate(file.lines) if isinstance(line, LineError)),
+    )
+
+
+def _digest(file: QuestionFile) -> str:
+    digest = hashlib.sha256()
+    for line in file.lines:
+        text = line.text if isinstance(line, Question) else line.message
+        digest.update(json.dumps([line.custom_id, text]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""Where the bytes of a file are, as text: `file://`, `zip://`, `tar://` and `s3://` (records.SourceFile.uri).
+
+Paths and member names are percent-encoded byte by byte, so that names in any encoding survive the way through the
+database. The `!` between a packed file and its member is never part of either, because it is encoded there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote_to_bytes
+
+from ragllava.errors import ImageRejected
+
+MAX_URI = 2_000  # characters; the database's index on addresses takes no more than about 2,700 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A uri taken apart. `path` is the file, or the zip or tar file that holds `member`, or the bucket of `member`."""
+
+    scheme: str
+    path: str
+    member: str | None = None
+
+
+def file_uri(path: str | Path) -> str:
+    """The uri of a file of this machine; `path` is absolute."""
+    return "file://" + quote(os.fsencode(path))
+
+
+def member_uri(scheme: str, path: str | Path, member: str) -> str:
+    """The uri of a member of the `zip` or `tar` file (`scheme`) at the absolute `path`."""
+    return f"{scheme}://{quote(os.fsencode(path))}!{quote(member.encode('utf-8', 'surrogateescape'))}"
+
+
+def parse_uri(uri: str) -> Location:
+    """Take a uri apart; ImageRejected if it is none of ours."""
+    scheme, separator, rest = uri.partition("://")
+    if separator and scheme == "file":
+        return Location(scheme, _path(rest))
+    if separator and scheme in ("zip", "tar") and "!" in rest:
+        path, _, member = rest.partition("!")
+        return Location(scheme, _path(path), unquote_to_bytes(member).decode("utf-8", "surrogateescape"))
+    if separator and scheme == "s3" and "/" in rest:
+        bucket, _, key = rest.partition("/")
+        return Location(scheme, bucket, unquote_to_bytes(key).decode("utf-8", "surrogateescape"))
+    raise ImageRejected(f"its address {uri[:200]!r} is not one that can be read")
+
+
+def shown(name: str) -> str:
+    """`name` as storable text on one line: bytes that are no UTF-8 and control characters as backslash escapes."""
+    storable = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() or letter == " " else _escape(letter) for letter in storable)
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def _path(encoded: str) -> str:
+    return os.fsdecode(unquote_to_bytes(encoded))

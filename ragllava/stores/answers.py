@@ -1,0 +1,145 @@
+"""Questions, answers and candidates in Postgres: bulk in, bulk out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from sqlalchemy import Connection, select, text
+
+from ragllava.records import Answer, AnswerStatus, Candidate, Question, StoredImage
+from ragllava.stores.copying import copy_rows
+from ragllava.stores.outcomes import OPEN_QUESTION
+from ragllava.stores.schema import answers, candidates, images
+
+_QUESTION_COLUMNS = ("job_id", "question_no", "line", "custom_id", "text")
+_PAGE = 500
+
+
+def insert_questions(
+    connection: Connection, job_id: int, rows: Iterable[tuple[int, int, str | None, str | None]]
+) -> None:
+    """COPY (question_no, line, custom_id, text) rows; text None marks a line that is no valid question."""
+    copy_rows(connection, "questions", _QUESTION_COLUMNS, ((job_id, *row) for row in rows))
+
+
+def insert_refusals(connection: Connection, job_id: int, rows: Iterable[tuple[int, str, str]]) -> None:
+    """COPY the `failed` answers of invalid lines: (question_no, error_code, error)."""
+    columns = ("job_id", "question_no", "run_no", "status", "error_code", "error")
+    copy_rows(
+        connection,
+        "answers",
+        columns,
+        ((job_id, number, 1, AnswerStatus.FAILED.value, code, error) for number, code, error in rows),
+    )
+
+
+def open_questions(connection: Connection, job_id: int, run_no: int, lo: int, hi: int) -> list[Question]:
+    """The valid questions in [lo, hi) that have no answer in this run yet, in order."""
+    rows = connection.execute(
+        text(
+            "SELECT q.question_no, q.line, q.custom_id, q.text FROM questions q "  # noqa: S608 - our own constant
+            f"WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi AND {OPEN_QUESTION} "
+            "ORDER BY q.question_no"
+        ),
+        {"job_id": job_id, "run_no": run_no, "lo": lo, "hi": hi},
+    )
+    return [Question(row.question_no, row.line, row.custom_id, row.text) for row in rows]
+
+
+def insert_answers(
+    connection: Connection, job_id: int, run_no: int, shard_id: int, epoch: int, results: list[Answer]
+) -> None:
+    """Write answers and their candidates. A plain INSERT: writing a question twice in a run fails loudly (D2)."""
+    if not results:
+        return
+    connection.execute(
+        answers.insert(),
+        [
+            {
+                "job_id": job_id,
+                "question_no": answer.question_no,
+                "run_no": run_no,
+                "shard_id": shard_id,
+                "epoch": epoch,
+                "status": answer.status,
+                "text": answer.text,
+                "confidence": answer.confidence,
+                "models": answer.models.as_json() if answer.models else None,
+                "note": answer.note,
+                "error_code": answer.error_code,
+                "error": answer.error,
+            }
+            for answer in results
+        ],
+    )
+    rows = [
+        {
+            "job_id": job_id,
+            "question_no": answer.question_no,
+            "run_no": run_no,
+            "image_id": candidate.image.image_id,
+            "clip_rank": candidate.clip_rank,
+            "clip_score": candidate.clip_score,
+            "relevance": candidate.relevance,
+            "evidence_no": candidate.evidence_no,
+        }
+        for answer in results
+        for candidate in answer.candidates
+    ]
+    if rows:
+        connection.execute(candidates.insert(), rows)
+
+
+def iterate_results(connection: Connection, job_id: int) -> Iterator[tuple[Any, tuple[Candidate, ...]]]:
+    """Every input line of a job in order with its latest answer, paged so that a job of any size fits in memory.
+
+    Yields (row, candidates): row has question_no, line, custom_id, question and the answer's columns, which are
+    NULL while the question is open; candidates are ordered by relevance, best first.
+    """
+    after = -1
+    while True:
+        rows = connection.execute(_RESULTS, {"job_id": job_id, "after": after, "page": _PAGE}).all()
+        if not rows:
+            return
+        found = _candidates_of(connection, job_id, rows[0].question_no, rows[-1].question_no)
+        for row in rows:
+            yield row, found.get((row.question_no, row.run_no), ())
+        after = rows[-1].question_no
+
+
+_RESULTS = text(
+    "SELECT q.question_no, q.line, q.custom_id, q.text AS question, a.run_no, a.status, a.text AS answer, "
+    "       a.confidence, a.models, a.note, a.error_code, a.error "
+    "FROM questions q LEFT JOIN LATERAL ("
+    "  SELECT * FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no "
+    "  ORDER BY a.run_no DESC LIMIT 1) a ON true "
+    "WHERE q.job_id = :job_id AND q.question_no > :after ORDER BY q.question_no LIMIT :page"
+)
+
+
+def _candidates_of(
+    connection: Connection, job_id: int, first: int, last: int
+) -> dict[tuple[int, int], tuple[Candidate, ...]]:
+    rows = connection.execute(
+        select(candidates, images.c.sha256, images.c.source, images.c.caption)
+        .join(images, images.c.id == candidates.c.image_id)
+        .where(
+            candidates.c.job_id == job_id,
+            candidates.c.question_no >= first,
+            candidates.c.question_no <= last,
+        )
+        .order_by(candidates.c.question_no, candidates.c.relevance.desc(), candidates.c.clip_rank)
+    )
+    found: dict[tuple[int, int], list[Candidate]] = {}
+    for row in rows:
+        found.setdefault((row.question_no, row.run_no), []).append(
+            Candidate(
+                StoredImage(row.image_id, row.sha256, row.source, row.caption),
+                row.clip_rank,
+                row.clip_score,
+                row.relevance,
+                row.evidence_no,
+            )
+        )
+    return {key: tuple(listed) for key, listed in found.items()}

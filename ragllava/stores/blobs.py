@@ -1,0 +1,134 @@
+"""The inventory of content in the object store (RELIABILITY D13).
+
+A blob is announced (`uploading`) before its bytes are put, and becomes `live` in the transaction of its first
+reference; it is marked `deleting` before its object is removed. So a crash at any point leaves at worst an object
+that nothing refers to, which the sweep finds, and never a reference without its object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from ragllava.errors import BlobSwept
+
+
+@dataclass(frozen=True, slots=True)
+class NewBlob:
+    """Content that is about to be put into the object store under its hash."""
+
+    sha256: str
+    size_bytes: int
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnreferencedBlob:
+    """Content that nothing refers to."""
+
+    sha256: str
+    size_bytes: int
+    state: str
+
+
+def announce_blobs(connection: Connection, blobs: Sequence[NewBlob]) -> set[str]:
+    """Promise to put these blobs; returns the hashes that must be put, the others are in the store.
+
+    Commit before the first put. From here the sweep leaves them alone for its whole grace time: one that it
+    was about to delete is revived, and one that it is deleting at this moment is waited for.
+    """
+    by_hash = {blob.sha256: blob for blob in blobs}
+    ordered = [by_hash[sha256] for sha256 in sorted(by_hash)]  # everybody locks in this order
+    rows = connection.execute(
+        text("""
+            INSERT INTO blobs (sha256, state, size_bytes, media_type)
+            SELECT sha256, 'uploading', size_bytes, media_type
+            FROM unnest(CAST(:hashes AS text[]), CAST(:sizes AS bigint[]), CAST(:media_types AS text[]))
+                 AS new (sha256, size_bytes, media_type)
+            ON CONFLICT (sha256) DO UPDATE
+            SET state = CASE blobs.state WHEN 'live' THEN 'live' ELSE 'uploading' END, updated_at = now()
+            RETURNING sha256, state
+        """),
+        {
+            "hashes": [blob.sha256 for blob in ordered],
+            "sizes": [blob.size_bytes for blob in ordered],
+            "media_types": [blob.media_type for blob in ordered],
+        },
+    )
+    return {row.sha256 for row in rows if row.state == "uploading"}
+
+
+def make_live(connection: Connection, hashes: Sequence[str]) -> None:
+    """Declare that the bytes are in the store; call it in the transaction that writes the references.
+
+    Raises BlobSwept for a hash that was never announced, or that the sweep has taken since.
+    """
+    wanted = set(hashes)
+    found = connection.scalars(
+        text("""
+            WITH locked AS (
+                SELECT sha256 FROM blobs WHERE sha256 = ANY(:hashes) AND state <> 'deleting'
+                ORDER BY sha256 FOR NO KEY UPDATE
+            )
+            UPDATE blobs SET state = 'live', updated_at = now() FROM locked WHERE blobs.sha256 = locked.sha256
+            RETURNING blobs.sha256
+        """),
+        {"hashes": sorted(wanted)},
+    )
+    if missing := wanted - set(found):
+        raise BlobSwept(
+            f"{len(missing)} uploaded files are gone from the store's inventory, the first {min(missing)[:12]}…; "
+            "they are uploaded again"
+        )
+
+
+_UNREFERENCED = """
+    updated_at < now() - make_interval(secs => :older_than_s)
+    AND NOT EXISTS (SELECT 1 FROM images WHERE images.sha256 = blobs.sha256)
+    AND NOT EXISTS (SELECT 1 FROM model_versions WHERE model_versions.adapter_sha256 = blobs.sha256)
+"""
+
+
+def sweepable_blobs(connection: Connection, older_than_s: float) -> list[UnreferencedBlob]:
+    """What a sweep would remove: blobs without a reference, untouched for `older_than_s` seconds. Changes nothing."""
+    rows = connection.execute(
+        text(f"SELECT sha256, size_bytes, state FROM blobs WHERE {_UNREFERENCED} ORDER BY sha256"),  # noqa: S608
+        {"older_than_s": older_than_s},
+    )
+    return [UnreferencedBlob(row.sha256, row.size_bytes, row.state) for row in rows]
+
+
+def mark_deleting(connection: Connection, older_than_s: float, limit: int = 1000) -> list[str]:
+    """Take up to `limit` sweepable blobs out of use, and return their hashes for `delete_blob`. Commit in between.
+
+    Blobs that an importer holds at this moment are passed over: they are about to be referred to.
+    """
+    rows = connection.scalars(
+        text(f"""
+            WITH chosen AS MATERIALIZED (
+                SELECT sha256 FROM blobs WHERE {_UNREFERENCED} ORDER BY sha256 LIMIT :limit FOR UPDATE SKIP LOCKED
+            )
+            UPDATE blobs SET state = 'deleting' FROM chosen WHERE blobs.sha256 = chosen.sha256
+            RETURNING blobs.sha256
+        """),  # noqa: S608 - no foreign text
+        {"older_than_s": older_than_s, "limit": limit},
+    )
+    return sorted(rows)
+
+
+def delete_blob(connection: Connection, sha256: str, delete_object: Callable[[str], None]) -> bool:
+    """Remove the object by `delete_object(sha256)`, then the row; False when the blob was revived meanwhile.
+
+    The row stays locked until the commit, so that an importer of the same bytes waits and then puts them anew,
+    instead of putting them just before they are removed. One blob for each transaction keeps that wait short.
+    """
+    locked = connection.scalar(
+        text("SELECT 1 FROM blobs WHERE sha256 = :sha256 AND state = 'deleting' FOR UPDATE"), {"sha256": sha256}
+    )
+    if locked is None:
+        return False
+    delete_object(sha256)
+    connection.execute(text("DELETE FROM blobs WHERE sha256 = :sha256"), {"sha256": sha256})
+    return True

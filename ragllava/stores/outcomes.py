@@ -1,0 +1,103 @@
+"""How the inputs of a job ended, whatever its kind: files of an ingest job, questions of an answer job.
+
+The queue counts, finds what is still open, and writes the outcomes of shards that ended without their stage.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, bindparam, text
+
+from ragllava.records import JobKind
+
+# A question is open in a run when that run has no answer for it and no earlier run has a good one. A line that
+# is no valid question (text IS NULL) got its answer at submit.
+OPEN_QUESTION = """
+    q.text IS NOT NULL
+    AND NOT EXISTS (SELECT 1 FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
+                    AND (a.run_no = :run_no OR a.status IN ('answered', 'no_evidence')))
+"""
+
+_OPEN_INPUTS = {
+    JobKind.INGEST: """
+        SELECT file_no FROM files WHERE job_id = :job_id AND file_no >= :lo AND file_no < :hi AND status IS NULL
+        ORDER BY file_no""",
+    JobKind.ANSWER: f"""
+        SELECT q.question_no FROM questions q
+        WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi AND {OPEN_QUESTION}
+        ORDER BY q.question_no""",  # noqa: S608 - no foreign text
+}
+
+_COUNT = {
+    JobKind.INGEST: """
+        SELECT status, count(*) AS number FROM files WHERE job_id = :job_id AND status IS NOT NULL GROUP BY status""",
+    JobKind.ANSWER: """
+        SELECT status, count(*) AS number FROM (
+            SELECT DISTINCT ON (question_no) question_no, status FROM answers WHERE job_id = :job_id
+            ORDER BY question_no, run_no DESC) latest
+        GROUP BY status""",
+}
+
+_WRITE_TERMINAL = {
+    JobKind.INGEST: """
+        UPDATE files SET status = :status, reason = :reason
+        WHERE job_id = :job_id AND file_no = ANY(:numbers)""",
+    JobKind.ANSWER: """
+        INSERT INTO answers (job_id, question_no, run_no, status, error_code, error)
+        SELECT :job_id, number, :run_no, :status, :status, :reason FROM unnest(CAST(:numbers AS bigint[])) AS number""",
+}
+
+
+def open_inputs(connection: Connection, kind: JobKind, job_id: int, run_no: int, lo: int, hi: int) -> list[int]:
+    """Numbers of the inputs in [lo, hi) that have no outcome in this run, ascending."""
+    values = {"job_id": job_id, "lo": lo, "hi": hi}
+    if kind == JobKind.ANSWER:
+        values["run_no"] = run_no
+    return list(connection.scalars(text(_OPEN_INPUTS[kind]), values))
+
+
+def count(connection: Connection, kind: JobKind, job_id: int) -> dict[str, int]:
+    """Inputs by their latest outcome; inputs without one are not counted."""
+    rows = connection.execute(text(_COUNT[kind]), {"job_id": job_id})
+    return {row.status: row.number for row in rows}
+
+
+def write_terminal(
+    connection: Connection,
+    kind: JobKind,
+    job_id: int,
+    run_no: int,
+    bounds: tuple[int, int],
+    status: str,
+    reason: str,
+) -> int:
+    """Give every open input of [lo, hi) the same outcome; returns how many there were."""
+    numbers = open_inputs(connection, kind, job_id, run_no, *bounds)
+    values = {"job_id": job_id, "status": status, "reason": reason, "numbers": numbers}
+    if kind == JobKind.ANSWER:
+        values["run_no"] = run_no
+    if numbers:
+        connection.execute(text(_WRITE_TERMINAL[kind]), values)
+    return len(numbers)
+
+
+def reopen(connection: Connection, kind: JobKind, job_id: int, statuses: list[str], run_no: int) -> list[int]:
+    """Inputs to be tried again in run `run_no`: those whose latest outcome is one of `statuses`, ascending.
+
+    Files lose their outcome; answers of earlier runs stay and are outdone by the new run's.
+    """
+    if kind == JobKind.INGEST:
+        rows = connection.scalars(
+            text(
+                "UPDATE files SET status = NULL, reason = NULL WHERE job_id = :job_id AND status = ANY(:statuses) "
+                "RETURNING file_no"
+            ),
+            {"job_id": job_id, "statuses": statuses},
+        )
+        return sorted(rows)
+    query = text(
+        "SELECT latest.question_no FROM (SELECT DISTINCT ON (question_no) question_no, status FROM answers "
+        "  WHERE job_id = :job_id AND run_no < :run_no ORDER BY question_no, run_no DESC) latest "
+        "JOIN questions q ON q.job_id = :job_id AND q.question_no = latest.question_no "
+        "WHERE latest.status = ANY(:statuses) AND q.text IS NOT NULL ORDER BY 1"
+    ).bindparams(bindparam("statuses"))
+    return list(connection.scalars(query, {"job_id": job_id, "statuses": statuses, "run_no": run_no}))

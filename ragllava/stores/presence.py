@@ -1,0 +1,69 @@
+"""The rows of the workers: registered by the parent, reported ready by the child, read by dispatch and `status`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from ragllava.stores.schema import workers
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """A worker as `ragllava status` shows it; `age_s` is the time since it was last seen, by the database's clock."""
+
+    name: str
+    queues: list[str]
+    slots: int
+    state: str
+    versions: dict[str, str]
+    started_at: datetime
+    age_s: float
+
+    @property
+    def is_ready(self) -> bool:
+        """Its models are loaded and tried (USERS R19)."""
+        return self.state == "live" and bool(self.versions)
+
+
+def register(connection: Connection, name: str, queues: list[str], slots: int) -> None:
+    """A worker starts: its row says live and not ready. A row left by its predecessor is taken over."""
+    fresh: dict[str, Any] = {
+        "queues": queues,
+        "slots": slots,
+        "state": "live",
+        "versions": {},
+        "started_at": func.now(),
+        "seen_at": func.now(),
+    }
+    statement = insert(workers).values(name=name, **fresh)
+    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=fresh))
+
+
+def report_ready(connection: Connection, name: str, versions: dict[str, str]) -> None:
+    """A child of this worker has loaded what it needs; `versions` names it and is never empty."""
+    connection.execute(update(workers).where(workers.c.name == name).values(versions=versions, seen_at=func.now()))
+
+
+def beat(connection: Connection, name: str, state: str) -> None:
+    """The worker is alive."""
+    connection.execute(update(workers).where(workers.c.name == name).values(state=state, seen_at=func.now()))
+
+
+def remove(connection: Connection, name: str) -> None:
+    """The worker has gone in good order."""
+    connection.execute(delete(workers).where(workers.c.name == name))
+
+
+def list_workers(connection: Connection) -> list[WorkerView]:
+    """All rows by name; those of killed workers stay until a worker of that name starts again."""
+    age = func.extract("epoch", func.now() - workers.c.seen_at)
+    rows = connection.execute(select(workers, age.label("age_s")).order_by(workers.c.name))
+    return [
+        WorkerView(row.name, row.queues, row.slots, row.state, row.versions, row.started_at, float(row.age_s))
+        for row in rows
+    ]

@@ -1,0 +1,386 @@
+"""Embeddings of an archive's images and the search for the nearest ones (pgvector; RELIABILITY D11, D12).
+
+An index is one embedding of an archive by one retriever: a row of `indexes` and a partition of `embeddings`, a
+table of its own. So a search never meets another archive's vectors, and dropping an index is dropping a table.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from pgvector import HalfVector
+from pgvector.psycopg import register_vector
+from psycopg import Connection as DriverConnection
+from sqlalchemy import Connection, Engine, RowMapping, select, text
+from sqlalchemy.exc import OperationalError
+
+from ragllava.errors import IndexUnusable, ScoreRejected, UsageError
+from ragllava.stores.schema import indexes
+
+log = logging.getLogger(__name__)
+
+Vectors = NDArray[np.float32]
+
+# Up to here an exact search of 512 dimensions takes about 30 ms a question; a graph would save little, cost an
+# index build, and return fewer rows than asked for when many of them are filtered out (D11, experiment 12).
+EXACT_SEARCH_ROWS = 50_000
+# pgvector cannot index longer half-precision vectors, and a row must fit on one page of the table.
+MAX_DIMENSIONS = 4_000
+
+_ROWS_PER_INSERT = 4_096
+_QUESTIONS_PER_STATEMENT = 64  # keeps an exact search of many questions below the statement timeout
+_HNSW_M = 16
+_HNSW_EF_CONSTRUCTION = 64
+_MAX_EF_SEARCH = 1_000  # pgvector's own limit
+_LOCK_SPACE = 0x52616749  # our corner of the advisory locks: builds of graphs
+_OUT_OF_SHARED_MEMORY = "53100"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexView:
+    """An index as the stages see it. `retriever` names the model and its weights; `state` is one of building,
+    active, retired; `has_hnsw` says whether searches walk a graph or look at every vector."""
+
+    index_id: int
+    archive_id: int
+    retriever: str
+    dim: int
+    state: str
+    has_hnsw: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An image near a question; `clip_score` is the cosine of the two vectors."""
+
+    image_id: int
+    clip_score: float
+
+
+def create_index(connection: Connection, archive_id: int, retriever: str, dim: int) -> int:
+    """The id of the archive's index by this retriever: the one that is building or active, or a new, empty one.
+
+    Any number of workers may call this at once and get the same index. Raises IndexUnusable when the index
+    that is there has another number of dimensions.
+    """
+    if not 0 < dim <= MAX_DIMENSIONS:
+        raise IndexUnusable(f"{retriever} gives {dim} dimensions; an index holds 1 to {MAX_DIMENSIONS}")
+    values = {"archive_id": archive_id, "retriever": retriever, "dim": dim}
+    # A second worker waits here for the first one's commit, and then finds row and partition.
+    created = connection.scalar(text(_INSERT_INDEX), values)
+    if created is not None:
+        _create_partition(connection, created, dim)
+        return int(created)
+    found = connection.execute(text(_LIVING_INDEX), values).one()
+    if found.dim != dim:
+        raise IndexUnusable(f"index {found.id} holds vectors of {found.dim} dimensions, but {retriever} gives {dim}")
+    return int(found.id)
+
+
+_INSERT_INDEX = """
+    INSERT INTO indexes (archive_id, retriever, dim, state) VALUES (:archive_id, :retriever, :dim, 'building')
+    ON CONFLICT (archive_id, retriever) WHERE state <> 'retired' DO NOTHING
+    RETURNING id
+"""
+_LIVING_INDEX = """
+    SELECT id, dim FROM indexes
+    WHERE archive_id = :archive_id AND retriever = :retriever AND state <> 'retired'
+"""
+
+
+def _create_partition(connection: Connection, index_id: int, dim: int) -> None:
+    # Made aside and then attached: CREATE TABLE … PARTITION OF would wait for, and hold up, every running search.
+    name = _partition(index_id)
+    connection.execute(
+        text(f"""
+            CREATE TABLE {name} (
+                LIKE embeddings INCLUDING STORAGE,
+                CONSTRAINT {name}_dimensions CHECK (vector_dims(vector) = {dim})
+            )
+        """)
+    )
+    connection.execute(text(f"ALTER TABLE embeddings ATTACH PARTITION {name} FOR VALUES IN ({index_id})"))
+
+
+def activate(connection: Connection, index_id: int) -> None:
+    """Answer questions from this index from now on; the archive's former one becomes retired, its vectors stay.
+
+    Two at once happen one after the other, and the later one wins.
+    """
+    archive_id = connection.scalar(
+        text("""
+            UPDATE archives SET active_index_id = indexes.id FROM indexes
+            WHERE indexes.id = :index_id AND archives.id = indexes.archive_id RETURNING archives.id
+        """),
+        {"index_id": index_id},
+    )
+    if archive_id is None:
+        raise _no_index(index_id)
+    connection.execute(
+        text("""
+            UPDATE indexes
+            SET state = CASE WHEN id = :index_id THEN 'active' ELSE 'retired' END,
+                activated_at = CASE WHEN id = :index_id THEN now() ELSE activated_at END
+            WHERE archive_id = :archive_id
+              AND ((id = :index_id AND state <> 'active') OR (id <> :index_id AND state = 'active'))
+        """),
+        {"index_id": index_id, "archive_id": archive_id},
+    )
+
+
+def active_index(connection: Connection, archive_id: int) -> IndexView | None:
+    """The index that the archive's questions are answered from; None before the first ingest."""
+    row = connection.execute(
+        select(indexes).where(indexes.c.archive_id == archive_id, indexes.c.state == "active")
+    ).mappings()
+    found = row.one_or_none()
+    return _view(found) if found else None
+
+
+def list_indexes(connection: Connection, archive_id: int) -> list[IndexView]:
+    """All indexes of an archive that still have their vectors, oldest first."""
+    rows = connection.execute(select(indexes).where(indexes.c.archive_id == archive_id).order_by(indexes.c.id))
+    return [_view(row) for row in rows.mappings()]
+
+
+def drop_index(connection: Connection, index_id: int) -> None:
+    """Forget an index and its vectors; harmless when it is gone already. The active one is refused (UsageError)."""
+    state = connection.scalar(select(indexes.c.state).where(indexes.c.id == index_id).with_for_update())
+    if state == "active":
+        raise UsageError(f"index {index_id} is the active one of its archive; activate another one first")
+    connection.execute(text(f"DROP TABLE IF EXISTS {_partition(index_id)}"))
+    connection.execute(indexes.delete().where(indexes.c.id == index_id))
+
+
+def insert_embeddings(connection: Connection, index_id: int, image_ids: Sequence[int], vectors: Vectors) -> int:
+    """Store the vectors (N, D) of N images, L2-normalised float32; returns how many were new.
+
+    An image that has its vector already keeps it, so a repeated batch is harmless, also at the same time.
+    Raises IndexUnusable for a wrong D, ScoreRejected for a vector that is not finite or not of length 1.
+    """
+    index = _index(connection, index_id)
+    _check_vectors(index, vectors)
+    if len(image_ids) != len(vectors):
+        raise ValueError(f"{len(image_ids)} images, but {len(vectors)} vectors")
+    inserted = 0
+    for start in range(0, len(image_ids), _ROWS_PER_INSERT):
+        part = slice(start, start + _ROWS_PER_INSERT)
+        inserted += _insert_rows(connection, index_id, image_ids[part], vectors[part])
+    return inserted
+
+
+def _insert_rows(connection: Connection, index_id: int, image_ids: Sequence[int], vectors: Vectors) -> int:
+    # Binary arrays load as fast as COPY BINARY through a temporary table and leave the catalogue alone.
+    # Sorted, so that two workers with the same images wait for each other instead of locking each other out.
+    order = np.argsort(np.asarray(image_ids), kind="stable")
+    _register_types(connection)
+    result = connection.exec_driver_sql(
+        f"""
+        INSERT INTO {_partition(index_id)} (index_id, image_id, vector)
+        SELECT %(index_id)s, image_id, vector
+        FROM unnest(%(image_ids)b::bigint[], %(vectors)b::halfvec[]) AS new (image_id, vector)
+        ON CONFLICT DO NOTHING
+        """,  # noqa: S608 - the name of a partition holds nothing but a number
+        {
+            "index_id": index_id,
+            "image_ids": [int(image_ids[row]) for row in order],
+            "vectors": [HalfVector(vectors[row]) for row in order],
+        },
+    )
+    return result.rowcount
+
+
+def remove_embeddings(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> None:
+    """Remove the vectors of images from every index of their archive."""
+    for index in list_indexes(connection, archive_id):
+        statement = f"DELETE FROM {_partition(index.index_id)} WHERE image_id = ANY(:ids)"  # noqa: S608 - see above
+        connection.execute(text(statement), {"ids": list(image_ids)})
+
+
+def missing_embeddings(connection: Connection, index_id: int, image_ids: Sequence[int]) -> list[int]:
+    """Those of the images that have no vector in this index, in the order given."""
+    _index(connection, index_id)
+    present = set(
+        connection.scalars(
+            text(f"SELECT image_id FROM {_partition(index_id)} WHERE image_id = ANY(:ids)"),  # noqa: S608 - see above
+            {"ids": list(image_ids)},
+        )
+    )
+    return [image_id for image_id in image_ids if image_id not in present]
+
+
+def count_embeddings(connection: Connection, index_id: int) -> int:
+    """How many vectors an index holds."""
+    _index(connection, index_id)
+    statement = f"SELECT count(*) FROM {_partition(index_id)}"  # noqa: S608 - see above
+    return int(connection.execute(text(statement)).scalar_one())
+
+
+def search(connection: Connection, index_id: int, queries: Vectors, k: int) -> list[list[Hit]]:
+    """The `k` nearest images of each query, best first, ties by image id; all of them if there are fewer.
+
+    queries (Q, D), L2-normalised float32; vectors are compared in half precision, so scores are right to about
+    1e-3. Exact without a graph; with one, about 98 in 100 of the true neighbours are found. Retired images never
+    appear. Raises IndexUnusable when the index was dropped or has another D.
+    """
+    index = _index(connection, index_id)
+    _check_vectors(index, queries)
+    found: list[list[Hit]] = []
+    for start in range(0, len(queries), _QUESTIONS_PER_STATEMENT):
+        found += _search_some(connection, index, queries[start : start + _QUESTIONS_PER_STATEMENT], k)
+    return found
+
+
+def _search_some(connection: Connection, index: IndexView, queries: Vectors, k: int) -> list[list[Hit]]:
+    if not index.has_hnsw:
+        return _nearest(connection, index, queries, k, _EXACT_ORDER)
+    found = _nearest(connection, index, queries, k, _graph_order(connection, index, k))
+    # A walk through the graph can end early, above all beside many retired images. Then look at every vector.
+    short = [number for number, hits in enumerate(found) if len(hits) < k]
+    if short:
+        for number, hits in zip(short, _nearest(connection, index, queries[short], k, _EXACT_ORDER), strict=True):
+            found[number] = hits
+    return found
+
+
+# `+ 0` keeps the planner from using a graph; ties are only broken where all vectors are seen.
+_EXACT_ORDER = "(e.vector <#> q.vector) + 0, e.image_id"
+
+
+def _graph_order(connection: Connection, index: IndexView, k: int) -> str:
+    ef_search = min(max(100, 2 * k), _MAX_EF_SEARCH)
+    connection.execute(text(f"SET LOCAL hnsw.ef_search = {ef_search}"))
+    return f"e.vector::halfvec({index.dim}) <#> q.vector::halfvec({index.dim})"
+
+
+def _nearest(connection: Connection, index: IndexView, queries: Vectors, k: int, order: str) -> list[list[Hit]]:
+    """One statement for all queries. `<#>` is the negative inner product, so the smallest is the best."""
+    _register_types(connection)
+    rows = connection.exec_driver_sql(
+        f"""
+        SELECT q.number, hit.image_id, -hit.distance AS clip_score
+        FROM unnest(%(queries)b::halfvec[]) WITH ORDINALITY AS q (vector, number)
+        CROSS JOIN LATERAL (
+            SELECT e.image_id, e.vector <#> q.vector AS distance
+            FROM {_partition(index.index_id)} e
+            WHERE e.image_id NOT IN (SELECT id FROM images WHERE archive_id = %(archive_id)s AND retired)
+            ORDER BY {order}
+            LIMIT %(k)s
+        ) hit
+        ORDER BY q.number, hit.distance, hit.image_id
+        """,  # noqa: S608 - see above
+        {"queries": [HalfVector(query) for query in queries], "archive_id": index.archive_id, "k": k},
+    )
+    found: list[list[Hit]] = [[] for _ in queries]
+    for row in rows:
+        found[row.number - 1].append(Hit(row.image_id, row.clip_score))
+    return found
+
+
+def build_hnsw(engine: Engine, index_id: int, *, above_rows: int = EXACT_SEARCH_ROWS) -> bool:
+    """Build the graph of an index that has more than `above_rows` vectors; returns whether it has one now.
+
+    Works beside searches and inserts (CREATE INDEX CONCURRENTLY), on a connection of its own without timeouts.
+    While one process builds, the others return at once. A build that was interrupted is cleared away and begun anew.
+    """
+    with _build_connection(engine) as connection:
+        lock = {"space": _LOCK_SPACE, "index_id": index_id}
+        if not connection.scalar(text("SELECT pg_try_advisory_lock(:space, :index_id)"), lock):
+            return False
+        index = _index(connection, index_id)
+        rows = count_embeddings(connection, index_id)
+        if index.has_hnsw or rows <= above_rows:
+            return index.has_hnsw
+        _create_graph(connection, index, rows)
+        connection.execute(text(f"ANALYZE {_partition(index_id)}"))
+        connection.execute(indexes.update().where(indexes.c.id == index_id).values(has_hnsw=True))
+    log.info("graph built", extra={"action": "hnsw_built", "index": index_id, "rows": rows})
+    return True
+
+
+@contextmanager
+def _build_connection(engine: Engine) -> Iterator[Connection]:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.detach()  # closed afterwards, not given back: so settings and the advisory lock end with it
+        for setting in ("statement_timeout", "lock_timeout"):
+            connection.execute(text(f"SET {setting} = 0"))
+        yield connection
+
+
+def _create_graph(connection: Connection, index: IndexView, rows: int) -> None:
+    connection.execute(text(f"SET maintenance_work_mem = '{_build_memory_mib(rows, index.dim)}MB'"))
+    try:
+        _create_graph_once(connection, index)
+    except OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) != _OUT_OF_SHARED_MEMORY:
+            raise
+        # Parallel builds need all their memory in /dev/shm, of which a container may have 64 MB.
+        log.info("building the graph with one process", extra={"action": "hnsw_serial", "index": index.index_id})
+        connection.execute(text("SET max_parallel_maintenance_workers = 0"))
+        _create_graph_once(connection, index)
+
+
+def _create_graph_once(connection: Connection, index: IndexView) -> None:
+    name = f"{_partition(index.index_id)}_hnsw"
+    # What an interrupted build leaves is invalid: never searched, but maintained by every insert.
+    connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+    connection.execute(
+        text(f"""
+            CREATE INDEX CONCURRENTLY {name} ON {_partition(index.index_id)}
+            USING hnsw ((vector::halfvec({index.dim})) halfvec_ip_ops)
+            WITH (m = {_HNSW_M}, ef_construction = {_HNSW_EF_CONSTRUCTION})
+        """)
+    )
+
+
+def _build_memory_mib(rows: int, dim: int) -> int:
+    """Room for the whole graph with about 30 % to spare (a build that spills is four times slower), 2 GiB at most."""
+    graph_bytes = rows * (2 * dim + 400)
+    return min(max(64, int(graph_bytes * 1.3 / 2**20) + 1), 2_048)
+
+
+def _partition(index_id: int) -> str:
+    return f"embeddings_{index_id:d}"
+
+
+def _index(connection: Connection, index_id: int) -> IndexView:
+    row = connection.execute(select(indexes).where(indexes.c.id == index_id)).mappings().one_or_none()
+    if row is None:
+        raise _no_index(index_id)
+    return _view(row)
+
+
+def _no_index(index_id: int) -> IndexUnusable:
+    return IndexUnusable(f"there is no index {index_id} (any more): a newer one took its place; try again")
+
+
+def _view(row: RowMapping) -> IndexView:
+    return IndexView(row["id"], row["archive_id"], row["retriever"], row["dim"], row["state"], row["has_hnsw"])
+
+
+def _check_vectors(index: IndexView, vectors: Vectors) -> None:
+    if vectors.ndim != 2 or vectors.shape[1] != index.dim:
+        raise IndexUnusable(
+            f"index {index.index_id} ({index.retriever}) holds vectors of {index.dim} dimensions, "
+            f"not an array of shape {vectors.shape}"
+        )
+    lengths = np.linalg.norm(vectors, axis=1)
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))  # not a number is wrong, too
+    if wrong.size:
+        raise ScoreRejected(
+            f"{wrong.size} of {len(vectors)} vectors for index {index.index_id} are not of length 1, "
+            f"the first one of length {lengths[wrong[0]]}"
+        )
+
+
+def _register_types(connection: Connection) -> None:
+    """Teach psycopg the types of pgvector, once for each connection."""
+    driver = cast("DriverConnection[Any]", connection.connection.driver_connection)
+    if driver.adapters.types.get("halfvec") is None:
+        register_vector(driver)

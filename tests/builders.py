@@ -1,0 +1,114 @@
+"""Small makers of rows for tests of the queue and the stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, Engine, select, text, update
+
+from ragllava.jobs import control, dispatch, queue
+from ragllava.jobs.control import NewJob
+from ragllava.jobs.queue import Lease
+from ragllava.records import Answer, AnswerOptions, AnswerStatus, JobKind
+from ragllava.settings import Settings
+from ragllava.stores import answers, archive, presence
+from ragllava.stores.schema import shards
+
+WORKER = "answer@test"
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A database with one live worker, and the calls that a test makes most often."""
+
+    engine: Engine
+    settings: Settings
+
+    def questions_job(
+        self, questions: int, per_shard: int, *, priority: int = 0, key: str | None = None, digest: str = ""
+    ) -> int:
+        """An answer job of numbered questions on an empty archive."""
+
+        def work(connection: Connection) -> int:
+            job_id, is_new = control.create(
+                connection,
+                NewJob(
+                    kind=JobKind.ANSWER,
+                    archive_id=archive.ensure_archive(connection, "test").archive_id,
+                    spec={"options": AnswerOptions().as_json()},
+                    total=questions,
+                    per_shard=per_shard,
+                    priority=priority,
+                    idempotency_key=key,
+                    content_digest=digest,
+                ),
+            )
+            if is_new:
+                rows = ((number, number + 1, f"q{number}", f"question {number}?") for number in range(questions))
+                answers.insert_questions(connection, job_id, rows)
+            return job_id
+
+        with self.engine.begin() as connection:
+            return work(connection)
+
+    def live_worker(self, name: str = WORKER, queues: tuple[str, ...] = ("query",), slots: int = 1) -> None:
+        """A worker that has reported ready."""
+        with self.engine.begin() as connection:
+            presence.register(connection, name, list(queues), slots)
+            presence.report_ready(connection, name, {"test": "1"})
+
+    def dispatch(self) -> list[int]:
+        """Sweep and choose; the ids of the shards whose messages would be published, in order."""
+        with self.engine.begin() as connection:
+            dispatch.sweep(connection, self.settings)
+        with self.engine.begin() as connection:
+            return [message.shard_id for message in dispatch.choose(connection, self.settings)]
+
+    def claim(self, shard_id: int, worker: str = WORKER, lease_s: float = 60.0) -> Lease | None:
+        """Claim in a transaction of its own."""
+        with self.engine.begin() as connection:
+            return queue.claim(connection, shard_id, worker, lease_s)
+
+    def claim_next(self, lease_s: float = 60.0) -> Lease:
+        """Dispatch if needed, and claim the first queued shard."""
+        queued = self.ids("queued") or self.dispatch()
+        lease = self.claim(queued[0], lease_s=lease_s)
+        assert lease is not None
+        return lease
+
+    def answer(self, lease: Lease) -> None:
+        """Do what the answer stage does with a shard, in one transaction."""
+        with self.engine.begin() as connection:
+            queue.fence(connection, lease, 60.0)
+            found = answers.open_questions(connection, lease.job_id, lease.run_no, lease.lo, lease.hi)
+            results = [Answer(question.question_no, AnswerStatus.ANSWERED, text="yes") for question in found]
+            answers.insert_answers(connection, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, results)
+            queue.finish(connection, lease)
+
+    def drain(self, limit: int = 1000) -> int:
+        """Answer every shard that dispatch hands out; returns how many there were."""
+        for count in range(limit):
+            ready = self.ids("queued") or self.dispatch()
+            if not ready:
+                return count
+            lease = self.claim(ready[0])
+            assert lease is not None
+            self.answer(lease)
+        raise AssertionError("the queue never runs dry")
+
+    def expire_leases(self) -> None:
+        """Let every lease run out now."""
+        with self.engine.begin() as connection:
+            connection.execute(
+                update(shards).where(shards.c.state == "running").values(lease_until=text("now() - interval '1 s'"))
+            )
+
+    def ids(self, state: str) -> list[int]:
+        """Shards in a state, oldest first."""
+        with self.engine.begin() as connection:
+            return list(connection.scalars(select(shards.c.id).where(shards.c.state == state).order_by(shards.c.id)))
+
+    def job(self, job_id: int) -> control.JobView:
+        """The job as people see it."""
+        with self.engine.begin() as connection:
+            return control.view(connection, job_id)

@@ -1,0 +1,108 @@
+"""Fixtures on real servers: one Postgres, Redis and S3 for the session; a database and a bucket for each test.
+
+The servers are the embedded ones in a temporary home, except those named by RAGLLAVA_DATABASE_URL,
+RAGLLAVA_REDIS_URL or RAGLLAVA_S3_*. A server that does not come up fails the tests that need it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.pool import NullPool
+
+import migrations
+from ragllava.local.services import running_services
+from ragllava.settings import Settings
+from ragllava.stores.database import make_engine
+
+_redis_database = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[Settings]:
+    """The running services, shared by all tests: use `settings` for a database and a bucket of your own."""
+    home = Path(tempfile.mkdtemp(prefix="ragllava-tests-"))
+    try:
+        with running_services(Settings(home=home)) as running:
+            yield running
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def template_database(services: Settings) -> Iterator[str]:
+    """The name of a migrated, empty database to clone. Nobody may be connected to it while it is cloned."""
+    with _new_database(services) as name:
+        migrations.upgrade(_url_of(services, name).render_as_string(hide_password=False))
+        yield name
+
+
+@pytest.fixture
+def settings(services: Settings, template_database: str) -> Iterator[Settings]:
+    """Settings of a migrated database, a Redis database and a bucket (made at first use) that are the test's own."""
+    with _new_database(services, template_database) as name:
+        redis_url = make_url(services.require_redis()).set(database=str(next(_redis_database) % 15 + 1))
+        own = {
+            "database_url": _url_of(services, name).render_as_string(hide_password=False),
+            "redis_url": redis_url.render_as_string(hide_password=False),
+            "s3_bucket": f"test-{uuid.uuid4().hex}",
+        }
+        _empty_redis(own["redis_url"])
+        yield Settings(**(services.model_dump() | own))
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    """An engine on the test's own database."""
+    engine = make_engine(settings.require_database(), name="test")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def environment(settings: Settings) -> dict[str, str]:
+    """The variables that give `settings` to a process that a test starts; add them to os.environ's."""
+    return environment_of(settings)
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """Every setting that differs from its default, as RAGLLAVA_ variables."""
+    found = {}
+    for name, value in settings:
+        if value is not None and value != Settings.model_fields[name].default:
+            plain = value.get_secret_value() if hasattr(value, "get_secret_value") else value
+            found[f"RAGLLAVA_{name.upper()}"] = str(plain)
+    return found
+
+
+@contextmanager
+def _new_database(services: Settings, template: str = "template0") -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    server = create_engine(services.require_database(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+    try:
+        yield name
+    finally:
+        with server.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def _url_of(services: Settings, database: str) -> URL:
+    return make_url(services.require_database()).set(database=database)
+
+
+def _empty_redis(url: str) -> None:
+    import redis
+
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()

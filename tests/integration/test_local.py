@@ -1,0 +1,616 @@
+"""The embedded services and the worker fleet, on real processes: start, use, kill, adopt, stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import redis
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
+
+from ragllava.cli import services as commands
+from ragllava.errors import AlreadyRunning, ServiceUnavailable, SettingsError
+from ragllava.local import fleet as fleet_module
+from ragllava.local.fleet import WorkerFleet, WorkerSpec, restart_delay_s
+from ragllava.local.home import Home, HomeLock, Owner, choose_ports
+from ragllava.local.processes import processes_in
+from ragllava.local.services import LocalServices, service_status
+from ragllava.settings import Settings, load_settings
+from ragllava.stores.objects import ObjectStore
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def filled_home() -> Iterator[Path]:
+    """A home whose data folders exist, so that the tests of this module start quickly. Nothing runs in it."""
+    home = Path(tempfile.mkdtemp(prefix="ragllava-tests-"))
+    yield home
+    LocalServices(bare_settings(home)).stop_leftovers()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def home(filled_home: Path) -> Iterator[Path]:
+    """The home, with nothing running before and after."""
+    yield filled_home
+    left = LocalServices(bare_settings(filled_home)).stop_leftovers()
+    assert left == [], "the test left services running"
+
+
+@pytest.fixture(autouse=True)
+def no_given_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests are about the embedded services, also where the session uses others."""
+    for name in list(os.environ):
+        if name.startswith("RAGLLAVA_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def worker_home(tmp_path: Path) -> Home:
+    home = Home(tmp_path / "home")
+    home.prepare()
+    return home
+
+
+def bare_settings(home: Path, **more: Any) -> Settings:
+    return Settings(home=home, **more)
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"still waiting for: {what}"
+        time.sleep(0.02)
+
+
+def sql(settings: Settings, *statements: str) -> Any:
+    """Run statements in one transaction; the first value of the last one's answer, if it has one."""
+    engine = create_engine(settings.require_database(), poolclass=NullPool)
+    with engine.begin() as connection:
+        for statement in statements:
+            result = connection.execute(text(statement))
+        return result.scalar() if result.returns_rows else None
+
+
+def service_pids(home: Path) -> dict[str, set[int]]:
+    return {
+        name: {process.pid for process in processes_in(home / "data" / name)} for name in ("postgres", "redis", "s3")
+    }
+
+
+def start_owner(home: Path) -> subprocess.Popen[str]:
+    """Another process that starts the services of `home` and stays; returns when they answer."""
+    program = """
+import sys, time
+from pathlib import Path
+from ragllava.local.services import LocalServices
+from ragllava.settings import Settings
+services = LocalServices(Settings(home=Path(sys.argv[1])))
+services.start()
+print("ready", flush=True)
+time.sleep(600)
+"""
+    owner = subprocess.Popen([sys.executable, "-c", program, str(home)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "ready\n"
+    return owner
+
+
+def is_alive(owner: Owner) -> bool:
+    """Asked anew each time, which a type checker does not expect of a property."""
+    return owner.alive
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def test_data_addresses_and_passwords_survive_a_restart(home: Path) -> None:
+    services = LocalServices(bare_settings(home))
+    first = services.start()
+    sql(first, "DROP TABLE IF EXISTS kept", "CREATE TABLE kept (n int)", "INSERT INTO kept VALUES (41)")
+    with redis.Redis.from_url(first.require_redis()) as client:
+        client.set("kept", "42")
+    key = ObjectStore(first).put_content(b"kept bytes", "text/plain")
+    services.stop()
+    assert service_pids(home) == {"postgres": set(), "redis": set(), "s3": set()}
+
+    second = services.start()
+    try:
+        assert second == first
+        assert load_settings(home=home).require_database() == first.require_database()
+        assert sql(second, "SELECT n FROM kept") == 41
+        with redis.Redis.from_url(second.require_redis()) as client:
+            assert client.get("kept") == b"42"
+        assert ObjectStore(second).get_content(key) == b"kept bytes"
+    finally:
+        services.stop()
+    services.stop()  # a second stop is harmless
+    with pytest.raises(SettingsError, match="ragllava up"):
+        load_settings(home=home).require_database()
+
+
+def test_pgvector_is_there_and_new_enough(home: Path) -> None:
+    services = LocalServices(bare_settings(home))
+    running = services.start()
+    try:
+        sql(running, "CREATE EXTENSION IF NOT EXISTS vector")
+        version = sql(running, "SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+        assert tuple(map(int, version.split("."))) >= (0, 8, 4)
+        assert sql(running, "SELECT '[1,2]'::halfvec(2) <#> '[3,4]'::halfvec(2)") == -11
+        assert [one.answers for one in service_status(load_settings(home=home))] == [True, True, True]
+    finally:
+        services.stop()
+
+
+def test_services_are_closed_to_others(home: Path) -> None:
+    """Loopback only, passwords asked for, no secret in a command line or in a file that others can read."""
+    services = LocalServices(bare_settings(home))
+    running = services.start()
+    try:
+        processes = [psutil.Process(pid) for pids in service_pids(home).values() for pid in pids]
+        listeners = {
+            connection.laddr.ip
+            for process in processes
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert listeners == {"127.0.0.1"}
+
+        secrets = Home(home).load_secrets()
+        words = " ".join(word for process in processes for word in process.cmdline())
+        values = [getattr(secrets, name) for name in secrets.__slots__]
+        assert len(set(values)) == len(values) == 5
+        assert [value for value in values if value in words] == []
+        holding = [
+            path
+            for path in [*home.glob("*"), *(home / "run").glob("*"), *(home / "data").glob("*"), *home.glob("logs/*")]
+            if path.is_file() and any(value in path.read_text(errors="replace") for value in values)
+        ]
+        assert {path.name for path in holding} == {"secrets.json", "services.json", "redis.conf", "s3.json"}
+        assert {stat.S_IMODE(path.stat().st_mode) for path in holding} == {0o600}
+        assert stat.S_IMODE((home / "data" / "postgres").stat().st_mode) == 0o700
+
+        _refuses_strangers(running, Home(home).load_state().ports["s3"])
+    finally:
+        services.stop()
+
+
+def _refuses_strangers(running: Settings, s3_ports: list[int]) -> None:
+    wrong = running.model_copy(update={"database_url": _secret("postgresql://ragllava:guess@" + _host(running))})
+    with pytest.raises(OperationalError, match="password authentication failed"):
+        sql(wrong, "SELECT 1")
+    with (
+        redis.Redis(port=int(running.require_redis().rsplit(":", 1)[1].split("/")[0])) as client,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        client.ping()
+    with pytest.raises(SettingsError):
+        ObjectStore(running.model_copy(update={"s3_secret_key": _secret("guess")})).ensure_bucket()
+    _, _, volume, filer, _ = s3_ports
+    for port in (volume, filer):
+        with pytest.raises(urllib.error.HTTPError, match="401") as refusal:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+        refusal.value.close()
+
+
+def _host(settings: Settings) -> str:
+    return settings.require_database().split("@")[1]
+
+
+def _secret(value: str) -> Any:
+    from pydantic import SecretStr
+
+    return SecretStr(value)
+
+
+def test_a_second_start_names_the_first(home: Path) -> None:
+    services = LocalServices(bare_settings(home))
+    running = services.start()
+    try:
+        with pytest.raises(AlreadyRunning, match=f"process {os.getpid()}"):
+            LocalServices(bare_settings(home)).start()
+        assert sql(running, "SELECT 1") == 1, "the first one's services were harmed"
+        with pytest.raises(AlreadyRunning):
+            LocalServices(bare_settings(home)).stop_leftovers()
+    finally:
+        services.stop()
+
+
+def test_services_of_a_killed_owner_are_adopted(home: Path) -> None:
+    owner = start_owner(home)
+    lock = HomeLock(Home(home))
+    holder = lock.owner()
+    assert holder is not None and holder.pid == owner.pid
+    assert is_alive(holder)
+    before = service_pids(home)
+    kill(owner)
+    assert lock.owner() is None
+    assert not is_alive(holder)
+    os.kill(min(before["redis"]), signal.SIGKILL)
+    wait_for(lambda: not service_pids(home)["redis"], "the end of Redis")
+
+    # As at the next `ragllava up`: the settings hold the addresses that the dead one left.
+    services = LocalServices(load_settings(home=home))
+    assert services.given == []
+    running = services.start()
+    try:
+        after = service_pids(home)
+        assert min(after["postgres"]) == min(before["postgres"])
+        assert after["s3"] == before["s3"]
+        assert after["redis"] and after["redis"] != before["redis"]
+        assert sql(running, "SELECT 1") == 1
+    finally:
+        services.stop()
+    assert service_pids(home) == {"postgres": set(), "redis": set(), "s3": set()}
+
+
+def test_services_that_shall_not_outlive_us_end_with_us(home: Path) -> None:
+    program = """
+import sys, time
+from pathlib import Path
+from ragllava.local.services import running_services
+from ragllava.settings import Settings
+with running_services(Settings(home=Path(sys.argv[1]))):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+    owner = subprocess.Popen([sys.executable, "-c", program, str(home)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "ready\n"
+    assert all(service_pids(home).values())
+    kill(owner)
+    wait_for(lambda: not any(service_pids(home).values()), "the watchdog")
+
+
+def test_a_killed_server_is_revived_with_its_data(home: Path) -> None:
+    services = LocalServices(bare_settings(home))
+    running = services.start()
+    try:
+        sql(running, "DROP TABLE IF EXISTS crash", "CREATE TABLE crash (n int)", "INSERT INTO crash VALUES (7)")
+        assert services.revive() == []
+        postmaster = services._running[0].process
+        assert postmaster is not None
+        os.kill(postmaster.pid, signal.SIGKILL)
+        wait_for(lambda: not postmaster.alive(), "the end of the server")
+        news = services.revive()
+        assert len(news) == 1 and "PostgreSQL had died and runs again" in news[0]
+        assert sql(running, "SELECT n FROM crash") == 7
+    finally:
+        services.stop()
+
+
+def test_a_stale_lock_with_a_strangers_pid_does_not_stop_postgres(home: Path) -> None:
+    services = LocalServices(bare_settings(home))
+    services.start()
+    lock = home / "data" / "postgres" / "postmaster.pid"
+    content = lock.read_text().split("\n")
+    services.stop()
+    # Postgres takes only processes of its own account for a living server.
+    account = pwd.getpwuid(lock.parent.stat().st_uid).pw_name if os.geteuid() == 0 else None
+    stranger = subprocess.Popen(["sleep", "600"], user=account)
+    try:
+        lock.write_text("\n".join([str(stranger.pid), *content[1:]]))
+        shutil.chown(lock, lock.parent.stat().st_uid, lock.parent.stat().st_gid)
+        running = services.start()
+        try:
+            assert sql(running, "SELECT 1") == 1
+            assert stranger.poll() is None, "the stranger was harmed"
+        finally:
+            services.stop()
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_lock_file_of_a_dead_owner_does_not_lock(worker_home: Home) -> None:
+    worker_home.lock_file.write_text(json.dumps({"pid": os.getpid(), "started_at": 1.0}))
+    lock = HomeLock(worker_home)
+    assert lock.owner() is None
+    lock.acquire()
+    holder = lock.owner()
+    assert holder is not None and holder.pid == os.getpid() and holder.alive
+    lock.release()
+    assert lock.owner() is None
+
+
+def test_a_service_given_by_url_is_not_started(home: Path) -> None:
+    services = LocalServices(bare_settings(home, redis_url="redis://elsewhere:6379/0"))
+    assert services.given == ["redis_url"]
+    running = services.start()
+    try:
+        assert running.require_redis() == "redis://elsewhere:6379/0"
+        found = service_pids(home)
+        assert found["postgres"] and found["s3"] and not found["redis"]
+    finally:
+        services.stop()
+
+
+def test_a_taken_port_is_replaced(home: Path) -> None:
+    services = LocalServices(bare_settings(home))
+    first = services.start()
+    services.stop()
+    with socket.socket() as occupant:
+        occupant.bind(("127.0.0.1", int(_host(first).split(":")[1].split("/")[0])))
+        occupant.listen()
+        second = services.start()
+        try:
+            assert _host(second) != _host(first)
+            assert second.redis_url == first.redis_url
+            assert sql(second, "SELECT 1") == 1
+        finally:
+            services.stop()
+
+
+def test_kept_ports_are_chosen_again_and_none_twice() -> None:
+    taken: set[int] = set()
+    first = choose_ports([], 3, taken)
+    assert choose_ports(first, 3, set()) == first
+    assert choose_ports(first, 2, set()) != first, "another number of ports was asked for"
+    assert not set(first) & set(choose_ports(first, 3, taken))
+
+
+def test_a_server_that_does_not_start_says_why_and_takes_the_others_down() -> None:
+    home = Path(tempfile.mkdtemp(prefix="ragllava-tests-"))
+    try:
+        services = LocalServices(bare_settings(home))
+        folder = home / "data" / "postgres"
+        folder.mkdir(parents=True)
+        (folder / "PG_VERSION").write_text("9.6\n")
+        with pytest.raises(ServiceUnavailable, match=r"PostgreSQL ended while starting.*postgres\.log"):
+            services.start()
+        assert service_pids(home) == {"postgres": set(), "redis": set(), "s3": set()}
+        assert services.owner() is None
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match=r"cannot write to .*file/home .*set RAGLLAVA_HOME"):
+        LocalServices(bare_settings(tmp_path / "file" / "home")).start()
+
+
+def test_a_damaged_services_file_is_no_obstacle(home: Path) -> None:
+    (home / "run").mkdir(parents=True, exist_ok=True)
+    (home / "run" / "services.json").write_text('{"settings": ')
+    services = LocalServices(bare_settings(home))
+    running = services.start()
+    try:
+        assert sql(running, "SELECT 1") == 1
+    finally:
+        services.stop()
+
+
+def test_up_runs_until_down_and_status_sees_it(home: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from ragllava.cli import services
+from ragllava.settings import Settings
+services.up(Settings(home=Path(sys.argv[1])), lambda settings: [], lambda line: print(line, flush=True))
+"""
+    up = subprocess.Popen([sys.executable, "-c", program, str(home)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert up.stdout is not None
+    lines: list[str] = []
+    for line in up.stdout:
+        lines.append(line)
+        if "Ctrl-C" in line:
+            break
+    assert sorted(line.split()[0] for line in lines[:3]) == ["PostgreSQL", "Redis", "SeaweedFS"]
+
+    found = commands.status(load_settings(home=home))
+    assert found.is_healthy and found.owner_pid == up.pid
+    assert (found.workers, found.jobs) == ([], [])
+    json.dumps(found.as_json())
+
+    said: list[str] = []
+    commands.down(load_settings(home=home), said.append)
+    assert said == [f"stopped process {up.pid}"]
+    assert up.wait(timeout=30) == 0
+    assert up.stdout.read().endswith("stopped\n")
+    up.stdout.close()
+    assert not any(service_pids(home).values())
+    assert not commands.status(load_settings(home=home)).is_healthy
+
+
+def test_down_ends_what_a_killed_up_left(home: Path) -> None:
+    kill(start_owner(home))
+    said: list[str] = []
+    commands.down(load_settings(home=home), said.append)
+    assert said == ["stopped what was left running: PostgreSQL, Redis, SeaweedFS"]
+    assert not any(service_pids(home).values())
+    commands.down(load_settings(home=home), said.append)
+    assert said[1:] == [f"nothing runs in {home}"]
+
+
+# The fleet. Its workers are small programs: what a worker does is none of the fleet's business.
+
+SLEEPER = "import time; time.sleep(600)"
+WITH_CHILD = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open(sys.argv[1], "w").write(str(child.pid))
+time.sleep(600)
+"""
+POLITE = """
+import pathlib, signal, sys
+def leave(*_):
+    pathlib.Path(sys.argv[1] + ".left").write_text("")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, leave)
+pathlib.Path(sys.argv[1]).write_text("")
+signal.pause()
+"""
+DEAF = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path(sys.argv[1]).write_text("")
+time.sleep(600)
+"""
+
+
+def python(name: str, program: str, *arguments: str) -> WorkerSpec:
+    return WorkerSpec(name, (sys.executable, "-c", program, *arguments))
+
+
+def make_fleet(home: Home, specs: Sequence[WorkerSpec], grace_s: float = 10.0) -> WorkerFleet:
+    return WorkerFleet(home, specs, is_ready=lambda name, running_for_s: True, grace_s=grace_s)
+
+
+@pytest.mark.parametrize(
+    ("deaths", "delay_s"), [(1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (5, 16.0), (6, None), (7, None)]
+)
+def test_restart_delay(deaths: int, delay_s: float | None) -> None:
+    assert restart_delay_s(deaths) == delay_s
+
+
+def test_a_killed_worker_is_restarted_and_its_children_go_with_it(worker_home: Home, tmp_path: Path) -> None:
+    note = tmp_path / "child"
+    fleet = make_fleet(worker_home, [python("a", WITH_CHILD, str(note)), python("b", SLEEPER)])
+    fleet.start()
+    try:
+        wait_for(lambda: note.exists() and note.read_text() != "", "the worker's child")
+        child, before = int(note.read_text()), fleet.alive()
+        os.kill(before["a"], signal.SIGKILL)
+
+        def restarted() -> bool:
+            fleet.check()
+            return fleet.alive().get("a", before["a"]) != before["a"]
+
+        wait_for(restarted, "the restart")
+        assert fleet.alive()["b"] == before["b"]
+        assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    finally:
+        fleet.stop()
+    assert fleet.alive() == {}
+    assert processes_in(worker_home.workers) == []
+
+
+def test_a_worker_that_keeps_dying_is_given_up(worker_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "restart_delay_s", lambda deaths: None if deaths == 3 else 0.0)
+    fleet = make_fleet(worker_home, [python("bad", "print('no such model'); raise SystemExit(3)")])
+    fleet.start()
+    try:
+
+        def given_up() -> bool:
+            fleet.check()
+            return bool(fleet.lost())
+
+        wait_for(given_up, "the fleet to give up")
+        assert fleet.lost()[0].startswith("worker bad died 3 times in a row and is not started again (no such model)")
+        assert fleet.alive() == {}
+    finally:
+        fleet.stop()
+
+
+def test_waiting_for_a_worker_that_keeps_dying_ends(worker_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "restart_delay_s", lambda deaths: None)
+    never = WorkerFleet(worker_home, [python("bad", "raise SystemExit(3)")], is_ready=lambda name, seconds: False)
+    never.start()
+    try:
+        with pytest.raises(ServiceUnavailable, match="worker bad died 1 times"):
+            never.wait_until_ready(30.0)
+    finally:
+        never.stop()
+
+
+def test_ready_workers_are_announced_once(worker_home: Home, tmp_path: Path) -> None:
+    marks = {name: tmp_path / name for name in ("a", "b")}
+    fleet = WorkerFleet(
+        worker_home,
+        [python(name, POLITE, str(mark)) for name, mark in marks.items()],
+        is_ready=lambda name, seconds: marks[name].exists(),
+    )
+    announced: list[tuple[str, int]] = []
+    fleet.start()
+    try:
+        fleet.wait_until_ready(30.0, lambda name, pid, seconds: announced.append((name, pid)))
+        assert sorted(announced) == sorted(fleet.alive().items())
+    finally:
+        fleet.stop()
+
+
+def test_stop_lets_a_worker_finish_and_kills_a_deaf_one(worker_home: Home, tmp_path: Path) -> None:
+    polite, deaf = tmp_path / "polite", tmp_path / "deaf"
+    specs = [python("polite", POLITE, str(polite)), python("deaf", DEAF, str(deaf))]
+    fleet = make_fleet(worker_home, specs, grace_s=1.0)
+    fleet.start()
+    wait_for(lambda: polite.exists() and deaf.exists(), "both workers")
+    fleet.stop()
+    assert Path(f"{polite}.left").exists()
+    assert processes_in(worker_home.workers) == []
+
+
+def test_workers_end_when_their_supervisor_is_killed(worker_home: Home, tmp_path: Path) -> None:
+    program = """
+import sys, time
+from pathlib import Path
+from ragllava.local.fleet import WorkerFleet, WorkerSpec
+from ragllava.local.home import Home
+spec = WorkerSpec("a", (sys.executable, "-c", sys.argv[2], sys.argv[3]))
+fleet = WorkerFleet(Home(Path(sys.argv[1])), [spec], is_ready=lambda name, seconds: True, grace_s=5)
+fleet.start()
+print("ready", flush=True)
+time.sleep(600)
+"""
+    note = tmp_path / "child"
+    command = [sys.executable, "-c", program, str(worker_home.root), WITH_CHILD, str(note)]
+    supervisor = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert supervisor.stdout is not None
+    assert supervisor.stdout.readline() == "ready\n"
+    wait_for(lambda: note.exists() and note.read_text() != "", "the worker's child")
+    assert len(processes_in(worker_home.workers)) == 3  # worker, child, watchdog
+    kill(supervisor)
+    wait_for(lambda: not processes_in(worker_home.workers), "the watchdog")
+
+
+def test_orphans_are_ended_at_the_start(worker_home: Home) -> None:
+    orphan = subprocess.Popen([sys.executable, "-c", SLEEPER], cwd=worker_home.workers, start_new_session=True)
+    fleet = make_fleet(worker_home, [python("a", SLEEPER)])
+    fleet.start()
+    try:
+        assert orphan.wait(timeout=10) == -signal.SIGTERM
+        assert len(fleet.alive()) == 1
+    finally:
+        fleet.stop()
+
+
+def test_a_killed_watchdog_is_replaced(worker_home: Home) -> None:
+    fleet = make_fleet(worker_home, [python("a", SLEEPER)])
+    fleet.start()
+    try:
+        watchdogs = [p for p in processes_in(worker_home.workers) if "ragllava.local.watchdog" in p.cmdline()]
+        watchdogs[0].kill()
+
+        def replaced() -> bool:
+            fleet.check()
+            found = [p for p in processes_in(worker_home.workers) if "ragllava.local.watchdog" in p.cmdline()]
+            return [p.pid for p in found] not in ([], [watchdogs[0].pid])
+
+        wait_for(replaced, "a new watchdog")
+        assert len(fleet.alive()) == 1
+    finally:
+        fleet.stop()

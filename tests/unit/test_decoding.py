@@ -1,0 +1,231 @@
+"""The pool of decoder processes: same results as in-process, and no picture that harms another."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
+import psutil
+import pytest
+from PIL import Image
+
+from ragllava.decoding import DecoderPool
+from ragllava.errors import DecoderUnavailable, ImageRejected
+from ragllava.images import DecodedImage, decode
+from tests.hostile import bomb_png, encoded, jpeg, quadrants
+
+GOOD = encoded(quadrants(), "PNG")
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "ragllava.decoding" in " ".join(child.cmdline())]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "waited 30 seconds in vain"
+        time.sleep(0.01)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def is_right(result: DecodedImage | ImageRejected) -> bool:
+    return isinstance(result, DecodedImage) and result.picture.tobytes() == quadrants().tobytes()
+
+
+def test_results_come_in_order_and_equal_those_of_decode() -> None:
+    numbers = random.Random(5)
+    items: list[bytes | ImageRejected] = []
+    for number in range(60):
+        size = numbers.randrange(1, 900), numbers.randrange(1, 900)
+        picture = Image.effect_noise(size, 60).convert("RGB")
+        items.append(jpeg(picture) if number % 2 else encoded(picture, "PNG"))
+    items[7] = b"no picture"
+    items[20] = ImageRejected("it was refused before")
+    with DecoderPool(2) as pool:
+        results = list(pool.decode_all(items, 100))
+    assert len(results) == len(items)
+    assert results[20] is items[20]
+    for item, result in zip(items, results, strict=True):
+        if isinstance(result, ImageRejected):
+            continue
+        assert isinstance(item, bytes)
+        expected = decode(item, max_side=100)
+        assert (result.width, result.height, result.media_type) == (
+            expected.width,
+            expected.height,
+            expected.media_type,
+        )
+        assert result.picture.tobytes() == expected.picture.tobytes()
+    assert [number for number, result in enumerate(results) if isinstance(result, ImageRejected)] == [7, 20]
+    assert "text" in str(results[7])
+
+
+def test_it_reads_ahead_but_not_without_bound() -> None:
+    taken = 0
+
+    def items() -> Iterator[bytes]:
+        nonlocal taken
+        for _ in range(100):
+            taken += 1
+            yield GOOD
+
+    with DecoderPool(1) as pool:
+        results = pool.decode_all(items())
+        assert is_right(next(results))
+        assert 1 < taken <= 10
+        results.close()  # type: ignore[attr-defined]
+        assert [is_right(result) for result in pool.decode_all([GOOD, GOOD])] == [True, True]
+
+
+def test_a_picture_that_needs_too_much_memory_is_rejected_alone() -> None:
+    big = encoded(Image.new("RGBA", (6_000, 6_000), (1, 2, 3, 4)), "PNG", compress_level=1)
+    with DecoderPool(1, memory_bytes=200_000_000) as pool:
+        before, rejected, after = pool.decode_all([GOOD, big, GOOD])
+    assert is_right(before)
+    assert isinstance(rejected, ImageRejected)
+    assert "memory" in str(rejected)
+    assert is_right(after)
+    assert isinstance(decode(big, max_side=8), DecodedImage)  # only the limit was too low for it
+
+
+def with_stopped_child(pool: DecoderPool) -> Iterator[bytes]:
+    """A good picture for a child that has just been stopped, as if it hung."""
+    (child,) = children()
+    child.suspend()
+    yield GOOD
+
+
+def test_a_picture_that_never_ends_is_rejected_and_its_child_replaced() -> None:
+    with DecoderPool(1, wall_seconds=5) as pool:
+        assert is_right(next(pool.decode_all([GOOD])))
+        (first,) = children()
+        (rejected,) = pool.decode_all(with_stopped_child(pool))
+        assert isinstance(rejected, ImageRejected)
+        assert "longer than 5 seconds" in str(rejected)
+        assert is_right(next(pool.decode_all([GOOD])))
+        assert first.pid not in [child.pid for child in children()]
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [(signal.SIGSEGV, "crashed on it"), (signal.SIGXCPU, "processor time"), (signal.SIGKILL, None)],
+)
+def test_a_crash_rejects_the_picture_but_a_kill_from_outside_does_not(sent: signal.Signals, reason: str | None) -> None:
+    results: list[DecodedImage | ImageRejected] = []
+    with DecoderPool(1) as pool:
+        assert is_right(next(pool.decode_all([GOOD])))
+        (child,) = children()
+        consumer = threading.Thread(target=lambda: results.extend(pool.decode_all(with_stopped_child(pool))))
+        consumer.start()
+        wait_until(lambda: child.status() == psutil.STATUS_STOPPED)
+        child.send_signal(sent)
+        if sent != signal.SIGKILL:
+            child.resume()
+        consumer.join(60)
+        assert is_right(next(pool.decode_all([GOOD])))
+    assert len(results) == 1
+    if reason is None:
+        assert is_right(results[0])
+    else:
+        assert isinstance(results[0], ImageRejected)
+        assert reason in str(results[0])
+
+
+def test_a_child_that_died_while_idle_costs_nothing() -> None:
+    with DecoderPool(1) as pool:
+        for _ in pairwise(range(3)):
+            assert is_right(next(pool.decode_all([GOOD])))
+            (child,) = children()
+            child.kill()
+            wait_until(lambda pid=child.pid: is_gone(pid))  # type: ignore[misc]
+        assert is_right(next(pool.decode_all([GOOD])))
+
+
+def test_the_processor_time_is_limited_anew_for_each_picture() -> None:
+    code = (
+        "import time; from ragllava.decoding import _allow_processor_time as allow\n"
+        "def burn(seconds):\n"
+        "    end = time.process_time() + seconds\n"
+        "    while time.process_time() < end: pass\n"
+        "for _ in range(4):\n"
+        "    allow(1); burn(0.6)\n"
+        "print('still here', flush=True); allow(0); burn(100)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "still here\n"
+    assert done.returncode == -signal.SIGXCPU
+
+
+def test_children_end_with_the_pool() -> None:
+    with DecoderPool(2) as pool:
+        list(pool.decode_all([jpeg()] * 20))
+        pids = [child.pid for child in children()]
+        assert 1 <= len(pids) <= 2
+    assert all(is_gone(pid) for pid in pids)
+    assert children() == []
+
+
+def test_children_end_when_their_parent_is_killed() -> None:
+    code = (
+        "import sys, psutil; from ragllava.decoding import DecoderPool; from tests.unit.test_decoding import GOOD\n"
+        "pool = DecoderPool(2); list(pool.decode_all([GOOD] * 8))\n"
+        "print(*[child.pid for child in psutil.Process().children()], flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert pids
+        assert not any(is_gone(pid) for pid in pids)
+        parent.kill()
+    for pid in pids:
+        wait_until(lambda pid=pid: is_gone(pid))  # type: ignore[misc]
+
+
+def test_children_know_no_passwords_and_ignore_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAGLLAVA_S3_SECRET_KEY", "hunter2")
+    with DecoderPool(1) as pool:
+        assert is_right(next(pool.decode_all([GOOD])))
+        (child,) = children()
+        assert "hunter2" not in str(child.environ())
+        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGTERM)
+        assert is_right(next(pool.decode_all([GOOD])))
+        assert [other.pid for other in children()] == [child.pid]
+
+
+def test_a_pool_that_cannot_start_says_so_instead_of_rejecting_pictures(capfd: pytest.CaptureFixture[str]) -> None:
+    with DecoderPool(1, memory_bytes=1_000) as pool, pytest.raises(DecoderUnavailable, match="before its first"):
+        list(pool.decode_all([GOOD]))
+    assert children() == []
+
+
+def test_a_child_loads_neither_numpy_nor_torch() -> None:
+    code = "import sys, ragllava.decoding; print([m for m in ('numpy', 'torch', 'sqlalchemy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_bomb_of_pixels_is_rejected_by_its_header() -> None:
+    with DecoderPool(1, memory_bytes=150_000_000) as pool:
+        (rejected,) = pool.decode_all([bomb_png()])
+    assert isinstance(rejected, ImageRejected)
+    assert "million" in str(rejected)

@@ -1,0 +1,207 @@
+"""Decoding: against slow references, and nothing but ImageRejected for any bytes."""
+
+from __future__ import annotations
+
+import io
+import random
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageChops, ImageOps, ImageStat
+
+from ragllava.errors import ImageRejected
+from ragllava.images import MAX_SIDE, decode, fit
+from tests.hostile import RED, encoded, jpeg, quadrants, raw_png
+
+
+def smooth(size: tuple[int, int]) -> Image.Image:
+    """A picture that changes everywhere but nowhere suddenly."""
+    width, height = size
+    across = Image.linear_gradient("L").rotate(90).resize(size)
+    down = Image.linear_gradient("L").resize(size)
+    return Image.merge("RGB", (across, down, Image.radial_gradient("L").resize((width, height))))
+
+
+def largest_difference(one: Image.Image, other: Image.Image) -> int:
+    assert one.size == other.size
+    extrema = ImageChops.difference(one.convert("RGB"), other.convert("RGB")).getextrema()
+    return max(high for _, high in extrema)  # type: ignore[misc, str-unpack]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("max_side", [None, 16])
+def test_every_exif_orientation_is_turned_upright(orientation: int, max_side: int | None) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(quadrants(), "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    decoded = decode(data, max_side=max_side)
+    assert (decoded.width, decoded.height) == expected.size
+    assert largest_difference(decoded.picture.resize(expected.size, Image.Resampling.NEAREST), expected) <= 60
+
+
+def test_an_orientation_outside_exif_is_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 77
+    assert decode(jpeg(exif=exif)).picture.size == quadrants().size
+
+
+def test_transparency_is_laid_on_white_as_the_formula_says() -> None:
+    numbers = random.Random(3)
+    pixels = [tuple(numbers.randrange(256) for _ in range(4)) for _ in range(400)]
+    layer = Image.new("RGBA", (20, 20))
+    layer.putdata(pixels)
+    picture = decode(encoded(layer, "PNG")).picture
+    for number, (*colour, alpha) in enumerate(pixels):
+        found = picture.getpixel((number % 20, number // 20))
+        assert isinstance(found, tuple)
+        for channel, value in zip(found, colour, strict=True):
+            assert abs(channel - (value * alpha + 255 * (255 - alpha)) / 255) <= 1
+
+
+@pytest.mark.parametrize("max_side", [40, 150, 333, 1000])
+def test_the_fast_way_to_a_small_jpeg_gives_the_slow_ways_picture(max_side: int) -> None:
+    data = jpeg(smooth((1600, 1200)))
+    full = Image.open(io.BytesIO(data)).convert("RGB")
+    expected = full.resize((max_side, max_side * 3 // 4), Image.Resampling.LANCZOS)
+    decoded = decode(data, max_side=max_side)
+    assert (decoded.width, decoded.height) == (1600, 1200)
+    assert largest_difference(decoded.picture, expected) <= 8
+    assert max(ImageStat.Stat(ImageChops.difference(decoded.picture, expected)).mean) < 1
+
+
+@given(width=st.integers(1, 16_384), height=st.integers(1, 16_384), max_side=st.integers(1, 2_000))
+def test_fit_keeps_the_aspect_ratio_and_never_enlarges(width: int, height: int, max_side: int) -> None:
+    columns, rows = fit(width, height, max_side)
+    assert max(columns, rows) == min(max(width, height), max_side)
+    scale = max(columns, rows) / max(width, height)
+    assert abs(columns - max(1, width * scale)) <= 0.5 + 1e-9
+    assert abs(rows - max(1, height * scale)) <= 0.5 + 1e-9
+    assert fit(width, height, None) == (width, height)
+
+
+def test_16_bits_are_scaled_by_the_range_that_the_picture_uses() -> None:
+    values = [1000 + 16 * number for number in range(256)]
+    deep = Image.new("I;16", (256, 1))
+    for x, value in enumerate(values):
+        deep.putpixel((x, 0), value)
+    grey = decode(encoded(deep, "PNG")).picture.getchannel("R").tobytes()
+    assert list(grey) == list(range(256))
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (65_535, 255), (32_768, 128)])
+def test_16_bits_of_one_value_are_taken_as_full_scale(value: int, expected: int) -> None:
+    picture = decode(encoded(Image.new("I;16", (4, 4), value), "PNG")).picture
+    assert picture.getpixel((0, 0)) == (expected,) * 3
+
+
+def test_tiff_is_off_unless_asked_for() -> None:
+    data = encoded(quadrants(), "TIFF")
+    with pytest.raises(ImageRejected, match="TIFF pictures are not accepted"):
+        decode(data)
+    decoded = decode(data, allow_tiff=True)
+    assert decoded.media_type == "image/tiff"
+    assert largest_difference(decoded.picture, quadrants()) == 0
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "I;16", "I;16B"])
+def test_deep_tiff_modes_are_scaled(mode: str) -> None:
+    deep = Image.new(mode, (3, 1))
+    for x, value in enumerate((100, 400, 700)):
+        deep.putpixel((x, 0), value)
+    picture = decode(encoded(deep, "TIFF"), allow_tiff=True).picture
+    assert [picture.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+
+
+def test_floats_that_are_no_numbers_are_rejected() -> None:
+    floats = Image.new("F", (2, 1), 0.5)
+    floats.putpixel((0, 0), float("nan"))
+    with pytest.raises(ImageRejected, match="not finite"):
+        decode(encoded(floats, "TIFF"), allow_tiff=True)
+
+
+def test_a_two_picture_jpeg_of_a_camera_is_its_first_picture() -> None:
+    data = encoded(quadrants(), "MPO", save_all=True, append_images=[Image.new("RGB", (64, 48))], quality=95)
+    decoded = decode(data)
+    assert decoded.media_type == "image/jpeg"
+    assert largest_difference(decoded.picture, quadrants()) < 100  # ringing at the edges only
+    assert decoded.picture.getpixel((16, 12)) == pytest.approx(RED, abs=6)
+
+
+def test_of_many_frames_only_the_first_is_looked_at() -> None:
+    frames = [Image.new("L", (8, 8), number % 255) for number in range(1, 300)]
+    data = encoded(Image.new("L", (8, 8), 200), "GIF", save_all=True, append_images=frames)
+    cut = data[: len(data) // 2]  # the later frames are gone, and nobody notices
+    assert decode(data).picture.getpixel((4, 4)) == (200, 200, 200)
+    assert decode(cut).picture.getpixel((4, 4)) == (200, 200, 200)
+
+
+def one_bit_png(width: int, height: int) -> bytes:
+    return raw_png((width, height), 1, 0, bytes(height * (1 + (width + 7) // 8)))
+
+
+@pytest.mark.parametrize(("size", "accepted"), [((10_000, 5_000), True), ((10_000, 5_001), False)])
+def test_the_limit_on_pixels_is_exact(size: tuple[int, int], accepted: bool) -> None:
+    if accepted:
+        assert decode(one_bit_png(*size), max_side=10).picture.size == (10, 5)
+    else:
+        with pytest.raises(ImageRejected, match="50 million"):
+            decode(one_bit_png(*size))
+
+
+@pytest.mark.parametrize(("side", "accepted"), [(MAX_SIDE, True), (MAX_SIDE + 1, False)])
+def test_the_limit_on_sides_is_exact(side: int, accepted: bool) -> None:
+    if accepted:
+        assert decode(one_bit_png(1, side)).height == side
+    else:
+        with pytest.raises(ImageRejected, match=r"16,384"):
+            decode(one_bit_png(1, side))
+
+
+def test_any_damage_is_a_rejection_or_a_picture() -> None:
+    numbers = random.Random(4)
+    pictures = [
+        encoded(quadrants(), kind, **options)
+        for kind, options in (
+            ("PNG", {}),
+            ("JPEG", {"progressive": True}),
+            ("GIF", {}),
+            ("WEBP", {"lossless": True}),
+            ("TIFF", {"compression": "tiff_lzw"}),
+        )
+    ]
+    rejected = 0
+    for _ in range(600):
+        data = bytearray(numbers.choice(pictures))
+        for _ in range(numbers.randrange(1, 6)):
+            data[numbers.randrange(len(data))] = numbers.randrange(256)
+        if numbers.random() < 0.2:
+            del data[numbers.randrange(len(data)) :]
+        try:
+            decoded = decode(bytes(data), max_side=32, allow_tiff=True)
+        except ImageRejected as error:
+            rejected += 1
+            assert str(error)
+        else:
+            assert decoded.picture.mode == "RGB"
+            assert max(decoded.picture.size) <= 32
+    assert 100 < rejected < 600
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_rejected_with_a_reason(data: bytes) -> None:
+    with pytest.raises(ImageRejected, match=r"\w"):
+        decode(data)
+
+
+def test_the_caller_keeps_its_warning_filters() -> None:
+    code = (
+        "import warnings; from ragllava.images import decode; from ragllava.errors import ImageRejected\n"
+        "before = list(warnings.filters)\n"
+        "try: decode(b'')\nexcept ImageRejected: pass\n"
+        "assert warnings.filters == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,210 @@
+"""Metrics against cases worked by hand."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ragllava.errors import UsageError
+from ragllava.evaluation.metrics import (
+    KnownAnswer,
+    exact_match,
+    normalise_answer,
+    retrieval_at,
+    score_job,
+    webqa_score,
+)
+
+
+def test_retrieval_sums_before_it_divides() -> None:
+    ranked = [["a", "x", "y"], ["x", "b", "c"], []]
+    relevant = [["a"], ["b", "c"], ["d"]]
+    top_two = retrieval_at(2, ranked, relevant)
+    # Question 1: a of a, x. Question 2: b of x, b. Question 3: nothing was kept.
+    assert (top_two.hits, top_two.kept, top_two.labelled) == (2, 4, 4)
+    assert (top_two.precision, top_two.recall, top_two.f1) == (0.5, 0.5, 0.5)
+    assert retrieval_at(1, ranked, relevant).recall == 0.25
+    top_three = retrieval_at(3, ranked, relevant)
+    assert (top_three.precision, top_three.recall) == (0.5, 0.75)
+    assert top_three.f1 == pytest.approx(2 * 0.5 * 0.75 / (0.5 + 0.75))
+
+
+def test_micro_average_differs_from_the_mean_over_questions() -> None:
+    figures = retrieval_at(2, [["a"], ["x", "y"]], [["a"], ["b", "c"]])
+    assert figures.recall == pytest.approx(1 / 3)  # the mean of 1 and 0 would be a half
+
+
+def test_retrieval_of_nothing_is_zero() -> None:
+    nothing = retrieval_at(5, [[]], [[]])
+    assert (nothing.precision, nothing.recall, nothing.f1) == (0.0, 0.0, 0.0)
+
+
+def test_retrieval_needs_a_list_for_every_question() -> None:
+    with pytest.raises(ValueError, match="longer"):
+        retrieval_at(1, [["a"]], [["a"], ["b"]])
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("The Harlow Lighthouse.", "harlow lighthouse"),
+        ("  An apple, a day!  ", "apple day"),
+        ("three", "3"),
+        ("Twenty-one dogs", "21 dogs"),
+        ("twenty ten", "20 10"),
+        ("twenty one two", "21 2"),
+        ("ninety nine, zero", "99 0"),
+        ("It is 3.5 km.", "it is 3.5 km"),
+        ("1,000 windows", "1000 windows"),
+        ("red/white", "red white"),
+        ("the dog's tail", "dogs tail"),
+        ("the dog’s tail", "dogs tail"),
+        ("St. Mary e.g. .5", "st mary e g 5"),
+        ("under_score", "under score"),
+        ("Théâtre", "théâtre"),
+        ("The", ""),
+        ("anthem", "anthem"),
+    ],
+)
+def test_normalised_answers(text: str, normal: str) -> None:
+    assert normalise_answer(text) == normal
+    assert normalise_answer(normal) == normal
+
+
+def test_exact_match_looks_at_the_normal_form() -> None:
+    assert exact_match("Two.", "2")
+    assert exact_match("the Harlow Lighthouse", "Harlow Lighthouse")
+    assert not exact_match("Harlow", "Harlow Lighthouse")
+    assert not exact_match("", "no")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "category", "score"),
+    [
+        # Only the colors count: one of the two given and one of the one wanted → 2·1 / (2 + 1).
+        ("The roof is red and blue", "The tower has a red roof", "color", 2 / 3),
+        ("The roof is flat", "The tower has a red roof", "color", 0.0),
+        ("They are red", "red, red and red", "color", 1.0),
+        ("Both are circles", "It is a circle", "shape", 1.0),
+        ("a square window", "a round window", "shape", 0.0),
+        ("There are four", "4 windows in 2 rows", "number", 2 / 3),
+        ("3.5", "3.5 metres", "number", 1.0),
+        ("yes, it is", "No, it is not", "YesNo", 0.0),
+        ("Yes!", "yes, both have one", "YesNo", 1.0),
+        # No color in the reference: all words count. {striped, pattern} and {striped} → 2·1 / 3.
+        ("striped pattern", "the striped", "color", 2 / 3),
+        # Any other category: recall of the reference's words, whatever else is said.
+        ("The church of Mary with two towers and a bell", "Church towers of stone", "Others", 3 / 4),
+        ("a window", "the windows", "choose", 1.0),
+        ("cherry boxes and glass", "cherries, box, glasses", "Others", 1.0),
+        ("iri", "iris", "Others", 0.0),
+        ("", "a word", "Others", 0.0),
+    ],
+)
+def test_webqa_scores(answer: str, reference: str, category: str, score: float) -> None:
+    assert webqa_score(answer, reference, category) == pytest.approx(score)
+
+
+def _candidates(*scored: tuple[str, float, float]) -> list[dict[str, Any]]:
+    return [{"source": source, "clip_score": clip, "relevance": relevance} for source, clip, relevance in scored]
+
+
+KNOWN = [
+    KnownAnswer("q-1", "red", "color", ("a.png",)),
+    KnownAnswer("q-2", "two", "count", ("b.png",)),
+    KnownAnswer("q-3", "red", "color", ("c.png",)),
+    KnownAnswer("q-4", "yes", "samecolor", ("a.png", "b.png")),
+    KnownAnswer("q-5", "blue", "color", ("d.png",)),
+]
+RESULTS: list[dict[str, Any]] = [
+    # Right, found at CLIP's second place, reranked to the first.
+    {
+        "custom_id": "q-1",
+        "status": "answered",
+        "answer": "Red.",
+        "candidates": _candidates(("x.png", 0.9, 0.1), ("a.png", 0.8, 0.9)),
+    },
+    # Wrong; both ranks are first; the order in the list means nothing.
+    {
+        "custom_id": "q-2",
+        "status": "answered",
+        "answer": "three",
+        "candidates": _candidates(("y.png", 0.1, 0.2), ("b.png", 0.7, 0.8)),
+    },
+    {"custom_id": "q-3", "status": "no_evidence", "answer": None, "candidates": _candidates(("x.png", 0.5, 0.1))},
+    # One of two pictures found, at CLIP's third place and the reranker's second.
+    {
+        "custom_id": "q-4",
+        "status": "answered",
+        "answer": "yes",
+        "candidates": _candidates(("x.png", 0.9, 0.9), ("y.png", 0.8, 0.1), ("b.png", 0.7, 0.6)),
+    },
+    {"custom_id": "of another file", "status": "answered", "answer": "yes", "candidates": []},
+]
+
+
+def test_figures_of_a_job() -> None:
+    figures = score_job(KNOWN, reversed(RESULTS))
+    everything = figures.all
+    assert (everything.questions, everything.answered, everything.no_evidence) == (5, 3, 1)
+    assert (everything.failed, everything.missing) == (0, 1)  # q-5 has no result
+    # Six labelled pictures: b of q-2 at CLIP's first place, a of q-1 at the second, b of q-4 at the third.
+    assert everything.clip_recall == pytest.approx({1: 1 / 6, 2: 2 / 6, 5: 3 / 6, 20: 3 / 6})
+    assert everything.reranked_recall == pytest.approx({1: 2 / 6, 2: 3 / 6})
+    assert everything.answer_accuracy == pytest.approx(2 / 5)
+
+
+def test_figures_of_groups_and_types() -> None:
+    figures = score_job(KNOWN, RESULTS)
+    assert figures.one_image is not None
+    assert figures.two_image is not None
+    assert (figures.one_image.questions, figures.two_image.questions) == (4, 1)
+    assert figures.one_image.clip_recall[20] == pytest.approx(2 / 4)
+    assert figures.one_image.answer_accuracy == pytest.approx(1 / 4)
+    assert figures.two_image.clip_recall == pytest.approx({1: 0, 2: 0, 5: 1 / 2, 20: 1 / 2})
+    assert figures.two_image.reranked_recall == pytest.approx({1: 0, 2: 1 / 2})
+    color = figures.by_type["color"]
+    assert (color.questions, color.right) == (3, 1)
+    assert color.accuracy == pytest.approx(1 / 3)
+    assert color.majority_share == pytest.approx(2 / 3)  # always "red"
+
+
+@pytest.mark.parametrize("status", ["failed", "dead", "cancelled", "no_evidence"])
+def test_only_answered_questions_can_be_right(status: str) -> None:
+    result = {"custom_id": "q-1", "status": status, "answer": "red", "candidates": []}
+    figures = score_job(KNOWN[:1], [result]).all
+    assert figures.answer_accuracy == 0
+    assert figures.failed == (status != "no_evidence")
+    assert figures.questions == figures.answered + figures.no_evidence + figures.failed + figures.missing
+
+
+def test_ties_keep_the_given_order() -> None:
+    tied = {
+        "custom_id": "q-1",
+        "status": "answered",
+        "answer": "red",
+        "candidates": _candidates(("x.png", 0.5, 0.5), ("a.png", 0.5, 0.5)),
+    }
+    figures = score_job(KNOWN[:1], [tied]).all
+    assert figures.clip_recall[1] == figures.reranked_recall[1] == 0
+    assert figures.clip_recall[2] == figures.reranked_recall[2] == 1
+
+
+def test_figures_as_json() -> None:
+    figures = json.loads(json.dumps(score_job(KNOWN, RESULTS).as_json()))
+    assert figures["clip_recall_at_1"] == 0.1667
+    assert figures["reranked_recall_at_2"] == 0.5
+    assert figures["two_image"]["questions"] == 1
+    assert figures["by_type"]["color"] == {"questions": 3, "right": 1, "accuracy": 0.3333, "majority_share": 0.6667}
+    assert score_job(KNOWN[:1], []).as_json()["two_image"] is None
+
+
+def test_what_cannot_be_scored_is_said() -> None:
+    with pytest.raises(UsageError, match="no known answers"):
+        score_job([], RESULTS)
+    with pytest.raises(UsageError, match="q-1 has two results"):
+        score_job(KNOWN, [RESULTS[0], RESULTS[0]])
+    with pytest.raises(UsageError, match="q-1 has no 'candidates'"):
+        score_job(KNOWN, [{"custom_id": "q-1", "status": "answered", "answer": "red"}])

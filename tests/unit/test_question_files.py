@@ -1,0 +1,365 @@
+"""Question files: every line becomes one Question or one LineError, whatever the bytes are."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from ragllava.errors import InvalidInput, LineError, UsageError
+from ragllava.records import FileFormat, Question
+from ragllava.stages import question_files
+from ragllava.stages.question_files import QuestionFile, format_by_extension, read_questions
+
+CHAT = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
+
+
+def read(content: bytes | str, name: str = "q.jsonl") -> QuestionFile:
+    return read_questions(content.encode() if isinstance(content, str) else content, name=name)
+
+
+def json_lines(*lines: Any) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def parquet_bytes(columns: dict[str, Any]) -> bytes:
+    sink = io.BytesIO()
+    parquet.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+def the_error(content: bytes | str, name: str = "q.jsonl") -> LineError:
+    """The error of a file whose only entry is invalid."""
+    (entry,) = read(content, name).lines
+    assert isinstance(entry, LineError)
+    return entry
+
+
+def refusal(content: bytes | str, name: str = "q.jsonl") -> LineError:
+    """The error of a file that is refused as a whole."""
+    with pytest.raises(InvalidInput) as caught:
+        read(content, name)
+    (error,) = caught.value.errors
+    assert error.line == 0
+    assert name in str(caught.value)
+    return error
+
+
+def test_json_lines_become_questions_numbered_by_line_and_place() -> None:
+    content = '{"custom_id": "a", "question": " Red? "}\n\n  \r\n{"custom_id": 7, "question": "Blue?", "x": 1}'
+    assert read(content).lines == [Question(0, 1, "a", "Red?"), Question(1, 4, "7", "Blue?")]
+
+
+def test_an_invalid_line_keeps_its_place_between_valid_ones() -> None:
+    found = read('{"question": "one"}\n{"question": "tw\n{"question": "three"}\n')
+    assert [type(line).__name__ for line in found.lines] == ["Question", "LineError", "Question"]
+    assert found.questions == [Question(0, 1, "line-1", "one"), Question(2, 3, "line-3", "three")]
+    assert [(error.code, error.line) for error in found.errors] == [("invalid_json_line", 2)]
+    with pytest.raises(InvalidInput, match=r"^q\.jsonl, line 2: .*JSON"):
+        found.require_valid()
+
+
+def test_a_file_of_valid_lines_passes() -> None:
+    read('{"question": "one"}').require_valid()
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ('{"custom_id": "a"}', "missing_question"),
+        ('{"question": null}', "missing_question"),
+        ('{"question": 5}', "missing_question"),
+        ('{"question": ["a"]}', "missing_question"),
+        ('{"question": " \\n "}', "empty_question"),
+        ('{"question": "' + "x" * 8001 + '"}', "question_too_long"),
+        ('{"question": "x", "custom_id": ""}', "invalid_custom_id"),
+        ('{"question": "x", "custom_id": "  "}', "invalid_custom_id"),
+        ('{"question": "x", "custom_id": true}', "invalid_custom_id"),
+        ('{"question": "x", "custom_id": 1.5}', "invalid_custom_id"),
+        ('{"question": "x", "custom_id": {}}', "invalid_custom_id"),
+        ('{"question": "x", "custom_id": "a\\u0000"}', "invalid_custom_id"),
+        ('{"question": "x", "custom_id": "a\\ud800"}', "invalid_custom_id"),
+        ('{"question": "x", "custom_id": "' + "x" * 65 + '"}', "invalid_custom_id"),
+        ('{"question": "x"', "invalid_json_line"),
+        ("[1, 2]", "invalid_json_line"),
+        ('"text"', "invalid_json_line"),
+        ("5" * 5000, "invalid_json_line"),
+        ("[" * 200_000, "invalid_json_line"),
+        (b'{"question": "caf\xe9"}', "invalid_encoding"),
+    ],
+)
+def test_invalid_lines_are_named(line: bytes | str, code: str) -> None:
+    assert the_error(line).code == code
+    assert the_error(line).line == 1
+
+
+def test_the_longest_question_and_custom_id_are_accepted() -> None:
+    line = json_lines({"question": "x" * 8000, "custom_id": "y" * 64})
+    assert read(line).lines == [Question(0, 1, "y" * 64, "x" * 8000)]
+
+
+def test_nul_and_lone_surrogates_in_a_question_become_replacement_characters() -> None:
+    assert read('{"question": "a\\u0000b\\ud800c\\ud83d\\ude00"}').questions[0].text == "a\ufffdb\ufffdc😀"
+
+
+def test_custom_ids_are_unique_whether_given_or_generated() -> None:
+    lines = [
+        {"custom_id": "a", "question": "1"},
+        {"custom_id": "a", "question": "2"},
+        {"custom_id": "line-4", "question": "3"},
+        {"question": "4"},
+        {"custom_id": "b", "question": ""},
+        {"custom_id": "b", "question": "6"},
+    ]
+    found = read(json_lines(*lines))
+    assert [question.custom_id for question in found.questions] == ["a", "line-4"]
+    assert [(e.line, e.code, e.custom_id) for e in found.errors] == [
+        (2, "duplicate_custom_id", None),
+        (4, "duplicate_custom_id", None),
+        (5, "empty_question", "b"),
+        (6, "duplicate_custom_id", None),
+    ]
+    assert found.errors[0].message == 'the custom_id "a" is taken by line 1'
+
+
+def batch(url: Any, body: Any, **more: Any) -> str:
+    return json_lines({"custom_id": "a", "method": "POST", "url": url, "body": body} | more)
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        (CHAT, {"model": "m", "messages": [{"role": "user", "content": "Red?"}]}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text", "text": "Red?"}]}]}),
+        (
+            CHAT,
+            {
+                "messages": [
+                    {"role": "system", "content": "Be brief."},
+                    {"role": "user", "content": "First?"},
+                    {"role": "assistant", "content": "Yes."},
+                    {"role": "user", "content": "Red?"},
+                ]
+            },
+        ),
+        (RESPONSES, {"input": "Red?"}),
+        (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Red?"}]}]}),
+    ],
+)
+def test_an_openai_batch_line_asks_what_the_user_said_last(url: str, body: Any) -> None:
+    assert read(batch(url, body)).lines == [Question(0, 1, "a", "Red?")]
+
+
+def test_text_parts_of_a_message_are_joined() -> None:
+    parts = [{"type": "text", "text": "Is it"}, {"type": "text", "text": "red?"}]
+    assert read(batch(CHAT, {"messages": [{"role": "user", "content": parts}]})).questions[0].text == "Is it\nred?"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (batch("/v1/embeddings", {"input": "x"}), "url_mismatch"),
+        (batch(CHAT, {"messages": []}, method="GET"), "url_mismatch"),
+        (batch([CHAT], {"messages": []}), "url_mismatch"),
+        (batch(CHAT, "x"), "missing_question"),
+        (batch(CHAT, {"input": "x"}), "missing_question"),
+        (batch(CHAT, {"messages": "x"}), "missing_question"),
+        (batch(CHAT, {"messages": [{"role": "system", "content": "x"}, 5]}), "missing_question"),
+        (batch(CHAT, {"messages": [{"role": "user"}]}), "missing_question"),
+        (batch(CHAT, {"messages": [{"role": "user", "content": []}]}), "empty_question"),
+        (
+            batch(CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
+            "unsupported_content",
+        ),
+        (batch(CHAT, {"messages": [{"role": "user", "content": ["x"]}]}), "unsupported_content"),
+        (batch(CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}), "unsupported_content"),
+    ],
+)
+def test_openai_batch_lines_that_ask_no_question_are_named_with_their_custom_id(line: str, code: str) -> None:
+    assert (the_error(line).code, the_error(line).custom_id) == (code, "a")
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "code"),
+    [
+        (b"", "q.jsonl", "empty_file"),
+        (b"", "q.parquet", "empty_file"),
+        (b"\n \r\n", "q.jsonl", "empty_file"),
+        (b"question\n", "q.csv", "empty_file"),
+        ('{"question": "x"}'.encode("utf-16"), "q.jsonl", "invalid_encoding"),
+        ('{"question": "x"}'.encode("utf-16-be"), "q.jsonl", "invalid_encoding"),
+        ("question\nx\n".encode("utf-16"), "questions", "invalid_encoding"),
+        (b"text,id\nx,1\n", "q.csv", "missing_column"),
+        (b"what is this", "questions", "unknown_format"),
+        (b"\x89PNG\r\n", "q.png", "unknown_format"),
+        (b"PAR1 is not enough PAR1", "q.parquet", "invalid_parquet"),
+        (parquet_bytes({"text": ["x"]}), "q.parquet", "missing_column"),
+        (parquet_bytes({"question": [1]}), "q.parquet", "missing_column"),
+        (parquet_bytes({"question": ["x"], "custom_id": [0.5]}), "q.parquet", "missing_column"),
+        (parquet_bytes({"question": pa.array([], pa.string())}), "q.parquet", "empty_file"),
+    ],
+)
+def test_unusable_files_are_refused_as_a_whole(content: bytes, name: str, code: str) -> None:
+    assert refusal(content, name).code == code
+
+
+def test_too_many_lines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(question_files, "MAX_LINES", 3)
+    assert len(read('{"question": "x"}\n' * 3).lines) == 3
+    assert refusal('{"question": "x"}\n' * 4).code == "too_many_lines"
+
+
+def test_a_line_above_the_limit_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(question_files, "MAX_LINE_BYTES", 30)
+    found = read('{"question": "' + "x" * 100 + '"}\n{"question": "y"}\n')
+    assert [error.code for error in found.errors] == ["line_too_long"]
+    assert found.questions == [Question(1, 2, "line-2", "y")]
+    assert refusal("question\n" + "x" * 100, "q.csv").code == "line_too_long"
+
+
+def test_csv_records_are_numbered_by_the_line_they_start_on() -> None:
+    content = '\ufeffCustom_ID,Question,more\r\na,"Is it\r\nred?",x\r\n\r\nb,"Say ""hi"", then?"\r\nc,Blue?,y'
+    assert read(content, "q.csv").lines == [
+        Question(0, 2, "a", "Is it\r\nred?"),
+        Question(1, 5, "b", 'Say "hi", then?'),
+        Question(2, 6, "c", "Blue?"),
+    ]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_delimiter_is_found_in_the_header(delimiter: str) -> None:
+    content = f"custom_id{delimiter}question\n1{delimiter}Red?\n"
+    assert read(content, "q.csv").lines == [Question(0, 2, "1", "Red?")]
+
+
+def test_csv_errors_are_named() -> None:
+    content = (
+        b"custom_id,question\n"
+        b"a,What is red, and blue?\n"  # one cell too many
+        b",Red?\n"
+        b"c\n"
+        b"d,caf\xe9\n"
+        b"e,Fine?\n"
+        b'f,"never closed\n'
+    )
+    found = read(content, "q.csv")
+    assert [(error.line, error.code) for error in found.errors] == [
+        (2, "invalid_csv_line"),
+        (3, "invalid_custom_id"),
+        (4, "missing_question"),
+        (5, "invalid_encoding"),
+        (7, "invalid_csv_line"),
+    ]
+    assert found.questions == [Question(4, 6, "e", "Fine?")]
+
+
+def test_parquet_rows_become_questions() -> None:
+    content = parquet_bytes({"custom_id": [5, None, 6], "question": ["Red?", "Blue?", None], "more": [1, 2, 3]})
+    found = read(content, "anything")
+    assert found.questions == [Question(0, 1, "5", "Red?"), Question(1, 2, "line-2", "Blue?")]
+    assert [(error.line, error.code, error.custom_id) for error in found.errors] == [(3, "missing_question", "6")]
+
+
+def test_parquet_dictionary_text_is_text() -> None:
+    content = parquet_bytes({"question": pa.array(["Red?", "Red?"]).dictionary_encode()})
+    assert [question.text for question in read(content, "q.parquet").questions] == ["Red?", "Red?"]
+
+
+def test_parquet_text_that_is_not_utf8_is_refused() -> None:
+    bad = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xe9")]
+    )
+    assert refusal(parquet_bytes({"question": bad}), "q.parquet").code == "invalid_encoding"
+
+
+def test_the_name_tells_the_format_else_the_content() -> None:
+    assert format_by_extension("S3/Q.NDJSON") is FileFormat.JSONL
+    assert format_by_extension("q.tsv") is FileFormat.CSV
+    assert format_by_extension("q.txt") is None
+    assert read('\ufeff {"question": "x"}', "q.txt").questions[0].text == "x"
+    assert read("question\nx", "q.txt").questions[0].text == "x"
+    assert read_questions(b"question\nx", name="q.jsonl", format=FileFormat.CSV).questions[0].text == "x"
+
+
+def test_a_path_reads_like_its_bytes(tmp_path: Path) -> None:
+    for name, content in [
+        ("q.jsonl", b'{"question": "x"}\n{'),
+        ("q.csv", b"question\nx\n"),
+        ("q.parquet", parquet_bytes({"question": ["x"]})),
+    ]:
+        path = tmp_path / name
+        path.write_bytes(content)
+        assert read_questions(path, name=name) == read_questions(content, name=name)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^q\.csv cannot be read: No such file"):
+        read_questions(tmp_path / "q.csv", name="q.csv")
+    with pytest.raises(UsageError, match="directory"):
+        read_questions(tmp_path, name="folder")
+
+
+json_value = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+json_record = st.dictionaries(
+    st.sampled_from(["custom_id", "question", "method", "url", "body", "messages"]), json_value, max_size=4
+)
+some_line = st.one_of(
+    json_record.map(lambda value: json.dumps(value).encode()),
+    st.binary(max_size=40).map(lambda data: data.replace(b"\n", b" ")),
+    st.sampled_from([b"", b"  ", b"\r", b'{"question": "x"}', b'"', b'a,"b', b"question"]),
+)
+some_file = st.lists(some_line, max_size=8).map(b"\n".join) | st.binary(max_size=200)
+
+
+def check_places(found: QuestionFile) -> None:
+    for place, line in enumerate(found.lines):
+        assert line.line > 0
+        if isinstance(line, Question):
+            assert line.question_no == place
+            assert 0 < len(line.text) <= 8000
+            (line.text + line.custom_id).encode()  # no lone surrogates
+            assert "\0" not in line.text + line.custom_id
+    ids = [line.custom_id for line in found.lines if line.custom_id is not None]
+    assert len(ids) == len(set(ids))
+
+
+@given(content=some_file, name=st.sampled_from(["q.jsonl", "q.csv", "q.parquet", "q"]))
+def test_no_bytes_raise_anything_but_invalid_input(content: bytes, name: str) -> None:
+    try:
+        found = read(content, name)
+    except InvalidInput as refused:
+        assert refused.errors[0].line == 0
+    else:
+        check_places(found)
+
+
+@given(content=some_file)
+def test_every_line_of_a_jsonl_that_is_not_blank_gives_one_entry(content: bytes) -> None:
+    expected = [no for no, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1) if line.strip()]
+    try:
+        found = read(content)
+    except InvalidInput as refused:
+        assert refused.errors[0].code == ("invalid_encoding" if expected else "empty_file")
+    else:
+        assert [line.line for line in found.lines] == expected
+
+
+@given(texts=st.lists(st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"])), min_size=1))
+def test_any_text_survives_a_csv(texts: list[str]) -> None:
+    sink = io.StringIO(newline="")
+    csv.writer(sink).writerows([["number", "question"], *enumerate(texts)])
+    found = read(sink.getvalue(), "q.csv")
+    assert [line.text if isinstance(line, Question) else "" for line in found.lines] == [t.strip() for t in texts]

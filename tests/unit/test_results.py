@@ -1,0 +1,264 @@
+"""Result files: what was written is what a plain reader of the format reads back."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from ragllava.errors import UsageError
+from ragllava.records import (
+    Answer,
+    AnswerStatus,
+    Candidate,
+    FileFormat,
+    ModelStamp,
+    Question,
+    StoredImage,
+)
+from ragllava.stages import results
+from ragllava.stages.results import ResultRow, write_errors, write_results, written_whole
+
+STAMP = ModelStamp("mini-clip", "mini-reranker", "mini-generator", "rerank-1 answer-1", 0.6123456789)
+
+
+def candidate(number: int, relevance: float, evidence_no: int | None = None, caption: str | None = None) -> Candidate:
+    image = StoredImage(number, f"{number:064x}", f"cards/{number}.png", caption)
+    return Candidate(image, clip_rank=number, clip_score=-0.125, relevance=relevance, evidence_no=evidence_no)
+
+
+ANSWERED = ResultRow(
+    line=1,
+    custom_id="a",
+    question="Which colour, exactly?",
+    status=AnswerStatus.ANSWERED,
+    answer='deep "red"\nor so',
+    confidence=0.87654321,
+    candidates=(candidate(3, 0.7, 1), candidate(1, 0.1), candidate(2, 0.99999999, 0, "The tower, 1912")),
+    models=STAMP.as_json(),
+    note="a caption was cut",
+)
+NO_EVIDENCE = ResultRow(2, "b", "Where?", AnswerStatus.NO_EVIDENCE, models=STAMP.as_json())
+INVALID = ResultRow(3, None, None, AnswerStatus.FAILED, error_code="empty_question", error="the question is empty")
+DEAD = ResultRow(4, "d", "Why?", AnswerStatus.DEAD, error_code="poison", error="=killed its worker twice")
+CANCELLED = ResultRow(5, "e", "When?", AnswerStatus.CANCELLED)
+ROWS = [ANSWERED, NO_EVIDENCE, INVALID, DEAD, CANCELLED]
+
+
+def test_a_result_line_has_exactly_the_promised_keys() -> None:
+    assert ANSWERED.as_json() == {
+        "custom_id": "a",
+        "line": 1,
+        "question": "Which colour, exactly?",
+        "status": "answered",
+        "answer": 'deep "red"\nor so',
+        "confidence": 0.876543,
+        "evidence": [
+            {
+                "image_id": 2,
+                "source": "cards/2.png",
+                "caption": "The tower, 1912",
+                "clip_score": -0.125,
+                "relevance": 1.0,
+            },
+            {"image_id": 3, "source": "cards/3.png", "caption": None, "clip_score": -0.125, "relevance": 0.7},
+        ],
+        "models": {
+            "index": "mini-clip",
+            "reranker": "mini-reranker",
+            "generator": "mini-generator",
+            "prompt": "rerank-1 answer-1",
+            "threshold": 0.612346,
+        },
+        "note": "a caption was cut",
+        "error": None,
+    }
+
+
+def test_every_status_has_the_same_keys() -> None:
+    assert len({tuple(row.as_json()) for row in ROWS}) == 1
+    assert NO_EVIDENCE.as_json()["evidence"] == []
+    assert CANCELLED.as_json()["models"] is None
+    assert INVALID.as_json()["error"] == {"code": "empty_question", "message": "the question is empty", "line": 3}
+
+
+def test_a_row_is_made_of_a_question_and_its_answer() -> None:
+    question = Question(0, 1, "a", "Which colour, exactly?")
+    answer = Answer(
+        0,
+        AnswerStatus.ANSWERED,
+        ANSWERED.answer,
+        ANSWERED.confidence,
+        ANSWERED.candidates,
+        STAMP,
+        "a caption was cut",
+    )
+    assert ResultRow.of(question, answer) == ANSWERED
+
+
+def test_a_score_that_is_no_number_is_left_out() -> None:
+    row = ResultRow(1, "a", "x", AnswerStatus.ANSWERED, "y", float("nan"), (candidate(1, float("inf"), 0),))
+    assert row.as_json()["confidence"] is None
+    assert row.as_json()["evidence"][0]["relevance"] is None
+
+
+def test_json_lines_read_back_equal_and_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    assert write_results(iter(ROWS), path, FileFormat.JSONL, top_n=2) == 5
+    lines = path.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [row.as_json() for row in ROWS]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_has_a_column_for_everything(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    assert write_results(ROWS, path, FileFormat.CSV, top_n=2) == 5
+    answered, no_evidence, invalid, dead, _ = read_csv(path)
+    assert answered == {
+        "custom_id": "a",
+        "line": "1",
+        "question": "Which colour, exactly?",
+        "status": "answered",
+        "answer": 'deep "red"\nor so',
+        "confidence": "0.876543",
+        "evidence_1_image_id": "2",
+        "evidence_1_source": "cards/2.png",
+        "evidence_1_caption": "The tower, 1912",
+        "evidence_1_clip_score": "-0.125",
+        "evidence_1_relevance": "1.0",
+        "evidence_2_image_id": "3",
+        "evidence_2_source": "cards/3.png",
+        "evidence_2_caption": "",
+        "evidence_2_clip_score": "-0.125",
+        "evidence_2_relevance": "0.7",
+        "model_index": "mini-clip",
+        "model_reranker": "mini-reranker",
+        "model_generator": "mini-generator",
+        "model_prompt": "rerank-1 answer-1",
+        "model_threshold": "0.612346",
+        "note": "a caption was cut",
+        "error_code": "",
+        "error": "",
+    }
+    assert no_evidence["evidence_1_source"] == ""
+    assert (invalid["custom_id"], invalid["error_code"], invalid["model_index"]) == ("", "empty_question", "")
+    assert dead["error"] == "'=killed its worker twice"
+
+
+def test_csv_columns_depend_on_the_job_alone(tmp_path: Path) -> None:
+    write_results([], tmp_path / "none.csv", FileFormat.CSV, top_n=3)
+    write_results(ROWS, tmp_path / "some.csv", FileFormat.CSV, top_n=3)
+    first = (tmp_path / "none.csv").read_text().splitlines()[0]
+    assert first == (tmp_path / "some.csv").read_text().splitlines()[0]
+    assert "evidence_3_relevance" in first
+
+
+def test_evidence_beyond_top_n_is_never_dropped_in_silence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"line 1 has 2 images of evidence"):
+        write_results(ROWS, tmp_path / "out.csv", FileFormat.CSV, top_n=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum", "\tx", "\rx", "'=1", "''-"])
+def test_no_text_of_a_csv_starts_a_formula(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "out.csv"
+    write_results([ResultRow(1, text, text, AnswerStatus.ANSWERED, text)], path, FileFormat.CSV, top_n=1)
+    (row,) = read_csv(path)
+    assert row["custom_id"] == row["question"] == row["answer"] == "'" + text
+
+
+@pytest.mark.parametrize("text", ["'tis red", "a=b", " =1", "3 - 1", "", "'"])
+def test_other_texts_of_a_csv_stay_as_they_are(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "out.csv"
+    write_results([ResultRow(1, "a", text, AnswerStatus.ANSWERED, text)], path, FileFormat.CSV, top_n=1)
+    assert read_csv(path)[0]["answer"] == text
+
+
+def test_parquet_reads_back_equal_over_several_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "_ROWS_PER_GROUP", 2)
+    path = tmp_path / "out.parquet"
+    assert write_results(iter(ROWS), path, FileFormat.PARQUET, top_n=2) == 5
+    assert parquet.ParquetFile(path).num_row_groups == 3
+    assert parquet.read_table(path).to_pylist() == [row.as_json() for row in ROWS]
+
+
+@pytest.mark.parametrize("format", list(FileFormat))
+def test_a_job_without_rows_gives_a_readable_file(tmp_path: Path, format: FileFormat) -> None:
+    path = tmp_path / "out"
+    assert write_results([], path, format, top_n=2) == 0
+    if format is FileFormat.PARQUET:
+        assert parquet.read_table(path).num_rows == 0
+    elif format is FileFormat.CSV:
+        assert read_csv(path) == []
+    else:
+        assert path.read_bytes() == b""
+
+
+texts = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=20)
+
+
+@given(text=texts)
+def test_any_text_survives_every_format(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    folder = tmp_path_factory.mktemp("results")
+    row = ResultRow(1, "a", text, AnswerStatus.ANSWERED, text, None, (candidate(1, 0.5, 0, text),))
+    for format in FileFormat:
+        write_results([row], folder / format, format, top_n=1)
+    content = (folder / "jsonl").read_text()
+    assert len(content.splitlines()) == 1
+    assert json.loads(content) == row.as_json()
+    assert parquet.read_table(folder / "parquet").to_pylist() == [row.as_json()]
+    (cells,) = read_csv(folder / "csv")
+    escaped = text.lstrip("'").startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    for column in ("question", "answer", "evidence_1_caption"):
+        assert (cells[column].removeprefix("'") if escaped else cells[column]) == text
+        assert not cells[column].startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+def test_the_error_file_holds_what_failed_or_died(tmp_path: Path) -> None:
+    path = tmp_path / "errors.jsonl"
+    assert write_errors(iter(ROWS), path) == 2
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"custom_id": None, "line": 3, "code": "empty_question", "message": "the question is empty"},
+        {"custom_id": "d", "line": 4, "code": "poison", "message": "=killed its worker twice"},
+    ]
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("the old one")
+
+    def broken() -> Any:
+        yield ANSWERED
+        raise RuntimeError("the database went away")
+
+    with pytest.raises(RuntimeError, match="went away"):
+        write_results(broken(), path, FileFormat.JSONL, top_n=2)
+    assert path.read_text() == "the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with written_whole(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+        assert part.parent == path.parent
+    assert path.read_text() == "new"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no/out\.csv cannot be written: No such file or directory"):
+        write_results(ROWS, tmp_path / "no" / "out.csv", FileFormat.CSV, top_n=2)
+    with pytest.raises(UsageError, match="it is a folder"):
+        write_results(ROWS, tmp_path, FileFormat.CSV, top_n=2)

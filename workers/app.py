@@ -1,0 +1,128 @@
+"""The Celery app and the queue table, each setting with its reason (RELIABILITY D3, D6, D7).
+
+Celery only carries hints: a message holds a shard's id, and Postgres decides whether there is anything to do.
+Start a worker with `celery -A workers.app worker -Q query -n answer@%h --pool prefork --concurrency 1`.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+from celery import Celery, signals
+from kombu import Exchange, Queue
+from kombu.exceptions import OperationalError
+from sqlalchemy import Engine
+
+from ragllava.jobs import dispatch
+from ragllava.jobs.dispatch import Publish, ShardMessage
+from ragllava.logs import configure_logging
+from ragllava.settings import Settings, load_settings
+from ragllava.stores.database import in_transaction
+
+log = logging.getLogger(__name__)
+
+QUEUES = {
+    "ingest": "embeds pictures",
+    "query": "retrieves, reranks and answers",
+    "maint": "sweeps, dispatches, takes submissions; never long work",
+}
+TASK_OF_QUEUE = {"ingest": "ragllava.ingest", "query": "ragllava.answer"}
+
+# The Redis transport serves 0 first, and keeps a list for each of 0, 3, 6, 9.
+URGENT, BULK = 0, 6
+MESSAGE_VERSION = 1
+
+app = Celery("ragllava", include=["workers.ingest", "workers.answer", "workers.schedule", "workers.events"])
+
+
+def configuration() -> dict[str, Any]:
+    """Celery's settings; read when a worker or a publisher first needs them, never at import."""
+    settings = load_settings()
+    return {
+        "broker_url": settings.require_redis(),
+        "broker_connection_retry_on_startup": True,
+        # Without a socket timeout a worker whose peer vanished stays deaf for ever (experiment 9).
+        "broker_transport_options": {
+            "socket_timeout": 5,
+            "socket_connect_timeout": 3,
+            "socket_keepalive": True,
+            "health_check_interval": 5,
+            "visibility_timeout": 3600,
+            "global_keyprefix": "ragllava:",
+        },
+        # The default exchange needs no binding in Redis, so a wiped Redis routes at once again.
+        "task_queues": [Queue(name, Exchange(""), routing_key=name) for name in QUEUES],
+        "task_default_queue": "maint",
+        "task_default_exchange": "",
+        "task_default_routing_key": "maint",
+        "task_create_missing_queues": False,
+        # Early ack: a lost message is found by the sweep; a late ack could run a shard twice or lose it (D6).
+        "task_acks_late": False,
+        "task_ignore_result": True,
+        "task_publish_retry": False,
+        "worker_prefetch_multiplier": 1,
+        "worker_disable_prefetch": True,
+        "worker_enable_remote_control": False,
+        "worker_send_task_events": False,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        # CUDA and fork do not mix, and a child that loads a model is slow to come up (experiment 10).
+        "worker_pool_start_method": "spawn",
+        "worker_proc_alive_timeout": 600,
+        "task_time_limit": settings.shard_time_limit_s,
+        "worker_max_memory_per_child": settings.worker_memory_mib * 1024 or None,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        "beat_schedule": {
+            "tick": {
+                "task": "ragllava.tick",
+                "schedule": settings.tick_s,
+                # A tick that waited longer than its period is pointless: the next one is there.
+                "options": {"queue": "maint", "expires": settings.tick_s},
+            }
+        },
+    }
+
+
+app.add_defaults(configuration)
+
+
+@signals.setup_logging.connect
+def _setup_logging(**_facts: Any) -> None:
+    configure_logging()
+
+
+def publisher(engine: Engine) -> Publish:
+    """A function that sends shard messages; what the broker does not take goes back to pending at once."""
+
+    def publish(messages: list[ShardMessage]) -> None:
+        for position, message in enumerate(messages):
+            try:
+                _send(message)
+            except (OperationalError, OSError) as error:
+                unsent = [later.shard_id for later in messages[position:]]
+                log.warning(f"broker away: {error}", extra={"action": "publish_failed", "messages": len(unsent)})
+                in_transaction(engine, partial(dispatch.unpublish, shard_ids=unsent))
+                return
+
+    return publish
+
+
+def _send(message: ShardMessage) -> None:
+    app.send_task(
+        TASK_OF_QUEUE[message.queue],
+        args=[message.shard_id, MESSAGE_VERSION],
+        queue=message.queue,
+        priority=URGENT if message.urgent else BULK,
+    )
+
+
+def dispatch_now(engine: Engine, settings: Settings) -> int:
+    """Sweep, choose, commit, publish: what every submitter and every finished shard calls."""
+    return dispatch.sweep_and_dispatch(engine, settings, publisher(engine))
+
+
+# Registers its signal handlers; at the end, because it needs `app` and `dispatch_now`.
+from workers import presence  # noqa: E402, F401

@@ -1,0 +1,77 @@
+"""What a worker's child process keeps between shards: settings, one engine, stores and models.
+
+Made once in the process that runs the tasks, after fork or spawn (D7, D10).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from celery import signals
+from sqlalchemy import Engine
+
+from ragllava.errors import DeviceLost
+from ragllava.jobs.runner import Stage, run_shard
+from ragllava.records import JobKind
+from ragllava.settings import Settings, load_settings
+from ragllava.stages.answer import answer_stage
+from ragllava.stages.ingest import ingest_stage
+from ragllava.stages.resources import Resources
+from ragllava.stores import presence
+from ragllava.stores.database import in_transaction, make_engine
+from workers.app import MESSAGE_VERSION, dispatch_now
+
+log = logging.getLogger(__name__)
+
+STAGES: dict[JobKind, Stage[Resources]] = {JobKind.INGEST: ingest_stage, JobKind.ANSWER: answer_stage}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process's connections and models."""
+
+    settings: Settings
+    engine: Engine
+    resources: Resources
+
+
+@functools.cache
+def runtime() -> Runtime:
+    """This process's runtime, made at the first call."""
+    settings = load_settings()
+    engine = make_engine(settings.require_database(), pool_size=3, name=f"worker {os.getpid()}")
+    return Runtime(settings, engine, Resources(settings))
+
+
+@signals.worker_process_init.connect
+def _load_models(sender: str | None = None, **_facts: Any) -> None:
+    """Before the first shard: load the models that this worker's queues need, score one pair, report ready."""
+    here = runtime()
+    name = str(sender)
+    queues = {w.name: w.queues for w in in_transaction(here.engine, presence.list_workers)}.get(name, [])
+    versions = here.resources.warm_up(answers="query" in queues, embeds=bool({"ingest", "query"} & set(queues)))
+    in_transaction(here.engine, lambda connection: presence.report_ready(connection, name, versions))
+    log.info("models loaded", extra={"action": "worker_ready", "worker": name, **versions})
+    dispatch_now(here.engine, here.settings)
+
+
+def run_message(shard_id: int, message_version: int, worker: str) -> None:
+    """Do what a message hints at, then let the next shards be dispatched."""
+    here = runtime()
+    if message_version != MESSAGE_VERSION:
+        log.warning(
+            "message of another version dropped; the sweep will send it again",
+            extra={"action": "message_dropped", "shard": shard_id, "version": message_version},
+        )
+        return
+    try:
+        run_shard(shard_id, worker, here.settings, here.engine, here.resources, STAGES)
+    except DeviceLost:
+        # A broken CUDA context never heals: only a new process helps. The shard is recorded as failed already.
+        log.critical("device lost, this process ends", extra={"action": "device_lost", "shard": shard_id})
+        os._exit(70)
+    dispatch_now(here.engine, here.settings)
