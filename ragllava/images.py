@@ -11,6 +11,7 @@ import io
 import math
 import warnings
 from dataclasses import dataclass
+from typing import cast
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -231,13 +232,12 @@ def _to_8_bit(picture: Image.Image) -> Image.Image:
     Its own range, because cameras and scanners fill 16 bits with 10 or 12; dividing by 65,535 would leave those
     pictures black. A picture of one single value has no range; it is taken as 16 bits.
     """
-    low, high = picture.getextrema()
-    if not isinstance(low, int | float) or not isinstance(high, int | float):
-        raise ImageRejected(f"pictures of mode {picture.mode} are not accepted; save it as 8-bit PNG")
+    deep = picture if picture.mode == "F" else picture.convert("I")  # the 16-bit modes can do little themselves
+    low, high = cast("tuple[float, float]", deep.getextrema())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ImageRejected("some of its values are not finite numbers; save it as 8-bit PNG")
     if low == high:
         low, high = 0, max(65_535, high)
     scale = 255 / (high - low)
     offset = 0.5 - low * scale  # conversion to 8 bits cuts, so half a step makes it round
-    return picture.convert("F").point(lambda value: value * scale + offset).convert("L")
+    return deep.convert("F").point(lambda value: value * scale + offset).convert("L")

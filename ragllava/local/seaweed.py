@@ -9,7 +9,7 @@ from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
-from ragllava.errors import ServiceUnavailable
+from ragllava.errors import ObjectMissing, ServiceUnavailable
 from ragllava.local.home import write_private
 from ragllava.local.service import EmbeddedService
 from ragllava.settings import Settings
@@ -18,6 +18,7 @@ from ragllava.stores.objects import ObjectStore
 # The parts of the one process, in the order of our ports. Each has a second port for gRPC, by custom 10,000 above;
 # the maintenance part looks for the admin part's there, whatever the options say.
 _PARTS = ("s3", "master", "volume", "filer", "admin")
+_PROBE_KEY = "ragllava/ready"
 
 
 class SeaweedService(EmbeddedService):
@@ -59,6 +60,9 @@ class SeaweedService(EmbeddedService):
             "webdav": "false",
             "admin.ui": "false",
             "master.telemetry": "false",
+            # One master needs no memory of elections, and one that recalls them sometimes takes its volumes back
+            # only after several seconds, in which every read fails.
+            "master.resumeState": "false",
         }
         for part, port in zip(_PARTS, self.ports, strict=True):
             options[f"{part}.port"] = str(port)
@@ -73,10 +77,15 @@ class SeaweedService(EmbeddedService):
         return {**super().environment(), **keys}
 
     def probe(self) -> None:
-        """Has our bucket, for our key."""
+        """Has our bucket, for our key, and reads an object of former times."""
         _server_header(self.address)  # fails at once, where the SDK would try again and again
         own: dict[str, Any] = {"home": self.home.root, "s3_secure": False, **self.settings()}
-        ObjectStore(Settings(**own)).ensure_bucket()
+        store = ObjectStore(Settings(**own))
+        store.ensure_bucket()
+        try:
+            store.get(_PROBE_KEY)
+        except ObjectMissing:
+            store.put(_PROBE_KEY, b"ready", "text/plain")
 
     @property
     def _identities(self) -> Path:

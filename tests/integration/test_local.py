@@ -353,6 +353,7 @@ def test_a_taken_port_is_replaced(home: Path) -> None:
     first = services.start()
     services.stop()
     with socket.socket() as occupant:
+        occupant.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         occupant.bind(("127.0.0.1", int(_host(first).split(":")[1].split("/")[0])))
         occupant.listen()
         second = services.start()
@@ -370,6 +371,15 @@ def test_kept_ports_are_chosen_again_and_none_twice() -> None:
     assert choose_ports(first, 3, set()) == first
     assert choose_ports(first, 2, set()) != first, "another number of ports was asked for"
     assert not set(first) & set(choose_ports(first, 3, taken))
+
+
+def test_ports_with_twins_do_not_meet() -> None:
+    taken: set[int] = set()
+    ports = choose_ports([], 5, taken, twin=10_000) + choose_ports([], 5, taken, twin=10_000)
+    assert len({*ports, *(port + 10_000 for port in ports)}) == 20
+    with socket.socket() as occupant:
+        occupant.bind(("127.0.0.1", ports[0] + 10_000))
+        assert choose_ports(ports[:1], 1, set(), twin=10_000) != ports[:1]
 
 
 def test_a_server_that_does_not_start_says_why_and_takes_the_others_down() -> None:

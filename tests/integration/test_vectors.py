@@ -20,15 +20,22 @@ HALF_ROUNDING = 2e-3  # of a cosine, when both vectors are rounded to half preci
 
 def draw(count: int, seed: int, dim: int = DIM) -> Vectors:
     found = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    return unit(found)
+
+
+def unit(found: Vectors) -> Vectors:
+    """Rows of length 1."""
+    lengths: Vectors = np.linalg.norm(found, axis=1, keepdims=True)
+    return found / lengths
 
 
 def brute_force(queries: Vectors, stored: Vectors, image_ids: Sequence[int], k: int) -> list[list[Hit]]:
     """The slow and obvious search: every cosine in half precision, sorted by score and then by image id."""
     rounded, asked = stored.astype(np.float16).astype(np.float64), queries.astype(np.float16).astype(np.float64)
+    distances = -(asked @ rounded.T)
     return [
-        [Hit(image_id, score) for score, image_id in sorted(zip(-scores, image_ids, strict=True))[:k]]
-        for scores in -(asked @ rounded.T) * -1
+        [Hit(image_id, -distance) for distance, image_id in sorted(zip(row, image_ids, strict=True))[:k]]
+        for row in distances
     ]
 
 
@@ -255,9 +262,9 @@ def test_the_graph_finds_the_neighbours(engine: Engine) -> None:
 def test_the_graph_never_gives_fewer_rows_than_there_are(engine: Engine) -> None:
     # The nearest 150 of 200 are retired: a walk that looks at 100 finds none of the others.
     query = draw(1, seed=1)
-    near = query + 0.05 * draw(200, seed=2)
+    near = query + np.float32(0.05) * draw(200, seed=2)
     near[150:] = -near[150:]
-    stored = (near / np.linalg.norm(near, axis=1, keepdims=True)).astype(np.float32)
+    stored = unit(near)
     with engine.begin() as connection:
         index_id = new_index(connection)
         image_ids = _insert_images(connection, 200)

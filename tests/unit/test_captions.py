@@ -1,0 +1,214 @@
+"""Caption files and sidecars."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ragllava.errors import InvalidInput, UsageError
+from ragllava.stages.captions import (
+    MAX_CAPTION,
+    MAX_SIDECAR_BYTES,
+    CaptionBook,
+    clean_caption,
+    read_captions,
+    sidecar_caption,
+)
+
+NAMES = st.text("abcdefgh0123äß _-", min_size=1, max_size=12).map(lambda name: f"p{name}.png")
+TEXTS = st.text(max_size=60)
+
+
+def book_of(path: Path, content: str | bytes) -> CaptionBook:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_captions(path)
+
+
+def errors_of(path: Path, content: str | bytes) -> list[tuple[str, int, str]]:
+    with pytest.raises(InvalidInput) as caught:
+        book_of(path, content)
+    return [(error.code, error.line, error.message) for error in caught.value.errors]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_every_usual_csv_is_read(tmp_path: Path, encoding: str, delimiter: str, end: str) -> None:
+    rows = [["id", "File_Name", "Caption"], ["1", "a.png", "A cat, black; small"], ["2", "b.png", 'Two "dogs"']]
+    stream = io.StringIO(newline="")
+    csv.writer(stream, delimiter=delimiter, lineterminator=end).writerows(rows)
+    book = book_of(tmp_path / "captions.csv", stream.getvalue().encode(encoding))
+    assert book.assign(["a.png", "b.png", "c.png"]) == ["A cat, black; small", 'Two "dogs"', None]
+
+
+@given(captions=st.dictionaries(NAMES, TEXTS, max_size=8), kind=st.sampled_from(["csv", "jsonl", "json", "parquet"]))
+def test_every_format_gives_back_the_clean_captions(
+    tmp_path_factory: pytest.TempPathFactory, captions: dict[str, str], kind: str
+) -> None:
+    path = tmp_path_factory.mktemp("captions") / f"captions.{kind}"
+    entries = [{"image": name, "caption": text} for name, text in captions.items()]
+    if kind == "csv":
+        stream = io.StringIO(newline="")
+        writer = csv.DictWriter(stream, ["image", "caption"], quoting=csv.QUOTE_ALL)
+        writer.writeheader()
+        writer.writerows(entries)
+        path.write_text(stream.getvalue(), "utf-8", newline="")
+    elif kind == "parquet":
+        columns = {"image": list(captions), "caption": list(captions.values())}
+        schema = pyarrow.schema([("image", pyarrow.string()), ("caption", pyarrow.string())])
+        pyarrow.parquet.write_table(pyarrow.table(columns, schema), path)
+    else:
+        lines = [json.dumps(entry) for entry in entries]
+        path.write_text(f"[{','.join(lines)}]" if kind == "json" else "\n".join(lines))
+    book = read_captions(path)
+    assert book.assign(list(captions)) == [clean_caption(text) for text in captions.values()]
+    assert book.unused() == []
+
+
+@given(st.text())
+def test_a_clean_caption_is_storable_and_on_one_line(text: str) -> None:
+    caption = clean_caption(text)
+    if caption is None:
+        assert not text.replace("\x00", "").replace("\ufeff", "").strip()
+    else:
+        assert len(caption) <= MAX_CAPTION
+        assert "\x00" not in caption
+        assert caption.splitlines() == [caption]
+        assert caption == caption.strip() == clean_caption(caption)
+        caption.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"A frog.\nde.utf8=Ein Frosch.\n", "A frog."),
+        (b"\xef\xbb\xbf\r\n \r\n  A   frog. \r\nmore", "A frog."),
+        ("Ein Käfer.".encode("utf-16"), "Ein Käfer."),
+        ("Ein Käfer.".encode("cp1252"), "Ein Käfer."),
+        (b"nul\x00 inside\n", "nul inside"),
+        (b" \n\n", None),
+        (b"", None),
+        (b"x" * 5_000, "x" * MAX_CAPTION),
+        (("Käfer\n" + "ä" * MAX_SIDECAR_BYTES).encode(), "Käfer"),
+    ],
+)
+def test_the_first_line_of_a_sidecar_counts(data: bytes, expected: str | None) -> None:
+    assert sidecar_caption(data[:MAX_SIDECAR_BYTES]) == expected
+
+
+def test_captions_go_by_path_then_by_bare_name_if_that_is_clear() -> None:
+    book = CaptionBook(
+        {
+            "trip/a.png": "exact",
+            "images/b.png": "by name",
+            "x/c.png": "two captions of this name",
+            "y/c.png": "two captions of this name, too",
+            "d.png": "two files of this name",
+            ".\\album\\e.png": "tidied",
+            "f.png": "the file at the top, not its namesake",
+            "gone.png": "no such file",
+        }
+    )
+    sources = ["trip/a.png", "trip/b.png", "z/c.png", "1/d.png", "2/d.png", "album/e.png", "f.png", "deep/f.png"]
+    assert book.assign(sources) == [
+        "exact",
+        "by name",
+        None,
+        None,
+        None,
+        "tidied",
+        "the file at the top, not its namesake",
+        None,
+    ]
+    assert book.unused() == ["x/c.png", "y/c.png", "d.png", "gone.png"]
+    assert len(book) == 8
+
+
+def test_several_captions_of_a_picture_are_joined_and_empty_ones_skipped(tmp_path: Path) -> None:
+    text = "image,caption\na.png,A cat.\na.png,A black cat.\n./a.png,A cat.\nb.png,\n"
+    book = book_of(tmp_path / "captions.txt", text)
+    assert book.assign(["a.png", "b.png"]) == ["A cat. A black cat.", None]
+    assert len(book) == 1
+
+
+def test_a_quoted_cell_may_span_lines_and_errors_still_name_the_right_one(tmp_path: Path) -> None:
+    text = 'image,caption\na.png,"two\nlines"\n\nonly-one-cell\n,no name\nb.png,good\n'
+    assert [error[:2] for error in errors_of(tmp_path / "c.csv", text)] == [
+        ("missing_column", 5),
+        ("invalid_image", 6),
+    ]
+
+
+def test_a_missing_column_is_named_with_those_found(tmp_path: Path) -> None:
+    ((code, line, message),) = errors_of(tmp_path / "c.csv", "picture;caption\na.png;x\n")
+    assert (code, line) == ("missing_column", 1)
+    assert "file_name" in message
+    assert "picture" in message
+    ((_, _, message),) = errors_of(tmp_path / "d.csv", "image,alt\na.png,x\n")
+    assert "caption" in message
+    assert "image, alt" in message
+    ((_, _, message),) = errors_of(tmp_path / "e.csv", "")
+    assert "found none" in message
+
+
+def test_lines_that_are_wrong_are_all_reported(tmp_path: Path) -> None:
+    lines = ['{"image": "a.png", "caption": "ok"}', "{", "", "[1]", '{"image": "b.png"}', '{"image": 7, "text": 8}']
+    assert [error[:2] for error in errors_of(tmp_path / "c.jsonl", "\n".join(lines))] == [
+        ("invalid_json", 2),
+        ("not_an_object", 4),
+        ("missing_column", 5),
+        ("invalid_caption", 6),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "line"),
+    [
+        ("c.json", b'[{"image": "a", "caption": "b"},\n oops]', "invalid_json", 2),
+        ("c.json", b"[" * 100_000, "invalid_json", 0),
+        ("c.json", b'[{"image": "a", "caption": "b"}, 3]', "not_an_object", 0),
+        ("c.csv", b"image,caption\na.png,caf\xe9\n", "invalid_encoding", 2),
+        ("c.csv", b'image,caption\nb.png,x\na.png,"' + b"x" * 200_000 + b'"\n', "invalid_csv", 3),
+        ("c.parquet", b"PAR1 no parquet", "invalid_parquet", 0),
+    ],
+)
+def test_damage_is_reported_where_it_is(tmp_path: Path, name: str, content: bytes, code: str, line: int) -> None:
+    assert [error[:2] for error in errors_of(tmp_path / name, content)] == [(code, line)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"image": [b"a.png"], "caption": ["x"]}, ("invalid_image", 1)),
+        ({"image": ["a.png", "b.png"], "caption": [["x"], ["y"]]}, ("invalid_caption", 1)),
+        ({"id": [1], "caption": ["x"]}, ("missing_column", 0)),
+    ],
+)
+def test_parquet_of_other_types_is_refused(
+    tmp_path: Path, columns: dict[str, list[Any]], expected: tuple[str, int]
+) -> None:
+    path = tmp_path / "c.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(InvalidInput) as caught:
+        read_captions(path)
+    first = caught.value.errors[0]
+    assert (first.code, first.line) == expected
+
+
+def test_files_that_cannot_be_read_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot read the caption file .*missing\.csv: No such file"):
+        read_captions(tmp_path / "missing.csv")
+    with pytest.raises(UsageError, match=r"ends in \.csv"):
+        read_captions(tmp_path / "captions.docx")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(UsageError, match="directory"):
+        read_captions(tmp_path / "folder.csv")
