@@ -30,7 +30,7 @@ from typing import IO, Any
 from PIL import Image
 
 from ragllava.errors import DecoderUnavailable, ImageRejected
-from ragllava.images import MAX_BYTES, MAX_SIDE, MEDIA_TYPES, DecodedImage, decode
+from ragllava.images import MAX_BYTES, MAX_SIDE, MEDIA_TYPES, TOO_MANY_BYTES, DecodedImage, decode, printable
 
 _REQUEST = struct.Struct(">II")  # max_side (0: none), bytes of the file
 _ANSWER = struct.Struct(">I")  # bytes of the JSON object
@@ -139,7 +139,7 @@ class _Child:
 
     def decode(self, data: bytes, max_side: int | None) -> DecodedImage | ImageRejected:
         if len(data) > MAX_BYTES:
-            return ImageRejected(f"it has more than the {MAX_BYTES // 1_000_000} MB allowed")
+            return ImageRejected(TOO_MANY_BYTES)
         # A child that somebody else killed (the kernel short of memory, an operator) says nothing about the
         # picture, so that one is tried once more.
         return (
@@ -159,7 +159,7 @@ class _Child:
         process = self._running()
         result = None
         deadline = _Deadline(process, self._limits.wall_seconds)
-        with deadline, suppress(OSError, EOFError, ValueError, LookupError, TypeError):
+        with deadline, suppress(OSError, EOFError, ValueError, LookupError, TypeError, RecursionError):
             result = _ask(process, data, max_side)
         if result is None:
             return self._why_it_failed(process, deadline.passed)
@@ -266,14 +266,15 @@ def _ask(process: subprocess.Popen[bytes], data: bytes, max_side: int | None) ->
         raise ValueError("an answer's header is too long")
     header: dict[str, Any] = json.loads(_read_exactly(answers, length))
     if "rejected" in header:
-        return ImageRejected(str(header["rejected"]))
-    columns, rows = int(header["columns"]), int(header["rows"])
-    # The child has met hostile bytes: its word on sizes is not taken either.
-    if not (0 < columns <= MAX_SIDE and 0 < rows <= MAX_SIDE) or header["media_type"] not in MEDIA_TYPES.values():
-        raise ValueError("an answer's header makes no sense")
-    pixels = _read_exactly(answers, 3 * columns * rows)
-    picture = Image.frombytes("RGB", (columns, rows), pixels)
-    return DecodedImage(picture, int(header["width"]), int(header["height"]), header["media_type"])
+        return ImageRejected(printable(str(header["rejected"])))
+    width, height, columns, rows = (int(header[name]) for name in ("width", "height", "columns", "rows"))
+    # The child has met hostile bytes: its word is not taken either.
+    if not all(0 < side <= MAX_SIDE for side in (width, height, columns, rows)):
+        raise ValueError("an answer's sizes make no sense")
+    if header["media_type"] not in MEDIA_TYPES.values():
+        raise ValueError("an answer's media type makes no sense")
+    picture = Image.frombytes("RGB", (columns, rows), _read_exactly(answers, 3 * columns * rows))
+    return DecodedImage(picture, width, height, header["media_type"])
 
 
 def _read_exactly(stream: IO[bytes], length: int) -> bytes:

@@ -21,6 +21,8 @@ MAX_BYTES = 50_000_000  # of a file
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 16_384  # pixels, the longer side
 
+TOO_MANY_BYTES = f"it has more than the {MAX_BYTES // 1_000_000} MB allowed"
+
 MEDIA_TYPES = {
     "JPEG": "image/jpeg",
     "PNG": "image/png",
@@ -95,7 +97,7 @@ def decode(data: bytes, *, max_side: int | None = None, allow_tiff: bool = False
     damaged content, and above MAX_BYTES, MAX_PIXELS or MAX_SIDE. Only the first frame is ever looked at.
     """
     if len(data) > MAX_BYTES:
-        raise ImageRejected(f"it has more than the {MAX_BYTES // 1_000_000} MB allowed")
+        raise ImageRejected(TOO_MANY_BYTES)
     kind = _accepted_kind(data, allow_tiff=allow_tiff)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on odd metadata
@@ -112,7 +114,7 @@ def decode(data: bytes, *, max_side: int | None = None, allow_tiff: bool = False
             raise ImageRejected(f"it is a damaged {kind} picture: its header cannot be read") from None
         # Decoders meet hostile bytes with any exception there is; each of them means the same here.
         except Exception as error:
-            raise ImageRejected(f"it is a damaged {kind} picture: {error}") from error
+            raise ImageRejected(f"it is a damaged {kind} picture: {printable(str(error))}") from error
 
 
 def fit(width: int, height: int, max_side: int | None) -> tuple[int, int]:
@@ -121,6 +123,15 @@ def fit(width: int, height: int, max_side: int | None) -> tuple[int, int]:
     if max_side is None or longer <= max_side:
         return width, height
     return max(1, round(width * max_side / longer)), max(1, round(height * max_side / longer))
+
+
+def printable(text: str) -> str:
+    """`text` on one line that can be stored and shown: control characters and the like as backslash escapes."""
+    return "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
 
 
 def _accepted_kind(data: bytes, *, allow_tiff: bool) -> str:

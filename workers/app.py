@@ -7,7 +7,6 @@ Start a worker with `celery -A workers.app worker -Q query -n answer@%h --pool p
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import Any
 
 from celery import Celery, signals
@@ -41,7 +40,8 @@ def configuration() -> dict[str, Any]:
     """Celery's settings; read when a worker or a publisher first needs them, never at import."""
     settings = load_settings()
     return {
-        "broker_url": settings.require_redis(),
+        # Publishers give their own address (`publisher`); a worker without one is refused in workers/presence.py.
+        "broker_url": settings.redis_url.get_secret_value() if settings.redis_url else None,
         "broker_connection_retry_on_startup": True,
         # Without a socket timeout a worker whose peer vanished stays deaf for ever (experiment 9).
         "broker_transport_options": {
@@ -94,34 +94,37 @@ def _setup_logging(**_facts: Any) -> None:
     configure_logging()
 
 
-def publisher(engine: Engine) -> Publish:
+def publisher(engine: Engine, settings: Settings) -> Publish:
     """A function that sends shard messages; what the broker does not take goes back to pending at once."""
 
     def publish(messages: list[ShardMessage]) -> None:
-        for position, message in enumerate(messages):
-            try:
-                _send(message)
-            except (OperationalError, OSError) as error:
-                unsent = [later.shard_id for later in messages[position:]]
-                log.warning(f"broker away: {error}", extra={"action": "publish_failed", "messages": len(unsent)})
-                in_transaction(engine, partial(dispatch.unpublish, shard_ids=unsent))
-                return
+        unsent = list(messages)
+        try:
+            with app.connection_for_write(settings.require_redis()) as connection:
+                while unsent:
+                    _send(unsent[0], connection)
+                    unsent.pop(0)
+        except (OperationalError, OSError) as error:
+            log.warning(f"broker away: {error}", extra={"action": "publish_failed", "messages": len(unsent)})
+            ids = [message.shard_id for message in unsent]
+            in_transaction(engine, lambda connection: dispatch.unpublish(connection, ids))
 
     return publish
 
 
-def _send(message: ShardMessage) -> None:
+def _send(message: ShardMessage, connection: Any) -> None:
     app.send_task(
         TASK_OF_QUEUE[message.queue],
         args=[message.shard_id, MESSAGE_VERSION],
         queue=message.queue,
         priority=URGENT if message.urgent else BULK,
+        connection=connection,
     )
 
 
 def dispatch_now(engine: Engine, settings: Settings) -> int:
     """Sweep, choose, commit, publish: what every submitter and every finished shard calls."""
-    return dispatch.sweep_and_dispatch(engine, settings, publisher(engine))
+    return dispatch.sweep_and_dispatch(engine, settings, publisher(engine, settings))
 
 
 # Registers its signal handlers; at the end, because it needs `app` and `dispatch_now`.

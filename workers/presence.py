@@ -66,6 +66,7 @@ _here: Presence | None = None  # Celery's signals carry no state of ours; one wo
 def _register(sender: str, instance: Any, **_facts: Any) -> None:
     global _here  # noqa: PLW0603
     settings = load_settings()
+    settings.require_redis()
     engine = make_engine(settings.require_database(), pool_size=1, name=f"presence {sender}")
     names = sorted(instance.app.amqp.queues.consume_from)
     _here = Presence(settings, engine, sender, names, instance.concurrency)

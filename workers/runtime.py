@@ -21,7 +21,7 @@ from ragllava.settings import Settings, load_settings
 from ragllava.stages.answer import answer_stage
 from ragllava.stages.ingest import ingest_stage
 from ragllava.stages.resources import Resources
-from ragllava.stores import presence
+from ragllava.stores import presence, registry
 from ragllava.stores.database import in_transaction, make_engine
 from workers.app import MESSAGE_VERSION, dispatch_now
 
@@ -53,7 +53,11 @@ def _load_models(sender: str | None = None, **_facts: Any) -> None:
     here = runtime()
     name = str(sender)
     queues = {w.name: w.queues for w in in_transaction(here.engine, presence.list_workers)}.get(name, [])
-    versions = here.resources.warm_up(answers="query" in queues, embeds=bool({"ingest", "query"} & set(queues)))
+    answers = "query" in queues
+    versions = here.resources.warm_up(answers=answers, embeds=answers or "ingest" in queues)
+    if answers:
+        bases = here.resources.base_versions()
+        in_transaction(here.engine, lambda c: registry.ensure_champions(c, here.settings.profile, bases))
     in_transaction(here.engine, lambda connection: presence.report_ready(connection, name, versions))
     log.info("models loaded", extra={"action": "worker_ready", "worker": name, **versions})
     dispatch_now(here.engine, here.settings)

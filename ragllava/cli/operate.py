@@ -29,7 +29,7 @@ def worker_specs(settings: Settings, answer_workers: int = 1) -> list[WorkerSpec
     celery = (sys.executable, "-m", "celery", "-A", "workers.app", "worker", "--concurrency", "1")
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "INFO")
     # Idle OpenMP threads that spin take the core from the other workers of a small machine.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
     return [
         WorkerSpec(name, (*celery, "-n", f"{name}@%h", *options, *quiet), environment)
         for name, options in commands.items()

@@ -220,9 +220,7 @@ def jobs_without_result(connection: Connection) -> list[int]:
 
 def set_result(connection: Connection, job_id: int, manifest: dict[str, Any]) -> None:
     """Name the result files of an ended job; a job that was retried meanwhile is left alone."""
-    connection.execute(
-        update(jobs).where(jobs.c.id == job_id, jobs.c.finished_at.is_not(None)).values(result=manifest)
-    )
+    connection.execute(update(jobs).where(jobs.c.id == job_id, jobs.c.finished_at.is_not(None)).values(result=manifest))
 
 
 def refuse(connection: Connection, lease: Lease, reason: str) -> None:

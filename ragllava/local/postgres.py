@@ -197,7 +197,7 @@ def _let_account_in(folder: Path) -> None:
     changed = let_others_pass(folder) + let_others_pass(programs() / "postgres")
     if changed:
         names = ", ".join(str(path) for path in changed)
-        log.info("let every account pass through %s, for PostgreSQL does not run as root", names)
+        log.warning("let every account pass through %s, for PostgreSQL does not run as root", names)
 
 
 def _ensure_account() -> None:

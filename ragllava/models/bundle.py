@@ -48,6 +48,12 @@ class ModelBundle:
         with self._lock:
             return self._generator
 
+    @property
+    def mllm_files(self) -> dict[str, str]:
+        """The files that reranker and generator were read from, with their sha256 (RELIABILITY D15)."""
+        with self._lock:
+            return dict(self._mllm.files)
+
     def warm_up(self) -> None:
         """Load what answering needs and score one pair, so that the first question does not wait (R19)."""
         from PIL import Image

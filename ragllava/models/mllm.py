@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from ragllava.errors import ModelUnavailable, ScoreRejected
-from ragllava.models.checks import check_model_folder, model_version
+from ragllava.models.checks import Manifest, check_model_folder, manifest, model_version
 from ragllava.models.device import DevicePlan, to_device
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
 from ragllava.models.profiles import Profile, find_model
@@ -52,9 +52,15 @@ class Generated:
 class Mllm:
     """One multimodal LLM. `version` names its weights; `context_tokens` is its window, answer included."""
 
-    def __init__(self, network: Any, processor: Any, version: str, plan: DevicePlan) -> None:
-        """Take a loaded network and its processor. Raises ModelUnavailable when they cannot serve."""
+    def __init__(
+        self, network: Any, processor: Any, version: str, plan: DevicePlan, files: Manifest | None = None
+    ) -> None:
+        """Take a loaded network and its processor; `files` is what they were read from, with hashes.
+
+        Raises ModelUnavailable when they cannot serve.
+        """
         self.network = network
+        self.files = files or {}
         self.version = version
         self.tokenizer = processor.tokenizer
         self.processor = processor
@@ -215,7 +221,7 @@ def load_mllm(profile: Profile, plan: DevicePlan, settings: Settings) -> Mllm:
     except (*_LOAD_ERRORS, SafetensorError) as error:
         raise ModelUnavailable(f"the model in {folder.path} cannot be loaded: {error}") from error
     log.info("mllm loaded: %s", version, extra={"action": "mllm_loaded"})
-    return Mllm(network, processor, version, plan)
+    return Mllm(network, processor, version, plan, manifest(folder.path, settings.home / "cache"))
 
 
 def _load(folder: Path, plan: DevicePlan) -> tuple[Any, Any]:

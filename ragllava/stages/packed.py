@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import IO, BinaryIO, cast
 
 from ragllava.errors import ImageRejected
-from ragllava.images import MAX_BYTES
+from ragllava.images import MAX_BYTES, TOO_MANY_BYTES, printable
 from ragllava.stages.captions import MAX_SIDECAR_BYTES, sidecar_caption
 from ragllava.stages.files import (
     PackedScheme,
@@ -161,7 +161,7 @@ def _read_zip(file: BinaryIO, names: Collection[str]) -> Iterator[tuple[str, byt
                 with package.open(info) as stream:
                     content: bytes | ImageRejected = read_capped(stream)
             except _DAMAGE as error:
-                content = ImageRejected(f"it is damaged inside the zip file: {error}")
+                content = ImageRejected(f"it is damaged inside the zip file: {printable(str(error))}")
             yield name, content
 
 
@@ -292,7 +292,7 @@ def read_capped(stream: IO[bytes]) -> bytes | ImageRejected:
     """All bytes of `stream`, or the rejection of a file that has more than MAX_BYTES."""
     data = stream.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        return ImageRejected(f"it has more than the {MAX_BYTES // 1_000_000} MB allowed")
+        return ImageRejected(TOO_MANY_BYTES)
     return data
 
 
@@ -302,4 +302,4 @@ def _damage(kind: str) -> Iterator[None]:
     try:
         yield
     except _DAMAGE as error:
-        raise ImageRejected(f"the {kind} file is damaged: {error}") from error
+        raise ImageRejected(f"the {kind} file is damaged: {printable(str(error))}") from error

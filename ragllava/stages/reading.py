@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from ragllava.errors import ImageRejected, ObjectMissing, UsageError
-from ragllava.images import MAX_BYTES
+from ragllava.images import MAX_BYTES, TOO_MANY_BYTES
 from ragllava.stages.files import PackedScheme, open_regular, why_unreadable
 from ragllava.stages.packed import read_capped, read_members
 from ragllava.stages.uris import Location, parse_uri
@@ -63,7 +63,7 @@ def _read_object(location: Location, open_object: OpenObject | None) -> bytes | 
     except UsageError as error:
         return ImageRejected(str(error))
     if len(data) > MAX_BYTES:
-        return ImageRejected(f"it has more than the {MAX_BYTES // 1_000_000} MB allowed")
+        return ImageRejected(TOO_MANY_BYTES)
     return data
 
 

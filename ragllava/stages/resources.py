@@ -12,8 +12,11 @@ from ragllava.decoding import DecoderPool
 from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing
 from ragllava.images import MAX_BYTES, decode
 from ragllava.models.bundle import ModelBundle
+from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
+from ragllava.records import Role
 from ragllava.settings import Settings
 from ragllava.stores.objects import ObjectStore
+from ragllava.stores.registry import BaseVersion
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,6 +69,22 @@ class Resources:
             versions["reranker"] = self.models.reranker.version
             versions["generator"] = self.models.generator.version
         return versions
+
+    def base_versions(self) -> list[BaseVersion]:
+        """The loaded base models in their two roles, for the registry."""
+        models, files = self.models, self.models.mllm_files
+        profile = models.profile
+        return [
+            BaseVersion(
+                Role.RERANKER,
+                models.reranker.version,
+                RERANK_VERSION,
+                profile.threshold,
+                profile.threshold_curve,
+                manifest=files,
+            ),
+            BaseVersion(Role.GENERATOR, models.generator.version, ANSWER_VERSION, manifest=files),
+        ]
 
 
 class PictureCache:

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
 from ragllava.errors import ImageRejected
+from ragllava.images import printable
 
 MAX_URI = 2_000  # characters; the database's index on addresses takes no more than about 2,700 bytes
 
@@ -50,13 +51,8 @@ def parse_uri(uri: str) -> Location:
 
 
 def shown(name: str) -> str:
-    """`name` as storable text on one line: bytes that are no UTF-8 and control characters as backslash escapes."""
-    storable = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(letter if letter.isprintable() or letter == " " else _escape(letter) for letter in storable)
-
-
-def _escape(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")
+    """The name of a file or member as storable text on one line; bytes that are no UTF-8 become escapes, too."""
+    return printable(name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
 def _path(encoded: str) -> str:

@@ -213,7 +213,9 @@ class _ImageRow:
 
 def _insert_images(connection: Connection, archive_id: int, offered: Sequence[NewImage]) -> set[str]:
     """Hashes of the images that are new to the archive; the first file of each hash names it."""
-    first = {image.sha256: image for image in reversed(offered)}
+    first: dict[str, NewImage] = {}
+    for image in offered:
+        first.setdefault(image.sha256, image)
     values = [
         {
             "archive_id": archive_id,
@@ -225,7 +227,7 @@ def _insert_images(connection: Connection, archive_id: int, offered: Sequence[Ne
             "height": image.height,
             "media_type": image.media_type,
         }
-        for _, image in sorted(first.items())
+        for image in first.values()
     ]
     if not values:
         return set()

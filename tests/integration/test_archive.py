@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -229,16 +229,17 @@ class TestStoreImages:
                 assert contents.get(uri, sha256) == sha256, "a uri names an image whose bytes it no longer holds"
 
     def test_workers_may_store_the_same_pictures_at_once(self, engine: Engine) -> None:
+        offered = [offer(f"x{row}", f"{row}") for row in range(60)]
         with engine.begin() as connection:
             cards = archive.ensure_archive(connection, "cards").archive_id
+            blobs.announce_blobs(connection, [NewBlob(image.sha256, 100, "image/png") for image in offered])
         together = threading.Barrier(4)
 
         def work(number: int) -> list[StoredRow]:
-            offered = [offer(f"x{row}", f"{row}") for row in range(60)]
-            random.Random(number).shuffle(offered)
+            mine = random.Random(number).sample(offered, len(offered))
             with engine.begin() as connection:
                 together.wait()
-                rows = store(connection, cards, *offered)
+                rows = archive.store_images(connection, cards, mine)
             return sorted(rows, key=lambda row: row.source)
 
         with ThreadPoolExecutor(4) as threads:
@@ -246,6 +247,26 @@ class TestStoreImages:
         for rows in zip(*results, strict=True):
             assert len({row.image_id for row in rows}) == 1
             assert sorted(row.status for row in rows) == [DUPLICATE] * 3 + [STORED]
+
+    def test_a_picture_that_another_worker_is_retiring_comes_back(
+        self, engine: Engine, wait_for_waiter: Callable[[], None]
+    ) -> None:
+        with engine.begin() as connection:
+            cards = archive.ensure_archive(connection, "cards").archive_id
+            store(connection, cards, offer("x", "a", "Old."))
+
+        def find_it_elsewhere() -> list[StoredRow]:
+            with engine.begin() as connection:
+                return store(connection, cards, offer("x", "b"))
+
+        with ThreadPoolExecutor(1) as threads:
+            with engine.begin() as connection:
+                store(connection, cards, offer("y", "a"))
+                running = threads.submit(find_it_elsewhere)
+                wait_for_waiter()
+            assert [row.status for row in running.result(timeout=10)] == [STORED]
+        with engine.begin() as connection:
+            assert living(connection) == {"x": ("b", "Old."), "y": ("a", None)}
 
 
 class TestFiles:
@@ -294,6 +315,24 @@ class TestFiles:
         assert len(attempts) == 2
         with engine.begin() as connection:
             assert [file.source for file in archive.load_files(connection, job_id, 0, 9)] == ["a", "b"]
+
+    def test_a_lock_timeout_during_the_copy_is_tried_again(self, engine: Engine) -> None:
+        with engine.begin() as connection:
+            job_id = new_job(connection, archive.ensure_archive(connection, "cards").archive_id)
+        blocker = engine.connect()
+        blocker.execute(text("LOCK TABLE files IN ACCESS EXCLUSIVE MODE"))
+        attempts = 0
+
+        def work(connection: Connection) -> int:
+            nonlocal attempts
+            attempts += 1
+            if attempts == 2:
+                blocker.close()
+            connection.execute(text("SET LOCAL lock_timeout = '50ms'"))
+            return archive.insert_files(connection, job_id, [SourceFile("a", "file:///a")])
+
+        assert in_transaction(engine, work) == 1
+        assert attempts == 2
 
     def test_the_first_outcome_stays(self, connection: Connection, cards: int) -> None:
         job_id = new_job(connection, cards)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -93,7 +93,9 @@ def test_an_importer_revives_what_was_about_to_go(engine: Engine) -> None:
         blobs.make_live(connection, ["x"])
 
 
-def test_an_importer_waits_for_a_running_removal_and_puts_anew(engine: Engine) -> None:
+def test_an_importer_waits_for_a_running_removal_and_puts_anew(
+    engine: Engine, wait_for_waiter: Callable[[], None]
+) -> None:
     with engine.begin() as connection:
         blobs.announce_blobs(connection, [announced("x")])
         age(connection, days=8)
@@ -109,7 +111,7 @@ def test_an_importer_waits_for_a_running_removal_and_puts_anew(engine: Engine) -
 
     def remove(_: str) -> None:
         removing.set()
-        _wait_until_somebody_waits_for_a_lock(engine)
+        wait_for_waiter()
         events.append("removed")
 
     with ThreadPoolExecutor(1) as threads:
@@ -136,16 +138,3 @@ def test_a_reference_to_swept_bytes_is_refused(connection: Connection) -> None:
     with pytest.raises(BlobSwept) as raised:
         blobs.make_live(connection, ["x"])
     assert raised.value.retryable
-
-
-def _wait_until_somebody_waits_for_a_lock(engine: Engine) -> None:
-    statement = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    waited = threading.Event()
-    for _ in range(200):
-        with engine.connect() as connection:
-            if connection.execute(statement).scalar_one():
-                return
-        waited.wait(0.02)
-    raise AssertionError("nobody waits for the lock")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ragllava.records import Role
 from ragllava.stores import registry
-from ragllava.stores.registry import BaseVersion
+from ragllava.stores.registry import BaseVersion, ModelVersion
 
 RERANKER = BaseVersion(
     Role.RERANKER, "mllm@1", "rerank-1", threshold=0.4, threshold_curve={"value": 0.4}, manifest={"model": "ab" * 32}
@@ -59,16 +59,22 @@ def test_doing_it_again_changes_nothing(engine: Engine) -> None:
     assert names_by_state(engine) == {"champion": ["generator mllm@1", "reranker mllm@1"]}
 
 
-def test_workers_that_start_together_agree(engine: Engine) -> None:
-    together = threading.Barrier(4)
+def test_workers_that_start_together_do_it_one_after_the_other(
+    engine: Engine, wait_for_waiter: Callable[[], None]
+) -> None:
+    newer = replace(RERANKER, name="mllm@2")
 
-    def start(_: int) -> int:
+    def start() -> ModelVersion:
         with engine.begin() as connection:
-            together.wait()
-            return registry.ensure_champions(connection, "mini", [RERANKER, GENERATOR])[Role.RERANKER].version_id
+            return registry.ensure_champions(connection, "mini", [newer])[Role.RERANKER]
 
-    with ThreadPoolExecutor(4) as threads:
-        assert len(set(threads.map(start, range(4)))) == 1
+    with ThreadPoolExecutor(1) as threads:
+        with engine.begin() as connection:
+            registry.ensure_champions(connection, "mini", [RERANKER, GENERATOR])
+            running = threads.submit(start)
+            wait_for_waiter()
+        assert running.result(timeout=10).name == "mllm@2"
+    assert names_by_state(engine)["champion"] == ["generator mllm@1", "reranker mllm@2"]
 
 
 def test_profiles_have_their_own_champions_of_the_same_base(engine: Engine) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from psycopg.errors import DiskFull
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import OperationalError
 
 from ragllava.errors import IndexUnusable, ScoreRejected, UsageError
 from ragllava.stores import archive, vectors
-from ragllava.stores.vectors import Hit, Vectors
+from ragllava.stores.vectors import Hit, IndexView, Vectors
 
 DIM = 64
 HALF_ROUNDING = 2e-3  # of a cosine, when both vectors are rounded to half precision
@@ -83,11 +85,12 @@ def test_scores_are_the_cosine(engine: Engine) -> None:
 
 
 def test_ties_go_by_image_id(engine: Engine) -> None:
-    same = np.repeat(draw(1, seed=1), 5, axis=0)
+    same = draw(1, seed=1)
     with engine.begin() as connection:
         index_id = new_index(connection)
-        vectors.insert_embeddings(connection, index_id, [50, 20, 40, 10, 30], same)
-        (hits,) = vectors.search(connection, index_id, same[:1], k=3)
+        for image_id in (50, 20, 40, 10, 30):  # one after the other: so they lie in the table in this order
+            vectors.insert_embeddings(connection, index_id, [image_id], same)
+        (hits,) = vectors.search(connection, index_id, same, k=3)
     assert [hit.image_id for hit in hits] == [10, 20, 30]
 
 
@@ -124,23 +127,24 @@ def test_inserting_twice_keeps_the_first_vector(engine: Engine) -> None:
     assert hits[0].clip_score == pytest.approx(1.0, abs=HALF_ROUNDING)
 
 
-def test_workers_may_insert_the_same_images_at_once(engine: Engine) -> None:
-    stored = draw(300, seed=1)
+def test_workers_may_insert_the_same_images_at_once(engine: Engine, wait_for_waiter: Callable[[], None]) -> None:
+    stored = draw(3, seed=1)
     with engine.begin() as connection:
         index_id = new_index(connection)
-    together = threading.Barrier(4)
 
-    def insert(number: int) -> int:
-        order = np.random.default_rng(number).permutation(300)
+    def insert_backwards() -> int:
         with engine.begin() as connection:
-            together.wait()
-            return vectors.insert_embeddings(connection, index_id, [int(row) for row in order], stored[order])
+            return vectors.insert_embeddings(connection, index_id, [3, 2, 1], stored[[2, 1, 0]])
 
-    with ThreadPoolExecutor(4) as threads:
-        assert sum(threads.map(insert, range(4))) == 300
+    with ThreadPoolExecutor(1) as threads:
+        with engine.begin() as connection:
+            vectors.insert_embeddings(connection, index_id, [1], stored[:1])
+            running = threads.submit(insert_backwards)
+            wait_for_waiter()  # for image 1; if it held image 2 by now, the next line would be a deadlock
+            assert vectors.insert_embeddings(connection, index_id, [2], stored[1:2]) == 1
+        assert running.result(timeout=10) == 1
     with engine.begin() as connection:
-        (hits,) = vectors.search(connection, index_id, stored[:1], k=2)
-    assert hits[0].image_id == 0
+        assert vectors.missing_embeddings(connection, index_id, [1, 2, 3]) == []
 
 
 def test_vectors_that_do_not_fit_are_refused(engine: Engine) -> None:
@@ -291,6 +295,26 @@ def test_an_interrupted_build_is_begun_anew(engine: Engine) -> None:
     with engine.begin() as connection:
         definition = str(connection.scalar(text(f"SELECT pg_get_indexdef('{name}'::regclass)")))
     assert "hnsw" in definition and "m='16'" in definition and "halfvec_ip_ops" in definition
+
+
+def test_a_machine_with_little_shared_memory_builds_with_one_process(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = vectors._create_graph_once
+    allowed: list[str] = []
+
+    def build_only_alone(connection: Connection, index: IndexView) -> None:
+        allowed.append(str(connection.scalar(text("SHOW max_parallel_maintenance_workers"))))
+        if allowed[-1] != "0":
+            raise OperationalError("CREATE INDEX", None, DiskFull("could not resize shared memory segment"))
+        build(connection, index)
+
+    monkeypatch.setattr(vectors, "_create_graph_once", build_only_alone)
+    with engine.begin() as connection:
+        index_id = new_index(connection)
+        vectors.insert_embeddings(connection, index_id, range(200), draw(200, seed=1))
+    assert vectors.build_hnsw(engine, index_id, above_rows=100)
+    assert allowed == ["2", "0"]
 
 
 def test_only_one_process_builds_a_graph(engine: Engine) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from ragllava.decoding import DecoderPool
 from ragllava.errors import DecoderUnavailable, ImageRejected
 from ragllava.images import DecodedImage, decode
-from tests.hostile import bomb_png, encoded, jpeg, quadrants
+from tests.pictures import bomb_png, encoded, jpeg, quadrants
 
 GOOD = encoded(quadrants(), "PNG")
 

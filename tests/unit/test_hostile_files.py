@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import resource
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ragllava.decoding import DecoderPool
@@ -15,27 +16,43 @@ from ragllava.images import DecodedImage
 from ragllava.records import SourceFile
 from ragllava.stages.reading import read_sources
 from ragllava.stages.sources import list_sources
-from tests.hostile import Case, build_corpus
+from tests.hostile import build_corpus
+from tests.pictures import Case
 
 Outcome = tuple[SourceFile, DecodedImage | ImageRejected]
 
 
-def decode_listed(files: Sequence[SourceFile]) -> list[Outcome]:
-    """What ingest does with a list of files, as far as the pictures go."""
-    numbered = [(number, file.uri) for number, file in enumerate(files) if file.rejected is None]
-    read = list(read_sources(numbered, None))
-    with DecoderPool(2) as pool:
-        decoded = dict(
-            zip((number for number, _ in read), pool.decode_all([data for _, data in read], 512), strict=True)
-        )
-    return [(file, decoded.get(no) or ImageRejected(file.rejected or "")) for no, file in enumerate(files)]
+@dataclass(frozen=True)
+class Run:
+    """What the corpus should give and what it gave."""
+
+    cases: list[Case]
+    outcomes: list[Outcome]
+    peak_kib: int  # resident memory of the largest decoder
+    left_behind: set[Path]
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Case], list[Outcome]]:
-    folder = tmp_path_factory.mktemp("hostile") / "archive"
-    cases = build_corpus(folder)
-    return cases, decode_listed(list(list_sources([folder])))
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    base = tmp_path_factory.mktemp("hostile")
+    cases = build_corpus(base / "archive")
+    before = set(base.rglob("*"))
+    files = list(list_sources([base / "archive"]))
+    outcomes, peak_kib = take_in(files)
+    return Run(cases, outcomes, peak_kib, set(base.rglob("*")) - before)
+
+
+def take_in(files: Sequence[SourceFile]) -> tuple[list[Outcome], int]:
+    """What ingest does with listed files, as far as the pictures go; and the decoders' peak of memory."""
+    numbered = [(number, file.uri) for number, file in enumerate(files) if file.rejected is None]
+    read = list(read_sources(numbered, None))
+    with DecoderPool(2) as pool:
+        results = pool.decode_all([content for _, content in read], 512)
+        decoded = dict(zip((number for number, _ in read), results, strict=True))
+        status = [Path(f"/proc/{child.pid}/status").read_text() for child in psutil.Process().children()]
+    peaks = [int(line.split()[1]) for text in status for line in text.splitlines() if line.startswith("VmHWM")]
+    outcomes = [(file, decoded.get(no) or ImageRejected(file.rejected or "")) for no, file in enumerate(files)]
+    return outcomes, max(peaks)
 
 
 def problem(case: Case, file: SourceFile, result: DecodedImage | ImageRejected) -> str | None:
@@ -59,13 +76,12 @@ def wrong_picture(case: Case, image: DecodedImage) -> str | None:
     return None
 
 
-def test_each_file_is_right_or_rejected_for_its_reason(corpus: tuple[list[Case], list[Outcome]]) -> None:
-    cases, outcomes = corpus
+def test_each_file_is_right_or_rejected_for_its_reason(corpus: Run) -> None:
     waiting: dict[str, list[Case]] = {}
-    for case in cases:
+    for case in corpus.cases:
         waiting.setdefault(case.source, []).append(case)
     problems = []
-    for file, result in outcomes:
+    for file, result in corpus.outcomes:
         candidates = waiting.get(file.source, [])
         trouble = [problem(case, file, result) for case in candidates]
         if None in trouble:
@@ -75,29 +91,23 @@ def test_each_file_is_right_or_rejected_for_its_reason(corpus: tuple[list[Case],
     assert problems == []
 
 
-def test_no_file_is_lost_or_listed_twice(corpus: tuple[list[Case], list[Outcome]]) -> None:
-    cases, outcomes = corpus
-    assert len(cases) >= 100
-    assert Counter(file.source for file, _ in outcomes) == Counter(case.source for case in cases)
+def test_no_file_is_lost_or_listed_twice(corpus: Run) -> None:
+    assert len(corpus.cases) >= 100
+    assert Counter(file.source for file, _ in corpus.outcomes) == Counter(case.source for case in corpus.cases)
 
 
-def test_names_and_reasons_can_be_stored_and_shown(corpus: tuple[list[Case], list[Outcome]]) -> None:
-    _, outcomes = corpus
-    for file, result in outcomes:
-        texts = [file.source, file.uri, file.caption or "", str(result)]
-        assert all("\x00" not in text and text.encode("utf-8").decode("utf-8") == text for text in texts)
-        assert file.source.isprintable()
+def test_names_and_reasons_can_be_stored_and_shown(corpus: Run) -> None:
+    for file, result in corpus.outcomes:
+        reason = str(result) if isinstance(result, ImageRejected) else ""
+        for text in (file.source, file.caption or "", reason):
+            assert text.isprintable(), text
+            assert text.encode("utf-8").decode("utf-8") == text
         assert file.uri.isascii()
 
 
-def test_decoding_stays_within_its_memory(corpus: tuple[list[Case], list[Outcome]]) -> None:
-    peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    assert 0 < peak_kib * 1024 <= 2 * 1024**3
+def test_decoding_stays_within_its_memory(corpus: Run) -> None:
+    assert 0 < corpus.peak_kib * 1024 <= 2 * 1024**3
 
 
-def test_listing_leaves_nothing_behind(tmp_path: Path) -> None:
-    folder = tmp_path / "archive"
-    build_corpus(folder)
-    before = sorted(path for path in tmp_path.rglob("*"))
-    decode_listed(list(list_sources([folder])))
-    assert sorted(path for path in tmp_path.rglob("*")) == before
+def test_nothing_is_unpacked_to_disk(corpus: Run) -> None:
+    assert corpus.left_behind == set()

@@ -14,7 +14,7 @@ from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from ragllava.errors import ImageRejected
 from ragllava.images import MAX_SIDE, decode, fit
-from tests.hostile import BLUE, GREEN, RED, encoded, jpeg, quadrants, raw_png
+from tests.pictures import BLUE, GREEN, RED, encoded, jpeg, quadrants, raw_png
 
 
 def smooth(size: tuple[int, int]) -> Image.Image:

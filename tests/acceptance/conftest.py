@@ -1,0 +1,122 @@
+"""Real worker processes on real services, with leases of seconds instead of minutes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ragllava.client import Client
+from ragllava.settings import Settings
+from tests.conftest import environment_of
+
+READY_S = 180.0
+
+
+def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
+    """Poll until the condition holds; fail with its name when it never does."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout_s:g} s in vain for: {what}")
+        time.sleep(0.05)
+
+
+@dataclass
+class Cluster:
+    """Starts, kills and restarts workers of one test; `client` talks to the same database."""
+
+    settings: Settings
+    logs: Path
+    client: Client
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str, queue: str, include: str = "workers.answer", *, beat: bool = False) -> None:
+        """Start a worker in a process group of its own; `include` is a module that it loads in every process."""
+        command = [
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "workers.app",
+            "worker",
+            "-I",
+            include,
+            "-Q",
+            queue,
+            "-n",
+            f"{name}@test",
+        ]
+        command += ["--concurrency", "1", "--pool", "solo" if beat else "prefork"]
+        command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        if beat:
+            command += ["--beat", "--schedule", str(self.logs / "beat")]
+        environment = os.environ | environment_of(self.settings) | {"OMP_WAIT_POLICY": "PASSIVE"}
+        with (self.logs / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def wait_ready(self, *names: str) -> None:
+        """Until these workers have loaded their models."""
+
+        def ready() -> bool:
+            for name in names:
+                assert self.processes[name].poll() is None, f"worker {name} ended:\n{self.log(name)[-3000:]}"
+            live = {worker.name for worker in self.client.workers() if worker.is_ready and worker.age_s < 5}
+            return {f"{name}@test" for name in names} <= live
+
+        wait_for(f"workers {names} ready", ready, READY_S)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL the worker with its children, as a crash of the machine would."""
+        process = self.processes.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def terminate(self, name: str, timeout_s: float = 60.0) -> int:
+        """SIGTERM the worker, as an orderly shutdown does; returns its exit code."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        return process.wait(timeout_s)
+
+    def child(self, name: str) -> psutil.Process:
+        """The process that runs the worker's tasks."""
+        children = psutil.Process(self.processes[name].pid).children()
+        [runner] = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        return runner
+
+    def log(self, name: str) -> str:
+        """What the worker has written."""
+        return (self.logs / f"{name}.log").read_text(errors="replace")
+
+    def stop(self) -> None:
+        """End everything at once."""
+        for name in list(self.processes):
+            self.kill(name)
+
+
+@pytest.fixture
+def quick_settings(settings: Settings) -> Settings:
+    """Leases of seconds, so that a test of a crash takes seconds."""
+    quick = {"lease_s": 4.0, "heartbeat_s": 1.0, "tick_s": 0.5, "queued_timeout_s": 3.0, "torch_threads": 1}
+    return settings.model_copy(update=quick)
+
+
+@pytest.fixture
+def cluster(quick_settings: Settings, tmp_path: Path) -> Iterator[Cluster]:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    client = Client(quick_settings)
+    made = Cluster(quick_settings, logs, client)
+    yield made
+    made.stop()
+    client.close()

@@ -1,0 +1,53 @@
+"""Included by a real worker, it puts in place a stage that needs no models, and that dies of certain questions.
+
+`POISON` in a question kills the process that looks at it, `BROKEN` raises, `SLOW` takes a second.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from ragllava.jobs.runner import ShardContext
+from ragllava.records import Answer, AnswerStatus, JobKind, Question, Role
+from ragllava.stages.resources import Resources
+from ragllava.stores import answers
+from ragllava.stores.registry import BaseVersion
+from workers import runtime
+
+
+def fragile_stage(context: ShardContext[Resources]) -> None:
+    """Answer each question with its own text, one commit for each."""
+    lease = context.lease
+    for question in context.read(lambda c: answers.open_questions(c, lease.job_id, lease.run_no, lease.lo, lease.hi)):
+        context.check()
+        _suffer(question)
+        result = [Answer(question.question_no, AnswerStatus.ANSWERED, text=question.text)]
+        context.commit(
+            lambda c, result=result: answers.insert_answers(  # type: ignore[misc]
+                c, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, result
+            )
+        )
+
+
+def _suffer(question: Question) -> None:
+    if "POISON" in question.text:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "BROKEN" in question.text:
+        raise RuntimeError("a bug that only this question shows")
+    if "SLOW" in question.text:
+        time.sleep(1.0)
+
+
+def _no_models(self: Resources, *, embeds: bool, answers: bool) -> dict[str, str]:
+    return {"fragile": "1"}
+
+
+def _no_versions(self: Resources) -> list[BaseVersion]:
+    return [BaseVersion(Role.RERANKER, "fragile", "none"), BaseVersion(Role.GENERATOR, "fragile", "none")]
+
+
+runtime.STAGES[JobKind.ANSWER] = fragile_stage
+Resources.warm_up = _no_models  # type: ignore[method-assign]
+Resources.base_versions = _no_versions  # type: ignore[method-assign]

@@ -1,0 +1,186 @@
+"""What happens to a job while its workers, its broker and single questions go wrong. Nothing is mocked away."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import redis
+from sqlalchemy import func, select, text
+
+from ragllava.evaluation.postcards import draw_archive, write_archive
+from ragllava.jobs.states import JobState
+from ragllava.records import AnswerOptions, AnswerStatus
+from ragllava.stages.question_files import read_questions
+from ragllava.stages.submit import Submission, submit_questions
+from ragllava.stores.archive import ensure_archive
+from ragllava.stores.schema import answers, shards
+from tests.acceptance.conftest import Cluster, wait_for
+
+pytestmark = pytest.mark.acceptance
+
+FRAGILE = "tests.acceptance.fragile"
+
+
+def write_questions(path: Path, texts: list[str]) -> Path:
+    lines = (json.dumps({"custom_id": f"q{number}", "question": text}) for number, text in enumerate(texts))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def submit(cluster: Cluster, tmp_path: Path, texts: list[str]) -> int:
+    with cluster.client.engine.begin() as connection:
+        ensure_archive(connection, "test")
+    return cluster.client.submit(write_questions(tmp_path / "q.jsonl", texts), Submission("test")).job_id
+
+
+def count_answers(cluster: Cluster) -> int:
+    with cluster.client.engine.begin() as connection:
+        return connection.scalar(select(func.count()).select_from(answers)) or 0
+
+
+def flush_redis(cluster: Cluster) -> None:
+    with redis.Redis.from_url(cluster.settings.require_redis()) as broker:
+        broker.flushdb()
+
+
+def start_fragile(cluster: Cluster, *names: str) -> None:
+    for name in names:
+        cluster.start(name, "query", FRAGILE)
+    cluster.start("maint", "maint", FRAGILE, beat=True)
+    cluster.wait_ready(*names)
+
+
+@pytest.mark.timeout(600)
+def test_300_questions_survive_three_killed_workers_and_two_emptied_brokers(cluster: Cluster, tmp_path: Path) -> None:
+    """The real models answer; afterwards every question has exactly one answer, and the right one."""
+    archive = draw_archive(seed=51, images=80, questions=300)
+    written = write_archive(tmp_path / "postcards", archive)
+    cluster.start("maint", "maint", beat=True)
+    cluster.start("ingest", "ingest")
+    for name in ("first", "second"):
+        cluster.start(name, "query")
+    cluster.wait_ready("ingest", "first", "second")
+    ingested = cluster.client.ingest([written.pictures], "postcards", written.captions)
+    assert cluster.client.wait(ingested.job_id, timeout_s=120).progress.by_status == {"stored": 80}
+    cluster.terminate("ingest")
+
+    options = AnswerOptions(top_k=4)
+    job_id = cluster.client.submit(written.questions, Submission("postcards", options)).job_id
+    faults = [(20, "kill first"), (60, "flush"), (100, "kill second"), (150, "flush"), (200, "kill first")]
+    for after, fault in faults:
+        wait_for(f"{after} answers", lambda after=after: count_answers(cluster) >= after, 240)  # type: ignore[misc]
+        if fault == "flush":
+            flush_redis(cluster)
+        else:
+            name = fault.removeprefix("kill ")
+            cluster.kill(name)
+            cluster.start(name, "query")
+    job = cluster.client.wait(job_id, timeout_s=240)
+
+    assert job.state == JobState.COMPLETED
+    assert sum(job.progress.by_status.values()) == 300
+    rows = list(cluster.client.results(job_id))
+    assert [row.custom_id for row in rows] == [line["custom_id"] for line in read_lines(written.questions)]
+    with cluster.client.engine.begin() as connection:
+        assert connection.scalar(select(func.count()).select_from(answers)) == 300
+        assert connection.scalar(text("SELECT count(DISTINCT question_no) FROM answers")) == 300
+        crashed = connection.scalar(select(func.count()).select_from(shards).where(shards.c.epoch > 1))
+    assert crashed, "the faults hit no shard: the test shows nothing"
+
+    again_id = cluster.client.submit(written.questions, Submission("postcards", options)).job_id
+    assert cluster.client.wait(again_id, timeout_s=240).state == JobState.COMPLETED
+    undisturbed = {row.custom_id: (row.status, row.answer) for row in cluster.client.results(again_id)}
+    assert {row.custom_id: (row.status, row.answer) for row in rows} == undisturbed
+
+
+def read_lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_poisonous_question_ends_alone_as_dead(cluster: Cluster, tmp_path: Path) -> None:
+    start_fragile(cluster, "answer")
+    job_id = submit(cluster, tmp_path, [f"question {n}{' POISON' if n == 9 else ''}" for n in range(16)])
+    job = cluster.client.wait(job_id, timeout_s=200)
+    assert job.progress.by_status == {"answered": 15, "dead": 1}
+    assert job.state == JobState.COMPLETED_WITH_ERRORS
+    [dead] = [row for row in cluster.client.results(job_id) if row.status is AnswerStatus.DEAD]
+    assert dead.custom_id == "q9"
+    assert dead.error is not None and "given up after 2 attempts" in dead.error
+
+
+def test_a_question_that_raises_is_dead_alone_with_the_reason(cluster: Cluster, tmp_path: Path) -> None:
+    start_fragile(cluster, "answer")
+    job_id = submit(cluster, tmp_path, ["one", "two BROKEN", "three", "four"])
+    job = cluster.client.wait(job_id, timeout_s=120)
+    assert job.progress.by_status == {"answered": 3, "dead": 1}
+    [dead] = [row for row in cluster.client.results(job_id) if row.status is AnswerStatus.DEAD]
+    assert dead.custom_id == "q1"
+    assert dead.error is not None and "a bug that only this question shows" in dead.error
+
+
+def test_a_shutdown_hands_the_rest_back_and_another_worker_finishes(cluster: Cluster, tmp_path: Path) -> None:
+    start_fragile(cluster, "answer")
+    job_id = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(12)])
+    wait_for("two answers", lambda: count_answers(cluster) >= 2)
+    assert cluster.terminate("answer") == 0
+    answered = count_answers(cluster)
+    assert answered < 12
+    with cluster.client.engine.begin() as connection:
+        states = connection.execute(select(shards.c.state, shards.c.attempts)).all()
+    assert [tuple(row) for row in states] == [("pending", 0)]
+    cluster.start("next", "query", FRAGILE)
+    job = cluster.client.wait(job_id, timeout_s=120)
+    assert job.progress.by_status == {"answered": 12}
+
+
+def test_a_frozen_worker_loses_its_lease_and_writes_nothing_when_it_wakes(cluster: Cluster, tmp_path: Path) -> None:
+    start_fragile(cluster, "frozen")
+    job_id = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(8)])
+    wait_for("an answer", lambda: count_answers(cluster) >= 1)
+    child = cluster.child("frozen")
+    child.send_signal(signal.SIGSTOP)
+    cluster.start("other", "query", FRAGILE)
+    job = cluster.client.wait(job_id, timeout_s=120)
+    child.send_signal(signal.SIGCONT)
+    assert job.progress.by_status == {"answered": 8}
+    wait_for("the frozen worker to notice", lambda: "shard_fenced" in cluster.log("frozen"), 30)
+    assert count_answers(cluster) == 8
+
+
+def test_one_question_overtakes_a_bulk_job(cluster: Cluster, tmp_path: Path) -> None:
+    start_fragile(cluster, "answer")
+    bulk = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(64)])
+    wait_for("the bulk job to begin", lambda: count_answers(cluster) >= 1)
+    row = cluster.client.ask("quick?", Submission("test"), timeout_s=120)
+    assert row.answer == "quick?"
+    assert not cluster.client.job(bulk).is_final
+    cluster.client.cancel(bulk)
+    job = cluster.client.wait(bulk, timeout_s=60)
+    assert job.state == JobState.CANCELLED
+    assert sum(job.progress.by_status.values()) == 64
+    assert set(job.progress.by_status) == {"answered", "cancelled"}
+
+
+def test_pause_stops_a_running_job_and_resume_finishes_it(cluster: Cluster, tmp_path: Path) -> None:
+    start_fragile(cluster, "answer")
+    job_id = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(10)])
+    wait_for("an answer", lambda: count_answers(cluster) >= 1)
+    cluster.client.pause(job_id)
+    wait_for("the shard to be handed back", lambda: not cluster.client.troubles(job_id))
+    before = count_answers(cluster)
+    assert before < 10
+    cluster.client.resume(job_id)
+    assert cluster.client.wait(job_id, timeout_s=60).progress.by_status == {"answered": 10}
+
+
+def test_a_job_whose_message_was_never_sent_is_found_by_the_tick(cluster: Cluster, tmp_path: Path) -> None:
+    """What a submitter leaves that dies between its commit and its publish."""
+    start_fragile(cluster, "answer")
+    with cluster.client.engine.begin() as connection:
+        ensure_archive(connection, "test")
+    file = read_questions(write_questions(tmp_path / "q.jsonl", ["one", "two"]), name="q.jsonl")
+    job_id = submit_questions(cluster.client.engine, cluster.settings, file, Submission("test")).job_id
+    assert cluster.client.wait(job_id, timeout_s=30).progress.by_status == {"answered": 2}
