@@ -53,7 +53,7 @@ class PostgresService(EmbeddedService):
         """The account when we are root, the data folder, and no lock of a dead server."""
         if os.geteuid() == 0:
             self.account = _ACCOUNT
-            _let_account_in(self.folder)
+            _let_account_in(self.home.root.resolve(), self.folder)
         if not (self.folder / "PG_VERSION").exists():
             self._initialise()
         self._clear_stale_lock()
@@ -181,7 +181,7 @@ def programs() -> Path:
     return Path(package.origin).parent / "pginstall18" / "bin"
 
 
-def _let_account_in(folder: Path) -> None:
+def _let_account_in(home: Path, folder: Path) -> None:
     """Running as root: make the account, its data folder, and the way to that and to the programs."""
     try:
         _ensure_account()
@@ -195,9 +195,9 @@ def _let_account_in(folder: Path) -> None:
     if folder.stat().st_uid != account.pw_uid:
         os.chown(folder, account.pw_uid, account.pw_gid)
     changed = let_others_pass(folder) + let_others_pass(programs() / "postgres")
-    if changed:
-        names = ", ".join(str(path) for path in changed)
-        log.warning("let every account pass through %s, for PostgreSQL does not run as root", names)
+    strange = [str(path) for path in changed if not path.is_relative_to(home)]
+    if strange:
+        log.warning("let every account pass through %s, for PostgreSQL does not run as root", ", ".join(strange))
 
 
 def _ensure_account() -> None:

@@ -117,10 +117,12 @@ class LocalServices:
         if self._watchdog is not None:
             self._watchdog.close()
         self._running = []
-        if self.home.services_file.exists():
-            # The ports stay, so that addresses are the same the next time.
-            self.home.save_state(ServicesState(ports=self.home.load_state().ports))
-        self._lock.release()
+        try:
+            if self.home.services_file.exists():
+                # The ports stay, so that addresses are the same the next time.
+                self.home.save_state(ServicesState(ports=self.home.load_state().ports))
+        finally:
+            self._lock.release()
 
     def _existing(self) -> list[EmbeddedService]:
         """The embedded services as they were last set up, without a change to the home."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine
 
+from ragllava.errors import RagllavaError
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView
 from ragllava.records import AnswerStatus, FileFormat, JobKind
@@ -43,14 +44,19 @@ def result_rows(connection: Connection, job_id: int) -> Iterator[ResultRow]:
 
 
 def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
-    """Write the result files of every ended answer job that has none yet; returns how many jobs that were.
+    """Write the result files of every ended answer job that has none yet; returns how many were written.
 
-    Runs on every tick. Two at once write the same bytes under the same keys, so nothing is locked meanwhile.
+    Runs on every tick. Two at once write the same bytes under the same keys, so nothing is locked meanwhile. A job
+    whose files cannot be written holds up no other; the next tick tries it again.
     """
-    waiting = in_transaction(engine, control.jobs_without_result)
-    for job_id in waiting:
-        publish_results(engine, objects, job_id)
-    return len(waiting)
+    written = 0
+    for job_id in in_transaction(engine, control.jobs_without_result):
+        try:
+            publish_results(engine, objects, job_id)
+            written += 1
+        except RagllavaError as error:
+            log.warning(str(error), extra={"action": "results_not_published", "job": job_id})
+    return written
 
 
 def publish_results(engine: Engine, objects: ObjectStore, job_id: int) -> None:

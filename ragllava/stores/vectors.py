@@ -249,8 +249,8 @@ def _search_some(connection: Connection, index: IndexView, queries: Vectors, k: 
     return found
 
 
-# `+ 0` keeps the planner from using a graph; ties are only broken where all vectors are seen.
-_EXACT_ORDER = "(e.vector <#> q.vector) + 0, e.image_id"
+# A graph is built on another expression (the cast in `_graph_order`), so this order never walks it.
+_EXACT_ORDER = "e.vector <#> q.vector, e.image_id"
 
 
 def _graph_order(connection: Connection, index: IndexView, k: int) -> str:
@@ -262,6 +262,7 @@ def _graph_order(connection: Connection, index: IndexView, k: int) -> str:
 def _nearest(connection: Connection, index: IndexView, queries: Vectors, k: int, order: str) -> list[list[Hit]]:
     """One statement for all queries. `<#>` is the negative inner product, so the smallest is the best."""
     _register_types(connection)
+    # k is part of the text: a plan for any k, which Postgres makes of a repeated statement, would pass the graph by.
     rows = connection.exec_driver_sql(
         f"""
         SELECT q.number, hit.image_id, -hit.distance AS clip_score
@@ -271,11 +272,11 @@ def _nearest(connection: Connection, index: IndexView, queries: Vectors, k: int,
             FROM {_partition(index.index_id)} e
             WHERE e.image_id NOT IN (SELECT id FROM images WHERE archive_id = %(archive_id)s AND retired)
             ORDER BY {order}
-            LIMIT %(k)s
+            LIMIT {k:d}
         ) hit
         ORDER BY q.number, hit.distance, hit.image_id
         """,  # noqa: S608 - see above
-        {"queries": [HalfVector(query) for query in queries], "archive_id": index.archive_id, "k": k},
+        {"queries": [HalfVector(query) for query in queries], "archive_id": index.archive_id},
     )
     found: list[list[Hit]] = [[] for _ in queries]
     for row in rows:

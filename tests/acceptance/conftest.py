@@ -107,7 +107,8 @@ class Cluster:
 @pytest.fixture
 def quick_settings(settings: Settings) -> Settings:
     """Leases of seconds, so that a test of a crash takes seconds."""
-    quick = {"lease_s": 4.0, "heartbeat_s": 1.0, "tick_s": 0.5, "queued_timeout_s": 3.0, "torch_threads": 1}
+    quick: dict[str, float] = {"lease_s": 4.0, "heartbeat_s": 1.0, "tick_s": 0.5, "queued_timeout_s": 3.0}
+    quick |= {"torch_threads": 1, "questions_per_shard": 8, "questions_per_step": 4}
     return settings.model_copy(update=quick)
 
 

@@ -102,12 +102,12 @@ def read_lines(path: Path) -> list[dict[str, str]]:
 
 def test_a_poisonous_question_ends_alone_as_dead(cluster: Cluster, tmp_path: Path) -> None:
     start_fragile(cluster, "answer")
-    job_id = submit(cluster, tmp_path, [f"question {n}{' POISON' if n == 9 else ''}" for n in range(16)])
+    job_id = submit(cluster, tmp_path, [f"question {n}{' POISON' if n == 5 else ''}" for n in range(16)])
     job = cluster.client.wait(job_id, timeout_s=200)
     assert job.progress.by_status == {"answered": 15, "dead": 1}
     assert job.state == JobState.COMPLETED_WITH_ERRORS
     [dead] = [row for row in cluster.client.results(job_id) if row.status is AnswerStatus.DEAD]
-    assert dead.custom_id == "q9"
+    assert dead.custom_id == "q5"
     assert dead.error is not None and "given up after 2 attempts" in dead.error
 
 
@@ -123,31 +123,31 @@ def test_a_question_that_raises_is_dead_alone_with_the_reason(cluster: Cluster, 
 
 def test_a_shutdown_hands_the_rest_back_and_another_worker_finishes(cluster: Cluster, tmp_path: Path) -> None:
     start_fragile(cluster, "answer")
-    job_id = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(12)])
+    job_id = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(6)])
     wait_for("two answers", lambda: count_answers(cluster) >= 2)
     assert cluster.terminate("answer") == 0
     answered = count_answers(cluster)
-    assert answered < 12
+    assert answered < 6
     with cluster.client.engine.begin() as connection:
         states = connection.execute(select(shards.c.state, shards.c.attempts)).all()
     assert [tuple(row) for row in states] == [("pending", 0)]
     cluster.start("next", "query", FRAGILE)
     job = cluster.client.wait(job_id, timeout_s=120)
-    assert job.progress.by_status == {"answered": 12}
+    assert job.progress.by_status == {"answered": 6}
 
 
 def test_a_frozen_worker_loses_its_lease_and_writes_nothing_when_it_wakes(cluster: Cluster, tmp_path: Path) -> None:
     start_fragile(cluster, "frozen")
-    job_id = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(8)])
+    job_id = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(6)])
     wait_for("an answer", lambda: count_answers(cluster) >= 1)
     child = cluster.child("frozen")
     child.send_signal(signal.SIGSTOP)
     cluster.start("other", "query", FRAGILE)
     job = cluster.client.wait(job_id, timeout_s=120)
     child.send_signal(signal.SIGCONT)
-    assert job.progress.by_status == {"answered": 8}
+    assert job.progress.by_status == {"answered": 6}
     wait_for("the frozen worker to notice", lambda: "shard_fenced" in cluster.log("frozen"), 30)
-    assert count_answers(cluster) == 8
+    assert count_answers(cluster) == 6
 
 
 def test_one_question_overtakes_a_bulk_job(cluster: Cluster, tmp_path: Path) -> None:
@@ -166,14 +166,14 @@ def test_one_question_overtakes_a_bulk_job(cluster: Cluster, tmp_path: Path) -> 
 
 def test_pause_stops_a_running_job_and_resume_finishes_it(cluster: Cluster, tmp_path: Path) -> None:
     start_fragile(cluster, "answer")
-    job_id = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(10)])
+    job_id = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(6)])
     wait_for("an answer", lambda: count_answers(cluster) >= 1)
     cluster.client.pause(job_id)
     wait_for("the shard to be handed back", lambda: not cluster.client.troubles(job_id))
     before = count_answers(cluster)
-    assert before < 10
+    assert before < 6
     cluster.client.resume(job_id)
-    assert cluster.client.wait(job_id, timeout_s=60).progress.by_status == {"answered": 10}
+    assert cluster.client.wait(job_id, timeout_s=60).progress.by_status == {"answered": 6}
 
 
 def test_a_job_whose_message_was_never_sent_is_found_by_the_tick(cluster: Cluster, tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""What `ragllava doctor` finds, on this machine and with mistakes made on purpose."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from ragllava.cli.doctor import Diagnosis, diagnose, masked, print_diagnosis
+from ragllava.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("RAGLLAVA_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("RAGLLAVA_HOME", str(tmp_path))
+
+
+def values(diagnosis: Diagnosis) -> dict[str, str]:
+    return {finding.name: finding.value for finding in diagnosis.findings}
+
+
+def test_a_fresh_machine_has_no_problem(capsys: pytest.CaptureFixture[str]) -> None:
+    found = diagnose(load_settings)
+    assert found.problems == []
+    assert values(found)["PostgreSQL"] == "not running"
+    assert values(found)["profile"] == "mini"
+    assert {f"RAGLLAVA_{name.upper()}" for name in Settings.model_fields} <= set(values(found))
+    assert json.loads(json.dumps(found.as_json()))["healthy"] is True
+    print_diagnosis(found)
+    assert "nothing is wrong" in capsys.readouterr().out
+
+
+def test_an_unknown_setting_is_a_problem_and_the_known_ones_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAGLLAVA_TOPK", "5")
+    found = diagnose(load_settings)
+    assert len(found.problems) == 1 and "RAGLLAVA_TOPK" in found.problems[0]
+    assert values(found)["RAGLLAVA_TOP_K"] == "20 (default)"
+
+
+def test_a_wrong_value_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAGLLAVA_TOP_K", "many")
+    found = diagnose(load_settings)
+    assert len(found.problems) == 1 and found.problems[0].startswith("RAGLLAVA_TOP_K: ")
+    assert "RAGLLAVA_TOP_N" in values(found)
+
+
+def test_a_given_service_that_does_not_answer_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:  # bound and never listening: whoever connects is refused
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setenv("RAGLLAVA_REDIS_URL", f"redis://:hidden@{address}/0")
+        found = diagnose(load_settings)
+    assert len(found.problems) == 1
+    assert address in found.problems[0] and "does not answer" in found.problems[0]
+    assert "hidden" not in json.dumps(found.as_json())
+
+
+def test_missing_models_and_a_missing_device_are_problems(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAGLLAVA_PROFILE", "paper")
+    monkeypatch.setenv("RAGLLAVA_MODELS_DIR", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("RAGLLAVA_DEVICE", "cuda:99")
+    problems = diagnose(load_settings).problems
+    assert any("llava-hf/llava-1.5-13b-hf" in problem for problem in problems)
+    assert any("RAGLLAVA_DEVICE=cuda:99" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "not set"),
+        (20, "20"),
+        (SecretStr("key"), "***"),
+        (SecretStr("redis://:word@host:6379/0"), "redis://:***@host:6379/0"),
+        (SecretStr("postgresql://me:word@host:5432/db"), "postgresql://me:***@host:5432/db"),
+    ],
+)
+def test_masked(value: object, shown: str) -> None:
+    assert masked(value) == shown
