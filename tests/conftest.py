@@ -49,6 +49,13 @@ def template_database(services: Settings) -> Iterator[str]:
 @pytest.fixture
 def settings(services: Settings, template_database: str) -> Iterator[Settings]:
     """Settings of a migrated database, a Redis database and a bucket (made at first use) that are the test's own."""
+    with own_settings(services, template_database) as own:
+        yield own
+
+
+@contextmanager
+def own_settings(services: Settings, template_database: str) -> Iterator[Settings]:
+    """What the fixture `settings` gives, for fixtures of a wider scope."""
     with _new_database(services, template_database) as name:
         redis_url = make_url(services.require_redis()).set(database=str(next(_redis_database) % 15 + 1))
         own = {

@@ -1,10 +1,14 @@
-"""What happens by the clock: the tick that sweeps, dispatches, and writes the result files of ended jobs."""
+"""What happens by the clock: the tick that sweeps, dispatches, and finishes ended jobs."""
 
 from __future__ import annotations
+
+import threading
 
 from ragllava.stages.finalize import publish_missing_results
 from workers.app import app, dispatch_now
 from workers.runtime import runtime
+
+_finishing = threading.Lock()
 
 
 @app.task(name="ragllava.tick", queue="maint")
@@ -12,4 +16,14 @@ def tick() -> None:
     """Any number of ticks may run at once; every step of it is safe to repeat."""
     here = runtime()
     dispatch_now(here.engine, here.settings)
-    publish_missing_results(here.engine, here.resources.objects)
+    # Writing a large result or building a graph takes minutes, and the next sweep must not wait for it.
+    if _finishing.acquire(blocking=False):
+        threading.Thread(target=_finish_jobs, name="finish", daemon=True).start()
+
+
+def _finish_jobs() -> None:
+    try:
+        here = runtime()
+        publish_missing_results(here.engine, here.resources.objects)
+    finally:
+        _finishing.release()

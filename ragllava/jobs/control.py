@@ -208,18 +208,16 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
 
 
 def jobs_without_result(connection: Connection) -> list[int]:
-    """Ended answer jobs whose result files were not written yet, oldest first."""
+    """Ended jobs whose result was not written down yet, oldest first."""
     return list(
         connection.scalars(
-            select(jobs.c.id)
-            .where(jobs.c.kind == JobKind.ANSWER, jobs.c.finished_at.is_not(None), jobs.c.result.is_(None))
-            .order_by(jobs.c.id)
+            select(jobs.c.id).where(jobs.c.finished_at.is_not(None), jobs.c.result.is_(None)).order_by(jobs.c.id)
         )
     )
 
 
 def set_result(connection: Connection, job_id: int, manifest: dict[str, Any]) -> None:
-    """Name the result files of an ended job; a job that was retried meanwhile is left alone."""
+    """Write down the result of an ended job; a job that was retried meanwhile is left alone."""
     connection.execute(update(jobs).where(jobs.c.id == job_id, jobs.c.finished_at.is_not(None)).values(result=manifest))
 
 

@@ -16,7 +16,7 @@ from ragllava.jobs import control
 from ragllava.jobs.control import JobView
 from ragllava.records import AnswerStatus, FileFormat, JobKind
 from ragllava.stages.results import ResultRow, write_errors, write_results
-from ragllava.stores import answers
+from ragllava.stores import answers, archive, vectors
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
 
@@ -44,15 +44,18 @@ def result_rows(connection: Connection, job_id: int) -> Iterator[ResultRow]:
 
 
 def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
-    """Write the result files of every ended answer job that has none yet; returns how many were written.
+    """Finish every ended job that has no result yet: files of answers, graphs of indexes; returns how many.
 
     Runs on every tick. Two at once write the same bytes under the same keys, so nothing is locked meanwhile. A job
-    whose files cannot be written holds up no other; the next tick tries it again.
+    that cannot be finished holds up no other; the next tick tries it again.
     """
     written = 0
     for job_id in in_transaction(engine, control.jobs_without_result):
         try:
-            publish_results(engine, objects, job_id)
+            if in_transaction(engine, lambda c, job_id=job_id: control.view(c, job_id)).kind is JobKind.ANSWER:  # type: ignore[misc]
+                publish_results(engine, objects, job_id)
+            else:
+                finish_ingest(engine, job_id)
             written += 1
         except RagllavaError as error:
             log.warning(str(error), extra={"action": "results_not_published", "job": job_id})
@@ -80,19 +83,35 @@ def publish_results(engine: Engine, objects: ObjectStore, job_id: int) -> None:
     log.info("results written", extra={"action": "results_published", "job": job_id, "lines": lines, "errors": bad})
 
 
+def finish_ingest(engine: Engine, job_id: int) -> None:
+    """Build the graph of an index that has grown large, after the load and not during it (D11); note the counts."""
+    job = in_transaction(engine, lambda c: control.view(c, job_id))
+    index = in_transaction(engine, lambda c: vectors.active_index(c, archive.get_archive(c, job.archive).archive_id))
+    has_graph = index is not None and vectors.build_hnsw(engine, index.index_id)
+    facts = {"index": index.index_id if index else None, "has_hnsw": has_graph}
+    result = _facts(job) | facts
+    in_transaction(engine, lambda c: control.set_result(c, job_id, result))
+
+
 def _manifest(job: JobView, prefix: str, files: dict[Path, int]) -> dict[str, object]:
-    """The reconciliation: inputs = the sum of all outcomes, or the job would have `failed` (USERS R6)."""
-    return {
-        "job": job.job_id,
-        "kind": JobKind.ANSWER.value,
-        "archive": job.archive,
-        "state": job.state.value,
-        "total": job.progress.total,
-        "counts": job.progress.by_status,
+    """The reconciliation, with the address, length and hash of each file."""
+    return _facts(job) | {
         "files": {
             path.name: {"key": f"{prefix}/{path.name}", "lines": lines, "sha256": _sha256(path)}
             for path, lines in files.items()
         },
+    }
+
+
+def _facts(job: JobView) -> dict[str, object]:
+    """Inputs = the sum of all outcomes, or the job would have `failed` (USERS R6)."""
+    return {
+        "job": job.job_id,
+        "kind": job.kind.value,
+        "archive": job.archive,
+        "state": job.state.value,
+        "total": job.progress.total,
+        "counts": job.progress.by_status,
     }
 
 

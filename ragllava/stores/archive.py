@@ -4,10 +4,9 @@ transaction; deadlocks are avoided by taking rows in the order of their keys."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import islice
 
 from sqlalchemy import Connection, Row, select, text
 from sqlalchemy.dialects.postgresql import insert
@@ -20,7 +19,6 @@ from ragllava.stores.schema import archives, files, images
 from ragllava.stores.vectors import IndexView
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-_FILES_PER_COPY = 10_000  # each COPY is a statement and must end before the statement timeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +329,7 @@ def insert_files(connection: Connection, job_id: int, sources: Iterable[SourceFi
         for number, file in enumerate(sources)
     )
     columns = ("job_id", "file_no", "source", "uri", "caption", "status", "reason")
-    return sum(copy_rows(connection, files.name, columns, chunk) for chunk in _chunks(rows, _FILES_PER_COPY))
+    return copy_rows(connection, files.name, columns, rows)
 
 
 def load_files(connection: Connection, job_id: int, lo: int, hi: int) -> list[PendingFile]:
@@ -388,8 +386,3 @@ def _archive(row: Row[tuple[object, ...]]) -> Archive:
 def _storable(value: str) -> str:
     """Text that Postgres takes: no NUL, and no lone surrogate of a file name that is not UTF-8."""
     return value.replace("\x00", "\ufffd").encode("utf-8", "backslashreplace").decode()
-
-
-def _chunks(rows: Iterator[tuple[object, ...]], size: int) -> Iterator[list[tuple[object, ...]]]:
-    while chunk := list(islice(rows, size)):
-        yield chunk

@@ -1,12 +1,53 @@
-"""Fixtures for tests of concurrency on a real database."""
+"""Fixtures for tests of concurrency on a real database, and of the stages with the mini models."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import Engine, text
+
+from ragllava.evaluation.postcards import PostcardArchive, WrittenArchive, draw_archive, write_archive
+from ragllava.settings import Settings
+
+if TYPE_CHECKING:  # torch is loaded by the tests that need it
+    from ragllava.models.bundle import ModelBundle
+    from tests.workshop import Workshop
+
+
+@dataclass(frozen=True, slots=True)
+class Postcards:
+    """Drawn postcards, and where their files lie."""
+
+    archive: PostcardArchive
+    written: WrittenArchive
+
+
+@pytest.fixture(scope="session")
+def models(services: Settings) -> ModelBundle:
+    """The mini models, loaded once for all tests."""
+    from ragllava.models.bundle import ModelBundle
+
+    return ModelBundle(services.model_copy(update={"torch_threads": 1}))
+
+
+@pytest.fixture(scope="session")
+def postcards(tmp_path_factory: pytest.TempPathFactory) -> Postcards:
+    """60 drawn postcards on disk, with questions about them. Copy what you change."""
+    archive = draw_archive(seed=3, images=60, questions=24, two_image_share=0.0)
+    return Postcards(archive, write_archive(tmp_path_factory.mktemp("postcards"), archive))
+
+
+@pytest.fixture
+def workshop(settings: Settings, models: ModelBundle) -> Iterator[Workshop]:
+    """A worker in this process, on a database and a bucket of the test's own."""
+    from tests.workshop import open_workshop
+
+    with open_workshop(settings, models) as workshop:
+        yield workshop
 
 
 @pytest.fixture
