@@ -57,7 +57,8 @@ def _load_models(sender: str | None = None, **_facts: Any) -> None:
     versions = here.resources.warm_up(answers=answers, embeds=answers or "ingest" in queues)
     if answers:
         bases = here.resources.base_versions()
-        in_transaction(here.engine, lambda c: registry.ensure_champions(c, here.settings.profile, bases))
+        profile = here.resources.models.profile.name
+        in_transaction(here.engine, lambda c: registry.ensure_champions(c, profile, bases))
     in_transaction(here.engine, lambda connection: presence.report_ready(connection, name, versions))
     log.info("models loaded", extra={"action": "worker_ready", "worker": name, **versions})
     dispatch_now(here.engine, here.settings)

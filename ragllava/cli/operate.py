@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 
 
 def worker_specs(settings: Settings, answer_workers: int = 1) -> list[WorkerSpec]:
-    """The workers of one machine: one that embeds, one or more that answer, one for the clock and submissions."""
-    from ragllava.local.fleet import WorkerSpec
+    """The workers of one machine: one that embeds, one or more that answer, one for the clock and submissions.
 
+    Raises ModelUnavailable when the profile's models are not on this machine.
+    """
+    from ragllava.local.fleet import WorkerSpec
+    from ragllava.models.profiles import require_models
+
+    require_models(settings)
     run = settings.home / "run"
     answering = ["answer"] if answer_workers == 1 else [f"answer{number + 1}" for number in range(answer_workers)]
     commands = {

@@ -67,12 +67,13 @@ def running_system(
 
     Waiting for the workers ends early when `stop` is set. Raises AlreadyRunning, ServiceUnavailable.
     """
+    specs = worker_specs(settings)
     services = LocalServices(settings)
     running = services.start(on_ready=lambda service: echo(_ready_line(service)))
     try:
         migrations.upgrade(running.require_database())
         engine = make_engine(running.require_database(), pool_size=1, name="ragllava-up")
-        fleet = WorkerFleet(services.home, worker_specs(running), is_ready=worker_readiness(engine))
+        fleet = WorkerFleet(services.home, specs, is_ready=worker_readiness(engine))
         try:
             fleet.start()
             fleet.wait_until_ready(_WORKERS_READY_S, _worker_echo(echo), cancelled=stop.is_set)

@@ -145,6 +145,13 @@ def missing_models(profile: Profile, settings: Settings) -> list[str]:
     return [reference for reference in references if _locate(reference, settings) is None]
 
 
+def require_models(settings: Settings) -> None:
+    """Raise ModelUnavailable, before anything is started, when the profile's models are not to be had."""
+    profile = get_profile(settings)
+    if os.environ.get("HF_HUB_OFFLINE") != "0" and missing_models(profile, settings):
+        raise ModelUnavailable(download_advice(profile, settings))
+
+
 def find_model(reference: str, profile: Profile, settings: Settings) -> ModelFolder:
     """The folder of a model: `reference` is a folder or a hub repository.
 

@@ -87,7 +87,7 @@ def prepare(
         )
     threshold = chosen.threshold
     if threshold is None:
-        champion = in_transaction(engine, lambda c: registry.champion(c, Role.RERANKER, settings.profile))
+        champion = in_transaction(engine, lambda c: registry.champion(c, Role.RERANKER, resources.models.profile.name))
         fitted = champion.threshold if champion else None
         threshold = resources.models.profile.threshold if fitted is None else fitted
     return AnswerTools(engine, settings, resources, index, chosen, threshold)

@@ -8,6 +8,7 @@ passed over in silence. A file that the user names himself is always offered.
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import re
@@ -80,10 +81,12 @@ def leads_out(name: str) -> bool:
 def open_regular(path: str) -> BinaryIO:
     """Open a regular file for reading; ImageRejected for a pipe, a device, or what is gone by now.
 
-    Never waits: opening a pipe that nobody writes to would block for ever without O_NONBLOCK.
+    Never waits: opening a pipe that nobody writes to would block for ever without O_NONBLOCK. Never follows a
+    symbolic link: the listing has followed those that it allows, so one that is met here leads out of the folder
+    (a rejected file is tried again), or took the place of the file since.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise ImageRejected(why_unreadable(error)) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -96,4 +99,6 @@ def why_unreadable(error: OSError) -> str:
     """One sentence about an error of the file system."""
     if isinstance(error, FileNotFoundError):
         return "it disappeared since it was listed"
+    if error.errno == errno.ELOOP:
+        return "it is a symbolic link that leads out of the folder, or that was put there since it was listed"
     return f"it cannot be read: {(error.strerror or str(error)).lower()}"

@@ -65,7 +65,8 @@ def _offered_by(root: Path) -> Iterator[SourceFile]:
     """What one existing path offers."""
     if root.is_dir():
         return _walk(root)
-    return _offer(root, root.name, [root.with_name(name) for name in sidecar_names(root.name)])
+    # What the user names himself may be a link to anywhere; it is followed here, and only here.
+    return _offer(root.resolve(), root.name, [root.with_name(name) for name in sidecar_names(root.name)])
 
 
 def _walk(root: Path) -> Iterator[SourceFile]:
