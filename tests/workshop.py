@@ -75,7 +75,7 @@ class Workshop(Desk):
         how = Submission(archive_name, AnswerOptions(**options))
         return submit_questions(self.engine, self.settings, file, how)
 
-    def answer(self, texts: Sequence[str], archive_name: str = ARCHIVE, **options: Any) -> list[ResultRow]:
+    def ask(self, texts: Sequence[str], archive_name: str = ARCHIVE, **options: Any) -> list[ResultRow]:
         """Answer questions to the end; one row each, in order."""
         submitted = self.submit(texts, archive_name, **options)
         self.run()

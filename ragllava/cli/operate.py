@@ -65,12 +65,17 @@ def down() -> None:
 
 
 @click.command()
+@click.option("--worker", metavar="NAME", help="Only say whether the worker NAME of this host is ready: a health check.")
 @json_option
-def status(as_json: bool) -> None:
+def status(worker: str | None, as_json: bool) -> None:
     """Show services, workers and open jobs; exit code 1 when a service does not answer."""
     from ragllava.cli import services
     from ragllava.settings import load_settings
 
+    if worker is not None:
+        ready = services.is_worker_ready(load_settings(), worker)
+        click.echo(f"worker {worker} is {'ready' if ready else 'not ready'}")
+        sys.exit(0 if ready else 1)
     found = services.status(load_settings())
     if as_json:
         print_json(found.as_json())

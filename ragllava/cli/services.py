@@ -169,6 +169,15 @@ def status(settings: Settings) -> SystemStatus:
     return SystemStatus(home, owner.pid if owner else None, services, workers, jobs, problem)
 
 
+def is_worker_ready(settings: Settings, name: str) -> bool:
+    """Whether the worker `NAME@this host` has loaded its models and was seen within its last three beats (D17)."""
+    engine = make_engine(settings.require_database(), pool_size=1, name="ragllava-health")
+    try:
+        return worker_readiness(engine)(name, 3 * settings.tick_s)
+    finally:
+        engine.dispose()
+
+
 def print_status(found: SystemStatus) -> None:
     """The status as tables for people."""
     from rich.console import Console

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, case, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
@@ -216,9 +216,15 @@ def jobs_without_result(connection: Connection) -> list[int]:
     )
 
 
-def set_result(connection: Connection, job_id: int, manifest: dict[str, Any]) -> None:
-    """Write down the result of an ended job; a job that was retried meanwhile is left alone."""
-    connection.execute(update(jobs).where(jobs.c.id == job_id, jobs.c.finished_at.is_not(None)).values(result=manifest))
+def set_result(connection: Connection, job: JobView, manifest: dict[str, Any]) -> None:
+    """Name the result files of an ended job, `job` being what it was when they were written.
+
+    If it was retried meanwhile they tell of an earlier run: then it has no result, and they are written again.
+    """
+    is_of_this_run = jobs.c.finished_at == job.finished_at
+    connection.execute(
+        update(jobs).where(jobs.c.id == job.job_id).values(result=case((is_of_this_run, manifest), else_=None))
+    )
 
 
 def refuse(connection: Connection, lease: Lease, reason: str) -> None:

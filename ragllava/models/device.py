@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ragllava.errors import DeviceOutOfMemory, SettingsError
+from ragllava.errors import DeviceLost, DeviceOutOfMemory, SettingsError
 from ragllava.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def in_batches(
     """`run` over consecutive batches, results in order.
 
     When memory runs out the batch is halved, for the rest of the call too, down to one item; then
-    DeviceOutOfMemory is raised.
+    DeviceOutOfMemory is raised. Any other error of an accelerator is DeviceLost: its context never heals.
     """
     results: list[Result] = []
     size = batch_size
@@ -83,6 +83,8 @@ def in_batches(
         try:
             results += run(batch)
             continue
+        except torch.AcceleratorError as error:
+            raise DeviceLost(f"the device failed: {str(error).splitlines()[0]}") from error
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

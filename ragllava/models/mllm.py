@@ -43,10 +43,12 @@ class ModelInputs:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Greedy answers: `tokens` (B, T) int64 and the log-probability of each, (B, T) float32, on the CPU."""
+    """Greedy answers on the CPU: `tokens` (B, T) int64, the log-probability of each (B, T) float32, and the logits
+    of the first step (B, vocabulary) float32."""
 
     tokens: torch.Tensor
     log_probabilities: torch.Tensor
+    first_logits: torch.Tensor
 
 
 class Mllm:
@@ -149,7 +151,7 @@ class Mllm:
             logits.float().log_softmax(-1).gather(1, tokens[:, step : step + 1])
             for step, logits in enumerate(output.logits)
         ]
-        return Generated(tokens.cpu(), torch.cat(steps, dim=1).cpu())
+        return Generated(tokens.cpu(), torch.cat(steps, dim=1).cpu(), output.logits[0].float().cpu())
 
     @property
     def end_token_ids(self) -> frozenset[int]:

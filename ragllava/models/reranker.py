@@ -41,14 +41,14 @@ class Reranker:
         self.mllm = mllm
         self._adapter = adapter
         self.version = f"{mllm.version}+{adapter.version}" if adapter else mllm.version
-        self._yes_no = mllm.answer_token_ids(["Yes", "No"])
+        self.yes_no = mllm.answer_token_ids(["Yes", "No"])
 
     def relevance(self, pairs: Sequence[Pair], batch_size: int) -> list[Relevance]:
         """One relevance for each pair, in input order.
 
         Raises ScoreRejected when the network returns no number, or when a picture does not fit its window.
         """
-        prompts = [Prompt(pair.question, (pair.caption,), (pair.picture,), _write) for pair in pairs]
+        prompts = [Prompt(pair.question, (pair.caption,), (pair.picture,), write_rerank) for pair in pairs]
         # Rows of like length share a batch, so that little of it is padding.
         order = sorted(range(len(prompts)), key=lambda place: prompts[place].rough_tokens())
         with self._adapter.active() if self._adapter else nullcontext():
@@ -59,11 +59,12 @@ class Reranker:
     def _score(self, prompts: Sequence[Prompt]) -> list[Relevance]:
         inputs = self.mllm.prepare(prompts, answer_tokens=1)
         logits = self.mllm.last_logits(inputs)
-        shares = logits[:, self._yes_no].softmax(dim=-1)[:, 0]
+        shares = logits[:, self.yes_no].softmax(dim=-1)[:, 0]
         if bool(shares.isnan().any()):
             raise ScoreRejected(f"{self.version} returned no number as a relevance; its weights or dtype are at fault")
         return [Relevance(share, note) for share, note in zip(shares.tolist(), inputs.notes, strict=True)]
 
 
-def _write(question: str, captions: list[str | None]) -> PromptParts:
+def write_rerank(question: str, captions: list[str | None]) -> PromptParts:
+    """The reranker's prompt, in the form that fitting asks for."""
     return rerank_prompt(question, captions[0])

@@ -79,7 +79,7 @@ def publish_results(engine: Engine, objects: ObjectStore, job_id: int) -> None:
                 objects.put_stream(f"{prefix}/{file.name}", stream, file.stat().st_size, "application/x-ndjson")
         manifest = _manifest(job, prefix, {results: lines, errors: bad})
     objects.put(f"{prefix}/manifest.json", json.dumps(manifest, indent=2).encode(), "application/json")
-    in_transaction(engine, lambda c: control.set_result(c, job_id, manifest))
+    in_transaction(engine, lambda c: control.set_result(c, job, manifest))
     log.info("results written", extra={"action": "results_published", "job": job_id, "lines": lines, "errors": bad})
 
 

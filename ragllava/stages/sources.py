@@ -66,7 +66,8 @@ def _offered_by(root: Path) -> Iterator[SourceFile]:
     if root.is_dir():
         return _walk(root)
     # What the user names himself may be a link to anywhere; it is followed here, and only here.
-    return _offer(root.resolve(), root.name, [root.with_name(name) for name in sidecar_names(root.name)])
+    path = root.resolve() if root.is_symlink() else root
+    return _offer(path, root.name, [root.with_name(name) for name in sidecar_names(root.name)])
 
 
 def _walk(root: Path) -> Iterator[SourceFile]:

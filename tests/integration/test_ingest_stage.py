@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
 import tarfile
@@ -36,6 +35,7 @@ from ragllava.stores.schema import blobs as blob_table
 from ragllava.stores.schema import embeddings, shards
 from tests.hostile import build_corpus
 from tests.integration.conftest import Postcards
+from tests.pictures import Case
 from tests.workshop import ARCHIVE, STAGES, Workshop
 
 T = TypeVar("T")
@@ -64,13 +64,13 @@ def stored_vectors(workshop: Workshop) -> dict[int, FloatArray]:
 
 
 def nearest(workshop: Workshop, picture: Path) -> tuple[str, float]:
-    """The archive's image that looks most like a picture, and their cosine."""
+    """The archive's image that looks most like a picture, and their cosine to two decimals."""
     [query] = workshop.resources.models.retriever.embed_images([Image.open(picture).convert("RGB")], batch_size=1)
     with workshop.engine.begin() as connection:
         index = vectors.active_index(connection, workshop.archive_id())
         assert index is not None
         [[hit]] = vectors.search(connection, index.index_id, query[None], k=1)
-        return archive.load_images(connection, [hit.image_id])[hit.image_id].source, hit.clip_score
+        return archive.load_images(connection, [hit.image_id])[hit.image_id].source, round(hit.clip_score, 2)
 
 
 class CountingRetriever:
@@ -114,7 +114,9 @@ def test_postcards_are_stored_embedded_and_found(workshop: Workshop, postcards: 
     assert index is not None and index.retriever == workshop.resources.models.retriever.version
 
 
-def test_a_stored_vector_is_that_of_the_original_picture(workshop: Workshop, postcards: Postcards, tmp_path: Path) -> None:
+def test_a_stored_vector_is_that_of_the_original_picture(
+    workshop: Workshop, postcards: Postcards, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(postcards.written.pictures, tmp_path / "pictures"))
     draw(folder / "wide.png", seed=1, size=(2600, 900))  # reduced before the retriever sees it
     draw(folder / "tall.jpg", seed=2, size=(700, 3100))
@@ -150,7 +152,7 @@ def test_zip_and_tar_files_give_their_members(workshop: Workshop, tmp_path: Path
         "duplicate",
         "the same picture as some.zip/in/1.png",
     )
-    assert nearest(workshop, tmp_path / "3.png") == ("more.tar.gz/3.png", pytest.approx(1, abs=2e-3))
+    assert nearest(workshop, tmp_path / "3.png") == ("more.tar.gz/3.png", 1.0)
 
 
 def test_every_hostile_file_ends_with_its_outcome(workshop: Workshop, tmp_path: Path) -> None:
@@ -160,26 +162,31 @@ def test_every_hostile_file_ends_with_its_outcome(workshop: Workshop, tmp_path: 
     assert Counter(source for source, _, _ in outcomes) == Counter(case.source for case in cases)
     assert sum(job.progress.by_status.values()) == job.progress.total == len(cases)
     assert job.state == JobState.COMPLETED_WITH_ERRORS
-    waiting = [(case.source, case.rejected) for case in cases]
+    waiting = list(cases)
     for source, status, reason in outcomes:
-        fitting = [
-            (name, word)
-            for name, word in waiting
-            if name == source
-            and ((word is not None and status == "rejected" and word in str(reason)) or
-                 (word is None and status in ("stored", "duplicate")))
-        ]
+        fitting = [case for case in waiting if case.source == source and fits(case, status, reason)]
         assert fitting, f"{source}: {status} ({reason})"
         waiting.remove(fitting[0])
-    with workshop.engine.begin() as connection:
-        shown = archive.rejected_files(connection, workshop.archive_id())
-    # Members of one name and packed file share an address, of which the latest outcome is shown.
-    assert {file.source for file in shown} <= {case.source for case in cases if case.rejected}
-    assert {case.source for case in cases if case.rejected} - {case.source for case in cases if not case.rejected} == {
-        file.source for file in shown
-    } - {case.source for case in cases if not case.rejected}
-    assert all(file.reason for file in shown)
     assert workshop.embedded() == len(workshop.images())
+    with workshop.engine.begin() as connection:
+        shown = {file.source: file.reason for file in archive.rejected_files(connection, workshop.archive_id())}
+    assert all(shown.values())
+    # Of several members with one name the latest outcome counts; all other sources are offered once.
+    once = [case for case in cases if [other.source for other in cases].count(case.source) == 1]
+    assert {case.source for case in once if case.source in shown} == {case.source for case in once if case.rejected}
+
+
+def fits(case: Case, status: str | None, reason: str | None) -> bool:
+    """Whether a file's outcome is what its case promises."""
+    if case.rejected is None:
+        return status in ("stored", "duplicate")
+    return status == "rejected" and case.rejected in (reason or "")
+
+
+def test_a_link_that_the_user_names_is_followed(workshop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "latest.png").symlink_to(draw(tmp_path / "0.png", 0))
+    assert workshop.ingest(tmp_path / "latest.png").progress.by_status == {"stored": 1}
+    assert set(workshop.images()) == {"latest.png"}
 
 
 # What is there already
@@ -236,13 +243,13 @@ def test_an_overwritten_file_takes_the_place_of_the_old_picture(workshop: Worksh
     draw(folder / "2.png", 99)
     assert workshop.ingest(folder).progress.by_status == {"duplicate": 3, "stored": 1}
     assert workshop.images()["2.png"].id != old.id
-    assert nearest(workshop, folder / "2.png") == ("2.png", pytest.approx(1, abs=2e-3))
+    assert nearest(workshop, folder / "2.png") == ("2.png", 1.0)
     assert nearest(workshop, tmp_path / "old.png")[1] < 0.99
     assert workshop.embedded() == 4
     shutil.copy(tmp_path / "old.png", folder / "2.png")
     workshop.ingest(folder)
     assert workshop.images()["2.png"].id == old.id
-    assert nearest(workshop, tmp_path / "old.png") == ("2.png", pytest.approx(1, abs=2e-3))
+    assert nearest(workshop, tmp_path / "old.png") == ("2.png", 1.0)
 
 
 @pytest.mark.parametrize("step", [1, 2, 8])
@@ -280,7 +287,9 @@ def stopping_after(checks: int, error: Exception) -> Callable[[], Exception | No
     return lambda: next(left, error)
 
 
-def changed(context: ShardContext[Resources], kind: type[ShardContext[Resources]], **values: Any) -> ShardContext[Resources]:
+def changed(
+    context: ShardContext[Resources], kind: type[ShardContext[Resources]], **values: Any
+) -> ShardContext[Resources]:
     same = {field.name: getattr(context, field.name) for field in fields(context)}
     return kind(**(same | values))
 
@@ -435,7 +444,7 @@ def test_a_retry_takes_what_was_repaired_and_nothing_from_outside(workshop: Work
     assert job.progress.by_status == {"stored": 1, "rejected": 2}
     draw(folder / "broken.png", 3)
     job = retried(workshop, job.job_id)
-    assert dict(Counter(workshop.images())) == {"good.png": 1, "broken.png": 1}
+    assert set(workshop.images()) == {"good.png", "broken.png"}
     assert job.progress.by_status == {"stored": 2, "rejected": 1}
     [link] = [reason for source, _, reason in workshop.outcomes(job.job_id) if source == "link.png"]
     assert link is not None and "link" in link
@@ -456,7 +465,7 @@ def test_pictures_are_read_from_any_bucket(workshop: Workshop, tmp_path: Path) -
         ("first picture.png", "stored", None),
         ("gone.png", "rejected", "it disappeared since it was listed"),
     ]
-    assert nearest(workshop, picture) == ("first picture.png", pytest.approx(1, abs=2e-3))
+    assert nearest(workshop, picture) == ("first picture.png", 1.0)
 
 
 def test_progress_is_committed_after_each_sub_batch(workshop: Workshop, tmp_path: Path) -> None:
@@ -470,12 +479,3 @@ def test_progress_is_committed_after_each_sub_batch(workshop: Workshop, tmp_path
     run_broken(small, lambda context: ingest_stage(changed(context, ShardContext, stop=note)))
     assert seen == [{}, {"stored": 2}, {"stored": 4}]
     assert small.job(job_id).progress.by_status == {"stored": 5}
-
-
-def test_a_jpeg_and_its_zip_listing_agree(workshop: Workshop, tmp_path: Path) -> None:
-    stream = io.BytesIO()
-    Image.new("RGB", (40, 30), "teal").save(stream, "JPEG")
-    (tmp_path / "teal.bin.jpg").write_bytes(stream.getvalue())
-    workshop.ingest(tmp_path)
-    row = workshop.images()["teal.bin.jpg"]
-    assert (row.width, row.height, row.media_type) == (40, 30, "image/jpeg")

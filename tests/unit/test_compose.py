@@ -109,6 +109,13 @@ def test_workers_start_after_the_migration_and_get_time_to_stop(name: str) -> No
     assert SERVICES[name]["restart"] == "unless-stopped"
 
 
+@pytest.mark.parametrize("name", WORKERS)
+def test_workers_are_asked_for_their_health_by_their_own_name(name: str) -> None:
+    command = SERVICES[name]["command"]
+    own_name = command[command.index("-n") + 1].removesuffix("@%h")
+    assert SERVICES[name]["healthcheck"]["test"] == ["CMD", "ragllava", "status", "--worker", own_name]
+
+
 def test_images_are_pinned() -> None:
     images = [service["image"] for name, service in SERVICES.items() if name not in OURS]
     images += re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)

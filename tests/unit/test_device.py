@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ragllava.errors import DeviceOutOfMemory, SettingsError
+from ragllava.errors import DeviceLost, DeviceOutOfMemory, SettingsError
 from ragllava.models.device import in_batches, plan_device
 from ragllava.settings import Settings
 
@@ -34,6 +34,14 @@ def test_one_item_that_does_not_fit_is_an_error() -> None:
         raise torch.OutOfMemoryError("out of memory")
 
     with pytest.raises(DeviceOutOfMemory):
+        in_batches([1, 2, 3], 3, run)
+
+
+def test_a_failed_accelerator_is_lost_and_not_a_matter_of_batch_size() -> None:
+    def run(_: Sequence[int]) -> list[int]:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
+
+    with pytest.raises(DeviceLost, match="illegal memory access was encountered$"):
         in_batches([1, 2, 3], 3, run)
 
 

@@ -1,0 +1,27 @@
+"""How the paper's reference implementation scores a pair, to measure ourselves against; written from its description.
+
+For every pair it reads and prepares the picture anew and calls `generate`, of whose output only the first step is
+used (METHOD 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ragllava.models.fitting import Prompt
+from ragllava.models.reranker import Pair, Reranker, write_rerank
+
+MAX_NEW_TOKENS = 512
+
+
+def reference_relevance(reranker: Reranker, pairs: Sequence[Pair]) -> list[float]:
+    """P("Yes") of each pair, one `generate` after the other; equal to Reranker.relevance up to rounding."""
+    mllm = reranker.mllm
+    scores = []
+    for pair in pairs:
+        prompt = Prompt(pair.question, (pair.caption,), (pair.picture,), write_rerank)
+        inputs = mllm.prepare([prompt], answer_tokens=1)
+        room = mllm.context_tokens - inputs.tensors["input_ids"].shape[1]
+        first_step = mllm.generate(inputs, min(MAX_NEW_TOKENS, room)).first_logits[0]
+        scores.append(float(first_step[reranker.yes_no].softmax(dim=-1)[0]))
+    return scores

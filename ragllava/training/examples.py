@@ -1,0 +1,58 @@
+"""The records that training is made of: one ranking example, one answer example. Loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A picture and the caption under it. `image` is what the caller's picture opener knows: a sha256 or a path."""
+
+    image: str
+    caption: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RankExample:
+    """One (question, picture, caption) and whether the picture is relevant (METHOD 5).
+
+    `source` says where the pair comes from: `labelled`, or where a negative was drawn (`clip-top-20`).
+    """
+
+    question: str
+    caption: str | None
+    image: str
+    relevant: bool
+    source: str
+
+    def as_json(self) -> dict[str, Any]:
+        """As written into a snapshot."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerExample:
+    """One question with its pictures in the order shown, their captions, and the answer to learn (METHOD 6).
+
+    `captions` and `images` run in step. `injected` tells that a wrong picture stands among them.
+    """
+
+    question: str
+    captions: tuple[str | None, ...]
+    images: tuple[str, ...]
+    answer: str
+    injected: bool = False
+
+    @property
+    def evidence(self) -> tuple[Evidence, ...]:
+        """Pictures with their captions."""
+        return tuple(Evidence(*pair) for pair in zip(self.images, self.captions, strict=True))
+
+    def as_json(self) -> dict[str, Any]:
+        """As written into a snapshot."""
+        return asdict(self)
+
+
+Example = RankExample | AnswerExample
