@@ -8,6 +8,18 @@ import time
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
+_CHATTY = (
+    "httpx",
+    "urllib3",
+    "PIL",
+    "open_clip",
+    "transformers",
+    "kombu",
+    "celery.app.trace",
+    "celery.beat",
+    "celery.worker.strategy",  # each tick that is received
+)
+
 
 class FactsFormatter(logging.Formatter):
     """`2026-11-23T10:00:00Z INFO shard_done shard=4 job=2 | shard done`; or one JSON object a line."""
@@ -35,5 +47,5 @@ def configure_logging(level: int = logging.INFO, *, as_json: bool = False) -> No
     handler = logging.StreamHandler()
     handler.setFormatter(FactsFormatter(as_json=as_json))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name in ("httpx", "urllib3", "PIL", "open_clip", "transformers", "celery.app.trace", "celery.beat", "kombu"):
+    for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)

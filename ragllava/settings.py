@@ -7,17 +7,23 @@ from there. Nothing in this module reads the environment at import.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ragllava.errors import SettingsError
 
 _PREFIX = "RAGLLAVA_"
+_SCHEMES = {
+    "database_url": ("postgresql", "postgres", "postgresql+psycopg"),
+    "redis_url": ("redis", "rediss"),
+}
 
 
 def default_home() -> Path:
@@ -26,9 +32,9 @@ def default_home() -> Path:
 
 
 class Settings(BaseSettings):
-    """All settings, with units in their names."""
+    """All settings, with units in their names. An empty variable counts as one that is not set."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
 
     home: Path = Field(default_factory=default_home)
 
@@ -75,11 +81,26 @@ class Settings(BaseSettings):
     shard_time_limit_s: float = Field(default=1800.0, gt=0)  # hard limit of a worker child
     worker_memory_mib: int = Field(default=0, ge=0)  # 0: no limit; else a child above it is replaced
 
+    @field_validator("home")
+    @classmethod
+    def _whole_path(cls, value: Path) -> Path:
+        # The workers run in a folder of their own, where a relative path would mean another place.
+        return value.expanduser().absolute()
+
+    @field_validator(*_SCHEMES)
+    @classmethod
+    def _check_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        # What is wrong is said without the address itself: it may hold a password.
+        schemes = _SCHEMES[str(info.field_name)]
+        if value is not None and not _is_url(value.get_secret_value(), schemes):
+            raise ValueError(f"this is no address of the form {schemes[0]}://user:password@host:port/name")
+        return value
+
     @model_validator(mode="after")
     def _cross_check(self) -> Settings:
         if self.heartbeat_s * 2 > self.lease_s:
             raise ValueError(
-                f"heartbeat_s={self.heartbeat_s:g} must be at most half of lease_s={self.lease_s:g}, "
+                f"RAGLLAVA_HEARTBEAT_S={self.heartbeat_s:g} must be at most half of RAGLLAVA_LEASE_S={self.lease_s:g}, "
                 "or one lost beat costs the lease"
             )
         return self
@@ -106,6 +127,15 @@ class Settings(BaseSettings):
         return self.redis_url.get_secret_value()
 
 
+def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
+    try:
+        parts = urlsplit(value)
+        _ = parts.port  # refuses what is no number
+    except ValueError:
+        return False
+    return "://" in value and parts.scheme in schemes
+
+
 def _not_running(what: str, variable: str) -> str:
     return f"no {what}: start the embedded services with `ragllava up`, or set {variable}"
 
@@ -115,30 +145,46 @@ def load_settings(**overrides: Any) -> Settings:
 
     Raises SettingsError with one sentence that names the variable.
     """
-    unknown = [
-        name
-        for name in os.environ
-        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX).lower() not in Settings.model_fields
-    ]
-    if unknown:
-        raise SettingsError(f"unknown setting {unknown[0]}; `ragllava doctor` lists the known ones")
+    _refuse_unknown_variables()
     try:
         first = Settings(**overrides)
         embedded = read_services(first.services_file)
-        missing = {k: v for k, v in embedded.items() if getattr(first, k) is None}
+        missing = {name: value for name, value in embedded.items() if getattr(first, name) is None}
         return Settings(**(overrides | missing)) if missing else first
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = _PREFIX + "_".join(str(part) for part in problem["loc"]).upper()
-        text = problem["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{where}: {text}" if problem["loc"] else text) from None
+        raise SettingsError(_sentence(error)) from None
 
 
 def read_services(path: Path) -> dict[str, str]:
-    """The settings of the embedded services, or {} when none were started."""
+    """The settings of the embedded services, or {} when none were started. Raises SettingsError for a damaged file."""
     try:
-        return dict(json.loads(path.read_text())["settings"])
+        found = dict(json.loads(path.read_text())["settings"])
+        for name, value in found.items():
+            if name not in Settings.model_fields or not isinstance(value, str):
+                raise ValueError(f"{name} is no setting of ours, or no text")
+        return found
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingsError(f"{path} is damaged ({error}); remove it and run `ragllava up`") from None
+
+
+def _refuse_unknown_variables() -> None:
+    known = [_PREFIX + name.upper() for name in Settings.model_fields]
+    for name in os.environ:
+        if name.startswith(_PREFIX) and name.upper() not in known:
+            close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8)
+            guess = f"did you mean {close[0]}? " if close else ""
+            raise SettingsError(f"unknown setting {name}; {guess}`ragllava doctor` lists the known ones")
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first mistake, with the variable that makes it; a value is shown unless it may hold a password."""
+    problem = error.errors()[0]
+    text = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return text
+    name = str(problem["loc"][0])
+    field = Settings.model_fields.get(name)
+    is_secret = field is None or "SecretStr" in str(field.annotation)
+    return f"{_PREFIX}{name.upper()}: {text}" + ("" if is_secret else f", not {problem['input']!r}")

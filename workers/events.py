@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ragllava.errors import InvalidInput, UsageError
+from ragllava.errors import InvalidInput, ObjectMissing, UsageError
 from ragllava.records import AnswerOptions
 from ragllava.stages.question_files import read_questions
 from ragllava.stages.submit import Submission, record_refusal, submit_questions
+from ragllava.stores.objects import ObjectStore
 from workers.app import app, dispatch_now
 from workers.runtime import runtime
 
@@ -40,13 +41,20 @@ def submit(
             idempotency_key=idempotency_key or address,
         )
         job = submit_questions(here.engine, here.settings, read_questions(data, name=key), how)
-    except (UsageError, TypeError) as error:
-        errors = error.errors if isinstance(error, InvalidInput) else []
-        log.warning(str(error), extra={"action": "submission_refused", "address": address})
-        record_refusal(here.resources.objects, address, str(error), errors)
+    except (UsageError, ObjectMissing, TypeError) as error:
+        _refuse(here.resources.objects, address, error)
         return
     log.info("submitted", extra={"action": "job_submitted", "job": job.job_id, "address": address})
     dispatch_now(here.engine, here.settings)
+
+
+def _refuse(objects: ObjectStore, address: str, error: Exception) -> None:
+    log.warning(str(error), extra={"action": "submission_refused", "address": address})
+    errors = error.errors if isinstance(error, InvalidInput) else []
+    try:
+        record_refusal(objects, address, str(error), errors)
+    except (UsageError, ObjectMissing) as unwritable:
+        log.warning(str(unwritable), extra={"action": "refusal_not_written", "address": address})
 
 
 def _parse(address: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ragllava.cli.options import archive_option, connected, json_option, print_json
+from ragllava.cli.options import archive_option, as_time, connected, json_option, print_json
 
 
 @click.command()
@@ -25,7 +25,7 @@ def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait
     """
     from rich.console import Console
 
-    from ragllava.cli.progress import outcome_line, wait_with_bar
+    from ragllava.cli.progress import inputs, outcome_line, wait_with_bar, warn_without_worker
     from ragllava.client import is_success
 
     console = Console(stderr=as_json)
@@ -35,12 +35,15 @@ def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait
             click.echo(f"caption without a file: {unused}", err=True)
         if len(queued.unused_captions) > 5:
             click.echo(f"… and {len(queued.unused_captions) - 5} more captions without a file", err=True)
+        warn_without_worker(client, "ingest")
         if no_wait:
             job = client.job(queued.job_id)
         else:
             job = wait_with_bar(client, queued.job_id, f"ingest into {archive}", console)
     if as_json:
         print_json(job.as_json())
+    elif no_wait:
+        click.echo(f"job {job.job_id} queued: {inputs(job)}; `ragllava jobs show {job.job_id}` tells how far it is")
     else:
         click.echo(outcome_line(job))
         if job.progress.by_status.get("rejected"):
@@ -82,7 +85,7 @@ def show_archive(name: str, rejected: bool, as_json: bool) -> None:
         return
     click.echo(
         f"{summary.archive.name}: {summary.images} images, {summary.size_bytes / 2**20:.1f} MiB, "
-        f"{summary.without_caption} without caption, last ingest {summary.last_ingest_at or '-'}"
+        f"{summary.without_caption} without caption, last ingest {as_time(summary.last_ingest_at)}"
     )
     for size in summary.indexes:
         search = "HNSW" if size.index.has_hnsw else "exact"

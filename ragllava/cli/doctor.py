@@ -14,6 +14,7 @@ from pydantic import SecretStr, ValidationError
 from sqlalchemy.engine import make_url
 
 import migrations
+from ragllava.cli.options import print_table
 from ragllava.errors import RagllavaError, SettingsError
 from ragllava.local.services import service_status
 from ragllava.models.profiles import find_model, get_profile, missing_models, retriever_reference
@@ -80,20 +81,19 @@ def diagnose(load: Callable[[], Settings]) -> Diagnosis:
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """The diagnosis for people: a table for each topic, the problems last."""
-    from rich.console import Console
+    import click
     from rich.table import Table
 
-    console = Console()
     for topic in dict.fromkeys(finding.topic for finding in diagnosis.findings):
         table = Table(title=topic, title_justify="left", show_header=False)
         for finding in diagnosis.findings:
             if finding.topic == topic:
                 table.add_row(finding.name, finding.value, "wrong" if finding.problem else "")
-        console.print(table)
+        print_table(table)
     for problem in diagnosis.problems:
-        console.print(f"wrong: {problem}", style="red", highlight=False, markup=False)
+        click.secho(f"wrong: {problem}", fg="red")
     if not diagnosis.problems:
-        console.print("nothing is wrong")
+        click.echo("nothing is wrong")
 
 
 def _versions() -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from ragllava.cli.options import connected, json_option, print_json
+from ragllava.cli.options import JOB_ID, as_time, connected, json_option, print_json, print_table
 
 
 @click.group()
@@ -20,24 +20,27 @@ def jobs() -> None:
 @json_option
 def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:
     """The newest jobs first."""
-    from rich.console import Console
     from rich.table import Table
+
+    from ragllava.cli.progress import outcomes
 
     with connected() as client:
         found = client.jobs(limit=limit, only_open=only_open)
     if as_json:
         print_json([job.as_json() for job in found])
         return
+    if not found:
+        click.echo("no open job" if only_open else "no job yet; `ragllava ingest` and `ragllava submit` make them")
+        return
     table = Table("job", "kind", "archive", "state", "done", "of", "outcomes", box=None)
     for job in found:
-        counts = ", ".join(f"{number} {status}" for status, number in sorted(job.progress.by_status.items()))
         done, total = str(job.progress.done), str(job.progress.total)
-        table.add_row(str(job.job_id), job.kind.value, job.archive, job.state.value, done, total, counts)
-    Console().print(table)
+        table.add_row(str(job.job_id), job.kind.value, job.archive, job.state.value, done, total, outcomes(job))
+    print_table(table)
 
 
 @jobs.command("show")
-@click.argument("job_id", type=int)
+@click.argument("job_id", type=JOB_ID)
 @json_option
 def show_job(job_id: int, as_json: bool) -> None:
     """One job, with the shards that run or went wrong."""
@@ -51,16 +54,16 @@ def show_job(job_id: int, as_json: bool) -> None:
         return
     click.echo(outcome_line(job))
     for name in ("created_at", "started_at", "finished_at"):
-        click.echo(f"{name:<12} {getattr(job, name) or '-'}")
+        click.echo(f"{name:<12} {as_time(getattr(job, name))}")
     for shard in troubles:
         click.echo(
             f"shard {shard.shard_id} {shard.state.value}, inputs {shard.lo} to {shard.hi - 1}, "
-            f"attempt {shard.attempts}, worker {shard.worker or '-'}: {shard.error or 'no error'}"
+            f"attempt {shard.attempts}, worker {shard.worker or '-'}" + (f": {shard.error}" if shard.error else "")
         )
 
 
 @jobs.command()
-@click.argument("job_id", type=int)
+@click.argument("job_id", type=JOB_ID)
 def cancel(job_id: int) -> None:
     """Stop a job; its answers so far stay."""
     with connected() as client:
@@ -69,7 +72,7 @@ def cancel(job_id: int) -> None:
 
 
 @jobs.command()
-@click.argument("job_id", type=int)
+@click.argument("job_id", type=JOB_ID)
 def pause(job_id: int) -> None:
     """Let nothing new of a job begin."""
     with connected() as client:
@@ -78,7 +81,7 @@ def pause(job_id: int) -> None:
 
 
 @jobs.command()
-@click.argument("job_id", type=int)
+@click.argument("job_id", type=JOB_ID)
 def resume(job_id: int) -> None:
     """Let a paused job go on."""
     with connected() as client:
@@ -87,7 +90,7 @@ def resume(job_id: int) -> None:
 
 
 @jobs.command()
-@click.argument("job_id", type=int)
+@click.argument("job_id", type=JOB_ID)
 def retry(job_id: int) -> None:
     """Try the failed, dead and cancelled inputs of an ended job again."""
     with connected() as client:

@@ -8,6 +8,7 @@ from importlib import import_module
 import click
 
 from ragllava import __version__
+from ragllava.cli.options import SHOWN_LINES
 from ragllava.errors import InvalidInput, RagllavaError
 
 # name -> (module, attribute, one line for --help). The modules are loaded when their command is called.
@@ -60,7 +61,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run a command; our own errors become one sentence and exit code 1, a wrong call exits with 2."""
+    """Run a command; a mistake becomes one sentence and exit code 1, a wrong call exits with 2, Ctrl-C with 130."""
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -69,11 +70,16 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except InvalidInput as error:
-        click.echo(f"ragllava: {error}", err=True)
-        for line in error.errors[1:20]:
-            click.echo(f"  line {line.line}: {line.message} [{line.code}]", err=True)
-        sys.exit(1)
     except RagllavaError as error:
         click.echo(f"ragllava: {error}", err=True)
+        if isinstance(error, InvalidInput):
+            for line in error.errors[1:SHOWN_LINES]:
+                click.echo(f"  line {line.line}: {line.message} [{line.code}]", err=True)
+        for note in getattr(error, "__notes__", ()):
+            click.echo(note, err=True)
+        sys.exit(1)
+    except OSError as error:
+        # A full disk, an output that is no longer there; a closed pipe is click's own business.
+        what = error.strerror or str(error)
+        click.echo(f"ragllava: {error.filename}: {what}" if error.filename else f"ragllava: {what}", err=True)
         sys.exit(1)

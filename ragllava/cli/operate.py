@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -35,10 +36,23 @@ def worker_specs(settings: Settings, answer_workers: int = 1) -> list[WorkerSpec
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "INFO")
     # Idle OpenMP threads that spin take the core from the other workers of a small machine.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    devices = _devices(answer_workers)
     return [
-        WorkerSpec(name, (*celery, "-n", f"{name}@%h", *options, *quiet), environment)
+        WorkerSpec(name, (*celery, "-n", f"{name}@%h", *options, *quiet), environment | devices.get(name, {}))
         for name, options in commands.items()
     ]
+
+
+def _devices(answer_workers: int) -> dict[str, dict[str, str]]:
+    """Give each of several answer workers a GPU of its own: the n-th that is visible to us."""
+    if answer_workers == 1:
+        return {}
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    visible = listed.split(",") if listed else [str(number) for number in range(answer_workers)]
+    return {
+        f"answer{number + 1}": {"CUDA_VISIBLE_DEVICES": visible[number % len(visible)]}
+        for number in range(answer_workers)
+    }
 
 
 @click.command()
@@ -65,7 +79,7 @@ def down() -> None:
 
 
 @click.command()
-@click.option("--worker", metavar="NAME", help="Only say whether the worker NAME of this host is ready: a health check.")
+@click.option("--worker", metavar="NAME", help="Only say whether this host's worker NAME is ready: a health check.")
 @json_option
 def status(worker: str | None, as_json: bool) -> None:
     """Show services, workers and open jobs; exit code 1 when a service does not answer."""

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ragllava.client import Client
     from ragllava.records import AnswerOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_PIPED_WIDTH = 10_000  # characters; no table of ours is as wide
+
+SHOWN_LINES = 20  # of a file with many invalid ones
+JOB_ID = click.IntRange(1, 2**63 - 1)  # what the database can hold
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 archive_option = click.option("--archive", required=True, metavar="NAME", help="The archive.")
@@ -77,7 +85,28 @@ def connected() -> Iterator[Client]:
 
 
 def print_json(value: Any) -> None:
-    """Indented, keys as given."""
+    """Indented, keys as given, times in ISO 8601."""
     import json
 
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def print_table(table: Table) -> None:
+    """As wide as the terminal, nothing cut; into a pipe or a file each row goes as one line, however long."""
+    from rich.console import Console
+
+    for column in table.columns:
+        column.overflow = "fold"
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PIPED_WIDTH)
+    console.print(table)
+
+
+def as_time(moment: datetime | None) -> str:
+    """`2026-11-23 10:00:00 UTC`, `-` for None."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else "-"
+
+
+def _plain(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -36,20 +37,38 @@ def bars(console: Console) -> Iterator[Progress]:
 
 
 def wait_with_bar(client: Client, job_id: int, title: str, console: Console) -> JobView:
-    """Wait until the job has ended, drawing its progress; Ctrl-C leaves the job running."""
-    with bars(console) as progress:
-        task = progress.add_task(title, total=None, note="")
+    """Wait until the job has ended, drawing its progress; Ctrl-C leaves the job running, and says so."""
+    try:
+        with bars(console) as progress:
+            task = progress.add_task(title, total=None, note="")
 
-        def show(job: JobView) -> None:
-            note = ", ".join(f"{number} {status}" for status, number in sorted(job.progress.by_status.items()))
-            progress.update(task, total=job.progress.total, completed=job.progress.done, note=note)
+            def show(job: JobView) -> None:
+                progress.update(task, total=job.progress.total, completed=job.progress.done, note=outcomes(job))
 
-        return client.wait(job_id, on_progress=show)
+            return client.wait(job_id, on_progress=show)
+    except KeyboardInterrupt:
+        click.echo(f"job {job_id} goes on without us; `ragllava jobs show {job_id}` tells how far it is", err=True)
+        raise
+
+
+def warn_without_worker(client: Client, queue: str) -> None:
+    """Say that a job will wait when no worker of its queue is there, or none is ready yet."""
+    if not any(queue in worker.queues and worker.is_ready for worker in client.workers()):
+        click.echo("no worker is ready for this yet: it waits until `ragllava up` has started one", err=True)
+
+
+def outcomes(job: JobView) -> str:
+    """`10 duplicate, 990 stored`; empty before the first outcome."""
+    return ", ".join(f"{number} {status}" for status, number in sorted(job.progress.by_status.items()))
 
 
 def outcome_line(job: JobView) -> str:
     """`job 3 completed: 1000 files: 990 stored, 10 duplicate`."""
-    noun = {"ingest": "files", "answer": "questions"}[job.kind.value]
-    counts = ", ".join(f"{number} {status}" for status, number in sorted(job.progress.by_status.items()))
     error = f" ({job.error})" if job.error else ""
-    return f"job {job.job_id} {job.state.value}: {job.progress.total} {noun}: {counts or 'none'}{error}"
+    return f"job {job.job_id} {job.state.value}: {inputs(job)}: {outcomes(job) or 'none done yet'}{error}"
+
+
+def inputs(job: JobView) -> str:
+    """`1 file`, `200 questions`."""
+    noun = {"ingest": "file", "answer": "question"}[job.kind.value]
+    return f"{job.progress.total} {noun}" + ("" if job.progress.total == 1 else "s")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from ragllava.cli.options import (
+    JOB_ID,
+    SHOWN_LINES,
     answer_options,
     archive_option,
     as_answer_options,
@@ -15,6 +18,7 @@ from ragllava.cli.options import (
     json_option,
     print_json,
 )
+from ragllava.errors import InvalidInput, LineError
 
 
 @click.command()
@@ -40,15 +44,21 @@ def submit(  # noqa: PLR0917 - one argument for each option
     """Queue a file of questions: JSONL (custom_id, question; or OpenAI Batch lines), CSV or Parquet."""
     from rich.console import Console
 
-    from ragllava.cli.progress import outcome_line, wait_with_bar
+    from ragllava.cli.progress import inputs, outcome_line, wait_with_bar, warn_without_worker
     from ragllava.client import is_success
     from ragllava.stages.submit import Submission
 
     with connected() as client:
         options = as_answer_options(client, top_k, top_n, threshold, bare_prompt)
-        queued = client.submit(file, Submission(archive, options, skip_invalid, idempotency_key=key))
-        for error in queued.errors[:20]:
-            click.echo(f"{file}, line {error.line}: {error.message} [{error.code}]", err=True)
+        how = Submission(archive, options, skip_invalid, idempotency_key=key)
+        try:
+            queued = client.submit(file, how)
+        except InvalidInput as error:
+            if not skip_invalid and any(line.line for line in error.errors):
+                error.add_note("nothing was submitted; --skip-invalid submits the valid lines, if there are any")
+            raise
+        _print_skipped(file, queued.errors)
+        warn_without_worker(client, "query")
         if wait:
             job = wait_with_bar(client, queued.job_id, f"questions to {archive}", Console(stderr=as_json))
         else:
@@ -60,7 +70,7 @@ def submit(  # noqa: PLR0917 - one argument for each option
         click.echo(f"answers: ragllava results {job.job_id} -o answers.jsonl")
     else:
         what = "queued" if queued.is_new else "was submitted before under this key"
-        click.echo(f"job {job.job_id} {what}: {job.progress.total} questions")
+        click.echo(f"job {job.job_id} {what}: {inputs(job)}; `ragllava jobs show {job.job_id}` tells how far it is")
     sys.exit(0 if not wait or is_success(job.state) else 1)
 
 
@@ -68,7 +78,14 @@ def submit(  # noqa: PLR0917 - one argument for each option
 @click.argument("question")
 @archive_option
 @answer_options
-@click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds to wait for the answer.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    default=600.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds to wait for the answer.",
+)
 @json_option
 def ask(  # noqa: PLR0917 - one argument for each option
     question: str,
@@ -81,11 +98,13 @@ def ask(  # noqa: PLR0917 - one argument for each option
     as_json: bool,
 ) -> None:
     """Ask one question now; it overtakes every bulk job."""
+    from ragllava.cli.progress import warn_without_worker
     from ragllava.records import AnswerStatus
     from ragllava.stages.submit import Submission
 
     with connected() as client:
         options = as_answer_options(client, top_k, top_n, threshold, bare_prompt)
+        warn_without_worker(client, "query")
         row = client.ask(question, Submission(archive, options), timeout_s)
     if as_json:
         print_json(row.as_json())
@@ -101,7 +120,7 @@ def ask(  # noqa: PLR0917 - one argument for each option
 
 
 @click.command()
-@click.argument("job_id", type=int)
+@click.argument("job_id", type=JOB_ID)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".jsonl, .csv or .parquet")
 def results(job_id: int, output: Path) -> None:
     """Write a job's answers: one line for every input line, and the failed ones to <output>.errors.jsonl."""
@@ -116,7 +135,7 @@ def results(job_id: int, output: Path) -> None:
 
 
 @click.command()
-@click.argument("job_id", type=int)
+@click.argument("job_id", type=JOB_ID)
 @click.option("-o", "--output", default=Path("report.html"), show_default=True, type=click.Path(path_type=Path))
 def report(job_id: int, output: Path) -> None:
     """Write a job's answers as one self-contained HTML page, with pictures and relevance bars."""
@@ -125,3 +144,10 @@ def report(job_id: int, output: Path) -> None:
     with connected() as client:
         save_report(client, job_id, output)
     click.echo(f"{output}: open it in a browser")
+
+
+def _print_skipped(file: Path, errors: Sequence[LineError]) -> None:
+    for error in errors[:SHOWN_LINES]:
+        click.echo(f"{file}, line {error.line}: {error.message} [{error.code}]", err=True)
+    if len(errors) > SHOWN_LINES:
+        click.echo(f"… and {len(errors) - SHOWN_LINES} more invalid lines", err=True)

@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 import migrations
+from ragllava.cli.options import print_table
 from ragllava.errors import RagllavaError, ServiceUnavailable
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView
@@ -180,31 +181,30 @@ def is_worker_ready(settings: Settings, name: str) -> bool:
 
 def print_status(found: SystemStatus) -> None:
     """The status as tables for people."""
-    from rich.console import Console
+    import click
     from rich.table import Table
 
-    console = Console()
     by = f"process {found.owner_pid}" if found.owner_pid else "nobody"
-    console.print(f"home {found.home}, run by {by}", highlight=False)
+    click.echo(f"home {found.home}, run by {by}")
     table = Table("service", "address", "answers", "version, or what is wrong")
     for service in found.services:
         kind = service.title if service.embedded else f"{service.title} (yours)"
         table.add_row(kind, service.address or "-", "yes" if service.answers else "no", service.detail)
-    console.print(table)
+    print_table(table)
     if found.problem is not None:
-        console.print(found.problem, style="red", highlight=False, markup=False)
+        click.secho(found.problem, fg="red")
         return
     table = Table("worker", "queues", "slots", "state", "ready", "seen")
     for worker in found.workers:
         ready = "yes" if worker.is_ready else "no"
         seen = f"{worker.age_s:.0f} s ago"
         table.add_row(worker.name, ", ".join(worker.queues), str(worker.slots), worker.state, ready, seen)
-    console.print(table if found.workers else "no workers")
+    print_table(table) if found.workers else click.echo("no workers")
     table = Table("job", "kind", "archive", "state", "done", "of")
     for job in found.jobs:
-        done = sum(job.progress.by_status.values())
-        table.add_row(str(job.job_id), job.kind, job.archive, job.state, str(done), str(job.progress.total))
-    console.print(table if found.jobs else "no open jobs")
+        done, total = str(job.progress.done), str(job.progress.total)
+        table.add_row(str(job.job_id), job.kind, job.archive, job.state, done, total)
+    print_table(table) if found.jobs else click.echo("no open jobs")
 
 
 def worker_readiness(engine: Engine) -> Callable[[str, float], bool]:

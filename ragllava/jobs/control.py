@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, func, select, update
+from sqlalchemy import Connection, Row, case, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
@@ -26,7 +26,10 @@ RETRIED_STATUSES: dict[JobKind, list[AnswerStatus] | list[FileStatus]] = {
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job to be created. `content_digest` tells a repeated submit from another one under the same key."""
+    """A job to be created.
+
+    `content_digest` covers what was asked for: it tells a repeated submit from another one under the same key.
+    """
 
     kind: JobKind
     archive_id: int
@@ -96,9 +99,7 @@ def create(connection: Connection, new: NewJob) -> tuple[int, bool]:
     With an idempotency key that exists already, nothing is created and the existing id returned; if its content
     was another one, UsageError. Of two submits at once with one key, the second waits for the first.
     """
-    digest = hashlib.sha256(
-        json.dumps([new.kind, new.archive_id, new.spec, new.content_digest], sort_keys=True).encode()
-    ).hexdigest()
+    digest = hashlib.sha256(json.dumps([new.kind, new.archive_id, new.content_digest]).encode()).hexdigest()
     job_id = connection.scalar(
         insert(jobs)
         .values(
@@ -216,14 +217,15 @@ def jobs_without_result(connection: Connection) -> list[int]:
     )
 
 
-def set_result(connection: Connection, job: JobView, manifest: dict[str, Any]) -> None:
-    """Name the result files of an ended job, `job` being what it was when they were written.
+def set_result(connection: Connection, job: JobView, result: dict[str, Any]) -> None:
+    """Write down the result of an ended job; `job` is what it was before the result was made.
 
-    If it was retried meanwhile they tell of an earlier run: then it has no result, and they are written again.
+    Of a job that was retried meanwhile it would tell of an earlier run: then there is no result, and if that run
+    has ended too, the next tick makes a new one.
     """
-    is_of_this_run = jobs.c.finished_at == job.finished_at
+    of_this_run = case((jobs.c.finished_at == job.finished_at, literal(result, jobs.c.result.type)))
     connection.execute(
-        update(jobs).where(jobs.c.id == job.job_id).values(result=case((is_of_this_run, manifest), else_=None))
+        update(jobs).where(jobs.c.id == job.job_id, jobs.c.finished_at.is_not(None)).values(result=of_this_run)
     )
 
 

@@ -90,7 +90,7 @@ def finish_ingest(engine: Engine, job_id: int) -> None:
     has_graph = index is not None and vectors.build_hnsw(engine, index.index_id)
     facts = {"index": index.index_id if index else None, "has_hnsw": has_graph}
     result = _facts(job) | facts
-    in_transaction(engine, lambda c: control.set_result(c, job_id, result))
+    in_transaction(engine, lambda c: control.set_result(c, job, result))
 
 
 def _manifest(job: JobView, prefix: str, files: dict[Path, int]) -> dict[str, object]:

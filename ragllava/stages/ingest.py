@@ -7,9 +7,10 @@ is embedded, the next one is read, decoded and uploaded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -27,7 +28,6 @@ from ragllava.stores.archive import NewImage, PendingFile, StoredRow
 from ragllava.stores.blobs import NewBlob
 
 T = TypeVar("T")
-S = TypeVar("S")
 
 # Pictures are reduced to this many times the retriever's own size before it sees them: enough that its own
 # resizing decides the pixels, little enough that a 50-megapixel picture costs no more than a small one.
@@ -54,10 +54,16 @@ def ingest_stage(context: ShardContext[Resources]) -> None:
     """Ingest the files of one shard that have no outcome yet; each sub-batch is committed behind the fence."""
     lease, resources = context.lease, context.resources
     index_id = context.read(lambda c: target_index(c, lease.archive_id, resources))
-    files = context.read(lambda c: archive.load_files(c, lease.job_id, lease.lo, lease.hi))
-    step = context.settings.files_per_step
-    chunks = [files[start : start + step] for start in range(0, len(files), step)]
-    for batch in _one_ahead(lambda chunk: prepare(chunk, context), chunks):
+    pending = context.read(lambda c: archive.load_files(c, lease.job_id, lease.lo, lease.hi))
+    files = {file.file_no: file for file in pending}
+    # One stream for the whole shard, so that a compressed tar is unpacked once and not for every sub-batch.
+    contents = read_sources([(file.file_no, file.uri) for file in pending], resources.fetch)
+
+    def next_batch() -> Batch | None:
+        chunk = list(islice(contents, context.settings.files_per_step))
+        return prepare(files, chunk, context) if chunk else None
+
+    for batch in _one_ahead(next_batch):
         context.check()
         embedded = embed(batch, context)
         context.commit(lambda c, batch=batch, embedded=embedded: store(c, context, index_id, batch, embedded))  # type: ignore[misc]
@@ -82,11 +88,15 @@ def target_index(connection: Connection, archive_id: int, resources: Resources) 
     return active.index_id
 
 
-def prepare(files: Sequence[PendingFile], context: ShardContext[Resources]) -> Batch:
-    """Read and hash every file, decode and upload those whose bytes the archive does not hold yet."""
-    batch = Batch({file.file_no: file for file in files})
+def prepare(
+    files: Mapping[int, PendingFile],
+    chunk: Sequence[tuple[int, bytes | ImageRejected]],
+    context: ShardContext[Resources],
+) -> Batch:
+    """Hash what was read of each file, decode and upload those whose bytes the archive does not hold yet."""
+    batch = Batch({number: files[number] for number, _ in chunk})
     contents: dict[str, bytes] = {}
-    for number, data in read_sources([(file.file_no, file.uri) for file in files], context.resources.fetch):
+    for number, data in chunk:
         if isinstance(data, ImageRejected):
             batch.rejected[number] = str(data)
         else:
@@ -178,13 +188,10 @@ def _outcome(file_no: int, row: StoredRow) -> FileOutcome:
     return FileOutcome(file_no, row.status, reason, row.image_id)
 
 
-def _one_ahead(work: Callable[[T], S], items: Sequence[T]) -> Iterator[S]:
-    """`work` of each item in order, the next one already under way in a thread while a result is being used."""
+def _one_ahead(make: Callable[[], T | None]) -> Iterator[T]:
+    """What `make` returns until that is None; the next one is made in a thread while the last one is used."""
     with ThreadPoolExecutor(1, thread_name_prefix="prepare") as thread:
-        waiting = thread.submit(work, items[0]) if items else None
-        for item in [*items[1:], None]:
-            if waiting is None:
-                return
-            result = waiting.result()
-            waiting = thread.submit(work, item) if item is not None else None
-            yield result
+        waiting = thread.submit(make)
+        while (made := waiting.result()) is not None:
+            waiting = thread.submit(make)
+            yield made

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from types import UnionType
 
 from sqlalchemy import Connection, Engine
 
-from ragllava.errors import LineError
+from ragllava.errors import LineError, UsageError
+from ragllava.images import printable
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.records import AnswerOptions, JobKind, Question, SourceFile
@@ -21,6 +24,13 @@ from ragllava.stores.objects import ObjectStore
 
 BULK_PRIORITY = 0
 ASK_PRIORITY = 10
+
+FILES_PER_TAR_SHARD = 4_096
+
+MAX_TOP_K = 1_000
+MAX_TOP_N = 20
+MAX_KEY_BYTES = 2_000  # the database's index takes about 2,700
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # no text to Postgres
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +58,11 @@ def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how
     """Create an answer job of all lines of a file.
 
     Raises InvalidInput when lines are invalid, unless `skip_invalid`: then those lines become questions that have
-    `failed` with their reason, so that every input line still gives an output line.
+    `failed` with their reason, so that every input line still gives an output line. Raises UsageError for an
+    unknown archive, for options out of range, and for a key that belongs to another content.
     """
+    _check_options(how.options)
+    _check_key(how.idempotency_key)
     if not (how.skip_invalid and file.questions):
         file.require_valid()
 
@@ -59,12 +72,12 @@ def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how
             NewJob(
                 kind=JobKind.ANSWER,
                 archive_id=archive.get_archive(connection, how.archive).archive_id,
-                spec={"options": how.options.as_json(), "input": file.name},
+                spec={"options": how.options.as_json(), "input": printable(file.name)},
                 total=len(file.lines),
                 per_shard=settings.questions_per_shard,
                 priority=how.priority,
                 idempotency_key=how.idempotency_key,
-                content_digest=_digest(file),
+                content_digest=_digest(file, how.options),
             ),
         )
         if is_new:
@@ -86,13 +99,19 @@ def submit_files(engine: Engine, settings: Settings, *, archive_name: str, files
                 archive_id=archive.ensure_archive(connection, archive_name).archive_id,
                 spec={},
                 total=len(files),
-                per_shard=settings.files_per_shard,
+                per_shard=_files_per_shard(settings, files),
             ),
         )
         archive.insert_files(connection, job_id, files)
         return Submitted(job_id, is_new, len(files), [])
 
     return in_transaction(engine, work)
+
+
+def _files_per_shard(settings: Settings, files: Sequence[SourceFile]) -> int:
+    """A tar has no directory: each shard goes through it from the start, so few large shards it is."""
+    from_tar = any(file.uri.startswith("tar://") for file in files)
+    return max(settings.files_per_shard, FILES_PER_TAR_SHARD) if from_tar else settings.files_per_shard
 
 
 def record_refusal(objects: ObjectStore, address: str, message: str, errors: list[LineError]) -> None:
@@ -117,8 +136,32 @@ def _insert_lines(connection: Connection, job_id: int, file: QuestionFile) -> No
     )
 
 
-def _digest(file: QuestionFile) -> str:
-    digest = hashlib.sha256()
+def _check_options(options: AnswerOptions) -> None:
+    """They come from other programs as well, by message; a wrong one would end every question as dead."""
+    for name, value, most in (("top_k", options.top_k, MAX_TOP_K), ("top_n", options.top_n, MAX_TOP_N)):
+        if not _is_number(value, int) or not 1 <= value <= most:
+            raise UsageError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
+    threshold = options.threshold
+    if threshold is not None and (not _is_number(threshold, int | float) or not 0 <= threshold <= 1):
+        raise UsageError(f"the threshold must be a number from 0 to 1, or none for the model's own, not {threshold!r}")
+    if not isinstance(options.captions_in_answer, bool):
+        raise UsageError(f"captions_in_answer must be true or false, not {options.captions_in_answer!r}")
+
+
+def _is_number(value: object, kind: type | UnionType) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)  # True is an int to Python
+
+
+def _check_key(key: str | None) -> None:
+    if key is None:
+        return
+    if not key or _UNSTORABLE.search(key) or len(key.encode()) > MAX_KEY_BYTES:
+        raise UsageError(f"an idempotency key is text of 1 to {MAX_KEY_BYTES:,} bytes, not {key[:80]!r}")
+
+
+def _digest(file: QuestionFile, options: AnswerOptions) -> str:
+    """Of what is asked and how; where the file was found does not matter."""
+    digest = hashlib.sha256(json.dumps(options.as_json(), sort_keys=True).encode())
     for line in file.lines:
         text = line.text if isinstance(line, Question) else line.message
         digest.update(json.dumps([line.custom_id, text]).encode())

@@ -126,9 +126,10 @@ def ensure_archive(connection: Connection, name: str) -> Archive:
 
 def get_archive(connection: Connection, name: str) -> Archive:
     """The archive of this name. Raises UsageError that names the known ones."""
-    row = connection.execute(select(archives).where(archives.c.name == name)).one_or_none()
-    if row is not None:
-        return _archive(row)
+    if _NAME.fullmatch(name):  # anything else cannot be there, and may not even be text that Postgres takes
+        row = connection.execute(select(archives).where(archives.c.name == name)).one_or_none()
+        if row is not None:
+            return _archive(row)
     known = [archive.name for archive in list_archives(connection)]
     if not known:
         raise UsageError(f"there is no archive {name!r}, and none at all yet; `ragllava ingest` creates one")

@@ -41,7 +41,7 @@ def test_a_failed_accelerator_is_lost_and_not_a_matter_of_batch_size() -> None:
     def run(_: Sequence[int]) -> list[int]:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
 
-    with pytest.raises(DeviceLost, match="illegal memory access was encountered$"):
+    with pytest.raises(DeviceLost, match=r"illegal memory access was encountered$"):
         in_batches([1, 2, 3], 3, run)
 
 

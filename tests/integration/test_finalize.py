@@ -1,0 +1,318 @@
+"""Result files in the object store, and what the Python client makes of results."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+from pyarrow import parquet
+from sqlalchemy import Engine
+
+from ragllava.client import Client
+from ragllava.errors import LineError, ServiceUnavailable, UsageError
+from ragllava.jobs import control, queue
+from ragllava.jobs.states import JobState
+from ragllava.records import Answer, AnswerStatus, Question, SourceFile
+from ragllava.settings import Settings
+from ragllava.stages.finalize import publish_missing_results, publish_results
+from ragllava.stages.question_files import QuestionFile
+from ragllava.stages.submit import Submission, submit_files, submit_questions
+from ragllava.stores import answers, archive
+from ragllava.stores.objects import ObjectStore
+from tests.builders import Desk
+
+
+@pytest.fixture
+def desk(engine: Engine, settings: Settings) -> Desk:
+    desk = Desk(engine, settings.model_copy(update={"tick_s": 600.0}))
+    desk.live_worker(slots=8)
+    return desk
+
+
+@pytest.fixture
+def objects(settings: Settings) -> ObjectStore:
+    return ObjectStore(settings)
+
+
+def a_job(desk: Desk, good: int, bad: int = 0) -> int:
+    """A job of good lines and then invalid ones; its questions are open."""
+    with desk.engine.begin() as connection:
+        archive.ensure_archive(connection, "test")
+    valid = [Question(n, n + 1, f"q{n}", f"question {n}?") for n in range(good)]
+    invalid = [LineError("empty_question", n + 1, "the question is empty") for n in range(good, good + bad)]
+    file = QuestionFile("questions.jsonl", [*valid, *invalid])
+    return submit_questions(desk.engine, desk.settings, file, Submission("test", skip_invalid=True)).job_id
+
+
+def answer_all(desk: Desk, failing: tuple[int, ...] = ()) -> None:
+    """Do what a worker would; the questions named fail."""
+    while ready := desk.ids("queued") or desk.dispatch():
+        lease = desk.claim(ready[0])
+        assert lease is not None
+        with desk.engine.begin() as connection:
+            found = answers.open_questions(connection, lease.job_id, lease.run_no, lease.lo, lease.hi)
+            results = [
+                Answer(q.question_no, AnswerStatus.FAILED, error_code="ScoreRejected", error="no number")
+                if q.question_no in failing
+                else Answer(q.question_no, AnswerStatus.ANSWERED, text=f"answer {q.question_no}", confidence=0.5)
+                for q in found
+            ]
+            answers.insert_answers(connection, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, results)
+            queue.finish(connection, lease)
+
+
+def retry(desk: Desk, job_id: int) -> None:
+    with desk.engine.begin() as connection:
+        control.retry(connection, job_id, per_shard=16)
+
+
+def json_lines(objects: ObjectStore, key: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in objects.get(key).splitlines()]
+
+
+def check_files(desk: Desk, objects: ObjectStore, job_id: int) -> dict[str, Any]:
+    """The manifest, after checking that it is in the database too and tells the truth about the files."""
+    manifest: dict[str, Any] = json.loads(objects.get(f"jobs/{job_id}/manifest.json"))
+    job = desk.job(job_id)
+    assert manifest == job.result
+    assert (manifest["job"], manifest["state"]) == (job_id, job.state)
+    assert sum(manifest["counts"].values()) == manifest["total"] == job.progress.total
+    assert manifest["counts"] == job.progress.by_status
+    for name, facts in manifest["files"].items():
+        data = objects.get(facts["key"])
+        assert facts["key"] == f"jobs/{job_id}/{name}"
+        assert facts["sha256"] == hashlib.sha256(data).hexdigest()
+        assert facts["lines"] == len(data.splitlines())
+    return manifest
+
+
+# Result files
+
+
+def test_every_line_is_in_the_files_and_the_manifest_adds_up(desk: Desk, objects: ObjectStore) -> None:
+    job_id = a_job(desk, good=5, bad=2)
+    answer_all(desk, failing=(3,))
+    assert publish_missing_results(desk.engine, objects) == 1
+    manifest = check_files(desk, objects, job_id)
+    assert manifest["state"] == JobState.COMPLETED_WITH_ERRORS
+    assert manifest["counts"] == {"answered": 4, "failed": 3}
+    results = json_lines(objects, f"jobs/{job_id}/results.jsonl")
+    assert [line["line"] for line in results] == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["answer"] for line in results] == ["answer 0", "answer 1", "answer 2", None, "answer 4", None, None]
+    assert json_lines(objects, f"jobs/{job_id}/errors.jsonl") == [
+        {"custom_id": "q3", "line": 4, "code": "ScoreRejected", "message": "no number"},
+        {"custom_id": None, "line": 6, "code": "empty_question", "message": "the question is empty"},
+        {"custom_id": None, "line": 7, "code": "empty_question", "message": "the question is empty"},
+    ]
+    assert publish_missing_results(desk.engine, objects) == 0
+
+
+def test_a_job_without_errors_has_an_empty_error_file(desk: Desk, objects: ObjectStore) -> None:
+    job_id = a_job(desk, good=2)
+    answer_all(desk)
+    publish_missing_results(desk.engine, objects)
+    assert check_files(desk, objects, job_id)["files"]["errors.jsonl"]["lines"] == 0
+
+
+def test_only_ended_jobs_have_files(desk: Desk, objects: ObjectStore) -> None:
+    running = a_job(desk, good=2)
+    assert publish_missing_results(desk.engine, objects) == 0
+    assert list(objects.list_objects("jobs/")) == []
+    with desk.engine.begin() as connection:
+        control.cancel(connection, running)
+    assert publish_missing_results(desk.engine, objects) == 1
+    assert check_files(desk, objects, running)["counts"] == {"cancelled": 2}
+
+
+def test_a_long_job_is_written_page_by_page(desk: Desk, objects: ObjectStore) -> None:
+    job_id = a_job(desk, good=1203)
+    with desk.engine.begin() as connection:
+        control.cancel(connection, job_id)
+    publish_missing_results(desk.engine, objects)
+    check_files(desk, objects, job_id)
+    lines = json_lines(objects, f"jobs/{job_id}/results.jsonl")
+    assert [line["custom_id"] for line in lines] == [f"q{n}" for n in range(1203)]
+
+
+def test_a_retry_writes_the_files_again(desk: Desk, objects: ObjectStore) -> None:
+    job_id = a_job(desk, good=3, bad=1)
+    answer_all(desk, failing=(1, 2))
+    publish_missing_results(desk.engine, objects)
+    retry(desk, job_id)
+    assert desk.job(job_id).result is None
+    answer_all(desk, failing=(2,))
+    assert publish_missing_results(desk.engine, objects) == 1
+    assert check_files(desk, objects, job_id)["counts"] == {"answered": 2, "failed": 2}
+    results = json_lines(objects, f"jobs/{job_id}/results.jsonl")
+    assert [line["status"] for line in results] == ["answered", "answered", "failed", "failed"]
+
+
+class WatchedStore(ObjectStore):
+    """Calls `before_put(key)` before each put, which may raise."""
+
+    before_put: Callable[[str], None]
+
+    def put_stream(
+        self, key: str, stream: BinaryIO, size_bytes: int | None, media_type: str = "application/octet-stream"
+    ) -> None:
+        self.before_put(key)
+        super().put_stream(key, stream, size_bytes, media_type)
+
+
+def watched(desk: Desk, before_put: Callable[[str], None]) -> WatchedStore:
+    store = WatchedStore(desk.settings)
+    store.before_put = before_put
+    return store
+
+
+def test_the_manifest_is_written_last_and_repaired_by_the_next_tick(desk: Desk, objects: ObjectStore) -> None:
+    job_id = a_job(desk, good=2)
+    answer_all(desk)
+
+    def refuse_manifest(key: str) -> None:
+        if key.endswith("manifest.json"):
+            raise ServiceUnavailable("object store: did not answer")
+
+    publish_missing_results(desk.engine, watched(desk, refuse_manifest))
+    assert {found.key for found in objects.list_objects("jobs/")} == {
+        f"jobs/{job_id}/results.jsonl",
+        f"jobs/{job_id}/errors.jsonl",
+    }
+    assert desk.job(job_id).result is None
+    assert publish_missing_results(desk.engine, objects) == 1
+    check_files(desk, objects, job_id)
+
+
+def test_a_job_whose_files_cannot_be_written_holds_up_no_other(desk: Desk, objects: ObjectStore) -> None:
+    first, second = a_job(desk, good=1), a_job(desk, good=1)
+    answer_all(desk)
+
+    def refuse_first(key: str) -> None:
+        if key.startswith(f"jobs/{first}/"):
+            raise ServiceUnavailable("object store: did not answer")
+
+    assert publish_missing_results(desk.engine, watched(desk, refuse_first)) == 1
+    assert desk.job(first).result is None
+    check_files(desk, objects, second)
+
+
+@pytest.mark.parametrize("at", ["results.jsonl", "manifest.json"])
+def test_a_retry_while_the_files_are_written_is_not_lost(desk: Desk, objects: ObjectStore, at: str) -> None:
+    """The whole second run happens between two puts of the first run's files."""
+    job_id = a_job(desk, good=2)
+    answer_all(desk, failing=(1,))
+
+    def run_again(key: str) -> None:
+        if key.endswith(at):
+            retry(desk, job_id)
+            answer_all(desk)
+
+    publish_results(desk.engine, watched(desk, run_again), job_id)
+    publish_missing_results(desk.engine, objects)
+    assert check_files(desk, objects, job_id)["counts"] == {"answered": 2}
+
+
+def test_a_job_that_runs_again_gets_no_result_of_before(desk: Desk, objects: ObjectStore) -> None:
+    job_id = a_job(desk, good=2)
+    answer_all(desk, failing=(1,))
+    publish_results(desk.engine, watched(desk, lambda key: retry(desk, job_id) if "manifest" in key else None), job_id)
+    assert desk.job(job_id).result is None
+
+
+def test_two_ticks_at_once_write_the_same(desk: Desk, objects: ObjectStore) -> None:
+    jobs = [a_job(desk, good=3, bad=1) for _ in range(3)]
+    answer_all(desk)
+    with ThreadPoolExecutor(2) as threads:
+        for outcome in [threads.submit(publish_missing_results, desk.engine, objects) for _ in range(2)]:
+            outcome.result()
+    for job_id in jobs:
+        assert check_files(desk, objects, job_id)["counts"] == {"answered": 3, "failed": 1}
+
+
+# The client
+
+
+@pytest.fixture
+def client(desk: Desk) -> Any:
+    client = Client(desk.settings)
+    yield client
+    client.close()
+
+
+def test_results_are_saved_in_three_formats(client: Client, desk: Desk, tmp_path: Path) -> None:
+    job_id = a_job(desk, good=3, bad=1)
+    answer_all(desk)
+    paths = [tmp_path / f"out.{ending}" for ending in ("jsonl", "csv", "parquet")]
+    assert [client.save_results(job_id, path) for path in paths] == [(4, 1)] * 3
+    lines = [json.loads(line) for line in paths[0].read_text().splitlines()]
+    with paths[1].open(newline="") as file:
+        cells = list(csv.DictReader(file))
+    rows = parquet.read_table(paths[2]).to_pylist()
+    expected = [("q0", "answer 0"), ("q1", "answer 1"), ("q2", "answer 2"), (None, None)]
+    assert [(line["custom_id"], line["answer"]) for line in lines] == expected
+    assert [(row["custom_id"], row["answer"]) for row in rows] == expected
+    assert [(cell["custom_id"] or None, cell["answer"] or None) for cell in cells] == expected
+    for path in paths:
+        [error] = path.with_name(path.name + ".errors.jsonl").read_text().splitlines()
+        assert json.loads(error)["code"] == "empty_question"
+
+
+def test_without_errors_no_error_file_is_left(client: Client, desk: Desk, tmp_path: Path) -> None:
+    job_id = a_job(desk, good=1)
+    answer_all(desk)
+    (tmp_path / "out.csv.errors.jsonl").write_text("of an earlier try")
+    assert client.save_results(job_id, tmp_path / "out.csv") == (1, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_an_unknown_ending_is_refused(client: Client, desk: Desk, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"must end in .jsonl, .csv or .parquet"):
+        client.save_results(a_job(desk, good=1), tmp_path / "out.xlsx")
+
+
+def test_an_unknown_job_is_refused_by_number(client: Client, tmp_path: Path) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: client.job(77),
+        lambda: client.wait(77),
+        lambda: list(client.results(77)),
+        lambda: client.save_results(77, tmp_path / "out.csv"),
+        lambda: client.cancel(77),
+        lambda: client.pause(77),
+        lambda: client.resume(77),
+        lambda: client.retry(77),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match="no job 77"):
+            call()
+
+
+def test_an_ingest_job_has_no_answers(client: Client, desk: Desk, tmp_path: Path) -> None:
+    files = [SourceFile("a.png", "file:///a.png")]
+    job_id = submit_files(desk.engine, desk.settings, archive_name="test", files=files).job_id
+    for call in (lambda: list(client.results(job_id)), lambda: client.save_results(job_id, tmp_path / "out.csv")):
+        with pytest.raises(UsageError, match="is an ingest job and has no answers"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wait_gives_up_after_its_time_and_sees_the_end(client: Client, desk: Desk) -> None:
+    job_id = a_job(desk, good=2)
+    assert not client.wait(job_id, timeout_s=0.05, poll_s=0.01).is_final
+    answer_all(desk)
+    seen: list[int] = []
+    job = client.wait(job_id, on_progress=lambda view: seen.append(view.progress.done), timeout_s=10)
+    assert (job.state, seen) == (JobState.COMPLETED, [2])
+
+
+def test_results_of_a_running_job_are_those_that_are_there(client: Client, desk: Desk) -> None:
+    job_id = a_job(desk, good=3, bad=2)
+    assert [(row.line, row.status) for row in client.results(job_id)] == [
+        (4, AnswerStatus.FAILED),
+        (5, AnswerStatus.FAILED),
+    ]

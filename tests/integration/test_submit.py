@@ -1,0 +1,326 @@
+"""From a question file or a list of pictures to a job, on a real database."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, func, select
+
+from ragllava.client import Client
+from ragllava.errors import InvalidInput, UsageError
+from ragllava.jobs.states import JobState
+from ragllava.records import AnswerOptions, AnswerStatus, SourceFile
+from ragllava.settings import Settings
+from ragllava.stages.finalize import result_rows
+from ragllava.stages.question_files import read_questions
+from ragllava.stages.results import ResultRow
+from ragllava.stages.submit import ASK_PRIORITY, Submission, Submitted, record_refusal, submit_files, submit_questions
+from ragllava.stores import archive, outcomes
+from ragllava.stores.objects import ObjectStore
+from ragllava.stores.schema import files, jobs, questions, shards
+from tests.builders import Desk
+
+
+@pytest.fixture
+def desk(engine: Engine, settings: Settings) -> Desk:
+    desk = Desk(engine, settings.model_copy(update={"tick_s": 600.0, "questions_per_shard": 3, "files_per_shard": 3}))
+    desk.live_worker()
+    with engine.begin() as connection:
+        archive.ensure_archive(connection, "test")
+    return desk
+
+
+def line(question: Any, custom_id: Any = None) -> str:
+    return json.dumps({"question": question} | ({} if custom_id is None else {"custom_id": custom_id}))
+
+
+def submit(desk: Desk, lines: Sequence[str], name: str = "questions.jsonl", **how: Any) -> Submitted:
+    file = read_questions("\n".join(lines).encode(), name=name)
+    return submit_questions(desk.engine, desk.settings, file, Submission(**({"archive": "test"} | how)))
+
+
+def rows(desk: Desk, job_id: int) -> list[ResultRow]:
+    with desk.engine.begin() as connection:
+        return list(result_rows(connection, job_id))
+
+
+def count(desk: Desk, table: Any) -> int:
+    with desk.engine.begin() as connection:
+        return connection.scalar(select(func.count()).select_from(table)) or 0
+
+
+GOOD = [line("one?", "a"), line("two?"), line("three?", "c")]
+BAD = [line("one?", "a"), "{not json", line("two?", "a"), line("  ", "empty"), line("three?")]
+
+
+# Valid files
+
+
+def test_every_line_becomes_a_question_of_a_shard(desk: Desk) -> None:
+    texts = [f"question {number}?" for number in range(8)]
+    submitted = submit(desk, [line(text) for text in texts])
+    assert (submitted.is_new, submitted.total, submitted.errors) == (True, 8, [])
+    with desk.engine.begin() as connection:
+        stored = connection.execute(select(questions).order_by(questions.c.question_no)).all()
+        bounds = connection.execute(select(shards.c.lo, shards.c.hi).order_by(shards.c.lo)).all()
+    assert [(row.question_no, row.line, row.custom_id, row.text) for row in stored] == [
+        (number, number + 1, f"line-{number + 1}", text) for number, text in enumerate(texts)
+    ]
+    assert [tuple(bound) for bound in bounds] == [(0, 3), (3, 6), (6, 8)]
+    assert desk.job(submitted.job_id).state == JobState.RUNNING
+
+
+def test_options_and_priority_reach_the_job(desk: Desk) -> None:
+    options = AnswerOptions(top_k=7, top_n=3, threshold=0.25, captions_in_answer=False)
+    job = desk.job(submit(desk, GOOD, options=options, priority=ASK_PRIORITY).job_id)
+    assert AnswerOptions(**job.spec["options"]) == options
+    assert (job.priority, job.archive) == (ASK_PRIORITY, "test")
+
+
+def test_odd_text_comes_back_as_it_went_in(desk: Desk) -> None:
+    texts = [
+        "Где маяк? 🗼",
+        "a\u0301\u200b\u202e",
+        "tab\tand\nline",
+        "x" * 8000,
+        "'; DROP TABLE jobs; --",
+        "\\N",
+        "\\.",
+    ]
+    submitted = submit(desk, [line(text, f"№{number}") for number, text in enumerate(texts)])
+    desk.drain()
+    found = rows(desk, submitted.job_id)
+    assert [row.question for row in found] == texts
+    assert [row.custom_id for row in found] == [f"№{number}" for number in range(len(texts))]
+
+
+def test_what_postgres_cannot_store_is_replaced_or_refused(desk: Desk) -> None:
+    lines = [line("a\x00b"), line("half \ud83d pair"), line("fine?", "id\x00"), line("fine?", "\udcff")]
+    submitted = submit(desk, lines, skip_invalid=True)
+    assert [(error.line, error.code) for error in submitted.errors] == [
+        (3, "invalid_custom_id"),
+        (4, "invalid_custom_id"),
+    ]
+    assert [row.question for row in rows(desk, submitted.job_id)] == [None, None]
+    desk.drain()
+    assert [row.question for row in rows(desk, submitted.job_id)][:2] == ["a\ufffdb", "half \ufffd pair"]
+
+
+def test_a_file_of_any_name_can_be_submitted(desk: Desk, tmp_path: Path) -> None:
+    for raw in (b"latin-\xe9.jsonl", b"new\nline.jsonl", "вопросы 🗼.jsonl".encode()):
+        path = tmp_path / os.fsdecode(raw)
+        path.write_text("\n".join(GOOD))
+        file = read_questions(path, name=str(path))
+        submitted = submit_questions(desk.engine, desk.settings, file, Submission("test"))
+        assert desk.job(submitted.job_id).progress.total == 3
+
+
+def test_options_out_of_range_are_refused_by_name(desk: Desk) -> None:
+    wrong: dict[str, tuple[Any, ...]] = {
+        "top_k": (0, -1, 1001, "20", 2.5, True, None),
+        "top_n": (0, 21, "2", None),
+        "threshold": (-0.1, 1.1, float("nan"), "auto", True),
+        "captions_in_answer": ("no", 1, None),
+    }
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(UsageError, match=f"{name} must be .*, not {value!r}"):
+                submit(desk, GOOD, options=AnswerOptions(**{name: value}))
+    assert count(desk, jobs) == 0
+
+
+def test_the_ends_of_the_range_are_allowed(desk: Desk) -> None:
+    for threshold in (0, 1, 0.0, 1.0, None):
+        options = AnswerOptions(top_k=1000, top_n=20, threshold=threshold)
+        assert desk.job(submit(desk, GOOD, options=options).job_id).spec["options"]["threshold"] == threshold
+
+
+# Invalid files
+
+
+def test_an_invalid_file_is_refused_whole(desk: Desk) -> None:
+    with pytest.raises(InvalidInput, match=r"questions.jsonl, line 2: .*\(2 more invalid lines\)") as refused:
+        submit(desk, BAD)
+    assert [(error.line, error.code) for error in refused.value.errors] == [
+        (2, "invalid_json_line"),
+        (3, "duplicate_custom_id"),
+        (4, "empty_question"),
+    ]
+    assert [count(desk, table) for table in (jobs, shards, questions)] == [0, 0, 0]
+
+
+def test_skipped_lines_end_as_failed_and_totals_add_up(desk: Desk) -> None:
+    submitted = submit(desk, BAD, skip_invalid=True)
+    assert (submitted.total, len(submitted.errors)) == (5, 3)
+    assert desk.job(submitted.job_id).progress.by_status == {"failed": 3}
+    desk.drain()
+    job = desk.job(submitted.job_id)
+    assert (job.state, job.progress.by_status) == (JobState.COMPLETED_WITH_ERRORS, {"answered": 2, "failed": 3})
+    found = rows(desk, submitted.job_id)
+    assert [row.line for row in found] == [1, 2, 3, 4, 5]
+    assert [row.error_code for row in found] == [
+        None,
+        "invalid_json_line",
+        "duplicate_custom_id",
+        "empty_question",
+        None,
+    ]
+    assert all(bool(row.error) == (row.status is AnswerStatus.FAILED) for row in found)
+    assert [row.custom_id for row in found] == ["a", None, None, "empty", "line-5"]
+
+
+def test_a_file_without_one_good_line_is_refused_even_then(desk: Desk) -> None:
+    with pytest.raises(InvalidInput, match="line 1"):
+        submit(desk, BAD[1:2] + BAD[3:4], skip_invalid=True)
+    assert count(desk, jobs) == 0
+
+
+def test_an_unknown_archive_is_refused_by_name(desk: Desk) -> None:
+    for name in ("nowhere", "", "Test", "a\x00b", "t\u00e9st", "\udcff", "x" * 10_000, "'; --"):
+        with pytest.raises(UsageError, match=r"there is no archive .*; there are: test"):
+            submit(desk, GOOD, archive=name)
+    assert count(desk, jobs) == 0
+
+
+# The same again
+
+
+def test_the_same_key_makes_one_job(desk: Desk) -> None:
+    first = submit(desk, BAD, idempotency_key="monday", skip_invalid=True)
+    second = submit(desk, BAD, idempotency_key="monday", skip_invalid=True)
+    assert (second.job_id, second.is_new, second.total) == (first.job_id, False, 5)
+    assert second.errors == first.errors
+    assert [count(desk, table) for table in (jobs, questions, shards)] == [1, 5, 2]
+
+
+def test_the_same_file_under_another_path_is_the_same_content(desk: Desk) -> None:
+    first = submit(desk, GOOD, name="/home/one/questions.jsonl", idempotency_key="monday")
+    second = submit(desk, GOOD, name="questions.jsonl", idempotency_key="monday")
+    assert (second.job_id, second.is_new) == (first.job_id, False)
+
+
+def test_the_same_key_with_another_content_is_refused(desk: Desk) -> None:
+    with desk.engine.begin() as connection:
+        archive.ensure_archive(connection, "other")
+    job_id = submit(desk, GOOD, idempotency_key="monday").job_id
+    changes: dict[str, dict[str, Any]] = {
+        "text": {"lines": [*GOOD[:2], line("other?", "c")]},
+        "fewer lines": {"lines": GOOD[:2]},
+        "custom_id": {"lines": [*GOOD[:2], line("three?", "d")]},
+        "order": {"lines": [GOOD[1], GOOD[0], GOOD[2]]},
+        "archive": {"archive": "other"},
+        "options": {"options": AnswerOptions(top_k=3)},
+    }
+    for change in changes.values():
+        with pytest.raises(UsageError, match=f"'monday' belongs to job {job_id}"):
+            submit(desk, **({"lines": GOOD, "idempotency_key": "monday"} | change))
+    assert [count(desk, table) for table in (jobs, questions)] == [1, 3]
+
+
+def test_submits_at_once_with_one_key_make_one_whole_job(desk: Desk) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(lambda _: submit(desk, BAD, idempotency_key="same", skip_invalid=True), range(4)))
+    assert len({submitted.job_id for submitted in made}) == 1
+    assert sorted(submitted.is_new for submitted in made) == [False, False, False, True]
+    assert [count(desk, table) for table in (jobs, questions)] == [1, 5]
+
+
+def test_a_key_that_cannot_be_stored_is_refused(desk: Desk) -> None:
+    for key in ("", "a\x00b", "\udcff", "x" * 2001):
+        with pytest.raises(UsageError, match="an idempotency key is text of 1 to 2,000 bytes"):
+            submit(desk, GOOD, idempotency_key=key)
+    assert submit(desk, GOOD, idempotency_key="x" * 2000).is_new
+
+
+def test_without_a_key_each_submit_is_a_job(desk: Desk) -> None:
+    assert submit(desk, GOOD).job_id != submit(desk, GOOD).job_id
+
+
+# Pictures
+
+
+def test_files_are_queued_and_refused_ones_have_their_outcome(desk: Desk) -> None:
+    listed = [SourceFile(f"{n}.png", f"file:///{n}.png", rejected="it is empty" if n % 2 else None) for n in range(5)]
+    submitted = submit_files(desk.engine, desk.settings, archive_name="new", files=listed)
+    job = desk.job(submitted.job_id)
+    assert (job.archive, job.progress.total, job.progress.by_status) == ("new", 5, {"rejected": 2})
+    with desk.engine.begin() as connection:
+        assert outcomes.open_inputs(connection, job.kind, job.job_id, 1, 0, 5) == [0, 2, 4]
+        bounds = connection.execute(select(shards.c.lo, shards.c.hi).order_by(shards.c.lo)).all()
+    assert [tuple(bound) for bound in bounds] == [(0, 3), (3, 5)]
+
+
+def test_a_wrong_archive_name_creates_nothing(desk: Desk) -> None:
+    for name in ("", "Big", "a/b", "a\x00b", "-x", "x" * 64):
+        with pytest.raises(UsageError, match="cannot be the name of an archive"):
+            submit_files(desk.engine, desk.settings, archive_name=name, files=[SourceFile("a.png", "file:///a.png")])
+    assert [count(desk, table) for table in (jobs, files)] == [0, 0]
+
+
+# The client, with no worker in reach
+
+
+@pytest.fixture
+def client(settings: Settings, desk: Desk) -> Iterator[Client]:
+    client = Client(settings)
+    yield client
+    client.close()
+
+
+def test_the_client_submits_a_file(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(GOOD))
+    submitted = client.submit(path, Submission("test"))
+    assert client.job(submitted.job_id).progress.total == 3
+    with pytest.raises(UsageError, match="cannot be read"):
+        client.submit(tmp_path / "gone.jsonl", Submission("test"))
+
+
+def test_the_client_lists_pictures_and_unused_captions(client: Client, tmp_path: Path) -> None:
+    folder, captions = tmp_path / "pictures", tmp_path / "captions.csv"
+    folder.mkdir()
+    captions.write_text("file,caption\na.png,A tower.\nb.png,Of no file.\n")
+    with pytest.raises(UsageError, match="no pictures in"):
+        client.ingest([folder], "test", captions)
+    (folder / "a.png").write_bytes(b"")
+    ingested = client.ingest([folder], "test", captions)
+    assert (ingested.total, ingested.unused_captions) == (1, ["b.png"])
+
+
+def test_the_client_asks_what_can_be_asked(client: Client) -> None:
+    for question in ("", "  ", "x" * 8001):
+        with pytest.raises(UsageError, match="1 to 8000 characters"):
+            client.ask(question, Submission("test"))
+    assert client.jobs() == []
+    with pytest.raises(UsageError, match=r"no answer within 0\.01 s") as late:
+        client.ask("What color is it?", Submission("test"), timeout_s=0.01)
+    [job] = client.jobs()
+    assert f"job {job.job_id}" in str(late.value)
+    assert (job.priority, job.is_final) == (ASK_PRIORITY, False)
+
+
+# The refusal of a file that came by message
+
+
+def test_a_refusal_is_written_beside_the_file(settings: Settings) -> None:
+    objects = ObjectStore(settings)
+    objects.ensure_bucket()
+    address = f"s3://{objects.bucket}/in/monday.jsonl"
+    with pytest.raises(InvalidInput) as refused:
+        read_questions("\n".join(BAD).encode(), name="in/monday.jsonl").require_valid()
+    record_refusal(objects, address, str(refused.value), refused.value.errors)
+    body = json.loads(objects.get("in/monday.jsonl.error.json"))
+    assert body["address"] == address and body["message"] == str(refused.value)
+    assert [(error["line"], error["code"]) for error in body["errors"]] == [
+        (2, "invalid_json_line"),
+        (3, "duplicate_custom_id"),
+        (4, "empty_question"),
+    ]
+    with pytest.raises(UsageError, match="no address"):
+        record_refusal(objects, "monday.jsonl", "?", [])
