@@ -16,7 +16,7 @@ from ragllava.models.reranker import Pair
 from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, ModelStamp, Question, Role
 from ragllava.settings import Settings
-from ragllava.stages.resources import Resources
+from ragllava.stages.resources import Resources, require_own_index
 from ragllava.stores import answers, archive, registry, vectors
 from ragllava.stores.database import in_transaction
 from ragllava.stores.vectors import IndexView
@@ -79,12 +79,8 @@ def prepare(
     """Look up what all questions of a shard share. Raises JobRefused when the archive's index is another model's."""
     chosen = AnswerOptions(**options)  # type: ignore[arg-type]
     index = in_transaction(engine, lambda c: vectors.active_index(c, archive_id))
-    retriever = resources.models.retriever
-    if index is not None and index.retriever != retriever.version:
-        raise JobRefused(
-            f"the archive is indexed by {index.retriever}, but this worker runs {retriever.version}; "
-            "start workers with the profile that the archive was ingested with"
-        )
+    if index is not None:
+        require_own_index(index, resources.models.retriever.version)
     threshold = chosen.threshold
     if threshold is None:
         champion = in_transaction(engine, lambda c: registry.champion(c, Role.RERANKER, resources.models.profile.name))

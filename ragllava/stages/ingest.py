@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection
 
-from ragllava.errors import ArchiveChanged, ImageRejected, JobRefused
+from ragllava.errors import ArchiveChanged, ImageRejected
 from ragllava.images import DecodedImage
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import FileOutcome, FileStatus
 from ragllava.stages.reading import read_sources
-from ragllava.stages.resources import Resources
+from ragllava.stages.resources import Resources, require_own_index
 from ragllava.stores import archive, blobs, vectors
 from ragllava.stores.archive import NewImage, PendingFile, StoredRow
 from ragllava.stores.blobs import NewBlob
@@ -80,11 +80,7 @@ def target_index(connection: Connection, archive_id: int, resources: Resources) 
         index_id = vectors.create_index(connection, archive_id, retriever.version, retriever.dim)
         vectors.activate(connection, index_id)
         return index_id
-    if active.retriever != retriever.version:
-        raise JobRefused(
-            f"the archive is indexed by {active.retriever}, but this worker runs {retriever.version}; "
-            "start workers with the profile that the archive was ingested with"
-        )
+    require_own_index(active, retriever.version)
     return active.index_id
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ragllava.decoding import DecoderPool
-from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing
+from ragllava.errors import ImageRejected, JobRefused, ObjectCorrupt, ObjectMissing
 from ragllava.images import MAX_BYTES, decode
 from ragllava.models.bundle import ModelBundle
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
@@ -17,6 +17,7 @@ from ragllava.records import Role
 from ragllava.settings import Settings
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.registry import BaseVersion
+from ragllava.stores.vectors import IndexView
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -85,6 +86,15 @@ class Resources:
             ),
             BaseVersion(Role.GENERATOR, models.generator.version, ANSWER_VERSION, manifest=files),
         ]
+
+
+def require_own_index(index: IndexView, retriever: str) -> None:
+    """Raise JobRefused when the archive's index was made by another retriever: vectors of two models never mix."""
+    if index.retriever != retriever:
+        raise JobRefused(
+            f"the archive is indexed by {index.retriever}, but this worker runs {retriever}; "
+            "start workers with the profile that the archive was ingested with"
+        )
 
 
 class PictureCache:
