@@ -25,7 +25,7 @@ def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait
     """
     from rich.console import Console
 
-    from ragllava.cli.progress import inputs, outcome_line, wait_with_bar, warn_without_worker
+    from ragllava.cli.progress import inputs, outcome_line, wait_or_leave, warn_without_worker
     from ragllava.client import is_success
 
     console = Console(stderr=as_json)
@@ -39,7 +39,7 @@ def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait
         if no_wait:
             job = client.job(queued.job_id)
         else:
-            job = wait_with_bar(client, queued.job_id, f"ingest into {archive}", console)
+            job = wait_or_leave(client, queued.job_id, f"ingest into {archive}", console)
     if as_json:
         print_json(job.as_json())
     elif no_wait:

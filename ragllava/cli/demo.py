@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import signal
 import sys
 import threading
 import time
@@ -12,9 +13,12 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,18 +28,20 @@ if TYPE_CHECKING:
     from ragllava.evaluation.metrics import JobFigures, KnownAnswer
     from ragllava.evaluation.postcards import PostcardArchive, WrittenArchive
     from ragllava.jobs.control import JobView
+    from ragllava.records import JobKind
     from ragllava.settings import Settings
     from ragllava.stages.results import ResultRow
 
 EXAMPLES = 12
+OUTPUT = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
 @click.command()
 @click.option("--seed", default=1, show_default=True, help="Another seed draws another archive.")
 @click.option("--images", default=1000, show_default=True, type=click.IntRange(1))
 @click.option("--questions", default=200, show_default=True, type=click.IntRange(1))
-@click.option("--report", default=Path("report.html"), show_default=True, type=click.Path(path_type=Path))
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures to this file.")
+@click.option("--report", default=Path("report.html"), show_default=True, type=OUTPUT, help="Write the page here.")
+@click.option("--json", "json_path", type=OUTPUT, help="Write the figures to this file.")
 def demo(seed: int, images: int, questions: int, report: Path, json_path: Path | None) -> None:
     """The whole way on a sample archive: start everything, ingest pictures, answer questions, show the result.
 
@@ -46,18 +52,17 @@ def demo(seed: int, images: int, questions: int, report: Path, json_path: Path |
 
     from ragllava.settings import load_settings
 
+    _require_folders(report, json_path)
     console = Console(highlight=False)
     run = Demo(console, seed, images, questions)
     settings = load_settings()
     console.print(f"RagLLaVA demo, seed {seed}: {images} postcards, {questions} questions; data in {settings.home}")
-    with _system(settings, run) as client:
-        written, archive = run.draw(client.settings)
-        ingested = run.ingest(client, written)
-        job = run.ask(client, written)
-        figures, rows = run.score(client, job, archive)
-        run.show(rows, archive, figures)
-        run.save(client, job, archive, report, figures)
-        result = run.as_json(ingested, job, figures)
+    try:
+        with _system(settings, run) as client:
+            result = run.through(client, report)
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on from here")
+        sys.exit(130)
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=2) + "\n")
         console.print(f"figures: {json_path}")
@@ -86,6 +91,16 @@ class Demo:
         yield
         self.seconds[stage] = round(time.monotonic() - started, 2)
 
+    def through(self, client: Client, report: Path) -> dict[str, Any]:
+        """All stages in order; returns the figures for `--json`."""
+        written, archive = self.draw(client.settings)
+        ingested = self.ingest(client, written)
+        job = self.ask(client, written)
+        figures, rows = self.score(client, job, archive)
+        self.show(rows, archive, figures)
+        self.save(client, job, archive, report, figures)
+        return self.as_json(ingested, job, figures)
+
     def draw(self, settings: Settings) -> tuple[WrittenArchive, PostcardArchive]:
         """Draw the postcards into the home, unless an earlier run did."""
         from ragllava.cli.progress import bars
@@ -105,10 +120,13 @@ class Demo:
     def ingest(self, client: Client, written: WrittenArchive) -> JobView:
         """Through the ingest queue; what an earlier run stored is recognised."""
         from ragllava.cli.progress import outcome_line, wait_with_bar
+        from ragllava.records import JobKind
 
         with self.timed("ingest"):
-            queued = client.ingest([written.pictures], self.name, written.captions)
-            job = wait_with_bar(client, queued.job_id, "ingest", self.console)
+            job_id = self._interrupted(client, JobKind.INGEST)
+            if job_id is None:
+                job_id = client.ingest([written.pictures], self.name, written.captions).job_id
+            job = wait_with_bar(client, job_id, "ingest", self.console)
         self.console.print(f"{outcome_line(job)}, in {self.seconds['ingest']:.1f} s")
         return job
 
@@ -120,20 +138,21 @@ class Demo:
         from ragllava.stages.submit import Submission
 
         with self.timed("answer"):
-            left = [
-                job.job_id
-                for job in client.jobs(only_open=True)
-                if job.archive == self.name and job.kind is JobKind.ANSWER
-            ]
-            if left:
-                job_id = left[0]
-                self.console.print(f"going on with job {job_id}, which was interrupted")
-            else:
+            job_id = self._interrupted(client, JobKind.ANSWER)
+            if job_id is None:
                 options = as_answer_options(client, None, None, None, False)
                 job_id = client.submit(written.questions, Submission(self.name, options)).job_id
             job = wait_with_bar(client, job_id, "answer", self.console)
         self.console.print(f"{outcome_line(job)}, in {self.seconds['answer']:.1f} s")
         return job
+
+    def _interrupted(self, client: Client, kind: JobKind) -> int | None:
+        """The job that an interrupted run of this demo left open, if it did."""
+        for job in client.jobs(only_open=True):
+            if job.archive == self.name and job.kind is kind:
+                self.console.print(f"going on with job {job.job_id}, which was interrupted")
+                return job.job_id
+        return None
 
     def score(self, client: Client, job: JobView, archive: PostcardArchive) -> tuple[JobFigures, list[ResultRow]]:
         """Compare with the known answers."""
@@ -181,14 +200,41 @@ def _system(settings: Settings, run: Demo) -> Iterator[Client]:
     def echo(line: str) -> None:
         run.console.print(f"  {line}", markup=False)
 
-    with ExitStack() as stack:
+    with _interruptible() as uninterruptible, ExitStack() as stack:
         try:
             with run.timed("start"):
                 system = running_system(settings, worker_specs, echo, threading.Event())
                 settings = stack.enter_context(system).settings
         except AlreadyRunning:
             run.console.print("  using the system that runs already in this home")
+        # First of what happens at the end: another Ctrl-C must not leave half of the system running.
+        stack.callback(uninterruptible.set)
         yield stack.enter_context(closing(Client(settings)))
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C, SIGTERM and a closed terminal raise KeyboardInterrupt in the block: once, and not with the event set."""
+    uninterruptible = threading.Event()
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        if not uninterruptible.is_set():
+            uninterruptible.set()
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield uninterruptible
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _require_folders(*outputs: Path | None) -> None:
+    """Before minutes of work, not after them."""
+    for path in outputs:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
 def _with_candidates(row: ResultRow) -> dict[str, Any]:

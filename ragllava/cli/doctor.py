@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import click
 from pydantic import SecretStr, ValidationError
 from sqlalchemy.engine import make_url
 
 import migrations
-from ragllava.cli.options import print_table
+from ragllava.cli.options import print_problem, print_table
 from ragllava.errors import RagllavaError, SettingsError
 from ragllava.local.services import service_status
 from ragllava.models.profiles import find_model, get_profile, missing_models, retriever_reference
@@ -81,7 +82,6 @@ def diagnose(load: Callable[[], Settings]) -> Diagnosis:
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """The diagnosis for people: a table for each topic, the problems last."""
-    import click
     from rich.table import Table
 
     for topic in dict.fromkeys(finding.topic for finding in diagnosis.findings):
@@ -91,7 +91,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
                 table.add_row(finding.name, finding.value, "wrong" if finding.problem else "")
         print_table(table)
     for problem in diagnosis.problems:
-        click.secho(f"wrong: {problem}", fg="red")
+        print_problem(f"wrong: {problem}")
     if not diagnosis.problems:
         click.echo("nothing is wrong")
 

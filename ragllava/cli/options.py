@@ -103,6 +103,13 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
+def print_problem(text: str) -> None:
+    """One red line, plain where colours are not wanted; the terminal wraps it."""
+    from rich.console import Console
+
+    Console().print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+
+
 def as_time(moment: datetime | None) -> str:
     """`2026-11-23 10:00:00 UTC`, `-` for None."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else "-"

@@ -37,15 +37,20 @@ def bars(console: Console) -> Iterator[Progress]:
 
 
 def wait_with_bar(client: Client, job_id: int, title: str, console: Console) -> JobView:
-    """Wait until the job has ended, drawing its progress; Ctrl-C leaves the job running, and says so."""
+    """Wait until the job has ended, drawing its progress."""
+    with bars(console) as progress:
+        task = progress.add_task(title, total=None, note="")
+
+        def show(job: JobView) -> None:
+            progress.update(task, total=job.progress.total, completed=job.progress.done, note=outcomes(job))
+
+        return client.wait(job_id, on_progress=show)
+
+
+def wait_or_leave(client: Client, job_id: int, title: str, console: Console) -> JobView:
+    """As `wait_with_bar`; Ctrl-C leaves the job running, and says so."""
     try:
-        with bars(console) as progress:
-            task = progress.add_task(title, total=None, note="")
-
-            def show(job: JobView) -> None:
-                progress.update(task, total=job.progress.total, completed=job.progress.done, note=outcomes(job))
-
-            return client.wait(job_id, on_progress=show)
+        return wait_with_bar(client, job_id, title, console)
     except KeyboardInterrupt:
         click.echo(f"job {job_id} goes on without us; `ragllava jobs show {job_id}` tells how far it is", err=True)
         raise

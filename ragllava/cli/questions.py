@@ -44,7 +44,7 @@ def submit(  # noqa: PLR0917 - one argument for each option
     """Queue a file of questions: JSONL (custom_id, question; or OpenAI Batch lines), CSV or Parquet."""
     from rich.console import Console
 
-    from ragllava.cli.progress import inputs, outcome_line, wait_with_bar, warn_without_worker
+    from ragllava.cli.progress import inputs, outcome_line, wait_or_leave, warn_without_worker
     from ragllava.client import is_success
     from ragllava.stages.submit import Submission
 
@@ -60,7 +60,7 @@ def submit(  # noqa: PLR0917 - one argument for each option
         _print_skipped(file, queued.errors)
         warn_without_worker(client, "query")
         if wait:
-            job = wait_with_bar(client, queued.job_id, f"questions to {archive}", Console(stderr=as_json))
+            job = wait_or_leave(client, queued.job_id, f"questions to {archive}", Console(stderr=as_json))
         else:
             job = client.job(queued.job_id)
     if as_json:

@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any
 
+import click
 from sqlalchemy import Engine
 
 import migrations
-from ragllava.cli.options import print_table
+from ragllava.cli.options import print_problem, print_table
 from ragllava.errors import RagllavaError, ServiceUnavailable
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView
@@ -181,7 +182,6 @@ def is_worker_ready(settings: Settings, name: str) -> bool:
 
 def print_status(found: SystemStatus) -> None:
     """The status as tables for people."""
-    import click
     from rich.table import Table
 
     by = f"process {found.owner_pid}" if found.owner_pid else "nobody"
@@ -192,7 +192,7 @@ def print_status(found: SystemStatus) -> None:
         table.add_row(kind, service.address or "-", "yes" if service.answers else "no", service.detail)
     print_table(table)
     if found.problem is not None:
-        click.secho(found.problem, fg="red")
+        print_problem(found.problem)
         return
     table = Table("worker", "queues", "slots", "state", "ready", "seen")
     for worker in found.workers:

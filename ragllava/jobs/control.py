@@ -230,8 +230,12 @@ def set_result(connection: Connection, job: JobView, result: dict[str, Any]) -> 
 
 
 def refuse(connection: Connection, lease: Lease, reason: str) -> None:
-    """This job cannot be done as it is (its index belongs to another retriever, …): end all of it with the reason."""
-    hand_back(connection, lease)
+    """This job cannot be done as it is (its index belongs to another retriever, …): end all of it with the reason.
+
+    Nothing happens when the lease is lost: perhaps the worker that has it now can do the job.
+    """
+    if not hand_back(connection, lease):
+        return
     connection.execute(update(jobs).where(jobs.c.id == lease.job_id).values(error=reason))
     end_open_shards(connection, lease.job_id, "failed" if lease.kind == JobKind.ANSWER else "rejected", reason)
     close_job_if_ended(connection, lease.job_id)

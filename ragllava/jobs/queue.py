@@ -140,16 +140,17 @@ def finish(connection: Connection, lease: Lease) -> None:
     close_job_if_ended(connection, lease.job_id)
 
 
-def hand_back(connection: Connection, lease: Lease) -> None:
-    """Give the unfinished rest back: nobody's fault, so the attempt is not counted."""
+def hand_back(connection: Connection, lease: Lease) -> bool:
+    """Give the unfinished rest back: nobody's fault, so the attempt is not counted. False when the lease is lost."""
     row = _lock(connection, lease)
     if row is None:
-        return
+        return False
     if row.job_state == JobState.CANCELLING:
         _end(connection, row, ShardState.CANCELLED, "cancelled", "cancelled by the user")
         close_job_if_ended(connection, lease.job_id)
-        return
-    _requeue(connection, row, attempts=row.attempts - 1, error=None, delay_s=0.0)
+    else:
+        _requeue(connection, row, attempts=row.attempts - 1, error=None, delay_s=0.0)
+    return True
 
 
 def fail_transient(connection: Connection, lease: Lease, error: str, limits: Limits) -> None:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import Connection, select, text
 
-from ragllava.errors import DeviceOutOfMemory, LeaseLost, ServiceUnavailable, ShardInterrupted
+from ragllava.errors import DeviceOutOfMemory, JobRefused, LeaseLost, ServiceUnavailable, ShardInterrupted
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView
 from ragllava.jobs.runner import ShardContext
@@ -425,6 +425,21 @@ def test_an_archive_of_another_retriever_refuses_the_whole_job(workshop: Worksho
             ),
         )
     assert retried(small, job_id).progress.by_status == {"stored": 5}
+
+
+def test_a_worker_that_lost_its_lease_refuses_nothing(workshop: Workshop, tmp_path: Path) -> None:
+    job_id = queue_pictures(workshop, tmp_path, 2)
+
+    def refuse_too_late(context: ShardContext[Resources]) -> None:
+        workshop.expire_leases()
+        assert workshop.claim(workshop.dispatch()[0], worker="ingest@other")
+        raise JobRefused("the archive is indexed by another model")
+
+    run_broken(workshop, refuse_too_late)
+    job = workshop.job(job_id)
+    assert (job.state, job.error, job.progress.by_status) == (JobState.RUNNING, None, {})
+    with workshop.engine.begin() as connection:
+        assert connection.scalars(select(shards.c.worker)).all() == ["ingest@other"]
 
 
 def retried(workshop: Workshop, job_id: int) -> JobView:
