@@ -102,10 +102,7 @@ class Workshop(Desk):
     def close(self) -> None:
         """End the decoders and threads of this desk and of all that were made from it."""
         for resources in [self.resources, *self.opened]:
-            if "decoder" in vars(resources):
-                resources.decoder.close()
-            if "threads" in vars(resources):
-                resources.threads.shutdown()
+            resources.close()
 
     def archive_id(self, archive_name: str = ARCHIVE) -> int:
         """The id of an archive that is there."""

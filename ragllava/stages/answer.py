@@ -226,7 +226,7 @@ def _as_answer(question: Question, judged: Judged, text: GeneratedAnswer | None,
 
 def _why_no_evidence(judged: Judged, threshold: float) -> str:
     if not judged.candidates:
-        return "no readable picture was found"
+        return "the archive holds no picture that can be read"
     best = judged.candidates[0]
     return (
         f"no picture is relevant enough: the best, {best.image.source}, reaches {best.relevance:.3f} "

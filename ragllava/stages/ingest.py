@@ -24,8 +24,9 @@ from ragllava.records import FileOutcome, FileStatus
 from ragllava.stages.reading import read_sources
 from ragllava.stages.resources import Resources, require_own_index
 from ragllava.stores import archive, blobs, vectors
-from ragllava.stores.archive import NewImage, PendingFile, StoredRow
+from ragllava.stores.archive import ExistingImage, NewImage, PendingFile, StoredRow
 from ragllava.stores.blobs import NewBlob
+from ragllava.stores.objects import content_key
 
 T = TypeVar("T")
 
@@ -100,6 +101,7 @@ def prepare(
             contents[sha256] = data
     known = context.read(lambda c: archive.existing_images(c, context.lease.archive_id, list(contents)))
     fresh = {sha256: data for sha256, data in contents.items() if sha256 not in known}
+    _restore_lost(context.resources, {sha256: contents[sha256] for sha256 in known}, known)
     _decode(batch, fresh, context.resources)
     _upload(batch, fresh, context)
     return batch
@@ -159,6 +161,16 @@ def _upload(batch: Batch, fresh: dict[str, bytes], context: ShardContext[Resourc
     ]
     for upload in uploads:
         upload.result()
+
+
+def _restore_lost(resources: Resources, contents: Mapping[str, bytes], known: Mapping[str, ExistingImage]) -> None:
+    """A picture whose object is gone from the store gets it back when its file is ingested again."""
+
+    def restore(sha256: str) -> None:
+        if not resources.objects.exists(content_key(sha256)):
+            resources.objects.put_content(contents[sha256], known[sha256].media_type)
+
+    list(resources.threads.map(restore, contents))
 
 
 def _offered(connection: Connection, archive_id: int, batch: Batch) -> dict[int, NewImage]:

@@ -59,6 +59,14 @@ class Resources:
         """For uploads and downloads."""
         return ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="objects")
 
+    def close(self) -> None:
+        """End the child processes and threads that were started."""
+        made = vars(self)
+        if "decoder" in made:
+            self.decoder.close()
+        if "threads" in made:
+            self.threads.shutdown()
+
     def warm_up(self, *, embeds: bool, answers: bool) -> dict[str, str]:
         """Load the models that are needed and try them once; returns their versions for people (USERS R19)."""
         versions = {}

@@ -89,7 +89,9 @@ def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how
 
 def submit_files(engine: Engine, settings: Settings, *, archive_name: str, files: Sequence[SourceFile]) -> Submitted:
     """Create an ingest job of listed files; the archive is created if it is new. Files that the walk itself refused
-    have their outcome at once."""
+    have their outcome at once. Raises UsageError when there is none."""
+    if not files:
+        raise UsageError("there is no file to ingest")
 
     def work(connection: Connection) -> Submitted:
         job_id, is_new = control.create(

@@ -119,7 +119,7 @@ class ObjectStore:
         if found != sha256:
             raise ObjectCorrupt(
                 f"the object {content_key(sha256)} has the hash {found[:12]}… instead of its own: "
-                "it was damaged in the store; ingest the picture again"
+                "it was damaged in the store; delete it and ingest the picture again"
             )
         return data
 

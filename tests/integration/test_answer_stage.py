@@ -150,7 +150,11 @@ def test_an_empty_archive_has_no_evidence(workshop: Workshop) -> None:
     with workshop.engine.begin() as connection:
         archive.ensure_archive(connection, "empty")
     [row] = workshop.ask(["What color is the tower?"], "empty")
-    assert (row.status, row.candidates, row.note) == (AnswerStatus.NO_EVIDENCE, (), "no readable picture was found")
+    assert (row.status, row.candidates, row.note) == (
+        AnswerStatus.NO_EVIDENCE,
+        (),
+        "the archive holds no picture that can be read",
+    )
     assert row.models is not None and row.models["index"] == "none"
 
 

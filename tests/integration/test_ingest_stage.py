@@ -203,6 +203,16 @@ def test_a_second_run_finds_only_duplicates_and_embeds_nothing(workshop: Worksho
     assert stored_vectors(workshop).keys() == before.keys()
 
 
+def test_a_lost_object_is_put_back_when_its_file_is_ingested_again(workshop: Workshop, tmp_path: Path) -> None:
+    path = draw(tmp_path / "a.png", 1)
+    workshop.ingest(tmp_path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    objects = workshop.resources.objects
+    objects.delete_content(sha256)
+    assert workshop.ingest(tmp_path).progress.by_status == {"duplicate": 1}
+    assert objects.get_content(sha256) == path.read_bytes()
+
+
 def test_only_what_is_new_is_embedded(workshop: Workshop, tmp_path: Path) -> None:
     for number in range(5):
         draw(tmp_path / f"{number}.png", number)
