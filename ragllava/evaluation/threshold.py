@@ -26,7 +26,7 @@ _GRID_STEPS = 1000
 _CURVE_STEPS = 100
 _NARROWEST_BANDWIDTH = 0.02  # on the scale of exp(relevance), about 1 % of its range
 
-ThresholdMethod = Literal["adaptive", "natural", "fixed"]
+ThresholdMethod = Literal["adaptive", "natural", "fixed", "promised"]
 
 
 @dataclass(frozen=True, slots=True)

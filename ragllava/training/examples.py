@@ -1,8 +1,9 @@
-"""The records that training is made of: one ranking example, one answer example. Loads no torch."""
+"""The records that training is made of, and noise on data level (METHOD 6). Loads no torch."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import random
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -56,3 +57,15 @@ class AnswerExample:
 
 
 Example = RankExample | AnswerExample
+
+
+def inject_wrong_image(example: AnswerExample, wrong: Evidence, rng: random.Random) -> AnswerExample:
+    """The example with one wrong picture more, all pictures in a new order, the answer as it was."""
+    evidence = [*example.evidence, wrong]
+    rng.shuffle(evidence)
+    return replace(
+        example,
+        images=tuple(item.image for item in evidence),
+        captions=tuple(item.caption for item in evidence),
+        injected=True,
+    )

@@ -1,6 +1,6 @@
-"""Noise injection on both levels (METHOD 6): a wrong picture beside the right one, and tokens weighed by the picture.
+"""Noise injection on token level (METHOD 6), as pure tensor functions. That on data level is in examples.py.
 
-Token level: one more forward pass, without gradient, sees a diffused copy of the picture. An answer token whose logit
+One more forward pass, without gradient, sees a diffused copy of the picture. An answer token whose logit
 falls with the picture's blurring is one that the picture decides; it weighs more in the loss.
 
 In `token_weights` and `weighted_loss` logits and labels are aligned: `logits[b, t]` predicts `labels[b, t]`. A causal
@@ -9,13 +9,10 @@ language model's logits are aligned by `logits[:, :-1]` with `labels[:, 1:]`.
 
 from __future__ import annotations
 
-import random
-from dataclasses import replace
+import math
 
 import torch
 from torch.nn import functional
-
-from ragllava.training.examples import AnswerExample, Evidence
 
 IGNORED_LABEL = -100  # positions that carry no loss: the prompt and padding
 DIFFUSION_STEPS = 1000
@@ -30,8 +27,7 @@ def noise_schedule(steps: int = DIFFUSION_STEPS) -> torch.Tensor:
     """
     ramp = torch.linspace(-6, 6, steps, dtype=torch.float64)
     betas = ramp.sigmoid() * (_LAST_BETA - _FIRST_BETA) + _FIRST_BETA
-    kept: torch.Tensor = (1 - betas).cumprod(dim=0)
-    return kept
+    return (1 - betas).cumprod(dim=0)
 
 
 def diffuse(pixels: torch.Tensor, step: int, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -41,7 +37,7 @@ def diffuse(pixels: torch.Tensor, step: int, generator: torch.Generator | None =
     """
     kept = float(noise_schedule()[step])
     noise = torch.empty_like(pixels).normal_(generator=generator)
-    return kept**0.5 * pixels + (1 - kept) ** 0.5 * noise
+    return math.sqrt(kept) * pixels + math.sqrt(1 - kept) * noise
 
 
 def token_weights(
@@ -80,18 +76,6 @@ def weighted_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Ten
     )
     counted = weights.flatten() * (labels.flatten() != IGNORED_LABEL)
     return (counted * surprise).sum() / counted.sum()
-
-
-def inject_wrong_image(example: AnswerExample, wrong: Evidence, rng: random.Random) -> AnswerExample:
-    """The example with one wrong picture more, all pictures in a new order, the answer as it was."""
-    evidence = [*example.evidence, wrong]
-    rng.shuffle(evidence)
-    return replace(
-        example,
-        images=tuple(item.image for item in evidence),
-        captions=tuple(item.caption for item in evidence),
-        injected=True,
-    )
 
 
 def _window_sum(values: torch.Tensor, window: int) -> torch.Tensor:

@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from ragllava.training.examples import AnswerExample, Evidence
+from ragllava.training.examples import AnswerExample, Evidence, inject_wrong_image
 from ragllava.training.noise import (
     IGNORED_LABEL,
     diffuse,
-    inject_wrong_image,
     noise_schedule,
     token_weights,
     weighted_loss,
@@ -67,7 +66,8 @@ def logits_with(differences: list[float], labels: list[int], vocabulary: int = 7
 
 
 def weights_of(differences: list[float], labels: list[int]) -> list[float]:
-    weights: list[float] = token_weights(*logits_with(differences, labels), torch.tensor([labels]))[0].tolist()
+    clean, noisy = logits_with(differences, labels)
+    weights: list[float] = token_weights(clean, noisy, torch.tensor([labels]))[0].tolist()
     return weights
 
 
@@ -87,7 +87,8 @@ def test_the_window_reaches_neither_into_the_prompt_nor_over_the_end() -> None:
 def test_rows_do_not_touch() -> None:
     labels = torch.tensor([[1, 2], [3, 4]])
     rows = [logits_with(d, row) for d, row in zip([[2.0, 4.0], [1.0, 5.0]], labels.tolist(), strict=True)]
-    together = token_weights(*(torch.cat(part) for part in zip(*rows, strict=True)), labels)
+    clean, noisy = (torch.cat(part) for part in zip(*rows, strict=True))
+    together = token_weights(clean, noisy, labels)
     torch.testing.assert_close(together, torch.tensor([[3.0, 3.0], [3.0, 3.0]]))
 
 

@@ -1,0 +1,183 @@
+"""Reading the files of data sets: where they lie, what is missing, and which row is wrong.
+
+A missing file is one UsageError that names it and where it comes from. Wrong rows are collected into one
+InvalidInput; a row that cannot be used raises BadRow inside `read_rows`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ragllava.errors import InvalidInput, LineError, UsageError
+from ragllava.evaluation.dataset_records import FilePicture
+
+PICTURE_SUFFIXES = (".jpg", ".png", ".jpeg", ".gif", ".tif", ".tiff", ".webp")
+
+_MAX_ERRORS = 100  # reported of one file
+_GZIP = b"\x1f\x8b"
+
+Result = TypeVar("Result")
+
+
+class BadRow(Exception):
+    """A row cannot be used; the message says why, for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One entry of a file: its line (0 in a file that is one JSON value), its name for people, and what it holds."""
+
+    line: int
+    name: str
+    entry: Any
+
+
+def find_path(folder: Path, places: Sequence[str]) -> Path | None:
+    """The first of `places`, relative to `folder`, that exists."""
+    return next((folder / place for place in places if (folder / place).exists()), None)
+
+
+def need_path(folder: Path, places: Sequence[str], origin: str) -> Path:
+    """As `find_path`; UsageError when none exists. `origin` says where people get it."""
+    found = find_path(folder, places)
+    if found is None:
+        others = f" (nor {', '.join(places[1:])})" if len(places) > 1 else ""
+        raise UsageError(f"{folder / places[0]} is missing{others}; {origin}")
+    return found
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, unpacked if it is gzip whatever its name (browsers unpack and keep the name)."""
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if data.startswith(_GZIP) else data).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error) as error:
+        raise UsageError(f"cannot read {path}: {error}; is the download complete?") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file."""
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        message = f"the file is not JSON: {error.msg}; is the download complete?"
+        raise InvalidInput(str(path), [LineError("invalid_json", error.lineno, message)]) from None
+
+
+def read_map(path: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UsageError(f"{path} must hold a JSON object, not a {type(value).__name__}")
+    return value
+
+
+def json_rows(path: Path) -> list[Row]:
+    """The entries of a JSON file: of an object under their keys, of a list under `entry 1`, `entry 2`, …"""
+    value = read_json(path)
+    if isinstance(value, dict):
+        return [Row(0, key, entry) for key, entry in value.items()]
+    if isinstance(value, list):
+        return [Row(0, f"entry {number}", entry) for number, entry in enumerate(value, start=1)]
+    raise UsageError(f"{path} must hold a JSON object or list, not a {type(value).__name__}")
+
+
+def json_lines(path: Path) -> Iterator[Row]:
+    """The lines of a JSONL file; an empty line is none. InvalidInput at the first line that is not JSON."""
+    for line, text in enumerate(read_text(path).split("\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            yield Row(line, f"line {line}", json.loads(text))
+        except ValueError as error:
+            message = f"this line is not JSON: {error}; is the download complete?"
+            raise InvalidInput(str(path), [LineError("invalid_json", line, message)]) from None
+
+
+def read_rows(path: Path, rows: Iterable[Row], read: Callable[[Row], Result]) -> list[Result]:
+    """`read` applied to each row; the rows that it refuses with BadRow become one InvalidInput."""
+    results: list[Result] = []
+    errors: list[LineError] = []
+    for row in rows:
+        try:
+            results.append(read(row))
+        except BadRow as error:
+            message = str(error) if row.line else f"{row.name}: {error}"
+            errors.append(LineError("invalid_row", row.line, message, row.name))
+            if len(errors) == _MAX_ERRORS:
+                break
+    if errors:
+        raise InvalidInput(str(path), errors)
+    return results
+
+
+def need_object(value: Any) -> dict[str, Any]:
+    """`value` if it is a JSON object, else BadRow."""
+    if not isinstance(value, dict):
+        raise BadRow(f"expected a JSON object, found {value!r:.80}")
+    return value
+
+
+def need_text(entry: dict[str, Any], key: str) -> str:
+    """The text under `key`, on one line; BadRow when it is missing, empty or no text."""
+    value = entry.get(key)
+    text = " ".join(value.split()) if isinstance(value, str) else ""
+    if not text:
+        raise BadRow(f"{key!r} must be text and not empty, found {value!r:.80}")
+    return text
+
+
+def need_list(entry: dict[str, Any], key: str) -> list[Any]:
+    """The list under `key`; BadRow when it is missing or something else."""
+    value = entry.get(key)
+    if not isinstance(value, list):
+        raise BadRow(f"{key!r} must be a list, found {value!r:.80}")
+    return value
+
+
+def need_id(value: Any) -> str:
+    """An id as text; data sets write ids as numbers and as text. BadRow for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).strip():
+        raise BadRow(f"an id must be a number or text, found {value!r:.80}")
+    return str(value).strip()
+
+
+def unique(ids: Iterable[str]) -> tuple[str, ...]:
+    """`ids` without repetitions, in the order of their first occurrence."""
+    return tuple(dict.fromkeys(ids))
+
+
+def find_pictures(folder: Path, names: Sequence[str], origin: str) -> list[FilePicture]:
+    """The file in `folder` for each name.
+
+    A name may come without its suffix, or with that of another format (sets are converted on the way); the file of
+    exactly that name goes first. UsageError names the first missing one and says how many are missing.
+    """
+    try:
+        files = {entry.name for entry in folder.iterdir()}
+    except OSError as error:
+        raise UsageError(f"cannot list the pictures in {folder}: {error.strerror or error}") from error
+    found = [_file_name(name, files) for name in names]
+    missing = [name for name, file in zip(names, found, strict=True) if file is None]
+    if missing:
+        raise UsageError(
+            f"{len(missing)} of {len(names)} pictures are missing in {folder}, first {missing[0]}; {origin}"
+        )
+    return [FilePicture(folder / file) for file in found if file is not None]
+
+
+def _file_name(name: str, files: set[str]) -> str | None:
+    if name in files:
+        return name
+    stem, dot, suffix = name.rpartition(".")
+    bare = stem if dot + suffix.lower() in PICTURE_SUFFIXES else name
+    spellings = (bare + spelling for suffix in PICTURE_SUFFIXES for spelling in (suffix, suffix.upper()))
+    return next((file for file in spellings if file in files), None)

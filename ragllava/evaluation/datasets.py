@@ -1,0 +1,73 @@
+"""The one door to evaluation data: `load_dataset` reads any of them into an EvaluationSet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast, get_args
+
+from ragllava.errors import UsageError
+from ragllava.evaluation.dataset_records import (
+    DrawnPicture,
+    EvaluationImage,
+    EvaluationQuestion,
+    EvaluationSet,
+)
+from ragllava.evaluation.multimodalqa import load_multimodalqa
+from ragllava.evaluation.pairs import load_coco, load_flickr30k
+from ragllava.evaluation.postcard_names import Split
+from ragllava.evaluation.postcards import PostcardArchive, draw_archive
+from ragllava.evaluation.webqa import load_webqa
+
+POSTCARDS = "postcards"
+POSTCARD_IMAGES = 1000
+POSTCARD_QUESTIONS = 300  # 240 about one image, 60 about two
+
+_LOADERS: dict[str, Callable[[Path, str], EvaluationSet]] = {
+    "webqa": load_webqa,
+    "multimodalqa": load_multimodalqa,
+    "flickr30k": load_flickr30k,
+    "coco": load_coco,
+}
+DATASETS = (*_LOADERS, POSTCARDS)
+
+
+def load_dataset(name: str, folder: Path | None, split: str, *, seed: int = 0) -> EvaluationSet:
+    """One split of the data set `name`, one of DATASETS, from the files in `folder`.
+
+    The postcards need no folder: they are drawn from `seed`, 1,000 images and 300 questions. UsageError: an unknown
+    data set or split, or a file that is missing; InvalidInput: a file with wrong rows.
+    """
+    if name == POSTCARDS:
+        if split not in get_args(Split):
+            raise UsageError(f"the postcards have no split {split!r}; say {' or '.join(get_args(Split))}")
+        archive = draw_archive(seed, POSTCARD_IMAGES, POSTCARD_QUESTIONS, split=cast("Split", split))
+        return postcard_set(archive, split)
+    if name not in _LOADERS:
+        raise UsageError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}")
+    if folder is None:
+        raise UsageError(f"{name} is not drawn but read from files; name their folder")
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder; name the one with the files of {name}")
+    return _LOADERS[name](folder, split)
+
+
+def postcard_set(archive: PostcardArchive, split: str) -> EvaluationSet:
+    """A drawn archive in the common form; image ids are its file names."""
+    return EvaluationSet(
+        name=POSTCARDS,
+        split=split,
+        images=tuple(EvaluationImage(card.file_name, card.caption, DrawnPicture(card)) for card in archive.postcards),
+        questions=tuple(
+            EvaluationQuestion(
+                custom_id=known.custom_id,
+                answer=known.answer,
+                type=known.type,
+                relevant=known.relevant,
+                text=known.text,
+                references=(known.answer,),
+            )
+            for known in archive.questions
+        ),
+        top_n=2,
+    )

@@ -1,0 +1,114 @@
+"""A table like the paper's: retrieval before and after reranking, under each threshold, and answers with noise.
+
+Build its rows with `ranked_row`, `threshold_row` and `answers_row`; `paper_table` sets them in Markdown, `as_json`
+of each row is the same for machines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ragllava.evaluation.metrics import RetrievalFigures, retrieval_at
+
+RECALL_DEPTHS = (1, 2, 5, 10, 20)
+
+_ABSENT = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class PaperRow:
+    """One line of the table; what was not measured is empty or None.
+
+    `recall_at` maps a depth to the recall of the first so many images. `kept` are the figures of what stays as
+    evidence: the best N, and of these the ones with relevance ≥ `threshold`. `answer_score` is in [0, 1].
+    """
+
+    label: str
+    recall_at: Mapping[int, float] = field(default_factory=dict)
+    kept: RetrievalFigures | None = None
+    threshold: float | None = None
+    answer_score: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Flat, with names such as recall_at_5; four decimals, null for what was not measured."""
+        kept = self.kept
+        return {
+            "label": self.label,
+            "threshold": self.threshold,
+            **{f"recall_at_{k}": round(share, 4) for k, share in self.recall_at.items()},
+            "precision": round(kept.precision, 4) if kept else None,
+            "recall": round(kept.recall, 4) if kept else None,
+            "f1": round(kept.f1, 4) if kept else None,
+            "answer_score": None if self.answer_score is None else round(self.answer_score, 4),
+        }
+
+
+def ranked_row(
+    label: str,
+    ranked: Sequence[Sequence[str]],
+    relevant: Sequence[Collection[str]],
+    top_n: int,
+    answer_score: float | None = None,
+) -> PaperRow:
+    """A row of whole rankings, before or after reranking, of which the best `top_n` are kept.
+
+    `ranked` and `relevant` hold one entry per question, in the same order.
+    """
+    recall_at = {k: retrieval_at(k, ranked, relevant).recall for k in RECALL_DEPTHS}
+    return PaperRow(label, recall_at, retrieval_at(top_n, ranked, relevant), None, answer_score)
+
+
+def threshold_row(
+    label: str,
+    threshold: float,
+    relevances: Sequence[Mapping[str, float]],
+    relevant: Sequence[Collection[str]],
+    top_n: int,
+    answer_score: float | None = None,
+) -> PaperRow:
+    """A row of what a threshold leaves: of the best `top_n` candidates those with relevance ≥ `threshold`.
+
+    `relevances` maps, for each question, its candidates to their relevance; equal ones rank in their order there.
+    """
+    ranked = [
+        [image_id for image_id, _ in sorted(scored.items(), key=lambda pair: -pair[1]) if scored[image_id] >= threshold]
+        for scored in relevances
+    ]
+    return PaperRow(label, {}, retrieval_at(top_n, ranked, relevant), threshold, answer_score)
+
+
+def answers_row(label: str, answer_score: float) -> PaperRow:
+    """A row of answers from evidence that was given and not retrieved: the labelled images, with or without noise."""
+    return PaperRow(label, answer_score=answer_score)
+
+
+def paper_table(rows: Sequence[PaperRow]) -> str:
+    """The rows as a Markdown table that reads well as plain text too; shares in percent, as published."""
+    head = ["", "η", *(f"R@{k}" for k in RECALL_DEPTHS), "precision", "recall", "F1", "answers"]
+    body = [_cells(row) for row in rows]
+    widths = [max(3, *(len(line[column]) for line in (head, *body))) for column in range(len(head))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [head, rule, *body]
+    return "".join(f"| {' | '.join(_aligned(line, widths))} |\n" for line in lines)
+
+
+def _cells(row: PaperRow) -> list[str]:
+    kept = row.kept
+    return [
+        row.label,
+        _ABSENT if row.threshold is None else f"{row.threshold:.3f}",
+        *(_percent(row.recall_at.get(k)) for k in RECALL_DEPTHS),
+        *(_percent(share) for share in ((kept.precision, kept.recall, kept.f1) if kept else (None, None, None))),
+        _percent(row.answer_score),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return _ABSENT if share is None else f"{100 * share:.1f}"
+
+
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """The label to the left, numbers to the right."""
+    return [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]

@@ -1,0 +1,261 @@
+"""WebQA: questions about one or two images of a large pool, with free answers in categories.
+
+Two forms of its files are read. The original: WebQA_train_val.json with imgs.tsv and imgs.lineidx, splits train and
+val. The reference implementation's (RagVL): WebQA_{split}_image.json with its index, caption maps and picture
+folders, splits train, dev and test, where test is the original's val. Only questions about images count.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragllava.errors import ImageRejected, InvalidInput, LineError, UsageError
+from ragllava.evaluation.dataset_files import (
+    BadRow,
+    Row,
+    find_path,
+    find_pictures,
+    json_rows,
+    need_id,
+    need_list,
+    need_object,
+    need_path,
+    need_text,
+    read_map,
+    read_rows,
+    read_text,
+    unique,
+)
+from ragllava.evaluation.dataset_records import EvaluationImage, EvaluationQuestion, EvaluationSet
+from ragllava.images import MAX_BYTES
+from ragllava.stages.captions import clean_caption
+
+TOP_N = 2
+ROWS_PER_SERIES = 10_000_000  # an image's row in imgs.tsv is its id modulo this
+
+_ORIGINAL_ORIGIN = "it is part of the WebQA download (WebQnA/WebQA on GitHub)"
+_REFERENCE_ORIGIN = "it is part of the RagVL download (IDEA-FinAI/RagVL on GitHub)"
+_ORIGINAL_SPLITS = ("train", "val")
+_REFERENCE_SPLITS = ("train", "dev", "test")
+_TEXT_QUESTION = "question about text"
+_OTHER_SPLIT = "other split"
+
+
+def load_webqa(folder: Path, split: str) -> EvaluationSet:
+    """One split of WebQA from the files in `folder`, in whichever form they are.
+
+    The pool of the original form is every image that a question of the split names, right or wrong; that of the
+    reference's form is its index. UsageError: a file or picture is missing; InvalidInput: rows are wrong.
+    """
+    reference = find_path(folder, _places(f"WebQA_{split}_image.json"))
+    if reference is not None:
+        return _load_reference(folder, reference, split)
+    original = find_path(folder, _original_places("WebQA_train_val.json"))
+    if original is None:
+        raise UsageError(
+            f"no questions of WebQA's split {split!r} in {folder}: expected WebQA_train_val.json from the WebQA "
+            f"download (splits {' and '.join(_ORIGINAL_SPLITS)}) or datasets/WebQA_{split}_image.json from the RagVL "
+            f"download (splits {', '.join(_REFERENCE_SPLITS)})"
+        )
+    if split not in _ORIGINAL_SPLITS:
+        raise UsageError(
+            f"{original} has the splits train and val, not {split!r}; the answers of WebQA's own test split are not "
+            "public, and what publications on RagVL call test is val"
+        )
+    return _load_original(folder, original, split)
+
+
+def unquoted(text: str) -> str:
+    """`text` on one line, without the pair of quote marks that WebQA's files put around whole strings.
+
+    Quote marks that belong to the text stay: those of "A" and "B" are two pairs, not one around all.
+    """
+    line = " ".join(text.split())
+    inner = line[1:-1]
+    wraps = len(line) >= 2 and line[0] == line[-1] == '"' and not _closes_before_it_opens(inner)
+    return " ".join(inner.split()) if wraps else line
+
+
+def _closes_before_it_opens(text: str) -> bool:
+    """Whether the first quote mark ends a quotation: it stands right behind a word or its punctuation."""
+    first = text.find('"')
+    return first > 0 and not text[first - 1].isspace() and text[first - 1] not in "(["
+
+
+@dataclass(frozen=True, slots=True)
+class TsvPicture:
+    """A picture in imgs.tsv, a file of 50 GB: one row of id, tab and base64, found by its offset in bytes."""
+
+    path: Path
+    offset: int
+    image_id: str
+
+    def read(self) -> bytes:
+        """Reads this one row. UsageError: the row is another image's; ImageRejected: it is no base64."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                line = file.readline(2 * MAX_BYTES)
+        except OSError as error:
+            raise UsageError(f"cannot read {self.path}: {error.strerror or error}") from error
+        name, _, content = line.partition(b"\t")
+        if name.strip() != self.image_id.encode():
+            raise UsageError(
+                f"{self.path} has image {name[:40].decode(errors='replace')!r} at byte {self.offset}, not "
+                f"{self.image_id}; take imgs.tsv and imgs.lineidx from the same download"
+            )
+        try:
+            return base64.b64decode(content.strip(), validate=True)
+        except binascii.Error as error:
+            raise ImageRejected(f"its row in {self.path.name} is not base64: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A question with the captions of all images that its row names."""
+
+    question: EvaluationQuestion
+    captions: Mapping[str, str | None]
+
+
+def _load_original(folder: Path, path: Path, split: str) -> EvaluationSet:
+    rows = json_rows(path)
+    ours = [row for row in rows if isinstance(row.entry, dict) and row.entry.get("split") == split]
+    broken = [row for row in rows if not isinstance(row.entry, dict)]
+    asked_about = [row for row in ours if not _is_about_text(row.entry)]
+    asked = read_rows(path, broken + asked_about, _read_original)
+    captions: dict[str, str | None] = {}
+    for row in asked:
+        for image_id, caption in row.captions.items():
+            captions[image_id] = captions.get(image_id) or caption
+    pictures = _tsv_pictures(folder, list(captions))
+    return EvaluationSet(
+        name="webqa",
+        split=split,
+        images=tuple(
+            EvaluationImage(image_id, caption, picture)
+            for (image_id, caption), picture in zip(captions.items(), pictures, strict=True)
+        ),
+        questions=tuple(row.question for row in asked),
+        top_n=TOP_N,
+        left_out={_OTHER_SPLIT: len(rows) - len(ours), _TEXT_QUESTION: len(ours) - len(asked)},
+    )
+
+
+def _is_about_text(entry: dict[str, Any]) -> bool:
+    return not entry.get("img_posFacts") and (entry.get("Qcate") == "text" or bool(entry.get("txt_posFacts")))
+
+
+def _read_original(row: Row) -> _Asked:
+    entry = need_object(row.entry)
+    right = [need_object(fact) for fact in need_list(entry, "img_posFacts")]
+    wrong = [need_object(fact) for fact in need_list(entry, "img_negFacts")]
+    captions = {_number(fact): _caption(fact.get("caption")) for fact in wrong + right}
+    question = _question(row, entry, unique(map(_number, right)), unique(map(_number, wrong)))
+    return _Asked(question, captions)
+
+
+def _number(fact: dict[str, Any]) -> str:
+    """The image's id as in imgs.tsv; it must be a number, because it tells the row."""
+    image_id = need_id(fact.get("image_id"))
+    if not image_id.isdecimal():
+        raise BadRow(f"'image_id' must be a whole number, found {image_id!r:.80}")
+    return image_id
+
+
+def _question(row: Row, entry: dict[str, Any], right: Sequence[str], wrong: Iterable[str]) -> EvaluationQuestion:
+    """The question in either form; `wrong` are images that its row calls wrong."""
+    if not right:
+        raise BadRow("'img_posFacts' names no image, so nothing could be found")
+    references = [unquoted(need_text({"A": answer}, "A")) for answer in need_list(entry, "A")]
+    keywords = entry.get("EM") or entry.get("Keywords_A")
+    keywords = " ".join(map(str, keywords)) if isinstance(keywords, list) else keywords
+    answer = unquoted(keywords) if isinstance(keywords, str) else next(iter(references), "")
+    if not answer:
+        raise BadRow("'A' holds no answer")
+    return EvaluationQuestion(
+        custom_id=row.name,
+        answer=answer,
+        type=need_text(entry, "Qcate"),
+        relevant=tuple(right),
+        text=unquoted(need_text(entry, "Q")),
+        references=tuple(references),
+        distractors=tuple(image_id for image_id in wrong if image_id not in right),
+    )
+
+
+def _caption(value: Any) -> str | None:
+    return clean_caption(unquoted(value)) if isinstance(value, str) else None
+
+
+def _tsv_pictures(folder: Path, image_ids: Sequence[str]) -> list[TsvPicture]:
+    table = need_path(folder, _original_places("imgs.tsv"), f"{_ORIGINAL_ORIGIN}; unpack imgs.7z.001 there")
+    index = need_path(folder, _original_places("imgs.lineidx"), _ORIGINAL_ORIGIN)
+    offsets = _read_offsets(index)
+    if offsets and offsets[-1] >= table.stat().st_size:
+        raise UsageError(f"{table} is shorter than {index.name} says; is the unpacking complete?")
+    rows = [int(image_id) % ROWS_PER_SERIES for image_id in image_ids]
+    beyond = next((number for number, row in enumerate(rows) if row >= len(offsets)), None)
+    if beyond is not None:
+        raise UsageError(f"image {image_ids[beyond]} should be row {rows[beyond]} of {index}, which has {len(offsets)}")
+    return [TsvPicture(table, offsets[row], image_id) for row, image_id in zip(rows, image_ids, strict=True)]
+
+
+def _read_offsets(path: Path) -> array[int]:
+    """The byte at which each row of imgs.tsv begins."""
+    offsets = array("q")
+    for line, text in enumerate(read_text(path).split(), start=1):
+        if not text.isdecimal():
+            message = f"expected a position in bytes, found {text!r:.40}"
+            raise InvalidInput(str(path), [LineError("invalid_row", line, message)])
+        offsets.append(int(text))
+    return offsets
+
+
+def _load_reference(folder: Path, path: Path, split: str) -> EvaluationSet:
+    rows = json_rows(path)
+    questions = read_rows(path, rows, _read_reference)
+    index = need_path(folder, _places(f"WebQA_{split}_image_index_to_id.json"), _REFERENCE_ORIGIN)
+    pool = unique(read_rows(index, json_rows(index), lambda row: need_id(row.entry)))
+    captions_file = "WebQA_caption_test.json" if split == "test" else "WebQA_caption_train_dev.json"
+    captions = read_map(need_path(folder, _places(captions_file), _REFERENCE_ORIGIN))
+    pictures = find_pictures(_picture_folder(folder, split), pool, _REFERENCE_ORIGIN)
+    return EvaluationSet(
+        name="webqa",
+        split=split,
+        images=tuple(
+            EvaluationImage(image_id, _caption(captions.get(image_id)), picture)
+            for image_id, picture in zip(pool, pictures, strict=True)
+        ),
+        questions=tuple(questions),
+        top_n=TOP_N,
+    )
+
+
+def _read_reference(row: Row) -> EvaluationQuestion:
+    entry = need_object(row.entry)
+    facts = need_list(entry, "img_posFacts")
+    right = unique(need_id(fact.get("image_id") if isinstance(fact, dict) else fact) for fact in facts)
+    if row.name.startswith("entry ") and "Guid" in entry:  # a list instead of an object under guids
+        row = Row(row.line, need_id(entry["Guid"]), entry)
+    return _question(row, entry, right, wrong=())
+
+
+def _picture_folder(folder: Path, split: str) -> Path:
+    name = "val_image" if split == "test" else "train_img"
+    places = [f"{place}{name}" for place in ("", "datasets/", "finetune/tasks/", "tasks/", "datasets/tasks/")]
+    return need_path(folder, places, "its pictures come from the WebQA download, under the names that RagVL gives them")
+
+
+def _places(name: str) -> list[str]:
+    return [name, f"datasets/{name}"]
+
+
+def _original_places(name: str) -> list[str]:
+    return [name, f"WebQA_data_first_release/{name}"]

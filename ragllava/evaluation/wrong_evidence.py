@@ -1,0 +1,79 @@
+"""Evidence to answer from in the study of noise (METHOD 7): the labelled images, some of them wrong on purpose.
+
+Wrong images are drawn from each question's own candidates, which retrieval found and nobody labelled: what a reranker
+that errs would let through. The same seed swaps at 10 % a part of what it swaps at 50 %, so that curves over the share
+are not blurred by the draw.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+
+from ragllava.errors import UsageError
+from ragllava.evaluation.metrics import KnownAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class ShownEvidence:
+    """The images that the generator sees for one question, in the order shown; `wrong` are those not labelled."""
+
+    custom_id: str
+    images: tuple[str, ...]
+    wrong: tuple[str, ...] = ()
+
+
+def oracle_evidence(questions: Sequence[KnownAnswer]) -> list[ShownEvidence]:
+    """The labelled images of each question and nothing else."""
+    return [ShownEvidence(question.custom_id, tuple(question.relevant)) for question in questions]
+
+
+def with_wrong_evidence(
+    questions: Sequence[KnownAnswer], share: float, rng: random.Random, candidates: Mapping[str, Sequence[str]]
+) -> list[ShownEvidence]:
+    """The labelled images with a share of them, counted over all questions, swapped for wrong ones in place.
+
+    Exactly round(share · labelled images) are swapped. `candidates` holds the images retrieved for each custom_id, in
+    any order; labelled ones among them are passed over. UsageError: a share outside 0 to 1, or a question to be swapped
+    without enough wrong candidates.
+    """
+    if not 0 <= share <= 1:
+        raise UsageError(f"the share of wrong evidence must be from 0 to 1, not {share:g}")
+    shown = [list(question.relevant) for question in questions]
+    wrong: list[list[str]] = [[] for _ in questions]
+    places = [(row, column) for row, images in enumerate(shown) for column in range(len(images))]
+    rng.shuffle(places)
+    for row, column in places[: round(share * len(places))]:
+        image_id = _draw_wrong(questions[row], wrong[row], rng, candidates)
+        shown[row][column] = image_id
+        wrong[row].append(image_id)
+    return [
+        ShownEvidence(question.custom_id, tuple(images), tuple(swapped))
+        for question, images, swapped in zip(questions, shown, wrong, strict=True)
+    ]
+
+
+def with_added_wrong(
+    questions: Sequence[KnownAnswer], rng: random.Random, candidates: Mapping[str, Sequence[str]]
+) -> list[ShownEvidence]:
+    """The labelled images of each question and one wrong one at a random place; `candidates` as above."""
+    shown = []
+    for question in questions:
+        wrong = _draw_wrong(question, (), rng, candidates)
+        images = list(question.relevant)
+        images.insert(rng.randint(0, len(images)), wrong)
+        shown.append(ShownEvidence(question.custom_id, tuple(images), (wrong,)))
+    return shown
+
+
+def _draw_wrong(
+    question: KnownAnswer, taken: Container[str], rng: random.Random, candidates: Mapping[str, Sequence[str]]
+) -> str:
+    found = candidates.get(question.custom_id, ())
+    wrong = [image_id for image_id in found if image_id not in question.relevant and image_id not in taken]
+    if not wrong:
+        raise UsageError(
+            f"question {question.custom_id} has no wrong candidate left among the {len(found)} given; retrieve more"
+        )
+    return rng.choice(wrong)

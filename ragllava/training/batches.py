@@ -1,0 +1,132 @@
+"""Examples → batches: the family's own prompt, its pictures, and behind it the answer that is to be learned.
+
+A batch is a dict: `labels` (B, A) int64 with the answers' tokens, IGNORED_LABEL behind shorter ones; and `parts`, a
+list of the network's inputs. Each part holds the rows of one count of pictures, since families lay out one picture
+and several differently; the rows of `labels` are in the order of the parts. In a part, prompts are padded on the left
+as for answering, and answers on the right, so the last A + 1 positions of every row are where the answer is decided.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ragllava.errors import ModelUnavailable, UsageError
+from ragllava.models.fitting import ControlTokens, Prompt
+from ragllava.models.mllm import Mllm
+from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
+from ragllava.training.examples import AnswerExample, Example, RankExample
+from ragllava.training.noise import IGNORED_LABEL
+
+PictureOpener = Callable[[str], Image.Image]  # from an example's `image` to the picture, upright and RGB
+Batch = dict[str, Any]
+
+_TRIAL = PromptParts((None, "a trial"))
+
+
+class AnswerTokens:
+    """How an answer is written behind a prompt of this family: as the reranker reads it, with an end token."""
+
+    def __init__(self, mllm: Mllm) -> None:
+        """Find out whether a space comes first. Raises ModelUnavailable when "Yes" cannot follow the prompt."""
+        self._tokenizer = mllm.tokenizer
+        self._rendered = mllm.render(_TRIAL)
+        self._prompt = self._tokenize(self._rendered)
+        self._control = ControlTokens(token.content for token in mllm.tokenizer.added_tokens_decoder.values())
+        own_end = mllm.tokenizer.eos_token_id
+        self._end = own_end if own_end in mllm.end_token_ids else min(mllm.end_token_ids)
+        [yes, _] = mllm.answer_token_ids(["Yes", "No"])
+        starts = [space for space in ("", " ") if self._behind_prompt(space + "Yes")[:1] == [yes]]
+        if not starts:
+            raise ModelUnavailable(f"{mllm.version}: no answer can follow its prompt token by token")
+        self._start = starts[0]
+
+    def __call__(self, answer: str) -> list[int]:
+        """The answer's tokens and the end token; control tokens that a person wrote are text. Raises UsageError."""
+        harmless = self._control.defuse(Prompt(answer.strip(), (), (), answer_prompt)).question
+        tokens = self._behind_prompt(self._start + harmless)
+        if not harmless or not tokens:
+            raise UsageError(f"the answer {answer!r} cannot be learned: it has no tokens of its own behind the prompt")
+        return [*tokens, self._end]
+
+    def _behind_prompt(self, text: str) -> list[int]:
+        tokens = self._tokenize(self._rendered + text)
+        return tokens[len(self._prompt) :] if tokens[: len(self._prompt)] == self._prompt else []
+
+    def _tokenize(self, text: str) -> list[int]:
+        tokens: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokens
+
+
+class BatchMaker:
+    """Makes batches from examples of one role; the collator of training."""
+
+    def __init__(self, mllm: Mllm, open_picture: PictureOpener, *, with_captions: bool) -> None:
+        """Without captions, prompts have the paper's bare form."""
+        self._mllm = mllm
+        self._open_picture = open_picture
+        self._with_captions = with_captions
+        self._answer_tokens = AnswerTokens(mllm)
+        self._pad = mllm.tokenizer.pad_token_id
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        """One batch of all examples. Raises ScoreRejected when pictures do not fit the model's window."""
+        answers = [self._answer_tokens(_answer(example)) for example in examples]
+        longest = max(map(len, answers))
+        by_count: dict[int, list[int]] = defaultdict(list)
+        for place, example in enumerate(examples):
+            by_count[len(_images(example))].append(place)
+        parts, labels = [], []
+        for _, places in sorted(by_count.items()):
+            prompts = [self._prompt(examples[place]) for place in places]
+            rows = torch.full((len(places), longest), IGNORED_LABEL)
+            for row, place in enumerate(places):
+                rows[row, : len(answers[place])] = torch.tensor(answers[place])
+            tensors = self._mllm.prepare(prompts, answer_tokens=longest).tensors
+            parts.append(append_answers(tensors, rows, self._pad))
+            labels.append(rows)
+        return {"parts": parts, "labels": torch.cat(labels)}
+
+    def _prompt(self, example: Example) -> Prompt:
+        pictures = tuple(self._open_picture(image) for image in _images(example))
+        captions = (example.caption,) if isinstance(example, RankExample) else example.captions
+        if not self._with_captions:
+            captions = (None,) * len(pictures)
+        if isinstance(example, RankExample):
+            return Prompt(example.question, captions, pictures, _rank_prompt)
+        return Prompt(example.question, captions, pictures, partial(answer_prompt, with_captions=self._with_captions))
+
+
+def append_answers(tensors: dict[str, Any], labels: torch.Tensor, pad: int) -> dict[str, Any]:
+    """The inputs (B, P) with the answers' (B, A) tokens behind them; positions go on, padding is masked."""
+    answered = labels != IGNORED_LABEL
+    tails = {"input_ids": labels.where(answered, pad), "attention_mask": answered.long()}
+    shape = tensors["input_ids"].shape
+    grown = dict(tensors)
+    for name, value in tensors.items():
+        # Whatever else runs along the prompt marks pictures in it, of which an answer has none.
+        if isinstance(value, torch.Tensor) and value.shape == shape:
+            tail = tails.get(name, torch.zeros_like(labels))
+            grown[name] = torch.cat([value, tail.to(value.dtype)], dim=1)
+    if "position_ids" in tensors:
+        grown["position_ids"] = (grown["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+    return grown
+
+
+def _images(example: Example) -> tuple[str, ...]:
+    return (example.image,) if isinstance(example, RankExample) else example.images
+
+
+def _answer(example: Example) -> str:
+    if isinstance(example, AnswerExample):
+        return example.answer
+    return "Yes" if example.relevant else "No"
+
+
+def _rank_prompt(question: str, captions: list[str | None]) -> PromptParts:
+    return rerank_prompt(question, captions[0])

@@ -1,0 +1,300 @@
+"""Data sets for both roles, from labelled questions and the images that retrieval found for them (METHOD 5, 6).
+
+Every draw depends on the seed and on the question's text alone: a question keeps its negatives when others join the
+set. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ragllava.errors import UsageError
+from ragllava.records import Role
+from ragllava.training.examples import AnswerExample, Evidence, Example, RankExample, inject_wrong_image
+
+LABELLED = "labelled"
+_EXAMPLES_FILE = "examples.jsonl"
+_CARD_FILE = "card.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """An image that retrieval found; `relevance` is P("Yes") of the reranker of today, None where it was not asked."""
+
+    image: str
+    caption: str | None
+    relevance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledQuestion:
+    """A question with what people said about it, and what retrieval finds for it, best first.
+
+    `answer` None trains the reranker only. `irrelevant` are images that a person called wrong.
+    """
+
+    text: str
+    answer: str | None
+    relevant: tuple[Evidence, ...]
+    retrieved: tuple[Retrieved, ...]
+    irrelevant: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetOptions:
+    """How a set is made. `ratio` is hard negatives for each positive (ranking).
+
+    `injected_share` of the one-image questions get a wrong picture (answers). Unlabelled images that the reranker
+    gives at least `certain` are not trained on: they may be right ones that nobody labelled.
+    """
+
+    seed: int
+    top_k: int = 20
+    ratio: float = 1.0
+    injected_share: float = 1.0
+    certain: float = 0.9
+
+    @property
+    def source(self) -> str:
+        """Where hard negatives come from, as written into examples."""
+        return f"clip-top-{self.top_k}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """An unlabelled image that looks relevant: a person should say which it is."""
+
+    question: str
+    image: str
+    caption: str | None
+    relevance: float
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetCard:
+    """What a data set is made of; stored beside it. `snapshot` is the hash of its examples."""
+
+    role: Role
+    snapshot: str
+    options: DatasetOptions
+    negative_source: str
+    questions: int
+    examples: int
+    positives: int  # relevant pairs; for answers, examples without a wrong picture
+    negatives: int  # irrelevant pairs; for answers, examples with a wrong picture
+    set_aside: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Examples of one role in the order of their snapshot, the card, and what waits for review."""
+
+    examples: tuple[Example, ...]
+    card: DatasetCard
+    set_aside: tuple[SetAside, ...] = ()
+
+
+def build_rank_dataset(questions: Sequence[LabelledQuestion], options: DatasetOptions) -> Dataset:
+    """Positives are the labelled images; negatives those a person called wrong, and hard ones up to the ratio."""
+    examples: list[Example] = []
+    set_aside: list[SetAside] = []
+    merged = merge_questions(questions)
+    for question in merged:
+        rng = _question_rng(options.seed, question.text)
+        hard, uncertain = _hard_negatives(question, options)
+        set_aside += uncertain
+        wanted = _round_by_chance(options.ratio * len(question.relevant), rng)
+        drawn = rng.sample(hard, min(wanted, len(hard)))
+        examples += [_pair(question, item, relevant=True, source=LABELLED) for item in question.relevant]
+        examples += [_pair(question, item, relevant=False, source=LABELLED) for item in question.irrelevant]
+        examples += [_pair(question, item, relevant=False, source=options.source) for item in drawn]
+    return _dataset(Role.RERANKER, examples, set_aside, len(merged), options)
+
+
+def build_answer_dataset(questions: Sequence[LabelledQuestion], options: DatasetOptions) -> Dataset:
+    """One example for each question with an answer and a labelled image; one-image questions get a wrong picture."""
+    examples: list[Example] = []
+    set_aside: list[SetAside] = []
+    merged = [question for question in merge_questions(questions) if question.answer and question.relevant]
+    for question in merged:
+        rng = _question_rng(options.seed, question.text)
+        hard, uncertain = _hard_negatives(question, options)
+        set_aside += uncertain
+        wrong = [*question.irrelevant, *hard]
+        # Drawn for each question alike, so that a larger share injects into the same questions and more.
+        chosen = rng.random() < options.injected_share
+        example = _answer_example(question, rng)
+        if chosen and wrong and len(question.relevant) == 1:
+            example = inject_wrong_image(example, rng.choice(wrong), rng)
+        examples.append(example)
+    return _dataset(Role.GENERATOR, examples, set_aside, len(merged), options)
+
+
+def merge_questions(questions: Iterable[LabelledQuestion]) -> list[LabelledQuestion]:
+    """One entry for each text, in order of first appearance, with all labels; no image of it is both.
+
+    Who calls an image relevant wins over who calls it irrelevant; the last answer given counts.
+    """
+    merged: dict[str, LabelledQuestion] = {}
+    for question in questions:
+        key = question_key(question.text)
+        known = merged.get(key)
+        if known is None:
+            merged[key] = _without_contradiction(question)
+            continue
+        merged[key] = _without_contradiction(
+            replace(
+                known,
+                answer=question.answer or known.answer,
+                relevant=_unique([*known.relevant, *question.relevant]),
+                irrelevant=_unique([*known.irrelevant, *question.irrelevant]),
+                retrieved=question.retrieved or known.retrieved,
+            )
+        )
+    return list(merged.values())
+
+
+def split_by_question(
+    questions: Sequence[LabelledQuestion], held_out: float
+) -> tuple[list[LabelledQuestion], list[LabelledQuestion]]:
+    """(to train on, held out): the side follows from the text, so the same question never stands on both, ever."""
+    sides: dict[bool, list[LabelledQuestion]] = {False: [], True: []}
+    for question in questions:
+        sides[is_held_out(question.text, held_out)].append(question)
+    return sides[False], sides[True]
+
+
+def is_held_out(text: str, share: float) -> bool:
+    """Whether a question belongs to the held-out `share` (0 to 1); a larger share holds all of a smaller one."""
+    number = int.from_bytes(hashlib.sha256(question_key(text).encode()).digest()[:8])
+    return number < share * 2**64
+
+
+def question_key(text: str) -> str:
+    """Texts that differ only in case and spacing are one question."""
+    return " ".join(text.casefold().split())
+
+
+def snapshot_id(examples: Iterable[Example]) -> str:
+    """The sha256 (hex) of the examples' content, whatever their order."""
+    return hashlib.sha256(_canonical(examples)).hexdigest()
+
+
+def write_dataset(folder: Path, dataset: Dataset) -> None:
+    """Write `examples.jsonl`, then `card.json`, which marks the snapshot as complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _EXAMPLES_FILE).write_bytes(_canonical(dataset.examples))
+    card = asdict(dataset.card) | {"review": [asdict(item) for item in dataset.set_aside]}
+    aside = folder / f"{_CARD_FILE}.partial"
+    aside.write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")
+    aside.replace(folder / _CARD_FILE)
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """Read what `write_dataset` wrote. Raises UsageError when it is missing, incomplete or changed."""
+    try:
+        card = json.loads((folder / _CARD_FILE).read_text(encoding="utf-8"))
+        content = (folder / _EXAMPLES_FILE).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{folder}: no complete data set here ({error.strerror}: {error.filename})") from None
+    if hashlib.sha256(content).hexdigest() != card["snapshot"]:
+        raise UsageError(f"{folder / _EXAMPLES_FILE}: its content is not the snapshot of its card; build the set again")
+    role = Role(card["role"])
+    review = tuple(SetAside(**item) for item in card.pop("review"))
+    options = DatasetOptions(**card.pop("options"))
+    examples = tuple(_read_example(role, json.loads(line)) for line in content.splitlines())
+    return Dataset(examples, DatasetCard(**{**card, "role": role}, options=options), review)
+
+
+def _hard_negatives(question: LabelledQuestion, options: DatasetOptions) -> tuple[list[Evidence], list[SetAside]]:
+    """Unlabelled images of the top K: those to train on, and those that are too likely right."""
+    labelled = {item.image for item in (*question.relevant, *question.irrelevant)}
+    hard: list[Evidence] = []
+    uncertain: list[SetAside] = []
+    for found in question.retrieved[: options.top_k]:
+        if found.image in labelled:
+            continue
+        labelled.add(found.image)
+        if found.relevance is not None and found.relevance >= options.certain:
+            uncertain.append(SetAside(question.text, found.image, found.caption, found.relevance))
+        else:
+            hard.append(Evidence(found.image, found.caption))
+    return hard, uncertain
+
+
+def _answer_example(question: LabelledQuestion, rng: random.Random) -> AnswerExample:
+    # Answering meets pictures in the order of their rank; so a place must tell nothing.
+    evidence = rng.sample(question.relevant, len(question.relevant))
+    return AnswerExample(
+        question.text,
+        tuple(item.caption for item in evidence),
+        tuple(item.image for item in evidence),
+        question.answer or "",
+    )
+
+
+def _pair(question: LabelledQuestion, item: Evidence, *, relevant: bool, source: str) -> RankExample:
+    return RankExample(question.text, item.caption, item.image, relevant, source)
+
+
+def _dataset(
+    role: Role, examples: list[Example], set_aside: list[SetAside], questions: int, options: DatasetOptions
+) -> Dataset:
+    ordered = tuple(sorted(examples, key=_line))
+    negatives = sum(_is_negative(example) for example in ordered)
+    card = DatasetCard(
+        role=role,
+        snapshot=snapshot_id(ordered),
+        options=options,
+        negative_source=options.source,
+        questions=questions,
+        examples=len(ordered),
+        positives=len(ordered) - negatives,
+        negatives=negatives,
+        set_aside=len(set_aside),
+    )
+    return Dataset(ordered, card, tuple(set_aside))
+
+
+def _is_negative(example: Example) -> bool:
+    return not example.relevant if isinstance(example, RankExample) else example.injected
+
+
+def _without_contradiction(question: LabelledQuestion) -> LabelledQuestion:
+    relevant = {item.image for item in question.relevant}
+    return replace(question, irrelevant=tuple(item for item in question.irrelevant if item.image not in relevant))
+
+
+def _unique(items: Iterable[Evidence]) -> tuple[Evidence, ...]:
+    return tuple({item.image: item for item in items}.values())
+
+
+def _question_rng(seed: int, text: str) -> random.Random:
+    return random.Random(f"{seed}:{question_key(text)}")  # noqa: S311 - a draw of examples, no secret
+
+
+def _round_by_chance(value: float, rng: random.Random) -> int:
+    """A whole number whose mean is `value`: 0.5 negatives a question are one for every second question."""
+    whole = int(value)
+    return whole + (rng.random() < value - whole)
+
+
+def _line(example: Example) -> str:
+    return json.dumps(example.as_json(), ensure_ascii=False, sort_keys=True)
+
+
+def _canonical(examples: Iterable[Example]) -> bytes:
+    """The same bytes for the same examples, in whatever order they were made."""
+    return "".join(f"{line}\n" for line in sorted(map(_line, examples))).encode()
+
+
+def _read_example(role: Role, values: dict[str, Any]) -> Example:
+    if role is Role.RERANKER:
+        return RankExample(**values)
+    return AnswerExample(**{**values, "captions": tuple(values["captions"]), "images": tuple(values["images"])})

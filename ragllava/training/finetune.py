@@ -1,0 +1,357 @@
+"""LoRA fine-tuning of an MLLM for one role, resumable, on one device or several (METHOD 5 and 6).
+
+    python -m ragllava.training.finetune RUN.json
+    accelerate launch --multi_gpu --num_processes 2 -m ragllava.training.finetune RUN.json
+
+(Without GPUs the second starts two processes on the processor; accelerate's own `--cpu` would start only one.)
+Checkpoints lie beside the result, in `<result>.work`; the result appears whole, by a rename. A training that was
+killed goes on from its last whole checkpoint when it is started again with the same data, settings and base.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from ragllava.errors import RagllavaError, SettingsError, UsageError
+from ragllava.images import decode
+from ragllava.logs import configure_logging
+from ragllava.models.device import plan_device
+from ragllava.models.mllm import Mllm, load_mllm
+from ragllava.models.profiles import get_profile
+from ragllava.records import Role
+from ragllava.settings import load_settings
+from ragllava.training.batches import Batch, BatchMaker, PictureOpener
+from ragllava.training.checkpoints import (
+    MANIFEST,
+    Checkpoint,
+    hash_files,
+    last_checkpoint,
+    seal_checkpoint,
+    write_whole,
+)
+from ragllava.training.datasets import read_dataset, snapshot_id
+from ragllava.training.examples import Example, RankExample
+from ragllava.training.lora import save_adapter, trainable_lora
+from ragllava.training.losses import noise_weighted_loss, plain_loss
+from ragllava.training.presets import (
+    THRIFT_SETTINGS,
+    ChosenSettings,
+    TrainingSettings,
+    accumulation_steps,
+    choose_settings,
+)
+from ragllava.training.report import StepRecord, TrainingReport, read_report, write_report
+
+log = logging.getLogger(__name__)
+
+CheckpointHook = Callable[[Path], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneConfig:
+    """What to train, how, and where the result goes: a folder that does not exist yet."""
+
+    role: Role
+    settings: ChosenSettings
+    result: Path
+
+    @property
+    def work(self) -> Path:
+        """Where checkpoints lie until the result is whole."""
+        return self.result.with_name(f"{self.result.name}.work")
+
+
+def train(
+    config: FinetuneConfig,
+    examples: Sequence[Example],
+    mllm: Mllm,
+    open_picture: PictureOpener,
+    *,
+    on_checkpoint: CheckpointHook | None = None,
+) -> TrainingReport:
+    """Train an adapter on the examples and leave it in `config.result/adapter`, beside report, curves and manifest.
+
+    No adapter may lie on `mllm` before, and none does afterwards. `on_checkpoint` is called with the folder of each
+    whole checkpoint, by one process of all. A training that has its result already is not repeated. Raises
+    UsageError or SettingsError when it cannot be done as said, ScoreRejected when an example does not fit.
+    """
+    _check_examples(config, examples)
+    snapshot = snapshot_id(examples)
+    fingerprint = _fingerprint(config, snapshot, mllm.version)
+    if config.result.exists():
+        return _finished_report(config.result, fingerprint)
+    for name, value in config.settings.as_json().items():
+        log.info("training setting %s=%s (%s)", name, value["value"], value["origin"])
+    make_batch = BatchMaker(mllm, open_picture, with_captions=config.settings.values.with_captions)
+    with trainable_lora(mllm, config.settings.values) as network:
+        arguments = _arguments(config, mllm)
+        trainer = _LoraTrainer(
+            config.settings.values,
+            _Seal(fingerprint, on_checkpoint),
+            model=network,
+            args=arguments,
+            train_dataset=list(examples),
+            data_collator=make_batch,
+        )
+        trainer.run(config.work, fingerprint)
+    if trainer.is_world_process_zero():
+        found = last_checkpoint(config.work, fingerprint)
+        if found is None or not found.finished:
+            raise UsageError(f"{config.work}: the checkpoints there were changed while training; start it again")
+        report = _report(config, found, snapshot, mllm.version, len(examples))
+        _publish(config, found, report, fingerprint)
+    trainer.accelerator.wait_for_everyone()
+    return read_report(config.result)
+
+
+@dataclass(slots=True)
+class _Seal:
+    """Makes a checkpoint whole; knows how long was trained before this process began."""
+
+    fingerprint: str
+    hook: CheckpointHook | None
+    seconds_before: float = 0.0
+    began: float = 0.0
+
+    def close(self, folder: Path, step: int, last_step: int) -> None:
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads
+        seconds = self.seconds_before + time.monotonic() - self.began
+        seal_checkpoint(Checkpoint(folder, self.fingerprint, step, last_step, round(seconds, 3)))
+        log.info("checkpoint at step %d of %d", step, last_step, extra={"action": "checkpoint_written"})
+        if self.hook is not None:
+            self.hook(folder)
+
+
+class _LoraTrainer(Trainer):  # type: ignore[misc]
+    """transformers' Trainer with our loss, and checkpoints that are whole or do not count."""
+
+    loss_is_scaled_for_ga = False  # our loss is a mean over the micro-batch
+
+    def __init__(self, settings: TrainingSettings, seal: _Seal, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.remove_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = False
+        self._settings = settings
+        self._seal = seal
+        self._weights: list[float] = []
+
+    def run(self, work: Path, fingerprint: str) -> None:
+        """Train from the last whole checkpoint, or from the beginning, up to a last checkpoint."""
+        start = last_checkpoint(work, fingerprint)
+        # Nobody may move on, and perhaps tidy up, before all have looked.
+        self.accelerator.wait_for_everyone()
+        self._seal.began = time.monotonic()
+        if start is None or not start.finished:
+            self._seal.seconds_before = start.seconds if start else 0.0
+            self.train(resume_from_checkpoint=str(start.folder) if start else None)
+        self.accelerator.wait_for_everyone()
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """The loss of one micro-batch."""
+        network = self.accelerator.unwrap_model(model)
+        dtype = network.get_base_model().dtype
+        if self._settings.token_weighting:
+            found = noise_weighted_loss(model, inputs, dtype, self._settings.diffusion_step, undistributed=network)
+        else:
+            found = plain_loss(model, inputs, dtype)
+        self._weights.append(found.mean_weight)
+        return found.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Each step's record, with the tokens' mean weight."""
+        if "loss" in logs:
+            logs["token_weight"] = sum(self._weights) / len(self._weights)
+            self._weights.clear()
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Batch) -> int:
+        """Not counted: the estimate knows no pictures."""
+        return 0
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process writes the state of its own random numbers
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            self._seal.close(folder, self.state.global_step, self.state.max_steps)
+
+
+def _arguments(config: FinetuneConfig, mllm: Mllm) -> TrainingArguments:
+    settings = config.settings.values
+    device = mllm.network.device
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    arguments = TrainingArguments(
+        output_dir=str(config.work),
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=accumulation_steps(settings, processes),
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_gradient_norm,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup_share,
+        bf16=mllm.network.dtype is torch.bfloat16,
+        fp16=mllm.network.dtype is torch.float16,
+        activation_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
+        seed=settings.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that is no number must be seen
+        save_strategy="steps",
+        save_steps=settings.steps_per_checkpoint,
+        save_total_limit=2,  # the one before stays until the next is whole
+        use_cpu=device.type == "cpu",
+        # Processes forward as often as their batches have parts, so none may wait for the others there.
+        ddp_broadcast_buffers=False,
+        dataloader_pin_memory=device.type == "cuda",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    if arguments.device.type != device.type or (arguments.device.index or 0) != (device.index or 0):
+        raise SettingsError(
+            f"the model is on {device}, but training runs on {arguments.device}; set CUDA_VISIBLE_DEVICES"
+        )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs in one process would be torch's DataParallel
+    return arguments
+
+
+def _check_examples(config: FinetuneConfig, examples: Sequence[Example]) -> None:
+    if not examples:
+        raise UsageError(f"no examples to train the {config.role} on")
+    ranks = sum(isinstance(example, RankExample) for example in examples)
+    if ranks != (len(examples) if config.role is Role.RERANKER else 0):
+        raise UsageError(f"some examples are not made for the {config.role}; build the data set for this role")
+
+
+def _fingerprint(config: FinetuneConfig, snapshot: str, base: str) -> str:
+    """One name for all that decides the weights; what only saves memory or time may change between two attempts."""
+    decisive = {name: value for name, value in asdict(config.settings.values).items() if name not in THRIFT_SETTINGS}
+    content = json.dumps([config.role, snapshot, base, decisive], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _report(config: FinetuneConfig, found: Checkpoint, snapshot: str, base: str, examples: int) -> TrainingReport:
+    history = json.loads((found.folder / "trainer_state.json").read_text())["log_history"]
+    steps = tuple(
+        StepRecord(
+            step=entry["step"],
+            loss=entry["loss"],
+            learning_rate=entry["learning_rate"],
+            gradient_norm=entry["grad_norm"],
+            token_weight=entry["token_weight"],
+        )
+        for entry in history
+        if "loss" in entry
+    )
+    return TrainingReport(
+        role=config.role,
+        base=base,
+        snapshot=snapshot,
+        examples=examples,
+        seconds=found.seconds,
+        settings=config.settings.as_json(),
+        steps=steps,
+    )
+
+
+def _publish(config: FinetuneConfig, found: Checkpoint, report: TrainingReport, fingerprint: str) -> None:
+    """Put the result together aside, its manifest last, and rename it into place."""
+    aside = config.result.with_name(f"{config.result.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    save_adapter(found.folder, aside / "adapter", report.base)
+    write_report(report, aside)
+    manifest = {"fingerprint": fingerprint, "files": hash_files(aside)}
+    write_whole(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
+    aside.rename(config.result)
+    shutil.rmtree(config.work)
+    log.info("adapter written to %s", config.result, extra={"action": "adapter_written", "steps": len(report.steps)})
+
+
+def _finished_report(result: Path, fingerprint: str) -> TrainingReport:
+    try:
+        manifest = json.loads((result / MANIFEST).read_text())
+        whole = manifest["fingerprint"] == fingerprint and manifest["files"] == hash_files(result)
+    except (OSError, ValueError, KeyError):
+        whole = False
+    if not whole:
+        raise UsageError(f"{result} exists and is not the result of this training; choose another folder")
+    return read_report(result)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFile:
+    """A training as a JSON file: the fields of this record, its paths relative to the file.
+
+    `dataset` is a folder of `write_dataset`; `pictures` the folder that its images are named in; `profile` one of
+    RAGLLAVA_PROFILE's values, None for that of the environment. `settings` changes some of the preset's.
+    """
+
+    dataset: Path
+    pictures: Path
+    result: Path
+    preset: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    profile: str | None = None
+
+
+def read_run_file(path: Path) -> RunFile:
+    """Raises UsageError when the file cannot be read as a RunFile."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("dataset", "pictures", "result"):
+            values[name] = (path.parent / values[name]).absolute()
+        return RunFile(**values)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{path}: is no training run ({error}); see ragllava.training.finetune.RunFile") from None
+
+
+def run(path: Path) -> TrainingReport:
+    """Do the training that the file describes."""
+    described = read_run_file(path)
+    dataset = read_dataset(described.dataset)
+    overrides: dict[str, Any] = {} if described.profile is None else {"profile": described.profile}
+    settings = load_settings(**overrides)
+    if settings.device == "auto" and torch.cuda.is_available():
+        # `accelerate launch` starts one process for each device; each loads the base onto its own.
+        settings = load_settings(**overrides, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    mllm = load_mllm(get_profile(settings), plan_device(settings), settings)
+    config = FinetuneConfig(dataset.card.role, choose_settings(described.preset, described.settings), described.result)
+    return train(config, dataset.examples, mllm, lambda name: decode((described.pictures / name).read_bytes()).picture)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train as the file says; the exit status is 0, or 2 with one sentence when it cannot be done."""
+    if len(arguments) != 1:
+        log.error("usage: python -m ragllava.training.finetune RUN.json")
+        return 2
+    try:
+        report = run(Path(arguments[0]))
+    except RagllavaError as error:
+        log.error("%s", error)
+        return 2
+    log.info("trained %d steps in %.0f s", len(report.steps), report.seconds, extra={"action": "trained"})
+    return 0
+
+
+if __name__ == "__main__":
+    configure_logging()
+    sys.exit(main(sys.argv[1:]))

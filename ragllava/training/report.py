@@ -1,0 +1,72 @@
+"""What is kept of a training beside its adapter: curves, settings with their origin, data, base."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ragllava.records import Role
+from ragllava.training.curves import Panel, Points, draw_panels
+
+_REPORT, _CURVES = "report.json", "curves.svg"
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step: the loss on its examples, the learning rate it was taken with, the gradient's norm before clipping.
+
+    `token_weight` is the mean weight of the answers' tokens, 1 without the noise loss.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    token_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """A finished training. `settings` holds each value with its origin; `seconds` counts all attempts."""
+
+    role: Role
+    base: str
+    snapshot: str
+    examples: int
+    seconds: float
+    settings: dict[str, Any]
+    steps: tuple[StepRecord, ...]
+
+    def panels(self) -> list[Panel]:
+        """The loss and the learning rate over the steps."""
+        losses: Points = [(record.step, record.loss) for record in self.steps]
+        rates: Points = [(record.step, record.learning_rate) for record in self.steps]
+        return [
+            Panel(f"Loss of the {self.role}", "step", "loss", {"each step": losses, "smoothed": smoothed(losses)}),
+            Panel("Learning rate", "step", "learning rate", {"learning rate": rates}),
+        ]
+
+
+def write_report(report: TrainingReport, folder: Path) -> None:
+    """Write `report.json` and the curves as `curves.svg`."""
+    (folder / _REPORT).write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+    (folder / _CURVES).write_text(draw_panels(report.panels()), encoding="utf-8")
+
+
+def read_report(folder: Path) -> TrainingReport:
+    """Read what `write_report` wrote."""
+    values = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
+    steps = tuple(StepRecord(**record) for record in values.pop("steps"))
+    return TrainingReport(**{**values, "role": Role(values["role"])}, steps=steps)
+
+
+def smoothed(points: Points, keep: float = 0.9) -> Points:
+    """The exponential mean of the points so far, each older one weighing `keep` of the next."""
+    total = weight = 0.0
+    found = []
+    for x, y in points:
+        total, weight = keep * total + y, keep * weight + 1
+        found.append((x, total / weight))
+    return found
