@@ -74,8 +74,9 @@ class Client:
         return ObjectStore(self.settings)
 
     def close(self) -> None:
-        """Close the connections."""
-        self.engine.dispose()
+        """Close the connections, if there are any."""
+        if "engine" in self.__dict__:  # else asking for it here would make one
+            self.engine.dispose()
 
     def ingest(self, paths: Sequence[Path], archive_name: str, captions: Path | None = None) -> Ingested:
         """Queue the pictures under `paths` for an archive, which is created if it is new.

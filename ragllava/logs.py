@@ -38,8 +38,15 @@ class FactsFormatter(logging.Formatter):
         if self._as_json:
             line = {"time": when, "level": record.levelname, "action": action, "message": record.getMessage(), **facts}
             return json.dumps(line | ({"trace": trace} if trace else {}), default=str)
-        listed = "".join(f" {name}={value}" for name, value in facts.items() if not name.startswith("data"))
-        return f"{when} {record.levelname} {action}{listed} | {record.getMessage()}" + (f"\n{trace}" if trace else "")
+        listed = "".join(f" {name}={_plain(value)}" for name, value in facts.items() if not name.startswith("data"))
+        message = " ".join(record.getMessage().split("\n"))
+        return f"{when} {record.levelname} {action}{listed} | {message}" + (f"\n{trace}" if trace else "")
+
+
+def _plain(value: object) -> str:
+    """Quoted when it holds white space, so that a name from outside cannot pass for facts or lines of its own."""
+    text = str(value)
+    return repr(text) if any(character.isspace() for character in text) else text
 
 
 def configure_logging(level: int = logging.INFO, *, as_json: bool = False) -> None:

@@ -1,19 +1,39 @@
-"""Work that arrives as a message: `ragllava.submit`, which any program can send with the S3 address of a file."""
+"""Work that arrives as a message: `ragllava.submit`, which any program can send with the S3 address of a file.
+
+The program needs none of our code. It puts the question file into a bucket that the workers' S3 key may read and
+write, and sends a Celery task to the Redis that the workers use:
+
+    app = Celery(broker="redis://:password@host:6379/0")
+    app.conf.broker_transport_options = {"global_keyprefix": "ragllava:"}
+    app.send_task("ragllava.submit", args=["s3://inbox/questions.jsonl", "holidays"], queue="maint")
+
+Four things must be right: the key prefix, the queue `maint`, the task's name, and JSON, which is Celery's default
+serializer. The arguments are those of `submit` below, by place or by name.
+
+There is no return value. The answer lies beside the file: `questions.jsonl.job.json` names the job and where its
+results will be, `questions.jsonl.error.json` says why there is no job. The results are there as soon as the manifest
+is, because it is written last.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import re
+from dataclasses import fields
 from typing import Any
 
 from ragllava.errors import InvalidInput, ObjectMissing, UsageError
 from ragllava.records import AnswerOptions
 from ragllava.stages.question_files import read_questions
-from ragllava.stages.submit import Submission, record_refusal, submit_questions
+from ragllava.stages.submit import Submission, Submitted, record_refusal, submit_questions
 from ragllava.stores.objects import ObjectStore
 from workers.app import app, dispatch_now
 from workers.runtime import runtime
 
 log = logging.getLogger(__name__)
+
+_ADDRESS = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<key>[^\x00]+)", re.DOTALL)
 
 
 @app.task(name="ragllava.submit", queue="maint")
@@ -27,25 +47,49 @@ def submit(
     """Make a job of the question file at `address` (`s3://bucket/key`).
 
     `options` may hold top_k, top_n, threshold and captions_in_answer. The address is the idempotency key unless
-    another is given, so a message that arrives twice makes one job. When the file cannot be used, the reason is
-    written beside it as `<key>.error.json`; nobody waits for a return value.
+    another is given, so a message that arrives twice makes one job.
     """
     here = runtime()
-    try:
-        bucket, key = _parse(address)
-        data = here.resources.objects.get_external(bucket, key)
-        how = Submission(
-            archive,
-            AnswerOptions(**(options or {})),
-            skip_invalid=skip_invalid,
-            idempotency_key=idempotency_key or address,
+    objects = here.resources.objects
+    place = _ADDRESS.fullmatch(str(address))
+    if place is None:
+        log.warning(
+            f"{address!r} is no address of the form s3://bucket/key",
+            extra={"action": "submission_refused", "address": address},
         )
-        job = submit_questions(here.engine, here.settings, read_questions(data, name=key), how)
-    except (UsageError, ObjectMissing, TypeError) as error:
-        _refuse(here.resources.objects, address, error)
+        return
+    try:
+        how = Submission(
+            _text("archive", archive),
+            _options(options),
+            skip_invalid=_flag("skip_invalid", skip_invalid),
+            idempotency_key=_text("idempotency_key", idempotency_key or address),
+        )
+        content = objects.get_external(place["bucket"], place["key"])
+        questions = read_questions(content, name=place["key"])
+        job = submit_questions(here.engine, here.settings, questions, how)
+    except (UsageError, ObjectMissing) as error:
+        _refuse(objects, address, error)
         return
     log.info("submitted", extra={"action": "job_submitted", "job": job.job_id, "address": address})
     dispatch_now(here.engine, here.settings)
+    _acknowledge(objects, address, job)
+
+
+def _acknowledge(objects: ObjectStore, address: str, job: Submitted) -> None:
+    folder = f"s3://{objects.bucket}/jobs/{job.job_id}"
+    receipt = {
+        "address": address,
+        "job": job.job_id,
+        "total": job.total,
+        "invalid_lines": len(job.errors),
+        "results": f"{folder}/results.jsonl",
+        "manifest": f"{folder}/manifest.json",
+    }
+    try:
+        objects.put_external(f"{address}.job.json", json.dumps(receipt, indent=2).encode(), "application/json")
+    except (UsageError, ObjectMissing) as unwritable:
+        log.warning(str(unwritable), extra={"action": "receipt_not_written", "address": address})
 
 
 def _refuse(objects: ObjectStore, address: str, error: Exception) -> None:
@@ -57,8 +101,23 @@ def _refuse(objects: ObjectStore, address: str, error: Exception) -> None:
         log.warning(str(unwritable), extra={"action": "refusal_not_written", "address": address})
 
 
-def _parse(address: str) -> tuple[str, str]:
-    bucket, _, key = address.removeprefix("s3://").partition("/")
-    if not address.startswith("s3://") or not bucket or not key:
-        raise UsageError(f"{address!r} is no address of the form s3://bucket/key")
-    return bucket, key
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{name} must be text, not {value!r}")
+    return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} must be true or false, not {value!r}")
+    return value
+
+
+def _options(given: object) -> AnswerOptions:
+    """The values are checked when the job is made; here only that there are no others."""
+    if given is None:
+        return AnswerOptions()
+    known = [field.name for field in fields(AnswerOptions)]
+    if not isinstance(given, dict) or not given.keys() <= set(known):
+        raise UsageError(f"options may hold {', '.join(known)} and nothing else, not {given!r}")
+    return AnswerOptions(**given)

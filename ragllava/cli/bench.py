@@ -13,7 +13,7 @@ from ragllava.cli.options import json_option, print_json
 
 @click.command()
 @click.option("--questions", default=4, show_default=True, type=click.IntRange(1), help="Each with 20 candidates.")
-@click.option("--images", default=200, show_default=True, type=click.IntRange(20))
+@click.option("--images", default=200, show_default=True, type=click.IntRange(20), help="Pictures to embed.")
 @json_option
 def bench(questions: int, images: int, as_json: bool) -> None:
     """Measure reranking and embedding with the profile's models, beside a reference in the same run.

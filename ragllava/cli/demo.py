@@ -38,8 +38,8 @@ OUTPUT = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 @click.command()
 @click.option("--seed", default=1, show_default=True, help="Another seed draws another archive.")
-@click.option("--images", default=1000, show_default=True, type=click.IntRange(1))
-@click.option("--questions", default=200, show_default=True, type=click.IntRange(1))
+@click.option("--images", default=1000, show_default=True, type=click.IntRange(1), help="Postcards to draw.")
+@click.option("--questions", default=200, show_default=True, type=click.IntRange(1), help="Questions to ask.")
 @click.option("--report", default=Path("report.html"), show_default=True, type=OUTPUT, help="Write the page here.")
 @click.option("--json", "json_path", type=OUTPUT, help="Write the figures to this file.")
 def demo(seed: int, images: int, questions: int, report: Path, json_path: Path | None) -> None:

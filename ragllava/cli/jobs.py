@@ -15,7 +15,7 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1))
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many.")
 @click.option("--open", "only_open", is_flag=True, help="Only jobs that have not ended.")
 @json_option
 def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -53,7 +54,7 @@ def wait_or_leave(client: Client, job_id: int, title: str, console: Console) -> 
         return wait_with_bar(client, job_id, title, console)
     except KeyboardInterrupt:
         click.echo(f"job {job_id} goes on without us; `ragllava jobs show {job_id}` tells how far it is", err=True)
-        raise
+        sys.exit(130)
 
 
 def warn_without_worker(client: Client, queue: str) -> None:

@@ -136,7 +136,14 @@ def results(job_id: int, output: Path) -> None:
 
 @click.command()
 @click.argument("job_id", type=JOB_ID)
-@click.option("-o", "--output", default=Path("report.html"), show_default=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    default=Path("report.html"),
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Write the page here.",
+)
 def report(job_id: int, output: Path) -> None:
     """Write a job's answers as one self-contained HTML page, with pictures and relevance bars."""
     from ragllava.cli.reporting import save_report

@@ -171,6 +171,10 @@ class ObjectStore:
         bucket, _, key = address.removeprefix("s3://").partition("/")
         if not address.startswith("s3://") or not bucket or not key:
             raise UsageError(f"{address!r} is no address of the form s3://bucket/key")
+        with self._errors(key):
+            # Asked first, because SeaweedFS makes a bucket that is not there.
+            if not self._client.bucket_exists(bucket):
+                raise ObjectMissing(f"object store {self._endpoint}: there is no bucket {bucket}")
         self._put(bucket, key, BytesIO(data), len(data), media_type)
 
     def exists(self, key: str) -> bool:

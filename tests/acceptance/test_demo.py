@@ -1,0 +1,90 @@
+"""`ragllava demo` as a first user meets it: interrupted while it answers, then called once more."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy.exc import ProgrammingError
+
+from ragllava.client import Client
+from ragllava.errors import RagllavaError
+from ragllava.records import JobKind
+from tests.acceptance.conftest import wait_for
+from tests.acceptance.terminal import Terminal, ended, terminal
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
+
+DEMO = ("demo", "--images", "60", "--questions", "16", "--json", "figures.json")
+STAGES = ["start", "draw", "ingest", "answer", "report"]
+
+
+@pytest.fixture
+def shell() -> Iterator[Terminal]:
+    with terminal() as made:
+        yield made
+
+
+def answers_so_far(shell: Terminal) -> int:
+    """How many questions of the demo that runs in this home have an answer; 0 while nothing can be asked yet."""
+    client = Client(shell.settings())
+    try:
+        return sum(job.progress.done for job in client.jobs() if job.kind is JobKind.ANSWER)
+    except (RagllavaError, ProgrammingError):  # no services, no tables
+        return 0
+    finally:
+        client.close()
+
+
+def test_an_interrupted_demo_stops_everything_and_the_next_goes_on(shell: Terminal) -> None:
+    with shell.start(*DEMO) as first:
+        wait_for("the first answers", lambda: first.poll() is not None or answers_so_far(shell) > 0, 180)
+        first.send_signal(signal.SIGINT)
+        stopped = ended(first, 60)
+    assert stopped.code == 130, stopped
+    assert stopped.out.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert "Traceback" not in stopped.err
+    assert shell.processes() == []
+    assert not (shell.folder / "figures.json").exists()
+
+    second = shell.run(*DEMO)
+    assert second.code == 0, second
+    assert "Traceback" not in second.err
+    assert shell.processes() == []
+    going_on = re.search(r"going on with job (\d+), which was interrupted", second.out)
+    assert going_on, second.out
+    figures = json.loads((shell.folder / "figures.json").read_text())
+    assert figures["job"] == int(going_on[1])
+    check_figures(figures)
+    check_output(second.out, figures)
+    page = (shell.folder / "report.html").read_text()
+    assert f"Job {figures['job']}" in page and "data:image/" in page
+
+
+def check_figures(figures: dict[str, object]) -> None:
+    """They add up, and are within what the shipped models promise for questions about one picture."""
+    assert (figures["images"], figures["questions"]) == (60, 16)
+    assert (figures["failed"], figures["missing"]) == (0, 0)
+    assert figures["ingested"] == {"duplicate": 60}
+    outcomes = [figures[name] for name in ("answered", "no_evidence", "failed")]
+    assert sum(int(str(number)) for number in outcomes) == 16
+    one = figures["one_image"]
+    assert isinstance(one, dict)
+    recall = [one[f"clip_recall_at_{k}"] for k in (1, 2, 5, 20)]
+    assert recall == sorted(recall) and recall[-1] >= 0.9
+    assert one["reranked_recall_at_1"] >= 0.8
+    seconds, versions = figures["seconds"], figures["versions"]
+    assert isinstance(seconds, dict) and list(seconds) == STAGES and min(seconds.values()) >= 0
+    assert isinstance(versions, dict) and {"ragllava", "torch", "celery"} <= versions.keys()
+
+
+def check_output(out: str, figures: dict[str, object]) -> None:
+    """What a person reads agrees with what a program reads."""
+    assert f"job {figures['job']} completed: 16 questions: " in out
+    accuracy = re.search(r"│ right answers +│ ([\d.]+)", out)
+    assert accuracy and float(accuracy[1]) == pytest.approx(figures["answer_accuracy"], abs=0.0006)
+    assert re.search(r"report: .*report\.html, open it in a browser", out)
+    assert out.rstrip().endswith("figures: figures.json")
