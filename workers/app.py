@@ -105,7 +105,10 @@ def publisher(engine: Engine, settings: Settings) -> Publish:
                     _send(unsent[0], connection)
                     unsent.pop(0)
         except (OperationalError, OSError) as error:
-            log.warning(f"broker away: {error}", extra={"action": "publish_failed", "messages": len(unsent)})
+            log.warning(
+                f"the queue cannot be reached ({error}); the workers find the job at their next look",
+                extra={"action": "publish_failed", "messages": len(unsent)},
+            )
             ids = [message.shard_id for message in unsent]
             in_transaction(engine, lambda connection: dispatch.unpublish(connection, ids))
 

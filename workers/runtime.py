@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 from dataclasses import dataclass
 from typing import Any
 
 from celery import signals
 from sqlalchemy import Engine
 
-from ragllava.errors import DeviceLost
+from ragllava.errors import DeviceLost, ModelUnavailable, SettingsError
 from ragllava.jobs.runner import Stage, run_shard
 from ragllava.records import JobKind
 from ragllava.settings import Settings, load_settings
@@ -49,9 +50,20 @@ def runtime() -> Runtime:
 
 @signals.worker_process_init.connect
 def _load_models(sender: str | None = None, **_facts: Any) -> None:
-    """Before the first shard: load the models that this worker's queues need, score one pair, report ready."""
+    """Before the first shard: load the models that this worker's queues need, score one pair, report ready.
+
+    Celery swallows what a signal handler raises, so a worker that can never serve ends itself, with the reason as
+    its last line.
+    """
+    try:
+        _get_ready(str(sender))
+    except (SettingsError, ModelUnavailable) as error:
+        log.critical(str(error), extra={"action": "worker_unusable", "worker": sender})
+        os.kill(os.getppid(), signal.SIGTERM)
+
+
+def _get_ready(name: str) -> None:
     here = runtime()
-    name = str(sender)
     queues = {w.name: w.queues for w in in_transaction(here.engine, presence.list_workers)}.get(name, [])
     answers = "query" in queues
     versions = here.resources.warm_up(answers=answers, embeds=answers or "ingest" in queues)

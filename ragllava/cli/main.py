@@ -26,6 +26,7 @@ COMMANDS = {
     "ask": ("ragllava.cli.questions", "ask", "ask one question now"),
     "jobs": ("ragllava.cli.jobs", "jobs", "list, show, cancel, pause, resume, retry"),
     "results": ("ragllava.cli.questions", "results", "write a job's answers to a file"),
+    "eval": ("ragllava.cli.evaluate", "evaluate", "measure retrieval and answers on a data set"),
     "bench": ("ragllava.cli.bench", "bench", "measure this machine, in ratios to a reference"),
     "report": ("ragllava.cli.questions", "report", "write a job's answers as one HTML page"),
 }

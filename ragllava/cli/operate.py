@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 def worker_specs(settings: Settings, answer_workers: int = 1) -> list[WorkerSpec]:
     """The workers of one machine: one that embeds, one or more that answer, one for the clock and submissions.
 
-    Raises ModelUnavailable when the profile's models are not on this machine.
+    Raises ModelUnavailable when the profile's models are not on this machine, SettingsError when the device is not.
     """
     from ragllava.local.fleet import WorkerSpec
     from ragllava.models.profiles import require_models
 
     require_models(settings)
+    if settings.device not in ("auto", "cpu"):
+        # Asked here, because a worker that cannot have its device never gets ready, and says so only in its log.
+        from ragllava.models.device import plan_device  # loads torch
+
+        plan_device(settings)
     run = settings.home / "run"
     answering = ["answer"] if answer_workers == 1 else [f"answer{number + 1}" for number in range(answer_workers)]
     commands = {

@@ -183,6 +183,6 @@ def end_orphans(home: Home) -> int:
     """End every process that works in this home's worker folder; returns how many there were."""
     orphans = [RunningProcess(process) for process in processes_in(home.workers)]
     if orphans:
-        log.warning("ending left-over worker processes", extra={"action": "orphans_ended", "count": len(orphans)})
+        log.info("ending left-over worker processes", extra={"action": "orphans_ended", "count": len(orphans)})
     stop_all(orphans, grace_s=5.0)
     return len(orphans)

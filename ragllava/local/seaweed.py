@@ -104,7 +104,8 @@ def _server_header(address: str, *, secure: bool = False) -> str:
     try:
         connection.request("GET", "/")
         response = connection.getresponse()
-        return response.getheader("Server") or "S3"
+        # SeaweedFS puts the largest volume of its build, 8000GB, before its version.
+        return (response.getheader("Server") or "S3").replace(" 8000GB", "")
     except (OSError, http.client.HTTPException) as error:
         raise ServiceUnavailable(f"S3 at {address}: {error}") from error
     finally:

@@ -186,14 +186,22 @@ def test_a_mistyped_setting_stops_every_command_but_not_help(run: Run, monkeypat
         assert "unknown setting RAGLLAVA_TPO_K; did you mean RAGLLAVA_TOP_K?" in err
 
 
-@pytest.mark.parametrize("command", [["up"], ["demo"]])
-def test_an_unknown_profile_is_refused_before_anything_is_started(
-    command: list[str], run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("command", ["up", "demo"])
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("PROFILE", "huge", "RAGLLAVA_PROFILE=huge: no such profile"),
+        ("DEVICE", "gpu", "RAGLLAVA_DEVICE=gpu: say auto, cpu, cuda or cuda:<number>"),
+        ("DEVICE", "cuda:99", "RAGLLAVA_DEVICE=cuda:99: this machine has "),
+    ],
+)
+def test_a_system_that_cannot_work_is_refused_before_anything_is_started(
+    command: str, name: str, value: str, says: str, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("RAGLLAVA_PROFILE", "huge")
-    code, _, err = run(*command)
+    monkeypatch.setenv(f"RAGLLAVA_{name}", value)
+    code, _, err = run(command)
     assert code == 1
-    assert err.startswith("ragllava: RAGLLAVA_PROFILE=huge: no such profile")
+    assert err.startswith(f"ragllava: {says}")
     assert list(tmp_path.iterdir()) == []
 
 

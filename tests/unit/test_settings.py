@@ -157,9 +157,9 @@ def test_every_name_for_postgres_leads_to_psycopg(scheme: str) -> None:
 
 def test_the_home_is_a_whole_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/one")
+    monkeypatch.setenv("HOME", "/home/user")
     assert Settings(home=Path("pictures")).home == tmp_path / "pictures"
-    assert Settings(home=Path("~/pictures")).home == Path("/home/one/pictures")
+    assert Settings(home=Path("~/pictures")).home == Path("/home/user/pictures")
 
 
 def test_no_password_is_ever_printed() -> None:

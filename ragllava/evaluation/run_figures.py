@@ -1,0 +1,138 @@
+"""What an evaluation found, as tables for people and figures for machines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from ragllava.evaluation.metrics import KnownAnswer, exact_match, normalise_answer, webqa_score
+from ragllava.evaluation.paper_table import PaperRow, answers_row, paper_table, ranked_row, threshold_row
+from ragllava.evaluation.runs import Arm
+from ragllava.records import Answer, AnswerStatus
+
+
+@dataclass(frozen=True, slots=True)
+class TypeScore:
+    """Answers to one type of question; `majority_share`: what always giving the commonest answer would score."""
+
+    questions: int
+    score: float
+    majority_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    """The rows of the table by group of questions (`all`, `one image`, `two images`) and the scores by type.
+
+    `by_type` and `outcomes` (answered, no_evidence, failed) are by the label of the row that they belong to.
+    """
+
+    rows: Mapping[str, Sequence[PaperRow]]
+    by_type: Mapping[str, Mapping[str, TypeScore]]
+    outcomes: Mapping[str, Mapping[str, int]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Groups under `rows`, each a list of PaperRow.as_json; shares with four decimals."""
+        return {
+            "rows": {group.replace(" ", "_"): [row.as_json() for row in rows] for group, rows in self.rows.items()},
+            "by_type": {
+                label: {
+                    name: {key: round(value, 4) for key, value in asdict(score).items()}
+                    for name, score in scores.items()
+                }
+                for label, scores in self.by_type.items()
+            },
+            "outcomes": {label: dict(counts) for label, counts in self.outcomes.items()},
+        }
+
+    def as_text(self) -> str:
+        """The table of each group, then the answers by type."""
+        parts = [f"{group}\n\n{paper_table(rows)}" for group, rows in self.rows.items()]
+        if self.by_type:
+            parts.append(f"answers by type\n\n{_type_table(self.by_type)}")
+        return "\n".join(parts)
+
+
+def figures_of(dataset_name: str, questions: Sequence[KnownAnswer], arms: Sequence[Arm], top_n: int) -> RunFigures:
+    """The figures of all arms. `questions` have their labelled images as `relevant`, in the order of the arms."""
+    scores = {arm.label: score_answers(dataset_name, questions, arm.answers) for arm in arms if arm.answers is not None}
+    groups = {"all": list(range(len(questions)))}
+    for title, count in (("one image", 1), ("two images", 2)):
+        places = [place for place, question in enumerate(questions) if len(question.relevant) == count]
+        if places and len(places) < len(questions):
+            groups[title] = places
+    return RunFigures(
+        rows={
+            title: [_row(arm, scores.get(arm.label), questions, places, top_n) for arm in arms]
+            for title, places in groups.items()
+        },
+        by_type={label: _by_type(dataset_name, questions, found) for label, found in scores.items()},
+        outcomes={arm.label: Counter(a.status.value for a in arm.answers) for arm in arms if arm.answers is not None},
+    )
+
+
+def score_answers(dataset_name: str, questions: Sequence[KnownAnswer], answers: Sequence[Answer]) -> list[float]:
+    """The score of each answer by the data set's own measure, in [0, 1]; 0 where there is none."""
+    return [
+        score_text(dataset_name, known, answer.text)
+        if answer.status is AnswerStatus.ANSWERED and answer.text is not None
+        else 0.0
+        for known, answer in zip(questions, answers, strict=True)
+    ]
+
+
+def score_text(dataset_name: str, known: KnownAnswer, text: str) -> float:
+    """WebQA's measure for WebQA, exact match for the others."""
+    if dataset_name == "webqa":
+        return webqa_score(text, known.answer, known.type)
+    return float(exact_match(text, known.answer))
+
+
+def _row(
+    arm: Arm, scores: Sequence[float] | None, questions: Sequence[KnownAnswer], places: Sequence[int], top_n: int
+) -> PaperRow:
+    score = None if scores is None else fmean(scores[place] for place in places)
+    if not arm.ranked:
+        return answers_row(arm.label, score or 0.0)
+    relevant = [questions[place].relevant for place in places]
+    ranked = [arm.ranked[place] for place in places]
+    if arm.threshold is not None:
+        relevances = [one.relevances for one in ranked]
+        return threshold_row(arm.label, arm.threshold, relevances, relevant, top_n, score)
+    orders = [one.clip_ranking if arm.by_clip else one.ranking for one in ranked]
+    return ranked_row(arm.label, orders, relevant, top_n, score)
+
+
+def _by_type(dataset_name: str, questions: Sequence[KnownAnswer], scores: Sequence[float]) -> dict[str, TypeScore]:
+    found = {}
+    for name in sorted({question.type for question in questions}):
+        places = [place for place, question in enumerate(questions) if question.type == name]
+        known = [questions[place] for place in places]
+        [(commonest, _)] = Counter(normalise_answer(question.answer) for question in known).most_common(1)
+        found[name] = TypeScore(
+            questions=len(places),
+            score=fmean(scores[place] for place in places),
+            majority_share=fmean(score_text(dataset_name, question, commonest) for question in known),
+        )
+    return found
+
+
+def _type_table(by_type: Mapping[str, Mapping[str, TypeScore]]) -> str:
+    """In Markdown, in percent: a column for each type, a row for each arm below what needs no picture."""
+    first = next(iter(by_type.values()))
+    lines = [
+        ["", *first],
+        ["questions", *(str(score.questions) for score in first.values())],
+        ["always the commonest answer", *(f"{100 * score.majority_share:.1f}" for score in first.values())],
+        *([label, *(f"{100 * score.score:.1f}" for score in scores.values())] for label, scores in by_type.items()),
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    aligned = [
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        for line in (lines[0], rule, *lines[1:])
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in aligned)

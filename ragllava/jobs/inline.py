@@ -1,0 +1,70 @@
+"""Runs one job to its end in this process: no broker, no workers. `ragllava eval` measures the stages this way.
+
+The shards are leased as any worker leases them, so workers that run beside this process do no harm and may help.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine, func, select, update
+
+from ragllava.jobs import control, dispatch
+from ragllava.jobs.control import JobView
+from ragllava.jobs.runner import Stage, run_shard
+from ragllava.jobs.states import ShardState
+from ragllava.records import JobKind
+from ragllava.settings import Settings
+from ragllava.stores.database import in_transaction
+from ragllava.stores.schema import shards
+
+R = TypeVar("R")  # what a stage needs: stores and models
+
+_PAUSE_S = 0.2  # while the rest of the job waits for a service, or another process has it
+
+
+def run_job(
+    job_id: int, settings: Settings, engine: Engine, resources: R, stages: Mapping[JobKind, Stage[R]]
+) -> JobView:
+    """Run the job's shards one after the other until it has ended, however; returns the ended job.
+
+    Shards that another worker has are waited for, and taken over when its lease runs out.
+    """
+    worker = f"inline@{os.getpid()}"
+    while not (job := in_transaction(engine, lambda c: control.view(c, job_id))).is_final:
+        shard_id = in_transaction(engine, lambda c: take_pending(c, job_id))
+        if shard_id is not None:
+            run_shard(shard_id, worker, settings, engine, resources, stages)
+        else:
+            in_transaction(engine, lambda c: dispatch.sweep(c, settings))
+            time.sleep(_PAUSE_S)
+    return job
+
+
+def take_pending(connection: Connection, job_id: int) -> int | None:
+    """Mark the job's first ready shard `queued`, as dispatch would, and return its id; None when none is ready.
+
+    Of several callers at once each gets another shard.
+    """
+    first = (
+        select(shards.c.id)
+        .where(
+            shards.c.job_id == job_id,
+            shards.c.state == ShardState.PENDING,
+            (shards.c.not_before.is_(None)) | (shards.c.not_before <= func.now()),
+        )
+        .order_by(shards.c.lo)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    shard_id: int | None = connection.scalar(
+        update(shards)
+        .where(shards.c.id == first)
+        .values(state=ShardState.QUEUED, queued_at=func.now())
+        .returning(shards.c.id)
+    )
+    return shard_id

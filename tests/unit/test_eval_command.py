@@ -1,0 +1,237 @@
+"""`ragllava eval` without a system: what its options ask for, and the tables and figures that it prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ragllava.cli import evaluate as command
+from ragllava.errors import UsageError
+from ragllava.evaluation import evaluate as module
+from ragllava.evaluation.dataset_records import EvaluationQuestion, EvaluationSet
+from ragllava.evaluation.datasets import DATASETS
+from ragllava.evaluation.evaluate import Evaluation
+from ragllava.evaluation.metrics import KnownAnswer
+from ragllava.evaluation.pools import Pool
+from ragllava.evaluation.run_figures import TypeScore, figures_of
+from ragllava.evaluation.runs import Arm, RankedQuestion, RunOptions, Threshold
+from ragllava.evaluation.threshold import natural_threshold
+from ragllava.records import Answer, AnswerStatus, Candidate, StoredImage
+
+
+def question(number: int, answer: str, kind: str, *relevant: str) -> EvaluationQuestion:
+    return EvaluationQuestion(f"q{number}", answer, kind, relevant, f"question {number}?")
+
+
+def ranked(known: EvaluationQuestion, *candidates: tuple[str, int, float]) -> RankedQuestion:
+    """Candidates are (source, rank by CLIP, relevance), best first."""
+    return RankedQuestion(
+        known,
+        tuple(
+            Candidate(StoredImage(place, f"sha-{source}", source, None), clip_rank, 1 - clip_rank / 10, relevance)
+            for place, (source, clip_rank, relevance) in enumerate(candidates)
+        ),
+    )
+
+
+def answers(*texts: str | None) -> tuple[Answer, ...]:
+    return tuple(
+        Answer(number, AnswerStatus.NO_EVIDENCE if text is None else AnswerStatus.ANSWERED, text)
+        for number, text in enumerate(texts)
+    )
+
+
+KNOWN = (
+    question(0, "red", "color", "a"),
+    question(1, "red", "color", "b"),
+    question(2, "two", "count", "a", "c"),
+)
+RANKED = (
+    ranked(KNOWN[0], ("a", 1, 0.9), ("b", 0, 0.6)),
+    ranked(KNOWN[1], ("c", 1, 0.4), ("b", 0, 0.2)),
+    ranked(KNOWN[2], ("a", 0, 0.8), ("b", 1, 0.7), ("c", 2, 0.6)),
+)
+ARMS = (
+    Arm("CLIP", RANKED, by_clip=True),
+    Arm("reranked", RANKED, answers=answers("Red", "blue", "2")),
+    Arm("reranked, natural η", RANKED, threshold=0.5, answers=answers("red", None, "three")),
+    Arm("labelled images", answers=answers("red", "the red", "two")),
+)
+
+
+def test_figures_by_hand() -> None:
+    found = figures_of("postcards", KNOWN, ARMS, top_n=2)
+    assert list(found.rows) == ["all", "one image", "two images"]
+    clip, reranked, natural, labelled = found.rows["all"]
+    # CLIP has b, b and a first; the labelled are a, b, {a, c}: 2 of 4. Of the first two: a and b, b, a: 3 of 4.
+    assert (clip.recall_at[1], clip.recall_at[2], clip.recall_at[5]) == (0.5, 0.75, 1.0)
+    assert clip.answer_score is None
+    # Reranked first are a, c, a; of six kept (a b, c b, a b) three are labelled.
+    assert (reranked.recall_at[1], reranked.recall_at[5]) == (0.5, 1.0)
+    assert reranked.kept is not None
+    assert (reranked.kept.hits, reranked.kept.kept, reranked.kept.labelled) == (3, 6, 4)
+    assert reranked.answer_score == pytest.approx(2 / 3)  # "2" is "two" after normalisation
+    # At 0.5 stay a b, nothing, a b.
+    assert natural.kept is not None
+    assert (natural.kept.hits, natural.kept.kept, natural.threshold) == (2, 4, 0.5)
+    assert natural.answer_score == pytest.approx(1 / 3)
+    assert (labelled.answer_score, labelled.kept, labelled.recall_at) == (1.0, None, {})
+    assert [row.answer_score for row in found.rows["two images"]] == [None, 1.0, 0.0, 1.0]
+    assert found.outcomes["reranked, natural η"] == {"answered": 2, "no_evidence": 1}
+
+
+def test_scores_by_type_stand_beside_the_majority_share() -> None:
+    found = figures_of("postcards", KNOWN, ARMS, top_n=2)
+    assert found.by_type["reranked"] == {"color": TypeScore(2, 0.5, 1.0), "count": TypeScore(1, 1.0, 1.0)}
+    mixed = (*KNOWN[:2], question(2, "blue", "color", "a"), question(3, "blue", "color", "a"))
+    [scores] = figures_of(
+        "postcards", mixed, [Arm("x", answers=answers("red", "red", "red", "red"))], 2
+    ).by_type.values()
+    assert scores == {"color": TypeScore(4, 0.5, 0.5)}
+
+
+def test_webqa_is_scored_by_its_own_measure() -> None:
+    known = [KnownAnswer("q0", "It is red and white", "color", ("a",))]
+    [row] = figures_of("webqa", known, [Arm("x", answers=answers("red"))], 2).rows["all"]
+    assert row.answer_score == pytest.approx(2 / 3)  # F1 of {red} and {red, white}
+    [row] = figures_of("multimodalqa", known, [Arm("x", answers=answers("red"))], 2).rows["all"]
+    assert row.answer_score == 0
+
+
+def test_a_group_that_is_everything_is_not_shown_twice() -> None:
+    assert list(figures_of("postcards", KNOWN[:2], [Arm("x", answers=answers("a", "b"))], 2).rows) == ["all"]
+
+
+def test_the_tables_hold_every_arm() -> None:
+    text = figures_of("postcards", KNOWN, ARMS, top_n=2).as_text()
+    tables = text.split("\n\n")
+    assert [line for line in text.splitlines() if line and not line.startswith("|")] == [
+        "all",
+        "one image",
+        "two images",
+        "answers by type",
+    ]
+    by_type = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in tables[-1].splitlines()]
+    assert by_type[0] == ["", "color", "count"]
+    assert by_type[2:5] == [
+        ["questions", "2", "1"],
+        ["always the commonest answer", "100.0", "100.0"],
+        ["reranked", "50.0", "100.0"],
+    ]
+
+
+class Recorder:
+    """Stands where the run stands, and keeps what the command asks for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: tuple[EvaluationSet, EvaluationSet | None, RunOptions] | None = None
+        monkeypatch.setattr(module, "evaluate", self.evaluate)
+        monkeypatch.setattr(command, "workbench", self.workbench)
+
+    @contextmanager
+    def workbench(self, *_: object) -> Iterator[None]:
+        yield None
+
+    def evaluate(
+        self, reported: EvaluationSet, calibration: EvaluationSet | None, _bench: None, options: RunOptions
+    ) -> Evaluation:
+        self.asked = (reported, calibration, options)
+        fit = natural_threshold([0.9, 0.1], [True, False])
+        return Evaluation(
+            dataset=reported,
+            pool=Pool(1, "eval-postcards-test-0", {}, ("lost.png",)),
+            threshold=Threshold(fit.value, "fitted elsewhere", fit),
+            top_k=20,
+            top_n=2,
+            figures=figures_of("postcards", KNOWN, ARMS, 2),
+            models={"reranker": "mini@1"},
+            seconds={"rank_and_answer": 1.25},
+        )
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    return Recorder(monkeypatch)
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(command.evaluate, words, catch_exceptions=False)
+
+
+def test_every_data_set_has_a_split_of_its_own() -> None:
+    assert sorted(command.SPLITS) == sorted(DATASETS)
+
+
+def test_postcards_are_calibrated_on_another_seed(recorder: Recorder) -> None:
+    assert call("postcards", "--seed", "7", "--limit", "3").exit_code == 0
+    assert recorder.asked is not None
+    reported, calibration, options = recorder.asked
+    assert calibration is not None
+    assert (len(reported.questions), len(reported.images)) == (3, 1000)
+    assert (len(calibration.questions), len(calibration.images)) == (3, 1000)
+    assert reported.questions != calibration.questions
+    assert {i.caption for i in reported.images} != {i.caption for i in calibration.images}
+    assert options == RunOptions(seed=7, noise=(0.2, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--noise", "0.1", "--noise", "0.3"], RunOptions(1, noise=(0.1, 0.3))),
+        (["--no-oracle"], RunOptions(1, oracle=False)),
+        (["--no-caption"], RunOptions(1, hide_captions=True)),
+        (["--rerank", "off"], RunOptions(1, rerank=False)),
+    ],
+)
+def test_options_ask_for_what_they_say(recorder: Recorder, words: list[str], expected: RunOptions) -> None:
+    assert call("postcards", "--limit", "1", *words).exit_code == 0
+    assert recorder.asked is not None
+    _, calibration, options = recorder.asked
+    assert options == expected
+    assert (calibration is None) == (not expected.rerank)
+
+
+def test_json_holds_figures_versions_and_seconds(recorder: Recorder) -> None:
+    found: dict[str, Any] = json.loads(call("postcards", "--limit", "2", "--json").stdout)
+    assert (found["dataset"], found["seed"], found["limit"], found["questions"]) == ("postcards", 1, 2, 2)
+    assert [row["label"] for row in found["rows"]["one_image"]] == [arm.label for arm in ARMS]
+    assert found["rows"]["all"][0]["recall_at_2"] == 0.75
+    assert found["by_type"]["reranked"]["color"] == {"questions": 2, "score": 0.5, "majority_share": 1.0}
+    assert (found["threshold"]["value"], found["threshold"]["fit"]["method"]) == (0.5, "natural")
+    assert (found["seconds"], found["models"]) == ({"rank_and_answer": 1.25}, {"reranker": "mini@1"})
+    assert {"python", "torch", "ragllava"} <= set(found["versions"])
+    assert found["images_left_out"] == ["lost.png"]
+
+
+def test_people_read_what_was_measured_with_what(recorder: Recorder) -> None:
+    text = call("postcards", "--limit", "2").stdout
+    for part in ("2 questions to 1000 images", "reranker: mini@1", "0.500, fitted elsewhere", "lost.png", "1 s"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["webqa"], "webqa is not drawn but read from files"),
+        (["webqa", "--data", "no-such-folder"], "no-such-folder is no folder"),
+        (["postcards", "--split", "val"], "the postcards have no split 'val'"),
+        (["postcards", "--calibration", "val"], "the postcards have no split 'val'"),
+    ],
+)
+def test_a_set_that_is_not_there_is_said_before_anything_starts(
+    recorder: Recorder, words: list[str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        call(*words)
+    assert recorder.asked is None
+
+
+@pytest.mark.parametrize("words", [["paintings"], ["postcards", "--noise", "1.5"], ["postcards", "--limit", "0"]])
+def test_wrong_calls_exit_with_2(recorder: Recorder, words: list[str]) -> None:
+    assert call(*words).exit_code == 2
+    assert recorder.asked is None
