@@ -157,7 +157,7 @@ def test_every_name_for_postgres_leads_to_psycopg(scheme: str) -> None:
 
 def test_the_home_is_a_whole_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/user")
+    monkeypatch.setenv("HOME", "/home/user/")
     assert Settings(home=Path("pictures")).home == tmp_path / "pictures"
     assert Settings(home=Path("~/pictures")).home == Path("/home/user/pictures")
 
