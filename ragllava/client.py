@@ -31,7 +31,12 @@ from ragllava.records import JobKind, Question
 from ragllava.settings import Settings
 from ragllava.stages.captions import CaptionBook, read_captions
 from ragllava.stages.finalize import result_rows
-from ragllava.stages.question_files import QuestionFile, format_by_extension, read_questions
+from ragllava.stages.question_files import (
+    MAX_QUESTION_CHARACTERS,
+    QuestionFile,
+    format_by_extension,
+    read_questions,
+)
 from ragllava.stages.results import ResultRow, write_errors, write_results
 from ragllava.stages.sources import list_sources
 from ragllava.stages.submit import ASK_PRIORITY, Submission, Submitted, submit_files, submit_questions
@@ -44,7 +49,6 @@ from ragllava.stores.presence import WorkerView
 T = TypeVar("T")
 
 THUMBNAIL_SIDE = 256
-MAX_QUESTION_CHARACTERS = 8_000
 
 
 @dataclass(frozen=True, slots=True)

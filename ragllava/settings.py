@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     tick_s: float = Field(default=5.0, gt=0)  # sweep and dispatch
     queued_timeout_s: float = Field(default=30.0, gt=0)  # a message older than this is taken for lost
     max_attempts: int = Field(default=2, ge=1)  # of a shard before it is halved, or dead at size one
-    max_transient_attempts: int = Field(default=8, ge=1)  # of a shard whose services did not answer
+    max_transient_attempts: int = Field(default=30, ge=1)  # of a shard whose services did not answer: half an hour
     retry_backoff_s: float = Field(default=2.0, gt=0)
     shard_time_limit_s: float = Field(default=1800.0, gt=0)  # hard limit of a worker child
     worker_memory_mib: int = Field(default=0, ge=0)  # 0: no limit; else a child above it is replaced
