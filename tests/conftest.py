@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from minio import Minio
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import NullPool
@@ -64,7 +65,11 @@ def own_settings(services: Settings, template_database: str) -> Iterator[Setting
             "s3_bucket": f"test-{uuid.uuid4().hex}",
         }
         _empty_redis(own["redis_url"])
-        yield Settings(**(services.model_dump() | own))
+        settings = Settings(**(services.model_dump() | own))
+        try:
+            yield settings
+        finally:
+            _remove_buckets(settings)
 
 
 @pytest.fixture
@@ -106,6 +111,23 @@ def _new_database(services: Settings, template: str = "template0") -> Iterator[s
 
 def _url_of(services: Settings, database: str) -> URL:
     return make_url(services.require_database()).set(database=database)
+
+
+def _remove_buckets(settings: Settings) -> None:
+    """The test's bucket and those named after it: each takes volumes of the store, which has room for some sixty."""
+    assert settings.s3_endpoint and settings.s3_secret_key
+    client = Minio(
+        settings.s3_endpoint,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key.get_secret_value(),
+        secure=settings.s3_secure,
+        region=settings.s3_region,
+    )
+    for bucket in client.list_buckets():
+        if bucket.name.startswith(settings.s3_bucket):
+            for found in client.list_objects(bucket.name, recursive=True):
+                client.remove_object(bucket.name, found.object_name)
+            client.remove_bucket(bucket.name)
 
 
 def _empty_redis(url: str) -> None:
