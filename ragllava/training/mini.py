@@ -1,0 +1,185 @@
+"""The whole recipe of the mini models: draw pictures, teach the picture tower, then CLIP's texts, then the LLaVA.
+
+    ragllava train-mini FOLDER [--minutes 75] [--from-scratch]
+
+Every stage has a folder of its own with its curve and a checkpoint; the same command goes on where it was stopped.
+The result lies in FOLDER/models/{clip,llava}, in the layout of models/mini/. On a CPU set OMP_WAIT_POLICY=PASSIVE and
+GOMP_SPINCOUNT=0 if anything else runs on the machine: waiting threads that spin cost a factor of five.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from ragllava.models.profiles import LOCAL_DIR, get_profile
+from ragllava.settings import load_settings
+from ragllava.training.mini_clip import TextToPictures, clip_lesson
+from ragllava.training.mini_examples import World
+from ragllava.training.mini_export import as_open_clip, export_clip, export_llava
+from ragllava.training.mini_language import PackedLlava, Student, language_lesson, tower_features
+from ragllava.training.mini_loop import Pace, train
+from ragllava.training.mini_packing import Packer
+from ragllava.training.mini_pool import PicturePool, draw_pool
+from ragllava.training.mini_reading import Reader, reading_lesson
+from ragllava.training.mini_vision import TowerWithHeads, tower_lesson
+
+log = logging.getLogger(__name__)
+
+PRACTICE_SEED, HELD_OUT_SEED = 10_000_000, 90_000_000  # of the first picture; the pools never meet
+# Shares of the time: measured on two cores, where the tower is what counting and roofs wait for.
+_VISION_SHARE, _CLIP_SHARE, _READING_SHARE = 0.25, 0.08, 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Sizes and paces of one training. `start` is a folder with clip/ and llava/ in the layout of models/mini/.
+
+    With `from_weights` its weights are trained on; without, only its configurations and tokenizers are used, all
+    weights begin random, and the language model first learns to read names in plain text.
+    """
+
+    start: Path
+    from_weights: bool
+    vision: Pace
+    clip: Pace
+    reading: Pace
+    language: Pace
+    practice_pictures: int = 36_000
+    held_out_pictures: int = 3_000
+    pictures_per_step: int = 96
+    texts_per_step: int = 128
+    pictures_to_choose_from: int = 4_096
+    packs_per_step: tuple[int, int] = (16, 14)  # of one picture, of several
+
+
+def recipe_for(minutes: float, start: Path, *, from_weights: bool) -> Recipe:
+    """The recipe for so many minutes of training: every stage ends by the clock if its steps take longer."""
+    seconds = minutes * 60
+    reading_share = 0.0 if from_weights else _READING_SHARE
+    language_share = 1 - _VISION_SHARE - _CLIP_SHARE - reading_share
+    return Recipe(
+        start=start,
+        from_weights=from_weights,
+        vision=Pace(steps=6_000, peak_rate=1.2e-3, limit_s=seconds * _VISION_SHARE),
+        clip=Pace(steps=1_200, peak_rate=1e-3, limit_s=seconds * _CLIP_SHARE),
+        reading=Pace(steps=400, peak_rate=1.2e-3, limit_s=seconds * _READING_SHARE),
+        language=Pace(steps=6_000, peak_rate=1.2e-3, limit_s=seconds * language_share),
+    )
+
+
+def train_mini(folder: Path, recipe: Recipe) -> Path:
+    """Runs all stages and returns the folder with the finished clip/ and llava/."""
+    torch.manual_seed(0)
+    practice = draw_pool(folder / "practice", recipe.practice_pictures, PRACTICE_SEED)
+    held_out = draw_pool(folder / "held_out", recipe.held_out_pictures, HELD_OUT_SEED)
+    llava, processor = _open_llava(recipe)
+    tower = _train_tower(folder, recipe, llava, practice, held_out)
+    practice_features, held_out_features = _features(folder, tower, (practice, held_out))
+    _train_clip(folder, recipe, tower, (practice, practice_features[1]), (held_out, held_out_features[1]))
+    _train_language(
+        folder,
+        recipe,
+        (llava, processor),
+        (World(practice.attributes, "train"), practice_features[0]),
+        (World(held_out.attributes, "test"), held_out_features[0]),
+    )
+    return folder / "models"
+
+
+def _open_llava(recipe: Recipe) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+
+    folder = recipe.start / "llava"
+    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    # Written-out attention: the fused kernels' backward pass is several times slower on a CPU.
+    options = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if recipe.from_weights:
+        return LlavaForConditionalGeneration.from_pretrained(folder, local_files_only=True, **options), processor
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return LlavaForConditionalGeneration._from_config(config, **options), processor
+
+
+def _train_tower(folder: Path, recipe: Recipe, llava: Any, practice: PicturePool, held_out: PicturePool) -> Any:
+    shape = llava.config.vision_config
+    network = TowerWithHeads(llava.model.vision_tower, shape.hidden_size, shape.patch_size)
+    lesson = tower_lesson(network, practice, held_out, recipe.pictures_per_step)
+    train(folder / "vision", network, lesson, recipe.vision)
+    return network.tower.eval()
+
+
+def _features(
+    folder: Path, tower: Any, pools: tuple[PicturePool, PicturePool]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Patch and CLS states of both pools; kept on disk, as they take minutes."""
+    path = folder / "features.pt"
+    if not path.exists():
+        torch.save([tower_features(tower, pool) for pool in pools], path)
+    features: list[tuple[torch.Tensor, torch.Tensor]] = torch.load(path, weights_only=True)
+    return features
+
+
+def _train_clip(
+    folder: Path,
+    recipe: Recipe,
+    tower: Any,
+    practice: tuple[PicturePool, torch.Tensor],
+    held_out: tuple[PicturePool, torch.Tensor],
+) -> None:
+    import open_clip
+
+    name = f"{LOCAL_DIR}{recipe.start / 'clip'}"
+    clip = open_clip.create_model(name, precision="fp32", load_weights=recipe.from_weights)
+    network = TextToPictures(clip, open_clip.get_tokenizer(name))
+    lesson = clip_lesson(
+        network,
+        (practice[0].attributes, practice[1]),
+        (held_out[0].attributes, held_out[1]),
+        recipe.texts_per_step,
+        recipe.pictures_to_choose_from,
+    )
+    train(folder / "clip", network, lesson, recipe.clip)
+    clip.visual.load_state_dict(as_open_clip(tower.state_dict()), strict=False)
+    export_clip(clip, recipe.start / "clip", folder / "models" / "clip")
+
+
+def _train_language(
+    folder: Path,
+    recipe: Recipe,
+    model: tuple[Any, Any],
+    practice: tuple[World, torch.Tensor],
+    held_out: tuple[World, torch.Tensor],
+) -> None:
+    llava, processor = model
+    network = PackedLlava(llava)
+    tokens_per_picture: int = llava.config.image_seq_length
+    width: int = llava.config.text_config.hidden_size
+    if not recipe.from_weights:
+        reader = Reader(network, width)
+        lesson = reading_lesson(reader, processor, (practice[0], held_out[0]), sum(recipe.packs_per_step))
+        train(folder / "reading", reader, lesson, recipe.reading)
+    student = Student(network, width, processor.tokenizer)
+    lesson = language_lesson(student, Packer(processor, tokens_per_picture), practice, held_out, recipe.packs_per_step)
+    train(folder / "language", student, lesson, recipe.language)
+    export_llava(llava, recipe.start / "llava", folder / "models" / "llava")
+
+
+@click.command("train-mini")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--minutes", default=75.0, show_default=True, type=click.FloatRange(min=0.1), help="Of training.")
+@click.option("--from-scratch", is_flag=True, help="Begin with random weights, not with the shipped ones.")
+def train_mini_command(folder: Path, minutes: float, from_scratch: bool) -> None:
+    """Train the mini models anew. Called again with the same FOLDER, it goes on where it was stopped."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    start = Path(get_profile(load_settings(profile="mini")).mllm).parent
+    models = train_mini(folder, recipe_for(minutes, start, from_weights=not from_scratch))
+    click.echo(f"trained: {models}; to use them, name their folders in a profile file (RAGLLAVA_PROFILE)")
+
+
+if __name__ == "__main__":
+    train_mini_command()

@@ -1,0 +1,114 @@
+"""The mini CLIP: its text tower learns to find pictures by what a question says of them.
+
+The picture tower is the finished one of mini_vision.py, frozen; only its last normalisation and projection learn
+here. So pictures are features computed once, and every text can choose among thousands of them. A question about two
+pictures has two targets, each worth half.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ragllava.evaluation.postcard_names import Attributes
+from ragllava.evaluation.postcard_questions import ask_about_one
+from ragllava.training.mini_examples import World, scene, two_image_question
+from ragllava.training.mini_loop import Lesson
+
+_TWO_IMAGE_SHARE, _SCENE_SHARE = 0.45, 0.05
+_HELD_OUT_ARCHIVE = 1000
+_HELD_OUT_TEXTS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalText:
+    """A text and the pictures (places in the pool) that it is about."""
+
+    text: str
+    pictures: tuple[int, ...]
+
+
+def draw_text(world: World, rng: random.Random, two_image_share: float = _TWO_IMAGE_SHARE) -> RetrievalText:
+    """A question about one picture or two, now and then a bare description."""
+    first = world.landmark(rng)
+    form = rng.random()
+    if form < two_image_share:
+        second = world.landmark(rng)
+        question = two_image_question(first.landmark, second.landmark, rng)
+        return RetrievalText(question.question, (first.picture, second.picture))
+    if form < two_image_share + _SCENE_SHARE:
+        return RetrievalText(scene(first.landmark.attributes, rng), (first.picture,))
+    return RetrievalText(ask_about_one(first.landmark, rng).text, (first.picture,))
+
+
+class TextToPictures(nn.Module):
+    """open_clip's CLIP from the picture tower's CLS state on."""
+
+    def __init__(self, clip: Any, tokenizer: Any) -> None:
+        """`clip` is changed in place; its picture tower is left alone."""
+        super().__init__()
+        self.clip = clip
+        self._tokenizer = tokenizer
+        for name, parameter in clip.visual.named_parameters():
+            parameter.requires_grad = name.startswith("ln_post") or name == "proj"
+
+    def forward(self, texts: Sequence[str], classes: torch.Tensor) -> torch.Tensor:
+        """Texts (Q) and CLS states (N, width) → scaled cosines (Q, N) float32."""
+        with torch.autocast("cpu", torch.bfloat16):
+            queries = self.clip.encode_text(self._tokenizer(list(texts)), normalize=True)
+        visual = self.clip.visual
+        pictures = functional.normalize(visual.ln_post(classes.float()) @ visual.proj, dim=-1)
+        scaled: torch.Tensor = queries.float() @ pictures.T * self.clip.logit_scale.exp().clamp(max=100)
+        return scaled
+
+
+def clip_lesson(
+    network: TextToPictures,
+    practice: tuple[Sequence[Attributes], torch.Tensor],
+    held_out: tuple[Sequence[Attributes], torch.Tensor],
+    texts_per_step: int,
+    pictures_per_step: int,
+) -> Lesson:
+    """Each text chooses among `pictures_per_step` pictures, drawn anew; attributes come with the CLS states."""
+    attributes, classes = practice
+
+    def backward(step: int) -> dict[str, float]:
+        rng = random.Random(f"clip {step}")  # noqa: S311 - repeatable on purpose
+        chosen = rng.sample(range(len(attributes)), pictures_per_step)
+        world = World([attributes[picture] for picture in chosen], "train")
+        texts = [draw_text(world, rng) for _ in range(texts_per_step)]
+        loss = choice_loss(network([text.text for text in texts], classes[chosen]), texts)
+        torch.autograd.backward(loss)
+        return {"loss": loss.item()}
+
+    return Lesson(backward, lambda: recall(network, *held_out))
+
+
+def choice_loss(cosines: torch.Tensor, texts: Sequence[RetrievalText]) -> torch.Tensor:
+    """Cross-entropy between (Q, N) scaled cosines and the targets, which share each text's probability evenly."""
+    wanted = torch.zeros(cosines.shape)
+    for row, text in enumerate(texts):
+        for picture in text.pictures:
+            wanted[row, picture] += 1 / len(text.pictures)
+    return functional.cross_entropy(cosines, wanted)
+
+
+@torch.inference_mode()
+def recall(network: TextToPictures, attributes: Sequence[Attributes], classes: torch.Tensor) -> Mapping[str, float]:
+    """Recall in an archive of held-out pictures, by number of pictures asked about."""
+    rng = random.Random("recall")  # noqa: S311 - repeatable on purpose
+    world = World(attributes[:_HELD_OUT_ARCHIVE], "test")
+    figures = {}
+    for name, share in (("one", 0.0), ("two", 1.0)):
+        texts = [draw_text(world, rng, share) for _ in range(_HELD_OUT_TEXTS)]
+        best = network([text.text for text in texts], classes[:_HELD_OUT_ARCHIVE]).topk(20, dim=-1).indices.tolist()
+        for k in (1, 5, 20):
+            found = sum(picture in row[:k] for text, row in zip(texts, best, strict=True) for picture in text.pictures)
+            figures[f"{name}_recall_{k}"] = found / sum(len(text.pictures) for text in texts)
+    return figures

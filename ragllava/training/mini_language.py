@@ -1,0 +1,239 @@
+"""The mini LLaVA: ranking and answering learned together, from packs, on picture features that are computed once."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from ragllava.evaluation.postcard_names import FIRST_YEAR, LAST_YEAR, NOTHING
+from ragllava.training.mini_examples import Pack, World
+from ragllava.training.mini_loop import Lesson
+from ragllava.training.mini_packing import IGNORED_LABEL, PackedBatch, Packer, packed_attention
+from ragllava.training.mini_pool import PicturePool
+from ragllava.training.mini_vision import ATTRIBUTE_VALUES, attribute_labels, normalised
+
+_PICTURES_PER_BATCH = 250
+_PACKS_PER_BATCH = 25
+_ATTENTION = "packed"
+_HINTED_LAYER = 3
+_MOST_PICTURES = 3
+_LOSS_WEIGHTS = {"answer": 1.0, "looks": 0.5, "pointer": 0.3, "fits": 0.5}
+_NAMED_IN_QUESTIONS = ("kind", "color", "sky", "beside")
+
+
+class PackedLlava(nn.Module):
+    """transformers' LLaVA without its picture tower, which is frozen: the caller brings the tower's features."""
+
+    def __init__(self, llava: Any, precision: torch.dtype = torch.bfloat16) -> None:
+        """Takes the projector and the language model of a LlavaForConditionalGeneration; they are changed in place."""
+        super().__init__()
+        self._precision = precision
+        self.projector = llava.model.multi_modal_projector
+        self.language_model = llava.model.language_model
+        AttentionInterface.register(_ATTENTION, packed_attention)
+        self.language_model.set_attn_implementation(_ATTENTION)
+        self.image_token: int = llava.config.image_token_index
+
+    def forward(self, batch: PackedBatch, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What `at_labels` tells of a batch whose `batch.pictures` have these `features` (P, patches, width)."""
+        return self.at_labels(self.hidden(batch, features), batch)
+
+    def hidden(self, batch: PackedBatch, features: torch.Tensor | None) -> torch.Tensor:
+        """The last hidden states (B, T, width); `features` None for packs without pictures."""
+        return self.all_hidden(batch, features)[-1]
+
+    def all_hidden(self, batch: PackedBatch, features: torch.Tensor | None) -> Sequence[torch.Tensor]:
+        """The hidden states (B, T, width) before the first layer and behind each one, the last one normalised."""
+        with _reckoning_in(self._precision):
+            embedded = self.language_model.embed_tokens(batch.tokens).to(self._precision)
+            if features is not None:
+                pictures = self.projector(features).to(self._precision)
+                is_picture = (batch.tokens == self.image_token).unsqueeze(-1)
+                embedded = embedded.masked_scatter(is_picture, pictures.flatten(0, 1))
+            states: Sequence[torch.Tensor] = self.language_model(
+                inputs_embeds=embedded,
+                attention_mask=batch.mask.to(self._precision),
+                position_ids=batch.positions,
+                use_cache=False,
+                output_hidden_states=True,
+            ).hidden_states
+        return states
+
+    def at_labels(self, hidden: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits (L, V) float32 where the L labels are predicted, the labels (L,), and their weights (L,)."""
+        labelled = batch.labels[:, 1:] != IGNORED_LABEL
+        with _reckoning_in(self._precision):
+            # The output layer is the embedding table: its weights are tied.
+            logits = functional.linear(hidden[:, :-1][labelled], self.language_model.embed_tokens.weight)
+        return logits.float(), batch.labels[:, 1:][labelled], batch.weights[:, 1:][labelled]
+
+
+class Student(nn.Module):
+    """The network and three hints that only training sees, all read from a middle layer.
+
+    Behind each caption linear heads ask for every attribute of its picture and for the year; where an answer is to
+    begin, which picture it is about; and at every word for something visible in a question about one picture, whether
+    that picture shows it. So name and looks meet in the caption, an answer knows which one to read, and what is asked
+    is compared with what is seen.
+    """
+
+    def __init__(self, network: PackedLlava, width: int, tokenizer: Any) -> None:
+        """`network` is changed in place."""
+        super().__init__()
+        self.network = network
+        self.normalise = nn.LayerNorm(width)
+        self.attributes = nn.ModuleDict({name: nn.Linear(width, len(v)) for name, v in ATTRIBUTE_VALUES.items()})
+        self.year = nn.Linear(width, LAST_YEAR - FIRST_YEAR + 1)
+        self.pointer = nn.Linear(width, _MOST_PICTURES)
+        self.fits = nn.Linear(width, 1)
+        self._words = visible_words(tokenizer)
+
+    def forward(
+        self, batch: PackedBatch, features: torch.Tensor, attributes: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """The losses by name; `attributes` are the labels of the whole pool."""
+        states = self.network.all_hidden(batch, features)
+        logits, labels, weights = self.network.at_labels(states[-1], batch)
+        middle = self.normalise(states[_HINTED_LAYER].float())
+        looks = middle[batch.caption_ends[:, 0], batch.caption_ends[:, 1]]
+        seen = [
+            functional.cross_entropy(head(looks), attributes[name][batch.pictures])
+            for name, head in self.attributes.items()
+        ]
+        seen.append(functional.cross_entropy(self.year(looks), batch.years))
+        labels_of_pictures = torch.stack([attributes[name][batch.pictures] for name in ATTRIBUTE_VALUES], dim=1)
+        fitting = fitting_words(batch, labels_of_pictures, self._words)
+        compared = fitting >= 0
+        at = middle[batch.pointers[:, 0], batch.pointers[:, 1]]
+        return {
+            "answer": (functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum(),
+            "looks": torch.stack(seen).mean(),
+            "pointer": functional.cross_entropy(self.pointer(at), batch.pointers[:, 2]),
+            "fits": functional.binary_cross_entropy_with_logits(
+                self.fits(middle[compared])[:, 0], fitting[compared].float(), reduction="sum"
+            )
+            / max(1, int(compared.sum())),
+        }
+
+
+def visible_words(tokenizer: Any) -> torch.Tensor:
+    """(vocabulary, 2) int64: which attribute a token names (its place in ATTRIBUTE_VALUES) and which value; else -1."""
+    words = torch.full((len(tokenizer), 2), -1)
+    for place, (name, values) in enumerate(ATTRIBUTE_VALUES.items()):
+        for number, value in enumerate(values):
+            if name in _NAMED_IN_QUESTIONS and value != NOTHING:
+                word = value.capitalize() if name == "kind" else value
+                (token,) = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+                words[token] = torch.tensor([place, number])
+    return words
+
+
+def fitting_words(batch: PackedBatch, looks: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+    """(B, T) int64: 1 or 0 at each visible word of a question behind one picture, as the picture shows it; else -1.
+
+    `looks` (P, attributes) are the labels of `batch.pictures`.
+    """
+    pictures = torch.bincount(batch.caption_ends[:, 0], minlength=len(batch.tokens))
+    looks_of_row = torch.zeros(len(batch.tokens), looks.shape[1], dtype=torch.long)
+    looks_of_row[batch.caption_ends[:, 0]] = looks
+    attribute, value = words[batch.tokens].unbind(-1)
+    asked = (attribute >= 0) & (batch.endings > 0) & (batch.labels == IGNORED_LABEL) & (pictures == 1).unsqueeze(1)
+    fits = looks_of_row.gather(1, attribute.clamp(min=0)) == value
+    return fits.long().where(asked, -1)
+
+
+@torch.inference_mode()
+def tower_features(
+    tower: Any, pool: PicturePool, precision: torch.dtype = torch.bfloat16
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tower's last hidden states, in `precision`: patches (N, patches, width) and CLS (N, width)."""
+    patches, classes = [], []
+    for start in range(0, len(pool), _PICTURES_PER_BATCH):
+        pixels = normalised(pool.pixels[start : start + _PICTURES_PER_BATCH])
+        with _reckoning_in(precision):
+            states = tower(pixel_values=pixels).last_hidden_state.to(precision)
+        patches.append(states[:, 1:].clone())
+        classes.append(states[:, 0].clone())
+    return torch.cat(patches), torch.cat(classes)
+
+
+def _reckoning_in(precision: torch.dtype) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16)
+
+
+def language_lesson(
+    student: Student,
+    packer: Packer,
+    practice: tuple[World, torch.Tensor],
+    held_out: tuple[World, torch.Tensor],
+    packs_per_step: tuple[int, int],
+) -> Lesson:
+    """Packs of one picture and of several, `packs_per_step` of each; both worlds come with their pictures' features."""
+    world, features = practice
+    attributes = attribute_labels(world.attributes)
+
+    def backward(step: int) -> dict[str, float]:
+        rng = random.Random(f"language {step}")  # noqa: S311 - repeatable on purpose
+        groups = {
+            "one": [world.one_picture_pack(rng) for _ in range(packs_per_step[0])],
+            "several": [world.several_pictures_pack(rng) for _ in range(packs_per_step[1])],
+        }
+        figures: dict[str, float] = {}
+        for group, packs in groups.items():
+            batch = packer.batch(packs)
+            losses = student(batch, features[batch.pictures], attributes)
+            loss = torch.stack([_LOSS_WEIGHTS[name] * value for name, value in losses.items()]).sum()
+            torch.autograd.backward(loss * len(packs) / sum(packs_per_step))
+            figures |= {f"loss_{group}_{name}": value.item() for name, value in losses.items()}
+        return figures
+
+    return Lesson(backward, lambda: measure(student.network, packer, *held_out))
+
+
+def measure(
+    network: PackedLlava, packer: Packer, world: World, features: torch.Tensor, packs: int = 200
+) -> Mapping[str, float]:
+    """`measure_packs` on so many packs of each sort, always the same ones."""
+    rng = random.Random("measure")  # noqa: S311 - repeatable on purpose
+    drawn = [world.one_picture_pack(rng) for _ in range(packs)]
+    drawn += [world.several_pictures_pack(rng) for _ in range(packs)]
+    return measure_packs(network, packer, drawn, features)
+
+
+@torch.inference_mode()
+def measure_packs(
+    network: PackedLlava, packer: Packer, packs: Sequence[Pack], features: torch.Tensor | None
+) -> Mapping[str, float]:
+    """Share of endings whose every token is the likeliest one, by task; `+` marks those with several pictures.
+
+    `features` are those of the whole pool, None for packs without pictures.
+    """
+    right: dict[str, list[bool]] = defaultdict(list)
+    for start in range(0, len(packs), _PACKS_PER_BATCH):
+        some = packs[start : start + _PACKS_PER_BATCH]
+        batch = packer.batch(some)
+        hidden = network.hidden(batch, None if features is None else features[batch.pictures])
+        logits, labels, _ = network.at_labels(hidden, batch)
+        for task, is_right in _by_ending(some, batch, logits.argmax(-1) == labels):
+            right[task].append(is_right)
+    return {task: sum(marks) / len(marks) for task, marks in sorted(right.items())}
+
+
+def _by_ending(packs: Sequence[Pack], batch: PackedBatch, hits: torch.Tensor) -> list[tuple[str, bool]]:
+    labelled = batch.labels[:, 1:] != IGNORED_LABEL
+    rows = torch.arange(len(packs)).unsqueeze(1).expand_as(labelled)[labelled].tolist()
+    numbers = batch.endings[:, 1:][labelled].tolist()
+    whole: dict[tuple[int, int], bool] = {}
+    for row, number, hit in zip(rows, numbers, hits.tolist(), strict=True):
+        whole[row, number] = whole.get((row, number), True) and hit
+    return [
+        (packs[row].endings[number - 1].task + ("+" if len(packs[row].shown) > 1 else ""), is_right)
+        for (row, number), is_right in whole.items()
+    ]

@@ -1,0 +1,194 @@
+"""Packs as tensors: one beginning, several endings that do not see each other, each as if it stood there alone.
+
+Behind a beginning of about 80 tokens (49 of them the picture) six endings cost a third of six whole prompts. Attention
+is masked so that an ending sees the beginning and itself, and positions start anew behind the beginning: the logits
+are those of separate prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ragllava.evaluation.postcard_names import FIRST_YEAR
+from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
+from ragllava.training.mini_examples import Ending, Pack
+
+IGNORED_LABEL = -100
+DESCRIPTION_WEIGHT = 0.4  # of its tokens: most of them are commas and words that never change
+_QUESTION, _CAPTION = "QUESTION-HERE", "CAPTION-HERE"
+_BLOCKED = -1e4  # added to attention scores; still finite in bfloat16
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFrames:
+    """The rendered prompts of models/mllm.py, cut where questions and captions go."""
+
+    before: str
+    picture: str
+    relevance: str
+    answer: str
+
+    def beginning(self, pack: Pack) -> str:
+        """Up to the question."""
+        captions = (shown.landmark.caption for shown in pack.shown)
+        return self.before + "".join(self.picture.replace(_CAPTION, caption) for caption in captions)
+
+    def question(self, ending: Ending) -> str:
+        """From the question to where the answer begins."""
+        frame = self.relevance if ending.judges_relevance else self.answer
+        return frame.replace(_QUESTION, ending.question)
+
+    def without_pictures(self) -> PromptFrames:
+        """Captions only, and of the relevance question no more than the question."""
+        _, _, caption = self.picture.partition("\n")
+        question, _, instruction = self.relevance.partition("\n")
+        return replace(self, picture=caption, relevance=question + instruction[instruction.rindex(" ") :])
+
+
+def prompt_frames(processor: Any) -> PromptFrames:
+    """Finds the frames by rendering the very templates that answering uses."""
+
+    def rendered(parts: PromptParts) -> str:
+        content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts.parts]
+        text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return text
+
+    one = rendered(answer_prompt(_QUESTION, [_CAPTION]))
+    two = rendered(answer_prompt(_QUESTION, [_CAPTION, _CAPTION]))
+    start = one.index(processor.image_token)
+    picture = one[start : start + len(two) - len(one)]
+    relevance = rendered(rerank_prompt(_QUESTION, _CAPTION))
+    opening = one[:start] + picture
+    if not relevance.startswith(opening) or not two.startswith(opening + picture):
+        raise ValueError("the reranker's and the generator's prompts begin differently: packs cannot share a beginning")
+    return PromptFrames(one[:start], picture, relevance.removeprefix(opening), one.removeprefix(opening))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """B packs of at most T tokens. `labels[b, t]` is the token at t itself; a causal model predicts it from t - 1.
+
+    `tokens`, `positions`, `labels` (B, T) int64, labels IGNORED_LABEL but on answers; `weights` (B, T) float32, 0
+    where there is no label; `endings` (B, T) the number of the ending from 1 on, 0 in the beginning, -1 in padding;
+    `mask` (B, 1, T, T) float32, added to attention scores; `pictures` (P,) the pool's places in order of appearance.
+
+    For hints: `years` (P,) of the captions, from 0; `caption_ends` (P, 2) row and column of the line end behind each
+    picture's caption; `pointers` (K, 3) row and column where an answer about one picture is to begin, and which
+    picture of its row that is, from 0.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    endings: torch.Tensor
+    mask: torch.Tensor
+    pictures: torch.Tensor
+    years: torch.Tensor
+    caption_ends: torch.Tensor
+    pointers: torch.Tensor
+
+
+@dataclass(slots=True)
+class _Row:
+    tokens: list[int]
+    positions: list[int]
+    labels: list[int]
+    weights: list[float]
+    endings: list[int]
+    caption_ends: list[int]
+    pointers: list[tuple[int, int]]
+
+
+class Packer:
+    """Turns packs into batches with one tokenizer."""
+
+    def __init__(self, processor: Any, tokens_per_picture: int, *, text_only: bool = False) -> None:
+        """`processor` is the LLaVA's own; each image token is repeated `tokens_per_picture` times."""
+        frames = prompt_frames(processor)
+        self.frames = frames.without_pictures() if text_only else frames
+        self._tokenizer = processor.tokenizer
+        self._image_token: int = processor.image_token_id
+        (self._line_end,) = self._tokens("\n")
+        self._tokens_per_picture = tokens_per_picture
+
+    def batch(self, packs: Sequence[Pack]) -> PackedBatch:
+        """Packs side by side, padded on the right."""
+        rows = [self._row(pack) for pack in packs]
+        length = max(len(row.tokens) for row in rows)
+
+        def padded(name: str, filler: float) -> torch.Tensor:
+            return torch.tensor([getattr(row, name) + [filler] * (length - len(row.tokens)) for row in rows])
+
+        endings = padded("endings", -1)
+        return PackedBatch(
+            tokens=padded("tokens", self._tokenizer.pad_token_id),
+            positions=padded("positions", 0),
+            labels=padded("labels", IGNORED_LABEL),
+            weights=padded("weights", 0.0),
+            endings=endings,
+            mask=block_mask(endings),
+            pictures=torch.tensor([shown.picture for pack in packs for shown in pack.shown]),
+            years=torch.tensor([shown.landmark.entity.year - FIRST_YEAR for pack in packs for shown in pack.shown]),
+            caption_ends=torch.tensor([(i, column) for i, row in enumerate(rows) for column in row.caption_ends]),
+            pointers=torch.tensor([(i, *pointer) for i, row in enumerate(rows) for pointer in row.pointers]),
+        )
+
+    def _row(self, pack: Pack) -> _Row:
+        beginning: list[int] = []
+        for token in self._tokenizer(self.frames.beginning(pack))["input_ids"]:
+            beginning += [token] * (self._tokens_per_picture if token == self._image_token else 1)
+        size = len(beginning)
+        # Line ends stand behind a picture and behind its caption in turn.
+        line_ends = [column for column, token in enumerate(beginning) if token == self._line_end]
+        row = _Row(beginning, list(range(size)), [IGNORED_LABEL] * size, [0.0] * size, [0] * size, line_ends[1::2], [])
+        for number, ending in enumerate(pack.endings, start=1):
+            question = self._tokens(self.frames.question(ending))
+            answer = [*self._tokens(" " + ending.answer), self._tokenizer.eos_token_id]
+            if ending.about is not None:
+                row.pointers.append((len(row.tokens) + len(question) - 1, pack.shown.index(ending.about)))
+            self._append(row, number, question, answer, DESCRIPTION_WEIGHT if ending.task == "describe" else 1.0)
+        return row
+
+    def _append(self, row: _Row, number: int, question: list[int], answer: list[int], weight: float) -> None:
+        start = row.endings.count(0)
+        row.tokens += question + answer
+        row.positions += range(start, start + len(question) + len(answer))
+        row.labels += [IGNORED_LABEL] * len(question) + answer
+        row.weights += [0.0] * len(question) + [weight] * len(answer)
+        row.endings += [number] * (len(question) + len(answer))
+
+    def _tokens(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+
+def packed_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention as transformers calls it, all in the inputs' precision: half the time of its own on a CPU.
+
+    query, key, value (B, heads, T, size), as many heads of each; returns (B, T, heads, size) and no weights.
+    """
+    scores = (query * options["scaling"]) @ key.transpose(-1, -2)
+    scores += attention_mask
+    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+
+def block_mask(endings: torch.Tensor) -> torch.Tensor:
+    """(B, T) numbers of the endings → (B, 1, T, T): 0 where row t may look, a large negative number elsewhere."""
+    length = endings.shape[1]
+    same = endings[:, :, None] == endings[:, None, :]
+    in_beginning = endings[:, None, :] == 0
+    earlier = torch.ones(length, length, dtype=torch.bool).tril()
+    allowed = (same | in_beginning) & earlier
+    return torch.zeros(allowed.shape).masked_fill_(~allowed, _BLOCKED).unsqueeze(1)

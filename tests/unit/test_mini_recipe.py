@@ -1,0 +1,443 @@
+"""The recipe of the mini models: pool, packs, labels, loop and export, each against a slow or hand-worked reference."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from ragllava.evaluation.postcard_drawing import draw_postcard
+from ragllava.evaluation.postcard_names import Attributes, sample_attributes
+from ragllava.models.bundle import ModelBundle
+from ragllava.models.profiles import get_profile
+from ragllava.models.reranker import Pair
+from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
+from ragllava.settings import Settings
+from ragllava.training.mini import Recipe, train_mini
+from ragllava.training.mini_clip import RetrievalText, choice_loss, draw_text
+from ragllava.training.mini_examples import Ending, Pack, World
+from ragllava.training.mini_export import as_open_clip
+from ragllava.training.mini_language import PackedLlava, fitting_words, tower_features, visible_words
+from ragllava.training.mini_loop import Lesson, Pace, train
+from ragllava.training.mini_packing import Packer, block_mask
+from ragllava.training.mini_pool import PicturePool, draw_pool
+from ragllava.training.mini_reading import hint_targets, name_tokens, reading_pack
+from ragllava.training.mini_vision import ATTRIBUTE_VALUES, attribute_labels, counted_mass, varied
+
+PATCHES = 49
+
+
+@pytest.fixture(scope="module")
+def attributes() -> list[Attributes]:
+    rng = random.Random(5)
+    return [sample_attributes(rng) for _ in range(600)]
+
+
+@pytest.fixture(scope="module")
+def llava_and_processor() -> tuple[Any, Any]:
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    folder = get_profile(Settings()).mllm
+    llava = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return llava.eval(), AutoProcessor.from_pretrained(folder)
+
+
+def test_a_pool_holds_what_was_drawn_and_is_not_drawn_twice(tmp_path: Path) -> None:
+    pool = draw_pool(tmp_path, 3, first_seed=70, processes=1)
+    for number in range(3):
+        rng = random.Random(70 + number)
+        shown = sample_attributes(rng)
+        drawing = draw_postcard(shown, rng)
+        assert pool.attributes[number] == shown
+        assert np.array_equal(pool.pixels[number], drawing.pixels)
+        assert np.allclose(pool.places[number, : shown.count], np.array(drawing.counted_at) * 1.12)
+        assert (pool.places[number, shown.count :] == -1).all()
+    again = draw_pool(tmp_path, 5, first_seed=0, processes=1)
+    assert len(again) == 3
+
+
+def test_counted_mass_is_shared_among_the_nearest_patches() -> None:
+    none = [-1.0, -1.0]
+    in_a_middle, between_two = [8 + 16 * 2, 8 + 16 * 3], [8 + 16 * 4 + 4, 8.0]
+    mass = counted_mass(torch.tensor([[in_a_middle, between_two, none], [none, none, none]]), patch_size=16)
+    expected = torch.zeros(7, 7)
+    expected[3, 2] = 1
+    expected[0, 4], expected[0, 5] = 0.75, 0.25
+    assert torch.allclose(mass[0].view(7, 7), expected)
+    assert mass[1].abs().sum() == 0
+
+
+def test_counted_mass_adds_up_to_the_count() -> None:
+    rng = random.Random(3)
+    places = torch.full((50, 6, 2), -1.0)
+    counts = [rng.randint(0, 6) for _ in range(50)]
+    for row, count in enumerate(counts):
+        for number in range(count):
+            places[row, number] = torch.tensor([rng.uniform(0, 112), rng.uniform(0, 112)])
+    assert torch.allclose(counted_mass(places, patch_size=16).sum(1), torch.tensor(counts).float(), atol=1e-4)
+
+
+def test_places_follow_the_mirrored_and_shifted_picture() -> None:
+    pixels = torch.zeros(20, 3, 112, 112)
+    places = torch.full((20, 2, 2), -1.0)
+    for row in range(20):
+        column, line = 20 + 3 * row, 30 + 2 * row
+        pixels[row, :, line, column] = 1
+        places[row, 0] = torch.tensor([column + 0.5, line + 0.5])  # the middle of that pixel
+    shifts = set()
+    for seed in range(5):
+        moved, moved_places = varied(pixels, places, torch.Generator().manual_seed(seed))
+        for row in range(20):
+            line, column = divmod(int(moved[row, 0].argmax()), 112)
+            assert moved_places[row, 0].tolist() == [column + 0.5, line + 0.5]
+            assert (moved_places[row, 1] == -1).all()
+            shifts.add((column - (20 + 3 * row), line - (30 + 2 * row)))
+    assert len(shifts) > 5
+
+
+def test_every_attribute_has_its_label(attributes: list[Attributes]) -> None:
+    labels = attribute_labels(attributes)
+    for number, shown in enumerate(attributes):
+        for name, values in ATTRIBUTE_VALUES.items():
+            assert values[int(labels[name][number])] == getattr(shown, name)
+
+
+def _names(question: str, pack: Pack) -> list[bool]:
+    """For each picture of the pack, whether the question names its landmark."""
+    named = []
+    for shown in pack.shown:
+        landmark = shown.landmark
+        named.append(f"{landmark.title} in {landmark.entity.city}" in question)
+    return named
+
+
+def test_one_picture_is_relevant_exactly_to_the_questions_that_name_it(attributes: list[Attributes]) -> None:
+    world, rng = World(attributes, "train"), random.Random(1)
+    answers: Counter[str] = Counter()
+    for _ in range(300):
+        pack = world.one_picture_pack(rng)
+        for ending in pack.endings:
+            if ending.judges_relevance:
+                answers[ending.answer] += 1
+                assert (ending.answer == "Yes") == _names(ending.question, pack)[0], (pack, ending)
+            else:
+                assert _names(ending.question, pack) == [True]
+    assert 0.35 < answers["Yes"] / answers.total() < 0.55
+
+
+def test_questions_about_two_pictures_are_balanced_and_right(attributes: list[Attributes]) -> None:
+    world, rng = World(attributes, "train"), random.Random(2)
+    same: Counter[str] = Counter()
+    tasks: Counter[str] = Counter()
+    for _ in range(400):
+        pack = world.several_pictures_pack(rng)
+        for ending in pack.endings:
+            tasks[ending.task] += 1
+            asked = [s.landmark for s, named in zip(pack.shown, _names(ending.question, pack), strict=True) if named]
+            if ending.task == "samecolor":
+                same[ending.answer] += 1
+                assert (ending.answer == "yes") == (asked[0].attributes.color == asked[1].attributes.color)
+            elif ending.task == "more":
+                winner = max(asked, key=lambda landmark: landmark.attributes.count)
+                assert ending.answer == winner.title
+            else:
+                assert len(asked) == 1
+    assert 0.35 < same["yes"] / same.total() < 0.65
+    assert tasks["more"] > 150
+    assert tasks["samecolor"] == 400
+
+
+def test_a_description_tells_all_that_is_known(attributes: list[Attributes]) -> None:
+    world, rng = World(attributes, "train"), random.Random(4)
+    pack = world.one_picture_pack(rng)
+    described = next(ending for ending in pack.endings if ending.task == "describe")
+    looks, entity = pack.shown[0].landmark.attributes, pack.shown[0].landmark.entity
+    for fact in (looks.color, looks.kind, looks.sky, looks.counted[:-1], str(entity.year)):
+        assert fact in described.answer
+
+
+def test_an_ending_sees_the_beginning_and_itself() -> None:
+    allowed = block_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0, 0] == 0
+    expected = torch.tensor(
+        [
+            [1, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0],
+            [1, 1, 0, 0, 1, 0],
+            [1, 1, 0, 0, 0, 1],
+        ]
+    ).bool()
+    assert torch.equal(allowed, expected)
+
+
+def test_hints_point_at_the_right_places(llava_and_processor: tuple[Any, Any], attributes: list[Attributes]) -> None:
+    """Read back from the tokens: the caption before each line end, the ending before each answer."""
+    processor = llava_and_processor[1]
+    tokenizer = processor.tokenizer
+    world, rng = World(attributes, "train"), random.Random(12)
+    packs = [world.one_picture_pack(rng)] + [world.several_pictures_pack(rng) for _ in range(12)]
+    batch = Packer(processor, PATCHES).batch(packs)
+    shown = [one for pack in packs for one in pack.shown]
+    assert batch.years.tolist() == [one.landmark.entity.year - 1900 for one in shown]
+    for one, (row, column) in zip(shown, batch.caption_ends.tolist(), strict=True):
+        before = tokenizer.decode(batch.tokens[row, : column + 1])
+        assert before.endswith(f"Image Caption: {one.landmark.caption}\n")
+    for row, column, picture in batch.pointers.tolist():
+        ending = packs[row].endings[int(batch.endings[row, column]) - 1]
+        assert packs[row].shown[picture] == ending.about
+        assert batch.labels[row, column] < 0 <= batch.labels[row, column + 1]
+        if ending.task == "more":
+            assert ending.about is not None
+            assert ending.about.landmark.title == ending.answer
+
+
+def test_visible_words_fit_as_the_picture_shows_them(
+    llava_and_processor: tuple[Any, Any], attributes: list[Attributes]
+) -> None:
+    processor = llava_and_processor[1]
+    world, rng = World(attributes, "train"), random.Random(13)
+    labels = attribute_labels(attributes)
+    words = visible_words(processor.tokenizer)
+    packs = [world.one_picture_pack(rng) for _ in range(10)] + [world.several_pictures_pack(rng)]
+    batch = Packer(processor, PATCHES).batch(packs)
+    looks = torch.stack([labels[name][batch.pictures] for name in ATTRIBUTE_VALUES], dim=1)
+    fits = fitting_words(batch, looks, words)
+    assert (fits[-1] == -1).all()  # which of two pictures would be meant is not said
+    assert {0, 1} <= set(fits.flatten().tolist())
+    for row, pack in enumerate(packs[:-1]):
+        visible = pack.shown[0].landmark.attributes
+        true = {visible.kind, visible.color, visible.sky, visible.beside}
+        for token, fit in zip(batch.tokens[row].tolist(), fits[row].tolist(), strict=True):
+            if fit >= 0:
+                assert (processor.tokenizer.decode(token).strip().lower() in true) == bool(fit)
+
+
+def _separate_logits(llava: Any, processor: Any, pack: Pack, ending: Ending, pool: PicturePool) -> torch.Tensor:
+    """The logits of one ending's answer when it is asked the way models/mllm.py asks it."""
+    captions: list[str | None] = [shown.landmark.caption for shown in pack.shown]
+    parts: PromptParts = (
+        rerank_prompt(ending.question, captions[0])
+        if ending.judges_relevance
+        else answer_prompt(ending.question, captions)
+    )
+    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts.parts]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    pictures = [Image.fromarray(pool.pixels[shown.picture]) for shown in pack.shown]
+    inputs = processor(text=[f"{text} {ending.answer}"], images=[pictures], return_tensors="pt")
+    answer = processor.tokenizer(f" {ending.answer}", add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        logits: torch.Tensor = llava(**inputs).logits[0]
+    return logits[-len(answer) - 1 :]  # what predicts each token of the answer, then its end
+
+
+def test_packed_endings_are_answered_as_if_asked_alone(
+    llava_and_processor: tuple[Any, Any], attributes: list[Attributes]
+) -> None:
+    llava, processor = llava_and_processor
+    drawings = [draw_postcard(shown, random.Random(number)) for number, shown in enumerate(attributes[:30])]
+    pool = PicturePool(np.stack([drawing.pixels for drawing in drawings]), np.zeros(0, np.float32), attributes[:30])
+    world, rng = World(pool.attributes, "test"), random.Random(6)
+    packs = [world.one_picture_pack(rng), world.several_pictures_pack(rng)]
+    separate = [_separate_logits(llava, processor, pack, ending, pool) for pack in packs for ending in pack.endings]
+    features, _ = tower_features(llava.model.vision_tower, pool, torch.float32)
+    network = PackedLlava(llava, torch.float32)
+    batch = Packer(processor, PATCHES).batch(packs)
+    with torch.inference_mode():
+        logits, labels, _ = network(batch, features[batch.pictures])
+    llava.set_attn_implementation("eager")
+    assert torch.allclose(logits, torch.cat(separate), atol=2e-3)
+    ends = [processor.tokenizer.eos_token_id]
+    answers = [e.answer for pack in packs for e in pack.endings]
+    wanted = [t for a in answers for t in processor.tokenizer(" " + a, add_special_tokens=False)["input_ids"] + ends]
+    assert labels.tolist() == wanted
+
+
+def test_the_tower_is_the_same_network_under_open_clip_s_names(llava_and_processor: tuple[Any, Any]) -> None:
+    import open_clip
+
+    tower = llava_and_processor[0].model.vision_tower
+    clip, _ = open_clip.create_model_from_pretrained(get_profile(Settings()).retriever, precision="fp32")
+    missing = clip.visual.load_state_dict(as_open_clip(tower.state_dict()), strict=False)
+    assert missing.unexpected_keys == []
+    assert sorted(missing.missing_keys) == ["ln_post.bias", "ln_post.weight", "proj"]
+    states: list[torch.Tensor] = []
+    clip.visual.transformer.register_forward_hook(lambda _module, _inputs, output: states.append(output))
+    pixels = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        clip.eval().encode_image(pixels)
+        assert torch.allclose(states[0], tower(pixel_values=pixels).last_hidden_state, atol=1e-4)
+
+
+def test_a_text_with_two_targets_shares_its_probability() -> None:
+    texts = [RetrievalText("one", (2,)), RetrievalText("two", (0, 1))]
+    cosines = torch.tensor([[0.0, 0.0, math.log(2)], [math.log(3), math.log(3), math.log(2)]])
+    expected = (-math.log(2 / 4) - math.log(3 / 8)) / 2
+    assert choice_loss(cosines, texts).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_retrieval_texts_name_the_kinds_of_their_pictures(attributes: list[Attributes]) -> None:
+    world, rng = World(attributes, "train"), random.Random(8)
+    sizes: Counter[int] = Counter()
+    for _ in range(300):
+        text = draw_text(world, rng)
+        sizes[len(text.pictures)] += 1
+        for picture in text.pictures:
+            assert attributes[picture].kind in text.text.lower()
+    assert sizes[1] > 100
+    assert sizes[2] > 100
+
+
+def test_the_rate_rises_then_falls_with_steps_or_with_the_clock() -> None:
+    pace = Pace(steps=1000, peak_rate=1.0, warm_up_steps=10, limit_s=100)
+    assert pace.rate(0, 0) == pytest.approx(0.1)
+    assert pace.rate(9, 0) == pytest.approx(1.0, abs=1e-3)
+    assert pace.rate(500, 0) == pytest.approx(0.5)
+    assert pace.rate(20, 50) == pytest.approx(0.5)
+    assert pace.rate(20, 75) == pytest.approx(0.5 - 0.5 * math.sqrt(0.5))
+    assert pace.share_done(1000, 0) == pace.share_done(0, 100) == 1
+
+
+class _Interrupted(Exception):
+    pass
+
+
+class _Body(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 4))
+
+
+class _TwoLayers(nn.Module):
+    """Small, with one matrix for each of the two optimizers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = _Body()
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.last(self.body.layers(inputs))
+        return outputs
+
+
+def _lesson(network: _TwoLayers, interrupt_at: int | None = None) -> Lesson:
+    target = torch.arange(4.0)
+
+    def backward(step: int) -> Mapping[str, float]:
+        if step == interrupt_at:
+            raise _Interrupted
+        inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
+        loss = ((network(inputs) - target) ** 2).mean()
+        torch.autograd.backward(loss)
+        return {"loss": loss.item()}
+
+    return Lesson(backward, lambda: {"bias": float(network.last.bias.detach().sum())})
+
+
+def test_an_interrupted_training_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    pace = Pace(steps=30, peak_rate=0.02, warm_up_steps=3, steps_per_report=10)
+    whole = _TwoLayers()
+    curve = train(tmp_path / "whole", whole, _lesson(whole), pace)
+    assert [row["step"] for row in curve] == [10, 20, 30]
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    assert json.loads((tmp_path / "whole" / "curve.json").read_text()) == curve
+    drawn = ElementTree.parse(tmp_path / "whole" / "curve.svg").getroot()
+    assert {"loss", "bias"} <= set(drawn.itertext())
+    broken = _TwoLayers()
+    with pytest.raises(_Interrupted):
+        train(tmp_path / "broken", broken, _lesson(broken, interrupt_at=17), pace)
+    resumed = _TwoLayers()
+    curve_after = train(tmp_path / "broken", resumed, _lesson(resumed), pace)
+    assert [row["step"] for row in curve_after] == [10, 20, 30]
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_what_needs_no_gradient_stays(tmp_path: Path) -> None:
+    network = _TwoLayers()
+    network.last.weight.requires_grad = False
+    frozen, learning = network.last.weight.clone(), network.last.bias.clone()
+    train(tmp_path, network, _lesson(network), Pace(steps=3, peak_rate=0.02, warm_up_steps=1))
+    assert torch.equal(network.last.weight, frozen)
+    assert not torch.equal(network.last.bias, learning)
+
+
+def test_the_hint_marks_names_of_the_question_that_stand_in_the_caption(
+    llava_and_processor: tuple[Any, Any], attributes: list[Attributes]
+) -> None:
+    tokenizer = llava_and_processor[1].tokenizer
+    packer = Packer(llava_and_processor[1], 0, text_only=True)
+    names = name_tokens(tokenizer)
+    world, rng = World(attributes, "train"), random.Random(9)
+    for _ in range(20):
+        pack = reading_pack(world, rng)
+        batch = packer.batch([pack])
+        targets = hint_targets(batch, names)[0].tolist()
+        caption = tokenizer(packer.frames.beginning(pack))["input_ids"]
+        for token, ending, label, target in zip(
+            batch.tokens[0].tolist(), batch.endings[0].tolist(), batch.labels[0].tolist(), targets, strict=True
+        ):
+            if ending > 0 and label < 0 and bool(names[token]):
+                assert target == (token in caption)
+            else:
+                assert target == -1
+
+
+def test_a_reading_pack_can_be_judged_by_its_text_alone(
+    llava_and_processor: tuple[Any, Any], attributes: list[Attributes]
+) -> None:
+    packer = Packer(llava_and_processor[1], 0, text_only=True)
+    world, rng = World(attributes, "train"), random.Random(10)
+    for _ in range(50):
+        pack = reading_pack(world, rng)
+        caption = packer.frames.beginning(pack)
+        assert "<image>" not in caption
+        title, city, _year = caption.removeprefix("USER: Image Caption: ").strip().rsplit(", ", 2)
+        for ending in pack.endings:
+            assert (f"{title} in {city}" in ending.question) == (ending.answer == "Yes")
+            assert packer.frames.question(ending) == f"Question: {ending.question} ASSISTANT:"
+
+
+def test_the_whole_recipe_in_miniature_gives_models_that_load(tmp_path: Path) -> None:
+    """From random weights, two steps a stage; and a second call finds everything done."""
+    pace = Pace(steps=2, peak_rate=1e-3, warm_up_steps=1)
+    start = Path(get_profile(Settings()).mllm).parent
+    recipe = Recipe(
+        start=start,
+        from_weights=False,
+        vision=pace,
+        clip=pace,
+        reading=pace,
+        language=pace,
+        practice_pictures=80,
+        held_out_pictures=60,
+        pictures_per_step=4,
+        texts_per_step=4,
+        pictures_to_choose_from=40,
+        packs_per_step=(1, 1),
+    )
+    models = train_mini(tmp_path, recipe)
+    profile = tmp_path / "mini.json"
+    profile.write_text(json.dumps({"retriever": f"local-dir:{models / 'clip'}", "mllm": str(models / "llava")}))
+    bundle = ModelBundle(Settings(profile=str(profile), home=tmp_path, device="cpu"))
+    picture = Image.new("RGB", (112, 112), "gray")
+    assert bundle.retriever.embed_images([picture], 1).shape == (1, 128)
+    assert 0 < bundle.reranker.relevance([Pair("a question", "a caption", picture)], 1)[0].value < 1
+    assert sum(path.stat().st_size for path in models.rglob("*") if path.is_file()) < 24_000_000
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("checkpoint.pt")}
+    train_mini(tmp_path, recipe)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("checkpoint.pt")} == before
+    assert sorted(path.parent.name for path in before) == ["clip", "language", "reading", "vision"]
