@@ -65,7 +65,7 @@ def test_few_flat_or_broken_points_are_drawn(points: list[tuple[float, float]]) 
     assert "nan" not in document
 
 
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))  # a narrower width beside 1e6 drowns in the resolution of a float
 def test_ticks_are_round_and_cover(low: float, width: float) -> None:
     found = nice_ticks(low, low + width)
     step = found[1] - found[0]
