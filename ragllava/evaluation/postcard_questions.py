@@ -40,8 +40,8 @@ def ask_about_one(landmark: Landmark, rng: random.Random, question_type: str | N
         question_type = rng.choices(ONE_IMAGE_TYPES, _ONE_IMAGE_WEIGHTS)[0]
     if question_type == "roof" and attributes.kind not in ROOFED_KINDS:
         question_type = "count"
-    cues = _choose_cues(landmark, question_type, rng)
-    subject = _name_with_color(landmark, cues) + _visible_circumstances(landmark, cues)
+    asked = "beside" if question_type == "isthere" else question_type
+    subject = _subject(landmark, _choose_cues(landmark, asked, rng.choice((1, 2, 2)), rng))
     if question_type == "isthere":
         companion = _companion_to_ask_for(attributes.beside, rng)
         answer = "yes" if companion == attributes.beside else "no"
@@ -53,19 +53,23 @@ def ask_about_one(landmark: Landmark, rng: random.Random, question_type: str | N
 def ask_about_two(
     first: Landmark, second: Landmark, rng: random.Random, question_type: str | None = None
 ) -> QuestionAnswer:
-    """A question that needs both pictures, of the given type or of any.
+    """A question that needs both pictures, of the given type or of any; visible cues name each, two if it has them.
 
     "Which has more" is asked only of two landmarks that count the same thing and differ in it.
     """
     question_type = question_type or rng.choice(TWO_IMAGE_TYPES)
     one, other = first.attributes, second.attributes
     if question_type == "more" and one.count != other.count and one.counted == other.counted:
-        names = [_name_with_color(landmark, _color_cue(rng)) for landmark in (first, second)]
+        names = [_subject(landmark, _choose_cues(landmark, "count", 2, rng)) for landmark in (first, second)]
         winner = first if one.count > other.count else second
         return QuestionAnswer(f"Which has more {one.counted}, {names[0]} or {names[1]}?", winner.title, "more")
-    names = [_name_with_color(landmark, ()) for landmark in (first, second)]
+    names = [_subject(landmark, _choose_cues(landmark, "color", 2, rng)) for landmark in (first, second)]
     answer = "yes" if one.color == other.color else "no"
     return QuestionAnswer(f"Are {names[0]} and {names[1]} the same color?", answer, "samecolor")
+
+
+def _subject(landmark: Landmark, cues: Collection[str]) -> str:
+    return _name_with_color(landmark, cues) + _visible_circumstances(landmark, cues)
 
 
 def _text_and_answer(landmark: Landmark, subject: str, question_type: str) -> tuple[str, str]:
@@ -87,18 +91,12 @@ def _text_and_answer(landmark: Landmark, subject: str, question_type: str) -> tu
     raise ValueError(f"no question of type {question_type!r} about one picture")
 
 
-def _choose_cues(landmark: Landmark, question_type: str, rng: random.Random) -> Collection[str]:
-    """One or two (more often two) visible facts that do not give the answer away."""
-    asked = "beside" if question_type == "isthere" else question_type
+def _choose_cues(landmark: Landmark, asked: str, wanted: int, rng: random.Random) -> Collection[str]:
+    """Up to `wanted` visible facts that do not give away what is asked."""
     possible = [cue for cue in ("color", "sky", "beside") if cue != asked]
     if landmark.attributes.beside == NOTHING and "beside" in possible:
         possible.remove("beside")
-    wanted = rng.choice((1, 2, 2))
     return rng.sample(possible, min(len(possible), wanted))
-
-
-def _color_cue(rng: random.Random) -> Collection[str]:
-    return ("color",) if rng.random() < 0.7 else ()
 
 
 def _name_with_color(landmark: Landmark, cues: Collection[str]) -> str:

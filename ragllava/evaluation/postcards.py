@@ -199,12 +199,20 @@ def _draw_questions(
         (ask_about_one(postcard.landmark, rng), [postcard]) for postcard in islice(cycle(order), questions - about_two)
     ]
     for _ in range(about_two):
-        first, second = rng.sample(originals, 2)
+        first, second = _draw_pair(originals, rng)
         # "Which has more, A or A?" has no answer, even if the two stand in different cities.
         question_type = "samecolor" if first.landmark.title == second.landmark.title else None
         drawn.append((ask_about_two(first.landmark, second.landmark, rng, question_type), [first, second]))
     rng.shuffle(drawn)
     return tuple(_number(drawn))
+
+
+def _draw_pair(originals: Sequence[Postcard], rng: random.Random) -> tuple[Postcard, Postcard]:
+    """Two postcards; half of the time of one colour, so that "the same color?" cannot be answered without looking."""
+    first, second = rng.sample(originals, 2)
+    color = first.landmark.attributes.color
+    alike = [card for card in originals if card is not first and card.landmark.attributes.color == color]
+    return first, rng.choice(alike) if alike and rng.random() < 0.5 else second
 
 
 def _number(drawn: Sequence[tuple[QuestionAnswer, Sequence[Postcard]]]) -> Iterator[KnownQuestion]:

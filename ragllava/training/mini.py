@@ -54,7 +54,7 @@ class Recipe:
     held_out_pictures: int = 3_000
     pictures_per_step: int = 96
     texts_per_step: int = 128
-    pictures_to_choose_from: int = 4_096
+    pictures_to_choose_from: int = 2_048
     packs_per_step: tuple[int, int] = (16, 14)  # of one picture, of several
 
 
@@ -116,7 +116,7 @@ def _train_tower(folder: Path, recipe: Recipe, llava: Any, practice: PicturePool
 def _features(
     folder: Path, tower: Any, pools: tuple[PicturePool, PicturePool]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Patch and CLS states of both pools; kept on disk, as they take minutes."""
+    """What `tower_features` gives of both pools; kept on disk, as it takes minutes."""
     path = folder / "features.pt"
     if not path.exists():
         torch.save([tower_features(tower, pool) for pool in pools], path)
@@ -135,6 +135,7 @@ def _train_clip(
 
     name = f"{LOCAL_DIR}{recipe.start / 'clip'}"
     clip = open_clip.create_model(name, precision="fp32", load_weights=recipe.from_weights)
+    clip.visual.load_state_dict(as_open_clip(tower.state_dict()), strict=False)
     network = TextToPictures(clip, open_clip.get_tokenizer(name))
     lesson = clip_lesson(
         network,
@@ -144,7 +145,6 @@ def _train_clip(
         recipe.pictures_to_choose_from,
     )
     train(folder / "clip", network, lesson, recipe.clip)
-    clip.visual.load_state_dict(as_open_clip(tower.state_dict()), strict=False)
     export_clip(clip, recipe.start / "clip", folder / "models" / "clip")
 
 

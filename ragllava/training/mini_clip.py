@@ -1,8 +1,9 @@
 """The mini CLIP: its text tower learns to find pictures by what a question says of them.
 
-The picture tower is the finished one of mini_vision.py, frozen; only its last normalisation and projection learn
-here. So pictures are features computed once, and every text can choose among thousands of them. A question about two
-pictures has two targets, each worth half.
+The picture tower is the finished one of mini_vision.py; only its last block and projection learn here. So pictures
+are features computed once, and every text can choose among thousands of them. A question about two pictures has two
+targets, each worth half. The block has to learn for their sake: as long as a picture's vector is the sum of what it
+shows, a mixture of two wanted pictures lies as near to the question as each of them.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from torch import nn
 from torch.nn import functional
 
 from ragllava.evaluation.postcard_names import Attributes
-from ragllava.evaluation.postcard_questions import ask_about_one
-from ragllava.training.mini_examples import World, scene, two_image_question
+from ragllava.evaluation.postcard_questions import ask_about_one, ask_about_two
+from ragllava.training.mini_examples import World, scene
 from ragllava.training.mini_loop import Lesson
 
-_TWO_IMAGE_SHARE, _SCENE_SHARE = 0.45, 0.05
+_TWO_IMAGE_SHARE, _SCENE_SHARE = 0.55, 0.05
 _HELD_OUT_ARCHIVE = 1000
 _HELD_OUT_TEXTS = 300
 
@@ -40,32 +41,42 @@ def draw_text(world: World, rng: random.Random, two_image_share: float = _TWO_IM
     form = rng.random()
     if form < two_image_share:
         second = world.landmark(rng)
-        question = two_image_question(first.landmark, second.landmark, rng)
-        return RetrievalText(question.question, (first.picture, second.picture))
+        question = ask_about_two(first.landmark, second.landmark, rng)
+        return RetrievalText(question.text, (first.picture, second.picture))
     if form < two_image_share + _SCENE_SHARE:
         return RetrievalText(scene(first.landmark.attributes, rng), (first.picture,))
     return RetrievalText(ask_about_one(first.landmark, rng).text, (first.picture,))
 
 
 class TextToPictures(nn.Module):
-    """open_clip's CLIP from the picture tower's CLS state on."""
+    """open_clip's CLIP from the last block of its picture tower on."""
 
     def __init__(self, clip: Any, tokenizer: Any) -> None:
-        """`clip` is changed in place; its picture tower is left alone."""
+        """`clip` is changed in place; of its picture tower the last block learns and the others stay."""
         super().__init__()
         self.clip = clip
         self._tokenizer = tokenizer
+        last = f"transformer.resblocks.{len(clip.visual.transformer.resblocks) - 1}."
         for name, parameter in clip.visual.named_parameters():
-            parameter.requires_grad = name.startswith("ln_post") or name == "proj"
+            parameter.requires_grad = name.startswith(("ln_post", last)) or name == "proj"
 
-    def forward(self, texts: Sequence[str], classes: torch.Tensor) -> torch.Tensor:
-        """Texts (Q) and CLS states (N, width) → scaled cosines (Q, N) float32."""
+    def forward(self, texts: Sequence[str], tokens: torch.Tensor) -> torch.Tensor:
+        """Texts (Q) and tower states before the last block (N, tokens, width) → scaled cosines (Q, N) float32."""
         with torch.autocast("cpu", torch.bfloat16):
             queries = self.clip.encode_text(self._tokenizer(list(texts)), normalize=True)
-        visual = self.clip.visual
-        pictures = functional.normalize(visual.ln_post(classes.float()) @ visual.proj, dim=-1)
+            pictures = self.pictures(tokens)
         scaled: torch.Tensor = queries.float() @ pictures.T * self.clip.logit_scale.exp().clamp(max=100)
         return scaled
+
+    def pictures(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The pictures' vectors (N, dim), L2-normalised. Only the CLS token is followed: nothing else is read."""
+        visual = self.clip.visual
+        block = visual.transformer.resblocks[-1]
+        seen = block.ln_1(tokens)
+        state = tokens[:, :1] + block.attn(seen[:, :1], seen, seen, need_weights=False)[0]
+        state = state + block.mlp(block.ln_2(state))
+        with torch.autocast("cpu", enabled=False):  # the cosines decide between thousands
+            return functional.normalize(visual.ln_post(state[:, 0].float()) @ visual.proj, dim=-1)
 
 
 def clip_lesson(
@@ -75,15 +86,15 @@ def clip_lesson(
     texts_per_step: int,
     pictures_per_step: int,
 ) -> Lesson:
-    """Each text chooses among `pictures_per_step` pictures, drawn anew; attributes come with the CLS states."""
-    attributes, classes = practice
+    """Each text chooses among `pictures_per_step` pictures, drawn anew; attributes come with the tower's states."""
+    attributes, tokens = practice
 
     def backward(step: int) -> dict[str, float]:
         rng = random.Random(f"clip {step}")  # noqa: S311 - repeatable on purpose
         chosen = rng.sample(range(len(attributes)), pictures_per_step)
         world = World([attributes[picture] for picture in chosen], "train")
         texts = [draw_text(world, rng) for _ in range(texts_per_step)]
-        loss = choice_loss(network([text.text for text in texts], classes[chosen]), texts)
+        loss = choice_loss(network([text.text for text in texts], tokens[chosen]), texts)
         torch.autograd.backward(loss)
         return {"loss": loss.item()}
 
@@ -100,14 +111,14 @@ def choice_loss(cosines: torch.Tensor, texts: Sequence[RetrievalText]) -> torch.
 
 
 @torch.inference_mode()
-def recall(network: TextToPictures, attributes: Sequence[Attributes], classes: torch.Tensor) -> Mapping[str, float]:
+def recall(network: TextToPictures, attributes: Sequence[Attributes], tokens: torch.Tensor) -> Mapping[str, float]:
     """Recall in an archive of held-out pictures, by number of pictures asked about."""
     rng = random.Random("recall")  # noqa: S311 - repeatable on purpose
     world = World(attributes[:_HELD_OUT_ARCHIVE], "test")
     figures = {}
     for name, share in (("one", 0.0), ("two", 1.0)):
         texts = [draw_text(world, rng, share) for _ in range(_HELD_OUT_TEXTS)]
-        best = network([text.text for text in texts], classes[:_HELD_OUT_ARCHIVE]).topk(20, dim=-1).indices.tolist()
+        best = network([text.text for text in texts], tokens[:_HELD_OUT_ARCHIVE]).topk(20, dim=-1).indices.tolist()
         for k in (1, 5, 20):
             found = sum(picture in row[:k] for text, row in zip(texts, best, strict=True) for picture in text.pictures)
             figures[f"{name}_recall_{k}"] = found / sum(len(text.pictures) for text in texts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ragllava.evaluation.postcard_names import (
     NOTHING,
@@ -25,14 +25,14 @@ from ragllava.evaluation.postcard_names import (
 from ragllava.evaluation.postcard_questions import ask_about_one, ask_about_two
 
 # How often each type is practised: what is hard or rare in an archive more often than it is asked there.
-_ONE_IMAGE_PRACTICE = {"color": 1.5, "count": 4.0, "roof": 2.5, "beside": 2.0, "isthere": 3.0, "sky": 1.0, "year": 2.0}
+_ONE_IMAGE_PRACTICE = {"color": 1.5, "count": 4.0, "roof": 2.5, "beside": 2.0, "isthere": 5.0, "sky": 1.0, "year": 2.0}
 _TWO_IMAGE_SHARE = 0.35  # of the questions whose relevance is judged
 _RELEVANCE_PATTERNS = ((True, False, False), (True, True, False), (True, False, False))
 _CONFUSABLE_SHARE = 0.5  # of the second pictures
 _THIRD_PICTURE_SHARE = 0.2  # of the packs with two pictures
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 _TRIES = 40
-_PLAIN_SHARE = 0.2  # of the two-image questions, without any cue
+_CUES = ("color", "sky", "beside")
 _SKY_PHRASES = {"day": "by day", "night": "at night", "sunset": "at sunset"}
 
 
@@ -102,10 +102,10 @@ class World:
                 return other
 
     def one_picture_pack(self, rng: random.Random) -> Pack:
-        """A picture, its description, three questions that it answers, three to be judged."""
+        """A picture, its description, its name, three questions that it answers, three to be judged."""
         shown = self.landmark(rng)
         endings = [_describe(shown)]
-        endings += [_practise(shown, rng) for _ in range(3)]
+        endings += [_practise(shown, rng) for _ in range(3)] + _name(shown, rng)
         endings += [self._judged(shown, relevant, rng) for relevant in rng.choice(_RELEVANCE_PATTERNS)]
         return Pack((shown,), tuple(endings))
 
@@ -115,7 +115,7 @@ class World:
         second = self._partner(first, rng)
         endings = [_describe(rng.choice((first, second)))]
         endings += [_practise(shown, rng) for shown in (first, second)]
-        endings += _compare(first, second, rng)
+        endings += _compare(first, second, rng) + _name(first, rng, second)
         pictures = [first, second]
         if rng.random() < _THIRD_PICTURE_SHARE:
             pictures.append(self._third(first, second, rng))
@@ -142,7 +142,7 @@ class World:
                 break
         pair = [asked.landmark, other.landmark]
         rng.shuffle(pair)
-        return two_image_question(pair[0], pair[1], rng).question
+        return ask_about_two(pair[0], pair[1], rng).text
 
     def _partner(self, of: Shown, rng: random.Random) -> Shown:
         """A second landmark; half of the time of the same colour, mostly one that counts the same thing."""
@@ -179,22 +179,6 @@ class World:
         return Shown(picture, Landmark(self.attributes[picture], entity))
 
 
-def two_image_question(
-    first: Landmark, second: Landmark, rng: random.Random, question_type: str | None = None
-) -> Ending:
-    """A question about two landmarks, mostly with visible cues: without any, no picture search can find the two."""
-    plain = ask_about_two(first, second, rng, question_type)
-    if rng.random() < _PLAIN_SHARE:
-        return Ending(plain.text, plain.answer, plain.type)
-    asked = "color" if plain.type == "samecolor" else "count"
-    names = [_subject(landmark, _two_cues(landmark.attributes, asked, rng)) for landmark in (first, second)]
-    if plain.type == "samecolor":
-        text = f"Are {names[0]} and {names[1]} the same color?"
-    else:
-        text = f"Which has more {first.attributes.counted}, {names[0]} or {names[1]}?"
-    return Ending(text, plain.answer, plain.type)
-
-
 def scene(attributes: Attributes, rng: random.Random) -> str:
     """Some of what a picture shows, without a name: "a red lighthouse shown at night"."""
     cues = [cue for cue in _visible_cues(attributes) if rng.random() < 0.75]
@@ -204,16 +188,6 @@ def scene(attributes: Attributes, rng: random.Random) -> str:
 
 def _visible_cues(attributes: Attributes) -> list[str]:
     return ["color", "sky", "beside"] if attributes.beside != NOTHING else ["color", "sky"]
-
-
-def _two_cues(attributes: Attributes, asked: str, rng: random.Random) -> Collection[str]:
-    possible = [cue for cue in _visible_cues(attributes) if cue != asked]
-    return rng.sample(possible, min(2, len(possible)))
-
-
-def _subject(landmark: Landmark, cues: Collection[str]) -> str:
-    color = f"{landmark.attributes.color} " if "color" in cues else ""
-    return f"the {color}{landmark.title} in {landmark.entity.city}{_circumstances(landmark.attributes, cues)}"
 
 
 def _circumstances(attributes: Attributes, cues: Collection[str]) -> str:
@@ -246,13 +220,24 @@ def _compare(first: Shown, second: Shown, rng: random.Random) -> list[Ending]:
     """The same colour? And which has more, where that question has an answer."""
     pair = [first, second]
     rng.shuffle(pair)
-    endings = [two_image_question(pair[0].landmark, pair[1].landmark, rng, "samecolor")]
+    alike = ask_about_two(pair[0].landmark, pair[1].landmark, rng, "samecolor")
+    endings = [Ending(alike.text, alike.answer, alike.type)]
     if first.landmark.title != second.landmark.title:
-        more = two_image_question(pair[1].landmark, pair[0].landmark, rng, "more")
+        more = ask_about_two(pair[1].landmark, pair[0].landmark, rng, "more")
         winner = max(pair, key=lambda shown: shown.landmark.attributes.count)
-        endings += [replace(more, about=winner)] if more.task == "more" else []
+        endings += [Ending(more.text, more.answer, more.type, winner)] if more.type == "more" else []
     return endings
 
 
+def _name(shown: Shown, rng: random.Random, beside: Shown | None = None) -> list[Ending]:
+    """What is it called? To copy a title must be learned before one can be chosen; none if `beside` looks the same."""
+    looks = shown.landmark.attributes
+    if beside is not None and _shared_cues(beside.landmark.attributes, looks) == len(_CUES):
+        return []
+    cues = _visible_cues(looks)
+    text = f"the {looks.color} {looks.kind}{_circumstances(looks, cues)}" if beside else scene(looks, rng)
+    return [Ending(f"What is {text} called?", shown.landmark.title, "name", shown)]
+
+
 def _shared_cues(one: Attributes, other: Attributes) -> int:
-    return sum(getattr(one, cue) == getattr(other, cue) for cue in ("color", "sky", "beside"))
+    return sum(getattr(one, cue) == getattr(other, cue) for cue in _CUES)

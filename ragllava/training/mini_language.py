@@ -153,15 +153,15 @@ def fitting_words(batch: PackedBatch, looks: torch.Tensor, words: torch.Tensor) 
 def tower_features(
     tower: Any, pool: PicturePool, precision: torch.dtype = torch.bfloat16
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tower's last hidden states, in `precision`: patches (N, patches, width) and CLS (N, width)."""
-    patches, classes = [], []
+    """The patches behind the tower (N, patches, width), and all tokens before its last layer (N, 1 + P, width)."""
+    patches, tokens = [], []
     for start in range(0, len(pool), _PICTURES_PER_BATCH):
         pixels = normalised(pool.pixels[start : start + _PICTURES_PER_BATCH])
         with _reckoning_in(precision):
-            states = tower(pixel_values=pixels).last_hidden_state.to(precision)
-        patches.append(states[:, 1:].clone())
-        classes.append(states[:, 0].clone())
-    return torch.cat(patches), torch.cat(classes)
+            states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+        patches.append(states[-1][:, 1:].to(precision, copy=True))
+        tokens.append(states[-2].to(precision, copy=True))
+    return torch.cat(patches), torch.cat(tokens)
 
 
 def _reckoning_in(precision: torch.dtype) -> torch.autocast:

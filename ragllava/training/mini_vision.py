@@ -31,6 +31,7 @@ ATTRIBUTE_VALUES: Mapping[str, tuple[Any, ...]] = {
 # What OpenAI's CLIP was normalised with; the shipped preprocessor configs say the same.
 _MEAN, _DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _DENSE_WEIGHT = 2.0
+_ATTRIBUTE_WEIGHTS = {"roof": 3.0, "count": 1.5}  # a few pixels decide them
 _LARGEST_SHIFT = 4  # pixels
 
 
@@ -130,7 +131,8 @@ def tower_lesson(network: TowerWithHeads, pool: PicturePool, held_out: PicturePo
         wanted = {name: label[torch.from_numpy(rows)] for name, label in labels.items()}
         losses = {name: _mean_over_tokens(logits[name], wanted[name]) for name in logits}
         dense = functional.mse_loss(mass, counted_mass(places, network.patch_size), reduction="none").sum(1).mean()
-        torch.autograd.backward(torch.stack(list(losses.values())).sum() + _DENSE_WEIGHT * dense)
+        asked = torch.stack([_ATTRIBUTE_WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
+        torch.autograd.backward(asked + _DENSE_WEIGHT * dense)
         return {"loss_" + name: loss.item() for name, loss in losses.items()} | {"loss_dense": dense.item()}
 
     return Lesson(backward, lambda: patch_accuracy(network, held_out))

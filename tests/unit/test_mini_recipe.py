@@ -25,7 +25,7 @@ from ragllava.models.reranker import Pair
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
 from ragllava.settings import Settings
 from ragllava.training.mini import Recipe, train_mini
-from ragllava.training.mini_clip import RetrievalText, choice_loss, draw_text
+from ragllava.training.mini_clip import RetrievalText, TextToPictures, choice_loss, draw_text
 from ragllava.training.mini_examples import Ending, Pack, World
 from ragllava.training.mini_export import as_open_clip
 from ragllava.training.mini_language import PackedLlava, fitting_words, tower_features, visible_words
@@ -33,7 +33,7 @@ from ragllava.training.mini_loop import Lesson, Pace, train
 from ragllava.training.mini_packing import Packer, block_mask
 from ragllava.training.mini_pool import PicturePool, draw_pool
 from ragllava.training.mini_reading import hint_targets, name_tokens, reading_pack
-from ragllava.training.mini_vision import ATTRIBUTE_VALUES, attribute_labels, counted_mass, varied
+from ragllava.training.mini_vision import ATTRIBUTE_VALUES, attribute_labels, counted_mass, normalised, varied
 
 PATCHES = 49
 
@@ -122,6 +122,12 @@ def _names(question: str, pack: Pack) -> list[bool]:
     return named
 
 
+def _shows(question: str, looks: Attributes) -> bool:
+    """Whether the picture has the colour, kind, sky and companion that a question about a name gives."""
+    beside = looks.beside == "none" or f"a {looks.beside} nearby" in question
+    return f"{looks.color} {looks.kind} shown" in question and looks.sky in question and beside
+
+
 def test_one_picture_is_relevant_exactly_to_the_questions_that_name_it(attributes: list[Attributes]) -> None:
     world, rng = World(attributes, "train"), random.Random(1)
     answers: Counter[str] = Counter()
@@ -131,6 +137,8 @@ def test_one_picture_is_relevant_exactly_to_the_questions_that_name_it(attribute
             if ending.judges_relevance:
                 answers[ending.answer] += 1
                 assert (ending.answer == "Yes") == _names(ending.question, pack)[0], (pack, ending)
+            elif ending.task == "name":
+                assert ending.answer == pack.shown[0].landmark.title
             else:
                 assert _names(ending.question, pack) == [True]
     assert 0.35 < answers["Yes"] / answers.total() < 0.55
@@ -151,6 +159,11 @@ def test_questions_about_two_pictures_are_balanced_and_right(attributes: list[At
             elif ending.task == "more":
                 winner = max(asked, key=lambda landmark: landmark.attributes.count)
                 assert ending.answer == winner.title
+            elif ending.task == "name":
+                assert ending.about is not None
+                called = [shown for shown in pack.shown if _shows(ending.question, shown.landmark.attributes)]
+                assert ending.about in called
+                assert ending.answer == ending.about.landmark.title
             else:
                 assert len(asked) == 1
     assert 0.35 < same["yes"] / same.total() < 0.65
@@ -278,6 +291,25 @@ def test_the_tower_is_the_same_network_under_open_clip_s_names(llava_and_process
     with torch.inference_mode():
         clip.eval().encode_image(pixels)
         assert torch.allclose(states[0], tower(pixel_values=pixels).last_hidden_state, atol=1e-4)
+
+
+def test_pictures_are_those_of_the_whole_picture_tower(
+    llava_and_processor: tuple[Any, Any], attributes: list[Attributes]
+) -> None:
+    """From the states before the last block on, following the CLS token alone, to the vector that searching uses."""
+    import open_clip
+
+    drawings = [draw_postcard(shown, random.Random(number)) for number, shown in enumerate(attributes[:6])]
+    pool = PicturePool(np.stack([drawing.pixels for drawing in drawings]), np.zeros(0, np.float32), attributes[:6])
+    tower = llava_and_processor[0].model.vision_tower
+    name = get_profile(Settings()).retriever
+    clip, _ = open_clip.create_model_from_pretrained(name, precision="fp32")
+    clip.visual.load_state_dict(as_open_clip(tower.state_dict()), strict=False)
+    _, tokens = tower_features(tower, pool, torch.float32)
+    with torch.inference_mode():
+        expected = clip.eval().encode_image(normalised(pool.pixels), normalize=True)
+        found = TextToPictures(clip, open_clip.get_tokenizer(name)).pictures(tokens)
+    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_a_text_with_two_targets_shares_its_probability() -> None:
