@@ -12,6 +12,7 @@ class JobKind(StrEnum):
 
     INGEST = "ingest"
     ANSWER = "answer"
+    TRAIN = "train"
 
 
 class AnswerStatus(StrEnum):
@@ -32,6 +33,44 @@ class FileStatus(StrEnum):
     REJECTED = "rejected"
     DEAD = "dead"
     CANCELLED = "cancelled"
+
+
+class TrainingStatus(StrEnum):
+    """How a training ended."""
+
+    PROMOTED = "promoted"  # it passed the gate and is champion
+    CHALLENGER = "challenger"  # it passed the gate, and waits for somebody to promote it
+    REFUSED = "refused"  # the gate found it no better, or worse in something; kept as a candidate
+    FAILED = "failed"  # it cannot be done, and a retry would not help
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+class Verdict(StrEnum):
+    """What was said about an answer."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+
+
+class NoisyReason(StrEnum):
+    """Why a question is a noisy case."""
+
+    NEAR_THRESHOLD = "near_threshold"  # a candidate's relevance is close to η
+    RANKS_DISAGREE = "ranks_disagree"  # the best by relevance stands far down CLIP's list
+    NO_EVIDENCE = "no_evidence"  # every candidate was dropped
+    FRAGILE_ANSWER = "fragile_answer"  # another answer without the least relevant of the kept images
+    LOW_CONFIDENCE = "low_confidence"  # the answer's tokens were unlikely
+    SAID_WRONG = "said_wrong"  # by a person or a gold label
+    UNLABELLED_RELEVANT = "unlabelled_relevant"  # an image nobody labelled looks relevant: ask before training on it
+
+
+class NoisyState(StrEnum):
+    """What became of a noisy case."""
+
+    OPEN = "open"
+    LABELLED = "labelled"
+    DISMISSED = "dismissed"
 
 
 class FileFormat(StrEnum):
@@ -147,6 +186,31 @@ class FileOutcome:
     status: FileStatus
     reason: str | None = None
     image_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NoisyCase:
+    """A logged question that looks wrong. `details` has a sentence or figures for each reason, by its name."""
+
+    question_no: int
+    reasons: tuple[NoisyReason, ...]
+    details: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What was said about the answer to one question. Images are ids of the archive's.
+
+    `answer` is the right one, None if it was not said; `source` is `person` or `gold`.
+    """
+
+    job_id: int
+    question_no: int
+    verdict: Verdict
+    answer: str | None
+    relevant: tuple[int, ...]
+    irrelevant: tuple[int, ...]
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
