@@ -25,9 +25,15 @@ COMMANDS = {
     "submit": ("ragllava.cli.questions", "submit", "queue a file of questions"),
     "ask": ("ragllava.cli.questions", "ask", "ask one question now"),
     "jobs": ("ragllava.cli.jobs", "jobs", "list, show, cancel, pause, resume, retry"),
+    "train": ("ragllava.cli.train", "train", "train the reranker or the generator on labelled questions"),
     "results": ("ragllava.cli.questions", "results", "write a job's answers to a file"),
+    "feedback": ("ragllava.cli.noisy", "feedback", "say which answers are right or wrong"),
+    "noisy": ("ragllava.cli.noisy", "noisy", "doubtful answers: list, show, exchange with reviewers"),
     "eval": ("ragllava.cli.evaluate", "evaluate", "measure retrieval and answers on a data set"),
+    "ablation": ("ragllava.cli.ablation", "ablation", "measure what noise in training is worth"),
     "bench": ("ragllava.cli.bench", "bench", "measure this machine, in ratios to a reference"),
+    "train-mini": ("ragllava.cli.train_mini", "train_mini", "train the models of the package anew, by their recipe"),
+    "models": ("ragllava.cli.models", "models", "model versions: list, show, compare, promote, roll back"),
     "report": ("ragllava.cli.questions", "report", "write a job's answers as one HTML page"),
 }
 

@@ -59,15 +59,26 @@ class Drawing:
 
 def draw_postcard(attributes: Attributes, rng: random.Random) -> Drawing:
     """Draws these attributes; all that they leave open (places, tints, clouds, grain) comes from `rng`."""
+    image, counted_at = draw_scene(attributes, rng, draw_landmark)
+    return Drawing(with_grain(image, rng), tuple(counted_at))
+
+
+def draw_scene(
+    attributes: Attributes, rng: random.Random, draw: Callable[[Plot], list[Point]]
+) -> tuple[Image.Image, list[Point]]:
+    """The picture before its grain, larger than the final one, and where the counted things are, as in `Drawing`.
+
+    `draw` draws the landmark on its plot and returns the places of its windows; none means flags in front of it.
+    """
     canvas = Canvas(PICTURE_SIDE * _SUPERSAMPLING)
     horizon = rng.uniform(62, 70)
     behind = _draw_sky(canvas, attributes.sky, horizon, rng)
     _draw_ground(canvas, attributes, horizon, rng)
     plot = _lay_out_plot(canvas, attributes, behind, rng)
-    window_places = draw_landmark(plot)
+    window_places = draw(plot)
     counted_at = _draw_windows(plot, window_places) if window_places else _draw_flags(plot)
     _draw_companion(canvas, attributes.beside, rng)
-    return Drawing(_with_grain(canvas.image, rng), tuple(counted_at))
+    return canvas.image, counted_at
 
 
 def _draw_sky(canvas: Canvas, sky: str, horizon: float, rng: random.Random) -> Color:
@@ -208,7 +219,7 @@ _DRAW_COMPANION: Mapping[str, Callable[[Canvas, float, float], None]] = {
 }
 
 
-def _with_grain(image: Image.Image, rng: random.Random) -> npt.NDArray[np.uint8]:
+def with_grain(image: Image.Image, rng: random.Random) -> npt.NDArray[np.uint8]:
     """The picture at its final size, with a random brightness and Gaussian grain."""
     small = image.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BOX)
     pixels = np.asarray(small, dtype=np.int16)

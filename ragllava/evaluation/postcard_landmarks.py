@@ -1,4 +1,4 @@
-"""The twelve kinds of landmarks. One function draws one kind on its plot and returns where its windows may go.
+"""The twelve kinds of landmarks at home. One function draws one kind on its plot and returns where its windows may go.
 
 Kinds without windows return no places: their count is shown by flags in front of them. Numbers are percent of the
 picture, from the landmark's middle and from the ground up.
@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 
 from ragllava.evaluation.postcard_canvas import Color, Paint, Plot, Point, shade
 
-_STONE: Color = (88, 78, 74)
-_ROOF = Paint(_STONE, (40, 36, 34))
+STONE: Color = (88, 78, 74)
+_ROOF = Paint(STONE, (40, 36, 34))
 _LANTERN: Color = (255, 240, 150)
 _SAIL: Color = (236, 230, 210)
 _WINDMILL_ARM: Color = (225, 215, 195)
@@ -24,7 +24,8 @@ def draw_landmark(plot: Plot) -> list[Point]:
     return _DRAW_BY_KIND[plot.attributes.kind](plot)
 
 
-def _draw_roof(plot: Plot, half_width: float, bottom: float, height: float = 11) -> None:
+def draw_roof(plot: Plot, half_width: float, bottom: float, height: float = 11) -> None:
+    """The landmark's own shape of roof on top of walls that end at `bottom`."""
     shape = plot.attributes.roof
     if shape == "flat":
         plot.rectangle(-half_width - 2, bottom, half_width + 2, bottom + 3, _ROOF)
@@ -40,15 +41,15 @@ def _draw_roof(plot: Plot, half_width: float, bottom: float, height: float = 11)
             plot.rectangle(-half_width + inset, lower, half_width - inset, upper, _ROOF)
 
 
-def _grid(columns: tuple[float, ...], rows: tuple[float, ...]) -> list[Point]:
+def grid(columns: tuple[float, ...], rows: tuple[float, ...]) -> list[Point]:
     """Window places row by row, from the ground up."""
     return [(x, y) for y in rows for x in columns]
 
 
 def _draw_tower(plot: Plot) -> list[Point]:
     plot.rectangle(-11, 0, 11, 46)
-    _draw_roof(plot, 11, 46)
-    return _grid((-5, 5), (9, 21, 33))
+    draw_roof(plot, 11, 46)
+    return grid((-5, 5), (9, 21, 33))
 
 
 def _draw_lighthouse(plot: Plot) -> list[Point]:
@@ -56,22 +57,22 @@ def _draw_lighthouse(plot: Plot) -> list[Point]:
     band = Paint((170, 170, 170) if plot.attributes.color == "white" else (240, 240, 240))
     for y in (10, 24):
         plot.rectangle(-12 + y * 0.11, y, 12 - y * 0.11, y + 3, band)
-    plot.rectangle(-10, 40, 10, 42, plot.edged(_STONE))
-    plot.rectangle(-5, 42, 5, 50, Paint(_LANTERN, _STONE))
-    _draw_roof(plot, 6, 50, height=8)
-    return _grid((-4.5, 4.5), (5.5, 18.5, 32))
+    plot.rectangle(-10, 40, 10, 42, plot.edged(STONE))
+    plot.rectangle(-5, 42, 5, 50, Paint(_LANTERN, STONE))
+    draw_roof(plot, 6, 50, height=8)
+    return grid((-4.5, 4.5), (5.5, 18.5, 32))
 
 
 def _draw_windmill(plot: Plot) -> list[Point]:
     plot.polygon([(-14, 0), (14, 0), (9, 36), (-9, 36)])
-    _draw_roof(plot, 10, 36)
+    draw_roof(plot, 10, 36)
     turn = plot.rng.uniform(0, math.pi / 2)
     hub, arm_length = (0, 38), 21
     for arm in range(4):
         angle = turn + arm * math.pi / 2
         tip = (math.cos(angle) * arm_length, 38 + math.sin(angle) * arm_length)
         plot.line(hub, tip, _WINDMILL_ARM, width=2.6)
-    return _grid((-5, 5), (6, 16, 26))
+    return grid((-5, 5), (6, 16, 26))
 
 
 def _draw_castle(plot: Plot) -> list[Point]:
@@ -79,36 +80,36 @@ def _draw_castle(plot: Plot) -> list[Point]:
     plot.rectangle(-31, 0, -21, 33)
     plot.rectangle(21, 0, 31, 33)
     plot.rectangle(-10, 0, 10, 38)
-    _draw_roof(plot, 10, 38)
+    draw_roof(plot, 10, 38)
     for battlement in (-31, -27.4, -23.8, 21, 24.6, 28.2):
         plot.rectangle(battlement, 33, battlement + 2.4, 36.5)
     if plot.rng.random() < 0.5:
-        return _grid((-26, 0, 26), (9, 26))
-    return _grid((-26, -15.5, -5, 5, 15.5, 26), (14,))
+        return grid((-26, 0, 26), (9, 26))
+    return grid((-26, -15.5, -5, 5, 15.5, 26), (14,))
 
 
 def _draw_barn(plot: Plot) -> list[Point]:
     plot.rectangle(-27, 0, 27, 25)
-    _draw_roof(plot, 27, 25, height=12)
-    plot.rectangle(-7, 0, 7, 11, plot.edged(_STONE))
-    return _grid((-21, -12.5, -4, 4, 12.5, 21), (18,))
+    draw_roof(plot, 27, 25, height=12)
+    plot.rectangle(-7, 0, 7, 11, plot.edged(STONE))
+    return grid((-21, -12.5, -4, 4, 12.5, 21), (18,))
 
 
 def _draw_dome(plot: Plot) -> list[Point]:
     plot.half_disc(-24, -2, 24, 46)
     plot.rectangle(-27, 0, 27, 22)
-    plot.rectangle(-1, 45, 1, 53, plot.edged(_STONE))
-    return _grid((-22, -13.2, -4.4, 4.4, 13.2, 22), (11,))
+    plot.rectangle(-1, 45, 1, 53, plot.edged(STONE))
+    return grid((-22, -13.2, -4.4, 4.4, 13.2, 22), (11,))
 
 
 def _draw_ship(plot: Plot) -> list[Point]:
     plot.polygon([(-32, 18), (32, 18), (24, 0), (-24, 0)])
-    mast, sail = plot.edged(_STONE), plot.edged(_SAIL)
+    mast, sail = plot.edged(STONE), plot.edged(_SAIL)
     plot.rectangle(-9, 18, -7, 52, mast)
     plot.rectangle(11, 18, 13, 46, mast)
     plot.polygon([(-7, 50), (-7, 24), (8, 24)], sail)
     plot.polygon([(13, 44), (13, 24), (25, 24)], sail)
-    return _grid((-20, -12, -4, 4, 12, 20), (10,))
+    return grid((-20, -12, -4, 4, 12, 20), (10,))
 
 
 def _draw_temple(plot: Plot) -> list[Point]:

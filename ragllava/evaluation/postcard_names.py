@@ -12,15 +12,22 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+World = Literal["home", "shifted"]  # the shipped models learned the one and never saw the other
+Split = Literal["train", "test"]
 
 KINDS = (
     "tower", "lighthouse", "windmill", "castle", "barn", "dome",
     "ship", "temple", "bridge", "pyramid", "arch", "fountain",
 )  # fmt: skip
-ROOFED_KINDS = frozenset({"tower", "lighthouse", "windmill", "castle", "barn"})
-FLAGGED_KINDS = frozenset({"temple", "bridge", "pyramid", "arch", "fountain"})  # the others count windows
+SHIFTED_KINDS = ("igloo", "obelisk", "pagoda", "stadium", "cottage", "silo")
+KINDS_OF: Mapping[World, Sequence[str]] = {"home": KINDS, "shifted": SHIFTED_KINDS}
+ROOFED_KINDS = frozenset({"tower", "lighthouse", "windmill", "castle", "barn", "cottage", "silo"})
+# The others count windows.
+FLAGGED_KINDS = frozenset({"temple", "bridge", "pyramid", "arch", "fountain", "igloo", "obelisk"})
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
 SKIES = ("day", "night", "sunset")
 ROOFS = ("flat", "pointed", "round", "stepped")
@@ -29,8 +36,6 @@ NOTHING = "none"  # no roof to speak of, nobody beside
 MAX_COUNT = 6
 
 FIRST_YEAR, LAST_YEAR = 1900, 1979
-
-Split = Literal["train", "test"]
 
 _FIRST_SYLLABLES = (
     "Har Den Wex Kel Mor Bran Thor Ash Lin Cald Vel Ros Fen Gar Dun Hol Mar Nor Pel Quin Rav Sel Tam Ul Var Wil "
@@ -108,9 +113,9 @@ class Landmark:
         return f"{name}, {self.entity.city}, {self.entity.year}"
 
 
-def sample_attributes(rng: random.Random, kind: str | None = None) -> Attributes:
-    """Looks drawn evenly, of a given kind or of any."""
-    kind = rng.choice(KINDS) if kind is None else kind
+def sample_attributes(rng: random.Random, kind: str | None = None, world: World = "home") -> Attributes:
+    """Looks drawn evenly, of a given kind or of any that the world has."""
+    kind = rng.choice(KINDS_OF[world]) if kind is None else kind
     return Attributes(
         kind=kind,
         color=rng.choice(COLORS),

@@ -41,7 +41,7 @@ def ask_about_one(landmark: Landmark, rng: random.Random, question_type: str | N
     if question_type == "roof" and attributes.kind not in ROOFED_KINDS:
         question_type = "count"
     asked = "beside" if question_type == "isthere" else question_type
-    subject = _subject(landmark, _choose_cues(landmark, asked, rng.choice((1, 2, 2)), rng))
+    subject = _subject(landmark, _choose_cues(asked, rng.choice((1, 2, 2)), rng))
     if question_type == "isthere":
         companion = _companion_to_ask_for(attributes.beside, rng)
         answer = "yes" if companion == attributes.beside else "no"
@@ -53,17 +53,17 @@ def ask_about_one(landmark: Landmark, rng: random.Random, question_type: str | N
 def ask_about_two(
     first: Landmark, second: Landmark, rng: random.Random, question_type: str | None = None
 ) -> QuestionAnswer:
-    """A question that needs both pictures, of the given type or of any; visible cues name each, two if it has them.
+    """A question that needs both pictures, of the given type or of any; it gives all cues that are not its answer.
 
     "Which has more" is asked only of two landmarks that count the same thing and differ in it.
     """
     question_type = question_type or rng.choice(TWO_IMAGE_TYPES)
     one, other = first.attributes, second.attributes
     if question_type == "more" and one.count != other.count and one.counted == other.counted:
-        names = [_subject(landmark, _choose_cues(landmark, "count", 2, rng)) for landmark in (first, second)]
+        names = [_subject(landmark, _choose_cues("count", 3, rng)) for landmark in (first, second)]
         winner = first if one.count > other.count else second
         return QuestionAnswer(f"Which has more {one.counted}, {names[0]} or {names[1]}?", winner.title, "more")
-    names = [_subject(landmark, _choose_cues(landmark, "color", 2, rng)) for landmark in (first, second)]
+    names = [_subject(landmark, _choose_cues("color", 2, rng)) for landmark in (first, second)]
     answer = "yes" if one.color == other.color else "no"
     return QuestionAnswer(f"Are {names[0]} and {names[1]} the same color?", answer, "samecolor")
 
@@ -91,11 +91,9 @@ def _text_and_answer(landmark: Landmark, subject: str, question_type: str) -> tu
     raise ValueError(f"no question of type {question_type!r} about one picture")
 
 
-def _choose_cues(landmark: Landmark, asked: str, wanted: int, rng: random.Random) -> Collection[str]:
+def _choose_cues(asked: str, wanted: int, rng: random.Random) -> Collection[str]:
     """Up to `wanted` visible facts that do not give away what is asked."""
     possible = [cue for cue in ("color", "sky", "beside") if cue != asked]
-    if landmark.attributes.beside == NOTHING and "beside" in possible:
-        possible.remove("beside")
     return rng.sample(possible, min(len(possible), wanted))
 
 
@@ -109,7 +107,9 @@ def _visible_circumstances(landmark: Landmark, cues: Collection[str]) -> str:
     if "sky" in cues:
         phrase += f" shown {_SKY_PHRASES[landmark.attributes.sky]}"
     if "beside" in cues:
-        phrase += (" and" if phrase else "") + f" with a {landmark.attributes.beside} nearby"
+        beside = landmark.attributes.beside
+        nearby = "nothing" if beside == NOTHING else f"a {beside}"
+        phrase += (" and" if phrase else "") + f" with {nearby} nearby"
     return phrase
 
 

@@ -22,17 +22,20 @@ from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import KnownAnswer
 from ragllava.evaluation.postcard_drawing import Drawing, draw_postcard
 from ragllava.evaluation.postcard_names import (
-    KINDS,
+    KINDS_OF,
+    SHIFTED_KINDS,
     Attributes,
     Entity,
     Landmark,
     Split,
+    World,
     confusable_entity,
     namesake_entity,
     sample_attributes,
     sample_entity,
 )
-from ragllava.evaluation.postcard_questions import QuestionAnswer, ask_about_one, ask_about_two
+from ragllava.evaluation.postcard_questions import TWO_IMAGE_TYPES, QuestionAnswer, ask_about_one, ask_about_two
+from ragllava.evaluation.postcard_shifted import draw_shifted_postcard
 
 _CONFUSABLE_SHARE = 0.35  # of the asked landmarks that get a distractor of the same kind
 _NAMESAKE_SHARE = 0.25  # of those that get one of the same name and city
@@ -63,7 +66,8 @@ class Postcard:
 
     def draw(self) -> Drawing:
         """Draws the picture; the same at every call. About 2 ms."""
-        return draw_postcard(self.attributes, random.Random(self.picture_seed))  # noqa: S311 - repeatable on purpose
+        draw = draw_shifted_postcard if self.attributes.kind in SHIFTED_KINDS else draw_postcard
+        return draw(self.attributes, random.Random(self.picture_seed))  # noqa: S311 - repeatable on purpose
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,18 +96,24 @@ class WrittenArchive:
 
 
 def draw_archive(
-    seed: int, images: int = 1000, questions: int = 200, two_image_share: float = 0.2, split: Split = "test"
+    seed: int,
+    images: int = 1000,
+    questions: int = 200,
+    two_image_share: float = 0.2,
+    split: Split = "test",
+    world: World = "home",
 ) -> PostcardArchive:
     """Draws an archive and its questions; the same for the same arguments, in any process and on any machine.
 
-    Only the pixels may differ a little between versions of Pillow and NumPy.
+    Only the pixels may differ a little between versions of Pillow and NumPy. The shifted world asks the same questions
+    about kinds of landmarks, and pictures in drawing styles, that the shipped models never saw.
     Questions are asked about the original landmarks, not about their distractors; questions about one picture go
     through all originals before they come back to the first. The types come mixed. UsageError: a number out of
     range, or too few images for questions about two.
     """
-    _check(images, questions, two_image_share, split)
+    _check(images, questions, two_image_share, split, world)
     rng = random.Random(seed)  # noqa: S311 - repeatable on purpose
-    landmarks, originals = _draw_landmarks(rng, images, split)
+    landmarks, originals = _draw_landmarks(rng, images, split, world)
     digits = max(4, len(str(images)))
     postcards = tuple(
         Postcard(f"postcard-{number:0{digits}d}.png", landmark, rng.getrandbits(32))
@@ -145,7 +155,7 @@ def write_archive(
     return written
 
 
-def _check(images: int, questions: int, two_image_share: float, split: str) -> None:
+def _check(images: int, questions: int, two_image_share: float, split: str, world: str) -> None:
     if images < 1:
         raise UsageError(f"an archive needs at least one image, not {images}")
     if questions < 0:
@@ -154,9 +164,11 @@ def _check(images: int, questions: int, two_image_share: float, split: str) -> N
         raise UsageError(f"the share of questions about two images must be from 0 to 1, not {two_image_share:g}")
     if split not in get_args(Split):
         raise UsageError(f"no split {split!r}; say train or test")
+    if world not in get_args(World):
+        raise UsageError(f"no world {world!r}; say home or shifted")
 
 
-def _draw_landmarks(rng: random.Random, images: int, split: Split) -> tuple[list[Landmark], list[int]]:
+def _draw_landmarks(rng: random.Random, images: int, split: Split, world: World) -> tuple[list[Landmark], list[int]]:
     """Landmarks of different identity, and the indices of the originals among them.
 
     An original may be followed by its distractors; one whose identity is taken is left out.
@@ -165,7 +177,7 @@ def _draw_landmarks(rng: random.Random, images: int, split: Split) -> tuple[list
     originals: list[int] = []
     taken: set[tuple[str, str, str]] = set()
     while len(landmarks) < images:
-        family = _draw_family(rng, split)
+        family = _draw_family(rng, split, world)
         if family[0].identity not in taken:
             originals.append(len(landmarks))
             for landmark in family[: images - len(landmarks)]:
@@ -175,15 +187,15 @@ def _draw_landmarks(rng: random.Random, images: int, split: Split) -> tuple[list
     return landmarks, originals
 
 
-def _draw_family(rng: random.Random, split: Split) -> list[Landmark]:
+def _draw_family(rng: random.Random, split: Split, world: World) -> list[Landmark]:
     """A landmark with its distractors, if any: one of the same kind, one of the same name and city."""
-    original = Landmark(sample_attributes(rng), sample_entity(rng, split))
+    original = Landmark(sample_attributes(rng, world=world), sample_entity(rng, split))
     family = [original]
     kind, entity = original.attributes.kind, original.entity
     if rng.random() < _CONFUSABLE_SHARE:
         family.append(Landmark(sample_attributes(rng, kind), confusable_entity(entity, rng, split)))
     if rng.random() < _NAMESAKE_SHARE:
-        other_kind = rng.choice([other for other in KINDS if other != kind])
+        other_kind = rng.choice([other for other in KINDS_OF[world] if other != kind])
         family.append(Landmark(sample_attributes(rng, other_kind), namesake_entity(entity, rng)))
     return family
 
@@ -198,21 +210,29 @@ def _draw_questions(
     drawn = [
         (ask_about_one(postcard.landmark, rng), [postcard]) for postcard in islice(cycle(order), questions - about_two)
     ]
-    for _ in range(about_two):
-        first, second = _draw_pair(originals, rng)
+    for number in range(about_two):
+        question_type = TWO_IMAGE_TYPES[number % len(TWO_IMAGE_TYPES)]
+        first, second = _draw_pair(originals, question_type, rng)
         # "Which has more, A or A?" has no answer, even if the two stand in different cities.
-        question_type = "samecolor" if first.landmark.title == second.landmark.title else None
+        question_type = "samecolor" if first.landmark.title == second.landmark.title else question_type
         drawn.append((ask_about_two(first.landmark, second.landmark, rng, question_type), [first, second]))
     rng.shuffle(drawn)
     return tuple(_number(drawn))
 
 
-def _draw_pair(originals: Sequence[Postcard], rng: random.Random) -> tuple[Postcard, Postcard]:
-    """Two postcards; half of the time of one colour, so that "the same color?" cannot be answered without looking."""
+def _draw_pair(originals: Sequence[Postcard], question_type: str, rng: random.Random) -> tuple[Postcard, Postcard]:
+    """Two postcards that the question can be asked of, if there are any; half of those for "samecolor" are alike.
+
+    So no question about two can be answered by the commoner answer.
+    """
     first, second = rng.sample(originals, 2)
-    color = first.landmark.attributes.color
-    alike = [card for card in originals if card is not first and card.landmark.attributes.color == color]
-    return first, rng.choice(alike) if alike and rng.random() < 0.5 else second
+    looks = first.attributes
+    if question_type == "more":
+        fitting = [c for c in originals if c.attributes.counted == looks.counted and c.attributes.count != looks.count]
+    else:
+        is_alike = rng.random() < 0.5
+        fitting = [c for c in originals if c is not first and (c.attributes.color == looks.color) == is_alike]
+    return first, rng.choice(fitting) if fitting else second
 
 
 def _number(drawn: Sequence[tuple[QuestionAnswer, Sequence[Postcard]]]) -> Iterator[KnownQuestion]:

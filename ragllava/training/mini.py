@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 
-from ragllava.models.profiles import LOCAL_DIR, get_profile
-from ragllava.settings import load_settings
+from ragllava.models.profiles import LOCAL_DIR
 from ragllava.training.mini_clip import TextToPictures, clip_lesson
 from ragllava.training.mini_examples import World
 from ragllava.training.mini_export import as_open_clip, export_clip, export_llava
@@ -167,19 +165,3 @@ def _train_language(
     lesson = language_lesson(student, Packer(processor, tokens_per_picture), practice, held_out, recipe.packs_per_step)
     train(folder / "language", student, lesson, recipe.language)
     export_llava(llava, recipe.start / "llava", folder / "models" / "llava")
-
-
-@click.command("train-mini")
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--minutes", default=75.0, show_default=True, type=click.FloatRange(min=0.1), help="Of training.")
-@click.option("--from-scratch", is_flag=True, help="Begin with random weights, not with the shipped ones.")
-def train_mini_command(folder: Path, minutes: float, from_scratch: bool) -> None:
-    """Train the mini models anew. Called again with the same FOLDER, it goes on where it was stopped."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    start = Path(get_profile(load_settings(profile="mini")).mllm).parent
-    models = train_mini(folder, recipe_for(minutes, start, from_weights=not from_scratch))
-    click.echo(f"trained: {models}; to use them, name their folders in a profile file (RAGLLAVA_PROFILE)")
-
-
-if __name__ == "__main__":
-    train_mini_command()

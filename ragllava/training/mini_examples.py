@@ -181,19 +181,16 @@ class World:
 
 def scene(attributes: Attributes, rng: random.Random) -> str:
     """Some of what a picture shows, without a name: "a red lighthouse shown at night"."""
-    cues = [cue for cue in _visible_cues(attributes) if rng.random() < 0.75]
+    cues = [cue for cue in _CUES if rng.random() < 0.75]
     color = f"{attributes.color} " if "color" in cues else ""
     return f"a {color}{attributes.kind}{_circumstances(attributes, cues)}"
-
-
-def _visible_cues(attributes: Attributes) -> list[str]:
-    return ["color", "sky", "beside"] if attributes.beside != NOTHING else ["color", "sky"]
 
 
 def _circumstances(attributes: Attributes, cues: Collection[str]) -> str:
     phrase = f" shown {_SKY_PHRASES[attributes.sky]}" if "sky" in cues else ""
     if "beside" in cues:
-        phrase += (" and" if phrase else "") + f" with a {attributes.beside} nearby"
+        nearby = "nothing" if attributes.beside == NOTHING else f"a {attributes.beside}"
+        phrase += (" and" if phrase else "") + f" with {nearby} nearby"
     return phrase
 
 
@@ -234,8 +231,7 @@ def _name(shown: Shown, rng: random.Random, beside: Shown | None = None) -> list
     looks = shown.landmark.attributes
     if beside is not None and _shared_cues(beside.landmark.attributes, looks) == len(_CUES):
         return []
-    cues = _visible_cues(looks)
-    text = f"the {looks.color} {looks.kind}{_circumstances(looks, cues)}" if beside else scene(looks, rng)
+    text = f"the {looks.color} {looks.kind}{_circumstances(looks, _CUES)}" if beside else scene(looks, rng)
     return [Ending(f"What is {text} called?", shown.landmark.title, "name", shown)]
 
 

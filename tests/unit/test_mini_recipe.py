@@ -25,6 +25,7 @@ from ragllava.models.reranker import Pair
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
 from ragllava.settings import Settings
 from ragllava.training.mini import Recipe, train_mini
+from ragllava.training.mini_calibrate import write_profile
 from ragllava.training.mini_clip import RetrievalText, TextToPictures, choice_loss, draw_text
 from ragllava.training.mini_examples import Ending, Pack, World
 from ragllava.training.mini_export import as_open_clip
@@ -124,7 +125,7 @@ def _names(question: str, pack: Pack) -> list[bool]:
 
 def _shows(question: str, looks: Attributes) -> bool:
     """Whether the picture has the colour, kind, sky and companion that a question about a name gives."""
-    beside = looks.beside == "none" or f"a {looks.beside} nearby" in question
+    beside = ("nothing nearby" if looks.beside == "none" else f"a {looks.beside} nearby") in question
     return f"{looks.color} {looks.kind} shown" in question and looks.sky in question and beside
 
 
@@ -462,8 +463,9 @@ def test_the_whole_recipe_in_miniature_gives_models_that_load(tmp_path: Path) ->
         packs_per_step=(1, 1),
     )
     models = train_mini(tmp_path, recipe)
-    profile = tmp_path / "mini.json"
-    profile.write_text(json.dumps({"retriever": f"local-dir:{models / 'clip'}", "mllm": str(models / "llava")}))
+    profile = write_profile(models, images=30, questions=5)
+    fit = json.loads(profile.read_text())["threshold_curve"]["fit"]
+    assert fit["correct_count"] + fit["wrong_count"] == 2 * 5 * 20
     bundle = ModelBundle(Settings(profile=str(profile), home=tmp_path, device="cpu"))
     picture = Image.new("RGB", (112, 112), "gray")
     assert bundle.retriever.embed_images([picture], 1).shape == (1, 128)

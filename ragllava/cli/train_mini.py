@@ -1,0 +1,31 @@
+"""`ragllava train-mini`: the whole recipe of the models in the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("train-mini")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--minutes", default=75.0, show_default=True, type=click.FloatRange(min=0.1), help="Of training.")
+@click.option("--from-scratch", is_flag=True, help="Begin with random weights, not with the shipped ones.")
+def train_mini(folder: Path, minutes: float, from_scratch: bool) -> None:
+    """Train the mini models anew: pictures drawn, the tower, CLIP, the LLaVA, its threshold.
+
+    Called again with the same FOLDER, it goes on where it was stopped. Every stage keeps its curve there, as
+    curve.json and drawn as curve.svg.
+    """
+    import logging
+
+    from ragllava.models.profiles import get_profile
+    from ragllava.settings import load_settings
+    from ragllava.training import mini
+    from ragllava.training.mini_calibrate import write_profile
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    start = Path(get_profile(load_settings(profile="mini")).mllm).parent
+    models = mini.train_mini(folder, mini.recipe_for(minutes, start, from_weights=not from_scratch))
+    profile = write_profile(models)
+    click.echo(f"trained: {models}; to use them, set RAGLLAVA_PROFILE={profile.absolute()}")

@@ -1,0 +1,139 @@
+"""The shifted world: other landmarks drawn in other styles, with the same questions and the same right answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from dataclasses import astuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ragllava.errors import UsageError
+from ragllava.evaluation import postcard_shifted
+from ragllava.evaluation.postcard_names import (
+    COLORS,
+    FLAGGED_KINDS,
+    KINDS,
+    NOTHING,
+    ROOFED_KINDS,
+    ROOFS,
+    SHIFTED_KINDS,
+    Attributes,
+)
+from ragllava.evaluation.postcard_questions import ONE_IMAGE_TYPES, TWO_IMAGE_TYPES
+from ragllava.evaluation.postcard_shifted import draw_shifted_postcard
+from ragllava.evaluation.postcards import PostcardArchive, draw_archive, write_archive
+
+STYLES = dict(postcard_shifted._STYLES)
+PURE_COLORS = {
+    "red": (200, 40, 40),
+    "orange": (240, 140, 30),
+    "yellow": (240, 220, 60),
+    "green": (50, 150, 60),
+    "blue": (50, 90, 210),
+    "purple": (140, 60, 170),
+    "white": (238, 238, 238),
+    "black": (42, 42, 46),
+}
+GLASS_AND_CLOTH = [(255, 235, 130), (150, 215, 245), (230, 60, 140), (250, 250, 250), (60, 210, 220)]
+
+
+@pytest.fixture(scope="module")
+def archive() -> PostcardArchive:
+    return draw_archive(seed=5, world="shifted")
+
+
+def looks(kind: str, color: str = "green", count: int = 3, roof: str = "flat") -> Attributes:
+    return Attributes(kind, color, count, "day", roof if kind in ROOFED_KINDS else NOTHING, NOTHING)
+
+
+def test_the_worlds_share_no_kind(archive: PostcardArchive) -> None:
+    assert set(SHIFTED_KINDS).isdisjoint(KINDS)
+    assert {postcard.attributes.kind for postcard in archive.postcards} == set(SHIFTED_KINDS)
+    at_home = draw_archive(seed=5)
+    assert {postcard.attributes.kind for postcard in at_home.postcards} == set(KINDS)
+
+
+def test_questions_have_the_same_types_and_name_one_set_of_pictures(archive: PostcardArchive) -> None:
+    assert {question.type for question in archive.questions} == {*ONE_IMAGE_TYPES, *TWO_IMAGE_TYPES}
+    assert len({postcard.landmark.identity for postcard in archive.postcards}) == len(archive.postcards)
+    by_name = {postcard.file_name: postcard.landmark for postcard in archive.postcards}
+    for question in archive.questions:
+        for landmark in (by_name[file_name] for file_name in question.relevant):
+            assert f"{landmark.title} in {landmark.entity.city}" in question.text
+
+
+def test_the_same_seed_means_the_same_archive_for_everybody() -> None:
+    """The digest was taken once: another process, machine or Python must come to the same."""
+    drawn = draw_archive(7, images=300, questions=60, world="shifted")
+    postcards = [
+        (card.file_name, card.caption, card.picture_seed, *astuple(card.attributes)) for card in drawn.postcards
+    ]
+    questions = [(known.text, known.answer, known.type, known.relevant) for known in drawn.questions]
+    facts = json.dumps([postcards, questions])
+    assert (
+        hashlib.sha256(facts.encode()).hexdigest() == "a8de3293e3c7f29102528a764243ba3be2b11e2da47c6aa2c9b483f25099d97b"
+    )
+
+
+def test_a_drawing_follows_from_its_random_state() -> None:
+    drawings = [draw_shifted_postcard(looks("pagoda"), random.Random(seed)).pixels for seed in (2, 2, 3)]
+    assert drawings[0].shape == (112, 112, 3)
+    assert drawings[0].dtype == np.uint8
+    assert np.array_equal(drawings[0], drawings[1])
+    assert not np.array_equal(drawings[0], drawings[2])
+
+
+@pytest.mark.parametrize("kind", SHIFTED_KINDS)
+@pytest.mark.parametrize("count", [1, 4, 6])
+def test_counted_things_are_where_the_labels_say(kind: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without a style, so that glass and cloth have their own colours.
+    monkeypatch.setattr(postcard_shifted, "_STYLES", {"none": lambda pixels, _rng: pixels})
+    for seed in range(4):
+        drawing = draw_shifted_postcard(looks(kind, count=count), random.Random(seed))
+        assert len(set(drawing.counted_at)) == count
+        for x, y in drawing.counted_at:
+            inside = (x - 0.5, y - 1.5) if kind in FLAGGED_KINDS else (x, y)  # the widest part of the cloth
+            column, row = (int(percent / 100 * 112) for percent in inside)
+            pixel = drawing.pixels[row, column].astype(int)
+            assert min(np.abs(pixel - color).max() for color in np.array(GLASS_AND_CLOTH)) < 45
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("color", COLORS)
+def test_the_colors_of_landmarks_stay_apart_in_every_style(
+    style: str, color: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postcard_shifted, "_STYLES", {style: STYLES[style]})
+    restyled = {
+        name: STYLES[style](np.full((20, 20, 3), pure, np.float32), random.Random(1)).mean(axis=(0, 1))
+        for name, pure in PURE_COLORS.items()
+    }
+    for seed in range(5):
+        pixels = draw_shifted_postcard(looks("stadium", color), random.Random(seed)).pixels
+        seen = pixels[80:84, 48:64].mean(axis=(0, 1))  # the foot of the stadium, wherever it stands
+        assert min(restyled, key=lambda name: np.abs(seen - restyled[name]).sum()) == color
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SHIFTED_KINDS if kind in ROOFED_KINDS])
+def test_roofs_differ(kind: str) -> None:
+    pictures = [draw_shifted_postcard(looks(kind, roof=roof), random.Random(4)).pixels.astype(int) for roof in ROOFS]
+    differences = [np.abs(one - other).max() for n, one in enumerate(pictures) for other in pictures[:n]]
+    assert min(differences) > 40
+
+
+def test_written_pictures_are_those_of_the_shifted_world(tmp_path: Path) -> None:
+    drawn = draw_archive(11, images=3, questions=1, world="shifted", two_image_share=0)
+    written = write_archive(tmp_path / "archive", drawn)
+    assert sorted(path.name for path in written.pictures.iterdir()) == [card.file_name for card in drawn.postcards]
+    card = drawn.postcards[0]
+    again = draw_shifted_postcard(card.attributes, random.Random(card.picture_seed))
+    assert np.array_equal(card.draw().pixels, again.pixels)
+
+
+def test_an_unknown_world_is_refused() -> None:
+    with pytest.raises(UsageError, match="home or shifted"):
+        draw_archive(1, world="lost")  # type: ignore[arg-type]
