@@ -64,6 +64,23 @@ class AdapterSet:
         self._adapters[name] = Adapter(name, version, self)
         return self._adapters[name]
 
+    def remove(self, name: str) -> None:
+        """Take an adapter that is not in use off the base, and free its memory. Raises ModelUnavailable.
+
+        With the last one all that lay on the base is gone.
+        """
+        if name not in self._adapters or name in self._stack:
+            raise ModelUnavailable(f"no adapter named {name!r} is loaded and out of use")
+        del self._adapters[name]
+        if not self._adapters:
+            self._peft.unload()
+            self._peft = None
+            return
+        # peft warns when it has to choose another adapter itself.
+        self._peft.set_adapter(next(iter(self._adapters)), inference_mode=True)
+        self._peft.delete_adapter(name)
+        self._activate(self._stack[-1])
+
     @contextmanager
     def use(self, name: str | None) -> Iterator[None]:
         """Inside the `with`, the base computes with this adapter, or with none; afterwards as before."""

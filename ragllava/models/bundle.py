@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ragllava.models.profiles import Profile, get_profile
+from ragllava.models.checks import digest, manifest, model_version
+from ragllava.models.profiles import Profile, find_model, get_profile
+from ragllava.records import Role
 from ragllava.settings import Settings
 
 if TYPE_CHECKING:
+    from ragllava.models.adapters import Adapter, AdapterSet
     from ragllava.models.device import DevicePlan
     from ragllava.models.generator import Generator
     from ragllava.models.mllm import Mllm
@@ -17,11 +22,20 @@ if TYPE_CHECKING:
     from ragllava.models.retriever import Retriever
 
 
+@dataclass(frozen=True, slots=True)
+class _Worn:
+    """What a role computes with. `name` None: the base's own version; `adapter` None: the bare base."""
+
+    name: str | None = None
+    adapter: Adapter | None = None
+
+
 class ModelBundle:
     """The retriever, reranker and generator of a profile.
 
     Each is loaded at first use, once, under a lock; who only embeds pictures never loads the MLLM. Reranker and
-    generator share one base in memory. Raises ModelUnavailable or SettingsError where a model cannot be loaded.
+    generator share one base in memory, and each may wear an adapter of its own on it. Raises ModelUnavailable or
+    SettingsError where a model cannot be loaded.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -29,6 +43,8 @@ class ModelBundle:
         self.profile: Profile = get_profile(settings)
         self._settings = settings
         self._lock = threading.RLock()
+        self._worn = {role: _Worn() for role in Role}
+        self._loaded: dict[str, Adapter] = {}  # by the digest of their files
 
     @property
     def retriever(self) -> Retriever:
@@ -47,6 +63,27 @@ class ModelBundle:
         """Answers from kept pictures."""
         with self._lock:
             return self._generator
+
+    @property
+    def base_version(self) -> str:
+        """The version of the base that reranker and generator stand on. Reads its files and loads nothing."""
+        with self._lock:
+            return self._base_version
+
+    def wear(self, role: Role, name: str | None, folder: Path | None) -> None:
+        """From now on `role` computes with the adapter in `folder` (None: with the bare base).
+
+        `name` is the version that the reranker or generator then says it is (None: that of its files). Adapters
+        that no role wears any more are dropped. Call it between batches, not during one. Raises ModelUnavailable
+        when the adapter does not fit; then everything is as before.
+        """
+        with self._lock:
+            adapter = self._lay_on(folder) if folder else None
+            worn = _Worn(name, adapter)
+            if worn != self._worn[role]:
+                self._worn[role] = worn
+                vars(self).pop(f"_{role}", None)  # made anew at its next use
+            self._drop_unworn()
 
     @property
     def mllm_files(self) -> dict[str, str]:
@@ -82,13 +119,39 @@ class ModelBundle:
         return load_mllm(self.profile, self._plan, self._settings)
 
     @cached_property
+    def _base_version(self) -> str:
+        folder = find_model(self.profile.mllm, self.profile, self._settings)
+        return model_version(folder, self._settings.home / "cache")
+
+    @cached_property
+    def _adapters(self) -> AdapterSet:
+        from ragllava.models.adapters import AdapterSet
+
+        return AdapterSet(self._mllm, self._settings.home / "cache")
+
+    @cached_property
     def _reranker(self) -> Reranker:
         from ragllava.models.reranker import Reranker
 
-        return Reranker(self._mllm)
+        worn = self._worn[Role.RERANKER]
+        return Reranker(self._mllm, worn.adapter, worn.name)
 
     @cached_property
     def _generator(self) -> Generator:
         from ragllava.models.generator import Generator
 
-        return Generator(self._mllm)
+        worn = self._worn[Role.GENERATOR]
+        return Generator(self._mllm, worn.adapter, worn.name)
+
+    def _lay_on(self, folder: Path) -> Adapter:
+        """The adapter in the folder, laid on the base unless the same bytes lie there already."""
+        key = digest(manifest(folder, self._settings.home / "cache"))
+        if key not in self._loaded:
+            self._loaded[key] = self._adapters.add(key, folder)
+        return self._loaded[key]
+
+    def _drop_unworn(self) -> None:
+        worn = [part.adapter for part in self._worn.values()]
+        for key in [key for key, adapter in self._loaded.items() if adapter not in worn]:
+            del self._loaded[key]
+            self._adapters.remove(key)

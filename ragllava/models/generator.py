@@ -40,11 +40,11 @@ class GeneratedAnswer:
 class Generator:
     """Answers questions from pictures, greedily."""
 
-    def __init__(self, mllm: Mllm, adapter: Adapter | None = None) -> None:
-        """Answer with the base, or with an adapter on it."""
+    def __init__(self, mllm: Mllm, adapter: Adapter | None = None, version: str | None = None) -> None:
+        """Answer with the base, or with an adapter on it; `version` is its registered name, if it has one."""
         self.mllm = mllm
         self._adapter = adapter
-        self.version = f"{mllm.version}+{adapter.version}" if adapter else mllm.version
+        self.version = version or (f"{mllm.version}+{adapter.version}" if adapter else mllm.version)
 
     def answer(
         self, requests: Sequence[AnswerRequest], *, max_tokens: int, with_captions: bool, batch_size: int

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ragllava.models.fitting import Prompt
-from ragllava.models.reranker import Pair, Reranker, write_rerank
+from ragllava.models.reranker import Pair, Reranker
 
 MAX_NEW_TOKENS = 512
 
@@ -19,8 +18,7 @@ def reference_relevance(reranker: Reranker, pairs: Sequence[Pair]) -> list[float
     mllm = reranker.mllm
     scores = []
     for pair in pairs:
-        prompt = Prompt(pair.question, (pair.caption,), (pair.picture,), write_rerank)
-        inputs = mllm.prepare([prompt], answer_tokens=1)
+        inputs = mllm.prepare([pair.prompt()], answer_tokens=1)
         room = mllm.context_tokens - inputs.tensors["input_ids"].shape[1]
         first_step = mllm.generate(inputs, min(MAX_NEW_TOKENS, room)).first_logits[0]
         scores.append(float(first_step[reranker.yes_no].softmax(dim=-1)[0]))

@@ -86,13 +86,13 @@ class Resources:
         return [
             BaseVersion(
                 Role.RERANKER,
-                models.reranker.version,
+                models.base_version,
                 RERANK_VERSION,
                 profile.threshold,
                 profile.threshold_curve,
                 manifest=files,
             ),
-            BaseVersion(Role.GENERATOR, models.generator.version, ANSWER_VERSION, manifest=files),
+            BaseVersion(Role.GENERATOR, models.base_version, ANSWER_VERSION, manifest=files),
         ]
 
 

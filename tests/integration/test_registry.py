@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
+from ragllava.errors import UsageError
 from ragllava.records import Role
 from ragllava.stores import registry
-from ragllava.stores.registry import BaseVersion, ModelVersion
+from ragllava.stores.registry import AdapterVersion, BaseVersion, ModelVersion
 
 RERANKER = BaseVersion(
     Role.RERANKER, "mllm@1", "rerank-1", threshold=0.4, threshold_curve={"value": 0.4}, manifest={"model": "ab" * 32}
@@ -127,3 +128,186 @@ def test_the_database_itself_refuses_a_second_champion(engine: Engine) -> None:
                 VALUES ('reranker', 'another', 'mini', 'champion', 'rerank-1', '{}')
             """)
         )
+
+
+# Adapters, promotions and the way back
+
+TUNED = AdapterVersion(
+    role=Role.RERANKER,
+    name="tuned@1",
+    profile="mini",
+    prompt="rerank-1",
+    threshold=0.7,
+    threshold_curve={"value": 0.7},
+    adapter_sha256="cd" * 32,
+    manifest={"adapter_config.json": "ef" * 32},
+    base="mllm@1",
+    training={"job": 7, "snapshot": "s1"},
+)
+
+
+@pytest.fixture
+def mini(engine: Engine) -> Iterator[Connection]:
+    """A transaction on a database whose profile mini has its bases as champions."""
+    with engine.begin() as connection:
+        registry.ensure_champions(connection, "mini", [RERANKER, GENERATOR])
+        yield connection
+
+
+def promotions_of(connection: Connection) -> list[tuple[str, str | None, str]]:
+    rows = connection.execute(
+        text("""
+            SELECT version.name, replaced.name AS replaced, reason FROM promotions
+            JOIN model_versions AS version ON version.id = version_id
+            LEFT JOIN model_versions AS replaced ON replaced.id = replaced_id
+            WHERE promotions.role = 'reranker' ORDER BY promotions.id
+        """)
+    )
+    return [(row.name, row.replaced, row.reason) for row in rows]
+
+
+def state_of(connection: Connection, name: str, role: Role = Role.RERANKER) -> str:
+    return registry.find_version(connection, "mini", name, role).state
+
+
+def promote(connection: Connection, *names: str) -> None:
+    for name in names:
+        registry.promote(connection, "mini", Role.RERANKER, name, "a test")
+
+
+def with_tuned(connection: Connection, *names: str) -> None:
+    for name in names:
+        registry.register_adapter(connection, replace(TUNED, name=name))
+
+
+def test_an_adapter_is_registered_with_all_that_is_known_of_it(mini: Connection) -> None:
+    found = registry.register_adapter(mini, TUNED)
+    assert (found.base, found.base_name, found.adapter_sha256) == ("mllm@1", "mllm@1", "cd" * 32)
+    assert (found.manifest, found.training) == (TUNED.manifest, TUNED.training)
+    view = registry.find_version(mini, "mini", "tuned@1")
+    assert (view.version, view.state, view.threshold_curve) == (found, "candidate", {"value": 0.7})
+    assert view.promoted_at is None
+    assert registry.champion(mini, Role.RERANKER, "mini") != found
+
+
+def test_registering_again_changes_nothing_and_other_weights_need_another_name(mini: Connection) -> None:
+    first = registry.register_adapter(mini, TUNED)
+    promote(mini, "tuned@1")
+    assert registry.register_adapter(mini, TUNED) == first
+    assert state_of(mini, "tuned@1") == "champion"
+    with pytest.raises(UsageError, match=r"tuned@1 is registered with other weights"):
+        registry.register_adapter(mini, replace(TUNED, adapter_sha256="00" * 32))
+
+
+def test_a_new_challenger_sets_the_one_of_before_aside(mini: Connection) -> None:
+    registry.register_adapter(mini, replace(TUNED, name="first", state="challenger"))
+    registry.register_adapter(mini, replace(TUNED, name="writer", role=Role.GENERATOR, state="challenger"))
+    registry.register_adapter(mini, replace(TUNED, name="elsewhere", profile="paper", state="challenger"))
+    registry.register_adapter(mini, replace(TUNED, name="refused"))
+    assert state_of(mini, "first") == "challenger", "a candidate sets nobody aside"
+    registry.register_adapter(mini, replace(TUNED, name="second", state="challenger"))
+    assert (state_of(mini, "first"), state_of(mini, "second")) == ("retired", "challenger")
+    assert state_of(mini, "writer", Role.GENERATOR) == "challenger"
+    assert registry.find_version(mini, "paper", "elsewhere").state == "challenger"
+
+
+def test_promotion_and_rollback_carry_the_threshold(mini: Connection) -> None:
+    with_tuned(mini, "tuned@1")
+    found = registry.promote(mini, "mini", Role.RERANKER, "tuned@1", "passed its gate")
+    assert (found.name, found.threshold) == ("tuned@1", 0.7)
+    assert registry.champion(mini, Role.RERANKER, "mini") == found
+    assert state_of(mini, "mllm@1") == "retired"
+    back = registry.rollback(mini, "mini", Role.RERANKER)
+    assert (back.name, back.threshold) == ("mllm@1", 0.4)
+    assert registry.champion(mini, Role.RERANKER, "mini") == back
+    assert state_of(mini, "tuned@1") == "retired"
+    generator = registry.champion(mini, Role.GENERATOR, "mini")
+    assert generator is not None and generator.name == "mllm@1"
+    first, *later = promotions_of(mini)
+    assert first[:2] == ("mllm@1", None)
+    assert later == [("tuned@1", "mllm@1", "passed its gate"), ("mllm@1", None, "rollback of tuned@1")]
+
+
+def test_rollbacks_go_further_back_each_time_until_nothing_is_left(mini: Connection) -> None:
+    with_tuned(mini, "a", "b", "c")
+    promote(mini, "a", "b", "c")
+    names = [registry.rollback(mini, "mini", Role.RERANKER).name for _ in range(3)]
+    assert names == ["b", "a", "mllm@1"]
+    with pytest.raises(UsageError, match="nothing to go back to"):
+        registry.rollback(mini, "mini", Role.RERANKER)
+    promote(mini, "c")
+    assert registry.rollback(mini, "mini", Role.RERANKER).name == "mllm@1"
+
+
+def test_a_version_that_was_champion_before_is_left_like_any_other(mini: Connection) -> None:
+    with_tuned(mini, "a", "b")
+    promote(mini, "a", "b", "a")
+    assert registry.rollback(mini, "mini", Role.RERANKER).name == "b"
+    promote(mini, "a", "b")
+    assert [registry.rollback(mini, "mini", Role.RERANKER).name for _ in range(2)] == ["a", "mllm@1"]
+
+
+def test_the_champion_is_not_promoted_again_and_unknown_names_are_told(mini: Connection) -> None:
+    promote(mini, "mllm@1")
+    assert len(promotions_of(mini)) == 1
+    with pytest.raises(UsageError, match="profile mini has no reranker version nobody"):
+        promote(mini, "nobody")
+    with pytest.raises(UsageError, match="nothing to go back to"):
+        registry.rollback(mini, "paper", Role.RERANKER)
+
+
+def test_a_champion_of_before_the_log_can_be_gone_back_to(mini: Connection) -> None:
+    mini.execute(text("DELETE FROM promotions"))
+    with_tuned(mini, "a")
+    promote(mini, "a")
+    assert registry.rollback(mini, "mini", Role.RERANKER).name == "mllm@1"
+
+
+def test_promotions_at_the_same_time_come_one_after_the_other(
+    engine: Engine, wait_for_waiter: Callable[[], None]
+) -> None:
+    def promote_second() -> ModelVersion:
+        with engine.begin() as connection:
+            return registry.promote(connection, "mini", Role.RERANKER, "b", "a test")
+
+    with engine.begin() as connection:
+        registry.ensure_champions(connection, "mini", [RERANKER])
+        with_tuned(connection, "a", "b")
+    with ThreadPoolExecutor(1) as threads:
+        with engine.begin() as connection:
+            promote(connection, "a")
+            running = threads.submit(promote_second)
+            wait_for_waiter()
+        assert running.result(timeout=10).name == "b"
+    with engine.begin() as connection:
+        assert [name for name, _, _ in promotions_of(connection)] == ["mllm@1", "a", "b"]
+        assert registry.rollback(connection, "mini", Role.RERANKER).name == "a"
+
+
+def test_exchanged_bases_leave_a_promotion_but_no_way_back(mini: Connection) -> None:
+    registry.ensure_champions(mini, "mini", [replace(RERANKER, name="mllm@2")])
+    assert [row[:2] for row in promotions_of(mini)] == [("mllm@1", None), ("mllm@2", None)]
+    with pytest.raises(UsageError, match="nothing to go back to"):
+        registry.rollback(mini, "mini", Role.RERANKER)
+
+
+def test_versions_are_listed_by_role_and_found_by_the_beginning_of_their_name(mini: Connection) -> None:
+    with_tuned(mini, "tuned@1", "tuned@12", "other@3")
+    listed = registry.list_versions(mini, "mini")
+    assert [(view.version.role.value, view.version.name) for view in listed] == [
+        ("generator", "mllm@1"),
+        ("reranker", "other@3"),
+        ("reranker", "tuned@12"),
+        ("reranker", "tuned@1"),
+        ("reranker", "mllm@1"),
+    ]
+    assert [view.version.name for view in registry.list_versions(mini, role=Role.GENERATOR)] == ["mllm@1"]
+    assert registry.list_versions(mini, "paper") == []
+    assert registry.find_version(mini, "mini", "o").version.name == "other@3"
+    assert registry.find_version(mini, "mini", "tuned@1").version.name == "tuned@1", "whole names go first"
+    with pytest.raises(UsageError, match=r"tuned may be any of 2 versions .*; write more of the name"):
+        registry.find_version(mini, "mini", "tuned")
+    with pytest.raises(UsageError, match=r"mllm@1 may be any of 2 versions .*; add --role"):
+        registry.find_version(mini, "mini", "mllm@1")
+    with pytest.raises(UsageError, match="profile mini has no version x"):
+        registry.find_version(mini, "mini", "x")

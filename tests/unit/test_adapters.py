@@ -136,6 +136,21 @@ def test_unknown_and_repeated_names_are_told(adapters: AdapterSet, tmp_path: Pat
         adapters.add("ranker", folder)
 
 
+def test_an_adapter_in_use_cannot_be_removed(mllm: Mllm, adapters: AdapterSet, tmp_path: Path) -> None:
+    bare = scores(Reranker(mllm))
+    first = Reranker(mllm, adapters.add("first", write_adapter(tmp_path / "a", seed=1)))
+    adapters.add("second", write_adapter(tmp_path / "b", seed=2))
+    alone = scores(first)
+    with adapters.use("second"), pytest.raises(ModelUnavailable, match="out of use"):
+        adapters.remove("second")
+    adapters.remove("second")
+    assert scores(first) == alone
+    with pytest.raises(ModelUnavailable, match="no adapter named 'second'"):
+        adapters.remove("second")
+    adapters.remove("first")
+    assert scores(Reranker(mllm)) == bare
+
+
 @pytest.mark.parametrize("damage", ["rank", "targets", "weights", "pickle"])
 def test_an_adapter_that_does_not_fit_leaves_the_base_as_it_was(
     mllm: Mllm, adapters: AdapterSet, tmp_path: Path, damage: str

@@ -1,0 +1,167 @@
+"""`ragllava models …`: which versions there are, how good they are, and which one is champion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ragllava.cli.options import as_time, connected, json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from ragllava.cli.model_pages import Comparison
+    from ragllava.records import Role
+    from ragllava.stores.registry import VersionView
+
+
+class RoleType(click.ParamType["Role"]):
+    """`reranker` or `generator`."""
+
+    name = "reranker|generator"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Role:
+        """The role of this name."""
+        from ragllava.records import Role
+
+        try:
+            return Role(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is neither reranker nor generator", param, ctx)
+
+
+role_option = click.option("--role", type=RoleType(), help="Only versions of this role.")
+
+
+@click.group()
+def models() -> None:
+    """Model versions of the profile: list, compare, promote, roll back.
+
+    A name may be shortened to its beginning, as long as that fits one version.
+    """
+
+
+@models.command("list")
+@role_option
+@json_option
+def list_models(role: Role | None, as_json: bool) -> None:
+    """All versions, the newest first."""
+    from rich.table import Table
+
+    with connected() as client:
+        found = client.versions(role)
+    if as_json:
+        print_json([view.as_json() for view in found])
+        return
+    if not found:
+        click.echo("no version yet; the first worker that answers registers the base models: `ragllava up`")
+        return
+    table = Table("role", "version", "state", "threshold", "base", "last promoted", box=None)
+    for view in found:
+        version = view.version
+        threshold = "-" if version.threshold is None else f"{version.threshold:.4g}"
+        base = "itself" if version.adapter_sha256 is None else version.base_name
+        table.add_row(version.role.value, version.name, view.state, threshold, base, as_time(view.promoted_at))
+    print_table(table)
+
+
+@models.command("show")
+@click.argument("name")
+@role_option
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw its curves into this .svg or .html file.")
+@json_option
+def show_model(name: str, role: Role | None, plot: Path | None, as_json: bool) -> None:
+    """One version: what it is made of, its threshold, its training and what its gate found."""
+    from ragllava.cli.model_pages import draw, facts
+    from ragllava.errors import UsageError
+
+    if plot is not None and plot.suffix not in (".svg", ".html"):
+        raise UsageError(f"{plot}: curves are drawn as .svg or .html; give the file one of these endings")
+    with connected() as client:
+        view = client.version(name, role)
+    if plot is not None:
+        plot.write_text(draw(view, as_page=plot.suffix == ".html"), encoding="utf-8")
+    if as_json:
+        print_json(view.as_json())
+        return
+    for label, text in facts(view):
+        click.echo(f"{label:<10} {text}")
+    _print_gate(view)
+    if plot is not None:
+        click.echo(f"{plot}: open it in a browser")
+
+
+@models.command()
+@click.argument("name")
+@role_option
+@click.option("--reason", default="promoted by hand", show_default=True, help="Kept with the promotion.")
+def promote(name: str, role: Role | None, reason: str) -> None:
+    """Make a version champion; workers take it up at their next shard, with its own threshold."""
+    with connected() as client:
+        view = client.version(name, role)
+        version = client.promote(view.version.name, view.version.role, reason)
+    if view.state == "champion":
+        click.echo(f"{version.name} is the champion {version.role} already")
+        return
+    click.echo(
+        f"{version.name} is the champion {version.role} from the next shard on{_with_threshold(version.threshold)}"
+    )
+    gate = (version.training or {}).get("gate") or {}
+    if gate.get("passed") is False:
+        click.echo("note: its gate refused it; `ragllava models rollback` undoes this", err=True)
+
+
+@models.command()
+@click.option("--role", required=True, type=RoleType(), help="The role whose champion is replaced.")
+def rollback(role: Role) -> None:
+    """Bring back the version that the champion replaced, with its threshold; again, the one before that."""
+    with connected() as client:
+        version = client.rollback(role)
+    click.echo(f"{version.name} is the champion {role} again{_with_threshold(version.threshold)}")
+
+
+@models.command()
+@click.argument("first")
+@click.argument("second")
+@role_option
+@json_option
+def compare(first: str, second: str, role: Role | None, as_json: bool) -> None:
+    """The figures of two versions beside each other, and what the second has more."""
+    from ragllava.cli import model_pages
+
+    with connected() as client:
+        found = model_pages.compare(client.version(first, role), client.version(second, role))
+    if as_json:
+        print_json(found.as_json())
+    else:
+        _print_comparison(found)
+
+
+def _with_threshold(threshold: float | None) -> str:
+    return "" if threshold is None else f", threshold {threshold:.4g}"
+
+
+def _print_gate(view: VersionView) -> None:
+    from rich.table import Table
+
+    from ragllava.cli.model_pages import gate_figures
+
+    figures = gate_figures(view)
+    if not figures:
+        return
+    table = Table("condition", "questions", "champion", "this version", "difference", "from", "to", box=None)
+    for figure in figures:
+        numbers = [f"{figure[name]:.4f}" for name in ("champion", "challenger", "difference", "low", "high")]
+        table.add_row(figure["name"], str(figure["questions"]), *numbers)
+    print_table(table)
+
+
+def _print_comparison(found: Comparison) -> None:
+    from rich.table import Table
+
+    table = Table("figure", found.first, found.second, "difference", box=None)
+    for figure in found.figures:
+        values = (figure.first, figure.second, figure.difference)
+        table.add_row(figure.name, *("-" if value is None else f"{value:.4f}" for value in values))
+    print_table(table)
+    click.echo(found.note)
