@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from PIL import Image
 from sqlalchemy import Connection, Engine
@@ -27,10 +27,14 @@ from ragllava.images import decode
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView, ShardView
 from ragllava.jobs.states import JobState
-from ragllava.records import JobKind, Question
+from ragllava.models.profiles import get_profile
+from ragllava.records import JobKind, NoisyReason, NoisyState, Question, Role, StoredImage
 from ragllava.settings import Settings
 from ragllava.stages.captions import CaptionBook, read_captions
+from ragllava.stages.feedback import QuestionView, StoredFeedback, store_feedback, view_question
+from ragllava.stages.feedback_files import feedback_of, read_feedback
 from ragllava.stages.finalize import result_rows
+from ragllava.stages.label_studio import read_annotations
 from ragllava.stages.question_files import (
     MAX_QUESTION_CHARACTERS,
     QuestionFile,
@@ -40,11 +44,14 @@ from ragllava.stages.question_files import (
 from ragllava.stages.results import ResultRow, write_errors, write_results
 from ragllava.stages.sources import list_sources
 from ragllava.stages.submit import ASK_PRIORITY, Submission, Submitted, submit_files, submit_questions
-from ragllava.stores import archive, presence
+from ragllava.stores import archive, noisy, presence, registry
 from ragllava.stores.archive import ArchiveSummary, RejectedFile
 from ragllava.stores.database import in_transaction, make_engine
-from ragllava.stores.objects import ObjectStore
+from ragllava.stores.noisy import NoisyView
+from ragllava.stores.objects import ObjectStore, content_key
 from ragllava.stores.presence import WorkerView
+from ragllava.stores.registry import ModelVersion, VersionView
+from ragllava.training.request import TrainingPlan, TrainingRequest, plan_training, submit_training
 
 T = TypeVar("T")
 
@@ -119,6 +126,19 @@ class Client:
             )
         return next(self.results(submitted.job_id))
 
+    def plan_training(self, request: TrainingRequest) -> TrainingPlan:
+        """What a training now would learn from. Raises UsageError for what no training can do."""
+        return self._do(lambda c: plan_training(c, request, self.settings))
+
+    def train(self, request: TrainingRequest, idempotency_key: str | None = None) -> int:
+        """Queue a training; returns its job.
+
+        Raises UsageError when too little is labelled, or while another job trains this role.
+        """
+        job_id, _ = submit_training(self.engine, self.settings, request, idempotency_key)
+        self._dispatch()
+        return job_id
+
     def job(self, job_id: int) -> JobView:
         """One job. Raises UsageError for an unknown id."""
         return self._do(lambda c: control.view(c, job_id))
@@ -149,6 +169,7 @@ class Client:
         per_shard = {
             JobKind.ANSWER: self.settings.questions_per_shard,
             JobKind.INGEST: self.settings.files_per_shard,
+            JobKind.TRAIN: 1,
         }[self.job(job_id).kind]
         number = self._do(lambda c: control.retry(c, job_id, per_shard))
         self._dispatch()
@@ -194,6 +215,57 @@ class Client:
             errors_path.unlink()
         return lines, errors
 
+    def feedback(
+        self,
+        said: Path | Iterable[Mapping[str, Any]],
+        *,
+        job_id: int | None = None,
+        source: str = "person",
+        skip_invalid: bool = False,
+    ) -> StoredFeedback:
+        """Store what a file (.jsonl, .csv), or records with the same keys, say about answers; see stages/feedback.py.
+
+        Raises InvalidInput when a line is invalid and `skip_invalid` is not set; then nothing was stored.
+        """
+        file = (
+            read_feedback(said, name=str(said), job_id=job_id)
+            if isinstance(said, Path)
+            else feedback_of(said, job_id=job_id)
+        )
+        return store_feedback(self.engine, file, source=source, skip_invalid=skip_invalid)
+
+    def noisy_cases(
+        self,
+        archive_name: str,
+        *,
+        state: NoisyState | None = None,
+        reason: NoisyReason | None = None,
+        limit: int | None = None,
+    ) -> list[NoisyView]:
+        """The noisy cases of an archive, those of the newest job first."""
+        return self._do(
+            lambda c: noisy.list_cases(
+                c, archive.get_archive(c, archive_name).archive_id, state=state, reason=reason, limit=limit
+            )
+        )
+
+    def look_into(self, job_id: int, custom_id: str) -> QuestionView:
+        """One question with its candidates, reasons and newest label. Raises UsageError for an unknown one."""
+        self._require_answers(job_id)
+        return self._do(lambda c: view_question(c, job_id, custom_id))
+
+    def picture_address(self, image: StoredImage, expires_s: int | None = None) -> str:
+        """Where Label Studio finds a picture: its `s3://` address, or a signed one that ends after `expires_s`."""
+        key = content_key(image.sha256)
+        if expires_s is None:
+            return f"s3://{self.objects.bucket}/{key}"
+        return self.objects.presigned_url(key, expires_s)
+
+    def review(self, path: Path, *, skip_invalid: bool = False) -> tuple[StoredFeedback, int]:
+        """Store the labels of Label Studio's JSON export; also returns how many tasks nobody has annotated yet."""
+        file, waiting = read_annotations(path, name=str(path))
+        return store_feedback(self.engine, file, skip_invalid=skip_invalid), waiting
+
     def thumbnail(self, sha256: str) -> bytes | None:
         """A small JPEG of a stored picture, None when it cannot be read."""
         try:
@@ -214,6 +286,35 @@ class Client:
         """The files of an archive whose latest ingest was refused, with the reason."""
         return self._do(lambda c: archive.rejected_files(c, archive.get_archive(c, name).archive_id))
 
+    def versions(self, role: Role | None = None) -> list[VersionView]:
+        """The model versions of this profile, by role, the newest first."""
+        return self._do(lambda c: registry.list_versions(c, self.profile_name, role))
+
+    def version(self, name: str, role: Role | None = None) -> VersionView:
+        """One version by its name or the beginning of it. Raises UsageError for none or several."""
+        return self._do(lambda c: registry.find_version(c, self.profile_name, name, role))
+
+    def promote(self, name: str, role: Role, reason: str) -> ModelVersion:
+        """Make a version champion: workers take it up at their next shard. Raises UsageError for an unknown one."""
+        return self._do(lambda c: registry.promote(c, self.profile_name, role, name, reason))
+
+    def rollback(self, role: Role) -> ModelVersion:
+        """Bring back what the champion replaced. Raises UsageError when there is nothing to go back to."""
+        profile = self.profile_name
+        before = self._do(lambda c: registry.champion(c, role, profile))
+
+        def once(connection: Connection) -> ModelVersion:
+            # Tried again after a commit whose answer was lost, it must not go one version further back.
+            present = registry.champion(connection, role, profile)
+            return present if present and present != before else registry.rollback(connection, profile, role)
+
+        return self._do(once)
+
+    @property
+    def profile_name(self) -> str:
+        """The profile whose versions are meant. Raises SettingsError for a wrong one."""
+        return get_profile(self.settings).name
+
     def workers(self) -> list[WorkerView]:
         """All known workers."""
         return self._do(presence.list_workers)
@@ -229,7 +330,10 @@ class Client:
     def _require_answers(self, job_id: int) -> JobView:
         job = self.job(job_id)
         if job.kind != JobKind.ANSWER:
-            raise UsageError(f"job {job_id} is an {job.kind} job and has no answers; see `ragllava jobs show {job_id}`")
+            article = "a" if job.kind is JobKind.TRAIN else "an"
+            raise UsageError(
+                f"job {job_id} is {article} {job.kind} job and has no answers; see `ragllava jobs show {job_id}`"
+            )
         return job
 
 

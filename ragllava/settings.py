@@ -64,6 +64,11 @@ class Settings(BaseSettings):
     pairs_per_batch: int = Field(default=20, ge=1)
     max_answer_tokens: int = Field(default=32, ge=1)
 
+    # Doubt: which answers are logged as noisy cases; see stages/diagnose.py.
+    near_threshold_logits: float = Field(default=1.0, ge=0)  # a relevance is so close to η; 0: never
+    low_confidence: float = Field(default=0.6, ge=0, le=1)  # an answer is less sure than this; 0: never
+    leave_one_out: bool = True  # answer again without the least relevant kept image, where two or more were kept
+
     # Ingest.
     files_per_shard: int = Field(default=256, ge=1)
     files_per_step: int = Field(default=64, ge=1)
@@ -80,6 +85,15 @@ class Settings(BaseSettings):
     retry_backoff_s: float = Field(default=2.0, gt=0)
     shard_time_limit_s: float = Field(default=1800.0, gt=0)  # hard limit of a worker child
     worker_memory_mib: int = Field(default=0, ge=0)  # 0: no limit; else a child above it is replaced
+
+    # Training. Of all labelled questions one share judges versions, and one fits η; the rest is trained on.
+    held_out_share: float = Field(default=0.25, gt=0, lt=1)
+    calibration_share: float = Field(default=0.15, ge=0, lt=1)
+    set_aside_above: float = Field(default=0.9, gt=0, le=1)  # unlabelled and as relevant: to be reviewed, not learned
+    train_time_limit_s: float = Field(default=86_400.0, gt=0)  # hard limit of one training, judging included
+    train_processes: int = Field(default=1, ge=1)  # GPUs of one training; more than one through `accelerate launch`
+    train_niceness: int = Field(default=10, ge=0, le=19)  # of the train worker: answers go first
+    retrain_after: int = Field(default=0, ge=0)  # labelled questions that start a training by themselves; 0: never
 
     @field_validator("home")
     @classmethod
@@ -102,6 +116,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"RAGLLAVA_HEARTBEAT_S={self.heartbeat_s:g} must be at most half of RAGLLAVA_LEASE_S={self.lease_s:g}, "
                 "or one lost beat costs the lease"
+            )
+        if self.held_out_share + self.calibration_share >= 1:
+            raise ValueError(
+                f"RAGLLAVA_HELD_OUT_SHARE={self.held_out_share:g} and RAGLLAVA_CALIBRATION_SHARE="
+                f"{self.calibration_share:g} together must be below 1, or nothing is left to train on"
             )
         return self
 

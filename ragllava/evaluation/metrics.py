@@ -13,18 +13,10 @@ from typing import Any
 
 from ragllava.errors import UsageError
 from ragllava.records import AnswerStatus
+from ragllava.stages.normalise import exact_match, normalise_answer
 
 CLIP_RECALL_DEPTHS = (1, 2, 5, 20)
 RERANKED_RECALL_DEPTHS = (1, 2)
-
-_UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-)
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_NUMBER_OF_UNIT = {word: number for number, word in enumerate(_UNITS.split())}
-_NUMBER_OF_TEN = {word: number * 10 for number, word in enumerate(_TENS.split(), start=2)}
-_ARTICLES = frozenset({"a", "an", "the"})
 
 _COLOR_WORDS = (
     "red orange yellow green blue purple violet pink brown black white gray grey silver gold golden beige tan ivory "
@@ -87,24 +79,6 @@ def retrieval_at(k: int, ranked: Sequence[Sequence[str]], relevant: Sequence[Col
     return RetrievalFigures(hits, kept, labelled)
 
 
-def normalise_answer(text: str) -> str:
-    """The answer in the form in which answers are compared.
-
-    Lower-case; number words to digits, up to "ninety-nine"; articles off; punctuation off, except a decimal point
-    between digits. An apostrophe or a comma between digits goes without a trace ("dog's" → "dogs", "1,000" →
-    "1000"), any other sign separates words.
-    """
-    text = re.sub(r"['’]|(?<=\d),(?=\d)", "", text.lower())
-    text = re.sub(r"(?<!\d)\.|\.(?!\d)|[^\w\s.]|_", " ", text)
-    words = [word for word in text.split() if word not in _ARTICLES]
-    return " ".join(_numbers_as_digits(words))
-
-
-def exact_match(answer: str, reference: str) -> bool:
-    """Whether both are the same after normalisation (MultimodalQA, postcards)."""
-    return normalise_answer(answer) == normalise_answer(reference)
-
-
 def webqa_score(answer: str, reference: str, category: str) -> float:
     """WebQA's measure for one answer.
 
@@ -133,22 +107,6 @@ _CATEGORY_TESTS: Mapping[str, Callable[[str], bool]] = {
     "number": _is_number,
     "YesNo": frozenset({"yes", "no"}).__contains__,
 }
-
-
-def _numbers_as_digits(words: Sequence[str]) -> list[str]:
-    """Number words as digits; a ten with a unit right behind it is one number."""
-    result: list[str] = []
-    pending_ten = 0  # the last word was this ten, and may be continued
-    for word in words:
-        unit = _NUMBER_OF_UNIT.get(word)
-        if pending_ten and unit is not None and 1 <= unit <= 9:
-            result[-1] = str(pending_ten + unit)
-            pending_ten = 0
-            continue
-        pending_ten = _NUMBER_OF_TEN.get(word, 0)
-        number = pending_ten or unit
-        result.append(word if number is None else str(number))
-    return result
 
 
 def _lemmas(text: str) -> set[str]:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from ragllava.errors import JobRefused, RagllavaError
+from ragllava.jobs.queue import Lease
 from ragllava.jobs.runner import ShardContext
 from ragllava.models.generator import AnswerRequest
 from ragllava.models.reranker import Pair
 from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
-from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, ModelStamp, Question, Role
+from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, ModelStamp, NoisyCase, Question, Role
 from ragllava.settings import Settings
+from ragllava.stages.adapters import wear_champions
+from ragllava.stages.diagnose import DoubtLimits, Evidence, find_noisy
 from ragllava.stages.resources import Resources, require_own_index
-from ragllava.stores import answers, archive, registry, vectors
+from ragllava.stores import answers, archive, noisy, registry, vectors
 from ragllava.stores.database import in_transaction
 from ragllava.stores.vectors import IndexView
 
@@ -39,6 +43,7 @@ class AnswerTools:
     index: IndexView | None  # None: the archive holds no embedded picture yet
     options: AnswerOptions
     threshold: float
+    by_caption: bool = False  # questions are captions to find the image of; jobs ask none of these
 
 
 Pictures = dict[str, "Image | str"]  # by sha256; a text says why the picture cannot be read
@@ -58,34 +63,47 @@ class Judged:
 
 
 def answer_stage(context: ShardContext[Resources]) -> None:
-    """Answer the open questions of one shard, a sub-batch at a time; each is committed behind the fence."""
+    """Answer the open questions of one shard, a sub-batch at a time; each is committed behind the fence, together
+    with the noisy cases among its answers."""
     lease = context.lease
     tools = prepare(context.engine, context.settings, context.resources, lease.archive_id, lease.spec["options"])
     questions = context.read(lambda c: answers.open_questions(c, lease.job_id, lease.run_no, lease.lo, lease.hi))
     step = context.settings.questions_per_step
     for start in range(0, len(questions), step):
         context.check()
-        results = answer_each(questions[start : start + step], lambda some: answer_questions(some, tools))
-        context.commit(
-            lambda c, results=results: answers.insert_answers(  # type: ignore[misc]
-                c, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, results
-            )
-        )
+        batch = questions[start : start + step]
+        results = answer_each(batch, lambda some: answer_questions(some, tools))
+        again = partial(answer_again, tools=tools) if context.settings.leave_one_out else None
+        cases = find_noisy(batch, results, DoubtLimits.of(context.settings, tools.options.top_n), again)
+        context.commit(partial(_write, lease=lease, results=results, cases=cases))
+
+
+def _write(connection: Connection, lease: Lease, results: list[Answer], cases: list[NoisyCase]) -> None:
+    answers.insert_answers(connection, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, results)
+    noisy.insert_cases(connection, lease.archive_id, lease.job_id, cases)
 
 
 def prepare(
     engine: Engine, settings: Settings, resources: Resources, archive_id: int, options: dict[str, object]
 ) -> AnswerTools:
-    """Look up what all questions of a shard share. Raises JobRefused when the archive's index is another model's."""
+    """Look up what all questions of a shard share, and let the models be the champions of this moment.
+
+    So a new champion is taken up between two shards, with its own η, and no question is answered by two versions.
+    Raises JobRefused when the archive's index is another model's, or when a champion cannot be used here.
+    """
     chosen = AnswerOptions(**options)  # type: ignore[arg-type]
-    index = in_transaction(engine, lambda c: vectors.active_index(c, archive_id))
+    profile = resources.models.profile
+    index, champions = in_transaction(
+        engine, lambda c: (vectors.active_index(c, archive_id), registry.champions(c, profile.name))
+    )
     if index is not None:
         require_own_index(index, resources.models.retriever.version)
+    wear_champions(resources, champions)
     threshold = chosen.threshold
     if threshold is None:
-        champion = in_transaction(engine, lambda c: registry.champion(c, Role.RERANKER, resources.models.profile.name))
-        fitted = champion.threshold if champion else None
-        threshold = resources.models.profile.threshold if fitted is None else fitted
+        reranker = champions.get(Role.RERANKER)
+        fitted = reranker.threshold if reranker else None
+        threshold = profile.threshold if fitted is None else fitted
     return AnswerTools(engine, settings, resources, index, chosen, threshold)
 
 
@@ -152,7 +170,7 @@ def rerank(
     """
     readable = [[c for c in candidates if not isinstance(pictures[c.image.sha256], str)] for candidates in found]
     pairs = [
-        Pair(question.text, candidate.image.caption, _picture(pictures, candidate))
+        Pair(question.text, candidate.image.caption, _picture(pictures, candidate), tools.by_caption)
         for question, candidates in zip(questions, readable, strict=True)
         for candidate in candidates
     ]
@@ -205,6 +223,20 @@ def generate(
         for number, text in zip(asked, answered, strict=True):
             texts[number] = text
     return texts
+
+
+def answer_again(questions: Sequence[Question], evidence: Evidence, tools: AnswerTools) -> dict[int, str]:
+    """Answers from the evidence given, by `question_no`; a question whose pictures cannot be read now is left out."""
+    hashes = [candidate.image.sha256 for question in questions for candidate in evidence[question.question_no]]
+    pictures = tools.resources.pictures.get_many(hashes, tools.resources.threads)
+    asked = [
+        question
+        for question in questions
+        if not any(isinstance(pictures[c.image.sha256], str) for c in evidence[question.question_no])
+    ]
+    judged = [Judged(tuple(evidence[question.question_no]), ()) for question in asked]
+    texts = generate(asked, judged, pictures, tools)
+    return {question.question_no: text.text for question, text in zip(asked, texts, strict=True) if text}
 
 
 def _as_answer(question: Question, judged: Judged, text: GeneratedAnswer | None, stamp: ModelStamp) -> Answer:

@@ -10,12 +10,11 @@ import pytest
 from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import (
     KnownAnswer,
-    exact_match,
-    normalise_answer,
     retrieval_at,
     score_job,
     webqa_score,
 )
+from ragllava.stages.normalise import exact_match, normalise_answer
 
 
 def test_retrieval_sums_before_it_divides() -> None:

@@ -1,0 +1,140 @@
+"""Questions with the latest answer and its candidates, looked up one by one: for labels, noisy cases and review."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, text
+
+from ragllava.records import AnswerStatus, Candidate, JobKind, StoredImage
+
+T = TypeVar("T")
+
+_PAGE = 1_000
+
+QuestionKey = tuple[int, int]  # job and number of the question
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredQuestion:
+    """A question of a job with the outcome of its latest run.
+
+    `status` None: it has no outcome yet. `candidates` are ordered by relevance, best first. `models` is
+    ModelStamp.as_json().
+    """
+
+    job_id: int
+    question_no: int
+    custom_id: str
+    text: str
+    archive_id: int
+    archive: str
+    status: AnswerStatus | None
+    answer: str | None
+    confidence: float | None
+    models: dict[str, Any] | None
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def key(self) -> QuestionKey:
+        """Its address."""
+        return self.job_id, self.question_no
+
+    @property
+    def evidence(self) -> list[Candidate]:
+        """The kept candidates in rank order."""
+        return [candidate for candidate in self.candidates if candidate.evidence_no is not None]
+
+
+def load_questions(connection: Connection, keys: Iterable[QuestionKey]) -> dict[QuestionKey, AnsweredQuestion]:
+    """Those of the questions that exist and are valid, in the order of the keys."""
+    found: dict[QuestionKey, AnsweredQuestion] = {}
+    for page in _pages(keys):
+        rows = connection.execute(_QUESTIONS, _as_arrays(page)).all()
+        candidates = _candidates(connection, [(row.job_id, row.question_no, row.run_no) for row in rows])
+        by_key = {
+            (row.job_id, row.question_no): AnsweredQuestion(
+                job_id=row.job_id,
+                question_no=row.question_no,
+                custom_id=row.custom_id,
+                text=row.question,
+                archive_id=row.archive_id,
+                archive=row.archive,
+                status=AnswerStatus(row.status) if row.status else None,
+                answer=row.answer,
+                confidence=row.confidence,
+                models=row.models,
+                candidates=candidates.get((row.job_id, row.question_no), ()),
+            )
+            for row in rows
+        }
+        found.update((key, by_key[key]) for key in page if key in by_key)
+    return found
+
+
+def find_questions(connection: Connection, names: Iterable[tuple[int, str]]) -> dict[tuple[int, str], AnsweredQuestion]:
+    """The same by job and `custom_id`."""
+    keys: list[QuestionKey] = []
+    for page in _pages(names):
+        rows = connection.execute(
+            text("""
+                SELECT q.job_id, q.question_no
+                FROM unnest(CAST(:jobs AS bigint[]), CAST(:names AS text[])) AS wanted (job_id, custom_id)
+                JOIN questions q USING (job_id, custom_id)
+            """),
+            {"jobs": [job for job, _ in page], "names": [name for _, name in page]},
+        )
+        keys += [(row.job_id, row.question_no) for row in rows]
+    return {(one.job_id, one.custom_id): one for one in load_questions(connection, keys).values()}
+
+
+def kinds_of_jobs(connection: Connection, job_ids: Sequence[int]) -> dict[int, JobKind]:
+    """What the jobs do; unknown ones are left out."""
+    rows = connection.execute(text("SELECT id, kind FROM jobs WHERE id = ANY(:ids)"), {"ids": list(job_ids)})
+    return {row.id: JobKind(row.kind) for row in rows}
+
+
+_QUESTIONS = text("""
+    SELECT q.job_id, q.question_no, q.custom_id, q.text AS question, j.archive_id, archives.name AS archive,
+           a.run_no, a.status, a.text AS answer, a.confidence, a.models
+    FROM unnest(CAST(:jobs AS bigint[]), CAST(:numbers AS bigint[])) AS wanted (job_id, question_no)
+    JOIN questions q USING (job_id, question_no)
+    JOIN jobs j ON j.id = q.job_id JOIN archives ON archives.id = j.archive_id
+    LEFT JOIN LATERAL (
+        SELECT * FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
+        ORDER BY a.run_no DESC LIMIT 1) a ON true
+    WHERE q.text IS NOT NULL
+""")
+
+_CANDIDATES = text("""
+    SELECT c.*, i.sha256, i.source, i.caption
+    FROM unnest(CAST(:jobs AS bigint[]), CAST(:numbers AS bigint[]), CAST(:runs AS int[]))
+         AS wanted (job_id, question_no, run_no)
+    JOIN candidates c USING (job_id, question_no, run_no) JOIN images i ON i.id = c.image_id
+    ORDER BY c.job_id, c.question_no, c.relevance DESC, c.clip_rank
+""")
+
+
+def _candidates(
+    connection: Connection, runs: Sequence[tuple[int, int, int | None]]
+) -> dict[QuestionKey, tuple[Candidate, ...]]:
+    keys = [(job, number) for job, number, _ in runs]
+    rows = connection.execute(_CANDIDATES, _as_arrays(keys) | {"runs": [run for _, _, run in runs]})
+    found: dict[QuestionKey, list[Candidate]] = {}
+    for row in rows:
+        image = StoredImage(row.image_id, row.sha256, row.source, row.caption)
+        candidate = Candidate(image, row.clip_rank, row.clip_score, row.relevance, row.evidence_no)
+        found.setdefault((row.job_id, row.question_no), []).append(candidate)
+    return {key: tuple(listed) for key, listed in found.items()}
+
+
+def _as_arrays(keys: Sequence[QuestionKey]) -> dict[str, list[int]]:
+    return {"jobs": [job for job, _ in keys], "numbers": [number for _, number in keys]}
+
+
+def _pages(items: Iterable[T]) -> Iterator[list[T]]:
+    distinct = list(dict.fromkeys(items))
+    for start in range(0, len(distinct), _PAGE):
+        yield distinct[start : start + _PAGE]

@@ -1,0 +1,53 @@
+"""Exports of Label Studio that are not as we expect."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ragllava.errors import InvalidInput, LineError
+from ragllava.stages.label_studio import read_annotations
+
+DATA = {"job": 7, "custom_id": "q1", "question": "how many?", "candidates": [{"image_id": 3}]}
+VERDICT = {"from_name": "verdict", "type": "choices", "value": {"choices": ["right"]}}
+
+
+def read(*tasks: dict[str, Any]) -> tuple[list[Any], int]:
+    file, waiting = read_annotations(json.dumps(tasks).encode(), name="export.json")
+    return file.lines, waiting
+
+
+def task(*regions: Any, data: Any = DATA) -> dict[str, Any]:
+    return {"data": data, "annotations": [{"result": list(regions), "was_cancelled": False}]}
+
+
+def test_a_task_that_nobody_has_annotated_waits() -> None:
+    assert read({"data": DATA, "annotations": []}, {"data": DATA}) == ([], 2)
+
+
+@pytest.mark.parametrize(
+    ("broken", "code", "says"),
+    [
+        (task(VERDICT, data={"image": "a.png"}), "unknown_format", "none that `ragllava noisy export` made"),
+        (task(VERDICT, data=None), "unknown_format", "none that `ragllava noisy export` made"),
+        (task(), "invalid_verdict", "missing"),
+        (task(VERDICT, {"from_name": "relevance_5", "value": {"choices": ["relevant"]}}), "unknown_format", "controls"),
+        (task(VERDICT, {"from_name": "relevance_0", "value": {"choices": ["maybe"]}}), "unknown_format", "controls"),
+        (task(VERDICT, {"from_name": "relevance_0", "value": {}}), "unknown_format", "controls"),
+        (task("region"), "unknown_format", "controls"),
+        (task(VERDICT, data=DATA | {"job": "seven"}), "unknown_job", "'seven'"),
+    ],
+)
+def test_a_task_that_cannot_be_read_is_an_error_with_its_place(broken: dict[str, Any], code: str, says: str) -> None:
+    [good, bad], _ = read(task(VERDICT), broken)
+    assert isinstance(bad, LineError) and not isinstance(good, LineError)
+    assert (bad.line, bad.code) == (2, code)
+    assert says in bad.message
+
+
+@pytest.mark.parametrize("data", [b"{}", b"[1]", b"nonsense", b""])
+def test_a_file_that_is_no_export_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidInput):
+        read_annotations(data, name="export.json")
