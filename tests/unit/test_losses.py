@@ -182,6 +182,28 @@ def test_tokens_that_the_picture_decides_weigh_more(llava: Mllm) -> None:
     assert found.loss.requires_grad
 
 
+def test_the_noise_loss_of_a_real_network_against_the_formula(llava: Mllm) -> None:
+    """METHOD 6 token by token, over answers of one picture and of two: only answer tokens have a part in it."""
+    batch = maker(llava)(answer_examples())
+    torch.manual_seed(4)
+    noisy = logits_of(llava, noised(batch, 999))
+    clean = logits_of(llava, batch)
+    weighted, total = 0.0, 0.0
+    for row, labels in enumerate(batch["labels"].tolist()):
+        answer = [label for label in labels if label != IGNORED_LABEL]
+        falls = [float(clean[row, place, label] - noisy[row, place, label]) for place, label in enumerate(answer)]
+        clamped = [min(max(fall, 1.0), 5.0) for fall in falls]
+        for place, label in enumerate(answer):
+            window = clamped[max(place - 1, 0) : place + 2]
+            weight = sum(window) / len(window)
+            weighted -= weight * clean[row, place].log_softmax(-1)[label].item()
+            total += weight
+    torch.manual_seed(4)
+    found = noise_weighted_loss(llava.network, batch, torch.float32, 999)
+    assert found.loss.item() == pytest.approx(weighted / total, abs=TOLERANCE)
+    assert found.loss.item() != pytest.approx(plain_loss(llava.network, batch, torch.float32).loss.item(), abs=1e-3)
+
+
 def test_control_tokens_in_an_answer_are_text(mllm: Mllm) -> None:
     tokens = AnswerTokens(mllm)
     special = set(mllm.tokenizer.added_tokens_decoder)

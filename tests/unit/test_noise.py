@@ -122,7 +122,7 @@ def test_weights_equal_a_slow_reference(seed: int) -> None:
 def test_small_differences_give_plain_cross_entropy() -> None:
     draw = torch.Generator().manual_seed(1)
     logits = torch.randn(3, 5, 11, generator=draw, requires_grad=True)
-    noisy = (logits - torch.rand(3, 5, 11, generator=draw)).detach()  # all Δ in [0, 1]
+    noisy = (logits + 4 - 5 * torch.rand(3, 5, 11, generator=draw)).detach()  # all Δ in [-4, 1]
     labels = torch.randint(0, 11, (3, 5), generator=draw)
     labels[:, :2] = NO
     loss = weighted_loss(logits, labels, token_weights(logits, noisy, labels))

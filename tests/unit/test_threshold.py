@@ -124,6 +124,14 @@ def test_inverted_order() -> None:
     assert fit.curve is not None
 
 
+def test_a_reranker_that_tells_nothing_apart() -> None:
+    """Both densities are the same line, which crosses nothing; what a rounding error would find is no threshold."""
+    relevance = np.linspace(0, 1, 100)
+    fit = adaptive_threshold(np.tile(relevance, 2), np.arange(200) < 100)
+    assert (fit.value, fit.method, fit.precision) == (0.5, "natural", 0.5)
+    assert "inverted" in fit.reason
+
+
 def test_no_crossing_between_the_means() -> None:
     """The wrong ones lie at both ends, so between the two means the correct ones are everywhere more likely."""
     relevance = [0.5] * 100 + [0.0] * 63 + [1.0] * 37

@@ -140,6 +140,15 @@ def test_more_is_promised_from_higher_up() -> None:
     assert len(set(values)) == 4
 
 
+def test_more_confidence_asks_for_more() -> None:
+    relevance, is_correct = _draw(np.random.default_rng(4), 1500)
+    fits = [promised_precision_threshold(relevance, is_correct, confidence=share) for share in (0.5, 0.9, 0.999)]
+    assert fits[0].value < fits[1].value < fits[2].value
+    assert "with confidence 0.999" in fits[2].reason
+    with pytest.raises(UsageError, match="the promised confidence must be between 0 and 1, not 1"):
+        promised_precision_threshold(relevance, is_correct, confidence=1.0)
+
+
 @pytest.mark.parametrize(
     ("relevance", "precision", "error", "message"),
     [

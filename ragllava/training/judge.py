@@ -1,0 +1,356 @@
+"""What a version reaches on held-out questions, one score for each question, under several conditions.
+
+Judged is whatever the bundle's reranker or generator computes right now. A question that cannot be scored (a picture
+is gone, a score is no number) counts 0 and stays: leaving it out would compare two versions on different questions.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from PIL import Image
+
+from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, ScoreRejected
+from ragllava.evaluation.metrics import KnownAnswer
+from ragllava.evaluation.wrong_evidence import with_added_wrong
+from ragllava.models.bundle import ModelBundle
+from ragllava.models.generator import AnswerRequest
+from ragllava.models.reranker import Pair
+from ragllava.settings import Settings
+from ragllava.stages.normalise import exact_match
+from ragllava.training.datasets import DatasetOptions, LabelledQuestion, merge_questions, question_key
+from ragllava.training.examples import Evidence
+
+if TYPE_CHECKING:
+    from ragllava.evaluation.pools import Progress
+    from ragllava.training.batches import PictureOpener
+
+WITH_CAPTIONS = "with captions"
+LABELLED_IMAGES = "from the labelled images"
+WRONG_IMAGE = "with a wrong image beside them"
+WITHOUT_CAPTIONS = "without captions"
+
+_UNSCORABLE = (ScoreRejected, ImageRejected, ObjectMissing, ObjectCorrupt)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """How a version is judged. `threshold` is the η of this version, for a reranker.
+
+    `settings` have the sizes of batches, the length of answers and how many images are kept. `seed` draws the wrong
+    images; unlabelled candidates with a relevance of at least `certain` are none, as in training. `progress` hears
+    (what, done, total) after each step, and may raise to stop.
+    """
+
+    settings: Settings
+    threshold: float = 0.5
+    seed: int = 0
+    certain: float = DatasetOptions(seed=0).certain
+    progress: Progress = lambda what, done, total: None
+
+
+@dataclass(frozen=True, slots=True)
+class RankedImage:
+    """A candidate or labelled image of a question, with its relevance; `correct` if it is labelled relevant."""
+
+    image: str
+    relevance: float
+    correct: bool
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RankScore:
+    """One question: F1 of the kept images, average precision of the whole ranking, and the ranking, best first.
+
+    `unscored` says why there is no ranking; then both figures are 0.
+    """
+
+    f1: float
+    average_precision: float
+    ranking: tuple[RankedImage, ...] = ()
+    unscored: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerScore:
+    """One question: 1 for the right answer after normalisation, else 0. `unscored` says why there is no answer."""
+
+    score: float
+    answer: str | None = None
+    unscored: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RerankerScores:
+    """Scores of a reranker version at its own η; each condition has one for each question.
+
+    A candidate that nobody labelled counts as wrong, for every version alike.
+    """
+
+    version: str
+    threshold: float
+    top_n: int
+    questions: tuple[str, ...]
+    conditions: Mapping[str, tuple[RankScore, ...]]
+    primary: str = field(default=WITH_CAPTIONS, init=False)
+
+    @property
+    def by_condition(self) -> dict[str, tuple[float, ...]]:
+        """The F1 of each question, which the gate compares."""
+        return {name: tuple(score.f1 for score in scores) for name, scores in self.conditions.items()}
+
+    def calibration(self) -> tuple[list[float], list[bool]]:
+        """Relevance of every ranked image with captions, and whether it is correct: what η is fitted on (METHOD 3)."""
+        images = [image for score in self.conditions[WITH_CAPTIONS] for image in score.ranking]
+        return [image.relevance for image in images], [image.correct for image in images]
+
+    def as_json(self) -> dict[str, Any]:
+        """The means of each condition, with four decimals."""
+        return {
+            "version": self.version,
+            "threshold": self.threshold,
+            "top_n": self.top_n,
+            "questions": len(self.questions),
+            "conditions": {
+                name: {
+                    "f1": _mean([score.f1 for score in scores]),
+                    "average_precision": _mean([score.average_precision for score in scores]),
+                    "unscored": sum(score.unscored is not None for score in scores),
+                }
+                for name, scores in self.conditions.items()
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorScores:
+    """Scores of a generator version; each condition has one for each question."""
+
+    version: str
+    questions: tuple[str, ...]
+    conditions: Mapping[str, tuple[AnswerScore, ...]]
+    primary: str = field(default=LABELLED_IMAGES, init=False)
+
+    @property
+    def by_condition(self) -> dict[str, tuple[float, ...]]:
+        """The score of each question, which the gate compares."""
+        return {name: tuple(score.score for score in scores) for name, scores in self.conditions.items()}
+
+    def as_json(self) -> dict[str, Any]:
+        """The share of right answers in each condition, with four decimals."""
+        return {
+            "version": self.version,
+            "questions": len(self.questions),
+            "conditions": {
+                name: {
+                    "right": _mean([score.score for score in scores]),
+                    "unscored": sum(score.unscored is not None for score in scores),
+                }
+                for name, scores in self.conditions.items()
+            },
+        }
+
+
+def judge_reranker(
+    models: ModelBundle, questions: Sequence[LabelledQuestion], open_picture: PictureOpener, options: JudgeOptions
+) -> RerankerScores:
+    """Rank the candidates of each question and its labelled images, with captions and without (METHOD 2, 3).
+
+    Questions of the same text count once. `open_picture` raises ImageRejected, ObjectMissing or ObjectCorrupt for a
+    picture that is not to be had.
+    """
+    merged = merge_questions(questions)
+
+    def ranked(condition: str) -> tuple[RankScore, ...]:
+        def score(step: Sequence[LabelledQuestion]) -> list[RankScore]:
+            return _rank(step, models, open_picture, options, with_captions=condition == WITH_CAPTIONS)
+
+        found = _in_steps(merged, score, f"rerank {condition}", options)
+        return tuple(RankScore(0.0, 0.0, unscored=it) if isinstance(it, str) else it for it in found)
+
+    return RerankerScores(
+        version=models.reranker.version,
+        threshold=options.threshold,
+        top_n=options.settings.top_n,
+        questions=tuple(question.text for question in merged),
+        conditions={condition: ranked(condition) for condition in (WITH_CAPTIONS, WITHOUT_CAPTIONS)},
+    )
+
+
+def judge_generator(
+    models: ModelBundle, questions: Sequence[LabelledQuestion], open_picture: PictureOpener, options: JudgeOptions
+) -> GeneratorScores:
+    """Answer each question from its labelled images, with a wrong one beside them, and without captions (METHOD 7).
+
+    The wrong image is one that a person called wrong or an unlabelled candidate; question and seed alone draw it and
+    its place. Questions of the same text count once. `open_picture` as for the reranker.
+    """
+    merged = merge_questions(questions)
+    shown: dict[str, list[tuple[Evidence, ...]]] = {
+        LABELLED_IMAGES: [_labelled(question, options) for question in merged],
+        WRONG_IMAGE: [_with_wrong(question, options) for question in merged],
+    }
+    shown[WITHOUT_CAPTIONS] = shown[LABELLED_IMAGES]
+
+    def answered(condition: str) -> tuple[AnswerScore, ...]:
+        def score(step: Sequence[_Asked]) -> list[AnswerScore]:
+            return _answer(step, models, open_picture, options, with_captions=condition != WITHOUT_CAPTIONS)
+
+        asked = list(zip(merged, shown[condition], strict=True))
+        found = _in_steps(asked, score, f"answer {condition}", options)
+        return tuple(AnswerScore(0.0, unscored=it) if isinstance(it, str) else it for it in found)
+
+    return GeneratorScores(
+        version=models.generator.version,
+        questions=tuple(question.text for question in merged),
+        conditions={condition: answered(condition) for condition in shown},
+    )
+
+
+def _in_steps(
+    items: Sequence[Item], score: Callable[[Sequence[Item]], list[Result]], what: str, options: JudgeOptions
+) -> list[Result | str]:
+    """A result for each item, or why there is none."""
+    found: list[Result | str] = []
+    step = options.settings.questions_per_step
+    for start in range(0, len(items), step):
+        scored = _each(items[start : start + step], score)
+        found += scored
+        options.progress(what, len(found), len(items))
+    return found
+
+
+def _each(items: Sequence[Item], score: Callable[[Sequence[Item]], list[Result]]) -> list[Result | str]:
+    """Together if possible; if one of them makes that impossible, each alone."""
+    try:
+        return list(score(items))
+    except _UNSCORABLE as error:
+        if len(items) > 1:
+            return [result for item in items for result in _each([item], score)]
+        return [str(error)]
+
+
+def _rank(
+    questions: Sequence[LabelledQuestion],
+    models: ModelBundle,
+    open_picture: PictureOpener,
+    options: JudgeOptions,
+    *,
+    with_captions: bool,
+) -> list[RankScore]:
+    candidates = [_candidates(question) for question in questions]
+    pictures = _open([item for found in candidates for item in found], open_picture)
+    pairs = [
+        Pair(question.text, item.caption if with_captions else None, pictures[item.image])
+        for question, found in zip(questions, candidates, strict=True)
+        for item in found
+    ]
+    scores = iter(models.reranker.relevance(pairs, batch_size=options.settings.pairs_per_batch))
+    return [
+        _rank_score(question, [(item.image, next(scores).value) for item in found], options)
+        for question, found in zip(questions, candidates, strict=True)
+    ]
+
+
+def _candidates(question: LabelledQuestion) -> list[Evidence]:
+    """What retrieval found, best first, then what else was labelled; each image once."""
+    retrieved = [Evidence(found.image, found.caption) for found in question.retrieved]
+    unique: dict[str, Evidence] = {}
+    for item in (*retrieved, *question.relevant, *question.irrelevant):
+        unique.setdefault(item.image, item)
+    return list(unique.values())
+
+
+def _rank_score(question: LabelledQuestion, scored: Sequence[tuple[str, float]], options: JudgeOptions) -> RankScore:
+    relevant = {item.image for item in question.relevant}
+    ranked = sorted(scored, key=lambda pair: -pair[1])  # ties stay in CLIP's order, as when answering
+    ranking = tuple(
+        RankedImage(
+            image, relevance, image in relevant, kept=rank < options.settings.top_n and relevance >= options.threshold
+        )
+        for rank, (image, relevance) in enumerate(ranked)
+    )
+    places = [rank for rank, image in enumerate(ranking, start=1) if image.correct]
+    kept = [image for image in ranking if image.kept]
+    hits = sum(image.correct for image in kept)
+    return RankScore(
+        f1=2 * hits / (len(kept) + len(relevant)) if hits else 0.0,
+        average_precision=fmean(hit / rank for hit, rank in enumerate(places, start=1)) if places else 0.0,
+        ranking=ranking,
+    )
+
+
+_Asked = tuple[LabelledQuestion, tuple[Evidence, ...]]
+
+
+def _answer(
+    asked: Sequence[_Asked],
+    models: ModelBundle,
+    open_picture: PictureOpener,
+    options: JudgeOptions,
+    *,
+    with_captions: bool,
+) -> list[AnswerScore]:
+    for question, evidence in asked:
+        if not question.answer:
+            raise ScoreRejected("no right answer is known")
+        if not evidence:
+            raise ScoreRejected("there is no image to show")
+    pictures = _open([item for _, evidence in asked for item in evidence], open_picture)
+    requests = [
+        AnswerRequest(
+            question.text,
+            tuple(item.caption for item in evidence),
+            tuple(pictures[item.image] for item in evidence),
+        )
+        for question, evidence in asked
+    ]
+    answers = models.generator.answer(
+        requests,
+        max_tokens=options.settings.max_answer_tokens,
+        with_captions=with_captions,
+        batch_size=options.settings.questions_per_step,
+    )
+    return [
+        AnswerScore(float(exact_match(answer.text, question.answer or "")), answer.text)
+        for (question, _), answer in zip(asked, answers, strict=True)
+    ]
+
+
+def _labelled(question: LabelledQuestion, options: JudgeOptions) -> tuple[Evidence, ...]:
+    """In an order that tells nothing: answering meets pictures in the order of their rank."""
+    return tuple(_rng(question, options).sample(question.relevant, len(question.relevant)))
+
+
+def _with_wrong(question: LabelledQuestion, options: JudgeOptions) -> tuple[Evidence, ...]:
+    """The labelled images and a wrong one among them; nothing where no image is known to be wrong."""
+    known = {item.image: item for item in _candidates(question)}
+    labelled = tuple(item.image for item in _labelled(question, options))
+    likely = {found.image for found in question.retrieved if (found.relevance or 0.0) >= options.certain}
+    likely -= {item.image for item in question.irrelevant}
+    wrong = [image for image in known if image not in likely and image not in labelled]
+    if not wrong or not labelled:
+        return ()
+    asked = KnownAnswer(question.text, question.answer or "", "", labelled)
+    [shown] = with_added_wrong([asked], _rng(question, options), {question.text: wrong})
+    return tuple(known[image] for image in shown.images)
+
+
+def _rng(question: LabelledQuestion, options: JudgeOptions) -> random.Random:
+    return random.Random(f"{options.seed}:{question_key(question.text)}")  # noqa: S311 - repeatable on purpose
+
+
+def _open(evidence: Sequence[Evidence], open_picture: PictureOpener) -> dict[str, Image.Image]:
+    return {image: open_picture(image) for image in dict.fromkeys(item.image for item in evidence)}
+
+
+def _mean(scores: Sequence[float]) -> float:
+    return round(fmean(scores), 4) if scores else 0.0

@@ -1,0 +1,240 @@
+"""The gate: its bounds against every possible resample, its error rates over many drawn hold-outs, its sentences."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ragllava.training.gate import GateReport, GateRules, bounds_of_mean, decide, resampled_means
+
+PRIMARY, NOISE, BARE = "from the labelled images", "with a wrong image beside them", "without captions"
+QUICK = GateRules(resamples=1000)
+
+
+@dataclass(frozen=True)
+class Judged:
+    version: str
+    by_condition: Mapping[str, Sequence[float]]
+    primary: str = PRIMARY
+    prefix: str = "question"
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        return tuple(f"{self.prefix} {number}" for number in range(len(self.by_condition[self.primary])))
+
+
+def gate(
+    champion: Mapping[str, Sequence[float]],
+    challenger: Mapping[str, Sequence[float]],
+    rules: GateRules = QUICK,
+    **others: tuple[Sequence[float], Sequence[float]],
+) -> GateReport:
+    """Decide over plain numbers; `others` are primary scores on other archives."""
+    pairs = {
+        f"archive {name}": (Judged("old", {PRIMARY: before}), Judged("new", {PRIMARY: after}))
+        for name, (before, after) in others.items()
+    }
+    return decide(Judged("old", champion), Judged("new", challenger), rules, others=pairs)
+
+
+def right(count: int, of: int) -> list[float]:
+    """The first `count` are right."""
+    return [1.0] * count + [0.0] * (of - count)
+
+
+def all_resamples(differences: Sequence[float]) -> list[float]:
+    return sorted(fmean(drawn) for drawn in itertools.product(differences, repeat=len(differences)))
+
+
+@pytest.mark.parametrize("differences", [[1.0, 0.0, -1.0], [1.0, 1.0, 0.0, -1.0], [0.5, 0.2, 0.2, -0.1]])
+def test_resampled_means_against_every_possible_resample(differences: list[float]) -> None:
+    """27 or 256 equally likely resamples: the same values, as often as they should come, and the same percentiles."""
+    exact = all_resamples(differences)
+    drawn = np.sort(resampled_means(differences, 40_000, seed=1))
+    assert {round(float(value), 9) for value in drawn} <= {round(value, 9) for value in exact}
+    for value in set(exact):
+        share = sum(other <= value + 1e-9 for other in exact) / len(exact)
+        assert (drawn <= value + 1e-9).mean() == pytest.approx(share, abs=0.01)
+
+
+def test_the_bounds_worked_by_hand() -> None:
+    """Of 1, 1, 1, 0 the 256 resampled means are 0 once, 1/4 in 12 cases, 1/2 in 54, 3/4 in 108 and 1 in 81.
+
+    The lower bound at 80 % for four questions: Student's quantile for 3 degrees of freedom is 0.978, times
+    sqrt(4/3) 1.130, and 12.9 % of a normal distribution lie below that; with 13 of 256 at 1/4 or less and 67 at 1/2,
+    the percentile is 1/2. At the top, 81 of 256 are more than that share, so the upper bound is 1.
+    """
+    assert all_resamples([1, 1, 1, 0]).count(0.5) == 54
+    low, high = bounds_of_mean([1, 1, 1, 0], 0.8, GateRules())
+    assert (low, high) == (0.5, 1.0)
+    low, high = bounds_of_mean([-1, -1, -1, 0], 0.8, GateRules())
+    assert (low, high) == (-1.0, -0.5)
+
+
+def test_one_question_or_none_shows_nothing() -> None:
+    assert bounds_of_mean([1.0], 0.95, QUICK) == (0, 0)
+    assert bounds_of_mean([], 0.95, QUICK) == (0, 0)
+
+
+def test_the_bounds_are_students_where_differences_are_normal() -> None:
+    """Published table of Student's t, 19 degrees of freedom: 1.729 at 95 %."""
+    places = (np.arange(20) + 0.5) / 20
+    differences = np.array([NormalDist(0.3, 1).inv_cdf(place) for place in places])
+    spread = differences.std(ddof=1) / np.sqrt(20)
+    low, high = bounds_of_mean(differences, 0.95, GateRules())
+    assert low == pytest.approx(0.3 - 1.729 * spread, abs=0.02)
+    assert high == pytest.approx(0.3 + 1.729 * spread, abs=0.02)
+
+
+def lucky_answers(count: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """One answer in three changes, to right as often as to wrong."""
+    return rng.choice([-1.0, 0.0, 1.0], size=count, p=[1 / 6, 2 / 3, 1 / 6])
+
+
+def lucky_evidence(count: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """F1 of up to two kept images, of two versions that have nothing in common."""
+    before, after = rng.choice([0.0, 0.5, 2 / 3, 1.0], size=(2, count))
+    return np.asarray(after - before)
+
+
+@pytest.mark.parametrize("draw", [lucky_answers, lucky_evidence])
+@pytest.mark.parametrize("count", [20, 60])
+def test_equal_versions_pass_as_rarely_as_promised(
+    count: int, draw: Callable[[int, np.random.Generator], npt.NDArray[np.float64]]
+) -> None:
+    """500 hold-outs on which both versions are equally good: at most 5 % may pass and at most 10 % break a guard,
+    with two standard errors of such counts; and neither may be bought by never deciding."""
+    rng = np.random.default_rng(count)
+    rules = GateRules(resamples=1000)
+    passed = broken = 0
+    for _ in range(500):
+        differences = draw(count, rng)
+        passed += bounds_of_mean(differences, rules.confidence, rules)[0] > 1e-9
+        broken += bounds_of_mean(differences, rules.guard_confidence, rules)[1] < -1e-9
+    assert 10 <= passed <= 35
+    assert 20 <= broken <= 64
+
+
+@given(st.integers(0, 10_000))
+def test_a_clearly_better_version_passes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    before, after = ((rng.random(100) < share).astype(float).tolist() for share in (0.5, 0.95))
+    report = gate({PRIMARY: before, NOISE: before, BARE: before}, {PRIMARY: after, NOISE: after, BARE: before})
+    assert report.passed
+    [reason] = report.reasons
+    assert reason.startswith(f"better, {PRIMARY}: {fmean(before):.3f} → {fmean(after):.3f} on 100 questions")
+
+
+def test_better_but_worse_with_noise_is_refused_with_the_reason() -> None:
+    champion = {PRIMARY: right(50, 100), NOISE: right(60, 100), BARE: right(40, 100)}
+    challenger = {PRIMARY: right(80, 100), NOISE: right(45, 100), BARE: right(40, 100)}
+    report = gate(champion, challenger)
+    assert not report.passed
+    assert report.reasons == (
+        "worse, with a wrong image beside them: 0.600 → 0.450 on 100 questions, a fall that is no chance "
+        "with 90 % confidence",
+    )
+    broken = {figures.name: figures.broken for figures in report.figures}
+    assert broken == {PRIMARY: False, NOISE: True, BARE: False}
+
+
+def test_another_archive_guards_too() -> None:
+    champion, challenger = {PRIMARY: right(50, 100)}, {PRIMARY: right(80, 100)}
+    assert gate(champion, challenger, home=(right(90, 100), right(90, 100))).passed
+    report = gate(champion, challenger, home=(right(90, 100), right(80, 100)))
+    assert not report.passed
+    assert "worse, archive home: 0.900 → 0.800 on 100 questions" in report.reasons[0]
+    assert [figures.is_primary for figures in report.figures] == [True, False]
+
+
+def test_that_it_is_better_elsewhere_does_not_help() -> None:
+    report = gate({PRIMARY: right(50, 100), NOISE: right(10, 100)}, {PRIMARY: right(51, 100), NOISE: right(90, 100)})
+    assert not report.passed
+    assert report.reasons[0].startswith(f"not better, {PRIMARY}: 0.500 → 0.510 on 100 questions; with 95 % confidence")
+
+
+def test_all_that_is_wrong_is_said() -> None:
+    """Shuffled labels: the version learned nothing and forgot what it knew."""
+    champion = {PRIMARY: right(50, 100), NOISE: right(50, 100)}
+    challenger = {PRIMARY: right(30, 100), NOISE: right(20, 100)}
+    report = gate(champion, challenger, home=(right(90, 100), right(50, 100)))
+    assert [reason.split(",")[0] for reason in report.reasons] == ["not better", "worse", "worse"]
+
+
+@pytest.mark.parametrize("fall", [1, 100])
+def test_a_fall_within_the_tolerance_is_none(fall: int) -> None:
+    """One of a hundred questions, and a hundred of ten thousand, where the fall is significant."""
+    size = 100 * fall
+    before, after = right(50 * fall, size), right(50 * fall - fall, size)
+    report = gate({PRIMARY: right(20, size), NOISE: before}, {PRIMARY: right(size, size), NOISE: after})
+    assert report.passed
+    assert report.figures[1].difference == pytest.approx(-0.01)
+
+
+def test_luck_does_not_break_a_guard() -> None:
+    """Ten answers got right and fourteen wrong: more than the tolerance, but it may well be chance."""
+    before = right(14, 100)
+    after = [0.0] * 14 + [1.0] * 10 + [0.0] * 76
+    report = gate({PRIMARY: right(20, 100), BARE: before}, {PRIMARY: right(90, 100), BARE: after})
+    assert report.figures[1].difference == pytest.approx(-0.04)
+    assert report.passed
+
+
+def test_too_few_questions_are_refused() -> None:
+    report = gate({PRIMARY: right(0, 19)}, {PRIMARY: right(19, 19)})
+    assert not report.passed
+    assert report.reasons == (
+        "only 19 questions are held out, and 20 are needed to compare two versions; label more questions",
+    )
+    assert gate({PRIMARY: right(0, 20)}, {PRIMARY: right(20, 20)}).passed
+    assert not gate({PRIMARY: []}, {PRIMARY: []}).passed
+
+
+def test_an_empty_hold_out_of_another_archive_says_nothing() -> None:
+    assert gate({PRIMARY: right(20, 100)}, {PRIMARY: right(90, 100)}, empty=([], [])).passed
+
+
+def test_identical_scores_are_refused() -> None:
+    same = [0.0, 1 / 3, 2 / 3, 1.0] * 10
+    report = gate({PRIMARY: same}, {PRIMARY: same})
+    assert not report.passed
+    assert report.reasons == (f"no difference, {PRIMARY}: both versions score the same on each of 40 questions",)
+
+
+def test_gains_and_losses_that_cancel_out_do_not_pass_by_rounding() -> None:
+    before = [1 / 3, 2 / 3, 1.0] * 20
+    assert not gate({PRIMARY: before}, {PRIMARY: [2 / 3, 1.0, 1 / 3] * 20}).passed
+
+
+def test_versions_judged_on_different_questions_are_not_compared() -> None:
+    champion = Judged("old", {PRIMARY: right(10, 30)})
+    with pytest.raises(ValueError, match="old and new were judged on different questions"):
+        decide(champion, Judged("new", {PRIMARY: right(20, 30)}, prefix="another"))
+
+
+def test_the_same_scores_give_the_same_report() -> None:
+    rng = np.random.default_rng(5)
+    before, after = rng.random((2, 50)).tolist()
+    first, again = (gate({PRIMARY: before}, {PRIMARY: after}) for _ in range(2))
+    assert first == again
+
+
+def test_the_report_as_json() -> None:
+    report = gate({PRIMARY: right(20, 60), BARE: right(6, 60)}, {PRIMARY: right(50, 60), BARE: right(6, 60)})
+    stored = json.loads(json.dumps(report.as_json()))
+    assert (stored["passed"], stored["champion"], stored["challenger"]) == (True, "old", "new")
+    assert stored["rules"]["tolerance"] == 0.01
+    primary, bare = stored["figures"]
+    assert (primary["name"], primary["is_primary"], primary["questions"], primary["changed"]) == (PRIMARY, True, 60, 30)
+    assert (primary["champion"], primary["challenger"], primary["difference"]) == (0.3333, 0.8333, 0.5)
+    assert 0.3 < primary["low"] < 0.5 < primary["high"] < 0.7
+    assert (bare["low"], bare["high"], bare["broken"]) == (0.0, 0.0, False)
