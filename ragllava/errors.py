@@ -82,6 +82,10 @@ class DeviceLost(RagllavaError):
     retryable = True
 
 
+class TrainingFailed(RagllavaError):
+    """The processes of a training ended without a result."""
+
+
 class ArchiveChanged(RagllavaError):
     """What was looked up is no longer so; looking again helps."""
 

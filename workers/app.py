@@ -25,15 +25,18 @@ log = logging.getLogger(__name__)
 QUEUES = {
     "ingest": "embeds pictures",
     "query": "retrieves, reranks and answers",
+    "train": "trains adapters from labelled questions, and judges them",
     "maint": "sweeps, dispatches, takes submissions; never long work",
 }
-TASK_OF_QUEUE = {"ingest": "ragllava.ingest", "query": "ragllava.answer"}
+TASK_OF_QUEUE = {"ingest": "ragllava.ingest", "query": "ragllava.answer", "train": "ragllava.train"}
 
 # The Redis transport serves 0 first, and keeps a list for each of 0, 3, 6, 9.
 URGENT, BULK = 0, 6
 MESSAGE_VERSION = 1
 
-app = Celery("ragllava", include=["workers.ingest", "workers.answer", "workers.schedule", "workers.events"])
+app = Celery(
+    "ragllava", include=["workers.ingest", "workers.answer", "workers.train", "workers.schedule", "workers.events"]
+)
 
 
 def configuration() -> dict[str, Any]:
@@ -72,6 +75,7 @@ def configuration() -> dict[str, Any]:
         "worker_pool_start_method": "spawn",
         "worker_proc_alive_timeout": 600,
         "task_time_limit": settings.shard_time_limit_s,
+        "task_annotations": {"ragllava.train": {"time_limit": settings.train_time_limit_s}},
         "worker_max_memory_per_child": settings.worker_memory_mib * 1024 or None,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,

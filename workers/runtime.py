@@ -15,8 +15,9 @@ from typing import Any
 from celery import signals
 from sqlalchemy import Engine
 
+from ragllava import __version__
 from ragllava.errors import DeviceLost, ModelUnavailable, SettingsError
-from ragllava.jobs.runner import Stage, run_shard
+from ragllava.jobs.runner import ShardContext, Stage, run_shard
 from ragllava.records import JobKind
 from ragllava.settings import Settings, load_settings
 from ragllava.stages.answer import answer_stage
@@ -28,7 +29,18 @@ from workers.app import MESSAGE_VERSION, dispatch_now
 
 log = logging.getLogger(__name__)
 
-STAGES: dict[JobKind, Stage[Resources]] = {JobKind.INGEST: ingest_stage, JobKind.ANSWER: answer_stage}
+
+def _train(context: ShardContext[Resources]) -> None:
+    from ragllava.training.job import train_stage  # loads what only training needs
+
+    train_stage(context)
+
+
+STAGES: dict[JobKind, Stage[Resources]] = {
+    JobKind.INGEST: ingest_stage,
+    JobKind.ANSWER: answer_stage,
+    JobKind.TRAIN: _train,
+}
 
 
 @dataclass(frozen=True)
@@ -65,12 +77,16 @@ def _load_models(sender: str | None = None, **_facts: Any) -> None:
 def _get_ready(name: str) -> None:
     here = runtime()
     queues = {w.name: w.queues for w in in_transaction(here.engine, presence.list_workers)}.get(name, [])
+    if queues == ["train"]:
+        os.nice(here.settings.train_niceness)
     answers = "query" in queues
     versions = here.resources.warm_up(answers=answers, embeds=answers or "ingest" in queues)
     if answers:
         bases = here.resources.base_versions()
         profile = here.resources.models.profile.name
         in_transaction(here.engine, lambda c: registry.ensure_champions(c, profile, bases))
+    # A train worker loads nothing before its first shard, which may never come.
+    versions = versions or {"ragllava": __version__}
     in_transaction(here.engine, lambda connection: presence.report_ready(connection, name, versions))
     log.info("models loaded", extra={"action": "worker_ready", "worker": name, **versions})
     dispatch_now(here.engine, here.settings)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def worker_specs(settings: Settings, answer_workers: int = 1) -> list[WorkerSpec]:
-    """The workers of one machine: one that embeds, one or more that answer, one for the clock and submissions.
+    """The workers of one machine: one that embeds, one or more that answer, one that trains, one for the clock.
 
     Raises ModelUnavailable when the profile's models are not on this machine, SettingsError when the device is not.
     """
@@ -34,6 +34,7 @@ def worker_specs(settings: Settings, answer_workers: int = 1) -> list[WorkerSpec
     commands = {
         "ingest": ("-Q", "ingest", "--pool", "prefork"),
         **dict.fromkeys(answering, ("-Q", "query", "--pool", "prefork")),
+        "train": ("-Q", "train", "--pool", "prefork"),
         # Its tasks are short, so it needs no child of its own.
         "maint": ("-Q", "maint", "--pool", "solo", "--beat", "--schedule", str(run / "beat")),
     }

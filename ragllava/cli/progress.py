@@ -38,12 +38,15 @@ def bars(console: Console) -> Iterator[Progress]:
 
 
 def wait_with_bar(client: Client, job_id: int, title: str, console: Console) -> JobView:
-    """Wait until the job has ended, drawing its progress."""
+    """Wait until the job has ended, drawing its progress; that of a training counts its steps."""
     with bars(console) as progress:
         task = progress.add_task(title, total=None, note="")
 
         def show(job: JobView) -> None:
-            progress.update(task, total=job.progress.total, completed=job.progress.done, note=outcomes(job))
+            total, done, note = job.progress.total, job.progress.done, outcomes(job)
+            if job.training is not None:
+                total, done, note = job.training.steps_total, job.training.steps_done, note or job.training.phase
+            progress.update(task, total=total or None, completed=done, note=note)
 
         return client.wait(job_id, on_progress=show)
 
@@ -74,7 +77,19 @@ def outcome_line(job: JobView) -> str:
     return f"job {job.job_id} {job.state.value}: {inputs(job)}: {outcomes(job) or 'none done yet'}{error}"
 
 
+def training_line(job: JobView) -> str | None:
+    """`reranker: training, 40 of 200 steps`, in the end its reason and version; None for other jobs."""
+    training = job.training
+    if training is None:
+        return None
+    steps = f", {training.steps_done} of {training.steps_total} steps" if training.steps_total else ""
+    if training.status is None:
+        return f"{training.role.value}: {training.phase}{steps}"
+    version = f": version {training.version}" if training.version else ""
+    return f"{training.role.value} {training.status.value}{steps}{version}; {training.reason}"
+
+
 def inputs(job: JobView) -> str:
     """`1 file`, `200 questions`."""
-    noun = {"ingest": "file", "answer": "question"}[job.kind.value]
+    noun = {"ingest": "file", "answer": "question", "train": "training"}[job.kind.value]
     return f"{job.progress.total} {noun}" + ("" if job.progress.total == 1 else "s")

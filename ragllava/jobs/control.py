@@ -14,13 +14,15 @@ from sqlalchemy.dialects.postgresql import insert
 from ragllava.errors import UsageError
 from ragllava.jobs.queue import Lease, close_job_if_ended, end_open_shards, hand_back, insert_shards
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
-from ragllava.records import AnswerStatus, FileStatus, JobKind, Progress
-from ragllava.stores import outcomes
+from ragllava.records import AnswerStatus, FileStatus, JobKind, Progress, TrainingStatus
+from ragllava.stores import outcomes, trainings
 from ragllava.stores.schema import archives, jobs, shards
+from ragllava.stores.trainings import TrainingView
 
-RETRIED_STATUSES: dict[JobKind, list[AnswerStatus] | list[FileStatus]] = {
+RETRIED_STATUSES: dict[JobKind, list[AnswerStatus] | list[FileStatus] | list[TrainingStatus]] = {
     JobKind.ANSWER: [AnswerStatus.FAILED, AnswerStatus.DEAD, AnswerStatus.CANCELLED],
     JobKind.INGEST: [FileStatus.DEAD, FileStatus.CANCELLED, FileStatus.REJECTED],
+    JobKind.TRAIN: [TrainingStatus.FAILED, TrainingStatus.DEAD, TrainingStatus.CANCELLED],
 }
 
 
@@ -43,7 +45,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as people see it."""
+    """A job as people see it. `training` is set for train jobs."""
 
     job_id: int
     kind: JobKind
@@ -57,6 +59,7 @@ class JobView:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    training: TrainingView | None = None
 
     @property
     def is_final(self) -> bool:
@@ -77,6 +80,7 @@ class JobView:
             "error": self.error,
             "result": self.result,
             **{name: time.isoformat() if time else None for name, time in times.items()},
+            **({"training": self.training.as_json()} if self.training else {}),
         }
 
 
@@ -237,7 +241,7 @@ def refuse(connection: Connection, lease: Lease, reason: str) -> None:
     if not hand_back(connection, lease):
         return
     connection.execute(update(jobs).where(jobs.c.id == lease.job_id).values(error=reason))
-    end_open_shards(connection, lease.job_id, "failed" if lease.kind == JobKind.ANSWER else "rejected", reason)
+    end_open_shards(connection, lease.job_id, "rejected" if lease.kind == JobKind.INGEST else "failed", reason)
     close_job_if_ended(connection, lease.job_id)
 
 
@@ -276,4 +280,5 @@ def _as_view(connection: Connection, row: Row[Any]) -> JobView:
         created_at=row.created_at,
         started_at=row.started_at,
         finished_at=row.finished_at,
+        training=trainings.view(connection, row.id) if kind is JobKind.TRAIN else None,
     )

@@ -23,7 +23,7 @@ from ragllava.stores.schema import jobs, shards
 
 log = logging.getLogger(__name__)
 
-QUEUE_OF_KIND = {JobKind.INGEST: "ingest", JobKind.ANSWER: "query"}
+QUEUE_OF_KIND = {JobKind.INGEST: "ingest", JobKind.ANSWER: "query", JobKind.TRAIN: "train"}
 
 MESSAGES_PER_SLOT = 2  # enough that a slot never waits for the next message, few enough that order stays ours
 

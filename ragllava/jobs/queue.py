@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Interval, Row, func, select, update
 
 from ragllava.errors import LeaseLost
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
-from ragllava.records import AnswerStatus, FileStatus, JobKind
+from ragllava.records import AnswerStatus, FileStatus, JobKind, TrainingStatus
 from ragllava.stores import outcomes
 from ragllava.stores.schema import jobs, shards, workers
 
@@ -125,6 +125,11 @@ def fence(connection: Connection, lease: Lease, lease_s: float) -> None:
     """Call first in every transaction that writes results: locks the shard's row, or raises LeaseLost."""
     if not heartbeat(connection, lease, lease_s).alive:
         raise LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; another worker owns it")
+
+
+def forgive(connection: Connection, lease: Lease) -> None:
+    """The shard got on: attempts before this one were not poison, and are not counted against it any more."""
+    connection.execute(update(shards).where(*_mine(lease)).values(attempts=1))
 
 
 def finish(connection: Connection, lease: Lease) -> None:
@@ -268,6 +273,7 @@ def end_open_shards(connection: Connection, job_id: int, status: str, reason: st
 
 def _final_state(state: JobState, counts: dict[str, int], total: int) -> tuple[JobState, str | None]:
     bad_states = {AnswerStatus.FAILED, AnswerStatus.DEAD, FileStatus.REJECTED, FileStatus.DEAD}
+    bad_states |= {TrainingStatus.FAILED, TrainingStatus.DEAD}
     bad = sum(number for status, number in counts.items() if status in bad_states)
     reached = sum(counts.values())
     if reached != total:

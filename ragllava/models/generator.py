@@ -81,7 +81,8 @@ class Generator:
     ) -> GeneratedAnswer:
         ends = [step for step, token in enumerate(tokens.tolist()) if token in self.mllm.end_token_ids]
         length = ends[0] if ends else len(tokens)
-        text = self.mllm.tokenizer.decode(tokens[:length], skip_special_tokens=True).strip()
+        decoded = self.mllm.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+        text = decoded.replace("\x00", "").strip()  # byte tokens may spell it, and no database stores it as text
         # An answer that ends at once is as sure as its end token.
         counted = log_probabilities[: max(length, 1)]
         notes = [inputs.notes[row]]

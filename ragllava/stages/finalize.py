@@ -44,7 +44,9 @@ def result_rows(connection: Connection, job_id: int) -> Iterator[ResultRow]:
 
 
 def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
-    """Finish every ended job that has no result yet: files of answers, graphs of indexes; returns how many.
+    """Finish every ended job that has no result yet: files of answers, graphs of indexes, what a training came to.
+
+    Returns how many.
 
     Runs on every tick. Two at once write the same bytes under the same keys, so nothing is locked meanwhile. A job
     that cannot be finished holds up no other; the next tick tries it again.
@@ -52,10 +54,13 @@ def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
     written = 0
     for job_id in in_transaction(engine, control.jobs_without_result):
         try:
-            if in_transaction(engine, lambda c, job_id=job_id: control.view(c, job_id)).kind is JobKind.ANSWER:  # type: ignore[misc]
+            kind = in_transaction(engine, lambda c, job_id=job_id: control.view(c, job_id)).kind  # type: ignore[misc]
+            if kind is JobKind.ANSWER:
                 publish_results(engine, objects, job_id)
-            else:
+            elif kind is JobKind.INGEST:
                 finish_ingest(engine, job_id)
+            else:
+                finish_training(engine, job_id)
             written += 1
         except RagllavaError as error:
             log.warning(str(error), extra={"action": "results_not_published", "job": job_id})
@@ -90,6 +95,13 @@ def finish_ingest(engine: Engine, job_id: int) -> None:
     has_graph = index is not None and vectors.build_hnsw(engine, index.index_id)
     facts = {"index": index.index_id if index else None, "has_hnsw": has_graph}
     result = _facts(job) | facts
+    in_transaction(engine, lambda c: control.set_result(c, job, result))
+
+
+def finish_training(engine: Engine, job_id: int) -> None:
+    """Note how the training ended and which version it made; the version itself has the figures."""
+    job = in_transaction(engine, lambda c: control.view(c, job_id))
+    result = _facts(job) | {"training": job.training.as_json() if job.training else None}
     in_transaction(engine, lambda c: control.set_result(c, job, result))
 
 

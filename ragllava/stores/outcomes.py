@@ -1,4 +1,5 @@
-"""How the inputs of a job ended, whatever its kind: files of an ingest job, questions of an answer job.
+"""How the inputs of a job ended, whatever its kind: files of an ingest job, questions of an answer job, and the one
+training of a train job, which has the number 0.
 
 The queue counts, finds what is still open, and writes the outcomes of shards that ended without their stage.
 """
@@ -25,6 +26,8 @@ _OPEN_INPUTS = {
         SELECT q.question_no FROM questions q
         WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi AND {OPEN_QUESTION}
         ORDER BY q.question_no""",  # noqa: S608 - no foreign text
+    JobKind.TRAIN: """
+        SELECT 0 FROM trainings WHERE job_id = :job_id AND :lo <= 0 AND 0 < :hi AND status IS NULL""",
 }
 
 _COUNT = {
@@ -35,6 +38,8 @@ _COUNT = {
             SELECT DISTINCT ON (question_no) question_no, status FROM answers WHERE job_id = :job_id
             ORDER BY question_no, run_no DESC) latest
         GROUP BY status""",
+    JobKind.TRAIN: """
+        SELECT status, 1 AS number FROM trainings WHERE job_id = :job_id AND status IS NOT NULL""",
 }
 
 _WRITE_TERMINAL = {
@@ -44,6 +49,18 @@ _WRITE_TERMINAL = {
     JobKind.ANSWER: """
         INSERT INTO answers (job_id, question_no, run_no, status, error_code, error)
         SELECT :job_id, number, :run_no, :status, :status, :reason FROM unnest(CAST(:numbers AS bigint[])) AS number""",
+    JobKind.TRAIN: """
+        UPDATE trainings SET status = :status, reason = :reason, phase = 'ended', updated_at = now()
+        WHERE job_id = :job_id AND 0 = ANY(:numbers)""",
+}
+
+_REOPEN = {
+    JobKind.INGEST: """
+        UPDATE files SET status = NULL, reason = NULL WHERE job_id = :job_id AND status = ANY(:statuses)
+        RETURNING file_no""",
+    JobKind.TRAIN: """
+        UPDATE trainings SET status = NULL, reason = NULL, phase = 'waiting', updated_at = now()
+        WHERE job_id = :job_id AND status = ANY(:statuses) RETURNING 0""",
 }
 
 
@@ -83,16 +100,10 @@ def write_terminal(
 def reopen(connection: Connection, kind: JobKind, job_id: int, statuses: list[str], run_no: int) -> list[int]:
     """Inputs to be tried again in run `run_no`: those whose latest outcome is one of `statuses`, ascending.
 
-    Files lose their outcome; answers of earlier runs stay and are outdone by the new run's.
+    Files and trainings lose their outcome; answers of earlier runs stay and are outdone by the new run's.
     """
-    if kind == JobKind.INGEST:
-        rows = connection.scalars(
-            text(
-                "UPDATE files SET status = NULL, reason = NULL WHERE job_id = :job_id AND status = ANY(:statuses) "
-                "RETURNING file_no"
-            ),
-            {"job_id": job_id, "statuses": statuses},
-        )
+    if kind in _REOPEN:
+        rows = connection.scalars(text(_REOPEN[kind]), {"job_id": job_id, "statuses": statuses})
         return sorted(rows)
     query = text(
         "SELECT latest.question_no FROM (SELECT DISTINCT ON (question_no) question_no, status FROM answers "

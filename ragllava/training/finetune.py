@@ -19,13 +19,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from PIL import Image
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from ragllava.errors import RagllavaError, SettingsError, UsageError
+from ragllava.errors import RagllavaError, SettingsError, ShardInterrupted, UsageError
 from ragllava.images import decode
 from ragllava.logs import configure_logging
 from ragllava.models.device import plan_device
@@ -58,6 +61,7 @@ from ragllava.training.report import StepRecord, TrainingReport, read_report, wr
 log = logging.getLogger(__name__)
 
 CheckpointHook = Callable[[Path], None]
+StepHook = Callable[[int, int], None]  # steps done, steps in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +85,15 @@ def train(
     open_picture: PictureOpener,
     *,
     on_checkpoint: CheckpointHook | None = None,
+    on_step: StepHook | None = None,
 ) -> TrainingReport:
     """Train an adapter on the examples and leave it in `config.result/adapter`, beside report, curves and manifest.
 
     No adapter may lie on `mllm` before, and none does afterwards. `on_checkpoint` is called with the folder of each
-    whole checkpoint, by one process of all. A training that has its result already is not repeated. Raises
-    UsageError or SettingsError when it cannot be done as said, ScoreRejected when an example does not fit.
+    whole checkpoint, by one process of all; `on_step` after each step, and what it raises ends the training. When that
+    is ShardInterrupted, a checkpoint is written first, so that no step is lost. A training that has its result already
+    is not repeated. Raises UsageError or SettingsError when it cannot be done as said, ScoreRejected when an example
+    does not fit.
     """
     _check_examples(config, examples)
     snapshot = snapshot_id(examples)
@@ -105,6 +112,7 @@ def train(
             args=arguments,
             train_dataset=list(examples),
             data_collator=make_batch,
+            callbacks=[_EachStep(on_step)] if on_step else None,
         )
         trainer.run(config.work, fingerprint)
     if trainer.is_world_process_zero():
@@ -133,6 +141,27 @@ class _Seal:
         log.info("checkpoint at step %d of %d", step, last_step, extra={"action": "checkpoint_written"})
         if self.hook is not None:
             self.hook(folder)
+
+
+class _EachStep(TrainerCallback):  # type: ignore[misc]
+    """Calls a hook after each step; lets the checkpoint be written before an interruption goes on its way."""
+
+    def __init__(self, hook: StepHook) -> None:
+        self._hook = hook
+        self._interrupted: ShardInterrupted | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_facts: Any) -> None:
+        """As in TrainerCallback."""
+        try:
+            self._hook(state.global_step, state.max_steps)
+        except ShardInterrupted as error:
+            self._interrupted = error
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_facts: Any) -> None:
+        """As in TrainerCallback."""
+        if self._interrupted is not None:
+            raise self._interrupted
 
 
 class _LoraTrainer(Trainer):  # type: ignore[misc]
@@ -300,7 +329,8 @@ class RunFile:
     """A training as a JSON file: the fields of this record, its paths relative to the file.
 
     `dataset` is a folder of `write_dataset`; `pictures` the folder that its images are named in; `profile` one of
-    RAGLLAVA_PROFILE's values, None for that of the environment. `settings` changes some of the preset's.
+    RAGLLAVA_PROFILE's values, None for that of the environment. `settings` changes some of the preset's. `owner` is a
+    process without which the training has no purpose: it ends when that one is gone.
     """
 
     dataset: Path
@@ -309,6 +339,7 @@ class RunFile:
     preset: str
     settings: dict[str, Any] = field(default_factory=dict)
     profile: str | None = None
+    owner: int | None = None
 
 
 def read_run_file(path: Path) -> RunFile:
@@ -335,7 +366,16 @@ def run(path: Path) -> TrainingReport:
         settings = load_settings(**overrides, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     mllm = load_mllm(get_profile(settings), plan_device(settings), settings)
     config = FinetuneConfig(dataset.card.role, choose_settings(described.preset, described.settings), described.result)
-    return train(config, dataset.examples, mllm, lambda name: decode((described.pictures / name).read_bytes()).picture)
+
+    def open_picture(name: str) -> Image.Image:
+        return decode((described.pictures / name).read_bytes()).picture
+
+    return train(config, dataset.examples, mllm, open_picture, on_step=partial(_require_owner, described.owner))
+
+
+def _require_owner(owner: int | None, _step: int, _last_step: int) -> None:
+    if owner is not None and not psutil.pid_exists(owner):
+        raise UsageError(f"process {owner}, which asked for this training, is gone")
 
 
 def main(arguments: Sequence[str]) -> int:

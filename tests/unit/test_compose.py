@@ -43,9 +43,8 @@ def queues_of(name: str) -> list[str]:
 
 
 def test_the_whole_system_is_there() -> None:
-    assert {"postgres", "redis", "minio", "seaweedfs", "migrate", "ingest-worker", "answer-worker", "beat"} <= set(
-        SERVICES
-    )
+    stores = {"postgres", "redis", "minio", "seaweedfs"}
+    assert stores | {"migrate", "ingest-worker", "answer-worker", "train-worker", "beat"} <= set(SERVICES)
     started_by_default = {name for name, service in SERVICES.items() if "profiles" not in service}
     served = [queue for name in WORKERS if name in started_by_default for queue in queues_of(name)]
     assert sorted(served) == sorted(QUEUES), "each queue has one kind of worker"
@@ -173,16 +172,15 @@ def test_redis_never_evicts() -> None:
     assert "maxmemory-policy noeviction" in COMPOSE["configs"]["redis"]["content"]
 
 
-def test_one_service_reserves_a_gpu_and_uses_it() -> None:
+def test_answering_and_training_reserve_a_gpu_and_use_it() -> None:
     reserving = [name for name, service in SERVICES.items() if "deploy" in service]
-    assert reserving == ["answer-worker-gpu"]
-    gpu = SERVICES["answer-worker-gpu"]
-    assert gpu["profiles"] == ["gpu"]
-    assert (
-        gpu["environment"]["RAGLLAVA_DATABASE_URL"] == SERVICES["answer-worker"]["environment"]["RAGLLAVA_DATABASE_URL"]
-    )
-    devices = gpu["deploy"]["resources"]["reservations"]["devices"]
-    assert [device["capabilities"] for device in devices] == [["gpu"]]
+    assert reserving == ["answer-worker-gpu", "train-worker-gpu"]
+    for name in reserving:
+        gpu, plain = SERVICES[name], SERVICES[name.removesuffix("-gpu")]
+        assert gpu["profiles"] == ["gpu"]
+        assert gpu["environment"] == plain["environment"] | {"RAGLLAVA_DEVICE": "cuda"}
+        devices = gpu["deploy"]["resources"]["reservations"]["devices"]
+        assert [device["capabilities"] for device in devices] == [["gpu"]]
 
 
 def test_the_image_runs_as_an_ordinary_user() -> None:

@@ -1,0 +1,146 @@
+"""`ragllava train`: a training job from the labelled questions of an archive."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ragllava.cli.options import connected, json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from ragllava.client import Client
+    from ragllava.training.request import TrainingPlan, TrainingRequest
+
+
+@click.command()
+@click.argument("role", type=click.Choice(["reranker", "generator"]))
+@click.option(
+    "--archive",
+    "archives",
+    required=True,
+    multiple=True,
+    metavar="NAME",
+    help="The archive to train for; given again, others that are replayed, and must not get worse.",
+)
+@click.option(
+    "--since",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+    help="Of the first archive, only what was labelled then or later (UTC).",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what it would train on.")
+@click.option("--preset", metavar="NAME", help="Settings of the fine-tuning.  [default: the profile's]")
+@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change one of the preset's settings.")
+@click.option(
+    "--negatives",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 100),
+    help="Hard negatives for each relevant image (reranker).",
+)
+@click.option(
+    "--precision",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Choose a threshold that promises this precision (reranker), not the adaptive one.",
+)
+@click.option(
+    "--promote/--no-promote",
+    default=True,
+    show_default=True,
+    help="Make a version that passes the gate champion at once, or leave it a challenger.",
+)
+@click.option("--follow", is_flag=True, help="Wait for the job, with a progress bar.")
+@json_option
+def train(  # noqa: PLR0917 - one argument for each option
+    role: str,
+    archives: tuple[str, ...],
+    since: datetime | None,
+    dry_run: bool,
+    preset: str | None,
+    changes: tuple[str, ...],
+    negatives: float,
+    precision: float | None,
+    promote: bool,
+    follow: bool,
+    as_json: bool,
+) -> None:
+    """Train the reranker or the generator on labelled questions, and let the gate decide about what comes of it."""
+    from ragllava.records import Role
+    from ragllava.training.request import TrainingRequest, default_preset
+
+    with connected() as client:
+        request = TrainingRequest(
+            role=Role(role),
+            archives=archives,
+            preset=preset or default_preset(client.settings.profile),
+            overrides=dict(map(_change, changes)),
+            since=since.replace(tzinfo=UTC) if since else None,
+            promote=promote,
+            negatives=negatives,
+            precision=precision,
+        )
+        if dry_run:
+            _show_plan(client.plan_training(request), as_json)
+        else:
+            _submit(client, request, follow, as_json)
+
+
+def _submit(client: Client, request: TrainingRequest, follow: bool, as_json: bool) -> None:
+    from rich.console import Console
+
+    from ragllava.cli.progress import outcome_line, training_line, wait_or_leave, warn_without_worker
+    from ragllava.client import is_success
+
+    job_id = client.train(request)
+    warn_without_worker(client, "train")
+    if follow:
+        job = wait_or_leave(client, job_id, f"training {request.role.value}", Console(stderr=as_json))
+    else:
+        job = client.job(job_id)
+    if as_json:
+        print_json(job.as_json())
+    elif follow:
+        click.echo(outcome_line(job))
+        click.echo(training_line(job))
+    else:
+        click.echo(f"job {job_id} queued; `ragllava jobs show {job_id}` tells how far it is")
+    sys.exit(0 if not follow or is_success(job.state) else 1)
+
+
+def _show_plan(plan: TrainingPlan, as_json: bool) -> None:
+    if as_json:
+        print_json(plan.as_json())
+    else:
+        _print_plan(plan)
+    if plan.shortage is not None:
+        click.echo(f"ragllava: {plan.shortage}", err=True)
+        sys.exit(1)
+
+
+def _print_plan(plan: TrainingPlan) -> None:
+    from rich.table import Table
+
+    columns = ("labelled", "questions", "positives", "negatives", "set_aside", "calibration", "held_out")
+    titles = ("labelled", "trained on", "positives", "negatives", "set aside", "calibration", "held out")
+    table = Table("archive", *titles, box=None)
+    for share in plan.snapshot.shares:
+        figures = share.figures()
+        table.add_row(share.archive, *(str(figures[column]) for column in columns))
+    print_table(table)
+    click.echo(
+        f"{plan.request.role.value}, preset {plan.request.preset}: {len(plan.snapshot.examples)} examples, "
+        f"{plan.steps} steps; snapshot {plan.snapshot.snapshot_id[:12]}"
+    )
+
+
+def _change(text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise click.BadParameter(f"{text!r}: write NAME=VALUE", param_hint="--set")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

@@ -1,0 +1,115 @@
+"""Trainings: the one input of each train job, how far it is, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, select, text, update
+
+from ragllava.records import JobKind, Role, TrainingStatus
+from ragllava.stores.schema import jobs, model_versions, trainings
+
+_LOCK_SPACE = 0x52616754  # our corner of the advisory locks: who may begin a training
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingView:
+    """A training as people see it. `phase` is what it does now; `version` the name of what came of it."""
+
+    role: Role
+    phase: str
+    steps_done: int
+    steps_total: int
+    status: TrainingStatus | None
+    reason: str | None
+    version: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json` and a job's result."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class DueArchive:
+    """An archive with new labels. `last_label` is the newest: the same number means that nothing came since."""
+
+    archive: str
+    labelled: int
+    last_label: int
+
+
+def insert_training(connection: Connection, job_id: int, role: Role) -> None:
+    """The input of a new train job."""
+    connection.execute(trainings.insert().values(job_id=job_id, role=role.value))
+
+
+def lock_role(connection: Connection, role: Role) -> None:
+    """Until the end of the transaction nobody else begins a training of this role."""
+    connection.execute(select(func.pg_advisory_xact_lock(_LOCK_SPACE, func.hashtext(role.value))))
+
+
+def open_training(connection: Connection, role: Role) -> int | None:
+    """The job that trains this role, or waits to; None when there is none."""
+    query = (
+        select(jobs.c.id)
+        .join(trainings, trainings.c.job_id == jobs.c.id)
+        .where(jobs.c.finished_at.is_(None), trainings.c.role == role.value)
+    )
+    return connection.scalar(query.order_by(jobs.c.id).limit(1))
+
+
+def view(connection: Connection, job_id: int) -> TrainingView:
+    """The training of a train job."""
+    row = connection.execute(
+        select(trainings, model_versions.c.name)
+        .outerjoin(model_versions, model_versions.c.id == trainings.c.version_id)
+        .where(trainings.c.job_id == job_id)
+    ).one()
+    return TrainingView(
+        role=Role(row.role),
+        phase=row.phase,
+        steps_done=row.steps_done,
+        steps_total=row.steps_total,
+        status=TrainingStatus(row.status) if row.status else None,
+        reason=row.reason,
+        version=row.name,
+    )
+
+
+def set_phase(connection: Connection, job_id: int, phase: str) -> None:
+    """What the training does now, in one word or two."""
+    _update(connection, job_id, phase=phase)
+
+
+def set_steps(connection: Connection, job_id: int, done: int, total: int) -> None:
+    """How many steps were trained, of how many."""
+    _update(connection, job_id, steps_done=done, steps_total=total)
+
+
+def finish(connection: Connection, job_id: int, status: TrainingStatus, reason: str, version_id: int) -> None:
+    """Write the outcome of a training that made a version."""
+    _update(connection, job_id, phase="ended", status=status.value, reason=reason, version_id=version_id)
+
+
+def due_archives(connection: Connection, role: Role, labelled: int) -> Sequence[DueArchive]:
+    """Archives in which at least so many questions were labelled since the last training of the role began there.
+
+    Trainings that were only asked for in another archive's name count for the archives they replayed as well.
+    """
+    rows = connection.execute(
+        text(
+            "SELECT a.name, count(DISTINCT (l.job_id, l.question_no)) AS labelled, max(l.id) AS last_label "
+            "FROM labels l JOIN archives a ON a.id = l.archive_id "
+            "WHERE l.created_at > coalesce((SELECT max(j.created_at) FROM jobs j JOIN trainings t ON t.job_id = j.id "
+            "  WHERE j.kind = :kind AND t.role = :role AND j.spec->'archives' ? a.name), '-infinity') "
+            "GROUP BY a.name HAVING count(DISTINCT (l.job_id, l.question_no)) >= :labelled ORDER BY a.name"
+        ),
+        {"kind": JobKind.TRAIN.value, "role": role.value, "labelled": labelled},
+    )
+    return [DueArchive(row.name, row.labelled, row.last_label) for row in rows]
+
+
+def _update(connection: Connection, job_id: int, **values: Any) -> None:
+    connection.execute(update(trainings).where(trainings.c.job_id == job_id).values(**values, updated_at=func.now()))

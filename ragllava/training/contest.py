@@ -1,0 +1,157 @@
+"""Champion against challenger: both are judged on the same held-out questions, then the gate decides.
+
+A reranker first gets an η of its own, fitted on questions that neither train nor judge it (METHOD 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from ragllava.errors import UsageError
+from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit, adaptive_threshold
+from ragllava.evaluation.threshold_promise import promised_precision_threshold
+from ragllava.records import Role
+from ragllava.settings import Settings
+from ragllava.stages.adapters import wear_champions
+from ragllava.stages.resources import Resources
+from ragllava.stores import registry
+from ragllava.stores.database import in_transaction
+from ragllava.stores.registry import ModelVersion
+from ragllava.training.batches import PictureOpener
+from ragllava.training.gate import GateReport, decide
+from ragllava.training.judge import GeneratorScores, JudgeOptions, RerankerScores, judge_generator, judge_reranker
+from ragllava.training.snapshot import Snapshot
+
+Scores = RerankerScores | GeneratorScores
+
+
+@dataclass(frozen=True, slots=True)
+class ContestRules:
+    """What a challenger is, beside its adapter: the `name` it will have, its role, the promise that its η shall keep.
+
+    `certain` and `seed` are those that its data was made with. `stop` is called often, and may raise.
+    """
+
+    name: str
+    role: Role
+    precision: float | None
+    certain: float
+    seed: int
+    stop: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """How it went. `fit` is how the challenger's η was found, None for generators; `broken_promise` why it could not
+    be the one asked for, which refuses the challenger whatever the gate says."""
+
+    champion: ModelVersion
+    gate: GateReport
+    fit: ThresholdFit | None
+    broken_promise: str | None
+    scores: Mapping[str, tuple[Scores, Scores]]  # (champion, challenger) by archive
+
+    @property
+    def passed(self) -> bool:
+        """Whether the challenger may become champion."""
+        return self.gate.passed and self.broken_promise is None
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Sentences for people."""
+        broken = () if self.broken_promise is None else (self.broken_promise,)
+        return broken + self.gate.reasons
+
+    @property
+    def threshold(self) -> float | None:
+        """η, of a reranker."""
+        return self.fit.value if self.fit else None
+
+    def as_json(self) -> dict[str, Any]:
+        """As stored beside the challenger."""
+        return {
+            "gate": self.gate.as_json(),
+            "scores": {
+                archive: {"champion": before.as_json(), "challenger": after.as_json()}
+                for archive, (before, after) in self.scores.items()
+            },
+        }
+
+
+def hold_contest(
+    engine: Engine,
+    settings: Settings,
+    snapshot: Snapshot,
+    adapter: Path,
+    open_picture: PictureOpener,
+    rules: ContestRules,
+) -> Contest:
+    """Judge the adapter in this folder against the champion of its role.
+
+    The models are loaded for this alone. Where the profile has no champion yet, its base model becomes champion.
+    Raises JobRefused when the champion cannot be used here.
+    """
+    bench = Resources(settings)
+    profile = bench.models.profile.name
+    bases = bench.base_versions()
+    champion = in_transaction(engine, lambda c: registry.ensure_champions(c, profile, bases))[rules.role]
+    judge = _Judge(bench, snapshot, open_picture, rules)
+    wear_champions(bench, {rules.role: champion})
+    usual = champion.threshold if champion.threshold is not None else bench.models.profile.threshold
+    before = judge.judge_all(usual)
+    bench.models.wear(rules.role, rules.name, adapter)
+    fit, broken = judge.fit_threshold() if rules.role is Role.RERANKER else (None, None)
+    after = judge.judge_all(fit.value if fit else NATURAL_THRESHOLD)
+    scores = {name: (before[name], after[name]) for name in before}
+    first, *others = snapshot.shares
+    gate = decide(*scores[first.archive], others={_as_guard(o.archive): scores[o.archive] for o in others})
+    return Contest(champion, gate, fit, broken, scores)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Judges what the bench's models compute with right now."""
+
+    bench: Resources
+    snapshot: Snapshot
+    open_picture: PictureOpener
+    rules: ContestRules
+
+    def judge_all(self, threshold: float) -> dict[str, Scores]:
+        """Scores on the hold-out of each archive."""
+        options = self._options(threshold)
+        judge = judge_reranker if self.rules.role is Role.RERANKER else judge_generator
+        return {
+            share.archive: judge(self.bench.models, share.held_out, self.open_picture, options)
+            for share in self.snapshot.shares
+        }
+
+    def fit_threshold(self) -> tuple[ThresholdFit, str | None]:
+        """η on the calibration questions of all archives; with why it cannot promise what was asked for, if so."""
+        questions = [question for share in self.snapshot.shares for question in share.calibration]
+        scores = judge_reranker(self.bench.models, questions, self.open_picture, self._options(NATURAL_THRESHOLD))
+        relevance, correct = scores.calibration()
+        if self.rules.precision is None:
+            return adaptive_threshold(relevance, correct), None
+        try:
+            return promised_precision_threshold(relevance, correct, self.rules.precision), None
+        except UsageError as error:
+            return adaptive_threshold(relevance, correct), f"the precision cannot be promised: {error}"
+
+    def _options(self, threshold: float) -> JudgeOptions:
+        return JudgeOptions(
+            self.bench.settings,
+            threshold=threshold,
+            seed=self.rules.seed,
+            certain=self.rules.certain,
+            progress=lambda what, done, total: self.rules.stop(),
+        )
+
+
+def _as_guard(archive: str) -> str:
+    return f"in archive {archive}"

@@ -1,0 +1,320 @@
+"""A training as a job: freeze the data, train, judge against the champion, and register what came of it.
+
+Everything that must survive the process lies in the object store under `training/<job>-<time of its making>/`: the
+snapshot, and the checkpoints while they are needed. The end is one transaction behind the fence, so that a job makes
+exactly one version, however often it was interrupted.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection
+
+from ragllava.errors import ImageRejected, JobRefused, ObjectCorrupt, ObjectMissing, UsageError
+from ragllava.images import decode
+from ragllava.jobs import control, queue
+from ragllava.jobs.runner import ShardContext
+from ragllava.models.checks import digest
+from ragllava.models.profiles import Profile, get_profile
+from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
+from ragllava.records import JobKind, NoisyReason, Role, TrainingStatus
+from ragllava.stages.adapters import publish_adapter
+from ragllava.stages.resources import Resources
+from ragllava.stores import noisy, outcomes, registry, trainings
+from ragllava.stores.registry import AdapterVersion, ModelVersion
+from ragllava.training.checkpoints import hash_files
+from ragllava.training.contest import Contest, ContestRules, hold_contest
+from ragllava.training.datasets import question_key
+from ragllava.training.remote import download_folder, restore_checkpoint, store_checkpoint, upload_folder
+from ragllava.training.request import TrainingRequest, plan_training
+from ragllava.training.snapshot import Snapshot, read_snapshot, write_snapshot
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ragllava.training.finetune import FinetuneConfig
+    from ragllava.training.report import TrainingReport
+
+log = logging.getLogger(__name__)
+
+_STEPS_NOTED_EVERY_S = 1.0
+_CURVE_POINTS = 1_000  # of the losses that are kept beside a version; the whole report is in the object store
+_LOST_PICTURE = (ImageRejected, ObjectMissing, ObjectCorrupt)
+
+
+@dataclass
+class Course:
+    """One training on its way. `place` is its name in the object store and on this machine."""
+
+    context: ShardContext[Resources]
+    request: TrainingRequest
+    profile: Profile
+    place: str
+    noted_at: float = field(default=0.0, init=False)  # time.monotonic()
+
+    @property
+    def job_id(self) -> int:
+        """The train job."""
+        return self.context.lease.job_id
+
+    @property
+    def folder(self) -> Path:
+        """Where this machine works; what is here may be gone at the next attempt."""
+        return self.context.settings.home / "training" / self.place.rpartition("/")[2]
+
+    def enter(self, phase: str) -> None:
+        """Begin the next phase, unless it is time to stop."""
+        self.context.check()
+        self.context.commit(lambda c: trainings.set_phase(c, self.job_id, phase))
+        log.info(phase, extra={"action": "training_phase", "job": self.job_id, "phase": phase})
+
+    def note_step(self, done: int, total: int) -> None:
+        """After each step: stop when asked to, and let people see how far it is."""
+        self.context.check()
+        if done in (1, total) or time.monotonic() - self.noted_at >= _STEPS_NOTED_EVERY_S:
+            self.noted_at = time.monotonic()
+            self.context.commit(lambda c: trainings.set_steps(c, self.job_id, done, total))
+
+    def keep_checkpoint(self, checkpoint: Path) -> None:
+        """After each whole checkpoint: a worker elsewhere can go on from it, and the job has shown that it gets on."""
+        store_checkpoint(self.context.resources.objects, checkpoint, f"{self.place}/checkpoints")
+        self.context.commit(lambda c: queue.forgive(c, self.context.lease))
+
+    def open_picture(self, sha256: str) -> Image:
+        """A picture of an archive by its hash. Raises ObjectMissing when it cannot be had."""
+        resources = self.context.resources
+        picture = resources.pictures.get_many([sha256], resources.threads)[sha256]
+        if isinstance(picture, str):
+            raise ObjectMissing(picture)
+        return picture
+
+
+def train_stage(context: ShardContext[Resources]) -> None:
+    """Do the training of one train job to its end, or up to an interruption; done again, it goes on from there.
+
+    Raises JobRefused when the training cannot be done as asked for: the job fails with the reason.
+    """
+    lease = context.lease
+    if not context.read(
+        lambda c: outcomes.open_inputs(c, JobKind.TRAIN, lease.job_id, lease.run_no, lease.lo, lease.hi)
+    ):
+        return
+    try:
+        course = _begin(context)
+        snapshot = take_snapshot(course)
+        report = learn(course, snapshot)
+        course.enter("judging")
+        contest = _judge(course, snapshot)
+        course.enter("publishing")
+        conclude(course, snapshot, report, contest)
+    except UsageError as error:
+        raise JobRefused(str(error)) from error
+    shutil.rmtree(course.folder, ignore_errors=True)
+    context.resources.objects.remove_prefix(f"{course.place}/checkpoints/")
+
+
+def take_snapshot(course: Course) -> Snapshot:
+    """Freeze the data at the first attempt; read it back at every other one, whatever was labelled since.
+
+    Images that were set aside as likely right become noisy cases, for a person to say which they are.
+    """
+    course.enter("snapshot")
+    context = course.context
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "snapshot"
+        try:
+            download_folder(context.resources.objects, f"{course.place}/snapshot", folder)
+        except ObjectMissing:
+            plan = context.read(lambda c: plan_training(c, course.request, context.settings))
+            if plan.shortage is not None:
+                raise JobRefused(plan.shortage) from None
+            context.commit(lambda c: _ask_about_set_aside(c, plan.snapshot))
+            write_snapshot(folder, plan.snapshot)
+            upload_folder(context.resources.objects, folder, f"{course.place}/snapshot")
+        return read_snapshot(folder)
+
+
+def learn(course: Course, snapshot: Snapshot) -> TrainingReport:
+    """Train an adapter, from the latest checkpoint that is on this machine or in the object store."""
+    from ragllava.training.finetune import FinetuneConfig
+
+    course.enter("training")
+    config = FinetuneConfig(course.request.role, course.request.settings, course.folder / "result")
+    course.folder.mkdir(parents=True, exist_ok=True)
+    if not config.result.exists():
+        step = restore_checkpoint(course.context.resources.objects, f"{course.place}/checkpoints", config.work)
+        if step is not None:
+            log.info("checkpoint fetched", extra={"action": "checkpoint_fetched", "job": course.job_id, "step": step})
+    train = _train_here if course.context.settings.train_processes == 1 else _train_in_processes
+    try:
+        return train(course, config, snapshot)
+    except _LOST_PICTURE as error:
+        raise JobRefused(
+            f"a picture to train on is lost: {error}; ingest it again, then `ragllava jobs retry {course.job_id}`"
+        ) from error
+    finally:
+        release_memory()
+
+
+def conclude(course: Course, snapshot: Snapshot, report: TrainingReport, contest: Contest) -> None:
+    """Publish the adapter, then register it and write the outcome in one transaction behind the fence."""
+    objects = course.context.resources.objects
+    result = course.folder / "result"
+    files = publish_adapter(objects, result / "adapter")
+    for name in ("report.json", "curves.svg"):
+        objects.put(f"{course.place}/{name}", (result / name).read_bytes())
+    request = course.request
+    version = AdapterVersion(
+        role=request.role,
+        name=_version_name(course),
+        profile=course.profile.name,
+        prompt=RERANK_VERSION if request.role is Role.RERANKER else ANSWER_VERSION,
+        threshold=contest.threshold,
+        threshold_curve=contest.fit.as_json() if contest.fit else None,
+        adapter_sha256=digest(files),
+        manifest=files,
+        base=report.base,
+        training=_story(course, snapshot, report, contest),
+        state="challenger" if contest.passed else "candidate",
+    )
+    course.context.commit(lambda c: _register(c, course, version, contest))
+
+
+def release_memory() -> None:
+    """Give the memory of networks that nobody holds any more back to the device."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _begin(context: ShardContext[Resources]) -> Course:
+    job = context.read(lambda c: control.view(c, context.lease.job_id))
+    # Its time of making tells it from a job of the same number in a database of before.
+    place = f"training/{job.job_id}-{job.created_at:%Y%m%dT%H%M%S%f}"
+    return Course(context, TrainingRequest.from_spec(context.lease.spec), get_profile(context.settings), place)
+
+
+def _train_here(course: Course, config: FinetuneConfig, snapshot: Snapshot) -> TrainingReport:
+    from ragllava.models.device import plan_device
+    from ragllava.models.mllm import load_mllm
+    from ragllava.training.finetune import train
+
+    settings = course.context.settings
+    mllm = load_mllm(course.profile, plan_device(settings), settings)
+    return train(
+        config,
+        snapshot.whole_dataset().examples,
+        mllm,
+        course.open_picture,
+        on_checkpoint=course.keep_checkpoint,
+        on_step=course.note_step,
+    )
+
+
+def _train_in_processes(course: Course, config: FinetuneConfig, snapshot: Snapshot) -> TrainingReport:
+    from ragllava.training.launch import train_in_processes
+
+    objects = course.context.resources.objects
+
+    def store_picture(sha256: str, file: Path) -> None:
+        data = objects.get_content(sha256)
+        decode(data)
+        file.write_bytes(data)
+
+    return train_in_processes(
+        config,
+        snapshot.whole_dataset(),
+        store_picture,
+        course.context.settings.train_processes,
+        on_checkpoint=course.keep_checkpoint,
+        on_step=course.note_step,
+    )
+
+
+def _judge(course: Course, snapshot: Snapshot) -> Contest:
+    context, options = course.context, snapshot.options
+    request = course.request
+    rules = ContestRules(
+        _version_name(course), request.role, request.precision, options.certain, options.seed, context.check
+    )
+    adapter = course.folder / "result" / "adapter"
+    try:
+        return hold_contest(context.engine, context.settings, snapshot, adapter, course.open_picture, rules)
+    finally:
+        release_memory()
+
+
+def _version_name(course: Course) -> str:
+    """As `harbour-reranker-12@1f3a9c02`: what it was trained for, its job, and its bytes."""
+    bytes_of = digest(hash_files(course.folder / "result" / "adapter"))
+    return f"{course.request.archives[0]}-{course.request.role.value}-{course.job_id}@{bytes_of[:8]}"
+
+
+def _ask_about_set_aside(connection: Connection, snapshot: Snapshot) -> None:
+    for share in snapshot.shares:
+        by_question: dict[str, list[dict[str, Any]]] = {}
+        for item in share.dataset.set_aside:
+            images = by_question.setdefault(question_key(item.question), [])
+            images.append({"sha256": item.image, "caption": item.caption, "relevance": round(item.relevance, 4)})
+        for key, images in sorted(by_question.items(), key=lambda pair: share.addresses[pair[0]]):
+            noisy.add_reason(
+                connection, *share.addresses[key], NoisyReason.UNLABELLED_RELEVANT, _set_aside_text(images)
+            )
+
+
+def _set_aside_text(images: list[dict[str, Any]]) -> str:
+    listed = ", ".join(f"{image['caption'] or image['sha256'][:12]} ({image['relevance']:.2f})" for image in images)
+    return f"nobody labelled these images, which the reranker takes for relevant: {listed}; say which are"
+
+
+def _story(course: Course, snapshot: Snapshot, report: TrainingReport, contest: Contest) -> dict[str, Any]:
+    """What is kept beside the version."""
+    curve = asdict(report)
+    every = -(-len(report.steps) // _CURVE_POINTS)
+    curve["steps"] = curve["steps"][:: max(every, 1)]
+    return {
+        "job": course.job_id,
+        "archives": list(course.request.archives),
+        "snapshot": snapshot.snapshot_id,
+        "hold_out": snapshot.hold_out_id,
+        "data": [share.figures() for share in snapshot.shares],
+        **contest.as_json(),
+        "report": json.loads(json.dumps(curve)),
+        "objects": course.place,
+    }
+
+
+def _register(connection: Connection, course: Course, version: AdapterVersion, contest: Contest) -> None:
+    """Exactly one version, and the outcome that goes with it."""
+    made = registry.register_adapter(connection, version)
+    status, reason = _decide(connection, course, made, contest)
+    if status is TrainingStatus.PROMOTED:
+        registry.promote(connection, made.profile, made.role, made.name, f"job {course.job_id}: {reason}")
+    trainings.finish(connection, course.job_id, status, reason, made.version_id)
+
+
+def _decide(connection: Connection, course: Course, made: ModelVersion, contest: Contest) -> tuple[TrainingStatus, str]:
+    reason = "; ".join(contest.reasons)
+    if not contest.passed:
+        return TrainingStatus.REFUSED, reason
+    if not course.request.promote:
+        return TrainingStatus.CHALLENGER, reason
+    champion = registry.champion(connection, made.role, made.profile)
+    if champion is None or champion.version_id != contest.champion.version_id:
+        return (
+            TrainingStatus.CHALLENGER,
+            f"{reason}; while it was judged, another version became champion: compare them, then "
+            f"`ragllava models promote {made.name}`",
+        )
+    return TrainingStatus.PROMOTED, reason

@@ -1,0 +1,122 @@
+"""One training in several processes, one for each GPU: `accelerate launch` started, watched and ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ragllava.errors import TrainingFailed, UsageError
+from ragllava.training.checkpoints import read_checkpoint
+from ragllava.training.datasets import Dataset, write_dataset
+from ragllava.training.finetune import CheckpointHook, FinetuneConfig, StepHook
+from ragllava.training.report import TrainingReport, read_report
+
+_LOOK_S = 1.0
+_GRACE_S = 20.0
+_CANNOT = 2  # exit status of ragllava.training.finetune for what a retry does not change
+
+
+def train_in_processes(
+    config: FinetuneConfig,
+    dataset: Dataset,
+    store_picture: Callable[[str, Path], None],
+    processes: int,
+    *,
+    on_checkpoint: CheckpointHook,
+    on_step: StepHook,
+) -> TrainingReport:
+    """As `finetune.train`, in so many processes of this machine. `store_picture` writes a picture into a file.
+
+    `on_step` is called about once a second with the step of the last checkpoint, and what it raises ends the
+    processes; they go on from that checkpoint. Raises UsageError when it cannot be done, TrainingFailed.
+    """
+    run_file = _prepare(config, dataset, store_picture)
+    log = config.result.with_name("launch.log")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            _command(run_file, processes), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    watch = _Watch(config.work, on_checkpoint, on_step)
+    try:
+        while process.poll() is None:
+            watch.look()
+            time.sleep(_LOOK_S)
+    finally:
+        _end(process)
+    if process.returncode:
+        last = log.read_text(errors="replace").strip().splitlines()[-1:]
+        kind = UsageError if process.returncode == _CANNOT else TrainingFailed
+        raise kind(f"training in {processes} processes ended with status {process.returncode}: {' '.join(last)}")
+    return read_report(config.result)
+
+
+class _Watch:
+    """Tells about new checkpoints of a training that runs elsewhere."""
+
+    def __init__(self, work: Path, on_checkpoint: CheckpointHook, on_step: StepHook) -> None:
+        self._work = work
+        self._on_checkpoint = on_checkpoint
+        self._on_step = on_step
+        self._step = self._last_step = 0
+
+    def look(self) -> None:
+        """Call the hooks once."""
+        for folder in sorted(self._work.glob("checkpoint-[0-9]*"), key=lambda folder: int(folder.name.split("-")[1])):
+            if int(folder.name.split("-")[1]) <= self._step:
+                continue
+            found = read_checkpoint(folder)
+            if found is not None:
+                self._step, self._last_step = found.step, found.last_step
+                self._on_checkpoint(folder)
+        self._on_step(self._step, self._last_step)
+
+
+def _prepare(config: FinetuneConfig, dataset: Dataset, store_picture: Callable[[str, Path], None]) -> Path:
+    """Write the run file with all that it names beside it."""
+    place = config.result.parent
+    pictures = place / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    write_dataset(place / "dataset", dataset)
+    images = {image for example in dataset.examples for image in example.as_json().get("images", ())}
+    images |= {example.as_json()["image"] for example in dataset.examples if "image" in example.as_json()}
+    for image in images:
+        if not (pictures / image).exists():
+            store_picture(image, pictures / image)
+    described = {
+        "dataset": "dataset",
+        "pictures": "pictures",
+        "result": config.result.name,
+        "preset": config.settings.preset,
+        "settings": {name: getattr(config.settings.values, name) for name in config.settings.overridden},
+        "owner": os.getpid(),
+    }
+    run_file = place / "run.json"
+    run_file.write_text(json.dumps(described, indent=1))
+    return run_file
+
+
+def _command(run_file: Path, processes: int) -> list[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    alone = ["--main_process_port", port, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*launcher, *alone, "-m", "ragllava.training.finetune", str(run_file)]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the launcher and all that it started; they are a session of their own."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

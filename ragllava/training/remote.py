@@ -1,0 +1,83 @@
+"""Folders in the object store, whole when their manifest is there: it is written last and looked at first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+from ragllava.errors import ObjectCorrupt
+from ragllava.stores.objects import ObjectStore
+from ragllava.training.checkpoints import MANIFEST, read_checkpoint
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def upload_folder(objects: ObjectStore, folder: Path, prefix: str) -> None:
+    """Store every file of the folder as `<prefix>/<name>`, its manifest last. Raises ServiceUnavailable."""
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+    for name in sorted(names, key=lambda name: name == MANIFEST):
+        with (folder / name).open("rb") as stream:
+            objects.put_stream(f"{prefix}/{name}", stream, (folder / name).stat().st_size)
+
+
+def download_folder(objects: ObjectStore, prefix: str, folder: Path) -> None:
+    """Fetch a whole folder; `folder` appears by a rename, after each file was checked against the manifest.
+
+    Raises ObjectMissing for a folder that is not whole there, ObjectCorrupt, ServiceUnavailable.
+    """
+    manifest = objects.get(f"{prefix}/{MANIFEST}")
+    aside = folder.with_name(f"fetching-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    for name, sha256 in json.loads(manifest)["files"].items():
+        file = aside / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _download(objects, f"{prefix}/{name}", file, sha256)
+    (aside / MANIFEST).write_bytes(manifest)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def store_checkpoint(objects: ObjectStore, checkpoint: Path, prefix: str) -> None:
+    """Store a whole checkpoint as `<prefix>/checkpoint-<step>`, then remove the others there."""
+    upload_folder(objects, checkpoint, f"{prefix}/{checkpoint.name}")
+    for step in _stored_steps(objects, prefix, whole=False):
+        if f"checkpoint-{step}" != checkpoint.name:
+            objects.remove_prefix(f"{prefix}/checkpoint-{step}/")
+
+
+def restore_checkpoint(objects: ObjectStore, prefix: str, work: Path) -> int | None:
+    """Fetch the latest stored checkpoint into `work`, unless one as late is there; returns its step if it was."""
+    stored = max(_stored_steps(objects, prefix, whole=True), default=None)
+    if stored is None or stored <= _latest_here(work):
+        return None
+    work.mkdir(parents=True, exist_ok=True)
+    download_folder(objects, f"{prefix}/checkpoint-{stored}", work / f"checkpoint-{stored}")
+    return stored
+
+
+def _stored_steps(objects: ObjectStore, prefix: str, *, whole: bool) -> set[int]:
+    steps = set()
+    for found in objects.list_objects(f"{prefix}/"):
+        folder, _, name = found.key.removeprefix(f"{prefix}/").partition("/")
+        match = _CHECKPOINT.fullmatch(folder)
+        if match and (not whole or name == MANIFEST):
+            steps.add(int(match[1]))
+    return steps
+
+
+def _latest_here(work: Path) -> int:
+    found = [read_checkpoint(folder) for folder in work.glob("checkpoint-*")]
+    return max((checkpoint.step for checkpoint in found if checkpoint is not None), default=-1)
+
+
+def _download(objects: ObjectStore, key: str, file: Path, sha256: str) -> None:
+    digest = hashlib.sha256()
+    with objects.open_stream(key) as stream, file.open("wb") as target:
+        while piece := stream.read(2**20):
+            digest.update(piece)
+            target.write(piece)
+    if digest.hexdigest() != sha256:
+        raise ObjectCorrupt(f"the object {key} was damaged in the store; its hash is not that of its manifest")

@@ -1,0 +1,213 @@
+"""Asking for a training: what the request holds, what it would learn from, and the job made of it. Loads no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from ragllava.errors import UsageError
+from ragllava.jobs import control
+from ragllava.jobs.control import NewJob
+from ragllava.records import JobKind, Role
+from ragllava.settings import Settings
+from ragllava.stores import archive, trainings
+from ragllava.stores.database import in_transaction
+from ragllava.training.datasets import DatasetOptions
+from ragllava.training.gate import GateRules
+from ragllava.training.presets import ChosenSettings, choose_settings
+from ragllava.training.snapshot import Snapshot, SnapshotRules, collect
+
+_PRESET_OF_PROFILE = {"mini": "mini", "paper": "llava-1.5-13b"}
+_OTHER_PRESET = "internvl2-2b"  # for small models of today
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRequest:
+    """What one training is to do, as stored in its job's spec.
+
+    The labelled questions of all `archives` are trained on, and the first one's held-out questions decide; those of
+    the others must not get worse. `since`: only what was labelled at that time or later, in the first archive; the
+    others are a replay of what the model knew. `negatives` are hard ones for each positive (rerankers); `precision`
+    asks for an η that promises it, else η is the adaptive one (METHOD 3).
+    """
+
+    role: Role
+    archives: tuple[str, ...]
+    preset: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    since: datetime | None = None
+    promote: bool = True
+    negatives: float = 1.0
+    precision: float | None = None
+
+    @property
+    def settings(self) -> ChosenSettings:
+        """The settings of the fine-tuning; the generator learns with noise on token level unless told otherwise."""
+        usual = {"token_weighting": True} if self.role is Role.GENERATOR else {}
+        return choose_settings(self.preset, usual | self.overrides)
+
+    def as_spec(self) -> dict[str, Any]:
+        """As stored in the job."""
+        return asdict(self) | {
+            "archives": list(self.archives),
+            "since": self.since.isoformat() if self.since else None,
+        }
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> TrainingRequest:
+        """The inverse of `as_spec`."""
+        known = {field.name: spec[field.name] for field in fields(cls)}
+        since = datetime.fromisoformat(spec["since"]) if spec["since"] else None
+        return cls(**known | {"role": Role(spec["role"]), "archives": tuple(spec["archives"]), "since": since})
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """What a training would learn from. `shortage` says in one sentence why it cannot be done, None if it can."""
+
+    request: TrainingRequest
+    snapshot: Snapshot
+    steps: int
+    shortage: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "role": self.request.role.value,
+            "preset": self.request.preset,
+            "snapshot": self.snapshot.snapshot_id,
+            "archives": [share.figures() for share in self.snapshot.shares],
+            "examples": len(self.snapshot.examples),
+            "steps": self.steps,
+            "shortage": self.shortage,
+        }
+
+
+def default_preset(profile: str) -> str:
+    """The training preset that belongs to a profile's models."""
+    return _PRESET_OF_PROFILE.get(profile, _OTHER_PRESET)
+
+
+def plan_training(connection: Connection, request: TrainingRequest, settings: Settings) -> TrainingPlan:
+    """Look at the labels and say what a training now would learn from. Raises UsageError, SettingsError."""
+    check_request(request)
+    chosen = request.settings.values
+    rules = SnapshotRules(
+        held_out=settings.held_out_share,
+        # η is fitted for rerankers only; a generator may learn from those questions.
+        calibration=settings.calibration_share if request.role is Role.RERANKER else 0.0,
+        options=DatasetOptions(seed=chosen.seed, ratio=request.negatives, certain=settings.set_aside_above),
+    )
+    snapshot = collect(connection, request.role, request.archives, request.since, rules)
+    steps = chosen.max_steps or math.ceil(len(snapshot.examples) * chosen.epochs / chosen.global_batch)
+    return TrainingPlan(request, snapshot, steps, find_shortage(snapshot))
+
+
+def check_request(request: TrainingRequest) -> None:
+    """Raises UsageError or SettingsError for what no training can do."""
+    if not request.archives or len(set(request.archives)) < len(request.archives):
+        raise UsageError("name at least one archive to train on, and each only once")
+    if not 0 <= request.negatives <= 100:
+        raise UsageError(f"hard negatives for each positive must be from 0 to 100, not {request.negatives:g}")
+    if request.precision is not None and (request.role is not Role.RERANKER or not 0 < request.precision < 1):
+        raise UsageError("a promised precision is between 0 and 1, and for rerankers only")
+    _ = request.settings
+
+
+def find_shortage(snapshot: Snapshot) -> str | None:
+    """Why these questions are too few to train on and to judge by; None when they suffice."""
+    first = snapshot.shares[0]
+    needed = GateRules().fewest_questions
+    if len(first.held_out) < needed:
+        return (
+            f"archive {first.archive} has {first.labelled} labelled questions, of which {len(first.held_out)} that a "
+            f"{snapshot.role} can be judged by are held out; the gate needs {needed}: label more questions, "
+            "with `ragllava feedback`"
+        )
+    if not snapshot.examples:
+        return f"none of the labelled questions gives the {snapshot.role} anything to learn; name their relevant images"
+    return None
+
+
+def submit_training(
+    engine: Engine, settings: Settings, request: TrainingRequest, idempotency_key: str | None = None
+) -> tuple[int, bool]:
+    """Make a train job; returns its id and whether it is new.
+
+    Of one role at most one job is open at a time. Raises UsageError when there is one, for an unknown archive, and
+    when the labelled questions are too few.
+    """
+
+    def work(connection: Connection) -> tuple[int, bool]:
+        trainings.lock_role(connection, request.role)
+        _require_no_other(connection, request.role)
+        shortage = plan_training(connection, request, settings).shortage
+        if shortage is not None:
+            raise UsageError(shortage)
+        return create_job(connection, request, idempotency_key)
+
+    return in_transaction(engine, work)
+
+
+def submit_due_trainings(engine: Engine, settings: Settings) -> list[int]:
+    """Begin the trainings for which enough was labelled since the last one (`retrain_after`); returns their jobs.
+
+    Any number may ask at once: one job is made for each role. Whether the labels suffice is found out by the job,
+    so that its reason can be read.
+    """
+    if not settings.retrain_after:
+        return []
+
+    def work(connection: Connection) -> list[int]:
+        found = (_begin_due(connection, role, settings) for role in Role)
+        return [job_id for job_id in found if job_id is not None]
+
+    return in_transaction(engine, work)
+
+
+def create_job(
+    connection: Connection, request: TrainingRequest, idempotency_key: str | None = None
+) -> tuple[int, bool]:
+    """The job with its one input, for the first archive; returns its id and whether it is new."""
+    spec = request.as_spec()
+    job_id, is_new = control.create(
+        connection,
+        NewJob(
+            kind=JobKind.TRAIN,
+            archive_id=archive.get_archive(connection, request.archives[0]).archive_id,
+            spec=spec,
+            total=1,
+            per_shard=1,
+            idempotency_key=idempotency_key,
+            content_digest=json.dumps(spec, sort_keys=True),
+        ),
+    )
+    if is_new:
+        trainings.insert_training(connection, job_id, request.role)
+    return job_id, is_new
+
+
+def _begin_due(connection: Connection, role: Role, settings: Settings) -> int | None:
+    due = trainings.due_archives(connection, role, settings.retrain_after)
+    if not due:
+        return None
+    trainings.lock_role(connection, role)
+    if trainings.open_training(connection, role) is not None:
+        return None
+    first = due[0]
+    request = TrainingRequest(role, (first.archive,), default_preset(settings.profile))
+    job_id, is_new = create_job(connection, request, f"retrain:{role}:{first.archive}:{first.last_label}")
+    return job_id if is_new else None
+
+
+def _require_no_other(connection: Connection, role: Role) -> None:
+    other = trainings.open_training(connection, role)
+    if other is not None:
+        raise UsageError(
+            f"job {other} trains the {role} already: wait for it, or stop it with `ragllava jobs cancel {other}`"
+        )

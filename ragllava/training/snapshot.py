@@ -1,0 +1,206 @@
+"""The data of one training, frozen: examples to learn from, and the questions that calibrate and judge. No torch.
+
+The sides follow from a question's text (datasets.py), so no question that is judged by is ever trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from ragllava.records import Role
+from ragllava.stores import archive, labels
+from ragllava.stores.labels import LabelledRow
+from ragllava.training.checkpoints import MANIFEST, hash_files, write_whole
+from ragllava.training.datasets import (
+    Dataset,
+    DatasetOptions,
+    LabelledQuestion,
+    Retrieved,
+    build_answer_dataset,
+    build_rank_dataset,
+    is_held_out,
+    merge_questions,
+    question_key,
+    read_dataset,
+    snapshot_id,
+    write_dataset,
+)
+from ragllava.training.examples import Evidence, Example
+from ragllava.training.labelled import labelled_questions, usable_for
+
+_JUDGED_FILE = "judged.json"
+
+QuestionAddress = tuple[int, int, int]  # archive, job, number
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRules:
+    """Which shares of the questions judge versions and fit η, and how examples are made of the rest."""
+
+    held_out: float
+    calibration: float
+    options: DatasetOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveShare:
+    """What one archive gives. `labelled` counts its labelled questions, also those of no use for this role.
+
+    `addresses` tells where a question's text comes from; it is not part of the snapshot's files.
+    """
+
+    archive: str
+    labelled: int
+    dataset: Dataset
+    calibration: tuple[LabelledQuestion, ...]
+    held_out: tuple[LabelledQuestion, ...]
+    addresses: Mapping[str, QuestionAddress] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, Any]:
+        """The counts for people."""
+        card = self.dataset.card
+        return {
+            "archive": self.archive,
+            "labelled": self.labelled,
+            "questions": card.questions,
+            "positives": card.positives,
+            "negatives": card.negatives,
+            "set_aside": card.set_aside,
+            "calibration": len(self.calibration),
+            "held_out": len(self.held_out),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The data of one training, archive by archive; the first one is the one trained for."""
+
+    role: Role
+    shares: tuple[ArchiveShare, ...]
+
+    @property
+    def examples(self) -> list[Example]:
+        """All that is trained on."""
+        return [example for share in self.shares for example in share.dataset.examples]
+
+    @property
+    def options(self) -> DatasetOptions:
+        """How the examples were made; the same for all archives."""
+        return self.shares[0].dataset.card.options
+
+    @property
+    def snapshot_id(self) -> str:
+        """The sha256 (hex) of the examples."""
+        return snapshot_id(self.examples)
+
+    @property
+    def hold_out_id(self) -> str:
+        """The sha256 (hex) of the questions that versions are judged by: figures compare only under the same one."""
+        content = [[share.archive, [asdict(question) for question in share.held_out]] for share in self.shares]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def whole_dataset(self) -> Dataset:
+        """The examples of all archives as one data set."""
+        cards = [share.dataset.card for share in self.shares]
+        counts = ("questions", "examples", "positives", "negatives", "set_aside")
+        sums = {name: sum(getattr(card, name) for card in cards) for name in counts}
+        card = replace(cards[0], snapshot=self.snapshot_id, **sums)
+        set_aside = tuple(item for share in self.shares for item in share.dataset.set_aside)
+        return Dataset(tuple(self.examples), card, set_aside)
+
+
+def collect(
+    connection: Connection, role: Role, archives: Sequence[str], since: datetime | None, rules: SnapshotRules
+) -> Snapshot:
+    """The snapshot of what is labelled now. `since` limits the first archive alone. Raises UsageError."""
+    found = []
+    for place, name in enumerate(archives):
+        archive_id = archive.get_archive(connection, name).archive_id
+        rows = labels.latest_labels(connection, [archive_id], since if place == 0 else None)
+        ids = {image for row in rows for image in (*row.label.relevant, *row.label.irrelevant)}
+        images = labels.images_by_id(connection, archive_id, sorted(ids))
+        questions = merge_questions(labelled_questions(rows, images))
+        found.append(_share(name, role, rows, questions, rules))
+    return Snapshot(role, tuple(found))
+
+
+def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
+    """Write one folder for each archive and, last, the manifest with the hash of every file."""
+    for place, share in enumerate(snapshot.shares):
+        own = folder / str(place)
+        write_dataset(own, share.dataset)
+        judged = {
+            "archive": share.archive,
+            "labelled": share.labelled,
+            "calibration": [asdict(question) for question in share.calibration],
+            "held_out": [asdict(question) for question in share.held_out],
+        }
+        (own / _JUDGED_FILE).write_text(json.dumps(judged, ensure_ascii=False), encoding="utf-8")
+    written = {
+        "role": snapshot.role.value,
+        "snapshot": snapshot.snapshot_id,
+        "hold_out": snapshot.hold_out_id,
+        "archives": len(snapshot.shares),
+        "files": hash_files(folder),
+    }
+    write_whole(folder / MANIFEST, json.dumps(written, indent=1).encode())
+
+
+def read_snapshot(folder: Path) -> Snapshot:
+    """Read what `write_snapshot` wrote; the addresses of the questions are not there any more."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    shares = []
+    for place in range(manifest["archives"]):
+        own = folder / str(place)
+        judged = json.loads((own / _JUDGED_FILE).read_text(encoding="utf-8"))
+        shares.append(
+            ArchiveShare(
+                archive=judged["archive"],
+                labelled=judged["labelled"],
+                dataset=read_dataset(own),
+                calibration=tuple(map(_question, judged["calibration"])),
+                held_out=tuple(map(_question, judged["held_out"])),
+            )
+        )
+    return Snapshot(Role(manifest["role"]), tuple(shares))
+
+
+def _share(
+    name: str, role: Role, rows: Sequence[LabelledRow], questions: Sequence[LabelledQuestion], rules: SnapshotRules
+) -> ArchiveShare:
+    sides: dict[str, list[LabelledQuestion]] = {"train": [], "calibration": [], "held_out": []}
+    for question in questions:
+        sides[_side(question.text, rules)].append(question)
+    build = build_rank_dataset if role is Role.RERANKER else build_answer_dataset
+    return ArchiveShare(
+        archive=name,
+        labelled=len(rows),
+        dataset=build(sides["train"], rules.options),
+        calibration=tuple(usable_for(role, sides["calibration"])),
+        held_out=tuple(usable_for(role, sides["held_out"])),
+        addresses={question_key(row.text): (row.archive_id, row.label.job_id, row.label.question_no) for row in rows},
+    )
+
+
+def _side(text: str, rules: SnapshotRules) -> str:
+    if is_held_out(text, rules.held_out):
+        return "held_out"
+    return "calibration" if is_held_out(text, rules.held_out + rules.calibration) else "train"
+
+
+def _question(stored: dict[str, Any]) -> LabelledQuestion:
+    return LabelledQuestion(
+        text=stored["text"],
+        answer=stored["answer"],
+        relevant=tuple(Evidence(**item) for item in stored["relevant"]),
+        retrieved=tuple(Retrieved(**item) for item in stored["retrieved"]),
+        irrelevant=tuple(Evidence(**item) for item in stored["irrelevant"]),
+    )

@@ -1,0 +1,74 @@
+"""Labelled questions that a few steps of training are enough to learn: the red picture is the relevant one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from sqlalchemy import Connection, Engine, select
+
+from ragllava.models import profiles
+from ragllava.records import Answer, AnswerStatus, Candidate, Label, StoredImage, Verdict
+from ragllava.settings import Settings
+from ragllava.stages.question_files import read_questions
+from ragllava.stages.submit import Submission, submit_questions
+from ragllava.stores import answers, archive, labels
+from ragllava.stores.schema import images
+
+MINI = Path(profiles.__file__).parent / "mini"
+COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
+
+
+def tiny_profile(folder: Path) -> str:
+    """RAGLLAVA_PROFILE of the mini CLIP beside a random LLaVA of a few thousand parameters, which learns in seconds."""
+    from tests.families import save_family
+
+    save_family("llava", folder / "llava")
+    (folder / "tiny.toml").write_text(f'retriever = "local-dir:{MINI / "clip"}"\nmllm = "{folder / "llava"}"\n')
+    return str(folder / "tiny.toml")
+
+
+@dataclass(frozen=True)
+class Classroom:
+    """An archive with one picture of each color, and questions whose answers people have labelled."""
+
+    engine: Engine
+    settings: Settings
+    archive_name: str = "class"
+
+    def draw(self, folder: Path) -> Path:
+        """The pictures as files, with their captions beside them; ingest this folder first."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = ["file,caption"]
+        for color, rgb in COLORS.items():
+            Image.new("RGB", (64, 64), rgb).save(folder / f"{color}.png")
+            lines.append(f"{color}.png,A {color} sheet")
+        (folder / "captions.csv").write_text("\n".join(lines))
+        return folder
+
+    def label(self, count: int, relevance: float = 0.5, *, wanted: str = "red") -> int:
+        """Ask so many questions, answer them with every picture, and label those; returns the answer job."""
+        texts = [{"custom_id": f"q{n}", "question": f"Which sheet belongs to number {n}?"} for n in range(count)]
+        file = read_questions("\n".join(map(json.dumps, texts)).encode(), name="q.jsonl")
+        job_id = submit_questions(self.engine, self.settings, file, Submission(self.archive_name)).job_id
+        with self.engine.begin() as connection:
+            by_source = self._images(connection)
+            found = tuple(
+                Candidate(image, rank, 0.5, relevance, 0 if rank == 0 else None)
+                for rank, image in enumerate(by_source.values())
+            )
+            given = [Answer(n, AnswerStatus.ANSWERED, "blue", 0.5, found) for n in range(count)]
+            answers.insert_answers(connection, job_id, 1, 1, 1, given)
+            right = (by_source[f"{wanted}.png"].image_id,)
+            labels.insert_labels(
+                connection,
+                [Label(job_id, n, Verdict.WRONG, wanted, right, (), "person") for n in range(count)],
+            )
+        return job_id
+
+    def _images(self, connection: Connection) -> dict[str, StoredImage]:
+        archive_id = archive.get_archive(connection, self.archive_name).archive_id
+        rows = connection.execute(select(images).where(images.c.archive_id == archive_id).order_by(images.c.source))
+        return {row.source: StoredImage(row.id, row.sha256, row.source, row.caption) for row in rows}

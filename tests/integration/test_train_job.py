@@ -1,0 +1,344 @@
+"""A training job in this process, on real stores and with the real mini models."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import Connection, delete, select
+
+from ragllava.cli.main import cli
+from ragllava.errors import LeaseLost, ServiceUnavailable, SettingsError, ShardInterrupted, UsageError
+from ragllava.jobs import control
+from ragllava.jobs.control import JobView
+from ragllava.jobs.runner import ShardContext
+from ragllava.jobs.states import JobState
+from ragllava.records import JobKind, NoisyReason, Role, TrainingStatus
+from ragllava.stages.finalize import publish_missing_results
+from ragllava.stages.ingest import ingest_stage
+from ragllava.stages.resources import Resources
+from ragllava.stores import noisy, presence, registry, trainings
+from ragllava.stores.schema import model_versions, workers
+from ragllava.training.job import train_stage
+from ragllava.training.request import TrainingRequest, create_job, submit_due_trainings, submit_training
+from tests.classroom import Classroom, tiny_profile
+from tests.conftest import environment_of
+from tests.workshop import Workshop
+
+T = TypeVar("T")
+
+FEW_STEPS: dict[str, Any] = {"rank": 8, "alpha": 16, "max_steps": 40, "learning_rate": 0.02, "steps_per_checkpoint": 10}
+NO_STEPS = FEW_STEPS | {"max_steps": 2, "learning_rate": 1e-9}
+
+
+@pytest.fixture
+def bench(workshop: Workshop, tmp_path: Path) -> Workshop:
+    """A worker that also trains, with a home of its own, beside an archive that people have labelled."""
+    folder = Classroom(workshop.engine, workshop.settings).draw(tmp_path / "class")
+    workshop.ingest(folder, captions=folder / "captions.csv", archive_name="class")
+    own = workshop.settings.model_copy(
+        update={"home": tmp_path / "home", "torch_threads": 1, "profile": tiny_profile(tmp_path)}
+    )
+    made = replace(
+        workshop, settings=own, resources=Resources(own), stages={JobKind.TRAIN: train_stage}, opened=workshop.opened
+    )
+    workshop.opened.append(made.resources)
+    with workshop.engine.begin() as connection:
+        connection.execute(delete(workers))  # nobody answers here, so answer jobs stay as they are
+    made.live_worker("train@test", queues=("train",))
+    return made
+
+
+def classroom(bench: Workshop) -> Classroom:
+    return Classroom(bench.engine, bench.settings)
+
+
+def request(role: Role = Role.RERANKER, **changes: Any) -> TrainingRequest:
+    return TrainingRequest(role, ("class",), "mini", **{"overrides": FEW_STEPS, **changes})
+
+
+def submit(bench: Workshop, wanted: TrainingRequest) -> int:
+    job_id, _ = submit_training(bench.engine, bench.settings, wanted)
+    return job_id
+
+
+def run(bench: Workshop, wanted: TrainingRequest) -> JobView:
+    job_id = submit(bench, wanted)
+    bench.run()
+    return bench.job(job_id)
+
+
+def versions(bench: Workshop) -> list[Any]:
+    """The registered adapters."""
+    query = select(model_versions).where(model_versions.c.adapter_sha256.is_not(None)).order_by(model_versions.c.id)
+    with bench.engine.begin() as connection:
+        return list(connection.execute(query))
+
+
+def test_a_reranker_that_learned_is_promoted_with_its_threshold(bench: Workshop) -> None:
+    classroom(bench).label(100)
+    job = run(bench, request())
+    assert job.training is not None
+    assert (job.state, job.training.status) == (JobState.COMPLETED, TrainingStatus.PROMOTED), job.training.reason
+    assert (job.training.steps_done, job.training.steps_total) == (40, 40)
+    [version] = versions(bench)
+    assert (version.state, version.name) == ("champion", job.training.version)
+    assert version.threshold == version.threshold_curve["value"]
+    gate, scores = version.training["gate"], version.training["scores"]["class"]
+    assert gate["passed"] and gate["challenger"] == version.name
+    means = [scores[who]["conditions"]["with captions"]["f1"] for who in ("champion", "challenger")]
+    assert means[1] > means[0]
+    assert len(version.training["report"]["steps"]) == 40
+    publish_missing_results(bench.engine, bench.resources.objects)
+    result = bench.job(job.job_id).result
+    assert result is not None and result["training"]["version"] == version.name
+
+
+def test_what_did_not_learn_is_refused_and_likely_right_images_are_asked_about(bench: Workshop) -> None:
+    """The reranker was sure of both pictures, so the unlabelled one must not be taught to be wrong."""
+    answered = classroom(bench).label(100, relevance=0.95)
+    job = run(bench, request(overrides=NO_STEPS))
+    assert job.training is not None and job.training.reason is not None
+    assert (job.state, job.training.status) == (JobState.COMPLETED, TrainingStatus.REFUSED)
+    assert "no difference" in job.training.reason
+    [version] = versions(bench)
+    assert (version.state, version.name) == ("candidate", job.training.version)
+    with bench.engine.begin() as connection:
+        champion = registry.champion(connection, Role.RERANKER, "tiny")
+        cases = noisy.list_cases(connection, bench.archive_id("class"), reason=NoisyReason.UNLABELLED_RELEVANT)
+    assert champion is not None and champion.adapter_sha256 is None
+    [data] = version.training["data"]
+    assert data["set_aside"] == len(cases) == data["positives"] > 40
+    assert data["negatives"] == 0
+    assert {case.question.job_id for case in cases} == {answered}
+    assert all("A blue sheet (0.95)" in case.details[NoisyReason.UNLABELLED_RELEVANT] for case in cases)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "state", "words"),
+    [
+        ({"promote": False}, TrainingStatus.CHALLENGER, "challenger", "better, with captions"),
+        ({"precision": 0.95}, TrainingStatus.REFUSED, "candidate", "the precision cannot be promised"),
+    ],
+)
+def test_what_was_asked_for_decides_about_a_version_that_learned(
+    bench: Workshop, changes: dict[str, Any], status: TrainingStatus, state: str, words: str
+) -> None:
+    classroom(bench).label(100)
+    job = run(bench, request(**changes))
+    assert job.training is not None and job.training.reason is not None
+    assert job.training.status is status
+    assert words in job.training.reason
+    assert [version.state for version in versions(bench)] == [state]
+
+
+def test_a_generator_learns_from_two_archives_and_both_guard_the_gate(bench: Workshop, tmp_path: Path) -> None:
+    other = Classroom(bench.engine, bench.settings, "other")
+    add_archive(bench, tmp_path, "other")
+    other.label(30)
+    classroom(bench).label(100)
+    job = run(bench, replace(request(Role.GENERATOR), archives=("class", "other")))
+    assert job.training is not None
+    assert job.training.status is TrainingStatus.PROMOTED, job.training.reason
+    [version] = versions(bench)
+    assert (version.role, version.threshold) == ("generator", None)
+    assert "in archive other" in [figures["name"] for figures in version.training["gate"]["figures"]]
+    assert [data["archive"] for data in version.training["data"]] == ["class", "other"]
+    assert version.training["report"]["settings"]["token_weighting"] == {"value": True, "origin": "overridden"}
+
+
+def test_too_few_labels_are_refused_at_once_and_by_the_job(bench: Workshop) -> None:
+    classroom(bench).label(12)
+    with pytest.raises(UsageError, match=r"archive class has 12 labelled questions, of which .* the gate needs 20"):
+        submit(bench, request())
+    with bench.engine.begin() as connection:
+        job_id, _ = create_job(connection, request())
+    bench.run()
+    job = bench.job(job_id)
+    assert (job.state, job.progress.by_status) == (JobState.FAILED, {"failed": 1})
+    assert job.error is not None and "the gate needs 20" in job.error
+    assert job.training is not None and job.training.reason == job.error
+    assert versions(bench) == []
+
+
+def test_an_interrupted_training_goes_on_elsewhere_with_the_data_of_its_beginning(
+    bench: Workshop, caplog: pytest.LogCaptureFixture
+) -> None:
+    classroom(bench).label(100)
+    job_id = submit(bench, request())
+    with_stage(bench, interrupted_after(17, ShardInterrupted("shutdown"))).run_once()
+    with bench.engine.begin() as connection:
+        stopped = trainings.view(connection, job_id)
+    assert (stopped.phase, stopped.status) == ("training", None)
+    shutil.rmtree(bench.settings.home)
+    classroom(bench).label(110, wanted="blue")
+    with caplog.at_level(logging.INFO):
+        bench.run()
+    [fetched] = [record for record in caplog.records if getattr(record, "action", "") == "checkpoint_fetched"]
+    assert vars(fetched)["step"] == 16, "no step is lost, though the last regular checkpoint was that of step 10"
+    [version] = versions(bench)
+    assert version.training["data"][0]["labelled"] == 100
+    assert len(version.training["report"]["steps"]) == 40
+    assert bench.job(job_id).state == JobState.COMPLETED
+    left = [found.key.split("/")[2] for found in bench.resources.objects.list_objects("training/")]
+    assert set(left) == {"snapshot", "report.json", "curves.svg"}
+    assert not list((bench.settings.home / "training").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("moment", "error"),
+    [
+        ("before", ServiceUnavailable("database: gone")),
+        ("after", LeaseLost("frozen")),
+        ("after", RuntimeError("a bug")),
+    ],
+    ids=["before", "after, lease lost", "after, a bug"],
+)
+def test_a_failure_around_the_last_commit_makes_no_second_version(
+    bench: Workshop, moment: str, error: Exception
+) -> None:
+    classroom(bench).label(100)
+    job_id = submit(bench, request(overrides=NO_STEPS))
+
+    def stage(context: ShardContext[Resources]) -> None:
+        train_stage(_FailsAtTheEnd(**{name: getattr(context, name) for name in _FIELDS}, error=error, moment=moment))
+
+    with_stage(bench, stage).run_once()
+    assert len(versions(bench)) == (moment == "after")
+    bench.let_wait_end()
+    bench.expire_leases()
+    bench.run()
+    job = bench.job(job_id)
+    assert (job.state, job.progress.by_status) == (JobState.COMPLETED, {"refused": 1})
+    assert len(versions(bench)) == 1
+
+
+def test_a_lost_picture_fails_the_job_with_its_reason(bench: Workshop) -> None:
+    classroom(bench).label(100)
+    [lost] = [row.sha256 for row in bench.images("class").values() if row.source == "red.png"]
+    bench.resources.objects.delete_content(lost)
+    job = run(bench, request())
+    assert job.state == JobState.FAILED
+    assert job.error is not None and "a picture to train on is lost" in job.error and lost in job.error
+
+
+def test_a_cancelled_training_can_be_tried_again(bench: Workshop) -> None:
+    classroom(bench).label(100)
+    job_id = submit(bench, request(overrides=NO_STEPS))
+    with bench.engine.begin() as connection:
+        control.cancel(connection, job_id)
+    assert bench.job(job_id).state == JobState.CANCELLED
+    assert bench.run() == 0
+    with bench.engine.begin() as connection:
+        assert control.retry(connection, job_id, per_shard=1) == 1
+    bench.run()
+    assert bench.job(job_id).progress.by_status == {"refused": 1}
+
+
+def test_one_training_of_a_role_is_open_at_a_time(bench: Workshop) -> None:
+    classroom(bench).label(100)
+    first = submit(bench, request())
+    with pytest.raises(UsageError, match=f"job {first} trains the reranker already"):
+        submit(bench, request())
+    assert submit(bench, request(Role.GENERATOR)) > first
+
+
+def test_enough_new_labels_begin_one_training_of_each_role(bench: Workshop) -> None:
+    due = bench.settings.model_copy(update={"retrain_after": 50})
+    classroom(bench).label(49)
+    assert submit_due_trainings(bench.engine, due) == []
+    classroom(bench).label(1)
+    assert submit_due_trainings(bench.engine, bench.settings) == [], "off unless it is asked for"
+    begun = submit_due_trainings(bench.engine, due)
+    assert sorted(bench.job(job_id).spec["role"] for job_id in begun) == ["generator", "reranker"]
+    assert submit_due_trainings(bench.engine, due) == []
+    with bench.engine.begin() as connection:
+        for job_id in begun:
+            control.cancel(connection, job_id)
+    assert submit_due_trainings(bench.engine, due) == [], "those labels have had their training"
+    classroom(bench).label(50)
+    assert len(submit_due_trainings(bench.engine, due)) == 2
+
+
+def test_the_command_shows_and_queues_a_training(bench: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment_of(bench.settings).items():
+        monkeypatch.setenv(name, value)
+
+    def called(*words: str) -> Result:
+        return CliRunner().invoke(cli, ["train", "reranker", "--archive", "class", "--preset", "mini", *words])
+
+    classroom(bench).label(12)
+    few = called("--dry-run")
+    assert (few.exit_code, "the gate needs 20" in few.stderr) == (1, True)
+    classroom(bench).label(100)
+    shown = called("--dry-run", "--set", "epochs=4", "--json")
+    plan = json.loads(shown.stdout)
+    [figures] = plan["archives"]
+    assert figures["labelled"] == 112, "those of the first job, asked again, are the same questions"
+    assert figures["questions"] + figures["calibration"] + figures["held_out"] == 100
+    assert plan["examples"] == figures["positives"] + figures["negatives"] == 2 * figures["questions"]
+    assert plan["steps"] == math.ceil(plan["examples"] * 4 / 16)
+    assert called("--dry-run", "--since", "2100-01-01").exit_code == 1
+    assert isinstance(called("--dry-run", "--set", "epoch=4").exception, SettingsError)
+    queued = called("--json")
+    assert json.loads(queued.stdout)["training"]["phase"] == "waiting"
+
+
+def test_several_processes_train_one_adapter(bench: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment_of(bench.settings).items():
+        monkeypatch.setenv(name, value)
+    several = bench.with_settings(train_processes=2)
+    classroom(bench).label(100)
+    job = run(several, request(overrides=NO_STEPS | {"micro_batch": 8}))
+    assert job.training is not None
+    assert job.training.status is TrainingStatus.REFUSED, job.error
+    [version] = versions(bench)
+    assert len(version.training["report"]["steps"]) == 2
+
+
+def add_archive(bench: Workshop, tmp_path: Path, name: str) -> None:
+    """Another archive of the same pictures."""
+    folder = Classroom(bench.engine, bench.settings).draw(tmp_path / name)
+    stages = {JobKind.INGEST: ingest_stage}
+    with bench.engine.begin() as connection:
+        presence.register(connection, "ingest@test", ["ingest"], 1)
+        presence.report_ready(connection, "ingest@test", {"test": "1"})
+    replace(bench, stages=stages).ingest(folder, captions=folder / "captions.csv", archive_name=name)
+
+
+def with_stage(bench: Workshop, stage: Callable[[ShardContext[Resources]], None]) -> Workshop:
+    return replace(bench, stages={JobKind.TRAIN: stage})
+
+
+def interrupted_after(checks: int, error: Exception) -> Callable[[ShardContext[Resources]], None]:
+    """The stage, which is told to stop at a later look at its lease."""
+    left = iter([None] * checks)
+    return lambda context: train_stage(replace(context, stop=lambda: next(left, error)))
+
+
+_FIELDS = ("lease", "settings", "engine", "resources", "stop")
+
+
+@dataclass(frozen=True)
+class _FailsAtTheEnd(ShardContext[Resources]):
+    """Fails once before or after the transaction that registers the version."""
+
+    error: Exception
+    moment: str
+
+    def commit(self, work: Callable[[Connection], T]) -> T:
+        ends = "conclude" in work.__qualname__
+        if ends and self.moment == "before":
+            raise self.error
+        done = super().commit(work)
+        if ends:
+            raise self.error
+        return done
