@@ -135,7 +135,7 @@ def test_command_lines_are_understood(line: str) -> None:
 @pytest.mark.parametrize("mention", sorted(set(re.findall(r"`ragllava ([^`]+)`", README))))
 def test_mentioned_commands_and_options_exist(mention: str) -> None:
     command, arguments = command_of(mention.split())
-    known = {name for parameter in command.params for name in parameter.opts} | {"--help"}
+    known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)} | {"--help"}
     assert {word for word in arguments if word.startswith("-")} <= known
 
 
@@ -145,7 +145,8 @@ def test_mentioned_options_exist_somewhere() -> None:
             command, _ = command_of([name]) if group is cli else (group.commands[name], [])
             yield from commands_below(command) if isinstance(command, click.Group) else [command]
 
-    known = {name for command in commands_below(cli) for parameter in command.params for name in parameter.opts}
+    parameters = [parameter for command in commands_below(cli) for parameter in command.params]
+    known = {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
     assert set(re.findall(r"`(--[a-z-]+)[^`]*`", README)) <= known
 
 
@@ -157,7 +158,7 @@ def test_targets_of_make_exist() -> None:
 
 
 def test_worker_commands_are_those_of_the_workers_module() -> None:
-    """The three queues, each served by one of the commands shown."""
+    """The queues, each served by one of the commands shown."""
     served = [re.search(r"-Q (\w+)", line) for line in command_lines() if line.startswith("celery ")]
     source = (ROOT / "workers" / "app.py").read_text()
     [table] = re.findall(r"^QUEUES = \{(.*?)^\}", source, re.DOTALL | re.MULTILINE)
