@@ -11,7 +11,8 @@ import click
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--minutes", default=75.0, show_default=True, type=click.FloatRange(min=0.1), help="Of training.")
 @click.option("--from-scratch", is_flag=True, help="Begin with random weights, not with the shipped ones.")
-def train_mini(folder: Path, minutes: float, from_scratch: bool) -> None:
+@click.option("--untuned", is_flag=True, help="Instead: the shipped models, made to forget what is relevant.")
+def train_mini(folder: Path, minutes: float, from_scratch: bool, untuned: bool) -> None:
     """Train the mini models anew: pictures drawn, the tower, CLIP, the LLaVA, its threshold.
 
     Called again with the same FOLDER, it goes on where it was stopped. Every stage keeps its curve there, as
@@ -26,6 +27,9 @@ def train_mini(folder: Path, minutes: float, from_scratch: bool) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     start = Path(get_profile(load_settings(profile="mini")).mllm).parent
-    models = mini.train_mini(folder, mini.recipe_for(minutes, start, from_weights=not from_scratch))
+    if untuned:
+        models = mini.train_untuned(folder, start)
+    else:
+        models = mini.train_mini(folder, mini.recipe_for(minutes, start, from_weights=not from_scratch))
     profile = write_profile(models)
     click.echo(f"trained: {models}; to use them, set RAGLLAVA_PROFILE={profile.absolute()}")

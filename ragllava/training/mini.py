@@ -10,6 +10,7 @@ GOMP_SPINCOUNT=0 if anything else runs on the machine: waiting threads that spin
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,31 @@ def train_mini(folder: Path, recipe: Recipe) -> Path:
         (World(practice.attributes, "train"), practice_features[0]),
         (World(held_out.attributes, "test"), held_out_features[0]),
     )
+    return folder / "models"
+
+
+def train_untuned(folder: Path, start: Path, steps: int = 150, pictures: int = 8_000) -> Path:
+    """The models in `start` once more, but ignorant of relevance: `ragllava eval --untuned` compares with them.
+
+    All is practised as before, except that Yes and No fall by chance; so answering stays and judging goes. No
+    checkpoint of the recipe can answer and not judge: both are learned together. Returns the folder of the models.
+    """
+    pace = Pace(steps, 6e-4)
+    recipe = Recipe(start, True, pace, pace, pace, pace, practice_pictures=pictures, held_out_pictures=400)
+    torch.manual_seed(0)
+    llava, processor = _open_llava(recipe)
+    tower = llava.model.vision_tower.eval()
+    practice = draw_pool(folder / "practice", recipe.practice_pictures, PRACTICE_SEED)
+    held_out = draw_pool(folder / "held_out", recipe.held_out_pictures, HELD_OUT_SEED)
+    features = _features(folder, tower, (practice, held_out))
+    _train_language(
+        folder,
+        recipe,
+        (llava, processor),
+        (World(practice.attributes, "train", random_verdicts=True), features[0][0]),
+        (World(held_out.attributes, "test"), features[1][0]),
+    )
+    shutil.copytree(start / "clip", folder / "models" / "clip", dirs_exist_ok=True)
     return folder / "models"
 
 

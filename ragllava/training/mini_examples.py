@@ -73,10 +73,11 @@ class Pack:
 class World:
     """Draws landmarks and packs about a pool's pictures."""
 
-    def __init__(self, attributes: Sequence[Attributes], split: Split) -> None:
-        """`split` says which names may occur."""
+    def __init__(self, attributes: Sequence[Attributes], split: Split, *, random_verdicts: bool = False) -> None:
+        """`split` says which names may occur. `random_verdicts` makes relevance a toss, so that a model forgets it."""
         self.attributes = attributes
         self._split: Split = split
+        self._random_verdicts = random_verdicts
         self._by_kind: dict[str, list[int]] = defaultdict(list)
         for picture, shown in enumerate(attributes):
             self._by_kind[shown.kind].append(picture)
@@ -130,9 +131,12 @@ class World:
 
     def _judged(self, shown: Shown, relevant: bool, rng: random.Random) -> Ending:
         asked = shown if relevant else self.confusable(shown, rng)
+        verdict = "Yes" if relevant else "No"
+        if self._random_verdicts:
+            verdict = rng.choice(("Yes", "No"))
         if rng.random() < _TWO_IMAGE_SHARE:
-            return Ending(self._question_with(asked, shown, rng), "Yes" if relevant else "No", "relevance")
-        return Ending(ask_about_one(asked.landmark, rng).text, "Yes" if relevant else "No", "relevance")
+            return Ending(self._question_with(asked, shown, rng), verdict, "relevance")
+        return Ending(ask_about_one(asked.landmark, rng).text, verdict, "relevance")
 
     def _question_with(self, asked: Shown, shown: Shown, rng: random.Random) -> str:
         """A two-image question about `asked` and some other landmark, which is not the one shown."""
