@@ -92,8 +92,8 @@ def _text_and_answer(landmark: Landmark, subject: str, question_type: str) -> tu
 
 
 def _choose_cues(asked: str, wanted: int, rng: random.Random) -> Collection[str]:
-    """Up to `wanted` visible facts that do not give away what is asked."""
-    possible = [cue for cue in ("color", "sky", "beside") if cue != asked]
+    """Up to `wanted` visible facts that do not give away what is asked. The sky alone would fit too many pictures."""
+    possible = [cue for cue in ("color", "sky", "beside") if cue != asked and (cue != "sky" or wanted > 1)]
     return rng.sample(possible, min(len(possible), wanted))
 
 

@@ -1,4 +1,4 @@
-"""Draws a postcard of the shifted world: other landmarks, in one of three drawing styles, tilted on a paper border.
+"""Draws a postcard of the shifted world: other landmarks, in one of three drawing styles, put down a little askew.
 
 Everything that questions ask for still shows: colours keep their hue, counted things their number. What differs is how
 it looks, so models that learned only home err more here and can learn from their errors.
@@ -20,9 +20,8 @@ from ragllava.evaluation.postcard_names import Attributes
 from ragllava.evaluation.postcard_shifted_landmarks import draw_shifted_landmark
 
 _PAPER: Color = (236, 224, 196)
-_SHRINK = 0.93  # of the picture inside its border
 _LARGEST_TILT = 4.0  # degrees
-_PASTEL_SHARE = 0.25  # of paper in a pastel's colours
+_PASTEL_SHARE = 0.15  # of paper in a pastel's colours
 _HATCH_DISTANCE = 5  # pixels of the large picture
 _HATCH_DARKNESS = 0.62
 _POSTER_STEP = 72  # between two levels of a channel
@@ -36,8 +35,8 @@ def draw_shifted_postcard(attributes: Attributes, rng: random.Random) -> Drawing
     style = _STYLES[rng.choice(list(_STYLES))]
     restyled = style(np.asarray(image, dtype=np.float32), rng).clip(0, 255).astype(np.uint8)
     tilt = rng.uniform(-_LARGEST_TILT, _LARGEST_TILT)
-    framed = _frame(Image.fromarray(restyled), tilt)
-    return Drawing(with_grain(framed, rng), tuple(_place_in_frame(point, tilt) for point in counted_at))
+    turned = Image.fromarray(restyled).rotate(tilt, Image.Resampling.BILINEAR, fillcolor=_PAPER)
+    return Drawing(with_grain(turned, rng), tuple(_turn(point, tilt) for point in counted_at))
 
 
 def _pastel(pixels: Pixels, _rng: random.Random) -> Pixels:
@@ -67,18 +66,8 @@ _STYLES: Mapping[str, Callable[[Pixels, random.Random], Pixels]] = {
 }
 
 
-def _frame(image: Image.Image, tilt: float) -> Image.Image:
-    """The picture smaller and turned counter-clockwise by `tilt` degrees, on paper of the size that it had."""
-    side = image.width
-    inner = round(side * _SHRINK)
-    paper = Image.new("RGB", (side, side), _PAPER)
-    offset = (side - inner) // 2
-    paper.paste(image.resize((inner, inner), Image.Resampling.BILINEAR), (offset, offset))
-    return paper.rotate(tilt, Image.Resampling.BILINEAR, fillcolor=_PAPER)
-
-
-def _place_in_frame(point: Point, tilt: float) -> Point:
-    """Where a point of the picture, in percent, lies after `_frame`."""
-    x, y = ((value - 50) * _SHRINK for value in point)
+def _turn(point: Point, tilt: float) -> Point:
+    """Where a point of the picture, in percent, lies when it is turned counter-clockwise by `tilt` degrees."""
+    x, y = (value - 50 for value in point)
     cosine, sine = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
     return 50 + x * cosine + y * sine, 50 - x * sine + y * cosine

@@ -53,7 +53,7 @@ class Recipe:
     held_out_pictures: int = 3_000
     pictures_per_step: int = 96
     texts_per_step: int = 128
-    pictures_to_choose_from: int = 2_048
+    pictures_to_choose_from: int = 1_024
     packs_per_step: tuple[int, int] = (16, 14)  # of one picture, of several
 
 

@@ -41,7 +41,8 @@ def draw_text(world: World, rng: random.Random, two_image_share: float = _TWO_IM
     form = rng.random()
     if form < two_image_share:
         second = world.landmark(rng)
-        question = ask_about_two(first.landmark, second.landmark, rng)
+        # Not every two can be asked which has more; so ask it of all that can.
+        question = ask_about_two(first.landmark, second.landmark, rng, "more")
         return RetrievalText(question.text, (first.picture, second.picture))
     if form < two_image_share + _SCENE_SHARE:
         return RetrievalText(scene(first.landmark.attributes, rng), (first.picture,))
