@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 RERANK_VERSION = "rerank-1"
+CAPTION_RERANK_VERSION = "rerank-caption-1"  # where the query is itself a caption: Flickr30K, COCO
 ANSWER_VERSION = "answer-1"  # with captions under the images, our default
 ANSWER_BARE_VERSION = "answer-bare-1"  # the paper's form: images and question only
 
@@ -29,6 +30,12 @@ def rerank_prompt(question: str, caption: str | None) -> PromptParts:
             f"Image Caption: {caption}\nQuestion: {question}\n"
             "Based on the image and its caption, is the image relevant to the question? Answer 'Yes' or 'No'."
         )
+    return PromptParts((None, text))
+
+
+def caption_rerank_prompt(caption: str) -> PromptParts:
+    """The instruction of caption→image tasks: the caption is what is searched for, the image has none of its own."""
+    text = f"Image Caption: {caption}\nIs the image relevant to the caption? Answer 'Yes' or 'No'."
     return PromptParts((None, text))
 
 

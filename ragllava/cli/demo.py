@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ragllava.client import Client
     from ragllava.evaluation.metrics import JobFigures, KnownAnswer
+    from ragllava.evaluation.postcard_names import World
     from ragllava.evaluation.postcards import PostcardArchive, WrittenArchive
     from ragllava.jobs.control import JobView
     from ragllava.records import JobKind
@@ -33,16 +34,29 @@ if TYPE_CHECKING:
     from ragllava.stages.results import ResultRow
 
 EXAMPLES = 12
+IMAGES, QUESTIONS = 1000, 200
+LEARNING_IMAGES, LEARNING_QUESTIONS = 120, 400  # of each of two archives
 OUTPUT = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
 @click.command()
 @click.option("--seed", default=1, show_default=True, help="Another seed draws another archive.")
-@click.option("--images", default=1000, show_default=True, type=click.IntRange(1), help="Postcards to draw.")
-@click.option("--questions", default=200, show_default=True, type=click.IntRange(1), help="Questions to ask.")
+@click.option(
+    "--images",
+    type=click.IntRange(1),
+    help=f"Postcards to draw.  [default: {IMAGES}; with --learn {LEARNING_IMAGES} of each world]",
+)
+@click.option(
+    "--questions",
+    type=click.IntRange(1),
+    help=f"Questions to ask.  [default: {QUESTIONS}; with --learn {LEARNING_QUESTIONS} of each world]",
+)
+@click.option("--learn", is_flag=True, help="Show how an archive of another world learns from feedback: two archives.")
 @click.option("--report", default=Path("report.html"), show_default=True, type=OUTPUT, help="Write the page here.")
 @click.option("--json", "json_path", type=OUTPUT, help="Write the figures to this file.")
-def demo(seed: int, images: int, questions: int, report: Path, json_path: Path | None) -> None:
+def demo(
+    seed: int, images: int | None, questions: int | None, learn: bool, report: Path, json_path: Path | None
+) -> None:
     """The whole way on a sample archive: start everything, ingest pictures, answer questions, show the result.
 
     The pictures are postcards of made-up landmarks that the shipped models never saw. Ctrl-C stops everything in
@@ -54,48 +68,60 @@ def demo(seed: int, images: int, questions: int, report: Path, json_path: Path |
 
     _require_folders(report, json_path)
     console = Console(highlight=False)
-    run = Demo(console, seed, images, questions)
+    run = Demo(
+        console,
+        seed,
+        images or (LEARNING_IMAGES if learn else IMAGES),
+        questions or (LEARNING_QUESTIONS if learn else QUESTIONS),
+    )
     settings = load_settings()
-    console.print(f"RagLLaVA demo, seed {seed}: {images} postcards, {questions} questions; data in {settings.home}")
+    size = f"{run.images} postcards, {run.questions} questions{' of each world' if learn else ''}"
+    console.print(f"RagLLaVA demo, seed {seed}: {size}; data in {settings.home}")
     try:
         with _system(settings, run) as client:
-            result = run.through(client, report)
+            result = _learn(client, run) if learn else run.through(client, report)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from here")
         sys.exit(130)
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=2) + "\n")
         console.print(f"figures: {json_path}")
-    sys.exit(0 if result["failed"] == 0 and result["answered"] > 0 else 1)
+    sys.exit(0 if learn or (result["failed"] == 0 and result["answered"] > 0) else 1)
 
 
 @dataclass
 class Demo:
-    """One run of the demo: its size, where it prints, and how long each stage took in seconds."""
+    """One run of the demo: its size, where it prints, and how long each stage took in seconds.
+
+    A demo that learns has its postcards from one of two worlds (demo_learn.py).
+    """
 
     console: Console
     seed: int
     images: int
     questions: int
     seconds: dict[str, float] = field(default_factory=dict)
+    world: World = "home"
+    learns: bool = False
 
     @property
     def name(self) -> str:
         """The archive's name; a demo of another size or seed has an archive of its own."""
-        return f"postcards-{self.seed}-{self.images}-{self.questions}"
+        name = f"postcards-{self.seed}-{self.images}-{self.questions}"
+        return f"{self.world}-{name}" if self.learns else name
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Note how long a stage takes."""
         started = time.monotonic()
         yield
-        self.seconds[stage] = round(time.monotonic() - started, 2)
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.monotonic() - started, 2)
 
     def through(self, client: Client, report: Path) -> dict[str, Any]:
         """All stages in order; returns the figures for `--json`."""
         written, archive = self.draw(client.settings)
         ingested = self.ingest(client, written)
-        job = self.ask(client, written)
+        job = self.ask(client, written.questions)
         figures, rows = self.score(client, job, archive)
         self.show(rows, archive, figures)
         self.save(client, job, archive, report, figures)
@@ -108,7 +134,7 @@ class Demo:
 
         with self.timed("draw"), bars(self.console) as progress:
             task = progress.add_task("draw postcards", total=self.images, note="")
-            archive = draw_archive(self.seed, self.images, self.questions)
+            archive = draw_archive(self.seed, self.images, self.questions, world=self.world)
             written = write_archive(
                 settings.home / "demo" / self.name,
                 archive,
@@ -130,8 +156,8 @@ class Demo:
         self.console.print(f"{outcome_line(job)}, in {self.seconds['ingest']:.1f} s")
         return job
 
-    def ask(self, client: Client, written: WrittenArchive) -> JobView:
-        """All questions as one job; a job that an interrupted run left is finished instead."""
+    def ask(self, client: Client, questions: Path) -> JobView:
+        """All questions of a file as one job; a job that an interrupted run left is finished instead."""
         from ragllava.cli.options import as_answer_options
         from ragllava.cli.progress import outcome_line, wait_with_bar
         from ragllava.records import JobKind
@@ -141,7 +167,7 @@ class Demo:
             job_id = self._interrupted(client, JobKind.ANSWER)
             if job_id is None:
                 options = as_answer_options(client, None, None, None, False)
-                job_id = client.submit(written.questions, Submission(self.name, options)).job_id
+                job_id = client.submit(questions, Submission(self.name, options)).job_id
             job = wait_with_bar(client, job_id, "answer", self.console)
         self.console.print(f"{outcome_line(job)}, in {self.seconds['answer']:.1f} s")
         return job
@@ -159,7 +185,7 @@ class Demo:
         from ragllava.evaluation.metrics import score_job
 
         rows = list(client.results(job.job_id))
-        return score_job(archive.questions, (_with_candidates(row) for row in rows)), rows
+        return score_job(archive.questions, (with_candidates(row) for row in rows)), rows
 
     def show(self, rows: list[ResultRow], archive: PostcardArchive, figures: JobFigures) -> None:
         """A table of examples, then the totals."""
@@ -185,7 +211,7 @@ class Demo:
             **figures.as_json(),
             "job": job.job_id,
             "seconds": self.seconds,
-            "versions": _versions(),
+            "versions": installed_versions(),
         }
 
 
@@ -230,6 +256,12 @@ def _interruptible() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+def _learn(client: Client, run: Demo) -> dict[str, Any]:
+    from ragllava.cli.demo_learn import learn
+
+    return learn(client, run)
+
+
 def _require_folders(*outputs: Path | None) -> None:
     """Before minutes of work, not after them."""
     for path in outputs:
@@ -237,7 +269,7 @@ def _require_folders(*outputs: Path | None) -> None:
             raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
-def _with_candidates(row: ResultRow) -> dict[str, Any]:
+def with_candidates(row: ResultRow) -> dict[str, Any]:
     """A result line with all its candidates, as scoring wants them."""
     candidates = [
         {"source": c.image.source, "clip_score": c.clip_score, "relevance": c.relevance}
@@ -288,6 +320,7 @@ def _type_table(figures: JobFigures) -> Table:
     return table
 
 
-def _versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that a result may depend on."""
     names = ("ragllava", "celery", "torch", "transformers", "open_clip_torch", "SQLAlchemy", "pgvector", "minio")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ragllava.cli.options import json_option, print_json
+from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ragllava.evaluation.dataset_records import EvaluationSet
-    from ragllava.evaluation.evaluate import Evaluation
+    from ragllava.evaluation.evaluate import Evaluation, Promise
     from ragllava.evaluation.pools import Workbench
     from ragllava.settings import Settings
 
@@ -50,7 +51,12 @@ SHARE = click.FloatRange(0, 1)
     show_default=True,
     help="Answer from the labelled images as well, with and without wrong ones.",
 )
-@click.option("--no-caption", is_flag=True, help="Add a row in which neither reranker nor generator sees a caption.")
+@click.option(
+    "--no-caption/--with-caption",
+    "no_caption",
+    default=None,
+    help="Add a row in which neither reranker nor generator sees a caption, or not.  [default: for postcards only]",
+)
 @click.option(
     "--rerank",
     type=click.Choice(["on", "off"]),
@@ -58,7 +64,19 @@ SHARE = click.FloatRange(0, 1)
     show_default=True,
     help="Off: answer from what CLIP ranks first.",
 )
+@click.option(
+    "--untuned",
+    metavar="PROFILE",
+    help="Add a row reranked by this other profile's model.  [default: the champion's base, if it has an adapter]",
+)
+@click.option(
+    "--promised-precision",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Add the threshold that promises this precision, 0.95 say, and what it reaches.",
+)
 @click.option("--limit", type=click.IntRange(1), help="Ask only the first so many questions; the pool stays whole.")
+@click.option("--images", type=click.IntRange(10), help="Draw so many postcards.  [default: 1000]")
 @json_option
 def evaluate(
     *,
@@ -69,9 +87,12 @@ def evaluate(
     seed: int,
     noise: tuple[float, ...],
     oracle: bool,
-    no_caption: bool,
+    no_caption: bool | None,
     rerank: str,
+    untuned: str | None,
+    promised_precision: float | None,
     limit: int | None,
+    images: int | None,
     as_json: bool,
 ) -> None:
     """Measure retrieval, reranking and answers on a data set, in a table like the paper's.
@@ -88,15 +109,23 @@ def evaluate(
     from ragllava.evaluation.runs import DEFAULT_NOISE, RunOptions
     from ragllava.settings import load_settings
 
+    reranked = rerank == "on"
+    if not reranked:
+        refuse_without_reranking(
+            {"--untuned": untuned, "--promised-precision": promised_precision, "--calibration": calibration}
+        )
+    if noise and not oracle:
+        raise UsageError("--noise swaps labelled images for wrong ones; leave --no-oracle out")
     settings = load_settings()
-    reported = load(dataset, data, split or SPLITS[dataset], seed, limit)
+    reported = load(dataset, data, split or SPLITS[dataset], seed, limit, images)
     other = None
-    if rerank == "on" and dataset == "postcards" and calibration is None:
-        other = load(dataset, data, reported.split, seed + CALIBRATION_SEED_OFFSET, limit)
-    elif rerank == "on" and calibration is not None:
-        other = load(dataset, data, calibration, seed, limit)
-    options = RunOptions(seed, None, rerank == "on", no_caption, oracle, noise or DEFAULT_NOISE)
-    with workbench(settings, Console(stderr=True, highlight=False)) as bench:
+    if reranked and dataset == "postcards" and calibration is None:
+        other = load(dataset, data, reported.split, seed + CALIBRATION_SEED_OFFSET, limit, images)
+    elif calibration is not None:
+        other = load(dataset, data, calibration, seed, limit, images)
+    blind = reranked and dataset == "postcards" if no_caption is None else no_caption
+    options = RunOptions(seed, None, reranked, blind, oracle, noise or DEFAULT_NOISE, promised_precision)
+    with workbench(settings, Console(stderr=True, highlight=False), untuned) as bench:
         found = run(reported, other, bench, options)
     if as_json:
         print_json({"seed": seed, "limit": limit, **found.as_json(), "versions": versions(), "cores": os.cpu_count()})
@@ -104,17 +133,27 @@ def evaluate(
         click.echo(as_text(found))
 
 
-def load(name: str, data: Path | None, split: str, seed: int, limit: int | None) -> EvaluationSet:
+def refuse_without_reranking(given: Mapping[str, object]) -> None:
+    """Raise UsageError if an option is given (not None) that says nothing where CLIP alone ranks."""
+    first = next((option for option, value in given.items() if value is not None), None)
+    if first is not None:
+        raise UsageError(f"{first} is about reranking; leave it or --rerank off out")
+
+
+def load(name: str, data: Path | None, split: str, seed: int, limit: int | None, images: int | None) -> EvaluationSet:
     """The set with its first `limit` questions."""
     from ragllava.evaluation.datasets import load_dataset
 
-    dataset = load_dataset(name, data, split, seed=seed)
+    dataset = load_dataset(name, data, split, seed=seed, images=images)
     return dataset if limit is None else replace(dataset, questions=dataset.questions[:limit])
 
 
 @contextmanager
-def workbench(settings: Settings, console: Console) -> Iterator[Workbench]:
-    """Services, a migrated database and the models for the length of a block, with progress on the console."""
+def workbench(settings: Settings, console: Console, untuned: str | None) -> Iterator[Workbench]:
+    """Services, a migrated database and the models for the length of a block, with progress on the console.
+
+    `untuned` is the profile of another reranker to measure.
+    """
     import migrations
     from ragllava.cli.progress import bars
     from ragllava.evaluation.pools import Workbench
@@ -122,7 +161,13 @@ def workbench(settings: Settings, console: Console) -> Iterator[Workbench]:
     from ragllava.stages.resources import Resources
     from ragllava.stores.database import make_engine
 
-    with running_services(settings) as running, closing(Resources(running)) as resources, bars(console) as progress:
+    with ExitStack() as stack:
+        running = stack.enter_context(running_services(settings))
+        resources = stack.enter_context(closing(Resources(running)))
+        other = None
+        if untuned is not None:
+            other = stack.enter_context(closing(Resources(running.model_copy(update={"profile": untuned}))))
+        progress = stack.enter_context(bars(console))
         migrations.upgrade(running.require_database())
         tasks: dict[str, Any] = {}
 
@@ -132,10 +177,8 @@ def workbench(settings: Settings, console: Console) -> Iterator[Workbench]:
             progress.update(tasks[what], completed=done, total=total)
 
         engine = make_engine(running.require_database(), name="ragllava eval")
-        try:
-            yield Workbench(engine, running, resources, show)
-        finally:
-            engine.dispose()
+        stack.callback(engine.dispose)
+        yield Workbench(engine, running, resources, show, other)
 
 
 def as_text(found: Evaluation) -> str:
@@ -145,14 +188,25 @@ def as_text(found: Evaluation) -> str:
         f"{dataset.name}, split {dataset.split}: {len(dataset.questions)} questions to {len(dataset.images)} images, "
         f"archive {found.pool.archive_name}",
         f"{found.top_k} candidates for each question, at most {found.top_n} kept; shares in percent",
-        *(f"{role}: {maker}" for role, maker in found.models.items()),
+        *(f"{role.replace('_', ' ')}: {maker}" for role, maker in found.models.items()),
     ]
     if found.pool.left_out:
         lines.append(f"{len(found.pool.left_out)} images could not be read, the first is {found.pool.left_out[0]}")
     if threshold is not None:
         lines.append(f"adaptive η {threshold.value:.3f}, {threshold.source}")
+    if found.promise is not None:
+        lines.append(promise_line(found.promise))
     steps = ", ".join(f"{step.replace('_', ' ')} {seconds:.0f} s" for step, seconds in found.seconds.items())
     return "\n".join([*lines, "", found.figures.as_text(), steps])
+
+
+def promise_line(promise: Promise) -> str:
+    """What was promised and what was reached, each with its bound."""
+    threshold = promise.threshold
+    return (
+        f"{threshold.name}: η {threshold.value:.3f}, {threshold.source}; reached here {promise.reached:.3f} "
+        f"({promise.hits} of {promise.kept} kept candidates), {promise.at_least:.3f} at the least"
+    )
 
 
 def versions() -> dict[str, str]:

@@ -32,19 +32,23 @@ _LOADERS: dict[str, Callable[[Path, str], EvaluationSet]] = {
 DATASETS = (*_LOADERS, POSTCARDS)
 
 
-def load_dataset(name: str, folder: Path | None, split: str, *, seed: int = 0) -> EvaluationSet:
+def load_dataset(
+    name: str, folder: Path | None, split: str, *, seed: int = 0, images: int | None = None
+) -> EvaluationSet:
     """One split of the data set `name`, one of DATASETS, from the files in `folder`.
 
-    The postcards need no folder: they are drawn from `seed`, 1,000 images and 300 questions. UsageError: an unknown
-    data set or split, or a file that is missing; InvalidInput: a file with wrong rows.
+    The postcards need no folder: they are drawn from `seed`, 300 questions to 1,000 images or as many as `images` says.
+    UsageError: an unknown data set or split, or a file that is missing; InvalidInput: a file with wrong rows.
     """
     if name == POSTCARDS:
         if split not in get_args(Split):
             raise UsageError(f"the postcards have no split {split!r}; say {' or '.join(get_args(Split))}")
-        archive = draw_archive(seed, POSTCARD_IMAGES, POSTCARD_QUESTIONS, split=cast("Split", split))
+        archive = draw_archive(seed, images or POSTCARD_IMAGES, POSTCARD_QUESTIONS, split=cast("Split", split))
         return postcard_set(archive, split)
     if name not in _LOADERS:
         raise UsageError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}")
+    if images is not None:
+        raise UsageError(f"{name} is not drawn but read from files; leave --images out, --limit asks fewer questions")
     if folder is None:
         raise UsageError(f"{name} is not drawn but read from files; name their folder")
     if not folder.is_dir():

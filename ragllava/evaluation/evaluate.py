@@ -3,17 +3,68 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ragllava.errors import UsageError
+from ragllava.errors import JobRefused, UsageError
 from ragllava.evaluation.dataset_records import EvaluationSet
 from ragllava.evaluation.pools import Pool, Workbench, archive_name, ingest_pool
 from ragllava.evaluation.run_figures import RunFigures, figures_of
-from ragllava.evaluation.runs import RunOptions, Threshold, calibrate, own_threshold, run_arms
-from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
+from ragllava.evaluation.runs import (
+    RankedQuestion,
+    Ranker,
+    RunOptions,
+    Threshold,
+    has_untuned,
+    rank,
+    rank_by_all,
+    run_arms,
+    scored_candidates,
+    wear_champions,
+)
+from ragllava.evaluation.threshold import adaptive_threshold
+from ragllava.evaluation.threshold_promise import precision_lower_bound, promised_precision_threshold
+from ragllava.prompts import ANSWER_VERSION, CAPTION_RERANK_VERSION, RERANK_VERSION
+
+PROMISE_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A precision that was promised on the calibration set, and what came of it on the reported one.
+
+    All candidates count that the threshold keeps, `hits` of `kept` labelled, as when it was promised; the table's row
+    keeps only the best N of each question.
+    """
+
+    precision: float
+    threshold: Threshold
+    hits: int
+    kept: int
+
+    @property
+    def reached(self) -> float:
+        """The precision on the reported questions; 0 where nothing was kept."""
+        return self.hits / self.kept if self.kept else 0.0
+
+    @property
+    def at_least(self) -> float:
+        """The lower bound of what was reached, with the confidence of the promise."""
+        return precision_lower_bound(self.hits, self.kept, PROMISE_CONFIDENCE)
+
+    def as_json(self) -> dict[str, Any]:
+        """Shares with four decimals."""
+        return {
+            "precision": self.precision,
+            "confidence": PROMISE_CONFIDENCE,
+            "threshold": self.threshold.as_json(),
+            "reached": round(self.reached, 4),
+            "reached_at_least": round(self.at_least, 4),
+            "hits": self.hits,
+            "kept": self.kept,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +79,10 @@ class Evaluation:
     figures: RunFigures
     models: Mapping[str, str]
     seconds: Mapping[str, float]
+    promise: Promise | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
-        threshold = self.threshold
         return {
             "dataset": self.dataset.name,
             "split": self.dataset.split,
@@ -42,12 +93,8 @@ class Evaluation:
             "rows_left_out": dict(self.dataset.left_out),
             "top_k": self.top_k,
             "top_n": self.top_n,
-            "threshold": threshold
-            and {
-                "value": threshold.value,
-                "source": threshold.source,
-                "fit": threshold.fit and threshold.fit.as_json(),
-            },
+            "threshold": self.threshold and self.threshold.as_json(),
+            "promise": self.promise and self.promise.as_json(),
             **self.figures.as_json(),
             "models": dict(self.models),
             "seconds": dict(self.seconds),
@@ -59,23 +106,39 @@ def evaluate(
 ) -> Evaluation:
     """Ingest the pool if need be, rank, answer, and make the figures.
 
-    The adaptive threshold is fitted on `calibration`; None applies the reranker's own. UsageError when the two sets
-    share their pool and a question: no threshold is fitted on what is reported.
+    Thresholds are fitted on `calibration`; None applies the reranker's own. UsageError when the two sets
+    share their pool and a question (no threshold is fitted on what is reported), when the options ask for what the
+    set cannot give, or when no threshold can promise the precision. JobRefused when a champion changes meanwhile.
     """
     _require_others(reported, calibration, bench)
+    _require_possible(reported, calibration, options)
     seconds: dict[str, float] = {}
     with _timed(seconds, "ingest"):
         pool = ingest_pool(reported, bench)
-    threshold = None
-    if options.rerank:
+        other = ingest_pool(calibration, bench) if calibration else None
+    own = wear_champions(pool, bench)
+    makers = _models(reported, bench, options)
+    thresholds: list[Threshold] = []
+    if options.rerank and calibration and other:
         with _timed(seconds, "calibrate"):
-            threshold = _threshold(calibration, pool, bench)
-    with _timed(seconds, "rank_and_answer"):
-        arms = run_arms(reported, pool, bench, threshold, options)
+            thresholds = _calibrated(calibration, other, bench, options)
+    elif options.rerank:
+        thresholds = [Threshold(own, f"of the reranker {makers['reranker']}")]
+    with _timed(seconds, "rank"):
+        rankings = rank_by_all(reported, pool, bench, options)
+    with _timed(seconds, "answer"):
+        arms = run_arms(reported, pool, bench, rankings, thresholds, options)
+    wear_champions(pool, bench)
+    if _models(reported, bench, options) != makers:
+        raise JobRefused("another version became champion while this was measured; measure again")
     known = [pool.known_here(question) for question in reported.questions]
     top_n = options.top_n or reported.top_n
     figures = figures_of(reported.name, known, arms, top_n)
-    return Evaluation(reported, pool, threshold, bench.settings.top_k, top_n, figures, _models(bench, options), seconds)
+    promise = None
+    if options.promised_precision is not None:
+        promise = _kept_promise(options.promised_precision, thresholds[-1], rankings[Ranker.CHAMPION])
+    adaptive = thresholds[0] if thresholds else None
+    return Evaluation(reported, pool, adaptive, bench.settings.top_k, top_n, figures, makers, seconds, promise)
 
 
 def _require_others(reported: EvaluationSet, calibration: EvaluationSet | None, bench: Workbench) -> None:
@@ -91,21 +154,43 @@ def _require_others(reported: EvaluationSet, calibration: EvaluationSet | None, 
         )
 
 
-def _threshold(calibration: EvaluationSet | None, pool: Pool, bench: Workbench) -> Threshold:
-    if calibration is None:
-        return own_threshold(pool, bench)
-    other = ingest_pool(calibration, bench)
-    fit = calibrate(calibration, other, bench)
-    source = f"fitted on {len(calibration.questions)} questions to {other.archive_name}: {fit.reason}"
-    return Threshold(fit.value, source, fit)
+def _require_possible(reported: EvaluationSet, calibration: EvaluationSet | None, options: RunOptions) -> None:
+    if options.hide_captions and all(image.caption is None for image in reported.images):
+        raise UsageError(f"{reported.name} shows no captions that could be hidden; leave --no-caption out")
+    if options.promised_precision is not None and (calibration is None or not options.rerank):
+        raise UsageError(
+            "a precision is promised by a threshold that is fitted on other questions; "
+            "name their split with --calibration and leave reranking on"
+        )
 
 
-def _models(bench: Workbench, options: RunOptions) -> dict[str, str]:
+def _calibrated(calibration: EvaluationSet, pool: Pool, bench: Workbench, options: RunOptions) -> list[Threshold]:
+    """The adaptive threshold and, if asked for, the one that promises a precision."""
+    relevances, correct = scored_candidates(rank(calibration, pool, bench))
+    fits = {"adaptive": adaptive_threshold(relevances, correct)}
+    if options.promised_precision is not None:
+        name = f"promised {100 * options.promised_precision:g} %"
+        fits[name] = promised_precision_threshold(relevances, correct, options.promised_precision, PROMISE_CONFIDENCE)
+    where = f"fitted on {len(calibration.questions)} questions to {pool.archive_name}"
+    return [Threshold(fit.value, f"{where}: {fit.reason}", fit, name) for name, fit in fits.items()]
+
+
+def _kept_promise(precision: float, threshold: Threshold, ranked: Sequence[RankedQuestion]) -> Promise:
+    relevances, correct = scored_candidates(ranked)
+    kept = [right for relevance, right in zip(relevances, correct, strict=True) if relevance >= threshold.value]
+    return Promise(precision, threshold, sum(kept), len(kept))
+
+
+def _models(dataset: EvaluationSet, bench: Workbench, options: RunOptions) -> dict[str, str]:
+    """What made the figures. The champions must be worn."""
     models = bench.resources.models
     found = {"profile": models.profile.name, "retriever": models.retriever.version}
     if options.rerank:
         found["reranker"] = models.reranker.version
-    return found | {"generator": models.generator.version, "prompt": f"{RERANK_VERSION}+{ANSWER_VERSION}"}
+    if options.rerank and has_untuned(bench):
+        found["untuned_reranker"] = bench.untuned.models.reranker.version if bench.untuned else models.base_version
+    rerank_version = CAPTION_RERANK_VERSION if dataset.by_caption else RERANK_VERSION
+    return found | {"generator": models.generator.version, "prompt": f"{rerank_version}+{ANSWER_VERSION}"}
 
 
 @contextmanager

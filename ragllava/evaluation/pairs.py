@@ -47,7 +47,7 @@ def load_flickr30k(folder: Path, split: str) -> EvaluationSet:
     file_of = {Path(file_name).stem: file_name for file_name, _ in pairs}
     images = _images(folder, _FLICKR_FOLDERS, file_of, _FLICKR_ORIGIN)
     questions = _questions((Path(file_name).stem, caption) for file_name, caption in pairs)
-    return EvaluationSet("flickr30k", split, images, questions)
+    return EvaluationSet("flickr30k", split, images, questions, by_caption=True)
 
 
 def load_coco(folder: Path, split: str) -> EvaluationSet:
@@ -67,7 +67,7 @@ def load_coco(folder: Path, split: str) -> EvaluationSet:
     pool = unique(ids)
     names = _coco_names(find_path(folder, _places([f"coco_{split}_karpathy.json"])), pool)
     images = _images(folder, _COCO_FOLDERS, names, _COCO_ORIGIN)
-    return EvaluationSet("coco", split, images, _questions(zip(ids, captions, strict=True)))
+    return EvaluationSet("coco", split, images, _questions(zip(ids, captions, strict=True)), by_caption=True)
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:

@@ -35,12 +35,17 @@ _TIFF_SUFFIXES = (".tif", ".tiff")  # the archive refuses them, MultimodalQA has
 
 @dataclass(frozen=True)
 class Workbench:
-    """What an evaluation works with in this process. `progress` hears (what, done, total)."""
+    """What an evaluation works with in this process. `progress` hears (what, done, total).
+
+    `untuned` are the models of another profile, whose reranker gets a row of its own; None: the champion's base
+    without its adapter, if it has one.
+    """
 
     engine: Engine
     settings: Settings
     resources: Resources
     progress: Progress = lambda what, done, total: None
+    untuned: Resources | None = None
 
 
 @dataclass(frozen=True, slots=True)

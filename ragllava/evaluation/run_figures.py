@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from ragllava.evaluation.metrics import KnownAnswer, exact_match, normalise_answer, webqa_score
+from ragllava.evaluation.metrics import KnownAnswer, webqa_score
 from ragllava.evaluation.paper_table import PaperRow, answers_row, paper_table, ranked_row, threshold_row
 from ragllava.evaluation.runs import Arm
 from ragllava.records import Answer, AnswerStatus
+from ragllava.stages.normalise import exact_match, normalise_answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +28,11 @@ class TypeScore:
 class RunFigures:
     """The rows of the table by group of questions (`all`, `one image`, `two images`) and the scores by type.
 
-    `by_type` and `outcomes` (answered, no_evidence, failed) are by the label of the row that they belong to.
+    `sizes` counts the questions of each group. `by_type` and `outcomes` (answered, no_evidence, failed) are by the
+    label of the row that they belong to.
     """
 
+    sizes: Mapping[str, int]
     rows: Mapping[str, Sequence[PaperRow]]
     by_type: Mapping[str, Mapping[str, TypeScore]]
     outcomes: Mapping[str, Mapping[str, int]]
@@ -37,6 +40,7 @@ class RunFigures:
     def as_json(self) -> dict[str, Any]:
         """Groups under `rows`, each a list of PaperRow.as_json; shares with four decimals."""
         return {
+            "sizes": {group.replace(" ", "_"): size for group, size in self.sizes.items()},
             "rows": {group.replace(" ", "_"): [row.as_json() for row in rows] for group, rows in self.rows.items()},
             "by_type": {
                 label: {
@@ -50,7 +54,7 @@ class RunFigures:
 
     def as_text(self) -> str:
         """The table of each group, then the answers by type."""
-        parts = [f"{group}\n\n{paper_table(rows)}" for group, rows in self.rows.items()]
+        parts = [f"{group} ({self.sizes[group]})\n\n{paper_table(rows)}" for group, rows in self.rows.items()]
         if self.by_type:
             parts.append(f"answers by type\n\n{_type_table(self.by_type)}")
         return "\n".join(parts)
@@ -65,6 +69,7 @@ def figures_of(dataset_name: str, questions: Sequence[KnownAnswer], arms: Sequen
         if places and len(places) < len(questions):
             groups[title] = places
     return RunFigures(
+        sizes={title: len(places) for title, places in groups.items()},
         rows={
             title: [_row(arm, scores.get(arm.label), questions, places, top_n) for arm in arms]
             for title, places in groups.items()

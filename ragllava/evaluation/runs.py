@@ -7,18 +7,29 @@ be asked counts as wrong, as it does in a job.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
 
 from ragllava.evaluation.dataset_records import EvaluationQuestion, EvaluationSet
 from ragllava.evaluation.pools import Pool, Workbench
-from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit, adaptive_threshold
+from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit
 from ragllava.evaluation.wrong_evidence import ShownEvidence, oracle_evidence, with_added_wrong, with_wrong_evidence
-from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, Question, StoredImage
+from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, Question, Role, StoredImage
 from ragllava.stages import answer
 from ragllava.stages.answer import AnswerTools, Judged
 
 DEFAULT_NOISE = (0.2, 0.5)
+
+
+class Ranker(StrEnum):
+    """Who puts the candidates in order; the value says it to people."""
+
+    CLIP = "retrieve"
+    CHAMPION = "rerank"
+    BLIND = "rerank without captions"  # the champion, asked without them
+    UNTUNED = "rerank untuned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +37,7 @@ class RunOptions:
     """What is measured. `seed` draws the wrong evidence; `top_n` None means as many images as the set's figures keep.
 
     `hide_captions` adds the ablation in which neither reranker nor generator sees a caption; `noise` are the shares of
-    labelled images that are swapped for wrong ones.
+    labelled images that are swapped for wrong ones; `promised_precision` adds the threshold that promises it.
     """
 
     seed: int = 0
@@ -35,6 +46,7 @@ class RunOptions:
     hide_captions: bool = False
     oracle: bool = True
     noise: tuple[float, ...] = DEFAULT_NOISE
+    promised_precision: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +94,16 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """The adaptive η of a run and where it comes from; `fit` is None when it is the reranker version's own."""
+    """An η that the run applies, as `name`, and where it comes from; `fit` None: it is the reranker version's own."""
 
     value: float
     source: str
     fit: ThresholdFit | None = None
+    name: str = "adaptive"
+
+    def as_json(self) -> dict[str, Any]:
+        """The η and how it was found."""
+        return {"value": self.value, "source": self.source, "fit": self.fit and self.fit.as_json()}
 
 
 class Answerer:
@@ -141,62 +158,84 @@ class Answerer:
 
 
 def rank(
-    dataset: EvaluationSet, pool: Pool, bench: Workbench, *, rerank: bool = True, hide_captions: bool = False
+    dataset: EvaluationSet, pool: Pool, bench: Workbench, by: Ranker = Ranker.CHAMPION
 ) -> tuple[RankedQuestion, ...]:
-    """The candidates of each question: retrieved, then reranked unless `rerank` is off (then relevance is 0)."""
-    tools = _tools(pool, bench, dataset.top_n, hide_captions=hide_captions)
+    """The candidates of each question: retrieved, then reranked unless CLIP decides (then relevance is 0)."""
+    tools = _tools(dataset, pool, bench)
+    judging = _untuned(tools, bench) if by is Ranker.UNTUNED else tools
     questions = as_questions(dataset)
     step = bench.settings.questions_per_step
-    what = "rerank without captions" if hide_captions else "rerank" if rerank else "retrieve"
     ranked: list[Answer] = []
     for start in range(0, len(questions), step):
-        ranked += answer.answer_each(
-            questions[start : start + step],
-            lambda some: _rank_batch(some, tools, rerank=rerank, hide_captions=hide_captions),
-        )
-        bench.progress(f"{what}: {pool.archive_name}", len(ranked), len(questions))
+        batch = questions[start : start + step]
+        ranked += answer.answer_each(batch, lambda some: _rank_batch(some, tools, judging, by))
+        bench.progress(f"{by}: {pool.archive_name}", len(ranked), len(questions))
     return tuple(
         RankedQuestion(pool.known_here(known), result.candidates)
         for known, result in zip(dataset.questions, ranked, strict=True)
     )
 
 
-def calibrate(dataset: EvaluationSet, pool: Pool, bench: Workbench) -> ThresholdFit:
-    """The adaptive η of the reranker on all candidates of a set, which must not be the one that is reported."""
-    ranked = rank(dataset, pool, bench)
-    scored = [(c.relevance, c.image.source in one.known.relevant) for one in ranked for c in one.candidates]
-    return adaptive_threshold([relevance for relevance, _ in scored], [correct for _, correct in scored])
+def rank_by_all(
+    dataset: EvaluationSet, pool: Pool, bench: Workbench, options: RunOptions
+) -> dict[Ranker, tuple[RankedQuestion, ...]]:
+    """The rankings that the options ask for; by the untuned reranker too where there is one (see `has_untuned`)."""
+    if not options.rerank:
+        return {Ranker.CLIP: rank(dataset, pool, bench, Ranker.CLIP)}
+    rankers = [Ranker.CHAMPION]
+    if options.hide_captions:
+        rankers.append(Ranker.BLIND)
+    if has_untuned(bench):
+        rankers.append(Ranker.UNTUNED)
+    return {ranker: rank(dataset, pool, bench, ranker) for ranker in rankers}
 
 
-def own_threshold(pool: Pool, bench: Workbench) -> Threshold:
-    """The η that jobs use: that of the champion reranker, else of the profile."""
+def scored_candidates(ranked: Sequence[RankedQuestion]) -> tuple[list[float], list[bool]]:
+    """The relevance of every candidate of every question, and whether the image is labelled, to fit a threshold on."""
+    pairs = [(c.relevance, c.image.source in one.known.relevant) for one in ranked for c in one.candidates]
+    return [relevance for relevance, _ in pairs], [correct for _, correct in pairs]
+
+
+def has_untuned(bench: Workbench) -> bool:
+    """Whether another reranker was named as the untuned one, or the champion is an adapter, on a base without it."""
+    models = bench.resources.models
+    return bench.untuned is not None or models.reranker.version != models.base_version
+
+
+def wear_champions(pool: Pool, bench: Workbench) -> float:
+    """Let the champions compute from here on, as every call of `rank` does; returns the η that jobs use."""
     options = AnswerOptions().as_json()
-    tools = answer.prepare(bench.engine, bench.settings, bench.resources, pool.archive_id, options)
-    return Threshold(tools.threshold, f"of the reranker {bench.resources.models.reranker.version}")
+    return answer.prepare(bench.engine, bench.settings, bench.resources, pool.archive_id, options).threshold
 
 
 def run_arms(
-    dataset: EvaluationSet, pool: Pool, bench: Workbench, threshold: Threshold | None, options: RunOptions
+    dataset: EvaluationSet,
+    pool: Pool,
+    bench: Workbench,
+    rankings: Mapping[Ranker, tuple[RankedQuestion, ...]],
+    thresholds: Sequence[Threshold],
+    options: RunOptions,
 ) -> list[Arm]:
-    """All rows that the options ask for. `threshold` None leaves the adaptive one out."""
-    top_n = options.top_n or dataset.top_n
-    ranked = rank(dataset, pool, bench, rerank=options.rerank)
-    answerer = Answerer(as_questions(dataset), _tools(pool, bench, top_n), bench)
-    thresholds: dict[str, float | None] = {"reranked": None, "reranked, natural η": NATURAL_THRESHOLD}
-    if threshold is not None:
-        thresholds["reranked, adaptive η"] = threshold.value
+    """All rows that the options ask for; `rankings` are those of `rank_by_all`, `thresholds` join the natural one."""
+    answerer = _Rows(dataset, pool, bench, options)
     if options.rerank:
-        arms = [Arm("CLIP", ranked, by_clip=True)]
+        ranked = rankings[Ranker.CHAMPION]
+        arms = [Arm("CLIP", ranked, by_clip=True), answerer.answered(Arm("reranked", ranked))]
+        if Ranker.BLIND in rankings:
+            arms.append(answerer.answered(Arm("reranked, captions hidden", rankings[Ranker.BLIND]), hide_captions=True))
+        if Ranker.UNTUNED in rankings:
+            arms.append(Arm("reranked, untuned", rankings[Ranker.UNTUNED]))
+        values = {"natural": NATURAL_THRESHOLD} | {threshold.name: threshold.value for threshold in thresholds}
         arms += [
-            _answered(Arm(label, ranked, threshold=value), answerer, dataset, top_n)
-            for label, value in thresholds.items()
+            answerer.answered(Arm(f"reranked, {name} η", ranked, threshold=value)) for name, value in values.items()
         ]
     else:
-        arms = [_answered(Arm("CLIP", ranked, by_clip=True), answerer, dataset, top_n)]
-    if options.hide_captions and options.rerank:
-        arms.append(_without_captions(dataset, pool, bench, top_n))
+        ranked = rankings[Ranker.CLIP]
+        arms = [answerer.answered(Arm("CLIP", ranked, by_clip=True))]
+        if options.hide_captions:
+            arms.append(answerer.answered(Arm("CLIP, captions hidden", ranked, by_clip=True), hide_captions=True))
     if options.oracle and not dataset.retrieval_only:
-        arms += _given_arms(ranked, pool, answerer, options)
+        arms += _given_arms(ranked, pool, answerer.of(hide_captions=False), options)
     return arms
 
 
@@ -205,40 +244,60 @@ def as_questions(dataset: EvaluationSet) -> list[Question]:
     return [Question(number, number + 1, known.custom_id, known.text) for number, known in enumerate(dataset.questions)]
 
 
-def _tools(pool: Pool, bench: Workbench, top_n: int, *, hide_captions: bool = False) -> AnswerTools:
+def _tools(
+    dataset: EvaluationSet, pool: Pool, bench: Workbench, top_n: int = 1, *, hide_captions: bool = False
+) -> AnswerTools:
     options = AnswerOptions(bench.settings.top_k, top_n, threshold=0.0, captions_in_answer=not hide_captions)
-    return answer.prepare(bench.engine, bench.settings, bench.resources, pool.archive_id, options.as_json())
+    tools = answer.prepare(bench.engine, bench.settings, bench.resources, pool.archive_id, options.as_json())
+    return replace(tools, by_caption=dataset.by_caption)
 
 
-def _rank_batch(
-    questions: Sequence[Question], tools: AnswerTools, *, rerank: bool, hide_captions: bool
-) -> list[Answer]:
+def _untuned(tools: AnswerTools, bench: Workbench) -> AnswerTools:
+    """Tools whose reranker is the untuned one. The champion's base loses its adapter until the next `_tools`."""
+    if bench.untuned is not None:
+        return replace(tools, resources=bench.untuned)
+    tools.resources.models.wear(Role.RERANKER, None, None)
+    return tools
+
+
+def _rank_batch(questions: Sequence[Question], tools: AnswerTools, judging: AnswerTools, by: Ranker) -> list[Answer]:
     found = answer.retrieve(questions, tools)
-    if hide_captions:
+    if by is Ranker.BLIND:
         found = [[replace(c, image=replace(c.image, caption=None)) for c in candidates] for candidates in found]
-    if rerank:
+    if by is Ranker.CLIP:
+        ranked = [tuple(candidates) for candidates in found]
+    else:
         hashes = [candidate.image.sha256 for candidates in found for candidate in candidates]
         pictures = tools.resources.pictures.get_many(hashes, tools.resources.threads)
-        ranked = [judged.candidates for judged in answer.rerank(questions, found, pictures, tools)]
-    else:
-        ranked = [tuple(candidates) for candidates in found]
+        ranked = [judged.candidates for judged in answer.rerank(questions, found, pictures, judging)]
     return [
         Answer(question.question_no, AnswerStatus.ANSWERED, candidates=candidates)
         for question, candidates in zip(questions, ranked, strict=True)
     ]
 
 
-def _answered(arm: Arm, answerer: Answerer, dataset: EvaluationSet, top_n: int) -> Arm:
-    if dataset.retrieval_only:
-        return arm
-    evidence = [one.evidence(arm.threshold or 0.0, top_n) for one in arm.ranked]
-    return replace(arm, answers=answerer.answers(arm.label, evidence))
+class _Rows:
+    """Answers the rows of a table: one Answerer with captions in the prompt and, if need be, one without."""
 
+    def __init__(self, dataset: EvaluationSet, pool: Pool, bench: Workbench, options: RunOptions) -> None:
+        self._dataset = dataset
+        self._pool = pool
+        self._bench = bench
+        self._top_n = options.top_n or dataset.top_n
+        self._answerers: dict[bool, Answerer] = {}
 
-def _without_captions(dataset: EvaluationSet, pool: Pool, bench: Workbench, top_n: int) -> Arm:
-    ranked = rank(dataset, pool, bench, hide_captions=True)
-    answerer = Answerer(as_questions(dataset), _tools(pool, bench, top_n, hide_captions=True), bench)
-    return _answered(Arm("reranked, captions hidden", ranked), answerer, dataset, top_n)
+    def of(self, *, hide_captions: bool) -> Answerer:
+        if hide_captions not in self._answerers:
+            tools = _tools(self._dataset, self._pool, self._bench, self._top_n, hide_captions=hide_captions)
+            self._answerers[hide_captions] = Answerer(as_questions(self._dataset), tools, self._bench)
+        return self._answerers[hide_captions]
+
+    def answered(self, arm: Arm, *, hide_captions: bool = False) -> Arm:
+        """The arm with answers from what it keeps, if the set has questions to answer."""
+        if self._dataset.retrieval_only:
+            return arm
+        evidence = [one.evidence(arm.threshold or 0.0, self._top_n) for one in arm.ranked]
+        return replace(arm, answers=self.of(hide_captions=hide_captions).answers(arm.label, evidence))
 
 
 def _given_arms(ranked: Sequence[RankedQuestion], pool: Pool, answerer: Answerer, options: RunOptions) -> list[Arm]:

@@ -19,7 +19,7 @@ from ragllava.evaluation.evaluate import Evaluation, evaluate
 from ragllava.evaluation.metrics import score_job
 from ragllava.evaluation.pools import Workbench, archive_name, ingest_pool
 from ragllava.evaluation.postcards import draw_archive
-from ragllava.evaluation.runs import Answerer, RunOptions, as_questions, rank, run_arms
+from ragllava.evaluation.runs import Answerer, Arm, Ranker, RunOptions, as_questions, rank, rank_by_all, run_arms
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.jobs.inline import run_job, take_pending
 from ragllava.jobs.runner import ShardContext
@@ -71,6 +71,10 @@ def figures(found: Evaluation, group: str, label: str) -> dict[str, Any]:
     rows = found.as_json()["rows"][group]
     [row] = [row for row in rows if row["label"] == label]
     return dict(row)
+
+
+def arms_of(dataset: EvaluationSet, found: Evaluation, bench: Workbench, options: RunOptions) -> list[Arm]:
+    return run_arms(dataset, found.pool, bench, rank_by_all(dataset, found.pool, bench, options), [], options)
 
 
 def test_figures_are_those_of_a_job_with_the_same_threshold(bench: Workbench, workshop: Workshop) -> None:
@@ -137,7 +141,7 @@ def test_given_evidence_goes_through_the_prompt_of_jobs(bench: Workbench, worksh
     found = evaluate(dataset, None, bench, RunOptions(noise=()))
     rows = ask_as_job(workshop, replace(dataset, top_n=1), found.pool.archive_name, threshold=0.0)
     ranked = {row.custom_id: row for row in rows}
-    arms = run_arms(dataset, found.pool, bench, None, RunOptions(noise=()))
+    arms = arms_of(dataset, found, bench, RunOptions(noise=()))
     [oracle] = [arm for arm in arms if arm.label == "labelled images"]
     assert oracle.answers is not None
     compared = 0
@@ -180,7 +184,7 @@ def test_without_reranking_clip_decides(bench: Workbench) -> None:
     dataset = drawn(seed=5)
     found = evaluate(dataset, None, bench, RunOptions(rerank=False, oracle=False))
     assert [row["label"] for row in found.as_json()["rows"]["all"]] == ["CLIP"]
-    [arm] = run_arms(dataset, found.pool, bench, None, RunOptions(rerank=False, oracle=False))
+    [arm] = arms_of(dataset, found, bench, RunOptions(rerank=False, oracle=False))
     tools = answer.prepare(
         bench.engine,
         bench.settings,
@@ -200,12 +204,32 @@ def test_hidden_captions_are_seen_by_nobody(bench: Workbench) -> None:
     dataset = drawn(seed=5)
     found = evaluate(dataset, None, bench, RunOptions(oracle=False, hide_captions=True))
     bare = replace(dataset, images=tuple(replace(image, caption=None) for image in dataset.images))
-    hidden = rank(dataset, found.pool, bench, hide_captions=True)
+    hidden = rank(dataset, found.pool, bench, Ranker.BLIND)
     never_there = rank(bare, ingest_pool(bare, bench), bench)
     for one, other in zip(hidden, never_there, strict=True):
         assert one.relevances == pytest.approx(other.relevances, abs=1e-5)
     row = figures(found, "all", "reranked, captions hidden")
     assert row["recall_at_1"] < figures(found, "all", "reranked")["recall_at_1"]
+
+
+def test_captions_can_be_hidden_from_the_generator_alone(bench: Workbench) -> None:
+    """Where nothing is reranked, CLIP's first images are answered from in the paper's form."""
+    dataset = drawn(seed=5, questions=4)
+    options = RunOptions(rerank=False, oracle=False, hide_captions=True)
+    found = evaluate(dataset, None, bench, options)
+    shown, hidden = arms_of(dataset, found, bench, options)
+    assert (shown.label, hidden.label) == ("CLIP", "CLIP, captions hidden")
+    assert shown.ranked == hidden.ranked
+    tools = answer.prepare(
+        bench.engine,
+        bench.settings,
+        bench.resources,
+        found.pool.archive_id,
+        AnswerOptions(TOP_K, top_n=dataset.top_n, threshold=0.0, captions_in_answer=False).as_json(),
+    )
+    answerer = Answerer(as_questions(dataset), tools, bench)
+    evidence = [one.evidence(0.0, dataset.top_n) for one in hidden.ranked]
+    assert hidden.answers == answerer.answers("by hand", evidence)
 
 
 def files_set(folder: Path, names: Sequence[str], relevant: str) -> EvaluationSet:

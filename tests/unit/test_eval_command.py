@@ -15,7 +15,7 @@ from ragllava.errors import UsageError
 from ragllava.evaluation import evaluate as module
 from ragllava.evaluation.dataset_records import EvaluationQuestion, EvaluationSet
 from ragllava.evaluation.datasets import DATASETS
-from ragllava.evaluation.evaluate import Evaluation
+from ragllava.evaluation.evaluate import Evaluation, Promise
 from ragllava.evaluation.metrics import KnownAnswer
 from ragllava.evaluation.pools import Pool
 from ragllava.evaluation.run_figures import TypeScore, figures_of
@@ -111,9 +111,9 @@ def test_the_tables_hold_every_arm() -> None:
     text = figures_of("postcards", KNOWN, ARMS, top_n=2).as_text()
     tables = text.split("\n\n")
     assert [line for line in text.splitlines() if line and not line.startswith("|")] == [
-        "all",
-        "one image",
-        "two images",
+        "all (3)",
+        "one image (2)",
+        "two images (1)",
         "answers by type",
     ]
     by_type = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in tables[-1].splitlines()]
@@ -130,11 +130,13 @@ class Recorder:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: tuple[EvaluationSet, EvaluationSet | None, RunOptions] | None = None
+        self.untuned: str | None = None
         monkeypatch.setattr(module, "evaluate", self.evaluate)
         monkeypatch.setattr(command, "workbench", self.workbench)
 
     @contextmanager
-    def workbench(self, *_: object) -> Iterator[None]:
+    def workbench(self, _settings: object, _console: object, untuned: str | None) -> Iterator[None]:
+        self.untuned = untuned
         yield None
 
     def evaluate(
@@ -149,9 +151,15 @@ class Recorder:
             top_k=20,
             top_n=2,
             figures=figures_of("postcards", KNOWN, ARMS, 2),
-            models={"reranker": "mini@1"},
-            seconds={"rank_and_answer": 1.25},
+            models={"reranker": "mini@1", "untuned_reranker": "raw@2"},
+            seconds={"rank": 1.25},
+            promise=None if options.promised_precision is None else self.promise(options.promised_precision),
         )
+
+    @staticmethod
+    def promise(precision: float) -> Promise:
+        fit = natural_threshold([0.9, 0.8, 0.1], [True, True, False])
+        return Promise(precision, Threshold(0.75, "fitted elsewhere: 59 of 59", fit, "promised 90 %"), hits=19, kept=20)
 
 
 @pytest.fixture
@@ -176,16 +184,21 @@ def test_postcards_are_calibrated_on_another_seed(recorder: Recorder) -> None:
     assert (len(calibration.questions), len(calibration.images)) == (3, 1000)
     assert reported.questions != calibration.questions
     assert {i.caption for i in reported.images} != {i.caption for i in calibration.images}
-    assert options == RunOptions(seed=7, noise=(0.2, 0.5))
+    assert options == RunOptions(seed=7, hide_captions=True, noise=(0.2, 0.5))
+    assert recorder.untuned is None
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--noise", "0.1", "--noise", "0.3"], RunOptions(1, noise=(0.1, 0.3))),
-        (["--no-oracle"], RunOptions(1, oracle=False)),
+        (["--noise", "0.1", "--noise", "0.3"], RunOptions(1, hide_captions=True, noise=(0.1, 0.3))),
+        (["--no-oracle"], RunOptions(1, hide_captions=True, oracle=False)),
+        (["--oracle"], RunOptions(1, hide_captions=True)),
         (["--no-caption"], RunOptions(1, hide_captions=True)),
+        (["--with-caption"], RunOptions(1)),
+        (["--promised-precision", "0.95"], RunOptions(1, hide_captions=True, promised_precision=0.95)),
         (["--rerank", "off"], RunOptions(1, rerank=False)),
+        (["--rerank", "off", "--no-caption"], RunOptions(1, rerank=False, hide_captions=True)),
     ],
 )
 def test_options_ask_for_what_they_say(recorder: Recorder, words: list[str], expected: RunOptions) -> None:
@@ -196,6 +209,15 @@ def test_options_ask_for_what_they_say(recorder: Recorder, words: list[str], exp
     assert (calibration is None) == (not expected.rerank)
 
 
+def test_fewer_postcards_can_be_drawn(recorder: Recorder) -> None:
+    assert call("postcards", "--images", "40", "--limit", "2", "--untuned", "raw.toml").exit_code == 0
+    assert recorder.asked is not None
+    reported, calibration, _ = recorder.asked
+    assert calibration is not None
+    assert (len(reported.images), len(calibration.images)) == (40, 40)
+    assert recorder.untuned == "raw.toml"
+
+
 def test_json_holds_figures_versions_and_seconds(recorder: Recorder) -> None:
     found: dict[str, Any] = json.loads(call("postcards", "--limit", "2", "--json").stdout)
     assert (found["dataset"], found["seed"], found["limit"], found["questions"]) == ("postcards", 1, 2, 2)
@@ -203,15 +225,32 @@ def test_json_holds_figures_versions_and_seconds(recorder: Recorder) -> None:
     assert found["rows"]["all"][0]["recall_at_2"] == 0.75
     assert found["by_type"]["reranked"]["color"] == {"questions": 2, "score": 0.5, "majority_share": 1.0}
     assert (found["threshold"]["value"], found["threshold"]["fit"]["method"]) == (0.5, "natural")
-    assert (found["seconds"], found["models"]) == ({"rank_and_answer": 1.25}, {"reranker": "mini@1"})
+    assert (found["seconds"], found["models"]["untuned_reranker"]) == ({"rank": 1.25}, "raw@2")
+    assert (found["sizes"], found["promise"]) == ({"all": 3, "one_image": 2, "two_images": 1}, None)
     assert {"python", "torch", "ragllava"} <= set(found["versions"])
     assert found["images_left_out"] == ["lost.png"]
 
 
 def test_people_read_what_was_measured_with_what(recorder: Recorder) -> None:
     text = call("postcards", "--limit", "2").stdout
-    for part in ("2 questions to 1000 images", "reranker: mini@1", "0.500, fitted elsewhere", "lost.png", "1 s"):
+    for part in ("2 questions to 1000 images", "\nreranker: mini@1\nuntuned reranker: raw@2\n", "lost.png", "rank 1 s"):
         assert part in text
+    assert "adaptive η 0.500, fitted elsewhere" in text
+    assert "promised" not in text
+
+
+def test_a_promise_is_printed_with_what_became_of_it(recorder: Recorder) -> None:
+    words = ["postcards", "--limit", "2", "--promised-precision", "0.9"]
+    # 19 of 20: the share p with P(at least 19 | p) = p^20 + 20·p^19·(1 - p) = 0.05 is 0.784.
+    expected = (
+        "promised 90 %: η 0.750, fitted elsewhere: 59 of 59; "
+        "reached here 0.950 (19 of 20 kept candidates), 0.784 at the least\n"
+    )
+    assert expected in call(*words).stdout
+    written = json.loads(call(*words, "--json").stdout)["promise"]
+    figures = {name: written[name] for name in ("precision", "confidence", "reached", "reached_at_least")}
+    assert figures == {"precision": 0.9, "confidence": 0.95, "reached": 0.95, "reached_at_least": 0.7839}
+    assert (written["hits"], written["kept"], written["threshold"]["value"]) == (19, 20, 0.75)
 
 
 @pytest.mark.parametrize(
@@ -221,6 +260,11 @@ def test_people_read_what_was_measured_with_what(recorder: Recorder) -> None:
         (["webqa", "--data", "no-such-folder"], "no-such-folder is no folder"),
         (["postcards", "--split", "val"], "the postcards have no split 'val'"),
         (["postcards", "--calibration", "val"], "the postcards have no split 'val'"),
+        (["webqa", "--data", "x", "--images", "20"], "webqa is not drawn but read from files; leave --images out"),
+        (["postcards", "--no-oracle", "--noise", "0.2"], "leave --no-oracle out"),
+        (["postcards", "--rerank", "off", "--untuned", "raw.toml"], "--untuned is about reranking"),
+        (["postcards", "--rerank", "off", "--promised-precision", "0.9"], "--promised-precision is about reranking"),
+        (["postcards", "--rerank", "off", "--calibration", "train"], "--calibration is about reranking"),
     ],
 )
 def test_a_set_that_is_not_there_is_said_before_anything_starts(
@@ -231,7 +275,16 @@ def test_a_set_that_is_not_there_is_said_before_anything_starts(
     assert recorder.asked is None
 
 
-@pytest.mark.parametrize("words", [["paintings"], ["postcards", "--noise", "1.5"], ["postcards", "--limit", "0"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["paintings"],
+        ["postcards", "--noise", "1.5"],
+        ["postcards", "--limit", "0"],
+        ["postcards", "--images", "0"],
+        ["postcards", "--promised-precision", "1"],
+    ],
+)
 def test_wrong_calls_exit_with_2(recorder: Recorder, words: list[str]) -> None:
     assert call(*words).exit_code == 2
     assert recorder.asked is None

@@ -50,6 +50,7 @@ def test_flickr30k(flickr: Path) -> None:
 def test_captions_to_search_by_are_not_shown(flickr: Path) -> None:
     data = load_dataset("flickr30k", flickr, "test")
     assert data.retrieval_only
+    assert data.by_caption
     assert [image.caption for image in data.images] == [None, None]
 
 
@@ -76,6 +77,7 @@ def test_coco(coco: Path) -> None:
         ("60623#0", "A girl eats, with a fork", ("60623",)),
         ("391895#2", "A bike on a dirt road.", ("391895",)),
     ]
+    assert data.by_caption
     assert {image.image_id: _grey(image) for image in data.images} == pytest.approx({"391895": 20, "60623": 220}, abs=2)
 
 
@@ -140,6 +142,14 @@ def test_postcards() -> None:
     assert (data.images[-1].image_id, data.images[-1].caption) == (last.file_name, last.caption)
     drawn = decode(data.images[-1].picture.read()).picture
     assert drawn.tobytes() == last.draw().pixels.tobytes()
+    assert not data.by_caption
+
+
+def test_a_smaller_archive_of_postcards() -> None:
+    data = load_dataset("postcards", None, "test", seed=5, images=50)
+    assert (len(data.images), len(data.questions)) == (50, 300)
+    with pytest.raises(UsageError, match="coco is not drawn but read from files; leave --images out"):
+        load_dataset("coco", Path(), "test", images=50)
 
 
 def test_postcards_differ_by_seed_and_split() -> None:

@@ -20,6 +20,19 @@ def test_ranked_row() -> None:
     assert (row.kept.hits, row.kept.kept, row.kept.labelled) == (2, 6, 4)
 
 
+def test_every_depth_counts_what_stands_within_it() -> None:
+    """Labelled images at the places 1, 2, 4, 8, 15 and 21 of rankings of 21, and one that was not found."""
+    places = [[1, 2], [4], [8, 15], [21], []]
+    ranked = [[f"hit {n}" if n in row else f"miss {n}" for n in range(1, 22)] for row in places]
+    relevant = [tuple(f"hit {n}" for n in row) or ("lost",) for row in places]
+    row = ranked_row("reranked", ranked, relevant, top_n=2)
+    assert row.recall_at == pytest.approx({1: 1 / 7, 2: 2 / 7, 5: 3 / 7, 10: 4 / 7, 20: 5 / 7})
+    assert row.kept is not None
+    assert row.kept.precision == pytest.approx(2 / 10)  # two of each ranking are kept
+    assert row.kept.recall == pytest.approx(2 / 7)
+    assert row.kept.f1 == pytest.approx(4 / 17)
+
+
 @pytest.mark.parametrize(
     ("threshold", "hits", "kept"),
     [

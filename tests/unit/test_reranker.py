@@ -34,6 +34,20 @@ def test_the_mini_template_writes_what_the_weights_learned(bundle: ModelBundle) 
     )
 
 
+def test_a_caption_to_search_by_is_asked_about_in_its_own_words(bundle: ModelBundle) -> None:
+    """METHOD 2, Flickr30K and COCO; a caption that the image has of its own is not shown, nor can it be cut."""
+    mllm = bundle.generator.mllm
+    pair = Pair(
+        "A dog runs over grass .", "a caption of 1,000 words " * 200, Image.new("RGB", (64, 64)), by_caption=True
+    )
+    assert mllm.render(pair.prompt().parts()) == (
+        "USER: <image>\nImage Caption: A dog runs over grass .\n"
+        "Is the image relevant to the caption? Answer 'Yes' or 'No'. ASSISTANT:"
+    )
+    [score] = bundle.reranker.relevance([pair], batch_size=1)
+    assert score.note is None
+
+
 def test_yes_and_no_are_the_tokens_that_follow_the_prompt(bundle: ModelBundle) -> None:
     mllm = bundle.generator.mllm
     ids = mllm.answer_token_ids(["Yes", "No"])

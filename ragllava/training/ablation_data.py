@@ -1,0 +1,114 @@
+"""The postcards of the noise ablation: what the arms are trained on, and what all of them are asked (METHOD 6 and 7).
+
+Every wrong picture is drawn from what CLIP finds for the question and nobody labelled.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ragllava.evaluation.postcards import KnownQuestion, PostcardArchive, draw_archive
+from ragllava.evaluation.wrong_evidence import ShownEvidence, with_added_wrong, with_wrong_evidence
+from ragllava.models.retriever import Retriever
+from ragllava.training.ablation_table import ADDED
+from ragllava.training.examples import AnswerExample, Evidence, inject_wrong_image
+
+TOP_K = 20  # candidates of a question (METHOD 1)
+WRONG_SHARES = (0.0, 0.2, 0.5)
+_PICTURES_PER_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PicturedArchive:
+    """An archive with its pictures in memory, by file name; `candidates` are CLIP's best TOP_K for each custom_id."""
+
+    questions: tuple[KnownQuestion, ...]
+    pictures: Mapping[str, Image.Image]
+    captions: Mapping[str, str]
+    candidates: Mapping[str, Sequence[str]]
+
+    def open_picture(self, name: str) -> Image.Image:
+        """The picture itself."""
+        return self.pictures[name]
+
+
+def picture_archive(archive: PostcardArchive, retriever: Retriever) -> PicturedArchive:
+    """Draw all pictures and find the candidates of each question, by brute force."""
+    pictures = {card.file_name: Image.fromarray(card.draw().pixels) for card in archive.postcards}
+    names = list(pictures)
+    images = retriever.embed_images(list(pictures.values()), batch_size=_PICTURES_PER_BATCH)
+    texts = retriever.embed_texts([question.text for question in archive.questions])
+    best = np.argsort(-(texts @ images.T), axis=1, kind="stable")[:, :TOP_K]
+    return PicturedArchive(
+        questions=archive.questions,
+        pictures=pictures,
+        captions={card.file_name: card.caption for card in archive.postcards},
+        candidates={
+            question.custom_id: [names[place] for place in row]
+            for question, row in zip(archive.questions, best, strict=True)
+        },
+    )
+
+
+def practice_archive(seed: int, images: int, examples: int) -> PostcardArchive:
+    """An archive of names to train on, with the questions for `examples` examples (a multiple of 4) of every arm."""
+    # Three quarters as many about one picture, half as many about two: see `training_examples`.
+    return draw_archive(seed, images, examples * 5 // 4, 0.4, "train")
+
+
+def held_out_archive(seed: int, images: int, questions: int) -> PostcardArchive:
+    """An archive of names that no training saw; one question in five is about two pictures."""
+    return draw_archive(seed, images, questions, split="test")
+
+
+def training_examples(archive: PicturedArchive, *, wrong_pictures: bool, seed: int) -> list[AnswerExample]:
+    """The examples of an arm: half of the prompts show one picture, half show two, with or without wrong ones.
+
+    Without: the second picture always belongs to a question about two. With: in half of the prompts of two pictures
+    it is a wrong one beside that of a question about one (METHOD 6, data level). All else is the same for all arms.
+    """
+    rng = random.Random(seed)  # noqa: S311 - repeatable on purpose
+    about_one = [_example(archive, question, rng) for question in archive.questions if len(question.relevant) == 1]
+    about_two = [_example(archive, question, rng) for question in archive.questions if len(question.relevant) == 2]
+    half = len(about_two)
+    if not wrong_pictures:
+        return about_one[:half] + about_two
+    asked = [question for question in archive.questions if len(question.relevant) == 1][half:]
+    injected = [
+        inject_wrong_image(example, _wrong_evidence(archive, question, rng), rng)
+        for example, question in zip(about_one[half:], asked, strict=True)
+    ]
+    return about_one[:half] + about_two[: half - len(injected)] + injected
+
+
+def shown_evidence(archive: PicturedArchive, seed: int) -> dict[str, list[ShownEvidence]]:
+    """By condition, what is shown for each question: shares of the labelled pictures swapped, and a wrong one added.
+
+    For the same seed the same pictures are wrong, whoever is asked.
+    """
+    found = {
+        f"{share:.0%} wrong": with_wrong_evidence(
+            archive.questions,
+            share,
+            random.Random(seed),  # noqa: S311 - repeatable on purpose
+            archive.candidates,
+        )
+        for share in WRONG_SHARES
+    }
+    rng = random.Random(seed)  # noqa: S311 - repeatable on purpose
+    return {**found, ADDED: with_added_wrong(archive.questions, rng, archive.candidates)}
+
+
+def _example(archive: PicturedArchive, question: KnownQuestion, rng: random.Random) -> AnswerExample:
+    images = tuple(rng.sample(question.relevant, len(question.relevant)))
+    return AnswerExample(question.text, tuple(archive.captions[name] for name in images), images, question.answer)
+
+
+def _wrong_evidence(archive: PicturedArchive, question: KnownQuestion, rng: random.Random) -> Evidence:
+    name = rng.choice([found for found in archive.candidates[question.custom_id] if found not in question.relevant])
+    return Evidence(name, archive.captions[name])

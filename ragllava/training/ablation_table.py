@@ -1,0 +1,174 @@
+"""What the noise ablation found, as a table for people and as JSON. Loads no torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ragllava.errors import UsageError
+
+ADDED = "a wrong one added"
+CLEAN = "0% wrong"
+_PLAIN, _BOTH = "plain fine-tuning", "both levels"
+_ABSENT = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Shares of right answers of one generator on one seed's questions, by condition.
+
+    `about_one` counts the questions about one picture only. `token_weight` is the mean weight of the answers' tokens
+    in training, None for a base.
+    """
+
+    accuracy: Mapping[str, float]
+    about_one: Mapping[str, float]
+    by_type: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    token_weight: float | None = None
+
+    @property
+    def lost(self) -> float:
+        """What is lost of its own clean accuracy when a wrong picture is added."""
+        return self.accuracy[CLEAN] - self.accuracy[ADDED]
+
+    @property
+    def lost_about_one(self) -> float:
+        """The same of questions about one picture."""
+        return self.about_one[CLEAN] - self.about_one[ADDED]
+
+
+@dataclass(frozen=True, slots=True)
+class AblationRow:
+    """One generator: its scores by seed, in the order of the seeds."""
+
+    label: str
+    scores: tuple[Scores, ...]
+
+    @property
+    def lost(self) -> float:
+        """Mean over the seeds of what an added wrong picture costs."""
+        return statistics.mean(scores.lost for scores in self.scores)
+
+    def as_json(self) -> dict[str, Any]:
+        """Means and spreads by condition, and all values of each seed; shares with four decimals."""
+        return {
+            "label": self.label,
+            "accuracy": {name: _as_json(self._of(name)) for name in self.scores[0].accuracy},
+            "lost_with_wrong_added": _as_json([scores.lost for scores in self.scores]),
+            "lost_with_wrong_added_about_one": _as_json([scores.lost_about_one for scores in self.scores]),
+            "token_weight": _rounded([s.token_weight for s in self.scores if s.token_weight is not None]),
+            "about_one": [_shares(scores.about_one) for scores in self.scores],
+            "by_type": [{name: _shares(found) for name, found in s.by_type.items()} for s in self.scores],
+        }
+
+    def cells(self) -> list[str]:
+        """The row as texts, in percent: mean ± spread."""
+        weights = [scores.token_weight for scores in self.scores if scores.token_weight is not None]
+        return [
+            self.label,
+            *(_percent(self._of(name)) for name in self.scores[0].accuracy),
+            _percent([scores.lost for scores in self.scores]),
+            _percent([scores.lost_about_one for scores in self.scores]),
+            f"{statistics.mean(weights):.2f}" if weights else _ABSENT,
+        ]
+
+    def _of(self, condition: str) -> list[float]:
+        return [scores.accuracy[condition] for scores in self.scores]
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """The whole result. `base` and `shipped` name weights; `setup` holds the counts that a run can choose."""
+
+    base: str
+    shipped: str
+    setup: Mapping[str, int]
+    rows: tuple[AblationRow, ...]
+    seconds: float
+
+    def row(self, label: str) -> AblationRow:
+        """The row of that label. Raises UsageError."""
+        for row in self.rows:
+            if row.label == label:
+                return row
+        raise UsageError(f"the ablation has no row {label!r}")
+
+    @property
+    def share_lost(self) -> float | None:
+        """What both levels lose to an added wrong picture, as a share of what plain fine-tuning loses.
+
+        None when plain fine-tuning loses nothing: then there is nothing to save.
+        """
+        plain = self.row(_PLAIN).lost
+        return self.row(_BOTH).lost / plain if plain > 0 else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything; `share_lost` must be at most 0.5."""
+        return {
+            "base": self.base,
+            "shipped": self.shipped,
+            "setup": dict(self.setup),
+            "rows": [row.as_json() for row in self.rows],
+            "share_lost": None if self.share_lost is None else round(self.share_lost, 4),
+            "seconds": round(self.seconds),
+        }
+
+    def as_text(self) -> str:
+        """What was done, the table, and the sentence that it is made for."""
+        setup, shipped, base = self.setup, self.rows[0], self.rows[1]
+        lines = [
+            f"base: {self.base}, made naive from {self.shipped}: the last {setup['naive_layers']} layers of the "
+            f"language model drawn anew and trained {setup['naive_steps']} steps without a wrong picture; an added "
+            f"wrong one costs it {100 * base.lost:.1f} points, the shipped model {100 * shipped.lost:.1f}",
+            f"arms: LoRA on that base, {setup['steps']} steps of {setup['examples_per_step']} examples, half of them "
+            "with one picture and half with two; with noise on data level one of the two is wrong in half of those",
+            f"asked: {setup['questions']} held-out questions for each of {setup['seeds']} seeds; percent right, mean "
+            "± standard deviation. One question in five is about two pictures: with a wrong one it sees three, which "
+            "no arm has practised",
+            "",
+            _table([self._head(), *(row.cells() for row in self.rows)]),
+        ]
+        return "\n".join([*lines, self._verdict(), f"{self.seconds / 60:.0f} minutes"])
+
+    def _head(self) -> list[str]:
+        return ["", *self.rows[0].scores[0].accuracy, "lost by it", "lost, one-picture", "token weight"]
+
+    def _verdict(self) -> str:
+        plain, both = 100 * self.row(_PLAIN).lost, 100 * self.row(_BOTH).lost
+        lost = f"an added wrong picture costs plain fine-tuning {plain:.1f} points and both levels {both:.1f}"
+        return lost if self.share_lost is None else f"{lost}, {self.share_lost:.2f} of it"
+
+
+def _percent(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _as_json(values: Sequence[float]) -> dict[str, Any]:
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {
+        "mean": round(statistics.mean(values), 4),
+        "spread": None if spread is None else round(spread, 4),
+        "values": _rounded(values),
+    }
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    return [round(value, 4) for value in values]
+
+
+def _shares(found: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(share, 4) for name, share in found.items()}
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    """Markdown that reads well as plain text: the label to the left, numbers to the right."""
+    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    aligned = [
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        for line in (lines[0], rule, *lines[1:])
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in aligned)

@@ -1,0 +1,128 @@
+"""A base that never saw a wrong picture, for the noise ablation.
+
+The shipped mini models learned to answer beside wrong pictures: on them every way of fine-tuning looks robust. So the
+last layers of the language model are drawn anew and learn again, from questions whose pictures are all right.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ragllava.errors import UsageError
+from ragllava.evaluation.postcard_questions import TWO_IMAGE_TYPES
+from ragllava.training.mini_examples import Pack, World
+from ragllava.training.mini_export import export_llava
+from ragllava.training.mini_language import PackedLlava, measure_packs, tower_features
+from ragllava.training.mini_loop import Lesson, Pace, train
+from ragllava.training.mini_packing import Packer
+from ragllava.training.mini_pool import draw_pool
+
+log = logging.getLogger(__name__)
+
+_FIRST_PICTURE_SEED = 50_000_000  # neither those that the mini models practise on, nor those they are measured on
+_MEASURED_PACKS = 60
+_WARM_UP_STEPS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class NaiveRecipe:
+    """How a base is made naive: so many last layers drawn anew, and how they learn again."""
+
+    layers: int = 2
+    steps: int = 150
+    pictures: int = 3000
+    packs_per_step: tuple[int, int] = (16, 16)  # of one picture, of two
+    peak_rate: float = 1.2e-3
+
+
+def make_naive(shipped: Path, folder: Path, recipe: NaiveRecipe) -> Path:
+    """The naive model, a folder in `folder`. Training goes on where it was stopped; a finished one is not repeated.
+
+    `shipped` is the folder of a LLaVA such as the mini model's. Raises UsageError for another family.
+    """
+    finished = folder / "naive"
+    if finished.exists():
+        return finished
+    llava, processor = _open_llava(shipped)
+    pool = draw_pool(folder / "pictures", recipe.pictures, _FIRST_PICTURE_SEED)
+    features, _ = tower_features(llava.model.vision_tower, pool)
+    network = PackedLlava(llava)
+    draw_last_layers_anew(llava, recipe.layers)
+    lesson = _lesson(network, Packer(processor, llava.config.image_seq_length), World(pool.attributes, "train"),
+                     features, recipe.packs_per_step)  # fmt: skip
+    pace = Pace(recipe.steps, recipe.peak_rate, _WARM_UP_STEPS)
+    train(folder / "naive.work", network, lesson, pace)
+    aside = folder / "naive.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    export_llava(llava, shipped, aside)
+    aside.rename(finished)
+    return finished
+
+
+def draw_last_layers_anew(llava: Any, count: int) -> None:
+    """Give the language model's last `count` layers random weights; only they will be trained."""
+    torch.manual_seed(0)
+    for parameter in llava.parameters():
+        parameter.requires_grad_(False)
+    spread: float = llava.config.text_config.initializer_range
+    for parameter in llava.model.language_model.layers[-count:].parameters():
+        (nn.init.normal_(parameter, std=spread) if parameter.ndim > 1 else nn.init.ones_(parameter)).requires_grad_()
+
+
+def pack_about_one(world: World, rng: random.Random) -> Pack:
+    """A picture and what it answers."""
+    pack = world.one_picture_pack(rng)
+    return replace(pack, endings=tuple(ending for ending in pack.endings if not ending.judges_relevance))
+
+
+def pack_about_two(world: World, rng: random.Random) -> Pack:
+    """Two pictures and questions that need both."""
+    while True:
+        pack = world.several_pictures_pack(rng)
+        endings = tuple(ending for ending in pack.endings if ending.task in TWO_IMAGE_TYPES)
+        if len(pack.shown) == 2 and endings:
+            return replace(pack, endings=endings)
+
+
+def _open_llava(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
+
+    family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+    if family != "llava":
+        raise UsageError(f"{folder}: only a LLaVA such as the mini model can be made naive, this one is a {family}")
+    # Written-out attention: the fused kernels' backward pass is several times slower on a CPU.
+    llava = LlavaForConditionalGeneration.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32, attn_implementation="eager"
+    )
+    return llava, AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def _lesson(
+    network: PackedLlava, packer: Packer, world: World, features: torch.Tensor, packs_per_step: tuple[int, int]
+) -> Lesson:
+    def backward(step: int) -> dict[str, float]:
+        rng = random.Random(f"naive {step}")  # noqa: S311 - repeatable on purpose
+        packs = [pack_about_one(world, rng) for _ in range(packs_per_step[0])]
+        packs += [pack_about_two(world, rng) for _ in range(packs_per_step[1])]
+        batch = packer.batch(packs)
+        logits, labels, weights = network(batch, features[batch.pictures])
+        loss = (functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
+        torch.autograd.backward(loss)
+        return {"loss": loss.item()}
+
+    def measure() -> Mapping[str, float]:
+        rng = random.Random("measure naive")  # noqa: S311 - repeatable on purpose
+        packs = [draw(world, rng) for draw in (pack_about_one, pack_about_two) for _ in range(_MEASURED_PACKS)]
+        return measure_packs(network, packer, packs, features)
+
+    return Lesson(backward, measure)

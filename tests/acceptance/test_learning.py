@@ -1,0 +1,77 @@
+"""`ragllava demo --learn` on real workers, with trainings so short that nothing can be learned in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ragllava.cli import demo_learn
+from ragllava.cli.demo import Demo
+from ragllava.client import Client
+from ragllava.evaluation.postcard_names import World
+from ragllava.evaluation.postcards import draw_archive
+from ragllava.records import Role, TrainingStatus
+from ragllava.settings import Settings
+from ragllava.stores.archive import get_archive
+from ragllava.stores.labels import latest_labels
+from tests.acceptance.conftest import Cluster
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
+
+TOO_SHORT = {"max_steps": 2, "learning_rate": 1e-9, "rank": 2, "alpha": 2}
+
+
+@pytest.fixture
+def school(quick_settings: Settings, tmp_path: Path) -> Iterator[Cluster]:
+    own = {"home": tmp_path / "home", "top_k": 3, "questions_per_shard": 64}
+    settings = quick_settings.model_copy(update=own)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    made = Cluster(settings, logs, Client(settings))
+    yield made
+    made.stop()
+    made.client.close()
+
+
+def test_the_lesson_goes_through_the_queue_from_first_answer_to_last(
+    school: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo_learn, "_RERANKER_SETTINGS", TOO_SHORT)
+    monkeypatch.setattr(demo_learn, "_GENERATOR_SETTINGS", TOO_SHORT)
+    for name, queue in (("ingest", "ingest"), ("answer", "query"), ("train", "train"), ("maint", "maint")):
+        school.start(name, queue, beat=name == "maint")
+    school.wait_ready("ingest", "answer", "train")
+
+    result = demo_learn.learn(school.client, Demo(Console(), seed=3, images=60, questions=170))
+
+    for side in result["archives"].values():
+        assert side["before"]["questions"] == side["after"]["questions"] == side["held_out"] > 20
+        assert (side["after"]["failed"], side["after"]["missing"]) == (0, 0)
+        # Nothing was learned, so nothing may have changed.
+        assert (side["fall_of_errors"], side["largest_fall"]) == (0, 0)
+    assert [view["role"] for view in result["trainings"]] == [Role.RERANKER, Role.GENERATOR]
+    statuses = {view["status"] for view in (*result["trainings"], result["shuffled"])}
+    assert statuses == {TrainingStatus.REFUSED}
+    assert result["as_it_should_be"] is False
+    json.dumps(result)
+    told = capsys.readouterr().out
+    assert "NOT as it should be: 0% of the errors in the shifted world are gone" in told
+    check_labels(school.client)
+
+
+def check_labels(client: Client) -> None:
+    """In the end every label is right again, and no postcard of a held-out question has any."""
+    worlds: list[World] = ["home", "shifted"]
+    for world in worlds:
+        side_name = f"{world}-postcards-3-60-170"
+        known = {q.text: q for q in draw_archive(3, 60, 170, world=world).questions}
+        with client.engine.connect() as connection:
+            archive_id = get_archive(connection, side_name).archive_id
+            rows = latest_labels(connection, [archive_id], None)
+        assert len(rows) > 20
+        for row in rows:
+            assert row.label.answer == known[row.text].answer

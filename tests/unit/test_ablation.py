@@ -1,0 +1,201 @@
+"""The noise ablation: what the arms are trained on, how a base is made naive, and what the table says."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from ragllava.cli.main import cli
+from ragllava.errors import UsageError
+from ragllava.evaluation.postcard_names import sample_attributes
+from ragllava.settings import Settings
+from ragllava.training import ablation
+from ragllava.training.ablation import ARMS, AblationOptions, run_ablation
+from ragllava.training.ablation_data import PicturedArchive, practice_archive, shown_evidence, training_examples
+from ragllava.training.ablation_table import ADDED, CLEAN, Ablation, AblationRow, Scores
+from ragllava.training.mini_examples import World
+from ragllava.training.naive import (
+    NaiveRecipe,
+    draw_last_layers_anew,
+    make_naive,
+    pack_about_one,
+    pack_about_two,
+)
+from tests.families import FAMILIES, save_family
+
+EXAMPLES = 64
+TINY = AblationOptions(
+    seeds=1,
+    steps=2,
+    questions=5,
+    practice_images=40,
+    held_out_images=40,
+    naive=NaiveRecipe(layers=1, steps=2, pictures=40, packs_per_step=(2, 2)),
+)
+
+
+@pytest.fixture
+def archive() -> PicturedArchive:
+    """An archive without pixels, in which CLIP finds the right pictures first and then some others."""
+    drawn = practice_archive(3, 80, EXAMPLES)
+    names = [card.file_name for card in drawn.postcards]
+    candidates = {
+        question.custom_id: [*question.relevant, *random.Random(question.custom_id).sample(names, 8)]
+        for question in drawn.questions
+    }
+    grey = Image.new("RGB", (8, 8), "gray")
+    captions = {card.file_name: card.caption for card in drawn.postcards}
+    return PicturedArchive(drawn.questions, dict.fromkeys(names, grey), captions, candidates)
+
+
+def test_arms_see_as_many_prompts_of_one_and_of_two_pictures(archive: PicturedArchive) -> None:
+    for wrong_pictures in (False, True):
+        examples = training_examples(archive, wrong_pictures=wrong_pictures, seed=1)
+        assert Counter(len(example.images) for example in examples) == {1: EXAMPLES // 2, 2: EXAMPLES // 2}
+        assert all(
+            archive.captions[image] == caption
+            for example in examples
+            for image, caption in zip(example.images, example.captions, strict=True)
+        )
+
+
+def test_only_with_wrong_pictures_there_are_some_and_in_a_quarter_of_the_prompts(archive: PicturedArchive) -> None:
+    known = {question.text: question for question in archive.questions}
+    plain = training_examples(archive, wrong_pictures=False, seed=1)
+    noisy = training_examples(archive, wrong_pictures=True, seed=1)
+    assert all(set(example.images) == set(known[example.question].relevant) for example in plain)
+    injected = [example for example in noisy if set(example.images) != set(known[example.question].relevant)]
+    assert len(injected) == EXAMPLES // 4
+    for example in injected:
+        question = known[example.question]
+        (wrong,) = set(example.images) - set(question.relevant)
+        assert set(question.relevant) < set(example.images)
+        assert wrong in archive.candidates[question.custom_id]
+        assert example.answer == question.answer
+    assert len({example.images.index(known[example.question].relevant[0]) for example in injected}) == 2
+    # All else is the same: the prompts of one picture, and half of those about two.
+    assert len(set(plain) & set(noisy)) == EXAMPLES * 3 // 4
+
+
+def test_the_conditions_are_the_same_for_everybody(archive: PicturedArchive) -> None:
+    shown = shown_evidence(archive, 5)
+    assert list(shown) == [CLEAN, "20% wrong", "50% wrong", ADDED]
+    assert shown == shown_evidence(archive, 5)
+    labelled = sum(len(question.relevant) for question in archive.questions)
+    for name, share in {CLEAN: 0, "20% wrong": 0.2, "50% wrong": 0.5}.items():
+        assert sum(len(evidence.wrong) for evidence in shown[name]) == round(share * labelled)
+    assert all(len(evidence.wrong) == 1 for evidence in shown[ADDED])
+
+
+def test_naive_packs_hold_no_wrong_picture() -> None:
+    rng = random.Random(3)
+    world = World([sample_attributes(rng) for _ in range(60)], "train")
+    tasks: Counter[str] = Counter()
+    for _ in range(50):
+        one, two = pack_about_one(world, rng), pack_about_two(world, rng)
+        assert (len(one.shown), len(two.shown)) == (1, 2)
+        assert not any(ending.judges_relevance for ending in one.endings)
+        tasks.update(ending.task for ending in two.endings)
+    assert set(tasks) == {"samecolor", "more"}
+
+
+def test_only_the_last_layers_are_drawn_anew() -> None:
+    llava, _ = FAMILIES["llava"]()
+    before = {name: weight.clone() for name, weight in llava.named_parameters()}
+    draw_last_layers_anew(llava, 1)
+    last = len(llava.model.language_model.layers) - 1
+    for name, weight in llava.named_parameters():
+        is_last = f"language_model.layers.{last}." in name
+        assert weight.requires_grad == is_last
+        if weight.ndim > 1:
+            assert torch.equal(weight, before[name]) != is_last
+
+
+def test_another_family_cannot_be_made_naive(tmp_path: Path) -> None:
+    save_family("qwen3_vl", tmp_path / "model")
+    with pytest.raises(UsageError, match="only a LLaVA such as the mini model can be made naive"):
+        make_naive(tmp_path / "model", tmp_path / "work", NaiveRecipe())
+
+
+def test_a_tiny_ablation_runs_and_is_not_trained_twice(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", torch_threads=1)
+    heard: list[tuple[int, int]] = []
+    found = run_ablation(settings, tmp_path / "work", TINY, lambda _, done, total: heard.append((done, total)))
+    assert heard == [(done, 7) for done in range(1, 8)]
+    assert [row.label for row in found.rows[2:]] == [arm.label for arm in ARMS]
+    for row in found.rows:
+        (scores,) = row.scores
+        assert list(scores.accuracy) == [CLEAN, "20% wrong", "50% wrong", ADDED]
+        assert all(0 <= share <= 1 for share in scores.accuracy.values())
+    weights = {arm.label: found.row(arm.label).scores[0].token_weight for arm in ARMS}
+    assert all((weights[arm.label] == 1) != arm.token_weighting for arm in ARMS)
+    assert found.base != found.shipped
+    reports = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("report.json")}
+    again = run_ablation(settings, tmp_path / "work", TINY, lambda *_: None)
+    assert (len(reports), again.rows) == (4, found.rows)
+    assert all(path.stat().st_mtime_ns == written for path, written in reports.items())
+
+
+def _row(label: str, *pairs: tuple[float, float], weight: float | None = None) -> AblationRow:
+    """A row of (clean, with a wrong one added) for each seed."""
+    return AblationRow(
+        label,
+        tuple(
+            Scores({CLEAN: clean, ADDED: added}, {CLEAN: clean, ADDED: clean}, {}, token_weight=weight)
+            for clean, added in pairs
+        ),
+    )
+
+
+def _found(plain: tuple[float, float] = (0.9, 0.5)) -> Ablation:
+    rows = (
+        _row("model as shipped", (0.9, 0.9), (0.8, 0.7)),
+        _row("base, made naive", (0.9, 0.4), (0.9, 0.4)),
+        _row("plain fine-tuning", plain, plain, weight=1.0),
+        _row("both levels", (0.9, 0.8), (0.8, 0.7), weight=1.5),
+    )
+    setup = {
+        "seeds": 2, "steps": 9, "examples_per_step": 16, "questions": 10, "naive_layers": 2, "naive_steps": 7,
+    }  # fmt: skip
+    return Ablation("mini-naive@1", "mini-llava@2", setup, rows, 119.0)
+
+
+def test_table_of_hand_worked_scores() -> None:
+    found = _found()
+    assert found.share_lost == pytest.approx(0.25)
+    values = found.as_json()
+    assert values["share_lost"] == 0.25
+    shipped = values["rows"][0]
+    assert shipped["accuracy"][CLEAN] == {"mean": 0.85, "spread": 0.0707, "values": [0.9, 0.8]}
+    assert shipped["lost_with_wrong_added"]["mean"] == 0.05
+    assert shipped["lost_with_wrong_added_about_one"]["mean"] == 0
+    assert [row["token_weight"] for row in values["rows"]] == [[], [], [1.0, 1.0], [1.5, 1.5]]
+    text = found.as_text()
+    assert "an added wrong one costs it 50.0 points, the shipped model 5.0" in text
+    assert "the last 2 layers of the language model drawn anew and trained 7 steps without a wrong picture" in text
+    (line,) = [line for line in text.splitlines() if "both levels" in line and "|" in line]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == ["both levels", "85.0 ± 7.1", "75.0 ± 7.1", "10.0 ± 0.0", "0.0 ± 0.0", "1.50"]
+    assert "costs plain fine-tuning 40.0 points and both levels 10.0, 0.25 of it" in text
+
+
+def test_nothing_lost_is_nothing_to_save() -> None:
+    found = _found(plain=(0.9, 0.9))
+    assert found.share_lost is None
+    assert found.as_json()["share_lost"] is None
+    assert "costs plain fine-tuning 0.0 points and both levels 10.0\n" in found.as_text()
+
+
+def test_the_command_prints_the_table_and_writes_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAGLLAVA_HOME", str(tmp_path))
+    monkeypatch.setattr(ablation, "run_ablation", lambda *_: _found())
+    result = CliRunner().invoke(cli, ["ablation", "--seeds", "2", "--json", str(tmp_path / "figures.json")])
+    assert result.exit_code == 0, result.output
+    assert "| both levels " in result.output
+    assert '"share_lost": 0.25' in (tmp_path / "figures.json").read_text()
