@@ -227,7 +227,7 @@ def find_version(connection: Connection, profile: str, name: str, role: Role | N
         what = f"{role} version" if role else "version"
         raise UsageError(f"profile {profile} has no {what} {name}; `ragllava models list` shows what there is")
     meant = ", ".join(f"{view.version.role} {view.version.name}" for view in found[:5])
-    advice = "add --role" if exact else "write more of the name"
+    advice = "add --role" if len({view.version.name for view in found}) == 1 else "write more of the name"
     raise UsageError(f"{name} may be any of {len(found)} versions ({meant}); {advice}")
 
 
