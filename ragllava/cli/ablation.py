@@ -9,7 +9,7 @@ import click
 
 @click.command()
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Repetitions, for the spread.")
-@click.option("--steps", default=120, show_default=True, type=click.IntRange(4), help="Of each arm's fine-tuning.")
+@click.option("--steps", default=400, show_default=True, type=click.IntRange(4), help="Of each arm's fine-tuning.")
 @click.option("--questions", default=150, show_default=True, type=click.IntRange(10), help="Asked for each seed.")
 @click.option("--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write all figures there.")
 @click.option(

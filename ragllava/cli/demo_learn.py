@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragllava.cli.demo import Demo, installed_versions, with_candidates
-from ragllava.errors import RagllavaError
+from ragllava.errors import RagllavaError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +56,7 @@ class Side:
     @property
     def taught(self) -> list[KnownQuestion]:
         """The questions that get feedback: none of their postcards is kept out."""
-        return [known for known in self.archive.questions if not any(map(_is_kept_out, known.relevant))]
+        return taught_questions(self.archive.questions)
 
     def figures(self, rows: Sequence[ResultRow]) -> JobFigures:
         """The figures of the held-out questions alone."""
@@ -94,6 +94,11 @@ class Compared:
         }
 
 
+def taught_questions(questions: Sequence[KnownQuestion]) -> list[KnownQuestion]:
+    """Those that get feedback."""
+    return [known for known in questions if not any(map(_is_kept_out, known.relevant))]
+
+
 def totals(figures: JobFigures) -> dict[str, float]:
     """The figures that are compared as a whole; those by type rest on too few questions each."""
     named = {"right answers": figures.all.answer_accuracy}
@@ -109,11 +114,12 @@ def learn(client: Client, run: Demo) -> dict[str, Any]:
     from ragllava.records import Role
 
     lesson = Lesson(client, run)
+    lesson.require_enough()
     lesson.begin_anew()
     sides = [lesson.first_answers("home"), lesson.first_answers("shifted")]
     for side in sides:
         lesson.teach(side, side.taught)
-    trained = [lesson.train(role) for role in Role]
+    trained = [lesson.train(role, f"train {role}") for role in Role]
     compared = [lesson.ask_again(side) for side in sides]
     return lesson.conclude(sides, compared, trained, lesson.train_on_shuffled(sides[1]))
 
@@ -124,6 +130,20 @@ class Lesson:
 
     client: Client
     run: Demo
+
+    def require_enough(self) -> None:
+        """Raises UsageError, before minutes of work, when the gate would have too few questions to judge by."""
+        from ragllava.evaluation.postcards import draw_archive
+        from ragllava.training.gate import GateRules
+
+        run, share = self._run_of("shifted"), self.client.settings.held_out_share
+        known = draw_archive(run.seed, run.images, run.questions, world=run.world).questions
+        judging, needed = len(_split(taught_questions(known), share)[1]), GateRules().fewest_questions
+        if judging < needed:
+            raise UsageError(
+                f"of {run.questions} questions about {run.images} postcards only {judging} would be left to judge a "
+                f"training by, and the gate needs {needed}: ask more, by --questions"
+            )
 
     def begin_anew(self) -> None:
         """Undo what an earlier demonstration left: its open jobs, and its versions as champions."""
@@ -145,6 +165,7 @@ class Lesson:
         written, archive = run.draw(self.client.settings)
         run.ingest(self.client, written)
         job, rows = self._ask(run, written.questions)
+        self.run.seconds |= {f"{stage}, {world}": seconds for stage, seconds in run.seconds.items()}
         return Side(run, written, archive, job.job_id, rows)
 
     def teach(self, side: Side, right: Sequence[KnownQuestion]) -> None:
@@ -155,7 +176,7 @@ class Lesson:
         stored = self.client.feedback(said, job_id=side.job_id, source="gold")
         self._tell(f"feedback on {stored.stored} answers from {side.run.name}: {stored.wrong} of them wrong")
 
-    def train(self, role: Role) -> TrainingView:
+    def train(self, role: Role, stage: str) -> TrainingView:
         """Train one role for the shifted archive, with the one from home as replay and guard."""
         from ragllava.cli.progress import training_line, wait_with_bar
         from ragllava.records import Role
@@ -168,13 +189,13 @@ class Lesson:
             overrides=dict(_RERANKER_SETTINGS if role is Role.RERANKER else _GENERATOR_SETTINGS),
             negatives=_HARD_NEGATIVES,
         )
-        with self.run.timed(f"train {role}"):
-            job = wait_with_bar(self.client, self.client.train(request), f"train {role}", self.run.console)
+        with self.run.timed(stage):
+            job = wait_with_bar(self.client, self.client.train(request), stage, self.run.console)
         if job.training is None or job.training.status is None or not job.training.version:
             raise RagllavaError(
                 f"training the {role} ended as {job.state}: {job.error}; see `ragllava jobs show {job.job_id}`"
             )
-        self._tell(f"job {job.job_id}: {training_line(job)}, in {self.run.seconds[f'train {role}']:.0f} s")
+        self._tell(f"job {job.job_id}: {training_line(job)}, in {self.run.seconds[stage]:.0f} s")
         return job.training
 
     def ask_again(self, side: Side) -> Compared:
@@ -182,7 +203,9 @@ class Lesson:
         path = side.written.questions.with_name("held-out.jsonl")
         lines = [{"custom_id": known.custom_id, "question": known.text} for known in side.held_out]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        _, rows = self._ask(side.run, path)
+        again = replace(side.run, seconds={})
+        _, rows = self._ask(again, path)
+        self.run.seconds[f"answer again, {side.run.world}"] = again.seconds["answer"]
         compared = Compared(side.figures(side.rows), side.figures(rows))
         self.run.console.print(_comparison_table(side, compared))
         return compared
@@ -193,15 +216,13 @@ class Lesson:
         Afterwards the right answers are said again, so that no later training learns from the wrong ones.
         """
         from ragllava.records import Role
-        from ragllava.training.datasets import is_held_out
 
         self._tell("once more, on shuffled answers, which the gate should refuse:")
-        judging = self.client.settings.held_out_share
-        learned = [known for known in side.taught if not is_held_out(known.text, judging)]
+        learned, _ = _split(side.taught, self.client.settings.held_out_share)
         answers = [known.answer for known in learned]
         random.Random(self.run.seed).shuffle(answers)  # noqa: S311 - repeatable on purpose
         self.teach(side, [replace(known, answer=answer) for known, answer in zip(learned, answers, strict=True)])
-        training = self.train(Role.GENERATOR)
+        training = self.train(Role.GENERATOR, "train on shuffled answers")
         self.teach(side, learned)
         return training
 
@@ -255,8 +276,8 @@ class Lesson:
         return job, list(self.client.results(job.job_id))
 
     def _run_of(self, world: World) -> Demo:
-        """The run of one archive; the times of all stages are noted together."""
-        return replace(self.run, world=world, learns=True)
+        """The run of one archive, with times of its own."""
+        return replace(self.run, world=world, learns=True, seconds={})
 
     def _tell(self, line: str) -> None:
         self.run.console.print(line, markup=False)
@@ -266,6 +287,14 @@ def _is_kept_out(file_name: str) -> bool:
     from ragllava.training.datasets import is_held_out
 
     return is_held_out(file_name, _KEPT_OUT_SHARE)
+
+
+def _split(questions: Sequence[KnownQuestion], share: float) -> tuple[list[KnownQuestion], list[KnownQuestion]]:
+    """(those that a training learns from, those that it is judged by), as the train job splits them."""
+    from ragllava.training.datasets import is_held_out
+
+    judging = {known.custom_id for known in questions if is_held_out(known.text, share)}
+    return [k for k in questions if k.custom_id not in judging], [k for k in questions if k.custom_id in judging]
 
 
 def _feedback(row: ResultRow, known: KnownQuestion, sure: float) -> dict[str, Any]:

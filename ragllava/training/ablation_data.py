@@ -57,8 +57,8 @@ def picture_archive(archive: PostcardArchive, retriever: Retriever) -> PicturedA
 
 def practice_archive(seed: int, images: int, examples: int) -> PostcardArchive:
     """An archive of names to train on, with the questions for `examples` examples (a multiple of 4) of every arm."""
-    # Three quarters as many about one picture, half as many about two: see `training_examples`.
-    return draw_archive(seed, images, examples * 5 // 4, 0.4, "train")
+    # Three quarters as many about one picture, and as many about two: see `training_examples`.
+    return draw_archive(seed, images, examples * 3 // 2, 0.5, "train")
 
 
 def held_out_archive(seed: int, images: int, questions: int) -> PostcardArchive:
@@ -67,23 +67,23 @@ def held_out_archive(seed: int, images: int, questions: int) -> PostcardArchive:
 
 
 def training_examples(archive: PicturedArchive, *, wrong_pictures: bool, seed: int) -> list[AnswerExample]:
-    """The examples of an arm: half of the prompts show one picture, half show two, with or without wrong ones.
+    """The examples of an arm: a quarter of the prompts shows one picture, the others two, with or without wrong ones.
 
-    Without: the second picture always belongs to a question about two. With: in half of the prompts of two pictures
-    it is a wrong one beside that of a question about one (METHOD 6, data level). All else is the same for all arms.
+    Without: the second picture always belongs to a question about two. With: in two thirds of the prompts of two
+    pictures it is a wrong one beside that of a question about one (METHOD 6, data level). All else is the same.
     """
     rng = random.Random(seed)  # noqa: S311 - repeatable on purpose
-    about_one = [_example(archive, question, rng) for question in archive.questions if len(question.relevant) == 1]
+    asked = [question for question in archive.questions if len(question.relevant) == 1]
+    about_one = [_example(archive, question, rng) for question in asked]
     about_two = [_example(archive, question, rng) for question in archive.questions if len(question.relevant) == 2]
-    half = len(about_two)
+    quarter = len(about_two) // 3
     if not wrong_pictures:
-        return about_one[:half] + about_two
-    asked = [question for question in archive.questions if len(question.relevant) == 1][half:]
+        return about_one[:quarter] + about_two
     injected = [
         inject_wrong_image(example, _wrong_evidence(archive, question, rng), rng)
-        for example, question in zip(about_one[half:], asked, strict=True)
+        for example, question in zip(about_one[quarter:], asked[quarter:], strict=True)
     ]
-    return about_one[:half] + about_two[: half - len(injected)] + injected
+    return about_one[:quarter] + about_two[:quarter] + injected
 
 
 def shown_evidence(archive: PicturedArchive, seed: int) -> dict[str, list[ShownEvidence]]:

@@ -51,6 +51,11 @@ class AblationRow:
         """Mean over the seeds of what an added wrong picture costs."""
         return statistics.mean(scores.lost for scores in self.scores)
 
+    @property
+    def lost_about_one(self) -> float:
+        """The same of questions about one picture."""
+        return statistics.mean(scores.lost_about_one for scores in self.scores)
+
     def as_json(self) -> dict[str, Any]:
         """Means and spreads by condition, and all values of each seed; shares with four decimals."""
         return {
@@ -84,7 +89,7 @@ class Ablation:
 
     base: str
     shipped: str
-    setup: Mapping[str, int]
+    setup: Mapping[str, float]
     rows: tuple[AblationRow, ...]
     seconds: float
 
@@ -101,8 +106,12 @@ class Ablation:
 
         None when plain fine-tuning loses nothing: then there is nothing to save.
         """
-        plain = self.row(_PLAIN).lost
-        return self.row(_BOTH).lost / plain if plain > 0 else None
+        return _share(self.row(_BOTH).lost, self.row(_PLAIN).lost)
+
+    @property
+    def share_lost_about_one(self) -> float | None:
+        """The same of questions about one picture."""
+        return _share(self.row(_BOTH).lost_about_one, self.row(_PLAIN).lost_about_one)
 
     def as_json(self) -> dict[str, Any]:
         """Everything; `share_lost` must be at most 0.5."""
@@ -111,7 +120,8 @@ class Ablation:
             "shipped": self.shipped,
             "setup": dict(self.setup),
             "rows": [row.as_json() for row in self.rows],
-            "share_lost": None if self.share_lost is None else round(self.share_lost, 4),
+            "share_lost": self.share_lost,
+            "share_lost_about_one": self.share_lost_about_one,
             "seconds": round(self.seconds),
         }
 
@@ -122,8 +132,9 @@ class Ablation:
             f"base: {self.base}, made naive from {self.shipped}: the last {setup['naive_layers']} layers of the "
             f"language model drawn anew and trained {setup['naive_steps']} steps without a wrong picture; an added "
             f"wrong one costs it {100 * base.lost:.1f} points, the shipped model {100 * shipped.lost:.1f}",
-            f"arms: LoRA on that base, {setup['steps']} steps of {setup['examples_per_step']} examples, half of them "
-            "with one picture and half with two; with noise on data level one of the two is wrong in half of those",
+            f"arms: LoRA on that base, {setup['steps']} steps of {setup['examples_per_step']} examples, learning rate "
+            f"{setup['learning_rate']:g}; a quarter of the examples shows one picture, the others two, of which one is "
+            "wrong in two thirds of them with noise on data level and in none without",
             f"asked: {setup['questions']} held-out questions for each of {setup['seeds']} seeds; percent right, mean "
             "± standard deviation. One question in five is about two pictures: with a wrong one it sees three, which "
             "no arm has practised",
@@ -136,9 +147,23 @@ class Ablation:
         return ["", *self.rows[0].scores[0].accuracy, "lost by it", "lost, one-picture", "token weight"]
 
     def _verdict(self) -> str:
-        plain, both = 100 * self.row(_PLAIN).lost, 100 * self.row(_BOTH).lost
-        lost = f"an added wrong picture costs plain fine-tuning {plain:.1f} points and both levels {both:.1f}"
-        return lost if self.share_lost is None else f"{lost}, {self.share_lost:.2f} of it"
+        plain, both = self.row(_PLAIN), self.row(_BOTH)
+        everything = _comparison(plain.lost, both.lost, self.share_lost)
+        about_one = _comparison(plain.lost_about_one, both.lost_about_one, self.share_lost_about_one)
+        return (
+            f"an added wrong picture costs plain fine-tuning {everything}; of questions about one picture alone, it "
+            f"costs {about_one}"
+        )
+
+
+def _share(part: float, whole: float) -> float | None:
+    return round(part / whole, 4) if whole > 0 else None
+
+
+def _comparison(plain: float, both: float, share: float | None) -> str:
+    """`20.0 points, both levels 5.0: 0.25 of it`."""
+    text = f"{100 * plain:.1f} points, both levels {100 * both:.1f}"
+    return text if share is None else f"{text}: {share:.2f} of it"
 
 
 def _percent(values: Sequence[float]) -> str:

@@ -307,6 +307,7 @@ def test_status_and_doctor_find_nothing_wrong_and_print_no_password(shell: Termi
         "ingest": True,
         "query": True,
         "maint": True,
+        "train": True,
     }
     doctor = shell.run("doctor", "--json")
     assert (doctor.code, doctor.json["healthy"]) == (0, True)

@@ -12,6 +12,7 @@ from rich.console import Console
 from ragllava.cli import demo_learn
 from ragllava.cli.demo import Demo
 from ragllava.client import Client
+from ragllava.errors import UsageError
 from ragllava.evaluation.postcard_names import World
 from ragllava.evaluation.postcards import draw_archive
 from ragllava.records import Role, TrainingStatus
@@ -20,14 +21,14 @@ from ragllava.stores.archive import get_archive
 from ragllava.stores.labels import latest_labels
 from tests.acceptance.conftest import Cluster
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
 
 TOO_SHORT = {"max_steps": 2, "learning_rate": 1e-9, "rank": 2, "alpha": 2}
 
 
 @pytest.fixture
 def school(quick_settings: Settings, tmp_path: Path) -> Iterator[Cluster]:
-    own = {"home": tmp_path / "home", "top_k": 3, "questions_per_shard": 64}
+    own = {"home": tmp_path / "home", "top_k": 3, "questions_per_shard": 64, "held_out_share": 0.4}
     settings = quick_settings.model_copy(update=own)
     logs = tmp_path / "logs"
     logs.mkdir()
@@ -61,6 +62,12 @@ def test_the_lesson_goes_through_the_queue_from_first_answer_to_last(
     told = capsys.readouterr().out
     assert "NOT as it should be: 0% of the errors in the shifted world are gone" in told
     check_labels(school.client)
+
+
+def test_too_few_questions_are_refused_before_any_work(school: Cluster) -> None:
+    with pytest.raises(UsageError, match="ask more, by --questions"):
+        demo_learn.learn(school.client, Demo(Console(), seed=3, images=60, questions=40))
+    assert school.client.jobs() == []
 
 
 def check_labels(client: Client) -> None:
