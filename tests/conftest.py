@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 from minio import Minio
 from sqlalchemy import Engine, create_engine, text
@@ -26,6 +27,11 @@ from ragllava.settings import Settings
 from ragllava.stores.database import make_engine
 
 _redis_database = itertools.count(1)
+
+# The same examples in every run, however slow the machine: who changes something sees what the change did. For new
+# examples say `pytest --hypothesis-profile default`.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
