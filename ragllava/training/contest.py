@@ -24,7 +24,14 @@ from ragllava.stores.database import in_transaction
 from ragllava.stores.registry import ModelVersion
 from ragllava.training.batches import PictureOpener
 from ragllava.training.gate import GateReport, decide
-from ragllava.training.judge import GeneratorScores, JudgeOptions, RerankerScores, judge_generator, judge_reranker
+from ragllava.training.judge import (
+    WITH_CAPTIONS,
+    GeneratorScores,
+    JudgeOptions,
+    RerankerScores,
+    judge_generator,
+    judge_reranker,
+)
 from ragllava.training.snapshot import Snapshot
 
 Scores = RerankerScores | GeneratorScores
@@ -134,7 +141,8 @@ class _Judge:
     def fit_threshold(self) -> tuple[ThresholdFit, str | None]:
         """η on the calibration questions of all archives; with why it cannot promise what was asked for, if so."""
         questions = [question for share in self.snapshot.shares for question in share.calibration]
-        scores = judge_reranker(self.bench.models, questions, self.open_picture, self._options(NATURAL_THRESHOLD))
+        options = self._options(NATURAL_THRESHOLD)
+        scores = judge_reranker(self.bench.models, questions, self.open_picture, options, (WITH_CAPTIONS,))
         relevance, correct = scores.calibration()
         if self.rules.precision is None:
             return adaptive_threshold(relevance, correct), None

@@ -160,12 +160,16 @@ class GeneratorScores:
 
 
 def judge_reranker(
-    models: ModelBundle, questions: Sequence[LabelledQuestion], open_picture: PictureOpener, options: JudgeOptions
+    models: ModelBundle,
+    questions: Sequence[LabelledQuestion],
+    open_picture: PictureOpener,
+    options: JudgeOptions,
+    conditions: Sequence[str] = (WITH_CAPTIONS, WITHOUT_CAPTIONS),
 ) -> RerankerScores:
     """Rank the candidates of each question and its labelled images, with captions and without (METHOD 2, 3).
 
-    Questions of the same text count once. `open_picture` raises ImageRejected, ObjectMissing or ObjectCorrupt for a
-    picture that is not to be had.
+    Fewer `conditions` will do to calibrate by. Questions of the same text count once. `open_picture` raises
+    ImageRejected, ObjectMissing or ObjectCorrupt for a picture that is not to be had.
     """
     merged = merge_questions(questions)
 
@@ -181,7 +185,7 @@ def judge_reranker(
         threshold=options.threshold,
         top_n=options.settings.top_n,
         questions=tuple(question.text for question in merged),
-        conditions={condition: ranked(condition) for condition in (WITH_CAPTIONS, WITHOUT_CAPTIONS)},
+        conditions={condition: ranked(condition) for condition in conditions},
     )
 
 
