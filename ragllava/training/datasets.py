@@ -160,18 +160,11 @@ def merge_questions(questions: Iterable[LabelledQuestion]) -> list[LabelledQuest
     return list(merged.values())
 
 
-def split_by_question(
-    questions: Sequence[LabelledQuestion], held_out: float
-) -> tuple[list[LabelledQuestion], list[LabelledQuestion]]:
-    """(to train on, held out): the side follows from the text, so the same question never stands on both, ever."""
-    sides: dict[bool, list[LabelledQuestion]] = {False: [], True: []}
-    for question in questions:
-        sides[is_held_out(question.text, held_out)].append(question)
-    return sides[False], sides[True]
-
-
 def is_held_out(text: str, share: float) -> bool:
-    """Whether a question belongs to the held-out `share` (0 to 1); a larger share holds all of a smaller one."""
+    """Whether a question belongs to the held-out `share` (0 to 1); a larger share holds all of a smaller one.
+
+    It follows from the text alone, so the same question never stands on both sides, ever.
+    """
     number = int.from_bytes(hashlib.sha256(question_key(text).encode()).digest()[:8])
     return number < share * 2**64
 

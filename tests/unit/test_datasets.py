@@ -21,7 +21,6 @@ from ragllava.training.datasets import (
     merge_questions,
     read_dataset,
     snapshot_id,
-    split_by_question,
     write_dataset,
 )
 from ragllava.training.examples import AnswerExample, Evidence, RankExample
@@ -171,7 +170,9 @@ def test_questions_without_answer_or_image_train_no_generator() -> None:
 def test_a_question_is_never_on_both_sides() -> None:
     items = [question(number) for number in range(500)]
     variants = [replace(item, text=f" {item.text.upper()}  ") for item in items]
-    training, aside = split_by_question([*items, *variants], 0.2)
+    everything = [*items, *variants]
+    aside = [item for item in everything if is_held_out(item.text, 0.2)]
+    training = [item for item in everything if not is_held_out(item.text, 0.2)]
     assert len(aside) == pytest.approx(200, rel=0.25)
     keys = [{item.text.strip().casefold() for item in side} for side in (training, aside)]
     assert keys[0].isdisjoint(keys[1])
