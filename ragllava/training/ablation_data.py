@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -56,7 +56,7 @@ def picture_archive(archive: PostcardArchive, retriever: Retriever) -> PicturedA
 
 
 def practice_archive(seed: int, images: int, examples: int) -> PostcardArchive:
-    """An archive of names to train on, with the questions for `examples` examples (a multiple of 4) of every arm."""
+    """An archive of names to train on, with the questions for `examples` examples (a multiple of 8) of every arm."""
     # Three quarters as many about one picture, and as many about two: see `training_examples`.
     return draw_archive(seed, images, examples * 3 // 2, 0.5, "train")
 
@@ -67,23 +67,25 @@ def held_out_archive(seed: int, images: int, questions: int) -> PostcardArchive:
 
 
 def training_examples(archive: PicturedArchive, *, wrong_pictures: bool, seed: int) -> list[AnswerExample]:
-    """The examples of an arm: a quarter of the prompts shows one picture, the others two, with or without wrong ones.
+    """The examples of an arm: a quarter of the prompts shows one picture, half show two, a quarter three.
 
-    Without: the second picture always belongs to a question about two. With: in two thirds of the prompts of two
-    pictures it is a wrong one beside that of a question about one (METHOD 6, data level). All else is the same.
+    Without wrong pictures two belong to a question about two, and the third is one of these shown once more. With
+    them the third is a wrong one, and so is one of the two in three quarters of the prompts of two, beside that of a
+    question about one (METHOD 6, data level, for questions about two pictures as well). All else is the same.
     """
     rng = random.Random(seed)  # noqa: S311 - repeatable on purpose
-    asked = [question for question in archive.questions if len(question.relevant) == 1]
-    about_one = [_example(archive, question, rng) for question in asked]
-    about_two = [_example(archive, question, rng) for question in archive.questions if len(question.relevant) == 2]
-    quarter = len(about_two) // 3
+    asked = {count: [q for q in archive.questions if len(q.relevant) == count] for count in (1, 2)}
+    eighth = len(asked[2]) // 6
+    alone = [_example(archive, question, rng) for question in asked[1][: 2 * eighth]]
     if not wrong_pictures:
-        return about_one[:quarter] + about_two
-    injected = [
-        inject_wrong_image(example, _wrong_evidence(archive, question, rng), rng)
-        for example, question in zip(about_one[quarter:], asked[quarter:], strict=True)
-    ]
-    return about_one[:quarter] + about_two[:quarter] + injected
+        three = [_shown_again(_example(archive, question, rng), rng) for question in asked[2][: 2 * eighth]]
+        return alone + three + [_example(archive, question, rng) for question in asked[2][2 * eighth :]]
+    distracted = asked[2][: 2 * eighth] + asked[1][2 * eighth : 5 * eighth]
+    return (
+        alone
+        + [_example(archive, question, rng) for question in asked[2][2 * eighth : 3 * eighth]]
+        + [_with_wrong(archive, question, rng) for question in distracted]
+    )
 
 
 def shown_evidence(archive: PicturedArchive, seed: int) -> dict[str, list[ShownEvidence]]:
@@ -109,6 +111,17 @@ def _example(archive: PicturedArchive, question: KnownQuestion, rng: random.Rand
     return AnswerExample(question.text, tuple(archive.captions[name] for name in images), images, question.answer)
 
 
-def _wrong_evidence(archive: PicturedArchive, question: KnownQuestion, rng: random.Random) -> Evidence:
+def _with_wrong(archive: PicturedArchive, question: KnownQuestion, rng: random.Random) -> AnswerExample:
     name = rng.choice([found for found in archive.candidates[question.custom_id] if found not in question.relevant])
-    return Evidence(name, archive.captions[name])
+    return inject_wrong_image(_example(archive, question, rng), Evidence(name, archive.captions[name]), rng)
+
+
+def _shown_again(example: AnswerExample, rng: random.Random) -> AnswerExample:
+    """As many pictures as with a wrong one among them, but none of them wrong."""
+    evidence = [*example.evidence, rng.choice(example.evidence)]
+    rng.shuffle(evidence)
+    return replace(
+        example,
+        images=tuple(item.image for item in evidence),
+        captions=tuple(item.caption for item in evidence),
+    )

@@ -133,11 +133,11 @@ class Ablation:
             f"language model drawn anew and trained {setup['naive_steps']} steps without a wrong picture; an added "
             f"wrong one costs it {100 * base.lost:.1f} points, the shipped model {100 * shipped.lost:.1f}",
             f"arms: LoRA on that base, {setup['steps']} steps of {setup['examples_per_step']} examples, learning rate "
-            f"{setup['learning_rate']:g}; a quarter of the examples shows one picture, the others two, of which one is "
-            "wrong in two thirds of them with noise on data level and in none without",
+            f"{setup['learning_rate']:g}; a quarter of the examples shows one picture, half of them two, a quarter "
+            "three; with noise on data level one is wrong in three quarters of those of two and in all of three, "
+            "without it none is, and the third is one of the others shown once more",
             f"asked: {setup['questions']} held-out questions for each of {setup['seeds']} seeds; percent right, mean "
-            "± standard deviation. One question in five is about two pictures: with a wrong one it sees three, which "
-            "no arm has practised",
+            "± standard deviation. One question in five is about two pictures: with a wrong one it sees three",
             "",
             _table([self._head(), *(row.cells() for row in self.rows)]),
         ]

@@ -54,10 +54,11 @@ def archive() -> PicturedArchive:
     return PicturedArchive(drawn.questions, dict.fromkeys(names, grey), captions, candidates)
 
 
-def test_arms_see_as_many_prompts_of_one_and_of_two_pictures(archive: PicturedArchive) -> None:
+def test_arms_see_as_many_prompts_of_one_two_and_three_pictures(archive: PicturedArchive) -> None:
     for wrong_pictures in (False, True):
         examples = training_examples(archive, wrong_pictures=wrong_pictures, seed=1)
-        assert Counter(len(example.images) for example in examples) == {1: EXAMPLES // 4, 2: EXAMPLES * 3 // 4}
+        forms = Counter(len(example.images) for example in examples)
+        assert forms == {1: EXAMPLES // 4, 2: EXAMPLES // 2, 3: EXAMPLES // 4}
         assert all(
             archive.captions[image] == caption
             for example in examples
@@ -65,22 +66,24 @@ def test_arms_see_as_many_prompts_of_one_and_of_two_pictures(archive: PicturedAr
         )
 
 
-def test_only_with_wrong_pictures_there_are_some_and_in_half_of_the_prompts(archive: PicturedArchive) -> None:
+def test_only_with_wrong_pictures_there_are_some_and_in_five_eighths_of_the_prompts(archive: PicturedArchive) -> None:
     known = {question.text: question for question in archive.questions}
     plain = training_examples(archive, wrong_pictures=False, seed=1)
     noisy = training_examples(archive, wrong_pictures=True, seed=1)
     assert all(set(example.images) == set(known[example.question].relevant) for example in plain)
     injected = [example for example in noisy if set(example.images) != set(known[example.question].relevant)]
-    assert len(injected) == EXAMPLES // 2
+    assert Counter(len(example.images) for example in injected) == {2: EXAMPLES * 3 // 8, 3: EXAMPLES // 4}
     for example in injected:
         question = known[example.question]
         (wrong,) = set(example.images) - set(question.relevant)
         assert set(question.relevant) < set(example.images)
         assert wrong in archive.candidates[question.custom_id]
         assert example.answer == question.answer
-    assert len({example.images.index(known[example.question].relevant[0]) for example in injected}) == 2
-    # All else is the same: the prompts of one picture, and a third of those about two.
-    assert len(set(plain) & set(noisy)) == EXAMPLES // 2
+    assert len({example.images.index(known[example.question].relevant[0]) for example in injected}) == 3
+    # All else is the same: the prompts of one picture, and of those of two the ones that stay without a wrong one.
+    same = Counter((example.question, frozenset(example.images)) for example in plain)
+    same &= Counter((example.question, frozenset(example.images)) for example in noisy)
+    assert same.total() == EXAMPLES * 3 // 8
 
 
 def test_the_conditions_are_the_same_for_everybody(archive: PicturedArchive) -> None:
