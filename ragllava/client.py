@@ -170,6 +170,8 @@ class Client:
             JobKind.ANSWER: self.settings.questions_per_shard,
             JobKind.INGEST: self.settings.files_per_shard,
             JobKind.TRAIN: 1,
+            JobKind.REINDEX: self.settings.files_per_shard,
+            JobKind.CHORE: 1,
         }[self.job(job_id).kind]
         number = self._do(lambda c: control.retry(c, job_id, per_shard))
         self._dispatch()
@@ -330,7 +332,7 @@ class Client:
     def _require_answers(self, job_id: int) -> JobView:
         job = self.job(job_id)
         if job.kind != JobKind.ANSWER:
-            article = "a" if job.kind is JobKind.TRAIN else "an"
+            article = "an" if job.kind is JobKind.INGEST else "a"
             raise UsageError(
                 f"job {job_id} is {article} {job.kind} job and has no answers; see `ragllava jobs show {job_id}`"
             )

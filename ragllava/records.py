@@ -13,6 +13,8 @@ class JobKind(StrEnum):
     INGEST = "ingest"
     ANSWER = "answer"
     TRAIN = "train"
+    REINDEX = "reindex"
+    CHORE = "chore"
 
 
 class AnswerStatus(StrEnum):
@@ -44,6 +46,40 @@ class TrainingStatus(StrEnum):
     FAILED = "failed"  # it cannot be done, and a retry would not help
     DEAD = "dead"
     CANCELLED = "cancelled"
+
+
+class ReindexStatus(StrEnum):
+    """How an item of a reindex job ended: an image, or the gate at its end."""
+
+    EMBEDDED = "embedded"
+    SKIPPED = "skipped"  # the image had its vector already, or was retired meanwhile
+    UNREADABLE = "unreadable"  # its picture is missing from the store, or damaged
+    SWITCHED = "switched"  # the gate passed: questions are answered from the new index
+    KEPT = "kept"  # the gate passed, and the switch is left to somebody
+    REFUSED = "refused"  # the gate found the new index worse; the old one stays
+    FAILED = "failed"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+class ChoreStatus(StrEnum):
+    """How a chore ended."""
+
+    DONE = "done"
+    FAILED = "failed"  # it cannot be done, and a retry would not help
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+class ChoreAction(StrEnum):
+    """Upkeep that a schedule or a person asks for; each has one function in stages/chores.py."""
+
+    SCAN = "scan"  # compare bound buckets with what is known of them
+    GAPS = "gaps"  # name every image without a current embedding, and why
+    MINE = "mine"  # look for noisy cases in answers that were not looked at
+    SWEEP = "sweep"  # objects that nothing refers to
+    RETENTION = "retention"  # drop what is older than the settings keep
+    VACUUM = "vacuum"  # vacuum the tables that churn, and check the recall of graphs
 
 
 class Verdict(StrEnum):

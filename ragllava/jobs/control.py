@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Connection, Row, case, func, literal, select, update
@@ -14,15 +16,23 @@ from sqlalchemy.dialects.postgresql import insert
 from ragllava.errors import UsageError
 from ragllava.jobs.queue import Lease, close_job_if_ended, end_open_shards, hand_back, insert_shards
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
-from ragllava.records import AnswerStatus, FileStatus, JobKind, Progress, TrainingStatus
+from ragllava.records import AnswerStatus, ChoreStatus, FileStatus, JobKind, Progress, ReindexStatus, TrainingStatus
 from ragllava.stores import outcomes, trainings
 from ragllava.stores.schema import archives, jobs, shards
 from ragllava.stores.trainings import TrainingView
 
-RETRIED_STATUSES: dict[JobKind, list[AnswerStatus] | list[FileStatus] | list[TrainingStatus]] = {
+RETRIED_STATUSES: dict[JobKind, Sequence[StrEnum]] = {
     JobKind.ANSWER: [AnswerStatus.FAILED, AnswerStatus.DEAD, AnswerStatus.CANCELLED],
     JobKind.INGEST: [FileStatus.DEAD, FileStatus.CANCELLED, FileStatus.REJECTED],
     JobKind.TRAIN: [TrainingStatus.FAILED, TrainingStatus.DEAD, TrainingStatus.CANCELLED],
+    JobKind.REINDEX: [
+        ReindexStatus.UNREADABLE,
+        ReindexStatus.REFUSED,
+        ReindexStatus.FAILED,
+        ReindexStatus.DEAD,
+        ReindexStatus.CANCELLED,
+    ],
+    JobKind.CHORE: [ChoreStatus.FAILED, ChoreStatus.DEAD, ChoreStatus.CANCELLED],
 }
 
 
@@ -31,6 +41,7 @@ class NewJob:
     """A job to be created.
 
     `content_digest` covers what was asked for: it tells a repeated submit from another one under the same key.
+    `last_on` names a queue: then the last input is a shard of its own there, dispatched when all others have ended.
     """
 
     kind: JobKind
@@ -41,6 +52,7 @@ class NewJob:
     priority: int = 0
     idempotency_key: str | None = None
     content_digest: str = ""
+    last_on: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +141,11 @@ def create(connection: Connection, new: NewJob) -> tuple[int, bool]:
                 "use a new key"
             )
         return int(existing.id), False
-    bounds = [(lo, min(lo + new.per_shard, new.total)) for lo in range(0, new.total, new.per_shard)]
+    end = new.total - 1 if new.last_on else new.total
+    bounds = [(lo, min(lo + new.per_shard, end)) for lo in range(0, end, new.per_shard)]
     insert_shards(connection, job_id, 1, bounds)
+    if new.last_on:
+        insert_shards(connection, job_id, 1, [(end, new.total)], queue=new.last_on, is_last=True)
     return int(job_id), True
 
 

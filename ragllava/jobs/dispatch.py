@@ -12,10 +12,10 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, and_, func, select, text, update
+from sqlalchemy import Connection, Engine, and_, exists, func, select, text, update
 
 from ragllava.jobs.queue import Limits, close_job_if_ended, end_open_shards, lock_shards, seconds, settle
-from ragllava.jobs.states import JobState, ShardState
+from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.records import JobKind
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction
@@ -23,7 +23,13 @@ from ragllava.stores.schema import jobs, shards
 
 log = logging.getLogger(__name__)
 
-QUEUE_OF_KIND = {JobKind.INGEST: "ingest", JobKind.ANSWER: "query", JobKind.TRAIN: "train"}
+QUEUE_OF_KIND = {
+    JobKind.INGEST: "ingest",
+    JobKind.ANSWER: "query",
+    JobKind.TRAIN: "train",
+    JobKind.REINDEX: "ingest",
+    JobKind.CHORE: "ingest",
+}
 
 MESSAGES_PER_SLOT = 2  # enough that a slot never waits for the next message, few enough that order stays ours
 
@@ -90,7 +96,7 @@ def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:
     chosen: list[ShardMessage] = []
     ids: list[int] = []
     for row in _pending(connection):
-        queue = QUEUE_OF_KIND[JobKind(row.kind)]
+        queue = row.queue or QUEUE_OF_KIND[JobKind(row.kind)]
         if room.take(queue, row.priority):
             ids.append(row.id)
             chosen.append(ShardMessage(row.id, queue, urgent=row.priority > 0))
@@ -142,37 +148,43 @@ def _room(connection: Connection, settings: Settings) -> _Room:
         {"age": 3 * settings.tick_s},
     )
     outstanding = connection.execute(
-        select(jobs.c.kind, jobs.c.priority, func.count())
+        select(jobs.c.kind, shards.c.queue, jobs.c.priority, func.count())
         .join(shards, shards.c.job_id == jobs.c.id)
         .where(jobs.c.finished_at.is_(None), shards.c.state == ShardState.QUEUED)
-        .group_by(jobs.c.kind, jobs.c.priority)
+        .group_by(jobs.c.kind, shards.c.queue, jobs.c.priority)
     )
-    return _Room(
-        {queue: int(number) for queue, number in slots},
-        {(QUEUE_OF_KIND[JobKind(kind)], priority): number for kind, priority, number in outstanding},
-    )
+    taken: dict[tuple[str, int], int] = defaultdict(int)
+    for kind, queue, priority, number in outstanding:
+        taken[queue or QUEUE_OF_KIND[JobKind(kind)], priority] += number
+    return _Room({queue: int(number) for queue, number in slots}, taken)
 
 
 def _pending(connection: Connection) -> list[_PendingShard]:
     turn = func.row_number().over(partition_by=shards.c.job_id, order_by=shards.c.lo)
+    other = shards.alias("other")
+    others_open = exists().where(
+        other.c.job_id == shards.c.job_id, other.c.id != shards.c.id, other.c.state.in_(OPEN_SHARD_STATES)
+    )
     ready = (
-        select(shards.c.id, jobs.c.kind, jobs.c.priority, jobs.c.id.label("job_id"), turn.label("turn"))
+        select(shards.c.id, jobs.c.kind, shards.c.queue, jobs.c.priority, jobs.c.id.label("job_id"), turn.label("turn"))
         .join(jobs, jobs.c.id == shards.c.job_id)
         .where(
             jobs.c.finished_at.is_(None),
             jobs.c.state == JobState.RUNNING,
             shards.c.state == ShardState.PENDING,
             (shards.c.not_before.is_(None)) | (shards.c.not_before <= func.now()),
+            ~shards.c.is_last | ~others_open,
         )
         .subquery()
     )
     # One queue may be full while another is empty, so look at some of each kind.
     rank = func.row_number().over(
-        partition_by=ready.c.kind, order_by=(ready.c.priority.desc(), ready.c.turn, ready.c.job_id)
+        partition_by=func.coalesce(ready.c.queue, ready.c.kind),
+        order_by=(ready.c.priority.desc(), ready.c.turn, ready.c.job_id),
     )
-    ranked = select(ready.c.id, ready.c.kind, ready.c.priority, rank.label("rank")).subquery()
+    ranked = select(ready.c.id, ready.c.kind, ready.c.queue, ready.c.priority, rank.label("rank")).subquery()
     rows = connection.execute(select(ranked).where(ranked.c.rank <= _LOOK_AHEAD).order_by(ranked.c.rank))
-    return [_PendingShard(row.id, row.kind, row.priority) for row in rows]
+    return [_PendingShard(row.id, row.kind, row.queue, row.priority) for row in rows]
 
 
 _LOOK_AHEAD = 1000
@@ -182,4 +194,5 @@ _LOOK_AHEAD = 1000
 class _PendingShard:
     id: int
     kind: str
+    queue: str | None
     priority: int

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Interval, Row, func, select, update
 
 from ragllava.errors import LeaseLost
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
-from ragllava.records import AnswerStatus, FileStatus, JobKind, TrainingStatus
+from ragllava.records import AnswerStatus, ChoreStatus, FileStatus, JobKind, ReindexStatus, TrainingStatus
 from ragllava.stores import outcomes
 from ragllava.stores.schema import jobs, shards, workers
 
@@ -214,16 +214,22 @@ def settle(connection: Connection, row: Row[Any], error: str, limits: Limits) ->
     close_job_if_ended(connection, row.job_id)
 
 
-def insert_shards(connection: Connection, job_id: int, run_no: int, bounds: list[tuple[int, int]]) -> None:
-    """New pending shards over [lo, hi) ranges."""
+def insert_shards(
+    connection: Connection,
+    job_id: int,
+    run_no: int,
+    bounds: list[tuple[int, int]],
+    *,
+    queue: str | None = None,
+    is_last: bool = False,
+) -> None:
+    """New pending shards over [lo, hi) ranges.
+
+    `queue` None is the one of the job's kind. A last shard is dispatched when all others of its job have ended.
+    """
     if bounds:
-        connection.execute(
-            shards.insert(),
-            [
-                {"job_id": job_id, "run_no": run_no, "lo": lo, "hi": hi, "state": ShardState.PENDING}
-                for lo, hi in bounds
-            ],
-        )
+        common = {"job_id": job_id, "run_no": run_no, "state": ShardState.PENDING, "queue": queue, "is_last": is_last}
+        connection.execute(shards.insert(), [common | {"lo": lo, "hi": hi} for lo, hi in bounds])
 
 
 def lock_shards(connection: Connection, *conditions: Any) -> list[Row[Any]]:
@@ -273,7 +279,8 @@ def end_open_shards(connection: Connection, job_id: int, status: str, reason: st
 
 def _final_state(state: JobState, counts: dict[str, int], total: int) -> tuple[JobState, str | None]:
     bad_states = {AnswerStatus.FAILED, AnswerStatus.DEAD, FileStatus.REJECTED, FileStatus.DEAD}
-    bad_states |= {TrainingStatus.FAILED, TrainingStatus.DEAD}
+    bad_states |= {TrainingStatus.FAILED, TrainingStatus.DEAD, ChoreStatus.FAILED, ChoreStatus.DEAD}
+    bad_states |= {ReindexStatus.UNREADABLE, ReindexStatus.FAILED, ReindexStatus.DEAD}
     bad = sum(number for status, number in counts.items() if status in bad_states)
     reached = sum(counts.values())
     if reached != total:

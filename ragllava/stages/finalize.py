@@ -59,8 +59,10 @@ def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
                 publish_results(engine, objects, job_id)
             elif kind is JobKind.INGEST:
                 finish_ingest(engine, job_id)
-            else:
+            elif kind is JobKind.TRAIN:
                 finish_training(engine, job_id)
+            else:
+                finish_plain(engine, job_id)
             written += 1
         except RagllavaError as error:
             log.warning(str(error), extra={"action": "results_not_published", "job": job_id})
@@ -103,6 +105,12 @@ def finish_training(engine: Engine, job_id: int) -> None:
     job = in_transaction(engine, lambda c: control.view(c, job_id))
     result = _facts(job) | {"training": job.training.as_json() if job.training else None}
     in_transaction(engine, lambda c: control.set_result(c, job, result))
+
+
+def finish_plain(engine: Engine, job_id: int) -> None:
+    """Note the counts; what a reindexing or a chore came to stands beside its inputs."""
+    job = in_transaction(engine, lambda c: control.view(c, job_id))
+    in_transaction(engine, lambda c: control.set_result(c, job, _facts(job)))
 
 
 def _manifest(job: JobView, prefix: str, files: dict[Path, int]) -> dict[str, object]:

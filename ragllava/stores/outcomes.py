@@ -1,5 +1,5 @@
-"""How the inputs of a job ended, whatever its kind: files of an ingest job, questions of an answer job, and the one
-training of a train job, which has the number 0.
+"""How the inputs of a job ended, whatever its kind: files of an ingest job, questions of an answer job, items of a
+reindex job, and the one training or chore of a train or chore job, which has the number 0.
 
 The queue counts, finds what is still open, and writes the outcomes of shards that ended without their stage.
 """
@@ -28,6 +28,11 @@ _OPEN_INPUTS = {
         ORDER BY q.question_no""",  # noqa: S608 - no foreign text
     JobKind.TRAIN: """
         SELECT 0 FROM trainings WHERE job_id = :job_id AND :lo <= 0 AND 0 < :hi AND status IS NULL""",
+    JobKind.REINDEX: """
+        SELECT item_no FROM reindexed WHERE job_id = :job_id AND item_no >= :lo AND item_no < :hi AND status IS NULL
+        ORDER BY item_no""",
+    JobKind.CHORE: """
+        SELECT 0 FROM chores WHERE job_id = :job_id AND :lo <= 0 AND 0 < :hi AND status IS NULL""",
 }
 
 _COUNT = {
@@ -40,6 +45,11 @@ _COUNT = {
         GROUP BY status""",
     JobKind.TRAIN: """
         SELECT status, 1 AS number FROM trainings WHERE job_id = :job_id AND status IS NOT NULL""",
+    JobKind.REINDEX: """
+        SELECT status, count(*) AS number FROM reindexed WHERE job_id = :job_id AND status IS NOT NULL
+        GROUP BY status""",
+    JobKind.CHORE: """
+        SELECT status, 1 AS number FROM chores WHERE job_id = :job_id AND status IS NOT NULL""",
 }
 
 _WRITE_TERMINAL = {
@@ -52,6 +62,12 @@ _WRITE_TERMINAL = {
     JobKind.TRAIN: """
         UPDATE trainings SET status = :status, reason = :reason, phase = 'ended', updated_at = now()
         WHERE job_id = :job_id AND 0 = ANY(:numbers)""",
+    JobKind.REINDEX: """
+        UPDATE reindexed SET status = :status, reason = :reason
+        WHERE job_id = :job_id AND item_no = ANY(:numbers)""",
+    JobKind.CHORE: """
+        UPDATE chores SET status = :status, reason = :reason, updated_at = now()
+        WHERE job_id = :job_id AND 0 = ANY(:numbers)""",
 }
 
 _REOPEN = {
@@ -60,6 +76,12 @@ _REOPEN = {
         RETURNING file_no""",
     JobKind.TRAIN: """
         UPDATE trainings SET status = NULL, reason = NULL, phase = 'waiting', updated_at = now()
+        WHERE job_id = :job_id AND status = ANY(:statuses) RETURNING 0""",
+    JobKind.REINDEX: """
+        UPDATE reindexed SET status = NULL, reason = NULL WHERE job_id = :job_id AND status = ANY(:statuses)
+        RETURNING item_no""",
+    JobKind.CHORE: """
+        UPDATE chores SET status = NULL, reason = NULL, report = NULL, updated_at = now()
         WHERE job_id = :job_id AND status = ANY(:statuses) RETURNING 0""",
 }
 

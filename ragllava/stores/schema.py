@@ -96,8 +96,11 @@ indexes = Table(
     Column("dim", Integer, nullable=False),
     Column("state", Text, nullable=False),  # building, active, retired
     Column("has_hnsw", Boolean, nullable=False, server_default=text("false")),
+    Column("spec", JSONB(none_as_null=True)),  # where its retriever's files are; NULL: it is the profile's
+    Column("gate", JSONB(none_as_null=True)),  # what it was measured by before questions were answered from it
     _now("created_at"),
     _now("activated_at", nullable=True),
+    _now("retired_at", nullable=True),
     # One living index for an archive and retriever, promised by the database.
     Index(
         "uq_indexes_living",
@@ -162,6 +165,8 @@ shards = Table(
     _now("not_before", nullable=True),
     _now("finished_at", nullable=True),
     Column("error", Text),
+    Column("queue", Text),  # NULL: the queue of its job's kind
+    Column("is_last", Boolean, nullable=False, server_default=text("false")),  # waits until all others have ended
     postgresql_with={"fillfactor": "70"},
 )
 
@@ -332,4 +337,107 @@ noisy_cases = Table(
     _now("updated_at"),
     ForeignKeyConstraint(["job_id", "question_no"], ["questions.job_id", "questions.question_no"], ondelete="CASCADE"),
     Index("ix_noisy_cases_archive_id_state", "archive_id", "state"),
+)
+
+# Which part of a bucket feeds an archive: with pictures, or with question files.
+bindings = Table(
+    "bindings",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("archive_id", BigInteger, ForeignKey("archives.id", ondelete="CASCADE"), nullable=False),
+    Column("role", Text, nullable=False),  # pictures, inbox
+    Column("bucket", Text, nullable=False),
+    Column("prefix", Text, nullable=False),
+    Column("options", JSONB, nullable=False),  # of an inbox: outbox and how its questions are answered
+    _now("created_at"),
+    _now("scanned_at", nullable=True),
+    UniqueConstraint("bucket", "prefix"),
+)
+
+# What was last seen of each object under a binding, and what was done about it.
+bound_objects = Table(
+    "bound_objects",
+    metadata,
+    Column(
+        "binding_id", BigInteger, ForeignKey("bindings.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    ),
+    Column("key", Text, primary_key=True),
+    Column("kind", Text, nullable=False),  # picture, caption, captions, questions, other
+    Column("etag", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("caption", Text),  # what a caption object says; of a picture, what its own metadata say
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="SET NULL")),  # the job it became part of
+    Column("reason", Text),  # why nothing was made of it
+    _now("seen_at"),
+)
+
+# Objects that something is said to have happened to. A hint only asks to look; the same one twice is one row.
+hints = Table(
+    "hints",
+    metadata,
+    Column("bucket", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    _now("received_at"),
+    _now("not_before"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+)
+
+# Counters for people: received, repeated, unbound, refused, …
+hint_totals = Table(
+    "hint_totals",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    _now("updated_at"),
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("action", Text, nullable=False),
+    Column("archive_id", BigInteger, ForeignKey("archives.id", ondelete="CASCADE")),  # NULL: all archives
+    Column("options", JSONB, nullable=False),
+    Column("cron", Text, nullable=False),
+    Column("timezone", Text, nullable=False),
+    Column("paused", Boolean, nullable=False, server_default=text("false")),
+    _now("next_due"),
+    _now("created_at"),
+)
+
+# A due time fires once: whoever inserts its row first, fires (D9).
+schedule_runs = Table(
+    "schedule_runs",
+    metadata,
+    Column(
+        "schedule_id", BigInteger, ForeignKey("schedules.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    ),
+    Column("due_at", DateTime(timezone=True), primary_key=True, server_default=func.now()),
+    _now("fired_at"),
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="SET NULL")),
+    Column("note", Text),
+)
+
+# Inputs of a chore job: one row, one input.
+chores = Table(
+    "chores",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("action", Text, nullable=False),
+    Column("status", Text),  # NULL until the chore has an outcome
+    Column("reason", Text),
+    Column("report", JSONB(none_as_null=True)),
+    _now("updated_at"),
+)
+
+# Inputs of a reindex job: the images to embed and, last and without an image, the gate.
+reindexed = Table(
+    "reindexed",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("item_no", BigInteger, primary_key=True, autoincrement=False),
+    Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),
+    Column("status", Text),  # NULL until the item has an outcome
+    Column("reason", Text),
 )
