@@ -159,7 +159,11 @@ def _train_clip(
 
     name = f"{LOCAL_DIR}{recipe.start / 'clip'}"
     clip = open_clip.create_model(name, precision="fp32", load_weights=recipe.from_weights)
-    clip.visual.load_state_dict(as_open_clip(tower.state_dict()), strict=False)
+    blocks = as_open_clip(tower.state_dict())
+    if recipe.from_weights:  # CLIP's last block has learned apart from the tower's, and goes on from there
+        last = f"transformer.resblocks.{len(clip.visual.transformer.resblocks) - 1}."
+        blocks = {name: weight for name, weight in blocks.items() if not name.startswith(last)}
+    clip.visual.load_state_dict(blocks, strict=False)
     network = TextToPictures(clip, open_clip.get_tokenizer(name))
     lesson = clip_lesson(
         network,
