@@ -132,9 +132,9 @@ class Mllm:
         return SharedPrompts(before + tails[0][:common], [tail[common:] for tail in tails], tensors)
 
     @torch.inference_mode()
-    def shared_logits(self, shared: SharedPrompts, way: SharingWay) -> torch.Tensor:
-        """As `last_logits`, of all endings behind their common prefix, (endings, vocabulary) float32 on the device."""
-        logits = way(self.network, shared, self._plan)
+    def shared_logits(self, shared: SharedPrompts, way: SharingWay, batch_size: int) -> torch.Tensor:
+        """As `last_logits`, of all endings behind their common prefix, `batch_size` in a pass."""
+        logits = way(self.network, shared, self._plan, batch_size)
         if self._plan.device.type == "cuda":
             torch.cuda.synchronize(self._plan.device)  # whoever compares the ways must see their time
         return logits
@@ -282,11 +282,11 @@ def _load(folder: Path, plan: DevicePlan) -> tuple[Any, Any]:
         raise ValueError(
             f"its weights lack {sorted(report['missing_keys'])[0]} ({len(report['missing_keys'])} missing)"
         )
-    _make_greedy(network)
+    make_greedy(network)
     return network.to(plan.device).eval(), processor
 
 
-def _make_greedy(network: Any) -> None:
+def make_greedy(network: Any) -> None:
     """Checkpoints come with sampling and repetition penalties; a score or answer of ours has neither."""
     from transformers import GenerationConfig
 

@@ -24,7 +24,7 @@ from ragllava.prompts import PromptParts, caption_rerank_prompt, rerank_prompt
 log = logging.getLogger(__name__)
 
 _TOLERANCE_FP32, _TOLERANCE_HALF = 1e-4, 1e-2  # of a relevance, shared against alone
-_TRIALS = 8  # questions of the trial that compares the ways
+_TRIALS = 20  # questions of the trial that compares the ways
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Reranker:
         None for a family whose scores would differ from those of each pair alone (USERS R1, R2); it is scored so.
         """
         picture = Image.new("RGB", (64, 48), "gray")
-        questions = [f"How many {'big ' * number}windows does the tower have?" for number in range(_TRIALS)]
+        questions = [f"How many {'big ' * (n % 5)}windows does tower {n} have, and why?" for n in range(_TRIALS)]
         trials = [Pair(question, "a caption", picture).prompt() for question in questions]
         shared = self.mllm.share(trials, answer_tokens=1)
         if shared is None:
@@ -101,10 +101,10 @@ class Reranker:
         alone = torch.cat([self._shares(self.mllm.last_logits(self.mllm.prepare([trial], 1))) for trial in trials])
         seconds: dict[str, float] = {}
         for name, way in WAYS.items():
-            difference = float((self._shares(self.mllm.shared_logits(shared, way)) - alone).abs().max())
+            difference = float((self._shares(self.mllm.shared_logits(shared, way, _TRIALS)) - alone).abs().max())
             if difference <= (_TOLERANCE_FP32 if self.mllm.network.dtype == torch.float32 else _TOLERANCE_HALF):
                 began = time.perf_counter()
-                self.mllm.shared_logits(shared, way)
+                self.mllm.shared_logits(shared, way, _TRIALS)
                 seconds[name] = time.perf_counter() - began
             else:
                 text = f"{self.version}: scores behind a {name} prefix differ by {difference:.1e} from those alone"
@@ -124,12 +124,15 @@ class Reranker:
         for places in by_picture.values():
             shared = self.mllm.share([prompts[place] for place in places], answer_tokens=1) if len(places) > 1 else None
             if shared is not None:
-                found = in_batches(shared.endings, batch_size, partial(self._score_endings, shared, way))
+                score = partial(self._score_endings, shared, way, batch_size)
+                found = in_batches(shared.endings, len(shared.endings), score)
                 scores.update(zip(places, found, strict=True))
         return scores
 
-    def _score_endings(self, shared: SharedPrompts, way: SharingWay, endings: Sequence[list[int]]) -> list[Relevance]:
-        logits = self.mllm.shared_logits(replace(shared, endings=list(endings)), way)
+    def _score_endings(
+        self, shared: SharedPrompts, way: SharingWay, batch_size: int, endings: Sequence[list[int]]
+    ) -> list[Relevance]:
+        logits = self.mllm.shared_logits(replace(shared, endings=list(endings)), way, batch_size)
         return [Relevance(share) for share in self._shares(logits).tolist()]
 
     def _score(self, prompts: Sequence[Prompt]) -> list[Relevance]:

@@ -8,6 +8,7 @@ depends on device and model, so the reranker tries.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,30 +44,19 @@ def common_length(rows: Sequence[Sequence[int]]) -> int:
     return shortest
 
 
-def packed_logits(network: Any, shared: SharedPrompts, plan: DevicePlan) -> torch.Tensor:
+def packed_logits(network: Any, shared: SharedPrompts, plan: DevicePlan, batch_size: int) -> torch.Tensor:
     """Logits of the first answer position behind each ending, (endings, vocabulary) float32 on the device.
 
-    One sequence, one pass. Call it under `torch.inference_mode()`, as `cached_logits`.
+    One sequence and one pass for `batch_size` endings. Call it under `torch.inference_mode()`, as `cached_logits`.
     """
-    lengths = [len(ending) for ending in shared.endings]
-    tokens = [*shared.prefix, *(token for ending in shared.endings for token in ending)]
-    ends = torch.tensor(lengths).cumsum(0) + len(shared.prefix) - 1
     whole = _positions(network, shared)
-    endings = [_positions_behind(whole, shared, torch.arange(length)[None]) for length in lengths]
-    tensors = {
-        **_picture_tensors(shared.first, len(tokens)),
-        "input_ids": torch.tensor([tokens]),
-        "attention_mask": block_mask(len(shared.prefix), lengths, plan.dtype),
-        "position_ids": torch.cat([whole[..., : len(shared.prefix)], *endings], dim=-1),
-    }
-    output = network(**to_device(tensors, plan), logits_to_keep=ends.to(plan.device), use_cache=False)
-    logits: torch.Tensor = output.logits[0].float()
-    return logits
+    rows = [_packed(network, shared, batch, whole, plan) for batch in _batches(shared.endings, batch_size)]
+    return torch.cat(rows)
 
 
-def cached_logits(network: Any, shared: SharedPrompts, plan: DevicePlan) -> torch.Tensor:
-    """The same by a cache of the prefix, repeated for a batch of endings: fewer products of attention, more copies."""
-    length, count = len(shared.prefix), len(shared.endings)
+def cached_logits(network: Any, shared: SharedPrompts, plan: DevicePlan, batch_size: int) -> torch.Tensor:
+    """The same by a cache of the prefix, repeated for each batch of endings: fewer products, more copies."""
+    length = len(shared.prefix)
     whole = _positions(network, shared)
     tensors = {
         **_picture_tensors(shared.first, length),
@@ -75,19 +65,58 @@ def cached_logits(network: Any, shared: SharedPrompts, plan: DevicePlan) -> torc
         "position_ids": whole[..., :length],
     }
     cache = network(**to_device(tensors, plan), logits_to_keep=1, use_cache=True).past_key_values
-    cache.batch_repeat_interleave(count)
-    longest = max(map(len, shared.endings))
+    batches = _batches(shared.endings, batch_size)
+    rows = []
+    for number, batch in enumerate(batches):
+        # A pass lengthens its cache, so all but the last take a copy.
+        own = cache if number == len(batches) - 1 else copy.deepcopy(cache)
+        rows.append(_behind_cache(network, own, shared, batch, whole, plan))
+    return torch.cat(rows)
+
+
+def _packed(
+    network: Any, shared: SharedPrompts, endings: Sequence[list[int]], whole: torch.Tensor, plan: DevicePlan
+) -> torch.Tensor:
+    lengths = [len(ending) for ending in endings]
+    tokens = [*shared.prefix, *(token for ending in endings for token in ending)]
+    ends = torch.tensor(lengths).cumsum(0) + len(shared.prefix) - 1
+    behind = [_positions_behind(whole, shared, torch.arange(length)[None]) for length in lengths]
+    tensors = {
+        **_picture_tensors(shared.first, len(tokens)),
+        "input_ids": torch.tensor([tokens]),
+        "attention_mask": block_mask(len(shared.prefix), lengths, plan.dtype),
+        "position_ids": torch.cat([whole[..., : len(shared.prefix)], *behind], dim=-1),
+    }
+    output = network(**to_device(tensors, plan), logits_to_keep=ends.to(plan.device), use_cache=False)
+    logits: torch.Tensor = output.logits[0].float()
+    return logits
+
+
+def _behind_cache(
+    network: Any,
+    cache: Any,
+    shared: SharedPrompts,
+    endings: Sequence[list[int]],
+    whole: torch.Tensor,
+    plan: DevicePlan,
+) -> torch.Tensor:
+    cache.batch_repeat_interleave(len(endings))
+    longest = max(map(len, endings))
     # Padded on the left, so that every answer begins behind the last column.
-    tokens = torch.tensor([[0] * (longest - len(ending)) + ending for ending in shared.endings])
-    mask = torch.tensor([[0] * (longest - len(ending)) + [1] * len(ending) for ending in shared.endings])
+    tokens = torch.tensor([[0] * (longest - len(ending)) + ending for ending in endings])
+    mask = torch.tensor([[0] * (longest - len(ending)) + [1] * len(ending) for ending in endings])
     tensors = {
         "input_ids": tokens,
-        "attention_mask": torch.cat([torch.ones(count, length, dtype=torch.long), mask], dim=1),
+        "attention_mask": torch.cat([torch.ones(len(endings), len(shared.prefix), dtype=torch.long), mask], dim=1),
         "position_ids": _positions_behind(whole, shared, (mask.cumsum(dim=1) - 1).clamp(min=0)),
     }
     output = network(**to_device(tensors, plan), past_key_values=cache, logits_to_keep=1, use_cache=True)
     logits: torch.Tensor = output.logits[:, -1].float()
     return logits
+
+
+def _batches(endings: Sequence[list[int]], batch_size: int) -> list[Sequence[list[int]]]:
+    return [endings[start : start + batch_size] for start in range(0, len(endings), batch_size)]
 
 
 def block_mask(prefix: int, lengths: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
@@ -103,7 +132,7 @@ def block_mask(prefix: int, lengths: Sequence[int], dtype: torch.dtype) -> torch
     return torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[None, None]
 
 
-SharingWay = Callable[[Any, SharedPrompts, DevicePlan], torch.Tensor]
+SharingWay = Callable[[Any, SharedPrompts, DevicePlan, int], torch.Tensor]
 WAYS: dict[str, SharingWay] = {"packed": packed_logits, "cached": cached_logits}
 
 
