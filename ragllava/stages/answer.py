@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from ragllava.errors import JobRefused, RagllavaError
 from ragllava.jobs.queue import Lease
 from ragllava.jobs.runner import ShardContext
 from ragllava.models.generator import AnswerRequest
-from ragllava.models.reranker import Pair
+from ragllava.models.reranker import Pair, Relevance
 from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, ModelStamp, NoisyCase, Question, Role
 from ragllava.settings import Settings
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from ragllava.models.generator import GeneratedAnswer
 
 log = logging.getLogger(__name__)
+
+_IMAGES_AT_ONCE = 64  # whose decoded pictures are in memory together, beside the cache
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,8 @@ def answer_questions(questions: Sequence[Question], tools: AnswerTools) -> list[
 
     Questions without a candidate of relevance ≥ η end as `no_evidence`, with the candidates that were looked at.
     """
-    found = retrieve(questions, tools)
-    hashes = [candidate.image.sha256 for candidates in found for candidate in candidates]
-    pictures = tools.resources.pictures.get_many(hashes, tools.resources.threads)
-    judged = rerank(questions, found, pictures, tools)
-    texts = generate(questions, judged, pictures, tools)
+    judged = rerank(questions, retrieve(questions, tools), tools)
+    texts = generate(questions, judged, _pictures_of(judged, tools), tools)
     stamp = _stamp(tools)
     return [
         _as_answer(question, judgement, text, stamp)
@@ -162,32 +162,54 @@ def retrieve(questions: Sequence[Question], tools: AnswerTools) -> list[list[Can
 
 
 def rerank(
-    questions: Sequence[Question], found: list[list[Candidate]], pictures: Pictures, tools: AnswerTools
+    questions: Sequence[Question],
+    found: list[list[Candidate]],
+    tools: AnswerTools,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Judged]:
     """P("Yes") of every (question, image + caption) pair, then the threshold (METHOD 2 and 3).
 
-    A candidate whose picture cannot be read is left out, and a note says so.
+    Image by image, so that each is fetched, decoded and read once for all questions that it is a candidate of
+    (PERFORMANCE, image-major reranking); the more questions, the more they share. A candidate whose picture cannot be
+    read is left out, and a note says so. `check` is called between groups of images; what it raises is passed on.
     """
-    readable = [[c for c in candidates if not isinstance(pictures[c.image.sha256], str)] for candidates in found]
-    pairs = [
-        Pair(question.text, candidate.image.caption, _picture(pictures, candidate), tools.by_caption)
-        for question, candidates in zip(questions, readable, strict=True)
-        for candidate in candidates
-    ]
-    scores = iter(tools.resources.models.reranker.relevance(pairs, batch_size=tools.settings.pairs_per_batch))
-    judged = []
-    for candidates, kept in zip(found, readable, strict=True):
-        scored = [(candidate, next(scores)) for candidate in kept]
-        ranked = select_evidence(
-            [replace(candidate, relevance=score.value) for candidate, score in scored],
-            tools.threshold,
-            tools.options.top_n,
-        )
-        evidence = {candidate.image.image_id for candidate in ranked if candidate.evidence_no is not None}
-        notes = [score.note for candidate, score in scored if score.note and candidate.image.image_id in evidence]
-        missing = [f"{c.image.source}: {pictures[c.image.sha256]}" for c in candidates if c not in kept]
-        judged.append(Judged(tuple(ranked), tuple(dict.fromkeys(missing + notes))))
-    return judged
+    rows: dict[str, list[tuple[int, Candidate]]] = defaultdict(list)
+    for row, candidates in enumerate(found):
+        for candidate in candidates:
+            rows[candidate.image.sha256].append((row, candidate))
+    scores: dict[tuple[int, int], Relevance] = {}
+    unreadable: dict[str, str] = {}
+    hashes = list(rows)
+    for start in range(0, len(hashes), _IMAGES_AT_ONCE):
+        check()
+        pictures = tools.resources.pictures.get_many(hashes[start : start + _IMAGES_AT_ONCE], tools.resources.threads)
+        unreadable |= {sha256: why for sha256, why in pictures.items() if isinstance(why, str)}
+        asked = [(row, candidate) for sha256 in pictures if sha256 not in unreadable for row, candidate in rows[sha256]]
+        pairs = [
+            Pair(questions[row].text, candidate.image.caption, _picture(pictures, candidate), tools.by_caption)
+            for row, candidate in asked
+        ]
+        found_scores = tools.resources.models.reranker.relevance(pairs, batch_size=tools.settings.pairs_per_batch)
+        places = ((row, candidate.image.image_id) for row, candidate in asked)
+        scores.update(zip(places, found_scores, strict=True))
+    return [_judge(row, candidates, scores, unreadable, tools) for row, candidates in enumerate(found)]
+
+
+def _judge(
+    row: int,
+    candidates: Sequence[Candidate],
+    scores: Mapping[tuple[int, int], Relevance],
+    unreadable: Mapping[str, str],
+    tools: AnswerTools,
+) -> Judged:
+    scored = [(c, scores[row, c.image.image_id]) for c in candidates if c.image.sha256 not in unreadable]
+    ranked = select_evidence(
+        [replace(candidate, relevance=score.value) for candidate, score in scored], tools.threshold, tools.options.top_n
+    )
+    evidence = {candidate.image.image_id for candidate in ranked if candidate.evidence_no is not None}
+    notes = [score.note for candidate, score in scored if score.note and candidate.image.image_id in evidence]
+    missing = [f"{c.image.source}: {unreadable[c.image.sha256]}" for c in candidates if c.image.sha256 in unreadable]
+    return Judged(tuple(ranked), tuple(dict.fromkeys(missing + notes)))
 
 
 def select_evidence(candidates: Sequence[Candidate], threshold: float, top_n: int) -> list[Candidate]:
@@ -276,6 +298,12 @@ def _stamp(tools: AnswerTools) -> ModelStamp:
         prompt=f"{RERANK_VERSION}+{answer_version}",
         threshold=tools.threshold,
     )
+
+
+def _pictures_of(judged: Sequence[Judged], tools: AnswerTools) -> Pictures:
+    """The pictures that answers rest on."""
+    hashes = [candidate.image.sha256 for judgement in judged for candidate in judgement.evidence]
+    return tools.resources.pictures.get_many(hashes, tools.resources.threads)
 
 
 def _picture(pictures: Pictures, candidate: Candidate) -> Image:
