@@ -129,7 +129,7 @@ class Answerer:
             numbers = asked[start : start + step]
             shown = {self._questions[number].question_no: evidence[number] for number in numbers}
             batch = [self._questions[number] for number in numbers]
-            found = answer.answer_each(batch, lambda some, shown=shown: self._answer(some, shown))  # type: ignore[misc]
+            found = answer.each(batch, lambda some, shown=shown: self._answer(some, shown))  # type: ignore[misc]
             self._known.update((keys[number], result) for number, result in zip(numbers, found, strict=True))
             self._progress(f"answer: {label}", start + len(numbers), len(asked))
         return tuple(self._known[key] for key in keys)
@@ -168,7 +168,7 @@ def rank(
     ranked: list[Answer] = []
     for start in range(0, len(questions), _QUESTIONS_RANKED_TOGETHER):
         batch = questions[start : start + _QUESTIONS_RANKED_TOGETHER]
-        ranked += answer.answer_each(batch, lambda some: _rank_batch(some, tools, judging, by))
+        ranked += answer.each(batch, lambda some: _rank_batch(some, tools, judging, by))
         bench.progress(f"{by}: {pool.archive_name}", len(ranked), len(questions))
     return tuple(
         RankedQuestion(pool.known_here(known), result.candidates)

@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from ragllava.errors import JobRefused, RagllavaError
+from ragllava.errors import JobRefused, LeaseLost, RagllavaError, ShardInterrupted
 from ragllava.jobs.queue import Lease
 from ragllava.jobs.runner import ShardContext
 from ragllava.models.generator import AnswerRequest
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ragllava.models.generator import GeneratedAnswer
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _IMAGES_AT_ONCE = 64  # whose decoded pictures are in memory together, beside the cache
 
@@ -66,16 +68,17 @@ class Judged:
 
 
 def answer_stage(context: ShardContext[Resources]) -> None:
-    """Answer the open questions of one shard, a sub-batch at a time; each is committed behind the fence, together
-    with the noisy cases among its answers."""
+    """Answer the open questions of one shard. All are judged together, as they share pictures; then a sub-batch at a
+    time is answered and committed behind the fence, together with the noisy cases among its answers."""
     lease = context.lease
     tools = prepare(context.engine, context.settings, context.resources, lease.archive_id, lease.spec["options"])
     questions = context.read(lambda c: answers.open_questions(c, lease.job_id, lease.run_no, lease.lo, lease.hi))
+    judged = each(questions, partial(judge, tools=tools, check=context.check))
     step = context.settings.questions_per_step
     for start in range(0, len(questions), step):
         context.check()
         batch = questions[start : start + step]
-        results = answer_each(batch, lambda some: answer_questions(some, tools))
+        results = conclude_each(batch, judged[start : start + step], tools)
         again = partial(answer_again, tools=tools) if context.settings.leave_one_out else None
         cases = find_noisy(batch, results, DoubtLimits.of(context.settings, tools.options.top_n), again)
         context.commit(partial(_write, lease=lease, results=results, cases=cases))
@@ -110,26 +113,23 @@ def prepare(
     return AnswerTools(engine, settings, resources, index, chosen, threshold)
 
 
-def answer_each(questions: Sequence[Question], answer: Callable[[Sequence[Question]], list[Answer]]) -> list[Answer]:
-    """Answer together if possible; if one of them makes that impossible for good, find it and fail it alone (D5)."""
+def each(questions: Sequence[Question], work: Callable[[Sequence[Question]], list[T]]) -> list[T | Answer]:
+    """`work` on all questions together if possible; if one of them makes that impossible for good, it fails alone (D5).
+
+    One result for each question, in order: what `work` gives, or its answer `failed`. What concerns the job, the lease
+    or a service is raised.
+    """
     try:
-        return answer(questions)
-    except JobRefused:
+        return [*work(questions)]
+    except (JobRefused, LeaseLost, ShardInterrupted):
         raise
     except RagllavaError as error:
         if error.retryable:
             raise
         if len(questions) > 1:
-            return [result for question in questions for result in answer_each([question], answer)]
+            return [result for question in questions for result in each([question], work)]
         log.warning(str(error), extra={"action": "question_failed", "question": questions[0].question_no})
-        return [
-            Answer(
-                questions[0].question_no,
-                AnswerStatus.FAILED,
-                error_code=type(error).__name__,
-                error=str(error),
-            )
-        ]
+        return [_failed(questions[0], error)]
 
 
 def answer_questions(questions: Sequence[Question], tools: AnswerTools) -> list[Answer]:
@@ -137,13 +137,36 @@ def answer_questions(questions: Sequence[Question], tools: AnswerTools) -> list[
 
     Questions without a candidate of relevance ≥ η end as `no_evidence`, with the candidates that were looked at.
     """
-    judged = rerank(questions, retrieve(questions, tools), tools)
+    return conclude(questions, judge(questions, tools), tools)
+
+
+def judge(questions: Sequence[Question], tools: AnswerTools, check: Callable[[], None] = lambda: None) -> list[Judged]:
+    """Retrieve and rerank: what each question's answer will rest on. `check` is that of `rerank`."""
+    return rerank(questions, retrieve(questions, tools), tools, check)
+
+
+def conclude(questions: Sequence[Question], judged: Sequence[Judged], tools: AnswerTools) -> list[Answer]:
+    """Answers from what was kept for each question, in the same order."""
     texts = generate(questions, judged, _pictures_of(judged, tools), tools)
     stamp = _stamp(tools)
     return [
         _as_answer(question, judgement, text, stamp)
         for question, judgement, text in zip(questions, judged, texts, strict=True)
     ]
+
+
+def conclude_each(questions: Sequence[Question], judged: Sequence[Judged | Answer], tools: AnswerTools) -> list[Answer]:
+    """The same; questions that failed before keep that answer, and one that cannot be answered fails alone."""
+    found = {q.question_no: one for q, one in zip(questions, judged, strict=True) if isinstance(one, Judged)}
+    asked = [question for question in questions if question.question_no in found]
+    results = each(asked, lambda some: conclude(some, [found[question.question_no] for question in some], tools))
+    by_number = {answer.question_no: answer for answer in results}
+    by_number |= {one.question_no: one for one in judged if isinstance(one, Answer)}
+    return [by_number[question.question_no] for question in questions]
+
+
+def _failed(question: Question, error: RagllavaError) -> Answer:
+    return Answer(question.question_no, AnswerStatus.FAILED, error_code=type(error).__name__, error=str(error))
 
 
 def retrieve(questions: Sequence[Question], tools: AnswerTools) -> list[list[Candidate]]:
@@ -222,7 +245,7 @@ def select_evidence(candidates: Sequence[Candidate], threshold: float, top_n: in
 
 
 def generate(
-    questions: Sequence[Question], judged: list[Judged], pictures: Pictures, tools: AnswerTools
+    questions: Sequence[Question], judged: Sequence[Judged], pictures: Pictures, tools: AnswerTools
 ) -> list[GeneratedAnswer | None]:
     """Answers from the kept images in rank order; None where nothing was kept (METHOD 4)."""
     asked = [number for number, judgement in enumerate(judged) if judgement.evidence]
