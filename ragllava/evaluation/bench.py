@@ -7,24 +7,30 @@ machine when nobody disturbs it.
 from __future__ import annotations
 
 import io
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from ragllava.evaluation.postcards import KnownQuestion, Postcard, draw_archive
+from ragllava.evaluation.postcards import Postcard, PostcardArchive, draw_archive
 from ragllava.images import decode
 from ragllava.models.bundle import ModelBundle
-from ragllava.models.reranker import Pair
+from ragllava.models.reference import MAX_NEW_TOKENS, reference_relevance
+from ragllava.models.reranker import Pair, Reranker
+from ragllava.models.shapes import random_llava
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 CANDIDATES = 20
 ROUNDS = 3
+_BULK_IMAGES = 8
+_REFERENCE_PAIRS = 20
+_RANDOM_NEW_TOKENS = 2  # of the reference with random weights, which never end an answer: `Yes` and the end
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +50,47 @@ class BenchRow:
         return self.ours_per_s / self.reference_per_s
 
 
-def run_bench(models: ModelBundle, *, questions: int = 4, images: int = 200, seed: int = 5) -> list[BenchRow]:
-    """Measure reranking and embedding on postcards with the given models."""
+def run_bench(
+    models: ModelBundle, *, questions: int = 20, images: int = 200, seed: int = 5, shape: str | None = None
+) -> list[BenchRow]:
+    """Measure reranking and embedding on postcards with the given models.
+
+    `shape` adds the reranking rows of a model of that shape with random weights (models/shapes.py).
+    """
     archive = draw_archive(seed, images, questions, two_image_share=0.0)
-    return [_rerank_row(models, archive.postcards, archive.questions), _embed_row(models, archive.postcards)]
+    rows = _rerank_rows(models.reranker, archive, MAX_NEW_TOKENS, "")
+    if shape is not None:
+        rows += _rerank_rows(Reranker(random_llava(shape, models.settings)), archive, _RANDOM_NEW_TOKENS, f", {shape}")
+    return [*rows, _embed_row(models, archive.postcards)]
 
 
-def _rerank_row(models: ModelBundle, postcards: Sequence[Postcard], questions: Sequence[KnownQuestion]) -> BenchRow:
-    from ragllava.models.reference import reference_relevance
-
-    rng = random.Random(0)  # noqa: S311 - the same candidates in every run
-    pairs = [
-        Pair(question.text, postcard.caption, _picture(postcard))
-        for question in questions
-        for postcard in rng.sample(postcards, CANDIDATES)
+def _rerank_rows(reranker: Reranker, archive: PostcardArchive, new_tokens: int, name: str) -> list[BenchRow]:
+    """A bulk job, in which the same pictures are candidates of many questions, and one question alone."""
+    pictures = [_picture(postcard) for postcard in archive.postcards[:CANDIDATES]]
+    few = range(min(_BULK_IMAGES, len(pictures)))
+    bulk = [
+        Pair(question.text, archive.postcards[place].caption, pictures[place])
+        for question in archive.questions
+        for place in few
     ]
-    reranker = models.reranker
+    one = [Pair(archive.questions[0].text, card.caption, pictures[n]) for n, card in enumerate(archive.postcards[:20])]
+    return [
+        _rerank_row(reranker, bulk, new_tokens, f"rerank, {len(archive.questions)} questions an image{name}"),
+        _rerank_row(reranker, one, new_tokens, f"rerank, one question{name}"),
+    ]
+
+
+def _rerank_row(reranker: Reranker, pairs: Sequence[Pair], new_tokens: int, name: str) -> BenchRow:
+    # The reference takes every pair alone, so a few of them show its rate.
+    some = pairs[:: max(1, len(pairs) // _REFERENCE_PAIRS)]
 
     def ours() -> list[float]:
         return [score.value for score in reranker.relevance(pairs, batch_size=CANDIDATES)]
 
     def reference() -> list[float]:
-        return reference_relevance(reranker, pairs)
+        return reference_relevance(reranker, some, new_tokens)
 
-    return _compare("rerank", "one `generate` for each pair", "pairs", len(pairs), ours, reference)
+    return _compare(name, "one `generate` for each pair", "pairs", (pairs, ours), (some, reference))
 
 
 def _embed_row(models: ModelBundle, postcards: Sequence[Postcard]) -> BenchRow:
@@ -81,28 +104,32 @@ def _embed_row(models: ModelBundle, postcards: Sequence[Postcard]) -> BenchRow:
     def reference() -> list[float]:
         return retriever.embed_images(pictures, batch_size=64).ravel().tolist()
 
-    return _compare("decode + embed", "embedding alone", "pictures", len(files), ours, reference)
+    return _compare("decode + embed", "embedding alone", "pictures", (files, ours), (files, reference))
 
 
 def _compare(
     name: str,
     reference_name: str,
     items: str,
-    count: int,
-    ours: Callable[[], list[float]],
-    reference: Callable[[], list[float]],
+    ours: tuple[Sequence[T], Callable[[], list[float]]],
+    reference: tuple[Sequence[T], Callable[[], list[float]]],
 ) -> BenchRow:
-    ours_s: list[float] = []
-    reference_s: list[float] = []
+    """Both sides in turns; each comes with its items. The reference may have every n-th of ours only."""
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    results: dict[bool, list[float]] = {}
     for _ in range(ROUNDS):
-        for run, times in ((ours, ours_s), (reference, reference_s)):
+        for is_ours, (_, run) in ((True, ours), (False, reference)):
             started = time.perf_counter()
-            result = run()
-            times.append(time.perf_counter() - started)
-            if run is ours:
-                mine = result
-    difference = float(np.abs(np.subtract(mine, result)).max())
-    return BenchRow(name, reference_name, items, count / min(ours_s), count / min(reference_s), difference)
+            results[is_ours] = run()
+            seconds[is_ours].append(time.perf_counter() - started)
+    every = len(results[True]) // len(results[False])
+    mine = results[True][::every][: len(results[False])]
+    difference = float(np.abs(np.subtract(mine, results[False])).max())
+    rates = {
+        is_ours: len(all_items) / min(seconds[is_ours])
+        for is_ours, (all_items, _) in ((True, ours), (False, reference))
+    }
+    return BenchRow(name, reference_name, items, rates[True], rates[False], difference)
 
 
 def _picture(postcard: Postcard) -> Image:

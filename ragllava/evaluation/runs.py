@@ -21,6 +21,7 @@ from ragllava.stages import answer
 from ragllava.stages.answer import AnswerTools, Judged
 
 DEFAULT_NOISE = (0.2, 0.5)
+_QUESTIONS_RANKED_TOGETHER = 300  # the more, the more of them share a candidate's picture
 
 
 class Ranker(StrEnum):
@@ -128,7 +129,7 @@ class Answerer:
             numbers = asked[start : start + step]
             shown = {self._questions[number].question_no: evidence[number] for number in numbers}
             batch = [self._questions[number] for number in numbers]
-            found = answer.answer_each(batch, lambda some, shown=shown: self._answer(some, shown))  # type: ignore[misc]
+            found = answer.each(batch, lambda some, shown=shown: self._answer(some, shown))  # type: ignore[misc]
             self._known.update((keys[number], result) for number, result in zip(numbers, found, strict=True))
             self._progress(f"answer: {label}", start + len(numbers), len(asked))
         return tuple(self._known[key] for key in keys)
@@ -164,11 +165,10 @@ def rank(
     tools = _tools(dataset, pool, bench)
     judging = _untuned(tools, bench) if by is Ranker.UNTUNED else tools
     questions = as_questions(dataset)
-    step = bench.settings.questions_per_step
     ranked: list[Answer] = []
-    for start in range(0, len(questions), step):
-        batch = questions[start : start + step]
-        ranked += answer.answer_each(batch, lambda some: _rank_batch(some, tools, judging, by))
+    for start in range(0, len(questions), _QUESTIONS_RANKED_TOGETHER):
+        batch = questions[start : start + _QUESTIONS_RANKED_TOGETHER]
+        ranked += answer.each(batch, lambda some: _rank_batch(some, tools, judging, by))
         bench.progress(f"{by}: {pool.archive_name}", len(ranked), len(questions))
     return tuple(
         RankedQuestion(pool.known_here(known), result.candidates)
@@ -267,9 +267,7 @@ def _rank_batch(questions: Sequence[Question], tools: AnswerTools, judging: Answ
     if by is Ranker.CLIP:
         ranked = [tuple(candidates) for candidates in found]
     else:
-        hashes = [candidate.image.sha256 for candidates in found for candidate in candidates]
-        pictures = tools.resources.pictures.get_many(hashes, tools.resources.threads)
-        ranked = [judged.candidates for judged in answer.rerank(questions, found, pictures, judging)]
+        ranked = [judged.candidates for judged in answer.rerank(questions, found, judging)]
     return [
         Answer(question.question_no, AnswerStatus.ANSWERED, candidates=candidates)
         for question, candidates in zip(questions, ranked, strict=True)

@@ -41,7 +41,7 @@ class ModelBundle:
     def __init__(self, settings: Settings) -> None:
         """Nothing is loaded yet; a wrong profile is refused at once."""
         self.profile: Profile = get_profile(settings)
-        self._settings = settings
+        self.settings = settings
         self._lock = threading.RLock()
         self._worn = {role: _Worn() for role in Role}
         self._loaded: dict[str, Adapter] = {}  # by the digest of their files
@@ -104,30 +104,30 @@ class ModelBundle:
     def _plan(self) -> DevicePlan:
         from ragllava.models.device import plan_device
 
-        return plan_device(self._settings)
+        return plan_device(self.settings)
 
     @cached_property
     def _retriever(self) -> Retriever:
         from ragllava.models.retriever import load_retriever
 
-        return load_retriever(self.profile, self._plan, self._settings)
+        return load_retriever(self.profile, self._plan, self.settings)
 
     @cached_property
     def _mllm(self) -> Mllm:
         from ragllava.models.mllm import load_mllm
 
-        return load_mllm(self.profile, self._plan, self._settings)
+        return load_mllm(self.profile, self._plan, self.settings)
 
     @cached_property
     def _base_version(self) -> str:
-        folder = find_model(self.profile.mllm, self.profile, self._settings)
-        return model_version(folder, self._settings.home / "cache")
+        folder = find_model(self.profile.mllm, self.profile, self.settings)
+        return model_version(folder, self.settings.home / "cache")
 
     @cached_property
     def _adapters(self) -> AdapterSet:
         from ragllava.models.adapters import AdapterSet
 
-        return AdapterSet(self._mllm, self._settings.home / "cache")
+        return AdapterSet(self._mllm, self.settings.home / "cache")
 
     @cached_property
     def _reranker(self) -> Reranker:
@@ -145,7 +145,7 @@ class ModelBundle:
 
     def _lay_on(self, folder: Path) -> Adapter:
         """The adapter in the folder, laid on the base unless the same bytes lie there already."""
-        key = digest(manifest(folder, self._settings.home / "cache"))
+        key = digest(manifest(folder, self.settings.home / "cache"))
         if key not in self._loaded:
             self._loaded[key] = self._adapters.add(key, folder)
         return self._loaded[key]

@@ -21,6 +21,7 @@ from ragllava.models.checks import Manifest, check_model_folder, manifest, model
 from ragllava.models.device import DevicePlan, to_device
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
 from ragllava.models.profiles import Profile, find_model
+from ragllava.models.shared_prefix import SharedPrompts, SharingWay, common_length
 from ragllava.prompts import PromptParts
 from ragllava.settings import Settings
 
@@ -111,6 +112,33 @@ class Mllm:
             f"holds {window} beside the answer; use fewer pictures a question (top_n) or a model with a longer window"
         )
 
+    def share(self, prompts: Sequence[Prompt], answer_tokens: int) -> SharedPrompts | None:
+        """Prompts that all show the same one picture, as one prefix and an ending for each.
+
+        None where that cannot be done: a prompt is too long for the window and must be cut, or the text behind the
+        picture does not fall into the same tokens as it does in the whole prompt. The picture is prepared once.
+        """
+        harmless = [self._control_tokens.defuse(prompt) for prompt in prompts]
+        tensors = self._process(harmless[:1])
+        whole: list[int] = tensors["input_ids"][0].tolist()
+        tails = [self._tokens_behind_picture(prompt) for prompt in harmless]
+        if whole[-len(tails[0]) :] != tails[0]:
+            return None
+        before = whole[: -len(tails[0])]
+        if len(before) + max(map(len, tails)) > self.context_tokens - answer_tokens:
+            return None
+        self._check_image_tokens(tensors)
+        common = common_length(tails)
+        return SharedPrompts(before + tails[0][:common], [tail[common:] for tail in tails], tensors)
+
+    @torch.inference_mode()
+    def shared_logits(self, shared: SharedPrompts, way: SharingWay, batch_size: int) -> torch.Tensor:
+        """As `last_logits`, of all endings behind their common prefix, `batch_size` in a pass."""
+        logits = way(self.network, shared, self._plan, batch_size)
+        if self._plan.device.type == "cuda":
+            torch.cuda.synchronize(self._plan.device)  # whoever compares the ways must see their time
+        return logits
+
     def answer_token_ids(self, words: Sequence[str]) -> list[int]:
         """The token that begins each word when it follows the rendered prompt; all different.
 
@@ -173,6 +201,14 @@ class Mllm:
                 return_tensors="pt",
             )
         )
+
+    def _tokens_behind_picture(self, prompt: Prompt) -> list[int]:
+        # Together with the picture's mark, because some tokenizers treat the beginning of a text in their own way.
+        mark = self.processor.image_token
+        tail = self.render(prompt.parts()).rpartition(mark)[2]
+        tokens: list[int] = self.tokenizer(mark + tail, add_special_tokens=False)["input_ids"]
+        mark_id = self.tokenizer.convert_tokens_to_ids(mark)
+        return tokens[tokens.index(mark_id) + 1 :]
 
     def _with_positions(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """Positions count from the first real token, so that padding cannot move a score."""
@@ -246,11 +282,11 @@ def _load(folder: Path, plan: DevicePlan) -> tuple[Any, Any]:
         raise ValueError(
             f"its weights lack {sorted(report['missing_keys'])[0]} ({len(report['missing_keys'])} missing)"
         )
-    _make_greedy(network)
+    make_greedy(network)
     return network.to(plan.device).eval(), processor
 
 
-def _make_greedy(network: Any) -> None:
+def make_greedy(network: Any) -> None:
     """Checkpoints come with sampling and repetition penalties; a score or answer of ours has neither."""
     from transformers import GenerationConfig
 

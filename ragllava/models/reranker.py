@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
+import torch
 from PIL import Image
 
 from ragllava.errors import ScoreRejected
@@ -13,7 +18,13 @@ from ragllava.models.adapters import Adapter
 from ragllava.models.device import in_batches
 from ragllava.models.fitting import Prompt
 from ragllava.models.mllm import Mllm
+from ragllava.models.shared_prefix import WAYS, SharedPrompts, SharingWay
 from ragllava.prompts import PromptParts, caption_rerank_prompt, rerank_prompt
+
+log = logging.getLogger(__name__)
+
+_TOLERANCE_FP32, _TOLERANCE_HALF = 1e-4, 1e-2  # of a relevance, shared against alone
+_TRIALS = 20  # questions of the trial that compares the ways
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +55,7 @@ class Relevance:
 
 
 class Reranker:
-    """Scores pairs. The same pair scores the same alone, in a batch, and in any order."""
+    """Scores pairs. The same pair scores the same alone, in a batch, behind a shared prefix, and in any order."""
 
     def __init__(self, mllm: Mllm, adapter: Adapter | None = None, version: str | None = None) -> None:
         """Score with the base, or with an adapter on it; `version` is its registered name, if it has one."""
@@ -56,23 +67,84 @@ class Reranker:
     def relevance(self, pairs: Sequence[Pair], batch_size: int) -> list[Relevance]:
         """One relevance for each pair, in input order.
 
+        Pairs of one picture are scored behind one prefix, `batch_size` in a pass; the others in batches of as many.
         Raises ScoreRejected when the network returns no number, or when a picture does not fit its window.
         """
         prompts = [pair.prompt() for pair in pairs]
-        # Rows of like length share a batch, so that little of it is padding.
-        order = sorted(range(len(prompts)), key=lambda place: prompts[place].rough_tokens())
         with self._adapter.active() if self._adapter else nullcontext():
-            scores = in_batches([prompts[place] for place in order], batch_size, self._score)
-        by_place = dict(zip(order, scores, strict=True))
-        return [by_place[place] for place in range(len(pairs))]
+            scores = self._score_sharing(prompts, batch_size, way) if (way := self.sharing_way) else {}
+            # Rows of like length share a batch, so that little of it is padding.
+            rest = [place for place in range(len(prompts)) if place not in scores]
+            rest.sort(key=lambda place: prompts[place].rough_tokens())
+            found = in_batches([prompts[place] for place in rest], batch_size, self._score)
+            scores.update(zip(rest, found, strict=True))
+        return [scores[place] for place in range(len(pairs))]
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether questions about one picture are scored behind one prefix; else the log says why not."""
+        return self.sharing_way is not None
+
+    @cached_property
+    def sharing_way(self) -> SharingWay | None:
+        """The faster of the two ways to share a prefix, found by trying both on a trial picture.
+
+        None for a family whose scores would differ from those of each pair alone (USERS R1, R2); it is scored so.
+        """
+        picture = Image.new("RGB", (64, 48), "gray")
+        questions = [f"How many {'big ' * (n % 5)}windows does tower {n} have, and why?" for n in range(_TRIALS)]
+        trials = [Pair(question, "a caption", picture).prompt() for question in questions]
+        shared = self.mllm.share(trials, answer_tokens=1)
+        if shared is None:
+            log.warning(f"{self.version}: prompts cannot share a prefix", extra={"action": "prefix_not_shared"})
+            return None
+        alone = torch.cat([self._shares(self.mllm.last_logits(self.mllm.prepare([trial], 1))) for trial in trials])
+        seconds: dict[str, float] = {}
+        for name, way in WAYS.items():
+            difference = float((self._shares(self.mllm.shared_logits(shared, way, _TRIALS)) - alone).abs().max())
+            if difference <= (_TOLERANCE_FP32 if self.mllm.network.dtype == torch.float32 else _TOLERANCE_HALF):
+                began = time.perf_counter()
+                self.mllm.shared_logits(shared, way, _TRIALS)
+                seconds[name] = time.perf_counter() - began
+            else:
+                text = f"{self.version}: scores behind a {name} prefix differ by {difference:.1e} from those alone"
+                log.warning(text, extra={"action": "prefix_not_shared"})
+        if not seconds:
+            return None
+        fastest = min(seconds, key=seconds.__getitem__)
+        log.info(f"{self.version}: prefix {fastest} ({seconds})", extra={"action": "prefix_shared"})
+        return WAYS[fastest]
+
+    def _score_sharing(self, prompts: Sequence[Prompt], batch_size: int, way: SharingWay) -> dict[int, Relevance]:
+        """The relevances, by place, of those prompts whose picture others show as well."""
+        by_picture: dict[int, list[int]] = defaultdict(list)
+        for place, prompt in enumerate(prompts):
+            by_picture[id(prompt.pictures[0])].append(place)
+        scores: dict[int, Relevance] = {}
+        for places in by_picture.values():
+            shared = self.mllm.share([prompts[place] for place in places], answer_tokens=1) if len(places) > 1 else None
+            if shared is not None:
+                score = partial(self._score_endings, shared, way, batch_size)
+                found = in_batches(shared.endings, len(shared.endings), score)
+                scores.update(zip(places, found, strict=True))
+        return scores
+
+    def _score_endings(
+        self, shared: SharedPrompts, way: SharingWay, batch_size: int, endings: Sequence[list[int]]
+    ) -> list[Relevance]:
+        logits = self.mllm.shared_logits(replace(shared, endings=list(endings)), way, batch_size)
+        return [Relevance(share) for share in self._shares(logits).tolist()]
 
     def _score(self, prompts: Sequence[Prompt]) -> list[Relevance]:
         inputs = self.mllm.prepare(prompts, answer_tokens=1)
-        logits = self.mllm.last_logits(inputs)
+        shares = self._shares(self.mllm.last_logits(inputs)).tolist()
+        return [Relevance(share, note) for share, note in zip(shares, inputs.notes, strict=True)]
+
+    def _shares(self, logits: torch.Tensor) -> torch.Tensor:
         shares = logits[:, self.yes_no].softmax(dim=-1)[:, 0]
         if bool(shares.isnan().any()):
             raise ScoreRejected(f"{self.version} returned no number as a relevance; its weights or dtype are at fault")
-        return [Relevance(share, note) for share, note in zip(shares.tolist(), inputs.notes, strict=True)]
+        return shares
 
 
 def write_rerank(question: str, captions: list[str | None]) -> PromptParts:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from ragllava.errors import JobRefused, RagllavaError
+from ragllava.errors import JobRefused, LeaseLost, RagllavaError, ShardInterrupted
 from ragllava.jobs.queue import Lease
 from ragllava.jobs.runner import ShardContext
 from ragllava.models.generator import AnswerRequest
-from ragllava.models.reranker import Pair
+from ragllava.models.reranker import Pair, Relevance
 from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, ModelStamp, NoisyCase, Question, Role
 from ragllava.settings import Settings
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from ragllava.models.generator import GeneratedAnswer
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_IMAGES_AT_ONCE = 64  # whose decoded pictures are in memory together, beside the cache
 
 
 @dataclass(frozen=True)
@@ -63,16 +68,17 @@ class Judged:
 
 
 def answer_stage(context: ShardContext[Resources]) -> None:
-    """Answer the open questions of one shard, a sub-batch at a time; each is committed behind the fence, together
-    with the noisy cases among its answers."""
+    """Answer the open questions of one shard. All are judged together, as they share pictures; then a sub-batch at a
+    time is answered and committed behind the fence, together with the noisy cases among its answers."""
     lease = context.lease
     tools = prepare(context.engine, context.settings, context.resources, lease.archive_id, lease.spec["options"])
     questions = context.read(lambda c: answers.open_questions(c, lease.job_id, lease.run_no, lease.lo, lease.hi))
+    judged = each(questions, partial(judge, tools=tools, check=context.check))
     step = context.settings.questions_per_step
     for start in range(0, len(questions), step):
         context.check()
         batch = questions[start : start + step]
-        results = answer_each(batch, lambda some: answer_questions(some, tools))
+        results = conclude_each(batch, judged[start : start + step], tools)
         again = partial(answer_again, tools=tools) if context.settings.leave_one_out else None
         cases = find_noisy(batch, results, DoubtLimits.of(context.settings, tools.options.top_n), again)
         context.commit(partial(_write, lease=lease, results=results, cases=cases))
@@ -107,26 +113,23 @@ def prepare(
     return AnswerTools(engine, settings, resources, index, chosen, threshold)
 
 
-def answer_each(questions: Sequence[Question], answer: Callable[[Sequence[Question]], list[Answer]]) -> list[Answer]:
-    """Answer together if possible; if one of them makes that impossible for good, find it and fail it alone (D5)."""
+def each(questions: Sequence[Question], work: Callable[[Sequence[Question]], list[T]]) -> list[T | Answer]:
+    """`work` on all questions together if possible; if one of them makes that impossible for good, it fails alone (D5).
+
+    One result for each question, in order: what `work` gives, or its answer `failed`. What concerns the job, the lease
+    or a service is raised.
+    """
     try:
-        return answer(questions)
-    except JobRefused:
+        return [*work(questions)]
+    except (JobRefused, LeaseLost, ShardInterrupted):
         raise
     except RagllavaError as error:
         if error.retryable:
             raise
         if len(questions) > 1:
-            return [result for question in questions for result in answer_each([question], answer)]
+            return [result for question in questions for result in each([question], work)]
         log.warning(str(error), extra={"action": "question_failed", "question": questions[0].question_no})
-        return [
-            Answer(
-                questions[0].question_no,
-                AnswerStatus.FAILED,
-                error_code=type(error).__name__,
-                error=str(error),
-            )
-        ]
+        return [_failed(questions[0], error)]
 
 
 def answer_questions(questions: Sequence[Question], tools: AnswerTools) -> list[Answer]:
@@ -134,16 +137,36 @@ def answer_questions(questions: Sequence[Question], tools: AnswerTools) -> list[
 
     Questions without a candidate of relevance ≥ η end as `no_evidence`, with the candidates that were looked at.
     """
-    found = retrieve(questions, tools)
-    hashes = [candidate.image.sha256 for candidates in found for candidate in candidates]
-    pictures = tools.resources.pictures.get_many(hashes, tools.resources.threads)
-    judged = rerank(questions, found, pictures, tools)
-    texts = generate(questions, judged, pictures, tools)
+    return conclude(questions, judge(questions, tools), tools)
+
+
+def judge(questions: Sequence[Question], tools: AnswerTools, check: Callable[[], None] = lambda: None) -> list[Judged]:
+    """Retrieve and rerank: what each question's answer will rest on. `check` is that of `rerank`."""
+    return rerank(questions, retrieve(questions, tools), tools, check)
+
+
+def conclude(questions: Sequence[Question], judged: Sequence[Judged], tools: AnswerTools) -> list[Answer]:
+    """Answers from what was kept for each question, in the same order."""
+    texts = generate(questions, judged, _pictures_of(judged, tools), tools)
     stamp = _stamp(tools)
     return [
         _as_answer(question, judgement, text, stamp)
         for question, judgement, text in zip(questions, judged, texts, strict=True)
     ]
+
+
+def conclude_each(questions: Sequence[Question], judged: Sequence[Judged | Answer], tools: AnswerTools) -> list[Answer]:
+    """The same; questions that failed before keep that answer, and one that cannot be answered fails alone."""
+    found = {q.question_no: one for q, one in zip(questions, judged, strict=True) if isinstance(one, Judged)}
+    asked = [question for question in questions if question.question_no in found]
+    results = each(asked, lambda some: conclude(some, [found[question.question_no] for question in some], tools))
+    by_number = {answer.question_no: answer for answer in results}
+    by_number |= {one.question_no: one for one in judged if isinstance(one, Answer)}
+    return [by_number[question.question_no] for question in questions]
+
+
+def _failed(question: Question, error: RagllavaError) -> Answer:
+    return Answer(question.question_no, AnswerStatus.FAILED, error_code=type(error).__name__, error=str(error))
 
 
 def retrieve(questions: Sequence[Question], tools: AnswerTools) -> list[list[Candidate]]:
@@ -162,32 +185,54 @@ def retrieve(questions: Sequence[Question], tools: AnswerTools) -> list[list[Can
 
 
 def rerank(
-    questions: Sequence[Question], found: list[list[Candidate]], pictures: Pictures, tools: AnswerTools
+    questions: Sequence[Question],
+    found: list[list[Candidate]],
+    tools: AnswerTools,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Judged]:
     """P("Yes") of every (question, image + caption) pair, then the threshold (METHOD 2 and 3).
 
-    A candidate whose picture cannot be read is left out, and a note says so.
+    Image by image, so that each is fetched, decoded and read once for all questions that it is a candidate of
+    (PERFORMANCE, image-major reranking); the more questions, the more they share. A candidate whose picture cannot be
+    read is left out, and a note says so. `check` is called between groups of images; what it raises is passed on.
     """
-    readable = [[c for c in candidates if not isinstance(pictures[c.image.sha256], str)] for candidates in found]
-    pairs = [
-        Pair(question.text, candidate.image.caption, _picture(pictures, candidate), tools.by_caption)
-        for question, candidates in zip(questions, readable, strict=True)
-        for candidate in candidates
-    ]
-    scores = iter(tools.resources.models.reranker.relevance(pairs, batch_size=tools.settings.pairs_per_batch))
-    judged = []
-    for candidates, kept in zip(found, readable, strict=True):
-        scored = [(candidate, next(scores)) for candidate in kept]
-        ranked = select_evidence(
-            [replace(candidate, relevance=score.value) for candidate, score in scored],
-            tools.threshold,
-            tools.options.top_n,
-        )
-        evidence = {candidate.image.image_id for candidate in ranked if candidate.evidence_no is not None}
-        notes = [score.note for candidate, score in scored if score.note and candidate.image.image_id in evidence]
-        missing = [f"{c.image.source}: {pictures[c.image.sha256]}" for c in candidates if c not in kept]
-        judged.append(Judged(tuple(ranked), tuple(dict.fromkeys(missing + notes))))
-    return judged
+    rows: dict[str, list[tuple[int, Candidate]]] = defaultdict(list)
+    for row, candidates in enumerate(found):
+        for candidate in candidates:
+            rows[candidate.image.sha256].append((row, candidate))
+    scores: dict[tuple[int, int], Relevance] = {}
+    unreadable: dict[str, str] = {}
+    hashes = list(rows)
+    for start in range(0, len(hashes), _IMAGES_AT_ONCE):
+        check()
+        pictures = tools.resources.pictures.get_many(hashes[start : start + _IMAGES_AT_ONCE], tools.resources.threads)
+        unreadable |= {sha256: why for sha256, why in pictures.items() if isinstance(why, str)}
+        asked = [(row, candidate) for sha256 in pictures if sha256 not in unreadable for row, candidate in rows[sha256]]
+        pairs = [
+            Pair(questions[row].text, candidate.image.caption, _picture(pictures, candidate), tools.by_caption)
+            for row, candidate in asked
+        ]
+        found_scores = tools.resources.models.reranker.relevance(pairs, batch_size=tools.settings.pairs_per_batch)
+        places = ((row, candidate.image.image_id) for row, candidate in asked)
+        scores.update(zip(places, found_scores, strict=True))
+    return [_judge(row, candidates, scores, unreadable, tools) for row, candidates in enumerate(found)]
+
+
+def _judge(
+    row: int,
+    candidates: Sequence[Candidate],
+    scores: Mapping[tuple[int, int], Relevance],
+    unreadable: Mapping[str, str],
+    tools: AnswerTools,
+) -> Judged:
+    scored = [(c, scores[row, c.image.image_id]) for c in candidates if c.image.sha256 not in unreadable]
+    ranked = select_evidence(
+        [replace(candidate, relevance=score.value) for candidate, score in scored], tools.threshold, tools.options.top_n
+    )
+    evidence = {candidate.image.image_id for candidate in ranked if candidate.evidence_no is not None}
+    notes = [score.note for candidate, score in scored if score.note and candidate.image.image_id in evidence]
+    missing = [f"{c.image.source}: {unreadable[c.image.sha256]}" for c in candidates if c.image.sha256 in unreadable]
+    return Judged(tuple(ranked), tuple(dict.fromkeys(missing + notes)))
 
 
 def select_evidence(candidates: Sequence[Candidate], threshold: float, top_n: int) -> list[Candidate]:
@@ -200,7 +245,7 @@ def select_evidence(candidates: Sequence[Candidate], threshold: float, top_n: in
 
 
 def generate(
-    questions: Sequence[Question], judged: list[Judged], pictures: Pictures, tools: AnswerTools
+    questions: Sequence[Question], judged: Sequence[Judged], pictures: Pictures, tools: AnswerTools
 ) -> list[GeneratedAnswer | None]:
     """Answers from the kept images in rank order; None where nothing was kept (METHOD 4)."""
     asked = [number for number, judgement in enumerate(judged) if judgement.evidence]
@@ -276,6 +321,12 @@ def _stamp(tools: AnswerTools) -> ModelStamp:
         prompt=f"{RERANK_VERSION}+{answer_version}",
         threshold=tools.threshold,
     )
+
+
+def _pictures_of(judged: Sequence[Judged], tools: AnswerTools) -> Pictures:
+    """The pictures that answers rest on."""
+    hashes = [candidate.image.sha256 for judgement in judged for candidate in judgement.evidence]
+    return tools.resources.pictures.get_many(hashes, tools.resources.threads)
 
 
 def _picture(pictures: Pictures, candidate: Candidate) -> Image:

@@ -55,6 +55,42 @@ def test_a_pair_scores_the_same_alone_in_a_batch_and_in_any_order(mllm: Mllm) ->
     assert len({round(value, 3) for value in alone}) == len(pairs), "the scores must differ, or parity shows nothing"
 
 
+def test_questions_about_one_picture_score_the_same_behind_one_prefix(mllm: Mllm) -> None:
+    reranker = Reranker(mllm)
+    assert reranker.shares_prefix
+    one, other = noise_pictures()[:2]
+    texts = ["What is it?", "How many windows does the red lighthouse in Port Ansel have?", "Why?", "Is it night?"]
+    pairs = [Pair(text, "Harlow, Port Ansel", picture) for text in texts for picture in (one, other)]
+    pairs += [Pair("Alone?", None, noise_pictures()[2]), Pair("Harlow by night", None, one, by_caption=True)]
+    alone = [reranker.relevance([pair], batch_size=1)[0].value for pair in pairs]
+    for batch_size in (2, 20):
+        together = [score.value for score in reranker.relevance(pairs, batch_size)]
+        np.testing.assert_allclose(together, alone, atol=TOLERANCE)
+    assert len({round(value, 4) for value in alone}) == len(pairs), "the scores must differ, or parity shows nothing"
+
+
+def test_prompts_behind_one_prefix_are_those_of_each_alone(mllm: Mllm) -> None:
+    picture = noise_pictures()[0]
+    prompts = [Pair(text, "a caption", picture).prompt() for text in ("What is it?", "Why <image> </s>?")]
+    shared = mllm.share(prompts, answer_tokens=1)
+    assert shared is not None
+    for prompt, ending in zip(prompts, shared.endings, strict=True):
+        whole = mllm.prepare([prompt], answer_tokens=1).tensors["input_ids"][0].tolist()
+        assert shared.prefix + ending == whole
+    assert len(shared.prefix) > max(map(len, shared.endings)) / 2
+    assert shared.endings[0][0] != shared.endings[1][0], "the prefix is as long as it can be"
+
+
+def test_a_prompt_that_must_be_cut_is_scored_alone_and_says_so(mllm: Mllm) -> None:
+    picture = noise_pictures()[0]
+    long = Pair("What is it?", "Harlow Lighthouse. " * 2000, picture)
+    short = Pair("What is it?", "Harlow", picture)
+    scores = Reranker(mllm).relevance([long, short, short], batch_size=2)
+    assert "caption cut" in (scores[0].note or "")
+    assert scores[1] == scores[2]
+    assert scores[1].note is None
+
+
 def test_picture_caption_and_question_all_matter(mllm: Mllm) -> None:
     reranker = Reranker(mllm)
     pair = varied_pairs()[0]

@@ -1,0 +1,83 @@
+"""LLaVA in the shapes of real models with random weights, to measure speed where the weights cannot be had.
+
+Scores of random weights mean nothing; the time that they take is that of the real ones. Tokenizer and template are
+the mini model's, so prompts have about the length that they have for the real model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ragllava.errors import UsageError
+from ragllava.models.device import DevicePlan, plan_device
+from ragllava.models.mllm import Mllm, make_greedy
+from ragllava.models.profiles import get_profile
+from ragllava.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class LlavaShape:
+    """Widths, layers, heads and inner widths of the two halves; pictures are 336 px in patches of 14: 576 tokens."""
+
+    vision: tuple[int, int, int, int]
+    text: tuple[int, int, int, int]
+    vocabulary: int
+
+
+SHAPES = {
+    "llava-35m": LlavaShape(vision=(256, 6, 4, 1024), text=(512, 8, 8, 1408), vocabulary=1_024),
+    "llava-1.5-7b": LlavaShape(vision=(1024, 24, 16, 4096), text=(4096, 32, 32, 11_008), vocabulary=32_064),
+    "llava-1.5-13b": LlavaShape(vision=(1024, 24, 16, 4096), text=(5120, 40, 40, 13_824), vocabulary=32_064),
+}
+
+_SIDE, _PATCH = 336, 14  # pixels
+
+
+def random_llava(name: str, settings: Settings) -> Mllm:
+    """A LLaVA of the shape `name`, its weights drawn on the device. Raises UsageError for an unknown shape."""
+    if name not in SHAPES:
+        raise UsageError(f"there is no shape {name!r}; there are: {', '.join(SHAPES)}")
+    from transformers import AutoProcessor
+
+    plan = plan_device(settings)
+    mini = get_profile(settings.model_copy(update={"profile": "mini"})).mllm
+    processor = AutoProcessor.from_pretrained(mini, local_files_only=True)
+    processor.patch_size = _PATCH
+    processor.image_processor.size = {"shortest_edge": _SIDE}
+    processor.image_processor.crop_size = {"height": _SIDE, "width": _SIDE}
+    processor.tokenizer.model_max_length = 2_048
+    return Mllm(_network(SHAPES[name], processor.image_token_id, plan), processor, f"random {name}", plan)
+
+
+def _network(shape: LlavaShape, image_token_id: int, plan: DevicePlan) -> Any:
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    vision = dict(zip(names, shape.vision, strict=True)) | {"image_size": _SIDE, "patch_size": _PATCH}
+    text = dict(zip(names, shape.text, strict=True)) | {
+        "vocab_size": shape.vocabulary,
+        "max_position_embeddings": 4_096,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    config = LlavaConfig(
+        vision_config={"model_type": "clip_vision_model", **vision},
+        text_config={"model_type": "llama", **text},
+        image_token_id=image_token_id,
+        image_seq_length=(_SIDE // _PATCH) ** 2,
+        vision_feature_layer=-2,
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(plan.dtype)
+    try:
+        with plan.device:
+            network = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa", dtype=plan.dtype)
+    finally:
+        torch.set_default_dtype(before)
+    make_greedy(network)
+    network.eval()
+    return network
