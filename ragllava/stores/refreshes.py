@@ -6,7 +6,7 @@ Every line of the earlier job is a line of the refresh, under the same number. W
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,15 +78,11 @@ def earlier_answers(connection: Connection, job_id: int, numbers: Sequence[int])
     return {row.question_no: _as_earlier(row) for row in rows}
 
 
-def iterate_answered(
-    connection: Connection, job_id: int, page: int
-) -> Iterator[tuple[list[Question], dict[int, EarlierAnswer]]]:
-    """The questions of a job that have a good answer, in order and a page at a time, each with its latest."""
-    after = -1
-    while rows := connection.execute(_LATEST, {"job_id": job_id, "after": after, "page": page}).all():
-        questions = [Question(row.question_no, row.line, row.custom_id, row.text) for row in rows]
-        yield questions, {row.question_no: _as_earlier(row) for row in rows}
-        after = rows[-1].question_no
+def answered_page(connection: Connection, job_id: int, after: int, limit: int) -> list[tuple[Question, EarlierAnswer]]:
+    """The next questions of a job that have a good answer, with the latest of each: at most `limit`, in order, those
+    whose number is greater than `after`."""
+    rows = connection.execute(_LATEST, {"job_id": job_id, "after": after, "page": limit})
+    return [(Question(row.question_no, row.line, row.custom_id, row.text), _as_earlier(row)) for row in rows]
 
 
 def take_over(
