@@ -147,10 +147,15 @@ def _plan(client: Client, job_id: int, as_json: bool) -> None:
     from rich.console import Console
 
     from ragllava.cli.progress import bars, reasons
+    from ragllava.errors import JobRefused, ModelUnavailable
 
     with bars(Console(stderr=True)) as progress:
         task = progress.add_task(f"comparing job {job_id}", total=None, note="")
-        plan = client.plan_refresh(job_id, lambda done, total: progress.update(task, completed=done, total=total))
+        try:
+            plan = client.plan_refresh(job_id, lambda done, total: progress.update(task, completed=done, total=total))
+        except (JobRefused, ModelUnavailable) as error:
+            error.add_note("--dry-run needs the archive's retriever on this machine; without it the workers compare")
+            raise
     if as_json:
         print_json(plan.as_json())
         return

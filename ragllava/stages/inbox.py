@@ -20,7 +20,7 @@ from ragllava.stages.question_files import format_by_extension, read_questions
 from ragllava.stages.submit import Submission, as_options, record_refusal, submit_questions
 from ragllava.stores.bindings import Binding
 from ragllava.stores.database import in_transaction
-from ragllava.stores.objects import ExternalObject, ObjectStore
+from ragllava.stores.objects import ExternalContent, ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def _job_of(engine: Engine, outbox: Outbox) -> int | None:
     return in_transaction(engine, lambda c: control.find_job(c, outbox.version))
 
 
-def _read(objects: ObjectStore, binding: Binding, key: str) -> ExternalObject:
+def _read(objects: ObjectStore, binding: Binding, key: str) -> ExternalContent:
     try:
         return objects.read_external(binding.bucket, key)
     except SettingsError as error:  # no fault of the file, which can be read once our key may

@@ -45,7 +45,7 @@ class ObjectInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class ExternalObject:
+class ExternalContent:
     """What was read of an object in a bucket of others, and the ETag that came with just these bytes."""
 
     data: bytes
@@ -167,7 +167,7 @@ class ObjectStore:
         """The bytes of an object in any bucket that our key may read (`s3://bucket/key`); see `read_external`."""
         return self.read_external(bucket, key, max_bytes).data
 
-    def read_external(self, bucket: str, key: str, max_bytes: int = MAX_EXTERNAL_BYTES) -> ExternalObject:
+    def read_external(self, bucket: str, key: str, max_bytes: int = MAX_EXTERNAL_BYTES) -> ExternalContent:
         """An object in any bucket that our key may read.
 
         Raises ObjectMissing, and UsageError for more than `max_bytes` (no more than that is ever read).
@@ -176,7 +176,7 @@ class ObjectStore:
             data = _read_at_most(stream, max_bytes + 1)
         if len(data) > max_bytes:
             raise UsageError(f"s3://{bucket}/{key} is larger than the {max_bytes:,} bytes that are allowed")
-        return ExternalObject(data, stream.etag)
+        return ExternalContent(data, stream.etag)
 
     def put_external(self, address: str, data: bytes, media_type: str = "application/octet-stream") -> None:
         """Store bytes at `s3://bucket/key`; ObjectMissing when that bucket does not exist."""
