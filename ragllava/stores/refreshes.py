@@ -87,11 +87,15 @@ def answered_page(connection: Connection, job_id: int, after: int, limit: int) -
 
 def take_over(
     connection: Connection, job_id: int, run_no: int, shard_id: int, epoch: int, numbers: Sequence[int]
-) -> None:
-    """Write the answers of the job before as those of the refresh, with their candidates and makers."""
+) -> set[int]:
+    """Write the answers of the job before as those of the refresh, with their candidates and makers.
+
+    Returns the numbers of those written: not of what was removed meanwhile.
+    """
     values = {"job_id": job_id, "run_no": run_no, "numbers": list(numbers)}
-    connection.execute(_TAKE_ANSWERS, values | {"shard_id": shard_id, "epoch": epoch})
+    taken = connection.scalars(_TAKE_ANSWERS, values | {"shard_id": shard_id, "epoch": epoch}).all()
     connection.execute(_TAKE_CANDIDATES, values)
+    return set(taken)
 
 
 def view(connection: Connection, job_id: int, refreshes: int) -> RefreshView:
@@ -163,6 +167,7 @@ _TAKE_ANSWERS = text(f"""
            a.error_code, a.error, a.candidates_digest, '{{}}'
     FROM questions q {_PINNED_ANSWER}
     WHERE q.job_id = :job_id AND q.question_no = ANY(:numbers)
+    RETURNING question_no
 """)  # noqa: S608 - no foreign text
 
 _TAKE_CANDIDATES = text(f"""
