@@ -1,7 +1,8 @@
 """What has changed since an answer was made: whether a refresh asks its question again or takes the answer over.
 
 The makers are compared by name, the pictures by retrieving again: the same images with the same captions, judged by the
-same reranker, come out the same. So a new index alone changes nothing, unless it finds other images.
+same reranker, come out the same. So a new index alone changes nothing, unless it finds other images. An image whose
+picture could not be read was not judged, so its questions are asked again.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ def take_over_unchanged(
         for question, found in zip(questions, retrieve(questions), strict=True)
     }
     same = [number for number, reasons in changes.items() if not reasons]
+    taken: set[int] = set()
     if same:
-        context.commit(lambda c: refreshes.take_over(c, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, same))
-    return {number: reasons for number, reasons in changes.items() if reasons}
+        taken = context.commit(
+            lambda c: refreshes.take_over(c, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, same)
+        )
+    return {number: reasons or (Change.UNKNOWN,) for number, reasons in changes.items() if number not in taken}

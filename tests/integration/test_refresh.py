@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from pyarrow import parquet
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 
 from ragllava.cli.main import main
 from ragllava.client import Client
@@ -31,7 +31,7 @@ from ragllava.stages.refresh_plan import RefreshPlan, plan_refresh
 from ragllava.stages.results import ResultRow
 from ragllava.stages.submit import Submission, submit_questions
 from ragllava.stores import registry
-from ragllava.stores.schema import answers, candidates
+from ragllava.stores.schema import answers, candidates, jobs
 from tests.adapter_files import promote_random_adapter
 from tests.conftest import environment_of
 from tests.integration.conftest import Postcards
@@ -241,6 +241,21 @@ def test_an_answer_that_does_not_say_what_it_was_made_of_is_asked_again(gallery:
     after = gallery.rows(gallery.refresh())
     assert gallery.reranker.taken() == {gallery.texts[2]}
     assert after[2].previous is not None and after[2].previous.changes == (Change.UNKNOWN,)
+
+
+def test_a_job_that_is_removed_meanwhile_has_its_questions_asked_again(gallery: Gallery) -> None:
+    job_id, _ = submit_refresh(gallery.desk.engine, gallery.desk.settings, gallery.job_id)
+    before = gallery.rows()
+    gallery.reranker.taken()
+    gallery.desk.run_once()  # a shard of four
+    with gallery.desk.engine.begin() as connection:
+        connection.execute(delete(jobs).where(jobs.c.id == gallery.job_id))
+    gallery.desk.run()
+    after = gallery.rows(job_id)
+    assert gallery.reranker.taken() == set(gallery.texts[4:])
+    assert outcome(after) == outcome(before)
+    assert [row.previous.answer for row in after if row.previous] == [row.answer for row in before]
+    assert because(after) == [()] * 4 + [(Change.UNKNOWN,)] * 4
 
 
 # Lines without an answer
