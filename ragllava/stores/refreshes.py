@@ -167,6 +167,7 @@ _TAKE_ANSWERS = text(f"""
            a.error_code, a.error, a.candidates_digest, '{{}}'
     FROM questions q {_PINNED_ANSWER}
     WHERE q.job_id = :job_id AND q.question_no = ANY(:numbers)
+    FOR KEY SHARE OF a  -- so that nobody removes it before its candidates are copied
     RETURNING question_no
 """)  # noqa: S608 - no foreign text
 
