@@ -14,10 +14,11 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 from sqlalchemy import Connection, Engine
@@ -41,6 +42,8 @@ from ragllava.stages.question_files import (
     format_by_extension,
     read_questions,
 )
+from ragllava.stages.refresh import submit_refresh
+from ragllava.stages.resources import Resources
 from ragllava.stages.results import ResultRow, write_errors, write_results
 from ragllava.stages.sources import list_sources
 from ragllava.stages.submit import ASK_PRIORITY, Submission, Submitted, submit_files, submit_questions
@@ -52,6 +55,9 @@ from ragllava.stores.objects import ObjectStore, content_key
 from ragllava.stores.presence import WorkerView
 from ragllava.stores.registry import ModelVersion, VersionView
 from ragllava.training.request import TrainingPlan, TrainingRequest, plan_training, submit_training
+
+if TYPE_CHECKING:
+    from ragllava.stages.refresh_plan import OnProgress, RefreshPlan
 
 T = TypeVar("T")
 
@@ -177,6 +183,23 @@ class Client:
         self._dispatch()
         return number
 
+    def refresh(self, job_id: int) -> tuple[int, bool]:
+        """Ask those questions of an ended answer job again for which something has changed, in a new job.
+
+        Returns that job, and whether it is new: a refresh that is open already is not begun twice. Raises UsageError
+        when there is nothing to refresh.
+        """
+        submitted = submit_refresh(self.engine, self.settings, job_id)
+        self._dispatch()
+        return submitted
+
+    def plan_refresh(self, job_id: int, on_progress: OnProgress | None = None) -> RefreshPlan:
+        """What a refresh would ask again. Retrieves in this process, so the retriever must be on this machine."""
+        from ragllava.stages.refresh_plan import plan_refresh  # loads torch
+
+        with closing(Resources(self.settings)) as resources:
+            return plan_refresh(self.engine, self.settings, resources, job_id, on_progress)
+
     def wait(
         self,
         job_id: int,
@@ -210,7 +233,8 @@ class Client:
         if form is None:
             raise UsageError(f"{path}: the name must end in .jsonl, .csv or .parquet")
         job = self._require_answers(job_id)
-        lines = write_results(self.results(job_id), path, form, top_n=job.spec["options"]["top_n"])
+        top_n, is_refresh = job.spec["options"]["top_n"], job.refresh is not None
+        lines = write_results(self.results(job_id), path, form, top_n=top_n, is_refresh=is_refresh)
         errors_path = path.with_name(path.name + ".errors.jsonl")
         errors = write_errors(self.results(job_id), errors_path)
         if not errors:

@@ -27,6 +27,18 @@ class AnswerStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class Change(StrEnum):
+    """What has changed since an answer was made, so that a refresh asks its question again."""
+
+    PICTURES = "pictures"  # other images are retrieved for it
+    CAPTIONS = "captions"  # the same images, and a caption of theirs is another
+    RERANKER = "reranker"
+    GENERATOR = "generator"
+    PROMPT = "prompt"
+    THRESHOLD = "threshold"
+    UNKNOWN = "unknown"  # the job before does not say what its answer was made of, or has none
+
+
 class FileStatus(StrEnum):
     """How a file of an ingest job ended."""
 
@@ -201,6 +213,7 @@ class Answer:
 
     `confidence` is exp of the mean log-probability of the answer's tokens (METHOD 4), None without an answer.
     `note` tells what a person should know about a good result (a caption was cut); `error` why there is none.
+    `changes` is set in a refresh: why the question was asked again.
     """
 
     question_no: int
@@ -212,6 +225,7 @@ class Answer:
     note: str | None = None
     error_code: str | None = None
     error: str | None = None
+    changes: tuple[Change, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from ragllava.models.checks import digest
+from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
+from ragllava.records import Role
+from ragllava.stages.adapters import publish_adapter
+from ragllava.stores import registry
+from ragllava.stores.registry import AdapterVersion, ModelVersion
+from tests.workshop import Workshop
+
 _LAYER = re.compile(r".*language_model.*\.(q_proj|v_proj)")
 
 
@@ -31,3 +39,26 @@ def write_random_adapter(folder: Path, network: Any, seed: int, rank: int = 2, s
     settings = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": _LAYER.pattern}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def promote_random_adapter(desk: Workshop, role: Role, name: str, seed: int, base: str | None = None) -> ModelVersion:
+    """Publish, register and promote a random adapter that changes the scores a little."""
+    models = desk.resources.models
+    folder = desk.settings.home / name
+    write_random_adapter(folder, models.reranker.mllm.network, seed, scale=0.1)
+    files = publish_adapter(desk.resources.objects, folder)
+    version = AdapterVersion(
+        role=role,
+        name=name,
+        profile="mini",
+        prompt=RERANK_VERSION if role is Role.RERANKER else ANSWER_VERSION,
+        threshold=seed / 1000 if role is Role.RERANKER else None,
+        threshold_curve=None,
+        adapter_sha256=digest(files),
+        manifest=files,
+        base=base or models.base_version,
+        training={},
+    )
+    with desk.engine.begin() as connection:
+        registry.register_adapter(connection, version)
+        return registry.promote(connection, "mini", role, name, "a test")

@@ -20,13 +20,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-from dataclasses import fields
 from typing import Any
 
-from ragllava.errors import InvalidInput, ObjectMissing, UsageError
-from ragllava.records import AnswerOptions
+from ragllava.errors import ObjectMissing, UsageError
 from ragllava.stages.question_files import read_questions
-from ragllava.stages.submit import Submission, Submitted, record_refusal, submit_questions
+from ragllava.stages.submit import Submission, Submitted, as_options, record_refusal, submit_questions
 from ragllava.stores.objects import ObjectStore
 from workers.app import app, dispatch_now
 from workers.runtime import runtime
@@ -61,7 +59,7 @@ def submit(
     try:
         how = Submission(
             _text("archive", archive),
-            _options(options),
+            as_options(options),
             skip_invalid=_flag("skip_invalid", skip_invalid),
             idempotency_key=_text("idempotency_key", idempotency_key or address),
         )
@@ -69,7 +67,7 @@ def submit(
         questions = read_questions(content, name=place["key"])
         job = submit_questions(here.engine, here.settings, questions, how)
     except (UsageError, ObjectMissing) as error:
-        _refuse(objects, address, error)
+        record_refusal(objects, f"{address}.error.json", address, error)
         return
     log.info("submitted", extra={"action": "job_submitted", "job": job.job_id, "address": address})
     dispatch_now(here.engine, here.settings)
@@ -92,15 +90,6 @@ def _acknowledge(objects: ObjectStore, address: str, job: Submitted) -> None:
         log.warning(str(unwritable), extra={"action": "receipt_not_written", "address": address})
 
 
-def _refuse(objects: ObjectStore, address: str, error: Exception) -> None:
-    log.warning(str(error), extra={"action": "submission_refused", "address": address})
-    errors = error.errors if isinstance(error, InvalidInput) else []
-    try:
-        record_refusal(objects, address, str(error), errors)
-    except (UsageError, ObjectMissing) as unwritable:
-        log.warning(str(unwritable), extra={"action": "refusal_not_written", "address": address})
-
-
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{name} must be text, not {value!r}")
@@ -111,13 +100,3 @@ def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise UsageError(f"{name} must be true or false, not {value!r}")
     return value
-
-
-def _options(given: object) -> AnswerOptions:
-    """The values are checked when the job is made; here only that there are no others."""
-    if given is None:
-        return AnswerOptions()
-    known = [field.name for field in fields(AnswerOptions)]
-    if not isinstance(given, dict) or not given.keys() <= set(known):
-        raise UsageError(f"options may hold {', '.join(known)} and nothing else, not {given!r}")
-    return AnswerOptions(**given)

@@ -1,10 +1,10 @@
-"""What events need: bound buckets and what is known of their objects, hints, schedules, chores, and reindexing."""
+"""What events need: bound buckets and what is known of their objects, hints, schedules, chores, reindexing, refreshing."""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 revision = "0003"
 down_revision = "0002"
@@ -23,6 +23,9 @@ def upgrade() -> None:
     op.add_column("indexes", sa.Column("spec", JSONB()))
     op.add_column("indexes", sa.Column("gate", JSONB()))
     op.add_column("indexes", sa.Column("retired_at", sa.DateTime(timezone=True)))
+    op.add_column("questions", sa.Column("previous", JSONB()))
+    op.add_column("answers", sa.Column("candidates_digest", sa.Text()))
+    op.add_column("answers", sa.Column("changes", ARRAY(sa.Text())))
     _create_bindings()
     _create_bound_objects()
     _create_hints()
@@ -36,6 +39,9 @@ def downgrade() -> None:
     for table in _NEW_TABLES:
         op.drop_table(table)
     op.execute("DELETE FROM jobs WHERE kind IN ('reindex', 'chore')")
+    for column in ("changes", "candidates_digest"):
+        op.drop_column("answers", column)
+    op.drop_column("questions", "previous")
     for column in ("retired_at", "gate", "spec"):
         op.drop_column("indexes", column)
     for column in ("is_last", "queue"):

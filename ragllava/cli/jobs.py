@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from ragllava.cli.options import JOB_ID, as_time, connected, json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from ragllava.client import Client
 
 
 @click.group()
@@ -44,7 +49,7 @@ def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:
 @json_option
 def show_job(job_id: int, as_json: bool) -> None:
     """One job, with the shards that run or went wrong."""
-    from ragllava.cli.progress import outcome_line, training_line
+    from ragllava.cli.progress import outbox_line, outcome_line, refresh_line, training_line
 
     with connected() as client:
         job = client.job(job_id)
@@ -53,9 +58,9 @@ def show_job(job_id: int, as_json: bool) -> None:
         print_json(job.as_json() | {"shards": [asdict(shard) for shard in troubles]})
         return
     click.echo(outcome_line(job))
-    training = training_line(job)
-    if training is not None:
-        click.echo(training)
+    for line in (training_line(job), refresh_line(job), outbox_line(job)):
+        if line is not None:
+            click.echo(line)
     for name in ("created_at", "started_at", "finished_at"):
         click.echo(f"{name:<12} {as_time(getattr(job, name))}")
     for shard in troubles:
@@ -99,3 +104,62 @@ def retry(job_id: int) -> None:
     with connected() as client:
         number = client.retry(job_id)
     click.echo(f"job {job_id}: {number} inputs are tried again" if number else f"job {job_id}: nothing to retry")
+
+
+@jobs.command()
+@click.argument("job_id", type=JOB_ID)
+@click.option("--dry-run", is_flag=True, help="Only tell how many questions would be asked again, and why.")
+@click.option("--wait", is_flag=True, help="Wait for the new job, with a progress bar.")
+@json_option
+def refresh(job_id: int, dry_run: bool, wait: bool, as_json: bool) -> None:
+    """Ask the questions of an ended job again for which something has changed since, in a new job.
+
+    The other answers are taken over. --dry-run retrieves on this machine, which needs the retriever for it.
+    """
+    from rich.console import Console
+
+    from ragllava.cli.progress import inputs, outcome_line, refresh_line, wait_or_leave, warn_without_worker
+    from ragllava.client import is_success
+
+    with connected() as client:
+        if dry_run:
+            _plan(client, job_id, as_json)
+            return
+        new_id, is_new = client.refresh(job_id)
+        warn_without_worker(client, "query")
+        if wait:
+            job = wait_or_leave(client, new_id, f"refreshing job {job_id}", Console(stderr=as_json))
+        else:
+            job = client.job(new_id)
+    if as_json:
+        print_json(job.as_json() | {"is_new": is_new})
+    elif wait:
+        click.echo(outcome_line(job))
+        click.echo(refresh_line(job))
+        click.echo(f"answers: ragllava results {new_id} -o answers.jsonl")
+    else:
+        what = "queued" if is_new else "does that already"
+        click.echo(f"job {new_id} {what}: {inputs(job)}; `ragllava jobs show {new_id}` tells how far it is")
+    sys.exit(0 if not wait or is_success(job.state) else 1)
+
+
+def _plan(client: Client, job_id: int, as_json: bool) -> None:
+    from rich.console import Console
+
+    from ragllava.cli.progress import bars, reasons
+    from ragllava.errors import JobRefused, ModelUnavailable
+
+    with bars(Console(stderr=True)) as progress:
+        task = progress.add_task(f"comparing job {job_id}", total=None, note="")
+        try:
+            plan = client.plan_refresh(job_id, lambda done, total: progress.update(task, completed=done, total=total))
+        except (JobRefused, ModelUnavailable) as error:
+            error.add_note("--dry-run needs the archive's retriever on this machine; without it the workers compare")
+            raise
+    if as_json:
+        print_json(plan.as_json())
+        return
+    click.echo(f"job {job_id}: {plan.asked_again} questions would be asked again{reasons(plan.because)}")
+    click.echo(f"{plan.unchanged} answers would be taken over")
+    if plan.without_answer:
+        click.echo(f"{plan.without_answer} lines have none: `ragllava jobs retry {job_id}` is for those")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import click
@@ -87,6 +87,31 @@ def training_line(job: JobView) -> str | None:
         return f"{training.role.value}: {training.phase}{steps}"
     version = f": version {training.version}" if training.version else ""
     return f"{training.role.value} {training.status.value}{steps}{version}; {training.reason}"
+
+
+def refresh_line(job: JobView) -> str | None:
+    """`refreshes job 12: 197 answers taken over, 3 asked again (captions 1, pictures 2), 2 of the answers differ`; None
+    for other jobs."""
+    found = job.refresh
+    if found is None:
+        return None
+    return (
+        f"refreshes job {found.refreshes}: {found.taken_over} answers taken over, "
+        f"{found.asked_again} asked again{reasons(found.because)}, {found.changed} of the answers differ"
+    )
+
+
+def reasons(because: Mapping[str, int]) -> str:
+    """` (captions 1, pictures 2)`; empty without any."""
+    return f" ({', '.join(f'{name} {number}' for name, number in because.items())})" if because else ""
+
+
+def outbox_line(job: JobView) -> str | None:
+    """Where the results of a file from an inbox lie, or why not there; None for other jobs and before they do."""
+    found = (job.result or {}).get("outbox")
+    if found is None:
+        return None
+    return f"results in {found['folder']}" if "folder" in found else f"no results in the outbox: {found['error']}"
 
 
 def inputs(job: JobView) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ragllava.cli.progress import refresh_line
 from ragllava.client import Client
 from ragllava.evaluation.metrics import JobFigures, KnownAnswer
 from ragllava.jobs.control import JobView
@@ -32,6 +33,7 @@ def save_report(
         finished_at=job.finished_at,
         models=next((row.models for row in rows if row.models), None),
         figures=_figures(figures) if figures else (),
+        refresh=refresh_line(job),
         all_results=f"ragllava results {job_id} -o results.jsonl",
     )
     return write_report(

@@ -17,7 +17,8 @@ from ragllava.errors import UsageError
 from ragllava.jobs.queue import Lease, close_job_if_ended, end_open_shards, hand_back, insert_shards
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
 from ragllava.records import AnswerStatus, ChoreStatus, FileStatus, JobKind, Progress, ReindexStatus, TrainingStatus
-from ragllava.stores import outcomes, trainings
+from ragllava.stores import outcomes, refreshes, trainings
+from ragllava.stores.refreshes import RefreshView
 from ragllava.stores.schema import archives, jobs, shards
 from ragllava.stores.trainings import TrainingView
 
@@ -57,7 +58,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as people see it. `training` is set for train jobs."""
+    """A job as people see it. `training` is set for train jobs, `refresh` for answer jobs that refresh another."""
 
     job_id: int
     kind: JobKind
@@ -72,6 +73,7 @@ class JobView:
     started_at: datetime | None
     finished_at: datetime | None
     training: TrainingView | None = None
+    refresh: RefreshView | None = None
 
     @property
     def is_final(self) -> bool:
@@ -93,6 +95,7 @@ class JobView:
             "result": self.result,
             **{name: time.isoformat() if time else None for name, time in times.items()},
             **({"training": self.training.as_json()} if self.training else {}),
+            **({"refresh": self.refresh.as_json()} if self.refresh else {}),
         }
 
 
@@ -155,6 +158,12 @@ def view(connection: Connection, job_id: int) -> JobView:
     if row is None:
         raise UsageError(f"there is no job {job_id}; `ragllava jobs list` shows all")
     return _as_view(connection, row)
+
+
+def find_job(connection: Connection, idempotency_key: str) -> int | None:
+    """The job that was made under this key, None when there is none."""
+    found: int | None = connection.scalar(select(jobs.c.id).where(jobs.c.idempotency_key == idempotency_key))
+    return found
 
 
 def list_jobs(connection: Connection, *, limit: int = 50, only_open: bool = False) -> list[JobView]:
@@ -296,4 +305,5 @@ def _as_view(connection: Connection, row: Row[Any]) -> JobView:
         started_at=row.started_at,
         finished_at=row.finished_at,
         training=trainings.view(connection, row.id) if kind is JobKind.TRAIN else None,
+        refresh=refreshes.view(connection, row.id, row.spec["refreshes"]) if "refreshes" in row.spec else None,
     )

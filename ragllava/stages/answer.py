@@ -17,13 +17,25 @@ from ragllava.jobs.runner import ShardContext
 from ragllava.models.generator import AnswerRequest
 from ragllava.models.reranker import Pair, Relevance
 from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
-from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, ModelStamp, NoisyCase, Question, Role
+from ragllava.records import (
+    Answer,
+    AnswerOptions,
+    AnswerStatus,
+    Candidate,
+    Change,
+    ModelStamp,
+    NoisyCase,
+    Question,
+    Role,
+)
 from ragllava.settings import Settings
 from ragllava.stages.adapters import wear_champions
+from ragllava.stages.changes import take_over_unchanged
 from ragllava.stages.diagnose import DoubtLimits, Evidence, find_noisy
 from ragllava.stages.resources import Resources, require_own_index
 from ragllava.stores import answers, archive, noisy, registry, vectors
 from ragllava.stores.database import in_transaction
+from ragllava.stores.registry import ModelVersion
 from ragllava.stores.vectors import IndexView
 
 if TYPE_CHECKING:
@@ -68,17 +80,25 @@ class Judged:
 
 
 def answer_stage(context: ShardContext[Resources]) -> None:
-    """Answer the open questions of one shard. All are judged together, as they share pictures; then a sub-batch at a
-    time is answered and committed behind the fence, together with the noisy cases among its answers."""
+    """Answer the open questions of one shard; of a refresh, those only for which something has changed.
+
+    All are judged together, as they share pictures; then a sub-batch at a time is answered and committed behind the
+    fence, together with the noisy cases among its answers.
+    """
     lease = context.lease
     tools = prepare(context.engine, context.settings, context.resources, lease.archive_id, lease.spec["options"])
     questions = context.read(lambda c: answers.open_questions(c, lease.job_id, lease.run_no, lease.lo, lease.hi))
+    changes: dict[int, tuple[Change, ...]] = {}
+    if "refreshes" in lease.spec:
+        changes = take_over_unchanged(context, questions, partial(retrieve, tools=tools), _stamp(tools))
+        questions = [question for question in questions if question.question_no in changes]
     judged = each(questions, partial(judge, tools=tools, check=context.check))
     step = context.settings.questions_per_step
     for start in range(0, len(questions), step):
         context.check()
         batch = questions[start : start + step]
         results = conclude_each(batch, judged[start : start + step], tools)
+        results = [replace(result, changes=changes.get(result.question_no)) for result in results]
         again = partial(answer_again, tools=tools) if context.settings.leave_one_out else None
         cases = find_noisy(batch, results, DoubtLimits.of(context.settings, tools.options.top_n), again)
         context.commit(partial(_write, lease=lease, results=results, cases=cases))
@@ -97,6 +117,15 @@ def prepare(
     So a new champion is taken up between two shards, with its own η, and no question is answered by two versions.
     Raises JobRefused when the archive's index is another model's, or when a champion cannot be used here.
     """
+    tools, champions = look_up(engine, settings, resources, archive_id, options)
+    wear_champions(resources, champions)
+    return tools
+
+
+def look_up(
+    engine: Engine, settings: Settings, resources: Resources, archive_id: int, options: dict[str, object]
+) -> tuple[AnswerTools, dict[Role, ModelVersion]]:
+    """As `prepare`, but nobody wears the champions, which are returned: enough to retrieve with the tools."""
     chosen = AnswerOptions(**options)  # type: ignore[arg-type]
     profile = resources.models.profile
     index, champions = in_transaction(
@@ -104,13 +133,12 @@ def prepare(
     )
     if index is not None:
         require_own_index(index, resources.models.retriever.version)
-    wear_champions(resources, champions)
     threshold = chosen.threshold
     if threshold is None:
         reranker = champions.get(Role.RERANKER)
         fitted = reranker.threshold if reranker else None
         threshold = profile.threshold if fitted is None else fitted
-    return AnswerTools(engine, settings, resources, index, chosen, threshold)
+    return AnswerTools(engine, settings, resources, index, chosen, threshold), champions
 
 
 def each(questions: Sequence[Question], work: Callable[[Sequence[Question]], list[T]]) -> list[T | Answer]:
@@ -313,11 +341,16 @@ def _why_no_evidence(judged: Judged, threshold: float) -> str:
 
 def _stamp(tools: AnswerTools) -> ModelStamp:
     models = tools.resources.models
+    return stamp_of(tools, models.reranker.version, models.generator.version)
+
+
+def stamp_of(tools: AnswerTools, reranker: str, generator: str) -> ModelStamp:
+    """The makers of answers given with these tools by these versions."""
     answer_version = ANSWER_VERSION if tools.options.captions_in_answer else ANSWER_BARE_VERSION
     return ModelStamp(
         index=f"{tools.index.index_id}:{tools.index.retriever}" if tools.index else "none",
-        reranker=models.reranker.version,
-        generator=models.generator.version,
+        reranker=reranker,
+        generator=generator,
         prompt=f"{RERANK_VERSION}+{answer_version}",
         threshold=tools.threshold,
     )

@@ -8,14 +8,16 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from ragllava.errors import RagllavaError
+from ragllava.errors import ObjectMissing, RagllavaError, UsageError
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView
-from ragllava.records import AnswerStatus, FileFormat, JobKind
-from ragllava.stages.results import ResultRow, write_errors, write_results
+from ragllava.records import AnswerStatus, Change, FileFormat, JobKind
+from ragllava.stages.outbox import Outbox, deliver
+from ragllava.stages.results import Previous, ResultRow, write_errors, write_results
 from ragllava.stores import answers, archive, vectors
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
@@ -40,7 +42,18 @@ def result_rows(connection: Connection, job_id: int) -> Iterator[ResultRow]:
             note=row.note,
             error_code=row.error_code,
             error=row.error,
+            previous=_previous(row.previous, row.changes) if row.previous else None,
         )
+
+
+def _previous(stored: dict[str, Any], changes: list[str] | None) -> Previous:
+    return Previous(
+        job_id=stored["job"],
+        status=AnswerStatus(stored["status"]) if stored["status"] else None,
+        answer=stored["answer"],
+        evidence=tuple((image["image_id"], image["source"]) for image in stored["evidence"]),
+        changes=tuple(Change(change) for change in changes or ()),
+    )
 
 
 def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
@@ -70,24 +83,50 @@ def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
 
 
 def publish_results(engine: Engine, objects: ObjectStore, job_id: int) -> None:
-    """Write `jobs/<id>/results.jsonl`, `errors.jsonl` and, last, `manifest.json`; then the job names them."""
+    """Write `jobs/<id>/results.jsonl`, `errors.jsonl` and, last, `manifest.json`, the same into the outbox if the job
+    came through an inbox; then the job names them."""
     job = in_transaction(engine, lambda c: control.view(c, job_id))
     prefix = f"jobs/{job_id}"
     with tempfile.TemporaryDirectory() as folder:
         results, errors = Path(folder) / "results.jsonl", Path(folder) / "errors.jsonl"
+        lines = {results: _write_results(engine, job, results, FileFormat.JSONL)}
         with engine.begin() as connection:
-            lines = write_results(
-                result_rows(connection, job_id), results, FileFormat.JSONL, top_n=job.spec["options"]["top_n"]
-            )
-        with engine.begin() as connection:
-            bad = write_errors(result_rows(connection, job_id), errors)
-        for file in (results, errors):
+            lines[errors] = write_errors(result_rows(connection, job_id), errors)
+        for file in lines:
             with file.open("rb") as stream:
                 objects.put_stream(f"{prefix}/{file.name}", stream, file.stat().st_size, "application/x-ndjson")
-        manifest = _manifest(job, prefix, {results: lines, errors: bad})
-    objects.put(f"{prefix}/manifest.json", json.dumps(manifest, indent=2).encode(), "application/json")
+        manifest = _manifest(job, prefix, lines)
+        objects.put(f"{prefix}/manifest.json", json.dumps(manifest, indent=2).encode(), "application/json")
+        if "outbox" in job.spec:
+            manifest["outbox"] = _deliver(engine, objects, job, lines)
     in_transaction(engine, lambda c: control.set_result(c, job, manifest))
-    log.info("results written", extra={"action": "results_published", "job": job_id, "lines": lines, "errors": bad})
+    facts = {"action": "results_published", "job": job_id, "lines": lines[results], "errors": lines[errors]}
+    log.info("results written", extra=facts)
+
+
+def _write_results(engine: Engine, job: JobView, path: Path, format: FileFormat) -> int:
+    top_n, is_refresh = job.spec["options"]["top_n"], job.refresh is not None
+    with engine.begin() as connection:
+        return write_results(result_rows(connection, job.job_id), path, format, top_n=top_n, is_refresh=is_refresh)
+
+
+def _deliver(engine: Engine, objects: ObjectStore, job: JobView, lines: dict[Path, int]) -> dict[str, str]:
+    """Write the outbox, with the results in the format of the questions; `lines` are the files as JSONL.
+
+    Returns its address, or why it cannot be written; the results are in our own bucket all the same. Raises
+    ServiceUnavailable, so that the next tick writes all of it again.
+    """
+    outbox = Outbox.from_json(job.spec["outbox"])
+    results, errors = lines
+    if outbox.format is not FileFormat.JSONL:
+        results = results.with_name(outbox.results_name)
+        lines = {results: _write_results(engine, job, results, outbox.format), errors: lines[errors]}
+    files = {path: {"lines": number, "sha256": _sha256(path)} for path, number in lines.items()}
+    try:
+        return {"folder": deliver(objects, outbox, job.job_id, files, _facts(job))}
+    except (ObjectMissing, UsageError) as error:
+        log.warning(str(error), extra={"action": "outbox_not_written", "job": job.job_id})
+        return {"error": str(error)}
 
 
 def finish_ingest(engine: Engine, job_id: int) -> None:
@@ -132,6 +171,7 @@ def _facts(job: JobView) -> dict[str, object]:
         "state": job.state.value,
         "total": job.progress.total,
         "counts": job.progress.by_status,
+        **({"refresh": job.refresh.as_json()} if job.refresh else {}),
     }
 
 

@@ -49,8 +49,8 @@ class Figure:
 class ReportSummary:
     """What stands above the cards. `by_status` counts all questions of the job, shown as cards or not.
 
-    `models` is ModelStamp.as_json(). `all_results` is the command that writes the results of all questions; it is
-    shown when the report leaves some out.
+    `models` is ModelStamp.as_json(). `refresh` says what a refresh asked again, None for other jobs. `all_results` is
+    the command that writes the results of all questions; it is shown when the report leaves some out.
     """
 
     archive: str
@@ -60,6 +60,7 @@ class ReportSummary:
     finished_at: datetime | None = None
     models: Mapping[str, Any] | None = None
     figures: tuple[Figure, ...] = ()
+    refresh: str | None = None
     all_results: str = "ragllava results"
 
 

@@ -19,14 +19,29 @@ from pathlib import Path
 from typing import Any
 
 from ragllava.errors import UsageError
-from ragllava.records import Answer, AnswerStatus, Candidate, FileFormat, Question
+from ragllava.records import Answer, AnswerStatus, Candidate, Change, FileFormat, Question
 
 _MODEL_KEYS = ("index", "reranker", "generator", "prompt", "threshold")
 _EVIDENCE_KEYS = ("image_id", "source", "caption", "clip_score", "relevance")
+_PREVIOUS_EVIDENCE_KEYS = ("image_id", "source")
 _ROWS_PER_GROUP = 10_000
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
 # JSON allows these inside strings, yet `str.splitlines` and JavaScript of old take them for ends of lines.
 _LINE_SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """What the job that is refreshed said to the same line. `status` None: nothing.
+
+    `evidence` has the id and source of each picture. `changes` are why the line was asked again, if it was.
+    """
+
+    job_id: int
+    status: AnswerStatus | None
+    answer: str | None
+    evidence: tuple[tuple[int, str], ...]
+    changes: tuple[Change, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +50,7 @@ class ResultRow:
 
     `candidates` are all images that retrieval found, in any order; those with an `evidence_no` are the evidence.
     `models` is ModelStamp.as_json(), None where no model ran. A result has `error_code` and `error` or neither.
+    `previous` is set in the results of a refresh, in every row.
     """
 
     line: int
@@ -48,6 +64,7 @@ class ResultRow:
     note: str | None = None
     error_code: str | None = None
     error: str | None = None
+    previous: Previous | None = None
 
     @classmethod
     def of(cls, question: Question, answer: Answer) -> ResultRow:
@@ -72,8 +89,14 @@ class ResultRow:
         kept = [(c.evidence_no, c) for c in self.candidates if c.evidence_no is not None]
         return [candidate for _, candidate in sorted(kept, key=lambda pair: pair[0])]
 
+    @property
+    def has_changed(self) -> bool:
+        """Whether this is another answer than the previous one."""
+        before = self.previous
+        return before is not None and (before.status, before.answer) != (self.status, self.answer)
+
     def as_json(self) -> dict[str, Any]:
-        """As written into result files: always the same keys; scores to 6 decimals."""
+        """As written into result files: the same keys in every row of a job; scores to 6 decimals."""
         error = None
         if self.error_code is not None or self.error is not None:
             error = {"code": self.error_code, "message": self.error, "line": self.line}
@@ -88,6 +111,20 @@ class ResultRow:
             "models": self._models_json(),
             "note": self.note,
             "error": error,
+            **({"previous": self._previous_json(self.previous)} if self.previous else {}),
+        }
+
+    def _previous_json(self, before: Previous) -> dict[str, Any]:
+        return {
+            "job": before.job_id,
+            "status": str(before.status) if before.status else None,
+            "answer": before.answer,
+            "evidence": [{"image_id": image_id, "source": source} for image_id, source in before.evidence],
+            "asked_again": bool(before.changes),
+            "because": [change.value for change in before.changes],
+            "changed": self.has_changed,
+            "evidence_changed": [image_id for image_id, _ in before.evidence]
+            != [candidate.image.image_id for candidate in self.evidence],
         }
 
     def _models_json(self) -> dict[str, Any] | None:
@@ -97,18 +134,21 @@ class ResultRow:
         return stamp | {"threshold": _rounded(stamp["threshold"])}
 
 
-def write_results(rows: Iterable[ResultRow], path: Path, format: FileFormat, *, top_n: int) -> int:
+def write_results(
+    rows: Iterable[ResultRow], path: Path, format: FileFormat, *, top_n: int, is_refresh: bool = False
+) -> int:
     """Write all rows, in the order given, and return how many; `path` appears only when it is whole.
 
     `top_n` is the job's limit of evidence, so that every CSV of it has the same columns; a row with more is a
-    ValueError. Raises UsageError when the file cannot be written there.
+    ValueError. In a refresh there are columns for what was said before. Raises UsageError when the file cannot be
+    written there.
     """
     with written_whole(path) as part:
         if format is FileFormat.JSONL:
             return _write_json_lines((row.as_json() for row in rows), part)
         if format is FileFormat.CSV:
-            return _write_csv(rows, part, top_n)
-        return _write_parquet(rows, part)
+            return _write_csv(rows, part, top_n, is_refresh)
+        return _write_parquet(rows, part, is_refresh)
 
 
 def write_errors(rows: Iterable[ResultRow], path: Path) -> int:
@@ -165,11 +205,16 @@ def _write_json_lines(lines: Iterable[dict[str, Any]], path: Path) -> int:
 # CSV
 
 
-def _csv_columns(top_n: int) -> list[str]:
+def _csv_columns(top_n: int, is_refresh: bool) -> list[str]:
     evidence = [f"evidence_{number}_{key}" for number in range(1, top_n + 1) for key in _EVIDENCE_KEYS]
     models = [f"model_{key}" for key in _MODEL_KEYS]
     head = ["custom_id", "line", "question", "status", "answer", "confidence"]
-    return [*head, *evidence, *models, "note", "error_code", "error"]
+    columns = [*head, *evidence, *models, "note", "error_code", "error"]
+    if is_refresh:
+        places = [f"evidence_{number}_{key}" for number in range(1, top_n + 1) for key in _PREVIOUS_EVIDENCE_KEYS]
+        before = ["job", "status", "answer", *places, "asked_again", "because", "changed", "evidence_changed"]
+        columns += [f"previous_{name}" for name in before]
+    return columns
 
 
 def _csv_cells(row: ResultRow, top_n: int) -> Sequence[Any]:
@@ -181,14 +226,24 @@ def _csv_cells(row: ResultRow, top_n: int) -> Sequence[Any]:
     for place in range(top_n):
         cells += [evidence[place][key] if place < len(evidence) else None for key in _EVIDENCE_KEYS]
     cells += [found["models"][key] if found["models"] else None for key in _MODEL_KEYS]
-    return [*cells, found["note"], row.error_code, row.error]
+    cells += [found["note"], row.error_code, row.error]
+    return cells + _previous_cells(found["previous"], top_n) if row.previous else cells
 
 
-def _write_csv(rows: Iterable[ResultRow], path: Path, top_n: int) -> int:
+def _previous_cells(before: dict[str, Any], top_n: int) -> list[Any]:
+    evidence = before["evidence"]
+    cells = [before[key] for key in ("job", "status", "answer")]
+    for place in range(top_n):
+        cells += [evidence[place][key] if place < len(evidence) else None for key in _PREVIOUS_EVIDENCE_KEYS]
+    flags = [str(before[key]).lower() for key in ("asked_again", "changed", "evidence_changed")]
+    return [*cells, flags[0], ", ".join(before["because"]), *flags[1:]]
+
+
+def _write_csv(rows: Iterable[ResultRow], path: Path, top_n: int, is_refresh: bool) -> int:
     count = 0
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(_csv_columns(top_n))
+        writer.writerow(_csv_columns(top_n, is_refresh))
         for row in rows:
             count += 1
             writer.writerow([_harmless(cell) for cell in _csv_cells(row, top_n)])
@@ -206,7 +261,7 @@ def _harmless(cell: Any) -> Any:
 # Parquet
 
 
-def _parquet_schema() -> Any:
+def _parquet_schema(is_refresh: bool) -> Any:
     import pyarrow as pa
 
     text, number, whole = pa.string(), pa.float64(), pa.int64()
@@ -215,6 +270,16 @@ def _parquet_schema() -> Any:
     def struct(*keys: str) -> Any:
         return pa.struct([(key, kinds.get(key, text)) for key in keys])
 
+    before = [
+        ("job", whole),
+        ("status", text),
+        ("answer", text),
+        ("evidence", pa.list_(struct(*_PREVIOUS_EVIDENCE_KEYS))),
+        ("asked_again", pa.bool_()),
+        ("because", pa.list_(text)),
+        ("changed", pa.bool_()),
+        ("evidence_changed", pa.bool_()),
+    ]
     return pa.schema(
         [
             ("custom_id", text),
@@ -227,17 +292,18 @@ def _parquet_schema() -> Any:
             ("models", struct(*_MODEL_KEYS)),
             ("note", text),
             ("error", struct("code", "message", "line")),
+            *([("previous", pa.struct(before))] if is_refresh else []),
         ]
     )
 
 
-def _write_parquet(rows: Iterable[ResultRow], path: Path) -> int:
+def _write_parquet(rows: Iterable[ResultRow], path: Path, is_refresh: bool) -> int:
     import pyarrow as pa
     from pyarrow import parquet
 
     count = 0
     remaining = iter(rows)
-    schema = _parquet_schema()
+    schema = _parquet_schema(is_refresh)
     with parquet.ParquetWriter(path, schema) as writer:
         while group := [row.as_json() for row in islice(remaining, _ROWS_PER_GROUP)]:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))

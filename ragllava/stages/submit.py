@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from types import UnionType
 
 from sqlalchemy import Connection, Engine
 
-from ragllava.errors import LineError, UsageError
+from ragllava.errors import InvalidInput, LineError, ObjectMissing, RagllavaError, UsageError
 from ragllava.images import printable
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.records import AnswerOptions, JobKind, Question, SourceFile
 from ragllava.settings import Settings
+from ragllava.stages.outbox import Outbox
 from ragllava.stages.question_files import QuestionFile
 from ragllava.stores import answers, archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
+
+log = logging.getLogger(__name__)
 
 BULK_PRIORITY = 0
 ASK_PRIORITY = 10
@@ -35,13 +39,17 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # no text to Postgres
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """How a question file is to be answered. With the same idempotency key, the same file makes one job."""
+    """How a question file is to be answered. With the same idempotency key, the same file makes one job.
+
+    With an `outbox`, the result files are written there as well as into our own bucket.
+    """
 
     archive: str
     options: AnswerOptions = field(default_factory=AnswerOptions)
     skip_invalid: bool = False
     idempotency_key: str | None = None
     priority: int = BULK_PRIORITY
+    outbox: Outbox | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +74,15 @@ def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how
     if not (how.skip_invalid and file.questions):
         file.require_valid()
 
+    delivery = {"outbox": how.outbox.as_json()} if how.outbox else {}
+
     def work(connection: Connection) -> Submitted:
         job_id, is_new = control.create(
             connection,
             NewJob(
                 kind=JobKind.ANSWER,
                 archive_id=archive.get_archive(connection, how.archive).archive_id,
-                spec={"options": how.options.as_json(), "input": printable(file.name)},
+                spec={"options": how.options.as_json(), "input": printable(file.name), **delivery},
                 total=len(file.lines),
                 per_shard=settings.questions_per_shard,
                 priority=how.priority,
@@ -116,10 +126,29 @@ def _files_per_shard(settings: Settings, files: Sequence[SourceFile]) -> int:
     return max(settings.files_per_shard, FILES_PER_TAR_SHARD) if from_tar else settings.files_per_shard
 
 
-def record_refusal(objects: ObjectStore, address: str, message: str, errors: list[LineError]) -> None:
-    """Write `<address>.error.json` beside a file that was submitted by message and cannot be used."""
-    body = {"address": address, "message": message, "errors": [asdict(error) for error in errors]}
-    objects.put_external(f"{address}.error.json", json.dumps(body, indent=2).encode(), "application/json")
+def as_options(given: object) -> AnswerOptions:
+    """Options that came as JSON; None stands for all defaults. The values are checked when the job is made; here
+    UsageError only says that there are others."""
+    if given is None:
+        return AnswerOptions()
+    known = [field.name for field in fields(AnswerOptions)]
+    if not isinstance(given, dict) or not given.keys() <= set(known):
+        raise UsageError(f"options may hold {', '.join(known)} and nothing else, not {given!r}")
+    return AnswerOptions(**given)
+
+
+def record_refusal(objects: ObjectStore, where: str, address: str, error: RagllavaError) -> None:
+    """Write at the address `where` why the file at `address` became no job, with each of its invalid lines.
+
+    That it cannot be written there is a log line and no more. Raises ServiceUnavailable.
+    """
+    log.warning(str(error), extra={"action": "submission_refused", "address": address})
+    errors = error.errors if isinstance(error, InvalidInput) else []
+    body = {"address": address, "message": str(error), "errors": [asdict(line) for line in errors]}
+    try:
+        objects.put_external(where, json.dumps(body, indent=2).encode(), "application/json")
+    except (UsageError, ObjectMissing) as unwritable:
+        log.warning(str(unwritable), extra={"action": "refusal_not_written", "address": address})
 
 
 def _insert_lines(connection: Connection, job_id: int, file: QuestionFile) -> None:

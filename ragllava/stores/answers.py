@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, select, text
@@ -69,6 +71,8 @@ def insert_answers(
                 "note": answer.note,
                 "error_code": answer.error_code,
                 "error": answer.error,
+                "candidates_digest": candidates_digest(answer.candidates) if answer.models else None,
+                "changes": [change.value for change in answer.changes] if answer.changes is not None else None,
             }
             for answer in results
         ],
@@ -91,11 +95,17 @@ def insert_answers(
         connection.execute(candidates.insert(), rows)
 
 
+def candidates_digest(candidates: Sequence[Candidate]) -> str:
+    """The hash (hex) of what a reranker was shown, whatever its order: the images and their captions."""
+    shown = sorted([one.image.image_id, one.image.sha256, one.image.caption] for one in candidates)
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+
+
 def iterate_results(connection: Connection, job_id: int) -> Iterator[tuple[Any, tuple[Candidate, ...]]]:
     """Every input line of a job in order with its latest answer, paged so that a job of any size fits in memory.
 
-    Yields (row, candidates): row has question_no, line, custom_id, question and the answer's columns, which are
-    NULL while the question is open; candidates are ordered by relevance, best first.
+    Yields (row, candidates): row has question_no, line, custom_id, question, previous and the answer's columns, which
+    are NULL while the question is open; candidates are ordered by relevance, best first.
     """
     after = -1
     while True:
@@ -109,8 +119,8 @@ def iterate_results(connection: Connection, job_id: int) -> Iterator[tuple[Any, 
 
 
 _RESULTS = text(
-    "SELECT q.question_no, q.line, q.custom_id, q.text AS question, a.run_no, a.status, a.text AS answer, "
-    "       a.confidence, a.models, a.note, a.error_code, a.error "
+    "SELECT q.question_no, q.line, q.custom_id, q.text AS question, q.previous, a.run_no, a.status, "
+    "       a.text AS answer, a.confidence, a.models, a.note, a.error_code, a.error, a.changes "
     "FROM questions q LEFT JOIN LATERAL ("
     "  SELECT * FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no "
     "  ORDER BY a.run_no DESC LIMIT 1) a ON true "

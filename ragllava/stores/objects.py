@@ -44,6 +44,14 @@ class ObjectInfo:
     modified_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class ExternalContent:
+    """What was read of an object in a bucket of others, and the ETag that came with just these bytes."""
+
+    data: bytes
+    etag: str
+
+
 class ByteStream(Protocol):
     """What `open_stream` gives: an object that is read piece by piece."""
 
@@ -156,7 +164,11 @@ class ObjectStore:
         return self._stream(self.bucket, key)
 
     def get_external(self, bucket: str, key: str, max_bytes: int = MAX_EXTERNAL_BYTES) -> bytes:
-        """The bytes of an object in any bucket that our key may read (`s3://bucket/key`).
+        """The bytes of an object in any bucket that our key may read (`s3://bucket/key`); see `read_external`."""
+        return self.read_external(bucket, key, max_bytes).data
+
+    def read_external(self, bucket: str, key: str, max_bytes: int = MAX_EXTERNAL_BYTES) -> ExternalContent:
+        """An object in any bucket that our key may read.
 
         Raises ObjectMissing, and UsageError for more than `max_bytes` (no more than that is ever read).
         """
@@ -164,10 +176,16 @@ class ObjectStore:
             data = _read_at_most(stream, max_bytes + 1)
         if len(data) > max_bytes:
             raise UsageError(f"s3://{bucket}/{key} is larger than the {max_bytes:,} bytes that are allowed")
-        return data
+        return ExternalContent(data, stream.etag)
 
     def put_external(self, address: str, data: bytes, media_type: str = "application/octet-stream") -> None:
         """Store bytes at `s3://bucket/key`; ObjectMissing when that bucket does not exist."""
+        self.put_external_stream(address, BytesIO(data), len(data), media_type)
+
+    def put_external_stream(
+        self, address: str, stream: BinaryIO, size_bytes: int, media_type: str = "application/octet-stream"
+    ) -> None:
+        """As `put_external`, for a stream of `size_bytes` bytes."""
         bucket, _, key = address.removeprefix("s3://").partition("/")
         if not address.startswith("s3://") or not bucket or not key:
             raise UsageError(f"{address!r} is no address of the form s3://bucket/key")
@@ -175,7 +193,7 @@ class ObjectStore:
             # Asked first, because SeaweedFS makes a bucket that is not there.
             if not self._client.bucket_exists(bucket):
                 raise ObjectMissing(f"object store {self._endpoint}: there is no bucket {bucket}")
-        self._put(bucket, key, BytesIO(data), len(data), media_type)
+        self._put(bucket, key, stream, size_bytes, media_type)
 
     def exists(self, key: str) -> bool:
         """Whether there is an object under `key`."""
@@ -227,7 +245,7 @@ class ObjectStore:
         return url
 
     @contextmanager
-    def _stream(self, bucket: str, key: str) -> Iterator[ByteStream]:
+    def _stream(self, bucket: str, key: str) -> Iterator[_Response]:
         with self._errors(key):
             response = self._client.get_object(bucket, key)
         try:
@@ -267,6 +285,7 @@ class _Response:
         self._store = store
         self._key = key
         self._response = response
+        self.etag: str = response.headers.get("ETag", "").strip('"')
 
     def read(self, amt: int | None = None) -> bytes:
         """As in ByteStream."""

@@ -207,6 +207,7 @@ questions = Table(
     Column("line", BigInteger, nullable=False),
     Column("custom_id", Text),
     Column("text", Text),
+    Column("previous", JSONB(none_as_null=True)),  # of a refresh: what the job before said (stores/refreshes.py)
     UniqueConstraint("job_id", "custom_id"),
 )
 
@@ -226,6 +227,8 @@ answers = Table(
     Column("error_code", Text),
     Column("error", Text),
     _now("created_at"),
+    Column("candidates_digest", Text),  # of the pictures and captions that were judged, to find out what has changed
+    Column("changes", ARRAY(Text)),  # of a refresh: why it was asked again; empty: nothing changed, it was taken over
     ForeignKeyConstraint(["job_id", "question_no"], ["questions.job_id", "questions.question_no"], ondelete="CASCADE"),
 )
 

@@ -15,15 +15,13 @@ from ragllava.errors import JobRefused, ModelUnavailable, ServiceUnavailable
 from ragllava.jobs.states import JobState
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.checks import digest
-from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import AnswerStatus, Role
 from ragllava.settings import Settings
 from ragllava.stages.adapters import fetch_adapter, publish_adapter, wear_champions
 from ragllava.stages.results import ResultRow
 from ragllava.stores import registry
 from ragllava.stores.objects import ObjectStore
-from ragllava.stores.registry import AdapterVersion, ModelVersion
-from tests.adapter_files import write_random_adapter
+from tests.adapter_files import promote_random_adapter
 from tests.integration.conftest import Postcards
 from tests.workshop import Workshop
 
@@ -161,29 +159,6 @@ def stage(workshop: Workshop, postcards: Postcards, models: ModelBundle, tmp_pat
         models.wear(role, None, None)
 
 
-def champion_adapter(desk: Workshop, role: Role, name: str, seed: int, base: str | None = None) -> ModelVersion:
-    """Publish, register and promote a random adapter that changes the scores a little."""
-    models = desk.resources.models
-    folder = desk.settings.home / name
-    write_random_adapter(folder, models.reranker.mllm.network, seed, scale=0.1)
-    files = publish_adapter(desk.resources.objects, folder)
-    version = AdapterVersion(
-        role=role,
-        name=name,
-        profile="mini",
-        prompt=RERANK_VERSION if role is Role.RERANKER else ANSWER_VERSION,
-        threshold=seed / 1000 if role is Role.RERANKER else None,
-        threshold_curve=None,
-        adapter_sha256=digest(files),
-        manifest=files,
-        base=base or models.base_version,
-        training={},
-    )
-    with desk.engine.begin() as connection:
-        registry.register_adapter(connection, version)
-        return registry.promote(connection, "mini", role, name, "a test")
-
-
 def stamps(rows: list[ResultRow]) -> list[tuple[str, str, float]]:
     return [(row.models["reranker"], row.models["generator"], row.models["threshold"]) for row in rows if row.models]
 
@@ -198,9 +173,9 @@ def test_a_new_champion_is_taken_up_between_shards_and_given_back(stage: Worksho
     text = postcards.archive.questions[0].text
     job = stage.submit([text] * 8)
     stage.run_once()
-    champion_adapter(stage, Role.RERANKER, "ranker-1", seed=1)
+    promote_random_adapter(stage, Role.RERANKER, "ranker-1", seed=1)
     stage.run_once()
-    champion_adapter(stage, Role.GENERATOR, "writer-1", seed=2)
+    promote_random_adapter(stage, Role.GENERATOR, "writer-1", seed=2)
     stage.run_once()
     with stage.engine.begin() as connection:
         registry.rollback(connection, "mini", Role.RERANKER)
@@ -222,7 +197,7 @@ def test_a_new_champion_is_taken_up_between_shards_and_given_back(stage: Worksho
 
 
 def test_a_worker_with_another_base_refuses_the_job_and_says_what_to_do(stage: Workshop, postcards: Postcards) -> None:
-    champion_adapter(stage, Role.RERANKER, "ranker-1", seed=1, base="mini-llava@00000000")
+    promote_random_adapter(stage, Role.RERANKER, "ranker-1", seed=1, base="mini-llava@00000000")
     [row] = stage.ask([postcards.archive.questions[0].text])
     base = stage.resources.models.base_version
     assert (row.status, row.models) == (AnswerStatus.FAILED, None)
@@ -238,7 +213,7 @@ def test_a_worker_with_another_base_refuses_the_job_and_says_what_to_do(stage: W
 
 
 def test_an_adapter_that_is_lost_refuses_the_job(stage: Workshop, postcards: Postcards) -> None:
-    champion_adapter(stage, Role.GENERATOR, "writer-1", seed=2)
+    promote_random_adapter(stage, Role.GENERATOR, "writer-1", seed=2)
     stage.resources.objects.remove_prefix("adapters/")
     [row] = stage.ask([postcards.archive.questions[0].text])
     assert row.status is AnswerStatus.FAILED and row.error is not None
@@ -247,7 +222,7 @@ def test_an_adapter_that_is_lost_refuses_the_job(stage: Workshop, postcards: Pos
 
 
 def test_an_adapter_that_does_not_fit_is_refused(stage: Workshop) -> None:
-    version = champion_adapter(stage, Role.GENERATOR, "writer-1", seed=2)
+    version = promote_random_adapter(stage, Role.GENERATOR, "writer-1", seed=2)
     folder = stage.settings.home / "writer-1"
     (folder / WEIGHTS).write_bytes(b"short")
     misfit = replace(version, adapter_sha256=digest(publish_adapter(stage.resources.objects, folder)))

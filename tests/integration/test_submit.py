@@ -314,7 +314,7 @@ def test_a_refusal_is_written_beside_the_file(settings: Settings) -> None:
     address = f"s3://{objects.bucket}/in/monday.jsonl"
     with pytest.raises(InvalidInput) as refused:
         read_questions("\n".join(BAD).encode(), name="in/monday.jsonl").require_valid()
-    record_refusal(objects, address, str(refused.value), refused.value.errors)
+    record_refusal(objects, f"{address}.error.json", address, refused.value)
     body = json.loads(objects.get("in/monday.jsonl.error.json"))
     assert body["address"] == address and body["message"] == str(refused.value)
     assert [(error["line"], error["code"]) for error in body["errors"]] == [
@@ -322,5 +322,12 @@ def test_a_refusal_is_written_beside_the_file(settings: Settings) -> None:
         (3, "duplicate_custom_id"),
         (4, "empty_question"),
     ]
-    with pytest.raises(UsageError, match="no address"):
-        record_refusal(objects, "monday.jsonl", "?", [])
+
+
+def test_a_refusal_that_cannot_be_written_disturbs_nobody(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    objects = ObjectStore(settings)
+    record_refusal(objects, "monday.jsonl.error.json", "monday.jsonl", UsageError("it is no good"))
+    assert [record.message for record in caplog.records] == [
+        "it is no good",
+        "'monday.jsonl.error.json' is no address of the form s3://bucket/key",
+    ]

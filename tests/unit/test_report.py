@@ -19,7 +19,7 @@ from PIL import Image
 from ragllava.records import AnswerStatus, Candidate, StoredImage
 from ragllava.stages import report
 from ragllava.stages.report import Figure, ReportRow, ReportSummary, write_report
-from ragllava.stages.results import ResultRow
+from ragllava.stages.results import Previous, ResultRow
 
 VOID = {"meta", "link", "input"}
 MODELS = {"index": "i-1", "reranker": "r-1", "generator": "g-1", "prompt": "p-1", "threshold": 0.617}
@@ -327,3 +327,20 @@ def test_a_report_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         write_report(tmp_path / "r.html", title="x", summary=SUMMARY, rows=[ROW], thumbnail=thumbnail)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refresh_shows_what_was_said_before(tmp_path: Path) -> None:
+    rows = [
+        ResultRow(n, f"q{n}", "?", AnswerStatus.ANSWERED, "blue", previous=Previous(7, status, said, ()))
+        for n, (status, said) in enumerate(
+            [(AnswerStatus.ANSWERED, "red"), (AnswerStatus.ANSWERED, "blue"), (AnswerStatus.NO_EVIDENCE, None)]
+        )
+    ]
+    summary = replace(SUMMARY, refresh="refreshes job 7: 1 answers taken over")
+    write_report(
+        tmp_path / "r.html", title="t", summary=summary, rows=map(ReportRow, rows), thumbnail=lambda _sha256: None
+    )
+    text = Page(tmp_path / "r.html").text
+    assert "refreshes job 7: 1 answers taken over" in text
+    assert "before, in job 7: red" in text and "before, in job 7: no evidence" in text
+    assert text.count("before, in job 7") == 2

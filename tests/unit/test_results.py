@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from ragllava.records import (
     Answer,
     AnswerStatus,
     Candidate,
+    Change,
     FileFormat,
     ModelStamp,
     Question,
     StoredImage,
 )
 from ragllava.stages import results
-from ragllava.stages.results import ResultRow, write_errors, write_results, written_whole
+from ragllava.stages.results import Previous, ResultRow, write_errors, write_results, written_whole
 
 STAMP = ModelStamp("mini-clip", "mini-reranker", "mini-generator", "rerank-1 answer-1", 0.6123456789)
 
@@ -113,6 +115,55 @@ def test_json_lines_read_back_equal_and_in_order(tmp_path: Path) -> None:
     assert write_results(iter(ROWS), path, FileFormat.JSONL, top_n=2) == 5
     lines = path.read_text().splitlines()
     assert [json.loads(line) for line in lines] == [row.as_json() for row in ROWS]
+
+
+REFRESHED = [
+    replace(ANSWERED, previous=Previous(7, AnswerStatus.ANSWERED, "=red", ((2, "cards/2.png"),), (Change.CAPTIONS,))),
+    replace(NO_EVIDENCE, previous=Previous(7, AnswerStatus.NO_EVIDENCE, None, ())),
+    replace(INVALID, previous=Previous(7, AnswerStatus.FAILED, None, ())),
+    replace(DEAD, previous=Previous(7, None, None, ())),
+]
+
+
+def test_a_refresh_says_what_was_said_before() -> None:
+    assert REFRESHED[0].as_json() == ANSWERED.as_json() | {
+        "previous": {
+            "job": 7,
+            "status": "answered",
+            "answer": "=red",
+            "evidence": [{"image_id": 2, "source": "cards/2.png"}],
+            "asked_again": True,
+            "because": ["captions"],
+            "changed": True,
+            "evidence_changed": True,
+        }
+    }
+    assert [row.has_changed for row in REFRESHED] == [True, False, False, True]
+    assert len({tuple(row.as_json()) for row in REFRESHED}) == 1
+
+
+def test_every_format_has_what_was_said_before(tmp_path: Path) -> None:
+    for format in FileFormat:
+        write_results(REFRESHED, tmp_path / format, format, top_n=2, is_refresh=True)
+    expected = [row.as_json() for row in REFRESHED]
+    assert [json.loads(line) for line in (tmp_path / "jsonl").read_text().splitlines()] == expected
+    assert parquet.read_table(tmp_path / "parquet").to_pylist() == expected
+    first, second, _, last = read_csv(tmp_path / "csv")
+    assert {name: cell for name, cell in first.items() if name.startswith("previous_")} == {
+        "previous_job": "7",
+        "previous_status": "answered",
+        "previous_answer": "'=red",
+        "previous_evidence_1_image_id": "2",
+        "previous_evidence_1_source": "cards/2.png",
+        "previous_evidence_2_image_id": "",
+        "previous_evidence_2_source": "",
+        "previous_asked_again": "true",
+        "previous_because": "captions",
+        "previous_changed": "true",
+        "previous_evidence_changed": "true",
+    }
+    assert (second["previous_asked_again"], second["previous_changed"]) == ("false", "false")
+    assert (last["previous_status"], last["previous_changed"]) == ("", "true")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -1,0 +1,92 @@
+"""The outbox: where the results of question files appear that came through an inbox.
+
+    <outbox>/today/questions.csv/12/results.csv     job 12 came of inbox/today/questions.csv
+    <outbox>/today/questions.csv/12/errors.jsonl
+    <outbox>/today/questions.csv/12/manifest.json   written last: where it is, the others are whole
+    <outbox>/today/questions.csv/error-<16 hex digits>.json    instead, for a file that cannot be used
+
+A folder for each job, so that another version of a file, or a file of the same name in another inbox, never meets
+these. Writing it again writes the same bytes under the same names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragllava.records import FileFormat
+from ragllava.stores.objects import ObjectStore
+
+_MEDIA_TYPES = {
+    ".jsonl": "application/x-ndjson",
+    ".csv": "text/csv",
+    ".parquet": "application/vnd.apache.parquet",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outbox:
+    """Where the results of one question file go.
+
+    `folder` is an address that ends with a slash; `source` and `etag` name the file, whose `format` the results have.
+    """
+
+    folder: str
+    source: str
+    etag: str
+    format: FileFormat
+
+    @property
+    def version(self) -> str:
+        """The address of the file and which of its contents: two different ones are never the same."""
+        return f"{self.source}#{self.etag}"
+
+    @property
+    def results_name(self) -> str:
+        """What the file of results is called."""
+        return f"results.{self.format.value}"
+
+    @property
+    def error_address(self) -> str:
+        """Where it is said why the file cannot be used."""
+        return f"{self.folder}error-{hashlib.sha256(self.version.encode()).hexdigest()[:16]}.json"
+
+    def job_folder(self, job_id: int) -> str:
+        """Where the files of the job are."""
+        return f"{self.folder}{job_id}/"
+
+    def as_json(self) -> dict[str, str]:
+        """As stored in the job's spec."""
+        return {"folder": self.folder, "source": self.source, "etag": self.etag, "format": self.format.value}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, str]) -> Outbox:
+        """Read back from the job's spec."""
+        return cls(stored["folder"], stored["source"], stored["etag"], FileFormat(stored["format"]))
+
+
+def deliver(
+    objects: ObjectStore, outbox: Outbox, job_id: int, files: Mapping[Path, Mapping[str, Any]], facts: dict[str, object]
+) -> str:
+    """Store the files of a job in the outbox and, last, their manifest; returns the folder.
+
+    `files` has for each path what the manifest says of it, `facts` what it says of the job. Raises ObjectMissing when
+    there is no such bucket, SettingsError when our key may not write there, ServiceUnavailable.
+    """
+    folder = outbox.job_folder(job_id)
+    for path in files:
+        with path.open("rb") as stream:
+            size = path.stat().st_size
+            objects.put_external_stream(f"{folder}{path.name}", stream, size, _MEDIA_TYPES[path.suffix])
+    manifest = {
+        **facts,
+        "source": outbox.source,
+        "etag": outbox.etag,
+        "files": {path.name: {"address": f"{folder}{path.name}", **said} for path, said in files.items()},
+    }
+    objects.put_external(f"{folder}manifest.json", json.dumps(manifest, indent=2).encode(), "application/json")
+    return folder

@@ -1,0 +1,198 @@
+"""Refreshes: answer jobs over the questions of an earlier one, which ask only what has changed since.
+
+Every line of the earlier job is a line of the refresh, under the same number. What was said before is pinned in
+`questions.previous`, so that nothing that happens to the earlier job afterwards changes what the refresh compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from ragllava.records import Question
+
+_PAGE = 10_000  # lines in a statement, which must end before the statement timeout
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierAnswer:
+    """A good answer and what it was made of. `models` is ModelStamp.as_json(); `image_ids` were its candidates.
+
+    `digest` is that of stores/answers.py, None where none was kept.
+    """
+
+    question_no: int
+    has_evidence: bool
+    models: dict[str, Any] | None
+    digest: str | None
+    image_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshView:
+    """How far a refresh of the job `refreshes` is.
+
+    `taken_over` questions were found unchanged, `asked_again` ones were not, for the reasons that `because` counts (one
+    question may have several). Of the questions that have an outcome, `changed` have another answer than before.
+    """
+
+    refreshes: int
+    taken_over: int
+    asked_again: int
+    changed: int
+    because: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json` and a job's result."""
+        return asdict(self)
+
+
+def lock_earlier(connection: Connection, earlier_job_id: int) -> int | None:
+    """Let nobody else begin to refresh this job until the end of the transaction.
+
+    Returns the refresh of it that has not ended yet, None when there is none.
+    """
+    connection.execute(text("SELECT id FROM jobs WHERE id = :id FOR NO KEY UPDATE"), {"id": earlier_job_id})
+    found: int | None = connection.scalar(
+        text("SELECT min(id) FROM jobs WHERE finished_at IS NULL AND kind = 'answer' AND spec ->> 'refreshes' = :id"),
+        {"id": str(earlier_job_id)},
+    )
+    return found
+
+
+def copy_lines(connection: Connection, job_id: int, earlier_job_id: int, total: int) -> None:
+    """Give a new job the `total` lines of the earlier one. Those that have no answer there end here as they did."""
+    for lo in range(0, total, _PAGE):
+        values = {"job_id": job_id, "earlier": earlier_job_id, "lo": lo, "hi": lo + _PAGE}
+        connection.execute(_COPY_QUESTIONS, values)
+        connection.execute(_COPY_UNANSWERED, values)
+
+
+def earlier_answers(connection: Connection, job_id: int, numbers: Sequence[int]) -> dict[int, EarlierAnswer]:
+    """What the job before said to these questions of a refresh, by number; those that it did not answer are left
+    out."""
+    rows = connection.execute(_PINNED, {"job_id": job_id, "numbers": list(numbers)})
+    return {row.question_no: _as_earlier(row) for row in rows}
+
+
+def answered_page(connection: Connection, job_id: int, after: int, limit: int) -> list[tuple[Question, EarlierAnswer]]:
+    """The next questions of a job that have a good answer, with the latest of each: at most `limit`, in order, those
+    whose number is greater than `after`."""
+    rows = connection.execute(_LATEST, {"job_id": job_id, "after": after, "page": limit})
+    return [(Question(row.question_no, row.line, row.custom_id, row.text), _as_earlier(row)) for row in rows]
+
+
+def take_over(
+    connection: Connection, job_id: int, run_no: int, shard_id: int, epoch: int, numbers: Sequence[int]
+) -> set[int]:
+    """Write the answers of the job before as those of the refresh, with their candidates and makers.
+
+    Returns the numbers of those written: not of what was removed meanwhile.
+    """
+    values = {"job_id": job_id, "run_no": run_no, "numbers": list(numbers)}
+    taken = connection.scalars(_TAKE_ANSWERS, values | {"shard_id": shard_id, "epoch": epoch}).all()
+    connection.execute(_TAKE_CANDIDATES, values)
+    return set(taken)
+
+
+def view(connection: Connection, job_id: int, refreshes: int) -> RefreshView:
+    """The counts of a refresh of the job `refreshes`."""
+    row = connection.execute(_COUNTS, {"job_id": job_id}).one()
+    because = {found.change: found.number for found in connection.execute(_BECAUSE, {"job_id": job_id})}
+    return RefreshView(refreshes, row.taken_over, row.asked_again, row.changed, because)
+
+
+def _as_earlier(row: Row[Any]) -> EarlierAnswer:
+    has_evidence = row.status == "answered"
+    return EarlierAnswer(row.question_no, has_evidence, row.models, row.candidates_digest, frozenset(row.image_ids))
+
+
+_LATEST_ANSWER = """
+    LEFT JOIN LATERAL (
+        SELECT * FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
+        ORDER BY a.run_no DESC LIMIT 1) a ON true
+"""
+
+_EARLIER = """
+    a.question_no, a.status, a.models, a.candidates_digest,
+    ARRAY(SELECT c.image_id FROM candidates c
+          WHERE c.job_id = a.job_id AND c.question_no = a.question_no AND c.run_no = a.run_no) AS image_ids
+"""
+
+_PINNED_ANSWER = """
+    JOIN answers a ON a.job_id = CAST(q.previous ->> 'job' AS bigint) AND a.question_no = q.question_no
+                  AND a.run_no = CAST(q.previous ->> 'run' AS int) AND a.status IN ('answered', 'no_evidence')
+"""
+
+_COPY_QUESTIONS = text(f"""
+    INSERT INTO questions (job_id, question_no, line, custom_id, text, previous)
+    SELECT :job_id, q.question_no, q.line, q.custom_id, q.text,
+           jsonb_build_object('job', q.job_id, 'run', a.run_no, 'status', a.status, 'answer', a.text, 'evidence',
+               (SELECT coalesce(jsonb_agg(jsonb_build_object('image_id', c.image_id, 'source', i.source)
+                                          ORDER BY c.evidence_no), '[]')
+                FROM candidates c JOIN images i ON i.id = c.image_id
+                WHERE c.job_id = a.job_id AND c.question_no = a.question_no AND c.run_no = a.run_no
+                      AND c.evidence_no IS NOT NULL))
+    FROM questions q {_LATEST_ANSWER}
+    WHERE q.job_id = :earlier AND q.question_no >= :lo AND q.question_no < :hi
+""")  # noqa: S608 - no foreign text
+
+_COPY_UNANSWERED = text(f"""
+    INSERT INTO answers (job_id, question_no, run_no, status, error_code, error)
+    SELECT :job_id, q.question_no, 1, a.status, a.error_code, a.error
+    FROM questions q {_LATEST_ANSWER}
+    WHERE q.job_id = :earlier AND q.question_no >= :lo AND q.question_no < :hi
+          AND a.status NOT IN ('answered', 'no_evidence')
+""")  # noqa: S608 - no foreign text
+
+_PINNED = text(f"""
+    SELECT {_EARLIER} FROM questions q {_PINNED_ANSWER}
+    WHERE q.job_id = :job_id AND q.question_no = ANY(:numbers)
+""")  # noqa: S608 - no foreign text
+
+_LATEST = text(f"""
+    SELECT q.line, q.custom_id, q.text, {_EARLIER}
+    FROM questions q {_LATEST_ANSWER}
+    WHERE q.job_id = :job_id AND q.question_no > :after AND a.status IN ('answered', 'no_evidence')
+    ORDER BY q.question_no LIMIT :page
+""")  # noqa: S608 - no foreign text
+
+_TAKE_ANSWERS = text(f"""
+    INSERT INTO answers (job_id, question_no, run_no, shard_id, epoch, status, text, confidence, models, note,
+                         error_code, error, candidates_digest, changes)
+    SELECT q.job_id, q.question_no, :run_no, :shard_id, :epoch, a.status, a.text, a.confidence, a.models, a.note,
+           a.error_code, a.error, a.candidates_digest, '{{}}'
+    FROM questions q {_PINNED_ANSWER}
+    WHERE q.job_id = :job_id AND q.question_no = ANY(:numbers)
+    FOR KEY SHARE OF a  -- so that nobody removes it before its candidates are copied
+    RETURNING question_no
+""")  # noqa: S608 - no foreign text
+
+_TAKE_CANDIDATES = text(f"""
+    INSERT INTO candidates (job_id, question_no, run_no, image_id, clip_rank, clip_score, relevance, evidence_no)
+    SELECT q.job_id, q.question_no, :run_no, c.image_id, c.clip_rank, c.clip_score, c.relevance, c.evidence_no
+    FROM questions q {_PINNED_ANSWER}
+    JOIN candidates c ON c.job_id = a.job_id AND c.question_no = a.question_no AND c.run_no = a.run_no
+    WHERE q.job_id = :job_id AND q.question_no = ANY(:numbers)
+""")  # noqa: S608 - no foreign text
+
+_NOW = """
+    FROM (SELECT DISTINCT ON (question_no) * FROM answers WHERE job_id = :job_id
+          ORDER BY question_no, run_no DESC) a
+"""
+
+_COUNTS = text(f"""
+    SELECT count(*) FILTER (WHERE cardinality(a.changes) = 0) AS taken_over,
+           count(*) FILTER (WHERE cardinality(a.changes) > 0) AS asked_again,
+           count(*) FILTER (WHERE a.status IS DISTINCT FROM q.previous ->> 'status'
+                               OR a.text IS DISTINCT FROM q.previous ->> 'answer') AS changed
+    {_NOW} JOIN questions q ON q.job_id = :job_id AND q.question_no = a.question_no
+""")  # noqa: S608 - no foreign text
+
+_BECAUSE = text(f"""
+    SELECT change, count(*) AS number {_NOW} CROSS JOIN LATERAL unnest(a.changes) AS change
+    GROUP BY change ORDER BY change
+""")
