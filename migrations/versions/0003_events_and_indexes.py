@@ -23,6 +23,11 @@ def upgrade() -> None:
     op.add_column("indexes", sa.Column("spec", JSONB()))
     op.add_column("indexes", sa.Column("gate", JSONB()))
     op.add_column("indexes", sa.Column("retired_at", sa.DateTime(timezone=True)))
+    # An index may be built beside the active one by the same retriever.
+    op.drop_index("uq_indexes_living", "indexes")
+    op.create_index(
+        "uq_indexes_active", "indexes", ["archive_id"], unique=True, postgresql_where=sa.text("state = 'active'")
+    )
     _create_bindings()
     _create_bound_objects()
     _create_hints()
@@ -36,6 +41,16 @@ def downgrade() -> None:
     for table in _NEW_TABLES:
         op.drop_table(table)
     op.execute("DELETE FROM jobs WHERE kind IN ('reindex', 'chore')")
+    # Half-built ones would get no new images any more.
+    op.execute("UPDATE indexes SET state = 'retired' WHERE state = 'building'")
+    op.drop_index("uq_indexes_active", "indexes")
+    op.create_index(
+        "uq_indexes_living",
+        "indexes",
+        ["archive_id", "retriever"],
+        unique=True,
+        postgresql_where=sa.text("state <> 'retired'"),
+    )
     for column in ("retired_at", "gate", "spec"):
         op.drop_column("indexes", column)
     for column in ("is_last", "queue"):

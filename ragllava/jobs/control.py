@@ -217,14 +217,25 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     numbers = outcomes.reopen(connection, kind, job_id, [str(status) for status in RETRIED_STATUSES[kind]], run_no)
     if not numbers:
         return 0
-    chunks = [numbers[i : i + per_shard] for i in range(0, len(numbers), per_shard)]
+    last = _last_shard(connection, job_id)
+    others = [number for number in numbers if last is None or number != last.lo]
+    chunks = [others[i : i + per_shard] for i in range(0, len(others), per_shard)]
     insert_shards(connection, job_id, run_no, [(chunk[0], chunk[-1] + 1) for chunk in chunks])
+    if last is not None and len(others) < len(numbers):
+        insert_shards(connection, job_id, run_no, [(last.lo, last.hi)], queue=last.queue, is_last=True)
     connection.execute(
         update(jobs)
         .where(jobs.c.id == job_id)
         .values(state=JobState.RUNNING, finished_at=None, result=None, error=None)
     )
     return len(numbers)
+
+
+def _last_shard(connection: Connection, job_id: int) -> Row[Any] | None:
+    """The shard that waited for all others in the first run; None when the job has none."""
+    return connection.execute(
+        select(shards).where(shards.c.job_id == job_id, shards.c.is_last).order_by(shards.c.id).limit(1)
+    ).one_or_none()
 
 
 def jobs_without_result(connection: Connection) -> list[int]:
