@@ -71,6 +71,18 @@ class Selection(StrEnum):
     ALL = "all"  # all, into a new index beside the active one
 
 
+class GapReason(StrEnum):
+    """Why an image has no vector in the active index of its archive."""
+
+    NO_INDEX = "no_index"
+    WAITING = "waiting"  # a job will embed it
+    UNREADABLE = "unreadable"  # its picture is missing from the store, or damaged
+    FAILED = "failed"  # a job gave it up
+    CANCELLED = "cancelled"
+    NEVER_TRIED = "never_tried"
+    LOST = "lost"  # it had one
+
+
 class ChoreStatus(StrEnum):
     """How a chore ended."""
 

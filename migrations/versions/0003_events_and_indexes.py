@@ -180,3 +180,4 @@ def _create_reindexed() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_reindexed_job_id", ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["image_id"], ["images.id"], name="fk_reindexed_image_id", ondelete="SET NULL"),
     )
+    op.create_index("ix_reindexed_image_id", "reindexed", ["image_id"])

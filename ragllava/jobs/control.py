@@ -17,7 +17,8 @@ from ragllava.errors import UsageError
 from ragllava.jobs.queue import Lease, close_job_if_ended, end_open_shards, hand_back, insert_shards
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
 from ragllava.records import AnswerStatus, ChoreStatus, FileStatus, JobKind, Progress, ReindexStatus, TrainingStatus
-from ragllava.stores import outcomes, trainings
+from ragllava.stores import outcomes, reindexed, trainings
+from ragllava.stores.reindexed import ReindexingView
 from ragllava.stores.schema import archives, jobs, shards
 from ragllava.stores.trainings import TrainingView
 
@@ -57,7 +58,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as people see it. `training` is set for train jobs."""
+    """A job as people see it. `training` is set for train jobs, `reindexing` for reindex jobs."""
 
     job_id: int
     kind: JobKind
@@ -72,6 +73,7 @@ class JobView:
     started_at: datetime | None
     finished_at: datetime | None
     training: TrainingView | None = None
+    reindexing: ReindexingView | None = None
 
     @property
     def is_final(self) -> bool:
@@ -93,6 +95,7 @@ class JobView:
             "result": self.result,
             **{name: time.isoformat() if time else None for name, time in times.items()},
             **({"training": self.training.as_json()} if self.training else {}),
+            **({"reindexing": self.reindexing.as_json()} if self.reindexing else {}),
         }
 
 
@@ -307,4 +310,5 @@ def _as_view(connection: Connection, row: Row[Any]) -> JobView:
         started_at=row.started_at,
         finished_at=row.finished_at,
         training=trainings.view(connection, row.id) if kind is JobKind.TRAIN else None,
+        reindexing=reindexed.view(connection, row.id) if kind is JobKind.REINDEX else None,
     )

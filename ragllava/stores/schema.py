@@ -431,7 +431,7 @@ reindexed = Table(
     metadata,
     Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("item_no", BigInteger, primary_key=True, autoincrement=False),
-    Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),
+    Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL"), index=True),
     Column("status", Text),  # NULL until the item has an outcome
     Column("reason", Text),
 )
