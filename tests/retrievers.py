@@ -14,7 +14,7 @@ from ragllava.settings import Settings
 _WEIGHTS = "open_clip_model.safetensors"
 
 
-def write_retriever(folder: Path, *, noise: float, only: str = "", seed: int = 1) -> RetrieverSource:
+def write_retriever(folder: Path, *, noise: float, only: tuple[str, ...] = ("",), seed: int = 1) -> RetrieverSource:
     """The shipped retriever with noise in the weights whose name begins with `only`, as a share of their spread.
 
     A little makes a retriever as good as the shipped one with other vectors, much one that knows nothing.

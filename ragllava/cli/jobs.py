@@ -44,7 +44,7 @@ def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:
 @json_option
 def show_job(job_id: int, as_json: bool) -> None:
     """One job, with the shards that run or went wrong."""
-    from ragllava.cli.progress import outcome_line, training_line
+    from ragllava.cli.progress import outcome_line, pace_line, reindexing_line, training_line
 
     with connected() as client:
         job = client.job(job_id)
@@ -53,9 +53,9 @@ def show_job(job_id: int, as_json: bool) -> None:
         print_json(job.as_json() | {"shards": [asdict(shard) for shard in troubles]})
         return
     click.echo(outcome_line(job))
-    training = training_line(job)
-    if training is not None:
-        click.echo(training)
+    for line in (training_line(job), reindexing_line(job), pace_line(job)):
+        if line is not None:
+            click.echo(line)
     for name in ("created_at", "started_at", "finished_at"):
         click.echo(f"{name:<12} {as_time(getattr(job, name))}")
     for shard in troubles:
