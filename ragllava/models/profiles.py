@@ -54,7 +54,7 @@ class RetrieverSource:
         """Where the profile's own retriever comes from."""
         return cls(profile.retriever, profile.retriever_tag, profile.retriever_repository)
 
-    def as_json(self) -> dict[str, str | None]:
+    def as_json(self) -> dict[str, Any]:
         """As stored beside an index; `RetrieverSource(**stored)` reads it."""
         return {"retriever": self.retriever, "tag": self.tag, "repository": self.repository}
 
