@@ -96,7 +96,7 @@ def find_targets(living: Sequence[IndexView], resources: Resources) -> list[Targ
     """The indexes that new pictures go to, with their retrievers.
 
     Raises JobRefused when that of the active one is not here. An index that is being built holds up nobody: what it
-    misses is embedded before its gate (stages/reindex.py).
+    misses is embedded before its gate (reindex_gate.py).
     """
     found: list[Target] = []
     for index in living:

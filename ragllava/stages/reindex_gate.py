@@ -24,7 +24,7 @@ from ragllava.errors import ArchiveChanged, JobRefused
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import AnswerOptions, Candidate, Question, ReindexStatus
 from ragllava.stages.answer import AnswerTools, answer_each, answer_questions, prepare
-from ragllava.stages.reindex import Target, embed_items
+from ragllava.stages.reindex_images import Target, embed_items
 from ragllava.stages.resources import Resources
 from ragllava.stores import answered, indexes, reindexed, vectors
 from ragllava.stores.reindexed import ItemOutcome, ReindexItem
@@ -181,7 +181,7 @@ def _conclude(
     named = [{"image": image.source, "reason": unreadable[image.image_id]} for image in missing[:_LISTED]]
     active = vectors.active_index(connection, lease.archive_id)
     report = report | {
-        "images": len(reindexed.all_images(connection, lease.archive_id)),
+        "images": reindexed.count_images(connection, lease.archive_id),
         "vectors": held,
         "unreadable": len(missing),
         "unreadable_images": named,

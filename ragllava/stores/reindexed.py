@@ -125,6 +125,12 @@ def all_images(connection: Connection, archive_id: int) -> list[int]:
     return list(connection.scalars(text(statement), {"archive_id": archive_id}))
 
 
+def count_images(connection: Connection, archive_id: int) -> int:
+    """How many images an archive has, retired ones left out."""
+    statement = "SELECT count(*) FROM images WHERE archive_id = :archive_id AND NOT retired"
+    return int(connection.execute(text(statement), {"archive_id": archive_id}).scalar_one())
+
+
 def job_spec(connection: Connection, job_id: int) -> dict[str, Any]:
     """What the job is to do, with the index it has by now; its row is locked to the end of the transaction."""
     spec = connection.scalar(jobs.select().with_only_columns(jobs.c.spec).where(jobs.c.id == job_id).with_for_update())

@@ -21,7 +21,7 @@ from tests.retrievers import write_retriever
 
 pytestmark = pytest.mark.acceptance
 
-QUESTIONS = 300
+QUESTIONS = 24
 IMAGES = 80
 ARCHIVE = "postcards"
 
@@ -74,8 +74,8 @@ def test_an_archive_gets_another_retriever_while_questions_run_and_a_worker_is_k
     assert cluster.client.wait(ingested.job_id, timeout_s=120).progress.by_status == {"stored": IMAGES}
     [old] = [found.index.index_id for found in cluster.client.indexes()]
 
-    job_id = ask(cluster, written.questions)
-    wait_for("the first answers", lambda: answered(cluster, job_id) >= 4)
+    asked = [ask(cluster, written.questions)]
+    wait_for("the first answers", lambda: answered(cluster, asked[0]) >= 4)
     reindex_id = cluster.client.reindex(ReindexRequest(ARCHIVE, Selection.ALL, other))
     wait_for("the first vectors", lambda: cluster.client.job(reindex_id).progress.done >= 4)
     cluster.kill("ingest")
@@ -83,20 +83,22 @@ def test_an_archive_gets_another_retriever_while_questions_run_and_a_worker_is_k
     assert 4 <= embedded < IMAGES, "the kill hit no shard: the test shows nothing"
     cluster.start("ingest", "ingest", "workers.ingest")
     arrived = cluster.client.ingest([Path(late)], ARCHIVE, written.captions).job_id
-    reindexed = cluster.client.wait(reindex_id, timeout_s=300)
-    assert reindexed.progress.by_status == {"embedded": IMAGES, "switched": 1}
-    assert not cluster.client.job(job_id).is_final, "all questions were answered before the switch"
+    while not cluster.client.job(reindex_id).is_final:  # questions run all the time
+        asked.append(ask(cluster, written.questions))
+        finished(cluster, asked[-1])
+    asked.append(ask(cluster, written.questions))
+    assert cluster.client.job(reindex_id).progress.by_status == {"embedded": IMAGES, "switched": 1}
     assert cluster.client.wait(arrived, timeout_s=60).progress.by_status == {"stored": 1}
     with cluster.client.engine.begin() as connection:
         epochs = connection.scalars(select(shards.c.epoch).where(shards.c.job_id == reindex_id)).all()
     assert max(epochs) > 1, "no shard was taken over"
 
-    rows = finished(cluster, job_id)
+    rows = [(custom_id, row) for job_id in asked for custom_id, row in finished(cluster, job_id).items()]
     retired, active = cluster.client.indexes(ARCHIVE)
     assert (retired.index.index_id, retired.index.state, retired.images) == (old, "retired", IMAGES + 1)
     assert (active.index.state, active.images) == ("active", IMAGES + 1)
     new = active.index.index_id
-    assert {index_of(row) for row in rows.values()} == {old, new}
+    assert {index_of(row) for _, row in rows} == {old, new}
 
     undisturbed = {new: finished(cluster, ask(cluster, written.questions))}
     back = cluster.client.wait(cluster.client.switch_index(old), timeout_s=120)
@@ -105,7 +107,7 @@ def test_an_archive_gets_another_retriever_while_questions_run_and_a_worker_is_k
     for index_id, baseline in undisturbed.items():
         assert {index_of(row) for row in baseline.values()} == {index_id}
     arrived_name = Path(late).name
-    for custom_id, row in rows.items():
+    for custom_id, row in rows:
         wanted = undisturbed[index_of(row)][custom_id]
         if arrived_name not in {found.image.source for found in wanted.candidates}:
             assert essence(row) == essence(wanted)

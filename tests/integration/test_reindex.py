@@ -287,19 +287,14 @@ def test_one_lost_picture_is_named_and_stops_nothing(gallery: Workshop) -> None:
     assert gaps(gallery) == {lost: GapReason.UNREADABLE}
 
 
-def test_recall_is_measured_through_the_graph(gallery: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ragllava.stages.reindex_gate.RECALL_AT", 5)
+def test_the_recall_of_a_graph_is_measured_by_questions_that_were_asked(gallery: Workshop, asked: list[str]) -> None:
+    gallery.ask([*asked[:2], asked[0]])
     reindexed(gallery, Selection.ALL, switch=False)
     index_id = ids(gallery)[1]
     assert vectors.build_hnsw(gallery.engine, index_id, above_rows=1)
-    queries = gallery.resources.models.retriever.embed_texts([f"a red tower number {n}" for n in range(20)])
-    with gallery.engine.begin() as connection:
-        connection.execute(text("SET LOCAL enable_seqscan = off"))
-        assert vectors.measure_recall(connection, index_id, queries, 5) == 1.0
-        # The graph knows only what was left when it was built anew.
-        connection.execute(text(f"DROP INDEX embeddings_{index_id}_hnsw"))
-    job = switched(gallery, index_id)
-    assert job.progress.by_status == {"switched": 1}
+    assert switched(gallery, index_id).progress.by_status == {"switched": 1}
+    gate = listed(gallery)[1].gate
+    assert gate is not None and gate["recall"] == {"value": 1.0, "at": 20, "questions": 2, "search": "graph"}
 
 
 # In place

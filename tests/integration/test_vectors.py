@@ -258,7 +258,12 @@ def test_the_graph_finds_the_neighbours(engine: Engine) -> None:
     hits = [
         len({a.image_id for a in got} & {b.image_id for b in want}) for got, want in zip(found, expected, strict=True)
     ]
-    assert sum(hits) / (20 * len(queries)) >= 0.98
+    recall = sum(hits) / (20 * len(queries))
+    assert recall >= 0.98
+    with engine.begin() as connection:
+        force_graph(connection)
+        assert vectors.measure_recall(connection, index_id, queries, k=20) == pytest.approx(recall)
+        assert vectors.measure_recall(connection, index_id, queries[:0], k=20) == 1.0
     for got in found:
         assert [hit.clip_score for hit in got] == sorted((hit.clip_score for hit in got), reverse=True)
 
