@@ -123,8 +123,8 @@ def switch_index(index_id: int, no_wait: bool, as_json: bool) -> None:
         job_id = client.switch_index(index_id)
         lacks = client.job(job_id).progress.total - 1
         if not as_json:
-            said = f"lacks {lacks} images, which job {job_id} embeds first" if lacks else f"lacks nothing; job {job_id}"
-            click.echo(f"index {index_id} of {before.archive} {said}, then switches")
+            said = f"lacks {lacks} images: job {job_id} embeds them" if lacks else f"lacks nothing: job {job_id} counts"
+            click.echo(f"index {index_id} of {before.archive} {said} and switches")
         _follow(client, job_id, f"switch to index {index_id}", no_wait, as_json)
 
 
@@ -153,7 +153,9 @@ def _follow(client: Client, job_id: int, title: str, no_wait: bool, as_json: boo
         click.echo(f"job {job_id} queued: {inputs(job)}; `ragllava jobs show {job_id}` tells how far it is")
     else:
         click.echo(outcome_line(job))
-        click.echo(reindexing_line(job))
+        line = reindexing_line(job)
+        if line is not None:
+            click.echo(line)
     refused = job.reindexing is not None and job.reindexing.gate_status is ReindexStatus.REFUSED
     sys.exit(0 if no_wait or (is_success(job.state) and not refused) else 1)
 

@@ -99,16 +99,21 @@ def inputs(job: JobView) -> str:
 
 
 def reindexing_line(job: JobView) -> str | None:
-    """`index 2 switched: 60 of 60 images have their vector …`; None for other jobs, and before the gate."""
+    """`index 2 switched: 60 of 60 images have their vector …`; None for other jobs, and where there is no more to say."""
     found = job.reindexing
-    if found is None or found.gate_status is None:
+    if found is None or (job.error is not None and found.reason == job.error):
         return None
+    if found.gate_status is None:
+        at_gate = not job.is_final and job.progress.done == job.progress.total - 1
+        return f"index {found.index_id or '-'}: its gate is next, or measures it now" if at_gate else None
     return f"index {found.index_id or '-'} {found.gate_status.value}: {found.reason}"
 
 
 def pace_line(job: JobView) -> str | None:
-    """`12.5 images a second, about 4 min left`; None before the first outcome, and when the job has ended."""
+    """`12.5 images a second, about 4 min left`; None before the first outcome, at a gate, and after the end."""
     if job.is_final or job.started_at is None or not job.progress.done:
+        return None
+    if job.kind is JobKind.REINDEX and job.progress.done == job.progress.total - 1:
         return None
     took_s = max((datetime.now(UTC) - job.started_at).total_seconds(), 0.001)
     rate = job.progress.done / took_s

@@ -71,7 +71,7 @@ def test_an_archive_is_reindexed_shown_and_switched_back(gallery: Workshop, run:
     assert "gate passed in job 2: 6 of 6 images" in out
 
     code, out, _ = run("index", "switch", "1", "--no-wait")
-    assert (code, out.splitlines()[0]) == (0, f"index 1 of {ARCHIVE} lacks nothing; job 3, then switches")
+    assert (code, out.splitlines()[0]) == (0, f"index 1 of {ARCHIVE} lacks nothing: job 3 counts and switches")
     gallery.run()
     _, out, _ = run("index", "list", "--json")
     assert [one["index"]["state"] for one in json.loads(out)] == ["active", "retired"]

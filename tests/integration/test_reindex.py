@@ -28,7 +28,7 @@ from tests.integration.conftest import Postcards
 from tests.retrievers import write_retriever
 from tests.workshop import ARCHIVE, Workshop
 
-CARDS = 24
+CARDS = 20
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +52,8 @@ def asked(postcards: Postcards) -> list[str]:
 
 @pytest.fixture
 def gallery(workshop: Workshop, postcards: Postcards) -> Workshop:
-    """The first postcards, four to a shard."""
-    own = workshop.with_settings(files_per_shard=8, files_per_step=4, top_k=2, gate_questions=10)
+    """The first postcards, eight to a shard."""
+    own = workshop.with_settings(files_per_shard=8, files_per_step=4, top_k=3, gate_questions=10, leave_one_out=False)
     own.ingest_files(cards(postcards, 0, CARDS))
     return own
 
@@ -144,7 +144,7 @@ class Watched:
 def test_another_retriever_takes_over_and_answers_name_its_index(
     gallery: Workshop, other: RetrieverSource, asked: list[str]
 ) -> None:
-    before = gallery.ask(asked)
+    before = gallery.ask(asked, top_k=3)
     job = reindexed(gallery, Selection.ALL, other)
     assert (job.state, job.progress.by_status) == (JobState.COMPLETED, {"embedded": CARDS, "switched": 1})
     assert states(gallery) == [("retired", CARDS), ("active", CARDS)]
@@ -155,7 +155,7 @@ def test_another_retriever_takes_over_and_answers_name_its_index(
     assert old.retired_at is not None and new.index.spec == other.as_json()
     assert job.reindexing is not None and job.reindexing.index_id == new.index.index_id
 
-    after = gallery.ask(asked)
+    after = gallery.ask(asked, top_k=3)
     assert (indexes_named(before), indexes_named(after)) == ({old.index.index_id}, {new.index.index_id})
     scores = [[candidate.clip_score for row in rows for candidate in row.candidates] for rows in (before, after)]
     assert scores[0] != scores[1], "both retrievers gave the same vectors: the test shows nothing"
@@ -255,7 +255,7 @@ def test_pictures_are_decoded_for_each_size_of_retriever(
 def test_the_gate_refuses_a_retriever_that_finds_worse_pictures(
     gallery: Workshop, blind: RetrieverSource, asked: list[str]
 ) -> None:
-    gallery.ask(asked)
+    gallery.ask(asked, top_k=3)
     job = reindexed(gallery, Selection.ALL, blind)
     assert job.progress.by_status == {"embedded": CARDS, "refused": 1}
     assert states(gallery) == [("active", CARDS), ("retired", CARDS)]
@@ -264,7 +264,7 @@ def test_the_gate_refuses_a_retriever_that_finds_worse_pictures(
     assert gate is not None and not gate["passed"]
     assert gate["recall"]["value"] == 1.0, "an exact search among vectors that mean nothing is exact"
     assert {one["question"] for one in gate["answers"]["differences"]} <= set(asked)
-    assert indexes_named(gallery.ask(asked)) == {ids(gallery)[0]}
+    assert indexes_named(gallery.ask(asked, top_k=3)) == {ids(gallery)[0]}
 
 
 def test_the_gate_refuses_an_index_that_misses_many_pictures(gallery: Workshop) -> None:
@@ -288,7 +288,7 @@ def test_one_lost_picture_is_named_and_stops_nothing(gallery: Workshop) -> None:
 
 
 def test_the_recall_of_a_graph_is_measured_by_questions_that_were_asked(gallery: Workshop, asked: list[str]) -> None:
-    gallery.ask([*asked[:2], asked[0]])
+    gallery.ask([*asked[:2], asked[0]], top_k=3)
     reindexed(gallery, Selection.ALL, switch=False)
     index_id = ids(gallery)[1]
     assert vectors.build_hnsw(gallery.engine, index_id, above_rows=1)
@@ -332,11 +332,11 @@ def test_what_is_missing_is_named_and_repaired_in_place(gallery: Workshop) -> No
 
 
 def test_stale_makes_a_new_index_only_if_the_retriever_changed(gallery: Workshop, asked: list[str]) -> None:
-    gallery.ask(asked)
+    gallery.ask(asked, top_k=3)
     assert reindexed(gallery, Selection.STALE).progress.by_status == {"skipped": CARDS, "kept": 1}
     with gallery.engine.begin() as connection:  # as after an update of the models
         connection.execute(update(tables.indexes).values(retriever="mini-clip@00000000"))
-    assert {row.status.value for row in gallery.ask(asked[:1])} == {"failed"}
+    assert {row.status.value for row in gallery.ask(asked[:1], top_k=3)} == {"failed"}
     refused = reindexed(gallery, Selection.MISSING)
     assert refused.error is not None and "vectors of two models never mix" in refused.error
 
@@ -345,7 +345,7 @@ def test_stale_makes_a_new_index_only_if_the_retriever_changed(gallery: Workshop
     gate = listed(gallery)[1].gate
     assert gate is not None and gate["answers"]["questions"], "compared with the answers of then"
     assert gate["answers"]["differ"] == 0
-    assert indexes_named(gallery.ask(asked[:1])) == {ids(gallery)[1]}
+    assert indexes_named(gallery.ask(asked[:1], top_k=3)) == {ids(gallery)[1]}
 
 
 # Switching
@@ -361,9 +361,9 @@ def test_switching_back_fills_what_came_since(
     job = switched(gallery, old)
     assert job.progress.by_status == {"embedded": 2, "switched": 1}
     assert states(gallery) == [("active", CARDS + 2), ("retired", CARDS + 2)]
-    assert indexes_named(gallery.ask(asked[:2])) == {old}
+    assert indexes_named(gallery.ask(asked[:2], top_k=3)) == {old}
     assert switched(gallery, new).progress.by_status == {"switched": 1}
-    assert indexes_named(gallery.ask(asked[:2])) == {new}
+    assert indexes_named(gallery.ask(asked[:2], top_k=3)) == {new}
     with pytest.raises(UsageError, match="is the active one"):
         submit_switch(gallery.engine, gallery.settings, new)
 
@@ -389,7 +389,7 @@ def test_a_question_whose_index_is_dropped_is_answered_from_the_next(
             indexes.drop_index(connection, old)
 
     desk = gallery.with_models(retriever=Watched(gallery.resources.models.retriever, switch_and_drop))
-    job_id = desk.submit(asked[:2]).job_id
+    job_id = desk.submit(asked[:2], top_k=3).job_id
     desk.run()
     assert [shard.error for shard in _troubles(desk, job_id)] == [
         f"there is no index {old} (any more): a newer one took its place; try again"
@@ -411,8 +411,8 @@ def test_a_question_that_runs_during_the_switch_goes_on_with_the_old_index(
             indexes.activate(connection, new)
 
     desk = gallery.with_models(retriever=Watched(gallery.resources.models.retriever, switch))
-    assert indexes_named(desk.ask(asked[:2])) == {old}
-    assert indexes_named(desk.ask(asked[:2])) == {new}
+    assert indexes_named(desk.ask(asked[:2], top_k=3)) == {old}
+    assert indexes_named(desk.ask(asked[:2], top_k=3)) == {new}
 
 
 def test_indexes_are_dropped_when_nobody_needs_them(gallery: Workshop, other: RetrieverSource) -> None:
@@ -461,7 +461,7 @@ def test_a_cancelled_reindexing_goes_on_after_retry_with_its_gate_last(
     assert [tuple(row) for row in rows] == [(8, None, False), (CARDS, "query", True)]
     gallery.run()
     assert gallery.job(job_id).progress.by_status == {"embedded": CARDS, "switched": 1}
-    assert indexes_named(gallery.ask(asked[:1])) == {ids(gallery)[1]}
+    assert indexes_named(gallery.ask(asked[:1], top_k=3)) == {ids(gallery)[1]}
 
 
 def test_the_gate_does_not_wait_behind_a_stream_of_questions(
@@ -469,7 +469,7 @@ def test_the_gate_does_not_wait_behind_a_stream_of_questions(
 ) -> None:
     job_id = queue(gallery, Selection.ALL, other)
     bench = gallery.with_settings(questions_per_shard=1)
-    stream = bench.submit([f"{question} ({number})" for number in range(8) for question in asked[:2]])
+    stream = bench.submit([f"{question} ({number})" for number in range(8) for question in asked[:2]], top_k=3)
     for _ in range(CARDS // 8 + 8):
         bench.run_once()
     assert bench.job(job_id).progress.by_status == {"embedded": CARDS, "switched": 1}
