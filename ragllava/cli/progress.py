@@ -99,7 +99,7 @@ def inputs(job: JobView) -> str:
 
 
 def reindexing_line(job: JobView) -> str | None:
-    """`index 2 switched: 60 of 60 images have their vector …`; None for other jobs, and where nothing is to be added."""
+    """`index 2 switched: 60 of 60 images have their vector …`; None for other jobs, and where all is said."""
     found = job.reindexing
     if found is None or (job.error is not None and found.reason == job.error):
         return None
