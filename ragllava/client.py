@@ -35,6 +35,7 @@ from ragllava.stages.captions import CaptionBook, read_captions
 from ragllava.stages.feedback import QuestionView, StoredFeedback, store_feedback, view_question
 from ragllava.stages.feedback_files import feedback_of, read_feedback
 from ragllava.stages.finalize import result_rows
+from ragllava.stages.gaps import Gap, find_gaps
 from ragllava.stages.label_studio import read_annotations
 from ragllava.stages.question_files import (
     MAX_QUESTION_CHARACTERS,
@@ -43,13 +44,15 @@ from ragllava.stages.question_files import (
     read_questions,
 )
 from ragllava.stages.refresh import submit_refresh
+from ragllava.stages.reindex import ReindexRequest, submit_reindex, submit_switch
 from ragllava.stages.resources import Resources
 from ragllava.stages.results import ResultRow, write_errors, write_results
 from ragllava.stages.sources import list_sources
 from ragllava.stages.submit import ASK_PRIORITY, Submission, Submitted, submit_files, submit_questions
-from ragllava.stores import archive, noisy, presence, registry
+from ragllava.stores import archive, indexes, noisy, presence, registry
 from ragllava.stores.archive import ArchiveSummary, RejectedFile
 from ragllava.stores.database import in_transaction, make_engine
+from ragllava.stores.indexes import IndexDetails
 from ragllava.stores.noisy import NoisyView
 from ragllava.stores.objects import ObjectStore, content_key
 from ragllava.stores.presence import WorkerView
@@ -311,6 +314,36 @@ class Client:
     def rejected(self, name: str) -> list[RejectedFile]:
         """The files of an archive whose latest ingest was refused, with the reason."""
         return self._do(lambda c: archive.rejected_files(c, archive.get_archive(c, name).archive_id))
+
+    def gaps(self, name: str) -> list[Gap]:
+        """The images of an archive that no question can find, and why."""
+        return self._do(lambda c: find_gaps(c, archive.get_archive(c, name).archive_id))
+
+    def reindex(self, request: ReindexRequest) -> int:
+        """Queue a reindexing; returns its job. Raises UsageError for what cannot be done."""
+        job_id = submit_reindex(self.engine, self.settings, request)
+        self._dispatch()
+        return job_id
+
+    def indexes(self, archive_name: str | None = None) -> list[IndexDetails]:
+        """The indexes of an archive, or of all, by archive and age."""
+        if archive_name is None:
+            return self._do(indexes.all_indexes)
+        return self._do(lambda c: indexes.all_indexes(c, archive.get_archive(c, archive_name).archive_id))
+
+    def index(self, index_id: int) -> IndexDetails:
+        """One index. Raises UsageError for an unknown id."""
+        return self._do(lambda c: indexes.find_index(c, index_id))
+
+    def switch_index(self, index_id: int) -> int:
+        """Queue a job that fills this index and then answers from it; returns the job."""
+        job_id = submit_switch(self.engine, self.settings, index_id)
+        self._dispatch()
+        return job_id
+
+    def drop_index(self, index_id: int) -> None:
+        """Forget an index and its vectors. Raises UsageError for the active one, and for one that a job fills."""
+        self._do(lambda c: indexes.drop_index(c, index_id))
 
     def versions(self, role: Role | None = None) -> list[VersionView]:
         """The model versions of this profile, by role, the newest first."""

@@ -63,7 +63,13 @@ class BlobSwept(RagllavaError):
 
 
 class IndexUnusable(RagllavaError):
-    """The index was dropped, or its vectors have another number of dimensions than those given."""
+    """The vectors of the index have another number of dimensions than those given."""
+
+
+class IndexGone(IndexUnusable):
+    """The index was dropped; looking again finds the one that took its place."""
+
+    retryable = True
 
 
 class ScoreRejected(RagllavaError):

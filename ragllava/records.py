@@ -67,11 +67,32 @@ class ReindexStatus(StrEnum):
     SKIPPED = "skipped"  # the image had its vector already, or was retired meanwhile
     UNREADABLE = "unreadable"  # its picture is missing from the store, or damaged
     SWITCHED = "switched"  # the gate passed: questions are answered from the new index
-    KEPT = "kept"  # the gate passed, and the switch is left to somebody
+    KEPT = "kept"  # the gate passed, and there is nothing to switch, or the switch is left to somebody
     REFUSED = "refused"  # the gate found the new index worse; the old one stays
     FAILED = "failed"
     DEAD = "dead"
     CANCELLED = "cancelled"
+
+
+class Selection(StrEnum):
+    """Which images of an archive a reindexing embeds."""
+
+    MISSING = "missing"  # those without a vector in the active index
+    FAILED = "failed"  # those of them that the latest reindexing could not embed
+    STALE = "stale"  # all, if the active index was made by another version of its retriever than there is now
+    ALL = "all"  # all, into a new index beside the active one
+
+
+class GapReason(StrEnum):
+    """Why an image has no vector in the active index of its archive."""
+
+    NO_INDEX = "no_index"
+    WAITING = "waiting"  # a job will embed it
+    UNREADABLE = "unreadable"  # its picture is missing from the store, or damaged
+    FAILED = "failed"  # a job gave it up
+    CANCELLED = "cancelled"
+    NEVER_TRIED = "never_tried"
+    LOST = "lost"  # it had one
 
 
 class ChoreStatus(StrEnum):

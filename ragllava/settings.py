@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     embed_batch: int = Field(default=64, ge=1)
     decoders: int = Field(default=1, ge=1)  # sandboxed child processes that decode pictures
 
+    # Reindexing.
+    gate_questions: int = Field(default=20, ge=0)  # old questions that a new index must answer as well as the old one
+
     # Work (RELIABILITY D3 to D5). The database's clock decides all of these.
     lease_s: float = Field(default=60.0, gt=0)
     heartbeat_s: float = Field(default=15.0, gt=0)

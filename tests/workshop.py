@@ -21,6 +21,7 @@ from ragllava.stages.captions import read_captions
 from ragllava.stages.finalize import result_rows
 from ragllava.stages.ingest import ingest_stage
 from ragllava.stages.question_files import read_questions
+from ragllava.stages.reindex import reindex_stage
 from ragllava.stages.resources import Resources
 from ragllava.stages.results import ResultRow
 from ragllava.stages.sources import list_sources
@@ -30,7 +31,11 @@ from ragllava.stores.database import make_engine
 from ragllava.stores.schema import files, images, shards
 from tests.builders import WORKER, Desk
 
-STAGES: dict[JobKind, Stage[Resources]] = {JobKind.INGEST: ingest_stage, JobKind.ANSWER: answer_stage}
+STAGES: dict[JobKind, Stage[Resources]] = {
+    JobKind.INGEST: ingest_stage,
+    JobKind.ANSWER: answer_stage,
+    JobKind.REINDEX: reindex_stage,
+}
 ARCHIVE = "postcards"
 
 

@@ -22,6 +22,7 @@ from ragllava.records import JobKind
 from ragllava.settings import Settings, load_settings
 from ragllava.stages.answer import answer_stage
 from ragllava.stages.ingest import ingest_stage
+from ragllava.stages.reindex import reindex_stage
 from ragllava.stages.resources import Resources
 from ragllava.stores import presence, registry
 from ragllava.stores.database import in_transaction, make_engine
@@ -40,6 +41,7 @@ STAGES: dict[JobKind, Stage[Resources]] = {
     JobKind.INGEST: ingest_stage,
     JobKind.ANSWER: answer_stage,
     JobKind.TRAIN: _train,
+    JobKind.REINDEX: reindex_stage,
 }
 
 

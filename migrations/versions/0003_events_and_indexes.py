@@ -26,6 +26,11 @@ def upgrade() -> None:
     op.add_column("questions", sa.Column("previous", JSONB()))
     op.add_column("answers", sa.Column("candidates_digest", sa.Text()))
     op.add_column("answers", sa.Column("changes", ARRAY(sa.Text())))
+    # An index may be built beside the active one by the same retriever.
+    op.drop_index("uq_indexes_living", "indexes")
+    op.create_index(
+        "uq_indexes_active", "indexes", ["archive_id"], unique=True, postgresql_where=sa.text("state = 'active'")
+    )
     _create_bindings()
     _create_bound_objects()
     _create_hints()
@@ -42,6 +47,16 @@ def downgrade() -> None:
     for column in ("changes", "candidates_digest"):
         op.drop_column("answers", column)
     op.drop_column("questions", "previous")
+    # Half-built ones would get no new images any more.
+    op.execute("UPDATE indexes SET state = 'retired' WHERE state = 'building'")
+    op.drop_index("uq_indexes_active", "indexes")
+    op.create_index(
+        "uq_indexes_living",
+        "indexes",
+        ["archive_id", "retriever"],
+        unique=True,
+        postgresql_where=sa.text("state <> 'retired'"),
+    )
     for column in ("retired_at", "gate", "spec"):
         op.drop_column("indexes", column)
     for column in ("is_last", "queue"):
@@ -171,3 +186,4 @@ def _create_reindexed() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_reindexed_job_id", ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["image_id"], ["images.id"], name="fk_reindexed_image_id", ondelete="SET NULL"),
     )
+    op.create_index("ix_reindexed_image_id", "reindexed", ["image_id"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ragllava.cli.options import archive_option, as_time, connected, json_option, print_json
+from ragllava.cli.options import archive_option, as_time, connected, json_option, print_json, print_table
 
 
 @click.command()
@@ -53,7 +53,7 @@ def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait
 
 @click.group()
 def archive() -> None:
-    """List and show archives."""
+    """List and show archives, and name the images that no question can find."""
 
 
 @archive.command("list")
@@ -97,3 +97,24 @@ def show_archive(name: str, rejected: bool, as_json: bool) -> None:
         click.echo(f"{file.source}: {file.reason}")
     if rejected and not refused:
         click.echo("no file was refused")
+
+
+@archive.command()
+@click.argument("name")
+@json_option
+def gaps(name: str, as_json: bool) -> None:
+    """Every image without a vector in the active index, and why."""
+    from rich.table import Table
+
+    with connected() as client:
+        found = client.gaps(name)
+    if as_json:
+        print_json([asdict(gap) for gap in found])
+        return
+    if not found:
+        click.echo(f"{name}: every image has its vector")
+        return
+    table = Table("image", "source", "reason", "explanation", box=None)
+    for gap in found:
+        table.add_row(str(gap.image_id), gap.source, gap.reason.value, gap.explanation)
+    print_table(table)

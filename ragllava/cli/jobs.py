@@ -49,7 +49,14 @@ def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:
 @json_option
 def show_job(job_id: int, as_json: bool) -> None:
     """One job, with the shards that run or went wrong."""
-    from ragllava.cli.progress import outbox_line, outcome_line, refresh_line, training_line
+    from ragllava.cli.progress import (
+        outbox_line,
+        outcome_line,
+        pace_line,
+        refresh_line,
+        reindexing_line,
+        training_line,
+    )
 
     with connected() as client:
         job = client.job(job_id)
@@ -58,7 +65,7 @@ def show_job(job_id: int, as_json: bool) -> None:
         print_json(job.as_json() | {"shards": [asdict(shard) for shard in troubles]})
         return
     click.echo(outcome_line(job))
-    for line in (training_line(job), refresh_line(job), outbox_line(job)):
+    for line in (training_line(job), reindexing_line(job), refresh_line(job), pace_line(job), outbox_line(job)):
         if line is not None:
             click.echo(line)
     for name in ("created_at", "started_at", "finished_at"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import click
 from rich.console import Console
@@ -19,6 +20,7 @@ from rich.progress import (
 
 from ragllava.client import Client
 from ragllava.jobs.control import JobView
+from ragllava.records import JobKind
 
 
 @contextmanager
@@ -116,5 +118,43 @@ def outbox_line(job: JobView) -> str | None:
 
 def inputs(job: JobView) -> str:
     """`1 file`, `200 questions`."""
-    noun = {"ingest": "file", "answer": "question", "train": "training"}[job.kind.value]
-    return f"{job.progress.total} {noun}" + ("" if job.progress.total == 1 else "s")
+    if job.kind is JobKind.REINDEX:
+        return f"{_counted(job.progress.total - 1, 'image')} and the gate"
+    return _counted(job.progress.total, _NOUNS[job.kind])
+
+
+def reindexing_line(job: JobView) -> str | None:
+    """`index 2 switched: 60 of 60 images have their vector …`; None for other jobs, and where all is said."""
+    found = job.reindexing
+    if found is None or (job.error is not None and found.reason == job.error):
+        return None
+    if found.gate_status is None:
+        at_gate = not job.is_final and job.progress.done == job.progress.total - 1
+        return f"index {found.index_id or '-'}: its gate is next, or measures it now" if at_gate else None
+    return f"index {found.index_id or '-'} {found.gate_status.value}: {found.reason}"
+
+
+def pace_line(job: JobView) -> str | None:
+    """`12.5 images a second, about 4 min left`; None before the first outcome, at a gate, and after the end."""
+    if job.is_final or job.started_at is None or not job.progress.done:
+        return None
+    if job.kind is JobKind.REINDEX and job.progress.done == job.progress.total - 1:
+        return None
+    took_s = max((datetime.now(UTC) - job.started_at).total_seconds(), 0.001)
+    rate = job.progress.done / took_s
+    left_s = (job.progress.total - job.progress.done) / rate
+    return f"{rate:.3g} {_NOUNS[job.kind]}s a second, about {_duration(left_s)} left"
+
+
+_NOUNS = {JobKind.INGEST: "file", JobKind.ANSWER: "question", JobKind.TRAIN: "training", JobKind.REINDEX: "image"}
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -17,8 +17,9 @@ from ragllava.errors import UsageError
 from ragllava.jobs.queue import Lease, close_job_if_ended, end_open_shards, hand_back, insert_shards
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
 from ragllava.records import AnswerStatus, ChoreStatus, FileStatus, JobKind, Progress, ReindexStatus, TrainingStatus
-from ragllava.stores import outcomes, refreshes, trainings
+from ragllava.stores import outcomes, refreshes, reindexed, trainings
 from ragllava.stores.refreshes import RefreshView
+from ragllava.stores.reindexed import ReindexingView
 from ragllava.stores.schema import archives, jobs, shards
 from ragllava.stores.trainings import TrainingView
 
@@ -58,7 +59,10 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as people see it. `training` is set for train jobs, `refresh` for answer jobs that refresh another."""
+    """A job as people see it.
+
+    `training` is set for train jobs, `reindexing` for reindex jobs, `refresh` for answer jobs that refresh another.
+    """
 
     job_id: int
     kind: JobKind
@@ -74,6 +78,7 @@ class JobView:
     finished_at: datetime | None
     training: TrainingView | None = None
     refresh: RefreshView | None = None
+    reindexing: ReindexingView | None = None
 
     @property
     def is_final(self) -> bool:
@@ -96,6 +101,7 @@ class JobView:
             **{name: time.isoformat() if time else None for name, time in times.items()},
             **({"training": self.training.as_json()} if self.training else {}),
             **({"refresh": self.refresh.as_json()} if self.refresh else {}),
+            **({"reindexing": self.reindexing.as_json()} if self.reindexing else {}),
         }
 
 
@@ -226,14 +232,25 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     numbers = outcomes.reopen(connection, kind, job_id, [str(status) for status in RETRIED_STATUSES[kind]], run_no)
     if not numbers:
         return 0
-    chunks = [numbers[i : i + per_shard] for i in range(0, len(numbers), per_shard)]
+    last = _last_shard(connection, job_id)
+    others = [number for number in numbers if last is None or number != last.lo]
+    chunks = [others[i : i + per_shard] for i in range(0, len(others), per_shard)]
     insert_shards(connection, job_id, run_no, [(chunk[0], chunk[-1] + 1) for chunk in chunks])
+    if last is not None and len(others) < len(numbers):
+        insert_shards(connection, job_id, run_no, [(last.lo, last.hi)], queue=last.queue, is_last=True)
     connection.execute(
         update(jobs)
         .where(jobs.c.id == job_id)
         .values(state=JobState.RUNNING, finished_at=None, result=None, error=None)
     )
     return len(numbers)
+
+
+def _last_shard(connection: Connection, job_id: int) -> Row[Any] | None:
+    """The shard that waited for all others in the first run; None when the job has none."""
+    return connection.execute(
+        select(shards).where(shards.c.job_id == job_id, shards.c.is_last).order_by(shards.c.id).limit(1)
+    ).one_or_none()
 
 
 def jobs_without_result(connection: Connection) -> list[int]:
@@ -306,4 +323,5 @@ def _as_view(connection: Connection, row: Row[Any]) -> JobView:
         finished_at=row.finished_at,
         training=trainings.view(connection, row.id) if kind is JobKind.TRAIN else None,
         refresh=refreshes.view(connection, row.id, row.spec["refreshes"]) if "refreshes" in row.spec else None,
+        reindexing=reindexed.view(connection, row.id) if kind is JobKind.REINDEX else None,
     )

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, and_, exists, func, select, text, update
+from sqlalchemy import Connection, Engine, and_, case, exists, func, select, text, update
 
 from ragllava.jobs.queue import Limits, close_job_if_ended, end_open_shards, lock_shards, seconds, settle
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
@@ -148,10 +148,10 @@ def _room(connection: Connection, settings: Settings) -> _Room:
         {"age": 3 * settings.tick_s},
     )
     outstanding = connection.execute(
-        select(jobs.c.kind, shards.c.queue, jobs.c.priority, func.count())
+        select(jobs.c.kind, shards.c.queue, _PRIORITY, func.count())
         .join(shards, shards.c.job_id == jobs.c.id)
         .where(jobs.c.finished_at.is_(None), shards.c.state == ShardState.QUEUED)
-        .group_by(jobs.c.kind, shards.c.queue, jobs.c.priority)
+        .group_by(jobs.c.kind, shards.c.queue, _PRIORITY)
     )
     taken: dict[tuple[str, int], int] = defaultdict(int)
     for kind, queue, priority, number in outstanding:
@@ -166,7 +166,7 @@ def _pending(connection: Connection) -> list[_PendingShard]:
         other.c.job_id == shards.c.job_id, other.c.id != shards.c.id, other.c.state.in_(OPEN_SHARD_STATES)
     )
     ready = (
-        select(shards.c.id, jobs.c.kind, shards.c.queue, jobs.c.priority, jobs.c.id.label("job_id"), turn.label("turn"))
+        select(shards.c.id, jobs.c.kind, shards.c.queue, _PRIORITY, jobs.c.id.label("job_id"), turn.label("turn"))
         .join(jobs, jobs.c.id == shards.c.job_id)
         .where(
             jobs.c.finished_at.is_(None),
@@ -188,6 +188,8 @@ def _pending(connection: Connection) -> list[_PendingShard]:
 
 
 _LOOK_AHEAD = 1000
+# What ends a job of low priority takes turns with the others: behind a stream of questions it would never come.
+_PRIORITY = case((shards.c.is_last, func.greatest(jobs.c.priority, 0)), else_=jobs.c.priority).label("priority")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragllava.models.checks import digest, manifest, model_version
-from ragllava.models.profiles import Profile, find_model, get_profile
+from ragllava.models.profiles import Profile, RetrieverSource, find_model, get_profile, with_retriever
 from ragllava.records import Role
 from ragllava.settings import Settings
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from ragllava.models.mllm import Mllm
     from ragllava.models.reranker import Reranker
     from ragllava.models.retriever import Retriever
+
+# Beside the profile's own: that of the active index and that of the one being built.
+_OTHER_RETRIEVERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +49,25 @@ class ModelBundle:
         self._lock = threading.RLock()
         self._worn = {role: _Worn() for role in Role}
         self._loaded: dict[str, Adapter] = {}  # by the digest of their files
+        self._others: OrderedDict[RetrieverSource, Retriever] = OrderedDict()
 
     @property
     def retriever(self) -> Retriever:
         """The two towers of open_clip."""
         with self._lock:
             return self._retriever
+
+    def retriever_from(self, source: RetrieverSource) -> Retriever:
+        """The retriever of an index that was not made by the profile's own; the two used last stay loaded."""
+        with self._lock:
+            if source == RetrieverSource.of(self.profile):
+                return self._retriever
+            if source not in self._others:
+                self._others[source] = self._load_other(source)
+            self._others.move_to_end(source)
+            while len(self._others) > _OTHER_RETRIEVERS:
+                self._others.popitem(last=False)
+            return self._others[source]
 
     @property
     def reranker(self) -> Reranker:
@@ -111,6 +128,11 @@ class ModelBundle:
         from ragllava.models.retriever import load_retriever
 
         return load_retriever(self.profile, self._plan, self.settings)
+
+    def _load_other(self, source: RetrieverSource) -> Retriever:
+        from ragllava.models.retriever import load_retriever
+
+        return load_retriever(with_retriever(self.profile, source), self._plan, self.settings)
 
     @cached_property
     def _mllm(self) -> Mllm:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ragllava.errors import ModelUnavailable, SettingsError
+from ragllava.errors import ModelUnavailable, SettingsError, UsageError
 from ragllava.settings import Settings
 
 LOCAL_DIR = "local-dir:"
@@ -38,6 +38,25 @@ class Profile:
     retriever_repository: str | None = None
     threshold: float = NATURAL_THRESHOLD
     threshold_curve: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RetrieverSource:
+    """Where a retriever comes from, in a profile's words: an open_clip architecture with its tag and the hub
+    repository of that tag's weights (None: the one that open_clip knows), or `local-dir:<folder>`."""
+
+    retriever: str
+    tag: str | None = None
+    repository: str | None = None
+
+    @classmethod
+    def of(cls, profile: Profile) -> RetrieverSource:
+        """Where the profile's own retriever comes from."""
+        return cls(profile.retriever, profile.retriever_tag, profile.retriever_repository)
+
+    def as_json(self) -> dict[str, Any]:
+        """As stored beside an index; `RetrieverSource(**stored)` reads it."""
+        return {"retriever": self.retriever, "tag": self.tag, "repository": self.repository}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +149,29 @@ def _check_fields(path: Path, values: dict[str, Any]) -> None:
     threshold = values.get("threshold", NATURAL_THRESHOLD)
     if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
         raise SettingsError(f"RAGLLAVA_PROFILE={path}: threshold must be a number from 0 to 1, not {threshold!r}")
+
+
+def parse_retriever(text: str) -> RetrieverSource:
+    """The retriever that a person names: the folder of an open_clip model, or `MODEL/TAG` as open_clip lists them.
+
+    Raises UsageError for anything else.
+    """
+    folder = Path(text.removeprefix(LOCAL_DIR))
+    if text.startswith((LOCAL_DIR, "/", ".")) or folder.is_dir():
+        if not (folder / "open_clip_config.json").is_file():
+            raise UsageError(f"{folder}: this is no folder of an open_clip model; it has no open_clip_config.json")
+        return RetrieverSource(f"{LOCAL_DIR}{folder.absolute()}")
+    model, slash, tag = text.partition("/")
+    if not (model and slash and tag) or "/" in tag:
+        raise UsageError(f"{text!r} names no retriever: give a folder, or MODEL/TAG, as in ViT-B-16-SigLIP2-384/webli")
+    return RetrieverSource(model, tag)
+
+
+def with_retriever(profile: Profile, source: RetrieverSource) -> Profile:
+    """The same profile with another retriever."""
+    return replace(
+        profile, retriever=source.retriever, retriever_tag=source.tag, retriever_repository=source.repository
+    )
 
 
 def retriever_reference(profile: Profile) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,6 +72,8 @@ class Retriever:
 
 def load_retriever(profile: Profile, plan: DevicePlan, settings: Settings) -> Retriever:
     """Load the profile's retriever from files on this machine. Raises ModelUnavailable."""
+    if not profile.retriever.startswith(LOCAL_DIR) and profile.retriever_repository is None:
+        profile = replace(profile, retriever_repository=_known_repository(profile))
     folder = find_model(retriever_reference(profile), profile, settings)
     check_model_folder(folder.path)
     version = model_version(folder, settings.home / "cache")
@@ -99,12 +102,7 @@ def _load_named(profile: Profile, folder: ModelFolder, plan: DevicePlan) -> tupl
     """An architecture that open_clip knows by name, with the weights and the picture preparation of a tag."""
     import open_clip
 
-    tag = open_clip.get_pretrained_cfg(profile.retriever, profile.retriever_tag or "")
-    if not tag:
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(profile.retriever)) or "none"
-        raise ModelUnavailable(
-            f"open_clip knows no weights {profile.retriever_tag!r} of {profile.retriever!r}; its tags are: {known}"
-        )
+    tag = _pretrained(profile)
     network, preprocess = open_clip.create_model_from_pretrained(
         profile.retriever,
         pretrained=str(folder.path / _WEIGHTS),
@@ -116,6 +114,30 @@ def _load_named(profile: Profile, folder: ModelFolder, plan: DevicePlan) -> tupl
         image_resize_mode=tag["resize_mode"],
     )
     return network.eval(), preprocess, _named_tokenizer(profile, folder)
+
+
+def _pretrained(profile: Profile) -> dict[str, Any]:
+    """What open_clip knows of the weights that the profile names."""
+    import open_clip
+
+    tag: dict[str, Any] = open_clip.get_pretrained_cfg(profile.retriever, profile.retriever_tag or "")
+    if not tag:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(profile.retriever)) or "none"
+        raise ModelUnavailable(
+            f"open_clip knows no weights {profile.retriever_tag!r} of {profile.retriever!r}; its tags are: {known}"
+        )
+    return tag
+
+
+def _known_repository(profile: Profile) -> str:
+    """The hub repository of these weights; open_clip writes it with a slash and perhaps a file at its end."""
+    repository = "/".join(str(_pretrained(profile).get("hf_hub") or "").split("/")[:2])
+    if not repository:
+        raise ModelUnavailable(
+            f"open_clip names no hub repository for {profile.retriever}/{profile.retriever_tag}: "
+            "put the weights into a folder with open_clip_config.json and give that folder"
+        )
+    return repository
 
 
 def _named_tokenizer(profile: Profile, folder: ModelFolder) -> _Tokenizer:

@@ -32,7 +32,7 @@ from ragllava.settings import Settings
 from ragllava.stages.adapters import wear_champions
 from ragllava.stages.changes import take_over_unchanged
 from ragllava.stages.diagnose import DoubtLimits, Evidence, find_noisy
-from ragllava.stages.resources import Resources, require_own_index
+from ragllava.stages.resources import Resources
 from ragllava.stores import answers, archive, noisy, registry, vectors
 from ragllava.stores.database import in_transaction
 from ragllava.stores.registry import ModelVersion
@@ -110,29 +110,41 @@ def _write(connection: Connection, lease: Lease, results: list[Answer], cases: l
 
 
 def prepare(
-    engine: Engine, settings: Settings, resources: Resources, archive_id: int, options: dict[str, object]
+    engine: Engine,
+    settings: Settings,
+    resources: Resources,
+    archive_id: int,
+    options: dict[str, object],
+    index: IndexView | None = None,
 ) -> AnswerTools:
     """Look up what all questions of a shard share, and let the models be the champions of this moment.
 
     So a new champion is taken up between two shards, with its own η, and no question is answered by two versions.
-    Raises JobRefused when the archive's index is another model's, or when a champion cannot be used here.
+    The same with a new index; `index` names another one than the archive's active one. Raises JobRefused when the
+    retriever of the index, or a champion, cannot be used here.
     """
-    tools, champions = look_up(engine, settings, resources, archive_id, options)
+    tools, champions = look_up(engine, settings, resources, archive_id, options, index)
     wear_champions(resources, champions)
     return tools
 
 
 def look_up(
-    engine: Engine, settings: Settings, resources: Resources, archive_id: int, options: dict[str, object]
+    engine: Engine,
+    settings: Settings,
+    resources: Resources,
+    archive_id: int,
+    options: dict[str, object],
+    index: IndexView | None = None,
 ) -> tuple[AnswerTools, dict[Role, ModelVersion]]:
     """As `prepare`, but nobody wears the champions, which are returned: enough to retrieve with the tools."""
     chosen = AnswerOptions(**options)  # type: ignore[arg-type]
     profile = resources.models.profile
-    index, champions = in_transaction(
+    active, champions = in_transaction(
         engine, lambda c: (vectors.active_index(c, archive_id), registry.champions(c, profile.name))
     )
+    index = index or active
     if index is not None:
-        require_own_index(index, resources.models.retriever.version)
+        resources.retriever_of(index)
     threshold = chosen.threshold
     if threshold is None:
         reranker = champions.get(Role.RERANKER)
@@ -202,7 +214,7 @@ def retrieve(questions: Sequence[Question], tools: AnswerTools) -> list[list[Can
     index = tools.index
     if index is None:
         return [[] for _ in questions]
-    queries = tools.resources.models.retriever.embed_texts([question.text for question in questions])
+    queries = tools.resources.retriever_of(index).embed_texts([question.text for question in questions])
     hits = in_transaction(tools.engine, lambda c: vectors.search(c, index.index_id, queries, tools.options.top_k))
     ids = sorted({hit.image_id for row in hits for hit in row})
     images = in_transaction(tools.engine, lambda c: archive.load_images(c, ids))

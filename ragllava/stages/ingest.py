@@ -7,32 +7,41 @@ is embedded, the next one is read, decoded and uploaded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 from sqlalchemy import Connection
 
-from ragllava.errors import ArchiveChanged, ImageRejected
+from ragllava.errors import ArchiveChanged, ImageRejected, IndexUnusable, JobRefused, ScoreRejected
 from ragllava.images import DecodedImage
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import FileOutcome, FileStatus
+from ragllava.stages.embedding import decode_for, one_ahead
 from ragllava.stages.reading import read_sources
-from ragllava.stages.resources import Resources, require_own_index
-from ragllava.stores import archive, blobs, vectors
+from ragllava.stages.resources import Resources
+from ragllava.stores import archive, blobs, indexes, vectors
 from ragllava.stores.archive import ExistingImage, NewImage, PendingFile, StoredRow
 from ragllava.stores.blobs import NewBlob
 from ragllava.stores.objects import content_key
+from ragllava.stores.vectors import IndexView, Vectors
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-# Pictures are reduced to this many times the retriever's own size before it sees them: enough that its own
-# resizing decides the pixels, little enough that a 50-megapixel picture costs no more than a small one.
-DECODE_SCALE = 4
+    from ragllava.models.retriever import Retriever
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A living index and its retriever; None: it cannot be used here, so the index must be filled by others."""
+
+    index: IndexView
+    retriever: Retriever | None
 
 
 @dataclass
@@ -40,9 +49,12 @@ class Batch:
     """One sub-batch on its way: its files by number, and what was found out about them so far."""
 
     files: dict[int, PendingFile]
+    targets: list[Target]
     rejected: dict[int, str] = field(default_factory=dict)  # reason, by file number
     hashes: dict[int, str] = field(default_factory=dict)  # of every readable file
     decoded: dict[str, DecodedImage] = field(default_factory=dict)  # by hash; only what is new to the archive
+    # Of what is new, the pictures as the retrievers of each size see them, in the order of `decoded`.
+    pictures: dict[int, list[Image]] = field(default_factory=dict)
 
     def reject(self, sha256: str, reason: str) -> None:
         """All files with these bytes share the fate."""
@@ -52,9 +64,12 @@ class Batch:
 
 
 def ingest_stage(context: ShardContext[Resources]) -> None:
-    """Ingest the files of one shard that have no outcome yet; each sub-batch is committed behind the fence."""
+    """Ingest the files of one shard that have no outcome yet; each sub-batch is committed behind the fence.
+
+    New pictures go to the active index and to those that are built beside it.
+    """
     lease, resources = context.lease, context.resources
-    index_id = context.read(lambda c: target_index(c, lease.archive_id, resources))
+    context.read(lambda c: ensure_index(c, lease.archive_id, resources))
     pending = context.read(lambda c: archive.load_files(c, lease.job_id, lease.lo, lease.hi))
     files = {file.file_no: file for file in pending}
     # One stream for the whole shard, so that a compressed tar is unpacked once and not for every sub-batch.
@@ -64,25 +79,35 @@ def ingest_stage(context: ShardContext[Resources]) -> None:
         chunk = list(islice(contents, context.settings.files_per_step))
         return prepare(files, chunk, context) if chunk else None
 
-    for batch in _one_ahead(next_batch):
+    for batch in one_ahead(next_batch):
         context.check()
         embedded = embed(batch, context)
-        context.commit(lambda c, batch=batch, embedded=embedded: store(c, context, index_id, batch, embedded))  # type: ignore[misc]
+        context.commit(lambda c, batch=batch, embedded=embedded: store(c, context, batch, embedded))  # type: ignore[misc]
 
 
-def target_index(connection: Connection, archive_id: int, resources: Resources) -> int:
-    """The index that new images go to; the archive's first one is made and activated here.
+def ensure_index(connection: Connection, archive_id: int, resources: Resources) -> None:
+    """The archive's first index is made and activated here."""
+    if vectors.active_index(connection, archive_id) is None:
+        retriever = resources.models.retriever
+        indexes.activate(connection, indexes.create_index(connection, archive_id, retriever.version, retriever.dim))
 
-    Raises JobRefused when the archive is indexed by another retriever: vectors of two models never mix.
+
+def find_targets(living: Sequence[IndexView], resources: Resources) -> list[Target]:
+    """The indexes that new pictures go to, with their retrievers.
+
+    Raises JobRefused when that of the active one is not here. An index that is being built holds up nobody: what it
+    misses is embedded before its gate (reindex_gate.py).
     """
-    retriever = resources.models.retriever
-    active = vectors.active_index(connection, archive_id)
-    if active is None:
-        index_id = vectors.create_index(connection, archive_id, retriever.version, retriever.dim)
-        vectors.activate(connection, index_id)
-        return index_id
-    require_own_index(active, retriever.version)
-    return active.index_id
+    found: list[Target] = []
+    for index in living:
+        try:
+            found.append(Target(index, resources.retriever_of(index)))
+        except JobRefused as error:
+            if index.state == "active":
+                raise
+            _leave_out(index, error)
+            found.append(Target(index, None))
+    return found
 
 
 def prepare(
@@ -91,7 +116,9 @@ def prepare(
     context: ShardContext[Resources],
 ) -> Batch:
     """Hash what was read of each file, decode and upload those whose bytes the archive does not hold yet."""
-    batch = Batch({number: files[number] for number, _ in chunk})
+    archive_id = context.lease.archive_id
+    living = context.read(lambda c: indexes.living_indexes(c, archive_id))
+    batch = Batch({number: files[number] for number, _ in chunk}, find_targets(living, context.resources))
     contents: dict[str, bytes] = {}
     for number, data in chunk:
         if isinstance(data, ImageRejected):
@@ -99,7 +126,7 @@ def prepare(
         else:
             batch.hashes[number] = sha256 = hashlib.sha256(data).hexdigest()
             contents[sha256] = data
-    known = context.read(lambda c: archive.existing_images(c, context.lease.archive_id, list(contents)))
+    known = context.read(lambda c: archive.existing_images(c, archive_id, list(contents)))
     fresh = {sha256: data for sha256, data in contents.items() if sha256 not in known}
     _restore_lost(context.resources, {sha256: contents[sha256] for sha256 in known}, known)
     _decode(batch, fresh, context.resources)
@@ -107,22 +134,35 @@ def prepare(
     return batch
 
 
-def embed(batch: Batch, context: ShardContext[Resources]) -> npt.NDArray[np.float32]:
-    """Embeddings of the batch's new pictures, one row for each of `batch.decoded` in its order."""
-    retriever = context.resources.models.retriever
-    pictures = [decoded.picture for decoded in batch.decoded.values()]
-    return retriever.embed_images(pictures, batch_size=context.settings.embed_batch)
+def embed(batch: Batch, context: ShardContext[Resources]) -> dict[int, Vectors]:
+    """Embeddings of the batch's new pictures by index: one row for each of `batch.decoded` in its order."""
+    found: dict[int, Vectors] = {}
+    for target in batch.targets:
+        if target.retriever is None:
+            continue
+        pictures = batch.pictures.get(target.retriever.image_size, [])  # no entry: nothing of the batch is new
+        try:
+            embedded = target.retriever.embed_images(pictures, batch_size=context.settings.embed_batch)
+            vectors.check_vectors(target.index, embedded)
+        except (ScoreRejected, IndexUnusable) as error:
+            if target.index.state == "active":
+                raise
+            _leave_out(target.index, error)
+        else:
+            found[target.index.index_id] = embedded
+    return found
 
 
 def store(
     connection: Connection,
     context: ShardContext[Resources],
-    index_id: int,
     batch: Batch,
-    embedded: npt.NDArray[np.float32],
+    embedded: dict[int, Vectors],
 ) -> None:
     """Write images, embeddings and the outcome of every file of the batch, in the caller's transaction."""
     lease = context.lease
+    indexes.lock_archive(connection, lease.archive_id, shared=True)
+    living = _still_living(connection, lease.archive_id, batch, embedded)
     offered = _offered(connection, lease.archive_id, batch)
     rows = archive.store_images(connection, lease.archive_id, list(offered.values()))
     position = {sha256: number for number, sha256 in enumerate(batch.decoded)}
@@ -131,22 +171,46 @@ def store(
         for row, image in zip(rows, offered.values(), strict=True)
         if image.sha256 in position
     }
-    vectors.insert_embeddings(connection, index_id, list(places), embedded[list(places.values())])
+    for index_id in living:
+        vectors.insert_embeddings(connection, index_id, list(places), embedded[index_id][list(places.values())])
     outcomes = [_outcome(number, row) for number, row in zip(offered, rows, strict=True)]
     outcomes += [FileOutcome(number, FileStatus.REJECTED, reason) for number, reason in batch.rejected.items()]
     archive.finish_files(connection, lease.job_id, outcomes)
 
 
+def _still_living(connection: Connection, archive_id: int, batch: Batch, embedded: Mapping[int, Vectors]) -> list[int]:
+    """Those of the indexes that the batch was embedded for which still get new images.
+
+    Raises ArchiveChanged when another one came into being meanwhile, or became active.
+    """
+    known = {target.index.index_id for target in batch.targets}
+    living = indexes.living_indexes(connection, archive_id)
+    for index in living:
+        if index.index_id not in known or (index.state == "active" and index.index_id not in embedded):
+            raise ArchiveChanged(f"index {index.index_id} is new to the archive; what follows goes to it, too")
+    return [index.index_id for index in living if index.index_id in embedded]
+
+
+def _leave_out(index: IndexView, error: Exception) -> None:
+    log.warning(str(error), extra={"action": "index_left_out", "index": index.index_id})
+
+
 def _decode(batch: Batch, fresh: dict[str, bytes], resources: Resources) -> None:
-    """Decode in the sandbox; what cannot be decoded is rejected and leaves `fresh`."""
-    max_side = DECODE_SCALE * resources.models.retriever.image_size
-    decoded = resources.decoder.decode_all(list(fresh.values()), max_side)
-    for sha256, result in zip(list(fresh), decoded, strict=True):
-        if isinstance(result, ImageRejected):
-            batch.reject(sha256, str(result))
-            del fresh[sha256]
-        else:
-            batch.decoded[sha256] = result
+    """Decode in the sandbox, once for each size that a retriever wants; what cannot be decoded is rejected and leaves
+    `fresh`."""
+    of_each_size = {target.retriever.image_size: target.retriever for target in batch.targets if target.retriever}
+    sized: dict[int, dict[str, Image]] = {}
+    for size, retriever in of_each_size.items():
+        decoded = decode_for(retriever, list(fresh.values()), resources)
+        for sha256, result in zip(list(fresh), decoded, strict=True):
+            if isinstance(result, ImageRejected):
+                batch.reject(sha256, str(result))
+                batch.decoded.pop(sha256, None)
+                del fresh[sha256]
+            else:
+                batch.decoded.setdefault(sha256, result)
+                sized.setdefault(size, {})[sha256] = result.picture
+    batch.pictures = {size: [found[sha256] for sha256 in batch.decoded] for size, found in sized.items()}
 
 
 def _upload(batch: Batch, fresh: dict[str, bytes], context: ShardContext[Resources]) -> None:
@@ -194,12 +258,3 @@ def _outcome(file_no: int, row: StoredRow) -> FileOutcome:
     if row.status is FileStatus.DUPLICATE:
         reason = "caption updated" if row.caption_updated else f"the same picture as {row.source}"
     return FileOutcome(file_no, row.status, reason, row.image_id)
-
-
-def _one_ahead(make: Callable[[], T | None]) -> Iterator[T]:
-    """What `make` returns until that is None; the next one is made in a thread while the last one is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="prepare") as thread:
-        waiting = thread.submit(make)
-        while (made := waiting.result()) is not None:
-            waiting = thread.submit(make)
-            yield made

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ragllava.decoding import DecoderPool
-from ragllava.errors import ImageRejected, JobRefused, ObjectCorrupt, ObjectMissing
+from ragllava.errors import ImageRejected, JobRefused, ModelUnavailable, ObjectCorrupt, ObjectMissing
 from ragllava.images import MAX_BYTES, decode
 from ragllava.models.bundle import ModelBundle
+from ragllava.models.profiles import RetrieverSource
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import Role
 from ragllava.settings import Settings
@@ -21,6 +22,8 @@ from ragllava.stores.vectors import IndexView
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from ragllava.models.retriever import Retriever
 
 FETCH_THREADS = 8
 # Longer sides are reduced when a stored picture is read: no supported family looks at more.
@@ -79,6 +82,28 @@ class Resources:
             versions["generator"] = self.models.generator.version
         return versions
 
+    def retriever_of(self, index: IndexView) -> Retriever:
+        """The retriever that made an index. Raises JobRefused when this worker has another one, or none: vectors of
+        two models never mix."""
+        retriever = self.load_retriever(index.spec)
+        if index.retriever != retriever.version:
+            raise JobRefused(
+                f"the archive is indexed by {index.retriever}, but this worker runs {retriever.version}; start workers "
+                "with the profile that the archive was ingested with, or make a new index by "
+                "`ragllava reindex --only stale`"
+            )
+        return retriever
+
+    def load_retriever(self, spec: Mapping[str, Any] | None) -> Retriever:
+        """The retriever that `spec` of an index names, None: the profile's own. Raises JobRefused where it is
+        another one that cannot be loaded here."""
+        if spec is None:
+            return self.models.retriever
+        try:
+            return self.models.retriever_from(RetrieverSource(**spec))
+        except ModelUnavailable as error:
+            raise JobRefused(f"this worker cannot load the index's retriever: {error}") from error
+
     def base_versions(self) -> list[BaseVersion]:
         """The loaded base models in their two roles, for the registry."""
         models, files = self.models, self.models.mllm_files
@@ -94,15 +119,6 @@ class Resources:
             ),
             BaseVersion(Role.GENERATOR, models.base_version, ANSWER_VERSION, manifest=files),
         ]
-
-
-def require_own_index(index: IndexView, retriever: str) -> None:
-    """Raise JobRefused when the archive's index was made by another retriever: vectors of two models never mix."""
-    if index.retriever != retriever:
-        raise JobRefused(
-            f"the archive is indexed by {index.retriever}, but this worker runs {retriever}; "
-            "start workers with the profile that the archive was ingested with"
-        )
 
 
 class PictureCache:

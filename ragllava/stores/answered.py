@@ -13,6 +13,7 @@ from ragllava.records import AnswerStatus, Candidate, JobKind, StoredImage
 T = TypeVar("T")
 
 _PAGE = 1_000
+_LOOKED_AT = 10_000  # questions among which the newest distinct ones are looked for
 
 QuestionKey = tuple[int, int]  # job and number of the question
 
@@ -88,6 +89,28 @@ def find_questions(connection: Connection, names: Iterable[tuple[int, str]]) -> 
         )
         keys += [(row.job_id, row.question_no) for row in rows]
     return {(one.job_id, one.custom_id): one for one in load_questions(connection, keys).values()}
+
+
+def newest_questions(
+    connection: Connection, archive_id: int, limit: int, *, answered: bool = False
+) -> list[AnsweredQuestion]:
+    """The newest questions of an archive, each text once, the newest first; `answered`: only those with an answer."""
+    rows = connection.execute(
+        text("""
+            SELECT job_id, question_no FROM (
+                SELECT DISTINCT ON (text) job_id, question_no FROM (
+                    SELECT q.job_id, q.question_no, q.text FROM questions q JOIN jobs ON jobs.id = q.job_id
+                    WHERE jobs.archive_id = :archive_id AND q.text IS NOT NULL
+                      AND (NOT :answered OR EXISTS (
+                          SELECT FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
+                                                  AND a.status = 'answered'))
+                    ORDER BY q.job_id DESC, q.question_no DESC LIMIT :looked_at) newest
+                ORDER BY text, job_id DESC, question_no DESC) once
+            ORDER BY job_id DESC, question_no DESC LIMIT :limit
+        """),
+        {"archive_id": archive_id, "answered": answered, "looked_at": _LOOKED_AT, "limit": limit},
+    )
+    return list(load_questions(connection, [(row.job_id, row.question_no) for row in rows]).values())
 
 
 def kinds_of_jobs(connection: Connection, job_ids: Sequence[int]) -> dict[int, JobKind]:

@@ -101,14 +101,8 @@ indexes = Table(
     _now("created_at"),
     _now("activated_at", nullable=True),
     _now("retired_at", nullable=True),
-    # One living index for an archive and retriever, promised by the database.
-    Index(
-        "uq_indexes_living",
-        "archive_id",
-        "retriever",
-        unique=True,
-        postgresql_where=text("state <> 'retired'"),
-    ),
+    # One active index for an archive, promised by the database.
+    Index("uq_indexes_active", "archive_id", unique=True, postgresql_where=text("state = 'active'")),
 )
 
 # Partitioned by index, one partition for each (archive, retriever): to drop an index is to drop a table, a scan
@@ -440,7 +434,7 @@ reindexed = Table(
     metadata,
     Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("item_no", BigInteger, primary_key=True, autoincrement=False),
-    Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),
+    Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL"), index=True),
     Column("status", Text),  # NULL until the item has an outcome
     Column("reason", Text),
 )

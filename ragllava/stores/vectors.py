@@ -1,7 +1,8 @@
 """Embeddings of an archive's images and the search for the nearest ones (pgvector; RELIABILITY D11, D12).
 
 An index is one embedding of an archive by one retriever: a row of `indexes` and a partition of `embeddings`, a
-table of its own. So a search never meets another archive's vectors, and dropping an index is dropping a table.
+table of its own. So a search never meets another archive's vectors, and dropping an index is dropping a table. How an
+index comes into being, becomes the active one and goes is told in indexes.py.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from pgvector import HalfVector
 from pgvector.psycopg import register_vector
 from psycopg import Connection as DriverConnection
 from sqlalchemy import Connection, Engine, RowMapping, select, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from ragllava.errors import IndexUnusable, ScoreRejected, UsageError
+from ragllava.errors import IndexGone, IndexUnusable, ScoreRejected
+from ragllava.records import StoredImage
 from ragllava.stores.schema import indexes
 
 log = logging.getLogger(__name__)
@@ -35,17 +37,20 @@ MAX_DIMENSIONS = 4_000
 
 _ROWS_PER_INSERT = 4_096
 _QUESTIONS_PER_STATEMENT = 64  # keeps an exact search of many questions below the statement timeout
+_QUESTIONS_PER_EXACT_STATEMENT = 8  # the same for indexes so large that they have a graph
 _HNSW_M = 16
 _HNSW_EF_CONSTRUCTION = 64
 _MAX_EF_SEARCH = 1_000  # pgvector's own limit
 _LOCK_SPACE = 0x52616749  # our corner of the advisory locks: builds of graphs
 _OUT_OF_SHARED_MEMORY = "53100"
+_UNDEFINED_TABLE = "42P01"
 
 
 @dataclass(frozen=True, slots=True)
 class IndexView:
     """An index as the stages see it. `retriever` names the model and its weights; `state` is one of building,
-    active, retired; `has_hnsw` says whether searches walk a graph or look at every vector."""
+    active, retired; `has_hnsw` says whether searches walk a graph or look at every vector. `spec` says where the
+    retriever's files are (models.profiles.RetrieverSource); None: it is the profile's own."""
 
     index_id: int
     archive_id: int
@@ -53,6 +58,7 @@ class IndexView:
     dim: int
     state: str
     has_hnsw: bool
+    spec: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,77 +67,6 @@ class Hit:
 
     image_id: int
     clip_score: float
-
-
-def create_index(connection: Connection, archive_id: int, retriever: str, dim: int) -> int:
-    """The id of the archive's index by this retriever: the one that is building or active, or a new, empty one.
-
-    Any number of workers may call this at once and get the same index. Raises IndexUnusable when the index
-    that is there has another number of dimensions.
-    """
-    if not 0 < dim <= MAX_DIMENSIONS:
-        raise IndexUnusable(f"{retriever} gives {dim} dimensions; an index holds 1 to {MAX_DIMENSIONS}")
-    values = {"archive_id": archive_id, "retriever": retriever, "dim": dim}
-    # A second worker waits here for the first one's commit, and then finds row and partition.
-    created = connection.scalar(text(_INSERT_INDEX), values)
-    if created is not None:
-        _create_partition(connection, created, dim)
-        return int(created)
-    found = connection.execute(text(_LIVING_INDEX), values).one()
-    if found.dim != dim:
-        raise IndexUnusable(f"index {found.id} holds vectors of {found.dim} dimensions, but {retriever} gives {dim}")
-    return int(found.id)
-
-
-_INSERT_INDEX = """
-    INSERT INTO indexes (archive_id, retriever, dim, state) VALUES (:archive_id, :retriever, :dim, 'building')
-    ON CONFLICT (archive_id, retriever) WHERE state <> 'retired' DO NOTHING
-    RETURNING id
-"""
-_LIVING_INDEX = """
-    SELECT id, dim FROM indexes
-    WHERE archive_id = :archive_id AND retriever = :retriever AND state <> 'retired'
-"""
-
-
-def _create_partition(connection: Connection, index_id: int, dim: int) -> None:
-    # Made aside and then attached: CREATE TABLE … PARTITION OF would wait for, and hold up, every running search.
-    name = _partition(index_id)
-    connection.execute(
-        text(f"""
-            CREATE TABLE {name} (
-                LIKE embeddings INCLUDING STORAGE,
-                CONSTRAINT {name}_dimensions CHECK (vector_dims(vector) = {dim})
-            )
-        """)
-    )
-    connection.execute(text(f"ALTER TABLE embeddings ATTACH PARTITION {name} FOR VALUES IN ({index_id})"))
-
-
-def activate(connection: Connection, index_id: int) -> None:
-    """Answer questions from this index from now on; the archive's former one becomes retired, its vectors stay.
-
-    Two at once happen one after the other, and the later one wins.
-    """
-    archive_id = connection.scalar(
-        text("""
-            UPDATE archives SET active_index_id = indexes.id FROM indexes
-            WHERE indexes.id = :index_id AND archives.id = indexes.archive_id RETURNING archives.id
-        """),
-        {"index_id": index_id},
-    )
-    if archive_id is None:
-        raise _no_index(index_id)
-    connection.execute(
-        text("""
-            UPDATE indexes
-            SET state = CASE WHEN id = :index_id THEN 'active' ELSE 'retired' END,
-                activated_at = CASE WHEN id = :index_id THEN now() ELSE activated_at END
-            WHERE archive_id = :archive_id
-              AND ((id = :index_id AND state <> 'active') OR (id <> :index_id AND state = 'active'))
-        """),
-        {"index_id": index_id, "archive_id": archive_id},
-    )
 
 
 def active_index(connection: Connection, archive_id: int) -> IndexView | None:
@@ -149,23 +84,14 @@ def list_indexes(connection: Connection, archive_id: int) -> list[IndexView]:
     return [_view(row) for row in rows.mappings()]
 
 
-def drop_index(connection: Connection, index_id: int) -> None:
-    """Forget an index and its vectors; harmless when it is gone already. The active one is refused (UsageError)."""
-    state = connection.scalar(select(indexes.c.state).where(indexes.c.id == index_id).with_for_update())
-    if state == "active":
-        raise UsageError(f"index {index_id} is the active one of its archive; activate another one first")
-    connection.execute(text(f"DROP TABLE IF EXISTS {_partition(index_id)}"))
-    connection.execute(indexes.delete().where(indexes.c.id == index_id))
-
-
 def insert_embeddings(connection: Connection, index_id: int, image_ids: Sequence[int], vectors: Vectors) -> int:
     """Store the vectors (N, D) of N images, L2-normalised float32; returns how many were new.
 
     An image that has its vector already keeps it, so a repeated batch is harmless, also at the same time.
     Raises IndexUnusable for a wrong D, ScoreRejected for a vector that is not finite or not of length 1.
     """
-    index = _index(connection, index_id)
-    _check_vectors(index, vectors)
+    index = get_index(connection, index_id)
+    check_vectors(index, vectors)
     if len(image_ids) != len(vectors):
         raise ValueError(f"{len(image_ids)} images, but {len(vectors)} vectors")
     inserted = 0
@@ -182,7 +108,7 @@ def _insert_rows(connection: Connection, index_id: int, image_ids: Sequence[int]
     _register_types(connection)
     result = connection.exec_driver_sql(
         f"""
-        INSERT INTO {_partition(index_id)} (index_id, image_id, vector)
+        INSERT INTO {partition(index_id)} (index_id, image_id, vector)
         SELECT %(index_id)s, image_id, vector
         FROM unnest(%(image_ids)b::bigint[], %(vectors)b::halfvec[]) AS new (image_id, vector)
         ON CONFLICT DO NOTHING
@@ -199,26 +125,41 @@ def _insert_rows(connection: Connection, index_id: int, image_ids: Sequence[int]
 def remove_embeddings(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> None:
     """Remove the vectors of images from every index of their archive."""
     for index in list_indexes(connection, archive_id):
-        statement = f"DELETE FROM {_partition(index.index_id)} WHERE image_id = ANY(:ids)"  # noqa: S608 - see above
+        statement = f"DELETE FROM {partition(index.index_id)} WHERE image_id = ANY(:ids)"  # noqa: S608 - see above
         connection.execute(text(statement), {"ids": list(image_ids)})
 
 
 def missing_embeddings(connection: Connection, index_id: int, image_ids: Sequence[int]) -> list[int]:
     """Those of the images that have no vector in this index, in the order given."""
-    _index(connection, index_id)
+    get_index(connection, index_id)
     present = set(
         connection.scalars(
-            text(f"SELECT image_id FROM {_partition(index_id)} WHERE image_id = ANY(:ids)"),  # noqa: S608 - see above
+            text(f"SELECT image_id FROM {partition(index_id)} WHERE image_id = ANY(:ids)"),  # noqa: S608 - see above
             {"ids": list(image_ids)},
         )
     )
     return [image_id for image_id in image_ids if image_id not in present]
 
 
+def unembedded_images(connection: Connection, index_id: int) -> list[StoredImage]:
+    """The images of the archive that have no vector in this index, retired ones left out, by id."""
+    index = get_index(connection, index_id)
+    rows = connection.execute(
+        text(f"""
+            SELECT id, sha256, source, caption FROM images
+            WHERE archive_id = :archive_id AND NOT retired
+              AND NOT EXISTS (SELECT FROM {partition(index_id)} e WHERE e.image_id = images.id)
+            ORDER BY id
+        """),  # noqa: S608 - see above
+        {"archive_id": index.archive_id},
+    )
+    return [StoredImage(row.id, row.sha256, row.source, row.caption) for row in rows]
+
+
 def count_embeddings(connection: Connection, index_id: int) -> int:
     """How many vectors an index holds."""
-    _index(connection, index_id)
-    statement = f"SELECT count(*) FROM {_partition(index_id)}"  # noqa: S608 - see above
+    get_index(connection, index_id)
+    statement = f"SELECT count(*) FROM {partition(index_id)}"  # noqa: S608 - see above
     return int(connection.execute(text(statement)).scalar_one())
 
 
@@ -227,14 +168,32 @@ def search(connection: Connection, index_id: int, queries: Vectors, k: int) -> l
 
     queries (Q, D), L2-normalised float32; vectors are compared in half precision, so scores are right to about
     1e-3. Exact without a graph; with one, about 98 in 100 of the true neighbours are found. Retired images never
-    appear. Raises IndexUnusable when the index was dropped or has another D.
+    appear. Raises IndexGone when the index was dropped, IndexUnusable when it has another D.
     """
-    index = _index(connection, index_id)
-    _check_vectors(index, queries)
+    index = get_index(connection, index_id)
+    check_vectors(index, queries)
     found: list[list[Hit]] = []
-    for start in range(0, len(queries), _QUESTIONS_PER_STATEMENT):
-        found += _search_some(connection, index, queries[start : start + _QUESTIONS_PER_STATEMENT], k)
+    try:
+        for start in range(0, len(queries), _QUESTIONS_PER_STATEMENT):
+            found += _search_some(connection, index, queries[start : start + _QUESTIONS_PER_STATEMENT], k)
+    except ProgrammingError as error:  # dropped since the line above that read its row
+        if getattr(error.orig, "sqlstate", None) != _UNDEFINED_TABLE:
+            raise
+        raise index_gone(index_id) from error
     return found
+
+
+def measure_recall(connection: Connection, index_id: int, queries: Vectors, k: int) -> float:
+    """The share of the true `k` nearest images of the queries (Q, D) that `search` finds, 0 to 1; 1 without queries."""
+    index = get_index(connection, index_id)
+    true_number = found_number = 0
+    for start in range(0, len(queries), _QUESTIONS_PER_EXACT_STATEMENT):
+        some = queries[start : start + _QUESTIONS_PER_EXACT_STATEMENT]
+        exact = _nearest(connection, index, some, k, _EXACT_ORDER)
+        for wanted, found in zip(exact, search(connection, index_id, some, k), strict=True):
+            true_number += len(wanted)
+            found_number += len({hit.image_id for hit in wanted} & {hit.image_id for hit in found})
+    return found_number / true_number if true_number else 1.0
 
 
 def _search_some(connection: Connection, index: IndexView, queries: Vectors, k: int) -> list[list[Hit]]:
@@ -269,7 +228,7 @@ def _nearest(connection: Connection, index: IndexView, queries: Vectors, k: int,
         FROM unnest(%(queries)b::halfvec[]) WITH ORDINALITY AS q (vector, number)
         CROSS JOIN LATERAL (
             SELECT e.image_id, e.vector <#> q.vector AS distance
-            FROM {_partition(index.index_id)} e
+            FROM {partition(index.index_id)} e
             WHERE e.image_id NOT IN (SELECT id FROM images WHERE archive_id = %(archive_id)s AND retired)
             ORDER BY {order}
             LIMIT {k:d}
@@ -294,12 +253,12 @@ def build_hnsw(engine: Engine, index_id: int, *, above_rows: int = EXACT_SEARCH_
         lock = {"space": _LOCK_SPACE, "index_id": index_id}
         if not connection.scalar(text("SELECT pg_try_advisory_lock(:space, :index_id)"), lock):
             return False
-        index = _index(connection, index_id)
+        index = get_index(connection, index_id)
         rows = count_embeddings(connection, index_id)
         if index.has_hnsw or rows <= above_rows:
             return index.has_hnsw
         _create_graph(connection, index, rows)
-        connection.execute(text(f"ANALYZE {_partition(index_id)}"))
+        connection.execute(text(f"ANALYZE {partition(index_id)}"))
         connection.execute(indexes.update().where(indexes.c.id == index_id).values(has_hnsw=True))
     log.info("graph built", extra={"action": "hnsw_built", "index": index_id, "rows": rows})
     return True
@@ -328,12 +287,12 @@ def _create_graph(connection: Connection, index: IndexView, rows: int) -> None:
 
 
 def _create_graph_once(connection: Connection, index: IndexView) -> None:
-    name = f"{_partition(index.index_id)}_hnsw"
+    name = f"{partition(index.index_id)}_hnsw"
     # What an interrupted build leaves is invalid: never searched, but maintained by every insert.
     connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
     connection.execute(
         text(f"""
-            CREATE INDEX CONCURRENTLY {name} ON {_partition(index.index_id)}
+            CREATE INDEX CONCURRENTLY {name} ON {partition(index.index_id)}
             USING hnsw ((vector::halfvec({index.dim})) halfvec_ip_ops)
             WITH (m = {_HNSW_M}, ef_construction = {_HNSW_EF_CONSTRUCTION})
         """)
@@ -346,26 +305,32 @@ def _build_memory_mib(rows: int, dim: int) -> int:
     return min(max(64, int(graph_bytes * 1.3 / 2**20) + 1), 2_048)
 
 
-def _partition(index_id: int) -> str:
+def partition(index_id: int) -> str:
+    """The table that holds the vectors of an index."""
     return f"embeddings_{index_id:d}"
 
 
-def _index(connection: Connection, index_id: int) -> IndexView:
+def get_index(connection: Connection, index_id: int) -> IndexView:
+    """One index. Raises IndexGone when it was dropped."""
     row = connection.execute(select(indexes).where(indexes.c.id == index_id)).mappings().one_or_none()
     if row is None:
-        raise _no_index(index_id)
+        raise index_gone(index_id)
     return _view(row)
 
 
-def _no_index(index_id: int) -> IndexUnusable:
-    return IndexUnusable(f"there is no index {index_id} (any more): a newer one took its place; try again")
+def index_gone(index_id: int) -> IndexGone:
+    """The error for an index that is not there."""
+    return IndexGone(f"there is no index {index_id} (any more): a newer one took its place; try again")
 
 
 def _view(row: RowMapping) -> IndexView:
-    return IndexView(row["id"], row["archive_id"], row["retriever"], row["dim"], row["state"], row["has_hnsw"])
+    return IndexView(
+        row["id"], row["archive_id"], row["retriever"], row["dim"], row["state"], row["has_hnsw"], row["spec"]
+    )
 
 
-def _check_vectors(index: IndexView, vectors: Vectors) -> None:
+def check_vectors(index: IndexView, vectors: Vectors) -> None:
+    """Raise IndexUnusable for another number of dimensions, ScoreRejected for vectors that are not of length 1."""
     if vectors.ndim != 2 or vectors.shape[1] != index.dim:
         raise IndexUnusable(
             f"index {index.index_id} ({index.retriever}) holds vectors of {index.dim} dimensions, "

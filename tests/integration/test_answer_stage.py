@@ -26,7 +26,7 @@ from ragllava.stages.answer import answer_stage
 from ragllava.stages.resources import Resources
 from ragllava.stages.results import ResultRow
 from ragllava.stages.uris import file_uri
-from ragllava.stores import archive, registry, vectors
+from ragllava.stores import archive, indexes, registry, vectors
 from ragllava.stores.objects import ObjectStore, content_key
 from ragllava.stores.registry import BaseVersion
 from ragllava.stores.schema import answers, shards
@@ -379,7 +379,7 @@ def test_an_archive_of_another_retriever_refuses_the_whole_job(
     with workshop.engine.begin() as connection:
         mine = vectors.active_index(connection, workshop.archive_id())
         assert mine is not None
-        vectors.activate(connection, vectors.create_index(connection, mine.archive_id, "another/clip@1", dim=8))
+        indexes.activate(connection, indexes.create_index(connection, mine.archive_id, "another/clip@1", dim=8))
     bench = workshop.with_settings(questions_per_shard=2)
     submitted = bench.submit(asked[:5])
     assert bench.run() == 1
@@ -388,7 +388,7 @@ def test_an_archive_of_another_retriever_refuses_the_whole_job(
     assert job.error is not None and "indexed by another/clip@1" in job.error
     assert {row.error for row in bench.rows(submitted.job_id)} == {job.error}
     with workshop.engine.begin() as connection:
-        vectors.activate(connection, vectors.create_index(connection, mine.archive_id, mine.retriever, mine.dim))
+        indexes.activate(connection, indexes.create_index(connection, mine.archive_id, mine.retriever, mine.dim))
         assert control.retry(connection, submitted.job_id, per_shard=16) == 5
     workshop.run()
     assert workshop.job(submitted.job_id).state == JobState.COMPLETED

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, text
 
 from ragllava.errors import BlobSwept, UsageError
 from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
-from ragllava.stores import archive, blobs, vectors
+from ragllava.stores import archive, blobs, indexes, vectors
 from ragllava.stores.archive import NewImage, PendingFile, RejectedFile, StoredRow
 from ragllava.stores.blobs import NewBlob
 from ragllava.stores.database import in_transaction
@@ -100,7 +100,7 @@ class TestArchives:
         store(connection, cards, offer("w", "c"))  # retires z
         other = archive.ensure_archive(connection, "other").archive_id
         store(connection, other, offer("x", "a"))
-        index_id = vectors.create_index(connection, cards, "clip@1", 4)
+        index_id = indexes.create_index(connection, cards, "clip@1", 4)
         vectors.insert_embeddings(connection, index_id, [rows[0].image_id], np.eye(4, dtype=np.float32)[:1])
         new_job(connection, cards, finished=True)
         new_job(connection, cards)
@@ -173,7 +173,7 @@ class TestStoreImages:
 
     def test_other_bytes_under_the_same_uri_retire_the_former_image(self, connection: Connection, cards: int) -> None:
         old, other = store(connection, cards, offer("x", "a", "Old."), offer("y", "b"))
-        index_id = vectors.create_index(connection, cards, "clip@1", 4)
+        index_id = indexes.create_index(connection, cards, "clip@1", 4)
         ids = [old.image_id, other.image_id]
         vectors.insert_embeddings(connection, index_id, ids, np.eye(4, dtype=np.float32)[:2])
         (new,) = store(connection, cards, offer("z", "a", "New."))

@@ -29,7 +29,7 @@ from ragllava.stages.ingest import ingest_stage
 from ragllava.stages.resources import Resources
 from ragllava.stages.submit import submit_files
 from ragllava.stages.uris import file_uri
-from ragllava.stores import archive, blobs, vectors
+from ragllava.stores import archive, blobs, indexes, vectors
 from ragllava.stores.objects import ObjectStore, content_key
 from ragllava.stores.schema import blobs as blob_table
 from ragllava.stores.schema import embeddings, shards
@@ -418,7 +418,7 @@ def test_a_file_that_is_gone_by_now_is_rejected(workshop: Workshop, tmp_path: Pa
 def test_an_archive_of_another_retriever_refuses_the_whole_job(workshop: Workshop, tmp_path: Path) -> None:
     with workshop.engine.begin() as connection:
         archive_id = archive.ensure_archive(connection, ARCHIVE).archive_id
-        vectors.activate(connection, vectors.create_index(connection, archive_id, "another/clip@1", dim=8))
+        indexes.activate(connection, indexes.create_index(connection, archive_id, "another/clip@1", dim=8))
     small = workshop.with_settings(files_per_shard=2)
     job_id = queue_pictures(small, tmp_path, 5)
     assert small.run() == 1
@@ -428,9 +428,9 @@ def test_an_archive_of_another_retriever_refuses_the_whole_job(workshop: Worksho
     assert {reason for _, _, reason in small.outcomes(job_id)} == {job.error}
     with small.engine.begin() as connection:
         assert connection.execute(select(embeddings)).all() == []
-        vectors.activate(
+        indexes.activate(
             connection,
-            vectors.create_index(
+            indexes.create_index(
                 connection, archive_id, small.resources.models.retriever.version, small.resources.models.retriever.dim
             ),
         )

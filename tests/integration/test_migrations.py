@@ -16,7 +16,7 @@ from sqlalchemy.pool import NullPool
 import migrations
 from ragllava.errors import ServiceUnavailable, UsageError
 from ragllava.settings import Settings
-from ragllava.stores import archive, vectors
+from ragllava.stores import archive, indexes
 from ragllava.stores.schema import metadata
 
 
@@ -43,7 +43,7 @@ def test_up_down_to_nothing_and_up_again(empty_database: str, empty_engine: Engi
     assert migrations.current(empty_database) == "0003"
     with empty_engine.begin() as connection:
         one = archive.ensure_archive(connection, "cards")
-        vectors.create_index(connection, one.archive_id, "clip@1", 8)
+        indexes.create_index(connection, one.archive_id, "clip@1", 8)
 
     migrations.downgrade(empty_database, "base")
     assert migrations.current(empty_database) is None
@@ -80,7 +80,7 @@ def test_differences_names_what_differs_but_no_partition(empty_database: str, em
     migrations.upgrade(empty_database)
     with empty_engine.begin() as connection:
         one = archive.ensure_archive(connection, "cards")
-        vectors.create_index(connection, one.archive_id, "clip@1", 8)
+        indexes.create_index(connection, one.archive_id, "clip@1", 8)
     assert migrations.differences(empty_database) == []
     with empty_engine.begin() as connection:
         connection.execute(text("ALTER TABLE images DROP COLUMN caption"))
@@ -92,7 +92,7 @@ def test_vectors_stay_in_the_row(empty_database: str, empty_engine: Engine) -> N
     migrations.upgrade(empty_database)
     with empty_engine.begin() as connection:
         one = archive.ensure_archive(connection, "cards")
-        index_id = vectors.create_index(connection, one.archive_id, "clip@1", 512)
+        index_id = indexes.create_index(connection, one.archive_id, "clip@1", 512)
         storage = connection.scalars(
             text("SELECT attstorage FROM pg_attribute WHERE attname = 'vector' AND attrelid = ANY(:tables)"),
             {"tables": [_oid(connection, "embeddings"), _oid(connection, f"embeddings_{index_id}")]},

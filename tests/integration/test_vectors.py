@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import OperationalError
 
 from ragllava.errors import IndexUnusable, ScoreRejected, UsageError
-from ragllava.stores import archive, vectors
+from ragllava.stores import archive, indexes, vectors
 from ragllava.stores.vectors import Hit, IndexView, Vectors
 
 DIM = 64
@@ -43,7 +43,7 @@ def brute_force(queries: Vectors, stored: Vectors, image_ids: Sequence[int], k: 
 
 def new_index(connection: Connection, name: str = "cards", retriever: str = "clip@1", dim: int = DIM) -> int:
     one = archive.ensure_archive(connection, name)
-    return vectors.create_index(connection, one.archive_id, retriever, dim)
+    return indexes.create_index(connection, one.archive_id, retriever, dim)
 
 
 def scans_of(connection: Connection, relation: str) -> int:
@@ -195,9 +195,9 @@ def test_activating_switches_and_dropping_forgets(engine: Engine) -> None:
         one = archive.ensure_archive(connection, "cards")
         assert vectors.active_index(connection, one.archive_id) is None
         old, new = new_index(connection), new_index(connection, retriever="clip@2", dim=8)
-        vectors.activate(connection, old)
-        vectors.activate(connection, new)
-        vectors.activate(connection, new)
+        indexes.activate(connection, old)
+        indexes.activate(connection, new)
+        indexes.activate(connection, new)
         active = vectors.active_index(connection, one.archive_id)
         assert active is not None
         assert (active.index_id, active.retriever, active.dim, active.state) == (new, "clip@2", 8, "active")
@@ -205,15 +205,15 @@ def test_activating_switches_and_dropping_forgets(engine: Engine) -> None:
         assert [view.state for view in vectors.list_indexes(connection, one.archive_id)] == ["retired", "active"]
 
         with pytest.raises(UsageError, match="the active one"):
-            vectors.drop_index(connection, new)
-        vectors.drop_index(connection, old)
-        vectors.drop_index(connection, old)
+            indexes.drop_index(connection, new)
+        indexes.drop_index(connection, old)
+        indexes.drop_index(connection, old)
         assert [view.index_id for view in vectors.list_indexes(connection, one.archive_id)] == [new]
         assert connection.scalar(text("SELECT to_regclass(:name)"), {"name": f"embeddings_{old}"}) is None
         for use in (
             lambda: vectors.search(connection, old, draw(1, seed=1), k=1),
             lambda: vectors.insert_embeddings(connection, old, [1], draw(1, seed=1)),
-            lambda: vectors.activate(connection, old),
+            lambda: indexes.activate(connection, old),
         ):
             with pytest.raises(IndexUnusable, match="there is no index"):
                 use()
@@ -258,7 +258,12 @@ def test_the_graph_finds_the_neighbours(engine: Engine) -> None:
     hits = [
         len({a.image_id for a in got} & {b.image_id for b in want}) for got, want in zip(found, expected, strict=True)
     ]
-    assert sum(hits) / (20 * len(queries)) >= 0.98
+    recall = sum(hits) / (20 * len(queries))
+    assert recall >= 0.98
+    with engine.begin() as connection:
+        force_graph(connection)
+        assert vectors.measure_recall(connection, index_id, queries, k=20) == pytest.approx(recall)
+        assert vectors.measure_recall(connection, index_id, queries[:0], k=20) == 1.0
     for got in found:
         assert [hit.clip_score for hit in got] == sorted((hit.clip_score for hit in got), reverse=True)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -316,10 +317,34 @@ def job(kind: JobKind, total: int, counts: dict[str, int], error: str | None = N
         (job(JobKind.ANSWER, 1, {"answered": 1}), "job 7 completed: 1 question: 1 answered"),
         (job(JobKind.ANSWER, 2, {}), "job 7 completed: 2 questions: none done yet"),
         (job(JobKind.INGEST, 1, {"rejected": 1}, "no"), "job 7 completed: 1 file: 1 rejected (no)"),
+        (
+            job(JobKind.REINDEX, 4, {"embedded": 3, "switched": 1}),
+            "job 7 completed: 3 images and the gate: 3 embedded, 1 switched",
+        ),
     ],
 )
 def test_the_outcome_of_a_job_is_one_line(shown: JobView, line: str) -> None:
     assert progress.outcome_line(shown) == line
+
+
+@pytest.mark.parametrize(
+    ("minutes", "counts", "line"),
+    [
+        (1, {"embedded": 600}, "10 images a second, about 40 s left"),
+        (60, {"embedded": 100}, "0.0278 images a second, about 9 h 0 min left"),
+        (1, {}, None),
+    ],
+)
+def test_the_pace_of_a_running_job_tells_the_time_left(
+    minutes: int, counts: dict[str, int], line: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = replace(
+        job(JobKind.REINDEX, 1000, counts),
+        state=JobState.RUNNING,
+        started_at=datetime.now(UTC) - timedelta(minutes=minutes),
+    )
+    assert progress.pace_line(shown) == line
+    assert progress.pace_line(replace(shown, state=JobState.COMPLETED)) is None
 
 
 # -- Ctrl-C

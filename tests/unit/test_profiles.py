@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 
 import ragllava.models
-from ragllava.errors import ModelUnavailable, SettingsError
+from ragllava.errors import ModelUnavailable, SettingsError, UsageError
 from ragllava.models.profiles import (
     LOCAL_DIR,
+    RetrieverSource,
     find_model,
     get_profile,
     missing_models,
+    parse_retriever,
     retriever_reference,
+    with_retriever,
 )
 from ragllava.settings import Settings
 
@@ -146,3 +149,25 @@ def test_profiles_and_bundle_load_no_torch() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_a_retriever_is_named_by_folder_or_by_model_and_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "open_clip_config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    in_folder = RetrieverSource(f"{LOCAL_DIR}{tmp_path / 'clip'}")
+    for text in ("clip", "./clip", str(tmp_path / "clip"), in_folder.retriever):
+        assert parse_retriever(text) == in_folder
+    assert parse_retriever("ViT-B-32/openai") == RetrieverSource("ViT-B-32", "openai")
+    for text in ("ViT-B-32", "ViT-B-32/", "a/b/c", "./nowhere", ""):
+        with pytest.raises(UsageError, match=r"retriever|open_clip"):
+            parse_retriever(text)
+
+
+def test_a_profile_with_another_retriever_is_the_same_otherwise(tmp_path: Path) -> None:
+    profile = get_profile(settings(tmp_path, "base"))
+    source = RetrieverSource("ViT-B-32", "openai", "timm/vit_base_patch32_clip_224.openai")
+    other = with_retriever(profile, source)
+    assert (RetrieverSource.of(other), other.mllm, other.name) == (source, profile.mllm, "base")
+    assert with_retriever(other, RetrieverSource.of(profile)) == profile
+    assert RetrieverSource(**source.as_json()) == source

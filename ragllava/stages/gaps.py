@@ -1,0 +1,59 @@
+"""Which images of an archive have no current embedding, and why (USERS R7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from ragllava.records import GapReason, ReindexStatus
+from ragllava.stores import reindexed, vectors
+from ragllava.stores.reindexed import GapRow
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """An image that no question can find. `explanation` is a sentence for a person."""
+
+    image_id: int
+    source: str
+    reason: GapReason
+    explanation: str
+
+
+def find_gaps(connection: Connection, archive_id: int) -> list[Gap]:
+    """Every image of the archive without a vector in its active index, by source; retired images need none."""
+    active = vectors.active_index(connection, archive_id)
+    rows = reindexed.gaps(connection, archive_id, active.index_id if active else None)
+    return [_as_gap(row, has_index=active is not None) for row in rows]
+
+
+def _as_gap(row: GapRow, *, has_index: bool) -> Gap:
+    reason = _why(row) if has_index else GapReason.NO_INDEX
+    explanation = _EXPLANATIONS[reason].format(job=row.job_id, reason=row.reason)
+    return Gap(row.image.image_id, row.image.source, reason, explanation)
+
+
+def _why(row: GapRow) -> GapReason:
+    if row.job_id is None:
+        return GapReason.NEVER_TRIED
+    if row.status is None:
+        return GapReason.WAITING if row.job_is_open else GapReason.NEVER_TRIED
+    return _REASONS.get(row.status, GapReason.LOST)
+
+
+_REASONS = {
+    ReindexStatus.UNREADABLE: GapReason.UNREADABLE,
+    ReindexStatus.FAILED: GapReason.FAILED,
+    ReindexStatus.DEAD: GapReason.FAILED,
+    ReindexStatus.CANCELLED: GapReason.CANCELLED,
+}
+_EXPLANATIONS = {
+    GapReason.NO_INDEX: "the archive has no index yet; its first ingest makes one",
+    GapReason.WAITING: "job {job} will embed it",
+    GapReason.UNREADABLE: "job {job} could not read its picture: {reason}",
+    GapReason.FAILED: "job {job} gave it up: {reason}",
+    GapReason.CANCELLED: "job {job} was cancelled before its turn",
+    GapReason.NEVER_TRIED: "nothing has tried to embed it; `ragllava reindex --only missing` does",
+    GapReason.LOST: "job {job} embedded it, but its vector is gone; `ragllava reindex --only missing` embeds it again",
+}

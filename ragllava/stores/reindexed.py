@@ -1,0 +1,220 @@
+"""Reindex jobs: which images they embed into which index, and how each of them ended.
+
+The spec of such a job has `source` (where the retriever's files are; null: the active index's or the profile's own),
+`selection`, `beside` (a new index beside the active one), `compare` (answer old questions on both), `switch`, `gate`
+(the number of the last item, which is no image), and `index`, once it is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from ragllava.records import ReindexStatus, StoredImage
+from ragllava.stores.copying import copy_rows
+from ragllava.stores.schema import jobs, reindexed
+from ragllava.stores.vectors import partition
+
+_LOCK_SPACE = 0x52616752  # our corner of the advisory locks: who may queue a reindexing
+
+
+@dataclass(frozen=True, slots=True)
+class ItemOutcome:
+    """How an item ended; `reason` is a sentence for a person."""
+
+    item_no: int
+    status: ReindexStatus
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexItem:
+    """An image to embed. `item_no` None: it is no input of the job; `image` None: it left the archive since."""
+
+    item_no: int | None
+    image: StoredImage | None
+
+    def ended(self, status: ReindexStatus, reason: str | None = None) -> list[ItemOutcome]:
+        """Its outcome, if it is an input of the job and so has one."""
+        return [] if self.item_no is None else [ItemOutcome(self.item_no, status, reason)]
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexingView:
+    """A reindexing as people see it: its index, once there is one, and how its gate ended."""
+
+    index_id: int | None
+    selection: str
+    gate_status: ReindexStatus | None
+    reason: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        gate = {"status": self.gate_status.value if self.gate_status else None, "reason": self.reason}
+        return {"index": self.index_id, "selection": self.selection, "gate": gate}
+
+
+@dataclass(frozen=True, slots=True)
+class GapRow:
+    """An image without a vector in an index, and the latest reindexing that tried: None where none did."""
+
+    image: StoredImage
+    job_id: int | None
+    job_is_open: bool
+    status: ReindexStatus | None
+    reason: str | None
+
+
+def insert_items(connection: Connection, job_id: int, image_ids: Sequence[int]) -> None:
+    """Write the inputs of a reindex job: the images in the order given and, last, the gate."""
+    rows = ((job_id, number, image_id) for number, image_id in enumerate([*image_ids, None]))
+    copy_rows(connection, reindexed.name, ("job_id", "item_no", "image_id"), rows)
+
+
+def load_items(connection: Connection, job_id: int, lo: int, hi: int) -> list[ReindexItem]:
+    """Items with numbers in [lo, hi) that have no outcome yet, in order; an image that was retired counts as gone."""
+    rows = connection.execute(
+        text("""
+            SELECT r.item_no, i.id, i.sha256, i.source, i.caption
+            FROM reindexed r LEFT JOIN images i ON i.id = r.image_id AND NOT i.retired
+            WHERE r.job_id = :job_id AND r.item_no >= :lo AND r.item_no < :hi AND r.status IS NULL
+            ORDER BY r.item_no
+        """),
+        {"job_id": job_id, "lo": lo, "hi": hi},
+    )
+    return [
+        ReindexItem(row.item_no, StoredImage(row.id, row.sha256, row.source, row.caption) if row.id else None)
+        for row in rows
+    ]
+
+
+def finish_items(connection: Connection, job_id: int, outcomes: Sequence[ItemOutcome]) -> None:
+    """Write outcomes of items. An outcome that is there already stays."""
+    connection.execute(
+        text("""
+            UPDATE reindexed SET status = new.status, reason = new.reason
+            FROM unnest(CAST(:numbers AS bigint[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]))
+                 AS new (item_no, status, reason)
+            WHERE reindexed.job_id = :job_id AND reindexed.item_no = new.item_no AND reindexed.status IS NULL
+        """),
+        {
+            "job_id": job_id,
+            "numbers": [outcome.item_no for outcome in outcomes],
+            "statuses": [outcome.status.value for outcome in outcomes],
+            "reasons": [outcome.reason for outcome in outcomes],
+        },
+    )
+
+
+def lock_images(connection: Connection, image_ids: Sequence[int]) -> set[int]:
+    """Those of the images that are still in the archive; none of them is retired before the transaction ends."""
+    return set(
+        connection.scalars(
+            text("SELECT id FROM images WHERE id = ANY(:ids) AND NOT retired ORDER BY sha256 FOR SHARE"),
+            {"ids": list(image_ids)},
+        )
+    )
+
+
+def all_images(connection: Connection, archive_id: int) -> list[int]:
+    """The ids of an archive's images, retired ones left out, ascending."""
+    statement = "SELECT id FROM images WHERE archive_id = :archive_id AND NOT retired ORDER BY id"
+    return list(connection.scalars(text(statement), {"archive_id": archive_id}))
+
+
+def count_images(connection: Connection, archive_id: int) -> int:
+    """How many images an archive has, retired ones left out."""
+    statement = "SELECT count(*) FROM images WHERE archive_id = :archive_id AND NOT retired"
+    return int(connection.execute(text(statement), {"archive_id": archive_id}).scalar_one())
+
+
+def job_spec(connection: Connection, job_id: int) -> dict[str, Any]:
+    """What the job is to do, with the index it has by now; its row is locked to the end of the transaction."""
+    spec = connection.scalar(jobs.select().with_only_columns(jobs.c.spec).where(jobs.c.id == job_id).with_for_update())
+    return dict(spec or {})
+
+
+def assign_index(connection: Connection, job_id: int, index_id: int) -> None:
+    """Let all shards of a job fill this index."""
+    statement = (
+        "UPDATE jobs SET spec = spec || jsonb_build_object('index', CAST(:index_id AS bigint)) WHERE id = :job_id"
+    )
+    connection.execute(text(statement), {"job_id": job_id, "index_id": index_id})
+
+
+def given_up(connection: Connection, job_id: int) -> dict[int, str]:
+    """The images that killed or failed their worker until the job gave them up, with the reason."""
+    rows = connection.execute(
+        text(
+            "SELECT image_id, reason FROM reindexed WHERE job_id = :job_id AND status = 'dead' AND image_id IS NOT NULL"
+        ),
+        {"job_id": job_id},
+    )
+    return {row.image_id: row.reason for row in rows}
+
+
+def lock_submits(connection: Connection, archive_id: int) -> None:
+    """Until the end of the transaction nobody else queues a reindexing of this archive."""
+    connection.execute(
+        text("SELECT pg_advisory_xact_lock(:space, hashtext(:archive))"),
+        {"space": _LOCK_SPACE, "archive": str(archive_id)},
+    )
+
+
+def open_jobs(connection: Connection, archive_id: int) -> list[int]:
+    """Reindex jobs of an archive that build or fill an index that is not the active one, and have not ended."""
+    rows = connection.scalars(
+        text("""
+            SELECT id FROM jobs
+            WHERE archive_id = :archive_id AND kind = 'reindex' AND finished_at IS NULL AND (spec ->> 'beside')::boolean
+            ORDER BY id
+        """),
+        {"archive_id": archive_id},
+    )
+    return list(rows)
+
+
+def view(connection: Connection, job_id: int) -> ReindexingView:
+    """The reindexing of a reindex job."""
+    row = connection.execute(
+        text("""
+            SELECT jobs.spec, r.status, r.reason FROM jobs
+            LEFT JOIN reindexed r ON r.job_id = jobs.id AND r.item_no = (jobs.spec ->> 'gate')::bigint
+            WHERE jobs.id = :job_id
+        """),
+        {"job_id": job_id},
+    ).one()
+    status = ReindexStatus(row.status) if row.status else None
+    return ReindexingView(row.spec["index"], row.spec["selection"], status, row.reason)
+
+
+def gaps(connection: Connection, archive_id: int, index_id: int | None) -> list[GapRow]:
+    """Every image of an archive that has no vector in the index, with the newest try to embed it for this index.
+
+    By source. `index_id` None: there is no index, so all of them.
+    """
+    no_vector = f"NOT EXISTS (SELECT FROM {partition(index_id)} e WHERE e.image_id = i.id)" if index_id else "true"
+    rows = connection.execute(
+        text(f"""
+            SELECT i.id, i.sha256, i.source, i.caption, latest.*
+            FROM images i LEFT JOIN LATERAL (
+                SELECT r.job_id, r.status, r.reason, jobs.finished_at IS NULL AS is_open
+                FROM reindexed r JOIN jobs ON jobs.id = r.job_id
+                WHERE r.image_id = i.id
+                  AND coalesce(jobs.spec ->> 'index' = :index_id, jobs.finished_at IS NULL)
+                ORDER BY r.job_id DESC LIMIT 1) latest ON true
+            WHERE i.archive_id = :archive_id AND NOT i.retired AND {no_vector}
+            ORDER BY i.source, i.id
+        """),  # noqa: S608 - the name of a partition holds nothing but a number
+        {"archive_id": archive_id, "index_id": str(index_id)},
+    )
+    return [_gap(row) for row in rows]
+
+
+def _gap(row: Row[Any]) -> GapRow:
+    image = StoredImage(row.id, row.sha256, row.source, row.caption)
+    status = ReindexStatus(row.status) if row.status else None
+    return GapRow(image, row.job_id, bool(row.is_open), status, row.reason)

@@ -1,0 +1,107 @@
+"""`ragllava reindex`, `ragllava index …` and `ragllava archive gaps` on a real archive."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragllava.cli.main import main
+from ragllava.records import SourceFile
+from ragllava.stages.uris import file_uri
+from ragllava.stores import vectors
+from tests.integration.conftest import Postcards
+from tests.retrievers import write_retriever
+from tests.workshop import ARCHIVE, Workshop
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call `ragllava`; returns exit code, standard output and standard error."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ragllava", *words])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        return int(code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def gallery(workshop: Workshop, postcards: Postcards) -> Workshop:
+    workshop.ingest_files(
+        [
+            SourceFile(card.file_name, file_uri(postcards.written.pictures / card.file_name), card.caption)
+            for card in postcards.archive.postcards[:6]
+        ]
+    )
+    return workshop
+
+
+def test_an_archive_is_reindexed_shown_and_switched_back(gallery: Workshop, run: Run, tmp_path: Path) -> None:
+    write_retriever(tmp_path / "other", noise=0.02)
+    code, out, _ = run("reindex", "--archive", ARCHIVE, "--retriever", str(tmp_path / "other"), "--no-wait")
+    assert (code, out) == (0, "job 2 queued: 6 images and the gate; `ragllava jobs show 2` tells how far it is\n")
+    gallery.run()
+    _, out, _ = run("jobs", "show", "2")
+    assert out.startswith(
+        "job 2 completed: 6 images and the gate: 6 embedded, 1 switched\n"
+        "index 2 switched: 6 of 6 images have their vector; no question was answered before, so answers were not "
+        "compared"
+    )
+    _, out, _ = run("index", "list", "--archive", ARCHIVE)
+    titles, old, new = (line.split() for line in out.splitlines())
+    assert titles[:7] == ["index", "archive", "retriever", "state", "images", "search", "gate"]
+    assert (old[0], old[3:7]) == ("1", ["retired", "6", "exact", "-"])
+    assert (new[0], new[3:7]) == ("2", ["active", "6", "exact", "passed"])
+    _, out, _ = run("index", "show", "2")
+    assert "gate passed in job 2: 6 of 6 images" in out
+
+    code, out, _ = run("index", "switch", "1", "--no-wait")
+    assert (code, out.splitlines()[0]) == (0, f"index 1 of {ARCHIVE} lacks nothing: job 3 counts and switches")
+    gallery.run()
+    _, out, _ = run("index", "list", "--json")
+    assert [one["index"]["state"] for one in json.loads(out)] == ["active", "retired"]
+    assert run("index", "drop", "2")[:2] == (0, f"index 2 of {ARCHIVE} is gone, 6 vectors with it\n")
+    assert run("index", "drop", "2")[2] == "ragllava: there is no index 2; `ragllava index list` shows all\n"
+
+
+def test_gaps_are_listed_and_closed(gallery: Workshop, run: Run) -> None:
+    assert run("archive", "gaps", ARCHIVE)[:2] == (0, f"{ARCHIVE}: every image has its vector\n")
+    source, row = next(iter(gallery.images().items()))
+    with gallery.engine.begin() as connection:
+        vectors.remove_embeddings(connection, gallery.archive_id(), [row.id])
+    [gap] = json.loads(run("archive", "gaps", ARCHIVE, "--json")[1])
+    assert (gap["image_id"], gap["source"], gap["reason"]) == (row.id, source, "never_tried")
+    assert "nothing has tried to embed it" in run("archive", "gaps", ARCHIVE)[1]
+    _, out, _ = run("reindex", "--archive", ARCHIVE, "--no-wait", "--json")
+    assert json.loads(out)["reindexing"]["selection"] == "missing"
+    gallery.run()
+    assert run("archive", "gaps", ARCHIVE)[1] == f"{ARCHIVE}: every image has its vector\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--retriever", "nonsense"], "'nonsense' names no retriever: give a folder, or MODEL/TAG"),
+        (["--retriever", "."], "this is no folder of an open_clip model"),
+        (["--retriever", "ViT-B-32/openai", "--only", "stale"], "with another retriever say --only all"),
+    ],
+)
+def test_what_cannot_be_reindexed_is_told_at_once(gallery: Workshop, run: Run, words: list[str], says: str) -> None:
+    code, out, err = run("reindex", "--archive", ARCHIVE, *words)
+    assert (code, out) == (1, "")
+    assert says in err and err.count("\n") == 1
