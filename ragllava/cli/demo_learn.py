@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 NEEDED_FALL = 0.3  # of the wrong answers in the shifted world
 ALLOWED_FALL = 0.01  # of any total at home
 _KEPT_OUT_SHARE = 0.4  # of the postcards; no feedback speaks of them
-# Gentler than the mini preset, whose rate makes models forget that know home well already.
-_RERANKER_SETTINGS: Mapping[str, Any] = {"learning_rate": 5e-4, "epochs": 1.5}
+# Gentler than the mini preset, whose rate makes models forget that know home well already; and long enough that what
+# comes out does not hang on which negatives were drawn.
+_RERANKER_SETTINGS: Mapping[str, Any] = {"learning_rate": 5e-4, "epochs": 4.0}
 _GENERATOR_SETTINGS: Mapping[str, Any] = {"learning_rate": 5e-4, "epochs": 4.0}
-_HARD_NEGATIVES = 1.5
+_HARD_NEGATIVES = 3.0
 
 
 @dataclass(frozen=True, slots=True)
