@@ -8,9 +8,10 @@ lost, so `scan` lists the bucket, compares it with what is known, and repairs th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -114,14 +115,16 @@ def fold(engine: Engine, settings: Settings, objects: ObjectStore) -> Folded:
     if not claimed:
         return Folded(0, 0, settled, Changes())
     known = in_transaction(engine, bindings.list_bindings)
-    groups: dict[Binding | None, list[Hint]] = {}
+    groups: dict[int, list[Hint]] = {}
+    strays: list[Hint] = []  # unbound since they were written
     for hint in claimed:
-        groups.setdefault(_find(known, hint), []).append(hint)
+        binding = bindings.covering(known, hint.bucket, hint.key)
+        (groups.setdefault(binding.binding_id, []) if binding else strays).append(hint)
+    in_transaction(engine, lambda c: hints.finish(c, strays))
     sum_of_changes, kept = Changes(), 0
-    in_transaction(engine, lambda c: hints.finish(c, groups.pop(None, [])))
-    for binding, about in groups.items():
-        if binding is not None:
-            changes, unsettled = _fold_binding(engine, settings, objects, binding, about)
+    for binding in known:
+        if binding.binding_id in groups:
+            changes, unsettled = _fold_binding(engine, settings, objects, binding, groups[binding.binding_id])
             sum_of_changes.add(changes)
             kept += unsettled
     return Folded(len(claimed), kept, settled, sum_of_changes)
@@ -163,12 +166,8 @@ def settle(engine: Engine, objects: ObjectStore) -> int:
         except (ServiceUnavailable, SettingsError) as error:
             log.warning(str(error), extra={"action": "captions_unread", "binding": binding.address})
             continue
-        count += in_transaction(engine, lambda c, b=binding, k=books: settle_binding(c, b, k))  # type: ignore[misc]
+        count += in_transaction(engine, partial(settle_binding, binding=binding, books=books))
     return count
-
-
-def _find(known: list[Binding], hint: Hint) -> Binding | None:
-    return bindings.covering(known, hint.bucket, hint.key)
 
 
 def _fold_binding(
@@ -290,10 +289,7 @@ def _look(
     if any(found.found is None for found in looks) and not objects.bucket_exists(binding.bucket):
         raise ObjectMissing(f"there is no bucket {binding.bucket} any more; its archive is left as it is")
     if binding.role is BindingRole.INBOX:
-        taken = (
-            guarded(found.key, lambda found=found: _take(engine, settings, objects, binding, found))  # type: ignore[misc]
-            for found in looks
-        )
+        taken = (guarded(found.key, partial(_take, engine, settings, objects, binding, found)) for found in looks)
         looks = [found for found in taken if found is not None]
     return looks, failed
 

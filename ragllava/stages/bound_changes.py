@@ -119,6 +119,7 @@ def apply_looks(
     bound_objects.remember(connection, binding.binding_id, [_remembered(look) for look in todo if look.found])
     bound_objects.forget(connection, binding.binding_id, [look.key for look in gone])
     _ingest(connection, settings, binding, to_ingest, books, changes)
+    changes.added += [look.key for look in todo if look.kind is ObjectKind.QUESTIONS and look.has_other_bytes]
     _refresh(connection, binding, todo, {look.key for look in to_ingest}, books, changes)
     changes.gone += [look.key for look in gone]
     return changes
