@@ -92,13 +92,12 @@ class Receiver:
 
     def _take(self, body: bytes) -> Response:
         try:
-            found = read_notification(body)
+            named = not_ours(read_notification(body), self._settings)
         except UsageError as error:
             self._count("unreadable")
             return _say(400, str(error))
-        named = not_ours(found, self._settings)
-        if not named:
-            self._count("own" if found else "empty")
+        if not named:  # folders, and what we write into our own bucket
+            self._count("ignored")
             return JSONResponse({"hints": 0})
         try:
             noted = note_objects(self._engine, named)

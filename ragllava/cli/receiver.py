@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -25,6 +29,8 @@ def receiver(host: str, port: int) -> None:
     settings = load_settings()
     engine = make_engine(settings.require_database(), pool_size=THREADS, name="ragllava receiver")
     try:
-        uvicorn.run(make_app(engine, settings), host=host, port=port, log_config=None, access_log=False)
+        app = make_app(engine, settings)
+        log.info(f"takes events at {host}:{port}", extra={"action": "receiver_started"})
+        uvicorn.run(app, host=host, port=port, log_config=None, log_level="warning")
     finally:
         engine.dispose()

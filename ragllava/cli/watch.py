@@ -37,6 +37,7 @@ def watch(folder: Path, archive: str, captions: Path | None) -> None:
     with stop_signals() as stop, connected() as client:
         warn_without_worker(client, "ingest")
         _compare(client, watched, always=True)
+        unsure = True  # of what changed between that look and the begin of watching
         for batch in changes_of(
             watched.folder,
             stop_event=stop,
@@ -45,7 +46,8 @@ def watch(folder: Path, archive: str, captions: Path | None) -> None:
             yield_on_timeout=True,
             raise_interrupt=False,
         ):
-            if batch or watched.jobs_ended(client.engine):
+            if batch or unsure or watched.jobs_ended(client.engine):
+                unsure = False
                 _compare(client, watched)
     click.echo("stopped")
 
