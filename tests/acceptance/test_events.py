@@ -78,7 +78,9 @@ def searchable(client: Client) -> list[str]:
 def image_id(client: Client, name: str) -> int | None:
     """The living image of this name."""
     with client.engine.begin() as connection:
-        return connection.scalar(text("SELECT id FROM images WHERE source = :name AND NOT retired"), {"name": name})
+        query = text("SELECT id FROM images WHERE source = :name AND NOT retired")
+        found: int | None = connection.scalar(query, {"name": name})
+        return found
 
 
 def ask(shell: Terminal, question: KnownQuestion) -> tuple[str | None, list[str]]:
