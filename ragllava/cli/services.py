@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import logging
 import os
 import signal
@@ -26,7 +25,7 @@ from ragllava.jobs import control
 from ragllava.jobs.control import JobView
 from ragllava.local.fleet import Readiness, WorkerFleet, WorkerSpec, end_orphans
 from ragllava.local.service import EmbeddedService
-from ragllava.local.services import RECEIVER, LocalServices, ServiceStatus, service_status
+from ragllava.local.services import RECEIVER, LocalServices, ServiceStatus, receiver_problem, service_status
 from ragllava.settings import Settings
 from ragllava.stores import hints, presence
 from ragllava.stores.database import in_transaction, make_engine
@@ -158,9 +157,7 @@ def status(settings: Settings) -> SystemStatus:
     """Ask every service, then the database for workers and open jobs. Never raises for what does not run."""
     services = service_status(settings)
     local = LocalServices(settings)
-    owner, receiver = local.owner(), receiver_status(local)
-    if receiver is not None:
-        services.append(receiver)
+    owner = local.owner()
     workers: list[WorkerView] = []
     jobs: list[JobView] = []
     events: dict[str, int] = {}
@@ -257,33 +254,11 @@ def receiver_spec(services: LocalServices) -> WorkerSpec:
     return WorkerSpec(RECEIVER, command)
 
 
-def receiver_status(services: LocalServices) -> ServiceStatus | None:
-    """The receiver of the `ragllava up` that runs this home; None when none runs."""
-    if services.owner() is None or services.receiver_port is None:
-        return None
-    problem = _receiver_problem(services)
-    detail = problem or "takes events of buckets"
-    return ServiceStatus("receiver", f"127.0.0.1:{services.receiver_port}", True, problem is None, detail)
-
-
-def _receiver_problem(services: LocalServices) -> str | None:
-    """What keeps the receiver from taking events; None: nothing does."""
-    connection = http.client.HTTPConnection("127.0.0.1", services.receiver_port, timeout=3)
-    try:
-        connection.request("GET", "/healthz")
-        response = connection.getresponse()
-        return None if response.status == 200 else f"HTTP status {response.status}: {response.read()!r}"
-    except (OSError, http.client.HTTPException) as error:
-        return str(error)
-    finally:
-        connection.close()
-
-
 def _readiness(engine: Engine, services: LocalServices) -> Readiness:
     of_workers = worker_readiness(engine)
 
     def is_ready(name: str, running_for_s: float) -> bool:
-        return _receiver_problem(services) is None if name == RECEIVER else of_workers(name, running_for_s)
+        return receiver_problem(services.receiver_port) is None if name == RECEIVER else of_workers(name, running_for_s)
 
     return is_ready
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -206,9 +207,32 @@ class ServiceStatus:
 
 
 def service_status(settings: Settings) -> list[ServiceStatus]:
-    """Ask each service for its version. `settings` come from load_settings, so they name what runs."""
-    given = LocalServices(settings).given
-    return [_status_of(field, kind, settings, embedded=field not in given) for field, kind in SERVICES.items()]
+    """Ask each service for its version, and a running `ragllava up` for its receiver.
+
+    `settings` come from load_settings, so they name what runs.
+    """
+    local = LocalServices(settings)
+    given = local.given
+    found = [_status_of(field, kind, settings, embedded=field not in given) for field, kind in SERVICES.items()]
+    if local.owner() is not None and local.receiver_port is not None:
+        problem = receiver_problem(local.receiver_port)
+        detail = problem or "takes events of buckets"
+        address = f"127.0.0.1:{local.receiver_port}"
+        found.append(ServiceStatus(RECEIVER, address, embedded=True, answers=problem is None, detail=detail))
+    return found
+
+
+def receiver_problem(port: int | None) -> str | None:
+    """What keeps the receiver at this port of 127.0.0.1 from taking events; None: nothing does."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3)
+    try:
+        connection.request("GET", "/healthz")
+        response = connection.getresponse()
+        return None if response.status == 200 else f"HTTP status {response.status}: {response.read().decode()}"
+    except (OSError, http.client.HTTPException) as error:
+        return str(error)
+    finally:
+        connection.close()
 
 
 def _status_of(field: str, kind: type[EmbeddedService], settings: Settings, *, embedded: bool) -> ServiceStatus:

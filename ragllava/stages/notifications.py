@@ -82,8 +82,8 @@ def _filer_objects(message: dict[str, Any]) -> Iterator[NamedObject]:
     paths = [message.get("key")]
     if new and isinstance(body.get("new_parent_path"), str):
         paths.append(f"{body['new_parent_path']}/{new.get('name')}")
-    for path in dict.fromkeys(paths):
-        if isinstance(path, str) and path.startswith(_FILER_ROOT):
+    for path in dict.fromkeys(path for path in paths if isinstance(path, str)):
+        if path.startswith(_FILER_ROOT):
             bucket, _, key = path.removeprefix(_FILER_ROOT).partition("/")
             if not key.startswith(".uploads/"):
                 yield bucket, key

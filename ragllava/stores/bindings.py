@@ -162,7 +162,8 @@ def _refuse_overlap(other: Binding, bucket: str, prefix: str, options: dict[str,
     if _overlap(wanted, other.address):
         raise UsageError(
             f"{wanted} overlaps with {other.address}, which is bound to the archive {other.archive} as "
-            f"{other.role.value}; choose another prefix, or say `ragllava archive unbind {other.address}` first"
+            f"{other.role.value}; choose another prefix, or say "
+            f"`ragllava archive unbind {other.archive} {other.address}` first"
         )
     for outbox, inputs in ((other.options.get("outbox"), wanted), (options.get("outbox"), other.address)):
         if outbox is not None and _overlap(outbox, inputs):
