@@ -138,7 +138,7 @@ def view_bindings(connection: Connection, archive_id: int) -> list[BindingView]:
             SELECT bindings.id, scanned_at, count(key) AS objects,
                    count(*) FILTER (WHERE kind = 'picture') AS pictures,
                    count(*) FILTER (WHERE reason IS NOT NULL) AS refused,
-                   count(*) FILTER (WHERE file_no IS NOT NULL) AS waiting
+                   count(*) FILTER (WHERE job_id IS NOT NULL AND file_no IS NOT NULL) AS waiting
             FROM bindings LEFT JOIN bound_objects ON binding_id = bindings.id
             WHERE archive_id = :archive_id GROUP BY bindings.id
         """),

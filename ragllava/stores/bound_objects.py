@@ -47,7 +47,7 @@ class KnownObject:
     @property
     def is_waiting(self) -> bool:
         """A picture whose file has no outcome yet."""
-        return self.file_no is not None
+        return self.job_id is not None and self.file_no is not None
 
 
 @dataclass(frozen=True, slots=True)

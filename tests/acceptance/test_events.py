@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
@@ -61,7 +62,11 @@ def upload(bucket: Bucket, card: Postcard, color: str | None = None) -> None:
 
 def receiver(shell: Terminal) -> psutil.Process | None:
     """The receiver's process, None while there is none."""
-    return next((found for found in shell.processes() if "receiver" in found.cmdline()), None)
+    for found in shell.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "receiver" in found.cmdline():
+                return found
+    return None
 
 
 def searchable(client: Client) -> list[str]:
