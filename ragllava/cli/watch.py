@@ -18,7 +18,7 @@ _LOOK_MS = 2_000  # between looks at whether our own jobs have ended
 
 
 @click.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
 @archive_option
 @click.option("--captions", type=click.Path(path_type=Path), help="CSV, JSONL or Parquet with file and caption.")
 def watch(folder: Path, archive: str, captions: Path | None) -> None:
@@ -31,8 +31,11 @@ def watch(folder: Path, archive: str, captions: Path | None) -> None:
 
     from ragllava.cli.progress import warn_without_worker
     from ragllava.cli.services import stop_signals
+    from ragllava.errors import UsageError
     from ragllava.stages.watched import WatchedFolder
 
+    if not folder.is_dir():
+        raise UsageError(f"cannot watch {folder}: it is no folder that can be read here")
     watched = WatchedFolder(folder.absolute(), archive, captions)
     with stop_signals() as stop, connected() as client:
         warn_without_worker(client, "ingest")
