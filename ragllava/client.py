@@ -31,6 +31,8 @@ from ragllava.jobs.states import JobState
 from ragllava.models.profiles import get_profile
 from ragllava.records import JobKind, NoisyReason, NoisyState, Question, Role, StoredImage
 from ragllava.settings import Settings
+from ragllava.stages.binding import bind_archive, unbind_archive
+from ragllava.stages.bound import ScanReport, scan
 from ragllava.stages.captions import CaptionBook, read_captions
 from ragllava.stages.feedback import QuestionView, StoredFeedback, store_feedback, view_question
 from ragllava.stages.feedback_files import feedback_of, read_feedback
@@ -49,8 +51,10 @@ from ragllava.stages.resources import Resources
 from ragllava.stages.results import ResultRow, write_errors, write_results
 from ragllava.stages.sources import list_sources
 from ragllava.stages.submit import ASK_PRIORITY, Submission, Submitted, submit_files, submit_questions
+from ragllava.stages.watched import FolderChanges, WatchedFolder
 from ragllava.stores import archive, indexes, noisy, presence, registry
 from ragllava.stores.archive import ArchiveSummary, RejectedFile
+from ragllava.stores.bindings import Binding, BindingRole, BindingView, view_bindings
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.indexes import IndexDetails
 from ragllava.stores.noisy import NoisyView
@@ -147,6 +151,36 @@ class Client:
         job_id, _ = submit_training(self.engine, self.settings, request, idempotency_key)
         self._dispatch()
         return job_id
+
+    def bind(
+        self, archive_name: str, address: str, role: BindingRole, options: Mapping[str, Any] | None = None
+    ) -> Binding:
+        """Bind `s3://bucket/prefix/` to an archive, which is created if it is new.
+
+        Raises UsageError for an address that is none, a bucket that is not there or is our own, and an overlap.
+        """
+        return bind_archive(self.engine, self.objects, archive_name, address, role, dict(options or {}))
+
+    def unbind(self, archive_name: str, address: str) -> Binding:
+        """Forget a binding; what it brought stays in the archive. Raises UsageError for what is not bound to it."""
+        return unbind_archive(self.engine, archive_name, address)
+
+    def bindings(self, archive_name: str) -> list[BindingView]:
+        """Which parts of buckets feed an archive, and what is known of them."""
+        return self._do(lambda c: view_bindings(c, archive.get_archive(c, archive_name).archive_id))
+
+    def scan(self, archive_name: str) -> list[ScanReport]:
+        """Compare the buckets that an archive is bound to with what is known of them, and repair the difference."""
+        reports = scan(self.engine, self.settings, self.objects, archive_name)
+        self._dispatch()
+        return reports
+
+    def follow(self, watched: WatchedFolder) -> FolderChanges:
+        """Make an archive what a folder is now; `watched` remembers what was offered. Raises UsageError."""
+        changes = watched.compare(self.engine, self.settings)
+        if changes.job_id is not None:
+            self._dispatch()
+        return changes
 
     def job(self, job_id: int) -> JobView:
         """One job. Raises UsageError for an unknown id."""

@@ -48,6 +48,10 @@ class Settings(BaseSettings):
     s3_secure: bool = False  # https
     s3_bucket: str = "ragllava"
 
+    # Events of buckets.
+    events_token: SecretStr | None = None  # what the receiver asks for; None: the one that `ragllava up` generates
+    events_list: str | None = None  # a Redis list that MinIO appends its events to
+
     # Models.
     profile: str = "mini"  # mini, base or paper; see models/profiles.py
     device: str = "auto"  # auto, cpu, cuda, cuda:1

@@ -91,12 +91,14 @@ def _create_bound_objects() -> None:
     op.create_table(
         "bound_objects",
         sa.Column("binding_id", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("key", sa.Text(collation="C"), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("etag", sa.Text(), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
         sa.Column("caption", sa.Text()),
         sa.Column("job_id", sa.BigInteger()),
+        sa.Column("file_no", sa.BigInteger()),
+        sa.Column("image_id", sa.BigInteger()),
         sa.Column("reason", sa.Text()),
         _time("seen_at"),
         sa.PrimaryKeyConstraint("binding_id", "key", name="pk_bound_objects"),
@@ -104,7 +106,14 @@ def _create_bound_objects() -> None:
             ["binding_id"], ["bindings.id"], name="fk_bound_objects_binding_id", ondelete="CASCADE"
         ),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_bound_objects_job_id", ondelete="SET NULL"),
+        sa.ForeignKeyConstraint(
+            ["image_id"], ["images.id"], name="fk_bound_objects_image_id", ondelete="SET NULL"
+        ),
     )
+    op.create_index(
+        "ix_bound_objects_job_id", "bound_objects", ["job_id"], postgresql_where=sa.text("job_id IS NOT NULL")
+    )
+    op.create_index("ix_bound_objects_image_id", "bound_objects", ["image_id"])
 
 
 def _create_hints() -> None:
@@ -115,6 +124,7 @@ def _create_hints() -> None:
         _time("received_at"),
         _time("not_before"),
         sa.Column("attempts", sa.Integer(), nullable=False, server_default=sa.text("0")),
+        sa.Column("repeats", sa.BigInteger(), nullable=False, server_default=sa.text("0")),
         sa.PrimaryKeyConstraint("bucket", "key", name="pk_hints"),
     )
     op.create_table(

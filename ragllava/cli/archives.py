@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from ragllava.cli import bindings
 from ragllava.cli.options import archive_option, as_time, connected, json_option, print_json, print_table
 
 
@@ -53,7 +54,11 @@ def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait
 
 @click.group()
 def archive() -> None:
-    """List and show archives, and name the images that no question can find."""
+    """List and show archives, bind them to buckets, and name the images that no question can find."""
+
+
+for command in (bindings.bind, bindings.unbind, bindings.scan):
+    archive.add_command(command)
 
 
 @archive.command("list")
@@ -80,8 +85,10 @@ def show_archive(name: str, rejected: bool, as_json: bool) -> None:
     with connected() as client:
         summary = client.archive(name)
         refused = client.rejected(name) if rejected else []
+        bound = client.bindings(name)
     if as_json:
-        print_json(asdict(summary) | ({"rejected": [asdict(file) for file in refused]} if rejected else {}))
+        found = asdict(summary) | {"bindings": [view.as_json() for view in bound]}
+        print_json(found | ({"rejected": [asdict(file) for file in refused]} if rejected else {}))
         return
     click.echo(
         f"{summary.archive.name}: {summary.images} images, {summary.size_bytes / 2**20:.1f} MiB, "
@@ -93,6 +100,7 @@ def show_archive(name: str, rejected: bool, as_json: bool) -> None:
             f"index {size.index.index_id}: {size.index.retriever}, {size.images} images, "
             f"{size.index.dim} dimensions, {size.index.state}, {search} search"
         )
+    bindings.print_bindings(bound)
     for file in refused:
         click.echo(f"{file.source}: {file.reason}")
     if rejected and not refused:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,18 +16,18 @@ from types import FrameType
 from typing import Any
 
 import click
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 import migrations
 from ragllava.cli.options import print_problem, print_table
 from ragllava.errors import RagllavaError, ServiceUnavailable
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView
-from ragllava.local.fleet import WorkerFleet, WorkerSpec, end_orphans
+from ragllava.local.fleet import Readiness, WorkerFleet, WorkerSpec, end_orphans
 from ragllava.local.service import EmbeddedService
-from ragllava.local.services import LocalServices, ServiceStatus, service_status
+from ragllava.local.services import RECEIVER, LocalServices, ServiceStatus, receiver_problem, service_status
 from ragllava.settings import Settings
-from ragllava.stores import presence
+from ragllava.stores import hints, presence
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.presence import WorkerView
 
@@ -70,12 +71,13 @@ def running_system(
     Waiting for the workers ends early when `stop` is set. Raises AlreadyRunning, ServiceUnavailable.
     """
     specs = worker_specs(settings)
-    services = LocalServices(settings)
+    services = LocalServices(settings, events=True)
     running = services.start(on_ready=lambda service: echo(_ready_line(service)))
     try:
         migrations.upgrade(running.require_database())
         engine = make_engine(running.require_database(), pool_size=1, name="ragllava-up")
-        fleet = WorkerFleet(services.home, specs, is_ready=worker_readiness(engine))
+        specs = [*specs, receiver_spec(services)]
+        fleet = WorkerFleet(services.home, specs, is_ready=_readiness(engine, services))
         try:
             fleet.start()
             fleet.wait_until_ready(_WORKERS_READY_S, _worker_echo(echo), cancelled=stop.is_set)
@@ -126,6 +128,7 @@ class SystemStatus:
     services: list[ServiceStatus]
     workers: list[WorkerView]
     jobs: list[JobView]  # the open ones
+    events: dict[str, int]  # counters of what buckets have told
     problem: str | None  # why there are no workers and jobs to show
 
     @property
@@ -146,15 +149,18 @@ class SystemStatus:
                 for worker in self.workers
             ],
             "open_jobs": [job.as_json() for job in self.jobs],
+            "events": self.events,
         }
 
 
 def status(settings: Settings) -> SystemStatus:
     """Ask every service, then the database for workers and open jobs. Never raises for what does not run."""
     services = service_status(settings)
-    owner = LocalServices(settings).owner()
+    local = LocalServices(settings)
+    owner = local.owner()
     workers: list[WorkerView] = []
     jobs: list[JobView] = []
+    events: dict[str, int] = {}
     problem = None
     try:
         engine = make_engine(settings.require_database(), pool_size=1, name="ragllava-status")
@@ -163,12 +169,17 @@ def status(settings: Settings) -> SystemStatus:
                 raise ServiceUnavailable("the database has no tables yet; run `ragllava migrate` or `ragllava up`")
             workers = in_transaction(engine, presence.list_workers)
             jobs = in_transaction(engine, lambda connection: control.list_jobs(connection, only_open=True))
+            events = in_transaction(engine, _events)
         finally:
             engine.dispose()
     except RagllavaError as error:
         problem = str(error)
-    home = str(LocalServices(settings).home.root)
-    return SystemStatus(home, owner.pid if owner else None, services, workers, jobs, problem)
+    home = str(local.home.root)
+    return SystemStatus(home, owner.pid if owner else None, services, workers, jobs, events, problem)
+
+
+def _events(connection: Connection) -> dict[str, int]:
+    return hints.totals(connection) | {"waiting": hints.count_waiting(connection)}
 
 
 def is_worker_ready(settings: Settings, name: str) -> bool:
@@ -205,6 +216,8 @@ def print_status(found: SystemStatus) -> None:
         done, total = str(job.progress.done), str(job.progress.total)
         table.add_row(str(job.job_id), job.kind, job.archive, job.state, done, total)
     print_table(table) if found.jobs else click.echo("no open jobs")
+    if any(found.events.values()):
+        click.echo("events: " + ", ".join(f"{number} {name}" for name, number in found.events.items()))
 
 
 def worker_readiness(engine: Engine) -> Callable[[str, float], bool]:
@@ -233,6 +246,21 @@ def stop_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def receiver_spec(services: LocalServices) -> WorkerSpec:
+    """The receiver of events, at the port to which the embedded object store sends them."""
+    command = (sys.executable, "-m", "ragllava", "receiver", "--port", str(services.receiver_port))
+    return WorkerSpec(RECEIVER, command)
+
+
+def _readiness(engine: Engine, services: LocalServices) -> Readiness:
+    of_workers = worker_readiness(engine)
+
+    def is_ready(name: str, running_for_s: float) -> bool:
+        return receiver_problem(services.receiver_port) is None if name == RECEIVER else of_workers(name, running_for_s)
+
+    return is_ready
 
 
 def _supervise(system: RunningSystem, stop: threading.Event, echo: Echo) -> None:

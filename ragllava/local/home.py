@@ -18,6 +18,7 @@ import psutil
 
 from ragllava.errors import AlreadyRunning, SettingsError
 
+_LATER_SECRETS = ("events_token",)  # not in homes of the first version
 _SMALLEST_FREE_BYTES = 512 * 2**20  # an empty Postgres with its first log segments takes 80 MB
 # Below the range from which Linux takes the ports of outgoing connections (32768 and up), so that a port that
 # we keep is rarely taken by somebody's connection while our services are down; twins lie below it too.
@@ -33,6 +34,7 @@ class Secrets:
     s3_access_key: str
     s3_secret_key: str
     s3_signing_key: str
+    events_token: str
 
 
 @dataclass(slots=True)
@@ -83,10 +85,13 @@ class Home:
     def load_secrets(self) -> Secrets:
         """The passwords; made at the first call and the same ever after."""
         names = [item.name for item in fields(Secrets)]
-        if not self.secrets_file.exists():
-            write_private(self.secrets_file, json.dumps({name: secrets.token_urlsafe(24) for name in names}))
         try:
-            stored = json.loads(self.secrets_file.read_text())
+            stored = json.loads(self.secrets_file.read_text()) if self.secrets_file.exists() else {}
+            # A home of an earlier version lacks what came later; one that lacks more was damaged.
+            missing = [name for name in names if name not in stored and (not stored or name in _LATER_SECRETS)]
+            if missing:
+                stored |= {name: secrets.token_urlsafe(24) for name in missing}
+                write_private(self.secrets_file, json.dumps(stored))
             return Secrets(**{name: str(stored[name]) for name in names})
         except (ValueError, KeyError, TypeError) as error:
             raise SettingsError(

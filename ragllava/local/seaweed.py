@@ -29,6 +29,7 @@ class SeaweedService(EmbeddedService):
     executable = "weed"
     port_count = len(_PARTS)
     port_twin = 10_000
+    receiver_port: int | None = None  # where events of the buckets are sent; None: nowhere
 
     def settings(self) -> dict[str, str]:
         """The endpoint and our key pair."""
@@ -74,7 +75,20 @@ class SeaweedService(EmbeddedService):
         # With signing keys, the inner HTTP ports (volume, filer) serve nobody but the S3 part.
         names = ("JWT_SIGNING", "JWT_SIGNING_READ", "JWT_FILER_SIGNING", "JWT_FILER_SIGNING_READ")
         keys = {f"WEED_{name}_KEY": self.secrets.s3_signing_key for name in names}
-        return {**super().environment(), **keys}
+        return {**super().environment(), **keys, **self._webhook()}
+
+    def _webhook(self) -> dict[str, str]:
+        """What would stand in a notification.toml; here the token is out of the sight of other accounts."""
+        if self.receiver_port is None:
+            return {}
+        options = {
+            "enabled": "true",
+            "endpoint": f"http://127.0.0.1:{self.receiver_port}/events",
+            "bearer_token": self.secrets.events_token,
+            "path_prefixes": "/buckets/",
+            "timeout_seconds": "10",
+        }
+        return {f"WEED_NOTIFICATION_WEBHOOK_{name.upper()}": value for name, value in options.items()}
 
     def probe(self) -> None:
         """Has our bucket, for our key, and reads an object of former times."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 from ragllava.errors import AlreadyRunning, RagllavaError, ServiceUnavailable
 from ragllava.local import postgres, redis_server, seaweed
-from ragllava.local.home import Home, HomeLock, Owner, ServicesState, choose_ports
+from ragllava.local.home import Home, HomeLock, Owner, Secrets, ServicesState, choose_ports
 from ragllava.local.service import EmbeddedService
 from ragllava.local.watchdog import Watchdog
 from ragllava.settings import Settings
@@ -21,6 +22,7 @@ from ragllava.settings import Settings
 log = logging.getLogger(__name__)
 
 _WATCHDOG_GRACE_S = 5.0
+RECEIVER = "receiver"  # of events; its port is kept beside those of the services
 
 # Each service under the setting that names it; given by the user, that one is used in its place.
 SERVICES: dict[str, type[EmbeddedService]] = {
@@ -33,16 +35,18 @@ SERVICES: dict[str, type[EmbeddedService]] = {
 class LocalServices:
     """The services of `settings.home` that are not given by URL. The constructor starts and touches nothing."""
 
-    def __init__(self, settings: Settings, *, outlive_us: bool = True) -> None:
+    def __init__(self, settings: Settings, *, outlive_us: bool = True, events: bool = False) -> None:
         """`settings` may hold the addresses of embedded services that ran before; those are not `given`.
 
         With `outlive_us` the services go on when this process is killed, and the next `start` adopts them; else
-        a watchdog ends them.
+        a watchdog ends them. With `events` the object store tells a receiver at `receiver_port`, which the caller
+        runs, what happens in its buckets.
         """
         self.home = Home(settings.home)
         self._settings = settings
         self._lock = HomeLock(self.home)
         self._running: list[EmbeddedService] = []
+        self._events = events
         self._watchdog = None if outlive_us else Watchdog(self.home.run, _WATCHDOG_GRACE_S)
 
     @property
@@ -50,6 +54,11 @@ class LocalServices:
         """The settings by which the user named services of his own."""
         ours = self.home.load_state().settings
         return [name for name in SERVICES if plain(self._settings, name) not in (None, ours.get(name))]
+
+    @property
+    def receiver_port(self) -> int | None:
+        """The port of 127.0.0.1 for the receiver of events; None before the first start with `events`."""
+        return next(iter(self.home.load_state().ports.get(RECEIVER, [])), None)
 
     def owner(self) -> Owner | None:
         """The process that runs the services of this home now."""
@@ -126,10 +135,15 @@ class LocalServices:
 
     def _existing(self) -> list[EmbeddedService]:
         """The embedded services as they were last set up, without a change to the home."""
-        secrets, ports, given = self.home.load_secrets(), self.home.load_state().ports, self.given
+        secrets, ports, given = self._secrets(), self.home.load_state().ports, self.given
         return [
             kind(self.home, secrets, ports.get(kind.name, [])) for field, kind in SERVICES.items() if field not in given
         ]
+
+    def _secrets(self) -> Secrets:
+        """The passwords of this home; the token of events may be the user's own."""
+        secrets, token = self.home.load_secrets(), plain(self._settings, "events_token")
+        return replace(secrets, events_token=token) if token else secrets
 
     def _assemble(self) -> list[EmbeddedService]:
         """The embedded services, with ports: those of one that runs, else the last ones if they are free."""
@@ -139,12 +153,22 @@ class LocalServices:
             if service.find() is None or len(service.ports) != service.port_count:
                 service.ports = choose_ports(service.ports, service.port_count, taken, service.port_twin)
         state = self.home.load_state()
+        if self._events:
+            state.ports[RECEIVER] = self._choose_receiver_port(services, state.ports.get(RECEIVER, []), taken)
         state.ports |= {service.name: service.ports for service in services}
         self.home.save_state(state)
         return services
 
+    def _choose_receiver_port(self, services: list[EmbeddedService], kept: list[int], taken: set[int]) -> list[int]:
+        """A store that runs sends to the port of the last time; our own left-over receiver may still be on it."""
+        store = next((service for service in services if isinstance(service, seaweed.SeaweedService)), None)
+        ports = kept if kept and store is not None and store.find() is not None else choose_ports(kept, 1, taken)
+        if store is not None:
+            store.receiver_port = ports[0]
+        return ports
+
     def _announce(self) -> Settings:
-        addresses: dict[str, str] = {}
+        addresses: dict[str, str] = {"events_token": self._secrets().events_token} if self._events else {}
         for service in self._running:
             addresses |= service.settings()
         self.home.save_state(ServicesState(settings=addresses, ports=self.home.load_state().ports))
@@ -183,9 +207,32 @@ class ServiceStatus:
 
 
 def service_status(settings: Settings) -> list[ServiceStatus]:
-    """Ask each service for its version. `settings` come from load_settings, so they name what runs."""
-    given = LocalServices(settings).given
-    return [_status_of(field, kind, settings, embedded=field not in given) for field, kind in SERVICES.items()]
+    """Ask each service for its version, and a running `ragllava up` for its receiver.
+
+    `settings` come from load_settings, so they name what runs.
+    """
+    local = LocalServices(settings)
+    given = local.given
+    found = [_status_of(field, kind, settings, embedded=field not in given) for field, kind in SERVICES.items()]
+    if local.owner() is not None and local.receiver_port is not None:
+        problem = receiver_problem(local.receiver_port)
+        detail = problem or "takes events of buckets"
+        address = f"127.0.0.1:{local.receiver_port}"
+        found.append(ServiceStatus(RECEIVER, address, embedded=True, answers=problem is None, detail=detail))
+    return found
+
+
+def receiver_problem(port: int | None) -> str | None:
+    """What keeps the receiver at this port of 127.0.0.1 from taking events; None: nothing does."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3)
+    try:
+        connection.request("GET", "/healthz")
+        response = connection.getresponse()
+        return None if response.status == 200 else f"HTTP status {response.status}: {response.read().decode()}"
+    except (OSError, http.client.HTTPException) as error:
+        return str(error)
+    finally:
+        connection.close()
 
 
 def _status_of(field: str, kind: type[EmbeddedService], settings: Settings, *, embedded: bool) -> ServiceStatus:

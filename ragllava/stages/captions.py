@@ -40,6 +40,10 @@ class CaptionBook:
     def __len__(self) -> int:
         return len(self._captions)
 
+    def items(self) -> Iterable[tuple[str, str]]:
+        """The pictures' names with their captions, in the order of the caption file."""
+        return self._captions.items()
+
     def assign(self, sources: Sequence[str]) -> list[str | None]:
         """A caption or None for each of `sources`, the names of all files offered (SourceFile.source).
 

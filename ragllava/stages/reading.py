@@ -11,6 +11,8 @@ from ragllava.stages.files import PackedScheme, open_regular, why_unreadable
 from ragllava.stages.packed import read_capped, read_members
 from ragllava.stages.uris import Location, parse_uri
 
+DISAPPEARED = "it disappeared since it was listed"
+
 OpenObject = Callable[[str, str], bytes]
 
 
@@ -59,7 +61,7 @@ def _read_object(location: Location, open_object: OpenObject | None) -> bytes | 
     try:
         data = open_object(location.path, location.member or "")
     except ObjectMissing:
-        return ImageRejected("it disappeared since it was listed")
+        return ImageRejected(DISAPPEARED)
     except UsageError as error:
         return ImageRejected(str(error))
     if len(data) > MAX_BYTES:

@@ -6,9 +6,10 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from types import UnionType
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 
@@ -104,20 +105,32 @@ def submit_files(engine: Engine, settings: Settings, *, archive_name: str, files
         raise UsageError("there is no file to ingest")
 
     def work(connection: Connection) -> Submitted:
-        job_id, is_new = control.create(
-            connection,
-            NewJob(
-                kind=JobKind.INGEST,
-                archive_id=archive.ensure_archive(connection, archive_name).archive_id,
-                spec={},
-                total=len(files),
-                per_shard=_files_per_shard(settings, files),
-            ),
-        )
-        archive.insert_files(connection, job_id, files)
-        return Submitted(job_id, is_new, len(files), [])
+        archive_id = archive.ensure_archive(connection, archive_name).archive_id
+        return Submitted(create_ingest(connection, settings, archive_id, files), True, len(files), [])
 
     return in_transaction(engine, work)
+
+
+def create_ingest(
+    connection: Connection,
+    settings: Settings,
+    archive_id: int,
+    files: Sequence[SourceFile],
+    spec: Mapping[str, Any] | None = None,
+) -> int:
+    """Create an ingest job of listed files in the caller's transaction; returns its id."""
+    job_id, _ = control.create(
+        connection,
+        NewJob(
+            kind=JobKind.INGEST,
+            archive_id=archive_id,
+            spec=dict(spec or {}),
+            total=len(files),
+            per_shard=_files_per_shard(settings, files),
+        ),
+    )
+    archive.insert_files(connection, job_id, files)
+    return job_id
 
 
 def _files_per_shard(settings: Settings, files: Sequence[SourceFile]) -> int:

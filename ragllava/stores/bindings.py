@@ -1,25 +1,31 @@
-"""Bound buckets: which part of a bucket feeds an archive, with pictures or with question files."""
+"""Bindings: which part of a bucket feeds an archive. Every function works in the caller's transaction."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from sqlalchemy import Connection, Row, delete, func, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+
+from ragllava.errors import UsageError
+from ragllava.stores.schema import archives, bindings
+
 
 class BindingRole(StrEnum):
-    """What lies under a bound prefix."""
+    """What the objects under a binding are."""
 
-    PICTURES = "pictures"
-    INBOX = "inbox"
+    PICTURES = "pictures"  # pictures and their captions, for the archive
+    INBOX = "inbox"  # question files, to be answered from the archive
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """A prefix of a bucket that belongs to an archive.
+    """One bound part of a bucket. `prefix` ends with a slash, or is empty: then the whole bucket is bound.
 
-    `options` of an inbox: `outbox` (`s3://bucket/prefix/`), `answer` (AnswerOptions.as_json(), or absent) and
-    `skip_invalid` (absent: true).
+    `options` of an inbox hold `outbox` (`s3://bucket/prefix/`), and perhaps `answer` and `skip_invalid`.
     """
 
     binding_id: int
@@ -29,3 +35,156 @@ class Binding:
     bucket: str
     prefix: str
     options: dict[str, Any]
+
+    @property
+    def address(self) -> str:
+        """`s3://bucket/prefix/`."""
+        return f"s3://{self.bucket}/{self.prefix}"
+
+
+@dataclass(frozen=True, slots=True)
+class BindingView:
+    """A binding as people see it, with what is known of its objects."""
+
+    binding: Binding
+    objects: int
+    pictures: int
+    refused: int  # nothing could be made of them
+    waiting: int  # their pictures are being embedded
+    scanned_at: datetime | None
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "address": self.binding.address,
+            "role": self.binding.role.value,
+            "options": self.binding.options,
+            "objects": self.objects,
+            "pictures": self.pictures,
+            "refused": self.refused,
+            "waiting": self.waiting,
+            "scanned_at": self.scanned_at.isoformat() if self.scanned_at else None,
+        }
+
+
+def bind(
+    connection: Connection, archive_id: int, role: BindingRole, bucket: str, prefix: str, options: dict[str, Any]
+) -> Binding:
+    """Bind a part of a bucket to an archive; the same binding again only takes the new options.
+
+    Raises UsageError when the part overlaps with another binding, or with the outbox of one: an object belongs to
+    one binding, and what we write is no input.
+    """
+    _refuse_own_outbox(f"s3://{bucket}/{prefix}", options)
+    # Two that overlap must not be made at once.
+    connection.execute(text("LOCK TABLE bindings IN SHARE ROW EXCLUSIVE MODE"))
+    for other in list_bindings(connection):
+        same = (other.bucket, other.prefix, other.archive_id, other.role) == (bucket, prefix, archive_id, role)
+        if not same:
+            _refuse_overlap(other, bucket, prefix, options)
+    given = insert(bindings).values(
+        archive_id=archive_id, role=role.value, bucket=bucket, prefix=prefix, options=options
+    )
+    connection.execute(
+        given.on_conflict_do_update(index_elements=["bucket", "prefix"], set_={"options": given.excluded.options})
+    )
+    return get_binding(connection, bucket, prefix)
+
+
+def unbind(connection: Connection, binding_id: int) -> None:
+    """Forget a binding and what is known of its objects; the archive's images stay."""
+    connection.execute(delete(bindings).where(bindings.c.id == binding_id))
+
+
+def get_binding(connection: Connection, bucket: str, prefix: str) -> Binding:
+    """The binding of exactly this part. Raises UsageError that names the known ones."""
+    row = connection.execute(_select().where(bindings.c.bucket == bucket, bindings.c.prefix == prefix)).one_or_none()
+    if row is not None:
+        return _binding(row)
+    known = [binding.address for binding in list_bindings(connection)]
+    there = f"; there are: {', '.join(known[:10])}" if known else ", and nothing else is bound either"
+    raise UsageError(f"s3://{bucket}/{prefix} is not bound{there}")
+
+
+def list_bindings(connection: Connection, archive_id: int | None = None) -> list[Binding]:
+    """The bindings of one archive, or of all, by bucket and prefix."""
+    query = _select().order_by(bindings.c.bucket, bindings.c.prefix)
+    if archive_id is not None:
+        query = query.where(bindings.c.archive_id == archive_id)
+    return [_binding(row) for row in connection.execute(query)]
+
+
+def load_bindings(connection: Connection, ids: set[int]) -> dict[int, Binding]:
+    """Bindings by id; those that are gone are left out."""
+    rows = connection.execute(_select().where(bindings.c.id.in_(ids)))
+    return {row.id: _binding(row) for row in rows}
+
+
+def lock(connection: Connection, binding_id: int) -> bool:
+    """Keep others from writing about this binding until the transaction ends; False when it is gone."""
+    query = select(bindings.c.id).where(bindings.c.id == binding_id).with_for_update()
+    return connection.scalar(query) is not None
+
+
+def note_scan(connection: Connection, binding_id: int) -> None:
+    """The binding was compared with its bucket just now."""
+    connection.execute(update(bindings).where(bindings.c.id == binding_id).values(scanned_at=func.now()))
+
+
+def view_bindings(connection: Connection, archive_id: int) -> list[BindingView]:
+    """The bindings of an archive with counts. Reads all that is known of their objects: for people."""
+    rows = connection.execute(
+        text("""
+            SELECT bindings.id, scanned_at, count(key) AS objects,
+                   count(*) FILTER (WHERE kind = 'picture') AS pictures,
+                   count(*) FILTER (WHERE reason IS NOT NULL) AS refused,
+                   count(*) FILTER (WHERE job_id IS NOT NULL AND file_no IS NOT NULL) AS waiting
+            FROM bindings LEFT JOIN bound_objects ON binding_id = bindings.id
+            WHERE archive_id = :archive_id GROUP BY bindings.id
+        """),
+        {"archive_id": archive_id},
+    )
+    counts = {row.id: row for row in rows}
+    return [
+        BindingView(binding, row.objects, row.pictures, row.refused, row.waiting, row.scanned_at)
+        for binding in list_bindings(connection, archive_id)
+        if (row := counts.get(binding.binding_id)) is not None
+    ]
+
+
+def covering(known: list[Binding], bucket: str, key: str) -> Binding | None:
+    """The one among `known` that an object belongs to."""
+    return next((found for found in known if found.bucket == bucket and key.startswith(found.prefix)), None)
+
+
+def _refuse_overlap(other: Binding, bucket: str, prefix: str, options: dict[str, Any]) -> None:
+    wanted = f"s3://{bucket}/{prefix}"
+    if _overlap(wanted, other.address):
+        raise UsageError(
+            f"{wanted} overlaps with {other.address}, which is bound to the archive {other.archive} as "
+            f"{other.role.value}; choose another prefix, or say "
+            f"`ragllava archive unbind {other.archive} {other.address}` first"
+        )
+    for outbox, inputs in ((other.options.get("outbox"), wanted), (options.get("outbox"), other.address)):
+        if outbox is not None and _overlap(outbox, inputs):
+            raise UsageError(f"{inputs} overlaps with the outbox {outbox}: what is written there would come back")
+
+
+def _refuse_own_outbox(inbox: str, options: dict[str, Any]) -> None:
+    outbox = options.get("outbox")
+    if outbox is not None and _overlap(outbox, inbox):
+        raise UsageError(f"{inbox} overlaps with its own outbox {outbox}: what is written there would come back")
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one)
+
+
+def _select() -> Any:
+    return select(bindings, archives.c.name.label("archive")).join(archives, archives.c.id == bindings.c.archive_id)
+
+
+def _binding(row: Row[Any]) -> Binding:
+    return Binding(
+        row.id, row.archive_id, row.archive, BindingRole(row.role), row.bucket, row.prefix, dict(row.options)
+    )

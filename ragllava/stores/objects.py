@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -30,6 +30,7 @@ from ragllava.settings import Settings
 MAX_EXTERNAL_BYTES = 512 * 2**20  # what is read at once from a bucket of others, unless the caller says less
 
 _PART_BYTES = 16 * 2**20  # of a stream whose length nobody knows
+_METADATA = "x-amz-meta-"
 _MISSING = ("NoSuchKey", "NoSuchBucket", "ResourceNotFound")
 _REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 _BUCKET_IS_THERE = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
@@ -50,6 +51,16 @@ class ExternalContent:
 
     data: bytes
     etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalObject:
+    """An object in a bucket of others. `metadata` are the user's own, names in lower case; a listing has none."""
+
+    key: str
+    size_bytes: int
+    etag: str  # tells other bytes, and is no hash of them
+    metadata: Mapping[str, str]
 
 
 class ByteStream(Protocol):
@@ -194,6 +205,32 @@ class ObjectStore:
             if not self._client.bucket_exists(bucket):
                 raise ObjectMissing(f"object store {self._endpoint}: there is no bucket {bucket}")
         self._put(bucket, key, stream, size_bytes, media_type)
+
+    def bucket_exists(self, bucket: str) -> bool:
+        """Whether there is such a bucket; UsageError for what cannot be the name of one."""
+        try:
+            with self._errors(bucket):
+                return bool(self._client.bucket_exists(bucket))
+        except ValueError as error:
+            raise UsageError(f"{bucket!r} cannot be the name of a bucket: {error}") from None
+
+    def look_external(self, bucket: str, key: str) -> ExternalObject:
+        """An object of any bucket without its bytes. Raises ObjectMissing."""
+        with self._errors(key):
+            found = self._client.stat_object(bucket, key)
+        own = {
+            name.lower().removeprefix(_METADATA): value
+            for name, value in found.metadata.items()
+            if name.lower().startswith(_METADATA)
+        }
+        return ExternalObject(key, found.size, found.etag.strip('"'), own)
+
+    def list_external(self, bucket: str, prefix: str) -> Iterator[ExternalObject]:
+        """Every object of any bucket whose key starts with `prefix`, by key. Raises ObjectMissing for no bucket."""
+        with self._errors(prefix):
+            for found in self._client.list_objects(bucket, prefix, recursive=True):
+                if not found.is_dir:
+                    yield ExternalObject(found.object_name, found.size, (found.etag or "").strip('"'), {})
 
     def exists(self, key: str) -> bool:
         """Whether there is an object under `key`."""

@@ -358,14 +358,18 @@ bound_objects = Table(
     Column(
         "binding_id", BigInteger, ForeignKey("bindings.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
     ),
-    Column("key", Text, primary_key=True),
+    Column("key", Text(collation="C"), primary_key=True),  # in the order of bytes, as buckets list them
     Column("kind", Text, nullable=False),  # picture, caption, captions, questions, other
     Column("etag", Text, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("caption", Text),  # what a caption object says; of a picture, what its own metadata say
-    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="SET NULL")),  # the job it became part of
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="SET NULL")),  # of a picture: only until its outcome
+    Column("file_no", BigInteger),  # which file of that job a picture is
+    Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),  # what a picture became
     Column("reason", Text),  # why nothing was made of it
     _now("seen_at"),
+    Index("ix_bound_objects_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
+    Index("ix_bound_objects_image_id", "image_id"),
 )
 
 # Objects that something is said to have happened to. A hint only asks to look; the same one twice is one row.
@@ -377,6 +381,8 @@ hints = Table(
     _now("received_at"),
     _now("not_before"),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
+    # Grows with every further event: a hint is done only if none came while its object was looked at.
+    Column("repeats", BigInteger, nullable=False, server_default=text("0")),
 )
 
 # Counters for people: received, repeated, unbound, refused, …

@@ -15,8 +15,13 @@ import yaml
 from celery import Celery
 from celery.bin.base import CLIContext
 from celery.bin.worker import worker as worker_command
+from pydantic import SecretStr
+from sqlalchemy import create_engine
+from starlette.routing import Route
 
+from ragllava.api.receiver import make_app
 from ragllava.cli.main import COMMANDS
+from ragllava.cli.receiver import receiver
 from ragllava.settings import Settings
 from workers.app import QUEUES
 
@@ -127,7 +132,7 @@ def test_images_are_pinned() -> None:
 def test_no_secret_is_written_down() -> None:
     for name, service in SERVICES.items():
         for variable, value in service.get("environment", {}).items():
-            if re.search(r"PASSWORD|SECRET|ACCESS_KEY|AUTH|ROOT_USER|_URL$", variable):
+            if re.search(r"PASSWORD|SECRET|ACCESS_KEY|AUTH|TOKEN|ROOT_USER|_URL$", variable):
                 assert re.search(r"\$\{[A-Z0-9_]+:\?[^}]+\}", value), f"{name}: {variable}"
         command_line = " ".join(map(str, service.get("command", [])))
         assert "${" not in command_line, f"{name}: every account of the host can read a command line"
@@ -143,6 +148,19 @@ def test_the_example_names_every_variable_and_no_other() -> None:
     profiles = {profile for service in SERVICES.values() for profile in service.get("profiles", [])}
     assert example["COMPOSE_PROFILES"] in profiles
     assert example["S3_ENDPOINT"].split(":")[0] in SERVICES
+
+
+def test_both_stores_send_their_events_to_the_receiver() -> None:
+    options = [str(word) for word in SERVICES["receiver"]["command"][2:]]
+    address = receiver.make_context("receiver", options).params
+    assert address["host"] == "0.0.0.0"
+    engine = create_engine("postgresql+psycopg://nobody@127.0.0.1:9/nothing")
+    app = make_app(engine, Settings(events_token=SecretStr("token")))
+    [path] = [route.path for route in app.routes if isinstance(route, Route) and "POST" in (route.methods or ())]
+    endpoint = f"http://receiver:{address['port']}{path}"
+    assert SERVICES["minio"]["environment"]["MINIO_NOTIFY_WEBHOOK_ENDPOINT_RAGLLAVA"] == endpoint
+    assert SERVICES["seaweedfs"]["environment"]["WEED_NOTIFICATION_WEBHOOK_ENDPOINT"] == endpoint
+    assert f":{address['port']}/healthz" in SERVICES["receiver"]["healthcheck"]["test"][-1]
 
 
 def test_addresses_are_services() -> None:

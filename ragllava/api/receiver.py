@@ -1,0 +1,160 @@
+"""The receiver of bucket events: object stores post here what changed (RELIABILITY D13).
+
+It writes hints and nothing else, and answers 200 only after they are committed. A sender must name the token; what
+it says is never believed, only looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+from sqlalchemy import Engine, text
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from ragllava.errors import ServiceUnavailable, SettingsError, UsageError
+from ragllava.settings import Settings
+from ragllava.stages.notifications import read_notification
+from ragllava.stages.received import not_ours, note_objects
+from ragllava.stores import hints
+from ragllava.stores.database import in_transaction
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 4 * 2**20  # a store puts one or a few events into a message
+THREADS = 6  # each uses one connection of the pool
+_BODY_S = 30.0
+_COUNT_S = 1.0
+
+
+class Receiver:
+    """The two endpoints. What needs no hint is only counted, and the counts are written down once a second."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        """Raises SettingsError without a token: an open receiver would be anybody's."""
+        if settings.events_token is None or not settings.events_token.get_secret_value():
+            raise SettingsError(
+                "no token for the receiver of events: set RAGLLAVA_EVENTS_TOKEN, here and in the object store"
+            )
+        self._token = settings.events_token.get_secret_value().encode()
+        self._settings = settings
+        self._engine = engine
+        self._counts: Counter[str] = Counter()
+        self._counting = threading.Lock()
+
+    async def events(self, request: Request) -> Response:
+        """Take one message."""
+        if not self._is_authorised(request):
+            self._count("refused")
+            return _say(401, "the token is missing or wrong")
+        try:
+            async with asyncio.timeout(_BODY_S):
+                body = await _body(request)
+        except (TimeoutError, ClientDisconnect):
+            self._count("unreadable")
+            return _say(408, "the message did not come to its end")
+        if body is None:
+            self._count("unreadable")
+            return _say(413, f"a message has at most {MAX_BODY_BYTES:,} bytes")
+        return await run_in_threadpool(self._take, body)
+
+    async def healthz(self, _request: Request) -> Response:
+        """Whether hints can be written."""
+        return await run_in_threadpool(self._health)
+
+    def write_counts(self) -> None:
+        """Write down what was counted since the last time; kept for the next time when the database is away."""
+        with self._counting:
+            counted, self._counts = self._counts, Counter()
+        if not counted:
+            return
+        try:
+            in_transaction(self._engine, lambda c: hints.add_totals(c, counted))
+        except ServiceUnavailable as error:
+            log.warning(str(error), extra={"action": "counts_kept"})
+            with self._counting:
+                self._counts.update(counted)
+
+    def _is_authorised(self, request: Request) -> bool:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        same = hmac.compare_digest(token.strip().encode(), self._token)
+        return scheme.lower() == "bearer" and same
+
+    def _take(self, body: bytes) -> Response:
+        try:
+            named = not_ours(read_notification(body), self._settings)
+        except UsageError as error:
+            self._count("unreadable")
+            return _say(400, str(error))
+        if not named:  # folders, and what we write into our own bucket
+            self._count("ignored")
+            return JSONResponse({"hints": 0})
+        try:
+            noted = note_objects(self._engine, named)
+        except ServiceUnavailable as error:
+            log.warning(str(error), extra={"action": "event_not_taken"})
+            return _say(503, "the database is away; send it again")
+        return JSONResponse({"hints": noted.new + noted.repeated})
+
+    def _health(self) -> Response:
+        try:
+            in_transaction(self._engine, lambda c: c.execute(text("SELECT 1 FROM hints LIMIT 1")))
+        except ServiceUnavailable as error:
+            return _say(503, str(error))
+        return JSONResponse({"status": "ok"})
+
+    def _count(self, name: str) -> None:
+        with self._counting:
+            self._counts[name] += 1
+
+
+def make_app(engine: Engine, settings: Settings) -> Starlette:
+    """The receiver as an ASGI application. Raises SettingsError without a token."""
+    receiver = Receiver(engine, settings)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        counting = asyncio.create_task(_write_counts_again_and_again(receiver))
+        try:
+            yield
+        finally:
+            counting.cancel()
+            await asyncio.to_thread(receiver.write_counts)
+
+    routes = [
+        Route("/events", receiver.events, methods=["POST"]),
+        Route("/healthz", receiver.healthz, methods=["GET"]),
+    ]
+    return Starlette(routes=routes, lifespan=lifespan)
+
+
+async def _write_counts_again_and_again(receiver: Receiver) -> None:
+    while True:
+        await asyncio.sleep(_COUNT_S)
+        await run_in_threadpool(receiver.write_counts)
+
+
+async def _body(request: Request) -> bytes | None:
+    """The whole message, or None as soon as it is too long, whatever its header says."""
+    pieces, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > MAX_BODY_BYTES:
+            return None
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _say(status: int, sentence: str) -> Response:
+    return JSONResponse({"error": sentence}, status_code=status)

@@ -1,0 +1,73 @@
+"""Binding parts of buckets to archives: the checks that need the object store, and the addresses people write."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from ragllava.errors import UsageError
+from ragllava.stores import archive, bindings
+from ragllava.stores.bindings import Binding, BindingRole
+from ragllava.stores.database import in_transaction
+from ragllava.stores.objects import ObjectStore
+
+_ADDRESS = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>[^\x00-\x1f]*))?")
+
+
+def read_address(address: str) -> tuple[str, str]:
+    """Bucket and prefix of `s3://bucket/prefix/`. A prefix names a folder, so it gets its last slash if it lacks it.
+
+    Raises UsageError for anything else.
+    """
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        raise UsageError(f"{address!r} is no address of the form s3://bucket/prefix/")
+    prefix = (found["prefix"] or "").lstrip("/")
+    return found["bucket"], prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
+
+
+def bind_archive(
+    engine: Engine, objects: ObjectStore, archive_name: str, address: str, role: BindingRole, options: dict[str, Any]
+) -> Binding:
+    """Bind a part of a bucket to an archive, which is created if it is new. An inbox needs the option `outbox`.
+
+    Raises UsageError for an address that is none, a bucket that is not there or is our own, and an overlap.
+    """
+    bucket, prefix = read_address(address)
+    if role is BindingRole.INBOX:
+        if not options.get("outbox"):
+            raise UsageError("an inbox needs an outbox for its results: give --outbox s3://bucket/prefix/")
+        outbox, folder = read_address(options["outbox"])
+        options = options | {"outbox": f"s3://{outbox}/{folder}"}
+        _require_foreign(objects, outbox)
+    _require_foreign(objects, bucket)
+
+    def work(connection: Connection) -> Binding:
+        archive_id = archive.ensure_archive(connection, archive_name).archive_id
+        return bindings.bind(connection, archive_id, role, bucket, prefix, options)
+
+    return in_transaction(engine, work)
+
+
+def unbind_archive(engine: Engine, archive_name: str, address: str) -> Binding:
+    """Forget a binding; the archive's images stay. Raises UsageError for what is not bound to this archive."""
+    bucket, prefix = read_address(address)
+
+    def work(connection: Connection) -> Binding:
+        archive_id = archive.get_archive(connection, archive_name).archive_id
+        binding = bindings.get_binding(connection, bucket, prefix)
+        if binding.archive_id != archive_id:
+            raise UsageError(f"{binding.address} is bound to the archive {binding.archive}, not to {archive_name}")
+        bindings.unbind(connection, binding.binding_id)
+        return binding
+
+    return in_transaction(engine, work)
+
+
+def _require_foreign(objects: ObjectStore, bucket: str) -> None:
+    if bucket == objects.bucket:
+        raise UsageError(f"the bucket {bucket} is RagLLaVA's own; bind another one")
+    if not objects.bucket_exists(bucket):
+        raise UsageError(f"there is no bucket {bucket} in the object store; create it first")

@@ -1,0 +1,43 @@
+"""A bucket beside our own, as another program fills it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+
+from minio import Minio
+
+from ragllava.settings import Settings
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket named after the test's own, so that it is removed with it."""
+
+    name: str
+    client: Minio
+
+    def put(self, key: str, data: bytes, metadata: Mapping[str, str] | None = None) -> None:
+        """Put or overwrite an object; returns when the store has it."""
+        self.client.put_object(self.name, key, BytesIO(data), len(data), metadata=dict(metadata) if metadata else None)
+
+    def remove(self, *keys: str) -> None:
+        """Remove objects."""
+        for key in keys:
+            self.client.remove_object(self.name, key)
+
+
+def make_bucket(settings: Settings, suffix: str = "pictures") -> Bucket:
+    """Make a bucket with the minio SDK."""
+    assert settings.s3_endpoint and settings.s3_secret_key
+    client = Minio(
+        settings.s3_endpoint,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key.get_secret_value(),
+        secure=settings.s3_secure,
+        region=settings.s3_region,
+    )
+    made = Bucket(f"{settings.s3_bucket}-{suffix}"[:63], client)
+    client.make_bucket(made.name)
+    return made

@@ -1,0 +1,380 @@
+"""Bound buckets: hints and scans make an archive what its bucket is, on a real store and with the mini retriever."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sqlalchemy import func, select, text, update
+
+from ragllava.errors import UsageError
+from ragllava.settings import Settings
+from ragllava.stages import bound
+from ragllava.stages.bound import Folded, ScanReport
+from ragllava.stores import archive, bindings, bound_objects, hints
+from ragllava.stores.bindings import Binding, BindingRole
+from ragllava.stores.objects import ObjectStore
+from ragllava.stores.schema import hints as hint_table
+from ragllava.stores.schema import images, jobs
+from tests.buckets import Bucket, make_bucket
+from tests.workshop import ARCHIVE, Workshop
+
+
+def png(seed: int) -> bytes:
+    """A small picture of coloured noise: no two seeds are alike."""
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).resize((48, 48)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An archive bound to `in/` of a bucket."""
+
+    workshop: Workshop
+    bucket: Bucket
+    binding: Binding
+    objects: ObjectStore
+
+    def hint(self, *keys: str) -> None:
+        """Events about these objects have come."""
+        with self.workshop.engine.begin() as connection:
+            hints.note(connection, [(self.bucket.name, key) for key in keys])
+
+    def fold(self) -> Folded:
+        """One fold; hints that wait are due now."""
+        with self.workshop.engine.begin() as connection:
+            connection.execute(update(hint_table).values(not_before=func.now()))
+        return bound.fold(self.workshop.engine, self.workshop.settings, self.objects)
+
+    def follow(self, *keys: str) -> None:
+        """Events about these objects come, and everything is done about them."""
+        self.hint(*keys)
+        self.fold()
+        self.workshop.run()
+        self.fold()
+
+    def scan(self) -> ScanReport:
+        """Compare, and let the jobs end."""
+        [report] = bound.scan(self.workshop.engine, self.workshop.settings, self.objects, ARCHIVE)
+        self.workshop.run()
+        bound.settle(self.workshop.engine, self.objects)
+        return report
+
+    def captions(self) -> dict[str, str | None]:
+        """The captions of the archive's living images, by source."""
+        return {source: row.caption for source, row in self.workshop.images().items()}
+
+    def ingest_jobs(self) -> list[int]:
+        """The totals of all jobs so far, oldest first."""
+        with self.workshop.engine.begin() as connection:
+            return list(connection.scalars(select(jobs.c.total).order_by(jobs.c.id)))
+
+    def waiting(self) -> int:
+        """Hints that are left."""
+        with self.workshop.engine.begin() as connection:
+            return hints.count_waiting(connection)
+
+    def known(self) -> dict[str, bound_objects.KnownObject]:
+        """What is known of the objects, by key."""
+        with self.workshop.engine.begin() as connection:
+            return {row.key: row for row in bound_objects.all_objects(connection, self.binding.binding_id)}
+
+
+@pytest.fixture
+def bucketful(workshop: Workshop, settings: Settings) -> Iterator[Bound]:
+    bucket = make_bucket(settings)
+    with workshop.engine.begin() as connection:
+        archive_id = archive.ensure_archive(connection, ARCHIVE).archive_id
+        binding = bindings.bind(connection, archive_id, BindingRole.PICTURES, bucket.name, "in/", {})
+    yield Bound(workshop, bucket, binding, ObjectStore(settings))
+
+
+def test_new_objects_become_images_of_one_job(bucketful: Bound) -> None:
+    keys = [f"in/{name}.png" for name in ("a", "b c", "grüße+%41", "deep/er")]
+    for number, key in enumerate(keys):
+        bucketful.bucket.put(key, png(number))
+    bucketful.bucket.put("in/broken.png", b"no picture")
+    bucketful.bucket.put("in/notes.md", b"not for the archive")
+    bucketful.bucket.put("elsewhere/d.png", png(9))
+    bucketful.follow(*keys, "in/broken.png", "in/notes.md", "elsewhere/d.png", "in/never-there.png")
+    assert bucketful.ingest_jobs() == [5]
+    assert bucketful.captions().keys() == {"a.png", "b c.png", "deep/er.png", "grüße+%41.png"}
+    assert bucketful.workshop.embedded() == 4
+    assert bucketful.waiting() == 0
+    known = bucketful.known()
+    assert set(known) == {*keys, "in/broken.png", "in/notes.md"}
+    assert all(known[key].image_id and not known[key].is_waiting for key in keys)
+    assert known["in/broken.png"].reason and "decoded" not in (known["in/notes.md"].reason or "")
+
+
+def test_repeated_events_change_nothing(bucketful: Bound) -> None:
+    bucketful.bucket.put("in/a.png", png(1))
+    bucketful.bucket.put("in/bad.png", b"bad")
+    bucketful.follow("in/a.png", "in/bad.png")
+    before = bucketful.known()
+    for _ in range(3):
+        bucketful.hint(*["in/a.png", "in/bad.png"] * 200)
+    folded = bucketful.fold()
+    assert (folded.hints, folded.changes.unchanged) == (2, 2)
+    assert bucketful.known() == before
+    assert bucketful.ingest_jobs() == [2]
+    with bucketful.workshop.engine.begin() as connection:
+        assert hints.totals(connection)["unchanged"] == 2
+
+
+def test_an_overwritten_object_replaces_its_image_and_a_deleted_one_takes_it_away(bucketful: Bound) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        bucketful.bucket.put(f"in/{name}.png", png(seed))
+    bucketful.follow("in/a.png", "in/b.png")
+    first = bucketful.workshop.images()
+    bucketful.bucket.put("in/a.png", png(3))
+    bucketful.bucket.remove("in/b.png")
+    bucketful.follow("in/a.png", "in/b.png")
+    after = bucketful.workshop.images()
+    assert after.keys() == {"a.png"}
+    assert after["a.png"].sha256 != first["a.png"].sha256
+    assert bucketful.workshop.embedded() == 1
+    assert set(bucketful.known()) == {"in/a.png"}
+
+
+def test_overwritten_by_something_unreadable_the_former_image_goes(bucketful: Bound) -> None:
+    bucketful.bucket.put("in/a.png", png(1))
+    bucketful.follow("in/a.png")
+    bucketful.bucket.put("in/a.png", b"no picture any more")
+    bucketful.follow("in/a.png")
+    assert bucketful.workshop.images() == {}
+    assert bucketful.workshop.embedded() == 0
+
+
+def test_an_image_stays_as_long_as_one_of_its_objects_is_there(bucketful: Bound) -> None:
+    for name in ("a", "b", "c"):
+        bucketful.bucket.put(f"in/{name}.png", png(1))
+    bucketful.follow("in/a.png", "in/b.png", "in/c.png")
+    [first] = bucketful.workshop.images().values()
+    named = f"in/{first.source}"
+    bucketful.bucket.remove(named)
+    bucketful.follow(named)
+    [second] = bucketful.workshop.images().values()
+    assert second.id == first.id and second.source != first.source
+    bucketful.bucket.put(f"in/{second.source}", png(2))
+    bucketful.follow(f"in/{second.source}")
+    found = bucketful.workshop.images()
+    assert len(found) == 2 and found[second.source].id != first.id
+    [last] = [row for row in found.values() if row.id == first.id]
+    bucketful.bucket.remove(f"in/{last.source}")
+    bucketful.follow(f"in/{last.source}")
+    assert [row.source for row in bucketful.workshop.images().values()] == [second.source]
+    assert bucketful.workshop.embedded() == 1
+
+
+def test_a_change_waits_for_the_job_of_the_version_before(bucketful: Bound) -> None:
+    bucketful.bucket.put("in/a.png", png(1))
+    bucketful.hint("in/a.png")
+    bucketful.fold()
+    bucketful.bucket.remove("in/a.png")
+    bucketful.hint("in/a.png")
+    assert bucketful.fold().kept == 1
+    bucketful.workshop.run()
+    bucketful.follow()
+    assert bucketful.workshop.images() == {} and bucketful.known() == {} and bucketful.waiting() == 0
+
+
+def test_an_object_that_was_away_while_its_job_ran_is_looked_at_again(bucketful: Bound) -> None:
+    bucketful.bucket.put("in/a.png", png(1))
+    bucketful.hint("in/a.png")
+    bucketful.fold()
+    bucketful.bucket.remove("in/a.png")
+    bucketful.workshop.run()
+    bucketful.bucket.put("in/a.png", png(1))
+    bucketful.hint("in/a.png")
+    bucketful.follow()
+    bucketful.follow()
+    assert bucketful.workshop.images().keys() == {"a.png"}
+
+
+def test_many_folds_at_once_make_one_job(bucketful: Bound) -> None:
+    keys = [f"in/{number}.png" for number in range(40)]
+    for number, key in enumerate(keys):
+        bucketful.bucket.put(key, png(number))
+    bucketful.hint(*keys)
+    with ThreadPoolExecutor(4) as threads:
+        done = list(threads.map(lambda _: bucketful.fold(), range(4)))
+    assert sum(len(folded.changes.added) for folded in done) == 40
+    bucketful.workshop.run()
+    bucketful.follow(*keys)
+    assert sum(bucketful.ingest_jobs()) == 40
+    assert len(bucketful.workshop.images()) == 40
+
+
+def test_a_hint_that_comes_during_the_look_is_not_lost(bucketful: Bound) -> None:
+    bucketful.hint("in/a.png")
+    with bucketful.workshop.engine.begin() as connection:
+        claimed = hints.claim(connection, 10, 60.0)
+        assert hints.claim(connection, 10, 60.0) == []
+    bucketful.hint("in/a.png")
+    with bucketful.workshop.engine.begin() as connection:
+        hints.finish(connection, claimed)
+        [again] = hints.claim(connection, 10, 60.0)
+        hints.finish(connection, [again])
+        assert hints.count_waiting(connection) == 0
+
+
+def test_captions_of_a_file_go_before_sidecars_and_those_before_metadata(bucketful: Bound) -> None:
+    put = bucketful.bucket.put
+    put("in/a.png", png(1), {"caption": "from%20metadata: 50 % gr%C3%BCn"})
+    put("in/b.png", png(2), {"caption": "=?UTF-8?B?YsO8cm8=?="})
+    put("in/c.png", png(3), {"caption": "metadata"})
+    put("in/b.txt", b"from the sidecar\nnot this")
+    put("in/c.png.txt", b"sidecar")
+    put("in/captions.csv", b"image,caption\nc.png,from the file\n")
+    bucketful.follow("in/a.png", "in/b.png", "in/b.txt", "in/c.png", "in/c.png.txt", "in/captions.csv")
+    assert bucketful.captions() == {
+        "a.png": "from metadata: 50 % grün",
+        "b.png": "from the sidecar",
+        "c.png": "from the file",
+    }
+    bucketful.bucket.remove("in/captions.csv", "in/b.txt")
+    bucketful.follow("in/captions.csv", "in/b.txt")
+    assert bucketful.captions() == {"a.png": "from metadata: 50 % grün", "b.png": "büro", "c.png": "sidecar"}
+    assert bucketful.ingest_jobs() == [3], "a caption is no reason to embed anything anew"
+
+
+def test_captions_that_come_later_and_earlier_than_their_pictures(bucketful: Bound) -> None:
+    bucketful.bucket.put("in/early.txt", b"early bird")
+    bucketful.follow("in/early.txt")
+    bucketful.bucket.put("in/early.png", png(1))
+    bucketful.bucket.put("in/late.png", png(2))
+    bucketful.hint("in/early.png", "in/late.png")
+    bucketful.fold()
+    bucketful.bucket.put("in/late.txt", b"late bird")
+    bucketful.follow("in/late.txt")
+    assert bucketful.captions() == {"early.png": "early bird", "late.png": "late bird"}
+    bucketful.bucket.put("in/late.txt", b"other words")
+    bucketful.bucket.put("in/captions.jsonl", b'{"image": "early.png", "caption": "of the file"}')
+    bucketful.follow("in/late.txt", "in/captions.jsonl")
+    assert bucketful.captions() == {"early.png": "of the file", "late.png": "other words"}
+
+
+def test_a_caption_file_that_cannot_be_read_leaves_the_captions_as_they_are(bucketful: Bound) -> None:
+    bucketful.bucket.put("in/a.png", png(1))
+    bucketful.bucket.put("in/captions.csv", b"image,caption\na.png,good\n")
+    bucketful.follow("in/a.png", "in/captions.csv")
+    bucketful.bucket.put("in/captions.csv", b"nothing,of,this\n1,2,3\n")
+    bucketful.follow("in/captions.csv")
+    assert bucketful.captions() == {"a.png": "good"}
+    assert "captions.csv, line 1" in (bucketful.known()["in/captions.csv"].reason or "")
+
+
+def test_a_scan_repairs_what_events_have_lost_and_names_it(bucketful: Bound) -> None:
+    for number in range(6):
+        bucketful.bucket.put(f"in/{number}.png", png(number))
+    bucketful.bucket.put("in/bad.png", b"bad")
+    first = bucketful.scan()
+    assert sorted(first.changes.added) == [*(f"in/{number}.png" for number in range(6)), "in/bad.png"]
+    again = bucketful.scan()
+    assert not again.found_differences and again.listed == 7
+    assert list(again.refused) == ["in/bad.png"]
+
+    bucketful.bucket.remove("in/0.png")
+    bucketful.bucket.put("in/1.png", png(11))
+    bucketful.bucket.put("in/2.txt", b"two")
+    bucketful.bucket.put("in/6.png", png(6))
+    with bucketful.workshop.engine.begin() as connection:  # an image that somebody retired by mistake
+        connection.execute(update(images).where(images.c.source == "3.png").values(retired=True))
+    found = bucketful.scan()
+    changes = found.changes
+    assert (changes.gone, changes.replaced, changes.captions) == (["in/0.png"], ["in/1.png"], ["in/2.png"])
+    assert (sorted(changes.added), changes.restored) == (["in/6.png"], ["in/3.png"])
+    assert bucketful.captions() == {
+        "1.png": None, "2.png": "two", "3.png": None, "4.png": None, "5.png": None, "6.png": None,
+    }  # fmt: skip
+    assert bucketful.workshop.embedded() == 6
+    assert not bucketful.scan().found_differences
+    assert found.as_json()["added"] == {"number": 1, "first": ["in/6.png"]}
+
+
+def test_a_scan_of_a_bucket_that_is_gone_retires_nothing(bucketful: Bound) -> None:
+    bucketful.bucket.put("in/a.png", png(1))
+    bucketful.follow("in/a.png")
+    bucketful.bucket.remove("in/a.png")
+    bucketful.bucket.client.remove_bucket(bucketful.bucket.name)
+    with pytest.raises(UsageError, match="there is no bucket"):
+        bucketful.scan()
+    bucketful.follow("in/a.png")
+    assert bucketful.workshop.images().keys() == {"a.png"}
+    assert bucketful.waiting() == 1
+
+
+def test_a_store_that_is_away_keeps_the_hints(bucketful: Bound) -> None:
+    bucketful.bucket.put("in/a.png", png(1))
+    bucketful.hint("in/a.png")
+    nowhere = ObjectStore(bucketful.workshop.settings.model_copy(update={"s3_endpoint": "127.0.0.1:9"}))
+    folded = bound.fold(bucketful.workshop.engine, bucketful.workshop.settings, nowhere)
+    assert (folded.hints, folded.kept) == (1, 1)
+    bucketful.follow()
+    assert bucketful.workshop.images().keys() == {"a.png"}
+
+
+def bind(workshop: Workshop, name: str, bucket: str, prefix: str, **options: Any) -> Binding:
+    role = BindingRole.INBOX if options else BindingRole.PICTURES
+    with workshop.engine.begin() as connection:
+        archive_id = archive.ensure_archive(connection, name).archive_id
+        return bindings.bind(connection, archive_id, role, bucket, prefix, options)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "prefix", "options", "says"),
+    [
+        ("b", "in/", {}, "overlaps with s3://b/in/, which is bound to the archive one as pictures"),
+        ("b", "", {}, "overlaps with s3://b/in/"),
+        ("b", "in/deeper/", {}, "overlaps with s3://b/in/"),
+        ("b", "out/", {}, "overlaps with the outbox s3://b/out/"),
+        ("c", "", {"outbox": "s3://b/in/results/"}, "overlaps with the outbox s3://b/in/results/"),
+        ("c", "", {"outbox": "s3://c/out/"}, "overlaps with its own outbox"),
+    ],
+)
+def test_overlapping_bindings_are_refused(
+    workshop: Workshop, bucket: str, prefix: str, options: dict[str, Any], says: str
+) -> None:
+    bind(workshop, "one", "b", "in/")
+    bind(workshop, "one", "b", "questions/", outbox="s3://b/out/")
+    with pytest.raises(UsageError, match=says):
+        bind(workshop, "other", bucket, prefix, **options)
+    assert bind(workshop, "one", "b", "in/").prefix == "in/", "the same again is no overlap"
+    bind(workshop, "other", "b", "inner/")
+    bind(workshop, "other", "d", "")
+
+
+def test_two_overlapping_bindings_at_once_are_one(workshop: Workshop) -> None:
+    barrier = threading.Barrier(2)
+
+    def attempt(prefix: str) -> bool:
+        barrier.wait(10)
+        try:
+            bind(workshop, "one", "b", prefix)
+        except UsageError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as threads:
+        made: Sequence[bool] = list(threads.map(attempt, ["in/", "in/deeper/"]))
+    assert sorted(made) == [False, True]
+
+
+def test_hints_without_a_binding_leave_no_trace(bucketful: Bound) -> None:
+    with bucketful.workshop.engine.begin() as connection:
+        name = bucketful.bucket.name
+        first = hints.note(connection, [(name, "in/a"), (name, "in/a"), (name, "out/a"), ("other", "in/a")])
+        second = hints.note(connection, [(name, "in/a"), (name, "in/b")])
+        assert (first.new, first.repeated, first.unbound) == (1, 1, 2)
+        assert (second.new, second.repeated, second.unbound) == (1, 1, 0)
+        assert connection.scalar(text("SELECT count(*) FROM hints")) == 2

@@ -1,0 +1,153 @@
+"""The receiver as a real server on a real database, and MinIO's Redis list."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import redis
+import uvicorn
+from pydantic import SecretStr
+from sqlalchemy import Engine, text
+
+from ragllava.api.receiver import MAX_BODY_BYTES, make_app
+from ragllava.errors import SettingsError
+from ragllava.settings import Settings
+from ragllava.stages.received import drain_list
+from ragllava.stores import archive, bindings, hints
+from ragllava.stores.bindings import BindingRole
+from ragllava.stores.database import make_engine
+from tests.acceptance.conftest import wait_for
+
+TOKEN = "a-long-token"
+
+
+@dataclass(frozen=True)
+class Post:
+    """Sends to a receiver."""
+
+    port: int
+
+    def __call__(self, body: bytes, token: str | None = TOKEN, **headers: str) -> tuple[int, Any]:
+        given = {"Authorization": f"Bearer {token}"} if token is not None else {}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("POST", "/events", body, given | headers)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+
+def message(*keys: str, bucket: str = "cards") -> bytes:
+    """An S3 notification."""
+    records = [{"s3": {"bucket": {"name": bucket}, "object": {"key": key}}} for key in keys]
+    return json.dumps({"Records": records}).encode()
+
+
+@pytest.fixture
+def bound(engine: Engine) -> None:
+    with engine.begin() as connection:
+        archive_id = archive.ensure_archive(connection, "cards").archive_id
+        bindings.bind(connection, archive_id, BindingRole.PICTURES, "cards", "in/", {})
+
+
+@pytest.fixture
+def post(settings: Settings, engine: Engine, bound: None) -> Iterator[Post]:
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    own = make_engine(settings.require_database(), name="receiver")
+    app = make_app(own, settings.model_copy(update={"events_token": SecretStr(TOKEN)}))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        wait_for("the receiver to start", lambda: server.started, 30)
+        yield Post(listening.getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listening.close()
+        own.dispose()
+
+
+def named(engine: Engine) -> list[tuple[str, str, int]]:
+    with engine.begin() as connection:
+        rows = connection.execute(text("SELECT bucket, key, repeats FROM hints ORDER BY bucket, key"))
+        return [(row.bucket, row.key, row.repeats) for row in rows]
+
+
+def totals(engine: Engine) -> dict[str, int]:
+    with engine.begin() as connection:
+        return hints.totals(connection)
+
+
+def test_what_was_answered_with_200_is_written(post: Post, engine: Engine) -> None:
+    assert post(message("in/a.png", "in/b+c.png", "out/d.png")) == (200, {"hints": 2})
+    assert named(engine) == [("cards", "in/a.png", 0), ("cards", "in/b c.png", 0)]
+    assert totals(engine) == {"received": 3, "unbound": 1}
+
+
+def test_duplicate_and_forged_events_change_nothing_and_are_counted(post: Post, engine: Engine) -> None:
+    assert post(message("in/a.png"))[0] == 200
+    with ThreadPoolExecutor(8) as threads:
+        forged = list(threads.map(lambda number: post(message(f"in/{number}.png"), "guessed")[0], range(200)))
+        repeated = list(threads.map(lambda _: post(message("in/a.png"))[0], range(100)))
+    assert set(forged) == {401} and set(repeated) == {200}
+    assert post(message(*["in/a.png"] * 5_000))[0] == 200
+    assert [(bucket, key) for bucket, key, _ in named(engine)] == [("cards", "in/a.png")]
+    wait_for("the refused ones to be written down", lambda: totals(engine).get("refused") == 200, 30)
+    assert totals(engine) == {"received": 5_101, "repeated": 5_100, "refused": 200}
+
+
+def test_what_cannot_be_taken_is_said_and_counted(post: Post, engine: Engine, settings: Settings) -> None:
+    assert post(message("in/a.png"), None)[0] == 401
+    assert post(message("in/a.png"), "")[0] == 401
+    status, answer = post(b"{}")
+    assert status == 400 and "no notification of an object store" in answer["error"]
+    assert post(b" " * (MAX_BODY_BYTES + 1))[0] == 413
+    assert post(message("in/a.png", bucket=settings.s3_bucket)) == (200, {"hints": 0})
+    assert named(engine) == []
+    counted = {"refused": 2, "unreadable": 2, "ignored": 1}
+    wait_for("the counts to be written down", lambda: totals(engine) == counted, 30)
+
+
+def test_health_is_that_of_the_database(post: Post, settings: Settings) -> None:
+    assert post.get("/healthz") == 200
+    assert post.get("/nowhere") == 404
+
+
+def test_without_a_token_there_is_no_receiver(engine: Engine, settings: Settings) -> None:
+    with pytest.raises(SettingsError, match="RAGLLAVA_EVENTS_TOKEN"):
+        make_app(engine, settings.model_copy(update={"events_token": None}))
+
+
+def test_entries_of_a_redis_list_become_hints_and_are_removed(bound: None, engine: Engine, settings: Settings) -> None:
+    listening = settings.model_copy(update={"events_list": "minio-events"})
+    entries = [
+        json.dumps([{"Event": json.loads(message(f"in%2F{number}.png"))["Records"], "EventTime": "t"}])
+        for number in range(1_200)
+    ]
+    with redis.Redis.from_url(settings.require_redis()) as client:
+        client.rpush("minio-events", *entries, entries[0], "nonsense")
+        with ThreadPoolExecutor(2) as threads:  # two ticks at once
+            list(threads.map(lambda _: drain_list(engine, listening), range(2)))
+        assert client.llen("minio-events") == 0
+    assert len(named(engine)) == 1_200
+    assert drain_list(engine, listening) == 0
+    assert totals(engine)["unreadable"] >= 1
