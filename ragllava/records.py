@@ -82,6 +82,16 @@ class ChoreAction(StrEnum):
     VACUUM = "vacuum"  # vacuum the tables that churn, and check the recall of graphs
 
 
+class ScheduleAction(StrEnum):
+    """What a schedule may begin: a chore by its name, or a training."""
+
+    MINE = ChoreAction.MINE.value
+    SWEEP = ChoreAction.SWEEP.value
+    RETENTION = ChoreAction.RETENTION.value
+    VACUUM = ChoreAction.VACUUM.value
+    RETRAIN = "retrain"
+
+
 class Verdict(StrEnum):
     """What was said about an answer."""
 

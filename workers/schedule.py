@@ -1,11 +1,13 @@
-"""What happens by the clock: the tick that sweeps, dispatches, begins trainings that are due, and finishes jobs."""
+"""What happens by the clock: the tick that sweeps, dispatches, begins what is due, and finishes jobs."""
 
 from __future__ import annotations
 
 import threading
 
 from ragllava.stages.finalize import publish_missing_results
+from ragllava.stages.schedules import fire_due
 from ragllava.training.request import submit_due_trainings
+from ragllava.training.scheduled import STARTERS
 from workers.app import app, dispatch_now
 from workers.runtime import runtime
 
@@ -16,8 +18,9 @@ _finishing = threading.Lock()
 def tick() -> None:
     """Any number of ticks may run at once; every step of it is safe to repeat."""
     here = runtime()
-    dispatch_now(here.engine, here.settings)
+    fire_due(here.engine, here.settings, STARTERS)
     submit_due_trainings(here.engine, here.settings)
+    dispatch_now(here.engine, here.settings)
     # Writing a large result or building a graph takes minutes, and the next sweep must not wait for it.
     if _finishing.acquire(blocking=False):
         threading.Thread(target=_finish_jobs, name="finish", daemon=True).start()

@@ -44,7 +44,7 @@ def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:
 @json_option
 def show_job(job_id: int, as_json: bool) -> None:
     """One job, with the shards that run or went wrong."""
-    from ragllava.cli.progress import outcome_line, training_line
+    from ragllava.cli.progress import chore_lines, outcome_line, training_line
 
     with connected() as client:
         job = client.job(job_id)
@@ -56,6 +56,8 @@ def show_job(job_id: int, as_json: bool) -> None:
     training = training_line(job)
     if training is not None:
         click.echo(training)
+    for line in chore_lines(job):
+        click.echo(line)
     for name in ("created_at", "started_at", "finished_at"):
         click.echo(f"{name:<12} {as_time(getattr(job, name))}")
     for shard in troubles:

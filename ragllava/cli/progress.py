@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 from rich.console import Console
@@ -19,6 +20,7 @@ from rich.progress import (
 
 from ragllava.client import Client
 from ragllava.jobs.control import JobView
+from ragllava.records import JobKind
 
 
 @contextmanager
@@ -89,7 +91,36 @@ def training_line(job: JobView) -> str | None:
     return f"{training.role.value} {training.status.value}{steps}{version}; {training.reason}"
 
 
+def chore_lines(job: JobView) -> list[str]:
+    """What a chore came to: one sentence, and its report as indented lines; empty for other jobs."""
+    chore = job.chore
+    if chore is None:
+        return []
+    lines = [f"{chore.action.value}: {chore.reason or 'not done yet'}"]
+    return lines + [f"  {line}" for line in _as_lines(chore.report or {})]
+
+
+def _as_lines(value: Any) -> Iterator[str]:
+    """JSON for eyes: `name: value`, what is inside indented, empty lists left out."""
+    for name, inner in value.items() if isinstance(value, dict) else (("-", one) for one in value):
+        if isinstance(inner, dict | list):
+            if inner:
+                yield f"{name}:"
+                yield from (f"  {line}" for line in _as_lines(inner))
+        else:
+            yield f"{name}: {inner}" if name != "-" else f"- {inner}"
+
+
+_INPUTS = {
+    JobKind.INGEST: "file",
+    JobKind.ANSWER: "question",
+    JobKind.TRAIN: "training",
+    JobKind.REINDEX: "item",
+    JobKind.CHORE: "chore",
+}
+
+
 def inputs(job: JobView) -> str:
     """`1 file`, `200 questions`."""
-    noun = {"ingest": "file", "answer": "question", "train": "training"}[job.kind.value]
+    noun = _INPUTS[job.kind]
     return f"{job.progress.total} {noun}" + ("" if job.progress.total == 1 else "s")

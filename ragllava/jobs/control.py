@@ -17,9 +17,12 @@ from ragllava.errors import UsageError
 from ragllava.jobs.queue import Lease, close_job_if_ended, end_open_shards, hand_back, insert_shards
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
 from ragllava.records import AnswerStatus, ChoreStatus, FileStatus, JobKind, Progress, ReindexStatus, TrainingStatus
-from ragllava.stores import outcomes, trainings
+from ragllava.stores import chores, outcomes, trainings
+from ragllava.stores.chores import ChoreView
 from ragllava.stores.schema import archives, jobs, shards
 from ragllava.stores.trainings import TrainingView
+
+ALL_ARCHIVES = "*"  # no archive can have this name
 
 RETRIED_STATUSES: dict[JobKind, Sequence[StrEnum]] = {
     JobKind.ANSWER: [AnswerStatus.FAILED, AnswerStatus.DEAD, AnswerStatus.CANCELLED],
@@ -41,11 +44,12 @@ class NewJob:
     """A job to be created.
 
     `content_digest` covers what was asked for: it tells a repeated submit from another one under the same key.
+    `archive_id` None is for chores that concern all archives.
     `last_on` names a queue: then the last input is a shard of its own there, dispatched when all others have ended.
     """
 
     kind: JobKind
-    archive_id: int
+    archive_id: int | None
     spec: dict[str, Any]
     total: int
     per_shard: int
@@ -57,7 +61,8 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as people see it. `training` is set for train jobs."""
+    """A job as people see it. `archive` is `*` for a chore that concerns all archives; `training` and `chore` are
+    set for jobs of those kinds."""
 
     job_id: int
     kind: JobKind
@@ -72,6 +77,7 @@ class JobView:
     started_at: datetime | None
     finished_at: datetime | None
     training: TrainingView | None = None
+    chore: ChoreView | None = None
 
     @property
     def is_final(self) -> bool:
@@ -93,6 +99,7 @@ class JobView:
             "result": self.result,
             **{name: time.isoformat() if time else None for name, time in times.items()},
             **({"training": self.training.as_json()} if self.training else {}),
+            **({"chore": self.chore.as_json()} if self.chore else {}),
         }
 
 
@@ -248,6 +255,17 @@ def set_result(connection: Connection, job: JobView, result: dict[str, Any]) -> 
     )
 
 
+def fail_unreconciled(connection: Connection, job: JobView, problem: str) -> None:
+    """What an ended job left does not add up: it has failed, whatever it ended as. Not if it was retried meanwhile."""
+    if not job.is_final:
+        return
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job.job_id, jobs.c.finished_at == job.finished_at)
+        .values(state=JobState.FAILED, error=problem)
+    )
+
+
 def refuse(connection: Connection, lease: Lease, reason: str) -> None:
     """This job cannot be done as it is (its index belongs to another retriever, …): end all of it with the reason.
 
@@ -277,7 +295,8 @@ def _lock_job(connection: Connection, job_id: int) -> Row[Any]:
 
 
 def _select_jobs() -> Any:
-    return select(jobs, archives.c.name.label("archive")).join(archives, archives.c.id == jobs.c.archive_id)
+    name = func.coalesce(archives.c.name, ALL_ARCHIVES)
+    return select(jobs, name.label("archive")).outerjoin(archives, archives.c.id == jobs.c.archive_id)
 
 
 def _as_view(connection: Connection, row: Row[Any]) -> JobView:
@@ -296,4 +315,5 @@ def _as_view(connection: Connection, row: Row[Any]) -> JobView:
         started_at=row.started_at,
         finished_at=row.finished_at,
         training=trainings.view(connection, row.id) if kind is JobKind.TRAIN else None,
+        chore=chores.view(connection, row.id) if kind is JobKind.CHORE else None,
     )

@@ -35,6 +35,7 @@ MAX_DIMENSIONS = 4_000
 
 _ROWS_PER_INSERT = 4_096
 _QUESTIONS_PER_STATEMENT = 64  # keeps an exact search of many questions below the statement timeout
+_QUESTIONS_PER_EXACT_STATEMENT = 8  # the same for indexes so large that they have a graph
 _HNSW_M = 16
 _HNSW_EF_CONSTRUCTION = 64
 _MAX_EF_SEARCH = 1_000  # pgvector's own limit
@@ -235,6 +236,19 @@ def search(connection: Connection, index_id: int, queries: Vectors, k: int) -> l
     for start in range(0, len(queries), _QUESTIONS_PER_STATEMENT):
         found += _search_some(connection, index, queries[start : start + _QUESTIONS_PER_STATEMENT], k)
     return found
+
+
+def measure_recall(connection: Connection, index_id: int, queries: Vectors, k: int) -> float:
+    """The share of the true `k` nearest images of the queries (Q, D) that `search` finds, 0 to 1; 1 without queries."""
+    index = _index(connection, index_id)
+    true_number = found_number = 0
+    for start in range(0, len(queries), _QUESTIONS_PER_EXACT_STATEMENT):
+        some = queries[start : start + _QUESTIONS_PER_EXACT_STATEMENT]
+        exact = _nearest(connection, index, some, k, _EXACT_ORDER)
+        for wanted, found in zip(exact, search(connection, index_id, some, k), strict=True):
+            true_number += len(wanted)
+            found_number += len({hit.image_id for hit in wanted} & {hit.image_id for hit in found})
+    return found_number / true_number if true_number else 1.0
 
 
 def _search_some(connection: Connection, index: IndexView, queries: Vectors, k: int) -> list[list[Hit]]:
