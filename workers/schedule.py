@@ -18,12 +18,13 @@ _finishing = threading.Lock()
 def tick() -> None:
     """Any number of ticks may run at once; every step of it is safe to repeat."""
     here = runtime()
-    fire_due(here.engine, here.settings, STARTERS)
-    submit_due_trainings(here.engine, here.settings)
     dispatch_now(here.engine, here.settings)
     # Writing a large result or building a graph takes minutes, and the next sweep must not wait for it.
     if _finishing.acquire(blocking=False):
         threading.Thread(target=_finish_jobs, name="finish", daemon=True).start()
+    submit_due_trainings(here.engine, here.settings)
+    if fire_due(here.engine, here.settings, STARTERS):
+        dispatch_now(here.engine, here.settings)
 
 
 def _finish_jobs() -> None:

@@ -44,12 +44,12 @@ class Checked:
 
 @dataclass(frozen=True)
 class Inspector:
-    """What all checks work with. `waiting` counts the messages of each queue; None when the queue does not answer."""
+    """What all checks work with. `waiting` counts the messages of each queue."""
 
     engine: Engine
     settings: Settings
     objects: ObjectStore
-    waiting: Mapping[str, int] | None
+    waiting: Mapping[str, int]
     on_progress: OnProgress
 
     def ask(self, question: Callable[[Connection], T]) -> T:
@@ -71,8 +71,7 @@ def inspect(inspector: Inspector) -> Iterator[Checked]:
     """Everything, one line for each check. Raises ServiceUnavailable when Postgres or the store is away."""
     yield from _jobs(inspector)
     yield from _workers(inspector)
-    if inspector.waiting is not None:
-        yield _queues(inspector, inspector.waiting)
+    yield _queues(inspector, inspector.waiting)
     yield from _embeddings(inspector)
     yield from _content(inspector)
     yield _results(inspector)

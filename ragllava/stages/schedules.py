@@ -230,8 +230,11 @@ def _begin(
     last = schedule.last_run
     if last is not None and last.job_id is not None and not control.view(connection, last.job_id).is_final:
         return None, f"job {last.job_id}, which it began before, has not ended yet"
+    starter = starters.get(schedule.action)
+    if starter is None:
+        return None, f"this version of the program cannot begin {schedule.action}"
     try:
         with connection.begin_nested():
-            return starters[schedule.action].begin(connection, settings, schedule), None
+            return starter.begin(connection, settings, schedule), None
     except UsageError as error:
         return None, str(error)

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, func, select, text, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from ragllava.errors import UsageError
 from ragllava.records import ScheduleAction
@@ -66,7 +66,8 @@ def insert_schedule(connection: Connection, new: NewSchedule) -> bool:
         "timezone": new.timezone,
         "next_due": new.next_due,
     }
-    return connection.execute(insert(schedules).values(values).on_conflict_do_nothing()).rowcount == 1
+    made = insert(schedules).values(values).on_conflict_do_nothing().returning(schedules.c.id)
+    return connection.scalar(made) is not None
 
 
 def list_schedules(connection: Connection) -> list[ScheduleView]:
@@ -162,7 +163,7 @@ def _last_runs(connection: Connection, schedule_ids: Sequence[int]) -> dict[int,
     runs = schedule_runs.c
     rows = connection.execute(
         select(schedule_runs, jobs.c.state)
-        .distinct(runs.schedule_id)
+        .ext(distinct_on(runs.schedule_id))
         .outerjoin(jobs, jobs.c.id == runs.job_id)
         .where(runs.schedule_id == text("ANY(:ids)"))
         .order_by(runs.schedule_id, runs.fired_at.desc(), runs.due_at.desc()),
