@@ -100,15 +100,23 @@ def chore_lines(job: JobView) -> list[str]:
     return lines + [f"  {line}" for line in _as_lines(chore.report or {})]
 
 
-def _as_lines(value: Any) -> Iterator[str]:
-    """JSON for eyes: `name: value`, what is inside indented, empty lists left out."""
-    for name, inner in value.items() if isinstance(value, dict) else (("-", one) for one in value):
-        if isinstance(inner, dict | list):
-            if inner:
-                yield f"{name}:"
-                yield from (f"  {line}" for line in _as_lines(inner))
+def _as_lines(value: dict[str, Any]) -> Iterator[str]:
+    """JSON for eyes: `name: value`, a line for each thing in a list, empty lists left out."""
+    for name, inner in value.items():
+        if isinstance(inner, dict) and any(isinstance(deeper, dict | list) for deeper in inner.values()):
+            yield f"{name}: {_in_line({key: deeper for key, deeper in inner.items() if not isinstance(deeper, list)})}"
+            yield from (f"  {line}" for line in _as_lines({k: v for k, v in inner.items() if isinstance(v, list)}))
+        elif isinstance(inner, list):
+            yield from ([f"{name}:"] if inner else [])
+            yield from (f"  {_in_line(one)}" for one in inner)
         else:
-            yield f"{name}: {inner}" if name != "-" else f"- {inner}"
+            yield f"{name}: {_in_line(inner)}"
+
+
+def _in_line(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {inner}" for name, inner in value.items())
+    return str(value)
 
 
 _INPUTS = {
