@@ -86,8 +86,8 @@ def publish_results(engine: Engine, objects: ObjectStore, job_id: int) -> None:
         for file in (results, errors):
             with file.open("rb") as stream:
                 objects.put_stream(f"{prefix}/{file.name}", stream, file.stat().st_size, "application/x-ndjson")
-        if lines != counted.inputs:
-            job = _fail(engine, job, f"{counted.inputs} inputs but {lines} lines of results: the job does not add up")
+        if lines != counted.outcomes:
+            job = _fail(engine, job, f"{counted.outcomes} outcomes but {lines} lines of results: they do not add up")
         manifest = _manifest(job, counted, prefix, {results: lines, errors: bad})
     objects.put(f"{prefix}/manifest.json", json.dumps(manifest, indent=2).encode(), "application/json")
     in_transaction(engine, lambda c: control.set_result(c, job, manifest))

@@ -20,7 +20,6 @@ from cronsim import CronSim, CronSimError
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import RagllavaError, UsageError
-from ragllava.jobs import control
 from ragllava.records import ScheduleAction
 from ragllava.settings import Settings
 from ragllava.stores import archive, schedules
@@ -30,6 +29,7 @@ from ragllava.stores.schedules import NewSchedule, ScheduleView
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_OF_ONE_MACHINE = ("localtime", "posixrules")  # names that mean another zone on the next worker
 
 Options = Mapping[str, Any]
 
@@ -202,10 +202,12 @@ def first_due_after(cron: str, timezone: str, moment: datetime) -> datetime:
 
 def find_zone(name: str) -> zoneinfo.ZoneInfo:
     """An IANA time zone by its name. Raises UsageError that names the nearest one."""
-    known = zoneinfo.available_timezones()
-    if name in known:
-        return zoneinfo.ZoneInfo(name)
-    by_letters = {zone.lower(): zone for zone in known}
+    try:
+        if name not in _OF_ONE_MACHINE:
+            return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):  # a folder of zones is an OSError
+        pass
+    by_letters = {zone.lower(): zone for zone in zoneinfo.available_timezones() if zone not in _OF_ONE_MACHINE}
     close = difflib.get_close_matches(name.lower(), by_letters, n=1)
     guess = f"did you mean {by_letters[close[0]]}?" if close else "write one as Europe/Berlin, or UTC"
     raise UsageError(f"{name!r} is no time zone; {guess}")
@@ -227,9 +229,9 @@ def _begin(
     connection: Connection, settings: Settings, schedule: ScheduleView, starters: Starters
 ) -> tuple[int | None, str | None]:
     """The job and no note, or a note and no job; what a refused beginning has written is taken back."""
-    last = schedule.last_run
-    if last is not None and last.job_id is not None and not control.view(connection, last.job_id).is_final:
-        return None, f"job {last.job_id}, which it began before, has not ended yet"
+    before = schedules.open_job(connection, schedule.schedule_id)
+    if before is not None:
+        return None, f"job {before}, which it began before, has not ended yet"
     starter = starters.get(schedule.action)
     if starter is None:
         return None, f"this version of the program cannot begin {schedule.action}"

@@ -113,6 +113,16 @@ def insert_run(
     connection.execute(schedule_runs.insert().values(values))
 
 
+def open_job(connection: Connection, schedule_id: int) -> int | None:
+    """A job that this schedule began and that has not ended; None when there is none."""
+    query = (
+        select(jobs.c.id)
+        .join(schedule_runs, schedule_runs.c.job_id == jobs.c.id)
+        .where(schedule_runs.c.schedule_id == schedule_id, jobs.c.finished_at.is_(None))
+    )
+    return connection.scalar(query.order_by(jobs.c.id).limit(1))
+
+
 def set_next_due(connection: Connection, schedule_id: int, next_due: datetime) -> None:
     """When it fires next."""
     connection.execute(update(schedules).where(schedules.c.id == schedule_id).values(next_due=next_due))

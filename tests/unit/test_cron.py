@@ -70,7 +70,14 @@ def test_what_is_no_cron_line_is_refused_in_one_sentence(cron: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("zone", "guess"), [("europe/berlin", "Europe/Berlin"), ("Europe/Berln", "Europe/Berlin"), ("../etc/passwd", "UTC")]
+    ("zone", "guess"),
+    [
+        ("europe/berlin", "Europe/Berlin"),
+        ("Europe/Berln", "Europe/Berlin"),
+        ("../etc/passwd", "UTC"),
+        ("Europe", "Europe/"),
+        ("localtime", "no time zone"),
+    ],
 )
 def test_what_is_no_zone_is_refused_with_the_nearest(zone: str, guess: str) -> None:
     with pytest.raises(UsageError, match=guess):
