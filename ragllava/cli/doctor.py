@@ -101,6 +101,11 @@ def _deep(settings: Settings) -> Iterator[Finding]:
     from ragllava.stores.objects import ObjectStore
     from workers.app import waiting_messages
 
+    different = migrations.differences(settings.require_database())
+    if different:
+        problem = f"{len(different)} things differ from this version's tables; run `ragllava migrate`"
+        yield Finding("deep", "tables", "of another version", problem)
+        return
     engine = make_engine(settings.require_database(), name="ragllava doctor")
     try:
         with bars(Console(stderr=True)) as progress:

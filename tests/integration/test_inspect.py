@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime, timedelta, tzinfo
 
 import pytest
 import redis
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 
 from ragllava.records import ChoreAction
 from ragllava.stages.chores import submit_chore
 from ragllava.stages.finalize import publish_missing_results
 from ragllava.stages.inspect import Inspector, inspect
+from ragllava.stores.database import outside_transaction
 from ragllava.stores.objects import content_key
 from tests.stocked import answered_job, make_index
 from tests.workshop import Workshop
@@ -114,6 +117,24 @@ def test_each_damage_is_named(stocked: Workshop, damage: Damage, name: str, says
     assert name in found, found
     assert says in found[name]
     assert "\n" not in found[name] and "; " in found[name]
+
+
+def test_a_half_built_index_of_the_database_is_named(stocked: Workshop) -> None:
+    """Every vector under the same key: the build fails, and leaves what every insert would go on to maintain."""
+    half_built = "CREATE UNIQUE INDEX CONCURRENTLY half_built ON embeddings_1 ((index_id))"
+    with pytest.raises(IntegrityError), outside_transaction(stocked.engine) as connection:
+        connection.execute(text(half_built))
+    assert "as half_built" in problems(stocked)["graphs"]
+
+
+def test_a_clock_that_is_wrong_is_named(stocked: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    class SlowClock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> SlowClock:
+            return super().now(tz) - timedelta(minutes=2)
+
+    monkeypatch.setattr("ragllava.stages.inspect.datetime", SlowClock)
+    assert "differ by 120 s" in problems(stocked)["clock"]
 
 
 def test_messages_that_nobody_takes_are_named(stocked: Workshop) -> None:

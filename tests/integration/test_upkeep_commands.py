@@ -83,6 +83,15 @@ def test_a_chore_is_queued_and_shown_with_its_report(run: Run, workshop: Worksho
     assert json.loads(run("jobs", "show", "1", "--json")[1])["result"]["reconciled"]["adds_up"] is True
 
 
+def test_the_deep_doctor_looks_no_deeper_into_tables_of_another_version(run: Run, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE schedule_runs"))
+    code, out, err = run("doctor", "--deep", "--json")
+    assert (code, err) == (1, "")
+    [found] = [one for one in json.loads(out)["findings"] if one["topic"] == "deep"]
+    assert "this version's tables; run `ragllava migrate`" in found["problem"]
+
+
 def test_the_deep_doctor_exits_with_1_and_one_line_for_what_is_wrong(run: Run, workshop: Workshop) -> None:
     workshop.resources.objects.put(content_key("a" * 64), b"stray")
     code, out, _ = run("doctor", "--deep", "--json")
