@@ -115,6 +115,19 @@ class ChoreAction(StrEnum):
     VACUUM = "vacuum"  # vacuum the tables that churn, and check the recall of graphs
 
 
+class ScheduleAction(StrEnum):
+    """What a schedule may begin: a chore by its name, a training, or a reindexing."""
+
+    SCAN = ChoreAction.SCAN.value
+    GAPS = ChoreAction.GAPS.value
+    MINE = ChoreAction.MINE.value
+    SWEEP = ChoreAction.SWEEP.value
+    RETENTION = ChoreAction.RETENTION.value
+    VACUUM = ChoreAction.VACUUM.value
+    RETRAIN = "retrain"
+    REINDEX = "reindex"
+
+
 class Verdict(StrEnum):
     """What was said about an answer."""
 

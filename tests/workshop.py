@@ -18,6 +18,7 @@ from ragllava.records import AnswerOptions, JobKind, SourceFile
 from ragllava.settings import Settings
 from ragllava.stages.answer import answer_stage
 from ragllava.stages.captions import read_captions
+from ragllava.stages.chores import chore_stage
 from ragllava.stages.finalize import result_rows
 from ragllava.stages.ingest import ingest_stage
 from ragllava.stages.question_files import read_questions
@@ -35,6 +36,7 @@ STAGES: dict[JobKind, Stage[Resources]] = {
     JobKind.INGEST: ingest_stage,
     JobKind.ANSWER: answer_stage,
     JobKind.REINDEX: reindex_stage,
+    JobKind.CHORE: chore_stage,
 }
 ARCHIVE = "postcards"
 

@@ -14,6 +14,7 @@ from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
 
+from ragllava.errors import ServiceUnavailable
 from ragllava.jobs import dispatch
 from ragllava.jobs.dispatch import Publish, ShardMessage
 from ragllava.logs import configure_logging
@@ -127,6 +128,17 @@ def _send(message: ShardMessage, connection: Any) -> None:
         priority=URGENT if message.urgent else BULK,
         connection=connection,
     )
+
+
+def waiting_messages(settings: Settings) -> dict[str, int]:
+    """How many messages wait in each queue, of all priorities. Raises ServiceUnavailable."""
+    try:
+        with app.connection_for_read(settings.require_redis()) as connection:
+            # To declare a queue changes nothing in Redis. A passive declaration would look without our key prefix.
+            channel = connection.default_channel
+            return {name: channel.queue_declare(name).message_count for name in QUEUES}
+    except (OperationalError, OSError) as error:
+        raise ServiceUnavailable(f"the queue cannot be reached ({error})") from error
 
 
 def dispatch_now(engine: Engine, settings: Settings) -> int:

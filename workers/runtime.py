@@ -21,6 +21,7 @@ from ragllava.jobs.runner import ShardContext, Stage, run_shard
 from ragllava.records import JobKind
 from ragllava.settings import Settings, load_settings
 from ragllava.stages.answer import answer_stage
+from ragllava.stages.chores import chore_stage
 from ragllava.stages.ingest import ingest_stage
 from ragllava.stages.reindex import reindex_stage
 from ragllava.stages.resources import Resources
@@ -42,6 +43,7 @@ STAGES: dict[JobKind, Stage[Resources]] = {
     JobKind.ANSWER: answer_stage,
     JobKind.TRAIN: _train,
     JobKind.REINDEX: reindex_stage,
+    JobKind.CHORE: chore_stage,
 }
 
 

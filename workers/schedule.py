@@ -1,5 +1,4 @@
-"""What happens by the clock: the tick that sweeps, dispatches, folds events, begins trainings that are due, and
-finishes jobs."""
+"""What happens by the clock: the tick that sweeps, dispatches, folds events, begins what is due, and finishes jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +9,9 @@ from ragllava.errors import ServiceUnavailable
 from ragllava.stages.bound import fold
 from ragllava.stages.finalize import publish_missing_results
 from ragllava.stages.received import drain_list
+from ragllava.stages.schedules import fire_due
 from ragllava.training.request import submit_due_trainings
+from ragllava.training.scheduled import STARTERS
 from workers.app import app, dispatch_now
 from workers.runtime import runtime
 
@@ -25,13 +26,15 @@ def tick() -> None:
     """Any number of ticks may run at once; every step of it is safe to repeat."""
     here = runtime()
     dispatch_now(here.engine, here.settings)
-    submit_due_trainings(here.engine, here.settings)
     # Looking at thousands of objects takes a while, too.
     if _folding.acquire(blocking=False):
         threading.Thread(target=_fold_events, name="fold", daemon=True).start()
     # Writing a large result or building a graph takes minutes, and the next sweep must not wait for it.
     if _finishing.acquire(blocking=False):
         threading.Thread(target=_finish_jobs, name="finish", daemon=True).start()
+    submit_due_trainings(here.engine, here.settings)
+    if fire_due(here.engine, here.settings, STARTERS):
+        dispatch_now(here.engine, here.settings)
 
 
 def _fold_events() -> None:

@@ -20,6 +20,7 @@ def upgrade() -> None:
     """Add the tables, shards that wait for the others, and indexes whose retriever is not the profile's."""
     op.add_column("shards", sa.Column("queue", sa.Text()))
     op.add_column("shards", sa.Column("is_last", sa.Boolean(), nullable=False, server_default=sa.text("false")))
+    op.alter_column("jobs", "archive_id", nullable=True)
     op.add_column("indexes", sa.Column("spec", JSONB()))
     op.add_column("indexes", sa.Column("gate", JSONB()))
     op.add_column("indexes", sa.Column("retired_at", sa.DateTime(timezone=True)))
@@ -57,6 +58,7 @@ def downgrade() -> None:
         unique=True,
         postgresql_where=sa.text("state <> 'retired'"),
     )
+    op.alter_column("jobs", "archive_id", nullable=False)
     for column in ("retired_at", "gate", "spec"):
         op.drop_column("indexes", column)
     for column in ("is_last", "queue"):

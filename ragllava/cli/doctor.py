@@ -80,6 +80,47 @@ def diagnose(load: Callable[[], Settings]) -> Diagnosis:
     return Diagnosis(findings + [finding for check in checks for finding in check(settings)])
 
 
+def diagnose_deep(shallow: Diagnosis, load: Callable[[], Settings]) -> Diagnosis:
+    """The same and what lies deeper: rows against objects, vectors against images, leases, queues, clocks.
+
+    Needs the services; what cannot be looked at because one is away is a finding as well.
+    """
+    try:
+        settings = load()
+        return Diagnosis(shallow.findings + list(_deep(settings)))
+    except RagllavaError as error:
+        return Diagnosis([*shallow.findings, Finding("deep", "not looked at", "", str(error))])
+
+
+def _deep(settings: Settings) -> Iterator[Finding]:
+    from rich.console import Console
+
+    from ragllava.cli.progress import bars
+    from ragllava.stages.inspect import Inspector, inspect
+    from ragllava.stores.database import make_engine
+    from ragllava.stores.objects import ObjectStore
+    from workers.app import waiting_messages
+
+    different = migrations.differences(settings.require_database())
+    if different:
+        problem = f"{len(different)} things differ from this version's tables; run `ragllava migrate`"
+        yield Finding("deep", "tables", "of another version", problem)
+        return
+    engine = make_engine(settings.require_database(), name="ragllava doctor")
+    try:
+        with bars(Console(stderr=True)) as progress:
+            task = progress.add_task("looking deeper", total=None, note="")
+
+            def show(what: str, number: int) -> None:
+                progress.update(task, completed=number, note=what)
+
+            waiting = waiting_messages(settings)
+            for checked in inspect(Inspector(engine, settings, ObjectStore(settings), waiting, show)):
+                yield Finding("deep", checked.name, checked.value, checked.problem)
+    finally:
+        engine.dispose()
+
+
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """The diagnosis for people: a table for each topic, the problems last."""
     from rich.table import Table

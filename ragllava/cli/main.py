@@ -33,6 +33,12 @@ COMMANDS = {
     "submit": ("ragllava.cli.questions", "submit", "queue a file of questions"),
     "ask": ("ragllava.cli.questions", "ask", "ask one question now"),
     "jobs": ("ragllava.cli.jobs", "jobs", "list, show, cancel, pause, resume, retry"),
+    "schedule": (
+        "ragllava.cli.schedule",
+        "schedule",
+        "what begins by the clock: list, add, pause, resume, remove, run",
+    ),
+    "chore": ("ragllava.cli.schedule", "chore", "do one piece of upkeep now"),
     "train": ("ragllava.cli.train", "train", "train the reranker or the generator on labelled questions"),
     "results": ("ragllava.cli.questions", "results", "write a job's answers to a file"),
     "feedback": ("ragllava.cli.noisy", "feedback", "say which answers are right or wrong"),

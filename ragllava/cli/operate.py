@@ -105,13 +105,16 @@ def status(worker: str | None, as_json: bool) -> None:
 
 
 @click.command()
+@click.option("--deep", is_flag=True, help="Also compare rows with objects, vectors with images, queues with shards.")
 @json_option
-def doctor(as_json: bool) -> None:
+def doctor(deep: bool, as_json: bool) -> None:
     """Say what runs, which versions, what is wrong and what to do; exit code 1 when something is wrong."""
-    from ragllava.cli.doctor import diagnose, print_diagnosis
+    from ragllava.cli.doctor import diagnose, diagnose_deep, print_diagnosis
     from ragllava.settings import load_settings
 
     found = diagnose(load_settings)
+    if deep:
+        found = diagnose_deep(found, load_settings)
     if as_json:
         print_json(found.as_json())
     else:

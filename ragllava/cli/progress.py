@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 from rich.console import Console
@@ -116,6 +117,34 @@ def outbox_line(job: JobView) -> str | None:
     return f"results in {found['folder']}" if "folder" in found else f"no results in the outbox: {found['error']}"
 
 
+def chore_lines(job: JobView) -> list[str]:
+    """What a chore came to: one sentence, and its report as indented lines; empty for other jobs."""
+    chore = job.chore
+    if chore is None:
+        return []
+    lines = [f"{chore.action.value}: {chore.reason or 'not done yet'}"]
+    return lines + [f"  {line}" for line in _as_lines(chore.report or {})]
+
+
+def _as_lines(value: dict[str, Any]) -> Iterator[str]:
+    """JSON for eyes: `name: value`, a line for each thing in a list, empty lists left out."""
+    for name, inner in value.items():
+        if isinstance(inner, dict) and any(isinstance(deeper, dict | list) for deeper in inner.values()):
+            yield f"{name}: {_in_line({key: deeper for key, deeper in inner.items() if not isinstance(deeper, list)})}"
+            yield from (f"  {line}" for line in _as_lines({k: v for k, v in inner.items() if isinstance(v, list)}))
+        elif isinstance(inner, list):
+            yield from ([f"{name}:"] if inner else [])
+            yield from (f"  {_in_line(one)}" for one in inner)
+        else:
+            yield f"{name}: {_in_line(inner)}"
+
+
+def _in_line(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {inner}" for name, inner in value.items())
+    return str(value)
+
+
 def inputs(job: JobView) -> str:
     """`1 file`, `200 questions`."""
     if job.kind is JobKind.REINDEX:
@@ -146,7 +175,13 @@ def pace_line(job: JobView) -> str | None:
     return f"{rate:.3g} {_NOUNS[job.kind]}s a second, about {_duration(left_s)} left"
 
 
-_NOUNS = {JobKind.INGEST: "file", JobKind.ANSWER: "question", JobKind.TRAIN: "training", JobKind.REINDEX: "image"}
+_NOUNS = {
+    JobKind.INGEST: "file",
+    JobKind.ANSWER: "question",
+    JobKind.TRAIN: "training",
+    JobKind.REINDEX: "image",
+    JobKind.CHORE: "chore",
+}
 
 
 def _counted(number: int, noun: str) -> str:

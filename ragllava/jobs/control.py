@@ -17,11 +17,14 @@ from ragllava.errors import UsageError
 from ragllava.jobs.queue import Lease, close_job_if_ended, end_open_shards, hand_back, insert_shards
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
 from ragllava.records import AnswerStatus, ChoreStatus, FileStatus, JobKind, Progress, ReindexStatus, TrainingStatus
-from ragllava.stores import outcomes, refreshes, reindexed, trainings
+from ragllava.stores import chores, outcomes, refreshes, reindexed, trainings
+from ragllava.stores.chores import ChoreView
 from ragllava.stores.refreshes import RefreshView
 from ragllava.stores.reindexed import ReindexingView
 from ragllava.stores.schema import archives, jobs, shards
 from ragllava.stores.trainings import TrainingView
+
+ALL_ARCHIVES = "*"  # no archive can have this name
 
 RETRIED_STATUSES: dict[JobKind, Sequence[StrEnum]] = {
     JobKind.ANSWER: [AnswerStatus.FAILED, AnswerStatus.DEAD, AnswerStatus.CANCELLED],
@@ -43,11 +46,12 @@ class NewJob:
     """A job to be created.
 
     `content_digest` covers what was asked for: it tells a repeated submit from another one under the same key.
+    `archive_id` None is for chores that concern all archives.
     `last_on` names a queue: then the last input is a shard of its own there, dispatched when all others have ended.
     """
 
     kind: JobKind
-    archive_id: int
+    archive_id: int | None
     spec: dict[str, Any]
     total: int
     per_shard: int
@@ -59,9 +63,10 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as people see it.
+    """A job as people see it. `archive` is `*` for a chore that concerns all archives.
 
-    `training` is set for train jobs, `reindexing` for reindex jobs, `refresh` for answer jobs that refresh another.
+    `training`, `reindexing` and `chore` are set for jobs of those kinds, `refresh` for an answer job that refreshes
+    another.
     """
 
     job_id: int
@@ -79,6 +84,7 @@ class JobView:
     training: TrainingView | None = None
     refresh: RefreshView | None = None
     reindexing: ReindexingView | None = None
+    chore: ChoreView | None = None
 
     @property
     def is_final(self) -> bool:
@@ -102,6 +108,7 @@ class JobView:
             **({"training": self.training.as_json()} if self.training else {}),
             **({"refresh": self.refresh.as_json()} if self.refresh else {}),
             **({"reindexing": self.reindexing.as_json()} if self.reindexing else {}),
+            **({"chore": self.chore.as_json()} if self.chore else {}),
         }
 
 
@@ -274,6 +281,17 @@ def set_result(connection: Connection, job: JobView, result: dict[str, Any]) -> 
     )
 
 
+def fail_unreconciled(connection: Connection, job: JobView, problem: str) -> None:
+    """What an ended job left does not add up: it has failed, whatever it ended as. Not if it was retried meanwhile."""
+    if not job.is_final:
+        return
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job.job_id, jobs.c.finished_at == job.finished_at)
+        .values(state=JobState.FAILED, error=problem)
+    )
+
+
 def refuse(connection: Connection, lease: Lease, reason: str) -> None:
     """This job cannot be done as it is (its index belongs to another retriever, …): end all of it with the reason.
 
@@ -303,7 +321,8 @@ def _lock_job(connection: Connection, job_id: int) -> Row[Any]:
 
 
 def _select_jobs() -> Any:
-    return select(jobs, archives.c.name.label("archive")).join(archives, archives.c.id == jobs.c.archive_id)
+    name = func.coalesce(archives.c.name, ALL_ARCHIVES)
+    return select(jobs, name.label("archive")).outerjoin(archives, archives.c.id == jobs.c.archive_id)
 
 
 def _as_view(connection: Connection, row: Row[Any]) -> JobView:
@@ -324,4 +343,5 @@ def _as_view(connection: Connection, row: Row[Any]) -> JobView:
         training=trainings.view(connection, row.id) if kind is JobKind.TRAIN else None,
         refresh=refreshes.view(connection, row.id, row.spec["refreshes"]) if "refreshes" in row.spec else None,
         reindexing=reindexed.view(connection, row.id) if kind is JobKind.REINDEX else None,
+        chore=chores.view(connection, row.id) if kind is JobKind.CHORE else None,
     )

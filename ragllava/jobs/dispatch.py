@@ -183,7 +183,9 @@ def _pending(connection: Connection) -> list[_PendingShard]:
         order_by=(ready.c.priority.desc(), ready.c.turn, ready.c.job_id),
     )
     ranked = select(ready.c.id, ready.c.kind, ready.c.queue, ready.c.priority, rank.label("rank")).subquery()
-    rows = connection.execute(select(ranked).where(ranked.c.rank <= _LOOK_AHEAD).order_by(ranked.c.rank))
+    # Kinds may share a queue, so priority decides between them, too.
+    first = (ranked.c.priority.desc(), ranked.c.rank)
+    rows = connection.execute(select(ranked).where(ranked.c.rank <= _LOOK_AHEAD).order_by(*first))
     return [_PendingShard(row.id, row.kind, row.queue, row.priority) for row in rows]
 
 

@@ -17,6 +17,7 @@ from ragllava.errors import LeaseLost
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.records import AnswerStatus, ChoreStatus, FileStatus, JobKind, ReindexStatus, TrainingStatus
 from ragllava.stores import outcomes
+from ragllava.stores.outcomes import Reconciliation
 from ragllava.stores.schema import jobs, shards, workers
 
 MAX_BACKOFF_S = 60.0
@@ -24,7 +25,10 @@ MAX_BACKOFF_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to work on inputs [lo, hi) of a job until the lease runs out or the epoch grows."""
+    """The right to work on inputs [lo, hi) of a job until the lease runs out or the epoch grows.
+
+    `archive_id` is 0, which no archive has, for a chore that concerns all archives.
+    """
 
     shard_id: int
     job_id: int
@@ -99,7 +103,7 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
         shard_id=row.id,
         job_id=row.job_id,
         kind=JobKind(row.kind),
-        archive_id=row.archive_id,
+        archive_id=row.archive_id or 0,
         spec=row.spec,
         run_no=row.run_no,
         lo=row.lo,
@@ -258,8 +262,7 @@ def close_job_if_ended(connection: Connection, job_id: int) -> None:
     )
     if still_open:
         return
-    counts = outcomes.count(connection, JobKind(job.kind), job_id)
-    state, error = _final_state(JobState(job.state), counts, job.total)
+    state, error = _final_state(JobState(job.state), outcomes.reconcile(connection, JobKind(job.kind), job_id))
     connection.execute(
         update(jobs)
         .where(jobs.c.id == job_id)
@@ -277,17 +280,16 @@ def end_open_shards(connection: Connection, job_id: int, status: str, reason: st
         _end(connection, row, ShardState.CANCELLED, status, reason)
 
 
-def _final_state(state: JobState, counts: dict[str, int], total: int) -> tuple[JobState, str | None]:
+def _final_state(state: JobState, counted: Reconciliation) -> tuple[JobState, str | None]:
     bad_states = {AnswerStatus.FAILED, AnswerStatus.DEAD, FileStatus.REJECTED, FileStatus.DEAD}
     bad_states |= {TrainingStatus.FAILED, TrainingStatus.DEAD, ChoreStatus.FAILED, ChoreStatus.DEAD}
     bad_states |= {ReindexStatus.UNREADABLE, ReindexStatus.FAILED, ReindexStatus.DEAD}
-    bad = sum(number for status, number in counts.items() if status in bad_states)
-    reached = sum(counts.values())
-    if reached != total:
-        return JobState.FAILED, f"{total} inputs but {reached} outcomes: the job does not add up"
+    bad = sum(number for status, number in counted.by_status.items() if status in bad_states)
+    if counted.problem is not None:
+        return JobState.FAILED, counted.problem
     if state == JobState.CANCELLING:
         return JobState.CANCELLED, None
-    if total and bad == total:
+    if counted.total and bad == counted.total:
         return JobState.FAILED, "no input succeeded"
     return (JobState.COMPLETED_WITH_ERRORS if bad else JobState.COMPLETED), None
 

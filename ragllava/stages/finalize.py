@@ -15,12 +15,14 @@ from sqlalchemy import Connection, Engine
 from ragllava.errors import ObjectMissing, RagllavaError, UsageError
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView
+from ragllava.jobs.states import JobState
 from ragllava.records import AnswerStatus, Change, FileFormat, JobKind
 from ragllava.stages.outbox import Outbox, deliver
 from ragllava.stages.results import Previous, ResultRow, write_errors, write_results
-from ragllava.stores import answers, archive, vectors
+from ragllava.stores import answers, archive, outcomes, vectors
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
+from ragllava.stores.outcomes import Reconciliation
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
 def publish_results(engine: Engine, objects: ObjectStore, job_id: int) -> None:
     """Write `jobs/<id>/results.jsonl`, `errors.jsonl` and, last, `manifest.json`, the same into the outbox if the job
     came through an inbox; then the job names them."""
-    job = in_transaction(engine, lambda c: control.view(c, job_id))
+    job, counted = _reconcile(engine, job_id)
     prefix = f"jobs/{job_id}"
     with tempfile.TemporaryDirectory() as folder:
         results, errors = Path(folder) / "results.jsonl", Path(folder) / "errors.jsonl"
@@ -95,10 +97,13 @@ def publish_results(engine: Engine, objects: ObjectStore, job_id: int) -> None:
         for file in lines:
             with file.open("rb") as stream:
                 objects.put_stream(f"{prefix}/{file.name}", stream, file.stat().st_size, "application/x-ndjson")
-        manifest = _manifest(job, prefix, lines)
+        if lines[results] != counted.outcomes:
+            problem = f"{counted.outcomes} outcomes but {lines[results]} lines of results: they do not add up"
+            job = _fail(engine, job, problem)
+        manifest = _manifest(job, counted, prefix, lines)
         objects.put(f"{prefix}/manifest.json", json.dumps(manifest, indent=2).encode(), "application/json")
         if "outbox" in job.spec:
-            manifest["outbox"] = _deliver(engine, objects, job, lines)
+            manifest["outbox"] = _deliver(engine, objects, job, counted, lines)
     in_transaction(engine, lambda c: control.set_result(c, job, manifest))
     facts = {"action": "results_published", "job": job_id, "lines": lines[results], "errors": lines[errors]}
     log.info("results written", extra=facts)
@@ -110,7 +115,9 @@ def _write_results(engine: Engine, job: JobView, path: Path, format: FileFormat)
         return write_results(result_rows(connection, job.job_id), path, format, top_n=top_n, is_refresh=is_refresh)
 
 
-def _deliver(engine: Engine, objects: ObjectStore, job: JobView, lines: dict[Path, int]) -> dict[str, str]:
+def _deliver(
+    engine: Engine, objects: ObjectStore, job: JobView, counted: Reconciliation, lines: dict[Path, int]
+) -> dict[str, str]:
     """Write the outbox, with the results in the format of the questions; `lines` are the files as JSONL.
 
     Returns its address, or why it cannot be written; the results are in our own bucket all the same. Raises
@@ -123,7 +130,7 @@ def _deliver(engine: Engine, objects: ObjectStore, job: JobView, lines: dict[Pat
         lines = {results: _write_results(engine, job, results, outbox.format), errors: lines[errors]}
     files = {path: {"lines": number, "sha256": _sha256(path)} for path, number in lines.items()}
     try:
-        return {"folder": deliver(objects, outbox, job.job_id, files, _facts(job))}
+        return {"folder": deliver(objects, outbox, job.job_id, files, _facts(job, counted))}
     except (ObjectMissing, UsageError) as error:
         log.warning(str(error), extra={"action": "outbox_not_written", "job": job.job_id})
         return {"error": str(error)}
@@ -131,30 +138,49 @@ def _deliver(engine: Engine, objects: ObjectStore, job: JobView, lines: dict[Pat
 
 def finish_ingest(engine: Engine, job_id: int) -> None:
     """Build the graph of an index that has grown large, after the load and not during it (D11); note the counts."""
-    job = in_transaction(engine, lambda c: control.view(c, job_id))
+    job, counted = _reconcile(engine, job_id)
     index = in_transaction(engine, lambda c: vectors.active_index(c, archive.get_archive(c, job.archive).archive_id))
     has_graph = index is not None and vectors.build_hnsw(engine, index.index_id)
     facts = {"index": index.index_id if index else None, "has_hnsw": has_graph}
-    result = _facts(job) | facts
+    result = _facts(job, counted) | facts
     in_transaction(engine, lambda c: control.set_result(c, job, result))
 
 
 def finish_training(engine: Engine, job_id: int) -> None:
     """Note how the training ended and which version it made; the version itself has the figures."""
-    job = in_transaction(engine, lambda c: control.view(c, job_id))
-    result = _facts(job) | {"training": job.training.as_json() if job.training else None}
+    job, counted = _reconcile(engine, job_id)
+    result = _facts(job, counted) | {"training": job.training.as_json() if job.training else None}
     in_transaction(engine, lambda c: control.set_result(c, job, result))
 
 
 def finish_plain(engine: Engine, job_id: int) -> None:
     """Note the counts; what a reindexing or a chore came to stands beside its inputs."""
-    job = in_transaction(engine, lambda c: control.view(c, job_id))
-    in_transaction(engine, lambda c: control.set_result(c, job, _facts(job)))
+    job, counted = _reconcile(engine, job_id)
+    in_transaction(engine, lambda c: control.set_result(c, job, _facts(job, counted)))
 
 
-def _manifest(job: JobView, prefix: str, files: dict[Path, int]) -> dict[str, object]:
+def _reconcile(engine: Engine, job_id: int) -> tuple[JobView, Reconciliation]:
+    """Inputs and outcomes as the tables hold them now; a job that adds up no more has `failed` (USERS R6)."""
+
+    def work(connection: Connection) -> tuple[JobView, Reconciliation]:
+        job = control.view(connection, job_id)
+        return job, outcomes.reconcile(connection, job.kind, job_id)
+
+    job, counted = in_transaction(engine, work)
+    if counted.problem is not None and job.state is not JobState.FAILED:
+        job = _fail(engine, job, counted.problem)
+    return job, counted
+
+
+def _fail(engine: Engine, job: JobView, problem: str) -> JobView:
+    log.error(problem, extra={"action": "job_does_not_add_up", "job": job.job_id})
+    in_transaction(engine, lambda c: control.fail_unreconciled(c, job, problem))
+    return in_transaction(engine, lambda c: control.view(c, job.job_id))
+
+
+def _manifest(job: JobView, counted: Reconciliation, prefix: str, files: dict[Path, int]) -> dict[str, object]:
     """The reconciliation, with the address, length and hash of each file."""
-    return _facts(job) | {
+    return _facts(job, counted) | {
         "files": {
             path.name: {"key": f"{prefix}/{path.name}", "lines": lines, "sha256": _sha256(path)}
             for path, lines in files.items()
@@ -162,15 +188,16 @@ def _manifest(job: JobView, prefix: str, files: dict[Path, int]) -> dict[str, ob
     }
 
 
-def _facts(job: JobView) -> dict[str, object]:
-    """Inputs = the sum of all outcomes, or the job would have `failed` (USERS R6)."""
+def _facts(job: JobView, counted: Reconciliation) -> dict[str, object]:
+    """Inputs = the sum of all outcomes, or the job has `failed`."""
     return {
         "job": job.job_id,
         "kind": job.kind.value,
         "archive": job.archive,
         "state": job.state.value,
         "total": job.progress.total,
-        "counts": job.progress.by_status,
+        "counts": counted.by_status,
+        "reconciled": counted.as_json(),
         **({"refresh": job.refresh.as_json()} if job.refresh else {}),
     }
 

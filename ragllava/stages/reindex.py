@@ -50,34 +50,40 @@ class ReindexRequest:
 
 
 def submit_reindex(engine: Engine, settings: Settings, request: ReindexRequest) -> int:
-    """Queue a reindexing; returns its job.
+    """Queue a reindexing; returns its job. Raises UsageError as `create_reindex`."""
+    return in_transaction(engine, lambda connection: create_reindex(connection, settings, request))
+
+
+def create_reindex(connection: Connection, settings: Settings, request: ReindexRequest) -> int:
+    """Make the job in the caller's transaction.
 
     Raises UsageError for an archive without images, while another job builds an index of it, and for selections that
     make no sense with another retriever.
     """
+    check_selection(request)
+    one = archive.get_archive(connection, request.archive)
+    active = vectors.active_index(connection, one.archive_id)
+    if active is None:
+        raise UsageError(f"the archive {one.name!r} has no image yet; `ragllava ingest` adds some")
+    beside = request.retriever is not None or request.selection in (Selection.ALL, Selection.STALE)
+    if beside:
+        _refuse_second(connection, one.archive_id)
+    images = _select_images(connection, active, request.selection, beside=beside)
+    spec = {
+        "source": request.retriever.as_json() if request.retriever else None,
+        "selection": request.selection.value,
+        "beside": beside,
+        "compare": beside,
+        "switch": request.switch,
+        "index": None,
+    }
+    return _create(connection, settings, one.archive_id, spec, images, request.idempotency_key)
+
+
+def check_selection(request: ReindexRequest) -> None:
+    """Raises UsageError for a selection that makes no sense with another retriever."""
     if request.retriever is not None and request.selection not in (Selection.MISSING, Selection.ALL):
         raise UsageError(f"--only {request.selection} is about the active index; with another retriever say --only all")
-
-    def work(connection: Connection) -> int:
-        one = archive.get_archive(connection, request.archive)
-        active = vectors.active_index(connection, one.archive_id)
-        if active is None:
-            raise UsageError(f"the archive {one.name!r} has no image yet; `ragllava ingest` adds some")
-        beside = request.retriever is not None or request.selection in (Selection.ALL, Selection.STALE)
-        if beside:
-            _refuse_second(connection, one.archive_id)
-        images = _select_images(connection, active, request.selection, beside=beside)
-        spec = {
-            "source": request.retriever.as_json() if request.retriever else None,
-            "selection": request.selection.value,
-            "beside": beside,
-            "compare": beside,
-            "switch": request.switch,
-            "index": None,
-        }
-        return _create(connection, settings, one.archive_id, spec, images, request.idempotency_key)
-
-    return in_transaction(engine, work)
 
 
 def submit_switch(engine: Engine, settings: Settings, index_id: int) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from psycopg import OperationalError as DriverError
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from ragllava.errors import ServiceUnavailable
@@ -78,3 +79,16 @@ def _is_connection_trouble(error: DBAPIError | DriverError) -> bool:
 def _first_line(error: DBAPIError | DriverError) -> str:
     cause = error.orig if isinstance(error, DBAPIError) else error
     return str(cause).strip().split("\n")[0]
+
+
+@contextmanager
+def outside_transaction(engine: Engine) -> Iterator[Connection]:
+    """A connection of its own for statements that no transaction may hold (VACUUM), without timeouts.
+
+    It is closed afterwards, not given back, so that what was set on it ends with it.
+    """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.detach()
+        for setting in ("statement_timeout", "lock_timeout"):
+            connection.execute(text(f"SET {setting} = 0"))
+        yield connection

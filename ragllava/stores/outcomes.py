@@ -6,6 +6,9 @@ The queue counts, finds what is still open, and writes the outcomes of shards th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from sqlalchemy import Connection, bindparam, text
 
 from ragllava.records import JobKind
@@ -52,6 +55,19 @@ _COUNT = {
         SELECT status, 1 AS number FROM chores WHERE job_id = :job_id AND status IS NOT NULL""",
 }
 
+# Counted from the inputs' side: one without an outcome counts under NULL.
+_RECONCILE = {
+    JobKind.INGEST: "SELECT status, count(*) AS number FROM files WHERE job_id = :job_id GROUP BY status",
+    JobKind.ANSWER: """
+        SELECT a.status, count(*) AS number FROM questions q LEFT JOIN LATERAL (
+            SELECT status FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
+            ORDER BY run_no DESC LIMIT 1) a ON true
+        WHERE q.job_id = :job_id GROUP BY a.status""",
+    JobKind.TRAIN: "SELECT status, count(*) AS number FROM trainings WHERE job_id = :job_id GROUP BY status",
+    JobKind.REINDEX: "SELECT status, count(*) AS number FROM reindexed WHERE job_id = :job_id GROUP BY status",
+    JobKind.CHORE: "SELECT status, count(*) AS number FROM chores WHERE job_id = :job_id GROUP BY status",
+}
+
 _WRITE_TERMINAL = {
     JobKind.INGEST: """
         UPDATE files SET status = :status, reason = :reason
@@ -86,6 +102,38 @@ _REOPEN = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """A job's inputs, as their table holds them, beside their latest outcomes (USERS R6)."""
+
+    total: int  # what the job said when it was made
+    inputs: int
+    by_status: dict[str, int]
+
+    @property
+    def outcomes(self) -> int:
+        """Inputs that have one."""
+        return sum(self.by_status.values())
+
+    @property
+    def adds_up(self) -> bool:
+        """Every input that the job was made with is there and has an outcome."""
+        return self.total == self.inputs == self.outcomes
+
+    @property
+    def problem(self) -> str | None:
+        """What does not add up, None when all does."""
+        if self.inputs != self.total:
+            return f"made with {self.total} inputs, of which {self.inputs} are there: the job does not add up"
+        if not self.adds_up:
+            return f"{self.inputs} inputs but {self.outcomes} outcomes: the job does not add up"
+        return None
+
+    def as_json(self) -> dict[str, Any]:
+        """As written into the result."""
+        return {"inputs": self.inputs, "outcomes": self.outcomes, "adds_up": self.adds_up}
+
+
 def open_inputs(connection: Connection, kind: JobKind, job_id: int, run_no: int, lo: int, hi: int) -> list[int]:
     """Numbers of the inputs in [lo, hi) that have no outcome in this run, ascending."""
     values = {"job_id": job_id, "lo": lo, "hi": hi}
@@ -98,6 +146,15 @@ def count(connection: Connection, kind: JobKind, job_id: int) -> dict[str, int]:
     """Inputs by their latest outcome; inputs without one are not counted."""
     rows = connection.execute(text(_COUNT[kind]), {"job_id": job_id})
     return {row.status: row.number for row in rows}
+
+
+def reconcile(connection: Connection, kind: JobKind, job_id: int) -> Reconciliation:
+    """Count a job's inputs and their outcomes in the tables themselves."""
+    total = connection.scalar(text("SELECT total FROM jobs WHERE id = :job_id"), {"job_id": job_id})
+    rows = connection.execute(text(_RECONCILE[kind]), {"job_id": job_id})
+    found = {row.status: int(row.number) for row in rows}
+    by_status = {status: number for status, number in found.items() if status is not None}
+    return Reconciliation(int(total or 0), sum(found.values()), by_status)
 
 
 def write_terminal(

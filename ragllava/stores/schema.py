@@ -121,7 +121,7 @@ jobs = Table(
     metadata,
     Column("id", BigInteger, Identity(), primary_key=True),
     Column("kind", Text, nullable=False),
-    Column("archive_id", BigInteger, ForeignKey("archives.id"), nullable=False),
+    Column("archive_id", BigInteger, ForeignKey("archives.id")),  # NULL: a chore that concerns all of them
     Column("state", Text, nullable=False),
     Column("priority", SmallInteger, nullable=False, server_default=text("0")),  # higher goes first
     Column("spec", JSONB, nullable=False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, func, select, text, update
@@ -38,6 +39,12 @@ class DueArchive:
     archive: str
     labelled: int
     last_label: int
+
+
+def place_of(job_id: int, created_at: datetime) -> str:
+    """The training's folder in the object store; its time of making tells it from a job of the same number in a
+    database of before."""
+    return f"training/{job_id}-{created_at:%Y%m%dT%H%M%S%f}"
 
 
 def insert_training(connection: Connection, job_id: int, role: Role) -> None:

@@ -200,8 +200,7 @@ def release_memory() -> None:
 
 def _begin(context: ShardContext[Resources]) -> Course:
     job = context.read(lambda c: control.view(c, context.lease.job_id))
-    # Its time of making tells it from a job of the same number in a database of before.
-    place = f"training/{job.job_id}-{job.created_at:%Y%m%dT%H%M%S%f}"
+    place = trainings.place_of(job.job_id, job.created_at)
     return Course(context, TrainingRequest.from_spec(context.lease.spec), get_profile(context.settings), place)
 
 

@@ -164,7 +164,7 @@ def submit_due_trainings(engine: Engine, settings: Settings) -> list[int]:
         return []
 
     def work(connection: Connection) -> list[int]:
-        found = (_begin_due(connection, role, settings) for role in Role)
+        found = (begin_due(connection, role, settings.profile, settings.retrain_after) for role in Role)
         return [job_id for job_id in found if job_id is not None]
 
     return in_transaction(engine, work)
@@ -192,15 +192,23 @@ def create_job(
     return job_id, is_new
 
 
-def _begin_due(connection: Connection, role: Role, settings: Settings) -> int | None:
-    due = trainings.due_archives(connection, role, settings.retrain_after)
+def begin_due(
+    connection: Connection, role: Role, profile: str, labelled: int, archive_name: str | None = None
+) -> int | None:
+    """Begin the training of a role for the first archive with so many newly labelled questions, or for the named one.
+
+    Returns its job; None when none is due, or while another job trains the role.
+    """
+    due = trainings.due_archives(connection, role, labelled)
+    if archive_name is not None:
+        due = [found for found in due if found.archive == archive_name]
     if not due:
         return None
     trainings.lock_role(connection, role)
     if trainings.open_training(connection, role) is not None:
         return None
     first = due[0]
-    request = TrainingRequest(role, (first.archive,), default_preset(settings.profile))
+    request = TrainingRequest(role, (first.archive,), default_preset(profile))
     job_id, is_new = create_job(connection, request, f"retrain:{role}:{first.archive}:{first.last_label}")
     return job_id if is_new else None
 

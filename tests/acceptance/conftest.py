@@ -58,7 +58,7 @@ class Cluster:
         command += ["--concurrency", "1", "--pool", "solo" if beat else "prefork"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         if beat:
-            command += ["--beat", "--schedule", str(self.logs / "beat")]
+            command += ["--beat", "--schedule", str(self.logs / f"beat-{name}")]
         environment = os.environ | environment_of(self.settings) | {"OMP_WAIT_POLICY": "PASSIVE"}
         with (self.logs / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(

@@ -12,19 +12,23 @@ from typing import Any, BinaryIO
 
 import pytest
 from pyarrow import parquet
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from ragllava.client import Client
 from ragllava.errors import LineError, ServiceUnavailable, UsageError
 from ragllava.jobs import control, queue
+from ragllava.jobs.control import NewJob
 from ragllava.jobs.states import JobState
-from ragllava.records import Answer, AnswerStatus, Question, SourceFile
+from ragllava.records import Answer, AnswerStatus, ChoreAction, JobKind, Question, Role, SourceFile
 from ragllava.settings import Settings
+from ragllava.stages.chores import submit_chore
 from ragllava.stages.finalize import publish_missing_results, publish_results
 from ragllava.stages.question_files import QuestionFile
 from ragllava.stages.submit import Submission, submit_files, submit_questions
-from ragllava.stores import answers, archive
+from ragllava.stores import answers, archive, outcomes
 from ragllava.stores.objects import ObjectStore
+from ragllava.stores.schema import reindexed
+from ragllava.training.request import TrainingRequest, create_job
 from tests.builders import Desk
 
 
@@ -233,6 +237,56 @@ def test_two_ticks_at_once_write_the_same(desk: Desk, objects: ObjectStore) -> N
             outcome.result()
     for job_id in jobs:
         assert check_files(desk, objects, job_id)["counts"] == {"answered": 3, "failed": 1}
+
+
+# Reconciliation
+
+
+def test_an_outcome_that_is_lost_after_the_end_fails_the_job(desk: Desk, objects: ObjectStore) -> None:
+    job_id = a_job(desk, good=3)
+    answer_all(desk)
+    assert desk.job(job_id).state == JobState.COMPLETED
+    with desk.engine.begin() as connection:
+        connection.execute(text("DELETE FROM answers WHERE question_no = 1"))
+    publish_missing_results(desk.engine, objects)
+    manifest = json.loads(objects.get(f"jobs/{job_id}/manifest.json"))
+    assert manifest["reconciled"] == {"inputs": 3, "outcomes": 2, "adds_up": False}
+    assert manifest["state"] == desk.job(job_id).state == JobState.FAILED
+    assert desk.job(job_id).error == "3 inputs but 2 outcomes: the job does not add up"
+
+
+def one_job_of(kind: JobKind, desk: Desk) -> int:
+    if kind is JobKind.ANSWER:
+        return a_job(desk, good=1)
+    if kind is JobKind.INGEST:
+        files = [SourceFile("a.png", "file:///a.png")]
+        return submit_files(desk.engine, desk.settings, archive_name="test", files=files).job_id
+    if kind is JobKind.CHORE:
+        return submit_chore(desk.engine, ChoreAction.VACUUM, None, {})
+    with desk.engine.begin() as connection:
+        found = archive.ensure_archive(connection, "test")
+        if kind is JobKind.TRAIN:
+            return create_job(connection, TrainingRequest(Role.RERANKER, ("test",), "mini"))[0]
+        job_id, _ = control.create(connection, NewJob(kind, found.archive_id, {}, 1, 1))
+        connection.execute(reindexed.insert().values(job_id=job_id, item_no=0))
+        return job_id
+
+
+@pytest.mark.parametrize("kind", list(JobKind))
+def test_every_kind_of_job_is_reconciled(desk: Desk, objects: ObjectStore, kind: JobKind) -> None:
+    job_id = one_job_of(kind, desk)
+    with desk.engine.begin() as connection:
+        assert outcomes.reconcile(connection, kind, job_id).as_json() == {
+            "inputs": 1,
+            "outcomes": 0,
+            "adds_up": False,
+        }
+        control.cancel(connection, job_id)
+    publish_missing_results(desk.engine, objects)
+    job = desk.job(job_id)
+    assert job.state == JobState.CANCELLED
+    assert job.result is not None
+    assert job.result["reconciled"] == {"inputs": 1, "outcomes": 1, "adds_up": True}
 
 
 # The client

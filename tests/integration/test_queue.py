@@ -311,6 +311,16 @@ def test_submits_at_once_with_one_key_make_one_job(desk: Desk, engine: Engine) -
         assert connection.scalar(select(func.count()).select_from(jobs)) == 1
 
 
+def test_a_job_that_lost_an_input_is_failed(desk: Desk, engine: Engine) -> None:
+    job_id = desk.questions_job(3, per_shard=3)
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM questions WHERE question_no = 1"))
+    desk.drain()
+    job = desk.job(job_id)
+    assert job.state == JobState.FAILED
+    assert job.error == "made with 3 inputs, of which 2 are there: the job does not add up"
+
+
 def test_a_job_that_does_not_add_up_is_failed(desk: Desk, engine: Engine) -> None:
     """A shard marked done without its answers: what a bug in a stage would do."""
     job_id = desk.questions_job(2, per_shard=2)

@@ -1,0 +1,40 @@
+"""What every chore gets and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+SHOWN = 10  # of long lists in a report
+
+
+@dataclass(frozen=True, slots=True)
+class ChoreRequest:
+    """What a chore is asked for; `archive_id` None means all archives."""
+
+    archive_id: int | None
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a chore came to: one sentence for a person, and figures with a few examples, as JSON."""
+
+    summary: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def shortened(items: Sequence[Any]) -> list[Any]:
+    """The first few, for a report."""
+    return list(items[:SHOWN])
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """`1 blob`, `1,204 blobs`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def mebibytes(size_bytes: int) -> str:
+    """`1.2 MiB`."""
+    return f"{size_bytes / 2**20:.1f} MiB"

@@ -1,0 +1,62 @@
+"""Which answers may still be looked at for noisy cases, and what is logged of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredJob:
+    """An answer job that has ended; `top_n` is how many images its answers may rest on."""
+
+    job_id: int
+    archive_id: int
+    top_n: int
+
+
+def answered_jobs(connection: Connection, archive_id: int | None) -> list[AnsweredJob]:
+    """The ended answer jobs of an archive, or of all; the newest first."""
+    rows = connection.execute(
+        text("""
+            SELECT id, archive_id, CAST(spec->'options'->>'top_n' AS int) AS top_n FROM jobs
+            WHERE kind = 'answer' AND finished_at IS NOT NULL
+              AND (CAST(:archive_id AS bigint) IS NULL OR archive_id = :archive_id)
+            ORDER BY id DESC
+        """),
+        {"archive_id": archive_id},
+    )
+    return [AnsweredJob(row.id, row.archive_id, row.top_n) for row in rows]
+
+
+def unjudged_questions(connection: Connection, job_id: int) -> list[int]:
+    """The questions of a job that have a good answer and of which no person has said anything, ascending.
+
+    Answers that a refresh took over are looked at where they were given.
+    """
+    return list(
+        connection.scalars(
+            text("""
+                SELECT DISTINCT a.question_no FROM answers a
+                WHERE a.job_id = :job_id AND a.status IN ('answered', 'no_evidence')
+                  AND a.changes IS DISTINCT FROM '{}'
+                  AND NOT EXISTS (SELECT 1 FROM labels l
+                                  WHERE l.job_id = a.job_id AND l.question_no = a.question_no)
+                  AND NOT EXISTS (SELECT 1 FROM noisy_cases n
+                                  WHERE n.job_id = a.job_id AND n.question_no = a.question_no AND n.state <> 'open')
+                ORDER BY 1
+            """),
+            {"job_id": job_id},
+        )
+    )
+
+
+def known_reasons(connection: Connection, job_id: int, numbers: Sequence[int]) -> dict[int, set[str]]:
+    """The reasons logged so far, by question."""
+    rows = connection.execute(
+        text("SELECT question_no, reasons FROM noisy_cases WHERE job_id = :job_id AND question_no = ANY(:numbers)"),
+        {"job_id": job_id, "numbers": list(numbers)},
+    )
+    return {row.question_no: set(row.reasons) for row in rows}

@@ -1,0 +1,182 @@
+"""Schedules and their due times: each fires once, however many look (RELIABILITY D9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select, text, update
+from sqlalchemy.dialects.postgresql import distinct_on, insert
+
+from ragllava.errors import UsageError
+from ragllava.records import ScheduleAction
+from ragllava.stores.schema import archives, jobs, schedule_runs, schedules
+
+
+@dataclass(frozen=True, slots=True)
+class NewSchedule:
+    """A schedule to be kept; everything in it was checked by the caller."""
+
+    name: str
+    action: ScheduleAction
+    archive_id: int | None  # None: all archives
+    options: dict[str, Any]
+    cron: str
+    timezone: str
+    next_due: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """The last firing of a schedule. Without a job, `note` says why there is none."""
+
+    due_at: datetime
+    fired_at: datetime
+    job_id: int | None
+    job_state: str | None
+    note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleView:
+    """A schedule as people see it. `archive` None: all archives."""
+
+    schedule_id: int
+    name: str
+    action: ScheduleAction
+    archive: str | None
+    options: dict[str, Any]
+    cron: str
+    timezone: str
+    paused: bool
+    next_due: datetime
+    last_run: RunView | None
+
+
+def insert_schedule(connection: Connection, new: NewSchedule) -> bool:
+    """Keep a schedule; False when its name is taken."""
+    values = {
+        "name": new.name,
+        "action": new.action.value,
+        "archive_id": new.archive_id,
+        "options": new.options,
+        "cron": new.cron,
+        "timezone": new.timezone,
+        "next_due": new.next_due,
+    }
+    made = insert(schedules).values(values).on_conflict_do_nothing().returning(schedules.c.id)
+    return connection.scalar(made) is not None
+
+
+def list_schedules(connection: Connection) -> list[ScheduleView]:
+    """All schedules by name, each with its last run."""
+    return _views(connection, connection.execute(_select().order_by(schedules.c.name)).all())
+
+
+def lock_schedule(connection: Connection, name: str) -> ScheduleView:
+    """The schedule of this name, which nobody fires or changes until the caller's commit.
+
+    Raises UsageError that names the known ones.
+    """
+    row = connection.execute(_select().where(schedules.c.name == name).with_for_update(of=schedules)).one_or_none()
+    if row is not None:
+        return _views(connection, [row])[0]
+    known = connection.scalars(select(schedules.c.name).order_by(schedules.c.name)).all()
+    if not known:
+        raise UsageError(f"there is no schedule {name!r}, and none at all yet; `ragllava schedule add` makes one")
+    raise UsageError(f"there is no schedule {name!r}; there are: {', '.join(known)}")
+
+
+def lock_next_due(connection: Connection, passed_over: Sequence[int]) -> ScheduleView | None:
+    """The schedule that is due longest, locked until the caller's commit; None when none is due.
+
+    Of several callers at once each gets another one. Those in `passed_over` are left out.
+    """
+    due = (
+        _select()
+        .where(~schedules.c.paused, schedules.c.next_due <= func.now(), schedules.c.id.not_in(passed_over))
+        .order_by(schedules.c.next_due, schedules.c.id)
+        .limit(1)
+        .with_for_update(of=schedules, skip_locked=True)
+    )
+    row = connection.execute(due).one_or_none()
+    return _views(connection, [row])[0] if row is not None else None
+
+
+def insert_run(
+    connection: Connection, schedule_id: int, due_at: datetime, job_id: int | None, note: str | None
+) -> None:
+    """Write down that a due time fired. A second row for the same due time is an IntegrityError."""
+    values = {"schedule_id": schedule_id, "due_at": due_at, "job_id": job_id, "note": note}
+    connection.execute(schedule_runs.insert().values(values))
+
+
+def open_job(connection: Connection, schedule_id: int) -> int | None:
+    """A job that this schedule began and that has not ended; None when there is none."""
+    query = (
+        select(jobs.c.id)
+        .join(schedule_runs, schedule_runs.c.job_id == jobs.c.id)
+        .where(schedule_runs.c.schedule_id == schedule_id, jobs.c.finished_at.is_(None))
+    )
+    return connection.scalar(query.order_by(jobs.c.id).limit(1))
+
+
+def set_next_due(connection: Connection, schedule_id: int, next_due: datetime) -> None:
+    """When it fires next."""
+    connection.execute(update(schedules).where(schedules.c.id == schedule_id).values(next_due=next_due))
+
+
+def set_paused(connection: Connection, schedule_id: int, paused: bool) -> None:
+    """Whether due times pass by."""
+    connection.execute(update(schedules).where(schedules.c.id == schedule_id).values(paused=paused))
+
+
+def delete_schedule(connection: Connection, schedule_id: int) -> None:
+    """Forget a schedule and its runs; the jobs that it began stay."""
+    connection.execute(schedules.delete().where(schedules.c.id == schedule_id))
+
+
+def database_now(connection: Connection) -> datetime:
+    """The database's clock, which alone decides what is due (D4)."""
+    now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+    return now
+
+
+def _select() -> Any:
+    return select(schedules, archives.c.name.label("archive")).outerjoin(
+        archives, archives.c.id == schedules.c.archive_id
+    )
+
+
+def _views(connection: Connection, rows: Sequence[Row[Any]]) -> list[ScheduleView]:
+    last = _last_runs(connection, [row.id for row in rows])
+    return [
+        ScheduleView(
+            schedule_id=row.id,
+            name=row.name,
+            action=ScheduleAction(row.action),
+            archive=row.archive,
+            options=row.options,
+            cron=row.cron,
+            timezone=row.timezone,
+            paused=row.paused,
+            next_due=row.next_due,
+            last_run=last.get(row.id),
+        )
+        for row in rows
+    ]
+
+
+def _last_runs(connection: Connection, schedule_ids: Sequence[int]) -> dict[int, RunView]:
+    runs = schedule_runs.c
+    rows = connection.execute(
+        select(schedule_runs, jobs.c.state)
+        .ext(distinct_on(runs.schedule_id))
+        .outerjoin(jobs, jobs.c.id == runs.job_id)
+        .where(runs.schedule_id == text("ANY(:ids)"))
+        .order_by(runs.schedule_id, runs.fired_at.desc(), runs.due_at.desc()),
+        {"ids": list(schedule_ids)},
+    )
+    return {row.schedule_id: RunView(row.due_at, row.fired_at, row.job_id, row.state, row.note) for row in rows}

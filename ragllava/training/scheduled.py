@@ -1,0 +1,60 @@
+"""Everything that a schedule may begin: the chores, a reindexing, and a training, of which the stages know nothing."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from ragllava.errors import UsageError
+from ragllava.models.profiles import parse_retriever
+from ragllava.records import Role, ScheduleAction, Selection
+from ragllava.settings import Settings
+from ragllava.stages.chores import CHORE_STARTERS, check_options
+from ragllava.stages.reindex import ReindexRequest, check_selection, create_reindex
+from ragllava.stages.schedules import Options, Starter, Starters
+from ragllava.stores.schedules import ScheduleView
+from ragllava.training.request import begin_due
+
+DEFAULT_LABELS = 50  # newly labelled questions without which a scheduled training does not begin
+
+
+def _begin_training(connection: Connection, settings: Settings, schedule: ScheduleView) -> int:
+    role, labelled = Role(schedule.options["role"]), schedule.options.get("labels", DEFAULT_LABELS)
+    job_id = begin_due(connection, role, settings.profile, labelled, schedule.archive)
+    if job_id is None:
+        where = f"{schedule.archive} has not" if schedule.archive else "no archive has"
+        raise UsageError(f"{where} {labelled} newly labelled questions for the {role}, or it is being trained already")
+    return job_id
+
+
+def _check_training(archive_name: str | None, options: Options) -> None:
+    check_options("retrain", {"role": str, "labels": int}, options)
+    if options.get("role") not in list(Role):
+        raise UsageError(f"retrain needs a role: {' or '.join(Role)}")
+    if options.get("labels", DEFAULT_LABELS) < 1:
+        raise UsageError(f"retrain needs at least one newly labelled question, not {options['labels']}")
+
+
+def _begin_reindexing(connection: Connection, settings: Settings, schedule: ScheduleView) -> int:
+    return create_reindex(connection, settings, _reindex_request(schedule.archive, schedule.options))
+
+
+def _check_reindexing(archive_name: str | None, options: Options) -> None:
+    check_options("reindex", {"only": str, "retriever": str}, options)
+    check_selection(_reindex_request(archive_name, options))
+
+
+def _reindex_request(archive_name: str | None, options: Options) -> ReindexRequest:
+    """By default what is missing is embedded; with a retriever, everything."""
+    if archive_name is None:
+        raise UsageError("reindex concerns one archive: name it by --archive")
+    retriever = options.get("retriever")
+    only = options.get("only", Selection.ALL if retriever else Selection.MISSING)
+    if only not in list(Selection):
+        raise UsageError(f"reindex takes only {', '.join(Selection)}, not {only!r}")
+    return ReindexRequest(archive_name, Selection(only), parse_retriever(retriever) if retriever else None)
+
+
+STARTERS: Starters = CHORE_STARTERS | {
+    ScheduleAction.RETRAIN: Starter(_begin_training, _check_training),
+    ScheduleAction.REINDEX: Starter(_begin_reindexing, _check_reindexing),
+}

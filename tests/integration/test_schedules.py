@@ -1,0 +1,239 @@
+"""Schedules on a real Postgres: each due time fires once, however many look, and whatever the clock does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Connection, Engine, func, select, text, update
+
+from ragllava.errors import ServiceUnavailable, UsageError
+from ragllava.jobs import control
+from ragllava.records import JobKind, ScheduleAction
+from ragllava.settings import Settings
+from ragllava.stages import schedules as firing
+from ragllava.stages.schedules import Fired, ScheduleRequest, Starter, add_schedule, fire_due, run_now
+from ragllava.stores import archive, schedules
+from ragllava.stores.database import in_transaction
+from ragllava.stores.schedules import ScheduleView
+from ragllava.stores.schema import chores, jobs, schedule_runs
+from ragllava.stores.schema import schedules as table
+from ragllava.training.scheduled import STARTERS
+
+NIGHTLY = "0 3 * * *"
+
+
+@pytest.fixture
+def fire(engine: Engine, settings: Settings) -> Callable[[], list[Fired]]:
+    return lambda: fire_due(engine, settings, STARTERS)
+
+
+def add(engine: Engine, action: str = "sweep", cron: str = NIGHTLY, **more: object) -> ScheduleView:
+    request = ScheduleRequest(ScheduleAction(action), cron, **more)  # type: ignore[arg-type]
+    return add_schedule(engine, request, STARTERS)
+
+
+def make_due(engine: Engine, name: str, ago: str = "1 second") -> None:
+    """What a clock that jumps over a due time leaves."""
+    with engine.begin() as connection:
+        due = text(f"now() - interval '{ago}'")
+        connection.execute(update(table).where(table.c.name == name).values(next_due=due))
+
+
+def end_jobs(engine: Engine) -> None:
+    with engine.begin() as connection:
+        for job_id in connection.scalars(select(jobs.c.id).where(jobs.c.finished_at.is_(None))).all():
+            control.cancel(connection, job_id)
+
+
+def runs(engine: Engine) -> int:
+    with engine.begin() as connection:
+        return connection.scalar(select(func.count()).select_from(schedule_runs)) or 0
+
+
+def number_of_jobs(engine: Engine) -> int:
+    with engine.begin() as connection:
+        return connection.scalar(select(func.count()).select_from(jobs)) or 0
+
+
+def look(engine: Engine, name: str) -> ScheduleView:
+    [found] = [one for one in in_transaction(engine, schedules.list_schedules) if one.name == name]
+    return found
+
+
+# Firing
+
+
+def test_a_due_schedule_makes_its_job_and_is_due_again_after_now(
+    engine: Engine, fire: Callable[[], list[Fired]]
+) -> None:
+    made = add(engine, options={"delete": True})
+    assert fire() == []
+    make_due(engine, "sweep")
+    [fired] = fire()
+    assert fire() == []
+    job = in_transaction(engine, lambda c: control.view(c, fired.job_id or 0))
+    assert (job.kind, job.archive, job.progress.total) == (JobKind.CHORE, "*", 1)
+    assert job.spec == {"action": "sweep", "options": {"delete": True}}
+    after = look(engine, "sweep")
+    assert after.next_due == made.next_due
+    assert after.last_run is not None and after.last_run.job_id == job.job_id
+
+
+def test_times_that_passed_while_nobody_looked_fire_once(engine: Engine, fire: Callable[[], list[Fired]]) -> None:
+    add(engine, cron="*/5 * * * *")
+    make_due(engine, "sweep", ago="40 days")
+    assert len(fire()) == 1
+    end_jobs(engine)
+    assert fire() == []
+    assert (runs(engine), number_of_jobs(engine)) == (1, 1)
+    assert look(engine, "sweep").next_due > datetime.now(UTC) - timedelta(seconds=60)
+
+
+def test_a_clock_that_goes_back_does_not_fire_a_time_again(engine: Engine, fire: Callable[[], list[Fired]]) -> None:
+    """After the firing the next time lies after the fired one, so an earlier now finds nothing due."""
+    add(engine)
+    make_due(engine, "sweep")
+    [fired] = fire()
+    assert look(engine, "sweep").next_due > fired.due_at
+    with pytest.raises(Exception, match="pk_schedule_runs"), engine.begin() as connection:
+        schedules.insert_run(connection, look(engine, "sweep").schedule_id, fired.due_at, None, None)
+
+
+def test_many_ticks_at_once_fire_each_schedule_once(engine: Engine, settings: Settings) -> None:
+    names = [f"sweep-{number}" for number in range(12)]
+    for name in names:
+        add(engine, name=name)
+        make_due(engine, name)
+    with ThreadPoolExecutor(6) as threads:
+        fired = [one for tick in threads.map(lambda _: fire_due(engine, settings, STARTERS), range(6)) for one in tick]
+    assert sorted(one.name for one in fired) == sorted(names)
+    assert (runs(engine), number_of_jobs(engine)) == (12, 12)
+    with engine.begin() as connection:
+        assert connection.scalar(select(func.count()).select_from(chores)) == 12
+
+
+def test_a_schedule_waits_for_the_job_that_it_began_before(engine: Engine, fire: Callable[[], list[Fired]]) -> None:
+    add(engine)
+    make_due(engine, "sweep", ago="2 seconds")
+    [first] = fire()
+    for ago in ("1 second", "0 seconds"):
+        make_due(engine, "sweep", ago)
+        [skipped] = fire()
+        assert skipped.job_id is None and skipped.note is not None and f"job {first.job_id}" in skipped.note
+    assert number_of_jobs(engine) == 1
+    end_jobs(engine)
+    make_due(engine, "sweep", ago="0 seconds")
+    [third] = fire()
+    assert third.job_id is not None
+
+
+def test_a_schedule_that_cannot_begin_says_why_and_leaves_nothing_behind(engine: Engine, settings: Settings) -> None:
+    def half(connection: Connection, settings: Settings, schedule: ScheduleView) -> int:
+        archive.ensure_archive(connection, "half-made")
+        raise UsageError("there is nothing to do")
+
+    add(engine)
+    make_due(engine, "sweep")
+    [fired] = fire_due(engine, settings, {ScheduleAction.SWEEP: Starter(half, lambda archive, options: None)})
+    assert (fired.job_id, fired.note) == (None, "there is nothing to do")
+    with engine.begin() as connection:
+        assert archive.list_archives(connection) == []
+    last = look(engine, "sweep").last_run
+    assert last is not None and last.note == "there is nothing to do"
+
+
+def test_a_schedule_whose_service_is_away_holds_up_no_other_and_is_due_again(
+    engine: Engine, settings: Settings, fire: Callable[[], list[Fired]]
+) -> None:
+    def away(connection: Connection, settings: Settings, schedule: ScheduleView) -> int:
+        raise ServiceUnavailable("the store did not answer")
+
+    for action, ago in (("sweep", "2 seconds"), ("vacuum", "1 second")):
+        add(engine, action)
+        make_due(engine, action, ago)
+    broken = {**STARTERS, ScheduleAction.SWEEP: Starter(away, lambda archive, options: None)}
+    assert [one.name for one in fire_due(engine, settings, broken)] == ["vacuum"]
+    assert [one.name for one in fire()] == ["sweep"]
+
+
+# What people do
+
+
+def test_a_paused_schedule_lets_its_times_pass_and_resumes_with_the_next(
+    engine: Engine, fire: Callable[[], list[Fired]]
+) -> None:
+    add(engine)
+    firing.pause(engine, "sweep")
+    make_due(engine, "sweep")
+    assert fire() == []
+    resumed = firing.resume(engine, "sweep")
+    assert not resumed.paused and resumed.next_due > datetime.now(UTC)
+    assert fire() == []
+    make_due(engine, "sweep")
+    assert len(fire()) == 1
+
+
+def test_a_removed_schedule_never_fires_and_its_job_stays(engine: Engine, fire: Callable[[], list[Fired]]) -> None:
+    add(engine)
+    make_due(engine, "sweep")
+    [fired] = fire()
+    make_due(engine, "sweep")
+    firing.remove(engine, "sweep")
+    assert fire() == []
+    assert in_transaction(engine, schedules.list_schedules) == []
+    assert in_transaction(engine, lambda c: control.view(c, fired.job_id or 0)).kind is JobKind.CHORE
+
+
+def test_run_begins_now_and_leaves_the_next_time(engine: Engine, settings: Settings) -> None:
+    made = add(engine)
+    firing.pause(engine, "sweep")
+    fired = run_now(engine, settings, "sweep", STARTERS)
+    assert fired.job_id is not None
+    assert look(engine, "sweep").next_due == made.next_due
+
+
+def test_training_is_begun_only_when_enough_was_labelled(engine: Engine, fire: Callable[[], list[Fired]]) -> None:
+    with engine.begin() as connection:
+        archive.ensure_archive(connection, "cards")
+    add(engine, "retrain", archive="cards", options={"role": "reranker", "labels": 7})
+    make_due(engine, "retrain-cards")
+    [fired] = fire()
+    assert fired.job_id is None
+    assert fired.note is not None and "cards has not 7 newly labelled questions" in fired.note
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"cron": "every day"}, "no cron line"),
+        ({"timezone": "Berlin"}, "no time zone"),
+        ({"archive": "none-such"}, "takes no archive"),
+        ({"action": "mine", "archive": "none-such"}, "there is no archive 'none-such'"),
+        ({"options": {"delete": "yes"}}, "must be of type bool"),
+        ({"options": {"role": "reranker"}}, "sweep does not take the option role; it takes delete"),
+        ({"action": "retrain"}, "retrain needs a role: reranker or generator"),
+        ({"name": "Nightly sweep"}, "cannot be the name of a schedule"),
+    ],
+)
+def test_a_wrong_schedule_is_refused_in_one_sentence(engine: Engine, request_: dict[str, object], message: str) -> None:
+    given: dict[str, object] = {"action": "sweep", "cron": NIGHTLY} | request_
+    with pytest.raises(UsageError, match=message):
+        add(engine, **given)  # type: ignore[arg-type]
+    assert in_transaction(engine, schedules.list_schedules) == []
+
+
+def test_a_taken_name_and_an_unknown_one_are_refused(engine: Engine) -> None:
+    with pytest.raises(UsageError, match="none at all yet"):
+        firing.pause(engine, "sweep")
+    add(engine)
+    with pytest.raises(UsageError, match="there is a schedule sweep already"):
+        add(engine)
+    with pytest.raises(UsageError, match="there is no schedule 'swep'; there are: sweep"):
+        firing.remove(engine, "swep")
+
+
+def test_every_action_can_be_begun() -> None:
+    assert set(STARTERS) == set(ScheduleAction)

@@ -1,0 +1,108 @@
+"""`ragllava schedule …`, `ragllava chore` and `ragllava doctor --deep` as a person types them, without workers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from ragllava.cli.main import main
+from ragllava.cli.progress import chore_lines
+from ragllava.stages.finalize import publish_missing_results
+from ragllava.stores.objects import content_key
+from tests.workshop import Workshop
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call `ragllava`; returns exit code, standard output and standard error."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ragllava", *words])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        return int(code or 0), out, err
+
+    return call
+
+
+def test_a_schedule_from_its_beginning_to_its_end(run: Run, engine: Engine) -> None:
+    assert run("schedule", "list")[1].startswith("no schedule yet")
+    code, out, err = run("schedule", "add", "sweep", "--cron", "0 3 * * 0", "--timezone", "Europe/Berlin", "--delete")
+    assert (code, err) == (0, "")
+    assert out.startswith("schedule sweep: sweep (delete True), for the first time ")
+    assert "03:00:00 Europe/Berlin" in out
+    assert run("schedule", "pause", "sweep")[0] == 0
+    code, out, err = run("schedule", "run", "sweep", "--json")
+    assert (code, json.loads(out)["job_id"]) == (0, 1)
+    out = run("schedule", "list")[1]
+    assert "paused" in out and "job 1 running" in out
+    code, out, err = run("schedule", "run", "sweep")
+    assert (code, out) == (1, "schedule sweep began nothing: job 1, which it began before, has not ended yet\n")
+    assert "goes on, next" in run("schedule", "resume", "sweep")[1]
+    [listed] = json.loads(run("schedule", "list", "--json")[1])
+    assert (listed["cron"], listed["options"], listed["paused"]) == ("0 3 * * 0", {"delete": True}, False)
+    assert run("schedule", "remove", "sweep") == (0, "schedule sweep is gone\n", "")
+    assert run("schedule", "list", "--json")[1] == "[]\n"
+
+
+def test_a_mistake_is_one_sentence_and_exit_code_1(run: Run) -> None:
+    for words, message in (
+        (("schedule", "add", "sweep", "--cron", "nightly"), "'nightly' is no cron line"),
+        (("schedule", "add", "vacuum", "--cron", "0 3 * * *", "--delete"), "vacuum does not take the option delete"),
+        (("schedule", "pause", "sweep"), "there is no schedule 'sweep'"),
+        (("chore", "vacuum", "--archive", "cards"), "vacuum concerns the whole system"),
+    ):
+        code, out, err = run(*words)
+        assert (code, out) == (1, "") and err.startswith("ragllava: ") and message in err
+        assert err.count("\n") == 1
+
+
+def test_a_chore_is_queued_and_shown_with_its_report(run: Run, workshop: Workshop) -> None:
+    code, out, _ = run("chore", "retention", "--no-wait")
+    assert (code, out) == (0, "job 1 queued; `ragllava jobs show 1` tells what came of it\n")
+    assert "retention: not done yet" in run("jobs", "show", "1")[1]
+    workshop.run()
+    publish_missing_results(workshop.engine, workshop.resources.objects)
+    out = run("jobs", "show", "1")[1]
+    assert "job 1 completed: 1 chore: 1 done" in out
+    assert "retention: dropped 0 replaced indexes, 0 jobs and 0 old runs of schedules" in out
+    assert "  jobs: dropped 0, kept_for_labels_and_noisy_cases 0" in chore_lines(workshop.job(1))
+    assert json.loads(run("jobs", "show", "1", "--json")[1])["result"]["reconciled"]["adds_up"] is True
+
+
+def test_the_deep_doctor_looks_no_deeper_into_tables_of_another_version(run: Run, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE schedule_runs"))
+    code, out, err = run("doctor", "--deep", "--json")
+    assert (code, err) == (1, "")
+    [found] = [one for one in json.loads(out)["findings"] if one["topic"] == "deep"]
+    assert "this version's tables; run `ragllava migrate`" in found["problem"]
+
+
+def test_the_deep_doctor_exits_with_1_and_one_line_for_what_is_wrong(run: Run, workshop: Workshop) -> None:
+    workshop.resources.objects.put(content_key("a" * 64), b"stray")
+    code, out, _ = run("doctor", "--deep", "--json")
+    found = [one for one in json.loads(out)["findings"] if one["topic"] == "deep"]
+    assert code == 1 and len(found) > 15
+    assert [one["name"] for one in found if one["problem"]] == ["content"]
+    workshop.resources.objects.delete(content_key("a" * 64))
+    assert run("doctor", "--deep")[0] == 0
+    with workshop.engine.begin() as connection:
+        connection.execute(text("UPDATE workers SET seen_at = now() - interval '1 hour'"))
+    code, out, _ = run("doctor", "--deep")
+    assert code == 1
+    [line] = [line for line in out.splitlines() if line.startswith("wrong: ")]
+    assert "1 workers went silent without a goodbye, as answer@test" in line
