@@ -64,7 +64,9 @@ def list_schedules(as_json: bool) -> None:
 @delete_option
 @click.option("--role", type=click.Choice([role.value for role in Role]), help="retrain: which model is trained.")
 @click.option("--labels", type=click.IntRange(1), help="retrain: only with so many newly labelled questions.")
-@click.option("--only", type=click.Choice(list(Selection)), help="reindex: which images.  [default: missing]")
+@click.option(
+    "--only", type=click.Choice([one.value for one in Selection]), help="reindex: which images.  [default: missing]"
+)
 @click.option("--retriever", metavar="MODEL/TAG", help="reindex: by another retriever, or its folder.")
 @json_option
 def add(  # noqa: PLR0917 - one argument for each option
