@@ -403,7 +403,8 @@ def test_a_shard_that_stops_in_the_middle_keeps_what_it_committed(
     bench = gallery.with_settings(questions_per_step=2)
     submitted = bench.submit(asked[:3])
     stage: Callable[[ShardContext[Resources]], None] = lambda context: answer_stage(  # noqa: E731
-        replace(context, stop=stopping_after(2, error))  # once while judging, once before the first step
+        # Asked once while judging and once before the first step.
+        replace(context, stop=stopping_after(2, error))
     )
     replace(bench, stages={**STAGES, JobKind.ANSWER: stage}).run_once()
     assert len(bench.rows(submitted.job_id)) == 2
