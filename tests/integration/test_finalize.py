@@ -267,7 +267,9 @@ def one_job_of(kind: JobKind, desk: Desk) -> int:
         found = archive.ensure_archive(connection, "test")
         if kind is JobKind.TRAIN:
             return create_job(connection, TrainingRequest(Role.RERANKER, ("test",), "mini"))[0]
-        job_id, _ = control.create(connection, NewJob(kind, found.archive_id, {}, 1, 1))
+        job_id, _ = control.create(
+            connection, NewJob(kind, found.archive_id, {"index": None, "selection": "all"}, 1, 1)
+        )
         connection.execute(reindexed.insert().values(job_id=job_id, item_no=0))
         return job_id
 

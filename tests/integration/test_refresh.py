@@ -43,12 +43,13 @@ TOP_K = 3
 
 
 class Watched:
-    """The real reranker, which also notes the questions that it is asked; `refuse` is raised instead, once."""
+    """The real reranker, which notes the questions that it is asked and refuses one; `fail` is raised instead, once."""
 
     def __init__(self, models: ModelBundle) -> None:
         self._models = models
         self.asked: list[str] = []
-        self.refuse: Exception | None = None
+        self.refused: str | None = None
+        self.fail: Exception | None = None
 
     @property
     def version(self) -> str:
@@ -59,9 +60,11 @@ class Watched:
         return self._models.reranker.mllm
 
     def relevance(self, pairs: Sequence[Pair], *, batch_size: int) -> list[Relevance]:
-        if self.refuse is not None:
-            error, self.refuse = self.refuse, None
+        if self.fail is not None:
+            error, self.fail = self.fail, None
             raise error
+        if self.refused in [pair.question for pair in pairs]:
+            raise ScoreRejected("no number")
         self.asked += [pair.question for pair in pairs]
         return self._models.reranker.relevance(pairs, batch_size=batch_size)
 
@@ -266,7 +269,7 @@ def test_lines_without_an_answer_stay_as_they_are_until_they_are_retried(gallery
     file = read_questions("\n".join([*lines, "no json"]).encode(), name="questions.jsonl")
     desk = gallery.desk.with_settings(questions_per_step=1)
     submitted = submit_questions(desk.engine, desk.settings, file, Submission(ARCHIVE, skip_invalid=True))
-    gallery.reranker.refuse = ScoreRejected("no number")
+    gallery.reranker.refused = gallery.texts[0]
     desk.run()
     assert [row.status for row in desk.rows(submitted.job_id)] == ["failed", "answered", "failed"]
     job_id = gallery.refresh(submitted.job_id)
@@ -277,6 +280,7 @@ def test_lines_without_an_answer_stay_as_they_are_until_they_are_retried(gallery
     assert [row.error_code for row in gallery.rows(job_id)] == ["ScoreRejected", None, "invalid_json_line"]
     with desk.engine.begin() as connection:
         assert control.retry(connection, job_id, per_shard=4) == 1
+    gallery.reranker.refused = None
     desk.run()
     first, second, third = gallery.rows(job_id)
     assert gallery.reranker.taken() == {gallery.texts[0]}
@@ -314,7 +318,7 @@ def test_a_shard_that_is_interrupted_goes_on_where_it_was(gallery: Gallery) -> N
     desk = gallery.desk
     with desk.engine.begin() as connection:
         connection.execute(update(answers).where(answers.c.question_no.in_([1, 2])).values(candidates_digest=None))
-    gallery.reranker.refuse = ServiceUnavailable("the store is away")
+    gallery.reranker.fail = ServiceUnavailable("the store is away")
     job_id, _ = submit_refresh(desk.engine, desk.settings, gallery.job_id)
     desk.run()
     assert len(gallery.rows(job_id)) == QUESTIONS - 2, "taken over, before the others were asked"
