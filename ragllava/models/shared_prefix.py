@@ -29,11 +29,6 @@ class SharedPrompts:
     endings: list[list[int]]
     first: dict[str, Any]
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that are computed for all endings together."""
-        return len(self.prefix) + sum(map(len, self.endings))
-
 
 def common_length(rows: Sequence[Sequence[int]]) -> int:
     """How many tokens all rows begin with; every row keeps at least one of its own."""
