@@ -101,7 +101,14 @@ class Reranker:
         alone = torch.cat([self._shares(self.mllm.last_logits(self.mllm.prepare([trial], 1))) for trial in trials])
         seconds: dict[str, float] = {}
         for name, way in WAYS.items():
-            difference = float((self._shares(self.mllm.shared_logits(shared, way, _TRIALS)) - alone).abs().max())
+            try:
+                difference = float((self._shares(self.mllm.shared_logits(shared, way, _TRIALS)) - alone).abs().max())
+            except torch.AcceleratorError:
+                raise
+            except (RuntimeError, ValueError, TypeError, NotImplementedError, ScoreRejected) as error:
+                text = f"{self.version}: a {name} prefix does not work here: {error}"
+                log.warning(text, extra={"action": "prefix_not_shared"})
+                continue
             if difference <= (_TOLERANCE_FP32 if self.mllm.network.dtype == torch.float32 else _TOLERANCE_HALF):
                 began = time.perf_counter()
                 self.mllm.shared_logits(shared, way, _TRIALS)
