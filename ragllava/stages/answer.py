@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,11 +33,13 @@ from ragllava.settings import Settings
 from ragllava.stages.adapters import wear_champions
 from ragllava.stages.changes import take_over_unchanged
 from ragllava.stages.diagnose import DoubtLimits, Evidence, find_noisy
+from ragllava.stages.planning import Cost
 from ragllava.stages.resources import Resources
+from ragllava.stages.splitting import split_if_large
 from ragllava.stores import answers, archive, noisy, registry, vectors
 from ragllava.stores.database import in_transaction
 from ragllava.stores.registry import ModelVersion
-from ragllava.stores.vectors import IndexView
+from ragllava.stores.vectors import Hit, IndexView
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,8 +85,8 @@ class Judged:
 def answer_stage(context: ShardContext[Resources]) -> None:
     """Answer the open questions of one shard; of a refresh, those only for which something has changed.
 
-    All are judged together, as they share pictures; then a sub-batch at a time is answered and committed behind the
-    fence, together with the noisy cases among its answers.
+    A shard that would take too long is split into such whose questions share candidates (planning.py). How long it
+    would take is known from earlier ones, else from its first sub-batch.
     """
     lease = context.lease
     tools = prepare(context.engine, context.settings, context.resources, lease.archive_id, lease.spec["options"])
@@ -92,6 +95,25 @@ def answer_stage(context: ShardContext[Resources]) -> None:
     if "refreshes" in lease.spec:
         changes = take_over_unchanged(context, questions, partial(retrieve, tools=tools), _stamp(tools))
         questions = [question for question in questions if question.question_no in changes]
+    if not lease.is_planned:
+        if context.resources.pace.seconds_per_cost is None:
+            step = context.settings.questions_per_step
+            _answer_together(context, questions[:step], tools, changes)
+            questions = questions[step:]
+        if split_if_large(context, questions, partial(_candidate_ids, tools=tools), cost_of(tools)):
+            return
+    _answer_together(context, questions, tools, changes)
+
+
+def _answer_together(
+    context: ShardContext[Resources],
+    questions: Sequence[Question],
+    tools: AnswerTools,
+    changes: Mapping[int, tuple[Change, ...]],
+) -> None:
+    """All are judged together, as they share pictures; then a sub-batch at a time is answered and committed behind the
+    fence, together with the noisy cases among its answers."""
+    lease, began = context.lease, time.monotonic()
     judged = each(questions, partial(judge, tools=tools, check=context.check))
     step = context.settings.questions_per_step
     for start in range(0, len(questions), step):
@@ -102,6 +124,8 @@ def answer_stage(context: ShardContext[Resources]) -> None:
         again = partial(answer_again, tools=tools) if context.settings.leave_one_out else None
         cases = find_noisy(batch, results, DoubtLimits.of(context.settings, tools.options.top_n), again)
         context.commit(partial(_write, lease=lease, results=results, cases=cases))
+    ids = ([c.image.image_id for c in one.candidates] for one in judged if isinstance(one, Judged))
+    context.resources.pace.learn(time.monotonic() - began, cost_of(tools).of(ids))
 
 
 def _write(connection: Connection, lease: Lease, results: list[Answer], cases: list[NoisyCase]) -> None:
@@ -211,17 +235,34 @@ def _failed(question: Question, error: RagllavaError) -> Answer:
 
 def retrieve(questions: Sequence[Question], tools: AnswerTools) -> list[list[Candidate]]:
     """The `top_k` nearest images of each question, best first, with relevance 0 as not yet judged (METHOD 1)."""
-    index = tools.index
-    if index is None:
-        return [[] for _ in questions]
-    queries = tools.resources.retriever_of(index).embed_texts([question.text for question in questions])
-    hits = in_transaction(tools.engine, lambda c: vectors.search(c, index.index_id, queries, tools.options.top_k))
+    hits = _nearest(questions, tools)
     ids = sorted({hit.image_id for row in hits for hit in row})
     images = in_transaction(tools.engine, lambda c: archive.load_images(c, ids))
     return [
         [Candidate(images[hit.image_id], rank, hit.clip_score, relevance=0.0) for rank, hit in enumerate(row)]
         for row in hits
     ]
+
+
+def _nearest(questions: Sequence[Question], tools: AnswerTools) -> list[list[Hit]]:
+    index = tools.index
+    if index is None:
+        return [[] for _ in questions]
+    queries = tools.resources.retriever_of(index).embed_texts([question.text for question in questions])
+    return in_transaction(tools.engine, lambda c: vectors.search(c, index.index_id, queries, tools.options.top_k))
+
+
+def _candidate_ids(questions: Sequence[Question], tools: AnswerTools) -> list[list[int]]:
+    """What shards are planned by. A question whose candidates cannot be found shares none; it will fail by itself."""
+    found = each(questions, partial(_nearest, tools=tools))
+    return [[] if isinstance(hits, Answer) else [hit.image_id for hit in hits] for hits in found]
+
+
+def cost_of(tools: AnswerTools) -> Cost:
+    """What answering costs with these models: an answer reads its evidence once more."""
+    sharing = tools.resources.models.reranker.sharing
+    prefix = sharing.prefix_tokens / sharing.ending_tokens if sharing else 0.0
+    return Cost(image=prefix, pair=1.0, question=(prefix + 1.0) * tools.options.top_n)
 
 
 def rerank(

@@ -16,6 +16,7 @@ from ragllava.models.profiles import RetrieverSource
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import Role
 from ragllava.settings import Settings
+from ragllava.stages.planning import Pace
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.registry import BaseVersion
 from ragllava.stores.vectors import IndexView
@@ -52,6 +53,11 @@ class Resources:
     def decoder(self) -> DecoderPool:
         """Child processes that decode pictures nobody has checked yet."""
         return DecoderPool(self.settings.decoders)
+
+    @cached_property
+    def pace(self) -> Pace:
+        """How fast this process answers."""
+        return Pace()
 
     def fetch(self, bucket: str, key: str) -> bytes:
         """The bytes of an object of any bucket, for s3:// uris."""
