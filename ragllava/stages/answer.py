@@ -10,36 +10,30 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
 from ragllava.errors import JobRefused, LeaseLost, RagllavaError, ShardInterrupted
 from ragllava.jobs.queue import Lease
 from ragllava.jobs.runner import ShardContext
 from ragllava.models.generator import AnswerRequest
 from ragllava.models.reranker import Pair, Relevance
-from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import (
     Answer,
-    AnswerOptions,
     AnswerStatus,
     Candidate,
     Change,
     ModelStamp,
     NoisyCase,
     Question,
-    Role,
 )
-from ragllava.settings import Settings
-from ragllava.stages.adapters import wear_champions
+from ragllava.stages.answer_tools import AnswerTools, cost_of, prepare, stamp_now
 from ragllava.stages.changes import take_over_unchanged
 from ragllava.stages.diagnose import DoubtLimits, Evidence, find_noisy
-from ragllava.stages.planning import Cost
 from ragllava.stages.resources import Resources
 from ragllava.stages.splitting import split_if_large
-from ragllava.stores import answers, archive, noisy, registry, vectors
+from ragllava.stores import answers, archive, noisy, vectors
 from ragllava.stores.database import in_transaction
-from ragllava.stores.registry import ModelVersion
-from ragllava.stores.vectors import Hit, IndexView
+from ragllava.stores.vectors import Hit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,19 +45,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _IMAGES_AT_ONCE = 64  # whose decoded pictures are in memory together, beside the cache
-
-
-@dataclass(frozen=True)
-class AnswerTools:
-    """Everything one call of `answer_questions` works with."""
-
-    engine: Engine
-    settings: Settings
-    resources: Resources
-    index: IndexView | None  # None: the archive holds no embedded picture yet
-    options: AnswerOptions
-    threshold: float
-    by_caption: bool = False  # questions are captions to find the image of; jobs ask none of these
 
 
 Pictures = dict[str, "Image | str"]  # by sha256; a text says why the picture cannot be read
@@ -93,7 +74,7 @@ def answer_stage(context: ShardContext[Resources]) -> None:
     questions = context.read(lambda c: answers.open_questions(c, lease.job_id, lease.run_no, lease.lo, lease.hi))
     changes: dict[int, tuple[Change, ...]] = {}
     if "refreshes" in lease.spec:
-        changes = take_over_unchanged(context, questions, partial(retrieve, tools=tools), _stamp(tools))
+        changes = take_over_unchanged(context, questions, partial(retrieve, tools=tools), stamp_now(tools))
         questions = [question for question in questions if question.question_no in changes]
     if not lease.is_planned:
         if context.resources.pace.seconds_per_cost is None:
@@ -133,50 +114,6 @@ def _write(connection: Connection, lease: Lease, results: list[Answer], cases: l
     noisy.insert_cases(connection, lease.archive_id, lease.job_id, cases)
 
 
-def prepare(
-    engine: Engine,
-    settings: Settings,
-    resources: Resources,
-    archive_id: int,
-    options: dict[str, object],
-    index: IndexView | None = None,
-) -> AnswerTools:
-    """Look up what all questions of a shard share, and let the models be the champions of this moment.
-
-    So a new champion is taken up between two shards, with its own η, and no question is answered by two versions.
-    The same with a new index; `index` names another one than the archive's active one. Raises JobRefused when the
-    retriever of the index, or a champion, cannot be used here.
-    """
-    tools, champions = look_up(engine, settings, resources, archive_id, options, index)
-    wear_champions(resources, champions)
-    return tools
-
-
-def look_up(
-    engine: Engine,
-    settings: Settings,
-    resources: Resources,
-    archive_id: int,
-    options: dict[str, object],
-    index: IndexView | None = None,
-) -> tuple[AnswerTools, dict[Role, ModelVersion]]:
-    """As `prepare`, but nobody wears the champions, which are returned: enough to retrieve with the tools."""
-    chosen = AnswerOptions(**options)  # type: ignore[arg-type]
-    profile = resources.models.profile
-    active, champions = in_transaction(
-        engine, lambda c: (vectors.active_index(c, archive_id), registry.champions(c, profile.name))
-    )
-    index = index or active
-    if index is not None:
-        resources.retriever_of(index)
-    threshold = chosen.threshold
-    if threshold is None:
-        reranker = champions.get(Role.RERANKER)
-        fitted = reranker.threshold if reranker else None
-        threshold = profile.threshold if fitted is None else fitted
-    return AnswerTools(engine, settings, resources, index, chosen, threshold), champions
-
-
 def each(questions: Sequence[Question], work: Callable[[Sequence[Question]], list[T]]) -> list[T | Answer]:
     """`work` on all questions together if possible; if one of them makes that impossible for good, it fails alone (D5).
 
@@ -212,7 +149,7 @@ def judge(questions: Sequence[Question], tools: AnswerTools, check: Callable[[],
 def conclude(questions: Sequence[Question], judged: Sequence[Judged], tools: AnswerTools) -> list[Answer]:
     """Answers from what was kept for each question, in the same order."""
     texts = generate(questions, judged, _pictures_of(judged, tools), tools)
-    stamp = _stamp(tools)
+    stamp = stamp_now(tools)
     return [
         _as_answer(question, judgement, text, stamp)
         for question, judgement, text in zip(questions, judged, texts, strict=True)
@@ -256,13 +193,6 @@ def _candidate_ids(questions: Sequence[Question], tools: AnswerTools) -> list[li
     """What shards are planned by. A question whose candidates cannot be found shares none; it will fail by itself."""
     found = each(questions, partial(_nearest, tools=tools))
     return [[] if isinstance(hits, Answer) else [hit.image_id for hit in hits] for hits in found]
-
-
-def cost_of(tools: AnswerTools) -> Cost:
-    """What answering costs with these models: an answer reads its evidence once more."""
-    sharing = tools.resources.models.reranker.sharing
-    prefix = sharing.prefix_tokens / sharing.ending_tokens if sharing else 0.0
-    return Cost(image=prefix, pair=1.0, question=(prefix + 1.0) * tools.options.top_n)
 
 
 def rerank(
@@ -389,23 +319,6 @@ def _why_no_evidence(judged: Judged, threshold: float) -> str:
     return (
         f"no picture is relevant enough: the best, {best.image.source}, reaches {best.relevance:.3f} "
         f"of the needed {threshold:.3f}"
-    )
-
-
-def _stamp(tools: AnswerTools) -> ModelStamp:
-    models = tools.resources.models
-    return stamp_of(tools, models.reranker.version, models.generator.version)
-
-
-def stamp_of(tools: AnswerTools, reranker: str, generator: str) -> ModelStamp:
-    """The makers of answers given with these tools by these versions."""
-    answer_version = ANSWER_VERSION if tools.options.captions_in_answer else ANSWER_BARE_VERSION
-    return ModelStamp(
-        index=f"{tools.index.index_id}:{tools.index.retriever}" if tools.index else "none",
-        reranker=reranker,
-        generator=generator,
-        prompt=f"{RERANK_VERSION}+{answer_version}",
-        threshold=tools.threshold,
     )
 
 
