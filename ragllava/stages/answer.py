@@ -216,7 +216,10 @@ def rerank(
     hashes = list(rows)
     for start in range(0, len(hashes), _IMAGES_AT_ONCE):
         check()
-        pictures = tools.resources.pictures.get_many(hashes[start : start + _IMAGES_AT_ONCE], tools.resources.threads)
+        middle = start + _IMAGES_AT_ONCE
+        pictures = tools.resources.pictures.get_many(hashes[start:middle], tools.resources.threads)
+        # They come while these are scored.
+        tools.resources.pictures.fetch_ahead(hashes[middle : middle + _IMAGES_AT_ONCE], tools.resources.threads)
         unreadable |= {sha256: why for sha256, why in pictures.items() if isinstance(why, str)}
         asked = [(row, candidate) for sha256 in pictures if sha256 not in unreadable for row, candidate in rows[sha256]]
         pairs = [
