@@ -38,7 +38,7 @@ from ragllava.training.datasets import (
 from ragllava.training.examples import Evidence, Example
 from ragllava.training.labelled import labelled_questions, usable_for
 
-FEWEST_IMAGES = 40  # labelled relevant in an archive, so that some are on every side
+FEWEST_IMAGES = 24  # labelled relevant in an archive, so that some are on every side
 _JUDGED_FILE = "judged.json"
 
 QuestionAddress = tuple[int, int, int]  # archive, job, number
