@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from sqlalchemy import Engine, text
 
 from ragllava.evaluation.postcards import PostcardArchive, WrittenArchive, draw_archive, write_archive
 from ragllava.settings import Settings
+from tests.commands import Run, runner
 
 if TYPE_CHECKING:  # torch is loaded by the tests that need it
     from ragllava.models.bundle import ModelBundle
@@ -48,6 +50,17 @@ def workshop(settings: Settings, models: ModelBundle) -> Iterator[Workshop]:
 
     with open_workshop(settings, models) as workshop:
         yield workshop
+
+
+@pytest.fixture
+def run(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Call `ragllava` on the test's services, in a folder of the test's own."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture
