@@ -27,7 +27,7 @@ def worker_home(tmp_path: Path) -> Home:
     return home
 
 
-# The fleet. Its workers are small programs: what a worker does is none of the fleet's business.
+# Its workers are small programs: what a worker does is none of the fleet's business.
 SLEEPER = "import time; time.sleep(600)"
 WITH_CHILD = """
 import subprocess, sys, time

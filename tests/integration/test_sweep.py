@@ -24,8 +24,6 @@ from tests.stocked import put
 from tests.upkeep import a_training, do, execute, report
 from tests.workshop import Workshop
 
-# The sweep
-
 
 @pytest.fixture
 def objects(workshop: Workshop) -> ObjectStore:

@@ -36,9 +36,6 @@ from tests.lessons import PICTURES, SMALL, losses, open_picture
 PROCESS_DEADLINE_S = 180
 
 
-# Real processes from here on: the command that a training worker starts.
-
-
 def prepare_run(folder: Path, role: Role, **settings: Any) -> Path:
     """A model, a data set, its pictures and the run file that names them."""
     save_family("llava", folder / "model")
