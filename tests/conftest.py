@@ -45,8 +45,11 @@ hypothesis.settings.load_profile("repeatable")
 def services() -> Iterator[Settings]:
     """The running services, shared by all tests: use `settings` for a database and a bucket of your own."""
     home = Path(tempfile.mkdtemp(prefix="ragllava-tests-"))
+    given = Settings(home=home)
     try:
-        with running_services(Settings(home=home)) as running:
+        with running_services(given) as running:
+            if given.database_url is None:
+                _wait_for_no_disk(running)
             yield running
     finally:
         shutil.rmtree(home, ignore_errors=True)
@@ -107,6 +110,15 @@ def environment_of(settings: Settings) -> dict[str, str]:
             plain = value.get_secret_value() if hasattr(value, "get_secret_value") else value
             found[f"RAGLLAVA_{name.upper()}"] = str(plain)
     return found
+
+
+def _wait_for_no_disk(services: Settings) -> None:
+    """The tests' own Postgres need not survive a loss of power: each of them makes and drops a database."""
+    server = create_engine(services.require_database(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        for setting in ("fsync", "full_page_writes"):
+            connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
+        connection.execute(text("SELECT pg_reload_conf()"))
 
 
 @contextmanager
