@@ -322,11 +322,12 @@ def test_the_whole_recipe_in_miniature_gives_models_that_load(tmp_path: Path) ->
         texts_per_step=4,
         pictures_to_choose_from=40,
         packs_per_step=(1, 1),
+        measured_packs=4,
     )
     models = train_mini(tmp_path, recipe)
-    profile = write_profile(models, images=30, questions=5)
+    profile = write_profile(models, images=30, questions=3)
     fit = json.loads(profile.read_text())["threshold_curve"]["fit"]
-    assert fit["correct_count"] + fit["wrong_count"] == 2 * 5 * 20
+    assert fit["correct_count"] + fit["wrong_count"] == 2 * 3 * 20
     bundle = ModelBundle(Settings(profile=str(profile), home=tmp_path, device="cpu"))
     picture = Image.new("RGB", (112, 112), "gray")
     assert bundle.retriever.embed_images([picture], 1).shape == (1, 128)
