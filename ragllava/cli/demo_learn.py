@@ -7,6 +7,7 @@ feedback spoke of are asked again. Last, a training on shuffled answers shows th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -134,12 +135,12 @@ class Lesson:
 
     def require_enough(self) -> None:
         """Raises UsageError, before minutes of work, when the gate would have too few questions to judge by."""
-        from ragllava.evaluation.postcards import draw_archive
         from ragllava.training.gate import GateRules
 
         run, share = self._run_of("shifted"), self.client.settings.held_out_share
-        known = draw_archive(run.seed, run.images, run.questions, world=run.world).questions
-        judging, needed = len(_split(taught_questions(known), share)[1]), GateRules().fewest_questions
+        written, archive = run.draw(self.client.settings)
+        judging = len(_split(taught_questions(archive.questions), written, share)[1])
+        needed = GateRules().fewest_questions
         if judging < needed:
             raise UsageError(
                 f"of {run.questions} questions about {run.images} postcards only {judging} would be left to judge a "
@@ -219,7 +220,7 @@ class Lesson:
         from ragllava.records import Role
 
         self._tell("once more, on shuffled answers, which the gate should refuse:")
-        learned, _ = _split(side.taught, self.client.settings.held_out_share)
+        learned, _ = _split(side.taught, side.written, self.client.settings.held_out_share)
         answers = [known.answer for known in learned]
         random.Random(self.run.seed).shuffle(answers)  # noqa: S311 - repeatable on purpose
         self.teach(side, [replace(known, answer=answer) for known, answer in zip(learned, answers, strict=True)])
@@ -290,11 +291,20 @@ def _is_kept_out(file_name: str) -> bool:
     return is_held_out(file_name, _KEPT_OUT_SHARE)
 
 
-def _split(questions: Sequence[KnownQuestion], share: float) -> tuple[list[KnownQuestion], list[KnownQuestion]]:
+def _split(
+    questions: Sequence[KnownQuestion], written: WrittenArchive, share: float
+) -> tuple[list[KnownQuestion], list[KnownQuestion]]:
     """(those that a training learns from, those that it is judged by), as the train job splits them."""
-    from ragllava.training.datasets import is_held_out
+    from ragllava.training.datasets import is_judging
+    from ragllava.training.snapshot import FEWEST_IMAGES
 
-    judging = {known.custom_id for known in questions if is_held_out(known.text, share)}
+    by_image = len({name for known in questions for name in known.relevant}) >= FEWEST_IMAGES
+
+    def hashes(known: KnownQuestion) -> list[str]:
+        names = known.relevant if by_image else ()
+        return [hashlib.sha256((written.pictures / name).read_bytes()).hexdigest() for name in names]
+
+    judging = {known.custom_id for known in questions if is_judging(known.text, hashes(known), share)}
     return [k for k in questions if k.custom_id not in judging], [k for k in questions if k.custom_id in judging]
 
 

@@ -161,12 +161,21 @@ def merge_questions(questions: Iterable[LabelledQuestion]) -> list[LabelledQuest
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Whether a question belongs to the held-out `share` (0 to 1); a larger share holds all of a smaller one.
+    """Whether a text or an image's name is in the held-out `share` (0 to 1); a larger share holds all of a smaller one.
 
-    It follows from the text alone, so the same question never stands on both sides, ever.
+    It follows from the text alone, so the same never stands on both sides, ever.
     """
     number = int.from_bytes(hashlib.sha256(question_key(text).encode()).digest()[:8])
     return number < share * 2**64
+
+
+def is_judging(text: str, images: Iterable[str], share: float) -> bool:
+    """Whether a question about these relevant images belongs to the `share` (0 to 1) that versions are judged by.
+
+    One image that is held out is enough. So nothing that is trained on has such an image as relevant, and what is
+    measured holds for pictures that nobody has labelled. A question without images goes by its text.
+    """
+    return any(is_held_out(key, share) for key in list(images) or [text])
 
 
 def question_key(text: str) -> str:

@@ -1,4 +1,4 @@
-"""LoRA on the language model of any family: laid on, saved as an adapter that we load, and taken off again."""
+"""LoRA on the language model of any family, or all of it: laid on, saved as an adapter, and taken off again."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from ragllava.training.presets import TrainingSettings
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def linear_layers(network: Any) -> str:
-    """A pattern for the names of the language model's linear layers (METHOD 5).
+def linear_layers(network: Any, *, with_vision: bool = False) -> str:
+    """A pattern for the names of the language model's linear layers (METHOD 5), or also those that see.
 
-    Vision tower, projector and lm_head lie outside the language model. Raises ModelUnavailable.
+    Vision tower, projector and lm_head lie outside the language model; `with_vision` adds the first two. Raises
+    ModelUnavailable.
     """
     decoder = network.get_decoder()
     prefix = next((name for name, module in network.named_modules() if module is decoder), None)
@@ -33,7 +34,16 @@ def linear_layers(network: Any) -> str:
     kinds = sorted(
         {name.rsplit(".", 1)[-1] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     )
-    return rf"{re.escape(prefix)}\..*\.({'|'.join(map(re.escape, kinds))})"
+    pattern = rf"{re.escape(prefix)}\..*\.({'|'.join(map(re.escape, kinds))})"
+    if not with_vision:
+        return pattern
+    head = network.get_output_embeddings()
+    seeing = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and not re.fullmatch(pattern, name)
+    ]
+    return "|".join([pattern, *map(re.escape, seeing)])
 
 
 @contextmanager
@@ -51,7 +61,7 @@ def trainable_lora(mllm: Mllm, settings: TrainingSettings) -> Iterator[Any]:
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=linear_layers(network),
+        target_modules=linear_layers(network, with_vision=settings.train_vision),
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(settings.seed)  # of the fresh layers

@@ -14,7 +14,8 @@ class TrainingSettings:
 
     `rank`, `alpha` and `dropout` are LoRA's. `warmup_share` is that part of all steps in which the learning rate
     rises to its peak, before it falls along a cosine. A step learns from `global_batch` examples, `micro_batch` at
-    a time on each device. `token_weighting` turns on the noise loss (METHOD 6) with pictures diffused to
+    a time on each device. `train_vision` lays LoRA on vision tower and projector, too: for pictures that look unlike
+    those that the base learned from. `token_weighting` turns on the noise loss (METHOD 6) with pictures diffused to
     `diffusion_step`. `max_steps` ends a run early.
     """
 
@@ -31,6 +32,7 @@ class TrainingSettings:
     micro_batch: int = 1
     gradient_checkpointing: bool = True
     with_captions: bool = True
+    train_vision: bool = False
     token_weighting: bool = False
     diffusion_step: int = 500
     steps_per_checkpoint: int = 100

@@ -1,6 +1,8 @@
 """The data of one training, frozen: examples to learn from, and the questions that calibrate and judge. No torch.
 
-The sides follow from a question's text (datasets.py), so no question that is judged by is ever trained on.
+The sides follow from a question's relevant images (datasets.py), so no question that is judged by is trained on, nor
+another one about the same picture: a reranker is surer of pictures that it was trained on than of any other, and η
+fitted on these would drop the others. Where few images are labelled, they follow from the question's text.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from ragllava.training.datasets import (
     Retrieved,
     build_answer_dataset,
     build_rank_dataset,
-    is_held_out,
+    is_judging,
     merge_questions,
     question_key,
     read_dataset,
@@ -36,6 +38,7 @@ from ragllava.training.datasets import (
 from ragllava.training.examples import Evidence, Example
 from ragllava.training.labelled import labelled_questions, usable_for
 
+FEWEST_IMAGES = 40  # labelled relevant in an archive, so that some are on every side
 _JUDGED_FILE = "judged.json"
 
 QuestionAddress = tuple[int, int, int]  # archive, job, number
@@ -177,8 +180,9 @@ def _share(
     name: str, role: Role, rows: Sequence[LabelledRow], questions: Sequence[LabelledQuestion], rules: SnapshotRules
 ) -> ArchiveShare:
     sides: dict[str, list[LabelledQuestion]] = {"train": [], "calibration": [], "held_out": []}
+    by_image = len({item.image for question in questions for item in question.relevant}) >= FEWEST_IMAGES
     for question in questions:
-        sides[_side(question.text, rules)].append(question)
+        sides[_side(question, rules, by_image=by_image)].append(question)
     build = build_rank_dataset if role is Role.RERANKER else build_answer_dataset
     return ArchiveShare(
         archive=name,
@@ -190,10 +194,11 @@ def _share(
     )
 
 
-def _side(text: str, rules: SnapshotRules) -> str:
-    if is_held_out(text, rules.held_out):
+def _side(question: LabelledQuestion, rules: SnapshotRules, *, by_image: bool) -> str:
+    images = [item.image for item in question.relevant] if by_image else []
+    if is_judging(question.text, images, rules.held_out):
         return "held_out"
-    return "calibration" if is_held_out(text, rules.held_out + rules.calibration) else "train"
+    return "calibration" if is_judging(question.text, images, rules.held_out + rules.calibration) else "train"
 
 
 def _question(stored: dict[str, Any]) -> LabelledQuestion:

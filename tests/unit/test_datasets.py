@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from ragllava.training.datasets import (
     build_answer_dataset,
     build_rank_dataset,
     is_held_out,
+    is_judging,
     merge_questions,
     read_dataset,
     snapshot_id,
@@ -180,6 +182,16 @@ def test_a_question_is_never_on_both_sides() -> None:
     assert all(is_held_out(item.text, 0.5) for item in aside), "a larger share holds a smaller one"
     assert not any(is_held_out(item.text, 0) for item in items)
     assert all(is_held_out(item.text, 1) for item in items)
+
+
+def test_questions_about_a_held_out_image_judge() -> None:
+    images = [f"image-{number}" for number in range(400)]
+    held_out = {image for image in images if is_held_out(image, 0.25)}
+    pairs = list(pairwise(images))
+    judging = [pair for pair in pairs if is_judging("What is it?", pair, 0.25)]
+    assert judging == [pair for pair in pairs if held_out & set(pair)]
+    assert not held_out & {image for pair in pairs if pair not in judging for image in pair}, "none of them trains"
+    assert is_judging("What is it?", (), 0.25) == is_held_out("What is it?", 0.25)
 
 
 def test_the_snapshot_names_the_content_whatever_its_order() -> None:

@@ -44,6 +44,7 @@ def test_a_few_steps_lower_the_loss_of_every_family(tmp_path: Path, family: str,
         max_steps=8,
         token_weighting=role is Role.GENERATOR,
         gradient_checkpointing=role is Role.RERANKER,
+        train_vision=role is Role.RERANKER,
     )
     report = train(config, examples_for(role), mllm, open_picture)
     assert len(report.steps) == 8
@@ -65,6 +66,11 @@ def test_only_the_language_models_linear_layers_are_trained(family: str) -> None
     # Two layers of seven each: q, k, v, o, gate, up, down.
     assert len(matched) == 14
     assert not any(word in name for name in matched for word in ("vision", "visual", "projector", "connector", "head."))
+    pattern = linear_layers(network, with_vision=True)
+    seeing = {name for name, _ in network.named_modules() if re.fullmatch(pattern, name)} - matched
+    head = {name for name, module in network.named_modules() if module is network.get_output_embeddings()}
+    assert seeing == linear - matched - head
+    assert len(seeing) >= 8
 
 
 def test_a_tuned_reranker_tells_right_from_wrong(llava: Mllm, tmp_path: Path) -> None:
