@@ -84,7 +84,7 @@ def test_a_killed_train_worker_goes_on_from_its_checkpoint(cluster: Cluster, cla
     cluster.start("train", "train", "workers.train")
     cluster.wait_ready("train")
     assert cluster.child("train").nice() == min(19, os.nice(0) + cluster.settings.train_niceness)
-    job_id = train(cluster, steps=40)
+    job_id = train(cluster, steps=60)
     wait_for("a checkpoint and some steps more", lambda: steps_done(cluster, job_id) >= 7)
     cluster.kill("train")
     assert not cluster.client.job(job_id).is_final
@@ -94,8 +94,8 @@ def test_a_killed_train_worker_goes_on_from_its_checkpoint(cluster: Cluster, cla
     assert job.training is not None
     assert job.training.status is TrainingStatus.PROMOTED, job.training.reason
     [version] = adapters(cluster)
-    assert [record["step"] for record in version.training["report"]["steps"]] == list(range(1, 41))
-    assert cluster.log("train").count("checkpoint at step 5 of 40") == 1, "it began anew"
+    assert [record["step"] for record in version.training["report"]["steps"]] == list(range(1, 61))
+    assert cluster.log("train").count("checkpoint at step 5 of 60") == 1, "it began anew"
 
 
 def test_answers_keep_to_one_version_while_another_is_trained(
