@@ -47,7 +47,7 @@ def test_the_lesson_goes_through_the_queue_from_first_answer_to_last(
         school.start(name, queue, beat=name == "maint")
     school.wait_ready("ingest", "answer", "train")
 
-    result = demo_learn.learn(school.client, Demo(Console(), seed=3, images=60, questions=120))
+    result = demo_learn.learn(school.client, Demo(Console(), seed=3, images=60, questions=170))
 
     for side in result["archives"].values():
         assert side["before"]["questions"] == side["after"]["questions"] == side["held_out"] > 20
@@ -74,8 +74,8 @@ def check_labels(client: Client) -> None:
     """In the end every label is right again, and no postcard of a held-out question has any."""
     worlds: list[World] = ["home", "shifted"]
     for world in worlds:
-        side_name = f"{world}-postcards-3-60-120"
-        known = {q.text: q for q in draw_archive(3, 60, 120, world=world).questions}
+        side_name = f"{world}-postcards-3-60-170"
+        known = {q.text: q for q in draw_archive(3, 60, 170, world=world).questions}
         with client.engine.connect() as connection:
             archive_id = get_archive(connection, side_name).archive_id
             rows = latest_labels(connection, [archive_id], None)
