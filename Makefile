@@ -22,7 +22,8 @@ demo: setup  ## the whole way: services, 1,000 pictures, 200 questions, report.h
 	$(BIN)/ragllava demo
 
 test: setup  ## all tests, on real Postgres, Redis and S3
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/integration
+	$(BIN)/python -m pytest -q tests/acceptance
 
 lint: setup  ## ruff, mypy --strict, import rules
 	$(BIN)/ruff check .

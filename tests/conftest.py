@@ -7,6 +7,7 @@ RAGLLAVA_REDIS_URL or RAGLLAVA_S3_*. A server that does not come up fails the te
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import tempfile
 import uuid
@@ -26,7 +27,13 @@ from ragllava.local.services import running_services
 from ragllava.settings import Settings
 from ragllava.stores.database import make_engine
 
-_redis_database = itertools.count(1)
+# `make test` shares the tests out to processes of pytest-xdist, each with servers of its own. Where they are given one
+# Redis by address, each takes its share of the databases 1 to 15.
+_PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_redis_database = itertools.cycle(range(1 + _PROCESS, 16, _PROCESSES))
+if _PROCESSES > 1:  # torch's threads of one process would take the processors from the others
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples in every run, however slow the machine: who changes something sees what the change did. For new
 # examples say `pytest --hypothesis-profile default`.
@@ -38,8 +45,11 @@ hypothesis.settings.load_profile("repeatable")
 def services() -> Iterator[Settings]:
     """The running services, shared by all tests: use `settings` for a database and a bucket of your own."""
     home = Path(tempfile.mkdtemp(prefix="ragllava-tests-"))
+    given = Settings(home=home)
     try:
-        with running_services(Settings(home=home)) as running:
+        with running_services(given) as running:
+            if given.database_url is None:
+                _wait_for_no_disk(running)
             yield running
     finally:
         shutil.rmtree(home, ignore_errors=True)
@@ -64,7 +74,7 @@ def settings(services: Settings, template_database: str) -> Iterator[Settings]:
 def own_settings(services: Settings, template_database: str) -> Iterator[Settings]:
     """What the fixture `settings` gives, for fixtures of a wider scope."""
     with _new_database(services, template_database) as name:
-        redis_url = make_url(services.require_redis()).set(database=str(next(_redis_database) % 15 + 1))
+        redis_url = make_url(services.require_redis()).set(database=str(next(_redis_database)))
         own = {
             "database_url": _url_of(services, name).render_as_string(hide_password=False),
             "redis_url": redis_url.render_as_string(hide_password=False),
@@ -100,6 +110,15 @@ def environment_of(settings: Settings) -> dict[str, str]:
             plain = value.get_secret_value() if hasattr(value, "get_secret_value") else value
             found[f"RAGLLAVA_{name.upper()}"] = str(plain)
     return found
+
+
+def _wait_for_no_disk(services: Settings) -> None:
+    """The tests' own Postgres need not survive a loss of power: each of them makes and drops a database."""
+    server = create_engine(services.require_database(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        for setting in ("fsync", "full_page_writes"):
+            connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
+        connection.execute(text("SELECT pg_reload_conf()"))
 
 
 @contextmanager

@@ -15,8 +15,6 @@ from sqlalchemy import Connection
 from ragllava.errors import JobRefused, LeaseLost, RagllavaError, ShardInterrupted
 from ragllava.jobs.queue import Lease
 from ragllava.jobs.runner import ShardContext
-from ragllava.models.generator import AnswerRequest
-from ragllava.models.reranker import Pair, Relevance
 from ragllava.records import (
     Answer,
     AnswerStatus,
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ragllava.models.generator import GeneratedAnswer
+    from ragllava.models.reranker import Relevance
 
 log = logging.getLogger(__name__)
 
@@ -207,6 +206,8 @@ def rerank(
     (PERFORMANCE, image-major reranking); the more questions, the more they share. A candidate whose picture cannot be
     read is left out, and a note says so. `check` is called between groups of images; what it raises is passed on.
     """
+    from ragllava.models.reranker import Pair  # loads torch, which only a process that answers needs
+
     rows: dict[str, list[tuple[int, Candidate]]] = defaultdict(list)
     for row, candidates in enumerate(found):
         for candidate in candidates:
@@ -262,6 +263,8 @@ def generate(
     questions: Sequence[Question], judged: Sequence[Judged], pictures: Pictures, tools: AnswerTools
 ) -> list[GeneratedAnswer | None]:
     """Answers from the kept images in rank order; None where nothing was kept (METHOD 4)."""
+    from ragllava.models.generator import AnswerRequest
+
     asked = [number for number, judgement in enumerate(judged) if judgement.evidence]
     requests = [
         AnswerRequest(

@@ -55,6 +55,7 @@ class Recipe:
     texts_per_step: int = 128
     pictures_to_choose_from: int = 1_024
     packs_per_step: tuple[int, int] = (16, 14)  # of one picture, of several
+    measured_packs: int = 200  # of each sort, at every report
 
 
 def recipe_for(minutes: float, start: Path, *, from_weights: bool) -> Recipe:
@@ -189,9 +190,11 @@ def _train_language(
     width: int = llava.config.text_config.hidden_size
     if not recipe.from_weights:
         reader = Reader(network, width)
-        lesson = reading_lesson(reader, processor, (practice[0], held_out[0]), sum(recipe.packs_per_step))
+        worlds, packs = (practice[0], held_out[0]), sum(recipe.packs_per_step)
+        lesson = reading_lesson(reader, processor, worlds, packs, recipe.measured_packs)
         train(folder / "reading", reader, lesson, recipe.reading)
     student = Student(network, width, processor.tokenizer)
-    lesson = language_lesson(student, Packer(processor, tokens_per_picture), practice, held_out, recipe.packs_per_step)
+    packer = Packer(processor, tokens_per_picture)
+    lesson = language_lesson(student, packer, practice, held_out, recipe.packs_per_step, recipe.measured_packs)
     train(folder / "language", student, lesson, recipe.language)
     export_llava(llava, recipe.start / "llava", folder / "models" / "llava")

@@ -174,8 +174,12 @@ def language_lesson(
     practice: tuple[World, torch.Tensor],
     held_out: tuple[World, torch.Tensor],
     packs_per_step: tuple[int, int],
+    measured_packs: int,
 ) -> Lesson:
-    """Packs of one picture and of several, `packs_per_step` of each; both worlds come with their pictures' features."""
+    """Packs of one picture and of several, `packs_per_step` of each; both worlds come with their pictures' features.
+
+    `measured_packs` of each sort, of the held-out world, show how well it goes.
+    """
     world, features = practice
     attributes = attribute_labels(world.attributes)
 
@@ -194,11 +198,11 @@ def language_lesson(
             figures |= {f"loss_{group}_{name}": value.item() for name, value in losses.items()}
         return figures
 
-    return Lesson(backward, lambda: measure(student.network, packer, *held_out))
+    return Lesson(backward, lambda: measure(student.network, packer, *held_out, measured_packs))
 
 
 def measure(
-    network: PackedLlava, packer: Packer, world: World, features: torch.Tensor, packs: int = 200
+    network: PackedLlava, packer: Packer, world: World, features: torch.Tensor, packs: int
 ) -> Mapping[str, float]:
     """`measure_packs` on so many packs of each sort, always the same ones."""
     rng = random.Random("measure")  # noqa: S311 - repeatable on purpose

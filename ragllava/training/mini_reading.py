@@ -44,7 +44,9 @@ class Reader(nn.Module):
         return functional.cross_entropy(logits, labels), hint
 
 
-def reading_lesson(reader: Reader, processor: Any, worlds: tuple[World, World], packs_per_step: int) -> Lesson:
+def reading_lesson(
+    reader: Reader, processor: Any, worlds: tuple[World, World], packs_per_step: int, measured_packs: int
+) -> Lesson:
     """Relevance by caption alone, in the practised world; measured in the held-out one (the second)."""
     packer = Packer(processor, tokens_per_picture=0, text_only=True)
     names = name_tokens(processor.tokenizer)
@@ -58,7 +60,8 @@ def reading_lesson(reader: Reader, processor: Any, worlds: tuple[World, World], 
 
     def measure() -> Mapping[str, float]:
         rng = random.Random("measure reading")  # noqa: S311 - repeatable on purpose
-        return measure_packs(reader.network, packer, [reading_pack(worlds[1], rng) for _ in range(200)], None)
+        packs = [reading_pack(worlds[1], rng) for _ in range(measured_packs)]
+        return measure_packs(reader.network, packer, packs, None)
 
     return Lesson(backward, measure)
 

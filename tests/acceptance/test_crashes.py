@@ -67,7 +67,7 @@ def test_300_questions_survive_three_killed_workers_and_two_emptied_brokers(clus
     assert cluster.client.wait(ingested.job_id, timeout_s=120).progress.by_status == {"stored": 80}
     cluster.terminate("ingest")
 
-    options = AnswerOptions(top_k=4)
+    options = AnswerOptions(top_k=2)
     job_id = cluster.client.submit(written.questions, Submission("postcards", options)).job_id
     faults = [(20, "kill first"), (60, "flush"), (100, "kill second"), (150, "flush"), (200, "kill first")]
     for after, fault in faults:

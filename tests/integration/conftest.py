@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import Engine, text
 
 from ragllava.evaluation.postcards import PostcardArchive, WrittenArchive, draw_archive, write_archive
+from ragllava.models.profiles import RetrieverSource
 from ragllava.settings import Settings
+from tests.commands import Run, runner
 
 if TYPE_CHECKING:  # torch is loaded by the tests that need it
     from ragllava.models.bundle import ModelBundle
@@ -48,6 +51,44 @@ def workshop(settings: Settings, models: ModelBundle) -> Iterator[Workshop]:
 
     with open_workshop(settings, models) as workshop:
         yield workshop
+
+
+@pytest.fixture
+def run(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Call `ragllava` on the test's services, in a folder of the test's own."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return runner(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def other_retriever(tmp_path_factory: pytest.TempPathFactory) -> RetrieverSource:
+    """A retriever about as good as the shipped one, with other vectors."""
+    from tests.retrievers import write_retriever
+
+    return write_retriever(tmp_path_factory.mktemp("retrievers") / "other", noise=0.02)
+
+
+@pytest.fixture(scope="session")
+def asked(postcards: Postcards) -> list[str]:
+    """The questions about the postcards of `gallery`."""
+    from tests.gallery import CARDS
+
+    first = {card.file_name for card in postcards.archive.postcards[:CARDS]}
+    return [question.text for question in postcards.archive.questions if first.issuperset(question.relevant)]
+
+
+@pytest.fixture
+def gallery(workshop: Workshop, postcards: Postcards) -> Workshop:
+    """The first postcards, eight to a shard."""
+    from tests.gallery import CARDS, cards
+
+    own = workshop.with_settings(files_per_shard=8, files_per_step=4, top_k=3, gate_questions=10, leave_one_out=False)
+    own.ingest_files(cards(postcards, 0, CARDS))
+    return own
 
 
 @pytest.fixture

@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ragllava.cli.main import main
 from ragllava.records import SourceFile
 from ragllava.stages.uris import file_uri
 from ragllava.stores import vectors
+from tests.commands import Run
 from tests.integration.conftest import Postcards
 from tests.retrievers import write_retriever
 from tests.workshop import ARCHIVE, Workshop
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call `ragllava`; returns exit code, standard output and standard error."""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ragllava", *words])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        return int(code or 0), out, err
-
-    return call
 
 
 @pytest.fixture

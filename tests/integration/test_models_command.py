@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,36 +11,15 @@ from xml.etree import ElementTree
 import pytest
 from sqlalchemy import Engine
 
-from ragllava.cli.main import main
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.records import Role
 from ragllava.stores import registry
 from ragllava.stores.registry import AdapterVersion, BaseVersion
 from ragllava.training.gate import ConditionFigures, GateReport, GateRules
 from ragllava.training.report import StepRecord, TrainingReport
-
-Run = Callable[..., tuple[int, str, str]]
+from tests.commands import Run
 
 BASE = "mini-llava@11111111"
-
-
-@pytest.fixture
-def run(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call `ragllava models`; returns exit code, standard output and standard error."""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ragllava", "models", *words])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        return int(code or 0), out, err
-
-    return call
 
 
 def tuned(name: str, number: int, *, hold_out: str = "h1", champion: str = BASE, passed: bool = True) -> AdapterVersion:
@@ -106,46 +83,46 @@ def champion_of(engine: Engine, role: Role = Role.RERANKER) -> str:
 
 
 def test_an_empty_registry_says_how_it_is_filled(run: Run) -> None:
-    code, out, _ = run("list")
+    code, out, _ = run("models", "list")
     assert code == 0 and "the first worker that answers registers the base models" in out
 
 
 def test_the_list_has_the_versions_of_the_profile(run: Run, known: None) -> None:
-    _, out, _ = run("list")
+    _, out, _ = run("models", "list")
     assert "elsewhere" not in out
     lines = {(words := line.split())[1]: words for line in out.splitlines()[1:]}
     assert lines["harbour-reranker-9@bbbb"][2] == "challenger"
     assert lines["harbour-reranker-5@aaaa"][2] == "retired"
-    _, out, _ = run("list", "--role", "generator", "--json")
+    _, out, _ = run("models", "list", "--role", "generator", "--json")
     [only] = json.loads(out)
     assert (only["name"], only["role"], only["state"], only["adapter_sha256"]) == (BASE, "generator", "champion", None)
-    assert run("list", "--role", "retriever")[0] == 2
+    assert run("models", "list", "--role", "retriever")[0] == 2
 
 
 def test_show_tells_what_a_version_is_made_of(run: Run, known: None) -> None:
-    _, out, _ = run("show", "harbour-reranker-9")
+    _, out, _ = run("models", "show", "harbour-reranker-9")
     assert "harbour-reranker-9@bbbb" in out and "09" * 32 in out and BASE in out
     assert "precision 1.000 and recall 1.000 on 40 correct and 40 wrong candidates" in out
     assert "job 9, archives harbour, snapshot s1, 300 examples in 12 s" in out
     assert "passed against harbour-reranker-5@aaaa: better with captions" in out
     assert "0.7900" in out, "the gate's table"
-    _, out, _ = run("show", BASE, "--role", "generator")
+    _, out, _ = run("models", "show", BASE, "--role", "generator")
     assert "none: the base model as it is" in out and "threshold" not in out
-    _, out, _ = run("show", "garden", "--json")
+    _, out, _ = run("models", "show", "garden", "--json")
     assert json.loads(out)["training"]["hold_out"] == "h2"
 
 
 def test_names_that_fit_several_or_none_are_told(run: Run, known: None) -> None:
-    assert run("show", "harbour")[0] == 1
-    assert "write more of the name" in run("show", "harbour")[2]
-    assert "add --role" in run("promote", BASE)[2]
-    assert "no version nobody" in run("show", "nobody")[2]
+    assert run("models", "show", "harbour")[0] == 1
+    assert "write more of the name" in run("models", "show", "harbour")[2]
+    assert "add --role" in run("models", "promote", BASE)[2]
+    assert "no version nobody" in run("models", "show", "nobody")[2]
 
 
 @pytest.mark.parametrize("ending", ["svg", "html"])
 def test_the_curves_are_drawn_into_one_file(run: Run, known: None, tmp_path: Path, ending: str) -> None:
     file = tmp_path / f"curves.{ending}"
-    code, out, _ = run("show", "harbour-reranker-9", "--plot", str(file))
+    code, out, _ = run("models", "show", "harbour-reranker-9", "--plot", str(file))
     assert code == 0 and f"{file}: open it in a browser" in out
     text = file.read_text()
     assert "src=" not in text and "href=" not in text, "self-contained"
@@ -157,29 +134,33 @@ def test_the_curves_are_drawn_into_one_file(run: Run, known: None, tmp_path: Pat
 
 
 def test_what_cannot_be_drawn_is_told(run: Run, known: None, tmp_path: Path) -> None:
-    code, _, err = run("show", BASE, "--role", "generator", "--plot", str(tmp_path / "curves.svg"))
+    code, _, err = run("models", "show", BASE, "--role", "generator", "--plot", str(tmp_path / "curves.svg"))
     assert code == 1 and "nothing to draw" in err
     assert not (tmp_path / "curves.svg").exists()
-    code, _, err = run("show", "garden", "--plot", str(tmp_path / "curves.png"))
+    code, _, err = run("models", "show", "garden", "--plot", str(tmp_path / "curves.png"))
     assert code == 1 and "drawn as .svg or .html" in err
 
 
 def test_promote_and_rollback_say_who_is_champion(run: Run, known: None, engine: Engine) -> None:
-    code, out, err = run("promote", "harbour-reranker-9", "--reason", "looked good")
+    code, out, err = run("models", "promote", "harbour-reranker-9", "--reason", "looked good")
     assert (code, err) == (0, "") and "harbour-reranker-9@bbbb is the champion reranker from the next shard on" in out
     assert champion_of(engine) == "harbour-reranker-9@bbbb"
-    assert "is the champion reranker already" in run("promote", "harbour-reranker-9")[1]
-    _, _, err = run("promote", "garden")
+    assert "is the champion reranker already" in run("models", "promote", "harbour-reranker-9")[1]
+    _, _, err = run("models", "promote", "garden")
     assert "its gate refused it" in err
-    assert "harbour-reranker-9@bbbb is the champion reranker again" in run("rollback", "--role", "reranker")[1]
-    assert run("rollback", "--role", "reranker")[1] == f"{BASE} is the champion reranker again, threshold 0.25\n"
-    code, _, err = run("rollback", "--role", "reranker")
+    assert (
+        "harbour-reranker-9@bbbb is the champion reranker again" in run("models", "rollback", "--role", "reranker")[1]
+    )
+    assert (
+        run("models", "rollback", "--role", "reranker")[1] == f"{BASE} is the champion reranker again, threshold 0.25\n"
+    )
+    code, _, err = run("models", "rollback", "--role", "reranker")
     assert code == 1 and "nothing to go back to" in err
     assert champion_of(engine) == champion_of(engine, Role.GENERATOR) == BASE
 
 
 def compared(run: Run, first: str, second: str) -> tuple[dict[str, Any], str]:
-    code, out, err = run("compare", first, second, "--role", "reranker", "--json")
+    code, out, err = run("models", "compare", first, second, "--role", "reranker", "--json")
     assert code == 0, err
     found = json.loads(out)
     return {figure["name"]: figure for figure in found["figures"]}, found["note"]
@@ -203,12 +184,12 @@ def test_figures_of_different_hold_outs_come_with_a_warning(run: Run, known: Non
     assert "different hold-outs (h1 and h2)" in note
     _, note = compared(run, BASE, "harbour-reranker-9")
     assert note == f"no figures of {BASE}: never judged as a challenger"
-    _, out, _ = run("compare", "harbour-reranker-9", "garden")
+    _, out, _ = run("models", "compare", "harbour-reranker-9", "garden")
     assert "-0.0600" in out and "different hold-outs" in out
 
 
 def test_versions_of_two_roles_are_not_compared(run: Run, known: None, engine: Engine) -> None:
     with engine.begin() as connection:
         registry.register_adapter(connection, replace(tuned("writer@1", 1), role=Role.GENERATOR))
-    code, _, err = run("compare", "writer@1", "garden")
+    code, _, err = run("models", "compare", "writer@1", "garden")
     assert code == 1 and "only versions of one role can be compared" in err

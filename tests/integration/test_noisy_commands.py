@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
-from ragllava.cli.main import main
 from ragllava.records import NoisyReason, NoisyState
 from ragllava.settings import Settings
 from ragllava.stages.label_studio import LABELING_CONFIG
+from tests.commands import Run
 from tests.reviews import Review, open_review
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def review(settings: Settings, engine: Engine) -> Iterator[Review]:
     with open_review(settings, engine) as review:
         yield review
-
-
-@pytest.fixture
-def run(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    """Call the command line on the test's services; returns exit code, standard output and standard error."""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ragllava", *map(str, words)])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        return int(code or 0), out, err
-
-    return call
 
 
 def test_feedback_counts_its_labels(review: Review, run: Run) -> None:

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import select
 
 from ragllava.errors import UsageError
 from ragllava.jobs import control
-from ragllava.jobs.control import JobView
 from ragllava.jobs.states import JobState
 from ragllava.models.profiles import RetrieverSource
-from ragllava.records import GapReason, Selection, SourceFile
-from ragllava.stages.gaps import find_gaps
-from ragllava.stages.reindex import ReindexRequest, submit_reindex, submit_switch
-from ragllava.stages.results import ResultRow
+from ragllava.records import GapReason, Selection
+from ragllava.stages.reindex import ReindexRequest, submit_reindex
 from ragllava.stages.submit import submit_files
-from ragllava.stages.uris import file_uri
 from ragllava.stores import indexes, vectors
 from ragllava.stores import schema as tables
-from ragllava.stores.indexes import IndexDetails
 from ragllava.stores.objects import content_key
+from tests.gallery import (
+    CARDS,
+    Watched,
+    cards,
+    gaps,
+    ids,
+    indexes_named,
+    listed,
+    queue,
+    reindexed,
+    states,
+    stored,
+    switched,
+    troubles,
+)
 from tests.integration.conftest import Postcards
 from tests.retrievers import write_retriever
 from tests.workshop import ARCHIVE, Workshop
-
-CARDS = 20
-
-
-@pytest.fixture(scope="session")
-def other(tmp_path_factory: pytest.TempPathFactory) -> RetrieverSource:
-    """A retriever about as good as the shipped one, with other vectors."""
-    return write_retriever(tmp_path_factory.mktemp("retrievers") / "other", noise=0.02)
 
 
 @pytest.fixture(scope="session")
@@ -43,116 +45,21 @@ def blind(tmp_path_factory: pytest.TempPathFactory) -> RetrieverSource:
     return write_retriever(tmp_path_factory.mktemp("retrievers") / "blind", noise=3.0, only=("token_", "transformer"))
 
 
-@pytest.fixture(scope="module")
-def asked(postcards: Postcards) -> list[str]:
-    """The questions about the first postcards."""
-    first = {card.file_name for card in postcards.archive.postcards[:CARDS]}
-    return [question.text for question in postcards.archive.questions if first.issuperset(question.relevant)]
-
-
-@pytest.fixture
-def gallery(workshop: Workshop, postcards: Postcards) -> Workshop:
-    """The first postcards, eight to a shard."""
-    own = workshop.with_settings(files_per_shard=8, files_per_step=4, top_k=3, gate_questions=10, leave_one_out=False)
-    own.ingest_files(cards(postcards, 0, CARDS))
-    return own
-
-
-def cards(postcards: Postcards, first: int, last: int) -> list[SourceFile]:
-    return [
-        SourceFile(card.file_name, file_uri(postcards.written.pictures / card.file_name), card.caption)
-        for card in postcards.archive.postcards[first:last]
-    ]
-
-
-def queue(
-    workshop: Workshop, selection: Selection, source: RetrieverSource | None = None, *, switch: bool = True
-) -> int:
-    request = ReindexRequest(ARCHIVE, selection, source, switch=switch)
-    return submit_reindex(workshop.engine, workshop.settings, request)
-
-
-def reindexed(
-    workshop: Workshop, selection: Selection, source: RetrieverSource | None = None, *, switch: bool = True
-) -> JobView:
-    job_id = queue(workshop, selection, source, switch=switch)
-    workshop.run()
-    return workshop.job(job_id)
-
-
-def switched(workshop: Workshop, index_id: int) -> JobView:
-    job_id = submit_switch(workshop.engine, workshop.settings, index_id)
-    workshop.run()
-    return workshop.job(job_id)
-
-
-def listed(workshop: Workshop) -> list[IndexDetails]:
-    with workshop.engine.begin() as connection:
-        return indexes.all_indexes(connection, workshop.archive_id())
-
-
-def states(workshop: Workshop) -> list[tuple[str, int]]:
-    return [(found.index.state, found.images) for found in listed(workshop)]
-
-
-def ids(workshop: Workshop) -> list[int]:
-    return [found.index.index_id for found in listed(workshop)]
-
-
-def stored(workshop: Workshop, index_id: int) -> dict[int, Any]:
-    statement = text(f"SELECT image_id, vector::text AS vector FROM embeddings_{index_id}")
-    with workshop.engine.begin() as connection:
-        return {row.image_id: np.array(row.vector[1:-1].split(","), float) for row in connection.execute(statement)}
-
-
-def indexes_named(rows: Sequence[ResultRow]) -> set[int]:
-    return {int(row.models["index"].partition(":")[0]) for row in rows if row.models}
-
-
-def gaps(workshop: Workshop) -> dict[str, GapReason]:
-    with workshop.engine.begin() as connection:
-        return {gap.source: gap.reason for gap in find_gaps(connection, workshop.archive_id())}
-
-
-class Watched:
-    """A retriever that does something once, before the first pictures or questions it is given."""
-
-    def __init__(self, retriever: Any, before: Callable[[], None]) -> None:
-        self._retriever = retriever
-        self._before: Callable[[], None] | None = before
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._retriever, name)
-
-    def embed_images(self, pictures: Sequence[Any], batch_size: int) -> Any:
-        self._once()
-        return self._retriever.embed_images(pictures, batch_size=batch_size)
-
-    def embed_texts(self, texts: Sequence[str]) -> Any:
-        self._once()
-        return self._retriever.embed_texts(texts)
-
-    def _once(self) -> None:
-        before, self._before = self._before, None
-        if before is not None:
-            before()
-
-
 # A new index
 
 
 def test_another_retriever_takes_over_and_answers_name_its_index(
-    gallery: Workshop, other: RetrieverSource, asked: list[str]
+    gallery: Workshop, other_retriever: RetrieverSource, asked: list[str]
 ) -> None:
     before = gallery.ask(asked, top_k=3)
-    job = reindexed(gallery, Selection.ALL, other)
+    job = reindexed(gallery, Selection.ALL, other_retriever)
     assert (job.state, job.progress.by_status) == (JobState.COMPLETED, {"embedded": CARDS, "switched": 1})
     assert states(gallery) == [("retired", CARDS), ("active", CARDS)]
     old, new = listed(gallery)
     assert new.gate is not None and new.gate["passed"]
     assert (new.gate["images"], new.gate["vectors"], new.gate["unreadable"]) == (CARDS, CARDS, 0)
     assert new.gate["answers"]["questions"] == min(10, len({row.question for row in before if row.answer}))
-    assert old.retired_at is not None and new.index.spec == other.as_json()
+    assert old.retired_at is not None and new.index.spec == other_retriever.as_json()
     assert job.reindexing is not None and job.reindexing.index_id == new.index.index_id
 
     after = gallery.ask(asked, top_k=3)
@@ -170,8 +77,10 @@ def test_its_vectors_are_those_of_a_fresh_ingest(gallery: Workshop) -> None:
         np.testing.assert_allclose(again[image_id], vector, atol=1e-3)
 
 
-def test_new_pictures_go_to_both_indexes(gallery: Workshop, postcards: Postcards, other: RetrieverSource) -> None:
-    job_id = queue(gallery, Selection.ALL, other)
+def test_new_pictures_go_to_both_indexes(
+    gallery: Workshop, postcards: Postcards, other_retriever: RetrieverSource
+) -> None:
+    job_id = queue(gallery, Selection.ALL, other_retriever)
     gallery.run_once()
     with gallery.engine.begin() as connection:
         control.pause(connection, job_id)
@@ -185,20 +94,20 @@ def test_new_pictures_go_to_both_indexes(gallery: Workshop, postcards: Postcards
 
 
 def test_an_index_that_comes_while_pictures_are_ingested_gets_them_too(
-    gallery: Workshop, postcards: Postcards, other: RetrieverSource
+    gallery: Workshop, postcards: Postcards, other_retriever: RetrieverSource
 ) -> None:
-    retriever = gallery.resources.models.retriever_from(other)
+    retriever = gallery.resources.models.retriever_from(other_retriever)
 
     def begin() -> None:
         with gallery.engine.begin() as connection:
             archive_id = gallery.archive_id()
-            indexes.create_index(connection, archive_id, retriever.version, retriever.dim, other.as_json())
+            indexes.create_index(connection, archive_id, retriever.version, retriever.dim, other_retriever.as_json())
 
     busy = gallery.with_models(retriever=Watched(gallery.resources.models.retriever, begin))
     new = submit_files(busy.engine, busy.settings, archive_name=ARCHIVE, files=cards(postcards, CARDS, CARDS + 2))
     busy.run_once()
     assert states(busy) == [("active", CARDS), ("building", 0)]
-    [trouble] = [shard.error for shard in _troubles(busy, new.job_id)]
+    [trouble] = [shard.error for shard in troubles(busy, new.job_id)]
     assert trouble is not None and "is new to the archive" in trouble
     busy.let_wait_end()
     busy.run()
@@ -206,17 +115,12 @@ def test_an_index_that_comes_while_pictures_are_ingested_gets_them_too(
     assert states(busy) == [("active", CARDS + 2), ("building", 2)]
 
 
-def _troubles(workshop: Workshop, job_id: int) -> list[control.ShardView]:
-    with workshop.engine.begin() as connection:
-        return control.troubled_shards(connection, job_id)
-
-
 def test_a_broken_new_retriever_does_not_hold_up_ingest(
-    gallery: Workshop, postcards: Postcards, other: RetrieverSource
+    gallery: Workshop, postcards: Postcards, other_retriever: RetrieverSource
 ) -> None:
-    sound = gallery.resources.models.retriever_from(other)
+    sound = gallery.resources.models.retriever_from(other_retriever)
     with gallery.engine.begin() as connection:
-        indexes.create_index(connection, gallery.archive_id(), sound.version, sound.dim, other.as_json())
+        indexes.create_index(connection, gallery.archive_id(), sound.version, sound.dim, other_retriever.as_json())
 
     class Broken(Watched):
         def embed_images(self, pictures: Sequence[Any], batch_size: int) -> Any:
@@ -228,7 +132,7 @@ def test_a_broken_new_retriever_does_not_hold_up_ingest(
 
 
 def test_pictures_are_decoded_for_each_size_of_retriever(
-    gallery: Workshop, postcards: Postcards, other: RetrieverSource
+    gallery: Workshop, postcards: Postcards, other_retriever: RetrieverSource
 ) -> None:
     own = gallery.resources.models.retriever
     seen: list[set[tuple[int, int]]] = []
@@ -240,9 +144,9 @@ def test_pictures_are_decoded_for_each_size_of_retriever(
             seen.append({picture.size for picture in pictures})
             return own.embed_images(pictures, batch_size=batch_size)
 
-    sound = gallery.resources.models.retriever_from(other)
+    sound = gallery.resources.models.retriever_from(other_retriever)
     with gallery.engine.begin() as connection:
-        indexes.create_index(connection, gallery.archive_id(), sound.version, sound.dim, other.as_json())
+        indexes.create_index(connection, gallery.archive_id(), sound.version, sound.dim, other_retriever.as_json())
     desk = gallery.with_models(retriever_from=lambda source: Smaller(sound, lambda: None))
     assert desk.ingest_files(cards(postcards, CARDS, CARDS + 2)).progress.by_status == {"stored": 2}
     assert states(desk) == [("active", CARDS + 2), ("building", 2)]
@@ -297,151 +201,13 @@ def test_the_recall_of_a_graph_is_measured_by_questions_that_were_asked(gallery:
     assert gate is not None and gate["recall"] == {"value": 1.0, "at": 20, "questions": 2, "search": "graph"}
 
 
-# In place
-
-
-def test_what_is_missing_is_named_and_repaired_in_place(gallery: Workshop) -> None:
-    index_id = ids(gallery)[0]
-    images = {source: row.id for source, row in gallery.images().items()}
-    before = stored(gallery, index_id)
-    missing = sorted(images)[:3]
-    lost = missing[0]
-    key = content_key(gallery.images()[lost].sha256)
-    content = gallery.resources.objects.get(key)
-    gallery.resources.objects.delete(key)
-    with gallery.engine.begin() as connection:
-        vectors.remove_embeddings(connection, gallery.archive_id(), [images[source] for source in missing])
-    assert gaps(gallery) == dict.fromkeys(missing, GapReason.NEVER_TRIED)
-
-    job_id = queue(gallery, Selection.MISSING)
-    assert gaps(gallery) == dict.fromkeys(missing, GapReason.WAITING)
-    gallery.run()
-    job = gallery.job(job_id)
-    assert job.progress.by_status == {"embedded": 2, "unreadable": 1, "kept": 1}
-    assert job.state is JobState.COMPLETED_WITH_ERRORS
-    assert gaps(gallery) == {lost: GapReason.UNREADABLE}
-    assert gallery.job(queue(gallery, Selection.FAILED)).progress.total == 2
-
-    gallery.resources.objects.put(key, content, "image/png")
-    gallery.run()
-    assert gaps(gallery) == {}
-    after = stored(gallery, index_id)
-    for image_id, vector in before.items():
-        np.testing.assert_allclose(after[image_id], vector, atol=1e-3)
-    assert states(gallery) == [("active", CARDS)]
-
-
-def test_stale_makes_a_new_index_only_if_the_retriever_changed(gallery: Workshop, asked: list[str]) -> None:
-    gallery.ask(asked, top_k=3)
-    assert reindexed(gallery, Selection.STALE).progress.by_status == {"skipped": CARDS, "kept": 1}
-    with gallery.engine.begin() as connection:  # as after an update of the models
-        connection.execute(update(tables.indexes).values(retriever="mini-clip@00000000"))
-    assert {row.status.value for row in gallery.ask(asked[:1], top_k=3)} == {"failed"}
-    refused = reindexed(gallery, Selection.MISSING)
-    assert refused.error is not None and "vectors of two models never mix" in refused.error
-
-    job = reindexed(gallery, Selection.STALE)
-    assert job.progress.by_status == {"embedded": CARDS, "switched": 1}
-    gate = listed(gallery)[1].gate
-    assert gate is not None and gate["answers"]["questions"], "compared with the answers of then"
-    assert gate["answers"]["differ"] == 0
-    assert indexes_named(gallery.ask(asked[:1], top_k=3)) == {ids(gallery)[1]}
-
-
-# Switching
-
-
-def test_switching_back_fills_what_came_since(
-    gallery: Workshop, postcards: Postcards, other: RetrieverSource, asked: list[str]
-) -> None:
-    reindexed(gallery, Selection.ALL, other)
-    gallery.ingest_files(cards(postcards, CARDS, CARDS + 2))
-    assert states(gallery) == [("retired", CARDS), ("active", CARDS + 2)]
-    old, new = ids(gallery)
-    job = switched(gallery, old)
-    assert job.progress.by_status == {"embedded": 2, "switched": 1}
-    assert states(gallery) == [("active", CARDS + 2), ("retired", CARDS + 2)]
-    assert indexes_named(gallery.ask(asked[:2], top_k=3)) == {old}
-    assert switched(gallery, new).progress.by_status == {"switched": 1}
-    assert indexes_named(gallery.ask(asked[:2], top_k=3)) == {new}
-    with pytest.raises(UsageError, match="is the active one"):
-        submit_switch(gallery.engine, gallery.settings, new)
-
-
-def test_an_index_may_wait_for_its_switch(gallery: Workshop, other: RetrieverSource) -> None:
-    job = reindexed(gallery, Selection.ALL, other, switch=False)
-    assert job.progress.by_status == {"embedded": CARDS, "kept": 1}
-    assert states(gallery) == [("active", CARDS), ("building", CARDS)]
-    with gallery.engine.begin() as connection:
-        assert indexes.droppable_indexes(connection, 0.0) == []
-    assert switched(gallery, ids(gallery)[1]).progress.by_status == {"switched": 1}
-
-
-def test_a_question_whose_index_is_dropped_is_answered_from_the_next(
-    gallery: Workshop, other: RetrieverSource, asked: list[str]
-) -> None:
-    reindexed(gallery, Selection.ALL, other, switch=False)
-    old, new = ids(gallery)
-
-    def switch_and_drop() -> None:
-        with gallery.engine.begin() as connection:
-            indexes.activate(connection, new)
-            indexes.drop_index(connection, old)
-
-    desk = gallery.with_models(retriever=Watched(gallery.resources.models.retriever, switch_and_drop))
-    job_id = desk.submit(asked[:2], top_k=3).job_id
-    desk.run()
-    assert [shard.error for shard in _troubles(desk, job_id)] == [
-        f"there is no index {old} (any more): a newer one took its place; try again"
-    ]
-    desk.let_wait_end()
-    desk.run()
-    assert desk.job(job_id).state is JobState.COMPLETED
-    assert indexes_named(desk.rows(job_id)) == {new}
-
-
-def test_a_question_that_runs_during_the_switch_goes_on_with_the_old_index(
-    gallery: Workshop, other: RetrieverSource, asked: list[str]
-) -> None:
-    reindexed(gallery, Selection.ALL, other, switch=False)
-    old, new = ids(gallery)
-
-    def switch() -> None:
-        with gallery.engine.begin() as connection:
-            indexes.activate(connection, new)
-
-    desk = gallery.with_models(retriever=Watched(gallery.resources.models.retriever, switch))
-    assert indexes_named(desk.ask(asked[:2], top_k=3)) == {old}
-    assert indexes_named(desk.ask(asked[:2], top_k=3)) == {new}
-
-
-def test_indexes_are_dropped_when_nobody_needs_them(gallery: Workshop, other: RetrieverSource) -> None:
-    reindexed(gallery, Selection.ALL, other)
-    old, new = ids(gallery)
-    with gallery.engine.begin() as connection:
-        assert indexes.droppable_indexes(connection, 3600.0) == []
-        connection.execute(update(tables.indexes).values(retired_at=func.now() - text("interval '2 hours'")))
-        connection.execute(update(tables.jobs).values(finished_at=func.now() - text("interval '2 hours'")))
-        assert indexes.droppable_indexes(connection, 3600.0) == [old]
-        with pytest.raises(UsageError, match="the active one"):
-            indexes.drop_index(connection, new)
-    job_id = submit_switch(gallery.engine, gallery.settings, old)
-    with gallery.engine.begin() as connection:
-        assert indexes.droppable_indexes(connection, 0.0) == []
-        with pytest.raises(UsageError, match=f"job {job_id} fills index {old}"):
-            indexes.drop_index(connection, old)
-        control.cancel(connection, job_id)
-        indexes.drop_index(connection, old)
-    assert ids(gallery) == [new]
-
-
 # As a job
 
 
 def test_a_cancelled_reindexing_goes_on_after_retry_with_its_gate_last(
-    gallery: Workshop, other: RetrieverSource, asked: list[str]
+    gallery: Workshop, other_retriever: RetrieverSource, asked: list[str]
 ) -> None:
-    job_id = queue(gallery, Selection.ALL, other)
+    job_id = queue(gallery, Selection.ALL, other_retriever)
     with pytest.raises(UsageError, match=f"job {job_id} builds an index of this archive already"):
         queue(gallery, Selection.ALL)
     gallery.run_once()
@@ -465,9 +231,9 @@ def test_a_cancelled_reindexing_goes_on_after_retry_with_its_gate_last(
 
 
 def test_the_gate_does_not_wait_behind_a_stream_of_questions(
-    gallery: Workshop, other: RetrieverSource, asked: list[str]
+    gallery: Workshop, other_retriever: RetrieverSource, asked: list[str]
 ) -> None:
-    job_id = queue(gallery, Selection.ALL, other)
+    job_id = queue(gallery, Selection.ALL, other_retriever)
     bench = gallery.with_settings(questions_per_shard=1)
     stream = bench.submit([f"{question} ({number})" for number in range(8) for question in asked[:2]], top_k=3)
     for _ in range(CARDS // 8 + 8):
@@ -476,9 +242,9 @@ def test_the_gate_does_not_wait_behind_a_stream_of_questions(
     assert not bench.job(stream.job_id).is_final
 
 
-def test_what_makes_no_sense_is_refused(gallery: Workshop, other: RetrieverSource) -> None:
+def test_what_makes_no_sense_is_refused(gallery: Workshop, other_retriever: RetrieverSource) -> None:
     with pytest.raises(UsageError, match="with another retriever say --only all"):
-        queue(gallery, Selection.FAILED, other)
+        queue(gallery, Selection.FAILED, other_retriever)
     request = ReindexRequest("nobody", Selection.ALL)
     with pytest.raises(UsageError, match="there is no archive 'nobody'"):
         submit_reindex(gallery.engine, gallery.settings, request)

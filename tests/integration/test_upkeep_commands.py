@@ -3,39 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
-from typing import Any
 
-import pytest
 from sqlalchemy import Engine, text
 
-from ragllava.cli.main import main
 from ragllava.cli.progress import chore_lines
 from ragllava.stages.finalize import publish_missing_results
 from ragllava.stores.objects import content_key
+from tests.commands import Run
 from tests.workshop import Workshop
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call `ragllava`; returns exit code, standard output and standard error."""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ragllava", *words])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        return int(code or 0), out, err
-
-    return call
 
 
 def test_a_schedule_from_its_beginning_to_its_end(run: Run, engine: Engine) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -19,7 +17,7 @@ from rich.table import Table
 
 from ragllava.cli import demo as demo_module
 from ragllava.cli import options, progress
-from ragllava.cli.main import COMMANDS, cli, main
+from ragllava.cli.main import COMMANDS, cli
 from ragllava.cli.options import SHOWN_LINES
 from ragllava.client import Client
 from ragllava.errors import InvalidInput, LineError, ServiceUnavailable
@@ -27,8 +25,7 @@ from ragllava.jobs.control import JobView
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind, Progress
 from ragllava.settings import Settings
-
-Run = Callable[..., tuple[int, str, str]]
+from tests.commands import Run, runner
 
 
 @pytest.fixture
@@ -39,18 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureF
             monkeypatch.delenv(name)
     monkeypatch.setenv("RAGLLAVA_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ragllava", *words])
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        return int(code or 0), out, err
-
-    return call
+    return runner(monkeypatch, capsys)
 
 
 def all_commands(group: click.Group, *above: str) -> Iterator[tuple[str, click.Command]]:

@@ -1,24 +1,15 @@
-"""LoRA fine-tuning on tiny checkpoints of the real families: it learns, it resumes, two processes do as one."""
+"""LoRA fine-tuning on tiny checkpoints of the real families: it learns, and it resumes."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from ragllava.errors import SettingsError, UsageError
+from ragllava.errors import UsageError
 from ragllava.models.adapters import AdapterSet
 from ragllava.models.device import plan_device
 from ragllava.models.generator import AnswerRequest, Generator
@@ -28,51 +19,12 @@ from ragllava.models.reranker import Pair, Reranker
 from ragllava.records import Role
 from ragllava.settings import Settings
 from ragllava.training.checkpoints import MANIFEST, Checkpoint, last_checkpoint, seal_checkpoint
-from ragllava.training.datasets import (
-    DatasetOptions,
-    LabelledQuestion,
-    Retrieved,
-    build_answer_dataset,
-    build_rank_dataset,
-    write_dataset,
-)
-from ragllava.training.examples import AnswerExample, Evidence, Example, RankExample
-from ragllava.training.finetune import FinetuneConfig, main, train
+from ragllava.training.examples import AnswerExample
+from ragllava.training.finetune import train
 from ragllava.training.lora import linear_layers
-from ragllava.training.presets import accumulation_steps, choose_settings
-from ragllava.training.report import TrainingReport, read_report
-from tests.families import FAMILIES, load_family, load_folder, noise_pictures, save_family
-
-PICTURES = noise_pictures()
-SMALL = {"rank": 8, "alpha": 16, "global_batch": 8, "micro_batch": 4, "learning_rate": 0.02}
-PROCESS_DEADLINE_S = 180
-
-
-def open_picture(image: str) -> Image.Image:
-    return PICTURES[int(image.removesuffix(".png"))]
-
-
-def examples_for(role: Role, count: int = 16) -> list[Example]:
-    """Pictures 0 to 2 are relevant; answers follow from the first picture."""
-    if role is Role.RERANKER:
-        return [RankExample(f"How many {n // 6}?", "Harlow", str(n % 6), n % 6 < 3, "labelled") for n in range(count)]
-    return [
-        AnswerExample(
-            f"Which {n // 6}?",
-            ("Harlow",) * (1 + n % 2),
-            tuple(str((n + place) % 6) for place in range(1 + n % 2)),
-            "red" if n % 6 < 3 else "3 windows",
-        )
-        for n in range(count)
-    ]
-
-
-def configured(role: Role, result: Path, **changes: Any) -> FinetuneConfig:
-    return FinetuneConfig(role, choose_settings("mini", {**SMALL, **changes}), result)
-
-
-def losses(report: TrainingReport) -> list[float]:
-    return [record.loss for record in report.steps]
+from ragllava.training.report import read_report
+from tests.families import FAMILIES, load_family, save_family
+from tests.lessons import PICTURES, configured, examples_for, losses, open_picture
 
 
 @pytest.fixture
@@ -268,166 +220,9 @@ def test_torn_checkpoints_do_not_count(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path / "nowhere", "this") is None
 
 
-@pytest.mark.parametrize(
-    ("preset", "overrides", "message"),
-    [
-        ("llava-2", {}, "no training preset named 'llava-2'"),
-        ("mini", {"rnak": 8}, "unknown training setting 'rnak'"),
-        ("mini", {"rank": 0}, "rank=0 is not possible"),
-        ("mini", {"rank": "8"}, "rank='8' is not possible"),
-        ("mini", {"dropout": 1.0}, "dropout=1.0 is not possible"),
-        ("mini", {"diffusion_step": 1000}, "diffusion_step=1000 is not possible"),
-        ("mini", {"token_weighting": 1}, "token_weighting=1 is not possible"),
-    ],
-)
-def test_impossible_settings_are_told(preset: str, overrides: dict[str, Any], message: str) -> None:
-    with pytest.raises(SettingsError, match=message):
-        choose_settings(preset, overrides)
-
-
-def test_the_references_settings_have_names() -> None:
-    chosen = choose_settings("llava-1.5-13b", {"epochs": 2, "rank": 128})
-    assert (chosen.values.rank, chosen.values.alpha, chosen.values.learning_rate) == (128, 256, 2e-4)
-    assert chosen.overridden == {"epochs"}, "the same value is no change"
-    assert accumulation_steps(chosen.values, devices=4) == 4
-    with pytest.raises(SettingsError, match="no multiple of micro_batch=1 × 3"):
-        accumulation_steps(chosen.values, devices=3)
-
-
 def test_examples_of_another_role_or_none_are_refused(llava: Mllm, tmp_path: Path) -> None:
     config = configured(Role.RERANKER, tmp_path / "tuned")
     with pytest.raises(UsageError, match="not made for the reranker"):
         train(config, examples_for(Role.GENERATOR), llava, open_picture)
     with pytest.raises(UsageError, match="no examples"):
         train(config, [], llava, open_picture)
-
-
-# Real processes from here on: the command that a training worker starts.
-
-
-def prepare_run(folder: Path, role: Role, **settings: Any) -> Path:
-    """A model, a data set, its pictures and the run file that names them."""
-    save_family("llava", folder / "model")
-    pictures = folder / "pictures"
-    pictures.mkdir()
-    for number, picture in enumerate(PICTURES):
-        picture.save(pictures / f"{number}.png")
-    found = tuple(Retrieved(f"{number}.png", "Harlow") for number in range(6))
-    questions = [
-        LabelledQuestion(f"Which {n}?", "red" if n % 2 else "3 windows", (Evidence(f"{n % 6}.png", "Ansel"),), found)
-        for n in range(24)
-    ]
-    build = build_rank_dataset if role is Role.RERANKER else build_answer_dataset
-    write_dataset(folder / "set", build(questions, DatasetOptions(seed=1, injected_share=0.5)))
-    (folder / "tiny.toml").write_text(f'retriever = "local-dir:{folder}"\nmllm = "{folder / "model"}"\n')
-    values = {
-        "dataset": "set",
-        "pictures": "pictures",
-        "result": "tuned",
-        "preset": "mini",
-        "profile": str(folder / "tiny.toml"),
-        "settings": {**SMALL, **settings},
-    }
-    run_file = folder / "run.json"
-    run_file.write_text(json.dumps(values))
-    return run_file
-
-
-def train_here(run_file: Path, result: Path) -> TrainingReport:
-    """The same run in this process, without a pause."""
-    from ragllava.training.datasets import read_dataset
-
-    values = json.loads(run_file.read_text())
-    dataset = read_dataset(run_file.parent / "set")
-    mllm = load_folder(run_file.parent / "model", run_file.parent / "home")
-    config = FinetuneConfig(dataset.card.role, choose_settings("mini", values["settings"]), result)
-    return train(config, dataset.examples, mllm, open_picture)
-
-
-@contextmanager
-def started(command: list[str], home: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process of its own group, gone afterwards; its words go to `<home>.log`."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "RAGLLAVA_HOME": str(home)}
-    with Path(f"{home}.log").open("a") as words:
-        process = subprocess.Popen(
-            [sys.executable, *command], env=environment, stdout=words, stderr=words, text=True, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + PROCESS_DEADLINE_S
-    while not condition():
-        assert process.poll() is None, f"ended with {process.returncode}"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_a_killed_training_goes_on_where_it_was(tmp_path: Path) -> None:
-    """SIGKILL between checkpoints; dropout and picture noise go on with the same random numbers."""
-    run_file = prepare_run(
-        tmp_path, Role.GENERATOR, max_steps=30, steps_per_checkpoint=4, dropout=0.1, token_weighting=True
-    )
-    command = ["-m", "ragllava.training.finetune", str(run_file)]
-    result, work = tmp_path / "tuned", tmp_path / "tuned.work"
-    with started(command, tmp_path / "home") as process:
-        wait_until((work / "checkpoint-8" / MANIFEST).exists, process)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert not result.exists()
-    reached = last_checkpoint(work, json.loads((work / "checkpoint-8" / MANIFEST).read_text())["fingerprint"])
-    assert reached is not None
-    assert 8 <= reached.step < 30
-    with started(command, tmp_path / "home") as process:
-        assert process.wait(PROCESS_DEADLINE_S) == 0, Path(f"{tmp_path / 'home'}.log").read_text()
-    report = read_report(result)
-    assert [record.step for record in report.steps] == list(range(1, 31))
-    straight = train_here(run_file, tmp_path / "straight")
-    assert losses(report) == pytest.approx(losses(straight), abs=1e-4)
-    assert [record.token_weight for record in report.steps] == pytest.approx(
-        [record.token_weight for record in straight.steps], abs=1e-4
-    )
-    assert report.seconds > reached.seconds
-
-
-def test_two_processes_do_as_one(tmp_path: Path) -> None:
-    """`accelerate launch`, which starts one process for each GPU; here they share the processor and talk by gloo."""
-    # At diffusion step 0 the noise loss makes both of its passes and is yet free of chance.
-    run_file = prepare_run(
-        tmp_path, Role.GENERATOR, max_steps=6, steps_per_checkpoint=3, token_weighting=True, diffusion_step=0
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", port]
-    command = [*launcher, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    with started([*command, "-m", "ragllava.training.finetune", str(run_file)], tmp_path / "home") as process:
-        code = process.wait(PROCESS_DEADLINE_S)
-    words = Path(f"{tmp_path / 'home'}.log").read_text()
-    assert code == 0, words
-    together = read_report(tmp_path / "tuned")
-    alone = train_here(run_file, tmp_path / "alone")
-    assert losses(together) == pytest.approx(losses(alone), abs=1e-4)
-    assert words.count("adapter written to") == 1
-    assert words.count("trained 6 steps") == 2, "two processes took part"
-
-
-def test_a_run_file_that_cannot_be_read_ends_with_one_sentence(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    run_file = tmp_path / "run.json"
-    assert main([str(run_file)]) == 2
-    run_file.write_text('{"dataset": "a", "pictures": "b", "result": "c", "presets": "mini"}')
-    assert main([str(run_file)]) == 2
-    run_file.write_text('{"dataset": "a", "pictures": "b", "result": "c", "preset": "mini"}')
-    assert main([str(run_file)]) == 2
-    sentences = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert [
-        next(part for part in ("cannot be read", "is no training run", "no complete data set") if part in sentence)
-        for sentence in sentences
-    ] == ["cannot be read", "is no training run", "no complete data set"]

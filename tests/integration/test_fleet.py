@@ -1,0 +1,196 @@
+"""The worker fleet, on real processes: started, killed, restarted, stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ragllava.errors import ServiceUnavailable
+from ragllava.local import fleet as fleet_module
+from ragllava.local.fleet import WorkerFleet, WorkerSpec, restart_delay_s
+from ragllava.local.home import Home
+from ragllava.local.processes import processes_in
+from tests.starting import ROOT, kill, wait_for
+
+
+@pytest.fixture
+def worker_home(tmp_path: Path) -> Home:
+    home = Home(tmp_path / "home")
+    home.prepare()
+    return home
+
+
+# Its workers are small programs: what a worker does is none of the fleet's business.
+SLEEPER = "import time; time.sleep(600)"
+WITH_CHILD = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open(sys.argv[1], "w").write(str(child.pid))
+time.sleep(600)
+"""
+POLITE = """
+import pathlib, signal, sys
+def leave(*_):
+    pathlib.Path(sys.argv[1] + ".left").write_text("")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, leave)
+pathlib.Path(sys.argv[1]).write_text("")
+signal.pause()
+"""
+DEAF = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path(sys.argv[1]).write_text("")
+time.sleep(600)
+"""
+
+
+def python(name: str, program: str, *arguments: str) -> WorkerSpec:
+    return WorkerSpec(name, (sys.executable, "-c", program, *arguments))
+
+
+def make_fleet(home: Home, specs: Sequence[WorkerSpec], grace_s: float = 10.0) -> WorkerFleet:
+    return WorkerFleet(home, specs, is_ready=lambda name, running_for_s: True, grace_s=grace_s)
+
+
+@pytest.mark.parametrize(
+    ("deaths", "delay_s"), [(1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (5, 16.0), (6, None), (7, None)]
+)
+def test_restart_delay(deaths: int, delay_s: float | None) -> None:
+    assert restart_delay_s(deaths) == delay_s
+
+
+def test_a_killed_worker_is_restarted_and_its_children_go_with_it(worker_home: Home, tmp_path: Path) -> None:
+    note = tmp_path / "child"
+    fleet = make_fleet(worker_home, [python("a", WITH_CHILD, str(note)), python("b", SLEEPER)])
+    fleet.start()
+    try:
+        wait_for(lambda: note.exists() and note.read_text() != "", "the worker's child")
+        child, before = int(note.read_text()), fleet.alive()
+        os.kill(before["a"], signal.SIGKILL)
+
+        def restarted() -> bool:
+            fleet.check()
+            return fleet.alive().get("a", before["a"]) != before["a"]
+
+        wait_for(restarted, "the restart")
+        assert fleet.alive()["b"] == before["b"]
+        assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    finally:
+        fleet.stop()
+    assert fleet.alive() == {}
+    assert processes_in(worker_home.workers) == []
+
+
+def test_a_worker_that_keeps_dying_is_given_up(worker_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "restart_delay_s", lambda deaths: None if deaths == 3 else 0.0)
+    fleet = make_fleet(worker_home, [python("bad", "print('no such model'); raise SystemExit(3)")])
+    fleet.start()
+    try:
+
+        def given_up() -> bool:
+            fleet.check()
+            return bool(fleet.lost())
+
+        wait_for(given_up, "the fleet to give up")
+        assert fleet.lost()[0].startswith("worker bad died 3 times in a row and is not started again (no such model)")
+        assert fleet.alive() == {}
+    finally:
+        fleet.stop()
+
+
+def test_waiting_for_a_worker_that_keeps_dying_ends(worker_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "restart_delay_s", lambda deaths: None)
+    never = WorkerFleet(worker_home, [python("bad", "raise SystemExit(3)")], is_ready=lambda name, seconds: False)
+    never.start()
+    try:
+        with pytest.raises(ServiceUnavailable, match="worker bad died 1 times"):
+            never.wait_until_ready(30.0)
+    finally:
+        never.stop()
+
+
+def test_ready_workers_are_announced_once(worker_home: Home, tmp_path: Path) -> None:
+    marks = {name: tmp_path / name for name in ("a", "b")}
+    fleet = WorkerFleet(
+        worker_home,
+        [python(name, POLITE, str(mark)) for name, mark in marks.items()],
+        is_ready=lambda name, seconds: marks[name].exists(),
+    )
+    announced: list[tuple[str, int]] = []
+    fleet.start()
+    try:
+        fleet.wait_until_ready(30.0, lambda name, pid, seconds: announced.append((name, pid)))
+        assert sorted(announced) == sorted(fleet.alive().items())
+    finally:
+        fleet.stop()
+
+
+def test_stop_lets_a_worker_finish_and_kills_a_deaf_one(worker_home: Home, tmp_path: Path) -> None:
+    polite, deaf = tmp_path / "polite", tmp_path / "deaf"
+    specs = [python("polite", POLITE, str(polite)), python("deaf", DEAF, str(deaf))]
+    fleet = make_fleet(worker_home, specs, grace_s=1.0)
+    fleet.start()
+    wait_for(lambda: polite.exists() and deaf.exists(), "both workers")
+    fleet.stop()
+    assert Path(f"{polite}.left").exists()
+    assert processes_in(worker_home.workers) == []
+
+
+def test_workers_end_when_their_supervisor_is_killed(worker_home: Home, tmp_path: Path) -> None:
+    program = """
+import sys, time
+from pathlib import Path
+from ragllava.local.fleet import WorkerFleet, WorkerSpec
+from ragllava.local.home import Home
+spec = WorkerSpec("a", (sys.executable, "-c", sys.argv[2], sys.argv[3]))
+fleet = WorkerFleet(Home(Path(sys.argv[1])), [spec], is_ready=lambda name, seconds: True, grace_s=5)
+fleet.start()
+print("ready", flush=True)
+time.sleep(600)
+"""
+    note = tmp_path / "child"
+    command = [sys.executable, "-c", program, str(worker_home.root), WITH_CHILD, str(note)]
+    supervisor = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert supervisor.stdout is not None
+    assert supervisor.stdout.readline() == "ready\n"
+    wait_for(lambda: note.exists() and note.read_text() != "", "the worker's child")
+    assert len(processes_in(worker_home.workers)) == 3  # worker, child, watchdog
+    kill(supervisor)
+    wait_for(lambda: not processes_in(worker_home.workers), "the watchdog")
+
+
+def test_orphans_are_ended_at_the_start(worker_home: Home) -> None:
+    orphan = subprocess.Popen([sys.executable, "-c", SLEEPER], cwd=worker_home.workers, start_new_session=True)
+    fleet = make_fleet(worker_home, [python("a", SLEEPER)])
+    fleet.start()
+    try:
+        assert orphan.wait(timeout=10) == -signal.SIGTERM
+        assert len(fleet.alive()) == 1
+    finally:
+        fleet.stop()
+
+
+def test_a_killed_watchdog_is_replaced(worker_home: Home) -> None:
+    fleet = make_fleet(worker_home, [python("a", SLEEPER)])
+    fleet.start()
+    try:
+        watchdogs = [p for p in processes_in(worker_home.workers) if "ragllava.local.watchdog" in p.cmdline()]
+        watchdogs[0].kill()
+
+        def replaced() -> bool:
+            fleet.check()
+            found = [p for p in processes_in(worker_home.workers) if "ragllava.local.watchdog" in p.cmdline()]
+            return [p.pid for p in found] not in ([], [watchdogs[0].pid])
+
+        wait_for(replaced, "a new watchdog")
+        assert len(fleet.alive()) == 1
+    finally:
+        fleet.stop()

@@ -1,0 +1,182 @@
+"""The sweep, on a real Postgres and object store: what is removed, and above all what is not."""
+
+from __future__ import annotations
+
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from ragllava.errors import BlobSwept
+from ragllava.jobs.runner import ShardContext
+from ragllava.records import ChoreAction
+from ragllava.stages.chores import submit_chore
+from ragllava.stages.resources import Resources
+from ragllava.stages.sweep import sweep
+from ragllava.stages.upkeep import ChoreRequest
+from ragllava.stores.objects import ObjectStore, content_key
+from ragllava.stores.schema import blobs as blobs_table
+from ragllava.stores.schema import images
+from tests.stocked import put
+from tests.upkeep import a_training, do, execute, report
+from tests.workshop import Workshop
+
+
+@pytest.fixture
+def objects(workshop: Workshop) -> ObjectStore:
+    return workshop.resources.objects
+
+
+def swept_now(workshop: Workshop, *, delete: bool) -> dict[str, Any]:
+    """A sweep for which everything is old enough."""
+    with sweeping(workshop) as context:
+        return sweep(context, ChoreRequest(None, {"delete": delete}), grace_s=-60.0).figures
+
+
+class sweeping:  # noqa: N801 - reads as a verb
+    """The context of a sweep that runs on a lease of its own."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+
+    def __enter__(self) -> ShardContext[Resources]:
+        submit_chore(self._workshop.engine, ChoreAction.SWEEP, None, {})
+        lease = self._workshop.claim_next(lease_s=600.0)
+        shop = self._workshop
+        return ShardContext(lease, shop.settings, shop.engine, shop.resources, lambda: None)
+
+    def __exit__(self, *_: object) -> None:
+        self._workshop.expire_leases()
+
+
+def a_version(workshop: Workshop, adapter: str, objects_at: str) -> None:
+    execute(
+        workshop,
+        f"""INSERT INTO model_versions (role, name, profile, state, prompt, adapter_sha256, manifest, training)
+            VALUES ('reranker', '{adapter}', 'mini', 'candidate', 'rerank-1', '{adapter}', '{{}}',
+                    '{{"objects": "{objects_at}"}}')""",
+    )
+
+
+def test_the_sweep_reports_and_deletes_only_when_told_to(workshop: Workshop, objects: ObjectStore) -> None:
+    kept = put(workshop, b"kept")
+    execute(
+        workshop, "INSERT INTO blobs (sha256, state, size_bytes, media_type) VALUES ('announced', 'uploading', 9, '')"
+    )
+    stray = objects.put_content(b"stray", "image/png")
+    place = a_training(workshop, "promoted")
+    a_version(workshop, "adapter-of-a-version", place)
+    for key in (
+        f"jobs/{workshop.questions_job(1, 1)}/results.jsonl",
+        "jobs/999999/results.jsonl",
+        "jobs/notes.txt",
+        "adapters/adapter-of-a-version/manifest.json",
+        "adapters/nobodys/manifest.json",
+        "adapters/nobodys/adapter_model.safetensors",
+        f"{place}/snapshot/manifest.json",
+        f"{place}/checkpoints/checkpoint-3/manifest.json",
+        "training/77-20200101T000000000000/report.json",
+        "inbox/questions.jsonl",
+    ):
+        objects.put(key, b"12345")
+    before = {found.key for found in objects.list_objects("")}
+
+    told = swept_now(workshop, delete=False)
+    counted = {kind: (told[kind]["found"], told[kind]["deleted"]) for kind in told if kind != "delete"}
+    assert counted == {
+        "blobs": (1, 0),
+        "content_without_row": (1, 0),
+        "results": (1, 0),
+        "adapters": (1, 0),
+        "trainings": (2, 0),
+    }
+    assert {found.key for found in objects.list_objects("")} == before
+
+    done = swept_now(workshop, delete=True)
+    assert all(done[kind]["deleted"] == done[kind]["found"] for kind in counted)
+    gone = before - {found.key for found in objects.list_objects("")}
+    assert gone == {
+        content_key(stray),
+        "jobs/999999/results.jsonl",
+        "adapters/nobodys/manifest.json",
+        "adapters/nobodys/adapter_model.safetensors",
+        f"{place}/checkpoints/checkpoint-3/manifest.json",
+        "training/77-20200101T000000000000/report.json",
+    }
+    assert objects.get_content(kept) == b"kept"
+    again = swept_now(workshop, delete=True)
+    assert all(again[kind]["found"] == 0 for kind in counted)
+
+
+def test_what_was_touched_within_a_week_stays(workshop: Workshop, objects: ObjectStore) -> None:
+    put(workshop, b"kept")
+    objects.put_content(b"stray", "image/png")
+    objects.put("adapters/nobodys/manifest.json", b"1")
+    found = report(do(workshop, "sweep", delete=True))
+    assert all(found[kind]["found"] == 0 for kind in found if kind != "delete")
+    assert len(list(objects.list_objects(""))) == 3
+
+
+def test_while_a_training_is_open_its_kind_of_files_stays(workshop: Workshop, objects: ObjectStore) -> None:
+    put(workshop, b"kept")
+    place = a_training(workshop, None)
+    for key in ("adapters/nobodys-yet/manifest.json", f"{place}/checkpoints/checkpoint-1/manifest.json"):
+        objects.put(key, b"1")
+    found = swept_now(workshop, delete=True)
+    assert found["adapters"]["deleted"] == 0 and "a training is open" in found["adapters"]["kept"]
+    assert found["trainings"]["found"] == 0
+    assert objects.exists("adapters/nobodys-yet/manifest.json")
+
+
+def test_a_database_that_knows_no_content_deletes_none(workshop: Workshop, objects: ObjectStore) -> None:
+    stray = objects.put_content(b"of another database", "image/png")
+    found = swept_now(workshop, delete=True)["content_without_row"]
+    assert (found["found"], found["deleted"]) == (1, 0)
+    assert "is it the one that belongs to the bucket" in found["kept"]
+    assert objects.get_content(stray)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_sweep_beside_importers_never_takes_what_is_referred_to(workshop: Workshop, seed: int) -> None:
+    """Three importers bring the same few pictures again and again, while sweeps without any grace take every blob and
+    object that they can. Afterwards each image has its bytes."""
+    contents = [f"picture {number}".encode() for number in range(12)]
+    done = threading.Event()
+    put(workshop, b"the first")
+
+    def bring(number: int) -> int:
+        chance, swept = random.Random(seed * 10 + number), 0
+        for turn in range(30):
+            data = chance.choice(contents)
+            if chance.random() < 0.2:  # what a deletion that was cut short leaves
+                workshop.resources.objects.put_content(f"stray {number} {turn}".encode(), "image/png")
+            try:
+                put(workshop, data, f"archive-{chance.randrange(3)}")
+            except BlobSwept:
+                swept += 1  # an ingest worker would try again
+        return swept
+
+    def clean() -> int:
+        deleted = 0
+        with sweeping(workshop) as context:
+            while not done.is_set():
+                found = sweep(context, ChoreRequest(None, {"delete": True}), grace_s=-60.0).figures
+                deleted += found["blobs"]["deleted"] + found["content_without_row"]["deleted"]
+        return deleted
+
+    with ThreadPoolExecutor(4) as threads:
+        sweeper = threads.submit(clean)
+        importers = [threads.submit(bring, number) for number in range(3)]
+        for importer in importers:
+            importer.result()
+        done.set()
+        assert sweeper.result() > 0, "the sweep found nothing to delete: the test shows nothing"
+    with workshop.engine.begin() as connection:
+        named = set(connection.scalars(select(images.c.sha256)))
+        live = set(connection.scalars(select(blobs_table.c.sha256).where(blobs_table.c.state == "live")))
+    assert named and named <= live
+    for digest in named:
+        assert workshop.resources.objects.get_content(digest)

@@ -1,0 +1,164 @@
+"""Fine-tuning in processes of its own, as a train worker starts it: killed, and in two at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragllava.records import Role
+from ragllava.training.checkpoints import MANIFEST, last_checkpoint
+from ragllava.training.datasets import (
+    DatasetOptions,
+    LabelledQuestion,
+    Retrieved,
+    build_answer_dataset,
+    build_rank_dataset,
+    write_dataset,
+)
+from ragllava.training.examples import Evidence
+from ragllava.training.finetune import FinetuneConfig, main, train
+from ragllava.training.presets import choose_settings
+from ragllava.training.report import TrainingReport, read_report
+from tests.families import load_folder, save_family
+from tests.lessons import PICTURES, SMALL, losses, open_picture
+
+PROCESS_DEADLINE_S = 180
+
+
+def prepare_run(folder: Path, role: Role, **settings: Any) -> Path:
+    """A model, a data set, its pictures and the run file that names them."""
+    save_family("llava", folder / "model")
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for number, picture in enumerate(PICTURES):
+        picture.save(pictures / f"{number}.png")
+    found = tuple(Retrieved(f"{number}.png", "Harlow") for number in range(6))
+    questions = [
+        LabelledQuestion(f"Which {n}?", "red" if n % 2 else "3 windows", (Evidence(f"{n % 6}.png", "Ansel"),), found)
+        for n in range(24)
+    ]
+    build = build_rank_dataset if role is Role.RERANKER else build_answer_dataset
+    write_dataset(folder / "set", build(questions, DatasetOptions(seed=1, injected_share=0.5)))
+    (folder / "tiny.toml").write_text(f'retriever = "local-dir:{folder}"\nmllm = "{folder / "model"}"\n')
+    values = {
+        "dataset": "set",
+        "pictures": "pictures",
+        "result": "tuned",
+        "preset": "mini",
+        "profile": str(folder / "tiny.toml"),
+        "settings": {**SMALL, **settings},
+    }
+    run_file = folder / "run.json"
+    run_file.write_text(json.dumps(values))
+    return run_file
+
+
+def train_here(run_file: Path, result: Path) -> TrainingReport:
+    """The same run in this process, without a pause."""
+    from ragllava.training.datasets import read_dataset
+
+    values = json.loads(run_file.read_text())
+    dataset = read_dataset(run_file.parent / "set")
+    mllm = load_folder(run_file.parent / "model", run_file.parent / "home")
+    config = FinetuneConfig(dataset.card.role, choose_settings("mini", values["settings"]), result)
+    return train(config, dataset.examples, mllm, open_picture)
+
+
+@contextmanager
+def started(command: list[str], home: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own group, gone afterwards; its words go to `<home>.log`."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "RAGLLAVA_HOME": str(home)}
+    with Path(f"{home}.log").open("a") as words:
+        process = subprocess.Popen(
+            [sys.executable, *command], env=environment, stdout=words, stderr=words, text=True, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PROCESS_DEADLINE_S
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode}"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_killed_training_goes_on_where_it_was(tmp_path: Path) -> None:
+    """SIGKILL between checkpoints; dropout and picture noise go on with the same random numbers."""
+    run_file = prepare_run(
+        tmp_path, Role.GENERATOR, max_steps=20, steps_per_checkpoint=4, dropout=0.1, token_weighting=True
+    )
+    command = ["-m", "ragllava.training.finetune", str(run_file)]
+    result, work = tmp_path / "tuned", tmp_path / "tuned.work"
+    with started(command, tmp_path / "home") as process:
+        wait_until((work / "checkpoint-8" / MANIFEST).exists, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not result.exists()
+    reached = last_checkpoint(work, json.loads((work / "checkpoint-8" / MANIFEST).read_text())["fingerprint"])
+    assert reached is not None
+    assert 8 <= reached.step < 20
+    with started(command, tmp_path / "home") as process:
+        assert process.wait(PROCESS_DEADLINE_S) == 0, Path(f"{tmp_path / 'home'}.log").read_text()
+    report = read_report(result)
+    assert [record.step for record in report.steps] == list(range(1, 21))
+    straight = train_here(run_file, tmp_path / "straight")
+    assert losses(report) == pytest.approx(losses(straight), abs=1e-4)
+    assert [record.token_weight for record in report.steps] == pytest.approx(
+        [record.token_weight for record in straight.steps], abs=1e-4
+    )
+    assert report.seconds > reached.seconds
+
+
+def test_two_processes_do_as_one(tmp_path: Path) -> None:
+    """`accelerate launch`, which starts one process for each GPU; here they share the processor and talk by gloo."""
+    # At diffusion step 0 the noise loss makes both of its passes and is yet free of chance.
+    run_file = prepare_run(
+        tmp_path, Role.GENERATOR, max_steps=6, steps_per_checkpoint=3, token_weighting=True, diffusion_step=0
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", port]
+    command = [*launcher, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    with started([*command, "-m", "ragllava.training.finetune", str(run_file)], tmp_path / "home") as process:
+        code = process.wait(PROCESS_DEADLINE_S)
+    words = Path(f"{tmp_path / 'home'}.log").read_text()
+    assert code == 0, words
+    together = read_report(tmp_path / "tuned")
+    alone = train_here(run_file, tmp_path / "alone")
+    assert losses(together) == pytest.approx(losses(alone), abs=1e-4)
+    assert words.count("adapter written to") == 1
+    assert words.count("trained 6 steps") == 2, "two processes took part"
+
+
+def test_a_run_file_that_cannot_be_read_ends_with_one_sentence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_file = tmp_path / "run.json"
+    assert main([str(run_file)]) == 2
+    run_file.write_text('{"dataset": "a", "pictures": "b", "result": "c", "presets": "mini"}')
+    assert main([str(run_file)]) == 2
+    run_file.write_text('{"dataset": "a", "pictures": "b", "result": "c", "preset": "mini"}')
+    assert main([str(run_file)]) == 2
+    sentences = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert [
+        next(part for part in ("cannot be read", "is no training run", "no complete data set") if part in sentence)
+        for sentence in sentences
+    ] == ["cannot be read", "is no training run", "no complete data set"]

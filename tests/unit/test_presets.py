@@ -1,0 +1,36 @@
+"""Settings of trainings: presets, overrides, and what is impossible."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ragllava.errors import SettingsError
+from ragllava.training.presets import accumulation_steps, choose_settings
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides", "message"),
+    [
+        ("llava-2", {}, "no training preset named 'llava-2'"),
+        ("mini", {"rnak": 8}, "unknown training setting 'rnak'"),
+        ("mini", {"rank": 0}, "rank=0 is not possible"),
+        ("mini", {"rank": "8"}, "rank='8' is not possible"),
+        ("mini", {"dropout": 1.0}, "dropout=1.0 is not possible"),
+        ("mini", {"diffusion_step": 1000}, "diffusion_step=1000 is not possible"),
+        ("mini", {"token_weighting": 1}, "token_weighting=1 is not possible"),
+    ],
+)
+def test_impossible_settings_are_told(preset: str, overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        choose_settings(preset, overrides)
+
+
+def test_the_references_settings_have_names() -> None:
+    chosen = choose_settings("llava-1.5-13b", {"epochs": 2, "rank": 128})
+    assert (chosen.values.rank, chosen.values.alpha, chosen.values.learning_rate) == (128, 256, 2e-4)
+    assert chosen.overridden == {"epochs"}, "the same value is no change"
+    assert accumulation_steps(chosen.values, devices=4) == 4
+    with pytest.raises(SettingsError, match="no multiple of micro_batch=1 × 3"):
+        accumulation_steps(chosen.values, devices=3)

@@ -1,0 +1,51 @@
+"""Chores for tests: one from its beginning to its report, and what chores may come upon."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import func, text, update
+
+from ragllava.jobs import control
+from ragllava.jobs.control import JobView
+from ragllava.records import ChoreAction, ChoreStatus, Role
+from ragllava.stages.chores import submit_chore
+from ragllava.stages.finalize import publish_missing_results
+from ragllava.stores import archive, trainings
+from ragllava.stores.schema import jobs
+from ragllava.training.request import TrainingRequest, create_job
+from tests.stocked import ARCHIVE
+from tests.workshop import Workshop
+
+
+def do(workshop: Workshop, action: str, archive_name: str | None = None, **options: Any) -> JobView:
+    """One chore from its beginning to its result."""
+    job_id = submit_chore(workshop.engine, ChoreAction(action), archive_name, options)
+    workshop.run()
+    publish_missing_results(workshop.engine, workshop.resources.objects)
+    return workshop.job(job_id)
+
+
+def report(job: JobView) -> dict[str, Any]:
+    assert job.chore is not None and job.chore.status is ChoreStatus.DONE, job
+    assert job.chore.report is not None
+    return job.chore.report
+
+
+def execute(workshop: Workshop, statement: str) -> None:
+    with workshop.engine.begin() as connection:
+        connection.execute(text(statement))
+
+
+def a_training(workshop: Workshop, status: str | None) -> str:
+    """A train job; returns its folder in the store."""
+    with workshop.engine.begin() as connection:
+        archive.ensure_archive(connection, ARCHIVE)
+        job_id, _ = create_job(connection, TrainingRequest(Role.RERANKER, (ARCHIVE,), "mini"))
+        if status is not None:
+            connection.execute(text("UPDATE trainings SET status = :status"), {"status": status})
+            connection.execute(
+                update(jobs).where(jobs.c.id == job_id).values(state="completed", finished_at=func.now())
+            )
+        created_at = control.view(connection, job_id).created_at
+    return trainings.place_of(job_id, created_at)
