@@ -29,7 +29,7 @@ class AlreadyRunning(UsageError):
 
 
 class ServiceUnavailable(RagllavaError):
-    """Postgres, Redis or the object store did not answer; it may in a moment."""
+    """Postgres, Redis, the object store or the endpoint of a model did not answer; it may in a moment."""
 
     retryable = True
 

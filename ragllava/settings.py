@@ -60,6 +60,15 @@ class Settings(BaseSettings):
     models_dir: Path | None = None  # a folder of downloaded models, searched before the hub's cache
     image_cache_mib: int = 512  # decoded pictures kept in a worker
 
+    # An OpenAI-compatible endpoint, such as vLLM's server, that reranks and answers in place of this process.
+    vllm_url: str | None = None  # http://host:8000
+    vllm_api_key: SecretStr | None = None  # None: the endpoint asks for none
+    vllm_model: str | None = None  # the name that it serves the base under; None: that of its only base
+    vllm_requests: int = Field(default=32, ge=1)  # on their way at once
+    vllm_timeout_s: float = Field(default=120.0, gt=0)  # of one request
+    vllm_tolerance: float = Field(default=0.02, gt=0, lt=1)  # by which golden scores may differ from the weights' own
+    vllm_golden_dir: Path | None = None  # golden scores from another machine, for one without the weights
+
     # Answering.
     top_k: int = Field(default=20, ge=1, le=1000)
     top_n: int = Field(default=2, ge=1, le=20)
@@ -121,6 +130,16 @@ class Settings(BaseSettings):
         if value is not None and not _is_url(value.get_secret_value(), schemes):
             raise ValueError(f"this is no address of the form {schemes[0]}://user:password@host:port/name")
         return value
+
+    @field_validator("vllm_url")
+    @classmethod
+    def _root_of_endpoint(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not _is_url(value, ("http", "https")) or not urlsplit(value).hostname:
+            raise ValueError("this is no address of the form http://host:port")
+        # People know the address that OpenAI's clients want, which ends so.
+        return value.rstrip("/").removesuffix("/v1").rstrip("/")
 
     @model_validator(mode="after")
     def _cross_check(self) -> Settings:

@@ -217,6 +217,21 @@ def _models(settings: Settings) -> Iterator[Finding]:
             find_model(reference, profile, settings)
     except RagllavaError as error:
         yield Finding("models", "files", "missing", str(error))
+        return
+    yield _backend(settings)
+
+
+def _backend(settings: Settings) -> Finding:
+    """Where reranker and generator compute; of an endpoint, whether it computes what the weights would."""
+    if settings.vllm_url is None:
+        return Finding("models", "backend", "in the workers' processes")
+    from ragllava.models.bundle import ModelBundle
+
+    try:
+        name, parity = ModelBundle(settings, serving=True).parity()
+    except RagllavaError as error:
+        return Finding("models", "backend", settings.vllm_url, str(error))
+    return Finding("models", "backend", f"{settings.vllm_url} serves {name}: {parity}")
 
 
 def _settings(settings: Settings) -> Iterator[Finding]:

@@ -166,7 +166,8 @@ def workbench(settings: Settings, console: Console, untuned: str | None) -> Iter
         resources = stack.enter_context(closing(Resources(running)))
         other = None
         if untuned is not None:
-            other = stack.enter_context(closing(Resources(running.model_copy(update={"profile": untuned}))))
+            here = running.model_copy(update={"profile": untuned, "vllm_url": None})  # an endpoint has one base
+            other = stack.enter_context(closing(Resources(here)))
         progress = stack.enter_context(bars(console))
         migrations.upgrade(running.require_database())
         tasks: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ragllava.errors import ModelUnavailable, ServiceUnavailable
 from ragllava.models.checks import digest, manifest, model_version
 from ragllava.models.profiles import Profile, RetrieverSource, find_model, get_profile, with_retriever
 from ragllava.records import Role
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
     from ragllava.models.adapters import Adapter, AdapterSet
     from ragllava.models.device import DevicePlan
     from ragllava.models.generator import Generator
+    from ragllava.models.golden import Parity
     from ragllava.models.mllm import Mllm
+    from ragllava.models.remote import RemoteModel
     from ragllava.models.reranker import Reranker
     from ragllava.models.retriever import Retriever
+    from ragllava.models.served import EndpointModels
 
 # Beside the profile's own: that of the active index and that of the one being built.
 _OTHER_RETRIEVERS = 2
@@ -28,10 +32,14 @@ _OTHER_RETRIEVERS = 2
 
 @dataclass(frozen=True, slots=True)
 class _Worn:
-    """What a role computes with. `name` None: the base's own version; `adapter` None: the bare base."""
+    """What a role computes with. `name` None: the base's own version; `adapter` None: the bare base.
+
+    With an endpoint, `remote` is what it serves in the adapter's place; None: the bare base.
+    """
 
     name: str | None = None
     adapter: Adapter | None = None
+    remote: RemoteModel | None = None
 
 
 class ModelBundle:
@@ -40,12 +48,20 @@ class ModelBundle:
     Each is loaded at first use, once, under a lock; who only embeds pictures never loads the MLLM. Reranker and
     generator share one base in memory, and each may wear an adapter of its own on it. Raises ModelUnavailable or
     SettingsError where a model cannot be loaded.
+
+    Or both compute at an endpoint that has shown by golden pairs that it serves these weights (models/served.py). Then
+    ModelUnavailable also means that it does not, and ServiceUnavailable that it does not answer.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        """Nothing is loaded yet; a wrong profile is refused at once."""
+    def __init__(self, settings: Settings, *, serving: bool = False) -> None:
+        """Nothing is loaded yet; a wrong profile is refused at once.
+
+        `serving`: questions of users are answered, so RAGLLAVA_VLLM_URL counts. Who trains, judges what is not served
+        yet, or measures networks, needs them in this process.
+        """
         self.profile: Profile = get_profile(settings)
         self.settings = settings
+        self.is_remote = serving and settings.vllm_url is not None
         self._lock = threading.RLock()
         self._worn = {role: _Worn() for role in Role}
         self._loaded: dict[str, Adapter] = {}  # by the digest of their files
@@ -92,11 +108,14 @@ class ModelBundle:
 
         `name` is the version that the reranker or generator then says it is (None: that of its files). Adapters
         that no role wears any more are dropped. Call it between batches, not during one. Raises ModelUnavailable
-        when the adapter does not fit; then everything is as before.
+        when the adapter does not fit; then everything is as before. An endpoint must serve the adapter under `name`:
+        it is asked each time, and never serves the base in its place.
         """
         with self._lock:
-            adapter = self._lay_on(folder) if folder else None
-            worn = _Worn(name, adapter)
+            if self.is_remote:
+                worn = _Worn(name, remote=self._endpoint.admit(name, folder))
+            else:
+                worn = _Worn(name, self._lay_on(folder) if folder else None)
             if worn != self._worn[role]:
                 self._worn[role] = worn
                 vars(self).pop(f"_{role}", None)  # made anew at its next use
@@ -106,7 +125,15 @@ class ModelBundle:
     def mllm_files(self) -> dict[str, str]:
         """The files that reranker and generator were read from, with their sha256 (RELIABILITY D15)."""
         with self._lock:
-            return dict(self._mllm.files)
+            return dict(self._endpoint.files if self.is_remote else self._mllm.files)
+
+    def parity(self) -> tuple[str, Parity]:
+        """The name that the endpoint serves the base under, and how well its golden scores agree with the weights'.
+
+        Only where `is_remote`. Raises ModelUnavailable where they do not agree, ServiceUnavailable.
+        """
+        with self._lock:
+            return self._endpoint.parity()
 
     def warm_up(self) -> None:
         """Load what answering needs and score two pairs of one picture, so that no question waits for it (R19)."""
@@ -115,6 +142,12 @@ class ModelBundle:
         from ragllava.models.reranker import Pair
 
         self.retriever.embed_texts(["a question"])
+        if self.is_remote:
+            try:
+                self._endpoint.admit()
+            except ServiceUnavailable as error:
+                # Nothing can be answered before it is there: who watches over workers starts this one again.
+                raise ModelUnavailable(str(error)) from error
         picture = Image.new("RGB", (64, 64), "gray")
         pairs = [Pair(question, "a caption", picture) for question in ("a question", "another question")]
         self.reranker.relevance(pairs, batch_size=2)
@@ -143,7 +176,15 @@ class ModelBundle:
         return load_mllm(self.profile, self._plan, self.settings)
 
     @cached_property
+    def _endpoint(self) -> EndpointModels:
+        from ragllava.models.served import EndpointModels
+
+        return EndpointModels(self.profile, self._plan, self.settings)
+
+    @cached_property
     def _base_version(self) -> str:
+        if self.is_remote:
+            return self._endpoint.version
         folder = find_model(self.profile.mllm, self.profile, self.settings)
         return model_version(folder, self.settings.home / "cache")
 
@@ -158,6 +199,10 @@ class ModelBundle:
         from ragllava.models.reranker import Reranker
 
         worn = self._worn[Role.RERANKER]
+        if self.is_remote:
+            from ragllava.models.remote import RemoteReranker
+
+            return RemoteReranker(worn.remote or self._endpoint.admit(), worn.name)
         return Reranker(self._mllm, worn.adapter, worn.name)
 
     @cached_property
@@ -165,6 +210,10 @@ class ModelBundle:
         from ragllava.models.generator import Generator
 
         worn = self._worn[Role.GENERATOR]
+        if self.is_remote:
+            from ragllava.models.remote import RemoteGenerator
+
+            return RemoteGenerator(worn.remote or self._endpoint.admit(), worn.name)
         return Generator(self._mllm, worn.adapter, worn.name)
 
     def _lay_on(self, folder: Path) -> Adapter:

@@ -53,13 +53,14 @@ _ADAPTER_INERT = frozenset(
 )  # fmt: skip
 
 
-def check_model_folder(folder: Path) -> None:
+def check_model_folder(folder: Path, *, needs_weights: bool = True) -> None:
     """Refuse what must not be loaded. Raises ModelUnavailable with the file and the reason."""
-    names = _check_files(folder)
+    names = _check_files(folder, needs_weights=needs_weights)
     for name in names:
         if name.endswith(".json") and not name.endswith("tokenizer.json"):
             _check_config(folder, name)
-    _check_shards(folder, names)
+    if needs_weights:
+        _check_shards(folder, names)
 
 
 def check_adapter_folder(folder: Path) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _file_names(folder: Path) -> list[str]:
     return sorted(name for name in names if not name.startswith(".cache"))
 
 
-def _check_files(folder: Path) -> list[str]:
+def _check_files(folder: Path, *, needs_weights: bool = True) -> list[str]:
     if not folder.is_dir():
         raise ModelUnavailable(f"{folder}: there is no such model folder")
     names = _file_names(folder)
@@ -125,7 +126,7 @@ def _check_files(folder: Path) -> list[str]:
                 f"{folder}/{name}: a model folder may hold no {Path(name).suffix} files, which can run code when "
                 "loaded; keep the .safetensors weights and remove this file"
             )
-    if not any(name.endswith(".safetensors") for name in names):
+    if needs_weights and not any(name.endswith(".safetensors") for name in names):
         raise ModelUnavailable(f"{folder}: no .safetensors weights here; no other format is loaded")
     return names
 

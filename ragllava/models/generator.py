@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from PIL import Image
 
 from ragllava.errors import ScoreRejected
 from ragllava.models.adapters import Adapter
 from ragllava.models.device import in_batches
 from ragllava.models.fitting import Prompt, PromptWriter
-from ragllava.models.mllm import Mllm, ModelInputs
+from ragllava.models.mllm import Mllm
 from ragllava.prompts import answer_prompt
 
 
@@ -61,7 +61,7 @@ class Generator:
         with self._adapter.active() if self._adapter else nullcontext():
             # Families lay out one picture and several differently, so a batch has one count of pictures.
             for places in groups.values():
-                prompts = [_prompt(requests[place], write, with_captions=with_captions) for place in places]
+                prompts = [as_prompt(requests[place], write, with_captions=with_captions) for place in places]
                 found = in_batches(prompts, batch_size, partial(self._answer, max_tokens=max_tokens))
                 answers.update(zip(places, found, strict=True))
         return [answers[place] for place in range(len(requests))]
@@ -71,29 +71,31 @@ class Generator:
         generated = self.mllm.generate(inputs, max_tokens)
         if bool(generated.log_probabilities.isnan().any()):
             raise ScoreRejected(f"{self.version} returned no number while answering; its weights or dtype are at fault")
-        return [
-            self._read_row(generated.tokens[row], generated.log_probabilities[row], inputs, row)
-            for row in range(len(prompts))
-        ]
-
-    def _read_row(
-        self, tokens: torch.Tensor, log_probabilities: torch.Tensor, inputs: ModelInputs, row: int
-    ) -> GeneratedAnswer:
-        ends = [step for step, token in enumerate(tokens.tolist()) if token in self.mllm.end_token_ids]
-        length = ends[0] if ends else len(tokens)
-        decoded = self.mllm.tokenizer.decode(tokens[:length], skip_special_tokens=True)
-        text = decoded.replace("\x00", "").strip()  # byte tokens may spell it, and no database stores it as text
-        # An answer that ends at once is as sure as its end token.
-        counted = log_probabilities[: max(length, 1)]
-        notes = [inputs.notes[row]]
-        if not text:
-            notes.append("the model gave an empty answer")
-        elif not ends:
-            notes.append(f"answer stopped at {length} tokens")
-        return GeneratedAnswer(text, float(counted.mean().exp()), "; ".join(note for note in notes if note) or None)
+        rows = zip(generated.tokens.tolist(), generated.log_probabilities.tolist(), inputs.notes, strict=True)
+        return [read_answer(self.mllm, tokens, sureness, note) for tokens, sureness, note in rows]
 
 
-def _prompt(request: AnswerRequest, write: PromptWriter, *, with_captions: bool) -> Prompt:
+def read_answer(
+    mllm: Mllm, tokens: Sequence[int], log_probabilities: Sequence[float], note: str | None
+) -> GeneratedAnswer:
+    """What generated tokens say, up to the first end token; `note` is what is known about the prompt."""
+    ends = [step for step, token in enumerate(tokens) if token in mllm.end_token_ids]
+    length = ends[0] if ends else len(tokens)
+    decoded = mllm.tokenizer.decode(list(tokens[:length]), skip_special_tokens=True)
+    text = decoded.replace("\x00", "").strip()  # byte tokens may spell it, and no database stores it as text
+    # An answer that ends at once is as sure as its end token.
+    counted = log_probabilities[: max(length, 1)]
+    notes = [note]
+    if not text:
+        notes.append("the model gave an empty answer")
+    elif not ends:
+        notes.append(f"answer stopped at {length} tokens")
+    confidence = math.exp(math.fsum(counted) / len(counted))
+    return GeneratedAnswer(text, confidence, "; ".join(note for note in notes if note) or None)
+
+
+def as_prompt(request: AnswerRequest, write: PromptWriter, *, with_captions: bool) -> Prompt:
+    """What the model is asked about this request."""
     # Captions that are not written must not be cut either.
     captions = request.captions if with_captions else (None,) * len(request.pictures)
     return Prompt(request.question, captions, request.pictures, write)

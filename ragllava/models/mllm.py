@@ -43,6 +43,14 @@ class ModelInputs:
 
 
 @dataclass(frozen=True, slots=True)
+class FittedPrompts:
+    """What the model is asked in the end: harmless, and short enough; `inputs` are these prompts as tensors."""
+
+    prompts: list[Prompt]
+    inputs: ModelInputs
+
+
+@dataclass(frozen=True, slots=True)
 class Generated:
     """Greedy answers on the CPU: `tokens` (B, T) int64, the log-probability of each (B, T) float32, and the logits
     of the first step (B, vocabulary) float32."""
@@ -86,7 +94,15 @@ class Mllm:
         return rendered
 
     def prepare(self, prompts: Sequence[Prompt], answer_tokens: int) -> ModelInputs:
-        """Tokens and pixels of a batch, each row short enough to leave room for `answer_tokens`.
+        """Tokens and pixels of a batch, each row short enough to leave room for `answer_tokens`; see `fit`."""
+        return self.fit(prompts, answer_tokens).inputs
+
+    def harmless(self, prompt: Prompt) -> Prompt:
+        """The prompt without the control tokens that users wrote."""
+        return self._control_tokens.defuse(prompt)
+
+    def fit(self, prompts: Sequence[Prompt], answer_tokens: int) -> FittedPrompts:
+        """The prompts of a batch, each short enough to leave room for `answer_tokens`, and their tensors.
 
         Captions, then questions, are cut where the window demands it. Raises ScoreRejected when a row has no
         picture or no image token, or when pictures and instruction alone do not fit.
@@ -94,7 +110,7 @@ class Mllm:
         if not all(prompt.pictures for prompt in prompts):
             raise ScoreRejected("a prompt without a picture: there is nothing to look at")
         window = self.context_tokens - answer_tokens
-        harmless = [self._control_tokens.defuse(prompt) for prompt in prompts]
+        harmless = [self.harmless(prompt) for prompt in prompts]
         fitted, excess = list(harmless), [0] * len(prompts)
         notes: list[str | None] = [None] * len(prompts)
         for _ in range(_FITTING_ROUNDS):
@@ -103,7 +119,7 @@ class Mllm:
             too_long = [row for row, length in enumerate(lengths) if length > window]
             if not too_long:
                 self._check_image_tokens(tensors)
-                return ModelInputs(self._with_positions(tensors), notes)
+                return FittedPrompts(fitted, ModelInputs(self._with_positions(tensors), notes))
             for row in too_long:
                 excess[row] += lengths[row] - window
                 fitted[row], notes[row] = shorten(harmless[row], excess[row], self.tokenizer)
@@ -118,7 +134,7 @@ class Mllm:
         None where that cannot be done: a prompt is too long for the window and must be cut, or the text behind the
         picture does not fall into the same tokens as it does in the whole prompt. The picture is prepared once.
         """
-        harmless = [self._control_tokens.defuse(prompt) for prompt in prompts]
+        harmless = [self.harmless(prompt) for prompt in prompts]
         tensors = self._process(harmless[:1])
         whole: list[int] = tensors["input_ids"][0].tolist()
         tails = [self._tokens_behind_picture(prompt) for prompt in harmless]
@@ -192,19 +208,21 @@ class Mllm:
         return frozenset([ends] if isinstance(ends, int) else ends)
 
     def _process(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        texts = [self.render(prompt.parts()) for prompt in prompts]
-        begin = self.tokenizer.bos_token
-        # A template that writes the begin token itself must not get a second one.
-        add_special_tokens = not (begin and texts[0].startswith(begin))
         return dict(
             self.processor(
-                text=texts,
+                text=[self.render(prompt.parts()) for prompt in prompts],
                 images=[list(prompt.pictures) for prompt in prompts],
                 padding=True,
-                add_special_tokens=add_special_tokens,
+                add_special_tokens=self.adds_special_tokens,
                 return_tensors="pt",
             )
         )
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """Whether the tokenizer puts its begin token before a prompt: not where the template writes it itself."""
+        begin = self.tokenizer.bos_token
+        return not (begin and self.render(_TRIAL).startswith(begin))
 
     def _tokens_behind_picture(self, prompt: Prompt) -> list[int]:
         # Together with the picture's mark, because some tokenizers treat the beginning of a text in their own way.
@@ -264,6 +282,24 @@ def load_mllm(profile: Profile, plan: DevicePlan, settings: Settings) -> Mllm:
         raise ModelUnavailable(f"the model in {folder.path} cannot be loaded: {error}") from error
     log.info("mllm loaded: %s", version, extra={"action": "mllm_loaded"})
     return Mllm(network, processor, version, plan, manifest(folder.path, settings.home / "cache"))
+
+
+def load_without_weights(folder: Path, version: str, files: Manifest, plan: DevicePlan) -> Mllm:
+    """An Mllm that prepares prompts, while another process that has the weights computes. Raises ModelUnavailable."""
+    import transformers
+
+    check_model_folder(folder, needs_weights=False)
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):  # shapes, and no memory for them
+            network = transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+        if (folder / "generation_config.json").is_file():
+            network.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+        make_greedy(network)
+    except _LOAD_ERRORS as error:
+        raise ModelUnavailable(f"the model in {folder} cannot be prepared for: {error}") from error
+    return Mllm(network, processor, version, plan, files)
 
 
 def _load(folder: Path, plan: DevicePlan) -> tuple[Any, Any]:

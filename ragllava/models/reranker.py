@@ -84,7 +84,7 @@ class Reranker:
         Tried once for each base: an adapter changes weights, not what a prefix is.
         """
         if self.mllm not in _SHARING:
-            _SHARING[self.mllm] = try_sharing(self.mllm, self._shares, _ask_trial)
+            _SHARING[self.mllm] = try_sharing(self.mllm, self._shares, ask_trial)
         return _SHARING[self.mllm]
 
     def _score_sharing(self, prompts: Sequence[Prompt], batch_size: int) -> dict[int, Relevance]:
@@ -95,7 +95,7 @@ class Reranker:
         together = [places for places in by_picture.values() if len(places) > 1]
         sharing = self.sharing if together else None
         scores: dict[int, Relevance] = {}
-        if sharing is None:
+        if sharing is None or sharing.way is None:
             return scores
         rows = self.mllm.rows_that_fit(sharing.prefix_tokens + sharing.ending_tokens, batch_size)
         for places in together:
@@ -135,5 +135,6 @@ def write_caption_rerank(question: str, captions: list[str | None]) -> PromptPar
     return caption_rerank_prompt(question)
 
 
-def _ask_trial(question: str, picture: Image.Image) -> Prompt:
+def ask_trial(question: str, picture: Image.Image) -> Prompt:
+    """A prompt of the trial that tells whether prompts can share a prefix."""
     return Pair(question, "a caption", picture).prompt()

@@ -26,9 +26,12 @@ Shares = Callable[[torch.Tensor], torch.Tensor]  # logits (B, vocabulary) → re
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """The faster way, and the trial's mean numbers of tokens in a prefix and in an ending."""
+    """The faster way, and the trial's mean numbers of tokens in a prefix and in an ending.
 
-    way: SharingWay
+    `way` None: the network is elsewhere, and keeps prefixes by itself.
+    """
+
+    way: SharingWay | None
     prefix_tokens: float
     ending_tokens: float
 
@@ -38,8 +41,7 @@ def try_sharing(mllm: Mllm, shares: Shares, ask: Callable[[str, Image.Image], Pr
 
     None for a family with none; the log says why (USERS R1, R2). `ask` writes the prompt of a question.
     """
-    picture = Image.new("RGB", (64, 48), "gray")
-    trials = [ask(f"How many {'big ' * (n % 5)}windows does tower {n} have, and why?", picture) for n in range(TRIALS)]
+    trials = _trials(ask)
     shared = mllm.share(trials, answer_tokens=1)
     if shared is None:
         log.warning(f"{mllm.version}: prompts cannot share a prefix", extra={"action": "prefix_not_shared"})
@@ -50,7 +52,22 @@ def try_sharing(mllm: Mllm, shares: Shares, ask: Callable[[str, Image.Image], Pr
         return None
     fastest = min(seconds, key=seconds.__getitem__)
     log.info(f"{mllm.version}: prefix {fastest} ({seconds})", extra={"action": "prefix_shared"})
-    return Sharing(WAYS[fastest], len(shared.prefix), fmean(map(len, shared.endings)))
+    return _as_sharing(shared, WAYS[fastest])
+
+
+def assume_sharing(mllm: Mllm, ask: Callable[[str, Image.Image], Prompt]) -> Sharing | None:
+    """The same for a network elsewhere: nothing is computed, so only the lengths are looked at."""
+    shared = mllm.share(_trials(ask), answer_tokens=1)
+    return None if shared is None else _as_sharing(shared, None)
+
+
+def _trials(ask: Callable[[str, Image.Image], Prompt]) -> list[Prompt]:
+    picture = Image.new("RGB", (64, 48), "gray")
+    return [ask(f"How many {'big ' * (n % 5)}windows does tower {n} have, and why?", picture) for n in range(TRIALS)]
+
+
+def _as_sharing(shared: SharedPrompts, way: SharingWay | None) -> Sharing:
+    return Sharing(way, len(shared.prefix), fmean(map(len, shared.endings)))
 
 
 def _seconds(

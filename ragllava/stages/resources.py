@@ -44,7 +44,7 @@ class Resources:
     def __init__(self, settings: Settings) -> None:
         """Connects to nothing yet."""
         self.settings = settings
-        self.models = ModelBundle(settings)
+        self.models = ModelBundle(settings, serving=True)
 
     @cached_property
     def objects(self) -> ObjectStore:

@@ -103,7 +103,7 @@ def hold_contest(
     The models are loaded for this alone. Where the profile has no champion yet, its base model becomes champion.
     Raises JobRefused when the champion cannot be used here.
     """
-    bench = Resources(settings)
+    bench = Resources(settings.model_copy(update={"vllm_url": None}))  # no endpoint serves a challenger
     profile = bench.models.profile.name
     bases = bench.base_versions()
     champion = in_transaction(engine, lambda c: registry.ensure_champions(c, profile, bases))[rules.role]

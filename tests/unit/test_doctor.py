@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -84,3 +85,24 @@ def test_missing_models_and_a_missing_device_are_problems(monkeypatch: pytest.Mo
 )
 def test_masked(value: object, shown: str) -> None:
     assert masked(value) == shown
+
+
+def test_the_backend_is_this_process_or_an_endpoint_that_agrees(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from ragllava.models.bundle import ModelBundle
+    from tests.served import ModelServer, serving
+
+    assert values(diagnose(load_settings))["backend"] == "in the workers' processes"
+    server = ModelServer(ModelBundle(Settings(home=tmp_path, device="cpu")).generator.mllm)
+    with serving(server):
+        monkeypatch.setenv("RAGLLAVA_VLLM_URL", server.url)
+        found = diagnose(load_settings)
+        assert found.problems == []
+        agrees = r" serves the-base: 11 golden relevances from 0\.000 to 0\.9\d+ differ by \d\.\de-\d+"
+        assert re.fullmatch(re.escape(server.url) + agrees, values(found)["backend"])
+        server.mllm.network.lm_head.weight.data.mul_(0.1)
+        [problem] = diagnose(load_settings).problems
+        assert "must not serve" in problem
+    [problem] = diagnose(load_settings).problems
+    assert f"the endpoint {server.url} does not answer" in problem

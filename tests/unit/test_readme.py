@@ -109,7 +109,7 @@ def written_default(name: str) -> str:
         return f"`{str(default_home()).replace(str(Path.home()), '~')}`"
     default = Settings.model_fields[name].default
     if default is None:
-        return "not set" if name in ("models_dir", "events_list") else "embedded"
+        return "not set" if name in ("models_dir", "events_list") or name.startswith("vllm_") else "embedded"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
     return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
