@@ -30,11 +30,15 @@ class AnswerRequest:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedAnswer:
-    """`confidence` in (0, 1] is exp of the mean log-probability of the answer's tokens; `note` is for people."""
+    """`confidence` in (0, 1] is exp of the mean log-probability of the answer's tokens; `note` is for people.
+
+    `tokens` counts the answer's, without the one that ends it.
+    """
 
     text: str
     confidence: float
     note: str | None = None
+    tokens: int = 0
 
 
 class Generator:
@@ -90,7 +94,8 @@ class Generator:
             notes.append("the model gave an empty answer")
         elif not ends:
             notes.append(f"answer stopped at {length} tokens")
-        return GeneratedAnswer(text, float(counted.mean().exp()), "; ".join(note for note in notes if note) or None)
+        note = "; ".join(note for note in notes if note) or None
+        return GeneratedAnswer(text, float(counted.mean().exp()), note, length)
 
 
 def _prompt(request: AnswerRequest, write: PromptWriter, *, with_captions: bool) -> Prompt:

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from ragllava.errors import UsageError
+from ragllava.evaluation.bench.growing import growth_rows
 from ragllava.evaluation.bench.ingesting import ingest_rows
+from ragllava.evaluation.bench.overhead import overhead_rows
 from ragllava.evaluation.bench.reranking import rerank_rows
 from ragllava.evaluation.bench.rows import BenchRow
+from ragllava.evaluation.bench.searching import search_rows
 from ragllava.evaluation.bench.workload import Workload
 
 
@@ -33,6 +36,9 @@ class Group:
 GROUPS = (
     Group("rerank", Needs.NOTHING, rerank_rows),
     Group("ingest", Needs.NOTHING, ingest_rows),
+    Group("search", Needs.SERVICES, search_rows),
+    Group("overhead", Needs.WORKERS, overhead_rows),
+    Group("growth", Needs.WORKERS, growth_rows),
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +22,19 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+class Ingested(Protocol):
+    """What an ingest answers: the job, to wait for."""
+
+    @property
+    def job_id(self) -> int:
+        """The queued job."""
+
+
 class JobClient(Protocol):
     """What the rows need of the Python client (client.py): jobs that go through the queue to the workers."""
+
+    def ingest(self, paths: Sequence[Path], archive_name: str, captions: Path | None = ...) -> Ingested:
+        """Queue pictures for an archive."""
 
     def submit(self, path: Path, how: Submission) -> Submitted:
         """Queue a question file."""
@@ -34,6 +45,9 @@ class JobClient(Protocol):
     def wait(self, job_id: int, *, timeout_s: float | None = ..., poll_s: float = ...) -> JobView:
         """Wait until a job has ended."""
 
+    def results(self, job_id: int) -> Iterator[ResultRow]:
+        """One row for each question, in order."""
+
 
 @dataclass(frozen=True)
 class System:
@@ -42,19 +56,22 @@ class System:
     settings: Settings  # with the addresses of the services
     engine: Engine
     client: JobClient
-    processes: dict[str, int]  # process ids of services and workers, by name
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One run of the bench. `shape` adds reranking rows of a model of that shape with random weights.
+    """One run of the bench, and its sizes.
 
-    `system` is None for groups that need no services.
+    `questions` are asked of each image in a bulk row, `images` are real pictures, `vectors` those of the largest
+    archive, `job_questions` those of the largest job. `shape` adds reranking rows of a model of that shape with
+    random weights. `system` is None for groups that need no services.
     """
 
     models: ModelBundle
     questions: int
     images: int
+    vectors: int
+    job_questions: int
     seed: int = 5
     shape: str | None = None
     system: System | None = None
