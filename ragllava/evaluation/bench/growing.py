@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ragllava.evaluation.bench.jobs import SAMPLE, run_job, sample_archive, write_questions
-from ragllava.evaluation.bench.memory import MemoryWatch
+from ragllava.evaluation.bench.memory import BENCH, MemoryWatch
 from ragllava.evaluation.bench.mixed_archive import MixedArchive, MixedArchives
 from ragllava.evaluation.bench.rows import BenchRow, Wanted, timed
 from ragllava.evaluation.bench.workload import System, Workload
@@ -24,9 +24,13 @@ _NOTE = (
     "vectors mixed from those of drawn postcards; only images that come near a question have a picture; the index is "
     "the one that an archive of this size has in production"
 )
-# What the caches of a process may add to what it took for one question, in MiB.
-_POSTGRES_CACHES_MIB = 128 + 256  # shared buffers, and the memory of one graph build
-_OTHER_MIB = 64
+# What a process may take beside what it took for one question, in MiB, and for what.
+_ROOMS = {
+    "worker": (256, "the cache of decoded pictures and a batch"),
+    "PostgreSQL": (512 + 256, "shared buffers and a graph build"),
+    "SeaweedFS": (512, "its buffers"),
+}
+_OTHER_ROOM = (64, "its buffers")
 
 
 def growth_rows(workload: Workload) -> list[BenchRow]:
@@ -53,7 +57,8 @@ def _job_rows(workload: Workload, texts: Sequence[str]) -> list[BenchRow]:
     smallest = sizes[0]
     return [
         BenchRow(
-            "growth", f"a job of {size:,} questions", f"a job of {smallest:,}", "s", seconds[size], seconds[smallest],
+            "growth", f"growth, a job of {size:,} questions", f"a job of {smallest:,}", "s",
+            seconds[size], seconds[smallest],
             Wanted(at_most=size / smallest), {"ms_a_question": seconds[size] / size * 1000},
         )
         for size in sizes[1:]
@@ -67,6 +72,7 @@ class _Measured:
     job_s: float
     search_s: float
     left_out: int  # candidates whose picture could not be read: they would make the job faster than it is
+    pairs_a_picture: float  # the fewer, the less of a prefix is shared
 
 
 def _archive_rows(workload: Workload, texts: Sequence[str]) -> list[BenchRow]:
@@ -97,11 +103,13 @@ def _archive_row(
     figures = {
         "search_ms": best[size].search_s * 1000,
         "search_ms_of_reference": best[smaller].search_s * 1000,
+        "pairs_a_picture": best[size].pairs_a_picture,
+        "pairs_a_picture_of_reference": best[smaller].pairs_a_picture,
         "has_graph": float(archives[size].has_graph),
         "candidates_left_out": float(best[size].left_out),
     }
     return BenchRow(
-        "growth", f"a question on {size:,} images", f"on {smaller:,} images", "s",
+        "growth", f"growth, a question on {size:,} images", f"on {smaller:,} images", "s",
         best[size].job_s, best[smaller].job_s, wanted, figures, _NOTE,
     )  # fmt: skip
 
@@ -112,23 +120,20 @@ def _measure(system: System, makers: MixedArchives, path: Path, one: MixedArchiv
         lambda: in_transaction(system.engine, lambda c: vectors.search(c, one.index_id, makers.questions, _TOP_K))
     )
     job_s, job_id = run_job(system, path, one.name)
-    judged = sum(len(row.candidates) for row in system.client.results(job_id))
-    return _Measured(job_s / number, search_s / number, number * _TOP_K - judged)
+    judged = [candidate.image.image_id for row in system.client.results(job_id) for candidate in row.candidates]
+    left_out, pairs_a_picture = number * _TOP_K - len(judged), len(judged) / len(set(judged))
+    return _Measured(job_s / number, search_s / number, left_out, pairs_a_picture)
 
 
 def _memory_row(name: str, before_mib: float, peak_mib: float, cache_mib: int) -> BenchRow:
     """The bound is what the process took for one question, and what its caches may hold."""
-    if name.startswith("PostgreSQL"):
-        room_mib, room = _POSTGRES_CACHES_MIB, "shared buffers and a graph build"
-    elif name.startswith("worker"):
-        room_mib, room = cache_mib + _OTHER_MIB, "the cache of decoded pictures"
-    elif name == "bench":
-        room_mib, room = None, ""
-    else:
-        room_mib, room = _OTHER_MIB, "its buffers"
-    bound = None if room_mib is None else before_mib + room_mib
-    note = "this process, which holds the vectors and the models of the comparison" if room_mib is None else ""
+    figures = {"mib_after_one_question": before_mib}
+    if name == BENCH:
+        note = "this process, which holds the vectors and the models of the comparisons: no part of the system"
+        return BenchRow("growth", f"memory, {name}", "-", "MiB", peak_mib, None, figures=figures, note=note)
+    room_mib, room = next((found for start, found in _ROOMS.items() if name.startswith(start)), _OTHER_ROOM)
+    bound_mib = before_mib + room_mib + (cache_mib if name.startswith("worker") else 0)
     return BenchRow(
-        "growth", f"memory of {name}", f"one question, and room for {room}" if room else "-", "MiB",
-        peak_mib, bound, Wanted(at_most=1.0), {"mib_after_one_question": before_mib}, note,
+        "growth", f"memory, {name}", f"after one question, and room for {room}", "MiB", peak_mib, bound_mib,
+        Wanted(at_most=1.0), figures,
     )  # fmt: skip

@@ -12,6 +12,7 @@ import psutil
 
 _EVERY_S = 2.0
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
+BENCH = "the bench itself"
 _PROGRAMS = {"postgres": "PostgreSQL, its largest process", "redis-server": "Redis", "weed": "SeaweedFS"}
 
 
@@ -47,7 +48,7 @@ class MemoryWatch:
         us = psutil.Process()
         for process in [us, *us.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
-                name = "bench" if process.pid == us.pid else process_name(process)
+                name = BENCH if process.pid == us.pid else process_name(process)
                 if name is not None:
                     self._peaks[name] = max(self._peaks.get(name, 0.0), peak_mib(process))
 
@@ -61,10 +62,9 @@ def peak_mib(process: psutil.Process) -> float:
 
 def process_name(process: psutil.Process) -> str | None:
     """What a process of the system is to people; None for helpers that hold nothing."""
+    if process.name() in _PROGRAMS:
+        return _PROGRAMS[process.name()]
     command = process.cmdline()
-    program = Path(command[0]).name if command else ""
-    if program.rstrip(":") in _PROGRAMS:
-        return _PROGRAMS[program.rstrip(":")]
     if worker := _worker(command):
         return f"worker {worker}"
     parent = process.parent()

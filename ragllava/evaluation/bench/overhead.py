@@ -56,7 +56,7 @@ def _bulk_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> B
         direct_s.append(seconds)
     differing = sum(one != other.text for one, other in zip(said, answers, strict=True))
     return BenchRow(
-        "overhead", f"a job of {len(texts)} questions", _REFERENCE, "s", min(through_s), min(direct_s),
+        "overhead", f"overhead, a job of {len(texts)} questions", _REFERENCE, "s", min(through_s), min(direct_s),
         Wanted(at_most=_MOST_SHARE), {"answers_that_differ": differing},
         "from the submit to the written result files; the reference writes nothing",
     )  # fmt: skip
@@ -73,7 +73,7 @@ def _ask_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> Be
         direct_s.append(timed(lambda text=text: answer.answer_questions(_numbered([text]), tools))[0])  # type: ignore[misc]
     through, direct = statistics.median(through_s), statistics.median(direct_s)
     return BenchRow(
-        "overhead", "one question now", _REFERENCE, "s", through, direct,
+        "overhead", "overhead, one question now", _REFERENCE, "s", through, direct,
         Wanted(at_most=(direct + _MOST_EXTRA_S) / direct), {"extra_ms": (through - direct) * 1000},
         f"the wanted ratio is that of {_MOST_EXTRA_S * 1000:.0f} ms more than the reference",
     )  # fmt: skip

@@ -104,7 +104,7 @@ def _limit_row(row: BenchRow, name: str, limit_per_s: float, is_cuda: bool) -> B
     """The same time beside the least that arithmetic allows."""
     reached = row.figures["share_of_limit"] * limit_per_s
     return BenchRow(
-        "rerank", f"arithmetic, {name}", "a large matrix product on this device", "GFLOP/s",
+        "rerank", f"rerank, arithmetic, {name}", "a large matrix product on this device", "GFLOP/s",
         reached / 1e9, limit_per_s / 1e9, Wanted(at_least=0.5) if is_cuda else Wanted(),
         note="operations needed: tokens × 2 × parameters, what pairs of one picture share counted once",
     )  # fmt: skip
