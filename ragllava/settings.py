@@ -63,7 +63,8 @@ class Settings(BaseSettings):
     # Answering.
     top_k: int = Field(default=20, ge=1, le=1000)
     top_n: int = Field(default=2, ge=1, le=20)
-    questions_per_shard: int = Field(default=16, ge=1)
+    shard_seconds: float = Field(default=60.0, gt=0)  # a shard of questions is planned to take at most so long
+    questions_per_shard: int = Field(default=4096, ge=1)  # at most, and so many are planned together
     questions_per_step: int = Field(default=8, ge=1)  # a sub-batch: cancel, pause and stop are noticed between
     pairs_per_batch: int = Field(default=20, ge=1)
     max_answer_tokens: int = Field(default=32, ge=1)

@@ -18,7 +18,8 @@ from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit
 from ragllava.evaluation.wrong_evidence import ShownEvidence, oracle_evidence, with_added_wrong, with_wrong_evidence
 from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, Question, Role, StoredImage
 from ragllava.stages import answer
-from ragllava.stages.answer import AnswerTools, Judged
+from ragllava.stages.answer import Judged
+from ragllava.stages.answer_tools import AnswerTools, prepare
 
 DEFAULT_NOISE = (0.2, 0.5)
 _QUESTIONS_RANKED_TOGETHER = 300  # the more, the more of them share a candidate's picture
@@ -205,7 +206,7 @@ def has_untuned(bench: Workbench) -> bool:
 def wear_champions(pool: Pool, bench: Workbench) -> float:
     """Let the champions compute from here on, as every call of `rank` does; returns the η that jobs use."""
     options = AnswerOptions().as_json()
-    return answer.prepare(bench.engine, bench.settings, bench.resources, pool.archive_id, options).threshold
+    return prepare(bench.engine, bench.settings, bench.resources, pool.archive_id, options).threshold
 
 
 def run_arms(
@@ -248,7 +249,7 @@ def _tools(
     dataset: EvaluationSet, pool: Pool, bench: Workbench, top_n: int = 1, *, hide_captions: bool = False
 ) -> AnswerTools:
     options = AnswerOptions(bench.settings.top_k, top_n, threshold=0.0, captions_in_answer=not hide_captions)
-    tools = answer.prepare(bench.engine, bench.settings, bench.resources, pool.archive_id, options.as_json())
+    tools = prepare(bench.engine, bench.settings, bench.resources, pool.archive_id, options.as_json())
     return replace(tools, by_caption=dataset.by_caption)
 
 

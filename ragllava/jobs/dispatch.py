@@ -139,14 +139,19 @@ class _Room:
         return True
 
 
-def _room(connection: Connection, settings: Settings) -> _Room:
-    slots = connection.execute(
+def live_slots(connection: Connection, settings: Settings) -> dict[str, int]:
+    """How many shards the workers that are there can run at once, by queue."""
+    rows = connection.execute(
         text(
             "SELECT queue, sum(slots) AS slots FROM workers, unnest(queues) AS queue "
             "WHERE state = 'live' AND versions <> '{}' AND seen_at > now() - make_interval(secs => :age) GROUP BY queue"
         ),
         {"age": 3 * settings.tick_s},
     )
+    return {row.queue: int(row.slots) for row in rows}
+
+
+def _room(connection: Connection, settings: Settings) -> _Room:
     outstanding = connection.execute(
         select(jobs.c.kind, shards.c.queue, _PRIORITY, func.count())
         .join(shards, shards.c.job_id == jobs.c.id)
@@ -156,7 +161,7 @@ def _room(connection: Connection, settings: Settings) -> _Room:
     taken: dict[tuple[str, int], int] = defaultdict(int)
     for kind, queue, priority, number in outstanding:
         taken[queue or QUEUE_OF_KIND[JobKind(kind)], priority] += number
-    return _Room({queue: int(number) for queue, number in slots}, taken)
+    return _Room(live_slots(connection, settings), taken)
 
 
 def _pending(connection: Connection) -> list[_PendingShard]:

@@ -40,6 +40,7 @@ class Lease:
     hi: int
     epoch: int
     worker: str
+    is_planned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
             shards.c.lo,
             shards.c.hi,
             shards.c.epoch,
+            shards.c.is_planned,
             jobs.c.kind,
             jobs.c.archive_id,
             jobs.c.spec,
@@ -110,6 +112,7 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
         hi=row.hi,
         epoch=row.epoch,
         worker=worker,
+        is_planned=row.is_planned,
     )
 
 
@@ -137,7 +140,10 @@ def forgive(connection: Connection, lease: Lease) -> None:
 
 
 def finish(connection: Connection, lease: Lease) -> None:
-    """Mark the shard done; the last one closes the job. Raises LeaseLost when the lease is not ours any more."""
+    """Mark the shard done; the last one closes the job. Nothing is left to do when its stage has split it.
+
+    Raises LeaseLost when the lease is not ours any more.
+    """
     row = connection.execute(
         update(shards)
         .where(*_mine(lease))
@@ -145,8 +151,17 @@ def finish(connection: Connection, lease: Lease) -> None:
         .returning(shards.c.id)
     ).one_or_none()
     if row is None:
+        left = connection.execute(select(shards.c.state, shards.c.epoch).where(shards.c.id == lease.shard_id)).one()
+        if left == (ShardState.SPLIT, lease.epoch):
+            return
         raise LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; its result is dropped")
     close_job_if_ended(connection, lease.job_id)
+
+
+def split(connection: Connection, lease: Lease, bounds: list[tuple[int, int]]) -> None:
+    """Let the open inputs of the shard be worked on as planned shards; call it behind the fence."""
+    insert_shards(connection, lease.job_id, lease.run_no, bounds, is_planned=True)
+    _mark(connection, lease.shard_id, ShardState.SPLIT, None)
 
 
 def hand_back(connection: Connection, lease: Lease) -> bool:
@@ -213,7 +228,8 @@ def settle(connection: Connection, row: Row[Any], error: str, limits: Limits) ->
         _end(connection, row, ShardState.DEAD, "dead", reason)
     else:
         middle = open_inputs[len(open_inputs) // 2]
-        insert_shards(connection, row.job_id, row.run_no, [(open_inputs[0], middle), (middle, open_inputs[-1] + 1)])
+        halves = [(open_inputs[0], middle), (middle, open_inputs[-1] + 1)]
+        insert_shards(connection, row.job_id, row.run_no, halves, is_planned=True)
         _mark(connection, row.id, ShardState.SPLIT, error)
     close_job_if_ended(connection, row.job_id)
 
@@ -226,13 +242,16 @@ def insert_shards(
     *,
     queue: str | None = None,
     is_last: bool = False,
+    is_planned: bool = False,
 ) -> None:
     """New pending shards over [lo, hi) ranges.
 
-    `queue` None is the one of the job's kind. A last shard is dispatched when all others of its job have ended.
+    `queue` None is the one of the job's kind. A last shard is dispatched when all others of its job have ended. A
+    planned one is small enough for its stage.
     """
     if bounds:
-        common = {"job_id": job_id, "run_no": run_no, "state": ShardState.PENDING, "queue": queue, "is_last": is_last}
+        common = {"job_id": job_id, "run_no": run_no, "state": ShardState.PENDING, "queue": queue}
+        common |= {"is_last": is_last, "is_planned": is_planned}
         connection.execute(shards.insert(), [common | {"lo": lo, "hi": hi} for lo, hi in bounds])
 
 

@@ -109,13 +109,15 @@ class ModelBundle:
             return dict(self._mllm.files)
 
     def warm_up(self) -> None:
-        """Load what answering needs and score one pair, so that the first question does not wait (R19)."""
+        """Load what answering needs and score two pairs of one picture, so that no question waits for it (R19)."""
         from PIL import Image
 
         from ragllava.models.reranker import Pair
 
         self.retriever.embed_texts(["a question"])
-        self.reranker.relevance([Pair("a question", "a caption", Image.new("RGB", (64, 64), "gray"))], batch_size=1)
+        picture = Image.new("RGB", (64, 64), "gray")
+        pairs = [Pair(question, "a caption", picture) for question in ("a question", "another question")]
+        self.reranker.relevance(pairs, batch_size=2)
 
     @cached_property
     def _plan(self) -> DevicePlan:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import psutil
 import torch
 
 from ragllava.errors import DeviceLost, DeviceOutOfMemory, SettingsError
@@ -95,6 +96,20 @@ def in_batches(
         log.warning("out of memory: batch_size=%d", size, extra={"action": "batch_halved"})
         torch.cuda.empty_cache()
     return results
+
+
+def rows_that_fit(config: Any, plan: DevicePlan, tokens: float, wanted: int) -> int:
+    """How many rows of `tokens` tokens fit into half of the memory that is free now: 1 to `wanted`.
+
+    An estimate from the language model's `config`: a token's keys and values in all layers, and the widest of what one
+    layer computes. That it was too large after all is seen by `in_batches`.
+    """
+    on_gpu = plan.device.type == "cuda"
+    free = torch.cuda.mem_get_info(plan.device)[0] if on_gpu else psutil.virtual_memory().available
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    numbers = 2 * config.num_hidden_layers * heads * width + 8 * config.hidden_size + 3 * config.intermediate_size
+    return max(1, min(wanted, int(free / 2 / (numbers * plan.dtype.itemsize * tokens))))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

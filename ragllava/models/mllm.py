@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from ragllava.errors import ModelUnavailable, ScoreRejected
 from ragllava.models.checks import Manifest, check_model_folder, manifest, model_version
-from ragllava.models.device import DevicePlan, to_device
+from ragllava.models.device import DevicePlan, rows_that_fit, to_device
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
 from ragllava.models.profiles import Profile, find_model
 from ragllava.models.shared_prefix import SharedPrompts, SharingWay, common_length
@@ -138,6 +138,10 @@ class Mllm:
         if self._plan.device.type == "cuda":
             torch.cuda.synchronize(self._plan.device)  # whoever compares the ways must see their time
         return logits
+
+    def rows_that_fit(self, tokens: float, wanted: int) -> int:
+        """How many rows of so many tokens fit into half of the memory that is free now: 1 to `wanted`."""
+        return rows_that_fit(self.network.config.get_text_config(), self._plan, tokens, wanted)
 
     def answer_token_ids(self, words: Sequence[str]) -> list[int]:
         """The token that begins each word when it follows the rendered prompt; all different.

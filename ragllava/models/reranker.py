@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
@@ -18,13 +17,11 @@ from ragllava.models.adapters import Adapter
 from ragllava.models.device import in_batches
 from ragllava.models.fitting import Prompt
 from ragllava.models.mllm import Mllm
-from ragllava.models.shared_prefix import WAYS, SharedPrompts, SharingWay
+from ragllava.models.shared_prefix import SharedPrompts, SharingWay
+from ragllava.models.sharing import Sharing, try_sharing
 from ragllava.prompts import PromptParts, caption_rerank_prompt, rerank_prompt
 
-log = logging.getLogger(__name__)
-
-_TOLERANCE_FP32, _TOLERANCE_HALF = 1e-4, 1e-2  # of a relevance, shared against alone
-_TRIALS = 20  # questions of the trial that compares the ways
+_SHARING: WeakKeyDictionary[Mllm, Sharing | None] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +69,7 @@ class Reranker:
         """
         prompts = [pair.prompt() for pair in pairs]
         with self._adapter.active() if self._adapter else nullcontext():
-            scores = self._score_sharing(prompts, batch_size, way) if (way := self.sharing_way) else {}
+            scores = self._score_sharing(prompts, batch_size)
             # Rows of like length share a batch, so that little of it is padding.
             rest = [place for place in range(len(prompts)) if place not in scores]
             rest.sort(key=lambda place: prompts[place].rough_tokens())
@@ -81,59 +78,32 @@ class Reranker:
         return [scores[place] for place in range(len(pairs))]
 
     @property
-    def shares_prefix(self) -> bool:
-        """Whether questions about one picture are scored behind one prefix; else the log says why not."""
-        return self.sharing_way is not None
+    def sharing(self) -> Sharing | None:
+        """How questions about one picture are scored behind one prefix; None: each pair alone, and the log says why.
 
-    @cached_property
-    def sharing_way(self) -> SharingWay | None:
-        """The faster of the two ways to share a prefix, found by trying both on a trial picture.
-
-        None for a family whose scores would differ from those of each pair alone (USERS R1, R2); it is scored so.
+        Tried once for each base: an adapter changes weights, not what a prefix is.
         """
-        picture = Image.new("RGB", (64, 48), "gray")
-        questions = [f"How many {'big ' * (n % 5)}windows does tower {n} have, and why?" for n in range(_TRIALS)]
-        trials = [Pair(question, "a caption", picture).prompt() for question in questions]
-        shared = self.mllm.share(trials, answer_tokens=1)
-        if shared is None:
-            log.warning(f"{self.version}: prompts cannot share a prefix", extra={"action": "prefix_not_shared"})
-            return None
-        alone = torch.cat([self._shares(self.mllm.last_logits(self.mllm.prepare([trial], 1))) for trial in trials])
-        seconds: dict[str, float] = {}
-        for name, way in WAYS.items():
-            try:
-                difference = float((self._shares(self.mllm.shared_logits(shared, way, _TRIALS)) - alone).abs().max())
-            except torch.AcceleratorError:
-                raise
-            except (RuntimeError, ValueError, TypeError, NotImplementedError, ScoreRejected) as error:
-                text = f"{self.version}: a {name} prefix does not work here: {error}"
-                log.warning(text, extra={"action": "prefix_not_shared"})
-                continue
-            if difference <= (_TOLERANCE_FP32 if self.mllm.network.dtype == torch.float32 else _TOLERANCE_HALF):
-                began = time.perf_counter()
-                self.mllm.shared_logits(shared, way, _TRIALS)
-                seconds[name] = time.perf_counter() - began
-            else:
-                text = f"{self.version}: scores behind a {name} prefix differ by {difference:.1e} from those alone"
-                log.warning(text, extra={"action": "prefix_not_shared"})
-        if not seconds:
-            return None
-        fastest = min(seconds, key=seconds.__getitem__)
-        log.info(f"{self.version}: prefix {fastest} ({seconds})", extra={"action": "prefix_shared"})
-        return WAYS[fastest]
+        if self.mllm not in _SHARING:
+            _SHARING[self.mllm] = try_sharing(self.mllm, self._shares, _ask_trial)
+        return _SHARING[self.mllm]
 
-    def _score_sharing(self, prompts: Sequence[Prompt], batch_size: int, way: SharingWay) -> dict[int, Relevance]:
+    def _score_sharing(self, prompts: Sequence[Prompt], batch_size: int) -> dict[int, Relevance]:
         """The relevances, by place, of those prompts whose picture others show as well."""
         by_picture: dict[int, list[int]] = defaultdict(list)
         for place, prompt in enumerate(prompts):
             by_picture[id(prompt.pictures[0])].append(place)
+        together = [places for places in by_picture.values() if len(places) > 1]
+        sharing = self.sharing if together else None
         scores: dict[int, Relevance] = {}
-        for places in by_picture.values():
-            shared = self.mllm.share([prompts[place] for place in places], answer_tokens=1) if len(places) > 1 else None
+        if sharing is None:
+            return scores
+        rows = self.mllm.rows_that_fit(sharing.prefix_tokens + sharing.ending_tokens, batch_size)
+        for places in together:
+            shared = self.mllm.share([prompts[place] for place in places], answer_tokens=1)
             if shared is not None:
-                score = partial(self._score_endings, shared, way, batch_size)
-                found = in_batches(shared.endings, len(shared.endings), score)
-                scores.update(zip(places, found, strict=True))
+                # All at once, so that a way that keeps the prefix computes it once for all its passes.
+                score = partial(self._score_endings, shared, sharing.way, rows)
+                scores.update(zip(places, in_batches(shared.endings, len(shared.endings), score), strict=True))
         return scores
 
     def _score_endings(
@@ -163,3 +133,7 @@ def write_caption_rerank(question: str, captions: list[str | None]) -> PromptPar
     """The same where a caption is searched by: `question` is that caption."""
     del captions  # the image's own would give it away
     return caption_rerank_prompt(question)
+
+
+def _ask_trial(question: str, picture: Image.Image) -> Prompt:
+    return Pair(question, "a caption", picture).prompt()

@@ -12,7 +12,8 @@ from sqlalchemy import Engine
 from ragllava.jobs import control
 from ragllava.records import Role
 from ragllava.settings import Settings
-from ragllava.stages.answer import look_up, retrieve, stamp_of
+from ragllava.stages.answer import retrieve
+from ragllava.stages.answer_tools import look_up, stamp_of
 from ragllava.stages.changes import changes_since
 from ragllava.stages.refresh import answered_lines, require_answered
 from ragllava.stages.resources import Resources

@@ -23,7 +23,8 @@ from sqlalchemy import Connection
 from ragllava.errors import ArchiveChanged, JobRefused
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import AnswerOptions, Candidate, Question, ReindexStatus
-from ragllava.stages.answer import AnswerTools, answer_questions, each, prepare
+from ragllava.stages.answer import answer_questions, each
+from ragllava.stages.answer_tools import AnswerTools, prepare
 from ragllava.stages.reindex_images import Target, embed_items
 from ragllava.stages.resources import Resources
 from ragllava.stores import answered, indexes, reindexed, vectors

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ragllava.decoding import DecoderPool
-from ragllava.errors import ImageRejected, JobRefused, ModelUnavailable, ObjectCorrupt, ObjectMissing
+from ragllava.errors import (
+    ImageRejected,
+    JobRefused,
+    ModelUnavailable,
+    ObjectCorrupt,
+    ObjectMissing,
+    ServiceUnavailable,
+)
 from ragllava.images import MAX_BYTES, decode
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.profiles import RetrieverSource
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import Role
 from ragllava.settings import Settings
+from ragllava.stages.planning import Pace
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.registry import BaseVersion
 from ragllava.stores.vectors import IndexView
@@ -52,6 +60,11 @@ class Resources:
     def decoder(self) -> DecoderPool:
         """Child processes that decode pictures nobody has checked yet."""
         return DecoderPool(self.settings.decoders)
+
+    @cached_property
+    def pace(self) -> Pace:
+        """How fast this process answers."""
+        return Pace()
 
     def fetch(self, bucket: str, key: str) -> bytes:
         """The bytes of an object of any bucket, for s3:// uris."""
@@ -134,6 +147,19 @@ class PictureCache:
         self._limit_bytes = limit_bytes
         self._used_bytes = 0
         self._kept: OrderedDict[str, Image] = OrderedDict()
+        self._coming: dict[str, Future[bytes | str]] = {}
+
+    def fetch_ahead(self, hashes: Iterable[str], threads: ThreadPoolExecutor) -> None:
+        """Let `threads` begin to fetch what the next `get_many` asks for; the bytes wait in memory until then.
+
+        What nobody asked for after an earlier call is let go.
+        """
+        wanted = [sha256 for sha256 in hashes if sha256 not in self._kept]
+        for sha256 in self._coming.keys() - set(wanted):
+            self._coming.pop(sha256).cancel()
+        for sha256 in wanted:
+            if sha256 not in self._coming:
+                self._coming[sha256] = threads.submit(self._fetch, sha256)
 
     def get_many(self, hashes: Sequence[str], threads: ThreadPoolExecutor) -> dict[str, Image | str]:
         """Each distinct picture, or one sentence why it cannot be read. Raises ServiceUnavailable.
@@ -143,9 +169,15 @@ class PictureCache:
         """
         wanted = list(dict.fromkeys(hashes))
         missing = [sha256 for sha256 in wanted if sha256 not in self._kept]
+        self.fetch_ahead(missing, threads)
         found: dict[str, Image | str] = {}
-        for sha256, data in zip(missing, threads.map(self._fetch, missing), strict=True):
-            found[sha256] = data if isinstance(data, str) else self._decode(sha256, data)
+        try:
+            for sha256 in missing:
+                data = self._coming.pop(sha256).result()
+                found[sha256] = data if isinstance(data, str) else self._decode(sha256, data)
+        except ServiceUnavailable:
+            self._coming.clear()  # all of it is asked for again, later
+            raise
         for sha256 in wanted:
             if sha256 not in found:
                 found[sha256] = self._kept[sha256]

@@ -14,15 +14,18 @@ from ragllava.stores.copying import copy_rows
 from ragllava.stores.outcomes import OPEN_QUESTION
 from ragllava.stores.schema import answers, candidates, images
 
-_QUESTION_COLUMNS = ("job_id", "question_no", "line", "custom_id", "text")
+_QUESTION_COLUMNS = ("job_id", "question_no", "place", "line", "custom_id", "text")
 _PAGE = 500
 
 
 def insert_questions(
     connection: Connection, job_id: int, rows: Iterable[tuple[int, int, str | None, str | None]]
 ) -> None:
-    """COPY (question_no, line, custom_id, text) rows; text None marks a line that is no valid question."""
-    copy_rows(connection, "questions", _QUESTION_COLUMNS, ((job_id, *row) for row in rows))
+    """COPY (question_no, line, custom_id, text) rows; text None marks a line that is no valid question.
+
+    They are worked on in the order of their numbers until `reorder` says otherwise.
+    """
+    copy_rows(connection, "questions", _QUESTION_COLUMNS, ((job_id, row[0], *row) for row in rows))
 
 
 def insert_refusals(connection: Connection, job_id: int, rows: Iterable[tuple[int, str, str]]) -> None:
@@ -37,16 +40,35 @@ def insert_refusals(connection: Connection, job_id: int, rows: Iterable[tuple[in
 
 
 def open_questions(connection: Connection, job_id: int, run_no: int, lo: int, hi: int) -> list[Question]:
-    """The valid questions in [lo, hi) that have no answer in this run yet, in order."""
+    """The valid questions at the places [lo, hi) that have no answer in this run yet, in the order of work."""
     rows = connection.execute(
         text(
             "SELECT q.question_no, q.line, q.custom_id, q.text FROM questions q "  # noqa: S608 - our own constant
-            f"WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi AND {OPEN_QUESTION} "
-            "ORDER BY q.question_no"
+            f"WHERE q.job_id = :job_id AND q.place >= :lo AND q.place < :hi AND {OPEN_QUESTION} "
+            "ORDER BY q.place"
         ),
         {"job_id": job_id, "run_no": run_no, "lo": lo, "hi": hi},
     )
     return [Question(row.question_no, row.line, row.custom_id, row.text) for row in rows]
+
+
+def reorder(connection: Connection, job_id: int, numbers: Sequence[int]) -> list[int]:
+    """Let questions be worked on in this order, at the places that they hold together; returns these, ascending."""
+    places = list(
+        connection.scalars(
+            text("SELECT place FROM questions WHERE job_id = :job_id AND question_no = ANY(:numbers) ORDER BY place"),
+            {"job_id": job_id, "numbers": list(numbers)},
+        )
+    )
+    connection.execute(
+        text(
+            "UPDATE questions SET place = moved.place "
+            "FROM unnest(CAST(:numbers AS bigint[]), CAST(:places AS bigint[])) AS moved (number, place) "
+            "WHERE job_id = :job_id AND question_no = moved.number AND questions.place <> moved.place"
+        ),
+        {"job_id": job_id, "numbers": list(numbers), "places": places},
+    )
+    return places
 
 
 def insert_answers(

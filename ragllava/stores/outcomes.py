@@ -1,5 +1,6 @@
 """How the inputs of a job ended, whatever its kind: files of an ingest job, questions of an answer job, items of a
-reindex job, and the one training or chore of a train or chore job, which has the number 0.
+reindex job, and the one training or chore of a train or chore job, which has the number 0. A question's number here is
+its place in the order of work.
 
 The queue counts, finds what is still open, and writes the outcomes of shards that ended without their stage.
 """
@@ -26,9 +27,9 @@ _OPEN_INPUTS = {
         SELECT file_no FROM files WHERE job_id = :job_id AND file_no >= :lo AND file_no < :hi AND status IS NULL
         ORDER BY file_no""",
     JobKind.ANSWER: f"""
-        SELECT q.question_no FROM questions q
-        WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi AND {OPEN_QUESTION}
-        ORDER BY q.question_no""",  # noqa: S608 - no foreign text
+        SELECT q.place FROM questions q
+        WHERE q.job_id = :job_id AND q.place >= :lo AND q.place < :hi AND {OPEN_QUESTION}
+        ORDER BY q.place""",  # noqa: S608 - no foreign text
     JobKind.TRAIN: """
         SELECT 0 FROM trainings WHERE job_id = :job_id AND :lo <= 0 AND 0 < :hi AND status IS NULL""",
     JobKind.REINDEX: """
@@ -74,7 +75,8 @@ _WRITE_TERMINAL = {
         WHERE job_id = :job_id AND file_no = ANY(:numbers)""",
     JobKind.ANSWER: """
         INSERT INTO answers (job_id, question_no, run_no, status, error_code, error)
-        SELECT :job_id, number, :run_no, :status, :status, :reason FROM unnest(CAST(:numbers AS bigint[])) AS number""",
+        SELECT job_id, question_no, :run_no, :status, :status, :reason FROM questions
+        WHERE job_id = :job_id AND place = ANY(:numbers)""",
     JobKind.TRAIN: """
         UPDATE trainings SET status = :status, reason = :reason, phase = 'ended', updated_at = now()
         WHERE job_id = :job_id AND 0 = ANY(:numbers)""",
@@ -185,7 +187,7 @@ def reopen(connection: Connection, kind: JobKind, job_id: int, statuses: list[st
         rows = connection.scalars(text(_REOPEN[kind]), {"job_id": job_id, "statuses": statuses})
         return sorted(rows)
     query = text(
-        "SELECT latest.question_no FROM (SELECT DISTINCT ON (question_no) question_no, status FROM answers "
+        "SELECT q.place FROM (SELECT DISTINCT ON (question_no) question_no, status FROM answers "
         "  WHERE job_id = :job_id AND run_no < :run_no ORDER BY question_no, run_no DESC) latest "
         "JOIN questions q ON q.job_id = :job_id AND q.question_no = latest.question_no "
         "WHERE latest.status = ANY(:statuses) AND q.text IS NOT NULL ORDER BY 1"

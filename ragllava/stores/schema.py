@@ -161,6 +161,7 @@ shards = Table(
     Column("error", Text),
     Column("queue", Text),  # NULL: the queue of its job's kind
     Column("is_last", Boolean, nullable=False, server_default=text("false")),  # waits until all others have ended
+    Column("is_planned", Boolean, nullable=False, server_default=text("false")),  # its stage need not cut it smaller
     postgresql_with={"fillfactor": "70"},
 )
 
@@ -198,11 +199,13 @@ questions = Table(
     metadata,
     Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("question_no", BigInteger, primary_key=True, autoincrement=False),
+    Column("place", BigInteger, nullable=False),  # in the order of work, which the bounds of shards count
     Column("line", BigInteger, nullable=False),
     Column("custom_id", Text),
     Column("text", Text),
     Column("previous", JSONB(none_as_null=True)),  # of a refresh: what the job before said (stores/refreshes.py)
     UniqueConstraint("job_id", "custom_id"),
+    Index("ix_questions_job_id_place", "job_id", "place"),
 )
 
 answers = Table(

@@ -283,6 +283,7 @@ class Touchy:
         self._reranker = reranker
         self._error = error
         self.version: str = reranker.version
+        self.sharing = reranker.sharing
 
     def relevance(self, pairs: Sequence[Pair], batch_size: int) -> list[Relevance]:
         if any("TOUCHY" in pair.question for pair in pairs):

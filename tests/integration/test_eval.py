@@ -26,6 +26,7 @@ from ragllava.jobs.runner import ShardContext
 from ragllava.records import AnswerOptions, JobKind
 from ragllava.stages import answer
 from ragllava.stages.answer import answer_stage
+from ragllava.stages.answer_tools import prepare
 from ragllava.stages.resources import Resources
 from ragllava.stages.results import ResultRow
 from ragllava.stores import archive
@@ -185,7 +186,7 @@ def test_without_reranking_clip_decides(bench: Workbench) -> None:
     found = evaluate(dataset, None, bench, RunOptions(rerank=False, oracle=False))
     assert [row["label"] for row in found.as_json()["rows"]["all"]] == ["CLIP"]
     [arm] = arms_of(dataset, found, bench, RunOptions(rerank=False, oracle=False))
-    tools = answer.prepare(
+    tools = prepare(
         bench.engine,
         bench.settings,
         bench.resources,
@@ -220,7 +221,7 @@ def test_captions_can_be_hidden_from_the_generator_alone(bench: Workbench) -> No
     shown, hidden = arms_of(dataset, found, bench, options)
     assert (shown.label, hidden.label) == ("CLIP", "CLIP, captions hidden")
     assert shown.ranked == hidden.ranked
-    tools = answer.prepare(
+    tools = prepare(
         bench.engine,
         bench.settings,
         bench.resources,

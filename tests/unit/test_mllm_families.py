@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ragllava.errors import ModelUnavailable, ScoreRejected
-from ragllava.models import reranker as reranker_module
+from ragllava.models import sharing as sharing_module
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
 from ragllava.models.generator import AnswerRequest, Generator
 from ragllava.models.mllm import Mllm
@@ -60,7 +60,7 @@ def test_a_pair_scores_the_same_alone_in_a_batch_and_in_any_order(mllm: Mllm) ->
 
 def test_questions_about_one_picture_score_the_same_behind_one_prefix(mllm: Mllm) -> None:
     reranker = Reranker(mllm)
-    assert reranker.shares_prefix
+    assert reranker.sharing is not None
     one, other = noise_pictures()[:2]
     texts = ["What is it?", "How many windows does the red lighthouse in Port Ansel have?", "Why?", "Is it night?"]
     pairs = [Pair(text, "Harlow, Port Ansel", picture) for text in texts for picture in (one, other)]
@@ -80,10 +80,10 @@ def test_a_family_that_cannot_share_is_scored_pair_by_pair(llava: Mllm, monkeypa
         return torch.randn(len(shared.endings), len(llava.tokenizer))
 
     pairs = [Pair(text, None, noise_pictures()[0]) for text in ("What is it?", "Why?")]
-    right = [score.value for score in Reranker(llava).relevance(pairs, batch_size=2)]
-    monkeypatch.setattr(reranker_module, "WAYS", {"refusing": refuse, "wrong": be_wrong})
+    right = [Reranker(llava).relevance([pair], batch_size=1)[0].value for pair in pairs]
+    monkeypatch.setattr(sharing_module, "WAYS", {"refusing": refuse, "wrong": be_wrong})
     reranker = Reranker(llava)
-    assert not reranker.shares_prefix
+    assert reranker.sharing is None
     np.testing.assert_allclose([s.value for s in reranker.relevance(pairs, batch_size=2)], right, atol=TOLERANCE)
 
 

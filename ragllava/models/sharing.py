@@ -1,0 +1,74 @@
+"""Whether prompts about one picture may share a prefix with this model, and by which way: a trial of both."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from PIL import Image
+
+from ragllava.errors import ScoreRejected
+from ragllava.models.fitting import Prompt
+from ragllava.models.mllm import Mllm
+from ragllava.models.shared_prefix import WAYS, SharedPrompts, SharingWay
+
+log = logging.getLogger(__name__)
+
+TRIALS = 20  # questions of the trial
+_TOLERANCE_FP32, _TOLERANCE_HALF = 1e-4, 1e-2  # of a relevance, shared against alone
+
+Shares = Callable[[torch.Tensor], torch.Tensor]  # logits (B, vocabulary) → relevance (B,)
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """The faster way, and the trial's mean numbers of tokens in a prefix and in an ending."""
+
+    way: SharingWay
+    prefix_tokens: float
+    ending_tokens: float
+
+
+def try_sharing(mllm: Mllm, shares: Shares, ask: Callable[[str, Image.Image], Prompt]) -> Sharing | None:
+    """Try both ways on a trial picture and take the faster of those whose scores are equal to each pair's alone.
+
+    None for a family with none; the log says why (USERS R1, R2). `ask` writes the prompt of a question.
+    """
+    picture = Image.new("RGB", (64, 48), "gray")
+    trials = [ask(f"How many {'big ' * (n % 5)}windows does tower {n} have, and why?", picture) for n in range(TRIALS)]
+    shared = mllm.share(trials, answer_tokens=1)
+    if shared is None:
+        log.warning(f"{mllm.version}: prompts cannot share a prefix", extra={"action": "prefix_not_shared"})
+        return None
+    alone = torch.cat([shares(mllm.last_logits(mllm.prepare([trial], 1))) for trial in trials])
+    seconds = {name: took for name, way in WAYS.items() if (took := _seconds(mllm, shared, name, way, shares, alone))}
+    if not seconds:
+        return None
+    fastest = min(seconds, key=seconds.__getitem__)
+    log.info(f"{mllm.version}: prefix {fastest} ({seconds})", extra={"action": "prefix_shared"})
+    return Sharing(WAYS[fastest], len(shared.prefix), fmean(map(len, shared.endings)))
+
+
+def _seconds(
+    mllm: Mllm, shared: SharedPrompts, name: str, way: SharingWay, shares: Shares, alone: torch.Tensor
+) -> float | None:
+    """How long this way takes; None when it does not work here, or not as it should."""
+    try:
+        difference = float((shares(mllm.shared_logits(shared, way, TRIALS)) - alone).abs().max())
+    except torch.AcceleratorError:
+        raise
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, ScoreRejected) as error:
+        text = f"{mllm.version}: a {name} prefix does not work here: {error}"
+        log.warning(text, extra={"action": "prefix_not_shared"})
+        return None
+    if difference > (_TOLERANCE_FP32 if mllm.network.dtype == torch.float32 else _TOLERANCE_HALF):
+        text = f"{mllm.version}: scores behind a {name} prefix differ by {difference:.1e} from those alone"
+        log.warning(text, extra={"action": "prefix_not_shared"})
+        return None
+    began = time.perf_counter()
+    mllm.shared_logits(shared, way, TRIALS)
+    return time.perf_counter() - began

@@ -1,0 +1,74 @@
+"""How questions are cut into shards: who shares candidates goes together, nobody is lost, no shard is too dear."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+
+from ragllava.stages.planning import Cost, Pace, cut, shard_seconds
+
+COST = Cost(image=3.0, pair=1.0, question=2.0)
+ALONE = COST.of([[1, 2, 3, 4]])
+
+
+def drawn(seed: int, questions: int = 200, images: int = 60) -> list[list[int]]:
+    """Candidates of questions: four neighbours of one image each."""
+    rng = random.Random(seed)
+    return [[(rng.randrange(images) + step) % images for step in range(4)] for _ in range(questions)]
+
+
+def test_the_cost_counts_an_image_once_and_every_pair() -> None:
+    assert COST.of([[1, 2], [2, 3]]) == 3 * 3 + 4 * 1 + 2 * 2
+    assert COST.of([]) == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_question_is_in_one_shard_and_none_is_too_dear(seed: int) -> None:
+    candidates = drawn(seed)
+    plan = cut(candidates, COST, most=10 * ALONE)
+    assert sorted(place for shard in plan for place in shard) == list(range(len(candidates)))
+    assert len(plan) > 1
+    assert all(COST.of(candidates[place] for place in shard) <= 10 * ALONE for shard in plan)
+    assert plan == cut(candidates, COST, most=10 * ALONE), "the same input gives the same plan"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_plan_reads_fewer_images_than_the_order_of_the_file(seed: int) -> None:
+    candidates = drawn(seed)
+    plan = cut(candidates, COST, most=10 * ALONE)
+    ends = [sum(map(len, plan[:number])) for number in range(len(plan) + 1)]
+    in_order = [candidates[lo:hi] for lo, hi in pairwise(ends)]
+    images = sum(len({image for place in shard for image in candidates[place]}) for shard in plan)
+    assert images < 0.7 * sum(len({image for row in rows for image in row}) for rows in in_order)
+
+
+def test_questions_that_share_nothing_are_cut_in_their_order() -> None:
+    candidates = [[4 * place + step for step in range(4)] for place in range(7)]
+    assert cut(candidates, COST, most=3 * ALONE) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_a_question_that_is_dearer_than_a_shard_is_one_alone() -> None:
+    assert cut([[1, 2, 3], [1, 2, 3]], COST, most=1.0) == [[0], [1]]
+
+
+def test_questions_without_candidates_have_a_place_too() -> None:
+    assert cut([[], [], []], COST, most=4.0) == [[0, 1], [2]]
+    assert cut([], COST, most=4.0) == []
+
+
+def test_a_shard_takes_its_seconds_and_less_when_workers_would_wait() -> None:
+    assert shard_seconds(total=1000.0, most=60.0, slots=2) == 60.0
+    assert shard_seconds(total=120.0, most=60.0, slots=4) == 30.0
+    assert shard_seconds(total=40.0, most=60.0, slots=8) == 20.0
+    assert shard_seconds(total=40.0, most=60.0, slots=0) == 40.0
+
+
+def test_a_pace_is_learned_and_follows_what_is_new() -> None:
+    pace = Pace()
+    known = [pace.seconds_per_cost]
+    for seconds, cost in ((3.0, 0.0), (10.0, 5.0), (20.0, 5.0)):
+        pace.learn(seconds, cost)
+        known.append(pace.seconds_per_cost)
+    assert known == [None, None, 2.0, 3.0]
