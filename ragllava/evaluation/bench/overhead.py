@@ -5,13 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 
 from ragllava.evaluation.bench.jobs import SAMPLE, run_job, sample_archive, write_questions
 from ragllava.evaluation.bench.rows import BenchRow, Wanted, timed
 from ragllava.evaluation.bench.workload import System, Workload
 from ragllava.records import Answer, AnswerOptions, Question
-from ragllava.stages import answer
-from ragllava.stages.answer import AnswerTools
+from ragllava.stages.answer import answer_again, answer_questions
+from ragllava.stages.answer_tools import AnswerTools, prepare
+from ragllava.stages.diagnose import DoubtLimits, find_noisy
 from ragllava.stages.resources import Resources
 from ragllava.stages.submit import Submission
 from ragllava.stores import archive
@@ -37,7 +39,7 @@ def overhead_rows(workload: Workload) -> list[BenchRow]:
 
 def _tools(system: System, resources: Resources) -> AnswerTools:
     archive_id = in_transaction(system.engine, lambda c: archive.get_archive(c, SAMPLE).archive_id)
-    return answer.prepare(system.engine, system.settings, resources, archive_id, AnswerOptions().as_json())
+    return prepare(system.engine, system.settings, resources, archive_id, AnswerOptions().as_json())
 
 
 def _bulk_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> BenchRow:
@@ -52,7 +54,7 @@ def _bulk_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> B
         seconds, job_id = run_job(system, path, SAMPLE)
         through_s.append(seconds)
         said = [row.answer for row in system.client.results(job_id)]
-        seconds, answers = timed(lambda: answer.answer_questions(questions, tools))
+        seconds, answers = timed(lambda: _answer(questions, tools))
         direct_s.append(seconds)
     differing = sum(one != other.text for one, other in zip(said, answers, strict=True))
     return BenchRow(
@@ -70,13 +72,21 @@ def _ask_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> Be
     for number in range(_ASKED):
         text = texts[number % len(texts)]
         through_s.append(timed(lambda text=text: client.ask(text, Submission(SAMPLE)))[0])  # type: ignore[misc]
-        direct_s.append(timed(lambda text=text: answer.answer_questions(_numbered([text]), tools))[0])  # type: ignore[misc]
+        direct_s.append(timed(lambda text=text: _answer(_numbered([text]), tools))[0])  # type: ignore[misc]
     through, direct = statistics.median(through_s), statistics.median(direct_s)
     return BenchRow(
         "overhead", "overhead, one question now", _REFERENCE, "s", through, direct,
         Wanted(at_most=(direct + _MOST_EXTRA_S) / direct), {"extra_ms": (through - direct) * 1000},
         f"the wanted ratio is that of {_MOST_EXTRA_S * 1000:.0f} ms more than the reference",
     )  # fmt: skip
+
+
+def _answer(questions: Sequence[Question], tools: AnswerTools) -> list[Answer]:
+    """All that a shard computes: the answers, and which of them are doubtful."""
+    found = answer_questions(questions, tools)
+    again = partial(answer_again, tools=tools) if tools.settings.leave_one_out else None
+    find_noisy(questions, found, DoubtLimits.of(tools.settings, tools.options.top_n), again)
+    return found
 
 
 def _numbered(texts: Sequence[str]) -> list[Question]:

@@ -54,7 +54,7 @@ def _rows_of(workload: Workload, reranker: Reranker, generator: Generator, sizes
     archive, is_cuda = workload.archive, on_accelerator(reranker.mllm)
     limit_per_s = matmul_rate(reranker.mllm)
     # Not timed: the ways to share a prefix are tried once in the life of a process.
-    workload.progress(f"rerank: {model}, prefixes are {'' if reranker.shares_prefix else 'not '}shared")
+    workload.progress(f"rerank: {model}, prefixes are {'' if reranker.sharing else 'not '}shared")
     rows = []
     for an_image in sorted({min(_FEW_PAIRS, workload.questions), workload.questions}):
         workload.progress(f"rerank: {model}, {an_image} pairs an image")
