@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -81,11 +80,7 @@ def bench(
         workload = Workload(
             ModelBundle(settings), questions, images, vectors, job_questions, shape=shape, progress=_Clock().tell
         )
-        try:
-            rows = _measure(groups, settings, workload)
-        except KeyboardInterrupt:
-            click.echo("interrupted; nothing is left running", err=True)
-            sys.exit(130)
+        rows = _measure(groups, settings, workload)
         run = describe_run(workload)
     if chart is not None:
         chart.write_text(draw_chart(rows, f"ragllava bench: {run.title}"), encoding="utf-8")
