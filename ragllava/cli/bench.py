@@ -98,7 +98,11 @@ def _measure(groups: Sequence[Group], settings: Settings, workload: Workload) ->
     for needs, some in groupby(groups, key=lambda group: group.needs):
         with _system(needs, settings, workload) as system:
             for group in some:
-                rows += group.rows(replace(workload, system=system))
+                found = group.rows(replace(workload, system=system))
+                # Said at once: a run that is interrupted has been of some use.
+                for row in found:
+                    workload.progress(f"  {row.name}: {_ratio(row)} {row.wanted}")
+                rows += found
     return rows
 
 
@@ -168,10 +172,20 @@ def _table(rows: Sequence[BenchRow]) -> Table:
     table = Table("what", "ours", "reference", "is", "ratio", "wanted", "", "beside")
     for row in rows:
         reference = "-" if row.reference is None else f"{row.reference:.4g} {row.unit}"
-        ratio = "-" if row.ratio is None else f"{row.ratio:.3g}"
         mark = {True: "reached", False: "missed", None: ""}[row.is_reached]
         beside = ", ".join(f"{name} {value:.3g}" for name, value in row.figures.items())
         table.add_row(
-            row.name, f"{row.ours:.4g} {row.unit}", reference, row.reference_name, ratio, str(row.wanted), mark, beside
+            row.name,
+            f"{row.ours:.4g} {row.unit}",
+            reference,
+            row.reference_name,
+            _ratio(row),
+            str(row.wanted),
+            mark,
+            beside,
         )
     return table
+
+
+def _ratio(row: BenchRow) -> str:
+    return "-" if row.ratio is None else f"{row.ratio:.3g}"

@@ -39,7 +39,9 @@ _ROWS_PER_INSERT = 4_096
 _QUESTIONS_PER_STATEMENT = 64  # keeps an exact search of many questions below the statement timeout
 _QUESTIONS_PER_EXACT_STATEMENT = 8  # the same for indexes so large that they have a graph
 _HNSW_M = 16
-_HNSW_EF_CONSTRUCTION = 64
+# With 64, the default, one question in a hundred on 100,000 clustered vectors finds none of its neighbours: the nearest
+# 64 of a new vector may all be of its own cluster, and then no link leads there. Building takes twice as long.
+_HNSW_EF_CONSTRUCTION = 128
 _MAX_EF_SEARCH = 1_000  # pgvector's own limit
 _LOCK_SPACE = 0x52616749  # our corner of the advisory locks: builds of graphs
 _OUT_OF_SHARED_MEMORY = "53100"
