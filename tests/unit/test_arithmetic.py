@@ -8,7 +8,6 @@ from ragllava.evaluation.bench.workload import picture_of
 from ragllava.evaluation.postcards import draw_archive
 from ragllava.models.arithmetic import count_parameters, device_name, matmul_rate, on_accelerator, operations_needed
 from ragllava.models.bundle import ModelBundle
-from ragllava.models.generator import AnswerRequest
 from ragllava.models.reranker import Pair
 from ragllava.settings import Settings
 
@@ -58,13 +57,3 @@ def test_the_device(models: ModelBundle) -> None:
     assert device_name(models.reranker.mllm) == "cpu"
     assert not on_accelerator(models.reranker.mllm)
     assert matmul_rate(models.reranker.mllm) > 0
-
-
-def test_an_answer_counts_its_tokens(models: ModelBundle, pairs: list[Pair]) -> None:
-    requests = [AnswerRequest(pair.question, (pair.caption,), (pair.picture,)) for pair in pairs[:2]]
-    answers = models.generator.answer(requests, max_tokens=32, with_captions=True, batch_size=2)
-    tokenizer = models.generator.mllm.tokenizer
-    for answer in answers:
-        assert answer.text and answer.tokens == len(tokenizer.encode(answer.text, add_special_tokens=False))
-    cut = models.generator.answer(requests[:1], max_tokens=1, with_captions=True, batch_size=1)
-    assert cut[0].tokens == 1

@@ -110,7 +110,7 @@ def test_drawn_vectors_lie_as_those_of_clip_do() -> None:
     assert among.mean() == pytest.approx(0.5, abs=0.05)
     assert asked.mean() == pytest.approx(0.2, abs=0.08)
     # Each question is about an image: some are much nearer than the rest.
-    assert (asked.max(axis=1) > asked.mean(axis=1) + 3 * asked.std(axis=1)).mean() > 0.9
+    assert (asked.max(axis=1) > asked.mean(axis=1) + 0.3).mean() > 0.9
     again = draw_vectors(2_000, 100, 128, seed=3)
     assert np.array_equal(again.images, drawn.images) and np.array_equal(again.questions, drawn.questions)
 
@@ -120,7 +120,7 @@ def test_mixed_vectors_spread_as_the_real_ones() -> None:
     mixed = mix_vectors(real, 5_000, seed=5)
     assert mixed.shape == (5_000, 64)
     assert lengths(mixed) == pytest.approx(1.0, abs=1e-5)
-    assert len(np.unique(mixed, axis=0)) == 5_000
+    assert len(np.unique(mixed, axis=0)) > 4_950  # a few are the real one itself
     cosines = (mixed @ real.mean(axis=0)) / np.linalg.norm(real.mean(axis=0))
     assert cosines.mean() == pytest.approx(
         float((real @ real.mean(axis=0)).mean() / np.linalg.norm(real.mean(axis=0))), abs=0.1

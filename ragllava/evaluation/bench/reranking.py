@@ -92,8 +92,13 @@ def _rerank_row(
         return reference_relevance(reranker, some, sizes.new_tokens)
 
     found = compare(Side(len(pairs), ours), Side(len(some), reference), sizes.rounds)
-    needed_per_s = operations_needed(reranker, pairs) / len(pairs) * found.ours_per_s
-    figures = {"largest_difference": found.largest_difference, "share_of_limit": needed_per_s / limit_per_s}
+    needed = operations_needed(reranker, pairs)
+    figures = {
+        "largest_difference": found.largest_difference,
+        # What sharing can give at most: operations of all pairs alone by those that are needed.
+        "operations_saved": sum(operations_needed(reranker, [pair]) for pair in pairs) / needed,
+        "share_of_limit": needed / len(pairs) * found.ours_per_s / limit_per_s,
+    }
     return BenchRow(
         "rerank", name, "one `generate` for each pair", "pairs/s", found.ours_per_s, found.reference_per_s,
         wanted, figures | {"parameters": float(count_parameters(reranker.mllm))},
