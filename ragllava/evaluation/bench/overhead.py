@@ -19,7 +19,7 @@ from ragllava.stages.submit import Submission
 from ragllava.stores import archive
 from ragllava.stores.database import in_transaction
 
-_MOST_QUESTIONS = 200
+_MOST_QUESTIONS = 100
 _ROUNDS = 3
 _ASKED = 9  # questions asked one by one; the middle one counts
 _MOST_SHARE = 1.05
