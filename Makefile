@@ -35,5 +35,9 @@ format: setup  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## timings of each stage, as ratios to a reference in the same run
-	$(BIN)/ragllava bench
+bench: $(VENV)/.bench  ## timings of each stage, as ratios to a reference in the same run: about 12 minutes
+	$(BIN)/ragllava bench --shape llava-35m --chart bench.svg
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@

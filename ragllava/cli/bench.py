@@ -3,49 +3,189 @@
 from __future__ import annotations
 
 import os
-import platform
-from dataclasses import asdict
-from importlib.metadata import version
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import json_option, print_json
+from ragllava.cli.options import json_option, print_json, print_table
+from ragllava.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ragllava.evaluation.bench.groups import Group, Needs
+    from ragllava.evaluation.bench.rows import BenchRow
+    from ragllava.evaluation.bench.workload import System, Workload
+    from ragllava.local.fleet import WorkerSpec
+    from ragllava.settings import Settings
+
+_ADDRESSES = ("RAGLLAVA_DATABASE_URL", "RAGLLAVA_REDIS_URL", "RAGLLAVA_S3_ENDPOINT")
+_WORKERS = ("ingest", "answer", "maint")  # nothing is trained
+_CHART = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
 @click.command()
 @click.option("--questions", default=20, show_default=True, type=click.IntRange(1), help="Asked of each image in bulk.")
-@click.option("--images", default=200, show_default=True, type=click.IntRange(20), help="Pictures to embed.")
+@click.option("--images", default=200, show_default=True, type=click.IntRange(20), help="Real pictures.")
+@click.option("--vectors", default=100_000, show_default=True, type=click.IntRange(100), help="In the largest archive.")
+@click.option("--job-questions", default=1_000, show_default=True, type=click.IntRange(1), help="Of the largest job.")
 @click.option("--shape", help="Also a model of this shape with random weights: llava-35m, llava-1.5-7b, llava-1.5-13b.")
 @click.option("--device", help="As RAGLLAVA_DEVICE: auto, cpu, cuda, cuda:1.")
+@click.option("--only", metavar="GROUP,...", help="Only these rows: rerank, ingest, search, overhead, growth.")
+@click.option("--chart", type=_CHART, help="Draw the ratios beside what is wanted into this .svg file.")
 @json_option
-def bench(questions: int, images: int, shape: str | None, device: str | None, as_json: bool) -> None:
-    """Measure reranking and embedding with the profile's models, beside a reference in the same run.
+def bench(
+    *,
+    questions: int,
+    images: int,
+    vectors: int,
+    job_questions: int,
+    shape: str | None,
+    device: str | None,
+    only: str | None,
+    chart: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure the stages with the profile's models, beside a reference in the same run.
 
-    Needs no services. Every row is a ratio: both sides take turns on the same pictures with the same weights.
+    Every row is a ratio: both sides take turns on the same data with the same weights. Services and workers run in a
+    temporary home of their own; an archive of yours is never touched.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    from ragllava.evaluation.bench import run_bench
+    # As the workers have it (cli/operate.py): threads that spin would make this process another machine than theirs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from ragllava.cli.demo import interruptible
+    from ragllava.evaluation.bench.chart import draw_chart
+    from ragllava.evaluation.bench.groups import choose_groups
+    from ragllava.evaluation.bench.machine import describe_run
+    from ragllava.evaluation.bench.workload import Workload
     from ragllava.models.bundle import ModelBundle
+    from ragllava.models.shapes import require_shape
     from ragllava.settings import load_settings
 
-    models = ModelBundle(load_settings(**({"device": device} if device else {})))
-    rows = run_bench(models, questions=questions, images=images, shape=shape)
-    machine = {
-        "cores": os.cpu_count(),
-        "device": device or models.settings.device,
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-        "profile": models.profile.name,
-    }
+    groups = choose_groups(only)
+    if shape is not None:
+        require_shape(shape)
+    _require_chart(chart)
+    options = {"device": device} if device else {}
+    with interruptible(), tempfile.TemporaryDirectory(prefix="ragllava-bench-") as home:
+        settings = load_settings(home=Path(home), **options)
+        workload = Workload(
+            ModelBundle(settings), questions, images, vectors, job_questions, shape=shape, progress=_Clock().tell
+        )
+        rows = _measure(groups, settings, workload)
+        run = describe_run(workload)
+    if chart is not None:
+        chart.write_text(draw_chart(rows, f"ragllava bench: {run.title}"), encoding="utf-8")
     if as_json:
-        print_json({"machine": machine, "rows": [asdict(row) | {"ratio": row.ratio} for row in rows]})
+        print_json(run.as_json() | {"rows": [row.as_json() for row in rows]})
         return
-    table = Table("what", "ours", "reference", "is", "ratio", "largest difference")
+    print_table(_table(rows))
+    click.echo(f"{run.title}\n{run.details}")
+    if chart is not None:
+        click.echo(f"chart: {chart.absolute()}, open it in a browser")
+
+
+def _measure(groups: Sequence[Group], settings: Settings, workload: Workload) -> list[BenchRow]:
+    rows: list[BenchRow] = []
+    for needs, some in groupby(groups, key=lambda group: group.needs):
+        with _system(needs, settings, workload) as system:
+            for group in some:
+                found = group.rows(replace(workload, system=system))
+                # Said at once: a run that is interrupted has been of some use.
+                for row in found:
+                    workload.progress(f"  {row.name}: {_ratio(row)} {row.wanted}")
+                rows += found
+    return rows
+
+
+class _Clock:
+    """Tells on standard error what is measured now, and since when the bench runs."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def tell(self, line: str) -> None:
+        seconds = int(time.monotonic() - self._began)
+        click.echo(f"{seconds // 60:3d}:{seconds % 60:02d}  {line}", err=True)
+
+
+@contextmanager
+def _system(needs: Needs, settings: Settings, workload: Workload) -> Iterator[System | None]:
+    """What a group needs to be running, for the time of the block; all of it is stopped afterwards."""
+    from ragllava.cli.services import running_system
+    from ragllava.client import Client
+    from ragllava.evaluation.bench.groups import Needs
+    from ragllava.evaluation.bench.workload import System
+
+    if needs is Needs.NOTHING:
+        yield None
+        return
+    given = [name for name in _ADDRESSES if name in os.environ]
+    if given:
+        raise UsageError(
+            f"the bench starts services of its own and never uses yours; unset {', '.join(given)}, or measure what "
+            "needs none: --only rerank"
+        )
+
+    def specs(_: Settings) -> list[WorkerSpec]:
+        return _worker_specs(settings) if needs is Needs.WORKERS else []
+
+    workload.progress("starting services" + (" and workers" if needs is Needs.WORKERS else ""))
+    with (
+        running_system(settings, specs, lambda line: None, threading.Event()) as running,
+        closing(Client(running.settings)) as client,
+    ):
+        yield System(running.settings, client.engine, client)
+
+
+def _worker_specs(settings: Settings) -> list[WorkerSpec]:
+    from ragllava.cli.operate import worker_specs
+
+    return [
+        replace(spec, environment={**spec.environment, "RAGLLAVA_DEVICE": settings.device})
+        for spec in worker_specs(settings)
+        if spec.name in _WORKERS
+    ]
+
+
+def _require_chart(path: Path | None) -> None:
+    """Before minutes of work, not after them."""
+    if path is None:
+        return
+    if path.suffix != ".svg":
+        raise UsageError(f"{path}: the chart is a picture whose name must end in .svg")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
+
+
+def _table(rows: Sequence[BenchRow]) -> Table:
+    from rich.table import Table
+
+    table = Table("what", "ours", "reference", "is", "ratio", "wanted", "", "beside")
     for row in rows:
-        ours, reference = f"{row.ours_per_s:.1f} {row.items}/s", f"{row.reference_per_s:.1f} {row.items}/s"
-        table.add_row(row.name, ours, reference, row.reference, f"{row.ratio:.2f}", f"{row.largest_difference:.1e}")
-    Console().print(table)
-    Console().print(", ".join(f"{name} {value}" for name, value in machine.items()), highlight=False)
+        reference = "-" if row.reference is None else f"{row.reference:.4g} {row.unit}"
+        mark = {True: "reached", False: "missed", None: ""}[row.is_reached]
+        beside = ", ".join(f"{name} {value:.3g}" for name, value in row.figures.items())
+        table.add_row(
+            row.name,
+            f"{row.ours:.4g} {row.unit}",
+            reference,
+            row.reference_name,
+            _ratio(row),
+            str(row.wanted),
+            mark,
+            beside,
+        )
+    return table
+
+
+def _ratio(row: BenchRow) -> str:
+    return "-" if row.ratio is None else f"{row.ratio:.3g}"

@@ -227,7 +227,7 @@ def _system(settings: Settings, run: Demo) -> Iterator[Client]:
     def echo(line: str) -> None:
         run.console.print(f"  {line}", markup=False)
 
-    with _interruptible() as uninterruptible, ExitStack() as stack:
+    with interruptible() as uninterruptible, ExitStack() as stack:
         try:
             with run.timed("start"):
                 system = running_system(settings, worker_specs, echo, threading.Event())
@@ -240,7 +240,7 @@ def _system(settings: Settings, run: Demo) -> Iterator[Client]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
+def interruptible() -> Iterator[threading.Event]:
     """Ctrl-C, SIGTERM and a closed terminal raise KeyboardInterrupt in the block: once, and not with the event set."""
     uninterruptible = threading.Event()
 

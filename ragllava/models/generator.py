@@ -30,11 +30,15 @@ class AnswerRequest:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedAnswer:
-    """`confidence` in (0, 1] is exp of the mean log-probability of the answer's tokens; `note` is for people."""
+    """`confidence` in (0, 1] is exp of the mean log-probability of the answer's tokens; `note` is for people.
+
+    `tokens` counts the answer's, without the one that ends it.
+    """
 
     text: str
     confidence: float
     note: str | None = None
+    tokens: int = 0
 
 
 class Generator:
@@ -91,7 +95,7 @@ def read_answer(
     elif not ends:
         notes.append(f"answer stopped at {length} tokens")
     confidence = math.exp(math.fsum(counted) / len(counted))
-    return GeneratedAnswer(text, confidence, "; ".join(note for note in notes if note) or None)
+    return GeneratedAnswer(text, confidence, "; ".join(note for note in notes if note) or None, length)
 
 
 def as_prompt(request: AnswerRequest, write: PromptWriter, *, with_captions: bool) -> Prompt:

@@ -38,8 +38,7 @@ _SIDE, _PATCH = 336, 14  # pixels
 
 def random_llava(name: str, settings: Settings) -> Mllm:
     """A LLaVA of the shape `name`, its weights drawn on the device. Raises UsageError for an unknown shape."""
-    if name not in SHAPES:
-        raise UsageError(f"there is no shape {name!r}; there are: {', '.join(SHAPES)}")
+    require_shape(name)
     from transformers import AutoProcessor
 
     plan = plan_device(settings)
@@ -50,6 +49,12 @@ def random_llava(name: str, settings: Settings) -> Mllm:
     processor.image_processor.crop_size = {"height": _SIDE, "width": _SIDE}
     processor.tokenizer.model_max_length = 2_048
     return Mllm(_network(SHAPES[name], processor.image_token_id, plan), processor, f"random {name}", plan)
+
+
+def require_shape(name: str) -> None:
+    """Raise UsageError for an unknown shape."""
+    if name not in SHAPES:
+        raise UsageError(f"there is no shape {name!r}; there are: {', '.join(SHAPES)}")
 
 
 def _network(shape: LlavaShape, image_token_id: int, plan: DevicePlan) -> Any:

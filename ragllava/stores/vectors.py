@@ -39,7 +39,9 @@ _ROWS_PER_INSERT = 4_096
 _QUESTIONS_PER_STATEMENT = 64  # keeps an exact search of many questions below the statement timeout
 _QUESTIONS_PER_EXACT_STATEMENT = 8  # the same for indexes so large that they have a graph
 _HNSW_M = 16
-_HNSW_EF_CONSTRUCTION = 64
+# With 64, the default, one question in a hundred on 100,000 clustered vectors finds none of its neighbours: the nearest
+# 64 of a new vector may all be of its own cluster, and then no link leads there. Building takes twice as long.
+_HNSW_EF_CONSTRUCTION = 128
 _MAX_EF_SEARCH = 1_000  # pgvector's own limit
 _LOCK_SPACE = 0x52616749  # our corner of the advisory locks: builds of graphs
 _OUT_OF_SHARED_MEMORY = "53100"
@@ -183,16 +185,23 @@ def search(connection: Connection, index_id: int, queries: Vectors, k: int) -> l
     return found
 
 
+def search_exact(connection: Connection, index_id: int, queries: Vectors, k: int) -> list[list[Hit]]:
+    """As `search`, but looks at every vector even where there is a graph: slow, and what a graph is measured by."""
+    index = get_index(connection, index_id)
+    check_vectors(index, queries)
+    found: list[list[Hit]] = []
+    for start in range(0, len(queries), _QUESTIONS_PER_EXACT_STATEMENT):
+        found += _nearest(connection, index, queries[start : start + _QUESTIONS_PER_EXACT_STATEMENT], k, _EXACT_ORDER)
+    return found
+
+
 def measure_recall(connection: Connection, index_id: int, queries: Vectors, k: int) -> float:
     """The share of the true `k` nearest images of the queries (Q, D) that `search` finds, 0 to 1; 1 without queries."""
-    index = get_index(connection, index_id)
     true_number = found_number = 0
-    for start in range(0, len(queries), _QUESTIONS_PER_EXACT_STATEMENT):
-        some = queries[start : start + _QUESTIONS_PER_EXACT_STATEMENT]
-        exact = _nearest(connection, index, some, k, _EXACT_ORDER)
-        for wanted, found in zip(exact, search(connection, index_id, some, k), strict=True):
-            true_number += len(wanted)
-            found_number += len({hit.image_id for hit in wanted} & {hit.image_id for hit in found})
+    exact = search_exact(connection, index_id, queries, k)
+    for wanted, found in zip(exact, search(connection, index_id, queries, k), strict=True):
+        true_number += len(wanted)
+        found_number += len({hit.image_id for hit in wanted} & {hit.image_id for hit in found})
     return found_number / true_number if true_number else 1.0
 
 

@@ -264,6 +264,10 @@ def test_the_graph_finds_the_neighbours(engine: Engine) -> None:
         force_graph(connection)
         assert vectors.measure_recall(connection, index_id, queries, k=20) == pytest.approx(recall)
         assert vectors.measure_recall(connection, index_id, queries[:0], k=20) == 1.0
+        before = scans_of(connection, f"embeddings_{index_id}_hnsw")
+        exact = vectors.search_exact(connection, index_id, queries, k=20)
+        assert scans_of(connection, f"embeddings_{index_id}_hnsw") == before
+    assert [[hit.image_id for hit in row] for row in exact] == [[hit.image_id for hit in row] for row in expected]
     for got in found:
         assert [hit.clip_score for hit in got] == sorted((hit.clip_score for hit in got), reverse=True)
 

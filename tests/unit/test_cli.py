@@ -354,7 +354,7 @@ def test_ctrl_c_while_waiting_leaves_the_job_and_says_so(capsys: pytest.CaptureF
 def test_the_demo_is_interrupted_once_and_stops_undisturbed(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     stopped_in_order = False
-    with pytest.raises(KeyboardInterrupt), demo_module._interruptible():
+    with pytest.raises(KeyboardInterrupt), demo_module.interruptible():
         try:
             signal.raise_signal(number)
         finally:
@@ -365,6 +365,6 @@ def test_the_demo_is_interrupted_once_and_stops_undisturbed(number: signal.Signa
 
 
 def test_the_demo_at_its_end_is_not_interrupted() -> None:
-    with demo_module._interruptible() as uninterruptible:
+    with demo_module.interruptible() as uninterruptible:
         uninterruptible.set()
         signal.raise_signal(signal.SIGINT)

@@ -59,6 +59,7 @@ def test_the_answer_is_greedy_and_its_confidence_the_mean_probability(
     text = mllm.tokenizer.decode(tokens).strip()
     wanted = GeneratedAnswer(text, math.exp(sum(log_probabilities) / 6), "answer stopped at 6 tokens")
     assert_same(ask(mllm, request_for_two), wanted)
+    assert ask(mllm, request_for_two).tokens == 6
 
 
 def test_the_end_token_is_not_counted(mllm: Mllm, request_for_two: AnswerRequest) -> None:
@@ -67,6 +68,7 @@ def test_the_end_token_is_not_counted(mllm: Mllm, request_for_two: AnswerRequest
     mllm.network.generation_config.eos_token_id = tokens[end]
     text = mllm.tokenizer.decode(tokens[:end]).strip()
     assert_same(ask(mllm, request_for_two), GeneratedAnswer(text, math.exp(sum(log_probabilities[:end]) / end)))
+    assert ask(mllm, request_for_two).tokens == end
 
 
 def test_an_empty_answer_is_as_sure_as_its_end_token(mllm: Mllm, request_for_two: AnswerRequest) -> None:
@@ -74,6 +76,7 @@ def test_an_empty_answer_is_as_sure_as_its_end_token(mllm: Mllm, request_for_two
     mllm.network.generation_config.eos_token_id = tokens[0]
     wanted = GeneratedAnswer("", math.exp(log_probabilities[0]), "the model gave an empty answer")
     assert_same(ask(mllm, request_for_two), wanted)
+    assert ask(mllm, request_for_two).tokens == 0
 
 
 def test_without_captions_they_neither_matter_nor_are_cut(mllm: Mllm, request_for_two: AnswerRequest) -> None:

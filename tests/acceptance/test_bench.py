@@ -1,0 +1,130 @@
+"""`ragllava bench` in small sizes: every group of rows, with services and workers of its own."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.acceptance.conftest import READY_S
+from tests.acceptance.terminal import Terminal, Typed, ended, terminal
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(500)]
+
+SMALL = ("--questions", "2", "--images", "20", "--vectors", "400", "--job-questions", "4")
+ROW_KEYS = {
+    "group", "name", "reference", "unit", "ours", "reference_value", "ratio", "wanted_at_least", "wanted_at_most",
+    "reached", "figures", "note",
+}  # fmt: skip
+
+
+@pytest.fixture
+def shell() -> Iterator[Terminal]:
+    with terminal() as made:
+        made.folder.chmod(0o755)
+        yield made
+
+
+def run(shell: Terminal, *words: str, **environment: str) -> Typed:
+    """`ragllava bench`; its temporary home is made below the shell's folder."""
+    with shell.start("bench", *words, TMPDIR=str(shell.folder), **environment) as process:
+        return ended(process, 2 * READY_S)
+
+
+def rows_of(typed: Typed) -> list[dict[str, Any]]:
+    """The rows of a run that went well, each with its arithmetic checked."""
+    assert typed.code == 0, typed
+    found = typed.json
+    assert {"hardware", "versions", "settings", "rows"} == found.keys()
+    assert found["hardware"]["cores"] >= 1 and found["versions"]["torch"] and found["settings"]["profile"] == "mini"
+    rows: list[dict[str, Any]] = found["rows"]
+    for row in rows:
+        assert row.keys() == ROW_KEYS
+        assert row["ours"] > 0
+        if row["reference_value"] is not None:
+            assert row["ratio"] == pytest.approx(row["ours"] / row["reference_value"])
+    return rows
+
+
+def figures(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
+    """What was measured beside the one row whose name begins so."""
+    [found] = [row["figures"] for row in rows if row["name"].startswith(name)]
+    return dict(found)
+
+
+def assert_nothing_is_left(shell: Terminal) -> None:
+    assert not list(shell.folder.glob("ragllava-bench-*"))
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(shell.folder) in " ".join(p.info["cmdline"] or [])]
+
+
+def test_reranking_gives_the_scores_of_the_reference(shell: Terminal) -> None:
+    typed = run(shell, "--only", "rerank", *SMALL, "--json", "--chart", "chart.svg")
+    rows = rows_of(typed)
+    assert [row["group"] for row in rows] == ["rerank"] * len(rows)
+    for name in ("rerank, mini, 2 pairs an image", "rerank, mini, one question", "generate, mini"):
+        assert figures(rows, name)["largest_difference"] < 1e-4
+    assert figures(rows, "rerank, mini, one question")["share_of_limit"] > 0
+    [one] = [row for row in rows if row["name"].startswith("rerank, mini, one question")]
+    assert one["wanted_at_least"] == 1.0 and one["reached"] is (one["ratio"] >= 1.0)
+    drawn = ET.parse(shell.folder / "chart.svg").getroot()
+    texts = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert one["name"] in texts
+    assert "rerank: mini, one question" in typed.err  # how far it is
+    assert_nothing_is_left(shell)
+
+
+def test_a_graph_finds_what_the_exact_scan_finds(shell: Terminal) -> None:
+    rows = rows_of(run(shell, "--only", "search", *SMALL, "--json"))
+    names = [row["name"] for row in rows if "faiss" not in row["name"]]
+    assert names == ["search, 400 × 512, 64 questions", "search, 400 × 512, one question"]
+    assert all(row["wanted_at_least"] == 20 for row in rows if row["name"] in names)
+    assert all(row["figures"]["recall_at_20"] > 0.95 for row in rows if row["name"] in names)
+    for row in rows:
+        if row["name"].endswith("beside faiss"):
+            if row["reference_value"] is None:
+                assert "pip install 'ragllava[bench]'" in row["note"]
+            else:
+                assert row["figures"]["recall_at_20_of_faiss"] > 0.95
+    assert_nothing_is_left(shell)
+
+
+def test_jobs_through_the_queue_and_archives_of_three_sizes(shell: Terminal) -> None:
+    typed = run(shell, "--only", "growth,overhead", *SMALL)
+    assert typed.code == 0, typed
+    table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in typed.out.splitlines() if "│" in line]
+    cells = {line[0]: line for line in table}
+    assert "answers_that_differ 0," in cells["overhead, a job of 4 questions"][-1] + ","
+    assert cells["overhead, a job of 4 questions"][5] == "≤ 1.05"
+    assert "extra_ms" in cells["overhead, one question now"][-1]
+    assert cells["growth, a job of 4 questions"][5] == "≤ 4"
+    assert "candidates_left_out 0" in cells["growth, a question on 400 images"][-1]
+    for process in ("PostgreSQL, its largest process", "Redis", "SeaweedFS", "worker answer, its child"):
+        value, unit = cells[f"memory, {process}"][1].split()
+        assert float(value) > 1 and unit == "MiB"
+    assert_nothing_is_left(shell)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--only", "rerank,speed"), "there are no bench rows named 'speed'; there are: rerank, "),
+        (("--shape", "llava-9t"), "there is no shape 'llava-9t'; there are: llava-35m"),
+        (("--chart", "chart.png"), "chart.png: the chart is a picture whose name must end in .svg"),
+        (("--chart", "nowhere/chart.svg"), "nowhere/chart.svg cannot be written: there is no folder nowhere"),
+    ],
+)
+def test_a_wrong_call_is_refused_before_anything_starts(shell: Terminal, words: tuple[str, ...], sentence: str) -> None:
+    typed = run(shell, *words)
+    assert typed.code == 1 and sentence in typed.err, typed
+    assert "Traceback" not in typed.err
+    assert_nothing_is_left(shell)
+
+
+def test_services_of_others_are_never_used(shell: Terminal) -> None:
+    typed = run(shell, "--only", "search", RAGLLAVA_DATABASE_URL="postgresql://one:two@127.0.0.1:1/three")
+    assert typed.code == 1 and "unset RAGLLAVA_DATABASE_URL" in typed.err, typed
+    assert "Traceback" not in typed.err
+    assert_nothing_is_left(shell)
