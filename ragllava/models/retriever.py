@@ -49,6 +49,11 @@ class Retriever:
         self._plan = plan
         self.dim: int = self.embed_texts([""]).shape[1]
 
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether the network runs on an accelerator."""
+        return self._plan.device.type != "cpu"
+
     def embed_images(self, pictures: Sequence[Image.Image], batch_size: int) -> FloatArray:
         """Pictures (RGB) → (N, dim) float32, rows of length 1, in input order."""
         return self._stack(in_batches(pictures, batch_size, self._embed_pictures))

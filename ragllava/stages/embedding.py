@@ -25,6 +25,7 @@ DECODE_SCALE = 2
 # No more bytes of files than these come into one sub-batch (a single larger file is one of its own): three of them
 # are in memory at once, being prepared, embedded and finished.
 STEP_BYTES = 64 * 2**20
+_FIRST_FILES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +57,18 @@ def prepare_for(
 def in_steps(
     contents: Iterable[tuple[T, bytes | ImageRejected]], most_files: int, most_bytes: int = STEP_BYTES
 ) -> Iterator[list[tuple[T, bytes | ImageRejected]]]:
-    """Cut a stream of read files into sub-batches: at most `most_files` each, and no file after `most_bytes`."""
+    """Cut a stream of read files into sub-batches: at most `most_files` each, and no file after `most_bytes`.
+
+    The first ones are smaller: nothing is embedded before the first is prepared.
+    """
     step: list[tuple[T, bytes | ImageRejected]] = []
-    size_bytes = 0
+    size_bytes, files = 0, min(_FIRST_FILES, most_files)
     for name, content in contents:
         step.append((name, content))
         size_bytes += len(content) if isinstance(content, bytes) else 0
-        if len(step) >= most_files or size_bytes >= most_bytes:
+        if len(step) >= files or size_bytes >= most_bytes:
             yield step
-            step, size_bytes = [], 0
+            step, size_bytes, files = [], 0, min(2 * files, most_files)
     if step:
         yield step
 

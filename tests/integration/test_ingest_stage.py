@@ -651,3 +651,8 @@ def test_large_files_make_small_sub_batches() -> None:
     contents.insert(2, (99, ImageRejected("it is empty")))
     steps = [[number for number, _ in step] for step in in_steps(iter(contents), most_files=4, most_bytes=40)]
     assert steps == [[0, 1, 99, 2], [3, 4], [5, 6, 7]]
+
+
+def test_the_first_sub_batches_are_small_so_that_embedding_begins_early() -> None:
+    steps = [len(step) for step in in_steps(((n, b"x") for n in range(300)), most_files=64)]
+    assert steps == [8, 16, 32, 64, 64, 64, 52]
