@@ -41,7 +41,7 @@ _CHART = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.option("--job-questions", default=1_000, show_default=True, type=click.IntRange(1), help="Of the largest job.")
 @click.option("--shape", help="Also a model of this shape with random weights: llava-35m, llava-1.5-7b, llava-1.5-13b.")
 @click.option("--device", help="As RAGLLAVA_DEVICE: auto, cpu, cuda, cuda:1.")
-@click.option("--only", metavar="GROUP,...", help="Only these rows: rerank, ingest, search, overhead, growth.")
+@click.option("--only", metavar="GROUP,...", help="Only these rows: rerank, search, ingest, overhead, growth.")
 @click.option("--clip-retrieval", type=_COMMAND, help="The command of clip-retrieval; else the one on PATH, if any.")
 @click.option("--chart", type=_CHART, help="Draw the ratios beside what is wanted into this .svg file.")
 @json_option
