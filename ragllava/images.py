@@ -95,8 +95,8 @@ def decode(
 ) -> DecodedImage:
     """Decode the whole picture in `data`; its longer side is brought down to `max_side` pixels, never up.
 
-    With `shorter_side` it is divided by a whole number, as large as leaves the shorter side that many pixels: the
-    cheap way for one who resizes once more. A picture whose shorter side has fewer stays as it is.
+    With `shorter_side` it is divided by a whole number, so that the shorter side keeps that many pixels and less than
+    twice as many: the cheap way for one who resizes once more. A picture whose shorter side has fewer stays as it is.
     JPEG, PNG, WEBP and GIF are accepted, TIFF only if `allow_tiff`. Raises ImageRejected for anything else, for
     damaged content, and above MAX_BYTES, MAX_PIXELS or MAX_SIDE. Only the first frame is ever looked at.
     """

@@ -250,7 +250,7 @@ def test_pictures_are_decoded_for_the_larger_of_two_retrievers(
     assert desk.ingest(tmp_path).progress.by_status == {"stored": 1}
     assert states(desk) == [("active", CARDS + 1), ("building", 1)]
     [(width, height)] = seen
-    assert (width, height) == (4_000 // 3, 3_000 // 3)  # 3,000 pixels hold twice four times 112 three times
+    assert (width, height) == (1_334, 1_000)  # a third: 3,000 pixels hold twice 4 × 112 three times
 
 
 # The gate
