@@ -72,13 +72,14 @@ def write_random_clip(folder: Path) -> RetrieverSource:
     if config.exists():
         return source
     folder.mkdir(parents=True, exist_ok=True)
+    shape = open_clip.get_model_config(CLIP_SHAPE)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_CLIP_SEED)
-        network = open_clip.create_model(CLIP_SHAPE, pretrained=None)
+        network = open_clip.CLIP(**shape)
     weights = {name: weight.contiguous() for name, weight in network.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
     prepared = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
-    described = {"model_cfg": open_clip.get_model_config(CLIP_SHAPE), "preprocess_cfg": prepared}
+    described = {"model_cfg": shape, "preprocess_cfg": prepared}
     config.write_text(json.dumps(described), encoding="utf-8")
     return source
 
