@@ -4,7 +4,7 @@ A picture that crashes, fills the memory or never ends takes its child with it a
 another child and goes on. The children are plain `python -m ragllava.decoding` over pipes and not multiprocessing,
 because the pool also runs inside Celery's workers, which are daemons and may not have children of that kind.
 
-A request is `max_side, length` and the file's bytes; an answer is the length of a JSON object, that object, and
+A request is `shorter_side, length` and the file's bytes; an answer is the length of a JSON object, that object, and
 the RGB bytes that it announces. A child ends when its standard input does, so none outlives its parent.
 """
 
@@ -20,19 +20,21 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from PIL import Image
 
 from ragllava.errors import DecoderUnavailable, ImageRejected
 from ragllava.images import MAX_BYTES, MAX_SIDE, MEDIA_TYPES, TOO_MANY_BYTES, DecodedImage, decode, printable
 
-_REQUEST = struct.Struct(">II")  # max_side (0: none), bytes of the file
+T = TypeVar("T")
+
+_REQUEST = struct.Struct(">II")  # shorter_side (0: none), bytes of the file
 _ANSWER = struct.Struct(">I")  # bytes of the JSON object
 _MAX_ANSWER_HEADER = 65_536
 _READY = b"ready\n"
@@ -63,7 +65,8 @@ class DecoderPool:
         self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()
         for child in self._children:
             self._idle.put(child)
-        self._threads = ThreadPoolExecutor(processes, thread_name_prefix="decoder")
+        # Twice as many, so that one picture is decoded while what comes after is done with another.
+        self._threads = ThreadPoolExecutor(2 * processes, thread_name_prefix="decoder")
 
     def __enter__(self) -> DecoderPool:
         return self
@@ -83,17 +86,27 @@ class DecoderPool:
             child.stop()
 
     def decode_all(
-        self, items: Iterable[bytes | ImageRejected], max_side: int | None = None
+        self, items: Iterable[bytes | ImageRejected], shorter_side: int | None = None
     ) -> Iterator[DecodedImage | ImageRejected]:
         """Yield one result for each item, in order, as `images.decode` would return or raise it.
 
         An item that is a rejection already is passed through in its place. A bounded number of items is read
         ahead of the consumer. Raises DecoderUnavailable if a child cannot be started.
         """
-        waiting: deque[Future[DecodedImage | ImageRejected]] = deque()
+        return self.decode_each(items, lambda decoded: decoded, shorter_side)
+
+    def decode_each(
+        self,
+        items: Iterable[bytes | ImageRejected],
+        use: Callable[[DecodedImage], T],
+        shorter_side: int | None = None,
+    ) -> Iterator[T | ImageRejected]:
+        """As `decode_all`, but yield what `use` makes of each picture. It is called in the pool's threads, so
+        that no more pictures are in memory than are on their way."""
+        waiting: deque[Future[T | ImageRejected]] = deque()
         try:
             for item in items:
-                waiting.append(self._threads.submit(self._decode, item, max_side))
+                waiting.append(self._threads.submit(self._use, item, use, shorter_side))
                 if len(waiting) > self._ahead:
                     yield waiting.popleft().result()
             while waiting:
@@ -102,12 +115,18 @@ class DecoderPool:
             for future in waiting:
                 future.cancel()
 
-    def _decode(self, item: bytes | ImageRejected, max_side: int | None) -> DecodedImage | ImageRejected:
+    def _use(
+        self, item: bytes | ImageRejected, use: Callable[[DecodedImage], T], shorter_side: int | None
+    ) -> T | ImageRejected:
+        result = self._decode(item, shorter_side)
+        return result if isinstance(result, ImageRejected) else use(result)
+
+    def _decode(self, item: bytes | ImageRejected, shorter_side: int | None) -> DecodedImage | ImageRejected:
         if isinstance(item, ImageRejected):
             return item
         child = self._idle.get()
         try:
-            return child.decode(item, max_side)
+            return child.decode(item, shorter_side)
         finally:
             self._idle.put(child)
 
@@ -137,14 +156,14 @@ class _Child:
         self._limits = limits
         self._process: subprocess.Popen[bytes] | None = None
 
-    def decode(self, data: bytes, max_side: int | None) -> DecodedImage | ImageRejected:
+    def decode(self, data: bytes, shorter_side: int | None) -> DecodedImage | ImageRejected:
         if len(data) > MAX_BYTES:
             return ImageRejected(TOO_MANY_BYTES)
         # A child that somebody else killed (the kernel short of memory, an operator) says nothing about the
         # picture, so that one is tried once more.
         return (
-            self._decode_once(data, max_side)
-            or self._decode_once(data, max_side)
+            self._decode_once(data, shorter_side)
+            or self._decode_once(data, shorter_side)
             or ImageRejected("its decoder was killed twice; is the machine short of memory?")
         )
 
@@ -154,13 +173,13 @@ class _Child:
             self._process.kill()
             self._gone(self._process)
 
-    def _decode_once(self, data: bytes, max_side: int | None) -> DecodedImage | ImageRejected | None:
+    def _decode_once(self, data: bytes, shorter_side: int | None) -> DecodedImage | ImageRejected | None:
         """The result, or None if somebody else killed the child."""
         process = self._running()
         result = None
         deadline = _Deadline(process, self._limits.wall_seconds)
         with deadline, suppress(OSError, EOFError, ValueError, LookupError, TypeError, RecursionError):
-            result = _ask(process, data, max_side)
+            result = _ask(process, data, shorter_side)
         if result is None:
             return self._why_it_failed(process, deadline.passed)
         if deadline.passed:  # the answer came at the last moment, and the kill with it
@@ -255,10 +274,10 @@ def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     return pipe
 
 
-def _ask(process: subprocess.Popen[bytes], data: bytes, max_side: int | None) -> DecodedImage | ImageRejected:
+def _ask(process: subprocess.Popen[bytes], data: bytes, shorter_side: int | None) -> DecodedImage | ImageRejected:
     """Send one picture and read the answer; OSError, EOFError or ValueError if the child fails at it."""
     requests, answers = _pipe(process.stdin), _pipe(process.stdout)
-    requests.write(_REQUEST.pack(max_side or 0, len(data)))
+    requests.write(_REQUEST.pack(shorter_side or 0, len(data)))
     requests.write(data)
     requests.flush()
     (length,) = _ANSWER.unpack(_read_exactly(answers, _ANSWER.size))
@@ -301,10 +320,10 @@ def main() -> None:
     answers.flush()
     with suppress(EOFError, BrokenPipeError):
         while True:
-            max_side, length = _REQUEST.unpack(_read_exactly(requests, _REQUEST.size))
+            shorter_side, length = _REQUEST.unpack(_read_exactly(requests, _REQUEST.size))
             data = _read_exactly(requests, length)
             _allow_processor_time(limits.cpu_seconds)
-            _answer(answers, data, max_side or None, limits.allow_tiff)
+            _answer(answers, data, shorter_side or None, limits.allow_tiff)
 
 
 def _limit(limits: _Limits) -> None:
@@ -324,10 +343,10 @@ def _allow_processor_time(seconds: int) -> None:
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def _answer(answers: IO[bytes], data: bytes, max_side: int | None, allow_tiff: bool) -> None:
+def _answer(answers: IO[bytes], data: bytes, shorter_side: int | None, allow_tiff: bool) -> None:
     pixels = b""
     try:
-        decoded = decode(data, max_side=max_side, allow_tiff=allow_tiff)
+        decoded = decode(data, shorter_side=shorter_side, allow_tiff=allow_tiff)
         columns, rows = decoded.picture.size
         pixels = decoded.picture.tobytes()
         header: dict[str, Any] = {

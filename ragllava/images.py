@@ -81,7 +81,7 @@ class DecodedImage:
     """A picture as a viewer shows it: upright, RGB, transparency laid on white, the first frame of an animation.
 
     `width` and `height` are those of the full picture after rotation; `picture` is smaller than that when
-    `decode` was given a `max_side`.
+    `decode` was given a `max_side` or a `shorter_side`.
     """
 
     picture: Image.Image
@@ -90,9 +90,13 @@ class DecodedImage:
     media_type: str
 
 
-def decode(data: bytes, *, max_side: int | None = None, allow_tiff: bool = False) -> DecodedImage:
+def decode(
+    data: bytes, *, max_side: int | None = None, shorter_side: int | None = None, allow_tiff: bool = False
+) -> DecodedImage:
     """Decode the whole picture in `data`; its longer side is brought down to `max_side` pixels, never up.
 
+    With `shorter_side` it is divided by a whole number, so that the shorter side keeps that many pixels and less than
+    twice as many: the cheap way for one who resizes once more. A picture whose shorter side has fewer stays as it is.
     JPEG, PNG, WEBP and GIF are accepted, TIFF only if `allow_tiff`. Raises ImageRejected for anything else, for
     damaged content, and above MAX_BYTES, MAX_PIXELS or MAX_SIDE. Only the first frame is ever looked at.
     """
@@ -103,7 +107,7 @@ def decode(data: bytes, *, max_side: int | None = None, allow_tiff: bool = False
         warnings.simplefilter("ignore")  # remarks on odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            return _decode(data, kind, max_side)
+            return _decode(data, kind, max_side, shorter_side)
         except ImageRejected:
             raise
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -189,25 +193,36 @@ def _is_text(beginning: bytes) -> bool:
     return True
 
 
-def _decode(data: bytes, kind: str, max_side: int | None) -> DecodedImage:
+def _decode(data: bytes, kind: str, max_side: int | None, shorter_side: int | None) -> DecodedImage:
     with Image.open(io.BytesIO(data), formats=[kind]) as opened:
         width, height = opened.size
         _check_size(width, height)
         target = fit(width, height, max_side)
-        if kind == "JPEG" and target != (width, height):
+        divisor = _divisor((width, height), shorter_side)
+        if kind == "JPEG":
             # The decoder itself can halve a JPEG up to three times, far faster than resizing afterwards. It
             # stops at twice the target, so that the resize below still has detail to average.
-            opened.draft(None, (2 * target[0], 2 * target[1]))
+            if target != (width, height):
+                opened.draft(None, (2 * target[0], 2 * target[1]))
+            elif divisor > 1:
+                opened.draft(None, (width // divisor, height // divisor))
         opened.load()
         turn = _UPRIGHT.get(_orientation(opened))
         picture = _to_rgb(opened)
-    if target != picture.size:
+    divisor = _divisor(picture.size, shorter_side)
+    if divisor > 1:
+        picture = picture.reduce(divisor)
+    if max(target) < max(picture.size):
         picture = picture.resize(target, Image.Resampling.LANCZOS, reducing_gap=3.0)
     if turn is not None:
         picture = picture.transpose(turn)
         if turn not in (_UPRIGHT[2], _UPRIGHT[3], _UPRIGHT[4]):
             width, height = height, width
     return DecodedImage(picture, width, height, MEDIA_TYPES[kind])
+
+
+def _divisor(size: tuple[int, int], shorter_side: int | None) -> int:
+    return 1 if shorter_side is None else max(1, min(size) // shorter_side)
 
 
 def _check_size(width: int, height: int) -> None:

@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     files_per_shard: int = Field(default=256, ge=1)
     files_per_step: int = Field(default=64, ge=1)
     embed_batch: int = Field(default=64, ge=1)
-    decoders: int = Field(default=1, ge=1)  # sandboxed child processes that decode pictures
+    decoders: int = Field(default=0, ge=0)  # sandboxed child processes that decode pictures; 0: one for two cores
 
     # Reindexing.
     gate_questions: int = Field(default=20, ge=0)  # old questions that a new index must answer as well as the old one

@@ -92,9 +92,9 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._retriever, name)
 
-    def embed_images(self, pictures: Sequence[Any], batch_size: int) -> Any:
+    def embed_pixels(self, pixels: Sequence[Any], batch_size: int) -> Any:
         self._once()
-        return self._retriever.embed_images(pictures, batch_size=batch_size)
+        return self._retriever.embed_pixels(pixels, batch_size=batch_size)
 
     def embed_texts(self, texts: Sequence[str]) -> Any:
         self._once()

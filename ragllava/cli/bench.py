@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _ADDRESSES = ("RAGLLAVA_DATABASE_URL", "RAGLLAVA_REDIS_URL", "RAGLLAVA_S3_ENDPOINT")
 _WORKERS = ("ingest", "answer", "maint")  # nothing is trained
+_COMMAND = click.Path(exists=True, dir_okay=False, executable=True, path_type=Path)
 _CHART = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
@@ -39,7 +41,8 @@ _CHART = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.option("--job-questions", default=1_000, show_default=True, type=click.IntRange(1), help="Of the largest job.")
 @click.option("--shape", help="Also a model of this shape with random weights: llava-35m, llava-1.5-7b, llava-1.5-13b.")
 @click.option("--device", help="As RAGLLAVA_DEVICE: auto, cpu, cuda, cuda:1.")
-@click.option("--only", metavar="GROUP,...", help="Only these rows: rerank, ingest, search, overhead, growth.")
+@click.option("--only", metavar="GROUP,...", help="Only these rows: rerank, search, ingest, overhead, growth.")
+@click.option("--clip-retrieval", type=_COMMAND, help="The command of clip-retrieval; else the one on PATH, if any.")
 @click.option("--chart", type=_CHART, help="Draw the ratios beside what is wanted into this .svg file.")
 @json_option
 def bench(
@@ -51,6 +54,7 @@ def bench(
     shape: str | None,
     device: str | None,
     only: str | None,
+    clip_retrieval: Path | None,
     chart: Path | None,
     as_json: bool,
 ) -> None:
@@ -78,8 +82,9 @@ def bench(
     with interruptible(), tempfile.TemporaryDirectory(prefix="ragllava-bench-") as home:
         settings = load_settings(home=Path(home), **options)
         workload = Workload(
-            ModelBundle(settings), questions, images, vectors, job_questions, shape=shape, progress=_Clock().tell
-        )
+            ModelBundle(settings), questions, images, vectors, job_questions, shape=shape,
+            clip_retrieval=clip_retrieval or _found("clip-retrieval"), progress=_Clock().tell,
+        )  # fmt: skip
         rows = _measure(groups, settings, workload)
         run = describe_run(workload)
     if chart is not None:
@@ -91,6 +96,11 @@ def bench(
     click.echo(f"{run.title}\n{run.details}")
     if chart is not None:
         click.echo(f"chart: {chart.absolute()}, open it in a browser")
+
+
+def _found(command: str) -> Path | None:
+    path = shutil.which(command)
+    return Path(path) if path else None
 
 
 def _measure(groups: Sequence[Group], settings: Settings, workload: Workload) -> list[BenchRow]:

@@ -22,6 +22,7 @@ from ragllava.settings import Settings
 log = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
+Pixels = torch.Tensor  # (3, H, W) float32: one picture as the image tower takes it
 _WEIGHTS = "open_clip_model.safetensors"
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _TEXTS_PER_BATCH = 256
@@ -48,9 +49,23 @@ class Retriever:
         self._plan = plan
         self.dim: int = self.embed_texts([""]).shape[1]
 
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether the network runs on an accelerator."""
+        return self._plan.device.type != "cpu"
+
     def embed_images(self, pictures: Sequence[Image.Image], batch_size: int) -> FloatArray:
         """Pictures (RGB) → (N, dim) float32, rows of length 1, in input order."""
         return self._stack(in_batches(pictures, batch_size, self._embed_pictures))
+
+    def prepare_image(self, picture: Image.Image) -> Pixels:
+        """The half of `embed_images` that needs no network, of one picture (RGB). Any number of threads may call it."""
+        pixels: Pixels = self._preprocess(picture)
+        return pixels
+
+    def embed_pixels(self, pixels: Sequence[Pixels], batch_size: int) -> FloatArray:
+        """The other half: prepared pictures → (N, dim) float32, rows of length 1, in input order."""
+        return self._stack(in_batches(pixels, batch_size, self._embed_pixels))
 
     def embed_texts(self, texts: Sequence[str]) -> FloatArray:
         """Texts → (N, dim) float32, rows of length 1, in input order. A text beyond the context is cut at its end."""
@@ -59,10 +74,13 @@ class Retriever:
     def _stack(self, rows: list[FloatArray]) -> FloatArray:
         return np.stack(rows) if rows else np.zeros((0, self.dim), np.float32)
 
-    @torch.inference_mode()
     def _embed_pictures(self, pictures: Sequence[Image.Image]) -> list[FloatArray]:
-        pixels = torch.stack([self._preprocess(picture) for picture in pictures])
-        return _unit_rows(self._network.encode_image(pixels.to(self._plan.device, dtype=self._plan.dtype)))
+        return self._embed_pixels([self.prepare_image(picture) for picture in pictures])
+
+    @torch.inference_mode()
+    def _embed_pixels(self, pixels: Sequence[Pixels]) -> list[FloatArray]:
+        batch = torch.stack(list(pixels)).to(self._plan.device, dtype=self._plan.dtype)
+        return _unit_rows(self._network.encode_image(batch))
 
     @torch.inference_mode()
     def _embed_texts(self, texts: Sequence[str]) -> list[FloatArray]:

@@ -1,20 +1,23 @@
-"""LLaVA in the shapes of real models with random weights, to measure speed where the weights cannot be had.
+"""LLaVA and CLIP in the shapes of real models with random weights, to measure speed where weights cannot be had.
 
-Scores of random weights mean nothing; the time that they take is that of the real ones. Tokenizer and template are
-the mini model's, so prompts have about the length that they have for the real model.
+Scores of random weights mean nothing; the time that they take is that of the real ones. LLaVA's tokenizer and template
+are the mini model's, so prompts have about the length that they have for the real model.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from ragllava.errors import UsageError
 from ragllava.models.device import DevicePlan, plan_device
 from ragllava.models.mllm import Mllm, make_greedy
-from ragllava.models.profiles import get_profile
+from ragllava.models.profiles import LOCAL_DIR, RetrieverSource, get_profile
 from ragllava.settings import Settings
 
 
@@ -33,7 +36,10 @@ SHAPES = {
     "llava-1.5-13b": LlavaShape(vision=(1024, 24, 16, 4096), text=(5120, 40, 40, 13_824), vocabulary=32_064),
 }
 
+CLIP_SHAPE = "ViT-B-32"  # the retriever that most people begin with
+
 _SIDE, _PATCH = 336, 14  # pixels
+_CLIP_SEED = 5
 
 
 def random_llava(name: str, settings: Settings) -> Mllm:
@@ -55,6 +61,27 @@ def require_shape(name: str) -> None:
     """Raise UsageError for an unknown shape."""
     if name not in SHAPES:
         raise UsageError(f"there is no shape {name!r}; there are: {', '.join(SHAPES)}")
+
+
+def write_random_clip(folder: Path) -> RetrieverSource:
+    """A folder with a `CLIP_SHAPE` of open_clip, its weights drawn from a fixed seed; one that is there stays."""
+    import open_clip
+
+    source = RetrieverSource(f"{LOCAL_DIR}{folder}")
+    config = folder / "open_clip_config.json"
+    if config.exists():
+        return source
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = open_clip.get_model_config(CLIP_SHAPE)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_CLIP_SEED)
+        network = open_clip.CLIP(**shape)
+    weights = {name: weight.contiguous() for name, weight in network.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    prepared = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
+    described = {"model_cfg": shape, "preprocess_cfg": prepared}
+    config.write_text(json.dumps(described), encoding="utf-8")
+    return source
 
 
 def _network(shape: LlavaShape, image_token_id: int, plan: DevicePlan) -> Any:

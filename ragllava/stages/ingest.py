@@ -1,7 +1,7 @@
 """Files in, embedded images out: read, hash, decode, store, embed, and one commit for each sub-batch.
 
 Bytes before rows (D13): a picture is in the object store before the transaction that names it. While one sub-batch
-is embedded, the next one is read, decoded and uploaded.
+is embedded, the next one is read, decoded and prepared, uploads of both go on, and the one before is committed.
 """
 
 from __future__ import annotations
@@ -9,19 +9,20 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
 from ragllava.errors import ArchiveChanged, ImageRejected, IndexUnusable, JobRefused, ScoreRejected
-from ragllava.images import DecodedImage
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import FileOutcome, FileStatus
-from ragllava.stages.embedding import decode_for, one_ahead
+from ragllava.stages.embedding import OneBehind, PreparedImage, in_steps, one_ahead, prepare_for
 from ragllava.stages.reading import read_sources
 from ragllava.stages.resources import Resources
+from ragllava.stages.uploads import Uploads, done
 from ragllava.stores import archive, blobs, indexes, vectors
 from ragllava.stores.archive import ExistingImage, NewImage, PendingFile, StoredRow
 from ragllava.stores.blobs import NewBlob
@@ -29,8 +30,6 @@ from ragllava.stores.objects import content_key
 from ragllava.stores.vectors import IndexView, Vectors
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ragllava.models.retriever import Retriever
 
 log = logging.getLogger(__name__)
@@ -52,9 +51,8 @@ class Batch:
     targets: list[Target]
     rejected: dict[int, str] = field(default_factory=dict)  # reason, by file number
     hashes: dict[int, str] = field(default_factory=dict)  # of every readable file
-    decoded: dict[str, DecodedImage] = field(default_factory=dict)  # by hash; only what is new to the archive
-    # Of what is new, the pictures as the retrievers of each size see them, in the order of `decoded`.
-    pictures: dict[int, list[Image]] = field(default_factory=dict)
+    prepared: dict[str, PreparedImage] = field(default_factory=dict)  # by hash; only what is new to the archive
+    uploads: list[Future[str]] = field(default_factory=list)  # of what is new, where the store lacks it
 
     def reject(self, sha256: str, reason: str) -> None:
         """All files with these bytes share the fate."""
@@ -74,15 +72,18 @@ def ingest_stage(context: ShardContext[Resources]) -> None:
     files = {file.file_no: file for file in pending}
     # One stream for the whole shard, so that a compressed tar is unpacked once and not for every sub-batch.
     contents = read_sources([(file.file_no, file.uri) for file in pending], resources.fetch)
+    steps = in_steps(contents, context.settings.files_per_step)
+    with closing(Uploads(resources)) as uploads:
 
-    def next_batch() -> Batch | None:
-        chunk = list(islice(contents, context.settings.files_per_step))
-        return prepare(files, chunk, context) if chunk else None
+        def next_batch() -> Batch | None:
+            chunk = next(steps, None)
+            return prepare(files, chunk, context, uploads) if chunk else None
 
-    for batch in one_ahead(next_batch):
-        context.check()
-        embedded = embed(batch, context)
-        context.commit(lambda c, batch=batch, embedded=embedded: store(c, context, batch, embedded))  # type: ignore[misc]
+        with closing(one_ahead(next_batch)) as batches, OneBehind() as behind:
+            for batch in batches:
+                context.check()
+                embedded = embed(batch, context)
+                behind.run(lambda batch=batch, embedded=embedded: finish(batch, embedded, context))  # type: ignore[misc]
 
 
 def ensure_index(connection: Connection, archive_id: int, resources: Resources) -> None:
@@ -114,8 +115,9 @@ def prepare(
     files: Mapping[int, PendingFile],
     chunk: Sequence[tuple[int, bytes | ImageRejected]],
     context: ShardContext[Resources],
+    uploads: Uploads,
 ) -> Batch:
-    """Hash what was read of each file, decode and upload those whose bytes the archive does not hold yet."""
+    """Hash what was read of each file, decode those whose bytes the archive does not hold yet, and begin to upload."""
     archive_id = context.lease.archive_id
     living = context.read(lambda c: indexes.living_indexes(c, archive_id))
     batch = Batch({number: files[number] for number, _ in chunk}, find_targets(living, context.resources))
@@ -130,19 +132,22 @@ def prepare(
     fresh = {sha256: data for sha256, data in contents.items() if sha256 not in known}
     _restore_lost(context.resources, {sha256: contents[sha256] for sha256 in known}, known)
     _decode(batch, fresh, context.resources)
-    _upload(batch, fresh, context)
+    _upload(batch, fresh, context, uploads)
     return batch
 
 
 def embed(batch: Batch, context: ShardContext[Resources]) -> dict[int, Vectors]:
-    """Embeddings of the batch's new pictures by index: one row for each of `batch.decoded` in its order."""
+    """Embeddings of the batch's new pictures by index: one row for each of `batch.prepared` in its order.
+
+    The prepared pixels are gone afterwards.
+    """
     found: dict[int, Vectors] = {}
     for target in batch.targets:
         if target.retriever is None:
             continue
-        pictures = batch.pictures.get(target.retriever.image_size, [])  # no entry: nothing of the batch is new
+        pixels = [image.pixels[target.retriever.version] for image in batch.prepared.values()]
         try:
-            embedded = target.retriever.embed_images(pictures, batch_size=context.settings.embed_batch)
+            embedded = target.retriever.embed_pixels(pixels, batch_size=context.settings.embed_batch)
             vectors.check_vectors(target.index, embedded)
         except (ScoreRejected, IndexUnusable) as error:
             if target.index.state == "active":
@@ -150,7 +155,15 @@ def embed(batch: Batch, context: ShardContext[Resources]) -> dict[int, Vectors]:
             _leave_out(target.index, error)
         else:
             found[target.index.index_id] = embedded
+    for image in batch.prepared.values():
+        image.pixels.clear()
     return found
+
+
+def finish(batch: Batch, embedded: dict[int, Vectors], context: ShardContext[Resources]) -> None:
+    """Wait for the batch's uploads, then commit it behind the fence."""
+    done(batch.uploads)
+    context.commit(lambda connection: store(connection, context, batch, embedded))
 
 
 def store(
@@ -165,7 +178,7 @@ def store(
     living = _still_living(connection, lease.archive_id, batch, embedded)
     offered = _offered(connection, lease.archive_id, batch)
     rows = archive.store_images(connection, lease.archive_id, list(offered.values()))
-    position = {sha256: number for number, sha256 in enumerate(batch.decoded)}
+    position = {sha256: number for number, sha256 in enumerate(batch.prepared)}
     places = {
         row.image_id: position[image.sha256]
         for row, image in zip(rows, offered.values(), strict=True)
@@ -196,35 +209,22 @@ def _leave_out(index: IndexView, error: Exception) -> None:
 
 
 def _decode(batch: Batch, fresh: dict[str, bytes], resources: Resources) -> None:
-    """Decode in the sandbox, once for each size that a retriever wants; what cannot be decoded is rejected and leaves
-    `fresh`."""
-    of_each_size = {target.retriever.image_size: target.retriever for target in batch.targets if target.retriever}
-    sized: dict[int, dict[str, Image]] = {}
-    for size, retriever in of_each_size.items():
-        decoded = decode_for(retriever, list(fresh.values()), resources)
-        for sha256, result in zip(list(fresh), decoded, strict=True):
-            if isinstance(result, ImageRejected):
-                batch.reject(sha256, str(result))
-                batch.decoded.pop(sha256, None)
-                del fresh[sha256]
-            else:
-                batch.decoded.setdefault(sha256, result)
-                sized.setdefault(size, {})[sha256] = result.picture
-    batch.pictures = {size: [found[sha256] for sha256 in batch.decoded] for size, found in sized.items()}
+    """Decode in the sandbox and prepare for all targets; what cannot be decoded is rejected and leaves `fresh`."""
+    retrievers = {target.retriever.version: target.retriever for target in batch.targets if target.retriever}
+    prepared = prepare_for(list(retrievers.values()), list(fresh.values()), resources)
+    for sha256, result in zip(list(fresh), prepared, strict=True):
+        if isinstance(result, ImageRejected):
+            batch.reject(sha256, str(result))
+            del fresh[sha256]
+        else:
+            batch.prepared[sha256] = result
 
 
-def _upload(batch: Batch, fresh: dict[str, bytes], context: ShardContext[Resources]) -> None:
-    """Bytes before rows: announce, then put; the transaction that names the pictures comes later."""
-    new = [NewBlob(sha256, len(data), batch.decoded[sha256].media_type) for sha256, data in fresh.items()]
+def _upload(batch: Batch, fresh: dict[str, bytes], context: ShardContext[Resources], uploads: Uploads) -> None:
+    """Bytes before rows: announce, then put; the transaction that names the pictures waits for it."""
+    new = [NewBlob(sha256, len(data), batch.prepared[sha256].media_type) for sha256, data in fresh.items()]
     wanted = context.read(lambda c: blobs.announce_blobs(c, new))
-    put = context.resources.objects.put_content
-    uploads = [
-        context.resources.threads.submit(put, fresh[blob.sha256], blob.media_type)
-        for blob in new
-        if blob.sha256 in wanted
-    ]
-    for upload in uploads:
-        upload.result()
+    batch.uploads = uploads.start([blob for blob in new if blob.sha256 in wanted], fresh)
 
 
 def _restore_lost(resources: Resources, contents: Mapping[str, bytes], known: Mapping[str, ExistingImage]) -> None:
@@ -239,11 +239,11 @@ def _restore_lost(resources: Resources, contents: Mapping[str, bytes], known: Ma
 
 def _offered(connection: Connection, archive_id: int, batch: Batch) -> dict[int, NewImage]:
     """The batch's readable files as images, by file number: decoded just now, or known to the archive."""
-    others = [sha256 for sha256 in batch.hashes.values() if sha256 not in batch.decoded]
+    others = [sha256 for sha256 in batch.hashes.values() if sha256 not in batch.prepared]
     known = archive.existing_images(connection, archive_id, others)
     offered = {}
     for number, sha256 in batch.hashes.items():
-        facts = batch.decoded.get(sha256) or known.get(sha256)
+        facts = batch.prepared.get(sha256) or known.get(sha256)
         if facts is None:
             raise ArchiveChanged("a picture left the archive while its duplicate was being looked at; it is read again")
         file = batch.files[number]

@@ -13,16 +13,14 @@ from ragllava.errors import ImageRejected, IndexGone, IndexUnusable, JobRefused,
 from ragllava.jobs.runner import ShardContext
 from ragllava.models.profiles import RetrieverSource
 from ragllava.records import ReindexStatus, Selection
-from ragllava.stages.embedding import decode_for, one_ahead
+from ragllava.stages.embedding import one_ahead, prepare_for
 from ragllava.stages.resources import Resources
 from ragllava.stores import indexes, reindexed, vectors
 from ragllava.stores.reindexed import ItemOutcome, ReindexItem
 from ragllava.stores.vectors import IndexView, Vectors
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from ragllava.models.retriever import Retriever
+    from ragllava.models.retriever import Pixels, Retriever
 
 _GONE = "it left the archive"
 
@@ -99,10 +97,10 @@ def _beside(connection: Connection, archive_id: int, retriever: Retriever, sourc
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """One sub-batch on its way: the pictures that were read, by image, and what was found out about the others."""
+    """One sub-batch on its way: the prepared pictures, by image, and what was found out about the others."""
 
     items: Sequence[ReindexItem]
-    pictures: dict[int, Image]
+    pictures: dict[int, Pixels]
     outcomes: list[ItemOutcome]
 
 
@@ -118,7 +116,7 @@ def embed_items(context: ShardContext[Resources], target: Target, items: Sequenc
     for batch in one_ahead(next_batch):
         context.check()
         pictures = list(batch.pictures.values())
-        embedded = target.retriever.embed_images(pictures, batch_size=context.settings.embed_batch)
+        embedded = target.retriever.embed_pixels(pictures, batch_size=context.settings.embed_batch)
         context.commit(lambda c, batch=batch, embedded=embedded: _store(c, context, target, batch, embedded))  # type: ignore[misc]
     return unreadable
 
@@ -130,8 +128,8 @@ def _read_batch(
     wanted = context.read(lambda c: vectors.missing_embeddings(c, target.index.index_id, list(images)))
     hashes = [images[image_id].sha256 for image_id in wanted]
     contents = context.resources.threads.map(lambda sha256: _fetch(context.resources, sha256), hashes)
-    decoded = dict(zip(wanted, decode_for(target.retriever, contents, context.resources), strict=True))
-    failed = {image_id: str(result) for image_id, result in decoded.items() if isinstance(result, ImageRejected)}
+    prepared = dict(zip(wanted, prepare_for([target.retriever], contents, context.resources), strict=True))
+    failed = {image_id: str(result) for image_id, result in prepared.items() if isinstance(result, ImageRejected)}
     unreadable.update(failed)
     outcomes: list[ItemOutcome] = []
     for item in chunk:
@@ -139,10 +137,13 @@ def _read_batch(
             outcomes += item.ended(ReindexStatus.SKIPPED, _GONE)
         elif item.image.image_id in failed:
             outcomes += item.ended(ReindexStatus.UNREADABLE, failed[item.image.image_id])
-        elif item.image.image_id not in decoded:
+        elif item.image.image_id not in prepared:
             outcomes += item.ended(ReindexStatus.SKIPPED, "it has its vector already")
+    version = target.retriever.version
     pictures = {
-        image_id: result.picture for image_id, result in decoded.items() if not isinstance(result, ImageRejected)
+        image_id: result.pixels[version]
+        for image_id, result in prepared.items()
+        if not isinstance(result, ImageRejected)
     }
     return _Batch(chunk, pictures, outcomes)
 

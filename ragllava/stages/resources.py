@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ragllava.models.retriever import Retriever
 
 FETCH_THREADS = 8
+MAX_DECODERS = 8  # unless the settings say more
 # Longer sides are reduced when a stored picture is read: no supported family looks at more.
 MAX_SIDE = 1536
 
@@ -59,7 +61,7 @@ class Resources:
     @cached_property
     def decoder(self) -> DecoderPool:
         """Child processes that decode pictures nobody has checked yet."""
-        return DecoderPool(self.settings.decoders)
+        return DecoderPool(self.settings.decoders or min(MAX_DECODERS, max(1, (os.cpu_count() or 1) // 2)))
 
     @cached_property
     def pace(self) -> Pace:

@@ -91,6 +91,27 @@ def test_a_graph_finds_what_the_exact_scan_finds(shell: Terminal) -> None:
     assert_nothing_is_left(shell)
 
 
+def test_ingest_jobs_store_the_vectors_that_embedding_alone_gives(shell: Terminal) -> None:
+    rows = rows_of(run(shell, "--only", "ingest", *SMALL, "--json"))
+    beside = [row for row in rows if row["name"].endswith("beside clip-retrieval")]
+    jobs = [row for row in rows if row not in beside]
+    assert [row["name"] for row in jobs] == [
+        "ingest, mini, postcards",
+        "ingest, ViT-B/32, 0.3 megapixels",
+        "ingest, ViT-B/32, 2 to 12 megapixels",
+    ]
+    for row in jobs:
+        assert row["figures"]["pictures"] == 20 and row["figures"]["lowest_cosine"] > 0.999
+        assert row["wanted_at_least"] == 0.85
+    assert len(beside) == 2
+    for row in beside:
+        if row["reference_value"] is None:
+            assert "--clip-retrieval PATH" in row["note"]
+        else:
+            assert row["figures"]["lowest_cosine"] > 0.999
+    assert_nothing_is_left(shell)
+
+
 def test_jobs_through_the_queue_and_archives_of_three_sizes(shell: Terminal) -> None:
     typed = run(shell, "--only", "growth,overhead", *SMALL)
     assert typed.code == 0, typed

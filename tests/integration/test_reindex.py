@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sqlalchemy import select
 
 from ragllava.errors import UsageError
@@ -123,34 +125,36 @@ def test_a_broken_new_retriever_does_not_hold_up_ingest(
         indexes.create_index(connection, gallery.archive_id(), sound.version, sound.dim, other_retriever.as_json())
 
     class Broken(Watched):
-        def embed_images(self, pictures: Sequence[Any], batch_size: int) -> Any:
-            return np.full((len(pictures), sound.dim), np.nan, np.float32)
+        def embed_pixels(self, pixels: Sequence[Any], batch_size: int) -> Any:
+            return np.full((len(pixels), sound.dim), np.nan, np.float32)
 
     desk = gallery.with_models(retriever_from=lambda source: Broken(sound, lambda: None))
     assert desk.ingest_files(cards(postcards, CARDS, CARDS + 2)).progress.by_status == {"stored": 2}
     assert states(desk) == [("active", CARDS + 2), ("building", 0)]
 
 
-def test_pictures_are_decoded_for_each_size_of_retriever(
-    gallery: Workshop, postcards: Postcards, other_retriever: RetrieverSource
+def test_pictures_are_decoded_for_the_larger_of_two_retrievers(
+    gallery: Workshop, other_retriever: RetrieverSource, tmp_path: Path
 ) -> None:
     own = gallery.resources.models.retriever
-    seen: list[set[tuple[int, int]]] = []
+    Image.radial_gradient("L").resize((4_000, 3_000)).save(tmp_path / "large.png")
+    seen: list[tuple[int, int]] = []
 
-    class Smaller(Watched):
-        image_size = own.image_size // 4
+    class Larger(Watched):
+        image_size = own.image_size * 4
 
-        def embed_images(self, pictures: Sequence[Any], batch_size: int) -> Any:
-            seen.append({picture.size for picture in pictures})
-            return own.embed_images(pictures, batch_size=batch_size)
+        def prepare_image(self, picture: Image.Image) -> Any:
+            seen.append(picture.size)
+            return own.prepare_image(picture)
 
     sound = gallery.resources.models.retriever_from(other_retriever)
     with gallery.engine.begin() as connection:
         indexes.create_index(connection, gallery.archive_id(), sound.version, sound.dim, other_retriever.as_json())
-    desk = gallery.with_models(retriever_from=lambda source: Smaller(sound, lambda: None))
-    assert desk.ingest_files(cards(postcards, CARDS, CARDS + 2)).progress.by_status == {"stored": 2}
-    assert states(desk) == [("active", CARDS + 2), ("building", 2)]
-    assert seen and all(max(size) == own.image_size for sizes in seen for size in sizes)
+    desk = gallery.with_models(retriever_from=lambda source: Larger(sound, lambda: None))
+    assert desk.ingest(tmp_path).progress.by_status == {"stored": 1}
+    assert states(desk) == [("active", CARDS + 1), ("building", 1)]
+    [(width, height)] = seen
+    assert (width, height) == (1_334, 1_000)  # a third: 3,000 pixels hold twice 4 × 112 three times
 
 
 # The gate

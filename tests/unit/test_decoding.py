@@ -63,7 +63,7 @@ def test_results_come_in_order_and_equal_those_of_decode() -> None:
         if isinstance(result, ImageRejected):
             continue
         assert isinstance(item, bytes)
-        expected = decode(item, max_side=100)
+        expected = decode(item, shorter_side=100)
         assert (result.width, result.height, result.media_type) == (
             expected.width,
             expected.height,
@@ -72,6 +72,21 @@ def test_results_come_in_order_and_equal_those_of_decode() -> None:
         assert result.picture.tobytes() == expected.picture.tobytes()
     assert [number for number, result in enumerate(results) if isinstance(result, ImageRejected)] == [7, 20]
     assert "text" in str(results[7])
+
+
+def test_what_is_made_of_each_picture_comes_in_order_and_rejections_as_they_are() -> None:
+    pictures = [encoded(Image.new("RGB", (side, 2 * side)), "PNG") for side in range(1, 30)]
+    with DecoderPool(2) as pool:
+        made = list(pool.decode_each([*pictures, b"", *pictures], lambda decoded: decoded.picture.size))
+    expected = [(side, 2 * side) for side in range(1, 30)]
+    assert (made[:29], str(made[29]), made[30:]) == (expected, "the file is empty", expected)
+
+
+def test_an_error_in_what_is_made_comes_out_and_the_pool_goes_on() -> None:
+    with DecoderPool(1) as pool:
+        with pytest.raises(ZeroDivisionError):
+            list(pool.decode_each([GOOD] * 9, lambda decoded: 1 // 0))
+        assert is_right(next(pool.decode_all([GOOD])))
 
 
 def test_it_reads_ahead_but_not_without_bound() -> None:

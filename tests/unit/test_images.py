@@ -73,6 +73,42 @@ def test_the_fast_way_to_a_small_jpeg_gives_the_slow_ways_picture(max_side: int)
     assert max(ImageStat.Stat(ImageChops.difference(decoded.picture, expected)).mean) < 1
 
 
+@pytest.mark.parametrize("format_", ["JPEG", "PNG"])
+@pytest.mark.parametrize(
+    ("size", "shorter_side", "png_size", "jpeg_size"),
+    [
+        ((1600, 1200), 200, (267, 200), (400, 300)),
+        ((1600, 1200), 201, (320, 240), (400, 300)),
+        ((1200, 1600), 600, (600, 800), (600, 800)),
+        ((1633, 1225), 224, (327, 245), (409, 307)),
+        ((3000, 90), 30, (1000, 30), (1500, 45)),
+        ((1600, 1200), 1201, (1600, 1200), (1600, 1200)),
+        ((64, 48), 2_000, (64, 48), (64, 48)),
+    ],
+)
+def test_a_picture_divided_by_a_whole_number_is_the_one_that_averaging_gives(
+    format_: str, size: tuple[int, int], shorter_side: int, png_size: tuple[int, int], jpeg_size: tuple[int, int]
+) -> None:
+    data = encoded(smooth(size), format_, **({"quality": 95} if format_ == "JPEG" else {}))
+    decoded = decode(data, shorter_side=shorter_side)
+    assert (decoded.width, decoded.height) == size
+    # A JPEG is halved by its coder as often as possible before what is left is divided.
+    assert decoded.picture.size == (jpeg_size if format_ == "JPEG" else png_size)
+    assert min(shorter_side, *size) <= min(decoded.picture.size) < 2 * shorter_side
+    expected = Image.open(io.BytesIO(data)).convert("RGB").resize(decoded.picture.size, Image.Resampling.BOX)
+    assert largest_difference(decoded.picture, expected) <= 8
+    assert max(ImageStat.Stat(ImageChops.difference(decoded.picture, expected)).mean) < 1
+
+
+@pytest.mark.parametrize("shorter_side", [16, 17, 24])
+def test_a_divided_picture_is_turned_upright_too(shorter_side: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    decoded = decode(jpeg(quadrants().resize((640, 480)), exif=exif), shorter_side=shorter_side)
+    assert (decoded.width, decoded.height) == (480, 640)
+    assert shorter_side <= decoded.picture.width < decoded.picture.height
+
+
 @given(width=st.integers(1, 16_384), height=st.integers(1, 16_384), max_side=st.integers(1, 2_000))
 def test_fit_keeps_the_aspect_ratio_and_never_enlarges(width: int, height: int, max_side: int) -> None:
     columns, rows = fit(width, height, max_side)

@@ -35,8 +35,8 @@ class Group:
 
 GROUPS = (
     Group("rerank", Needs.NOTHING, rerank_rows),
-    Group("ingest", Needs.NOTHING, ingest_rows),
     Group("search", Needs.SERVICES, search_rows),
+    Group("ingest", Needs.WORKERS, ingest_rows),
     Group("overhead", Needs.WORKERS, overhead_rows),
     Group("growth", Needs.WORKERS, growth_rows),
 )

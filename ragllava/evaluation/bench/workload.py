@@ -64,7 +64,8 @@ class Workload:
 
     `questions` are asked of each image in a bulk row, `images` are real pictures, `vectors` those of the largest
     archive, `job_questions` those of the largest job. `shape` adds reranking rows of a model of that shape with
-    random weights. `system` is None for groups that need no services.
+    random weights; `clip_retrieval` is that program's command, where it is installed. `system` is None for groups
+    that need no services.
     """
 
     models: ModelBundle
@@ -74,6 +75,7 @@ class Workload:
     job_questions: int
     seed: int = 5
     shape: str | None = None
+    clip_retrieval: Path | None = None
     system: System | None = None
     progress: Callable[[str], None] = lambda line: None
 
