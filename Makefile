@@ -35,7 +35,7 @@ format: setup  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench  ## timings of each stage, as ratios to a reference in the same run: about 12 minutes
+bench: $(VENV)/.bench  ## timings of each stage, as ratios to a reference in the same run: about 13 minutes
 	$(BIN)/ragllava bench --shape llava-35m --chart bench.svg
 
 $(VENV)/.bench: $(VENV)/.installed

@@ -96,16 +96,22 @@ def _answer_together(
     lease, began = context.lease, time.monotonic()
     judged = each(questions, partial(judge, tools=tools, check=context.check))
     step = context.settings.questions_per_step
+    # Those with as many kept images follow each other, so that the generator gets full batches.
+    order = sorted(range(len(questions)), key=lambda place: _kept(judged[place]))
     for start in range(0, len(questions), step):
         context.check()
-        batch = questions[start : start + step]
-        results = conclude_each(batch, judged[start : start + step], tools)
+        batch = [questions[place] for place in order[start : start + step]]
+        results = conclude_each(batch, [judged[place] for place in order[start : start + step]], tools)
         results = [replace(result, changes=changes.get(result.question_no)) for result in results]
         again = partial(answer_again, tools=tools) if context.settings.leave_one_out else None
         cases = find_noisy(batch, results, DoubtLimits.of(context.settings, tools.options.top_n), again)
         context.commit(partial(_write, lease=lease, results=results, cases=cases))
     ids = ([c.image.image_id for c in one.candidates] for one in judged if isinstance(one, Judged))
     context.resources.pace.learn(time.monotonic() - began, cost_of(tools).of(ids))
+
+
+def _kept(judged: Judged | Answer) -> int:
+    return len(judged.evidence) if isinstance(judged, Judged) else 0
 
 
 def _write(connection: Connection, lease: Lease, results: list[Answer], cases: list[NoisyCase]) -> None:

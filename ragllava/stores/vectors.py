@@ -42,6 +42,7 @@ _HNSW_M = 16
 # With 64, the default, one question in a hundred on 100,000 clustered vectors finds none of its neighbours: the nearest
 # 64 of a new vector may all be of its own cluster, and then no link leads there. Building takes twice as long.
 _HNSW_EF_CONSTRUCTION = 128
+_LEAST_EF_SEARCH = 128  # at 100, single builds of 100,000 vectors missed a recall of 0.98 by little
 _MAX_EF_SEARCH = 1_000  # pgvector's own limit
 _LOCK_SPACE = 0x52616749  # our corner of the advisory locks: builds of graphs
 _OUT_OF_SHARED_MEMORY = "53100"
@@ -222,7 +223,7 @@ _EXACT_ORDER = "e.vector <#> q.vector, e.image_id"
 
 
 def _graph_order(connection: Connection, index: IndexView, k: int) -> str:
-    ef_search = min(max(100, 2 * k), _MAX_EF_SEARCH)
+    ef_search = min(max(_LEAST_EF_SEARCH, 2 * k), _MAX_EF_SEARCH)
     connection.execute(text(f"SET LOCAL hnsw.ef_search = {ef_search}"))
     return f"e.vector::halfvec({index.dim}) <#> q.vector::halfvec({index.dim})"
 
