@@ -253,7 +253,7 @@ def test_the_graph_finds_the_neighbours(engine: Engine) -> None:
         before = scans_of(connection, f"embeddings_{index_id}_hnsw")
         found = vectors.search(connection, index_id, queries, k=20)
         assert scans_of(connection, f"embeddings_{index_id}_hnsw") == before + 20
-        assert connection.scalar(text("SHOW hnsw.ef_search")) == "100"
+        assert connection.scalar(text("SHOW hnsw.ef_search")) == "128"
     expected = brute_force(queries, stored, range(800), k=20)
     hits = [
         len({a.image_id for a in got} & {b.image_id for b in want}) for got, want in zip(found, expected, strict=True)
