@@ -229,7 +229,7 @@ def settle(connection: Connection, row: Row[Any], error: str, limits: Limits) ->
     else:
         middle = open_inputs[len(open_inputs) // 2]
         halves = [(open_inputs[0], middle), (middle, open_inputs[-1] + 1)]
-        insert_shards(connection, row.job_id, row.run_no, halves, is_planned=True)
+        insert_shards(connection, row.job_id, row.run_no, halves, is_planned=row.is_planned)
         _mark(connection, row.id, ShardState.SPLIT, error)
     close_job_if_ended(connection, row.job_id)
 

@@ -124,6 +124,28 @@ def test_a_question_that_breaks_a_worker_ends_alone_after_a_split(desk: Workshop
     assert [row.status is AnswerStatus.DEAD for row in rows] == [False] * 5 + [True]
 
 
+def test_halves_of_a_shard_that_was_never_planned_are_planned(desk: Workshop, asked: list[str]) -> None:
+    job_id = desk.submit(asked, top_k=TOP_K).job_id
+
+    class Failing:
+        """A retriever that fails like a worker's own fault."""
+
+        def __init__(self, retriever: Any) -> None:
+            self.version, self.dim = retriever.version, retriever.dim
+
+        def embed_texts(self, texts: list[str]) -> Any:
+            raise ZeroDivisionError("a fault of our own")
+
+    failing = desk.with_models(retriever=Failing(desk.resources.models.retriever))
+    for _ in range(desk.settings.max_attempts):
+        failing.run_once()
+    assert states(desk, job_id) == ["split", "pending", "pending"]
+    desk.resources.pace.learn(1.0, cost=1.0)
+    desk.run()
+    assert states(desk, job_id) == ["split", "split", "split"] + ["done"] * len(asked)
+    assert desk.job(job_id).state == JobState.COMPLETED
+
+
 def test_a_cancelled_job_has_an_outcome_for_each_question_after_a_split(desk: Workshop, asked: list[str]) -> None:
     job_id = desk.submit(asked, top_k=TOP_K).job_id
     desk.run_once()  # answers the first sub-batch and splits
