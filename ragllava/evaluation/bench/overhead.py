@@ -1,4 +1,4 @@
-"""What queue, leases, commits and result files cost: jobs against the stage functions called in this process."""
+"""What queue, leases and commits cost: jobs against the stage functions called in this process."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _bulk_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> B
     return BenchRow(
         "overhead", f"overhead, a job of {len(texts)} questions", _REFERENCE, "s", min(through_s), min(direct_s),
         Wanted(at_most=_MOST_SHARE), {"answers_that_differ": differing},
-        "from the submit to the written result files; the reference writes nothing",
+        "from the submit to the last commit; the reference writes nothing",
     )  # fmt: skip
 
 
