@@ -103,17 +103,19 @@ def sweepable_blobs(connection: Connection, older_than_s: float) -> list[Unrefer
 def mark_deleting(connection: Connection, older_than_s: float, limit: int = 1000) -> list[str]:
     """Take up to `limit` sweepable blobs out of use, and return their hashes for `delete_blob`. Commit in between.
 
-    Blobs that an importer holds at this moment are passed over: they are about to be referred to.
+    Blobs that an importer holds at this moment are passed over: they are about to be referred to. References are looked
+    for again behind the lock: a statement that waits for a row sees its new version, but other tables as they were.
     """
+    locked = connection.scalars(
+        text(f"SELECT sha256 FROM blobs WHERE {_UNREFERENCED} ORDER BY sha256 LIMIT :limit FOR UPDATE SKIP LOCKED"),  # noqa: S608
+        {"older_than_s": older_than_s, "limit": limit},
+    ).all()
     rows = connection.scalars(
         text(f"""
-            WITH chosen AS MATERIALIZED (
-                SELECT sha256 FROM blobs WHERE {_UNREFERENCED} ORDER BY sha256 LIMIT :limit FOR UPDATE SKIP LOCKED
-            )
-            UPDATE blobs SET state = 'deleting' FROM chosen WHERE blobs.sha256 = chosen.sha256
-            RETURNING blobs.sha256
+            UPDATE blobs SET state = 'deleting' WHERE sha256 = ANY(:locked) AND {_UNREFERENCED}
+            RETURNING sha256
         """),  # noqa: S608 - no foreign text
-        {"older_than_s": older_than_s, "limit": limit},
+        {"older_than_s": older_than_s, "locked": list(locked)},
     )
     return sorted(rows)
 
