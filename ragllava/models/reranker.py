@@ -64,7 +64,7 @@ class Reranker:
     def relevance(self, pairs: Sequence[Pair], batch_size: int) -> list[Relevance]:
         """One relevance for each pair, in input order.
 
-        Pairs of one picture are scored behind one prefix, `batch_size` in a pass; the others in batches of as many.
+        Pairs of one picture are scored behind one prefix, `batch_size` in a pass at most; the others in batches.
         Raises ScoreRejected when the network returns no number, or when a picture does not fit its window.
         """
         prompts = [pair.prompt() for pair in pairs]
@@ -73,7 +73,8 @@ class Reranker:
             # Rows of like length share a batch, so that little of it is padding.
             rest = [place for place in range(len(prompts)) if place not in scores]
             rest.sort(key=lambda place: prompts[place].rough_tokens())
-            found = in_batches([prompts[place] for place in rest], batch_size, self._score)
+            alone = [prompts[place] for place in rest]
+            found = in_batches(alone, self.mllm.rows_of_a_pass(alone, batch_size), self._score) if alone else []
             scores.update(zip(rest, found, strict=True))
         return [scores[place] for place in range(len(pairs))]
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ragllava.models.block_attention import attending_by_blocks, plan_blocks
 from ragllava.models.device import DevicePlan, to_device
 
 
@@ -82,7 +83,8 @@ def _packed(
         "attention_mask": block_mask(len(shared.prefix), lengths, plan.dtype),
         "position_ids": torch.cat([whole[..., : len(shared.prefix)], *behind], dim=-1),
     }
-    output = network(**to_device(tensors, plan), logits_to_keep=ends.to(plan.device), use_cache=False)
+    with attending_by_blocks(network, plan_blocks(len(shared.prefix), lengths, plan)):
+        output = network(**to_device(tensors, plan), logits_to_keep=ends.to(plan.device), use_cache=False)
     logits: torch.Tensor = output.logits[0].float()
     return logits
 

@@ -18,7 +18,7 @@ from ragllava.models.fitting import ControlTokens, Prompt, shorten
 from ragllava.models.generator import AnswerRequest, Generator
 from ragllava.models.mllm import Mllm
 from ragllava.models.reranker import Pair, Reranker
-from ragllava.models.shared_prefix import SharedPrompts
+from ragllava.models.shared_prefix import WAYS, SharedPrompts
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
 from tests.families import FAMILIES, load_family, load_folder, noise_pictures, save_family
 
@@ -70,6 +70,19 @@ def test_questions_about_one_picture_score_the_same_behind_one_prefix(mllm: Mllm
         together = [score.value for score in reranker.relevance(pairs, batch_size)]
         np.testing.assert_allclose(together, alone, atol=TOLERANCE)
     assert len({round(value, 4) for value in alone}) == len(pairs), "the scores must differ, or parity shows nothing"
+
+
+@pytest.mark.parametrize("way", list(WAYS))
+def test_each_way_to_share_a_prefix_gives_the_scores_of_each_pair_alone(mllm: Mllm, way: str) -> None:
+    texts = [f"How many {'red ' * number}windows does tower {number} have?" for number in range(9)]
+    prompts = [Pair(text, "Harlow", noise_pictures()[0]).prompt() for text in texts]
+    shared = mllm.share(prompts, answer_tokens=1)
+    assert shared is not None
+    alone = torch.cat([mllm.last_logits(mllm.prepare([prompt], 1)) for prompt in prompts])
+    for batch_size in (4, 20):
+        torch.testing.assert_close(
+            mllm.shared_logits(shared, WAYS[way], batch_size).softmax(-1), alone.softmax(-1), atol=TOLERANCE, rtol=0
+        )
 
 
 def test_a_family_that_cannot_share_is_scored_pair_by_pair(llava: Mllm, monkeypatch: pytest.MonkeyPatch) -> None:
