@@ -15,6 +15,7 @@ from ragllava.evaluation.postcards import PostcardArchive, WrittenArchive, draw_
 from ragllava.models.profiles import RetrieverSource
 from ragllava.settings import Settings
 from tests.commands import Run, runner
+from tests.conftest import own_settings
 
 if TYPE_CHECKING:  # torch is loaded by the tests that need it
     from ragllava.models.bundle import ModelBundle
@@ -51,6 +52,24 @@ def workshop(settings: Settings, models: ModelBundle) -> Iterator[Workshop]:
 
     with open_workshop(settings, models) as workshop:
         yield workshop
+
+
+@pytest.fixture(scope="module")
+def whole_gallery(
+    services: Settings, template_database: str, models: ModelBundle, postcards: Postcards
+) -> Iterator[Workshop]:
+    """A worker beside an archive of the 60 postcards; the tests of a module share it and leave the archive as it is."""
+    from tests.workshop import open_workshop
+
+    with own_settings(services, template_database) as own, open_workshop(own, models) as workshop:
+        workshop.ingest(postcards.written.pictures, captions=postcards.written.captions)
+        yield workshop
+
+
+@pytest.fixture(scope="session")
+def ten_questions(postcards: Postcards) -> list[str]:
+    """Questions of which each is about one postcard of `whole_gallery`."""
+    return [question.text for question in postcards.archive.questions[:10]]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,26 +11,19 @@ import pytest
 from ragllava.errors import LeaseLost, ScoreRejected
 from ragllava.jobs import control
 from ragllava.jobs.runner import ShardContext
-from ragllava.models.bundle import ModelBundle
 from ragllava.records import AnswerStatus, JobKind, NoisyReason, NoisyState
-from ragllava.settings import Settings
 from ragllava.stages.answer import answer_stage
 from ragllava.stages.resources import Resources
 from ragllava.stores import noisy
 from ragllava.stores.noisy import NoisyView
-from tests.conftest import own_settings
 from tests.integration.conftest import Postcards
-from tests.workshop import Workshop, open_workshop
+from tests.workshop import Workshop
 
 
 @pytest.fixture(scope="module")
-def gallery(
-    services: Settings, template_database: str, models: ModelBundle, postcards: Postcards
-) -> Iterator[Workshop]:
-    """A worker beside an archive of the 60 postcards, where every doubt but those of a test is switched off."""
-    with own_settings(services, template_database) as own, open_workshop(own, models) as workshop:
-        workshop.ingest(postcards.written.pictures, captions=postcards.written.captions)
-        yield workshop.with_settings(near_threshold_logits=0.0, low_confidence=0.0, leave_one_out=False)
+def gallery(whole_gallery: Workshop) -> Workshop:
+    """Every doubt but those of a test is switched off."""
+    return whole_gallery.with_settings(near_threshold_logits=0.0, low_confidence=0.0, leave_one_out=False)
 
 
 @pytest.fixture(scope="module")

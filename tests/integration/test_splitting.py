@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,41 +12,21 @@ from ragllava.errors import ScoreRejected
 from ragllava.jobs import control
 from ragllava.jobs.runner import run_shard
 from ragllava.jobs.states import JobState
-from ragllava.models.bundle import ModelBundle
 from ragllava.models.reranker import Pair, Relevance
 from ragllava.records import AnswerStatus
-from ragllava.settings import Settings
 from ragllava.stages.refresh import submit_refresh
 from ragllava.stores.schema import questions, shards
 from tests.builders import WORKER
-from tests.conftest import own_settings
-from tests.integration.conftest import Postcards
-from tests.workshop import Workshop, open_workshop
+from tests.workshop import Workshop
 
 TOP_K = 4
 STEP = 3  # questions of the first sub-batch, by which the pace is learned
 
 
-@pytest.fixture(scope="module")
-def gallery(
-    services: Settings, template_database: str, models: ModelBundle, postcards: Postcards
-) -> Iterator[Workshop]:
-    """A worker beside an archive of the 60 postcards; tests leave the archive as it is."""
-    with own_settings(services, template_database) as own, open_workshop(own, models) as workshop:
-        workshop.ingest(postcards.written.pictures, captions=postcards.written.captions)
-        yield workshop
-
-
-@pytest.fixture(scope="module")
-def asked(postcards: Postcards) -> list[str]:
-    """Questions of which each is about one postcard."""
-    return [question.text for question in postcards.archive.questions[:10]]
-
-
 @pytest.fixture
-def desk(gallery: Workshop) -> Workshop:
+def desk(whole_gallery: Workshop) -> Workshop:
     """Whatever is left after the first sub-batch takes too long, and a shard holds few questions."""
-    return gallery.with_settings(shard_seconds=0.001, questions_per_step=STEP)
+    return whole_gallery.with_settings(shard_seconds=0.001, questions_per_step=STEP)
 
 
 def states(workshop: Workshop, job_id: int) -> list[str]:
@@ -75,36 +55,38 @@ def facts(rows: Sequence[Any]) -> list[Any]:
 
 
 def test_a_split_shard_gives_the_same_answers_in_the_same_order(
-    desk: Workshop, gallery: Workshop, asked: list[str]
+    desk: Workshop, whole_gallery: Workshop, ten_questions: list[str]
 ) -> None:
-    whole = gallery.submit(asked, top_k=TOP_K).job_id
-    gallery.run()
-    job_id = desk.submit(asked, top_k=TOP_K).job_id
+    whole = whole_gallery.submit(ten_questions, top_k=TOP_K).job_id
+    whole_gallery.run()
+    job_id = desk.submit(ten_questions, top_k=TOP_K).job_id
     desk.run()
-    assert states(gallery, whole) == ["done"]
-    assert states(desk, job_id) == ["split"] + ["done"] * (len(asked) - STEP), "each question is a shard of its own"
+    assert states(whole_gallery, whole) == ["done"]
+    assert states(desk, job_id) == ["split"] + ["done"] * (len(ten_questions) - STEP), (
+        "each question is a shard of its own"
+    )
     assert desk.job(job_id).state == JobState.COMPLETED
-    assert facts(desk.rows(job_id)) == facts(gallery.rows(whole))
+    assert facts(desk.rows(job_id)) == facts(whole_gallery.rows(whole))
 
 
-def test_questions_that_share_pictures_follow_each_other(gallery: Workshop, asked: list[str]) -> None:
-    other = next(text for text in asked if text != asked[0])
-    texts = [asked[0], other] * 6
-    sharing = gallery.resources.models.reranker.sharing
+def test_questions_that_share_pictures_follow_each_other(whole_gallery: Workshop, ten_questions: list[str]) -> None:
+    other = next(text for text in ten_questions if text != ten_questions[0])
+    texts = [ten_questions[0], other] * 6
+    sharing = whole_gallery.resources.models.reranker.sharing
     assert sharing is not None
     prefix = sharing.prefix_tokens / sharing.ending_tokens
-    of_six = prefix * TOP_K + 6 * (TOP_K + (prefix + 1) * gallery.settings.top_n)
-    desk = gallery.with_settings(shard_seconds=1.001 * of_six)
+    of_six = prefix * TOP_K + 6 * (TOP_K + (prefix + 1) * whole_gallery.settings.top_n)
+    desk = whole_gallery.with_settings(shard_seconds=1.001 * of_six)
     desk.resources.pace.learn(1.0, cost=1.0)
     job_id = desk.submit(texts, top_k=TOP_K).job_id
     desk.run_once()
     assert states(desk, job_id)[0] == "split"
     order = sorted(range(len(texts)), key=places(desk, job_id).__getitem__)
-    assert [texts[number] for number in order] == [asked[0]] * 6 + [other] * 6
+    assert [texts[number] for number in order] == [ten_questions[0]] * 6 + [other] * 6
     assert sorted(places(desk, job_id)) == list(range(len(texts)))
 
 
-def test_a_question_that_breaks_a_worker_ends_alone_after_a_split(desk: Workshop, asked: list[str]) -> None:
+def test_a_question_that_breaks_a_worker_ends_alone_after_a_split(desk: Workshop, ten_questions: list[str]) -> None:
     class Breaking:
         """The real reranker, which fails like a worker's own fault for one question."""
 
@@ -120,12 +102,12 @@ def test_a_question_that_breaks_a_worker_ends_alone_after_a_split(desk: Workshop
 
     broken = desk.with_models(reranker=Breaking(desk.resources.models.reranker))
     broken.resources.pace.learn(1.0, cost=1.0)
-    rows = broken.ask([*asked[:5], "BREAKS the tower?"], top_k=TOP_K)
+    rows = broken.ask([*ten_questions[:5], "BREAKS the tower?"], top_k=TOP_K)
     assert [row.status is AnswerStatus.DEAD for row in rows] == [False] * 5 + [True]
 
 
-def test_halves_of_a_shard_that_was_never_planned_are_planned(desk: Workshop, asked: list[str]) -> None:
-    job_id = desk.submit(asked, top_k=TOP_K).job_id
+def test_halves_of_a_shard_that_was_never_planned_are_planned(desk: Workshop, ten_questions: list[str]) -> None:
+    job_id = desk.submit(ten_questions, top_k=TOP_K).job_id
 
     class Failing:
         """A retriever that fails like a worker's own fault."""
@@ -142,12 +124,14 @@ def test_halves_of_a_shard_that_was_never_planned_are_planned(desk: Workshop, as
     assert states(desk, job_id) == ["split", "pending", "pending"]
     desk.resources.pace.learn(1.0, cost=1.0)
     desk.run()
-    assert states(desk, job_id) == ["split", "split", "split"] + ["done"] * len(asked)
+    assert states(desk, job_id) == ["split", "split", "split"] + ["done"] * len(ten_questions)
     assert desk.job(job_id).state == JobState.COMPLETED
 
 
-def test_a_cancelled_job_has_an_outcome_for_each_question_after_a_split(desk: Workshop, asked: list[str]) -> None:
-    job_id = desk.submit(asked, top_k=TOP_K).job_id
+def test_a_cancelled_job_has_an_outcome_for_each_question_after_a_split(
+    desk: Workshop, ten_questions: list[str]
+) -> None:
+    job_id = desk.submit(ten_questions, top_k=TOP_K).job_id
     desk.run_once()  # answers the first sub-batch and splits
     desk.run_once()
     with desk.engine.begin() as connection:
@@ -155,18 +139,18 @@ def test_a_cancelled_job_has_an_outcome_for_each_question_after_a_split(desk: Wo
     desk.run()
     rows = desk.rows(job_id)
     cancelled = [row for row in rows if row.status is AnswerStatus.CANCELLED]
-    assert len(rows) == len(asked)
-    assert len(cancelled) == len(asked) - STEP - 1
+    assert len(rows) == len(ten_questions)
+    assert len(cancelled) == len(ten_questions) - STEP - 1
     with desk.engine.begin() as connection:
         assert control.retry(connection, job_id, per_shard=100) == len(cancelled)
     desk.run()
     assert desk.job(job_id).state == JobState.COMPLETED
-    assert [row.custom_id for row in desk.rows(job_id)] == [f"q{number}" for number in range(len(asked))]
+    assert [row.custom_id for row in desk.rows(job_id)] == [f"q{number}" for number in range(len(ten_questions))]
 
 
-def test_a_worker_that_lost_its_lease_cannot_split(desk: Workshop, asked: list[str]) -> None:
+def test_a_worker_that_lost_its_lease_cannot_split(desk: Workshop, ten_questions: list[str]) -> None:
     desk.resources.pace.learn(1.0, cost=1.0)
-    job_id = desk.submit(asked, top_k=TOP_K).job_id
+    job_id = desk.submit(ten_questions, top_k=TOP_K).job_id
     [shard_id] = desk.dispatch()
 
     class Robbed:
@@ -185,19 +169,21 @@ def test_a_worker_that_lost_its_lease_cannot_split(desk: Workshop, asked: list[s
     robbed.resources.pace.learn(1.0, cost=1.0)
     assert run_shard(shard_id, WORKER, robbed.settings, robbed.engine, robbed.resources, robbed.stages)
     assert states(desk, job_id) == ["running"]
-    assert places(desk, job_id) == list(range(len(asked)))
+    assert places(desk, job_id) == list(range(len(ten_questions)))
 
 
-def test_a_refresh_splits_what_has_changed_only(desk: Workshop, gallery: Workshop, asked: list[str]) -> None:
-    earlier = gallery.submit(asked, top_k=TOP_K).job_id
-    gallery.run()
+def test_a_refresh_splits_what_has_changed_only(
+    desk: Workshop, whole_gallery: Workshop, ten_questions: list[str]
+) -> None:
+    earlier = whole_gallery.submit(ten_questions, top_k=TOP_K).job_id
+    whole_gallery.run()
     job_id, _ = submit_refresh(desk.engine, desk.settings, earlier)
     desk.run()
     assert states(desk, job_id) == ["done"], "all were taken over, so nothing was left to split"
-    assert facts(desk.rows(job_id)) == facts(gallery.rows(earlier))
+    assert facts(desk.rows(job_id)) == facts(whole_gallery.rows(earlier))
 
 
-def test_a_question_without_candidates_is_planned_like_others(desk: Workshop, asked: list[str]) -> None:
+def test_a_question_without_candidates_is_planned_like_others(desk: Workshop, ten_questions: list[str]) -> None:
     class Refusing:
         """The real retriever, for which one question is too much."""
 
@@ -211,5 +197,5 @@ def test_a_question_without_candidates_is_planned_like_others(desk: Workshop, as
             return self._retriever.embed_texts(texts)
 
     refusing = desk.with_models(retriever=Refusing(desk.resources.models.retriever))
-    rows = refusing.ask([*asked[:6], "TOO MUCH?"], top_k=TOP_K)
+    rows = refusing.ask([*ten_questions[:6], "TOO MUCH?"], top_k=TOP_K)
     assert [row.status is AnswerStatus.FAILED for row in rows] == [False] * 6 + [True]
