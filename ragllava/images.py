@@ -100,25 +100,37 @@ def decode(
     JPEG, PNG, WEBP and GIF are accepted, TIFF only if `allow_tiff`. Raises ImageRejected for anything else, for
     damaged content, and above MAX_BYTES, MAX_PIXELS or MAX_SIDE. Only the first frame is ever looked at.
     """
-    if len(data) > MAX_BYTES:
-        raise ImageRejected(TOO_MANY_BYTES)
-    kind = _accepted_kind(data, allow_tiff=allow_tiff)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            return _decode(data, kind, max_side, shorter_side)
-        except ImageRejected:
-            raise
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise ImageRejected(f"it has more than the {MAX_PIXELS // 1_000_000} million pixels allowed") from None
-        except MemoryError:
-            raise ImageRejected("decoding it takes more memory than allowed") from None
-        except UnidentifiedImageError:
-            raise ImageRejected(f"it is a damaged {kind} picture: its header cannot be read") from None
-        # Decoders meet hostile bytes with any exception there is; each of them means the same here.
-        except Exception as error:
-            raise ImageRejected(f"it is a damaged {kind} picture: {printable(str(error))}") from error
+        return _decode_or_reject(data, max_side, shorter_side, allow_tiff=allow_tiff)
+
+
+def decode_known(data: bytes, *, max_side: int) -> DecodedImage:
+    """As `decode`, of bytes that `decode` has accepted before; any number of threads may do so at once.
+
+    `decode` itself may not run in two threads: how Python's warnings are met is a state of the whole process.
+    """
+    return _decode_or_reject(data, max_side, None, allow_tiff=False)
+
+
+def _decode_or_reject(data: bytes, max_side: int | None, shorter_side: int | None, *, allow_tiff: bool) -> DecodedImage:
+    if len(data) > MAX_BYTES:
+        raise ImageRejected(TOO_MANY_BYTES)
+    kind = _accepted_kind(data, allow_tiff=allow_tiff)
+    try:
+        return _decode(data, kind, max_side, shorter_side)
+    except ImageRejected:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ImageRejected(f"it has more than the {MAX_PIXELS // 1_000_000} million pixels allowed") from None
+    except MemoryError:
+        raise ImageRejected("decoding it takes more memory than allowed") from None
+    except UnidentifiedImageError:
+        raise ImageRejected(f"it is a damaged {kind} picture: its header cannot be read") from None
+    # Decoders meet hostile bytes with any exception there is; each of them means the same here.
+    except Exception as error:
+        raise ImageRejected(f"it is a damaged {kind} picture: {printable(str(error))}") from error
 
 
 def fit(width: int, height: int, max_side: int | None) -> tuple[int, int]:

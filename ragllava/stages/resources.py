@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
 from ragllava.decoding import DecoderPool
@@ -18,7 +19,7 @@ from ragllava.errors import (
     ObjectMissing,
     ServiceUnavailable,
 )
-from ragllava.images import MAX_BYTES, decode
+from ragllava.images import MAX_BYTES, decode_known
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.profiles import RetrieverSource
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
@@ -61,7 +62,7 @@ class Resources:
     @cached_property
     def decoder(self) -> DecoderPool:
         """Child processes that decode pictures nobody has checked yet."""
-        return DecoderPool(self.settings.decoders or min(MAX_DECODERS, max(1, (os.cpu_count() or 1) // 2)))
+        return DecoderPool(self.settings.decoders or usual_decoders())
 
     @cached_property
     def pace(self) -> Pace:
@@ -140,7 +141,7 @@ class PictureCache:
     """Reads pictures of the archive by content hash, decodes them, and keeps the latest within a size limit.
 
     They were decoded in a sandbox when they were ingested and are checked against their hash here, so they are
-    decoded in this process.
+    decoded in this process; in threads, so that the device need not wait for it.
     """
 
     def __init__(self, objects: ObjectStore, limit_bytes: int) -> None:
@@ -149,10 +150,11 @@ class PictureCache:
         self._limit_bytes = limit_bytes
         self._used_bytes = 0
         self._kept: OrderedDict[str, Image] = OrderedDict()
-        self._coming: dict[str, Future[bytes | str]] = {}
+        self._coming: dict[str, Future[Image | str]] = {}
+        self._decoders = BoundedSemaphore(usual_decoders())
 
     def fetch_ahead(self, hashes: Iterable[str], threads: ThreadPoolExecutor) -> None:
-        """Let `threads` begin to fetch what the next `get_many` asks for; the bytes wait in memory until then.
+        """Let `threads` begin to read what the next `get_many` asks for; the pictures wait in memory until then.
 
         What nobody asked for after an earlier call is let go.
         """
@@ -161,13 +163,12 @@ class PictureCache:
             self._coming.pop(sha256).cancel()
         for sha256 in wanted:
             if sha256 not in self._coming:
-                self._coming[sha256] = threads.submit(self._fetch, sha256)
+                self._coming[sha256] = threads.submit(self._read, sha256)
 
     def get_many(self, hashes: Sequence[str], threads: ThreadPoolExecutor) -> dict[str, Image | str]:
         """Each distinct picture, or one sentence why it cannot be read. Raises ServiceUnavailable.
 
-        The objects are fetched by `threads` and decoded in the calling thread: decoding turns Python's warnings
-        into errors, which is a state of the whole process.
+        `threads` fetch the objects and decode them.
         """
         wanted = list(dict.fromkeys(hashes))
         missing = [sha256 for sha256 in wanted if sha256 not in self._kept]
@@ -175,11 +176,14 @@ class PictureCache:
         found: dict[str, Image | str] = {}
         try:
             for sha256 in missing:
-                data = self._coming.pop(sha256).result()
-                found[sha256] = data if isinstance(data, str) else self._decode(sha256, data)
+                found[sha256] = self._coming.pop(sha256).result()
         except ServiceUnavailable:
             self._coming.clear()  # all of it is asked for again, later
             raise
+        for sha256, picture in found.items():
+            if not isinstance(picture, str):
+                self._kept[sha256] = picture
+                self._used_bytes += picture.width * picture.height * 3
         for sha256 in wanted:
             if sha256 not in found:
                 found[sha256] = self._kept[sha256]
@@ -187,22 +191,20 @@ class PictureCache:
         self._trim()
         return found
 
-    def _fetch(self, sha256: str) -> bytes | str:
+    def _read(self, sha256: str) -> Image | str:
         try:
-            return self._objects.get_content(sha256)
-        except (ObjectMissing, ObjectCorrupt) as error:
+            data = self._objects.get_content(sha256)
+            with self._decoders:  # a large PNG takes a lot of memory while it is decoded
+                return decode_known(data, max_side=MAX_SIDE).picture
+        except (ObjectMissing, ObjectCorrupt, ImageRejected) as error:
             return str(error)
-
-    def _decode(self, sha256: str, data: bytes) -> Image | str:
-        try:
-            picture = decode(data, max_side=MAX_SIDE).picture
-        except ImageRejected as error:
-            return str(error)
-        self._kept[sha256] = picture
-        self._used_bytes += picture.width * picture.height * 3
-        return picture
 
     def _trim(self) -> None:
         while self._used_bytes > self._limit_bytes and len(self._kept) > 1:
             _, oldest = self._kept.popitem(last=False)
             self._used_bytes -= oldest.width * oldest.height * 3
+
+
+def usual_decoders() -> int:
+    """How many pictures are decoded at once where nobody says otherwise: half of the processors, 8 at most."""
+    return min(MAX_DECODERS, max(1, (os.cpu_count() or 1) // 2))

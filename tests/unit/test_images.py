@@ -6,6 +6,8 @@ import io
 import random
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from ragllava.errors import ImageRejected
-from ragllava.images import MAX_SIDE, decode, fit
+from ragllava.images import MAX_SIDE, decode, decode_known, fit
 from tests.pictures import BLUE, GREEN, RED, encoded, jpeg, quadrants, raw_png
 
 
@@ -241,3 +243,15 @@ def test_the_caller_keeps_its_warning_filters() -> None:
         "assert warnings.filters == before"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_many_threads_read_known_pictures_as_one_does() -> None:
+    known = [encoded(smooth((300 + number, 200)), form) for number in range(6) for form in ("PNG", "JPEG")]
+    right = [decode(data, max_side=100).picture for data in known]
+    filters = list(warnings.filters)
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda data: decode_known(data, max_side=100).picture, known * 5))
+    assert all(largest_difference(one, other) == 0 for one, other in zip(found, right * 5, strict=True))
+    assert list(warnings.filters) == filters
+    with pytest.raises(ImageRejected, match="empty"):
+        decode_known(b"", max_side=100)
