@@ -94,7 +94,7 @@ def demo(
 class Demo:
     """One run of the demo: its size, where it prints, and how long each stage took in seconds.
 
-    A demo that learns has its postcards from one of two worlds (demo_learn.py).
+    A demo that learns has its postcards from one of two worlds (demo_learn.py). `top_k` None: as the settings say.
     """
 
     console: Console
@@ -104,6 +104,7 @@ class Demo:
     seconds: dict[str, float] = field(default_factory=dict)
     world: World = "home"
     learns: bool = False
+    top_k: int | None = None
 
     @property
     def name(self) -> str:
@@ -167,7 +168,7 @@ class Demo:
         with self.timed("answer"):
             job_id = self._interrupted(client, JobKind.ANSWER)
             if job_id is None:
-                options = as_answer_options(client, None, None, None, False)
+                options = as_answer_options(client, self.top_k, None, None, False)
                 job_id = client.submit(questions, Submission(self.name, options)).job_id
             job = wait_with_bar(client, job_id, "answer", self.console)
         self.console.print(f"{outcome_line(job)}, in {self.seconds['answer']:.1f} s")

@@ -101,7 +101,9 @@ def plan_training(connection: Connection, request: TrainingRequest, settings: Se
         held_out=settings.held_out_share,
         # η is fitted for rerankers only; a generator may learn from those questions.
         calibration=settings.calibration_share if request.role is Role.RERANKER else 0.0,
-        options=DatasetOptions(seed=chosen.seed, ratio=request.negatives, certain=settings.set_aside_above),
+        options=DatasetOptions(
+            seed=chosen.seed, top_k=settings.top_k, ratio=request.negatives, certain=settings.set_aside_above
+        ),
     )
     snapshot = collect(connection, request.role, request.archives, request.since, rules)
     steps = chosen.max_steps or math.ceil(len(snapshot.examples) * chosen.epochs / chosen.global_batch)
