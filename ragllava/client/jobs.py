@@ -18,8 +18,8 @@ from ragllava.stores.presence import WorkerView
 # Between two looks at a job: in proportion to what was waited already, so that short jobs are not kept and long ones
 # not asked for all the time. Each look is one row by its key. NOTIFY would need a session of its own, which a pooler
 # does not give, and a lock over the whole server at each commit.
-_PAUSE_SHARE = 0.05
-_SHORTEST_PAUSE_S = 0.005
+_PAUSE_SHARE = 0.03
+_SHORTEST_PAUSE_S = 0.008
 
 
 class JobClient(BaseClient):
@@ -73,8 +73,8 @@ class JobClient(BaseClient):
     ) -> JobView:
         """Wait until a job has ended, or until `timeout_s`; the view returned says which.
 
-        `on_progress` is given a view every `poll_s`, and the last one. The end is seen after a twentieth of the time
-        that was waited for it, or after `poll_s` if that is less. Raises UsageError for an unknown id.
+        `on_progress` is given a view every `poll_s`, and the last one. A job that took a short time is seen to end
+        within milliseconds, a long one within `poll_s`. Raises UsageError for an unknown id.
         """
         began = next_view = time.monotonic()
         while not self._has_ended(job_id):

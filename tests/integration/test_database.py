@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import Connection, Engine, text
 
+from ragllava.stores import database
 from ragllava.stores.database import in_transaction, read_at_once
 
 Run = Callable[[Engine, Callable[[Connection], object]], object]
@@ -37,3 +38,19 @@ def test_work_is_begun_anew_when_its_connection_breaks(engine: Engine, run: Run)
 
     assert run(engine, work) == 2
     assert servers[0] != servers[1]
+
+
+@pytest.mark.parametrize("rest_s", [0.0, 60.0])  # pinged before its use, or not
+def test_a_connection_that_broke_in_the_pool_is_replaced(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, rest_s: float
+) -> None:
+    monkeypatch.setattr(database, "_REST_S", rest_s)
+    with engine.begin() as one, engine.begin() as other:
+        servers = [connection.scalar(text("SELECT pg_backend_pid()")) for connection in (one, other)]
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.detach()
+        others = "pid = ANY(:pids) AND pid <> pg_backend_pid()"
+        end = text(f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {others}")
+        assert connection.scalars(end, {"pids": servers}).all() == [True]
+    server = in_transaction(engine, lambda connection: connection.scalar(text("SELECT pg_backend_pid()")))
+    assert server not in servers
