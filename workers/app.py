@@ -12,6 +12,7 @@ from typing import Any
 from celery import Celery, signals
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
+from kombu.pools import producers
 from sqlalchemy import Engine
 
 from ragllava.errors import ServiceUnavailable
@@ -100,14 +101,17 @@ def _setup_logging(**_facts: Any) -> None:
 
 
 def publisher(engine: Engine, settings: Settings) -> Publish:
-    """A function that sends shard messages; what the broker does not take goes back to pending at once."""
+    """A function that sends shard messages; what the broker does not take goes back to pending at once.
+
+    Its connections to the broker are kept in this process for the next messages: to make one takes several exchanges.
+    """
 
     def publish(messages: list[ShardMessage]) -> None:
         unsent = list(messages)
         try:
-            with app.connection_for_write(settings.require_redis()) as connection:
+            with producers[app.connection_for_write(settings.require_redis())].acquire(block=True) as producer:
                 while unsent:
-                    _send(unsent[0], connection)
+                    _send(unsent[0], producer)
                     unsent.pop(0)
         except (OperationalError, OSError) as error:
             log.warning(
@@ -120,13 +124,13 @@ def publisher(engine: Engine, settings: Settings) -> Publish:
     return publish
 
 
-def _send(message: ShardMessage, connection: Any) -> None:
+def _send(message: ShardMessage, producer: Any) -> None:
     app.send_task(
         TASK_OF_QUEUE[message.queue],
         args=[message.shard_id, MESSAGE_VERSION],
         queue=message.queue,
         priority=URGENT if message.urgent else BULK,
-        connection=connection,
+        producer=producer,
     )
 
 

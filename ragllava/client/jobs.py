@@ -12,7 +12,14 @@ from ragllava.jobs.control import JobView, ShardView
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind
 from ragllava.stores import presence
+from ragllava.stores.database import read_at_once
 from ragllava.stores.presence import WorkerView
+
+# Between two looks at a job: in proportion to what was waited already, so that short jobs are not kept and long ones
+# not asked for all the time. Each look is one row by its key. NOTIFY would need a session of its own, which a pooler
+# does not give, and a lock over the whole server at each commit.
+_PAUSE_SHARE = 0.03
+_SHORTEST_PAUSE_S = 0.008
 
 
 class JobClient(BaseClient):
@@ -64,15 +71,27 @@ class JobClient(BaseClient):
         timeout_s: float | None = None,
         poll_s: float = 0.5,
     ) -> JobView:
-        """Wait until a job has ended, or until `timeout_s`; the view returned says which."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            job = self.job(job_id)
-            if on_progress is not None:
-                on_progress(job)
-            if job.is_final or (deadline is not None and time.monotonic() > deadline):
-                return job
-            time.sleep(poll_s)
+        """Wait until a job has ended, or until `timeout_s`; the view returned says which.
+
+        `on_progress` is given a view every `poll_s`, and the last one. A job that took a short time is seen to end
+        within milliseconds, a long one within `poll_s`. Raises UsageError for an unknown id.
+        """
+        began = next_view = time.monotonic()
+        while not self._has_ended(job_id):
+            now = time.monotonic()
+            if timeout_s is not None and now - began > timeout_s:
+                break
+            if on_progress is not None and now >= next_view:
+                on_progress(self.job(job_id))
+                next_view = now + poll_s
+            time.sleep(min(poll_s, max(_SHORTEST_PAUSE_S, (now - began) * _PAUSE_SHARE)))
+        job = self.job(job_id)
+        if on_progress is not None:
+            on_progress(job)
+        return job
+
+    def _has_ended(self, job_id: int) -> bool:
+        return read_at_once(self.engine, lambda connection: control.has_ended(connection, job_id))
 
     def workers(self) -> list[WorkerView]:
         """All known workers."""

@@ -16,9 +16,12 @@ from ragllava.stages.refresh import submit_refresh
 from ragllava.stages.resources import Resources
 from ragllava.stages.results import ResultRow, write_errors, write_results
 from ragllava.stages.submit import ASK_PRIORITY, Submission, Submitted, submit_questions
+from ragllava.stores.database import read_at_once
 
 if TYPE_CHECKING:
     from ragllava.stages.refresh_plan import OnProgress, RefreshPlan
+
+_ASK_POLL_S = 0.05  # an answer is seen this late at most: somebody waits for it
 
 
 class QuestionClient(JobClient):
@@ -39,13 +42,13 @@ class QuestionClient(JobClient):
         urgent = Submission(how.archive, how.options, priority=ASK_PRIORITY)
         submitted = submit_questions(self.engine, self.settings, file, urgent)
         self._dispatch()
-        job = self.wait(submitted.job_id, timeout_s=timeout_s, poll_s=0.05)
+        job = self.wait(submitted.job_id, timeout_s=timeout_s, poll_s=_ASK_POLL_S)
         if not job.is_final:
             raise UsageError(
                 f"no answer within {timeout_s:g} s: no answer worker is free or running (`ragllava status`); "
                 f"the question stays queued as job {job.job_id}"
             )
-        return next(self.results(submitted.job_id))
+        return read_at_once(self.engine, lambda connection: next(result_rows(connection, job.job_id)))
 
     def results(self, job_id: int) -> Iterator[ResultRow]:
         """One row for every input line that has an outcome, in input order."""

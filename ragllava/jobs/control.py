@@ -169,8 +169,16 @@ def view(connection: Connection, job_id: int) -> JobView:
     """One job with its counts. Raises UsageError for an unknown id."""
     row = connection.execute(_select_jobs().where(jobs.c.id == job_id)).one_or_none()
     if row is None:
-        raise UsageError(f"there is no job {job_id}; `ragllava jobs list` shows all")
+        raise _unknown_job(job_id)
     return _as_view(connection, row)
+
+
+def has_ended(connection: Connection, job_id: int) -> bool:
+    """Whether nothing more will happen to a job by itself, by its row alone. Raises UsageError for an unknown id."""
+    state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id))
+    if state is None:
+        raise _unknown_job(job_id)
+    return JobState(state) in FINAL_JOB_STATES
 
 
 def find_job(connection: Connection, idempotency_key: str) -> int | None:
@@ -316,8 +324,12 @@ def _move(connection: Connection, job_id: int, allowed: tuple[JobState, ...], to
 def _lock_job(connection: Connection, job_id: int) -> Row[Any]:
     job: Row[Any] | None = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).one_or_none()
     if job is None:
-        raise UsageError(f"there is no job {job_id}; `ragllava jobs list` shows all")
+        raise _unknown_job(job_id)
     return job
+
+
+def _unknown_job(job_id: int) -> UsageError:
+    return UsageError(f"there is no job {job_id}; `ragllava jobs list` shows all")
 
 
 def _select_jobs() -> Any:

@@ -30,7 +30,7 @@ from ragllava.stages.diagnose import DoubtLimits, Evidence, find_noisy
 from ragllava.stages.resources import Resources
 from ragllava.stages.splitting import split_if_large
 from ragllava.stores import answers, archive, noisy, vectors
-from ragllava.stores.database import in_transaction
+from ragllava.stores.database import read_at_once
 from ragllava.stores.vectors import Hit
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def retrieve(questions: Sequence[Question], tools: AnswerTools) -> list[list[Can
     """The `top_k` nearest images of each question, best first, with relevance 0 as not yet judged (METHOD 1)."""
     hits = _nearest(questions, tools)
     ids = sorted({hit.image_id for row in hits for hit in row})
-    images = in_transaction(tools.engine, lambda c: archive.load_images(c, ids))
+    images = read_at_once(tools.engine, lambda c: archive.load_images(c, ids))
     return [
         [Candidate(images[hit.image_id], rank, hit.clip_score, relevance=0.0) for rank, hit in enumerate(row)]
         for row in hits
@@ -191,7 +191,7 @@ def _nearest(questions: Sequence[Question], tools: AnswerTools) -> list[list[Hit
     if index is None:
         return [[] for _ in questions]
     queries = tools.resources.retriever_of(index).embed_texts([question.text for question in questions])
-    return in_transaction(tools.engine, lambda c: vectors.search(c, index.index_id, queries, tools.options.top_k))
+    return read_at_once(tools.engine, lambda c: vectors.search(c, index, queries, tools.options.top_k))
 
 
 def _candidate_ids(questions: Sequence[Question], tools: AnswerTools) -> list[list[int]]:

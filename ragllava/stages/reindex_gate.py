@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -77,7 +77,7 @@ def pass_gate(context: ShardContext[Resources], target: Target) -> None:
     """Fill what is missing, measure, and switch, keep or refuse; the report stands beside the index."""
     unreadable = context.read(lambda c: reindexed.given_up(c, context.lease.job_id))
     _catch_up(context, target, unreadable)
-    _build_graph(context, target)
+    target = _build_graph(context, target)
     report = _measure_recall(context, target)
     if target.spec["compare"] and target.index.state != "active":
         report |= _compare(context, target)
@@ -94,22 +94,23 @@ def _catch_up(context: ShardContext[Resources], target: Target, unreadable: dict
     unreadable.update(embed_items(context, target, items))
 
 
-def _build_graph(context: ShardContext[Resources], target: Target) -> None:
+def _build_graph(context: ShardContext[Resources], target: Target) -> Target:
+    """The target with its graph, if it is so large that it has one: from here on it is searched as questions will."""
     index_id = target.index.index_id
     has_graph = vectors.build_hnsw(context.engine, index_id)
     if not has_graph and context.read(lambda c: vectors.count_embeddings(c, index_id)) > EXACT_SEARCH_ROWS:
         raise ArchiveChanged(f"the graph of index {index_id} is being built by another process")
+    return replace(target, index=context.read(lambda c: vectors.get_index(c, index_id)))
 
 
 def _measure_recall(context: ShardContext[Resources], target: Target) -> dict[str, Any]:
     """By questions that were asked of the archive."""
-    index_id = target.index.index_id
     asked = context.read(lambda c: answered.newest_questions(c, context.lease.archive_id, RECALL_QUESTIONS))
     queries = target.retriever.embed_texts([question.text for question in asked])
-    has_graph = context.read(lambda c: vectors.get_index(c, index_id)).has_hnsw
+    index = target.index
     # Without a graph every search is exact: there is nothing to measure.
-    value = context.read(lambda c: vectors.measure_recall(c, index_id, queries, RECALL_AT)) if has_graph else 1.0
-    search = "graph" if has_graph else "exact"
+    value = context.read(lambda c: vectors.measure_recall(c, index, queries, RECALL_AT)) if index.has_hnsw else 1.0
+    search = "graph" if index.has_hnsw else "exact"
     return {"recall": {"value": value, "at": RECALL_AT, "questions": len(asked), "search": search}}
 
 

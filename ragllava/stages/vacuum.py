@@ -57,5 +57,5 @@ def _measure(context: ShardContext[Resources], index: IndexView) -> dict[str, An
     if not questions:
         return {"not_measured": "nobody has asked this archive anything yet"}
     queries = retriever.embed_texts(questions)
-    recall = context.read(lambda c: vectors.measure_recall(c, index.index_id, queries, _NEAREST))
+    recall = context.read(lambda c: vectors.measure_recall(c, index, queries, _NEAREST))
     return {"recall": round(recall, 4), "questions": len(questions)}

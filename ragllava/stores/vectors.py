@@ -166,41 +166,40 @@ def count_embeddings(connection: Connection, index_id: int) -> int:
     return int(connection.execute(text(statement)).scalar_one())
 
 
-def search(connection: Connection, index_id: int, queries: Vectors, k: int) -> list[list[Hit]]:
+def search(connection: Connection, index: IndexView, queries: Vectors, k: int) -> list[list[Hit]]:
     """The `k` nearest images of each query, best first, ties by image id; all of them if there are fewer.
 
     queries (Q, D), L2-normalised float32; vectors are compared in half precision, so scores are right to about
     1e-3. Exact without a graph; with one, about 98 in 100 of the true neighbours are found. Retired images never
-    appear. Raises IndexGone when the index was dropped, IndexUnusable when it has another D.
+    appear. Up to 64 queries are one statement, needing no transaction around it. An `index` that was read before it
+    got its graph is searched without. Raises IndexGone when it was dropped, IndexUnusable when it has another D.
     """
-    index = get_index(connection, index_id)
     check_vectors(index, queries)
     found: list[list[Hit]] = []
     try:
         for start in range(0, len(queries), _QUESTIONS_PER_STATEMENT):
             found += _search_some(connection, index, queries[start : start + _QUESTIONS_PER_STATEMENT], k)
-    except ProgrammingError as error:  # dropped since the line above that read its row
+    except ProgrammingError as error:
         if getattr(error.orig, "sqlstate", None) != _UNDEFINED_TABLE:
             raise
-        raise index_gone(index_id) from error
+        raise index_gone(index.index_id) from error
     return found
 
 
-def search_exact(connection: Connection, index_id: int, queries: Vectors, k: int) -> list[list[Hit]]:
+def search_exact(connection: Connection, index: IndexView, queries: Vectors, k: int) -> list[list[Hit]]:
     """As `search`, but looks at every vector even where there is a graph: slow, and what a graph is measured by."""
-    index = get_index(connection, index_id)
     check_vectors(index, queries)
     found: list[list[Hit]] = []
     for start in range(0, len(queries), _QUESTIONS_PER_EXACT_STATEMENT):
-        found += _nearest(connection, index, queries[start : start + _QUESTIONS_PER_EXACT_STATEMENT], k, _EXACT_ORDER)
+        found += _scan(connection, index, queries[start : start + _QUESTIONS_PER_EXACT_STATEMENT], k)
     return found
 
 
-def measure_recall(connection: Connection, index_id: int, queries: Vectors, k: int) -> float:
+def measure_recall(connection: Connection, index: IndexView, queries: Vectors, k: int) -> float:
     """The share of the true `k` nearest images of the queries (Q, D) that `search` finds, 0 to 1; 1 without queries."""
     true_number = found_number = 0
-    exact = search_exact(connection, index_id, queries, k)
-    for wanted, found in zip(exact, search(connection, index_id, queries, k), strict=True):
+    exact = search_exact(connection, index, queries, k)
+    for wanted, found in zip(exact, search(connection, index, queries, k), strict=True):
         true_number += len(wanted)
         found_number += len({hit.image_id for hit in wanted} & {hit.image_id for hit in found})
     return found_number / true_number if true_number else 1.0
@@ -208,34 +207,42 @@ def measure_recall(connection: Connection, index_id: int, queries: Vectors, k: i
 
 def _search_some(connection: Connection, index: IndexView, queries: Vectors, k: int) -> list[list[Hit]]:
     if not index.has_hnsw:
-        return _nearest(connection, index, queries, k, _EXACT_ORDER)
-    found = _nearest(connection, index, queries, k, _graph_order(connection, index, k))
+        return _scan(connection, index, queries, k)
+    found = _walk(connection, index, queries, k)
     # A walk through the graph can end early, above all beside many retired images. Then look at every vector.
     short = [number for number, hits in enumerate(found) if len(hits) < k]
     if short:
-        for number, hits in zip(short, _nearest(connection, index, queries[short], k, _EXACT_ORDER), strict=True):
+        for number, hits in zip(short, _scan(connection, index, queries[short], k), strict=True):
             found[number] = hits
     return found
 
 
-# A graph is built on another expression (the cast in `_graph_order`), so this order never walks it.
-_EXACT_ORDER = "e.vector <#> q.vector, e.image_id"
+def _scan(connection: Connection, index: IndexView, queries: Vectors, k: int) -> list[list[Hit]]:
+    # A graph is built on another expression (the cast in `_walk`), so this order never walks it.
+    return _nearest(connection, index, queries, k, "q.vector", "e.vector <#> q.vector, e.image_id")
 
 
-def _graph_order(connection: Connection, index: IndexView, k: int) -> str:
+def _walk(connection: Connection, index: IndexView, queries: Vectors, k: int) -> list[list[Hit]]:
+    # The walk begins when there is a vector to begin with, and then the setting holds, to the end of the transaction:
+    # `SET LOCAL` would cost an exchange of its own, and need a transaction.
     ef_search = min(max(_LEAST_EF_SEARCH, 2 * k), _MAX_EF_SEARCH)
-    connection.execute(text(f"SET LOCAL hnsw.ef_search = {ef_search}"))
-    return f"e.vector::halfvec({index.dim}) <#> q.vector::halfvec({index.dim})"
+    query = f"CASE WHEN set_config('hnsw.ef_search', '{ef_search}', true) IS NOT NULL THEN q.vector END"
+    order = f"e.vector::halfvec({index.dim}) <#> q.vector::halfvec({index.dim})"
+    return _nearest(connection, index, queries, k, query, order)
 
 
-def _nearest(connection: Connection, index: IndexView, queries: Vectors, k: int, order: str) -> list[list[Hit]]:
+def _nearest(
+    connection: Connection, index: IndexView, queries: Vectors, k: int, query: str, order: str
+) -> list[list[Hit]]:
     """One statement for all queries. `<#>` is the negative inner product, so the smallest is the best."""
     _register_types(connection)
     # k is part of the text: a plan for any k, which Postgres makes of a repeated statement, would pass the graph by.
     rows = connection.exec_driver_sql(
         f"""
         SELECT q.number, hit.image_id, -hit.distance AS clip_score
-        FROM unnest(%(queries)b::halfvec[]) WITH ORDINALITY AS q (vector, number)
+        FROM (
+            SELECT {query} AS vector, number FROM unnest(%(queries)b::halfvec[]) WITH ORDINALITY AS q (vector, number)
+        ) q
         CROSS JOIN LATERAL (
             SELECT e.image_id, e.vector <#> q.vector AS distance
             FROM {partition(index.index_id)} e

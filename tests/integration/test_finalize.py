@@ -17,7 +17,7 @@ from sqlalchemy import Engine, text
 from ragllava.client import Client
 from ragllava.errors import LineError, ServiceUnavailable, UsageError
 from ragllava.jobs import control, queue
-from ragllava.jobs.control import NewJob
+from ragllava.jobs.control import JobView, NewJob
 from ragllava.jobs.states import JobState
 from ragllava.records import Answer, AnswerStatus, ChoreAction, JobKind, Question, Role, SourceFile
 from ragllava.settings import Settings
@@ -364,6 +364,18 @@ def test_wait_gives_up_after_its_time_and_sees_the_end(client: Client, desk: Des
     seen: list[int] = []
     job = client.wait(job_id, on_progress=lambda view: seen.append(view.progress.done), timeout_s=10)
     assert (job.state, seen) == (JobState.COMPLETED, [2])
+
+
+def test_wait_tells_how_far_the_job_is_until_it_has_ended(client: Client, desk: Desk) -> None:
+    job_id = a_job(desk, good=2)
+    seen: list[tuple[int, bool]] = []
+
+    def work_once_seen(view: JobView) -> None:
+        seen.append((view.progress.done, view.is_final))
+        answer_all(desk)
+
+    assert client.wait(job_id, on_progress=work_once_seen, timeout_s=60, poll_s=30).state == JobState.COMPLETED
+    assert seen == [(0, False), (2, True)]
 
 
 def test_results_of_a_running_job_are_those_that_are_there(client: Client, desk: Desk) -> None:

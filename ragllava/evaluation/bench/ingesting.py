@@ -27,7 +27,7 @@ from ragllava.models.profiles import RetrieverSource
 from ragllava.models.shapes import CLIP_SHAPE, write_random_clip
 from ragllava.stages.embedding import DECODE_SCALE
 from ragllava.stores import archive, indexes, vectors
-from ragllava.stores.database import in_transaction
+from ragllava.stores.database import in_transaction, read_at_once
 
 if TYPE_CHECKING:
     from ragllava.models.retriever import Retriever
@@ -163,5 +163,6 @@ def _begin_index(connection: Connection, case: _Case, archive_name: str) -> int:
 
 def _lowest_cosine(system: System, index_id: int, expected: npt.NDArray[np.float32]) -> float:
     """Of each picture's own vector to the nearest that was stored."""
-    hits = in_transaction(system.engine, lambda connection: vectors.search(connection, index_id, expected, k=1))
+    index = read_at_once(system.engine, lambda connection: vectors.get_index(connection, index_id))
+    hits = read_at_once(system.engine, lambda connection: vectors.search(connection, index, expected, k=1))
     return min(found[0].clip_score for found in hits)

@@ -14,7 +14,7 @@ from ragllava.jobs.states import JobState
 from ragllava.stages.submit import Submission
 
 SAMPLE = "bench-postcards"
-POLL_S = 0.1  # a job's end is seen this late at most; each look counts answers, which takes time from the workers
+POLL_S = 0.1  # a job's end is seen this late at most
 
 
 def sample_archive(workload: Workload) -> tuple[KnownQuestion, ...]:

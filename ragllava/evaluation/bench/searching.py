@@ -14,7 +14,7 @@ from ragllava.evaluation.bench.rows import BenchRow, Side, Wanted, compare, time
 from ragllava.evaluation.bench.synthetic import draw_vectors
 from ragllava.evaluation.bench.workload import Workload
 from ragllava.stores import archive, indexes, vectors
-from ragllava.stores.database import in_transaction
+from ragllava.stores.database import in_transaction, read_at_once
 from ragllava.stores.vectors import Vectors
 
 DIM = 512
@@ -74,11 +74,14 @@ def _store(engine: Engine, images: Vectors) -> int:
 
 
 def _searches(engine: Engine, index_id: int) -> tuple[Search, Search]:
+    """As the answer stage searches: in an index that it looked up before."""
+    index = read_at_once(engine, lambda c: vectors.get_index(c, index_id))
+
     def graph(asked: Vectors) -> Ids:
-        return _ids(in_transaction(engine, lambda c: vectors.search(c, index_id, asked, K)))
+        return _ids(read_at_once(engine, lambda c: vectors.search(c, index, asked, K)))
 
     def exact(asked: Vectors) -> Ids:
-        return _ids(in_transaction(engine, lambda c: vectors.search_exact(c, index_id, asked, K)))
+        return _ids(read_at_once(engine, lambda c: vectors.search_exact(c, index, asked, K)))
 
     return graph, exact
 
