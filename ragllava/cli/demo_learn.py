@@ -40,7 +40,8 @@ _KEPT_OUT_SHARE = 0.4  # of the postcards; no feedback speaks of them
 # comes out does not hang on which negatives were drawn.
 _RERANKER_SETTINGS: Mapping[str, Any] = {"learning_rate": 5e-4, "epochs": 3.0}
 _GENERATOR_SETTINGS: Mapping[str, Any] = {"learning_rate": 5e-4, "epochs": 4.0}
-_HARD_NEGATIVES = 3.0
+_HARD_NEGATIVES = 4.0
+_BARE_SHARE = 0.1  # the gate asks without captions, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +194,8 @@ class Lesson:
             preset=default_preset(self.client.settings.profile),
             overrides=dict(_RERANKER_SETTINGS if role is Role.RERANKER else _GENERATOR_SETTINGS),
             negatives=_HARD_NEGATIVES,
+            top_k=_TOP_K,
+            bare_share=_BARE_SHARE,
         )
         with self.run.timed(stage):
             job = wait_with_bar(self.client, self.client.train(request), stage, self.run.console)

@@ -42,6 +42,20 @@ if TYPE_CHECKING:
     help="Hard negatives for each relevant image (reranker).",
 )
 @click.option(
+    "--negatives-from",
+    "top_k",
+    metavar="K",
+    type=click.IntRange(1, 1000),
+    help="Take them from the first K candidates.  [default: RAGLLAVA_TOP_K]",
+)
+@click.option(
+    "--bare-share",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Share of the pairs that are learned without their caption (reranker).",
+)
+@click.option(
     "--precision",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Choose a threshold that promises this precision (reranker), not the adaptive one.",
@@ -62,6 +76,8 @@ def train(  # noqa: PLR0917 - one argument for each option
     preset: str | None,
     changes: tuple[str, ...],
     negatives: float,
+    top_k: int | None,
+    bare_share: float,
     precision: float | None,
     promote: bool,
     follow: bool,
@@ -81,6 +97,8 @@ def train(  # noqa: PLR0917 - one argument for each option
             promote=promote,
             negatives=negatives,
             precision=precision,
+            top_k=top_k,
+            bare_share=bare_share,
         )
         if dry_run:
             _show_plan(client.plan_training(request), as_json)

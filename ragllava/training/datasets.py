@@ -50,8 +50,9 @@ class LabelledQuestion:
 class DatasetOptions:
     """How a set is made. `ratio` is hard negatives for each positive (ranking).
 
-    `injected_share` of the one-image questions get a wrong picture (answers). Unlabelled images that the reranker
-    gives at least `certain` are not trained on: they may be right ones that nobody labelled.
+    `bare_share` of the ranking examples show no caption, so that a model that learns to read captions does not unlearn
+    to look. `injected_share` of the one-image questions get a wrong picture (answers). Unlabelled images that the
+    reranker gives at least `certain` are not trained on: they may be right ones that nobody labelled.
     """
 
     seed: int
@@ -59,6 +60,7 @@ class DatasetOptions:
     ratio: float = 1.0
     injected_share: float = 1.0
     certain: float = 0.9
+    bare_share: float = 0.0
 
     @property
     def source(self) -> str:
@@ -102,7 +104,7 @@ class Dataset:
 
 def build_rank_dataset(questions: Sequence[LabelledQuestion], options: DatasetOptions) -> Dataset:
     """Positives are the labelled images; negatives those a person called wrong, and hard ones up to the ratio."""
-    examples: list[Example] = []
+    examples: list[RankExample] = []
     set_aside: list[SetAside] = []
     merged = merge_questions(questions)
     for question in merged:
@@ -114,6 +116,7 @@ def build_rank_dataset(questions: Sequence[LabelledQuestion], options: DatasetOp
         examples += [_pair(question, item, relevant=True, source=LABELLED) for item in question.relevant]
         examples += [_pair(question, item, relevant=False, source=LABELLED) for item in question.irrelevant]
         examples += [_pair(question, item, relevant=False, source=options.source) for item in drawn]
+    examples = [replace(one, caption=None) if _is_bare(one, options) else one for one in examples]
     return _dataset(Role.RERANKER, examples, set_aside, len(merged), options)
 
 
@@ -241,12 +244,17 @@ def _answer_example(question: LabelledQuestion, rng: random.Random) -> AnswerExa
     )
 
 
+def _is_bare(example: RankExample, options: DatasetOptions) -> bool:
+    # Drawn by itself, so that a larger share takes the captions of the same examples and more.
+    return _question_rng(options.seed, f"{example.question}:{example.image}:bare").random() < options.bare_share
+
+
 def _pair(question: LabelledQuestion, item: Evidence, *, relevant: bool, source: str) -> RankExample:
     return RankExample(question.text, item.caption, item.image, relevant, source)
 
 
 def _dataset(
-    role: Role, examples: list[Example], set_aside: list[SetAside], questions: int, options: DatasetOptions
+    role: Role, examples: Sequence[Example], set_aside: list[SetAside], questions: int, options: DatasetOptions
 ) -> Dataset:
     ordered = tuple(sorted(examples, key=_line))
     negatives = sum(_is_negative(example) for example in ordered)

@@ -32,8 +32,9 @@ class TrainingRequest:
 
     The labelled questions of all `archives` are trained on, and the first one's held-out questions decide; those of
     the others must not get worse. `since`: only what was labelled at that time or later, in the first archive; the
-    others are a replay of what the model knew. `negatives` are hard ones for each positive (rerankers); `precision`
-    asks for an η that promises it, else η is the adaptive one (METHOD 3).
+    others are a replay of what the model knew. For rerankers: `negatives` are hard ones for each positive, from the
+    first `top_k` candidates (None: as the settings say); `bare_share` of the pairs show no caption; `precision` asks for
+    an η that promises it, else η is the adaptive one (METHOD 3).
     """
 
     role: Role
@@ -44,6 +45,8 @@ class TrainingRequest:
     promote: bool = True
     negatives: float = 1.0
     precision: float | None = None
+    top_k: int | None = None
+    bare_share: float = 0.0
 
     @property
     def settings(self) -> ChosenSettings:
@@ -61,7 +64,8 @@ class TrainingRequest:
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> TrainingRequest:
         """The inverse of `as_spec`."""
-        known = {field.name: spec[field.name] for field in fields(cls)}
+        # What an earlier version queued lacks the newer fields.
+        known = {field.name: spec[field.name] for field in fields(cls) if field.name in spec}
         since = datetime.fromisoformat(spec["since"]) if spec["since"] else None
         return cls(**known | {"role": Role(spec["role"]), "archives": tuple(spec["archives"]), "since": since})
 
@@ -102,7 +106,11 @@ def plan_training(connection: Connection, request: TrainingRequest, settings: Se
         # η is fitted for rerankers only; a generator may learn from those questions.
         calibration=settings.calibration_share if request.role is Role.RERANKER else 0.0,
         options=DatasetOptions(
-            seed=chosen.seed, top_k=settings.top_k, ratio=request.negatives, certain=settings.set_aside_above
+            seed=chosen.seed,
+            top_k=request.top_k or settings.top_k,
+            ratio=request.negatives,
+            certain=settings.set_aside_above,
+            bare_share=request.bare_share,
         ),
     )
     snapshot = collect(connection, request.role, request.archives, request.since, rules)
@@ -116,6 +124,10 @@ def check_request(request: TrainingRequest) -> None:
         raise UsageError("name at least one archive to train on, and each only once")
     if not 0 <= request.negatives <= 100:
         raise UsageError(f"hard negatives for each positive must be from 0 to 100, not {request.negatives:g}")
+    if request.top_k is not None and request.top_k < 1:
+        raise UsageError(f"hard negatives come from at least the first candidate, not from {request.top_k}")
+    if not 0 <= request.bare_share <= 1:
+        raise UsageError(f"the share of pairs without caption must be from 0 to 1, not {request.bare_share:g}")
     if request.precision is not None and (request.role is not Role.RERANKER or not 0 < request.precision < 1):
         raise UsageError("a promised precision is between 0 and 1, and for rerankers only")
     _ = request.settings
