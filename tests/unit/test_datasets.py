@@ -91,6 +91,19 @@ def test_negatives_come_in_the_ratio() -> None:
     assert build_rank_dataset(singles, replace(OPTIONS, ratio=0.5)).card.negatives == pytest.approx(200, rel=0.2)
 
 
+def test_a_share_of_the_pairs_shows_no_caption() -> None:
+    many = [question(number) for number in range(400)]
+    bare: dict[float, set[tuple[str, str]]] = {}
+    for share in (0.0, 0.1, 0.6, 1.0):
+        examples = pairs(build_rank_dataset(many, replace(OPTIONS, bare_share=share)).examples)
+        bare[share] = {(example.question, example.image) for example in examples if example.caption is None}
+        assert len(bare[share]) == pytest.approx(len(examples) * share, rel=0.2)
+        assert len(examples) == 800
+    assert bare[0.0] < bare[0.1] < bare[0.6] < bare[1.0], "a larger share takes the captions of the same and more"
+    shown = [e.relevant for e in examples if (e.question, e.image) in bare[0.6]]
+    assert 0.4 < sum(shown) / len(shown) < 0.6, "relevant and irrelevant ones alike"
+
+
 def test_only_the_top_k_counts_and_too_few_are_enough() -> None:
     dataset = build_rank_dataset([question(1)], replace(OPTIONS, top_k=3, ratio=5))
     assert {example.image for example in pairs(dataset.examples) if not example.relevant} == {"b", "c"}
