@@ -43,6 +43,7 @@ def test_the_lesson_goes_through_the_queue_from_first_answer_to_last(
 ) -> None:
     monkeypatch.setattr(demo_learn, "_RERANKER_SETTINGS", TOO_SHORT)
     monkeypatch.setattr(demo_learn, "_GENERATOR_SETTINGS", TOO_SHORT)
+    monkeypatch.setattr(demo_learn, "_TOP_K", 3)
     for name, queue in (("ingest", "ingest"), ("answer", "query"), ("train", "train"), ("maint", "maint")):
         school.start(name, queue, beat=name == "maint")
     school.wait_ready("ingest", "answer", "train")
