@@ -104,8 +104,14 @@ class RerankerScores:
 
     @property
     def by_condition(self) -> dict[str, tuple[float, ...]]:
-        """The F1 of each question, which the gate compares."""
-        return {name: tuple(score.f1 for score in scores) for name, scores in self.conditions.items()}
+        """What the gate compares of each question: the F1 at η, and where η was not fitted, the average precision.
+
+        η is fitted with captions; without them hardly any image reaches it, and the F1 would judge η, not the ranking.
+        """
+        return {
+            name: tuple(score.f1 if name == self.primary else score.average_precision for score in scores)
+            for name, scores in self.conditions.items()
+        }
 
     def calibration(self) -> tuple[list[float], list[bool]]:
         """Relevance of every ranked image with captions, and whether it is correct: what η is fitted on (METHOD 3)."""

@@ -149,6 +149,7 @@ def test_without_captions_is_a_condition_of_its_own() -> None:
     scores = judge_ranking([question()])
     assert [image.image for image in scores.conditions[WITHOUT_CAPTIONS][0].ranking] == ["10", "70", "80", "90"]
     assert scores.conditions[WITHOUT_CAPTIONS][0].average_precision == 1 / 3
+    assert scores.by_condition[WITHOUT_CAPTIONS] == (1 / 3,), "η is fitted with captions, so the ranking counts here"
     assert scores.primary == WITH_CAPTIONS
 
 
