@@ -168,8 +168,7 @@ class Mllm:
 
         As many as fit into memory; on a CPU no more than stay in its caches: larger batches only make it slower.
         """
-        longest = max((prompt.rough_tokens() for prompt in prompts), default=1)
-        tokens = max(longest, self._shortest_prompt)
+        tokens = max(self._shortest_prompt, *(prompt.rough_tokens() for prompt in prompts))
         if self._plan.device.type == "cpu":
             wanted = max(1, min(wanted, _CPU_TOKENS // tokens))
         return self.rows_that_fit(tokens, wanted)
@@ -203,8 +202,8 @@ class Mllm:
     def last_logits(self, inputs: ModelInputs) -> torch.Tensor:
         """Logits of the first answer position, (B, vocabulary) float32 on the device; one forward pass.
 
-        The rows are moved to the left, behind one another's ends is nothing that a token looks at; so no mask is
-        needed, and attention computes the half of the square that is not above the diagonal.
+        The padding is moved to the right, where no token looks; so no mask is needed, and attention leaves out the half
+        of the square above the diagonal.
         """
         tensors, ends = _left_aligned(inputs.tensors)
         kept, columns = torch.unique(ends, return_inverse=True)

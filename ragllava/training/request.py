@@ -32,9 +32,10 @@ class TrainingRequest:
 
     The labelled questions of all `archives` are trained on, and the first one's held-out questions decide; those of
     the others must not get worse. `since`: only what was labelled at that time or later, in the first archive; the
-    others are a replay of what the model knew. For rerankers: `negatives` are hard ones for each positive, from the
-    first `top_k` candidates (None: as the settings say); `bare_share` of the pairs show no caption; `precision` asks
-    for an η that promises it, else η is the adaptive one (METHOD 3).
+    others are a replay of what the model knew. Wrong images come from the first
+    `top_k` candidates (None: as the settings say). For rerankers: `negatives` are hard ones for each positive;
+    `bare_share` of the pairs show no caption; `precision` asks for an η that promises it, else η is the adaptive one
+    (METHOD 3).
     """
 
     role: Role
