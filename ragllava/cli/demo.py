@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 12
 IMAGES, QUESTIONS = 1000, 200
-LEARNING_IMAGES, LEARNING_QUESTIONS = 150, 600  # of each of two archives
+LEARNING_IMAGES, LEARNING_QUESTIONS = 200, 800  # of each of two archives
 OUTPUT = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 

@@ -23,6 +23,7 @@ from ragllava.models.checks import Manifest, check_model_folder, manifest, model
 from ragllava.models.device import DevicePlan, rows_that_fit, to_device
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
 from ragllava.models.profiles import Profile, find_model
+from ragllava.models.read_columns import reading_only
 from ragllava.models.shared_prefix import SharedPrompts, SharingWay, common_length
 from ragllava.prompts import PromptParts
 from ragllava.settings import Settings
@@ -207,9 +208,9 @@ class Mllm:
         """
         tensors, ends = _left_aligned(inputs.tensors)
         kept, columns = torch.unique(ends, return_inverse=True)
-        output = self.network(
-            **to_device(tensors, self._plan), logits_to_keep=kept.to(self._plan.device), use_cache=False
-        )
+        kept = kept.to(self._plan.device)
+        with reading_only(self.network, kept):
+            output = self.network(**to_device(tensors, self._plan), logits_to_keep=kept, use_cache=False)
         logits: torch.Tensor = output.logits[torch.arange(len(columns)), columns].float()
         return logits
 

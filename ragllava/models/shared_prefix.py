@@ -17,6 +17,7 @@ import torch
 
 from ragllava.models.block_attention import attending_by_blocks, plan_blocks
 from ragllava.models.device import DevicePlan, to_device
+from ragllava.models.read_columns import reading_only
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ def cached_logits(network: Any, shared: SharedPrompts, plan: DevicePlan, batch_s
         "attention_mask": torch.ones(1, length, dtype=torch.long),
         "position_ids": whole[..., :length],
     }
-    cache = network(**to_device(tensors, plan), logits_to_keep=1, use_cache=True).past_key_values
+    with reading_only(network, _column(length - 1, plan)):
+        cache = network(**to_device(tensors, plan), logits_to_keep=1, use_cache=True).past_key_values
     batches = _batches(shared.endings, batch_size)
     rows = []
     for number, batch in enumerate(batches):
@@ -75,7 +77,7 @@ def _packed(
 ) -> torch.Tensor:
     lengths = [len(ending) for ending in endings]
     tokens = [*shared.prefix, *(token for ending in endings for token in ending)]
-    ends = torch.tensor(lengths).cumsum(0) + len(shared.prefix) - 1
+    ends = (torch.tensor(lengths).cumsum(0) + len(shared.prefix) - 1).to(plan.device)
     behind = [_positions_behind(whole, shared, torch.arange(length)[None]) for length in lengths]
     tensors = {
         **_picture_tensors(shared.first, len(tokens)),
@@ -83,8 +85,9 @@ def _packed(
         "attention_mask": block_mask(len(shared.prefix), lengths, plan.dtype),
         "position_ids": torch.cat([whole[..., : len(shared.prefix)], *behind], dim=-1),
     }
-    with attending_by_blocks(network, plan_blocks(len(shared.prefix), lengths, plan)):
-        output = network(**to_device(tensors, plan), logits_to_keep=ends.to(plan.device), use_cache=False)
+    blocks = plan_blocks(len(shared.prefix), lengths, plan)
+    with attending_by_blocks(network, blocks), reading_only(network, ends):
+        output = network(**to_device(tensors, plan), logits_to_keep=ends, use_cache=False)
     logits: torch.Tensor = output.logits[0].float()
     return logits
 
@@ -107,9 +110,14 @@ def _behind_cache(
         "attention_mask": torch.cat([torch.ones(len(endings), len(shared.prefix), dtype=torch.long), mask], dim=1),
         "position_ids": _positions_behind(whole, shared, (mask.cumsum(dim=1) - 1).clamp(min=0)),
     }
-    output = network(**to_device(tensors, plan), past_key_values=cache, logits_to_keep=1, use_cache=True)
+    with reading_only(network, _column(longest - 1, plan)):
+        output = network(**to_device(tensors, plan), past_key_values=cache, logits_to_keep=1, use_cache=True)
     logits: torch.Tensor = output.logits[:, -1].float()
     return logits
+
+
+def _column(place: int, plan: DevicePlan) -> torch.Tensor:
+    return torch.tensor([place], device=plan.device)
 
 
 def _batches(endings: Sequence[list[int]], batch_size: int) -> list[Sequence[list[int]]]:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from ragllava.errors import UsageError
-from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit, adaptive_threshold
+from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit, steady_threshold
 from ragllava.evaluation.threshold_promise import promised_precision_threshold
 from ragllava.records import Role
 from ragllava.settings import Settings
@@ -145,11 +145,11 @@ class _Judge:
         scores = judge_reranker(self.bench.models, questions, self.open_picture, options, (WITH_CAPTIONS,))
         relevance, correct = scores.calibration()
         if self.rules.precision is None:
-            return adaptive_threshold(relevance, correct), None
+            return steady_threshold(relevance, correct), None
         try:
             return promised_precision_threshold(relevance, correct, self.rules.precision), None
         except UsageError as error:
-            return adaptive_threshold(relevance, correct), f"the precision cannot be promised: {error}"
+            return steady_threshold(relevance, correct), f"the precision cannot be promised: {error}"
 
     def _options(self, threshold: float) -> JudgeOptions:
         return JudgeOptions(

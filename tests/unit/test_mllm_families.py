@@ -17,6 +17,7 @@ from ragllava.models import sharing as sharing_module
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
 from ragllava.models.generator import AnswerRequest, Generator
 from ragllava.models.mllm import Mllm
+from ragllava.models.read_columns import reading_only
 from ragllava.models.reranker import Pair, Reranker
 from ragllava.models.shared_prefix import WAYS, SharedPrompts
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
@@ -83,6 +84,34 @@ def test_each_way_to_share_a_prefix_gives_the_scores_of_each_pair_alone(mllm: Ml
         torch.testing.assert_close(
             mllm.shared_logits(shared, WAYS[way], batch_size).softmax(-1), alone.softmax(-1), atol=TOLERANCE, rtol=0
         )
+
+
+@torch.inference_mode()
+def test_the_last_layer_is_computed_only_where_it_is_read(mllm: Mllm) -> None:
+    """The logits there are those of a plain pass of the network, in a batch of rows of different lengths."""
+    prompts = [pair.prompt() for pair in varied_pairs()[:2]]
+    tensors = mllm.prepare(prompts, answer_tokens=1).tensors
+    read = torch.tensor([3, tensors["input_ids"].shape[1] - 1])
+    last = mllm.network.get_decoder().layers[-1]
+    widths: list[int] = []
+    watching = [
+        module.register_forward_hook(lambda _module, inputs, _output: widths.append(inputs[0].shape[1]))
+        for module in (last.self_attn.q_proj, last.self_attn.o_proj, last.mlp.down_proj, last.self_attn.k_proj)
+    ]
+    plain = mllm.network(**tensors, logits_to_keep=read, use_cache=False).logits
+    whole = tensors["input_ids"].shape[1]
+    assert widths == [whole] * 4
+    widths.clear()
+    with reading_only(mllm.network, read):
+        narrow = mllm.network(**tensors, logits_to_keep=read, use_cache=False).logits
+    assert sorted(widths) == [2, 2, 2, whole], "keys are needed everywhere"
+    torch.testing.assert_close(narrow[:, -1], plain[:, -1], atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(narrow[0], plain[0], atol=TOLERANCE, rtol=0)
+    widths.clear()
+    mllm.network(**tensors, logits_to_keep=read, use_cache=False)
+    assert widths == [whole] * 4, "nothing is left behind"
+    for hook in watching:
+        hook.remove()
 
 
 def test_a_family_that_cannot_share_is_scored_pair_by_pair(llava: Mllm, monkeypatch: pytest.MonkeyPatch) -> None:

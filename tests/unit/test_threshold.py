@@ -11,7 +11,13 @@ import numpy.typing as npt
 import pytest
 
 from ragllava.errors import ScoreRejected, UsageError
-from ragllava.evaluation.threshold import ThresholdFit, adaptive_threshold, fixed_threshold, natural_threshold
+from ragllava.evaluation.threshold import (
+    ThresholdFit,
+    adaptive_threshold,
+    fixed_threshold,
+    natural_threshold,
+    steady_threshold,
+)
 
 
 def _two_normals(
@@ -148,6 +154,39 @@ def test_precision_and_recall_worked_by_hand() -> None:
     assert (everything.method, everything.precision, everything.recall) == ("fixed", 0.75, 1.0)
     nothing = fixed_threshold(0.95, relevance, is_correct)
     assert (nothing.precision, nothing.recall) == (0.0, 0.0)
+
+
+def test_steady_threshold_is_natural_where_no_candidate_speaks_against_it() -> None:
+    relevance, is_correct = [0.0] * 1000 + [0.9] * 50, [False] * 1000 + [True] * 50
+    fit = steady_threshold(relevance, is_correct)
+    assert fit.value == 0.5 != adaptive_threshold(relevance, is_correct).value
+    assert (fit.method, fit.precision, fit.recall) == ("adaptive", 1.0, 1.0)
+    assert "cross at relevance 0.548, and 0.500, nearer to 0.5, makes no more mistakes than that" in fit.reason
+
+
+@pytest.mark.parametrize(
+    ("wrong", "correct", "expected"),
+    [
+        ([0.0] * 1000 + [0.6], [0.95] * 50, math.nextafter(0.6, 1)),  # from above, until the wrong one would be kept
+        ([0.0] * 1000, [0.3] * 3 + [0.6] * 47, 0.3),  # from below, until the correct ones would be dropped
+        ([0.0] * 1000 + [0.7], [0.6, 0.65] + [0.99] * 50, 0.5),  # keeps one wrong one, but two correct ones more
+    ],
+)
+def test_steady_threshold_goes_as_far_as_mistakes_do_not_become_more(
+    wrong: list[float], correct: list[float], expected: float
+) -> None:
+    relevance, is_correct = wrong + correct, [False] * len(wrong) + [True] * len(correct)
+    crossing = adaptive_threshold(relevance, is_correct).value
+    fit = steady_threshold(relevance, is_correct)
+    assert fit.value == expected
+    assert abs(crossing - 0.5) > abs(expected - 0.5)
+
+
+def test_steady_threshold_stays_where_the_candidates_put_it() -> None:
+    relevance, is_correct = _two_normals((1.2, 0.05), (1.45, 0.05))
+    fit = steady_threshold(relevance, is_correct)
+    assert fit.value < 0.35  # 0.5 would drop nearly all correct ones
+    assert steady_threshold([0.1] * 3, [True, False, False]).method == "natural"
 
 
 def test_json_round_trip() -> None:
