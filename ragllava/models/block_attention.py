@@ -5,7 +5,7 @@ at itself; of twenty questions about one picture most comparisons are wasted. He
 endings, a few together, to the prefix and to each other. The sums are the same.
 
 transformers looks an attention up by its name in the text model's configuration; `attending_by_blocks` puts ours there
-for the time of one pass. It computes everything else (and does so elsewhere) as `sdpa` does.
+for the time of one pass. Where a family's attention is none of that, the mask is used.
 """
 
 from __future__ import annotations
@@ -65,20 +65,22 @@ def plan_blocks(prefix: int, lengths: Sequence[int], plan: DevicePlan, group_tok
     return Blocks(prefix, begin, places.to(plan.device), mask[:, None].to(plan.device), rows.to(plan.device))
 
 
+def can_attend_by_blocks(network: Any) -> bool:
+    """Whether the family's text model looks its attention up as `sdpa`, so that ours can be put in its place."""
+    return bool(network.config.get_text_config()._attn_implementation == _PLAIN)
+
+
 @contextmanager
-def attending_by_blocks(network: Any, blocks: Blocks) -> Iterator[None]:
+def attending_by_blocks(network: Any, blocks: Blocks) -> Iterator[torch.Tensor]:
     """Passes of `network` over a sequence laid out as `blocks` compute attention group by group.
 
-    Where the family's text model does not look its attention up as `sdpa`, nothing changes.
+    They need the mask that this gives: none is looked at, but without one transformers would make its own.
     """
     config = network.config.get_text_config()
-    if config._attn_implementation != _PLAIN:
-        yield
-        return
     config._attn_implementation = _NAME
     token = _BLOCKS.set(blocks)
     try:
-        yield
+        yield torch.zeros(1, 1, 1, 1)
     finally:
         _BLOCKS.reset(token)
         config._attn_implementation = _PLAIN
@@ -100,10 +102,9 @@ def _attention(
     """In the form that transformers asks for: query (1, heads, T, width) → (1, T, heads, width)."""
     blocks = _BLOCKS.get()
     if blocks is None or not query.shape[2] == key.shape[2] == blocks.tokens:
-        plain: torch.Tensor = sdpa_attention_forward(
-            module, query, key, value, attention_mask, is_causal=is_causal, **others
-        )[0]
-        return plain, None
+        expected = f"{blocks.tokens} tokens" if blocks else "no blocks"
+        raise RuntimeError(f"attention of {query.shape[2]} tokens to {key.shape[2]} where {expected} were announced")
+    del attention_mask, is_causal  # the blocks say what is looked at
     prefix = blocks.prefix
     front = (tensor[:, :, :prefix] for tensor in (query, key, value))
     of_prefix: torch.Tensor = sdpa_attention_forward(module, *front, None, is_causal=True, **others)[0]

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ragllava.models.block_attention import attending_by_blocks, plan_blocks
+from ragllava.models.block_attention import attending_by_blocks, can_attend_by_blocks, plan_blocks
 from ragllava.models.device import DevicePlan, to_device
 from ragllava.models.read_columns import reading_only
 
@@ -82,14 +83,22 @@ def _packed(
     tensors = {
         **_picture_tensors(shared.first, len(tokens)),
         "input_ids": torch.tensor([tokens]),
-        "attention_mask": block_mask(len(shared.prefix), lengths, plan.dtype),
         "position_ids": torch.cat([whole[..., : len(shared.prefix)], *behind], dim=-1),
     }
-    blocks = plan_blocks(len(shared.prefix), lengths, plan)
-    with attending_by_blocks(network, blocks), reading_only(network, ends):
-        output = network(**to_device(tensors, plan), logits_to_keep=ends, use_cache=False)
+    with _looking_apart(network, lengths, len(shared.prefix), plan) as mask, reading_only(network, ends):
+        tensors = to_device(tensors | {"attention_mask": mask}, plan)
+        output = network(**tensors, logits_to_keep=ends, use_cache=False)
     logits: torch.Tensor = output.logits[0].float()
     return logits
+
+
+def _looking_apart(
+    network: Any, lengths: Sequence[int], prefix: int, plan: DevicePlan
+) -> AbstractContextManager[torch.Tensor]:
+    """Where each ending sees the prefix and itself; gives the mask to pass on."""
+    if can_attend_by_blocks(network):
+        return attending_by_blocks(network, plan_blocks(prefix, lengths, plan))
+    return nullcontext(block_mask(prefix, lengths, plan.dtype))
 
 
 def _behind_cache(

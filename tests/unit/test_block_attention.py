@@ -52,15 +52,13 @@ def test_the_groups_see_what_the_mask_shows(seed: int, group_tokens: int) -> Non
     assert -(-sum(lengths) // width) <= groups <= len(lengths)
 
 
-def test_the_pass_looks_at_the_blocks_and_not_at_the_mask(mllm: Mllm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a mask that hides nothing the scores stay: it is not what is computed with."""
+def test_the_pass_looks_at_the_blocks_and_no_mask_is_made(mllm: Mllm, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = prompts_of(mllm)
-    right = logits(mllm, shared)
-    open_mask = torch.zeros(1, 1, *[len(shared.prefix) + sum(map(len, shared.endings))] * 2)
-    monkeypatch.setattr(shared_prefix, "block_mask", lambda *_: open_mask)
-    torch.testing.assert_close(logits(mllm, shared), right)
+    monkeypatch.setattr(shared_prefix, "block_mask", lambda *_: pytest.fail("nobody looks at it"))
+    logits(mllm, shared)
     monkeypatch.setattr(shared_prefix, "plan_blocks", lambda *_: plan_blocks(1, [1], PLAN))  # of another sequence
-    assert (logits(mllm, shared) - right).abs().max() > 1e-3, "without blocks the mask decides"
+    with pytest.raises(RuntimeError, match="where 2 tokens were announced"):
+        logits(mllm, shared)
 
 
 def test_afterwards_the_network_attends_as_before(mllm: Mllm) -> None:
