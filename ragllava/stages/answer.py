@@ -44,9 +44,10 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _IMAGES_AT_ONCE = 64  # whose decoded pictures are in memory together, beside the cache
-
+_MOST_FOUND = 2_000  # questions whose hits are kept from planning; a shard of more is split
 
 Pictures = dict[str, "Image | str"]  # by sha256; a text says why the picture cannot be read
+Found = dict[int, list[Hit]]  # what planning has searched for already, by question_no
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,15 @@ def answer_stage(context: ShardContext[Resources]) -> None:
     if "refreshes" in lease.spec:
         changes = take_over_unchanged(context, questions, partial(retrieve, tools=tools), stamp_now(tools))
         questions = [question for question in questions if question.question_no in changes]
+    known: Found = {}
     if not lease.is_planned:
         if context.resources.pace.seconds_per_cost is None:
             step = context.settings.questions_per_step
             _answer_together(context, questions[:step], tools, changes)
             questions = questions[step:]
-        if split_if_large(context, questions, partial(_candidate_ids, tools=tools), cost_of(tools)):
+        if split_if_large(context, questions, partial(_candidate_ids, tools=tools, known=known), cost_of(tools)):
             return
-    _answer_together(context, questions, tools, changes)
+    _answer_together(context, questions, tools, changes, known)
 
 
 def _answer_together(
@@ -90,11 +92,12 @@ def _answer_together(
     questions: Sequence[Question],
     tools: AnswerTools,
     changes: Mapping[int, tuple[Change, ...]],
+    known: Found | None = None,
 ) -> None:
     """All are judged together, as they share pictures; then a sub-batch at a time is answered and committed behind the
     fence, together with the noisy cases among its answers."""
     lease, began = context.lease, time.monotonic()
-    judged = each(questions, partial(judge, tools=tools, check=context.check))
+    judged = each(questions, partial(judge, tools=tools, check=context.check, known=known))
     step = context.settings.questions_per_step
     # Those with as many kept images follow each other, so that the generator gets full batches.
     order = sorted(range(len(questions)), key=lambda place: _kept(judged[place]))
@@ -146,9 +149,14 @@ def answer_questions(questions: Sequence[Question], tools: AnswerTools) -> list[
     return conclude(questions, judge(questions, tools), tools)
 
 
-def judge(questions: Sequence[Question], tools: AnswerTools, check: Callable[[], None] = lambda: None) -> list[Judged]:
+def judge(
+    questions: Sequence[Question],
+    tools: AnswerTools,
+    check: Callable[[], None] = lambda: None,
+    known: Found | None = None,
+) -> list[Judged]:
     """Retrieve and rerank: what each question's answer will rest on. `check` is that of `rerank`."""
-    return rerank(questions, retrieve(questions, tools), tools, check)
+    return rerank(questions, retrieve(questions, tools, known), tools, check)
 
 
 def conclude(questions: Sequence[Question], judged: Sequence[Judged], tools: AnswerTools) -> list[Answer]:
@@ -175,9 +183,15 @@ def _failed(question: Question, error: RagllavaError) -> Answer:
     return Answer(question.question_no, AnswerStatus.FAILED, error_code=type(error).__name__, error=str(error))
 
 
-def retrieve(questions: Sequence[Question], tools: AnswerTools) -> list[list[Candidate]]:
-    """The `top_k` nearest images of each question, best first, with relevance 0 as not yet judged (METHOD 1)."""
-    hits = _nearest(questions, tools)
+def retrieve(questions: Sequence[Question], tools: AnswerTools, known: Found | None = None) -> list[list[Candidate]]:
+    """The `top_k` nearest images of each question, best first, with relevance 0 as not yet judged (METHOD 1).
+
+    Hits that are `known` are not searched for again.
+    """
+    found = dict(known or {})
+    missing = [question for question in questions if question.question_no not in found]
+    found.update(zip((question.question_no for question in missing), _nearest(missing, tools), strict=True))
+    hits = [found[question.question_no] for question in questions]
     ids = sorted({hit.image_id for row in hits for hit in row})
     images = read_at_once(tools.engine, lambda c: archive.load_images(c, ids))
     return [
@@ -188,15 +202,20 @@ def retrieve(questions: Sequence[Question], tools: AnswerTools) -> list[list[Can
 
 def _nearest(questions: Sequence[Question], tools: AnswerTools) -> list[list[Hit]]:
     index = tools.index
-    if index is None:
+    if index is None or not questions:
         return [[] for _ in questions]
     queries = tools.resources.retriever_of(index).embed_texts([question.text for question in questions])
     return read_at_once(tools.engine, lambda c: vectors.search(c, index, queries, tools.options.top_k))
 
 
-def _candidate_ids(questions: Sequence[Question], tools: AnswerTools) -> list[list[int]]:
-    """What shards are planned by. A question whose candidates cannot be found shares none; it will fail by itself."""
+def _candidate_ids(questions: Sequence[Question], tools: AnswerTools, known: Found) -> list[list[int]]:
+    """What shards are planned by; also put into `known`, for a shard that stays whole is answered at once.
+
+    A question whose candidates cannot be found shares none; it will fail by itself.
+    """
     found = each(questions, partial(_nearest, tools=tools))
+    if len(known) < _MOST_FOUND:
+        known |= {q.question_no: hits for q, hits in zip(questions, found, strict=True) if not isinstance(hits, Answer)}
     return [[] if isinstance(hits, Answer) else [hit.image_id for hit in hits] for hits in found]
 
 

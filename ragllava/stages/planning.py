@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _MEMORY = 0.5  # of what was measured before, when a new shard has been
+# The same costs summed in another order: without this, a shard that is as large as the whole could lose one question.
+_ROUNDED_UP = 1 + 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ def _grow(
         place = max(shared, key=lambda place: (shared[place], -place)) if shared else next(iter(left))
         fresh = set(candidates[place]) - seen
         added = cost.image * len(fresh) + cost.pair * len(candidates[place]) + cost.question
-        if shard and spent + added > most:
+        if shard and spent + added > most * _ROUNDED_UP:
             break
         shard.append(place)
         spent += added

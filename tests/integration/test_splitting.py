@@ -86,6 +86,37 @@ def test_questions_that_share_pictures_follow_each_other(whole_gallery: Workshop
     assert sorted(places(desk, job_id)) == list(range(len(texts)))
 
 
+def test_a_shard_that_stays_whole_is_searched_for_once(whole_gallery: Workshop, ten_questions: list[str]) -> None:
+    """What planning has found is answered with."""
+
+    class Counting:
+        """The real retriever, which notes how many texts it was given."""
+
+        def __init__(self, retriever: Any) -> None:
+            self._retriever = retriever
+            self.version, self.dim, self.is_on_gpu = retriever.version, retriever.dim, retriever.is_on_gpu
+            self.texts = 0
+
+        def embed_texts(self, texts: list[str]) -> Any:
+            self.texts += len(texts)
+            return self._retriever.embed_texts(texts)
+
+    texts = [ten_questions[0]] * 12
+    sharing = whole_gallery.resources.models.reranker.sharing
+    assert sharing is not None
+    prefix = sharing.prefix_tokens / sharing.ending_tokens
+    of_all = prefix * TOP_K + 12 * (TOP_K + (prefix + 1) * whole_gallery.settings.top_n)
+    whole_gallery.run()  # what other tests have left
+    counting = Counting(whole_gallery.resources.models.retriever)
+    desk = whole_gallery.with_settings(shard_seconds=1.5 * of_all).with_models(retriever=counting)
+    desk.resources.pace.learn(1.0, cost=1.0)
+    job_id = desk.submit(texts, top_k=TOP_K).job_id
+    desk.run()
+    assert states(desk, job_id) == ["done"]
+    assert counting.texts == len(texts)
+    assert len({str(facts([row])[0][1:3]) for row in desk.rows(job_id)}) == 1
+
+
 def test_a_question_that_breaks_a_worker_ends_alone_after_a_split(desk: Workshop, ten_questions: list[str]) -> None:
     class Breaking:
         """The real reranker, which fails like a worker's own fault for one question."""
