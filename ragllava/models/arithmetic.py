@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ragllava.models.mllm import Mllm
+from ragllava.models.read_columns import narrowed_modules
 from ragllava.models.reranker import Pair, Reranker
 
 _SIDE = {"cuda": 8_192, "cpu": 1_536}  # of the square matrices that are multiplied: large enough to fill the device
@@ -52,18 +54,25 @@ def operations_needed(reranker: Reranker, pairs: Sequence[Pair]) -> int:
     """Tokens that must be read to score the pairs, times 2, times the parameters that each token meets.
 
     What the pairs of one picture have in common counts once: the picture in the vision tower, and its tokens and
-    caption in the language model. Attention is left out, as is usual; so the true need is a little higher.
+    caption in the language model. Of the last layer, only keys and values are needed of tokens that do not answer.
+    Attention is left out, as is usual; so the true need is a little higher.
     """
-    network = reranker.mllm.network
-    vision, language, head = _parameters(network)
+    met = _parameters(reranker.mllm.network)
     of_picture: dict[int, list[Pair]] = defaultdict(list)
     for pair in pairs:
         of_picture[id(pair.picture)].append(pair)
-    operations = 2 * head * len(pairs)
+    operations = 2 * (met.head + met.answering) * len(pairs)
     for some in of_picture.values():
         text_tokens, picture_tokens = _tokens(reranker.mllm, some)
-        operations += 2 * (language * text_tokens + vision * picture_tokens)
+        operations += 2 * ((met.language - met.answering) * text_tokens + met.vision * picture_tokens)
     return operations
+
+
+def operations_of_each_alone(reranker: Reranker, pairs: Sequence[Pair]) -> int:
+    """The same when every pair is computed by itself, and every layer at every token."""
+    met = _parameters(reranker.mllm.network)
+    tokens = [_tokens(reranker.mllm, [pair]) for pair in pairs]
+    return sum(2 * (met.language * text + met.vision * picture + met.head) for text, picture in tokens)
 
 
 def _tokens(mllm: Mllm, pairs: Sequence[Pair]) -> tuple[int, int]:
@@ -77,8 +86,18 @@ def _tokens(mllm: Mllm, pairs: Sequence[Pair]) -> tuple[int, int]:
     return int(inputs["attention_mask"].sum()), int((inputs["input_ids"][0] == image_token).sum())
 
 
-def _parameters(network: Any) -> tuple[int, int, int]:
-    """Of the vision side, of the language model's layers, and of the head that only an answer's position meets."""
+@dataclass(frozen=True, slots=True)
+class _Parameters:
+    """How many parameters a token meets: on the vision side, in the language model's layers, and an answer's position
+    alone in the head and in those parts of the last layer that are `answering` (they are part of `language`)."""
+
+    vision: int
+    language: int
+    answering: int
+    head: int
+
+
+def _parameters(network: Any) -> _Parameters:
     head = network.get_output_embeddings().weight
     vision = language = 0
     for name, parameter in network.named_parameters():
@@ -88,7 +107,8 @@ def _parameters(network: Any) -> tuple[int, int, int]:
             language += parameter.numel()
         else:
             vision += parameter.numel()
-    return vision, language, head.numel()
+    answering = sum(one.numel() for module in narrowed_modules(network) for one in module.parameters())
+    return _Parameters(vision, language, answering, head.numel())
 
 
 def _synchronise(device: torch.device) -> None:

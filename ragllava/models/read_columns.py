@@ -25,12 +25,13 @@ def reading_only(network: Any, columns: torch.Tensor) -> Iterator[None]:
     Logits may be asked for at these columns only, and no other output than them and the cache may be used.
     """
     with ExitStack() as hooks:
-        for module in _modules(network):
+        for module in narrowed_modules(network):
             hooks.enter_context(_narrowed(module, columns))
         yield
 
 
-def _modules(network: Any) -> list[torch.nn.Module]:
+def narrowed_modules(network: Any) -> list[torch.nn.Module]:
+    """The parts of the last layer that are computed only where they are read; none in a family that names no layers."""
     layers = getattr(network.get_decoder(), "layers", None)
     if layers is None:
         return []

@@ -6,7 +6,14 @@ import pytest
 
 from ragllava.evaluation.bench.workload import picture_of
 from ragllava.evaluation.postcards import draw_archive
-from ragllava.models.arithmetic import count_parameters, device_name, matmul_rate, on_accelerator, operations_needed
+from ragllava.models.arithmetic import (
+    count_parameters,
+    device_name,
+    matmul_rate,
+    on_accelerator,
+    operations_needed,
+    operations_of_each_alone,
+)
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.reranker import Pair
 from ragllava.settings import Settings
@@ -48,8 +55,13 @@ def test_one_pair_by_hand(models: ModelBundle, pairs: list[Pair]) -> None:
         for parameter in part.parameters()
     )
     head = network.get_output_embeddings().weight.numel()
-    expected = 2 * (tokens * (layers + final_norm) + of_picture * vision + head)
-    assert operations_needed(models.reranker, pairs[:1]) == expected
+    everywhere = 2 * (tokens * (layers + final_norm) + of_picture * vision + head)
+    assert operations_of_each_alone(models.reranker, pairs[:1]) == everywhere
+    last = network.model.language_model.layers[-1]
+    once = [last.self_attn.q_proj.weight, last.self_attn.o_proj.weight, *last.mlp.parameters()]
+    spared = 2 * (tokens - 1) * sum(parameter.numel() for parameter in once)
+    assert operations_needed(models.reranker, pairs[:1]) == everywhere - spared
+    assert 0.1 < spared / everywhere < 0.2, "five layers"
     assert count_parameters(models.reranker.mllm) >= layers + vision
 
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from ragllava.evaluation.bench.rows import ROUNDS, BenchRow, Side, Wanted, compare
 from ragllava.evaluation.bench.workload import Workload, picture_of
 from ragllava.evaluation.postcards import PostcardArchive
-from ragllava.models.arithmetic import count_parameters, matmul_rate, on_accelerator, operations_needed
+from ragllava.models.arithmetic import (
+    count_parameters,
+    matmul_rate,
+    on_accelerator,
+    operations_needed,
+    operations_of_each_alone,
+)
 from ragllava.models.generator import AnswerRequest, Generator
 from ragllava.models.reference import MAX_NEW_TOKENS, reference_relevance
 from ragllava.models.reranker import Pair, Reranker
@@ -95,8 +101,8 @@ def _rerank_row(
     needed = operations_needed(reranker, pairs)
     figures = {
         "largest_difference": found.largest_difference,
-        # What sharing can give at most: operations of all pairs alone by those that are needed.
-        "operations_saved": sum(operations_needed(reranker, [pair]) for pair in pairs) / needed,
+        # What arithmetic allows at most: operations of all pairs alone by those that are needed.
+        "operations_saved": operations_of_each_alone(reranker, pairs) / needed,
         "share_of_limit": needed / len(pairs) * found.ours_per_s / limit_per_s,
     }
     return BenchRow(
