@@ -40,8 +40,8 @@ _KEPT_OUT_SHARE = 0.4  # of the postcards; no feedback speaks of them
 # Gentler than the mini preset, whose rate makes models forget that know home well already; and long enough that what
 # comes out does not hang on which negatives were drawn.
 _RERANKER_SETTINGS: Mapping[str, Any] = {"learning_rate": 5e-4, "epochs": 3.0}
-# It has to see windows and roofs that are drawn in another style, so the vision tower learns, too.
-_GENERATOR_SETTINGS: Mapping[str, Any] = {"epochs": 10.0, "train_vision": True}
+# With `train_vision` it learns the labelled pictures by heart: .93 of these right, no more of others, and home worse.
+_GENERATOR_SETTINGS: Mapping[str, Any] = {"learning_rate": 5e-4, "epochs": 4.0}
 _HARD_NEGATIVES = 4.0
 _BARE_SHARE = 0.1  # the gate asks without captions, too
 
