@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine
 
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction, make_engine
+from ragllava.stores.job_ends import JobEnds
 from ragllava.stores.objects import ObjectStore
 
 T = TypeVar("T")
@@ -32,8 +33,15 @@ class BaseClient:
         """The S3 store."""
         return ObjectStore(self.settings)
 
+    @cached_property
+    def job_ends(self) -> JobEnds:
+        """Tells those who wait for a job."""
+        return JobEnds(self.engine)
+
     def close(self) -> None:
         """Close the connections, if there are any."""
+        if "job_ends" in self.__dict__:
+            self.job_ends.close()
         if "engine" in self.__dict__:  # else asking for it here would make one
             self.engine.dispose()
 

@@ -16,10 +16,10 @@ from ragllava.stores.database import read_at_once
 from ragllava.stores.presence import WorkerView
 
 # Between two looks at a job: in proportion to what was waited already, so that short jobs are not kept and long ones
-# not asked for all the time. Each look is one row by its key. NOTIFY would need a session of its own, which a pooler
-# does not give, and a lock over the whole server at each commit.
+# not asked for all the time. Each look is one row by its key. Who listens is told, and looks only to be sure.
 _PAUSE_SHARE = 0.03
 _SHORTEST_PAUSE_S = 0.008
+_LISTENING_PAUSE_S = 0.05
 
 
 class JobClient(BaseClient):
@@ -77,14 +77,16 @@ class JobClient(BaseClient):
         within milliseconds, a long one within `poll_s`. Raises UsageError for an unknown id.
         """
         began = next_view = time.monotonic()
-        while not self._has_ended(job_id):
-            now = time.monotonic()
-            if timeout_s is not None and now - began > timeout_s:
-                break
-            if on_progress is not None and now >= next_view:
-                on_progress(self.job(job_id))
-                next_view = now + poll_s
-            time.sleep(min(poll_s, max(_SHORTEST_PAUSE_S, (now - began) * _PAUSE_SHARE)))
+        with self.job_ends.listening(job_id) as listen:
+            shortest = _SHORTEST_PAUSE_S if listen is None else _LISTENING_PAUSE_S
+            while not self._has_ended(job_id):
+                now = time.monotonic()
+                if timeout_s is not None and now - began > timeout_s:
+                    break
+                if on_progress is not None and now >= next_view:
+                    on_progress(self.job(job_id))
+                    next_view = now + poll_s
+                (listen or time.sleep)(min(poll_s, max(shortest, (now - began) * _PAUSE_SHARE)))
         job = self.job(job_id)
         if on_progress is not None:
             on_progress(job)

@@ -21,8 +21,6 @@ from ragllava.stores.database import read_at_once
 if TYPE_CHECKING:
     from ragllava.stages.refresh_plan import OnProgress, RefreshPlan
 
-_ASK_POLL_S = 0.05  # an answer is seen this late at most: somebody waits for it
-
 
 class QuestionClient(JobClient):
     """What concerns questions and their answers."""
@@ -42,7 +40,7 @@ class QuestionClient(JobClient):
         urgent = Submission(how.archive, how.options, priority=ASK_PRIORITY)
         submitted = submit_questions(self.engine, self.settings, file, urgent)
         self._dispatch()
-        job = self.wait(submitted.job_id, timeout_s=timeout_s, poll_s=_ASK_POLL_S)
+        job = self.wait(submitted.job_id, timeout_s=timeout_s)
         if not job.is_final:
             raise UsageError(
                 f"no answer within {timeout_s:g} s: no answer worker is free or running (`ragllava status`); "

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Interval, Row, func, select, update
 from ragllava.errors import LeaseLost
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.records import AnswerStatus, ChoreStatus, FileStatus, JobKind, ReindexStatus, TrainingStatus
-from ragllava.stores import outcomes
+from ragllava.stores import job_ends, outcomes
 from ragllava.stores.outcomes import Reconciliation
 from ragllava.stores.schema import jobs, shards, workers
 
@@ -287,6 +287,7 @@ def close_job_if_ended(connection: Connection, job_id: int) -> None:
         .where(jobs.c.id == job_id)
         .values(state=state, error=func.coalesce(jobs.c.error, error), finished_at=func.now())
     )
+    job_ends.tell(connection, job_id)
 
 
 def end_open_shards(connection: Connection, job_id: int, status: str, reason: str) -> None:

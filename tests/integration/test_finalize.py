@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -376,6 +377,17 @@ def test_wait_tells_how_far_the_job_is_until_it_has_ended(client: Client, desk: 
 
     assert client.wait(job_id, on_progress=work_once_seen, timeout_s=60, poll_s=30).state == JobState.COMPLETED
     assert seen == [(0, False), (2, True)]
+
+
+@pytest.mark.timeout(60)
+def test_wait_is_told_of_the_end(client: Client, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would look again after ten minutes only."""
+    monkeypatch.setattr("ragllava.client.jobs._LISTENING_PAUSE_S", 600.0)
+    job_id = a_job(desk, good=2)
+    worker = threading.Timer(0.3, answer_all, [desk])
+    worker.start()
+    assert client.wait(job_id, poll_s=600).state == JobState.COMPLETED
+    worker.join()
 
 
 def test_results_of_a_running_job_are_those_that_are_there(client: Client, desk: Desk) -> None:
