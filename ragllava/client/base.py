@@ -34,14 +34,14 @@ class BaseClient:
         return ObjectStore(self.settings)
 
     @cached_property
-    def job_ends(self) -> JobEnds:
+    def _job_ends(self) -> JobEnds:
         """Tells those who wait for a job."""
         return JobEnds(self.engine)
 
     def close(self) -> None:
         """Close the connections, if there are any."""
-        if "job_ends" in self.__dict__:
-            self.job_ends.close()
+        if "_job_ends" in self.__dict__:
+            self._job_ends.close()
         if "engine" in self.__dict__:  # else asking for it here would make one
             self.engine.dispose()
 

@@ -77,7 +77,7 @@ class JobClient(BaseClient):
         within milliseconds, a long one within `poll_s`. Raises UsageError for an unknown id.
         """
         began = next_view = time.monotonic()
-        with self.job_ends.listening(job_id) as listen:
+        with self._job_ends.listening(job_id) as listen:
             shortest = _SHORTEST_PAUSE_S if listen is None else _LISTENING_PAUSE_S
             while not self._has_ended(job_id):
                 now = time.monotonic()

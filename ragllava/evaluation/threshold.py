@@ -120,11 +120,10 @@ def steady_threshold(relevance: Sequence[float] | FloatArray, is_correct: Sequen
     fit = adaptive_threshold(relevance, is_correct)
     scores, correct = _checked(relevance, is_correct)
     low, high = sorted((fit.value, NATURAL_THRESHOLD))
-    between = scores[(scores >= low) & (scores < high)]
+    between = np.unique(scores[(scores >= low) & (scores < high)])
     possible = np.concatenate(([NATURAL_THRESHOLD, fit.value], between, np.nextafter(between, 1.0)))
-    mistakes = [_mistakes(threshold, scores, correct) for threshold in possible]
-    at_most = _mistakes(fit.value, scores, correct)
-    fine = possible[np.asarray(mistakes) <= at_most]
+    mistakes = _mistakes(possible, scores, correct)
+    fine = possible[mistakes <= mistakes[1]]
     value = float(fine[np.argmin(np.abs(fine - NATURAL_THRESHOLD))])
     if value == fit.value:
         return fit
@@ -188,9 +187,11 @@ def _error_rates(threshold: float, scores: FloatArray, correct: BoolArray) -> fl
     return float((scores[correct] < threshold).mean() + (scores[~correct] >= threshold).mean())
 
 
-def _mistakes(threshold: float, scores: FloatArray, correct: BoolArray) -> int:
-    """How many correct candidates are dropped and wrong ones kept."""
-    return int(((scores >= threshold) != correct).sum())
+def _mistakes(thresholds: FloatArray, scores: FloatArray, correct: BoolArray) -> npt.NDArray[np.int64]:
+    """How many correct candidates each threshold drops and how many wrong ones it keeps, together."""
+    dropped = np.searchsorted(np.sort(scores[correct]), thresholds)
+    below = np.searchsorted(np.sort(scores[~correct]), thresholds)
+    return np.asarray(dropped + (~correct).sum() - below)
 
 
 def _curve(points: FloatArray, log_correct: FloatArray, log_wrong: FloatArray) -> DensityCurve:
