@@ -1,12 +1,14 @@
 """The gate: whether a newly trained version may take the champion's place.
 
 Both versions were judged on the same held-out questions. The difference of each question's two scores is resampled
-(the paired bootstrap), so what makes a question hard for both does not blur the comparison. Loads no torch.
+(the paired bootstrap), so what makes a question hard for both does not blur the comparison. Questions about one image
+stand and fall together, so they prove less than as many about images of their own. Loads no torch.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import NormalDist
@@ -31,6 +33,11 @@ class Scores(Protocol):
     @property
     def questions(self) -> Sequence[str]:
         """The held-out questions."""
+        ...
+
+    @property
+    def relevant(self) -> Sequence[Sequence[str]]:
+        """The names of each question's relevant images."""
         ...
 
     @property
@@ -68,13 +75,15 @@ class GateRules:
 class ConditionFigures:
     """One condition: the means of both versions and their difference, challenger less champion.
 
-    `low` and `high` are one-sided bounds of the difference, each at the confidence that the rules ask of the
-    condition. `changed` counts the questions with different scores. `broken` tells that this condition refuses.
+    `images` counts those that the questions are about, `changed` the questions with different scores. `low` and `high`
+    are one-sided bounds of the difference, each at the confidence that the rules ask of the condition. `broken` tells
+    that this condition refuses.
     """
 
     name: str
     is_primary: bool
     questions: int
+    images: int
     changed: int
     champion: float
     challenger: float
@@ -146,18 +155,25 @@ def decide(
 
 
 def bounds_of_mean(
-    differences: Sequence[float] | FloatArray, confidence: float, rules: GateRules
+    differences: Sequence[float] | FloatArray,
+    relevant: Sequence[Sequence[str]],
+    confidence: float,
+    rules: GateRules,
 ) -> tuple[float, float]:
-    """One-sided lower and upper bounds of the mean of (N,) differences, by the bootstrap; zeros for N < 2.
+    """One-sided lower and upper bounds of the mean of (N,) differences, by the bootstrap.
 
-    A plain percentile is too narrow for few questions, as if their spread were known: at 20, it would let 6 % of equal
+    `relevant` names the images that each question is about; where all are about one, or N < 2, both bounds are 0.
+    Resampled are questions, as if they were independent; what those about one image have in common spreads the means
+    further. A plain percentile is too narrow for few, as if their spread were known: at 20, it would let 6 % of equal
     versions pass instead of 5 %. So the percentile is taken further out, as Student's t is further out than the normal.
     """
-    count = len(differences)
-    if count < 2:
+    independent = _independent(relevant)
+    if independent < 2:
         return 0.0, 0.0
-    means = resampled_means(differences, rules.resamples, rules.seed)
-    tail = _tail(1 - confidence, count)
+    values = np.asarray(differences, dtype=np.float64)
+    middle, spread = values.mean(), _common_spread(values, relevant)
+    means = middle + spread * (resampled_means(values, rules.resamples, rules.seed) - middle)
+    tail = _tail(1 - confidence, independent)
     low = np.quantile(means, tail, method="inverted_cdf")
     high = -np.quantile(-means, tail, method="inverted_cdf")
     return float(low), float(high)
@@ -170,6 +186,41 @@ def resampled_means(differences: Sequence[float] | FloatArray, resamples: int, s
     count = int(counts.sum())
     drawn = np.random.default_rng(seed).multinomial(count, counts / count, size=resamples)
     return np.asarray(drawn @ values / count)
+
+
+def _common_spread(differences: FloatArray, relevant: Sequence[Sequence[str]]) -> float:
+    """By which factor the mean spreads more than that of independent questions, at least 1.
+
+    The variance counts every two questions that share an image, as for dyads (Aronow, Samii and Assenova 2015,
+    "Cluster-robust variance estimation for dyadic data"): resampling whole images instead would not know where a
+    question about two of them belongs, or would take it for three times less certain than it is.
+    """
+    deviations = differences - differences.mean()
+    alone = float(deviations @ deviations)
+    if not alone:
+        return 1.0
+    about: dict[str, list[int]] = defaultdict(list)
+    for number, images in enumerate(relevant):
+        for image in images:
+            about[image].append(number)
+    sums = {image: float(deviations[numbers].sum()) for image, numbers in about.items()}
+    together = 0.0
+    for number, images in enumerate(relevant):
+        if len(images) == 1:
+            of_sharing = sums[images[0]]
+        else:
+            of_sharing = float(deviations[sorted({number}.union(*(about[image] for image in images)))].sum())
+        together += float(deviations[number]) * of_sharing
+    return math.sqrt(max(1.0, together / alone))
+
+
+def _independent(relevant: Sequence[Sequence[str]]) -> int:
+    """How many questions, at most, have nothing to do with each other: no more than there are images."""
+    return min(len(relevant), len(_images(relevant)) + sum(not found for found in relevant))
+
+
+def _images(relevant: Sequence[Sequence[str]]) -> set[str]:
+    return {image for found in relevant for image in found}
 
 
 def _tail(share: float, count: int) -> float:
@@ -194,13 +245,14 @@ def _figures(
     differences = after - before
     is_primary = guards is None and condition == champion.primary
     confidence = rules.confidence if is_primary else rules.guard_confidence
-    low, high = bounds_of_mean(differences, confidence, rules)
+    low, high = bounds_of_mean(differences, champion.relevant, confidence, rules)
     mean = _mean(differences)
     is_worse = mean < -rules.tolerance and high < -_ROUNDING
     return ConditionFigures(
         name=guards or condition,
         is_primary=is_primary,
         questions=len(differences),
+        images=len(_images(champion.relevant)),
         changed=int((np.abs(differences) > _ROUNDING).sum()),
         champion=_mean(before),
         challenger=_mean(after),
@@ -237,4 +289,5 @@ def _why_better(figures: ConditionFigures, rules: GateRules) -> str:
 
 
 def _change(figures: ConditionFigures) -> str:
-    return f"{figures.champion:.3f} → {figures.challenger:.3f} on {figures.questions} questions"
+    asked = f"{figures.questions} questions about {figures.images} images"
+    return f"{figures.champion:.3f} → {figures.challenger:.3f} on {asked}"

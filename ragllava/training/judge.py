@@ -99,6 +99,7 @@ class RerankerScores:
     threshold: float
     top_n: int
     questions: tuple[str, ...]
+    relevant: tuple[tuple[str, ...], ...]
     conditions: Mapping[str, tuple[RankScore, ...]]
     primary: str = field(default=WITH_CAPTIONS, init=False)
 
@@ -142,6 +143,7 @@ class GeneratorScores:
 
     version: str
     questions: tuple[str, ...]
+    relevant: tuple[tuple[str, ...], ...]
     conditions: Mapping[str, tuple[AnswerScore, ...]]
     primary: str = field(default=LABELLED_IMAGES, init=False)
 
@@ -191,6 +193,7 @@ def judge_reranker(
         threshold=options.threshold,
         top_n=options.settings.top_n,
         questions=tuple(question.text for question in merged),
+        relevant=_relevant(merged),
         conditions={condition: ranked(condition) for condition in conditions},
     )
 
@@ -221,8 +224,13 @@ def judge_generator(
     return GeneratorScores(
         version=models.generator.version,
         questions=tuple(question.text for question in merged),
+        relevant=_relevant(merged),
         conditions={condition: answered(condition) for condition in shown},
     )
+
+
+def _relevant(questions: Sequence[LabelledQuestion]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(item.image for item in question.relevant) for question in questions)
 
 
 def _in_steps(

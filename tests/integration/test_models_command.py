@@ -27,8 +27,8 @@ def tuned(name: str, number: int, *, hold_out: str = "h1", champion: str = BASE,
     scores = [*[0.9 + step / 1000 for step in range(40)], *[step / 1000 for step in range(40)]]
     fit = adaptive_threshold(scores, [score > 0.5 for score in scores])
     figures = ConditionFigures(
-        name="with captions", is_primary=True, questions=40, changed=9, champion=0.7, challenger=(70 + number) / 100,
-        difference=number / 100, low=0.01, high=0.2, broken=False,
+        name="with captions", is_primary=True, questions=40, images=31, changed=9, champion=0.7,
+        challenger=(70 + number) / 100, difference=number / 100, low=0.01, high=0.2, broken=False,
     )  # fmt: skip
     gate = GateReport(passed, ("better with captions",), champion, "challenger", GateRules(), (figures,))
     sides = {

@@ -313,10 +313,18 @@ def test_labelled_images_stand_in_any_order() -> None:
 
 
 def test_the_gate_reads_both_kinds_of_scores() -> None:
-    questions = [question(f"Which {number}?") for number in range(20)]
+    images = [76 + number % 9 for number in range(20)]
+    questions = [
+        question(f"Which {number}?", relevant=(image,), retrieved=(90, image, 70, 10))
+        for number, image in enumerate(images)
+    ]
     bad, good = (judge_ranking(questions, threshold=threshold) for threshold in (0.85, 0.75))
-    assert decide(bad, good).passed
-    answers = judge_answers(questions)
+    assert good.relevant == tuple((str(image),) for image in images)
+    assert decide(bad, good).reasons[0].startswith("better, with captions")
+    about_one = [question(f"Which {number}?") for number in range(20)]
+    bad, good = (judge_ranking(about_one, threshold=threshold) for threshold in (0.85, 0.75))
+    assert decide(bad, good).reasons[0].startswith("not better, with captions")
+    answers = judge_answers([question(f"Which {number}?") for number in range(20)])
     assert not decide(answers, answers).passed
     stored = json.loads(json.dumps(answers.as_json()))
     assert stored["version"] == "first-picture"
