@@ -24,6 +24,7 @@ from ragllava.models.device import DevicePlan, rows_that_fit, to_device
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
 from ragllava.models.profiles import Profile, find_model
 from ragllava.models.read_columns import reading_only
+from ragllava.models.shared_answers import continue_greedily
 from ragllava.models.shared_prefix import SharedPrompts, SharingWay, common_length
 from ragllava.prompts import PromptParts
 from ragllava.settings import Settings
@@ -134,15 +135,19 @@ class Mllm:
         )
 
     def share(self, prompts: Sequence[Prompt], answer_tokens: int) -> SharedPrompts | None:
-        """Prompts that all show the same one picture, as one prefix and an ending for each.
+        """Prompts that all show the same pictures, as one prefix and an ending for each.
 
         None where that cannot be done: a prompt is too long for the window and must be cut, or the text behind the
-        picture does not fall into the same tokens as it does in the whole prompt. The picture is prepared once.
+        last picture does not fall into the same tokens as it does in the whole prompt, or what stands before it is not
+        the same in all. The pictures are prepared once.
         """
         harmless = [self.harmless(prompt) for prompt in prompts]
+        rendered = [self.render(prompt.parts()).rpartition(self.processor.image_token) for prompt in harmless]
+        if len({before for before, _, _ in rendered}) > 1:
+            return None
         tensors = self._process(harmless[:1])
         whole: list[int] = tensors["input_ids"][0].tolist()
-        tails = [self._tokens_behind_picture(prompt) for prompt in harmless]
+        tails = [self._tokens_behind_picture(tail) for _, _, tail in rendered]
         if whole[-len(tails[0]) :] != tails[0]:
             return None
         before = whole[: -len(tails[0])]
@@ -229,6 +234,15 @@ class Mllm:
         ]
         return Generated(tokens.cpu(), torch.cat(steps, dim=1).cpu(), output.logits[0].float().cpu())
 
+    @torch.inference_mode()
+    def generate_shared(self, groups: Sequence[SharedPrompts], max_tokens: int) -> Generated:
+        """As `generate`, of the endings of all groups in order, each group's prefix computed once.
+
+        Raises NotImplementedError for a network that cannot.
+        """
+        found = continue_greedily(self.network, groups, self._plan, max_tokens, self.end_token_ids)
+        return Generated(*(part.cpu() for part in found))
+
     @property
     def end_token_ids(self) -> frozenset[int]:
         """Tokens that end an answer."""
@@ -252,10 +266,9 @@ class Mllm:
         begin = self.tokenizer.bos_token
         return not (begin and self.render(_TRIAL).startswith(begin))
 
-    def _tokens_behind_picture(self, prompt: Prompt) -> list[int]:
+    def _tokens_behind_picture(self, tail: str) -> list[int]:
         # Together with the picture's mark, because some tokenizers treat the beginning of a text in their own way.
         mark = self.processor.image_token
-        tail = self.render(prompt.parts()).rpartition(mark)[2]
         tokens: list[int] = self.tokenizer(mark + tail, add_special_tokens=False)["input_ids"]
         mark_id = self.tokenizer.convert_tokens_to_ids(mark)
         return tokens[tokens.index(mark_id) + 1 :]

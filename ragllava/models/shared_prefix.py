@@ -1,4 +1,4 @@
-"""Many questions behind one picture: the prefix [system, picture, caption] is computed once for all of them.
+"""Many questions behind the same pictures: the prefix [system, picture, caption] is computed once for all of them.
 
 There are two ways. `packed_logits`: the endings stand one after another behind the prefix in one sequence, a mask lets
 each see the prefix and itself, and its positions go on where the prefix ends. `cached_logits`: the prefix leaves a
@@ -23,9 +23,9 @@ from ragllava.models.read_columns import reading_only
 
 @dataclass(frozen=True, slots=True)
 class SharedPrompts:
-    """Prompts of one picture, as tokens: `prefix` is common to all, `endings` are what comes after it.
+    """Prompts of the same pictures, as tokens: `prefix` is common to all, `endings` are what comes after it.
 
-    `tensors` holds the picture's own tensors (pixels, grid, …) and `first`, all tokens of the first prompt.
+    `first` holds the pictures' own tensors (pixels, grid, …) and all tokens of the first prompt.
     """
 
     prefix: list[int]
@@ -47,23 +47,15 @@ def packed_logits(network: Any, shared: SharedPrompts, plan: DevicePlan, batch_s
 
     One sequence and one pass for `batch_size` endings. Call it under `torch.inference_mode()`, as `cached_logits`.
     """
-    whole = _positions(network, shared)
+    whole = positions_of(network, shared)
     rows = [_packed(network, shared, batch, whole, plan) for batch in _batches(shared.endings, batch_size)]
     return torch.cat(rows)
 
 
 def cached_logits(network: Any, shared: SharedPrompts, plan: DevicePlan, batch_size: int) -> torch.Tensor:
     """The same by a cache of the prefix, repeated for each batch of endings: fewer products, more copies."""
-    length = len(shared.prefix)
-    whole = _positions(network, shared)
-    tensors = {
-        **_picture_tensors(shared.first, length),
-        "input_ids": torch.tensor([shared.prefix]),
-        "attention_mask": torch.ones(1, length, dtype=torch.long),
-        "position_ids": whole[..., :length],
-    }
-    with reading_only(network, _column(length - 1, plan)):
-        cache = network(**to_device(tensors, plan), logits_to_keep=1, use_cache=True).past_key_values
+    whole = positions_of(network, shared)
+    cache = prefix_cache(network, shared, whole, plan)
     batches = _batches(shared.endings, batch_size)
     rows = []
     for number, batch in enumerate(batches):
@@ -73,13 +65,26 @@ def cached_logits(network: Any, shared: SharedPrompts, plan: DevicePlan, batch_s
     return torch.cat(rows)
 
 
+def prefix_cache(network: Any, shared: SharedPrompts, whole: torch.Tensor, plan: DevicePlan) -> Any:
+    """The keys and values that the prefix leaves, of one row; `whole` are the first prompt's positions."""
+    length = len(shared.prefix)
+    tensors = {
+        **_picture_tensors(shared.first, length),
+        "input_ids": torch.tensor([shared.prefix]),
+        "attention_mask": torch.ones(1, length, dtype=torch.long),
+        "position_ids": whole[..., :length],
+    }
+    with reading_only(network, column(length - 1, plan.device)):
+        return network(**to_device(tensors, plan), logits_to_keep=1, use_cache=True).past_key_values
+
+
 def _packed(
     network: Any, shared: SharedPrompts, endings: Sequence[list[int]], whole: torch.Tensor, plan: DevicePlan
 ) -> torch.Tensor:
     lengths = [len(ending) for ending in endings]
     tokens = [*shared.prefix, *(token for ending in endings for token in ending)]
     ends = (torch.tensor(lengths).cumsum(0) + len(shared.prefix) - 1).to(plan.device)
-    behind = [_positions_behind(whole, shared, torch.arange(length)[None]) for length in lengths]
+    behind = [positions_behind(whole, shared, torch.arange(length)[None]) for length in lengths]
     tensors = {
         **_picture_tensors(shared.first, len(tokens)),
         "input_ids": torch.tensor([tokens]),
@@ -117,16 +122,17 @@ def _behind_cache(
     tensors = {
         "input_ids": tokens,
         "attention_mask": torch.cat([torch.ones(len(endings), len(shared.prefix), dtype=torch.long), mask], dim=1),
-        "position_ids": _positions_behind(whole, shared, (mask.cumsum(dim=1) - 1).clamp(min=0)),
+        "position_ids": positions_behind(whole, shared, (mask.cumsum(dim=1) - 1).clamp(min=0)),
     }
-    with reading_only(network, _column(longest - 1, plan)):
+    with reading_only(network, column(longest - 1, plan.device)):
         output = network(**to_device(tensors, plan), past_key_values=cache, logits_to_keep=1, use_cache=True)
     logits: torch.Tensor = output.logits[:, -1].float()
     return logits
 
 
-def _column(place: int, plan: DevicePlan) -> torch.Tensor:
-    return torch.tensor([place], device=plan.device)
+def column(place: int, device: torch.device) -> torch.Tensor:
+    """One column to read, as `reading_only` wants it."""
+    return torch.tensor([place], device=device)
 
 
 def _batches(endings: Sequence[list[int]], batch_size: int) -> list[Sequence[list[int]]]:
@@ -150,7 +156,7 @@ SharingWay = Callable[[Any, SharedPrompts, DevicePlan, int], torch.Tensor]
 WAYS: dict[str, SharingWay] = {"packed": packed_logits, "cached": cached_logits}
 
 
-def _positions(network: Any, shared: SharedPrompts) -> torch.Tensor:
+def positions_of(network: Any, shared: SharedPrompts) -> torch.Tensor:
     """Of the first prompt: (1, T), or (3, 1, T) of families whose pictures have three-part positions."""
     first = shared.first
     if not hasattr(network.model, "get_rope_index"):
@@ -160,7 +166,7 @@ def _positions(network: Any, shared: SharedPrompts) -> torch.Tensor:
     return whole
 
 
-def _positions_behind(whole: torch.Tensor, shared: SharedPrompts, steps: torch.Tensor) -> torch.Tensor:
+def positions_behind(whole: torch.Tensor, shared: SharedPrompts, steps: torch.Tensor) -> torch.Tensor:
     """Positions `steps` (rows, T) behind the prefix; text after a picture counts on by one in all three parts alike."""
     begin = whole[..., len(shared.prefix)]  # (1,) or (3, 1)
     return begin[..., None] + steps if begin.ndim == 1 else begin[..., None] + steps[None]

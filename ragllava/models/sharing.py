@@ -1,10 +1,10 @@
-"""Whether prompts about one picture may share a prefix with this model, and by which way: a trial of both."""
+"""Whether prompts about the same pictures may share a prefix with this model, and by which way: trials."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -62,6 +62,51 @@ def assume_sharing(mllm: Mllm, ask: Callable[[str, Image.Image], Prompt]) -> Sha
     return None if shared is None else _as_sharing(shared, None)
 
 
+def can_share_answers(mllm: Mllm, ask: Callable[[str, Sequence[Image.Image]], Prompt]) -> bool:
+    """Whether answers behind one prefix are those of each prompt alone, tried with one picture and with two.
+
+    Compared are the probabilities of the first token and, where it is the same and no end, that of the second. If not,
+    the log says why. `ask` writes the prompt of a question.
+    """
+    try:
+        differences = [_answers_apart(mllm, ask, pictures) for pictures in (1, 2)]
+    except torch.AcceleratorError:
+        raise
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, ScoreRejected) as error:
+        text = f"{mllm.version}: answers behind one prefix do not work here: {error}"
+        log.warning(text, extra={"action": "prefix_not_shared"})
+        return False
+    if max(differences) > _tolerance(mllm):
+        text = f"{mllm.version}: answers behind one prefix differ by {max(differences):.1e} from those alone"
+        log.warning(text, extra={"action": "prefix_not_shared"})
+        return False
+    return True
+
+
+def _answers_apart(mllm: Mllm, ask: Callable[[str, Sequence[Image.Image]], Prompt], pictures: int) -> float:
+    """By how much probabilities of answers about so many pictures differ when three questions share them."""
+    shown = [Image.new("RGB", (64, 48), shade) for shade in ("gray", "navy")[:pictures]]
+    trials = [ask(f"How many {'big ' * number}windows does tower {number} have?", shown) for number in range(3)]
+    shared = mllm.share(trials, answer_tokens=2)
+    if shared is None:
+        raise NotImplementedError("its prompts fall into other tokens behind a picture")
+    together, alone = mllm.generate_shared([shared], 2), mllm.generate(mllm.prepare(trials, 2), 2)
+    apart = float((together.first_logits.softmax(-1) - alone.first_logits.softmax(-1)).abs().max())
+    steps = min(together.tokens.shape[1], alone.tokens.shape[1])
+    if steps == 2:
+        first = together.tokens[:, 0]
+        compared = (together.tokens == alone.tokens).all(dim=1) & ~torch.isin(
+            first, torch.tensor([*mllm.end_token_ids])
+        )
+        seconds = together.log_probabilities[:, 1].exp() - alone.log_probabilities[:, 1].exp()
+        apart = max(apart, float((seconds.abs() * compared).max()))
+    return apart
+
+
+def _tolerance(mllm: Mllm) -> float:
+    return _TOLERANCE_FP32 if mllm.network.dtype == torch.float32 else _TOLERANCE_HALF
+
+
 def _trials(ask: Callable[[str, Image.Image], Prompt]) -> list[Prompt]:
     picture = Image.new("RGB", (64, 48), "gray")
     return [ask(f"How many {'big ' * (n % 5)}windows does tower {n} have, and why?", picture) for n in range(TRIALS)]
@@ -83,7 +128,7 @@ def _seconds(
         text = f"{mllm.version}: a {name} prefix does not work here: {error}"
         log.warning(text, extra={"action": "prefix_not_shared"})
         return None
-    if difference > (_TOLERANCE_FP32 if mllm.network.dtype == torch.float32 else _TOLERANCE_HALF):
+    if difference > _tolerance(mllm):
         text = f"{mllm.version}: scores behind a {name} prefix differ by {difference:.1e} from those alone"
         log.warning(text, extra={"action": "prefix_not_shared"})
         return None

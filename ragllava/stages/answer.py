@@ -99,8 +99,7 @@ def _answer_together(
     lease, began = context.lease, time.monotonic()
     judged = each(questions, partial(judge, tools=tools, check=context.check, known=known))
     step = context.settings.questions_per_step
-    # Those with as many kept images follow each other, so that the generator gets full batches.
-    order = sorted(range(len(questions)), key=lambda place: _kept(judged[place]))
+    order = sorted(range(len(questions)), key=lambda place: _evidence_key(judged[place]))
     for start in range(0, len(questions), step):
         context.check()
         batch = [questions[place] for place in order[start : start + step]]
@@ -113,8 +112,11 @@ def _answer_together(
     context.resources.pace.learn(time.monotonic() - began, cost_of(tools).of(ids))
 
 
-def _kept(judged: Judged | Answer) -> int:
-    return len(judged.evidence) if isinstance(judged, Judged) else 0
+def _evidence_key(judged: Judged | Answer) -> tuple[int, tuple[int, ...]]:
+    """Questions with as many kept images follow each other, so that the generator gets full batches; of these, those
+    with the same ones, so that it reads them once."""
+    kept = tuple(candidate.image.image_id for candidate in judged.evidence) if isinstance(judged, Judged) else ()
+    return len(kept), kept
 
 
 def _write(connection: Connection, lease: Lease, results: list[Answer], cases: list[NoisyCase]) -> None:

@@ -13,9 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ragllava.errors import ModelUnavailable, ScoreRejected
+from ragllava.models import mllm as mllm_module
 from ragllava.models import sharing as sharing_module
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
-from ragllava.models.generator import AnswerRequest, Generator
+from ragllava.models.generator import AnswerRequest, Generator, ask_trial
 from ragllava.models.mllm import Mllm
 from ragllava.models.read_columns import reading_only
 from ragllava.models.reranker import Pair, Reranker
@@ -180,6 +181,84 @@ def test_answers_from_one_and_two_pictures_do_not_depend_on_the_batch(mllm: Mllm
         assert answer.text == alone.text
         assert answer.confidence == pytest.approx(alone.confidence, abs=TOLERANCE)
         assert 0 < answer.confidence <= 1
+
+
+def test_answers_from_the_same_pictures_are_those_of_each_alone(mllm: Mllm) -> None:
+    """Behind one prefix for each set of pictures; their lengths differ, and so do those of the questions."""
+    generator = Generator(mllm)
+    assert generator.shares_prefixes
+    pictures = noise_pictures()
+    evidence = [
+        (("Harlow, 1932",), (pictures[0],)),
+        (("Ansel", "Harlow Lighthouse, Port Ansel, 1932"), (pictures[1], pictures[2])),
+        (("Ansel", None), (pictures[1], pictures[2])),
+        (("Another caption of the same picture",), (pictures[0],)),
+    ]
+    texts = ["Which one?", "Is it night?", "How many windows does the red lighthouse in Port Ansel have?"]
+    requests = [AnswerRequest(text, *shown) for text in texts for shown in evidence[:3]]
+    requests.append(AnswerRequest(texts[0], *evidence[3]))
+    alone = [generator.answer([one], max_tokens=5, with_captions=True, batch_size=1)[0] for one in requests]
+    for batch_size in (2, 20):
+        together = generator.answer(requests, max_tokens=5, with_captions=True, batch_size=batch_size)
+        assert [answer.text for answer in together] == [answer.text for answer in alone]
+        for one, other in zip(together, alone, strict=True):
+            assert one.confidence == pytest.approx(other.confidence, abs=TOLERANCE)
+    assert len({round(answer.confidence, 6) for answer in alone}) == len(requests), "or parity shows nothing"
+
+
+def test_a_family_whose_cache_cannot_be_shared_answers_one_by_one(llava: Mllm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise NotImplementedError("the network does not keep all keys and values")
+
+    picture = noise_pictures()[0]
+    requests = [AnswerRequest(text, (None,), (picture,)) for text in ("What is it?", "Why?")]
+    right = [Generator(llava).answer([one], max_tokens=3, with_captions=True, batch_size=1)[0] for one in requests]
+    monkeypatch.setattr(mllm_module, "continue_greedily", refuse)
+    generator = Generator(llava)
+    assert not generator.shares_prefixes
+    found = generator.answer(requests, max_tokens=3, with_captions=True, batch_size=2)
+    assert [answer.text for answer in found] == [answer.text for answer in right]
+
+
+def test_answers_that_are_others_behind_a_prefix_are_not_shared(
+    llava: Mllm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def be_wrong(*_: object) -> tuple[torch.Tensor, ...]:
+        logits = torch.zeros(3, len(llava.tokenizer))
+        return torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 1), logits.index_fill(1, torch.tensor([7]), 9.0)
+
+    monkeypatch.setattr(mllm_module, "continue_greedily", be_wrong)
+    assert not Generator(llava).shares_prefixes
+    assert "answers behind one prefix differ" in caplog.text
+
+
+def test_rows_whose_answer_has_ended_leave_the_batch(llava: Mllm) -> None:
+    picture = noise_pictures()[0]
+    requests = [AnswerRequest(f"Is it {'very ' * n}old?", ("a caption",), (picture,)) for n in range(8)]
+    prompts = [ask_trial(request.question, [picture]) for request in requests]
+    told = llava.generate(llava.prepare(prompts, 6), 6).tokens.tolist()
+
+    def lengths_with(end: int) -> list[int]:
+        return [row.index(end) if end in row else 6 for row in told]
+
+    # So that the answers differ in length, and none is empty.
+    llava.network.generation_config.eos_token_id = max(
+        (token for row in told for token in row if min(lengths_with(token)) > 0),
+        key=lambda token: len(set(lengths_with(token))),
+    )
+    assert Generator(llava).shares_prefixes
+    rows: list[int] = []
+    watched = llava.network.get_decoder().register_forward_pre_hook(
+        lambda _, __, named: rows.append(len(named["inputs_embeds"])), with_kwargs=True
+    )
+    after = Generator(llava).answer(requests, max_tokens=6, with_captions=True, batch_size=8)
+    watched.remove()
+    alone = [Generator(llava).answer([one], max_tokens=6, with_captions=True, batch_size=1)[0] for one in requests]
+    assert [answer.text for answer in after] == [answer.text for answer in alone]
+    lengths = [answer.tokens for answer in after]
+    assert min(lengths) < max(lengths), "one ends earlier, or nothing is shown"
+    assert rows[0] == 1, "the prefix, once"
+    assert rows[1:] == [sum(length >= step for length in lengths) for step in range(len(rows) - 1)]
 
 
 def test_the_second_picture_of_an_answer_is_seen(mllm: Mllm) -> None:
