@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = 12
 IMAGES, QUESTIONS = 1000, 200
-LEARNING_IMAGES, LEARNING_QUESTIONS = 200, 800  # of each of two archives
+LEARNING_IMAGES, LEARNING_QUESTIONS = 400, 800  # postcards of each of two archives
+HOME_QUESTIONS = 2  # times as many, so that one answer is less than a point of any total there
 OUTPUT = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
@@ -49,7 +50,7 @@ OUTPUT = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.option(
     "--questions",
     type=click.IntRange(1),
-    help=f"Questions to ask.  [default: {QUESTIONS}; with --learn {LEARNING_QUESTIONS} of each world]",
+    help=f"Questions to ask.  [default: {QUESTIONS}; with --learn {LEARNING_QUESTIONS}, and twice as many at home]",
 )
 @click.option("--learn", is_flag=True, help="Show how an archive of another world learns from feedback: two archives.")
 @click.option("--report", default=Path("report.html"), show_default=True, type=OUTPUT, help="Write the page here.")
@@ -75,7 +76,9 @@ def demo(
         questions or (LEARNING_QUESTIONS if learn else QUESTIONS),
     )
     settings = load_settings()
-    size = f"{run.images} postcards, {run.questions} questions{' of each world' if learn else ''}"
+    size = f"{run.images} postcards{' of each world' if learn else ''}, {run.questions} questions"
+    if learn:
+        size += f" about the shifted one and {HOME_QUESTIONS * run.questions} about home"
     console.print(f"RagLLaVA demo, seed {seed}: {size}; data in {settings.home}")
     try:
         with _system(settings, run) as client:
@@ -94,7 +97,8 @@ def demo(
 class Demo:
     """One run of the demo: its size, where it prints, and how long each stage took in seconds.
 
-    A demo that learns has its postcards from one of two worlds (demo_learn.py). `top_k` None: as the settings say.
+    A demo that learns has its postcards from one of two worlds (demo_learn.py), and of each it is told on which `side`
+    it stands. `top_k` None: as the settings say.
     """
 
     console: Console
@@ -104,6 +108,7 @@ class Demo:
     seconds: dict[str, float] = field(default_factory=dict)
     world: World = "home"
     learns: bool = False
+    side: Callable[[str], bool] | None = None
     top_k: int | None = None
 
     @property
@@ -136,7 +141,7 @@ class Demo:
 
         with self.timed("draw"), bars(self.console) as progress:
             task = progress.add_task("draw postcards", total=self.images, note="")
-            archive = draw_archive(self.seed, self.images, self.questions, world=self.world)
+            archive = draw_archive(self.seed, self.images, self.questions, world=self.world, side=self.side)
             written = write_archive(
                 settings.home / "demo" / self.name,
                 archive,

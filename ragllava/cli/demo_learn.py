@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragllava.cli.demo import Demo, installed_versions, with_candidates
+from ragllava.cli.demo import HOME_QUESTIONS, Demo, installed_versions, with_candidates
 from ragllava.errors import RagllavaError, UsageError
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 NEEDED_FALL = 0.3  # of the wrong answers in the shifted world
 ALLOWED_FALL = 0.01  # of any total at home
-# Candidates of each question. The retriever does not learn, and in a world that it does not know the right picture is
-# not among 20 for one question in ten: no reranker can find it then.
-_TOP_K = 40
+# Of a world that the retriever does not know, and it does not learn: so many of the postcards are candidates of each
+# question. Among 20 of 400 the right picture often is not, and no reranker can find it then.
+_CANDIDATE_SHARE = 0.2
 _KEPT_OUT_SHARE = 0.4  # of the postcards; no feedback speaks of them
 # Gentler than the mini preset, whose rate makes models forget that know home well already; and long enough that what
 # comes out does not hang on which negatives were drawn.
@@ -58,7 +58,7 @@ class Side:
     @property
     def held_out(self) -> list[KnownQuestion]:
         """The questions that are compared: all their postcards are kept out of the feedback."""
-        return [known for known in self.archive.questions if all(map(_is_kept_out, known.relevant))]
+        return [known for known in self.archive.questions if all(map(is_kept_out, known.relevant))]
 
     @property
     def taught(self) -> list[KnownQuestion]:
@@ -103,7 +103,7 @@ class Compared:
 
 def taught_questions(questions: Sequence[KnownQuestion]) -> list[KnownQuestion]:
     """Those that get feedback."""
-    return [known for known in questions if not any(map(_is_kept_out, known.relevant))]
+    return [known for known in questions if not any(map(is_kept_out, known.relevant))]
 
 
 def totals(figures: JobFigures) -> dict[str, float]:
@@ -123,9 +123,10 @@ def learn(client: Client, run: Demo) -> dict[str, Any]:
     lesson = Lesson(client, run)
     lesson.require_enough()
     lesson.begin_anew()
-    sides = [lesson.first_answers("home"), lesson.first_answers("shifted")]
-    for side in sides:
-        lesson.teach(side, side.taught)
+    home, shifted = sides = [lesson.first_answers("home"), lesson.first_answers("shifted")]
+    # As much of home as of the other: it is there to be kept in mind.
+    lesson.teach(home, home.taught[::HOME_QUESTIONS])
+    lesson.teach(shifted, shifted.taught)
     trained = [lesson.train(role, f"train {role}") for role in Role]
     compared = [lesson.ask_again(side) for side in sides]
     return lesson.conclude(sides, compared, trained, lesson.train_on_shuffled(sides[1]))
@@ -195,7 +196,7 @@ class Lesson:
             preset=default_preset(self.client.settings.profile),
             overrides=dict(_RERANKER_SETTINGS if role is Role.RERANKER else _GENERATOR_SETTINGS),
             negatives=_HARD_NEGATIVES,
-            top_k=_TOP_K,
+            top_k=self._run_of("shifted").top_k,
             bare_share=_BARE_SHARE,
         )
         with self.run.timed(stage):
@@ -286,13 +287,19 @@ class Lesson:
 
     def _run_of(self, world: World) -> Demo:
         """The run of one archive, with times of its own."""
-        return replace(self.run, world=world, learns=True, top_k=_TOP_K, seconds={})
+        shares: dict[str, Any] = (
+            {"top_k": max(1, round(_CANDIDATE_SHARE * self.run.images))}
+            if world == "shifted"
+            else {"questions": HOME_QUESTIONS * self.run.questions}
+        )
+        return replace(self.run, world=world, learns=True, side=is_kept_out, seconds={}, **shares)
 
     def _tell(self, line: str) -> None:
         self.run.console.print(line, markup=False)
 
 
-def _is_kept_out(file_name: str) -> bool:
+def is_kept_out(file_name: str) -> bool:
+    """Whether no feedback speaks of this postcard."""
     from ragllava.training.datasets import is_held_out
 
     return is_held_out(file_name, _KEPT_OUT_SHARE)

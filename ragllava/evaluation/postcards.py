@@ -102,14 +102,16 @@ def draw_archive(
     two_image_share: float = 0.2,
     split: Split = "test",
     world: World = "home",
+    side: Callable[[str], bool] | None = None,
 ) -> PostcardArchive:
     """Draws an archive and its questions; the same for the same arguments, in any process and on any machine.
 
     Only the pixels may differ a little between versions of Pillow and NumPy. The shifted world asks the same questions
     about kinds of landmarks, and pictures in drawing styles, that the shipped models never saw.
     Questions are asked about the original landmarks, not about their distractors; questions about one picture go
-    through all originals before they come back to the first. The types come mixed. UsageError: a number out of
-    range, or too few images for questions about two.
+    through all originals before they come back to the first. The types come mixed. `side` tells of a
+    file name on which of two sides it stands: then no question is about pictures of both, as far as there are two that
+    fit on one. UsageError: a number out of range, or too few images for questions about two.
     """
     _check(images, questions, two_image_share, split, world)
     rng = random.Random(seed)  # noqa: S311 - repeatable on purpose
@@ -120,7 +122,7 @@ def draw_archive(
         for number, landmark in enumerate(landmarks, start=1)
     )
     asked_postcards = [postcards[index] for index in originals]
-    return PostcardArchive(postcards, _draw_questions(rng, asked_postcards, questions, two_image_share))
+    return PostcardArchive(postcards, _draw_questions(rng, asked_postcards, questions, two_image_share, side))
 
 
 def write_archive(
@@ -201,7 +203,11 @@ def _draw_family(rng: random.Random, split: Split, world: World) -> list[Landmar
 
 
 def _draw_questions(
-    rng: random.Random, originals: Sequence[Postcard], questions: int, two_image_share: float
+    rng: random.Random,
+    originals: Sequence[Postcard],
+    questions: int,
+    two_image_share: float,
+    side: Callable[[str], bool] | None,
 ) -> tuple[KnownQuestion, ...]:
     about_two = round(questions * two_image_share)
     if about_two and len(originals) < 2:
@@ -212,7 +218,7 @@ def _draw_questions(
     ]
     for number in range(about_two):
         question_type = TWO_IMAGE_TYPES[number % len(TWO_IMAGE_TYPES)]
-        first, second = _draw_pair(originals, question_type, rng)
+        first, second = _draw_pair(originals, question_type, rng, side)
         # "Which has more, A or A?" has no answer, even if the two stand in different cities.
         question_type = "samecolor" if first.landmark.title == second.landmark.title else question_type
         drawn.append((ask_about_two(first.landmark, second.landmark, rng, question_type), [first, second]))
@@ -220,18 +226,24 @@ def _draw_questions(
     return tuple(_number(drawn))
 
 
-def _draw_pair(originals: Sequence[Postcard], question_type: str, rng: random.Random) -> tuple[Postcard, Postcard]:
+def _draw_pair(
+    originals: Sequence[Postcard], question_type: str, rng: random.Random, side: Callable[[str], bool] | None
+) -> tuple[Postcard, Postcard]:
     """Two postcards that the question can be asked of, if there are any; half of those for "samecolor" are alike.
 
     So no question about two can be answered by the commoner answer.
     """
     first, second = rng.sample(originals, 2)
     looks = first.attributes
+    others = originals
+    if side is not None:
+        others = [c for c in originals if side(c.file_name) == side(first.file_name)]
+        second = rng.choice([c for c in others if c is not first] or [second])
     if question_type == "more":
-        fitting = [c for c in originals if c.attributes.counted == looks.counted and c.attributes.count != looks.count]
+        fitting = [c for c in others if c.attributes.counted == looks.counted and c.attributes.count != looks.count]
     else:
         is_alike = rng.random() < 0.5
-        fitting = [c for c in originals if c is not first and (c.attributes.color == looks.color) == is_alike]
+        fitting = [c for c in others if c is not first and (c.attributes.color == looks.color) == is_alike]
     return first, rng.choice(fitting) if fitting else second
 
 

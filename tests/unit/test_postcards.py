@@ -271,6 +271,19 @@ def test_numbers_and_mixture_of_questions(archive: PostcardArchive) -> None:
     assert len(set(asked_once)) == len(asked_once)
 
 
+def test_a_question_about_two_stays_on_one_side() -> None:
+    def is_even(file_name: str) -> bool:
+        return int(file_name.removesuffix(".png")[-1]) % 2 == 0
+
+    crossing, staying = (
+        [q for q in draw_archive(7, 60, 200, side=side).questions if len(q.relevant) == 2] for side in (None, is_even)
+    )
+    assert len(staying) == len(crossing) == 40
+    assert any(len(set(map(is_even, question.relevant))) == 2 for question in crossing)
+    assert all(len(set(map(is_even, question.relevant))) == 1 for question in staying)
+    assert {question.type for question in staying} == {"more", "samecolor"}
+
+
 def test_the_same_seed_means_the_same_archive_for_everybody() -> None:
     """The digest was taken once: another process, machine or Python must come to the same."""
     facts = _facts(draw_archive(7, images=300, questions=60))
