@@ -38,7 +38,7 @@ _CANDIDATE_SHARE = 0.2
 _KEPT_OUT_SHARE = 0.4  # of the postcards; no feedback speaks of them
 # Gentler than the mini preset, whose rate makes models forget that know home well already; and long enough that what
 # comes out does not hang on which negatives were drawn.
-_RERANKER_SETTINGS: Mapping[str, Any] = {"learning_rate": 5e-4, "epochs": 3.0}
+_RERANKER_SETTINGS: Mapping[str, Any] = {"learning_rate": 5e-4, "epochs": 2.0}
 # With `train_vision` it learns the labelled pictures by heart: .93 of these right, no more of others, and home worse.
 _GENERATOR_SETTINGS: Mapping[str, Any] = {"learning_rate": 5e-4, "epochs": 4.0}
 _HARD_NEGATIVES = 4.0
