@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from ragllava.models.device import DevicePlan
 
@@ -141,4 +140,3 @@ def _groups(lengths: Sequence[int], group_tokens: int) -> list[list[int]]:
 
 
 AttentionInterface.register(_NAME, _attention)
-AttentionMaskInterface.register(_NAME, sdpa_mask)

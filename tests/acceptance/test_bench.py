@@ -64,7 +64,8 @@ def test_reranking_gives_the_scores_of_the_reference(shell: Terminal) -> None:
     typed = run(shell, "--only", "rerank", *SMALL, "--json", "--chart", "chart.svg")
     rows = rows_of(typed)
     assert [row["group"] for row in rows] == ["rerank"] * len(rows)
-    for name in ("rerank, mini, 2 pairs an image", "rerank, mini, one question", "generate, mini"):
+    answers = "generate, mini, 20 answers in a batch"
+    for name in ("rerank, mini, 2 pairs an image", "rerank, mini, one question", f"{answers}, 4 a picture"):
         assert figures(rows, name)["largest_difference"] < 1e-4
     assert figures(rows, "rerank, mini, one question")["share_of_limit"] > 0
     [one] = [row for row in rows if row["name"].startswith("rerank, mini, one question")]
@@ -103,6 +104,9 @@ def test_ingest_jobs_store_the_vectors_that_embedding_alone_gives(shell: Termina
     for row in jobs:
         assert row["figures"]["pictures"] == 20 and row["figures"]["lowest_cosine"] > 0.999
         assert row["wanted_at_least"] == 0.85
+        # Where the time went: it is the sum of these that the reference is spared.
+        for program in ("worker ingest, its child", "decoders", "PostgreSQL", "SeaweedFS", "embedding alone"):
+            assert row["figures"][f"processor_ms, {program}"] > 0
     assert len(beside) == 2
     for row in beside:
         if row["reference_value"] is None:

@@ -20,7 +20,8 @@ from sqlalchemy import Connection
 from ragllava.evaluation.bench.clip_retrieval import ADVICE, run_clip_retrieval
 from ragllava.evaluation.bench.jobs import wait
 from ragllava.evaluation.bench.photographs import CAMERAS, SMALL, draw_photographs, marked
-from ragllava.evaluation.bench.rows import BenchRow, Wanted, timed
+from ragllava.evaluation.bench.processor import Spent, spend
+from ragllava.evaluation.bench.rows import BenchRow, Wanted
 from ragllava.evaluation.bench.workload import System, Workload, picture_of, png_of
 from ragllava.images import decode
 from ragllava.models.profiles import RetrieverSource
@@ -52,11 +53,13 @@ class _Case:
 
 @dataclass
 class _Times:
-    """Seconds of each round, and the lowest cosine of what was stored or written to what embedding alone gives."""
+    """Seconds of each round, what each program spent on a job, and the lowest cosine of what was stored or written to
+    what embedding alone gives."""
 
     job_s: list[float] = field(default_factory=list)
     embed_s: list[float] = field(default_factory=list)
     clip_retrieval_s: list[float] = field(default_factory=list)
+    profiles: list[dict[str, float]] = field(default_factory=list)
     lowest_cosine: float = 1.0
     lowest_cosine_of_clip_retrieval: float = 1.0
 
@@ -87,7 +90,7 @@ def _rows_of(workload: Workload, home: Path, case: _Case) -> list[BenchRow]:
         "pictures": float(number),
         "mean_kb": sum(map(len, case.files)) / number / 1000,
         "lowest_cosine": times.lowest_cosine,
-    }
+    } | min(zip(times.job_s, times.profiles, strict=True), key=lambda pair: pair[0])[1]
     rows = [
         BenchRow(
             "ingest", f"ingest, {case.name}", "embedding alone, pictures in memory as tensors", "pictures/s",
@@ -121,10 +124,13 @@ def _measure(workload: Workload, home: Path, case: _Case, command: Path | None) 
         workload.progress(f"ingest: {case.name}, round {number + 1} of {_ROUNDS}")
         folder = _write(home / "pictures", case, case.files, f"round {number}")
         name = f"bench-ingest-{number}"
-        seconds, index_id = _ingest(system, case, folder, name)
-        times.job_s.append(seconds)
+        spent, index_id = _ingest(system, case, folder, name)
+        times.job_s.append(spent.seconds)
+        embedding = spend(lambda: retriever.embed_pixels(prepared, system.settings.embed_batch))
+        alone = sum(embedding.processor_s.values()) * 1000 / len(case.files)
+        times.profiles.append(spent.figures(len(case.files)) | {"processor_ms, embedding alone": alone})
         times.lowest_cosine = min(times.lowest_cosine, _lowest_cosine(system, index_id, expected))
-        times.embed_s.append(timed(lambda: retriever.embed_pixels(prepared, system.settings.embed_batch))[0])
+        times.embed_s.append(embedding.seconds)
         if command is not None:
             model = f"open_clip:{CLIP_SHAPE}/{home / CLIP_SHAPE / 'open_clip_model.safetensors'}"
             output = home / "clip-retrieval"
@@ -144,12 +150,11 @@ def _write(folder: Path, case: _Case, files: Sequence[bytes], mark: str) -> Path
     return folder
 
 
-def _ingest(system: System, case: _Case, folder: Path, name: str) -> tuple[float, int]:
-    """Seconds that the job takes, and the index that it fills."""
+def _ingest(system: System, case: _Case, folder: Path, name: str) -> tuple[Spent[None], int]:
+    """What the job costs, and the index that it fills."""
     archive_name = f"{name}-{case.retriever.dim}-{len(case.files[0])}"
     index_id = in_transaction(system.engine, lambda connection: _begin_index(connection, case, archive_name))
-    seconds, _ = timed(lambda: wait(system, system.client.ingest([folder], archive_name).job_id))
-    return seconds, index_id
+    return spend(lambda: wait(system, system.client.ingest([folder], archive_name).job_id)), index_id
 
 
 def _begin_index(connection: Connection, case: _Case, archive_name: str) -> int:

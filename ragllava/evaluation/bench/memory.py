@@ -13,7 +13,9 @@ import psutil
 _EVERY_S = 2.0
 _PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 BENCH = "the bench itself"
-_PROGRAMS = {"postgres": "PostgreSQL, its largest process", "redis-server": "Redis", "weed": "SeaweedFS"}
+_PROGRAMS = {"postgres": "PostgreSQL", "redis-server": "Redis", "weed": "SeaweedFS"}
+
+_OF_SEVERAL = {_PROGRAMS["postgres"]: f"{_PROGRAMS['postgres']}, its largest process"}
 
 
 class MemoryWatch:
@@ -50,6 +52,7 @@ class MemoryWatch:
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
                 name = BENCH if process.pid == us.pid else process_name(process)
                 if name is not None:
+                    name = _OF_SEVERAL.get(name, name)
                     self._peaks[name] = max(self._peaks.get(name, 0.0), peak_mib(process))
 
 

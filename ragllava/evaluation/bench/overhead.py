@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
 from ragllava.evaluation.bench.jobs import SAMPLE, run_job, sample_archive, write_questions
+from ragllava.evaluation.bench.processor import spend
 from ragllava.evaluation.bench.rows import BenchRow, Wanted, timed
 from ragllava.evaluation.bench.workload import System, Workload
 from ragllava.records import Answer, AnswerOptions, Question
@@ -69,14 +71,18 @@ def _ask_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> Be
     client = workload.require_system().client
     workload.progress(f"overhead: {_ASKED} questions one by one")
     through_s, direct_s = [], []
+    profile: defaultdict[str, float] = defaultdict(float)
     for number in range(_ASKED):
         text = texts[number % len(texts)]
-        through_s.append(timed(lambda text=text: client.ask(text, Submission(SAMPLE)))[0])  # type: ignore[misc]
+        spent = spend(lambda text=text: client.ask(text, Submission(SAMPLE)))  # type: ignore[misc]
+        through_s.append(spent.seconds)
+        for name, processor_ms in spent.figures(_ASKED).items():
+            profile[name] += processor_ms
         direct_s.append(timed(lambda text=text: _answer(_numbered([text]), tools))[0])  # type: ignore[misc]
     through, direct = statistics.median(through_s), statistics.median(direct_s)
     return BenchRow(
         "overhead", "overhead, one question now", _REFERENCE, "s", through, direct,
-        Wanted(at_most=(direct + _MOST_EXTRA_S) / direct), {"extra_ms": (through - direct) * 1000},
+        Wanted(at_most=(direct + _MOST_EXTRA_S) / direct), {"extra_ms": (through - direct) * 1000} | profile,
         f"the wanted ratio is that of {_MOST_EXTRA_S * 1000:.0f} ms more than the reference",
     )  # fmt: skip
 

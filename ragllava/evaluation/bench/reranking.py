@@ -22,6 +22,7 @@ from ragllava.models.shapes import random_llava
 
 CANDIDATES = 20
 _FEW_PAIRS = 8  # an image, of the row between one question and a bulk job
+_FEW_ANSWERS = 4  # from one picture
 _RANDOM_NEW_TOKENS = 2  # of the reference with random weights, which never end an answer: `Yes` and the end
 
 
@@ -75,7 +76,9 @@ def _rows_of(workload: Workload, reranker: Reranker, generator: Generator, sizes
     name = f"rerank, {model}, one question (1 pair an image)"
     rows.append(_rerank_row(reranker, one, sizes, name, wanted, limit_per_s))
     workload.progress(f"rerank: {model}, answers")
-    return [*rows, _generate_row(generator, archive, sizes, model)]
+    # Not timed, as above; it depends on the base alone.
+    workload.progress(f"rerank: {model}, evidence is {'' if generator.shares_prefixes else 'not '}shared")
+    return [*rows, *(_generate_row(generator, archive, sizes, model, a_picture) for a_picture in (1, _FEW_ANSWERS))]
 
 
 def _pairs(archive: PostcardArchive, images: int, an_image: int) -> list[Pair]:
@@ -121,11 +124,15 @@ def _limit_row(row: BenchRow, name: str, limit_per_s: float, is_cuda: bool) -> B
     )  # fmt: skip
 
 
-def _generate_row(generator: Generator, archive: PostcardArchive, sizes: _Sizes, model: str) -> BenchRow:
-    """Answers in a batch against one after the other, each from the picture that it is about."""
-    cards = {card.file_name: card for card in archive.postcards}
-    asked = [(question.text, cards[question.relevant[0]]) for question in archive.questions[: sizes.answers]]
-    requests = [AnswerRequest(text, (card.caption,), (picture_of(card),)) for text, card in asked]
+def _generate_row(
+    generator: Generator, archive: PostcardArchive, sizes: _Sizes, model: str, a_picture: int
+) -> BenchRow:
+    """Answers in a batch against one after the other, so many of them from each picture."""
+    shown = [(card.caption, picture_of(card)) for card in archive.postcards[: sizes.answers // a_picture]]
+    requests = [
+        AnswerRequest(archive.questions[number % len(archive.questions)].text, (caption,), (picture,))
+        for number, (caption, picture) in enumerate(shown * a_picture)
+    ]
     tokens = 0
 
     def answer(batch_size: int) -> list[float]:
@@ -138,8 +145,9 @@ def _generate_row(generator: Generator, archive: PostcardArchive, sizes: _Sizes,
         Side(len(requests), lambda: answer(len(requests))), Side(len(requests), lambda: answer(1)), sizes.rounds
     )
     an_answer = tokens / len(requests)
+    name = f"generate, {model}, {len(requests)} answers in a batch" + (f", {a_picture} a picture" * (a_picture > 1))
     return BenchRow(
-        "rerank", f"generate, {model}, {len(requests)} answers in a batch", "one answer after the other", "tokens/s",
+        "rerank", name, "one answer after the other", "tokens/s",
         found.ours_per_s * an_answer, found.reference_per_s * an_answer,
         figures={"largest_difference": found.largest_difference, "tokens_an_answer": an_answer},
     )  # fmt: skip

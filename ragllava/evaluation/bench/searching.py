@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine
 
+from ragllava.evaluation.bench.processor import spend
 from ragllava.evaluation.bench.rows import BenchRow, Side, Wanted, compare, timed
 from ragllava.evaluation.bench.synthetic import draw_vectors
 from ragllava.evaluation.bench.workload import Workload
@@ -45,10 +47,11 @@ def search_rows(workload: Workload) -> list[BenchRow]:
     for name, asked in ((f"search, {size}, {len(bulk)} questions", bulk), (f"search, {size}, one question", one)):
         workload.progress(name)
         found = compare(_side(graph, asked), _side(exact, asked))
+        profile = spend(partial(_in_turn, graph, drawn.questions, len(asked))).figures(len(drawn.questions))
         rows.append(
             BenchRow(
                 "search", name, "exact scan in the same database", "questions/s", found.ours_per_s,
-                found.reference_per_s, Wanted(at_least=20.0), figures, _NOTE,
+                found.reference_per_s, Wanted(at_least=20.0), figures | profile, _NOTE,
             )
         )  # fmt: skip
         rows.append(_faiss_row(graph, drawn.images, asked, nearest, name))
@@ -92,6 +95,11 @@ def _ids(found: list[list[vectors.Hit]]) -> Ids:
 
 def _recall(found: Ids, nearest: Ids) -> float:
     return float(np.mean([len(np.intersect1d(*rows)) / K for rows in zip(found, nearest, strict=True)]))
+
+
+def _in_turn(search: Search, questions: Vectors, together: int) -> None:
+    for start in range(0, len(questions), together):
+        search(questions[start : start + together])
 
 
 def _side(search: Search, asked: Vectors) -> Side:

@@ -1,0 +1,39 @@
+"""What is counted of the processor's time: this process's own, and that of a program that runs below it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from ragllava.evaluation.bench import processor
+from ragllava.evaluation.bench.memory import BENCH
+from ragllava.evaluation.bench.processor import Spent, spend
+
+
+def work_for(seconds: float) -> str:
+    began = time.process_time()
+    while time.process_time() - began < seconds:
+        pass
+    return "done"
+
+
+def test_what_this_process_spends_is_counted_and_waiting_is_not() -> None:
+    busy, idle = spend(lambda: work_for(0.3)), spend(lambda: time.sleep(0.3))
+    assert busy.result == "done"
+    assert 0.25 < busy.processor_s[BENCH] < 0.6
+    assert idle.processor_s.get(BENCH, 0.0) < 0.1
+    assert min(busy.seconds, idle.seconds) > 0.29
+
+
+def test_processes_of_one_program_are_added_and_what_they_did_before_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [
+        {("PostgreSQL", 7): 5.0, ("Redis", 9): 1.0},
+        {("PostgreSQL", 7): 5.5, ("PostgreSQL", 8): 0.25, ("Redis", 9): 1.0},
+    ]
+    monkeypatch.setattr(processor, "_processor_s", lambda: seen.pop(0))
+    assert spend(lambda: None).processor_s == {"PostgreSQL": 0.75}
+
+
+def test_figures_are_milliseconds_of_each_item() -> None:
+    assert Spent(None, 2.0, {"Redis": 0.5}).figures(100) == {"processor_ms, Redis": 5.0}
