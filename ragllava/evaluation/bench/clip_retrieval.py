@@ -17,8 +17,8 @@ import numpy.typing as npt
 from ragllava.errors import UsageError
 
 ADVICE = (
-    "not measured: make a virtual environment, `pip install clip-retrieval` there, and name its command with "
-    "--clip-retrieval PATH"
+    "not measured: make a virtual environment, `pip install clip-retrieval 'setuptools<80'` there, and name its "
+    "command with --clip-retrieval PATH"
 )
 _LIMIT_S = 1_800.0
 
