@@ -19,6 +19,7 @@ from ragllava.stores.schema import images
 
 MINI = Path(profiles.__file__).parent / "mini"
 COLORS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
+SHEETS = 8  # of each color: questions about one picture alone would prove nothing to the gate
 
 
 def tiny_profile(folder: Path) -> str:
@@ -30,9 +31,14 @@ def tiny_profile(folder: Path) -> str:
     return str(folder / "tiny.toml")
 
 
+def sheet(color: str, number: int) -> str:
+    """The file name of a picture: `red.png`, `red-1.png`, …"""
+    return f"{color}-{number}.png" if number else f"{color}.png"
+
+
 @dataclass(frozen=True)
 class Classroom:
-    """An archive with one picture of each color, and questions whose answers people have labelled."""
+    """An archive with a few pictures of each color, and questions whose answers people have labelled."""
 
     engine: Engine
     settings: Settings
@@ -43,29 +49,30 @@ class Classroom:
         folder.mkdir(parents=True, exist_ok=True)
         lines = ["file,caption"]
         for color, rgb in COLORS.items():
-            Image.new("RGB", (64, 64), rgb).save(folder / f"{color}.png")
-            lines.append(f"{color}.png,A {color} sheet")
+            for number in range(SHEETS):
+                Image.new("RGB", (64, 64 + number), rgb).save(folder / sheet(color, number))
+                lines.append(f"{sheet(color, number)},A {color} sheet")
         (folder / "captions.csv").write_text("\n".join(lines))
         return folder
 
     def label(self, count: int, relevance: float = 0.5, *, wanted: str = "red") -> int:
-        """Ask so many questions, answer them with every picture, and label those; returns the answer job."""
+        """Ask so many questions, answer them with a picture of each color, and label those; returns the answer job."""
         texts = [{"custom_id": f"q{n}", "question": f"Which sheet belongs to number {n}?"} for n in range(count)]
         file = read_questions("\n".join(map(json.dumps, texts)).encode(), name="q.jsonl")
         job_id = submit_questions(self.engine, self.settings, file, Submission(self.archive_name)).job_id
         with self.engine.begin() as connection:
             by_source = self._images(connection)
-            found = tuple(
-                Candidate(image, rank, 0.5, relevance, 0 if rank == 0 else None)
-                for rank, image in enumerate(by_source.values())
-            )
-            given = [Answer(n, AnswerStatus.ANSWERED, "blue", 0.5, found) for n in range(count)]
+            given, said = [], []
+            for n in range(count):
+                shown = [by_source[sheet(color, n % SHEETS)] for color in sorted(COLORS)]
+                found = [
+                    Candidate(image, rank, 0.5, relevance, 0 if rank == 0 else None) for rank, image in enumerate(shown)
+                ]
+                given.append(Answer(n, AnswerStatus.ANSWERED, "blue", 0.5, tuple(found)))
+                right = (by_source[sheet(wanted, n % SHEETS)].image_id,)
+                said.append(Label(job_id, n, Verdict.WRONG, wanted, right, (), "person"))
             answers.insert_answers(connection, job_id, 1, 1, 1, given)
-            right = (by_source[f"{wanted}.png"].image_id,)
-            labels.insert_labels(
-                connection,
-                [Label(job_id, n, Verdict.WRONG, wanted, right, (), "person") for n in range(count)],
-            )
+            labels.insert_labels(connection, said)
         return job_id
 
     def _images(self, connection: Connection) -> dict[str, StoredImage]:

@@ -62,8 +62,11 @@ class Side:
 
     @property
     def taught(self) -> list[KnownQuestion]:
-        """The questions that get feedback: none of their postcards is kept out."""
-        return taught_questions(self.archive.questions)
+        """The questions that get feedback: none of their postcards is kept out.
+
+        Of home so many are left out that as many remain as of the other world: it is there to be kept in mind.
+        """
+        return taught_questions(self.archive.questions)[:: HOME_QUESTIONS if self.run.world == "home" else 1]
 
     def figures(self, rows: Sequence[ResultRow]) -> JobFigures:
         """The figures of the held-out questions alone."""
@@ -102,7 +105,7 @@ class Compared:
 
 
 def taught_questions(questions: Sequence[KnownQuestion]) -> list[KnownQuestion]:
-    """Those that get feedback."""
+    """Those that may get feedback."""
     return [known for known in questions if not any(map(is_kept_out, known.relevant))]
 
 
@@ -123,10 +126,9 @@ def learn(client: Client, run: Demo) -> dict[str, Any]:
     lesson = Lesson(client, run)
     lesson.require_enough()
     lesson.begin_anew()
-    home, shifted = sides = [lesson.first_answers("home"), lesson.first_answers("shifted")]
-    # As much of home as of the other: it is there to be kept in mind.
-    lesson.teach(home, home.taught[::HOME_QUESTIONS])
-    lesson.teach(shifted, shifted.taught)
+    sides = [lesson.first_answers("home"), lesson.first_answers("shifted")]
+    for side in sides:
+        lesson.teach(side, side.taught)
     trained = [lesson.train(role, f"train {role}") for role in Role]
     compared = [lesson.ask_again(side) for side in sides]
     return lesson.conclude(sides, compared, trained, lesson.train_on_shuffled(sides[1]))
@@ -266,7 +268,6 @@ class Lesson:
         return {
             "seed": self.run.seed,
             "images": self.run.images,
-            "questions": self.run.questions,
             "archives": {
                 side.run.world: _sizes(side) | found.as_json() for side, found in zip(sides, compared, strict=True)
             },
@@ -337,7 +338,8 @@ def _feedback(row: ResultRow, known: KnownQuestion, sure: float) -> dict[str, An
 
 
 def _sizes(side: Side) -> dict[str, Any]:
-    return {"archive": side.run.name, "taught": len(side.taught), "held_out": len(side.held_out)}
+    asked = len(side.archive.questions)
+    return {"archive": side.run.name, "questions": asked, "taught": len(side.taught), "held_out": len(side.held_out)}
 
 
 def _comparison_table(side: Side, compared: Compared) -> Table:
