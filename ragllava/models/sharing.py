@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 TRIALS = 20  # questions of the trial
 _TIMED = 3  # passes of each way, the best of which counts: one alone chose the slower way on a busy machine
 _TOLERANCE_FP32, _TOLERANCE_HALF = 1e-4, 1e-2  # of a relevance, shared against alone
+# What a family raises where a prefix is not what it expects (NotImplementedError is a RuntimeError).
+_CANNOT = (RuntimeError, ValueError, TypeError, ScoreRejected)
 
 Shares = Callable[[torch.Tensor], torch.Tensor]  # logits (B, vocabulary) → relevance (B,)
 
@@ -45,7 +47,7 @@ def try_sharing(mllm: Mllm, shares: Shares, ask: Callable[[str, Image.Image], Pr
     trials = _trials(ask)
     shared = mllm.share(trials, answer_tokens=1)
     if shared is None:
-        log.warning(f"{mllm.version}: prompts cannot share a prefix", extra={"action": "prefix_not_shared"})
+        _warn(mllm, "prompts cannot share a prefix")
         return None
     alone = torch.cat([shares(mllm.last_logits(mllm.prepare([trial], 1))) for trial in trials])
     seconds = {name: took for name, way in WAYS.items() if (took := _seconds(mllm, shared, name, way, shares, alone))}
@@ -72,13 +74,11 @@ def can_share_answers(mllm: Mllm, ask: Callable[[str, Sequence[Image.Image]], Pr
         differences = [_answers_apart(mllm, ask, pictures) for pictures in (1, 2)]
     except torch.AcceleratorError:
         raise
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, ScoreRejected) as error:
-        text = f"{mllm.version}: answers behind one prefix do not work here: {error}"
-        log.warning(text, extra={"action": "prefix_not_shared"})
+    except _CANNOT as error:
+        _warn(mllm, f"answers behind one prefix do not work here: {error}")
         return False
     if max(differences) > _tolerance(mllm):
-        text = f"{mllm.version}: answers behind one prefix differ by {max(differences):.1e} from those alone"
-        log.warning(text, extra={"action": "prefix_not_shared"})
+        _warn(mllm, f"answers behind one prefix differ by {max(differences):.1e} from those alone")
         return False
     return True
 
@@ -103,6 +103,10 @@ def _answers_apart(mllm: Mllm, ask: Callable[[str, Sequence[Image.Image]], Promp
     return apart
 
 
+def _warn(mllm: Mllm, why: str) -> None:
+    log.warning(f"{mllm.version}: {why}", extra={"action": "prefix_not_shared"})
+
+
 def _tolerance(mllm: Mllm) -> float:
     return _TOLERANCE_FP32 if mllm.network.dtype == torch.float32 else _TOLERANCE_HALF
 
@@ -124,13 +128,11 @@ def _seconds(
         difference = float((shares(mllm.shared_logits(shared, way, TRIALS)) - alone).abs().max())
     except torch.AcceleratorError:
         raise
-    except (RuntimeError, ValueError, TypeError, NotImplementedError, ScoreRejected) as error:
-        text = f"{mllm.version}: a {name} prefix does not work here: {error}"
-        log.warning(text, extra={"action": "prefix_not_shared"})
+    except _CANNOT as error:
+        _warn(mllm, f"a {name} prefix does not work here: {error}")
         return None
     if difference > _tolerance(mllm):
-        text = f"{mllm.version}: scores behind a {name} prefix differ by {difference:.1e} from those alone"
-        log.warning(text, extra={"action": "prefix_not_shared"})
+        _warn(mllm, f"scores behind a {name} prefix differ by {difference:.1e} from those alone")
         return None
     seconds = []
     for _ in range(_TIMED):
