@@ -104,9 +104,12 @@ def test_ingest_jobs_store_the_vectors_that_embedding_alone_gives(shell: Termina
     for row in jobs:
         assert row["figures"]["pictures"] == 20 and row["figures"]["lowest_cosine"] > 0.999
         assert row["wanted_at_least"] == 0.85
-        # Where the time went: it is the sum of these that the reference is spared.
-        for program in ("worker ingest, its child", "decoders", "PostgreSQL", "SeaweedFS", "embedding alone"):
+        # Where the time went: it is the sum of these that the reference is spared. What 20 pictures take of the other
+        # programs may be less than a tick of the system's clock, and is then not told.
+        for program in ("worker ingest, its child", "embedding alone"):
             assert row["figures"][f"processor_ms, {program}"] > 0
+    for program in ("decoders", "PostgreSQL", "SeaweedFS"):
+        assert sum(row["figures"].get(f"processor_ms, {program}", 0.0) for row in jobs) > 0
     assert len(beside) == 2
     for row in beside:
         if row["reference_value"] is None:

@@ -33,7 +33,8 @@ class Spent(Generic[T]):
 
 
 def spend(work: Callable[[], T]) -> Spent[T]:
-    """Do the work. Of a process that ends while it is done nothing is counted, unless it is a decoder."""
+    """Do the work. Of a process that ends while it is done nothing is counted, and nothing is told of a program that
+    took less than a tick of the system's clock, a hundredth of a second."""
     before, began = _processor_s(), time.perf_counter()
     result = work()
     seconds, after = time.perf_counter() - began, _processor_s()
@@ -53,7 +54,4 @@ def _processor_s() -> dict[tuple[str, int], float]:
             name = DECODERS if is_decoder else BENCH if pid == us.pid else process_name(process)
             if name is not None:
                 found[name, pid] = float(times.user + times.system)
-            if name is not None and name.startswith("worker "):
-                # Its decoders end with the shard, and then their time is its children's.
-                found[DECODERS, pid] = float(times.children_user + times.children_system)
     return found
