@@ -20,6 +20,9 @@ from ragllava.errors import ImageRejected
 MAX_BYTES = 50_000_000  # of a file
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 16_384  # pixels, the longer side
+# What models look at: no supported family looks at longer sides, and a strip thinner than this is nothing to look at.
+MODEL_SIDE = 1536
+MODEL_THINNEST = 50  # longer side by shorter side
 
 TOO_MANY_BYTES = f"it has more than the {MAX_BYTES // 1_000_000} MB allowed"
 
@@ -81,7 +84,7 @@ class DecodedImage:
     """A picture as a viewer shows it: upright, RGB, transparency laid on white, the first frame of an animation.
 
     `width` and `height` are those of the full picture after rotation; `picture` is smaller than that when
-    `decode` was given a `max_side` or a `shorter_side`.
+    `decode` was given a `max_side` or a `shorter_side`, and may be its middle only.
     """
 
     picture: Image.Image
@@ -96,7 +99,9 @@ def decode(
     """Decode the whole picture in `data`; its longer side is brought down to `max_side` pixels, never up.
 
     With `shorter_side` it is divided by a whole number, so that the shorter side keeps that many pixels and less than
-    twice as many: the cheap way for one who resizes once more. A picture whose shorter side has fewer stays as it is.
+    twice as many: the cheap way for one who resizes once more. A picture whose shorter side has fewer is not resized.
+    What is thinner than MODEL_THINNEST is then cut to its middle: to bring the shorter side of 16,384 × 1 pixels up to
+    what a retriever takes would need gigabytes, of which it looks at the middle square.
     JPEG, PNG, WEBP and GIF are accepted, TIFF only if `allow_tiff`. Raises ImageRejected for anything else, for
     damaged content, and above MAX_BYTES, MAX_PIXELS or MAX_SIDE. Only the first frame is ever looked at.
     """
@@ -106,12 +111,14 @@ def decode(
         return _decode_or_reject(data, max_side, shorter_side, allow_tiff=allow_tiff)
 
 
-def decode_known(data: bytes, *, max_side: int) -> DecodedImage:
-    """As `decode`, of bytes that `decode` has accepted before; any number of threads may do so at once.
+def decode_known(data: bytes) -> Image.Image:
+    """What a multimodal LLM looks at of a picture whose bytes `decode` has accepted before: at most MODEL_SIDE pixels,
+    and its middle where it is thinner than MODEL_THINNEST. Raises ImageRejected.
 
-    `decode` itself may not run in two threads: how Python's warnings are met is a state of the whole process.
+    Any number of threads may do so at once. `decode` itself may not run in two threads: how Python's warnings are met
+    is a state of the whole process.
     """
-    return _decode_or_reject(data, max_side, None, allow_tiff=False)
+    return _middle(_decode_or_reject(data, MODEL_SIDE, None, allow_tiff=False).picture)
 
 
 def _decode_or_reject(data: bytes, max_side: int | None, shorter_side: int | None, *, allow_tiff: bool) -> DecodedImage:
@@ -224,6 +231,8 @@ def _decode(data: bytes, kind: str, max_side: int | None, shorter_side: int | No
     divisor = _divisor(picture.size, shorter_side)
     if divisor > 1:
         picture = picture.reduce(divisor)
+    if shorter_side is not None:
+        picture = _middle(picture)
     if max(target) < max(picture.size):
         picture = picture.resize(target, Image.Resampling.LANCZOS, reducing_gap=3.0)
     if turn is not None:
@@ -235,6 +244,15 @@ def _decode(data: bytes, kind: str, max_side: int | None, shorter_side: int | No
 
 def _divisor(size: tuple[int, int], shorter_side: int | None) -> int:
     return 1 if shorter_side is None else max(1, min(size) // shorter_side)
+
+
+def _middle(picture: Image.Image) -> Image.Image:
+    """The middle of a picture that is thinner than MODEL_THINNEST; any other one as it is."""
+    longest = MODEL_THINNEST * min(picture.size)
+    if max(picture.size) <= longest:
+        return picture
+    left, top = (max(0, side - longest) // 2 for side in picture.size)
+    return picture.crop((left, top, left + min(picture.width, longest), top + min(picture.height, longest)))
 
 
 def _check_size(width: int, height: int) -> None:

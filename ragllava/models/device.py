@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -82,20 +83,30 @@ def in_batches(
     while len(results) < len(items):
         batch = items[len(results) : len(results) + size]
         try:
-            results += run(batch)
+            with naming_device_errors():
+                results += run(batch)
             continue
-        except torch.AcceleratorError as error:
-            raise DeviceLost(f"the device failed: {str(error).splitlines()[0]}") from error
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
+        except DeviceOutOfMemory:
             if len(batch) == 1:
-                raise DeviceOutOfMemory("one item alone does not fit into the memory of the device") from error
+                raise
         # Outside the handler: the error no longer holds on to the tensors of the failed batch.
         size = len(batch) // 2
         log.warning("out of memory: batch_size=%d", size, extra={"action": "batch_halved"})
         torch.cuda.empty_cache()
     return results
+
+
+@contextmanager
+def naming_device_errors() -> Iterator[None]:
+    """A lack of memory in the block is DeviceOutOfMemory, any other error of an accelerator DeviceLost."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise DeviceLost(f"the device failed: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise DeviceOutOfMemory("one item alone does not fit into the memory of the device") from error
 
 
 def rows_that_fit(config: Any, plan: DevicePlan, tokens: float, wanted: int) -> int:
@@ -105,14 +116,19 @@ def rows_that_fit(config: Any, plan: DevicePlan, tokens: float, wanted: int) -> 
     layer computes. That it was too large after all is seen by `in_batches`.
     """
     on_gpu = plan.device.type == "cuda"
-    free = torch.cuda.mem_get_info(plan.device)[0] if on_gpu else psutil.virtual_memory().available
+    free = _free_on_gpu(plan.device) if on_gpu else psutil.virtual_memory().available
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     numbers = 2 * config.num_hidden_layers * heads * width + 8 * config.hidden_size + 3 * config.intermediate_size
     return max(1, min(wanted, int(free / 2 / (numbers * plan.dtype.itemsize * tokens))))
 
 
-def is_out_of_memory(error: BaseException) -> bool:
+def _free_on_gpu(device: torch.device) -> int:
+    """Bytes that the driver has left, and those that torch holds from earlier passes and gives to later ones."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
     """CUDA has its own error type; the CPU allocator only a message."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 

@@ -105,6 +105,8 @@ class Endpoint:
                 status_forcelist=_TRY_AGAIN,
                 allowed_methods=None,
                 raise_on_status=False,
+                # It may ask for hours, and whoever sleeps here sees no cancel and no stop.
+                respect_retry_after_header=False,
             ),
         )
 

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from weakref import WeakKeyDictionary
 
 from PIL import Image
 
@@ -19,10 +18,10 @@ from ragllava.models.device import in_batches
 from ragllava.models.fitting import Prompt, PromptWriter
 from ragllava.models.mllm import Generated, Mllm
 from ragllava.models.shared_prefix import SharedPrompts
-from ragllava.models.sharing import can_share_answers
+from ragllava.models.sharing import OncePerBase, can_share_answers
 from ragllava.prompts import answer_prompt
 
-_SHARING: WeakKeyDictionary[Mllm, bool] = WeakKeyDictionary()
+_SHARING: OncePerBase[bool] = OncePerBase()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +96,7 @@ class Generator:
 
         Tried once for each base: an adapter changes weights, not what a prefix is.
         """
-        if self.mllm not in _SHARING:
-            _SHARING[self.mllm] = can_share_answers(self.mllm, ask_trial)
-        return _SHARING[self.mllm]
+        return _SHARING.of(self.mllm, lambda: can_share_answers(self.mllm, ask_trial), False)
 
     def _answer_sharing(
         self, prompts: Sequence[Prompt], max_tokens: int, batch_size: int

@@ -23,7 +23,7 @@ from ragllava.models.checks import Manifest, check_model_folder, manifest, model
 from ragllava.models.device import DevicePlan, rows_that_fit, to_device
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
 from ragllava.models.profiles import Profile, find_model
-from ragllava.models.read_columns import reading_only
+from ragllava.models.read_columns import asking_for, reading_only
 from ragllava.models.shared_answers import continue_greedily
 from ragllava.models.shared_prefix import SharedPrompts, SharingWay, common_length
 from ragllava.prompts import PromptParts
@@ -158,9 +158,12 @@ class Mllm:
         return SharedPrompts(before + tails[0][:common], [tail[common:] for tail in tails], tensors)
 
     @torch.inference_mode()
-    def shared_logits(self, shared: SharedPrompts, way: SharingWay, batch_size: int) -> torch.Tensor:
+    def shared_logits(
+        self, shared: SharedPrompts, way: SharingWay, batch_size: int, tokens: Sequence[int]
+    ) -> torch.Tensor:
         """As `last_logits`, of all endings behind their common prefix, `batch_size` in a pass."""
-        logits = way(self.network, shared, self._plan, batch_size)
+        with asking_for(self.network, tokens):
+            logits = way(self.network, shared, self._plan, batch_size)
         if self._plan.device.type == "cuda":
             torch.cuda.synchronize(self._plan.device)  # whoever compares the ways must see their time
         return logits
@@ -205,8 +208,8 @@ class Mllm:
         raise ModelUnavailable(f"{self.version}: its tokenizer has no different tokens for {' and '.join(words)}")
 
     @torch.inference_mode()
-    def last_logits(self, inputs: ModelInputs) -> torch.Tensor:
-        """Logits of the first answer position, (B, vocabulary) float32 on the device; one forward pass.
+    def last_logits(self, inputs: ModelInputs, tokens: Sequence[int]) -> torch.Tensor:
+        """Logits of `tokens` at the first answer position, (B, tokens) float32 on the device; one forward pass.
 
         The padding is moved to the right, where no token looks; so no mask is needed, and attention leaves out the half
         of the square above the diagonal.
@@ -214,9 +217,9 @@ class Mllm:
         tensors, ends = _left_aligned(inputs.tensors)
         kept, columns = torch.unique(ends, return_inverse=True)
         kept = kept.to(self._plan.device)
-        with reading_only(self.network, kept):
+        with reading_only(self.network, kept), asking_for(self.network, tokens):
             output = self.network(**to_device(tensors, self._plan), logits_to_keep=kept, use_cache=False)
-        logits: torch.Tensor = output.logits[torch.arange(len(columns)), columns].float()
+        logits: torch.Tensor = output.logits[torch.arange(len(columns)), columns]
         return logits
 
     @torch.inference_mode()
@@ -250,15 +253,17 @@ class Mllm:
         return frozenset([ends] if isinstance(ends, int) else ends)
 
     def _process(self, prompts: Sequence[Prompt]) -> dict[str, Any]:
-        return dict(
-            self.processor(
+        try:
+            inputs = self.processor(
                 text=[self.render(prompt.parts()) for prompt in prompts],
                 images=[list(prompt.pictures) for prompt in prompts],
                 padding=True,
                 add_special_tokens=self.adds_special_tokens,
                 return_tensors="pt",
             )
-        )
+        except ValueError as error:  # of a picture whose shape it cannot take, say
+            raise ScoreRejected(f"the processor of {self.version} refuses its input: {error}") from error
+        return dict(inputs)
 
     @property
     def adds_special_tokens(self) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
@@ -18,10 +17,10 @@ from ragllava.models.device import in_batches
 from ragllava.models.fitting import Prompt
 from ragllava.models.mllm import Mllm
 from ragllava.models.shared_prefix import SharedPrompts, SharingWay
-from ragllava.models.sharing import Sharing, try_sharing
+from ragllava.models.sharing import OncePerBase, Sharing, try_sharing
 from ragllava.prompts import PromptParts, caption_rerank_prompt, rerank_prompt
 
-_SHARING: WeakKeyDictionary[Mllm, Sharing | None] = WeakKeyDictionary()
+_SHARING: OncePerBase[Sharing | None] = OncePerBase()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +83,7 @@ class Reranker:
 
         Tried once for each base: an adapter changes weights, not what a prefix is.
         """
-        if self.mllm not in _SHARING:
-            _SHARING[self.mllm] = try_sharing(self.mllm, self._shares, ask_trial)
-        return _SHARING[self.mllm]
+        return _SHARING.of(self.mllm, lambda: try_sharing(self.mllm, self._shares, self.yes_no, ask_trial), None)
 
     def _score_sharing(self, prompts: Sequence[Prompt], batch_size: int) -> dict[int, Relevance]:
         """The relevances, by place, of those prompts whose picture others show as well."""
@@ -110,16 +107,16 @@ class Reranker:
     def _score_endings(
         self, shared: SharedPrompts, way: SharingWay, batch_size: int, endings: Sequence[list[int]]
     ) -> list[Relevance]:
-        logits = self.mllm.shared_logits(replace(shared, endings=list(endings)), way, batch_size)
+        logits = self.mllm.shared_logits(replace(shared, endings=list(endings)), way, batch_size, self.yes_no)
         return [Relevance(share) for share in self._shares(logits).tolist()]
 
     def _score(self, prompts: Sequence[Prompt]) -> list[Relevance]:
         inputs = self.mllm.prepare(prompts, answer_tokens=1)
-        shares = self._shares(self.mllm.last_logits(inputs)).tolist()
+        shares = self._shares(self.mllm.last_logits(inputs, self.yes_no)).tolist()
         return [Relevance(share, note) for share, note in zip(shares, inputs.notes, strict=True)]
 
     def _shares(self, logits: torch.Tensor) -> torch.Tensor:
-        shares = logits[:, self.yes_no].softmax(dim=-1)[:, 0]
+        shares = logits.softmax(dim=-1)[:, 0]
         if bool(shares.isnan().any()):
             raise ScoreRejected(f"{self.version} returned no number as a relevance; its weights or dtype are at fault")
         return shares

@@ -43,7 +43,7 @@ def common_length(rows: Sequence[Sequence[int]]) -> int:
 
 
 def packed_logits(network: Any, shared: SharedPrompts, plan: DevicePlan, batch_size: int) -> torch.Tensor:
-    """Logits of the first answer position behind each ending, (endings, vocabulary) float32 on the device.
+    """Logits of the first answer position behind each ending, (endings, vocabulary) on the device.
 
     One sequence and one pass for `batch_size` endings. Call it under `torch.inference_mode()`, as `cached_logits`.
     """
@@ -93,7 +93,7 @@ def _packed(
     with _looking_apart(network, lengths, len(shared.prefix), plan) as mask, reading_only(network, ends):
         tensors = to_device(tensors | {"attention_mask": mask}, plan)
         output = network(**tensors, logits_to_keep=ends, use_cache=False)
-    logits: torch.Tensor = output.logits[0].float()
+    logits: torch.Tensor = output.logits[0]
     return logits
 
 
@@ -126,7 +126,7 @@ def _behind_cache(
     }
     with reading_only(network, column(longest - 1, plan.device)):
         output = network(**to_device(tensors, plan), past_key_values=cache, logits_to_keep=1, use_cache=True)
-    logits: torch.Tensor = output.logits[:, -1].float()
+    logits: torch.Tensor = output.logits[:, -1]
     return logits
 
 

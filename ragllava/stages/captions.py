@@ -171,7 +171,7 @@ def _file_text(path: Path) -> str:
 def _csv_rows(text: str) -> Iterator[_Row | LineError]:
     line = 1
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text))
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
         header = _lower(next(reader, []))
         columns = _two_columns(header)
         if isinstance(columns, LineError):

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 FETCH_THREADS = 8
 MAX_DECODERS = 8  # unless the settings say more
-# Longer sides are reduced when a stored picture is read: no supported family looks at more.
-MAX_SIDE = 1536
 
 
 class Resources:
@@ -195,7 +193,7 @@ class PictureCache:
         try:
             data = self._objects.get_content(sha256)
             with self._decoders:  # a large PNG takes a lot of memory while it is decoded
-                return decode_known(data, max_side=MAX_SIDE).picture
+                return decode_known(data)
         except (ObjectMissing, ObjectCorrupt, ImageRejected) as error:
             return str(error)
 

@@ -29,7 +29,7 @@ from PIL import Image
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ragllava.errors import RagllavaError, SettingsError, ShardInterrupted, UsageError
-from ragllava.images import decode
+from ragllava.images import decode_known
 from ragllava.logs import configure_logging
 from ragllava.models.device import plan_device
 from ragllava.models.mllm import Mllm, load_mllm
@@ -368,7 +368,7 @@ def run(path: Path) -> TrainingReport:
     config = FinetuneConfig(dataset.card.role, choose_settings(described.preset, described.settings), described.result)
 
     def open_picture(name: str) -> Image.Image:
-        return decode((described.pictures / name).read_bytes()).picture
+        return decode_known((described.pictures / name).read_bytes())  # as the version will be served
 
     return train(config, dataset.examples, mllm, open_picture, on_step=partial(_require_owner, described.owner))
 

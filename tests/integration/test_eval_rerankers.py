@@ -180,8 +180,8 @@ def test_captions_to_search_by_have_a_prompt_of_their_own(bench: Workbench, tmp_
         for candidate in one.candidates:
             with Image.open(tmp_path / candidate.image.source) as picture:
                 prompt = Prompt(question.text, (None,), (picture.copy(),), write_caption_rerank)
-            logits = reranker.mllm.last_logits(reranker.mllm.prepare([prompt], answer_tokens=1))[0]
-            expected = logits[reranker.yes_no].softmax(dim=-1)[0]
+            inputs = reranker.mllm.prepare([prompt], answer_tokens=1)
+            expected = reranker.mllm.last_logits(inputs, reranker.yes_no)[0].softmax(dim=-1)[0]
             assert candidate.relevance == pytest.approx(float(expected), abs=1e-5)
     assert scores(ranked) != pytest.approx(
         scores(rank(replace(dataset, by_caption=False), found.pool, bench)), abs=1e-4

@@ -89,4 +89,4 @@ def prompts_of(mllm: Mllm) -> SharedPrompts:
 
 
 def logits(mllm: Mllm, shared: SharedPrompts) -> torch.Tensor:
-    return mllm.shared_logits(shared, packed_logits, 20)
+    return mllm.shared_logits(shared, packed_logits, 20, range(50))

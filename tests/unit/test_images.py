@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from ragllava.errors import ImageRejected
-from ragllava.images import MAX_SIDE, decode, decode_known, fit
+from ragllava.images import MAX_SIDE, MODEL_SIDE, decode, decode_known, fit
 from tests.pictures import BLUE, GREEN, RED, encoded, jpeg, quadrants, raw_png
 
 
@@ -246,12 +246,26 @@ def test_the_caller_keeps_its_warning_filters() -> None:
 
 
 def test_many_threads_read_known_pictures_as_one_does() -> None:
-    known = [encoded(smooth((300 + number, 200)), form) for number in range(6) for form in ("PNG", "JPEG")]
-    right = [decode(data, max_side=100).picture for data in known]
+    known = [encoded(smooth((1600 + number, 200)), form) for number in range(6) for form in ("PNG", "JPEG")]
+    right = [decode(data, max_side=MODEL_SIDE).picture for data in known]
     filters = list(warnings.filters)
     with ThreadPoolExecutor(6) as threads:
-        found = list(threads.map(lambda data: decode_known(data, max_side=100).picture, known * 5))
+        found = list(threads.map(decode_known, known * 5))
     assert all(largest_difference(one, other) == 0 for one, other in zip(found, right * 5, strict=True))
     assert list(warnings.filters) == filters
     with pytest.raises(ImageRejected, match="empty"):
-        decode_known(b"", max_side=100)
+        decode_known(b"")
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize(("size", "seen"), [((9000, 3), (150, 3)), ((4, 9000), (4, 200)), ((700, 14), (700, 14))])
+def test_of_a_strip_models_see_the_middle(size: tuple[int, int], seen: tuple[int, int], form: str) -> None:
+    strip = Image.new("RGB", size, "black")
+    left, top = ((whole - part) // 2 for whole, part in zip(size, seen, strict=True))
+    strip.paste("white", (left, top, left + seen[0], top + seen[1]))
+    decoded = decode(encoded(strip, form), shorter_side=224)
+    assert (decoded.width, decoded.height) == size
+    assert decoded.picture.size == seen
+    assert sum(decoded.picture.convert("L").histogram()[:150]) == 0, "it is the middle"
+    known = decode_known(encoded(strip, form))
+    assert max(known.size) <= min(MODEL_SIDE, 50 * min(known.size))

@@ -13,14 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ragllava.errors import ModelUnavailable, ScoreRejected
-from ragllava.models import mllm as mllm_module
-from ragllava.models import sharing as sharing_module
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
 from ragllava.models.generator import AnswerRequest, Generator, ask_trial
 from ragllava.models.mllm import Mllm
 from ragllava.models.read_columns import reading_only
 from ragllava.models.reranker import Pair, Reranker
-from ragllava.models.shared_prefix import WAYS, SharedPrompts
+from ragllava.models.shared_prefix import WAYS
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
 from tests.families import FAMILIES, load_family, load_folder, noise_pictures, save_family
 
@@ -80,11 +78,11 @@ def test_each_way_to_share_a_prefix_gives_the_scores_of_each_pair_alone(mllm: Ml
     prompts = [Pair(text, "Harlow", noise_pictures()[0]).prompt() for text in texts]
     shared = mllm.share(prompts, answer_tokens=1)
     assert shared is not None
-    alone = torch.cat([mllm.last_logits(mllm.prepare([prompt], 1)) for prompt in prompts])
+    tokens = range(len(mllm.tokenizer))
+    alone = torch.cat([mllm.last_logits(mllm.prepare([prompt], 1), tokens) for prompt in prompts])
     for batch_size in (4, 20):
-        torch.testing.assert_close(
-            mllm.shared_logits(shared, WAYS[way], batch_size).softmax(-1), alone.softmax(-1), atol=TOLERANCE, rtol=0
-        )
+        found = mllm.shared_logits(shared, WAYS[way], batch_size, tokens)
+        torch.testing.assert_close(found.softmax(-1), alone.softmax(-1), atol=TOLERANCE, rtol=0)
 
 
 @torch.inference_mode()
@@ -113,21 +111,6 @@ def test_the_last_layer_is_computed_only_where_it_is_read(mllm: Mllm) -> None:
     assert widths == [whole] * 4, "nothing is left behind"
     for hook in watching:
         hook.remove()
-
-
-def test_a_family_that_cannot_share_is_scored_pair_by_pair(llava: Mllm, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> torch.Tensor:
-        raise ValueError("no mask of four dimensions")
-
-    def be_wrong(network: object, shared: SharedPrompts, *_: object) -> torch.Tensor:
-        return torch.randn(len(shared.endings), len(llava.tokenizer))
-
-    pairs = [Pair(text, None, noise_pictures()[0]) for text in ("What is it?", "Why?")]
-    right = [Reranker(llava).relevance([pair], batch_size=1)[0].value for pair in pairs]
-    monkeypatch.setattr(sharing_module, "WAYS", {"refusing": refuse, "wrong": be_wrong})
-    reranker = Reranker(llava)
-    assert reranker.sharing is None
-    np.testing.assert_allclose([s.value for s in reranker.relevance(pairs, batch_size=2)], right, atol=TOLERANCE)
 
 
 def test_prompts_behind_one_prefix_are_those_of_each_alone(mllm: Mllm) -> None:
@@ -204,32 +187,6 @@ def test_answers_from_the_same_pictures_are_those_of_each_alone(mllm: Mllm) -> N
         for one, other in zip(together, alone, strict=True):
             assert one.confidence == pytest.approx(other.confidence, abs=TOLERANCE)
     assert len({round(answer.confidence, 6) for answer in alone}) == len(requests), "or parity shows nothing"
-
-
-def test_a_family_whose_cache_cannot_be_shared_answers_one_by_one(llava: Mllm, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise NotImplementedError("the network does not keep all keys and values")
-
-    picture = noise_pictures()[0]
-    requests = [AnswerRequest(text, (None,), (picture,)) for text in ("What is it?", "Why?")]
-    right = [Generator(llava).answer([one], max_tokens=3, with_captions=True, batch_size=1)[0] for one in requests]
-    monkeypatch.setattr(mllm_module, "continue_greedily", refuse)
-    generator = Generator(llava)
-    assert not generator.shares_prefixes
-    found = generator.answer(requests, max_tokens=3, with_captions=True, batch_size=2)
-    assert [answer.text for answer in found] == [answer.text for answer in right]
-
-
-def test_answers_that_are_others_behind_a_prefix_are_not_shared(
-    llava: Mllm, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def be_wrong(*_: object) -> tuple[torch.Tensor, ...]:
-        logits = torch.zeros(3, len(llava.tokenizer))
-        return torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 1), logits.index_fill(1, torch.tensor([7]), 9.0)
-
-    monkeypatch.setattr(mllm_module, "continue_greedily", be_wrong)
-    assert not Generator(llava).shares_prefixes
-    assert "answers behind one prefix differ" in caplog.text
 
 
 def test_rows_whose_answer_has_ended_leave_the_batch(llava: Mllm) -> None:
