@@ -214,16 +214,23 @@ def _common_spread(differences: FloatArray, relevant: Sequence[Sequence[str]]) -
     return math.sqrt(max(1.0, together / alone))
 
 
-def _independent(relevant: Sequence[Sequence[str]]) -> int:
-    """How many questions, at most, have nothing to do with each other: no more than there are images."""
-    return min(len(relevant), len(_images(relevant)) + sum(not found for found in relevant))
+def _independent(relevant: Sequence[Sequence[str]]) -> float:
+    """As how many questions that have nothing to do with each other these count, at most: as many as there are images
+    where each has as many questions, fewer where one image has most of them (Kish's effective number of clusters)."""
+    weights: defaultdict[object, float] = defaultdict(float)
+    for number, images in enumerate(relevant):
+        about: Sequence[object] = images or [number]
+        for image in about:
+            weights[image] += 1 / len(about)
+    effective = len(relevant) ** 2 / sum(weight * weight for weight in weights.values()) if weights else 0.0
+    return min(float(len(relevant)), effective)
 
 
 def _images(relevant: Sequence[Sequence[str]]) -> set[str]:
     return {image for found in relevant for image in found}
 
 
-def _tail(share: float, count: int) -> float:
+def _tail(share: float, count: float) -> float:
     """The percentile to take instead of `share`: 0.038 instead of 0.05 for 20 questions, almost 0.05 for 200.
 
     The spread of a bootstrap misses a factor sqrt(N / (N − 1)), and its tails are a normal distribution's; Student's
