@@ -56,7 +56,7 @@ def insert_labels(connection: Connection, new: Sequence[Label]) -> None:
 def latest_labels(
     connection: Connection, archive_ids: Sequence[int] | None = None, since: datetime | None = None
 ) -> list[LabelledRow]:
-    """The newest label of each labelled question, by job and number.
+    """The newest label of each labelled question, in the order in which these were given.
 
     Of these archives only, unless None; only where that newest label was made at `since` or later.
     """
@@ -68,7 +68,7 @@ def latest_labels(
                 ORDER BY job_id, question_no, id DESC
             ) latest
             WHERE CAST(:since AS timestamptz) IS NULL OR created_at >= :since
-            ORDER BY job_id, question_no
+            ORDER BY id
         """),
         {"archive_ids": None if archive_ids is None else list(archive_ids), "since": since},
     ).all()

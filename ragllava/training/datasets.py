@@ -142,7 +142,8 @@ def build_answer_dataset(questions: Sequence[LabelledQuestion], options: Dataset
 def merge_questions(questions: Iterable[LabelledQuestion]) -> list[LabelledQuestion]:
     """One entry for each text, in order of first appearance, with all labels; no image of it is both.
 
-    Who calls an image relevant wins over who calls it irrelevant; the last answer given counts.
+    `questions` come in the order in which they were labelled: the last answer given counts, and the last word on an
+    image. Who calls an image both at once means relevant.
     """
     merged: dict[str, LabelledQuestion] = {}
     for question in questions:
@@ -151,14 +152,13 @@ def merge_questions(questions: Iterable[LabelledQuestion]) -> list[LabelledQuest
         if known is None:
             merged[key] = _without_contradiction(question)
             continue
-        merged[key] = _without_contradiction(
-            replace(
-                known,
-                answer=question.answer or known.answer,
-                relevant=_unique([*known.relevant, *question.relevant]),
-                irrelevant=_unique([*known.irrelevant, *question.irrelevant]),
-                retrieved=question.retrieved or known.retrieved,
-            )
+        newer = _without_contradiction(question)
+        merged[key] = replace(
+            known,
+            answer=newer.answer or known.answer,
+            relevant=_unique([*_without(known.relevant, newer.irrelevant), *newer.relevant]),
+            irrelevant=_unique([*_without(known.irrelevant, newer.relevant), *newer.irrelevant]),
+            retrieved=newer.retrieved or known.retrieved,
         )
     return list(merged.values())
 
@@ -277,8 +277,13 @@ def _is_negative(example: Example) -> bool:
 
 
 def _without_contradiction(question: LabelledQuestion) -> LabelledQuestion:
-    relevant = {item.image for item in question.relevant}
-    return replace(question, irrelevant=tuple(item for item in question.irrelevant if item.image not in relevant))
+    return replace(question, irrelevant=_without(question.irrelevant, question.relevant))
+
+
+def _without(items: Iterable[Evidence], others: Iterable[Evidence]) -> tuple[Evidence, ...]:
+    """The items whose image is not among the others'."""
+    names = {other.image for other in others}
+    return tuple(item for item in items if item.image not in names)
 
 
 def _unique(items: Iterable[Evidence]) -> tuple[Evidence, ...]:

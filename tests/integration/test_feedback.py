@@ -144,6 +144,8 @@ def test_the_newest_label_counts_and_old_ones_can_be_left_out(review: Review) ->
     assert review.labels(since=between + timedelta(hours=1)) == []
     assert review.labels([review.archive_id + 1]) == []
     assert review.labels([]) == []
+    review.say({"custom_id": "q0", "verdict": "right"})
+    assert [row.label.question_no for row in review.labels()] == [1, 0], "in the order in which they were given"
     # A new label of one question brings no old one of another back.
     with review.client.engine.begin() as connection:
         connection.execute(text("UPDATE labels SET created_at = now() - interval '1 day' WHERE question_no = 1"))

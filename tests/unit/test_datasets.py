@@ -128,12 +128,13 @@ def test_an_image_that_a_person_called_wrong_is_a_negative_though_the_reranker_i
 
 
 def test_a_question_asked_twice_is_one_with_all_its_labels() -> None:
-    first = question(1, relevant=("a",))
-    again = replace(question(1, relevant=("b",)), text=f"  {first.text.upper()} ", irrelevant=(Evidence("a", None),))
+    first = replace(question(1, relevant=("a", "c")), irrelevant=(Evidence("b", None), Evidence("d", None)))
+    again = replace(question(1, relevant=("b",)), text=f"  {first.text.upper()} ", answer="2")
+    again = replace(again, irrelevant=(Evidence("a", None), Evidence("b", None)))
     [merged] = merge_questions([first, again])
-    assert {item.image for item in merged.relevant} == {"a", "b"}
-    assert merged.irrelevant == (), "relevant to one person is enough"
-    assert merged.text == first.text
+    assert {item.image for item in merged.relevant} == {"b", "c"}, "the last word on an image counts"
+    assert {item.image for item in merged.irrelevant} == {"a", "d"}
+    assert (merged.text, merged.answer) == (first.text, "2")
 
 
 def test_a_question_keeps_its_negatives_when_others_join() -> None:
