@@ -7,6 +7,7 @@ is gone, a score is no number) counts 0 and stays: leaving it out would compare 
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -34,6 +35,7 @@ LABELLED_IMAGES = "from the labelled images"
 WRONG_IMAGE = "with a wrong image beside them"
 WITHOUT_CAPTIONS = "without captions"
 
+_IMAGES_AT_ONCE = 64  # whose decoded pictures are in memory together
 _UNSCORABLE = (ScoreRejected, ImageRejected, ObjectMissing, ObjectCorrupt)
 
 Item = TypeVar("Item")
@@ -265,16 +267,25 @@ def _rank(
     with_captions: bool,
 ) -> list[RankScore]:
     candidates = [_candidates(question) for question in questions]
-    pictures = _open([item for found in candidates for item in found], open_picture)
-    pairs = [
-        Pair(question.text, item.caption if with_captions else None, pictures[item.image])
-        for question, found in zip(questions, candidates, strict=True)
-        for item in found
-    ]
-    scores = iter(models.reranker.relevance(pairs, batch_size=options.settings.pairs_per_batch))
+    asked: dict[str, list[tuple[int, Evidence]]] = defaultdict(list)
+    for number, found in enumerate(candidates):
+        for item in found:
+            asked[item.image].append((number, item))
+    images, relevance = list(asked), {}
+    for start in range(0, len(images), _IMAGES_AT_ONCE):
+        some = [(number, item) for image in images[start : start + _IMAGES_AT_ONCE] for number, item in asked[image]]
+        pictures = _open([item for _, item in some], open_picture)
+        pairs = [
+            Pair(questions[number].text, item.caption if with_captions else None, pictures[item.image])
+            for number, item in some
+        ]
+        scores = models.reranker.relevance(pairs, batch_size=options.settings.pairs_per_batch)
+        for (number, item), score in zip(some, scores, strict=True):
+            relevance[number, item.image] = score.value
+        del pictures, pairs  # before the next ones are opened
     return [
-        _rank_score(question, [(item.image, next(scores).value) for item in found], options)
-        for question, found in zip(questions, candidates, strict=True)
+        _rank_score(question, [(item.image, relevance[number, item.image]) for item in found], options)
+        for number, (question, found) in enumerate(zip(questions, candidates, strict=True))
     ]
 
 

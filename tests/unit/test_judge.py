@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import pytest
 from hypothesis import given
@@ -330,6 +331,23 @@ def test_the_gate_reads_both_kinds_of_scores() -> None:
     assert stored["version"] == "first-picture"
     assert stored["conditions"][LABELLED_IMAGES] == {"right": 1.0, "unscored": 0}
     assert set(stored["conditions"]) == {LABELLED_IMAGES, WRONG_IMAGE, WITHOUT_CAPTIONS}
+
+
+def test_however_many_candidates_there_are_64_pictures_are_in_memory_at_most() -> None:
+    opened_before: list[ref[Image.Image]] = []
+    most = 0
+
+    def opened(image: str) -> Image.Image:
+        nonlocal most
+        found = picture(image)
+        opened_before.append(ref(found))
+        most = max(most, sum(one() is not None for one in opened_before))
+        return found
+
+    asked = [question(f"Which {n}?", relevant=(n,), retrieved=range(100, 100 + 40 * n)) for n in (1, 2, 3)]
+    scores = judge_ranking(asked, opened, questions_per_step=4)
+    assert most == 64
+    assert scores == judge_ranking(asked, questions_per_step=1)
 
 
 def test_a_real_network_is_judged_by_what_it_answers_with(tmp_path: Path) -> None:
