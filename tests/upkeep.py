@@ -37,15 +37,15 @@ def execute(workshop: Workshop, statement: str) -> None:
         connection.execute(text(statement))
 
 
-def a_training(workshop: Workshop, status: str | None) -> str:
-    """A train job; returns its folder in the store."""
+def a_training(workshop: Workshop, status: str | None, state: str = "completed") -> str:
+    """A train job, open where it has neither a status nor another state than usual; returns its folder in the store."""
     with workshop.engine.begin() as connection:
         archive.ensure_archive(connection, ARCHIVE)
         job_id, _ = create_job(connection, TrainingRequest(Role.RERANKER, (ARCHIVE,), "mini"))
         if status is not None:
-            connection.execute(text("UPDATE trainings SET status = :status"), {"status": status})
-            connection.execute(
-                update(jobs).where(jobs.c.id == job_id).values(state="completed", finished_at=func.now())
-            )
+            statement = text("UPDATE trainings SET status = :status WHERE job_id = :job_id")
+            connection.execute(statement, {"status": status, "job_id": job_id})
+        if status is not None or state != "completed":
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=state, finished_at=func.now()))
         created_at = control.view(connection, job_id).created_at
     return trainings.place_of(job_id, created_at)

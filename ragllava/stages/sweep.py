@@ -175,7 +175,7 @@ def _sweep_adapters(broom: Broom, folders: dict[str, Folder]) -> Orphans:
 
 
 def _sweep_trainings(broom: Broom, folders: dict[str, Folder]) -> Orphans:
-    """Folders that neither a job nor a version names, and checkpoints of trainings that ended well."""
+    """Folders that neither a job nor a version names, and checkpoints of trainings that have ended."""
 
     def is_orphan(connection: Connection, name: str) -> bool:
         living = orphans.living_trainings(connection)

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from ragllava.records import Role, TrainingStatus
+from ragllava.records import Role
 from ragllava.stores import trainings
-
-_ENDED_WELL = [TrainingStatus.PROMOTED, TrainingStatus.CHALLENGER, TrainingStatus.REFUSED]
 
 
 def knows_content(connection: Connection) -> bool:
@@ -52,19 +50,16 @@ def living_adapters(connection: Connection) -> set[str]:
 
 
 def living_trainings(connection: Connection) -> dict[str, bool]:
-    """The folders of trainings that a job or a version names; True where the checkpoints are needed no more."""
+    """The folders of trainings that a job or a version names; True where the job has ended, and with it the need for
+    checkpoints. (Tried again after that, a training begins with its first step.)"""
     places = {
         str(place): True
         for place in connection.scalars(
             text("SELECT training->>'objects' FROM model_versions WHERE training->>'objects' IS NOT NULL")
         )
     }
-    rows = connection.execute(
-        text(
-            "SELECT id, created_at, status FROM jobs JOIN trainings ON trainings.job_id = jobs.id WHERE kind = 'train'"
-        )
-    )
-    return places | {trainings.place_of(row.id, row.created_at): row.status in _ENDED_WELL for row in rows}
+    rows = connection.execute(text("SELECT id, created_at, finished_at FROM jobs WHERE kind = 'train'"))
+    return places | {trainings.place_of(row.id, row.created_at): row.finished_at is not None for row in rows}
 
 
 def hold_trainings(connection: Connection) -> bool:

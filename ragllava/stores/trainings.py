@@ -67,6 +67,12 @@ def open_training(connection: Connection, role: Role) -> int | None:
     return connection.scalar(query.order_by(jobs.c.id).limit(1))
 
 
+def open_places(connection: Connection) -> set[str]:
+    """The folders of all trainings that have not ended."""
+    query = select(jobs.c.id, jobs.c.created_at).where(jobs.c.kind == JobKind.TRAIN.value, jobs.c.finished_at.is_(None))
+    return {place_of(row.id, row.created_at) for row in connection.execute(query)}
+
+
 def view(connection: Connection, job_id: int) -> TrainingView:
     """The training of a train job."""
     row = connection.execute(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,18 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
         return Checkpoint(folder=folder, **values)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def clear_old(folder: Path, keep: Collection[str], before: float) -> list[str]:
+    """Remove the folders in `folder` whose name is not to be kept and whose files are all older than `before`, in
+    seconds since 1970; returns their names."""
+    removed = []
+    for found in sorted(folder.glob("*/")):
+        touched = max((path.lstat().st_mtime for path in (found, *found.rglob("*"))), default=0.0)
+        if found.name not in keep and touched < before:
+            shutil.rmtree(found, ignore_errors=True)
+            removed.append(found.name)
+    return removed
 
 
 def hash_files(folder: Path) -> dict[str, str]:

@@ -29,9 +29,10 @@ from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import JobKind, NoisyReason, Role, TrainingStatus
 from ragllava.stages.adapters import publish_adapter
 from ragllava.stages.resources import Resources
+from ragllava.stages.sweep import GRACE_S
 from ragllava.stores import noisy, outcomes, registry, trainings
 from ragllava.stores.registry import AdapterVersion, ModelVersion
-from ragllava.training.checkpoints import hash_files
+from ragllava.training.checkpoints import clear_old, hash_files
 from ragllava.training.contest import Contest, ContestRules, hold_contest
 from ragllava.training.datasets import question_key
 from ragllava.training.remote import download_folder, restore_checkpoint, store_checkpoint, upload_folder
@@ -110,6 +111,7 @@ def train_stage(context: ShardContext[Resources]) -> None:
         return
     try:
         course = _begin(context)
+        _clear_this_machine(course)
         snapshot = take_snapshot(course)
         report = learn(course, snapshot)
         course.enter("judging")
@@ -202,6 +204,14 @@ def _begin(context: ShardContext[Resources]) -> Course:
     job = context.read(lambda c: control.view(c, context.lease.job_id))
     place = trainings.place_of(job.job_id, job.created_at)
     return Course(context, TrainingRequest.from_spec(context.lease.spec), get_profile(context.settings), place)
+
+
+def _clear_this_machine(course: Course) -> None:
+    """Remove what trainings left here that were cancelled, failed, or went on elsewhere, a week after."""
+    places = course.context.read(trainings.open_places)
+    names = {place.rpartition("/")[2] for place in places}
+    for name in clear_old(course.folder.parent, names, time.time() - GRACE_S):
+        log.info("old training removed", extra={"action": "training_removed", "place": name})
 
 
 def _train_here(course: Course, config: FinetuneConfig, snapshot: Snapshot) -> TrainingReport:

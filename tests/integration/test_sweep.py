@@ -69,6 +69,7 @@ def test_the_sweep_reports_and_deletes_only_when_told_to(workshop: Workshop, obj
     stray = objects.put_content(b"stray", "image/png")
     place = a_training(workshop, "promoted")
     a_version(workshop, "adapter-of-a-version", place)
+    failed = a_training(workshop, None, state="failed")
     for key in (
         f"jobs/{workshop.questions_job(1, 1)}/results.jsonl",
         "jobs/999999/results.jsonl",
@@ -78,6 +79,8 @@ def test_the_sweep_reports_and_deletes_only_when_told_to(workshop: Workshop, obj
         "adapters/nobodys/adapter_model.safetensors",
         f"{place}/snapshot/manifest.json",
         f"{place}/checkpoints/checkpoint-3/manifest.json",
+        f"{failed}/snapshot/manifest.json",
+        f"{failed}/checkpoints/checkpoint-2/manifest.json",
         "training/77-20200101T000000000000/report.json",
         "inbox/questions.jsonl",
     ):
@@ -91,7 +94,7 @@ def test_the_sweep_reports_and_deletes_only_when_told_to(workshop: Workshop, obj
         "content_without_row": (1, 0),
         "results": (1, 0),
         "adapters": (1, 0),
-        "trainings": (2, 0),
+        "trainings": (3, 0),
     }
     assert {found.key for found in objects.list_objects("")} == before
 
@@ -104,6 +107,7 @@ def test_the_sweep_reports_and_deletes_only_when_told_to(workshop: Workshop, obj
         "adapters/nobodys/manifest.json",
         "adapters/nobodys/adapter_model.safetensors",
         f"{place}/checkpoints/checkpoint-3/manifest.json",
+        f"{failed}/checkpoints/checkpoint-2/manifest.json",
         "training/77-20200101T000000000000/report.json",
     }
     assert objects.get_content(kept) == b"kept"

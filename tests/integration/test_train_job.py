@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -179,6 +181,10 @@ def test_an_interrupted_training_goes_on_elsewhere_with_the_data_of_its_beginnin
         stopped = trainings.view(connection, job_id)
     assert (stopped.phase, stopped.status) == ("training", None)
     shutil.rmtree(bench.settings.home)
+    for name, days in (("3-20200101T000000000000", 8), ("4-20200101T000000000000", 6)):
+        (left := bench.settings.home / "training" / name / "result.work").mkdir(parents=True)
+        for path in (left, left.parent):
+            os.utime(path, (time.time() - days * 86_400,) * 2)
     classroom(bench).label(110, wanted="blue")
     with caplog.at_level(logging.INFO):
         bench.run()
@@ -188,9 +194,10 @@ def test_an_interrupted_training_goes_on_elsewhere_with_the_data_of_its_beginnin
     assert version.training["data"][0]["labelled"] == 100
     assert len(version.training["report"]["steps"]) == 40
     assert bench.job(job_id).state == JobState.COMPLETED
-    left = [found.key.split("/")[2] for found in bench.resources.objects.list_objects("training/")]
-    assert set(left) == {"snapshot", "report.json", "curves.svg"}
-    assert not list((bench.settings.home / "training").iterdir())
+    stored = [found.key.split("/")[2] for found in bench.resources.objects.list_objects("training/")]
+    assert set(stored) == {"snapshot", "report.json", "curves.svg"}
+    there = [path.name for path in (bench.settings.home / "training").iterdir()]
+    assert there == ["4-20200101T000000000000"], "another training's folder stays for a week"
 
 
 @pytest.mark.parametrize(
