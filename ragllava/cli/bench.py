@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -78,7 +78,8 @@ def bench(
     if shape is not None:
         require_shape(shape)
     _require_chart(chart)
-    options = {"device": device} if device else {}
+    # An endpoint would be measured against this process.
+    options: dict[str, Any] = {"vllm_url": None} | ({"device": device} if device else {})
     with interruptible(), tempfile.TemporaryDirectory(prefix="ragllava-bench-") as home:
         settings = load_settings(home=Path(home), **options)
         workload = Workload(
@@ -160,7 +161,7 @@ def _worker_specs(settings: Settings) -> list[WorkerSpec]:
     from ragllava.cli.operate import worker_specs
 
     return [
-        replace(spec, environment={**spec.environment, "RAGLLAVA_DEVICE": settings.device})
+        replace(spec, environment={**spec.environment, "RAGLLAVA_DEVICE": settings.device, "RAGLLAVA_VLLM_URL": ""})
         for spec in worker_specs(settings)
         if spec.name in _WORKERS
     ]

@@ -60,6 +60,7 @@ class ScanReport:
     changes: Changes = field(default_factory=Changes)
     refused: dict[str, str] = field(default_factory=dict)  # known and not tried again until they change
     failed: dict[str, str] = field(default_factory=dict)  # could not be looked at
+    problem: str | None = None  # why nothing of it was compared
 
     @property
     def found_differences(self) -> bool:
@@ -81,6 +82,7 @@ class ScanReport:
         reasons = {"refused": self.refused, "failed": self.failed}
         return {
             "address": self.address,
+            "problem": self.problem,
             "listed": self.listed,
             "jobs": changes.job_ids,
             **{name: {"number": len(keys), "first": sorted(keys)[:SHOWN_NAMES]} for name, keys in named.items()},
@@ -120,7 +122,8 @@ def scan(engine: Engine, settings: Settings, objects: ObjectStore, archive_name:
     """Compare bound buckets with what is known of them, and repair what events have lost; of one archive, or of all.
 
     Raises UsageError for an unknown archive, one without a binding, or a bucket that is not there (nothing is
-    retired then), and ServiceUnavailable when the store is away.
+    retired then), and ServiceUnavailable when the store is away. Of all archives, a bucket that is not there or refuses
+    our key is the `problem` of its report, and the others are compared.
     """
 
     def chosen(connection: Connection) -> list[Binding]:
@@ -136,7 +139,16 @@ def scan(engine: Engine, settings: Settings, objects: ObjectStore, archive_name:
             f"`ragllava archive bind {archive_name} s3://bucket/prefix/` binds it"
         )
     settle(engine, objects)
-    return [_scan_binding(engine, settings, objects, binding) for binding in found]
+    if archive_name is not None:
+        return [_scan_binding(engine, settings, objects, binding) for binding in found]
+    reports = []
+    for binding in found:
+        try:
+            reports.append(_scan_binding(engine, settings, objects, binding))
+        except UsageError as error:
+            log.warning(str(error), extra={"action": "scan_failed", "binding": binding.address})
+            reports.append(ScanReport(binding.address, problem=str(error)))
+    return reports
 
 
 def settle(engine: Engine, objects: ObjectStore) -> int:

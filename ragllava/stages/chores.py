@@ -63,7 +63,7 @@ def chore_stage(context: ShardContext[Resources]) -> None:
         report = CHORES[action].do(context, ChoreRequest(lease.archive_id or None, lease.spec["options"]))
     except UsageError as error:
         raise JobRefused(str(error)) from error
-    context.commit(lambda c: chores.finish(c, lease.job_id, report.summary, report.figures))
+    context.commit(lambda c: chores.finish(c, lease.job_id, report.summary, report.figures, failed=report.failed))
 
 
 def submit_chore(engine: Engine, action: ChoreAction, archive_name: str | None, options: Options) -> int:

@@ -27,7 +27,9 @@ def scan_buckets(context: ShardContext[Resources], request: ChoreRequest) -> Rep
     summary = f"listed {counted(listed, 'object')} of {counted(len(reports), 'binding')}"
     addresses = ", ".join(report.address for report in different)
     summary += f"; repaired {addresses}" if different else "; nothing differed"
-    return Report(summary, {"bindings": [report.as_json() for report in reports]})
+    problems = [f"{report.address} was not compared: {report.problem}" for report in reports if report.problem]
+    figures = {"bindings": [report.as_json() for report in reports]}
+    return Report("; ".join([summary, *problems]), figures, failed=bool(problems))
 
 
 def report_gaps(context: ShardContext[Resources], request: ChoreRequest) -> Report:

@@ -19,10 +19,14 @@ class ChoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a chore came to: one sentence for a person, and figures with a few examples, as JSON."""
+    """What a chore came to: one sentence for a person, and figures with a few examples, as JSON.
+
+    One that `failed` did what it could, and somebody has to look at the rest.
+    """
 
     summary: str
     figures: dict[str, Any] = field(default_factory=dict)
+    failed: bool = False
 
 
 def shortened(items: Sequence[Any]) -> list[Any]:

@@ -37,7 +37,8 @@ def view(connection: Connection, job_id: int) -> ChoreView:
     return ChoreView(ChoreAction(row.action), status, row.reason, row.report)
 
 
-def finish(connection: Connection, job_id: int, summary: str, report: dict[str, Any]) -> None:
-    """Write down that a chore is done, and what came of it."""
-    done = {"status": ChoreStatus.DONE.value, "reason": summary, "report": report, "updated_at": func.now()}
+def finish(connection: Connection, job_id: int, summary: str, report: dict[str, Any], *, failed: bool = False) -> None:
+    """Write down that a chore is done, or failed in a part, and what came of it."""
+    status = ChoreStatus.FAILED if failed else ChoreStatus.DONE
+    done = {"status": status.value, "reason": summary, "report": report, "updated_at": func.now()}
     connection.execute(update(chores).where(chores.c.job_id == job_id).values(done))

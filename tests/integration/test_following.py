@@ -10,6 +10,7 @@ from sqlalchemy import delete, func, select, update
 
 from ragllava.errors import UsageError
 from ragllava.jobs.control import JobView
+from ragllava.jobs.states import JobState
 from ragllava.records import ChoreAction, JobKind, ScheduleAction
 from ragllava.stages import bound
 from ragllava.stages.chores import submit_chore
@@ -111,6 +112,26 @@ def test_the_scan_chore_repairs_what_events_lost(gallery: Workshop, postcards: P
     assert [image.source for image in gallery.images("bound").values()] == [picture.name]
     again = chore(gallery, ChoreAction.SCAN).chore
     assert again is not None and again.reason == "listed 1 object of 1 binding; nothing differed"
+
+
+def test_a_bucket_that_is_gone_fails_the_scan_of_all_and_the_others_are_repaired(
+    gallery: Workshop, postcards: Postcards
+) -> None:
+    lost, there = make_bucket(gallery.settings, "lost"), make_bucket(gallery.settings, "there")
+    with gallery.engine.begin() as connection:
+        for name, bucket in (("lost", lost), ("there", there)):
+            archive_id = archive.ensure_archive(connection, name).archive_id
+            bindings.bind(connection, archive_id, BindingRole.PICTURES, bucket.name, "", {})
+    lost.client.remove_bucket(lost.name)
+    picture = sorted(postcards.written.pictures.glob("*.png"))[9]
+    there.put(picture.name, picture.read_bytes())
+    job = chore(gallery, ChoreAction.SCAN)
+    assert job.state is JobState.FAILED and job.chore is not None
+    assert job.chore.reason == (
+        f"listed 1 object of 2 bindings; repaired s3://{there.name}/; s3://{lost.name}/ was not compared: "
+        f"there is no bucket {lost.name}, so nothing was compared with it"
+    )
+    assert [image.source for image in gallery.images("there").values()] == [picture.name]
 
 
 def test_the_gaps_chore_names_images_without_a_vector_and_a_scheduled_reindexing_fills_them(gallery: Workshop) -> None:

@@ -148,6 +148,14 @@ def test_a_quoted_cell_may_span_lines_and_errors_still_name_the_right_one(tmp_pa
     ]
 
 
+@pytest.mark.parametrize(
+    ("row", "line"), [('b.jpg,"Old Mill, Wenby\nc.jpg,Third\n', 3), ('b.jpg,"Old" Mill\nc.jpg,"Third"\n', 3)]
+)
+def test_a_stray_quote_is_named_and_takes_no_other_caption(tmp_path: Path, row: str, line: int) -> None:
+    ((code, where, _),) = errors_of(tmp_path / "c.csv", f"image,caption\na.jpg,First\n{row}")
+    assert (code, where) == ("invalid_csv", line)
+
+
 def test_a_missing_column_is_named_with_those_found(tmp_path: Path) -> None:
     ((code, line, message),) = errors_of(tmp_path / "c.csv", "picture;caption\na.png;x\n")
     assert (code, line) == ("missing_column", 1)

@@ -309,6 +309,24 @@ def test_a_status_says_whether_asking_again_helps(
         generator.answer(requests()[:1], max_tokens=2, with_captions=True, batch_size=1)
 
 
+def test_nobody_waits_as_long_as_an_endpoint_asks_for(desk: Desk) -> None:
+    reranker = desk.bundle().reranker
+    answer = JSONResponse({"error": {"message": "busy"}}, 429, {"Retry-After": "3600"})
+    desk.server.instead = lambda _body: answer
+    told: list[RagllavaError] = []
+
+    def ask() -> None:
+        try:
+            values(reranker, pairs()[:1])
+        except RagllavaError as error:
+            told.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(60)
+    assert [type(error) for error in told] == [ServiceUnavailable]
+
+
 def test_a_failure_that_passes_is_not_noticed(desk: Desk) -> None:
     reranker = desk.bundle().reranker
     right = values(reranker)

@@ -92,7 +92,8 @@ def _pairs(archive: PostcardArchive, images: int, an_image: int) -> list[Pair]:
 def _rerank_row(
     reranker: Reranker, pairs: Sequence[Pair], sizes: _Sizes, name: str, wanted: Wanted, limit_per_s: float
 ) -> BenchRow:
-    some = pairs[:: max(1, len(pairs) // sizes.reference_pairs)]
+    every = max(1, len(pairs) // sizes.reference_pairs)
+    some = pairs[::every]
 
     def ours() -> list[float]:
         return [score.value for score in reranker.relevance(pairs, batch_size=CANDIDATES)]
@@ -100,7 +101,7 @@ def _rerank_row(
     def reference() -> list[float]:
         return reference_relevance(reranker, some, sizes.new_tokens)
 
-    found = compare(Side(len(pairs), ours), Side(len(some), reference), sizes.rounds)
+    found = compare(Side(len(pairs), ours), Side(len(some), reference), sizes.rounds, every)
     needed = operations_needed(reranker, pairs)
     figures = {
         "largest_difference": found.largest_difference,

@@ -99,17 +99,15 @@ class Compared:
     largest_difference: float
 
 
-def compare(ours: Side, reference: Side, rounds: int = ROUNDS) -> Compared:
-    """Both sides in turns; the best round of each counts. The reference may do every n-th item of ours only."""
+def compare(ours: Side, reference: Side, rounds: int = ROUNDS, every: int = 1) -> Compared:
+    """Both sides in turns; the best round of each counts. The reference does every n-th item of ours."""
     seconds: dict[bool, list[float]] = {True: [], False: []}
     results: dict[bool, Sequence[float]] = {}
     for _ in range(rounds):
         for is_ours, side in ((True, ours), (False, reference)):
             seconds_taken, results[is_ours] = timed(side.run)
             seconds[is_ours].append(seconds_taken)
-    every = -(-len(results[True]) // len(results[False]))  # rounded up, as slicing by steps does
-    mine = results[True][::every][: len(results[False])]
-    difference = float(np.abs(np.subtract(mine, results[False])).max())
+    difference = float(np.abs(np.subtract(results[True][::every], results[False])).max())
     return Compared(ours.items / min(seconds[True]), reference.items / min(seconds[False]), difference)
 
 
