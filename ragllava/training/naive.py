@@ -6,11 +6,12 @@ last layers of the language model are drawn anew and learn again, from questions
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from ragllava.errors import UsageError
 from ragllava.evaluation.postcard_questions import TWO_IMAGE_TYPES
+from ragllava.training.checkpoints import hash_files, write_whole
 from ragllava.training.mini_examples import Pack, World
 from ragllava.training.mini_export import export_llava
 from ragllava.training.mini_language import PackedLlava, measure_packs, tower_features
@@ -48,12 +50,21 @@ class NaiveRecipe:
 def make_naive(shipped: Path, folder: Path, recipe: NaiveRecipe) -> Path:
     """The naive model, a folder in `folder`. Training goes on where it was stopped; a finished one is not repeated.
 
-    `shipped` is the folder of a LLaVA such as the mini model's. Raises UsageError for another family.
+    `shipped` is the folder of a LLaVA such as the mini model's. Raises UsageError for another family, and where
+    `folder` has one that was made from other weights, or by another recipe.
     """
-    finished = folder / "naive"
-    if finished.exists():
+    finished, origin = folder / "naive", folder / "naive.json"
+    made_from = json.dumps({"files": hash_files(shipped), "recipe": asdict(recipe)}, indent=1).encode()
+    if origin.exists() and origin.read_bytes() != made_from:
+        raise UsageError(
+            f"{finished} is made from other weights than {shipped}, or by another recipe; remove {folder}, or choose "
+            "another folder"
+        )
+    if finished.exists() and origin.exists():
         return finished
     llava, processor = _open_llava(shipped)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(origin, made_from)
     pool = draw_pool(folder / "pictures", recipe.pictures, _FIRST_PICTURE_SEED)
     features, _ = tower_features(llava.model.vision_tower, pool)
     network = PackedLlava(llava)
@@ -65,6 +76,7 @@ def make_naive(shipped: Path, folder: Path, recipe: NaiveRecipe) -> Path:
     aside = folder / "naive.partial"
     shutil.rmtree(aside, ignore_errors=True)
     export_llava(llava, shipped, aside)
+    shutil.rmtree(finished, ignore_errors=True)
     aside.rename(finished)
     return finished
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,9 @@ def test_a_tiny_ablation_runs_and_is_not_trained_twice(tmp_path: Path) -> None:
     again = run_ablation(settings, tmp_path / "work", TINY, lambda *_: None)
     assert (len(reports), again.rows) == (4, found.rows)
     assert all(path.stat().st_mtime_ns == written for path, written in reports.items())
+    other = replace(TINY, naive=replace(TINY.naive, steps=3))
+    with pytest.raises(UsageError, match="made from other weights than"):
+        run_ablation(settings, tmp_path / "work", other, lambda *_: None)
 
 
 def _row(label: str, *pairs: tuple[float, float], weight: float | None = None) -> AblationRow:
