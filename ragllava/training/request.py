@@ -154,12 +154,14 @@ def submit_training(
 ) -> tuple[int, bool]:
     """Make a train job; returns its id and whether it is new.
 
-    Of one role at most one job is open at a time. Raises UsageError when there is one, for an unknown archive, and
-    when the labelled questions are too few.
+    Of one role at most one job is open at a time. Raises UsageError when there is another one, for an unknown archive,
+    when the labelled questions are too few, and for a key that belongs to a job with another content.
     """
 
     def work(connection: Connection) -> tuple[int, bool]:
         trainings.lock_role(connection, request.role)
+        if idempotency_key is not None and control.find_job(connection, idempotency_key) is not None:
+            return create_job(connection, request, idempotency_key)
         _require_no_other(connection, request.role)
         shortage = plan_training(connection, request, settings).shortage
         if shortage is not None:

@@ -1,0 +1,51 @@
+"""Which trainings are begun, and on what: asked for by people, tried again, or due by themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ragllava.errors import UsageError
+from ragllava.jobs import control
+from ragllava.records import Role
+from ragllava.training.request import TrainingRequest, submit_training
+from tests.classroom import Classroom
+from tests.workshop import Workshop
+
+
+@pytest.fixture
+def desk(workshop: Workshop, tmp_path: Path) -> Workshop:
+    """A worker beside the archives `class` and `other`, of the same pictures."""
+    for name in ("class", "other"):
+        folder = Classroom(workshop.engine, workshop.settings).draw(tmp_path / name)
+        workshop.ingest(folder, captions=folder / "captions.csv", archive_name=name)
+    return workshop
+
+
+def label(desk: Workshop, count: int, archive_name: str = "class") -> int:
+    return Classroom(desk.engine, desk.settings, archive_name).label(count)
+
+
+def submit(desk: Workshop, role: Role = Role.RERANKER, key: str | None = None, **changes: Any) -> tuple[int, bool]:
+    request = TrainingRequest(role, ("class",), "mini", **changes)
+    return submit_training(desk.engine, desk.settings, request, key)
+
+
+def cancel(desk: Workshop, *job_ids: int) -> None:
+    with desk.engine.begin() as connection:
+        for job_id in job_ids:
+            control.cancel(connection, job_id)
+
+
+def test_a_training_asked_for_again_under_its_key_is_the_same_job(desk: Workshop) -> None:
+    label(desk, 100)
+    job_id, _ = submit(desk, key="monday")
+    assert submit(desk, key="monday") == (job_id, False)
+    with pytest.raises(UsageError, match=f"'monday' belongs to job {job_id}, which has another content"):
+        submit(desk, key="monday", negatives=2.0)
+    with pytest.raises(UsageError, match=f"job {job_id} trains the reranker already"):
+        submit(desk, key="tuesday")
+    cancel(desk, job_id)
+    assert submit(desk, key="monday") == (job_id, False), "ended or not"
