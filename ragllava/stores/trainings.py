@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select, text, update
 
+from ragllava.errors import UsageError
 from ragllava.records import JobKind, Role, TrainingStatus
 from ragllava.stores.schema import jobs, model_versions, trainings
 
@@ -65,6 +66,21 @@ def open_training(connection: Connection, role: Role) -> int | None:
         .where(jobs.c.finished_at.is_(None), trainings.c.role == role.value)
     )
     return connection.scalar(query.order_by(jobs.c.id).limit(1))
+
+
+def require_none_open(connection: Connection, role: Role) -> None:
+    """Raises UsageError while a job trains this role or waits to. Lock the role first, or the answer may be old."""
+    other = open_training(connection, role)
+    if other is not None:
+        raise UsageError(
+            f"job {other} trains the {role} already: wait for it, or stop it with `ragllava jobs cancel {other}`"
+        )
+
+
+def role_of(connection: Connection, job_id: int) -> Role | None:
+    """The role that a job trains; it never changes. None for a job that trains nothing."""
+    found: str | None = connection.scalar(select(trainings.c.role).where(trainings.c.job_id == job_id))
+    return None if found is None else Role(found)
 
 
 def view(connection: Connection, job_id: int) -> TrainingView:

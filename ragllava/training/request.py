@@ -162,7 +162,7 @@ def submit_training(
         trainings.lock_role(connection, request.role)
         if idempotency_key is not None and control.find_job(connection, idempotency_key) is not None:
             return create_job(connection, request, idempotency_key)
-        _require_no_other(connection, request.role)
+        trainings.require_none_open(connection, request.role)
         shortage = plan_training(connection, request, settings).shortage
         if shortage is not None:
             raise UsageError(shortage)
@@ -228,11 +228,3 @@ def begin_due(
     request = TrainingRequest(role, (first.archive,), default_preset(profile))
     job_id, is_new = create_job(connection, request, f"retrain:{role}:{first.archive}:{first.last_label}")
     return job_id if is_new else None
-
-
-def _require_no_other(connection: Connection, role: Role) -> None:
-    other = trainings.open_training(connection, role)
-    if other is not None:
-        raise UsageError(
-            f"job {other} trains the {role} already: wait for it, or stop it with `ragllava jobs cancel {other}`"
-        )

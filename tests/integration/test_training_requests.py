@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from ragllava.errors import UsageError
 from ragllava.jobs import control
+from ragllava.jobs.states import JobState
 from ragllava.records import Role
 from ragllava.training.request import TrainingRequest, submit_training
 from tests.classroom import Classroom
@@ -49,3 +52,35 @@ def test_a_training_asked_for_again_under_its_key_is_the_same_job(desk: Workshop
         submit(desk, key="tuesday")
     cancel(desk, job_id)
     assert submit(desk, key="monday") == (job_id, False), "ended or not"
+
+
+def test_a_training_is_not_tried_again_beside_another_one_of_its_role(desk: Workshop) -> None:
+    label(desk, 100)
+    first, _ = submit(desk)
+    cancel(desk, first)
+    second, _ = submit(desk)
+    with (
+        pytest.raises(UsageError, match=f"job {second} trains the reranker already: wait for it, or stop it with"),
+        desk.engine.begin() as connection,
+    ):
+        control.retry(connection, first, per_shard=1)
+    assert desk.job(first).state == JobState.CANCELLED, "as it was"
+    submit(desk, Role.GENERATOR)
+    cancel(desk, second)
+    with desk.engine.begin() as connection:
+        assert control.retry(connection, first, per_shard=1) == 1
+
+
+def test_of_a_training_begun_and_one_tried_again_at_once_one_waits_for_the_other(
+    desk: Workshop, wait_for_waiter: Callable[[], None]
+) -> None:
+    label(desk, 100)
+    first, _ = submit(desk)
+    cancel(desk, first)
+    with ThreadPoolExecutor(1) as threads:
+        with desk.engine.begin() as connection:
+            assert control.retry(connection, first, per_shard=1) == 1
+            other = threads.submit(submit, desk)
+            wait_for_waiter()
+        with pytest.raises(UsageError, match=f"job {first} trains the reranker already"):
+            other.result()
