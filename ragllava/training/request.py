@@ -214,7 +214,8 @@ def begin_due(
 ) -> int | None:
     """Begin the training of a role for the first archive with so many newly labelled questions, or for the named one.
 
-    Returns its job; None when none is due, or while another job trains the role.
+    A champion serves all archives and learns from the base, so it is trained on, and guarded by, what was labelled in
+    the others as well. Returns its job; None when none is due, or while another job trains the role.
     """
     due = trainings.due_archives(connection, role, labelled)
     if archive_name is not None:
@@ -224,7 +225,11 @@ def begin_due(
     trainings.lock_role(connection, role)
     if trainings.open_training(connection, role) is not None:
         return None
-    first = due[0]
-    request = TrainingRequest(role, (first.archive,), default_preset(profile))
-    job_id, is_new = create_job(connection, request, f"retrain:{role}:{first.archive}:{first.last_label}")
-    return job_id if is_new else None
+    for first in due:
+        # The clock may call labels new that were given while their training began.
+        key = f"retrain:{role}:{first.archive}:{first.last_label}"
+        if control.find_job(connection, key) is None:
+            others = (name for name in trainings.labelled_archives(connection, role) if name != first.archive)
+            request = TrainingRequest(role, (first.archive, *others), default_preset(profile))
+            return create_job(connection, request, key)[0]
+    return None
