@@ -58,7 +58,8 @@ class SnapshotRules:
 class ArchiveShare:
     """What one archive gives. `labelled` counts its labelled questions, also those of no use for this role.
 
-    `addresses` tells where a question's text comes from; it is not part of the snapshot's files.
+    `addresses` tells where a question's text comes from, and `images_each` how many relevant images decide about a
+    question's side on the mean, 0 where none do; both are not part of the snapshot's files.
     """
 
     archive: str
@@ -67,6 +68,7 @@ class ArchiveShare:
     calibration: tuple[LabelledQuestion, ...]
     held_out: tuple[LabelledQuestion, ...]
     addresses: Mapping[str, QuestionAddress] = field(default_factory=dict)
+    images_each: float = 0.0
 
     def figures(self) -> dict[str, Any]:
         """The counts for people."""
@@ -200,6 +202,7 @@ def _share(labelled: _Labelled, role: Role, rules: SnapshotRules, *, by_image: b
     sides: dict[str, list[LabelledQuestion]] = {"train": [], "calibration": [], "held_out": []}
     for question in labelled.questions:
         sides[_side(labelled.ever[question_key(question.text)], rules, by_image=by_image)].append(question)
+    counts = [len(question.relevant) for question in labelled.questions if question.relevant and by_image]
     build = build_rank_dataset if role is Role.RERANKER else build_answer_dataset
     return ArchiveShare(
         archive=labelled.archive,
@@ -210,6 +213,7 @@ def _share(labelled: _Labelled, role: Role, rules: SnapshotRules, *, by_image: b
         addresses={
             question_key(row.text): (row.archive_id, row.label.job_id, row.label.question_no) for row in labelled.rows
         },
+        images_each=sum(counts) / len(counts) if counts else 0.0,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,10 +14,13 @@ from sqlalchemy import Engine, func, select, text
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.records import JobKind, Label, Role, Verdict
+from ragllava.settings import Settings
 from ragllava.stores import answers, archive, labels
 from ragllava.training.datasets import DatasetOptions, is_held_out
 from ragllava.training.examples import RankExample
+from ragllava.training.request import TrainingPlan, TrainingRequest, plan_training
 from ragllava.training.snapshot import FEWEST_IMAGES, ArchiveShare, Snapshot, SnapshotRules, collect
+from tests.commands import Run
 
 HELD_OUT, CALIBRATION = 0.25, 0.15
 PICTURES = [sha256(str(number).encode()).hexdigest() for number in range(60)]
@@ -28,6 +32,7 @@ class Labeller:
     """Says which pictures of an archive answer a question."""
 
     engine: Engine
+    settings: Settings
 
     def say(self, archive_name: str, relevant: Mapping[str, Sequence[str]]) -> None:
         """Pictures by question; an archive is made when it is first named, and a picture as well."""
@@ -61,6 +66,11 @@ class Labeller:
             moment: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
         return moment
 
+    def plan(self, *archives: str, role: Role = Role.RERANKER) -> TrainingPlan:
+        """What a training now would learn from."""
+        with self.engine.begin() as connection:
+            return plan_training(connection, TrainingRequest(role, archives, "mini"), self.settings)
+
     def collect(self, *archives: str, since: datetime | None = None) -> Snapshot:
         """The snapshot of a reranker's training."""
         rules = SnapshotRules(HELD_OUT, CALIBRATION, DatasetOptions(seed=0))
@@ -69,13 +79,19 @@ class Labeller:
 
 
 @pytest.fixture
-def labeller(engine: Engine) -> Labeller:
-    return Labeller(engine)
+def labeller(engine: Engine, settings: Settings) -> Labeller:
+    return Labeller(engine, settings)
 
 
 def about(pictures: Sequence[str], asked: str = "What is on") -> dict[str, list[str]]:
     """Five questions about each picture."""
     return {f"{asked} {picture[:8]}, {n}?": [picture] for picture in pictures for n in range(5)}
+
+
+def about_several(number: int, count: int = 200) -> dict[str, list[str]]:
+    """Questions about so many pictures each."""
+    rng = random.Random(number)
+    return {f"Which {number} belong to {n}?": rng.sample(PICTURES, number) for n in range(count)}
 
 
 def trained(share: ArchiveShare) -> set[str]:
@@ -136,3 +152,39 @@ def test_a_question_stays_on_its_side_when_it_is_labelled_with_another_picture(l
     [share] = labeller.collect("cards", since=began).shares
     assert not trained(share)
     assert [question.text for question in share.held_out] == ["Which  CARD?"]
+
+
+def test_a_plan_says_when_questions_about_several_pictures_leave_little_to_train_on(labeller: Labeller) -> None:
+    labeller.say("cards", about_several(4))
+    plan = labeller.plan("cards")
+    [share] = plan.snapshot.shares
+    left = share.dataset.card.questions
+    assert 0 < left < 40
+    assert plan.shortage is None
+    assert plan.note == plan.as_json()["note"]
+    assert plan.note is not None
+    assert f"archive cards leaves {left} of " in plan.note
+    assert "name 4.0 relevant images on the mean" in plan.note
+    assert "lower RAGLLAVA_HELD_OUT_SHARE=0.25 or RAGLLAVA_CALIBRATION_SHARE=0.15" in plan.note
+    of_generator = labeller.plan("cards", role=Role.GENERATOR)
+    assert of_generator.note is not None and of_generator.note.endswith("lower RAGLLAVA_HELD_OUT_SHARE=0.25")
+
+
+def test_questions_about_one_or_two_pictures_leave_enough(labeller: Labeller) -> None:
+    labeller.say("cards", about_several(1) | about_several(2))
+    assert labeller.plan("cards").note is None
+
+
+def test_a_plan_without_anything_to_learn_says_whether_pictures_or_labels_are_to_blame(labeller: Labeller) -> None:
+    labeller.say("many", about_several(20, count=60))
+    shortage = labeller.plan("many").shortage
+    assert shortage is not None
+    assert "archive many leaves 0 of 60 questions to train on" in shortage
+    assert "lower RAGLLAVA_HELD_OUT_SHARE" in shortage
+
+
+def test_the_command_says_what_the_plan_says(labeller: Labeller, run: Run) -> None:
+    labeller.say("cards", about_several(4))
+    code, _, problem = run("train", "reranker", "--archive", "cards", "--dry-run")
+    assert code == 0
+    assert "lower RAGLLAVA_HELD_OUT_SHARE" in problem
