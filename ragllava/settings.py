@@ -103,7 +103,8 @@ class Settings(BaseSettings):
     shard_time_limit_s: float = Field(default=1800.0, gt=0)  # hard limit of a worker child
     worker_memory_mib: int = Field(default=0, ge=0)  # 0: no limit; else a child above it is replaced
 
-    # Training. Of all labelled questions one share judges versions, and one fits η; the rest is trained on.
+    # Training. Shares of the labelled pictures: questions about one of them judge versions, or fit η. Only questions
+    # all of whose pictures are in neither are trained on: (1 - share) ** k of those about k pictures.
     held_out_share: float = Field(default=0.25, gt=0, lt=1)
     calibration_share: float = Field(default=0.15, ge=0, lt=1)
     set_aside_above: float = Field(default=0.9, gt=0, le=1)  # unlabelled and as relevant: to be reviewed, not learned

@@ -133,6 +133,8 @@ def _show_plan(plan: TrainingPlan, as_json: bool) -> None:
         print_json(plan.as_json())
     else:
         _print_plan(plan)
+    if plan.note is not None:
+        click.echo(f"ragllava: {plan.note}", err=True)
     if plan.shortage is not None:
         click.echo(f"ragllava: {plan.shortage}", err=True)
         sys.exit(1)

@@ -236,8 +236,13 @@ def resume(connection: Connection, job_id: int) -> None:
 def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     """Try the failed, dead and cancelled inputs of an ended job again in a new run; returns how many there are.
 
-    Inputs that were invalid from the start stay as they are. Earlier answers are kept under their own run.
+    Inputs that were invalid from the start stay as they are. Earlier answers are kept under their own run. Raises
+    UsageError for an unknown job, for one that has not ended, and for a training while another one of its role is open.
     """
+    role = trainings.role_of(connection, job_id)
+    if role is not None:
+        # Before the job's row: who holds a role's lock may have to wait for a row, never the other way round.
+        trainings.lock_role(connection, role)
     job = _lock_job(connection, job_id)
     if job.finished_at is None:
         raise UsageError(f"job {job_id} is {job.state}; only an ended job can be retried")
@@ -247,6 +252,8 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     numbers = outcomes.reopen(connection, kind, job_id, [str(status) for status in RETRIED_STATUSES[kind]], run_no)
     if not numbers:
         return 0
+    if role is not None:
+        trainings.require_none_open(connection, role)
     last = _last_shard(connection, job_id)
     others = [number for number in numbers if last is None or number != last.lo]
     chunks = [others[i : i + per_shard] for i in range(0, len(others), per_shard)]

@@ -9,9 +9,11 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select, text, update
 
+from ragllava.errors import UsageError
 from ragllava.records import JobKind, Role, TrainingStatus
 from ragllava.stores.schema import jobs, model_versions, trainings
 
+_IN_VAIN = [status.value for status in (TrainingStatus.FAILED, TrainingStatus.DEAD, TrainingStatus.CANCELLED)]
 _LOCK_SPACE = 0x52616754  # our corner of the advisory locks: who may begin a training
 
 
@@ -73,6 +75,21 @@ def open_places(connection: Connection) -> set[str]:
     return {place_of(row.id, row.created_at) for row in connection.execute(query)}
 
 
+def require_none_open(connection: Connection, role: Role) -> None:
+    """Raises UsageError while a job trains this role or waits to. Lock the role first, or the answer may be old."""
+    other = open_training(connection, role)
+    if other is not None:
+        raise UsageError(
+            f"job {other} trains the {role} already: wait for it, or stop it with `ragllava jobs cancel {other}`"
+        )
+
+
+def role_of(connection: Connection, job_id: int) -> Role | None:
+    """The role that a job trains; it never changes. None for a job that trains nothing."""
+    found: str | None = connection.scalar(select(trainings.c.role).where(trainings.c.job_id == job_id))
+    return None if found is None else Role(found)
+
+
 def view(connection: Connection, job_id: int) -> TrainingView:
     """The training of a train job."""
     row = connection.execute(
@@ -109,19 +126,34 @@ def finish(connection: Connection, job_id: int, status: TrainingStatus, reason: 
 def due_archives(connection: Connection, role: Role, labelled: int) -> Sequence[DueArchive]:
     """Archives in which at least so many questions were labelled since the last training of the role began there.
 
-    Trainings that were only asked for in another archive's name count for the archives they replayed as well.
+    Trainings that were asked for in another archive's name count for the archives they replayed as well, unless they
+    came to nothing: that other archive may have had too few labels.
     """
     rows = connection.execute(
         text(
             "SELECT a.name, count(DISTINCT (l.job_id, l.question_no)) AS labelled, max(l.id) AS last_label "
             "FROM labels l JOIN archives a ON a.id = l.archive_id "
             "WHERE l.created_at > coalesce((SELECT max(j.created_at) FROM jobs j JOIN trainings t ON t.job_id = j.id "
-            "  WHERE j.kind = :kind AND t.role = :role AND j.spec->'archives' ? a.name), '-infinity') "
+            "  WHERE j.kind = :kind AND t.role = :role AND j.spec->'archives' ? a.name "
+            "  AND (j.spec->'archives'->>0 = a.name OR NOT coalesce(t.status = ANY(:in_vain), false))), '-infinity') "
             "GROUP BY a.name HAVING count(DISTINCT (l.job_id, l.question_no)) >= :labelled ORDER BY a.name"
         ),
-        {"kind": JobKind.TRAIN.value, "role": role.value, "labelled": labelled},
+        {"kind": JobKind.TRAIN.value, "role": role.value, "labelled": labelled, "in_vain": _IN_VAIN},
     )
     return [DueArchive(row.name, row.labelled, row.last_label) for row in rows]
+
+
+def labelled_archives(connection: Connection, role: Role) -> Sequence[str]:
+    """The archives, by name, in which a question's newest label says something to this role."""
+    return connection.scalars(
+        text(
+            "SELECT DISTINCT a.name FROM (SELECT DISTINCT ON (job_id, question_no) * FROM labels "
+            "  ORDER BY job_id, question_no, id DESC) latest JOIN archives a ON a.id = latest.archive_id "
+            "WHERE CASE WHEN :answers THEN cardinality(relevant) > 0 AND answer IS NOT NULL "
+            "  ELSE cardinality(relevant) + cardinality(irrelevant) > 0 END ORDER BY a.name"
+        ),
+        {"answers": role is Role.GENERATOR},
+    ).all()
 
 
 def _update(connection: Connection, job_id: int, **values: Any) -> None:

@@ -23,6 +23,7 @@ from ragllava.training.presets import ChosenSettings, choose_settings
 from ragllava.training.snapshot import Snapshot, SnapshotRules, collect
 
 _PRESET_OF_PROFILE = {"mini": "mini", "paper": "llava-1.5-13b"}
+_LEAST_LEFT = 0.5  # of the questions that would be trained on if each were about one picture
 _OTHER_PRESET = "internvl2-2b"  # for small models of today
 
 
@@ -73,12 +74,16 @@ class TrainingRequest:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """What a training would learn from. `shortage` says in one sentence why it cannot be done, None if it can."""
+    """What a training would learn from.
+
+    `shortage` says in one sentence why it cannot be done, None if it can; `note` what should be thought over before.
+    """
 
     request: TrainingRequest
     snapshot: Snapshot
     steps: int
     shortage: str | None
+    note: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -90,6 +95,7 @@ class TrainingPlan:
             "examples": len(self.snapshot.examples),
             "steps": self.steps,
             "shortage": self.shortage,
+            "note": self.note,
         }
 
 
@@ -116,7 +122,9 @@ def plan_training(connection: Connection, request: TrainingRequest, settings: Se
     )
     snapshot = collect(connection, request.role, request.archives, request.since, rules)
     steps = chosen.max_steps or math.ceil(len(snapshot.examples) * chosen.epochs / chosen.global_batch)
-    return TrainingPlan(request, snapshot, steps, find_shortage(snapshot))
+    spread = find_spread(snapshot, rules)
+    shortage = find_shortage(snapshot, spread)
+    return TrainingPlan(request, snapshot, steps, shortage, spread if shortage is None else None)
 
 
 def check_request(request: TrainingRequest) -> None:
@@ -134,8 +142,32 @@ def check_request(request: TrainingRequest) -> None:
     _ = request.settings
 
 
-def find_shortage(snapshot: Snapshot) -> str | None:
-    """Why these questions are too few to train on and to judge by; None when they suffice."""
+def find_spread(snapshot: Snapshot, rules: SnapshotRules) -> str | None:
+    """What to do when so many pictures belong to a question that less than half of the expected share is trained on.
+
+    One held-out picture holds a question out, so the shares are those of questions about one picture only.
+    """
+    share = rules.held_out + rules.calibration
+    shares = f"RAGLLAVA_HELD_OUT_SHARE={rules.held_out:g}"
+    if rules.calibration:
+        shares += f" or RAGLLAVA_CALIBRATION_SHARE={rules.calibration:g}"
+    for found in snapshot.shares:
+        left = found.dataset.card.questions
+        usable = left + len(found.calibration) + len(found.held_out)
+        if found.images_each > 1 and left < _LEAST_LEFT * (1 - share) * usable:
+            return (
+                f"archive {found.archive} leaves {left} of {usable} questions to train on: they name "
+                f"{found.images_each:.1f} relevant images on the mean, and one image that is held out or fits the "
+                f"threshold keeps its whole question from the training; lower {shares}"
+            )
+    return None
+
+
+def find_shortage(snapshot: Snapshot, spread: str | None = None) -> str | None:
+    """Why these questions are too few to train on and to judge by; None when they suffice.
+
+    `spread` is the reason, if it is known, why next to nothing is left to train on.
+    """
     first = snapshot.shares[0]
     needed = GateRules().fewest_questions
     if len(first.held_out) < needed:
@@ -145,7 +177,10 @@ def find_shortage(snapshot: Snapshot) -> str | None:
             "with `ragllava feedback`"
         )
     if not snapshot.examples:
-        return f"none of the labelled questions gives the {snapshot.role} anything to learn; name their relevant images"
+        return (
+            spread
+            or f"none of the labelled questions gives the {snapshot.role} anything to learn; name their relevant images"
+        )
     return None
 
 
@@ -154,13 +189,15 @@ def submit_training(
 ) -> tuple[int, bool]:
     """Make a train job; returns its id and whether it is new.
 
-    Of one role at most one job is open at a time. Raises UsageError when there is one, for an unknown archive, and
-    when the labelled questions are too few.
+    Of one role at most one job is open at a time. Raises UsageError when there is another one, for an unknown archive,
+    when the labelled questions are too few, and for a key that belongs to a job with another content.
     """
 
     def work(connection: Connection) -> tuple[int, bool]:
         trainings.lock_role(connection, request.role)
-        _require_no_other(connection, request.role)
+        if idempotency_key is not None and control.find_job(connection, idempotency_key) is not None:
+            return create_job(connection, request, idempotency_key)
+        trainings.require_none_open(connection, request.role)
         shortage = plan_training(connection, request, settings).shortage
         if shortage is not None:
             raise UsageError(shortage)
@@ -212,7 +249,8 @@ def begin_due(
 ) -> int | None:
     """Begin the training of a role for the first archive with so many newly labelled questions, or for the named one.
 
-    Returns its job; None when none is due, or while another job trains the role.
+    A champion serves all archives and learns from the base, so it is trained on, and guarded by, what was labelled in
+    the others as well. Returns its job; None when none is due, or while another job trains the role.
     """
     due = trainings.due_archives(connection, role, labelled)
     if archive_name is not None:
@@ -222,15 +260,11 @@ def begin_due(
     trainings.lock_role(connection, role)
     if trainings.open_training(connection, role) is not None:
         return None
-    first = due[0]
-    request = TrainingRequest(role, (first.archive,), default_preset(profile))
-    job_id, is_new = create_job(connection, request, f"retrain:{role}:{first.archive}:{first.last_label}")
-    return job_id if is_new else None
-
-
-def _require_no_other(connection: Connection, role: Role) -> None:
-    other = trainings.open_training(connection, role)
-    if other is not None:
-        raise UsageError(
-            f"job {other} trains the {role} already: wait for it, or stop it with `ragllava jobs cancel {other}`"
-        )
+    for first in due:
+        # The clock may call labels new that were given while their training began.
+        key = f"retrain:{role}:{first.archive}:{first.last_label}"
+        if control.find_job(connection, key) is None:
+            others = (name for name in trainings.labelled_archives(connection, role) if name != first.archive)
+            request = TrainingRequest(role, (first.archive, *others), default_preset(profile))
+            return create_job(connection, request, key)[0]
+    return None

@@ -1,8 +1,9 @@
 """The data of one training, frozen: examples to learn from, and the questions that calibrate and judge. No torch.
 
 The sides follow from a question's relevant images (datasets.py), so no question that is judged by is trained on, nor
-another one about the same picture: a reranker is surer of pictures that it was trained on than of any other, and η
-fitted on these would drop the others. Where few images are labelled, they follow from the question's text.
+another one about its held-out picture: a reranker is surer of pictures that it was trained on than of any other, and η
+fitted on these would drop the others. Where few images are labelled, they follow from the question's text; which of the
+two holds for all archives of a training alike, or one would train on what another one is judged by.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from ragllava.training.datasets import (
 from ragllava.training.examples import Evidence, Example
 from ragllava.training.labelled import labelled_questions, usable_for
 
-FEWEST_IMAGES = 24  # labelled relevant in an archive, so that some are on every side
+FEWEST_IMAGES = 24  # labelled relevant in the archives of a training, so that some are on every side
 _JUDGED_FILE = "judged.json"
 
 QuestionAddress = tuple[int, int, int]  # archive, job, number
@@ -57,7 +58,8 @@ class SnapshotRules:
 class ArchiveShare:
     """What one archive gives. `labelled` counts its labelled questions, also those of no use for this role.
 
-    `addresses` tells where a question's text comes from; it is not part of the snapshot's files.
+    `addresses` tells where a question's text comes from, and `images_each` how many relevant images decide about a
+    question's side on the mean, 0 where none do; both are not part of the snapshot's files.
     """
 
     archive: str
@@ -66,6 +68,7 @@ class ArchiveShare:
     calibration: tuple[LabelledQuestion, ...]
     held_out: tuple[LabelledQuestion, ...]
     addresses: Mapping[str, QuestionAddress] = field(default_factory=dict)
+    images_each: float = 0.0
 
     def figures(self) -> dict[str, Any]:
         """The counts for people."""
@@ -123,16 +126,14 @@ class Snapshot:
 def collect(
     connection: Connection, role: Role, archives: Sequence[str], since: datetime | None, rules: SnapshotRules
 ) -> Snapshot:
-    """The snapshot of what is labelled now. `since` limits the first archive alone. Raises UsageError."""
-    found = []
-    for place, name in enumerate(archives):
-        archive_id = archive.get_archive(connection, name).archive_id
-        rows = labels.latest_labels(connection, [archive_id], since if place == 0 else None)
-        ids = {image for row in rows for image in (*row.label.relevant, *row.label.irrelevant)}
-        images = labels.images_by_id(connection, archive_id, sorted(ids))
-        questions = merge_questions(labelled_questions(rows, images))
-        found.append(_share(name, role, rows, questions, rules))
-    return Snapshot(role, tuple(found))
+    """The snapshot of what is labelled now. `since` limits the first archive alone. Raises UsageError.
+
+    Which side a question is on does not hang on `since`.
+    """
+    found = [_look_up(connection, name, since if place == 0 else None) for place, name in enumerate(archives)]
+    images = {item.image for labelled in found for question in labelled.ever.values() for item in question.relevant}
+    by_image = len(images) >= FEWEST_IMAGES
+    return Snapshot(role, tuple(_share(labelled, role, rules, by_image=by_image) for labelled in found))
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
@@ -176,21 +177,43 @@ def read_snapshot(folder: Path) -> Snapshot:
     return Snapshot(Role(manifest["role"]), tuple(shares))
 
 
-def _share(
-    name: str, role: Role, rows: Sequence[LabelledRow], questions: Sequence[LabelledQuestion], rules: SnapshotRules
-) -> ArchiveShare:
+@dataclass(frozen=True, slots=True)
+class _Labelled:
+    """What is labelled in an archive. `ever` are its questions by key, with all that was ever said about them."""
+
+    archive: str
+    rows: Sequence[LabelledRow]
+    questions: Sequence[LabelledQuestion]
+    ever: Mapping[str, LabelledQuestion]
+
+
+def _look_up(connection: Connection, name: str, since: datetime | None) -> _Labelled:
+    archive_id = archive.get_archive(connection, name).archive_id
+    ever = labels.latest_labels(connection, [archive_id])
+    # Not asked for once more: between two looks somebody may label.
+    rows = ever if since is None else [row for row in ever if row.created_at >= since.astimezone(UTC)]
+    ids = {image for row in ever for image in (*row.label.relevant, *row.label.irrelevant)}
+    images = labels.images_by_id(connection, archive_id, sorted(ids))
+    questions, known = (merge_questions(labelled_questions(found, images)) for found in (rows, ever))
+    return _Labelled(name, rows, questions, {question_key(question.text): question for question in known})
+
+
+def _share(labelled: _Labelled, role: Role, rules: SnapshotRules, *, by_image: bool) -> ArchiveShare:
     sides: dict[str, list[LabelledQuestion]] = {"train": [], "calibration": [], "held_out": []}
-    by_image = len({item.image for question in questions for item in question.relevant}) >= FEWEST_IMAGES
-    for question in questions:
-        sides[_side(question, rules, by_image=by_image)].append(question)
+    for question in labelled.questions:
+        sides[_side(labelled.ever[question_key(question.text)], rules, by_image=by_image)].append(question)
+    counts = [len(question.relevant) for question in labelled.questions if question.relevant and by_image]
     build = build_rank_dataset if role is Role.RERANKER else build_answer_dataset
     return ArchiveShare(
-        archive=name,
-        labelled=len(rows),
+        archive=labelled.archive,
+        labelled=len(labelled.rows),
         dataset=build(sides["train"], rules.options),
         calibration=tuple(usable_for(role, sides["calibration"])),
         held_out=tuple(usable_for(role, sides["held_out"])),
-        addresses={question_key(row.text): (row.archive_id, row.label.job_id, row.label.question_no) for row in rows},
+        addresses={
+            question_key(row.text): (row.archive_id, row.label.job_id, row.label.question_no) for row in labelled.rows
+        },
+        images_each=sum(counts) / len(counts) if counts else 0.0,
     )
 
 

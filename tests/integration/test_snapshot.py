@@ -1,0 +1,190 @@
+"""What a training learns from and is judged by, from labels in the database: made of rows, no model, no picture."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+
+import pytest
+from sqlalchemy import Engine, func, select, text
+
+from ragllava.jobs import control
+from ragllava.jobs.control import NewJob
+from ragllava.records import JobKind, Label, Role, Verdict
+from ragllava.settings import Settings
+from ragllava.stores import answers, archive, labels
+from ragllava.training.datasets import DatasetOptions, is_held_out
+from ragllava.training.examples import RankExample
+from ragllava.training.request import TrainingPlan, TrainingRequest, plan_training
+from ragllava.training.snapshot import FEWEST_IMAGES, ArchiveShare, Snapshot, SnapshotRules, collect
+from tests.commands import Run
+
+HELD_OUT, CALIBRATION = 0.25, 0.15
+PICTURES = [sha256(str(number).encode()).hexdigest() for number in range(60)]
+FEW = PICTURES[: FEWEST_IMAGES - 2]
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """Says which pictures of an archive answer a question."""
+
+    engine: Engine
+    settings: Settings
+
+    def say(self, archive_name: str, relevant: Mapping[str, Sequence[str]]) -> None:
+        """Pictures by question; an archive is made when it is first named, and a picture as well."""
+        with self.engine.begin() as connection:
+            archive_id = archive.ensure_archive(connection, archive_name).archive_id
+            stored = text(
+                "INSERT INTO blobs (sha256, state, size_bytes, media_type) VALUES (:h, 'live', 1, 'image/png') "
+                "ON CONFLICT DO NOTHING"
+            )
+            add = text(
+                "INSERT INTO images (archive_id, sha256, source, uri, caption, width, height, media_type) "
+                "VALUES (:a, :h, :h, :h, 'a card', 1, 1, 'image/png') ON CONFLICT DO NOTHING"
+            )
+            for picture in {picture for pictures in relevant.values() for picture in pictures}:
+                connection.execute(stored, {"h": picture})
+                connection.execute(add, {"a": archive_id, "h": picture})
+            found = connection.execute(text("SELECT sha256, id FROM images WHERE archive_id = :a"), {"a": archive_id})
+            ids = {row.sha256: row.id for row in found}
+            new = NewJob(JobKind.ANSWER, archive_id, {"options": {}}, total=len(relevant), per_shard=len(relevant))
+            job_id, _ = control.create(connection, new)
+            answers.insert_questions(connection, job_id, ((n, n, f"q{n}", asked) for n, asked in enumerate(relevant)))
+            said = [
+                Label(job_id, n, Verdict.WRONG, "red", tuple(ids[picture] for picture in pictures), (), "person")
+                for n, pictures in enumerate(relevant.values())
+            ]
+            labels.insert_labels(connection, said)
+
+    def now(self) -> datetime:
+        """The database's clock."""
+        with self.engine.begin() as connection:
+            moment: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        return moment
+
+    def plan(self, *archives: str, role: Role = Role.RERANKER) -> TrainingPlan:
+        """What a training now would learn from."""
+        with self.engine.begin() as connection:
+            return plan_training(connection, TrainingRequest(role, archives, "mini"), self.settings)
+
+    def collect(self, *archives: str, since: datetime | None = None) -> Snapshot:
+        """The snapshot of a reranker's training."""
+        rules = SnapshotRules(HELD_OUT, CALIBRATION, DatasetOptions(seed=0))
+        with self.engine.begin() as connection:
+            return collect(connection, Role.RERANKER, archives, since, rules)
+
+
+@pytest.fixture
+def labeller(engine: Engine, settings: Settings) -> Labeller:
+    return Labeller(engine, settings)
+
+
+def about(pictures: Sequence[str], asked: str = "What is on") -> dict[str, list[str]]:
+    """Five questions about each picture."""
+    return {f"{asked} {picture[:8]}, {n}?": [picture] for picture in pictures for n in range(5)}
+
+
+def about_several(number: int, count: int = 200) -> dict[str, list[str]]:
+    """Questions about so many pictures each."""
+    rng = random.Random(number)
+    return {f"Which {number} belong to {n}?": rng.sample(PICTURES, number) for n in range(count)}
+
+
+def trained(share: ArchiveShare) -> set[str]:
+    return {example.question for example in share.dataset.examples}
+
+
+def pictures_trained(share: ArchiveShare) -> set[str]:
+    return {one.image for one in share.dataset.examples if isinstance(one, RankExample) and one.relevant}
+
+
+def judged(snapshot: Snapshot) -> set[str]:
+    """The pictures by which versions are judged, or η is fitted, in any archive."""
+    return {
+        item.image
+        for share in snapshot.shares
+        for question in (*share.held_out, *share.calibration)
+        for item in question.relevant
+    }
+
+
+def test_a_small_archive_is_split_as_the_others_of_its_training_are(labeller: Labeller) -> None:
+    labeller.say("large", about(PICTURES))
+    labeller.say("small", about(FEW, "Who drew"))
+    snapshot = labeller.collect("large", "small")
+    assert len(judged(snapshot) & set(FEW)) > 4
+    for share in snapshot.shares:
+        assert pictures_trained(share), "something is left to train on"
+        assert not pictures_trained(share) & judged(snapshot)
+
+
+def test_archives_that_only_together_have_enough_pictures_are_split_by_them(labeller: Labeller) -> None:
+    halves = PICTURES[:FEWEST_IMAGES:2], PICTURES[1:FEWEST_IMAGES:2]
+    for name, half in zip("ab", halves, strict=True):
+        labeller.say(name, about(half))
+    by_text, together = labeller.collect("a"), labeller.collect("a", "b")
+    assert pictures_trained(by_text.shares[0]) & judged(by_text), "too few pictures to have some on every side"
+    assert not pictures_trained(together.shares[0]) & judged(together)
+
+
+def test_a_window_trains_on_nothing_that_the_whole_archive_holds_out(labeller: Labeller) -> None:
+    labeller.say("cards", about(PICTURES[len(FEW) :]))
+    began = labeller.now()
+    labeller.say("cards", about(FEW))
+    whole, window = labeller.collect("cards"), labeller.collect("cards", since=began)
+    held_out = {question.text for question in whole.shares[0].held_out}
+    [share] = window.shares
+    assert (whole.shares[0].labelled, share.labelled) == (300, 5 * len(FEW))
+    assert trained(share) == trained(whole.shares[0]) & set(about(FEW))
+    assert {question.text for question in share.held_out} == held_out & set(about(FEW))
+
+
+def test_a_question_stays_on_its_side_when_it_is_labelled_with_another_picture(labeller: Labeller) -> None:
+    held_out = next(picture for picture in PICTURES if is_held_out(picture, HELD_OUT))
+    other = next(picture for picture in PICTURES if not is_held_out(picture, HELD_OUT + CALIBRATION))
+    labeller.say("cards", about(PICTURES) | {"Which card?": [held_out]})
+    began = labeller.now()
+    labeller.say("cards", {"Which  CARD?": [other]})
+    [share] = labeller.collect("cards", since=began).shares
+    assert not trained(share)
+    assert [question.text for question in share.held_out] == ["Which  CARD?"]
+
+
+def test_a_plan_says_when_questions_about_several_pictures_leave_little_to_train_on(labeller: Labeller) -> None:
+    labeller.say("cards", about_several(4))
+    plan = labeller.plan("cards")
+    [share] = plan.snapshot.shares
+    left = share.dataset.card.questions
+    assert 0 < left < 40
+    assert plan.shortage is None
+    assert plan.note == plan.as_json()["note"]
+    assert plan.note is not None
+    assert f"archive cards leaves {left} of " in plan.note
+    assert "name 4.0 relevant images on the mean" in plan.note
+    assert "lower RAGLLAVA_HELD_OUT_SHARE=0.25 or RAGLLAVA_CALIBRATION_SHARE=0.15" in plan.note
+    of_generator = labeller.plan("cards", role=Role.GENERATOR)
+    assert of_generator.note is not None and of_generator.note.endswith("lower RAGLLAVA_HELD_OUT_SHARE=0.25")
+
+
+def test_questions_about_one_or_two_pictures_leave_enough(labeller: Labeller) -> None:
+    labeller.say("cards", about_several(1) | about_several(2))
+    assert labeller.plan("cards").note is None
+
+
+def test_a_plan_without_anything_to_learn_says_whether_pictures_or_labels_are_to_blame(labeller: Labeller) -> None:
+    labeller.say("many", about_several(20, count=60))
+    shortage = labeller.plan("many").shortage
+    assert shortage is not None
+    assert "archive many leaves 0 of 60 questions to train on" in shortage
+    assert "lower RAGLLAVA_HELD_OUT_SHARE" in shortage
+
+
+def test_the_command_says_what_the_plan_says(labeller: Labeller, run: Run) -> None:
+    labeller.say("cards", about_several(4))
+    code, _, problem = run("train", "reranker", "--archive", "cards", "--dry-run")
+    assert code == 0
+    assert "lower RAGLLAVA_HELD_OUT_SHARE" in problem
