@@ -21,6 +21,7 @@ from ragllava.training.datasets import DatasetOptions
 from ragllava.training.gate import GateRules
 from ragllava.training.presets import ChosenSettings, choose_settings
 from ragllava.training.snapshot import Snapshot, SnapshotRules, collect
+from ragllava.training.unseen import leave_out_known
 
 _PRESET_OF_PROFILE = {"mini": "mini", "paper": "llava-1.5-13b"}
 _LEAST_LEFT = 0.5  # of the questions that would be trained on if each were about one picture
@@ -105,7 +106,10 @@ def default_preset(profile: str) -> str:
 
 
 def plan_training(connection: Connection, request: TrainingRequest, settings: Settings) -> TrainingPlan:
-    """Look at the labels and say what a training now would learn from. Raises UsageError, SettingsError."""
+    """Look at the labels and say what a training now would learn from.
+
+    Raises UsageError, SettingsError, and ServiceUnavailable where the champion's own data had to be looked at.
+    """
     check_request(request)
     chosen = request.settings.values
     rules = SnapshotRules(
@@ -120,7 +124,8 @@ def plan_training(connection: Connection, request: TrainingRequest, settings: Se
             bare_share=request.bare_share,
         ),
     )
-    snapshot = collect(connection, request.role, request.archives, request.since, rules)
+    found = collect(connection, request.role, request.archives, request.since, rules)
+    snapshot = leave_out_known(connection, found, settings)
     steps = chosen.max_steps or math.ceil(len(snapshot.examples) * chosen.epochs / chosen.global_batch)
     spread = find_spread(snapshot, rules)
     shortage = find_shortage(snapshot, spread)
@@ -171,9 +176,10 @@ def find_shortage(snapshot: Snapshot, spread: str | None = None) -> str | None:
     first = snapshot.shares[0]
     needed = GateRules().fewest_questions
     if len(first.held_out) < needed:
+        known = f" ({first.known} others do not count, since the champion was trained on them)" if first.known else ""
         return (
             f"archive {first.archive} has {first.labelled} labelled questions, of which {len(first.held_out)} that a "
-            f"{snapshot.role} can be judged by are held out; the gate needs {needed}: label more questions, "
+            f"{snapshot.role} can be judged by are held out{known}; the gate needs {needed}: label more questions, "
             "with `ragllava feedback`"
         )
     if not snapshot.examples:

@@ -59,7 +59,9 @@ class ArchiveShare:
     """What one archive gives. `labelled` counts its labelled questions, also those of no use for this role.
 
     `addresses` tells where a question's text comes from, and `images_each` how many relevant images decide about a
-    question's side on the mean, 0 where none do; both are not part of the snapshot's files.
+    question's side on the mean, 0 where none do. `known` counts the held-out questions that were left out because the
+    champion was trained on them. These three are not part of the snapshot's files. `split` tells what the sides follow
+    from: `pictures` or `texts`, None where an earlier version wrote the files.
     """
 
     archive: str
@@ -69,6 +71,8 @@ class ArchiveShare:
     held_out: tuple[LabelledQuestion, ...]
     addresses: Mapping[str, QuestionAddress] = field(default_factory=dict)
     images_each: float = 0.0
+    known: int = 0
+    split: str | None = None
 
     def figures(self) -> dict[str, Any]:
         """The counts for people."""
@@ -82,6 +86,7 @@ class ArchiveShare:
             "set_aside": card.set_aside,
             "calibration": len(self.calibration),
             "held_out": len(self.held_out),
+            "split": self.split,
         }
 
 
@@ -144,6 +149,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
         judged = {
             "archive": share.archive,
             "labelled": share.labelled,
+            "split": share.split,
             "calibration": [asdict(question) for question in share.calibration],
             "held_out": [asdict(question) for question in share.held_out],
         }
@@ -172,6 +178,7 @@ def read_snapshot(folder: Path) -> Snapshot:
                 dataset=read_dataset(own),
                 calibration=tuple(map(_question, judged["calibration"])),
                 held_out=tuple(map(_question, judged["held_out"])),
+                split=judged.get("split"),
             )
         )
     return Snapshot(Role(manifest["role"]), tuple(shares))
@@ -214,6 +221,7 @@ def _share(labelled: _Labelled, role: Role, rules: SnapshotRules, *, by_image: b
             question_key(row.text): (row.archive_id, row.label.job_id, row.label.question_no) for row in labelled.rows
         },
         images_each=sum(counts) / len(counts) if counts else 0.0,
+        split="pictures" if by_image else "texts",
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, func, select, text
@@ -15,11 +16,14 @@ from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.records import JobKind, Label, Role, Verdict
 from ragllava.settings import Settings
-from ragllava.stores import answers, archive, labels
+from ragllava.stores import answers, archive, labels, registry
+from ragllava.stores.objects import ObjectStore
+from ragllava.stores.registry import AdapterVersion
 from ragllava.training.datasets import DatasetOptions, is_held_out
 from ragllava.training.examples import RankExample
+from ragllava.training.remote import upload_folder
 from ragllava.training.request import TrainingPlan, TrainingRequest, plan_training
-from ragllava.training.snapshot import FEWEST_IMAGES, ArchiveShare, Snapshot, SnapshotRules, collect
+from ragllava.training.snapshot import FEWEST_IMAGES, ArchiveShare, Snapshot, SnapshotRules, collect, write_snapshot
 from tests.commands import Run
 
 HELD_OUT, CALIBRATION = 0.25, 0.15
@@ -60,6 +64,18 @@ class Labeller:
             ]
             labels.insert_labels(connection, said)
 
+    def crown(self, learned: Snapshot, folder: Path, *, store: bool = True, **told: object) -> None:
+        """Make what learned from this snapshot champion; `told` is what its story says instead of the usual."""
+        place = f"training/{folder.name}"
+        if store:
+            write_snapshot(folder, learned)
+            upload_folder(ObjectStore(self.settings), folder, f"{place}/snapshot")
+        story = {"objects": place, "data": [share.figures() for share in learned.shares], **told}
+        version = AdapterVersion(learned.role, folder.name, "mini", "v1", 0.5, None, folder.name, {}, "base", story)
+        with self.engine.begin() as connection:
+            registry.register_adapter(connection, version)
+            registry.promote(connection, "mini", learned.role, version.name, "a test")
+
     def now(self) -> datetime:
         """The database's clock."""
         with self.engine.begin() as connection:
@@ -96,6 +112,10 @@ def about_several(number: int, count: int = 200) -> dict[str, list[str]]:
 
 def trained(share: ArchiveShare) -> set[str]:
     return {example.question for example in share.dataset.examples}
+
+
+def held_out(snapshot: Snapshot) -> set[str]:
+    return {question.text for share in snapshot.shares for question in share.held_out}
 
 
 def pictures_trained(share: ArchiveShare) -> set[str]:
@@ -188,3 +208,38 @@ def test_the_command_says_what_the_plan_says(labeller: Labeller, run: Run) -> No
     code, _, problem = run("train", "reranker", "--archive", "cards", "--dry-run")
     assert code == 0
     assert "lower RAGLLAVA_HELD_OUT_SHARE" in problem
+
+
+def test_a_champion_of_another_split_is_not_judged_by_what_it_learned(labeller: Labeller, tmp_path: Path) -> None:
+    labeller.say("cards", about(FEW))
+    by_text = labeller.collect("cards")
+    labeller.crown(by_text, tmp_path / "first")
+    assert held_out(labeller.plan("cards").snapshot) == held_out(by_text), "the same split: nothing is left out"
+    labeller.say("cards", about(PICTURES[len(FEW) :]))
+    by_picture = labeller.collect("cards")
+    learned = trained(by_text.shares[0])
+    assert held_out(by_picture) & learned
+    plan = labeller.plan("cards")
+    assert held_out(plan.snapshot) == held_out(by_picture) - learned
+    assert trained(plan.snapshot.shares[0]) == trained(by_picture.shares[0]), "nor does it come back to the training"
+    labeller.crown(by_text, tmp_path / "old", data=[{"archive": "cards"}])
+    assert held_out(labeller.plan("cards").snapshot) == held_out(by_picture) - learned, "nothing tells its split"
+    labeller.crown(plan.snapshot, tmp_path / "second", store=False)
+    assert held_out(labeller.plan("cards").snapshot) == held_out(by_picture), "its split is known, so it is not read"
+
+
+def test_a_champion_whose_data_are_gone_leaves_the_hold_out_as_it_is(labeller: Labeller, tmp_path: Path) -> None:
+    labeller.say("cards", about(FEW))
+    labeller.crown(labeller.collect("cards"), tmp_path / "gone", store=False)
+    labeller.say("cards", about(PICTURES[len(FEW) :]))
+    assert held_out(labeller.plan("cards").snapshot) == held_out(labeller.collect("cards"))
+
+
+def test_a_shortage_tells_of_the_questions_that_the_champion_learned(labeller: Labeller, tmp_path: Path) -> None:
+    labeller.say("cards", about(FEW))
+    labeller.crown(labeller.collect("cards"), tmp_path / "first")
+    labeller.say("cards", {f"Which is {picture[:8]}?": [picture] for picture in PICTURES[len(FEW) : FEWEST_IMAGES]})
+    plan = labeller.plan("cards")
+    left_out = len(held_out(labeller.collect("cards")) - held_out(plan.snapshot))
+    assert plan.shortage is not None
+    assert f"{left_out} others do not count, since the champion was trained on them" in plan.shortage
