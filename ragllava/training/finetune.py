@@ -16,8 +16,7 @@ import logging
 import os
 import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,9 +25,9 @@ from typing import Any
 import psutil
 import torch
 from PIL import Image
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
-from ragllava.errors import RagllavaError, SettingsError, ShardInterrupted, UsageError
+from ragllava.errors import RagllavaError, SettingsError, UsageError
 from ragllava.images import decode_known
 from ragllava.logs import configure_logging
 from ragllava.models.device import plan_device
@@ -36,32 +35,27 @@ from ragllava.models.mllm import Mllm, load_mllm
 from ragllava.models.profiles import get_profile
 from ragllava.records import Role
 from ragllava.settings import load_settings
-from ragllava.training.batches import Batch, BatchMaker, PictureOpener
+from ragllava.training.batches import BatchMaker, PictureOpener
 from ragllava.training.checkpoints import (
     MANIFEST,
     Checkpoint,
     hash_files,
     last_checkpoint,
-    seal_checkpoint,
     write_whole,
 )
 from ragllava.training.datasets import read_dataset, snapshot_id
 from ragllava.training.examples import Example, RankExample
 from ragllava.training.lora import save_adapter, trainable_lora
-from ragllava.training.losses import noise_weighted_loss, plain_loss
 from ragllava.training.presets import (
     THRIFT_SETTINGS,
     ChosenSettings,
-    TrainingSettings,
     accumulation_steps,
     choose_settings,
 )
 from ragllava.training.report import StepRecord, TrainingReport, read_report, write_report
+from ragllava.training.trainer import CheckpointHook, EachStep, LoraTrainer, Seal, StepHook
 
 log = logging.getLogger(__name__)
-
-CheckpointHook = Callable[[Path], None]
-StepHook = Callable[[int, int], None]  # steps done, steps in all
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +86,8 @@ def train(
     No adapter may lie on `mllm` before, and none does afterwards. `on_checkpoint` is called with the folder of each
     whole checkpoint, by one process of all; `on_step` after each step, and what it raises ends the training. When that
     is ShardInterrupted, a checkpoint is written first, so that no step is lost. A training that has its result already
-    is not repeated. Raises UsageError or SettingsError when it cannot be done as said, ScoreRejected when an example
-    does not fit.
+    is not repeated. Raises UsageError or SettingsError when it cannot be done as said, and where it diverges;
+    ScoreRejected when an example does not fit.
     """
     _check_examples(config, examples)
     snapshot = snapshot_id(examples)
@@ -105,14 +99,14 @@ def train(
     make_batch = BatchMaker(mllm, open_picture, with_captions=config.settings.values.with_captions)
     with trainable_lora(mllm, config.settings.values) as network:
         arguments = _arguments(config, mllm)
-        trainer = _LoraTrainer(
+        trainer = LoraTrainer(
             config.settings.values,
-            _Seal(fingerprint, on_checkpoint),
+            Seal(fingerprint, on_checkpoint),
             model=network,
             args=arguments,
             train_dataset=list(examples),
             data_collator=make_batch,
-            callbacks=[_EachStep(on_step)] if on_step else None,
+            callbacks=[EachStep(on_step)] if on_step else None,
         )
         trainer.run(config.work, fingerprint)
     if trainer.is_world_process_zero():
@@ -123,101 +117,6 @@ def train(
         _publish(config, found, report, fingerprint)
     trainer.accelerator.wait_for_everyone()
     return read_report(config.result)
-
-
-@dataclass(slots=True)
-class _Seal:
-    """Makes a checkpoint whole; knows how long was trained before this process began."""
-
-    fingerprint: str
-    hook: CheckpointHook | None
-    seconds_before: float = 0.0
-    began: float = 0.0
-
-    def close(self, folder: Path, step: int, last_step: int) -> None:
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads
-        seconds = self.seconds_before + time.monotonic() - self.began
-        seal_checkpoint(Checkpoint(folder, self.fingerprint, step, last_step, round(seconds, 3)))
-        log.info("checkpoint at step %d of %d", step, last_step, extra={"action": "checkpoint_written"})
-        if self.hook is not None:
-            self.hook(folder)
-
-
-class _EachStep(TrainerCallback):  # type: ignore[misc]
-    """Calls a hook after each step; lets the checkpoint be written before an interruption goes on its way."""
-
-    def __init__(self, hook: StepHook) -> None:
-        self._hook = hook
-        self._interrupted: ShardInterrupted | None = None
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_facts: Any) -> None:
-        """As in TrainerCallback."""
-        try:
-            self._hook(state.global_step, state.max_steps)
-        except ShardInterrupted as error:
-            self._interrupted = error
-            control.should_save = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **_facts: Any) -> None:
-        """As in TrainerCallback."""
-        if self._interrupted is not None:
-            raise self._interrupted
-
-
-class _LoraTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer with our loss, and checkpoints that are whole or do not count."""
-
-    loss_is_scaled_for_ga = False  # our loss is a mean over the micro-batch
-
-    def __init__(self, settings: TrainingSettings, seal: _Seal, **keywords: Any) -> None:
-        super().__init__(**keywords)
-        self.remove_callback(PrinterCallback)
-        self.model_accepts_loss_kwargs = False
-        self._settings = settings
-        self._seal = seal
-        self._weights: list[float] = []
-
-    def run(self, work: Path, fingerprint: str) -> None:
-        """Train from the last whole checkpoint, or from the beginning, up to a last checkpoint."""
-        start = last_checkpoint(work, fingerprint)
-        # Nobody may move on, and perhaps tidy up, before all have looked.
-        self.accelerator.wait_for_everyone()
-        self._seal.began = time.monotonic()
-        if start is None or not start.finished:
-            self._seal.seconds_before = start.seconds if start else 0.0
-            self.train(resume_from_checkpoint=str(start.folder) if start else None)
-        self.accelerator.wait_for_everyone()
-
-    def compute_loss(
-        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        """The loss of one micro-batch."""
-        network = self.accelerator.unwrap_model(model)
-        dtype = network.get_base_model().dtype
-        if self._settings.token_weighting:
-            found = noise_weighted_loss(model, inputs, dtype, self._settings.diffusion_step, undistributed=network)
-        else:
-            found = plain_loss(model, inputs, dtype)
-        self._weights.append(found.mean_weight)
-        return found.loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Each step's record, with the tokens' mean weight."""
-        if "loss" in logs:
-            logs["token_weight"] = sum(self._weights) / len(self._weights)
-            self._weights.clear()
-        super().log(logs, start_time)
-
-    def floating_point_ops(self, inputs: Batch) -> int:
-        """Not counted: the estimate knows no pictures."""
-        return 0
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()  # each process writes the state of its own random numbers
-        if self.is_world_process_zero():
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            self._seal.close(folder, self.state.global_step, self.state.max_steps)
 
 
 def _arguments(config: FinetuneConfig, mllm: Mllm) -> TrainingArguments:

@@ -15,8 +15,9 @@ from pathlib import Path
 from ragllava.errors import TrainingFailed, UsageError
 from ragllava.training.checkpoints import read_checkpoint
 from ragllava.training.datasets import Dataset, write_dataset
-from ragllava.training.finetune import CheckpointHook, FinetuneConfig, StepHook
+from ragllava.training.finetune import FinetuneConfig
 from ragllava.training.report import TrainingReport, read_report
+from ragllava.training.trainer import CheckpointHook, StepHook
 
 _LOOK_S = 1.0
 _GRACE_S = 20.0

@@ -17,13 +17,14 @@ _REPORT, _CURVES = "report.json", "curves.svg"
 class StepRecord:
     """One step: the loss on its examples, the learning rate it was taken with, the gradient's norm before clipping.
 
-    `token_weight` is the mean weight of the answers' tokens, 1 without the noise loss.
+    `token_weight` is the mean weight of the answers' tokens, 1 without the noise loss. The norm is None where it was
+    no number: in float16 the first steps are often left out for that.
     """
 
     step: int
     loss: float
     learning_rate: float
-    gradient_norm: float
+    gradient_norm: float | None
     token_weight: float
 
 
@@ -50,14 +51,15 @@ class TrainingReport:
 
 
 def write_report(report: TrainingReport, folder: Path) -> None:
-    """Write `report.json` and the curves as `curves.svg`."""
-    (folder / _REPORT).write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+    """Write `report.json` and the curves as `curves.svg`; what is no number becomes null, as JSON knows no other."""
+    values = _read_json(json.dumps(asdict(report)))
+    (folder / _REPORT).write_text(json.dumps(values, indent=1), encoding="utf-8")
     (folder / _CURVES).write_text(draw_panels(report.panels()), encoding="utf-8")
 
 
 def read_report(folder: Path) -> TrainingReport:
     """Read what `write_report` wrote."""
-    values = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
+    values = _read_json((folder / _REPORT).read_text(encoding="utf-8"))
     steps = tuple(StepRecord(**record) for record in values.pop("steps"))
     return TrainingReport(**{**values, "role": Role(values["role"])}, steps=steps)
 
@@ -69,4 +71,9 @@ def smoothed(points: Points, keep: float = 0.9) -> Points:
     for x, y in points:
         total, weight = keep * total + y, keep * weight + 1
         found.append((x, total / weight))
+    return found
+
+
+def _read_json(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
     return found

@@ -29,6 +29,7 @@ from ragllava.stores import noisy, presence, registry, trainings
 from ragllava.stores.schema import model_versions, workers
 from ragllava.training.job import train_stage
 from ragllava.training.request import TrainingRequest, create_job, submit_due_trainings, submit_training
+from ragllava.training.trainer import LoraTrainer
 from tests.classroom import Classroom, tiny_profile
 from tests.conftest import environment_of
 from tests.workshop import Workshop
@@ -228,6 +229,30 @@ def test_a_lost_picture_fails_the_job_with_its_reason(bench: Workshop) -> None:
     job = run(bench, request())
     assert job.state == JobState.FAILED
     assert job.error is not None and "a picture to train on is lost" in job.error and lost in job.error
+
+
+def test_a_training_that_diverges_fails_at_once_with_what_to_change(bench: Workshop) -> None:
+    classroom(bench).label(100)
+    job = run(bench, request(overrides=FEW_STEPS | {"max_steps": 6, "learning_rate": 1e30}))
+    assert job.state == JobState.FAILED
+    assert job.error is not None and job.error.startswith("the training diverged at step "), job.error
+    assert versions(bench) == []
+
+
+def test_a_step_without_a_gradient_norm_is_registered(bench: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a healthy training in float16 begins: the scaled loss overflows, and the step is left out."""
+
+    def overflowing(trainer: LoraTrainer, logs: dict[str, float], start_time: float | None = None) -> None:
+        as_it_was(trainer, logs, start_time)
+        trainer.state.log_history[-1]["grad_norm"] = math.inf
+
+    as_it_was = LoraTrainer.log
+    monkeypatch.setattr(LoraTrainer, "log", overflowing)
+    classroom(bench).label(100)
+    job = run(bench, request(overrides=NO_STEPS))
+    assert job.state == JobState.COMPLETED, job.error
+    [version] = versions(bench)
+    assert [step["gradient_norm"] for step in version.training["report"]["steps"]] == [None, None]
 
 
 def test_a_cancelled_training_can_be_tried_again(bench: Workshop) -> None:
