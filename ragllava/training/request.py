@@ -19,7 +19,7 @@ from ragllava.stores import archive, trainings
 from ragllava.stores.database import in_transaction
 from ragllava.training.datasets import DatasetOptions
 from ragllava.training.gate import GateRules
-from ragllava.training.presets import ChosenSettings, choose_settings
+from ragllava.training.presets import ChosenSettings, accumulation_steps, choose_settings
 from ragllava.training.snapshot import Snapshot, SnapshotRules, collect
 
 _PRESET_OF_PROFILE = {"mini": "mini", "paper": "llava-1.5-13b"}
@@ -102,6 +102,7 @@ def plan_training(connection: Connection, request: TrainingRequest, settings: Se
     """Look at the labels and say what a training now would learn from. Raises UsageError, SettingsError."""
     check_request(request)
     chosen = request.settings.values
+    accumulation_steps(chosen, settings.train_processes)  # raises where the processes cannot share a batch evenly
     rules = SnapshotRules(
         held_out=settings.held_out_share,
         # η is fitted for rerankers only; a generator may learn from those questions.

@@ -156,6 +156,14 @@ def test_a_generator_learns_from_two_archives_and_both_guard_the_gate(bench: Wor
     assert version.training["report"]["settings"]["token_weighting"] == {"value": True, "origin": "overridden"}
 
 
+def test_a_batch_that_the_processes_cannot_share_evenly_is_refused_before_a_job_is_made(bench: Workshop) -> None:
+    classroom(bench).label(100)
+    several = bench.with_settings(train_processes=2)
+    with pytest.raises(SettingsError, match="global_batch=16 is no multiple of micro_batch=16 × 2 devices"):
+        submit(several, request())
+    assert submit(several, request(overrides=FEW_STEPS | {"micro_batch": 8})) > 0
+
+
 def test_too_few_labels_are_refused_at_once_and_by_the_job(bench: Workshop) -> None:
     classroom(bench).label(12)
     with pytest.raises(UsageError, match=r"archive class has 12 labelled questions, of which .* the gate needs 20"):
@@ -313,6 +321,9 @@ def test_the_command_shows_and_queues_a_training(bench: Workshop, monkeypatch: p
     assert plan["steps"] == math.ceil(plan["examples"] * 4 / 16)
     assert called("--dry-run", "--since", "2100-01-01").exit_code == 1
     assert isinstance(called("--dry-run", "--set", "epoch=4").exception, SettingsError)
+    assert isinstance(called("--dry-run", "--set", "epochs=0").exception, SettingsError)
+    uneven = called("--dry-run", "--set", "global_batch=8").exception
+    assert isinstance(uneven, SettingsError) and "global_batch=8 is no multiple of micro_batch=16" in str(uneven)
     queued = called("--json")
     assert json.loads(queued.stdout)["training"]["phase"] == "waiting"
 
