@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ import torch
 from PIL import Image
 from transformers import TrainingArguments
 
-from ragllava.errors import RagllavaError, SettingsError, UsageError
+from ragllava.errors import RagllavaError, ScoreRejected, SettingsError, UsageError
 from ragllava.images import decode_known
 from ragllava.logs import configure_logging
 from ragllava.models.device import plan_device
@@ -254,6 +255,27 @@ def read_run_file(path: Path) -> RunFile:
         raise UsageError(f"{path}: is no training run ({error}); see ragllava.training.finetune.RunFile") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a run ended without a result; `hopeless` tells that another try as asked would end the same way."""
+
+    sentence: str
+    hopeless: bool
+
+
+def failure_file(run_file: Path) -> Path:
+    """Where a run leaves its Failure, for who started it: a launcher between them tells a status alone."""
+    return run_file.with_name("failed.json")
+
+
+def read_failure(run_file: Path) -> Failure | None:
+    """Why the run failed; None when it had no time to say so."""
+    try:
+        return Failure(**json.loads(failure_file(run_file).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def run(path: Path) -> TrainingReport:
     """Do the training that the file describes."""
     described = read_run_file(path)
@@ -272,23 +294,42 @@ def run(path: Path) -> TrainingReport:
     return train(config, dataset.examples, mllm, open_picture, on_step=partial(_require_owner, described.owner))
 
 
+class _OwnerGone(UsageError):
+    """Nobody is left to be told why."""
+
+
 def _require_owner(owner: int | None, _step: int, _last_step: int) -> None:
     if owner is not None and not psutil.pid_exists(owner):
-        raise UsageError(f"process {owner}, which asked for this training, is gone")
+        raise _OwnerGone(f"process {owner}, which asked for this training, is gone")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train as the file says; the exit status is 0, or 2 with one sentence when it cannot be done."""
+    """Train as the file says; the exit status is 0, or 2 with one sentence when it cannot be done.
+
+    Why it failed, whatever it was, stands in the `failure_file` as well; of several processes, what failed first.
+    """
     if len(arguments) != 1:
         log.error("usage: python -m ragllava.training.finetune RUN.json")
         return 2
+    path = Path(arguments[0])
     try:
-        report = run(Path(arguments[0]))
+        report = run(path)
     except RagllavaError as error:
         log.error("%s", error)
+        if not isinstance(error, _OwnerGone):  # the place may be another run's by now
+            _leave(path, Failure(str(error), hopeless=isinstance(error, UsageError | ScoreRejected)))
         return 2
+    except Exception as error:
+        _leave(path, Failure(f"{type(error).__name__}: {error}", hopeless=False))
+        raise
     log.info("trained %d steps in %.0f s", len(report.steps), report.seconds, extra={"action": "trained"})
     return 0
+
+
+def _leave(path: Path, failure: Failure) -> None:
+    # The others fail because of the first, so what it left stays; and the log has it all.
+    with suppress(OSError), failure_file(path).open("x", encoding="utf-8") as file:
+        json.dump(asdict(failure), file)
 
 
 if __name__ == "__main__":
