@@ -54,6 +54,7 @@ from ragllava.training.presets import (
     choose_settings,
 )
 from ragllava.training.report import StepRecord, TrainingReport, read_report, write_report
+from ragllava.training.selection import Selection, with_answers_to_learn, with_room
 from ragllava.training.trainer import CheckpointHook, EachStep, LoraTrainer, Seal, StepHook
 
 log = logging.getLogger(__name__)
@@ -61,11 +62,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FinetuneConfig:
-    """What to train, how, and where the result goes: a folder that does not exist yet."""
+    """What to train, how, and where the result goes: a folder that does not exist yet.
+
+    Answers of more than `max_answer_tokens` are not learned, as they are never written; None: of any length.
+    """
 
     role: Role
     settings: ChosenSettings
     result: Path
+    max_answer_tokens: int | None = None
 
     @property
     def work(self) -> Path:
@@ -87,25 +92,28 @@ def train(
     No adapter may lie on `mllm` before, and none does afterwards. `on_checkpoint` is called with the folder of each
     whole checkpoint, by one process of all; `on_step` after each step, and what it raises ends the training. When that
     is ShardInterrupted, a checkpoint is written first, so that no step is lost. A training that has its result already
-    is not repeated. Raises UsageError or SettingsError when it cannot be done as said, and where it diverges;
-    ScoreRejected when an example does not fit.
+    is not repeated. Examples that the model cannot learn from are left out, and the report tells how many; before the
+    first step, `on_step` is called with zeros from time to time. Raises UsageError or SettingsError when it cannot be
+    done as said, and where it diverges; ScoreRejected when an example does not fit after all.
     """
     _check_examples(config, examples)
-    snapshot = snapshot_id(examples)
-    fingerprint = _fingerprint(config, snapshot, mllm.version)
+    make_batch = BatchMaker(mllm, open_picture, with_captions=config.settings.values.with_captions)
+    chosen = with_answers_to_learn(examples, make_batch.answer_tokens, config.max_answer_tokens)
+    # Which of these have room follows from the base and from themselves.
+    fingerprint = _fingerprint(config, snapshot_id(chosen.examples), mllm.version)
     if config.result.exists():
         return _finished_report(config.result, fingerprint)
     for name, value in config.settings.as_json().items():
         log.info("training setting %s=%s (%s)", name, value["value"], value["origin"])
-    make_batch = BatchMaker(mllm, open_picture, with_captions=config.settings.values.with_captions)
+    arguments = _arguments(config, mllm)  # what is wrong with the settings is told before the pictures are opened
+    chosen = with_room(chosen, mllm, make_batch, open_picture, partial(on_step, 0, 0) if on_step else None)
     with trainable_lora(mllm, config.settings.values) as network:
-        arguments = _arguments(config, mllm)
         trainer = LoraTrainer(
             config.settings.values,
             Seal(fingerprint, on_checkpoint),
             model=network,
             args=arguments,
-            train_dataset=list(examples),
+            train_dataset=list(chosen.examples),
             data_collator=make_batch,
             callbacks=[EachStep(on_step)] if on_step else None,
         )
@@ -114,7 +122,7 @@ def train(
         found = last_checkpoint(config.work, fingerprint)
         if found is None or not found.finished:
             raise UsageError(f"{config.work}: the checkpoints there were changed while training; start it again")
-        report = _report(config, found, snapshot, mllm.version, len(examples))
+        report = _report(config, found, snapshot_id(examples), mllm.version, chosen)
         _publish(config, found, report, fingerprint)
     trainer.accelerator.wait_for_everyone()
     return read_report(config.result)
@@ -176,7 +184,7 @@ def _fingerprint(config: FinetuneConfig, snapshot: str, base: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _report(config: FinetuneConfig, found: Checkpoint, snapshot: str, base: str, examples: int) -> TrainingReport:
+def _report(config: FinetuneConfig, found: Checkpoint, snapshot: str, base: str, chosen: Selection) -> TrainingReport:
     history = json.loads((found.folder / "trainer_state.json").read_text())["log_history"]
     steps = tuple(
         StepRecord(
@@ -193,10 +201,11 @@ def _report(config: FinetuneConfig, found: Checkpoint, snapshot: str, base: str,
         role=config.role,
         base=base,
         snapshot=snapshot,
-        examples=examples,
+        examples=len(chosen.examples),
         seconds=found.seconds,
         settings=config.settings.as_json(),
         steps=steps,
+        left_out=chosen.left_out,
     )
 
 
@@ -286,7 +295,8 @@ def run(path: Path) -> TrainingReport:
         # `accelerate launch` starts one process for each device; each loads the base onto its own.
         settings = load_settings(**overrides, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     mllm = load_mllm(get_profile(settings), plan_device(settings), settings)
-    config = FinetuneConfig(dataset.card.role, choose_settings(described.preset, described.settings), described.result)
+    chosen = choose_settings(described.preset, described.settings)
+    config = FinetuneConfig(dataset.card.role, chosen, described.result, settings.max_answer_tokens)
 
     def open_picture(name: str) -> Image.Image:
         return decode_known((described.pictures / name).read_bytes())  # as the version will be served

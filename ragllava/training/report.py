@@ -29,8 +29,24 @@ class StepRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """So many examples that could not be trained on, for one reason; `question` is that of the first."""
+
+    reason: str
+    count: int
+    question: str
+
+    def sentence(self) -> str:
+        """For people."""
+        return f"{self.count} example{'' if self.count == 1 else 's'} left out, as {self.question!r}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingReport:
-    """A finished training. `settings` holds each value with its origin; `seconds` counts all attempts."""
+    """A finished training. `settings` holds each value with its origin; `seconds` counts all attempts.
+
+    `examples` counts those that were trained on.
+    """
 
     role: Role
     base: str
@@ -39,6 +55,7 @@ class TrainingReport:
     seconds: float
     settings: dict[str, Any]
     steps: tuple[StepRecord, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     def panels(self) -> list[Panel]:
         """The loss and the learning rate over the steps."""
@@ -59,9 +76,14 @@ def write_report(report: TrainingReport, folder: Path) -> None:
 
 def read_report(folder: Path) -> TrainingReport:
     """Read what `write_report` wrote."""
-    values = _read_json((folder / _REPORT).read_text(encoding="utf-8"))
-    steps = tuple(StepRecord(**record) for record in values.pop("steps"))
-    return TrainingReport(**{**values, "role": Role(values["role"])}, steps=steps)
+    return report_from_json(_read_json((folder / _REPORT).read_text(encoding="utf-8")))
+
+
+def report_from_json(values: dict[str, Any]) -> TrainingReport:
+    """The report whose `asdict` became these values."""
+    steps = tuple(StepRecord(**record) for record in values["steps"])
+    left_out = tuple(LeftOut(**item) for item in values.get("left_out", ()))  # what was trained before has none
+    return TrainingReport(**{**values, "role": Role(values["role"]), "steps": steps, "left_out": left_out})
 
 
 def smoothed(points: Points, keep: float = 0.9) -> Points:

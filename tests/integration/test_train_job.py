@@ -13,12 +13,11 @@ from typing import Any, TypeVar
 
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection
 
 from ragllava.cli.main import cli
 from ragllava.errors import LeaseLost, ServiceUnavailable, SettingsError, ShardInterrupted, UsageError
 from ragllava.jobs import control
-from ragllava.jobs.control import JobView
 from ragllava.jobs.runner import ShardContext
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind, NoisyReason, Role, TrainingStatus
@@ -26,62 +25,20 @@ from ragllava.stages.finalize import publish_missing_results
 from ragllava.stages.ingest import ingest_stage
 from ragllava.stages.resources import Resources
 from ragllava.stores import noisy, presence, registry, trainings
-from ragllava.stores.schema import model_versions, workers
 from ragllava.training.job import train_stage
-from ragllava.training.request import TrainingRequest, create_job, submit_due_trainings, submit_training
-from ragllava.training.trainer import LoraTrainer
-from tests.classroom import Classroom, tiny_profile
+from ragllava.training.request import create_job, submit_due_trainings
+from tests.classroom import Classroom
 from tests.conftest import environment_of
+from tests.trainings import FEW_STEPS, NO_STEPS, classroom, request, run, submit, train_bench, versions
 from tests.workshop import Workshop
 
 T = TypeVar("T")
 
-FEW_STEPS: dict[str, Any] = {"rank": 8, "alpha": 16, "max_steps": 40, "learning_rate": 0.02, "steps_per_checkpoint": 10}
-NO_STEPS = FEW_STEPS | {"max_steps": 2, "learning_rate": 1e-9}
-
 
 @pytest.fixture
 def bench(workshop: Workshop, tmp_path: Path) -> Workshop:
-    """A worker that also trains, with a home of its own, beside an archive that people have labelled."""
-    folder = Classroom(workshop.engine, workshop.settings).draw(tmp_path / "class")
-    workshop.ingest(folder, captions=folder / "captions.csv", archive_name="class")
-    own = workshop.settings.model_copy(
-        update={"home": tmp_path / "home", "torch_threads": 1, "profile": tiny_profile(tmp_path)}
-    )
-    made = replace(
-        workshop, settings=own, resources=Resources(own), stages={JobKind.TRAIN: train_stage}, opened=workshop.opened
-    )
-    workshop.opened.append(made.resources)
-    with workshop.engine.begin() as connection:
-        connection.execute(delete(workers))  # nobody answers here, so answer jobs stay as they are
-    made.live_worker("train@test", queues=("train",))
-    return made
-
-
-def classroom(bench: Workshop) -> Classroom:
-    return Classroom(bench.engine, bench.settings)
-
-
-def request(role: Role = Role.RERANKER, **changes: Any) -> TrainingRequest:
-    return TrainingRequest(role, ("class",), "mini", **{"overrides": FEW_STEPS, **changes})
-
-
-def submit(bench: Workshop, wanted: TrainingRequest) -> int:
-    job_id, _ = submit_training(bench.engine, bench.settings, wanted)
-    return job_id
-
-
-def run(bench: Workshop, wanted: TrainingRequest) -> JobView:
-    job_id = submit(bench, wanted)
-    bench.run()
-    return bench.job(job_id)
-
-
-def versions(bench: Workshop) -> list[Any]:
-    """The registered adapters."""
-    query = select(model_versions).where(model_versions.c.adapter_sha256.is_not(None)).order_by(model_versions.c.id)
-    with bench.engine.begin() as connection:
-        return list(connection.execute(query))
+    """As `train_bench` makes it."""
+    return train_bench(workshop, tmp_path)
 
 
 def test_a_reranker_that_learned_is_promoted_with_its_threshold(bench: Workshop) -> None:
@@ -237,30 +194,6 @@ def test_a_lost_picture_fails_the_job_with_its_reason(bench: Workshop) -> None:
     job = run(bench, request())
     assert job.state == JobState.FAILED
     assert job.error is not None and "a picture to train on is lost" in job.error and lost in job.error
-
-
-def test_a_training_that_diverges_fails_at_once_with_what_to_change(bench: Workshop) -> None:
-    classroom(bench).label(100)
-    job = run(bench, request(overrides=FEW_STEPS | {"max_steps": 6, "learning_rate": 1e30}))
-    assert job.state == JobState.FAILED
-    assert job.error is not None and job.error.startswith("the training diverged at step "), job.error
-    assert versions(bench) == []
-
-
-def test_a_step_without_a_gradient_norm_is_registered(bench: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a healthy training in float16 begins: the scaled loss overflows, and the step is left out."""
-
-    def overflowing(trainer: LoraTrainer, logs: dict[str, float], start_time: float | None = None) -> None:
-        as_it_was(trainer, logs, start_time)
-        trainer.state.log_history[-1]["grad_norm"] = math.inf
-
-    as_it_was = LoraTrainer.log
-    monkeypatch.setattr(LoraTrainer, "log", overflowing)
-    classroom(bench).label(100)
-    job = run(bench, request(overrides=NO_STEPS))
-    assert job.state == JobState.COMPLETED, job.error
-    [version] = versions(bench)
-    assert [step["gradient_norm"] for step in version.training["report"]["steps"]] == [None, None]
 
 
 def test_a_cancelled_training_can_be_tried_again(bench: Workshop) -> None:
