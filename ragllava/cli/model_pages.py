@@ -72,6 +72,7 @@ def facts(view: VersionView) -> list[tuple[str, str]]:
         ("prompt", version.prompt),
         ("threshold", _threshold(view)),
         ("training", _training(training)),
+        ("left out", _left_out(training)),
         ("gate", _gate(training.get("gate"))),
     ]
     return [(name, text) for name, text in found if text]
@@ -204,6 +205,11 @@ def _training(training: dict[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def _left_out(training: dict[str, Any]) -> str:
+    found = training.get("report", {}).get("left_out", ())
+    return "; ".join(f"{item['count']} of the examples, as {item['question']!r}: {item['reason']}" for item in found)
+
+
 def _gate(gate: dict[str, Any] | None) -> str:
     if not gate:
         return ""
@@ -228,7 +234,6 @@ def _training_panels(view: VersionView) -> Iterator[Panel]:
     report = (view.version.training or {}).get("report")
     if not report:
         return
-    from ragllava.training.report import StepRecord, TrainingReport
+    from ragllava.training.report import report_from_json
 
-    steps = tuple(StepRecord(**step) for step in report["steps"])
-    yield from TrainingReport(**{**report, "role": view.version.role, "steps": steps}).panels()
+    yield from report_from_json({**report, "role": view.version.role}).panels()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ragllava.errors import ModelUnavailable, UsageError
+from ragllava.errors import ModelUnavailable, ScoreRejected, UsageError
 from ragllava.models.fitting import ControlTokens, Prompt
 from ragllava.models.mllm import Mllm
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
@@ -71,35 +71,42 @@ class BatchMaker:
         self._mllm = mllm
         self._open_picture = open_picture
         self._with_captions = with_captions
-        self._answer_tokens = AnswerTokens(mllm)
+        self.answer_tokens = AnswerTokens(mllm)
         self._pad = mllm.tokenizer.pad_token_id
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
-        """One batch of all examples. Raises ScoreRejected when pictures do not fit the model's window."""
-        answers = [self._answer_tokens(_answer(example)) for example in examples]
+        """One batch of all examples. Raises ScoreRejected when pictures do not fit the window (selection.py)."""
+        answers = [self.answer_tokens(answer_of(example)) for example in examples]
         longest = max(map(len, answers))
         by_count: dict[int, list[int]] = defaultdict(list)
         for place, example in enumerate(examples):
-            by_count[len(_images(example))].append(place)
+            by_count[len(images_of(example))].append(place)
         parts, labels = [], []
         for _, places in sorted(by_count.items()):
-            prompts = [self._prompt(examples[place]) for place in places]
+            prompts = [self._opened(examples[place]) for place in places]
             rows = torch.full((len(places), longest), IGNORED_LABEL)
             for row, place in enumerate(places):
                 rows[row, : len(answers[place])] = torch.tensor(answers[place])
-            tensors = self._mllm.prepare(prompts, answer_tokens=longest).tensors
+            try:
+                tensors = self._mllm.prepare(prompts, answer_tokens=longest).tensors
+            except ScoreRejected as error:
+                asked = ", ".join(repr(prompt.question) for prompt in prompts)
+                raise ScoreRejected(f"the examples of the questions {asked}: {error}") from error
             parts.append(append_answers(tensors, rows, self._pad))
             labels.append(rows)
         return {"parts": parts, "labels": torch.cat(labels)}
 
-    def _prompt(self, example: Example) -> Prompt:
-        pictures = tuple(self._open_picture(image) for image in _images(example))
+    def prompt(self, example: Example, pictures: tuple[Image.Image, ...]) -> Prompt:
+        """What the example asks, with these pictures, which its text does not depend on."""
         captions = (example.caption,) if isinstance(example, RankExample) else example.captions
         if not self._with_captions:
-            captions = (None,) * len(pictures)
+            captions = (None,) * len(captions)
         if isinstance(example, RankExample):
             return Prompt(example.question, captions, pictures, _rank_prompt)
         return Prompt(example.question, captions, pictures, partial(answer_prompt, with_captions=self._with_captions))
+
+    def _opened(self, example: Example) -> Prompt:
+        return self.prompt(example, tuple(map(self._open_picture, images_of(example))))
 
 
 def append_answers(tensors: dict[str, Any], labels: torch.Tensor, pad: int) -> dict[str, Any]:
@@ -118,11 +125,13 @@ def append_answers(tensors: dict[str, Any], labels: torch.Tensor, pad: int) -> d
     return grown
 
 
-def _images(example: Example) -> tuple[str, ...]:
+def images_of(example: Example) -> tuple[str, ...]:
+    """Its pictures in the order shown."""
     return (example.image,) if isinstance(example, RankExample) else example.images
 
 
-def _answer(example: Example) -> str:
+def answer_of(example: Example) -> str:
+    """What is to be learned."""
     if isinstance(example, AnswerExample):
         return example.answer
     return "Yes" if example.relevant else "No"

@@ -16,8 +16,8 @@ import logging
 import os
 import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,9 @@ from typing import Any
 import psutil
 import torch
 from PIL import Image
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
-from ragllava.errors import RagllavaError, SettingsError, ShardInterrupted, UsageError
+from ragllava.errors import RagllavaError, ScoreRejected, SettingsError, UsageError
 from ragllava.images import decode_known
 from ragllava.logs import configure_logging
 from ragllava.models.device import plan_device
@@ -36,41 +36,41 @@ from ragllava.models.mllm import Mllm, load_mllm
 from ragllava.models.profiles import get_profile
 from ragllava.records import Role
 from ragllava.settings import load_settings
-from ragllava.training.batches import Batch, BatchMaker, PictureOpener
+from ragllava.training.batches import BatchMaker, PictureOpener
 from ragllava.training.checkpoints import (
     MANIFEST,
     Checkpoint,
     hash_files,
     last_checkpoint,
-    seal_checkpoint,
     write_whole,
 )
 from ragllava.training.datasets import read_dataset, snapshot_id
 from ragllava.training.examples import Example, RankExample
 from ragllava.training.lora import save_adapter, trainable_lora
-from ragllava.training.losses import noise_weighted_loss, plain_loss
 from ragllava.training.presets import (
     THRIFT_SETTINGS,
     ChosenSettings,
-    TrainingSettings,
     accumulation_steps,
     choose_settings,
 )
 from ragllava.training.report import StepRecord, TrainingReport, read_report, write_report
+from ragllava.training.selection import Selection, with_answers_to_learn, with_room
+from ragllava.training.trainer import CheckpointHook, EachStep, LoraTrainer, Seal, StepHook
 
 log = logging.getLogger(__name__)
-
-CheckpointHook = Callable[[Path], None]
-StepHook = Callable[[int, int], None]  # steps done, steps in all
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneConfig:
-    """What to train, how, and where the result goes: a folder that does not exist yet."""
+    """What to train, how, and where the result goes: a folder that does not exist yet.
+
+    Answers of more than `max_answer_tokens` are not learned, as they are never written; None: of any length.
+    """
 
     role: Role
     settings: ChosenSettings
     result: Path
+    max_answer_tokens: int | None = None
 
     @property
     def work(self) -> Path:
@@ -92,132 +92,40 @@ def train(
     No adapter may lie on `mllm` before, and none does afterwards. `on_checkpoint` is called with the folder of each
     whole checkpoint, by one process of all; `on_step` after each step, and what it raises ends the training. When that
     is ShardInterrupted, a checkpoint is written first, so that no step is lost. A training that has its result already
-    is not repeated. Raises UsageError or SettingsError when it cannot be done as said, ScoreRejected when an example
-    does not fit.
+    is not repeated. Examples that the model cannot learn from are left out, and the report tells how many; before the
+    first step, `on_step` is called with zeros from time to time. Raises UsageError or SettingsError when it cannot be
+    done as said, and where it diverges; ScoreRejected when an example does not fit after all.
     """
     _check_examples(config, examples)
-    snapshot = snapshot_id(examples)
-    fingerprint = _fingerprint(config, snapshot, mllm.version)
+    make_batch = BatchMaker(mllm, open_picture, with_captions=config.settings.values.with_captions)
+    chosen = with_answers_to_learn(examples, make_batch.answer_tokens, config.max_answer_tokens)
+    # Which of these have room follows from the base and from themselves.
+    fingerprint = _fingerprint(config, snapshot_id(chosen.examples), mllm.version)
     if config.result.exists():
         return _finished_report(config.result, fingerprint)
     for name, value in config.settings.as_json().items():
         log.info("training setting %s=%s (%s)", name, value["value"], value["origin"])
-    make_batch = BatchMaker(mllm, open_picture, with_captions=config.settings.values.with_captions)
+    arguments = _arguments(config, mllm)  # what is wrong with the settings is told before the pictures are opened
+    chosen = with_room(chosen, mllm, make_batch, open_picture, partial(on_step, 0, 0) if on_step else None)
     with trainable_lora(mllm, config.settings.values) as network:
-        arguments = _arguments(config, mllm)
-        trainer = _LoraTrainer(
+        trainer = LoraTrainer(
             config.settings.values,
-            _Seal(fingerprint, on_checkpoint),
+            Seal(fingerprint, on_checkpoint),
             model=network,
             args=arguments,
-            train_dataset=list(examples),
+            train_dataset=list(chosen.examples),
             data_collator=make_batch,
-            callbacks=[_EachStep(on_step)] if on_step else None,
+            callbacks=[EachStep(on_step)] if on_step else None,
         )
         trainer.run(config.work, fingerprint)
     if trainer.is_world_process_zero():
         found = last_checkpoint(config.work, fingerprint)
         if found is None or not found.finished:
             raise UsageError(f"{config.work}: the checkpoints there were changed while training; start it again")
-        report = _report(config, found, snapshot, mllm.version, len(examples))
+        report = _report(config, found, snapshot_id(examples), mllm.version, chosen)
         _publish(config, found, report, fingerprint)
     trainer.accelerator.wait_for_everyone()
     return read_report(config.result)
-
-
-@dataclass(slots=True)
-class _Seal:
-    """Makes a checkpoint whole; knows how long was trained before this process began."""
-
-    fingerprint: str
-    hook: CheckpointHook | None
-    seconds_before: float = 0.0
-    began: float = 0.0
-
-    def close(self, folder: Path, step: int, last_step: int) -> None:
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads
-        seconds = self.seconds_before + time.monotonic() - self.began
-        seal_checkpoint(Checkpoint(folder, self.fingerprint, step, last_step, round(seconds, 3)))
-        log.info("checkpoint at step %d of %d", step, last_step, extra={"action": "checkpoint_written"})
-        if self.hook is not None:
-            self.hook(folder)
-
-
-class _EachStep(TrainerCallback):  # type: ignore[misc]
-    """Calls a hook after each step; lets the checkpoint be written before an interruption goes on its way."""
-
-    def __init__(self, hook: StepHook) -> None:
-        self._hook = hook
-        self._interrupted: ShardInterrupted | None = None
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_facts: Any) -> None:
-        """As in TrainerCallback."""
-        try:
-            self._hook(state.global_step, state.max_steps)
-        except ShardInterrupted as error:
-            self._interrupted = error
-            control.should_save = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **_facts: Any) -> None:
-        """As in TrainerCallback."""
-        if self._interrupted is not None:
-            raise self._interrupted
-
-
-class _LoraTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer with our loss, and checkpoints that are whole or do not count."""
-
-    loss_is_scaled_for_ga = False  # our loss is a mean over the micro-batch
-
-    def __init__(self, settings: TrainingSettings, seal: _Seal, **keywords: Any) -> None:
-        super().__init__(**keywords)
-        self.remove_callback(PrinterCallback)
-        self.model_accepts_loss_kwargs = False
-        self._settings = settings
-        self._seal = seal
-        self._weights: list[float] = []
-
-    def run(self, work: Path, fingerprint: str) -> None:
-        """Train from the last whole checkpoint, or from the beginning, up to a last checkpoint."""
-        start = last_checkpoint(work, fingerprint)
-        # Nobody may move on, and perhaps tidy up, before all have looked.
-        self.accelerator.wait_for_everyone()
-        self._seal.began = time.monotonic()
-        if start is None or not start.finished:
-            self._seal.seconds_before = start.seconds if start else 0.0
-            self.train(resume_from_checkpoint=str(start.folder) if start else None)
-        self.accelerator.wait_for_everyone()
-
-    def compute_loss(
-        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        """The loss of one micro-batch."""
-        network = self.accelerator.unwrap_model(model)
-        dtype = network.get_base_model().dtype
-        if self._settings.token_weighting:
-            found = noise_weighted_loss(model, inputs, dtype, self._settings.diffusion_step, undistributed=network)
-        else:
-            found = plain_loss(model, inputs, dtype)
-        self._weights.append(found.mean_weight)
-        return found.loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Each step's record, with the tokens' mean weight."""
-        if "loss" in logs:
-            logs["token_weight"] = sum(self._weights) / len(self._weights)
-            self._weights.clear()
-        super().log(logs, start_time)
-
-    def floating_point_ops(self, inputs: Batch) -> int:
-        """Not counted: the estimate knows no pictures."""
-        return 0
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()  # each process writes the state of its own random numbers
-        if self.is_world_process_zero():
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            self._seal.close(folder, self.state.global_step, self.state.max_steps)
 
 
 def _arguments(config: FinetuneConfig, mllm: Mllm) -> TrainingArguments:
@@ -276,7 +184,7 @@ def _fingerprint(config: FinetuneConfig, snapshot: str, base: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _report(config: FinetuneConfig, found: Checkpoint, snapshot: str, base: str, examples: int) -> TrainingReport:
+def _report(config: FinetuneConfig, found: Checkpoint, snapshot: str, base: str, chosen: Selection) -> TrainingReport:
     history = json.loads((found.folder / "trainer_state.json").read_text())["log_history"]
     steps = tuple(
         StepRecord(
@@ -293,10 +201,11 @@ def _report(config: FinetuneConfig, found: Checkpoint, snapshot: str, base: str,
         role=config.role,
         base=base,
         snapshot=snapshot,
-        examples=examples,
+        examples=len(chosen.examples),
         seconds=found.seconds,
         settings=config.settings.as_json(),
         steps=steps,
+        left_out=chosen.left_out,
     )
 
 
@@ -355,6 +264,27 @@ def read_run_file(path: Path) -> RunFile:
         raise UsageError(f"{path}: is no training run ({error}); see ragllava.training.finetune.RunFile") from None
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a run ended without a result; `hopeless` tells that another try as asked would end the same way."""
+
+    sentence: str
+    hopeless: bool
+
+
+def failure_file(run_file: Path) -> Path:
+    """Where a run leaves its Failure, for who started it: a launcher between them tells a status alone."""
+    return run_file.with_name("failed.json")
+
+
+def read_failure(run_file: Path) -> Failure | None:
+    """Why the run failed; None when it had no time to say so."""
+    try:
+        return Failure(**json.loads(failure_file(run_file).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def run(path: Path) -> TrainingReport:
     """Do the training that the file describes."""
     described = read_run_file(path)
@@ -365,7 +295,8 @@ def run(path: Path) -> TrainingReport:
         # `accelerate launch` starts one process for each device; each loads the base onto its own.
         settings = load_settings(**overrides, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     mllm = load_mllm(get_profile(settings), plan_device(settings), settings)
-    config = FinetuneConfig(dataset.card.role, choose_settings(described.preset, described.settings), described.result)
+    chosen = choose_settings(described.preset, described.settings)
+    config = FinetuneConfig(dataset.card.role, chosen, described.result, settings.max_answer_tokens)
 
     def open_picture(name: str) -> Image.Image:
         return decode_known((described.pictures / name).read_bytes())  # as the version will be served
@@ -373,23 +304,42 @@ def run(path: Path) -> TrainingReport:
     return train(config, dataset.examples, mllm, open_picture, on_step=partial(_require_owner, described.owner))
 
 
+class _OwnerGone(UsageError):
+    """Nobody is left to be told why."""
+
+
 def _require_owner(owner: int | None, _step: int, _last_step: int) -> None:
     if owner is not None and not psutil.pid_exists(owner):
-        raise UsageError(f"process {owner}, which asked for this training, is gone")
+        raise _OwnerGone(f"process {owner}, which asked for this training, is gone")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train as the file says; the exit status is 0, or 2 with one sentence when it cannot be done."""
+    """Train as the file says; the exit status is 0, or 2 with one sentence when it cannot be done.
+
+    Why it failed, whatever it was, stands in the `failure_file` as well; of several processes, what failed first.
+    """
     if len(arguments) != 1:
         log.error("usage: python -m ragllava.training.finetune RUN.json")
         return 2
+    path = Path(arguments[0])
     try:
-        report = run(Path(arguments[0]))
+        report = run(path)
     except RagllavaError as error:
         log.error("%s", error)
+        if not isinstance(error, _OwnerGone):  # the place may be another run's by now
+            _leave(path, Failure(str(error), hopeless=isinstance(error, UsageError | ScoreRejected)))
         return 2
+    except Exception as error:
+        _leave(path, Failure(f"{type(error).__name__}: {error}", hopeless=False))
+        raise
     log.info("trained %d steps in %.0f s", len(report.steps), report.seconds, extra={"action": "trained"})
     return 0
+
+
+def _leave(path: Path, failure: Failure) -> None:
+    # The others fail because of the first, so what it left stays; and the log has it all.
+    with suppress(OSError), failure_file(path).open("x", encoding="utf-8") as file:
+        json.dump(asdict(failure), file)
 
 
 if __name__ == "__main__":

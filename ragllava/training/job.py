@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
-from ragllava.errors import ImageRejected, JobRefused, ObjectCorrupt, ObjectMissing, UsageError
+from ragllava.errors import ImageRejected, JobRefused, ObjectCorrupt, ObjectMissing, ScoreRejected, UsageError
 from ragllava.images import decode
 from ragllava.jobs import control, queue
 from ragllava.jobs.runner import ShardContext
@@ -150,7 +150,8 @@ def learn(course: Course, snapshot: Snapshot) -> TrainingReport:
     from ragllava.training.finetune import FinetuneConfig
 
     course.enter("training")
-    config = FinetuneConfig(course.request.role, course.request.settings, course.folder / "result")
+    most = course.context.settings.max_answer_tokens
+    config = FinetuneConfig(course.request.role, course.request.settings, course.folder / "result", most)
     course.folder.mkdir(parents=True, exist_ok=True)
     if not config.result.exists():
         step = restore_checkpoint(course.context.resources.objects, f"{course.place}/checkpoints", config.work)
@@ -163,6 +164,8 @@ def learn(course: Course, snapshot: Snapshot) -> TrainingReport:
         raise JobRefused(
             f"a picture to train on is lost: {error}; ingest it again, then `ragllava jobs retry {course.job_id}`"
         ) from error
+    except ScoreRejected as error:
+        raise JobRefused(f"an example cannot be trained on: {error}") from error
     finally:
         release_memory()
 
@@ -188,7 +191,8 @@ def conclude(course: Course, snapshot: Snapshot, report: TrainingReport, contest
         training=_story(course, snapshot, report, contest),
         state="challenger" if contest.passed else "candidate",
     )
-    course.context.commit(lambda c: _register(c, course, version, contest))
+    reasons = (*contest.reasons, *(item.sentence() for item in report.left_out))
+    course.context.commit(lambda c: _register(c, course, version, contest, "; ".join(reasons)))
 
 
 def release_memory() -> None:
@@ -304,17 +308,18 @@ def _story(course: Course, snapshot: Snapshot, report: TrainingReport, contest: 
     }
 
 
-def _register(connection: Connection, course: Course, version: AdapterVersion, contest: Contest) -> None:
+def _register(connection: Connection, course: Course, version: AdapterVersion, contest: Contest, reason: str) -> None:
     """Exactly one version, and the outcome that goes with it."""
     made = registry.register_adapter(connection, version)
-    status, reason = _decide(connection, course, made, contest)
+    status, reason = _decide(connection, course, made, contest, reason)
     if status is TrainingStatus.PROMOTED:
         registry.promote(connection, made.profile, made.role, made.name, f"job {course.job_id}: {reason}")
     trainings.finish(connection, course.job_id, status, reason, made.version_id)
 
 
-def _decide(connection: Connection, course: Course, made: ModelVersion, contest: Contest) -> tuple[TrainingStatus, str]:
-    reason = "; ".join(contest.reasons)
+def _decide(
+    connection: Connection, course: Course, made: ModelVersion, contest: Contest, reason: str
+) -> tuple[TrainingStatus, str]:
     if not contest.passed:
         return TrainingStatus.REFUSED, reason
     if not course.request.promote:

@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ragllava.errors import TrainingFailed, UsageError
+from ragllava.errors import RagllavaError, TrainingFailed, UsageError
 from ragllava.training.checkpoints import read_checkpoint
 from ragllava.training.datasets import Dataset, write_dataset
-from ragllava.training.finetune import CheckpointHook, FinetuneConfig, StepHook
+from ragllava.training.finetune import FinetuneConfig, failure_file, read_failure
 from ragllava.training.report import TrainingReport, read_report
+from ragllava.training.trainer import CheckpointHook, StepHook
 
 _LOOK_S = 1.0
 _GRACE_S = 20.0
-_CANNOT = 2  # exit status of ragllava.training.finetune for what a retry does not change
 
 
 def train_in_processes(
@@ -38,6 +38,7 @@ def train_in_processes(
     processes; they go on from that checkpoint. Raises UsageError when it cannot be done, TrainingFailed.
     """
     run_file = _prepare(config, dataset, store_picture)
+    failure_file(run_file).unlink(missing_ok=True)
     log = config.result.with_name("launch.log")
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -51,10 +52,23 @@ def train_in_processes(
     finally:
         _end(process)
     if process.returncode:
-        last = log.read_text(errors="replace").strip().splitlines()[-1:]
-        kind = UsageError if process.returncode == _CANNOT else TrainingFailed
-        raise kind(f"training in {processes} processes ended with status {process.returncode}: {' '.join(last)}")
+        raise _failed(run_file, log, processes, process.returncode)
     return read_report(config.result)
+
+
+def last_words(log: Path) -> str:
+    """The last line that says something: torch ends with a border."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    return next((line for line in reversed(lines) if any(map(str.isalnum, line))), "without a word")
+
+
+def _failed(run_file: Path, log: Path, processes: int, status: int) -> RagllavaError:
+    failure = read_failure(run_file)
+    if failure is None:
+        return TrainingFailed(f"training in {processes} processes ended with status {status}: {last_words(log)}")
+    if failure.hopeless:
+        return UsageError(failure.sentence)
+    return TrainingFailed(f"training in {processes} processes ended: {failure.sentence}")
 
 
 class _Watch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -41,6 +42,10 @@ class TrainingSettings:
 
 # These trade time for memory or safety, and are not meant to change a result.
 THRIFT_SETTINGS = frozenset({"micro_batch", "gradient_checkpointing", "steps_per_checkpoint"})
+
+_ABOVE_0 = frozenset({"learning_rate", "epochs"})
+_BELOW_1 = frozenset({"dropout", "warmup_share"})
+_WHOLE_RANGES = {"seed": (0, 2**32 - 1), "diffusion_step": (0, 999)}  # numpy takes no larger seed; all others: from 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,7 @@ def accumulation_steps(settings: TrainingSettings, devices: int) -> int:
     if settings.global_batch % together:
         raise SettingsError(
             f"global_batch={settings.global_batch} is no multiple of micro_batch={settings.micro_batch} × {devices} "
-            "devices; change one of them"
+            f"device{'' if devices == 1 else 's'}; change one of them"
         )
     return settings.global_batch // together
 
@@ -100,11 +105,27 @@ def _check(name: str, value: Any, kind: str) -> None:
     if value is None and "None" in kind:
         return
     if kind == "bool":
-        fits = isinstance(value, bool)
+        fits, wanted = isinstance(value, bool), "true or false"
     elif kind == "float":
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        fits, wanted = _check_number(name, value)
     else:
-        smallest = 0 if name in ("seed", "diffusion_step") else 1
-        fits = isinstance(value, int) and not isinstance(value, bool) and value >= smallest
-    if not fits or (name in ("dropout", "warmup_share") and value >= 1) or (name == "diffusion_step" and value >= 1000):
-        raise SettingsError(f"training setting {name}={value!r} is not possible")
+        fits, wanted = _check_whole(name, value)
+    if not fits:
+        raise SettingsError(
+            f"training setting {name}={value!r} is not possible: say {wanted}{', or null' if 'None' in kind else ''}"
+        )
+
+
+def _check_number(name: str, value: Any) -> tuple[bool, str]:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    if name in _ABOVE_0:
+        return fits and value > 0, "a number above 0"
+    if name in _BELOW_1:
+        return fits and value < 1, "a number from 0 to below 1"
+    return fits, "a number from 0 on"
+
+
+def _check_whole(name: str, value: Any) -> tuple[bool, str]:
+    low, high = _WHOLE_RANGES.get(name, (1, None))
+    fits = isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high)
+    return fits, f"a whole number from {low} {'on' if high is None else f'to {high}'}"

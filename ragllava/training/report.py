@@ -17,19 +17,36 @@ _REPORT, _CURVES = "report.json", "curves.svg"
 class StepRecord:
     """One step: the loss on its examples, the learning rate it was taken with, the gradient's norm before clipping.
 
-    `token_weight` is the mean weight of the answers' tokens, 1 without the noise loss.
+    `token_weight` is the mean weight of the answers' tokens, 1 without the noise loss. The norm is None where it was
+    no number: in float16 the first steps are often left out for that.
     """
 
     step: int
     loss: float
     learning_rate: float
-    gradient_norm: float
+    gradient_norm: float | None
     token_weight: float
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """So many examples that could not be trained on, for one reason; `question` is that of the first."""
+
+    reason: str
+    count: int
+    question: str
+
+    def sentence(self) -> str:
+        """For people."""
+        return f"{self.count} example{'' if self.count == 1 else 's'} left out, as {self.question!r}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingReport:
-    """A finished training. `settings` holds each value with its origin; `seconds` counts all attempts."""
+    """A finished training. `settings` holds each value with its origin; `seconds` counts all attempts.
+
+    `examples` counts those that were trained on.
+    """
 
     role: Role
     base: str
@@ -38,6 +55,7 @@ class TrainingReport:
     seconds: float
     settings: dict[str, Any]
     steps: tuple[StepRecord, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
     def panels(self) -> list[Panel]:
         """The loss and the learning rate over the steps."""
@@ -50,16 +68,22 @@ class TrainingReport:
 
 
 def write_report(report: TrainingReport, folder: Path) -> None:
-    """Write `report.json` and the curves as `curves.svg`."""
-    (folder / _REPORT).write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+    """Write `report.json` and the curves as `curves.svg`; what is no number becomes null, as JSON knows no other."""
+    values = _read_json(json.dumps(asdict(report)))
+    (folder / _REPORT).write_text(json.dumps(values, indent=1), encoding="utf-8")
     (folder / _CURVES).write_text(draw_panels(report.panels()), encoding="utf-8")
 
 
 def read_report(folder: Path) -> TrainingReport:
     """Read what `write_report` wrote."""
-    values = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
-    steps = tuple(StepRecord(**record) for record in values.pop("steps"))
-    return TrainingReport(**{**values, "role": Role(values["role"])}, steps=steps)
+    return report_from_json(_read_json((folder / _REPORT).read_text(encoding="utf-8")))
+
+
+def report_from_json(values: dict[str, Any]) -> TrainingReport:
+    """The report whose `asdict` became these values."""
+    steps = tuple(StepRecord(**record) for record in values["steps"])
+    left_out = tuple(LeftOut(**item) for item in values.get("left_out", ()))  # what was trained before has none
+    return TrainingReport(**{**values, "role": Role(values["role"]), "steps": steps, "left_out": left_out})
 
 
 def smoothed(points: Points, keep: float = 0.9) -> Points:
@@ -69,4 +93,9 @@ def smoothed(points: Points, keep: float = 0.9) -> Points:
     for x, y in points:
         total, weight = keep * total + y, keep * weight + 1
         found.append((x, total / weight))
+    return found
+
+
+def _read_json(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
     return found

@@ -19,7 +19,7 @@ from ragllava.stores import archive, trainings
 from ragllava.stores.database import in_transaction
 from ragllava.training.datasets import DatasetOptions
 from ragllava.training.gate import GateRules
-from ragllava.training.presets import ChosenSettings, choose_settings
+from ragllava.training.presets import ChosenSettings, accumulation_steps, choose_settings
 from ragllava.training.snapshot import Snapshot, SnapshotRules, collect
 from ragllava.training.unseen import leave_out_known
 
@@ -112,6 +112,7 @@ def plan_training(connection: Connection, request: TrainingRequest, settings: Se
     """
     check_request(request)
     chosen = request.settings.values
+    accumulation_steps(chosen, settings.train_processes)  # raises where the processes cannot share a batch evenly
     rules = SnapshotRules(
         held_out=settings.held_out_share,
         # η is fitted for rerankers only; a generator may learn from those questions.

@@ -15,12 +15,11 @@ from typing import Any, TypeVar
 
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection
 
 from ragllava.cli.main import cli
 from ragllava.errors import LeaseLost, ServiceUnavailable, SettingsError, ShardInterrupted, UsageError
 from ragllava.jobs import control
-from ragllava.jobs.control import JobView
 from ragllava.jobs.runner import ShardContext
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind, NoisyReason, Role, TrainingStatus
@@ -28,61 +27,20 @@ from ragllava.stages.finalize import publish_missing_results
 from ragllava.stages.ingest import ingest_stage
 from ragllava.stages.resources import Resources
 from ragllava.stores import noisy, presence, registry, trainings
-from ragllava.stores.schema import model_versions, workers
 from ragllava.training.job import train_stage
-from ragllava.training.request import TrainingRequest, create_job, submit_due_trainings, submit_training
-from tests.classroom import Classroom, tiny_profile
+from ragllava.training.request import create_job, submit_due_trainings
+from tests.classroom import Classroom
 from tests.conftest import environment_of
+from tests.trainings import FEW_STEPS, NO_STEPS, classroom, request, run, submit, train_bench, versions
 from tests.workshop import Workshop
 
 T = TypeVar("T")
 
-FEW_STEPS: dict[str, Any] = {"rank": 8, "alpha": 16, "max_steps": 40, "learning_rate": 0.02, "steps_per_checkpoint": 10}
-NO_STEPS = FEW_STEPS | {"max_steps": 2, "learning_rate": 1e-9}
-
 
 @pytest.fixture
 def bench(workshop: Workshop, tmp_path: Path) -> Workshop:
-    """A worker that also trains, with a home of its own, beside an archive that people have labelled."""
-    folder = Classroom(workshop.engine, workshop.settings).draw(tmp_path / "class")
-    workshop.ingest(folder, captions=folder / "captions.csv", archive_name="class")
-    own = workshop.settings.model_copy(
-        update={"home": tmp_path / "home", "torch_threads": 1, "profile": tiny_profile(tmp_path)}
-    )
-    made = replace(
-        workshop, settings=own, resources=Resources(own), stages={JobKind.TRAIN: train_stage}, opened=workshop.opened
-    )
-    workshop.opened.append(made.resources)
-    with workshop.engine.begin() as connection:
-        connection.execute(delete(workers))  # nobody answers here, so answer jobs stay as they are
-    made.live_worker("train@test", queues=("train",))
-    return made
-
-
-def classroom(bench: Workshop) -> Classroom:
-    return Classroom(bench.engine, bench.settings)
-
-
-def request(role: Role = Role.RERANKER, **changes: Any) -> TrainingRequest:
-    return TrainingRequest(role, ("class",), "mini", **{"overrides": FEW_STEPS, **changes})
-
-
-def submit(bench: Workshop, wanted: TrainingRequest) -> int:
-    job_id, _ = submit_training(bench.engine, bench.settings, wanted)
-    return job_id
-
-
-def run(bench: Workshop, wanted: TrainingRequest) -> JobView:
-    job_id = submit(bench, wanted)
-    bench.run()
-    return bench.job(job_id)
-
-
-def versions(bench: Workshop) -> list[Any]:
-    """The registered adapters."""
-    query = select(model_versions).where(model_versions.c.adapter_sha256.is_not(None)).order_by(model_versions.c.id)
-    with bench.engine.begin() as connection:
-        return list(connection.execute(query))
+    """As `train_bench` makes it."""
+    return train_bench(workshop, tmp_path)
 
 
 def test_a_reranker_that_learned_is_promoted_with_its_threshold(bench: Workshop) -> None:
@@ -155,6 +113,14 @@ def test_a_generator_learns_from_two_archives_and_both_guard_the_gate(bench: Wor
     assert "in archive other" in [figures["name"] for figures in version.training["gate"]["figures"]]
     assert [data["archive"] for data in version.training["data"]] == ["class", "other"]
     assert version.training["report"]["settings"]["token_weighting"] == {"value": True, "origin": "overridden"}
+
+
+def test_a_batch_that_the_processes_cannot_share_evenly_is_refused_before_a_job_is_made(bench: Workshop) -> None:
+    classroom(bench).label(100)
+    several = bench.with_settings(train_processes=2)
+    with pytest.raises(SettingsError, match="global_batch=16 is no multiple of micro_batch=16 × 2 devices"):
+        submit(several, request())
+    assert submit(several, request(overrides=FEW_STEPS | {"micro_batch": 8})) > 0
 
 
 def test_too_few_labels_are_refused_at_once_and_by_the_job(bench: Workshop) -> None:
@@ -295,6 +261,9 @@ def test_the_command_shows_and_queues_a_training(bench: Workshop, monkeypatch: p
     assert plan["steps"] == math.ceil(plan["examples"] * 4 / 16)
     assert called("--dry-run", "--since", "2100-01-01").exit_code == 1
     assert isinstance(called("--dry-run", "--set", "epoch=4").exception, SettingsError)
+    assert isinstance(called("--dry-run", "--set", "epochs=0").exception, SettingsError)
+    uneven = called("--dry-run", "--set", "global_batch=8").exception
+    assert isinstance(uneven, SettingsError) and "global_batch=8 is no multiple of micro_batch=16" in str(uneven)
     queued = called("--json")
     assert json.loads(queued.stdout)["training"]["phase"] == "waiting"
 

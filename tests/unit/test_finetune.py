@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from ragllava.training.checkpoints import MANIFEST, Checkpoint, last_checkpoint,
 from ragllava.training.examples import AnswerExample
 from ragllava.training.finetune import train
 from ragllava.training.lora import linear_layers
-from ragllava.training.report import read_report
+from ragllava.training.report import StepRecord, TrainingReport, read_report, write_report
 from tests.families import FAMILIES, load_family, save_family
 from tests.lessons import PICTURES, configured, examples_for, losses, open_picture
 
@@ -123,8 +125,6 @@ def test_a_base_in_half_precision_is_trained_in_mixed_precision(tmp_path: Path) 
 
 
 def test_the_learning_rate_rises_and_falls_along_a_cosine(llava: Mllm, tmp_path: Path) -> None:
-    import math
-
     config = configured(Role.RERANKER, tmp_path / "tuned", max_steps=10, warmup_share=0.2)
     report = train(config, examples_for(Role.RERANKER), llava, open_picture)
     expected = [0, 0.5] + [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
@@ -226,3 +226,25 @@ def test_examples_of_another_role_or_none_are_refused(llava: Mllm, tmp_path: Pat
         train(config, examples_for(Role.GENERATOR), llava, open_picture)
     with pytest.raises(UsageError, match="no examples"):
         train(config, [], llava, open_picture)
+
+
+def test_a_training_that_diverges_ends_with_the_step_and_what_to_change(llava: Mllm, tmp_path: Path) -> None:
+    config = configured(Role.RERANKER, tmp_path / "tuned", max_steps=8, learning_rate=1e30)
+    with pytest.raises(UsageError, match=r"diverged at step \d: its \w+ is (nan|inf); lower learning_rate=1e"):
+        train(config, examples_for(Role.RERANKER), llava, open_picture)
+    assert not config.result.exists()
+
+
+def test_a_gradient_that_is_no_number_is_kept_as_none(tmp_path: Path) -> None:
+    """As the first steps in float16 have it, whose loss is scaled too high at first; JSON and Postgres know no NaN."""
+    steps = tuple(StepRecord(step, 1.0, 1e-3, norm, 1.0) for step, norm in enumerate((math.inf, math.nan, 0.5), 1))
+    report = TrainingReport(Role.RERANKER, "tiny@0", "ab", 9, 1.0, {}, steps)
+    write_report(report, tmp_path)
+
+    def forbidden(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    json.loads((tmp_path / "report.json").read_text(), parse_constant=forbidden)
+    assert [record.gradient_norm for record in read_report(tmp_path).steps] == [None, None, 0.5]
+    (tmp_path / "report.json").write_text(json.dumps(asdict(report)))
+    assert [record.gradient_norm for record in read_report(tmp_path).steps] == [None, None, 0.5], "one of before"

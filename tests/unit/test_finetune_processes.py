@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from ragllava.errors import TrainingFailed, UsageError
 from ragllava.records import Role
 from ragllava.training.checkpoints import MANIFEST, last_checkpoint
 from ragllava.training.datasets import (
@@ -24,10 +25,12 @@ from ragllava.training.datasets import (
     Retrieved,
     build_answer_dataset,
     build_rank_dataset,
+    read_dataset,
     write_dataset,
 )
 from ragllava.training.examples import Evidence
-from ragllava.training.finetune import FinetuneConfig, main, train
+from ragllava.training.finetune import Failure, FinetuneConfig, main, read_failure, train
+from ragllava.training.launch import last_words, train_in_processes
 from ragllava.training.presets import choose_settings
 from ragllava.training.report import TrainingReport, read_report
 from tests.families import load_folder, save_family
@@ -66,8 +69,6 @@ def prepare_run(folder: Path, role: Role, **settings: Any) -> Path:
 
 def train_here(run_file: Path, result: Path) -> TrainingReport:
     """The same run in this process, without a pause."""
-    from ragllava.training.datasets import read_dataset
-
     values = json.loads(run_file.read_text())
     dataset = read_dataset(run_file.parent / "set")
     mllm = load_folder(run_file.parent / "model", run_file.parent / "home")
@@ -148,6 +149,49 @@ def test_two_processes_do_as_one(tmp_path: Path) -> None:
     assert words.count("trained 6 steps") == 2, "two processes took part"
 
 
+def test_why_processes_failed_is_told_and_whether_another_try_can_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate ends with status 1 and a border of `=` whatever happened; the second start is not told of the first.
+
+    What cannot be done as asked and what only went wrong are told apart.
+    """
+    prepare_run(tmp_path, Role.RERANKER)
+    for name, value in {"HOME": tmp_path / "home", "PROFILE": tmp_path / "tiny.toml", "DEVICE": "cpu"}.items():
+        monkeypatch.setenv(f"RAGLLAVA_{name}", str(value))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    dataset = read_dataset(tmp_path / "set")
+
+    def start(global_batch: int) -> None:
+        chosen = choose_settings("mini", SMALL | {"global_batch": global_batch})
+        config = FinetuneConfig(Role.RERANKER, chosen, tmp_path / "job" / "result")
+        train_in_processes(config, dataset, damaged, 2, on_checkpoint=ignore, on_step=ignore)
+
+    with pytest.raises(UsageError, match=r"^global_batch=12 is no multiple of micro_batch=4 × 2 devices; change one"):
+        start(12)
+    with pytest.raises(TrainingFailed, match="2 processes ended: it is not a picture but text"):
+        start(8)
+
+
+def damaged(_image: str, file: Path) -> None:
+    file.write_bytes(b"no picture")
+
+
+def ignore(*_facts: object) -> None:
+    """A hook that has nothing to do."""
+
+
+def test_processes_that_were_killed_leave_no_reason_but_the_last_line_that_says_something(tmp_path: Path) -> None:
+    log = tmp_path / "launch.log"
+    log.write_text("Root Cause:\n  traceback : Signal 9 (SIGKILL) received by PID 12\n======\n\n")
+    assert last_words(log) == "traceback : Signal 9 (SIGKILL) received by PID 12"
+    log.write_text("====\n")
+    assert last_words(log) == "without a word"
+    for torn in ("", '{"sentence": "cut', "[]"):
+        (tmp_path / "failed.json").write_text(torn)
+        assert read_failure(tmp_path / "run.json") is None
+
+
 def test_a_run_file_that_cannot_be_read_ends_with_one_sentence(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -157,8 +201,10 @@ def test_a_run_file_that_cannot_be_read_ends_with_one_sentence(
     assert main([str(run_file)]) == 2
     run_file.write_text('{"dataset": "a", "pictures": "b", "result": "c", "preset": "mini"}')
     assert main([str(run_file)]) == 2
+    assert read_failure(run_file) == Failure(f"{run_file}: cannot be read (No such file or directory)", hopeless=True)
+    assert main([str(tmp_path / "nowhere" / "run.json")]) == 2
     sentences = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert [
         next(part for part in ("cannot be read", "is no training run", "no complete data set") if part in sentence)
         for sentence in sentences
-    ] == ["cannot be read", "is no training run", "no complete data set"]
+    ] == ["cannot be read", "is no training run", "no complete data set", "cannot be read"]
