@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -52,10 +51,10 @@ class Review:
             self.say(*lines)
         return [(error.code, error.line, error.message) for error in caught.value.errors]
 
-    def labels(self, archive_ids: list[int] | None = None, since: datetime | None = None) -> list[labels.LabelledRow]:
+    def labels(self, archive_ids: list[int] | None = None) -> list[labels.LabelledRow]:
         """The newest labels."""
         with self.client.engine.begin() as connection:
-            return labels.latest_labels(connection, archive_ids, since)
+            return labels.latest_labels(connection, archive_ids)
 
     def cases(self, **only: Any) -> dict[str, noisy.NoisyView]:
         """The noisy cases by custom_id."""

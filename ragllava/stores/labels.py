@@ -53,13 +53,9 @@ def insert_labels(connection: Connection, new: Sequence[Label]) -> None:
     )
 
 
-def latest_labels(
-    connection: Connection, archive_ids: Sequence[int] | None = None, since: datetime | None = None
-) -> list[LabelledRow]:
-    """The newest label of each labelled question, in the order in which these were given.
-
-    Of these archives only, unless None; only where that newest label was made at `since` or later.
-    """
+def latest_labels(connection: Connection, archive_ids: Sequence[int] | None = None) -> list[LabelledRow]:
+    """The newest label of each labelled question, in the order in which these were given; of these archives only,
+    unless None."""
     rows = connection.execute(
         text("""
             SELECT * FROM (
@@ -67,10 +63,9 @@ def latest_labels(
                 WHERE CAST(:archive_ids AS bigint[]) IS NULL OR archive_id = ANY(:archive_ids)
                 ORDER BY job_id, question_no, id DESC
             ) latest
-            WHERE CAST(:since AS timestamptz) IS NULL OR created_at >= :since
             ORDER BY id
         """),
-        {"archive_ids": None if archive_ids is None else list(archive_ids), "since": since},
+        {"archive_ids": None if archive_ids is None else list(archive_ids)},
     ).all()
     asked = load_questions(connection, [(row.job_id, row.question_no) for row in rows])
     return [

@@ -80,7 +80,7 @@ def check_labels(client: Client) -> None:
         known = {q.text: q for q in drawn.questions}
         with client.engine.connect() as connection:
             archive_id = get_archive(connection, side_name).archive_id
-            rows = latest_labels(connection, [archive_id], None)
+            rows = latest_labels(connection, [archive_id])
         assert len(rows) > 20
         for row in rows:
             assert row.label.answer == known[row.text].answer
