@@ -65,7 +65,7 @@ def bench(
     """
     # As the workers have it (cli/operate.py): threads that spin would make this process another machine than theirs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from ragllava.cli.demo import interruptible
+    from ragllava.cli.services import interruptible
     from ragllava.evaluation.bench.chart import draw_chart
     from ragllava.evaluation.bench.groups import choose_groups
     from ragllava.evaluation.bench.machine import describe_run

@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import json
-import platform
-import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from ragllava.cli.demo_learn import HOME_QUESTIONS, learn_from_mistakes
+from ragllava.cli.demo_run import Demo
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from ragllava.client import Client
-    from ragllava.evaluation.metrics import JobFigures, KnownAnswer
-    from ragllava.evaluation.postcard_names import World
-    from ragllava.evaluation.postcards import PostcardArchive, WrittenArchive
-    from ragllava.jobs.control import JobView
-    from ragllava.records import JobKind
     from ragllava.settings import Settings
-    from ragllava.stages.results import ResultRow
 
-EXAMPLES = 12
 IMAGES, QUESTIONS = 1000, 200
 LEARNING_IMAGES, LEARNING_QUESTIONS = 400, 800  # postcards of each of two archives
-HOME_QUESTIONS = 2  # times as many, so that one answer is less than a point of any total there
 OUTPUT = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
@@ -82,7 +67,7 @@ def demo(
     console.print(f"RagLLaVA demo, seed {seed}: {size}; data in {settings.home}")
     try:
         with _system(settings, run) as client:
-            result = _learn(client, run) if learn else run.through(client, report)
+            result = learn_from_mistakes(client, run) if learn else run.through(client, report)
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from here")
         sys.exit(130)
@@ -93,140 +78,11 @@ def demo(
     sys.exit(0 if succeeded else 1)
 
 
-@dataclass
-class Demo:
-    """One run of the demo: its size, where it prints, and how long each stage took in seconds.
-
-    A demo that learns has its postcards from one of two worlds (demo_learn.py), and of each it is told on which `side`
-    it stands. `top_k` None: as the settings say.
-    """
-
-    console: Console
-    seed: int
-    images: int
-    questions: int
-    seconds: dict[str, float] = field(default_factory=dict)
-    world: World = "home"
-    learns: bool = False
-    side: Callable[[str], bool] | None = None
-    top_k: int | None = None
-
-    @property
-    def name(self) -> str:
-        """The archive's name; a demo of another size or seed has an archive of its own."""
-        name = f"postcards-{self.seed}-{self.images}-{self.questions}"
-        return f"{self.world}-{name}" if self.learns else name
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Note how long a stage takes."""
-        started = time.monotonic()
-        yield
-        self.seconds[stage] = round(time.monotonic() - started, 2)
-
-    def through(self, client: Client, report: Path) -> dict[str, Any]:
-        """All stages in order; returns the figures for `--json`."""
-        written, archive = self.draw(client.settings)
-        ingested = self.ingest(client, written)
-        job = self.ask(client, written.questions)
-        figures, rows = self.score(client, job, archive)
-        self.show(rows, archive, figures)
-        self.save(client, job, archive, report, figures)
-        return self.as_json(ingested, job, figures)
-
-    def draw(self, settings: Settings) -> tuple[WrittenArchive, PostcardArchive]:
-        """Draw the postcards into the home, unless an earlier run did."""
-        from ragllava.cli.progress import bars
-        from ragllava.evaluation.postcards import draw_archive, write_archive
-
-        with self.timed("draw"), bars(self.console) as progress:
-            task = progress.add_task("draw postcards", total=self.images, note="")
-            archive = draw_archive(self.seed, self.images, self.questions, world=self.world, side=self.side)
-            written = write_archive(
-                settings.home / "demo" / self.name,
-                archive,
-                lambda done, total: progress.update(task, completed=done, total=total),
-            )
-        self.console.print(f"drew {self.images} postcards in {self.seconds['draw']:.1f} s: {written.pictures}")
-        return written, archive
-
-    def ingest(self, client: Client, written: WrittenArchive) -> JobView:
-        """Through the ingest queue; what an earlier run stored is recognised."""
-        from ragllava.cli.progress import outcome_line, wait_with_bar
-        from ragllava.records import JobKind
-
-        with self.timed("ingest"):
-            job_id = self._interrupted(client, JobKind.INGEST)
-            if job_id is None:
-                job_id = client.ingest([written.pictures], self.name, written.captions).job_id
-            job = wait_with_bar(client, job_id, "ingest", self.console)
-        self.console.print(f"{outcome_line(job)}, in {self.seconds['ingest']:.1f} s")
-        return job
-
-    def ask(self, client: Client, questions: Path) -> JobView:
-        """All questions of a file as one job; a job that an interrupted run left is finished instead."""
-        from ragllava.cli.options import as_answer_options
-        from ragllava.cli.progress import outcome_line, wait_with_bar
-        from ragllava.records import JobKind
-        from ragllava.stages.submit import Submission
-
-        with self.timed("answer"):
-            job_id = self._interrupted(client, JobKind.ANSWER)
-            if job_id is None:
-                options = as_answer_options(client, self.top_k, None, None, False)
-                job_id = client.submit(questions, Submission(self.name, options)).job_id
-            job = wait_with_bar(client, job_id, "answer", self.console)
-        self.console.print(f"{outcome_line(job)}, in {self.seconds['answer']:.1f} s")
-        return job
-
-    def _interrupted(self, client: Client, kind: JobKind) -> int | None:
-        """The job that an interrupted run of this demo left open, if it did."""
-        for job in client.jobs(only_open=True):
-            if job.archive == self.name and job.kind is kind:
-                self.console.print(f"going on with job {job.job_id}, which was interrupted")
-                return job.job_id
-        return None
-
-    def score(self, client: Client, job: JobView, archive: PostcardArchive) -> tuple[JobFigures, list[ResultRow]]:
-        """Compare with the known answers."""
-        from ragllava.evaluation.metrics import score_job
-
-        rows = list(client.results(job.job_id))
-        return score_job(archive.questions, (with_candidates(row) for row in rows)), rows
-
-    def show(self, rows: list[ResultRow], archive: PostcardArchive, figures: JobFigures) -> None:
-        """A table of examples, then the totals."""
-        known = {question.custom_id: question for question in archive.questions}
-        self.console.print(_example_table(rows[:EXAMPLES], known))
-        self.console.print(_figure_table(figures))
-        self.console.print(_type_table(figures))
-
-    def save(self, client: Client, job: JobView, archive: PostcardArchive, path: Path, figures: JobFigures) -> None:
-        """Write the HTML report."""
-        from ragllava.cli.reporting import save_report
-
-        with self.timed("report"):
-            save_report(client, job.job_id, path, {q.custom_id: q for q in archive.questions}, figures)
-        self.console.print(f"report: {path.absolute()}, open it in a browser")
-
-    def as_json(self, ingested: JobView, job: JobView, figures: JobFigures) -> dict[str, Any]:
-        """The figures for `--json`."""
-        return {
-            "seed": self.seed,
-            "images": ingested.progress.total,
-            "ingested": ingested.progress.by_status,
-            **figures.as_json(),
-            "job": job.job_id,
-            "seconds": self.seconds,
-            "versions": installed_versions(),
-        }
-
-
 @contextmanager
 def _system(settings: Settings, run: Demo) -> Iterator[Client]:
     """A client of a running system: that of `ragllava up` if there is one, else one for the time of the demo."""
     from ragllava.cli.operate import worker_specs
-    from ragllava.cli.services import running_system
+    from ragllava.cli.services import interruptible, running_system
     from ragllava.client import Client
     from ragllava.errors import AlreadyRunning
 
@@ -245,89 +101,8 @@ def _system(settings: Settings, run: Demo) -> Iterator[Client]:
         yield stack.enter_context(closing(Client(settings)))
 
 
-@contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C, SIGTERM and a closed terminal raise KeyboardInterrupt in the block: once, and not with the event set."""
-    uninterruptible = threading.Event()
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        if not uninterruptible.is_set():
-            uninterruptible.set()
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield uninterruptible
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _learn(client: Client, run: Demo) -> dict[str, Any]:
-    from ragllava.cli.demo_learn import learn
-
-    return learn(client, run)
-
-
 def _require_folders(*outputs: Path | None) -> None:
     """Before minutes of work, not after them."""
     for path in outputs:
         if path is not None and not path.absolute().parent.is_dir():
             raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
-
-
-def with_candidates(row: ResultRow) -> dict[str, Any]:
-    """A result line with all its candidates, as scoring wants them."""
-    candidates = [
-        {"source": c.image.source, "clip_score": c.clip_score, "relevance": c.relevance}
-        for c in sorted(row.candidates, key=lambda candidate: candidate.clip_rank)
-    ]
-    return row.as_json() | {"candidates": candidates}
-
-
-def _example_table(rows: list[ResultRow], known: Mapping[str, KnownAnswer]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    from ragllava.cli.reporting import is_right
-
-    table = Table("question", "answer", "known", "", "evidence (relevance)", title="examples")
-    for row in rows:
-        right = known[row.custom_id or ""]
-        mark = Text("right", "green") if is_right(row, right) else Text("wrong", "red")
-        evidence = "\n".join(f"{c.image.caption or c.image.source} ({c.relevance:.2f})" for c in row.evidence)
-        table.add_row(
-            *map(Text, (row.question or "", row.answer or row.status.value, right.answer)), mark, Text(evidence)
-        )
-    return table
-
-
-def _figure_table(figures: JobFigures) -> Table:
-    from rich.table import Table
-
-    groups = {"all": figures.all, "one picture": figures.one_image, "two pictures": figures.two_image}
-    present = {name: group for name, group in groups.items() if group is not None}
-    table = Table("figure", *present, title="totals")
-    for name in ("questions", "answered", "no_evidence", "failed", "missing"):
-        table.add_row(name.replace("_", " "), *(str(getattr(group, name)) for group in present.values()))
-    for k in (1, 2, 5, 20):
-        table.add_row(f"CLIP recall@{k}", *(f"{group.clip_recall[k]:.3f}" for group in present.values()))
-    for k in (1, 2):
-        table.add_row(f"reranked recall@{k}", *(f"{group.reranked_recall[k]:.3f}" for group in present.values()))
-    table.add_row("right answers", *(f"{group.answer_accuracy:.3f}" for group in present.values()))
-    return table
-
-
-def _type_table(figures: JobFigures) -> Table:
-    from rich.table import Table
-
-    table = Table("type", "questions", "right", "always the commonest answer", title="by type of question")
-    for name, kind in figures.by_type.items():
-        table.add_row(name, str(kind.questions), f"{kind.accuracy:.3f}", f"{kind.majority_share:.3f}")
-    return table
-
-
-def installed_versions() -> dict[str, str]:
-    """The versions of Python and of the packages that a result may depend on."""
-    names = ("ragllava", "celery", "torch", "transformers", "open_clip_torch", "SQLAlchemy", "pgvector", "minio")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

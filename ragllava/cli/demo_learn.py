@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragllava.cli.demo import HOME_QUESTIONS, Demo, installed_versions, with_candidates
+from ragllava.cli.demo_run import Demo, installed_versions, with_candidates
 from ragllava.errors import RagllavaError, UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ragllava.stages.results import ResultRow
     from ragllava.stores.trainings import TrainingView
 
+HOME_QUESTIONS = 2  # times as many, so that one answer is less than a point of any total there
 NEEDED_FALL = 0.3  # of the wrong answers in the shifted world
 ALLOWED_FALL = 0.01  # of any total at home
 # Of a world that the retriever does not know, and it does not learn: so many of the postcards are candidates of each
@@ -119,7 +120,7 @@ def totals(figures: JobFigures) -> dict[str, float]:
     return named
 
 
-def learn(client: Client, run: Demo) -> dict[str, Any]:
+def learn_from_mistakes(client: Client, run: Demo) -> dict[str, Any]:
     """The whole demonstration; returns the figures for `--json`. Raises RagllavaError when a job ends badly."""
     from ragllava.records import Role
 

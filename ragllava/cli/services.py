@@ -233,6 +233,24 @@ def worker_readiness(engine: Engine) -> Callable[[str, float], bool]:
 
 
 @contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C, SIGTERM and a closed terminal raise KeyboardInterrupt in the block: once, and not with the event set."""
+    uninterruptible = threading.Event()
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        if not uninterruptible.is_set():
+            uninterruptible.set()
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield uninterruptible
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def stop_signals() -> Iterator[threading.Event]:
     """An event that Ctrl-C, SIGTERM and a closed terminal set, in place of what they did before."""
     stop = threading.Event()

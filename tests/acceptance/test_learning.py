@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from ragllava.cli import demo_learn
-from ragllava.cli.demo import Demo
+from ragllava.cli.demo_run import Demo
 from ragllava.client import Client
 from ragllava.errors import UsageError
 from ragllava.evaluation.postcard_names import World
@@ -48,7 +48,7 @@ def test_the_lesson_goes_through_the_queue_from_first_answer_to_last(
         school.start(name, queue, beat=name == "maint")
     school.wait_ready("ingest", "answer", "train")
 
-    result = demo_learn.learn(school.client, Demo(Console(), seed=3, images=60, questions=170))
+    result = demo_learn.learn_from_mistakes(school.client, Demo(Console(), seed=3, images=60, questions=170))
 
     for side in result["archives"].values():
         assert side["before"]["questions"] == side["after"]["questions"] == side["held_out"] > 20
@@ -67,7 +67,7 @@ def test_the_lesson_goes_through_the_queue_from_first_answer_to_last(
 
 def test_too_few_questions_are_refused_before_any_work(school: Cluster) -> None:
     with pytest.raises(UsageError, match="ask more, by --questions"):
-        demo_learn.learn(school.client, Demo(Console(), seed=3, images=60, questions=40))
+        demo_learn.learn_from_mistakes(school.client, Demo(Console(), seed=3, images=60, questions=40))
     assert school.client.jobs() == []
 
 

@@ -15,10 +15,10 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from ragllava.cli import demo as demo_module
 from ragllava.cli import options, progress
 from ragllava.cli.main import COMMANDS, cli
 from ragllava.cli.options import SHOWN_LINES
+from ragllava.cli.services import interruptible
 from ragllava.client import Client
 from ragllava.errors import InvalidInput, LineError, ServiceUnavailable
 from ragllava.jobs.control import JobView
@@ -354,7 +354,7 @@ def test_ctrl_c_while_waiting_leaves_the_job_and_says_so(capsys: pytest.CaptureF
 def test_the_demo_is_interrupted_once_and_stops_undisturbed(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     stopped_in_order = False
-    with pytest.raises(KeyboardInterrupt), demo_module.interruptible():
+    with pytest.raises(KeyboardInterrupt), interruptible():
         try:
             signal.raise_signal(number)
         finally:
@@ -365,6 +365,6 @@ def test_the_demo_is_interrupted_once_and_stops_undisturbed(number: signal.Signa
 
 
 def test_the_demo_at_its_end_is_not_interrupted() -> None:
-    with demo_module.interruptible() as uninterruptible:
+    with interruptible() as uninterruptible:
         uninterruptible.set()
         signal.raise_signal(signal.SIGINT)
