@@ -12,7 +12,6 @@ unless one is given for the whole file. Blank lines are no input lines; other ke
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
@@ -23,6 +22,7 @@ from typing import Any
 
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import FileFormat, Verdict
+from ragllava.stages.csv_records import csv_records
 from ragllava.stages.question_files import format_by_extension
 
 MAX_BYTES = 64 * 2**20
@@ -171,21 +171,13 @@ def _json_lines(text: str, job_id: int | None) -> Iterator[FeedbackLine | LineEr
 
 def _csv_lines(text: str, job_id: int | None) -> Iterator[FeedbackLine | LineError]:
     delimiter, names = _csv_layout(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    is_header = True
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield LineError("invalid_csv_line", line, f"the record is not valid CSV ({error})")
-            continue
-        if not any(cell.strip() for cell in cells):
-            continue
-        if is_header:
-            is_header = False
+    records = csv_records(io.StringIO(text, newline=""), delimiter)
+    filled = ((line, cells) for line, cells in records if isinstance(cells, str) or any(map(str.strip, cells)))
+    for place, (line, cells) in enumerate(filled):
+        if isinstance(cells, str):
+            yield LineError("invalid_csv_line", line, cells)
+        elif place == 0:
+            continue  # the header
         elif len(cells) > len(names):
             message = f"the record has {len(cells)} cells under {len(names)} columns; put texts in double quotes"
             yield LineError("invalid_csv_line", line, message)
