@@ -181,6 +181,7 @@ def _tell(file: Path, stored: StoredFeedback, as_json: bool, waiting: int = 0) -
             {
                 "right": stored.right,
                 "wrong": stored.wrong,
+                "unchanged": stored.unchanged,
                 "open_cases": stored.open_cases,
                 "dismissed": stored.dismissed,
                 "waiting": waiting,
@@ -190,8 +191,9 @@ def _tell(file: Path, stored: StoredFeedback, as_json: bool, waiting: int = 0) -
             }
         )
         return
+    unchanged = f", {stored.unchanged} unchanged" if stored.unchanged else ""
     refused = f", {len(stored.errors)} refused" if stored.errors else ""
-    click.echo(f"{file}: {stored.stored} labels ({stored.right} right, {stored.wrong} wrong){refused}")
+    click.echo(f"{file}: {stored.stored} labels ({stored.right} right, {stored.wrong} wrong){unchanged}{refused}")
     if stored.open_cases:
         click.echo(
             f"{stored.open_cases} are called wrong without more; `ragllava noisy list --reason said_wrong` shows them"

@@ -31,11 +31,13 @@ _JUDGED = (AnswerStatus.ANSWERED, AnswerStatus.NO_EVIDENCE)
 class StoredFeedback:
     """What became of a file: stored labels by verdict, cases put aside, and the lines that were left out.
 
+    `unchanged` counts the lines that say what the question's newest label says: they are no new labels.
     `open_cases` counts the questions said to be wrong without more: they wait for somebody who knows better.
     """
 
     right: int
     wrong: int
+    unchanged: int
     open_cases: int
     dismissed: int
     errors: list[LineError]
@@ -68,7 +70,7 @@ class _Known:
 def store_feedback(
     engine: Engine, file: FeedbackFile, *, source: str = "person", skip_invalid: bool = False
 ) -> StoredFeedback:
-    """Store the labels of a file in one transaction; the newest label of a question counts.
+    """Store the labels of a file in one transaction; the newest label of a question counts, and is not stored twice.
 
     Raises InvalidInput when a line is invalid, or names a job, question or image that is not there: then nothing
     was stored. With `skip_invalid` such lines are left out and told, unless no line is left.
@@ -81,12 +83,16 @@ def store_feedback(
         found, errors = _as_labels(file, known, source)
         if errors and not (skip_invalid and found):
             raise InvalidInput(file.name, errors)
-        labels.insert_labels(connection, found)
+        newest = labels.newest_labels(connection, [label.key for label in found])
+        # Said again it teaches nothing new, and must not make a training due.
+        new = [label for label in found if not label.says_the_same(newest.get(label.key))]
+        labels.insert_labels(connection, new)
         opened = _mark_cases(connection, found, known)
         keys = [known.questions[name].key for name in file.dismissed if name in known.questions]
         dismissed = noisy.set_state(connection, keys, NoisyState.DISMISSED)
-        counts = Counter(label.verdict for label in found)
-        return StoredFeedback(counts[Verdict.RIGHT], counts[Verdict.WRONG], opened, dismissed, errors)
+        counts = Counter(label.verdict for label in new)
+        unchanged = len(found) - len(new)
+        return StoredFeedback(counts[Verdict.RIGHT], counts[Verdict.WRONG], unchanged, opened, dismissed, errors)
 
     return in_transaction(engine, work)
 
@@ -97,7 +103,7 @@ def view_question(connection: Connection, job_id: int, custom_id: str) -> Questi
     if question is None:
         raise UsageError(f'job {job_id} has no question with the custom_id "{custom_id}"')
     case = noisy.find_case(connection, job_id, question.question_no)
-    return QuestionView(question, case, labels.label_of(connection, job_id, question.question_no))
+    return QuestionView(question, case, labels.newest_labels(connection, [question.key]).get(question.key))
 
 
 def _look_up(connection: Connection, file: FeedbackFile) -> _Known:
@@ -199,14 +205,14 @@ def _mark_cases(connection: Connection, found: Sequence[Label], known: _Known) -
     wrong: dict[tuple[int, int], list[NoisyCase]] = defaultdict(list)
     for label in found:
         if label.verdict is Verdict.WRONG:
-            question = by_key[label.job_id, label.question_no]
+            question = by_key[label.key]
             sentence = _sentence(label, question)
             case = NoisyCase(label.question_no, (NoisyReason.SAID_WRONG,), {NoisyReason.SAID_WRONG.value: sentence})
             wrong[question.archive_id, label.job_id].append(case)
     for (archive_id, job_id), cases in sorted(wrong.items(), key=lambda item: item[0]):
         noisy.insert_cases(connection, archive_id, job_id, cases, reopen=True)
     teaching = [label for label in found if _teaches(label)]
-    keys = sorted((label.job_id, label.question_no) for label in teaching)
+    keys = sorted(label.key for label in teaching)
     noisy.set_state(connection, keys, NoisyState.LABELLED)
     return len(found) - len(teaching)
 

@@ -32,6 +32,10 @@ def test_feedback_counts_its_labels(review: Review, run: Run) -> None:
     ]
     boats, _, tower, *_ = (image.image_id for image in review.images)
     assert review.labels()[0].label.relevant == (boats, tower)
+    Path("said.csv").write_text("custom_id,verdict,answer,relevant\nq0,wrong,three,boats.png; tower.png\nq1,right,,\n")
+    code, out, err = run("feedback", "said.csv", "--job", review.job_id)
+    assert (code, err, out) == (0, "", "said.csv: 1 labels (1 right, 0 wrong), 1 unchanged\n")
+    assert json.loads(run("feedback", "said.csv", "--job", review.job_id, "--json")[1])["unchanged"] == 2
 
 
 def test_feedback_with_a_bad_line_stores_nothing_and_says_how_to_go_on(review: Review, run: Run) -> None:
