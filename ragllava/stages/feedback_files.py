@@ -240,7 +240,9 @@ def _answer(value: object) -> str | None:
         value = str(value)
     if not isinstance(value, str):
         raise Rejected("invalid_answer", "the right answer is not a text")
-    text = _UNSTORABLE.sub("\ufffd", value).strip()
+    if _UNSTORABLE.search(value):  # replaced, it would teach another answer than the one given
+        raise Rejected("invalid_answer", "the right answer holds a character that cannot be stored; give it without")
+    text = value.strip()
     if len(text) > MAX_ANSWER_CHARACTERS:
         raise Rejected("invalid_answer", f"the right answer has more than {MAX_ANSWER_CHARACTERS:,} characters")
     return text or None

@@ -94,6 +94,8 @@ def test_each_line_that_an_unclosed_quote_swallows_is_told() -> None:
         ({"verdict": None}, "invalid_verdict", "missing"),
         ({"verdict": "maybe"}, "invalid_verdict", "right or wrong"),
         ({"answer": ["two"]}, "invalid_answer", "not a text"),
+        ({"answer": "tw\x00o"}, "invalid_answer", "cannot be stored"),
+        ({"answer": "two\ud800"}, "invalid_answer", "cannot be stored"),
         ({"answer": "x" * (MAX_ANSWER_CHARACTERS + 1)}, "invalid_answer", "2,000"),
         ({"relevant": "a.png"}, "invalid_images", "`relevant` is not a list"),
         ({"irrelevant": [True]}, "unknown_image", "`irrelevant` holds 'True'"),
