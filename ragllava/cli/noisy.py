@@ -170,8 +170,9 @@ def import_noisy(file: Path, skip_invalid: bool, as_json: bool) -> None:
 
 
 def _advise(error: InvalidInput, skip_invalid: bool) -> None:
-    if not skip_invalid and any(line.line for line in error.errors):
-        error.add_note("nothing was stored; --skip-invalid stores the valid lines, if there are any")
+    if any(line.line for line in error.errors):
+        advice = "no line is valid" if skip_invalid else "--skip-invalid stores the valid lines, if there are any"
+        error.add_note(f"nothing was stored; {advice}")
 
 
 def _tell(file: Path, stored: StoredFeedback, as_json: bool, waiting: int = 0) -> None:

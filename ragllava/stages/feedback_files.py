@@ -54,12 +54,22 @@ class FeedbackLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Dismissal:
+    """A question that a reviewer put aside without a word; `asked` as in a FeedbackLine."""
+
+    line: int
+    job_id: int
+    custom_id: str
+    asked: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FeedbackFile:
-    """All input lines in order, and the questions (job, custom_id) that a reviewer put aside without a word."""
+    """All input lines in order, and beside them the dismissals."""
 
     name: str
     lines: list[FeedbackLine | LineError]
-    dismissed: tuple[tuple[int, str], ...] = ()
+    dismissed: tuple[Dismissal, ...] = ()
 
     @property
     def said(self) -> list[FeedbackLine]:
@@ -132,11 +142,19 @@ def as_line(line: int, value: Mapping[str, Any], job_id: int | None) -> Feedback
             answer=_answer(value.get("answer")),
             relevant=_images(value, "relevant"),
             irrelevant=_images(value, "irrelevant") or (),
-            asked=value.get("question") if isinstance(value.get("question"), str) else None,
+            asked=_asked(value),
         )
     except Rejected as rejected:
-        shown = custom_id if isinstance(custom_id, str) else None
-        return LineError(rejected.code, line, rejected.message, shown)
+        return _line_error(line, rejected, custom_id)
+
+
+def as_dismissal(line: int, value: Mapping[str, Any]) -> Dismissal | LineError:
+    """The same for a record that says nothing but which question it is about."""
+    custom_id = value.get("custom_id")
+    try:
+        return Dismissal(line, _job_id(value.get("job"), None), _custom_id(custom_id), _asked(value))
+    except Rejected as rejected:
+        return _line_error(line, rejected, custom_id)
 
 
 def parse_json(text: str) -> Any:
@@ -223,6 +241,15 @@ def _custom_id(value: object) -> str:
     if not isinstance(value, str) or not value.strip() or _UNSTORABLE.search(value):
         raise Rejected("missing_custom_id", "the line has no `custom_id` that says which question it is about")
     return value
+
+
+def _asked(value: Mapping[str, Any]) -> str | None:
+    asked = value.get("question")
+    return asked if isinstance(asked, str) else None
+
+
+def _line_error(line: int, rejected: Rejected, custom_id: object) -> LineError:
+    return LineError(rejected.code, line, rejected.message, custom_id if isinstance(custom_id, str) else None)
 
 
 def _verdict(value: object) -> Verdict:

@@ -359,3 +359,27 @@ def test_a_task_of_another_installation_is_refused_by_its_question(review: Revie
     file.write_text(json.dumps([exported(task, annotation("2026-02-01", region("verdict", "choices", "right")))]))
     with pytest.raises(InvalidInput, match=r"line 1: .*is 'question 0\?', not 'another question\?'"):
         review.client.review(file)
+
+
+def test_a_skipped_task_of_an_unknown_question_is_told_and_the_others_are_dismissed(
+    review: Review, tmp_path: Path
+) -> None:
+    for number in (0, 1):
+        review.doubt(number, NoisyReason.NEAR_THRESHOLD)
+    tasks = tasks_of(review)
+    unknown, foreign = json.loads(json.dumps(tasks["q1"])), {"data": {"image": "a.png"}}
+    unknown["data"]["custom_id"] = "q9"
+    skipped = annotation("2026-02-01", skipped=True)
+    file = tmp_path / "export.json"
+    file.write_text(json.dumps([exported(task, skipped) for task in (unknown, tasks["q0"], foreign)]))
+    with pytest.raises(InvalidInput) as caught:
+        review.client.review(file)
+    told = [(error.line, error.code) for error in caught.value.errors]
+    assert told == [(1, "unknown_question"), (3, "unknown_format")]
+    assert {case.state for case in review.cases().values()} == {NoisyState.OPEN}
+    stored, _ = review.client.review(file, skip_invalid=True)
+    assert (stored.stored, stored.dismissed, [(error.line, error.code) for error in stored.errors]) == (0, 1, told)
+    assert {name: case.state for name, case in review.cases().items()} == {
+        "q0": NoisyState.DISMISSED,
+        "q1": NoisyState.OPEN,
+    }

@@ -133,3 +133,13 @@ def test_signed_addresses_can_be_asked_for(review: Review, run: Run) -> None:
     run("noisy", "export", "tasks.json", "--archive", "harbour", "--presign", 1)
     [task] = json.loads(Path("tasks.json").read_text())
     assert all(c["image"].startswith("http") and "Expires=3600" in c["image"] for c in task["data"]["candidates"])
+
+
+def test_an_import_without_a_valid_task_says_so(review: Review, run: Run) -> None:
+    Path("done.json").write_text(json.dumps([{"data": {}, "annotations": [{"was_cancelled": True, "result": []}]}]))
+    code, out, err = run("noisy", "import", "done.json", "--skip-invalid")
+    assert (code, out) == (1, "")
+    assert err.splitlines() == [
+        "ragllava: done.json, line 1: the task is none that `ragllava noisy export` made [unknown_format]",
+        "nothing was stored; no line is valid",
+    ]
