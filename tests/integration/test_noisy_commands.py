@@ -135,6 +135,25 @@ def test_signed_addresses_can_be_asked_for(review: Review, run: Run) -> None:
     assert all(c["image"].startswith("http") and "Expires=3600" in c["image"] for c in task["data"]["candidates"])
 
 
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("nodir/c.xml", "nodir/c.xml cannot be written: No such file or directory"),
+        (".", ". cannot be written: it is a folder"),
+        ("./tasks.json", "tasks.json cannot hold both the tasks and the labeling configuration; give --config another"),
+    ],
+)
+def test_tasks_are_not_written_where_the_configuration_cannot_be(
+    review: Review, run: Run, config: str, says: str
+) -> None:
+    review.doubt(0, NoisyReason.LOW_CONFIDENCE)
+    before = list(Path().iterdir())
+    code, out, err = run("noisy", "export", "tasks.json", "--archive", "harbour", "--config", config)
+    assert (code, out) == (1, "")
+    assert says in err
+    assert list(Path().iterdir()) == before
+
+
 def test_an_import_without_a_valid_task_says_so(review: Review, run: Run) -> None:
     Path("done.json").write_text(json.dumps([{"data": {}, "annotations": [{"was_cancelled": True, "result": []}]}]))
     code, out, err = run("noisy", "import", "done.json", "--skip-invalid")
