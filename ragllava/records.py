@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -295,6 +295,15 @@ class Label:
     relevant: tuple[int, ...]
     irrelevant: tuple[int, ...]
     source: str
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """The question's address: job and number."""
+        return self.job_id, self.question_no
+
+    def says_the_same(self, other: Label | None) -> bool:
+        """Whether there is another label and it differs in nothing, unless in who says so."""
+        return other is not None and replace(other, source=self.source) == self
 
 
 @dataclass(frozen=True, slots=True)

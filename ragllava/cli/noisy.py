@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ragllava.cli.options import JOB_ID, SHOWN_LINES, archive_option, connected, json_option, print_json, print_table
-from ragllava.errors import InvalidInput, LineError
+from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import NoisyReason, NoisyState
 
 if TYPE_CHECKING:
@@ -141,16 +143,21 @@ def export_noisy(
     from ragllava.stages.label_studio import LABELING_CONFIG, as_task
     from ragllava.stages.results import written_whole
 
+    if config is not None and os.path.realpath(config) == os.path.realpath(file):
+        raise UsageError(
+            f"{file} cannot hold both the tasks and the labeling configuration; give --config another name"
+        )
     expires_s = presign_hours * 3600 if presign_hours else None
     with connected() as client:
         cases = client.noisy_cases(archive, state=_state(state), reason=_reason(reason))
         tasks = [as_task(case, lambda image: client.picture_address(image, expires_s)) for case in cases]
-    with written_whole(file) as part:
+    with ExitStack() as files:  # neither appears without the other
+        part = files.enter_context(written_whole(file))
         part.write_text(json.dumps(tasks, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if config is not None:
+            files.enter_context(written_whole(config)).write_text(LABELING_CONFIG, encoding="utf-8")
     click.echo(f"{file}: {len(tasks)} tasks")
     if config is not None:
-        with written_whole(config) as part:
-            part.write_text(LABELING_CONFIG, encoding="utf-8")
         click.echo(f"{config}: paste it into the project's labeling interface, Code")
 
 
@@ -170,8 +177,9 @@ def import_noisy(file: Path, skip_invalid: bool, as_json: bool) -> None:
 
 
 def _advise(error: InvalidInput, skip_invalid: bool) -> None:
-    if not skip_invalid and any(line.line for line in error.errors):
-        error.add_note("nothing was stored; --skip-invalid stores the valid lines, if there are any")
+    if any(line.line for line in error.errors):
+        advice = "no line is valid" if skip_invalid else "--skip-invalid stores the valid lines, if there are any"
+        error.add_note(f"nothing was stored; {advice}")
 
 
 def _tell(file: Path, stored: StoredFeedback, as_json: bool, waiting: int = 0) -> None:
@@ -181,6 +189,7 @@ def _tell(file: Path, stored: StoredFeedback, as_json: bool, waiting: int = 0) -
             {
                 "right": stored.right,
                 "wrong": stored.wrong,
+                "unchanged": stored.unchanged,
                 "open_cases": stored.open_cases,
                 "dismissed": stored.dismissed,
                 "waiting": waiting,
@@ -190,8 +199,9 @@ def _tell(file: Path, stored: StoredFeedback, as_json: bool, waiting: int = 0) -
             }
         )
         return
+    unchanged = f", {stored.unchanged} unchanged" if stored.unchanged else ""
     refused = f", {len(stored.errors)} refused" if stored.errors else ""
-    click.echo(f"{file}: {stored.stored} labels ({stored.right} right, {stored.wrong} wrong){refused}")
+    click.echo(f"{file}: {stored.stored} labels ({stored.right} right, {stored.wrong} wrong){unchanged}{refused}")
     if stored.open_cases:
         click.echo(
             f"{stored.open_cases} are called wrong without more; `ragllava noisy list --reason said_wrong` shows them"

@@ -15,10 +15,10 @@ from sqlalchemy import Connection, Engine
 
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import AnswerStatus, JobKind, Label, NoisyCase, NoisyReason, NoisyState, StoredImage, Verdict
-from ragllava.stages.feedback_files import FeedbackFile, FeedbackLine, ImageName, Rejected
+from ragllava.stages.feedback_files import Dismissal, FeedbackFile, FeedbackLine, ImageName, Rejected
 from ragllava.stages.normalise import exact_match
 from ragllava.stores import answered, labels, noisy
-from ragllava.stores.answered import AnsweredQuestion
+from ragllava.stores.answered import AnsweredQuestion, QuestionKey
 from ragllava.stores.database import in_transaction
 from ragllava.stores.noisy import NoisyView
 
@@ -31,11 +31,13 @@ _JUDGED = (AnswerStatus.ANSWERED, AnswerStatus.NO_EVIDENCE)
 class StoredFeedback:
     """What became of a file: stored labels by verdict, cases put aside, and the lines that were left out.
 
+    `unchanged` counts the lines that say what the question's newest label says: they are no new labels.
     `open_cases` counts the questions said to be wrong without more: they wait for somebody who knows better.
     """
 
     right: int
     wrong: int
+    unchanged: int
     open_cases: int
     dismissed: int
     errors: list[LineError]
@@ -68,7 +70,7 @@ class _Known:
 def store_feedback(
     engine: Engine, file: FeedbackFile, *, source: str = "person", skip_invalid: bool = False
 ) -> StoredFeedback:
-    """Store the labels of a file in one transaction; the newest label of a question counts.
+    """Store the labels of a file in one transaction; the newest label of a question counts, and is not stored twice.
 
     Raises InvalidInput when a line is invalid, or names a job, question or image that is not there: then nothing
     was stored. With `skip_invalid` such lines are left out and told, unless no line is left.
@@ -79,14 +81,19 @@ def store_feedback(
     def work(connection: Connection) -> StoredFeedback:
         known = _look_up(connection, file)
         found, errors = _as_labels(file, known, source)
-        if errors and not (skip_invalid and found):
+        dismissed, refused = _as_dismissed(file, known)
+        errors = sorted([*errors, *refused], key=lambda error: error.line)
+        if errors and not (skip_invalid and (found or dismissed)):
             raise InvalidInput(file.name, errors)
-        labels.insert_labels(connection, found)
+        newest = labels.newest_labels(connection, [label.key for label in found])
+        # Said again it teaches nothing new, and must not make a training due.
+        new = [label for label in found if not label.says_the_same(newest.get(label.key))]
+        labels.insert_labels(connection, new)
         opened = _mark_cases(connection, found, known)
-        keys = [known.questions[name].key for name in file.dismissed if name in known.questions]
-        dismissed = noisy.set_state(connection, keys, NoisyState.DISMISSED)
-        counts = Counter(label.verdict for label in found)
-        return StoredFeedback(counts[Verdict.RIGHT], counts[Verdict.WRONG], opened, dismissed, errors)
+        put_aside = noisy.set_state(connection, dismissed, NoisyState.DISMISSED)
+        counts = Counter(label.verdict for label in new)
+        unchanged = len(found) - len(new)
+        return StoredFeedback(counts[Verdict.RIGHT], counts[Verdict.WRONG], unchanged, opened, put_aside, errors)
 
     return in_transaction(engine, work)
 
@@ -97,20 +104,19 @@ def view_question(connection: Connection, job_id: int, custom_id: str) -> Questi
     if question is None:
         raise UsageError(f'job {job_id} has no question with the custom_id "{custom_id}"')
     case = noisy.find_case(connection, job_id, question.question_no)
-    return QuestionView(question, case, labels.label_of(connection, job_id, question.question_no))
+    return QuestionView(question, case, labels.newest_labels(connection, [question.key]).get(question.key))
 
 
 def _look_up(connection: Connection, file: FeedbackFile) -> _Known:
     said = file.said
-    questions = answered.find_questions(
-        connection, [*((line.job_id, line.custom_id) for line in said), *file.dismissed]
-    )
+    lines: list[FeedbackLine | Dismissal] = [*said, *file.dismissed]
+    questions = answered.find_questions(connection, [(line.job_id, line.custom_id) for line in lines])
     names: dict[int, set[ImageName]] = defaultdict(set)
     for line in said:
         if question := questions.get((line.job_id, line.custom_id)):
             names[question.archive_id].update((*(line.relevant or ()), *line.irrelevant))
     return _Known(
-        kinds=answered.kinds_of_jobs(connection, [line.job_id for line in said]),
+        kinds=answered.kinds_of_jobs(connection, [line.job_id for line in lines]),
         questions=questions,
         by_source={
             archive_id: labels.images_by_source(connection, archive_id, [n for n in wanted if isinstance(n, str)])
@@ -136,13 +142,25 @@ def _as_labels(file: FeedbackFile, known: _Known, source: str) -> tuple[list[Lab
             first = first_lines.setdefault((line.job_id, line.custom_id), line.line)
             if first != line.line:
                 raise Rejected("duplicate_question", f"line {first} speaks of this question already")
-            found.append(_label(line, _question(line, known), known, source))
+            found.append(_label(line, _judged_question(line, known), known, source))
         except Rejected as rejected:
             errors.append(LineError(rejected.code, line.line, rejected.message, line.custom_id))
     return found, errors
 
 
-def _question(line: FeedbackLine, known: _Known) -> AnsweredQuestion:
+def _as_dismissed(file: FeedbackFile, known: _Known) -> tuple[list[QuestionKey], list[LineError]]:
+    """The questions put aside, or an error for each that is not there."""
+    keys: list[QuestionKey] = []
+    errors: list[LineError] = []
+    for line in file.dismissed:
+        try:
+            keys.append(_question(line, known).key)
+        except Rejected as rejected:
+            errors.append(LineError(rejected.code, line.line, rejected.message, line.custom_id))
+    return keys, errors
+
+
+def _question(line: FeedbackLine | Dismissal, known: _Known) -> AnsweredQuestion:
     kind = known.kinds.get(line.job_id)
     if kind is not JobKind.ANSWER:
         what = f"job {line.job_id} has no answers, its kind is {kind}" if kind else f"there is no job {line.job_id}"
@@ -153,6 +171,11 @@ def _question(line: FeedbackLine, known: _Known) -> AnsweredQuestion:
     if line.asked is not None and line.asked.strip() != question.text:
         message = f'question "{line.custom_id}" of job {line.job_id} is {question.text!r}, not {line.asked.strip()!r}'
         raise Rejected("unknown_question", message)
+    return question
+
+
+def _judged_question(line: FeedbackLine, known: _Known) -> AnsweredQuestion:
+    question = _question(line, known)
     if question.status not in _JUDGED:
         ended = f"ended as {question.status}" if question.status else "is still open"
         raise Rejected("no_answer", f'question "{line.custom_id}" {ended}; there is no answer to judge')
@@ -199,14 +222,14 @@ def _mark_cases(connection: Connection, found: Sequence[Label], known: _Known) -
     wrong: dict[tuple[int, int], list[NoisyCase]] = defaultdict(list)
     for label in found:
         if label.verdict is Verdict.WRONG:
-            question = by_key[label.job_id, label.question_no]
+            question = by_key[label.key]
             sentence = _sentence(label, question)
             case = NoisyCase(label.question_no, (NoisyReason.SAID_WRONG,), {NoisyReason.SAID_WRONG.value: sentence})
             wrong[question.archive_id, label.job_id].append(case)
     for (archive_id, job_id), cases in sorted(wrong.items(), key=lambda item: item[0]):
         noisy.insert_cases(connection, archive_id, job_id, cases, reopen=True)
     teaching = [label for label in found if _teaches(label)]
-    keys = sorted((label.job_id, label.question_no) for label in teaching)
+    keys = sorted(label.key for label in teaching)
     noisy.set_state(connection, keys, NoisyState.LABELLED)
     return len(found) - len(teaching)
 

@@ -12,7 +12,6 @@ unless one is given for the whole file. Blank lines are no input lines; other ke
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
@@ -23,6 +22,7 @@ from typing import Any
 
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import FileFormat, Verdict
+from ragllava.stages.csv_records import csv_records
 from ragllava.stages.question_files import format_by_extension
 
 MAX_BYTES = 64 * 2**20
@@ -54,12 +54,22 @@ class FeedbackLine:
 
 
 @dataclass(frozen=True, slots=True)
+class Dismissal:
+    """A question that a reviewer put aside without a word; `asked` as in a FeedbackLine."""
+
+    line: int
+    job_id: int
+    custom_id: str
+    asked: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FeedbackFile:
-    """All input lines in order, and the questions (job, custom_id) that a reviewer put aside without a word."""
+    """All input lines in order, and beside them the dismissals."""
 
     name: str
     lines: list[FeedbackLine | LineError]
-    dismissed: tuple[tuple[int, str], ...] = ()
+    dismissed: tuple[Dismissal, ...] = ()
 
     @property
     def said(self) -> list[FeedbackLine]:
@@ -132,11 +142,19 @@ def as_line(line: int, value: Mapping[str, Any], job_id: int | None) -> Feedback
             answer=_answer(value.get("answer")),
             relevant=_images(value, "relevant"),
             irrelevant=_images(value, "irrelevant") or (),
-            asked=value.get("question") if isinstance(value.get("question"), str) else None,
+            asked=_asked(value),
         )
     except Rejected as rejected:
-        shown = custom_id if isinstance(custom_id, str) else None
-        return LineError(rejected.code, line, rejected.message, shown)
+        return _line_error(line, rejected, custom_id)
+
+
+def as_dismissal(line: int, value: Mapping[str, Any]) -> Dismissal | LineError:
+    """The same for a record that says nothing but which question it is about."""
+    custom_id = value.get("custom_id")
+    try:
+        return Dismissal(line, _job_id(value.get("job"), None), _custom_id(custom_id), _asked(value))
+    except Rejected as rejected:
+        return _line_error(line, rejected, custom_id)
 
 
 def parse_json(text: str) -> Any:
@@ -171,21 +189,13 @@ def _json_lines(text: str, job_id: int | None) -> Iterator[FeedbackLine | LineEr
 
 def _csv_lines(text: str, job_id: int | None) -> Iterator[FeedbackLine | LineError]:
     delimiter, names = _csv_layout(text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    is_header = True
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield LineError("invalid_csv_line", line, f"the record is not valid CSV ({error})")
-            continue
-        if not any(cell.strip() for cell in cells):
-            continue
-        if is_header:
-            is_header = False
+    records = csv_records(io.StringIO(text, newline=""), delimiter)
+    filled = ((line, cells) for line, cells in records if isinstance(cells, str) or any(map(str.strip, cells)))
+    for place, (line, cells) in enumerate(filled):
+        if isinstance(cells, str):
+            yield LineError("invalid_csv_line", line, cells)
+        elif place == 0:
+            continue  # the header
         elif len(cells) > len(names):
             message = f"the record has {len(cells)} cells under {len(names)} columns; put texts in double quotes"
             yield LineError("invalid_csv_line", line, message)
@@ -233,6 +243,15 @@ def _custom_id(value: object) -> str:
     return value
 
 
+def _asked(value: Mapping[str, Any]) -> str | None:
+    asked = value.get("question")
+    return asked if isinstance(asked, str) else None
+
+
+def _line_error(line: int, rejected: Rejected, custom_id: object) -> LineError:
+    return LineError(rejected.code, line, rejected.message, custom_id if isinstance(custom_id, str) else None)
+
+
 def _verdict(value: object) -> Verdict:
     try:
         return Verdict(str(value).strip().lower())
@@ -248,7 +267,9 @@ def _answer(value: object) -> str | None:
         value = str(value)
     if not isinstance(value, str):
         raise Rejected("invalid_answer", "the right answer is not a text")
-    text = _UNSTORABLE.sub("\ufffd", value).strip()
+    if _UNSTORABLE.search(value):  # replaced, it would teach another answer than the one given
+        raise Rejected("invalid_answer", "the right answer holds a character that cannot be stored; give it without")
+    text = value.strip()
     if len(text) > MAX_ANSWER_CHARACTERS:
         raise Rejected("invalid_answer", f"the right answer has more than {MAX_ANSWER_CHARACTERS:,} characters")
     return text or None

@@ -14,7 +14,16 @@ from typing import Any
 
 from ragllava.errors import InvalidInput, LineError
 from ragllava.records import Candidate, StoredImage
-from ragllava.stages.feedback_files import FeedbackFile, FeedbackLine, Rejected, as_line, parse_json, read_text
+from ragllava.stages.feedback_files import (
+    Dismissal,
+    FeedbackFile,
+    FeedbackLine,
+    Rejected,
+    as_dismissal,
+    as_line,
+    parse_json,
+    read_text,
+)
 from ragllava.stores.noisy import NoisyView
 
 # The names of the controls are the keys of the feedback, and those of a candidate end in its place in the list.
@@ -90,17 +99,19 @@ def read_annotations(source: Path | bytes, *, name: str) -> tuple[FeedbackFile, 
     except Rejected as rejected:
         raise InvalidInput(name, [LineError(rejected.code, 0, rejected.message)]) from None
     lines: list[FeedbackLine | LineError] = []
-    dismissed: list[tuple[int, str]] = []
+    dismissed: list[Dismissal] = []
     waiting = 0
     for number, task in enumerate(tasks, start=1):
         annotations = [found for found in task.get("annotations") or () if isinstance(found, dict)]
         done = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
         if not annotations:
             waiting += 1
-        elif not done:
-            dismissed += _address_of(task)
+            continue
+        found = _as_feedback(number, task, max(done, key=_moment)) if done else _as_dismissal(number, task)
+        if isinstance(found, Dismissal):
+            dismissed.append(found)
         else:
-            lines.append(_as_feedback(number, task, max(done, key=_moment)))
+            lines.append(found)
     return FeedbackFile(name, lines, tuple(dismissed)), waiting
 
 
@@ -130,25 +141,29 @@ def _moment(annotation: Mapping[str, Any]) -> str:
     return str(annotation.get("updated_at") or annotation.get("created_at") or "")
 
 
-def _address_of(task: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """Job and custom_id of a task of ours, nothing of any other's."""
-    data = task.get("data")
-    if not isinstance(data, dict):
-        return []
-    job_id, custom_id = data.get("job"), data.get("custom_id")
-    return [(job_id, custom_id)] if isinstance(job_id, int) and isinstance(custom_id, str) else []
+def _as_dismissal(number: int, task: Mapping[str, Any]) -> Dismissal | LineError:
+    try:
+        return as_dismissal(number, _data_of(task))
+    except Rejected as rejected:
+        return LineError(rejected.code, number, rejected.message)
 
 
 def _as_feedback(number: int, task: Mapping[str, Any], annotation: Mapping[str, Any]) -> FeedbackLine | LineError:
     try:
-        data = task.get("data")
-        if not isinstance(data, dict) or not isinstance(data.get("candidates"), list):
-            raise Rejected("unknown_format", "the task is none that `ragllava noisy export` made")
+        data = _data_of(task)
         said = _said(annotation, data["candidates"])
     except Rejected as rejected:
         return LineError(rejected.code, number, rejected.message)
     asked = {key: data.get(key) for key in ("job", "custom_id", "question")}
     return as_line(number, said | asked, None)
+
+
+def _data_of(task: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the task was made of. Raises Rejected for a task of anybody else's."""
+    data = task.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("candidates"), list):
+        raise Rejected("unknown_format", "the task is none that `ragllava noisy export` made")
+    return data
 
 
 def _said(annotation: Mapping[str, Any], candidates: Sequence[Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import FileFormat, Question
+from ragllava.stages.csv_records import csv_records
 
 MAX_LINES = 1_000_000
 MAX_LINE_BYTES = 16 * 2**20
@@ -237,26 +238,13 @@ def _csv_records(stream: BinaryIO, head: bytes) -> Iterator[_Record]:
     # An undecodable byte becomes a lone surrogate, which valid UTF-8 cannot contain: its record is found later.
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
     try:
-        # Strict, so that a quote that nobody closes is an error and not a question of a hundred lines.
-        reader = csv.reader(_bounded_lines(text), delimiter=delimiter, strict=True)
-        rows = ((line, row) for line, row in _csv_rows(reader) if isinstance(row, _Rejected) or not _is_blank(row))
-        next(rows)  # the header
-        for line, row in rows:
+        rows = csv_records(_bounded_lines(text), delimiter)
+        filled = ((line, row) for line, row in rows if isinstance(row, str) or not _is_blank(row))
+        next(filled)  # the header
+        for line, row in filled:
             yield _csv_record(line, row, names)
     finally:
         text.detach()  # the stream belongs to the caller
-
-
-def _csv_rows(reader: Any) -> Iterator[tuple[int, list[str] | _Rejected]]:
-    """Every record with the line that it starts on; quoted cells may span lines."""
-    while True:
-        line = reader.line_num + 1
-        try:
-            yield line, next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield line, _Rejected("invalid_csv_line", f"the record is not valid CSV ({error})")
 
 
 def _bounded_lines(text: io.TextIOWrapper) -> Iterator[str]:
@@ -285,9 +273,9 @@ def _is_blank(row: list[str]) -> bool:
     return not row or (len(row) == 1 and row[0].isspace())
 
 
-def _csv_record(line: int, row: list[str] | _Rejected, names: list[str]) -> _Record:
-    if isinstance(row, _Rejected):
-        return _Record(line, None, row)
+def _csv_record(line: int, row: list[str] | str, names: list[str]) -> _Record:
+    if isinstance(row, str):
+        return _Record(line, None, _Rejected("invalid_csv_line", row))
     cells = dict(zip(names, row, strict=False))
     custom_id, question = cells.get("custom_id"), cells.get("question")
     if any(_SURROGATE.search(cell) for cell in (custom_id, question) if cell):

@@ -163,10 +163,13 @@ def write_errors(rows: Iterable[ResultRow], path: Path) -> int:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the name `path` when the block ends well, else it is removed."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    if path.is_dir():
+    """A path beside `path` to write to; it takes the name `path` when the block ends well, else it is removed.
+
+    Raises UsageError when `path` is a folder or nothing can be written beside it, before the block begins.
+    """
+    if not path.name or path.is_dir():  # `.`, which is what an empty path means, has no name to write beside
         raise UsageError(f"{path} cannot be written: it is a folder")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         part.touch()
     except OSError as error:

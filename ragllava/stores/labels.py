@@ -9,8 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection, Row, text
 
 from ragllava.records import Candidate, Label, StoredImage, Verdict
-from ragllava.stores.answered import load_questions
-from ragllava.stores.schema import labels
+from ragllava.stores.answered import QuestionKey, load_questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +74,18 @@ def latest_labels(connection: Connection, archive_ids: Sequence[int] | None = No
     ]
 
 
-def label_of(connection: Connection, job_id: int, question_no: int) -> Label | None:
-    """The newest label of one question."""
-    row = connection.execute(
-        labels.select()
-        .where(labels.c.job_id == job_id, labels.c.question_no == question_no)
-        .order_by(labels.c.id.desc())
-        .limit(1)
-    ).one_or_none()
-    return _label(row) if row else None
+def newest_labels(connection: Connection, keys: Sequence[QuestionKey]) -> dict[QuestionKey, Label]:
+    """The newest label of each of the questions that has one."""
+    rows = connection.execute(
+        text("""
+            SELECT DISTINCT ON (labels.job_id, labels.question_no) labels.*
+            FROM unnest(CAST(:jobs AS bigint[]), CAST(:numbers AS bigint[])) AS wanted (job_id, question_no)
+            JOIN labels USING (job_id, question_no)
+            ORDER BY labels.job_id, labels.question_no, labels.id DESC
+        """),
+        {"jobs": [job for job, _ in keys], "numbers": [number for _, number in keys]},
+    )
+    return {(row.job_id, row.question_no): _label(row) for row in rows}
 
 
 def images_by_source(

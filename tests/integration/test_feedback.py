@@ -145,6 +145,31 @@ def test_the_newest_label_of_a_question_counts_in_the_order_in_which_they_were_g
     assert [row.label.question_no for row in review.labels()] == [1, 0]
 
 
+def test_what_was_said_already_is_no_new_label(review: Review) -> None:
+    three, right = {"custom_id": "q0", "verdict": "wrong", "answer": "three"}, {"custom_id": "q1", "verdict": "right"}
+    first = review.say(three, right)
+    assert (first.stored, first.unchanged) == (2, 0)
+    before = review.labels()
+    again = review.say(three, right, source="gold")
+    assert (again.right, again.wrong, again.unchanged) == (0, 0, 2)
+    assert review.labels() == before
+    other = review.say(three | {"relevant": ["tower.png"]}, right)
+    assert (other.right, other.wrong, other.unchanged) == (0, 1, 1)
+    back = review.say(three)
+    assert (back.wrong, back.unchanged) == (1, 0)
+    assert [row.label.relevant for row in review.labels()] == [(), ()]
+
+
+def test_a_case_that_was_opened_again_is_labelled_by_what_was_said_already(review: Review) -> None:
+    said = {"custom_id": "q0", "verdict": "wrong", "answer": "three"}
+    review.say(said)
+    with review.client.engine.begin() as connection:
+        reason = NoisyReason.UNLABELLED_RELEVANT
+        noisy.add_reason(connection, review.archive_id, review.job_id, 0, reason, "tower.png: 0.99")
+    assert review.say(said).unchanged == 1
+    assert review.cases()["q0"].state is NoisyState.LABELLED
+
+
 def test_candidates_of_a_label_are_those_of_the_latest_run(review: Review) -> None:
     review.say({"custom_id": "q0", "verdict": "right"})
     with review.client.engine.begin() as connection:
@@ -334,3 +359,27 @@ def test_a_task_of_another_installation_is_refused_by_its_question(review: Revie
     file.write_text(json.dumps([exported(task, annotation("2026-02-01", region("verdict", "choices", "right")))]))
     with pytest.raises(InvalidInput, match=r"line 1: .*is 'question 0\?', not 'another question\?'"):
         review.client.review(file)
+
+
+def test_a_skipped_task_of_an_unknown_question_is_told_and_the_others_are_dismissed(
+    review: Review, tmp_path: Path
+) -> None:
+    for number in (0, 1):
+        review.doubt(number, NoisyReason.NEAR_THRESHOLD)
+    tasks = tasks_of(review)
+    unknown, foreign = json.loads(json.dumps(tasks["q1"])), {"data": {"image": "a.png"}}
+    unknown["data"]["custom_id"] = "q9"
+    skipped = annotation("2026-02-01", skipped=True)
+    file = tmp_path / "export.json"
+    file.write_text(json.dumps([exported(task, skipped) for task in (unknown, tasks["q0"], foreign)]))
+    with pytest.raises(InvalidInput) as caught:
+        review.client.review(file)
+    told = [(error.line, error.code) for error in caught.value.errors]
+    assert told == [(1, "unknown_question"), (3, "unknown_format")]
+    assert {case.state for case in review.cases().values()} == {NoisyState.OPEN}
+    stored, _ = review.client.review(file, skip_invalid=True)
+    assert (stored.stored, stored.dismissed, [(error.line, error.code) for error in stored.errors]) == (0, 1, told)
+    assert {name: case.state for name, case in review.cases().items()} == {
+        "q0": NoisyState.DISMISSED,
+        "q1": NoisyState.OPEN,
+    }

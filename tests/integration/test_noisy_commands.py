@@ -32,6 +32,10 @@ def test_feedback_counts_its_labels(review: Review, run: Run) -> None:
     ]
     boats, _, tower, *_ = (image.image_id for image in review.images)
     assert review.labels()[0].label.relevant == (boats, tower)
+    Path("said.csv").write_text("custom_id,verdict,answer,relevant\nq0,wrong,three,boats.png; tower.png\nq1,right,,\n")
+    code, out, err = run("feedback", "said.csv", "--job", review.job_id)
+    assert (code, err, out) == (0, "", "said.csv: 1 labels (1 right, 0 wrong), 1 unchanged\n")
+    assert json.loads(run("feedback", "said.csv", "--job", review.job_id, "--json")[1])["unchanged"] == 2
 
 
 def test_feedback_with_a_bad_line_stores_nothing_and_says_how_to_go_on(review: Review, run: Run) -> None:
@@ -129,3 +133,32 @@ def test_signed_addresses_can_be_asked_for(review: Review, run: Run) -> None:
     run("noisy", "export", "tasks.json", "--archive", "harbour", "--presign", 1)
     [task] = json.loads(Path("tasks.json").read_text())
     assert all(c["image"].startswith("http") and "Expires=3600" in c["image"] for c in task["data"]["candidates"])
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("nodir/c.xml", "nodir/c.xml cannot be written: No such file or directory"),
+        (".", ". cannot be written: it is a folder"),
+        ("./tasks.json", "tasks.json cannot hold both the tasks and the labeling configuration; give --config another"),
+    ],
+)
+def test_tasks_are_not_written_where_the_configuration_cannot_be(
+    review: Review, run: Run, config: str, says: str
+) -> None:
+    review.doubt(0, NoisyReason.LOW_CONFIDENCE)
+    before = list(Path().iterdir())
+    code, out, err = run("noisy", "export", "tasks.json", "--archive", "harbour", "--config", config)
+    assert (code, out) == (1, "")
+    assert says in err
+    assert list(Path().iterdir()) == before
+
+
+def test_an_import_without_a_valid_task_says_so(review: Review, run: Run) -> None:
+    Path("done.json").write_text(json.dumps([{"data": {}, "annotations": [{"was_cancelled": True, "result": []}]}]))
+    code, out, err = run("noisy", "import", "done.json", "--skip-invalid")
+    assert (code, out) == (1, "")
+    assert err.splitlines() == [
+        "ragllava: done.json, line 1: the task is none that `ragllava noisy export` made [unknown_format]",
+        "nothing was stored; no line is valid",
+    ]

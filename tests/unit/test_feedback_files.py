@@ -68,6 +68,19 @@ def test_quoted_cells_span_lines_and_later_lines_keep_their_numbers() -> None:
     assert (second.line, second.code) == (4, "invalid_verdict")
 
 
+def test_each_line_that_an_unclosed_quote_swallows_is_told() -> None:
+    text = 'custom_id,verdict,answer\nq1,right,\nq2,wrong,"two\nq3,right,\n\nq4,"right",\nq5,right,\n'
+    lines = read(text, "said.csv", job_id=1)
+    assert [(line.line, isinstance(line, LineError)) for line in lines] == [
+        (2, False), (3, True), (4, True), (6, True), (7, False),
+    ]  # fmt: skip
+    assert [line.message for line in lines if isinstance(line, LineError)][1:] == [
+        "a quote in the record of line 3 is not closed before this line"
+    ] * 2
+    headless = read('custom_id,"verdict\nq1,"right\nq2,right\n', "said.csv", job_id=1)
+    assert [(line.line, isinstance(line, LineError)) for line in headless] == [(1, True), (2, True), (3, False)]
+
+
 @pytest.mark.parametrize(
     ("change", "code", "says"),
     [
@@ -81,6 +94,8 @@ def test_quoted_cells_span_lines_and_later_lines_keep_their_numbers() -> None:
         ({"verdict": None}, "invalid_verdict", "missing"),
         ({"verdict": "maybe"}, "invalid_verdict", "right or wrong"),
         ({"answer": ["two"]}, "invalid_answer", "not a text"),
+        ({"answer": "tw\x00o"}, "invalid_answer", "cannot be stored"),
+        ({"answer": "two\ud800"}, "invalid_answer", "cannot be stored"),
         ({"answer": "x" * (MAX_ANSWER_CHARACTERS + 1)}, "invalid_answer", "2,000"),
         ({"relevant": "a.png"}, "invalid_images", "`relevant` is not a list"),
         ({"irrelevant": [True]}, "unknown_image", "`irrelevant` holds 'True'"),

@@ -262,6 +262,28 @@ def test_csv_errors_are_named() -> None:
     assert found.questions == [Question(4, 6, "e", "Fine?")]
 
 
+@pytest.mark.parametrize(
+    ("rest", "swallowed"),
+    [
+        ('q-2,"What?\nq-3,Who?\n\nq-4,Why?\n', [3, 4, 6]),  # to the end of the file
+        ('q-2,"What?\r\nq-3,"Who?"\r\nq-4,Why?\r\n', [3, 4]),  # to the next quote
+    ],
+)
+def test_each_line_that_an_unclosed_quote_swallows_is_told(rest: str, swallowed: list[int]) -> None:
+    found = read(f"custom_id,question\nq-1,Red?\n{rest}", "q.csv")
+    assert [(error.line, error.code) for error in found.errors] == [(line, "invalid_csv_line") for line in swallowed]
+    messages = [error.message for error in found.errors]
+    assert "is each quote in it closed?" in messages[0]
+    assert set(messages[1:]) == {"a quote in the record of line 3 is not closed before this line"}
+
+
+def test_no_line_is_lost_where_an_unclosed_quote_makes_a_cell_too_large() -> None:
+    lines = [f"q-{number},Who?" for number in range(20_000)]
+    found = read("\n".join(["custom_id,question", 'q,"What?', *lines]), "q.csv")
+    assert [line.line for line in found.lines] == list(range(2, 20_003))
+    assert found.questions[-1].custom_id == "q-19999"
+
+
 def test_parquet_rows_become_questions() -> None:
     content = parquet_bytes({"custom_id": [5, None, 6], "question": ["Red?", "Blue?", None], "more": [1, 2, 3]})
     found = read(content, "anything")

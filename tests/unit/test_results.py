@@ -313,3 +313,6 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         write_results(ROWS, tmp_path / "no" / "out.csv", FileFormat.CSV, top_n=2)
     with pytest.raises(UsageError, match="it is a folder"):
         write_results(ROWS, tmp_path, FileFormat.CSV, top_n=2)
+    for path in (".", "", "/"):
+        with pytest.raises(UsageError, match="it is a folder"), written_whole(Path(path)):
+            pass
