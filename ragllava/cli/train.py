@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragllava.cli.options import connected, json_option, print_json, print_table
+from ragllava.cli.options import NumberRange, connected, json_option, print_json, print_table
 
 if TYPE_CHECKING:
     from ragllava.client import Client
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     "--negatives",
     default=1.0,
     show_default=True,
-    type=click.FloatRange(0, 100),
+    type=NumberRange(0, 100),
     help="Hard negatives for each relevant image (reranker).",
 )
 @click.option(
@@ -52,12 +52,12 @@ if TYPE_CHECKING:
     "--bare-share",
     default=0.0,
     show_default=True,
-    type=click.FloatRange(0, 1),
+    type=NumberRange(0, 1),
     help="Share of the pairs that are learned without their caption (reranker).",
 )
 @click.option(
     "--precision",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=NumberRange(0, 1, min_open=True, max_open=True),
     help="Choose a threshold that promises this precision (reranker), not the adaptive one.",
 )
 @click.option(
