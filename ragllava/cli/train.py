@@ -132,6 +132,8 @@ def _submit(client: Client, request: TrainingRequest, follow: bool, as_json: boo
     from ragllava.client import is_success
 
     job_id = client.train(request)
+    if follow or not as_json:
+        click.echo(f"job {job_id} queued; `ragllava jobs show {job_id}` tells how far it is", err=as_json)
     warn_without_worker(client, "train")
     if follow:
         job = wait_or_leave(client, job_id, f"training {request.role.value}", Console(stderr=as_json))
@@ -142,8 +144,6 @@ def _submit(client: Client, request: TrainingRequest, follow: bool, as_json: boo
     elif follow:
         click.echo(outcome_line(job))
         click.echo(training_line(job))
-    else:
-        click.echo(f"job {job_id} queued; `ragllava jobs show {job_id}` tells how far it is")
     sys.exit(0 if not follow or is_success(job.state) else 1)
 
 
