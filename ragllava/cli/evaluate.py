@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragllava.cli.options import json_option, print_json
+from ragllava.cli.options import NumberRange, json_option, print_json
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ragllava.evaluation.dataset_records import EvaluationSet
     from ragllava.evaluation.evaluate import Evaluation, Promise
     from ragllava.evaluation.pools import Workbench
     from ragllava.settings import Settings
@@ -29,7 +28,7 @@ SPLITS = {"postcards": "test", "webqa": "val", "multimodalqa": "dev", "flickr30k
 CALIBRATION_SEED_OFFSET = 1000  # to the seed of the postcards that the threshold is fitted on
 
 FOLDER = click.Path(path_type=Path)  # whether it is there is said by the loader
-SHARE = click.FloatRange(0, 1)
+SHARE = NumberRange(0, 1)
 
 
 @click.command("eval")
@@ -71,11 +70,11 @@ SHARE = click.FloatRange(0, 1)
 )
 @click.option(
     "--promised-precision",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=NumberRange(0, 1, min_open=True, max_open=True),
     metavar="SHARE",
     help="Add the threshold that promises this precision, 0.95 say, and what it reaches.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Ask only the first so many questions; the pool stays whole.")
+@click.option("--limit", type=click.IntRange(1), help="Report only the first so many questions; the pool stays whole.")
 @click.option("--images", type=click.IntRange(10), help="Draw so many postcards.  [default: 1000]")
 @json_option
 def evaluate(
@@ -101,10 +100,11 @@ def evaluate(
     into an archive named eval-…, where the next evaluation finds them again.
 
     The adaptive threshold is fitted on other questions than the reported ones: on postcards of another seed, or on the
-    split that --calibration names. Without one, the reranker's own threshold is applied.
+    split that --calibration names. Without one, or where they are too few, the reranker's own threshold is applied.
     """
     from rich.console import Console
 
+    from ragllava.evaluation.datasets import load_dataset
     from ragllava.evaluation.evaluate import evaluate as run
     from ragllava.evaluation.runs import DEFAULT_NOISE, RunOptions
     from ragllava.settings import load_settings
@@ -117,13 +117,15 @@ def evaluate(
     if noise and not oracle:
         raise UsageError("--noise swaps labelled images for wrong ones; leave --no-oracle out")
     settings = load_settings()
-    reported = load(dataset, data, split or SPLITS[dataset], seed, limit, images)
+    reported = load_dataset(dataset, data, split or SPLITS[dataset], seed=seed, images=images)
     other = None
     if reranked and dataset == "postcards" and calibration is None:
-        other = load(dataset, data, reported.split, seed + CALIBRATION_SEED_OFFSET, limit, images)
+        other = load_dataset(dataset, data, reported.split, seed=seed + CALIBRATION_SEED_OFFSET, images=images)
     elif calibration is not None:
-        other = load(dataset, data, calibration, seed, limit, images)
+        other = load_dataset(dataset, data, calibration, seed=seed, images=images)
     blind = reranked and dataset == "postcards" if no_caption is None else no_caption
+    # Not the other set: a threshold takes all the questions that there are.
+    reported = replace(reported, questions=reported.questions[:limit])
     options = RunOptions(seed, None, reranked, blind, oracle, noise or DEFAULT_NOISE, promised_precision)
     with workbench(settings, Console(stderr=True, highlight=False), untuned) as bench:
         found = run(reported, other, bench, options)
@@ -138,14 +140,6 @@ def refuse_without_reranking(given: Mapping[str, object]) -> None:
     first = next((option for option, value in given.items() if value is not None), None)
     if first is not None:
         raise UsageError(f"{first} is about reranking; leave it or --rerank off out")
-
-
-def load(name: str, data: Path | None, split: str, seed: int, limit: int | None, images: int | None) -> EvaluationSet:
-    """The set with its first `limit` questions."""
-    from ragllava.evaluation.datasets import load_dataset
-
-    dataset = load_dataset(name, data, split, seed=seed, images=images)
-    return dataset if limit is None else replace(dataset, questions=dataset.questions[:limit])
 
 
 @contextmanager

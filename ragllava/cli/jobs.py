@@ -42,6 +42,8 @@ def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:
         done, total = str(job.progress.done), str(job.progress.total)
         table.add_row(str(job.job_id), job.kind.value, job.archive, job.state.value, done, total, outcomes(job))
     print_table(table)
+    if len(found) == limit:
+        click.echo(f"the newest {limit}; --limit shows more", err=True)
 
 
 @jobs.command("show")

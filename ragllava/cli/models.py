@@ -20,6 +20,10 @@ class RoleType(click.ParamType["Role"]):
 
     name = "reranker|generator"
 
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """In lower case, as it must be written: click prints a name in capitals."""
+        return f"[{self.name}]"
+
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Role:
         """The role of this name."""
         from ragllava.records import Role
@@ -126,11 +130,14 @@ def rollback(role: Role) -> None:
 @role_option
 @json_option
 def compare(first: str, second: str, role: Role | None, as_json: bool) -> None:
-    """The figures of two versions beside each other, and what the second has more."""
+    """The figures of two versions beside each other, and what the second has more.
+
+    A name that versions of both roles have is taken in the role of the other one.
+    """
     from ragllava.cli import model_pages
 
     with connected() as client:
-        found = model_pages.compare(client.version(first, role), client.version(second, role))
+        found = model_pages.compare(*client.version_pair(first, second, role))
     if as_json:
         print_json(found.as_json())
     else:

@@ -16,6 +16,7 @@ from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import NoisyReason, NoisyState
 
 if TYPE_CHECKING:
+    from ragllava.client import Client
     from ragllava.records import Candidate, Label
     from ragllava.stages.feedback import StoredFeedback
     from ragllava.stores.answered import AnsweredQuestion
@@ -53,7 +54,8 @@ def feedback(file: Path, job_id: int | None, source: str, skip_invalid: bool, as
         except InvalidInput as error:
             _advise(error, skip_invalid)
             raise
-    _tell(file, stored, as_json)
+        doubted = _said_wrong(client) if stored.open_cases else []
+    _tell(file, stored, as_json, doubted)
 
 
 @click.group("noisy")
@@ -173,7 +175,8 @@ def import_noisy(file: Path, skip_invalid: bool, as_json: bool) -> None:
         except InvalidInput as error:
             _advise(error, skip_invalid)
             raise
-    _tell(file, stored, as_json, waiting)
+        doubted = _said_wrong(client) if stored.open_cases else []
+    _tell(file, stored, as_json, doubted, waiting)
 
 
 def _advise(error: InvalidInput, skip_invalid: bool) -> None:
@@ -182,7 +185,18 @@ def _advise(error: InvalidInput, skip_invalid: bool) -> None:
         error.add_note(f"nothing was stored; {advice}")
 
 
-def _tell(file: Path, stored: StoredFeedback, as_json: bool, waiting: int = 0) -> None:
+def _said_wrong(client: Client) -> list[str]:
+    """The archives with open cases that somebody called wrong."""
+    from ragllava.stores import archive
+    from ragllava.stores.database import in_transaction
+
+    names = [found.name for found in in_transaction(client.engine, archive.list_archives)]
+    state, reason = NoisyState.OPEN, NoisyReason.SAID_WRONG
+    return [name for name in names if client.noisy_cases(name, state=state, reason=reason, limit=1)]
+
+
+def _tell(file: Path, stored: StoredFeedback, as_json: bool, doubted: Sequence[str], waiting: int = 0) -> None:
+    """`doubted` are the archives whose open cases the advice names."""
     _print_errors(file, stored.errors)
     if as_json:
         print_json(
@@ -203,9 +217,8 @@ def _tell(file: Path, stored: StoredFeedback, as_json: bool, waiting: int = 0) -
     refused = f", {len(stored.errors)} refused" if stored.errors else ""
     click.echo(f"{file}: {stored.stored} labels ({stored.right} right, {stored.wrong} wrong){unchanged}{refused}")
     if stored.open_cases:
-        click.echo(
-            f"{stored.open_cases} are called wrong without more; `ragllava noisy list --reason said_wrong` shows them"
-        )
+        lists = (f"`ragllava noisy list --archive {name} --reason said_wrong --state open`" for name in doubted)
+        click.echo(f"{stored.open_cases} are called wrong without more; {' and '.join(lists)} shows them")
     if stored.dismissed:
         click.echo(f"{stored.dismissed} skipped by the reviewer are dismissed")
     if waiting:

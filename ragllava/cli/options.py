@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -41,6 +42,17 @@ class ThresholdType(click.ParamType[float | None]):
             number = -1.0
         if not 0 <= number <= 1:
             self.fail(f"{value!r} is neither auto nor a number from 0 to 1", param, ctx)
+        return number
+
+
+class NumberRange(click.FloatRange):
+    """click's FloatRange without nan, which compares false with every bound and so lies in each range of click's."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, in the range."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
         return number
 
 

@@ -11,6 +11,7 @@ import click
 from ragllava.cli.options import (
     JOB_ID,
     SHOWN_LINES,
+    NumberRange,
     answer_options,
     archive_option,
     as_answer_options,
@@ -83,7 +84,7 @@ def submit(  # noqa: PLR0917 - one argument for each option
     "timeout_s",
     default=600.0,
     show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=NumberRange(min=0, min_open=True),
     help="Seconds to wait for the answer.",
 )
 @json_option

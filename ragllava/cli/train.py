@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragllava.cli.options import connected, json_option, print_json, print_table
+from ragllava.cli.options import NumberRange, connected, json_option, print_json, print_table
+from ragllava.errors import UsageError
+from ragllava.training.presets import PRESETS, TrainingSettings
 
 if TYPE_CHECKING:
     from ragllava.client import Client
     from ragllava.training.request import TrainingPlan, TrainingRequest
+
+_SETTINGS = ", ".join(field.name for field in fields(TrainingSettings))
 
 
 @click.command()
@@ -32,14 +38,20 @@ if TYPE_CHECKING:
     help="Of the first archive, only what was labelled then or later (UTC).",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what it would train on.")
-@click.option("--preset", metavar="NAME", help="Settings of the fine-tuning.  [default: the profile's]")
-@click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change one of the preset's settings.")
+@click.option(
+    "--preset", metavar="NAME", help=f"Settings of the fine-tuning: {', '.join(PRESETS)}.  [default: the profile's]"
+)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help=f"Change one of the preset's settings; may be repeated: {_SETTINGS}.",
+)
 @click.option(
     "--negatives",
-    default=1.0,
-    show_default=True,
-    type=click.FloatRange(0, 100),
-    help="Hard negatives for each relevant image (reranker).",
+    type=NumberRange(0, 100),
+    help="Hard negatives for each relevant image (reranker).  [default: 1.0]",
 )
 @click.option(
     "--negatives-from",
@@ -50,14 +62,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--bare-share",
-    default=0.0,
-    show_default=True,
-    type=click.FloatRange(0, 1),
-    help="Share of the pairs that are learned without their caption (reranker).",
+    type=NumberRange(0, 1),
+    help="Share of the pairs that are learned without their caption (reranker).  [default: 0.0]",
 )
 @click.option(
     "--precision",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=NumberRange(0, 1, min_open=True, max_open=True),
     help="Choose a threshold that promises this precision (reranker), not the adaptive one.",
 )
 @click.option(
@@ -75,9 +85,9 @@ def train(  # noqa: PLR0917 - one argument for each option
     dry_run: bool,
     preset: str | None,
     changes: tuple[str, ...],
-    negatives: float,
+    negatives: float | None,
     top_k: int | None,
-    bare_share: float,
+    bare_share: float | None,
     precision: float | None,
     promote: bool,
     follow: bool,
@@ -87,6 +97,8 @@ def train(  # noqa: PLR0917 - one argument for each option
     from ragllava.records import Role
     from ragllava.training.request import TrainingRequest, default_preset
 
+    if role == "generator":
+        _refuse_for_generators({"--negatives": negatives, "--bare-share": bare_share})
     with connected() as client:
         request = TrainingRequest(
             role=Role(role),
@@ -95,15 +107,22 @@ def train(  # noqa: PLR0917 - one argument for each option
             overrides=dict(map(_change, changes)),
             since=since.replace(tzinfo=UTC) if since else None,
             promote=promote,
-            negatives=negatives,
+            negatives=1.0 if negatives is None else negatives,
             precision=precision,
             top_k=top_k,
-            bare_share=bare_share,
+            bare_share=bare_share or 0.0,
         )
         if dry_run:
             _show_plan(client.plan_training(request), as_json)
         else:
             _submit(client, request, follow, as_json)
+
+
+def _refuse_for_generators(given: Mapping[str, object]) -> None:
+    """Raise UsageError if an option is given (not None) that changes only what a reranker learns."""
+    first = next((option for option, value in given.items() if value is not None), None)
+    if first is not None:
+        raise UsageError(f"{first} changes nothing for a generator; leave it out")
 
 
 def _submit(client: Client, request: TrainingRequest, follow: bool, as_json: bool) -> None:
@@ -113,6 +132,8 @@ def _submit(client: Client, request: TrainingRequest, follow: bool, as_json: boo
     from ragllava.client import is_success
 
     job_id = client.train(request)
+    if follow or not as_json:
+        click.echo(f"job {job_id} queued; `ragllava jobs show {job_id}` tells how far it is", err=as_json)
     warn_without_worker(client, "train")
     if follow:
         job = wait_or_leave(client, job_id, f"training {request.role.value}", Console(stderr=as_json))
@@ -123,8 +144,6 @@ def _submit(client: Client, request: TrainingRequest, follow: bool, as_json: boo
     elif follow:
         click.echo(outcome_line(job))
         click.echo(training_line(job))
-    else:
-        click.echo(f"job {job_id} queued; `ragllava jobs show {job_id}` tells how far it is")
     sys.exit(0 if not follow or is_success(job.state) else 1)
 
 

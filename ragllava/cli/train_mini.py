@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from ragllava.cli.options import NumberRange
+
 
 @click.command("train-mini")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--minutes", default=75.0, show_default=True, type=click.FloatRange(min=0.1), help="Of training.")
+@click.option("--minutes", default=75.0, show_default=True, type=NumberRange(min=0.1), help="Of training.")
 @click.option("--from-scratch", is_flag=True, help="Begin with random weights, not with the shipped ones.")
 @click.option("--untuned", is_flag=True, help="Instead: the shipped models, made to forget what is relevant.")
 def train_mini(folder: Path, minutes: float, from_scratch: bool, untuned: bool) -> None:

@@ -36,6 +36,13 @@ class ModelClient(BaseClient):
         """One version by its name or the beginning of it. Raises UsageError for none or several."""
         return self._do(lambda c: registry.find_version(c, self.profile_name, name, role))
 
+    def version_pair(self, first: str, second: str, role: Role | None = None) -> tuple[VersionView, VersionView]:
+        """Two versions by name; where one name fits one role only, the other is taken in that role.
+
+        Raises UsageError for none or several.
+        """
+        return self._do(lambda c: registry.find_pair(c, self.profile_name, (first, second), role))
+
     def promote(self, name: str, role: Role, reason: str) -> ModelVersion:
         """Make a version champion: workers take it up at their next shard. Raises UsageError for an unknown one."""
         return self._do(lambda c: registry.promote(c, self.profile_name, role, name, reason))

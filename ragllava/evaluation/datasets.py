@@ -38,11 +38,14 @@ def load_dataset(
     """One split of the data set `name`, one of DATASETS, from the files in `folder`.
 
     The postcards need no folder: they are drawn from `seed`, 300 questions to 1,000 images or as many as `images` says.
-    UsageError: an unknown data set or split, or a file that is missing; InvalidInput: a file with wrong rows.
+    UsageError: an unknown data set or split, a folder too many, or a file that is missing; InvalidInput: a file with
+    wrong rows.
     """
     if name == POSTCARDS:
         if split not in get_args(Split):
             raise UsageError(f"the postcards have no split {split!r}; say {' or '.join(get_args(Split))}")
+        if folder is not None:
+            raise UsageError("the postcards are drawn, not read from files; leave --data out")
         archive = draw_archive(seed, images or POSTCARD_IMAGES, POSTCARD_QUESTIONS, split=cast("Split", split))
         return postcard_set(archive, split)
     if name not in _LOADERS:
@@ -50,7 +53,7 @@ def load_dataset(
     if images is not None:
         raise UsageError(f"{name} is not drawn but read from files; leave --images out, --limit asks fewer questions")
     if folder is None:
-        raise UsageError(f"{name} is not drawn but read from files; name their folder")
+        raise UsageError(f"{name} is not drawn but read from files; name their folder by --data")
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder; name the one with the files of {name}")
     return _LOADERS[name](folder, split)

@@ -106,9 +106,10 @@ def evaluate(
 ) -> Evaluation:
     """Ingest the pool if need be, rank, answer, and make the figures.
 
-    Thresholds are fitted on `calibration`; None applies the reranker's own. UsageError when the two sets
-    share their pool and a question (no threshold is fitted on what is reported), when the options ask for what the
-    set cannot give, or when no threshold can promise the precision. JobRefused when a champion changes meanwhile.
+    Thresholds are fitted on `calibration`; where it is None or no fit succeeds, the reranker's own is applied.
+    UsageError when the two sets share their pool and a question (no threshold is fitted on what is reported), when
+    the options ask for what the set cannot give, or when no threshold can promise the precision. JobRefused when a
+    champion changes meanwhile.
     """
     _require_others(reported, calibration, bench)
     _require_possible(reported, calibration, options)
@@ -121,9 +122,9 @@ def evaluate(
     thresholds: list[Threshold] = []
     if options.rerank and calibration and other:
         with _timed(seconds, "calibrate"):
-            thresholds = _calibrated(calibration, other, bench, options)
+            thresholds = _calibrated(calibration, other, bench, options, own)
     elif options.rerank:
-        thresholds = [Threshold(own, f"of the reranker {makers['reranker']}")]
+        thresholds = [_own_threshold(own, bench)]
     with _timed(seconds, "rank"):
         rankings = rank_by_all(reported, pool, bench, options)
     with _timed(seconds, "answer"):
@@ -164,15 +165,26 @@ def _require_possible(reported: EvaluationSet, calibration: EvaluationSet | None
         )
 
 
-def _calibrated(calibration: EvaluationSet, pool: Pool, bench: Workbench, options: RunOptions) -> list[Threshold]:
-    """The adaptive threshold and, if asked for, the one that promises a precision."""
+def _calibrated(
+    calibration: EvaluationSet, pool: Pool, bench: Workbench, options: RunOptions, own: float
+) -> list[Threshold]:
+    """The adaptive threshold (`own` where none can be fitted) and, if asked for, the one that promises a precision."""
     relevances, correct = scored_candidates(rank(calibration, pool, bench))
-    fits = {"adaptive": adaptive_threshold(relevances, correct)}
+    where = f"fitted on {len(calibration.questions)} questions to {pool.archive_name}"
+    fit = adaptive_threshold(relevances, correct)
+    if fit.method == "adaptive":
+        found = [Threshold(fit.value, f"{where}: {fit.reason}", fit)]
+    else:
+        found = [_own_threshold(own, bench, f", for none could be {where}: {fit.reason}")]
     if options.promised_precision is not None:
         name = f"promised {100 * options.promised_precision:g} %"
-        fits[name] = promised_precision_threshold(relevances, correct, options.promised_precision, PROMISE_CONFIDENCE)
-    where = f"fitted on {len(calibration.questions)} questions to {pool.archive_name}"
-    return [Threshold(fit.value, f"{where}: {fit.reason}", fit, name) for name, fit in fits.items()]
+        kept = promised_precision_threshold(relevances, correct, options.promised_precision, PROMISE_CONFIDENCE)
+        found.append(Threshold(kept.value, f"{where}: {kept.reason}", kept, name))
+    return found
+
+
+def _own_threshold(own: float, bench: Workbench, why: str = "") -> Threshold:
+    return Threshold(own, f"of the reranker {bench.resources.models.reranker.version}{why}")
 
 
 def _kept_promise(precision: float, threshold: Threshold, ranked: Sequence[RankedQuestion]) -> Promise:

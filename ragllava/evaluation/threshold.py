@@ -127,7 +127,9 @@ def steady_threshold(relevance: Sequence[float] | FloatArray, is_correct: Sequen
     value = float(fine[np.argmin(np.abs(fine - NATURAL_THRESHOLD))])
     if value == fit.value:
         return fit
-    reason = f"{fit.reason}, and {value:.3f}, nearer to {NATURAL_THRESHOLD:g}, makes no more mistakes than that"
+    reason = fit.reason
+    if f"{value:.3f}" != f"{fit.value:.3f}":
+        reason += f", and {value:.3f}, nearer to {NATURAL_THRESHOLD:g}, makes no more mistakes than that"
     return _describe(value, "adaptive", reason, scores, correct, fit.curve)
 
 

@@ -180,7 +180,7 @@ def rollback(connection: Connection, profile: str, role: Role) -> ModelVersion:
     line = _line_of_champions(connection, profile, role)
     if len(line) < 2:
         raise UsageError(
-            f"the {role} of profile {profile} has replaced no other version, so there is nothing to go back to; "
+            f"there is no further version that the {role} of profile {profile} can go back to; "
             "`ragllava models promote NAME` makes any version champion"
         )
     *further, before, present = line
@@ -218,9 +218,7 @@ def list_versions(connection: Connection, profile: str | None = None, role: Role
 
 def find_version(connection: Connection, profile: str, name: str, role: Role | None = None) -> VersionView:
     """The version of this name, or the only one whose name begins so. Raises UsageError for none or several."""
-    everything = list_versions(connection, profile, role)
-    exact = [view for view in everything if view.version.name == name]
-    found = exact or [view for view in everything if view.version.name.startswith(name)]
+    found = _matching(list_versions(connection, profile, role), name)
     if len(found) == 1:
         return found[0]
     if not found:
@@ -229,6 +227,25 @@ def find_version(connection: Connection, profile: str, name: str, role: Role | N
     meant = ", ".join(f"{view.version.role} {view.version.name}" for view in found[:5])
     advice = "add --role" if len({view.version.name for view in found}) == 1 else "write more of the name"
     raise UsageError(f"{name} may be any of {len(found)} versions ({meant}); {advice}")
+
+
+def find_pair(
+    connection: Connection, profile: str, names: tuple[str, str], role: Role | None = None
+) -> tuple[VersionView, VersionView]:
+    """Two versions by their names, as `find_version`; without a role, in the only one that both names may have."""
+    if role is None:
+        everything = list_versions(connection, profile)
+        roles = [{view.version.role for view in _matching(everything, name)} for name in names]
+        shared = roles[0] & roles[1]
+        role = shared.pop() if len(shared) == 1 else None
+    first, second = (find_version(connection, profile, name, role) for name in names)
+    return first, second
+
+
+def _matching(views: Sequence[VersionView], name: str) -> list[VersionView]:
+    """The versions of this name; where there is none, those whose name begins so."""
+    exact = [view for view in views if view.version.name == name]
+    return exact or [view for view in views if view.version.name.startswith(name)]
 
 
 def _lock(connection: Connection, profile: str) -> None:

@@ -45,7 +45,8 @@ THRIFT_SETTINGS = frozenset({"micro_batch", "gradient_checkpointing", "steps_per
 
 _ABOVE_0 = frozenset({"learning_rate", "epochs"})
 _BELOW_1 = frozenset({"dropout", "warmup_share"})
-_WHOLE_RANGES = {"seed": (0, 2**32 - 1), "diffusion_step": (0, 999)}  # numpy takes no larger seed; all others: from 1
+# numpy takes no larger seed; a rank above 1024 is a slip that would fill the memory. All others: from 1.
+_WHOLE_RANGES = {"rank": (1, 1024), "seed": (0, 2**32 - 1), "diffusion_step": (0, 999)}
 
 
 @dataclass(frozen=True, slots=True)

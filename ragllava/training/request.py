@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -129,7 +129,7 @@ def plan_training(connection: Connection, request: TrainingRequest, settings: Se
     snapshot = leave_out_known(connection, found, settings)
     steps = chosen.max_steps or math.ceil(len(snapshot.examples) * chosen.epochs / chosen.global_batch)
     spread = find_spread(snapshot, rules)
-    shortage = find_shortage(snapshot, spread)
+    shortage = find_shortage(snapshot, rules, request.since, spread)
     return TrainingPlan(request, snapshot, steps, shortage, spread if shortage is None else None)
 
 
@@ -169,19 +169,28 @@ def find_spread(snapshot: Snapshot, rules: SnapshotRules) -> str | None:
     return None
 
 
-def find_shortage(snapshot: Snapshot, spread: str | None = None) -> str | None:
+def find_shortage(
+    snapshot: Snapshot, rules: SnapshotRules, since: datetime | None = None, spread: str | None = None
+) -> str | None:
     """Why these questions are too few to train on and to judge by; None when they suffice.
 
-    `spread` is the reason, if it is known, why next to nothing is left to train on.
+    `since` is the request's. `spread` is the reason, if it is known, why next to nothing is left to train on.
     """
     first = snapshot.shares[0]
     needed = GateRules().fewest_questions
-    if len(first.held_out) < needed:
+    held_out = len(first.held_out)
+    if held_out < needed:
         known = f" ({first.known} others do not count, since the champion was trained on them)" if first.known else ""
+        labelled = f"{first.labelled} labelled questions"
+        advice = "label more questions, with `ragllava feedback`"
+        if since is not None:
+            labelled = f"{first.labelled} questions labelled since {since.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+            advice = f"take an earlier time, or {advice}"
+        share = held_out / first.labelled if held_out else rules.held_out
         return (
-            f"archive {first.archive} has {first.labelled} labelled questions, of which {len(first.held_out)} that a "
-            f"{snapshot.role} can be judged by are held out{known}; the gate needs {needed}: label more questions, "
-            "with `ragllava feedback`"
+            f"archive {first.archive} has {labelled}, of which {held_out} that a {snapshot.role} can be judged by are "
+            f"held out{known}; the gate needs {needed}, for which about {math.ceil(needed / share)} labelled questions "
+            f"would do at RAGLLAVA_HELD_OUT_SHARE={rules.held_out:g}: {advice}"
         )
     if not snapshot.examples:
         return (

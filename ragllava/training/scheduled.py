@@ -11,6 +11,7 @@ from ragllava.settings import Settings
 from ragllava.stages.chores import CHORE_STARTERS, check_options
 from ragllava.stages.reindex import ReindexRequest, check_selection, create_reindex
 from ragllava.stages.schedules import Options, Starter, Starters
+from ragllava.stores import trainings
 from ragllava.stores.schedules import ScheduleView
 from ragllava.training.request import begin_due
 
@@ -21,9 +22,24 @@ def _begin_training(connection: Connection, settings: Settings, schedule: Schedu
     role, labelled = Role(schedule.options["role"]), schedule.options.get("labels", DEFAULT_LABELS)
     job_id = begin_due(connection, role, settings.profile, labelled, schedule.archive)
     if job_id is None:
-        where = f"{schedule.archive} has not" if schedule.archive else "no archive has"
-        raise UsageError(f"{where} {labelled} newly labelled questions for the {role}, or it is being trained already")
+        trainings.require_none_open(connection, role)
+        raise UsageError(_too_few(connection, role, labelled, schedule.archive))
     return job_id
+
+
+def _too_few(connection: Connection, role: Role, needed: int, archive_name: str | None) -> str:
+    what = f"newly labelled questions for the {role}"
+    found = trainings.due_archives(connection, role, 1)
+    if archive_name is not None:
+        labelled = next((one.labelled for one in found if one.archive == archive_name), 0)
+        said = f"{archive_name} has {labelled} {what}, and needs {needed}"
+    elif found:
+        most = max(found, key=lambda one: one.labelled)
+        labelled, said = most.labelled, f"{most.archive} has the most {what}, {most.labelled}, and needs {needed}"
+    else:
+        labelled, said = 0, f"no archive has {what}, and one needs {needed}"
+    # Given while their training began, labels may count as new once more.
+    return said if labelled < needed else f"the {what} have had their training already; label more"
 
 
 def _check_training(archive_name: str | None, options: Options) -> None:

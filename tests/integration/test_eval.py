@@ -19,7 +19,17 @@ from ragllava.evaluation.evaluate import Evaluation, evaluate
 from ragllava.evaluation.metrics import score_job
 from ragllava.evaluation.pools import Workbench, archive_name, ingest_pool
 from ragllava.evaluation.postcards import draw_archive
-from ragllava.evaluation.runs import Answerer, Arm, Ranker, RunOptions, as_questions, rank, rank_by_all, run_arms
+from ragllava.evaluation.runs import (
+    Answerer,
+    Arm,
+    Ranker,
+    RunOptions,
+    as_questions,
+    rank,
+    rank_by_all,
+    run_arms,
+    wear_champions,
+)
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.jobs.inline import run_job, take_pending
 from ragllava.jobs.runner import ShardContext
@@ -128,6 +138,19 @@ def test_the_threshold_is_fitted_on_the_other_set_alone(bench: Workbench) -> Non
     assert expected.correct_count + expected.wrong_count == 40 * TOP_K
     assert pool.archive_name in found.threshold.source
     assert figures(found, "all", "reranked, adaptive η")["threshold"] == expected.value
+
+
+def test_where_no_threshold_can_be_fitted_the_rerankers_own_serves(bench: Workbench) -> None:
+    reported, calibration = drawn(seed=5, images=12, questions=2), drawn(seed=1005, images=12, questions=2)
+    pool = ingest_pool(reported, bench)
+    own = wear_champions(pool, bench)
+    found = evaluate(reported, calibration, bench, RunOptions(oracle=False))
+    assert found.threshold is not None
+    assert (found.threshold.value, found.threshold.fit) == (own, None)
+    version = bench.resources.models.reranker.version
+    assert found.threshold.source.startswith(f"of the reranker {version}, for none could be fitted on 2 questions to ")
+    assert "are too few" in found.threshold.source
+    assert figures(found, "all", "reranked, adaptive η")["threshold"] == own
 
 
 def test_nothing_is_calibrated_on_what_is_reported(bench: Workbench) -> None:

@@ -155,7 +155,7 @@ def test_promote_and_rollback_say_who_is_champion(run: Run, known: None, engine:
         run("models", "rollback", "--role", "reranker")[1] == f"{BASE} is the champion reranker again, threshold 0.25\n"
     )
     code, _, err = run("models", "rollback", "--role", "reranker")
-    assert code == 1 and "nothing to go back to" in err
+    assert code == 1 and "there is no further version that the reranker of profile mini can go back to" in err
     assert champion_of(engine) == champion_of(engine, Role.GENERATOR) == BASE
 
 
@@ -186,6 +186,21 @@ def test_figures_of_different_hold_outs_come_with_a_warning(run: Run, known: Non
     assert note == f"no figures of {BASE}: never judged as a challenger"
     _, out, _ = run("models", "compare", "harbour-reranker-9", "garden")
     assert "-0.0600" in out and "different hold-outs" in out
+
+
+def test_the_role_of_one_name_is_that_of_the_other_one(run: Run, known: None) -> None:
+    for pair in (("harbour-reranker-9", "mini-llava"), ("mini-llava", "harbour-reranker-9")):
+        code, out, err = run("models", "compare", *pair)
+        assert (code, err) == (0, "") and f"no figures of {BASE}" in out
+    code, _, err = run("models", "compare", "mini-llava", BASE)
+    assert code == 1 and "add --role" in err
+    code, _, err = run("models", "compare", "harbour", "mini-llava")
+    assert code == 1 and "write more of the name" in err
+
+
+def test_roles_are_shown_as_they_are_written(run: Run) -> None:
+    for command in ("list", "show", "compare", "promote", "rollback"):
+        assert "--role [reranker|generator]" in run("models", command, "--help")[1]
 
 
 def test_versions_of_two_roles_are_not_compared(run: Run, known: None, engine: Engine) -> None:

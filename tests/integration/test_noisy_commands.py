@@ -28,8 +28,11 @@ def test_feedback_counts_its_labels(review: Review, run: Run) -> None:
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "said.csv: 2 labels (0 right, 2 wrong)",
-        "1 are called wrong without more; `ragllava noisy list --reason said_wrong` shows them",
+        "1 are called wrong without more; "
+        "`ragllava noisy list --archive harbour --reason said_wrong --state open` shows them",
     ]
+    code, out, _ = run("noisy", "list", "--archive", "harbour", "--reason", "said_wrong", "--state", "open")
+    assert code == 0 and [line.split()[1] for line in out.splitlines()[1:]] == ["q1"]
     boats, _, tower, *_ = (image.image_id for image in review.images)
     assert review.labels()[0].label.relevant == (boats, tower)
     Path("said.csv").write_text("custom_id,verdict,answer,relevant\nq0,wrong,three,boats.png; tower.png\nq1,right,,\n")

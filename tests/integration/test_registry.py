@@ -233,7 +233,7 @@ def test_rollbacks_go_further_back_each_time_until_nothing_is_left(mini: Connect
     promote(mini, "a", "b", "c")
     names = [registry.rollback(mini, "mini", Role.RERANKER).name for _ in range(3)]
     assert names == ["b", "a", "mllm@1"]
-    with pytest.raises(UsageError, match="nothing to go back to"):
+    with pytest.raises(UsageError, match="no further version"):
         registry.rollback(mini, "mini", Role.RERANKER)
     promote(mini, "c")
     assert registry.rollback(mini, "mini", Role.RERANKER).name == "mllm@1"
@@ -252,7 +252,7 @@ def test_the_champion_is_not_promoted_again_and_unknown_names_are_told(mini: Con
     assert len(promotions_of(mini)) == 1
     with pytest.raises(UsageError, match="profile mini has no reranker version nobody"):
         promote(mini, "nobody")
-    with pytest.raises(UsageError, match="nothing to go back to"):
+    with pytest.raises(UsageError, match="no further version"):
         registry.rollback(mini, "paper", Role.RERANKER)
 
 
@@ -287,7 +287,7 @@ def test_promotions_at_the_same_time_come_one_after_the_other(
 def test_exchanged_bases_leave_a_promotion_but_no_way_back(mini: Connection) -> None:
     registry.ensure_champions(mini, "mini", [replace(RERANKER, name="mllm@2")])
     assert [row[:2] for row in promotions_of(mini)] == [("mllm@1", None), ("mllm@2", None)]
-    with pytest.raises(UsageError, match="nothing to go back to"):
+    with pytest.raises(UsageError, match="no further version"):
         registry.rollback(mini, "mini", Role.RERANKER)
 
 

@@ -202,7 +202,11 @@ def test_training_is_begun_only_when_enough_was_labelled(engine: Engine, fire: C
     make_due(engine, "retrain-cards")
     [fired] = fire()
     assert fired.job_id is None
-    assert fired.note is not None and "cards has not 7 newly labelled questions" in fired.note
+    assert fired.note is not None and "cards has 0 newly labelled questions for the reranker, and needs 7" in fired.note
+    add(engine, "retrain", options={"role": "reranker"})
+    make_due(engine, "retrain")
+    [fired] = fire()
+    assert fired.note == "no archive has newly labelled questions for the reranker, and one needs 50"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ from ragllava.stages.ingest import ingest_stage
 from ragllava.stages.resources import Resources
 from ragllava.stores import noisy, presence, registry, trainings
 from ragllava.training.job import train_stage
-from ragllava.training.request import create_job, submit_due_trainings
+from ragllava.training.request import create_job, plan_training, submit_due_trainings
 from tests.classroom import Classroom
 from tests.conftest import environment_of
 from tests.trainings import FEW_STEPS, NO_STEPS, classroom, request, run, submit, train_bench, versions
@@ -135,6 +136,21 @@ def test_too_few_labels_are_refused_at_once_and_by_the_job(bench: Workshop) -> N
     assert job.error is not None and "the gate needs 20" in job.error
     assert job.training is not None and job.training.reason == job.error
     assert versions(bench) == []
+
+
+def test_too_few_labels_are_told_with_how_many_would_do(bench: Workshop) -> None:
+    classroom(bench).label(12)
+    with bench.engine.begin() as connection:
+        plan = plan_training(connection, request(), bench.settings)
+        none_yet = plan_training(connection, request(since=datetime(2100, 1, 1, tzinfo=UTC)), bench.settings)
+    [share] = plan.snapshot.shares
+    held_out = len(share.held_out)
+    assert 0 < held_out < 12
+    assert plan.shortage is not None and none_yet.shortage is not None
+    assert f"about {math.ceil(20 * 12 / held_out)} labelled questions would do" in plan.shortage
+    assert f"RAGLLAVA_HELD_OUT_SHARE={bench.settings.held_out_share:g}" in plan.shortage
+    assert "labelled since" not in plan.shortage
+    assert f"about {math.ceil(20 / bench.settings.held_out_share)} labelled questions would do" in none_yet.shortage
 
 
 def test_an_interrupted_training_goes_on_elsewhere_with_the_data_of_its_beginning(
@@ -259,13 +275,23 @@ def test_the_command_shows_and_queues_a_training(bench: Workshop, monkeypatch: p
     assert figures["questions"] + figures["calibration"] + figures["held_out"] == 100
     assert plan["examples"] == figures["positives"] + figures["negatives"] == 2 * figures["questions"]
     assert plan["steps"] == math.ceil(plan["examples"] * 4 / 16)
-    assert called("--dry-run", "--since", "2100-01-01").exit_code == 1
+    later = called("--dry-run", "--since", "2100-01-01")
+    assert later.exit_code == 1
+    assert "0 questions labelled since 2100-01-01 00:00 UTC" in later.stderr
+    assert "take an earlier time" in later.stderr
     assert isinstance(called("--dry-run", "--set", "epoch=4").exception, SettingsError)
     assert isinstance(called("--dry-run", "--set", "epochs=0").exception, SettingsError)
     uneven = called("--dry-run", "--set", "global_batch=8").exception
     assert isinstance(uneven, SettingsError) and "global_batch=8 is no multiple of micro_batch=16" in str(uneven)
     queued = called("--json")
     assert json.loads(queued.stdout)["training"]["phase"] == "waiting"
+    with bench.engine.begin() as connection:
+        [job_id] = [job.job_id for job in control.list_jobs(connection) if job.kind is JobKind.TRAIN]
+        control.cancel(connection, job_id)
+    monkeypatch.setattr("ragllava.cli.progress.wait_or_leave", lambda client, job_id, *_: client.job(job_id))
+    followed = called("--follow").stdout.splitlines()
+    assert followed[0] == f"job {job_id + 1} queued; `ragllava jobs show {job_id + 1}` tells how far it is"
+    assert followed[1].startswith(f"job {job_id + 1} ")
 
 
 def test_several_processes_train_one_adapter(bench: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,15 @@ from sqlalchemy import text
 from ragllava.errors import UsageError
 from ragllava.jobs import control
 from ragllava.jobs.states import JobState
-from ragllava.records import Label, Role, Verdict
+from ragllava.records import Label, Role, ScheduleAction, Verdict
+from ragllava.stages.schedules import ScheduleRequest, add_schedule, run_now
 from ragllava.stores import labels
-from ragllava.training.request import TrainingRequest, submit_due_trainings, submit_training
+from ragllava.training.request import TrainingRequest, create_job, submit_due_trainings, submit_training
+from ragllava.training.scheduled import STARTERS
 from tests.classroom import Classroom
 from tests.workshop import Workshop
+
+RETRAIN = {"role": "reranker", "labels": 40}
 
 
 @pytest.fixture
@@ -119,6 +123,25 @@ def test_labels_that_were_replayed_in_vain_are_due_as_before(desk: Workshop) -> 
     assert archives_of(desk, second)["reranker"] == ["other", "class"]
     cancel(desk, *second)
     assert submit_due_trainings(desk.engine, due) == [], "each archive has had its own try"
+
+
+def test_a_schedule_that_begins_no_training_says_which_reason_it_has(desk: Workshop) -> None:
+    for name, where in (("one", "class"), ("any", None)):
+        asked = ScheduleRequest(ScheduleAction.RETRAIN, "0 3 * * *", where, name=name, options=RETRAIN)
+        add_schedule(desk.engine, asked, STARTERS)
+
+    def note(name: str) -> str | None:
+        return run_now(desk.engine, desk.settings, name, STARTERS).note
+
+    label(desk, 30)
+    assert note("one") == "class has 30 newly labelled questions for the reranker, and needs 40"
+    assert note("any") == "class has the most newly labelled questions for the reranker, 30, and needs 40"
+    label(desk, 40, "other")
+    with desk.engine.begin() as connection:
+        job_id, _ = create_job(connection, TrainingRequest(Role.RERANKER, ("class",), "mini"))
+    for name in ("one", "any"):
+        said = note(name)
+        assert said is not None and f"job {job_id} trains the reranker already" in said
 
 
 def test_an_archive_that_had_its_training_keeps_no_other_one_waiting(desk: Workshop) -> None:

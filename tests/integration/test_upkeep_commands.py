@@ -58,6 +58,15 @@ def test_a_chore_is_queued_and_shown_with_its_report(run: Run, workshop: Worksho
     assert json.loads(run("jobs", "show", "1", "--json")[1])["result"]["reconciled"]["adds_up"] is True
 
 
+def test_a_list_of_jobs_that_is_cut_says_how_more_are_shown(run: Run) -> None:
+    for action in ("retention", "sweep"):
+        assert run("chore", action, "--no-wait")[0] == 0
+    code, out, err = run("jobs", "list", "--limit", "1")
+    assert (code, err) == (0, "the newest 1; --limit shows more\n")
+    assert [line.split()[0] for line in out.splitlines()] == ["job", "2"]
+    assert run("jobs", "list")[2] == ""
+
+
 def test_the_deep_doctor_looks_no_deeper_into_tables_of_another_version(run: Run, engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE schedule_runs"))

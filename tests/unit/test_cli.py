@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from ragllava.jobs.control import JobView
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind, Progress
 from ragllava.settings import Settings
+from ragllava.training.presets import PRESETS, TrainingSettings
 from tests.commands import Run, runner
 
 
@@ -112,6 +113,18 @@ def test_a_group_without_a_command_shows_its_help(run: Run) -> None:
     code, _, err = run("jobs")
     assert code == 2
     assert "Let a paused job go on." in err
+
+
+def test_train_lists_what_can_be_changed(run: Run) -> None:
+    words = {word.strip(",.") for word in run("train", "--help")[1].split()}
+    assert {*PRESETS, *(field.name for field in fields(TrainingSettings))} <= words
+
+
+@pytest.mark.parametrize("option", [["--negatives", "2"], ["--bare-share", "0.1"]])
+def test_what_does_nothing_for_a_generator_is_refused(option: list[str], run: Run) -> None:
+    code, out, err = run("train", "generator", "--archive", "holidays", *option)
+    assert (code, out) == (1, "")
+    assert err == f"ragllava: {option[0]} changes nothing for a generator; leave it out\n"
 
 
 # -- no system runs: exit code 1, one sentence

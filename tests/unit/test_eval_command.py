@@ -181,7 +181,7 @@ def test_postcards_are_calibrated_on_another_seed(recorder: Recorder) -> None:
     reported, calibration, options = recorder.asked
     assert calibration is not None
     assert (len(reported.questions), len(reported.images)) == (3, 1000)
-    assert (len(calibration.questions), len(calibration.images)) == (3, 1000)
+    assert (len(calibration.questions), len(calibration.images)) == (300, 1000), "what is fitted takes them all"
     assert reported.questions != calibration.questions
     assert {i.caption for i in reported.images} != {i.caption for i in calibration.images}
     assert options == RunOptions(seed=7, hide_captions=True, noise=(0.2, 0.5))
@@ -256,7 +256,8 @@ def test_a_promise_is_printed_with_what_became_of_it(recorder: Recorder) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["webqa"], "webqa is not drawn but read from files"),
+        (["webqa"], "webqa is not drawn but read from files; name their folder by --data"),
+        (["postcards", "--data", "x"], "the postcards are drawn, not read from files; leave --data out"),
         (["webqa", "--data", "no-such-folder"], "no-such-folder is no folder"),
         (["postcards", "--split", "val"], "the postcards have no split 'val'"),
         (["postcards", "--calibration", "val"], "the postcards have no split 'val'"),
@@ -283,6 +284,8 @@ def test_a_set_that_is_not_there_is_said_before_anything_starts(
         ["postcards", "--limit", "0"],
         ["postcards", "--images", "0"],
         ["postcards", "--promised-precision", "1"],
+        ["postcards", "--promised-precision", "nan"],
+        ["postcards", "--noise", "nan"],
     ],
 )
 def test_wrong_calls_exit_with_2(recorder: Recorder, words: list[str]) -> None:

@@ -60,7 +60,9 @@ def test_import_ragllava_loads_nothing_heavy() -> None:
     assert {name.partition(".")[0] for name in imported} & HEAVY == set()
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["jobs", "--help"], ["submit", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["jobs", "--help"], ["submit", "--help"], ["train", "--help"]]
+)
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     loaded = loaded_by(*words)
     assert {"ragllava", "click"} <= loaded

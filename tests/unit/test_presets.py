@@ -16,7 +16,8 @@ from ragllava.training.presets import accumulation_steps, choose_settings
     [
         ("llava-2", {}, "no training preset named 'llava-2'"),
         ("mini", {"rnak": 8}, "unknown training setting 'rnak'"),
-        ("mini", {"rank": 0}, "rank=0 is not possible: say a whole number from 1 on"),
+        ("mini", {"rank": 0}, "rank=0 is not possible: say a whole number from 1 to 1024"),
+        ("mini", {"rank": 1025}, "rank=1025 is not possible: say a whole number from 1 to 1024"),
         ("mini", {"micro_batch": 0}, "micro_batch=0 is not possible"),
         ("mini", {"epochs": 0}, "epochs=0 is not possible: say a number above 0"),
         ("mini", {"epochs": math.inf}, "epochs=inf is not possible"),

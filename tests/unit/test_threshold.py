@@ -164,6 +164,13 @@ def test_steady_threshold_is_natural_where_no_candidate_speaks_against_it() -> N
     assert "cross at relevance 0.548, and 0.500, nearer to 0.5, makes no more mistakes than that" in fit.reason
 
 
+def test_steady_threshold_does_not_say_one_number_twice() -> None:
+    relevance, is_correct = _two_normals((1.6, 0.15), (2.2, 0.15))
+    fit = steady_threshold(relevance, is_correct)
+    assert 0 < adaptive_threshold(relevance, is_correct).value - fit.value < 5e-4
+    assert fit.reason.endswith(f"cross at relevance {fit.value:.3f}")
+
+
 @pytest.mark.parametrize(
     ("wrong", "correct", "expected"),
     [

@@ -15,6 +15,7 @@ from ragllava.evaluation.bench.workload import Workload
 from ragllava.models.arithmetic import device_name
 
 _PACKAGES = ("ragllava", "torch", "transformers", "open_clip_torch", "pgvector", "celery", "faiss-cpu", "numpy")
+_LABELS = {"pgvector": "pgvector (Python)"}  # Postgres's extension of that name has other versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +72,11 @@ def describe_run(workload: Workload) -> RunDescription:
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
+        label = _LABELS.get(package, package)
         try:
-            found[package] = metadata.version(package)
+            found[label] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
+            found[label] = "not installed"
     return found
 
 
