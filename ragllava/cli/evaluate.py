@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SPLITS = {"postcards": "test", "webqa": "val", "multimodalqa": "dev", "flickr30k": "test", "coco": "test"}
 CALIBRATION_SEED_OFFSET = 1000  # to the seed of the postcards that the threshold is fitted on
 
+FEWEST_CALIBRATION = 300  # questions that the threshold is fitted on, if there are so many, however few are reported
+
 FOLDER = click.Path(path_type=Path)  # whether it is there is said by the loader
 SHARE = NumberRange(0, 1)
 
@@ -124,8 +126,10 @@ def evaluate(
     elif calibration is not None:
         other = load_dataset(dataset, data, calibration, seed=seed, images=images)
     blind = reranked and dataset == "postcards" if no_caption is None else no_caption
-    # Not the other set: a threshold takes all the questions that there are.
-    reported = replace(reported, questions=reported.questions[:limit])
+    if limit is not None:
+        reported = replace(reported, questions=reported.questions[:limit])
+        # A few questions fit no threshold, and all of a large split would take far longer than what is reported.
+        other = other and replace(other, questions=other.questions[: max(limit, FEWEST_CALIBRATION)])
     options = RunOptions(seed, None, reranked, blind, oracle, noise or DEFAULT_NOISE, promised_precision)
     with workbench(settings, Console(stderr=True, highlight=False), untuned) as bench:
         found = run(reported, other, bench, options)
