@@ -23,7 +23,7 @@ demo: setup  ## the whole way: services, 1,000 pictures, 200 questions, report.h
 
 test: setup  ## all tests, on real Postgres, Redis and S3
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/integration
-	$(BIN)/python -m pytest -q tests/acceptance
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/acceptance
 
 lint: setup  ## ruff, mypy --strict, import rules
 	$(BIN)/ruff check .
