@@ -13,7 +13,7 @@ from tests.acceptance.conftest import Cluster, wait_for
 
 pytestmark = pytest.mark.acceptance
 
-FRAGILE = "tests.acceptance.fragile"  # no models are needed here
+FRAGILE = "tests.support.fragile_worker"  # no models are needed here
 
 
 def count(cluster: Cluster, what: object) -> int:

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.acceptance.conftest import READY_S
-from tests.acceptance.terminal import Terminal, Typed, ended, terminal
+from tests.support.terminal import Terminal, Typed, ended, terminal
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(500)]
 

@@ -21,7 +21,7 @@ from ragllava.client import Client
 from ragllava.evaluation.postcards import PostcardArchive, draw_archive, write_archive
 from ragllava.jobs.control import JobView
 from tests.acceptance.conftest import wait_for
-from tests.acceptance.terminal import Terminal, Typed, running_system, terminal
+from tests.support.terminal import Terminal, Typed, running_system, terminal
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 

@@ -21,7 +21,7 @@ from tests.acceptance.conftest import Cluster, wait_for
 
 pytestmark = pytest.mark.acceptance
 
-FRAGILE = "tests.acceptance.fragile"
+FRAGILE = "tests.support.fragile_worker"
 
 
 def write_questions(path: Path, texts: list[str]) -> Path:

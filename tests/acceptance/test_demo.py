@@ -14,7 +14,7 @@ from ragllava.client import Client
 from ragllava.errors import RagllavaError
 from ragllava.records import JobKind
 from tests.acceptance.conftest import wait_for
-from tests.acceptance.terminal import Terminal, ended, terminal
+from tests.support.terminal import Terminal, ended, terminal
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 

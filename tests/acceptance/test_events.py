@@ -20,8 +20,8 @@ from ragllava.client import Client
 from ragllava.evaluation.postcard_drawing import draw_postcard
 from ragllava.evaluation.postcards import KnownQuestion, Postcard, draw_archive
 from tests.acceptance.conftest import wait_for
-from tests.acceptance.terminal import Terminal, running_system, terminal
-from tests.buckets import Bucket, make_bucket
+from tests.support.foreign_bucket import Bucket, make_bucket
+from tests.support.terminal import Terminal, running_system, terminal
 
 DRAWN = draw_archive(seed=11, images=120, questions=40, two_image_share=0.0)
 CARDS = {card.file_name: card for card in DRAWN.postcards}

@@ -27,7 +27,7 @@ from tests.acceptance.conftest import Cluster, wait_for
 
 pytestmark = pytest.mark.acceptance
 
-FRAGILE = "tests.acceptance.fragile"  # its answers are the questions
+FRAGILE = "tests.support.fragile_worker"  # its answers are the questions
 ARCHIVE = "holidays"
 INBOX = "inbox"
 GOOD = '{"custom_id": "a", "question": "first?"}\n{"custom_id": "b", "question": "second?"}\n'

@@ -17,7 +17,7 @@ from ragllava.stages.results import ResultRow
 from ragllava.stages.submit import Submission
 from ragllava.stores.schema import answers, shards
 from tests.acceptance.conftest import Cluster, wait_for
-from tests.retrievers import write_retriever
+from tests.support.retriever_folders import write_retriever
 
 pytestmark = pytest.mark.acceptance
 

@@ -28,7 +28,7 @@ from ragllava.stores.schema import model_versions
 from ragllava.training.request import TrainingRequest
 from tests.acceptance.conftest import Cluster, wait_for
 from tests.acceptance.test_crashes import write_questions
-from tests.classroom import Classroom, tiny_profile
+from tests.support.toy_questions import Classroom, tiny_profile
 
 pytestmark = pytest.mark.acceptance
 

@@ -14,12 +14,12 @@ from sqlalchemy import Engine, text
 from ragllava.evaluation.postcards import PostcardArchive, WrittenArchive, draw_archive, write_archive
 from ragllava.models.profiles import RetrieverSource
 from ragllava.settings import Settings
-from tests.commands import Run, runner
 from tests.conftest import own_settings
+from tests.support.run_command import Run, runner
 
 if TYPE_CHECKING:  # torch is loaded by the tests that need it
     from ragllava.models.bundle import ModelBundle
-    from tests.workshop import Workshop
+    from tests.support.workshop import Workshop
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def postcards(tmp_path_factory: pytest.TempPathFactory) -> Postcards:
 @pytest.fixture
 def workshop(settings: Settings, models: ModelBundle) -> Iterator[Workshop]:
     """A worker in this process, on a database and a bucket of the test's own."""
-    from tests.workshop import open_workshop
+    from tests.support.workshop import open_workshop
 
     with open_workshop(settings, models) as workshop:
         yield workshop
@@ -59,7 +59,7 @@ def whole_gallery(
     services: Settings, template_database: str, models: ModelBundle, postcards: Postcards
 ) -> Iterator[Workshop]:
     """A worker beside an archive of the 60 postcards; the tests of a module share it and leave the archive as it is."""
-    from tests.workshop import open_workshop
+    from tests.support.workshop import open_workshop
 
     with own_settings(services, template_database) as own, open_workshop(own, models) as workshop:
         workshop.ingest(postcards.written.pictures, captions=postcards.written.captions)
@@ -86,7 +86,7 @@ def run(
 @pytest.fixture(scope="session")
 def other_retriever(tmp_path_factory: pytest.TempPathFactory) -> RetrieverSource:
     """A retriever about as good as the shipped one, with other vectors."""
-    from tests.retrievers import write_retriever
+    from tests.support.retriever_folders import write_retriever
 
     return write_retriever(tmp_path_factory.mktemp("retrievers") / "other", noise=0.02)
 
@@ -94,7 +94,7 @@ def other_retriever(tmp_path_factory: pytest.TempPathFactory) -> RetrieverSource
 @pytest.fixture(scope="session")
 def asked(postcards: Postcards) -> list[str]:
     """The questions about the postcards of `gallery`."""
-    from tests.gallery import CARDS
+    from tests.support.postcard_gallery import CARDS
 
     first = {card.file_name for card in postcards.archive.postcards[:CARDS]}
     return [question.text for question in postcards.archive.questions if first.issuperset(question.relevant)]
@@ -103,7 +103,7 @@ def asked(postcards: Postcards) -> list[str]:
 @pytest.fixture
 def gallery(workshop: Workshop, postcards: Postcards) -> Workshop:
     """The first postcards, eight to a shard."""
-    from tests.gallery import CARDS, cards
+    from tests.support.postcard_gallery import CARDS, cards
 
     own = workshop.with_settings(files_per_shard=8, files_per_step=4, top_k=3, gate_questions=10, leave_one_out=False)
     own.ingest_files(cards(postcards, 0, CARDS))

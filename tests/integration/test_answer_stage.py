@@ -29,7 +29,7 @@ from ragllava.stores.objects import ObjectStore, content_key
 from ragllava.stores.registry import BaseVersion
 from ragllava.stores.schema import answers, shards
 from tests.integration.conftest import Postcards
-from tests.workshop import STAGES, Workshop
+from tests.support.workshop import STAGES, Workshop
 
 
 @pytest.fixture(scope="module")

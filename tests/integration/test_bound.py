@@ -23,8 +23,8 @@ from ragllava.stores.bindings import Binding, BindingRole
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import hints as hint_table
 from ragllava.stores.schema import images, jobs
-from tests.buckets import Bucket, make_bucket
-from tests.workshop import ARCHIVE, Workshop
+from tests.support.foreign_bucket import Bucket, make_bucket
+from tests.support.workshop import ARCHIVE, Workshop
 
 
 def png(seed: int) -> bytes:

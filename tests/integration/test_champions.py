@@ -21,9 +21,9 @@ from ragllava.stages.adapters import fetch_adapter, publish_adapter, wear_champi
 from ragllava.stages.results import ResultRow
 from ragllava.stores import registry
 from ragllava.stores.objects import ObjectStore
-from tests.adapter_files import promote_random_adapter
 from tests.integration.conftest import Postcards
-from tests.workshop import Workshop
+from tests.support.random_adapters import promote_random_adapter
+from tests.support.workshop import Workshop
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -19,9 +19,9 @@ from ragllava.stores import archive, labels, noisy, vectors
 from ragllava.stores import indexes as index_store
 from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import indexes, jobs, noisy_cases
-from tests.stocked import ARCHIVE, answered_job, make_index
-from tests.upkeep import a_training, do, execute, report
-from tests.workshop import Workshop
+from tests.support.archive_rows import ARCHIVE, answered_job, make_index
+from tests.support.maintenance_tasks import a_training, do, execute, report
+from tests.support.workshop import Workshop
 
 # A chore is a job like any other
 

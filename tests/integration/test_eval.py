@@ -42,7 +42,7 @@ from ragllava.stages.results import ResultRow
 from ragllava.stores import archive
 from ragllava.stores.schema import images, jobs
 from tests.integration.conftest import Postcards
-from tests.workshop import STAGES, Workshop
+from tests.support.workshop import STAGES, Workshop
 
 QUESTIONS = 10
 TOP_K = 8

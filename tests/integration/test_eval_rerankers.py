@@ -28,9 +28,9 @@ from ragllava.stages.adapters import publish_adapter
 from ragllava.stages.resources import Resources
 from ragllava.stores import registry
 from ragllava.stores.registry import AdapterVersion
-from tests.adapter_files import write_random_adapter
-from tests.families import save_family
-from tests.workshop import Workshop
+from tests.support.random_adapters import write_random_adapter
+from tests.support.tiny_checkpoints import save_family
+from tests.support.workshop import Workshop
 
 TOP_K = 6
 

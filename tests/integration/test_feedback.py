@@ -28,7 +28,7 @@ from ragllava.settings import Settings
 from ragllava.stages.label_studio import LABELING_CONFIG, as_task
 from ragllava.stores import answers, archive, noisy
 from ragllava.stores.objects import content_key
-from tests.reviews import STAMP, Review, add_images, judged, open_review
+from tests.support.reviewed_job import STAMP, Review, add_images, judged, open_review
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from ragllava.stores import answers, archive, outcomes
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import reindexed
 from ragllava.training.request import TrainingRequest, create_job
-from tests.builders import Desk
+from tests.support.job_rows import Desk
 
 
 @pytest.fixture

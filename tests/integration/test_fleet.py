@@ -17,7 +17,7 @@ from ragllava.local import fleet as fleet_module
 from ragllava.local.fleet import WorkerFleet, WorkerSpec, restart_delay_s
 from ragllava.local.home import Home
 from ragllava.local.processes import processes_in
-from tests.starting import ROOT, kill, wait_for
+from tests.support.processes import ROOT, kill, wait_for
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from ragllava.stores.bindings import BindingRole
 from ragllava.stores.schema import embeddings, jobs
 from ragllava.stores.schema import hints as hint_table
 from ragllava.training.scheduled import STARTERS
-from tests.buckets import Bucket, make_bucket
 from tests.integration.conftest import Postcards
-from tests.workshop import ARCHIVE, Workshop
+from tests.support.foreign_bucket import Bucket, make_bucket
+from tests.support.workshop import ARCHIVE, Workshop
 
 
 @pytest.fixture

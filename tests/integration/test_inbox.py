@@ -26,7 +26,7 @@ from ragllava.stores import answers, archive
 from ragllava.stores.bindings import Binding, BindingRole
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import jobs
-from tests.builders import Desk
+from tests.support.job_rows import Desk
 
 GOOD = [{"custom_id": "a", "question": "first?"}, {"custom_id": "b", "question": "second?"}]
 

@@ -10,10 +10,10 @@ import pytest
 from ragllava.records import SourceFile
 from ragllava.stages.uris import file_uri
 from ragllava.stores import vectors
-from tests.commands import Run
 from tests.integration.conftest import Postcards
-from tests.retrievers import write_retriever
-from tests.workshop import ARCHIVE, Workshop
+from tests.support.retriever_folders import write_retriever
+from tests.support.run_command import Run
+from tests.support.workshop import ARCHIVE, Workshop
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from ragllava.stages.resources import Resources
 from ragllava.stores import archive, blobs, indexes
 from ragllava.stores.objects import ObjectStore, content_key
 from ragllava.stores.schema import embeddings, shards
-from tests.ingesting import (
+from tests.support.ingest_runs import (
     changed,
     draw,
     nearest,
@@ -36,7 +36,7 @@ from tests.ingesting import (
     stopping_after,
     stored_vectors,
 )
-from tests.workshop import ARCHIVE, Workshop
+from tests.support.workshop import ARCHIVE, Workshop
 
 T = TypeVar("T")
 

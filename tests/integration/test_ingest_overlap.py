@@ -20,14 +20,14 @@ from ragllava.settings import Settings
 from ragllava.stages.embedding import in_steps
 from ragllava.stages.ingest import ingest_stage
 from ragllava.stores.objects import ObjectStore
-from tests.ingesting import (
+from tests.support.ingest_runs import (
     CountingRetriever,
     FloatArray,
     changed,
     queue_pictures,
     run_broken,
 )
-from tests.workshop import Workshop
+from tests.support.workshop import Workshop
 
 
 class Held(ObjectStore):

@@ -17,17 +17,17 @@ from ragllava.jobs.states import JobState
 from ragllava.stores import archive, vectors
 from ragllava.stores.objects import content_key
 from ragllava.stores.schema import blobs as blob_table
-from tests.hostile import build_corpus
-from tests.ingesting import (
+from tests.integration.conftest import Postcards
+from tests.support.bad_files import build_corpus
+from tests.support.ingest_runs import (
     captioned,
     counting,
     draw,
     nearest,
     stored_vectors,
 )
-from tests.integration.conftest import Postcards
-from tests.pictures import Case
-from tests.workshop import Workshop
+from tests.support.picture_files import Case
+from tests.support.workshop import Workshop
 
 
 def test_postcards_are_stored_embedded_and_found(workshop: Workshop, postcards: Postcards) -> None:

@@ -16,8 +16,8 @@ from ragllava.stages.finalize import publish_missing_results
 from ragllava.stages.inspect import Inspector, inspect
 from ragllava.stores.database import outside_transaction
 from ragllava.stores.objects import content_key
-from tests.stocked import answered_job, make_index
-from tests.workshop import Workshop
+from tests.support.archive_rows import answered_job, make_index
+from tests.support.workshop import Workshop
 from workers.app import app, waiting_messages
 
 Damage = Callable[[Workshop], None]

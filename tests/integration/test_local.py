@@ -33,7 +33,7 @@ from ragllava.local.processes import processes_in
 from ragllava.local.services import LocalServices, service_status
 from ragllava.settings import Settings, load_settings
 from ragllava.stores.objects import ObjectStore
-from tests.starting import ROOT, kill, wait_for
+from tests.support.processes import ROOT, kill, wait_for
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from ragllava.stores import registry
 from ragllava.stores.registry import AdapterVersion, BaseVersion
 from ragllava.training.gate import ConditionFigures, GateReport, GateRules
 from ragllava.training.report import StepRecord, TrainingReport
-from tests.commands import Run
+from tests.support.run_command import Run
 
 BASE = "mini-llava@11111111"
 

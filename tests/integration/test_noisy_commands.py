@@ -12,8 +12,8 @@ from sqlalchemy import Engine
 from ragllava.records import NoisyReason, NoisyState
 from ragllava.settings import Settings
 from ragllava.stages.label_studio import LABELING_CONFIG
-from tests.commands import Run
-from tests.reviews import Review, open_review
+from tests.support.reviewed_job import Review, open_review
+from tests.support.run_command import Run
 
 
 @pytest.fixture

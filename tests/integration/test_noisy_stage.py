@@ -17,7 +17,7 @@ from ragllava.stages.resources import Resources
 from ragllava.stores import noisy
 from ragllava.stores.noisy import NoisyView
 from tests.integration.conftest import Postcards
-from tests.workshop import Workshop
+from tests.support.workshop import Workshop
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from ragllava.errors import ServiceUnavailable
 from ragllava.settings import Settings
 from ragllava.stages.resources import PictureCache
 from ragllava.stores.objects import ObjectStore
-from tests.pictures import encoded
+from tests.support.picture_files import encoded
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from ragllava.settings import Settings
 from ragllava.stores import answers
 from ragllava.stores.schema import answers as answers_table
 from ragllava.stores.schema import jobs, shards
-from tests.builders import WORKER, Desk
+from tests.support.job_rows import WORKER, Desk
 
 
 @pytest.fixture

@@ -32,10 +32,10 @@ from ragllava.stages.results import ResultRow
 from ragllava.stages.submit import Submission, submit_questions
 from ragllava.stores import registry
 from ragllava.stores.schema import answers, candidates, jobs
-from tests.adapter_files import promote_random_adapter
 from tests.conftest import environment_of
 from tests.integration.conftest import Postcards
-from tests.workshop import ARCHIVE, Workshop
+from tests.support.random_adapters import promote_random_adapter
+from tests.support.workshop import ARCHIVE, Workshop
 
 PICTURES = 16
 QUESTIONS = 8

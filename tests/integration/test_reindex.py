@@ -21,7 +21,8 @@ from ragllava.stages.submit import submit_files
 from ragllava.stores import indexes, vectors
 from ragllava.stores import schema as tables
 from ragllava.stores.objects import content_key
-from tests.gallery import (
+from tests.integration.conftest import Postcards
+from tests.support.postcard_gallery import (
     CARDS,
     Watched,
     cards,
@@ -36,9 +37,8 @@ from tests.gallery import (
     switched,
     troubles,
 )
-from tests.integration.conftest import Postcards
-from tests.retrievers import write_retriever
-from tests.workshop import ARCHIVE, Workshop
+from tests.support.retriever_folders import write_retriever
+from tests.support.workshop import ARCHIVE, Workshop
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,10 @@ from ragllava.records import AnswerStatus, Role
 from ragllava.stages.resources import Resources
 from ragllava.stages.results import ResultRow
 from ragllava.stores import registry
-from tests.adapter_files import promote_random_adapter
 from tests.integration.conftest import Postcards
-from tests.served import ModelServer, serving
-from tests.workshop import Workshop
+from tests.support.random_adapters import promote_random_adapter
+from tests.support.vllm_server import ModelServer, serving
+from tests.support.workshop import Workshop
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from ragllava.training.examples import RankExample
 from ragllava.training.remote import upload_folder
 from ragllava.training.request import TrainingPlan, TrainingRequest, plan_training
 from ragllava.training.snapshot import FEWEST_IMAGES, ArchiveShare, Snapshot, SnapshotRules, collect, write_snapshot
-from tests.commands import Run
+from tests.support.run_command import Run
 
 HELD_OUT, CALIBRATION = 0.25, 0.15
 PICTURES = [sha256(str(number).encode()).hexdigest() for number in range(60)]

@@ -16,8 +16,8 @@ from ragllava.models.reranker import Pair, Relevance
 from ragllava.records import AnswerStatus
 from ragllava.stages.refresh import submit_refresh
 from ragllava.stores.schema import questions, shards
-from tests.builders import WORKER
-from tests.workshop import Workshop
+from tests.support.job_rows import WORKER
+from tests.support.workshop import Workshop
 
 TOP_K = 4
 STEP = 3  # questions of the first sub-batch, by which the pace is learned

@@ -24,7 +24,7 @@ from ragllava.stages.submit import ASK_PRIORITY, Submission, Submitted, record_r
 from ragllava.stores import archive, outcomes
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import files, jobs, questions, shards
-from tests.builders import Desk
+from tests.support.job_rows import Desk
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from ragllava.stages.upkeep import ChoreRequest
 from ragllava.stores.objects import ObjectStore, content_key
 from ragllava.stores.schema import blobs as blobs_table
 from ragllava.stores.schema import images
-from tests.stocked import put
-from tests.upkeep import a_training, do, execute, report
-from tests.workshop import Workshop
+from tests.support.archive_rows import put
+from tests.support.maintenance_tasks import a_training, do, execute, report
+from tests.support.workshop import Workshop
 
 
 @pytest.fixture

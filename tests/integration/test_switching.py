@@ -15,7 +15,8 @@ from ragllava.stages.reindex import submit_switch
 from ragllava.stores import indexes, vectors
 from ragllava.stores import schema as tables
 from ragllava.stores.objects import content_key
-from tests.gallery import (
+from tests.integration.conftest import Postcards
+from tests.support.postcard_gallery import (
     CARDS,
     Watched,
     cards,
@@ -30,8 +31,7 @@ from tests.gallery import (
     switched,
     troubles,
 )
-from tests.integration.conftest import Postcards
-from tests.workshop import Workshop
+from tests.support.workshop import Workshop
 
 # In place
 

@@ -16,8 +16,8 @@ from ragllava.records import Label, Role, Verdict
 from ragllava.stores import labels
 from ragllava.training.trainer import LoraTrainer
 from tests.conftest import environment_of
-from tests.trainings import FEW_STEPS, NO_STEPS, classroom, request, run, train_bench, versions
-from tests.workshop import Workshop
+from tests.support.training_workshop import FEW_STEPS, NO_STEPS, classroom, request, run, train_bench, versions
+from tests.support.workshop import Workshop
 
 
 @pytest.fixture

@@ -30,10 +30,10 @@ from ragllava.stages.resources import Resources
 from ragllava.stores import noisy, presence, registry, trainings
 from ragllava.training.job import train_stage
 from ragllava.training.request import create_job, plan_training, submit_due_trainings
-from tests.classroom import Classroom
 from tests.conftest import environment_of
-from tests.trainings import FEW_STEPS, NO_STEPS, classroom, request, run, submit, train_bench, versions
-from tests.workshop import Workshop
+from tests.support.toy_questions import Classroom
+from tests.support.training_workshop import FEW_STEPS, NO_STEPS, classroom, request, run, submit, train_bench, versions
+from tests.support.workshop import Workshop
 
 T = TypeVar("T")
 

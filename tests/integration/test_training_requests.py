@@ -18,8 +18,8 @@ from ragllava.stages.schedules import ScheduleRequest, add_schedule, run_now
 from ragllava.stores import labels
 from ragllava.training.request import TrainingRequest, create_job, submit_due_trainings, submit_training
 from ragllava.training.scheduled import STARTERS
-from tests.classroom import Classroom
-from tests.workshop import Workshop
+from tests.support.toy_questions import Classroom
+from tests.support.workshop import Workshop
 
 RETRAIN = {"role": "reranker", "labels": 40}
 

@@ -9,8 +9,8 @@ from sqlalchemy import Engine, text
 from ragllava.cli.progress import chore_lines
 from ragllava.stages.finalize import publish_missing_results
 from ragllava.stores.objects import content_key
-from tests.commands import Run
-from tests.workshop import Workshop
+from tests.support.run_command import Run
+from tests.support.workshop import Workshop
 
 
 def test_a_schedule_from_its_beginning_to_its_end(run: Run, engine: Engine) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from ragllava.errors import UsageError
 from ragllava.stages.watched import FolderChanges, WatchedFolder
-from tests.pictures import BLUE, GREEN, RED, encoded, quadrants
-from tests.workshop import ARCHIVE, Workshop
+from tests.support.picture_files import BLUE, GREEN, RED, encoded, quadrants
+from tests.support.workshop import ARCHIVE, Workshop
 
 
 def draw(path: Path, colour: tuple[int, int, int], side: int = 48) -> None:

@@ -28,7 +28,7 @@ from ragllava.training.naive import (
     pack_about_one,
     pack_about_two,
 )
-from tests.families import FAMILIES, save_family
+from tests.support.tiny_checkpoints import FAMILIES, save_family
 
 EXAMPLES = 64
 TINY = AblationOptions(

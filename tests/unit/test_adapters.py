@@ -14,7 +14,7 @@ from ragllava.models.adapters import AdapterSet
 from ragllava.models.generator import AnswerRequest, Generator
 from ragllava.models.mllm import Mllm
 from ragllava.models.reranker import Pair, Reranker
-from tests.families import FAMILIES, load_family, noise_pictures
+from tests.support.tiny_checkpoints import FAMILIES, load_family, noise_pictures
 
 # peft 0.21 reads an attribute that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

@@ -14,7 +14,7 @@ from ragllava.models.device import DevicePlan
 from ragllava.models.mllm import Mllm
 from ragllava.models.reranker import Pair
 from ragllava.models.shared_prefix import SharedPrompts, block_mask, packed_logits
-from tests.families import load_family, noise_pictures
+from tests.support.tiny_checkpoints import load_family, noise_pictures
 
 PLAN = DevicePlan(torch.device("cpu"), torch.float32, "test")
 

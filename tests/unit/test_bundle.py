@@ -13,8 +13,8 @@ from ragllava.models.generator import AnswerRequest, GeneratedAnswer
 from ragllava.models.reranker import Pair
 from ragllava.records import Role
 from ragllava.settings import Settings
-from tests.adapter_files import write_random_adapter
-from tests.families import load_folder, noise_pictures, save_family
+from tests.support.random_adapters import write_random_adapter
+from tests.support.tiny_checkpoints import load_folder, noise_pictures, save_family
 
 
 @pytest.fixture

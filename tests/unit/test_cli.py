@@ -26,7 +26,7 @@ from ragllava.jobs.states import JobState
 from ragllava.records import JobKind, Progress
 from ragllava.settings import Settings
 from ragllava.training.presets import PRESETS, TrainingSettings
-from tests.commands import Run, runner
+from tests.support.run_command import Run, runner
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from PIL import Image
 from ragllava.decoding import DecoderPool
 from ragllava.errors import DecoderUnavailable, ImageRejected
 from ragllava.images import DecodedImage, decode
-from tests.pictures import bomb_png, encoded, jpeg, quadrants
+from tests.support.picture_files import bomb_png, encoded, jpeg, quadrants
 
 GOOD = encoded(quadrants(), "PNG")
 

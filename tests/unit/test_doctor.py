@@ -91,7 +91,7 @@ def test_the_backend_is_this_process_or_an_endpoint_that_agrees(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from ragllava.models.bundle import ModelBundle
-    from tests.served import ModelServer, serving
+    from tests.support.vllm_server import ModelServer, serving
 
     assert values(diagnose(load_settings))["backend"] == "in the workers' processes"
     server = ModelServer(ModelBundle(Settings(home=tmp_path, device="cpu")).generator.mllm)

@@ -25,8 +25,8 @@ from ragllava.training.examples import AnswerExample
 from ragllava.training.finetune import train
 from ragllava.training.lora import linear_layers
 from ragllava.training.report import StepRecord, TrainingReport, read_report, write_report
-from tests.families import FAMILIES, load_family, save_family
-from tests.lessons import PICTURES, configured, examples_for, losses, open_picture
+from tests.support.tiny_checkpoints import FAMILIES, load_family, save_family
+from tests.support.toy_training import PICTURES, configured, examples_for, losses, open_picture
 
 
 @pytest.fixture

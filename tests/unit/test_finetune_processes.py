@@ -33,8 +33,8 @@ from ragllava.training.finetune import Failure, FinetuneConfig, main, read_failu
 from ragllava.training.launch import last_words, train_in_processes
 from ragllava.training.presets import choose_settings
 from ragllava.training.report import TrainingReport, read_report
-from tests.families import load_folder, save_family
-from tests.lessons import PICTURES, SMALL, losses, open_picture
+from tests.support.tiny_checkpoints import load_folder, save_family
+from tests.support.toy_training import PICTURES, SMALL, losses, open_picture
 
 PROCESS_DEADLINE_S = 180
 

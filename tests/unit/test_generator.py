@@ -11,7 +11,7 @@ import torch
 from ragllava.models.generator import AnswerRequest, GeneratedAnswer, Generator
 from ragllava.models.mllm import Mllm
 from ragllava.prompts import answer_prompt
-from tests.families import load_family, noise_pictures
+from tests.support.tiny_checkpoints import load_family, noise_pictures
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from ragllava.images import DecodedImage
 from ragllava.records import SourceFile
 from ragllava.stages.reading import read_sources
 from ragllava.stages.sources import list_sources
-from tests.hostile import build_corpus
-from tests.pictures import Case
+from tests.support.bad_files import build_corpus
+from tests.support.picture_files import Case
 
 Outcome = tuple[SourceFile, DecodedImage | ImageRejected]
 

@@ -16,7 +16,7 @@ from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from ragllava.errors import ImageRejected
 from ragllava.images import MAX_SIDE, MODEL_SIDE, decode, decode_known, fit
-from tests.pictures import BLUE, GREEN, RED, encoded, jpeg, quadrants, raw_png
+from tests.support.picture_files import BLUE, GREEN, RED, encoded, jpeg, quadrants, raw_png
 
 
 def smooth(size: tuple[int, int]) -> Image.Image:

@@ -35,7 +35,7 @@ from ragllava.training.judge import (
     judge_generator,
     judge_reranker,
 )
-from tests.families import load_family, noise_pictures
+from tests.support.tiny_checkpoints import load_family, noise_pictures
 
 
 def picture(image: str) -> Image.Image:

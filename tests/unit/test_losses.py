@@ -22,7 +22,7 @@ from ragllava.training.batches import AnswerTokens, Batch, BatchMaker, append_an
 from ragllava.training.examples import AnswerExample, RankExample
 from ragllava.training.losses import answer_logits, noise_weighted_loss, noised, plain_loss
 from ragllava.training.noise import IGNORED_LABEL
-from tests.families import FAMILIES, load_family, noise_pictures
+from tests.support.tiny_checkpoints import FAMILIES, load_family, noise_pictures
 
 TOLERANCE = 1e-4
 

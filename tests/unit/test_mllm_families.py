@@ -20,7 +20,7 @@ from ragllava.models.read_columns import reading_only
 from ragllava.models.reranker import Pair, Reranker
 from ragllava.models.shared_prefix import WAYS
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
-from tests.families import FAMILIES, load_family, load_folder, noise_pictures, save_family
+from tests.support.tiny_checkpoints import FAMILIES, load_family, load_folder, noise_pictures, save_family
 
 TOLERANCE = 1e-5
 INSTRUCTION = "Based on the image and its caption, is the image relevant to the question? Answer 'Yes' or 'No'."

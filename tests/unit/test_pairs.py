@@ -11,7 +11,7 @@ from ragllava.evaluation.dataset_records import EvaluationImage, EvaluationQuest
 from ragllava.evaluation.datasets import DATASETS, load_dataset, postcard_set
 from ragllava.evaluation.postcards import draw_archive
 from ragllava.images import decode
-from tests.evaluation_data import copied, draw_files
+from tests.support.dataset_fixtures import copied, draw_files
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""README.md against the code: its tree, settings, commands, codes and promises are those of the repository."""
+"""README.md against the code: its settings, commands, codes and promises are those of the repository."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from ragllava.stages.results import ResultRow
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-TREE_ROOTS = ("ragllava", "workers", "migrations", "infra", "tests")
 LARGEST_TEXT_BYTES = 1_000_000  # above it are weights, not text
 
 # What belongs to one developer's machine (`one` and `user` are made up), and where packages and images come from.
@@ -50,17 +49,6 @@ def section(title: str) -> str:
     return found[2]
 
 
-def drawn_paths() -> Iterator[str]:
-    """The paths of the annotated tree; folders end in a slash."""
-    [tree] = re.findall(r"^```text\n(.*?)^```", section("The tree"), re.DOTALL | re.MULTILINE)
-    above: list[str] = []
-    for line in filter(str.strip, tree.splitlines()):
-        name = line.split()[0]
-        depth = (len(line) - len(line.lstrip())) // 2
-        above[depth:] = [name]
-        yield "".join(above)
-
-
 def project_files() -> list[str]:
     """Every file that belongs to the project: what git tracks."""
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
@@ -68,35 +56,6 @@ def project_files() -> list[str]:
         pytest.skip("not a git checkout, so nothing tells the project's files from others")
     names = [os.fsdecode(name) for name in listing.stdout.split(b"\0") if name]
     return [name for name in names if (ROOT / name).is_file()]
-
-
-def test_the_tree_names_what_is_there() -> None:
-    drawn = list(drawn_paths())
-    assert len(drawn) == len(set(drawn)), "a path is drawn twice"
-    missing = [
-        path for path in drawn if not ((ROOT / path).is_dir() if path.endswith("/") else (ROOT / path).is_file())
-    ]
-    assert missing == []
-
-
-def test_every_file_is_in_the_tree() -> None:
-    """Each by name, or in a folder that is drawn without its files; `__init__.py` may be left out."""
-    drawn = set(drawn_paths())
-    closed = {
-        folder
-        for folder in drawn
-        if folder.endswith("/") and not any(path.startswith(folder) for path in drawn - {folder})
-    }
-    unnamed = [
-        file
-        for file in project_files()
-        if file.startswith(tuple(f"{root}/" for root in TREE_ROOTS))
-        and file not in drawn
-        and not file.startswith(tuple(closed))
-        and not file.endswith("/__init__.py")
-        and not re.fullmatch(r"tests/\w+\.py", file)  # helpers of tests; their docstrings introduce them
-    ]
-    assert unnamed == []
 
 
 def test_every_setting_is_explained_with_its_default() -> None:

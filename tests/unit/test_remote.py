@@ -24,9 +24,9 @@ from ragllava.models.remote import share_of_yes
 from ragllava.models.reranker import Pair, Reranker
 from ragllava.records import Role
 from ragllava.settings import Settings, load_settings
-from tests.adapter_files import write_random_adapter
-from tests.families import load_folder, noise_pictures, save_family
-from tests.served import BASE, ModelServer, serving
+from tests.support.random_adapters import write_random_adapter
+from tests.support.tiny_checkpoints import load_folder, noise_pictures, save_family
+from tests.support.vllm_server import BASE, ModelServer, serving
 
 TOLERANCE = 1e-5
 

@@ -14,7 +14,7 @@ from ragllava.models.bundle import ModelBundle
 from ragllava.models.reranker import Pair, Reranker
 from ragllava.prompts import answer_prompt, rerank_prompt
 from ragllava.settings import Settings
-from tests.families import load_family, noise_pictures
+from tests.support.tiny_checkpoints import load_family, noise_pictures
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from ragllava.models.device import plan_device
 from ragllava.models.profiles import LOCAL_DIR, Profile, get_profile, retriever_reference
 from ragllava.models.retriever import Retriever, load_retriever
 from ragllava.settings import Settings
-from tests.families import noise_pictures
+from tests.support.tiny_checkpoints import noise_pictures
 
 
 @pytest.fixture(scope="module")

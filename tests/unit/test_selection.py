@@ -19,8 +19,8 @@ from ragllava.training.examples import AnswerExample, Example, RankExample
 from ragllava.training.finetune import train
 from ragllava.training.report import LeftOut, read_report
 from ragllava.training.selection import NO_ROOM, NO_TOKENS, Selection, with_answers_to_learn, with_room
-from tests.families import FAMILIES, load_family
-from tests.lessons import configured, examples_for, open_picture
+from tests.support.tiny_checkpoints import FAMILIES, load_family
+from tests.support.toy_training import configured, examples_for, open_picture
 
 # Of every shape that families lay out in their own way, also one that some processors refuse.
 SHAPES = {"small": (64, 48), "wide": (300, 40), "tall": (40, 300), "large": (224, 224), "thin": (2_000, 4)}

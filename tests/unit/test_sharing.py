@@ -20,7 +20,7 @@ from ragllava.models.mllm import Mllm
 from ragllava.models.reranker import Pair, Reranker
 from ragllava.models.shared_prefix import SharedPrompts
 from ragllava.settings import Settings
-from tests.families import load_family, noise_pictures
+from tests.support.tiny_checkpoints import load_family, noise_pictures
 
 TOLERANCE = 1e-5
 

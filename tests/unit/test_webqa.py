@@ -16,7 +16,7 @@ from ragllava.evaluation.datasets import load_dataset
 from ragllava.evaluation.metrics import webqa_score
 from ragllava.evaluation.webqa import TsvPicture, unquoted
 from ragllava.images import decode
-from tests.evaluation_data import copied, draw_files, write_tsv
+from tests.support.dataset_fixtures import copied, draw_files, write_tsv
 
 COLOR = "d5bbc7c80dba11ecb1e81171463288e9"
 CHOOSE = "d5bbc8720dba11ecb1e81171463288e9"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.hostile_packed import damaged_tars, damaged_zips, tars, zips
-from tests.pictures import (
+from tests.support.bad_archives import damaged_tars, damaged_zips, tars, zips
+from tests.support.picture_files import (
     BLACK,
     BLUE,
     GREEN,

@@ -18,7 +18,7 @@ from ragllava.stages.results import ResultRow
 from ragllava.stages.uris import file_uri
 from ragllava.stores import indexes
 from ragllava.stores.indexes import IndexDetails
-from tests.workshop import ARCHIVE, Workshop
+from tests.support.workshop import ARCHIVE, Workshop
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Postcards

@@ -30,7 +30,7 @@ from ragllava.stages.submit import Submission, Submitted, submit_files, submit_q
 from ragllava.stores import archive, vectors
 from ragllava.stores.database import make_engine
 from ragllava.stores.schema import files, images, shards
-from tests.builders import WORKER, Desk
+from tests.support.job_rows import WORKER, Desk
 
 STAGES: dict[JobKind, Stage[Resources]] = {
     JobKind.INGEST: ingest_stage,

@@ -19,7 +19,7 @@ from ragllava.stages.resources import Resources
 from ragllava.stages.submit import submit_files
 from ragllava.stages.uris import file_uri
 from ragllava.stores import archive, vectors
-from tests.workshop import ARCHIVE, STAGES, Workshop
+from tests.support.workshop import ARCHIVE, STAGES, Workshop
 
 FloatArray = npt.NDArray[np.float32]
 

@@ -12,7 +12,7 @@ from ragllava.training.examples import AnswerExample, Example, RankExample
 from ragllava.training.finetune import FinetuneConfig
 from ragllava.training.presets import choose_settings
 from ragllava.training.report import TrainingReport
-from tests.families import noise_pictures
+from tests.support.tiny_checkpoints import noise_pictures
 
 PICTURES = noise_pictures()
 SMALL = {"rank": 8, "alpha": 16, "global_batch": 8, "micro_batch": 4, "learning_rate": 0.02}

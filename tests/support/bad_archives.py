@@ -1,4 +1,4 @@
-"""The zip and tar files of the hostile corpus (tests.hostile)."""
+"""The zip and tar files of the hostile corpus (tests.support.bad_files)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.pictures import Case, encoded, jpeg, quadrants
+from tests.support.picture_files import Case, encoded, jpeg, quadrants
 
 
 def zips(folder: Path) -> list[Case]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.pictures import encoded
+from tests.support.picture_files import encoded
 
 FIXTURES = Path(__file__).parent / "fixtures" / "evaluation"
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".gif": "GIF", ".tif": "TIFF"}

@@ -14,8 +14,8 @@ from ragllava.stages.resources import Resources
 from ragllava.stores.schema import model_versions, workers
 from ragllava.training.job import train_stage
 from ragllava.training.request import TrainingRequest, submit_training
-from tests.classroom import Classroom, tiny_profile
-from tests.workshop import Workshop
+from tests.support.toy_questions import Classroom, tiny_profile
+from tests.support.workshop import Workshop
 
 FEW_STEPS: dict[str, Any] = {"rank": 8, "alpha": 16, "max_steps": 40, "learning_rate": 0.02, "steps_per_checkpoint": 10}
 NO_STEPS = FEW_STEPS | {"max_steps": 2, "learning_rate": 1e-9}

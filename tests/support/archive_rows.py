@@ -13,7 +13,7 @@ from ragllava.stores import answers, archive, blobs, indexes, vectors
 from ragllava.stores.archive import NewImage
 from ragllava.stores.blobs import NewBlob
 from ragllava.stores.schema import images
-from tests.workshop import Workshop
+from tests.support.workshop import Workshop
 
 ARCHIVE = "cards"
 

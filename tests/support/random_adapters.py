@@ -17,7 +17,7 @@ from ragllava.records import Role
 from ragllava.stages.adapters import publish_adapter
 from ragllava.stores import registry
 from ragllava.stores.registry import AdapterVersion, ModelVersion
-from tests.workshop import Workshop
+from tests.support.workshop import Workshop
 
 _LAYER = re.compile(r".*language_model.*\.(q_proj|v_proj)")
 

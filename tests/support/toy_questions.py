@@ -24,7 +24,7 @@ SHEETS = 8  # of each color: questions about one picture alone would prove nothi
 
 def tiny_profile(folder: Path) -> str:
     """RAGLLAVA_PROFILE of the mini CLIP beside a random LLaVA of a few thousand parameters, which learns in seconds."""
-    from tests.families import save_family
+    from tests.support.tiny_checkpoints import save_family
 
     save_family("llava", folder / "llava")
     (folder / "tiny.toml").write_text(f'retriever = "local-dir:{MINI / "clip"}"\nmllm = "{folder / "llava"}"\n')

@@ -14,8 +14,8 @@ from ragllava.stages.finalize import publish_missing_results
 from ragllava.stores import archive, trainings
 from ragllava.stores.schema import jobs
 from ragllava.training.request import TrainingRequest, create_job
-from tests.stocked import ARCHIVE
-from tests.workshop import Workshop
+from tests.support.archive_rows import ARCHIVE
+from tests.support.workshop import Workshop
 
 
 def do(workshop: Workshop, action: str, archive_name: str | None = None, **options: Any) -> JobView:
