@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ragllava.answer_text import exact_match
 from ragllava.cli.progress import refresh_line
 from ragllava.client import Client
 from ragllava.evaluation.metrics import JobFigures, KnownAnswer
 from ragllava.jobs.control import JobView
 from ragllava.records import AnswerStatus
-from ragllava.stages.normalise import exact_match
 from ragllava.stages.report import Figure, ReportRow, ReportSummary, write_report
 from ragllava.stages.results import ResultRow
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ragllava.client.jobs import JobClient
 from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing
-from ragllava.images import decode
+from ragllava.imaging.decode import decode
 from ragllava.records import NoisyReason, NoisyState, StoredImage
 from ragllava.stages.feedback import QuestionView, StoredFeedback, store_feedback, view_question
 from ragllava.stages.feedback_files import feedback_of, read_feedback

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 
 from ragllava.errors import ImageRejected, JobRefused
 from ragllava.evaluation.dataset_records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
-from ragllava.images import decode
+from ragllava.imaging.decode import decode
 from ragllava.jobs.inline import run_job
 from ragllava.records import JobKind, SourceFile, StoredImage
 from ragllava.settings import Settings

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from ragllava.answer_text import exact_match, normalise_answer
 from ragllava.evaluation.metrics import KnownAnswer, webqa_score
 from ragllava.evaluation.paper_table import PaperRow, answers_row, paper_table, ranked_row, threshold_row
 from ragllava.evaluation.runs import Arm
 from ragllava.records import Answer, AnswerStatus
-from ragllava.stages.normalise import exact_match, normalise_answer
 
 
 @dataclass(frozen=True, slots=True)

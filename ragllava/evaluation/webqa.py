@@ -33,7 +33,7 @@ from ragllava.evaluation.dataset_files import (
     unique,
 )
 from ragllava.evaluation.dataset_records import EvaluationImage, EvaluationQuestion, EvaluationSet
-from ragllava.images import MAX_BYTES
+from ragllava.imaging.decode import MAX_BYTES
 from ragllava.stages.captions import clean_caption
 
 TOP_N = 2

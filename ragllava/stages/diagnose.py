@@ -11,10 +11,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ragllava.answer_text import exact_match
 from ragllava.errors import JobRefused, RagllavaError
 from ragllava.records import Answer, AnswerStatus, Candidate, NoisyCase, NoisyReason, Question
 from ragllava.settings import Settings
-from ragllava.stages.normalise import exact_match
 
 log = logging.getLogger(__name__)
 

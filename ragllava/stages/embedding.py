@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from ragllava.errors import ImageRejected
-from ragllava.images import DecodedImage
+from ragllava.imaging.decode import DecodedImage
 from ragllava.stages.resources import Resources
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine
 
+from ragllava.answer_text import exact_match
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import AnswerStatus, JobKind, Label, NoisyCase, NoisyReason, NoisyState, StoredImage, Verdict
 from ragllava.stages.feedback_files import Dismissal, FeedbackFile, FeedbackLine, ImageName, Rejected
-from ragllava.stages.normalise import exact_match
 from ragllava.stores import answered, labels, noisy
 from ragllava.stores.answered import AnsweredQuestion, QuestionKey
 from ragllava.stores.database import in_transaction

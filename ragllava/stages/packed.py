@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import IO, BinaryIO, cast
 
 from ragllava.errors import ImageRejected
-from ragllava.images import MAX_BYTES, TOO_MANY_BYTES, printable
+from ragllava.imaging.decode import MAX_BYTES, TOO_MANY_BYTES, printable
 from ragllava.stages.captions import MAX_SIDECAR_BYTES, sidecar_caption
 from ragllava.stages.files import (
     PackedScheme,

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from ragllava.errors import ImageRejected, ObjectMissing, UsageError
-from ragllava.images import MAX_BYTES, TOO_MANY_BYTES
+from ragllava.imaging.decode import MAX_BYTES, TOO_MANY_BYTES
 from ragllava.stages.files import PackedScheme, open_regular, why_unreadable
 from ragllava.stages.packed import read_capped, read_members
 from ragllava.stages.uris import Location, parse_uri

@@ -10,7 +10,6 @@ from functools import cached_property
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
-from ragllava.decoding import DecoderPool
 from ragllava.errors import (
     ImageRejected,
     JobRefused,
@@ -19,7 +18,8 @@ from ragllava.errors import (
     ObjectMissing,
     ServiceUnavailable,
 )
-from ragllava.images import MAX_BYTES, decode_known
+from ragllava.imaging.decode import MAX_BYTES, decode_known
+from ragllava.imaging.sandbox import DecoderPool
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.profiles import RetrieverSource
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import InvalidInput, LineError, ObjectMissing, RagllavaError, UsageError
-from ragllava.images import printable
+from ragllava.imaging.decode import printable
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.records import AnswerOptions, JobKind, Question, SourceFile

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
 from ragllava.errors import ImageRejected
-from ragllava.images import printable
+from ragllava.imaging.decode import printable
 
 MAX_URI = 2_000  # characters; the database's index on addresses takes no more than about 2,700 bytes
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ragllava.answer_text import exact_match
 from ragllava.evaluation.wrong_evidence import ShownEvidence
 from ragllava.models.adapters import AdapterSet
 from ragllava.models.bundle import ModelBundle
@@ -21,7 +22,6 @@ from ragllava.models.mllm import Mllm, load_mllm
 from ragllava.models.profiles import find_model
 from ragllava.records import Role
 from ragllava.settings import Settings
-from ragllava.stages.normalise import exact_match
 from ragllava.training.ablation_data import (
     PicturedArchive,
     held_out_archive,

@@ -29,7 +29,7 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from ragllava.errors import RagllavaError, ScoreRejected, SettingsError, UsageError
-from ragllava.images import decode_known
+from ragllava.imaging.decode import decode_known
 from ragllava.logs import configure_logging
 from ragllava.models.device import plan_device
 from ragllava.models.mllm import Mllm, load_mllm

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection
 
 from ragllava.errors import ImageRejected, JobRefused, ObjectCorrupt, ObjectMissing, ScoreRejected, UsageError
-from ragllava.images import decode
+from ragllava.imaging.decode import decode
 from ragllava.jobs import control, queue
 from ragllava.jobs.runner import ShardContext
 from ragllava.models.checks import digest

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image
 
+from ragllava.answer_text import exact_match
 from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, ScoreRejected
 from ragllava.evaluation.metrics import KnownAnswer
 from ragllava.evaluation.wrong_evidence import with_added_wrong
@@ -22,7 +23,6 @@ from ragllava.models.bundle import ModelBundle
 from ragllava.models.generator import AnswerRequest
 from ragllava.models.reranker import Pair
 from ragllava.settings import Settings
-from ragllava.stages.normalise import exact_match
 from ragllava.training.datasets import DatasetOptions, LabelledQuestion, merge_questions, question_key
 from ragllava.training.examples import Evidence
 

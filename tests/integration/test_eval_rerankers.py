@@ -19,7 +19,7 @@ from ragllava.evaluation.pools import Pool, Workbench, ingest_pool
 from ragllava.evaluation.postcards import draw_archive
 from ragllava.evaluation.runs import RankedQuestion, Ranker, RunOptions, rank, rank_by_all, run_arms
 from ragllava.evaluation.threshold_promise import precision_lower_bound
-from ragllava.images import decode
+from ragllava.imaging.decode import decode
 from ragllava.models.checks import digest
 from ragllava.models.fitting import Prompt
 from ragllava.models.reranker import Pair, write_caption_rerank

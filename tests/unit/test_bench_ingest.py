@@ -12,7 +12,7 @@ import pytest
 from ragllava.errors import UsageError
 from ragllava.evaluation.bench.clip_retrieval import run_clip_retrieval
 from ragllava.evaluation.bench.photographs import CAMERAS, SMALL, draw_photographs, marked
-from ragllava.images import decode
+from ragllava.imaging.decode import decode
 from tests.support.picture_files import encoded, quadrants
 
 # Writes what clip-retrieval writes: two parts of vectors, of which the tenth comes after the second, and statistics.

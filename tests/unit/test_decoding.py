@@ -16,16 +16,16 @@ import psutil
 import pytest
 from PIL import Image
 
-from ragllava.decoding import DecoderPool
 from ragllava.errors import DecoderUnavailable, ImageRejected
-from ragllava.images import DecodedImage, decode
+from ragllava.imaging.decode import DecodedImage, decode
+from ragllava.imaging.sandbox import DecoderPool
 from tests.support.picture_files import bomb_png, encoded, jpeg, quadrants
 
 GOOD = encoded(quadrants(), "PNG")
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "ragllava.decoding" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process().children() if "ragllava.imaging.sandbox" in " ".join(child.cmdline())]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -172,7 +172,7 @@ def test_a_child_that_died_while_idle_costs_nothing() -> None:
 
 def test_the_processor_time_is_limited_anew_for_each_picture() -> None:
     code = (
-        "import time; from ragllava.decoding import _allow_processor_time as allow\n"
+        "import time; from ragllava.imaging.sandbox import _allow_processor_time as allow\n"
         "def burn(seconds):\n"
         "    end = time.process_time() + seconds\n"
         "    while time.process_time() < end: pass\n"
@@ -196,7 +196,7 @@ def test_children_end_with_the_pool() -> None:
 
 def test_children_end_when_their_parent_is_killed() -> None:
     code = (
-        "import sys, psutil; from ragllava.decoding import DecoderPool; from tests.unit.test_decoding import GOOD\n"
+        "import sys, psutil; from ragllava.imaging.sandbox import DecoderPool; from tests.unit.test_decoding import GOOD\n"
         "pool = DecoderPool(2); list(pool.decode_all([GOOD] * 8))\n"
         "print(*[child.pid for child in psutil.Process().children()], flush=True); sys.stdin.read()"
     )
@@ -239,7 +239,9 @@ def test_a_pool_that_cannot_start_says_so_instead_of_rejecting_pictures(
 
 
 def test_a_child_loads_neither_numpy_nor_torch() -> None:
-    code = "import sys, ragllava.decoding; print([m for m in ('numpy', 'torch', 'sqlalchemy') if m in sys.modules])"
+    code = (
+        "import sys, ragllava.imaging.sandbox; print([m for m in ('numpy', 'torch', 'sqlalchemy') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ragllava.decoding import DecoderPool
 from ragllava.errors import ImageRejected
-from ragllava.images import DecodedImage
+from ragllava.imaging.decode import DecodedImage
+from ragllava.imaging.sandbox import DecoderPool
 from ragllava.records import SourceFile
 from ragllava.stages.reading import read_sources
 from ragllava.stages.sources import list_sources

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from ragllava.errors import ImageRejected
-from ragllava.images import MAX_SIDE, MODEL_SIDE, decode, decode_known, fit
+from ragllava.imaging.decode import MAX_SIDE, MODEL_SIDE, decode, decode_known, fit
 from tests.support.picture_files import BLUE, GREEN, RED, encoded, jpeg, quadrants, raw_png
 
 
@@ -237,7 +237,7 @@ def test_any_bytes_are_rejected_with_a_reason(data: bytes) -> None:
 
 def test_the_caller_keeps_its_warning_filters() -> None:
     code = (
-        "import warnings; from ragllava.images import decode; from ragllava.errors import ImageRejected\n"
+        "import warnings; from ragllava.imaging.decode import decode; from ragllava.errors import ImageRejected\n"
         "before = list(warnings.filters)\n"
         "try: decode(b'')\nexcept ImageRejected: pass\n"
         "assert warnings.filters == before"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ragllava.answer_text import exact_match, normalise_answer
 from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import (
     KnownAnswer,
@@ -14,7 +15,6 @@ from ragllava.evaluation.metrics import (
     score_job,
     webqa_score,
 )
-from ragllava.stages.normalise import exact_match, normalise_answer
 
 
 def test_retrieval_sums_before_it_divides() -> None:

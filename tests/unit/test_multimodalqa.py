@@ -12,7 +12,7 @@ import pytest
 from ragllava.errors import InvalidInput, UsageError
 from ragllava.evaluation.dataset_records import EvaluationSet, FilePicture
 from ragllava.evaluation.datasets import load_dataset
-from ragllava.images import decode
+from ragllava.imaging.decode import decode
 from tests.support.dataset_fixtures import copied, draw_files
 
 PICTURES = {"Flag of Norwick.jpg": 10, "Port, Ansel.png": 90, "Harlow.gif": 170, "Ashby.tif": 250}

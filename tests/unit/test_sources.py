@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragllava.errors import ImageRejected, ObjectMissing, ServiceUnavailable, UsageError
-from ragllava.images import MAX_BYTES
+from ragllava.imaging.decode import MAX_BYTES
 from ragllava.records import SourceFile
 from ragllava.stages import packed
 from ragllava.stages.captions import CaptionBook

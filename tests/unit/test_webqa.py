@@ -15,7 +15,7 @@ from ragllava.evaluation.dataset_records import EvaluationSet
 from ragllava.evaluation.datasets import load_dataset
 from ragllava.evaluation.metrics import webqa_score
 from ragllava.evaluation.webqa import TsvPicture, unquoted
-from ragllava.images import decode
+from ragllava.imaging.decode import decode
 from tests.support.dataset_fixtures import copied, draw_files, write_tsv
 
 COLOR = "d5bbc7c80dba11ecb1e81171463288e9"

@@ -23,7 +23,7 @@ from ragllava.evaluation.bench.photographs import CAMERAS, SMALL, draw_photograp
 from ragllava.evaluation.bench.processor import Spent, spend
 from ragllava.evaluation.bench.rows import BenchRow, Wanted
 from ragllava.evaluation.bench.workload import System, Workload, picture_of, png_of
-from ragllava.images import decode
+from ragllava.imaging.decode import decode
 from ragllava.models.profiles import RetrieverSource
 from ragllava.models.shapes import CLIP_SHAPE, write_random_clip
 from ragllava.stages.embedding import DECODE_SCALE

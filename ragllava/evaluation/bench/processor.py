@@ -16,7 +16,7 @@ from ragllava.evaluation.bench.memory import BENCH, process_name
 T = TypeVar("T")
 
 DECODERS = "decoders"
-_DECODER = "ragllava.decoding"
+_DECODER = "ragllava.imaging.sandbox"
 
 
 @dataclass(frozen=True, slots=True)

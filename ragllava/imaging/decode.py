@@ -1,7 +1,7 @@
 """Decoding pictures that nobody trusts (RELIABILITY D14).
 
 `decode` turns the bytes of a file into an upright RGB picture, or raises ImageRejected with a sentence for the
-person who offered the file. The content decides, never the file's name. `ragllava.decoding` runs it in child
+person who offered the file. The content decides, never the file's name. `ragllava.imaging.sandbox` runs it in child
 processes with limits on memory and time; use that wherever the bytes come from outside.
 """
 

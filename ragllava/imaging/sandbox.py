@@ -1,7 +1,7 @@
 """A pool of child processes that decode pictures, each with a limit on memory and time (RELIABILITY D14).
 
 A picture that crashes, fills the memory or never ends takes its child with it and is rejected; the pool starts
-another child and goes on. The children are plain `python -m ragllava.decoding` over pipes and not multiprocessing,
+another child and goes on. The children are plain `python -m ragllava.imaging.sandbox` over pipes and not multiprocessing,
 because the pool also runs inside Celery's workers, which are daemons and may not have children of that kind.
 
 A request is `shorter_side, length` and the file's bytes; an answer is the length of a JSON object, that object, and
@@ -30,7 +30,7 @@ from typing import IO, Any, TypeVar
 from PIL import Image
 
 from ragllava.errors import DecoderUnavailable, ImageRejected
-from ragllava.images import MAX_BYTES, MAX_SIDE, MEDIA_TYPES, TOO_MANY_BYTES, DecodedImage, decode, printable
+from ragllava.imaging.decode import MAX_BYTES, MAX_SIDE, MEDIA_TYPES, TOO_MANY_BYTES, DecodedImage, decode, printable
 
 T = TypeVar("T")
 
@@ -204,7 +204,7 @@ class _Child:
         return self._process
 
     def _start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-P", "-m", "ragllava.decoding", *self._limits.arguments()]
+        command = [sys.executable, "-P", "-m", "ragllava.imaging.sandbox", *self._limits.arguments()]
         try:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment())
         except OSError as error:

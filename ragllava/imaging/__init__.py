@@ -1,0 +1,1 @@
+"""Pictures that nobody trusts: decoding, in child processes with limits."""
