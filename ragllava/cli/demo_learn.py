@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from ragllava.client import Client
     from ragllava.evaluation.metrics import JobFigures
-    from ragllava.evaluation.postcard_names import World
-    from ragllava.evaluation.postcards import KnownQuestion, PostcardArchive, WrittenArchive
     from ragllava.jobs.control import JobView
+    from ragllava.postcards.archive import KnownQuestion, PostcardArchive, WrittenArchive
+    from ragllava.postcards.names import World
     from ragllava.records import Role
     from ragllava.stages.results import ResultRow
     from ragllava.stores.trainings import TrainingView

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from ragllava.client import Client
     from ragllava.evaluation.metrics import JobFigures, KnownAnswer
-    from ragllava.evaluation.postcard_names import World
-    from ragllava.evaluation.postcards import PostcardArchive, WrittenArchive
     from ragllava.jobs.control import JobView
+    from ragllava.postcards.archive import PostcardArchive, WrittenArchive
+    from ragllava.postcards.names import World
     from ragllava.records import JobKind
     from ragllava.settings import Settings
     from ragllava.stages.results import ResultRow
@@ -71,7 +71,7 @@ class Demo:
     def draw(self, settings: Settings) -> tuple[WrittenArchive, PostcardArchive]:
         """Draw the postcards into the home, unless an earlier run did."""
         from ragllava.cli.progress import bars
-        from ragllava.evaluation.postcards import draw_archive, write_archive
+        from ragllava.postcards.archive import draw_archive, write_archive
 
         with self.timed("draw"), bars(self.console) as progress:
             task = progress.add_task("draw postcards", total=self.images, note="")

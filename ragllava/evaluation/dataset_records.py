@@ -12,7 +12,7 @@ from typing import Protocol
 from PIL import Image
 
 from ragllava.errors import UsageError
-from ragllava.evaluation.postcards import KnownQuestion, Postcard
+from ragllava.postcards.archive import KnownQuestion, Postcard
 
 
 class PictureBytes(Protocol):

@@ -15,9 +15,9 @@ from ragllava.evaluation.dataset_records import (
 )
 from ragllava.evaluation.multimodalqa import load_multimodalqa
 from ragllava.evaluation.pairs import load_coco, load_flickr30k
-from ragllava.evaluation.postcard_names import Split
-from ragllava.evaluation.postcards import PostcardArchive, draw_archive
 from ragllava.evaluation.webqa import load_webqa
+from ragllava.postcards.archive import PostcardArchive, draw_archive
+from ragllava.postcards.names import Split
 
 POSTCARDS = "postcards"
 POSTCARD_IMAGES = 1000

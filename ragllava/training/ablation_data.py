@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from ragllava.evaluation.postcards import KnownQuestion, PostcardArchive, draw_archive
 from ragllava.evaluation.wrong_evidence import ShownEvidence, with_added_wrong, with_wrong_evidence
 from ragllava.models.retriever import Retriever
+from ragllava.postcards.archive import KnownQuestion, PostcardArchive, draw_archive
 from ragllava.training.ablation_table import ADDED
 from ragllava.training.examples import AnswerExample, Evidence, inject_wrong_image
 

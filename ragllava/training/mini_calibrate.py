@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ragllava.evaluation.postcards import PostcardArchive, draw_archive
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.reranker import Pair
+from ragllava.postcards.archive import PostcardArchive, draw_archive
 from ragllava.settings import load_settings
 
 log = logging.getLogger(__name__)

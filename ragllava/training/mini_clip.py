@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ragllava.evaluation.postcard_names import Attributes
-from ragllava.evaluation.postcard_questions import ask_about_one, ask_about_two
+from ragllava.postcards.names import Attributes
+from ragllava.postcards.questions import ask_about_one, ask_about_two
 from ragllava.training.mini_examples import World, scene
 from ragllava.training.mini_loop import Lesson
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from ragllava.evaluation.postcard_names import (
+from ragllava.postcards.names import (
     NOTHING,
     ROOFED_KINDS,
     Attributes,
@@ -22,7 +22,7 @@ from ragllava.evaluation.postcard_names import (
     namesake_entity,
     sample_entity,
 )
-from ragllava.evaluation.postcard_questions import ask_about_one, ask_about_two
+from ragllava.postcards.questions import ask_about_one, ask_about_two
 
 # How often each type is practised: what is hard or rare in an archive more often than it is asked there.
 _ONE_IMAGE_PRACTICE = {"color": 1.5, "count": 4.0, "roof": 2.5, "beside": 2.0, "isthere": 5.0, "sky": 1.0, "year": 2.0}

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from ragllava.evaluation.postcard_names import FIRST_YEAR, LAST_YEAR, NOTHING
+from ragllava.postcards.names import FIRST_YEAR, LAST_YEAR, NOTHING
 from ragllava.training.mini_examples import Pack, World
 from ragllava.training.mini_loop import Lesson
 from ragllava.training.mini_packing import IGNORED_LABEL, PackedBatch, Packer, packed_attention

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ragllava.evaluation.postcard_names import FIRST_YEAR
+from ragllava.postcards.names import FIRST_YEAR
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
 from ragllava.training.mini_examples import Ending, Pack
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ragllava.evaluation.postcard_drawing import PICTURE_SIDE, draw_postcard
-from ragllava.evaluation.postcard_names import MAX_COUNT, Attributes, sample_attributes
+from ragllava.postcards.drawing import PICTURE_SIDE, draw_postcard
+from ragllava.postcards.names import MAX_COUNT, Attributes, sample_attributes
 
 _PIXELS, _PLACES, _ATTRIBUTES = "pixels.npy", "places.npy", "attributes.json"
 _PICTURES_PER_TASK = 500

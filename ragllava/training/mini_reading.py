@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ragllava.evaluation.postcard_names import KINDS, TRAIN_WORDS
+from ragllava.postcards.names import KINDS, TRAIN_WORDS
 from ragllava.training.mini_examples import Pack, Shown, World
 from ragllava.training.mini_language import PackedLlava, measure_packs
 from ragllava.training.mini_loop import Lesson

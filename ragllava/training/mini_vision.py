@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ragllava.evaluation.postcard_drawing import PICTURE_SIDE
-from ragllava.evaluation.postcard_names import COLORS, COMPANIONS, KINDS, MAX_COUNT, NOTHING, ROOFS, SKIES, Attributes
+from ragllava.postcards.drawing import PICTURE_SIDE
+from ragllava.postcards.names import COLORS, COMPANIONS, KINDS, MAX_COUNT, NOTHING, ROOFS, SKIES, Attributes
 from ragllava.training.mini_loop import Lesson
 from ragllava.training.mini_pool import PicturePool
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from ragllava.errors import UsageError
-from ragllava.evaluation.postcard_questions import TWO_IMAGE_TYPES
+from ragllava.postcards.questions import TWO_IMAGE_TYPES
 from ragllava.training.checkpoints import hash_files, write_whole
 from ragllava.training.mini_examples import Pack, World
 from ragllava.training.mini_export import export_llava

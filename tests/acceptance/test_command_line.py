@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ragllava.client import Client
-from ragllava.evaluation.postcards import PostcardArchive, draw_archive, write_archive
 from ragllava.jobs.control import JobView
+from ragllava.postcards.archive import PostcardArchive, draw_archive, write_archive
 from tests.acceptance.conftest import wait_for
 from tests.support.terminal import Terminal, Typed, running_system, terminal
 

@@ -10,8 +10,8 @@ import pytest
 import redis
 from sqlalchemy import func, select, text
 
-from ragllava.evaluation.postcards import draw_archive, write_archive
 from ragllava.jobs.states import JobState
+from ragllava.postcards.archive import draw_archive, write_archive
 from ragllava.records import AnswerOptions, AnswerStatus
 from ragllava.stages.question_files import read_questions
 from ragllava.stages.submit import Submission, submit_questions

@@ -17,8 +17,8 @@ from PIL import Image
 from sqlalchemy import text
 
 from ragllava.client import Client
-from ragllava.evaluation.postcard_drawing import draw_postcard
-from ragllava.evaluation.postcards import KnownQuestion, Postcard, draw_archive
+from ragllava.postcards.archive import KnownQuestion, Postcard, draw_archive
+from ragllava.postcards.drawing import draw_postcard
 from tests.acceptance.conftest import wait_for
 from tests.support.foreign_bucket import Bucket, make_bucket
 from tests.support.terminal import Terminal, running_system, terminal

@@ -13,8 +13,8 @@ from ragllava.cli import demo_learn
 from ragllava.cli.demo_run import Demo
 from ragllava.client import Client
 from ragllava.errors import UsageError
-from ragllava.evaluation.postcard_names import World
-from ragllava.evaluation.postcards import draw_archive
+from ragllava.postcards.archive import draw_archive
+from ragllava.postcards.names import World
 from ragllava.records import Role, TrainingStatus
 from ragllava.settings import Settings
 from ragllava.stores.archive import get_archive

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from ragllava.evaluation.postcards import draw_archive, write_archive
 from ragllava.jobs.states import JobState
+from ragllava.postcards.archive import draw_archive, write_archive
 from ragllava.records import AnswerOptions, Selection
 from ragllava.settings import Settings
 from ragllava.stages.reindex import ReindexRequest

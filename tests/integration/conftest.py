@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import Engine, text
 
-from ragllava.evaluation.postcards import PostcardArchive, WrittenArchive, draw_archive, write_archive
 from ragllava.models.profiles import RetrieverSource
+from ragllava.postcards.archive import PostcardArchive, WrittenArchive, draw_archive, write_archive
 from ragllava.settings import Settings
 from tests.conftest import own_settings
 from tests.support.run_command import Run, runner

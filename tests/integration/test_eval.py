@@ -18,7 +18,6 @@ from ragllava.evaluation.datasets import postcard_set
 from ragllava.evaluation.evaluate import Evaluation, evaluate
 from ragllava.evaluation.metrics import score_job
 from ragllava.evaluation.pools import Workbench, archive_name, ingest_pool
-from ragllava.evaluation.postcards import draw_archive
 from ragllava.evaluation.runs import (
     Answerer,
     Arm,
@@ -33,6 +32,7 @@ from ragllava.evaluation.runs import (
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.jobs.inline import run_job, take_pending
 from ragllava.jobs.runner import ShardContext
+from ragllava.postcards.archive import draw_archive
 from ragllava.records import AnswerOptions, JobKind
 from ragllava.stages import answer
 from ragllava.stages.answer import answer_stage

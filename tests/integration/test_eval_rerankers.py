@@ -16,13 +16,13 @@ from ragllava.evaluation.dataset_records import EvaluationImage, EvaluationQuest
 from ragllava.evaluation.datasets import postcard_set
 from ragllava.evaluation.evaluate import evaluate
 from ragllava.evaluation.pools import Pool, Workbench, ingest_pool
-from ragllava.evaluation.postcards import draw_archive
 from ragllava.evaluation.runs import RankedQuestion, Ranker, RunOptions, rank, rank_by_all, run_arms
 from ragllava.evaluation.threshold_promise import precision_lower_bound
 from ragllava.imaging.decode import decode
 from ragllava.models.checks import digest
 from ragllava.models.fitting import Prompt
 from ragllava.models.reranker import Pair, write_caption_rerank
+from ragllava.postcards.archive import draw_archive
 from ragllava.records import Role
 from ragllava.stages.adapters import publish_adapter
 from ragllava.stages.resources import Resources

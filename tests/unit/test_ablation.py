@@ -14,7 +14,7 @@ from PIL import Image
 
 from ragllava.cli.main import cli
 from ragllava.errors import UsageError
-from ragllava.evaluation.postcard_names import sample_attributes
+from ragllava.postcards.names import sample_attributes
 from ragllava.settings import Settings
 from ragllava.training import ablation
 from ragllava.training.ablation import ARMS, AblationOptions, run_ablation

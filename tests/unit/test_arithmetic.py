@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from ragllava.evaluation.bench.workload import picture_of
-from ragllava.evaluation.postcards import draw_archive
 from ragllava.models.arithmetic import (
     count_parameters,
     device_name,
@@ -16,6 +15,7 @@ from ragllava.models.arithmetic import (
 )
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.reranker import Pair
+from ragllava.postcards.archive import draw_archive
 from ragllava.settings import Settings
 
 

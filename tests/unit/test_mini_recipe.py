@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ragllava.evaluation.postcard_drawing import draw_postcard
-from ragllava.evaluation.postcard_names import Attributes, sample_attributes
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.profiles import get_profile
 from ragllava.models.reranker import Pair
+from ragllava.postcards.drawing import draw_postcard
+from ragllava.postcards.names import Attributes, sample_attributes
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
 from ragllava.settings import Settings
 from ragllava.training.mini import Recipe, train_mini

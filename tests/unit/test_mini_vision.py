@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ragllava.evaluation.postcard_drawing import draw_postcard
-from ragllava.evaluation.postcard_names import sample_attributes
+from ragllava.postcards.drawing import draw_postcard
+from ragllava.postcards.names import sample_attributes
 from ragllava.training.mini_pool import draw_pool
 from ragllava.training.mini_vision import ATTRIBUTE_VALUES, attribute_labels, counted_mass, varied
 

@@ -9,8 +9,8 @@ import pytest
 from ragllava.errors import InvalidInput, UsageError
 from ragllava.evaluation.dataset_records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
 from ragllava.evaluation.datasets import DATASETS, load_dataset, postcard_set
-from ragllava.evaluation.postcards import draw_archive
 from ragllava.imaging.decode import decode
+from ragllava.postcards.archive import draw_archive
 from tests.support.dataset_fixtures import copied, draw_files
 
 

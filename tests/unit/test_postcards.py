@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 from ragllava.errors import UsageError
-from ragllava.evaluation import postcard_names
-from ragllava.evaluation.postcard_drawing import draw_postcard
-from ragllava.evaluation.postcard_names import (
+from ragllava.postcards import names
+from ragllava.postcards.archive import PostcardArchive, draw_archive, write_archive
+from ragllava.postcards.drawing import draw_postcard
+from ragllava.postcards.names import (
     COLORS,
     COMPANIONS,
     FLAGGED_KINDS,
@@ -37,8 +38,7 @@ from ragllava.evaluation.postcard_names import (
     sample_attributes,
     sample_entity,
 )
-from ragllava.evaluation.postcard_questions import ask_about_one, ask_about_two
-from ragllava.evaluation.postcards import PostcardArchive, draw_archive, write_archive
+from ragllava.postcards.questions import ask_about_one, ask_about_two
 
 # Mean grey of 4 × 4 blocks, as the generator that drew the first mini models' training pictures draws them for
 # `random.Random(13200 + number of the kind)`. Together they show every sky, roof, companion, color and count.
@@ -189,7 +189,7 @@ def test_no_two_landmarks_share_kind_name_and_city(seed: int) -> None:
 
 
 def test_landmarks_stay_different_when_names_run_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postcard_names, "TEST_WORDS", TEST_WORDS[:3])
+    monkeypatch.setattr(names, "TEST_WORDS", TEST_WORDS[:3])
     drawn = draw_archive(0, images=300, questions=0)
     assert len({postcard.landmark.identity for postcard in drawn.postcards}) == 300
 

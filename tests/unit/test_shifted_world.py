@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from ragllava.errors import UsageError
-from ragllava.evaluation import postcard_shifted
-from ragllava.evaluation.postcard_names import (
+from ragllava.postcards import shifted
+from ragllava.postcards.archive import PostcardArchive, draw_archive, write_archive
+from ragllava.postcards.names import (
     COLORS,
     FLAGGED_KINDS,
     KINDS,
@@ -23,11 +24,10 @@ from ragllava.evaluation.postcard_names import (
     SHIFTED_KINDS,
     Attributes,
 )
-from ragllava.evaluation.postcard_questions import ONE_IMAGE_TYPES, TWO_IMAGE_TYPES
-from ragllava.evaluation.postcard_shifted import draw_shifted_postcard
-from ragllava.evaluation.postcards import PostcardArchive, draw_archive, write_archive
+from ragllava.postcards.questions import ONE_IMAGE_TYPES, TWO_IMAGE_TYPES
+from ragllava.postcards.shifted import draw_shifted_postcard
 
-STYLES = dict(postcard_shifted._STYLES)
+STYLES = dict(shifted._STYLES)
 PURE_COLORS = {
     "red": (200, 40, 40),
     "orange": (240, 140, 30),
@@ -91,7 +91,7 @@ def test_a_drawing_follows_from_its_random_state() -> None:
 @pytest.mark.parametrize("count", [1, 4, 6])
 def test_counted_things_are_where_the_labels_say(kind: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without a style, so that glass and cloth have their own colours.
-    monkeypatch.setattr(postcard_shifted, "_STYLES", {"none": lambda pixels, _rng: pixels})
+    monkeypatch.setattr(shifted, "_STYLES", {"none": lambda pixels, _rng: pixels})
     for seed in range(4):
         drawing = draw_shifted_postcard(looks(kind, count=count), random.Random(seed))
         assert len(set(drawing.counted_at)) == count
@@ -107,7 +107,7 @@ def test_counted_things_are_where_the_labels_say(kind: str, count: int, monkeypa
 def test_the_colors_of_landmarks_stay_apart_in_every_style(
     style: str, color: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postcard_shifted, "_STYLES", {style: STYLES[style]})
+    monkeypatch.setattr(shifted, "_STYLES", {style: STYLES[style]})
     restyled = {
         name: STYLES[style](np.full((20, 20, 3), pure, np.float32), random.Random(1)).mean(axis=(0, 1))
         for name, pure in PURE_COLORS.items()

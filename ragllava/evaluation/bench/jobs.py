@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ragllava.errors import JobRefused
 from ragllava.evaluation.bench.workload import System, Workload
-from ragllava.evaluation.postcards import KnownQuestion, draw_archive, write_archive
 from ragllava.jobs.states import JobState
+from ragllava.postcards.archive import KnownQuestion, draw_archive, write_archive
 from ragllava.stages.submit import Submission
 
 SAMPLE = "bench-postcards"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ragllava.evaluation.bench.workload import System, Workload, picture_of, png_of
-from ragllava.evaluation.postcards import draw_archive
 from ragllava.models.retriever import Retriever
+from ragllava.postcards.archive import draw_archive
 from ragllava.stores import archive, blobs, indexes, vectors
 from ragllava.stores.archive import NewImage
 from ragllava.stores.blobs import NewBlob

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from ragllava.evaluation.bench.rows import ROUNDS, BenchRow, Side, Wanted, compare
 from ragllava.evaluation.bench.workload import Workload, picture_of
-from ragllava.evaluation.postcards import PostcardArchive
 from ragllava.models.arithmetic import (
     count_parameters,
     matmul_rate,
@@ -19,6 +18,7 @@ from ragllava.models.generator import AnswerRequest, Generator
 from ragllava.models.reference import MAX_NEW_TOKENS, reference_relevance
 from ragllava.models.reranker import Pair, Reranker
 from ragllava.models.shapes import random_llava
+from ragllava.postcards.archive import PostcardArchive
 
 CANDIDATES = 20
 _FEW_PAIRS = 8  # an image, of the row between one question and a bulk job

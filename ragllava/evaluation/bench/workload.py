@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy import Engine
 
-from ragllava.evaluation.postcards import Postcard, PostcardArchive, draw_archive
 from ragllava.jobs.control import JobView
 from ragllava.models.bundle import ModelBundle
+from ragllava.postcards.archive import Postcard, PostcardArchive, draw_archive
 from ragllava.settings import Settings
 from ragllava.stages.results import ResultRow
 from ragllava.stages.submit import Submission, Submitted

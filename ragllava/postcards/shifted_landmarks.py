@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ragllava.evaluation.postcard_canvas import Color, Paint, Plot, Point, shade
-from ragllava.evaluation.postcard_landmarks import STONE, draw_roof, grid
+from ragllava.postcards.canvas import Color, Paint, Plot, Point, shade
+from ragllava.postcards.landmarks import STONE, draw_roof, grid
 
 _CHIMNEY: Color = (150, 90, 70)
 _LAWN: Color = (120, 170, 90)

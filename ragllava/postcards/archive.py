@@ -20,8 +20,8 @@ from PIL import Image
 
 from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import KnownAnswer
-from ragllava.evaluation.postcard_drawing import Drawing, draw_postcard
-from ragllava.evaluation.postcard_names import (
+from ragllava.postcards.drawing import Drawing, draw_postcard
+from ragllava.postcards.names import (
     KINDS_OF,
     SHIFTED_KINDS,
     Attributes,
@@ -34,8 +34,8 @@ from ragllava.evaluation.postcard_names import (
     sample_attributes,
     sample_entity,
 )
-from ragllava.evaluation.postcard_questions import TWO_IMAGE_TYPES, QuestionAnswer, ask_about_one, ask_about_two
-from ragllava.evaluation.postcard_shifted import draw_shifted_postcard
+from ragllava.postcards.questions import TWO_IMAGE_TYPES, QuestionAnswer, ask_about_one, ask_about_two
+from ragllava.postcards.shifted import draw_shifted_postcard
 
 _CONFUSABLE_SHARE = 0.35  # of the asked landmarks that get a distractor of the same kind
 _NAMESAKE_SHARE = 0.25  # of those that get one of the same name and city

@@ -11,7 +11,7 @@ import random
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ragllava.evaluation.postcard_names import COMPANIONS, NOTHING, ROOFED_KINDS, Landmark
+from ragllava.postcards.names import COMPANIONS, NOTHING, ROOFED_KINDS, Landmark
 
 ONE_IMAGE_TYPES = ("color", "count", "roof", "beside", "isthere", "sky", "year")
 TWO_IMAGE_TYPES = ("more", "samecolor")

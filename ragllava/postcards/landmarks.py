@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from ragllava.evaluation.postcard_canvas import Color, Paint, Plot, Point, shade
+from ragllava.postcards.canvas import Color, Paint, Plot, Point, shade
 
 STONE: Color = (88, 78, 74)
 _ROOF = Paint(STONE, (40, 36, 34))

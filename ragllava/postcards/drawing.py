@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ragllava.evaluation.postcard_canvas import Canvas, Color, Paint, Plot, Point, jitter, shade
-from ragllava.evaluation.postcard_landmarks import draw_landmark
-from ragllava.evaluation.postcard_names import NOTHING, Attributes
+from ragllava.postcards.canvas import Canvas, Color, Paint, Plot, Point, jitter, shade
+from ragllava.postcards.landmarks import draw_landmark
+from ragllava.postcards.names import NOTHING, Attributes
 
 PICTURE_SIDE = 112  # pixels; what the mini models see
 _SUPERSAMPLING = 2

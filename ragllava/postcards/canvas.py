@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from ragllava.evaluation.postcard_names import Attributes
+from ragllava.postcards.names import Attributes
 
 Color = tuple[int, int, int]
 Point = tuple[float, float]

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ragllava.evaluation.postcard_canvas import Color, Point
-from ragllava.evaluation.postcard_drawing import Drawing, draw_scene, with_grain
-from ragllava.evaluation.postcard_names import Attributes
-from ragllava.evaluation.postcard_shifted_landmarks import draw_shifted_landmark
+from ragllava.postcards.canvas import Color, Point
+from ragllava.postcards.drawing import Drawing, draw_scene, with_grain
+from ragllava.postcards.names import Attributes
+from ragllava.postcards.shifted_landmarks import draw_shifted_landmark
 
 _PAPER: Color = (236, 224, 196)
 _LARGEST_TILT = 4.0  # degrees

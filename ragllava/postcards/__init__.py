@@ -1,0 +1,1 @@
+"""The postcards archive: drawn pictures of invented landmarks, and questions with known answers."""
