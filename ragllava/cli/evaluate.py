@@ -106,7 +106,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    from ragllava.evaluation.datasets import load_dataset
+    from ragllava.evaluation.datasets.load import load_dataset
     from ragllava.evaluation.evaluate import evaluate as run
     from ragllava.evaluation.runs import DEFAULT_NOISE, RunOptions
     from ragllava.settings import load_settings

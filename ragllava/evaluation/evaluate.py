@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ragllava.errors import JobRefused, UsageError
-from ragllava.evaluation.dataset_records import EvaluationSet
+from ragllava.evaluation.datasets.records import EvaluationSet
 from ragllava.evaluation.pools import Pool, Workbench, archive_name, ingest_pool
 from ragllava.evaluation.run_figures import RunFigures, figures_of
 from ragllava.evaluation.runs import (

@@ -16,7 +16,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from ragllava.errors import ImageRejected, JobRefused
-from ragllava.evaluation.dataset_records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
+from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
 from ragllava.imaging.decode import decode
 from ragllava.jobs.inline import run_job
 from ragllava.records import JobKind, SourceFile, StoredImage

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from ragllava.evaluation.dataset_records import EvaluationQuestion, EvaluationSet
+from ragllava.evaluation.datasets.records import EvaluationQuestion, EvaluationSet
 from ragllava.evaluation.pools import Pool, Workbench
 from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit
 from ragllava.evaluation.wrong_evidence import ShownEvidence, oracle_evidence, with_added_wrong, with_wrong_evidence

@@ -1,7 +1,7 @@
 """A pool of child processes that decode pictures, each with a limit on memory and time (RELIABILITY D14).
 
 A picture that crashes, fills the memory or never ends takes its child with it and is rejected; the pool starts
-another child and goes on. The children are plain `python -m ragllava.imaging.sandbox` over pipes and not multiprocessing,
+another child and goes on. The children are plain `python -m ragllava.imaging.sandbox` over pipes, not multiprocessing,
 because the pool also runs inside Celery's workers, which are daemons and may not have children of that kind.
 
 A request is `shorter_side, length` and the file's bytes; an answer is the length of a JSON object, that object, and

@@ -13,8 +13,8 @@ from PIL import Image
 from sqlalchemy import func, select
 
 from ragllava.errors import JobRefused, ServiceUnavailable, UsageError
-from ragllava.evaluation.dataset_records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
-from ragllava.evaluation.datasets import postcard_set
+from ragllava.evaluation.datasets.load import postcard_set
+from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
 from ragllava.evaluation.evaluate import Evaluation, evaluate
 from ragllava.evaluation.metrics import score_job
 from ragllava.evaluation.pools import Workbench, archive_name, ingest_pool

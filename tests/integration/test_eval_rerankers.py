@@ -12,8 +12,8 @@ from PIL import Image
 
 from ragllava.errors import JobRefused, UsageError
 from ragllava.evaluation import evaluate as module
-from ragllava.evaluation.dataset_records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
-from ragllava.evaluation.datasets import postcard_set
+from ragllava.evaluation.datasets.load import postcard_set
+from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
 from ragllava.evaluation.evaluate import evaluate
 from ragllava.evaluation.pools import Pool, Workbench, ingest_pool
 from ragllava.evaluation.runs import RankedQuestion, Ranker, RunOptions, rank, rank_by_all, run_arms

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from ragllava.cli import evaluate as command
 from ragllava.errors import UsageError
 from ragllava.evaluation import evaluate as module
-from ragllava.evaluation.dataset_records import EvaluationQuestion, EvaluationSet
-from ragllava.evaluation.datasets import DATASETS
+from ragllava.evaluation.datasets.load import DATASETS
+from ragllava.evaluation.datasets.records import EvaluationQuestion, EvaluationSet
 from ragllava.evaluation.evaluate import Evaluation, Promise
 from ragllava.evaluation.metrics import KnownAnswer
 from ragllava.evaluation.pools import Pool

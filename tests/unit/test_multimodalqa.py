@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ragllava.errors import InvalidInput, UsageError
-from ragllava.evaluation.dataset_records import EvaluationSet, FilePicture
-from ragllava.evaluation.datasets import load_dataset
+from ragllava.evaluation.datasets.load import load_dataset
+from ragllava.evaluation.datasets.records import EvaluationSet, FilePicture
 from ragllava.imaging.decode import decode
 from tests.support.dataset_fixtures import copied, draw_files
 

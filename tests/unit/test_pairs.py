@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ragllava.errors import InvalidInput, UsageError
-from ragllava.evaluation.dataset_records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
-from ragllava.evaluation.datasets import DATASETS, load_dataset, postcard_set
+from ragllava.evaluation.datasets.load import DATASETS, load_dataset, postcard_set
+from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
 from ragllava.imaging.decode import decode
 from ragllava.postcards.archive import draw_archive
 from tests.support.dataset_fixtures import copied, draw_files

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from ragllava.errors import ImageRejected, InvalidInput, UsageError
-from ragllava.evaluation.dataset_records import EvaluationSet
-from ragllava.evaluation.datasets import load_dataset
+from ragllava.evaluation.datasets.load import load_dataset
+from ragllava.evaluation.datasets.records import EvaluationSet
+from ragllava.evaluation.datasets.webqa import TsvPicture, unquoted
 from ragllava.evaluation.metrics import webqa_score
-from ragllava.evaluation.webqa import TsvPicture, unquoted
 from ragllava.imaging.decode import decode
 from tests.support.dataset_fixtures import copied, draw_files, write_tsv
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import cast, get_args
 
 from ragllava.errors import UsageError
-from ragllava.evaluation.dataset_records import (
+from ragllava.evaluation.datasets.multimodalqa import load_multimodalqa
+from ragllava.evaluation.datasets.pairs import load_coco, load_flickr30k
+from ragllava.evaluation.datasets.records import (
     DrawnPicture,
     EvaluationImage,
     EvaluationQuestion,
     EvaluationSet,
 )
-from ragllava.evaluation.multimodalqa import load_multimodalqa
-from ragllava.evaluation.pairs import load_coco, load_flickr30k
-from ragllava.evaluation.webqa import load_webqa
+from ragllava.evaluation.datasets.webqa import load_webqa
 from ragllava.postcards.archive import PostcardArchive, draw_archive
 from ragllava.postcards.names import Split
 

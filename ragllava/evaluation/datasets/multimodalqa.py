@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ragllava.errors import UsageError
-from ragllava.evaluation.dataset_files import (
+from ragllava.evaluation.datasets.files import (
     BadRow,
     Row,
     find_path,
@@ -29,7 +29,7 @@ from ragllava.evaluation.dataset_files import (
     read_rows,
     unique,
 )
-from ragllava.evaluation.dataset_records import EvaluationImage, EvaluationQuestion, EvaluationSet
+from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
 from ragllava.stages.captions import clean_caption
 
 TOP_N = 1

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ragllava.errors import ImageRejected, InvalidInput, LineError, UsageError
-from ragllava.evaluation.dataset_files import (
+from ragllava.evaluation.datasets.files import (
     BadRow,
     Row,
     find_path,
@@ -32,7 +32,7 @@ from ragllava.evaluation.dataset_files import (
     read_text,
     unique,
 )
-from ragllava.evaluation.dataset_records import EvaluationImage, EvaluationQuestion, EvaluationSet
+from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
 from ragllava.imaging.decode import MAX_BYTES
 from ragllava.stages.captions import clean_caption
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ragllava.errors import InvalidInput, LineError, UsageError
-from ragllava.evaluation.dataset_records import FilePicture
+from ragllava.evaluation.datasets.records import FilePicture
 
 PICTURE_SUFFIXES = (".jpg", ".png", ".jpeg", ".gif", ".tif", ".tiff", ".webp")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ragllava.errors import InvalidInput, LineError, UsageError
-from ragllava.evaluation.dataset_files import (
+from ragllava.evaluation.datasets.files import (
     BadRow,
     Row,
     find_path,
@@ -25,7 +25,7 @@ from ragllava.evaluation.dataset_files import (
     read_text,
     unique,
 )
-from ragllava.evaluation.dataset_records import EvaluationImage, EvaluationQuestion, EvaluationSet
+from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
 
 QUESTION_TYPE = "caption"
 

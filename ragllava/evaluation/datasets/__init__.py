@@ -1,0 +1,1 @@
+"""Evaluation data sets, read from the files of their download."""
