@@ -28,8 +28,8 @@ def ablation(seeds: int, steps: int, questions: int, json_file: Path | None, fol
     from rich.console import Console
 
     from ragllava.cli.progress import bars
+    from ragllava.lab.ablation.run import AblationOptions, run_ablation
     from ragllava.settings import load_settings
-    from ragllava.training.ablation import AblationOptions, run_ablation
 
     settings = load_settings()
     with bars(Console(stderr=True, highlight=False)) as progress:

@@ -22,9 +22,9 @@ from ragllava.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ragllava.evaluation.bench.groups import Group, Needs
-    from ragllava.evaluation.bench.rows import BenchRow
-    from ragllava.evaluation.bench.workload import System, Workload
+    from ragllava.lab.bench.groups import Group, Needs
+    from ragllava.lab.bench.rows import BenchRow
+    from ragllava.lab.bench.workload import System, Workload
     from ragllava.local.fleet import WorkerSpec
     from ragllava.settings import Settings
 
@@ -66,12 +66,12 @@ def bench(
     # As the workers have it (cli/operate.py): threads that spin would make this process another machine than theirs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ragllava.cli.services import interruptible
-    from ragllava.evaluation.bench.chart import draw_chart
-    from ragllava.evaluation.bench.groups import choose_groups
-    from ragllava.evaluation.bench.machine import describe_run
-    from ragllava.evaluation.bench.workload import Workload
+    from ragllava.lab.bench.chart import draw_chart
+    from ragllava.lab.bench.groups import choose_groups
+    from ragllava.lab.bench.machine import describe_run
+    from ragllava.lab.bench.shapes import require_shape
+    from ragllava.lab.bench.workload import Workload
     from ragllava.models.bundle import ModelBundle
-    from ragllava.models.shapes import require_shape
     from ragllava.settings import load_settings
 
     groups = choose_groups(only)
@@ -133,8 +133,8 @@ def _system(needs: Needs, settings: Settings, workload: Workload) -> Iterator[Sy
     """What a group needs to be running, for the time of the block; all of it is stopped afterwards."""
     from ragllava.cli.services import running_system
     from ragllava.client import Client
-    from ragllava.evaluation.bench.groups import Needs
-    from ragllava.evaluation.bench.workload import System
+    from ragllava.lab.bench.groups import Needs
+    from ragllava.lab.bench.workload import System
 
     if needs is Needs.NOTHING:
         yield None

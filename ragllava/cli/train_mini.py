@@ -22,16 +22,16 @@ def train_mini(folder: Path, minutes: float, from_scratch: bool, untuned: bool) 
     """
     import logging
 
+    from ragllava.lab.mini_recipe import recipe
+    from ragllava.lab.mini_recipe.calibrate import write_profile
     from ragllava.models.profiles import get_profile
     from ragllava.settings import load_settings
-    from ragllava.training import mini
-    from ragllava.training.mini_calibrate import write_profile
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     start = Path(get_profile(load_settings(profile="mini")).mllm).parent
     if untuned:
-        models = mini.train_untuned(folder, start)
+        models = recipe.train_untuned(folder, start)
     else:
-        models = mini.train_mini(folder, mini.recipe_for(minutes, start, from_weights=not from_scratch))
+        models = recipe.train_mini(folder, recipe.recipe_for(minutes, start, from_weights=not from_scratch))
     profile = write_profile(models)
     click.echo(f"trained: {models}; to use them, set RAGLLAVA_PROFILE={profile.absolute()}")

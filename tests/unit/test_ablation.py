@@ -14,20 +14,20 @@ from PIL import Image
 
 from ragllava.cli.main import cli
 from ragllava.errors import UsageError
-from ragllava.postcards.names import sample_attributes
-from ragllava.settings import Settings
-from ragllava.training import ablation
-from ragllava.training.ablation import ARMS, AblationOptions, run_ablation
-from ragllava.training.ablation_data import PicturedArchive, practice_archive, shown_evidence, training_examples
-from ragllava.training.ablation_table import ADDED, CLEAN, Ablation, AblationRow, Scores
-from ragllava.training.mini_examples import World
-from ragllava.training.naive import (
+from ragllava.lab.ablation import run
+from ragllava.lab.ablation.data import PicturedArchive, practice_archive, shown_evidence, training_examples
+from ragllava.lab.ablation.naive import (
     NaiveRecipe,
     draw_last_layers_anew,
     make_naive,
     pack_about_one,
     pack_about_two,
 )
+from ragllava.lab.ablation.run import ARMS, AblationOptions, run_ablation
+from ragllava.lab.ablation.table import ADDED, CLEAN, Ablation, AblationRow, Scores
+from ragllava.lab.mini_recipe.examples import World
+from ragllava.postcards.names import sample_attributes
+from ragllava.settings import Settings
 from tests.support.tiny_checkpoints import FAMILIES, save_family
 
 EXAMPLES = 64
@@ -204,7 +204,7 @@ def test_nothing_lost_is_nothing_to_save() -> None:
 
 def test_the_command_prints_the_table_and_writes_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAGLLAVA_HOME", str(tmp_path))
-    monkeypatch.setattr(ablation, "run_ablation", lambda *_: _found())
+    monkeypatch.setattr(run, "run_ablation", lambda *_: _found())
     result = CliRunner().invoke(cli, ["ablation", "--seeds", "2", "--json", str(tmp_path / "figures.json")])
     assert result.exit_code == 0, result.output
     assert "| both levels " in result.output

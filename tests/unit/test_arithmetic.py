@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ragllava.evaluation.bench.workload import picture_of
-from ragllava.models.arithmetic import (
+from ragllava.lab.bench.arithmetic import (
     count_parameters,
     device_name,
     matmul_rate,
@@ -13,6 +12,7 @@ from ragllava.models.arithmetic import (
     operations_needed,
     operations_of_each_alone,
 )
+from ragllava.lab.bench.workload import picture_of
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.reranker import Pair
 from ragllava.postcards.archive import draw_archive

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ragllava.errors import UsageError
-from ragllava.evaluation.bench.clip_retrieval import run_clip_retrieval
-from ragllava.evaluation.bench.photographs import CAMERAS, SMALL, draw_photographs, marked
 from ragllava.imaging.decode import decode
+from ragllava.lab.bench.clip_retrieval import run_clip_retrieval
+from ragllava.lab.bench.photographs import CAMERAS, SMALL, draw_photographs, marked
 from tests.support.picture_files import encoded, quadrants
 
 # Writes what clip-retrieval writes: two parts of vectors, of which the tenth comes after the second, and statistics.

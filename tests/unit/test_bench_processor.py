@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from ragllava.evaluation.bench import processor
-from ragllava.evaluation.bench.memory import BENCH
-from ragllava.evaluation.bench.processor import Spent, spend
+from ragllava.lab.bench import processor
+from ragllava.lab.bench.memory import BENCH
+from ragllava.lab.bench.processor import Spent, spend
 
 
 def work_for(seconds: float) -> str:

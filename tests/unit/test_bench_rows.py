@@ -10,12 +10,12 @@ import psutil
 import pytest
 
 from ragllava.errors import UsageError
-from ragllava.evaluation.bench.chart import draw_chart, margin_of
-from ragllava.evaluation.bench.groups import GROUPS, choose_groups
-from ragllava.evaluation.bench.memory import BENCH, MemoryWatch, peak_mib
-from ragllava.evaluation.bench.mixed_archive import mix_vectors
-from ragllava.evaluation.bench.rows import BenchRow, Side, Wanted, compare
-from ragllava.evaluation.bench.synthetic import draw_vectors
+from ragllava.lab.bench.chart import draw_chart, margin_of
+from ragllava.lab.bench.groups import GROUPS, choose_groups
+from ragllava.lab.bench.memory import BENCH, MemoryWatch, peak_mib
+from ragllava.lab.bench.mixed_archive import mix_vectors
+from ragllava.lab.bench.rows import BenchRow, Side, Wanted, compare
+from ragllava.lab.bench.synthetic import draw_vectors
 from ragllava.stores.vectors import Vectors
 
 SVG = "{http://www.w3.org/2000/svg}"

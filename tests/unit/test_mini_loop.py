@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ragllava.training.mini_loop import Lesson, Pace, train
+from ragllava.lab.mini_recipe.loop import Lesson, Pace, train
 
 
 def test_the_rate_rises_then_falls_with_steps_or_with_the_clock() -> None:

@@ -14,6 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
+from ragllava.lab.mini_recipe.calibrate import write_profile
+from ragllava.lab.mini_recipe.clip import RetrievalText, TextToPictures, choice_loss, draw_text
+from ragllava.lab.mini_recipe.examples import Ending, Pack, World
+from ragllava.lab.mini_recipe.export import as_open_clip
+from ragllava.lab.mini_recipe.language import PackedLlava, fitting_words, tower_features, visible_words
+from ragllava.lab.mini_recipe.loop import Pace
+from ragllava.lab.mini_recipe.packing import Packer, block_mask
+from ragllava.lab.mini_recipe.pool import PicturePool
+from ragllava.lab.mini_recipe.reading import hint_targets, name_tokens, reading_pack
+from ragllava.lab.mini_recipe.recipe import Recipe, train_mini
+from ragllava.lab.mini_recipe.vision import ATTRIBUTE_VALUES, attribute_labels, normalised
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.profiles import get_profile
 from ragllava.models.reranker import Pair
@@ -21,17 +32,6 @@ from ragllava.postcards.drawing import draw_postcard
 from ragllava.postcards.names import Attributes, sample_attributes
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
 from ragllava.settings import Settings
-from ragllava.training.mini import Recipe, train_mini
-from ragllava.training.mini_calibrate import write_profile
-from ragllava.training.mini_clip import RetrievalText, TextToPictures, choice_loss, draw_text
-from ragllava.training.mini_examples import Ending, Pack, World
-from ragllava.training.mini_export import as_open_clip
-from ragllava.training.mini_language import PackedLlava, fitting_words, tower_features, visible_words
-from ragllava.training.mini_loop import Pace
-from ragllava.training.mini_packing import Packer, block_mask
-from ragllava.training.mini_pool import PicturePool
-from ragllava.training.mini_reading import hint_targets, name_tokens, reading_pack
-from ragllava.training.mini_vision import ATTRIBUTE_VALUES, attribute_labels, normalised
 
 PATCHES = 49
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ragllava.lab.mini_recipe.pool import draw_pool
+from ragllava.lab.mini_recipe.vision import ATTRIBUTE_VALUES, attribute_labels, counted_mass, varied
 from ragllava.postcards.drawing import draw_postcard
 from ragllava.postcards.names import sample_attributes
-from ragllava.training.mini_pool import draw_pool
-from ragllava.training.mini_vision import ATTRIBUTE_VALUES, attribute_labels, counted_mass, varied
 
 
 def test_a_pool_holds_what_was_drawn_and_is_not_drawn_twice(tmp_path: Path) -> None:

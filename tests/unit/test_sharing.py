@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ragllava.errors import DeviceLost
-from ragllava.evaluation.bench.workload import picture_of
+from ragllava.lab.bench.workload import picture_of
 from ragllava.models import mllm as mllm_module
 from ragllava.models import sharing as sharing_module
 from ragllava.models.bundle import ModelBundle

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ragllava.lab.mini_recipe.loop import Lesson
+from ragllava.lab.mini_recipe.pool import PicturePool
 from ragllava.postcards.drawing import PICTURE_SIDE
 from ragllava.postcards.names import COLORS, COMPANIONS, KINDS, MAX_COUNT, NOTHING, ROOFS, SKIES, Attributes
-from ragllava.training.mini_loop import Lesson
-from ragllava.training.mini_pool import PicturePool
 
 ATTRIBUTE_VALUES: Mapping[str, tuple[Any, ...]] = {
     "kind": KINDS,

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from ragllava.evaluation.bench.jobs import SAMPLE, run_job, sample_archive, write_questions
-from ragllava.evaluation.bench.memory import BENCH, MemoryWatch
-from ragllava.evaluation.bench.mixed_archive import MixedArchive, MixedArchives
-from ragllava.evaluation.bench.rows import BenchRow, Wanted, timed
-from ragllava.evaluation.bench.workload import System, Workload
+from ragllava.lab.bench.jobs import SAMPLE, run_job, sample_archive, write_questions
+from ragllava.lab.bench.memory import BENCH, MemoryWatch
+from ragllava.lab.bench.mixed_archive import MixedArchive, MixedArchives
+from ragllava.lab.bench.rows import BenchRow, Wanted, timed
+from ragllava.lab.bench.workload import System, Workload
 from ragllava.stores import vectors
 from ragllava.stores.database import read_at_once
 

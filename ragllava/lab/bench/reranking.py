@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ragllava.evaluation.bench.rows import ROUNDS, BenchRow, Side, Wanted, compare
-from ragllava.evaluation.bench.workload import Workload, picture_of
-from ragllava.models.arithmetic import (
+from ragllava.lab.bench.arithmetic import (
     count_parameters,
     matmul_rate,
     on_accelerator,
     operations_needed,
     operations_of_each_alone,
 )
+from ragllava.lab.bench.reference import MAX_NEW_TOKENS, reference_relevance
+from ragllava.lab.bench.rows import ROUNDS, BenchRow, Side, Wanted, compare
+from ragllava.lab.bench.shapes import random_llava
+from ragllava.lab.bench.workload import Workload, picture_of
 from ragllava.models.generator import AnswerRequest, Generator
-from ragllava.models.reference import MAX_NEW_TOKENS, reference_relevance
 from ragllava.models.reranker import Pair, Reranker
-from ragllava.models.shapes import random_llava
 from ragllava.postcards.archive import PostcardArchive
 
 CANDIDATES = 20

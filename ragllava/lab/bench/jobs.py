@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ragllava.errors import JobRefused
-from ragllava.evaluation.bench.workload import System, Workload
 from ragllava.jobs.states import JobState
+from ragllava.lab.bench.workload import System, Workload
 from ragllava.postcards.archive import KnownQuestion, draw_archive, write_archive
 from ragllava.stages.submit import Submission
 

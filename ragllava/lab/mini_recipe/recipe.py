@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
+from ragllava.lab.mini_recipe.clip import TextToPictures, clip_lesson
+from ragllava.lab.mini_recipe.examples import World
+from ragllava.lab.mini_recipe.export import as_open_clip, export_clip, export_llava
+from ragllava.lab.mini_recipe.language import PackedLlava, Student, language_lesson, tower_features
+from ragllava.lab.mini_recipe.loop import Pace, train
+from ragllava.lab.mini_recipe.packing import Packer
+from ragllava.lab.mini_recipe.pool import PicturePool, draw_pool
+from ragllava.lab.mini_recipe.reading import Reader, reading_lesson
+from ragllava.lab.mini_recipe.vision import TowerWithHeads, tower_lesson
 from ragllava.models.profiles import LOCAL_DIR
-from ragllava.training.mini_clip import TextToPictures, clip_lesson
-from ragllava.training.mini_examples import World
-from ragllava.training.mini_export import as_open_clip, export_clip, export_llava
-from ragllava.training.mini_language import PackedLlava, Student, language_lesson, tower_features
-from ragllava.training.mini_loop import Pace, train
-from ragllava.training.mini_packing import Packer
-from ragllava.training.mini_pool import PicturePool, draw_pool
-from ragllava.training.mini_reading import Reader, reading_lesson
-from ragllava.training.mini_vision import TowerWithHeads, tower_lesson
 
 log = logging.getLogger(__name__)
 

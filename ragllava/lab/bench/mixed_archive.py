@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ragllava.evaluation.bench.workload import System, Workload, picture_of, png_of
+from ragllava.lab.bench.workload import System, Workload, picture_of, png_of
 from ragllava.models.retriever import Retriever
 from ragllava.postcards.archive import draw_archive
 from ragllava.stores import archive, blobs, indexes, vectors

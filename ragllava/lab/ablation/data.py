@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from ragllava.evaluation.wrong_evidence import ShownEvidence, with_added_wrong, with_wrong_evidence
+from ragllava.lab.ablation.table import ADDED
 from ragllava.models.retriever import Retriever
 from ragllava.postcards.archive import KnownQuestion, PostcardArchive, draw_archive
-from ragllava.training.ablation_table import ADDED
 from ragllava.training.examples import AnswerExample, Evidence, inject_wrong_image
 
 TOP_K = 20  # candidates of a question (METHOD 1)

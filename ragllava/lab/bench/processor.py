@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import psutil
 
-from ragllava.evaluation.bench.memory import BENCH, process_name
+from ragllava.lab.bench.memory import BENCH, process_name
 
 T = TypeVar("T")
 

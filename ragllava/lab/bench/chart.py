@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from ragllava.evaluation.bench.rows import BenchRow
+from ragllava.lab.bench.rows import BenchRow
 
 _WIDTH, _ROW_HEIGHT, _TOP, _BOTTOM = 1_000, 26, 56, 44
 _NAME_WIDTH, _TEXT_WIDTH = 400, 170  # left and right of the bars

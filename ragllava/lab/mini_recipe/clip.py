@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ragllava.lab.mini_recipe.examples import World, scene
+from ragllava.lab.mini_recipe.loop import Lesson
 from ragllava.postcards.names import Attributes
 from ragllava.postcards.questions import ask_about_one, ask_about_two
-from ragllava.training.mini_examples import World, scene
-from ragllava.training.mini_loop import Lesson
 
 _TWO_IMAGE_SHARE, _SCENE_SHARE = 0.55, 0.05
 _HELD_OUT_ARCHIVE = 1000

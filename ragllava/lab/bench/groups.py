@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from ragllava.errors import UsageError
-from ragllava.evaluation.bench.growing import growth_rows
-from ragllava.evaluation.bench.ingesting import ingest_rows
-from ragllava.evaluation.bench.overhead import overhead_rows
-from ragllava.evaluation.bench.reranking import rerank_rows
-from ragllava.evaluation.bench.rows import BenchRow
-from ragllava.evaluation.bench.searching import search_rows
-from ragllava.evaluation.bench.workload import Workload
+from ragllava.lab.bench.growing import growth_rows
+from ragllava.lab.bench.ingesting import ingest_rows
+from ragllava.lab.bench.overhead import overhead_rows
+from ragllava.lab.bench.reranking import rerank_rows
+from ragllava.lab.bench.rows import BenchRow
+from ragllava.lab.bench.searching import search_rows
+from ragllava.lab.bench.workload import Workload
 
 
 class Needs(IntEnum):

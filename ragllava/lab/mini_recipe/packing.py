@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from ragllava.lab.mini_recipe.examples import Ending, Pack
 from ragllava.postcards.names import FIRST_YEAR
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
-from ragllava.training.mini_examples import Ending, Pack
 
 IGNORED_LABEL = -100
 DESCRIPTION_WEIGHT = 0.4  # of its tokens: most of them are commas and words that never change

@@ -14,6 +14,16 @@ from pathlib import Path
 
 from ragllava.answer_text import exact_match
 from ragllava.evaluation.wrong_evidence import ShownEvidence
+from ragllava.lab.ablation.data import (
+    PicturedArchive,
+    held_out_archive,
+    picture_archive,
+    practice_archive,
+    shown_evidence,
+    training_examples,
+)
+from ragllava.lab.ablation.naive import NaiveRecipe, make_naive
+from ragllava.lab.ablation.table import Ablation, AblationRow, Scores
 from ragllava.models.adapters import AdapterSet
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.device import plan_device
@@ -22,17 +32,7 @@ from ragllava.models.mllm import Mllm, load_mllm
 from ragllava.models.profiles import find_model
 from ragllava.records import Role
 from ragllava.settings import Settings
-from ragllava.training.ablation_data import (
-    PicturedArchive,
-    held_out_archive,
-    picture_archive,
-    practice_archive,
-    shown_evidence,
-    training_examples,
-)
-from ragllava.training.ablation_table import Ablation, AblationRow, Scores
 from ragllava.training.finetune import FinetuneConfig, train
-from ragllava.training.naive import NaiveRecipe, make_naive
 from ragllava.training.presets import choose_settings
 
 _PRESET = "mini"

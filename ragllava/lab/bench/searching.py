@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine
 
-from ragllava.evaluation.bench.processor import spend
-from ragllava.evaluation.bench.rows import BenchRow, Side, Wanted, compare, timed
-from ragllava.evaluation.bench.synthetic import draw_vectors
-from ragllava.evaluation.bench.workload import Workload
+from ragllava.lab.bench.processor import spend
+from ragllava.lab.bench.rows import BenchRow, Side, Wanted, compare, timed
+from ragllava.lab.bench.synthetic import draw_vectors
+from ragllava.lab.bench.workload import Workload
 from ragllava.stores import archive, indexes, vectors
 from ragllava.stores.database import in_transaction, read_at_once
 from ragllava.stores.vectors import Vectors

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
-from ragllava.evaluation.bench.jobs import SAMPLE, run_job, sample_archive, write_questions
-from ragllava.evaluation.bench.processor import spend
-from ragllava.evaluation.bench.rows import BenchRow, Wanted, timed
-from ragllava.evaluation.bench.workload import System, Workload
+from ragllava.lab.bench.jobs import SAMPLE, run_job, sample_archive, write_questions
+from ragllava.lab.bench.processor import spend
+from ragllava.lab.bench.rows import BenchRow, Wanted, timed
+from ragllava.lab.bench.workload import System, Workload
 from ragllava.records import Answer, AnswerOptions, Question
 from ragllava.stages.answer import answer_again, answer_questions
 from ragllava.stages.answer_tools import AnswerTools, prepare

@@ -20,14 +20,14 @@ from torch import nn
 from torch.nn import functional
 
 from ragllava.errors import UsageError
+from ragllava.lab.mini_recipe.examples import Pack, World
+from ragllava.lab.mini_recipe.export import export_llava
+from ragllava.lab.mini_recipe.language import PackedLlava, measure_packs, tower_features
+from ragllava.lab.mini_recipe.loop import Lesson, Pace, train
+from ragllava.lab.mini_recipe.packing import Packer
+from ragllava.lab.mini_recipe.pool import draw_pool
 from ragllava.postcards.questions import TWO_IMAGE_TYPES
 from ragllava.training.checkpoints import hash_files, write_whole
-from ragllava.training.mini_examples import Pack, World
-from ragllava.training.mini_export import export_llava
-from ragllava.training.mini_language import PackedLlava, measure_packs, tower_features
-from ragllava.training.mini_loop import Lesson, Pace, train
-from ragllava.training.mini_packing import Packer
-from ragllava.training.mini_pool import draw_pool
 
 log = logging.getLogger(__name__)
 

@@ -17,15 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection
 
-from ragllava.evaluation.bench.clip_retrieval import ADVICE, run_clip_retrieval
-from ragllava.evaluation.bench.jobs import wait
-from ragllava.evaluation.bench.photographs import CAMERAS, SMALL, draw_photographs, marked
-from ragllava.evaluation.bench.processor import Spent, spend
-from ragllava.evaluation.bench.rows import BenchRow, Wanted
-from ragllava.evaluation.bench.workload import System, Workload, picture_of, png_of
 from ragllava.imaging.decode import decode
+from ragllava.lab.bench.clip_retrieval import ADVICE, run_clip_retrieval
+from ragllava.lab.bench.jobs import wait
+from ragllava.lab.bench.photographs import CAMERAS, SMALL, draw_photographs, marked
+from ragllava.lab.bench.processor import Spent, spend
+from ragllava.lab.bench.rows import BenchRow, Wanted
+from ragllava.lab.bench.shapes import CLIP_SHAPE, write_random_clip
+from ragllava.lab.bench.workload import System, Workload, picture_of, png_of
 from ragllava.models.profiles import RetrieverSource
-from ragllava.models.shapes import CLIP_SHAPE, write_random_clip
 from ragllava.stages.embedding import DECODE_SCALE
 from ragllava.stores import archive, indexes, vectors
 from ragllava.stores.database import in_transaction, read_at_once

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ragllava.lab.mini_recipe.examples import Pack, Shown, World
+from ragllava.lab.mini_recipe.language import PackedLlava, measure_packs
+from ragllava.lab.mini_recipe.loop import Lesson
+from ragllava.lab.mini_recipe.packing import IGNORED_LABEL, PackedBatch, Packer
 from ragllava.postcards.names import KINDS, TRAIN_WORDS
-from ragllava.training.mini_examples import Pack, Shown, World
-from ragllava.training.mini_language import PackedLlava, measure_packs
-from ragllava.training.mini_loop import Lesson
-from ragllava.training.mini_packing import IGNORED_LABEL, PackedBatch, Packer
 
 _HINT_WEIGHT = 0.5
 

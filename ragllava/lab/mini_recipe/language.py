@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
+from ragllava.lab.mini_recipe.examples import Pack, World
+from ragllava.lab.mini_recipe.loop import Lesson
+from ragllava.lab.mini_recipe.packing import IGNORED_LABEL, PackedBatch, Packer, packed_attention
+from ragllava.lab.mini_recipe.pool import PicturePool
+from ragllava.lab.mini_recipe.vision import ATTRIBUTE_VALUES, attribute_labels, normalised
 from ragllava.postcards.names import FIRST_YEAR, LAST_YEAR, NOTHING
-from ragllava.training.mini_examples import Pack, World
-from ragllava.training.mini_loop import Lesson
-from ragllava.training.mini_packing import IGNORED_LABEL, PackedBatch, Packer, packed_attention
-from ragllava.training.mini_pool import PicturePool
-from ragllava.training.mini_vision import ATTRIBUTE_VALUES, attribute_labels, normalised
 
 _PICTURES_PER_BATCH = 250
 _PACKS_PER_BATCH = 25

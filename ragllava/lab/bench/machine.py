@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 
-from ragllava.evaluation.bench.workload import Workload
-from ragllava.models.arithmetic import device_name
+from ragllava.lab.bench.arithmetic import device_name
+from ragllava.lab.bench.workload import Workload
 
 _PACKAGES = ("ragllava", "torch", "transformers", "open_clip_torch", "pgvector", "celery", "faiss-cpu", "numpy")
 _LABELS = {"pgvector": "pgvector (Python)"}  # Postgres's extension of that name has other versions

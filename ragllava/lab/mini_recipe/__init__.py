@@ -1,0 +1,1 @@
+"""The recipe of the mini models in the package."""
