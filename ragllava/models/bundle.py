@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from ragllava.models.adapters import Adapter, AdapterSet
     from ragllava.models.device import DevicePlan
     from ragllava.models.generator import Generator
-    from ragllava.models.golden import Parity
     from ragllava.models.mllm import Mllm
-    from ragllava.models.remote import RemoteModel
     from ragllava.models.reranker import Reranker
     from ragllava.models.retriever import Retriever
-    from ragllava.models.served import EndpointModels
+    from ragllava.models.vllm.golden import Parity
+    from ragllava.models.vllm.models import RemoteModel
+    from ragllava.models.vllm.parity_gate import EndpointModels
 
 # Beside the profile's own: that of the active index and that of the one being built.
 _OTHER_RETRIEVERS = 2
@@ -49,7 +49,7 @@ class ModelBundle:
     generator share one base in memory, and each may wear an adapter of its own on it. Raises ModelUnavailable or
     SettingsError where a model cannot be loaded.
 
-    Or both compute at an endpoint that has shown by golden pairs that it serves these weights (models/served.py). Then
+    Or both compute at an endpoint that has shown by golden pairs that it serves these weights (models/vllm/parity_gate.py). Then
     ModelUnavailable also means that it does not, and ServiceUnavailable that it does not answer.
     """
 
@@ -177,7 +177,7 @@ class ModelBundle:
 
     @cached_property
     def _endpoint(self) -> EndpointModels:
-        from ragllava.models.served import EndpointModels
+        from ragllava.models.vllm.parity_gate import EndpointModels
 
         return EndpointModels(self.profile, self._plan, self.settings)
 
@@ -200,7 +200,7 @@ class ModelBundle:
 
         worn = self._worn[Role.RERANKER]
         if self.is_remote:
-            from ragllava.models.remote import RemoteReranker
+            from ragllava.models.vllm.models import RemoteReranker
 
             return RemoteReranker(worn.remote or self._endpoint.admit(), worn.name)
         return Reranker(self._mllm, worn.adapter, worn.name)
@@ -211,7 +211,7 @@ class ModelBundle:
 
         worn = self._worn[Role.GENERATOR]
         if self.is_remote:
-            from ragllava.models.remote import RemoteGenerator
+            from ragllava.models.vllm.models import RemoteGenerator
 
             return RemoteGenerator(worn.remote or self._endpoint.admit(), worn.name)
         return Generator(self._mllm, worn.adapter, worn.name)

@@ -17,8 +17,8 @@ from ragllava.models.adapters import Adapter
 from ragllava.models.device import in_batches
 from ragllava.models.fitting import Prompt, PromptWriter
 from ragllava.models.mllm import Generated, Mllm
-from ragllava.models.shared_prefix import SharedPrompts
-from ragllava.models.sharing import OncePerBase, can_share_answers
+from ragllava.models.prefix.shared_prefix import SharedPrompts
+from ragllava.models.prefix.trials import OncePerBase, can_share_answers
 from ragllava.prompts import answer_prompt
 
 _SHARING: OncePerBase[bool] = OncePerBase()

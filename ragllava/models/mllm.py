@@ -22,10 +22,10 @@ from ragllava.errors import ModelUnavailable, ScoreRejected
 from ragllava.models.checks import Manifest, check_model_folder, manifest, model_version
 from ragllava.models.device import DevicePlan, rows_that_fit, to_device
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
+from ragllava.models.prefix.read_columns import asking_for, reading_only
+from ragllava.models.prefix.shared_answers import continue_greedily
+from ragllava.models.prefix.shared_prefix import SharedPrompts, SharingWay, common_length
 from ragllava.models.profiles import Profile, find_model
-from ragllava.models.read_columns import asking_for, reading_only
-from ragllava.models.shared_answers import continue_greedily
-from ragllava.models.shared_prefix import SharedPrompts, SharingWay, common_length
 from ragllava.prompts import PromptParts
 from ragllava.settings import Settings
 

@@ -16,8 +16,8 @@ from ragllava.models.adapters import Adapter
 from ragllava.models.device import in_batches
 from ragllava.models.fitting import Prompt
 from ragllava.models.mllm import Mllm
-from ragllava.models.shared_prefix import SharedPrompts, SharingWay
-from ragllava.models.sharing import OncePerBase, Sharing, try_sharing
+from ragllava.models.prefix.shared_prefix import SharedPrompts, SharingWay
+from ragllava.models.prefix.trials import OncePerBase, Sharing, try_sharing
 from ragllava.prompts import PromptParts, caption_rerank_prompt, rerank_prompt
 
 _SHARING: OncePerBase[Sharing | None] = OncePerBase()

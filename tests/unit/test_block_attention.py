@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ragllava.models import shared_prefix
-from ragllava.models.block_attention import Blocks, plan_blocks
 from ragllava.models.device import DevicePlan
 from ragllava.models.mllm import Mllm
+from ragllava.models.prefix import shared_prefix
+from ragllava.models.prefix.block_attention import Blocks, plan_blocks
+from ragllava.models.prefix.shared_prefix import SharedPrompts, block_mask, packed_logits
 from ragllava.models.reranker import Pair
-from ragllava.models.shared_prefix import SharedPrompts, block_mask, packed_logits
 from tests.support.tiny_checkpoints import load_family, noise_pictures
 
 PLAN = DevicePlan(torch.device("cpu"), torch.float32, "test")

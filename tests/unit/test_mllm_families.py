@@ -16,9 +16,9 @@ from ragllava.errors import ModelUnavailable, ScoreRejected
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
 from ragllava.models.generator import AnswerRequest, Generator, ask_trial
 from ragllava.models.mllm import Mllm
-from ragllava.models.read_columns import reading_only
+from ragllava.models.prefix.read_columns import reading_only
+from ragllava.models.prefix.shared_prefix import WAYS
 from ragllava.models.reranker import Pair, Reranker
-from ragllava.models.shared_prefix import WAYS
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
 from tests.support.tiny_checkpoints import FAMILIES, load_family, load_folder, noise_pictures, save_family
 

@@ -14,14 +14,14 @@ import pytest
 from starlette.responses import JSONResponse, Response
 
 from ragllava.errors import ModelUnavailable, RagllavaError, ScoreRejected, ServiceUnavailable, SettingsError
-from ragllava.models import served
 from ragllava.models.adapters import AdapterSet
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.generator import AnswerRequest, Generator
-from ragllava.models.golden import GoldenAnswer, GoldenScores, Parity, compare
 from ragllava.models.mllm import Mllm
-from ragllava.models.remote import share_of_yes
 from ragllava.models.reranker import Pair, Reranker
+from ragllava.models.vllm import parity_gate
+from ragllava.models.vllm.golden import GoldenAnswer, GoldenScores, Parity, compare
+from ragllava.models.vllm.models import share_of_yes
 from ragllava.records import Role
 from ragllava.settings import Settings, load_settings
 from tests.support.random_adapters import write_random_adapter
@@ -178,7 +178,7 @@ def test_a_server_that_is_exchanged_later_is_found_out(
     bundle.wear(Role.RERANKER, None, None)
     desk.server.mllm = other_weights(tmp_path)
     bundle.wear(Role.RERANKER, None, None)  # too soon to be looked at again
-    monkeypatch.setattr(served, "_CHECK_AGAIN_S", 0.0)
+    monkeypatch.setattr(parity_gate, "_CHECK_AGAIN_S", 0.0)
     with pytest.raises(ModelUnavailable, match="must not serve"):
         bundle.wear(Role.RERANKER, None, None)
 

@@ -12,12 +12,12 @@ import torch
 from ragllava.errors import DeviceLost
 from ragllava.lab.bench.workload import picture_of
 from ragllava.models import mllm as mllm_module
-from ragllava.models import sharing as sharing_module
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.generator import AnswerRequest, Generator
 from ragllava.models.mllm import Mllm
+from ragllava.models.prefix import trials as sharing_module
+from ragllava.models.prefix.shared_prefix import SharedPrompts
 from ragllava.models.reranker import Pair, Reranker
-from ragllava.models.shared_prefix import SharedPrompts
 from ragllava.postcards.archive import draw_archive
 from ragllava.settings import Settings
 from tests.support.tiny_checkpoints import load_family, noise_pictures

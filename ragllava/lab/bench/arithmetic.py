@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ragllava.models.mllm import Mllm
-from ragllava.models.read_columns import narrowed_modules
+from ragllava.models.prefix.read_columns import narrowed_modules
 from ragllava.models.reranker import Pair, Reranker
 
 _SIDE = {"cuda": 8_192, "cpu": 1_536}  # of the square matrices that are multiplied: large enough to fill the device

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from ragllava.models.block_attention import attending_by_blocks, can_attend_by_blocks, plan_blocks
 from ragllava.models.device import DevicePlan, to_device
-from ragllava.models.read_columns import reading_only
+from ragllava.models.prefix.block_attention import attending_by_blocks, can_attend_by_blocks, plan_blocks
+from ragllava.models.prefix.read_columns import reading_only
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ import torch
 from torch.nn.functional import pad
 
 from ragllava.models.device import DevicePlan, to_device
-from ragllava.models.read_columns import reading_only
-from ragllava.models.shared_prefix import SharedPrompts, column, positions_behind, positions_of, prefix_cache
+from ragllava.models.prefix.read_columns import reading_only
+from ragllava.models.prefix.shared_prefix import SharedPrompts, column, positions_behind, positions_of, prefix_cache
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values (rows, heads, tokens, width) of each layer
 

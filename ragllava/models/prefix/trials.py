@@ -19,7 +19,7 @@ from ragllava.errors import DeviceOutOfMemory, ScoreRejected
 from ragllava.models.device import naming_device_errors
 from ragllava.models.fitting import Prompt
 from ragllava.models.mllm import Generated, Mllm
-from ragllava.models.shared_prefix import WAYS, SharedPrompts, SharingWay
+from ragllava.models.prefix.shared_prefix import WAYS, SharedPrompts, SharingWay
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from functools import cached_property, partial
 from PIL import Image
 
 from ragllava.errors import ScoreRejected
-from ragllava.models.endpoint import ChatRequest, Completion, Endpoint, as_data_url
 from ragllava.models.fitting import Prompt
 from ragllava.models.generator import AnswerRequest, GeneratedAnswer, Generator, as_prompt, read_answer
 from ragllava.models.mllm import Mllm
+from ragllava.models.prefix.trials import Sharing, assume_sharing
 from ragllava.models.reranker import Pair, Relevance, Reranker, ask_trial
-from ragllava.models.sharing import Sharing, assume_sharing
+from ragllava.models.vllm.endpoint import ChatRequest, Completion, Endpoint, as_data_url
 from ragllava.prompts import PromptParts, answer_prompt
 
 _LARGEST_DOUBT = 1e-3  # by which a relevance may be off because only one of Yes and No was listed

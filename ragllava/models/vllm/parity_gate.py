@@ -20,13 +20,13 @@ from ragllava.errors import ModelUnavailable, ScoreRejected
 from ragllava.models.adapters import AdapterSet
 from ragllava.models.checks import Manifest, digest, manifest
 from ragllava.models.device import DevicePlan
-from ragllava.models.endpoint import Endpoint, ServedModel
 from ragllava.models.generator import Generator
-from ragllava.models.golden import GoldenFiles, GoldenScores, Parity, compare, score_golden
 from ragllava.models.mllm import Mllm, load_mllm, load_without_weights
 from ragllava.models.profiles import Profile, find_model
-from ragllava.models.remote import RemoteGenerator, RemoteModel, RemoteReranker
 from ragllava.models.reranker import Reranker
+from ragllava.models.vllm.endpoint import Endpoint, ServedModel
+from ragllava.models.vllm.golden import GoldenFiles, GoldenScores, Parity, compare, score_golden
+from ragllava.models.vllm.models import RemoteGenerator, RemoteModel, RemoteReranker
 from ragllava.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Prompts that share a prefix: the same pictures are read once for many questions."""
