@@ -25,8 +25,9 @@ from ragllava.stages.chores import chore_stage
 from ragllava.stages.ingest import ingest_stage
 from ragllava.stages.reindex import reindex_stage
 from ragllava.stages.resources import Resources
-from ragllava.stores import presence, registry
 from ragllava.stores.database import in_transaction, make_engine
+from ragllava.stores.jobs import workers
+from ragllava.stores.learning import registry
 from workers.app import MESSAGE_VERSION, dispatch_now
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def _load_models(sender: str | None = None, **_facts: Any) -> None:
 
 def _get_ready(name: str) -> None:
     here = runtime()
-    queues = {w.name: w.queues for w in in_transaction(here.engine, presence.list_workers)}.get(name, [])
+    queues = {w.name: w.queues for w in in_transaction(here.engine, workers.list_workers)}.get(name, [])
     if queues == ["train"]:
         os.nice(here.settings.train_niceness)
     answers = "query" in queues
@@ -91,7 +92,7 @@ def _get_ready(name: str) -> None:
         in_transaction(here.engine, lambda c: registry.ensure_champions(c, profile, bases))
     # A train worker loads nothing before its first shard, which may never come.
     versions = versions or {"ragllava": __version__}
-    in_transaction(here.engine, lambda connection: presence.report_ready(connection, name, versions))
+    in_transaction(here.engine, lambda connection: workers.report_ready(connection, name, versions))
     log.info("models loaded", extra={"action": "worker_ready", "worker": name, **versions})
     dispatch_now(here.engine, here.settings)
 

@@ -26,7 +26,7 @@ from ragllava.errors import ServiceUnavailable, SettingsError, UsageError
 from ragllava.settings import Settings
 from ragllava.stages.notifications import read_notification
 from ragllava.stages.received import not_ours, note_objects
-from ragllava.stores import hints
+from ragllava.stores.buckets import change_events
 from ragllava.stores.database import in_transaction
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Receiver:
         if not counted:
             return
         try:
-            in_transaction(self._engine, lambda c: hints.add_totals(c, counted))
+            in_transaction(self._engine, lambda c: change_events.add_totals(c, counted))
         except ServiceUnavailable as error:
             log.warning(str(error), extra={"action": "counts_kept"})
             with self._counting:

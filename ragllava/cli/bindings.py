@@ -12,7 +12,7 @@ from ragllava.cli.options import answer_options, as_answer_options, as_time, con
 
 if TYPE_CHECKING:
     from ragllava.stages.bound import ScanReport
-    from ragllava.stores.bindings import BindingView
+    from ragllava.stores.buckets.bindings import BindingView
 
 
 @click.command()
@@ -40,7 +40,7 @@ def bind(  # noqa: PLR0917 - one argument for each option
     Objects that come, change or go are followed by their events, and by `ragllava archive scan`, which needs none.
     """
     from ragllava.errors import UsageError
-    from ragllava.stores.bindings import BindingRole
+    from ragllava.stores.buckets.bindings import BindingRole
 
     given = click.get_current_context().get_parameter_source
     answering = [option for option in _ANSWERING if given(option) is click.core.ParameterSource.COMMANDLINE]

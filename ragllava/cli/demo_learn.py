@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ragllava.postcards.names import World
     from ragllava.records import Role
     from ragllava.stages.results import ResultRow
-    from ragllava.stores.trainings import TrainingView
+    from ragllava.stores.learning.trainings import TrainingView
 
 HOME_QUESTIONS = 2  # times as many, so that one answer is less than a point of any total there
 NEEDED_FALL = 0.3  # of the wrong answers in the shifted world

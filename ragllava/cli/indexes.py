@@ -12,7 +12,7 @@ from ragllava.cli.options import archive_option, as_time, connected, json_option
 
 if TYPE_CHECKING:
     from ragllava.client import Client
-    from ragllava.stores.indexes import IndexDetails
+    from ragllava.stores.archives.indexes import IndexDetails
 
 INDEX_ID = click.IntRange(1, 2**63 - 1)  # what the database can hold
 

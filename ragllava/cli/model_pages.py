@@ -11,7 +11,7 @@ from ragllava.cli.options import as_time
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
-    from ragllava.stores.registry import VersionView
+    from ragllava.stores.learning.registry import VersionView
     from ragllava.training.curves import Panel
 
 Figures = dict[str, float]

@@ -12,7 +12,7 @@ from ragllava.cli.options import as_time, connected, json_option, print_json, pr
 if TYPE_CHECKING:
     from ragllava.cli.model_pages import Comparison
     from ragllava.records import Role
-    from ragllava.stores.registry import VersionView
+    from ragllava.stores.learning.registry import VersionView
 
 
 class RoleType(click.ParamType["Role"]):

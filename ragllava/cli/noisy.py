@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ragllava.client import Client
     from ragllava.records import Candidate, Label
     from ragllava.stages.feedback import StoredFeedback
-    from ragllava.stores.answered import AnsweredQuestion
-    from ragllava.stores.noisy import NoisyView
+    from ragllava.stores.jobs.answered import AnsweredQuestion
+    from ragllava.stores.learning.noisy import NoisyView
 
 MAX_PRESIGN_HOURS = 168  # more than a week no S3 store signs
 
@@ -187,7 +187,7 @@ def _advise(error: InvalidInput, skip_invalid: bool) -> None:
 
 def _said_wrong(client: Client) -> list[str]:
     """The archives with open cases that somebody called wrong."""
-    from ragllava.stores import archive
+    from ragllava.stores.archives import archive
     from ragllava.stores.database import in_transaction
 
     names = [found.name for found in in_transaction(client.engine, archive.list_archives)]

@@ -15,7 +15,7 @@ from ragllava.records import ChoreAction, Role, ScheduleAction, Selection
 
 if TYPE_CHECKING:
     from ragllava.stages.schedules import Fired
-    from ragllava.stores.schedules import ScheduleView
+    from ragllava.stores.maintenance.schedules import ScheduleView
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,8 +36,8 @@ def list_schedules(as_json: bool) -> None:
     """All schedules, with their next time, last run and what came of it."""
     from rich.table import Table
 
-    from ragllava.stores import schedules
     from ragllava.stores.database import in_transaction
+    from ragllava.stores.maintenance import schedules
 
     with connected() as client:
         found = in_transaction(client.engine, schedules.list_schedules)

@@ -27,9 +27,10 @@ from ragllava.local.fleet import Readiness, WorkerFleet, WorkerSpec, end_orphans
 from ragllava.local.service import EmbeddedService
 from ragllava.local.services import RECEIVER, LocalServices, ServiceStatus, receiver_problem, service_status
 from ragllava.settings import Settings
-from ragllava.stores import hints, presence
+from ragllava.stores.buckets import change_events
 from ragllava.stores.database import in_transaction, make_engine
-from ragllava.stores.presence import WorkerView
+from ragllava.stores.jobs import workers
+from ragllava.stores.jobs.workers import WorkerView
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ def status(settings: Settings) -> SystemStatus:
         try:
             if migrations.current(settings.require_database()) is None:
                 raise ServiceUnavailable("the database has no tables yet; run `ragllava migrate` or `ragllava up`")
-            workers = in_transaction(engine, presence.list_workers)
+            workers = in_transaction(engine, workers.list_workers)
             jobs = in_transaction(engine, lambda connection: control.list_jobs(connection, only_open=True))
             events = in_transaction(engine, _events)
         finally:
@@ -179,7 +180,7 @@ def status(settings: Settings) -> SystemStatus:
 
 
 def _events(connection: Connection) -> dict[str, int]:
-    return hints.totals(connection) | {"waiting": hints.count_waiting(connection)}
+    return change_events.totals(connection) | {"waiting": change_events.count_waiting(connection)}
 
 
 def is_worker_ready(settings: Settings, name: str) -> bool:
@@ -226,7 +227,7 @@ def worker_readiness(engine: Engine) -> Callable[[str, float], bool]:
 
     def is_ready(name: str, running_for_s: float) -> bool:
         # A row of a killed predecessor is older than this process.
-        rows = in_transaction(engine, presence.list_workers)
+        rows = in_transaction(engine, workers.list_workers)
         return any(row.name == f"{name}@{host}" and row.is_ready and row.age_s < running_for_s for row in rows)
 
     return is_ready

@@ -16,9 +16,9 @@ from ragllava.stages.gaps import Gap, find_gaps
 from ragllava.stages.sources import list_sources
 from ragllava.stages.submit import submit_files
 from ragllava.stages.watched import FolderChanges, WatchedFolder
-from ragllava.stores import archive
-from ragllava.stores.archive import ArchiveSummary, RejectedFile
-from ragllava.stores.bindings import Binding, BindingRole, BindingView, view_bindings
+from ragllava.stores.archives import archive
+from ragllava.stores.archives.archive import ArchiveSummary, RejectedFile
+from ragllava.stores.buckets.bindings import Binding, BindingRole, BindingView, view_bindings
 
 
 @dataclass(frozen=True, slots=True)

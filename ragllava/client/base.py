@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine
 
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction, make_engine
-from ragllava.stores.job_ends import JobEnds
+from ragllava.stores.jobs.job_ends import JobEnds
 from ragllava.stores.objects import ObjectStore
 
 T = TypeVar("T")

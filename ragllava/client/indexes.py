@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ragllava.client.base import BaseClient
 from ragllava.stages.reindex import ReindexRequest, submit_reindex, submit_switch
-from ragllava.stores import archive, indexes
-from ragllava.stores.indexes import IndexDetails
+from ragllava.stores.archives import archive, indexes
+from ragllava.stores.archives.indexes import IndexDetails
 
 
 class IndexClient(BaseClient):

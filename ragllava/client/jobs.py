@@ -11,9 +11,9 @@ from ragllava.jobs import control
 from ragllava.jobs.control import JobView, ShardView
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind
-from ragllava.stores import presence
 from ragllava.stores.database import read_at_once
-from ragllava.stores.presence import WorkerView
+from ragllava.stores.jobs import workers
+from ragllava.stores.jobs.workers import WorkerView
 
 # Between two looks at a job: in proportion to what was waited already, so that short jobs are not kept and long ones
 # not asked for all the time. Each look is one row by its key. Who listens is told, and looks only to be sure.
@@ -97,7 +97,7 @@ class JobClient(BaseClient):
 
     def workers(self) -> list[WorkerView]:
         """All known workers."""
-        return self._do(presence.list_workers)
+        return self._do(workers.list_workers)
 
     def _require_answers(self, job_id: int) -> JobView:
         job = self.job(job_id)

@@ -7,8 +7,8 @@ from sqlalchemy import Connection
 from ragllava.client.base import BaseClient
 from ragllava.models.profiles import get_profile
 from ragllava.records import Role
-from ragllava.stores import registry
-from ragllava.stores.registry import ModelVersion, VersionView
+from ragllava.stores.learning import registry
+from ragllava.stores.learning.registry import ModelVersion, VersionView
 from ragllava.training.request import TrainingPlan, TrainingRequest, plan_training, submit_training
 
 

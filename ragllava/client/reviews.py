@@ -16,8 +16,9 @@ from ragllava.records import NoisyReason, NoisyState, StoredImage
 from ragllava.stages.feedback import QuestionView, StoredFeedback, store_feedback, view_question
 from ragllava.stages.feedback_files import feedback_of, read_feedback
 from ragllava.stages.label_studio import read_annotations
-from ragllava.stores import archive, noisy
-from ragllava.stores.noisy import NoisyView
+from ragllava.stores.archives import archive
+from ragllava.stores.learning import noisy
+from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.objects import content_key
 
 THUMBNAIL_SIDE = 256

@@ -25,7 +25,7 @@ from ragllava.stages.ingest import ingest_stage
 from ragllava.stages.resources import Resources
 from ragllava.stages.submit import submit_files
 from ragllava.stages.uris import file_uri
-from ragllava.stores import archive
+from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 
 Progress = Callable[[str, int, int], None]  # what is done, how many are, of how many

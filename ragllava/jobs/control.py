@@ -17,12 +17,15 @@ from ragllava.errors import UsageError
 from ragllava.jobs.queue import Lease, close_job_if_ended, end_open_shards, hand_back, insert_shards
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
 from ragllava.records import AnswerStatus, ChoreStatus, FileStatus, JobKind, Progress, ReindexStatus, TrainingStatus
-from ragllava.stores import chores, outcomes, refreshes, reindexed, trainings
-from ragllava.stores.chores import ChoreView
-from ragllava.stores.refreshes import RefreshView
-from ragllava.stores.reindexed import ReindexingView
+from ragllava.stores.archives import reindex_items
+from ragllava.stores.archives.reindex_items import ReindexingView
+from ragllava.stores.jobs import outcomes, refreshes
+from ragllava.stores.jobs.refreshes import RefreshView
+from ragllava.stores.learning import trainings
+from ragllava.stores.learning.trainings import TrainingView
+from ragllava.stores.maintenance import tasks
+from ragllava.stores.maintenance.tasks import ChoreView
 from ragllava.stores.schema import archives, jobs, shards
-from ragllava.stores.trainings import TrainingView
 
 ALL_ARCHIVES = "*"  # no archive can have this name
 
@@ -361,6 +364,6 @@ def _as_view(connection: Connection, row: Row[Any]) -> JobView:
         finished_at=row.finished_at,
         training=trainings.view(connection, row.id) if kind is JobKind.TRAIN else None,
         refresh=refreshes.view(connection, row.id, row.spec["refreshes"]) if "refreshes" in row.spec else None,
-        reindexing=reindexed.view(connection, row.id) if kind is JobKind.REINDEX else None,
-        chore=chores.view(connection, row.id) if kind is JobKind.CHORE else None,
+        reindexing=reindex_items.view(connection, row.id) if kind is JobKind.REINDEX else None,
+        chore=tasks.view(connection, row.id) if kind is JobKind.CHORE else None,
     )

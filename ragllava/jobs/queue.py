@@ -16,8 +16,8 @@ from sqlalchemy import Connection, Interval, Row, func, select, update
 from ragllava.errors import LeaseLost
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.records import AnswerStatus, ChoreStatus, FileStatus, JobKind, ReindexStatus, TrainingStatus
-from ragllava.stores import job_ends, outcomes
-from ragllava.stores.outcomes import Reconciliation
+from ragllava.stores.jobs import job_ends, outcomes
+from ragllava.stores.jobs.outcomes import Reconciliation
 from ragllava.stores.schema import jobs, shards, workers
 
 MAX_BACKOFF_S = 60.0

@@ -15,8 +15,8 @@ from ragllava.errors import JobRefused, ModelUnavailable, ObjectMissing
 from ragllava.models.checks import check_adapter_folder, digest, manifest
 from ragllava.records import Role
 from ragllava.stages.resources import Resources
+from ragllava.stores.learning.registry import ModelVersion
 from ragllava.stores.objects import ObjectStore
-from ragllava.stores.registry import ModelVersion
 
 log = logging.getLogger(__name__)
 

@@ -29,9 +29,11 @@ from ragllava.stages.changes import take_over_unchanged
 from ragllava.stages.diagnose import DoubtLimits, Evidence, find_noisy
 from ragllava.stages.resources import Resources
 from ragllava.stages.splitting import split_if_large
-from ragllava.stores import answers, archive, noisy, vectors
+from ragllava.stores.archives import archive, vectors
+from ragllava.stores.archives.vectors import Hit
 from ragllava.stores.database import read_at_once
-from ragllava.stores.vectors import Hit
+from ragllava.stores.jobs import answers
+from ragllava.stores.learning import noisy
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -12,10 +12,11 @@ from ragllava.settings import Settings
 from ragllava.stages.adapters import wear_champions
 from ragllava.stages.planning import Cost
 from ragllava.stages.resources import Resources
-from ragllava.stores import registry, vectors
+from ragllava.stores.archives import vectors
+from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import in_transaction
-from ragllava.stores.registry import ModelVersion
-from ragllava.stores.vectors import IndexView
+from ragllava.stores.learning import registry
+from ragllava.stores.learning.registry import ModelVersion
 
 
 @dataclass(frozen=True)

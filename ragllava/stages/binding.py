@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import UsageError
-from ragllava.stores import archive, bindings
-from ragllava.stores.bindings import Binding, BindingRole
+from ragllava.stores.archives import archive
+from ragllava.stores.buckets import bindings
+from ragllava.stores.buckets.bindings import Binding, BindingRole
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
 

@@ -22,11 +22,12 @@ from ragllava.settings import Settings
 from ragllava.stages.bound_captions import Books, kind_of, metadata_caption, object_uri, read_books, read_sidecar
 from ragllava.stages.bound_changes import Changes, Look, apply_looks, refusal, settle_binding
 from ragllava.stages.inbox import take_in
-from ragllava.stores import archive, bindings, bound_objects, hints, image_changes
-from ragllava.stores.bindings import Binding, BindingRole
-from ragllava.stores.bound_objects import KnownObject, ObjectKind, SeenObject
+from ragllava.stores.archives import archive, image_changes
+from ragllava.stores.buckets import bindings, bound_objects, change_events
+from ragllava.stores.buckets.bindings import Binding, BindingRole
+from ragllava.stores.buckets.bound_objects import KnownObject, ObjectKind, SeenObject
+from ragllava.stores.buckets.change_events import Hint
 from ragllava.stores.database import in_transaction
-from ragllava.stores.hints import Hint
 from ragllava.stores.objects import ExternalObject, ObjectStore
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ _MOST_FAILURES = 20  # objects that could not be looked at, before the store is 
 class Folded:
     """What one fold did."""
 
-    hints: int
+    change_events: int
     kept: int  # hints that wait for another look
     settled: int
     changes: Changes
@@ -99,7 +100,7 @@ def fold(engine: Engine, settings: Settings, objects: ObjectStore) -> Folded:
     Raises ServiceUnavailable when the database is away; of a store that is away, the hints are kept.
     """
     settled = settle(engine, objects)
-    claimed = in_transaction(engine, lambda c: hints.claim(c, OBJECTS_PER_JOB, _LEASE_S))
+    claimed = in_transaction(engine, lambda c: change_events.claim(c, OBJECTS_PER_JOB, _LEASE_S))
     if not claimed:
         return Folded(0, 0, settled, Changes())
     known = in_transaction(engine, bindings.list_bindings)
@@ -108,7 +109,7 @@ def fold(engine: Engine, settings: Settings, objects: ObjectStore) -> Folded:
     for hint in claimed:
         binding = bindings.covering(known, hint.bucket, hint.key)
         (groups.setdefault(binding.binding_id, []) if binding else strays).append(hint)
-    in_transaction(engine, lambda c: hints.finish(c, strays))
+    in_transaction(engine, lambda c: change_events.finish(c, strays))
     sum_of_changes, kept = Changes(), 0
     for binding in known:
         if binding.binding_id in groups:
@@ -184,10 +185,10 @@ def _fold_binding(
     def work(connection: Connection) -> Changes:
         changes = apply_looks(connection, settings, binding, _with_problems(looks, books), books)
         later = {*changes.waiting, *changes.stale}
-        hints.finish(connection, [hint for hint in about if hint.key not in later | failed.keys()])
-        hints.postpone(connection, [hint for hint in about if hint.key in later], _WAIT_S)
+        change_events.finish(connection, [hint for hint in about if hint.key not in later | failed.keys()])
+        change_events.postpone(connection, [hint for hint in about if hint.key in later], _WAIT_S)
         _postpone(connection, [hint for hint in about if hint.key in failed])
-        hints.add_totals(connection, changes.totals())
+        change_events.add_totals(connection, changes.totals())
         return changes
 
     changes = in_transaction(engine, work)
@@ -201,7 +202,7 @@ def _postpone(connection: Connection, about: Sequence[Hint]) -> None:
     for hint in about:
         by_delay.setdefault(min(_LONGEST_WAIT_S, 2.0 ** min(hint.attempts, 10)), []).append(hint)
     for delay_s, some in by_delay.items():
-        hints.postpone(connection, some, delay_s)
+        change_events.postpone(connection, some, delay_s)
 
 
 def _scan_binding(engine: Engine, settings: Settings, objects: ObjectStore, binding: Binding) -> ScanReport:
@@ -223,7 +224,7 @@ def _scan_binding(engine: Engine, settings: Settings, objects: ObjectStore, bind
 
         def work(connection: Connection, looks: list[Look] = again, books: Books = books) -> Changes:
             changes = apply_looks(connection, settings, binding, _with_problems(looks, books), books)
-            hints.note(connection, [(binding.bucket, key) for key in (*changes.waiting, *changes.stale)])
+            change_events.note(connection, [(binding.bucket, key) for key in (*changes.waiting, *changes.stale)])
             return changes
 
         changes = in_transaction(engine, work)

@@ -22,10 +22,11 @@ from sqlalchemy import Connection
 from ragllava.errors import ObjectMissing, UsageError
 from ragllava.stages.captions import MAX_SIDECAR_BYTES, CaptionBook, clean_caption, read_captions, sidecar_caption
 from ragllava.stages.files import is_hidden, is_offered, packed_scheme, sidecar_names, unreadable_package
-from ragllava.stores import bound_objects, image_changes
-from ragllava.stores.bindings import Binding, BindingRole
-from ragllava.stores.bound_objects import KnownObject, ObjectKind
-from ragllava.stores.image_changes import CaptionChange
+from ragllava.stores.archives import image_changes
+from ragllava.stores.archives.image_changes import CaptionChange
+from ragllava.stores.buckets import bound_objects
+from ragllava.stores.buckets.bindings import Binding, BindingRole
+from ragllava.stores.buckets.bound_objects import KnownObject, ObjectKind
 from ragllava.stores.objects import ObjectStore
 
 CAPTION_FILES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "captions.parquet")

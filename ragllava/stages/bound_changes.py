@@ -23,10 +23,11 @@ from ragllava.stages.bound_captions import (
 from ragllava.stages.reading import DISAPPEARED
 from ragllava.stages.submit import create_ingest
 from ragllava.stages.uris import MAX_URI, shown
-from ragllava.stores import bindings, bound_objects, hints, image_changes
-from ragllava.stores.bindings import Binding
-from ragllava.stores.bound_objects import KnownObject, ObjectKind, SeenObject
-from ragllava.stores.image_changes import NewName
+from ragllava.stores.archives import image_changes
+from ragllava.stores.archives.image_changes import NewName
+from ragllava.stores.buckets import bindings, bound_objects, change_events
+from ragllava.stores.buckets.bindings import Binding
+from ragllava.stores.buckets.bound_objects import KnownObject, ObjectKind, SeenObject
 
 TOO_LONG = f"its address is longer than the {MAX_URI:,} characters allowed"
 NOT_TAKEN = "it is neither a picture nor a caption"
@@ -135,7 +136,7 @@ def settle_binding(connection: Connection, binding: Binding, books: Books) -> in
         return 0
     settled = bound_objects.settle(connection, binding.binding_id, [DISAPPEARED])
     # An object that was away for a moment has its former bytes again perhaps, so nothing would tell it from before.
-    hints.note(connection, [(binding.bucket, key) for key in settled.passed])
+    change_events.note(connection, [(binding.bucket, key) for key in settled.passed])
     refused = [object_uri(binding.bucket, key) for key in settled.refused]
     image_changes.retire_at(connection, binding.archive_id, refused)
     refresh_captions(connection, binding, settled.stored, books, may_remove=False)

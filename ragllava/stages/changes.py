@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import Candidate, Change, ModelStamp, Question
 from ragllava.stages.resources import Resources
-from ragllava.stores import refreshes
-from ragllava.stores.answers import candidates_digest
-from ragllava.stores.refreshes import EarlierAnswer
+from ragllava.stores.jobs import refreshes
+from ragllava.stores.jobs.answers import candidates_digest
+from ragllava.stores.jobs.refreshes import EarlierAnswer
 
 Retrieve = Callable[[Sequence[Question]], list[list[Candidate]]]  # the candidates of each question, as they are now
 

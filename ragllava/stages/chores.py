@@ -22,9 +22,11 @@ from ragllava.stages.schedules import Options, Starter
 from ragllava.stages.sweep import sweep
 from ragllava.stages.upkeep import ChoreRequest, Report
 from ragllava.stages.vacuum import vacuum
-from ragllava.stores import archive, chores, outcomes
+from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
-from ragllava.stores.schedules import ScheduleView
+from ragllava.stores.jobs import outcomes
+from ragllava.stores.maintenance import tasks
+from ragllava.stores.maintenance.schedules import ScheduleView
 
 CHORE_PRIORITY = -10  # below pictures that wait to be embedded
 
@@ -63,7 +65,7 @@ def chore_stage(context: ShardContext[Resources]) -> None:
         report = CHORES[action].do(context, ChoreRequest(lease.archive_id or None, lease.spec["options"]))
     except UsageError as error:
         raise JobRefused(str(error)) from error
-    context.commit(lambda c: chores.finish(c, lease.job_id, report.summary, report.figures, failed=report.failed))
+    context.commit(lambda c: tasks.finish(c, lease.job_id, report.summary, report.figures, failed=report.failed))
 
 
 def submit_chore(engine: Engine, action: ChoreAction, archive_name: str | None, options: Options) -> int:
@@ -87,7 +89,7 @@ def create_chore(connection: Connection, action: ChoreAction, archive_name: str 
             content_digest=json.dumps(spec, sort_keys=True),
         ),
     )
-    chores.insert_chore(connection, job_id, action)
+    tasks.insert_chore(connection, job_id, action)
     return job_id
 
 

@@ -12,8 +12,8 @@ from ragllava.stages.bound import scan
 from ragllava.stages.gaps import Gap, find_gaps
 from ragllava.stages.resources import Resources
 from ragllava.stages.upkeep import ChoreRequest, Report, counted, shortened
-from ragllava.stores import archive
-from ragllava.stores.archive import Archive
+from ragllava.stores.archives import archive
+from ragllava.stores.archives.archive import Archive
 
 
 def scan_buckets(context: ShardContext[Resources], request: ChoreRequest) -> Report:

@@ -17,10 +17,11 @@ from ragllava.answer_text import exact_match
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import AnswerStatus, JobKind, Label, NoisyCase, NoisyReason, NoisyState, StoredImage, Verdict
 from ragllava.stages.feedback_files import Dismissal, FeedbackFile, FeedbackLine, ImageName, Rejected
-from ragllava.stores import answered, labels, noisy
-from ragllava.stores.answered import AnsweredQuestion, QuestionKey
 from ragllava.stores.database import in_transaction
-from ragllava.stores.noisy import NoisyView
+from ragllava.stores.jobs import answered
+from ragllava.stores.jobs.answered import AnsweredQuestion, QuestionKey
+from ragllava.stores.learning import labels, noisy
+from ragllava.stores.learning.noisy import NoisyView
 
 SOURCES = ("person", "gold")
 

@@ -19,10 +19,11 @@ from ragllava.jobs.states import JobState
 from ragllava.records import AnswerStatus, Change, FileFormat, JobKind
 from ragllava.stages.outbox import Outbox, deliver
 from ragllava.stages.results import Previous, ResultRow, write_errors, write_results
-from ragllava.stores import answers, archive, outcomes, vectors
+from ragllava.stores.archives import archive, vectors
 from ragllava.stores.database import in_transaction
+from ragllava.stores.jobs import answers, outcomes
+from ragllava.stores.jobs.outcomes import Reconciliation
 from ragllava.stores.objects import ObjectStore
-from ragllava.stores.outcomes import Reconciliation
 
 log = logging.getLogger(__name__)
 

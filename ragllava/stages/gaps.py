@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from ragllava.records import GapReason, ReindexStatus
-from ragllava.stores import reindexed, vectors
-from ragllava.stores.reindexed import GapRow
+from ragllava.stores.archives import reindex_items, vectors
+from ragllava.stores.archives.reindex_items import GapRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Gap:
 def find_gaps(connection: Connection, archive_id: int) -> list[Gap]:
     """Every image of the archive without a vector in its active index, by source; retired images need none."""
     active = vectors.active_index(connection, archive_id)
-    rows = reindexed.gaps(connection, archive_id, active.index_id if active else None)
+    rows = reindex_items.gaps(connection, archive_id, active.index_id if active else None)
     return [_as_gap(row, has_index=active is not None) for row in rows]
 
 

@@ -18,7 +18,7 @@ from ragllava.settings import Settings
 from ragllava.stages.outbox import Outbox
 from ragllava.stages.question_files import format_by_extension, read_questions
 from ragllava.stages.submit import Submission, as_options, record_refusal, submit_questions
-from ragllava.stores.bindings import Binding
+from ragllava.stores.buckets.bindings import Binding
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ExternalContent, ObjectStore
 

@@ -23,11 +23,11 @@ from ragllava.stages.embedding import OneBehind, PreparedImage, in_steps, one_ah
 from ragllava.stages.reading import read_sources
 from ragllava.stages.resources import Resources
 from ragllava.stages.uploads import Uploads, done
-from ragllava.stores import archive, blobs, indexes, vectors
-from ragllava.stores.archive import ExistingImage, NewImage, PendingFile, StoredRow
-from ragllava.stores.blobs import NewBlob
+from ragllava.stores.archives import archive, blobs, indexes, vectors
+from ragllava.stores.archives.archive import ExistingImage, NewImage, PendingFile, StoredRow
+from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.vectors import IndexView, Vectors
 from ragllava.stores.objects import content_key
-from ragllava.stores.vectors import IndexView, Vectors
 
 if TYPE_CHECKING:
     from ragllava.models.retriever import Retriever

@@ -17,9 +17,9 @@ from sqlalchemy import Connection, Engine
 
 from ragllava.jobs.dispatch import QUEUE_OF_KIND
 from ragllava.settings import Settings
-from ragllava.stores import inspection
 from ragllava.stores.database import in_transaction
-from ragllava.stores.inspection import Found
+from ragllava.stores.maintenance import inspection
+from ragllava.stores.maintenance.inspection import Found
 from ragllava.stores.objects import ObjectStore, content_key
 
 _CONTENT = re.compile(r"sha256/[0-9a-f]{2}/[0-9a-f]{2}/([0-9a-f]{64})")

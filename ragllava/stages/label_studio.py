@@ -24,7 +24,7 @@ from ragllava.stages.feedback_files import (
     parse_json,
     read_text,
 )
-from ragllava.stores.noisy import NoisyView
+from ragllava.stores.learning.noisy import NoisyView
 
 # The names of the controls are the keys of the feedback, and those of a candidate end in its place in the list.
 LABELING_CONFIG = """\

@@ -18,9 +18,9 @@ from ragllava.records import Answer, ModelStamp, NoisyCase
 from ragllava.stages.diagnose import DoubtLimits, diagnose
 from ragllava.stages.resources import Resources
 from ragllava.stages.upkeep import ChoreRequest, Report, counted
-from ragllava.stores import mining, noisy
-from ragllava.stores.answered import AnsweredQuestion, load_questions
-from ragllava.stores.mining import AnsweredJob
+from ragllava.stores.jobs.answered import AnsweredQuestion, load_questions
+from ragllava.stores.learning import mining, noisy
+from ragllava.stores.learning.mining import AnsweredJob
 
 _PAGE = 500
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine
 from ragllava.errors import UsageError
 from ragllava.settings import Settings
 from ragllava.stages.notifications import NamedObject, read_notification
-from ragllava.stores import event_lists, hints
+from ragllava.stores.buckets import change_events, event_lists
 from ragllava.stores.database import in_transaction
 
 log = logging.getLogger(__name__)
@@ -18,12 +18,14 @@ log = logging.getLogger(__name__)
 ENTRIES_AT_ONCE = 1_000  # of a Redis list
 
 
-def note_objects(engine: Engine, named: Sequence[NamedObject]) -> hints.Noted:
+def note_objects(engine: Engine, named: Sequence[NamedObject]) -> change_events.Noted:
     """Write hints about objects, and count them; when this returns, they are committed."""
 
-    def work(connection: Connection) -> hints.Noted:
-        noted = hints.note(connection, named)
-        hints.add_totals(connection, {"received": len(named), "repeated": noted.repeated, "unbound": noted.unbound})
+    def work(connection: Connection) -> change_events.Noted:
+        noted = change_events.note(connection, named)
+        change_events.add_totals(
+            connection, {"received": len(named), "repeated": noted.repeated, "unbound": noted.unbound}
+        )
         return noted
 
     return in_transaction(engine, work)
@@ -52,7 +54,7 @@ def drain_list(engine: Engine, settings: Settings) -> int:
                 unreadable += 1
                 log.warning(str(error), extra={"action": "event_unreadable", "list": settings.events_list})
         note_objects(engine, not_ours(named, settings))
-        in_transaction(engine, lambda c, number=unreadable: hints.add_totals(c, {"unreadable": number}))  # type: ignore[misc]
+        in_transaction(engine, lambda c, number=unreadable: change_events.add_totals(c, {"unreadable": number}))  # type: ignore[misc]
         event_lists.remove_entries(settings.require_redis(), settings.events_list, entries)
         count += len(entries)
     return count

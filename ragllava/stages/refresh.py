@@ -14,8 +14,9 @@ from ragllava.jobs.control import JobView, NewJob
 from ragllava.records import AnswerStatus, JobKind
 from ragllava.settings import Settings
 from ragllava.stages.submit import BULK_PRIORITY
-from ragllava.stores import archive, refreshes
+from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
+from ragllava.stores.jobs import refreshes
 
 
 def submit_refresh(engine: Engine, settings: Settings, earlier_job_id: int) -> tuple[int, bool]:

@@ -17,8 +17,9 @@ from ragllava.stages.answer_tools import look_up, stamp_of
 from ragllava.stages.changes import changes_since
 from ragllava.stages.refresh import answered_lines, require_answered
 from ragllava.stages.resources import Resources
-from ragllava.stores import archive, refreshes
+from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
+from ragllava.stores.jobs import refreshes
 
 _PAGE = 256  # questions that are embedded and searched together
 

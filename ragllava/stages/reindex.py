@@ -25,9 +25,9 @@ from ragllava.settings import Settings
 from ragllava.stages.reindex_gate import pass_gate
 from ragllava.stages.reindex_images import embed_items, find_target
 from ragllava.stages.resources import Resources
-from ragllava.stores import archive, indexes, reindexed, vectors
+from ragllava.stores.archives import archive, indexes, reindex_items, vectors
+from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import in_transaction
-from ragllava.stores.vectors import IndexView
 
 REINDEX_PRIORITY = -10  # everything else goes first
 SWITCH_PRIORITY = 0
@@ -115,8 +115,8 @@ def submit_switch(engine: Engine, settings: Settings, index_id: int) -> int:
 
 
 def _refuse_second(connection: Connection, archive_id: int) -> None:
-    reindexed.lock_submits(connection, archive_id)
-    for job_id in reindexed.open_jobs(connection, archive_id):
+    reindex_items.lock_submits(connection, archive_id)
+    for job_id in reindex_items.open_jobs(connection, archive_id):
         raise UsageError(
             f"job {job_id} builds an index of this archive already; wait for it, or stop it with "
             f"`ragllava jobs cancel {job_id}`"
@@ -125,10 +125,10 @@ def _refuse_second(connection: Connection, archive_id: int) -> None:
 
 def _select_images(connection: Connection, active: IndexView, selection: Selection, *, beside: bool) -> list[int]:
     if beside:
-        return reindexed.all_images(connection, active.archive_id)
+        return reindex_items.all_images(connection, active.archive_id)
     if selection is Selection.MISSING:
         return [image.image_id for image in vectors.unembedded_images(connection, active.index_id)]
-    gaps = reindexed.gaps(connection, active.archive_id, active.index_id)
+    gaps = reindex_items.gaps(connection, active.archive_id, active.index_id)
     return sorted(gap.image.image_id for gap in gaps if gap.status in _FAILED)
 
 
@@ -157,7 +157,7 @@ def _create(
         ),
     )
     if is_new:
-        reindexed.insert_items(connection, job_id, images)
+        reindex_items.insert_items(connection, job_id, images)
     return job_id
 
 
@@ -168,5 +168,5 @@ def reindex_stage(context: ShardContext[Resources]) -> None:
     if lease.lo == target.spec["gate"]:
         pass_gate(context, target)
     else:
-        items = context.read(lambda c: reindexed.load_items(c, lease.job_id, lease.lo, lease.hi))
+        items = context.read(lambda c: reindex_items.load_items(c, lease.job_id, lease.lo, lease.hi))
         embed_items(context, target, items)

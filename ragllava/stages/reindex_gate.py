@@ -27,9 +27,10 @@ from ragllava.stages.answer import answer_questions, each
 from ragllava.stages.answer_tools import AnswerTools, prepare
 from ragllava.stages.reindex_images import Target, embed_items
 from ragllava.stages.resources import Resources
-from ragllava.stores import answered, indexes, reindexed, vectors
-from ragllava.stores.reindexed import ItemOutcome, ReindexItem
-from ragllava.stores.vectors import EXACT_SEARCH_ROWS
+from ragllava.stores.archives import indexes, reindex_items, vectors
+from ragllava.stores.archives.reindex_items import ItemOutcome, ReindexItem
+from ragllava.stores.archives.vectors import EXACT_SEARCH_ROWS
+from ragllava.stores.jobs import answered
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Compared:
 
 def pass_gate(context: ShardContext[Resources], target: Target) -> None:
     """Fill what is missing, measure, and switch, keep or refuse; the report stands beside the index."""
-    unreadable = context.read(lambda c: reindexed.given_up(c, context.lease.job_id))
+    unreadable = context.read(lambda c: reindex_items.given_up(c, context.lease.job_id))
     _catch_up(context, target, unreadable)
     target = _build_graph(context, target)
     report = _measure_recall(context, target)
@@ -183,7 +184,7 @@ def _conclude(
     named = [{"image": image.source, "reason": unreadable[image.image_id]} for image in missing[:_LISTED]]
     active = vectors.active_index(connection, lease.archive_id)
     report = report | {
-        "images": reindexed.count_images(connection, lease.archive_id),
+        "images": reindex_items.count_images(connection, lease.archive_id),
         "vectors": held,
         "unreadable": len(missing),
         "unreadable_images": named,
@@ -195,7 +196,7 @@ def _conclude(
     indexes.set_gate(connection, index_id, report)
     status = _settle(connection, target, is_active=report["beside"] is None, refused=refusal is not None)
     outcome = ItemOutcome(target.spec["gate"], status, report["reason"])
-    reindexed.finish_items(connection, lease.job_id, [outcome])
+    reindex_items.finish_items(connection, lease.job_id, [outcome])
     log.info(report["reason"], extra={"action": "gate_" + status.value, "job": lease.job_id, "index": index_id})
     return True
 

@@ -15,9 +15,9 @@ from ragllava.models.profiles import RetrieverSource
 from ragllava.records import ReindexStatus, Selection
 from ragllava.stages.embedding import one_ahead, prepare_for
 from ragllava.stages.resources import Resources
-from ragllava.stores import indexes, reindexed, vectors
-from ragllava.stores.reindexed import ItemOutcome, ReindexItem
-from ragllava.stores.vectors import IndexView, Vectors
+from ragllava.stores.archives import indexes, reindex_items, vectors
+from ragllava.stores.archives.reindex_items import ItemOutcome, ReindexItem
+from ragllava.stores.archives.vectors import IndexView, Vectors
 
 if TYPE_CHECKING:
     from ragllava.models.retriever import Pixels, Retriever
@@ -27,7 +27,7 @@ _GONE = "it left the archive"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The index that a job fills, its retriever, and what the job is to do (stores/reindexed.py)."""
+    """The index that a job fills, its retriever, and what the job is to do (stores/archives/reindex_items.py)."""
 
     index: IndexView
     retriever: Retriever
@@ -40,7 +40,7 @@ def find_target(context: ShardContext[Resources]) -> Target:
     Raises JobRefused when it is gone, or when its retriever cannot be used here.
     """
     lease, resources = context.lease, context.resources
-    spec = context.read(lambda c: reindexed.job_spec(c, lease.job_id))
+    spec = context.read(lambda c: reindex_items.job_spec(c, lease.job_id))
     if spec["index"] is None:
         active = context.read(lambda c: vectors.active_index(c, lease.archive_id))
         source = spec["source"] or (active.spec if active else None)
@@ -60,7 +60,7 @@ def _choose_index(
 ) -> dict[str, Any]:
     """The job's spec with its index: the active one where that is repaired in place, else one beside it."""
     lease = context.lease
-    spec = reindexed.job_spec(connection, lease.job_id)
+    spec = reindex_items.job_spec(connection, lease.job_id)
     if spec["index"] is not None:  # another shard of this job was quicker
         return spec
     indexes.lock_archive(connection, lease.archive_id, shared=False)
@@ -75,7 +75,7 @@ def _choose_index(
         )
     else:
         index_id = _beside(connection, lease.archive_id, retriever, source)
-    reindexed.assign_index(connection, lease.job_id, index_id)
+    reindex_items.assign_index(connection, lease.job_id, index_id)
     return spec | {"index": index_id}
 
 
@@ -159,7 +159,7 @@ def _store(
     connection: Connection, context: ShardContext[Resources], target: Target, batch: _Batch, embedded: Vectors
 ) -> None:
     """Write vectors and outcomes of a sub-batch; a picture that was retired meanwhile gets no vector."""
-    present = reindexed.lock_images(connection, list(batch.pictures))
+    present = reindex_items.lock_images(connection, list(batch.pictures))
     rows = [row for row, image_id in enumerate(batch.pictures) if image_id in present]
     ids = [image_id for image_id in batch.pictures if image_id in present]
     vectors.insert_embeddings(connection, target.index.index_id, ids, embedded[rows])
@@ -168,4 +168,4 @@ def _store(
         if item.image is not None and item.image.image_id in batch.pictures:
             is_here = item.image.image_id in present
             outcomes += item.ended(ReindexStatus.EMBEDDED) if is_here else item.ended(ReindexStatus.SKIPPED, _GONE)
-    reindexed.finish_items(connection, context.lease.job_id, outcomes)
+    reindex_items.finish_items(connection, context.lease.job_id, outcomes)

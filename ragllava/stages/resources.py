@@ -26,9 +26,9 @@ from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import Role
 from ragllava.settings import Settings
 from ragllava.stages.planning import Pace
+from ragllava.stores.archives.vectors import IndexView
+from ragllava.stores.learning.registry import BaseVersion
 from ragllava.stores.objects import ObjectStore
-from ragllava.stores.registry import BaseVersion
-from ragllava.stores.vectors import IndexView
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ragllava.jobs.runner import ShardContext
 from ragllava.stages.resources import Resources
 from ragllava.stages.upkeep import ChoreRequest, Report, counted, shortened
-from ragllava.stores import retention
+from ragllava.stores.maintenance import retention
 
 _DAY_S = 86_400.0
 RUNS_KEPT_S = 90 * _DAY_S

@@ -22,9 +22,10 @@ from sqlalchemy import Connection, Engine
 from ragllava.errors import RagllavaError, UsageError
 from ragllava.records import ScheduleAction
 from ragllava.settings import Settings
-from ragllava.stores import archive, schedules
+from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
-from ragllava.stores.schedules import NewSchedule, ScheduleView
+from ragllava.stores.maintenance import schedules
+from ragllava.stores.maintenance.schedules import NewSchedule, ScheduleView
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from ragllava.jobs.runner import ShardContext
 from ragllava.records import Question
 from ragllava.stages.planning import Cost, cut, shard_seconds
 from ragllava.stages.resources import Resources
-from ragllava.stores import answers
+from ragllava.stores.jobs import answers
 
 log = logging.getLogger(__name__)
 

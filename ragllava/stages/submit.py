@@ -21,8 +21,9 @@ from ragllava.records import AnswerOptions, JobKind, Question, SourceFile
 from ragllava.settings import Settings
 from ragllava.stages.outbox import Outbox
 from ragllava.stages.question_files import QuestionFile
-from ragllava.stores import answers, archive
+from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
+from ragllava.stores.jobs import answers
 from ragllava.stores.objects import ObjectStore
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from sqlalchemy import Connection
 from ragllava.jobs.runner import ShardContext
 from ragllava.stages.resources import Resources
 from ragllava.stages.upkeep import ChoreRequest, Report, counted, mebibytes, shortened
-from ragllava.stores import blobs, orphans, schedules
+from ragllava.stores.archives import blobs
+from ragllava.stores.maintenance import orphans, schedules
 from ragllava.stores.objects import ObjectInfo
 
 GRACE_S = 7 * 86_400.0

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 
 from ragllava.stages.resources import Resources
-from ragllava.stores.blobs import NewBlob
+from ragllava.stores.archives.blobs import NewBlob
 
 
 class Uploads:

@@ -8,8 +8,9 @@ from ragllava.errors import JobRefused
 from ragllava.jobs.runner import ShardContext
 from ragllava.stages.resources import Resources
 from ragllava.stages.upkeep import ChoreRequest, Report, counted
-from ragllava.stores import vacuuming, vectors
-from ragllava.stores.vectors import IndexView
+from ragllava.stores.archives import vectors
+from ragllava.stores.archives.vectors import IndexView
+from ragllava.stores.maintenance import vacuuming
 
 LEAST_RECALL = 0.98  # of the 20 nearest, against exact (D12)
 _NEAREST = 20

@@ -22,10 +22,10 @@ from ragllava.stages.files import open_regular
 from ragllava.stages.sources import list_sources
 from ragllava.stages.submit import create_ingest
 from ragllava.stages.uris import file_uri, parse_uri
-from ragllava.stores import archive, image_changes
-from ragllava.stores.archive import ExistingImage
+from ragllava.stores.archives import archive, image_changes
+from ragllava.stores.archives.archive import ExistingImage
+from ragllava.stores.archives.image_changes import CaptionChange, FiledImage, NewName
 from ragllava.stores.database import in_transaction
-from ragllava.stores.image_changes import CaptionChange, FiledImage, NewName
 
 _PIECE_BYTES = 2**20
 

@@ -19,9 +19,9 @@ from ragllava.records import Role
 from ragllava.settings import Settings
 from ragllava.stages.adapters import wear_champions
 from ragllava.stages.resources import Resources
-from ragllava.stores import registry
 from ragllava.stores.database import in_transaction
-from ragllava.stores.registry import ModelVersion
+from ragllava.stores.learning import registry
+from ragllava.stores.learning.registry import ModelVersion
 from ragllava.training.batches import PictureOpener
 from ragllava.training.gate import GateReport, decide
 from ragllava.training.judge import (

@@ -30,8 +30,9 @@ from ragllava.records import JobKind, NoisyReason, Role, TrainingStatus
 from ragllava.stages.adapters import publish_adapter
 from ragllava.stages.resources import Resources
 from ragllava.stages.sweep import GRACE_S
-from ragllava.stores import noisy, outcomes, registry, trainings
-from ragllava.stores.registry import AdapterVersion, ModelVersion
+from ragllava.stores.jobs import outcomes
+from ragllava.stores.learning import noisy, registry, trainings
+from ragllava.stores.learning.registry import AdapterVersion, ModelVersion
 from ragllava.training.checkpoints import clear_old, hash_files
 from ragllava.training.contest import Contest, ContestRules, hold_contest
 from ragllava.training.datasets import question_key

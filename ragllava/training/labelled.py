@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from ragllava.records import Role, StoredImage
-from ragllava.stores.labels import LabelledRow
+from ragllava.stores.learning.labels import LabelledRow
 from ragllava.training.datasets import LabelledQuestion, Retrieved
 from ragllava.training.examples import Evidence
 

@@ -15,8 +15,9 @@ from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.records import JobKind, Role
 from ragllava.settings import Settings
-from ragllava.stores import archive, trainings
+from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
+from ragllava.stores.learning import trainings
 from ragllava.training.datasets import DatasetOptions
 from ragllava.training.gate import GateRules
 from ragllava.training.presets import ChosenSettings, accumulation_steps, choose_settings

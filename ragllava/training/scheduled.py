@@ -11,8 +11,8 @@ from ragllava.settings import Settings
 from ragllava.stages.chores import CHORE_STARTERS, check_options
 from ragllava.stages.reindex import ReindexRequest, check_selection, create_reindex
 from ragllava.stages.schedules import Options, Starter, Starters
-from ragllava.stores import trainings
-from ragllava.stores.schedules import ScheduleView
+from ragllava.stores.learning import trainings
+from ragllava.stores.maintenance.schedules import ScheduleView
 from ragllava.training.request import begin_due
 
 DEFAULT_LABELS = 50  # newly labelled questions without which a scheduled training does not begin

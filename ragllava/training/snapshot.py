@@ -19,8 +19,9 @@ from typing import Any
 from sqlalchemy import Connection
 
 from ragllava.records import Role
-from ragllava.stores import archive, labels
-from ragllava.stores.labels import LabelledRow
+from ragllava.stores.archives import archive
+from ragllava.stores.learning import labels
+from ragllava.stores.learning.labels import LabelledRow
 from ragllava.training.checkpoints import MANIFEST, hash_files, write_whole
 from ragllava.training.datasets import (
     Dataset,

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from ragllava.errors import ObjectCorrupt, ObjectMissing
 from ragllava.models.profiles import get_profile
 from ragllava.settings import Settings
-from ragllava.stores import registry
+from ragllava.stores.learning import registry
 from ragllava.stores.objects import ObjectStore
 from ragllava.training.datasets import question_key
 from ragllava.training.remote import download_folder

@@ -17,8 +17,8 @@ from ragllava.postcards.archive import draw_archive
 from ragllava.postcards.names import World
 from ragllava.records import Role, TrainingStatus
 from ragllava.settings import Settings
-from ragllava.stores.archive import get_archive
-from ragllava.stores.labels import latest_labels
+from ragllava.stores.archives.archive import get_archive
+from ragllava.stores.learning.labels import latest_labels
 from tests.acceptance.conftest import Cluster
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]

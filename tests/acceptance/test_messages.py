@@ -21,7 +21,7 @@ from ragllava.errors import ObjectMissing
 from ragllava.jobs.states import JobState
 from ragllava.local.services import running_services
 from ragllava.settings import Settings
-from ragllava.stores.archive import ensure_archive
+from ragllava.stores.archives.archive import ensure_archive
 from ragllava.stores.objects import ObjectStore
 from tests.acceptance.conftest import Cluster, wait_for
 

@@ -23,7 +23,7 @@ from ragllava.stages.resources import Resources
 from ragllava.stages.results import ResultRow
 from ragllava.stages.sources import list_sources
 from ragllava.stages.submit import Submission, submit_files
-from ragllava.stores import registry, trainings
+from ragllava.stores.learning import registry, trainings
 from ragllava.stores.schema import model_versions
 from ragllava.training.request import TrainingRequest
 from tests.acceptance.conftest import Cluster, wait_for

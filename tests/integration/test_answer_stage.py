@@ -24,9 +24,10 @@ from ragllava.stages.answer import answer_stage
 from ragllava.stages.resources import Resources
 from ragllava.stages.results import ResultRow
 from ragllava.stages.uris import file_uri
-from ragllava.stores import archive, indexes, registry, vectors
+from ragllava.stores.archives import archive, indexes, vectors
+from ragllava.stores.learning import registry
+from ragllava.stores.learning.registry import BaseVersion
 from ragllava.stores.objects import ObjectStore, content_key
-from ragllava.stores.registry import BaseVersion
 from ragllava.stores.schema import answers, shards
 from tests.integration.conftest import Postcards
 from tests.support.workshop import STAGES, Workshop

@@ -14,9 +14,9 @@ from sqlalchemy import Connection, Engine, text
 
 from ragllava.errors import BlobSwept, UsageError
 from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
-from ragllava.stores import archive, blobs, indexes, vectors
-from ragllava.stores.archive import NewImage, PendingFile, RejectedFile, StoredRow
-from ragllava.stores.blobs import NewBlob
+from ragllava.stores.archives import archive, blobs, indexes, vectors
+from ragllava.stores.archives.archive import NewImage, PendingFile, RejectedFile, StoredRow
+from ragllava.stores.archives.blobs import NewBlob
 from ragllava.stores.database import in_transaction
 
 STORED, DUPLICATE = FileStatus.STORED, FileStatus.DUPLICATE

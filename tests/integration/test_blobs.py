@@ -11,9 +11,9 @@ from sqlalchemy import Connection, Engine, text
 
 from ragllava.errors import BlobSwept
 from ragllava.settings import Settings
-from ragllava.stores import archive, blobs
-from ragllava.stores.archive import NewImage
-from ragllava.stores.blobs import NewBlob
+from ragllava.stores.archives import archive, blobs
+from ragllava.stores.archives.archive import NewImage
+from ragllava.stores.archives.blobs import NewBlob
 from ragllava.stores.objects import ObjectStore
 
 WEEK_S = 7 * 86_400

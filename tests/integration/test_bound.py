@@ -18,8 +18,9 @@ from ragllava.errors import UsageError
 from ragllava.settings import Settings
 from ragllava.stages import bound
 from ragllava.stages.bound import Folded, ScanReport
-from ragllava.stores import archive, bindings, bound_objects, hints
-from ragllava.stores.bindings import Binding, BindingRole
+from ragllava.stores.archives import archive
+from ragllava.stores.buckets import bindings, bound_objects, change_events
+from ragllava.stores.buckets.bindings import Binding, BindingRole
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import hints as hint_table
 from ragllava.stores.schema import images, jobs
@@ -47,7 +48,7 @@ class Bound:
     def hint(self, *keys: str) -> None:
         """Events about these objects have come."""
         with self.workshop.engine.begin() as connection:
-            hints.note(connection, [(self.bucket.name, key) for key in keys])
+            change_events.note(connection, [(self.bucket.name, key) for key in keys])
 
     def fold(self) -> Folded:
         """One fold; hints that wait are due now."""
@@ -81,7 +82,7 @@ class Bound:
     def waiting(self) -> int:
         """Hints that are left."""
         with self.workshop.engine.begin() as connection:
-            return hints.count_waiting(connection)
+            return change_events.count_waiting(connection)
 
     def known(self) -> dict[str, bound_objects.KnownObject]:
         """What is known of the objects, by key."""
@@ -128,7 +129,7 @@ def test_repeated_events_change_nothing(bucketful: Bound) -> None:
     assert bucketful.known() == before
     assert bucketful.ingest_jobs() == [2]
     with bucketful.workshop.engine.begin() as connection:
-        assert hints.totals(connection)["unchanged"] == 2
+        assert change_events.totals(connection)["unchanged"] == 2
 
 
 def test_an_overwritten_object_replaces_its_image_and_a_deleted_one_takes_it_away(bucketful: Bound) -> None:
@@ -218,14 +219,14 @@ def test_many_folds_at_once_make_one_job(bucketful: Bound) -> None:
 def test_a_hint_that_comes_during_the_look_is_not_lost(bucketful: Bound) -> None:
     bucketful.hint("in/a.png")
     with bucketful.workshop.engine.begin() as connection:
-        claimed = hints.claim(connection, 10, 60.0)
-        assert hints.claim(connection, 10, 60.0) == []
+        claimed = change_events.claim(connection, 10, 60.0)
+        assert change_events.claim(connection, 10, 60.0) == []
     bucketful.hint("in/a.png")
     with bucketful.workshop.engine.begin() as connection:
-        hints.finish(connection, claimed)
-        [again] = hints.claim(connection, 10, 60.0)
-        hints.finish(connection, [again])
-        assert hints.count_waiting(connection) == 0
+        change_events.finish(connection, claimed)
+        [again] = change_events.claim(connection, 10, 60.0)
+        change_events.finish(connection, [again])
+        assert change_events.count_waiting(connection) == 0
 
 
 def test_captions_of_a_file_go_before_sidecars_and_those_before_metadata(bucketful: Bound) -> None:
@@ -373,8 +374,8 @@ def test_two_overlapping_bindings_at_once_are_one(workshop: Workshop) -> None:
 def test_hints_without_a_binding_leave_no_trace(bucketful: Bound) -> None:
     with bucketful.workshop.engine.begin() as connection:
         name = bucketful.bucket.name
-        first = hints.note(connection, [(name, "in/a"), (name, "in/a"), (name, "out/a"), ("other", "in/a")])
-        second = hints.note(connection, [(name, "in/a"), (name, "in/b")])
+        first = change_events.note(connection, [(name, "in/a"), (name, "in/a"), (name, "out/a"), ("other", "in/a")])
+        second = change_events.note(connection, [(name, "in/a"), (name, "in/b")])
         assert (first.new, first.repeated, first.unbound) == (1, 1, 2)
         assert (second.new, second.repeated, second.unbound) == (1, 1, 0)
         assert connection.scalar(text("SELECT count(*) FROM hints")) == 2

@@ -19,7 +19,7 @@ from ragllava.records import AnswerStatus, Role
 from ragllava.settings import Settings
 from ragllava.stages.adapters import fetch_adapter, publish_adapter, wear_champions
 from ragllava.stages.results import ResultRow
-from ragllava.stores import registry
+from ragllava.stores.learning import registry
 from ragllava.stores.objects import ObjectStore
 from tests.integration.conftest import Postcards
 from tests.support.random_adapters import promote_random_adapter

@@ -15,9 +15,10 @@ from ragllava.stages import vacuum as vacuuming_stage
 from ragllava.stages.chores import submit_chore
 from ragllava.stages.finalize import publish_missing_results
 from ragllava.stages.submit import submit_files
-from ragllava.stores import archive, labels, noisy, vectors
-from ragllava.stores import indexes as index_store
+from ragllava.stores.archives import archive, vectors
+from ragllava.stores.archives import indexes as index_store
 from ragllava.stores.database import in_transaction
+from ragllava.stores.learning import labels, noisy
 from ragllava.stores.schema import indexes, jobs, noisy_cases
 from tests.support.archive_rows import ARCHIVE, answered_job, make_index
 from tests.support.maintenance_tasks import a_training, do, execute, report

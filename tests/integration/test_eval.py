@@ -39,7 +39,7 @@ from ragllava.stages.answer import answer_stage
 from ragllava.stages.answer_tools import prepare
 from ragllava.stages.resources import Resources
 from ragllava.stages.results import ResultRow
-from ragllava.stores import archive
+from ragllava.stores.archives import archive
 from ragllava.stores.schema import images, jobs
 from tests.integration.conftest import Postcards
 from tests.support.workshop import STAGES, Workshop

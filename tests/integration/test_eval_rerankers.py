@@ -26,8 +26,8 @@ from ragllava.postcards.archive import draw_archive
 from ragllava.records import Role
 from ragllava.stages.adapters import publish_adapter
 from ragllava.stages.resources import Resources
-from ragllava.stores import registry
-from ragllava.stores.registry import AdapterVersion
+from ragllava.stores.learning import registry
+from ragllava.stores.learning.registry import AdapterVersion
 from tests.support.random_adapters import write_random_adapter
 from tests.support.tiny_checkpoints import save_family
 from tests.support.workshop import Workshop

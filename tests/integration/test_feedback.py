@@ -26,7 +26,9 @@ from ragllava.records import (
 )
 from ragllava.settings import Settings
 from ragllava.stages.label_studio import LABELING_CONFIG, as_task
-from ragllava.stores import answers, archive, noisy
+from ragllava.stores.archives import archive
+from ragllava.stores.jobs import answers
+from ragllava.stores.learning import noisy
 from ragllava.stores.objects import content_key
 from tests.support.reviewed_job import STAMP, Review, add_images, judged, open_review
 

@@ -26,7 +26,8 @@ from ragllava.stages.chores import submit_chore
 from ragllava.stages.finalize import publish_missing_results, publish_results
 from ragllava.stages.question_files import QuestionFile
 from ragllava.stages.submit import Submission, submit_files, submit_questions
-from ragllava.stores import answers, archive, outcomes
+from ragllava.stores.archives import archive
+from ragllava.stores.jobs import answers, outcomes
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import reindexed
 from ragllava.training.request import TrainingRequest, create_job

@@ -16,8 +16,9 @@ from ragllava.stages import bound
 from ragllava.stages.chores import submit_chore
 from ragllava.stages.finalize import publish_missing_results
 from ragllava.stages.schedules import ScheduleRequest, add_schedule, run_now
-from ragllava.stores import archive, bindings, hints
-from ragllava.stores.bindings import BindingRole
+from ragllava.stores.archives import archive
+from ragllava.stores.buckets import bindings, change_events
+from ragllava.stores.buckets.bindings import BindingRole
 from ragllava.stores.schema import embeddings, jobs
 from ragllava.stores.schema import hints as hint_table
 from ragllava.training.scheduled import STARTERS
@@ -49,7 +50,7 @@ def deliver(gallery: Workshop, post: Bucket, key: str, lines: bytes) -> None:
     post.put(key, lines)
     for _ in range(2):
         with gallery.engine.begin() as connection:
-            hints.note(connection, [(post.name, key)])
+            change_events.note(connection, [(post.name, key)])
             connection.execute(update(hint_table).values(not_before=func.now()))
         bound.fold(gallery.engine, gallery.settings, gallery.resources.objects)
     gallery.run()

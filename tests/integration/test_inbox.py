@@ -22,8 +22,9 @@ from ragllava.records import Answer, AnswerStatus
 from ragllava.settings import Settings
 from ragllava.stages.finalize import publish_missing_results
 from ragllava.stages.inbox import Taken, take_in
-from ragllava.stores import answers, archive
-from ragllava.stores.bindings import Binding, BindingRole
+from ragllava.stores.archives import archive
+from ragllava.stores.buckets.bindings import Binding, BindingRole
+from ragllava.stores.jobs import answers
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import jobs
 from tests.support.job_rows import Desk

@@ -9,7 +9,7 @@ import pytest
 
 from ragllava.records import SourceFile
 from ragllava.stages.uris import file_uri
-from ragllava.stores import vectors
+from ragllava.stores.archives import vectors
 from tests.integration.conftest import Postcards
 from tests.support.retriever_folders import write_retriever
 from tests.support.run_command import Run

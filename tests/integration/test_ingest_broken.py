@@ -24,7 +24,7 @@ from ragllava.jobs.states import JobState
 from ragllava.records import SourceFile
 from ragllava.stages.ingest import ingest_stage
 from ragllava.stages.resources import Resources
-from ragllava.stores import archive, blobs, indexes
+from ragllava.stores.archives import archive, blobs, indexes
 from ragllava.stores.objects import ObjectStore, content_key
 from ragllava.stores.schema import embeddings, shards
 from tests.support.ingest_runs import (

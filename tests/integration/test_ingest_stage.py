@@ -14,7 +14,7 @@ from PIL import Image
 from sqlalchemy import select
 
 from ragllava.jobs.states import JobState
-from ragllava.stores import archive, vectors
+from ragllava.stores.archives import archive, vectors
 from ragllava.stores.objects import content_key
 from ragllava.stores.schema import blobs as blob_table
 from tests.integration.conftest import Postcards

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import Engine, text
 
-from ragllava.stores import job_ends
-from ragllava.stores.job_ends import JobEnds
+from ragllava.stores.jobs import job_ends
+from ragllava.stores.jobs.job_ends import JobEnds
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -16,7 +16,7 @@ from sqlalchemy.pool import NullPool
 import migrations
 from ragllava.errors import ServiceUnavailable, UsageError
 from ragllava.settings import Settings
-from ragllava.stores import archive, indexes
+from ragllava.stores.archives import archive, indexes
 from ragllava.stores.schema import metadata
 
 

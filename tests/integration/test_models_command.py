@@ -13,8 +13,8 @@ from sqlalchemy import Engine
 
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.records import Role
-from ragllava.stores import registry
-from ragllava.stores.registry import AdapterVersion, BaseVersion
+from ragllava.stores.learning import registry
+from ragllava.stores.learning.registry import AdapterVersion, BaseVersion
 from ragllava.training.gate import ConditionFigures, GateReport, GateRules
 from ragllava.training.report import StepRecord, TrainingReport
 from tests.support.run_command import Run

@@ -14,8 +14,8 @@ from ragllava.jobs.runner import ShardContext
 from ragllava.records import AnswerStatus, JobKind, NoisyReason, NoisyState
 from ragllava.stages.answer import answer_stage
 from ragllava.stages.resources import Resources
-from ragllava.stores import noisy
-from ragllava.stores.noisy import NoisyView
+from ragllava.stores.learning import noisy
+from ragllava.stores.learning.noisy import NoisyView
 from tests.integration.conftest import Postcards
 from tests.support.workshop import Workshop
 

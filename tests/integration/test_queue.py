@@ -12,7 +12,7 @@ from ragllava.jobs import control, dispatch, queue
 from ragllava.jobs.states import JobState
 from ragllava.records import Answer, AnswerStatus
 from ragllava.settings import Settings
-from ragllava.stores import answers
+from ragllava.stores.jobs import answers
 from ragllava.stores.schema import answers as answers_table
 from ragllava.stores.schema import jobs, shards
 from tests.support.job_rows import WORKER, Desk

@@ -21,8 +21,9 @@ from ragllava.api.receiver import MAX_BODY_BYTES, make_app
 from ragllava.errors import SettingsError
 from ragllava.settings import Settings
 from ragllava.stages.received import drain_list
-from ragllava.stores import archive, bindings, hints
-from ragllava.stores.bindings import BindingRole
+from ragllava.stores.archives import archive
+from ragllava.stores.buckets import bindings, change_events
+from ragllava.stores.buckets.bindings import BindingRole
 from ragllava.stores.database import make_engine
 from tests.acceptance.conftest import wait_for
 
@@ -94,7 +95,7 @@ def named(engine: Engine) -> list[tuple[str, str, int]]:
 
 def totals(engine: Engine) -> dict[str, int]:
     with engine.begin() as connection:
-        return hints.totals(connection)
+        return change_events.totals(connection)
 
 
 def test_what_was_answered_with_200_is_written(post: Post, engine: Engine) -> None:

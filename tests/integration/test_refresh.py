@@ -30,7 +30,7 @@ from ragllava.stages.refresh import submit_refresh
 from ragllava.stages.refresh_plan import RefreshPlan, plan_refresh
 from ragllava.stages.results import ResultRow
 from ragllava.stages.submit import Submission, submit_questions
-from ragllava.stores import registry
+from ragllava.stores.learning import registry
 from ragllava.stores.schema import answers, candidates, jobs
 from tests.conftest import environment_of
 from tests.integration.conftest import Postcards

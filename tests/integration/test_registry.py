@@ -12,8 +12,8 @@ from sqlalchemy.exc import IntegrityError
 
 from ragllava.errors import UsageError
 from ragllava.records import Role
-from ragllava.stores import registry
-from ragllava.stores.registry import AdapterVersion, BaseVersion, ModelVersion
+from ragllava.stores.learning import registry
+from ragllava.stores.learning.registry import AdapterVersion, BaseVersion, ModelVersion
 
 RERANKER = BaseVersion(
     Role.RERANKER, "mllm@1", "rerank-1", threshold=0.4, threshold_curve={"value": 0.4}, manifest={"model": "ab" * 32}

@@ -18,8 +18,8 @@ from ragllava.models.profiles import RetrieverSource
 from ragllava.records import GapReason, Selection
 from ragllava.stages.reindex import ReindexRequest, submit_reindex
 from ragllava.stages.submit import submit_files
-from ragllava.stores import indexes, vectors
 from ragllava.stores import schema as tables
+from ragllava.stores.archives import indexes, vectors
 from ragllava.stores.objects import content_key
 from tests.integration.conftest import Postcards
 from tests.support.postcard_gallery import (

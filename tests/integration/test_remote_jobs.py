@@ -15,7 +15,7 @@ from ragllava.models.mllm import load_mllm
 from ragllava.records import AnswerStatus, Role
 from ragllava.stages.resources import Resources
 from ragllava.stages.results import ResultRow
-from ragllava.stores import registry
+from ragllava.stores.learning import registry
 from tests.integration.conftest import Postcards
 from tests.support.random_adapters import promote_random_adapter
 from tests.support.vllm_server import ModelServer, serving

@@ -15,9 +15,10 @@ from ragllava.records import JobKind, ScheduleAction
 from ragllava.settings import Settings
 from ragllava.stages import schedules as firing
 from ragllava.stages.schedules import Fired, ScheduleRequest, Starter, add_schedule, fire_due, run_now
-from ragllava.stores import archive, schedules
+from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
-from ragllava.stores.schedules import ScheduleView
+from ragllava.stores.maintenance import schedules
+from ragllava.stores.maintenance.schedules import ScheduleView
 from ragllava.stores.schema import chores, jobs, schedule_runs
 from ragllava.stores.schema import schedules as table
 from ragllava.training.scheduled import STARTERS

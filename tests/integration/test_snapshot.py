@@ -16,9 +16,11 @@ from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.records import JobKind, Label, Role, Verdict
 from ragllava.settings import Settings
-from ragllava.stores import answers, archive, labels, registry
+from ragllava.stores.archives import archive
+from ragllava.stores.jobs import answers
+from ragllava.stores.learning import labels, registry
+from ragllava.stores.learning.registry import AdapterVersion
 from ragllava.stores.objects import ObjectStore
-from ragllava.stores.registry import AdapterVersion
 from ragllava.training.datasets import DatasetOptions, is_held_out
 from ragllava.training.examples import RankExample
 from ragllava.training.remote import upload_folder

@@ -21,7 +21,8 @@ from ragllava.stages.finalize import result_rows
 from ragllava.stages.question_files import read_questions
 from ragllava.stages.results import ResultRow
 from ragllava.stages.submit import ASK_PRIORITY, Submission, Submitted, record_refusal, submit_files, submit_questions
-from ragllava.stores import archive, outcomes
+from ragllava.stores.archives import archive
+from ragllava.stores.jobs import outcomes
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import files, jobs, questions, shards
 from tests.support.job_rows import Desk

@@ -12,8 +12,8 @@ from ragllava.jobs.states import JobState
 from ragllava.models.profiles import RetrieverSource
 from ragllava.records import GapReason, Selection
 from ragllava.stages.reindex import submit_switch
-from ragllava.stores import indexes, vectors
 from ragllava.stores import schema as tables
+from ragllava.stores.archives import indexes, vectors
 from ragllava.stores.objects import content_key
 from tests.integration.conftest import Postcards
 from tests.support.postcard_gallery import (

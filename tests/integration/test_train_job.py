@@ -27,7 +27,8 @@ from ragllava.records import JobKind, NoisyReason, Role, TrainingStatus
 from ragllava.stages.finalize import publish_missing_results
 from ragllava.stages.ingest import ingest_stage
 from ragllava.stages.resources import Resources
-from ragllava.stores import noisy, presence, registry, trainings
+from ragllava.stores.jobs import workers
+from ragllava.stores.learning import noisy, registry, trainings
 from ragllava.training.job import train_stage
 from ragllava.training.request import create_job, plan_training, submit_due_trainings
 from tests.conftest import environment_of
@@ -311,8 +312,8 @@ def add_archive(bench: Workshop, tmp_path: Path, name: str) -> None:
     folder = Classroom(bench.engine, bench.settings).draw(tmp_path / name)
     stages = {JobKind.INGEST: ingest_stage}
     with bench.engine.begin() as connection:
-        presence.register(connection, "ingest@test", ["ingest"], 1)
-        presence.report_ready(connection, "ingest@test", {"test": "1"})
+        workers.register(connection, "ingest@test", ["ingest"], 1)
+        workers.report_ready(connection, "ingest@test", {"test": "1"})
     replace(bench, stages=stages).ingest(folder, captions=folder / "captions.csv", archive_name=name)
 
 

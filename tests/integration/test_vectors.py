@@ -13,9 +13,9 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from ragllava.errors import IndexGone, IndexUnusable, ScoreRejected, UsageError
-from ragllava.stores import archive, indexes, vectors
+from ragllava.stores.archives import archive, indexes, vectors
+from ragllava.stores.archives.vectors import Hit, IndexView, Vectors
 from ragllava.stores.database import read_at_once
-from ragllava.stores.vectors import Hit, IndexView, Vectors
 
 DIM = 64
 HALF_ROUNDING = 2e-3  # of a cosine, when both vectors are rounded to half precision

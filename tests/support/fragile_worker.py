@@ -12,8 +12,8 @@ import time
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import Answer, AnswerStatus, JobKind, Question, Role
 from ragllava.stages.resources import Resources
-from ragllava.stores import answers
-from ragllava.stores.registry import BaseVersion
+from ragllava.stores.jobs import answers
+from ragllava.stores.learning.registry import BaseVersion
 from workers import runtime
 
 

@@ -18,7 +18,7 @@ from ragllava.records import JobKind, SourceFile
 from ragllava.stages.resources import Resources
 from ragllava.stages.submit import submit_files
 from ragllava.stages.uris import file_uri
-from ragllava.stores import archive, vectors
+from ragllava.stores.archives import archive, vectors
 from tests.support.workshop import ARCHIVE, STAGES, Workshop
 
 FloatArray = npt.NDArray[np.float32]

@@ -11,7 +11,8 @@ from ragllava.jobs.control import NewJob
 from ragllava.jobs.queue import Lease
 from ragllava.records import Answer, AnswerOptions, AnswerStatus, JobKind
 from ragllava.settings import Settings
-from ragllava.stores import answers, archive, presence
+from ragllava.stores.archives import archive
+from ragllava.stores.jobs import answers, workers
 from ragllava.stores.schema import shards
 
 WORKER = "answer@test"
@@ -54,8 +55,8 @@ class Desk:
     def live_worker(self, name: str = WORKER, queues: tuple[str, ...] = ("query",), slots: int = 1) -> None:
         """A worker that has reported ready."""
         with self.engine.begin() as connection:
-            presence.register(connection, name, list(queues), slots)
-            presence.report_ready(connection, name, {"test": "1"})
+            workers.register(connection, name, list(queues), slots)
+            workers.report_ready(connection, name, {"test": "1"})
 
     def dispatch(self) -> list[int]:
         """Sweep and choose; the ids of the shards whose messages would be published, in order."""

@@ -11,7 +11,8 @@ from ragllava.jobs.control import JobView
 from ragllava.records import ChoreAction, ChoreStatus, Role
 from ragllava.stages.chores import submit_chore
 from ragllava.stages.finalize import publish_missing_results
-from ragllava.stores import archive, trainings
+from ragllava.stores.archives import archive
+from ragllava.stores.learning import trainings
 from ragllava.stores.schema import jobs
 from ragllava.training.request import TrainingRequest, create_job
 from tests.support.archive_rows import ARCHIVE

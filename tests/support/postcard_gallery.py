@@ -16,8 +16,8 @@ from ragllava.stages.gaps import find_gaps
 from ragllava.stages.reindex import ReindexRequest, submit_reindex, submit_switch
 from ragllava.stages.results import ResultRow
 from ragllava.stages.uris import file_uri
-from ragllava.stores import indexes
-from ragllava.stores.indexes import IndexDetails
+from ragllava.stores.archives import indexes
+from ragllava.stores.archives.indexes import IndexDetails
 from tests.support.workshop import ARCHIVE, Workshop
 
 if TYPE_CHECKING:

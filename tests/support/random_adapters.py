@@ -15,8 +15,8 @@ from ragllava.models.checks import digest
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import Role
 from ragllava.stages.adapters import publish_adapter
-from ragllava.stores import registry
-from ragllava.stores.registry import AdapterVersion, ModelVersion
+from ragllava.stores.learning import registry
+from ragllava.stores.learning.registry import AdapterVersion, ModelVersion
 from tests.support.workshop import Workshop
 
 _LAYER = re.compile(r".*language_model.*\.(q_proj|v_proj)")

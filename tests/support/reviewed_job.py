@@ -26,7 +26,9 @@ from ragllava.records import (
     StoredImage,
 )
 from ragllava.settings import Settings
-from ragllava.stores import answers, archive, labels, noisy
+from ragllava.stores.archives import archive
+from ragllava.stores.jobs import answers
+from ragllava.stores.learning import labels, noisy
 
 STAMP = ModelStamp("1:clip", "reranker@1", "generator@1", "prompt", 0.5)
 SOURCES = ("boats.png", "bridge.png", "tower.png", "twin.png", "twin.png")

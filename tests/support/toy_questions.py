@@ -14,7 +14,9 @@ from ragllava.records import Answer, AnswerStatus, Candidate, Label, StoredImage
 from ragllava.settings import Settings
 from ragllava.stages.question_files import read_questions
 from ragllava.stages.submit import Submission, submit_questions
-from ragllava.stores import answers, archive, labels
+from ragllava.stores.archives import archive
+from ragllava.stores.jobs import answers
+from ragllava.stores.learning import labels
 from ragllava.stores.schema import images
 
 MINI = Path(profiles.__file__).parent / "mini"

@@ -27,7 +27,7 @@ from ragllava.stages.resources import Resources
 from ragllava.stages.results import ResultRow
 from ragllava.stages.sources import list_sources
 from ragllava.stages.submit import Submission, Submitted, submit_files, submit_questions
-from ragllava.stores import archive, vectors
+from ragllava.stores.archives import archive, vectors
 from ragllava.stores.database import make_engine
 from ragllava.stores.schema import files, images, shards
 from tests.support.job_rows import WORKER, Desk

@@ -16,7 +16,7 @@ from ragllava.lab.bench.memory import BENCH, MemoryWatch, peak_mib
 from ragllava.lab.bench.mixed_archive import mix_vectors
 from ragllava.lab.bench.rows import BenchRow, Side, Wanted, compare
 from ragllava.lab.bench.synthetic import draw_vectors
-from ragllava.stores.vectors import Vectors
+from ragllava.stores.archives.vectors import Vectors
 
 SVG = "{http://www.w3.org/2000/svg}"
 

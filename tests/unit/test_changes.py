@@ -8,8 +8,8 @@ import pytest
 
 from ragllava.records import Candidate, Change, ModelStamp, StoredImage
 from ragllava.stages.changes import changes_since
-from ragllava.stores.answers import candidates_digest
-from ragllava.stores.refreshes import EarlierAnswer
+from ragllava.stores.jobs.answers import candidates_digest
+from ragllava.stores.jobs.refreshes import EarlierAnswer
 
 NOW = ModelStamp("1:clip@a", "ranker-1", "writer-1", "rerank-1+answer-1", 0.25)
 

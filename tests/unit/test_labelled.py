@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from ragllava.records import Candidate, Label, Role, StoredImage, Verdict
-from ragllava.stores.labels import LabelledRow
+from ragllava.stores.learning.labels import LabelledRow
 from ragllava.training.datasets import Retrieved
 from ragllava.training.examples import Evidence
 from ragllava.training.labelled import labelled_questions, usable_for

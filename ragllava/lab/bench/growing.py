@@ -12,7 +12,7 @@ from ragllava.lab.bench.memory import BENCH, MemoryWatch
 from ragllava.lab.bench.mixed_archive import MixedArchive, MixedArchives
 from ragllava.lab.bench.rows import BenchRow, Wanted, timed
 from ragllava.lab.bench.workload import System, Workload
-from ragllava.stores import vectors
+from ragllava.stores.archives import vectors
 from ragllava.stores.database import read_at_once
 
 _QUESTIONS = 40  # of a job on archives of several sizes

@@ -16,12 +16,12 @@ import numpy as np
 from ragllava.lab.bench.workload import System, Workload, picture_of, png_of
 from ragllava.models.retriever import Retriever
 from ragllava.postcards.archive import draw_archive
-from ragllava.stores import archive, blobs, indexes, vectors
-from ragllava.stores.archive import NewImage
-from ragllava.stores.blobs import NewBlob
+from ragllava.stores.archives import archive, blobs, indexes, vectors
+from ragllava.stores.archives.archive import NewImage
+from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.vectors import Vectors
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
-from ragllava.stores.vectors import Vectors
 
 _EMBEDDED = 300  # postcards whose vectors are mixed
 _NEAR = 40  # images of each question that get a picture: more than a search returns, as a graph may miss a few

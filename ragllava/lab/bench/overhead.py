@@ -18,7 +18,7 @@ from ragllava.stages.answer_tools import AnswerTools, prepare
 from ragllava.stages.diagnose import DoubtLimits, find_noisy
 from ragllava.stages.resources import Resources
 from ragllava.stages.submit import Submission
-from ragllava.stores import archive
+from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 
 _MOST_QUESTIONS = 100

@@ -15,9 +15,9 @@ from ragllava.lab.bench.processor import spend
 from ragllava.lab.bench.rows import BenchRow, Side, Wanted, compare, timed
 from ragllava.lab.bench.synthetic import draw_vectors
 from ragllava.lab.bench.workload import Workload
-from ragllava.stores import archive, indexes, vectors
+from ragllava.stores.archives import archive, indexes, vectors
+from ragllava.stores.archives.vectors import Vectors
 from ragllava.stores.database import in_transaction, read_at_once
-from ragllava.stores.vectors import Vectors
 
 DIM = 512
 K = 20

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ragllava.stores.vectors import Vectors
+from ragllava.stores.archives.vectors import Vectors
 
 _CONES_COSINE = 0.4  # between what all images share and what all questions share; each is as long as the content
 _SPECTRUM = 0.6  # the n-th direction has n^-0.6 of the first one's spread

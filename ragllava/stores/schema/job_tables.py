@@ -108,7 +108,7 @@ questions = Table(
     Column("line", BigInteger, nullable=False),
     Column("custom_id", Text),
     Column("text", Text),
-    Column("previous", JSONB(none_as_null=True)),  # of a refresh: what the job before said (stores/refreshes.py)
+    Column("previous", JSONB(none_as_null=True)),  # of a refresh: what the job before said (stores/jobs/refreshes.py)
     UniqueConstraint("job_id", "custom_id"),
     Index("ix_questions_job_id_place", "job_id", "place"),
 )

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
+from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import outside_transaction
-from ragllava.stores.vectors import IndexView
 
 # Rows that are updated or deleted; answers and candidates are written once.
 CHURNING = (

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, and_, case, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.records import NoisyCase, NoisyReason, NoisyState
-from ragllava.stores.answered import AnsweredQuestion, QuestionKey, load_questions
+from ragllava.stores.jobs.answered import AnsweredQuestion, QuestionKey, load_questions
 from ragllava.stores.schema import noisy_cases
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, text
 
 from ragllava.records import Role
-from ragllava.stores import trainings
+from ragllava.stores.learning import trainings
 
 
 def knows_content(connection: Connection) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from ragllava.stores.vectors import IndexView
+from ragllava.stores.archives.vectors import IndexView
 
 _TIMEOUT_S = 900  # counting everything takes more than other statements may
 

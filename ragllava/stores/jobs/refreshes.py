@@ -21,7 +21,7 @@ _PAGE = 10_000  # lines in a statement, which must end before the statement time
 class EarlierAnswer:
     """A good answer and what it was made of. `models` is ModelStamp.as_json(); `image_ids` were its candidates.
 
-    `digest` is that of stores/answers.py, None where none was kept.
+    `digest` is that of stores/jobs/answers.py, None where none was kept.
     """
 
     question_no: int

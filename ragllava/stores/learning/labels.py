@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection, Row, text
 
 from ragllava.records import Candidate, Label, StoredImage, Verdict
-from ragllava.stores.answered import QuestionKey, load_questions
+from ragllava.stores.jobs.answered import QuestionKey, load_questions
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select, text
 
 from ragllava.records import Answer, AnswerStatus, Candidate, Question, StoredImage
 from ragllava.stores.copying import copy_rows
-from ragllava.stores.outcomes import OPEN_QUESTION
+from ragllava.stores.jobs.outcomes import OPEN_QUESTION
 from ragllava.stores.schema import answers, candidates, images
 
 _QUESTION_COLUMNS = ("job_id", "question_no", "place", "line", "custom_id", "text")

@@ -17,9 +17,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select, text, update
 
 from ragllava.errors import IndexUnusable, UsageError
-from ragllava.stores import vectors
+from ragllava.stores.archives import vectors
+from ragllava.stores.archives.vectors import MAX_DIMENSIONS, IndexView, index_gone, partition
 from ragllava.stores.schema import archives, indexes, jobs
-from ragllava.stores.vectors import MAX_DIMENSIONS, IndexView, index_gone, partition
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
-from ragllava.stores import indexes
+from ragllava.stores.archives import indexes
 
 # Labels are what models learn from, and a noisy case that nobody dismissed may become one; versions and the question
 # whether a new training is due refer to trainings, of which there are few.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, select, text
 
-from ragllava.stores import indexes, vectors
+from ragllava.stores.archives import indexes, vectors
 from ragllava.stores.schema import images
 
 

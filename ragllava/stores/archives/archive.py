@@ -13,10 +13,10 @@ from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
 from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
-from ragllava.stores import blobs, vectors
+from ragllava.stores.archives import blobs, vectors
+from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.copying import copy_rows
 from ragllava.stores.schema import archives, files, images
-from ragllava.stores.vectors import IndexView
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 

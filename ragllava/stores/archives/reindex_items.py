@@ -14,9 +14,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from ragllava.records import ReindexStatus, StoredImage
+from ragllava.stores.archives.vectors import partition
 from ragllava.stores.copying import copy_rows
 from ragllava.stores.schema import jobs, reindexed
-from ragllava.stores.vectors import partition
 
 _LOCK_SPACE = 0x52616752  # our corner of the advisory locks: who may queue a reindexing
 

@@ -1,0 +1,1 @@
+"""Archives in Postgres: images, their content, vectors and indexes."""

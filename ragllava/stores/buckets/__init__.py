@@ -1,0 +1,1 @@
+"""Buckets that feed archives: bindings, their objects, and events that name objects."""

@@ -1,0 +1,1 @@
+"""What goes into jobs and what comes out of them."""

@@ -1,0 +1,1 @@
+"""What models learn from, and the versions that came of it."""

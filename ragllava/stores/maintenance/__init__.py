@@ -1,0 +1,1 @@
+"""Schedules, maintenance tasks, and the queries behind them."""
