@@ -105,7 +105,7 @@ class ChoreStatus(StrEnum):
 
 
 class ChoreAction(StrEnum):
-    """Upkeep that a schedule or a person asks for; each has one function in stages/chores.py."""
+    """Upkeep that a schedule or a person asks for; each has one function in stages/maintenance/stage.py."""
 
     SCAN = "scan"  # compare bound buckets with what is known of them
     GAPS = "gaps"  # name every image without a current embedding, and why

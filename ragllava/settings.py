@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     pairs_per_batch: int = Field(default=20, ge=1)
     max_answer_tokens: int = Field(default=32, ge=1)
 
-    # Doubt: which answers are logged as noisy cases; see stages/diagnose.py.
+    # Doubt: which answers are logged as noisy cases; see stages/answer/doubts.py.
     near_threshold_logits: float = Field(default=1.0, ge=0)  # a relevance is so close to η; 0: never
     low_confidence: float = Field(default=0.6, ge=0, le=1)  # an answer is less sure than this; 0: never
     leave_one_out: bool = True  # answer again without the least relevant kept image, where two or more were kept

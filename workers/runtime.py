@@ -20,10 +20,10 @@ from ragllava.errors import DeviceLost, ModelUnavailable, SettingsError
 from ragllava.jobs.runner import ShardContext, Stage, run_shard
 from ragllava.records import JobKind
 from ragllava.settings import Settings, load_settings
-from ragllava.stages.answer import answer_stage
-from ragllava.stages.chores import chore_stage
-from ragllava.stages.ingest import ingest_stage
-from ragllava.stages.reindex import reindex_stage
+from ragllava.stages.answer.stage import answer_stage
+from ragllava.stages.ingest.stage import ingest_stage
+from ragllava.stages.maintenance.stage import chore_stage
+from ragllava.stages.reindex.stage import reindex_stage
 from ragllava.stages.resources import Resources
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.jobs import workers

@@ -6,10 +6,10 @@ import logging
 import threading
 
 from ragllava.errors import ServiceUnavailable
-from ragllava.stages.bound import fold
-from ragllava.stages.finalize import publish_missing_results
-from ragllava.stages.received import drain_list
-from ragllava.stages.schedules import fire_due
+from ragllava.stages.buckets.received import drain_list
+from ragllava.stages.buckets.sync import fold
+from ragllava.stages.maintenance.schedules import fire_due
+from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.training.request import submit_due_trainings
 from ragllava.training.scheduled import STARTERS
 from workers.app import app, dispatch_now

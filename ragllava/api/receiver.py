@@ -24,8 +24,8 @@ from starlette.routing import Route
 
 from ragllava.errors import ServiceUnavailable, SettingsError, UsageError
 from ragllava.settings import Settings
-from ragllava.stages.notifications import read_notification
-from ragllava.stages.received import not_ours, note_objects
+from ragllava.stages.buckets.notifications import read_notification
+from ragllava.stages.buckets.received import not_ours, note_objects
 from ragllava.stores.buckets import change_events
 from ragllava.stores.database import in_transaction
 

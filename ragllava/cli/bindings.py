@@ -11,7 +11,7 @@ import click
 from ragllava.cli.options import answer_options, as_answer_options, as_time, connected, json_option, print_json
 
 if TYPE_CHECKING:
-    from ragllava.stages.bound import ScanReport
+    from ragllava.stages.buckets.sync import ScanReport
     from ragllava.stores.buckets.bindings import BindingView
 
 

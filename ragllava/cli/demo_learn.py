@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ragllava.postcards.archive import KnownQuestion, PostcardArchive, WrittenArchive
     from ragllava.postcards.names import World
     from ragllava.records import Role
-    from ragllava.stages.results import ResultRow
+    from ragllava.stages.results.results import ResultRow
     from ragllava.stores.learning.trainings import TrainingView
 
 HOME_QUESTIONS = 2  # times as many, so that one answer is less than a point of any total there

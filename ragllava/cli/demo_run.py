@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ragllava.postcards.names import World
     from ragllava.records import JobKind
     from ragllava.settings import Settings
-    from ragllava.stages.results import ResultRow
+    from ragllava.stages.results.results import ResultRow
 
 EXAMPLES = 12
 
@@ -102,7 +102,7 @@ class Demo:
         from ragllava.cli.options import as_answer_options
         from ragllava.cli.progress import outcome_line, wait_with_bar
         from ragllava.records import JobKind
-        from ragllava.stages.submit import Submission
+        from ragllava.stages.ingest.submit import Submission
 
         with self.timed("answer"):
             job_id = self._interrupted(client, JobKind.ANSWER)

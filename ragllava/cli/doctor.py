@@ -96,7 +96,7 @@ def _deep(settings: Settings) -> Iterator[Finding]:
     from rich.console import Console
 
     from ragllava.cli.progress import bars
-    from ragllava.stages.inspect import Inspector, inspect
+    from ragllava.stages.maintenance.inspect import Inspector, inspect
     from ragllava.stores.database import make_engine
     from ragllava.stores.objects import ObjectStore
     from workers.app import waiting_messages

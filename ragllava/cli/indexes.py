@@ -46,7 +46,7 @@ def reindex(
     """
     from ragllava.models.profiles import parse_retriever
     from ragllava.records import Selection
-    from ragllava.stages.reindex import ReindexRequest
+    from ragllava.stages.reindex.stage import ReindexRequest
 
     selection = Selection(only or ("all" if retriever else "missing"))
     source = parse_retriever(retriever) if retriever else None

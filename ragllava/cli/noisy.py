@@ -18,7 +18,7 @@ from ragllava.records import NoisyReason, NoisyState
 if TYPE_CHECKING:
     from ragllava.client import Client
     from ragllava.records import Candidate, Label
-    from ragllava.stages.feedback import StoredFeedback
+    from ragllava.stages.feedback.labels import StoredFeedback
     from ragllava.stores.jobs.answered import AnsweredQuestion
     from ragllava.stores.learning.noisy import NoisyView
 
@@ -142,8 +142,8 @@ def export_noisy(
     file: Path, archive: str, state: str, reason: str | None, config: Path | None, presign_hours: int | None
 ) -> None:
     """Write noisy cases as Label Studio tasks, with references to the pictures."""
-    from ragllava.stages.label_studio import LABELING_CONFIG, as_task
-    from ragllava.stages.results import written_whole
+    from ragllava.stages.feedback.label_studio import LABELING_CONFIG, as_task
+    from ragllava.stages.results.results import written_whole
 
     if config is not None and os.path.realpath(config) == os.path.realpath(file):
         raise UsageError(

@@ -11,8 +11,8 @@ from ragllava.client import Client
 from ragllava.evaluation.metrics import JobFigures, KnownAnswer
 from ragllava.jobs.control import JobView
 from ragllava.records import AnswerStatus
-from ragllava.stages.report import Figure, ReportRow, ReportSummary, write_report
-from ragllava.stages.results import ResultRow
+from ragllava.stages.results.report import Figure, ReportRow, ReportSummary, write_report
+from ragllava.stages.results.results import ResultRow
 
 
 def save_report(

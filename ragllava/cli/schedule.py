@@ -14,7 +14,7 @@ from ragllava.cli.options import connected, json_option, print_json, print_table
 from ragllava.records import ChoreAction, Role, ScheduleAction, Selection
 
 if TYPE_CHECKING:
-    from ragllava.stages.schedules import Fired
+    from ragllava.stages.maintenance.schedules import Fired
     from ragllava.stores.maintenance.schedules import ScheduleView
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -86,7 +86,7 @@ def add(  # noqa: PLR0917 - one argument for each option
 
     Times that pass while nothing runs are made up for once. The system must be up: its tick looks what is due.
     """
-    from ragllava.stages.schedules import ScheduleRequest, add_schedule
+    from ragllava.stages.maintenance.schedules import ScheduleRequest, add_schedule
     from ragllava.training.scheduled import STARTERS
 
     given = {"delete": delete or None, "role": role, "labels": labels, "only": only, "retriever": retriever}
@@ -104,7 +104,7 @@ def add(  # noqa: PLR0917 - one argument for each option
 @click.argument("name")
 def pause(name: str) -> None:
     """Let the times of a schedule pass by."""
-    from ragllava.stages import schedules
+    from ragllava.stages.maintenance import schedules
 
     with connected() as client:
         schedules.pause(client.engine, name)
@@ -115,7 +115,7 @@ def pause(name: str) -> None:
 @click.argument("name")
 def resume(name: str) -> None:
     """Let a paused schedule go on; what passed meanwhile is not made up for."""
-    from ragllava.stages import schedules
+    from ragllava.stages.maintenance import schedules
 
     with connected() as client:
         resumed = schedules.resume(client.engine, name)
@@ -126,7 +126,7 @@ def resume(name: str) -> None:
 @click.argument("name")
 def remove(name: str) -> None:
     """Forget a schedule; what it began goes on."""
-    from ragllava.stages import schedules
+    from ragllava.stages.maintenance import schedules
 
     with connected() as client:
         schedules.remove(client.engine, name)
@@ -138,7 +138,7 @@ def remove(name: str) -> None:
 @json_option
 def run(name: str, as_json: bool) -> None:
     """Begin what a schedule does, now; its next time stays."""
-    from ragllava.stages.schedules import run_now
+    from ragllava.stages.maintenance.schedules import run_now
     from ragllava.training.scheduled import STARTERS
     from workers.app import dispatch_now
 
@@ -164,7 +164,7 @@ def chore(action: str, archive: str | None, delete: bool, no_wait: bool, as_json
 
     from ragllava.cli.progress import chore_lines, outcome_line, wait_or_leave, warn_without_worker
     from ragllava.client import is_success
-    from ragllava.stages.chores import submit_chore
+    from ragllava.stages.maintenance.stage import submit_chore
     from workers.app import dispatch_now
 
     with connected() as client:
@@ -190,7 +190,7 @@ def _does(one: ScheduleView) -> str:
 
 def _local(moment: datetime, one: ScheduleView) -> str:
     """A time as the schedule's zone has it."""
-    from ragllava.stages.schedules import find_zone
+    from ragllava.stages.maintenance.schedules import find_zone
 
     return f"{moment.astimezone(find_zone(one.timezone)):%Y-%m-%d %H:%M:%S} {one.timezone}"
 

@@ -11,7 +11,7 @@ from ragllava.cli.options import archive_option, connected
 
 if TYPE_CHECKING:
     from ragllava.client import Client
-    from ragllava.stages.watched import WatchedFolder
+    from ragllava.stages.buckets.watched_folder import WatchedFolder
 
 _QUIET_MS = 1_600  # changes are collected for so long
 _LOOK_MS = 2_000  # between looks at whether our own jobs have ended
@@ -32,7 +32,7 @@ def watch(folder: Path, archive: str, captions: Path | None) -> None:
     from ragllava.cli.progress import warn_without_worker
     from ragllava.cli.services import stop_signals
     from ragllava.errors import UsageError
-    from ragllava.stages.watched import WatchedFolder
+    from ragllava.stages.buckets.watched_folder import WatchedFolder
 
     if not folder.is_dir():
         raise UsageError(f"cannot watch {folder}: it is no folder that can be read here")
@@ -58,7 +58,7 @@ def watch(folder: Path, archive: str, captions: Path | None) -> None:
 def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) -> None:
     """Compare, and print one line if there is anything to say."""
     from ragllava.errors import RagllavaError
-    from ragllava.stages.watched import first_names
+    from ragllava.stages.buckets.watched_folder import first_names
 
     try:
         found = client.follow(watched)

@@ -9,13 +9,13 @@ from typing import Any
 
 from ragllava.client.base import BaseClient
 from ragllava.errors import UsageError
-from ragllava.stages.binding import bind_archive, unbind_archive
-from ragllava.stages.bound import ScanReport, scan
-from ragllava.stages.captions import CaptionBook, read_captions
-from ragllava.stages.gaps import Gap, find_gaps
-from ragllava.stages.sources import list_sources
-from ragllava.stages.submit import submit_files
-from ragllava.stages.watched import FolderChanges, WatchedFolder
+from ragllava.stages.buckets.binding import bind_archive, unbind_archive
+from ragllava.stages.buckets.sync import ScanReport, scan
+from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
+from ragllava.stages.ingest.captions import CaptionBook, read_captions
+from ragllava.stages.ingest.sources import list_sources
+from ragllava.stages.ingest.submit import submit_files
+from ragllava.stages.reindex.gaps import Gap, find_gaps
 from ragllava.stores.archives import archive
 from ragllava.stores.archives.archive import ArchiveSummary, RejectedFile
 from ragllava.stores.buckets.bindings import Binding, BindingRole, BindingView, view_bindings

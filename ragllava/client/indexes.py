@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ragllava.client.base import BaseClient
-from ragllava.stages.reindex import ReindexRequest, submit_reindex, submit_switch
+from ragllava.stages.reindex.stage import ReindexRequest, submit_reindex, submit_switch
 from ragllava.stores.archives import archive, indexes
 from ragllava.stores.archives.indexes import IndexDetails
 

@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING
 from ragllava.client.jobs import JobClient
 from ragllava.errors import UsageError
 from ragllava.records import Question
-from ragllava.stages.finalize import result_rows
-from ragllava.stages.question_files import MAX_QUESTION_CHARACTERS, QuestionFile, format_by_extension, read_questions
-from ragllava.stages.refresh import submit_refresh
+from ragllava.stages.answer.question_files import (
+    MAX_QUESTION_CHARACTERS,
+    QuestionFile,
+    format_by_extension,
+    read_questions,
+)
+from ragllava.stages.answer.refresh import submit_refresh
+from ragllava.stages.ingest.submit import ASK_PRIORITY, Submission, Submitted, submit_questions
 from ragllava.stages.resources import Resources
-from ragllava.stages.results import ResultRow, write_errors, write_results
-from ragllava.stages.submit import ASK_PRIORITY, Submission, Submitted, submit_questions
+from ragllava.stages.results.finalize import result_rows
+from ragllava.stages.results.results import ResultRow, write_errors, write_results
 from ragllava.stores.database import read_at_once
 
 if TYPE_CHECKING:
-    from ragllava.stages.refresh_plan import OnProgress, RefreshPlan
+    from ragllava.stages.answer.refresh_plan import OnProgress, RefreshPlan
 
 
 class QuestionClient(JobClient):
@@ -83,7 +88,7 @@ class QuestionClient(JobClient):
 
     def plan_refresh(self, job_id: int, on_progress: OnProgress | None = None) -> RefreshPlan:
         """What a refresh would ask again. Retrieves in this process, so the retriever must be on this machine."""
-        from ragllava.stages.refresh_plan import plan_refresh  # loads torch
+        from ragllava.stages.answer.refresh_plan import plan_refresh  # loads torch
 
         with closing(Resources(self.settings)) as resources:
             return plan_refresh(self.engine, self.settings, resources, job_id, on_progress)

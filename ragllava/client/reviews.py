@@ -13,9 +13,9 @@ from ragllava.client.jobs import JobClient
 from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing
 from ragllava.imaging.decode import decode
 from ragllava.records import NoisyReason, NoisyState, StoredImage
-from ragllava.stages.feedback import QuestionView, StoredFeedback, store_feedback, view_question
-from ragllava.stages.feedback_files import feedback_of, read_feedback
-from ragllava.stages.label_studio import read_annotations
+from ragllava.stages.feedback.files import feedback_of, read_feedback
+from ragllava.stages.feedback.label_studio import read_annotations
+from ragllava.stages.feedback.labels import QuestionView, StoredFeedback, store_feedback, view_question
 from ragllava.stores.archives import archive
 from ragllava.stores.learning import noisy
 from ragllava.stores.learning.noisy import NoisyView
@@ -35,7 +35,7 @@ class ReviewClient(JobClient):
         source: str = "person",
         skip_invalid: bool = False,
     ) -> StoredFeedback:
-        """Store what a file (.jsonl, .csv), or records with the same keys, say about answers; see stages/feedback.py.
+        """Store what a file (.jsonl, .csv), or records with the same keys, say about answers; see stages/feedback/labels.py.
 
         Raises InvalidInput when a line is invalid and `skip_invalid` is not set; then nothing was stored.
         """

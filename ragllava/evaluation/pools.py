@@ -21,10 +21,10 @@ from ragllava.imaging.decode import decode
 from ragllava.jobs.inline import run_job
 from ragllava.records import JobKind, SourceFile, StoredImage
 from ragllava.settings import Settings
-from ragllava.stages.ingest import ingest_stage
+from ragllava.stages.ingest.stage import ingest_stage
+from ragllava.stages.ingest.submit import submit_files
+from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.resources import Resources
-from ragllava.stages.submit import submit_files
-from ragllava.stages.uris import file_uri
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 

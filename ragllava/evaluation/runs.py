@@ -17,9 +17,9 @@ from ragllava.evaluation.pools import Pool, Workbench
 from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit
 from ragllava.evaluation.wrong_evidence import ShownEvidence, oracle_evidence, with_added_wrong, with_wrong_evidence
 from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, Question, Role, StoredImage
-from ragllava.stages import answer
-from ragllava.stages.answer import Judged
-from ragllava.stages.answer_tools import AnswerTools, prepare
+from ragllava.stages.answer import stage
+from ragllava.stages.answer.stage import Judged
+from ragllava.stages.answer.tools import AnswerTools, prepare
 
 DEFAULT_NOISE = (0.2, 0.5)
 _QUESTIONS_RANKED_TOGETHER = 300  # the more, the more of them share a candidate's picture
@@ -75,7 +75,7 @@ class RankedQuestion:
 
     def evidence(self, threshold: float, top_n: int) -> list[StoredImage]:
         """What a job with this threshold would answer from."""
-        chosen = answer.select_evidence(self.candidates, threshold, top_n)
+        chosen = stage.select_evidence(self.candidates, threshold, top_n)
         return [candidate.image for candidate in chosen if candidate.evidence_no is not None]
 
 
@@ -130,7 +130,7 @@ class Answerer:
             numbers = asked[start : start + step]
             shown = {self._questions[number].question_no: evidence[number] for number in numbers}
             batch = [self._questions[number] for number in numbers]
-            found = answer.each(batch, lambda some, shown=shown: self._answer(some, shown))  # type: ignore[misc]
+            found = stage.each(batch, lambda some, shown=shown: self._answer(some, shown))  # type: ignore[misc]
             self._known.update((keys[number], result) for number, result in zip(numbers, found, strict=True))
             self._progress(f"answer: {label}", start + len(numbers), len(asked))
         return tuple(self._known[key] for key in keys)
@@ -150,7 +150,7 @@ class Answerer:
             )
             for question in questions
         ]
-        texts = answer.generate(questions, judged, pictures, self._tools)
+        texts = stage.generate(questions, judged, pictures, self._tools)
         return [
             Answer(question.question_no, AnswerStatus.ANSWERED, text.text, text.confidence)
             if text
@@ -169,7 +169,7 @@ def rank(
     ranked: list[Answer] = []
     for start in range(0, len(questions), _QUESTIONS_RANKED_TOGETHER):
         batch = questions[start : start + _QUESTIONS_RANKED_TOGETHER]
-        ranked += answer.each(batch, lambda some: _rank_batch(some, tools, judging, by))
+        ranked += stage.each(batch, lambda some: _rank_batch(some, tools, judging, by))
         bench.progress(f"{by}: {pool.archive_name}", len(ranked), len(questions))
     return tuple(
         RankedQuestion(pool.known_here(known), result.candidates)
@@ -262,13 +262,13 @@ def _untuned(tools: AnswerTools, bench: Workbench) -> AnswerTools:
 
 
 def _rank_batch(questions: Sequence[Question], tools: AnswerTools, judging: AnswerTools, by: Ranker) -> list[Answer]:
-    found = answer.retrieve(questions, tools)
+    found = stage.retrieve(questions, tools)
     if by is Ranker.BLIND:
         found = [[replace(c, image=replace(c.image, caption=None)) for c in candidates] for candidates in found]
     if by is Ranker.CLIP:
         ranked = [tuple(candidates) for candidates in found]
     else:
-        ranked = [judged.candidates for judged in answer.rerank(questions, found, judging)]
+        ranked = [judged.candidates for judged in stage.rerank(questions, found, judging)]
     return [
         Answer(question.question_no, AnswerStatus.ANSWERED, candidates=candidates)
         for question, candidates in zip(questions, ranked, strict=True)

@@ -25,7 +25,7 @@ from ragllava.models.profiles import RetrieverSource
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import Role
 from ragllava.settings import Settings
-from ragllava.stages.planning import Pace
+from ragllava.stages.answer.planning import Pace
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.learning.registry import BaseVersion
 from ragllava.stores.objects import ObjectStore

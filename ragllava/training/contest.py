@@ -17,7 +17,7 @@ from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit, stead
 from ragllava.evaluation.threshold_promise import promised_precision_threshold
 from ragllava.records import Role
 from ragllava.settings import Settings
-from ragllava.stages.adapters import wear_champions
+from ragllava.stages.champions import wear_champions
 from ragllava.stages.resources import Resources
 from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import registry

@@ -27,9 +27,9 @@ from ragllava.models.checks import digest
 from ragllava.models.profiles import Profile, get_profile
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import JobKind, NoisyReason, Role, TrainingStatus
-from ragllava.stages.adapters import publish_adapter
+from ragllava.stages.champions import publish_adapter
+from ragllava.stages.maintenance.gc import GRACE_S
 from ragllava.stages.resources import Resources
-from ragllava.stages.sweep import GRACE_S
 from ragllava.stores.jobs import outcomes
 from ragllava.stores.learning import noisy, registry, trainings
 from ragllava.stores.learning.registry import AdapterVersion, ModelVersion

@@ -8,9 +8,9 @@ from ragllava.errors import UsageError
 from ragllava.models.profiles import parse_retriever
 from ragllava.records import Role, ScheduleAction, Selection
 from ragllava.settings import Settings
-from ragllava.stages.chores import CHORE_STARTERS, check_options
-from ragllava.stages.reindex import ReindexRequest, check_selection, create_reindex
-from ragllava.stages.schedules import Options, Starter, Starters
+from ragllava.stages.maintenance.schedules import Options, Starter, Starters
+from ragllava.stages.maintenance.stage import CHORE_STARTERS, check_options
+from ragllava.stages.reindex.stage import ReindexRequest, check_selection, create_reindex
 from ragllava.stores.learning import trainings
 from ragllava.stores.maintenance.schedules import ScheduleView
 from ragllava.training.request import begin_due

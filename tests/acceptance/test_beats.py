@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import func, select, text, update
 
 from ragllava.records import JobKind, ScheduleAction
-from ragllava.stages.schedules import ScheduleRequest, add_schedule
+from ragllava.stages.maintenance.schedules import ScheduleRequest, add_schedule
 from ragllava.stores.schema import schedule_runs, schedules
 from ragllava.training.scheduled import STARTERS
 from tests.acceptance.conftest import Cluster, wait_for

@@ -12,9 +12,9 @@ from ragllava.jobs.states import JobState
 from ragllava.postcards.archive import draw_archive, write_archive
 from ragllava.records import AnswerOptions, Selection
 from ragllava.settings import Settings
-from ragllava.stages.reindex import ReindexRequest
-from ragllava.stages.results import ResultRow
-from ragllava.stages.submit import Submission
+from ragllava.stages.ingest.submit import Submission
+from ragllava.stages.reindex.stage import ReindexRequest
+from ragllava.stages.results.results import ResultRow
 from ragllava.stores.schema import answers, shards
 from tests.acceptance.conftest import Cluster, wait_for
 from tests.support.retriever_folders import write_retriever

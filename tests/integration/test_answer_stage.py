@@ -20,10 +20,10 @@ from ragllava.jobs.states import JobState
 from ragllava.models.reranker import Pair, Relevance
 from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import AnswerStatus, JobKind, Role, SourceFile
-from ragllava.stages.answer import answer_stage
+from ragllava.stages.answer.stage import answer_stage
+from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.resources import Resources
-from ragllava.stages.results import ResultRow
-from ragllava.stages.uris import file_uri
+from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive, indexes, vectors
 from ragllava.stores.learning import registry
 from ragllava.stores.learning.registry import BaseVersion

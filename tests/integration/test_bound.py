@@ -16,8 +16,8 @@ from sqlalchemy import func, select, text, update
 
 from ragllava.errors import UsageError
 from ragllava.settings import Settings
-from ragllava.stages import bound
-from ragllava.stages.bound import Folded, ScanReport
+from ragllava.stages.buckets import sync
+from ragllava.stages.buckets.sync import Folded, ScanReport
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, bound_objects, change_events
 from ragllava.stores.buckets.bindings import Binding, BindingRole
@@ -54,7 +54,7 @@ class Bound:
         """One fold; hints that wait are due now."""
         with self.workshop.engine.begin() as connection:
             connection.execute(update(hint_table).values(not_before=func.now()))
-        return bound.fold(self.workshop.engine, self.workshop.settings, self.objects)
+        return sync.fold(self.workshop.engine, self.workshop.settings, self.objects)
 
     def follow(self, *keys: str) -> None:
         """Events about these objects come, and everything is done about them."""
@@ -65,9 +65,9 @@ class Bound:
 
     def scan(self) -> ScanReport:
         """Compare, and let the jobs end."""
-        [report] = bound.scan(self.workshop.engine, self.workshop.settings, self.objects, ARCHIVE)
+        [report] = sync.scan(self.workshop.engine, self.workshop.settings, self.objects, ARCHIVE)
         self.workshop.run()
-        bound.settle(self.workshop.engine, self.objects)
+        sync.settle(self.workshop.engine, self.objects)
         return report
 
     def captions(self) -> dict[str, str | None]:
@@ -319,7 +319,7 @@ def test_a_store_that_is_away_keeps_the_hints(bucketful: Bound) -> None:
     bucketful.bucket.put("in/a.png", png(1))
     bucketful.hint("in/a.png")
     nowhere = ObjectStore(bucketful.workshop.settings.model_copy(update={"s3_endpoint": "127.0.0.1:9"}))
-    folded = bound.fold(bucketful.workshop.engine, bucketful.workshop.settings, nowhere)
+    folded = sync.fold(bucketful.workshop.engine, bucketful.workshop.settings, nowhere)
     assert (folded.hints, folded.kept) == (1, 1)
     bucketful.follow()
     assert bucketful.workshop.images().keys() == {"a.png"}

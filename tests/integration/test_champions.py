@@ -17,8 +17,8 @@ from ragllava.models.bundle import ModelBundle
 from ragllava.models.checks import digest
 from ragllava.records import AnswerStatus, Role
 from ragllava.settings import Settings
-from ragllava.stages.adapters import fetch_adapter, publish_adapter, wear_champions
-from ragllava.stages.results import ResultRow
+from ragllava.stages.champions import fetch_adapter, publish_adapter, wear_champions
+from ragllava.stages.results.results import ResultRow
 from ragllava.stores.learning import registry
 from ragllava.stores.objects import ObjectStore
 from tests.integration.conftest import Postcards

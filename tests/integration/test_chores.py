@@ -11,10 +11,10 @@ from ragllava.errors import UsageError
 from ragllava.jobs import control
 from ragllava.jobs.states import JobState
 from ragllava.records import ChoreAction, Label, NoisyReason, NoisyState, SourceFile, Verdict
-from ragllava.stages import vacuum as vacuuming_stage
-from ragllava.stages.chores import submit_chore
-from ragllava.stages.finalize import publish_missing_results
-from ragllava.stages.submit import submit_files
+from ragllava.stages.ingest.submit import submit_files
+from ragllava.stages.maintenance import vacuum as vacuuming_stage
+from ragllava.stages.maintenance.stage import submit_chore
+from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive, vectors
 from ragllava.stores.archives import indexes as index_store
 from ragllava.stores.database import in_transaction

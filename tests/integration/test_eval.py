@@ -34,11 +34,11 @@ from ragllava.jobs.inline import run_job, take_pending
 from ragllava.jobs.runner import ShardContext
 from ragllava.postcards.archive import draw_archive
 from ragllava.records import AnswerOptions, JobKind
-from ragllava.stages import answer
-from ragllava.stages.answer import answer_stage
-from ragllava.stages.answer_tools import prepare
+from ragllava.stages.answer import stage
+from ragllava.stages.answer.stage import answer_stage
+from ragllava.stages.answer.tools import prepare
 from ragllava.stages.resources import Resources
-from ragllava.stages.results import ResultRow
+from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive
 from ragllava.stores.schema import images, jobs
 from tests.integration.conftest import Postcards
@@ -216,7 +216,7 @@ def test_without_reranking_clip_decides(bench: Workbench) -> None:
         found.pool.archive_id,
         AnswerOptions(TOP_K, threshold=0.0).as_json(),
     )
-    retrieved = answer.retrieve(as_questions(dataset), tools)
+    retrieved = stage.retrieve(as_questions(dataset), tools)
     for one, candidates in zip(arm.ranked, retrieved, strict=True):
         assert one.ranking == one.clip_ranking == [candidate.image.source for candidate in candidates]
         assert [image.source for image in one.evidence(0.0, 2)] == one.ranking[:2]

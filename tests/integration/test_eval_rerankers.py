@@ -24,7 +24,7 @@ from ragllava.models.fitting import Prompt
 from ragllava.models.reranker import Pair, write_caption_rerank
 from ragllava.postcards.archive import draw_archive
 from ragllava.records import Role
-from ragllava.stages.adapters import publish_adapter
+from ragllava.stages.champions import publish_adapter
 from ragllava.stages.resources import Resources
 from ragllava.stores.learning import registry
 from ragllava.stores.learning.registry import AdapterVersion

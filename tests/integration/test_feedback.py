@@ -25,7 +25,7 @@ from ragllava.records import (
     Verdict,
 )
 from ragllava.settings import Settings
-from ragllava.stages.label_studio import LABELING_CONFIG, as_task
+from ragllava.stages.feedback.label_studio import LABELING_CONFIG, as_task
 from ragllava.stores.archives import archive
 from ragllava.stores.jobs import answers
 from ragllava.stores.learning import noisy

@@ -22,10 +22,10 @@ from ragllava.jobs.control import JobView, NewJob
 from ragllava.jobs.states import JobState
 from ragllava.records import Answer, AnswerStatus, ChoreAction, JobKind, Question, Role, SourceFile
 from ragllava.settings import Settings
-from ragllava.stages.chores import submit_chore
-from ragllava.stages.finalize import publish_missing_results, publish_results
-from ragllava.stages.question_files import QuestionFile
-from ragllava.stages.submit import Submission, submit_files, submit_questions
+from ragllava.stages.answer.question_files import QuestionFile
+from ragllava.stages.ingest.submit import Submission, submit_files, submit_questions
+from ragllava.stages.maintenance.stage import submit_chore
+from ragllava.stages.results.finalize import publish_missing_results, publish_results
 from ragllava.stores.archives import archive
 from ragllava.stores.jobs import answers, outcomes
 from ragllava.stores.objects import ObjectStore

@@ -12,10 +12,10 @@ from ragllava.errors import UsageError
 from ragllava.jobs.control import JobView
 from ragllava.jobs.states import JobState
 from ragllava.records import ChoreAction, JobKind, ScheduleAction
-from ragllava.stages import bound
-from ragllava.stages.chores import submit_chore
-from ragllava.stages.finalize import publish_missing_results
-from ragllava.stages.schedules import ScheduleRequest, add_schedule, run_now
+from ragllava.stages.buckets import sync
+from ragllava.stages.maintenance.schedules import ScheduleRequest, add_schedule, run_now
+from ragllava.stages.maintenance.stage import submit_chore
+from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, change_events
 from ragllava.stores.buckets.bindings import BindingRole
@@ -52,7 +52,7 @@ def deliver(gallery: Workshop, post: Bucket, key: str, lines: bytes) -> None:
         with gallery.engine.begin() as connection:
             change_events.note(connection, [(post.name, key)])
             connection.execute(update(hint_table).values(not_before=func.now()))
-        bound.fold(gallery.engine, gallery.settings, gallery.resources.objects)
+        sync.fold(gallery.engine, gallery.settings, gallery.resources.objects)
     gallery.run()
     publish_missing_results(gallery.engine, gallery.resources.objects)
 

@@ -20,8 +20,8 @@ from ragllava.jobs import queue
 from ragllava.jobs.states import JobState
 from ragllava.records import Answer, AnswerStatus
 from ragllava.settings import Settings
-from ragllava.stages.finalize import publish_missing_results
-from ragllava.stages.inbox import Taken, take_in
+from ragllava.stages.buckets.inbox import Taken, take_in
+from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets.bindings import Binding, BindingRole
 from ragllava.stores.jobs import answers

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ragllava.records import SourceFile
-from ragllava.stages.uris import file_uri
+from ragllava.stages.ingest.uris import file_uri
 from ragllava.stores.archives import vectors
 from tests.integration.conftest import Postcards
 from tests.support.retriever_folders import write_retriever

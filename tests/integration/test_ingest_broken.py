@@ -22,7 +22,7 @@ from ragllava.jobs.control import JobView
 from ragllava.jobs.runner import ShardContext
 from ragllava.jobs.states import JobState
 from ragllava.records import SourceFile
-from ragllava.stages.ingest import ingest_stage
+from ragllava.stages.ingest.stage import ingest_stage
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive, blobs, indexes
 from ragllava.stores.objects import ObjectStore, content_key

@@ -17,8 +17,8 @@ from ragllava.errors import (
 )
 from ragllava.jobs.runner import ShardContext
 from ragllava.settings import Settings
-from ragllava.stages.embedding import in_steps
-from ragllava.stages.ingest import ingest_stage
+from ragllava.stages.ingest.embedding import in_steps
+from ragllava.stages.ingest.stage import ingest_stage
 from ragllava.stores.objects import ObjectStore
 from tests.support.ingest_runs import (
     CountingRetriever,

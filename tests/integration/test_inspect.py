@@ -11,9 +11,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from ragllava.records import ChoreAction
-from ragllava.stages.chores import submit_chore
-from ragllava.stages.finalize import publish_missing_results
-from ragllava.stages.inspect import Inspector, inspect
+from ragllava.stages.maintenance.inspect import Inspector, inspect
+from ragllava.stages.maintenance.stage import submit_chore
+from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.database import outside_transaction
 from ragllava.stores.objects import content_key
 from tests.support.archive_rows import answered_job, make_index
@@ -133,7 +133,7 @@ def test_a_clock_that_is_wrong_is_named(stocked: Workshop, monkeypatch: pytest.M
         def now(cls, tz: tzinfo | None = None) -> SlowClock:
             return super().now(tz) - timedelta(minutes=2)
 
-    monkeypatch.setattr("ragllava.stages.inspect.datetime", SlowClock)
+    monkeypatch.setattr("ragllava.stages.maintenance.inspect.datetime", SlowClock)
     assert "differ by 120 s" in problems(stocked)["clock"]
 
 

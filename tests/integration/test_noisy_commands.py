@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from ragllava.records import NoisyReason, NoisyState
 from ragllava.settings import Settings
-from ragllava.stages.label_studio import LABELING_CONFIG
+from ragllava.stages.feedback.label_studio import LABELING_CONFIG
 from tests.support.reviewed_job import Review, open_review
 from tests.support.run_command import Run
 

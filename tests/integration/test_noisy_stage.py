@@ -12,7 +12,7 @@ from ragllava.errors import LeaseLost, ScoreRejected
 from ragllava.jobs import control
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import AnswerStatus, JobKind, NoisyReason, NoisyState
-from ragllava.stages.answer import answer_stage
+from ragllava.stages.answer.stage import answer_stage
 from ragllava.stages.resources import Resources
 from ragllava.stores.learning import noisy
 from ragllava.stores.learning.noisy import NoisyView

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, text
 from ragllava.api.receiver import MAX_BODY_BYTES, make_app
 from ragllava.errors import SettingsError
 from ragllava.settings import Settings
-from ragllava.stages.received import drain_list
+from ragllava.stages.buckets.received import drain_list
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, change_events
 from ragllava.stores.buckets.bindings import BindingRole

@@ -24,12 +24,12 @@ from ragllava.models.bundle import ModelBundle
 from ragllava.models.mllm import Mllm
 from ragllava.models.reranker import Pair, Relevance
 from ragllava.records import AnswerStatus, Change, Role
-from ragllava.stages.finalize import publish_missing_results
-from ragllava.stages.question_files import read_questions
-from ragllava.stages.refresh import submit_refresh
-from ragllava.stages.refresh_plan import RefreshPlan, plan_refresh
-from ragllava.stages.results import ResultRow
-from ragllava.stages.submit import Submission, submit_questions
+from ragllava.stages.answer.question_files import read_questions
+from ragllava.stages.answer.refresh import submit_refresh
+from ragllava.stages.answer.refresh_plan import RefreshPlan, plan_refresh
+from ragllava.stages.ingest.submit import Submission, submit_questions
+from ragllava.stages.results.finalize import publish_missing_results
+from ragllava.stages.results.results import ResultRow
 from ragllava.stores.learning import registry
 from ragllava.stores.schema import answers, candidates, jobs
 from tests.conftest import environment_of

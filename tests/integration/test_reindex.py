@@ -16,8 +16,8 @@ from ragllava.jobs import control
 from ragllava.jobs.states import JobState
 from ragllava.models.profiles import RetrieverSource
 from ragllava.records import GapReason, Selection
-from ragllava.stages.reindex import ReindexRequest, submit_reindex
-from ragllava.stages.submit import submit_files
+from ragllava.stages.ingest.submit import submit_files
+from ragllava.stages.reindex.stage import ReindexRequest, submit_reindex
 from ragllava.stores import schema as tables
 from ragllava.stores.archives import indexes, vectors
 from ragllava.stores.objects import content_key

@@ -14,7 +14,7 @@ from ragllava.models.bundle import ModelBundle
 from ragllava.models.mllm import load_mllm
 from ragllava.records import AnswerStatus, Role
 from ragllava.stages.resources import Resources
-from ragllava.stages.results import ResultRow
+from ragllava.stages.results.results import ResultRow
 from ragllava.stores.learning import registry
 from tests.integration.conftest import Postcards
 from tests.support.random_adapters import promote_random_adapter

@@ -13,8 +13,8 @@ from ragllava.errors import ServiceUnavailable, UsageError
 from ragllava.jobs import control
 from ragllava.records import JobKind, ScheduleAction
 from ragllava.settings import Settings
-from ragllava.stages import schedules as firing
-from ragllava.stages.schedules import Fired, ScheduleRequest, Starter, add_schedule, fire_due, run_now
+from ragllava.stages.maintenance import schedules as firing
+from ragllava.stages.maintenance.schedules import Fired, ScheduleRequest, Starter, add_schedule, fire_due, run_now
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import schedules

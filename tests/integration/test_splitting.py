@@ -14,7 +14,7 @@ from ragllava.jobs.runner import run_shard
 from ragllava.jobs.states import JobState
 from ragllava.models.reranker import Pair, Relevance
 from ragllava.records import AnswerStatus
-from ragllava.stages.refresh import submit_refresh
+from ragllava.stages.answer.refresh import submit_refresh
 from ragllava.stores.schema import questions, shards
 from tests.support.job_rows import WORKER
 from tests.support.workshop import Workshop

@@ -17,10 +17,17 @@ from ragllava.errors import InvalidInput, UsageError
 from ragllava.jobs.states import JobState
 from ragllava.records import AnswerOptions, AnswerStatus, SourceFile
 from ragllava.settings import Settings
-from ragllava.stages.finalize import result_rows
-from ragllava.stages.question_files import read_questions
-from ragllava.stages.results import ResultRow
-from ragllava.stages.submit import ASK_PRIORITY, Submission, Submitted, record_refusal, submit_files, submit_questions
+from ragllava.stages.answer.question_files import read_questions
+from ragllava.stages.ingest.submit import (
+    ASK_PRIORITY,
+    Submission,
+    Submitted,
+    record_refusal,
+    submit_files,
+    submit_questions,
+)
+from ragllava.stages.results.finalize import result_rows
+from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive
 from ragllava.stores.jobs import outcomes
 from ragllava.stores.objects import ObjectStore

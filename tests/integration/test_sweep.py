@@ -13,10 +13,10 @@ from sqlalchemy import select
 from ragllava.errors import BlobSwept
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import ChoreAction
-from ragllava.stages.chores import submit_chore
+from ragllava.stages.maintenance.gc import sweep
+from ragllava.stages.maintenance.stage import submit_chore
+from ragllava.stages.maintenance.task_report import ChoreRequest
 from ragllava.stages.resources import Resources
-from ragllava.stages.sweep import sweep
-from ragllava.stages.upkeep import ChoreRequest
 from ragllava.stores.objects import ObjectStore, content_key
 from ragllava.stores.schema import blobs as blobs_table
 from ragllava.stores.schema import images

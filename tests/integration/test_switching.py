@@ -11,7 +11,7 @@ from ragllava.jobs import control
 from ragllava.jobs.states import JobState
 from ragllava.models.profiles import RetrieverSource
 from ragllava.records import GapReason, Selection
-from ragllava.stages.reindex import submit_switch
+from ragllava.stages.reindex.stage import submit_switch
 from ragllava.stores import schema as tables
 from ragllava.stores.archives import indexes, vectors
 from ragllava.stores.objects import content_key

@@ -24,9 +24,9 @@ from ragllava.jobs import control
 from ragllava.jobs.runner import ShardContext
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind, NoisyReason, Role, TrainingStatus
-from ragllava.stages.finalize import publish_missing_results
-from ragllava.stages.ingest import ingest_stage
+from ragllava.stages.ingest.stage import ingest_stage
 from ragllava.stages.resources import Resources
+from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.jobs import workers
 from ragllava.stores.learning import noisy, registry, trainings
 from ragllava.training.job import train_stage

@@ -14,7 +14,7 @@ from ragllava.errors import UsageError
 from ragllava.jobs import control
 from ragllava.jobs.states import JobState
 from ragllava.records import Label, Role, ScheduleAction, Verdict
-from ragllava.stages.schedules import ScheduleRequest, add_schedule, run_now
+from ragllava.stages.maintenance.schedules import ScheduleRequest, add_schedule, run_now
 from ragllava.stores.learning import labels
 from ragllava.training.request import TrainingRequest, create_job, submit_due_trainings, submit_training
 from ragllava.training.scheduled import STARTERS

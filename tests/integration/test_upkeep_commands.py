@@ -7,7 +7,7 @@ import json
 from sqlalchemy import Engine, text
 
 from ragllava.cli.progress import chore_lines
-from ragllava.stages.finalize import publish_missing_results
+from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.objects import content_key
 from tests.support.run_command import Run
 from tests.support.workshop import Workshop

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ragllava.errors import UsageError
-from ragllava.stages.watched import FolderChanges, WatchedFolder
+from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
 from tests.support.picture_files import BLUE, GREEN, RED, encoded, quadrants
 from tests.support.workshop import ARCHIVE, Workshop
 

@@ -15,9 +15,9 @@ from sqlalchemy import text
 
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import JobKind, SourceFile
+from ragllava.stages.ingest.submit import submit_files
+from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.resources import Resources
-from ragllava.stages.submit import submit_files
-from ragllava.stages.uris import file_uri
 from ragllava.stores.archives import archive, vectors
 from tests.support.workshop import ARCHIVE, STAGES, Workshop
 

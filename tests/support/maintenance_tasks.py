@@ -9,8 +9,8 @@ from sqlalchemy import func, text, update
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView
 from ragllava.records import ChoreAction, ChoreStatus, Role
-from ragllava.stages.chores import submit_chore
-from ragllava.stages.finalize import publish_missing_results
+from ragllava.stages.maintenance.stage import submit_chore
+from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive
 from ragllava.stores.learning import trainings
 from ragllava.stores.schema import jobs

@@ -12,10 +12,10 @@ from ragllava.jobs import control
 from ragllava.jobs.control import JobView
 from ragllava.models.profiles import RetrieverSource
 from ragllava.records import GapReason, Selection, SourceFile
-from ragllava.stages.gaps import find_gaps
-from ragllava.stages.reindex import ReindexRequest, submit_reindex, submit_switch
-from ragllava.stages.results import ResultRow
-from ragllava.stages.uris import file_uri
+from ragllava.stages.ingest.uris import file_uri
+from ragllava.stages.reindex.gaps import find_gaps
+from ragllava.stages.reindex.stage import ReindexRequest, submit_reindex, submit_switch
+from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import indexes
 from ragllava.stores.archives.indexes import IndexDetails
 from tests.support.workshop import ARCHIVE, Workshop

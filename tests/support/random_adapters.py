@@ -14,7 +14,7 @@ from torch import nn
 from ragllava.models.checks import digest
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import Role
-from ragllava.stages.adapters import publish_adapter
+from ragllava.stages.champions import publish_adapter
 from ragllava.stores.learning import registry
 from ragllava.stores.learning.registry import AdapterVersion, ModelVersion
 from tests.support.workshop import Workshop

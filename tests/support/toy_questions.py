@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Engine, select
 from ragllava.models import profiles
 from ragllava.records import Answer, AnswerStatus, Candidate, Label, StoredImage, Verdict
 from ragllava.settings import Settings
-from ragllava.stages.question_files import read_questions
-from ragllava.stages.submit import Submission, submit_questions
+from ragllava.stages.answer.question_files import read_questions
+from ragllava.stages.ingest.submit import Submission, submit_questions
 from ragllava.stores.archives import archive
 from ragllava.stores.jobs import answers
 from ragllava.stores.learning import labels

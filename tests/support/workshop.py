@@ -16,17 +16,17 @@ from ragllava.jobs.runner import Stage, run_shard
 from ragllava.models.bundle import ModelBundle
 from ragllava.records import AnswerOptions, JobKind, SourceFile
 from ragllava.settings import Settings
-from ragllava.stages.answer import answer_stage
-from ragllava.stages.captions import read_captions
-from ragllava.stages.chores import chore_stage
-from ragllava.stages.finalize import result_rows
-from ragllava.stages.ingest import ingest_stage
-from ragllava.stages.question_files import read_questions
-from ragllava.stages.reindex import reindex_stage
+from ragllava.stages.answer.question_files import read_questions
+from ragllava.stages.answer.stage import answer_stage
+from ragllava.stages.ingest.captions import read_captions
+from ragllava.stages.ingest.sources import list_sources
+from ragllava.stages.ingest.stage import ingest_stage
+from ragllava.stages.ingest.submit import Submission, Submitted, submit_files, submit_questions
+from ragllava.stages.maintenance.stage import chore_stage
+from ragllava.stages.reindex.stage import reindex_stage
 from ragllava.stages.resources import Resources
-from ragllava.stages.results import ResultRow
-from ragllava.stages.sources import list_sources
-from ragllava.stages.submit import Submission, Submitted, submit_files, submit_questions
+from ragllava.stages.results.finalize import result_rows
+from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive, vectors
 from ragllava.stores.database import make_engine
 from ragllava.stores.schema import files, images, shards

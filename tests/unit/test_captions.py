@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragllava.errors import InvalidInput, UsageError
-from ragllava.stages.captions import (
+from ragllava.stages.ingest.captions import (
     MAX_CAPTION,
     MAX_SIDECAR_BYTES,
     CaptionBook,

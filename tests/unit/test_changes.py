@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ragllava.records import Candidate, Change, ModelStamp, StoredImage
-from ragllava.stages.changes import changes_since
+from ragllava.stages.answer.changes import changes_since
 from ragllava.stores.jobs.answers import candidates_digest
 from ragllava.stores.jobs.refreshes import EarlierAnswer
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragllava.errors import UsageError
-from ragllava.stages.schedules import find_zone, first_due_after
+from ragllava.stages.maintenance.schedules import find_zone, first_due_after
 
 SOME = st.datetimes(datetime(2024, 1, 1), datetime(2027, 12, 31), timezones=st.just(UTC))
 

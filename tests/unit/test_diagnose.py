@@ -19,7 +19,7 @@ from ragllava.records import (
     Question,
     StoredImage,
 )
-from ragllava.stages.diagnose import DoubtLimits, Evidence, diagnose, find_noisy
+from ragllava.stages.answer.doubts import DoubtLimits, Evidence, diagnose, find_noisy
 
 LIMITS = DoubtLimits(top_n=2, near_threshold=1.0, low_confidence=0.5)
 

@@ -10,7 +10,7 @@ import pytest
 
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import Verdict
-from ragllava.stages.feedback_files import (
+from ragllava.stages.feedback.files import (
     MAX_ANSWER_CHARACTERS,
     FeedbackLine,
     feedback_of,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ragllava.errors import InvalidInput, LineError
-from ragllava.stages.label_studio import read_annotations
+from ragllava.stages.feedback.label_studio import read_annotations
 
 DATA = {"job": 7, "custom_id": "q1", "question": "how many?", "candidates": [{"image_id": 3}]}
 VERDICT = {"from_name": "verdict", "type": "choices", "value": {"choices": ["right"]}}

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragllava.errors import UsageError
-from ragllava.stages.bound_captions import metadata_caption
-from ragllava.stages.notifications import read_notification
+from ragllava.stages.buckets.notifications import read_notification
+from ragllava.stages.buckets.object_captions import metadata_caption
 
 
 def record(key: str, bucket: str = "cards", event: str = "s3:ObjectCreated:Put") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from ragllava.stages.planning import Cost, Pace, cut, shard_seconds
+from ragllava.stages.answer.planning import Cost, Pace, cut, shard_seconds
 
 COST = Cost(image=3.0, pair=1.0, question=2.0)
 ALONE = COST.of([[1, 2, 3, 4]])

@@ -16,8 +16,8 @@ from pyarrow import parquet
 
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import FileFormat, Question
-from ragllava.stages import question_files
-from ragllava.stages.question_files import QuestionFile, format_by_extension, read_questions
+from ragllava.stages.answer import question_files
+from ragllava.stages.answer.question_files import QuestionFile, format_by_extension, read_questions
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"

@@ -17,8 +17,8 @@ import pytest
 from ragllava.cli.main import cli
 from ragllava.records import AnswerStatus
 from ragllava.settings import Settings, default_home
-from ragllava.stages import question_files
-from ragllava.stages.results import ResultRow
+from ragllava.stages.answer import question_files
+from ragllava.stages.results.results import ResultRow
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

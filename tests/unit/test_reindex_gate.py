@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ragllava.stages.reindex_gate import Compared, Found, why_refused
+from ragllava.stages.reindex.gate import Compared, Found, why_refused
 
 
 def report(**changed: Any) -> dict[str, Any]:

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from ragllava.records import AnswerStatus, Candidate, StoredImage
-from ragllava.stages import report
-from ragllava.stages.report import Figure, ReportRow, ReportSummary, write_report
-from ragllava.stages.results import Previous, ResultRow
+from ragllava.stages.results import report
+from ragllava.stages.results.report import Figure, ReportRow, ReportSummary, write_report
+from ragllava.stages.results.results import Previous, ResultRow
 
 VOID = {"meta", "link", "input"}
 MODELS = {"index": "i-1", "reranker": "r-1", "generator": "g-1", "prompt": "p-1", "threshold": 0.617}

@@ -24,8 +24,8 @@ from ragllava.records import (
     Question,
     StoredImage,
 )
-from ragllava.stages import results
-from ragllava.stages.results import Previous, ResultRow, write_errors, write_results, written_whole
+from ragllava.stages.results import results
+from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results, written_whole
 
 STAMP = ModelStamp("mini-clip", "mini-reranker", "mini-generator", "rerank-1 answer-1", 0.6123456789)
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from ragllava.errors import ImageRejected, ObjectMissing, ServiceUnavailable, UsageError
 from ragllava.imaging.decode import MAX_BYTES
 from ragllava.records import SourceFile
-from ragllava.stages import packed
-from ragllava.stages.captions import CaptionBook
-from ragllava.stages.files import is_offered, leads_out, open_regular
-from ragllava.stages.reading import read_sources
-from ragllava.stages.sources import list_sources
-from ragllava.stages.uris import file_uri, member_uri, parse_uri, shown
+from ragllava.stages.ingest import packed
+from ragllava.stages.ingest.captions import CaptionBook
+from ragllava.stages.ingest.files import is_offered, leads_out, open_regular
+from ragllava.stages.ingest.reading import read_sources
+from ragllava.stages.ingest.sources import list_sources
+from ragllava.stages.ingest.uris import file_uri, member_uri, parse_uri, shown
 
 
 def fill(folder: Path, *names: str) -> Path:

@@ -30,7 +30,7 @@ from ragllava.evaluation.datasets.files import (
     unique,
 )
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
-from ragllava.stages.captions import clean_caption
+from ragllava.stages.ingest.captions import clean_caption
 
 TOP_N = 1
 QUESTION_TYPE = "ImageQ"

@@ -34,7 +34,7 @@ from ragllava.evaluation.datasets.files import (
 )
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
 from ragllava.imaging.decode import MAX_BYTES
-from ragllava.stages.captions import clean_caption
+from ragllava.stages.ingest.captions import clean_caption
 
 TOP_N = 2
 ROWS_PER_SERIES = 10_000_000  # an image's row in imgs.tsv is its id modulo this

@@ -26,7 +26,7 @@ from ragllava.lab.bench.rows import BenchRow, Wanted
 from ragllava.lab.bench.shapes import CLIP_SHAPE, write_random_clip
 from ragllava.lab.bench.workload import System, Workload, picture_of, png_of
 from ragllava.models.profiles import RetrieverSource
-from ragllava.stages.embedding import DECODE_SCALE
+from ragllava.stages.ingest.embedding import DECODE_SCALE
 from ragllava.stores.archives import archive, indexes, vectors
 from ragllava.stores.database import in_transaction, read_at_once
 

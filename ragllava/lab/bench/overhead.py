@@ -13,11 +13,11 @@ from ragllava.lab.bench.processor import spend
 from ragllava.lab.bench.rows import BenchRow, Wanted, timed
 from ragllava.lab.bench.workload import System, Workload
 from ragllava.records import Answer, AnswerOptions, Question
-from ragllava.stages.answer import answer_again, answer_questions
-from ragllava.stages.answer_tools import AnswerTools, prepare
-from ragllava.stages.diagnose import DoubtLimits, find_noisy
+from ragllava.stages.answer.doubts import DoubtLimits, find_noisy
+from ragllava.stages.answer.stage import answer_again, answer_questions
+from ragllava.stages.answer.tools import AnswerTools, prepare
+from ragllava.stages.ingest.submit import Submission
 from ragllava.stages.resources import Resources
-from ragllava.stages.submit import Submission
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 

@@ -36,7 +36,7 @@ class BaseVersion:
 
 @dataclass(frozen=True, slots=True)
 class AdapterVersion:
-    """A trained adapter to be registered, after its files were published (stages/adapters.py).
+    """A trained adapter to be registered, after its files were published (stages/champions.py).
 
     `adapter_sha256` is the digest of `manifest`; `base` names the version that the adapter lies on. `training` is
     kept as given; `ragllava models` reads from it `job`, `archives`, `snapshot`, `hold_out` (ids), `gate` and `scores`

@@ -1,0 +1,73 @@
+"""What a refresh would ask again, told in advance. Retrieves in the calling process."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Engine
+
+from ragllava.jobs import control
+from ragllava.records import Role
+from ragllava.settings import Settings
+from ragllava.stages.answer.changes import changes_since
+from ragllava.stages.answer.refresh import answered_lines, require_answered
+from ragllava.stages.answer.stage import retrieve
+from ragllava.stages.answer.tools import look_up, stamp_of
+from ragllava.stages.resources import Resources
+from ragllava.stores.archives import archive
+from ragllava.stores.database import in_transaction
+from ragllava.stores.jobs import refreshes
+
+_PAGE = 256  # questions that are embedded and searched together
+
+OnProgress = Callable[[int, int], None]  # questions compared, of how many
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshPlan:
+    """What a refresh now would do. `without_answer` lines stay as they are; `because` counts reasons, of which a
+    question may have several."""
+
+    job: int
+    unchanged: int
+    asked_again: int
+    without_answer: int
+    because: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def plan_refresh(
+    engine: Engine, settings: Settings, resources: Resources, job_id: int, on_progress: OnProgress | None = None
+) -> RefreshPlan:
+    """What a refresh of an ended job would ask again, were it done now. Loads the retriever, and no other model.
+
+    Raises UsageError when there is nothing to refresh, JobRefused when this machine's profile is not the archive's.
+    """
+    job = require_answered(in_transaction(engine, lambda c: control.view(c, job_id)))
+    archive_id = in_transaction(engine, lambda c: archive.get_archive(c, job.archive)).archive_id
+    tools, champions = look_up(engine, settings, resources, archive_id, job.spec["options"])
+    reranker, generator = (
+        champions[role].name if role in champions else resources.models.base_version
+        for role in (Role.RERANKER, Role.GENERATOR)
+    )
+    now = stamp_of(tools, reranker, generator)
+    answered = answered_lines(job)
+    because: Counter[str] = Counter()
+    after, asked_again, done = -1, 0, 0
+    while page := in_transaction(engine, lambda c, after=after: refreshes.answered_page(c, job_id, after, _PAGE)):  # type: ignore[misc]
+        questions = [question for question, _ in page]
+        for (_, earlier), found in zip(page, retrieve(questions, tools), strict=True):
+            changes = changes_since(earlier, now, found)
+            because.update(change.value for change in changes)
+            asked_again += bool(changes)
+        after, done = questions[-1].question_no, done + len(questions)
+        if on_progress is not None:
+            on_progress(done, answered)
+    without = job.progress.total - answered
+    return RefreshPlan(job_id, done - asked_again, asked_again, without, dict(sorted(because.items())))

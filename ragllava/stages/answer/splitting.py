@@ -1,0 +1,61 @@
+"""A shard of many questions is split into such that share candidates and take about the same time (planning.py)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+
+from sqlalchemy import Connection
+
+from ragllava.jobs import queue
+from ragllava.jobs.dispatch import QUEUE_OF_KIND, live_slots
+from ragllava.jobs.queue import Lease
+from ragllava.jobs.runner import ShardContext
+from ragllava.records import Question
+from ragllava.stages.answer.planning import Cost, cut, shard_seconds
+from ragllava.stages.resources import Resources
+from ragllava.stores.jobs import answers
+
+log = logging.getLogger(__name__)
+
+_QUESTIONS_PER_SEARCH = 64
+
+FindCandidates = Callable[[Sequence[Question]], list[list[int]]]  # ids of images, for each question
+
+
+def split_if_large(
+    context: ShardContext[Resources], questions: Sequence[Question], find: FindCandidates, cost: Cost
+) -> bool:
+    """Split the leased shard when these, its open questions, would take too long together; returns whether it did.
+
+    A pace must be known. Slots of workers that are there share the work when it is little.
+    """
+    settings, pace = context.settings, context.resources.pace.seconds_per_cost
+    if pace is None or not questions:
+        return False
+    top_k = context.lease.spec["options"]["top_k"]
+    at_most = pace * len(questions) * ((cost.image + cost.pair) * top_k + cost.question)
+    if at_most <= settings.shard_seconds / 3:
+        return False
+    candidates: list[list[int]] = []
+    for start in range(0, len(questions), _QUESTIONS_PER_SEARCH):
+        context.check()
+        candidates += find(questions[start : start + _QUESTIONS_PER_SEARCH])
+    slots = context.read(lambda c: live_slots(c, settings)).get(QUEUE_OF_KIND[context.lease.kind], 1)
+    seconds = shard_seconds(pace * cost.of(candidates), settings.shard_seconds, slots)
+    plan = cut(candidates, cost, seconds / pace)
+    if len(plan) == 1:
+        return False
+    numbers = [[questions[place].question_no for place in shard] for shard in plan]
+    context.commit(lambda c: _split(c, context.lease, numbers))
+    facts = {"action": "shard_planned", "shard": context.lease.shard_id, "job": context.lease.job_id}
+    log.info(f"{len(questions)} questions in {len(plan)} shards of about {seconds:.0f} s", extra=facts)
+    return True
+
+
+def _split(connection: Connection, lease: Lease, shards: Sequence[Sequence[int]]) -> None:
+    """Shards of the questions with these numbers, one after another in the order of work."""
+    places = answers.reorder(connection, lease.job_id, [number for shard in shards for number in shard])
+    ends = accumulate((len(shard) for shard in shards), initial=0)
+    queue.split(connection, lease, [(places[lo], places[hi - 1] + 1) for lo, hi in pairwise(ends)])

@@ -1,0 +1,1 @@
+"""Archives that follow a bucket or a folder, and inboxes."""

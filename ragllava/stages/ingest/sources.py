@@ -1,0 +1,192 @@
+"""Listing what a user offers to an archive: files, folders, zip and tar files.
+
+Which files of a folder count is the rule at the top of stages.files. Every file that is offered ends as stored,
+duplicate or rejected; a refusal that the listing itself can tell is in SourceFile.rejected.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ragllava.errors import ImageRejected, UsageError
+from ragllava.records import SourceFile
+from ragllava.stages.ingest.captions import MAX_SIDECAR_BYTES, CaptionBook, sidecar_caption
+from ragllava.stages.ingest.files import (
+    PackedScheme,
+    is_hidden,
+    is_offered,
+    open_regular,
+    packed_scheme,
+    sidecar_names,
+    unreadable_package,
+    why_unreadable,
+)
+from ragllava.stages.ingest.packed import list_members
+from ragllava.stages.ingest.uris import MAX_URI, file_uri, member_uri, shown
+
+
+def list_sources(paths: Sequence[str | Path], captions: CaptionBook | None = None) -> Iterator[SourceFile]:
+    """Every file that `paths` offer, in a fixed order: files of a folder by name, then its subfolders.
+
+    A path is a picture, a folder (gone through with its subfolders), or a zip or tar file. `source` is relative
+    to the path that was given. Captions come from `captions`, else from sidecar text files. Raises UsageError at
+    once for a path that is empty or does not exist.
+    """
+    roots = [_existing(path) for path in paths]
+    if not roots:
+        raise UsageError("no path was given: name a picture, a folder, or a zip or tar file")
+    files = (file for root in roots for file in _offered_by(root))
+    return files if captions is None else _with_captions(list(files), captions)
+
+
+def _existing(path: str | Path) -> Path:
+    """The absolute form of a path that the user gave, after checking that it is there."""
+    text = os.fspath(path)
+    if not text.strip():
+        raise UsageError("an empty path was given: name a picture, a folder, or a zip or tar file")
+    try:
+        Path(text).stat()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UsageError(f"cannot ingest {shown(text)}: {why.lower()}") from None
+    return Path(text).absolute()
+
+
+def _with_captions(files: list[SourceFile], captions: CaptionBook) -> Iterator[SourceFile]:
+    for file, caption in zip(files, captions.assign([file.source for file in files]), strict=True):
+        yield file if caption is None else replace(file, caption=caption)
+
+
+def _offered_by(root: Path) -> Iterator[SourceFile]:
+    """What one existing path offers."""
+    if root.is_dir():
+        return _walk(root)
+    # What the user names himself may be a link to anywhere; it is followed here, and only here.
+    path = root.resolve() if root.is_symlink() else root
+    return _offer(path, root.name, [root.with_name(name) for name in sidecar_names(root.name)])
+
+
+def _walk(root: Path) -> Iterator[SourceFile]:
+    """The files of a folder and its subfolders. Each folder is entered once, so links in a circle do no harm."""
+    true_root = root.resolve()
+    entered: set[tuple[int, int]] = set()
+    waiting = [(root, "")]  # folders with the beginning of their files' names, the next one last
+    while waiting:
+        folder, prefix = waiting.pop()
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+        except OSError as error:
+            yield _rejected(folder, prefix.rstrip("/") or root.name, f"the folder: {why_unreadable(error)}")
+            continue
+        subfolders: list[tuple[Path, str]] = []
+        yield from _files_of(entries, prefix, true_root, subfolders)
+        waiting.extend(reversed(subfolders))
+
+
+def _files_of(
+    entries: Sequence[Path], prefix: str, true_root: Path, subfolders: list[tuple[Path, str]]
+) -> Iterator[SourceFile]:
+    """The files among the entries of one folder; the folders among them are appended to `subfolders`."""
+    names = {entry.name for entry in entries}
+    for entry in entries:
+        if is_hidden(entry.name):
+            continue
+        source = prefix + entry.name
+        try:
+            target = _follow(entry, true_root)
+            is_folder = stat.S_ISDIR(target.stat().st_mode)
+        except OSError as error:
+            if is_offered(entry.name):
+                yield _rejected(entry, source, why_unreadable(error))
+        except ImageRejected as rejection:
+            if is_offered(entry.name):
+                yield _rejected(entry, source, str(rejection))
+        else:
+            if is_folder:
+                subfolders.append((target, f"{source}/"))
+            elif is_offered(entry.name):
+                sidecars = [entry.with_name(name) for name in sidecar_names(entry.name) if name in names]
+                yield from _offer(target, source, sidecars)
+
+
+def _follow(path: Path, true_root: Path) -> Path:
+    """`path`, or what it leads to if it is a symbolic link; ImageRejected if that is not inside `true_root`."""
+    if not path.is_symlink():
+        return path
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle, up to Python 3.12
+        raise ImageRejected("it is a symbolic link that leads nowhere") from None
+    if not target.is_relative_to(true_root):
+        raise ImageRejected("it is a symbolic link that leads out of the folder")
+    return target
+
+
+def _offer(path: Path, source: str, sidecars: Sequence[Path]) -> Iterator[SourceFile]:
+    """The file at `path`, or its members if it is a zip or tar file.
+
+    The name that the user sees, `source`, tells which: `path` may be where a symbolic link led to.
+    """
+    scheme = packed_scheme(source)
+    if scheme is not None:
+        yield from _offer_members(scheme, path, source)
+        return
+    refused = _why_not(path, source)
+    if refused is not None:
+        yield _rejected(path, source, refused)
+        return
+    yield SourceFile(shown(source), file_uri(path), _first_caption(sidecars))
+
+
+def _offer_members(scheme: PackedScheme, path: Path, source: str) -> Iterator[SourceFile]:
+    try:
+        for member in list_members(scheme, str(path)):
+            uri = member_uri(scheme, path, member.name)
+            name = shown(f"{source}/{member.name.removeprefix('./')}")
+            yield SourceFile(name, uri, member.caption, member.rejected or _too_long(uri))
+    except ImageRejected as rejection:
+        yield _rejected(path, source, str(rejection))
+
+
+def _why_not(path: Path, source: str) -> str | None:
+    """Why a file is refused without looking inside."""
+    ending = unreadable_package(source)
+    if ending is not None:
+        return f"{ending} files cannot be read; unpack it, or pack it as zip or tar.gz"
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        return why_unreadable(error)
+    if not stat.S_ISREG(mode):
+        return "it is not a regular file but a pipe, socket or device"
+    if not os.access(path, os.R_OK):
+        return "it cannot be read: permission denied"
+    return _too_long(file_uri(path))
+
+
+def _too_long(uri: str) -> str | None:
+    return f"its path is longer than the {MAX_URI:,} characters allowed" if len(uri) > MAX_URI else None
+
+
+def _first_caption(sidecars: Sequence[Path]) -> str | None:
+    for sidecar in sidecars:
+        if sidecar.is_symlink():  # it might lead out of the folder
+            continue
+        try:
+            with open_regular(str(sidecar)) as file:
+                return sidecar_caption(file.read(MAX_SIDECAR_BYTES))
+        except (ImageRejected, OSError):
+            continue  # a caption that cannot be read is no reason to refuse the picture
+    return None
+
+
+def _rejected(path: Path, source: str, reason: str) -> SourceFile:
+    return SourceFile(shown(source), file_uri(path), rejected=reason)

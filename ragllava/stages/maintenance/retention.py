@@ -1,0 +1,56 @@
+"""Dropping what is older than the settings keep; never what labels, noisy cases or trainings still need."""
+
+from __future__ import annotations
+
+from ragllava.jobs.runner import ShardContext
+from ragllava.stages.maintenance.task_report import ChoreRequest, Report, counted, shortened
+from ragllava.stages.resources import Resources
+from ragllava.stores.maintenance import retention
+
+_DAY_S = 86_400.0
+RUNS_KEPT_S = 90 * _DAY_S
+
+
+def keep_within_limits(context: ShardContext[Resources], request: ChoreRequest) -> Report:
+    """Drop replaced indexes, old jobs with their result files, and old runs of schedules.
+
+    Each in a transaction of its own, so an interruption loses nothing; a job's rows go before its objects.
+    """
+    indexes = _drop_indexes(context)
+    jobs, needed = _forget_jobs(context)
+    runs = context.commit(lambda c: retention.forget_runs(c, RUNS_KEPT_S))
+    summary = (
+        f"dropped {counted(len(indexes), 'replaced index', 'replaced indexes')}, {counted(len(jobs), 'job')} and "
+        f"{counted(runs, 'old run')} of schedules"
+    )
+    figures = {
+        "indexes": indexes,
+        "jobs": {"dropped": len(jobs), "kept_for_labels_and_noisy_cases": needed, "examples": shortened(jobs)},
+        "schedule_runs": runs,
+    }
+    return Report(summary, figures)
+
+
+def _drop_indexes(context: ShardContext[Resources]) -> list[int]:
+    older_than_s = context.settings.keep_indexes_hours * 3600.0
+    dropped: list[int] = []
+    while True:
+        context.check()
+        index_id = context.commit(lambda c: retention.drop_retired_index(c, older_than_s))
+        if index_id is None:
+            return dropped
+        dropped.append(index_id)
+
+
+def _forget_jobs(context: ShardContext[Resources]) -> tuple[list[int], int]:
+    """The jobs that went, and how many others of their age were kept."""
+    if not context.settings.keep_jobs_days:
+        return [], 0
+    older_than_s = context.settings.keep_jobs_days * _DAY_S
+    gone = []
+    for job_id in context.read(lambda c: retention.forgettable_jobs(c, older_than_s)):
+        context.check()
+        if context.commit(lambda c, job_id=job_id: retention.forget_job(c, job_id, older_than_s)):  # type: ignore[misc]
+            context.resources.objects.remove_prefix(f"jobs/{job_id}/")
+            gone.append(job_id)
+    return gone, context.read(lambda c: retention.count_needed_jobs(c, older_than_s))

@@ -1,0 +1,1 @@
+"""Embedding an archive's images again, while questions are answered."""

@@ -1,0 +1,1 @@
+"""Result files, reports and the outbox."""

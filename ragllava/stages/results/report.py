@@ -1,0 +1,208 @@
+"""The report of a job: one HTML file that opens anywhere, with its pictures inside and nothing fetched from outside.
+
+Each picture is embedded once, as a CSS class, however many questions rest on it; so the page is whole with scripts
+off, and the script only filters. A strict Content-Security-Policy names the page's own styles and script by hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ragllava.records import AnswerStatus, Candidate
+from ragllava.stages.results.results import ResultRow, written_whole
+
+MAX_CARDS = 2_000
+MAX_BARS = 50  # of candidates on a card
+
+_STATUS_NAMES = {
+    AnswerStatus.ANSWERED: "answered",
+    AnswerStatus.NO_EVIDENCE: "no evidence",
+    AnswerStatus.FAILED: "failed",
+    AnswerStatus.DEAD: "dead",
+    AnswerStatus.CANCELLED: "cancelled",
+}
+# Controls, and what reorders the text around it: an archive's captions are nobody's promise.
+_INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A measured share in [0, 1], such as the accuracy of the answers; `note` says what it is a share of."""
+
+    name: str
+    value: float
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportSummary:
+    """What stands above the cards. `by_status` counts all questions of the job, shown as cards or not.
+
+    `models` is ModelStamp.as_json(). `refresh` says what a refresh asked again, None for other jobs. `all_results` is
+    the command that writes the results of all questions; it is shown when the report leaves some out.
+    """
+
+    archive: str
+    by_status: Mapping[AnswerStatus, int]
+    images: int | None = None
+    seconds: float | None = None
+    finished_at: datetime | None = None
+    models: Mapping[str, Any] | None = None
+    figures: tuple[Figure, ...] = ()
+    refresh: str | None = None
+    all_results: str = "ragllava results"
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRow:
+    """A result, and what is known to be right: the answer, whether ours is, and the sources that hold it."""
+
+    result: ResultRow
+    expected: str | None = None
+    correct: bool | None = None
+    relevant_sources: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """An embedded picture: its CSS class, its data: URI, its size in pixels."""
+
+    css_class: str
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A candidate on a card. `clip_place` and `place` count from 1: before and after the reranker."""
+
+    candidate: Candidate
+    clip_place: int
+    place: int
+    relevant: bool
+    picture: _Picture | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    row: ReportRow
+    threshold: float | None
+    by_clip: list[Candidate]
+    evidence: list[_Shown]
+    dropped: list[_Shown]
+    dropped_count: int
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    summary: ReportSummary,
+    rows: Iterable[ReportRow],
+    thumbnail: Callable[[str], bytes | None],
+) -> int:
+    """Write the report and return how many questions it shows: the first MAX_CARDS of `rows`; no more are read.
+
+    `thumbnail` gives, for an image's sha256, a small JPEG or PNG (256 px a side will do), or None when there is none;
+    it is asked once for each image that is evidence. Raises UsageError when the file cannot be written there.
+    """
+    pictures: dict[str, _Picture | None] = {}
+
+    def picture_of(sha256: str) -> _Picture | None:
+        if sha256 not in pictures:
+            pictures[sha256] = _embedded(thumbnail(sha256), f"p{len(pictures)}")
+        return pictures[sha256]
+
+    cards = [_card(row, summary, picture_of) for row in islice(rows, MAX_CARDS)]
+    total = sum(summary.by_status.values())
+    context = {
+        "title": title,
+        "summary": summary,
+        "total": total,
+        "left_out": max(0, total - len(cards)),
+        "cards": cards,
+        "pictures": [picture for picture in pictures.values() if picture],
+        "statuses": list(_STATUS_NAMES),
+        "judged": any(card.row.correct is not None for card in cards),
+    }
+    with written_whole(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(_environment().get_template("report.html.j2").generate(context))
+    return len(cards)
+
+
+def _embedded(content: bytes | None, css_class: str) -> _Picture | None:
+    from PIL import Image
+
+    if content is None:
+        return None
+    with Image.open(io.BytesIO(content)) as image:
+        kind, (width, height) = Image.MIME[str(image.format)], image.size
+    uri = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return _Picture(css_class, uri, width, height)
+
+
+def _card(row: ReportRow, summary: ReportSummary, picture_of: Callable[[str], _Picture | None]) -> _Card:
+    result = row.result
+    models = result.models or summary.models or {}
+    by_relevance = sorted(result.candidates, key=lambda candidate: (-candidate.relevance, candidate.clip_rank))
+
+    def shown(candidate: Candidate, place: int) -> _Shown:
+        image = candidate.image
+        picture = picture_of(image.sha256) if candidate.evidence_no is not None else None
+        return _Shown(candidate, candidate.clip_rank + 1, place, image.source in row.relevant_sources, picture)
+
+    everything = [shown(candidate, place) for place, candidate in enumerate(by_relevance, start=1)]
+    evidence = [one for one in everything if one.candidate.evidence_no is not None]
+    evidence.sort(key=lambda one: one.candidate.evidence_no or 0)
+    dropped = [one for one in everything if one.candidate.evidence_no is None]
+    return _Card(
+        row=row,
+        threshold=models.get("threshold"),
+        by_clip=sorted(result.candidates, key=lambda candidate: candidate.clip_rank)[:MAX_BARS],
+        evidence=evidence,
+        dropped=dropped[:MAX_BARS],
+        dropped_count=len(dropped),
+    )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
+    )
+    environment.filters |= {
+        "duration": _duration,
+        "percent": lambda share: f"{share:.0%}" if share in (0, 1) else f"{share:.1%}",
+        "status_name": _STATUS_NAMES.__getitem__,
+        "csp_hash": lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode(),
+    }
+    return environment
+
+
+def _printable(value: Any) -> Any:
+    """Every text that the template prints passes here: what cannot be seen becomes U+FFFD."""
+    return _INVISIBLE.sub("\ufffd", value) if type(value) is str else value
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
