@@ -302,7 +302,7 @@ class Lesson:
 
 def is_kept_out(file_name: str) -> bool:
     """Whether no feedback speaks of this postcard."""
-    from ragllava.training.datasets import is_held_out
+    from ragllava.training.data.datasets import is_held_out
 
     return is_held_out(file_name, _KEPT_OUT_SHARE)
 
@@ -311,8 +311,8 @@ def _split(
     questions: Sequence[KnownQuestion], written: WrittenArchive, share: float
 ) -> tuple[list[KnownQuestion], list[KnownQuestion]]:
     """(those that a training learns from, those that it is judged by), as the train job splits them."""
-    from ragllava.training.datasets import is_judging
-    from ragllava.training.snapshot import FEWEST_IMAGES
+    from ragllava.training.data.datasets import is_judging
+    from ragllava.training.data.snapshot import FEWEST_IMAGES
 
     by_image = len({name for known in questions for name in known.relevant}) >= FEWEST_IMAGES
 

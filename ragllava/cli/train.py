@@ -13,7 +13,7 @@ import click
 
 from ragllava.cli.options import NumberRange, connected, json_option, print_json, print_table
 from ragllava.errors import UsageError
-from ragllava.training.presets import PRESETS, TrainingSettings
+from ragllava.training.finetune.presets import PRESETS, TrainingSettings
 
 if TYPE_CHECKING:
     from ragllava.client import Client

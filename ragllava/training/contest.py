@@ -22,7 +22,8 @@ from ragllava.stages.resources import Resources
 from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import registry
 from ragllava.stores.learning.registry import ModelVersion
-from ragllava.training.batches import PictureOpener
+from ragllava.training.data.snapshot import Snapshot
+from ragllava.training.finetune.batches import PictureOpener
 from ragllava.training.gate import GateReport, decide
 from ragllava.training.judge import (
     WITH_CAPTIONS,
@@ -32,7 +33,6 @@ from ragllava.training.judge import (
     judge_generator,
     judge_reranker,
 )
-from ragllava.training.snapshot import Snapshot
 
 Scores = RerankerScores | GeneratorScores
 

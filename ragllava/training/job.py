@@ -33,18 +33,18 @@ from ragllava.stages.resources import Resources
 from ragllava.stores.jobs import outcomes
 from ragllava.stores.learning import noisy, registry, trainings
 from ragllava.stores.learning.registry import AdapterVersion, ModelVersion
-from ragllava.training.checkpoints import clear_old, hash_files
 from ragllava.training.contest import Contest, ContestRules, hold_contest
-from ragllava.training.datasets import question_key
+from ragllava.training.data.datasets import question_key
+from ragllava.training.data.snapshot import Snapshot, read_snapshot, write_snapshot
+from ragllava.training.finetune.checkpoints import clear_old, hash_files
 from ragllava.training.remote import download_folder, restore_checkpoint, store_checkpoint, upload_folder
 from ragllava.training.request import TrainingRequest, plan_training
-from ragllava.training.snapshot import Snapshot, read_snapshot, write_snapshot
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ragllava.training.finetune import FinetuneConfig
-    from ragllava.training.report import TrainingReport
+    from ragllava.training.finetune.report import TrainingReport
+    from ragllava.training.finetune.run import FinetuneConfig
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def take_snapshot(course: Course) -> Snapshot:
 
 def learn(course: Course, snapshot: Snapshot) -> TrainingReport:
     """Train an adapter, from the latest checkpoint that is on this machine or in the object store."""
-    from ragllava.training.finetune import FinetuneConfig
+    from ragllava.training.finetune.run import FinetuneConfig
 
     course.enter("training")
     most = course.context.settings.max_answer_tokens
@@ -222,7 +222,7 @@ def _clear_this_machine(course: Course) -> None:
 def _train_here(course: Course, config: FinetuneConfig, snapshot: Snapshot) -> TrainingReport:
     from ragllava.models.device import plan_device
     from ragllava.models.mllm import load_mllm
-    from ragllava.training.finetune import train
+    from ragllava.training.finetune.run import train
 
     settings = course.context.settings
     mllm = load_mllm(course.profile, plan_device(settings), settings)
@@ -237,7 +237,7 @@ def _train_here(course: Course, config: FinetuneConfig, snapshot: Snapshot) -> T
 
 
 def _train_in_processes(course: Course, config: FinetuneConfig, snapshot: Snapshot) -> TrainingReport:
-    from ragllava.training.launch import train_in_processes
+    from ragllava.training.finetune.launch import train_in_processes
 
     objects = course.context.resources.objects
 

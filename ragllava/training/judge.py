@@ -23,12 +23,12 @@ from ragllava.models.bundle import ModelBundle
 from ragllava.models.generator import AnswerRequest
 from ragllava.models.reranker import Pair
 from ragllava.settings import Settings
-from ragllava.training.datasets import DatasetOptions, LabelledQuestion, merge_questions, question_key
-from ragllava.training.examples import Evidence
+from ragllava.training.data.datasets import DatasetOptions, LabelledQuestion, merge_questions, question_key
+from ragllava.training.data.examples import Evidence
 
 if TYPE_CHECKING:
     from ragllava.evaluation.pools import Progress
-    from ragllava.training.batches import PictureOpener
+    from ragllava.training.finetune.batches import PictureOpener
 
 WITH_CAPTIONS = "with captions"
 LABELLED_IMAGES = "from the labelled images"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ragllava.errors import ObjectCorrupt
 from ragllava.stores.objects import ObjectStore
-from ragllava.training.checkpoints import MANIFEST, read_checkpoint
+from ragllava.training.finetune.checkpoints import MANIFEST, read_checkpoint
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 

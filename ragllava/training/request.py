@@ -18,10 +18,10 @@ from ragllava.settings import Settings
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import trainings
-from ragllava.training.datasets import DatasetOptions
+from ragllava.training.data.datasets import DatasetOptions
+from ragllava.training.data.snapshot import Snapshot, SnapshotRules, collect
+from ragllava.training.finetune.presets import ChosenSettings, accumulation_steps, choose_settings
 from ragllava.training.gate import GateRules
-from ragllava.training.presets import ChosenSettings, accumulation_steps, choose_settings
-from ragllava.training.snapshot import Snapshot, SnapshotRules, collect
 from ragllava.training.unseen import leave_out_known
 
 _PRESET_OF_PROFILE = {"mini": "mini", "paper": "llava-1.5-13b"}

@@ -19,9 +19,9 @@ from ragllava.models.profiles import get_profile
 from ragllava.settings import Settings
 from ragllava.stores.learning import registry
 from ragllava.stores.objects import ObjectStore
-from ragllava.training.datasets import question_key
+from ragllava.training.data.datasets import question_key
+from ragllava.training.data.snapshot import Snapshot, read_snapshot
 from ragllava.training.remote import download_folder
-from ragllava.training.snapshot import Snapshot, read_snapshot
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.records import Role
 from ragllava.stores.learning import registry
 from ragllava.stores.learning.registry import AdapterVersion, BaseVersion
+from ragllava.training.finetune.report import StepRecord, TrainingReport
 from ragllava.training.gate import ConditionFigures, GateReport, GateRules
-from ragllava.training.report import StepRecord, TrainingReport
 from tests.support.run_command import Run
 
 BASE = "mini-llava@11111111"

@@ -21,11 +21,18 @@ from ragllava.stores.jobs import answers
 from ragllava.stores.learning import labels, registry
 from ragllava.stores.learning.registry import AdapterVersion
 from ragllava.stores.objects import ObjectStore
-from ragllava.training.datasets import DatasetOptions, is_held_out
-from ragllava.training.examples import RankExample
+from ragllava.training.data.datasets import DatasetOptions, is_held_out
+from ragllava.training.data.examples import RankExample
+from ragllava.training.data.snapshot import (
+    FEWEST_IMAGES,
+    ArchiveShare,
+    Snapshot,
+    SnapshotRules,
+    collect,
+    write_snapshot,
+)
 from ragllava.training.remote import upload_folder
 from ragllava.training.request import TrainingPlan, TrainingRequest, plan_training
-from ragllava.training.snapshot import FEWEST_IMAGES, ArchiveShare, Snapshot, SnapshotRules, collect, write_snapshot
 from tests.support.run_command import Run
 
 HELD_OUT, CALIBRATION = 0.25, 0.15

@@ -14,7 +14,7 @@ from ragllava.cli.main import cli
 from ragllava.jobs.states import JobState
 from ragllava.records import Label, Role, Verdict
 from ragllava.stores.learning import labels
-from ragllava.training.trainer import LoraTrainer
+from ragllava.training.finetune.trainer import LoraTrainer
 from tests.conftest import environment_of
 from tests.support.training_workshop import FEW_STEPS, NO_STEPS, classroom, request, run, train_bench, versions
 from tests.support.workshop import Workshop

@@ -8,10 +8,10 @@ from typing import Any
 from PIL import Image
 
 from ragllava.records import Role
-from ragllava.training.examples import AnswerExample, Example, RankExample
-from ragllava.training.finetune import FinetuneConfig
-from ragllava.training.presets import choose_settings
-from ragllava.training.report import TrainingReport
+from ragllava.training.data.examples import AnswerExample, Example, RankExample
+from ragllava.training.finetune.presets import choose_settings
+from ragllava.training.finetune.report import TrainingReport
+from ragllava.training.finetune.run import FinetuneConfig
 from tests.support.tiny_checkpoints import noise_pictures
 
 PICTURES = noise_pictures()

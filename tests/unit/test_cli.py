@@ -25,7 +25,7 @@ from ragllava.jobs.control import JobView
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind, Progress
 from ragllava.settings import Settings
-from ragllava.training.presets import PRESETS, TrainingSettings
+from ragllava.training.finetune.presets import PRESETS, TrainingSettings
 from tests.support.run_command import Run, runner
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragllava.records import Role
-from ragllava.training.curves import Panel, draw_panels, nice_ticks
-from ragllava.training.report import StepRecord, TrainingReport, smoothed
+from ragllava.training.finetune.curves import Panel, draw_panels, nice_ticks
+from ragllava.training.finetune.report import StepRecord, TrainingReport, smoothed
 
 SVG = "{http://www.w3.org/2000/svg}"
 

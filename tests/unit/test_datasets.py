@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ragllava.errors import UsageError
 from ragllava.records import Role
-from ragllava.training.datasets import (
+from ragllava.training.data.datasets import (
     DatasetOptions,
     LabelledQuestion,
     Retrieved,
@@ -25,7 +25,7 @@ from ragllava.training.datasets import (
     snapshot_id,
     write_dataset,
 )
-from ragllava.training.examples import AnswerExample, Evidence, RankExample
+from ragllava.training.data.examples import AnswerExample, Evidence, RankExample
 
 
 def question(number: int, *, relevant: tuple[str, ...] = ("a",), found: str = "abcdefgh") -> LabelledQuestion:

@@ -18,8 +18,7 @@ import pytest
 
 from ragllava.errors import TrainingFailed, UsageError
 from ragllava.records import Role
-from ragllava.training.checkpoints import MANIFEST, last_checkpoint
-from ragllava.training.datasets import (
+from ragllava.training.data.datasets import (
     DatasetOptions,
     LabelledQuestion,
     Retrieved,
@@ -28,11 +27,12 @@ from ragllava.training.datasets import (
     read_dataset,
     write_dataset,
 )
-from ragllava.training.examples import Evidence
-from ragllava.training.finetune import Failure, FinetuneConfig, main, read_failure, train
-from ragllava.training.launch import last_words, train_in_processes
-from ragllava.training.presets import choose_settings
-from ragllava.training.report import TrainingReport, read_report
+from ragllava.training.data.examples import Evidence
+from ragllava.training.finetune.checkpoints import MANIFEST, last_checkpoint
+from ragllava.training.finetune.launch import last_words, train_in_processes
+from ragllava.training.finetune.presets import choose_settings
+from ragllava.training.finetune.report import TrainingReport, read_report
+from ragllava.training.finetune.run import Failure, FinetuneConfig, main, read_failure, train
 from tests.support.tiny_checkpoints import load_folder, save_family
 from tests.support.toy_training import PICTURES, SMALL, losses, open_picture
 
@@ -105,7 +105,7 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path: Path) -> None:
     run_file = prepare_run(
         tmp_path, Role.GENERATOR, max_steps=20, steps_per_checkpoint=4, dropout=0.1, token_weighting=True
     )
-    command = ["-m", "ragllava.training.finetune", str(run_file)]
+    command = ["-m", "ragllava.training.finetune.run", str(run_file)]
     result, work = tmp_path / "tuned", tmp_path / "tuned.work"
     with started(command, tmp_path / "home") as process:
         wait_until((work / "checkpoint-8" / MANIFEST).exists, process)
@@ -138,7 +138,7 @@ def test_two_processes_do_as_one(tmp_path: Path) -> None:
         port = str(free.getsockname()[1])
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", port]
     command = [*launcher, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    with started([*command, "-m", "ragllava.training.finetune", str(run_file)], tmp_path / "home") as process:
+    with started([*command, "-m", "ragllava.training.finetune.run", str(run_file)], tmp_path / "home") as process:
         code = process.wait(PROCESS_DEADLINE_S)
     words = Path(f"{tmp_path / 'home'}.log").read_text()
     assert code == 0, words

@@ -21,8 +21,8 @@ from ragllava.models.reranker import Pair, Relevance, Reranker
 from ragllava.records import Candidate, StoredImage
 from ragllava.settings import Settings
 from ragllava.stages.answer.stage import select_evidence
-from ragllava.training.datasets import LabelledQuestion, Retrieved
-from ragllava.training.examples import Evidence
+from ragllava.training.data.datasets import LabelledQuestion, Retrieved
+from ragllava.training.data.examples import Evidence
 from ragllava.training.gate import decide
 from ragllava.training.judge import (
     LABELLED_IMAGES,

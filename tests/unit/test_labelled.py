@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 from ragllava.records import Candidate, Label, Role, StoredImage, Verdict
 from ragllava.stores.learning.labels import LabelledRow
-from ragllava.training.datasets import Retrieved
-from ragllava.training.examples import Evidence
-from ragllava.training.labelled import labelled_questions, usable_for
+from ragllava.training.data.datasets import Retrieved
+from ragllava.training.data.examples import Evidence
+from ragllava.training.data.labelled import labelled_questions, usable_for
 
 
 def image(number: int) -> StoredImage:

@@ -18,10 +18,10 @@ from ragllava.models.generator import AnswerRequest, Generator
 from ragllava.models.mllm import Mllm
 from ragllava.models.reranker import Pair, Reranker
 from ragllava.prompts import answer_prompt
-from ragllava.training.batches import AnswerTokens, Batch, BatchMaker, append_answers
-from ragllava.training.examples import AnswerExample, RankExample
-from ragllava.training.losses import answer_logits, noise_weighted_loss, noised, plain_loss
-from ragllava.training.noise import IGNORED_LABEL
+from ragllava.training.data.examples import AnswerExample, RankExample
+from ragllava.training.finetune.batches import AnswerTokens, Batch, BatchMaker, append_answers
+from ragllava.training.finetune.losses import answer_logits, noise_weighted_loss, noised, plain_loss
+from ragllava.training.finetune.noise import IGNORED_LABEL
 from tests.support.tiny_checkpoints import FAMILIES, load_family, noise_pictures
 
 TOLERANCE = 1e-4

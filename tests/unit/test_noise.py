@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from ragllava.training.examples import AnswerExample, Evidence, inject_wrong_image
-from ragllava.training.noise import (
+from ragllava.training.data.examples import AnswerExample, Evidence, inject_wrong_image
+from ragllava.training.finetune.noise import (
     IGNORED_LABEL,
     diffuse,
     noise_schedule,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ragllava.errors import SettingsError
-from ragllava.training.presets import accumulation_steps, choose_settings
+from ragllava.training.finetune.presets import accumulation_steps, choose_settings
 
 
 @pytest.mark.parametrize(

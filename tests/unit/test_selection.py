@@ -13,12 +13,12 @@ from ragllava.errors import ScoreRejected, ShardInterrupted, UsageError
 from ragllava.models.fitting import Prompt
 from ragllava.models.mllm import Mllm, ModelInputs
 from ragllava.records import Role
-from ragllava.training import selection
-from ragllava.training.batches import BatchMaker, answer_of
-from ragllava.training.examples import AnswerExample, Example, RankExample
-from ragllava.training.finetune import train
-from ragllava.training.report import LeftOut, read_report
-from ragllava.training.selection import NO_ROOM, NO_TOKENS, Selection, with_answers_to_learn, with_room
+from ragllava.training.data.examples import AnswerExample, Example, RankExample
+from ragllava.training.finetune import selection
+from ragllava.training.finetune.batches import BatchMaker, answer_of
+from ragllava.training.finetune.report import LeftOut, read_report
+from ragllava.training.finetune.run import train
+from ragllava.training.finetune.selection import NO_ROOM, NO_TOKENS, Selection, with_answers_to_learn, with_room
 from tests.support.tiny_checkpoints import FAMILIES, load_family
 from tests.support.toy_training import configured, examples_for, open_picture
 

@@ -16,7 +16,7 @@ from ragllava.evaluation.wrong_evidence import ShownEvidence, with_added_wrong, 
 from ragllava.lab.ablation.table import ADDED
 from ragllava.models.retriever import Retriever
 from ragllava.postcards.archive import KnownQuestion, PostcardArchive, draw_archive
-from ragllava.training.examples import AnswerExample, Evidence, inject_wrong_image
+from ragllava.training.data.examples import AnswerExample, Evidence, inject_wrong_image
 
 TOP_K = 20  # candidates of a question (METHOD 1)
 WRONG_SHARES = (0.0, 0.2, 0.5)

@@ -27,7 +27,7 @@ from ragllava.lab.mini_recipe.loop import Lesson, Pace, train
 from ragllava.lab.mini_recipe.packing import Packer
 from ragllava.lab.mini_recipe.pool import draw_pool
 from ragllava.postcards.questions import TWO_IMAGE_TYPES
-from ragllava.training.checkpoints import hash_files, write_whole
+from ragllava.training.finetune.checkpoints import hash_files, write_whole
 
 log = logging.getLogger(__name__)
 

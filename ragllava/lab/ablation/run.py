@@ -32,8 +32,8 @@ from ragllava.models.mllm import Mllm, load_mllm
 from ragllava.models.profiles import find_model
 from ragllava.records import Role
 from ragllava.settings import Settings
-from ragllava.training.finetune import FinetuneConfig, train
-from ragllava.training.presets import choose_settings
+from ragllava.training.finetune.presets import choose_settings
+from ragllava.training.finetune.run import FinetuneConfig, train
 
 _PRESET = "mini"
 _LEARNING_RATE = 2e-3  # of all arms; twice the preset's, as to choose between pictures is learned slowly

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ragllava.training.curves import Panel, draw_panels
+from ragllava.training.finetune.curves import Panel, draw_panels
 
 log = logging.getLogger(__name__)
 

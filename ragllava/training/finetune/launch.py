@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ragllava.errors import RagllavaError, TrainingFailed, UsageError
-from ragllava.training.checkpoints import read_checkpoint
-from ragllava.training.datasets import Dataset, write_dataset
-from ragllava.training.finetune import FinetuneConfig, failure_file, read_failure
-from ragllava.training.report import TrainingReport, read_report
-from ragllava.training.trainer import CheckpointHook, StepHook
+from ragllava.training.data.datasets import Dataset, write_dataset
+from ragllava.training.finetune.checkpoints import read_checkpoint
+from ragllava.training.finetune.report import TrainingReport, read_report
+from ragllava.training.finetune.run import FinetuneConfig, failure_file, read_failure
+from ragllava.training.finetune.trainer import CheckpointHook, StepHook
 
 _LOOK_S = 1.0
 _GRACE_S = 20.0
@@ -122,7 +122,7 @@ def _command(run_file: Path, processes: int) -> list[str]:
         port = str(free.getsockname()[1])
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     alone = ["--main_process_port", port, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [*launcher, *alone, "-m", "ragllava.training.finetune", str(run_file)]
+    return [*launcher, *alone, "-m", "ragllava.training.finetune.run", str(run_file)]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from ragllava.errors import ScoreRejected, UsageError
 from ragllava.models.fitting import Prompt
 from ragllava.models.mllm import Mllm
-from ragllava.training.batches import AnswerTokens, BatchMaker, PictureOpener, answer_of, images_of
-from ragllava.training.examples import AnswerExample, Example
-from ragllava.training.report import LeftOut
+from ragllava.training.data.examples import AnswerExample, Example
+from ragllava.training.finetune.batches import AnswerTokens, BatchMaker, PictureOpener, answer_of, images_of
+from ragllava.training.finetune.report import LeftOut
 
 log = logging.getLogger(__name__)
 

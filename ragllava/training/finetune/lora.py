@@ -16,7 +16,7 @@ from torch import nn
 from ragllava.errors import ModelUnavailable
 from ragllava.models.checks import ADAPTER_KEYS
 from ragllava.models.mllm import Mllm
-from ragllava.training.presets import TrainingSettings
+from ragllava.training.finetune.presets import TrainingSettings
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

@@ -14,10 +14,10 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from ragllava.errors import ShardInterrupted, UsageError
-from ragllava.training.batches import Batch
-from ragllava.training.checkpoints import Checkpoint, last_checkpoint, seal_checkpoint
-from ragllava.training.losses import noise_weighted_loss, plain_loss
-from ragllava.training.presets import TrainingSettings
+from ragllava.training.finetune.batches import Batch
+from ragllava.training.finetune.checkpoints import Checkpoint, last_checkpoint, seal_checkpoint
+from ragllava.training.finetune.losses import noise_weighted_loss, plain_loss
+from ragllava.training.finetune.presets import TrainingSettings
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ragllava.training.batches import Batch
-from ragllava.training.noise import IGNORED_LABEL, diffuse, token_weights, weighted_loss
+from ragllava.training.finetune.batches import Batch
+from ragllava.training.finetune.noise import IGNORED_LABEL, diffuse, token_weights, weighted_loss
 
 _TILE_DIMENSIONS = 5  # (B, tiles, channels, height, width): rows with fewer tiles end in empty ones
 

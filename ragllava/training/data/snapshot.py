@@ -22,8 +22,7 @@ from ragllava.records import Role
 from ragllava.stores.archives import archive
 from ragllava.stores.learning import labels
 from ragllava.stores.learning.labels import LabelledRow
-from ragllava.training.checkpoints import MANIFEST, hash_files, write_whole
-from ragllava.training.datasets import (
+from ragllava.training.data.datasets import (
     Dataset,
     DatasetOptions,
     LabelledQuestion,
@@ -37,8 +36,9 @@ from ragllava.training.datasets import (
     snapshot_id,
     write_dataset,
 )
-from ragllava.training.examples import Evidence, Example
-from ragllava.training.labelled import labelled_questions, usable_for
+from ragllava.training.data.examples import Evidence, Example
+from ragllava.training.data.labelled import labelled_questions, usable_for
+from ragllava.training.finetune.checkpoints import MANIFEST, hash_files, write_whole
 
 FEWEST_IMAGES = 24  # labelled relevant in the archives of a training, so that some are on every side
 _JUDGED_FILE = "judged.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ragllava.records import Role
-from ragllava.training.curves import Panel, Points, draw_panels
+from ragllava.training.finetune.curves import Panel, Points, draw_panels
 
 _REPORT, _CURVES = "report.json", "curves.svg"
 

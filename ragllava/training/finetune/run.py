@@ -1,7 +1,7 @@
 """LoRA fine-tuning of an MLLM for one role, resumable, on one device or several (METHOD 5 and 6).
 
-    python -m ragllava.training.finetune RUN.json
-    accelerate launch --multi_gpu --num_processes 2 -m ragllava.training.finetune RUN.json
+    python -m ragllava.training.finetune.run RUN.json
+    accelerate launch --multi_gpu --num_processes 2 -m ragllava.training.finetune.run RUN.json
 
 (Without GPUs the second starts two processes on the processor; accelerate's own `--cpu` would start only one.)
 Checkpoints lie beside the result, in `<result>.work`; the result appears whole, by a rename. A training that was
@@ -36,26 +36,26 @@ from ragllava.models.mllm import Mllm, load_mllm
 from ragllava.models.profiles import get_profile
 from ragllava.records import Role
 from ragllava.settings import load_settings
-from ragllava.training.batches import BatchMaker, PictureOpener
-from ragllava.training.checkpoints import (
+from ragllava.training.data.datasets import read_dataset, snapshot_id
+from ragllava.training.data.examples import Example, RankExample
+from ragllava.training.finetune.batches import BatchMaker, PictureOpener
+from ragllava.training.finetune.checkpoints import (
     MANIFEST,
     Checkpoint,
     hash_files,
     last_checkpoint,
     write_whole,
 )
-from ragllava.training.datasets import read_dataset, snapshot_id
-from ragllava.training.examples import Example, RankExample
-from ragllava.training.lora import save_adapter, trainable_lora
-from ragllava.training.presets import (
+from ragllava.training.finetune.lora import save_adapter, trainable_lora
+from ragllava.training.finetune.presets import (
     THRIFT_SETTINGS,
     ChosenSettings,
     accumulation_steps,
     choose_settings,
 )
-from ragllava.training.report import StepRecord, TrainingReport, read_report, write_report
-from ragllava.training.selection import Selection, with_answers_to_learn, with_room
-from ragllava.training.trainer import CheckpointHook, EachStep, LoraTrainer, Seal, StepHook
+from ragllava.training.finetune.report import StepRecord, TrainingReport, read_report, write_report
+from ragllava.training.finetune.selection import Selection, with_answers_to_learn, with_room
+from ragllava.training.finetune.trainer import CheckpointHook, EachStep, LoraTrainer, Seal, StepHook
 
 log = logging.getLogger(__name__)
 
@@ -319,7 +319,7 @@ def main(arguments: Sequence[str]) -> int:
     Why it failed, whatever it was, stands in the `failure_file` as well; of several processes, what failed first.
     """
     if len(arguments) != 1:
-        log.error("usage: python -m ragllava.training.finetune RUN.json")
+        log.error("usage: python -m ragllava.training.finetune.run RUN.json")
         return 2
     path = Path(arguments[0])
     try:

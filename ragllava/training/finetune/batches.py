@@ -20,8 +20,8 @@ from ragllava.errors import ModelUnavailable, ScoreRejected, UsageError
 from ragllava.models.fitting import ControlTokens, Prompt
 from ragllava.models.mllm import Mllm
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
-from ragllava.training.examples import AnswerExample, Example, RankExample
-from ragllava.training.noise import IGNORED_LABEL
+from ragllava.training.data.examples import AnswerExample, Example, RankExample
+from ragllava.training.finetune.noise import IGNORED_LABEL
 
 PictureOpener = Callable[[str], Image.Image]  # from an example's `image` to the picture, upright and RGB
 Batch = dict[str, Any]

@@ -16,7 +16,7 @@ from typing import Any
 
 from ragllava.errors import UsageError
 from ragllava.records import Role
-from ragllava.training.examples import AnswerExample, Evidence, Example, RankExample, inject_wrong_image
+from ragllava.training.data.examples import AnswerExample, Evidence, Example, RankExample, inject_wrong_image
 
 LABELLED = "labelled"
 _EXAMPLES_FILE = "examples.jsonl"

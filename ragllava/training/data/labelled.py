@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ragllava.records import Role, StoredImage
 from ragllava.stores.learning.labels import LabelledRow
-from ragllava.training.datasets import LabelledQuestion, Retrieved
-from ragllava.training.examples import Evidence
+from ragllava.training.data.datasets import LabelledQuestion, Retrieved
+from ragllava.training.data.examples import Evidence
 
 
 def labelled_questions(rows: Sequence[LabelledRow], images: Mapping[int, StoredImage]) -> list[LabelledQuestion]:

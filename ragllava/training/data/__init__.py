@@ -1,0 +1,1 @@
+"""Examples to train on: labelled questions, hard negatives, frozen snapshots. Loads no torch."""

@@ -1,0 +1,1 @@
+"""LoRA fine-tuning of a multimodal LLM."""
