@@ -14,7 +14,11 @@ from ragllava.errors import InvalidInput, RagllavaError
 
 # name -> (module, attribute, one line for --help). The modules are loaded when their command is called.
 COMMANDS = {
-    "demo": ("ragllava.cli.demo", "demo", "the whole way on a sample archive: services, pictures, answers, report"),
+    "demo": (
+        "ragllava.cli.demo.command",
+        "demo",
+        "the whole way on a sample archive: services, pictures, answers, report",
+    ),
     "up": ("ragllava.cli.operate", "up", "start the embedded services and the workers; Ctrl-C stops them"),
     "down": ("ragllava.cli.operate", "down", "stop what `up` started"),
     "status": ("ragllava.cli.operate", "status", "show services, workers and open jobs"),

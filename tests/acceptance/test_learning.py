@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ragllava.cli import demo_learn
-from ragllava.cli.demo_run import Demo
+from ragllava.cli.demo import learn
+from ragllava.cli.demo.run import Demo
 from ragllava.client import Client
 from ragllava.errors import UsageError
 from ragllava.postcards.archive import draw_archive
@@ -41,14 +41,14 @@ def school(quick_settings: Settings, tmp_path: Path) -> Iterator[Cluster]:
 def test_the_lesson_goes_through_the_queue_from_first_answer_to_last(
     school: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo_learn, "_RERANKER_SETTINGS", TOO_SHORT)
-    monkeypatch.setattr(demo_learn, "_GENERATOR_SETTINGS", TOO_SHORT)
-    monkeypatch.setattr(demo_learn, "_CANDIDATE_SHARE", 0.05)
+    monkeypatch.setattr(learn, "_RERANKER_SETTINGS", TOO_SHORT)
+    monkeypatch.setattr(learn, "_GENERATOR_SETTINGS", TOO_SHORT)
+    monkeypatch.setattr(learn, "_CANDIDATE_SHARE", 0.05)
     for name, queue in (("ingest", "ingest"), ("answer", "query"), ("train", "train"), ("maint", "maint")):
         school.start(name, queue, beat=name == "maint")
     school.wait_ready("ingest", "answer", "train")
 
-    result = demo_learn.learn_from_mistakes(school.client, Demo(Console(), seed=3, images=60, questions=170))
+    result = learn.learn_from_mistakes(school.client, Demo(Console(), seed=3, images=60, questions=170))
 
     for side in result["archives"].values():
         assert side["before"]["questions"] == side["after"]["questions"] == side["held_out"] > 20
@@ -67,7 +67,7 @@ def test_the_lesson_goes_through_the_queue_from_first_answer_to_last(
 
 def test_too_few_questions_are_refused_before_any_work(school: Cluster) -> None:
     with pytest.raises(UsageError, match="ask more, by --questions"):
-        demo_learn.learn_from_mistakes(school.client, Demo(Console(), seed=3, images=60, questions=40))
+        learn.learn_from_mistakes(school.client, Demo(Console(), seed=3, images=60, questions=40))
     assert school.client.jobs() == []
 
 
@@ -76,7 +76,7 @@ def check_labels(client: Client) -> None:
     asked: dict[World, int] = {"home": 340, "shifted": 170}
     for world, questions in asked.items():
         side_name = f"{world}-postcards-3-60-{questions}"
-        drawn = draw_archive(3, 60, questions, world=world, side=demo_learn.is_kept_out)
+        drawn = draw_archive(3, 60, questions, world=world, side=learn.is_kept_out)
         known = {q.text: q for q in drawn.questions}
         with client.engine.connect() as connection:
             archive_id = get_archive(connection, side_name).archive_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ragllava.cli.demo_learn import Compared
+from ragllava.cli.demo.learn import Compared
 from ragllava.evaluation.metrics import GroupFigures, JobFigures
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragllava.cli.demo_run import Demo, installed_versions, with_candidates
+from ragllava.cli.demo.run import Demo, installed_versions, with_candidates
 from ragllava.errors import RagllavaError, UsageError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.demo_learn import HOME_QUESTIONS, learn_from_mistakes
-from ragllava.cli.demo_run import Demo
+from ragllava.cli.demo.learn import HOME_QUESTIONS, learn_from_mistakes
+from ragllava.cli.demo.run import Demo
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""`ragllava demo`: end to end on the postcards archive."""
