@@ -336,3 +336,13 @@ class Progress:
     def done(self) -> int:
         """Inputs with a final outcome."""
         return sum(self.by_status.values())
+
+
+@dataclass(frozen=True, slots=True)
+class KnownAnswer:
+    """What is right for one question: its answer and the sources of all pictures that it rests on."""
+
+    custom_id: str
+    answer: str
+    type: str
+    relevant: tuple[str, ...]

@@ -24,7 +24,7 @@ from typing import Any
 
 from ragllava.errors import ObjectMissing, UsageError
 from ragllava.stages.answer.question_files import read_questions
-from ragllava.stages.ingest.submit import Submission, Submitted, as_options, record_refusal, submit_questions
+from ragllava.stages.answer.submit import Submission, Submitted, as_options, record_refusal, submit_questions
 from ragllava.stores.objects import ObjectStore
 from workers.app import app, dispatch_now
 from workers.runtime import runtime

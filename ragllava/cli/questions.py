@@ -47,7 +47,7 @@ def submit(  # noqa: PLR0917 - one argument for each option
 
     from ragllava.cli.progress import inputs, outcome_line, wait_or_leave, warn_without_worker
     from ragllava.client import is_success
-    from ragllava.stages.ingest.submit import Submission
+    from ragllava.stages.answer.submit import Submission
 
     with connected() as client:
         options = as_answer_options(client, top_k, top_n, threshold, bare_prompt)
@@ -101,7 +101,7 @@ def ask(  # noqa: PLR0917 - one argument for each option
     """Ask one question now; it overtakes every bulk job."""
     from ragllava.cli.progress import warn_without_worker
     from ragllava.records import AnswerStatus
-    from ragllava.stages.ingest.submit import Submission
+    from ragllava.stages.answer.submit import Submission
 
     with connected() as client:
         options = as_answer_options(client, top_k, top_n, threshold, bare_prompt)

@@ -8,9 +8,9 @@ from pathlib import Path
 from ragllava.answer_text import exact_match
 from ragllava.cli.progress import refresh_line
 from ragllava.client import Client
-from ragllava.evaluation.metrics import JobFigures, KnownAnswer
+from ragllava.evaluation.metrics import JobFigures
 from ragllava.jobs.control import JobView
-from ragllava.records import AnswerStatus
+from ragllava.records import AnswerStatus, KnownAnswer
 from ragllava.stages.results.report import Figure, ReportRow, ReportSummary, write_report
 from ragllava.stages.results.results import ResultRow
 

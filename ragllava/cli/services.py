@@ -159,7 +159,7 @@ def status(settings: Settings) -> SystemStatus:
     services = service_status(settings)
     local = LocalServices(settings)
     owner = local.owner()
-    workers: list[WorkerView] = []
+    worker_views: list[WorkerView] = []
     jobs: list[JobView] = []
     events: dict[str, int] = {}
     problem = None
@@ -168,7 +168,7 @@ def status(settings: Settings) -> SystemStatus:
         try:
             if migrations.current(settings.require_database()) is None:
                 raise ServiceUnavailable("the database has no tables yet; run `ragllava migrate` or `ragllava up`")
-            workers = in_transaction(engine, workers.list_workers)
+            worker_views = in_transaction(engine, workers.list_workers)
             jobs = in_transaction(engine, lambda connection: control.list_jobs(connection, only_open=True))
             events = in_transaction(engine, _events)
         finally:
@@ -176,7 +176,7 @@ def status(settings: Settings) -> SystemStatus:
     except RagllavaError as error:
         problem = str(error)
     home = str(local.home.root)
-    return SystemStatus(home, owner.pid if owner else None, services, workers, jobs, events, problem)
+    return SystemStatus(home, owner.pid if owner else None, services, worker_views, jobs, events, problem)
 
 
 def _events(connection: Connection) -> dict[str, int]:

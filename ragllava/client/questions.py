@@ -17,7 +17,7 @@ from ragllava.stages.answer.question_files import (
     read_questions,
 )
 from ragllava.stages.answer.refresh import submit_refresh
-from ragllava.stages.ingest.submit import ASK_PRIORITY, Submission, Submitted, submit_questions
+from ragllava.stages.answer.submit import ASK_PRIORITY, Submission, Submitted, submit_questions
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import result_rows
 from ragllava.stages.results.results import ResultRow, write_errors, write_results

@@ -35,7 +35,7 @@ class ReviewClient(JobClient):
         source: str = "person",
         skip_invalid: bool = False,
     ) -> StoredFeedback:
-        """Store what a file (.jsonl, .csv), or records with the same keys, say about answers; see stages/feedback/labels.py.
+        """Store what a file (.jsonl, .csv), or records with the same keys, say about answers.
 
         Raises InvalidInput when a line is invalid and `skip_invalid` is not set; then nothing was stored.
         """

@@ -13,7 +13,7 @@ from typing import Any
 
 from ragllava.answer_text import exact_match, normalise_answer
 from ragllava.errors import UsageError
-from ragllava.records import AnswerStatus
+from ragllava.records import AnswerStatus, KnownAnswer
 
 CLIP_RECALL_DEPTHS = (1, 2, 5, 20)
 RERANKED_RECALL_DEPTHS = (1, 2)
@@ -28,16 +28,6 @@ _SHAPE_WORDS = (
     "diamond pentagon hexagon hexagonal octagon octagonal spiral wave wavy curve flat straight stepped semicircle "
     "bell teardrop flower"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class KnownAnswer:
-    """What is right for one question: its answer and the sources of all pictures that it rests on."""
-
-    custom_id: str
-    answer: str
-    type: str
-    relevant: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from ragllava.answer_text import exact_match, normalise_answer
-from ragllava.evaluation.metrics import KnownAnswer, webqa_score
+from ragllava.evaluation.metrics import webqa_score
 from ragllava.evaluation.paper_table import PaperRow, answers_row, paper_table, ranked_row, threshold_row
 from ragllava.evaluation.runs import Arm
-from ragllava.records import Answer, AnswerStatus
+from ragllava.records import Answer, AnswerStatus, KnownAnswer
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from ragllava.errors import UsageError
-from ragllava.evaluation.metrics import KnownAnswer
+from ragllava.records import KnownAnswer
 
 
 @dataclass(frozen=True, slots=True)

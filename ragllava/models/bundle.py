@@ -49,8 +49,9 @@ class ModelBundle:
     generator share one base in memory, and each may wear an adapter of its own on it. Raises ModelUnavailable or
     SettingsError where a model cannot be loaded.
 
-    Or both compute at an endpoint that has shown by golden pairs that it serves these weights (models/vllm/parity_gate.py). Then
-    ModelUnavailable also means that it does not, and ServiceUnavailable that it does not answer.
+    Or both compute at an endpoint that has shown by golden pairs that it serves these weights
+    (models/vllm/parity_gate.py). Then ModelUnavailable also means that it does not, and ServiceUnavailable that it
+    does not answer.
     """
 
     def __init__(self, settings: Settings, *, serving: bool = False) -> None:

@@ -19,7 +19,6 @@ from typing import Any, get_args
 from PIL import Image
 
 from ragllava.errors import UsageError
-from ragllava.evaluation.metrics import KnownAnswer
 from ragllava.postcards.drawing import Drawing, draw_postcard
 from ragllava.postcards.names import (
     KINDS_OF,
@@ -36,6 +35,7 @@ from ragllava.postcards.names import (
 )
 from ragllava.postcards.questions import TWO_IMAGE_TYPES, QuestionAnswer, ask_about_one, ask_about_two
 from ragllava.postcards.shifted import draw_shifted_postcard
+from ragllava.records import KnownAnswer
 
 _CONFUSABLE_SHARE = 0.35  # of the asked landmarks that get a distractor of the same kind
 _NAMESAKE_SHARE = 0.25  # of those that get one of the same name and city

@@ -25,7 +25,7 @@ from ragllava.models.profiles import RetrieverSource
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import Role
 from ragllava.settings import Settings
-from ragllava.stages.answer.planning import Pace
+from ragllava.stages.pace import AnswerPace
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.learning.registry import BaseVersion
 from ragllava.stores.objects import ObjectStore
@@ -63,9 +63,9 @@ class Resources:
         return DecoderPool(self.settings.decoders or usual_decoders())
 
     @cached_property
-    def pace(self) -> Pace:
+    def pace(self) -> AnswerPace:
         """How fast this process answers."""
-        return Pace()
+        return AnswerPace()
 
     def fetch(self, bucket: str, key: str) -> bytes:
         """The bytes of an object of any bucket, for s3:// uris."""

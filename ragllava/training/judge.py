@@ -17,11 +17,11 @@ from PIL import Image
 
 from ragllava.answer_text import exact_match
 from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, ScoreRejected
-from ragllava.evaluation.metrics import KnownAnswer
 from ragllava.evaluation.wrong_evidence import with_added_wrong
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.generator import AnswerRequest
 from ragllava.models.reranker import Pair
+from ragllava.records import KnownAnswer
 from ragllava.settings import Settings
 from ragllava.training.data.datasets import DatasetOptions, LabelledQuestion, merge_questions, question_key
 from ragllava.training.data.examples import Evidence

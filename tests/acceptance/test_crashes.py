@@ -14,7 +14,7 @@ from ragllava.jobs.states import JobState
 from ragllava.postcards.archive import draw_archive, write_archive
 from ragllava.records import AnswerOptions, AnswerStatus
 from ragllava.stages.answer.question_files import read_questions
-from ragllava.stages.ingest.submit import Submission, submit_questions
+from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stores.archives.archive import ensure_archive
 from ragllava.stores.schema import answers, shards
 from tests.acceptance.conftest import Cluster, wait_for

@@ -12,7 +12,7 @@ from ragllava.jobs.states import JobState
 from ragllava.postcards.archive import draw_archive, write_archive
 from ragllava.records import AnswerOptions, Selection
 from ragllava.settings import Settings
-from ragllava.stages.ingest.submit import Submission
+from ragllava.stages.answer.submit import Submission
 from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.schema import answers, shards

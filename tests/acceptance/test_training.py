@@ -16,11 +16,12 @@ from ragllava.jobs.states import JobState
 from ragllava.models.reranker import Pair
 from ragllava.records import JobKind, Role, TrainingStatus
 from ragllava.settings import Settings
+from ragllava.stages.answer.submit import Submission
 from ragllava.stages.champions import wear_champions
 from ragllava.stages.ingest.captions import read_captions
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.stage import ingest_stage
-from ragllava.stages.ingest.submit import Submission, submit_files
+from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.learning import registry, trainings

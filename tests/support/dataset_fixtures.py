@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.support.picture_files import encoded
 
-FIXTURES = Path(__file__).parent / "fixtures" / "evaluation"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "evaluation"
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".gif": "GIF", ".tif": "TIFF"}
 
 

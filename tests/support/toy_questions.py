@@ -13,7 +13,7 @@ from ragllava.models import profiles
 from ragllava.records import Answer, AnswerStatus, Candidate, Label, StoredImage, Verdict
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import read_questions
-from ragllava.stages.ingest.submit import Submission, submit_questions
+from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stores.archives import archive
 from ragllava.stores.jobs import answers
 from ragllava.stores.learning import labels

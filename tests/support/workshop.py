@@ -18,10 +18,11 @@ from ragllava.records import AnswerOptions, JobKind, SourceFile
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.stage import answer_stage
+from ragllava.stages.answer.submit import Submission, Submitted, submit_questions
 from ragllava.stages.ingest.captions import read_captions
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.stage import ingest_stage
-from ragllava.stages.ingest.submit import Submission, Submitted, submit_files, submit_questions
+from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.maintenance.stage import chore_stage
 from ragllava.stages.reindex.stage import reindex_stage
 from ragllava.stages.resources import Resources

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ragllava.client import Client
-    from ragllava.evaluation.metrics import JobFigures, KnownAnswer
+    from ragllava.evaluation.metrics import JobFigures
     from ragllava.jobs.control import JobView
     from ragllava.postcards.archive import PostcardArchive, WrittenArchive
     from ragllava.postcards.names import World
-    from ragllava.records import JobKind
+    from ragllava.records import JobKind, KnownAnswer
     from ragllava.settings import Settings
     from ragllava.stages.results.results import ResultRow
 
@@ -102,7 +102,7 @@ class Demo:
         from ragllava.cli.options import as_answer_options
         from ragllava.cli.progress import outcome_line, wait_with_bar
         from ragllava.records import JobKind
-        from ragllava.stages.ingest.submit import Submission
+        from ragllava.stages.answer.submit import Submission
 
         with self.timed("answer"):
             job_id = self._interrupted(client, JobKind.ANSWER)

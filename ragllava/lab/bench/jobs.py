@@ -11,7 +11,7 @@ from ragllava.errors import JobRefused
 from ragllava.jobs.states import JobState
 from ragllava.lab.bench.workload import System, Workload
 from ragllava.postcards.archive import KnownQuestion, draw_archive, write_archive
-from ragllava.stages.ingest.submit import Submission
+from ragllava.stages.answer.submit import Submission
 
 SAMPLE = "bench-postcards"
 POLL_S = 0.1  # a job's end is seen this late at most

@@ -15,7 +15,7 @@ from ragllava.jobs.control import JobView
 from ragllava.models.bundle import ModelBundle
 from ragllava.postcards.archive import Postcard, PostcardArchive, draw_archive
 from ragllava.settings import Settings
-from ragllava.stages.ingest.submit import Submission, Submitted
+from ragllava.stages.answer.submit import Submission, Submitted
 from ragllava.stages.results.results import ResultRow
 
 if TYPE_CHECKING:

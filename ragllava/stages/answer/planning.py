@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-_MEMORY = 0.5  # of what was measured before, when a new shard has been
 # The same costs summed in another order: without this, a shard that is as large as the whole could lose one question.
 _ROUNDED_UP = 1 + 1e-9
 
@@ -32,21 +31,6 @@ class Cost:
         rows = list(candidates)
         distinct = {image for row in rows for image in row}
         return self.image * len(distinct) + self.pair * sum(map(len, rows)) + self.question * len(rows)
-
-
-class Pace:
-    """How many seconds a unit of cost takes in this process, learned from what it has answered."""
-
-    def __init__(self) -> None:
-        """Nothing is known yet."""
-        self.seconds_per_cost: float | None = None
-
-    def learn(self, seconds: float, cost: float) -> None:
-        """Something of this cost took so many seconds."""
-        if cost <= 0:
-            return
-        measured, known = seconds / cost, self.seconds_per_cost
-        self.seconds_per_cost = measured if known is None else _MEMORY * known + (1 - _MEMORY) * measured
 
 
 def shard_seconds(total: float, most: float, slots: int) -> float:

@@ -1,7 +1,7 @@
 """Refreshing a job: its questions again, of which the workers ask only those that something has changed for.
 
-The comparison is part of the answer stage (stages/answer/changes.py), because it retrieves, and a machine that only submits
-may have no retriever. Only `refresh_plan.py`, which tells in advance, needs one where it is called.
+The comparison is part of the answer stage (stages/answer/changes.py), because it retrieves, and a machine that only
+submits may have no retriever. Only `refresh_plan.py`, which tells in advance, needs one where it is called.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ragllava.jobs import control
 from ragllava.jobs.control import JobView, NewJob
 from ragllava.records import AnswerStatus, JobKind
 from ragllava.settings import Settings
-from ragllava.stages.ingest.submit import BULK_PRIORITY
+from ragllava.stages.answer.submit import BULK_PRIORITY
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import refreshes

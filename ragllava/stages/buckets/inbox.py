@@ -16,7 +16,7 @@ from ragllava.errors import ObjectMissing, ServiceUnavailable, SettingsError, Us
 from ragllava.jobs import control
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import format_by_extension, read_questions
-from ragllava.stages.ingest.submit import Submission, as_options, record_refusal, submit_questions
+from ragllava.stages.answer.submit import Submission, as_options, record_refusal, submit_questions
 from ragllava.stages.results.outbox import Outbox
 from ragllava.stores.buckets.bindings import Binding
 from ragllava.stores.database import in_transaction

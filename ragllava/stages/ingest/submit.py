@@ -1,102 +1,22 @@
-"""From a question file or a list of pictures to a job: everything in one transaction, nothing half submitted."""
+"""From a list of files to an ingest job, in one transaction."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from types import UnionType
 from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from ragllava.errors import InvalidInput, LineError, ObjectMissing, RagllavaError, UsageError
-from ragllava.imaging.decode import printable
+from ragllava.errors import UsageError
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
-from ragllava.records import AnswerOptions, JobKind, Question, SourceFile
+from ragllava.records import JobKind, SourceFile
 from ragllava.settings import Settings
-from ragllava.stages.answer.question_files import QuestionFile
-from ragllava.stages.results.outbox import Outbox
+from ragllava.stages.answer.submit import Submitted
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
-from ragllava.stores.jobs import answers
-from ragllava.stores.objects import ObjectStore
-
-log = logging.getLogger(__name__)
-
-BULK_PRIORITY = 0
-ASK_PRIORITY = 10
 
 FILES_PER_TAR_SHARD = 4_096
-
-MAX_TOP_K = 1_000
-MAX_TOP_N = 20
-MAX_KEY_BYTES = 2_000  # the database's index takes about 2,700
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # no text to Postgres
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """How a question file is to be answered. With the same idempotency key, the same file makes one job.
-
-    With an `outbox`, the result files are written there as well as into our own bucket.
-    """
-
-    archive: str
-    options: AnswerOptions = field(default_factory=AnswerOptions)
-    skip_invalid: bool = False
-    idempotency_key: str | None = None
-    priority: int = BULK_PRIORITY
-    outbox: Outbox | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """What a submit made: the job, whether it is new, and the lines that will end as `failed`."""
-
-    job_id: int
-    is_new: bool
-    total: int
-    errors: list[LineError]
-
-
-def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how: Submission) -> Submitted:
-    """Create an answer job of all lines of a file.
-
-    Raises InvalidInput when lines are invalid, unless `skip_invalid`: then those lines become questions that have
-    `failed` with their reason, so that every input line still gives an output line. Raises UsageError for an
-    unknown archive, for options out of range, and for a key that belongs to another content.
-    """
-    _check_options(how.options)
-    _check_key(how.idempotency_key)
-    if not (how.skip_invalid and file.questions):
-        file.require_valid()
-
-    delivery = {"outbox": how.outbox.as_json()} if how.outbox else {}
-
-    def work(connection: Connection) -> Submitted:
-        job_id, is_new = control.create(
-            connection,
-            NewJob(
-                kind=JobKind.ANSWER,
-                archive_id=archive.get_archive(connection, how.archive).archive_id,
-                spec={"options": how.options.as_json(), "input": printable(file.name), **delivery},
-                total=len(file.lines),
-                per_shard=settings.questions_per_shard,
-                priority=how.priority,
-                idempotency_key=how.idempotency_key,
-                content_digest=_digest(file, how.options),
-            ),
-        )
-        if is_new:
-            _insert_lines(connection, job_id, file)
-        return Submitted(job_id, is_new, len(file.lines), file.errors)
-
-    return in_transaction(engine, work)
 
 
 def submit_files(engine: Engine, settings: Settings, *, archive_name: str, files: Sequence[SourceFile]) -> Submitted:
@@ -138,76 +58,3 @@ def _files_per_shard(settings: Settings, files: Sequence[SourceFile]) -> int:
     """A tar has no directory: each shard goes through it from the start, so few large shards it is."""
     from_tar = any(file.uri.startswith("tar://") for file in files)
     return max(settings.files_per_shard, FILES_PER_TAR_SHARD) if from_tar else settings.files_per_shard
-
-
-def as_options(given: object) -> AnswerOptions:
-    """Options that came as JSON; None stands for all defaults. The values are checked when the job is made; here
-    UsageError only says that there are others."""
-    if given is None:
-        return AnswerOptions()
-    known = [field.name for field in fields(AnswerOptions)]
-    if not isinstance(given, dict) or not given.keys() <= set(known):
-        raise UsageError(f"options may hold {', '.join(known)} and nothing else, not {given!r}")
-    return AnswerOptions(**given)
-
-
-def record_refusal(objects: ObjectStore, where: str, address: str, error: RagllavaError) -> None:
-    """Write at the address `where` why the file at `address` became no job, with each of its invalid lines.
-
-    That it cannot be written there is a log line and no more. Raises ServiceUnavailable.
-    """
-    log.warning(str(error), extra={"action": "submission_refused", "address": address})
-    errors = error.errors if isinstance(error, InvalidInput) else []
-    body = {"address": address, "message": str(error), "errors": [asdict(line) for line in errors]}
-    try:
-        objects.put_external(where, json.dumps(body, indent=2).encode(), "application/json")
-    except (UsageError, ObjectMissing) as unwritable:
-        log.warning(str(unwritable), extra={"action": "refusal_not_written", "address": address})
-
-
-def _insert_lines(connection: Connection, job_id: int, file: QuestionFile) -> None:
-    answers.insert_questions(
-        connection,
-        job_id,
-        (
-            (number, line.line, line.custom_id, line.text if isinstance(line, Question) else None)
-            for number, line in enumerate(file.lines)
-        ),
-    )
-    answers.insert_refusals(
-        connection,
-        job_id,
-        ((number, line.code, line.message) for number, line in enumerate(file.lines) if isinstance(line, LineError)),
-    )
-
-
-def _check_options(options: AnswerOptions) -> None:
-    """They come from other programs as well, by message; a wrong one would end every question as dead."""
-    for name, value, most in (("top_k", options.top_k, MAX_TOP_K), ("top_n", options.top_n, MAX_TOP_N)):
-        if not _is_number(value, int) or not 1 <= value <= most:
-            raise UsageError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
-    threshold = options.threshold
-    if threshold is not None and (not _is_number(threshold, int | float) or not 0 <= threshold <= 1):
-        raise UsageError(f"the threshold must be a number from 0 to 1, or none for the model's own, not {threshold!r}")
-    if not isinstance(options.captions_in_answer, bool):
-        raise UsageError(f"captions_in_answer must be true or false, not {options.captions_in_answer!r}")
-
-
-def _is_number(value: object, kind: type | UnionType) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)  # True is an int to Python
-
-
-def _check_key(key: str | None) -> None:
-    if key is None:
-        return
-    if not key or _UNSTORABLE.search(key) or len(key.encode()) > MAX_KEY_BYTES:
-        raise UsageError(f"an idempotency key is text of 1 to {MAX_KEY_BYTES:,} bytes, not {key[:80]!r}")
-
-
-def _digest(file: QuestionFile, options: AnswerOptions) -> str:
-    """Of what is asked and how; where the file was found does not matter."""
-    digest = hashlib.sha256(json.dumps(options.as_json(), sort_keys=True).encode())
-    for line in file.lines:
-        text = line.text if isinstance(line, Question) else line.message
-        digest.update(json.dumps([line.custom_id, text]).encode())
-    return digest.hexdigest()

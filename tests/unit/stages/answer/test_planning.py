@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from ragllava.stages.answer.planning import Cost, Pace, cut, shard_seconds
+from ragllava.stages.answer.planning import Cost, cut, shard_seconds
+from ragllava.stages.pace import AnswerPace
 
 COST = Cost(image=3.0, pair=1.0, question=2.0)
 ALONE = COST.of([[1, 2, 3, 4]])
@@ -75,7 +76,7 @@ def test_a_shard_takes_its_seconds_and_less_when_workers_would_wait() -> None:
 
 
 def test_a_pace_is_learned_and_follows_what_is_new() -> None:
-    pace = Pace()
+    pace = AnswerPace()
     known = [pace.seconds_per_cost]
     for seconds, cost in ((3.0, 0.0), (10.0, 5.0), (20.0, 5.0)):
         pace.learn(seconds, cost)

@@ -16,12 +16,11 @@ from ragllava.evaluation import evaluate as module
 from ragllava.evaluation.datasets.load import DATASETS
 from ragllava.evaluation.datasets.records import EvaluationQuestion, EvaluationSet
 from ragllava.evaluation.evaluate import Evaluation, Promise
-from ragllava.evaluation.metrics import KnownAnswer
 from ragllava.evaluation.pools import Pool
 from ragllava.evaluation.run_figures import TypeScore, figures_of
 from ragllava.evaluation.runs import Arm, RankedQuestion, RunOptions, Threshold
 from ragllava.evaluation.threshold import natural_threshold
-from ragllava.records import Answer, AnswerStatus, Candidate, StoredImage
+from ragllava.records import Answer, AnswerStatus, Candidate, KnownAnswer, StoredImage
 
 
 def question(number: int, answer: str, kind: str, *relevant: str) -> EvaluationQuestion:

@@ -27,7 +27,7 @@ from ragllava.records import AnswerStatus, Change, Role
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.refresh import submit_refresh
 from ragllava.stages.answer.refresh_plan import RefreshPlan, plan_refresh
-from ragllava.stages.ingest.submit import Submission, submit_questions
+from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.learning import registry

@@ -23,7 +23,8 @@ from ragllava.jobs.states import JobState
 from ragllava.records import Answer, AnswerStatus, ChoreAction, JobKind, Question, Role, SourceFile
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import QuestionFile
-from ragllava.stages.ingest.submit import Submission, submit_files, submit_questions
+from ragllava.stages.answer.submit import Submission, submit_questions
+from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.maintenance.stage import submit_chore
 from ragllava.stages.results.finalize import publish_missing_results, publish_results
 from ragllava.stores.archives import archive

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from ragllava.errors import UsageError
-from ragllava.evaluation.metrics import KnownAnswer
 from ragllava.evaluation.wrong_evidence import ShownEvidence, oracle_evidence, with_added_wrong, with_wrong_evidence
+from ragllava.records import KnownAnswer
 
 QUESTIONS = [
     KnownAnswer(f"q{number}", "yes", "isthere", tuple(f"right{number}{letter}" for letter in "ab"[: 1 + number % 2]))

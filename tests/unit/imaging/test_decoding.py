@@ -197,7 +197,7 @@ def test_children_end_with_the_pool() -> None:
 def test_children_end_when_their_parent_is_killed() -> None:
     code = (
         "import sys, psutil; from ragllava.imaging.sandbox import DecoderPool\n"
-        "from tests.unit.test_decoding import GOOD\n"
+        "from tests.unit.imaging.test_decoding import GOOD\n"
         "pool = DecoderPool(2); list(pool.decode_all([GOOD] * 8))\n"
         "print(*[child.pid for child in psutil.Process().children()], flush=True); sys.stdin.read()"
     )

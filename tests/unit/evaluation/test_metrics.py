@@ -9,12 +9,8 @@ import pytest
 
 from ragllava.answer_text import exact_match, normalise_answer
 from ragllava.errors import UsageError
-from ragllava.evaluation.metrics import (
-    KnownAnswer,
-    retrieval_at,
-    score_job,
-    webqa_score,
-)
+from ragllava.evaluation.metrics import retrieval_at, score_job, webqa_score
+from ragllava.records import KnownAnswer
 
 
 def test_retrieval_sums_before_it_divides() -> None:

@@ -25,7 +25,7 @@ from ragllava.cli.receiver import receiver
 from ragllava.settings import Settings
 from workers.app import QUEUES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]

@@ -18,14 +18,8 @@ from ragllava.jobs.states import JobState
 from ragllava.records import AnswerOptions, AnswerStatus, SourceFile
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import read_questions
-from ragllava.stages.ingest.submit import (
-    ASK_PRIORITY,
-    Submission,
-    Submitted,
-    record_refusal,
-    submit_files,
-    submit_questions,
-)
+from ragllava.stages.answer.submit import ASK_PRIORITY, Submission, Submitted, record_refusal, submit_questions
+from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.results.finalize import result_rows
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive
