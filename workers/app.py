@@ -119,7 +119,7 @@ def publisher(engine: Engine, settings: Settings) -> Publish:
                 extra={"action": "publish_failed", "messages": len(unsent)},
             )
             ids = [message.shard_id for message in unsent]
-            in_transaction(engine, lambda connection: dispatch.unpublish(connection, ids))
+            in_transaction(engine, dispatch.unpublish, ids)
 
     return publish
 

@@ -35,7 +35,7 @@ class Presence:
         self.queues = queues
         self._state = "live"
         self._stop = threading.Event()
-        in_transaction(engine, lambda connection: workers.register(connection, name, queues, slots))
+        in_transaction(engine, workers.register, name, queues, slots)
         threading.Thread(target=self._run, name="presence", daemon=True).start()
 
     def drain(self) -> None:
@@ -46,7 +46,7 @@ class Presence:
     def leave(self) -> None:
         """Remove the row: this worker is gone in good order."""
         self._stop.set()
-        in_transaction(self.engine, lambda connection: workers.remove(connection, self.name))
+        in_transaction(self.engine, workers.remove, self.name)
 
     def _run(self) -> None:
         while not self._stop.wait(self._settings.tick_s):
@@ -54,7 +54,7 @@ class Presence:
 
     def _beat(self) -> None:
         try:
-            in_transaction(self.engine, lambda connection: workers.beat(connection, self.name, self._state))
+            in_transaction(self.engine, workers.beat, self.name, self._state)
         except ServiceUnavailable as error:
             log.warning(str(error), extra={"action": "presence_missed", "worker": self.name})
 
@@ -78,7 +78,7 @@ def _ready(**_facts: Any) -> None:
     here = _here
     if here is not None and here.queues == ["maint"]:
         versions = {"ragllava": __version__}
-        in_transaction(here.engine, lambda connection: workers.report_ready(connection, here.name, versions))
+        in_transaction(here.engine, workers.report_ready, here.name, versions)
 
 
 @signals.worker_shutting_down.connect
@@ -101,4 +101,4 @@ def _child_lost(exception: BaseException | None = None, args: Any = (), **_facts
         return
     here, shard_id = _here, args[0]
     if isinstance(shard_id, int):
-        in_transaction(here.engine, lambda connection: queue.expire(connection, shard_id, here.name))
+        in_transaction(here.engine, queue.expire, shard_id, here.name)

@@ -89,10 +89,10 @@ def _get_ready(name: str) -> None:
     if answers:
         bases = here.resources.base_versions()
         profile = here.resources.models.profile.name
-        in_transaction(here.engine, lambda c: registry.ensure_champions(c, profile, bases))
+        in_transaction(here.engine, registry.ensure_champions, profile, bases)
     # A train worker loads nothing before its first shard, which may never come.
     versions = versions or {"ragllava": __version__}
-    in_transaction(here.engine, lambda connection: workers.report_ready(connection, name, versions))
+    in_transaction(here.engine, workers.report_ready, name, versions)
     log.info("models loaded", extra={"action": "worker_ready", "worker": name, **versions})
     dispatch_now(here.engine, here.settings)
 

@@ -79,7 +79,7 @@ class Receiver:
         if not counted:
             return
         try:
-            in_transaction(self._engine, lambda c: change_events.add_totals(c, counted))
+            in_transaction(self._engine, change_events.add_totals, counted)
         except ServiceUnavailable as error:
             log.warning(str(error), extra={"action": "counts_kept"})
             with self._counting:

@@ -169,7 +169,7 @@ def status(settings: Settings) -> SystemStatus:
             if migrations.current(settings.require_database()) is None:
                 raise ServiceUnavailable("the database has no tables yet; run `ragllava migrate` or `ragllava up`")
             worker_views = in_transaction(engine, workers.list_workers)
-            jobs = in_transaction(engine, lambda connection: control.list_jobs(connection, only_open=True))
+            jobs = in_transaction(engine, control.list_jobs, only_open=True)
             events = in_transaction(engine, _events)
         finally:
             engine.dispose()

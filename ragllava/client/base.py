@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -13,6 +13,7 @@ from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.jobs.job_ends import JobEnds
 from ragllava.stores.objects import ObjectStore
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -45,8 +46,8 @@ class BaseClient:
         if "engine" in self.__dict__:  # else asking for it here would make one
             self.engine.dispose()
 
-    def _do(self, work: Callable[[Connection], T]) -> T:
-        return in_transaction(self.engine, work)
+    def _do(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return in_transaction(self.engine, work, *args, **kwargs)
 
     def _dispatch(self) -> None:
         from workers.app import dispatch_now

@@ -25,7 +25,7 @@ class IndexClient(BaseClient):
 
     def index(self, index_id: int) -> IndexDetails:
         """One index. Raises UsageError for an unknown id."""
-        return self._do(lambda c: indexes.find_index(c, index_id))
+        return self._do(indexes.find_index, index_id)
 
     def switch_index(self, index_id: int) -> int:
         """Queue a job that fills this index and then answers from it; returns the job."""
@@ -35,4 +35,4 @@ class IndexClient(BaseClient):
 
     def drop_index(self, index_id: int) -> None:
         """Forget an index and its vectors. Raises UsageError for the active one, and for one that a job fills."""
-        self._do(lambda c: indexes.drop_index(c, index_id))
+        self._do(indexes.drop_index, index_id)

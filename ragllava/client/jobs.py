@@ -27,27 +27,27 @@ class JobClient(BaseClient):
 
     def job(self, job_id: int) -> JobView:
         """One job. Raises UsageError for an unknown id."""
-        return self._do(lambda c: control.view(c, job_id))
+        return self._do(control.view, job_id)
 
     def jobs(self, *, limit: int = 50, only_open: bool = False) -> list[JobView]:
         """The newest jobs first."""
-        return self._do(lambda c: control.list_jobs(c, limit=limit, only_open=only_open))
+        return self._do(control.list_jobs, limit=limit, only_open=only_open)
 
     def troubles(self, job_id: int) -> list[ShardView]:
         """The shards of a job that run or went wrong, with the reason."""
-        return self._do(lambda c: control.troubled_shards(c, job_id))
+        return self._do(control.troubled_shards, job_id)
 
     def cancel(self, job_id: int) -> None:
         """Stop a job; answers that are there stay."""
-        self._do(lambda c: control.cancel(c, job_id))
+        self._do(control.cancel, job_id)
 
     def pause(self, job_id: int) -> None:
         """Let nothing new of a job begin."""
-        self._do(lambda c: control.pause(c, job_id))
+        self._do(control.pause, job_id)
 
     def resume(self, job_id: int) -> None:
         """Let a paused job go on."""
-        self._do(lambda c: control.resume(c, job_id))
+        self._do(control.resume, job_id)
         self._dispatch()
 
     def retry(self, job_id: int) -> int:
@@ -59,7 +59,7 @@ class JobClient(BaseClient):
             JobKind.REINDEX: self.settings.files_per_shard,
             JobKind.CHORE: 1,
         }[self.job(job_id).kind]
-        number = self._do(lambda c: control.retry(c, job_id, per_shard))
+        number = self._do(control.retry, job_id, per_shard)
         self._dispatch()
         return number
 
@@ -93,7 +93,7 @@ class JobClient(BaseClient):
         return job
 
     def _has_ended(self, job_id: int) -> bool:
-        return read_at_once(self.engine, lambda connection: control.has_ended(connection, job_id))
+        return read_at_once(self.engine, control.has_ended, job_id)
 
     def workers(self) -> list[WorkerView]:
         """All known workers."""

@@ -17,7 +17,7 @@ class ModelClient(BaseClient):
 
     def plan_training(self, request: TrainingRequest) -> TrainingPlan:
         """What a training now would learn from. Raises UsageError for what no training can do."""
-        return self._do(lambda c: plan_training(c, request, self.settings))
+        return self._do(plan_training, request, self.settings)
 
     def train(self, request: TrainingRequest, idempotency_key: str | None = None) -> int:
         """Queue a training; returns its job.
@@ -30,27 +30,27 @@ class ModelClient(BaseClient):
 
     def versions(self, role: Role | None = None) -> list[VersionView]:
         """The model versions of this profile, by role, the newest first."""
-        return self._do(lambda c: registry.list_versions(c, self.profile_name, role))
+        return self._do(registry.list_versions, self.profile_name, role)
 
     def version(self, name: str, role: Role | None = None) -> VersionView:
         """One version by its name or the beginning of it. Raises UsageError for none or several."""
-        return self._do(lambda c: registry.find_version(c, self.profile_name, name, role))
+        return self._do(registry.find_version, self.profile_name, name, role)
 
     def version_pair(self, first: str, second: str, role: Role | None = None) -> tuple[VersionView, VersionView]:
         """Two versions by name; where one name fits one role only, the other is taken in that role.
 
         Raises UsageError for none or several.
         """
-        return self._do(lambda c: registry.find_pair(c, self.profile_name, (first, second), role))
+        return self._do(registry.find_pair, self.profile_name, (first, second), role)
 
     def promote(self, name: str, role: Role, reason: str) -> ModelVersion:
         """Make a version champion: workers take it up at their next shard. Raises UsageError for an unknown one."""
-        return self._do(lambda c: registry.promote(c, self.profile_name, role, name, reason))
+        return self._do(registry.promote, self.profile_name, role, name, reason)
 
     def rollback(self, role: Role) -> ModelVersion:
         """Bring back what the champion replaced. Raises UsageError when there is nothing to go back to."""
         profile = self.profile_name
-        before = self._do(lambda c: registry.champion(c, role, profile))
+        before = self._do(registry.champion, role, profile)
 
         def once(connection: Connection) -> ModelVersion:
             # Tried again after a commit whose answer was lost, it must not go one version further back.

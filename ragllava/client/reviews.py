@@ -64,7 +64,7 @@ class ReviewClient(JobClient):
     def look_into(self, job_id: int, custom_id: str) -> QuestionView:
         """One question with its candidates, reasons and newest label. Raises UsageError for an unknown one."""
         self._require_answers(job_id)
-        return self._do(lambda c: view_question(c, job_id, custom_id))
+        return self._do(view_question, job_id, custom_id)
 
     def picture_address(self, image: StoredImage, expires_s: int | None = None) -> str:
         """Where Label Studio finds a picture: its `s3://` address, or a signed one that ends after `expires_s`."""

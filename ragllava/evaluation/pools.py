@@ -85,7 +85,7 @@ def ingest_pool(dataset: EvaluationSet, bench: Workbench) -> Pool:
     job = run_job(job_id, settings, bench.engine, bench.resources, {JobKind.INGEST: ingest_stage})
     bench.progress("ingest", len(offered), len(offered))
     archive_id = in_transaction(bench.engine, lambda c: archive.get_archive(c, name).archive_id)
-    stored = in_transaction(bench.engine, lambda c: archive.existing_images(c, archive_id, list(offered)))
+    stored = in_transaction(bench.engine, archive.existing_images, archive_id, list(offered))
     if not stored:
         raise JobRefused(f"no picture of {dataset.name}, split {dataset.split}, could be ingested: {job.error}")
     images = {

@@ -53,8 +53,8 @@ def limits(settings: Settings) -> Limits:
 
 def sweep_and_dispatch(engine: Engine, settings: Settings, publish: Publish) -> int:
     """One tick: rescue, choose, commit, publish. Returns how many messages were published."""
-    in_transaction(engine, lambda connection: sweep(connection, settings))
-    messages = in_transaction(engine, lambda connection: choose(connection, settings))
+    in_transaction(engine, sweep, settings)
+    messages = in_transaction(engine, choose, settings)
     if messages:
         publish(messages)
     return len(messages)

@@ -34,12 +34,12 @@ def run_job(
     Shards that another worker has are waited for, and taken over when its lease runs out.
     """
     worker = f"inline@{os.getpid()}"
-    while not (job := in_transaction(engine, lambda c: control.view(c, job_id))).is_final:
-        shard_id = in_transaction(engine, lambda c: take_pending(c, job_id))
+    while not (job := in_transaction(engine, control.view, job_id)).is_final:
+        shard_id = in_transaction(engine, take_pending, job_id)
         if shard_id is not None:
             run_shard(shard_id, worker, settings, engine, resources, stages)
         else:
-            in_transaction(engine, lambda c: dispatch.sweep(c, settings))
+            in_transaction(engine, dispatch.sweep, settings)
             time.sleep(_PAUSE_S)
     return job
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -22,6 +22,7 @@ from ragllava.stores.database import in_transaction
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")  # what a stage needs: stores and models
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -41,16 +42,16 @@ class ShardContext(Generic[R]):
         if error is not None:
             raise error
 
-    def read(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in a transaction of its own."""
-        return in_transaction(self.engine, work)
+    def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work(connection, *args, **kwargs)` in a transaction of its own."""
+        return in_transaction(self.engine, work, *args, **kwargs)
 
-    def commit(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in one transaction behind the fence: it happens only if the lease is still ours."""
+    def commit(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work(connection, *args, **kwargs)` in one transaction behind the fence: only while the lease is ours."""
 
         def fenced(connection: Connection) -> T:
             queue.fence(connection, self.lease, self.settings.lease_s)
-            return work(connection)
+            return work(connection, *args, **kwargs)
 
         return in_transaction(self.engine, fenced)
 
@@ -71,7 +72,7 @@ def run_shard(
     Raises only what concerns the process: DeviceLost (recorded, but this process cannot go on), and
     ServiceUnavailable when the database itself is away; then the lease runs out and the sweep takes over.
     """
-    lease = in_transaction(engine, lambda connection: queue.claim(connection, shard_id, worker, settings.lease_s))
+    lease = in_transaction(engine, queue.claim, shard_id, worker, settings.lease_s)
     if lease is None:
         log.info("shard not to be had", extra={"action": "shard_dropped", "shard": shard_id})
         return False
@@ -80,7 +81,7 @@ def run_shard(
     with Heartbeat(engine, lease, settings) as heart:
         try:
             stages[lease.kind](ShardContext(lease, settings, engine, resources, heart.problem))
-            in_transaction(engine, lambda connection: queue.finish(connection, lease))
+            in_transaction(engine, queue.finish, lease)
         except Exception as error:
             _record_failure(engine, settings, lease, error, facts)
             if isinstance(error, DeviceLost):
@@ -98,17 +99,17 @@ def _record_failure(
     if isinstance(error, LeaseLost):
         log.warning(message, extra={"action": "shard_fenced", **facts})
     elif isinstance(error, ShardInterrupted):
-        in_transaction(engine, lambda connection: queue.hand_back(connection, lease))
+        in_transaction(engine, queue.hand_back, lease)
         log.info(message, extra={"action": "shard_handed_back", **facts})
     elif isinstance(error, JobRefused):
-        in_transaction(engine, lambda connection: control.refuse(connection, lease, message))
+        in_transaction(engine, control.refuse, lease, message)
         log.error(message, extra={"action": "job_refused", **facts})
     elif isinstance(error, RagllavaError) and error.retryable:
-        in_transaction(engine, lambda connection: queue.fail_transient(connection, lease, message, limits(settings)))
+        in_transaction(engine, queue.fail_transient, lease, message, limits(settings))
         log.info(message, extra={"action": "shard_retry", **facts})
     else:
         text = f"{type(error).__name__}: {message}"
-        in_transaction(engine, lambda connection: queue.fail(connection, lease, text, limits(settings)))
+        in_transaction(engine, queue.fail, lease, text, limits(settings))
         log.error(text, exc_info=error, extra={"action": "shard_failed", **facts})
 
 
@@ -143,7 +144,7 @@ class Heartbeat:
         pause_s = min(self._settings.heartbeat_s, 2.0)
         while not self._done.wait(pause_s):
             try:
-                beat = in_transaction(self._engine, lambda c: queue.heartbeat(c, self._lease, self._settings.lease_s))
+                beat = in_transaction(self._engine, queue.heartbeat, self._lease, self._settings.lease_s)
             except RagllavaError as error:
                 log.warning(str(error), extra={"action": "heartbeat_missed", "shard": self._lease.shard_id})
                 continue

@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from psycopg import OperationalError as DriverError
 from sqlalchemy import Connection, Engine, create_engine, event, text
@@ -19,6 +19,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 from ragllava.errors import ServiceUnavailable
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _ATTEMPTS = 6
@@ -76,30 +77,38 @@ def _ping_after_rest(engine: Engine) -> None:
     event.listen(engine, "checkout", ping)
 
 
-def in_transaction(engine: Engine, work: Callable[[Connection], T]) -> T:
-    """Run `work` in one transaction, again from its beginning if the connection broke before the commit.
+def in_transaction(
+    engine: Engine, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Run `work(connection, *args, **kwargs)` in one transaction, again from its start if the connection broke before
+    the commit.
 
     `work` must be a pure function of the database: it may run several times, and it is committed once, except
     when the connection breaks during the commit itself; so writes must be keyed or fenced. Raises
     ServiceUnavailable when the database stays away for about twelve seconds.
     """
-    return _persistently(engine.begin, work)
+    return _persistently(engine.begin, work, *args, **kwargs)
 
 
-def read_at_once(engine: Engine, work: Callable[[Connection], T]) -> T:
+def read_at_once(engine: Engine, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
     """As `in_transaction`, for work that only reads: without BEGIN and COMMIT, which cost as much as a statement each.
 
     Every statement of `work` sees what was committed when it began, and `SET LOCAL` has no effect.
     """
-    return _persistently(engine.execution_options(isolation_level="AUTOCOMMIT").connect, work)
+    return _persistently(engine.execution_options(isolation_level="AUTOCOMMIT").connect, work, *args, **kwargs)
 
 
-def _persistently(connect: Callable[[], AbstractContextManager[Connection]], work: Callable[[Connection], T]) -> T:
+def _persistently(
+    connect: Callable[[], AbstractContextManager[Connection]],
+    work: Callable[Concatenate[Connection, P], T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
     delay_s = _FIRST_DELAY_S
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             with connect() as connection:
-                return work(connection)
+                return work(connection, *args, **kwargs)
         except (OperationalError, InterfaceError, DriverError) as error:  # a COPY raises the driver's own
             if not _is_connection_trouble(error) or attempt == _ATTEMPTS:
                 raise ServiceUnavailable(f"database: {_first_line(error)}") from error

@@ -106,7 +106,7 @@ def hold_contest(
     bench = Resources(settings.model_copy(update={"vllm_url": None}))  # no endpoint serves a challenger
     profile = bench.models.profile.name
     bases = bench.base_versions()
-    champion = in_transaction(engine, lambda c: registry.ensure_champions(c, profile, bases))[rules.role]
+    champion = in_transaction(engine, registry.ensure_champions, profile, bases)[rules.role]
     judge = _Judge(bench, snapshot, open_picture, rules)
     wear_champions(bench, {rules.role: champion})
     usual = champion.threshold if champion.threshold is not None else bench.models.profile.threshold

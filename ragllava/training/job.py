@@ -76,7 +76,7 @@ class Course:
     def enter(self, phase: str) -> None:
         """Begin the next phase, unless it is time to stop."""
         self.context.check()
-        self.context.commit(lambda c: trainings.set_phase(c, self.job_id, phase))
+        self.context.commit(trainings.set_phase, self.job_id, phase)
         log.info(phase, extra={"action": "training_phase", "job": self.job_id, "phase": phase})
 
     def note_step(self, done: int, total: int) -> None:
@@ -84,12 +84,12 @@ class Course:
         self.context.check()
         if done in (1, total) or time.monotonic() - self.noted_at >= _STEPS_NOTED_EVERY_S:
             self.noted_at = time.monotonic()
-            self.context.commit(lambda c: trainings.set_steps(c, self.job_id, done, total))
+            self.context.commit(trainings.set_steps, self.job_id, done, total)
 
     def keep_checkpoint(self, checkpoint: Path) -> None:
         """After each whole checkpoint: a worker elsewhere can go on from it, and the job has shown that it gets on."""
         store_checkpoint(self.context.resources.objects, checkpoint, f"{self.place}/checkpoints")
-        self.context.commit(lambda c: queue.forgive(c, self.context.lease))
+        self.context.commit(queue.forgive, self.context.lease)
 
     def open_picture(self, sha256: str) -> Image:
         """A picture of an archive by its hash. Raises ObjectMissing when it cannot be had."""
@@ -106,9 +106,7 @@ def train_stage(context: ShardContext[Resources]) -> None:
     Raises JobRefused when the training cannot be done as asked for: the job fails with the reason.
     """
     lease = context.lease
-    if not context.read(
-        lambda c: outcomes.open_inputs(c, JobKind.TRAIN, lease.job_id, lease.run_no, lease.lo, lease.hi)
-    ):
+    if not context.read(outcomes.open_inputs, JobKind.TRAIN, lease.job_id, lease.run_no, lease.lo, lease.hi):
         return
     try:
         course = _begin(context)
@@ -137,10 +135,10 @@ def take_snapshot(course: Course) -> Snapshot:
         try:
             download_folder(context.resources.objects, f"{course.place}/snapshot", folder)
         except ObjectMissing:
-            plan = context.read(lambda c: plan_training(c, course.request, context.settings))
+            plan = context.read(plan_training, course.request, context.settings)
             if plan.shortage is not None:
                 raise JobRefused(plan.shortage) from None
-            context.commit(lambda c: _ask_about_set_aside(c, plan.snapshot))
+            context.commit(_ask_about_set_aside, plan.snapshot)
             write_snapshot(folder, plan.snapshot)
             upload_folder(context.resources.objects, folder, f"{course.place}/snapshot")
         return read_snapshot(folder)
@@ -193,7 +191,7 @@ def conclude(course: Course, snapshot: Snapshot, report: TrainingReport, contest
         state="challenger" if contest.passed else "candidate",
     )
     reasons = (*contest.reasons, *(item.sentence() for item in report.left_out))
-    course.context.commit(lambda c: _register(c, course, version, contest, "; ".join(reasons)))
+    course.context.commit(_register, course, version, contest, "; ".join(reasons))
 
 
 def release_memory() -> None:
@@ -206,7 +204,7 @@ def release_memory() -> None:
 
 
 def _begin(context: ShardContext[Resources]) -> Course:
-    job = context.read(lambda c: control.view(c, context.lease.job_id))
+    job = context.read(control.view, context.lease.job_id)
     place = trainings.place_of(job.job_id, job.created_at)
     return Course(context, TrainingRequest.from_spec(context.lease.spec), get_profile(context.settings), place)
 

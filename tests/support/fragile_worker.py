@@ -20,15 +20,11 @@ from workers import runtime
 def fragile_stage(context: ShardContext[Resources]) -> None:
     """Answer each question with its own text, one commit for each."""
     lease = context.lease
-    for question in context.read(lambda c: answers.open_questions(c, lease.job_id, lease.run_no, lease.lo, lease.hi)):
+    for question in context.read(answers.open_questions, lease.job_id, lease.run_no, lease.lo, lease.hi):
         context.check()
         _suffer(question)
         result = [Answer(question.question_no, AnswerStatus.ANSWERED, text=question.text)]
-        context.commit(
-            lambda c, result=result: answers.insert_answers(  # type: ignore[misc]
-                c, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, result
-            )
-        )
+        context.commit(answers.insert_answers, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, result)
 
 
 def _suffer(question: Question) -> None:

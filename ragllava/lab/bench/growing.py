@@ -116,10 +116,8 @@ def _archive_row(
 
 def _measure(system: System, makers: MixedArchives, path: Path, one: MixedArchive) -> _Measured:
     number = len(makers.questions)
-    index = read_at_once(system.engine, lambda c: vectors.get_index(c, one.index_id))
-    search_s, _ = timed(
-        lambda: read_at_once(system.engine, lambda c: vectors.search(c, index, makers.questions, _TOP_K))
-    )
+    index = read_at_once(system.engine, vectors.get_index, one.index_id)
+    search_s, _ = timed(lambda: read_at_once(system.engine, vectors.search, index, makers.questions, _TOP_K))
     job_s, job_id = run_job(system, path, one.name)
     judged = [candidate.image.image_id for row in system.client.results(job_id) for candidate in row.candidates]
     left_out, pairs_a_picture = number * _TOP_K - len(judged), len(judged) / len(set(judged))

@@ -153,7 +153,7 @@ def _write(folder: Path, case: _Case, files: Sequence[bytes], mark: str) -> Path
 def _ingest(system: System, case: _Case, folder: Path, name: str) -> tuple[Spent[None], int]:
     """What the job costs, and the index that it fills."""
     archive_name = f"{name}-{case.retriever.dim}-{len(case.files[0])}"
-    index_id = in_transaction(system.engine, lambda connection: _begin_index(connection, case, archive_name))
+    index_id = in_transaction(system.engine, _begin_index, case, archive_name)
     return spend(lambda: wait(system, system.client.ingest([folder], archive_name).job_id)), index_id
 
 
@@ -168,6 +168,6 @@ def _begin_index(connection: Connection, case: _Case, archive_name: str) -> int:
 
 def _lowest_cosine(system: System, index_id: int, expected: npt.NDArray[np.float32]) -> float:
     """Of each picture's own vector to the nearest that was stored."""
-    index = read_at_once(system.engine, lambda connection: vectors.get_index(connection, index_id))
-    hits = read_at_once(system.engine, lambda connection: vectors.search(connection, index, expected, k=1))
+    index = read_at_once(system.engine, vectors.get_index, index_id)
+    hits = read_at_once(system.engine, vectors.search, index, expected, k=1)
     return min(found[0].clip_score for found in hits)

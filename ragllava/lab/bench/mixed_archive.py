@@ -64,21 +64,19 @@ class MixedArchives:
         name, engine = f"bench-{images}", self._system.engine
         archive_id = in_transaction(engine, lambda c: archive.ensure_archive(c, name).archive_id)
         retriever = self._retriever
-        index_id = in_transaction(
-            engine, lambda c: indexes.create_index(c, archive_id, retriever.version, retriever.dim)
-        )
+        index_id = in_transaction(engine, indexes.create_index, archive_id, retriever.version, retriever.dim)
         for start in range(0, images, _ROWS_PER_COMMIT):
             part = slice(start, start + _ROWS_PER_COMMIT)
             self._insert(archive_id, index_id, offered[part], mixed[part])
-        in_transaction(engine, lambda c: indexes.activate(c, index_id))
+        in_transaction(engine, indexes.activate, index_id)
         return MixedArchive(name, index_id, vectors.build_hnsw(engine, index_id))
 
     def _insert(self, archive_id: int, index_id: int, offered: Sequence[NewImage], rows: Vectors) -> None:
         announced = [NewBlob(image.sha256, 1, _MEDIA_TYPE) for image in offered]
-        in_transaction(self._system.engine, lambda c: blobs.announce_blobs(c, announced))
-        stored = in_transaction(self._system.engine, lambda c: archive.store_images(c, archive_id, offered))
+        in_transaction(self._system.engine, blobs.announce_blobs, announced)
+        stored = in_transaction(self._system.engine, archive.store_images, archive_id, offered)
         ids = [row.image_id for row in stored]
-        in_transaction(self._system.engine, lambda c: vectors.insert_embeddings(c, index_id, ids, rows))
+        in_transaction(self._system.engine, vectors.insert_embeddings, index_id, ids, rows)
 
     def _store_pictures(self, number: int) -> None:
         for card in self._postcards[len(self._stored) : number]:

@@ -55,7 +55,7 @@ def search_rows(workload: Workload) -> list[BenchRow]:
             )
         )  # fmt: skip
         rows.append(_faiss_row(graph, drawn.images, asked, nearest, name))
-    in_transaction(system.engine, lambda c: indexes.drop_index(c, index_id))
+    in_transaction(system.engine, indexes.drop_index, index_id)
     return rows
 
 
@@ -72,19 +72,19 @@ def _store(engine: Engine, images: Vectors) -> int:
     for start in range(0, len(images), _ROWS_PER_COMMIT):
         part = images[start : start + _ROWS_PER_COMMIT]
         ids = range(start + 1, start + len(part) + 1)
-        in_transaction(engine, lambda c, ids=ids, part=part: vectors.insert_embeddings(c, index_id, ids, part))  # type: ignore[misc]
+        in_transaction(engine, vectors.insert_embeddings, index_id, ids, part)
     return index_id
 
 
 def _searches(engine: Engine, index_id: int) -> tuple[Search, Search]:
     """As the answer stage searches: in an index that it looked up before."""
-    index = read_at_once(engine, lambda c: vectors.get_index(c, index_id))
+    index = read_at_once(engine, vectors.get_index, index_id)
 
     def graph(asked: Vectors) -> Ids:
-        return _ids(read_at_once(engine, lambda c: vectors.search(c, index, asked, K)))
+        return _ids(read_at_once(engine, vectors.search, index, asked, K))
 
     def exact(asked: Vectors) -> Ids:
-        return _ids(read_at_once(engine, lambda c: vectors.search_exact(c, index, asked, K)))
+        return _ids(read_at_once(engine, vectors.search_exact, index, asked, K))
 
     return graph, exact
 

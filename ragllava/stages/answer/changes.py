@@ -47,7 +47,7 @@ def take_over_unchanged(
     """
     lease = context.lease
     numbers = [question.question_no for question in questions]
-    earlier = context.read(lambda c: refreshes.earlier_answers(c, lease.job_id, numbers))
+    earlier = context.read(refreshes.earlier_answers, lease.job_id, numbers)
     changes = {
         question.question_no: changes_since(earlier.get(question.question_no), now, found)
         for question, found in zip(questions, retrieve(questions), strict=True)
@@ -55,7 +55,5 @@ def take_over_unchanged(
     same = [number for number, reasons in changes.items() if not reasons]
     taken: set[int] = set()
     if same:
-        taken = context.commit(
-            lambda c: refreshes.take_over(c, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, same)
-        )
+        taken = context.commit(refreshes.take_over, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, same)
     return {number: reasons or (Change.UNKNOWN,) for number, reasons in changes.items() if number not in taken}

@@ -49,8 +49,8 @@ def plan_refresh(
 
     Raises UsageError when there is nothing to refresh, JobRefused when this machine's profile is not the archive's.
     """
-    job = require_answered(in_transaction(engine, lambda c: control.view(c, job_id)))
-    archive_id = in_transaction(engine, lambda c: archive.get_archive(c, job.archive)).archive_id
+    job = require_answered(in_transaction(engine, control.view, job_id))
+    archive_id = in_transaction(engine, archive.get_archive, job.archive).archive_id
     tools, champions = look_up(engine, settings, resources, archive_id, job.spec["options"])
     reranker, generator = (
         champions[role].name if role in champions else resources.models.base_version
@@ -60,7 +60,7 @@ def plan_refresh(
     answered = answered_lines(job)
     because: Counter[str] = Counter()
     after, asked_again, done = -1, 0, 0
-    while page := in_transaction(engine, lambda c, after=after: refreshes.answered_page(c, job_id, after, _PAGE)):  # type: ignore[misc]
+    while page := in_transaction(engine, refreshes.answered_page, job_id, after, _PAGE):
         questions = [question for question, _ in page]
         for (_, earlier), found in zip(page, retrieve(questions, tools), strict=True):
             changes = changes_since(earlier, now, found)

@@ -42,13 +42,13 @@ def split_if_large(
     for start in range(0, len(questions), _QUESTIONS_PER_SEARCH):
         context.check()
         candidates += find(questions[start : start + _QUESTIONS_PER_SEARCH])
-    slots = context.read(lambda c: live_slots(c, settings)).get(QUEUE_OF_KIND[context.lease.kind], 1)
+    slots = context.read(live_slots, settings).get(QUEUE_OF_KIND[context.lease.kind], 1)
     seconds = shard_seconds(pace * cost.of(candidates), settings.shard_seconds, slots)
     plan = cut(candidates, cost, seconds / pace)
     if len(plan) == 1:
         return False
     numbers = [[questions[place].question_no for place in shard] for shard in plan]
-    context.commit(lambda c: _split(c, context.lease, numbers))
+    context.commit(_split, context.lease, numbers)
     facts = {"action": "shard_planned", "shard": context.lease.shard_id, "job": context.lease.job_id}
     log.info(f"{len(questions)} questions in {len(plan)} shards of about {seconds:.0f} s", extra=facts)
     return True

@@ -73,7 +73,7 @@ def answer_stage(context: ShardContext[Resources]) -> None:
     """
     lease = context.lease
     tools = prepare(context.engine, context.settings, context.resources, lease.archive_id, lease.spec["options"])
-    questions = context.read(lambda c: answers.open_questions(c, lease.job_id, lease.run_no, lease.lo, lease.hi))
+    questions = context.read(answers.open_questions, lease.job_id, lease.run_no, lease.lo, lease.hi)
     changes: dict[int, tuple[Change, ...]] = {}
     if "refreshes" in lease.spec:
         changes = take_over_unchanged(context, questions, partial(retrieve, tools=tools), stamp_now(tools))
@@ -197,7 +197,7 @@ def retrieve(questions: Sequence[Question], tools: AnswerTools, known: Found | N
     found.update(zip((question.question_no for question in missing), _nearest(missing, tools), strict=True))
     hits = [found[question.question_no] for question in questions]
     ids = sorted({hit.image_id for row in hits for hit in row})
-    images = read_at_once(tools.engine, lambda c: archive.load_images(c, ids))
+    images = read_at_once(tools.engine, archive.load_images, ids)
     return [
         [Candidate(images[hit.image_id], rank, hit.clip_score, relevance=0.0) for rank, hit in enumerate(row)]
         for row in hits
@@ -209,7 +209,7 @@ def _nearest(questions: Sequence[Question], tools: AnswerTools) -> list[list[Hit
     if index is None or not questions:
         return [[] for _ in questions]
     queries = tools.resources.retriever_of(index).embed_texts([question.text for question in questions])
-    return read_at_once(tools.engine, lambda c: vectors.search(c, index, queries, tools.options.top_k))
+    return read_at_once(tools.engine, vectors.search, index, queries, tools.options.top_k)
 
 
 def _candidate_ids(questions: Sequence[Question], tools: AnswerTools, known: Found) -> list[list[int]]:

@@ -72,7 +72,7 @@ def _outbox(binding: Binding, key: str, etag: str) -> Outbox | str:
 
 def _job_of(engine: Engine, outbox: Outbox) -> int | None:
     """The job that this version of the file has become."""
-    return in_transaction(engine, lambda c: control.find_job(c, outbox.version))
+    return in_transaction(engine, control.find_job, outbox.version)
 
 
 def _read(objects: ObjectStore, binding: Binding, key: str) -> ExternalContent:

@@ -54,7 +54,7 @@ def drain_list(engine: Engine, settings: Settings) -> int:
                 unreadable += 1
                 log.warning(str(error), extra={"action": "event_unreadable", "list": settings.events_list})
         note_objects(engine, not_ours(named, settings))
-        in_transaction(engine, lambda c, number=unreadable: change_events.add_totals(c, {"unreadable": number}))  # type: ignore[misc]
+        in_transaction(engine, change_events.add_totals, {"unreadable": unreadable})
         event_lists.remove_entries(settings.require_redis(), settings.events_list, entries)
         count += len(entries)
     return count

@@ -107,7 +107,7 @@ def fold(engine: Engine, settings: Settings, objects: ObjectStore) -> Folded:
     Raises ServiceUnavailable when the database is away; of a store that is away, the hints are kept.
     """
     settled = settle(engine, objects)
-    claimed = in_transaction(engine, lambda c: change_events.claim(c, OBJECTS_PER_JOB, _LEASE_S))
+    claimed = in_transaction(engine, change_events.claim, OBJECTS_PER_JOB, _LEASE_S)
     if not claimed:
         return Folded(0, 0, settled, Changes())
     known = in_transaction(engine, bindings.list_bindings)
@@ -116,7 +116,7 @@ def fold(engine: Engine, settings: Settings, objects: ObjectStore) -> Folded:
     for hint in claimed:
         binding = bindings.covering(known, hint.bucket, hint.key)
         (groups.setdefault(binding.binding_id, []) if binding else strays).append(hint)
-    in_transaction(engine, lambda c: change_events.finish(c, strays))
+    in_transaction(engine, change_events.finish, strays)
     sum_of_changes, kept = Changes(), 0
     for binding in known:
         if binding.binding_id in groups:
@@ -186,7 +186,7 @@ def _fold_binding(
         books = _books(engine, objects, binding, looks)
     except (ServiceUnavailable, ObjectMissing, SettingsError) as error:
         log.warning(str(error), extra={"action": "look_failed", "binding": binding.address, "hints": len(about)})
-        in_transaction(engine, lambda c: _postpone(c, about))
+        in_transaction(engine, _postpone, about)
         return Changes(), len(about)
 
     def work(connection: Connection) -> Changes:
@@ -220,7 +220,7 @@ def _scan_binding(engine: Engine, settings: Settings, objects: ObjectStore, bind
         raise UsageError(f"there is no bucket {binding.bucket}, so nothing was compared with it") from None
     known = in_transaction(engine, lambda c: list(bound_objects.all_objects(c, binding.binding_id)))
     report.listed = len(listed)
-    lost = in_transaction(engine, lambda c: _adopt_or_lose(c, binding, known))
+    lost = in_transaction(engine, _adopt_or_lose, binding, known)
     differing = _differences(known, listed) | lost
     report.refused = {row.key: row.reason for row in known if row.reason and row.key not in differing and _is_told(row)}
     for keys in _chunks(sorted(differing), OBJECTS_PER_JOB):
@@ -237,7 +237,7 @@ def _scan_binding(engine: Engine, settings: Settings, objects: ObjectStore, bind
         changes = in_transaction(engine, work)
         _log(binding, changes, failed)
         report.changes.add(changes)
-    in_transaction(engine, lambda c: bindings.note_scan(c, binding.binding_id))
+    in_transaction(engine, bindings.note_scan, binding.binding_id)
     return report
 
 
@@ -274,7 +274,7 @@ def _look(
 
     Raises ObjectMissing when the whole bucket is gone: that is no reason to retire an archive.
     """
-    known = in_transaction(engine, lambda c: bound_objects.known_objects(c, binding.binding_id, keys))
+    known = in_transaction(engine, bound_objects.known_objects, binding.binding_id, keys)
     failed: dict[str, str] = {}
 
     def guarded(key: str, step: Callable[[], Look]) -> Look | None:
@@ -333,7 +333,7 @@ def _books(engine: Engine, objects: ObjectStore, binding: Binding, looks: Iterab
     """The caption files of a binding as they are now, those of `looks` included."""
     if binding.role is not BindingRole.PICTURES:
         return Books(None, {})
-    keys = set(in_transaction(engine, lambda c: bound_objects.keys_of_kind(c, binding.binding_id, ObjectKind.CAPTIONS)))
+    keys = set(in_transaction(engine, bound_objects.keys_of_kind, binding.binding_id, ObjectKind.CAPTIONS))
     keys |= {look.key for look in looks if look.kind is ObjectKind.CAPTIONS}
     return read_books(objects, binding, keys)
 

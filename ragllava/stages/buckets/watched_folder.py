@@ -68,7 +68,7 @@ class WatchedFolder:
         files = {file.uri: file for file in listed if file.rejected is None}
         hashes = {uri: sha256 for uri in files if (sha256 := self._hash(uri)) is not None}
         files = {uri: files[uri] for uri in hashes}
-        changes = in_transaction(engine, lambda c: self._write(c, settings, files, hashes))
+        changes = in_transaction(engine, self._write, settings, files, hashes)
         if changes.job_id is not None:
             self.open_jobs.add(changes.job_id)
         self._offered = hashes

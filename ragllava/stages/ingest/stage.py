@@ -67,8 +67,8 @@ def ingest_stage(context: ShardContext[Resources]) -> None:
     New pictures go to the active index and to those that are built beside it.
     """
     lease, resources = context.lease, context.resources
-    context.read(lambda c: ensure_index(c, lease.archive_id, resources))
-    pending = context.read(lambda c: archive.load_files(c, lease.job_id, lease.lo, lease.hi))
+    context.read(ensure_index, lease.archive_id, resources)
+    pending = context.read(archive.load_files, lease.job_id, lease.lo, lease.hi)
     files = {file.file_no: file for file in pending}
     # One stream for the whole shard, so that a compressed tar is unpacked once and not for every sub-batch.
     contents = read_sources([(file.file_no, file.uri) for file in pending], resources.fetch)
@@ -119,7 +119,7 @@ def prepare(
 ) -> Batch:
     """Hash what was read of each file, decode those whose bytes the archive does not hold yet, and begin to upload."""
     archive_id = context.lease.archive_id
-    living = context.read(lambda c: indexes.living_indexes(c, archive_id))
+    living = context.read(indexes.living_indexes, archive_id)
     batch = Batch({number: files[number] for number, _ in chunk}, find_targets(living, context.resources))
     contents: dict[str, bytes] = {}
     for number, data in chunk:
@@ -128,7 +128,7 @@ def prepare(
         else:
             batch.hashes[number] = sha256 = hashlib.sha256(data).hexdigest()
             contents[sha256] = data
-    known = context.read(lambda c: archive.existing_images(c, archive_id, list(contents)))
+    known = context.read(archive.existing_images, archive_id, list(contents))
     fresh = {sha256: data for sha256, data in contents.items() if sha256 not in known}
     _restore_lost(context.resources, {sha256: contents[sha256] for sha256 in known}, known)
     _decode(batch, fresh, context.resources)
@@ -163,7 +163,7 @@ def embed(batch: Batch, context: ShardContext[Resources]) -> dict[int, Vectors]:
 def finish(batch: Batch, embedded: dict[int, Vectors], context: ShardContext[Resources]) -> None:
     """Wait for the batch's uploads, then commit it behind the fence."""
     done(batch.uploads)
-    context.commit(lambda connection: store(connection, context, batch, embedded))
+    context.commit(store, context, batch, embedded)
 
 
 def store(
@@ -223,7 +223,7 @@ def _decode(batch: Batch, fresh: dict[str, bytes], resources: Resources) -> None
 def _upload(batch: Batch, fresh: dict[str, bytes], context: ShardContext[Resources], uploads: Uploads) -> None:
     """Bytes before rows: announce, then put; the transaction that names the pictures waits for it."""
     new = [NewBlob(sha256, len(data), batch.prepared[sha256].media_type) for sha256, data in fresh.items()]
-    wanted = context.read(lambda c: blobs.announce_blobs(c, new))
+    wanted = context.read(blobs.announce_blobs, new)
     batch.uploads = uploads.start([blob for blob in new if blob.sha256 in wanted], fresh)
 
 

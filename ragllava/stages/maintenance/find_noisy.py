@@ -32,14 +32,14 @@ def mine(context: ShardContext[Resources], request: ChoreRequest) -> Report:
     """
     looked_at = new = 0
     reasons: Counter[str] = Counter()
-    jobs = context.read(lambda c: mining.answered_jobs(c, request.archive_id))
+    jobs = context.read(mining.answered_jobs, request.archive_id)
     for job in jobs:
         limits = DoubtLimits.of(context.settings, job.top_n)
-        numbers = context.read(lambda c, job=job: mining.unjudged_questions(c, job.job_id))  # type: ignore[misc]
+        numbers = context.read(mining.unjudged_questions, job.job_id)
         for start in range(0, len(numbers), _PAGE):
             context.check()
             page = numbers[start : start + _PAGE]
-            cases = context.commit(lambda c, job=job, page=page, limits=limits: _mine_page(c, job, page, limits))  # type: ignore[misc]
+            cases = context.commit(_mine_page, job, page, limits)
             looked_at += len(page)
             new += len(cases)
             reasons.update(reason.value for case in cases for reason in case.reasons)

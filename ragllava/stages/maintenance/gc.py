@@ -97,11 +97,11 @@ def sweep(context: ShardContext[Resources], request: ChoreRequest, *, grace_s: f
 
 def _sweep_blobs(broom: Broom) -> Orphans:
     context, found = broom.context, Orphans()
-    for blob in context.read(lambda c: blobs.sweepable_blobs(c, broom.grace_s)):
+    for blob in context.read(blobs.sweepable_blobs, broom.grace_s):
         found.add(blob.sha256, blob.size_bytes)
     while broom.delete:
         context.check()
-        marked = context.commit(lambda c: blobs.mark_deleting(c, broom.grace_s))
+        marked = context.commit(blobs.mark_deleting, broom.grace_s)
         removed = _delete_content(broom, marked)
         found.deleted += removed
         if not removed:
@@ -116,18 +116,14 @@ def _sweep_content(broom: Broom) -> Orphans:
     for page in _pages(filter(broom.is_old, context.resources.objects.list_objects("sha256/"))):
         context.check()
         here = {match[1]: one.size_bytes for one in page if (match := _CONTENT.fullmatch(one.key))}
-        unknown = context.read(lambda c, here=here: orphans.unknown_hashes(c, list(here)))  # type: ignore[misc]
+        unknown = context.read(orphans.unknown_hashes, list(here))
         sizes |= {sha256: here[sha256] for sha256 in unknown}
     for sha256, size_bytes in sorted(sizes.items()):
         found.add(sha256, size_bytes)
     if sizes and not context.read(orphans.knows_content):
         found.kept = "this database names no content at all: is it the one that belongs to the bucket?"
     elif broom.delete:
-        adopted = [
-            sha256
-            for sha256 in found.names
-            if context.commit(lambda c, sha256=sha256: orphans.adopt(c, sha256, sizes[sha256]))  # type: ignore[misc]
-        ]
+        adopted = [sha256 for sha256 in found.names if context.commit(orphans.adopt, sha256, sizes[sha256])]
         found.deleted = _delete_content(broom, adopted)
     return found
 
@@ -138,7 +134,7 @@ def _delete_content(broom: Broom, hashes: Iterable[str]) -> int:
     delete_object = context.resources.objects.delete_content
     for sha256 in hashes:
         context.check()
-        removed += context.commit(lambda c, sha256=sha256: blobs.delete_blob(c, sha256, delete_object))  # type: ignore[misc]
+        removed += context.commit(blobs.delete_blob, sha256, delete_object)
     return removed
 
 
@@ -163,7 +159,7 @@ def _old_folders(broom: Broom) -> dict[str, Folder]:
 def _sweep_results(broom: Broom, folders: dict[str, Folder]) -> Orphans:
     """A number is never given to a second job, so what has no row now never gets one."""
     numbered = {int(name[5:]): name for name in folders if name.startswith("jobs/") and _JOB.fullmatch(name[5:])}
-    living = broom.context.read(lambda c: orphans.living_jobs(c, list(numbered)))
+    living = broom.context.read(orphans.living_jobs, list(numbered))
     names = [name for number, name in sorted(numbered.items()) if number not in living]
     return _sweep_folders(broom, folders, names, lambda connection, name: True)
 
@@ -210,7 +206,7 @@ def _sweep_folders(
         found.add(name, folders[name].size_bytes)
         if broom.delete:
             context.check()
-            found.deleted += context.commit(lambda c, name=name: remove(c, name))  # type: ignore[misc]
+            found.deleted += context.commit(remove, name)
     if broom.delete and found.deleted < len(names):
         found.kept = "a training is open, whose files cannot be told from orphans yet; sweep again when it has ended"
     return found

@@ -18,7 +18,7 @@ def keep_within_limits(context: ShardContext[Resources], request: ChoreRequest) 
     """
     indexes = _drop_indexes(context)
     jobs, needed = _forget_jobs(context)
-    runs = context.commit(lambda c: retention.forget_runs(c, RUNS_KEPT_S))
+    runs = context.commit(retention.forget_runs, RUNS_KEPT_S)
     summary = (
         f"dropped {counted(len(indexes), 'replaced index', 'replaced indexes')}, {counted(len(jobs), 'job')} and "
         f"{counted(runs, 'old run')} of schedules"
@@ -36,7 +36,7 @@ def _drop_indexes(context: ShardContext[Resources]) -> list[int]:
     dropped: list[int] = []
     while True:
         context.check()
-        index_id = context.commit(lambda c: retention.drop_retired_index(c, older_than_s))
+        index_id = context.commit(retention.drop_retired_index, older_than_s)
         if index_id is None:
             return dropped
         dropped.append(index_id)
@@ -48,9 +48,9 @@ def _forget_jobs(context: ShardContext[Resources]) -> tuple[list[int], int]:
         return [], 0
     older_than_s = context.settings.keep_jobs_days * _DAY_S
     gone = []
-    for job_id in context.read(lambda c: retention.forgettable_jobs(c, older_than_s)):
+    for job_id in context.read(retention.forgettable_jobs, older_than_s):
         context.check()
-        if context.commit(lambda c, job_id=job_id: retention.forget_job(c, job_id, older_than_s)):  # type: ignore[misc]
+        if context.commit(retention.forget_job, job_id, older_than_s):
             context.resources.objects.remove_prefix(f"jobs/{job_id}/")
             gone.append(job_id)
-    return gone, context.read(lambda c: retention.count_needed_jobs(c, older_than_s))
+    return gone, context.read(retention.count_needed_jobs, older_than_s)

@@ -20,7 +20,7 @@ def scan_buckets(context: ShardContext[Resources], request: ChoreRequest) -> Rep
     """Repair what events have lost (D13). What is new is queued as ingest jobs; the next tick dispatches them."""
     name = None
     if request.archive_id is not None:
-        [name] = [one.name for one in context.read(lambda c: _archives(c, request))]
+        [name] = [one.name for one in context.read(_archives, request)]
     reports = scan(context.engine, context.settings, context.resources.objects, name)
     different = [report for report in reports if report.found_differences]
     listed = sum(report.listed for report in reports)
@@ -35,9 +35,9 @@ def scan_buckets(context: ShardContext[Resources], request: ChoreRequest) -> Rep
 def report_gaps(context: ShardContext[Resources], request: ChoreRequest) -> Report:
     """Name the images that no question can find (USERS R7)."""
     found: dict[str, list[Gap]] = {}
-    for one in context.read(lambda c: _archives(c, request)):
+    for one in context.read(_archives, request):
         context.check()
-        found[one.name] = context.read(lambda c, one=one: find_gaps(c, one.archive_id))  # type: ignore[misc]
+        found[one.name] = context.read(find_gaps, one.archive_id)
     number = sum(map(len, found.values()))
     where = ", ".join(f"{name} {len(gaps)}" for name, gaps in found.items() if gaps)
     summary = f"{counted(number, 'image')} without a vector ({where})" if number else "every image has its vector"

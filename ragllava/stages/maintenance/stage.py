@@ -56,22 +56,20 @@ def chore_stage(context: ShardContext[Resources]) -> None:
     Every chore may be interrupted at any point and repeated: what it removed stays removed.
     """
     lease = context.lease
-    if not context.read(
-        lambda c: outcomes.open_inputs(c, JobKind.CHORE, lease.job_id, lease.run_no, lease.lo, lease.hi)
-    ):
+    if not context.read(outcomes.open_inputs, JobKind.CHORE, lease.job_id, lease.run_no, lease.lo, lease.hi):
         return
     action = ChoreAction(lease.spec["action"])
     try:
         report = CHORES[action].do(context, ChoreRequest(lease.archive_id or None, lease.spec["options"]))
     except UsageError as error:
         raise JobRefused(str(error)) from error
-    context.commit(lambda c: tasks.finish(c, lease.job_id, report.summary, report.figures, failed=report.failed))
+    context.commit(tasks.finish, lease.job_id, report.summary, report.figures, failed=report.failed)
 
 
 def submit_chore(engine: Engine, action: ChoreAction, archive_name: str | None, options: Options) -> int:
     """Make a chore job; returns its id. Raises UsageError for an archive or options that it does not take."""
     check_chore(action, archive_name, options)
-    return in_transaction(engine, lambda c: create_chore(c, action, archive_name, options))
+    return in_transaction(engine, create_chore, action, archive_name, options)
 
 
 def create_chore(connection: Connection, action: ChoreAction, archive_name: str | None, options: Options) -> int:

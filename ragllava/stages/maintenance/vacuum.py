@@ -54,9 +54,9 @@ def _measure(context: ShardContext[Resources], index: IndexView) -> dict[str, An
         retriever = context.resources.retriever_of(index)
     except JobRefused as error:
         return {"not_measured": str(error)}
-    questions = context.read(lambda c: vacuuming.stored_questions(c, index.archive_id, _QUESTIONS))
+    questions = context.read(vacuuming.stored_questions, index.archive_id, _QUESTIONS)
     if not questions:
         return {"not_measured": "nobody has asked this archive anything yet"}
     queries = retriever.embed_texts(questions)
-    recall = context.read(lambda c: vectors.measure_recall(c, index, queries, _NEAREST))
+    recall = context.read(vectors.measure_recall, index, queries, _NEAREST)
     return {"recall": round(recall, 4), "questions": len(questions)}

@@ -76,7 +76,7 @@ class Compared:
 
 def pass_gate(context: ShardContext[Resources], target: Target) -> None:
     """Fill what is missing, measure, and switch, keep or refuse; the report stands beside the index."""
-    unreadable = context.read(lambda c: reindex_items.given_up(c, context.lease.job_id))
+    unreadable = context.read(reindex_items.given_up, context.lease.job_id)
     _catch_up(context, target, unreadable)
     target = _build_graph(context, target)
     report = _measure_recall(context, target)
@@ -90,7 +90,7 @@ def pass_gate(context: ShardContext[Resources], target: Target) -> None:
 
 
 def _catch_up(context: ShardContext[Resources], target: Target, unreadable: dict[int, str]) -> None:
-    missing = context.read(lambda c: vectors.unembedded_images(c, target.index.index_id))
+    missing = context.read(vectors.unembedded_images, target.index.index_id)
     items = [ReindexItem(None, image) for image in missing if image.image_id not in unreadable]
     unreadable.update(embed_items(context, target, items))
 
@@ -99,18 +99,18 @@ def _build_graph(context: ShardContext[Resources], target: Target) -> Target:
     """The target with its graph, if it is so large that it has one: from here on it is searched as questions will."""
     index_id = target.index.index_id
     has_graph = vectors.build_hnsw(context.engine, index_id)
-    if not has_graph and context.read(lambda c: vectors.count_embeddings(c, index_id)) > EXACT_SEARCH_ROWS:
+    if not has_graph and context.read(vectors.count_embeddings, index_id) > EXACT_SEARCH_ROWS:
         raise ArchiveChanged(f"the graph of index {index_id} is being built by another process")
-    return replace(target, index=context.read(lambda c: vectors.get_index(c, index_id)))
+    return replace(target, index=context.read(vectors.get_index, index_id))
 
 
 def _measure_recall(context: ShardContext[Resources], target: Target) -> dict[str, Any]:
     """By questions that were asked of the archive."""
-    asked = context.read(lambda c: answered.newest_questions(c, context.lease.archive_id, RECALL_QUESTIONS))
+    asked = context.read(answered.newest_questions, context.lease.archive_id, RECALL_QUESTIONS)
     queries = target.retriever.embed_texts([question.text for question in asked])
     index = target.index
     # Without a graph every search is exact: there is nothing to measure.
-    value = context.read(lambda c: vectors.measure_recall(c, index, queries, RECALL_AT)) if index.has_hnsw else 1.0
+    value = context.read(vectors.measure_recall, index, queries, RECALL_AT) if index.has_hnsw else 1.0
     search = "graph" if index.has_hnsw else "exact"
     return {"recall": {"value": value, "at": RECALL_AT, "questions": len(asked), "search": search}}
 
@@ -132,9 +132,7 @@ def _compare(context: ShardContext[Resources], target: Target) -> dict[str, Any]
 
 def _answer_on_both(context: ShardContext[Resources], target: Target) -> list[Compared]:
     lease, settings = context.lease, context.settings
-    sample = context.read(
-        lambda c: answered.newest_questions(c, lease.archive_id, settings.gate_questions, answered=True)
-    )
+    sample = context.read(answered.newest_questions, lease.archive_id, settings.gate_questions, answered=True)
     options = AnswerOptions(top_k=settings.top_k, top_n=settings.top_n).as_json()
     tools = partial(prepare, context.engine, settings, context.resources, lease.archive_id, options)
     new_tools = tools(target.index)

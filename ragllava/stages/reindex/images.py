@@ -40,16 +40,16 @@ def find_target(context: ShardContext[Resources]) -> Target:
     Raises JobRefused when it is gone, or when its retriever cannot be used here.
     """
     lease, resources = context.lease, context.resources
-    spec = context.read(lambda c: reindex_items.job_spec(c, lease.job_id))
+    spec = context.read(reindex_items.job_spec, lease.job_id)
     if spec["index"] is None:
-        active = context.read(lambda c: vectors.active_index(c, lease.archive_id))
+        active = context.read(vectors.active_index, lease.archive_id)
         source = spec["source"] or (active.spec if active else None)
         retriever = resources.load_retriever(source)
         own = RetrieverSource.of(resources.models.profile)
         named = source if source and RetrieverSource(**source) != own else None
-        spec = context.commit(lambda c: _choose_index(c, context, retriever, named))
+        spec = context.commit(_choose_index, context, retriever, named)
     try:
-        index = context.read(lambda c: vectors.get_index(c, spec["index"]))
+        index = context.read(vectors.get_index, spec["index"])
     except IndexGone:
         raise JobRefused(f"index {spec['index']}, which this job fills, was dropped") from None
     return Target(index, resources.retriever_of(index), spec)
@@ -117,7 +117,7 @@ def embed_items(context: ShardContext[Resources], target: Target, items: Sequenc
         context.check()
         pictures = list(batch.pictures.values())
         embedded = target.retriever.embed_pixels(pictures, batch_size=context.settings.embed_batch)
-        context.commit(lambda c, batch=batch, embedded=embedded: _store(c, context, target, batch, embedded))  # type: ignore[misc]
+        context.commit(_store, context, target, batch, embedded)
     return unreadable
 
 
@@ -125,7 +125,7 @@ def _read_batch(
     context: ShardContext[Resources], target: Target, chunk: Sequence[ReindexItem], unreadable: dict[int, str]
 ) -> _Batch:
     images = {item.image.image_id: item.image for item in chunk if item.image}
-    wanted = context.read(lambda c: vectors.missing_embeddings(c, target.index.index_id, list(images)))
+    wanted = context.read(vectors.missing_embeddings, target.index.index_id, list(images))
     hashes = [images[image_id].sha256 for image_id in wanted]
     contents = context.resources.threads.map(lambda sha256: _fetch(context.resources, sha256), hashes)
     prepared = dict(zip(wanted, prepare_for([target.retriever], contents, context.resources), strict=True))

@@ -51,7 +51,7 @@ class ReindexRequest:
 
 def submit_reindex(engine: Engine, settings: Settings, request: ReindexRequest) -> int:
     """Queue a reindexing; returns its job. Raises UsageError as `create_reindex`."""
-    return in_transaction(engine, lambda connection: create_reindex(connection, settings, request))
+    return in_transaction(engine, create_reindex, settings, request)
 
 
 def create_reindex(connection: Connection, settings: Settings, request: ReindexRequest) -> int:
@@ -168,5 +168,5 @@ def reindex_stage(context: ShardContext[Resources]) -> None:
     if lease.lo == target.spec["gate"]:
         pass_gate(context, target)
     else:
-        items = context.read(lambda c: reindex_items.load_items(c, lease.job_id, lease.lo, lease.hi))
+        items = context.read(reindex_items.load_items, lease.job_id, lease.lo, lease.hi)
         embed_items(context, target, items)

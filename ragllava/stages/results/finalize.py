@@ -70,7 +70,7 @@ def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
     written = 0
     for job_id in in_transaction(engine, control.jobs_without_result):
         try:
-            kind = in_transaction(engine, lambda c, job_id=job_id: control.view(c, job_id)).kind  # type: ignore[misc]
+            kind = in_transaction(engine, control.view, job_id).kind
             if kind is JobKind.ANSWER:
                 publish_results(engine, objects, job_id)
             elif kind is JobKind.INGEST:
@@ -105,7 +105,7 @@ def publish_results(engine: Engine, objects: ObjectStore, job_id: int) -> None:
         objects.put(f"{prefix}/manifest.json", json.dumps(manifest, indent=2).encode(), "application/json")
         if "outbox" in job.spec:
             manifest["outbox"] = _deliver(engine, objects, job, counted, lines)
-    in_transaction(engine, lambda c: control.set_result(c, job, manifest))
+    in_transaction(engine, control.set_result, job, manifest)
     facts = {"action": "results_published", "job": job_id, "lines": lines[results], "errors": lines[errors]}
     log.info("results written", extra=facts)
 
@@ -144,20 +144,20 @@ def finish_ingest(engine: Engine, job_id: int) -> None:
     has_graph = index is not None and vectors.build_hnsw(engine, index.index_id)
     facts = {"index": index.index_id if index else None, "has_hnsw": has_graph}
     result = _facts(job, counted) | facts
-    in_transaction(engine, lambda c: control.set_result(c, job, result))
+    in_transaction(engine, control.set_result, job, result)
 
 
 def finish_training(engine: Engine, job_id: int) -> None:
     """Note how the training ended and which version it made; the version itself has the figures."""
     job, counted = _reconcile(engine, job_id)
     result = _facts(job, counted) | {"training": job.training.as_json() if job.training else None}
-    in_transaction(engine, lambda c: control.set_result(c, job, result))
+    in_transaction(engine, control.set_result, job, result)
 
 
 def finish_plain(engine: Engine, job_id: int) -> None:
     """Note the counts; what a reindexing or a chore came to stands beside its inputs."""
     job, counted = _reconcile(engine, job_id)
-    in_transaction(engine, lambda c: control.set_result(c, job, _facts(job, counted)))
+    in_transaction(engine, control.set_result, job, _facts(job, counted))
 
 
 def _reconcile(engine: Engine, job_id: int) -> tuple[JobView, Reconciliation]:
@@ -175,8 +175,8 @@ def _reconcile(engine: Engine, job_id: int) -> tuple[JobView, Reconciliation]:
 
 def _fail(engine: Engine, job: JobView, problem: str) -> JobView:
     log.error(problem, extra={"action": "job_does_not_add_up", "job": job.job_id})
-    in_transaction(engine, lambda c: control.fail_unreconciled(c, job, problem))
-    return in_transaction(engine, lambda c: control.view(c, job.job_id))
+    in_transaction(engine, control.fail_unreconciled, job, problem)
+    return in_transaction(engine, control.view, job.job_id)
 
 
 def _manifest(job: JobView, counted: Reconciliation, prefix: str, files: dict[Path, int]) -> dict[str, object]:

@@ -226,7 +226,7 @@ def test_an_index_that_was_dropped_since_it_was_looked_up_is_gone(engine: Engine
     with engine.begin() as connection:
         indexes.drop_index(connection, index.index_id)
     with pytest.raises(IndexGone, match="there is no index"):
-        read_at_once(engine, lambda connection: vectors.search(connection, index, draw(1, seed=1), k=1))
+        read_at_once(engine, vectors.search, index, draw(1, seed=1), k=1)
 
 
 def test_creating_an_index_does_not_wait_for_searches(engine: Engine) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pytest
 from click.testing import CliRunner, Result
@@ -36,6 +36,7 @@ from tests.support.toy_questions import Classroom
 from tests.support.training_workshop import FEW_STEPS, NO_STEPS, classroom, request, run, submit, train_bench, versions
 from tests.support.workshop import Workshop
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -337,11 +338,11 @@ class _FailsAtTheEnd(ShardContext[Resources]):
     error: Exception
     moment: str
 
-    def commit(self, work: Callable[[Connection], T]) -> T:
-        ends = "conclude" in work.__qualname__
+    def commit(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        ends = work.__name__ == "_register"
         if ends and self.moment == "before":
             raise self.error
-        done = super().commit(work)
+        done = super().commit(work, *args, **kwargs)
         if ends:
             raise self.error
         return done

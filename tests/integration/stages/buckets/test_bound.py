@@ -125,7 +125,7 @@ def test_repeated_events_change_nothing(bucketful: Bound) -> None:
     for _ in range(3):
         bucketful.hint(*["in/a.png", "in/bad.png"] * 200)
     folded = bucketful.fold()
-    assert (folded.hints, folded.changes.unchanged) == (2, 2)
+    assert (folded.change_events, folded.changes.unchanged) == (2, 2)
     assert bucketful.known() == before
     assert bucketful.ingest_jobs() == [2]
     with bucketful.workshop.engine.begin() as connection:
@@ -320,7 +320,7 @@ def test_a_store_that_is_away_keeps_the_hints(bucketful: Bound) -> None:
     bucketful.hint("in/a.png")
     nowhere = ObjectStore(bucketful.workshop.settings.model_copy(update={"s3_endpoint": "127.0.0.1:9"}))
     folded = sync.fold(bucketful.workshop.engine, bucketful.workshop.settings, nowhere)
-    assert (folded.hints, folded.kept) == (1, 1)
+    assert (folded.change_events, folded.kept) == (1, 1)
     bucketful.follow()
     assert bucketful.workshop.images().keys() == {"a.png"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import pytest
 from sqlalchemy import Connection, select
@@ -38,6 +38,7 @@ from tests.support.ingest_runs import (
 )
 from tests.support.workshop import ARCHIVE, Workshop
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -70,9 +71,9 @@ def test_a_shard_that_stops_in_the_middle_is_finished_by_the_next_run(
 class DiesBeforeCommit(ShardContext[Resources]):
     """Writes everything and then dies, so that nothing of it is kept."""
 
-    def commit(self, work: Callable[[Connection], T]) -> T:
+    def commit(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         def dying(connection: Connection) -> T:
-            work(connection)
+            work(connection, *args, **kwargs)
             raise RuntimeError("killed just before the commit")
 
         return super().commit(dying)

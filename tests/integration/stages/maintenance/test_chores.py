@@ -38,9 +38,9 @@ def test_a_chore_ends_with_a_report_and_adds_up(workshop: Workshop) -> None:
 
 def test_a_cancelled_chore_is_cancelled_and_can_be_retried(workshop: Workshop) -> None:
     job_id = submit_chore(workshop.engine, ChoreAction.VACUUM, None, {})
-    in_transaction(workshop.engine, lambda c: control.cancel(c, job_id))
+    in_transaction(workshop.engine, control.cancel, job_id)
     assert workshop.job(job_id).progress.by_status == {"cancelled": 1}
-    assert in_transaction(workshop.engine, lambda c: control.retry(c, job_id, 1)) == 1
+    assert in_transaction(workshop.engine, control.retry, job_id, 1) == 1
     workshop.run()
     assert workshop.job(job_id).state is JobState.COMPLETED
 
@@ -188,7 +188,7 @@ def test_vacuum_removes_dead_rows_and_measures_the_graphs(workshop: Workshop, mo
     index_id = make_index(workshop, 64, retriever.version, retriever.dim)
     assert vectors.build_hnsw(workshop.engine, index_id, above_rows=10)
     asked = workshop.submit([f"What color is house {number}?" for number in range(8)], archive_name=ARCHIVE)
-    in_transaction(workshop.engine, lambda c: control.cancel(c, asked.job_id))
+    in_transaction(workshop.engine, control.cancel, asked.job_id)
     found = report(do(workshop, "vacuum"))
     assert found["graphs"] == [{"archive": ARCHIVE, "index": index_id, "recall": 1.0, "questions": 8}]
     assert found["warnings"] == []

@@ -75,7 +75,7 @@ def test_a_due_schedule_makes_its_job_and_is_due_again_after_now(
     make_due(engine, "sweep")
     [fired] = fire()
     assert fire() == []
-    job = in_transaction(engine, lambda c: control.view(c, fired.job_id or 0))
+    job = in_transaction(engine, control.view, fired.job_id or 0)
     assert (job.kind, job.archive, job.progress.total) == (JobKind.CHORE, "*", 1)
     assert job.spec == {"action": "sweep", "options": {"delete": True}}
     after = look(engine, "sweep")
@@ -185,7 +185,7 @@ def test_a_removed_schedule_never_fires_and_its_job_stays(engine: Engine, fire: 
     firing.remove(engine, "sweep")
     assert fire() == []
     assert in_transaction(engine, schedules.list_schedules) == []
-    assert in_transaction(engine, lambda c: control.view(c, fired.job_id or 0)).kind is JobKind.CHORE
+    assert in_transaction(engine, control.view, fired.job_id or 0).kind is JobKind.CHORE
 
 
 def test_run_begins_now_and_leaves_the_next_time(engine: Engine, settings: Settings) -> None:
