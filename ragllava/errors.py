@@ -56,7 +56,7 @@ class ModelUnavailable(RagllavaError):
     """A model cannot be loaded: not on this machine, wrong format, or forbidden content."""
 
 
-class BlobSwept(RagllavaError):
+class BlobDeleted(RagllavaError):
     """The sweep removed a blob between its upload and its first reference; announce and upload it again."""
 
     retryable = True

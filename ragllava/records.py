@@ -14,7 +14,7 @@ class JobKind(StrEnum):
     ANSWER = "answer"
     TRAIN = "train"
     REINDEX = "reindex"
-    CHORE = "chore"
+    MAINTENANCE = "maintenance"
 
 
 class AnswerStatus(StrEnum):
@@ -95,8 +95,8 @@ class GapReason(StrEnum):
     LOST = "lost"  # it had one
 
 
-class ChoreStatus(StrEnum):
-    """How a chore ended."""
+class TaskStatus(StrEnum):
+    """How a maintenance task ended."""
 
     DONE = "done"
     FAILED = "failed"  # it cannot be done, and a retry would not help
@@ -104,26 +104,26 @@ class ChoreStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-class ChoreAction(StrEnum):
-    """Upkeep that a schedule or a person asks for; each has one function in stages/maintenance/stage.py."""
+class TaskName(StrEnum):
+    """Maintenance that a schedule or a person asks for; each has one function in stages/maintenance/stage.py."""
 
     SCAN = "scan"  # compare bound buckets with what is known of them
     GAPS = "gaps"  # name every image without a current embedding, and why
-    MINE = "mine"  # look for noisy cases in answers that were not looked at
-    SWEEP = "sweep"  # objects that nothing refers to
+    FIND_NOISY = "find-noisy"  # look for noisy cases in answers that were not looked at
+    GC = "gc"  # objects that nothing refers to
     RETENTION = "retention"  # drop what is older than the settings keep
     VACUUM = "vacuum"  # vacuum the tables that churn, and check the recall of graphs
 
 
 class ScheduleAction(StrEnum):
-    """What a schedule may begin: a chore by its name, a training, or a reindexing."""
+    """What a schedule may begin: a maintenance task by its name, a training, or a reindexing."""
 
-    SCAN = ChoreAction.SCAN.value
-    GAPS = ChoreAction.GAPS.value
-    MINE = ChoreAction.MINE.value
-    SWEEP = ChoreAction.SWEEP.value
-    RETENTION = ChoreAction.RETENTION.value
-    VACUUM = ChoreAction.VACUUM.value
+    SCAN = TaskName.SCAN.value
+    GAPS = TaskName.GAPS.value
+    FIND_NOISY = TaskName.FIND_NOISY.value
+    GC = TaskName.GC.value
+    RETENTION = TaskName.RETENTION.value
+    VACUUM = TaskName.VACUUM.value
     RETRAIN = "retrain"
     REINDEX = "reindex"
 
@@ -209,13 +209,13 @@ class Question:
 class Candidate:
     """An image that retrieval found for a question.
 
-    `clip_score` is the cosine of question and image; `relevance` is P("Yes") of the reranker, in [0, 1];
+    `retrieval_score` is the cosine of question and image; `relevance` is P("Yes") of the reranker, in [0, 1];
     `evidence_no` is 0, 1, … for the kept ones in rank order, None for the others.
     """
 
     image: StoredImage
-    clip_rank: int
-    clip_score: float
+    retrieval_rank: int
+    retrieval_score: float
     relevance: float
     evidence_no: int | None = None
 

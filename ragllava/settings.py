@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     train_niceness: int = Field(default=10, ge=0, le=19)  # of the train worker: answers go first
     retrain_after: int = Field(default=0, ge=0)  # labelled questions that start a training by themselves; 0: never
 
-    # Upkeep: what the chore `retention` drops.
+    # Maintenance: what the maintenance task `retention` drops.
     keep_jobs_days: int = Field(default=0, ge=0)  # ended jobs with their results; 0: for ever
     keep_indexes_hours: int = Field(default=24, ge=0)  # an index after another one took its place
 

@@ -147,7 +147,7 @@ def waiting_messages(settings: Settings) -> dict[str, int]:
 
 def dispatch_now(engine: Engine, settings: Settings) -> int:
     """Sweep, choose, commit, publish: what every submitter and every finished shard calls."""
-    return dispatch.sweep_and_dispatch(engine, settings, publisher(engine, settings))
+    return dispatch.reap_and_dispatch(engine, settings, publisher(engine, settings))
 
 
 # Registers its signal handlers; at the end, because it needs `app` and `dispatch_now`.

@@ -22,7 +22,7 @@ from ragllava.records import JobKind
 from ragllava.settings import Settings, load_settings
 from ragllava.stages.answer.stage import answer_stage
 from ragllava.stages.ingest.stage import ingest_stage
-from ragllava.stages.maintenance.stage import chore_stage
+from ragllava.stages.maintenance.stage import maintenance_stage
 from ragllava.stages.reindex.stage import reindex_stage
 from ragllava.stages.resources import Resources
 from ragllava.stores.database import in_transaction, make_engine
@@ -44,7 +44,7 @@ STAGES: dict[JobKind, Stage[Resources]] = {
     JobKind.ANSWER: answer_stage,
     JobKind.TRAIN: _train,
     JobKind.REINDEX: reindex_stage,
-    JobKind.CHORE: chore_stage,
+    JobKind.MAINTENANCE: maintenance_stage,
 }
 
 

@@ -7,7 +7,7 @@ import threading
 
 from ragllava.errors import ServiceUnavailable
 from ragllava.stages.buckets.received import drain_list
-from ragllava.stages.buckets.sync import fold
+from ragllava.stages.buckets.sync import process_events
 from ragllava.stages.maintenance.schedules import fire_due
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.training.request import submit_due_trainings
@@ -28,7 +28,7 @@ def tick() -> None:
     dispatch_now(here.engine, here.settings)
     # Looking at thousands of objects takes a while, too.
     if _folding.acquire(blocking=False):
-        threading.Thread(target=_fold_events, name="fold", daemon=True).start()
+        threading.Thread(target=_process_events, name="fold", daemon=True).start()
     # Writing a large result or building a graph takes minutes, and the next sweep must not wait for it.
     if _finishing.acquire(blocking=False):
         threading.Thread(target=_finish_jobs, name="finish", daemon=True).start()
@@ -37,12 +37,12 @@ def tick() -> None:
         dispatch_now(here.engine, here.settings)
 
 
-def _fold_events() -> None:
+def _process_events() -> None:
     """Hints to ingest jobs. What a service that is away keeps from being done is done at a later tick."""
     try:
         here = runtime()
         drain_list(here.engine, here.settings)
-        if fold(here.engine, here.settings, here.resources.objects).changes.job_ids:
+        if process_events(here.engine, here.settings, here.resources.objects).changes.job_ids:
             dispatch_now(here.engine, here.settings)
     except ServiceUnavailable as error:
         log.warning(str(error), extra={"action": "fold_failed"})

@@ -1,7 +1,7 @@
 """The receiver of bucket events: object stores post here what changed (RELIABILITY D13).
 
-It writes hints and nothing else, and answers 200 only after they are committed. A sender must name the token; what
-it says is never believed, only looked at.
+It writes change events and nothing else, and answers 200 only after they are committed. A sender must present the
+token. What it claims is never believed: the object is looked at.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _COUNT_S = 1.0
 
 
 class Receiver:
-    """The two endpoints. What needs no hint is only counted, and the counts are written down once a second."""
+    """The two endpoints. What needs no change event is only counted, and the counts are written down once a second."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         """Raises SettingsError without a token: an open receiver would be anybody's."""
@@ -69,7 +69,7 @@ class Receiver:
         return await run_in_threadpool(self._take, body)
 
     async def healthz(self, _request: Request) -> Response:
-        """Whether hints can be written."""
+        """Whether change events can be written."""
         return await run_in_threadpool(self._health)
 
     def write_counts(self) -> None:
@@ -98,17 +98,17 @@ class Receiver:
             return _say(400, str(error))
         if not named:  # folders, and what we write into our own bucket
             self._count("ignored")
-            return JSONResponse({"hints": 0})
+            return JSONResponse({"change_events": 0})
         try:
             noted = note_objects(self._engine, named)
         except ServiceUnavailable as error:
             log.warning(str(error), extra={"action": "event_not_taken"})
             return _say(503, "the database is away; send it again")
-        return JSONResponse({"hints": noted.new + noted.repeated})
+        return JSONResponse({"change_events": noted.new + noted.repeated})
 
     def _health(self) -> Response:
         try:
-            in_transaction(self._engine, lambda c: c.execute(text("SELECT 1 FROM hints LIMIT 1")))
+            in_transaction(self._engine, lambda c: c.execute(text("SELECT 1 FROM change_events LIMIT 1")))
         except ServiceUnavailable as error:
             return _say(503, str(error))
         return JSONResponse({"status": "ok"})

@@ -52,12 +52,12 @@ def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:
 def show_job(job_id: int, as_json: bool) -> None:
     """One job, with the shards that run or went wrong."""
     from ragllava.cli.progress import (
-        chore_lines,
         outbox_line,
         outcome_line,
         pace_line,
         refresh_line,
         reindexing_line,
+        task_lines,
         training_line,
     )
 
@@ -71,7 +71,7 @@ def show_job(job_id: int, as_json: bool) -> None:
     for line in (training_line(job), reindexing_line(job), refresh_line(job), pace_line(job), outbox_line(job)):
         if line is not None:
             click.echo(line)
-    for line in chore_lines(job):
+    for line in task_lines(job):
         click.echo(line)
     for name in ("created_at", "started_at", "finished_at"):
         click.echo(f"{name:<12} {as_time(getattr(job, name))}")

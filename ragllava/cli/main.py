@@ -42,7 +42,7 @@ COMMANDS = {
         "schedule",
         "what begins by the clock: list, add, pause, resume, remove, run",
     ),
-    "chore": ("ragllava.cli.schedule", "chore", "do one piece of upkeep now"),
+    "maintenance": ("ragllava.cli.schedule", "maintenance", "do one piece of maintenance now"),
     "train": ("ragllava.cli.train", "train", "train the reranker or the generator on labelled questions"),
     "results": ("ragllava.cli.questions", "results", "write a job's answers to a file"),
     "feedback": ("ragllava.cli.noisy", "feedback", "say which answers are right or wrong"),

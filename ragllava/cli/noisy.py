@@ -240,7 +240,7 @@ def _print_candidates(candidates: Sequence[Candidate]) -> None:
     for candidate in candidates:
         kept = "-" if candidate.evidence_no is None else str(candidate.evidence_no + 1)
         cells = (candidate.image.source, candidate.image.caption or "")
-        table.add_row(kept, f"{candidate.relevance:.4f}", str(candidate.clip_rank + 1), *map(Text, cells))
+        table.add_row(kept, f"{candidate.relevance:.4f}", str(candidate.retrieval_rank + 1), *map(Text, cells))
     print_table(table)
 
 
@@ -281,8 +281,8 @@ def _candidate_json(candidate: Candidate) -> dict[str, Any]:
         "image_id": candidate.image.image_id,
         "source": candidate.image.source,
         "caption": candidate.image.caption,
-        "clip_rank": candidate.clip_rank + 1,
-        "clip_score": candidate.clip_score,
+        "retrieval_rank": candidate.retrieval_rank + 1,
+        "retrieval_score": candidate.retrieval_score,
         "relevance": candidate.relevance,
         "kept": candidate.evidence_no is not None,
     }

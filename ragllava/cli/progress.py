@@ -117,13 +117,13 @@ def outbox_line(job: JobView) -> str | None:
     return f"results in {found['folder']}" if "folder" in found else f"no results in the outbox: {found['error']}"
 
 
-def chore_lines(job: JobView) -> list[str]:
-    """What a chore came to: one sentence, and its report as indented lines; empty for other jobs."""
-    chore = job.chore
-    if chore is None:
+def task_lines(job: JobView) -> list[str]:
+    """What a maintenance task came to: one sentence, and its report as indented lines; empty for other jobs."""
+    task = job.task
+    if task is None:
         return []
-    lines = [f"{chore.action.value}: {chore.reason or 'not done yet'}"]
-    return lines + [f"  {line}" for line in _as_lines(chore.report or {})]
+    lines = [f"{task.action.value}: {task.reason or 'not done yet'}"]
+    return lines + [f"  {line}" for line in _as_lines(task.report or {})]
 
 
 def _as_lines(value: dict[str, Any]) -> Iterator[str]:
@@ -180,7 +180,7 @@ _NOUNS = {
     JobKind.ANSWER: "question",
     JobKind.TRAIN: "training",
     JobKind.REINDEX: "image",
-    JobKind.CHORE: "chore",
+    JobKind.MAINTENANCE: "maintenance",
 }
 
 

@@ -65,8 +65,8 @@ def _figures(figures: JobFigures) -> tuple[Figure, ...]:
     if one is not None:
         found += [
             Figure("Right, one picture", one.answer_accuracy, f"of {one.questions} questions about one picture"),
-            Figure("CLIP recall@1", one.clip_recall[1], "before reranking, questions about one picture"),
-            Figure("CLIP recall@20", one.clip_recall[20], "what the reranker gets to see"),
+            Figure("CLIP recall@1", one.retrieval_recall[1], "before reranking, questions about one picture"),
+            Figure("CLIP recall@20", one.retrieval_recall[20], "what the reranker gets to see"),
             Figure("Reranked recall@1", one.reranked_recall[1], "after reranking, questions about one picture"),
         ]
     return tuple(found)

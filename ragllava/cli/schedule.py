@@ -1,4 +1,4 @@
-"""`ragllava schedule …` and `ragllava chore`: upkeep that begins by the clock, or now."""
+"""`ragllava schedule …` and `ragllava maintenance`: maintenance that begins by the clock, or now."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ragllava.cli.options import connected, json_option, print_json, print_table
-from ragllava.records import ChoreAction, Role, ScheduleAction, Selection
+from ragllava.records import Role, ScheduleAction, Selection, TaskName
 
 if TYPE_CHECKING:
     from ragllava.stages.maintenance.schedules import Fired
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_CHORES = [action.value for action in ScheduleAction if action.value in list(ChoreAction)]
+_TASKS = [action.value for action in ScheduleAction if action.value in list(TaskName)]
 
 one_archive_option = click.option("--archive", metavar="NAME", help="Only this archive.  [default: all]")
 delete_option = click.option("--delete", is_flag=True, help="sweep: remove what was found, and not only report it.")
@@ -153,23 +153,23 @@ def run(name: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("action", type=click.Choice(_CHORES))
+@click.argument("action", type=click.Choice(_TASKS))
 @one_archive_option
 @delete_option
 @click.option("--no-wait", is_flag=True, help="Return when the job is queued.")
 @json_option
-def chore(action: str, archive: str | None, delete: bool, no_wait: bool, as_json: bool) -> None:
-    """Do one piece of upkeep now, as a job of low priority, and print its report."""
+def maintenance(action: str, archive: str | None, delete: bool, no_wait: bool, as_json: bool) -> None:
+    """Do one piece of maintenance now, as a job of low priority, and print its report."""
     from rich.console import Console
 
-    from ragllava.cli.progress import chore_lines, outcome_line, wait_or_leave, warn_without_worker
+    from ragllava.cli.progress import outcome_line, task_lines, wait_or_leave, warn_without_worker
     from ragllava.client import is_success
-    from ragllava.stages.maintenance.stage import submit_chore
+    from ragllava.stages.maintenance.stage import submit_task
     from workers.app import dispatch_now
 
     with connected() as client:
         options = {"delete": True} if delete else {}
-        job_id = submit_chore(client.engine, ChoreAction(action), archive, options)
+        job_id = submit_task(client.engine, TaskName(action), archive, options)
         dispatch_now(client.engine, client.settings)
         warn_without_worker(client, "ingest")
         job = client.job(job_id) if no_wait else wait_or_leave(client, job_id, action, Console(stderr=as_json))
@@ -178,7 +178,7 @@ def chore(action: str, archive: str | None, delete: bool, no_wait: bool, as_json
     elif no_wait:
         click.echo(f"job {job_id} queued; `ragllava jobs show {job_id}` tells what came of it")
     else:
-        click.echo("\n".join([outcome_line(job), *chore_lines(job)]))
+        click.echo("\n".join([outcome_line(job), *task_lines(job)]))
     sys.exit(0 if no_wait or is_success(job.state) else 1)
 
 

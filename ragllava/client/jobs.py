@@ -57,7 +57,7 @@ class JobClient(BaseClient):
             JobKind.INGEST: self.settings.files_per_shard,
             JobKind.TRAIN: 1,
             JobKind.REINDEX: self.settings.files_per_shard,
-            JobKind.CHORE: 1,
+            JobKind.MAINTENANCE: 1,
         }[self.job(job_id).kind]
         number = self._do(control.retry, job_id, per_shard)
         self._dispatch()

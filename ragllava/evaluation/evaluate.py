@@ -17,12 +17,12 @@ from ragllava.evaluation.runs import (
     Ranker,
     RunOptions,
     Threshold,
+    apply_champions,
     has_untuned,
     rank,
     rank_by_all,
     run_arms,
     scored_candidates,
-    wear_champions,
 )
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.evaluation.threshold_promise import precision_lower_bound, promised_precision_threshold
@@ -117,7 +117,7 @@ def evaluate(
     with _timed(seconds, "ingest"):
         pool = ingest_pool(reported, bench)
         other = ingest_pool(calibration, bench) if calibration else None
-    own = wear_champions(pool, bench)
+    own = apply_champions(pool, bench)
     makers = _models(reported, bench, options)
     thresholds: list[Threshold] = []
     if options.rerank and calibration and other:
@@ -129,7 +129,7 @@ def evaluate(
         rankings = rank_by_all(reported, pool, bench, options)
     with _timed(seconds, "answer"):
         arms = run_arms(reported, pool, bench, rankings, thresholds, options)
-    wear_champions(pool, bench)
+    apply_champions(pool, bench)
     if _models(reported, bench, options) != makers:
         raise JobRefused("another version became champion while this was measured; measure again")
     known = [pool.known_here(question) for question in reported.questions]

@@ -15,7 +15,7 @@ from ragllava.answer_text import exact_match, normalise_answer
 from ragllava.errors import UsageError
 from ragllava.records import AnswerStatus, KnownAnswer
 
-CLIP_RECALL_DEPTHS = (1, 2, 5, 20)
+RETRIEVAL_RECALL_DEPTHS = (1, 2, 5, 20)
 RERANKED_RECALL_DEPTHS = (1, 2)
 
 _COLOR_WORDS = (
@@ -127,7 +127,7 @@ class GroupFigures:
     no_evidence: int
     failed: int
     missing: int
-    clip_recall: Mapping[int, float]
+    retrieval_recall: Mapping[int, float]
     reranked_recall: Mapping[int, float]
     answer_accuracy: float
 
@@ -139,7 +139,7 @@ class GroupFigures:
             "no_evidence": self.no_evidence,
             "failed": self.failed,
             "missing": self.missing,
-            **{f"clip_recall_at_{k}": round(share, 4) for k, share in self.clip_recall.items()},
+            **{f"clip_recall_at_{k}": round(share, 4) for k, share in self.retrieval_recall.items()},
             **{f"reranked_recall_at_{k}": round(share, 4) for k, share in self.reranked_recall.items()},
             "answer_accuracy": round(self.answer_accuracy, 4),
         }
@@ -195,7 +195,7 @@ def score_job(known: Sequence[KnownAnswer], results: Iterable[Mapping[str, Any]]
     """Compares a job's results with the known answers.
 
     Each result is a line of the result file (custom_id, status, answer) with one more key, `candidates`: all K
-    retrieved pictures, each with source, clip_score and relevance, in any order (in case of a tie the earlier
+    retrieved pictures, each with source, retrieval_score and relevance, in any order (in case of a tie the earlier
     one ranks first). Sources are compared with `relevant` as they stand. Results of unknown questions are left
     out. UsageError: nothing is known, a key is missing, or a question has two results.
     """
@@ -229,7 +229,7 @@ def _outcome(known: KnownAnswer, result: Mapping[str, Any] | None) -> _Outcome:
         known,
         status,
         right=status == AnswerStatus.ANSWERED and answer is not None and exact_match(answer, known.answer),
-        by_clip=_sources_by("clip_score", candidates),
+        by_clip=_sources_by("retrieval_score", candidates),
         by_relevance=_sources_by("relevance", candidates),
     )
 
@@ -258,7 +258,7 @@ def _group_figures(outcomes: Sequence[_Outcome]) -> GroupFigures:
         no_evidence=no_evidence,
         failed=len(outcomes) - answered - no_evidence - statuses[None],
         missing=statuses[None],
-        clip_recall={k: retrieval_at(k, by_clip, relevant).recall for k in CLIP_RECALL_DEPTHS},
+        retrieval_recall={k: retrieval_at(k, by_clip, relevant).recall for k in RETRIEVAL_RECALL_DEPTHS},
         reranked_recall={k: retrieval_at(k, by_relevance, relevant).recall for k in RERANKED_RECALL_DEPTHS},
         answer_accuracy=_share(sum(outcome.right for outcome in outcomes), len(outcomes)),
     )

@@ -107,7 +107,7 @@ def _row(
     if arm.threshold is not None:
         relevances = [one.relevances for one in ranked]
         return threshold_row(arm.label, arm.threshold, relevances, relevant, top_n, score)
-    orders = [one.clip_ranking if arm.by_clip else one.ranking for one in ranked]
+    orders = [one.retrieval_ranking if arm.by_clip else one.ranking for one in ranked]
     return ranked_row(arm.label, orders, relevant, top_n, score)
 
 

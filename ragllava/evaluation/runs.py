@@ -18,7 +18,7 @@ from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit
 from ragllava.evaluation.wrong_evidence import ShownEvidence, oracle_evidence, with_added_wrong, with_wrong_evidence
 from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, Question, Role, StoredImage
 from ragllava.stages.answer import stage
-from ragllava.stages.answer.stage import Judged
+from ragllava.stages.answer.stage import RerankedQuestions
 from ragllava.stages.answer.tools import AnswerTools, prepare
 
 DEFAULT_NOISE = (0.2, 0.5)
@@ -64,9 +64,9 @@ class RankedQuestion:
         return [candidate.image.source for candidate in self.candidates]
 
     @property
-    def clip_ranking(self) -> list[str]:
+    def retrieval_ranking(self) -> list[str]:
         """The sources in the order in which CLIP found them."""
-        return [c.image.source for c in sorted(self.candidates, key=lambda candidate: candidate.clip_rank)]
+        return [c.image.source for c in sorted(self.candidates, key=lambda candidate: candidate.retrieval_rank)]
 
     @property
     def relevances(self) -> dict[str, float]:
@@ -140,9 +140,9 @@ class Answerer:
         hashes = [image.sha256 for question in questions for image in shown[question.question_no]]
         pictures = resources.pictures.get_many(hashes, resources.threads)
         judged = [
-            Judged(
+            RerankedQuestions(
                 tuple(
-                    Candidate(image, place, clip_score=0.0, relevance=1.0, evidence_no=place)
+                    Candidate(image, place, retrieval_score=0.0, relevance=1.0, evidence_no=place)
                     for place, image in enumerate(shown[question.question_no])
                     if not isinstance(pictures[image.sha256], str)
                 ),
@@ -203,7 +203,7 @@ def has_untuned(bench: Workbench) -> bool:
     return bench.untuned is not None or models.reranker.version != models.base_version
 
 
-def wear_champions(pool: Pool, bench: Workbench) -> float:
+def apply_champions(pool: Pool, bench: Workbench) -> float:
     """Let the champions compute from here on, as every call of `rank` does; returns the η that jobs use."""
     options = AnswerOptions().as_json()
     return prepare(bench.engine, bench.settings, bench.resources, pool.archive_id, options).threshold

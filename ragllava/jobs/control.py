@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 from ragllava.errors import UsageError
 from ragllava.jobs.queue import Lease, close_job_if_ended, end_open_shards, hand_back, insert_shards
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
-from ragllava.records import AnswerStatus, ChoreStatus, FileStatus, JobKind, Progress, ReindexStatus, TrainingStatus
+from ragllava.records import AnswerStatus, FileStatus, JobKind, Progress, ReindexStatus, TaskStatus, TrainingStatus
 from ragllava.stores.archives import reindex_items
 from ragllava.stores.archives.reindex_items import ReindexingView
 from ragllava.stores.jobs import outcomes, refreshes
@@ -24,7 +24,7 @@ from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.learning import trainings
 from ragllava.stores.learning.trainings import TrainingView
 from ragllava.stores.maintenance import tasks
-from ragllava.stores.maintenance.tasks import ChoreView
+from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.stores.schema import archives, jobs, shards
 
 ALL_ARCHIVES = "*"  # no archive can have this name
@@ -40,7 +40,7 @@ RETRIED_STATUSES: dict[JobKind, Sequence[StrEnum]] = {
         ReindexStatus.DEAD,
         ReindexStatus.CANCELLED,
     ],
-    JobKind.CHORE: [ChoreStatus.FAILED, ChoreStatus.DEAD, ChoreStatus.CANCELLED],
+    JobKind.MAINTENANCE: [TaskStatus.FAILED, TaskStatus.DEAD, TaskStatus.CANCELLED],
 }
 
 
@@ -49,7 +49,7 @@ class NewJob:
     """A job to be created.
 
     `content_digest` covers what was asked for: it tells a repeated submit from another one under the same key.
-    `archive_id` None is for chores that concern all archives.
+    `archive_id` None is for maintenance tasks that concern all archives.
     `last_on` names a queue: then the last input is a shard of its own there, dispatched when all others have ended.
     """
 
@@ -66,10 +66,10 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as people see it. `archive` is `*` for a chore that concerns all archives.
+    """A job as people see it. `archive` is `*` for a maintenance task that concerns all archives.
 
-    `training`, `reindexing` and `chore` are set for jobs of those kinds, `refresh` for an answer job that refreshes
-    another.
+    `training`, `reindexing` and `task` are set for train, reindex and maintenance jobs, `refresh` for an answer job
+    that refreshes another.
     """
 
     job_id: int
@@ -87,7 +87,7 @@ class JobView:
     training: TrainingView | None = None
     refresh: RefreshView | None = None
     reindexing: ReindexingView | None = None
-    chore: ChoreView | None = None
+    task: TaskView | None = None
 
     @property
     def is_final(self) -> bool:
@@ -111,7 +111,7 @@ class JobView:
             **({"training": self.training.as_json()} if self.training else {}),
             **({"refresh": self.refresh.as_json()} if self.refresh else {}),
             **({"reindexing": self.reindexing.as_json()} if self.reindexing else {}),
-            **({"chore": self.chore.as_json()} if self.chore else {}),
+            **({"maintenance": self.task.as_json()} if self.task else {}),
         }
 
 
@@ -365,5 +365,5 @@ def _as_view(connection: Connection, row: Row[Any]) -> JobView:
         training=trainings.view(connection, row.id) if kind is JobKind.TRAIN else None,
         refresh=refreshes.view(connection, row.id, row.spec["refreshes"]) if "refreshes" in row.spec else None,
         reindexing=reindex_items.view(connection, row.id) if kind is JobKind.REINDEX else None,
-        chore=tasks.view(connection, row.id) if kind is JobKind.CHORE else None,
+        task=tasks.view(connection, row.id) if kind is JobKind.MAINTENANCE else None,
     )

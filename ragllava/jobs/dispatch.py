@@ -28,7 +28,7 @@ QUEUE_OF_KIND = {
     JobKind.ANSWER: "query",
     JobKind.TRAIN: "train",
     JobKind.REINDEX: "ingest",
-    JobKind.CHORE: "ingest",
+    JobKind.MAINTENANCE: "ingest",
 }
 
 MESSAGES_PER_SLOT = 2  # enough that a slot never waits for the next message, few enough that order stays ours
@@ -51,16 +51,16 @@ def limits(settings: Settings) -> Limits:
     return Limits(settings.max_attempts, settings.max_transient_attempts, settings.retry_backoff_s)
 
 
-def sweep_and_dispatch(engine: Engine, settings: Settings, publish: Publish) -> int:
+def reap_and_dispatch(engine: Engine, settings: Settings, publish: Publish) -> int:
     """One tick: rescue, choose, commit, publish. Returns how many messages were published."""
-    in_transaction(engine, sweep, settings)
+    in_transaction(engine, reap, settings)
     messages = in_transaction(engine, choose, settings)
     if messages:
         publish(messages)
     return len(messages)
 
 
-def sweep(connection: Connection, settings: Settings) -> int:
+def reap(connection: Connection, settings: Settings) -> int:
     """Rescue what its worker or the broker lost, and close what has ended. Returns the number of shards touched."""
     expired = lock_shards(connection, shards.c.state == ShardState.RUNNING, shards.c.lease_until < func.now())
     for row in expired:

@@ -39,7 +39,7 @@ def run_job(
         if shard_id is not None:
             run_shard(shard_id, worker, settings, engine, resources, stages)
         else:
-            in_transaction(engine, dispatch.sweep, settings)
+            in_transaction(engine, dispatch.reap, settings)
             time.sleep(_PAUSE_S)
     return job
 

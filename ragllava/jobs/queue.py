@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Interval, Row, func, select, update
 
 from ragllava.errors import LeaseLost
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
-from ragllava.records import AnswerStatus, ChoreStatus, FileStatus, JobKind, ReindexStatus, TrainingStatus
+from ragllava.records import AnswerStatus, FileStatus, JobKind, ReindexStatus, TaskStatus, TrainingStatus
 from ragllava.stores.jobs import job_ends, outcomes
 from ragllava.stores.jobs.outcomes import Reconciliation
 from ragllava.stores.schema import jobs, shards, workers
@@ -27,7 +27,7 @@ MAX_BACKOFF_S = 60.0
 class Lease:
     """The right to work on inputs [lo, hi) of a job until the lease runs out or the epoch grows.
 
-    `archive_id` is 0, which no archive has, for a chore that concerns all archives.
+    `archive_id` is 0, which no archive has, for a maintenance task that concerns all archives.
     """
 
     shard_id: int
@@ -134,7 +134,7 @@ def fence(connection: Connection, lease: Lease, lease_s: float) -> None:
         raise LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; another worker owns it")
 
 
-def forgive(connection: Connection, lease: Lease) -> None:
+def reset_attempts(connection: Connection, lease: Lease) -> None:
     """The shard got on: attempts before this one were not poison, and are not counted against it any more."""
     connection.execute(update(shards).where(*_mine(lease)).values(attempts=1))
 
@@ -302,7 +302,7 @@ def end_open_shards(connection: Connection, job_id: int, status: str, reason: st
 
 def _final_state(state: JobState, counted: Reconciliation) -> tuple[JobState, str | None]:
     bad_states = {AnswerStatus.FAILED, AnswerStatus.DEAD, FileStatus.REJECTED, FileStatus.DEAD}
-    bad_states |= {TrainingStatus.FAILED, TrainingStatus.DEAD, ChoreStatus.FAILED, ChoreStatus.DEAD}
+    bad_states |= {TrainingStatus.FAILED, TrainingStatus.DEAD, TaskStatus.FAILED, TaskStatus.DEAD}
     bad_states |= {ReindexStatus.UNREADABLE, ReindexStatus.FAILED, ReindexStatus.DEAD}
     bad = sum(number for status, number in counted.by_status.items() if status in bad_states)
     if counted.problem is not None:

@@ -79,7 +79,7 @@ def fetch_adapter(objects: ObjectStore, adapter_sha256: str, cache_folder: Path)
     return folder
 
 
-def wear_champions(resources: Resources, champions: Mapping[Role, ModelVersion]) -> None:
+def apply_champions(resources: Resources, champions: Mapping[Role, ModelVersion]) -> None:
     """Let each role compute with its champion from now on; a role that has none with the bare base.
 
     Raises JobRefused when this worker cannot: the champion lies on another base than the one that it has loaded,

@@ -17,7 +17,7 @@ from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit, stead
 from ragllava.evaluation.threshold_promise import promised_precision_threshold
 from ragllava.records import Role
 from ragllava.settings import Settings
-from ragllava.stages.champions import wear_champions
+from ragllava.stages.champions import apply_champions
 from ragllava.stages.resources import Resources
 from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import registry
@@ -27,11 +27,11 @@ from ragllava.training.finetune.batches import PictureOpener
 from ragllava.training.gate import GateReport, decide
 from ragllava.training.judge import (
     WITH_CAPTIONS,
+    EvaluationOptions,
     GeneratorScores,
-    JudgeOptions,
     RerankerScores,
-    judge_generator,
-    judge_reranker,
+    evaluate_generator,
+    evaluate_reranker,
 )
 
 Scores = RerankerScores | GeneratorScores
@@ -108,12 +108,12 @@ def hold_contest(
     bases = bench.base_versions()
     champion = in_transaction(engine, registry.ensure_champions, profile, bases)[rules.role]
     judge = _Judge(bench, snapshot, open_picture, rules)
-    wear_champions(bench, {rules.role: champion})
+    apply_champions(bench, {rules.role: champion})
     usual = champion.threshold if champion.threshold is not None else bench.models.profile.threshold
-    before = judge.judge_all(usual)
+    before = judge.evaluate_all(usual)
     bench.models.wear(rules.role, rules.name, adapter)
     fit, broken = judge.fit_threshold() if rules.role is Role.RERANKER else (None, None)
-    after = judge.judge_all(fit.value if fit else NATURAL_THRESHOLD)
+    after = judge.evaluate_all(fit.value if fit else NATURAL_THRESHOLD)
     scores = {name: (before[name], after[name]) for name in before}
     first, *others = snapshot.shares
     gate = decide(*scores[first.archive], others={_as_guard(o.archive): scores[o.archive] for o in others})
@@ -129,10 +129,10 @@ class _Judge:
     open_picture: PictureOpener
     rules: ContestRules
 
-    def judge_all(self, threshold: float) -> dict[str, Scores]:
+    def evaluate_all(self, threshold: float) -> dict[str, Scores]:
         """Scores on the hold-out of each archive."""
         options = self._options(threshold)
-        judge = judge_reranker if self.rules.role is Role.RERANKER else judge_generator
+        judge = evaluate_reranker if self.rules.role is Role.RERANKER else evaluate_generator
         return {
             share.archive: judge(self.bench.models, share.held_out, self.open_picture, options)
             for share in self.snapshot.shares
@@ -142,7 +142,7 @@ class _Judge:
         """η on the calibration questions of all archives; with why it cannot promise what was asked for, if so."""
         questions = [question for share in self.snapshot.shares for question in share.calibration]
         options = self._options(NATURAL_THRESHOLD)
-        scores = judge_reranker(self.bench.models, questions, self.open_picture, options, (WITH_CAPTIONS,))
+        scores = evaluate_reranker(self.bench.models, questions, self.open_picture, options, (WITH_CAPTIONS,))
         relevance, correct = scores.calibration()
         if self.rules.precision is None:
             return steady_threshold(relevance, correct), None
@@ -151,8 +151,8 @@ class _Judge:
         except UsageError as error:
             return steady_threshold(relevance, correct), f"the precision cannot be promised: {error}"
 
-    def _options(self, threshold: float) -> JudgeOptions:
-        return JudgeOptions(
+    def _options(self, threshold: float) -> EvaluationOptions:
+        return EvaluationOptions(
             self.bench.settings,
             threshold=threshold,
             seed=self.rules.seed,

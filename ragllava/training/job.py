@@ -89,7 +89,7 @@ class Course:
     def keep_checkpoint(self, checkpoint: Path) -> None:
         """After each whole checkpoint: a worker elsewhere can go on from it, and the job has shown that it gets on."""
         store_checkpoint(self.context.resources.objects, checkpoint, f"{self.place}/checkpoints")
-        self.context.commit(queue.forgive, self.context.lease)
+        self.context.commit(queue.reset_attempts, self.context.lease)
 
     def open_picture(self, sha256: str) -> Image:
         """A picture of an archive by its hash. Raises ObjectMissing when it cannot be had."""

@@ -1,7 +1,8 @@
 """What a version reaches on held-out questions, one score for each question, under several conditions.
 
-Judged is whatever the bundle's reranker or generator computes right now. A question that cannot be scored (a picture
-is gone, a score is no number) counts 0 and stays: leaving it out would compare two versions on different questions.
+The version is whatever the bundle's reranker or generator computes right now. A question that cannot be scored (a
+picture is gone, a score is not a number) counts 0 and stays: without it, two versions would be
+compared on different questions.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class JudgeOptions:
+class EvaluationOptions:
     """How a version is judged. `threshold` is the η of this version, for a reranker.
 
     `settings` have the sizes of batches, the length of answers and how many images are kept. `seed` draws the wrong
@@ -169,11 +170,11 @@ class GeneratorScores:
         }
 
 
-def judge_reranker(
+def evaluate_reranker(
     models: ModelBundle,
     questions: Sequence[LabelledQuestion],
     open_picture: PictureOpener,
-    options: JudgeOptions,
+    options: EvaluationOptions,
     conditions: Sequence[str] = (WITH_CAPTIONS, WITHOUT_CAPTIONS),
 ) -> RerankerScores:
     """Rank the candidates of each question and its labelled images, with captions and without (METHOD 2, 3).
@@ -200,8 +201,8 @@ def judge_reranker(
     )
 
 
-def judge_generator(
-    models: ModelBundle, questions: Sequence[LabelledQuestion], open_picture: PictureOpener, options: JudgeOptions
+def evaluate_generator(
+    models: ModelBundle, questions: Sequence[LabelledQuestion], open_picture: PictureOpener, options: EvaluationOptions
 ) -> GeneratorScores:
     """Answer each question from its labelled images, with a wrong one beside them, and without captions (METHOD 7).
 
@@ -236,7 +237,7 @@ def _relevant(questions: Sequence[LabelledQuestion]) -> tuple[tuple[str, ...], .
 
 
 def _in_steps(
-    items: Sequence[Item], score: Callable[[Sequence[Item]], list[Result]], what: str, options: JudgeOptions
+    items: Sequence[Item], score: Callable[[Sequence[Item]], list[Result]], what: str, options: EvaluationOptions
 ) -> list[Result | str]:
     """A result for each item, or why there is none."""
     found: list[Result | str] = []
@@ -262,7 +263,7 @@ def _rank(
     questions: Sequence[LabelledQuestion],
     models: ModelBundle,
     open_picture: PictureOpener,
-    options: JudgeOptions,
+    options: EvaluationOptions,
     *,
     with_captions: bool,
 ) -> list[RankScore]:
@@ -298,7 +299,9 @@ def _candidates(question: LabelledQuestion) -> list[Evidence]:
     return list(unique.values())
 
 
-def _rank_score(question: LabelledQuestion, scored: Sequence[tuple[str, float]], options: JudgeOptions) -> RankScore:
+def _rank_score(
+    question: LabelledQuestion, scored: Sequence[tuple[str, float]], options: EvaluationOptions
+) -> RankScore:
     relevant = {item.image for item in question.relevant}
     ranked = sorted(scored, key=lambda pair: -pair[1])  # ties stay in CLIP's order, as when answering
     ranking = tuple(
@@ -324,7 +327,7 @@ def _answer(
     asked: Sequence[_Asked],
     models: ModelBundle,
     open_picture: PictureOpener,
-    options: JudgeOptions,
+    options: EvaluationOptions,
     *,
     with_captions: bool,
 ) -> list[AnswerScore]:
@@ -354,12 +357,12 @@ def _answer(
     ]
 
 
-def _labelled(question: LabelledQuestion, options: JudgeOptions) -> tuple[Evidence, ...]:
+def _labelled(question: LabelledQuestion, options: EvaluationOptions) -> tuple[Evidence, ...]:
     """In an order that tells nothing: answering meets pictures in the order of their rank."""
     return tuple(_rng(question, options).sample(question.relevant, len(question.relevant)))
 
 
-def _with_wrong(question: LabelledQuestion, options: JudgeOptions) -> tuple[Evidence, ...]:
+def _with_wrong(question: LabelledQuestion, options: EvaluationOptions) -> tuple[Evidence, ...]:
     """The labelled images and a wrong one among them; nothing where no image is known to be wrong."""
     known = {item.image: item for item in _candidates(question)}
     labelled = tuple(item.image for item in _labelled(question, options))
@@ -373,7 +376,7 @@ def _with_wrong(question: LabelledQuestion, options: JudgeOptions) -> tuple[Evid
     return tuple(known[image] for image in shown.images)
 
 
-def _rng(question: LabelledQuestion, options: JudgeOptions) -> random.Random:
+def _rng(question: LabelledQuestion, options: EvaluationOptions) -> random.Random:
     return random.Random(f"{options.seed}:{question_key(question.text)}")  # noqa: S311 - repeatable on purpose
 
 

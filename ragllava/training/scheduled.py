@@ -1,4 +1,4 @@
-"""Everything that a schedule may begin: the chores, a reindexing, and a training, of which the stages know nothing."""
+"""Everything that a schedule may start: maintenance tasks, a reindexing, and a training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ragllava.models.profiles import parse_retriever
 from ragllava.records import Role, ScheduleAction, Selection
 from ragllava.settings import Settings
 from ragllava.stages.maintenance.schedules import Options, Starter, Starters
-from ragllava.stages.maintenance.stage import CHORE_STARTERS, check_options
+from ragllava.stages.maintenance.stage import MAINTENANCE_STARTERS, check_options
 from ragllava.stages.reindex.stage import ReindexRequest, check_selection, create_reindex
 from ragllava.stores.learning import trainings
 from ragllava.stores.maintenance.schedules import ScheduleView
@@ -70,7 +70,7 @@ def _reindex_request(archive_name: str | None, options: Options) -> ReindexReque
     return ReindexRequest(archive_name, Selection(only), parse_retriever(retriever) if retriever else None)
 
 
-STARTERS: Starters = CHORE_STARTERS | {
+STARTERS: Starters = MAINTENANCE_STARTERS | {
     ScheduleAction.RETRAIN: Starter(_begin_training, _check_training),
     ScheduleAction.REINDEX: Starter(_begin_reindexing, _check_reindexing),
 }

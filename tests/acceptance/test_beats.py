@@ -23,7 +23,7 @@ def count(cluster: Cluster, what: object) -> int:
 
 def test_with_two_beats_each_schedule_fires_once_and_its_chore_is_done(cluster: Cluster) -> None:
     """Both tick twice a second. Every schedule is let fall due at once, as a clock does that jumps over their times."""
-    actions = [ScheduleAction.SWEEP, ScheduleAction.RETENTION, ScheduleAction.VACUUM, ScheduleAction.MINE]
+    actions = [ScheduleAction.GC, ScheduleAction.RETENTION, ScheduleAction.VACUUM, ScheduleAction.FIND_NOISY]
     for number in range(8):
         request = ScheduleRequest(actions[number % 4], "0 3 * * *", name=f"nightly-{number}")
         add_schedule(cluster.client.engine, request, STARTERS)
@@ -44,7 +44,7 @@ def test_with_two_beats_each_schedule_fires_once_and_its_chore_is_done(cluster: 
     done = cluster.client.jobs(limit=100)
     assert len(done) == 16
     for job in done:
-        assert (job.kind, job.state.value) == (JobKind.CHORE, "completed")
+        assert (job.kind, job.state.value) == (JobKind.MAINTENANCE, "completed")
         assert job.result is not None and job.result["reconciled"]["adds_up"]
     with cluster.client.engine.begin() as connection:
         assert connection.scalar(select(func.count(func.distinct(schedule_runs.c.job_id)))) == 16

@@ -58,10 +58,10 @@ def first_ingest(shell: Terminal) -> Typed:
 def answered(shell: Terminal, first_ingest: Typed) -> int:
     """The number of a finished job: the questions as JSONL."""
     out = shell.do("submit", "questions.jsonl", "--archive", "cards", *FEW, "--wait")
-    line, hint = out.splitlines()
+    line, event = out.splitlines()
     found = re.fullmatch(r"job (\d+) completed: 12 questions: .*", line)
     assert found, out
-    assert hint == f"answers: ragllava results {found[1]} -o answers.jsonl"
+    assert event == f"answers: ragllava results {found[1]} -o answers.jsonl"
     return int(found[1])
 
 

@@ -17,7 +17,7 @@ from ragllava.models.reranker import Pair
 from ragllava.records import JobKind, Role, TrainingStatus
 from ragllava.settings import Settings
 from ragllava.stages.answer.submit import Submission
-from ragllava.stages.champions import wear_champions
+from ragllava.stages.champions import apply_champions
 from ragllava.stages.ingest.captions import read_captions
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.stage import ingest_stage
@@ -131,7 +131,7 @@ def test_answers_keep_to_one_version_while_another_is_trained(
         known = {view.version.name: view.version for view in registry.list_versions(connection, role=Role.RERANKER)}
     for name, rows in by_version.items():
         assert {row.models and row.models["threshold"] for row in rows} == {known[name].threshold}
-        wear_champions(resources, {Role.RERANKER: known[name]})
+        apply_champions(resources, {Role.RERANKER: known[name]})
         check_relevance(rows, resources)
 
 

@@ -52,7 +52,7 @@ def nearest(workshop: Workshop, picture: Path) -> tuple[str, float]:
         index = vectors.active_index(connection, workshop.archive_id())
         assert index is not None
         [[hit]] = vectors.search(connection, index, query[None], k=1)
-        return archive.load_images(connection, [hit.image_id])[hit.image_id].source, round(hit.clip_score, 2)
+        return archive.load_images(connection, [hit.image_id])[hit.image_id].source, round(hit.retrieval_score, 2)
 
 
 class CountingRetriever:

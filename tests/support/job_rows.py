@@ -61,7 +61,7 @@ class Desk:
     def dispatch(self) -> list[int]:
         """Sweep and choose; the ids of the shards whose messages would be published, in order."""
         with self.engine.begin() as connection:
-            dispatch.sweep(connection, self.settings)
+            dispatch.reap(connection, self.settings)
         with self.engine.begin() as connection:
             return [message.shard_id for message in dispatch.choose(connection, self.settings)]
 

@@ -8,8 +8,8 @@ from sqlalchemy import func, text, update
 
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView
-from ragllava.records import ChoreAction, ChoreStatus, Role
-from ragllava.stages.maintenance.stage import submit_chore
+from ragllava.records import Role, TaskName, TaskStatus
+from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive
 from ragllava.stores.learning import trainings
@@ -21,16 +21,16 @@ from tests.support.workshop import Workshop
 
 def do(workshop: Workshop, action: str, archive_name: str | None = None, **options: Any) -> JobView:
     """One chore from its beginning to its result."""
-    job_id = submit_chore(workshop.engine, ChoreAction(action), archive_name, options)
+    job_id = submit_task(workshop.engine, TaskName(action), archive_name, options)
     workshop.run()
     publish_missing_results(workshop.engine, workshop.resources.objects)
     return workshop.job(job_id)
 
 
 def report(job: JobView) -> dict[str, Any]:
-    assert job.chore is not None and job.chore.status is ChoreStatus.DONE, job
-    assert job.chore.report is not None
-    return job.chore.report
+    assert job.task is not None and job.task.status is TaskStatus.DONE, job
+    assert job.task.report is not None
+    return job.task.report
 
 
 def execute(workshop: Workshop, statement: str) -> None:

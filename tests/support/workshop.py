@@ -23,7 +23,7 @@ from ragllava.stages.ingest.captions import read_captions
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.stage import ingest_stage
 from ragllava.stages.ingest.submit import submit_files
-from ragllava.stages.maintenance.stage import chore_stage
+from ragllava.stages.maintenance.stage import maintenance_stage
 from ragllava.stages.reindex.stage import reindex_stage
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import result_rows
@@ -37,7 +37,7 @@ STAGES: dict[JobKind, Stage[Resources]] = {
     JobKind.INGEST: ingest_stage,
     JobKind.ANSWER: answer_stage,
     JobKind.REINDEX: reindex_stage,
-    JobKind.CHORE: chore_stage,
+    JobKind.MAINTENANCE: maintenance_stage,
 }
 ARCHIVE = "postcards"
 

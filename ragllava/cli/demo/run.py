@@ -159,8 +159,8 @@ class Demo:
 def with_candidates(row: ResultRow) -> dict[str, Any]:
     """A result line with all its candidates, as scoring wants them."""
     candidates = [
-        {"source": c.image.source, "clip_score": c.clip_score, "relevance": c.relevance}
-        for c in sorted(row.candidates, key=lambda candidate: candidate.clip_rank)
+        {"source": c.image.source, "retrieval_score": c.retrieval_score, "relevance": c.relevance}
+        for c in sorted(row.candidates, key=lambda candidate: candidate.retrieval_rank)
     ]
     return row.as_json() | {"candidates": candidates}
 
@@ -191,7 +191,7 @@ def _figure_table(figures: JobFigures) -> Table:
     for name in ("questions", "answered", "no_evidence", "failed", "missing"):
         table.add_row(name.replace("_", " "), *(str(getattr(group, name)) for group in present.values()))
     for k in (1, 2, 5, 20):
-        table.add_row(f"CLIP recall@{k}", *(f"{group.clip_recall[k]:.3f}" for group in present.values()))
+        table.add_row(f"CLIP recall@{k}", *(f"{group.retrieval_recall[k]:.3f}" for group in present.values()))
     for k in (1, 2):
         table.add_row(f"reranked recall@{k}", *(f"{group.reranked_recall[k]:.3f}" for group in present.values()))
     table.add_row("right answers", *(f"{group.answer_accuracy:.3f}" for group in present.values()))

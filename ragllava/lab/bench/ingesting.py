@@ -170,4 +170,4 @@ def _lowest_cosine(system: System, index_id: int, expected: npt.NDArray[np.float
     """Of each picture's own vector to the nearest that was stored."""
     index = read_at_once(system.engine, vectors.get_index, index_id)
     hits = read_at_once(system.engine, vectors.search, index, expected, k=1)
-    return min(found[0].clip_score for found in hits)
+    return min(found[0].retrieval_score for found in hits)

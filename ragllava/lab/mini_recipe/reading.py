@@ -32,16 +32,16 @@ class Reader(nn.Module):
         """`network` is changed in place."""
         super().__init__()
         self.network = network
-        self.hint = nn.Linear(width, 1)
+        self.event = nn.Linear(width, 1)
 
     def forward(self, batch: PackedBatch, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of the answers and that of the hint; `targets` as `hint_targets` gives them."""
+        """The loss of the answers and that of the hint; `targets` as `event_targets` gives them."""
         hidden = self.network.hidden(batch, None)
         logits, labels, _ = self.network.at_labels(hidden, batch)
         asked = targets >= 0
-        guesses = self.hint(hidden[asked].float())[:, 0]
-        hint = functional.binary_cross_entropy_with_logits(guesses, targets[asked].float())
-        return functional.cross_entropy(logits, labels), hint
+        guesses = self.event(hidden[asked].float())[:, 0]
+        event = functional.binary_cross_entropy_with_logits(guesses, targets[asked].float())
+        return functional.cross_entropy(logits, labels), event
 
 
 def reading_lesson(
@@ -54,9 +54,9 @@ def reading_lesson(
     def backward(step: int) -> dict[str, float]:
         rng = random.Random(f"reading {step}")  # noqa: S311 - repeatable on purpose
         batch = packer.batch([reading_pack(worlds[0], rng) for _ in range(packs_per_step)])
-        answers, hint = reader(batch, hint_targets(batch, names))
-        torch.autograd.backward(answers + _HINT_WEIGHT * hint)
-        return {"loss": answers.item(), "loss_hint": hint.item()}
+        answers, event = reader(batch, event_targets(batch, names))
+        torch.autograd.backward(answers + _HINT_WEIGHT * event)
+        return {"loss": answers.item(), "loss_hint": event.item()}
 
     def measure() -> Mapping[str, float]:
         rng = random.Random("measure reading")  # noqa: S311 - repeatable on purpose
@@ -82,7 +82,7 @@ def name_tokens(tokenizer: Any) -> torch.Tensor:
     return table
 
 
-def hint_targets(batch: PackedBatch, names: torch.Tensor) -> torch.Tensor:
+def event_targets(batch: PackedBatch, names: torch.Tensor) -> torch.Tensor:
     """(B, T) int64: 1 or 0 at the name tokens of questions, as they occur in the beginning or not; -1 elsewhere."""
     in_beginning = torch.zeros(len(batch.tokens), len(names), dtype=torch.bool)
     in_beginning.scatter_(1, batch.tokens.where(batch.endings == 0, batch.tokens[:, :1]), True)

@@ -95,12 +95,12 @@ def _ranks_disagree(answer: Answer, threshold: float) -> str | None:
     errs, or the image that is really right was not retrieved at all.
     """
     best = answer.candidates[0]
-    first = min(answer.candidates, key=lambda candidate: candidate.clip_rank)
+    first = min(answer.candidates, key=lambda candidate: candidate.retrieval_rank)
     number = len(answer.candidates)
-    if best.clip_rank * 2 < number or best.relevance < threshold or first.relevance >= threshold:
+    if best.retrieval_rank * 2 < number or best.relevance < threshold or first.relevance >= threshold:
         return None
     return (
-        f"{best.image.source}, the most relevant, is number {best.clip_rank + 1} of {number} in CLIP's list; "
+        f"{best.image.source}, the most relevant, is number {best.retrieval_rank + 1} of {number} in CLIP's list; "
         f"its first, {first.image.source}, reaches only {first.relevance:.3f}"
     )
 

@@ -53,7 +53,7 @@ Found = dict[int, list[Hit]]  # what planning has searched for already, by quest
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class RerankedQuestions:
     """The candidates of one question, best first, and what a person should know about judging them."""
 
     candidates: tuple[Candidate, ...]
@@ -110,14 +110,18 @@ def _answer_together(
         again = partial(answer_again, tools=tools) if context.settings.leave_one_out else None
         cases = find_noisy(batch, results, DoubtLimits.of(context.settings, tools.options.top_n), again)
         context.commit(partial(_write, lease=lease, results=results, cases=cases))
-    ids = ([c.image.image_id for c in one.candidates] for one in judged if isinstance(one, Judged))
+    ids = ([c.image.image_id for c in one.candidates] for one in judged if isinstance(one, RerankedQuestions))
     context.resources.pace.learn(time.monotonic() - began, cost_of(tools).of(ids))
 
 
-def _evidence_key(judged: Judged | Answer) -> tuple[int, tuple[int, ...]]:
+def _evidence_key(judged: RerankedQuestions | Answer) -> tuple[int, tuple[int, ...]]:
     """Questions with as many kept images follow each other, so that the generator gets full batches; of these, those
     with the same ones, so that it reads them once."""
-    kept = tuple(candidate.image.image_id for candidate in judged.evidence) if isinstance(judged, Judged) else ()
+    kept = (
+        tuple(candidate.image.image_id for candidate in judged.evidence)
+        if isinstance(judged, RerankedQuestions)
+        else ()
+    )
     return len(kept), kept
 
 
@@ -158,12 +162,12 @@ def judge(
     tools: AnswerTools,
     check: Callable[[], None] = lambda: None,
     known: Found | None = None,
-) -> list[Judged]:
+) -> list[RerankedQuestions]:
     """Retrieve and rerank: what each question's answer will rest on. `check` is that of `rerank`."""
     return rerank(questions, retrieve(questions, tools, known), tools, check)
 
 
-def conclude(questions: Sequence[Question], judged: Sequence[Judged], tools: AnswerTools) -> list[Answer]:
+def conclude(questions: Sequence[Question], judged: Sequence[RerankedQuestions], tools: AnswerTools) -> list[Answer]:
     """Answers from what was kept for each question, in the same order."""
     texts = generate(questions, judged, _pictures_of(judged, tools), tools)
     stamp = stamp_now(tools)
@@ -173,9 +177,11 @@ def conclude(questions: Sequence[Question], judged: Sequence[Judged], tools: Ans
     ]
 
 
-def conclude_each(questions: Sequence[Question], judged: Sequence[Judged | Answer], tools: AnswerTools) -> list[Answer]:
+def conclude_each(
+    questions: Sequence[Question], judged: Sequence[RerankedQuestions | Answer], tools: AnswerTools
+) -> list[Answer]:
     """The same; questions that failed before keep that answer, and one that cannot be answered fails alone."""
-    found = {q.question_no: one for q, one in zip(questions, judged, strict=True) if isinstance(one, Judged)}
+    found = {q.question_no: one for q, one in zip(questions, judged, strict=True) if isinstance(one, RerankedQuestions)}
     asked = [question for question in questions if question.question_no in found]
     results = each(asked, lambda some: conclude(some, [found[question.question_no] for question in some], tools))
     by_number = {answer.question_no: answer for answer in results}
@@ -199,7 +205,7 @@ def retrieve(questions: Sequence[Question], tools: AnswerTools, known: Found | N
     ids = sorted({hit.image_id for row in hits for hit in row})
     images = read_at_once(tools.engine, archive.load_images, ids)
     return [
-        [Candidate(images[hit.image_id], rank, hit.clip_score, relevance=0.0) for rank, hit in enumerate(row)]
+        [Candidate(images[hit.image_id], rank, hit.retrieval_score, relevance=0.0) for rank, hit in enumerate(row)]
         for row in hits
     ]
 
@@ -228,7 +234,7 @@ def rerank(
     found: list[list[Candidate]],
     tools: AnswerTools,
     check: Callable[[], None] = lambda: None,
-) -> list[Judged]:
+) -> list[RerankedQuestions]:
     """P("Yes") of every (question, image + caption) pair, then the threshold (METHOD 2 and 3).
 
     Image by image, so that each is fetched, decoded and read once for all questions that it is a candidate of
@@ -268,7 +274,7 @@ def _judge(
     scores: Mapping[tuple[int, int], Relevance],
     unreadable: Mapping[str, str],
     tools: AnswerTools,
-) -> Judged:
+) -> RerankedQuestions:
     scored = [(c, scores[row, c.image.image_id]) for c in candidates if c.image.sha256 not in unreadable]
     ranked = select_evidence(
         [replace(candidate, relevance=score.value) for candidate, score in scored], tools.threshold, tools.options.top_n
@@ -276,12 +282,12 @@ def _judge(
     evidence = {candidate.image.image_id for candidate in ranked if candidate.evidence_no is not None}
     notes = [score.note for candidate, score in scored if score.note and candidate.image.image_id in evidence]
     missing = [f"{c.image.source}: {unreadable[c.image.sha256]}" for c in candidates if c.image.sha256 in unreadable]
-    return Judged(tuple(ranked), tuple(dict.fromkeys(missing + notes)))
+    return RerankedQuestions(tuple(ranked), tuple(dict.fromkeys(missing + notes)))
 
 
 def select_evidence(candidates: Sequence[Candidate], threshold: float, top_n: int) -> list[Candidate]:
     """Rank by relevance (ties by CLIP's rank) and number the first `top_n` that reach the threshold."""
-    ranked = sorted(candidates, key=lambda candidate: (-candidate.relevance, candidate.clip_rank))
+    ranked = sorted(candidates, key=lambda candidate: (-candidate.relevance, candidate.retrieval_rank))
     return [
         replace(candidate, evidence_no=rank if rank < top_n and candidate.relevance >= threshold else None)
         for rank, candidate in enumerate(ranked)
@@ -289,7 +295,7 @@ def select_evidence(candidates: Sequence[Candidate], threshold: float, top_n: in
 
 
 def generate(
-    questions: Sequence[Question], judged: Sequence[Judged], pictures: Pictures, tools: AnswerTools
+    questions: Sequence[Question], judged: Sequence[RerankedQuestions], pictures: Pictures, tools: AnswerTools
 ) -> list[GeneratedAnswer | None]:
     """Answers from the kept images in rank order; None where nothing was kept (METHOD 4)."""
     from ragllava.models.generator import AnswerRequest
@@ -325,12 +331,14 @@ def answer_again(questions: Sequence[Question], evidence: Evidence, tools: Answe
         for question in questions
         if not any(isinstance(pictures[c.image.sha256], str) for c in evidence[question.question_no])
     ]
-    judged = [Judged(tuple(evidence[question.question_no]), ()) for question in asked]
+    judged = [RerankedQuestions(tuple(evidence[question.question_no]), ()) for question in asked]
     texts = generate(asked, judged, pictures, tools)
     return {question.question_no: text.text for question, text in zip(asked, texts, strict=True) if text}
 
 
-def _as_answer(question: Question, judged: Judged, text: GeneratedAnswer | None, stamp: ModelStamp) -> Answer:
+def _as_answer(
+    question: Question, judged: RerankedQuestions, text: GeneratedAnswer | None, stamp: ModelStamp
+) -> Answer:
     notes = list(judged.notes)
     if text is None:
         notes.insert(0, _why_no_evidence(judged, stamp.threshold))
@@ -347,7 +355,7 @@ def _as_answer(question: Question, judged: Judged, text: GeneratedAnswer | None,
     )
 
 
-def _why_no_evidence(judged: Judged, threshold: float) -> str:
+def _why_no_evidence(judged: RerankedQuestions, threshold: float) -> str:
     if not judged.candidates:
         return "the archive holds no picture that can be read"
     best = judged.candidates[0]
@@ -357,7 +365,7 @@ def _why_no_evidence(judged: Judged, threshold: float) -> str:
     )
 
 
-def _pictures_of(judged: Sequence[Judged], tools: AnswerTools) -> Pictures:
+def _pictures_of(judged: Sequence[RerankedQuestions], tools: AnswerTools) -> Pictures:
     """The pictures that answers rest on."""
     hashes = [candidate.image.sha256 for judgement in judged for candidate in judgement.evidence]
     return tools.resources.pictures.get_many(hashes, tools.resources.threads)

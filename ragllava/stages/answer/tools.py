@@ -10,7 +10,7 @@ from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import AnswerOptions, ModelStamp, Role
 from ragllava.settings import Settings
 from ragllava.stages.answer.planning import Cost
-from ragllava.stages.champions import wear_champions
+from ragllava.stages.champions import apply_champions
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import vectors
 from ragllava.stores.archives.vectors import IndexView
@@ -47,7 +47,7 @@ def prepare(
     retriever of the index, or a champion, cannot be used here.
     """
     tools, champions = look_up(engine, settings, resources, archive_id, options, index)
-    wear_champions(resources, champions)
+    apply_champions(resources, champions)
     return tools
 
 

@@ -1,6 +1,6 @@
 """The inbox: a question file that is put under a bound prefix becomes a job, whose results appear in the outbox.
 
-An event is only a hint that a file may be there, and may come twice, late, or for a file that has changed since. So the
+An event only says that a file may be there. It may come twice, late, or for a file that has changed since. So the
 file's address and the ETag that was read with its bytes are the idempotency key: the same version makes one job,
 however often it is taken in, and another version makes another job.
 """

@@ -1,4 +1,4 @@
-"""Notifications in, hints out: what the receiver and the tick do with messages of object stores."""
+"""Notifications in, change events out: what the receiver and the tick do with messages of object stores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENTRIES_AT_ONCE = 1_000  # of a Redis list
 
 
 def note_objects(engine: Engine, named: Sequence[NamedObject]) -> change_events.Noted:
-    """Write hints about objects, and count them; when this returns, they are committed."""
+    """Write change events about objects, and count them; when this returns, they are committed."""
 
     def work(connection: Connection) -> change_events.Noted:
         noted = change_events.note(connection, named)
@@ -37,9 +37,9 @@ def not_ours(named: Sequence[NamedObject], settings: Settings) -> list[NamedObje
 
 
 def drain_list(engine: Engine, settings: Settings) -> int:
-    """Turn the entries of the Redis list `settings.events_list` into hints; returns how many entries there were.
+    """Turn the entries of the Redis list `settings.events_list` into change events; returns the number of entries.
 
-    An entry is removed only after its hints are committed, so none is lost, and one may be read twice. Raises
+    An entry is removed only after its change events are committed, so none is lost, and one may be read twice. Raises
     ServiceUnavailable.
     """
     if settings.events_list is None:

@@ -1,4 +1,4 @@
-"""Keeping archives as their bound buckets are: by hints, and by comparing (RELIABILITY D13).
+"""Keeping archives as their bound buckets are: by change events, and by comparing (RELIABILITY D13).
 
 `fold` takes what events have hinted at, looks at each object and makes one ingest job of all that is new. Events get
 lost, so `scan` lists the bucket, compares it with what is known, and repairs the difference. Both end in
@@ -33,7 +33,7 @@ from ragllava.stores.archives import archive, image_changes
 from ragllava.stores.buckets import bindings, bound_objects, change_events
 from ragllava.stores.buckets.bindings import Binding, BindingRole
 from ragllava.stores.buckets.bound_objects import KnownObject, ObjectKind, SeenObject
-from ragllava.stores.buckets.change_events import Hint
+from ragllava.stores.buckets.change_events import ChangeEvent
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ExternalObject, ObjectStore
 
@@ -50,11 +50,11 @@ _MOST_FAILURES = 20  # objects that could not be looked at, before the store is 
 
 
 @dataclass(frozen=True, slots=True)
-class Folded:
+class ProcessedEvents:
     """What one fold did."""
 
     change_events: int
-    kept: int  # hints that wait for another look
+    kept: int  # change events that wait for another look
     settled: int
     changes: Changes
 
@@ -101,29 +101,29 @@ class ScanReport:
         }
 
 
-def fold(engine: Engine, settings: Settings, objects: ObjectStore) -> Folded:
-    """Settle what ingest jobs have done, then look at what hints name and do what is needed.
+def process_events(engine: Engine, settings: Settings, objects: ObjectStore) -> ProcessedEvents:
+    """Settle what ingest jobs have done, then look at what change events name and do what is needed.
 
-    Raises ServiceUnavailable when the database is away; of a store that is away, the hints are kept.
+    Raises ServiceUnavailable when the database is away; of a store that is away, the change events are kept.
     """
     settled = settle(engine, objects)
     claimed = in_transaction(engine, change_events.claim, OBJECTS_PER_JOB, _LEASE_S)
     if not claimed:
-        return Folded(0, 0, settled, Changes())
+        return ProcessedEvents(0, 0, settled, Changes())
     known = in_transaction(engine, bindings.list_bindings)
-    groups: dict[int, list[Hint]] = {}
-    strays: list[Hint] = []  # unbound since they were written
-    for hint in claimed:
-        binding = bindings.covering(known, hint.bucket, hint.key)
-        (groups.setdefault(binding.binding_id, []) if binding else strays).append(hint)
+    groups: dict[int, list[ChangeEvent]] = {}
+    strays: list[ChangeEvent] = []  # unbound since they were written
+    for event in claimed:
+        binding = bindings.covering(known, event.bucket, event.key)
+        (groups.setdefault(binding.binding_id, []) if binding else strays).append(event)
     in_transaction(engine, change_events.finish, strays)
     sum_of_changes, kept = Changes(), 0
     for binding in known:
         if binding.binding_id in groups:
-            changes, unsettled = _fold_binding(engine, settings, objects, binding, groups[binding.binding_id])
+            changes, unsettled = _process_binding(engine, settings, objects, binding, groups[binding.binding_id])
             sum_of_changes.add(changes)
             kept += unsettled
-    return Folded(len(claimed), kept, settled, sum_of_changes)
+    return ProcessedEvents(len(claimed), kept, settled, sum_of_changes)
 
 
 def scan(engine: Engine, settings: Settings, objects: ObjectStore, archive_name: str | None = None) -> list[ScanReport]:
@@ -176,25 +176,27 @@ def settle(engine: Engine, objects: ObjectStore) -> int:
     return count
 
 
-def _fold_binding(
-    engine: Engine, settings: Settings, objects: ObjectStore, binding: Binding, about: list[Hint]
+def _process_binding(
+    engine: Engine, settings: Settings, objects: ObjectStore, binding: Binding, about: list[ChangeEvent]
 ) -> tuple[Changes, int]:
-    """Look at the objects of one binding that hints name; returns what was done and how many hints are kept."""
-    keys = [hint.key for hint in about]
+    """Look at the objects of one binding that change events name; returns the changes and how many events are kept."""
+    keys = [event.key for event in about]
     try:
         looks, failed = _look(engine, settings, objects, binding, keys)
         books = _books(engine, objects, binding, looks)
     except (ServiceUnavailable, ObjectMissing, SettingsError) as error:
-        log.warning(str(error), extra={"action": "look_failed", "binding": binding.address, "hints": len(about)})
+        log.warning(
+            str(error), extra={"action": "look_failed", "binding": binding.address, "change_events": len(about)}
+        )
         in_transaction(engine, _postpone, about)
         return Changes(), len(about)
 
     def work(connection: Connection) -> Changes:
         changes = apply_looks(connection, settings, binding, _with_problems(looks, books), books)
         later = {*changes.waiting, *changes.stale}
-        change_events.finish(connection, [hint for hint in about if hint.key not in later | failed.keys()])
-        change_events.postpone(connection, [hint for hint in about if hint.key in later], _WAIT_S)
-        _postpone(connection, [hint for hint in about if hint.key in failed])
+        change_events.finish(connection, [event for event in about if event.key not in later | failed.keys()])
+        change_events.postpone(connection, [event for event in about if event.key in later], _WAIT_S)
+        _postpone(connection, [event for event in about if event.key in failed])
         change_events.add_totals(connection, changes.totals())
         return changes
 
@@ -203,11 +205,11 @@ def _fold_binding(
     return changes, len(changes.waiting) + len(changes.stale) + len(failed)
 
 
-def _postpone(connection: Connection, about: Sequence[Hint]) -> None:
+def _postpone(connection: Connection, about: Sequence[ChangeEvent]) -> None:
     """Try again later, after a time that grows with each attempt."""
-    by_delay: dict[float, list[Hint]] = {}
-    for hint in about:
-        by_delay.setdefault(min(_LONGEST_WAIT_S, 2.0 ** min(hint.attempts, 10)), []).append(hint)
+    by_delay: dict[float, list[ChangeEvent]] = {}
+    for event in about:
+        by_delay.setdefault(min(_LONGEST_WAIT_S, 2.0 ** min(event.attempts, 10)), []).append(event)
     for delay_s, some in by_delay.items():
         change_events.postpone(connection, some, delay_s)
 
@@ -351,7 +353,7 @@ def _with_problems(looks: Sequence[Look], books: Books) -> list[Look]:
 
 def _log(binding: Binding, changes: Changes, failed: Mapping[str, str]) -> None:
     facts = {**changes.totals(), "waiting": len(changes.waiting), "failed": len(failed), "jobs": changes.job_ids}
-    log.info("bucket compared", extra={"action": "bound_objects_folded", "binding": binding.address, **facts})
+    log.info("bucket compared", extra={"action": "change_events_processed", "binding": binding.address, **facts})
     for key, reason in islice(failed.items(), 3):
         log.warning(reason, extra={"action": "look_failed", "binding": binding.address, "key": key})
 

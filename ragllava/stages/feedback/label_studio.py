@@ -122,7 +122,7 @@ def _candidate_data(candidate: Candidate, address: Address) -> dict[str, Any]:
         "source": candidate.image.source,
         "caption": candidate.image.caption or "",
         "relevance": round(candidate.relevance, 4),
-        "clip_rank": candidate.clip_rank + 1,
+        "retrieval_rank": candidate.retrieval_rank + 1,
     }
 
 

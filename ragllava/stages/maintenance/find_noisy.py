@@ -1,8 +1,8 @@
 """Noisy cases among answers that are there already: of before cases were logged, or of before the limits changed.
 
 Looks at what is stored, so it finds what can be read off an answer: candidates near η, ranks that disagree, questions
-without evidence, answers with low confidence. That an answer is fragile is found only by asking again, which a chore
-does not do.
+without evidence, answers with low confidence. Whether an answer is fragile is found only by asking again, which this
+task does not do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import Answer, ModelStamp, NoisyCase
 from ragllava.stages.answer.doubts import DoubtLimits, diagnose
-from ragllava.stages.maintenance.task_report import ChoreRequest, Report, counted
+from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted
 from ragllava.stages.resources import Resources
 from ragllava.stores.jobs.answered import AnsweredQuestion, load_questions
 from ragllava.stores.learning import mining, noisy
@@ -25,7 +25,7 @@ from ragllava.stores.learning.mining import AnsweredJob
 _PAGE = 500
 
 
-def mine(context: ShardContext[Resources], request: ChoreRequest) -> Report:
+def find_noisy_cases(context: ShardContext[Resources], request: TaskRequest) -> Report:
     """Log the doubtful answers of ended jobs that are no noisy cases yet, and reasons that known ones lack.
 
     What somebody labelled or dismissed stays as it is: a person has looked at it already.
@@ -39,7 +39,7 @@ def mine(context: ShardContext[Resources], request: ChoreRequest) -> Report:
         for start in range(0, len(numbers), _PAGE):
             context.check()
             page = numbers[start : start + _PAGE]
-            cases = context.commit(_mine_page, job, page, limits)
+            cases = context.commit(_check_page, job, page, limits)
             looked_at += len(page)
             new += len(cases)
             reasons.update(reason.value for case in cases for reason in case.reasons)
@@ -50,7 +50,7 @@ def mine(context: ShardContext[Resources], request: ChoreRequest) -> Report:
     )
 
 
-def _mine_page(
+def _check_page(
     connection: Connection, job: AnsweredJob, numbers: Sequence[int], limits: DoubtLimits
 ) -> list[NoisyCase]:
     known = mining.known_reasons(connection, job.job_id, numbers)

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from ragllava.jobs.runner import ShardContext
-from ragllava.stages.maintenance.task_report import ChoreRequest, Report, counted, mebibytes, shortened
+from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted, mebibytes, shortened
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import blobs
 from ragllava.stores.maintenance import orphans, schedules
@@ -73,15 +73,15 @@ class Broom:
         return found.modified_at < self.before
 
 
-def sweep(context: ShardContext[Resources], request: ChoreRequest, *, grace_s: float = GRACE_S) -> Report:
+def collect_garbage(context: ShardContext[Resources], request: TaskRequest, *, grace_s: float = GRACE_S) -> Report:
     """Find, and with the option `delete` remove, what nothing refers to and nobody touched for a week."""
     now = context.read(schedules.database_now)
     broom = Broom(context, bool(request.options.get("delete")), grace_s, now - timedelta(seconds=grace_s))
-    found = {"blobs": _sweep_blobs(broom), "content_without_row": _sweep_content(broom)}
+    found = {"blobs": _collect_blobs(broom), "content_without_row": _collect_content(broom)}
     folders = _old_folders(broom)
-    found["results"] = _sweep_results(broom, folders)
-    found["adapters"] = _sweep_adapters(broom, folders)
-    found["trainings"] = _sweep_trainings(broom, folders)
+    found["results"] = _collect_results(broom, folders)
+    found["adapters"] = _collect_adapters(broom, folders)
+    found["trainings"] = _collect_trainings(broom, folders)
     number = sum(len(one.names) for one in found.values())
     size_bytes = sum(one.size_bytes for one in found.values())
     deleted = sum(one.deleted for one in found.values())
@@ -91,13 +91,13 @@ def sweep(context: ShardContext[Resources], request: ChoreRequest, *, grace_s: f
     if broom.delete:
         summary += f", {deleted:,} deleted"
     elif number:
-        summary += "; nothing was deleted: `ragllava chore sweep --delete` does"
+        summary += "; nothing was deleted: `ragllava maintenance sweep --delete` does"
     return Report(summary, {"delete": broom.delete, **{kind: one.as_json() for kind, one in found.items()}})
 
 
-def _sweep_blobs(broom: Broom) -> Orphans:
+def _collect_blobs(broom: Broom) -> Orphans:
     context, found = broom.context, Orphans()
-    for blob in context.read(blobs.sweepable_blobs, broom.grace_s):
+    for blob in context.read(blobs.unreferenced_blobs, broom.grace_s):
         found.add(blob.sha256, blob.size_bytes)
     while broom.delete:
         context.check()
@@ -109,7 +109,7 @@ def _sweep_blobs(broom: Broom) -> Orphans:
     return found
 
 
-def _sweep_content(broom: Broom) -> Orphans:
+def _collect_content(broom: Broom) -> Orphans:
     """Objects by hash that no row announces: of a database that was set back, or of a deletion cut short."""
     context, found = broom.context, Orphans()
     sizes: dict[str, int] = {}
@@ -156,22 +156,22 @@ def _old_folders(broom: Broom) -> dict[str, Folder]:
     return {name: folder for name, folder in folders.items() if folder.touched_at < broom.before}
 
 
-def _sweep_results(broom: Broom, folders: dict[str, Folder]) -> Orphans:
+def _collect_results(broom: Broom, folders: dict[str, Folder]) -> Orphans:
     """A number is never given to a second job, so what has no row now never gets one."""
     numbered = {int(name[5:]): name for name in folders if name.startswith("jobs/") and _JOB.fullmatch(name[5:])}
     living = broom.context.read(orphans.living_jobs, list(numbered))
     names = [name for number, name in sorted(numbered.items()) if number not in living]
-    return _sweep_folders(broom, folders, names, lambda connection, name: True)
+    return _collect_folders(broom, folders, names, lambda connection, name: True)
 
 
-def _sweep_adapters(broom: Broom, folders: dict[str, Folder]) -> Orphans:
+def _collect_adapters(broom: Broom, folders: dict[str, Folder]) -> Orphans:
     def is_orphan(connection: Connection, name: str) -> bool:
         return name.removeprefix("adapters/") not in orphans.living_adapters(connection)
 
-    return _sweep_while_no_training(broom, folders, "adapters/", is_orphan)
+    return _collect_while_no_training(broom, folders, "adapters/", is_orphan)
 
 
-def _sweep_trainings(broom: Broom, folders: dict[str, Folder]) -> Orphans:
+def _collect_trainings(broom: Broom, folders: dict[str, Folder]) -> Orphans:
     """Folders that neither a job nor a version names, and checkpoints of trainings that have ended."""
 
     def is_orphan(connection: Connection, name: str) -> bool:
@@ -179,18 +179,18 @@ def _sweep_trainings(broom: Broom, folders: dict[str, Folder]) -> Orphans:
         place = name.removesuffix(_CHECKPOINTS)
         return place not in living or (name != place and living[place])
 
-    return _sweep_while_no_training(broom, folders, "training/", is_orphan)
+    return _collect_while_no_training(broom, folders, "training/", is_orphan)
 
 
-def _sweep_while_no_training(
+def _collect_while_no_training(
     broom: Broom, folders: dict[str, Folder], prefix: str, is_orphan: Callable[[Connection, str], bool]
 ) -> Orphans:
     candidates = sorted(name for name in folders if name.startswith(prefix))
     names = broom.context.read(lambda c: [name for name in candidates if is_orphan(c, name)])
-    return _sweep_folders(broom, folders, names, lambda c, name: orphans.hold_trainings(c) and is_orphan(c, name))
+    return _collect_folders(broom, folders, names, lambda c, name: orphans.hold_trainings(c) and is_orphan(c, name))
 
 
-def _sweep_folders(
+def _collect_folders(
     broom: Broom, folders: dict[str, Folder], names: list[str], may_go: Callable[[Connection, str], bool]
 ) -> Orphans:
     """`may_go` is asked again in the transaction that removes a folder."""

@@ -232,7 +232,10 @@ def _content(inspector: Inspector) -> Iterator[Checked]:
     yield _damaged(inspector, "sizes", wrong_size, "pictures in the object store have another size than their row says")
     unknown = inspector.ask(lambda c: inspection.unknown_content(c, others))
     yield _checked(
-        "content", unknown, "objects in the store have no row", "`ragllava chore sweep` tells what may go, and when"
+        "content",
+        unknown,
+        "objects in the store have no row",
+        "`ragllava maintenance sweep` tells what may go, and when",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ragllava.jobs.runner import ShardContext
-from ragllava.stages.maintenance.task_report import ChoreRequest, Report, counted, shortened
+from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted, shortened
 from ragllava.stages.resources import Resources
 from ragllava.stores.maintenance import retention
 
@@ -11,7 +11,7 @@ _DAY_S = 86_400.0
 RUNS_KEPT_S = 90 * _DAY_S
 
 
-def keep_within_limits(context: ShardContext[Resources], request: ChoreRequest) -> Report:
+def keep_within_limits(context: ShardContext[Resources], request: TaskRequest) -> Report:
     """Drop replaced indexes, old jobs with their result files, and old runs of schedules.
 
     Each in a transaction of its own, so an interruption loses nothing; a job's rows go before its objects.

@@ -1,4 +1,4 @@
-"""Chores that compare: archives with their buckets, and images with their vectors."""
+"""Maintenance tasks that compare: archives with their buckets, and images with their vectors."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from sqlalchemy import Connection
 
 from ragllava.jobs.runner import ShardContext
 from ragllava.stages.buckets.sync import scan
-from ragllava.stages.maintenance.task_report import ChoreRequest, Report, counted, shortened
+from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted, shortened
 from ragllava.stages.reindex.gaps import Gap, find_gaps
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive
 from ragllava.stores.archives.archive import Archive
 
 
-def scan_buckets(context: ShardContext[Resources], request: ChoreRequest) -> Report:
+def scan_buckets(context: ShardContext[Resources], request: TaskRequest) -> Report:
     """Repair what events have lost (D13). What is new is queued as ingest jobs; the next tick dispatches them."""
     name = None
     if request.archive_id is not None:
@@ -32,7 +32,7 @@ def scan_buckets(context: ShardContext[Resources], request: ChoreRequest) -> Rep
     return Report("; ".join([summary, *problems]), figures, failed=bool(problems))
 
 
-def report_gaps(context: ShardContext[Resources], request: ChoreRequest) -> Report:
+def report_gaps(context: ShardContext[Resources], request: TaskRequest) -> Report:
     """Name the images that no question can find (USERS R7)."""
     found: dict[str, list[Gap]] = {}
     for one in context.read(_archives, request):
@@ -53,6 +53,6 @@ def _as_figures(name: str, gaps: list[Gap]) -> dict[str, Any]:
     }
 
 
-def _archives(connection: Connection, request: ChoreRequest) -> list[Archive]:
+def _archives(connection: Connection, request: TaskRequest) -> list[Archive]:
     known = archive.list_archives(connection)
     return [one for one in known if request.archive_id in (None, one.archive_id)]

@@ -1,4 +1,4 @@
-"""What every chore gets and gives."""
+"""What every maintenance task gets and gives."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ SHOWN = 10  # of long lists in a report
 
 
 @dataclass(frozen=True, slots=True)
-class ChoreRequest:
-    """What a chore is asked for; `archive_id` None means all archives."""
+class TaskRequest:
+    """What a maintenance task is asked for; `archive_id` None means all archives."""
 
     archive_id: int | None
     options: Mapping[str, Any]
@@ -19,7 +19,7 @@ class ChoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a chore came to: one sentence for a person, and figures with a few examples, as JSON.
+    """What a maintenance task came to: one sentence for a person, and figures with a few examples, as JSON.
 
     One that `failed` did what it could, and somebody has to look at the rest.
     """

@@ -6,7 +6,7 @@ from typing import Any
 
 from ragllava.errors import JobRefused
 from ragllava.jobs.runner import ShardContext
-from ragllava.stages.maintenance.task_report import ChoreRequest, Report, counted
+from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import vectors
 from ragllava.stores.archives.vectors import IndexView
@@ -17,7 +17,7 @@ _NEAREST = 20
 _QUESTIONS = 200
 
 
-def vacuum(context: ShardContext[Resources], request: ChoreRequest) -> Report:
+def vacuum(context: ShardContext[Resources], request: TaskRequest) -> Report:
     """VACUUM (ANALYZE) the tables that churn, and measure recall@20 of every graph on questions that were asked."""
     tables = []
     for name in (*vacuuming.CHURNING, *context.read(vacuuming.partitions)):

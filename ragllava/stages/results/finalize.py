@@ -155,7 +155,7 @@ def finish_training(engine: Engine, job_id: int) -> None:
 
 
 def finish_plain(engine: Engine, job_id: int) -> None:
-    """Note the counts; what a reindexing or a chore came to stands beside its inputs."""
+    """Note the counts; what a reindexing or a maintenance task came to stands beside its inputs."""
     job, counted = _reconcile(engine, job_id)
     in_transaction(engine, control.set_result, job, _facts(job, counted))
 

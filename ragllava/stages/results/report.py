@@ -156,12 +156,12 @@ def _embedded(content: bytes | None, css_class: str) -> _Picture | None:
 def _card(row: ReportRow, summary: ReportSummary, picture_of: Callable[[str], _Picture | None]) -> _Card:
     result = row.result
     models = result.models or summary.models or {}
-    by_relevance = sorted(result.candidates, key=lambda candidate: (-candidate.relevance, candidate.clip_rank))
+    by_relevance = sorted(result.candidates, key=lambda candidate: (-candidate.relevance, candidate.retrieval_rank))
 
     def shown(candidate: Candidate, place: int) -> _Shown:
         image = candidate.image
         picture = picture_of(image.sha256) if candidate.evidence_no is not None else None
-        return _Shown(candidate, candidate.clip_rank + 1, place, image.source in row.relevant_sources, picture)
+        return _Shown(candidate, candidate.retrieval_rank + 1, place, image.source in row.relevant_sources, picture)
 
     everything = [shown(candidate, place) for place, candidate in enumerate(by_relevance, start=1)]
     evidence = [one for one in everything if one.candidate.evidence_no is not None]
@@ -170,7 +170,7 @@ def _card(row: ReportRow, summary: ReportSummary, picture_of: Callable[[str], _P
     return _Card(
         row=row,
         threshold=models.get("threshold"),
-        by_clip=sorted(result.candidates, key=lambda candidate: candidate.clip_rank)[:MAX_BARS],
+        by_clip=sorted(result.candidates, key=lambda candidate: candidate.retrieval_rank)[:MAX_BARS],
         evidence=evidence,
         dropped=dropped[:MAX_BARS],
         dropped_count=len(dropped),

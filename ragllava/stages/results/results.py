@@ -22,7 +22,7 @@ from ragllava.errors import UsageError
 from ragllava.records import Answer, AnswerStatus, Candidate, Change, FileFormat, Question
 
 _MODEL_KEYS = ("index", "reranker", "generator", "prompt", "threshold")
-_EVIDENCE_KEYS = ("image_id", "source", "caption", "clip_score", "relevance")
+_EVIDENCE_KEYS = ("image_id", "source", "caption", "retrieval_score", "relevance")
 _PREVIOUS_EVIDENCE_KEYS = ("image_id", "source")
 _ROWS_PER_GROUP = 10_000
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
@@ -191,7 +191,7 @@ def _evidence_json(candidate: Candidate) -> dict[str, Any]:
         "image_id": candidate.image.image_id,
         "source": candidate.image.source,
         "caption": candidate.image.caption,
-        "clip_score": _rounded(candidate.clip_score),
+        "retrieval_score": _rounded(candidate.retrieval_score),
         "relevance": _rounded(candidate.relevance),
     }
 
@@ -268,7 +268,7 @@ def _parquet_schema(is_refresh: bool) -> Any:
     import pyarrow as pa
 
     text, number, whole = pa.string(), pa.float64(), pa.int64()
-    kinds = {"image_id": whole, "clip_score": number, "relevance": number, "threshold": number, "line": whole}
+    kinds = {"image_id": whole, "retrieval_score": number, "relevance": number, "threshold": number, "line": whole}
 
     def struct(*keys: str) -> Any:
         return pa.struct([(key, kinds.get(key, text)) for key in keys])

@@ -189,7 +189,7 @@ def store_images(connection: Connection, archive_id: int, offered: Sequence[NewI
     a uri comes with other bytes than before, its former image is retired, unless another file of the same batch
     has those bytes. A retired image that comes back is `stored` again, and needs its embedding again.
 
-    Two workers may store the same pictures at once: the later one waits and finds duplicates. Raises BlobSwept
+    Two workers may store the same pictures at once: the later one waits and finds duplicates. Raises BlobDeleted
     when bytes were not announced, or removed since.
     """
     blobs.make_live(connection, [image.sha256 for image in offered])

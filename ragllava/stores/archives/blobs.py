@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from ragllava.errors import BlobSwept
+from ragllava.errors import BlobDeleted
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def announce_blobs(connection: Connection, blobs: Sequence[NewBlob]) -> set[str]
 def make_live(connection: Connection, hashes: Sequence[str]) -> None:
     """Declare that the bytes are in the store; call it in the transaction that writes the references.
 
-    Raises BlobSwept for a hash that was never announced, or that the sweep has taken since.
+    Raises BlobDeleted for a hash that was never announced, or that the sweep has taken since.
     """
     wanted = set(hashes)
     found = connection.scalars(
@@ -78,7 +78,7 @@ def make_live(connection: Connection, hashes: Sequence[str]) -> None:
         {"hashes": sorted(wanted)},
     )
     if missing := wanted - set(found):
-        raise BlobSwept(
+        raise BlobDeleted(
             f"{len(missing)} uploaded files are gone from the store's inventory, the first {min(missing)[:12]}…; "
             "they are uploaded again"
         )
@@ -91,7 +91,7 @@ _UNREFERENCED = """
 """
 
 
-def sweepable_blobs(connection: Connection, older_than_s: float) -> list[UnreferencedBlob]:
+def unreferenced_blobs(connection: Connection, older_than_s: float) -> list[UnreferencedBlob]:
     """What a sweep would remove: blobs without a reference, untouched for `older_than_s` seconds. Changes nothing."""
     rows = connection.execute(
         text(f"SELECT sha256, size_bytes, state FROM blobs WHERE {_UNREFERENCED} ORDER BY sha256"),  # noqa: S608

@@ -68,10 +68,10 @@ class IndexView:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """An image near a question; `clip_score` is the cosine of the two vectors."""
+    """An image near a question; `retrieval_score` is the cosine of the two vectors."""
 
     image_id: int
-    clip_score: float
+    retrieval_score: float
 
 
 def active_index(connection: Connection, archive_id: int) -> IndexView | None:
@@ -241,7 +241,7 @@ def _nearest(
     # k is part of the text: a plan for any k, which Postgres makes of a repeated statement, would pass the graph by.
     rows = connection.exec_driver_sql(
         f"""
-        SELECT q.number, hit.image_id, -hit.distance AS clip_score
+        SELECT q.number, hit.image_id, -hit.distance AS retrieval_score
         FROM (
             SELECT {query} AS vector, number FROM unnest(%(queries)b::halfvec[]) WITH ORDINALITY AS q (vector, number)
         ) q
@@ -258,7 +258,7 @@ def _nearest(
     )
     found: list[list[Hit]] = [[] for _ in queries]
     for row in rows:
-        found[row.number - 1].append(Hit(row.image_id, row.clip_score))
+        found[row.number - 1].append(Hit(row.image_id, row.retrieval_score))
     return found
 
 

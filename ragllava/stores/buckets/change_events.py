@@ -1,7 +1,7 @@
-"""Hints: objects that something is said to have happened to (RELIABILITY D13). A hint only asks to look.
+"""Change events: objects that may have changed (RELIABILITY D13). A change event only asks to look at one.
 
-A hint that comes while its object is being looked at must not be lost: each event makes `repeats` grow, and `finish`
-removes only what did not grow since it was claimed. Every function works in the caller's transaction.
+An event that comes while its object is being looked at must not be lost: each event makes `repeats` grow, and
+`finish` removes only what did not grow since it was claimed. Every function works in the caller's transaction.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from datetime import datetime
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.stores.schema import hint_totals, hints
+from ragllava.stores.schema import change_event_totals, change_events
 
 
 @dataclass(frozen=True, slots=True)
-class Hint:
-    """One claimed hint; `received_at` and `repeats` tell this state of it from a later one."""
+class ChangeEvent:
+    """One claimed change event; `received_at` and `repeats` tell this state of it from a later one."""
 
     bucket: str
     key: str
@@ -32,12 +32,12 @@ class Noted:
     """What became of the objects that a message named."""
 
     new: int
-    repeated: int  # there was a hint about the object already
+    repeated: int  # there was a change event about the object already
     unbound: int  # no binding covers the object
 
 
 def note(connection: Connection, named: Sequence[tuple[str, str]]) -> Noted:
-    """Write hints about (bucket, key) objects, in one statement; those that no binding covers leave no trace."""
+    """Write change events about (bucket, key) objects, in one statement; those outside all bindings leave no trace."""
     distinct = sorted(set(named))
     row = connection.execute(
         text("""
@@ -47,8 +47,8 @@ def note(connection: Connection, named: Sequence[tuple[str, str]]) -> Noted:
                     SELECT FROM bindings WHERE bindings.bucket = named.bucket AND starts_with(named.key, prefix)
                 )
             ), noted AS (
-                INSERT INTO hints (bucket, key) SELECT bucket, key FROM bound
-                ON CONFLICT (bucket, key) DO UPDATE SET repeats = hints.repeats + 1
+                INSERT INTO change_events (bucket, key) SELECT bucket, key FROM bound
+                ON CONFLICT (bucket, key) DO UPDATE SET repeats = change_events.repeats + 1
                 RETURNING repeats
             )
             SELECT count(*) FILTER (WHERE repeats = 0) AS new, count(*) AS bound FROM noted
@@ -59,54 +59,55 @@ def note(connection: Connection, named: Sequence[tuple[str, str]]) -> Noted:
     return Noted(row.new, repeated, len(distinct) - row.bound)
 
 
-def claim(connection: Connection, limit: int, lease_s: float) -> list[Hint]:
-    """Take up to `limit` hints that are due, oldest first. Of several callers at once each gets others.
+def claim(connection: Connection, limit: int, lease_s: float) -> list[ChangeEvent]:
+    """Take up to `limit` change events that are due, oldest first. Of several callers at once each gets others.
 
     What is neither finished nor postponed within `lease_s` seconds is due again.
     """
     rows = connection.execute(
         text("""
-            UPDATE hints SET not_before = now() + make_interval(secs => :lease_s), attempts = attempts + 1
+            UPDATE change_events SET not_before = now() + make_interval(secs => :lease_s), attempts = attempts + 1
             FROM (
-                SELECT bucket, key FROM hints WHERE not_before <= now()
+                SELECT bucket, key FROM change_events WHERE not_before <= now()
                 ORDER BY received_at LIMIT :limit FOR UPDATE SKIP LOCKED
             ) due
-            WHERE hints.bucket = due.bucket AND hints.key = due.key
-            RETURNING hints.bucket, hints.key, received_at, repeats, attempts
+            WHERE change_events.bucket = due.bucket AND change_events.key = due.key
+            RETURNING change_events.bucket, change_events.key, received_at, repeats, attempts
         """),
         {"limit": limit, "lease_s": lease_s},
     )
-    return [Hint(row.bucket, row.key, row.received_at, row.repeats, row.attempts) for row in rows]
+    return [ChangeEvent(row.bucket, row.key, row.received_at, row.repeats, row.attempts) for row in rows]
 
 
-def finish(connection: Connection, done: Sequence[Hint]) -> None:
-    """Remove these hints; those about which another event came since they were claimed are due again at once."""
+def finish(connection: Connection, done: Sequence[ChangeEvent]) -> None:
+    """Remove these events; those whose object had another event since they were claimed are due again at once."""
     if not done:
         return
     connection.execute(
         text(f"""
             WITH {_GIVEN}, gone AS (
-                DELETE FROM hints USING given
-                WHERE hints.bucket = given.bucket AND hints.key = given.key
-                  AND hints.received_at = given.received_at AND hints.repeats = given.repeats
+                DELETE FROM change_events USING given
+                WHERE change_events.bucket = given.bucket AND change_events.key = given.key
+                  AND change_events.received_at = given.received_at AND change_events.repeats = given.repeats
             )
-            UPDATE hints SET not_before = now(), attempts = 0 FROM given
-            WHERE hints.bucket = given.bucket AND hints.key = given.key
-              AND hints.received_at = given.received_at AND hints.repeats > given.repeats
+            UPDATE change_events SET not_before = now(), attempts = 0 FROM given
+            WHERE change_events.bucket = given.bucket AND change_events.key = given.key
+              AND change_events.received_at = given.received_at AND change_events.repeats > given.repeats
         """),  # noqa: S608 - a constant
         _as_arrays(done),
     )
 
 
-def postpone(connection: Connection, unsettled: Sequence[Hint], delay_s: float) -> None:
-    """Keep these hints and let them be due again after `delay_s` seconds."""
+def postpone(connection: Connection, unsettled: Sequence[ChangeEvent], delay_s: float) -> None:
+    """Keep these change events and let them be due again after `delay_s` seconds."""
     if not unsettled:
         return
     connection.execute(
         text(f"""
             WITH {_GIVEN}
-            UPDATE hints SET not_before = now() + make_interval(secs => :delay_s) FROM given
-            WHERE hints.bucket = given.bucket AND hints.key = given.key AND hints.received_at = given.received_at
+            UPDATE change_events SET not_before = now() + make_interval(secs => :delay_s) FROM given
+            WHERE change_events.bucket = given.bucket AND change_events.key = given.key
+              AND change_events.received_at = given.received_at
         """),  # noqa: S608 - a constant
         _as_arrays(unsettled) | {"delay_s": delay_s},
     )
@@ -114,21 +115,23 @@ def postpone(connection: Connection, unsettled: Sequence[Hint], delay_s: float) 
 
 def count_waiting(connection: Connection) -> int:
     """How many objects are still to be looked at."""
-    return connection.scalar(select(func.count()).select_from(hints)) or 0
+    return connection.scalar(select(func.count()).select_from(change_events)) or 0
 
 
 def add_totals(connection: Connection, numbers: Mapping[str, int]) -> None:
     """Add to the counters for people; zeros are left out."""
     values = [{"name": name, "number": number} for name, number in sorted(numbers.items()) if number]
     if values:
-        given = insert(hint_totals).values(values)
-        grown = {"number": hint_totals.c.number + given.excluded.number, "updated_at": func.now()}
+        given = insert(change_event_totals).values(values)
+        grown = {"number": change_event_totals.c.number + given.excluded.number, "updated_at": func.now()}
         connection.execute(given.on_conflict_do_update(index_elements=["name"], set_=grown))
 
 
 def totals(connection: Connection) -> dict[str, int]:
     """The counters by name."""
-    rows = connection.execute(select(hint_totals.c.name, hint_totals.c.number).order_by(hint_totals.c.name))
+    rows = connection.execute(
+        select(change_event_totals.c.name, change_event_totals.c.number).order_by(change_event_totals.c.name)
+    )
     return {row.name: row.number for row in rows}
 
 
@@ -138,10 +141,10 @@ _GIVEN = """given AS (
 )"""
 
 
-def _as_arrays(some: Sequence[Hint]) -> dict[str, object]:
+def _as_arrays(some: Sequence[ChangeEvent]) -> dict[str, object]:
     return {
-        "buckets": [hint.bucket for hint in some],
-        "keys": [hint.key for hint in some],
-        "times": [hint.received_at for hint in some],
-        "repeats": [hint.repeats for hint in some],
+        "buckets": [event.bucket for event in some],
+        "keys": [event.key for event in some],
+        "times": [event.received_at for event in some],
+        "repeats": [event.repeats for event in some],
     }

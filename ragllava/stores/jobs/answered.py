@@ -136,7 +136,7 @@ _CANDIDATES = text("""
     FROM unnest(CAST(:jobs AS bigint[]), CAST(:numbers AS bigint[]), CAST(:runs AS int[]))
          AS wanted (job_id, question_no, run_no)
     JOIN candidates c USING (job_id, question_no, run_no) JOIN images i ON i.id = c.image_id
-    ORDER BY c.job_id, c.question_no, c.relevance DESC, c.clip_rank
+    ORDER BY c.job_id, c.question_no, c.relevance DESC, c.retrieval_rank
 """)
 
 
@@ -148,7 +148,7 @@ def _candidates(
     found: dict[QuestionKey, list[Candidate]] = {}
     for row in rows:
         image = StoredImage(row.image_id, row.sha256, row.source, row.caption)
-        candidate = Candidate(image, row.clip_rank, row.clip_score, row.relevance, row.evidence_no)
+        candidate = Candidate(image, row.retrieval_rank, row.retrieval_score, row.relevance, row.evidence_no)
         found.setdefault((row.job_id, row.question_no), []).append(candidate)
     return {key: tuple(listed) for key, listed in found.items()}
 

@@ -105,8 +105,8 @@ def insert_answers(
             "question_no": answer.question_no,
             "run_no": run_no,
             "image_id": candidate.image.image_id,
-            "clip_rank": candidate.clip_rank,
-            "clip_score": candidate.clip_score,
+            "retrieval_rank": candidate.retrieval_rank,
+            "retrieval_score": candidate.retrieval_score,
             "relevance": candidate.relevance,
             "evidence_no": candidate.evidence_no,
         }
@@ -161,15 +161,15 @@ def _candidates_of(
             candidates.c.question_no >= first,
             candidates.c.question_no <= last,
         )
-        .order_by(candidates.c.question_no, candidates.c.relevance.desc(), candidates.c.clip_rank)
+        .order_by(candidates.c.question_no, candidates.c.relevance.desc(), candidates.c.retrieval_rank)
     )
     found: dict[tuple[int, int], list[Candidate]] = {}
     for row in rows:
         found.setdefault((row.question_no, row.run_no), []).append(
             Candidate(
                 StoredImage(row.image_id, row.sha256, row.source, row.caption),
-                row.clip_rank,
-                row.clip_score,
+                row.retrieval_rank,
+                row.retrieval_score,
                 row.relevance,
                 row.evidence_no,
             )

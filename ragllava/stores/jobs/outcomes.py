@@ -1,6 +1,6 @@
 """How the inputs of a job ended, whatever its kind: files of an ingest job, questions of an answer job, items of a
-reindex job, and the one training or chore of a train or chore job, which has the number 0. A question's number here is
-its place in the order of work.
+reindex job, and the one input of a train or maintenance job, which has the number 0. A question's number here is its
+place in the order of work.
 
 The queue counts, finds what is still open, and writes the outcomes of shards that ended without their stage.
 """
@@ -35,8 +35,8 @@ _OPEN_INPUTS = {
     JobKind.REINDEX: """
         SELECT item_no FROM reindexed WHERE job_id = :job_id AND item_no >= :lo AND item_no < :hi AND status IS NULL
         ORDER BY item_no""",
-    JobKind.CHORE: """
-        SELECT 0 FROM chores WHERE job_id = :job_id AND :lo <= 0 AND 0 < :hi AND status IS NULL""",
+    JobKind.MAINTENANCE: """
+        SELECT 0 FROM maintenance_tasks WHERE job_id = :job_id AND :lo <= 0 AND 0 < :hi AND status IS NULL""",
 }
 
 _COUNT = {
@@ -52,8 +52,8 @@ _COUNT = {
     JobKind.REINDEX: """
         SELECT status, count(*) AS number FROM reindexed WHERE job_id = :job_id AND status IS NOT NULL
         GROUP BY status""",
-    JobKind.CHORE: """
-        SELECT status, 1 AS number FROM chores WHERE job_id = :job_id AND status IS NOT NULL""",
+    JobKind.MAINTENANCE: """
+        SELECT status, 1 AS number FROM maintenance_tasks WHERE job_id = :job_id AND status IS NOT NULL""",
 }
 
 # Counted from the inputs' side: one without an outcome counts under NULL.
@@ -66,7 +66,8 @@ _RECONCILE = {
         WHERE q.job_id = :job_id GROUP BY a.status""",
     JobKind.TRAIN: "SELECT status, count(*) AS number FROM trainings WHERE job_id = :job_id GROUP BY status",
     JobKind.REINDEX: "SELECT status, count(*) AS number FROM reindexed WHERE job_id = :job_id GROUP BY status",
-    JobKind.CHORE: "SELECT status, count(*) AS number FROM chores WHERE job_id = :job_id GROUP BY status",
+    JobKind.MAINTENANCE: """
+        SELECT status, count(*) AS number FROM maintenance_tasks WHERE job_id = :job_id GROUP BY status""",
 }
 
 _WRITE_TERMINAL = {
@@ -83,8 +84,8 @@ _WRITE_TERMINAL = {
     JobKind.REINDEX: """
         UPDATE reindexed SET status = :status, reason = :reason
         WHERE job_id = :job_id AND item_no = ANY(:numbers)""",
-    JobKind.CHORE: """
-        UPDATE chores SET status = :status, reason = :reason, updated_at = now()
+    JobKind.MAINTENANCE: """
+        UPDATE maintenance_tasks SET status = :status, reason = :reason, updated_at = now()
         WHERE job_id = :job_id AND 0 = ANY(:numbers)""",
 }
 
@@ -98,8 +99,8 @@ _REOPEN = {
     JobKind.REINDEX: """
         UPDATE reindexed SET status = NULL, reason = NULL WHERE job_id = :job_id AND status = ANY(:statuses)
         RETURNING item_no""",
-    JobKind.CHORE: """
-        UPDATE chores SET status = NULL, reason = NULL, report = NULL, updated_at = now()
+    JobKind.MAINTENANCE: """
+        UPDATE maintenance_tasks SET status = NULL, reason = NULL, report = NULL, updated_at = now()
         WHERE job_id = :job_id AND status = ANY(:statuses) RETURNING 0""",
 }
 

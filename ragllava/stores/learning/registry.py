@@ -118,7 +118,7 @@ def ensure_champions(connection: Connection, profile: str, bases: Sequence[BaseV
     _lock(connection, profile)
     _register(connection, profile, bases)
     _retire_other_bases(connection, profile, bases)
-    _crown_bases(connection, profile, bases)
+    _promote_bases(connection, profile, bases)
     found = champions(connection, profile)
     return {base.role: found[base.role] for base in bases if base.role in found}
 
@@ -364,7 +364,7 @@ def _retire_other_bases(connection: Connection, profile: str, bases: Sequence[Ba
     )
 
 
-def _crown_bases(connection: Connection, profile: str, bases: Sequence[BaseVersion]) -> None:
+def _promote_bases(connection: Connection, profile: str, bases: Sequence[BaseVersion]) -> None:
     """Where a role has no champion. There is nothing to go back to: the files of a base of before are gone."""
     present = model_versions.alias("present")
     has_champion = select(text("1")).where(

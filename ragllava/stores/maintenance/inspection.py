@@ -91,12 +91,14 @@ def jobs_that_do_not_add_up(connection: Connection) -> Found:
                 WHEN 'ingest' THEN (SELECT count(*) FROM files i WHERE i.job_id = jobs.id)
                 WHEN 'train' THEN (SELECT count(*) FROM trainings i WHERE i.job_id = jobs.id)
                 WHEN 'reindex' THEN (SELECT count(*) FROM reindexed i WHERE i.job_id = jobs.id)
-                WHEN 'chore' THEN (SELECT count(*) FROM chores i WHERE i.job_id = jobs.id) END AS inputs, CASE kind
+                WHEN 'maintenance' THEN (SELECT count(*) FROM maintenance_tasks i WHERE i.job_id = jobs.id)
+                END AS inputs, CASE kind
                 WHEN 'answer' THEN (SELECT count(DISTINCT question_no) FROM answers i WHERE i.job_id = jobs.id)
                 WHEN 'ingest' THEN (SELECT count(status) FROM files i WHERE i.job_id = jobs.id)
                 WHEN 'train' THEN (SELECT count(status) FROM trainings i WHERE i.job_id = jobs.id)
                 WHEN 'reindex' THEN (SELECT count(status) FROM reindexed i WHERE i.job_id = jobs.id)
-                WHEN 'chore' THEN (SELECT count(status) FROM chores i WHERE i.job_id = jobs.id) END AS outcomes
+                WHEN 'maintenance' THEN (SELECT count(status) FROM maintenance_tasks i WHERE i.job_id = jobs.id)
+                END AS outcomes
             FROM jobs WHERE finished_at IS NOT NULL AND state <> 'failed'
         ) counted WHERE total <> inputs OR total <> outcomes
         """,

@@ -1,4 +1,4 @@
-"""Chores: the one input of each chore job, and what it reported."""
+"""Maintenance tasks: the one input of each maintenance job, and what it reported."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select, update
 
-from ragllava.records import ChoreAction, ChoreStatus
-from ragllava.stores.schema import chores
+from ragllava.records import TaskName, TaskStatus
+from ragllava.stores.schema import maintenance_tasks
 
 
 @dataclass(frozen=True, slots=True)
-class ChoreView:
-    """A chore as people see it. `reason` sums it up in one sentence; `report` has its figures and examples."""
+class TaskView:
+    """A maintenance task as people see it. `reason` is a summary sentence; `report` has figures and examples."""
 
-    action: ChoreAction
-    status: ChoreStatus | None
+    action: TaskName
+    status: TaskStatus | None
     reason: str | None
     report: dict[str, Any] | None
 
@@ -25,20 +25,20 @@ class ChoreView:
         return asdict(self)
 
 
-def insert_chore(connection: Connection, job_id: int, action: ChoreAction) -> None:
-    """The input of a new chore job."""
-    connection.execute(chores.insert().values(job_id=job_id, action=action.value))
+def insert_task(connection: Connection, job_id: int, action: TaskName) -> None:
+    """The input of a new maintenance job."""
+    connection.execute(maintenance_tasks.insert().values(job_id=job_id, action=action.value))
 
 
-def view(connection: Connection, job_id: int) -> ChoreView:
-    """The chore of a chore job."""
-    row = connection.execute(select(chores).where(chores.c.job_id == job_id)).one()
-    status = ChoreStatus(row.status) if row.status else None
-    return ChoreView(ChoreAction(row.action), status, row.reason, row.report)
+def view(connection: Connection, job_id: int) -> TaskView:
+    """The maintenance task of a maintenance job."""
+    row = connection.execute(select(maintenance_tasks).where(maintenance_tasks.c.job_id == job_id)).one()
+    status = TaskStatus(row.status) if row.status else None
+    return TaskView(TaskName(row.action), status, row.reason, row.report)
 
 
 def finish(connection: Connection, job_id: int, summary: str, report: dict[str, Any], *, failed: bool = False) -> None:
-    """Write down that a chore is done, or failed in a part, and what came of it."""
-    status = ChoreStatus.FAILED if failed else ChoreStatus.DONE
+    """Write down that a maintenance task is done, or failed in a part, and what came of it."""
+    status = TaskStatus.FAILED if failed else TaskStatus.DONE
     done = {"status": status.value, "reason": summary, "report": report, "updated_at": func.now()}
-    connection.execute(update(chores).where(chores.c.job_id == job_id).values(done))
+    connection.execute(update(maintenance_tasks).where(maintenance_tasks.c.job_id == job_id).values(done))

@@ -12,8 +12,9 @@ from ragllava.stores.database import outside_transaction
 
 # Rows that are updated or deleted; answers and candidates are written once.
 CHURNING = (
-    "shards", "jobs", "workers", "files", "trainings", "chores", "reindexed", "noisy_cases", "images", "blobs",
-    "archives", "indexes", "model_versions", "bound_objects", "hints", "hint_totals", "schedules", "schedule_runs",
+    "shards", "jobs", "workers", "files", "trainings", "maintenance_tasks", "reindexed", "noisy_cases", "images",
+    "blobs", "archives", "indexes", "model_versions", "bound_objects", "change_events", "change_event_totals",
+    "schedules", "schedule_runs",
 )  # fmt: skip
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from ragllava.stores.schema.archive_tables import archives, blobs, embeddings, images, indexes
 from ragllava.stores.schema.base import metadata
-from ragllava.stores.schema.event_tables import bindings, bound_objects, hint_totals, hints, schedule_runs, schedules
+from ragllava.stores.schema.event_tables import (
+    bindings,
+    bound_objects,
+    change_event_totals,
+    change_events,
+    schedule_runs,
+    schedules,
+)
 from ragllava.stores.schema.job_tables import (
     answers,
     candidates,
-    chores,
     files,
     jobs,
+    maintenance_tasks,
     questions,
     reindexed,
     shards,
@@ -26,15 +33,15 @@ __all__ = [
     "blobs",
     "bound_objects",
     "candidates",
-    "chores",
+    "change_event_totals",
+    "change_events",
     "embeddings",
     "files",
-    "hint_totals",
-    "hints",
     "images",
     "indexes",
     "jobs",
     "labels",
+    "maintenance_tasks",
     "metadata",
     "model_versions",
     "noisy_cases",

@@ -57,22 +57,22 @@ bound_objects = Table(
     Index("ix_bound_objects_image_id", "image_id"),
 )
 
-# Objects that something is said to have happened to. A hint only asks to look; the same one twice is one row.
-hints = Table(
-    "hints",
+# Objects that something is said to have happened to. A change event only asks to look; the same one twice is one row.
+change_events = Table(
+    "change_events",
     metadata,
     Column("bucket", Text, primary_key=True),
     Column("key", Text, primary_key=True),
     moment("received_at"),
     moment("not_before"),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
-    # Grows with every further event: a hint is done only if none came while its object was looked at.
+    # Grows with every further event: a change event is done only if none came while its object was looked at.
     Column("repeats", BigInteger, nullable=False, server_default=text("0")),
 )
 
 # Counters for people: received, repeated, unbound, refused, …
-hint_totals = Table(
-    "hint_totals",
+change_event_totals = Table(
+    "change_event_totals",
     metadata,
     Column("name", Text, primary_key=True),
     Column("number", BigInteger, nullable=False),

@@ -26,7 +26,7 @@ jobs = Table(
     metadata,
     Column("id", BigInteger, Identity(), primary_key=True),
     Column("kind", Text, nullable=False),
-    Column("archive_id", BigInteger, ForeignKey("archives.id")),  # NULL: a chore that concerns all of them
+    Column("archive_id", BigInteger, ForeignKey("archives.id")),  # NULL: a maintenance task that concerns all of them
     Column("state", Text, nullable=False),
     Column("priority", SmallInteger, nullable=False, server_default=text("0")),  # higher goes first
     Column("spec", JSONB, nullable=False),
@@ -141,8 +141,8 @@ candidates = Table(
     Column("question_no", BigInteger, primary_key=True, autoincrement=False),
     Column("run_no", Integer, primary_key=True, autoincrement=False),
     Column("image_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("clip_rank", SmallInteger, nullable=False),
-    Column("clip_score", REAL, nullable=False),
+    Column("retrieval_rank", SmallInteger, nullable=False),
+    Column("retrieval_score", REAL, nullable=False),
     Column("relevance", REAL, nullable=False),
     Column("evidence_no", SmallInteger),  # NULL: not kept
     ForeignKeyConstraint(
@@ -167,13 +167,13 @@ trainings = Table(
     moment("updated_at"),
 )
 
-# Inputs of a chore job: one row, one input.
-chores = Table(
-    "chores",
+# Inputs of a maintenance job: one row, one input.
+maintenance_tasks = Table(
+    "maintenance_tasks",
     metadata,
     Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("action", Text, nullable=False),
-    Column("status", Text),  # NULL until the chore has an outcome
+    Column("status", Text),  # NULL until the maintenance task has an outcome
     Column("reason", Text),
     Column("report", JSONB(none_as_null=True)),
     moment("updated_at"),

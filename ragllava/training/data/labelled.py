@@ -38,7 +38,7 @@ def _question(row: LabelledRow, images: Mapping[int, StoredImage]) -> LabelledQu
         irrelevant=_evidence([image_id for image_id in label.irrelevant if image_id not in label.relevant], known),
         retrieved=tuple(
             Retrieved(candidate.image.sha256, candidate.image.caption, candidate.relevance)
-            for candidate in sorted(row.candidates, key=lambda candidate: candidate.clip_rank)
+            for candidate in sorted(row.candidates, key=lambda candidate: candidate.retrieval_rank)
         ),
     )
 

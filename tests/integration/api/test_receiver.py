@@ -89,7 +89,7 @@ def post(settings: Settings, engine: Engine, bound: None) -> Iterator[Post]:
 
 def named(engine: Engine) -> list[tuple[str, str, int]]:
     with engine.begin() as connection:
-        rows = connection.execute(text("SELECT bucket, key, repeats FROM hints ORDER BY bucket, key"))
+        rows = connection.execute(text("SELECT bucket, key, repeats FROM change_events ORDER BY bucket, key"))
         return [(row.bucket, row.key, row.repeats) for row in rows]
 
 
@@ -99,7 +99,7 @@ def totals(engine: Engine) -> dict[str, int]:
 
 
 def test_what_was_answered_with_200_is_written(post: Post, engine: Engine) -> None:
-    assert post(message("in/a.png", "in/b+c.png", "out/d.png")) == (200, {"hints": 2})
+    assert post(message("in/a.png", "in/b+c.png", "out/d.png")) == (200, {"change_events": 2})
     assert named(engine) == [("cards", "in/a.png", 0), ("cards", "in/b c.png", 0)]
     assert totals(engine) == {"received": 3, "unbound": 1}
 
@@ -122,7 +122,7 @@ def test_what_cannot_be_taken_is_said_and_counted(post: Post, engine: Engine, se
     status, answer = post(b"{}")
     assert status == 400 and "no notification of an object store" in answer["error"]
     assert post(b" " * (MAX_BODY_BYTES + 1))[0] == 413
-    assert post(message("in/a.png", bucket=settings.s3_bucket)) == (200, {"hints": 0})
+    assert post(message("in/a.png", bucket=settings.s3_bucket)) == (200, {"change_events": 0})
     assert named(engine) == []
     counted = {"refused": 2, "unreadable": 2, "ignored": 1}
     wait_for("the counts to be written down", lambda: totals(engine) == counted, 30)

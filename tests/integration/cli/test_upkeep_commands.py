@@ -6,7 +6,7 @@ import json
 
 from sqlalchemy import Engine, text
 
-from ragllava.cli.progress import chore_lines
+from ragllava.cli.progress import task_lines
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.objects import content_key
 from tests.support.run_command import Run
@@ -15,30 +15,30 @@ from tests.support.workshop import Workshop
 
 def test_a_schedule_from_its_beginning_to_its_end(run: Run, engine: Engine) -> None:
     assert run("schedule", "list")[1].startswith("no schedule yet")
-    code, out, err = run("schedule", "add", "sweep", "--cron", "0 3 * * 0", "--timezone", "Europe/Berlin", "--delete")
+    code, out, err = run("schedule", "add", "gc", "--cron", "0 3 * * 0", "--timezone", "Europe/Berlin", "--delete")
     assert (code, err) == (0, "")
     assert out.startswith("schedule sweep: sweep (delete True), for the first time ")
     assert "03:00:00 Europe/Berlin" in out
-    assert run("schedule", "pause", "sweep")[0] == 0
-    code, out, err = run("schedule", "run", "sweep", "--json")
+    assert run("schedule", "pause", "gc")[0] == 0
+    code, out, err = run("schedule", "run", "gc", "--json")
     assert (code, json.loads(out)["job_id"]) == (0, 1)
     out = run("schedule", "list")[1]
     assert "paused" in out and "job 1 running" in out
-    code, out, err = run("schedule", "run", "sweep")
+    code, out, err = run("schedule", "run", "gc")
     assert (code, out) == (1, "schedule sweep began nothing: job 1, which it began before, has not ended yet\n")
-    assert "goes on, next" in run("schedule", "resume", "sweep")[1]
+    assert "goes on, next" in run("schedule", "resume", "gc")[1]
     [listed] = json.loads(run("schedule", "list", "--json")[1])
     assert (listed["cron"], listed["options"], listed["paused"]) == ("0 3 * * 0", {"delete": True}, False)
-    assert run("schedule", "remove", "sweep") == (0, "schedule sweep is gone\n", "")
+    assert run("schedule", "remove", "gc") == (0, "schedule sweep is gone\n", "")
     assert run("schedule", "list", "--json")[1] == "[]\n"
 
 
 def test_a_mistake_is_one_sentence_and_exit_code_1(run: Run) -> None:
     for words, message in (
-        (("schedule", "add", "sweep", "--cron", "nightly"), "'nightly' is no cron line"),
+        (("schedule", "add", "gc", "--cron", "nightly"), "'nightly' is no cron line"),
         (("schedule", "add", "vacuum", "--cron", "0 3 * * *", "--delete"), "vacuum does not take the option delete"),
-        (("schedule", "pause", "sweep"), "there is no schedule 'sweep'"),
-        (("chore", "vacuum", "--archive", "cards"), "vacuum concerns the whole system"),
+        (("schedule", "pause", "gc"), "there is no schedule 'sweep'"),
+        (("maintenance", "vacuum", "--archive", "cards"), "vacuum concerns the whole system"),
     ):
         code, out, err = run(*words)
         assert (code, out) == (1, "") and err.startswith("ragllava: ") and message in err
@@ -46,7 +46,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_1(run: Run) -> None:
 
 
 def test_a_chore_is_queued_and_shown_with_its_report(run: Run, workshop: Workshop) -> None:
-    code, out, _ = run("chore", "retention", "--no-wait")
+    code, out, _ = run("maintenance", "retention", "--no-wait")
     assert (code, out) == (0, "job 1 queued; `ragllava jobs show 1` tells what came of it\n")
     assert "retention: not done yet" in run("jobs", "show", "1")[1]
     workshop.run()
@@ -54,13 +54,13 @@ def test_a_chore_is_queued_and_shown_with_its_report(run: Run, workshop: Worksho
     out = run("jobs", "show", "1")[1]
     assert "job 1 completed: 1 chore: 1 done" in out
     assert "retention: dropped 0 replaced indexes, 0 jobs and 0 old runs of schedules" in out
-    assert "  jobs: dropped 0, kept_for_labels_and_noisy_cases 0" in chore_lines(workshop.job(1))
+    assert "  jobs: dropped 0, kept_for_labels_and_noisy_cases 0" in task_lines(workshop.job(1))
     assert json.loads(run("jobs", "show", "1", "--json")[1])["result"]["reconciled"]["adds_up"] is True
 
 
 def test_a_list_of_jobs_that_is_cut_says_how_more_are_shown(run: Run) -> None:
-    for action in ("retention", "sweep"):
-        assert run("chore", action, "--no-wait")[0] == 0
+    for action in ("retention", "gc"):
+        assert run("maintenance", action, "--no-wait")[0] == 0
     code, out, err = run("jobs", "list", "--limit", "1")
     assert (code, err) == (0, "the newest 1; --limit shows more\n")
     assert [line.split()[0] for line in out.splitlines()] == ["job", "2"]

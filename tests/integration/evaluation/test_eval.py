@@ -23,11 +23,11 @@ from ragllava.evaluation.runs import (
     Arm,
     Ranker,
     RunOptions,
+    apply_champions,
     as_questions,
     rank,
     rank_by_all,
     run_arms,
-    wear_champions,
 )
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.jobs.inline import run_job, take_pending
@@ -70,10 +70,10 @@ def ask_as_job(workshop: Workshop, dataset: EvaluationSet, archive: str, thresho
 
 
 def with_candidates(row: ResultRow) -> dict[str, object]:
-    by_clip = sorted(row.candidates, key=lambda candidate: candidate.clip_rank)
+    by_clip = sorted(row.candidates, key=lambda candidate: candidate.retrieval_rank)
     return row.as_json() | {
         "candidates": [
-            {"source": c.image.source, "clip_score": c.clip_score, "relevance": c.relevance} for c in by_clip
+            {"source": c.image.source, "retrieval_score": c.retrieval_score, "relevance": c.relevance} for c in by_clip
         ]
     }
 
@@ -97,8 +97,8 @@ def test_figures_are_those_of_a_job_with_the_same_threshold(bench: Workbench, wo
     for group, expected in {"all": job.all, "one_image": job.one_image, "two_images": job.two_image}.items():
         assert expected is not None
         clip, reranked = figures(found, group, "CLIP"), figures(found, group, "reranked")
-        assert clip["recall_at_1"] == round(expected.clip_recall[1], 4)
-        assert clip["recall_at_5"] == round(expected.clip_recall[5], 4)
+        assert clip["recall_at_1"] == round(expected.retrieval_recall[1], 4)
+        assert clip["recall_at_5"] == round(expected.retrieval_recall[5], 4)
         assert reranked["recall_at_2"] == round(expected.reranked_recall[2], 4)
         assert figures(found, group, "reranked, natural η")["answer_score"] == round(expected.answer_accuracy, 4)
     outcomes = found.figures.outcomes["reranked, natural η"]
@@ -143,7 +143,7 @@ def test_the_threshold_is_fitted_on_the_other_set_alone(bench: Workbench) -> Non
 def test_where_no_threshold_can_be_fitted_the_rerankers_own_serves(bench: Workbench) -> None:
     reported, calibration = drawn(seed=5, images=12, questions=2), drawn(seed=1005, images=12, questions=2)
     pool = ingest_pool(reported, bench)
-    own = wear_champions(pool, bench)
+    own = apply_champions(pool, bench)
     found = evaluate(reported, calibration, bench, RunOptions(oracle=False))
     assert found.threshold is not None
     assert (found.threshold.value, found.threshold.fit) == (own, None)
@@ -218,7 +218,7 @@ def test_without_reranking_clip_decides(bench: Workbench) -> None:
     )
     retrieved = stage.retrieve(as_questions(dataset), tools)
     for one, candidates in zip(arm.ranked, retrieved, strict=True):
-        assert one.ranking == one.clip_ranking == [candidate.image.source for candidate in candidates]
+        assert one.ranking == one.retrieval_ranking == [candidate.image.source for candidate in candidates]
         assert [image.source for image in one.evidence(0.0, 2)] == one.ranking[:2]
     assert found.threshold is None
 

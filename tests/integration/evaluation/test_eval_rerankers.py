@@ -147,7 +147,7 @@ def test_another_profile_reranks_what_our_retriever_found(bench: Workbench, othe
     champion = rank(dataset, found.pool, compared)
     untuned = rank(dataset, found.pool, compared, Ranker.UNTUNED)
     for one, other in zip(champion, untuned, strict=True):
-        assert one.clip_ranking == other.clip_ranking
+        assert one.retrieval_ranking == other.retrieval_ranking
     assert scores(champion) != pytest.approx(scores(untuned), abs=0.01)
     # A candidate scored by hand with the other profile's model.
     [candidate] = [c for c in untuned[0].candidates if c.image.source == dataset.questions[0].relevant[0]]

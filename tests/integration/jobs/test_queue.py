@@ -339,12 +339,12 @@ def test_two_sweeps_at_once_settle_each_shard_once(desk: Desk, engine: Engine) -
         desk.claim(shard_id)
     desk.expire_leases()
 
-    def sweep(_: int) -> None:
+    def reap(_: int) -> None:
         with engine.begin() as connection:
-            dispatch.sweep(connection, desk.settings)
+            dispatch.reap(connection, desk.settings)
 
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(sweep, range(4)))
+        list(threads.map(reap, range(4)))
     with engine.begin() as connection:
         rows = connection.execute(select(shards.c.state, shards.c.attempts)).all()
     assert [tuple(row) for row in rows] == [("pending", 1)] * 20

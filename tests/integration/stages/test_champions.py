@@ -17,7 +17,7 @@ from ragllava.models.bundle import ModelBundle
 from ragllava.models.checks import digest
 from ragllava.records import AnswerStatus, Role
 from ragllava.settings import Settings
-from ragllava.stages.champions import fetch_adapter, publish_adapter, wear_champions
+from ragllava.stages.champions import apply_champions, fetch_adapter, publish_adapter
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.learning import registry
 from ragllava.stores.objects import ObjectStore
@@ -227,4 +227,4 @@ def test_an_adapter_that_does_not_fit_is_refused(stage: Workshop) -> None:
     (folder / WEIGHTS).write_bytes(b"short")
     misfit = replace(version, adapter_sha256=digest(publish_adapter(stage.resources.objects, folder)))
     with pytest.raises(JobRefused, match=r"the champion generator cannot be used: .* does not fit"):
-        wear_champions(stage.resources, {Role.GENERATOR: misfit})
+        apply_champions(stage.resources, {Role.GENERATOR: misfit})

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from ragllava.errors import BlobSwept, UsageError
+from ragllava.errors import BlobDeleted, UsageError
 from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
 from ragllava.stores.archives import archive, blobs, indexes, vectors
 from ragllava.stores.archives.archive import NewImage, PendingFile, RejectedFile, StoredRow
@@ -130,7 +130,7 @@ class TestStoreImages:
         assert blobs.announce_blobs(connection, [NewBlob("x", 9, "image/png"), NewBlob("y", 9, "image/png")]) == {"y"}
 
     def test_bytes_that_nobody_announced_are_refused(self, connection: Connection, cards: int) -> None:
-        with pytest.raises(BlobSwept, match="1 uploaded files"):
+        with pytest.raises(BlobDeleted, match="1 uploaded files"):
             archive.store_images(connection, cards, [offer("x", "a")])
         assert living(connection) == {}
 

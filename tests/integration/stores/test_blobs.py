@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from ragllava.errors import BlobSwept
+from ragllava.errors import BlobDeleted
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive, blobs
 from ragllava.stores.archives.archive import NewImage
@@ -45,12 +45,12 @@ def test_only_old_blobs_without_a_reference_are_swept(connection: Connection) ->
         """)
     )
     age(connection, days=8)
-    assert [(blob.sha256, blob.state) for blob in blobs.sweepable_blobs(connection, WEEK_S)] == [
+    assert [(blob.sha256, blob.state) for blob in blobs.unreferenced_blobs(connection, WEEK_S)] == [
         ("again", "live"),
         ("orphan", "uploading"),
     ]
     assert blobs.announce_blobs(connection, [announced("again")]) == set()  # somebody wants it: its time starts anew
-    assert [blob.sha256 for blob in blobs.sweepable_blobs(connection, WEEK_S)] == ["orphan"]
+    assert [blob.sha256 for blob in blobs.unreferenced_blobs(connection, WEEK_S)] == ["orphan"]
     assert blobs.mark_deleting(connection, WEEK_S) == ["orphan"]
     assert blobs.mark_deleting(connection, WEEK_S, limit=0) == []
 
@@ -135,6 +135,6 @@ def test_a_reference_to_swept_bytes_is_refused(connection: Connection) -> None:
     blobs.announce_blobs(connection, [announced("x")])
     age(connection, days=8)
     blobs.mark_deleting(connection, WEEK_S)
-    with pytest.raises(BlobSwept) as raised:
+    with pytest.raises(BlobDeleted) as raised:
         blobs.make_live(connection, ["x"])
     assert raised.value.retryable

@@ -81,9 +81,9 @@ def test_workers_that_start_together_do_it_one_after_the_other(
 def test_profiles_have_their_own_champions_of_the_same_base(engine: Engine) -> None:
     with engine.begin() as connection:
         registry.ensure_champions(connection, "mini", [RERANKER])
-        registry.ensure_champions(connection, "mine", [replace(RERANKER, threshold=0.9)])
+        registry.ensure_champions(connection, "find-noisy", [replace(RERANKER, threshold=0.9)])
         mini = registry.champion(connection, Role.RERANKER, "mini")
-        mine = registry.champion(connection, Role.RERANKER, "mine")
+        mine = registry.champion(connection, Role.RERANKER, "find-noisy")
     assert mini is not None and mine is not None
     assert (mini.threshold, mine.threshold) == (0.4, 0.9)
 

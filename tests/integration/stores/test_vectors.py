@@ -70,7 +70,7 @@ def test_search_equals_brute_force(engine: Engine) -> None:
     assert len(found) == 70
     for hits, wanted in zip(found, expected, strict=True):
         assert [hit.image_id for hit in hits] == [hit.image_id for hit in wanted]
-        assert [hit.clip_score for hit in hits] == pytest.approx([hit.clip_score for hit in wanted], abs=1e-5)
+        assert [hit.retrieval_score for hit in hits] == pytest.approx([hit.retrieval_score for hit in wanted], abs=1e-5)
 
 
 def test_scores_are_the_cosine(engine: Engine) -> None:
@@ -82,7 +82,7 @@ def test_scores_are_the_cosine(engine: Engine) -> None:
         vectors.insert_embeddings(connection, index_id, [7, 8, 9], stored)
         (hits,) = vectors.search(connection, vectors.get_index(connection, index_id), query, k=3)
     assert [hit.image_id for hit in hits] == [7, 9, 8]
-    assert [hit.clip_score for hit in hits] == pytest.approx([0.8, 0.0, -0.6], abs=HALF_ROUNDING)
+    assert [hit.retrieval_score for hit in hits] == pytest.approx([0.8, 0.0, -0.6], abs=HALF_ROUNDING)
 
 
 def test_ties_go_by_image_id(engine: Engine) -> None:
@@ -125,7 +125,7 @@ def test_inserting_twice_keeps_the_first_vector(engine: Engine) -> None:
         assert vectors.missing_embeddings(connection, index_id, [9, 3, 1, 4]) == [9, 4]
         (hits,) = vectors.search(connection, vectors.get_index(connection, index_id), first[:1], k=1)
     assert hits[0].image_id == 1
-    assert hits[0].clip_score == pytest.approx(1.0, abs=HALF_ROUNDING)
+    assert hits[0].retrieval_score == pytest.approx(1.0, abs=HALF_ROUNDING)
 
 
 def test_workers_may_insert_the_same_images_at_once(engine: Engine, wait_for_waiter: Callable[[], None]) -> None:
@@ -281,7 +281,7 @@ def test_the_graph_finds_the_neighbours(engine: Engine) -> None:
         assert scans_of(connection, f"embeddings_{index_id}_hnsw") == before
     assert [[hit.image_id for hit in row] for row in exact] == [[hit.image_id for hit in row] for row in expected]
     for got in found:
-        assert [hit.clip_score for hit in got] == sorted((hit.clip_score for hit in got), reverse=True)
+        assert [hit.retrieval_score for hit in got] == sorted((hit.retrieval_score for hit in got), reverse=True)
 
 
 def test_a_walk_is_one_statement_that_widens_itself(engine: Engine) -> None:

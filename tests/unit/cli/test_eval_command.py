@@ -32,8 +32,10 @@ def ranked(known: EvaluationQuestion, *candidates: tuple[str, int, float]) -> Ra
     return RankedQuestion(
         known,
         tuple(
-            Candidate(StoredImage(place, f"sha-{source}", source, None), clip_rank, 1 - clip_rank / 10, relevance)
-            for place, (source, clip_rank, relevance) in enumerate(candidates)
+            Candidate(
+                StoredImage(place, f"sha-{source}", source, None), retrieval_rank, 1 - retrieval_rank / 10, relevance
+            )
+            for place, (source, retrieval_rank, relevance) in enumerate(candidates)
         ),
     )
 

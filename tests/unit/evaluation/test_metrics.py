@@ -103,7 +103,7 @@ def test_webqa_scores(answer: str, reference: str, category: str, score: float) 
 
 
 def _candidates(*scored: tuple[str, float, float]) -> list[dict[str, Any]]:
-    return [{"source": source, "clip_score": clip, "relevance": relevance} for source, clip, relevance in scored]
+    return [{"source": source, "retrieval_score": clip, "relevance": relevance} for source, clip, relevance in scored]
 
 
 KNOWN = [
@@ -146,7 +146,7 @@ def test_figures_of_a_job() -> None:
     assert (everything.questions, everything.answered, everything.no_evidence) == (5, 3, 1)
     assert (everything.failed, everything.missing) == (0, 1)  # q-5 has no result
     # Six labelled pictures: b of q-2 at CLIP's first place, a of q-1 at the second, b of q-4 at the third.
-    assert everything.clip_recall == pytest.approx({1: 1 / 6, 2: 2 / 6, 5: 3 / 6, 20: 3 / 6})
+    assert everything.retrieval_recall == pytest.approx({1: 1 / 6, 2: 2 / 6, 5: 3 / 6, 20: 3 / 6})
     assert everything.reranked_recall == pytest.approx({1: 2 / 6, 2: 3 / 6})
     assert everything.answer_accuracy == pytest.approx(2 / 5)
 
@@ -156,9 +156,9 @@ def test_figures_of_groups_and_types() -> None:
     assert figures.one_image is not None
     assert figures.two_image is not None
     assert (figures.one_image.questions, figures.two_image.questions) == (4, 1)
-    assert figures.one_image.clip_recall[20] == pytest.approx(2 / 4)
+    assert figures.one_image.retrieval_recall[20] == pytest.approx(2 / 4)
     assert figures.one_image.answer_accuracy == pytest.approx(1 / 4)
-    assert figures.two_image.clip_recall == pytest.approx({1: 0, 2: 0, 5: 1 / 2, 20: 1 / 2})
+    assert figures.two_image.retrieval_recall == pytest.approx({1: 0, 2: 0, 5: 1 / 2, 20: 1 / 2})
     assert figures.two_image.reranked_recall == pytest.approx({1: 0, 2: 1 / 2})
     color = figures.by_type["color"]
     assert (color.questions, color.right) == (3, 1)
@@ -183,8 +183,8 @@ def test_ties_keep_the_given_order() -> None:
         "candidates": _candidates(("x.png", 0.5, 0.5), ("a.png", 0.5, 0.5)),
     }
     figures = score_job(KNOWN[:1], [tied]).all
-    assert figures.clip_recall[1] == figures.reranked_recall[1] == 0
-    assert figures.clip_recall[2] == figures.reranked_recall[2] == 1
+    assert figures.retrieval_recall[1] == figures.reranked_recall[1] == 0
+    assert figures.retrieval_recall[2] == figures.reranked_recall[2] == 1
 
 
 def test_figures_as_json() -> None:

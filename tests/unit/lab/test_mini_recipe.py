@@ -22,7 +22,7 @@ from ragllava.lab.mini_recipe.language import PackedLlava, fitting_words, tower_
 from ragllava.lab.mini_recipe.loop import Pace
 from ragllava.lab.mini_recipe.packing import Packer, block_mask
 from ragllava.lab.mini_recipe.pool import PicturePool
-from ragllava.lab.mini_recipe.reading import hint_targets, name_tokens, reading_pack
+from ragllava.lab.mini_recipe.reading import event_targets, name_tokens, reading_pack
 from ragllava.lab.mini_recipe.recipe import Recipe, train_mini
 from ragllava.lab.mini_recipe.vision import ATTRIBUTE_VALUES, attribute_labels, normalised
 from ragllava.models.bundle import ModelBundle
@@ -279,7 +279,7 @@ def test_the_hint_marks_names_of_the_question_that_stand_in_the_caption(
     for _ in range(20):
         pack = reading_pack(world, rng)
         batch = packer.batch([pack])
-        targets = hint_targets(batch, names)[0].tolist()
+        targets = event_targets(batch, names)[0].tolist()
         caption = tokenizer(packer.frames.beginning(pack))["input_ids"]
         for token, ending, label, target in zip(
             batch.tokens[0].tolist(), batch.endings[0].tolist(), batch.labels[0].tolist(), targets, strict=True

@@ -21,7 +21,7 @@ QUICK = GateRules(resamples=1000)
 
 
 @dataclass(frozen=True)
-class Judged:
+class RerankedQuestions:
     version: str
     by_condition: Mapping[str, Sequence[float]]
     primary: str = PRIMARY
@@ -50,10 +50,10 @@ def gate(
 ) -> GateReport:
     """Decide over plain numbers; `others` are primary scores on other archives."""
     pairs = {
-        f"archive {name}": (Judged("old", {PRIMARY: before}), Judged("new", {PRIMARY: after}))
+        f"archive {name}": (RerankedQuestions("old", {PRIMARY: before}), RerankedQuestions("new", {PRIMARY: after}))
         for name, (before, after) in others.items()
     }
-    return decide(Judged("old", champion), Judged("new", challenger), rules, others=pairs)
+    return decide(RerankedQuestions("old", champion), RerankedQuestions("new", challenger), rules, others=pairs)
 
 
 def right(count: int, of: int) -> list[float]:
@@ -116,8 +116,8 @@ def test_a_question_about_two_images_shares_each_of_them_and_counts_none_twice()
 
 def test_questions_about_one_image_alone_show_nothing() -> None:
     assert bounds_of_mean([1.0] * 30, [["a"]] * 30, 0.95, QUICK) == (0, 0)
-    champion = Judged("old", {PRIMARY: right(0, 30)}, about=[["a"]] * 30)
-    assert not decide(champion, Judged("new", {PRIMARY: right(30, 30)}, about=[["a"]] * 30), QUICK).passed
+    champion = RerankedQuestions("old", {PRIMARY: right(0, 30)}, about=[["a"]] * 30)
+    assert not decide(champion, RerankedQuestions("new", {PRIMARY: right(30, 30)}, about=[["a"]] * 30), QUICK).passed
 
 
 def test_one_question_or_none_shows_nothing() -> None:
@@ -302,9 +302,9 @@ def test_gains_and_losses_that_cancel_out_do_not_pass_by_rounding() -> None:
 
 
 def test_versions_judged_on_different_questions_are_not_compared() -> None:
-    champion = Judged("old", {PRIMARY: right(10, 30)})
+    champion = RerankedQuestions("old", {PRIMARY: right(10, 30)})
     with pytest.raises(ValueError, match="old and new were judged on different questions"):
-        decide(champion, Judged("new", {PRIMARY: right(20, 30)}, prefix="another"))
+        decide(champion, RerankedQuestions("new", {PRIMARY: right(20, 30)}, prefix="another"))
 
 
 def test_the_same_scores_give_the_same_report() -> None:

@@ -29,11 +29,11 @@ from ragllava.training.judge import (
     WITH_CAPTIONS,
     WITHOUT_CAPTIONS,
     WRONG_IMAGE,
+    EvaluationOptions,
     GeneratorScores,
-    JudgeOptions,
     RerankerScores,
-    judge_generator,
-    judge_reranker,
+    evaluate_generator,
+    evaluate_reranker,
 )
 from tests.support.tiny_checkpoints import load_family, noise_pictures
 
@@ -93,29 +93,31 @@ def question(
     return LabelledQuestion(text, answer, named(relevant), found, named(irrelevant))
 
 
-def options(**changes: Any) -> JudgeOptions:
+def options(**changes: Any) -> EvaluationOptions:
     sizes = {name: changes.pop(name) for name in ("top_n", "questions_per_step") if name in changes}
-    return JudgeOptions(Settings(device="cpu", **sizes), **changes)
+    return EvaluationOptions(Settings(device="cpu", **sizes), **changes)
 
 
-def judge_ranking(questions: Sequence[LabelledQuestion], open_picture: Any = picture, **changes: Any) -> RerankerScores:
+def evaluate_ranking(
+    questions: Sequence[LabelledQuestion], open_picture: Any = picture, **changes: Any
+) -> RerankerScores:
     models: Any = SimpleNamespace(reranker=ByNumber())
-    return judge_reranker(models, questions, open_picture, options(**changes))
+    return evaluate_reranker(models, questions, open_picture, options(**changes))
 
 
-def judge_answers(
+def evaluate_answers(
     questions: Sequence[LabelledQuestion],
     open_picture: Any = picture,
     generator: FirstPicture | None = None,
     **changes: Any,
 ) -> GeneratorScores:
     models: Any = SimpleNamespace(generator=generator or FirstPicture())
-    return judge_generator(models, questions, open_picture, options(**changes))
+    return evaluate_generator(models, questions, open_picture, options(**changes))
 
 
 def test_a_ranking_worked_by_hand() -> None:
     """In order 90, 80, 70, 60, 10; relevant are 80 and 60, which nobody retrieved. Two are kept, one of them hits."""
-    scores = judge_ranking([question(relevant=(80, 60))])
+    scores = evaluate_ranking([question(relevant=(80, 60))])
     [score] = scores.conditions[WITH_CAPTIONS]
     assert score.f1 == 2 * 1 / (2 + 2)
     assert score.average_precision == (1 / 2 + 2 / 4) / 2
@@ -140,14 +142,14 @@ def test_a_ranking_worked_by_hand() -> None:
     ],
 )
 def test_the_versions_own_threshold_decides_what_is_kept(top_n: int, threshold: float, f1: float) -> None:
-    scores = judge_ranking([question()], top_n=top_n, threshold=threshold)
+    scores = evaluate_ranking([question()], top_n=top_n, threshold=threshold)
     assert list(scores.by_condition[WITH_CAPTIONS]) == pytest.approx([f1])
     assert scores.conditions[WITH_CAPTIONS][0].average_precision == 1 / 2
     assert (scores.threshold, scores.top_n) == (threshold, top_n)
 
 
 def test_without_captions_is_a_condition_of_its_own() -> None:
-    scores = judge_ranking([question()])
+    scores = evaluate_ranking([question()])
     assert [image.image for image in scores.conditions[WITHOUT_CAPTIONS][0].ranking] == ["10", "70", "80", "90"]
     assert scores.conditions[WITHOUT_CAPTIONS][0].average_precision == 1 / 3
     assert scores.by_condition[WITHOUT_CAPTIONS] == (1 / 3,), "η is fitted with captions, so the ranking counts here"
@@ -156,7 +158,7 @@ def test_without_captions_is_a_condition_of_its_own() -> None:
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=8, unique=True), st.integers(1, 3), st.floats(0, 1))
 def test_kept_is_what_answering_would_keep(numbers: list[int], top_n: int, threshold: float) -> None:
-    scores = judge_ranking([question(relevant=numbers[:1], retrieved=numbers)], top_n=top_n, threshold=threshold)
+    scores = evaluate_ranking([question(relevant=numbers[:1], retrieved=numbers)], top_n=top_n, threshold=threshold)
     found = [
         Candidate(StoredImage(number, str(number), "", None), rank, 0.0, number / 100)
         for rank, number in enumerate(numbers)
@@ -173,21 +175,21 @@ def test_a_tie_stays_in_the_order_of_clip() -> None:
             return [Relevance(0.7)] * len(pairs)
 
     models: Any = SimpleNamespace(reranker=Even())
-    scores = judge_reranker(models, [question(relevant=(5, 70))], picture, options())
+    scores = evaluate_reranker(models, [question(relevant=(5, 70))], picture, options())
     assert [image.image for image in scores.conditions[WITH_CAPTIONS][0].ranking] == ["90", "80", "70", "10", "5"]
 
 
 def test_what_a_threshold_is_fitted_on() -> None:
-    scores = judge_ranking([question(), question("Where?", relevant=(7,), retrieved=(30,))])
+    scores = evaluate_ranking([question(), question("Where?", relevant=(7,), retrieved=(30,))])
     assert scores.calibration() == ([0.9, 0.8, 0.7, 0.1, 0.3, 0.07], [False, True, False, False, False, True])
 
 
 def test_the_same_question_counts_once() -> None:
     twice = [question("Which one?"), question("which  ONE?", relevant=(70,))]
-    scores = judge_ranking([*twice, question()])
+    scores = evaluate_ranking([*twice, question()])
     assert scores.questions == ("Which one?", "Which?")
     assert {image.image for image in scores.conditions[WITH_CAPTIONS][0].ranking if image.correct} == {"80", "70"}
-    assert judge_answers([*twice, question()]).questions == scores.questions
+    assert evaluate_answers([*twice, question()]).questions == scores.questions
 
 
 def gone(image: str, error: RagllavaError) -> Callable[[str], Image.Image]:
@@ -203,20 +205,20 @@ def gone(image: str, error: RagllavaError) -> Callable[[str], Image.Image]:
 def test_a_question_whose_picture_is_gone_counts_zero_and_stays(error: RagllavaError) -> None:
     others = [question("Which?"), question("Where?"), question("Who?")]
     bad = question("Gone?", relevant=(80, 33), answer="33")
-    mixed = judge_ranking([*others[:2], bad, others[2]], gone("33", error))
-    alone = judge_ranking(others)
+    mixed = evaluate_ranking([*others[:2], bad, others[2]], gone("33", error))
+    alone = evaluate_ranking(others)
     assert mixed.questions == ("Which?", "Where?", "Gone?", "Who?")
     for name, scores in mixed.conditions.items():
         assert (scores[2].f1, scores[2].average_precision, scores[2].unscored) == (0.0, 0.0, str(error))
         assert (*scores[:2], scores[3]) == alone.conditions[name]
-    answers = judge_answers([*others[:2], bad, others[2]], gone("33", error))
+    answers = evaluate_answers([*others[:2], bad, others[2]], gone("33", error))
     for name, found in answers.conditions.items():
         assert (found[2].score, found[2].unscored) == (0.0, str(error))
-        assert (*found[:2], found[3]) == judge_answers(others).conditions[name]
+        assert (*found[:2], found[3]) == evaluate_answers(others).conditions[name]
 
 
 def test_a_question_that_the_network_cannot_score_counts_zero() -> None:
-    scores = judge_ranking([question("Which?"), question("poison"), question("Where?")])
+    scores = evaluate_ranking([question("Which?"), question("poison"), question("Where?")])
     assert scores.by_condition[WITH_CAPTIONS] == (2 / 3, 0.0, 2 / 3)
     assert "no number" in str(scores.conditions[WITH_CAPTIONS][1].unscored)
     assert scores.as_json()["conditions"][WITH_CAPTIONS] == {
@@ -235,14 +237,14 @@ def test_a_question_that_the_network_cannot_score_counts_zero() -> None:
     ],
 )
 def test_what_cannot_be_asked_counts_zero(bad: LabelledQuestion, condition: str, why: str) -> None:
-    scores = judge_answers([question(), bad])
+    scores = evaluate_answers([question(), bad])
     assert [score.unscored for score in scores.conditions[condition]] == [None, why]
     assert scores.by_condition[condition][1] == 0.0
 
 
 def test_a_service_that_does_not_answer_ends_the_judging() -> None:
     with pytest.raises(ServiceUnavailable):
-        judge_ranking([question(), question("Where?")], gone("80", ServiceUnavailable("no object store")))
+        evaluate_ranking([question(), question("Where?")], gone("80", ServiceUnavailable("no object store")))
 
 
 def test_who_hears_of_progress_may_stop_it() -> None:
@@ -255,13 +257,13 @@ def test_who_hears_of_progress_may_stop_it() -> None:
 
     questions = [question(f"Which {number}?") for number in range(5)]
     with pytest.raises(LeaseLost):
-        judge_ranking(questions, questions_per_step=2, progress=lost)
+        evaluate_ranking(questions, questions_per_step=2, progress=lost)
     what = "rerank with captions"
     assert heard == [(what, 2, 5), (what, 4, 5), (what, 5, 5)]
 
 
 def test_answers_are_compared_after_normalisation() -> None:
-    scores = judge_answers([question(answer="eighty"), question("Where?", answer="eighty one")])
+    scores = evaluate_answers([question(answer="eighty"), question("Where?", answer="eighty one")])
     assert scores.by_condition[LABELLED_IMAGES] == (1.0, 0.0)
     assert [score.answer for score in scores.conditions[LABELLED_IMAGES]] == ["The 80.", "The 80."]
     assert [score.answer for score in scores.conditions[WITHOUT_CAPTIONS]] == ["bare", "bare"]
@@ -276,7 +278,7 @@ def test_the_wrong_image_stands_anywhere_and_is_really_wrong() -> None:
         for asked in (question(f"Which {n}?", retrieved=(80, *range(1, 9))) for n in range(200))
     ]
     generator = FirstPicture()
-    scores = judge_answers(questions, generator=generator)
+    scores = evaluate_answers(questions, generator=generator)
     labelled, mixed = generator.shown[:200], generator.shown[200:]
     assert {numbers for _, numbers in labelled} == {(80,)}
     assert all(captions == tuple(f"caption {n}" for n in numbers) for captions, numbers in generator.shown)
@@ -290,7 +292,7 @@ def test_the_wrong_image_stands_anywhere_and_is_really_wrong() -> None:
 
 def test_an_image_that_a_person_called_wrong_is_wrong_however_relevant_it_looks() -> None:
     generator = FirstPicture()
-    judge_answers([question(retrieved=(80, 70, 60), irrelevant=(70,), relevance=0.95)], generator=generator)
+    evaluate_answers([question(retrieved=(80, 70, 60), irrelevant=(70,), relevance=0.95)], generator=generator)
     assert {numbers for _, numbers in generator.shown[1:]} <= {(80, 70), (70, 80)}
 
 
@@ -299,7 +301,7 @@ def test_a_question_keeps_its_wrong_image_in_any_company() -> None:
 
     def shown(asked: Sequence[LabelledQuestion], seed: int = 0) -> list[tuple[int, ...]]:
         generator = FirstPicture()
-        judge_answers(asked, generator=generator, seed=seed)
+        evaluate_answers(asked, generator=generator, seed=seed)
         return [numbers for _, numbers in generator.shown[len(asked) :]]
 
     assert shown(questions[::-1]) == shown(questions)[::-1]
@@ -309,7 +311,7 @@ def test_a_question_keeps_its_wrong_image_in_any_company() -> None:
 
 def test_labelled_images_stand_in_any_order() -> None:
     generator = FirstPicture()
-    judge_answers([question(f"Which {n}?", relevant=(80, 70)) for n in range(40)], generator=generator)
+    evaluate_answers([question(f"Which {n}?", relevant=(80, 70)) for n in range(40)], generator=generator)
     assert {numbers for _, numbers in generator.shown[:40]} == {(80, 70), (70, 80)}
 
 
@@ -319,13 +321,13 @@ def test_the_gate_reads_both_kinds_of_scores() -> None:
         question(f"Which {number}?", relevant=(image,), retrieved=(90, image, 70, 10))
         for number, image in enumerate(images)
     ]
-    bad, good = (judge_ranking(questions, threshold=threshold) for threshold in (0.85, 0.75))
+    bad, good = (evaluate_ranking(questions, threshold=threshold) for threshold in (0.85, 0.75))
     assert good.relevant == tuple((str(image),) for image in images)
     assert decide(bad, good).reasons[0].startswith("better, with captions")
     about_one = [question(f"Which {number}?") for number in range(20)]
-    bad, good = (judge_ranking(about_one, threshold=threshold) for threshold in (0.85, 0.75))
+    bad, good = (evaluate_ranking(about_one, threshold=threshold) for threshold in (0.85, 0.75))
     assert decide(bad, good).reasons[0].startswith("not better, with captions")
-    answers = judge_answers([question(f"Which {number}?") for number in range(20)])
+    answers = evaluate_answers([question(f"Which {number}?") for number in range(20)])
     assert not decide(answers, answers).passed
     stored = json.loads(json.dumps(answers.as_json()))
     assert stored["version"] == "first-picture"
@@ -345,9 +347,9 @@ def test_however_many_candidates_there_are_64_pictures_are_in_memory_at_most() -
         return found
 
     asked = [question(f"Which {n}?", relevant=(n,), retrieved=range(100, 100 + 40 * n)) for n in (1, 2, 3)]
-    scores = judge_ranking(asked, opened, questions_per_step=4)
+    scores = evaluate_ranking(asked, opened, questions_per_step=4)
     assert most == 64
-    assert scores == judge_ranking(asked, questions_per_step=1)
+    assert scores == evaluate_ranking(asked, questions_per_step=1)
 
 
 def test_a_real_network_is_judged_by_what_it_answers_with(tmp_path: Path) -> None:
@@ -361,15 +363,15 @@ def test_a_real_network_is_judged_by_what_it_answers_with(tmp_path: Path) -> Non
         return pictures[int(image)]
 
     steps = [options(questions_per_step=size, threshold=0.0) for size in (1, 8)]
-    for one, other in zip(*(judge_reranker(models, questions, opened, o).calibration() for o in steps), strict=True):
+    for one, other in zip(*(evaluate_reranker(models, questions, opened, o).calibration() for o in steps), strict=True):
         assert one == pytest.approx(other, abs=1e-5)
-    scores = judge_reranker(models, questions[:1], opened, steps[0])
+    scores = evaluate_reranker(models, questions[:1], opened, steps[0])
     pairs = [Pair("How many 0?", f"caption {number}", pictures[number]) for number in (3, 4, 5, 0)]
     expected = sorted((score.value for score in models.reranker.relevance(pairs, batch_size=4)), reverse=True)
     assert [image.relevance for image in scores.conditions[WITH_CAPTIONS][0].ranking] == pytest.approx(
         expected, abs=1e-5
     )
-    answers = judge_generator(models, questions[:1], opened, steps[0]).conditions
+    answers = evaluate_generator(models, questions[:1], opened, steps[0]).conditions
     request = AnswerRequest("How many 0?", ("caption 0",), (pictures[0],))
     for condition, with_captions in ((LABELLED_IMAGES, True), (WITHOUT_CAPTIONS, False)):
         given = models.generator.answer([request], max_tokens=32, with_captions=with_captions, batch_size=1)

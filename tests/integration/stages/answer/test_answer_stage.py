@@ -74,11 +74,11 @@ def test_candidates_are_the_nearest_images(
     retriever = whole_gallery.resources.models.retriever
     scores = np.inner(retriever.embed_texts(ten_questions), retriever.embed_images(pictures, batch_size=64))
     for row, cosines in zip(answered, scores, strict=True):
-        by_rank = sorted(row.candidates, key=lambda candidate: candidate.clip_rank)
-        assert [candidate.clip_rank for candidate in by_rank] == list(range(20))
+        by_rank = sorted(row.candidates, key=lambda candidate: candidate.retrieval_rank)
+        assert [candidate.retrieval_rank for candidate in by_rank] == list(range(20))
         place = {image.id: number for number, image in enumerate(images)}
         found = np.array([cosines[place[candidate.image.image_id]] for candidate in by_rank])
-        assert np.allclose(found, [candidate.clip_score for candidate in by_rank], atol=2e-3)
+        assert np.allclose(found, [candidate.retrieval_score for candidate in by_rank], atol=2e-3)
         assert np.allclose(found, np.sort(cosines)[::-1][:20], atol=2e-3)
 
 

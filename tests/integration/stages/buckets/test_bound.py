@@ -17,12 +17,12 @@ from sqlalchemy import func, select, text, update
 from ragllava.errors import UsageError
 from ragllava.settings import Settings
 from ragllava.stages.buckets import sync
-from ragllava.stages.buckets.sync import Folded, ScanReport
+from ragllava.stages.buckets.sync import ProcessedEvents, ScanReport
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, bound_objects, change_events
 from ragllava.stores.buckets.bindings import Binding, BindingRole
 from ragllava.stores.objects import ObjectStore
-from ragllava.stores.schema import hints as hint_table
+from ragllava.stores.schema import change_events as change_event_table
 from ragllava.stores.schema import images, jobs
 from tests.support.foreign_bucket import Bucket, make_bucket
 from tests.support.workshop import ARCHIVE, Workshop
@@ -45,23 +45,23 @@ class Bound:
     binding: Binding
     objects: ObjectStore
 
-    def hint(self, *keys: str) -> None:
+    def event(self, *keys: str) -> None:
         """Events about these objects have come."""
         with self.workshop.engine.begin() as connection:
             change_events.note(connection, [(self.bucket.name, key) for key in keys])
 
-    def fold(self) -> Folded:
+    def process_events(self) -> ProcessedEvents:
         """One fold; hints that wait are due now."""
         with self.workshop.engine.begin() as connection:
-            connection.execute(update(hint_table).values(not_before=func.now()))
-        return sync.fold(self.workshop.engine, self.workshop.settings, self.objects)
+            connection.execute(update(change_event_table).values(not_before=func.now()))
+        return sync.process_events(self.workshop.engine, self.workshop.settings, self.objects)
 
     def follow(self, *keys: str) -> None:
         """Events about these objects come, and everything is done about them."""
-        self.hint(*keys)
-        self.fold()
+        self.event(*keys)
+        self.process_events()
         self.workshop.run()
-        self.fold()
+        self.process_events()
 
     def scan(self) -> ScanReport:
         """Compare, and let the jobs end."""
@@ -123,9 +123,9 @@ def test_repeated_events_change_nothing(bucketful: Bound) -> None:
     bucketful.follow("in/a.png", "in/bad.png")
     before = bucketful.known()
     for _ in range(3):
-        bucketful.hint(*["in/a.png", "in/bad.png"] * 200)
-    folded = bucketful.fold()
-    assert (folded.change_events, folded.changes.unchanged) == (2, 2)
+        bucketful.event(*["in/a.png", "in/bad.png"] * 200)
+    processed = bucketful.process_events()
+    assert (processed.change_events, processed.changes.unchanged) == (2, 2)
     assert bucketful.known() == before
     assert bucketful.ingest_jobs() == [2]
     with bucketful.workshop.engine.begin() as connection:
@@ -179,11 +179,11 @@ def test_an_image_stays_as_long_as_one_of_its_objects_is_there(bucketful: Bound)
 
 def test_a_change_waits_for_the_job_of_the_version_before(bucketful: Bound) -> None:
     bucketful.bucket.put("in/a.png", png(1))
-    bucketful.hint("in/a.png")
-    bucketful.fold()
+    bucketful.event("in/a.png")
+    bucketful.process_events()
     bucketful.bucket.remove("in/a.png")
-    bucketful.hint("in/a.png")
-    assert bucketful.fold().kept == 1
+    bucketful.event("in/a.png")
+    assert bucketful.process_events().kept == 1
     bucketful.workshop.run()
     bucketful.follow()
     assert bucketful.workshop.images() == {} and bucketful.known() == {} and bucketful.waiting() == 0
@@ -191,12 +191,12 @@ def test_a_change_waits_for_the_job_of_the_version_before(bucketful: Bound) -> N
 
 def test_an_object_that_was_away_while_its_job_ran_is_looked_at_again(bucketful: Bound) -> None:
     bucketful.bucket.put("in/a.png", png(1))
-    bucketful.hint("in/a.png")
-    bucketful.fold()
+    bucketful.event("in/a.png")
+    bucketful.process_events()
     bucketful.bucket.remove("in/a.png")
     bucketful.workshop.run()
     bucketful.bucket.put("in/a.png", png(1))
-    bucketful.hint("in/a.png")
+    bucketful.event("in/a.png")
     bucketful.follow()
     bucketful.follow()
     assert bucketful.workshop.images().keys() == {"a.png"}
@@ -206,10 +206,10 @@ def test_many_folds_at_once_make_one_job(bucketful: Bound) -> None:
     keys = [f"in/{number}.png" for number in range(40)]
     for number, key in enumerate(keys):
         bucketful.bucket.put(key, png(number))
-    bucketful.hint(*keys)
+    bucketful.event(*keys)
     with ThreadPoolExecutor(4) as threads:
-        done = list(threads.map(lambda _: bucketful.fold(), range(4)))
-    assert sum(len(folded.changes.added) for folded in done) == 40
+        done = list(threads.map(lambda _: bucketful.process_events(), range(4)))
+    assert sum(len(processed.changes.added) for processed in done) == 40
     bucketful.workshop.run()
     bucketful.follow(*keys)
     assert sum(bucketful.ingest_jobs()) == 40
@@ -217,11 +217,11 @@ def test_many_folds_at_once_make_one_job(bucketful: Bound) -> None:
 
 
 def test_a_hint_that_comes_during_the_look_is_not_lost(bucketful: Bound) -> None:
-    bucketful.hint("in/a.png")
+    bucketful.event("in/a.png")
     with bucketful.workshop.engine.begin() as connection:
         claimed = change_events.claim(connection, 10, 60.0)
         assert change_events.claim(connection, 10, 60.0) == []
-    bucketful.hint("in/a.png")
+    bucketful.event("in/a.png")
     with bucketful.workshop.engine.begin() as connection:
         change_events.finish(connection, claimed)
         [again] = change_events.claim(connection, 10, 60.0)
@@ -254,8 +254,8 @@ def test_captions_that_come_later_and_earlier_than_their_pictures(bucketful: Bou
     bucketful.follow("in/early.txt")
     bucketful.bucket.put("in/early.png", png(1))
     bucketful.bucket.put("in/late.png", png(2))
-    bucketful.hint("in/early.png", "in/late.png")
-    bucketful.fold()
+    bucketful.event("in/early.png", "in/late.png")
+    bucketful.process_events()
     bucketful.bucket.put("in/late.txt", b"late bird")
     bucketful.follow("in/late.txt")
     assert bucketful.captions() == {"early.png": "early bird", "late.png": "late bird"}
@@ -317,10 +317,10 @@ def test_a_scan_of_a_bucket_that_is_gone_retires_nothing(bucketful: Bound) -> No
 
 def test_a_store_that_is_away_keeps_the_hints(bucketful: Bound) -> None:
     bucketful.bucket.put("in/a.png", png(1))
-    bucketful.hint("in/a.png")
+    bucketful.event("in/a.png")
     nowhere = ObjectStore(bucketful.workshop.settings.model_copy(update={"s3_endpoint": "127.0.0.1:9"}))
-    folded = sync.fold(bucketful.workshop.engine, bucketful.workshop.settings, nowhere)
-    assert (folded.change_events, folded.kept) == (1, 1)
+    processed = sync.process_events(bucketful.workshop.engine, bucketful.workshop.settings, nowhere)
+    assert (processed.change_events, processed.kept) == (1, 1)
     bucketful.follow()
     assert bucketful.workshop.images().keys() == {"a.png"}
 
@@ -378,4 +378,4 @@ def test_hints_without_a_binding_leave_no_trace(bucketful: Bound) -> None:
         second = change_events.note(connection, [(name, "in/a"), (name, "in/b")])
         assert (first.new, first.repeated, first.unbound) == (1, 1, 2)
         assert (second.new, second.repeated, second.unbound) == (1, 1, 0)
-        assert connection.scalar(text("SELECT count(*) FROM hints")) == 2
+        assert connection.scalar(text("SELECT count(*) FROM change_events")) == 2

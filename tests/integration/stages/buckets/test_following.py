@@ -11,16 +11,16 @@ from sqlalchemy import delete, func, select, update
 from ragllava.errors import UsageError
 from ragllava.jobs.control import JobView
 from ragllava.jobs.states import JobState
-from ragllava.records import ChoreAction, JobKind, ScheduleAction
+from ragllava.records import JobKind, ScheduleAction, TaskName
 from ragllava.stages.buckets import sync
 from ragllava.stages.maintenance.schedules import ScheduleRequest, add_schedule, run_now
-from ragllava.stages.maintenance.stage import submit_chore
+from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, change_events
 from ragllava.stores.buckets.bindings import BindingRole
+from ragllava.stores.schema import change_events as change_event_table
 from ragllava.stores.schema import embeddings, jobs
-from ragllava.stores.schema import hints as hint_table
 from ragllava.training.scheduled import STARTERS
 from tests.integration.conftest import Postcards
 from tests.support.foreign_bucket import Bucket, make_bucket
@@ -51,8 +51,8 @@ def deliver(gallery: Workshop, post: Bucket, key: str, lines: bytes) -> None:
     for _ in range(2):
         with gallery.engine.begin() as connection:
             change_events.note(connection, [(post.name, key)])
-            connection.execute(update(hint_table).values(not_before=func.now()))
-        sync.fold(gallery.engine, gallery.settings, gallery.resources.objects)
+            connection.execute(update(change_event_table).values(not_before=func.now()))
+        sync.process_events(gallery.engine, gallery.settings, gallery.resources.objects)
     gallery.run()
     publish_missing_results(gallery.engine, gallery.resources.objects)
 
@@ -95,8 +95,8 @@ def test_a_file_that_cannot_be_used_gets_an_error_file_once(gallery: Workshop, p
     assert (answer_jobs(gallery), len(written(post))) == ([], 1)
 
 
-def chore(gallery: Workshop, action: ChoreAction, archive_name: str | None = None) -> JobView:
-    job_id = submit_chore(gallery.engine, action, archive_name, {})
+def task(gallery: Workshop, action: TaskName, archive_name: str | None = None) -> JobView:
+    job_id = submit_task(gallery.engine, action, archive_name, {})
     gallery.run()
     return gallery.job(job_id)
 
@@ -108,10 +108,10 @@ def test_the_scan_chore_repairs_what_events_lost(gallery: Workshop, postcards: P
         bindings.bind(connection, archive_id, BindingRole.PICTURES, bucket.name, "", {})
     picture = sorted(postcards.written.pictures.glob("*.png"))[9]
     bucket.put(picture.name, picture.read_bytes())
-    found = chore(gallery, ChoreAction.SCAN, "bound").chore
+    found = task(gallery, TaskName.SCAN, "bound").task
     assert found is not None and found.reason == f"listed 1 object of 1 binding; repaired s3://{bucket.name}/"
     assert [image.source for image in gallery.images("bound").values()] == [picture.name]
-    again = chore(gallery, ChoreAction.SCAN).chore
+    again = task(gallery, TaskName.SCAN).task
     assert again is not None and again.reason == "listed 1 object of 1 binding; nothing differed"
 
 
@@ -126,9 +126,9 @@ def test_a_bucket_that_is_gone_fails_the_scan_of_all_and_the_others_are_repaired
     lost.client.remove_bucket(lost.name)
     picture = sorted(postcards.written.pictures.glob("*.png"))[9]
     there.put(picture.name, picture.read_bytes())
-    job = chore(gallery, ChoreAction.SCAN)
-    assert job.state is JobState.FAILED and job.chore is not None
-    assert job.chore.reason == (
+    job = task(gallery, TaskName.SCAN)
+    assert job.state is JobState.FAILED and job.task is not None
+    assert job.task.reason == (
         f"listed 1 object of 2 bindings; repaired s3://{there.name}/; s3://{lost.name}/ was not compared: "
         f"there is no bucket {lost.name}, so nothing was compared with it"
     )
@@ -136,12 +136,12 @@ def test_a_bucket_that_is_gone_fails_the_scan_of_all_and_the_others_are_repaired
 
 
 def test_the_gaps_chore_names_images_without_a_vector_and_a_scheduled_reindexing_fills_them(gallery: Workshop) -> None:
-    found = chore(gallery, ChoreAction.GAPS).chore
+    found = task(gallery, TaskName.GAPS).task
     assert found is not None and found.reason == "every image has its vector"
     lost = next(iter(gallery.images()))
     with gallery.engine.begin() as connection:
         connection.execute(delete(embeddings).where(embeddings.c.image_id == gallery.images()[lost].id))
-    found = chore(gallery, ChoreAction.GAPS, ARCHIVE).chore
+    found = task(gallery, TaskName.GAPS, ARCHIVE).task
     assert found is not None and found.reason == f"1 image without a vector ({ARCHIVE} 1)"
     assert found.report is not None
     assert [image["source"] for image in found.report["archives"][0]["images"]] == [lost]
@@ -151,7 +151,7 @@ def test_the_gaps_chore_names_images_without_a_vector_and_a_scheduled_reindexing
     assert fired.job_id is not None
     gallery.run()
     assert gallery.job(fired.job_id).state == "completed"
-    found = chore(gallery, ChoreAction.GAPS).chore
+    found = task(gallery, TaskName.GAPS).task
     assert found is not None and found.reason == "every image has its vector"
 
 

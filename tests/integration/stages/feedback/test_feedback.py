@@ -122,7 +122,7 @@ def test_wrong_with_what_is_right_is_a_labelled_noisy_case(review: Review) -> No
     )
     assert (row.archive_id, row.archive, row.text) == (review.archive_id, "harbour", "question 0?")
     assert [c.image for c in row.candidates] == list(review.images[:3])
-    assert [c.clip_rank for c in row.candidates] == [2, 1, 0]
+    assert [c.retrieval_rank for c in row.candidates] == [2, 1, 0]
     case = review.cases()["q0"]
     assert (case.reasons, case.state) == ((NoisyReason.SAID_WRONG,), NoisyState.LABELLED)
     assert case.details == {"said_wrong": "the gold label calls the answer 'two' wrong; right is 'three'"}

@@ -85,7 +85,7 @@ def test_a_crash_between_put_and_commit_leaves_only_unreferenced_bytes(workshop:
     assert workshop.images() == {}
     assert stored_vectors(workshop) == {}
     with workshop.engine.begin() as connection:
-        left = blobs.sweepable_blobs(connection, older_than_s=0)
+        left = blobs.unreferenced_blobs(connection, older_than_s=0)
     assert {(blob.sha256, blob.state) for blob in left} == {
         (hashlib.sha256(path.read_bytes()).hexdigest(), "uploading") for path in tmp_path.iterdir()
     }
@@ -93,7 +93,7 @@ def test_a_crash_between_put_and_commit_leaves_only_unreferenced_bytes(workshop:
     workshop.run()
     assert workshop.job(job_id).progress.by_status == {"stored": 3}
     with workshop.engine.begin() as connection:
-        assert blobs.sweepable_blobs(connection, older_than_s=0) == []
+        assert blobs.unreferenced_blobs(connection, older_than_s=0) == []
 
 
 class FailingStore(ObjectStore):

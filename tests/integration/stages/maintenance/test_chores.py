@@ -10,10 +10,10 @@ from sqlalchemy import func, select, text, update
 from ragllava.errors import UsageError
 from ragllava.jobs import control
 from ragllava.jobs.states import JobState
-from ragllava.records import ChoreAction, Label, NoisyReason, NoisyState, SourceFile, Verdict
+from ragllava.records import Label, NoisyReason, NoisyState, SourceFile, TaskName, Verdict
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.maintenance import vacuum as vacuuming_stage
-from ragllava.stages.maintenance.stage import submit_chore
+from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive, vectors
 from ragllava.stores.archives import indexes as index_store
@@ -28,16 +28,16 @@ from tests.support.workshop import Workshop
 
 
 def test_a_chore_ends_with_a_report_and_adds_up(workshop: Workshop) -> None:
-    job = do(workshop, "sweep")
+    job = do(workshop, "gc")
     assert job.state is JobState.COMPLETED
     assert job.progress.by_status == {"done": 1}
     assert job.result is not None
     assert job.result["reconciled"] == {"inputs": 1, "outcomes": 1, "adds_up": True}
-    assert job.as_json()["chore"]["action"] == "sweep"
+    assert job.as_json()["maintenance"]["action"] == "gc"
 
 
 def test_a_cancelled_chore_is_cancelled_and_can_be_retried(workshop: Workshop) -> None:
-    job_id = submit_chore(workshop.engine, ChoreAction.VACUUM, None, {})
+    job_id = submit_task(workshop.engine, TaskName.VACUUM, None, {})
     in_transaction(workshop.engine, control.cancel, job_id)
     assert workshop.job(job_id).progress.by_status == {"cancelled": 1}
     assert in_transaction(workshop.engine, control.retry, job_id, 1) == 1
@@ -46,26 +46,26 @@ def test_a_cancelled_chore_is_cancelled_and_can_be_retried(workshop: Workshop) -
 
 
 def test_chores_wait_behind_pictures(workshop: Workshop) -> None:
-    chore_id = submit_chore(workshop.engine, ChoreAction.RETENTION, None, {})
+    task_job_id = submit_task(workshop.engine, TaskName.RETENTION, None, {})
     files = [SourceFile("a.png", "file:///nowhere/a.png")]
     submitted = submit_files(workshop.engine, workshop.settings, archive_name=ARCHIVE, files=files)
     workshop.run_once()
-    assert workshop.job(submitted.job_id).is_final and not workshop.job(chore_id).is_final
+    assert workshop.job(submitted.job_id).is_final and not workshop.job(task_job_id).is_final
 
 
 @pytest.mark.parametrize(
     ("action", "archive_name", "options", "message"),
     [
-        ("sweep", "cards", {}, "takes no archive"),
+        ("gc", "cards", {}, "takes no archive"),
         ("vacuum", None, {"delete": True}, "vacuum does not take the option delete; it takes none"),
-        ("mine", "none-such", {}, "there is no archive"),
+        ("find-noisy", "none-such", {}, "there is no archive"),
     ],
 )
 def test_a_wrong_chore_is_refused(
     workshop: Workshop, action: str, archive_name: str | None, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        submit_chore(workshop.engine, ChoreAction(action), archive_name, options)
+        submit_task(workshop.engine, TaskName(action), archive_name, options)
 
 
 # Mining
@@ -85,7 +85,7 @@ def test_mining_logs_what_stored_answers_show_and_leaves_alone_what_people_have_
         labels.insert_labels(connection, [Label(job_id, 3, Verdict.RIGHT, None, (), (), "person")])
         noisy.add_reason(connection, archive_id, job_id, 4, NoisyReason.SAID_WRONG, "a person said so")
         noisy.set_state(connection, [(job_id, 4)], NoisyState.DISMISSED)
-    found = report(do(workshop, "mine"))
+    found = report(do(workshop, "find-noisy"))
     assert found == {
         "jobs": 1,
         "answers": 3,
@@ -97,14 +97,14 @@ def test_mining_logs_what_stored_answers_show_and_leaves_alone_what_people_have_
         2: (["low_confidence"], "open"),
         4: (["said_wrong"], "dismissed"),
     }
-    assert report(do(workshop, "mine", "test"))["cases"] == 0
+    assert report(do(workshop, "find-noisy", "test"))["cases"] == 0
 
 
 def test_mining_after_changed_limits_finds_more(workshop: Workshop) -> None:
     answered_job(workshop, [(0.55, 0.7)])
-    assert report(do(workshop, "mine"))["cases"] == 1
+    assert report(do(workshop, "find-noisy"))["cases"] == 1
     stricter = workshop.with_settings(low_confidence=0.8)
-    assert report(do(stricter, "mine"))["reasons"] == {"low_confidence": 1}
+    assert report(do(stricter, "find-noisy"))["reasons"] == {"low_confidence": 1}
     assert logged(workshop) == {0: (["low_confidence", "near_threshold"], "open")}
 
 
@@ -199,7 +199,7 @@ def test_vacuum_removes_dead_rows_and_measures_the_graphs(workshop: Workshop, mo
     job = do(workshop, "vacuum")
     [warning] = report(job)["warnings"]
     assert f"index {index_id} of {ARCHIVE} finds only 1.000 of the true neighbours" in warning
-    assert job.chore is not None and job.chore.reason is not None and warning in job.chore.reason
+    assert job.task is not None and job.task.reason is not None and warning in job.task.reason
 
 
 def test_a_graph_of_another_retriever_is_not_measured_and_says_so(workshop: Workshop) -> None:

@@ -10,9 +10,9 @@ import redis
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from ragllava.records import ChoreAction
+from ragllava.records import TaskName
 from ragllava.stages.maintenance.inspect import Inspector, inspect
-from ragllava.stages.maintenance.stage import submit_chore
+from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.database import outside_transaction
 from ragllava.stores.objects import content_key
@@ -29,7 +29,7 @@ def stocked(workshop: Workshop) -> Workshop:
     make_index(workshop, 5)
     answered_job(workshop, [(0.9, 0.9), (0.8, 0.8)])
     publish_missing_results(workshop.engine, workshop.resources.objects)
-    submit_chore(workshop.engine, ChoreAction.SWEEP, None, {})
+    submit_task(workshop.engine, TaskName.GC, None, {})
     run(
         "INSERT INTO schedules (name, action, options, cron, timezone) VALUES ('n', 'sweep', '{}', '0 3 * * *', 'UTC')"
     )(workshop)

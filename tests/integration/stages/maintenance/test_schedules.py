@@ -19,7 +19,7 @@ from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import schedules
 from ragllava.stores.maintenance.schedules import ScheduleView
-from ragllava.stores.schema import chores, jobs, schedule_runs
+from ragllava.stores.schema import jobs, maintenance_tasks, schedule_runs
 from ragllava.stores.schema import schedules as table
 from ragllava.training.scheduled import STARTERS
 
@@ -31,7 +31,7 @@ def fire(engine: Engine, settings: Settings) -> Callable[[], list[Fired]]:
     return lambda: fire_due(engine, settings, STARTERS)
 
 
-def add(engine: Engine, action: str = "sweep", cron: str = NIGHTLY, **more: object) -> ScheduleView:
+def add(engine: Engine, action: str = "gc", cron: str = NIGHTLY, **more: object) -> ScheduleView:
     request = ScheduleRequest(ScheduleAction(action), cron, **more)  # type: ignore[arg-type]
     return add_schedule(engine, request, STARTERS)
 
@@ -72,35 +72,35 @@ def test_a_due_schedule_makes_its_job_and_is_due_again_after_now(
 ) -> None:
     made = add(engine, options={"delete": True})
     assert fire() == []
-    make_due(engine, "sweep")
+    make_due(engine, "gc")
     [fired] = fire()
     assert fire() == []
     job = in_transaction(engine, control.view, fired.job_id or 0)
-    assert (job.kind, job.archive, job.progress.total) == (JobKind.CHORE, "*", 1)
-    assert job.spec == {"action": "sweep", "options": {"delete": True}}
-    after = look(engine, "sweep")
+    assert (job.kind, job.archive, job.progress.total) == (JobKind.MAINTENANCE, "*", 1)
+    assert job.spec == {"action": "gc", "options": {"delete": True}}
+    after = look(engine, "gc")
     assert after.next_due == made.next_due
     assert after.last_run is not None and after.last_run.job_id == job.job_id
 
 
 def test_times_that_passed_while_nobody_looked_fire_once(engine: Engine, fire: Callable[[], list[Fired]]) -> None:
     add(engine, cron="*/5 * * * *")
-    make_due(engine, "sweep", ago="40 days")
+    make_due(engine, "gc", ago="40 days")
     assert len(fire()) == 1
     end_jobs(engine)
     assert fire() == []
     assert (runs(engine), number_of_jobs(engine)) == (1, 1)
-    assert look(engine, "sweep").next_due > datetime.now(UTC) - timedelta(seconds=60)
+    assert look(engine, "gc").next_due > datetime.now(UTC) - timedelta(seconds=60)
 
 
 def test_a_clock_that_goes_back_does_not_fire_a_time_again(engine: Engine, fire: Callable[[], list[Fired]]) -> None:
     """After the firing the next time lies after the fired one, so an earlier now finds nothing due."""
     add(engine)
-    make_due(engine, "sweep")
+    make_due(engine, "gc")
     [fired] = fire()
-    assert look(engine, "sweep").next_due > fired.due_at
+    assert look(engine, "gc").next_due > fired.due_at
     with pytest.raises(Exception, match="pk_schedule_runs"), engine.begin() as connection:
-        schedules.insert_run(connection, look(engine, "sweep").schedule_id, fired.due_at, None, None)
+        schedules.insert_run(connection, look(engine, "gc").schedule_id, fired.due_at, None, None)
 
 
 def test_many_ticks_at_once_fire_each_schedule_once(engine: Engine, settings: Settings) -> None:
@@ -113,20 +113,20 @@ def test_many_ticks_at_once_fire_each_schedule_once(engine: Engine, settings: Se
     assert sorted(one.name for one in fired) == sorted(names)
     assert (runs(engine), number_of_jobs(engine)) == (12, 12)
     with engine.begin() as connection:
-        assert connection.scalar(select(func.count()).select_from(chores)) == 12
+        assert connection.scalar(select(func.count()).select_from(maintenance_tasks)) == 12
 
 
 def test_a_schedule_waits_for_the_job_that_it_began_before(engine: Engine, fire: Callable[[], list[Fired]]) -> None:
     add(engine)
-    make_due(engine, "sweep", ago="2 seconds")
+    make_due(engine, "gc", ago="2 seconds")
     [first] = fire()
     for ago in ("1 second", "0 seconds"):
-        make_due(engine, "sweep", ago)
+        make_due(engine, "gc", ago)
         [skipped] = fire()
         assert skipped.job_id is None and skipped.note is not None and f"job {first.job_id}" in skipped.note
     assert number_of_jobs(engine) == 1
     end_jobs(engine)
-    make_due(engine, "sweep", ago="0 seconds")
+    make_due(engine, "gc", ago="0 seconds")
     [third] = fire()
     assert third.job_id is not None
 
@@ -137,12 +137,12 @@ def test_a_schedule_that_cannot_begin_says_why_and_leaves_nothing_behind(engine:
         raise UsageError("there is nothing to do")
 
     add(engine)
-    make_due(engine, "sweep")
-    [fired] = fire_due(engine, settings, {ScheduleAction.SWEEP: Starter(half, lambda archive, options: None)})
+    make_due(engine, "gc")
+    [fired] = fire_due(engine, settings, {ScheduleAction.GC: Starter(half, lambda archive, options: None)})
     assert (fired.job_id, fired.note) == (None, "there is nothing to do")
     with engine.begin() as connection:
         assert archive.list_archives(connection) == []
-    last = look(engine, "sweep").last_run
+    last = look(engine, "gc").last_run
     assert last is not None and last.note == "there is nothing to do"
 
 
@@ -152,12 +152,12 @@ def test_a_schedule_whose_service_is_away_holds_up_no_other_and_is_due_again(
     def away(connection: Connection, settings: Settings, schedule: ScheduleView) -> int:
         raise ServiceUnavailable("the store did not answer")
 
-    for action, ago in (("sweep", "2 seconds"), ("vacuum", "1 second")):
+    for action, ago in (("gc", "2 seconds"), ("vacuum", "1 second")):
         add(engine, action)
         make_due(engine, action, ago)
-    broken = {**STARTERS, ScheduleAction.SWEEP: Starter(away, lambda archive, options: None)}
+    broken = {**STARTERS, ScheduleAction.GC: Starter(away, lambda archive, options: None)}
     assert [one.name for one in fire_due(engine, settings, broken)] == ["vacuum"]
-    assert [one.name for one in fire()] == ["sweep"]
+    assert [one.name for one in fire()] == ["gc"]
 
 
 # What people do
@@ -167,33 +167,33 @@ def test_a_paused_schedule_lets_its_times_pass_and_resumes_with_the_next(
     engine: Engine, fire: Callable[[], list[Fired]]
 ) -> None:
     add(engine)
-    firing.pause(engine, "sweep")
-    make_due(engine, "sweep")
+    firing.pause(engine, "gc")
+    make_due(engine, "gc")
     assert fire() == []
-    resumed = firing.resume(engine, "sweep")
+    resumed = firing.resume(engine, "gc")
     assert not resumed.paused and resumed.next_due > datetime.now(UTC)
     assert fire() == []
-    make_due(engine, "sweep")
+    make_due(engine, "gc")
     assert len(fire()) == 1
 
 
 def test_a_removed_schedule_never_fires_and_its_job_stays(engine: Engine, fire: Callable[[], list[Fired]]) -> None:
     add(engine)
-    make_due(engine, "sweep")
+    make_due(engine, "gc")
     [fired] = fire()
-    make_due(engine, "sweep")
-    firing.remove(engine, "sweep")
+    make_due(engine, "gc")
+    firing.remove(engine, "gc")
     assert fire() == []
     assert in_transaction(engine, schedules.list_schedules) == []
-    assert in_transaction(engine, control.view, fired.job_id or 0).kind is JobKind.CHORE
+    assert in_transaction(engine, control.view, fired.job_id or 0).kind is JobKind.MAINTENANCE
 
 
 def test_run_begins_now_and_leaves_the_next_time(engine: Engine, settings: Settings) -> None:
     made = add(engine)
-    firing.pause(engine, "sweep")
-    fired = run_now(engine, settings, "sweep", STARTERS)
+    firing.pause(engine, "gc")
+    fired = run_now(engine, settings, "gc", STARTERS)
     assert fired.job_id is not None
-    assert look(engine, "sweep").next_due == made.next_due
+    assert look(engine, "gc").next_due == made.next_due
 
 
 def test_training_is_begun_only_when_enough_was_labelled(engine: Engine, fire: Callable[[], list[Fired]]) -> None:
@@ -216,7 +216,7 @@ def test_training_is_begun_only_when_enough_was_labelled(engine: Engine, fire: C
         ({"cron": "every day"}, "no cron line"),
         ({"timezone": "Berlin"}, "no time zone"),
         ({"archive": "none-such"}, "takes no archive"),
-        ({"action": "mine", "archive": "none-such"}, "there is no archive 'none-such'"),
+        ({"action": "find-noisy", "archive": "none-such"}, "there is no archive 'none-such'"),
         ({"options": {"delete": "yes"}}, "must be of type bool"),
         ({"options": {"role": "reranker"}}, "sweep does not take the option role; it takes delete"),
         ({"action": "retrain"}, "retrain needs a role: reranker or generator"),
@@ -224,7 +224,7 @@ def test_training_is_begun_only_when_enough_was_labelled(engine: Engine, fire: C
     ],
 )
 def test_a_wrong_schedule_is_refused_in_one_sentence(engine: Engine, request_: dict[str, object], message: str) -> None:
-    given: dict[str, object] = {"action": "sweep", "cron": NIGHTLY} | request_
+    given: dict[str, object] = {"action": "gc", "cron": NIGHTLY} | request_
     with pytest.raises(UsageError, match=message):
         add(engine, **given)  # type: ignore[arg-type]
     assert in_transaction(engine, schedules.list_schedules) == []
@@ -232,7 +232,7 @@ def test_a_wrong_schedule_is_refused_in_one_sentence(engine: Engine, request_: d
 
 def test_a_taken_name_and_an_unknown_one_are_refused(engine: Engine) -> None:
     with pytest.raises(UsageError, match="none at all yet"):
-        firing.pause(engine, "sweep")
+        firing.pause(engine, "gc")
     add(engine)
     with pytest.raises(UsageError, match="there is a schedule sweep already"):
         add(engine)

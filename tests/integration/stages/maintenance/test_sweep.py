@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from ragllava.errors import BlobSwept
+from ragllava.errors import BlobDeleted
 from ragllava.jobs.runner import ShardContext
-from ragllava.records import ChoreAction
-from ragllava.stages.maintenance.gc import sweep
-from ragllava.stages.maintenance.stage import submit_chore
-from ragllava.stages.maintenance.task_report import ChoreRequest
+from ragllava.records import TaskName
+from ragllava.stages.maintenance.gc import collect_garbage
+from ragllava.stages.maintenance.stage import submit_task
+from ragllava.stages.maintenance.task_report import TaskRequest
 from ragllava.stages.resources import Resources
 from ragllava.stores.objects import ObjectStore, content_key
 from ragllava.stores.schema import blobs as blobs_table
@@ -33,7 +33,7 @@ def objects(workshop: Workshop) -> ObjectStore:
 def swept_now(workshop: Workshop, *, delete: bool) -> dict[str, Any]:
     """A sweep for which everything is old enough."""
     with sweeping(workshop) as context:
-        return sweep(context, ChoreRequest(None, {"delete": delete}), grace_s=-60.0).figures
+        return collect_garbage(context, TaskRequest(None, {"delete": delete}), grace_s=-60.0).figures
 
 
 class sweeping:  # noqa: N801 - reads as a verb
@@ -43,7 +43,7 @@ class sweeping:  # noqa: N801 - reads as a verb
         self._workshop = workshop
 
     def __enter__(self) -> ShardContext[Resources]:
-        submit_chore(self._workshop.engine, ChoreAction.SWEEP, None, {})
+        submit_task(self._workshop.engine, TaskName.GC, None, {})
         lease = self._workshop.claim_next(lease_s=600.0)
         shop = self._workshop
         return ShardContext(lease, shop.settings, shop.engine, shop.resources, lambda: None)
@@ -119,7 +119,7 @@ def test_what_was_touched_within_a_week_stays(workshop: Workshop, objects: Objec
     put(workshop, b"kept")
     objects.put_content(b"stray", "image/png")
     objects.put("adapters/nobodys/manifest.json", b"1")
-    found = report(do(workshop, "sweep", delete=True))
+    found = report(do(workshop, "gc", delete=True))
     assert all(found[kind]["found"] == 0 for kind in found if kind != "delete")
     assert len(list(objects.list_objects(""))) == 3
 
@@ -159,7 +159,7 @@ def test_a_sweep_beside_importers_never_takes_what_is_referred_to(workshop: Work
                 workshop.resources.objects.put_content(f"stray {number} {turn}".encode(), "image/png")
             try:
                 put(workshop, data, f"archive-{chance.randrange(3)}")
-            except BlobSwept:
+            except BlobDeleted:
                 swept += 1  # an ingest worker would try again
         return swept
 
@@ -167,7 +167,7 @@ def test_a_sweep_beside_importers_never_takes_what_is_referred_to(workshop: Work
         deleted = 0
         with sweeping(workshop) as context:
             while not done.is_set():
-                found = sweep(context, ChoreRequest(None, {"delete": True}), grace_s=-60.0).figures
+                found = collect_garbage(context, TaskRequest(None, {"delete": True}), grace_s=-60.0).figures
                 deleted += found["blobs"]["deleted"] + found["content_without_row"]["deleted"]
         return deleted
 

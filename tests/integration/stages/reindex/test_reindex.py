@@ -66,7 +66,7 @@ def test_another_retriever_takes_over_and_answers_name_its_index(
 
     after = gallery.ask(asked, top_k=3)
     assert (indexes_named(before), indexes_named(after)) == ({old.index.index_id}, {new.index.index_id})
-    scores = [[candidate.clip_score for row in rows for candidate in row.candidates] for rows in (before, after)]
+    scores = [[candidate.retrieval_score for row in rows for candidate in row.candidates] for rows in (before, after)]
     assert scores[0] != scores[1], "both retrievers gave the same vectors: the test shows nothing"
 
 

@@ -20,12 +20,12 @@ from ragllava.errors import LineError, ServiceUnavailable, UsageError
 from ragllava.jobs import control, queue
 from ragllava.jobs.control import JobView, NewJob
 from ragllava.jobs.states import JobState
-from ragllava.records import Answer, AnswerStatus, ChoreAction, JobKind, Question, Role, SourceFile
+from ragllava.records import Answer, AnswerStatus, JobKind, Question, Role, SourceFile, TaskName
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import QuestionFile
 from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stages.ingest.submit import submit_files
-from ragllava.stages.maintenance.stage import submit_chore
+from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results, publish_results
 from ragllava.stores.archives import archive
 from ragllava.stores.jobs import answers, outcomes
@@ -264,8 +264,8 @@ def one_job_of(kind: JobKind, desk: Desk) -> int:
     if kind is JobKind.INGEST:
         files = [SourceFile("a.png", "file:///a.png")]
         return submit_files(desk.engine, desk.settings, archive_name="test", files=files).job_id
-    if kind is JobKind.CHORE:
-        return submit_chore(desk.engine, ChoreAction.VACUUM, None, {})
+    if kind is JobKind.MAINTENANCE:
+        return submit_task(desk.engine, TaskName.VACUUM, None, {})
     with desk.engine.begin() as connection:
         found = archive.ensure_archive(connection, "test")
         if kind is JobKind.TRAIN:

@@ -16,7 +16,7 @@ NOW = ModelStamp("1:clip@a", "ranker-1", "writer-1", "rerank-1+answer-1", 0.25)
 
 def candidate(image_id: int, caption: str | None, rank: int = 0) -> Candidate:
     image = StoredImage(image_id, f"{image_id:064x}", f"{image_id}.png", caption)
-    return Candidate(image, clip_rank=rank, clip_score=0.5, relevance=0.0)
+    return Candidate(image, retrieval_rank=rank, retrieval_score=0.5, relevance=0.0)
 
 
 FOUND = (candidate(1, "The tower", 0), candidate(2, None, 1))

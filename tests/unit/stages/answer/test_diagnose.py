@@ -24,9 +24,9 @@ from ragllava.stages.answer.doubts import DoubtLimits, Evidence, diagnose, find_
 LIMITS = DoubtLimits(top_n=2, near_threshold=1.0, low_confidence=0.5)
 
 
-def candidate(name: str, clip_rank: int, relevance: float, evidence_no: int | None = None) -> Candidate:
-    image = StoredImage(clip_rank + 1, f"{clip_rank:064x}", f"{name}.png", None)
-    return Candidate(image, clip_rank, 0.9 - 0.01 * clip_rank, relevance, evidence_no)
+def candidate(name: str, retrieval_rank: int, relevance: float, evidence_no: int | None = None) -> Candidate:
+    image = StoredImage(retrieval_rank + 1, f"{retrieval_rank:064x}", f"{name}.png", None)
+    return Candidate(image, retrieval_rank, 0.9 - 0.01 * retrieval_rank, relevance, evidence_no)
 
 
 def answered(

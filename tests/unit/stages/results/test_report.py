@@ -87,7 +87,7 @@ def jpeg(colour: str = "red", size: tuple[int, int] = (40, 30)) -> bytes:
 
 def candidate(number: int, relevance: float, evidence_no: int | None = None, text: str | None = None) -> Candidate:
     image = StoredImage(number, f"{number:064x}", text or f"cards/{number}.png", text or f"caption {number}")
-    return Candidate(image, clip_rank=number, clip_score=0.25, relevance=relevance, evidence_no=evidence_no)
+    return Candidate(image, retrieval_rank=number, retrieval_score=0.25, relevance=relevance, evidence_no=evidence_no)
 
 
 ROW = ReportRow(

@@ -32,7 +32,7 @@ STAMP = ModelStamp("mini-clip", "mini-reranker", "mini-generator", "rerank-1 ans
 
 def candidate(number: int, relevance: float, evidence_no: int | None = None, caption: str | None = None) -> Candidate:
     image = StoredImage(number, f"{number:064x}", f"cards/{number}.png", caption)
-    return Candidate(image, clip_rank=number, clip_score=-0.125, relevance=relevance, evidence_no=evidence_no)
+    return Candidate(image, retrieval_rank=number, retrieval_score=-0.125, relevance=relevance, evidence_no=evidence_no)
 
 
 ANSWERED = ResultRow(
@@ -66,10 +66,10 @@ def test_a_result_line_has_exactly_the_promised_keys() -> None:
                 "image_id": 2,
                 "source": "cards/2.png",
                 "caption": "The tower, 1912",
-                "clip_score": -0.125,
+                "retrieval_score": -0.125,
                 "relevance": 1.0,
             },
-            {"image_id": 3, "source": "cards/3.png", "caption": None, "clip_score": -0.125, "relevance": 0.7},
+            {"image_id": 3, "source": "cards/3.png", "caption": None, "retrieval_score": -0.125, "relevance": 0.7},
         ],
         "models": {
             "index": "mini-clip",
@@ -185,12 +185,12 @@ def test_csv_has_a_column_for_everything(tmp_path: Path) -> None:
         "evidence_1_image_id": "2",
         "evidence_1_source": "cards/2.png",
         "evidence_1_caption": "The tower, 1912",
-        "evidence_1_clip_score": "-0.125",
+        "evidence_1_retrieval_score": "-0.125",
         "evidence_1_relevance": "1.0",
         "evidence_2_image_id": "3",
         "evidence_2_source": "cards/3.png",
         "evidence_2_caption": "",
-        "evidence_2_clip_score": "-0.125",
+        "evidence_2_retrieval_score": "-0.125",
         "evidence_2_relevance": "0.7",
         "model_index": "mini-clip",
         "model_reranker": "mini-reranker",

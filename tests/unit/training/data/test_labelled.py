@@ -21,9 +21,9 @@ def evidence(*numbers: int) -> tuple[Evidence, ...]:
 
 # Best by relevance first, as they are stored; CLIP's order is 5, 4, 3. Two are kept.
 CANDIDATES = (
-    Candidate(image(3), clip_rank=2, clip_score=0.1, relevance=0.9, evidence_no=0),
-    Candidate(image(4), clip_rank=1, clip_score=0.2, relevance=0.8, evidence_no=1),
-    Candidate(image(5), clip_rank=0, clip_score=0.3, relevance=0.2),
+    Candidate(image(3), retrieval_rank=2, retrieval_score=0.1, relevance=0.9, evidence_no=0),
+    Candidate(image(4), retrieval_rank=1, retrieval_score=0.2, relevance=0.8, evidence_no=1),
+    Candidate(image(5), retrieval_rank=0, retrieval_score=0.3, relevance=0.2),
 )
 NAMED = {number: image(number) for number in (4, 8, 9)}
 
