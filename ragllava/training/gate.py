@@ -11,7 +11,6 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import NormalDist
 from typing import Any, Protocol
 
 import numpy as np
@@ -233,13 +232,13 @@ def _images(relevant: Sequence[Sequence[str]]) -> set[str]:
 def _tail(share: float, count: float) -> float:
     """The percentile to take instead of `share`: 0.038 instead of 0.05 for 20 questions, almost 0.05 for 200.
 
-    The spread of a bootstrap misses a factor sqrt(N / (N − 1)), and its tails are a normal distribution's; Student's
-    quantile comes from the first terms of its expansion in 1 / (N − 1).
+    The spread of a bootstrap misses a factor sqrt(N / (N − 1)), and its tails are a normal distribution's instead of
+    those of Student's t with N − 1 degrees of freedom.
     """
+    from scipy.special import ndtr, stdtrit  # heavy, and the client only needs the rules
+
     freedom = count - 1
-    z = -NormalDist().inv_cdf(share)
-    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    return NormalDist().cdf(-math.sqrt(count / freedom) * t)
+    return float(ndtr(math.sqrt(count / freedom) * stdtrit(freedom, share)))
 
 
 def _figures(
