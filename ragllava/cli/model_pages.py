@@ -234,6 +234,7 @@ def _training_panels(view: VersionView) -> Iterator[Panel]:
     report = (view.version.training or {}).get("report")
     if not report:
         return
-    from ragllava.training.finetune.report import report_from_json
+    from ragllava.json_records import from_json
+    from ragllava.training.finetune.report import TrainingReport
 
-    yield from report_from_json({**report, "role": view.version.role}).panels()
+    yield from from_json(TrainingReport, {**report, "role": view.version.role}).panels()

@@ -8,10 +8,11 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ragllava.errors import JobRefused, ModelUnavailable, ObjectMissing
+from ragllava.json_records import from_json, to_json
 from ragllava.models.checks import check_adapter_folder, digest, manifest
 from ragllava.records import Role
 from ragllava.stages.resources import Resources
@@ -48,7 +49,7 @@ def publish_adapter(objects: ObjectStore, folder: Path) -> dict[str, str]:
         for file in files:
             with (folder / file.name).open("rb") as stream:
                 objects.put_stream(f"{place}/{file.name}", stream, file.size_bytes)
-        written = json.dumps({"files": [asdict(file) for file in files]}, indent=1)
+        written = json.dumps({"files": to_json(files)}, indent=1)
         objects.put(f"{place}/{MANIFEST}", written.encode(), "application/json")
     return hashes
 
@@ -151,7 +152,7 @@ def _download_file(objects: ObjectStore, key: str, file: Path) -> None:
 def _read_manifest(written: bytes) -> list[_File]:
     """Empty for a text that is no manifest of ours, or that names files outside of the folder."""
     try:
-        files = [_File(**line) for line in json.loads(written)["files"]]
+        files = from_json(list[_File], json.loads(written)["files"])
         return files if all(Path(file.name).name == file.name for file in files) else []
     except (ValueError, KeyError, TypeError):
         return []

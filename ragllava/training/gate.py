@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from ragllava.json_records import rounded, to_json
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -91,10 +93,6 @@ class ConditionFigures:
     high: float
     broken: bool
 
-    def as_json(self) -> dict[str, Any]:
-        """As stored beside a version; figures with four decimals."""
-        return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}
-
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
@@ -108,15 +106,8 @@ class GateReport:
     figures: tuple[ConditionFigures, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
-        """As stored beside a version."""
-        return {
-            "passed": self.passed,
-            "reasons": list(self.reasons),
-            "champion": self.champion,
-            "challenger": self.challenger,
-            "rules": asdict(self.rules),
-            "figures": [figures.as_json() for figures in self.figures],
-        }
+        """As stored beside a version; figures with four decimals."""
+        return {**to_json(self), "figures": rounded(to_json(self.figures))}
 
 
 def decide(

@@ -8,12 +8,11 @@ exactly one version, however often it was interrupted.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from ragllava.errors import ImageRejected, JobRefused, ObjectCorrupt, ObjectMiss
 from ragllava.imaging.decode import decode
 from ragllava.jobs import control, queue
 from ragllava.jobs.runner import ShardContext
+from ragllava.json_records import from_json, to_json
 from ragllava.models.checks import digest
 from ragllava.models.profiles import Profile, get_profile
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
@@ -183,7 +183,7 @@ def conclude(course: Course, snapshot: Snapshot, report: TrainingReport, contest
         profile=course.profile.name,
         prompt=RERANK_VERSION if request.role is Role.RERANKER else ANSWER_VERSION,
         threshold=contest.threshold,
-        threshold_curve=contest.fit.as_json() if contest.fit else None,
+        threshold_curve=to_json(contest.fit),
         adapter_sha256=digest(files),
         manifest=files,
         base=report.base,
@@ -206,7 +206,7 @@ def release_memory() -> None:
 def _begin(context: ShardContext[Resources]) -> Course:
     job = context.read(control.view, context.lease.job_id)
     place = trainings.place_of(job.job_id, job.created_at)
-    return Course(context, TrainingRequest.from_spec(context.lease.spec), get_profile(context.settings), place)
+    return Course(context, from_json(TrainingRequest, context.lease.spec), get_profile(context.settings), place)
 
 
 def _clear_this_machine(course: Course) -> None:
@@ -292,7 +292,7 @@ def _set_aside_text(images: list[dict[str, Any]]) -> str:
 
 def _story(course: Course, snapshot: Snapshot, report: TrainingReport, contest: Contest) -> dict[str, Any]:
     """What is kept beside the version."""
-    curve = asdict(report)
+    curve = to_json(report)
     every = -(-len(report.steps) // _CURVE_POINTS)
     curve["steps"] = curve["steps"][:: max(every, 1)]
     return {
@@ -302,7 +302,7 @@ def _story(course: Course, snapshot: Snapshot, report: TrainingReport, contest: 
         "hold_out": snapshot.hold_out_id,
         "data": [share.figures() for share in snapshot.shares],
         **contest.as_json(),
-        "report": json.loads(json.dumps(curve)),
+        "report": curve,
         "objects": course.place,
     }
 

@@ -16,6 +16,7 @@ from ragllava.errors import ObjectMissing, RagllavaError, UsageError
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView
 from ragllava.jobs.states import JobState
+from ragllava.json_records import from_json
 from ragllava.records import AnswerStatus, Change, FileFormat, JobKind
 from ragllava.stages.results.outbox import Outbox, deliver
 from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results
@@ -124,7 +125,7 @@ def _deliver(
     Returns its address, or why it cannot be written; the results are in our own bucket all the same. Raises
     ServiceUnavailable, so that the next tick writes all of it again.
     """
-    outbox = Outbox.from_json(job.spec["outbox"])
+    outbox = from_json(Outbox, job.spec["outbox"])
     results, errors = lines
     if outbox.format is not FileFormat.JSONL:
         results = results.with_name(outbox.results_name)

@@ -49,7 +49,7 @@ class Figure:
 class ReportSummary:
     """What stands above the cards. `by_status` counts all questions of the job, shown as cards or not.
 
-    `models` is ModelStamp.as_json(). `refresh` says what a refresh asked again, None for other jobs. `all_results` is
+    `models` is a ModelStamp as JSON. `refresh` says what a refresh asked again, None for other jobs. `all_results` is
     the command that writes the results of all questions; it is shown when the report leaves some out.
     """
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ragllava.errors import UsageError
+from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerStatus, Candidate, Change, FileFormat, Question
 
 _MODEL_KEYS = ("index", "reranker", "generator", "prompt", "threshold")
@@ -49,7 +50,7 @@ class ResultRow:
     """The outcome of one input line. `custom_id` and `question` are None where the line was no valid question.
 
     `candidates` are all images that retrieval found, in any order; those with an `evidence_no` are the evidence.
-    `models` is ModelStamp.as_json(), None where no model ran. A result has `error_code` and `error` or neither.
+    `models` is a ModelStamp as JSON, None where no model ran. A result has `error_code` and `error` or neither.
     `previous` is set in the results of a refresh, in every row.
     """
 
@@ -77,7 +78,7 @@ class ResultRow:
             answer=answer.text,
             confidence=answer.confidence,
             candidates=answer.candidates,
-            models=answer.models.as_json() if answer.models else None,
+            models=to_json(answer.models),
             note=answer.note,
             error_code=answer.error_code,
             error=answer.error,

@@ -6,11 +6,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ragllava.errors import UsageError
+from ragllava.json_records import from_json, to_json
 
 MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
@@ -34,7 +34,7 @@ class Checkpoint:
 
 def seal_checkpoint(checkpoint: Checkpoint) -> None:
     """Declare the folder whole: hash what lies in it and write the manifest."""
-    values = asdict(checkpoint) | {"files": hash_files(checkpoint.folder)}
+    values = to_json(checkpoint) | {"files": hash_files(checkpoint.folder)}
     del values["folder"]
     write_whole(checkpoint.folder / MANIFEST, json.dumps(values, indent=1).encode())
 
@@ -61,11 +61,9 @@ def last_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
 def read_checkpoint(folder: Path) -> Checkpoint | None:
     """The checkpoint in `folder`, or None when it is not whole: no manifest, or files that differ from it."""
     try:
-        values: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        files = values.pop("files")
-        if hash_files(folder) != files:
-            return None
-        return Checkpoint(folder=folder, **values)
+        values = json.loads((folder / MANIFEST).read_text())
+        checkpoint = from_json(Checkpoint, values | {"folder": folder})
+        return checkpoint if hash_files(folder) == values["files"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

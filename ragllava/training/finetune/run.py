@@ -30,6 +30,7 @@ from transformers import TrainingArguments
 
 from ragllava.errors import RagllavaError, ScoreRejected, SettingsError, UsageError
 from ragllava.imaging.decode import decode_known
+from ragllava.json_records import from_json
 from ragllava.logs import configure_logging
 from ragllava.models.device import plan_device
 from ragllava.models.mllm import Mllm, load_mllm
@@ -280,8 +281,8 @@ def failure_file(run_file: Path) -> Path:
 def read_failure(run_file: Path) -> Failure | None:
     """Why the run failed; None when it had no time to say so."""
     try:
-        return Failure(**json.loads(failure_file(run_file).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return from_json(Failure, json.loads(failure_file(run_file).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
         return None
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from ragllava.errors import UsageError
+from ragllava.json_records import to_json
 from ragllava.records import (
     Answer,
     AnswerStatus,
@@ -43,10 +44,10 @@ ANSWERED = ResultRow(
     answer='deep "red"\nor so',
     confidence=0.87654321,
     candidates=(candidate(3, 0.7, 1), candidate(1, 0.1), candidate(2, 0.99999999, 0, "The tower, 1912")),
-    models=STAMP.as_json(),
+    models=to_json(STAMP),
     note="a caption was cut",
 )
-NO_EVIDENCE = ResultRow(2, "b", "Where?", AnswerStatus.NO_EVIDENCE, models=STAMP.as_json())
+NO_EVIDENCE = ResultRow(2, "b", "Where?", AnswerStatus.NO_EVIDENCE, models=to_json(STAMP))
 INVALID = ResultRow(3, None, None, AnswerStatus.FAILED, error_code="empty_question", error="the question is empty")
 DEAD = ResultRow(4, "d", "Why?", AnswerStatus.DEAD, error_code="poison", error="=killed its worker twice")
 CANCELLED = ResultRow(5, "e", "When?", AnswerStatus.CANCELLED)
