@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 TOP_PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
 
 _PAGES = (*TOP_PAGES, "infra/*.md", "docs/**/*.md", "ragllava/**/*.md")
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _HEADING = re.compile(r"^#{1,6} +(.*?) *$", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _ENDS_OF_COMMANDS = ("|", "||", "&&", ";", "&", ">", ">>")
@@ -42,7 +42,7 @@ class Page:
 
     @property
     def languages(self) -> set[str]:
-        """The languages of the fenced code blocks; `` for a block that names none."""
+        """The languages of the fenced code blocks; the empty string for a block that names none."""
         return {tag for tag, _ in _FENCE.findall(self.text)}
 
     @property
@@ -82,9 +82,9 @@ class Page:
         return re.findall(r"`([^`]+)`", " ".join(cells))
 
     def commands(self) -> Iterator[list[str]]:
-        """The words of every command in the `sh` blocks, without comments; continued lines are one command."""
+        """The words of every command in the `sh` blocks, without comments; one over several lines is one command."""
         for block in self.blocks("sh"):
-            for line in block.replace("\\\n", " ").splitlines():
+            for line in _whole_lines(block.replace("\\\n", " ")):
                 words: list[str] = []
                 for word in shlex.split(line, comments=True):
                     if word in _ENDS_OF_COMMANDS:
@@ -94,6 +94,20 @@ class Page:
                         words.append(word)
                 if words:
                     yield words
+
+
+def _whole_lines(block: str) -> Iterator[str]:
+    """The lines of a shell script; a quote that is open at the end of a line takes the next one in."""
+    line = ""
+    for physical in block.splitlines(keepends=True):
+        line += physical
+        try:
+            shlex.split(line, comments=True)
+        except ValueError:
+            continue
+        yield line
+        line = ""
+    assert not line, f"a quote is not closed: {line}"
 
 
 def hosted_anchor(title: str) -> str:
