@@ -12,13 +12,13 @@ help:  ## list the targets
 setup: $(VENV)/.installed  ## create .venv and install everything, pinned by constraints.txt
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11 or say make PYTHON=..."; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11, or run make PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): about 6 GB with torch, some minutes"
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
-demo: setup  ## the whole way: services, 1,000 pictures, 200 questions, report.html
+demo: setup  ## end to end: services, 1,000 pictures, 200 questions, report.html
 	$(BIN)/ragllava demo
 
 test: setup  ## all tests, on real Postgres, Redis and S3

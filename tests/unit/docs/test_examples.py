@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-from ragllava.evaluation.bench.groups import GROUPS
+from ragllava.lab.bench.groups import GROUPS
 from ragllava.models.profiles import get_profile
 from ragllava.records import AnswerStatus, Change, FileStatus, GapReason, NoisyReason
 from ragllava.settings import Settings
-from ragllava.stages import question_files, results
-from ragllava.stages.captions import read_captions
-from ragllava.stages.feedback_files import read_feedback
-from ragllava.stages.results import Previous, ResultRow
+from ragllava.stages.answer import question_files
+from ragllava.stages.feedback.files import read_feedback
+from ragllava.stages.ingest.captions import read_captions
+from ragllava.stages.results import results
+from ragllava.stages.results.results import Previous, ResultRow
 from tests.support.pages import Page, all_pages, choices, command_of, read_page
 
 PAGES = all_pages()
