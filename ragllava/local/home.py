@@ -17,6 +17,7 @@ from typing import IO, Any
 import psutil
 
 from ragllava.errors import AlreadyRunning, SettingsError
+from ragllava.whole_files import write_whole
 
 _LATER_SECRETS = ("events_token",)  # not in homes of the first version
 _SMALLEST_FREE_BYTES = 512 * 2**20  # an empty Postgres with its first log segments takes 80 MB
@@ -91,7 +92,7 @@ class Home:
             missing = [name for name in names if name not in stored and (not stored or name in _LATER_SECRETS)]
             if missing:
                 stored |= {name: secrets.token_urlsafe(24) for name in missing}
-                write_private(self.secrets_file, json.dumps(stored))
+                write_whole(self.secrets_file, json.dumps(stored), 0o600)
             return Secrets(**{name: str(stored[name]) for name in names})
         except (ValueError, KeyError, TypeError) as error:
             raise SettingsError(
@@ -109,7 +110,7 @@ class Home:
 
     def save_state(self, state: ServicesState) -> None:
         """Write run/services.json; its settings hold passwords."""
-        write_private(self.services_file, json.dumps(asdict(state), indent=2))
+        write_whole(self.services_file, json.dumps(asdict(state), indent=2), 0o600)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,17 +175,6 @@ class HomeLock:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return None
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def choose_ports(kept: list[int], count: int, taken: set[int], twin: int = 0) -> list[int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ragllava.errors import ServiceUnavailable
-from ragllava.local.home import write_private
 from ragllava.local.service import EmbeddedService
+from ragllava.whole_files import write_whole
 
 
 class RedisService(EmbeddedService):
@@ -36,7 +36,7 @@ class RedisService(EmbeddedService):
             "appendonly yes",
             "appendfsync everysec",
         ]
-        write_private(self._config, "\n".join(lines) + "\n")
+        write_whole(self._config, "\n".join(lines) + "\n", 0o600)
 
     def command(self) -> list[str]:
         """The program and its configuration file."""

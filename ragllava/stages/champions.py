@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -19,11 +18,9 @@ from ragllava.records import Role
 from ragllava.stages.resources import Resources
 from ragllava.stores.learning.registry import ModelVersion
 from ragllava.stores.objects import ObjectStore
+from ragllava.whole_files import MANIFEST, file_sha256
 
 log = logging.getLogger(__name__)
-
-MANIFEST = "manifest.json"
-_PIECE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +120,7 @@ def _is_published(path: Path) -> bool:
 
 
 def _describe(path: Path) -> _File:
-    with path.open("rb") as stream:
-        return _File(path.name, path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+    return _File(path.name, path.stat().st_size, file_sha256(path))
 
 
 def _download(objects: ObjectStore, adapter_sha256: str, folder: Path) -> None:
@@ -135,19 +131,13 @@ def _download(objects: ObjectStore, adapter_sha256: str, folder: Path) -> None:
         if digest({file.name: file.sha256 for file in files}) != adapter_sha256:
             raise ModelUnavailable(f"{place}/{MANIFEST} in the object store is not that of this adapter; train it anew")
         for file in files:
-            _download_file(objects, f"{place}/{file.name}", folder / file.name)
+            objects.fetch(f"{place}/{file.name}", folder / file.name)
+            (folder / file.name).chmod(0o444)
             if _describe(folder / file.name) != file:
                 raise ModelUnavailable(f"{place}/{file.name} was damaged in the object store; train the adapter anew")
     except ObjectMissing as error:
         raise ModelUnavailable(f"the adapter {adapter_sha256[:12]}… is not whole: {error}") from error
     (folder / MANIFEST).write_bytes(written)
-
-
-def _download_file(objects: ObjectStore, key: str, file: Path) -> None:
-    with objects.open_stream(key) as stream, file.open("wb") as copy:
-        while piece := stream.read(_PIECE_BYTES):
-            copy.write(piece)
-    file.chmod(0o444)
 
 
 def _read_manifest(written: bytes) -> list[_File]:

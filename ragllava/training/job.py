@@ -36,9 +36,10 @@ from ragllava.stores.learning.registry import AdapterVersion, ModelVersion
 from ragllava.training.contest import Contest, ContestRules, hold_contest
 from ragllava.training.data.datasets import question_key
 from ragllava.training.data.snapshot import Snapshot, read_snapshot, write_snapshot
-from ragllava.training.finetune.checkpoints import clear_old, hash_files
+from ragllava.training.finetune.checkpoints import clear_old
 from ragllava.training.remote import download_folder, restore_checkpoint, store_checkpoint, upload_folder
 from ragllava.training.request import TrainingRequest, plan_training
+from ragllava.whole_files import folder_sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -269,7 +270,7 @@ def _judge(course: Course, snapshot: Snapshot) -> Contest:
 
 def _version_name(course: Course) -> str:
     """As `harbour-reranker-12@1f3a9c02`: what it was trained for, its job, and its bytes."""
-    bytes_of = digest(hash_files(course.folder / "result" / "adapter"))
+    bytes_of = digest(folder_sha256(course.folder / "result" / "adapter"))
     return f"{course.request.archives[0]}-{course.request.role.value}-{course.job_id}@{bytes_of[:8]}"
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from ragllava.models.checks import Manifest, digest
 from ragllava.models.generator import AnswerRequest, Generator
 from ragllava.models.reranker import Pair, Reranker
 from ragllava.settings import Settings
+from ragllava.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -158,11 +158,9 @@ class GoldenFiles:
     def keep(self, files: Manifest, adapter: str | None, scores: GoldenScores) -> None:
         """Write them down. A folder that cannot be written is no error: they are computed again."""
         target = self.home / _name(files, adapter)
-        aside = target.with_name(f"{target.name}.{os.getpid()}")
         try:
             self.home.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps({"files": files, "adapter": adapter, "scores": asdict(scores)}, indent=1))
-            aside.replace(target)
+            write_whole(target, json.dumps({"files": files, "adapter": adapter, "scores": asdict(scores)}, indent=1))
         except OSError as error:
             log.info("golden scores not kept", extra={"action": "golden_not_kept", "reason": str(error)})
 

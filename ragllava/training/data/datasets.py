@@ -17,6 +17,7 @@ from ragllava.errors import UsageError
 from ragllava.json_records import from_json, to_json
 from ragllava.records import Role
 from ragllava.training.data.examples import AnswerExample, Evidence, Example, RankExample, inject_wrong_image
+from ragllava.whole_files import write_whole
 
 LABELLED = "labelled"
 _EXAMPLES_FILE = "examples.jsonl"
@@ -196,9 +197,7 @@ def write_dataset(folder: Path, dataset: Dataset) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _EXAMPLES_FILE).write_bytes(_canonical(dataset.examples))
     card = to_json(dataset.card) | {"review": to_json(dataset.set_aside)}
-    aside = folder / f"{_CARD_FILE}.partial"
-    aside.write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")
-    aside.replace(folder / _CARD_FILE)
+    write_whole(folder / _CARD_FILE, json.dumps(card, indent=1, ensure_ascii=False))
 
 
 def read_dataset(folder: Path) -> Dataset:

@@ -38,7 +38,7 @@ from ragllava.training.data.datasets import (
 )
 from ragllava.training.data.examples import Example
 from ragllava.training.data.labelled import labelled_questions, usable_for
-from ragllava.training.finetune.checkpoints import MANIFEST, hash_files, write_whole
+from ragllava.whole_files import MANIFEST, seal_folder
 
 FEWEST_IMAGES = 24  # labelled relevant in the archives of a training, so that some are on every side
 _JUDGED_FILE = "judged.json"
@@ -155,14 +155,13 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
             "held_out": to_json(share.held_out),
         }
         (own / _JUDGED_FILE).write_text(json.dumps(judged, ensure_ascii=False), encoding="utf-8")
-    written = {
+    facts = {
         "role": snapshot.role.value,
         "snapshot": snapshot.snapshot_id,
         "hold_out": snapshot.hold_out_id,
         "archives": len(snapshot.shares),
-        "files": hash_files(folder),
     }
-    write_whole(folder / MANIFEST, json.dumps(written, indent=1).encode())
+    seal_folder(folder, facts)
 
 
 def read_snapshot(folder: Path) -> Snapshot:

@@ -26,7 +26,7 @@ from ragllava.records import (
     StoredImage,
 )
 from ragllava.stages.results import results
-from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results, written_whole
+from ragllava.stages.results.results import Previous, ResultRow, output_file, write_errors, write_results
 
 STAMP = ModelStamp("mini-clip", "mini-reranker", "mini-generator", "rerank-1 answer-1", 0.6123456789)
 
@@ -299,21 +299,11 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "out.txt"
-    path.write_text("old")
-    with written_whole(path) as part:
-        part.write_text("new")
-        assert path.read_text() == "old"
-        assert part.parent == path.parent
-    assert path.read_text() == "new"
-
-
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no/out\.csv cannot be written: No such file or directory"):
         write_results(ROWS, tmp_path / "no" / "out.csv", FileFormat.CSV, top_n=2)
     with pytest.raises(UsageError, match="it is a folder"):
         write_results(ROWS, tmp_path, FileFormat.CSV, top_n=2)
     for path in (".", "", "/"):
-        with pytest.raises(UsageError, match="it is a folder"), written_whole(Path(path)):
+        with pytest.raises(UsageError, match="it is a folder"), output_file(Path(path)):
             pass
