@@ -12,7 +12,7 @@ from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
     from ragllava.stores.learning.registry import VersionView
-    from ragllava.training.finetune.curves import Panel
+    from ragllava.svg import Panel
 
 Figures = dict[str, float]
 
@@ -89,7 +89,7 @@ def draw(view: VersionView, *, as_page: bool) -> str:
 
     Raises UsageError for a version that has neither.
     """
-    from ragllava.training.finetune.curves import draw_panels
+    from ragllava.svg import draw_panels
 
     panels = [*_threshold_panels(view), *_training_panels(view)]
     if not panels:
@@ -217,7 +217,7 @@ def _gate(gate: dict[str, Any] | None) -> str:
 
 
 def _threshold_panels(view: VersionView) -> Iterator[Panel]:
-    from ragllava.training.finetune.curves import Panel, Points
+    from ragllava.svg import Panel, Points
 
     curve = _fit(view).get("curve")
     if not curve or view.version.threshold is None:

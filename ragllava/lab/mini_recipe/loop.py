@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ragllava.training.finetune.curves import Panel, draw_panels
+from ragllava.svg import Panel, draw_panels
 from ragllava.whole_files import written_whole
 
 log = logging.getLogger(__name__)

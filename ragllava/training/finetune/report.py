@@ -9,7 +9,7 @@ from typing import Any
 
 from ragllava.json_records import from_json, to_json
 from ragllava.records import Role
-from ragllava.training.finetune.curves import Panel, Points, draw_panels
+from ragllava.svg import Panel, Points, draw_panels
 
 _REPORT, _CURVES = "report.json", "curves.svg"
 
