@@ -148,7 +148,7 @@ def test_postcards() -> None:
 def test_a_smaller_archive_of_postcards() -> None:
     data = load_dataset("postcards", None, "test", seed=5, images=50)
     assert (len(data.images), len(data.questions)) == (50, 300)
-    with pytest.raises(UsageError, match="coco is not drawn but read from files; leave --images out"):
+    with pytest.raises(UsageError, match="coco is not drawn but read from files; omit --images"):
         load_dataset("coco", Path(), "test", images=50)
 
 
