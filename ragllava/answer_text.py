@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import re
 
-_BELOW_TWENTY = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_NUMBER_WORDS = _BELOW_TWENTY + [f"{ten} {unit}".strip() for ten in _TENS for unit in ("", *_BELOW_TWENTY[1:10])]
-_DIGITS = {words: str(number) for number, words in enumerate(_NUMBER_WORDS)}
+from num2words import num2words
+
+_DIGITS = {num2words(number).replace("-", " "): str(number) for number in range(100)}
 # Longest first: "twenty one" is one number.
 _NUMBER = re.compile(rf"\b({'|'.join(sorted(_DIGITS, key=len, reverse=True))})\b")
 _ARTICLES = frozenset({"a", "an", "the"})
