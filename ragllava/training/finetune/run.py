@@ -32,7 +32,8 @@ from ragllava.errors import RagllavaError, ScoreRejected, SettingsError, UsageEr
 from ragllava.imaging.decode import decode_accepted
 from ragllava.logs import configure_logging
 from ragllava.models.device import plan_device
-from ragllava.models.mllm import Mllm, load_mllm
+from ragllava.models.loading import load_mllm
+from ragllava.models.mllm import Mllm
 from ragllava.models.profiles import get_profile
 from ragllava.records import Role
 from ragllava.settings import load_settings

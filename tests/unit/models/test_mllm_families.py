@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from ragllava.errors import ModelUnavailable, ScoreRejected
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
-from ragllava.models.generator import AnswerRequest, Generator, ask_trial
+from ragllava.models.generator import AnswerRequest, Generator
 from ragllava.models.mllm import Mllm
-from ragllava.models.prefix.read_columns import reading_only
+from ragllava.models.prefix.read_columns import last_layer_at
 from ragllava.models.prefix.shared_prefix import WAYS
 from ragllava.models.reranker import Pair, Reranker
-from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
+from ragllava.prompts import answer_prompt, rerank_prompt
 from tests.support.tiny_checkpoints import FAMILIES, load_family, load_folder, noise_pictures, save_family
 
 TOLERANCE = 1e-5
@@ -101,7 +101,7 @@ def test_the_last_layer_is_computed_only_where_it_is_read(mllm: Mllm) -> None:
     whole = tensors["input_ids"].shape[1]
     assert widths == [whole] * 4
     widths.clear()
-    with reading_only(mllm.network, read):
+    with last_layer_at(mllm.network, read):
         narrow = mllm.network(**tensors, logits_to_keep=read, use_cache=False).logits
     assert sorted(widths) == [2, 2, 2, whole], "keys are needed everywhere"
     torch.testing.assert_close(narrow[:, -1], plain[:, -1], atol=TOLERANCE, rtol=0)
@@ -192,7 +192,7 @@ def test_answers_from_the_same_pictures_are_those_of_each_alone(mllm: Mllm) -> N
 def test_rows_whose_answer_has_ended_leave_the_batch(llava: Mllm) -> None:
     picture = noise_pictures()[0]
     requests = [AnswerRequest(f"Is it {'very ' * n}old?", ("a caption",), (picture,)) for n in range(8)]
-    prompts = [ask_trial(request.question, [picture]) for request in requests]
+    prompts = [Prompt(r.question, r.captions, r.pictures, answer_prompt) for r in requests]
     told = llava.generate(llava.prepare(prompts, 6), 6).tokens.tolist()
 
     def lengths_with(end: int) -> list[int]:
@@ -234,15 +234,11 @@ def test_control_tokens_of_users_are_text(mllm: Mllm) -> None:
     plain = replace(pair, caption="", question="")
     [score] = Reranker(mllm).relevance([pair], batch_size=1)
     assert 0 <= score.value <= 1
-    prompts = [Prompt(p.question, (p.caption,), (p.picture,), _write) for p in (pair, plain)]
+    prompts = [Prompt(p.question, (p.caption,), (p.picture,), rerank_prompt) for p in (pair, plain)]
     rows = mllm.prepare(prompts, answer_tokens=1).tensors["input_ids"]
     special = set(mllm.tokenizer.all_special_ids) - {mllm.tokenizer.pad_token_id}
     counts = [sum(token in special for token in row) for row in rows.tolist()]
     assert counts[0] == counts[1]
-
-
-def _write(question: str, captions: list[str | None]) -> PromptParts:
-    return rerank_prompt(question, captions[0])
 
 
 def test_a_caption_too_long_for_the_window_is_cut_and_said_so(mllm: Mllm) -> None:
@@ -262,7 +258,7 @@ def test_a_caption_too_long_for_the_window_is_cut_and_said_so(mllm: Mllm) -> Non
 def test_a_cut_prompt_fills_the_window_and_keeps_its_instruction(llava: Mllm) -> None:
     picture = noise_pictures()[0]
     llava.context_tokens = 150
-    prompt = Prompt("How many windows?", ("Harlow Lighthouse, " * 100,), (picture,), _write)
+    prompt = Prompt("How many windows?", ("Harlow Lighthouse, " * 100,), (picture,), rerank_prompt)
     inputs = llava.prepare([prompt], answer_tokens=10)
     text = llava.tokenizer.decode(inputs.tensors["input_ids"][0])
     assert 130 <= inputs.tensors["input_ids"].shape[1] <= 140
