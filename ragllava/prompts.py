@@ -1,4 +1,4 @@
-"""The instruction templates. Scores depend on their wording: whoever changes a template also changes its version.
+"""The instruction templates. Scores depend on their wording, so a changed template needs a new version.
 
 Source: docs/method.md 2 and 4; arXiv 2407.21439, appendix on instructions.
 The chat template of the model family is added around these texts (models/mllm.py).

@@ -25,13 +25,7 @@ MODEL_THINNEST = 50  # longer side by shorter side; models get the middle of a t
 
 TOO_MANY_BYTES = f"it has more than the {MAX_BYTES // 1_000_000} MB allowed"
 
-MEDIA_TYPES = {
-    "JPEG": "image/jpeg",
-    "PNG": "image/png",
-    "WEBP": "image/webp",
-    "GIF": "image/gif",
-    "TIFF": "image/tiff",
-}
+MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "TIFF": "image/tiff"}
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -64,10 +58,7 @@ _NOT_PICTURES = (
     (b"%PDF", "it is a PDF document, not a picture; export its pages as PNG or JPEG"),
     (b"PK\x03\x04", "it is a zip file, not a picture; give it a name that ends in .zip to have it unpacked"),
     (b"\x1f\x8b", "it is a gzip file, not a picture"),
-    (
-        b"version https://git-lfs.",
-        "it is a Git LFS pointer, not the picture; fetch the picture with `git lfs pull`",
-    ),
+    (b"version https://git-lfs.", "it is a Git LFS pointer, not the picture; fetch the picture with `git lfs pull`"),
 )
 
 # What EXIF's orientation asks a viewer to do; 1 is upright.

@@ -4,8 +4,9 @@ A picture that crashes its child, fills the child's memory or takes too long is 
 child. The children are plain `python -m ragllava.imaging.sandbox` over pipes, because the pool also runs inside
 Celery's workers, which are daemons: multiprocessing does not allow them children.
 
-A request is `shorter_side, length` and the file's bytes; an answer is the length of a JSON object, that object, and
-the RGB bytes that it announces. A child exits at the end of its standard input, so none outlives its parent.
+A request is `shorter_side, length` and the file's bytes. An answer is the length of a JSON value, that value (the
+reason of a rejection, or sizes and media type), and the RGB bytes. A child exits at the end of its standard input, so
+none outlives its parent.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 from PIL import Image
 
@@ -34,7 +35,7 @@ from ragllava.imaging.decode import MAX_BYTES, MAX_SIDE, MEDIA_TYPES, TOO_MANY_B
 T = TypeVar("T")
 
 _REQUEST = struct.Struct(">II")  # shorter_side (0: none), bytes of the file
-_ANSWER = struct.Struct(">I")  # bytes of the JSON object
+_ANSWER = struct.Struct(">I")  # bytes of the JSON value
 _MAX_ANSWER_HEADER = 65_536
 _READY = b"ready\n"
 _AHEAD = 4  # pictures in progress for each child, so that it never waits for the consumer
@@ -49,11 +50,7 @@ class DecoderPool:
     """
 
     def __init__(
-        self,
-        processes: int,
-        memory_bytes: int = 2 * 1024**3,
-        cpu_seconds: int = 20,
-        wall_seconds: float = 60.0,
+        self, processes: int, memory_bytes: int = 2 * 1024**3, cpu_seconds: int = 20, wall_seconds: float = 60.0
     ) -> None:
         self._ahead = _AHEAD * processes
         self._children = [_Child(_Limits(memory_bytes, cpu_seconds, wall_seconds)) for _ in range(processes)]
@@ -77,10 +74,7 @@ class DecoderPool:
             child.stop()
 
     def decode_all(
-        self,
-        items: Iterable[bytes | ImageRejected],
-        use: Callable[[DecodedImage], T],
-        shorter_side: int | None = None,
+        self, items: Iterable[bytes | ImageRejected], use: Callable[[DecodedImage], T], shorter_side: int | None = None
     ) -> Iterator[T | ImageRejected]:
         """Yield, in order, `use` of each decoded picture, or the ImageRejected that `decode` would raise.
 
@@ -249,17 +243,16 @@ def _request(process: subprocess.Popen[bytes], data: bytes, shorter_side: int | 
     (length,) = _ANSWER.unpack(_read_exactly(answers, _ANSWER.size))
     if length > _MAX_ANSWER_HEADER:
         raise ValueError("an answer's header is too long")
-    header: dict[str, Any] = json.loads(_read_exactly(answers, length))
-    if "rejected" in header:
-        return ImageRejected(printable(str(header["rejected"])))
-    width, height, columns, rows = (int(header[name]) for name in ("width", "height", "columns", "rows"))
+    header = json.loads(_read_exactly(answers, length))
+    if isinstance(header, str):
+        return ImageRejected(printable(header))
     # The child has read hostile bytes, so its answer is not trusted either.
-    if not all(0 < side <= MAX_SIDE for side in (width, height, columns, rows)):
-        raise ValueError("an answer's sizes are invalid")
-    if header["media_type"] not in MEDIA_TYPES.values():
-        raise ValueError("an answer's media type is invalid")
+    width, height, columns, rows = sizes = [int(size) for size in header[:4]]
+    [media_type] = header[4:]
+    if not all(0 < size <= MAX_SIDE for size in sizes) or media_type not in MEDIA_TYPES.values():
+        raise ValueError("an answer's sizes or media type are invalid")
     picture = Image.frombytes("RGB", (columns, rows), _read_exactly(answers, 3 * columns * rows))
-    return DecodedImage(picture, width, height, header["media_type"])
+    return DecodedImage(picture, width, height, media_type)
 
 
 def _read_exactly(stream: IO[bytes], length: int) -> bytes:
@@ -309,22 +302,16 @@ def _allow_processor_time(seconds: int) -> None:
 
 
 def _answer(answers: IO[bytes], data: bytes, shorter_side: int | None) -> None:
+    header: str | list[int | str]
     pixels = b""
     try:
         decoded = decode(data, shorter_side=shorter_side)
-        columns, rows = decoded.picture.size
+        header = [decoded.width, decoded.height, *decoded.picture.size, decoded.media_type]
         pixels = decoded.picture.tobytes()
-        header: dict[str, Any] = {
-            "width": decoded.width,
-            "height": decoded.height,
-            "media_type": decoded.media_type,
-            "columns": columns,
-            "rows": rows,
-        }
     except ImageRejected as error:
-        header = {"rejected": str(error)[:2000]}
+        header = str(error)[:2000]
     except MemoryError:
-        header = {"rejected": "decoding it takes more memory than allowed"}
+        header = "decoding it takes more memory than allowed"
     encoded = json.dumps(header).encode()
     answers.write(_ANSWER.pack(len(encoded)))
     answers.write(encoded)

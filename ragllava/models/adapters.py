@@ -109,7 +109,7 @@ class AdapterSet:
             self._activate(self._stack[-1])
 
     def _inject(self, name: str, config: Any, folder: Path) -> None:
-        from peft import PeftModel
+        from peft import PeftModel, set_peft_model_state_dict
         from safetensors.torch import load_file
 
         weights = load_file(folder / _WEIGHTS)
@@ -122,19 +122,14 @@ class AdapterSet:
         else:
             self._peft.add_adapter(name, config, autocast_adapter_dtype=False)
         try:
-            self._fill(name, weights)
+            report = set_peft_model_state_dict(self._peft, weights, adapter_name=name)
+            missing = [key for key in report.missing_keys if f".{name}." in key]
+            if missing or report.unexpected_keys:
+                raise ValueError(f"{len(missing)} weights are missing, {len(report.unexpected_keys)} are not expected")
         except _LOAD_ERRORS:
             self._peft.delete_adapter(name)
             raise
         self._peft.eval()
-
-    def _fill(self, name: str, weights: dict[str, Any]) -> None:
-        from peft import set_peft_model_state_dict
-
-        report = set_peft_model_state_dict(self._peft, weights, adapter_name=name)
-        missing = [key for key in report.missing_keys if f".{name}." in key]
-        if missing or report.unexpected_keys:
-            raise ValueError(f"{len(missing)} weights are missing, {len(report.unexpected_keys)} are not expected")
 
     def _activate(self, name: str | None) -> None:
         if self._peft is None:

@@ -104,7 +104,8 @@ def naming_device_errors() -> Iterator[None]:
     except torch.AcceleratorError as error:
         raise DeviceLost(f"the device failed: {str(error).splitlines()[0]}") from error
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        # CUDA has an error type of its own; the CPU allocator has only a message.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise DeviceOutOfMemory("one item alone does not fit into the memory of the device") from error
 
@@ -114,11 +115,6 @@ def free_memory(device: torch.device) -> int:
     if device.type != "cuda":
         return psutil.virtual_memory().available
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has an error type of its own; the CPU allocator has only a message."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def to_device(inputs: dict[str, Any], plan: DevicePlan) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from ragllava.settings import Settings
 
 log = logging.getLogger(__name__)
 
+_LOCAL = {"trust_remote_code": False, "local_files_only": True}
+
 # What transformers and safetensors raise for damaged or unknown files.
 _LOAD_ERRORS = (
     RuntimeError, ValueError, OSError, KeyError, ImportError, TypeError, AttributeError, SafetensorError
@@ -43,8 +45,8 @@ def load_without_weights(folder: Path, version: str, files: Manifest, plan: Devi
 
     check_model_folder(folder, needs_weights=False)
     try:
-        processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        processor = transformers.AutoProcessor.from_pretrained(folder, **_LOCAL)
+        config = transformers.AutoConfig.from_pretrained(folder, **_LOCAL)
         with torch.device("meta"):  # shapes without memory
             network = transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
         if (folder / "generation_config.json").is_file():
@@ -60,15 +62,9 @@ def _load(folder: Path, plan: DevicePlan) -> tuple[Any, Any]:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    processor = AutoProcessor.from_pretrained(folder, **_LOCAL)
     network, report = AutoModelForImageTextToText.from_pretrained(
-        folder,
-        dtype=plan.dtype,
-        attn_implementation="sdpa",
-        trust_remote_code=False,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
+        folder, dtype=plan.dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True, **_LOCAL
     )
     # transformers initialises missing weights at random.
     if missing := sorted(report["missing_keys"]):

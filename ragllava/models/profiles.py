@@ -217,14 +217,10 @@ def download_advice(profile: Profile, settings: Settings) -> str:
     folders = [reference for reference in missing if _is_path(reference)]
     if folders:
         return f"profile {profile.name}: the folder {folders[0]} does not exist; correct the path in the profile"
-    commands = " and ".join(f"`{_download_command(repository, settings)}`" for repository in missing)
+    refused = "--exclude '*.bin' --exclude '*.pth' --exclude '*.pt'"
+    target = f" --local-dir {settings.models_dir}/" if settings.models_dir else ""
+    commands = " and ".join(f"`hf download {name} {refused}{target and target + name}`" for name in missing)
     return (
         f"profile {profile.name} needs {' and '.join(missing)}, not found on this machine: run {commands}, "
         "or put copies under RAGLLAVA_MODELS_DIR/<repository>, or set HF_HUB_OFFLINE=0 to let RagLLaVA download them"
     )
-
-
-def _download_command(repository: str, settings: Settings) -> str:
-    refused = " ".join(f"--exclude '{pattern}'" for pattern in ("*.bin", "*.pth", "*.pt"))
-    where = f" --local-dir {settings.models_dir / repository}" if settings.models_dir else ""
-    return f"hf download {repository} {refused}{where}"

@@ -92,39 +92,28 @@ def load_retriever(profile: Profile, plan: DevicePlan, settings: Settings) -> Re
     check_model_folder(folder.path)
     version = model_version(folder, settings.home / "cache")
     try:
-        parts = _load_local(folder, plan) if source.is_folder else _load_named(source, folder, plan)
+        parts = _load(source, folder, plan)
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
         raise ModelUnavailable(f"the retriever in {folder.path} cannot be loaded: {error}") from error
     log.info("retriever loaded: %s", version, extra={"action": "retriever_loaded"})
     return Retriever(*parts, version=version, plan=plan)
 
 
-def _load_local(folder: ModelFolder, plan: DevicePlan) -> tuple[Any, Any, _Tokenizer]:
+def _load(source: RetrieverSource, folder: ModelFolder, plan: DevicePlan) -> tuple[Any, Any, _Tokenizer]:
+    """Network, picture preparation and tokenizer: of a folder, or of an architecture of open_clip and a tag."""
     import open_clip
 
-    name = f"{LOCAL_DIR}{folder.path}"
+    name, options = f"{LOCAL_DIR}{folder.path}", {}
+    if not source.is_folder:
+        tag = _pretrained(source)
+        name = source.retriever
+        options = {f"image_{key}": tag[key] for key in ("mean", "std", "interpolation", "resize_mode")}
+        options["pretrained"] = str(folder.path / _WEIGHTS)
     network, preprocess = open_clip.create_model_from_pretrained(
-        name, precision=_PRECISIONS[plan.dtype], device=plan.device
+        name, precision=_PRECISIONS[plan.dtype], device=plan.device, **options
     )
-    return network.eval(), preprocess, open_clip.get_tokenizer(name)
-
-
-def _load_named(source: RetrieverSource, folder: ModelFolder, plan: DevicePlan) -> tuple[Any, Any, _Tokenizer]:
-    """An architecture of open_clip with the weights and the picture preparation of a tag."""
-    import open_clip
-
-    tag = _pretrained(source)
-    network, preprocess = open_clip.create_model_from_pretrained(
-        source.retriever,
-        pretrained=str(folder.path / _WEIGHTS),
-        precision=_PRECISIONS[plan.dtype],
-        device=plan.device,
-        image_mean=tag["mean"],
-        image_std=tag["std"],
-        image_interpolation=tag["interpolation"],
-        image_resize_mode=tag["resize_mode"],
-    )
-    return network.eval(), preprocess, _named_tokenizer(source, folder)
+    tokenizer = open_clip.get_tokenizer(name) if source.is_folder else _named_tokenizer(source, folder)
+    return network.eval(), preprocess, tokenizer
 
 
 def _pretrained(source: RetrieverSource) -> dict[str, Any]:

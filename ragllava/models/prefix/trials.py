@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
+import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -185,9 +185,4 @@ def _seconds(
     if difference > tolerance:
         _warn(mllm, f"scores behind a {name} prefix differ by {difference:.1e} from those alone")
         return None
-    seconds = []
-    for _ in range(_TIMED):
-        began = time.perf_counter()
-        score()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    return min(timeit.repeat(score, number=1, repeat=_TIMED))

@@ -19,7 +19,7 @@ from ragllava.models.generator import AnswerRequest, Generator
 from ragllava.models.reranker import Pair, Reranker
 from ragllava.settings import Settings
 
-_SET = "golden-1"  # whoever changes a picture or a text below also changes this
+_SET = "golden-1"  # must change with the pictures and texts below
 _ANSWER_TOKENS = 8
 _SURE = 0.6  # below this confidence, two words may be almost as likely, and rounding decides between them
 _SKY, _GRASS = (150, 190, 230), (90, 140, 80)
