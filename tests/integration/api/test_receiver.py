@@ -25,7 +25,7 @@ from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, change_events
 from ragllava.stores.buckets.bindings import BindingRole
 from ragllava.stores.database import make_engine
-from tests.acceptance.conftest import wait_for
+from tests.support.waiting import wait_for
 
 TOKEN = "a-long-token"
 

@@ -17,7 +17,8 @@ from ragllava.local import fleet as fleet_module
 from ragllava.local.fleet import WorkerFleet, WorkerSpec, restart_delay_s
 from ragllava.local.home import Home
 from ragllava.local.processes import processes_in
-from tests.support.processes import ROOT, kill, wait_for
+from tests.support.processes import ROOT, kill
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_a_killed_worker_is_restarted_and_its_children_go_with_it(worker_home: H
     fleet = make_fleet(worker_home, [python("a", WITH_CHILD, str(note)), python("b", SLEEPER)])
     fleet.start()
     try:
-        wait_for(lambda: note.exists() and note.read_text() != "", "the worker's child")
+        wait_for("the worker's child", lambda: note.exists() and note.read_text() != "", 30)
         child, before = int(note.read_text()), fleet.alive()
         os.kill(before["a"], signal.SIGKILL)
 
@@ -80,7 +81,7 @@ def test_a_killed_worker_is_restarted_and_its_children_go_with_it(worker_home: H
             fleet.check()
             return fleet.alive().get("a", before["a"]) != before["a"]
 
-        wait_for(restarted, "the restart")
+        wait_for("the restart", restarted, 30)
         assert fleet.alive()["b"] == before["b"]
         assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
     finally:
@@ -99,7 +100,7 @@ def test_a_worker_that_keeps_dying_is_given_up(worker_home: Home, monkeypatch: p
             fleet.check()
             return bool(fleet.lost())
 
-        wait_for(given_up, "the fleet to give up")
+        wait_for("the fleet to give up", given_up, 30)
         assert fleet.lost()[0].startswith("worker bad died 3 times in a row and is not started again (no such model)")
         assert fleet.alive() == {}
     finally:
@@ -138,7 +139,7 @@ def test_stop_lets_a_worker_finish_and_kills_a_deaf_one(worker_home: Home, tmp_p
     specs = [python("polite", POLITE, str(polite)), python("deaf", DEAF, str(deaf))]
     fleet = make_fleet(worker_home, specs, grace_s=1.0)
     fleet.start()
-    wait_for(lambda: polite.exists() and deaf.exists(), "both workers")
+    wait_for("both workers", lambda: polite.exists() and deaf.exists(), 30)
     fleet.stop()
     assert Path(f"{polite}.left").exists()
     assert processes_in(worker_home.workers) == []
@@ -161,10 +162,10 @@ time.sleep(600)
     supervisor = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert supervisor.stdout is not None
     assert supervisor.stdout.readline() == "ready\n"
-    wait_for(lambda: note.exists() and note.read_text() != "", "the worker's child")
+    wait_for("the worker's child", lambda: note.exists() and note.read_text() != "", 30)
     assert len(processes_in(worker_home.workers)) == 3  # worker, child, watchdog
     kill(supervisor)
-    wait_for(lambda: not processes_in(worker_home.workers), "the watchdog")
+    wait_for("the watchdog", lambda: not processes_in(worker_home.workers), 30)
 
 
 def test_orphans_are_ended_at_the_start(worker_home: Home) -> None:
@@ -190,7 +191,7 @@ def test_a_killed_watchdog_is_replaced(worker_home: Home) -> None:
             found = [p for p in processes_in(worker_home.workers) if "ragllava.local.watchdog" in p.cmdline()]
             return [p.pid for p in found] not in ([], [watchdogs[0].pid])
 
-        wait_for(replaced, "a new watchdog")
+        wait_for("a new watchdog", replaced, 30)
         assert len(fleet.alive()) == 1
     finally:
         fleet.stop()

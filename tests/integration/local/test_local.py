@@ -33,7 +33,8 @@ from ragllava.local.processes import processes_in
 from ragllava.local.services import LocalServices, service_status
 from ragllava.settings import Settings, load_settings
 from ragllava.stores.objects import ObjectStore
-from tests.support.processes import ROOT, kill, wait_for
+from tests.support.processes import ROOT, kill
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +221,7 @@ def test_services_of_a_killed_owner_are_adopted(home: Path) -> None:
     assert lock.owner() is None
     assert not is_alive(holder)
     os.kill(min(before["redis"]), signal.SIGKILL)
-    wait_for(lambda: not service_pids(home)["redis"], "the end of Redis")
+    wait_for("the end of Redis", lambda: not service_pids(home)["redis"], 30)
 
     # As at the next `ragllava up`: the settings hold the addresses that the dead one left.
     services = LocalServices(load_settings(home=home))
@@ -252,7 +253,7 @@ with running_services(Settings(home=Path(sys.argv[1]))):
     assert owner.stdout.readline() == "ready\n"
     assert all(service_pids(home).values())
     kill(owner)
-    wait_for(lambda: not any(service_pids(home).values()), "the watchdog")
+    wait_for("the watchdog", lambda: not any(service_pids(home).values()), 30)
 
 
 def test_a_killed_server_is_revived_with_its_data(home: Path) -> None:
@@ -264,7 +265,7 @@ def test_a_killed_server_is_revived_with_its_data(home: Path) -> None:
         postmaster = services._running[0].process
         assert postmaster is not None
         os.kill(postmaster.pid, signal.SIGKILL)
-        wait_for(lambda: not postmaster.alive(), "the end of the server")
+        wait_for("the end of the server", lambda: not postmaster.alive(), 30)
         news = services.revive()
         assert len(news) == 1 and "PostgreSQL had died and runs again" in news[0]
         assert sql(running, "SELECT n FROM crash") == 7

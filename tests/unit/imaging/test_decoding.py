@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 
 import psutil
@@ -20,19 +20,13 @@ from ragllava.errors import DecoderUnavailable, ImageRejected
 from ragllava.imaging.decode import DecodedImage, decode
 from ragllava.imaging.sandbox import DecoderPool
 from tests.support.picture_files import bomb_png, encoded, jpeg, quadrants
+from tests.support.waiting import wait_for
 
 GOOD = encoded(quadrants(), "PNG")
 
 
 def children() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "ragllava.imaging.sandbox" in " ".join(child.cmdline())]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "waited 30 seconds in vain"
-        time.sleep(0.01)
 
 
 def is_gone(pid: int) -> bool:
@@ -146,7 +140,7 @@ def test_a_crash_rejects_the_picture_but_a_kill_from_outside_does_not(sent: sign
         (child,) = children()
         consumer = threading.Thread(target=lambda: results.extend(pool.decode_all(with_stopped_child(pool))))
         consumer.start()
-        wait_until(lambda: child.status() == psutil.STATUS_STOPPED)
+        wait_for("the child to be stopped", lambda: child.status() == psutil.STATUS_STOPPED, 30)
         child.send_signal(sent)
         if sent != signal.SIGKILL:
             child.resume()
@@ -166,7 +160,7 @@ def test_a_child_that_died_while_idle_costs_nothing() -> None:
             assert is_right(next(pool.decode_all([GOOD])))
             (child,) = children()
             child.kill()
-            wait_until(lambda pid=child.pid: is_gone(pid))  # type: ignore[misc]
+            wait_for("the child to be gone", partial(is_gone, child.pid), 30)
         assert is_right(next(pool.decode_all([GOOD])))
 
 
@@ -213,7 +207,7 @@ def test_children_end_when_their_parent_is_killed() -> None:
         assert not any(is_gone(pid) for pid in pids)
         parent.kill()
     for pid in pids:
-        wait_until(lambda pid=pid: is_gone(pid))  # type: ignore[misc]
+        wait_for("the child to be gone", partial(is_gone, pid), 30)
 
 
 def test_children_know_no_passwords_and_ignore_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
