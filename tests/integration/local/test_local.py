@@ -29,7 +29,7 @@ from sqlalchemy.pool import NullPool
 from ragllava.cli import services as commands
 from ragllava.errors import AlreadyRunning, ServiceUnavailable, SettingsError
 from ragllava.local.home import Home, HomeLock, Owner
-from ragllava.local.processes import processes_in
+from ragllava.local.processes import is_alive, processes_in
 from ragllava.local.services import LocalServices, service_status
 from ragllava.settings import Settings, load_settings
 from ragllava.stores.objects import ObjectStore
@@ -99,8 +99,8 @@ time.sleep(600)
     return owner
 
 
-def is_alive(owner: Owner) -> bool:
-    """Asked anew each time, which a type checker does not expect of a property."""
+def owner_is_alive(owner: Owner) -> bool:
+    """Read again each time, which a type checker does not expect of a property."""
     return owner.alive
 
 
@@ -137,7 +137,7 @@ def test_pgvector_is_there_and_new_enough(home: Path) -> None:
         version = sql(running, "SELECT extversion FROM pg_extension WHERE extname = 'vector'")
         assert tuple(map(int, version.split("."))) >= (0, 8, 4)
         assert sql(running, "SELECT '[1,2]'::halfvec(2) <#> '[3,4]'::halfvec(2)") == -11
-        assert [one.answers for one in service_status(load_settings(home=home))] == [True, True, True]
+        assert [service.answers for service in service_status(load_settings(home=home))] == [True, True, True]
     finally:
         services.stop()
 
@@ -215,11 +215,11 @@ def test_services_of_a_killed_owner_are_adopted(home: Path) -> None:
     lock = HomeLock(Home(home))
     holder = lock.owner()
     assert holder is not None and holder.pid == owner.pid
-    assert is_alive(holder)
+    assert owner_is_alive(holder)
     before = service_pids(home)
     kill(owner)
     assert lock.owner() is None
-    assert not is_alive(holder)
+    assert not owner_is_alive(holder)
     os.kill(min(before["redis"]), signal.SIGKILL)
     wait_for("the end of Redis", lambda: not service_pids(home)["redis"], 30)
 
@@ -265,9 +265,9 @@ def test_a_killed_server_is_revived_with_its_data(home: Path) -> None:
         postmaster = services._running[0].process
         assert postmaster is not None
         os.kill(postmaster.pid, signal.SIGKILL)
-        wait_for("the end of the server", lambda: not postmaster.alive(), 30)
+        wait_for("the end of the server", lambda: not is_alive(postmaster), 30)
         news = services.revive()
-        assert len(news) == 1 and "PostgreSQL had died and runs again" in news[0]
+        assert len(news) == 1 and "PostgreSQL died and was restarted" in news[0]
         assert sql(running, "SELECT n FROM crash") == 7
     finally:
         services.stop()
@@ -302,8 +302,8 @@ def test_a_service_given_by_url_is_not_started(home: Path) -> None:
     running = services.start()
     try:
         assert running.require_redis() == "redis://elsewhere:6379/0"
-        found = service_pids(home)
-        assert found["postgres"] and found["s3"] and not found["redis"]
+        pids = service_pids(home)
+        assert pids["postgres"] and pids["s3"] and not pids["redis"]
     finally:
         services.stop()
 
@@ -374,14 +374,14 @@ services.up(Settings(home=Path(sys.argv[1])), lambda settings: [], lambda line: 
             break
     assert sorted(line.split()[0] for line in lines[:3]) == ["PostgreSQL", "Redis", "SeaweedFS"]
 
-    found = commands.status(load_settings(home=home))
-    assert found.is_healthy and found.owner_pid == up.pid
-    assert (found.workers, found.jobs) == ([], [])
-    json.dumps(found.as_json())
+    view = commands.status(load_settings(home=home))
+    assert view.is_healthy and view.owner_pid == up.pid
+    assert (view.workers, view.jobs) == ([], [])
+    json.dumps(view.as_json())
 
-    said: list[str] = []
-    commands.down(load_settings(home=home), said.append)
-    assert said == [f"stopped process {up.pid}"]
+    printed: list[str] = []
+    commands.down(load_settings(home=home), printed.append)
+    assert printed == [f"stopped process {up.pid}"]
     assert up.wait(timeout=30) == 0
     assert up.stdout.read().endswith("stopped\n")
     up.stdout.close()
@@ -391,9 +391,9 @@ services.up(Settings(home=Path(sys.argv[1])), lambda settings: [], lambda line: 
 
 def test_down_ends_what_a_killed_up_left(home: Path) -> None:
     kill(start_owner(home))
-    said: list[str] = []
-    commands.down(load_settings(home=home), said.append)
-    assert said == ["stopped what was left running: PostgreSQL, Redis, SeaweedFS"]
+    lines: list[str] = []
+    commands.down(load_settings(home=home), lines.append)
+    assert lines == ["stopped what was left running: PostgreSQL, Redis, SeaweedFS"]
     assert not any(service_pids(home).values())
-    commands.down(load_settings(home=home), said.append)
-    assert said[1:] == [f"nothing runs in {home}"]
+    commands.down(load_settings(home=home), lines.append)
+    assert lines[1:] == [f"nothing runs in {home}"]
