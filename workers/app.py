@@ -48,7 +48,8 @@ def configuration() -> dict[str, Any]:
         # Publishers give their own address (`publisher`); a worker without one is refused in workers/presence.py.
         "broker_url": settings.redis_url.get_secret_value() if settings.redis_url else None,
         "broker_connection_retry_on_startup": True,
-        # Without a socket timeout a worker whose peer vanished never receives a message again.
+        # Without a socket timeout a worker whose peer vanished never receives another message
+        # (docs/reliability.md D6).
         "broker_transport_options": {
             "socket_timeout": 5,
             "socket_connect_timeout": 3,
@@ -74,7 +75,8 @@ def configuration() -> dict[str, Any]:
         "worker_send_task_events": False,
         "task_serializer": "json",
         "accept_content": ["json"],
-        # CUDA does not work in a forked process, and a child that loads a model takes long to start.
+        # CUDA does not work in a forked process, and a child that loads a model takes long to start
+        # (docs/reliability.md D7).
         "worker_pool_start_method": "spawn",
         "worker_proc_alive_timeout": 600,
         "task_time_limit": settings.shard_time_limit_s,
