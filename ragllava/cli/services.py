@@ -9,11 +9,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from types import FrameType
 from typing import Any
 
 import click
-import psutil
 from sqlalchemy import Connection, Engine
 
 import migrations
@@ -45,7 +43,8 @@ def up(settings: Settings, worker_specs: SpecsOf, echo: Echo) -> None:
     Prints one line for each service and worker when it is ready. Raises AlreadyRunning when another process runs this
     home, ServiceUnavailable when something does not start.
     """
-    with stop_signals() as stop, running_system(settings, worker_specs, echo, stop) as system:
+    stop = threading.Event()
+    with on_stop_signals(stop.set), running_system(settings, worker_specs, echo, stop) as system:
         if not stop.is_set():
             echo(f"everything runs from {system.services.home.root}; Ctrl-C stops it")
         reported: set[str] = set()
@@ -115,11 +114,10 @@ def down(settings: Settings, echo: Echo) -> None:
     Raises ServiceUnavailable when it does not stop.
     """
     services = LocalServices(settings)
-    owner = services.owner()
-    if owner is not None and owner.alive:
-        process = psutil.Process(owner.pid)
-        process.send_signal(signal.SIGTERM)
-        if not wait(process, _DOWN_S):
+    owner = services.lock.owner()
+    if owner is not None:
+        owner.send_signal(signal.SIGTERM)
+        if not wait(owner, _DOWN_S):
             raise ServiceUnavailable(
                 f"process {owner.pid} was asked to stop {_DOWN_S:.0f} s ago and still runs the services of "
                 f"{services.home.root}; end it with `kill -9 {owner.pid}` and run `ragllava down` again"
@@ -169,7 +167,7 @@ class SystemStatus:
 def status(settings: Settings) -> SystemStatus:
     """Ask every service, then the database for workers and open jobs. A service that does not run raises no error."""
     services = LocalServices(settings)
-    owner = services.owner()
+    owner = services.lock.owner()
     view = SystemStatus(str(services.home.root), owner.pid if owner else None, service_status(settings))
     try:
         with database(settings, "ragllava-status") as engine:
@@ -251,24 +249,15 @@ def interruptible() -> Iterator[threading.Event]:
             uninterruptible.set()
             raise KeyboardInterrupt
 
-    with _on_stop_signals(interrupt):
+    with on_stop_signals(interrupt):
         yield uninterruptible
 
 
 @contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C, SIGTERM and a closed terminal set, in place of what they did before."""
-    stop = threading.Event()
-    with _on_stop_signals(stop.set):
-        yield stop
-
-
-@contextmanager
-def _on_stop_signals(react: Callable[[], None]) -> Iterator[None]:
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        react()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+def on_stop_signals(react: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a closed terminal call `react` in the block, in place of what they did before."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda _number, _frame: react()) for number in numbers}
     try:
         yield
     finally:

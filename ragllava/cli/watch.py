@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,14 +31,15 @@ def watch(folder: Path, archive: str, captions: Path | None) -> None:
     from watchfiles import watch as changes_of
 
     from ragllava.cli.progress import warn_without_worker
-    from ragllava.cli.services import stop_signals
+    from ragllava.cli.services import on_stop_signals
     from ragllava.errors import UsageError
     from ragllava.stages.buckets.watched_folder import WatchedFolder
 
     if not folder.is_dir():
         raise UsageError(f"cannot watch {folder}: it is not a folder that can be read here")
     watched = WatchedFolder(folder.absolute(), archive, captions)
-    with stop_signals() as stop, connected() as client:
+    stop = threading.Event()
+    with on_stop_signals(stop.set), connected() as client:
         warn_without_worker(client, "ingest")
         _compare(client, watched, always=True)
         first = True  # changes between that comparison and the start of watching are not reported

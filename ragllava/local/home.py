@@ -111,22 +111,6 @@ class Home:
         write_private(self.services_file, json.dumps(asdict(state), indent=2))
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """The process that holds a home: the running `ragllava up`, demo or test."""
-
-    pid: int
-    started_at: float  # seconds since 1970; a later process with this pid starts at another time
-
-    @property
-    def alive(self) -> bool:
-        """Whether this very process runs."""
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.started_at) < 1.0
-        except psutil.NoSuchProcess:
-            return False
-
-
 class HomeLock:
     """At most one process runs the services of a home. The system frees the lock when its holder dies."""
 
@@ -149,7 +133,7 @@ class HomeLock:
                 "`ragllava down` stops them"
             ) from None
         file.truncate(0)
-        json.dump(asdict(Owner(os.getpid(), psutil.Process().create_time())), file)
+        json.dump({"pid": os.getpid(), "started_at": psutil.Process().create_time()}, file)
         file.flush()
         self._file = file
 
@@ -160,15 +144,18 @@ class HomeLock:
             self._file.close()
             self._file = None
 
-    def owner(self) -> Owner | None:
-        """The process that holds the lock now; None when it is free, whatever the file says."""
+    def owner(self) -> psutil.Process | None:
+        """The process that holds the lock now; None when it is free or was taken at this moment."""
         try:
             with self._home.lock_file.open("r+") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    return TypeAdapter(Owner).validate_json(file.read())
-        except (OSError, ValueError):
+                    stored = json.loads(file.read())
+                    process = psutil.Process(stored["pid"])
+                    # A later process with this id started at another time.
+                    return process if abs(process.create_time() - stored["started_at"]) < 1.0 else None
+        except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
             pass
         return None
 

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 from ragllava.errors import AlreadyRunning, RagllavaError, ServiceUnavailable
-from ragllava.local.home import Home, HomeLock, Owner, Secrets, ServicesState, choose_ports
+from ragllava.local.home import Home, HomeLock, Secrets, ServicesState, choose_ports
 from ragllava.local.postgres import PostgresService
 from ragllava.local.processes import is_alive
 from ragllava.local.redis_server import RedisService
@@ -39,7 +39,7 @@ class LocalServices:
         """
         self.home = Home(settings.home)
         self._settings = settings
-        self._lock = HomeLock(self.home)
+        self.lock = HomeLock(self.home)
         self._running: list[EmbeddedService] = []
         self._events = events
         self._watchdog = None if outlive_us else Watchdog(self.home.run, _WATCHDOG_GRACE_S)
@@ -56,10 +56,6 @@ class LocalServices:
         """The port of 127.0.0.1 for the receiver of events; None before the first start with `events`."""
         return next(iter(self.home.load_state().ports.get(RECEIVER, [])), None)
 
-    def owner(self) -> Owner | None:
-        """The process that runs the services of this home now."""
-        return self._lock.owner()
-
     def start(self, on_ready: Callable[[EmbeddedService], None] = lambda service: None) -> Settings:
         """Start what does not run, adopt what does, wait until all answer; returns settings that name them.
 
@@ -75,7 +71,7 @@ class LocalServices:
         for kind in self._embedded():
             kind.find_program()
         self.home.prepare()
-        self._lock.acquire()
+        self.lock.acquire()
         try:
             self._running = self._assemble()
             with ThreadPoolExecutor(max_workers=len(_KINDS)) as pool:
@@ -115,13 +111,13 @@ class LocalServices:
                 # The ports stay, so that addresses are the same the next time.
                 self.home.save_state(ServicesState(ports=self.home.load_state().ports))
         finally:
-            self._lock.release()
+            self.lock.release()
 
     def stop_leftovers(self) -> list[str]:
         """Stop what a killed `ragllava up` left running; returns the names. Raises AlreadyRunning."""
         if not self.home.secrets_file.exists():
             return []
-        self._lock.acquire()
+        self.lock.acquire()
         self._running = [service for service in self._existing() if service.find() is not None]
         titles = [service.title for service in self._running]
         self.stop()
@@ -211,7 +207,7 @@ def service_status(settings: Settings) -> list[ServiceStatus]:
     local = LocalServices(settings)
     given = local.given
     statuses = [_status_of(kind, settings, embedded=kind.setting not in given) for kind in _KINDS]
-    if local.owner() is not None and local.receiver_port is not None:
+    if local.lock.owner() is not None and local.receiver_port is not None:
         problem = receiver_problem(local.receiver_port)
         detail = problem or "takes events of buckets"
         address = f"127.0.0.1:{local.receiver_port}"

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+
+
+def start_program(program: str, *arguments: object) -> subprocess.Popen[str]:
+    """Run Python code in a process of its own; returns when it has printed `ready`."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
 
 
 def kill(process: subprocess.Popen[str]) -> None:
