@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _READY_S = 60.0
 _ADOPT_S = 20.0  # a Postgres that replays its log after a crash needs some time
+_STOP_S = 10.0
 _POLL_S = 0.05
 
 
@@ -121,13 +122,13 @@ class EmbeddedService(ABC):
             self._wait_until_ready(_READY_S)
         self.ready_after_s = time.monotonic() - began
 
-    def stop(self, grace_s: float = 10.0) -> None:
+    def stop(self) -> None:
         """Stop the server, gracefully first; harmless when it does not run."""
         running = self.process or self.find()
         if running is not None:
-            stop([running], grace_s, self.stop_signal)
+            stop([running], _STOP_S, self.stop_signal)
         self.process = None
-        stop(self._processes(), grace_s, signal.SIGKILL)
+        stop(self._processes(), _STOP_S, signal.SIGKILL)
 
     def find(self) -> psutil.Process | None:
         """The server that runs on our data folder, whichever process started it."""

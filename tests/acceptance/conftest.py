@@ -96,7 +96,7 @@ def cluster(quick_settings: Settings, tmp_path: Path) -> Iterator[Cluster]:
     logs = tmp_path / "logs"
     logs.mkdir()
     client = Client(quick_settings)
-    made = Cluster(quick_settings, logs, client)
-    yield made
-    made.stop()
+    cluster = Cluster(quick_settings, logs, client)
+    yield cluster
+    cluster.stop()
     client.close()

@@ -1,4 +1,4 @@
-"""What happens to a job while its workers, its broker and single questions go wrong. Nothing is mocked away."""
+"""Jobs whose workers are killed, whose broker is emptied and whose questions fail. Nothing is mocked."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_pause_stops_a_running_job_and_resume_finishes_it(cluster: Cluster, tmp_
 
 
 def test_a_job_whose_message_was_never_sent_is_found_by_the_tick(cluster: Cluster, tmp_path: Path) -> None:
-    """What a submitter leaves that dies between its commit and its publish."""
+    """The state after a submitter that died between its commit and its publish."""
     start_fragile(cluster, "answer")
     with cluster.client.engine.begin() as connection:
         ensure_archive(connection, "test")

@@ -1,4 +1,4 @@
-"""The worker fleet, on real processes: started, killed, restarted, stopped."""
+"""The worker fleet with real processes: started, killed, restarted, stopped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def worker_home(tmp_path: Path) -> Home:
     return home
 
 
-# Its workers are small programs: what a worker does is none of the fleet's business.
+# The workers are small programs: the fleet does not depend on what a worker does.
 SLEEPER = "import time; time.sleep(600)"
 WITH_CHILD = """
 import subprocess, sys, time

@@ -57,7 +57,7 @@ def home(filled_home: Path) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def no_given_services(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests are about the embedded services, also where the session uses others."""
+    """These tests use the embedded services even if the session uses others."""
     for name in list(os.environ):
         if name.startswith("RAGLLAVA_"):
             monkeypatch.delenv(name)
@@ -141,7 +141,7 @@ def test_pgvector_is_there_and_new_enough(home: Path) -> None:
 
 
 def test_services_are_closed_to_others(home: Path) -> None:
-    """Loopback only, passwords asked for, no secret in a command line or in a file that others can read."""
+    """They listen on loopback only, require passwords, and show no secret in a command line or a readable file."""
     with started(home) as (_, running):
         processes = [psutil.Process(pid) for pids in service_pids(home).values() for pid in pids]
         listeners = {
