@@ -86,9 +86,7 @@ class WorkerFleet:
         deadline = time.monotonic() + timeout_s
         while not cancelled():
             self.check()
-            for worker in self._workers:
-                self._note_ready(worker, on_ready)
-            waiting = [worker for worker in self._workers if not worker.ready]
+            waiting = [worker for worker in self._workers if not self._check_ready(worker, on_ready)]
             if not waiting:
                 return
             for worker in waiting:
@@ -161,11 +159,12 @@ class WorkerFleet:
             worker.restart_at = now + delay_s
             log.warning(f"worker {exit_text(process)}, next start in {delay_s:g} s", extra=facts)
 
-    def _note_ready(self, worker: _Worker, on_ready: Callable[[str, int, float], None]) -> None:
+    def _check_ready(self, worker: _Worker, on_ready: Callable[[str, int, float], None]) -> bool:
         seconds = time.monotonic() - worker.started
         if worker.process and not worker.ready and self._is_ready(worker.spec.name, seconds):
             worker.ready = True
             on_ready(worker.spec.name, worker.process.pid, seconds)
+        return worker.ready
 
 
 def restart_delay_s(deaths: int) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import random
@@ -180,17 +181,14 @@ def choose_ports(kept: list[int], count: int, taken: set[int], twin: int = 0) ->
     def is_usable(port: int) -> bool:
         return not taken & {port, port + twin} and _is_free(port) and _is_free(port + twin)
 
-    if len(kept) == count and all(is_usable(port) for port in kept):
-        taken.update(kept, (port + twin for port in kept))
-        return kept
-    chosen: list[int] = []
-    for port in random.sample(_PORT_RANGE, len(_PORT_RANGE)):
-        if is_usable(port):
-            chosen.append(port)
-            taken.update((port, port + twin))
-            if len(chosen) == count:
-                return chosen
-    raise SettingsError(f"no free TCP port between {_PORT_RANGE.start} and {_PORT_RANGE.stop} on 127.0.0.1")
+    chosen = kept
+    if len(kept) != count or not all(map(is_usable, kept)):
+        shuffled = random.sample(_PORT_RANGE, len(_PORT_RANGE))
+        chosen = list(itertools.islice(filter(is_usable, shuffled), count))
+    if len(chosen) < count:
+        raise SettingsError(f"no free TCP port between {_PORT_RANGE.start} and {_PORT_RANGE.stop} on 127.0.0.1")
+    taken.update(chosen, (port + twin for port in chosen))
+    return chosen
 
 
 def _is_free(port: int) -> bool:

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import psutil
 from sqlalchemy import Connection, text
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from ragllava.errors import ServiceUnavailable
@@ -45,10 +44,7 @@ class PostgresService(EmbeddedService):
 
     def settings(self) -> dict[str, str]:
         """The URL of our database, with the password."""
-        return {"database_url": self._url(_DATABASE)}
-
-    def _url(self, database: str) -> str:
-        return f"postgresql://{_ROLE}:{self.secrets.postgres_password}@{self.address}/{database}"
+        return {"database_url": f"postgresql://{_ROLE}:{self.secrets.postgres_password}@{self.address}/{_DATABASE}"}
 
     def prepare(self) -> None:
         """Make the account when we are root and the data folder, and remove the lock of a dead server."""
@@ -81,7 +77,8 @@ class PostgresService(EmbeddedService):
 
     def probe(self) -> None:
         """It answers a query; makes our database if there is none."""
-        with _connection(self._url("postgres")) as connection:
+        server, _, _ = self.own_settings().require_database().rpartition("/")
+        with _connection(f"{server}/postgres") as connection:
             databases = connection.scalars(text("SELECT datname FROM pg_database")).all()
             if _DATABASE not in databases:
                 connection.execute(text(f"CREATE DATABASE {_DATABASE}"))
@@ -169,8 +166,7 @@ class PostgresService(EmbeddedService):
 
 @contextmanager
 def _connection(url: str) -> Iterator[Connection]:
-    psycopg_url = make_url(url).set(drivername="postgresql+psycopg")
-    engine = make_engine(psycopg_url.render_as_string(hide_password=False), pool_size=1, name="ragllava-up")
+    engine = make_engine(url, pool_size=1, name="ragllava-up")
     try:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             yield connection
