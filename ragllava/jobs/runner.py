@@ -1,4 +1,4 @@
-"""Runs one shard: lease, stage, commit. The one place with a broad `except` (RELIABILITY D2, D4, D5)."""
+"""Runs a shard: lease, stage, commit. The only place with a broad `except` (docs/reliability.md D2, D4, D5)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sqlalchemy import Connection, Engine
 
 from ragllava.errors import DeviceLost, JobRefused, LeaseLost, RagllavaError, ShardInterrupted
 from ragllava.jobs import control, queue
-from ragllava.jobs.dispatch import limits
+from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.queue import Lease
-from ragllava.records import JobKind
+from ragllava.jobs.retry import Limits
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ShardContext(Generic[R]):
-    """What a stage gets: its lease, its resources, and the two calls that keep it honest."""
+    """What a stage gets: its lease, its resources, and its only ways to the database."""
 
     lease: Lease
     settings: Settings
@@ -41,6 +41,12 @@ class ShardContext(Generic[R]):
         error = self.stop()
         if error is not None:
             raise error
+
+    def open_inputs(self) -> list[int]:
+        """Numbers of the shard's inputs that have no outcome in this run, ascending."""
+        lease = self.lease
+        inputs = kind_of(lease.kind).inputs
+        return self.read(inputs.open_numbers, lease.job_id, lease.run_no, lease.lo, lease.hi)
 
     def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work(connection, *args, **kwargs)` in a transaction of its own."""
@@ -56,31 +62,21 @@ class ShardContext(Generic[R]):
         return in_transaction(self.engine, fenced)
 
 
-Stage = Callable[[ShardContext[R]], None]
+def run_shard(shard_id: int, worker: str, settings: Settings, engine: Engine, resources: R) -> bool:
+    """Lease the shard, run its kind's stage, record how it ended. Returns False if the lease was not available.
 
-
-def run_shard(
-    shard_id: int,
-    worker: str,
-    settings: Settings,
-    engine: Engine,
-    resources: R,
-    stages: Mapping[JobKind, Stage[R]],
-) -> bool:
-    """Lease the shard, run its kind's stage, record how it ended. Returns False when the lease was not to be had.
-
-    Raises only what concerns the process: DeviceLost (recorded, but this process cannot go on), and
-    ServiceUnavailable when the database itself is away; then the lease runs out and the sweep takes over.
+    Raises only what concerns the process: DeviceLost (recorded, but this process must end), and ServiceUnavailable
+    when the database itself is away; then the lease runs out and the shard is reaped.
     """
     lease = in_transaction(engine, queue.claim, shard_id, worker, settings.lease_s)
     if lease is None:
-        log.info("shard not to be had", extra={"action": "shard_dropped", "shard": shard_id})
+        log.info("lease not available", extra={"action": "shard_dropped", "shard": shard_id})
         return False
-    facts = {"shard": lease.shard_id, "job": lease.job_id, "kind": lease.kind.value, "epoch": lease.epoch}
+    facts = {"shard": lease.shard_id, "job": lease.job_id, "kind": lease.kind, "epoch": lease.epoch}
     started = time.monotonic()
-    with Heartbeat(engine, lease, settings) as heart:
+    with Heartbeat(engine, lease, settings) as heartbeat:
         try:
-            stages[lease.kind](ShardContext(lease, settings, engine, resources, heart.problem))
+            kind_of(lease.kind).load_stage()(ShardContext(lease, settings, engine, resources, heartbeat.problem))
             in_transaction(engine, queue.finish, lease)
         except Exception as error:
             _record_failure(engine, settings, lease, error, facts)
@@ -105,16 +101,16 @@ def _record_failure(
         in_transaction(engine, control.refuse, lease, message)
         log.error(message, extra={"action": "job_refused", **facts})
     elif isinstance(error, RagllavaError) and error.retryable:
-        in_transaction(engine, queue.fail_transient, lease, message, limits(settings))
+        in_transaction(engine, queue.fail, lease, message, Limits.of(settings), is_transient=True)
         log.info(message, extra={"action": "shard_retry", **facts})
     else:
         text = f"{type(error).__name__}: {message}"
-        in_transaction(engine, queue.fail, lease, text, limits(settings))
+        in_transaction(engine, queue.fail, lease, text, Limits.of(settings))
         log.error(text, exc_info=error, extra={"action": "shard_failed", **facts})
 
 
 class Heartbeat:
-    """Extends a lease from a thread of its own, and remembers why the stage should stop, if it should."""
+    """Extends a lease from a thread of its own, and keeps the reason why the stage has to stop, if there is one."""
 
     def __init__(self, engine: Engine, lease: Lease, settings: Settings) -> None:
         """Nothing happens before the `with`."""
@@ -140,7 +136,7 @@ class Heartbeat:
         self._thread.join()
 
     def _run(self) -> None:
-        # A beat that finds a stop looks more often than the lease asks, so that cancel and shutdown are quick.
+        # More often than the lease needs, so that cancel and shutdown are quick.
         pause_s = min(self._settings.heartbeat_s, 2.0)
         while not self._done.wait(pause_s):
             try:
@@ -152,4 +148,4 @@ class Heartbeat:
                 self._problem = LeaseLost(f"shard {self._lease.shard_id}: the lease is gone")
                 return
             if beat.stop:
-                self._problem = ShardInterrupted(f"shard {self._lease.shard_id}: the rest is handed back")
+                self._problem = ShardInterrupted(f"shard {self._lease.shard_id}: what is left is handed back")

@@ -1,4 +1,4 @@
-"""States of jobs and shards, and which moves are allowed (RELIABILITY D1)."""
+"""States of jobs and shards, and which moves are allowed (docs/reliability.md D1)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,5 @@ class ShardState(StrEnum):
     CANCELLED = "cancelled"
 
 
-OPEN_JOB_STATES = (JobState.RUNNING, JobState.PAUSED, JobState.CANCELLING)
-FINAL_JOB_STATES = tuple(state for state in JobState if state not in OPEN_JOB_STATES)
+FINAL_JOB_STATES = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.FAILED, JobState.CANCELLED)
 OPEN_SHARD_STATES = (ShardState.PENDING, ShardState.QUEUED, ShardState.RUNNING)

@@ -9,6 +9,7 @@ from sqlalchemy import Engine, func, select, text, update
 
 from ragllava.errors import LeaseLost, UsageError
 from ragllava.jobs import control, dispatch, queue
+from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import JobState
 from ragllava.records import Answer, AnswerStatus
 from ragllava.settings import Settings
@@ -177,7 +178,7 @@ def test_a_service_that_is_away_costs_no_attempt_and_is_tried_later(desk: Desk, 
     desk.questions_job(1, per_shard=1)
     lease = desk.claim_next()
     with engine.begin() as connection:
-        queue.fail_transient(connection, lease, "the object store is away", dispatch.limits(desk.settings))
+        queue.fail(connection, lease, "the store is away", Limits.of(desk.settings), is_transient=True)
     assert desk.dispatch() == []
     with engine.begin() as connection:
         row = connection.execute(select(shards)).one()
@@ -188,11 +189,11 @@ def test_a_service_that_is_away_costs_no_attempt_and_is_tried_later(desk: Desk, 
 
 def test_transient_failures_end_after_their_limit(desk: Desk, engine: Engine) -> None:
     job_id = desk.questions_job(1, per_shard=1)
-    limits = queue.Limits(max_attempts=1, max_transient_attempts=3, backoff_s=0.0)
+    limits = Limits(max_attempts=1, max_transient_attempts=3, backoff_s=0.0)
     for _ in range(3):
         lease = desk.claim_next()
         with engine.begin() as connection:
-            queue.fail_transient(connection, lease, "the object store is away", limits)
+            queue.fail(connection, lease, "the object store is away", limits, is_transient=True)
     job = desk.job(job_id)
     assert job.progress.by_status == {"dead": 1}
     assert job.state == JobState.FAILED

@@ -360,7 +360,7 @@ def test_ctrl_c_while_waiting_leaves_the_job_and_says_so(capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as end:
         progress.wait_or_leave(Interrupted(Settings()), 7, "waiting", Console())
     assert end.value.code == 130
-    assert "job 7 goes on without us; `ragllava jobs show 7`" in capsys.readouterr().err
+    assert "job 7 keeps running in the background; `ragllava jobs show 7`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
