@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench
+.PHONY: help setup demo test lint format docs bench
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ lint: setup  ## ruff, mypy --strict, import rules
 format: setup  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## generate docs/settings.md from the descriptions in ragllava/settings.py
+	$(BIN)/python -m tests.support.settings_page
 
 bench: $(VENV)/.bench  ## timings of each stage, as ratios to a reference in the same run: about 13 minutes
 	$(BIN)/ragllava bench --shape llava-35m --chart bench.svg

@@ -1,4 +1,5 @@
-"""The postcards of the noise ablation: what the arms are trained on, and what all of them are asked (METHOD 6 and 7).
+"""The postcards of the noise ablation: what the arms are trained on, and what all of them are asked
+(docs/method.md 6 and 7).
 
 Every wrong picture is drawn from what CLIP finds for the question and nobody labelled.
 """
@@ -18,7 +19,7 @@ from ragllava.models.retriever import Retriever
 from ragllava.postcards.archive import KnownQuestion, PostcardArchive, draw_archive
 from ragllava.training.data.examples import AnswerExample, Evidence, inject_wrong_image
 
-TOP_K = 20  # candidates of a question (METHOD 1)
+TOP_K = 20  # candidates of a question (docs/method.md 1)
 WRONG_SHARES = (0.0, 0.2, 0.5)
 _PICTURES_PER_BATCH = 64
 
@@ -71,7 +72,7 @@ def training_examples(archive: PicturedArchive, *, wrong_pictures: bool, seed: i
 
     Without wrong pictures two belong to a question about two, and the third is one of these shown once more. With
     them the third is a wrong one, and so is one of the two in three quarters of the prompts of two, beside that of a
-    question about one (METHOD 6, data level, for questions about two pictures as well). All else is the same.
+    question about one (docs/method.md 6, data level, for questions about two pictures as well). All else is the same.
     """
     rng = random.Random(seed)  # noqa: S311 - repeatable on purpose
     asked = {count: [q for q in archive.questions if len(q.relevant) == count] for count in (1, 2)}

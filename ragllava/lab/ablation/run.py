@@ -1,7 +1,7 @@
 """The noise ablation: plain fine-tuning, noise on data level, on token level, on both, all under wrong evidence.
 
 All arms start from the same base, take the same steps from as many prompts of one picture and of two, and are asked
-the same questions (METHOD 6 and 7). What differs is written in `ARMS` and nowhere else.
+the same questions (docs/method.md 6 and 7). What differs is written in `ARMS` and nowhere else.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How the paper's reference implementation scores a pair, to measure ourselves against; written from its description.
 
 For every pair it reads and prepares the picture anew and calls `generate`, of whose output only the first step is
-used (METHOD 2).
+used (docs/method.md 2).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _CANDIDATES = 20
 def write_profile(models: Path, *, images: int = 1000, questions: int = 300) -> Path:
     """Write `profile.json` beside clip/ and llava/: with its path as RAGLLAVA_PROFILE, these models run.
 
-    η is fitted on all candidates of `questions` questions to each of the calibration archives (METHOD 3).
+    η is fitted on all candidates of `questions` questions to each of the calibration archives (docs/method.md 3).
     """
     path = models / PROFILE
     values: dict[str, Any] = {"name": "mini", "retriever": "local-dir:clip", "mllm": "./llava"}

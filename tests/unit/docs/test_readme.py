@@ -20,7 +20,7 @@ from ragllava.settings import Settings, default_home
 from ragllava.stages.answer import question_files
 from ragllava.stages.results.results import ResultRow
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 LARGEST_TEXT_BYTES = 1_000_000  # above it are weights, not text
