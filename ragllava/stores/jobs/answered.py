@@ -116,7 +116,7 @@ def newest_questions(
 def kinds_of_jobs(connection: Connection, job_ids: Sequence[int]) -> dict[int, str]:
     """The kind of each job; unknown jobs are left out."""
     rows = connection.execute(text("SELECT id, kind FROM jobs WHERE id = ANY(:ids)"), {"ids": list(job_ids)})
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 _QUESTIONS = text("""

@@ -69,7 +69,7 @@ class InputTable:
         """All inputs by their latest outcome; those without one under None."""
         columns = self.table.c
         query = select(columns.status, func.count()).where(columns.job_id == job_id).group_by(columns.status)
-        return dict(connection.execute(query).tuples().all())
+        return dict(connection.execute(query).all())
 
     def count(self, connection: Connection, job_id: int) -> dict[str, int]:
         """Inputs by their latest outcome; those without one are not counted."""
@@ -128,7 +128,7 @@ class QuestionInputs:
                 ORDER BY run_no DESC LIMIT 1) a ON true
             WHERE q.job_id = :job_id GROUP BY a.status
         """)
-        return dict(connection.execute(query, {"job_id": job_id}).tuples().all())
+        return dict(connection.execute(query, {"job_id": job_id}).all())
 
     def count(self, connection: Connection, job_id: int) -> dict[str, int]:
         """As InputTable. It looks at the answers only, because this is asked often while a job runs."""
@@ -138,7 +138,7 @@ class QuestionInputs:
                 ORDER BY question_no, run_no DESC) latest
             GROUP BY status
         """)
-        return dict(connection.execute(query, {"job_id": job_id}).tuples().all())
+        return dict(connection.execute(query, {"job_id": job_id}).all())
 
     def totals(self) -> Select[Any]:
         """As InputTable."""

@@ -103,7 +103,7 @@ def view(connection: Connection, job_id: int, spec: Mapping[str, Any]) -> Refres
     if "refreshes" not in spec:
         return None
     row = connection.execute(_COUNTS, {"job_id": job_id}).one()
-    because: dict[str, int] = dict(connection.execute(_BECAUSE, {"job_id": job_id}).tuples().all())
+    because: dict[str, int] = dict(connection.execute(_BECAUSE, {"job_id": job_id}).all())
     return RefreshView(spec["refreshes"], row.taken_over, row.asked_again, row.changed, because)
 
 

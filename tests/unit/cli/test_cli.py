@@ -112,7 +112,7 @@ def test_a_wrong_call_is_told_in_one_line(words: list[str], says: str, run: Run)
 def test_a_group_without_a_command_shows_its_help(run: Run) -> None:
     code, _, err = run("jobs")
     assert code == 2
-    assert "Let a paused job go on." in err
+    assert "Continue a paused job." in err
 
 
 def test_train_lists_what_can_be_changed(run: Run) -> None:
