@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, func, literal, select, update
+from sqlalchemy import Connection, Row, Select, case, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
@@ -20,6 +20,7 @@ from ragllava.jobs.queue import (
     end_open_shards,
     hand_back,
     insert_shards,
+    unqueue,
 )
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
 from ragllava.records import Progress
@@ -205,8 +206,9 @@ def list_jobs(connection: Connection, *, limit: int = 50, only_open: bool = Fals
 
 def troubled_shards(connection: Connection, job_id: int) -> list[ShardView]:
     """Shards that run, failed or are dead, with the reason."""
+    names = ("state", "lo", "hi", "attempts", "worker", "error")
     rows = connection.execute(
-        select(shards)
+        select(shards.c.id.label("shard_id"), *(shards.c[name] for name in names))
         .where(
             shards.c.job_id == job_id,
             (shards.c.error.is_not(None)) | (shards.c.state.in_([ShardState.RUNNING, ShardState.DEAD])),
@@ -214,9 +216,7 @@ def troubled_shards(connection: Connection, job_id: int) -> list[ShardView]:
         )
         .order_by(shards.c.lo, shards.c.id)
     )
-    return [
-        ShardView(row.id, ShardState(row.state), row.lo, row.hi, row.attempts, row.worker, row.error) for row in rows
-    ]
+    return [ShardView(**{**row._mapping, "state": ShardState(row.state)}) for row in rows]
 
 
 def cancel(connection: Connection, job_id: int) -> None:
@@ -228,11 +228,7 @@ def cancel(connection: Connection, job_id: int) -> None:
 def pause(connection: Connection, job_id: int) -> None:
     """Stop dispatching shards of a job; running ones are handed back at their next sub-batch."""
     _move(connection, job_id, (JobState.RUNNING,), JobState.PAUSED, "paused")
-    connection.execute(
-        update(shards)
-        .where(shards.c.job_id == job_id, shards.c.state == ShardState.QUEUED)
-        .values(state=ShardState.PENDING, queued_at=None)
-    )
+    unqueue(connection, shards.c.job_id == job_id)
 
 
 def resume(connection: Connection, job_id: int) -> None:
@@ -337,25 +333,18 @@ def _unknown_job(job_id: int) -> UsageError:
     return UsageError(f"there is no job {job_id}; `ragllava jobs list` shows all")
 
 
-def _select_jobs() -> Any:
-    name = func.coalesce(archives.c.name, ALL_ARCHIVES)
-    return select(jobs, name.label("archive")).outerjoin(archives, archives.c.id == jobs.c.archive_id)
+def _select_jobs() -> Select[Any]:
+    """The columns that a JobView takes as they are, and its state."""
+    names = ("kind", "state", "priority", "spec", "error", "result", "created_at", "started_at", "finished_at")
+    archive = func.coalesce(archives.c.name, ALL_ARCHIVES).label("archive")
+    columns = (jobs.c.id.label("job_id"), archive, jobs.c.total, *(jobs.c[name] for name in names))
+    return select(*columns).outerjoin_from(jobs, archives, archives.c.id == jobs.c.archive_id)
 
 
 def _as_view(connection: Connection, row: Row[Any]) -> JobView:
     kind = kind_of(row.kind)
-    return JobView(
-        job_id=row.id,
-        kind=row.kind,
-        archive=row.archive,
-        state=JobState(row.state),
-        priority=row.priority,
-        spec=row.spec,
-        progress=Progress(row.total, kind.inputs.count(connection, row.id)),
-        error=row.error,
-        result=row.result,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        detail=kind.detail(connection, row.id, row.spec) if kind.detail else None,
-    )
+    values = dict(row._mapping)
+    values["state"] = JobState(row.state)
+    values["progress"] = Progress(values.pop("total"), kind.inputs.count(connection, row.job_id))
+    values["detail"] = kind.detail(connection, row.job_id, row.spec) if kind.detail else None
+    return JobView(**values)

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, case, exists, func, select, text, update
 
 from ragllava.jobs.kinds import kind_of
-from ragllava.jobs.queue import cancel_open_shards, lock_shards, seconds, settle
+from ragllava.jobs.queue import cancel_open_shards, lock_shards, seconds, settle, unqueue
 from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.settings import Settings
@@ -58,15 +58,11 @@ def reap(connection: Connection, settings: Settings) -> int:
             extra={"action": "shard_reaped", "shard": row.id, "job": row.job_id, "worker": row.worker},
         )
         settle(connection, row, f"worker {row.worker} stopped answering", Limits.of(settings))
-    lost = connection.execute(
-        update(shards)
-        .where(
-            shards.c.state == ShardState.QUEUED,
-            shards.c.queued_at < func.now() - seconds(settings.queued_timeout_s),
-            shards.c.job_id.in_(select(jobs.c.id).where(jobs.c.finished_at.is_(None))),
-        )
-        .values(state=ShardState.PENDING, queued_at=None)
-    ).rowcount
+    lost = unqueue(
+        connection,
+        shards.c.queued_at < func.now() - seconds(settings.queued_timeout_s),
+        shards.c.job_id.in_(select(jobs.c.id).where(jobs.c.finished_at.is_(None))),
+    )
     cancelling = select(jobs.c.id).where(jobs.c.finished_at.is_(None), jobs.c.state == JobState.CANCELLING)
     for job_id in connection.scalars(cancelling).all():
         cancel_open_shards(connection, job_id)
@@ -102,11 +98,7 @@ def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:
 
 def unpublish(connection: Connection, shard_ids: list[int]) -> None:
     """Set shards whose messages the broker did not take back to pending at once, not after the timeout."""
-    connection.execute(
-        update(shards)
-        .where(shards.c.id.in_(shard_ids), shards.c.state == ShardState.QUEUED)
-        .values(state=ShardState.PENDING, queued_at=None)
-    )
+    unqueue(connection, shards.c.id.in_(shard_ids))
 
 
 @dataclass(frozen=True)

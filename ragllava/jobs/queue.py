@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Interval, Row, func, select, update
+from sqlalchemy import ColumnElement, Connection, Interval, Row, func, select, update
 
-from ragllava.errors import LeaseLost
+from ragllava.errors import LeaseLost, ShardInterrupted
 from ragllava.jobs.kinds import Kind, kind_of
 from ragllava.jobs.retry import Limits, NextStep, backoff_s, next_step
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
@@ -44,14 +44,6 @@ class Lease:
     is_planned: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """The answer to a heartbeat. `stop` asks the worker to hand back what is left of its shard at the next step."""
-
-    alive: bool
-    stop: bool
-
-
 def seconds(value: float) -> Any:
     """An SQL interval of so many seconds."""
     return func.make_interval(0, 0, 0, 0, 0, 0, value, type_=Interval)
@@ -75,44 +67,43 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
             lease_until=func.now() + seconds(lease_s),
             not_before=None,
         )
-        .returning(shards, jobs.c.kind, jobs.c.archive_id, jobs.c.spec)
+        .returning(
+            shards.c.id.label("shard_id"),
+            shards.c.job_id,
+            jobs.c.kind,
+            func.coalesce(jobs.c.archive_id, 0).label("archive_id"),
+            jobs.c.spec,
+            *(shards.c[name] for name in ("run_no", "lo", "hi", "epoch", "worker", "is_planned")),
+        )
     ).one_or_none()
     if row is None:
         return None
+    lease = Lease(**row._mapping)
     connection.execute(
-        update(jobs).where(jobs.c.id == row.job_id, jobs.c.started_at.is_(None)).values(started_at=func.now())
+        update(jobs).where(jobs.c.id == lease.job_id, jobs.c.started_at.is_(None)).values(started_at=func.now())
     )
-    return Lease(
-        shard_id=row.id,
-        job_id=row.job_id,
-        kind=row.kind,
-        archive_id=row.archive_id or 0,
-        spec=row.spec,
-        run_no=row.run_no,
-        lo=row.lo,
-        hi=row.hi,
-        epoch=row.epoch,
-        worker=worker,
-        is_planned=row.is_planned,
-    )
+    return lease
 
 
-def heartbeat(connection: Connection, lease: Lease, lease_s: float) -> Beat:
-    """Extend the lease if it is still ours, and learn whether job or worker are being stopped."""
+def heartbeat(connection: Connection, lease: Lease, lease_s: float) -> LeaseLost | ShardInterrupted | None:
+    """Extend the lease if it is still ours. Returns the error to stop with, if the lease, job or worker is ending."""
     held = connection.execute(
         update(shards).where(*_mine(lease)).values(lease_until=func.now() + seconds(lease_s)).returning(shards.c.id)
     ).one_or_none()
     if held is None:
-        return Beat(alive=False, stop=True)
+        return LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; another worker owns it")
     job_state = connection.scalar(select(jobs.c.state).where(jobs.c.id == lease.job_id))
-    draining = connection.scalar(select(workers.c.state).where(workers.c.name == lease.worker)) == "draining"
-    return Beat(alive=True, stop=draining or job_state != JobState.RUNNING)
+    worker_state = connection.scalar(select(workers.c.state).where(workers.c.name == lease.worker))
+    if worker_state == "draining" or job_state != JobState.RUNNING:
+        return ShardInterrupted(f"shard {lease.shard_id}: what is left is handed back")
+    return None
 
 
 def fence(connection: Connection, lease: Lease, lease_s: float) -> None:
     """Call first in every transaction that writes results: locks the shard's row, or raises LeaseLost."""
-    if not heartbeat(connection, lease, lease_s).alive:
-        raise LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; another worker owns it")
+    error = heartbeat(connection, lease, lease_s)
+    if isinstance(error, LeaseLost):
+        raise error
 
 
 def reset_attempts(connection: Connection, lease: Lease) -> None:
@@ -210,6 +201,13 @@ def settle(connection: Connection, row: Row[Any], error: str, limits: Limits, *,
         case NextStep.FINISH:
             _mark(connection, row.id, ShardState.DONE, None)
     close_job_if_ended(connection, row.job_id)
+
+
+def unqueue(connection: Connection, *conditions: ColumnElement[bool]) -> int:
+    """Set queued shards that meet the conditions back to pending; returns how many."""
+    is_queued = shards.c.state == ShardState.QUEUED
+    pending = {"state": ShardState.PENDING, "queued_at": None}
+    return connection.execute(update(shards).where(is_queued, *conditions).values(pending)).rowcount
 
 
 def insert_shards(

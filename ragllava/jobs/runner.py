@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -28,7 +28,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ShardContext(Generic[R]):
-    """What a stage gets: its lease, its resources, and its only ways to the database."""
+    """What a stage gets: its lease, its resources, and its only ways to the database.
+
+    `stop` returns the error to stop with, None while the stage may continue.
+    """
 
     lease: Lease
     settings: Settings
@@ -74,9 +77,9 @@ def run_shard(shard_id: int, worker: str, settings: Settings, engine: Engine, re
         return False
     facts = {"shard": lease.shard_id, "job": lease.job_id, "kind": lease.kind, "epoch": lease.epoch}
     started = time.monotonic()
-    with Heartbeat(engine, lease, settings) as heartbeat:
+    with _heartbeat(engine, lease, settings) as stop:
         try:
-            kind_of(lease.kind).load_stage()(ShardContext(lease, settings, engine, resources, heartbeat.problem))
+            kind_of(lease.kind).load_stage()(ShardContext(lease, settings, engine, resources, stop))
             in_transaction(engine, queue.finish, lease)
         except Exception as error:
             _record_failure(engine, settings, lease, error, facts)
@@ -109,43 +112,29 @@ def _record_failure(
         log.error(text, exc_info=error, extra={"action": "shard_failed", **facts})
 
 
-class Heartbeat:
-    """Extends a lease from a thread of its own, and keeps the reason why the stage has to stop, if there is one."""
+@contextmanager
+def _heartbeat(engine: Engine, lease: Lease, settings: Settings) -> Iterator[Callable[[], Exception | None]]:
+    """Extends the lease from a thread of its own; yields a function that returns the error to stop with, if any."""
+    done = threading.Event()
+    errors: list[Exception] = []
 
-    def __init__(self, engine: Engine, lease: Lease, settings: Settings) -> None:
-        """Nothing happens before the `with`."""
-        self._engine = engine
-        self._lease = lease
-        self._settings = settings
-        self._done = threading.Event()
-        self._problem: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name=f"heartbeat-{lease.shard_id}", daemon=True)
-
-    def problem(self) -> Exception | None:
-        """None, or the error that the stage should stop with."""
-        return self._problem
-
-    def __enter__(self) -> Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _run(self) -> None:
+    def run() -> None:
         # More often than the lease needs, so that cancel and shutdown are quick.
-        pause_s = min(self._settings.heartbeat_s, 2.0)
-        while not self._done.wait(pause_s):
+        while not done.wait(min(settings.heartbeat_s, 2.0)):
             try:
-                beat = in_transaction(self._engine, queue.heartbeat, self._lease, self._settings.lease_s)
-            except RagllavaError as error:
-                log.warning(str(error), extra={"action": "heartbeat_missed", "shard": self._lease.shard_id})
+                error = in_transaction(engine, queue.heartbeat, lease, settings.lease_s)
+            except RagllavaError as missed:
+                log.warning(str(missed), extra={"action": "heartbeat_missed", "shard": lease.shard_id})
                 continue
-            if not beat.alive:
-                self._problem = LeaseLost(f"shard {self._lease.shard_id}: the lease is gone")
+            if error is not None:
+                errors.append(error)
+            if isinstance(error, LeaseLost):
                 return
-            if beat.stop:
-                self._problem = ShardInterrupted(f"shard {self._lease.shard_id}: what is left is handed back")
+
+    thread = threading.Thread(target=run, name=f"heartbeat-{lease.shard_id}", daemon=True)
+    thread.start()
+    try:
+        yield lambda: errors[-1] if errors else None
+    finally:
+        done.set()
+        thread.join()

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import Engine, func, select, text, update
 
-from ragllava.errors import LeaseLost, UsageError
+from ragllava.errors import LeaseLost, ShardInterrupted, UsageError
 from ragllava.jobs import control, dispatch, queue
 from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import JobState
@@ -219,7 +219,7 @@ def test_cancel_ends_what_has_not_begun_and_keeps_answers(desk: Desk, engine: En
         control.cancel(connection, job_id)
     assert desk.job(job_id).state == JobState.CANCELLING
     with engine.begin() as connection:
-        assert queue.heartbeat(connection, running, 60.0).stop
+        assert isinstance(queue.heartbeat(connection, running, 60.0), ShardInterrupted)
         queue.hand_back(connection, running)
     job = desk.job(job_id)
     assert job.state == JobState.CANCELLED
@@ -243,7 +243,7 @@ def test_a_paused_job_is_neither_dispatched_nor_claimed_until_resumed(desk: Desk
     assert running is not None
     with engine.begin() as connection:
         control.pause(connection, job_id)
-        assert queue.heartbeat(connection, running, 60.0).stop
+        assert isinstance(queue.heartbeat(connection, running, 60.0), ShardInterrupted)
         queue.hand_back(connection, running)
     assert desk.claim(queued[1]) is None
     assert desk.dispatch() == []
@@ -257,9 +257,9 @@ def test_a_draining_worker_is_asked_to_hand_back(desk: Desk, engine: Engine) -> 
     desk.questions_job(1, per_shard=1)
     lease = desk.claim_next()
     with engine.begin() as connection:
-        assert not queue.heartbeat(connection, lease, 60.0).stop
+        assert queue.heartbeat(connection, lease, 60.0) is None
         connection.execute(text("UPDATE workers SET state = 'draining' WHERE name = :name"), {"name": WORKER})
-        assert queue.heartbeat(connection, lease, 60.0) == queue.Beat(alive=True, stop=True)
+        assert isinstance(queue.heartbeat(connection, lease, 60.0), ShardInterrupted)
 
 
 def test_retry_asks_only_what_went_wrong_and_keeps_the_earlier_run(desk: Desk, engine: Engine) -> None:
