@@ -83,16 +83,12 @@ def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:
             chosen.append(ShardMessage(row.id, queue, urgent=row.priority > 0))
     if not chosen:
         return []
-    locked = set(
-        connection.scalars(
-            select(shards.c.id)
-            .where(shards.c.id.in_(message.shard_id for message in chosen), shards.c.state == ShardState.PENDING)
-            .with_for_update(skip_locked=True)
-        )
-    )
-    connection.execute(
-        update(shards).where(shards.c.id.in_(locked)).values(state=ShardState.QUEUED, queued_at=func.now())
-    )
+    ids = [message.shard_id for message in chosen]
+    is_pending = shards.c.state == ShardState.PENDING
+    free = select(shards.c.id).where(shards.c.id.in_(ids), is_pending).with_for_update(skip_locked=True)
+    locked = set(connection.scalars(free))
+    queued = {"state": ShardState.QUEUED, "queued_at": func.now()}
+    connection.execute(update(shards).where(shards.c.id.in_(locked)).values(queued))
     return [message for message in chosen if message.shard_id in locked]
 
 

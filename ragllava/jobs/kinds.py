@@ -41,9 +41,7 @@ class Kind:
     # Work
     name: str  # as stored in jobs.kind
     queue: str  # of the workers that run its shards, unless a shard names another
-    # The stage, or its address as `module:function`: the worker imports it, and all that it needs, before its first
-    # shard.
-    stage: str | Callable[[Any], None]
+    stage: str | Callable[[Any], None]  # or its address, `module:function`; workers import it before the first shard
     per_shard: Callable[[Settings], int] = lambda _settings: 1  # inputs, unless the job says otherwise
 
     # Inputs and how they end
@@ -63,8 +61,8 @@ class Kind:
     detail_key: str = "detail"  # in JSON
     detail: Callable[[Connection, int, Mapping[str, Any]], JobDetail | None] | None = None  # of a job id and its spec
     result_has_detail: bool = False
-    # The address of a function (engine, objects, job, reconciliation) that does what is left to do after the end of the
-    # job and returns what to add to its result.
+    # Address of a function of (engine, objects, job, reconciliation), called after the end of the job. It does what is
+    # left to do and returns what to add to the job's result.
     finish: str | None = None
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ wakes up. jobs/retry.py has the rule for failed attempts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,7 +132,7 @@ def finish(connection: Connection, lease: Lease) -> None:
 
 
 def split(connection: Connection, lease: Lease, bounds: list[tuple[int, int]]) -> None:
-    """Let the open inputs of the shard be worked on as planned shards; call it behind the fence."""
+    """Replace the shard by planned shards over its open inputs; call it behind the fence."""
     insert_shards(connection, lease.job_id, lease.run_no, bounds, is_planned=True)
     _mark(connection, lease.shard_id, ShardState.SPLIT, None)
 
@@ -231,17 +232,17 @@ def insert_shards(
         connection.execute(shards.insert(), [common | {"lo": lo, "hi": hi} for lo, hi in bounds])
 
 
-def lock_shards(connection: Connection, *conditions: Any) -> list[Row[Any]]:
-    """Shards of open jobs that meet the conditions, locked; those that others hold are left out."""
-    return list(
-        connection.execute(
-            select(shards, jobs.c.kind, jobs.c.state.label("job_state"))
-            .join(jobs, jobs.c.id == shards.c.job_id)
-            .where(jobs.c.finished_at.is_(None), *conditions)
-            .order_by(shards.c.id)
-            .with_for_update(of=shards, skip_locked=True)
-        )
-    )
+def lock_shards(
+    connection: Connection, *conditions: ColumnElement[bool], skip_locked: bool = True
+) -> Sequence[Row[Any]]:
+    """Lock shards of open jobs that meet the conditions; those that others have locked are left out or waited for."""
+    return connection.execute(
+        select(shards, jobs.c.kind, jobs.c.state.label("job_state"))
+        .join(jobs, jobs.c.id == shards.c.job_id)
+        .where(jobs.c.finished_at.is_(None), *conditions)
+        .order_by(shards.c.id)
+        .with_for_update(of=shards, skip_locked=skip_locked)
+    ).all()
 
 
 def close_job_if_ended(connection: Connection, job_id: int) -> None:
@@ -264,7 +265,7 @@ def close_job_if_ended(connection: Connection, job_id: int) -> None:
         .where(jobs.c.id == job_id)
         .values(state=state, error=func.coalesce(jobs.c.error, error), finished_at=func.now())
     )
-    job_ends.tell(connection, job_id)
+    job_ends.notify(connection, job_id)
 
 
 def cancel_open_shards(connection: Connection, job_id: int) -> None:
@@ -275,11 +276,8 @@ def cancel_open_shards(connection: Connection, job_id: int) -> None:
 
 def end_open_shards(connection: Connection, job_id: int, status: str, reason: str) -> None:
     """Cancel a job's pending and queued shards; their open inputs get the outcome. Running ones stop at a heartbeat."""
-    for row in lock_shards(
-        connection,
-        shards.c.job_id == job_id,
-        shards.c.state.in_([ShardState.PENDING, ShardState.QUEUED]),
-    ):
+    is_waiting = shards.c.state.in_([ShardState.PENDING, ShardState.QUEUED])
+    for row in lock_shards(connection, shards.c.job_id == job_id, is_waiting):
         _end(connection, row, ShardState.CANCELLED, status, reason)
 
 
@@ -294,21 +292,12 @@ def _final_state(state: JobState, kind: Kind, counted: Reconciliation) -> tuple[
     return (JobState.COMPLETED_WITH_ERRORS if bad else JobState.COMPLETED), None
 
 
-def _mine(lease: Lease) -> tuple[Any, ...]:
-    return (
-        shards.c.id == lease.shard_id,
-        shards.c.epoch == lease.epoch,
-        shards.c.state == ShardState.RUNNING,
-    )
+def _mine(lease: Lease) -> tuple[ColumnElement[bool], ...]:
+    return (shards.c.id == lease.shard_id, shards.c.epoch == lease.epoch, shards.c.state == ShardState.RUNNING)
 
 
 def _lock(connection: Connection, lease: Lease) -> Row[Any] | None:
-    return connection.execute(
-        select(shards, jobs.c.kind, jobs.c.state.label("job_state"))
-        .join(jobs, jobs.c.id == shards.c.job_id)
-        .where(*_mine(lease))
-        .with_for_update(of=shards)
-    ).one_or_none()
+    return next(iter(lock_shards(connection, *_mine(lease), skip_locked=False)), None)
 
 
 def _requeue(connection: Connection, row: Row[Any], **values: Any) -> None:

@@ -88,8 +88,8 @@ def publish_result(engine: Engine, objects: ObjectStore, job_id: int) -> None:
     counted = in_transaction(engine, reconcile, kind.inputs, job_id)
     if counted.problem is not None and job.state is not JobState.FAILED:
         job = _fail(engine, job, counted.problem)
-    result = resolve_name(kind.finish)(engine, objects, job, counted) if kind.finish else _facts(job, counted)
-    in_transaction(engine, control.set_result, job, result)
+    added = resolve_name(kind.finish)(engine, objects, job, counted) if kind.finish else {}
+    in_transaction(engine, control.set_result, job, _facts(job, counted) | added)
 
 
 def write_files(engine: Engine, objects: ObjectStore, job: JobView, counted: Reconciliation) -> dict[str, Any]:
@@ -122,14 +122,11 @@ def write_files(engine: Engine, objects: ObjectStore, job: JobView, counted: Rec
     return manifest
 
 
-def build_graph(engine: Engine, _objects: ObjectStore, job: JobView, counted: Reconciliation) -> dict[str, Any]:
-    """Build the graph of an index that has become large, after the ingest and not during it (docs/reliability.md D11).
-
-    Returns the counts, the index, and whether it has a graph.
-    """
+def build_graph(engine: Engine, _objects: ObjectStore, job: JobView, _counted: Reconciliation) -> dict[str, Any]:
+    """Build the graph of an index that has become large, after the ingest, not during it (docs/reliability.md D11)."""
     index = in_transaction(engine, _active_index, job.archive)
     has_graph = index is not None and vectors.build_hnsw(engine, index.index_id)
-    return _facts(job, counted) | {"index": index.index_id if index else None, "has_hnsw": has_graph}
+    return {"index": index.index_id if index else None, "has_hnsw": has_graph}
 
 
 def _active_index(connection: Connection, archive_name: str) -> IndexView | None:

@@ -189,22 +189,17 @@ class Reconciliation:
         return sum(self.by_status.values())
 
     @property
-    def adds_up(self) -> bool:
-        """Every input that the job was made with is there and has an outcome."""
-        return self.total == self.inputs == self.outcomes
-
-    @property
     def problem(self) -> str | None:
-        """What does not add up, None when all does."""
+        """What does not add up; None if every input that the job was made with is there and has an outcome."""
         if self.inputs != self.total:
             return f"made with {self.total} inputs, of which {self.inputs} are there: the job does not add up"
-        if not self.adds_up:
+        if self.inputs != self.outcomes:
             return f"{self.inputs} inputs but {self.outcomes} outcomes: the job does not add up"
         return None
 
     def as_json(self) -> dict[str, Any]:
         """As written into the result."""
-        return {"inputs": self.inputs, "outcomes": self.outcomes, "adds_up": self.adds_up}
+        return {"inputs": self.inputs, "outcomes": self.outcomes, "adds_up": self.problem is None}
 
 
 def reconcile(connection: Connection, inputs: JobInputs, job_id: int) -> Reconciliation:

@@ -21,16 +21,16 @@ from tests.support.job_rows import WORKER, Desk
 
 @pytest.fixture
 def desk(engine: Engine, settings: Settings) -> Desk:
-    made = Desk(engine, settings)
-    made.live_worker()
-    return made
+    desk = Desk(engine, settings)
+    desk.live_worker()
+    return desk
 
 
 def test_a_job_is_cut_into_shards_that_cover_every_question_once(desk: Desk, engine: Engine) -> None:
     job_id = desk.questions_job(10, per_shard=4)
     with engine.begin() as connection:
-        found = connection.execute(select(shards.c.lo, shards.c.hi).where(shards.c.job_id == job_id)).all()
-    assert sorted(map(tuple, found)) == [(0, 4), (4, 8), (8, 10)]
+        bounds = connection.execute(select(shards.c.lo, shards.c.hi).where(shards.c.job_id == job_id)).all()
+    assert sorted(map(tuple, bounds)) == [(0, 4), (4, 8), (8, 10)]
 
 
 def test_all_shards_done_completes_the_job(desk: Desk) -> None:
@@ -168,8 +168,8 @@ def test_answers_committed_before_a_crash_are_not_asked_again(desk: Desk, engine
     desk.expire_leases()
     again = desk.claim_next()
     with engine.begin() as connection:
-        left = answers.open_questions(connection, job_id, 1, again.lo, again.hi)
-    assert [question.question_no for question in left] == [2, 3]
+        open_questions = answers.open_questions(connection, job_id, 1, again.lo, again.hi)
+    assert [question.question_no for question in open_questions] == [2, 3]
     desk.answer(again)
     assert desk.job(job_id).progress.by_status == {"answered": 3, "no_evidence": 1}
 
@@ -333,7 +333,7 @@ def test_a_job_that_does_not_add_up_is_failed(desk: Desk, engine: Engine) -> Non
     assert job.error == "2 inputs but 0 outcomes: the job does not add up"
 
 
-def test_two_sweeps_at_once_settle_each_shard_once(desk: Desk, engine: Engine) -> None:
+def test_two_reaps_at_once_settle_each_shard_once(desk: Desk, engine: Engine) -> None:
     desk.live_worker(slots=20)
     desk.questions_job(20, per_shard=1)
     for shard_id in desk.dispatch():
