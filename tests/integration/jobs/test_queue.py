@@ -177,8 +177,9 @@ def test_answers_committed_before_a_crash_are_not_asked_again(desk: Desk, engine
 def test_a_service_that_is_away_costs_no_attempt_and_is_tried_later(desk: Desk, engine: Engine) -> None:
     desk.questions_job(1, per_shard=1)
     lease = desk.claim_next()
+    limits = Limits(max_attempts=2, max_transient_attempts=3, backoff_s=60.0)
     with engine.begin() as connection:
-        queue.fail(connection, lease, "the store is away", Limits.of(desk.settings), is_transient=True)
+        queue.fail(connection, lease, "the object store is away", limits, is_transient=True)
     assert desk.dispatch() == []
     with engine.begin() as connection:
         row = connection.execute(select(shards)).one()
