@@ -18,7 +18,7 @@ import migrations
 from ragllava.cli.options import print_problem, print_table
 from ragllava.errors import RagllavaError, SettingsError
 from ragllava.local.services import service_status
-from ragllava.models.profiles import find_model, get_profile, missing_models, retriever_reference
+from ragllava.models.profiles import find_model, get_profile, missing_models
 from ragllava.settings import Settings
 
 _PACKAGES = (
@@ -211,7 +211,7 @@ def _models(settings: Settings) -> Iterator[Finding]:
         profile = get_profile(settings)
         yield Finding("models", "profile", profile.name)
         missing = missing_models(profile, settings)
-        for role, reference in (("retriever", retriever_reference(profile)), ("MLLM", profile.mllm)):
+        for role, reference in (("retriever", profile.retriever.reference), ("MLLM", profile.mllm)):
             yield Finding("models", role, f"{reference}{', missing' if reference in missing else ''}")
         for reference in missing:
             find_model(reference, profile, settings)

@@ -217,7 +217,7 @@ def _clear_this_machine(course: Course) -> None:
 
 def _train_here(course: Course, config: FinetuneConfig, snapshot: Snapshot) -> TrainingReport:
     from ragllava.models.device import plan_device
-    from ragllava.models.mllm import load_mllm
+    from ragllava.models.loading import load_mllm
     from ragllava.training.finetune.run import train
 
     settings = course.context.settings

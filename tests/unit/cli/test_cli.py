@@ -191,7 +191,7 @@ def test_a_mistyped_setting_stops_every_command_but_not_help(run: Run, monkeypat
     ("name", "value", "says"),
     [
         ("PROFILE", "huge", "RAGLLAVA_PROFILE=huge: no such profile"),
-        ("DEVICE", "gpu", "RAGLLAVA_DEVICE=gpu: say auto, cpu, cuda or cuda:<number>"),
+        ("DEVICE", "gpu", "RAGLLAVA_DEVICE=gpu: use auto, cpu, cuda or cuda:<number>"),
         ("DEVICE", "cuda:99", "RAGLLAVA_DEVICE=cuda:99: this machine has "),
     ],
 )

@@ -137,7 +137,7 @@ def gallery(workshop: Workshop, models: ModelBundle, postcards: Postcards, tmp_p
     assert all(row.status in (AnswerStatus.ANSWERED, AnswerStatus.NO_EVIDENCE) for row in made.rows())
     yield made
     for role in Role:
-        models.wear(role, None, None)
+        models.apply_adapter(role, None, None)
 
 
 def retrieved(rows: list[ResultRow]) -> list[set[int]]:

@@ -169,7 +169,7 @@ def test_why_processes_failed_is_told_and_whether_another_try_can_help(
 
     with pytest.raises(UsageError, match=r"^global_batch=12 is no multiple of micro_batch=4 × 2 devices; change one"):
         start(12)
-    with pytest.raises(TrainingFailed, match="2 processes ended: it is not a picture but text"):
+    with pytest.raises(TrainingFailed, match="2 processes ended: it is text, not a picture"):
         start(8)
 
 
