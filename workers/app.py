@@ -36,9 +36,7 @@ TASK_OF_QUEUE = {"ingest": "ragllava.ingest", "query": "ragllava.answer", "train
 URGENT, BULK = 0, 6
 MESSAGE_VERSION = 1
 
-app = Celery(
-    "ragllava", include=["workers.ingest", "workers.answer", "workers.train", "workers.schedule", "workers.events"]
-)
+app = Celery("ragllava", include=["workers.tasks", "workers.schedule", "workers.events"])
 
 
 def configuration() -> dict[str, Any]:

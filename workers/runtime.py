@@ -17,13 +17,9 @@ from sqlalchemy import Engine
 
 from ragllava import __version__
 from ragllava.errors import DeviceLost, ModelUnavailable, SettingsError
-from ragllava.jobs.runner import ShardContext, Stage, run_shard
-from ragllava.records import JobKind
+from ragllava.jobs.kinds import KINDS
+from ragllava.jobs.runner import run_shard
 from ragllava.settings import Settings, load_settings
-from ragllava.stages.answer.stage import answer_stage
-from ragllava.stages.ingest.stage import ingest_stage
-from ragllava.stages.maintenance.stage import maintenance_stage
-from ragllava.stages.reindex.stage import reindex_stage
 from ragllava.stages.resources import Resources
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.jobs import workers
@@ -31,21 +27,6 @@ from ragllava.stores.learning import registry
 from workers.app import MESSAGE_VERSION, dispatch_now
 
 log = logging.getLogger(__name__)
-
-
-def _train(context: ShardContext[Resources]) -> None:
-    from ragllava.training.job import train_stage  # loads what only training needs
-
-    train_stage(context)
-
-
-STAGES: dict[JobKind, Stage[Resources]] = {
-    JobKind.INGEST: ingest_stage,
-    JobKind.ANSWER: answer_stage,
-    JobKind.TRAIN: _train,
-    JobKind.REINDEX: reindex_stage,
-    JobKind.MAINTENANCE: maintenance_stage,
-}
 
 
 @dataclass(frozen=True)
@@ -84,6 +65,10 @@ def _get_ready(name: str) -> None:
     queues = {row.name: row.queues for row in in_transaction(process.engine, workers.list_workers)}.get(name, [])
     if queues == ["train"]:
         os.nice(process.settings.train_niceness)
+    else:
+        for kind in KINDS.values():
+            if kind.queue in queues:
+                kind.load_stage()  # now, and not while the first shard waits
     answers = "query" in queues
     versions = process.resources.warm_up(answers=answers, embeds=answers or "ingest" in queues)
     if answers:
@@ -106,7 +91,7 @@ def run_message(shard_id: int, message_version: int, worker: str) -> None:
         )
         return
     try:
-        run_shard(shard_id, worker, process.settings, process.engine, process.resources, STAGES)
+        run_shard(shard_id, worker, process.settings, process.engine, process.resources)
     except DeviceLost:
         # A broken CUDA context cannot be repaired: only a new process helps. The shard is recorded as failed already.
         log.critical("device lost, this process ends", extra={"action": "device_lost", "shard": shard_id})

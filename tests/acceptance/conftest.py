@@ -31,7 +31,7 @@ class Cluster:
     client: Client
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self, name: str, queue: str, include: str = "workers.answer", *, beat: bool = False) -> None:
+    def start(self, name: str, queue: str, include: str = "workers.tasks", *, beat: bool = False) -> None:
         """Start a worker in a process group of its own; `include` is a module that it loads in every process."""
         command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-I", include, "-Q", queue]
         command += ["-n", f"{name}@test", "--concurrency", "1", "--pool", "solo" if beat else "prefork"]

@@ -112,7 +112,7 @@ def test_a_wrong_call_is_told_in_one_line(words: list[str], says: str, run: Run)
 def test_a_group_without_a_command_shows_its_help(run: Run) -> None:
     code, _, err = run("jobs")
     assert code == 2
-    assert "Let a paused job go on." in err
+    assert "Continue a paused job." in err
 
 
 def test_train_lists_what_can_be_changed(run: Run) -> None:
@@ -360,7 +360,7 @@ def test_ctrl_c_while_waiting_leaves_the_job_and_says_so(capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as end:
         progress.wait_or_leave(Interrupted(Settings()), 7, "waiting", Console())
     assert end.value.code == 130
-    assert "job 7 goes on without us; `ragllava jobs show 7`" in capsys.readouterr().err
+    assert "job 7 keeps running in the background; `ragllava jobs show 7`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
