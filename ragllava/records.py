@@ -8,7 +8,7 @@ from typing import Any
 
 
 class JobKind(StrEnum):
-    """What a job does; each kind has one stage function."""
+    """The names of the kinds of job; jobs/kinds.py has the record of each."""
 
     INGEST = "ingest"
     ANSWER = "answer"

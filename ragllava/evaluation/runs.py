@@ -266,7 +266,7 @@ def _untuned(tools: AnswerTools, bench: Workbench) -> AnswerTools:
     """Tools whose reranker is the untuned one. The champion's base loses its adapter until the next `_tools`."""
     if bench.untuned is not None:
         return replace(tools, resources=bench.untuned)
-    tools.resources.models.wear(Role.RERANKER, None, None)
+    tools.resources.models.apply_adapter(Role.RERANKER, None, None)
     return tools
 
 

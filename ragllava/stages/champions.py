@@ -88,7 +88,7 @@ def apply_champions(resources: Resources, champions: Mapping[Role, ModelVersion]
     for role in Role:
         version = champions.get(role)
         try:
-            resources.models.wear(role, version.name if version else None, folders.get(role))
+            resources.models.apply_adapter(role, version.name if version else None, folders.get(role))
         except ModelUnavailable as error:
             raise _unusable(role, str(error)) from error
 

@@ -26,11 +26,10 @@ from ragllava.json_records import from_json, to_json
 from ragllava.models.checks import digest
 from ragllava.models.profiles import Profile, get_profile
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
-from ragllava.records import JobKind, NoisyReason, Role, TrainingStatus
+from ragllava.records import NoisyReason, Role, TrainingStatus
 from ragllava.stages.champions import publish_adapter
 from ragllava.stages.maintenance.gc import GRACE_S
 from ragllava.stages.resources import Resources
-from ragllava.stores.jobs import outcomes
 from ragllava.stores.learning import noisy, registry, trainings
 from ragllava.stores.learning.registry import AdapterVersion, ModelVersion
 from ragllava.training.contest import Contest, ContestRules, hold_contest
@@ -106,8 +105,7 @@ def train_stage(context: ShardContext[Resources]) -> None:
 
     Raises JobRefused when the training cannot be done as asked for: the job fails with the reason.
     """
-    lease = context.lease
-    if not context.read(outcomes.open_inputs, JobKind.TRAIN, lease.job_id, lease.run_no, lease.lo, lease.hi):
+    if not context.open_inputs():
         return
     try:
         course = _begin(context)
@@ -220,7 +218,7 @@ def _clear_this_machine(course: Course) -> None:
 
 def _train_here(course: Course, config: FinetuneConfig, snapshot: Snapshot) -> TrainingReport:
     from ragllava.models.device import plan_device
-    from ragllava.models.mllm import load_mllm
+    from ragllava.models.loading import load_mllm
     from ragllava.training.finetune.run import train
 
     settings = course.context.settings

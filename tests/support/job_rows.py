@@ -60,7 +60,7 @@ class Desk:
             workers.report_ready(connection, name, {"test": "1"})
 
     def dispatch(self) -> list[int]:
-        """Sweep and choose; the ids of the shards whose messages would be published, in order."""
+        """Reap and choose; the ids of the shards whose messages would be published, in order."""
         with self.engine.begin() as connection:
             dispatch.reap(connection, self.settings)
         with self.engine.begin() as connection:
@@ -82,8 +82,8 @@ class Desk:
         """Do what the answer stage does with a shard, in one transaction."""
         with self.engine.begin() as connection:
             queue.fence(connection, lease, 60.0)
-            found = answers.open_questions(connection, lease.job_id, lease.run_no, lease.lo, lease.hi)
-            results = [Answer(question.question_no, AnswerStatus.ANSWERED, text="yes") for question in found]
+            questions = answers.open_questions(connection, lease.job_id, lease.run_no, lease.lo, lease.hi)
+            results = [Answer(question.question_no, AnswerStatus.ANSWERED, text="yes") for question in questions]
             answers.insert_answers(connection, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, results)
             queue.finish(connection, lease)
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ragllava.errors import JobRefused
+from ragllava.jobs.kinds import KINDS
 from ragllava.jobs.runner import ShardContext
 from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted
 from ragllava.stages.resources import Resources
@@ -21,7 +22,8 @@ _QUESTIONS = 200
 def vacuum(context: ShardContext[Resources], request: TaskRequest) -> Report:
     """VACUUM (ANALYZE) the tables that churn, and measure recall@20 of every graph on questions that were asked."""
     tables = []
-    for name in (*vacuuming.CHURNING, *context.read(vacuuming.partitions)):
+    of_inputs = [name for kind in KINDS.values() for name in kind.inputs.updated_tables]
+    for name in (*vacuuming.CHURNING, *of_inputs, *context.read(vacuuming.partitions)):
         context.check()
         if (state := vacuuming.vacuum_table(context.engine, name)) is not None:
             tables.append(state)

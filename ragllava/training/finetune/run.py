@@ -29,11 +29,12 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from ragllava.errors import RagllavaError, ScoreRejected, SettingsError, UsageError
-from ragllava.imaging.decode import decode_known
+from ragllava.imaging.decode import decode_accepted
 from ragllava.json_records import from_json
 from ragllava.logs import configure_logging
 from ragllava.models.device import plan_device
-from ragllava.models.mllm import Mllm, load_mllm
+from ragllava.models.loading import load_mllm
+from ragllava.models.mllm import Mllm
 from ragllava.models.profiles import get_profile
 from ragllava.records import Role
 from ragllava.settings import load_settings
@@ -281,7 +282,7 @@ def run(path: Path) -> TrainingReport:
     config = FinetuneConfig(dataset.card.role, chosen, described.result, settings.max_answer_tokens)
 
     def open_picture(name: str) -> Image.Image:
-        return decode_known((described.pictures / name).read_bytes())  # as the version will be served
+        return decode_accepted((described.pictures / name).read_bytes())  # as the version will be served
 
     return train(config, dataset.examples, mllm, open_picture, on_step=partial(_require_owner, described.owner))
 

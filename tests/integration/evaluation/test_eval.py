@@ -43,7 +43,7 @@ from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive
 from ragllava.stores.schema import images, jobs
 from tests.integration.conftest import Postcards
-from tests.support.workshop import STAGES, Workshop
+from tests.support.workshop import Workshop, stages_replaced
 
 QUESTIONS = 10
 TOP_K = 8
@@ -300,7 +300,7 @@ def test_shards_of_one_job_run_inline_and_others_stay(workshop: Workshop, postca
     texts = [question.text for question in postcards.archive.questions[:5]]
     small = replace(workshop, settings=workshop.settings.model_copy(update={"questions_per_shard": 2}))
     ours, other = small.submit(texts, top_k=2), small.submit(texts[:1], top_k=2)
-    job = run_job(ours.job_id, small.settings, small.engine, small.resources, STAGES)
+    job = run_job(ours.job_id, small.settings, small.engine, small.resources)
     assert (job.state, job.progress.done) == ("completed", 5)
     assert [row.custom_id for row in workshop.rows(ours.job_id)] == [f"q{number}" for number in range(5)]
     assert workshop.job(other.job_id).state == "running"
@@ -323,7 +323,8 @@ def test_a_job_whose_shard_must_wait_is_finished_later(workshop: Workshop) -> No
     with workshop.engine.begin() as connection:
         archive.ensure_archive(connection, "empty")
     submitted = quick.submit(["what is it?"], "empty")
-    job = run_job(submitted.job_id, quick.settings, quick.engine, quick.resources, {JobKind.ANSWER: stage})
+    with stages_replaced({JobKind.ANSWER: stage}):
+        job = run_job(submitted.job_id, quick.settings, quick.engine, quick.resources)
     assert len(tried) == 2
     assert job.progress.by_status == {"no_evidence": 1}
 

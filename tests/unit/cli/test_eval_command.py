@@ -257,12 +257,12 @@ def test_a_promise_is_printed_with_what_became_of_it(recorder: Recorder) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["webqa"], "webqa is not drawn but read from files; name their folder by --data"),
-        (["postcards", "--data", "x"], "the postcards are drawn, not read from files; leave --data out"),
+        (["webqa"], "webqa is not drawn but read from files; name its folder with --data"),
+        (["postcards", "--data", "x"], "the postcards are drawn, not read from files; omit --data"),
         (["webqa", "--data", "no-such-folder"], "no-such-folder is no folder"),
         (["postcards", "--split", "val"], "the postcards have no split 'val'"),
         (["postcards", "--calibration", "val"], "the postcards have no split 'val'"),
-        (["webqa", "--data", "x", "--images", "20"], "webqa is not drawn but read from files; leave --images out"),
+        (["webqa", "--data", "x", "--images", "20"], "webqa is not drawn but read from files; omit --images"),
         (["postcards", "--no-oracle", "--noise", "0.2"], "leave --no-oracle out"),
         (["postcards", "--rerank", "off", "--untuned", "raw.toml"], "--untuned is about reranking"),
         (["postcards", "--rerank", "off", "--promised-precision", "0.9"], "--promised-precision is about reranking"),

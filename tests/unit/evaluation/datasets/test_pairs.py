@@ -163,8 +163,8 @@ def test_postcards_differ_by_seed_and_split() -> None:
     ("name", "folder", "split", "message"),
     [
         ("imagenet", None, "test", f"no data set is called 'imagenet'; there are {', '.join(DATASETS)}"),
-        ("postcards", None, "val", "the postcards have no split 'val'; say train or test"),
-        ("coco", None, "test", "coco is not drawn but read from files; name their folder"),
+        ("postcards", None, "val", "the postcards have no split 'val'; use train or test"),
+        ("coco", None, "test", "coco is not drawn but read from files; name its folder"),
         ("coco", Path("/no/such/folder"), "test", "/no/such/folder is no folder"),
     ],
 )
