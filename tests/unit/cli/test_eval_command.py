@@ -19,7 +19,7 @@ from ragllava.evaluation.evaluate import Evaluation, Promise
 from ragllava.evaluation.pools import Pool
 from ragllava.evaluation.run_figures import TypeScore, figures_of
 from ragllava.evaluation.runs import RankedQuestion, RunArm, RunOptions, Threshold
-from ragllava.evaluation.threshold import fixed_threshold
+from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.records import Answer, AnswerStatus, Candidate, KnownAnswer, StoredImage
 
 
@@ -144,7 +144,7 @@ class Recorder:
         self, reported: EvaluationSet, calibration: EvaluationSet | None, _bench: None, options: RunOptions
     ) -> Evaluation:
         self.asked = (reported, calibration, options)
-        fit = fixed_threshold(0.5, [0.9, 0.1], [True, False])
+        fit = adaptive_threshold([0.9, 0.1], [True, False])
         return Evaluation(
             dataset=reported,
             pool=Pool(1, "eval-postcards-test-0", {}, ("lost.png",)),
@@ -159,7 +159,7 @@ class Recorder:
 
     @staticmethod
     def promise(precision: float) -> Promise:
-        fit = fixed_threshold(0.5, [0.9, 0.8, 0.1], [True, True, False])
+        fit = adaptive_threshold([0.9, 0.8, 0.1], [True, True, False])
         return Promise(precision, Threshold(0.75, "fitted elsewhere: 59 of 59", fit, "promised 90 %"), hits=19, kept=20)
 
 
@@ -259,7 +259,7 @@ def test_a_promise_is_printed_with_what_became_of_it(recorder: Recorder) -> None
     [
         (["webqa"], "webqa is not drawn but read from files; name its folder with --data"),
         (["postcards", "--data", "x"], "the postcards are drawn, not read from files; omit --data"),
-        (["webqa", "--data", "no-such-folder"], "no-such-folder is no folder"),
+        (["webqa", "--data", "no-such-folder"], "no-such-folder is not a folder"),
         (["postcards", "--split", "val"], "the postcards have no split 'val'"),
         (["postcards", "--calibration", "val"], "the postcards have no split 'val'"),
         (["webqa", "--data", "x", "--images", "20"], "webqa is not drawn but read from files; omit --images"),
