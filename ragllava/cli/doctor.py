@@ -96,29 +96,16 @@ def _deep(settings: Settings) -> Iterator[Finding]:
     from rich.console import Console
 
     from ragllava.cli.progress import bars
-    from ragllava.stages.maintenance.inspect import Inspector, inspect
-    from ragllava.stores.database import make_engine
-    from ragllava.stores.objects import ObjectStore
-    from workers.app import waiting_messages
+    from ragllava.client import Client
 
-    different = migrations.differences(settings.require_database())
-    if different:
-        problem = f"{len(different)} things differ from this version's tables; run `ragllava migrate`"
-        yield Finding("deep", "tables", "of another version", problem)
-        return
-    engine = make_engine(settings.require_database(), name="ragllava doctor")
-    try:
-        with bars(Console(stderr=True)) as progress:
-            task = progress.add_task("looking deeper", total=None, note="")
+    with Client(settings) as client, bars(Console(stderr=True)) as progress:
+        task = progress.add_task("looking deeper", total=None, note="")
 
-            def show(what: str, number: int) -> None:
-                progress.update(task, completed=number, note=what)
+        def show(check: str, number: int) -> None:
+            progress.update(task, completed=number, note=check)
 
-            waiting = waiting_messages(settings)
-            for checked in inspect(Inspector(engine, settings, ObjectStore(settings), waiting, show)):
-                yield Finding("deep", checked.name, checked.value, checked.problem)
-    finally:
-        engine.dispose()
+        for checked in client.system.inspect(show):
+            yield Finding("deep", checked.name, checked.value, checked.problem)
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:

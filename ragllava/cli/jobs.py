@@ -30,7 +30,7 @@ def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:
     from ragllava.cli.progress import outcomes
 
     with connected() as client:
-        found = client.jobs(limit=limit, only_open=only_open)
+        found = client.jobs.list(limit=limit, only_open=only_open)
     if as_json:
         print_json([job.as_json() for job in found])
         return
@@ -55,15 +55,15 @@ def show_job(job_id: int, as_json: bool) -> None:
         outbox_line,
         outcome_line,
         pace_line,
-        refresh_line,
         reindexing_line,
         task_lines,
         training_line,
     )
+    from ragllava.client.reporting import refresh_line
 
     with connected() as client:
-        job = client.job(job_id)
-        troubles = client.troubles(job_id)
+        job = client.jobs.get(job_id)
+        troubles = client.jobs.troubled_shards(job_id)
     if as_json:
         print_json(job.as_json() | {"shards": [asdict(shard) for shard in troubles]})
         return
@@ -87,8 +87,8 @@ def show_job(job_id: int, as_json: bool) -> None:
 def cancel(job_id: int) -> None:
     """Stop a job; its answers so far stay."""
     with connected() as client:
-        client.cancel(job_id)
-        click.echo(f"job {job_id} is {client.job(job_id).state.value}")
+        client.jobs.cancel(job_id)
+        click.echo(f"job {job_id} is {client.jobs.get(job_id).state.value}")
 
 
 @jobs.command()
@@ -96,7 +96,7 @@ def cancel(job_id: int) -> None:
 def pause(job_id: int) -> None:
     """Let nothing new of a job begin."""
     with connected() as client:
-        client.pause(job_id)
+        client.jobs.pause(job_id)
     click.echo(f"job {job_id} is paused; `ragllava jobs resume {job_id}` lets it go on")
 
 
@@ -105,7 +105,7 @@ def pause(job_id: int) -> None:
 def resume(job_id: int) -> None:
     """Let a paused job go on."""
     with connected() as client:
-        client.resume(job_id)
+        client.jobs.resume(job_id)
     click.echo(f"job {job_id} goes on")
 
 
@@ -114,7 +114,7 @@ def resume(job_id: int) -> None:
 def retry(job_id: int) -> None:
     """Try the failed, dead and cancelled inputs of an ended job again."""
     with connected() as client:
-        number = client.retry(job_id)
+        number = client.jobs.retry(job_id)
     click.echo(f"job {job_id}: {number} inputs are tried again" if number else f"job {job_id}: nothing to retry")
 
 
@@ -130,19 +130,21 @@ def refresh(job_id: int, dry_run: bool, wait: bool, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    from ragllava.cli.progress import inputs, outcome_line, refresh_line, wait_or_leave, warn_without_worker
+    from ragllava.cli.progress import inputs, outcome_line, wait_or_leave, warn_without_worker
     from ragllava.client import is_success
+    from ragllava.client.reporting import refresh_line
 
     with connected() as client:
         if dry_run:
             _plan(client, job_id, as_json)
             return
-        new_id, is_new = client.refresh(job_id)
+        refreshing = client.questions.refresh(job_id)
+        new_id, is_new = refreshing.job_id, refreshing.is_new
         warn_without_worker(client, "query")
         if wait:
             job = wait_or_leave(client, new_id, f"refreshing job {job_id}", Console(stderr=as_json))
         else:
-            job = client.job(new_id)
+            job = client.jobs.get(new_id)
     if as_json:
         print_json(job.as_json() | {"is_new": is_new})
     elif wait:
@@ -158,13 +160,16 @@ def refresh(job_id: int, dry_run: bool, wait: bool, as_json: bool) -> None:
 def _plan(client: Client, job_id: int, as_json: bool) -> None:
     from rich.console import Console
 
-    from ragllava.cli.progress import bars, reasons
+    from ragllava.cli.progress import bars
+    from ragllava.client.reporting import reasons
     from ragllava.errors import JobRefused, ModelUnavailable
 
     with bars(Console(stderr=True)) as progress:
         task = progress.add_task(f"comparing job {job_id}", total=None, note="")
         try:
-            plan = client.plan_refresh(job_id, lambda done, total: progress.update(task, completed=done, total=total))
+            plan = client.questions.plan_refresh(
+                job_id, lambda done, total: progress.update(task, completed=done, total=total)
+            )
         except (JobRefused, ModelUnavailable) as error:
             error.add_note("--dry-run needs the archive's retriever on this machine; without it the workers compare")
             raise

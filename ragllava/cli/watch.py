@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,7 @@ import click
 from ragllava.cli.options import archive_option, connected
 
 if TYPE_CHECKING:
-    from ragllava.client import Client
-    from ragllava.stages.buckets.watched_folder import WatchedFolder
+    from ragllava.client import Client, WatchedFolder
 
 _QUIET_MS = 1_600  # changes are collected for so long
 _LOOK_MS = 2_000  # between looks at whether our own jobs have ended
@@ -31,8 +31,8 @@ def watch(folder: Path, archive: str, captions: Path | None) -> None:
 
     from ragllava.cli.progress import warn_without_worker
     from ragllava.cli.services import stop_signals
+    from ragllava.client import WatchedFolder
     from ragllava.errors import UsageError
-    from ragllava.stages.buckets.watched_folder import WatchedFolder
 
     if not folder.is_dir():
         raise UsageError(f"cannot watch {folder}: it is no folder that can be read here")
@@ -49,7 +49,7 @@ def watch(folder: Path, archive: str, captions: Path | None) -> None:
             yield_on_timeout=True,
             raise_interrupt=False,
         ):
-            if batch or unsure or watched.jobs_ended(client.engine):
+            if batch or unsure or client.archives.has_settled(watched):
                 unsure = False
                 _compare(client, watched)
     click.echo("stopped")
@@ -58,10 +58,9 @@ def watch(folder: Path, archive: str, captions: Path | None) -> None:
 def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) -> None:
     """Compare, and print one line if there is anything to say."""
     from ragllava.errors import RagllavaError
-    from ragllava.stages.buckets.watched_folder import first_names
 
     try:
-        found = client.follow(watched)
+        found = client.archives.follow(watched)
     except RagllavaError as error:  # a caption file half written, a database that restarts: the next look may do
         if always:
             raise
@@ -70,9 +69,15 @@ def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) ->
     if not found.found_any and not always:
         return
     parts = [
-        f"{len(names)} {title} ({first_names(names)})"
+        f"{len(names)} {title} ({_first_names(names)})"
         for title, names in (("new", found.new), ("gone", found.gone), ("with another caption", found.captions))
         if names
     ]
     job = f"; job {found.job_id} ingests them" if found.job_id else ""
     click.echo(f"{watched.folder}: {found.files} files, {', '.join(parts) or 'nothing new'}{job}")
+
+
+def _first_names(names: Sequence[str], most: int = 3) -> str:
+    """`a.png, b.png, c.png and 7 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -37,11 +37,11 @@ def test_with_two_beats_each_schedule_fires_once_and_its_chore_is_done(cluster: 
         wait_for("all to fire", lambda day=day: count(cluster, schedule_runs) >= 8 * day, 60)  # type: ignore[misc]
         wait_for(
             "the chores to be done",
-            lambda: not any(not job.is_final or job.result is None for job in cluster.client.jobs(limit=100)),
+            lambda: not any(not job.is_final or job.result is None for job in cluster.client.jobs.list(limit=100)),
             60,
         )
     assert count(cluster, schedule_runs) == 16
-    done = cluster.client.jobs(limit=100)
+    done = cluster.client.jobs.list(limit=100)
     assert len(done) == 16
     for job in done:
         assert (job.kind, job.state.value) == (JobKind.MAINTENANCE, "completed")

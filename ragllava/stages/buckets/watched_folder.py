@@ -7,7 +7,7 @@ only when no file of the folder has its bytes any more. Zip and tar files are pa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -159,9 +159,3 @@ class WatchedFolder:
             return None
         self._stamps[uri] = (status.st_size, status.st_mtime_ns, digest.hexdigest())
         return digest.hexdigest()
-
-
-def first_names(names: Sequence[str], most: int = 3) -> str:
-    """`a.png, b.png, c.png and 7 more`."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
