@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ragllava.client import AnswerOptions, Client, ReindexRequest, ScheduleRequest, Settings, TrainingRequest
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module("ragllava.client"), name)
+
 
 __version__ = "0.1.0"
 __all__ = ["AnswerOptions", "Client", "ReindexRequest", "ScheduleRequest", "Settings", "TrainingRequest"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("ragllava.client"), name)

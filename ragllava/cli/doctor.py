@@ -99,10 +99,10 @@ def _deep(settings: Settings) -> Iterator[Finding]:
     from ragllava.client import Client
 
     with Client(settings) as client, bars(Console(stderr=True)) as progress:
-        task = progress.add_task("looking deeper", total=None, note="")
+        task = progress.add_task("deep checks", total=None, note="")
 
-        def show(check: str, number: int) -> None:
-            progress.update(task, completed=number, note=check)
+        def show(step: str, number: int) -> None:
+            progress.update(task, completed=number, note=step)
 
         for checked in client.system.inspect(show):
             yield Finding("deep", checked.name, checked.value, checked.problem)
