@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragllava.cli.options import JOB_ID, archive_option, as_time, connected, json_option, print_json, print_table
+from ragllava.cli.options import (
+    JOB_ID,
+    EnumChoice,
+    archive_option,
+    as_time,
+    connected,
+    json_option,
+    print_json,
+    print_table,
+)
+from ragllava.records import ReindexStatus, Selection
 
 if TYPE_CHECKING:
     from ragllava.client import Client, IndexDetails
@@ -24,16 +34,12 @@ _no_wait_option = click.option("--no-wait", is_flag=True, help="Return when the 
     metavar="MODEL/TAG|FOLDER",
     help="Embed by this open_clip model.  [default: the one of the active index]",
 )
-@click.option(
-    "--only",
-    type=click.Choice(["missing", "failed", "stale", "all"]),
-    help="Which images.  [default: all with --retriever, else missing]",
-)
+@click.option("--only", type=EnumChoice(Selection), help="Which images.  [default: all with --retriever, else missing]")
 @click.option("--no-switch", is_flag=True, help="Leave a new index that passes its gate for `ragllava index switch`.")
 @_no_wait_option
 @json_option
 def reindex(
-    archive: str, retriever: str | None, only: str | None, no_switch: bool, no_wait: bool, as_json: bool
+    archive: str, retriever: str | None, only: Selection | None, no_switch: bool, no_wait: bool, as_json: bool
 ) -> None:
     """Embed the images of an archive: what is missing, or all of them into a new index beside the active one.
 
@@ -44,9 +50,8 @@ def reindex(
     """
     from ragllava.client import ReindexRequest
     from ragllava.models.profiles import parse_retriever
-    from ragllava.records import Selection
 
-    selection = Selection(only or ("all" if retriever else "missing"))
+    selection = only or (Selection.ALL if retriever else Selection.MISSING)
     source = parse_retriever(retriever) if retriever else None
     with connected() as client:
         job_id = client.archives.reindex(ReindexRequest(archive, selection, source, switch=not no_switch))
@@ -138,7 +143,6 @@ def drop_index(index_id: int) -> None:
 def _follow(client: Client, job_id: int, title: str, no_wait: bool, as_json: bool) -> None:
     from ragllava.cli.following import exit_after, follow, print_followed
     from ragllava.cli.progress import outcome_line, reindexing_line
-    from ragllava.records import ReindexStatus
 
     job = follow(client, job_id, title, "ingest", wait=not no_wait, as_json=as_json)
     print_followed(job, [outcome_line(job), reindexing_line(job)], wait=not no_wait, as_json=as_json)

@@ -135,6 +135,14 @@ def print_problem(text: str) -> None:
     Console().print(text, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
+def package_versions(*packages: str) -> dict[str, str]:
+    """The versions of Python and of these packages, on which measured figures may depend."""
+    import platform
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
 def as_time(moment: datetime | None) -> str:
     """`2026-11-23 10:00:00 UTC`, `-` for None."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else "-"

@@ -163,7 +163,7 @@ _NOUNS = {
     JobKind.ANSWER: "question",
     JobKind.TRAIN: "training",
     JobKind.REINDEX: "image",
-    JobKind.MAINTENANCE: "maintenance",
+    JobKind.MAINTENANCE: "maintenance task",
 }
 
 

@@ -12,35 +12,29 @@ subclasses of RagllavaError.
 
 from __future__ import annotations
 
-from ragllava.client.archives import Archives, IngestJob
-from ragllava.client.comparison import ComparedFigure, Comparison
+from ragllava.client.archives import Archives
+from ragllava.client.comparison import Comparison
 from ragllava.client.connections import Connections
-from ragllava.client.indexes import Indexes
 from ragllava.client.jobs import Jobs, is_success
 from ragllava.client.models import Models
-from ragllava.client.questions import Questions, RefreshJob, SavedResults
-from ragllava.client.reviews import ImportedReviews, Reviews
+from ragllava.client.questions import Questions, SavedResults
+from ragllava.client.reviews import Reviews
 from ragllava.client.schedules import Schedules, local_time
 from ragllava.client.system import System
-from ragllava.jobs.control import JobView, ShardView
+from ragllava.jobs.control import JobView
 from ragllava.records import AnswerOptions
 from ragllava.settings import Settings
-from ragllava.stages.answer.submit import Submitted
 from ragllava.stages.buckets.sync import ScanReport
-from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
-from ragllava.stages.feedback.labels import QuestionView, StoredFeedback
-from ragllava.stages.maintenance.inspect import Checked
-from ragllava.stages.maintenance.schedules import Fired, ScheduleRequest
-from ragllava.stages.reindex.gaps import Gap
+from ragllava.stages.buckets.watched_folder import WatchedFolder
+from ragllava.stages.feedback.labels import StoredFeedback
+from ragllava.stages.maintenance.schedules import ScheduleRequest
 from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.results.results import ResultRow
-from ragllava.stores.archives.archive import ArchiveSummary, RejectedFile
 from ragllava.stores.archives.indexes import IndexDetails
-from ragllava.stores.buckets.bindings import Binding, BindingRole, BindingView
+from ragllava.stores.buckets.bindings import BindingRole, BindingView
 from ragllava.stores.jobs.answered import AnsweredQuestion
-from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
-from ragllava.stores.learning.registry import ModelVersion, VersionView
+from ragllava.stores.learning.registry import VersionView
 from ragllava.stores.learning.trainings import TrainingView
 from ragllava.stores.maintenance.schedules import ScheduleView
 from ragllava.training.request import TrainingPlan, TrainingRequest
@@ -48,50 +42,26 @@ from ragllava.training.request import TrainingPlan, TrainingRequest
 __all__ = [
     "AnswerOptions",
     "AnsweredQuestion",
-    "ArchiveSummary",
-    "Archives",
-    "Binding",
     "BindingRole",
     "BindingView",
-    "Checked",
     "Client",
-    "ComparedFigure",
     "Comparison",
-    "Fired",
-    "FolderChanges",
-    "Gap",
-    "ImportedReviews",
     "IndexDetails",
-    "Indexes",
-    "IngestJob",
     "JobView",
-    "Jobs",
-    "ModelVersion",
-    "Models",
     "NoisyView",
-    "QuestionView",
-    "Questions",
-    "RefreshJob",
     "ReindexRequest",
-    "RejectedFile",
     "ResultRow",
-    "Reviews",
     "SavedResults",
     "ScanReport",
     "ScheduleRequest",
     "ScheduleView",
-    "Schedules",
     "Settings",
-    "ShardView",
     "StoredFeedback",
-    "Submitted",
-    "System",
     "TrainingPlan",
     "TrainingRequest",
     "TrainingView",
     "VersionView",
     "WatchedFolder",
-    "WorkerView",
     "is_success",
     "local_time",
 ]

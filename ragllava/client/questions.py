@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection
 
 from ragllava.client.archives import Archives
-from ragllava.client.connections import Connections, Namespace
+from ragllava.client.connections import Namespace
 from ragllava.client.jobs import Jobs
 from ragllava.client.reporting import report_figures, report_rows, summarise
 from ragllava.errors import UsageError
@@ -54,12 +54,6 @@ class SavedResults:
 class Questions(Namespace):
     """Question files, single questions and their results."""
 
-    def __init__(self, connections: Connections) -> None:
-        """On the client's connections."""
-        super().__init__(connections)
-        self._jobs = Jobs(connections)
-        self._archives = Archives(connections)
-
     def submit(
         self,
         path: Path,
@@ -89,7 +83,7 @@ class Questions(Namespace):
             raise UsageError(f"a question has 1 to {MAX_QUESTION_CHARACTERS} characters, this one has {len(text)}")
         file = QuestionFile("ask", [Question(0, 1, "ask", text)])
         submitted = self._submit(file, Submission(archive, options or AnswerOptions(), priority=ASK_PRIORITY))
-        job = self._jobs.wait(submitted.job_id, timeout_s=timeout_s)
+        job = Jobs(self._connections).wait(submitted.job_id, timeout_s=timeout_s)
         if not job.is_final:
             raise UsageError(
                 f"no answer within {timeout_s:g} s: no answer worker is free or running (`ragllava status`); "
@@ -99,7 +93,7 @@ class Questions(Namespace):
 
     def results(self, job_id: int) -> Iterator[ResultRow]:
         """A row for each input line that has an outcome, in input order. Raises UsageError for other jobs."""
-        self._jobs.require_answers(job_id)
+        Jobs(self._connections).require_answers(job_id)
         with self._connections.engine.connect() as connection:
             yield from result_rows(connection, job_id)
 
@@ -111,7 +105,7 @@ class Questions(Namespace):
         format = format_by_extension(path.name)
         if format is None:
             raise UsageError(f"{path}: the name must end in .jsonl, .csv or .parquet")
-        job = self._jobs.require_answers(job_id)
+        job = Jobs(self._connections).require_answers(job_id)
         top_n, is_refresh = job.spec["options"]["top_n"], job.refresh is not None
         lines = write_results(self.results(job_id), path, format, top_n=top_n, is_refresh=is_refresh)
         errors_path = path.with_name(path.name + ".errors.jsonl")
@@ -124,22 +118,22 @@ class Questions(Namespace):
         self,
         job_id: int,
         path: Path,
-        known: Mapping[str, KnownAnswer] | None = None,
+        answers: Mapping[str, KnownAnswer] | None = None,
         figures: JobFigures | None = None,
     ) -> int:
         """Write the results of a job as one HTML page with its pictures; returns the number of questions on it.
 
-        `known` has right answers by custom_id, which mark the job's answers; `figures` are shown above them. Raises
+        `answers` has right answers by custom_id, which mark those of the job; `figures` are shown above them. Raises
         UsageError for other jobs, and when the page cannot be written there.
         """
-        job = self._jobs.get(job_id)
+        job, archives = Jobs(self._connections).require_answers(job_id), Archives(self._connections)
         rows = [*self.results(job_id)]
         return write_report(
             path,
             title=f"Job {job_id}: questions to {job.archive}",
-            summary=summarise(job, rows, self._archives.get(job.archive).images, report_figures(figures)),
-            rows=report_rows(rows, known or {}),
-            thumbnail=self._archives.thumbnail,
+            summary=summarise(job, rows, archives.get(job.archive).images, report_figures(figures)),
+            rows=report_rows(rows, answers or {}),
+            thumbnail=archives.thumbnail,
         )
 
     def refresh(self, job_id: int) -> RefreshJob:

@@ -27,10 +27,10 @@ def summarise(job: JobView, rows: Sequence[ResultRow], images: int, figures: tup
     )
 
 
-def report_rows(rows: Sequence[ResultRow], known: Mapping[str, KnownAnswer]) -> Iterator[ReportRow]:
-    """The results, marked right or wrong where `known` has the right answer by custom_id."""
+def report_rows(rows: Sequence[ResultRow], answers: Mapping[str, KnownAnswer]) -> Iterator[ReportRow]:
+    """The results, marked right or wrong where `answers` has the right answer by custom_id."""
     for row in rows:
-        right = known.get(row.custom_id or "")
+        right = answers.get(row.custom_id or "")
         if right is None:
             yield ReportRow(row)
         else:
@@ -54,9 +54,9 @@ def report_figures(figures: JobFigures | None) -> tuple[Figure, ...]:
     )
 
 
-def is_right(row: ResultRow, known: KnownAnswer) -> bool:
-    """Whether a result has the known answer."""
-    return row.status is AnswerStatus.ANSWERED and row.answer is not None and exact_match(row.answer, known.answer)
+def is_right(row: ResultRow, right: KnownAnswer) -> bool:
+    """Whether a result is the right answer."""
+    return row.status is AnswerStatus.ANSWERED and row.answer is not None and exact_match(row.answer, right.answer)
 
 
 def refresh_line(job: JobView) -> str | None:

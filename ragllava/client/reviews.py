@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ragllava.client.connections import Connections, Namespace
+from ragllava.client.connections import Namespace
 from ragllava.client.jobs import Jobs
 from ragllava.records import NoisyReason, NoisyState, StoredImage
 from ragllava.stages.feedback.files import feedback_of, read_feedback
@@ -33,11 +33,6 @@ class ImportedReviews:
 class Reviews(Namespace):
     """Feedback, noisy cases and the exchange with Label Studio."""
 
-    def __init__(self, connections: Connections) -> None:
-        """On the client's connections."""
-        super().__init__(connections)
-        self._jobs = Jobs(connections)
-
     def feedback(
         self,
         labels: Path | Iterable[Mapping[str, Any]],
@@ -59,7 +54,7 @@ class Reviews(Namespace):
 
     def get(self, job_id: int, custom_id: str) -> QuestionView:
         """One question with its candidates, its noisy case and its newest label. Raises UsageError when unknown."""
-        self._jobs.require_answers(job_id)
+        Jobs(self._connections).require_answers(job_id)
         return self._do(view_question, job_id, custom_id)
 
     def picture_address(self, image: StoredImage, expires_s: int | None = None) -> str:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragllava.cli.demo.run import Demo, installed_versions, with_candidates
+from ragllava.cli.demo.run import PACKAGES, Demo, with_candidates
+from ragllava.cli.options import package_versions
 from ragllava.errors import RagllavaError, UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class AnsweredArchive:
     @property
     def held_out(self) -> list[KnownQuestion]:
         """The questions that are compared: none of their postcards gets feedback."""
-        return [known for known in self.archive.questions if all(map(is_kept_out, known.relevant))]
+        return [question for question in self.archive.questions if all(map(is_kept_out, question.relevant))]
 
     @property
     def labelled(self) -> list[KnownQuestion]:
@@ -101,7 +102,7 @@ class BeforeAfter:
 
 def labelled_questions(questions: Sequence[KnownQuestion]) -> list[KnownQuestion]:
     """The questions that may get feedback."""
-    return [known for known in questions if not any(map(is_kept_out, known.relevant))]
+    return [question for question in questions if not any(map(is_kept_out, question.relevant))]
 
 
 def totals(figures: JobFigures) -> dict[str, float]:
@@ -208,7 +209,7 @@ class LearningDemo:
     def ask_again(self, answered: AnsweredArchive) -> BeforeAfter:
         """Ask the held-out questions again, as a job of their own, and compare."""
         path = answered.written.questions.with_name("held-out.jsonl")
-        lines = [{"custom_id": known.custom_id, "question": known.text} for known in answered.held_out]
+        lines = [{"custom_id": question.custom_id, "question": question.text} for question in answered.held_out]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         again = replace(answered.run, seconds={})
         _, rows = self._ask(again, path)
@@ -226,9 +227,9 @@ class LearningDemo:
 
         self._print("once more, on shuffled answers, which the gate should refuse:")
         right, _ = _split(answered.labelled, answered.written, self.client.settings.held_out_share)
-        answers = [known.answer for known in right]
+        answers = [question.answer for question in right]
         random.Random(self.run.seed).shuffle(answers)  # noqa: S311 - repeatable on purpose
-        wrong = [replace(known, answer=answer) for known, answer in zip(right, answers, strict=True)]
+        wrong = [replace(question, answer=answer) for question, answer in zip(right, answers, strict=True)]
         self.give_feedback(answered, wrong)
         training = self.train(Role.GENERATOR, "train on shuffled answers")
         self.give_feedback(answered, right)
@@ -274,7 +275,7 @@ class LearningDemo:
             "shuffled": shuffled.as_json(),
             "as_it_should_be": all(claims.values()),
             "seconds": self.run.seconds,
-            "versions": installed_versions(),
+            "versions": package_versions(*PACKAGES),
         }
 
     def _ask(self, run: Demo, questions: Path) -> tuple[JobView, list[ResultRow]]:
@@ -312,29 +313,29 @@ def _split(
     from ragllava.training.data.datasets import is_judging
     from ragllava.training.data.snapshot import FEWEST_IMAGES
 
-    by_image = len({name for known in questions for name in known.relevant}) >= FEWEST_IMAGES
+    by_image = len({name for question in questions for name in question.relevant}) >= FEWEST_IMAGES
 
-    def hashes(known: KnownQuestion) -> list[str]:
-        names = known.relevant if by_image else ()
+    def hashes(question: KnownQuestion) -> list[str]:
+        names = question.relevant if by_image else ()
         return [hashlib.sha256((written.pictures / name).read_bytes()).hexdigest() for name in names]
 
     parts: tuple[list[KnownQuestion], list[KnownQuestion]] = ([], [])
-    for known in questions:
-        parts[is_judging(known.text, hashes(known), share)].append(known)
+    for question in questions:
+        parts[is_judging(question.text, hashes(question), share)].append(question)
     return parts
 
 
-def _feedback(row: ResultRow, known: KnownQuestion, above: float) -> dict[str, Any]:
+def _feedback(row: ResultRow, question: KnownQuestion, above: float) -> dict[str, Any]:
     """Complete feedback on an answer; irrelevant are wrong pictures that were kept or have a relevance >= `above`."""
     from ragllava.client.reporting import is_right
 
     shown = (c for c in row.candidates if c.evidence_no is not None or (c.relevance or 0.0) >= above)
     return {
-        "custom_id": known.custom_id,
-        "verdict": "right" if is_right(row, known) else "wrong",
-        "answer": known.answer,
-        "relevant": list(known.relevant),
-        "irrelevant": [c.image.source for c in shown if c.image.source not in known.relevant],
+        "custom_id": question.custom_id,
+        "verdict": "right" if is_right(row, question) else "wrong",
+        "answer": question.answer,
+        "relevant": list(question.relevant),
+        "irrelevant": [c.image.source for c in shown if c.image.source not in question.relevant],
     }
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ragllava.cli.options import package_versions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ragllava.settings import Settings
 
 EXAMPLES = 12
+PACKAGES = ("ragllava", "celery", "torch", "transformers", "open_clip_torch", "SQLAlchemy", "pgvector", "minio")
 
 
 @dataclass
@@ -127,16 +128,16 @@ class Demo:
 
     def show(self, rows: list[ResultRow], archive: PostcardArchive, figures: JobFigures) -> None:
         """A table of examples, then the totals."""
-        known = {question.custom_id: question for question in archive.questions}
-        self.console.print(_example_table(rows[:EXAMPLES], known))
+        answers = {question.custom_id: question for question in archive.questions}
+        self.console.print(_example_table(rows[:EXAMPLES], answers))
         self.console.print(_figure_table(figures))
         self.console.print(_type_table(figures))
 
     def save(self, client: Client, job: JobView, archive: PostcardArchive, path: Path, figures: JobFigures) -> None:
         """Write the HTML report."""
         with self.timed("report"):
-            known = {question.custom_id: question for question in archive.questions}
-            client.questions.save_report(job.job_id, path, known, figures)
+            answers = {question.custom_id: question for question in archive.questions}
+            client.questions.save_report(job.job_id, path, answers, figures)
         self.console.print(f"report: {path.absolute()}, open it in a browser")
 
     def as_json(self, ingested: JobView, job: JobView, figures: JobFigures) -> dict[str, Any]:
@@ -148,7 +149,7 @@ class Demo:
             **figures.as_json(),
             "job": job.job_id,
             "seconds": self.seconds,
-            "versions": installed_versions(),
+            "versions": package_versions(*PACKAGES),
         }
 
 
@@ -161,7 +162,7 @@ def with_candidates(row: ResultRow) -> dict[str, Any]:
     return row.as_json() | {"candidates": candidates}
 
 
-def _example_table(rows: list[ResultRow], known: Mapping[str, KnownAnswer]) -> Table:
+def _example_table(rows: list[ResultRow], answers: Mapping[str, KnownAnswer]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -169,7 +170,7 @@ def _example_table(rows: list[ResultRow], known: Mapping[str, KnownAnswer]) -> T
 
     table = Table("question", "answer", "known", "", "evidence (relevance)", title="examples")
     for row in rows:
-        right = known[row.custom_id or ""]
+        right = answers[row.custom_id or ""]
         mark = Text("right", "green") if is_right(row, right) else Text("wrong", "red")
         evidence = "\n".join(f"{c.image.caption or c.image.source} ({c.relevance:.2f})" for c in row.evidence)
         table.add_row(
@@ -201,9 +202,3 @@ def _type_table(figures: JobFigures) -> Table:
     for name, kind in figures.by_type.items():
         table.add_row(name, str(kind.questions), f"{kind.accuracy:.3f}", f"{kind.majority_share:.3f}")
     return table
-
-
-def installed_versions() -> dict[str, str]:
-    """The versions of Python and of the packages that a result may depend on."""
-    names = ("ragllava", "celery", "torch", "transformers", "open_clip_torch", "SQLAlchemy", "pgvector", "minio")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -49,7 +49,7 @@ def test_the_program_prints_the_answers_with_their_evidence(
     workshop.ingest(*pictures, captions=postcards.written.captions, archive_name=ARCHIVE)
     questions = [question for question in postcards.archive.questions if cards.issuperset(question.relevant)]
     assert questions
-    lines = [json.dumps({"custom_id": known.custom_id, "question": known.text}) for known in questions]
+    lines = [json.dumps({"custom_id": question.custom_id, "question": question.text}) for question in questions]
     (tmp_path / "questions.jsonl").write_text("\n".join(lines))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -60,7 +60,7 @@ def test_the_program_prints_the_answers_with_their_evidence(
         exec(compile(program, "docs/python-api.md", "exec"), {"__name__": "__main__"})
 
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed] == [known.custom_id for known in questions]
+    assert [line.split()[0] for line in printed] == [question.custom_id for question in questions]
     answered = [line for line in printed if line.split()[1] == "answered"]
     assert answered
     assert all(any(name in line for name in cards) for line in answered)
