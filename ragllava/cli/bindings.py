@@ -40,6 +40,7 @@ def bind(  # noqa: PLR0917 - one argument for each option
     """
     from ragllava.client import BindingRole
     from ragllava.errors import UsageError
+    from ragllava.json_records import to_json
 
     source_of = click.get_current_context().get_parameter_source
     answering = any(source_of(option) is click.core.ParameterSource.COMMANDLINE for option in _ANSWERING)
@@ -48,7 +49,7 @@ def bind(  # noqa: PLR0917 - one argument for each option
     with connected() as client:
         options: dict[str, Any] = {"outbox": outbox, "skip_invalid": not strict} if inbox else {}
         if answering:
-            options["answer"] = as_answer_options(client, top_k, top_n, threshold, bare_prompt).as_json()
+            options["answer"] = to_json(as_answer_options(client, top_k, top_n, threshold, bare_prompt))
         role = BindingRole.INBOX if inbox else BindingRole.PICTURES
         binding = client.archives.bind(name, address, role, options)
         reports = [report for report in client.archives.scan(name) if report.address == binding.address]

@@ -12,7 +12,7 @@ from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
     from ragllava.client import VersionView
-    from ragllava.training.finetune.curves import Panel
+    from ragllava.svg import Panel
 
 _PAGE = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
@@ -44,7 +44,7 @@ def draw(view: VersionView, *, as_page: bool) -> str:
 
     Raises UsageError for a version that has neither.
     """
-    from ragllava.training.finetune.curves import draw_panels
+    from ragllava.svg import draw_panels
 
     panels = [*_threshold_panels(view), *_training_panels(view)]
     if not panels:
@@ -94,7 +94,7 @@ def _gate(gate: dict[str, Any] | None) -> str:
 
 
 def _threshold_panels(view: VersionView) -> Iterator[Panel]:
-    from ragllava.training.finetune.curves import Panel, Points
+    from ragllava.svg import Panel, Points
 
     curve, threshold = threshold_fit(view).get("curve"), view.version.threshold
     if not curve or threshold is None:
@@ -107,8 +107,9 @@ def _threshold_panels(view: VersionView) -> Iterator[Panel]:
 
 
 def _training_panels(view: VersionView) -> Iterator[Panel]:
-    from ragllava.training.finetune.report import report_from_json
+    from ragllava.json_records import from_json
+    from ragllava.training.finetune.report import TrainingReport
 
     report = (view.version.training or {}).get("report")
     if report:
-        yield from report_from_json({**report, "role": view.version.role}).panels()
+        yield from from_json(TrainingReport, {**report, "role": view.version.role}).panels()

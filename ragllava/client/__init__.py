@@ -33,6 +33,7 @@ from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives.indexes import IndexDetails
 from ragllava.stores.buckets.bindings import BindingRole, BindingView
 from ragllava.stores.jobs.answered import AnsweredQuestion
+from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.learning.registry import VersionView
 from ragllava.stores.learning.trainings import TrainingView
@@ -62,6 +63,7 @@ __all__ = [
     "TrainingView",
     "VersionView",
     "WatchedFolder",
+    "WorkerView",
     "is_success",
     "local_time",
 ]
@@ -70,9 +72,9 @@ __all__ = [
 class Client(Connections):
     """Talks to Postgres and the object store, and notifies the workers through the queue. See Connections."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        """Without `settings`, those of the environment. Connects at the first call. Raises SettingsError."""
-        super().__init__(settings)
+    def __init__(self, settings: Settings | None = None, *, name: str = "ragllava client", pool_size: int = 3) -> None:
+        """As Connections."""
+        super().__init__(settings, name=name, pool_size=pool_size)
         self.archives = Archives(self)
         self.questions = Questions(self)
         self.jobs = Jobs(self)

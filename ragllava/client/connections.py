@@ -22,14 +22,18 @@ T = TypeVar("T")
 class Connections:
     """The settings of one system, and the connections that they lead to. A context manager that closes them."""
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        """Without `settings`, those of the environment. Connects at the first call. Raises SettingsError."""
+    def __init__(self, settings: Settings | None = None, *, name: str = "ragllava client", pool_size: int = 3) -> None:
+        """Without `settings`, those of the environment. Connects at the first call. Raises SettingsError.
+
+        The database shows its sessions under `name`, of which it keeps up to `pool_size`.
+        """
         self.settings = load_settings() if settings is None else settings
+        self._name, self._pool_size = name, pool_size
 
     @cached_property
     def engine(self) -> Engine:
         """The connection pool of the database."""
-        return make_engine(self.settings.require_database(), name="ragllava client")
+        return make_engine(self.settings.require_database(), pool_size=self._pool_size, name=self._name)
 
     @cached_property
     def objects(self) -> ObjectStore:

@@ -9,6 +9,7 @@ from ragllava.client.connections import Namespace
 from ragllava.errors import UsageError
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView, ShardView
+from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind
 from ragllava.stores.database import read_at_once
@@ -46,14 +47,7 @@ class Jobs(Namespace):
 
     def retry(self, job_id: int) -> int:
         """Try the failed, dead and cancelled inputs of an ended job again; returns how many. Raises UsageError."""
-        settings = self._connections.settings
-        per_shard = {
-            JobKind.ANSWER: settings.questions_per_shard,
-            JobKind.INGEST: settings.files_per_shard,
-            JobKind.TRAIN: 1,
-            JobKind.REINDEX: settings.files_per_shard,
-            JobKind.MAINTENANCE: 1,
-        }[self.get(job_id).kind]
+        per_shard = kind_of(self.get(job_id).kind).per_shard(self._connections.settings)
         number = self._do(control.retry, job_id, per_shard)
         self._dispatch()
         return number
@@ -91,7 +85,7 @@ class Jobs(Namespace):
         """The job, if it is an answer job; else raises UsageError."""
         job = self.get(job_id)
         if job.kind != JobKind.ANSWER:
-            article = "an" if job.kind is JobKind.INGEST else "a"
+            article = "an" if job.kind[0] in "aeiou" else "a"
             raise UsageError(
                 f"job {job_id} is {article} {job.kind} job and has no answers; see `ragllava jobs show {job_id}`"
             )

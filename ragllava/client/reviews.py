@@ -16,7 +16,7 @@ from ragllava.records import NoisyReason, NoisyState, StoredImage
 from ragllava.stages.feedback.files import feedback_of, read_feedback
 from ragllava.stages.feedback.label_studio import LABELING_CONFIG, as_task, read_annotations
 from ragllava.stages.feedback.labels import QuestionView, StoredFeedback, store_feedback, view_question
-from ragllava.stages.results.results import written_whole
+from ragllava.stages.results.results import output_file
 from ragllava.stores.learning import noisy
 from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.objects import content_key
@@ -94,10 +94,10 @@ class Reviews(Namespace):
         """
         tasks = self.export_tasks(archive, state=state, reason=reason, expires_s=expires_s)
         with ExitStack() as files:
-            part = files.enter_context(written_whole(path))
+            part = files.enter_context(output_file(path))
             part.write_text(json.dumps(tasks, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             if config is not None:
-                files.enter_context(written_whole(config)).write_text(LABELING_CONFIG, encoding="utf-8")
+                files.enter_context(output_file(config)).write_text(LABELING_CONFIG, encoding="utf-8")
         return len(tasks)
 
     def import_tasks(self, path: Path, *, skip_invalid: bool = False) -> ImportedReviews:

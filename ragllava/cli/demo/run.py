@@ -114,7 +114,7 @@ class Demo:
     def _interrupted(self, client: Client, kind: JobKind) -> int | None:
         """The job that an interrupted run of this demo left open, if it did."""
         for job in client.jobs.list(only_open=True):
-            if job.archive == self.name and job.kind is kind:
+            if job.archive == self.name and job.kind == kind:
                 self.console.print(f"continuing job {job.job_id}, which was interrupted")
                 return job.job_id
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ragllava import Client
 from tests.integration.conftest import Postcards
 from tests.support.pages import read_page
 from tests.support.workshop import Workshop
@@ -64,3 +65,16 @@ def test_the_program_prints_the_answers_with_their_evidence(
     answered = [line for line in printed if line.split()[1] == "answered"]
     assert answered
     assert all(any(name in line for name in cards) for line in answered)
+
+
+def test_the_report_of_a_job_has_its_questions_and_their_pictures(
+    whole_gallery: Workshop, ten_questions: list[str], tmp_path: Path
+) -> None:
+    job_id = whole_gallery.submit(ten_questions).job_id
+    whole_gallery.run()
+    page = tmp_path / "report.html"
+    with Client(whole_gallery.settings) as client:
+        assert client.questions.save_report(job_id, page) == len(ten_questions)
+    text = page.read_text()
+    assert all(question in text for question in ten_questions)
+    assert "data:image/jpeg;base64," in text
