@@ -52,7 +52,7 @@ def submit(
     place = _ADDRESS.fullmatch(str(address))
     if place is None:
         log.warning(
-            f"{address!r} is no address of the form s3://bucket/key",
+            f"{address!r} is not an address of the form s3://bucket/key",
             extra={"action": "submission_refused", "address": address},
         )
         return
@@ -63,7 +63,7 @@ def submit(
             skip_invalid=_flag("skip_invalid", skip_invalid),
             idempotency_key=_text("idempotency_key", idempotency_key or address),
         )
-        content = objects.get_external(place["bucket"], place["key"])
+        content = objects.read_external(place["bucket"], place["key"]).data
         questions = read_questions(content, name=place["key"])
         job = submit_questions(here.engine, here.settings, questions, how)
     except (UsageError, ObjectMissing) as error:

@@ -67,7 +67,7 @@ def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) ->
             raise
         click.echo(f"ragllava: {error}", err=True)
         return
-    if not found.found_any and not always:
+    if not found.found_differences and not always:
         return
     parts = [
         f"{len(names)} {title} ({first_names(names)})"

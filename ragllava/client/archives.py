@@ -12,7 +12,7 @@ from ragllava.errors import UsageError
 from ragllava.stages.buckets.binding import bind_archive, unbind_archive
 from ragllava.stages.buckets.sync import ScanReport, scan
 from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
-from ragllava.stages.ingest.captions import CaptionBook, read_captions
+from ragllava.stages.ingest.captions import Captions, read_captions
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.reindex.gaps import Gap, find_gaps
@@ -39,13 +39,13 @@ class ArchiveClient(BaseClient):
         The paths are read by the ingest workers, which must see them under the same names. Raises UsageError when
         there is nothing to ingest.
         """
-        book = read_captions(captions) if captions else None
-        files = list(list_sources(paths, book))
+        by_picture = read_captions(captions) if captions else None
+        files = list(list_sources(paths, by_picture))
         if not files:
             raise UsageError(f"no pictures in {', '.join(map(str, paths))}")
         submitted = submit_files(self.engine, self.settings, archive_name=archive_name, files=files)
         self._dispatch()
-        return Ingested(submitted.job_id, submitted.total, _unused(book))
+        return Ingested(submitted.job_id, submitted.total, _unused(by_picture))
 
     def bind(
         self, archive_name: str, address: str, role: BindingRole, options: Mapping[str, Any] | None = None
@@ -94,5 +94,5 @@ class ArchiveClient(BaseClient):
         return self._do(lambda c: find_gaps(c, archive.get_archive(c, name).archive_id))
 
 
-def _unused(book: CaptionBook | None) -> list[str]:
-    return list(book.unused()) if book else []
+def _unused(captions: Captions | None) -> list[str]:
+    return captions.unused() if captions else []

@@ -6,7 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -204,9 +204,8 @@ class TestStoreImages:
 
     def test_existing_images_knows_what_a_duplicate_needs(self, connection: Connection, cards: int) -> None:
         (row,) = store(connection, cards, offer("x", "a", "One."))
-        assert archive.existing_images(connection, cards, ["x", "y"]) == {
-            "x": archive.ExistingImage(row.image_id, "a.png", "One.", 640, 480, "image/png")
-        }
+        image = archive.ArchiveImage(**asdict(offer("x", "a", "One.")), image_id=row.image_id, retired=False)
+        assert archive.existing_images(connection, cards, ["x", "y"]) == {"x": image}
 
     @pytest.mark.parametrize("seed", range(5))
     def test_any_history_ends_with_what_was_offered_last(self, connection: Connection, cards: int, seed: int) -> None:

@@ -139,17 +139,17 @@ def test_many_processes_may_create_the_bucket_at_once(settings: Settings) -> Non
 def test_buckets_of_others(settings: Settings, store: ObjectStore) -> None:
     other = ObjectStore(settings.model_copy(update={"s3_bucket": f"{settings.s3_bucket[:40]}-other"}))
     other.put("in/questions.jsonl", b"0123456789")
-    assert store.get_external(other.bucket, "in/questions.jsonl") == b"0123456789"
-    assert store.get_external(other.bucket, "in/questions.jsonl", max_bytes=10) == b"0123456789"
+    assert store.read_external(other.bucket, "in/questions.jsonl").data == b"0123456789"
+    assert store.read_external(other.bucket, "in/questions.jsonl", max_bytes=10).data == b"0123456789"
     with pytest.raises(UsageError, match="larger than the 9 bytes"):
-        store.get_external(other.bucket, "in/questions.jsonl", max_bytes=9)
+        store.read_external(other.bucket, "in/questions.jsonl", max_bytes=9)
     with pytest.raises(ObjectMissing):
-        store.get_external(other.bucket, "in/none")
+        store.read_external(other.bucket, "in/none")
     with pytest.raises(ObjectMissing):
-        store.get_external("no-such-bucket-anywhere", "in/none")
+        store.read_external("no-such-bucket-anywhere", "in/none")
     store.put_external(f"s3://{other.bucket}/out/error.json", b"{}")
     assert other.get("out/error.json") == b"{}"
-    with pytest.raises(UsageError, match="no address"):
+    with pytest.raises(UsageError, match="not an address"):
         store.put_external(f"{other.bucket}/out/error.json", b"{}")
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from ragllava.errors import IndexGone, IndexUnusable, ScoreRejected, UsageError
 from ragllava.stores.archives import archive, indexes, vectors
 from ragllava.stores.archives.vectors import Hit, IndexView, Vectors
-from ragllava.stores.database import read_at_once
+from ragllava.stores.database import outside_transaction, read_at_once
 
 DIM = 64
 HALF_ROUNDING = 2e-3  # of a cosine, when both vectors are rounded to half precision
@@ -361,7 +361,7 @@ def test_only_one_process_builds_a_graph(engine: Engine) -> None:
     with engine.begin() as connection:
         index_id = new_index(connection)
         vectors.insert_embeddings(connection, index_id, range(200), draw(200, seed=1))
-    with vectors._build_connection(engine) as builder:
+    with outside_transaction(engine) as builder:
         lock = {"space": vectors._LOCK_SPACE, "index_id": index_id}
         builder.execute(text("SELECT pg_advisory_lock(:space, :index_id)"), lock)
         assert not vectors.build_hnsw(engine, index_id, above_rows=100)

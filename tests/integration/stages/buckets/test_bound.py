@@ -48,7 +48,7 @@ class Bound:
     def event(self, *keys: str) -> None:
         """Events about these objects have come."""
         with self.workshop.engine.begin() as connection:
-            change_events.note(connection, [(self.bucket.name, key) for key in keys])
+            change_events.record(connection, [(self.bucket.name, key) for key in keys])
 
     def process_events(self) -> ProcessedEvents:
         """One fold; hints that wait are due now."""
@@ -84,7 +84,7 @@ class Bound:
         with self.workshop.engine.begin() as connection:
             return change_events.count_waiting(connection)
 
-    def known(self) -> dict[str, bound_objects.KnownObject]:
+    def known(self) -> dict[str, bound_objects.BoundObject]:
         """What is known of the objects, by key."""
         with self.workshop.engine.begin() as connection:
             return {row.key: row for row in bound_objects.all_objects(connection, self.binding.binding_id)}
@@ -374,8 +374,8 @@ def test_two_overlapping_bindings_at_once_are_one(workshop: Workshop) -> None:
 def test_hints_without_a_binding_leave_no_trace(bucketful: Bound) -> None:
     with bucketful.workshop.engine.begin() as connection:
         name = bucketful.bucket.name
-        first = change_events.note(connection, [(name, "in/a"), (name, "in/a"), (name, "out/a"), ("other", "in/a")])
-        second = change_events.note(connection, [(name, "in/a"), (name, "in/b")])
+        first = change_events.record(connection, [(name, "in/a"), (name, "in/a"), (name, "out/a"), ("other", "in/a")])
+        second = change_events.record(connection, [(name, "in/a"), (name, "in/b")])
         assert (first.new, first.repeated, first.unbound) == (1, 1, 2)
         assert (second.new, second.repeated, second.unbound) == (1, 1, 0)
         assert connection.scalar(text("SELECT count(*) FROM change_events")) == 2

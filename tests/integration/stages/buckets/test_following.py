@@ -50,7 +50,7 @@ def deliver(gallery: Workshop, post: Bucket, key: str, lines: bytes) -> None:
     post.put(key, lines)
     for _ in range(2):
         with gallery.engine.begin() as connection:
-            change_events.note(connection, [(post.name, key)])
+            change_events.record(connection, [(post.name, key)])
             connection.execute(update(change_event_table).values(not_before=func.now()))
         sync.process_events(gallery.engine, gallery.settings, gallery.resources.objects)
     gallery.run()

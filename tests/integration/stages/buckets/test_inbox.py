@@ -20,7 +20,7 @@ from ragllava.jobs import queue
 from ragllava.jobs.states import JobState
 from ragllava.records import Answer, AnswerStatus
 from ragllava.settings import Settings
-from ragllava.stages.buckets.inbox import Taken, take_in
+from ragllava.stages.buckets.inbox import InboxResult, submit_question_file
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets.bindings import Binding, BindingRole
@@ -59,9 +59,11 @@ class Office:
         self.bucket.put(f"inbox/{name}", content.encode() if isinstance(content, str) else content)
         return self.bucket.read_external(self.bucket.bucket, f"inbox/{name}").etag
 
-    def take(self, name: str, etag: str) -> Taken:
+    def take(self, name: str, etag: str) -> InboxResult:
         """What the event of the file leads to."""
-        return take_in(self.desk.engine, self.desk.settings, self.objects, self.binding, f"inbox/{name}", etag)
+        return submit_question_file(
+            self.desk.engine, self.desk.settings, self.objects, self.binding, f"inbox/{name}", etag
+        )
 
     def submit(self, name: str, content: str | bytes) -> int:
         """Put a file and take it in; the id of its job."""
@@ -267,12 +269,12 @@ def test_other_options_ask_no_old_file_again(office: Office) -> None:
 @pytest.mark.parametrize("name", ["notes.txt", "questions", "picture.png", "q.jsonl.part", "folder/"])
 def test_what_is_no_question_file_is_left_alone(office: Office, name: str) -> None:
     taken = office.take(name, "0" * 32)
-    assert taken.reason is not None and taken.reason.startswith("it is no question file: its name does not end in")
+    assert taken.reason is not None and taken.reason.startswith("it is not a question file: its name does not end in")
     assert (taken.job_id, office.out(), office.jobs()) == (None, {}, 0)
 
 
 def test_a_file_that_is_gone_is_left_alone(office: Office) -> None:
-    assert office.take("gone.jsonl", "0" * 32) == Taken(None, "it was removed before it was read")
+    assert office.take("gone.jsonl", "0" * 32) == InboxResult(None, "it was removed before it was read")
     assert office.out() == {}
 
 
@@ -284,7 +286,7 @@ def test_results_in_an_outbox_inside_the_inbox_are_no_questions(office: Office) 
     office.tick()
     assert office.bucket.exists(f"inbox/answers/q.jsonl/{job_id}/manifest.json")
     for name in ("results.jsonl", "errors.jsonl"):
-        assert office.take(f"answers/q.jsonl/{job_id}/{name}", "0" * 32) == Taken(None, "it lies in the outbox")
+        assert office.take(f"answers/q.jsonl/{job_id}/{name}", "0" * 32) == InboxResult(None, "it is in the outbox")
 
 
 def test_two_inboxes_may_share_an_outbox(office: Office) -> None:

@@ -44,7 +44,7 @@ def test_an_archive_follows_its_folder(watched: WatchedFolder, workshop: Worksho
     (watched.folder / "broken.png").write_bytes(b"no picture")
     assert sorted(follow(watched, workshop).new) == ["a.png", "b.png", "broken.png"]
     assert {name: row.caption for name, row in workshop.images().items()} == {"a.png": None, "b.png": "green"}
-    assert not follow(watched, workshop).found_any, "a refused file is not offered again"
+    assert not follow(watched, workshop).found_differences, "a refused file is not offered again"
 
     draw(watched.folder / "a.png", BLUE)
     (watched.folder / "b.txt").write_text("very green")

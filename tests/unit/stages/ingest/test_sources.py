@@ -18,7 +18,7 @@ from ragllava.errors import ImageRejected, ObjectMissing, ServiceUnavailable, Us
 from ragllava.imaging.decode import MAX_BYTES
 from ragllava.records import SourceFile
 from ragllava.stages.ingest import packed
-from ragllava.stages.ingest.captions import CaptionBook
+from ragllava.stages.ingest.captions import Captions
 from ragllava.stages.ingest.files import is_offered, leads_out, open_regular
 from ragllava.stages.ingest.reading import read_sources
 from ragllava.stages.ingest.sources import list_sources
@@ -157,10 +157,15 @@ def test_sidecars_give_captions_and_a_caption_file_wins(tmp_path: Path) -> None:
     assert captions == {"a.png": "from a.png.txt", "b.jpg": "from b.txt", "c.png": None, "sub/d.png": None}
     (single,) = list_sources([tmp_path / "b.jpg"])
     assert single.caption == "from b.txt"
-    book = CaptionBook({"b.jpg": "from the book", "d.png": "by name", "none.png": "unused"})
-    captions = {file.source: file.caption for file in list_sources([tmp_path], book)}
-    assert captions == {"a.png": "from a.png.txt", "b.jpg": "from the book", "c.png": None, "sub/d.png": "by name"}
-    assert book.unused() == ["none.png"]
+    by_picture = Captions({"b.jpg": "from the caption file", "d.png": "by name", "none.png": "unused"})
+    captions = {file.source: file.caption for file in list_sources([tmp_path], by_picture)}
+    assert captions == {
+        "a.png": "from a.png.txt",
+        "b.jpg": "from the caption file",
+        "c.png": None,
+        "sub/d.png": "by name",
+    }
+    assert by_picture.unused() == ["none.png"]
 
 
 @given(st.binary(min_size=1, max_size=40).filter(lambda name: b"\x00" not in name), st.binary(max_size=40))
