@@ -1,4 +1,4 @@
-"""Engines and transactions (docs/reliability.md D10)."""
+"""Engines, transactions (docs/reliability.md D10), and arrays as parameters of statements."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from psycopg import OperationalError as DriverError
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import ARRAY, Column, ColumnElement, Connection, Engine, any_, create_engine, event, literal, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
@@ -133,3 +133,13 @@ def outside_transaction(engine: Engine) -> Iterator[Connection]:
         for setting in ("statement_timeout", "lock_timeout"):
             connection.execute(text(f"SET {setting} = 0"))
         yield connection
+
+
+def equals_any(column: Column[Any], values: Iterable[object]) -> ColumnElement[bool]:
+    """The condition `column = ANY(values)`: one parameter, so one statement text, for any number of values."""
+    return column == any_(literal(list(values), ARRAY(column.type)))
+
+
+def as_arrays(records: Sequence[object], *names: str) -> dict[str, list[Any]]:
+    """The attributes `names` of all records, each as one array: parameters for `unnest` in a statement."""
+    return {name: [getattr(record, name) for record in records] for name in names}

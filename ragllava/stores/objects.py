@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from io import BytesIO
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import certifi
 import urllib3
@@ -53,13 +53,6 @@ class ExternalContent:
 
     data: bytes
     etag: str
-
-
-class ByteStream(Protocol):
-    """An object that is read piece by piece."""
-
-    def read(self, amt: int | None = None) -> bytes:
-        """The next `amt` bytes or fewer, b"" at the end; all remaining bytes without `amt`."""
 
 
 def content_key(sha256: str) -> str:
@@ -159,7 +152,7 @@ class ObjectStore:
         with self.open_stream(key) as stream:
             return stream.read()
 
-    def open_stream(self, key: str) -> AbstractContextManager[ByteStream]:
+    def open_stream(self, key: str) -> AbstractContextManager[ObjectStream]:
         """Read an object piece by piece. Entering it may raise ObjectMissing, a read ServiceUnavailable."""
         return self._stream(self.bucket, key)
 
@@ -268,11 +261,11 @@ class ObjectStore:
         return url
 
     @contextmanager
-    def _stream(self, bucket: str, key: str) -> Iterator[_Response]:
+    def _stream(self, bucket: str, key: str) -> Iterator[ObjectStream]:
         with self._errors(key):
             response = self._client.get_object(bucket, key)
         try:
-            yield _Response(self, key, response)
+            yield ObjectStream(self, key, response)
         finally:
             response.close()
             response.release_conn()
@@ -301,8 +294,8 @@ class ObjectStore:
         return ServiceUnavailable(f"{where} did not answer for {key} ({type(error).__name__})")
 
 
-class _Response:
-    """The body of a response, with translated errors: the connection may break while it is read."""
+class ObjectStream:
+    """An object that is read piece by piece, and its ETag. Every read may raise ServiceUnavailable."""
 
     def __init__(self, store: ObjectStore, key: str, response: Any) -> None:
         self._store = store
@@ -311,7 +304,7 @@ class _Response:
         self.etag: str = response.headers.get("ETag", "").strip('"')
 
     def read(self, amt: int | None = None) -> bytes:
-        """As in ByteStream."""
+        """The next `amt` bytes or fewer, b"" at the end; all remaining bytes without `amt`."""
         with self._store._errors(self._key):
             data: bytes = self._response.read(amt)
         return data

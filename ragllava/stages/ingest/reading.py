@@ -17,7 +17,7 @@ OpenObject = Callable[[str, str], bytes]
 
 
 def read_sources(
-    files: Sequence[tuple[int, str]], open_object: OpenObject | None
+    files: Sequence[tuple[int, str]], open_object: OpenObject
 ) -> Iterator[tuple[int, bytes | ImageRejected]]:
     """Yield (number, bytes or rejection) for each (number, uri) of `files`.
 
@@ -38,7 +38,7 @@ def _package(uri: str) -> str | None:
     return uri.partition("!")[0] if uri.startswith(("zip://", "tar://")) and "!" in uri else None
 
 
-def _read_single(uri: str, open_object: OpenObject | None) -> bytes | ImageRejected:
+def _read_single(uri: str, open_object: OpenObject) -> bytes | ImageRejected:
     try:
         location = parse_uri(uri)
         if location.scheme == "s3":
@@ -51,9 +51,7 @@ def _read_single(uri: str, open_object: OpenObject | None) -> bytes | ImageRejec
         return ImageRejected(why_unreadable(error))
 
 
-def _read_object(location: Location, open_object: OpenObject | None) -> bytes | ImageRejected:
-    if open_object is None:
-        raise UsageError(f"s3://{location.path}/{location.member}: no object store is configured to read it from")
+def _read_object(location: Location, open_object: OpenObject) -> bytes | ImageRejected:
     try:
         data = open_object(location.path, location.member or "")
     except ObjectMissing:

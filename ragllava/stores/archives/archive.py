@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, Column, ColumnElement, Connection, Select, any_, literal, select, text
+from sqlalchemy import ColumnElement, Connection, Select, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
@@ -19,6 +19,7 @@ from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
 from ragllava.stores.archives import blobs, vectors
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.copying import copy_rows
+from ragllava.stores.database import as_arrays, equals_any
 from ragllava.stores.schema import archives, images
 from ragllava.stores.schema import files as file_table
 
@@ -162,11 +163,6 @@ def archive_summary(connection: Connection, archive: Archive) -> ArchiveSummary:
     return ArchiveSummary(archive, row.images, row.without_caption, row.size_bytes, sizes, row.last_ingest_at)
 
 
-def equals_any(column: Column[Any], values: Iterable[object]) -> ColumnElement[bool]:
-    """The condition `column = ANY(values)`: one parameter, so one statement text, for any number of values."""
-    return column == any_(literal(list(values), ARRAY(column.type)))
-
-
 def find_images(connection: Connection, archive_id: int, condition: ColumnElement[bool]) -> list[ArchiveImage]:
     """The images of an archive that fulfil a condition on `images`, retired ones left out."""
     return _load(connection, _select_images(archive_id, condition).where(~images.c.retired))
@@ -281,16 +277,11 @@ def _update_images(connection: Connection, rows: Sequence[ArchiveImage]) -> None
         text("""
             UPDATE images
             SET source = new.source, uri = new.uri, caption = new.caption, retired = false, updated_at = now()
-            FROM unnest(CAST(:ids AS bigint[]), CAST(:sources AS text[]), CAST(:uris AS text[]),
-                        CAST(:captions AS text[])) AS new (id, source, uri, caption)
+            FROM unnest(CAST(:image_id AS bigint[]), CAST(:source AS text[]), CAST(:uri AS text[]),
+                        CAST(:caption AS text[])) AS new (id, source, uri, caption)
             WHERE images.id = new.id
         """),
-        {
-            "ids": [row.image_id for row in rows],
-            "sources": [row.source for row in rows],
-            "uris": [row.uri for row in rows],
-            "captions": [row.caption for row in rows],
-        },
+        as_arrays(rows, "image_id", "source", "uri", "caption"),
     )
 
 
@@ -330,16 +321,14 @@ def finish_files(connection: Connection, job_id: int, outcomes: Sequence[FileOut
     result = connection.execute(
         text("""
             UPDATE files SET status = new.status, reason = new.reason, image_id = new.image_id
-            FROM unnest(CAST(:numbers AS bigint[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]),
-                        CAST(:image_ids AS bigint[])) AS new (file_no, status, reason, image_id)
+            FROM unnest(CAST(:file_no AS bigint[]), CAST(:status AS text[]), CAST(:reason AS text[]),
+                        CAST(:image_id AS bigint[])) AS new (file_no, status, reason, image_id)
             WHERE files.job_id = :job_id AND files.file_no = new.file_no AND files.status IS NULL
         """),
         {
+            **as_arrays(outcomes, "file_no", "status", "image_id"),
+            "reason": [_storable(outcome.reason) if outcome.reason else None for outcome in outcomes],
             "job_id": job_id,
-            "numbers": [outcome.file_no for outcome in outcomes],
-            "statuses": [outcome.status.value for outcome in outcomes],
-            "reasons": [_storable(outcome.reason) if outcome.reason else None for outcome in outcomes],
-            "image_ids": [outcome.image_id for outcome in outcomes],
         },
     )
     return result.rowcount

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from ragllava.errors import BlobDeleted
+from ragllava.stores.database import as_arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +46,13 @@ def announce_blobs(connection: Connection, blobs: Sequence[NewBlob]) -> set[str]
         text("""
             INSERT INTO blobs (sha256, state, size_bytes, media_type)
             SELECT sha256, 'uploading', size_bytes, media_type
-            FROM unnest(CAST(:hashes AS text[]), CAST(:sizes AS bigint[]), CAST(:media_types AS text[]))
+            FROM unnest(CAST(:sha256 AS text[]), CAST(:size_bytes AS bigint[]), CAST(:media_type AS text[]))
                  AS new (sha256, size_bytes, media_type)
             ON CONFLICT (sha256) DO UPDATE
             SET state = CASE blobs.state WHEN 'live' THEN 'live' ELSE 'uploading' END, updated_at = now()
             RETURNING sha256, state
         """),
-        {
-            "hashes": [blob.sha256 for blob in ordered],
-            "sizes": [blob.size_bytes for blob in ordered],
-            "media_types": [blob.media_type for blob in ordered],
-        },
+        as_arrays(ordered, "sha256", "size_bytes", "media_type"),
     )
     return {row.sha256 for row in rows if row.state == "uploading"}
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select, text
 
 from ragllava.stores.archives import archive, indexes
-from ragllava.stores.archives.archive import ArchiveImage, equals_any, find_images
+from ragllava.stores.archives.archive import ArchiveImage, find_images
+from ragllava.stores.database import as_arrays, equals_any
 from ragllava.stores.schema import images
 
 
@@ -55,16 +56,11 @@ def rename_images(connection: Connection, archive_id: int, names: Sequence[NewNa
         connection.execute(
             text("""
                 UPDATE images SET source = new.source, uri = new.uri, updated_at = now()
-                FROM unnest(CAST(:ids AS bigint[]), CAST(:sources AS text[]), CAST(:uris AS text[]))
+                FROM unnest(CAST(:image_id AS bigint[]), CAST(:source AS text[]), CAST(:uri AS text[]))
                      AS new (id, source, uri)
                 WHERE images.id = new.id AND archive_id = :archive_id
             """),
-            {
-                "archive_id": archive_id,
-                "ids": [name.image_id for name in names],
-                "sources": [name.source for name in names],
-                "uris": [name.uri for name in names],
-            },
+            {"archive_id": archive_id, **as_arrays(names, "image_id", "source", "uri")},
         )
 
 
@@ -85,17 +81,12 @@ def change_captions(connection: Connection, archive_id: int, changes: Sequence[C
     rows = connection.scalars(
         text("""
             UPDATE images SET caption = new.caption, updated_at = now()
-            FROM unnest(CAST(:ids AS bigint[]), CAST(:uris AS text[]), CAST(:captions AS text[]))
+            FROM unnest(CAST(:image_id AS bigint[]), CAST(:uri AS text[]), CAST(:caption AS text[]))
                  AS new (id, uri, caption)
             WHERE images.id = new.id AND archive_id = :archive_id
               AND (images.uri = new.uri OR images.caption IS NULL) AND images.caption IS DISTINCT FROM new.caption
             RETURNING new.uri
         """),
-        {
-            "archive_id": archive_id,
-            "ids": [change.image_id for change in changes],
-            "uris": [change.uri for change in changes],
-            "captions": [change.caption for change in changes],
-        },
+        {"archive_id": archive_id, **as_arrays(changes, "image_id", "uri", "caption")},
     )
     return list(rows)

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, text
 from ragllava.records import ReindexStatus, StoredImage
 from ragllava.stores.archives.vectors import partition
 from ragllava.stores.copying import copy_rows
+from ragllava.stores.database import as_arrays
 from ragllava.stores.schema import jobs, reindexed
 
 _LOCK_SPACE = 0x52616752  # of advisory locks: one submitter of a reindexing at a time
@@ -96,16 +97,11 @@ def finish_items(connection: Connection, job_id: int, outcomes: Sequence[ItemOut
     connection.execute(
         text("""
             UPDATE reindexed SET status = new.status, reason = new.reason
-            FROM unnest(CAST(:numbers AS bigint[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]))
+            FROM unnest(CAST(:item_no AS bigint[]), CAST(:status AS text[]), CAST(:reason AS text[]))
                  AS new (item_no, status, reason)
             WHERE reindexed.job_id = :job_id AND reindexed.item_no = new.item_no AND reindexed.status IS NULL
         """),
-        {
-            "job_id": job_id,
-            "numbers": [outcome.item_no for outcome in outcomes],
-            "statuses": [outcome.status.value for outcome in outcomes],
-            "reasons": [outcome.reason for outcome in outcomes],
-        },
+        {"job_id": job_id, **as_arrays(outcomes, "item_no", "status", "reason")},
     )
 
 

@@ -172,8 +172,8 @@ def _refuse_overlap(binding: Binding, address: str, outbox: str | None) -> None:
             raise UsageError(f"{inputs} overlaps with the outbox {results}: the results would become inputs")
 
 
-def _overlap(left: str, right: str) -> bool:
-    return left.startswith(right) or right.startswith(left)
+def _overlap(first: str, second: str) -> bool:
+    return first.startswith(second) or second.startswith(first)
 
 
 def _select() -> Any:

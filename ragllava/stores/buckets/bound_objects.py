@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, bindparam, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.stores.archives.archive import equals_any
+from ragllava.stores.database import equals_any
 from ragllava.stores.schema import bound_objects
 
 

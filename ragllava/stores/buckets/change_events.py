@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
+from ragllava.stores.database import as_arrays
 from ragllava.stores.schema import change_event_totals, change_events
 
 
@@ -137,15 +139,10 @@ def totals(connection: Connection) -> dict[str, int]:
 
 
 _GIVEN = """given AS (
-    SELECT * FROM unnest(CAST(:buckets AS text[]), CAST(:keys AS text[]), CAST(:times AS timestamptz[]),
+    SELECT * FROM unnest(CAST(:bucket AS text[]), CAST(:key AS text[]), CAST(:received_at AS timestamptz[]),
                          CAST(:repeats AS bigint[])) AS listed (bucket, key, received_at, repeats)
 )"""
 
 
-def _as_arrays(events: Sequence[ChangeEvent]) -> dict[str, object]:
-    return {
-        "buckets": [event.bucket for event in events],
-        "keys": [event.key for event in events],
-        "times": [event.received_at for event in events],
-        "repeats": [event.repeats for event in events],
-    }
+def _as_arrays(events: Sequence[ChangeEvent]) -> dict[str, list[Any]]:
+    return as_arrays(events, "bucket", "key", "received_at", "repeats")

@@ -48,8 +48,8 @@ def test_a_connection_that_broke_in_the_pool_is_replaced(
     with engine.begin() as first, engine.begin() as second:
         servers = [connection.scalar(text("SELECT pg_backend_pid()")) for connection in (first, second)]
     with outside_transaction(engine) as connection:
-        others = "pid = ANY(:pids) AND pid <> pg_backend_pid()"
-        end = text(f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {others}")
+        condition = "pid = ANY(:pids) AND pid <> pg_backend_pid()"
+        end = text(f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {condition}")
         assert connection.scalars(end, {"pids": servers}).all() == [True]
     server = in_transaction(engine, lambda connection: connection.scalar(text("SELECT pg_backend_pid()")))
     assert server not in servers

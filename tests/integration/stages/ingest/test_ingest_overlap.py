@@ -56,9 +56,9 @@ def with_held_store(workshop: Workshop, **values: Any) -> tuple[Workshop, Held]:
 
 def with_retriever(workshop: Workshop, retriever: Any) -> Workshop:
     """The same desk and store with another retriever."""
-    other = workshop.with_models(retriever=retriever)
-    other.resources.objects = workshop.resources.objects
-    return other
+    replaced = workshop.with_models(retriever=retriever)
+    replaced.resources.objects = workshop.resources.objects
+    return replaced
 
 
 class NotedRetriever(CountingRetriever):
