@@ -116,10 +116,10 @@ def test_more_neighbours_than_images_and_an_empty_index(engine: Engine) -> None:
 
 def test_archives_do_not_see_each_other(engine: Engine) -> None:
     with engine.begin() as connection:
-        one, other = new_index(connection, "one"), new_index(connection, "other", dim=8)
-        vectors.insert_embeddings(connection, one, [1, 2], draw(2, seed=1))
-        vectors.insert_embeddings(connection, other, [3], draw(1, seed=2, dim=8))
-        (hits,) = vectors.search(connection, vectors.get_index(connection, one), draw(1, seed=3), k=20)
+        first, second = new_index(connection, "one"), new_index(connection, "other", dim=8)
+        vectors.insert_embeddings(connection, first, [1, 2], draw(2, seed=1))
+        vectors.insert_embeddings(connection, second, [3], draw(1, seed=2, dim=8))
+        (hits,) = vectors.search(connection, vectors.get_index(connection, first), draw(1, seed=3), k=20)
     assert {hit.image_id for hit in hits} == {1, 2}
 
 
@@ -201,23 +201,23 @@ def test_one_living_index_for_an_archive_and_retriever(engine: Engine) -> None:
 
 def test_activating_switches_and_dropping_forgets(engine: Engine) -> None:
     with engine.begin() as connection:
-        one = archive.ensure_archive(connection, "cards")
-        assert vectors.active_index(connection, one.archive_id) is None
+        cards = archive.ensure_archive(connection, "cards")
+        assert vectors.active_index(connection, cards.archive_id) is None
         old, new = new_index(connection), new_index(connection, retriever="clip@2", dim=8)
         indexes.activate(connection, old)
         indexes.activate(connection, new)
         indexes.activate(connection, new)
-        active = vectors.active_index(connection, one.archive_id)
+        active = vectors.active_index(connection, cards.archive_id)
         assert active is not None
         assert (active.index_id, active.retriever, active.dim, active.state) == (new, "clip@2", 8, "active")
         assert archive.get_archive(connection, "cards").active_index_id == new
-        assert [view.state for view in vectors.list_indexes(connection, one.archive_id)] == ["retired", "active"]
+        assert [view.state for view in vectors.list_indexes(connection, cards.archive_id)] == ["retired", "active"]
 
         with pytest.raises(UsageError, match="the active one"):
             indexes.drop_index(connection, new)
         indexes.drop_index(connection, old)
         indexes.drop_index(connection, old)
-        assert [view.index_id for view in vectors.list_indexes(connection, one.archive_id)] == [new]
+        assert [view.index_id for view in vectors.list_indexes(connection, cards.archive_id)] == [new]
         assert connection.scalar(text("SELECT to_regclass(:name)"), {"name": f"embeddings_{old}"}) is None
         for use in (
             lambda: vectors.get_index(connection, old),
