@@ -123,9 +123,16 @@ def apply_observations(
     states = [_state_to_save(observation) for observation in todo if observation.now is not None]
     bound_objects.save_objects(connection, binding.binding_id, states)
     bound_objects.delete_objects(connection, binding.binding_id, gone)
-    _ingest(connection, settings, binding, to_ingest, caption_files, changes)
+    if to_ingest:
+        keys = [picture.key for picture in to_ingest]
+        changes.job_ids.append(_ingest(connection, settings, binding, keys, caption_files))
+    for picture in to_ingest:
+        if picture.before is None:
+            changes.added.append(picture.key)
+        else:
+            (changes.replaced if picture.has_new_bytes else changes.restored).append(picture.key)
     changes.added += [o.key for o in todo if o.kind is ObjectKind.QUESTIONS and o.has_new_bytes]
-    _refresh(connection, binding, todo, {picture.key for picture in to_ingest}, caption_files, changes)
+    changes.captions += _refresh(connection, binding, todo, {picture.key for picture in to_ingest}, caption_files)
     changes.gone += gone
     return changes
 
@@ -227,26 +234,13 @@ def _state_to_save(observation: Observation) -> ObjectState:
 
 
 def _ingest(
-    connection: Connection,
-    settings: Settings,
-    binding: Binding,
-    pictures: Sequence[Observation],
-    caption_files: CaptionFiles,
-    changes: Changes,
-) -> None:
-    if not pictures:
-        return
-    keys = [picture.key for picture in pictures]
+    connection: Connection, settings: Settings, binding: Binding, keys: Sequence[str], caption_files: CaptionFiles
+) -> int:
     captions = captions_for(connection, binding, keys, caption_files)
     files = [SourceFile(_source(binding, key), object_uri(binding.bucket, key), captions[key]) for key in keys]
     job_id = create_ingest(connection, settings, binding.archive_id, files, {"input": binding.address})
     bound_objects.assign_job(connection, binding.binding_id, job_id, keys)
-    changes.job_ids.append(job_id)
-    for picture in pictures:
-        if picture.before is None:
-            changes.added.append(picture.key)
-        else:
-            (changes.replaced if picture.has_new_bytes else changes.restored).append(picture.key)
+    return job_id
 
 
 def _refresh(
@@ -255,8 +249,7 @@ def _refresh(
     todo: Iterable[Observation],
     ingested: set[str],
     caption_files: CaptionFiles,
-    changes: Changes,
-) -> None:
+) -> list[str]:
     """Update the captions of pictures that are not ingested now, but whose caption objects or metadata changed."""
     by_kind: dict[ObjectKind, list[str]] = defaultdict(list)
     for observation in todo:
@@ -264,7 +257,7 @@ def _refresh(
     affected = {*by_kind[ObjectKind.PICTURE], *pictures_of_sidecars(connection, binding, by_kind[ObjectKind.CAPTION])}
     if any(key not in caption_files.problems for key in by_kind[ObjectKind.CAPTIONS]):
         affected.update(bound_objects.keys_of_kind(connection, binding.binding_id, ObjectKind.PICTURE))
-    changes.captions += refresh_captions(connection, binding, sorted(affected - ingested), caption_files)
+    return refresh_captions(connection, binding, sorted(affected - ingested), caption_files)
 
 
 def _source(binding: Binding, key: str) -> str:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Context = ShardContext[Resources]
+
 
 @dataclass(frozen=True)
 class EmbeddingTarget:
@@ -61,7 +63,7 @@ class Batch:
             self.rejected[number] = reason
 
 
-def ingest_stage(context: ShardContext[Resources]) -> None:
+def ingest_stage(context: Context) -> None:
     """Ingest the files of one shard that have no outcome yet; each sub-batch is committed behind the fence.
 
     New pictures are embedded for the active index and for those that are built beside it.
@@ -126,7 +128,7 @@ def find_targets(living: Sequence[IndexView], resources: Resources) -> list[Embe
 def prepare(
     files: Mapping[int, PendingFile],
     chunk: Sequence[tuple[int, bytes | ImageRejected]],
-    context: ShardContext[Resources],
+    context: Context,
     uploads: set[Future[str]],
 ) -> Batch:
     """Hash the files, decode those whose bytes are new to the archive, and start their uploads, added to `uploads`."""
@@ -149,7 +151,7 @@ def prepare(
     return batch
 
 
-def embed(batch: Batch, context: ShardContext[Resources]) -> dict[int, Vectors]:
+def embed(batch: Batch, context: Context) -> dict[int, Vectors]:
     """Embeddings of the batch's new pictures by index: one row for each of `batch.prepared` in its order.
 
     Removes the prepared pixels.
@@ -173,16 +175,14 @@ def embed(batch: Batch, context: ShardContext[Resources]) -> dict[int, Vectors]:
     return embeddings
 
 
-def finish(batch: Batch, embeddings: dict[int, Vectors], context: ShardContext[Resources]) -> None:
+def finish(batch: Batch, embeddings: dict[int, Vectors], context: Context) -> None:
     """Wait for the batch's uploads, then commit it behind the fence. Raises ServiceUnavailable when one failed."""
     for upload in batch.uploads:
         upload.result()
     context.commit(store, context, batch, embeddings)
 
 
-def store(
-    connection: Connection, context: ShardContext[Resources], batch: Batch, embeddings: dict[int, Vectors]
-) -> None:
+def store(connection: Connection, context: Context, batch: Batch, embeddings: dict[int, Vectors]) -> None:
     """Write images, embeddings and the outcome of every file of the batch, in the caller's transaction."""
     lease = context.lease
     indexes.lock_archive(connection, lease.archive_id, shared=True)
@@ -233,7 +233,7 @@ def _decode(batch: Batch, new: dict[str, bytes], resources: Resources) -> None:
             batch.prepared[sha256] = result
 
 
-def _upload(batch: Batch, new: dict[str, bytes], context: ShardContext[Resources]) -> None:
+def _upload(batch: Batch, new: dict[str, bytes], context: Context) -> None:
     """Bytes before rows: announce, then put; the transaction that refers to the pictures waits for the uploads."""
     announced = [NewBlob(sha256, len(data), batch.prepared[sha256].media_type) for sha256, data in new.items()]
     missing = context.read(blobs.announce_blobs, announced)

@@ -39,12 +39,6 @@ def living(connection: Connection) -> dict[str, tuple[str, str | None]]:
 
 
 @pytest.fixture
-def connection(engine: Engine) -> Iterator[Connection]:
-    with engine.begin() as connection:
-        yield connection
-
-
-@pytest.fixture
 def cards(connection: Connection) -> int:
     return archive.ensure_archive(connection, "cards").archive_id
 

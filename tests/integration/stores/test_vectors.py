@@ -273,8 +273,7 @@ def test_the_graph_finds_the_neighbours(engine: Engine) -> None:
         assert connection.scalar(text("SHOW hnsw.ef_search")) == "128"
     expected = brute_force(queries, stored, range(800), k=20)
     hits = [
-        len({a.image_id for a in got} & {b.image_id for b in want})
-        for got, want in zip(results, expected, strict=True)
+        len({a.image_id for a in got} & {b.image_id for b in want}) for got, want in zip(results, expected, strict=True)
     ]
     recall = sum(hits) / (20 * len(queries))
     assert recall >= 0.98
