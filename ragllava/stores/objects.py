@@ -29,7 +29,6 @@ from ragllava.settings import Settings
 
 MAX_EXTERNAL_BYTES = 512 * 2**20  # read at once from another bucket, unless the caller sets a lower limit
 
-_PART_BYTES = 16 * 2**20  # of a stream of unknown length
 _METADATA = "x-amz-meta-"
 _MISSING = ("NoSuchKey", "NoSuchBucket", "ResourceNotFound")
 _REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
@@ -133,19 +132,18 @@ class ObjectStore:
         self.put_stream(key, BytesIO(data), len(data), media_type)
 
     def put_stream(
-        self, key: str, stream: BinaryIO, size_bytes: int | None, media_type: str = "application/octet-stream"
+        self, key: str, stream: BinaryIO, size_bytes: int, media_type: str = "application/octet-stream"
     ) -> None:
-        """Store `size_bytes` bytes of a stream, or all to its end for None; large streams are uploaded in parts.
+        """Store `size_bytes` bytes of a stream; large streams are uploaded in parts.
 
         When the stream ends early or its `read` raises, that error is passed on and nothing is stored.
         """
         self.ensure_bucket()
         self._put(self.bucket, key, stream, size_bytes, media_type)
 
-    def _put(self, bucket: str, key: str, stream: BinaryIO, size_bytes: int | None, media_type: str) -> None:
-        length, part_size = (-1, _PART_BYTES) if size_bytes is None else (size_bytes, 0)
+    def _put(self, bucket: str, key: str, stream: BinaryIO, size_bytes: int, media_type: str) -> None:
         with self._errors(key):
-            self._client.put_object(bucket, key, stream, length, content_type=media_type, part_size=part_size)
+            self._client.put_object(bucket, key, stream, size_bytes, content_type=media_type)
 
     def get(self, key: str) -> bytes:
         """All bytes under `key`. Raises ObjectMissing."""

@@ -14,11 +14,10 @@ from ragllava.stages.ingest.uris import Location, parse_uri
 DISAPPEARED = "it disappeared since it was listed"
 
 OpenObject = Callable[[str, str], bytes]
+ReadFile = tuple[int, bytes | ImageRejected]  # the number of a file, and its bytes or the rejection
 
 
-def read_sources(
-    files: Sequence[tuple[int, str]], open_object: OpenObject
-) -> Iterator[tuple[int, bytes | ImageRejected]]:
+def read_sources(files: Sequence[tuple[int, str]], open_object: OpenObject) -> Iterator[ReadFile]:
     """Yield (number, bytes or rejection) for each (number, uri) of `files`.
 
     In the order of `files`, but consecutive members of one zip or tar file come in that file's order, because it
@@ -63,7 +62,7 @@ def _read_object(location: Location, open_object: OpenObject) -> bytes | ImageRe
     return data
 
 
-def _read_package(files: Sequence[tuple[int, str]]) -> Iterator[tuple[int, bytes | ImageRejected]]:
+def _read_package(files: Sequence[tuple[int, str]]) -> Iterator[ReadFile]:
     """The members of one zip or tar file."""
     numbers: dict[str, list[int]] = {}
     for number, uri in files:

@@ -21,7 +21,7 @@ from ragllava.errors import ArchiveChanged, ImageRejected, IndexUnusable, JobRef
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import FileOutcome, FileStatus
 from ragllava.stages.ingest.embedding import PreparedImage, in_steps, one_ahead, one_behind, prepare_for
-from ragllava.stages.ingest.reading import read_sources
+from ragllava.stages.ingest.reading import ReadFile, read_sources
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive, blobs, indexes, vectors
 from ragllava.stores.archives.archive import ArchiveImage, NewImage, PendingFile, StoredRow
@@ -127,7 +127,7 @@ def find_targets(living: Sequence[IndexView], resources: Resources) -> list[Embe
 
 def prepare(
     files: Mapping[int, PendingFile],
-    chunk: Sequence[tuple[int, bytes | ImageRejected]],
+    chunk: Sequence[ReadFile],
     context: Context,
     uploads: set[Future[str]],
 ) -> Batch:
