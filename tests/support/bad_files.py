@@ -55,7 +55,7 @@ def build_corpus(folder: Path) -> list[Case]:
     )
     folder.mkdir(parents=True, exist_ok=True)
     cases = [case for build in builders for case in build(folder)]
-    (folder / ".hidden.png").write_bytes(b"not looked at")
+    (folder / ".hidden.png").write_bytes(b"not read")
     (folder / "notes.txt").write_text("not a picture and not a sidecar of one")
     (folder / "captions.csv").write_text("image,caption\n")
     return cases

@@ -125,7 +125,7 @@ class TestStoreImages:
         archive.store_images(connection, cards, [offer("x", "a")])
         assert blobs.announce_blobs(connection, [NewBlob("x", 9, "image/png"), NewBlob("y", 9, "image/png")]) == {"y"}
 
-    def test_bytes_that_nobody_announced_are_refused(self, connection: Connection, cards: int) -> None:
+    def test_unannounced_bytes_are_refused(self, connection: Connection, cards: int) -> None:
         with pytest.raises(BlobDeleted, match="1 uploaded files"):
             archive.store_images(connection, cards, [offer("x", "a")])
         assert living(connection) == {}

@@ -166,7 +166,7 @@ def test_missing_or_malformed_settings() -> None:
 
 
 def test_a_store_that_is_away_is_retryable() -> None:
-    with socket.socket() as reserved:  # bound, but nobody listens
+    with socket.socket() as reserved:  # bound, but not listening
         reserved.bind(("127.0.0.1", 0))
         away = ObjectStore(_settings_for(f"127.0.0.1:{reserved.getsockname()[1]}"))
         for call in (lambda: away.put("key", b"x"), lambda: away.get("key"), lambda: list(away.list_objects("key"))):

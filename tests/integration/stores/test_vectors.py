@@ -54,7 +54,7 @@ def filled_index(engine: Engine, count: int) -> int:
 
 
 def scans_of(connection: Connection, relation: str) -> int:
-    """Index scans of this transaction: tells which way the planner took."""
+    """Index scans of this transaction: shows which plan was used."""
     statement = text("SELECT pg_stat_get_xact_numscans(CAST(:name AS regclass))")
     return int(connection.execute(statement, {"name": relation}).scalar_one())
 
@@ -328,7 +328,7 @@ def test_the_graph_never_gives_fewer_rows_than_there_are(engine: Engine) -> None
     ]
 
 
-def test_an_interrupted_build_is_begun_anew(engine: Engine) -> None:
+def test_an_interrupted_build_is_restarted(engine: Engine) -> None:
     index_id = filled_index(engine, 200)
     with engine.begin() as connection:
         name = f"embeddings_{index_id}_hnsw"

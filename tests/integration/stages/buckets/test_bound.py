@@ -147,7 +147,7 @@ def test_an_overwritten_object_replaces_its_image_and_a_deleted_one_takes_it_awa
     assert set(bucketful.recorded()) == {"in/a.png"}
 
 
-def test_overwritten_by_something_unreadable_the_former_image_goes(bucketful: Bound) -> None:
+def test_an_object_overwritten_with_unreadable_bytes_loses_its_image(bucketful: Bound) -> None:
     bucketful.bucket.put("in/a.png", png(1))
     bucketful.follow("in/a.png")
     bucketful.bucket.put("in/a.png", b"no picture any more")
@@ -350,7 +350,7 @@ def test_overlapping_bindings_are_refused(
     bind(workshop, "one", "b", "questions/", outbox="s3://b/out/")
     with pytest.raises(UsageError, match=says):
         bind(workshop, "other", bucket, prefix, **options)
-    assert bind(workshop, "one", "b", "in/").prefix == "in/", "the same again is no overlap"
+    assert bind(workshop, "one", "b", "in/").prefix == "in/", "the same binding again is not an overlap"
     bind(workshop, "other", "b", "inner/")
     bind(workshop, "other", "d", "")
 

@@ -1,4 +1,4 @@
-"""Both dialects of object stores, as they send them, and what nobody should send."""
+"""Notifications in both formats of object stores, and invalid ones."""
 
 from __future__ import annotations
 
