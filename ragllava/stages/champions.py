@@ -3,25 +3,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ragllava.errors import JobRefused, ModelUnavailable, ObjectMissing
+from ragllava.json_records import from_json, to_json
 from ragllava.models.checks import check_adapter_folder, digest, manifest
 from ragllava.records import Role
 from ragllava.stages.resources import Resources
 from ragllava.stores.learning.registry import ModelVersion
 from ragllava.stores.objects import ObjectStore
+from ragllava.whole_files import MANIFEST, file_sha256
 
 log = logging.getLogger(__name__)
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ def publish_adapter(objects: ObjectStore, folder: Path) -> dict[str, str]:
         for file in files:
             with (folder / file.name).open("rb") as stream:
                 objects.put_stream(f"{prefix}/{file.name}", stream, file.size_bytes)
-        listing = json.dumps({"files": [asdict(file) for file in files]}, indent=1)
+        listing = json.dumps({"files": to_json(files)}, indent=1)
         objects.put(f"{prefix}/{MANIFEST}", listing.encode(), "application/json")
     return hashes
 
@@ -94,7 +93,7 @@ def apply_champions(resources: Resources, champions: Mapping[Role, ModelVersion]
     for role in Role:
         version = champions.get(role)
         try:
-            resources.models.wear(role, version.name if version else None, folders.get(role))
+            resources.models.apply_adapter(role, version.name if version else None, folders.get(role))
         except ModelUnavailable as error:
             raise _unusable(role, str(error)) from error
 
@@ -122,8 +121,7 @@ def _unusable(role: Role, reason: str) -> JobRefused:
 
 
 def _describe(path: Path) -> _File:
-    with path.open("rb") as stream:
-        return _File(path.name, path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+    return _File(path.name, path.stat().st_size, file_sha256(path))
 
 
 def _download(objects: ObjectStore, adapter_sha256: str, folder: Path) -> None:
@@ -137,8 +135,7 @@ def _download(objects: ObjectStore, adapter_sha256: str, folder: Path) -> None:
             )
         for file in files:
             path = folder / file.name
-            with objects.open_stream(f"{prefix}/{file.name}") as stream, path.open("wb") as copy:
-                shutil.copyfileobj(stream, copy, 2**20)
+            objects.fetch(f"{prefix}/{file.name}", path)
             path.chmod(0o444)
             if _describe(path) != file:
                 raise ModelUnavailable(f"{prefix}/{file.name} was damaged in the object store; train the adapter again")
@@ -150,7 +147,7 @@ def _download(objects: ObjectStore, adapter_sha256: str, folder: Path) -> None:
 def _read_manifest(listing: bytes) -> list[_File]:
     """Empty for an invalid manifest, or one that names files outside of the folder."""
     try:
-        files = [_File(**line) for line in json.loads(listing)["files"]]
+        files = from_json(list[_File], json.loads(listing)["files"])
         return files if all(Path(file.name).name == file.name for file in files) else []
     except (ValueError, KeyError, TypeError):
         return []

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from io import BytesIO
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import certifi
@@ -153,6 +155,11 @@ class ObjectStore:
     def open_stream(self, key: str) -> AbstractContextManager[ObjectStream]:
         """Read an object piece by piece. Entering it may raise ObjectMissing, a read ServiceUnavailable."""
         return self._stream(self.bucket, key)
+
+    def fetch(self, key: str, file: Path) -> None:
+        """Write the bytes under `key` into a file. Raises ObjectMissing, ServiceUnavailable."""
+        with self.open_stream(key) as stream, file.open("wb") as copy:
+            shutil.copyfileobj(stream, copy)
 
     def read_external(self, bucket: str, key: str, max_bytes: int = MAX_EXTERNAL_BYTES) -> ExternalContent:
         """An object in any bucket that the access key may read (`s3://bucket/key`).

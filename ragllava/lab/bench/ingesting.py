@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -160,7 +160,7 @@ def _ingest(system: System, case: _Case, folder: Path, name: str) -> tuple[Spent
 def _begin_index(connection: Connection, case: _Case, archive_name: str) -> int:
     """An archive whose active index is by the case's retriever, which the workers then load."""
     archive_id = archive.ensure_archive(connection, archive_name).archive_id
-    retriever, spec = case.retriever, case.source.as_json() if case.source else None
+    retriever, spec = case.retriever, asdict(case.source) if case.source else None
     index_id = indexes.create_index(connection, archive_id, retriever.version, retriever.dim, spec)
     indexes.activate(connection, index_id)
     return index_id

@@ -88,9 +88,7 @@ def test_a_moved_file_keeps_its_image_and_a_copy_keeps_it_alive(watched: Watched
     assert workshop.images() == {} and workshop.embedded() == 0
 
 
-def test_the_image_of_a_file_overwritten_with_unreadable_bytes_is_retired(
-    watched: WatchedFolder, workshop: Workshop
-) -> None:
+def test_a_file_overwritten_with_unreadable_bytes_loses_its_image(watched: WatchedFolder, workshop: Workshop) -> None:
     draw(watched.folder / "a.png", RED)
     follow(watched, workshop)
     (watched.folder / "a.png").write_bytes(b"broken now")
