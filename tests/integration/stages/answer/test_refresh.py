@@ -400,4 +400,4 @@ def test_the_summary_counts_what_was_asked_again(
     assert json.loads(call("jobs", "refresh", job_id, "--dry-run", "--json"))["asked_again"] == 0
     third = json.loads(call("jobs", "refresh", job_id, "--json"))
     assert (third["refresh"]["refreshes"], third["is_new"]) == (job_id, True)
-    assert "does that already" in call("jobs", "refresh", job_id)
+    assert "refreshes it already" in call("jobs", "refresh", job_id)
