@@ -20,8 +20,8 @@ import pytest
 from ragllava.client import Client
 from ragllava.jobs.control import JobView
 from ragllava.postcards.archive import PostcardArchive, draw_archive, write_archive
-from tests.acceptance.conftest import wait_for
 from tests.support.terminal import Terminal, Typed, running_system, terminal
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 

@@ -13,8 +13,8 @@ from sqlalchemy.exc import ProgrammingError
 from ragllava.client import Client
 from ragllava.errors import RagllavaError
 from ragllava.records import JobKind
-from tests.acceptance.conftest import wait_for
 from tests.support.terminal import Terminal, ended, terminal
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 

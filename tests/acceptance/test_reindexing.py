@@ -16,8 +16,9 @@ from ragllava.stages.answer.submit import Submission
 from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.schema import answers, shards
-from tests.acceptance.conftest import Cluster, wait_for
+from tests.acceptance.conftest import Cluster
 from tests.support.retriever_folders import write_retriever
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.acceptance
 

@@ -26,9 +26,10 @@ from ragllava.stages.results.results import ResultRow
 from ragllava.stores.learning import registry, trainings
 from ragllava.stores.schema import model_versions
 from ragllava.training.request import TrainingRequest
-from tests.acceptance.conftest import Cluster, wait_for
+from tests.acceptance.conftest import Cluster
 from tests.acceptance.test_crashes import write_questions
 from tests.support.toy_questions import Classroom, tiny_profile
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.acceptance
 

@@ -155,7 +155,7 @@ def test_without_a_system_the_way_to_start_one_is_named(words: list[str], run: R
 def test_status_without_a_system_says_so_and_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("status")
     assert code == 1
-    assert "run by nobody" in out and "`ragllava up`" in out
+    assert "run by no process" in out and "`ragllava up`" in out
     assert run("down") == (0, f"nothing runs in {tmp_path / 'home'}\n", "")
     assert list(tmp_path.iterdir()) == []
 

@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import psutil
@@ -20,6 +19,7 @@ from ragllava.errors import DecoderUnavailable, ImageRejected
 from ragllava.imaging.decode import DecodedImage, decode
 from ragllava.imaging.sandbox import DecoderPool
 from tests.support.picture_files import bomb_png, encoded, jpeg, quadrants
+from tests.support.waiting import wait_for
 
 GOOD = encoded(quadrants(), "PNG")
 
@@ -32,13 +32,6 @@ def decode_all(
     pool: DecoderPool, items: Iterable[bytes | ImageRejected], shorter_side: int | None = None
 ) -> Iterator[DecodedImage | ImageRejected]:
     return pool.decode_all(items, lambda decoded: decoded, shorter_side)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "waited 30 seconds"
-        time.sleep(0.01)
 
 
 def is_gone(pid: int) -> bool:
@@ -152,7 +145,7 @@ def test_a_crash_rejects_the_picture_but_a_kill_from_outside_does_not(sent: sign
         (child,) = children()
         consumer = threading.Thread(target=lambda: results.extend(decode_all(pool, with_stopped_child(pool))))
         consumer.start()
-        wait_until(lambda: child.status() == psutil.STATUS_STOPPED)
+        wait_for("the child to be stopped", lambda: child.status() == psutil.STATUS_STOPPED, 30)
         child.send_signal(sent)
         if sent != signal.SIGKILL:
             child.resume()
@@ -172,7 +165,7 @@ def test_a_child_that_died_while_idle_costs_nothing() -> None:
             assert is_right(next(decode_all(pool, [GOOD])))
             (child,) = children()
             child.kill()
-            wait_until(partial(is_gone, child.pid))
+            wait_for("the child to be gone", partial(is_gone, child.pid), 30)
         assert is_right(next(decode_all(pool, [GOOD])))
 
 
@@ -219,7 +212,7 @@ def test_children_end_when_their_parent_is_killed() -> None:
         assert not any(is_gone(pid) for pid in pids)
         parent.kill()
     for pid in pids:
-        wait_until(partial(is_gone, pid))
+        wait_for("the child to be gone", partial(is_gone, pid), 30)
 
 
 def test_children_know_no_passwords_and_ignore_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
