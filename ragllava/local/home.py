@@ -19,6 +19,7 @@ import psutil
 from pydantic import TypeAdapter
 
 from ragllava.errors import AlreadyRunning, SettingsError
+from ragllava.whole_files import write_whole
 
 _LATER_SECRETS = ("events_token",)  # not in homes of the first version
 _SMALLEST_FREE_BYTES = 512 * 2**20  # an empty Postgres with its first log segments takes 80 MB
@@ -93,7 +94,7 @@ class Home:
             missing = [name for name in names if name not in stored and (not stored or name in _LATER_SECRETS)]
             if missing:
                 stored |= {name: secrets.token_urlsafe(24) for name in missing}
-                write_private(self.secrets_file, json.dumps(stored))
+                write_whole(self.secrets_file, json.dumps(stored), 0o600)
             return Secrets(**{name: str(stored[name]) for name in names})
         except (ValueError, KeyError, TypeError) as error:
             raise SettingsError(
@@ -109,7 +110,7 @@ class Home:
 
     def save_state(self, state: ServicesState) -> None:
         """Write run/services.json; its settings hold passwords."""
-        write_private(self.services_file, json.dumps(asdict(state), indent=2))
+        write_whole(self.services_file, json.dumps(asdict(state), indent=2), 0o600)
 
 
 class HomeLock:
@@ -159,17 +160,6 @@ class HomeLock:
         except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
             pass
         return None
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read; a reader sees the old content or the new one."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def choose_ports(kept: list[int], count: int, taken: set[int], twin: int = 0) -> list[int]:

@@ -20,11 +20,12 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from ragllava.errors import ServiceUnavailable
-from ragllava.local.home import let_others_pass, write_private
+from ragllava.local.home import let_others_pass
 from ragllava.local.processes import run_as, wait
 from ragllava.local.service import EmbeddedService, log
 from ragllava.settings import Settings
 from ragllava.stores.database import make_engine
+from ragllava.whole_files import write_whole
 
 _ROLE = "ragllava"
 _DATABASE = "ragllava"
@@ -97,7 +98,7 @@ class PostgresService(EmbeddedService):
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
         password_file = self.home.run / "postgres.password"
-        write_private(password_file, self.secrets.postgres_password)
+        write_whole(password_file, self.secrets.postgres_password, 0o600)
         if self.account:
             shutil.chown(draft, self.account, self.account)
             shutil.chown(password_file, self.account, self.account)

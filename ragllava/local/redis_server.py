@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ragllava.errors import ServiceUnavailable
-from ragllava.local.home import write_private
 from ragllava.local.service import EmbeddedService
 from ragllava.settings import Settings
+from ragllava.whole_files import write_whole
 
 
 class RedisService(EmbeddedService):
@@ -39,7 +39,7 @@ class RedisService(EmbeddedService):
             "appendonly yes",
             "appendfsync everysec",
         ]
-        write_private(self._config, "\n".join(lines) + "\n")
+        write_whole(self._config, "\n".join(lines) + "\n", 0o600)
 
     def command(self) -> list[str]:
         """The program and its configuration file."""

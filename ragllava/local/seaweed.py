@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ragllava.errors import ObjectMissing
-from ragllava.local.home import write_private
 from ragllava.local.service import EmbeddedService, http_get
 from ragllava.settings import Settings
 from ragllava.stores.objects import ObjectStore
+from ragllava.whole_files import write_whole
 
 # The parts of the process, in the order of our ports. Each has a second port for gRPC, by convention 10,000 above; the
 # maintenance part looks for the admin part's there, whatever the options say.
@@ -44,7 +44,7 @@ class SeaweedService(EmbeddedService):
         key = {"accessKey": self.secrets.s3_access_key, "secretKey": self.secrets.s3_secret_key}
         rights = ["Admin", "Read", "Write", "List", "Tagging"]
         identity = {"name": "ragllava", "credentials": [key], "actions": rights}
-        write_private(self._identities, json.dumps({"identities": [identity]}))
+        write_whole(self._identities, json.dumps({"identities": [identity]}), 0o600)
         # The server saves its options there and reads them at the next start, with the ports of the last run.
         (self.folder / "mini.options").unlink(missing_ok=True)
 

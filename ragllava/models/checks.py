@@ -16,6 +16,7 @@ from typing import Any
 
 from ragllava.errors import ModelUnavailable
 from ragllava.models.profiles import ModelFolder
+from ragllava.whole_files import file_sha256, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def manifest(folder: Path, cache_folder: Path) -> Manifest:
         file = (folder / name).resolve()
         status = file.stat()
         key = f"{file}:{status.st_size}:{status.st_mtime_ns}"
-        files[name] = cache.get(key) or fresh.setdefault(key, _sha256(file))
+        files[name] = cache.get(key) or fresh.setdefault(key, file_sha256(file))
     if fresh:
         write_cache(cache_file, cache | fresh)
     return files
@@ -166,11 +167,6 @@ def _read_json(folder: Path, name: str) -> Any:
         raise ModelUnavailable(f"{folder}/{name}: not valid JSON ({error}); download it again") from None
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _read_cache(file: Path) -> Manifest:
     try:
         return dict(json.loads(file.read_text()))
@@ -180,10 +176,8 @@ def _read_cache(file: Path) -> Manifest:
 
 def write_cache(file: Path, content: dict[str, Any]) -> None:
     """Replace the JSON file. A folder that cannot be written is logged only: the content is computed again."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1))
-        temporary.replace(file)
+        write_whole(file, json.dumps(content, indent=1))
     except OSError as error:
         log.info("%s not written", file.name, extra={"action": "cache_not_written", "reason": str(error)})

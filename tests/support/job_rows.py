@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Engine, select, text, update
 from ragllava.jobs import control, dispatch, queue
 from ragllava.jobs.control import NewJob
 from ragllava.jobs.queue import Lease
+from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerOptions, AnswerStatus, JobKind
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive
@@ -36,7 +37,7 @@ class Desk:
                 NewJob(
                     kind=JobKind.ANSWER,
                     archive_id=archive.ensure_archive(connection, "test").archive_id,
-                    spec={"options": AnswerOptions().as_json()},
+                    spec={"options": to_json(AnswerOptions())},
                     total=questions,
                     per_shard=per_shard,
                     priority=priority,

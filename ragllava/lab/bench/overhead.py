@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
+from ragllava.json_records import to_json
 from ragllava.lab.bench.jobs import SAMPLE, run_job, sample_archive, write_questions
 from ragllava.lab.bench.processor import spend
 from ragllava.lab.bench.rows import BenchRow, Wanted, timed
@@ -41,7 +42,7 @@ def overhead_rows(workload: Workload) -> list[BenchRow]:
 
 def _tools(system: System, resources: Resources) -> AnswerTools:
     archive_id = in_transaction(system.engine, lambda c: archive.get_archive(c, SAMPLE).archive_id)
-    return prepare(system.engine, system.settings, resources, archive_id, AnswerOptions().as_json())
+    return prepare(system.engine, system.settings, resources, archive_id, to_json(AnswerOptions()))
 
 
 def _bulk_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> BenchRow:

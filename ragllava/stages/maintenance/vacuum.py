@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from ragllava.errors import JobRefused
@@ -45,7 +46,7 @@ def vacuum(context: ShardContext[Resources], request: TaskRequest) -> Report:
         "warnings": warnings,
         "graphs": graphs,
         "oldest_transaction_s": round(oldest_s, 1),
-        "tables": [table.as_json() for table in tables if table.dead_rows or table.live_rows],
+        "tables": [asdict(table) for table in tables if table.dead_rows or table.live_rows],
     }
     return Report("; ".join([summary, *warnings]), figures)
 

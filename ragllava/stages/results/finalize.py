@@ -18,6 +18,7 @@ from ragllava.jobs import control
 from ragllava.jobs.control import JobView
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
+from ragllava.json_records import from_json
 from ragllava.records import AnswerStatus, Change, FileFormat
 from ragllava.stages.results.outbox import Outbox, deliver
 from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results
@@ -147,7 +148,7 @@ def _deliver(
     Returns its address, or why it cannot be written; the results are in our own bucket in any case. Raises
     ServiceUnavailable; then the next tick writes all of it again.
     """
-    outbox = Outbox.from_json(job.spec["outbox"])
+    outbox = from_json(Outbox, job.spec["outbox"])
     results, errors = lines
     if outbox.format is not FileFormat.JSONL:
         results = results.with_name(outbox.results_name)

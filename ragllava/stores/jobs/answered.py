@@ -23,7 +23,7 @@ class AnsweredQuestion:
     """A question of a job with the outcome of its latest run.
 
     `status` None: it has no outcome yet. `candidates` are ordered by relevance, best first. `models` is
-    ModelStamp.as_json().
+    a ModelStamp as JSON.
     """
 
     job_id: int

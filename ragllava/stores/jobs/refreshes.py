@@ -19,7 +19,7 @@ _PAGE = 10_000  # lines in a statement, which must end before the statement time
 
 @dataclass(frozen=True, slots=True)
 class EarlierAnswer:
-    """A good answer and what it was made of. `models` is ModelStamp.as_json(); `image_ids` were its candidates.
+    """A good answer and what it was made of. `models` is a ModelStamp as JSON; `image_ids` were its candidates.
 
     `digest` is that of stores/jobs/answers.py, None where none was kept.
     """

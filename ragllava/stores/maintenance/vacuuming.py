@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, text
 
@@ -25,10 +24,6 @@ class TableState:
     live_rows: int
     dead_rows: int
     size_bytes: int
-
-    def as_json(self) -> dict[str, Any]:
-        """For the report."""
-        return asdict(self)
 
 
 def partitions(connection: Connection) -> list[str]:

@@ -32,6 +32,7 @@ from ragllava.evaluation.runs import (
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.jobs.inline import run_job, take_pending
 from ragllava.jobs.runner import ShardContext
+from ragllava.json_records import to_json
 from ragllava.postcards.archive import draw_archive
 from ragllava.records import AnswerOptions, JobKind
 from ragllava.stages.answer import stage
@@ -214,7 +215,7 @@ def test_without_reranking_clip_decides(bench: Workbench) -> None:
         bench.settings,
         bench.resources,
         found.pool.archive_id,
-        AnswerOptions(TOP_K, threshold=0.0).as_json(),
+        to_json(AnswerOptions(TOP_K, threshold=0.0)),
     )
     retrieved = stage.retrieve(as_questions(dataset), tools)
     for one, candidates in zip(arm.ranked, retrieved, strict=True):
@@ -249,7 +250,7 @@ def test_captions_can_be_hidden_from_the_generator_alone(bench: Workbench) -> No
         bench.settings,
         bench.resources,
         found.pool.archive_id,
-        AnswerOptions(TOP_K, top_n=dataset.top_n, threshold=0.0, captions_in_answer=False).as_json(),
+        to_json(AnswerOptions(TOP_K, top_n=dataset.top_n, threshold=0.0, captions_in_answer=False)),
     )
     answerer = Answerer(as_questions(dataset), tools, bench)
     evidence = [one.evidence(0.0, dataset.top_n) for one in hidden.ranked]

@@ -22,10 +22,11 @@ from ragllava.models.reranker import Pair, Reranker
 from ragllava.records import Role
 from ragllava.settings import Settings
 from ragllava.training.data.examples import AnswerExample
-from ragllava.training.finetune.checkpoints import MANIFEST, Checkpoint, last_checkpoint, seal_checkpoint
+from ragllava.training.finetune.checkpoints import Checkpoint, last_checkpoint, seal_checkpoint
 from ragllava.training.finetune.lora import linear_layers
 from ragllava.training.finetune.report import StepRecord, TrainingReport, read_report, write_report
 from ragllava.training.finetune.run import train
+from ragllava.whole_files import MANIFEST
 from tests.support.tiny_checkpoints import FAMILIES, load_family, save_family
 from tests.support.toy_training import PICTURES, configured, examples_for, losses, open_picture
 

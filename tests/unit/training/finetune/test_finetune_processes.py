@@ -27,11 +27,12 @@ from ragllava.training.data.datasets import (
     write_dataset,
 )
 from ragllava.training.data.examples import Evidence
-from ragllava.training.finetune.checkpoints import MANIFEST, last_checkpoint
+from ragllava.training.finetune.checkpoints import last_checkpoint
 from ragllava.training.finetune.launch import last_words, train_in_processes
 from ragllava.training.finetune.presets import choose_settings
 from ragllava.training.finetune.report import TrainingReport, read_report
 from ragllava.training.finetune.run import Failure, FinetuneConfig, main, read_failure, train
+from ragllava.whole_files import MANIFEST
 from tests.support.tiny_checkpoints import load_folder, save_family
 from tests.support.toy_training import PICTURES, SMALL, losses, open_picture
 from tests.support.waiting import wait_for
