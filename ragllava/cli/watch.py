@@ -68,7 +68,7 @@ def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) ->
             raise
         click.echo(f"ragllava: {error}", err=True)
         return
-    if not changes.found_any and not always:
+    if not changes.found_differences and not always:
         return
     parts = [
         f"{len(names)} {title} ({_first_names(names)})"

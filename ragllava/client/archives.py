@@ -58,14 +58,14 @@ class Archives(Namespace):
         The ingest workers read the paths, so they must see them under the same names. Raises UsageError when there is
         no picture, or `captions` cannot be read.
         """
-        book = read_captions(captions) if captions else None
-        files = [*list_sources(paths, book)]
+        by_picture = read_captions(captions) if captions else None
+        files = list(list_sources(paths, by_picture))
         if not files:
             raise UsageError(f"no pictures in {', '.join(map(str, paths))}")
         connections = self._connections
         submitted = submit_files(connections.engine, connections.settings, archive_name=archive, files=files)
         self._dispatch()
-        return IngestJob(submitted.job_id, submitted.total, tuple(book.unused()) if book else ())
+        return IngestJob(submitted.job_id, submitted.total, tuple(by_picture.unused()) if by_picture else ())
 
     def reindex(self, request: ReindexRequest) -> int:
         """Queue a job that embeds images of an archive again; returns the job. Raises UsageError."""

@@ -18,8 +18,8 @@ from ragllava.evaluation.datasets.records import EvaluationQuestion, EvaluationS
 from ragllava.evaluation.evaluate import Evaluation, Promise
 from ragllava.evaluation.pools import Pool
 from ragllava.evaluation.run_figures import TypeScore, figures_of
-from ragllava.evaluation.runs import Arm, RankedQuestion, RunOptions, Threshold
-from ragllava.evaluation.threshold import natural_threshold
+from ragllava.evaluation.runs import RankedQuestion, RunArm, RunOptions, Threshold
+from ragllava.evaluation.threshold import fixed_threshold
 from ragllava.records import Answer, AnswerStatus, Candidate, KnownAnswer, StoredImage
 
 
@@ -58,10 +58,10 @@ RANKED = (
     ranked(KNOWN[2], ("a", 0, 0.8), ("b", 1, 0.7), ("c", 2, 0.6)),
 )
 ARMS = (
-    Arm("CLIP", RANKED, by_clip=True),
-    Arm("reranked", RANKED, answers=answers("Red", "blue", "2")),
-    Arm("reranked, natural η", RANKED, threshold=0.5, answers=answers("red", None, "three")),
-    Arm("labelled images", answers=answers("red", "the red", "two")),
+    RunArm("CLIP", RANKED, by_clip=True),
+    RunArm("reranked", RANKED, answers=answers("Red", "blue", "2")),
+    RunArm("reranked, natural η", RANKED, threshold=0.5, answers=answers("red", None, "three")),
+    RunArm("labelled images", answers=answers("red", "the red", "two")),
 )
 
 
@@ -91,21 +91,21 @@ def test_scores_by_type_stand_beside_the_majority_share() -> None:
     assert figures.by_type["reranked"] == {"color": TypeScore(2, 0.5, 1.0), "count": TypeScore(1, 1.0, 1.0)}
     mixed = (*KNOWN[:2], question(2, "blue", "color", "a"), question(3, "blue", "color", "a"))
     [scores] = figures_of(
-        "postcards", mixed, [Arm("x", answers=answers("red", "red", "red", "red"))], 2
+        "postcards", mixed, [RunArm("x", answers=answers("red", "red", "red", "red"))], 2
     ).by_type.values()
     assert scores == {"color": TypeScore(4, 0.5, 0.5)}
 
 
 def test_webqa_is_scored_by_its_own_measure() -> None:
     asked = [KnownAnswer("q0", "It is red and white", "color", ("a",))]
-    [row] = figures_of("webqa", asked, [Arm("x", answers=answers("red"))], 2).rows["all"]
+    [row] = figures_of("webqa", asked, [RunArm("x", answers=answers("red"))], 2).rows["all"]
     assert row.answer_score == pytest.approx(2 / 3)  # F1 of {red} and {red, white}
-    [row] = figures_of("multimodalqa", asked, [Arm("x", answers=answers("red"))], 2).rows["all"]
+    [row] = figures_of("multimodalqa", asked, [RunArm("x", answers=answers("red"))], 2).rows["all"]
     assert row.answer_score == 0
 
 
 def test_a_group_that_is_everything_is_not_shown_twice() -> None:
-    assert list(figures_of("postcards", KNOWN[:2], [Arm("x", answers=answers("a", "b"))], 2).rows) == ["all"]
+    assert list(figures_of("postcards", KNOWN[:2], [RunArm("x", answers=answers("a", "b"))], 2).rows) == ["all"]
 
 
 def test_the_tables_hold_every_arm() -> None:
@@ -144,7 +144,7 @@ class Recorder:
         self, reported: EvaluationSet, calibration: EvaluationSet | None, _bench: None, options: RunOptions
     ) -> Evaluation:
         self.asked = (reported, calibration, options)
-        fit = natural_threshold([0.9, 0.1], [True, False])
+        fit = fixed_threshold(0.5, [0.9, 0.1], [True, False])
         return Evaluation(
             dataset=reported,
             pool=Pool(1, "eval-postcards-test-0", {}, ("lost.png",)),
@@ -159,7 +159,7 @@ class Recorder:
 
     @staticmethod
     def promise(precision: float) -> Promise:
-        fit = natural_threshold([0.9, 0.8, 0.1], [True, True, False])
+        fit = fixed_threshold(0.5, [0.9, 0.8, 0.1], [True, True, False])
         return Promise(precision, Threshold(0.75, "fitted elsewhere: 59 of 59", fit, "promised 90 %"), hits=19, kept=20)
 
 
@@ -257,12 +257,12 @@ def test_a_promise_is_printed_with_what_became_of_it(recorder: Recorder) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["webqa"], "webqa is not drawn but read from files; name their folder by --data"),
-        (["postcards", "--data", "x"], "the postcards are drawn, not read from files; leave --data out"),
+        (["webqa"], "webqa is not drawn but read from files; name its folder with --data"),
+        (["postcards", "--data", "x"], "the postcards are drawn, not read from files; omit --data"),
         (["webqa", "--data", "no-such-folder"], "no-such-folder is no folder"),
         (["postcards", "--split", "val"], "the postcards have no split 'val'"),
         (["postcards", "--calibration", "val"], "the postcards have no split 'val'"),
-        (["webqa", "--data", "x", "--images", "20"], "webqa is not drawn but read from files; leave --images out"),
+        (["webqa", "--data", "x", "--images", "20"], "webqa is not drawn but read from files; omit --images"),
         (["postcards", "--no-oracle", "--noise", "0.2"], "leave --no-oracle out"),
         (["postcards", "--rerank", "off", "--untuned", "raw.toml"], "--untuned has no effect with --rerank off"),
         (

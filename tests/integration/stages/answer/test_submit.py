@@ -331,5 +331,5 @@ def test_a_refusal_that_cannot_be_written_disturbs_nobody(settings: Settings, ca
     record_refusal(objects, "monday.jsonl.error.json", "monday.jsonl", UsageError("it is no good"))
     assert [record.message for record in caplog.records] == [
         "it is no good",
-        "'monday.jsonl.error.json' is no address of the form s3://bucket/key",
+        "'monday.jsonl.error.json' is not an address of the form s3://bucket/key",
     ]

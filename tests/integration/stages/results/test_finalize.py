@@ -167,7 +167,7 @@ class WatchedStore(ObjectStore):
     before_put: Callable[[str], None]
 
     def put_stream(
-        self, key: str, stream: BinaryIO, size_bytes: int | None, media_type: str = "application/octet-stream"
+        self, key: str, stream: BinaryIO, size_bytes: int, media_type: str = "application/octet-stream"
     ) -> None:
         self.before_put(key)
         super().put_stream(key, stream, size_bytes, media_type)
