@@ -225,7 +225,7 @@ def test_json_holds_figures_versions_and_seconds(recorder: Recorder) -> None:
     assert [row["label"] for row in body["rows"]["one_image"]] == [arm.label for arm in ARMS]
     assert body["rows"]["all"][0]["recall_at_2"] == 0.75
     assert body["by_type"]["reranked"]["color"] == {"questions": 2, "score": 0.5, "majority_share": 1.0}
-    assert (body["threshold"]["value"], body["threshold"]["fit"]["method"]) == (0.5, "natural")
+    assert (body["threshold"]["value"], body["threshold"]["fit"]["method"]) == (0.5, "fixed")
     assert (body["seconds"], body["models"]["untuned_reranker"]) == ({"rank": 1.25}, "raw@2")
     assert (body["sizes"], body["promise"]) == ({"all": 3, "one_image": 2, "two_images": 1}, None)
     assert {"python", "torch", "ragllava"} <= set(body["versions"])
@@ -259,7 +259,7 @@ def test_a_promise_is_printed_with_what_became_of_it(recorder: Recorder) -> None
     [
         (["webqa"], "webqa is not drawn but read from files; name its folder with --data"),
         (["postcards", "--data", "x"], "the postcards are drawn, not read from files; omit --data"),
-        (["webqa", "--data", "no-such-folder"], "no-such-folder is no folder"),
+        (["webqa", "--data", "no-such-folder"], "no-such-folder is not a folder"),
         (["postcards", "--split", "val"], "the postcards have no split 'val'"),
         (["postcards", "--calibration", "val"], "the postcards have no split 'val'"),
         (["webqa", "--data", "x", "--images", "20"], "webqa is not drawn but read from files; omit --images"),
