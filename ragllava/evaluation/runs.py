@@ -18,8 +18,8 @@ from ragllava.evaluation.pools import Pool, Workbench
 from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit
 from ragllava.evaluation.wrong_evidence import ShownEvidence, oracle_evidence, with_added_wrong, with_wrong_evidence
 from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, Question, Role, StoredImage
-from ragllava.stages.answer import stage
-from ragllava.stages.answer.stage import RerankedQuestions
+from ragllava.stages.answer import pipeline
+from ragllava.stages.answer.pipeline import RerankedQuestion
 from ragllava.stages.answer.tools import AnswerTools, prepare
 
 DEFAULT_NOISE = (0.2, 0.5)
@@ -76,7 +76,7 @@ class RankedQuestion:
 
     def evidence(self, threshold: float, top_n: int) -> list[StoredImage]:
         """What a job with this threshold would answer from."""
-        chosen = stage.select_evidence(self.candidates, threshold, top_n)
+        chosen = pipeline.select_evidence(self.candidates, threshold, top_n)
         return [candidate.image for candidate in chosen if candidate.evidence_no is not None]
 
 
@@ -131,7 +131,7 @@ class Answerer:
             numbers = asked[start : start + step]
             shown = {self._questions[number].question_no: evidence[number] for number in numbers}
             batch = [self._questions[number] for number in numbers]
-            found = stage.each(batch, lambda some, shown=shown: self._answer(some, shown))  # type: ignore[misc]
+            found = pipeline.isolate_failures(batch, lambda some, shown=shown: self._answer(some, shown))  # type: ignore[misc]
             self._known.update((keys[number], result) for number, result in zip(numbers, found, strict=True))
             self._progress(f"answer: {label}", start + len(numbers), len(asked))
         return tuple(self._known[key] for key in keys)
@@ -141,7 +141,7 @@ class Answerer:
         hashes = [image.sha256 for question in questions for image in shown[question.question_no]]
         pictures = resources.pictures.get_many(hashes, resources.threads)
         judged = [
-            RerankedQuestions(
+            RerankedQuestion(
                 tuple(
                     Candidate(image, place, retrieval_score=0.0, relevance=1.0, evidence_no=place)
                     for place, image in enumerate(shown[question.question_no])
@@ -151,7 +151,7 @@ class Answerer:
             )
             for question in questions
         ]
-        texts = stage.generate(questions, judged, pictures, self._tools)
+        texts = pipeline.generate(questions, judged, pictures, self._tools)
         return [
             Answer(question.question_no, AnswerStatus.ANSWERED, text.text, text.confidence)
             if text
@@ -170,7 +170,7 @@ def rank(
     ranked: list[Answer] = []
     for start in range(0, len(questions), _QUESTIONS_RANKED_TOGETHER):
         batch = questions[start : start + _QUESTIONS_RANKED_TOGETHER]
-        ranked += stage.each(batch, lambda some: _rank_batch(some, tools, judging, by))
+        ranked += pipeline.isolate_failures(batch, lambda some: _rank_batch(some, tools, judging, by))
         bench.progress(f"{by}: {pool.archive_name}", len(ranked), len(questions))
     return tuple(
         RankedQuestion(pool.known_here(known), result.candidates)
@@ -263,13 +263,13 @@ def _untuned(tools: AnswerTools, bench: Workbench) -> AnswerTools:
 
 
 def _rank_batch(questions: Sequence[Question], tools: AnswerTools, judging: AnswerTools, by: Ranker) -> list[Answer]:
-    found = stage.retrieve(questions, tools)
+    found = pipeline.retrieve(questions, tools)
     if by is Ranker.BLIND:
         found = [[replace(c, image=replace(c.image, caption=None)) for c in candidates] for candidates in found]
     if by is Ranker.CLIP:
         ranked = [tuple(candidates) for candidates in found]
     else:
-        ranked = [judged.candidates for judged in stage.rerank(questions, found, judging)]
+        ranked = [judged.candidates for judged in pipeline.rerank(questions, found, judging)]
     return [
         Answer(question.question_no, AnswerStatus.ANSWERED, candidates=candidates)
         for question, candidates in zip(questions, ranked, strict=True)

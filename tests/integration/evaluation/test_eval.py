@@ -34,7 +34,7 @@ from ragllava.jobs.inline import run_job, take_pending
 from ragllava.jobs.runner import ShardContext
 from ragllava.postcards.archive import draw_archive
 from ragllava.records import AnswerOptions, JobKind
-from ragllava.stages.answer import stage
+from ragllava.stages.answer import pipeline
 from ragllava.stages.answer.stage import answer_stage
 from ragllava.stages.answer.tools import prepare
 from ragllava.stages.resources import Resources
@@ -216,7 +216,7 @@ def test_without_reranking_clip_decides(bench: Workbench) -> None:
         found.pool.archive_id,
         AnswerOptions(TOP_K, threshold=0.0).as_json(),
     )
-    retrieved = stage.retrieve(as_questions(dataset), tools)
+    retrieved = pipeline.retrieve(as_questions(dataset), tools)
     for one, candidates in zip(arm.ranked, retrieved, strict=True):
         assert one.ranking == one.retrieval_ranking == [candidate.image.source for candidate in candidates]
         assert [image.source for image in one.evidence(0.0, 2)] == one.ranking[:2]

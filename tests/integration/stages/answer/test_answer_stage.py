@@ -115,7 +115,7 @@ def test_a_threshold_of_one_leaves_nothing_and_names_the_best(
         assert (row.status, row.answer, row.evidence) == (AnswerStatus.NO_EVIDENCE, None, [])
         assert len(row.candidates) == 3
         assert row.note is not None and best.image.source in row.note
-        assert f"{best.relevance:.3f} of the needed 1.000" in row.note
+        assert f"a relevance of {best.relevance:.3f}, below the threshold of 1.000" in row.note
 
 
 @pytest.mark.parametrize("top_n", [1, 3])
@@ -137,7 +137,7 @@ def test_an_empty_archive_has_no_evidence(workshop: Workshop) -> None:
     assert (row.status, row.candidates, row.note) == (
         AnswerStatus.NO_EVIDENCE,
         (),
-        "the archive holds no picture that can be read",
+        "the archive has no readable picture",
     )
     assert row.models is not None and row.models["index"] == "none"
 

@@ -125,7 +125,7 @@ def test_wrong_with_what_is_right_is_a_labelled_noisy_case(review: Review) -> No
     assert [c.retrieval_rank for c in row.candidates] == [2, 1, 0]
     case = review.cases()["q0"]
     assert (case.reasons, case.state) == ((NoisyReason.SAID_WRONG,), NoisyState.LABELLED)
-    assert case.details == {"said_wrong": "the gold label calls the answer 'two' wrong; right is 'three'"}
+    assert case.details == {"said_wrong": "the gold label calls the answer 'two' wrong; the right answer is 'three'"}
 
 
 def test_wrong_alone_leaves_the_case_open_for_somebody_who_knows_better(review: Review) -> None:
@@ -133,7 +133,7 @@ def test_wrong_alone_leaves_the_case_open_for_somebody_who_knows_better(review: 
     assert review.say({"custom_id": "q1", "verdict": "wrong"}).open_cases == 1
     case = review.cases()["q1"]
     assert case.state is NoisyState.OPEN
-    assert case.details == {"said_wrong": "a person calls it wrong that no image was kept"}
+    assert case.details == {"said_wrong": "a person calls the outcome `no_evidence` wrong"}
 
 
 def test_the_newest_label_of_a_question_counts_in_the_order_in_which_they_were_given(review: Review) -> None:
@@ -206,7 +206,7 @@ def test_every_line_that_names_what_is_not_there_is_told_and_nothing_is_stored(r
         "there is no job 999; `ragllava jobs list` shows all",
         f"job {ingest} has no answers, its kind is ingest; `ragllava jobs list` shows all",
         f'job {review.job_id} has no question with the custom_id "q9"',
-        "line 1 speaks of this question already",
+        "line 1 is about this question already",
         'question "q2" ended as failed; there is no answer to judge',
         'question "q3" is still open; there is no answer to judge',
     ]
