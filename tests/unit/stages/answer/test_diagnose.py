@@ -64,10 +64,8 @@ def test_a_kept_image_is_near_the_threshold_by_its_logit(relevance: float, is_ne
     noisy = diagnose(answered(candidate("a", 0, relevance, 0), candidate("b", 1, 0.01)), LIMITS)
     assert (NoisyReason.NEAR_THRESHOLD in reasons(noisy)) is is_near
     if noisy:
-        assert (
-            noisy.details["near_threshold"] == f"a.png has a relevance of {relevance:.3f}, close to the threshold 0.500"
+        expected = f"a.png has a relevance of {relevance:.3f}, close to the threshold 0.500"
         assert noisy.details["near_threshold"] == expected
-        )
 
 
 def test_a_dropped_image_can_be_near_as_well_but_only_where_it_could_have_been_kept() -> None:
