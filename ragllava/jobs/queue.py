@@ -288,7 +288,7 @@ def close_job_if_ended(connection: Connection, job_id: int) -> None:
         .where(jobs.c.id == job_id)
         .values(state=state, error=func.coalesce(jobs.c.error, error), finished_at=func.now())
     )
-    job_ends.tell(connection, job_id)
+    job_ends.notify(connection, job_id)
 
 
 def end_open_shards(connection: Connection, job_id: int, status: str, reason: str) -> None:

@@ -205,13 +205,13 @@ def release_memory() -> None:
 
 def _begin(context: ShardContext[Resources]) -> Course:
     job = context.read(control.view, context.lease.job_id)
-    place = trainings.place_of(job.job_id, job.created_at)
+    place = trainings.folder_of(job.job_id, job.created_at)
     return Course(context, TrainingRequest.from_spec(context.lease.spec), get_profile(context.settings), place)
 
 
 def _clear_this_machine(course: Course) -> None:
     """Remove what trainings left here that were cancelled, failed, or went on elsewhere, a week after."""
-    places = course.context.read(trainings.open_places)
+    places = course.context.read(trainings.open_folders)
     names = {place.rpartition("/")[2] for place in places}
     for name in clear_old(course.folder.parent, names, time.time() - GRACE_S):
         log.info("old training removed", extra={"action": "training_removed", "place": name})

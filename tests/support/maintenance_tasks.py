@@ -49,4 +49,4 @@ def a_training(workshop: Workshop, status: str | None, state: str = "completed")
         if status is not None or state != "completed":
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=state, finished_at=func.now()))
         created_at = control.view(connection, job_id).created_at
-    return trainings.place_of(job_id, created_at)
+    return trainings.folder_of(job_id, created_at)

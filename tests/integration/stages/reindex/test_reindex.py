@@ -247,7 +247,7 @@ def test_the_gate_does_not_wait_behind_a_stream_of_questions(
 
 
 def test_what_makes_no_sense_is_refused(gallery: Workshop, other_retriever: RetrieverSource) -> None:
-    with pytest.raises(UsageError, match="with another retriever say --only all"):
+    with pytest.raises(UsageError, match="with another retriever use --only all"):
         queue(gallery, Selection.FAILED, other_retriever)
     request = ReindexRequest("nobody", Selection.ALL)
     with pytest.raises(UsageError, match="there is no archive 'nobody'"):
