@@ -1,4 +1,4 @@
-"""Chores for tests: one from its beginning to its report, and what chores may come upon."""
+"""Maintenance tasks for tests: running one to its report, and trainings that it may meet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.workshop import Workshop
 
 
 def do(workshop: Workshop, action: str, archive_name: str | None = None, **options: Any) -> JobView:
-    """One chore from its beginning to its result."""
+    """Run a maintenance task to its result."""
     job_id = submit_task(workshop.engine, TaskName(action), archive_name, options)
     workshop.run()
     publish_missing_results(workshop.engine, workshop.resources.objects)

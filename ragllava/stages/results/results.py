@@ -235,10 +235,10 @@ def _csv_cells(row: ResultRow, top_n: int) -> Sequence[Any]:
     cells += [record["note"], row.error_code, row.error]
     if row.previous:
         previous = record["previous"]
-        again, changed, other = (str(previous[key]).lower() for key in ("asked_again", "changed", "evidence_changed"))
+        flags = [str(previous[key]).lower() for key in ("asked_again", "changed", "evidence_changed")]
         cells += [previous[key] for key in ("job", "status", "answer")]
         cells += _evidence_cells(previous["evidence"], _PREVIOUS_EVIDENCE_KEYS, top_n)
-        cells += [again, ", ".join(previous["because"]), changed, other]
+        cells += [flags[0], ", ".join(previous["because"]), *flags[1:]]
     return cells
 
 

@@ -30,9 +30,9 @@ def stocked(workshop: Workshop) -> Workshop:
     answered_job(workshop, [(0.9, 0.9), (0.8, 0.8)])
     publish_missing_results(workshop.engine, workshop.resources.objects)
     submit_task(workshop.engine, TaskName.GC, None, {})
-    run(
-        "INSERT INTO schedules (name, action, options, cron, timezone) VALUES ('n', 'gc', '{}', '0 3 * * *', 'UTC')"
-    )(workshop)
+    run("INSERT INTO schedules (name, action, options, cron, timezone) VALUES ('n', 'gc', '{}', '0 3 * * *', 'UTC')")(
+        workshop
+    )
     # The picture of the answered job has no vector yet.
     run("UPDATE images SET retired = true WHERE id NOT IN (SELECT image_id FROM embeddings)")(workshop)
     return workshop
