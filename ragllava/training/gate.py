@@ -1,8 +1,8 @@
 """The gate: whether a newly trained version may take the champion's place.
 
-Both versions were judged on the same held-out questions. The difference of each question's two scores is resampled
-(the paired bootstrap), so what makes a question hard for both does not blur the comparison. Questions about one image
-stand and fall together, so they prove less than as many about images of their own. Loads no torch.
+Both versions were evaluated on the same held-out questions. The difference of each question's two scores is resampled
+(the paired bootstrap), so what makes a question hard for both does not blur the comparison. Scores of questions about
+one image are correlated, so they prove less than those of as many questions about different images. Loads no torch.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from statistics import NormalDist
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from ragllava.json_records import rounded, to_json
 
 FloatArray = npt.NDArray[np.float64]
 
 _ROUNDING = 1e-9  # sums of shares such as 2/3 miss zero by less
 
 
-class Scores(Protocol):
-    """What one version reached; training/judge.py makes them."""
+class VersionScores(Protocol):
+    """The scores of one version, which training/version_scores.py makes."""
 
     @property
     def version(self) -> str:
@@ -92,10 +94,6 @@ class ConditionFigures:
     high: float
     broken: bool
 
-    def as_json(self) -> dict[str, Any]:
-        """As stored beside a version; figures with four decimals."""
-        return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}
-
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
@@ -109,41 +107,34 @@ class GateReport:
     figures: tuple[ConditionFigures, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
-        """As stored beside a version."""
-        return {
-            "passed": self.passed,
-            "reasons": list(self.reasons),
-            "champion": self.champion,
-            "challenger": self.challenger,
-            "rules": asdict(self.rules),
-            "figures": [figures.as_json() for figures in self.figures],
-        }
+        """As stored beside a version; figures with four decimals."""
+        return {**to_json(self), "figures": rounded(to_json(self.figures))}
 
 
 def decide(
-    champion: Scores,
-    challenger: Scores,
+    champion: VersionScores,
+    challenger: VersionScores,
     rules: GateRules | None = None,
     *,
-    others: Mapping[str, tuple[Scores, Scores]] | None = None,
+    others: Mapping[str, tuple[VersionScores, VersionScores]] | None = None,
 ) -> GateReport:
     """Whether the challenger passes: better in the primary condition, worse in no other.
 
     `others` are scores (champion, challenger) on hold-outs of other archives, by a name for people; of each, the
-    primary condition is one more guard. Raises ValueError when two versions were judged on different questions.
+    primary condition is one more guard. Raises ValueError when two versions were evaluated on different questions.
     """
     rules = rules or GateRules()
     figures = [_figures(name, champion, challenger, rules) for name in champion.by_condition]
     for name, (before, after) in (others or {}).items():
         figures.append(_figures(before.primary, before, after, rules, guards=name))
-    primary = next(found for found in figures if found.is_primary)
+    primary = next(condition for condition in figures if condition.is_primary)
     if primary.questions < rules.fewest_questions:
         reasons = [
             f"only {primary.questions} questions are held out, and {rules.fewest_questions} are needed "
             "to compare two versions; label more questions"
         ]
     else:
-        reasons = [_why_broken(found, rules) for found in figures if found.broken]
+        reasons = [_why_broken(condition, rules) for condition in figures if condition.broken]
     return GateReport(
         passed=not reasons,
         reasons=tuple(reasons) or (_why_better(primary, rules),),
@@ -181,7 +172,7 @@ def bounds_of_mean(
 
 def resampled_means(differences: Sequence[float] | FloatArray, resamples: int, seed: int) -> FloatArray:
     """The means (resamples,) of as many draws, with replacement, of N from N differences."""
-    # Scores take few values, and how often each of them is drawn is all that matters.
+    # VersionScores take few values, and how often each of them is drawn is all that matters.
     values, counts = np.unique(np.asarray(differences, dtype=np.float64), return_counts=True)
     count = int(counts.sum())
     drawn = np.random.default_rng(seed).multinomial(count, counts / count, size=resamples)
@@ -226,28 +217,24 @@ def _independent(relevant: Sequence[Sequence[str]]) -> float:
     return min(float(len(relevant)), effective)
 
 
-def _images(relevant: Sequence[Sequence[str]]) -> set[str]:
-    return {image for found in relevant for image in found}
-
-
 def _tail(share: float, count: float) -> float:
     """The percentile to take instead of `share`: 0.038 instead of 0.05 for 20 questions, almost 0.05 for 200.
 
-    The spread of a bootstrap misses a factor sqrt(N / (N − 1)), and its tails are a normal distribution's; Student's
-    quantile comes from the first terms of its expansion in 1 / (N − 1).
+    The spread of a bootstrap misses a factor sqrt(N / (N − 1)), and its tails are a normal distribution's instead of
+    those of Student's t with N − 1 degrees of freedom.
     """
+    from scipy.special import ndtr, stdtrit  # heavy, and the client only needs the rules
+
     freedom = count - 1
-    z = -NormalDist().inv_cdf(share)
-    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    return NormalDist().cdf(-math.sqrt(count / freedom) * t)
+    return float(ndtr(math.sqrt(count / freedom) * stdtrit(freedom, share)))
 
 
 def _figures(
-    condition: str, champion: Scores, challenger: Scores, rules: GateRules, *, guards: str | None = None
+    condition: str, champion: VersionScores, challenger: VersionScores, rules: GateRules, *, guards: str | None = None
 ) -> ConditionFigures:
     """`guards` names another archive, whose primary condition is a guard here."""
     if tuple(champion.questions) != tuple(challenger.questions):
-        raise ValueError(f"{champion.version} and {challenger.version} were judged on different questions")
+        raise ValueError(f"{champion.version} and {challenger.version} were evaluated on different questions")
     before, after = (np.asarray(scores.by_condition[condition], dtype=np.float64) for scores in (champion, challenger))
     differences = after - before
     is_primary = guards is None and condition == champion.primary
@@ -259,7 +246,7 @@ def _figures(
         name=guards or condition,
         is_primary=is_primary,
         questions=len(differences),
-        images=len(_images(champion.relevant)),
+        images=len(set(chain.from_iterable(champion.relevant))),
         changed=int((np.abs(differences) > _ROUNDING).sum()),
         champion=_mean(before),
         challenger=_mean(after),

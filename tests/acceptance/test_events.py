@@ -19,9 +19,9 @@ from sqlalchemy import text
 from ragllava.client import Client
 from ragllava.postcards.archive import KnownQuestion, Postcard, draw_archive
 from ragllava.postcards.drawing import draw_postcard
-from tests.acceptance.conftest import wait_for
 from tests.support.foreign_bucket import Bucket, make_bucket
 from tests.support.terminal import Terminal, running_system, terminal
+from tests.support.waiting import wait_for
 
 DRAWN = draw_archive(seed=11, images=120, questions=40, two_image_share=0.0)
 CARDS = {card.file_name: card for card in DRAWN.postcards}
@@ -112,11 +112,11 @@ def test_all_are_searchable_after_a_killed_receiver_and_one_scan(
     assert typed.code == 0 and report["listed"] == len(CARDS)
     assert report["added"]["number"] > 0, "while nobody listened, events were lost"
     wait_for("all pictures to be searchable", lambda: searchable(client) == sorted(CARDS))
-    client.wait(max(report["jobs"]))
+    client.jobs.wait(max(report["jobs"]))
     again = shell.do("archive", "scan", "cards")
     assert again == f"s3://{bucket.name}/in/: 120 objects, nothing new\n"
     assert searchable(client) == sorted(CARDS)
-    [view] = client.bindings("cards")
+    [view] = client.archives.bindings("cards")
     assert (view.objects, view.pictures, view.refused, view.waiting) == (120, 120, 0, 0)
     assert f"bound to s3://{bucket.name}/in/ (pictures): 120 objects" in shell.do("archive", "show", "cards")
 

@@ -14,6 +14,7 @@ from ragllava.client import Client
 from ragllava.errors import InvalidInput
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
+from ragllava.json_records import to_json
 from ragllava.records import (
     Answer,
     AnswerOptions,
@@ -45,7 +46,7 @@ class Review:
 
     def say(self, *lines: dict[str, Any], **how: Any) -> Any:
         """Feedback on this job."""
-        return self.client.feedback([{"job": self.job_id, **line} for line in lines], **how)
+        return self.client.reviews.feedback([{"job": self.job_id, **line} for line in lines], **how)
 
     def refused(self, *lines: dict[str, Any]) -> list[tuple[str, int, str]]:
         """The errors of feedback that is refused."""
@@ -60,7 +61,7 @@ class Review:
 
     def cases(self, **only: Any) -> dict[str, noisy.NoisyView]:
         """The noisy cases by custom_id."""
-        return {case.question.custom_id: case for case in self.client.noisy_cases("harbour", **only)}
+        return {case.question.custom_id: case for case in self.client.reviews.list("harbour", **only)}
 
     def doubt(self, question_no: int, reason: NoisyReason, sentence: str = "because") -> None:
         """Log a noisy case as the answer stage does."""
@@ -106,7 +107,7 @@ def open_review(settings: Settings, engine: Engine) -> Iterator[Review]:
         archive_id = archive.ensure_archive(connection, "harbour").archive_id
     images = add_images(engine, archive_id)
     with engine.begin() as connection:
-        new = NewJob(JobKind.ANSWER, archive_id, {"options": AnswerOptions().as_json()}, total=4, per_shard=4)
+        new = NewJob(JobKind.ANSWER, archive_id, {"options": to_json(AnswerOptions())}, total=4, per_shard=4)
         job_id, _ = control.create(connection, new)
         answers.insert_questions(connection, job_id, ((n, n + 1, f"q{n}", f"question {n}?") for n in range(4)))
         results = [

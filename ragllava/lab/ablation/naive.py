@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import random
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from ragllava.lab.mini_recipe.loop import Lesson, Pace, train
 from ragllava.lab.mini_recipe.packing import Packer
 from ragllava.lab.mini_recipe.pool import draw_pool
 from ragllava.postcards.questions import TWO_IMAGE_TYPES
-from ragllava.training.finetune.checkpoints import hash_files, write_whole
+from ragllava.whole_files import folder_sha256, folder_written_whole, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +53,8 @@ def make_naive(shipped: Path, folder: Path, recipe: NaiveRecipe) -> Path:
     `folder` has one that was made from other weights, or by another recipe.
     """
     finished, origin = folder / "naive", folder / "naive.json"
-    made_from = json.dumps({"files": hash_files(shipped), "recipe": asdict(recipe)}, indent=1).encode()
-    if origin.exists() and origin.read_bytes() != made_from:
+    made_from = json.dumps({"files": folder_sha256(shipped), "recipe": asdict(recipe)}, indent=1)
+    if origin.exists() and origin.read_text() != made_from:
         raise UsageError(
             f"{finished} is made from other weights than {shipped}, or by another recipe; remove {folder}, or choose "
             "another folder"
@@ -73,11 +72,8 @@ def make_naive(shipped: Path, folder: Path, recipe: NaiveRecipe) -> Path:
                      features, recipe.packs_per_step)  # fmt: skip
     pace = Pace(recipe.steps, recipe.peak_rate, _WARM_UP_STEPS)
     train(folder / "naive.work", network, lesson, pace)
-    aside = folder / "naive.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    export_llava(llava, shipped, aside)
-    shutil.rmtree(finished, ignore_errors=True)
-    aside.rename(finished)
+    with folder_written_whole(finished) as part:
+        export_llava(llava, shipped, part)
     return finished
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,13 +154,13 @@ def _ingest(system: System, case: _Case, folder: Path, name: str) -> tuple[Spent
     """What the job costs, and the index that it fills."""
     archive_name = f"{name}-{case.retriever.dim}-{len(case.files[0])}"
     index_id = in_transaction(system.engine, _begin_index, case, archive_name)
-    return spend(lambda: wait(system, system.client.ingest([folder], archive_name).job_id)), index_id
+    return spend(lambda: wait(system, system.client.archives.ingest([folder], archive_name).job_id)), index_id
 
 
 def _begin_index(connection: Connection, case: _Case, archive_name: str) -> int:
     """An archive whose active index is by the case's retriever, which the workers then load."""
     archive_id = archive.ensure_archive(connection, archive_name).archive_id
-    retriever, spec = case.retriever, case.source.as_json() if case.source else None
+    retriever, spec = case.retriever, asdict(case.source) if case.source else None
     index_id = indexes.create_index(connection, archive_id, retriever.version, retriever.dim, spec)
     indexes.activate(connection, index_id)
     return index_id

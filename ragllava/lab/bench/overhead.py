@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
+from ragllava.json_records import to_json
 from ragllava.lab.bench.jobs import SAMPLE, run_job, sample_archive, write_questions
 from ragllava.lab.bench.processor import spend
 from ragllava.lab.bench.rows import BenchRow, Wanted, timed
@@ -15,7 +16,6 @@ from ragllava.lab.bench.workload import System, Workload
 from ragllava.records import Answer, AnswerOptions, Question
 from ragllava.stages.answer.doubts import DoubtLimits, find_noisy
 from ragllava.stages.answer.pipeline import answer_again, answer_questions
-from ragllava.stages.answer.submit import Submission
 from ragllava.stages.answer.tools import AnswerTools, prepare
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive
@@ -41,7 +41,7 @@ def overhead_rows(workload: Workload) -> list[BenchRow]:
 
 def _tools(system: System, resources: Resources) -> AnswerTools:
     archive_id = in_transaction(system.engine, lambda c: archive.get_archive(c, SAMPLE).archive_id)
-    return prepare(system.engine, system.settings, resources, archive_id, AnswerOptions().as_json())
+    return prepare(system.engine, system.settings, resources, archive_id, to_json(AnswerOptions()))
 
 
 def _bulk_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> BenchRow:
@@ -55,7 +55,7 @@ def _bulk_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> B
         workload.progress(f"overhead: {len(texts)} questions, round {number + 1} of {_ROUNDS}")
         seconds, job_id = run_job(system, path, SAMPLE)
         through_s.append(seconds)
-        said = [row.answer for row in system.client.results(job_id)]
+        said = [row.answer for row in system.client.questions.results(job_id)]
         seconds, answers = timed(lambda: _answer(questions, tools))
         direct_s.append(seconds)
     differing = sum(one != other.text for one, other in zip(said, answers, strict=True))
@@ -74,7 +74,7 @@ def _ask_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> Be
     profile: defaultdict[str, float] = defaultdict(float)
     for number in range(_ASKED):
         text = texts[number % len(texts)]
-        spent = spend(lambda text=text: client.ask(text, Submission(SAMPLE)))  # type: ignore[misc]
+        spent = spend(lambda text=text: client.questions.ask(text, SAMPLE))  # type: ignore[misc]
         through_s.append(spent.seconds)
         for name, processor_ms in spent.figures(_ASKED).items():
             profile[name] += processor_ms

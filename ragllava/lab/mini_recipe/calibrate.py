@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ragllava.evaluation.threshold import adaptive_threshold
+from ragllava.json_records import to_json
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.reranker import Pair
 from ragllava.postcards.archive import PostcardArchive, draw_archive
@@ -46,7 +47,7 @@ def write_profile(models: Path, *, images: int = 1000, questions: int = 300) -> 
     values["threshold_curve"] = {
         "data": f"postcards, test split, seeds {' and '.join(map(str, CALIBRATION_SEEDS))}, "
         f"{questions} questions each, top {_CANDIDATES} of CLIP",
-        "fit": fit.as_json(),
+        "fit": to_json(fit),
     }
     path.write_text(json.dumps(values))
     return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ragllava.training.finetune.curves import Panel, draw_panels
+from ragllava.svg import Panel, draw_panels
+from ragllava.whole_files import written_whole
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +136,8 @@ def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
 
 def _save(folder: Path, network: nn.Module, optimizers: Optimizers, curve: list[dict[str, float]]) -> None:
     checkpoint = {"network": network.state_dict(), "optimizers": optimizers.state(), "curve": curve}
-    aside = folder / "checkpoint.pt.part"
-    torch.save(checkpoint, aside)
-    os.replace(aside, folder / "checkpoint.pt")  # noqa: PTH105 - atomic, over an older one
+    with written_whole(folder / "checkpoint.pt") as part:
+        torch.save(checkpoint, part)
     (folder / "curve.json").write_text(json.dumps(curve, indent=1))
     (folder / "curve.svg").write_text(draw_panels(_panels(curve)))
 

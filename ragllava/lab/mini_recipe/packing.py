@@ -53,7 +53,7 @@ def prompt_frames(processor: Any) -> PromptFrames:
     """Finds the frames by rendering the very templates that answering uses."""
 
     def rendered(parts: PromptParts) -> str:
-        content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts.parts]
+        content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
         text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         return text
 
@@ -61,7 +61,7 @@ def prompt_frames(processor: Any) -> PromptFrames:
     two = rendered(answer_prompt(_QUESTION, [_CAPTION, _CAPTION]))
     start = one.index(processor.image_token)
     picture = one[start : start + len(two) - len(one)]
-    relevance = rendered(rerank_prompt(_QUESTION, _CAPTION))
+    relevance = rendered(rerank_prompt(_QUESTION, [_CAPTION]))
     opening = one[:start] + picture
     if not relevance.startswith(opening) or not two.startswith(opening + picture):
         raise ValueError("the reranker's and the generator's prompts begin differently: packs cannot share a beginning")

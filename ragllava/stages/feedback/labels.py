@@ -63,7 +63,7 @@ class QuestionView:
 class _References:
     """What the lines of a file refer to."""
 
-    kinds: Mapping[int, JobKind]  # by job
+    kinds: Mapping[int, str]  # by job
     questions: Mapping[tuple[int, str], AnsweredQuestion]  # by job and custom_id
     by_source: Mapping[int, Mapping[str, tuple[StoredImage, ...]]]  # by archive
     by_id: Mapping[int, Mapping[int, StoredImage]]  # by archive
@@ -153,7 +153,7 @@ def _resolve(
 
 def _question(line: FeedbackLine | Dismissal, references: _References) -> AnsweredQuestion:
     kind = references.kinds.get(line.job_id)
-    if kind is not JobKind.ANSWER:
+    if kind != JobKind.ANSWER:
         problem = f"job {line.job_id} has no answers, its kind is {kind}" if kind else f"there is no job {line.job_id}"
         raise Rejected("unknown_job", f"{problem}; `ragllava jobs list` shows all")
     question = references.questions.get((line.job_id, line.custom_id))

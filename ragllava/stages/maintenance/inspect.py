@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from ragllava.jobs.dispatch import QUEUE_OF_KIND
+from ragllava.jobs.kinds import KINDS, queues_by_kind
 from ragllava.settings import Settings
 from ragllava.stores.archives import indexes
 from ragllava.stores.database import in_transaction
@@ -57,7 +57,7 @@ class RowCheck:
 
 
 _NO_TICK = "no tick runs: check that the maintenance worker runs (`ragllava status`)"
-_ROW_CHECKS = (
+_JOB_CHECKS = (
     RowCheck("leases", inspection.EXPIRED_LEASES, "shards run on a lease that ended and was not reaped", _NO_TICK),
     RowCheck("messages", inspection.STALE_MESSAGES, "shards have been queued for too long", _NO_TICK),
     RowCheck(
@@ -66,12 +66,8 @@ _ROW_CHECKS = (
         "open jobs have no shard left to run",
         "end them with `ragllava jobs cancel`; `ragllava jobs retry` tries their open inputs again",
     ),
-    RowCheck(
-        "reconciliation",
-        inspection.JOBS_THAT_DO_NOT_ADD_UP,
-        "ended jobs have inputs without an outcome, or lost inputs",
-        "do not rely on their results; submit them again",
-    ),
+)
+_WORK_CHECKS = (
     RowCheck(
         "results",
         inspection.JOBS_WITHOUT_RESULT,
@@ -145,13 +141,15 @@ class Inspector:
             "queued_s": self.settings.queued_timeout_s + grace_s,
             "result_s": _RESULT_GRACE_S + grace_s,
             "forgotten_s": _FORGOTTEN_S,
-            "queues": json.dumps({kind.value: queue for kind, queue in QUEUE_OF_KIND.items()}),
+            "queues": json.dumps(queues_by_kind()),
         }
 
 
 def inspect(inspector: Inspector) -> Iterator[Checked]:
     """The result of each check. Raises ServiceUnavailable when Postgres or the object store cannot be reached."""
-    yield from map(inspector.run, _ROW_CHECKS)
+    yield from map(inspector.run, _JOB_CHECKS)
+    yield _reconciliation(inspector)
+    yield from map(inspector.run, _WORK_CHECKS)
     yield _clocks(inspector)
     yield _queues(inspector)
     yield from _embeddings(inspector)
@@ -164,6 +162,13 @@ def _checked(name: str, rows: CountedRows, problem: str, advice: str) -> Checked
     if not rows.number:
         return Checked(name, "all well")
     return Checked(name, f"{rows.number:,} wrong", f"{rows.number:,} {problem}, as {rows.example}; {advice}")
+
+
+def _reconciliation(inspector: Inspector) -> Checked:
+    totals = {kind.name: kind.inputs.totals() for kind in KINDS.values()}
+    rows = inspector.ask(inspection.jobs_that_do_not_add_up, totals)
+    problem = "ended jobs have inputs without an outcome, or lost inputs"
+    return _checked("reconciliation", rows, problem, "do not rely on their results; submit them again")
 
 
 def _clocks(inspector: Inspector) -> Checked:
@@ -184,7 +189,7 @@ def _clocks(inspector: Inspector) -> Checked:
 def _queues(inspector: Inspector) -> Checked:
     """A missing message is not a fault: dispatch sends it again. A large surplus of messages is one."""
     waiting = inspector.waiting
-    queued = inspector.ask(inspection.queued_shards, inspector.limits["queues"])
+    queued = inspector.ask(inspection.queued_shards, queues_by_kind())
     surplus = {name: number - queued.get(name, 0) for name, number in waiting.items()}
     worst = max(surplus, key=lambda name: surplus[name], default=None)
     value = ", ".join(f"{name} {number}" for name, number in waiting.items())

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ragllava.errors import JobRefused
+from ragllava.jobs.kinds import KINDS
 from ragllava.jobs.runner import ShardContext
 from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted
 from ragllava.stages.reindex.gate import NEEDED_RECALL, measure_recall
@@ -18,7 +19,8 @@ from ragllava.stores.maintenance import vacuuming
 def vacuum(context: ShardContext[Resources], request: TaskRequest) -> Report:
     """VACUUM (ANALYZE) the tables that churn, and measure recall@20 of every graph with questions that were asked."""
     tables = []
-    for name in (*vacuuming.CHURNING, *context.read(vacuuming.partitions)):
+    of_inputs = [name for kind in KINDS.values() for name in kind.inputs.updated_tables]
+    for name in (*vacuuming.CHURNING, *of_inputs, *context.read(vacuuming.partitions)):
         context.check()
         if (state := vacuuming.vacuum_table(context.engine, name)) is not None:
             tables.append(state)

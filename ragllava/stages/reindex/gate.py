@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from sqlalchemy import Connection
 
 from ragllava.errors import ArchiveChanged, JobRefused
 from ragllava.jobs.runner import ShardContext
+from ragllava.json_records import to_json
 from ragllava.records import AnswerOptions, Candidate, Question, ReindexStatus
 from ragllava.stages.answer.pipeline import answer_questions, isolate_failures
 from ragllava.stages.answer.tools import AnswerTools, prepare
@@ -123,7 +124,7 @@ def _compare(context: ShardContext[Resources], target: ReindexTarget) -> dict[st
     """Old questions on both indexes; where the old index's retriever cannot be used, against the stored answers."""
     comparisons = _answer_on_both(context, target)
     changes = [comparison.change for comparison in comparisons]
-    differences = [asdict(comparison) for comparison in comparisons if comparison.differs]
+    differences = to_json([comparison for comparison in comparisons if comparison.differs])
     return {
         "answers": {
             "questions": len(comparisons),
@@ -138,7 +139,7 @@ def _compare(context: ShardContext[Resources], target: ReindexTarget) -> dict[st
 def _answer_on_both(context: ShardContext[Resources], target: ReindexTarget) -> list[AnswerComparison]:
     lease, settings = context.lease, context.settings
     sample = context.read(answered.newest_questions, lease.archive_id, settings.gate_questions, answered=True)
-    options = AnswerOptions(top_k=settings.top_k, top_n=settings.top_n).as_json()
+    options = to_json(AnswerOptions(top_k=settings.top_k, top_n=settings.top_n))
     tools = partial(prepare, context.engine, settings, context.resources, lease.archive_id, options)
     new_tools = tools(target.index)
     try:

@@ -45,7 +45,7 @@ def find_target(context: ShardContext[Resources]) -> ReindexTarget:
         active = context.read(vectors.active_index, lease.archive_id)
         source = spec["source"] or (active.spec if active else None)
         retriever = resources.load_retriever(source)
-        if source and RetrieverSource(**source) == RetrieverSource.of(resources.models.profile):
+        if source and RetrieverSource(**source) == resources.models.profile.retriever:
             source = None
         spec = context.commit(_choose_index, context, retriever, source)
     try:

@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, select, text,
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
+from ragllava.json_records import to_json
 from ragllava.records import Role
 from ragllava.stores.schema import model_versions, promotions
 
@@ -137,7 +138,7 @@ def register_adapter(connection: Connection, version: AdapterVersion) -> ModelVe
     if registered is None:
         if version.state == "challenger":
             _retire(connection, version.profile, version.role, "challenger")
-        values = asdict(version)
+        values = to_json(version)
         return _as_version(connection.execute(insert(model_versions).values(values).returning(model_versions)).one())
     if registered.adapter_sha256 != version.adapter_sha256:
         raise UsageError(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Select, func, select, text, union_all
+
+from ragllava.stores.schema import jobs
 
 _TIMEOUT_S = 900  # counting everything takes longer than other statements may
 
@@ -115,36 +118,37 @@ IMAGES_WITHOUT_LIVE_BLOB = """
     WHERE b.state <> 'live'
 """
 
-# Ended jobs that are not `failed` although inputs or outcomes are missing.
-JOBS_THAT_DO_NOT_ADD_UP = """
-    SELECT 'job ' || id || ' (' || kind || ', ' || state || ')' AS example FROM (
-        SELECT id, kind, state, total, CASE kind
-            WHEN 'answer' THEN (SELECT count(*) FROM questions i WHERE i.job_id = jobs.id)
-            WHEN 'ingest' THEN (SELECT count(*) FROM files i WHERE i.job_id = jobs.id)
-            WHEN 'train' THEN (SELECT count(*) FROM trainings i WHERE i.job_id = jobs.id)
-            WHEN 'reindex' THEN (SELECT count(*) FROM reindexed i WHERE i.job_id = jobs.id)
-            WHEN 'maintenance' THEN (SELECT count(*) FROM maintenance_tasks i WHERE i.job_id = jobs.id)
-            END AS inputs, CASE kind
-            WHEN 'answer' THEN (SELECT count(DISTINCT question_no) FROM answers i WHERE i.job_id = jobs.id)
-            WHEN 'ingest' THEN (SELECT count(status) FROM files i WHERE i.job_id = jobs.id)
-            WHEN 'train' THEN (SELECT count(status) FROM trainings i WHERE i.job_id = jobs.id)
-            WHEN 'reindex' THEN (SELECT count(status) FROM reindexed i WHERE i.job_id = jobs.id)
-            WHEN 'maintenance' THEN (SELECT count(status) FROM maintenance_tasks i WHERE i.job_id = jobs.id)
-            END AS outcomes
-        FROM jobs WHERE finished_at IS NOT NULL AND state <> 'failed'
-    ) counted WHERE total <> inputs OR total <> outcomes
-"""
+
+def jobs_that_do_not_add_up(connection: Connection, totals_of_kind: Mapping[str, Select[Any]]) -> CountedRows:
+    """Ended jobs that are not `failed` although inputs or outcomes are missing.
+
+    `totals_of_kind` has for each kind of job the query for its inputs and outcomes (JobInputs.totals).
+    """
+    example = func.concat("job ", jobs.c.id, " (", jobs.c.kind, ", ", jobs.c.state, ")").label("example")
+    queries = []
+    for kind, query in totals_of_kind.items():
+        totals = query.subquery()
+        inputs, outcomes = func.coalesce(totals.c.inputs, 0), func.coalesce(totals.c.outcomes, 0)
+        queries.append(
+            select(example)
+            .outerjoin_from(jobs, totals, totals.c.job_id == jobs.c.id)
+            .where(jobs.c.kind == kind, jobs.c.finished_at.is_not(None), jobs.c.state != "failed")
+            .where((jobs.c.total != inputs) | (jobs.c.total != outcomes))
+        )
+    wrong = union_all(*queries).subquery()
+    row = connection.execute(select(func.count(), func.min(wrong.c.example)).select_from(wrong)).one()
+    return CountedRows(*row)
 
 
-def queued_shards(connection: Connection, queues: str) -> dict[str, int]:
-    """The largest correct number of messages in each queue. `queues` maps kinds of jobs to queues, as JSON."""
+def queued_shards(connection: Connection, queue_of_kind: Mapping[str, str]) -> dict[str, int]:
+    """The largest correct number of messages in each queue."""
     rows = connection.execute(
         text("""
             SELECT coalesce(s.queue, CAST(:queues AS jsonb)->>j.kind) AS queue, count(*) AS number
             FROM shards s JOIN jobs j ON j.id = s.job_id
             WHERE s.state = 'queued' AND j.finished_at IS NULL GROUP BY 1
         """),
-        {"queues": queues},
+        {"queues": json.dumps(dict(queue_of_kind))},
     )
     return {row.queue: row.number for row in rows}
 

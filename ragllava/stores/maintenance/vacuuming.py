@@ -8,11 +8,10 @@ from sqlalchemy import Connection, Engine, text
 
 from ragllava.stores.database import outside_transaction
 
-# Rows that are updated or deleted; answers and candidates are written once.
+# Rows that are updated or deleted, beside the inputs of jobs; answers and candidates are written once.
 CHURNING = (
-    "shards", "jobs", "workers", "files", "trainings", "maintenance_tasks", "reindexed", "noisy_cases", "images",
-    "blobs", "archives", "indexes", "model_versions", "bound_objects", "change_events", "change_event_totals",
-    "schedules", "schedule_runs",
+    "shards", "jobs", "workers", "noisy_cases", "images", "blobs", "archives", "indexes", "model_versions",
+    "bound_objects", "change_events", "change_event_totals", "schedules", "schedule_runs",
 )  # fmt: skip
 
 
@@ -35,7 +34,7 @@ def partitions(connection: Connection) -> list[str]:
 
 
 def vacuum_table(engine: Engine, table: str) -> TableState | None:
-    """VACUUM (ANALYZE) one table, by a name from this module; None when it was dropped meanwhile.
+    """VACUUM (ANALYZE) a table, by a name from our own code; None when it was dropped meanwhile.
 
     Runs beside reads and writes. Pages in use are skipped.
     """

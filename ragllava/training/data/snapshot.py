@@ -1,9 +1,9 @@
-"""The data of one training, frozen: examples to learn from, and the questions that calibrate and judge. No torch.
+"""The data of one training, frozen: examples, and the questions for calibration and evaluation. No torch.
 
-The sides follow from a question's relevant images (datasets.py), so no question that is judged by is trained on, nor
+The sides follow from a question's relevant images (datasets.py), so no held-out question is trained on, nor
 another one about its held-out picture: a reranker is surer of pictures that it was trained on than of any other, and η
 fitted on these would drop the others. Where few images are labelled, they follow from the question's text; which of the
-two holds for all archives of a training alike, or one would train on what another one is judged by.
+two applies is the same for all archives of a training, or one would train on what another one is evaluated on.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
 
+from ragllava.json_records import from_json, to_json
 from ragllava.records import Role
 from ragllava.stores.archives import archive
 from ragllava.stores.learning import labels
@@ -26,7 +27,6 @@ from ragllava.training.data.datasets import (
     Dataset,
     DatasetOptions,
     LabelledQuestion,
-    Retrieved,
     build_answer_dataset,
     build_rank_dataset,
     is_judging,
@@ -36,9 +36,9 @@ from ragllava.training.data.datasets import (
     snapshot_id,
     write_dataset,
 )
-from ragllava.training.data.examples import Evidence, Example
+from ragllava.training.data.examples import Example
 from ragllava.training.data.labelled import labelled_questions, usable_for
-from ragllava.training.finetune.checkpoints import MANIFEST, hash_files, write_whole
+from ragllava.whole_files import MANIFEST, seal_folder
 
 FEWEST_IMAGES = 24  # labelled relevant in the archives of a training, so that some are on every side
 _JUDGED_FILE = "judged.json"
@@ -48,7 +48,7 @@ QuestionAddress = tuple[int, int, int]  # archive, job, number
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRules:
-    """Which shares of the questions judge versions and fit η, and how examples are made of the rest."""
+    """Which shares of the questions are held out and fit η, and how examples are made of the others."""
 
     held_out: float
     calibration: float
@@ -60,7 +60,7 @@ class ArchiveShare:
     """What one archive gives. `labelled` counts its labelled questions, also those of no use for this role.
 
     `addresses` tells where a question's text comes from, and `images_each` how many relevant images decide about a
-    question's side on the mean, 0 where none do. `known` counts the held-out questions that were left out because the
+    question's side on average, 0 where none do. `seen` counts the held-out questions that were left out because the
     champion was trained on them. These three are not part of the snapshot's files. `split` tells what the sides follow
     from: `pictures` or `texts`, None where an earlier version wrote the files.
     """
@@ -72,7 +72,7 @@ class ArchiveShare:
     held_out: tuple[LabelledQuestion, ...]
     addresses: Mapping[str, QuestionAddress] = field(default_factory=dict)
     images_each: float = 0.0
-    known: int = 0
+    seen: int = 0
     split: str | None = None
 
     def figures(self) -> dict[str, Any]:
@@ -115,8 +115,8 @@ class Snapshot:
 
     @property
     def hold_out_id(self) -> str:
-        """The sha256 (hex) of the questions that versions are judged by: figures compare only under the same one."""
-        content = [[share.archive, [asdict(question) for question in share.held_out]] for share in self.shares]
+        """The sha256 (hex) of the held-out questions: only figures with the same one can be compared."""
+        content = [[share.archive, to_json(share.held_out)] for share in self.shares]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def whole_dataset(self) -> Dataset:
@@ -136,49 +136,48 @@ def collect(
 
     Which side a question is on does not hang on `since`.
     """
-    found = [_look_up(connection, name, since if place == 0 else None) for place, name in enumerate(archives)]
-    images = {item.image for labelled in found for question in labelled.ever.values() for item in question.relevant}
+    sources = [_look_up(connection, name, since if number == 0 else None) for number, name in enumerate(archives)]
+    images = {item.image for labelled in sources for question in labelled.ever.values() for item in question.relevant}
     by_image = len(images) >= FEWEST_IMAGES
-    return Snapshot(role, tuple(_share(labelled, role, rules, by_image=by_image) for labelled in found))
+    return Snapshot(role, tuple(_share(labelled, role, rules, by_image=by_image) for labelled in sources))
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
     """Write one folder for each archive and, last, the manifest with the hash of every file."""
-    for place, share in enumerate(snapshot.shares):
-        own = folder / str(place)
+    for number, share in enumerate(snapshot.shares):
+        own = folder / str(number)
         write_dataset(own, share.dataset)
         judged = {
             "archive": share.archive,
             "labelled": share.labelled,
             "split": share.split,
-            "calibration": [asdict(question) for question in share.calibration],
-            "held_out": [asdict(question) for question in share.held_out],
+            "calibration": to_json(share.calibration),
+            "held_out": to_json(share.held_out),
         }
         (own / _JUDGED_FILE).write_text(json.dumps(judged, ensure_ascii=False), encoding="utf-8")
-    written = {
+    facts = {
         "role": snapshot.role.value,
         "snapshot": snapshot.snapshot_id,
         "hold_out": snapshot.hold_out_id,
         "archives": len(snapshot.shares),
-        "files": hash_files(folder),
     }
-    write_whole(folder / MANIFEST, json.dumps(written, indent=1).encode())
+    seal_folder(folder, facts)
 
 
 def read_snapshot(folder: Path) -> Snapshot:
     """Read what `write_snapshot` wrote; the addresses of the questions are not there any more."""
     manifest = json.loads((folder / MANIFEST).read_text())
     shares = []
-    for place in range(manifest["archives"]):
-        own = folder / str(place)
+    for number in range(manifest["archives"]):
+        own = folder / str(number)
         judged = json.loads((own / _JUDGED_FILE).read_text(encoding="utf-8"))
         shares.append(
             ArchiveShare(
                 archive=judged["archive"],
                 labelled=judged["labelled"],
                 dataset=read_dataset(own),
-                calibration=tuple(map(_question, judged["calibration"])),
-                held_out=tuple(map(_question, judged["held_out"])),
+                calibration=from_json(tuple[LabelledQuestion, ...], judged["calibration"]),
+                held_out=from_json(tuple[LabelledQuestion, ...], judged["held_out"]),
                 split=judged.get("split"),
             )
         )
@@ -198,12 +197,12 @@ class _Labelled:
 def _look_up(connection: Connection, name: str, since: datetime | None) -> _Labelled:
     archive_id = archive.get_archive(connection, name).archive_id
     ever = labels.latest_labels(connection, [archive_id])
-    # Not asked for once more: between two looks somebody may label.
+    # Not queried again: a label may be added between two queries.
     rows = ever if since is None else [row for row in ever if row.created_at >= since.astimezone(UTC)]
     ids = {image for row in ever for image in (*row.label.relevant, *row.label.irrelevant)}
     images = labels.images_by_id(connection, archive_id, sorted(ids))
-    questions, known = (merge_questions(labelled_questions(found, images)) for found in (rows, ever))
-    return _Labelled(name, rows, questions, {question_key(question.text): question for question in known})
+    questions, all_questions = (merge_questions(labelled_questions(listed, images)) for listed in (rows, ever))
+    return _Labelled(name, rows, questions, {question_key(question.text): question for question in all_questions})
 
 
 def _share(labelled: _Labelled, role: Role, rules: SnapshotRules, *, by_image: bool) -> ArchiveShare:
@@ -231,13 +230,3 @@ def _side(question: LabelledQuestion, rules: SnapshotRules, *, by_image: bool) -
     if is_judging(question.text, images, rules.held_out):
         return "held_out"
     return "calibration" if is_judging(question.text, images, rules.held_out + rules.calibration) else "train"
-
-
-def _question(stored: dict[str, Any]) -> LabelledQuestion:
-    return LabelledQuestion(
-        text=stored["text"],
-        answer=stored["answer"],
-        relevant=tuple(Evidence(**item) for item in stored["relevant"]),
-        retrieved=tuple(Retrieved(**item) for item in stored["retrieved"]),
-        irrelevant=tuple(Evidence(**item) for item in stored["irrelevant"]),
-    )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ragllava.errors import UsageError
+from ragllava.json_records import from_json, to_json
+from ragllava.whole_files import read_sealed, seal_folder
 
-MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
 
 
@@ -33,10 +31,10 @@ class Checkpoint:
 
 
 def seal_checkpoint(checkpoint: Checkpoint) -> None:
-    """Declare the folder whole: hash what lies in it and write the manifest."""
-    values = asdict(checkpoint) | {"files": hash_files(checkpoint.folder)}
-    del values["folder"]
-    write_whole(checkpoint.folder / MANIFEST, json.dumps(values, indent=1).encode())
+    """Mark the folder as complete: write the manifest with the hashes of its files."""
+    facts = to_json(checkpoint)
+    del facts["folder"]
+    seal_folder(checkpoint.folder, facts)
 
 
 def last_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
@@ -46,27 +44,24 @@ def last_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
     """
     steps = [int(path.name.removeprefix(_PREFIX)) for path in folder.glob(f"{_PREFIX}[0-9]*")]
     for step in sorted(steps, reverse=True):
-        found = read_checkpoint(folder / f"{_PREFIX}{step}")
-        if found is None:
+        checkpoint = read_checkpoint(folder / f"{_PREFIX}{step}")
+        if checkpoint is None:
             continue
-        if found.fingerprint != fingerprint:
+        if checkpoint.fingerprint != fingerprint:
             raise UsageError(
-                f"{found.folder} is a checkpoint of a training with other data, settings or base model; "
+                f"{checkpoint.folder} is a checkpoint of a training with other data, settings or base model; "
                 "remove it, or choose another folder for this one"
             )
-        return found
+        return checkpoint
     return None
 
 
 def read_checkpoint(folder: Path) -> Checkpoint | None:
     """The checkpoint in `folder`, or None when it is not whole: no manifest, or files that differ from it."""
+    facts = read_sealed(folder)
     try:
-        values: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        files = values.pop("files")
-        if hash_files(folder) != files:
-            return None
-        return Checkpoint(folder=folder, **values)
-    except (OSError, ValueError, KeyError, TypeError):
+        return None if facts is None else from_json(Checkpoint, facts | {"folder": folder})
+    except ValueError:
         return None
 
 
@@ -74,29 +69,9 @@ def clear_old(folder: Path, keep: Collection[str], before: float) -> list[str]:
     """Remove the folders in `folder` whose name is not to be kept and whose files are all older than `before`, in
     seconds since 1970; returns their names."""
     removed = []
-    for found in sorted(folder.glob("*/")):
-        touched = max((path.lstat().st_mtime for path in (found, *found.rglob("*"))), default=0.0)
-        if found.name not in keep and touched < before:
-            shutil.rmtree(found, ignore_errors=True)
-            removed.append(found.name)
+    for path in sorted(folder.glob("*/")):
+        touched = max((file.lstat().st_mtime for file in (path, *path.rglob("*"))), default=0.0)
+        if path.name not in keep and touched < before:
+            shutil.rmtree(path, ignore_errors=True)
+            removed.append(path.name)
     return removed
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """The sha256 (hex) of every file below the folder, by its name there; a manifest is not part of it."""
-    names = sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST
-    )
-    return {name: _sha256(folder / name) for name in names}
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write aside, then rename: who reads the file finds all of it."""
-    aside = file.with_name(f"{file.name}.partial")
-    aside.write_bytes(content)
-    aside.replace(file)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

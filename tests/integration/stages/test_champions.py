@@ -104,7 +104,7 @@ def test_an_upload_that_was_cut_short_is_no_adapter_until_it_is_repeated(
     name = digest(publish_adapter(objects, folder))
     objects.delete(f"adapters/{name}/manifest.json")
     objects.delete(f"adapters/{name}/{WEIGHTS}")
-    with pytest.raises(ModelUnavailable, match="is not whole"):
+    with pytest.raises(ModelUnavailable, match="is incomplete"):
         fetch_adapter(objects, name, cache)
     assert digest(publish_adapter(objects, folder)) == name
     assert (fetch_adapter(objects, name, cache) / WEIGHTS).exists()
@@ -156,7 +156,7 @@ def stage(workshop: Workshop, postcards: Postcards, models: ModelBundle, tmp_pat
         registry.ensure_champions(connection, "mini", desk.resources.base_versions())
     yield desk
     for role in Role:
-        models.wear(role, None, None)
+        models.apply_adapter(role, None, None)
 
 
 def stamps(rows: list[ResultRow]) -> list[tuple[str, str, float]]:
@@ -202,8 +202,8 @@ def test_a_worker_with_another_base_refuses_the_job_and_says_what_to_do(stage: W
     base = stage.resources.models.base_version
     assert (row.status, row.models) == (AnswerStatus.FAILED, None)
     assert row.error == (
-        f"the champion reranker ranker-1 lies on mini-llava@00000000, but this worker has loaded {base}; go back with "
-        f"`ragllava models rollback --role reranker`, or make the loaded base champion with "
+        f"the champion reranker ranker-1 needs the base mini-llava@00000000, but this worker has loaded {base}; "
+        f"go back with `ragllava models rollback --role reranker`, or make the loaded base champion with "
         f"`ragllava models promote {base} --role reranker`"
     )
     with stage.engine.begin() as connection:

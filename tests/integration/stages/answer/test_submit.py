@@ -14,6 +14,7 @@ from sqlalchemy import Engine, func, select
 
 from ragllava.client import Client
 from ragllava.errors import InvalidInput, UsageError
+from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.records import AnswerOptions, AnswerStatus, SourceFile
 from ragllava.settings import Settings
@@ -23,7 +24,6 @@ from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.results.finalize import result_rows
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive
-from ragllava.stores.jobs import outcomes
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import files, jobs, questions, shards
 from tests.support.job_rows import Desk
@@ -253,7 +253,7 @@ def test_files_are_queued_and_refused_ones_have_their_outcome(desk: Desk) -> Non
     job = desk.job(submitted.job_id)
     assert (job.archive, job.progress.total, job.progress.by_status) == ("new", 5, {"rejected": 2})
     with desk.engine.begin() as connection:
-        assert outcomes.open_inputs(connection, job.kind, job.job_id, 1, 0, 5) == [0, 2, 4]
+        assert kind_of(job.kind).inputs.open_numbers(connection, job.job_id, 1, 0, 5) == [0, 2, 4]
         bounds = connection.execute(select(shards.c.lo, shards.c.hi).order_by(shards.c.lo)).all()
     assert [tuple(bound) for bound in bounds] == [(0, 3), (3, 5)]
 
@@ -278,10 +278,10 @@ def client(settings: Settings, desk: Desk) -> Iterator[Client]:
 def test_the_client_submits_a_file(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text("\n".join(GOOD))
-    submitted = client.submit(path, Submission("test"))
-    assert client.job(submitted.job_id).progress.total == 3
+    submitted = client.questions.submit(path, "test")
+    assert client.jobs.get(submitted.job_id).progress.total == 3
     with pytest.raises(UsageError, match="cannot be read"):
-        client.submit(tmp_path / "gone.jsonl", Submission("test"))
+        client.questions.submit(tmp_path / "gone.jsonl", "test")
 
 
 def test_the_client_lists_pictures_and_unused_captions(client: Client, tmp_path: Path) -> None:
@@ -289,20 +289,20 @@ def test_the_client_lists_pictures_and_unused_captions(client: Client, tmp_path:
     folder.mkdir()
     captions.write_text("file,caption\na.png,A tower.\nb.png,Of no file.\n")
     with pytest.raises(UsageError, match="no pictures in"):
-        client.ingest([folder], "test", captions)
+        client.archives.ingest([folder], "test", captions)
     (folder / "a.png").write_bytes(b"")
-    ingested = client.ingest([folder], "test", captions)
-    assert (ingested.total, ingested.unused_captions) == (1, ["b.png"])
+    ingested = client.archives.ingest([folder], "test", captions)
+    assert (ingested.total, ingested.unused_captions) == (1, ("b.png",))
 
 
 def test_the_client_asks_what_can_be_asked(client: Client) -> None:
     for question in ("", "  ", "x" * 8001):
         with pytest.raises(UsageError, match="1 to 8000 characters"):
-            client.ask(question, Submission("test"))
-    assert client.jobs() == []
+            client.questions.ask(question, "test")
+    assert client.jobs.list() == []
     with pytest.raises(UsageError, match=r"no answer within 0\.01 s") as late:
-        client.ask("What color is it?", Submission("test"), timeout_s=0.01)
-    [job] = client.jobs()
+        client.questions.ask("What color is it?", "test", timeout_s=0.01)
+    [job] = client.jobs.list()
     assert f"job {job.job_id}" in str(late.value)
     assert (job.priority, job.is_final) == (ASK_PRIORITY, False)
 
@@ -331,5 +331,5 @@ def test_a_refusal_that_cannot_be_written_disturbs_nobody(settings: Settings, ca
     record_refusal(objects, "monday.jsonl.error.json", "monday.jsonl", UsageError("it is no good"))
     assert [record.message for record in caplog.records] == [
         "it is no good",
-        "'monday.jsonl.error.json' is no address of the form s3://bucket/key",
+        "'monday.jsonl.error.json' is not an address of the form s3://bucket/key",
     ]

@@ -15,10 +15,11 @@ import pytest
 from pyarrow import parquet
 from sqlalchemy import Engine, text
 
-from ragllava.client import Client
+from ragllava.client import Client, SavedResults
 from ragllava.errors import LineError, ServiceUnavailable, UsageError
 from ragllava.jobs import control, queue
 from ragllava.jobs.control import JobView, NewJob
+from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.records import Answer, AnswerStatus, JobKind, Question, Role, SourceFile, TaskName
 from ragllava.settings import Settings
@@ -26,7 +27,7 @@ from ragllava.stages.answer.question_files import QuestionFile
 from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.maintenance.stage import submit_task
-from ragllava.stages.results.finalize import publish_missing_results, publish_results
+from ragllava.stages.results.finalize import publish_missing_results, publish_result
 from ragllava.stores.archives import archive
 from ragllava.stores.jobs import answers, outcomes
 from ragllava.stores.objects import ObjectStore
@@ -166,7 +167,7 @@ class WatchedStore(ObjectStore):
     before_put: Callable[[str], None]
 
     def put_stream(
-        self, key: str, stream: BinaryIO, size_bytes: int | None, media_type: str = "application/octet-stream"
+        self, key: str, stream: BinaryIO, size_bytes: int, media_type: str = "application/octet-stream"
     ) -> None:
         self.before_put(key)
         super().put_stream(key, stream, size_bytes, media_type)
@@ -220,7 +221,7 @@ def test_a_retry_while_the_files_are_written_is_not_lost(desk: Desk, objects: Ob
             retry(desk, job_id)
             answer_all(desk)
 
-    publish_results(desk.engine, watched(desk, run_again), job_id)
+    publish_result(desk.engine, watched(desk, run_again), job_id)
     publish_missing_results(desk.engine, objects)
     assert check_files(desk, objects, job_id)["counts"] == {"answered": 2}
 
@@ -228,7 +229,7 @@ def test_a_retry_while_the_files_are_written_is_not_lost(desk: Desk, objects: Ob
 def test_a_job_that_runs_again_gets_no_result_of_before(desk: Desk, objects: ObjectStore) -> None:
     job_id = a_job(desk, good=2)
     answer_all(desk, failing=(1,))
-    publish_results(desk.engine, watched(desk, lambda key: retry(desk, job_id) if "manifest" in key else None), job_id)
+    publish_result(desk.engine, watched(desk, lambda key: retry(desk, job_id) if "manifest" in key else None), job_id)
     assert desk.job(job_id).result is None
 
 
@@ -281,7 +282,7 @@ def one_job_of(kind: JobKind, desk: Desk) -> int:
 def test_every_kind_of_job_is_reconciled(desk: Desk, objects: ObjectStore, kind: JobKind) -> None:
     job_id = one_job_of(kind, desk)
     with desk.engine.begin() as connection:
-        assert outcomes.reconcile(connection, kind, job_id).as_json() == {
+        assert outcomes.reconcile(connection, kind_of(kind).inputs, job_id).as_json() == {
             "inputs": 1,
             "outcomes": 0,
             "adds_up": False,
@@ -308,7 +309,7 @@ def test_results_are_saved_in_three_formats(client: Client, desk: Desk, tmp_path
     job_id = a_job(desk, good=3, bad=1)
     answer_all(desk)
     paths = [tmp_path / f"out.{ending}" for ending in ("jsonl", "csv", "parquet")]
-    assert [client.save_results(job_id, path) for path in paths] == [(4, 1)] * 3
+    assert [client.questions.save_results(job_id, path) for path in paths] == [SavedResults(4, 1)] * 3
     lines = [json.loads(line) for line in paths[0].read_text().splitlines()]
     with paths[1].open(newline="") as file:
         cells = list(csv.DictReader(file))
@@ -326,25 +327,25 @@ def test_without_errors_no_error_file_is_left(client: Client, desk: Desk, tmp_pa
     job_id = a_job(desk, good=1)
     answer_all(desk)
     (tmp_path / "out.csv.errors.jsonl").write_text("of an earlier try")
-    assert client.save_results(job_id, tmp_path / "out.csv") == (1, 0)
+    assert client.questions.save_results(job_id, tmp_path / "out.csv") == SavedResults(1, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
 def test_an_unknown_ending_is_refused(client: Client, desk: Desk, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"must end in .jsonl, .csv or .parquet"):
-        client.save_results(a_job(desk, good=1), tmp_path / "out.xlsx")
+        client.questions.save_results(a_job(desk, good=1), tmp_path / "out.xlsx")
 
 
 def test_an_unknown_job_is_refused_by_number(client: Client, tmp_path: Path) -> None:
     calls: list[Callable[[], object]] = [
-        lambda: client.job(77),
-        lambda: client.wait(77),
-        lambda: list(client.results(77)),
-        lambda: client.save_results(77, tmp_path / "out.csv"),
-        lambda: client.cancel(77),
-        lambda: client.pause(77),
-        lambda: client.resume(77),
-        lambda: client.retry(77),
+        lambda: client.jobs.get(77),
+        lambda: client.jobs.wait(77),
+        lambda: list(client.questions.results(77)),
+        lambda: client.questions.save_results(77, tmp_path / "out.csv"),
+        lambda: client.jobs.cancel(77),
+        lambda: client.jobs.pause(77),
+        lambda: client.jobs.resume(77),
+        lambda: client.jobs.retry(77),
     ]
     for call in calls:
         with pytest.raises(UsageError, match="no job 77"):
@@ -354,7 +355,10 @@ def test_an_unknown_job_is_refused_by_number(client: Client, tmp_path: Path) -> 
 def test_an_ingest_job_has_no_answers(client: Client, desk: Desk, tmp_path: Path) -> None:
     files = [SourceFile("a.png", "file:///a.png")]
     job_id = submit_files(desk.engine, desk.settings, archive_name="test", files=files).job_id
-    for call in (lambda: list(client.results(job_id)), lambda: client.save_results(job_id, tmp_path / "out.csv")):
+    for call in (
+        lambda: list(client.questions.results(job_id)),
+        lambda: client.questions.save_results(job_id, tmp_path / "out.csv"),
+    ):
         with pytest.raises(UsageError, match="is an ingest job and has no answers"):
             call()
     assert list(tmp_path.iterdir()) == []
@@ -362,10 +366,10 @@ def test_an_ingest_job_has_no_answers(client: Client, desk: Desk, tmp_path: Path
 
 def test_wait_gives_up_after_its_time_and_sees_the_end(client: Client, desk: Desk) -> None:
     job_id = a_job(desk, good=2)
-    assert not client.wait(job_id, timeout_s=0.05, poll_s=0.01).is_final
+    assert not client.jobs.wait(job_id, timeout_s=0.05, poll_s=0.01).is_final
     answer_all(desk)
     seen: list[int] = []
-    job = client.wait(job_id, on_progress=lambda view: seen.append(view.progress.done), timeout_s=10)
+    job = client.jobs.wait(job_id, on_progress=lambda view: seen.append(view.progress.done), timeout_s=10)
     assert (job.state, seen) == (JobState.COMPLETED, [2])
 
 
@@ -377,7 +381,7 @@ def test_wait_tells_how_far_the_job_is_until_it_has_ended(client: Client, desk: 
         seen.append((view.progress.done, view.is_final))
         answer_all(desk)
 
-    assert client.wait(job_id, on_progress=work_once_seen, timeout_s=60, poll_s=30).state == JobState.COMPLETED
+    assert client.jobs.wait(job_id, on_progress=work_once_seen, timeout_s=60, poll_s=30).state == JobState.COMPLETED
     assert seen == [(0, False), (2, True)]
 
 
@@ -388,13 +392,13 @@ def test_wait_is_told_of_the_end(client: Client, desk: Desk, monkeypatch: pytest
     job_id = a_job(desk, good=2)
     worker = threading.Timer(0.3, answer_all, [desk])
     worker.start()
-    assert client.wait(job_id, poll_s=600).state == JobState.COMPLETED
+    assert client.jobs.wait(job_id, poll_s=600).state == JobState.COMPLETED
     worker.join()
 
 
 def test_results_of_a_running_job_are_those_that_are_there(client: Client, desk: Desk) -> None:
     job_id = a_job(desk, good=3, bad=2)
-    assert [(row.line, row.status) for row in client.results(job_id)] == [
+    assert [(row.line, row.status) for row in client.questions.results(job_id)] == [
         (4, AnswerStatus.FAILED),
         (5, AnswerStatus.FAILED),
     ]
