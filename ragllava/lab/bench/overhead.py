@@ -15,7 +15,7 @@ from ragllava.lab.bench.rows import BenchRow, Wanted, timed
 from ragllava.lab.bench.workload import System, Workload
 from ragllava.records import Answer, AnswerOptions, Question
 from ragllava.stages.answer.doubts import DoubtLimits, find_noisy
-from ragllava.stages.answer.stage import answer_again, answer_questions
+from ragllava.stages.answer.pipeline import answer_again, answer_questions
 from ragllava.stages.answer.tools import AnswerTools, prepare
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive

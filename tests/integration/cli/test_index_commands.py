@@ -62,7 +62,7 @@ def test_gaps_are_listed_and_closed(gallery: Workshop, run: Run) -> None:
         vectors.remove_embeddings(connection, gallery.archive_id(), [row.id])
     [gap] = json.loads(run("archive", "gaps", ARCHIVE, "--json")[1])
     assert (gap["image_id"], gap["source"], gap["reason"]) == (row.id, source, "never_tried")
-    assert "nothing has tried to embed it" in run("archive", "gaps", ARCHIVE)[1]
+    assert "no job has tried to embed it" in run("archive", "gaps", ARCHIVE)[1]
     _, out, _ = run("reindex", "--archive", ARCHIVE, "--no-wait", "--json")
     assert json.loads(out)["reindexing"]["selection"] == "missing"
     gallery.run()
@@ -74,7 +74,7 @@ def test_gaps_are_listed_and_closed(gallery: Workshop, run: Run) -> None:
     [
         (["--retriever", "nonsense"], "'nonsense' is not a retriever: give a folder, or MODEL/TAG"),
         (["--retriever", "."], "not the folder of an open_clip model"),
-        (["--retriever", "ViT-B-32/openai", "--only", "stale"], "with another retriever say --only all"),
+        (["--retriever", "ViT-B-32/openai", "--only", "stale"], "with another retriever use --only all"),
     ],
 )
 def test_what_cannot_be_reindexed_is_told_at_once(gallery: Workshop, run: Run, words: list[str], says: str) -> None:

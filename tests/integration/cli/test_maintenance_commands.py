@@ -26,7 +26,7 @@ def test_a_schedule_from_its_beginning_to_its_end(run: Run, engine: Engine) -> N
     out = run("schedule", "list")[1]
     assert "paused" in out and "job 1 running" in out
     code, out, err = run("schedule", "run", "gc")
-    assert (code, out) == (1, "schedule gc started no job: job 1, which it began before, has not ended yet\n")
+    assert (code, out) == (1, "schedule gc started no job: job 1, which it started before, has not ended yet\n")
     assert "schedule gc is resumed, next" in run("schedule", "resume", "gc")[1]
     [listed] = json.loads(run("schedule", "list", "--json")[1])
     assert (listed["cron"], listed["options"], listed["paused"]) == ("0 3 * * 0", {"delete": True}, False)
@@ -36,7 +36,7 @@ def test_a_schedule_from_its_beginning_to_its_end(run: Run, engine: Engine) -> N
 
 def test_a_mistake_is_one_sentence_and_exit_code_1(run: Run) -> None:
     for words, message in (
-        (("schedule", "add", "gc", "--cron", "nightly"), "'nightly' is no cron line"),
+        (("schedule", "add", "gc", "--cron", "nightly"), "'nightly' is not a cron line"),
         (("schedule", "add", "vacuum", "--cron", "0 3 * * *", "--delete"), "vacuum does not take the option delete"),
         (("schedule", "pause", "gc"), "there is no schedule 'gc'"),
         (("maintenance", "vacuum", "--archive", "cards"), "vacuum concerns the whole system"),

@@ -156,7 +156,7 @@ def test_promote_and_rollback_say_who_is_champion(run: Run, registry_rows: None,
         run("models", "rollback", "--role", "reranker")[1] == f"{BASE} is the champion reranker again, threshold 0.25\n"
     )
     code, _, err = run("models", "rollback", "--role", "reranker")
-    assert code == 1 and "there is no further version that the reranker of profile mini can go back to" in err
+    assert code == 1 and "the reranker of profile mini has no earlier version to go back to" in err
     assert champion_of(engine) == champion_of(engine, Role.GENERATOR) == BASE
 
 

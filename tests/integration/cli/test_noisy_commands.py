@@ -95,7 +95,7 @@ def test_one_case_is_shown_with_all_that_is_known(review: Review, run: Run) -> N
         "answer    two  (confidence 0.90)",
         "noisy     labelled",
         "  low_confidence: the answer's confidence is only 0.20",
-        "  said_wrong: a person calls the answer 'two' wrong; right is 'three'",
+        "  said_wrong: a person calls the answer 'two' wrong; the right answer is 'three'",
         "label     wrong (person); right answer: three; relevant: tower.png",
     ]
     rows = [line.split() for line in lines[7:]]

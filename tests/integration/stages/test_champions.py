@@ -36,11 +36,11 @@ def objects(settings: Settings) -> ObjectStore:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A small adapter folder; only its form is right."""
-    place = tmp_path / "adapter"
-    place.mkdir()
-    (place / WEIGHTS).write_bytes(bytes(range(256)) * 40)
-    (place / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
-    return place
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / WEIGHTS).write_bytes(bytes(range(256)) * 40)
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    return adapter
 
 
 @pytest.fixture
@@ -53,12 +53,12 @@ def cache(tmp_path: Path) -> Path:
 
 def test_an_adapter_comes_back_as_it_was_published(objects: ObjectStore, folder: Path, cache: Path) -> None:
     files = publish_adapter(objects, folder)
-    found = fetch_adapter(objects, digest(files), cache)
+    fetched = fetch_adapter(objects, digest(files), cache)
     assert set(files) == {WEIGHTS, "adapter_config.json"}
-    assert all((found / name).read_bytes() == (folder / name).read_bytes() for name in files)
+    assert all((fetched / name).read_bytes() == (folder / name).read_bytes() for name in files)
     stored = [info.key for info in objects.list_objects(f"adapters/{digest(files)}/")]
     assert [Path(key).name for key in stored] == ["adapter_config.json", WEIGHTS, "manifest.json"]
-    lines = json.loads((found / "manifest.json").read_text())["files"]
+    lines = json.loads((fetched / "manifest.json").read_text())["files"]
     assert {line["name"]: (line["sha256"], line["size_bytes"]) for line in lines} == {
         name: (sha256, (folder / name).stat().st_size) for name, sha256 in files.items()
     }

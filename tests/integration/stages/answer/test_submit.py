@@ -97,9 +97,9 @@ def test_odd_text_comes_back_as_it_went_in(desk: Desk) -> None:
     ]
     submitted = submit(desk, [line(text, f"№{number}") for number, text in enumerate(texts)])
     desk.drain()
-    found = rows(desk, submitted.job_id)
-    assert [row.question for row in found] == texts
-    assert [row.custom_id for row in found] == [f"№{number}" for number in range(len(texts))]
+    stored = rows(desk, submitted.job_id)
+    assert [row.question for row in stored] == texts
+    assert [row.custom_id for row in stored] == [f"№{number}" for number in range(len(texts))]
 
 
 def test_what_postgres_cannot_store_is_replaced_or_refused(desk: Desk) -> None:
@@ -164,17 +164,17 @@ def test_skipped_lines_end_as_failed_and_totals_add_up(desk: Desk) -> None:
     desk.drain()
     job = desk.job(submitted.job_id)
     assert (job.state, job.progress.by_status) == (JobState.COMPLETED_WITH_ERRORS, {"answered": 2, "failed": 3})
-    found = rows(desk, submitted.job_id)
-    assert [row.line for row in found] == [1, 2, 3, 4, 5]
-    assert [row.error_code for row in found] == [
+    stored = rows(desk, submitted.job_id)
+    assert [row.line for row in stored] == [1, 2, 3, 4, 5]
+    assert [row.error_code for row in stored] == [
         None,
         "invalid_json_line",
         "duplicate_custom_id",
         "empty_question",
         None,
     ]
-    assert all(bool(row.error) == (row.status is AnswerStatus.FAILED) for row in found)
-    assert [row.custom_id for row in found] == ["a", None, None, "empty", "line-5"]
+    assert all(bool(row.error) == (row.status is AnswerStatus.FAILED) for row in stored)
+    assert [row.custom_id for row in stored] == ["a", None, None, "empty", "line-5"]
 
 
 def test_a_file_without_one_good_line_is_refused_even_then(desk: Desk) -> None:
