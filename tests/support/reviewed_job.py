@@ -46,7 +46,7 @@ class Review:
 
     def say(self, *lines: dict[str, Any], **how: Any) -> Any:
         """Feedback on this job."""
-        return self.client.feedback([{"job": self.job_id, **line} for line in lines], **how)
+        return self.client.reviews.feedback([{"job": self.job_id, **line} for line in lines], **how)
 
     def refused(self, *lines: dict[str, Any]) -> list[tuple[str, int, str]]:
         """The errors of feedback that is refused."""
@@ -61,7 +61,7 @@ class Review:
 
     def cases(self, **only: Any) -> dict[str, noisy.NoisyView]:
         """The noisy cases by custom_id."""
-        return {case.question.custom_id: case for case in self.client.noisy_cases("harbour", **only)}
+        return {case.question.custom_id: case for case in self.client.reviews.list("harbour", **only)}
 
     def doubt(self, question_no: int, reason: NoisyReason, sentence: str = "because") -> None:
         """Log a noisy case as the answer stage does."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ragllava.errors import UsageError
+from ragllava.evaluation.paper_table import markdown_table
 
 ADDED = "a wrong one added"
 CLEAN = "0% wrong"
@@ -139,7 +140,7 @@ class Ablation:
             f"asked: {setup['questions']} held-out questions for each of {setup['seeds']} seeds; percent right, mean "
             "± standard deviation. One question in five is about two pictures: with a wrong one it sees three",
             "",
-            _table([self._head(), *(row.cells() for row in self.rows)]),
+            markdown_table([self._head(), *(row.cells() for row in self.rows)]),
         ]
         return "\n".join([*lines, self._verdict(), f"{self.seconds / 60:.0f} minutes"])
 
@@ -186,14 +187,3 @@ def _rounded(values: Iterable[float]) -> list[float]:
 
 def _shares(found: Mapping[str, float]) -> dict[str, float]:
     return {name: round(share, 4) for name, share in found.items()}
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    """Markdown that reads well as plain text: the label to the left, numbers to the right."""
-    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    aligned = [
-        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        for line in (lines[0], rule, *lines[1:])
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in aligned)

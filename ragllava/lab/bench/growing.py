@@ -119,7 +119,9 @@ def _measure(system: System, makers: MixedArchives, path: Path, one: MixedArchiv
     index = read_at_once(system.engine, vectors.get_index, one.index_id)
     search_s, _ = timed(lambda: read_at_once(system.engine, vectors.search, index, makers.questions, _TOP_K))
     job_s, job_id = run_job(system, path, one.name)
-    judged = [candidate.image.image_id for row in system.client.results(job_id) for candidate in row.candidates]
+    judged = [
+        candidate.image.image_id for row in system.client.questions.results(job_id) for candidate in row.candidates
+    ]
     left_out, pairs_a_picture = number * _TOP_K - len(judged), len(judged) / len(set(judged))
     return _Measured(job_s / number, search_s / number, left_out, pairs_a_picture)
 

@@ -154,7 +154,7 @@ def _ingest(system: System, case: _Case, folder: Path, name: str) -> tuple[Spent
     """What the job costs, and the index that it fills."""
     archive_name = f"{name}-{case.retriever.dim}-{len(case.files[0])}"
     index_id = in_transaction(system.engine, _begin_index, case, archive_name)
-    return spend(lambda: wait(system, system.client.ingest([folder], archive_name).job_id)), index_id
+    return spend(lambda: wait(system, system.client.archives.ingest([folder], archive_name).job_id)), index_id
 
 
 def _begin_index(connection: Connection, case: _Case, archive_name: str) -> int:

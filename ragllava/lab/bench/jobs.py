@@ -11,7 +11,6 @@ from ragllava.errors import JobRefused
 from ragllava.jobs.states import JobState
 from ragllava.lab.bench.workload import System, Workload
 from ragllava.postcards.archive import KnownQuestion, draw_archive, write_archive
-from ragllava.stages.answer.submit import Submission
 
 SAMPLE = "bench-postcards"
 POLL_S = 0.1  # a job's end is seen this late at most
@@ -25,7 +24,7 @@ def sample_archive(workload: Workload) -> tuple[KnownQuestion, ...]:
     if not folder.exists():
         workload.progress(f"ingesting {workload.images} postcards")
         written = write_archive(folder, drawn)
-        job_id = system.client.ingest([written.pictures], SAMPLE, written.captions).job_id
+        job_id = system.client.archives.ingest([written.pictures], SAMPLE, written.captions).job_id
         wait(system, job_id)
     return drawn.questions
 
@@ -42,13 +41,13 @@ def write_questions(system: System, name: str, texts: Sequence[str]) -> Path:
 def run_job(system: System, path: Path, archive_name: str) -> tuple[float, int]:
     """Seconds from the submit of a question file to the end of its job, and the job."""
     began = time.perf_counter()
-    job_id = system.client.submit(path, Submission(archive_name)).job_id
+    job_id = system.client.questions.submit(path, archive_name).job_id
     wait(system, job_id)
     return time.perf_counter() - began, job_id
 
 
 def wait(system: System, job_id: int) -> None:
     """Wait for a job. Raises JobRefused when it does not complete: its time would mean nothing."""
-    job = system.client.wait(job_id, poll_s=POLL_S)
+    job = system.client.jobs.wait(job_id, poll_s=POLL_S)
     if job.state is not JobState.COMPLETED:
         raise JobRefused(f"a job of the bench ended as {job.state}: {job.error or job.progress.by_status}")

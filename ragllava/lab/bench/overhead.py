@@ -16,7 +16,6 @@ from ragllava.lab.bench.workload import System, Workload
 from ragllava.records import Answer, AnswerOptions, Question
 from ragllava.stages.answer.doubts import DoubtLimits, find_noisy
 from ragllava.stages.answer.stage import answer_again, answer_questions
-from ragllava.stages.answer.submit import Submission
 from ragllava.stages.answer.tools import AnswerTools, prepare
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive
@@ -56,7 +55,7 @@ def _bulk_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> B
         workload.progress(f"overhead: {len(texts)} questions, round {number + 1} of {_ROUNDS}")
         seconds, job_id = run_job(system, path, SAMPLE)
         through_s.append(seconds)
-        said = [row.answer for row in system.client.results(job_id)]
+        said = [row.answer for row in system.client.questions.results(job_id)]
         seconds, answers = timed(lambda: _answer(questions, tools))
         direct_s.append(seconds)
     differing = sum(one != other.text for one, other in zip(said, answers, strict=True))
@@ -75,7 +74,7 @@ def _ask_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> Be
     profile: defaultdict[str, float] = defaultdict(float)
     for number in range(_ASKED):
         text = texts[number % len(texts)]
-        spent = spend(lambda text=text: client.ask(text, Submission(SAMPLE)))  # type: ignore[misc]
+        spent = spend(lambda text=text: client.questions.ask(text, SAMPLE))  # type: ignore[misc]
         through_s.append(spent.seconds)
         for name, processor_ms in spent.figures(_ASKED).items():
             profile[name] += processor_ms

@@ -3,50 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
-from ragllava.jobs.control import JobView
+from ragllava.client import Client
 from ragllava.models.bundle import ModelBundle
 from ragllava.postcards.archive import Postcard, PostcardArchive, draw_archive
 from ragllava.settings import Settings
-from ragllava.stages.answer.submit import Submission, Submitted
-from ragllava.stages.results.results import ResultRow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-class Ingested(Protocol):
-    """What an ingest answers: the job, to wait for."""
-
-    @property
-    def job_id(self) -> int:
-        """The queued job."""
-
-
-class JobClient(Protocol):
-    """What the rows need of the Python client (client.py): jobs that go through the queue to the workers."""
-
-    def ingest(self, paths: Sequence[Path], archive_name: str, captions: Path | None = ...) -> Ingested:
-        """Queue pictures for an archive."""
-
-    def submit(self, path: Path, how: Submission) -> Submitted:
-        """Queue a question file."""
-
-    def ask(self, question: str, how: Submission, timeout_s: float = ...) -> ResultRow:
-        """Ask one question now."""
-
-    def wait(self, job_id: int, *, timeout_s: float | None = ..., poll_s: float = ...) -> JobView:
-        """Wait until a job has ended."""
-
-    def results(self, job_id: int) -> Iterator[ResultRow]:
-        """One row for each question, in order."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +26,7 @@ class System:
 
     settings: Settings  # with the addresses of the services
     engine: Engine
-    client: JobClient
+    client: Client
 
 
 @dataclass(frozen=True)

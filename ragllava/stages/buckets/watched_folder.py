@@ -7,7 +7,7 @@ retired only when no file of the folder has its bytes any more. Zip and tar file
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -153,9 +153,3 @@ class WatchedFolder:
 
 def _unfinished(connection: Connection, job_ids: Iterable[int]) -> set[int]:
     return {job_id for job_id in job_ids if not control.view(connection, job_id).is_final}
-
-
-def first_names(names: Sequence[str], most: int = 3) -> str:
-    """`a.png, b.png, c.png and 7 more`."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

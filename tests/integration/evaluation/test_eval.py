@@ -20,8 +20,8 @@ from ragllava.evaluation.metrics import score_job
 from ragllava.evaluation.pools import Workbench, archive_name, ingest_pool
 from ragllava.evaluation.runs import (
     Answerer,
-    Arm,
     Ranker,
+    RunArm,
     RunOptions,
     apply_champions,
     as_questions,
@@ -85,7 +85,7 @@ def figures(found: Evaluation, group: str, label: str) -> dict[str, Any]:
     return dict(row)
 
 
-def arms_of(dataset: EvaluationSet, found: Evaluation, bench: Workbench, options: RunOptions) -> list[Arm]:
+def arms_of(dataset: EvaluationSet, found: Evaluation, bench: Workbench, options: RunOptions) -> list[RunArm]:
     return run_arms(dataset, found.pool, bench, rank_by_all(dataset, found.pool, bench, options), [], options)
 
 

@@ -349,7 +349,7 @@ def test_result_files_say_which_answers_differ(changed: tuple[Gallery, int], tmp
     client = Client(gallery.desk.settings)
     paths = [tmp_path / f"out.{ending}" for ending in ("jsonl", "csv", "parquet")]
     for path in paths:
-        client.save_results(job_id, path)
+        client.questions.save_results(job_id, path)
     client.close()
     lines = [json.loads(line) for line in paths[0].read_text().splitlines()]
     before = [row.as_json() for row in gallery.rows()]

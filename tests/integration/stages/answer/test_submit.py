@@ -278,10 +278,10 @@ def client(settings: Settings, desk: Desk) -> Iterator[Client]:
 def test_the_client_submits_a_file(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text("\n".join(GOOD))
-    submitted = client.submit(path, Submission("test"))
-    assert client.job(submitted.job_id).progress.total == 3
+    submitted = client.questions.submit(path, "test")
+    assert client.jobs.get(submitted.job_id).progress.total == 3
     with pytest.raises(UsageError, match="cannot be read"):
-        client.submit(tmp_path / "gone.jsonl", Submission("test"))
+        client.questions.submit(tmp_path / "gone.jsonl", "test")
 
 
 def test_the_client_lists_pictures_and_unused_captions(client: Client, tmp_path: Path) -> None:
@@ -289,20 +289,20 @@ def test_the_client_lists_pictures_and_unused_captions(client: Client, tmp_path:
     folder.mkdir()
     captions.write_text("file,caption\na.png,A tower.\nb.png,Of no file.\n")
     with pytest.raises(UsageError, match="no pictures in"):
-        client.ingest([folder], "test", captions)
+        client.archives.ingest([folder], "test", captions)
     (folder / "a.png").write_bytes(b"")
-    ingested = client.ingest([folder], "test", captions)
-    assert (ingested.total, ingested.unused_captions) == (1, ["b.png"])
+    ingested = client.archives.ingest([folder], "test", captions)
+    assert (ingested.total, ingested.unused_captions) == (1, ("b.png",))
 
 
 def test_the_client_asks_what_can_be_asked(client: Client) -> None:
     for question in ("", "  ", "x" * 8001):
         with pytest.raises(UsageError, match="1 to 8000 characters"):
-            client.ask(question, Submission("test"))
-    assert client.jobs() == []
+            client.questions.ask(question, "test")
+    assert client.jobs.list() == []
     with pytest.raises(UsageError, match=r"no answer within 0\.01 s") as late:
-        client.ask("What color is it?", Submission("test"), timeout_s=0.01)
-    [job] = client.jobs()
+        client.questions.ask("What color is it?", "test", timeout_s=0.01)
+    [job] = client.jobs.list()
     assert f"job {job.job_id}" in str(late.value)
     assert (job.priority, job.is_final) == (ASK_PRIORITY, False)
 

@@ -25,7 +25,7 @@ from ragllava.records import (
     Verdict,
 )
 from ragllava.settings import Settings
-from ragllava.stages.feedback.label_studio import LABELING_CONFIG, as_task
+from ragllava.stages.feedback.label_studio import LABELING_CONFIG
 from ragllava.stores.archives import archive
 from ragllava.stores.jobs import answers
 from ragllava.stores.learning import noisy
@@ -87,7 +87,7 @@ def test_cases_are_listed_by_state_and_reason_and_up_to_a_limit(review: Review) 
     assert list(review.cases(reason=NoisyReason.NO_EVIDENCE)) == ["q1"]
     assert list(review.cases(limit=1)) == ["q0"]
     with pytest.raises(UsageError, match="no archive 'nowhere'"):
-        review.client.noisy_cases("nowhere")
+        review.client.reviews.list("nowhere")
 
 
 # Labels
@@ -252,15 +252,15 @@ def test_skip_invalid_stores_the_rest_but_not_nothing(review: Review) -> None:
 
 
 def test_one_question_is_shown_with_its_reasons_and_its_label(review: Review) -> None:
-    found = review.client.look_into(review.job_id, "q0")
+    found = review.client.reviews.get(review.job_id, "q0")
     assert (found.case, found.label) == (None, None)
     assert [candidate.evidence_no for candidate in found.question.candidates] == [0, 1, None]
     review.say({"custom_id": "q0", "verdict": "wrong", "answer": "three"})
-    found = review.client.look_into(review.job_id, "q0")
+    found = review.client.reviews.get(review.job_id, "q0")
     assert found.case is not None and found.label is not None
     assert (found.case.state, found.label.answer) == (NoisyState.LABELLED, "three")
     with pytest.raises(UsageError, match='no question with the custom_id "q9"'):
-        review.client.look_into(review.job_id, "q9")
+        review.client.reviews.get(review.job_id, "q9")
 
 
 # Label Studio
@@ -284,7 +284,7 @@ def exported(task: dict[str, Any], *annotations: dict[str, Any]) -> dict[str, An
 
 def tasks_of(review: Review) -> dict[str, dict[str, Any]]:
     """The open cases as exported, through JSON."""
-    tasks = [as_task(case, review.client.picture_address) for case in review.client.noisy_cases("harbour")]
+    tasks = review.client.reviews.export_tasks("harbour")
     return {task["data"]["custom_id"]: task for task in json.loads(json.dumps(tasks))}
 
 
@@ -303,8 +303,10 @@ def test_what_a_reviewer_says_in_label_studio_comes_back_as_labels(review: Revie
     skipped = annotation("2026-02-01T10:00:00.000000Z", skipped=True)
     file = tmp_path / "export.json"
     file.write_text(json.dumps([exported(tasks["q0"], latest, first), exported(tasks["q1"], skipped)]))
-    stored, waiting = review.client.review(file)
-    assert (stored.right, stored.wrong, stored.dismissed, stored.errors, waiting) == (0, 1, 1, [], 0)
+    imported = review.client.reviews.import_tasks(file)
+    stored = imported.stored
+    assert (stored.right, stored.wrong, stored.dismissed, stored.errors) == (0, 1, 1, [])
+    assert imported.unannotated == 0
     [row] = review.labels()
     boats, _, tower, *_ = (image.image_id for image in review.images)
     assert row.label == Label(review.job_id, 0, Verdict.WRONG, "three", (tower,), (boats,), "person")
@@ -323,7 +325,7 @@ def test_a_prediction_that_the_reviewer_takes_over_is_the_kept_evidence(review: 
     both = annotation("2026-02-01", region("verdict", "choices", "right"), *prediction["result"])
     file = tmp_path / "export.json"
     file.write_text(json.dumps([exported(task, both)]))
-    review.client.review(file)
+    review.client.reviews.import_tasks(file)
     assert review.labels()[0].label.relevant == tuple(image.image_id for image in review.images[:2])
 
 
@@ -348,7 +350,7 @@ def test_a_task_refers_to_pictures_and_uses_the_names_of_the_configuration(revie
 
 def test_a_signed_address_gives_the_picture(review: Review) -> None:
     sha256 = review.client.objects.put_content(b"picture", "image/png")
-    address = review.client.picture_address(StoredImage(1, sha256, "a.png", None), expires_s=60)
+    address = review.client.reviews.picture_address(StoredImage(1, sha256, "a.png", None), expires_s=60)
     with urllib.request.urlopen(address) as answer:
         assert answer.read() == b"picture"
 
@@ -360,7 +362,7 @@ def test_a_task_of_another_installation_is_refused_by_its_question(review: Revie
     file = tmp_path / "export.json"
     file.write_text(json.dumps([exported(task, annotation("2026-02-01", region("verdict", "choices", "right")))]))
     with pytest.raises(InvalidInput, match=r"line 1: .*is 'question 0\?', not 'another question\?'"):
-        review.client.review(file)
+        review.client.reviews.import_tasks(file)
 
 
 def test_a_skipped_task_of_an_unknown_question_is_told_and_the_others_are_dismissed(
@@ -375,11 +377,11 @@ def test_a_skipped_task_of_an_unknown_question_is_told_and_the_others_are_dismis
     file = tmp_path / "export.json"
     file.write_text(json.dumps([exported(task, skipped) for task in (unknown, tasks["q0"], foreign)]))
     with pytest.raises(InvalidInput) as caught:
-        review.client.review(file)
+        review.client.reviews.import_tasks(file)
     told = [(error.line, error.code) for error in caught.value.errors]
     assert told == [(1, "unknown_question"), (3, "unknown_format")]
     assert {case.state for case in review.cases().values()} == {NoisyState.OPEN}
-    stored, _ = review.client.review(file, skip_invalid=True)
+    stored = review.client.reviews.import_tasks(file, skip_invalid=True).stored
     assert (stored.stored, stored.dismissed, [(error.line, error.code) for error in stored.errors]) == (0, 1, told)
     assert {name: case.state for name, case in review.cases().items()} == {
         "q0": NoisyState.DISMISSED,

@@ -24,7 +24,7 @@ from ragllava.stages.answer.stage import select_evidence
 from ragllava.training.data.datasets import LabelledQuestion, Retrieved
 from ragllava.training.data.examples import Evidence
 from ragllava.training.gate import decide
-from ragllava.training.judge import (
+from ragllava.training.version_scores import (
     LABELLED_IMAGES,
     WITH_CAPTIONS,
     WITHOUT_CAPTIONS,
