@@ -19,7 +19,7 @@ from ragllava.evaluation.evaluate import Evaluation, Promise
 from ragllava.evaluation.pools import Pool
 from ragllava.evaluation.run_figures import TypeScore, figures_of
 from ragllava.evaluation.runs import RankedQuestion, RunArm, RunOptions, Threshold
-from ragllava.evaluation.threshold import fixed_threshold
+from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.records import Answer, AnswerStatus, Candidate, KnownAnswer, StoredImage
 
 
@@ -144,7 +144,7 @@ class Recorder:
         self, reported: EvaluationSet, calibration: EvaluationSet | None, _bench: None, options: RunOptions
     ) -> Evaluation:
         self.asked = (reported, calibration, options)
-        fit = fixed_threshold(0.5, [0.9, 0.1], [True, False])
+        fit = adaptive_threshold([0.9, 0.1], [True, False])
         return Evaluation(
             dataset=reported,
             pool=Pool(1, "eval-postcards-test-0", {}, ("lost.png",)),
@@ -159,7 +159,7 @@ class Recorder:
 
     @staticmethod
     def promise(precision: float) -> Promise:
-        fit = fixed_threshold(0.5, [0.9, 0.8, 0.1], [True, True, False])
+        fit = adaptive_threshold([0.9, 0.8, 0.1], [True, True, False])
         return Promise(precision, Threshold(0.75, "fitted elsewhere: 59 of 59", fit, "promised 90 %"), hits=19, kept=20)
 
 
