@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragllava.cli.demo.run import Demo, installed_versions, with_candidates
+from ragllava.cli.demo.run import Demo, World, installed_versions, with_candidates
 from ragllava.errors import RagllavaError, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ragllava.evaluation.metrics import JobFigures
     from ragllava.jobs.control import JobView
     from ragllava.postcards.archive import KnownQuestion, PostcardArchive, WrittenArchive
-    from ragllava.postcards.names import World
     from ragllava.records import Role
     from ragllava.stages.results.results import ResultRow
     from ragllava.stores.learning.trainings import TrainingView

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from ragllava.evaluation.metrics import JobFigures
     from ragllava.jobs.control import JobView
     from ragllava.postcards.archive import PostcardArchive, WrittenArchive
-    from ragllava.postcards.names import World
     from ragllava.records import JobKind, KnownAnswer
     from ragllava.settings import Settings
     from ragllava.stages.results.results import ResultRow
 
+World = Literal["home", "shifted"]
 EXAMPLES = 12
 
 
@@ -75,7 +75,9 @@ class Demo:
 
         with self.timed("draw"), bars(self.console) as progress:
             task = progress.add_task("draw postcards", total=self.images, note="")
-            archive = draw_archive(self.seed, self.images, self.questions, world=self.world, side=self.side)
+            archive = draw_archive(
+                self.seed, self.images, self.questions, shifted=self.world == "shifted", side=self.side
+            )
             written = write_archive(
                 settings.home / "demo" / self.name,
                 archive,

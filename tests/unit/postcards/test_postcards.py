@@ -1,4 +1,4 @@
-"""The postcards: what the weights learned stays what is drawn, and every question has exactly one right answer."""
+"""The postcards: drawings stay as the weights learned them, and every question has exactly one right answer."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from ragllava.postcards.names import (
 )
 from ragllava.postcards.questions import ask_about_one, ask_about_two
 
-# Mean grey of 4 × 4 blocks, as the generator that drew the first mini models' training pictures draws them for
-# `random.Random(13200 + number of the kind)`. Together they show every sky, roof, companion, color and count.
+# Mean gray of 4 × 4 blocks, as drawn for the first mini models' training with `random.Random(13200 + number of the
+# kind)`. Together they show every sky, roof, companion, color and count.
 TRAINED_PICTURES = {
     "tower": (108, 108, 103, 108, 135, 125, 107, 136, 143, 134, 114, 139, 124, 127, 122, 129),
     "lighthouse": (173, 165, 174, 191, 189, 157, 181, 189, 191, 165, 179, 190, 145, 149, 152, 154),
@@ -125,7 +125,7 @@ def test_counted_things_are_where_the_labels_say(kind: str, count: int) -> None:
 def test_the_color_of_the_landmark_shows(color: str) -> None:
     for seed in range(5):
         pixels = draw_postcard(Attributes("pyramid", color, 2, "day", NOTHING, NOTHING), random.Random(seed)).pixels
-        seen = np.median(pixels[78:82, 53:59].reshape(-1, 3), axis=0)  # the middle of the pyramid, wherever it stands
+        seen = np.median(pixels[78:82, 53:59].reshape(-1, 3), axis=0)  # the middle of the pyramid, wherever it is
         assert min(PURE_COLORS, key=lambda name: np.abs(seen - PURE_COLORS[name]).sum()) == color
 
 
@@ -143,15 +143,15 @@ def test_words_of_test_archives_never_occur_in_training() -> None:
 
 def _name_words(archive: PostcardArchive) -> Iterator[str]:
     for postcard in archive.postcards:
-        yield postcard.entity.name
-        yield postcard.entity.city.split()[-1]
+        yield postcard.landmark.entity.name
+        yield postcard.landmark.entity.city.split()[-1]
 
 
-def test_captions_tell_nothing_that_the_picture_shows(archive: PostcardArchive) -> None:
+def test_captions_contain_nothing_that_the_picture_shows(archive: PostcardArchive) -> None:
     visible = {*COLORS, *SKIES, *ROOFS, *COMPANIONS, "window", "windows", "flag", "flags"}
     for postcard in archive.postcards:
         assert visible.isdisjoint(re.findall(r"[a-z]+", postcard.caption.lower())), postcard.caption
-    hidden = sum(not postcard.entity.caption_names_kind for postcard in archive.postcards)
+    hidden = sum(not postcard.landmark.entity.caption_names_kind for postcard in archive.postcards)
     assert 0.25 < hidden / len(archive.postcards) < 0.5
 
 
@@ -161,7 +161,7 @@ def test_captions_have_two_forms() -> None:
     assert Landmark(looks, Entity("Harlow", "Port Ansel", 1932, False)).caption == "Harlow, Port Ansel, 1932"
 
 
-def test_distractors_differ_as_promised() -> None:
+def test_distractors_differ_as_documented() -> None:
     rng = random.Random(3)
     for _ in range(500):
         entity = sample_entity(rng, "test")
@@ -178,7 +178,7 @@ def test_archives_hold_both_kinds_of_hard_distractors(archive: PostcardArchive) 
         entities.setdefault((name, city), set()).add(kind)
         cities.setdefault((kind, name), set()).add(city)
     assert sum(len(kinds) > 1 for kinds in entities.values()) > 100  # same name and city, another kind
-    assert sum(len(places) > 1 for places in cities.values()) > 30  # same kind and name, another city
+    assert sum(len(names) > 1 for names in cities.values()) > 30  # same kind and name, another city
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -284,8 +284,8 @@ def test_a_question_about_two_stays_on_one_side() -> None:
     assert {question.type for question in staying} == {"more", "samecolor"}
 
 
-def test_the_same_seed_means_the_same_archive_for_everybody() -> None:
-    """The digest was taken once: another process, machine or Python must come to the same."""
+def test_the_same_seed_means_the_same_archive_everywhere() -> None:
+    """The digest was taken once: another process, machine or Python must give the same."""
     facts = _facts(draw_archive(7, images=300, questions=60))
     assert (
         hashlib.sha256(facts.encode()).hexdigest() == "b90b2673ad470a030764aeaf2ed58a7894da214896968d1b8ba6f0d98fc1e093"
@@ -297,7 +297,7 @@ def _facts(archive: PostcardArchive) -> str:
     postcards = [
         (card.file_name, card.caption, card.picture_seed, *astuple(card.attributes)) for card in archive.postcards
     ]
-    questions = [(known.custom_id, known.text, known.answer, known.type, known.relevant) for known in archive.questions]
+    questions = [(q.custom_id, q.text, q.answer, q.type, q.relevant) for q in archive.questions]
     return json.dumps([postcards, questions])
 
 
@@ -333,10 +333,10 @@ def test_written_archive_reads_back(tmp_path: Path) -> None:
         [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         for path in (written.questions, written.answers)
     )
-    assert questions == [{"custom_id": known.custom_id, "question": known.text} for known in drawn.questions]
+    assert questions == [{"custom_id": question.custom_id, "question": question.text} for question in drawn.questions]
     assert [set(line) for line in answers] == [{"custom_id", "answer", "type", "relevant"}] * 10
     assert [(line["answer"], tuple(line["relevant"])) for line in answers] == [
-        (known.answer, known.relevant) for known in drawn.questions
+        (question.answer, question.relevant) for question in drawn.questions
     ]
 
 
