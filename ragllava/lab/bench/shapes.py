@@ -1,7 +1,7 @@
-"""LLaVA and CLIP in the shapes of real models with random weights, to measure speed where weights cannot be had.
+"""LLaVA and CLIP in the shapes of real models with random weights, to measure speed without the real weights.
 
-Scores of random weights mean nothing; the time that they take is that of the real ones. LLaVA's tokenizer and template
-are the mini model's, so prompts have about the length that they have for the real model.
+Scores of random weights have no meaning, but they take as long as real ones. Tokenizer and template of LLaVA are those
+of the mini model, so prompts are about as long as for the real model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ragllava.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class LlavaShape:
-    """Widths, layers, heads and inner widths of the two halves; pictures are 336 px in patches of 14: 576 tokens."""
+    """Width, layers, heads and inner width of both halves; pictures have 336 px and patches of 14 px: 576 tokens."""
 
     vision: tuple[int, int, int, int]
     text: tuple[int, int, int, int]
@@ -36,15 +36,14 @@ SHAPES = {
     "llava-1.5-13b": LlavaShape(vision=(1024, 24, 16, 4096), text=(5120, 40, 40, 13_824), vocabulary=32_064),
 }
 
-CLIP_SHAPE = "ViT-B-32"  # the retriever that most people begin with
+CLIP_SHAPE = "ViT-B-32"  # the most common first retriever
 
 _SIDE, _PATCH = 336, 14  # pixels
 _CLIP_SEED = 5
 
 
 def random_llava(name: str, settings: Settings) -> Mllm:
-    """A LLaVA of the shape `name`, its weights drawn on the device. Raises UsageError for an unknown shape."""
-    require_shape(name)
+    """A LLaVA of the shape `name`, one of SHAPES, with weights drawn on the device."""
     from transformers import AutoProcessor
 
     plan = plan_device(settings)
@@ -64,7 +63,7 @@ def require_shape(name: str) -> None:
 
 
 def write_random_clip(folder: Path) -> RetrieverSource:
-    """A folder with a `CLIP_SHAPE` of open_clip, its weights drawn from a fixed seed; one that is there stays."""
+    """Write an open_clip model of CLIP_SHAPE with weights from a fixed seed; an existing one is kept."""
     import open_clip
 
     source = RetrieverSource(f"{LOCAL_DIR}{folder}")
@@ -78,9 +77,8 @@ def write_random_clip(folder: Path) -> RetrieverSource:
         network = open_clip.CLIP(**shape)
     weights = {name: weight.contiguous() for name, weight in network.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
-    prepared = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
-    described = {"model_cfg": shape, "preprocess_cfg": prepared}
-    config.write_text(json.dumps(described), encoding="utf-8")
+    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    config.write_text(json.dumps({"model_cfg": shape, "preprocess_cfg": preprocess}), encoding="utf-8")
     return source
 
 
@@ -103,13 +101,7 @@ def _network(shape: LlavaShape, image_token_id: int, plan: DevicePlan) -> Any:
         image_seq_length=(_SIDE // _PATCH) ** 2,
         vision_feature_layer=-2,
     )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(plan.dtype)
-    try:
-        with plan.device:
-            network = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa", dtype=plan.dtype)
-    finally:
-        torch.set_default_dtype(before)
+    with plan.device:
+        network = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa", dtype=plan.dtype)
     make_greedy(network)
-    network.eval()
-    return network
+    return network.eval()
