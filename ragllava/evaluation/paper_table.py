@@ -87,11 +87,14 @@ def answers_row(label: str, answer_score: float) -> PaperRow:
 def paper_table(rows: Sequence[PaperRow]) -> str:
     """The rows as a Markdown table that reads well as plain text too; shares in percent, as published."""
     head = ["", "η", *(f"R@{k}" for k in RECALL_DEPTHS), "precision", "recall", "F1", "answers"]
-    body = [_cells(row) for row in rows]
-    widths = [max(3, *(len(line[column]) for line in (head, *body))) for column in range(len(head))]
+    return markdown_table([head, *(_cells(row) for row in rows)])
+
+
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, also readable as plain text; the first line is the head, labels are left, numbers right."""
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [head, rule, *body]
-    return "".join(f"| {' | '.join(_aligned(line, widths))} |\n" for line in lines)
+    return "".join(f"| {' | '.join(_aligned(line, widths))} |\n" for line in (lines[0], rule, *lines[1:]))
 
 
 def _cells(row: PaperRow) -> list[str]:

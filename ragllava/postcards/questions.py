@@ -17,7 +17,7 @@ ONE_IMAGE_TYPES = ("color", "count", "roof", "beside", "isthere", "sky", "year")
 TWO_IMAGE_TYPES = ("more", "samecolor")
 _ONE_IMAGE_WEIGHTS = (3, 3, 2, 2, 2, 1.5, 0.8)
 
-_COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+COUNT_WORDS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 _SKY_PHRASES = {"day": "by day", "night": "at night", "sunset": "at sunset"}
 
 
@@ -48,7 +48,7 @@ def ask_about_one(landmark: Landmark, rng: random.Random, question_type: str | N
         return QuestionAnswer(f"Is there a {companion} next to {subject}?", answer, question_type)
     questions = {
         "color": (f"What color is {subject}?", attributes.color),
-        "count": (f"How many {attributes.counted} does {subject} have?", _COUNT_WORDS[attributes.count]),
+        "count": (f"How many {attributes.counted} does {subject} have?", COUNT_WORDS[attributes.count]),
         "roof": (f"What shape is the roof of {subject}?", attributes.roof),
         "beside": (f"What is next to {subject}?", "nothing" if attributes.beside == NOTHING else attributes.beside),
         "sky": (f"What time of day is it at {subject}?", attributes.sky),

@@ -1,8 +1,8 @@
-"""Packs as tensors: one beginning, several endings that do not see each other, each as if it stood there alone.
+"""Packs as tensors: one beginning and several endings that do not see each other.
 
-Behind a beginning of about 80 tokens (49 of them the picture) six endings cost a third of six whole prompts. Attention
-is masked so that an ending sees the beginning and itself, and positions start anew behind the beginning: the logits
-are those of separate prompts.
+After a beginning of about 80 tokens (49 of them the picture), six endings cost a third of six complete prompts.
+Attention is masked so that an ending sees the beginning and itself, and the positions of every ending continue those
+of the beginning: the logits are those of separate prompts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ragllava.postcards.names import FIRST_YEAR
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
 
 IGNORED_LABEL = -100
-DESCRIPTION_WEIGHT = 0.4  # of its tokens: most of them are commas and words that never change
+DESCRIPTION_WEIGHT = 0.4  # of its tokens: most of them are commas and constant words
 _QUESTION, _CAPTION = "QUESTION-HERE", "CAPTION-HERE"
 _BLOCKED = -1e4  # added to attention scores; still finite in bfloat16
 
@@ -38,7 +38,7 @@ class PromptFrames:
         return self.before + "".join(self.picture.replace(_CAPTION, caption) for caption in captions)
 
     def question(self, ending: Ending) -> str:
-        """From the question to where the answer begins."""
+        """From the question to the start of the answer."""
         frame = self.relevance if ending.judges_relevance else self.answer
         return frame.replace(_QUESTION, ending.question)
 
@@ -50,35 +50,35 @@ class PromptFrames:
 
 
 def prompt_frames(processor: Any) -> PromptFrames:
-    """Finds the frames by rendering the very templates that answering uses."""
+    """Find the frames by rendering the templates that answering uses. Raises ValueError if they begin differently."""
 
     def rendered(parts: PromptParts) -> str:
         content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts.parts]
         text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         return text
 
-    one = rendered(answer_prompt(_QUESTION, [_CAPTION]))
-    two = rendered(answer_prompt(_QUESTION, [_CAPTION, _CAPTION]))
-    start = one.index(processor.image_token)
-    picture = one[start : start + len(two) - len(one)]
+    answer = rendered(answer_prompt(_QUESTION, [_CAPTION]))
+    about_two = rendered(answer_prompt(_QUESTION, [_CAPTION, _CAPTION]))
+    start = answer.index(processor.image_token)
+    picture = answer[start : start + len(about_two) - len(answer)]
     relevance = rendered(rerank_prompt(_QUESTION, _CAPTION))
-    opening = one[:start] + picture
-    if not relevance.startswith(opening) or not two.startswith(opening + picture):
-        raise ValueError("the reranker's and the generator's prompts begin differently: packs cannot share a beginning")
-    return PromptFrames(one[:start], picture, relevance.removeprefix(opening), one.removeprefix(opening))
+    opening = answer[:start] + picture
+    if not relevance.startswith(opening) or not about_two.startswith(opening + picture):
+        raise ValueError("the prompts of reranker and generator begin differently: packs cannot share a beginning")
+    return PromptFrames(answer[:start], picture, relevance.removeprefix(opening), answer.removeprefix(opening))
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
     """B packs of at most T tokens. `labels[b, t]` is the token at t itself; a causal model predicts it from t - 1.
 
-    `tokens`, `positions`, `labels` (B, T) int64, labels IGNORED_LABEL but on answers; `weights` (B, T) float32, 0
-    where there is no label; `endings` (B, T) the number of the ending from 1 on, 0 in the beginning, -1 in padding;
-    `mask` (B, 1, T, T) float32, added to attention scores; `pictures` (P,) the pool's places in order of appearance.
+    `tokens`, `positions`, `labels` (B, T) int64, labels are IGNORED_LABEL except on answers; `weights` (B, T) float32,
+    0 without a label; `endings` (B, T) the number of the ending from 1, 0 in the beginning, -1 in padding; `mask`
+    (B, 1, T, T) float32, added to attention scores; `pictures` (P,) indices in the pool, in order of appearance.
 
-    For hints: `years` (P,) of the captions, from 0; `caption_ends` (P, 2) row and column of the line end behind each
-    picture's caption; `pointers` (K, 3) row and column where an answer about one picture is to begin, and which
-    picture of its row that is, from 0.
+    For hints: `years` (P,) of the captions, from 0; `caption_ends` (P, 2) row and column of the line end after each
+    picture's caption; `pointers` (K, 3) row and column before the start of an answer about one picture, and the index
+    of that picture in its row.
     """
 
     tokens: torch.Tensor
@@ -94,7 +94,7 @@ class PackedBatch:
 
 
 @dataclass(slots=True)
-class _Row:
+class _PackedRow:
     tokens: list[int]
     positions: list[int]
     labels: list[int]
@@ -103,12 +103,21 @@ class _Row:
     caption_ends: list[int]
     pointers: list[tuple[int, int]]
 
+    def append(self, number: int, tokens: Sequence[int], labels: Sequence[int], weight: float) -> None:
+        """Add tokens of the ending `number`; its positions continue those of the beginning."""
+        start = self.endings.count(0) + self.endings.count(number)
+        self.tokens += tokens
+        self.positions += range(start, start + len(tokens))
+        self.labels += labels
+        self.weights += [weight] * len(tokens)
+        self.endings += [number] * len(tokens)
+
 
 class Packer:
     """Turns packs into batches with one tokenizer."""
 
     def __init__(self, processor: Any, tokens_per_picture: int, *, text_only: bool = False) -> None:
-        """`processor` is the LLaVA's own; each image token is repeated `tokens_per_picture` times."""
+        """`processor` is that of the LLaVA; each image token is repeated `tokens_per_picture` times."""
         frames = prompt_frames(processor)
         self.frames = frames.without_pictures() if text_only else frames
         self._tokenizer = processor.tokenizer
@@ -138,29 +147,23 @@ class Packer:
             pointers=torch.tensor([(i, *pointer) for i, row in enumerate(rows) for pointer in row.pointers]),
         )
 
-    def _row(self, pack: Pack) -> _Row:
+    def _row(self, pack: Pack) -> _PackedRow:
         beginning: list[int] = []
         for token in self._tokenizer(self.frames.beginning(pack))["input_ids"]:
             beginning += [token] * (self._tokens_per_picture if token == self._image_token else 1)
         size = len(beginning)
-        # Line ends stand behind a picture and behind its caption in turn.
+        # Line ends follow a picture and its caption in turn.
         line_ends = [column for column, token in enumerate(beginning) if token == self._line_end]
-        row = _Row(beginning, list(range(size)), [IGNORED_LABEL] * size, [0.0] * size, [0] * size, line_ends[1::2], [])
+        ignored, positions = [IGNORED_LABEL] * size, list(range(size))
+        row = _PackedRow(beginning, positions, ignored, [0.0] * size, [0] * size, line_ends[1::2], [])
         for number, ending in enumerate(pack.endings, start=1):
             question = self._tokens(self.frames.question(ending))
             answer = [*self._tokens(" " + ending.answer), self._tokenizer.eos_token_id]
             if ending.about is not None:
                 row.pointers.append((len(row.tokens) + len(question) - 1, pack.shown.index(ending.about)))
-            self._append(row, number, question, answer, DESCRIPTION_WEIGHT if ending.task == "describe" else 1.0)
+            row.append(number, question, [IGNORED_LABEL] * len(question), 0.0)
+            row.append(number, answer, answer, DESCRIPTION_WEIGHT if ending.task == "describe" else 1.0)
         return row
-
-    def _append(self, row: _Row, number: int, question: list[int], answer: list[int], weight: float) -> None:
-        start = row.endings.count(0)
-        row.tokens += question + answer
-        row.positions += range(start, start + len(question) + len(answer))
-        row.labels += [IGNORED_LABEL] * len(question) + answer
-        row.weights += [0.0] * len(question) + [weight] * len(answer)
-        row.endings += [number] * (len(question) + len(answer))
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -175,9 +178,9 @@ def packed_attention(
     attention_mask: torch.Tensor,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention as transformers calls it, all in the inputs' precision: half the time of its own on a CPU.
+    """Attention with the interface of transformers, in the precision of the inputs: on a CPU twice as fast as its own.
 
-    query, key, value (B, heads, T, size), as many heads of each; returns (B, T, heads, size) and no weights.
+    query, key, value (B, heads, T, size), with the same number of heads; returns (B, T, heads, size) and no weights.
     """
     scores = (query * options["scaling"]) @ key.transpose(-1, -2)
     scores += attention_mask
@@ -185,7 +188,7 @@ def packed_attention(
 
 
 def block_mask(endings: torch.Tensor) -> torch.Tensor:
-    """(B, T) numbers of the endings → (B, 1, T, T): 0 where row t may look, a large negative number elsewhere."""
+    """(B, T) numbers of the endings → (B, 1, T, T): 0 where row t may attend, a large negative number elsewhere."""
     length = endings.shape[1]
     same = endings[:, :, None] == endings[:, None, :]
     in_beginning = endings[:, None, :] == 0
