@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench
+.PHONY: help setup demo test lint format docs bench
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,28 +12,32 @@ help:  ## list the targets
 setup: $(VENV)/.installed  ## create .venv and install everything, pinned by constraints.txt
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11 or say make PYTHON=..."; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11, or run make PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): about 6 GB with torch, some minutes"
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
-demo: setup  ## the whole way: services, 1,000 pictures, 200 questions, report.html
+demo: setup  ## end to end: services, 1,000 pictures, 200 questions, report.html
 	$(BIN)/ragllava demo
 
 test: setup  ## all tests, on real Postgres, Redis and S3
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/integration
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/acceptance
 
-lint: setup  ## ruff, mypy --strict, import rules
+lint: setup  ## ruff, mypy --strict, import rules, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: setup  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## generate docs/settings.md from the descriptions in ragllava/settings.py
+	$(BIN)/python -m tests.support.settings_page
 
 bench: $(VENV)/.bench  ## timings of each stage, as ratios to a reference in the same run: about 13 minutes
 	$(BIN)/ragllava bench --shape llava-35m --chart bench.svg

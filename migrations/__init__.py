@@ -23,7 +23,7 @@ from sqlalchemy.pool import NullPool
 from ragllava.errors import ServiceUnavailable, UsageError
 from ragllava.stores.schema import metadata
 
-# Older versions have a memory overflow in parallel builds and damage HNSW graphs (RELIABILITY 1.3).
+# Older versions have a memory overflow in parallel builds and damage HNSW graphs (docs/reliability.md D11).
 PGVECTOR_FLOOR = (0, 8, 4)
 
 # Any number will do, as long as nobody else in the database takes it for an advisory lock.

@@ -1,4 +1,4 @@
-"""The form in which two answers are compared (METHOD 7)."""
+"""The form in which two answers are compared (docs/method.md 7)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The instruction templates, versioned. Their wording is part of every score: change one, change its version.
 
-Source: METHOD sections 2 and 4; arXiv 2407.21439, appendix on instructions. The model family's own chat template
+Source: docs/method.md 2 and 4; arXiv 2407.21439, appendix on instructions. The model family's own chat template
 goes around these texts (models/mllm.py).
 """
 

@@ -245,7 +245,7 @@ class ModelStamp:
 class Answer:
     """The outcome of one question.
 
-    `confidence` is exp of the mean log-probability of the answer's tokens (METHOD 4), None without an answer.
+    `confidence` is exp of the mean log-probability of the answer's tokens (docs/method.md 4), None without an answer.
     `note` tells what a person should know about a good result (a caption was cut); `error` why there is none.
     `changes` is set in a refresh: why the question was asked again.
     """

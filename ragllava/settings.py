@@ -1,8 +1,8 @@
 """One frozen Settings object, built at the entry points and passed down.
 
-Every field can be set by an environment variable `RAGLLAVA_<FIELD>`. Services that are not given by URL are the
-embedded ones: `ragllava up` writes their addresses to `<home>/run/services.json`, and `load_settings` reads them
-from there. Nothing in this module reads the environment at import.
+Every field can be set by an environment variable `RAGLLAVA_<FIELD>`. A service without an address is the embedded one:
+`ragllava up` writes its address to `<home>/run/services.json`, and `load_settings` reads it from there. Nothing in this
+module reads the environment at import. docs/settings.md is generated from the descriptions below by `make docs`.
 """
 
 from __future__ import annotations
@@ -31,105 +31,257 @@ def default_home() -> Path:
     return Path.home() / ".local" / "share" / "ragllava"
 
 
+def variable_of(name: str) -> str:
+    """The environment variable of a field: `top_k` → `RAGLLAVA_TOP_K`."""
+    return _PREFIX + name.upper()
+
+
 class Settings(BaseSettings):
-    """All settings, with units in their names. An empty variable counts as one that is not set."""
+    """All settings, with units in their names. An empty variable counts as not set."""
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
 
-    home: Path = Field(default_factory=default_home)
+    home: Path = Field(
+        default_factory=default_home, description="Folder for the data, logs and passwords of the embedded services."
+    )
 
-    # Services. None: the embedded one of `ragllava up`.
-    database_url: SecretStr | None = None  # postgresql://user:password@host:port/name
-    redis_url: SecretStr | None = None  # redis://:password@host:port/0
-    s3_endpoint: str | None = None  # host:port
-    s3_access_key: str | None = None
-    s3_secret_key: SecretStr | None = None
-    s3_region: str = "us-east-1"
-    s3_secure: bool = False  # https
-    s3_bucket: str = "ragllava"
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="Address of the database: `postgresql://user:password@host:port/name`. "
+        "Not set: the embedded PostgreSQL of `ragllava up`.",
+    )
+    redis_url: SecretStr | None = Field(
+        default=None,
+        description="Address of the queue: `redis://:password@host:port/0`. Not set: the embedded Redis.",
+    )
+    s3_endpoint: str | None = Field(
+        default=None, description="Address of the object store: `host:port`. Not set: the embedded SeaweedFS."
+    )
+    s3_access_key: str | None = Field(
+        default=None, description="Access key of the object store. Not set: that of the embedded one."
+    )
+    s3_secret_key: SecretStr | None = Field(
+        default=None, description="Secret key of the object store. Not set: that of the embedded one."
+    )
+    s3_region: str = Field(default="us-east-1", description="Region of the bucket.")
+    s3_secure: bool = Field(default=False, description="Connect to the object store by HTTPS.")
+    s3_bucket: str = Field(
+        default="ragllava", description="Bucket for pictures and results. It is created at the first write."
+    )
 
-    # Events of buckets.
-    events_token: SecretStr | None = None  # what the receiver asks for; None: the one that `ragllava up` generates
-    events_list: str | None = None  # a Redis list that MinIO appends its events to
+    events_token: SecretStr | None = Field(
+        default=None,
+        description="Bearer token that `ragllava receiver` requires of an object store that posts events. "
+        "Not set: the token that `ragllava up` generates.",
+    )
+    events_list: str | None = Field(
+        default=None, description="Key of a Redis list to which MinIO appends its events. Not set: no list is read."
+    )
 
-    # Models.
-    profile: str = "mini"  # mini, base or paper; see models/profiles.py
-    device: str = "auto"  # auto, cpu, cuda, cuda:1
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    torch_threads: int = 0  # 0: torch decides
-    models_dir: Path | None = None  # a folder of downloaded models, searched before the hub's cache
-    image_cache_mib: int = 512  # decoded pictures kept in a worker
+    profile: str = Field(
+        default="mini", description="Which models run: `mini`, `base`, `paper`, or the path of a profile file."
+    )
+    device: str = Field(default="auto", description="Device of the models: `auto`, `cpu`, `cuda`, `cuda:1`, and so on.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Precision of the models. `auto`: float32 on a CPU, bfloat16 on a GPU that supports it, "
+        "else float16.",
+    )
+    torch_threads: int = Field(default=0, description="CPU threads of PyTorch in each process. 0: PyTorch decides.")
+    models_dir: Path | None = Field(
+        default=None, description="Folder of downloaded models. It is searched before the cache of the model hub."
+    )
+    image_cache_mib: int = Field(default=512, description="MiB of decoded pictures that an answer worker keeps.")
 
-    # An OpenAI-compatible endpoint, such as vLLM's server, that reranks and answers in place of this process.
-    vllm_url: str | None = None  # http://host:8000
-    vllm_api_key: SecretStr | None = None  # None: the endpoint asks for none
-    vllm_model: str | None = None  # the name that it serves the base under; None: that of its only base
-    vllm_requests: int = Field(default=32, ge=1)  # on their way at once
-    vllm_timeout_s: float = Field(default=120.0, gt=0)  # of one request
-    vllm_tolerance: float = Field(default=0.02, gt=0, lt=1)  # by which golden scores may differ from the weights' own
-    vllm_golden_dir: Path | None = None  # golden scores from another machine, for one without the weights
+    vllm_url: str | None = Field(
+        default=None,
+        description="Address of a vLLM server that reranks and answers in place of the workers: `http://host:port`.",
+    )
+    vllm_api_key: SecretStr | None = Field(
+        default=None, description="API key that the vLLM server was started with. Not set: it requires none."
+    )
+    vllm_model: str | None = Field(
+        default=None,
+        description="Name under which the vLLM server serves the base model. Required if it serves several models.",
+    )
+    vllm_requests: int = Field(
+        default=32, ge=1, description="Requests that each worker sends to the vLLM server at the same time."
+    )
+    vllm_timeout_s: float = Field(default=120.0, gt=0, description="Seconds that one request to it may take.")
+    vllm_tolerance: float = Field(
+        default=0.02,
+        gt=0,
+        lt=1,
+        description="Largest allowed difference between a golden score of the vLLM server and that of the weights.",
+    )
+    vllm_golden_dir: Path | None = Field(
+        default=None,
+        description="Folder of golden scores that were computed on another machine, for a machine without the weights.",
+    )
 
-    # Answering.
-    top_k: int = Field(default=20, ge=1, le=1000)
-    top_n: int = Field(default=2, ge=1, le=20)
-    shard_seconds: float = Field(default=60.0, gt=0)  # a shard of questions is planned to take at most so long
-    questions_per_shard: int = Field(default=4096, ge=1)  # at most, and so many are planned together
-    questions_per_step: int = Field(default=8, ge=1)  # a sub-batch: cancel, pause and stop are noticed between
-    pairs_per_batch: int = Field(default=20, ge=1)
-    max_answer_tokens: int = Field(default=32, ge=1)
+    top_k: int = Field(default=20, ge=1, le=1000, description="Images retrieved and reranked for each question.")
+    top_n: int = Field(default=2, ge=1, le=20, description="Largest number of images that an answer is based on.")
+    shard_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="Longest planned duration of a shard of questions, in seconds. "
+        "A shard is planned to take at least a third of it.",
+    )
+    questions_per_shard: int = Field(
+        default=4096, ge=1, description="Largest number of questions that are planned together, and in one shard."
+    )
+    questions_per_step: int = Field(
+        default=8,
+        ge=1,
+        description="Questions whose answers are committed together. "
+        "A worker notices cancel, pause and stop between two steps.",
+    )
+    pairs_per_batch: int = Field(
+        default=20,
+        ge=1,
+        description="Question-image pairs reranked in one forward pass. Halved when the device runs out of memory.",
+    )
+    max_answer_tokens: int = Field(default=32, ge=1, description="Largest number of tokens of an answer.")
 
-    # Doubt: which answers are logged as noisy cases; see stages/answer/doubts.py.
-    near_threshold_logits: float = Field(default=1.0, ge=0)  # a relevance is so close to η; 0: never
-    low_confidence: float = Field(default=0.6, ge=0, le=1)  # an answer is less sure than this; 0: never
-    leave_one_out: bool = True  # answer again without the least relevant kept image, where two or more were kept
+    near_threshold_logits: float = Field(
+        default=1.0,
+        ge=0,
+        description="An answer is logged as a noisy case if the relevance of one of its first `RAGLLAVA_TOP_N` images "
+        "is nearer to the threshold than this, in logits. 0: never.",
+    )
+    low_confidence: float = Field(
+        default=0.6,
+        ge=0,
+        le=1,
+        description="An answer is logged as a noisy case if its confidence is below this. 0: never.",
+    )
+    leave_one_out: bool = Field(
+        default=True,
+        description="Answer again without the least relevant kept image if two or more were kept. "
+        "If the answer changes, it is logged as a noisy case.",
+    )
 
-    # Ingest.
-    files_per_shard: int = Field(default=256, ge=1)
-    files_per_step: int = Field(default=64, ge=1)
-    embed_batch: int = Field(default=64, ge=1)
-    decoders: int = Field(default=0, ge=0)  # sandboxed child processes that decode pictures; 0: one for two cores
+    files_per_shard: int = Field(default=256, ge=1, description="Files in one shard of an ingest job.")
+    files_per_step: int = Field(default=64, ge=1, description="Files that are committed together.")
+    embed_batch: int = Field(default=64, ge=1, description="Pictures embedded in one forward pass.")
+    decoders: int = Field(
+        default=0,
+        ge=0,
+        description="Child processes that decode pictures, in each ingest worker. "
+        "0: one for every two CPU cores, at most 8.",
+    )
 
-    # Reindexing.
-    gate_questions: int = Field(default=20, ge=0)  # old questions that a new index must answer as well as the old one
+    gate_questions: int = Field(
+        default=20,
+        ge=0,
+        description="Earlier questions that the reindexing gate answers from both the old and the new index.",
+    )
 
-    # Work (RELIABILITY D3 to D5). The database's clock decides all of these.
-    lease_s: float = Field(default=60.0, gt=0)
-    heartbeat_s: float = Field(default=15.0, gt=0)
-    tick_s: float = Field(default=5.0, gt=0)  # sweep and dispatch
-    queued_timeout_s: float = Field(default=30.0, gt=0)  # a message older than this is taken for lost
-    max_attempts: int = Field(default=2, ge=1)  # of a shard before it is halved, or dead at size one
-    max_transient_attempts: int = Field(default=30, ge=1)  # of a shard whose services did not answer: half an hour
-    retry_backoff_s: float = Field(default=2.0, gt=0)
-    shard_time_limit_s: float = Field(default=1800.0, gt=0)  # hard limit of a worker child
-    worker_memory_mib: int = Field(default=0, ge=0)  # 0: no limit; else a child above it is replaced
+    lease_s: float = Field(
+        default=60.0, gt=0, description="Seconds after which a worker that sends no heartbeat loses its shard."
+    )
+    heartbeat_s: float = Field(
+        default=15.0,
+        gt=0,
+        description="Longest time between two heartbeats, in seconds: at most half of `RAGLLAVA_LEASE_S`. "
+        "A worker sends one at least every 2 seconds.",
+    )
+    tick_s: float = Field(
+        default=5.0,
+        gt=0,
+        description="Seconds between two ticks. A tick reaps leases that ran out and dispatches shards.",
+    )
+    queued_timeout_s: float = Field(
+        default=30.0, gt=0, description="Seconds after which a message is considered lost and re-sent."
+    )
+    max_attempts: int = Field(
+        default=2,
+        ge=1,
+        description="Attempts of a shard before it is halved or, with a single input, dead.",
+    )
+    max_transient_attempts: int = Field(
+        default=30,
+        ge=1,
+        description="Attempts of a shard whose services did not answer. With the default delays: about half an hour.",
+    )
+    retry_backoff_s: float = Field(
+        default=2.0,
+        gt=0,
+        description="First delay in seconds before a shard whose services did not answer is tried again. "
+        "It doubles each time, up to 60 seconds.",
+    )
+    shard_time_limit_s: float = Field(
+        default=1800.0, gt=0, description="Seconds after which the process that works on a shard is killed."
+    )
+    worker_memory_mib: int = Field(
+        default=0, ge=0, description="MiB of memory above which a worker's child process is replaced. 0: no limit."
+    )
 
-    # Training. Shares of the labelled pictures: questions about one of them judge versions, or fit η. Only questions
-    # all of whose pictures are in neither are trained on: (1 - share) ** k of those about k pictures.
-    held_out_share: float = Field(default=0.25, gt=0, lt=1)
-    calibration_share: float = Field(default=0.15, ge=0, lt=1)
-    set_aside_above: float = Field(default=0.9, gt=0, le=1)  # unlabelled and as relevant: to be reviewed, not learned
-    train_time_limit_s: float = Field(default=86_400.0, gt=0)  # hard limit of one training, judging included
-    train_processes: int = Field(default=1, ge=1)  # GPUs of one training; more than one through `accelerate launch`
-    train_niceness: int = Field(default=10, ge=0, le=19)  # of the train worker: answers go first
-    retrain_after: int = Field(default=0, ge=0)  # labelled questions that start a training by themselves; 0: never
+    # Only questions none of whose images is held out or calibrates are trained on: (1 - share) ** k of those about k.
+    held_out_share: float = Field(
+        default=0.25,
+        gt=0,
+        lt=1,
+        description="Share of the labelled images that are held out. Questions about them are never trained on; "
+        "the gate compares model versions on them.",
+    )
+    calibration_share: float = Field(
+        default=0.15,
+        ge=0,
+        lt=1,
+        description="Share of the labelled images that calibrate. The threshold of a new reranker is fitted on the "
+        "questions about them.",
+    )
+    set_aside_above: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        description="Unlabelled images with at least this relevance are not used as negatives; they wait for review.",
+    )
+    train_time_limit_s: float = Field(
+        default=86_400.0,
+        gt=0,
+        description="Seconds after which the process of a training is killed. Evaluation is included.",
+    )
+    train_processes: int = Field(
+        default=1,
+        ge=1,
+        description="Processes of one training, one for each GPU. More than one: through `accelerate launch`.",
+    )
+    train_niceness: int = Field(
+        default=10, ge=0, le=19, description="Niceness of training processes, so that answers go first."
+    )
+    retrain_after: int = Field(
+        default=0,
+        ge=0,
+        description="Start a training of a role when this many questions were labelled since the last one. 0: never.",
+    )
 
-    # Maintenance: what the maintenance task `retention` drops.
-    keep_jobs_days: int = Field(default=0, ge=0)  # ended jobs with their results; 0: for ever
-    keep_indexes_hours: int = Field(default=24, ge=0)  # an index after another one took its place
+    keep_jobs_days: int = Field(
+        default=0,
+        ge=0,
+        description="Days after which the maintenance task `retention` drops an ended job with its results. "
+        "Trainings, and jobs with labels or noisy cases, are kept. 0: all jobs are kept.",
+    )
+    keep_indexes_hours: int = Field(
+        default=24,
+        ge=0,
+        description="Hours that a replaced index is kept for a switch back, before `retention` drops it.",
+    )
 
     @field_validator("home")
     @classmethod
     def _whole_path(cls, value: Path) -> Path:
-        # The workers run in a folder of their own, where a relative path would mean another place.
+        # The workers run in a folder of their own, where a relative path would name another folder.
         return value.expanduser().absolute()
 
     @field_validator(*_SCHEMES)
     @classmethod
     def _check_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        # What is wrong is said without the address itself: it may hold a password.
+        # The message leaves out the address, which may hold a password.
         schemes = _SCHEMES[str(info.field_name)]
         if value is not None and not _is_url(value.get_secret_value(), schemes):
-            raise ValueError(f"this is no address of the form {schemes[0]}://user:password@host:port/name")
+            raise ValueError(f"this is not an address of the form {schemes[0]}://user:password@host:port/name")
         return value
 
     @field_validator("vllm_url")
@@ -138,8 +290,8 @@ class Settings(BaseSettings):
         if value is None:
             return None
         if not _is_url(value, ("http", "https")) or not urlsplit(value).hostname:
-            raise ValueError("this is no address of the form http://host:port")
-        # People know the address that OpenAI's clients want, which ends so.
+            raise ValueError("this is not an address of the form http://host:port")
+        # Clients of OpenAI's API are given the address with this ending.
         return value.rstrip("/").removesuffix("/v1").rstrip("/")
 
     @model_validator(mode="after")
@@ -181,14 +333,14 @@ class Settings(BaseSettings):
 def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
     try:
         parts = urlsplit(value)
-        _ = parts.port  # refuses what is no number
+        _ = parts.port  # raises ValueError for a port that is not a number
     except ValueError:
         return False
     return "://" in value and parts.scheme in schemes
 
 
-def _not_running(what: str, variable: str) -> str:
-    return f"no {what}: start the embedded services with `ragllava up`, or set {variable}"
+def _not_running(service: str, variable: str) -> str:
+    return f"no {service}: start the embedded services with `ragllava up`, or set {variable}"
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -209,11 +361,11 @@ def load_settings(**overrides: Any) -> Settings:
 def read_services(path: Path) -> dict[str, str]:
     """The settings of the embedded services, or {} when none were started. Raises SettingsError for a damaged file."""
     try:
-        found = dict(json.loads(path.read_text())["settings"])
-        for name, value in found.items():
+        stored = dict(json.loads(path.read_text())["settings"])
+        for name, value in stored.items():
             if name not in Settings.model_fields or not isinstance(value, str):
-                raise ValueError(f"{name} is no setting of ours, or no text")
-        return found
+                raise ValueError(f"{name} is not a setting, or its value is not text")
+        return stored
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -221,16 +373,16 @@ def read_services(path: Path) -> dict[str, str]:
 
 
 def _refuse_unknown_variables() -> None:
-    known = [_PREFIX + name.upper() for name in Settings.model_fields]
+    variables = [variable_of(name) for name in Settings.model_fields]
     for name in os.environ:
-        if name.startswith(_PREFIX) and name.upper() not in known:
-            close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8)
+        if name.startswith(_PREFIX) and name.upper() not in variables:
+            close = difflib.get_close_matches(name.upper(), variables, n=1, cutoff=0.8)
             guess = f"did you mean {close[0]}? " if close else ""
-            raise SettingsError(f"unknown setting {name}; {guess}`ragllava doctor` lists the known ones")
+            raise SettingsError(f"unknown setting {name}; {guess}`ragllava doctor` lists all settings")
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first mistake, with the variable that makes it; a value is shown unless it may hold a password."""
+    """The first mistake, with the name of its variable; the value is shown unless it may hold a password."""
     problem = error.errors()[0]
     text = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
@@ -238,4 +390,4 @@ def _sentence(error: ValidationError) -> str:
     name = str(problem["loc"][0])
     field = Settings.model_fields.get(name)
     is_secret = field is None or "SecretStr" in str(field.annotation)
-    return f"{_PREFIX}{name.upper()}: {text}" + ("" if is_secret else f", not {problem['input']!r}")
+    return f"{variable_of(name)}: {text}" + ("" if is_secret else f", not {problem['input']!r}")

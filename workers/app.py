@@ -1,4 +1,4 @@
-"""The Celery app and the queue table, each setting with its reason (RELIABILITY D3, D6, D7).
+"""The Celery app and the queue table, each setting with its reason (docs/reliability.md D3, D6, D7).
 
 Celery only carries hints: a message holds a shard's id, and Postgres decides whether there is anything to do.
 Start a worker with `celery -A workers.app worker -Q query -n answer@%h --pool prefork --concurrency 1`.
@@ -48,7 +48,7 @@ def configuration() -> dict[str, Any]:
         # Publishers give their own address (`publisher`); a worker without one is refused in workers/presence.py.
         "broker_url": settings.redis_url.get_secret_value() if settings.redis_url else None,
         "broker_connection_retry_on_startup": True,
-        # Without a socket timeout a worker whose peer vanished stays deaf for ever (experiment 9).
+        # Without a socket timeout a worker whose peer vanished stays deaf for ever (docs/reliability.md D6).
         "broker_transport_options": {
             "socket_timeout": 5,
             "socket_connect_timeout": 3,
@@ -63,7 +63,8 @@ def configuration() -> dict[str, Any]:
         "task_default_exchange": "",
         "task_default_routing_key": "maint",
         "task_create_missing_queues": False,
-        # Early ack: a lost message is found by the sweep; a late ack could run a shard twice or lose it (D6).
+        # Early ack: a lost message is found by the sweep; a late ack could run a shard twice or lose it
+        # (docs/reliability.md D6).
         "task_acks_late": False,
         "task_ignore_result": True,
         "task_publish_retry": False,
@@ -73,7 +74,7 @@ def configuration() -> dict[str, Any]:
         "worker_send_task_events": False,
         "task_serializer": "json",
         "accept_content": ["json"],
-        # CUDA and fork do not mix, and a child that loads a model is slow to come up (experiment 10).
+        # CUDA and fork do not mix, and a child that loads a model is slow to come up (docs/reliability.md D7).
         "worker_pool_start_method": "spawn",
         "worker_proc_alive_timeout": 600,
         "task_time_limit": settings.shard_time_limit_s,

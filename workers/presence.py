@@ -1,4 +1,5 @@
-"""A worker's row in Postgres: who is live, with how many slots, and whether it is going down (D7, D17).
+"""A worker's row in Postgres: who is live, with how many slots, and whether it is going down
+(docs/reliability.md D7, D17).
 
 The parent process of a worker keeps the row fresh from a thread; the child that runs shards reads `draining`
 through its heartbeat, because a Celery task cannot see a shutdown by itself (celery#10276).

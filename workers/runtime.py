@@ -1,6 +1,6 @@
 """What a worker's child process keeps between shards: settings, one engine, stores and models.
 
-Made once in the process that runs the tasks, after fork or spawn (D7, D10).
+Made once in the process that runs the tasks, after fork or spawn (docs/reliability.md D7, D10).
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def _create_indexes_and_embeddings() -> None:
         sa.PrimaryKeyConstraint("index_id", "image_id", name="pk_embeddings"),
         postgresql_partition_by="LIST (index_id)",
     )
-    # Never out of line (TOAST): an exact scan would be several times slower (RELIABILITY, experiment 11).
+    # Never out of line (TOAST): an exact scan would be several times slower (docs/reliability.md D11).
     op.execute("ALTER TABLE embeddings ALTER COLUMN vector SET STORAGE PLAIN")
 
 

@@ -1,4 +1,4 @@
-"""The receiver of bucket events: object stores post here what changed (RELIABILITY D13).
+"""The receiver of bucket events: object stores post here what changed (docs/reliability.md D13).
 
 It writes change events and nothing else, and answers 200 only after they are committed. A sender must present the
 token. What it claims is never believed: the object is looked at.

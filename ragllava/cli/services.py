@@ -184,7 +184,8 @@ def _events(connection: Connection) -> dict[str, int]:
 
 
 def is_worker_ready(settings: Settings, name: str) -> bool:
-    """Whether the worker `NAME@this host` has loaded its models and was seen within its last three beats (D17)."""
+    """Whether the worker `NAME@this host` has loaded its models and was seen within its last three beats
+    (docs/reliability.md D17)."""
     engine = make_engine(settings.require_database(), pool_size=1, name="ragllava-health")
     try:
         return worker_readiness(engine)(name, 3 * settings.tick_s)

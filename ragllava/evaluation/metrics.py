@@ -1,4 +1,4 @@
-"""How good an answer job was: retrieval figures, answer scores, and the figures of a whole job (METHOD 7).
+"""How good an answer job was: retrieval figures, answer scores, and the figures of a whole job (docs/method.md 7).
 
 Every score is in [0, 1], greater is better. A share of nothing (no picture kept, none labelled) counts as 0.
 """

@@ -1,4 +1,5 @@
-"""One evaluation: rank, cut at each threshold, answer from the evidence that stays and from given evidence (METHOD 7).
+"""One evaluation: rank, cut at each threshold, answer from the evidence that stays and from given evidence
+(docs/method.md 7).
 
 Everything goes through the functions of the answer stage, so what is measured is what jobs do. A question that cannot
 be asked counts as wrong, as it does in a job.

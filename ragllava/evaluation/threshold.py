@@ -1,4 +1,4 @@
-"""The threshold η: from which relevance on a candidate is kept as evidence (METHOD 3).
+"""The threshold η: from which relevance on a candidate is kept as evidence (docs/method.md 3).
 
 The adaptive threshold is where the densities of correct and of wrong candidates cross. Fit it on all K candidates of
 each question of a calibration split, never on the split that is reported; it belongs to one reranker version.

@@ -1,4 +1,4 @@
-"""Evidence to answer from in the study of noise (METHOD 7): the labelled images, some of them wrong on purpose.
+"""Evidence to answer from in the study of noise (docs/method.md 7): the labelled images, some of them wrong on purpose.
 
 Wrong images are drawn from each question's own candidates, which retrieval found and nobody labelled: what a reranker
 that errs would let through. The same seed swaps at 10 % a part of what it swaps at 50 %, so that curves over the share

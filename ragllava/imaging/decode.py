@@ -1,4 +1,4 @@
-"""Decoding pictures that nobody trusts (RELIABILITY D14).
+"""Decoding pictures that nobody trusts (docs/reliability.md D14).
 
 `decode` turns the bytes of a file into an upright RGB picture, or raises ImageRejected with a sentence for the
 person who offered the file. The content decides, never the file's name. `ragllava.imaging.sandbox` runs it in child

@@ -1,4 +1,4 @@
-"""A pool of child processes that decode pictures, each with a limit on memory and time (RELIABILITY D14).
+"""A pool of child processes that decode pictures, each with a limit on memory and time (docs/reliability.md D14).
 
 A picture that crashes, fills the memory or never ends takes its child with it and is rejected; the pool starts
 another child and goes on. The children are plain `python -m ragllava.imaging.sandbox` over pipes, not multiprocessing,

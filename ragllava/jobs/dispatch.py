@@ -1,4 +1,4 @@
-"""Sweep and dispatch: what makes lost, late and repeated messages harmless (RELIABILITY D3).
+"""Sweep and dispatch: what makes lost, late and repeated messages harmless (docs/reliability.md D3).
 
 Both are called after a submit, after each finished shard and by a tick every few seconds; any number may run at
 once. The shard's row is the outbox: commit first, publish after; a message that never arrived is found by its

@@ -1,4 +1,5 @@
-"""One shard's life in Postgres: claim, heartbeat, commit under the fence, finish, fail (RELIABILITY D1, D2, D4, D5).
+"""One shard's life in Postgres: claim, heartbeat, commit under the fence, finish, fail
+(docs/reliability.md D1, D2, D4, D5).
 
 Postgres owns the work; a Celery message is only a hint that a shard may be ready. Every function takes a
 Connection inside a transaction of the caller, uses the database's clock only, and says what it promises when
@@ -53,7 +54,7 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How often a shard may fail before it is halved, or dead when it holds one input only (D5)."""
+    """How often a shard may fail before it is halved, or dead when it holds one input only (docs/reliability.md D5)."""
 
     max_attempts: int
     max_transient_attempts: int
@@ -212,7 +213,7 @@ def settle(connection: Connection, row: Row[Any], error: str, limits: Limits) ->
     """Decide about a shard whose attempt failed; its row must be locked by the caller.
 
     Below the limit it is tried again whole. At the limit, several unfinished inputs are halved, so that one
-    poisonous input ends alone, and a single one is dead (D5).
+    poisonous input ends alone, and a single one is dead (docs/reliability.md D5).
     """
     kind = JobKind(row.kind)
     open_inputs = outcomes.open_inputs(connection, kind, row.job_id, row.run_no, row.lo, row.hi)
@@ -271,7 +272,7 @@ def lock_shards(connection: Connection, *conditions: Any) -> list[Row[Any]]:
 def close_job_if_ended(connection: Connection, job_id: int) -> None:
     """Set the job's final state when no shard is open. The job's row is locked, so the last two cannot both miss it.
 
-    A job is `completed` only if every input has an outcome and at least one is good (USERS R6, R18).
+    A job is `completed` only if every input has an outcome and at least one is good.
     """
     job = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).one()
     if job.finished_at is not None:

@@ -1,4 +1,4 @@
-"""Runs one shard: lease, stage, commit. The one place with a broad `except` (RELIABILITY D2, D4, D5)."""
+"""Runs one shard: lease, stage, commit. The one place with a broad `except` (docs/reliability.md D2, D4, D5)."""
 
 from __future__ import annotations
 

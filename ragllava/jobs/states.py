@@ -1,4 +1,4 @@
-"""States of jobs and shards, and which moves are allowed (RELIABILITY D1)."""
+"""States of jobs and shards, and which moves are allowed (docs/reliability.md D1)."""
 
 from __future__ import annotations
 

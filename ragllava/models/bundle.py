@@ -124,7 +124,7 @@ class ModelBundle:
 
     @property
     def mllm_files(self) -> dict[str, str]:
-        """The files that reranker and generator were read from, with their sha256 (RELIABILITY D15)."""
+        """The files that reranker and generator were read from, with their sha256 (docs/reliability.md D15)."""
         with self._lock:
             return dict(self._endpoint.files if self.is_remote else self._mllm.files)
 
@@ -137,7 +137,7 @@ class ModelBundle:
             return self._endpoint.parity()
 
     def warm_up(self) -> None:
-        """Load what answering needs and score two pairs of one picture, so that no question waits for it (R19)."""
+        """Load what answering needs and score two pairs of one picture, so that no question waits for it."""
         from PIL import Image
 
         from ragllava.models.reranker import Pair

@@ -1,4 +1,4 @@
-"""What is looked at before a model folder is loaded (RELIABILITY D15), and the version that its bytes give it.
+"""What is looked at before a model folder is loaded (docs/reliability.md D15), and the version that its bytes give it.
 
 A folder is refused when it holds pickled weights or Python files, when a configuration names code to run, or when
 shards of the weights are missing. Loads no torch.

@@ -1,4 +1,4 @@
-"""The generator: kept pictures and a question → a short answer and how sure it is (METHOD 4)."""
+"""The generator: kept pictures and a question → a short answer and how sure it is (docs/method.md 4)."""
 
 from __future__ import annotations
 

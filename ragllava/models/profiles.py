@@ -18,7 +18,7 @@ from ragllava.settings import Settings
 LOCAL_DIR = "local-dir:"
 NATURAL_THRESHOLD = 0.5
 _MINI = Path(__file__).parent / "mini"
-# What a download needs. Pickled weights and Python files are left behind (RELIABILITY D15).
+# What a download needs. Pickled weights and Python files are left behind (docs/reliability.md D15).
 _DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
@@ -28,7 +28,7 @@ class Profile:
 
     `retriever` is an open_clip architecture with its `retriever_tag` and the hub repository of that tag's weights
     (`retriever_repository`), or `local-dir:<folder>`. `mllm` is a folder or a hub repository. `threshold` is η of
-    the untuned reranker (METHOD 3), `threshold_curve` the fit it came from, if there was one.
+    the untuned reranker (docs/method.md 3), `threshold_curve` the fit it came from, if there was one.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The precise reranker: P("Yes") that a picture with its caption answers a question (METHOD 2)."""
+"""The precise reranker: P("Yes") that a picture with its caption answers a question (docs/method.md 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The coarse retriever: open_clip's two towers, one space for pictures and questions (METHOD 1)."""
+"""The coarse retriever: open_clip's two towers, one space for pictures and questions (docs/method.md 1)."""
 
 from __future__ import annotations
 

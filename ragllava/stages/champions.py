@@ -1,4 +1,5 @@
-"""Adapters in the object store: `adapters/<digest>/<file>`, whole when its manifest is there (RELIABILITY D15)."""
+"""Adapters in the object store: `adapters/<digest>/<file>`, whole when its manifest is there
+(docs/reliability.md D15)."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Resources:
             self.threads.shutdown()
 
     def warm_up(self, *, embeds: bool, answers: bool) -> dict[str, str]:
-        """Load the models that are needed and try them once; returns their versions for people (USERS R19)."""
+        """Load the models that are needed and try them once; returns their versions for people."""
         versions = {}
         if embeds:
             self.models.retriever.embed_texts(["warm-up"])

@@ -1,4 +1,4 @@
-"""Engines and transactions (RELIABILITY D10)."""
+"""Engines and transactions (docs/reliability.md D10)."""
 
 from __future__ import annotations
 

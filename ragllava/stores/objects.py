@@ -1,4 +1,4 @@
-"""Bytes in an S3 bucket: pictures under their hash, everything else under a key with a name (RELIABILITY D13).
+"""Bytes in an S3 bucket: pictures under their hash, everything else under a key with a name (docs/reliability.md D13).
 
 The only importer of the minio SDK, and it needs no more than plain S3. Content is its own address: what lies
 under `sha256/…` is verified against that address whenever it is read. An ETag is never taken for a hash; after

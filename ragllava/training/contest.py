@@ -1,6 +1,6 @@
 """Champion against challenger: both are judged on the same held-out questions, then the gate decides.
 
-A reranker first gets an η of its own, fitted on questions that neither train nor judge it (METHOD 3).
+A reranker first gets an η of its own, fitted on questions that neither train nor judge it (docs/method.md 3).
 """
 
 from __future__ import annotations

@@ -118,7 +118,8 @@ class RerankerScores:
         }
 
     def calibration(self) -> tuple[list[float], list[bool]]:
-        """Relevance of every ranked image with captions, and whether it is correct: what η is fitted on (METHOD 3)."""
+        """Relevance of every ranked image with captions, and whether it is correct: what η is fitted on
+        (docs/method.md 3)."""
         images = [image for score in self.conditions[WITH_CAPTIONS] for image in score.ranking]
         return [image.relevance for image in images], [image.correct for image in images]
 
@@ -177,7 +178,7 @@ def evaluate_reranker(
     options: EvaluationOptions,
     conditions: Sequence[str] = (WITH_CAPTIONS, WITHOUT_CAPTIONS),
 ) -> RerankerScores:
-    """Rank the candidates of each question and its labelled images, with captions and without (METHOD 2, 3).
+    """Rank the candidates of each question and its labelled images, with captions and without (docs/method.md 2, 3).
 
     Fewer `conditions` will do to calibrate by. Questions of the same text count once. `open_picture` raises
     ImageRejected, ObjectMissing or ObjectCorrupt for a picture that is not to be had.
@@ -204,7 +205,8 @@ def evaluate_reranker(
 def evaluate_generator(
     models: ModelBundle, questions: Sequence[LabelledQuestion], open_picture: PictureOpener, options: EvaluationOptions
 ) -> GeneratorScores:
-    """Answer each question from its labelled images, with a wrong one beside them, and without captions (METHOD 7).
+    """Answer each question from its labelled images, with a wrong one beside them, and without captions
+    (docs/method.md 7).
 
     The wrong image is one that a person called wrong or an unlabelled candidate; question and seed alone draw it and
     its place. Questions of the same text count once. `open_picture` as for the reranker.

@@ -38,7 +38,7 @@ class TrainingRequest:
     others are a replay of what the model knew. Wrong images come from the first
     `top_k` candidates (None: as the settings say). For rerankers: `negatives` are hard ones for each positive;
     `bare_share` of the pairs show no caption; `precision` asks for an η that promises it, else η is the adaptive one
-    (METHOD 3).
+    (docs/method.md 3).
     """
 
     role: Role

@@ -74,9 +74,9 @@ class EvaluationSet:
     """One split of a data set; images and questions in the order of its files.
 
     `top_n` is how many images a question keeps at most in the published figures. `by_caption`: each question is a
-    caption, and its image is searched for (METHOD 2 has a prompt of its own for that). `left_out` counts what the files
-    hold beside the questions, by reason: questions + left out = rows of the file. UsageError: two images or two
-    questions with the same id, no question, or a labelled image that is not in the pool.
+    caption, and its image is searched for (docs/method.md 2 has a prompt of its own for that). `left_out` counts what
+    the files hold beside the questions, by reason: questions + left out = rows of the file. UsageError: two images or
+    two questions with the same id, no question, or a labelled image that is not in the pool.
     """
 
     name: str

@@ -68,7 +68,7 @@ def try_sharing(
 ) -> Sharing | None:
     """Try both ways on a trial picture and take the faster of those whose scores are equal to each pair's alone.
 
-    None for a family with none; the log says why (USERS R1, R2). `ask` writes the prompt of a question. Raises
+    None for a family with none; the log says why. `ask` writes the prompt of a question. Raises
     DeviceOutOfMemory, which says nothing about the family, and DeviceLost.
     """
     trials = _trials(ask)

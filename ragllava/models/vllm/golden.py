@@ -1,4 +1,4 @@
-"""Golden pairs: drawn pictures and questions whose scores tell whether two backends compute the same (USERS R1).
+"""Golden pairs: drawn pictures and questions whose scores tell whether two backends compute the same.
 
 What the weights themselves give for them is kept under `<home>/cache/golden`, one file for a base and one for each
 adapter. A machine that lacks the weights can take those files from one that has them (RAGLLAVA_VLLM_GOLDEN_DIR).

@@ -175,7 +175,7 @@ class RemoteGenerator(Generator):
 
 
 def share_of_yes(known: Mapping[int, float], yes: int, no: int) -> float:
-    """softmax over the log-probabilities of the two tokens: the share of `yes` (METHOD 2).
+    """softmax over the log-probabilities of the two tokens: the share of `yes` (docs/method.md 2).
 
     Of an endpoint that lists the likeliest tokens only, one of the two may be missing. It is then taken for as likely
     as the least likely listed, which is the most that it can be. Raises ScoreRejected where that could change the

@@ -1,4 +1,4 @@
-"""Which models of an endpoint may serve: those that score the golden pairs as the weights themselves do (USERS R1, R2).
+"""Which models of an endpoint may serve: those that score the golden pairs as the weights themselves do.
 
 The weights are those of the checkpoint, and of adapters, on this machine; so what an endpoint computes bears the same
 version as what this process would compute.

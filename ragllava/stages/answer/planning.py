@@ -1,8 +1,8 @@
 """How the questions of a job are cut into shards: such with the same candidates together, as much as some seconds take.
 
-A picture that is a candidate of many questions is read once for all of them, if they are in one shard (PERFORMANCE,
-image-major reranking). So a large shard is planned first: the candidates of its questions are found, and it is split
-into shards whose questions share as many pictures as possible, each of about the same estimated time.
+A picture that is a candidate of many questions is read once for all of them, if they are in one shard
+(docs/method.md 2). So a large shard is planned first: the candidates of its questions are found, and it is split into
+shards whose questions share as many pictures as possible, each of about the same estimated time.
 """
 
 from __future__ import annotations

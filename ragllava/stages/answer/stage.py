@@ -1,4 +1,4 @@
-"""Question in, answer with evidence out: retrieve, rerank, cut at the threshold, generate (METHOD 1 to 4)."""
+"""Question in, answer with evidence out: retrieve, rerank, cut at the threshold, generate (docs/method.md 1 to 4)."""
 
 from __future__ import annotations
 
@@ -131,7 +131,8 @@ def _write(connection: Connection, lease: Lease, results: list[Answer], cases: l
 
 
 def each(questions: Sequence[Question], work: Callable[[Sequence[Question]], list[T]]) -> list[T | Answer]:
-    """`work` on all questions together if possible; if one of them makes that impossible for good, it fails alone (D5).
+    """`work` on all questions together if possible; if one of them makes that impossible for good, it fails alone
+    (docs/reliability.md D5).
 
     One result for each question, in order: what `work` gives, or its answer `failed`. What concerns the job, the lease
     or a service is raised.
@@ -194,7 +195,7 @@ def _failed(question: Question, error: RagllavaError) -> Answer:
 
 
 def retrieve(questions: Sequence[Question], tools: AnswerTools, known: Found | None = None) -> list[list[Candidate]]:
-    """The `top_k` nearest images of each question, best first, with relevance 0 as not yet judged (METHOD 1).
+    """The `top_k` nearest images of each question, best first, with relevance 0 as not yet judged (docs/method.md 1).
 
     Hits that are `known` are not searched for again.
     """
@@ -235,10 +236,10 @@ def rerank(
     tools: AnswerTools,
     check: Callable[[], None] = lambda: None,
 ) -> list[RerankedQuestions]:
-    """P("Yes") of every (question, image + caption) pair, then the threshold (METHOD 2 and 3).
+    """P("Yes") of every (question, image + caption) pair, then the threshold (docs/method.md 2 and 3).
 
     Image by image, so that each is fetched, decoded and read once for all questions that it is a candidate of
-    (PERFORMANCE, image-major reranking); the more questions, the more they share. A candidate whose picture cannot be
+    (docs/method.md 2); the more questions, the more they share. A candidate whose picture cannot be
     read is left out, and a note says so. `check` is called between groups of images; what it raises is passed on.
     """
     from ragllava.models.reranker import Pair  # loads torch, which only a process that answers needs
@@ -297,7 +298,7 @@ def select_evidence(candidates: Sequence[Candidate], threshold: float, top_n: in
 def generate(
     questions: Sequence[Question], judged: Sequence[RerankedQuestions], pictures: Pictures, tools: AnswerTools
 ) -> list[GeneratedAnswer | None]:
-    """Answers from the kept images in rank order; None where nothing was kept (METHOD 4)."""
+    """Answers from the kept images in rank order; None where nothing was kept (docs/method.md 4)."""
     from ragllava.models.generator import AnswerRequest
 
     asked = [number for number, judgement in enumerate(judged) if judgement.evidence]

@@ -1,4 +1,4 @@
-"""Keeping archives as their bound buckets are: by change events, and by comparing (RELIABILITY D13).
+"""Keeping archives as their bound buckets are: by change events, and by comparing (docs/reliability.md D13).
 
 `fold` takes what events have hinted at, looks at each object and makes one ingest job of all that is new. Events get
 lost, so `scan` lists the bucket, compares it with what is known, and repairs the difference. Both end in

@@ -1,4 +1,4 @@
-"""From what people say about answers to labels (ARCHITECTURE: feedback → noisy cases → training job).
+"""From what people say about answers to labels (docs/feedback-and-training.md).
 
 A verdict `right` with nothing more means that the answer given is the right one and that the kept images are relevant.
 A verdict `wrong` makes the question a noisy case; with the right answer or an image beside it the case is `labelled`,

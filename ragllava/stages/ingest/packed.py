@@ -1,4 +1,4 @@
-"""Zip and tar files: their members are listed and read as streams, never unpacked to disk (RELIABILITY D14).
+"""Zip and tar files: their members are listed and read as streams, never unpacked to disk (docs/reliability.md D14).
 
 A member's name is only a name and never becomes a path. Nothing that the file says about sizes is believed when
 its members are read. Every problem of a whole file is an ImageRejected, as is every problem of a member.

@@ -1,7 +1,8 @@
 """Files in, embedded images out: read, hash, decode, store, embed, and one commit for each sub-batch.
 
-Bytes before rows (D13): a picture is in the object store before the transaction that names it. While one sub-batch
-is embedded, the next one is read, decoded and prepared, uploads of both go on, and the one before is committed.
+Bytes before rows (docs/reliability.md D13): a picture is in the object store before the transaction that names it.
+While one sub-batch is embedded, the next one is read, decoded and prepared, uploads of both go on, and the one before
+is committed.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from ragllava.stores.archives.blobs import NewBlob
 class Uploads:
     """The uploads of one shard; close it at the shard's end, however that comes.
 
-    Bytes before rows (D13): who writes the rows that name content waits for `done` first, in the same thread.
+    Bytes before rows (docs/reliability.md D13): who writes the rows that name content waits for `done` first, in the
+    same thread.
     """
 
     def __init__(self, resources: Resources) -> None:

@@ -1,4 +1,5 @@
-"""The sweep: objects in our bucket that nothing refers to (RELIABILITY D13). It reports; it deletes when told to.
+"""The sweep: objects in our bucket that nothing refers to (docs/reliability.md D13). It reports; it deletes when told
+to.
 
 Only keys of the kinds that we write are looked at, and only what nobody touched for a week. Content is removed behind
 the row that announces it, so an importer of the same bytes waits, or brings them back.

@@ -17,7 +17,8 @@ from ragllava.stores.archives.archive import Archive
 
 
 def scan_buckets(context: ShardContext[Resources], request: TaskRequest) -> Report:
-    """Repair what events have lost (D13). What is new is queued as ingest jobs; the next tick dispatches them."""
+    """Repair what events have lost (docs/reliability.md D13). What is new is queued as ingest jobs; the next tick
+    dispatches them."""
     name = None
     if request.archive_id is not None:
         [name] = [one.name for one in context.read(_archives, request)]
@@ -33,7 +34,7 @@ def scan_buckets(context: ShardContext[Resources], request: TaskRequest) -> Repo
 
 
 def report_gaps(context: ShardContext[Resources], request: TaskRequest) -> Report:
-    """Name the images that no question can find (USERS R7)."""
+    """Name the images that no question can find."""
     found: dict[str, list[Gap]] = {}
     for one in context.read(_archives, request):
         context.check()

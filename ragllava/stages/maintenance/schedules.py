@@ -1,4 +1,5 @@
-"""Work that begins by the clock: cron lines in a time zone, kept in the database, fired by the tick (RELIABILITY D9).
+"""Work that begins by the clock: cron lines in a time zone, kept in the database, fired by the tick
+(docs/reliability.md D9).
 
 Any number of ticks may look at once. A due time fires in one transaction: the schedule is locked, its run written
 down, its job made and its next due time set. Times that passed while nobody looked fire once together, and the next

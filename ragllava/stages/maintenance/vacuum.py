@@ -12,7 +12,7 @@ from ragllava.stores.archives import vectors
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.maintenance import vacuuming
 
-LEAST_RECALL = 0.98  # of the 20 nearest, against exact (D12)
+LEAST_RECALL = 0.98  # of the 20 nearest, against exact (docs/reliability.md D12)
 _NEAREST = 20
 _QUESTIONS = 200
 

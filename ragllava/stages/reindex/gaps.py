@@ -1,4 +1,4 @@
-"""Which images of an archive have no current embedding, and why (USERS R7)."""
+"""Which images of an archive have no current embedding, and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate of a reindexing: what an index must show before questions are answered from it (RELIABILITY D12).
+"""The gate of a reindexing: what an index must show before questions are answered from it (docs/reliability.md D12).
 
 1. Every image of the archive has its vector, except those whose picture cannot be read, which are counted and few.
 2. A large index has its graph, and searches through it find what an exact search finds: recall@20 ≥ 0.98.

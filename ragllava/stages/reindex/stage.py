@@ -1,5 +1,5 @@
 """Reindexing as a job: an archive's images go into an index, anew or where vectors are missing, while questions go on
-(RELIABILITY D12).
+(docs/reliability.md D12).
 
 The inputs of the job are the images (reindex_images.py) and, as a last shard of its own, the gate (reindex_gate.py). A
 new index is built beside the active one and gets new pictures from its first moment; nothing is answered from it before

@@ -138,7 +138,8 @@ def _deliver(
 
 
 def finish_ingest(engine: Engine, job_id: int) -> None:
-    """Build the graph of an index that has grown large, after the load and not during it (D11); note the counts."""
+    """Build the graph of an index that has grown large, after the load and not during it (docs/reliability.md D11);
+    note the counts."""
     job, counted = _reconcile(engine, job_id)
     index = in_transaction(engine, lambda c: vectors.active_index(c, archive.get_archive(c, job.archive).archive_id))
     has_graph = index is not None and vectors.build_hnsw(engine, index.index_id)
@@ -161,7 +162,7 @@ def finish_plain(engine: Engine, job_id: int) -> None:
 
 
 def _reconcile(engine: Engine, job_id: int) -> tuple[JobView, Reconciliation]:
-    """Inputs and outcomes as the tables hold them now; a job that adds up no more has `failed` (USERS R6)."""
+    """Inputs and outcomes as the tables hold them now; a job that adds up no more has `failed`."""
 
     def work(connection: Connection) -> tuple[JobView, Reconciliation]:
         job = control.view(connection, job_id)

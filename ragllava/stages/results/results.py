@@ -1,7 +1,7 @@
 """Result files out: one line for every input line, as JSONL, CSV or Parquet, and the file of errors.
 
 JSONL and Parquet carry everything as it is. CSV is for eyes and spreadsheets: evidence stands in numbered columns,
-and a text that a spreadsheet would take for a formula gets an apostrophe in front (RELIABILITY D16).
+and a text that a spreadsheet would take for a formula gets an apostrophe in front (docs/reliability.md D16).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The inventory of content in the object store (RELIABILITY D13).
+"""The inventory of content in the object store (docs/reliability.md D13).
 
 A blob is announced (`uploading`) before its bytes are put, and becomes `live` in the transaction of its first
 reference; it is marked `deleting` before its object is removed. So a crash at any point leaves at worst an object

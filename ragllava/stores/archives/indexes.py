@@ -1,4 +1,4 @@
-"""The life of an index: building, active, retired, dropped (RELIABILITY D12).
+"""The life of an index: building, active, retired, dropped (docs/reliability.md D12).
 
 An archive has one active index, from which its questions are answered, and perhaps one that is being built beside it.
 New images go to both. A retired index gets nothing new any more; it waits for a roll-back until it is dropped.

@@ -1,4 +1,4 @@
-"""Embeddings of an archive's images and the search for the nearest ones (pgvector; RELIABILITY D11, D12).
+"""Embeddings of an archive's images and the search for the nearest ones (pgvector; docs/reliability.md D11, D12).
 
 An index is one embedding of an archive by one retriever: a row of `indexes` and a partition of `embeddings`, a
 table of its own. So a search never meets another archive's vectors, and dropping an index is dropping a table. How an
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 Vectors = NDArray[np.float32]
 
 # Up to here an exact search of 512 dimensions takes about 30 ms a question; a graph would save little, cost an
-# index build, and return fewer rows than asked for when many of them are filtered out (D11, experiment 12).
+# index build, and return fewer rows than asked for when many of them are filtered out (docs/reliability.md D11).
 EXACT_SEARCH_ROWS = 50_000
 # pgvector cannot index longer half-precision vectors, and a row must fit on one page of the table.
 MAX_DIMENSIONS = 4_000

@@ -1,4 +1,4 @@
-"""Change events: objects that may have changed (RELIABILITY D13). A change event only asks to look at one.
+"""Change events: objects that may have changed (docs/reliability.md D13). A change event only asks to look at one.
 
 An event that comes while its object is being looked at must not be lost: each event makes `repeats` grow, and
 `finish` removes only what did not grow since it was claimed. Every function works in the caller's transaction.

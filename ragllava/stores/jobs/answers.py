@@ -74,7 +74,8 @@ def reorder(connection: Connection, job_id: int, numbers: Sequence[int]) -> list
 def insert_answers(
     connection: Connection, job_id: int, run_no: int, shard_id: int, epoch: int, results: list[Answer]
 ) -> None:
-    """Write answers and their candidates. A plain INSERT: writing a question twice in a run fails loudly (D2)."""
+    """Write answers and their candidates. A plain INSERT: writing a question twice in a run fails loudly
+    (docs/reliability.md D2)."""
     if not results:
         return
     connection.execute(

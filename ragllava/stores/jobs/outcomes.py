@@ -107,7 +107,7 @@ _REOPEN = {
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """A job's inputs, as their table holds them, beside their latest outcomes (USERS R6)."""
+    """A job's inputs, as their table holds them, beside their latest outcomes."""
 
     total: int  # what the job said when it was made
     inputs: int

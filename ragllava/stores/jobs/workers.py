@@ -26,7 +26,7 @@ class WorkerView:
 
     @property
     def is_ready(self) -> bool:
-        """Its models are loaded and tried (USERS R19)."""
+        """Its models are loaded and were tried, so no question waits for them."""
         return self.state == "live" and bool(self.versions)
 
 

@@ -1,4 +1,4 @@
-"""Schedules and their due times: each fires once, however many look (RELIABILITY D9)."""
+"""Schedules and their due times: each fires once, however many look (docs/reliability.md D9)."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def delete_schedule(connection: Connection, schedule_id: int) -> None:
 
 
 def database_now(connection: Connection) -> datetime:
-    """The database's clock, which alone decides what is due (D4)."""
+    """The database's clock, which alone decides what is due (docs/reliability.md D4)."""
     now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
     return now
 

@@ -1,4 +1,4 @@
-"""VACUUM of the tables that churn, and what holds it up (RELIABILITY 0.6, D12)."""
+"""VACUUM of the tables that churn, and what holds it up (docs/reliability.md D12)."""
 
 from __future__ import annotations
 

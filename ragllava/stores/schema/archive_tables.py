@@ -25,13 +25,13 @@ archives = Table(
     metadata,
     Column("id", BigInteger, Identity(), primary_key=True),
     Column("name", Text, nullable=False, unique=True),
-    # One row update switches the index that questions are answered from (D12).
+    # One row update switches the index that questions are answered from (docs/reliability.md D12).
     Column("active_index_id", BigInteger, ForeignKey("indexes.id", use_alter=True)),
     moment("created_at"),
 )
 
 # The object store's inventory: a row is `uploading` before its PUT and `live` in the transaction of its first
-# reference, so a crash leaves an unreferenced object and never a row without its picture (D13).
+# reference, so a crash leaves an unreferenced object and never a row without its picture (docs/reliability.md D13).
 blobs = Table(
     "blobs",
     metadata,
@@ -83,7 +83,7 @@ indexes = Table(
 )
 
 # Partitioned by index, one partition for each (archive, retriever): to drop an index is to drop a table, a scan
-# never meets another archive's rows, and dimensions may differ between partitions (D11, D12).
+# never meets another archive's rows, and dimensions may differ between partitions (docs/reliability.md D11, D12).
 embeddings = Table(
     "embeddings",
     metadata,

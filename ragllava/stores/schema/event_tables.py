@@ -94,7 +94,7 @@ schedules = Table(
     moment("created_at"),
 )
 
-# A due time fires once: whoever inserts its row first, fires (D9).
+# A due time fires once: whoever inserts its row first, fires (docs/reliability.md D9).
 schedule_runs = Table(
     "schedule_runs",
     metadata,

@@ -45,7 +45,7 @@ jobs = Table(
 )
 
 # Churns: rows are updated in place many times. Room on the page and no index on the lease columns keep those
-# updates HOT, so dead rows go without VACUUM, which an index build can hold up (RELIABILITY 0.6).
+# updates HOT, so dead rows go without VACUUM, which an index build can hold up (docs/reliability.md D12).
 shards = Table(
     "shards",
     metadata,

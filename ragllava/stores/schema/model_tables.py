@@ -31,7 +31,7 @@ model_versions = Table(
     Column("threshold", Float),  # η; rerankers only
     Column("threshold_curve", JSONB(none_as_null=True)),  # what η was fitted on, with its precision and recall
     Column("adapter_sha256", Text),  # NULL: the base model as it is
-    Column("manifest", JSONB, nullable=False),  # every file of the model with its sha256 (D15)
+    Column("manifest", JSONB, nullable=False),  # every file of the model with its sha256 (docs/reliability.md D15)
     Column("base", Text),  # the base version that the adapter lies on; NULL: the base model as it is
     Column("training", JSONB(none_as_null=True)),  # of an adapter: its job, snapshot, settings, gate and figures
     moment("created_at"),

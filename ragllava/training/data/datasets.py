@@ -1,4 +1,4 @@
-"""Data sets for both roles, from labelled questions and the images that retrieval found for them (METHOD 5, 6).
+"""Data sets for both roles, from labelled questions and the images that retrieval found for them (docs/method.md 5, 6).
 
 Every draw depends on the seed and on the question's text alone: a question keeps its negatives when others join the
 set. Loads no torch.

@@ -1,4 +1,4 @@
-"""The records that training is made of, and noise on data level (METHOD 6). Loads no torch."""
+"""The records that training is made of, and noise on data level (docs/method.md 6). Loads no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class RankExample:
-    """One (question, picture, caption) and whether the picture is relevant (METHOD 5).
+    """One (question, picture, caption) and whether the picture is relevant (docs/method.md 5).
 
     `source` says where the pair comes from: `labelled`, or where a negative was drawn (`clip-top-20`).
     """
@@ -35,7 +35,7 @@ class RankExample:
 
 @dataclass(frozen=True, slots=True)
 class AnswerExample:
-    """One question with its pictures in the order shown, their captions, and the answer to learn (METHOD 6).
+    """One question with its pictures in the order shown, their captions, and the answer to learn (docs/method.md 6).
 
     `captions` and `images` run in step. `injected` tells that a wrong picture stands among them.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or do not count: the manifest is written last, and read first (STYLE 6)."""
+"""Checkpoints that are whole or do not count: the manifest is written last, and read first."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def linear_layers(network: Any, *, with_vision: bool = False) -> str:
-    """A pattern for the names of the language model's linear layers (METHOD 5), or also those that see.
+    """A pattern for the names of the language model's linear layers (docs/method.md 5), or also those that see.
 
     Vision tower, projector and lm_head lie outside the language model; `with_vision` adds the first two. Raises
     ModelUnavailable.

@@ -1,4 +1,4 @@
-"""Noise injection on token level (METHOD 6), as pure tensor functions. That on data level is in examples.py.
+"""Noise injection on token level (docs/method.md 6), as pure tensor functions. That on data level is in examples.py.
 
 One more forward pass, without gradient, sees a diffused copy of the picture. An answer token whose logit
 falls with the picture's blurring is one that the picture decides; it weighs more in the loss.

@@ -1,4 +1,5 @@
-"""The settings of a fine-tuning, the reference's values under a name, and which of them a run changed (METHOD 5)."""
+"""The settings of a fine-tuning, the reference's values under a name, and which of them a run changed
+(docs/method.md 5)."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ class TrainingSettings:
     `rank`, `alpha` and `dropout` are LoRA's. `warmup_share` is that part of all steps in which the learning rate
     rises to its peak, before it falls along a cosine. A step learns from `global_batch` examples, `micro_batch` at
     a time on each device. `train_vision` lays LoRA on vision tower and projector, too: for pictures that look unlike
-    those that the base learned from. `token_weighting` turns on the noise loss (METHOD 6) with pictures diffused to
-    `diffusion_step`. `max_steps` ends a run early.
+    those that the base learned from. `token_weighting` turns on the noise loss (docs/method.md 6) with pictures
+    diffused to `diffusion_step`. `max_steps` ends a run early.
     """
 
     rank: int = 16

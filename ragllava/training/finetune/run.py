@@ -1,4 +1,4 @@
-"""LoRA fine-tuning of an MLLM for one role, resumable, on one device or several (METHOD 5 and 6).
+"""LoRA fine-tuning of an MLLM for one role, resumable, on one device or several (docs/method.md 5 and 6).
 
     python -m ragllava.training.finetune.run RUN.json
     accelerate launch --multi_gpu --num_processes 2 -m ragllava.training.finetune.run RUN.json

@@ -133,7 +133,7 @@ def test_jobs_of_equal_priority_take_turns(desk: Desk, engine: Engine) -> None:
 
 
 def test_poison_ends_alone_as_dead_and_the_others_are_answered(desk: Desk, engine: Engine) -> None:
-    """A worker that dies whenever question 5 is in its shard: D5's halving finds it."""
+    """A worker that dies whenever question 5 is in its shard: the halving of docs/reliability.md D5 finds it."""
     job_id = desk.questions_job(16, per_shard=16)
     claims = 0
     for _ in range(200):

@@ -18,6 +18,7 @@ from ragllava.errors import ServiceUnavailable, UsageError
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive, indexes
 from ragllava.stores.schema import metadata
+from tests.support.catalogue import catalogue
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def empty_engine(empty_database: str) -> Engine:
 def test_up_down_to_nothing_and_up_again(empty_database: str, empty_engine: Engine) -> None:
     assert migrations.current(empty_database) is None
     migrations.upgrade(empty_database)
-    assert migrations.current(empty_database) == "0004"
+    assert migrations.current(empty_database) == "0005"
     with empty_engine.begin() as connection:
         one = archive.ensure_archive(connection, "cards")
         indexes.create_index(connection, one.archive_id, "clip@1", 8)
@@ -53,7 +54,7 @@ def test_up_down_to_nothing_and_up_again(empty_database: str, empty_engine: Engi
 
     migrations.upgrade(empty_database)
     migrations.upgrade(empty_database)
-    assert migrations.current(empty_database) == "0004"
+    assert migrations.current(empty_database) == "0005"
     assert migrations.differences(empty_database) == []
 
 
@@ -63,11 +64,11 @@ _OWN_RELATIONS = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::re
 def test_equals_the_declared_tables(empty_database: str, empty_engine: Engine) -> None:
     migrations.upgrade(empty_database)
     with empty_engine.begin() as connection:
-        migrated = _catalogue(connection, "public")
+        migrated = catalogue(connection, "public")
         connection.execute(text("CREATE SCHEMA declared"))
         connection.execute(text("SET LOCAL search_path TO declared, public"))
         metadata.create_all(connection, checkfirst=False)
-        declared = _catalogue(connection, "declared")
+        declared = catalogue(connection, "declared")
     migrated = {line for line in migrated if "alembic_version" not in line}
     assert (sorted(migrated - declared), sorted(declared - migrated)) == ([], [])
     # The comparison sees what Alembic's own does not: these must be in it.
@@ -140,29 +141,3 @@ def test_a_database_that_is_away_is_said_so() -> None:
 
 def _oid(connection: Connection, table: str) -> int:
     return int(connection.execute(text("SELECT CAST(:name AS regclass)::oid"), {"name": table}).scalar_one())
-
-
-def _catalogue(connection: Connection, schema: str) -> set[str]:
-    """Every column, constraint, index and table option of a schema, one line each, as Postgres itself says it."""
-    lines = connection.scalars(text(_CATALOGUE), {"schema": schema})
-    return {line.replace("declared.", "").replace("public.", "") for line in lines}
-
-
-_CATALOGUE = """
-    WITH tables AS (
-        SELECT pg_class.* FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace
-        WHERE nspname = :schema AND relkind IN ('r', 'p')
-    )
-    SELECT concat_ws(' ', 'table', relname, relkind, reloptions::text, pg_get_partkeydef(oid)) FROM tables
-    UNION ALL
-    SELECT concat_ws(' ', 'column', relname, attname, format_type(atttypid, atttypmod), attnotnull, attidentity,
-                     pg_get_expr(adbin, adrelid))
-    FROM tables JOIN pg_attribute ON attrelid = tables.oid AND attnum > 0 AND NOT attisdropped
-    LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
-    UNION ALL
-    SELECT concat_ws(' ', 'constraint', relname, conname, pg_get_constraintdef(pg_constraint.oid))
-    FROM tables JOIN pg_constraint ON conrelid = tables.oid
-    UNION ALL
-    SELECT concat_ws(' ', 'index', pg_get_indexdef(indexrelid))
-    FROM tables JOIN pg_index ON indrelid = tables.oid
-"""

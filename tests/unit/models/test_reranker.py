@@ -35,7 +35,7 @@ def test_the_mini_template_writes_what_the_weights_learned(bundle: ModelBundle) 
 
 
 def test_a_caption_to_search_by_is_asked_about_in_its_own_words(bundle: ModelBundle) -> None:
-    """METHOD 2, Flickr30K and COCO; a caption that the image has of its own is not shown, nor can it be cut."""
+    """docs/method.md 2, Flickr30K and COCO; a caption that the image has of its own is not shown, nor can it be cut."""
     mllm = bundle.generator.mllm
     pair = Pair(
         "A dog runs over grass .", "a caption of 1,000 words " * 200, Image.new("RGB", (64, 64)), by_caption=True
@@ -61,7 +61,7 @@ def test_the_space_before_yes_follows_the_template(tmp_path: Path, family: str, 
 
 
 def test_relevance_is_the_sigmoid_of_the_logit_difference(bundle: ModelBundle) -> None:
-    """All positions, no padding, no batch: the definition of METHOD 2."""
+    """All positions, no padding, no batch: the definition of docs/method.md 2."""
     mllm = bundle.generator.mllm
     pairs = [Pair("What colour is it?" * (n + 1), f"Harlow, {n}", p) for n, p in enumerate(noise_pictures())]
     found = bundle.reranker.relevance(pairs, batch_size=3)

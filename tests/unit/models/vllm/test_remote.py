@@ -436,5 +436,5 @@ def test_the_address_is_taken_with_or_without_its_v1(written: str) -> None:
 
 @pytest.mark.parametrize("written", ["gpu:8000", "http://", "redis://gpu:8000", "http://gpu:port"])
 def test_what_is_no_address_is_refused(written: str) -> None:
-    with pytest.raises(SettingsError, match=r"RAGLLAVA_VLLM_URL: this is no address of the form http://host:port"):
+    with pytest.raises(SettingsError, match=r"RAGLLAVA_VLLM_URL: this is not an address of the form http://host:port"):
         load_settings(vllm_url=written)

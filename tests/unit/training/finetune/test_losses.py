@@ -183,7 +183,7 @@ def test_tokens_that_the_picture_decides_weigh_more(llava: Mllm) -> None:
 
 
 def test_the_noise_loss_of_a_real_network_against_the_formula(llava: Mllm) -> None:
-    """METHOD 6 token by token, over answers of one picture and of two: only answer tokens have a part in it."""
+    """docs/method.md 6 token by token, over answers of one picture and of two: only answer tokens have a part in it."""
     batch = maker(llava)(answer_examples())
     torch.manual_seed(4)
     noisy = logits_of(llava, noised(batch, 999))

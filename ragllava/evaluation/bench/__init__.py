@@ -1,1 +1,0 @@
-"""What `ragllava bench` times: each row is a ratio to a reference that is measured in the same run."""

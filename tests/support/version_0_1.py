@@ -1,0 +1,54 @@
+"""A database and buckets that version 0.1 wrote; tests/fixtures/version_0_1/make.py tells what they hold."""
+
+from __future__ import annotations
+
+import lzma
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+from ragllava.settings import Settings
+from ragllava.stores.objects import ObjectStore
+from tests.conftest import own_settings
+from tests.support.foreign_bucket import make_bucket
+
+_FOLDER = Path(__file__).parents[1] / "fixtures" / "version_0_1"
+_OWN_BUCKET, _FOREIGN_BUCKET = "version-0-1", "version-0-1-pictures"  # their names when the fixture was made
+
+
+@contextmanager
+def restored_version_0_1(services: Settings) -> Iterator[Settings]:
+    """Settings of a database at the revision of version 0.1, and of a bucket, with everything in them.
+
+    The bucket that an archive is bound to is restored under a name after the test's own bucket.
+    """
+    with own_settings(services, "template0") as own:
+        foreign_name = _restore_objects(own)
+        sql = lzma.decompress((_FOLDER / "database.sql.xz").read_bytes()).decode()
+        address = own.require_database().replace("postgresql+psycopg://", "postgresql://")
+        with psycopg.connect(address) as connection:
+            connection.execute(sql.replace(_FOREIGN_BUCKET, foreign_name).encode())
+        yield own
+
+
+def old_object(key: str) -> bytes:
+    """An object of RagLLaVA's own bucket as version 0.1 wrote it."""
+    with zipfile.ZipFile(_FOLDER / "objects.zip") as packed:
+        return packed.read(f"{_OWN_BUCKET}/{key}")
+
+
+def _restore_objects(own: Settings) -> str:
+    """Returns the name of the bucket beside our own."""
+    objects, foreign = ObjectStore(own), make_bucket(own)
+    with zipfile.ZipFile(_FOLDER / "objects.zip") as packed:
+        for name in packed.namelist():
+            bucket, _, key = name.partition("/")
+            if bucket == _OWN_BUCKET:
+                objects.put(key, packed.read(name))
+            else:
+                assert bucket == _FOREIGN_BUCKET, bucket
+                foreign.put(key, packed.read(name))
+    return foreign.name
