@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -52,15 +51,15 @@ class Canvas:
 
     def rectangle(self, left: float, bottom: float, right: float, top: float, paint: Paint | None = None) -> None:
         """A filled rectangle."""
-        self._pen.rectangle(self._box(left, bottom, right, top), **self._colors(paint))
+        self._pen.rectangle(self._box(left, bottom, right, top), **asdict(paint or self.paint))
 
     def ellipse(self, left: float, bottom: float, right: float, top: float, paint: Paint | None = None) -> None:
         """A filled ellipse that touches the four sides of the box."""
-        self._pen.ellipse(self._box(left, bottom, right, top), **self._colors(paint))
+        self._pen.ellipse(self._box(left, bottom, right, top), **asdict(paint or self.paint))
 
     def half_disc(self, left: float, bottom: float, right: float, top: float, paint: Paint | None = None) -> None:
         """The upper half of such an ellipse."""
-        self._pen.pieslice(self._box(left, bottom, right, top), 180, 360, **self._colors(paint))
+        self._pen.pieslice(self._box(left, bottom, right, top), 180, 360, **asdict(paint or self.paint))
 
     def arc(self, left: float, bottom: float, right: float, top: float, color: Color, width: float) -> None:
         """The upper half of such an ellipse's outline."""
@@ -68,7 +67,7 @@ class Canvas:
 
     def polygon(self, points: Sequence[Point], paint: Paint | None = None) -> None:
         """A filled polygon."""
-        self._pen.polygon([self._pixels(*point) for point in points], **self._colors(paint))
+        self._pen.polygon([self._pixels(*point) for point in points], **asdict(paint or self.paint))
 
     def line(self, start: Point, end: Point, color: Color, width: float) -> None:
         """A straight line."""
@@ -81,9 +80,6 @@ class Canvas:
     @property
     def _pixels_per_percent(self) -> float:
         return self.image.width / 100.0
-
-    def _colors(self, paint: Paint | None) -> dict[str, Any]:
-        return asdict(paint or self.paint)
 
     def _pixels(self, x: float, y: float) -> Point:
         across, down = self.place(x, y)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import AutoConfig
 
 from ragllava.errors import UsageError
 from ragllava.lab.mini_recipe.examples import Pack, PackSampler
@@ -25,6 +26,7 @@ from ragllava.lab.mini_recipe.language import PackedLlava, measure_packs, tower_
 from ragllava.lab.mini_recipe.loop import StageSchedule, StageTask, train
 from ragllava.lab.mini_recipe.packing import Packer
 from ragllava.lab.mini_recipe.pool import draw_pool
+from ragllava.lab.mini_recipe.recipe import open_llava
 from ragllava.postcards.questions import TWO_IMAGE_TYPES
 from ragllava.training.finetune.checkpoints import hash_files, write_whole
 
@@ -59,7 +61,10 @@ def make_naive(shipped: Path, folder: Path, recipe: NaiveRecipe) -> Path:
         )
     if finished.exists() and origin_file.exists():
         return finished
-    llava, processor = _open_llava(shipped)
+    family = AutoConfig.from_pretrained(shipped, local_files_only=True).model_type
+    if family != "llava":
+        raise UsageError(f"{shipped}: only a LLaVA such as the mini model can be made naive, but this is a {family}")
+    llava, processor = open_llava(shipped, from_weights=True)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(origin_file, origin)
     pool = draw_pool(folder / "pictures", recipe.pictures, _FIRST_PICTURE_SEED)
@@ -100,19 +105,6 @@ def pack_about_two(sampler: PackSampler, rng: random.Random) -> Pack:
         endings = tuple(ending for ending in pack.endings if ending.task in TWO_IMAGE_TYPES)
         if len(pack.shown) == 2 and endings:
             return replace(pack, endings=endings)
-
-
-def _open_llava(folder: Path) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
-
-    family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-    if family != "llava":
-        raise UsageError(f"{folder}: only a LLaVA such as the mini model can be made naive, but this is a {family}")
-    # Eager attention: on a CPU the backward pass of the fused kernels is several times slower.
-    llava = LlavaForConditionalGeneration.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32, attn_implementation="eager"
-    )
-    return llava, AutoProcessor.from_pretrained(folder, local_files_only=True)
 
 
 def _task(

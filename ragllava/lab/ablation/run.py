@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
 from statistics import fmean
@@ -88,6 +88,7 @@ def run_ablation(settings: Settings, folder: Path, options: AblationOptions, on_
     began = time.monotonic()
     shipped = ModelBundle(settings)
     ended, total = count(1), 1 + options.seeds * (2 + len(ARMS))
+    examples_per_step = choose_settings(_PRESET).values.global_batch
     naive = _naive_base(settings, shipped, folder, options.naive)
     on_progress("naive base", next(ended), total)
     scores: dict[str, list[ArmScores]] = defaultdict(list)
@@ -99,12 +100,12 @@ def run_ablation(settings: Settings, folder: Path, options: AblationOptions, on_
         for label, generator in (("model as shipped", shipped.generator), ("base, made naive", Generator(naive))):
             scores[label].append(_scores(generator, asked, shown, settings))
             on_progress(f"seed {seed}, {label}", next(ended), total)
-        examples = options.steps * choose_settings(_PRESET).values.global_batch  # each is seen once
-        practice = practice_archive(_PRACTICE_SEED + seed, options.practice_images, examples)
-        pictured = picture_archive(practice, shipped.retriever)
+        examples = options.steps * examples_per_step  # each is seen once
+        drawn = practice_archive(_PRACTICE_SEED + seed, options.practice_images, examples)
+        practice = picture_archive(drawn, shipped.retriever)
         for arm in ARMS:
             result = folder / f"{options.steps}-steps-seed-{seed}" / arm.label.replace(" ", "-")
-            weight = _train_arm(naive, result, arm, options.steps, seed, pictured)
+            weight = _train_arm(naive, result, arm, options.steps, seed, practice)
             adapters = AdapterSet(naive, settings.home / "cache")
             adapted = Generator(naive, adapters.add(_ADAPTER, result / "adapter"))
             scores[arm.label].append(replace(_scores(adapted, asked, shown, settings), token_weight=weight))
@@ -114,13 +115,9 @@ def run_ablation(settings: Settings, folder: Path, options: AblationOptions, on_
         base=naive.version,
         shipped=shipped.generator.version,
         setup={
-            "seeds": options.seeds,
-            "steps": options.steps,
-            "examples_per_step": choose_settings(_PRESET).values.global_batch,
+            **{field.name: getattr(options, field.name) for field in fields(options) if field.name != "naive"},
+            "examples_per_step": examples_per_step,
             "learning_rate": _LEARNING_RATE,
-            "practice_images": options.practice_images,
-            "held_out_images": options.held_out_images,
-            "questions": options.questions,
             "naive_layers": options.naive.layers,
             "naive_steps": options.naive.steps,
         },

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragllava.lab.bench.jobs import SAMPLE, run_job, sample_questions, write_questions
-from ragllava.lab.bench.memory import BENCH, watched_memory
-from ragllava.lab.bench.mixed_archive import MixedArchive, MixedArchives
+from ragllava.lab.bench.mixed_archive import MixedArchive, create_archives
+from ragllava.lab.bench.processes import BENCH, watched_memory
 from ragllava.lab.bench.rows import BenchRow, Wanted, timed
 from ragllava.lab.bench.workload import Workload
 from ragllava.stores.archives import vectors
@@ -88,17 +88,13 @@ class _Measured:
 def _archive_rows(workload: Workload, texts: Sequence[str]) -> list[BenchRow]:
     """The same questions on archives ten and a hundred times as large, in turns."""
     client = workload.require_client()
-    creator = MixedArchives(workload, texts)
-    archives = {}
-    for size in _sizes(workload.vectors, _SMALLEST):
-        workload.progress(f"growth: creating an archive of {size:,} images")
-        archives[size] = creator.create(size)
+    questions, archives = create_archives(workload, texts, _sizes(workload.vectors, _SMALLEST))
     path = write_questions(client, "growth-archives", texts)
     rounds: dict[int, list[_Measured]] = {size: [] for size in archives}
     for number in range(_ROUNDS):
         workload.progress(f"growth: {len(texts)} questions on each archive, round {number + 1} of {_ROUNDS}")
         for size, measured in rounds.items():
-            measured.append(_measure(client, creator.questions, path, archives[size]))
+            measured.append(_measure(client, questions, path, archives[size]))
     best = {size: min(measured, key=lambda measured: measured.job_s) for size, measured in rounds.items()}
     rows = []
     for number, (smaller, size) in enumerate(pairwise(archives)):

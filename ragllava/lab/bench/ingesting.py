@@ -21,7 +21,7 @@ from ragllava.imaging.decode import decode
 from ragllava.lab.bench.clip_retrieval import ADVICE, run_clip_retrieval
 from ragllava.lab.bench.jobs import wait
 from ragllava.lab.bench.photographs import CAMERAS, SMALL, draw_photographs, marked
-from ragllava.lab.bench.processor import Spent, spend
+from ragllava.lab.bench.processes import Spent, spend
 from ragllava.lab.bench.rows import BenchRow, Wanted
 from ragllava.lab.bench.shapes import CLIP_SHAPE, write_random_clip
 from ragllava.lab.bench.workload import Workload

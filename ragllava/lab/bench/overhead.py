@@ -9,7 +9,7 @@ from contextlib import closing
 from functools import partial
 
 from ragllava.lab.bench.jobs import SAMPLE, run_job, sample_questions, write_questions
-from ragllava.lab.bench.processor import spend
+from ragllava.lab.bench.processes import spend
 from ragllava.lab.bench.rows import BenchRow, Wanted, timed
 from ragllava.lab.bench.workload import Workload
 from ragllava.records import Answer, AnswerOptions, Question

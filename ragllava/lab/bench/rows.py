@@ -25,10 +25,6 @@ class Wanted:
     at_least: float | None = None
     at_most: float | None = None
 
-    def is_met(self, ratio: float) -> bool:
-        """Whether a ratio is within the limits."""
-        return (self.at_least is None or ratio >= self.at_least) and (self.at_most is None or ratio <= self.at_most)
-
     def __str__(self) -> str:
         """`≥ 10`, `≤ 1.05`, or nothing."""
         limits = (("≥", self.at_least), ("≤", self.at_most))
@@ -61,8 +57,10 @@ class BenchRow:
     @property
     def is_reached(self) -> bool | None:
         """Whether the ratio is within the wanted limits; None without a ratio or without limits."""
-        ratio = self.ratio
-        return None if ratio is None or self.wanted == Wanted() else self.wanted.is_met(ratio)
+        ratio, low, high = self.ratio, self.wanted.at_least, self.wanted.at_most
+        if ratio is None or (low is None and high is None):
+            return None
+        return (low is None or ratio >= low) and (high is None or ratio <= high)
 
     def as_json(self) -> dict[str, Any]:
         """All fields, the ratio and whether it is reached, for `--json`."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine
 
-from ragllava.lab.bench.processor import spend
+from ragllava.lab.bench.processes import spend
 from ragllava.lab.bench.rows import BenchRow, Wanted, compare, timed
 from ragllava.lab.bench.synthetic import draw_vectors
 from ragllava.lab.bench.workload import Workload

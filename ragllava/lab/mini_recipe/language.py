@@ -218,19 +218,12 @@ def measure_packs(
         batch = packer.batch(part)
         hidden = network.hidden(batch, None if features is None else features[batch.pictures])[-1]
         logits, labels, _ = network.at_labels(hidden, batch)
-        for task, is_right in _by_ending(part, batch, logits.argmax(-1) == labels):
+        rows, columns = (batch.labels[:, 1:] != IGNORED_LABEL).nonzero(as_tuple=True)
+        tokens = torch.stack([rows, batch.endings[rows, columns + 1], logits.argmax(-1) == labels], dim=1)
+        endings: dict[tuple[int, int], bool] = defaultdict(lambda: True)
+        for row, number, hit in tokens.tolist():
+            endings[row, number] &= bool(hit)
+        for (row, number), is_right in endings.items():
+            task = part[row].endings[number - 1].task + ("+" if len(part[row].shown) > 1 else "")
             right[task].append(is_right)
     return {task: sum(marks) / len(marks) for task, marks in sorted(right.items())}
-
-
-def _by_ending(packs: Sequence[Pack], batch: PackedBatch, hits: torch.Tensor) -> list[tuple[str, bool]]:
-    labelled = batch.labels[:, 1:] != IGNORED_LABEL
-    rows, _ = labelled.nonzero(as_tuple=True)
-    numbers = batch.endings[:, 1:][labelled]
-    right: dict[tuple[int, int], bool] = defaultdict(lambda: True)
-    for row, number, hit in zip(rows.tolist(), numbers.tolist(), hits.tolist(), strict=True):
-        right[row, number] &= hit
-    return [
-        (packs[row].endings[number - 1].task + ("+" if len(packs[row].shown) > 1 else ""), is_right)
-        for (row, number), is_right in right.items()
-    ]

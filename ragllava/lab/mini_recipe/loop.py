@@ -57,7 +57,10 @@ class StageTask:
     measure: Callable[[], Mapping[str, float]]
 
 
-def train(folder: Path, network: nn.Module, task: StageTask, schedule: StageSchedule) -> list[dict[str, float]]:
+Curve = list[dict[str, float]]  # one row for each report
+
+
+def train(folder: Path, network: nn.Module, task: StageTask, schedule: StageSchedule) -> Curve:
     """Train the network in place, from the checkpoint in the folder if there is one.
 
     Returns the curve, one row for each report. It is written to `curve.json` and drawn in `curve.svg`; only this loop
@@ -120,28 +123,19 @@ def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def _save(
-    folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], curve: list[dict[str, float]]
-) -> None:
+def _save(folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], curve: Curve) -> None:
     states = [optimizer.state_dict() for optimizer in optimizers]
     aside = folder / "checkpoint.pt.part"
     torch.save({"network": network.state_dict(), "optimizers": states, "curve": curve}, aside)
     aside.replace(folder / "checkpoint.pt")
     (folder / "curve.json").write_text(json.dumps(curve, indent=1))
-    (folder / "curve.svg").write_text(draw_panels(_panels(curve)))
+    # A panel for each figure, because losses and accuracies have different scales.
+    lines = {name: [(row["step"], row[name]) for row in curve if name in row] for name in curve[-1]}
+    panels = [Panel(name, "step", "", {name: lines[name]}) for name in lines if name not in ("step", "seconds")]
+    (folder / "curve.svg").write_text(draw_panels(panels))
 
 
-def _panels(curve: list[dict[str, float]]) -> list[Panel]:
-    """A panel for each figure, because losses and accuracies have different scales."""
-    names = [name for name in curve[-1] if name not in ("step", "seconds")]
-    return [
-        Panel(name, "step", "", {name: [(row["step"], row[name]) for row in curve if name in row]}) for name in names
-    ]
-
-
-def _resume(
-    folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
-) -> tuple[int, float, list[dict[str, float]]]:
+def _resume(folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, float, Curve]:
     path = folder / "checkpoint.pt"
     if not path.exists():
         return 0, 0.0, []

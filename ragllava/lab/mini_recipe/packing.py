@@ -95,22 +95,9 @@ class PackedBatch:
 
 @dataclass(slots=True)
 class _PackedRow:
-    tokens: list[int]
-    positions: list[int]
-    labels: list[int]
-    weights: list[float]
-    endings: list[int]
+    columns: list[tuple[int, int, int, float, int]]  # token, position, label, weight, number of the ending
     caption_ends: list[int]
     pointers: list[tuple[int, int]]
-
-    def append(self, number: int, tokens: Sequence[int], labels: Sequence[int], weight: float) -> None:
-        """Add tokens of the ending `number`; its positions continue those of the beginning."""
-        start = self.endings.count(0) + self.endings.count(number)
-        self.tokens += tokens
-        self.positions += range(start, start + len(tokens))
-        self.labels += labels
-        self.weights += [weight] * len(tokens)
-        self.endings += [number] * len(tokens)
 
 
 class Packer:
@@ -128,21 +115,17 @@ class Packer:
     def batch(self, packs: Sequence[Pack]) -> PackedBatch:
         """Packs side by side, padded on the right."""
         rows = [self._row(pack) for pack in packs]
-        length = max(len(row.tokens) for row in rows)
-
-        def padded(name: str, filler: float) -> torch.Tensor:
-            return torch.tensor([getattr(row, name) + [filler] * (length - len(row.tokens)) for row in rows])
-
-        endings = padded("endings", -1)
+        length = max(len(row.columns) for row in rows)
+        filler = (self._tokenizer.pad_token_id, 0, IGNORED_LABEL, 0.0, -1)
+        padded = [row.columns + [filler] * (length - len(row.columns)) for row in rows]
+        tokens, positions, labels, weights, endings = (
+            torch.tensor([[column[field] for column in row] for row in padded]) for field in range(len(filler))
+        )
+        shown = [shown for pack in packs for shown in pack.shown]
         return PackedBatch(
-            tokens=padded("tokens", self._tokenizer.pad_token_id),
-            positions=padded("positions", 0),
-            labels=padded("labels", IGNORED_LABEL),
-            weights=padded("weights", 0.0),
-            endings=endings,
-            mask=block_mask(endings),
-            pictures=torch.tensor([shown.picture for pack in packs for shown in pack.shown]),
-            years=torch.tensor([shown.landmark.entity.year - FIRST_YEAR for pack in packs for shown in pack.shown]),
+            *(tokens, positions, labels, weights, endings, block_mask(endings)),
+            pictures=torch.tensor([picture.picture for picture in shown]),
+            years=torch.tensor([picture.landmark.entity.year - FIRST_YEAR for picture in shown]),
             caption_ends=torch.tensor([(i, column) for i, row in enumerate(rows) for column in row.caption_ends]),
             pointers=torch.tensor([(i, *pointer) for i, row in enumerate(rows) for pointer in row.pointers]),
         )
@@ -151,19 +134,20 @@ class Packer:
         beginning: list[int] = []
         for token in self._tokenizer(self.frames.beginning(pack))["input_ids"]:
             beginning += [token] * (self._tokens_per_picture if token == self._image_token else 1)
-        size = len(beginning)
         # Line ends follow a picture and its caption in turn.
         line_ends = [column for column, token in enumerate(beginning) if token == self._line_end]
-        ignored, positions = [IGNORED_LABEL] * size, list(range(size))
-        row = _PackedRow(beginning, positions, ignored, [0.0] * size, [0] * size, line_ends[1::2], [])
+        columns = [(token, position, IGNORED_LABEL, 0.0, 0) for position, token in enumerate(beginning)]
+        pointers = []
         for number, ending in enumerate(pack.endings, start=1):
             question = self._tokens(self.frames.question(ending))
             answer = [*self._tokens(" " + ending.answer), self._tokenizer.eos_token_id]
             if ending.about is not None:
-                row.pointers.append((len(row.tokens) + len(question) - 1, pack.shown.index(ending.about)))
-            row.append(number, question, [IGNORED_LABEL] * len(question), 0.0)
-            row.append(number, answer, answer, DESCRIPTION_WEIGHT if ending.task == "describe" else 1.0)
-        return row
+                pointers.append((len(columns) + len(question) - 1, pack.shown.index(ending.about)))
+            weight = DESCRIPTION_WEIGHT if ending.task == "describe" else 1.0
+            start = len(beginning) + len(question)
+            columns += [(t, i, IGNORED_LABEL, 0.0, number) for i, t in enumerate(question, start=len(beginning))]
+            columns += [(t, i, t, weight, number) for i, t in enumerate(answer, start=start)]
+        return _PackedRow(columns, line_ends[1::2], pointers)
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]

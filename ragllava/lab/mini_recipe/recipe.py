@@ -94,7 +94,7 @@ def train_mini(folder: Path, recipe: Recipe) -> Path:
         draw_pool(folder / "practice", recipe.practice_pictures, PRACTICE_SEED),
         draw_pool(folder / "held_out", recipe.held_out_pictures, HELD_OUT_SEED),
     )
-    llava, processor = _open_llava(recipe)
+    llava, processor = open_llava(recipe.start / "llava", from_weights=recipe.from_weights)
     tower = llava.model.vision_tower.eval() if recipe.untuned else _train_tower(folder, recipe, llava, pools)
     features = _features(folder, tower, pools)
     if recipe.untuned:
@@ -105,14 +105,14 @@ def train_mini(folder: Path, recipe: Recipe) -> Path:
     return folder / "models"
 
 
-def _open_llava(recipe: Recipe) -> tuple[Any, Any]:
+def open_llava(folder: Path, *, from_weights: bool) -> tuple[Any, Any]:
+    """The LLaVA of a folder in float32, with its weights or random ones, and its processor."""
     from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 
-    folder = recipe.start / "llava"
     processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     # Eager attention: on a CPU the backward pass of the fused kernels is several times slower.
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
-    if recipe.from_weights:
+    if from_weights:
         return LlavaForConditionalGeneration.from_pretrained(folder, local_files_only=True, **options), processor
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     return LlavaForConditionalGeneration._from_config(config, **options), processor

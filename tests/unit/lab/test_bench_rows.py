@@ -12,7 +12,7 @@ import pytest
 from ragllava.errors import UsageError
 from ragllava.lab.bench.chart import draw_chart, margin_of
 from ragllava.lab.bench.groups import GROUPS, choose_groups
-from ragllava.lab.bench.memory import BENCH, peak_mib, watched_memory
+from ragllava.lab.bench.processes import BENCH, peak_mib, watched_memory
 from ragllava.lab.bench.rows import BenchRow, Wanted, compare
 from ragllava.lab.bench.synthetic import draw_vectors, mix_vectors
 

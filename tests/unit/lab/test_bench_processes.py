@@ -6,9 +6,8 @@ import time
 
 import pytest
 
-from ragllava.lab.bench import processor
-from ragllava.lab.bench.memory import BENCH
-from ragllava.lab.bench.processor import Spent, spend
+from ragllava.lab.bench import processes
+from ragllava.lab.bench.processes import BENCH, Spent, spend
 
 
 def work_for(seconds: float) -> None:
@@ -29,7 +28,7 @@ def test_processes_of_one_program_are_added_up_without_their_earlier_time(monkey
         {("PostgreSQL", 7): 5.0, ("Redis", 9): 1.0},
         {("PostgreSQL", 7): 5.5, ("PostgreSQL", 8): 0.25, ("Redis", 9): 1.0},
     ]
-    monkeypatch.setattr(processor, "_processor_s", lambda: seen.pop(0))
+    monkeypatch.setattr(processes, "_processor_s", lambda: seen.pop(0))
     assert spend(lambda: None).processor_s == {"PostgreSQL": 0.75}
 
 
