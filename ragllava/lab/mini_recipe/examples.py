@@ -117,15 +117,12 @@ class PackSampler:
         endings += _compare(first, second, rng) + _name(first, rng, second)
         pictures = [first, second]
         if rng.random() < _THIRD_PICTURE_SHARE:
-            pictures.append(self._third(first, second, rng))
+            third = first
+            while third.landmark.identity in (first.landmark.identity, second.landmark.identity):
+                third = self.confusable(rng.choice((first, second)), rng)
+            pictures.append(third)
         rng.shuffle(pictures)
         return Pack(tuple(pictures), tuple(endings))
-
-    def _third(self, first: Shown, second: Shown, rng: random.Random) -> Shown:
-        while True:
-            third = self.confusable(rng.choice((first, second)), rng)
-            if third.landmark.identity not in (first.landmark.identity, second.landmark.identity):
-                return third
 
     def _relevance(self, shown: Shown, relevant: bool, rng: random.Random) -> Ending:
         asked = shown if relevant else self.confusable(shown, rng)
@@ -138,10 +135,9 @@ class PackSampler:
 
     def _question_with(self, asked: Shown, shown: Shown, rng: random.Random) -> str:
         """A two-image question about `asked` and a second landmark, which is not the one shown."""
-        while True:
+        partner = self._partner(asked, rng)
+        while partner.landmark.identity == shown.landmark.identity:
             partner = self._partner(asked, rng)
-            if partner.landmark.identity != shown.landmark.identity:
-                break
         pair = [asked.landmark, partner.landmark]
         rng.shuffle(pair)
         return ask_about_two(pair[0], pair[1], rng).text

@@ -11,17 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 _CLIP_WEIGHTS = "open_clip_model.safetensors"
-_NAMES_OUTSIDE_LAYERS = {
+_OPEN_CLIP_NAMES = {  # by the parts of transformers' names
     "embeddings.class_embedding": "class_embedding",
-    "embeddings.patch_embedding.weight": "conv1.weight",
+    "embeddings.patch_embedding": "conv1",
     "embeddings.position_embedding.weight": "positional_embedding",
-    "pre_layrnorm": "ln_pre",  # transformers' own spelling
-    "post_layernorm": "ln_post",
-}
-_NAMES_IN_LAYERS = {
-    "self_attn.out_proj": "attn.out_proj",
-    "layer_norm1": "ln_1",
-    "layer_norm2": "ln_2",
+    "pre_layrnorm": "ln_pre",  # the spelling of transformers
+    "encoder.layers": "transformer.resblocks",
+    "self_attn": "attn",
+    "layer_norm": "ln_",
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
@@ -32,27 +29,20 @@ def as_open_clip(tower: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
     The last normalisation is left out: no caller of the tower's hidden states uses it, and CLIP has its own.
     """
-    renamed = {
-        _open_clip_name(name): weight
-        for name, weight in tower.items()
-        if not name.startswith("post_layernorm") and (".self_attn." not in name or "out_proj" in name)
-    }
-    layers = {name.split(".")[2] for name in tower if name.startswith("encoder.layers.")}
-    for layer in layers:
-        attention = f"encoder.layers.{layer}.self_attn"
-        for part in ("weight", "bias"):
-            joined = torch.cat([tower[f"{attention}.{projection}_proj.{part}"] for projection in "qkv"])
-            renamed[f"transformer.resblocks.{layer}.attn.in_proj_{part}"] = joined
+    renamed: dict[str, torch.Tensor] = {}
+    for name, weight in tower.items():
+        if name.endswith(("q_proj.weight", "q_proj.bias")):  # open_clip joins the three projections
+            joined = torch.cat([tower[name.replace("q_proj", f"{part}_proj")] for part in "qkv"])
+            renamed[_open_clip_name(name).replace("q_proj.", "in_proj_")] = joined
+        elif not name.startswith("post_layernorm") and "k_proj" not in name and "v_proj" not in name:
+            renamed[_open_clip_name(name)] = weight
     return renamed
 
 
 def _open_clip_name(name: str) -> str:
-    if not name.startswith("encoder.layers."):
-        stem, _, ending = name.rpartition(".")
-        return _NAMES_OUTSIDE_LAYERS.get(name) or f"{_NAMES_OUTSIDE_LAYERS[stem]}.{ending}"
-    _, _, layer, inside = name.split(".", 3)
-    stem, _, ending = inside.rpartition(".")
-    return f"transformer.resblocks.{layer}.{_NAMES_IN_LAYERS[stem]}.{ending}"
+    for part, renamed in _OPEN_CLIP_NAMES.items():
+        name = name.replace(part, renamed)
+    return name
 
 
 def export_clip(clip: Any, shipped: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ small tower does not learn to count.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -132,12 +133,9 @@ def _mean_over_tokens(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor
 @torch.inference_mode()
 def patch_accuracy(network: TowerWithHeads, held_out: PicturePool, pictures: int = 1000) -> dict[str, float]:
     """Share of pictures whose attribute the patches' mean logits get right, by attribute."""
-    pictures = min(pictures, len(held_out))
-    labels = attribute_labels(held_out.attributes[:pictures])
-    right = dict.fromkeys(ATTRIBUTE_VALUES, 0)
-    for start in range(0, pictures, 250):
-        logits, _ = network(normalised(held_out.pixels[start : min(start + 250, pictures)]))
-        for name, values in logits.items():
-            guess = values[:, 1:].mean(1).argmax(-1)
-            right[name] += int((guess == labels[name][start : start + len(guess)]).sum())
-    return {name: count / pictures for name, count in right.items()}
+    pixels, labels = held_out.pixels[:pictures], attribute_labels(held_out.attributes[:pictures])
+    guesses: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for start in range(0, len(pixels), 250):
+        for name, logits in network(normalised(pixels[start : start + 250]))[0].items():
+            guesses[name].append(logits[:, 1:].mean(1).argmax(-1))
+    return {name: int((torch.cat(parts) == labels[name]).sum()) / len(pixels) for name, parts in guesses.items()}

@@ -7,7 +7,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from ragllava.postcards.names import (
     NOTHING,
     ROOFED_KINDS,
     ROOFS,
+    SHIFTED_KINDS,
     SKIES,
     TEST_WORDS,
     TRAIN_WORDS,
@@ -39,6 +40,7 @@ from ragllava.postcards.names import (
     sample_entity,
 )
 from ragllava.postcards.questions import ask_about_one, ask_about_two
+from tests.support.postcard_colors import GLASS_AND_CLOTH, PURE_COLORS
 
 # Mean gray of 4 × 4 blocks, as drawn for the first mini models' training with `random.Random(13200 + number of the
 # kind)`. Together they show every sky, roof, companion, color and count.
@@ -56,17 +58,6 @@ TRAINED_PICTURES = {
     "arch": (29, 30, 31, 55, 50, 97, 100, 40, 68, 98, 102, 64, 82, 84, 85, 82),
     "fountain": (181, 185, 177, 182, 199, 201, 201, 199, 168, 133, 137, 169, 113, 98, 98, 118),
 }
-PURE_COLORS = {
-    "red": (200, 40, 40),
-    "orange": (240, 140, 30),
-    "yellow": (240, 220, 60),
-    "green": (50, 150, 60),
-    "blue": (50, 90, 210),
-    "purple": (140, 60, 170),
-    "white": (238, 238, 238),
-    "black": (42, 42, 46),
-}
-GLASS_AND_CLOTH = [(255, 235, 130), (150, 215, 245), (230, 60, 140), (250, 250, 250), (60, 210, 220)]
 QUESTION_FORMS = {
     "color": r"What color is (.+)\?",
     "count": r"How many (?:windows|flags) does (.+) have\?",
@@ -99,8 +90,9 @@ def test_pictures_are_those_that_the_models_learned(kind: str) -> None:
     np.testing.assert_allclose(blocks, TRAINED_PICTURES[kind], atol=1.0)
 
 
-def test_a_drawing_follows_from_its_random_state() -> None:
-    attributes = sample_attributes(random.Random(1))
+@pytest.mark.parametrize("kinds", [KINDS, SHIFTED_KINDS])
+def test_a_drawing_follows_from_its_random_state(kinds: Sequence[str]) -> None:
+    attributes = sample_attributes(random.Random(1), kinds=kinds)
     drawings = [draw_postcard(attributes, random.Random(seed)).pixels for seed in (2, 2, 3)]
     assert drawings[0].shape == (112, 112, 3)
     assert drawings[0].dtype == np.uint8
