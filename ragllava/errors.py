@@ -1,8 +1,8 @@
-"""Every error that RagLLaVA raises on purpose, on one page.
+"""All errors that RagLLaVA raises on purpose.
 
-The type says whether a retry can help: `retryable` is read by the runner of shards, which tries a retryable
-error again with a growing delay and turns any other into a `failed` result at once. A message says what was
-attempted, on which thing, and what to do; it is shown to people as it stands.
+The type decides whether a retry can help: the runner of shards retries a `retryable` error with a growing delay and
+turns any other into a `failed` result at once. A message says what was attempted, on what, and what to do; users see it
+unchanged.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 
 class RagllavaError(Exception):
-    """Base of all our errors."""
+    """Base of all errors of RagLLaVA."""
 
     retryable = False
 
 
 class UsageError(RagllavaError):
-    """The person asked for something that cannot be done as said: wrong option, unknown name, missing file."""
+    """The user's request is invalid: wrong option, unknown name, missing file."""
 
 
 class SettingsError(UsageError):
@@ -29,25 +29,25 @@ class AlreadyRunning(UsageError):
 
 
 class ServiceUnavailable(RagllavaError):
-    """Postgres, Redis, the object store or the endpoint of a model did not answer; it may in a moment."""
+    """Postgres, Redis, the object store or the endpoint of a model did not answer; it may soon."""
 
     retryable = True
 
 
 class ObjectMissing(RagllavaError):
-    """The object store answered that the key does not exist: a row names what is not there."""
+    """The object store has no object under a key that a row names."""
 
 
 class ObjectCorrupt(RagllavaError):
-    """The bytes under a content key do not have the hash that the key promises."""
+    """The bytes under a content key do not have the hash in the key."""
 
 
 class ImageRejected(RagllavaError):
-    """The bytes are no picture that we accept; the message is the reason shown to the user."""
+    """The bytes are not an accepted picture; the message is the reason shown to the user."""
 
 
 class DecoderUnavailable(RagllavaError):
-    """The child process that decodes pictures cannot be started; no picture is to blame."""
+    """The child process that decodes pictures cannot be started."""
 
     retryable = True
 
@@ -57,7 +57,7 @@ class ModelUnavailable(RagllavaError):
 
 
 class BlobDeleted(RagllavaError):
-    """The sweep removed a blob between its upload and its first reference; announce and upload it again."""
+    """gc removed a blob between its upload and its first reference; announce and upload it again."""
 
     retryable = True
 
@@ -67,7 +67,7 @@ class IndexUnusable(RagllavaError):
 
 
 class IndexGone(IndexUnusable):
-    """The index was dropped; looking again finds the one that took its place."""
+    """The index was dropped; a retry uses the index that replaced it."""
 
     retryable = True
 
@@ -83,7 +83,7 @@ class DeviceOutOfMemory(RagllavaError):
 
 
 class DeviceLost(RagllavaError):
-    """The device is in a state that only a new process can leave (a CUDA error that is no lack of memory)."""
+    """The device is unusable until the process is restarted (a CUDA error other than a lack of memory)."""
 
     retryable = True
 
@@ -93,13 +93,13 @@ class TrainingFailed(RagllavaError):
 
 
 class ArchiveChanged(RagllavaError):
-    """What was looked up is no longer so; looking again helps."""
+    """The archive has changed since it was read; a retry reads it again."""
 
     retryable = True
 
 
 class LeaseLost(RagllavaError):
-    """Another worker owns this shard by now; whatever we computed must not be written."""
+    """Another worker owns this shard now; the results must not be written."""
 
 
 class ShardInterrupted(RagllavaError):
@@ -107,7 +107,7 @@ class ShardInterrupted(RagllavaError):
 
 
 class JobRefused(RagllavaError):
-    """The job cannot be done on this system as it stands; all of it ends with this reason."""
+    """The job cannot be done on this system; it ends with this reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +124,10 @@ class LineError:
 
 
 class InvalidInput(UsageError):
-    """An input file has invalid lines; nothing of it was submitted."""
+    """An input file has invalid lines; nothing was submitted."""
 
     def __init__(self, name: str, errors: list[LineError]) -> None:
-        """`name` is the file as the user called it; `errors` is never empty."""
+        """`name` is the file as named by the user; `errors` is never empty."""
         self.errors = errors
         first = errors[0]
         where = f"{name}, line {first.line}" if first.line else name

@@ -17,15 +17,15 @@ _CHATTY = (
     "kombu",
     "celery.app.trace",
     "celery.beat",
-    "celery.worker.strategy",  # each tick that is received
+    "celery.worker.strategy",  # each tick
 )
 
 
 class FactsFormatter(logging.Formatter):
-    """`2026-11-23T10:00:00Z INFO shard_done shard=4 job=2 | shard done`; or one JSON object a line."""
+    """`2026-11-23T10:00:00Z INFO shard_done shard=4 job=2 | shard done`, or one JSON object for each line."""
 
     def __init__(self, *, as_json: bool = False) -> None:
-        """`as_json` suits log collectors; the other form suits people."""
+        """`as_json` is for log collectors, the other form for people."""
         super().__init__()
         self._as_json = as_json
 
@@ -44,13 +44,13 @@ class FactsFormatter(logging.Formatter):
 
 
 def _plain(value: object) -> str:
-    """Quoted when it holds white space, so that a name from outside cannot pass for facts or lines of its own."""
+    """Quoted if it has white space, so that a name from outside cannot imitate facts or lines."""
     text = str(value)
     return repr(text) if any(character.isspace() for character in text) else text
 
 
 def configure_logging(level: int = logging.INFO, *, as_json: bool = False) -> None:
-    """Send everything to standard error in our format; the chatty libraries only from warnings up."""
+    """Send all messages to standard error in this format; those of chatty libraries only from WARNING up."""
     handler = logging.StreamHandler()
     handler.setFormatter(FactsFormatter(as_json=as_json))
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -1,28 +1,22 @@
-"""The instruction templates, versioned. Their wording is part of every score: change one, change its version.
+"""The instruction templates. Scores depend on their wording, so a changed template needs a new version.
 
-Source: docs/method.md 2 and 4; arXiv 2407.21439, appendix on instructions. The model family's own chat template
-goes around these texts (models/mllm.py).
+Source: docs/method.md 2 and 4; arXiv 2407.21439, appendix on instructions.
+The chat template of the model family is added around these texts (models/mllm.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 RERANK_VERSION = "rerank-1"
-CAPTION_RERANK_VERSION = "rerank-caption-1"  # where the query is itself a caption: Flickr30K, COCO
-ANSWER_VERSION = "answer-1"  # with captions under the images, our default
+CAPTION_RERANK_VERSION = "rerank-caption-1"  # the query is a caption: Flickr30K, COCO
+ANSWER_VERSION = "answer-1"  # with captions under the images, the default
 ANSWER_BARE_VERSION = "answer-bare-1"  # the paper's form: images and question only
 
-
-@dataclass(frozen=True, slots=True)
-class PromptParts:
-    """A user turn in order: each part is a text or the mark of an image (None)."""
-
-    parts: tuple[str | None, ...]
+PromptParts = tuple[str | None, ...]  # a user turn in order: texts, and None in the place of each image
 
 
-def rerank_prompt(question: str, caption: str | None) -> PromptParts:
-    """The knowledge-enhanced ranking instruction; without a caption, the paper's ablation form."""
+def rerank_prompt(question: str, captions: list[str | None]) -> PromptParts:
+    """The knowledge-enhanced ranking instruction for one image; without a caption (None), the paper's ablation form."""
+    [caption] = captions
     if caption is None:
         text = f"Question: {question}\nIs this image relevant to the question? Answer 'Yes' or 'No'."
     else:
@@ -30,13 +24,13 @@ def rerank_prompt(question: str, caption: str | None) -> PromptParts:
             f"Image Caption: {caption}\nQuestion: {question}\n"
             "Based on the image and its caption, is the image relevant to the question? Answer 'Yes' or 'No'."
         )
-    return PromptParts((None, text))
+    return None, text
 
 
-def caption_rerank_prompt(caption: str) -> PromptParts:
-    """The instruction of caption→image tasks: the caption is what is searched for, the image has none of its own."""
-    text = f"Image Caption: {caption}\nIs the image relevant to the caption? Answer 'Yes' or 'No'."
-    return PromptParts((None, text))
+def caption_rerank_prompt(caption: str, captions: list[str | None]) -> PromptParts:
+    """The instruction of caption→image tasks: the query is `caption`, and the image is shown without its own."""
+    del captions
+    return None, f"Image Caption: {caption}\nIs the image relevant to the caption? Answer 'Yes' or 'No'."
 
 
 def answer_prompt(question: str, captions: list[str | None], *, with_captions: bool = True) -> PromptParts:
@@ -48,4 +42,4 @@ def answer_prompt(question: str, captions: list[str | None], *, with_captions: b
             parts.append(f"Image Caption: {caption}\n")
     head = "Question: " if with_captions else ""
     parts.append(f"{head}{question}\nAnswer the question using a single word or phrase.")
-    return PromptParts(tuple(parts))
+    return tuple(parts)

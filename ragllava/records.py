@@ -8,7 +8,7 @@ from typing import Any
 
 
 class JobKind(StrEnum):
-    """What a job does; each kind has one stage function."""
+    """The names of the kinds of job; jobs/kinds.py has the record of each."""
 
     INGEST = "ingest"
     ANSWER = "answer"
@@ -230,16 +230,6 @@ class ModelStamp:
     prompt: str
     threshold: float
 
-    def as_json(self) -> dict[str, Any]:
-        """As written into result files."""
-        return {
-            "index": self.index,
-            "reranker": self.reranker,
-            "generator": self.generator,
-            "prompt": self.prompt,
-            "threshold": self.threshold,
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -314,15 +304,6 @@ class AnswerOptions:
     top_n: int = 2
     threshold: float | None = None
     captions_in_answer: bool = True
-
-    def as_json(self) -> dict[str, Any]:
-        """As stored in the job's spec."""
-        return {
-            "top_k": self.top_k,
-            "top_n": self.top_n,
-            "threshold": self.threshold,
-            "captions_in_answer": self.captions_in_answer,
-        }
 
 
 @dataclass(frozen=True, slots=True)

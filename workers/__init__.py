@@ -1,1 +1,1 @@
-"""The only place that knows Celery: the app, and thin tasks that call plain functions."""
+"""The only package that imports Celery: the app, and thin tasks that call plain functions."""

@@ -1,6 +1,6 @@
-"""The Celery app and the queue table, each setting with its reason (docs/reliability.md D3, D6, D7).
+"""The Celery app and the queues, each setting with its reason (docs/reliability.md D3, D6, D7).
 
-Celery only carries hints: a message holds a shard's id, and Postgres decides whether there is anything to do.
+A Celery message is only a notification: it holds a shard's id, and Postgres decides whether there is work to do.
 Start a worker with `celery -A workers.app worker -Q query -n answer@%h --pool prefork --concurrency 1`.
 """
 
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 QUEUES = {
     "ingest": "embeds pictures",
     "query": "retrieves, reranks and answers",
-    "train": "trains adapters from labelled questions, and judges them",
-    "maint": "sweeps, dispatches, takes submissions; never long work",
+    "train": "trains adapters from labelled questions, and evaluates them",
+    "maint": "reaps, dispatches, takes submissions; never long work",
 }
 TASK_OF_QUEUE = {"ingest": "ragllava.ingest", "query": "ragllava.answer", "train": "ragllava.train"}
 
@@ -36,19 +36,18 @@ TASK_OF_QUEUE = {"ingest": "ragllava.ingest", "query": "ragllava.answer", "train
 URGENT, BULK = 0, 6
 MESSAGE_VERSION = 1
 
-app = Celery(
-    "ragllava", include=["workers.ingest", "workers.answer", "workers.train", "workers.schedule", "workers.events"]
-)
+app = Celery("ragllava", include=["workers.tasks", "workers.schedule", "workers.events"])
 
 
 def configuration() -> dict[str, Any]:
-    """Celery's settings; read when a worker or a publisher first needs them, never at import."""
+    """Celery's settings, read when a worker or a publisher first needs them, never at import."""
     settings = load_settings()
     return {
         # Publishers give their own address (`publisher`); a worker without one is refused in workers/presence.py.
         "broker_url": settings.redis_url.get_secret_value() if settings.redis_url else None,
         "broker_connection_retry_on_startup": True,
-        # Without a socket timeout a worker whose peer vanished stays deaf for ever (docs/reliability.md D6).
+        # Without a socket timeout a worker whose peer vanished never receives another message
+        # (docs/reliability.md D6).
         "broker_transport_options": {
             "socket_timeout": 5,
             "socket_connect_timeout": 3,
@@ -57,13 +56,13 @@ def configuration() -> dict[str, Any]:
             "visibility_timeout": 3600,
             "global_keyprefix": "ragllava:",
         },
-        # The default exchange needs no binding in Redis, so a wiped Redis routes at once again.
+        # The default exchange needs no binding in Redis, so an emptied Redis routes again at once.
         "task_queues": [Queue(name, Exchange(""), routing_key=name) for name in QUEUES],
         "task_default_queue": "maint",
         "task_default_exchange": "",
         "task_default_routing_key": "maint",
         "task_create_missing_queues": False,
-        # Early ack: a lost message is found by the sweep; a late ack could run a shard twice or lose it
+        # Early ack: reaping finds a lost message; a late ack could run a shard twice or lose it
         # (docs/reliability.md D6).
         "task_acks_late": False,
         "task_ignore_result": True,
@@ -74,7 +73,8 @@ def configuration() -> dict[str, Any]:
         "worker_send_task_events": False,
         "task_serializer": "json",
         "accept_content": ["json"],
-        # CUDA and fork do not mix, and a child that loads a model is slow to come up (docs/reliability.md D7).
+        # CUDA does not work in a forked process, and a child that loads a model takes long to start
+        # (docs/reliability.md D7).
         "worker_pool_start_method": "spawn",
         "worker_proc_alive_timeout": 600,
         "task_time_limit": settings.shard_time_limit_s,
@@ -86,7 +86,7 @@ def configuration() -> dict[str, Any]:
             "tick": {
                 "task": "ragllava.tick",
                 "schedule": settings.tick_s,
-                # A tick that waited longer than its period is pointless: the next one is there.
+                # A tick that waited longer than its period is useless: the next one is there.
                 "options": {"queue": "maint", "expires": settings.tick_s},
             }
         },
@@ -102,9 +102,9 @@ def _setup_logging(**_facts: Any) -> None:
 
 
 def publisher(engine: Engine, settings: Settings) -> Publish:
-    """A function that sends shard messages; what the broker does not take goes back to pending at once.
+    """A function that sends shard messages; shards whose message cannot be sent become pending again at once.
 
-    Its connections to the broker are kept in this process for the next messages: to make one takes several exchanges.
+    Its connections to the broker stay open in this process for the next messages: opening one takes several exchanges.
     """
 
     def publish(messages: list[ShardMessage]) -> None:
@@ -112,11 +112,17 @@ def publisher(engine: Engine, settings: Settings) -> Publish:
         try:
             with producers[app.connection_for_write(settings.require_redis())].acquire(block=True) as producer:
                 while unsent:
-                    _send(unsent[0], producer)
+                    app.send_task(
+                        TASK_OF_QUEUE[unsent[0].queue],
+                        args=[unsent[0].shard_id, MESSAGE_VERSION],
+                        queue=unsent[0].queue,
+                        priority=URGENT if unsent[0].urgent else BULK,
+                        producer=producer,
+                    )
                     unsent.pop(0)
         except (OperationalError, OSError) as error:
             log.warning(
-                f"the queue cannot be reached ({error}); the workers find the job at their next look",
+                f"the queue cannot be reached ({error}); the next tick of the maintenance worker sends the messages",
                 extra={"action": "publish_failed", "messages": len(unsent)},
             )
             ids = [message.shard_id for message in unsent]
@@ -125,21 +131,11 @@ def publisher(engine: Engine, settings: Settings) -> Publish:
     return publish
 
 
-def _send(message: ShardMessage, producer: Any) -> None:
-    app.send_task(
-        TASK_OF_QUEUE[message.queue],
-        args=[message.shard_id, MESSAGE_VERSION],
-        queue=message.queue,
-        priority=URGENT if message.urgent else BULK,
-        producer=producer,
-    )
-
-
 def waiting_messages(settings: Settings) -> dict[str, int]:
     """How many messages wait in each queue, of all priorities. Raises ServiceUnavailable."""
     try:
         with app.connection_for_read(settings.require_redis()) as connection:
-            # To declare a queue changes nothing in Redis. A passive declaration would look without our key prefix.
+            # Declaring a queue changes nothing in Redis. A passive declaration would ignore our key prefix.
             channel = connection.default_channel
             return {name: channel.queue_declare(name).message_count for name in QUEUES}
     except (OperationalError, OSError) as error:
@@ -147,7 +143,7 @@ def waiting_messages(settings: Settings) -> dict[str, int]:
 
 
 def dispatch_now(engine: Engine, settings: Settings) -> int:
-    """Sweep, choose, commit, publish: what every submitter and every finished shard calls."""
+    """Reap, choose, commit, publish; called by every submitter and after every shard. Returns the messages sent."""
     return dispatch.reap_and_dispatch(engine, settings, publisher(engine, settings))
 
 

@@ -1,18 +1,18 @@
-"""Work that arrives as a message: `ragllava.submit`, which any program can send with the S3 address of a file.
+"""Submissions by message: `ragllava.submit`, which any program can send with the S3 address of a question file.
 
-The program needs none of our code. It puts the question file into a bucket that the workers' S3 key may read and
-write, and sends a Celery task to the Redis that the workers use:
+The program needs none of our code. It puts the file into a bucket that the workers' S3 key may read and write, and
+sends a Celery task to the Redis that the workers use:
 
     app = Celery(broker="redis://:password@host:6379/0")
     app.conf.broker_transport_options = {"global_keyprefix": "ragllava:"}
     app.send_task("ragllava.submit", args=["s3://inbox/questions.jsonl", "holidays"], queue="maint")
 
 Four things must be right: the key prefix, the queue `maint`, the task's name, and JSON, which is Celery's default
-serializer. The arguments are those of `submit` below, by place or by name.
+serializer. The arguments are those of `submit` below, positional or by name.
 
-There is no return value. The answer lies beside the file: `questions.jsonl.job.json` names the job and where its
-results will be, `questions.jsonl.error.json` says why there is no job. The results are there as soon as the manifest
-is, because it is written last.
+There is no return value. The answer is written beside the file: `questions.jsonl.job.json` names the job and the
+addresses of its results, `questions.jsonl.error.json` says why there is no job. The results are complete as soon as the
+manifest exists, because it is written last.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from ragllava.errors import ObjectMissing, UsageError
 from ragllava.stages.answer.question_files import read_questions
@@ -30,6 +30,7 @@ from workers.app import app, dispatch_now
 from workers.runtime import runtime
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _ADDRESS = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<key>[^\x00]+)", re.DOTALL)
 
@@ -47,30 +48,30 @@ def submit(
     `options` may hold top_k, top_n, threshold and captions_in_answer. The address is the idempotency key unless
     another is given, so a message that arrives twice makes one job.
     """
-    here = runtime()
-    objects = here.resources.objects
-    place = _ADDRESS.fullmatch(str(address))
-    if place is None:
+    process = runtime()
+    objects = process.resources.objects
+    match = _ADDRESS.fullmatch(str(address))
+    if match is None:
         log.warning(
-            f"{address!r} is no address of the form s3://bucket/key",
+            f"{address!r} is not an address of the form s3://bucket/key",
             extra={"action": "submission_refused", "address": address},
         )
         return
     try:
-        how = Submission(
-            _text("archive", archive),
+        submission = Submission(
+            _checked("archive", archive, str, "text"),
             as_options(options),
-            skip_invalid=_flag("skip_invalid", skip_invalid),
-            idempotency_key=_text("idempotency_key", idempotency_key or address),
+            skip_invalid=_checked("skip_invalid", skip_invalid, bool, "true or false"),
+            idempotency_key=_checked("idempotency_key", idempotency_key or address, str, "text"),
         )
-        content = objects.get_external(place["bucket"], place["key"])
-        questions = read_questions(content, name=place["key"])
-        job = submit_questions(here.engine, here.settings, questions, how)
+        content = objects.get_external(match["bucket"], match["key"])
+        questions = read_questions(content, name=match["key"])
+        job = submit_questions(process.engine, process.settings, questions, submission)
     except (UsageError, ObjectMissing) as error:
         record_refusal(objects, f"{address}.error.json", address, error)
         return
     log.info("submitted", extra={"action": "job_submitted", "job": job.job_id, "address": address})
-    dispatch_now(here.engine, here.settings)
+    dispatch_now(process.engine, process.settings)
     _acknowledge(objects, address, job)
 
 
@@ -86,17 +87,11 @@ def _acknowledge(objects: ObjectStore, address: str, job: Submitted) -> None:
     }
     try:
         objects.put_external(f"{address}.job.json", json.dumps(receipt, indent=2).encode(), "application/json")
-    except (UsageError, ObjectMissing) as unwritable:
-        log.warning(str(unwritable), extra={"action": "receipt_not_written", "address": address})
+    except (UsageError, ObjectMissing) as error:
+        log.warning(str(error), extra={"action": "receipt_not_written", "address": address})
 
 
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise UsageError(f"{name} must be text, not {value!r}")
-    return value
-
-
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise UsageError(f"{name} must be true or false, not {value!r}")
+def _checked(name: str, value: object, kind: type[T], description: str) -> T:
+    if not isinstance(value, kind):
+        raise UsageError(f"{name} must be {description}, not {value!r}")
     return value

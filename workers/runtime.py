@@ -17,13 +17,9 @@ from sqlalchemy import Engine
 
 from ragllava import __version__
 from ragllava.errors import DeviceLost, ModelUnavailable, SettingsError
-from ragllava.jobs.runner import ShardContext, Stage, run_shard
-from ragllava.records import JobKind
+from ragllava.jobs.kinds import KINDS
+from ragllava.jobs.runner import run_shard
 from ragllava.settings import Settings, load_settings
-from ragllava.stages.answer.stage import answer_stage
-from ragllava.stages.ingest.stage import ingest_stage
-from ragllava.stages.maintenance.stage import maintenance_stage
-from ragllava.stages.reindex.stage import reindex_stage
 from ragllava.stages.resources import Resources
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.jobs import workers
@@ -33,24 +29,9 @@ from workers.app import MESSAGE_VERSION, dispatch_now
 log = logging.getLogger(__name__)
 
 
-def _train(context: ShardContext[Resources]) -> None:
-    from ragllava.training.job import train_stage  # loads what only training needs
-
-    train_stage(context)
-
-
-STAGES: dict[JobKind, Stage[Resources]] = {
-    JobKind.INGEST: ingest_stage,
-    JobKind.ANSWER: answer_stage,
-    JobKind.TRAIN: _train,
-    JobKind.REINDEX: reindex_stage,
-    JobKind.MAINTENANCE: maintenance_stage,
-}
-
-
 @dataclass(frozen=True)
 class Runtime:
-    """One process's connections and models."""
+    """The connections and models of one process."""
 
     settings: Settings
     engine: Engine
@@ -59,7 +40,7 @@ class Runtime:
 
 @functools.cache
 def runtime() -> Runtime:
-    """This process's runtime, made at the first call."""
+    """The runtime of this process, made at the first call."""
     settings = load_settings()
     engine = make_engine(settings.require_database(), pool_size=3, name=f"worker {os.getpid()}")
     return Runtime(settings, engine, Resources(settings))
@@ -69,8 +50,8 @@ def runtime() -> Runtime:
 def _load_models(sender: str | None = None, **_facts: Any) -> None:
     """Before the first shard: load the models that this worker's queues need, score one pair, report ready.
 
-    Celery swallows what a signal handler raises, so a worker that can never serve ends itself, with the reason as
-    its last line.
+    Celery ignores errors of a signal handler, so a worker that can never serve ends itself, with the reason as its
+    last line.
     """
     try:
         _get_ready(str(sender))
@@ -80,36 +61,39 @@ def _load_models(sender: str | None = None, **_facts: Any) -> None:
 
 
 def _get_ready(name: str) -> None:
-    here = runtime()
-    queues = {w.name: w.queues for w in in_transaction(here.engine, workers.list_workers)}.get(name, [])
+    process = runtime()
+    queues = {row.name: row.queues for row in in_transaction(process.engine, workers.list_workers)}.get(name, [])
     if queues == ["train"]:
-        os.nice(here.settings.train_niceness)
+        os.nice(process.settings.train_niceness)
+    else:
+        for kind in KINDS.values():
+            if kind.queue in queues:
+                kind.load_stage()  # now, and not while the first shard waits
     answers = "query" in queues
-    versions = here.resources.warm_up(answers=answers, embeds=answers or "ingest" in queues)
+    versions = process.resources.warm_up(answers=answers, embeds=answers or "ingest" in queues)
     if answers:
-        bases = here.resources.base_versions()
-        profile = here.resources.models.profile.name
-        in_transaction(here.engine, registry.ensure_champions, profile, bases)
-    # A train worker loads nothing before its first shard, which may never come.
+        profile = process.resources.models.profile.name
+        in_transaction(process.engine, registry.ensure_champions, profile, process.resources.base_versions())
+    # A train worker loads nothing before its first shard, which may never arrive.
     versions = versions or {"ragllava": __version__}
-    in_transaction(here.engine, workers.report_ready, name, versions)
+    in_transaction(process.engine, workers.report_ready, name, versions)
     log.info("models loaded", extra={"action": "worker_ready", "worker": name, **versions})
-    dispatch_now(here.engine, here.settings)
+    dispatch_now(process.engine, process.settings)
 
 
 def run_message(shard_id: int, message_version: int, worker: str) -> None:
-    """Do what a message hints at, then let the next shards be dispatched."""
-    here = runtime()
+    """Run the shard that a message names, then dispatch the next shards."""
+    process = runtime()
     if message_version != MESSAGE_VERSION:
         log.warning(
-            "message of another version dropped; the sweep will send it again",
+            "message of another version dropped; it is sent again when its shard is reaped",
             extra={"action": "message_dropped", "shard": shard_id, "version": message_version},
         )
         return
     try:
-        run_shard(shard_id, worker, here.settings, here.engine, here.resources, STAGES)
+        run_shard(shard_id, worker, process.settings, process.engine, process.resources)
     except DeviceLost:
-        # A broken CUDA context never heals: only a new process helps. The shard is recorded as failed already.
+        # A broken CUDA context cannot be repaired: only a new process helps. The shard is recorded as failed already.
         log.critical("device lost, this process ends", extra={"action": "device_lost", "shard": shard_id})
         os._exit(70)
-    dispatch_now(here.engine, here.settings)
+    dispatch_now(process.engine, process.settings)

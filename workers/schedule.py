@@ -1,4 +1,4 @@
-"""What happens by the clock: the tick that sweeps, dispatches, folds events, begins what is due, and finishes jobs."""
+"""The tick: the periodic task that reaps, dispatches, processes events, starts what is due, and finishes jobs."""
 
 from __future__ import annotations
 
@@ -18,41 +18,39 @@ from workers.runtime import runtime
 log = logging.getLogger(__name__)
 
 _finishing = threading.Lock()
-_folding = threading.Lock()
+_processing = threading.Lock()
 
 
 @app.task(name="ragllava.tick", queue="maint")
 def tick() -> None:
-    """Any number of ticks may run at once; every step of it is safe to repeat."""
-    here = runtime()
-    dispatch_now(here.engine, here.settings)
-    # Looking at thousands of objects takes a while, too.
-    if _folding.acquire(blocking=False):
-        threading.Thread(target=_process_events, name="fold", daemon=True).start()
-    # Writing a large result or building a graph takes minutes, and the next sweep must not wait for it.
+    """Any number of ticks may run at once: every step is safe to repeat."""
+    process = runtime()
+    dispatch_now(process.engine, process.settings)
+    # Each may take minutes (thousands of objects; a large result), and the next tick must not wait for it.
+    if _processing.acquire(blocking=False):
+        threading.Thread(target=_process_events, name="process events", daemon=True).start()
     if _finishing.acquire(blocking=False):
-        threading.Thread(target=_finish_jobs, name="finish", daemon=True).start()
-    submit_due_trainings(here.engine, here.settings)
-    if fire_due(here.engine, here.settings, STARTERS):
-        dispatch_now(here.engine, here.settings)
+        threading.Thread(target=_finish_jobs, name="finish jobs", daemon=True).start()
+    submit_due_trainings(process.engine, process.settings)
+    if fire_due(process.engine, process.settings, STARTERS):
+        dispatch_now(process.engine, process.settings)
 
 
 def _process_events() -> None:
-    """Hints to ingest jobs. What a service that is away keeps from being done is done at a later tick."""
+    """Turn change events into ingest jobs; a later tick does what an unavailable service prevents."""
     try:
-        here = runtime()
-        drain_list(here.engine, here.settings)
-        if process_events(here.engine, here.settings, here.resources.objects).changes.job_ids:
-            dispatch_now(here.engine, here.settings)
+        process = runtime()
+        drain_list(process.engine, process.settings)
+        if process_events(process.engine, process.settings, process.resources.objects).changes.job_ids:
+            dispatch_now(process.engine, process.settings)
     except ServiceUnavailable as error:
-        log.warning(str(error), extra={"action": "fold_failed"})
+        log.warning(str(error), extra={"action": "events_not_processed"})
     finally:
-        _folding.release()
+        _processing.release()
 
 
 def _finish_jobs() -> None:
     try:
-        here = runtime()
-        publish_missing_results(here.engine, here.resources.objects)
+        publish_missing_results(runtime().engine, runtime().resources.objects)
     finally:
         _finishing.release()

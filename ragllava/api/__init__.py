@@ -1,1 +1,1 @@
-"""The HTTP edge."""
+"""HTTP servers."""

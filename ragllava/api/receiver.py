@@ -1,7 +1,7 @@
-"""The receiver of bucket events: object stores post here what changed (docs/reliability.md D13).
+"""The receiver of bucket events: object stores post the changes of their objects here (docs/reliability.md D13).
 
-It writes change events and nothing else, and answers 200 only after they are committed. A sender must present the
-token. What it claims is never believed: the object is looked at.
+It only writes change events, and answers 200 after they are committed. A sender must present the token. The content of
+a message is never trusted: a change event makes the object itself be checked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio.to_thread
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -38,14 +38,12 @@ _COUNT_S = 1.0
 
 
 class Receiver:
-    """The two endpoints. What needs no change event is only counted, and the counts are written down once a second."""
+    """The two endpoints. Messages that need no change event are only counted; the counts are written every second."""
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
-        """Raises SettingsError without a token: an open receiver would be anybody's."""
+        """Raises SettingsError without a token: everybody could write to an open receiver."""
         if settings.events_token is None or not settings.events_token.get_secret_value():
-            raise SettingsError(
-                "no token for the receiver of events: set RAGLLAVA_EVENTS_TOKEN, here and in the object store"
-            )
+            raise SettingsError("the receiver has no token: set RAGLLAVA_EVENTS_TOKEN, here and in the object store")
         self._token = settings.events_token.get_secret_value().encode()
         self._settings = settings
         self._engine = engine
@@ -55,17 +53,14 @@ class Receiver:
     async def events(self, request: Request) -> Response:
         """Take one message."""
         if not self._is_authorised(request):
-            self._count("refused")
-            return _say(401, "the token is missing or wrong")
+            return self._refuse("refused", 401, "the token is missing or wrong")
         try:
             async with asyncio.timeout(_BODY_S):
                 body = await _body(request)
         except (TimeoutError, ClientDisconnect):
-            self._count("unreadable")
-            return _say(408, "the message did not come to its end")
+            return self._refuse("unreadable", 408, "the message is incomplete")
         if body is None:
-            self._count("unreadable")
-            return _say(413, f"a message has at most {MAX_BODY_BYTES:,} bytes")
+            return self._refuse("unreadable", 413, f"a message has at most {MAX_BODY_BYTES:,} bytes")
         return await run_in_threadpool(self._take, body)
 
     async def healthz(self, _request: Request) -> Response:
@@ -73,17 +68,17 @@ class Receiver:
         return await run_in_threadpool(self._health)
 
     def write_counts(self) -> None:
-        """Write down what was counted since the last time; kept for the next time when the database is away."""
+        """Write what was counted since the last call; it is kept for the next call when the database is unavailable."""
         with self._counting:
-            counted, self._counts = self._counts, Counter()
-        if not counted:
+            counts, self._counts = self._counts, Counter()
+        if not counts:
             return
         try:
-            in_transaction(self._engine, change_events.add_totals, counted)
+            in_transaction(self._engine, change_events.add_totals, counts)
         except ServiceUnavailable as error:
             log.warning(str(error), extra={"action": "counts_kept"})
             with self._counting:
-                self._counts.update(counted)
+                self._counts.update(counts)
 
     def _is_authorised(self, request: Request) -> bool:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -94,24 +89,27 @@ class Receiver:
         try:
             named = not_ours(read_notification(body), self._settings)
         except UsageError as error:
-            self._count("unreadable")
-            return _say(400, str(error))
-        if not named:  # folders, and what we write into our own bucket
+            return self._refuse("unreadable", 400, str(error))
+        if not named:  # folders, and the objects of our own bucket
             self._count("ignored")
             return JSONResponse({"change_events": 0})
         try:
             noted = note_objects(self._engine, named)
         except ServiceUnavailable as error:
             log.warning(str(error), extra={"action": "event_not_taken"})
-            return _say(503, "the database is away; send it again")
+            return _error(503, "the database is unavailable; send the message again")
         return JSONResponse({"change_events": noted.new + noted.repeated})
 
     def _health(self) -> Response:
         try:
-            in_transaction(self._engine, lambda c: c.execute(text("SELECT 1 FROM change_events LIMIT 1")))
+            in_transaction(self._engine, _read_change_events)
         except ServiceUnavailable as error:
-            return _say(503, str(error))
+            return _error(503, str(error))
         return JSONResponse({"status": "ok"})
+
+    def _refuse(self, count: str, status: int, sentence: str) -> Response:
+        self._count(count)
+        return _error(status, sentence)
 
     def _count(self, name: str) -> None:
         with self._counting:
@@ -125,7 +123,7 @@ def make_app(engine: Engine, settings: Settings) -> Starlette:
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
-        counting = asyncio.create_task(_write_counts_again_and_again(receiver))
+        counting = asyncio.create_task(_write_counts_regularly(receiver))
         try:
             yield
         finally:
@@ -139,22 +137,25 @@ def make_app(engine: Engine, settings: Settings) -> Starlette:
     return Starlette(routes=routes, lifespan=lifespan)
 
 
-async def _write_counts_again_and_again(receiver: Receiver) -> None:
+async def _write_counts_regularly(receiver: Receiver) -> None:
     while True:
         await asyncio.sleep(_COUNT_S)
         await run_in_threadpool(receiver.write_counts)
 
 
+def _read_change_events(connection: Connection) -> None:
+    connection.execute(text("SELECT 1 FROM change_events LIMIT 1"))
+
+
 async def _body(request: Request) -> bytes | None:
-    """The whole message, or None as soon as it is too long, whatever its header says."""
-    pieces, size = [], 0
+    """The body of a message, or None as soon as it is too long, whatever its header says."""
+    body = bytearray()
     async for piece in request.stream():
-        size += len(piece)
-        if size > MAX_BODY_BYTES:
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
             return None
-        pieces.append(piece)
-    return b"".join(pieces)
+    return bytes(body)
 
 
-def _say(status: int, sentence: str) -> Response:
+def _error(status: int, sentence: str) -> Response:
     return JSONResponse({"error": sentence}, status_code=status)

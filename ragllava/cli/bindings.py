@@ -40,6 +40,7 @@ def bind(  # noqa: PLR0917 - one argument for each option
     Objects that come, change or go are followed by their events, and by `ragllava archive scan`, which needs none.
     """
     from ragllava.errors import UsageError
+    from ragllava.json_records import to_json
     from ragllava.stores.buckets.bindings import BindingRole
 
     given = click.get_current_context().get_parameter_source
@@ -51,7 +52,7 @@ def bind(  # noqa: PLR0917 - one argument for each option
         if inbox:
             options = {"outbox": outbox, "skip_invalid": not strict}
         if answering:
-            options["answer"] = as_answer_options(client, top_k, top_n, threshold, bare_prompt).as_json()
+            options["answer"] = to_json(as_answer_options(client, top_k, top_n, threshold, bare_prompt))
         role = BindingRole.INBOX if inbox else BindingRole.PICTURES
         binding = client.bind(name, address, role, options)
         reports = [report for report in client.scan(name) if report.address == binding.address]

@@ -1,11 +1,11 @@
-"""What stands behind `ragllava doctor`: what is there, what is wrong, and what to do about it."""
+"""The work of `ragllava doctor`: list versions, services, models and settings, what is wrong and what to do."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -17,9 +17,9 @@ from sqlalchemy.engine import make_url
 import migrations
 from ragllava.cli.options import print_problem, print_table
 from ragllava.errors import RagllavaError, SettingsError
-from ragllava.local.services import service_status
-from ragllava.models.profiles import find_model, get_profile, missing_models, retriever_reference
-from ragllava.settings import Settings
+from ragllava.local.services import NOT_RUNNING, service_status
+from ragllava.models.profiles import find_model, get_profile, missing_models
+from ragllava.settings import Settings, load_settings
 
 _PACKAGES = (
     "ragllava",
@@ -40,7 +40,7 @@ _SMALLEST_MEMORY_BYTES = 2 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the diagnosis; `problem` says what is wrong and what to do, None when all is well."""
+    """One line of the diagnosis; `problem` says what is wrong and what to do, None when nothing is."""
 
     topic: str
     name: str
@@ -50,13 +50,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Everything that `ragllava doctor` found."""
+    """The output of `ragllava doctor`."""
 
     findings: list[Finding]
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong, one sentence each; the exit code is 1 when there is any."""
+        """What is wrong, one sentence each; the exit code is 1 when there is one."""
         return [finding.problem for finding in self.findings if finding.problem is not None]
 
     def as_json(self) -> dict[str, Any]:
@@ -64,40 +64,39 @@ class Diagnosis:
         return {"healthy": not self.problems, "findings": [asdict(finding) for finding in self.findings]}
 
 
-def diagnose(load: Callable[[], Settings]) -> Diagnosis:
-    """Look at everything. `load` gives the settings; a mistake in them is a finding like any other."""
+def diagnose(*, deep: bool = False) -> Diagnosis:
+    """Check everything. A mistake in the settings is a finding as well.
+
+    With `deep` also compare rows with objects, embeddings with images, leases, queues and clocks. That needs the
+    services; a check that is impossible because one does not answer is a finding as well.
+    """
     findings = list(_versions())
     try:
-        settings = load()
+        settings = load_settings()
     except SettingsError as error:
         findings.append(Finding("settings", "environment", "wrong", str(error)))
         try:
             settings = Settings()
         except ValidationError:
-            known = [Finding("settings", _variable(name), "not read") for name in Settings.model_fields]
-            return Diagnosis(findings + known)
-    checks = (_services, _home, _machine, _models, _settings)
-    return Diagnosis(findings + [finding for check in checks for finding in check(settings)])
-
-
-def diagnose_deep(shallow: Diagnosis, load: Callable[[], Settings]) -> Diagnosis:
-    """The same and what lies deeper: rows against objects, vectors against images, leases, queues, clocks.
-
-    Needs the services; what cannot be looked at because one is away is a finding as well.
-    """
-    try:
-        settings = load()
-        return Diagnosis(shallow.findings + list(_deep(settings)))
-    except RagllavaError as error:
-        return Diagnosis([*shallow.findings, Finding("deep", "not looked at", "", str(error))])
+            return Diagnosis(
+                findings + [Finding("settings", _variable(name), "not read") for name in Settings.model_fields]
+            )
+    for check in (_services, _home, _machine, _models, _settings):
+        findings += check(settings)
+    if deep:
+        try:
+            findings += _deep(settings)
+        except RagllavaError as error:
+            findings.append(Finding("deep", "not checked", "", str(error)))
+    return Diagnosis(findings)
 
 
 def _deep(settings: Settings) -> Iterator[Finding]:
     from rich.console import Console
 
     from ragllava.cli.progress import bars
+    from ragllava.cli.services import database
     from ragllava.stages.maintenance.inspect import Inspector, inspect
-    from ragllava.stores.database import make_engine
     from ragllava.stores.objects import ObjectStore
     from workers.app import waiting_messages
 
@@ -106,23 +105,19 @@ def _deep(settings: Settings) -> Iterator[Finding]:
         problem = f"{len(different)} things differ from this version's tables; run `ragllava migrate`"
         yield Finding("deep", "tables", "of another version", problem)
         return
-    engine = make_engine(settings.require_database(), name="ragllava doctor")
-    try:
-        with bars(Console(stderr=True)) as progress:
-            task = progress.add_task("looking deeper", total=None, note="")
+    with database(settings, "ragllava doctor", pool_size=3) as engine, bars(Console(stderr=True)) as progress:
+        task = progress.add_task("deep checks", total=None, note="")
 
-            def show(what: str, number: int) -> None:
-                progress.update(task, completed=number, note=what)
+        def show(step: str, number: int) -> None:
+            progress.update(task, completed=number, note=step)
 
-            waiting = waiting_messages(settings)
-            for checked in inspect(Inspector(engine, settings, ObjectStore(settings), waiting, show)):
-                yield Finding("deep", checked.name, checked.value, checked.problem)
-    finally:
-        engine.dispose()
+        inspector = Inspector(engine, settings, ObjectStore(settings), waiting_messages(settings), show)
+        for checked in inspect(inspector):
+            yield Finding("deep", checked.name, checked.value, checked.problem)
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
-    """The diagnosis for people: a table for each topic, the problems last."""
+    """The diagnosis for people: a table for each topic, the problems at the end."""
     from rich.table import Table
 
     for topic in dict.fromkeys(finding.topic for finding in diagnosis.findings):
@@ -147,17 +142,19 @@ def _versions() -> Iterator[Finding]:
 
 
 def _services(settings: Settings) -> Iterator[Finding]:
-    found = service_status(settings)
-    some_embedded_run = any(service.embedded and service.answers for service in found)
-    for service in found:
+    services = service_status(settings)
+    any_embedded_runs = any(service.embedded and service.answers for service in services)
+    for service in services:
         problem = None
-        # Embedded services that are all down are no fault: nobody said `ragllava up` yet.
-        if not service.answers and (service.address is not None or some_embedded_run or not service.embedded):
-            action = "see `ragllava status` and its log, or say `ragllava up`" if service.embedded else "start it"
+        if service.embedded and service.address is None and service.detail != NOT_RUNNING:
+            problem = service.detail  # it is not installed
+        # That no embedded service runs is not a problem: `ragllava up` was not run yet.
+        elif not service.answers and (service.address is not None or any_embedded_runs):
+            action = "see `ragllava status` and its log, or run `ragllava up`" if service.embedded else "start it"
             problem = f"{service.title} at {service.address} does not answer ({service.detail}); {action}"
-        where = f"{service.address}: " if service.address else ""
-        yield Finding("services", service.title, where + service.detail, problem)
-    if found[0].answers:
+        address = f"{service.address}: " if service.address else ""
+        yield Finding("services", service.title, address + service.detail, problem)
+    if services[0].answers:
         yield _tables(settings)
 
 
@@ -173,28 +170,22 @@ def _tables(settings: Settings) -> Finding:
 
 def _home(settings: Settings) -> Iterator[Finding]:
     existing = next(path for path in (settings.home.absolute(), *settings.home.absolute().parents) if path.exists())
-    problem = None
-    if not os.access(existing, os.W_OK):
-        problem = f"{existing} cannot be written; set RAGLLAVA_HOME to a folder of yours"
-    yield Finding("disk", "home", str(settings.home), problem)
+    problem = f"{existing} cannot be written; set RAGLLAVA_HOME to a folder of yours"
+    yield Finding("disk", "home", str(settings.home), None if os.access(existing, os.W_OK) else problem)
     free_bytes = shutil.disk_usage(existing).free
-    problem = None
-    if free_bytes < _SMALLEST_FREE_BYTES:
-        problem = f"only {_gib(free_bytes)} are free at {existing}; free some, or set RAGLLAVA_HOME to another disk"
-    yield Finding("disk", "free", _gib(free_bytes), problem)
+    problem = f"only {_gib(free_bytes)} are free at {existing}; free some, or set RAGLLAVA_HOME to another disk"
+    yield Finding("disk", "free", _gib(free_bytes), problem if free_bytes < _SMALLEST_FREE_BYTES else None)
 
 
 def _machine(settings: Settings) -> Iterator[Finding]:
     import psutil
 
-    yield Finding(
-        "machine", "cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("machine", "cores", str(cores))
     memory = psutil.virtual_memory()
-    problem = None
-    if memory.available < _SMALLEST_MEMORY_BYTES:
-        problem = f"only {_gib(memory.available)} of memory are available; the workers of profile mini need 2 GiB"
-    yield Finding("machine", "memory", f"{_gib(memory.available)} available of {_gib(memory.total)}", problem)
+    problem = f"only {_gib(memory.available)} of memory are available; the workers of profile mini need 2 GiB"
+    value = f"{_gib(memory.available)} available of {_gib(memory.total)}"
+    yield Finding("machine", "memory", value, problem if memory.available < _SMALLEST_MEMORY_BYTES else None)
     from ragllava.models.device import plan_device
 
     try:
@@ -211,7 +202,7 @@ def _models(settings: Settings) -> Iterator[Finding]:
         profile = get_profile(settings)
         yield Finding("models", "profile", profile.name)
         missing = missing_models(profile, settings)
-        for role, reference in (("retriever", retriever_reference(profile)), ("MLLM", profile.mllm)):
+        for role, reference in (("retriever", profile.retriever.reference), ("MLLM", profile.mllm)):
             yield Finding("models", role, f"{reference}{', missing' if reference in missing else ''}")
         for reference in missing:
             find_model(reference, profile, settings)
@@ -222,7 +213,7 @@ def _models(settings: Settings) -> Iterator[Finding]:
 
 
 def _backend(settings: Settings) -> Finding:
-    """Where reranker and generator compute; of an endpoint, whether it computes what the weights would."""
+    """Where reranker and generator compute; of an endpoint, whether its scores agree with those of the weights."""
     if settings.vllm_url is None:
         return Finding("models", "backend", "in the workers' processes")
     from ragllava.models.bundle import ModelBundle
@@ -243,7 +234,7 @@ def _settings(settings: Settings) -> Iterator[Finding]:
 
 
 def masked(value: object) -> str:
-    """A setting's value for people: of a URL everything but the password, of another secret nothing."""
+    """A setting's value for people: a URL without its password, another secret as asterisks."""
     if value is None:
         return "not set"
     if not isinstance(value, SecretStr):

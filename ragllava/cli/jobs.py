@@ -1,4 +1,4 @@
-"""`ragllava jobs …`: look at jobs and steer them."""
+"""`ragllava jobs …`: show jobs, stop, pause, retry and refresh them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def jobs() -> None:
-    """List, show and steer jobs."""
+    """List, show, stop, pause, retry and refresh jobs."""
 
 
 @jobs.command("list")
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="How many jobs at most.")
 @click.option("--open", "only_open", is_flag=True, help="Only jobs that have not ended.")
 @json_option
 def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:
@@ -30,36 +30,28 @@ def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:
     from ragllava.cli.progress import outcomes
 
     with connected() as client:
-        found = client.jobs(limit=limit, only_open=only_open)
+        newest = client.jobs(limit=limit, only_open=only_open)
     if as_json:
-        print_json([job.as_json() for job in found])
+        print_json([job.as_json() for job in newest])
         return
-    if not found:
-        click.echo("no open job" if only_open else "no job yet; `ragllava ingest` and `ragllava submit` make them")
+    if not newest:
+        click.echo("no open job" if only_open else "no job yet; `ragllava ingest` and `ragllava submit` make jobs")
         return
     table = Table("job", "kind", "archive", "state", "done", "of", "outcomes", box=None)
-    for job in found:
+    for job in newest:
         done, total = str(job.progress.done), str(job.progress.total)
-        table.add_row(str(job.job_id), job.kind.value, job.archive, job.state.value, done, total, outcomes(job))
+        table.add_row(str(job.job_id), job.kind, job.archive, job.state.value, done, total, outcomes(job))
     print_table(table)
-    if len(found) == limit:
-        click.echo(f"the newest {limit}; --limit shows more", err=True)
+    if len(newest) == limit:
+        click.echo(f"these are the newest {limit} jobs; --limit shows more", err=True)
 
 
 @jobs.command("show")
 @click.argument("job_id", type=JOB_ID)
 @json_option
 def show_job(job_id: int, as_json: bool) -> None:
-    """One job, with the shards that run or went wrong."""
-    from ragllava.cli.progress import (
-        outbox_line,
-        outcome_line,
-        pace_line,
-        refresh_line,
-        reindexing_line,
-        task_lines,
-        training_line,
-    )
+    """One job, with its shards that run, failed or are dead."""
+    from ragllava.cli.progress import detail_lines, outcome_line
 
     with connected() as client:
         job = client.job(job_id)
@@ -67,11 +59,7 @@ def show_job(job_id: int, as_json: bool) -> None:
     if as_json:
         print_json(job.as_json() | {"shards": [asdict(shard) for shard in troubles]})
         return
-    click.echo(outcome_line(job))
-    for line in (training_line(job), reindexing_line(job), refresh_line(job), pace_line(job), outbox_line(job)):
-        if line is not None:
-            click.echo(line)
-    for line in task_lines(job):
+    for line in (outcome_line(job), *detail_lines(job)):
         click.echo(line)
     for name in ("created_at", "started_at", "finished_at"):
         click.echo(f"{name:<12} {as_time(getattr(job, name))}")
@@ -94,19 +82,19 @@ def cancel(job_id: int) -> None:
 @jobs.command()
 @click.argument("job_id", type=JOB_ID)
 def pause(job_id: int) -> None:
-    """Let nothing new of a job begin."""
+    """Stop dispatching shards of a job."""
     with connected() as client:
         client.pause(job_id)
-    click.echo(f"job {job_id} is paused; `ragllava jobs resume {job_id}` lets it go on")
+    click.echo(f"job {job_id} is paused; `ragllava jobs resume {job_id}` continues it")
 
 
 @jobs.command()
 @click.argument("job_id", type=JOB_ID)
 def resume(job_id: int) -> None:
-    """Let a paused job go on."""
+    """Continue a paused job."""
     with connected() as client:
         client.resume(job_id)
-    click.echo(f"job {job_id} goes on")
+    click.echo(f"job {job_id} is running again")
 
 
 @jobs.command()
@@ -120,13 +108,13 @@ def retry(job_id: int) -> None:
 
 @jobs.command()
 @click.argument("job_id", type=JOB_ID)
-@click.option("--dry-run", is_flag=True, help="Only tell how many questions would be asked again, and why.")
+@click.option("--dry-run", is_flag=True, help="Only show how many questions would be asked again, and why.")
 @click.option("--wait", is_flag=True, help="Wait for the new job, with a progress bar.")
 @json_option
 def refresh(job_id: int, dry_run: bool, wait: bool, as_json: bool) -> None:
-    """Ask the questions of an ended job again for which something has changed since, in a new job.
+    """Ask those questions of an ended job again for which something has changed since, in a new job.
 
-    The other answers are taken over. --dry-run retrieves on this machine, which needs the retriever for it.
+    The other answers are taken over. --dry-run retrieves on this machine, so the retriever must be here.
     """
     from rich.console import Console
 
@@ -150,8 +138,8 @@ def refresh(job_id: int, dry_run: bool, wait: bool, as_json: bool) -> None:
         click.echo(refresh_line(job))
         click.echo(f"answers: ragllava results {new_id} -o answers.jsonl")
     else:
-        what = "queued" if is_new else "does that already"
-        click.echo(f"job {new_id} {what}: {inputs(job)}; `ragllava jobs show {new_id}` tells how far it is")
+        state = "queued" if is_new else "refreshes it already"
+        click.echo(f"job {new_id} {state}: {inputs(job)}; `ragllava jobs show {new_id}` shows its progress")
     sys.exit(0 if not wait or is_success(job.state) else 1)
 
 
@@ -166,7 +154,7 @@ def _plan(client: Client, job_id: int, as_json: bool) -> None:
         try:
             plan = client.plan_refresh(job_id, lambda done, total: progress.update(task, completed=done, total=total))
         except (JobRefused, ModelUnavailable) as error:
-            error.add_note("--dry-run needs the archive's retriever on this machine; without it the workers compare")
+            error.add_note("--dry-run needs the archive's retriever here; without --dry-run the workers compare")
             raise
     if as_json:
         print_json(plan.as_json())
@@ -174,4 +162,4 @@ def _plan(client: Client, job_id: int, as_json: bool) -> None:
     click.echo(f"job {job_id}: {plan.asked_again} questions would be asked again{reasons(plan.because)}")
     click.echo(f"{plan.unchanged} answers would be taken over")
     if plan.without_answer:
-        click.echo(f"{plan.without_answer} lines have none: `ragllava jobs retry {job_id}` is for those")
+        click.echo(f"{plan.without_answer} lines have no answer: `ragllava jobs retry {job_id}` tries them again")

@@ -12,7 +12,7 @@ from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
     from ragllava.stores.learning.registry import VersionView
-    from ragllava.training.finetune.curves import Panel
+    from ragllava.svg import Panel
 
 Figures = dict[str, float]
 
@@ -89,7 +89,7 @@ def draw(view: VersionView, *, as_page: bool) -> str:
 
     Raises UsageError for a version that has neither.
     """
-    from ragllava.training.finetune.curves import draw_panels
+    from ragllava.svg import draw_panels
 
     panels = [*_threshold_panels(view), *_training_panels(view)]
     if not panels:
@@ -217,7 +217,7 @@ def _gate(gate: dict[str, Any] | None) -> str:
 
 
 def _threshold_panels(view: VersionView) -> Iterator[Panel]:
-    from ragllava.training.finetune.curves import Panel, Points
+    from ragllava.svg import Panel, Points
 
     curve = _fit(view).get("curve")
     if not curve or view.version.threshold is None:
@@ -234,6 +234,7 @@ def _training_panels(view: VersionView) -> Iterator[Panel]:
     report = (view.version.training or {}).get("report")
     if not report:
         return
-    from ragllava.training.finetune.report import report_from_json
+    from ragllava.json_records import from_json
+    from ragllava.training.finetune.report import TrainingReport
 
-    yield from report_from_json({**report, "role": view.version.role}).panels()
+    yield from from_json(TrainingReport, {**report, "role": view.version.role}).panels()

@@ -143,7 +143,7 @@ def export_noisy(
 ) -> None:
     """Write noisy cases as Label Studio tasks, with references to the pictures."""
     from ragllava.stages.feedback.label_studio import LABELING_CONFIG, as_task
-    from ragllava.stages.results.results import written_whole
+    from ragllava.stages.results.results import output_file
 
     if config is not None and os.path.realpath(config) == os.path.realpath(file):
         raise UsageError(
@@ -154,10 +154,10 @@ def export_noisy(
         cases = client.noisy_cases(archive, state=_state(state), reason=_reason(reason))
         tasks = [as_task(case, lambda image: client.picture_address(image, expires_s)) for case in cases]
     with ExitStack() as files:  # neither appears without the other
-        part = files.enter_context(written_whole(file))
+        part = files.enter_context(output_file(file))
         part.write_text(json.dumps(tasks, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         if config is not None:
-            files.enter_context(written_whole(config)).write_text(LABELING_CONFIG, encoding="utf-8")
+            files.enter_context(output_file(config)).write_text(LABELING_CONFIG, encoding="utf-8")
     click.echo(f"{file}: {len(tasks)} tasks")
     if config is not None:
         click.echo(f"{config}: paste it into the project's labeling interface, Code")

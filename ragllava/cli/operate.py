@@ -1,7 +1,8 @@
-"""`ragllava up`, `down`, `status`, `doctor`, `migrate`: the system itself."""
+"""`ragllava up`, `down`, `status`, `doctor`, `migrate`: start, stop and inspect the system."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def worker_specs(settings: Settings, answer_workers: int = 1) -> list[WorkerSpec]:
-    """The workers of one machine: one that embeds, one or more that answer, one that trains, one for the clock.
+    """The workers of one machine: one that embeds, one or more that answer, one that trains, the maintenance worker.
 
     Raises ModelUnavailable when the profile's models are not on this machine, SettingsError when the device is not.
     """
@@ -25,24 +26,22 @@ def worker_specs(settings: Settings, answer_workers: int = 1) -> list[WorkerSpec
 
     require_models(settings)
     if settings.device not in ("auto", "cpu"):
-        # Asked here, because a worker that cannot have its device never gets ready, and says so only in its log.
+        # Checked here, because a worker without its device never becomes ready and reports that only in its log.
         from ragllava.models.device import plan_device  # loads torch
 
         plan_device(settings)
-    run = settings.home / "run"
-    answering = ["answer"] if answer_workers == 1 else [f"answer{number + 1}" for number in range(answer_workers)]
+    devices = _devices(answer_workers)
     commands = {
         "ingest": ("-Q", "ingest", "--pool", "prefork"),
-        **dict.fromkeys(answering, ("-Q", "query", "--pool", "prefork")),
+        **dict.fromkeys(devices, ("-Q", "query", "--pool", "prefork")),
         "train": ("-Q", "train", "--pool", "prefork"),
-        # Its tasks are short, so it needs no child of its own.
-        "maint": ("-Q", "maint", "--pool", "solo", "--beat", "--schedule", str(run / "beat")),
+        # Its tasks are short, so it needs no child process.
+        "maint": ("-Q", "maint", "--pool", "solo", "--beat", "--schedule", str(settings.home / "run" / "beat")),
     }
     celery = (sys.executable, "-m", "celery", "-A", "workers.app", "worker", "--concurrency", "1")
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "INFO")
-    # Idle OpenMP threads that spin take the core from the other workers of a small machine.
+    # Idle OpenMP threads that spin take the processor from the other workers of a small machine.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-    devices = _devices(answer_workers)
     return [
         WorkerSpec(name, (*celery, "-n", f"{name}@%h", *options, *quiet), environment | devices.get(name, {}))
         for name, options in commands.items()
@@ -50,24 +49,21 @@ def worker_specs(settings: Settings, answer_workers: int = 1) -> list[WorkerSpec
 
 
 def _devices(answer_workers: int) -> dict[str, dict[str, str]]:
-    """Give each of several answer workers a GPU of its own: the n-th that is visible to us."""
+    """The names of the answer workers, each with its variables: of several, each has the next GPU that is visible."""
     if answer_workers == 1:
-        return {}
+        return {"answer": {}}
     listed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    visible = listed.split(",") if listed else [str(number) for number in range(answer_workers)]
-    return {
-        f"answer{number + 1}": {"CUDA_VISIBLE_DEVICES": visible[number % len(visible)]}
-        for number in range(answer_workers)
-    }
+    visible = itertools.cycle(listed.split(",") if listed else map(str, range(answer_workers)))
+    return {f"answer{number}": {"CUDA_VISIBLE_DEVICES": next(visible)} for number in range(1, answer_workers + 1)}
 
 
 @click.command()
 @click.option("--answer-workers", default=1, show_default=True, type=click.IntRange(1), help="One for each GPU.")
 def up(answer_workers: int) -> None:
-    """Start the embedded services and the workers, and stay; Ctrl-C stops them.
+    """Start the embedded services and the workers and keep them running; Ctrl-C stops them.
 
-    Data, logs and passwords are under RAGLLAVA_HOME. A service given by RAGLLAVA_DATABASE_URL, RAGLLAVA_REDIS_URL
-    or RAGLLAVA_S3_ENDPOINT is used and not started.
+    Data, logs and passwords are under RAGLLAVA_HOME. A service whose address is given by RAGLLAVA_DATABASE_URL,
+    RAGLLAVA_REDIS_URL or RAGLLAVA_S3_ENDPOINT is used and not started.
     """
     from ragllava.cli import services
     from ragllava.settings import load_settings
@@ -77,7 +73,7 @@ def up(answer_workers: int) -> None:
 
 @click.command()
 def down() -> None:
-    """Stop what `up` started, also what a killed `up` left behind."""
+    """Stop what `ragllava up` started, also what a killed one left behind."""
     from ragllava.cli import services
     from ragllava.settings import load_settings
 
@@ -85,7 +81,7 @@ def down() -> None:
 
 
 @click.command()
-@click.option("--worker", metavar="NAME", help="Only say whether this host's worker NAME is ready: a health check.")
+@click.option("--worker", metavar="NAME", help="Only check whether this host's worker NAME is ready.")
 @json_option
 def status(worker: str | None, as_json: bool) -> None:
     """Show services, workers and open jobs; exit code 1 when a service does not answer."""
@@ -96,35 +92,32 @@ def status(worker: str | None, as_json: bool) -> None:
         ready = services.is_worker_ready(load_settings(), worker)
         click.echo(f"worker {worker} is {'ready' if ready else 'not ready'}")
         sys.exit(0 if ready else 1)
-    found = services.status(load_settings())
+    view = services.status(load_settings())
     if as_json:
-        print_json(found.as_json())
+        print_json(view.as_json())
     else:
-        services.print_status(found)
-    sys.exit(0 if found.is_healthy else 1)
+        services.print_status(view)
+    sys.exit(0 if view.is_healthy else 1)
 
 
 @click.command()
 @click.option("--deep", is_flag=True, help="Also compare rows with objects, vectors with images, queues with shards.")
 @json_option
 def doctor(deep: bool, as_json: bool) -> None:
-    """Say what runs, which versions, what is wrong and what to do; exit code 1 when something is wrong."""
-    from ragllava.cli.doctor import diagnose, diagnose_deep, print_diagnosis
-    from ragllava.settings import load_settings
+    """Show versions, services and settings, what is wrong and what to do; exit code 1 when something is wrong."""
+    from ragllava.cli.doctor import diagnose, print_diagnosis
 
-    found = diagnose(load_settings)
-    if deep:
-        found = diagnose_deep(found, load_settings)
+    diagnosis = diagnose(deep=deep)
     if as_json:
-        print_json(found.as_json())
+        print_json(diagnosis.as_json())
     else:
-        print_diagnosis(found)
-    sys.exit(1 if found.problems else 0)
+        print_diagnosis(diagnosis)
+    sys.exit(1 if diagnosis.problems else 0)
 
 
 @click.command()
 def migrate() -> None:
-    """Bring the database to this version's tables; harmless when it is there already."""
+    """Create or update the tables of the database; harmless when they are up to date."""
     import migrations
     from ragllava.settings import load_settings
 

@@ -109,9 +109,9 @@ def print_table(table: Table) -> None:
 
     for column in table.columns:
         column.overflow = "fold"
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)  # a name may hold what looks like markup
     if not console.is_terminal:
-        console = Console(highlight=False, width=_PIPED_WIDTH)
+        console = Console(highlight=False, markup=False, width=_PIPED_WIDTH)
     console.print(table)
 
 

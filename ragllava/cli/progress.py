@@ -1,4 +1,4 @@
-"""Waiting for a job with a progress bar."""
+"""Jobs for people: a progress bar while they run, and the lines that say how they stand."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rich.progress import (
 
 from ragllava.client import Client
 from ragllava.jobs.control import JobView
-from ragllava.records import JobKind
+from ragllava.jobs.kinds import kind_of
 
 
 @contextmanager
 def bars(console: Console) -> Iterator[Progress]:
-    """Progress bars on a terminal; on anything else nothing until the caller prints."""
+    """Progress bars on a terminal; nothing on anything else."""
     columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -41,7 +41,7 @@ def bars(console: Console) -> Iterator[Progress]:
 
 
 def wait_with_bar(client: Client, job_id: int, title: str, console: Console) -> JobView:
-    """Wait until the job has ended, drawing its progress; that of a training counts its steps."""
+    """Wait until the job has ended, and draw its progress; that of a training counts steps."""
     with bars(console) as progress:
         task = progress.add_task(title, total=None, note="")
 
@@ -55,18 +55,20 @@ def wait_with_bar(client: Client, job_id: int, title: str, console: Console) -> 
 
 
 def wait_or_leave(client: Client, job_id: int, title: str, console: Console) -> JobView:
-    """As `wait_with_bar`; Ctrl-C leaves the job running, and says so."""
+    """As `wait_with_bar`; Ctrl-C ends the wait and leaves the job running."""
     try:
         return wait_with_bar(client, job_id, title, console)
     except KeyboardInterrupt:
-        click.echo(f"job {job_id} goes on without us; `ragllava jobs show {job_id}` tells how far it is", err=True)
+        click.echo(
+            f"job {job_id} keeps running in the background; `ragllava jobs show {job_id}` shows its progress", err=True
+        )
         sys.exit(130)
 
 
 def warn_without_worker(client: Client, queue: str) -> None:
-    """Say that a job will wait when no worker of its queue is there, or none is ready yet."""
+    """Print that a job will wait, if no worker of its queue is ready."""
     if not any(queue in worker.queues and worker.is_ready for worker in client.workers()):
-        click.echo("no worker is ready for this yet: it waits until `ragllava up` has started one", err=True)
+        click.echo("no worker is ready for this job: it waits until `ragllava up` has started one", err=True)
 
 
 def outcomes(job: JobView) -> str:
@@ -95,12 +97,12 @@ def training_line(job: JobView) -> str | None:
 def refresh_line(job: JobView) -> str | None:
     """`refreshes job 12: 197 answers taken over, 3 asked again (captions 1, pictures 2), 2 of the answers differ`; None
     for other jobs."""
-    found = job.refresh
-    if found is None:
+    refresh = job.refresh
+    if refresh is None:
         return None
     return (
-        f"refreshes job {found.refreshes}: {found.taken_over} answers taken over, "
-        f"{found.asked_again} asked again{reasons(found.because)}, {found.changed} of the answers differ"
+        f"refreshes job {refresh.refreshes}: {refresh.taken_over} answers taken over, "
+        f"{refresh.asked_again} asked again{reasons(refresh.because)}, {refresh.changed} of the answers differ"
     )
 
 
@@ -110,15 +112,15 @@ def reasons(because: Mapping[str, int]) -> str:
 
 
 def outbox_line(job: JobView) -> str | None:
-    """Where the results of a file from an inbox lie, or why not there; None for other jobs and before they do."""
-    found = (job.result or {}).get("outbox")
-    if found is None:
+    """Where the results of a file from an inbox are, or why they are not there; None for other jobs."""
+    outbox = (job.result or {}).get("outbox")
+    if outbox is None:
         return None
-    return f"results in {found['folder']}" if "folder" in found else f"no results in the outbox: {found['error']}"
+    return f"results in {outbox['folder']}" if "folder" in outbox else f"no results in the outbox: {outbox['error']}"
 
 
 def task_lines(job: JobView) -> list[str]:
-    """What a maintenance task came to: one sentence, and its report as indented lines; empty for other jobs."""
+    """The result of a maintenance task in one sentence, and its report as indented lines; empty for other jobs."""
     task = job.task
     if task is None:
         return []
@@ -126,15 +128,23 @@ def task_lines(job: JobView) -> list[str]:
     return lines + [f"  {line}" for line in _as_lines(task.report or {})]
 
 
+def detail_lines(job: JobView) -> list[str]:
+    """What `ragllava jobs show` prints about a job beside its outcome."""
+    lines = (training_line(job), reindexing_line(job), refresh_line(job), pace_line(job), outbox_line(job))
+    shown = [line for line in lines if line is not None] + task_lines(job)
+    has_own_lines = job.training or job.reindexing or job.refresh or job.task
+    return shown if has_own_lines or job.detail is None else [*shown, *_as_lines(job.detail.as_json())]
+
+
 def _as_lines(value: dict[str, Any]) -> Iterator[str]:
-    """JSON for eyes: `name: value`, a line for each thing in a list, empty lists left out."""
+    """JSON for people: `name: value`, a line for each item of a list, empty lists left out."""
     for name, inner in value.items():
         if isinstance(inner, dict) and any(isinstance(deeper, dict | list) for deeper in inner.values()):
             yield f"{name}: {_in_line({key: deeper for key, deeper in inner.items() if not isinstance(deeper, list)})}"
             yield from (f"  {line}" for line in _as_lines({k: v for k, v in inner.items() if isinstance(v, list)}))
         elif isinstance(inner, list):
             yield from ([f"{name}:"] if inner else [])
-            yield from (f"  {_in_line(one)}" for one in inner)
+            yield from (f"  {_in_line(item)}" for item in inner)
         else:
             yield f"{name}: {_in_line(inner)}"
 
@@ -146,42 +156,37 @@ def _in_line(value: Any) -> str:
 
 
 def inputs(job: JobView) -> str:
-    """`1 file`, `200 questions`."""
-    if job.kind is JobKind.REINDEX:
-        return f"{_counted(job.progress.total - 1, 'image')} and the gate"
-    return _counted(job.progress.total, _NOUNS[job.kind])
+    """`1 file`, `200 questions`, `60 images and the gate`."""
+    kind, total = kind_of(job.kind), job.progress.total
+    return f"{_counted(total - 1, kind.noun)} and {kind.last_noun}" if kind.last_noun else _counted(total, kind.noun)
 
 
 def reindexing_line(job: JobView) -> str | None:
-    """`index 2 switched: 60 of 60 images have their vector …`; None for other jobs, and where all is said."""
-    found = job.reindexing
-    if found is None or (job.error is not None and found.reason == job.error):
+    """`index 2 switched: 60 of 60 images have their vector …`; None for other jobs, before the gate, and where the
+    job's error gives the same reason."""
+    reindexing = job.reindexing
+    if reindexing is None or (job.error is not None and reindexing.reason == job.error):
         return None
-    if found.gate_status is None:
-        at_gate = not job.is_final and job.progress.done == job.progress.total - 1
-        return f"index {found.index_id or '-'}: its gate is next, or measures it now" if at_gate else None
-    return f"index {found.index_id or '-'} {found.gate_status.value}: {found.reason}"
+    index = f"index {reindexing.index_id or '-'}"
+    if reindexing.gate_status is not None:
+        return f"{index} {reindexing.gate_status.value}: {reindexing.reason}"
+    return f"{index}: its gate is next, or measures it now" if _at_last_input(job) else None
 
 
 def pace_line(job: JobView) -> str | None:
     """`12.5 images a second, about 4 min left`; None before the first outcome, at a gate, and after the end."""
-    if job.is_final or job.started_at is None or not job.progress.done:
-        return None
-    if job.kind is JobKind.REINDEX and job.progress.done == job.progress.total - 1:
+    if job.is_final or job.started_at is None or not job.progress.done or _at_last_input(job):
         return None
     took_s = max((datetime.now(UTC) - job.started_at).total_seconds(), 0.001)
     rate = job.progress.done / took_s
     left_s = (job.progress.total - job.progress.done) / rate
-    return f"{rate:.3g} {_NOUNS[job.kind]}s a second, about {_duration(left_s)} left"
+    return f"{rate:.3g} {kind_of(job.kind).noun}s a second, about {_duration(left_s)} left"
 
 
-_NOUNS = {
-    JobKind.INGEST: "file",
-    JobKind.ANSWER: "question",
-    JobKind.TRAIN: "training",
-    JobKind.REINDEX: "image",
-    JobKind.MAINTENANCE: "maintenance",
-}
+def _at_last_input(job: JobView) -> bool:
+    """Whether only the last input is open and it is not like the others: the pace of these says nothing about it."""
+    is_other = kind_of(job.kind).last_noun is not None
+    return is_other and not job.is_final and job.progress.done == job.progress.total - 1
 
 
 def _counted(number: int, noun: str) -> str:

@@ -13,24 +13,21 @@ log = logging.getLogger(__name__)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=8700, show_default=True, type=click.IntRange(1, 65_535), help="The port to listen on.")
 def receiver(host: str, port: int) -> None:
-    """Take events of buckets at POST /events, until Ctrl-C; `ragllava up` runs one by itself.
+    """Take events of buckets at POST /events, until Ctrl-C; `ragllava up` starts one automatically.
 
-    Messages of MinIO, of AWS S3 and of SeaweedFS's filer are understood. They must name RAGLLAVA_EVENTS_TOKEN as a
-    Bearer token. GET /healthz says whether the database can be written to.
+    Accepts the messages of MinIO, of AWS S3 and of SeaweedFS's filer. They must carry RAGLLAVA_EVENTS_TOKEN as a
+    Bearer token. GET /healthz shows whether the database can be used.
     """
     import uvicorn
 
     from ragllava.api.receiver import THREADS, make_app
+    from ragllava.cli.services import database
     from ragllava.logs import configure_logging
     from ragllava.settings import load_settings
-    from ragllava.stores.database import make_engine
 
     configure_logging()
     settings = load_settings()
-    engine = make_engine(settings.require_database(), pool_size=THREADS, name="ragllava receiver")
-    try:
+    with database(settings, "ragllava receiver", THREADS) as engine:
         app = make_app(engine, settings)
         log.info(f"takes events at {host}:{port}", extra={"action": "receiver_started"})
         uvicorn.run(app, host=host, port=port, log_config=None, log_level="warning")
-    finally:
-        engine.dispose()

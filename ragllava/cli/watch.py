@@ -1,7 +1,8 @@
-"""`ragllava watch`: an archive follows a folder for as long as the command runs."""
+"""`ragllava watch`: an archive follows a folder while the command runs."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from ragllava.client import Client
     from ragllava.stages.buckets.watched_folder import WatchedFolder
 
-_QUIET_MS = 1_600  # changes are collected for so long
-_LOOK_MS = 2_000  # between looks at whether our own jobs have ended
+_COLLECT_MS = 1_600  # changes within this time are handled together
+_CHECK_MS = 2_000  # between checks whether our own jobs have ended
 
 
 @click.command()
@@ -22,57 +23,58 @@ _LOOK_MS = 2_000  # between looks at whether our own jobs have ended
 @archive_option
 @click.option("--captions", type=click.Path(path_type=Path), help="CSV, JSONL or Parquet with file and caption.")
 def watch(folder: Path, archive: str, captions: Path | None) -> None:
-    """Keep an archive as FOLDER is: compare once, then follow every change until Ctrl-C.
+    """Keep an archive equal to FOLDER: compare once, then follow every change until Ctrl-C.
 
     New and changed pictures are ingested, those of deleted files leave the archive. The ingest workers must see the
-    folder under the same name. Zip and tar files are passed over; `ragllava ingest` takes those.
+    folder under the same path. Zip and tar files are ignored; `ragllava ingest` reads those.
     """
     from watchfiles import watch as changes_of
 
     from ragllava.cli.progress import warn_without_worker
-    from ragllava.cli.services import stop_signals
+    from ragllava.cli.services import on_stop_signals
     from ragllava.errors import UsageError
     from ragllava.stages.buckets.watched_folder import WatchedFolder
 
     if not folder.is_dir():
-        raise UsageError(f"cannot watch {folder}: it is no folder that can be read here")
+        raise UsageError(f"cannot watch {folder}: it is not a folder that can be read here")
     watched = WatchedFolder(folder.absolute(), archive, captions)
-    with stop_signals() as stop, connected() as client:
+    stop = threading.Event()
+    with on_stop_signals(stop.set), connected() as client:
         warn_without_worker(client, "ingest")
         _compare(client, watched, always=True)
-        unsure = True  # of what changed between that look and the begin of watching
+        first = True  # changes between that comparison and the start of watching are not reported
         for batch in changes_of(
             watched.folder,
             stop_event=stop,
-            debounce=_QUIET_MS,
-            rust_timeout=_LOOK_MS,
+            debounce=_COLLECT_MS,
+            rust_timeout=_CHECK_MS,
             yield_on_timeout=True,
             raise_interrupt=False,
         ):
-            if batch or unsure or watched.jobs_ended(client.engine):
-                unsure = False
+            if batch or first or watched.jobs_ended(client.engine):
+                first = False
                 _compare(client, watched)
     click.echo("stopped")
 
 
 def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) -> None:
-    """Compare, and print one line if there is anything to say."""
+    """Compare, and print one line about the changes; with `always` also when there are none."""
     from ragllava.errors import RagllavaError
     from ragllava.stages.buckets.watched_folder import first_names
 
     try:
-        found = client.follow(watched)
-    except RagllavaError as error:  # a caption file half written, a database that restarts: the next look may do
+        changes = client.follow(watched)
+    except RagllavaError as error:  # a partially written caption file, a restarting database: the next call may succeed
         if always:
             raise
         click.echo(f"ragllava: {error}", err=True)
         return
-    if not found.found_any and not always:
+    if not changes.found_any and not always:
         return
     parts = [
         f"{len(names)} {title} ({first_names(names)})"
-        for title, names in (("new", found.new), ("gone", found.gone), ("with another caption", found.captions))
+        for title, names in (("new", changes.new), ("gone", changes.gone), ("with another caption", changes.captions))
         if names
     ]
-    job = f"; job {found.job_id} ingests them" if found.job_id else ""
-    click.echo(f"{watched.folder}: {found.files} files, {', '.join(parts) or 'nothing new'}{job}")
+    job = f"; job {changes.job_id} ingests them" if changes.job_id else ""
+    click.echo(f"{watched.folder}: {changes.files} files, {', '.join(parts) or 'nothing new'}{job}")

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ragllava.answer_text import exact_match, normalise_answer
 from ragllava.errors import UsageError
+from ragllava.json_records import rounded, to_json
 from ragllava.records import AnswerStatus, KnownAnswer
 
 RETRIEVAL_RECALL_DEPTHS = (1, 2, 5, 20)
@@ -173,10 +174,7 @@ class JobFigures:
             **self.all.as_json(),
             "one_image": self.one_image.as_json() if self.one_image else None,
             "two_image": self.two_image.as_json() if self.two_image else None,
-            "by_type": {
-                name: {key: round(value, 4) for key, value in asdict(figures).items()}
-                for name, figures in self.by_type.items()
-            },
+            "by_type": rounded(to_json(self.by_type)),
         }
 
 

@@ -19,9 +19,8 @@ from ragllava.errors import ImageRejected, JobRefused
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
 from ragllava.imaging.decode import decode
 from ragllava.jobs.inline import run_job
-from ragllava.records import JobKind, SourceFile, StoredImage
+from ragllava.records import SourceFile, StoredImage
 from ragllava.settings import Settings
-from ragllava.stages.ingest.stage import ingest_stage
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.resources import Resources
@@ -82,7 +81,7 @@ def ingest_pool(dataset: EvaluationSet, bench: Workbench) -> Pool:
     settings = bench.settings.model_copy(update={"files_per_shard": len(offered)})
     bench.progress("ingest", 0, len(offered))
     job_id = submit_files(bench.engine, settings, archive_name=name, files=list(offered.values())).job_id
-    job = run_job(job_id, settings, bench.engine, bench.resources, {JobKind.INGEST: ingest_stage})
+    job = run_job(job_id, settings, bench.engine, bench.resources)
     bench.progress("ingest", len(offered), len(offered))
     archive_id = in_transaction(bench.engine, lambda c: archive.get_archive(c, name).archive_id)
     stored = in_transaction(bench.engine, archive.existing_images, archive_id, list(offered))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -12,6 +12,7 @@ from ragllava.answer_text import exact_match, normalise_answer
 from ragllava.evaluation.metrics import webqa_score
 from ragllava.evaluation.paper_table import PaperRow, answers_row, paper_table, ranked_row, threshold_row
 from ragllava.evaluation.runs import Arm
+from ragllava.json_records import rounded, to_json
 from ragllava.records import Answer, AnswerStatus, KnownAnswer
 
 
@@ -42,14 +43,8 @@ class RunFigures:
         return {
             "sizes": {group.replace(" ", "_"): size for group, size in self.sizes.items()},
             "rows": {group.replace(" ", "_"): [row.as_json() for row in rows] for group, rows in self.rows.items()},
-            "by_type": {
-                label: {
-                    name: {key: round(value, 4) for key, value in asdict(score).items()}
-                    for name, score in scores.items()
-                }
-                for label, scores in self.by_type.items()
-            },
-            "outcomes": {label: dict(counts) for label, counts in self.outcomes.items()},
+            "by_type": rounded(to_json(self.by_type)),
+            "outcomes": to_json(self.outcomes),
         }
 
     def as_text(self) -> str:

@@ -17,6 +17,7 @@ from ragllava.evaluation.datasets.records import EvaluationQuestion, EvaluationS
 from ragllava.evaluation.pools import Pool, Workbench
 from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit
 from ragllava.evaluation.wrong_evidence import ShownEvidence, oracle_evidence, with_added_wrong, with_wrong_evidence
+from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, Question, Role, StoredImage
 from ragllava.stages.answer import stage
 from ragllava.stages.answer.stage import RerankedQuestions
@@ -106,7 +107,7 @@ class Threshold:
 
     def as_json(self) -> dict[str, Any]:
         """The η and how it was found."""
-        return {"value": self.value, "source": self.source, "fit": self.fit and self.fit.as_json()}
+        return {"value": self.value, "source": self.source, "fit": to_json(self.fit)}
 
 
 class Answerer:
@@ -206,7 +207,7 @@ def has_untuned(bench: Workbench) -> bool:
 
 def apply_champions(pool: Pool, bench: Workbench) -> float:
     """Let the champions compute from here on, as every call of `rank` does; returns the η that jobs use."""
-    options = AnswerOptions().as_json()
+    options = to_json(AnswerOptions())
     return prepare(bench.engine, bench.settings, bench.resources, pool.archive_id, options).threshold
 
 
@@ -250,7 +251,7 @@ def _tools(
     dataset: EvaluationSet, pool: Pool, bench: Workbench, top_n: int = 1, *, hide_captions: bool = False
 ) -> AnswerTools:
     options = AnswerOptions(bench.settings.top_k, top_n, threshold=0.0, captions_in_answer=not hide_captions)
-    tools = prepare(bench.engine, bench.settings, bench.resources, pool.archive_id, options.as_json())
+    tools = prepare(bench.engine, bench.settings, bench.resources, pool.archive_id, to_json(options))
     return replace(tools, by_caption=dataset.by_caption)
 
 
@@ -258,7 +259,7 @@ def _untuned(tools: AnswerTools, bench: Workbench) -> AnswerTools:
     """Tools whose reranker is the untuned one. The champion's base loses its adapter until the next `_tools`."""
     if bench.untuned is not None:
         return replace(tools, resources=bench.untuned)
-    tools.resources.models.wear(Role.RERANKER, None, None)
+    tools.resources.models.apply_adapter(Role.RERANKER, None, None)
     return tools
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -54,27 +54,6 @@ class ThresholdFit:
     correct_count: int
     wrong_count: int
     curve: DensityCurve | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """As stored beside a reranker version."""
-        curve = self.curve
-        return {
-            "value": self.value,
-            "method": self.method,
-            "reason": self.reason,
-            "precision": self.precision,
-            "recall": self.recall,
-            "correct_count": self.correct_count,
-            "wrong_count": self.wrong_count,
-            "curve": curve
-            and {"relevance": list(curve.relevance), "correct": list(curve.correct), "wrong": list(curve.wrong)},
-        }
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> ThresholdFit:
-        """The inverse of `as_json`."""
-        curve = stored["curve"] and DensityCurve(**{name: tuple(line) for name, line in stored["curve"].items()})
-        return cls(**{**stored, "curve": curve})
 
 
 def adaptive_threshold(relevance: Sequence[float] | FloatArray, is_correct: Sequence[bool] | BoolArray) -> ThresholdFit:

@@ -23,13 +23,12 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import bdtrc, betaincinv
 
 from ragllava.errors import UsageError
 from ragllava.evaluation.threshold import NATURAL_THRESHOLD, BoolArray, FloatArray, ThresholdFit, fixed_threshold
 
 IntArray = npt.NDArray[np.int64]
-
-_BISECTIONS = 60  # halvings of [0, 1], to the last bit of a float
 
 
 def promised_precision_threshold(
@@ -76,40 +75,14 @@ def precision_lower_bound(hits: int, kept: int, confidence: float = 0.95) -> flo
     """
     if not 0 <= hits <= kept:
         raise ValueError(f"{hits} hits of {kept} kept candidates are impossible")
-    low, high = 0.0, 1.0 if hits else 0.0
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if binomial_tail(hits, kept, middle) < 1 - confidence:
-            low = middle
-        else:
-            high = middle
-    return low
-
-
-def binomial_tail(hits: int, trials: int, probability: float) -> float:
-    """The probability of `hits` or more among independent `trials`, each with `probability` strictly inside (0, 1)."""
-    if hits <= 0:
-        return 1.0
-    first = (
-        math.lgamma(trials + 1)
-        - math.lgamma(hits + 1)
-        - math.lgamma(trials - hits + 1)
-        + hits * math.log(probability)
-        + (trials - hits) * math.log1p(-probability)
-    )
-    counts = np.arange(hits, trials)  # each term by the ratio to the one before
-    ratios = np.log(trials - counts) - np.log(counts + 1) + (math.log(probability) - math.log1p(-probability))
-    terms = first + np.concatenate([[0.0], np.cumsum(ratios)])
-    return min(1.0, math.exp(float(np.logaddexp.reduce(terms))))
+    return float(betaincinv(hits, kept - hits + 1, 1 - confidence)) if hits else 0.0
 
 
 def _levels(scores: FloatArray, correct: BoolArray) -> tuple[FloatArray, IntArray, IntArray]:
     """The distinct relevances from high to low, with how many candidates each keeps and how many are correct."""
-    order = np.argsort(-scores, kind="stable")
-    ordered = scores[order]
-    is_last_of_equals = np.append(ordered[1:] != ordered[:-1], True)[: len(ordered)]
-    last = np.flatnonzero(is_last_of_equals)
-    return ordered[last], last + 1, np.cumsum(correct[order], dtype=np.int64)[last]
+    levels, level_of, counts = np.unique(-scores, return_inverse=True, return_counts=True)
+    hits = np.bincount(level_of, weights=correct, minlength=len(levels)).astype(np.int64)
+    return -levels, counts.cumsum(), hits.cumsum()
 
 
 def _walks(likely: int, precision: float, confidence: float) -> tuple[list[int], float]:
@@ -130,9 +103,8 @@ def _walks(likely: int, precision: float, confidence: float) -> tuple[list[int],
 
 def _walk(kept: IntArray, hits: IntArray, start: int, precision: float, risk: float) -> int | None:
     """The last level that passes in a walk from the first level that keeps ≥ `start`; None if not even that does."""
-    passed = None
-    for level in range(int(np.searchsorted(kept, start)), len(kept)):
-        if binomial_tail(int(hits[level]), int(kept[level]), precision) > risk:
-            break
-        passed = level
-    return passed
+    first = int(np.searchsorted(kept, start))
+    chances = bdtrc(hits[first:] - 1, kept[first:], precision)  # of so many hits or more, if the precision were this
+    failed = np.flatnonzero(chances > risk)
+    passed = int(failed[0]) if len(failed) else len(chances)
+    return first + passed - 1 if passed else None

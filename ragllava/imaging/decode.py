@@ -1,8 +1,8 @@
-"""Decoding pictures that nobody trusts (docs/reliability.md D14).
+"""Decode untrusted pictures (docs/reliability.md D14).
 
-`decode` turns the bytes of a file into an upright RGB picture, or raises ImageRejected with a sentence for the
-person who offered the file. The content decides, never the file's name. `ragllava.imaging.sandbox` runs it in child
-processes with limits on memory and time; use that wherever the bytes come from outside.
+`decode` turns the bytes of a file into an upright RGB picture, or raises ImageRejected with a reason for the user.
+The content decides the format, never the file's name. `ragllava.imaging.sandbox` runs `decode` in child processes
+with limits on memory and time; use it for all bytes from outside.
 """
 
 from __future__ import annotations
@@ -20,19 +20,12 @@ from ragllava.errors import ImageRejected
 MAX_BYTES = 50_000_000  # of a file
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 16_384  # pixels, the longer side
-# What models look at: no supported family looks at longer sides, and a strip thinner than this is nothing to look at.
-MODEL_SIDE = 1536
-MODEL_THINNEST = 50  # longer side by shorter side
+MODEL_SIDE = 1536  # no supported family of models uses more pixels on the longer side
+MODEL_THINNEST = 50  # longer side by shorter side; models get the middle of a thinner picture
 
 TOO_MANY_BYTES = f"it has more than the {MAX_BYTES // 1_000_000} MB allowed"
 
-MEDIA_TYPES = {
-    "JPEG": "image/jpeg",
-    "PNG": "image/png",
-    "WEBP": "image/webp",
-    "GIF": "image/gif",
-    "TIFF": "image/tiff",
-}
+MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "TIFF": "image/tiff"}
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -43,9 +36,7 @@ _SIGNATURES = (
     (b"MM\x00*", "TIFF"),
     (b"II+\x00", "TIFF"),
     (b"MM\x00+", "TIFF"),
-)
-
-_REFUSED_PICTURES = (
+    # No picture of the kinds below is accepted.
     (b"BM", "BMP"),
     (b"\x00\x00\x01\x00", "ICO"),
     (b"8BPS", "Photoshop"),
@@ -57,14 +48,17 @@ _REFUSED_PICTURES = (
     (b"\xc5\xd0\xd3\xc6", "PostScript"),
 )
 
-_NO_PICTURES = (
-    (b"%PDF", "it is not a picture but a PDF document; export its pages as PNG or JPEG"),
-    (b"PK\x03\x04", "it is not a picture but a zip file; give it a name that ends in .zip to have it unpacked"),
-    (b"\x1f\x8b", "it is not a picture but a gzip file"),
-    (
-        b"version https://git-lfs.",
-        "it is a Git LFS pointer and not the picture itself; fetch the picture with `git lfs pull`",
-    ),
+# Of files that begin with a `ftyp` box.
+_BRANDS = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "HEIC"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+}
+
+_NOT_PICTURES = (
+    (b"%PDF", "it is a PDF document, not a picture; export its pages as PNG or JPEG"),
+    (b"PK\x03\x04", "it is a zip file, not a picture; give it a name that ends in .zip to have it unpacked"),
+    (b"\x1f\x8b", "it is a gzip file, not a picture"),
+    (b"version https://git-lfs.", "it is a Git LFS pointer, not the picture; fetch the picture with `git lfs pull`"),
 )
 
 # What EXIF's orientation asks a viewer to do; 1 is upright.
@@ -81,10 +75,10 @@ _UPRIGHT = {
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """A picture as a viewer shows it: upright, RGB, transparency laid on white, the first frame of an animation.
+    """A picture as a viewer shows it: upright, RGB, on white where it is transparent, the first frame of an animation.
 
-    `width` and `height` are those of the full picture after rotation; `picture` is smaller than that when
-    `decode` was given a `max_side` or a `shorter_side`, and may be its middle only.
+    `width` and `height` are those of the full picture after rotation; `picture` is smaller when `decode` was given a
+    `max_side` or a `shorter_side`, and may be the middle of the picture only.
     """
 
     picture: Image.Image
@@ -96,27 +90,27 @@ class DecodedImage:
 def decode(
     data: bytes, *, max_side: int | None = None, shorter_side: int | None = None, allow_tiff: bool = False
 ) -> DecodedImage:
-    """Decode the whole picture in `data`; its longer side is brought down to `max_side` pixels, never up.
+    """Decode the picture in `data`. With `max_side`, a longer side above that many pixels is resized down to it.
 
-    With `shorter_side` it is divided by a whole number, so that the shorter side keeps that many pixels and less than
-    twice as many: the cheap way for one who resizes once more. A picture whose shorter side has fewer is not resized.
-    What is thinner than MODEL_THINNEST is then cut to its middle: to bring the shorter side of 16,384 × 1 pixels up to
-    what a retriever takes would need gigabytes, of which it looks at the middle square.
-    JPEG, PNG, WEBP and GIF are accepted, TIFF only if `allow_tiff`. Raises ImageRejected for anything else, for
-    damaged content, and above MAX_BYTES, MAX_PIXELS or MAX_SIDE. Only the first frame is ever looked at.
+    With `shorter_side`, the size is divided by a whole number so that the shorter side keeps at least that many pixels
+    and less than twice as many. It is fast, and meant for callers that resize again. A smaller picture is not resized.
+    A picture thinner than MODEL_THINNEST is then cropped to its middle: a retriever would enlarge 16,384 × 1 pixels to
+    gigabytes, and then use only the middle square.
+
+    Accepts JPEG, PNG, WEBP and GIF, and TIFF if `allow_tiff`. Reads only the first frame. Raises ImageRejected for any
+    other format, for damaged content, and above MAX_BYTES, MAX_PIXELS or MAX_SIDE.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on odd metadata
+        warnings.simplefilter("ignore")  # of odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return _decode_or_reject(data, max_side, shorter_side, allow_tiff=allow_tiff)
 
 
-def decode_known(data: bytes) -> Image.Image:
-    """What a multimodal LLM looks at of a picture whose bytes `decode` has accepted before: at most MODEL_SIDE pixels,
-    and its middle where it is thinner than MODEL_THINNEST. Raises ImageRejected.
+def decode_accepted(data: bytes) -> Image.Image:
+    """The input of a multimodal LLM, from bytes that `decode` has accepted before: at most MODEL_SIDE pixels on the
+    longer side, and only the middle of a picture thinner than MODEL_THINNEST. Raises ImageRejected.
 
-    Any number of threads may do so at once. `decode` itself may not run in two threads: how Python's warnings are met
-    is a state of the whole process.
+    Thread-safe. `decode` is not: it changes Python's warning filters, which belong to the whole process.
     """
     return _middle(_decode_or_reject(data, MODEL_SIDE, None, allow_tiff=False).picture)
 
@@ -124,7 +118,9 @@ def decode_known(data: bytes) -> Image.Image:
 def _decode_or_reject(data: bytes, max_side: int | None, shorter_side: int | None, *, allow_tiff: bool) -> DecodedImage:
     if len(data) > MAX_BYTES:
         raise ImageRejected(TOO_MANY_BYTES)
-    kind = _accepted_kind(data, allow_tiff=allow_tiff)
+    kind = _kind(data)
+    if kind not in MEDIA_TYPES or (kind == "TIFF" and not allow_tiff):
+        raise ImageRejected(_why_not(data, kind))
     try:
         return _decode(data, kind, max_side, shorter_side)
     except ImageRejected:
@@ -135,7 +131,7 @@ def _decode_or_reject(data: bytes, max_side: int | None, shorter_side: int | Non
         raise ImageRejected("decoding it takes more memory than allowed") from None
     except UnidentifiedImageError:
         raise ImageRejected(f"it is a damaged {kind} picture: its header cannot be read") from None
-    # Decoders meet hostile bytes with any exception there is; each of them means the same here.
+    # Decoders raise exceptions of any type for hostile bytes.
     except Exception as error:
         raise ImageRejected(f"it is a damaged {kind} picture: {printable(str(error))}") from error
 
@@ -149,36 +145,27 @@ def fit(width: int, height: int, max_side: int | None) -> tuple[int, int]:
 
 
 def printable(text: str) -> str:
-    """`text` on one line that can be stored and shown: control characters and the like as backslash escapes."""
-    return "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
-
-
-def _escape(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")
-
-
-def _accepted_kind(data: bytes, *, allow_tiff: bool) -> str:
-    """Name the accepted format of `data` by its first bytes, or raise ImageRejected saying what it is instead."""
-    kind = _kind(data)
-    if kind is None or (kind == "TIFF" and not allow_tiff):
-        raise ImageRejected(_why_not(data, kind))
-    return kind
+    """`text` on one line that can be stored and shown: unprintable characters become backslash escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
 
 
 def _kind(data: bytes) -> str | None:
+    """The format of `data` by its first bytes; None for what is not a picture of a format listed here."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    return next((kind for signature, kind in _SIGNATURES if data.startswith(signature)), None)
+    brand = _BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
+    return next((kind for signature, kind in _SIGNATURES if data.startswith(signature)), brand)
 
 
 def _why_not(data: bytes, kind: str | None) -> str:
-    """Say what `data` is, as far as its beginning tells, and what to do about it."""
+    """What `data` is, as far as its first bytes show, and what to do about it."""
     if not data:
         return "the file is empty"
-    refused = kind or _refused_kind(data)
-    if refused is not None:
-        return f"{refused} pictures are not accepted; convert it to JPEG, PNG, WEBP or GIF"
-    for signature, reason in _NO_PICTURES:
+    if kind is not None:
+        return f"{kind} pictures are not accepted; convert it to JPEG, PNG, WEBP or GIF"
+    for signature, reason in _NOT_PICTURES:
         if data.startswith(signature):
             return reason
     return _why_not_text(data[:2048])
@@ -187,21 +174,12 @@ def _why_not(data: bytes, kind: str | None) -> str:
 def _why_not_text(beginning: bytes) -> str:
     text = beginning.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith(b"<") and b"<svg" in text:
-        return "SVG is a drawing program, not a picture; export it as PNG"
+        return "SVG pictures are not accepted; export it as PNG"
     if text.startswith((b"<!doctype html", b"<html", b"<head")):
-        return "it is not a picture but a web page (HTML), perhaps the error page of a failed download"
+        return "it is a web page (HTML), not a picture; it may be the error page of a failed download"
     if b"\x00" not in beginning and _is_text(beginning):
-        return "it is not a picture but text"
-    return "it is not a picture: its content is of no known kind"
-
-
-def _refused_kind(data: bytes) -> str | None:
-    if data[4:8] == b"ftyp":
-        brand = data[8:12]
-        if brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
-            return "HEIC"
-        return "AVIF" if brand in (b"avif", b"avis") else None
-    return next((kind for signature, kind in _REFUSED_PICTURES if data.startswith(signature)), None)
+        return "it is text, not a picture"
+    return "it is not a picture of a known format"
 
 
 def _is_text(beginning: bytes) -> bool:
@@ -219,8 +197,8 @@ def _decode(data: bytes, kind: str, max_side: int | None, shorter_side: int | No
         target = fit(width, height, max_side)
         divisor = _divisor((width, height), shorter_side)
         if kind == "JPEG":
-            # The decoder itself can halve a JPEG up to three times, far faster than resizing afterwards. It
-            # stops at twice the target, so that the resize below still has detail to average.
+            # The decoder can halve a JPEG up to three times, far faster than resizing afterwards. It stops at twice
+            # the target, so that the resize below still has detail to average.
             if target != (width, height):
                 opened.draft(None, (2 * target[0], 2 * target[1]))
             elif divisor > 1:
@@ -247,7 +225,7 @@ def _divisor(size: tuple[int, int], shorter_side: int | None) -> int:
 
 
 def _middle(picture: Image.Image) -> Image.Image:
-    """The middle of a picture that is thinner than MODEL_THINNEST; any other one as it is."""
+    """The middle of a picture that is thinner than MODEL_THINNEST; any other picture unchanged."""
     longest = MODEL_THINNEST * min(picture.size)
     if max(picture.size) <= longest:
         return picture
@@ -263,10 +241,10 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8; metadata that cannot be read says upright."""
+    """EXIF's orientation, 1 to 8; upright (1) if the metadata cannot be read."""
     try:
         value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # noqa: BLE001 - hostile metadata, and the picture itself is good
+    except Exception:  # noqa: BLE001 - the metadata is hostile, the picture itself is good
         return 1
     return value if isinstance(value, int) else 1
 
@@ -283,17 +261,17 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(picture: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits or floats, mapped from the range that the picture uses to 0…255.
+    """Grey of 16 or 32 bits or floats, mapped from the range of values in the picture to 0…255.
 
-    Its own range, because cameras and scanners fill 16 bits with 10 or 12; dividing by 65,535 would leave those
-    pictures black. A picture of one single value has no range; it is taken as 16 bits.
+    Cameras and scanners use only 10 or 12 of the 16 bits; divided by 65,535, their pictures would be black. A picture
+    of one value has no range; it is read as 16 bits.
     """
-    deep = picture if picture.mode == "F" else picture.convert("I")  # the 16-bit modes can do little themselves
+    deep = picture if picture.mode == "F" else picture.convert("I")  # Pillow supports little for the 16-bit modes
     low, high = cast("tuple[float, float]", deep.getextrema())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ImageRejected("some of its values are not finite numbers; save it as 8-bit PNG")
+        raise ImageRejected("some of its values are not finite numbers; save it as an 8-bit PNG")
     if low == high:
         low, high = 0, max(65_535, high)
     scale = 255 / (high - low)
-    offset = 0.5 - low * scale  # conversion to 8 bits cuts, so half a step makes it round
+    offset = 0.5 - low * scale  # conversion to 8 bits truncates; half a step makes it round
     return deep.convert("F").point(lambda value: value * scale + offset).convert("L")

@@ -1,1 +1,1 @@
-"""The machinery of long work: states, the queue in Postgres, the runner of one shard."""
+"""Jobs: their kinds, their states, the queue in Postgres, the retry rule, and the runner of shards."""

@@ -1,59 +1,48 @@
-"""What people do with jobs: create, look, cancel, pause, resume, retry."""
+"""What people do with jobs: create, view, cancel, pause, resume, retry."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, func, literal, select, update
+from sqlalchemy import Connection, Row, Select, case, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
-from ragllava.jobs.queue import Lease, close_job_if_ended, end_open_shards, hand_back, insert_shards
+from ragllava.jobs.kinds import JobDetail, kind_of
+from ragllava.jobs.queue import (
+    Lease,
+    cancel_open_shards,
+    close_job_if_ended,
+    end_open_shards,
+    hand_back,
+    insert_shards,
+    unqueue,
+)
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
-from ragllava.records import AnswerStatus, FileStatus, JobKind, Progress, ReindexStatus, TaskStatus, TrainingStatus
-from ragllava.stores.archives import reindex_items
+from ragllava.records import Progress
 from ragllava.stores.archives.reindex_items import ReindexingView
-from ragllava.stores.jobs import outcomes, refreshes
 from ragllava.stores.jobs.refreshes import RefreshView
-from ragllava.stores.learning import trainings
 from ragllava.stores.learning.trainings import TrainingView
-from ragllava.stores.maintenance import tasks
 from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.stores.schema import archives, jobs, shards
 
 ALL_ARCHIVES = "*"  # no archive can have this name
-
-RETRIED_STATUSES: dict[JobKind, Sequence[StrEnum]] = {
-    JobKind.ANSWER: [AnswerStatus.FAILED, AnswerStatus.DEAD, AnswerStatus.CANCELLED],
-    JobKind.INGEST: [FileStatus.DEAD, FileStatus.CANCELLED, FileStatus.REJECTED],
-    JobKind.TRAIN: [TrainingStatus.FAILED, TrainingStatus.DEAD, TrainingStatus.CANCELLED],
-    JobKind.REINDEX: [
-        ReindexStatus.UNREADABLE,
-        ReindexStatus.REFUSED,
-        ReindexStatus.FAILED,
-        ReindexStatus.DEAD,
-        ReindexStatus.CANCELLED,
-    ],
-    JobKind.MAINTENANCE: [TaskStatus.FAILED, TaskStatus.DEAD, TaskStatus.CANCELLED],
-}
 
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """A job to be created.
 
-    `content_digest` covers what was asked for: it tells a repeated submit from another one under the same key.
+    `content_digest` covers what was asked for: it distinguishes a repeated submit from another one under the same key.
     `archive_id` None is for maintenance tasks that concern all archives.
     `last_on` names a queue: then the last input is a shard of its own there, dispatched when all others have ended.
     """
 
-    kind: JobKind
+    kind: str
     archive_id: int | None
     spec: dict[str, Any]
     total: int
@@ -68,12 +57,12 @@ class NewJob:
 class JobView:
     """A job as people see it. `archive` is `*` for a maintenance task that concerns all archives.
 
-    `training`, `reindexing` and `task` are set for train, reindex and maintenance jobs, `refresh` for an answer job
-    that refreshes another.
+    `detail` is what only its kind has; for the kinds that ship, `training`, `reindexing`, `task` and `refresh` give it
+    with its type.
     """
 
     job_id: int
-    kind: JobKind
+    kind: str
     archive: str
     state: JobState
     priority: int
@@ -84,22 +73,43 @@ class JobView:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    training: TrainingView | None = None
-    refresh: RefreshView | None = None
-    reindexing: ReindexingView | None = None
-    task: TaskView | None = None
+    detail: JobDetail | None = None
+
+    @property
+    def training(self) -> TrainingView | None:
+        """Set for a train job."""
+        return self.detail if isinstance(self.detail, TrainingView) else None
+
+    @property
+    def refresh(self) -> RefreshView | None:
+        """Set for an answer job that refreshes another."""
+        return self.detail if isinstance(self.detail, RefreshView) else None
+
+    @property
+    def reindexing(self) -> ReindexingView | None:
+        """Set for a reindex job."""
+        return self.detail if isinstance(self.detail, ReindexingView) else None
+
+    @property
+    def task(self) -> TaskView | None:
+        """Set for a maintenance job."""
+        return self.detail if isinstance(self.detail, TaskView) else None
 
     @property
     def is_final(self) -> bool:
-        """Nothing more will happen to this job by itself."""
+        """The job has ended, and only a retry changes that."""
         return self.state in FINAL_JOB_STATES
+
+    def detail_json(self) -> dict[str, Any]:
+        """The detail under the key of its kind; empty without one."""
+        return {kind_of(self.kind).detail_key: self.detail.as_json()} if self.detail else {}
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
         times = {"created_at": self.created_at, "started_at": self.started_at, "finished_at": self.finished_at}
         return {
             "job": self.job_id,
-            "kind": self.kind.value,
+            "kind": self.kind,
             "archive": self.archive,
             "state": self.state.value,
             "priority": self.priority,
@@ -108,16 +118,13 @@ class JobView:
             "error": self.error,
             "result": self.result,
             **{name: time.isoformat() if time else None for name, time in times.items()},
-            **({"training": self.training.as_json()} if self.training else {}),
-            **({"refresh": self.refresh.as_json()} if self.refresh else {}),
-            **({"reindexing": self.reindexing.as_json()} if self.reindexing else {}),
-            **({"maintenance": self.task.as_json()} if self.task else {}),
+            **self.detail_json(),
         }
 
 
 @dataclass(frozen=True, slots=True)
 class ShardView:
-    """A shard that is not simply waiting or done: what an operator asks for first."""
+    """A shard that runs, failed or is dead."""
 
     shard_id: int
     state: ShardState
@@ -131,8 +138,8 @@ class ShardView:
 def create(connection: Connection, new: NewJob) -> tuple[int, bool]:
     """Create the job and its shards; returns its id and whether it is new.
 
-    With an idempotency key that exists already, nothing is created and the existing id returned; if its content
-    was another one, UsageError. Of two submits at once with one key, the second waits for the first.
+    With an idempotency key that exists already, nothing is created and the existing id returned; UsageError if that
+    job has another content. Of two submits at once with the same key, the second waits for the first.
     """
     digest = hashlib.sha256(json.dumps([new.kind, new.archive_id, new.content_digest]).encode()).hexdigest()
     job_id = connection.scalar(
@@ -177,7 +184,7 @@ def view(connection: Connection, job_id: int) -> JobView:
 
 
 def has_ended(connection: Connection, job_id: int) -> bool:
-    """Whether nothing more will happen to a job by itself, by its row alone. Raises UsageError for an unknown id."""
+    """Whether a job has ended: JobView.is_final without the rest of the view. Raises UsageError for an unknown id."""
     state = connection.scalar(select(jobs.c.state).where(jobs.c.id == job_id))
     if state is None:
         raise _unknown_job(job_id)
@@ -186,8 +193,7 @@ def has_ended(connection: Connection, job_id: int) -> bool:
 
 def find_job(connection: Connection, idempotency_key: str) -> int | None:
     """The job that was made under this key, None when there is none."""
-    found: int | None = connection.scalar(select(jobs.c.id).where(jobs.c.idempotency_key == idempotency_key))
-    return found
+    return connection.scalar(select(jobs.c.id).where(jobs.c.idempotency_key == idempotency_key))
 
 
 def list_jobs(connection: Connection, *, limit: int = 50, only_open: bool = False) -> list[JobView]:
@@ -200,8 +206,9 @@ def list_jobs(connection: Connection, *, limit: int = 50, only_open: bool = Fals
 
 def troubled_shards(connection: Connection, job_id: int) -> list[ShardView]:
     """Shards that run, failed or are dead, with the reason."""
+    names = ("state", "lo", "hi", "attempts", "worker", "error")
     rows = connection.execute(
-        select(shards)
+        select(shards.c.id.label("shard_id"), *(shards.c[name] for name in names))
         .where(
             shards.c.job_id == job_id,
             (shards.c.error.is_not(None)) | (shards.c.state.in_([ShardState.RUNNING, ShardState.DEAD])),
@@ -209,30 +216,23 @@ def troubled_shards(connection: Connection, job_id: int) -> list[ShardView]:
         )
         .order_by(shards.c.lo, shards.c.id)
     )
-    return [
-        ShardView(row.id, ShardState(row.state), row.lo, row.hi, row.attempts, row.worker, row.error) for row in rows
-    ]
+    return [ShardView(**{**row._mapping, "state": ShardState(row.state)}) for row in rows]
 
 
 def cancel(connection: Connection, job_id: int) -> None:
-    """Stop a job: what has not begun is cancelled now, what runs stops at its next sub-batch. Answers stay."""
+    """Stop a job: waiting shards are cancelled now, running ones stop at their next sub-batch. Outcomes stay."""
     _move(connection, job_id, (JobState.RUNNING, JobState.PAUSED), JobState.CANCELLING, "cancelled")
-    end_open_shards(connection, job_id, "cancelled", "cancelled by the user")
-    close_job_if_ended(connection, job_id)
+    cancel_open_shards(connection, job_id)
 
 
 def pause(connection: Connection, job_id: int) -> None:
-    """Let nothing new begin; what runs is handed back at its next sub-batch."""
+    """Stop dispatching shards of a job; running ones are handed back at their next sub-batch."""
     _move(connection, job_id, (JobState.RUNNING,), JobState.PAUSED, "paused")
-    connection.execute(
-        update(shards)
-        .where(shards.c.job_id == job_id, shards.c.state == ShardState.QUEUED)
-        .values(state=ShardState.PENDING, queued_at=None)
-    )
+    unqueue(connection, shards.c.job_id == job_id)
 
 
 def resume(connection: Connection, job_id: int) -> None:
-    """Let a paused job go on."""
+    """Continue a paused job."""
     _move(connection, job_id, (JobState.PAUSED,), JobState.RUNNING, "resumed")
 
 
@@ -242,22 +242,23 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     Inputs that were invalid from the start stay as they are. Earlier answers are kept under their own run. Raises
     UsageError for an unknown job, for one that has not ended, and for a training while another one of its role is open.
     """
-    role = trainings.role_of(connection, job_id)
-    if role is not None:
-        # Before the job's row: who holds a role's lock may have to wait for a row, never the other way round.
-        trainings.lock_role(connection, role)
+    name = connection.scalar(select(jobs.c.kind).where(jobs.c.id == job_id))
+    if name is None:
+        raise _unknown_job(job_id)
+    kind = kind_of(name)
+    if kind.guard_retry is not None:
+        kind.guard_retry(connection, job_id)
     job = _lock_job(connection, job_id)
     if job.finished_at is None:
         raise UsageError(f"job {job_id} is {job.state}; only an ended job can be retried")
-    kind = JobKind(job.kind)
-    last_run = connection.scalar(select(func.max(shards.c.run_no)).where(shards.c.job_id == job_id)) or 0
-    run_no = int(last_run) + 1
-    numbers = outcomes.reopen(connection, kind, job_id, [str(status) for status in RETRIED_STATUSES[kind]], run_no)
+    last_run = connection.execute(select(func.max(shards.c.run_no)).where(shards.c.job_id == job_id)).scalar_one()
+    run_no = (last_run or 0) + 1
+    numbers = kind.inputs.reopen(connection, job_id, run_no, kind.retried)
     if not numbers:
         return 0
-    if role is not None:
-        trainings.require_none_open(connection, role)
-    last = _last_shard(connection, job_id)
+    last = connection.execute(  # the shard that waited for all others in the first run, if the job has one
+        select(shards).where(shards.c.job_id == job_id, shards.c.is_last).order_by(shards.c.id).limit(1)
+    ).one_or_none()
     others = [number for number in numbers if last is None or number != last.lo]
     chunks = [others[i : i + per_shard] for i in range(0, len(others), per_shard)]
     insert_shards(connection, job_id, run_no, [(chunk[0], chunk[-1] + 1) for chunk in chunks])
@@ -271,27 +272,17 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     return len(numbers)
 
 
-def _last_shard(connection: Connection, job_id: int) -> Row[Any] | None:
-    """The shard that waited for all others in the first run; None when the job has none."""
-    return connection.execute(
-        select(shards).where(shards.c.job_id == job_id, shards.c.is_last).order_by(shards.c.id).limit(1)
-    ).one_or_none()
-
-
 def jobs_without_result(connection: Connection) -> list[int]:
-    """Ended jobs whose result was not written down yet, oldest first."""
-    return list(
-        connection.scalars(
-            select(jobs.c.id).where(jobs.c.finished_at.is_not(None), jobs.c.result.is_(None)).order_by(jobs.c.id)
-        )
-    )
+    """Ended jobs whose result is not stored yet, oldest first."""
+    query = select(jobs.c.id).where(jobs.c.finished_at.is_not(None), jobs.c.result.is_(None))
+    return list(connection.scalars(query.order_by(jobs.c.id)))
 
 
 def set_result(connection: Connection, job: JobView, result: dict[str, Any]) -> None:
-    """Write down the result of an ended job; `job` is what it was before the result was made.
+    """Store the result of an ended job; `job` is what it was before the result was made.
 
-    Of a job that was retried meanwhile it would tell of an earlier run: then there is no result, and if that run
-    has ended too, the next tick makes a new one.
+    If the job was retried meanwhile, the result belongs to an earlier run: then none is stored, and if the new run has
+    ended too, the next tick makes a new one.
     """
     of_this_run = case((jobs.c.finished_at == job.finished_at, literal(result, jobs.c.result.type)))
     connection.execute(
@@ -300,7 +291,7 @@ def set_result(connection: Connection, job: JobView, result: dict[str, Any]) -> 
 
 
 def fail_unreconciled(connection: Connection, job: JobView, problem: str) -> None:
-    """What an ended job left does not add up: it has failed, whatever it ended as. Not if it was retried meanwhile."""
+    """Set an ended job whose counts do not add up to `failed`, unless it was retried meanwhile."""
     if not job.is_final:
         return
     connection.execute(
@@ -311,14 +302,14 @@ def fail_unreconciled(connection: Connection, job: JobView, problem: str) -> Non
 
 
 def refuse(connection: Connection, lease: Lease, reason: str) -> None:
-    """This job cannot be done as it is (its index belongs to another retriever, …): end all of it with the reason.
+    """End a job that cannot be done (its index belongs to another retriever, …) with the reason.
 
     Nothing happens when the lease is lost: perhaps the worker that has it now can do the job.
     """
     if not hand_back(connection, lease):
         return
     connection.execute(update(jobs).where(jobs.c.id == lease.job_id).values(error=reason))
-    end_open_shards(connection, lease.job_id, "rejected" if lease.kind == JobKind.INGEST else "failed", reason)
+    end_open_shards(connection, lease.job_id, kind_of(lease.kind).refused, reason)
     close_job_if_ended(connection, lease.job_id)
 
 
@@ -342,28 +333,18 @@ def _unknown_job(job_id: int) -> UsageError:
     return UsageError(f"there is no job {job_id}; `ragllava jobs list` shows all")
 
 
-def _select_jobs() -> Any:
-    name = func.coalesce(archives.c.name, ALL_ARCHIVES)
-    return select(jobs, name.label("archive")).outerjoin(archives, archives.c.id == jobs.c.archive_id)
+def _select_jobs() -> Select[Any]:
+    """The columns that a JobView takes as they are, and its state."""
+    names = ("kind", "state", "priority", "spec", "error", "result", "created_at", "started_at", "finished_at")
+    archive = func.coalesce(archives.c.name, ALL_ARCHIVES).label("archive")
+    columns = (jobs.c.id.label("job_id"), archive, jobs.c.total, *(jobs.c[name] for name in names))
+    return select(*columns).outerjoin_from(jobs, archives, archives.c.id == jobs.c.archive_id)
 
 
 def _as_view(connection: Connection, row: Row[Any]) -> JobView:
-    kind = JobKind(row.kind)
-    return JobView(
-        job_id=row.id,
-        kind=kind,
-        archive=row.archive,
-        state=JobState(row.state),
-        priority=row.priority,
-        spec=row.spec,
-        progress=Progress(row.total, outcomes.count(connection, kind, row.id)),
-        error=row.error,
-        result=row.result,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        training=trainings.view(connection, row.id) if kind is JobKind.TRAIN else None,
-        refresh=refreshes.view(connection, row.id, row.spec["refreshes"]) if "refreshes" in row.spec else None,
-        reindexing=reindex_items.view(connection, row.id) if kind is JobKind.REINDEX else None,
-        task=tasks.view(connection, row.id) if kind is JobKind.MAINTENANCE else None,
-    )
+    kind = kind_of(row.kind)
+    values = dict(row._mapping)
+    values["state"] = JobState(row.state)
+    values["progress"] = Progress(values.pop("total"), kind.inputs.count(connection, row.job_id))
+    values["detail"] = kind.detail(connection, row.job_id, row.spec) if kind.detail else None
+    return JobView(**values)

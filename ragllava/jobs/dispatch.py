@@ -1,35 +1,29 @@
-"""Sweep and dispatch: what makes lost, late and repeated messages harmless (docs/reliability.md D3).
+"""Reap and dispatch: what makes lost, late and repeated messages harmless (docs/reliability.md D3).
 
 Both are called after a submit, after each finished shard and by a tick every few seconds; any number may run at
-once. The shard's row is the outbox: commit first, publish after; a message that never arrived is found by its
+once. The shard's row is the outbox: commit first, publish after. A message that never arrived is recognised by its
 age in state `queued` and sent again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, case, exists, func, select, text, update
+from sqlalchemy import Connection, Engine, Row, case, exists, func, select, text, update
 
-from ragllava.jobs.queue import Limits, close_job_if_ended, end_open_shards, lock_shards, seconds, settle
+from ragllava.jobs.kinds import kind_of
+from ragllava.jobs.queue import cancel_open_shards, lock_shards, seconds, settle, unqueue
+from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
-from ragllava.records import JobKind
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import jobs, shards
 
 log = logging.getLogger(__name__)
-
-QUEUE_OF_KIND = {
-    JobKind.INGEST: "ingest",
-    JobKind.ANSWER: "query",
-    JobKind.TRAIN: "train",
-    JobKind.REINDEX: "ingest",
-    JobKind.MAINTENANCE: "ingest",
-}
 
 MESSAGES_PER_SLOT = 2  # enough that a slot never waits for the next message, few enough that order stays ours
 
@@ -46,13 +40,8 @@ class ShardMessage:
 Publish = Callable[[list[ShardMessage]], None]
 
 
-def limits(settings: Settings) -> Limits:
-    """The queue's limits as the settings have them."""
-    return Limits(settings.max_attempts, settings.max_transient_attempts, settings.retry_backoff_s)
-
-
 def reap_and_dispatch(engine: Engine, settings: Settings, publish: Publish) -> int:
-    """One tick: rescue, choose, commit, publish. Returns how many messages were published."""
+    """One tick: reap, choose, commit, publish. Returns how many messages were published."""
     in_transaction(engine, reap, settings)
     messages = in_transaction(engine, choose, settings)
     if messages:
@@ -61,28 +50,22 @@ def reap_and_dispatch(engine: Engine, settings: Settings, publish: Publish) -> i
 
 
 def reap(connection: Connection, settings: Settings) -> int:
-    """Rescue what its worker or the broker lost, and close what has ended. Returns the number of shards touched."""
+    """Take back shards that their worker or the broker lost, and end cancelled jobs. Returns how many it took back."""
     expired = lock_shards(connection, shards.c.state == ShardState.RUNNING, shards.c.lease_until < func.now())
     for row in expired:
         log.warning(
             "lease expired",
             extra={"action": "shard_reaped", "shard": row.id, "job": row.job_id, "worker": row.worker},
         )
-        settle(connection, row, f"worker {row.worker} stopped answering", limits(settings))
-    lost = connection.execute(
-        update(shards)
-        .where(
-            shards.c.state == ShardState.QUEUED,
-            shards.c.queued_at < func.now() - seconds(settings.queued_timeout_s),
-            shards.c.job_id.in_(select(jobs.c.id).where(jobs.c.finished_at.is_(None))),
-        )
-        .values(state=ShardState.PENDING, queued_at=None)
-    ).rowcount
-    for job_id in connection.scalars(
-        select(jobs.c.id).where(jobs.c.finished_at.is_(None), jobs.c.state == JobState.CANCELLING)
-    ).all():
-        end_open_shards(connection, job_id, "cancelled", "cancelled by the user")
-        close_job_if_ended(connection, job_id)
+        settle(connection, row, f"worker {row.worker} stopped answering", Limits.of(settings))
+    lost = unqueue(
+        connection,
+        shards.c.queued_at < func.now() - seconds(settings.queued_timeout_s),
+        shards.c.job_id.in_(select(jobs.c.id).where(jobs.c.finished_at.is_(None))),
+    )
+    cancelling = select(jobs.c.id).where(jobs.c.finished_at.is_(None), jobs.c.state == JobState.CANCELLING)
+    for job_id in connection.scalars(cancelling).all():
+        cancel_open_shards(connection, job_id)
     return len(expired) + lost
 
 
@@ -92,55 +75,46 @@ def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:
     Higher priority first; jobs of equal priority take turns. Messages of lower priority do not use up the room of
     higher ones, so a single question never waits behind a bulk job's messages.
     """
-    room = _room(connection, settings)
+    space = _QueueSpace(live_slots(connection, settings), _queued_messages(connection))
     chosen: list[ShardMessage] = []
-    ids: list[int] = []
     for row in _pending(connection):
-        queue = row.queue or QUEUE_OF_KIND[JobKind(row.kind)]
-        if room.take(queue, row.priority):
-            ids.append(row.id)
+        queue = row.queue or kind_of(row.kind).queue
+        if space.take(queue, row.priority):
             chosen.append(ShardMessage(row.id, queue, urgent=row.priority > 0))
-    if not ids:
+    if not chosen:
         return []
-    locked = set(
-        connection.scalars(
-            select(shards.c.id)
-            .where(shards.c.id.in_(ids), shards.c.state == ShardState.PENDING)
-            .with_for_update(skip_locked=True)
-        )
-    )
-    connection.execute(
-        update(shards).where(shards.c.id.in_(locked)).values(state=ShardState.QUEUED, queued_at=func.now())
-    )
+    ids = [message.shard_id for message in chosen]
+    is_pending = shards.c.state == ShardState.PENDING
+    free = select(shards.c.id).where(shards.c.id.in_(ids), is_pending).with_for_update(skip_locked=True)
+    locked = set(connection.scalars(free))
+    queued = {"state": ShardState.QUEUED, "queued_at": func.now()}
+    connection.execute(update(shards).where(shards.c.id.in_(locked)).values(queued))
     return [message for message in chosen if message.shard_id in locked]
 
 
 def unpublish(connection: Connection, shard_ids: list[int]) -> None:
-    """The broker took none of these messages: back to pending at once instead of after the timeout."""
-    connection.execute(
-        update(shards)
-        .where(and_(shards.c.id.in_(shard_ids), shards.c.state == ShardState.QUEUED))
-        .values(state=ShardState.PENDING, queued_at=None)
-    )
+    """Set shards whose messages the broker did not take back to pending at once, not after the timeout."""
+    unqueue(connection, shards.c.id.in_(shard_ids))
 
 
-class _Room:
-    """How many more messages each queue takes, by priority."""
+@dataclass(frozen=True)
+class _QueueSpace:
+    """How many more messages each queue takes. `queued` counts messages by queue and priority."""
 
-    def __init__(self, slots: dict[str, int], outstanding: dict[tuple[str, int], int]) -> None:
-        self._slots = slots
-        self._outstanding = defaultdict(int, outstanding)
+    slots: dict[str, int]
+    queued: Counter[tuple[str, int]]
 
     def take(self, queue: str, priority: int) -> bool:
-        ahead = sum(n for (q, p), n in self._outstanding.items() if q == queue and p >= priority)
-        if ahead >= MESSAGES_PER_SLOT * self._slots.get(queue, 0):
+        """Count one more message, if the queue has space for one of this priority."""
+        ahead = sum(n for (name, urgency), n in self.queued.items() if name == queue and urgency >= priority)
+        if ahead >= MESSAGES_PER_SLOT * self.slots.get(queue, 0):
             return False
-        self._outstanding[queue, priority] += 1
+        self.queued[queue, priority] += 1
         return True
 
 
 def live_slots(connection: Connection, settings: Settings) -> dict[str, int]:
-    """How many shards the workers that are there can run at once, by queue."""
+    """How many shards the live workers can run at once, by queue."""
     rows = connection.execute(
         text(
             "SELECT queue, sum(slots) AS slots FROM workers, unnest(queues) AS queue "
@@ -151,24 +125,24 @@ def live_slots(connection: Connection, settings: Settings) -> dict[str, int]:
     return {row.queue: int(row.slots) for row in rows}
 
 
-def _room(connection: Connection, settings: Settings) -> _Room:
-    outstanding = connection.execute(
-        select(jobs.c.kind, shards.c.queue, _PRIORITY, func.count())
+def _queued_messages(connection: Connection) -> Counter[tuple[str, int]]:
+    rows = connection.execute(
+        select(jobs.c.kind, shards.c.queue, _PRIORITY, func.count().label("number"))
         .join(shards, shards.c.job_id == jobs.c.id)
         .where(jobs.c.finished_at.is_(None), shards.c.state == ShardState.QUEUED)
         .group_by(jobs.c.kind, shards.c.queue, _PRIORITY)
     )
-    taken: dict[tuple[str, int], int] = defaultdict(int)
-    for kind, queue, priority, number in outstanding:
-        taken[queue or QUEUE_OF_KIND[JobKind(kind)], priority] += number
-    return _Room(live_slots(connection, settings), taken)
+    queued: Counter[tuple[str, int]] = Counter()
+    for row in rows:
+        queued[row.queue or kind_of(row.kind).queue, row.priority] += row.number
+    return queued
 
 
-def _pending(connection: Connection) -> list[_PendingShard]:
+def _pending(connection: Connection) -> Sequence[Row[Any]]:
     turn = func.row_number().over(partition_by=shards.c.job_id, order_by=shards.c.lo)
-    other = shards.alias("other")
-    others_open = exists().where(
-        other.c.job_id == shards.c.job_id, other.c.id != shards.c.id, other.c.state.in_(OPEN_SHARD_STATES)
+    sibling = shards.alias("sibling")
+    open_siblings = exists().where(
+        sibling.c.job_id == shards.c.job_id, sibling.c.id != shards.c.id, sibling.c.state.in_(OPEN_SHARD_STATES)
     )
     ready = (
         select(shards.c.id, jobs.c.kind, shards.c.queue, _PRIORITY, jobs.c.id.label("job_id"), turn.label("turn"))
@@ -178,11 +152,11 @@ def _pending(connection: Connection) -> list[_PendingShard]:
             jobs.c.state == JobState.RUNNING,
             shards.c.state == ShardState.PENDING,
             (shards.c.not_before.is_(None)) | (shards.c.not_before <= func.now()),
-            ~shards.c.is_last | ~others_open,
+            ~shards.c.is_last | ~open_siblings,
         )
         .subquery()
     )
-    # One queue may be full while another is empty, so look at some of each kind.
+    # One queue may be full while another is empty, so look at shards of each kind.
     rank = func.row_number().over(
         partition_by=func.coalesce(ready.c.queue, ready.c.kind),
         order_by=(ready.c.priority.desc(), ready.c.turn, ready.c.job_id),
@@ -190,18 +164,9 @@ def _pending(connection: Connection) -> list[_PendingShard]:
     ranked = select(ready.c.id, ready.c.kind, ready.c.queue, ready.c.priority, rank.label("rank")).subquery()
     # Kinds may share a queue, so priority decides between them, too.
     first = (ranked.c.priority.desc(), ranked.c.rank)
-    rows = connection.execute(select(ranked).where(ranked.c.rank <= _LOOK_AHEAD).order_by(*first))
-    return [_PendingShard(row.id, row.kind, row.queue, row.priority) for row in rows]
+    return connection.execute(select(ranked).where(ranked.c.rank <= _LOOK_AHEAD).order_by(*first)).all()
 
 
 _LOOK_AHEAD = 1000
-# What ends a job of low priority takes turns with the others: behind a stream of questions it would never come.
+# The last shard of a job of low priority takes turns with other jobs: behind a stream of questions it would never run.
 _PRIORITY = case((shards.c.is_last, func.greatest(jobs.c.priority, 0)), else_=jobs.c.priority).label("priority")
-
-
-@dataclass(frozen=True, slots=True)
-class _PendingShard:
-    id: int
-    kind: str
-    queue: str | None
-    priority: int

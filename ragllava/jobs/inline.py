@@ -1,4 +1,4 @@
-"""Runs one job to its end in this process: no broker, no workers. `ragllava eval` measures the stages this way.
+"""Runs a job to its end in this process, without broker and workers. `ragllava eval` measures the stages this way.
 
 The shards are leased as any worker leases them, so workers that run beside this process do no harm and may help.
 """
@@ -7,29 +7,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, func, select, update
 
 from ragllava.jobs import control, dispatch
 from ragllava.jobs.control import JobView
-from ragllava.jobs.runner import Stage, run_shard
+from ragllava.jobs.runner import run_shard
 from ragllava.jobs.states import ShardState
-from ragllava.records import JobKind
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import shards
 
-R = TypeVar("R")  # what a stage needs: stores and models
-
-_PAUSE_S = 0.2  # while the rest of the job waits for a service, or another process has it
+_PAUSE_S = 0.2  # while no shard is ready, because one waits for a service or another process has it
 
 
-def run_job(
-    job_id: int, settings: Settings, engine: Engine, resources: R, stages: Mapping[JobKind, Stage[R]]
-) -> JobView:
-    """Run the job's shards one after the other until it has ended, however; returns the ended job.
+def run_job(job_id: int, settings: Settings, engine: Engine, resources: object) -> JobView:
+    """Run the job's shards one after the other until it has ended, well or not; returns the ended job.
 
     Shards that another worker has are waited for, and taken over when its lease runs out.
     """
@@ -37,7 +30,7 @@ def run_job(
     while not (job := in_transaction(engine, control.view, job_id)).is_final:
         shard_id = in_transaction(engine, take_pending, job_id)
         if shard_id is not None:
-            run_shard(shard_id, worker, settings, engine, resources, stages)
+            run_shard(shard_id, worker, settings, engine, resources)
         else:
             in_transaction(engine, dispatch.reap, settings)
             time.sleep(_PAUSE_S)

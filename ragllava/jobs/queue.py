@@ -1,27 +1,28 @@
-"""One shard's life in Postgres: claim, heartbeat, commit under the fence, finish, fail
-(docs/reliability.md D1, D2, D4, D5).
+"""A shard's life in Postgres: claim, heartbeat, commit behind the fence, finish, fail (docs/reliability.md D1, D2, D4).
 
-Postgres owns the work; a Celery message is only a hint that a shard may be ready. Every function takes a
-Connection inside a transaction of the caller, uses the database's clock only, and says what it promises when
-several workers call it at once. `epoch` is the fence: it grows with every claim, so a worker that lost its lease
-cannot write, however late it wakes up.
+Postgres owns the work; a Celery message only says that a shard may be ready. Every function takes a Connection inside
+a transaction of the caller, uses the database's clock only, and says what it promises when several workers call it at
+once. `epoch` is the fence: it grows with every claim, so a worker that lost its lease cannot write, however late it
+wakes up. jobs/retry.py has the rule for failed attempts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Interval, Row, func, select, update
+from sqlalchemy import ColumnElement, Connection, Interval, Row, func, select, update
 
-from ragllava.errors import LeaseLost
+from ragllava.errors import LeaseLost, ShardInterrupted
+from ragllava.jobs.kinds import Kind, kind_of
+from ragllava.jobs.retry import Limits, NextStep, backoff_s, next_step
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
-from ragllava.records import AnswerStatus, FileStatus, JobKind, ReindexStatus, TaskStatus, TrainingStatus
-from ragllava.stores.jobs import job_ends, outcomes
-from ragllava.stores.jobs.outcomes import Reconciliation
+from ragllava.stores.jobs import job_ends
+from ragllava.stores.jobs.outcomes import Reconciliation, reconcile
 from ragllava.stores.schema import jobs, shards, workers
 
-MAX_BACKOFF_S = 60.0
+_BY_USER = "cancelled by the user"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Lease:
 
     shard_id: int
     job_id: int
-    kind: JobKind
+    kind: str
     archive_id: int
     spec: dict[str, Any]
     run_no: int
@@ -42,23 +43,6 @@ class Lease:
     epoch: int
     worker: str
     is_planned: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """What a heartbeat learned. `stop` asks the worker to hand the rest of its shard back at the next step."""
-
-    alive: bool
-    stop: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How often a shard may fail before it is halved, or dead when it holds one input only (docs/reliability.md D5)."""
-
-    max_attempts: int
-    max_transient_attempts: int
-    backoff_s: float
 
 
 def seconds(value: float) -> Any:
@@ -85,58 +69,46 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
             not_before=None,
         )
         .returning(
-            shards.c.id,
+            shards.c.id.label("shard_id"),
             shards.c.job_id,
-            shards.c.run_no,
-            shards.c.lo,
-            shards.c.hi,
-            shards.c.epoch,
-            shards.c.is_planned,
             jobs.c.kind,
-            jobs.c.archive_id,
+            func.coalesce(jobs.c.archive_id, 0).label("archive_id"),
             jobs.c.spec,
+            *(shards.c[name] for name in ("run_no", "lo", "hi", "epoch", "worker", "is_planned")),
         )
     ).one_or_none()
     if row is None:
         return None
+    lease = Lease(**row._mapping)
     connection.execute(
-        update(jobs).where(jobs.c.id == row.job_id, jobs.c.started_at.is_(None)).values(started_at=func.now())
+        update(jobs).where(jobs.c.id == lease.job_id, jobs.c.started_at.is_(None)).values(started_at=func.now())
     )
-    return Lease(
-        shard_id=row.id,
-        job_id=row.job_id,
-        kind=JobKind(row.kind),
-        archive_id=row.archive_id or 0,
-        spec=row.spec,
-        run_no=row.run_no,
-        lo=row.lo,
-        hi=row.hi,
-        epoch=row.epoch,
-        worker=worker,
-        is_planned=row.is_planned,
-    )
+    return lease
 
 
-def heartbeat(connection: Connection, lease: Lease, lease_s: float) -> Beat:
-    """Extend the lease if it is still ours, and learn whether job or worker are being stopped."""
+def heartbeat(connection: Connection, lease: Lease, lease_s: float) -> LeaseLost | ShardInterrupted | None:
+    """Extend the lease if it is still ours. Returns the error to stop with, if the lease, job or worker is ending."""
     held = connection.execute(
         update(shards).where(*_mine(lease)).values(lease_until=func.now() + seconds(lease_s)).returning(shards.c.id)
     ).one_or_none()
     if held is None:
-        return Beat(alive=False, stop=True)
+        return LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; another worker owns it")
     job_state = connection.scalar(select(jobs.c.state).where(jobs.c.id == lease.job_id))
-    draining = connection.scalar(select(workers.c.state).where(workers.c.name == lease.worker)) == "draining"
-    return Beat(alive=True, stop=draining or job_state != JobState.RUNNING)
+    worker_state = connection.scalar(select(workers.c.state).where(workers.c.name == lease.worker))
+    if worker_state == "draining" or job_state != JobState.RUNNING:
+        return ShardInterrupted(f"shard {lease.shard_id}: what is left is handed back")
+    return None
 
 
 def fence(connection: Connection, lease: Lease, lease_s: float) -> None:
     """Call first in every transaction that writes results: locks the shard's row, or raises LeaseLost."""
-    if not heartbeat(connection, lease, lease_s).alive:
-        raise LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; another worker owns it")
+    error = heartbeat(connection, lease, lease_s)
+    if isinstance(error, LeaseLost):
+        raise error
 
 
 def reset_attempts(connection: Connection, lease: Lease) -> None:
-    """The shard got on: attempts before this one were not poison, and are not counted against it any more."""
+    """The shard made progress: earlier attempts are not counted against it any more."""
     connection.execute(update(shards).where(*_mine(lease)).values(attempts=1))
 
 
@@ -152,56 +124,41 @@ def finish(connection: Connection, lease: Lease) -> None:
         .returning(shards.c.id)
     ).one_or_none()
     if row is None:
-        left = connection.execute(select(shards.c.state, shards.c.epoch).where(shards.c.id == lease.shard_id)).one()
-        if left == (ShardState.SPLIT, lease.epoch):
+        shard = connection.execute(select(shards.c.state, shards.c.epoch).where(shards.c.id == lease.shard_id)).one()
+        if shard == (ShardState.SPLIT, lease.epoch):
             return
         raise LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; its result is dropped")
     close_job_if_ended(connection, lease.job_id)
 
 
 def split(connection: Connection, lease: Lease, bounds: list[tuple[int, int]]) -> None:
-    """Let the open inputs of the shard be worked on as planned shards; call it behind the fence."""
+    """Replace the shard by planned shards over its open inputs; call it behind the fence."""
     insert_shards(connection, lease.job_id, lease.run_no, bounds, is_planned=True)
     _mark(connection, lease.shard_id, ShardState.SPLIT, None)
 
 
 def hand_back(connection: Connection, lease: Lease) -> bool:
-    """Give the unfinished rest back: nobody's fault, so the attempt is not counted. False when the lease is lost."""
+    """Give back what is not finished; the attempt is not counted. False when the lease is lost."""
     row = _lock(connection, lease)
     if row is None:
         return False
     if row.job_state == JobState.CANCELLING:
-        _end(connection, row, ShardState.CANCELLED, "cancelled", "cancelled by the user")
-        close_job_if_ended(connection, lease.job_id)
+        _end(connection, row, ShardState.CANCELLED, "cancelled", _BY_USER)
+        close_job_if_ended(connection, row.job_id)
     else:
-        _requeue(connection, row, attempts=row.attempts - 1, error=None, delay_s=0.0)
+        _requeue(connection, row, attempts=max(0, row.attempts - 1), error=None)
     return True
 
 
-def fail_transient(connection: Connection, lease: Lease, error: str, limits: Limits) -> None:
-    """A service did not answer: try again later, with a growing delay, and do not blame the inputs yet."""
-    row = _lock(connection, lease)
-    if row is None:
-        return
-    if row.transient_attempts + 1 >= limits.max_transient_attempts:
-        settle(connection, row, error, limits)
-        return
-    delay_s = min(MAX_BACKOFF_S, limits.backoff_s * 2**row.transient_attempts)
-    _requeue(connection, row, attempts=row.attempts - 1, error=error, delay_s=delay_s)
-    connection.execute(
-        update(shards).where(shards.c.id == row.id).values(transient_attempts=shards.c.transient_attempts + 1)
-    )
-
-
-def fail(connection: Connection, lease: Lease, error: str, limits: Limits) -> None:
-    """The stage raised something that nobody expected: one attempt is used up."""
+def fail(connection: Connection, lease: Lease, error: str, limits: Limits, *, is_transient: bool = False) -> None:
+    """The attempt failed. `is_transient`: a service did not answer. Nothing happens when the lease is lost."""
     row = _lock(connection, lease)
     if row is not None:
-        settle(connection, row, error, limits)
+        settle(connection, row, error, limits, is_transient=is_transient)
 
 
 def expire(connection: Connection, shard_id: int, worker: str) -> None:
-    """A worker's parent saw its child die: let the sweep have the shard now instead of after the lease."""
+    """End the lease of a child process that its parent saw die, so that the next tick reaps the shard."""
     connection.execute(
         update(shards)
         .where(shards.c.id == shard_id, shards.c.worker == worker, shards.c.state == ShardState.RUNNING)
@@ -209,30 +166,49 @@ def expire(connection: Connection, shard_id: int, worker: str) -> None:
     )
 
 
-def settle(connection: Connection, row: Row[Any], error: str, limits: Limits) -> None:
-    """Decide about a shard whose attempt failed; its row must be locked by the caller.
-
-    Below the limit it is tried again whole. At the limit, several unfinished inputs are halved, so that one
-    poisonous input ends alone, and a single one is dead (docs/reliability.md D5).
-    """
-    kind = JobKind(row.kind)
-    open_inputs = outcomes.open_inputs(connection, kind, row.job_id, row.run_no, row.lo, row.hi)
-    if row.job_state == JobState.CANCELLING:
-        _end(connection, row, ShardState.CANCELLED, "cancelled", "cancelled by the user")
-    elif not open_inputs:
-        _mark(connection, row.id, ShardState.DONE, None)
-    elif row.attempts < limits.max_attempts:
-        _requeue(connection, row, attempts=row.attempts, error=error, delay_s=0.0)
-        return
-    elif len(open_inputs) == 1:
-        reason = f"given up after {row.attempts} attempts: {error}"
-        _end(connection, row, ShardState.DEAD, "dead", reason)
-    else:
-        middle = open_inputs[len(open_inputs) // 2]
-        halves = [(open_inputs[0], middle), (middle, open_inputs[-1] + 1)]
-        insert_shards(connection, row.job_id, row.run_no, halves, is_planned=row.is_planned)
-        _mark(connection, row.id, ShardState.SPLIT, error)
+def settle(connection: Connection, row: Row[Any], error: str, limits: Limits, *, is_transient: bool = False) -> None:
+    """Do with a shard whose attempt failed what jobs/retry.py says; its row must be locked by the caller."""
+    numbers = kind_of(row.kind).inputs.open_numbers(connection, row.job_id, row.run_no, row.lo, row.hi)
+    match next_step(
+        limits,
+        attempts=row.attempts,
+        transient_attempts=row.transient_attempts,
+        open_inputs=len(numbers),
+        is_transient=is_transient,
+        is_cancelled=row.job_state == JobState.CANCELLING,
+    ):
+        case NextStep.WAIT:
+            _requeue(
+                connection,
+                row,
+                attempts=max(0, row.attempts - 1),
+                transient_attempts=row.transient_attempts + 1,
+                not_before=func.now() + seconds(backoff_s(limits, row.transient_attempts)),
+                error=error,
+            )
+            return
+        case NextStep.TRY_AGAIN:
+            _requeue(connection, row, error=error)
+            return
+        case NextStep.SPLIT:
+            middle = numbers[len(numbers) // 2]
+            halves = [(numbers[0], middle), (middle, numbers[-1] + 1)]
+            insert_shards(connection, row.job_id, row.run_no, halves, is_planned=row.is_planned)
+            _mark(connection, row.id, ShardState.SPLIT, error)
+        case NextStep.GIVE_UP:
+            _end(connection, row, ShardState.DEAD, "dead", f"given up after {row.attempts} attempts: {error}")
+        case NextStep.CANCEL:
+            _end(connection, row, ShardState.CANCELLED, "cancelled", _BY_USER)
+        case NextStep.FINISH:
+            _mark(connection, row.id, ShardState.DONE, None)
     close_job_if_ended(connection, row.job_id)
+
+
+def unqueue(connection: Connection, *conditions: ColumnElement[bool]) -> int:
+    """Set queued shards that meet the conditions back to pending; returns how many."""
+    is_queued = shards.c.state == ShardState.QUEUED
+    pending = {"state": ShardState.PENDING, "queued_at": None}
+    return connection.execute(update(shards).where(is_queued, *conditions).values(pending)).rowcount
 
 
 def insert_shards(
@@ -256,17 +232,17 @@ def insert_shards(
         connection.execute(shards.insert(), [common | {"lo": lo, "hi": hi} for lo, hi in bounds])
 
 
-def lock_shards(connection: Connection, *conditions: Any) -> list[Row[Any]]:
-    """Shards of open jobs that meet the conditions, locked; those that others hold are left out."""
-    return list(
-        connection.execute(
-            select(shards, jobs.c.kind, jobs.c.state.label("job_state"))
-            .join(jobs, jobs.c.id == shards.c.job_id)
-            .where(jobs.c.finished_at.is_(None), *conditions)
-            .order_by(shards.c.id)
-            .with_for_update(of=shards, skip_locked=True)
-        )
-    )
+def lock_shards(
+    connection: Connection, *conditions: ColumnElement[bool], skip_locked: bool = True
+) -> Sequence[Row[Any]]:
+    """Lock shards of open jobs that meet the conditions; those that others have locked are left out or waited for."""
+    return connection.execute(
+        select(shards, jobs.c.kind, jobs.c.state.label("job_state"))
+        .join(jobs, jobs.c.id == shards.c.job_id)
+        .where(jobs.c.finished_at.is_(None), *conditions)
+        .order_by(shards.c.id)
+        .with_for_update(of=shards, skip_locked=skip_locked)
+    ).all()
 
 
 def close_job_if_ended(connection: Connection, job_id: int) -> None:
@@ -282,30 +258,31 @@ def close_job_if_ended(connection: Connection, job_id: int) -> None:
     )
     if still_open:
         return
-    state, error = _final_state(JobState(job.state), outcomes.reconcile(connection, JobKind(job.kind), job_id))
+    kind = kind_of(job.kind)
+    state, error = _final_state(JobState(job.state), kind, reconcile(connection, kind.inputs, job_id))
     connection.execute(
         update(jobs)
         .where(jobs.c.id == job_id)
         .values(state=state, error=func.coalesce(jobs.c.error, error), finished_at=func.now())
     )
-    job_ends.tell(connection, job_id)
+    job_ends.notify(connection, job_id)
+
+
+def cancel_open_shards(connection: Connection, job_id: int) -> None:
+    """`end_open_shards` for a job that its user cancelled; closes the job if none of its shards runs."""
+    end_open_shards(connection, job_id, "cancelled", _BY_USER)
+    close_job_if_ended(connection, job_id)
 
 
 def end_open_shards(connection: Connection, job_id: int, status: str, reason: str) -> None:
-    """Cancel a job's pending and queued shards; their open inputs get the outcome. Running ones stop by themselves."""
-    for row in lock_shards(
-        connection,
-        shards.c.job_id == job_id,
-        shards.c.state.in_([ShardState.PENDING, ShardState.QUEUED]),
-    ):
+    """Cancel a job's pending and queued shards; their open inputs get the outcome. Running ones stop at a heartbeat."""
+    is_waiting = shards.c.state.in_([ShardState.PENDING, ShardState.QUEUED])
+    for row in lock_shards(connection, shards.c.job_id == job_id, is_waiting):
         _end(connection, row, ShardState.CANCELLED, status, reason)
 
 
-def _final_state(state: JobState, counted: Reconciliation) -> tuple[JobState, str | None]:
-    bad_states = {AnswerStatus.FAILED, AnswerStatus.DEAD, FileStatus.REJECTED, FileStatus.DEAD}
-    bad_states |= {TrainingStatus.FAILED, TrainingStatus.DEAD, TaskStatus.FAILED, TaskStatus.DEAD}
-    bad_states |= {ReindexStatus.UNREADABLE, ReindexStatus.FAILED, ReindexStatus.DEAD}
-    bad = sum(number for status, number in counted.by_status.items() if status in bad_states)
+def _final_state(state: JobState, kind: Kind, counted: Reconciliation) -> tuple[JobState, str | None]:
+    bad = sum(number for status, number in counted.by_status.items() if status in kind.bad)
     if counted.problem is not None:
         return JobState.FAILED, counted.problem
     if state == JobState.CANCELLING:
@@ -315,40 +292,26 @@ def _final_state(state: JobState, counted: Reconciliation) -> tuple[JobState, st
     return (JobState.COMPLETED_WITH_ERRORS if bad else JobState.COMPLETED), None
 
 
-def _mine(lease: Lease) -> tuple[Any, ...]:
-    return (
-        shards.c.id == lease.shard_id,
-        shards.c.epoch == lease.epoch,
-        shards.c.state == ShardState.RUNNING,
-    )
+def _mine(lease: Lease) -> tuple[ColumnElement[bool], ...]:
+    return (shards.c.id == lease.shard_id, shards.c.epoch == lease.epoch, shards.c.state == ShardState.RUNNING)
 
 
 def _lock(connection: Connection, lease: Lease) -> Row[Any] | None:
-    return connection.execute(
-        select(shards, jobs.c.kind, jobs.c.state.label("job_state"))
-        .join(jobs, jobs.c.id == shards.c.job_id)
-        .where(*_mine(lease))
-        .with_for_update(of=shards)
-    ).one_or_none()
+    return next(iter(lock_shards(connection, *_mine(lease), skip_locked=False)), None)
 
 
-def _requeue(connection: Connection, row: Row[Any], *, attempts: int, error: str | None, delay_s: float) -> None:
+def _requeue(connection: Connection, row: Row[Any], **values: Any) -> None:
+    cleared = {"lease_until": None, "queued_at": None, "not_before": None}
     connection.execute(
-        update(shards)
-        .where(shards.c.id == row.id)
-        .values(
-            state=ShardState.PENDING,
-            attempts=max(0, attempts),
-            lease_until=None,
-            queued_at=None,
-            not_before=func.now() + seconds(delay_s) if delay_s else None,
-            error=error,
-        )
+        update(shards).where(shards.c.id == row.id).values({"state": ShardState.PENDING, **cleared, **values})
     )
 
 
 def _end(connection: Connection, row: Row[Any], state: ShardState, status: str, reason: str) -> None:
-    outcomes.write_terminal(connection, JobKind(row.kind), row.job_id, row.run_no, (row.lo, row.hi), status, reason)
+    inputs = kind_of(row.kind).inputs
+    numbers = inputs.open_numbers(connection, row.job_id, row.run_no, row.lo, row.hi)
+    if numbers:
+        inputs.end(connection, row.job_id, row.run_no, numbers, status, reason)
     _mark(connection, row.id, state, reason)
 
 

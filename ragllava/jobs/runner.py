@@ -1,22 +1,22 @@
-"""Runs one shard: lease, stage, commit. The one place with a broad `except` (docs/reliability.md D2, D4, D5)."""
+"""Runs a shard: lease, stage, commit. The only place with a broad `except` (docs/reliability.md D2, D4, D5)."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import DeviceLost, JobRefused, LeaseLost, RagllavaError, ShardInterrupted
 from ragllava.jobs import control, queue
-from ragllava.jobs.dispatch import limits
+from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.queue import Lease
-from ragllava.records import JobKind
+from ragllava.jobs.retry import Limits
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction
 
@@ -28,7 +28,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ShardContext(Generic[R]):
-    """What a stage gets: its lease, its resources, and the two calls that keep it honest."""
+    """What a stage gets: its lease, its resources, and its only ways to the database.
+
+    `stop` returns the error to stop with, None while the stage may continue.
+    """
 
     lease: Lease
     settings: Settings
@@ -41,6 +44,12 @@ class ShardContext(Generic[R]):
         error = self.stop()
         if error is not None:
             raise error
+
+    def open_inputs(self) -> list[int]:
+        """Numbers of the shard's inputs that have no outcome in this run, ascending."""
+        lease = self.lease
+        inputs = kind_of(lease.kind).inputs
+        return self.read(inputs.open_numbers, lease.job_id, lease.run_no, lease.lo, lease.hi)
 
     def read(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work(connection, *args, **kwargs)` in a transaction of its own."""
@@ -56,31 +65,21 @@ class ShardContext(Generic[R]):
         return in_transaction(self.engine, fenced)
 
 
-Stage = Callable[[ShardContext[R]], None]
+def run_shard(shard_id: int, worker: str, settings: Settings, engine: Engine, resources: R) -> bool:
+    """Lease the shard, run its kind's stage, record how it ended. Returns False if the lease was not available.
 
-
-def run_shard(
-    shard_id: int,
-    worker: str,
-    settings: Settings,
-    engine: Engine,
-    resources: R,
-    stages: Mapping[JobKind, Stage[R]],
-) -> bool:
-    """Lease the shard, run its kind's stage, record how it ended. Returns False when the lease was not to be had.
-
-    Raises only what concerns the process: DeviceLost (recorded, but this process cannot go on), and
-    ServiceUnavailable when the database itself is away; then the lease runs out and the sweep takes over.
+    Raises only what concerns the process: DeviceLost (recorded, but this process must end), and ServiceUnavailable
+    when the database itself is away; then the lease runs out and the shard is reaped.
     """
     lease = in_transaction(engine, queue.claim, shard_id, worker, settings.lease_s)
     if lease is None:
-        log.info("shard not to be had", extra={"action": "shard_dropped", "shard": shard_id})
+        log.info("lease not available", extra={"action": "shard_dropped", "shard": shard_id})
         return False
-    facts = {"shard": lease.shard_id, "job": lease.job_id, "kind": lease.kind.value, "epoch": lease.epoch}
+    facts = {"shard": lease.shard_id, "job": lease.job_id, "kind": lease.kind, "epoch": lease.epoch}
     started = time.monotonic()
-    with Heartbeat(engine, lease, settings) as heart:
+    with _heartbeat(engine, lease, settings) as stop:
         try:
-            stages[lease.kind](ShardContext(lease, settings, engine, resources, heart.problem))
+            kind_of(lease.kind).load_stage()(ShardContext(lease, settings, engine, resources, stop))
             in_transaction(engine, queue.finish, lease)
         except Exception as error:
             _record_failure(engine, settings, lease, error, facts)
@@ -105,51 +104,37 @@ def _record_failure(
         in_transaction(engine, control.refuse, lease, message)
         log.error(message, extra={"action": "job_refused", **facts})
     elif isinstance(error, RagllavaError) and error.retryable:
-        in_transaction(engine, queue.fail_transient, lease, message, limits(settings))
+        in_transaction(engine, queue.fail, lease, message, Limits.of(settings), is_transient=True)
         log.info(message, extra={"action": "shard_retry", **facts})
     else:
         text = f"{type(error).__name__}: {message}"
-        in_transaction(engine, queue.fail, lease, text, limits(settings))
+        in_transaction(engine, queue.fail, lease, text, Limits.of(settings))
         log.error(text, exc_info=error, extra={"action": "shard_failed", **facts})
 
 
-class Heartbeat:
-    """Extends a lease from a thread of its own, and remembers why the stage should stop, if it should."""
+@contextmanager
+def _heartbeat(engine: Engine, lease: Lease, settings: Settings) -> Iterator[Callable[[], Exception | None]]:
+    """Extends the lease from a thread of its own; yields a function that returns the error to stop with, if any."""
+    done = threading.Event()
+    errors: list[Exception] = []
 
-    def __init__(self, engine: Engine, lease: Lease, settings: Settings) -> None:
-        """Nothing happens before the `with`."""
-        self._engine = engine
-        self._lease = lease
-        self._settings = settings
-        self._done = threading.Event()
-        self._problem: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name=f"heartbeat-{lease.shard_id}", daemon=True)
-
-    def problem(self) -> Exception | None:
-        """None, or the error that the stage should stop with."""
-        return self._problem
-
-    def __enter__(self) -> Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        # A beat that finds a stop looks more often than the lease asks, so that cancel and shutdown are quick.
-        pause_s = min(self._settings.heartbeat_s, 2.0)
-        while not self._done.wait(pause_s):
+    def run() -> None:
+        # More often than the lease needs, so that cancel and shutdown are quick.
+        while not done.wait(min(settings.heartbeat_s, 2.0)):
             try:
-                beat = in_transaction(self._engine, queue.heartbeat, self._lease, self._settings.lease_s)
-            except RagllavaError as error:
-                log.warning(str(error), extra={"action": "heartbeat_missed", "shard": self._lease.shard_id})
+                error = in_transaction(engine, queue.heartbeat, lease, settings.lease_s)
+            except RagllavaError as missed:
+                log.warning(str(missed), extra={"action": "heartbeat_missed", "shard": lease.shard_id})
                 continue
-            if not beat.alive:
-                self._problem = LeaseLost(f"shard {self._lease.shard_id}: the lease is gone")
+            if error is not None:
+                errors.append(error)
+            if isinstance(error, LeaseLost):
                 return
-            if beat.stop:
-                self._problem = ShardInterrupted(f"shard {self._lease.shard_id}: the rest is handed back")
+
+    thread = threading.Thread(target=run, name=f"heartbeat-{lease.shard_id}", daemon=True)
+    thread.start()
+    try:
+        yield lambda: errors[-1] if errors else None
+    finally:
+        done.set()
+        thread.join()

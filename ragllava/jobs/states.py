@@ -32,6 +32,5 @@ class ShardState(StrEnum):
     CANCELLED = "cancelled"
 
 
-OPEN_JOB_STATES = (JobState.RUNNING, JobState.PAUSED, JobState.CANCELLING)
-FINAL_JOB_STATES = tuple(state for state in JobState if state not in OPEN_JOB_STATES)
+FINAL_JOB_STATES = (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS, JobState.FAILED, JobState.CANCELLED)
 OPEN_SHARD_STATES = (ShardState.PENDING, ShardState.QUEUED, ShardState.RUNNING)

@@ -1,4 +1,4 @@
-"""WorkerFleet: starts worker processes, starts them again when they die, and ends them in good order."""
+"""WorkerFleet: starts worker processes, restarts those that die, and stops them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from ragllava.errors import ServiceUnavailable
 from ragllava.local.home import Home
-from ragllava.local.processes import RunningProcess, last_lines, launch, processes_in
-from ragllava.local.watchdog import Watchdog, stop_all
+from ragllava.local.processes import exit_text, is_alive, kill_group, last_lines, launch, processes_in, stop
+from ragllava.local.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 _MOST_DEATHS = 6
 _LONGEST_DELAY_S = 30.0
-_HEALTHY_S = 60.0  # a worker that ran this long begins with a clean slate
+_HEALTHY_S = 60.0  # the deaths before a run of this length no longer count
 _POLL_S = 0.1
 
 
@@ -34,31 +36,38 @@ class WorkerSpec:
 @dataclass(slots=True)
 class _Worker:
     spec: WorkerSpec
-    process: RunningProcess | None = None
+    log: Path
+    process: psutil.Process | None = None
     started: float = 0.0  # time.monotonic()
-    deaths: int = 0  # in a row, none of them after a healthy time
+    deaths: int = 0  # in a row, with no healthy run between them
     restart_at: float | None = None
     given_up: bool = False
     ready: bool = False
 
+    def lost_message(self) -> str:
+        return (
+            f"worker {self.spec.name} died {self.deaths} times in a row and is not started again "
+            f"({last_lines(self.log, 1)}); see {self.log}"
+        )
 
-# Says whether the worker of this name, running for so many seconds, is ready for work.
+
+# Whether the worker of this name, which has run for so many seconds, is ready for work.
 Readiness = Callable[[str, float], bool]
 
 
 class WorkerFleet:
-    """The worker processes of one home. Call `start`, then `check` again and again, at the end `stop`."""
+    """The worker processes of one home. Call `start`, then `check` regularly, at the end `stop`."""
 
     def __init__(self, home: Home, specs: Iterable[WorkerSpec], *, is_ready: Readiness, grace_s: float = 60.0) -> None:
-        """Nothing is started. `grace_s` is what a worker gets to hand its work back when it is asked to end."""
+        """Nothing is started. `grace_s` is the time in which a stopping worker hands its work back."""
         self._home = home
-        self._workers = [_Worker(spec) for spec in specs]
+        self._workers = [_Worker(spec, home.logs / f"worker-{spec.name}.log") for spec in specs]
         self._is_ready = is_ready
         self._grace_s = grace_s
         self._watchdog = Watchdog(home.workers, grace_s)
 
     def start(self) -> None:
-        """Start every worker, after ending those that a killed `ragllava up` left behind."""
+        """Start every worker, after stopping those that a killed `ragllava up` left behind."""
         end_orphans(self._home)
         for worker in self._workers:
             self._launch(worker)
@@ -69,36 +78,34 @@ class WorkerFleet:
         on_ready: Callable[[str, int, float], None] = lambda name, pid, seconds: None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Wait for all workers; `on_ready(name, pid, seconds)` is called for each when it is.
+        """Wait for all workers; `on_ready(name, pid, seconds)` is called for each as soon as it is ready.
 
         Dead workers are restarted meanwhile. Returns early when `cancelled()`. Raises ServiceUnavailable when a
-        worker is given up or the time is over.
+        worker died too often, or after `timeout_s` seconds.
         """
         deadline = time.monotonic() + timeout_s
         while not cancelled():
             self.check()
-            for worker in self._workers:
-                self._note_ready(worker, on_ready)
-            waiting = [worker for worker in self._workers if not worker.ready]
+            waiting = [worker for worker in self._workers if not self._check_ready(worker, on_ready)]
             if not waiting:
                 return
-            lost = next((worker for worker in waiting if worker.given_up), None)
-            if lost is not None:
-                raise ServiceUnavailable(self._lost_message(lost))
+            for worker in waiting:
+                if worker.given_up:
+                    raise ServiceUnavailable(worker.lost_message())
             if time.monotonic() >= deadline:
-                name = waiting[0].spec.name
+                worker = waiting[0]
                 raise ServiceUnavailable(
-                    f"worker {name} is not ready after {timeout_s:.0f} s: "
-                    f"{last_lines(self._log(name), 1)}; see {self._log(name)}"
+                    f"worker {worker.spec.name} is not ready after {timeout_s:.0f} s: "
+                    f"{last_lines(worker.log, 1)}; see {worker.log}"
                 )
             time.sleep(_POLL_S)
 
     def check(self) -> None:
-        """One look at every worker: a dead one is restarted, after a delay that grows with each death in a row."""
+        """Restart dead workers, each after a delay that grows with its deaths in a row."""
         now = time.monotonic()
         for worker in self._workers:
-            if worker.process is not None and not worker.process.alive():
-                self._bury(worker, now)
+            if worker.process is not None and not is_alive(worker.process):
+                self._plan_restart(worker, worker.process, now)
             if worker.restart_at is not None and now >= worker.restart_at:
                 self._launch(worker)
         self._watchdog.check()
@@ -108,16 +115,16 @@ class WorkerFleet:
         return {
             worker.spec.name: worker.process.pid
             for worker in self._workers
-            if worker.process is not None and worker.process.alive()
+            if worker.process is not None and is_alive(worker.process)
         }
 
     def lost(self) -> list[str]:
         """One sentence for each worker that died too often and is not restarted any more."""
-        return [self._lost_message(worker) for worker in self._workers if worker.given_up]
+        return [worker.lost_message() for worker in self._workers if worker.given_up]
 
     def stop(self) -> None:
-        """Ask all workers to end, give them `grace_s` seconds together, then kill what is left of their groups."""
-        stop_all([worker.process for worker in self._workers if worker.process is not None], self._grace_s)
+        """Ask all workers to end, wait `grace_s` seconds for all together, then kill what is left of their groups."""
+        stop([worker.process for worker in self._workers if worker.process is not None], self._grace_s)
         for worker in self._workers:
             worker.process = worker.restart_at = None
         self._watchdog.close()
@@ -131,58 +138,44 @@ class WorkerFleet:
             worker.process = launch(
                 worker.spec.command,
                 folder=self._home.workers,
-                log=self._log(worker.spec.name),
+                log=worker.log,
                 environment={**os.environ, "RAGLLAVA_HOME": str(self._home.root), **worker.spec.environment},
             )
         except OSError as error:
             raise ServiceUnavailable(f"worker {worker.spec.name} cannot be started: {error}") from error
         self._watchdog.add(worker.process.pid)
 
-    def _bury(self, worker: _Worker, now: float) -> None:
-        process = worker.process
-        if process is None:
-            return
+    def _plan_restart(self, worker: _Worker, process: psutil.Process, now: float) -> None:
         worker.process = None
-        process.kill_group()  # its children, if it left any
+        kill_group(process)  # its children, if it left any
         self._watchdog.remove(process.pid)
         worker.deaths = 1 if now - worker.started >= _HEALTHY_S else worker.deaths + 1
         delay_s = restart_delay_s(worker.deaths)
         facts = {"action": "worker_died", "worker": worker.spec.name, "pid": process.pid, "deaths": worker.deaths}
         if delay_s is None:
             worker.given_up = True
-            log.error(self._lost_message(worker), extra=facts)
+            log.error(worker.lost_message(), extra=facts)
         else:
             worker.restart_at = now + delay_s
-            log.warning(f"worker {process.exit_text()}, next start in {delay_s:g} s", extra=facts)
+            log.warning(f"worker {exit_text(process)}, next start in {delay_s:g} s", extra=facts)
 
-    def _note_ready(self, worker: _Worker, on_ready: Callable[[str, int, float], None]) -> None:
-        if worker.ready or worker.process is None:
-            return
+    def _check_ready(self, worker: _Worker, on_ready: Callable[[str, int, float], None]) -> bool:
         seconds = time.monotonic() - worker.started
-        if self._is_ready(worker.spec.name, seconds):
+        if worker.process and not worker.ready and self._is_ready(worker.spec.name, seconds):
             worker.ready = True
             on_ready(worker.spec.name, worker.process.pid, seconds)
-
-    def _log(self, name: str) -> Path:
-        return self._home.logs / f"worker-{name}.log"
-
-    def _lost_message(self, worker: _Worker) -> str:
-        path = self._log(worker.spec.name)
-        return (
-            f"worker {worker.spec.name} died {worker.deaths} times in a row and is not started again "
-            f"({last_lines(path, 1)}); see {path}"
-        )
+        return worker.ready
 
 
 def restart_delay_s(deaths: int) -> float | None:
-    """Seconds to wait after so many deaths in a row: 1, 2, 4 … at most 30; None when it is time to give up."""
+    """Seconds to wait after so many deaths in a row: 1, 2, 4 … at most 30; None: do not restart."""
     return None if deaths >= _MOST_DEATHS else min(_LONGEST_DELAY_S, 2.0 ** (deaths - 1))
 
 
 def end_orphans(home: Home) -> int:
-    """End every process that works in this home's worker folder; returns how many there were."""
-    orphans = [RunningProcess(process) for process in processes_in(home.workers)]
+    """Stop every process that works in this home's worker folder; returns how many there were."""
+    orphans = processes_in(home.workers)
     if orphans:
-        log.info("ending left-over worker processes", extra={"action": "orphans_ended", "count": len(orphans)})
-    stop_all(orphans, grace_s=5.0)
+        log.info("stopping left-over worker processes", extra={"action": "orphans_ended", "count": len(orphans)})
+    stop(orphans, grace_s=5.0)
     return len(orphans)

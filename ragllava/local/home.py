@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import random
@@ -12,16 +13,18 @@ import socket
 import stat
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import psutil
+from pydantic import TypeAdapter
 
 from ragllava.errors import AlreadyRunning, SettingsError
+from ragllava.whole_files import write_whole
 
 _LATER_SECRETS = ("events_token",)  # not in homes of the first version
 _SMALLEST_FREE_BYTES = 512 * 2**20  # an empty Postgres with its first log segments takes 80 MB
-# Below the range from which Linux takes the ports of outgoing connections (32768 and up), so that a port that
-# we keep is rarely taken by somebody's connection while our services are down; twins lie below it too.
+# Below the range from which Linux takes the ports of outgoing connections (32768 and up), so that a connection rarely
+# occupies one of our ports while our services do not run; twins lie below it too.
 _PORT_RANGE = range(15_000, 22_000)
 
 
@@ -39,7 +42,7 @@ class Secrets:
 
 @dataclass(slots=True)
 class ServicesState:
-    """The content of run/services.json: what runs, and the ports of the last time."""
+    """The content of run/services.json: the settings of what runs, and the ports of the last run."""
 
     settings: dict[str, str] = field(default_factory=dict)
     ports: dict[str, list[int]] = field(default_factory=dict)
@@ -77,55 +80,37 @@ class Home:
             )
 
     def unusable(self, error: OSError) -> SettingsError:
-        """The sentence for a home that cannot be used."""
+        """The error of a home that cannot be written."""
         return SettingsError(
             f"cannot write to {self.root} ({error.strerror or error}); set RAGLLAVA_HOME to a folder of yours"
         )
 
     def load_secrets(self) -> Secrets:
-        """The passwords; made at the first call and the same ever after."""
+        """The passwords, generated at the first call. Raises SettingsError when their file is damaged."""
         names = [item.name for item in fields(Secrets)]
         try:
             stored = json.loads(self.secrets_file.read_text()) if self.secrets_file.exists() else {}
-            # A home of an earlier version lacks what came later; one that lacks more was damaged.
+            # A home of an earlier version lacks the later ones; a file that lacks others is damaged.
             missing = [name for name in names if name not in stored and (not stored or name in _LATER_SECRETS)]
             if missing:
                 stored |= {name: secrets.token_urlsafe(24) for name in missing}
-                write_private(self.secrets_file, json.dumps(stored))
+                write_whole(self.secrets_file, json.dumps(stored), 0o600)
             return Secrets(**{name: str(stored[name]) for name in names})
         except (ValueError, KeyError, TypeError) as error:
             raise SettingsError(
-                f"{self.secrets_file} is damaged ({error!r}); restore it, or remove {self.data} to begin anew"
+                f"{self.secrets_file} is damaged ({error!r}); restore it, or remove {self.data} to start with no data"
             ) from None
 
     def load_state(self) -> ServicesState:
         """What run/services.json says; a missing or damaged file is an empty state."""
         try:
-            stored: dict[str, Any] = json.loads(self.services_file.read_text())
-            ports = {str(name): [int(port) for port in found] for name, found in stored.get("ports", {}).items()}
-            return ServicesState(settings=dict(stored["settings"]), ports=ports)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return TypeAdapter(ServicesState).validate_json(self.services_file.read_bytes())
+        except (OSError, ValueError):
             return ServicesState()
 
     def save_state(self, state: ServicesState) -> None:
         """Write run/services.json; its settings hold passwords."""
-        write_private(self.services_file, json.dumps(asdict(state), indent=2))
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """The process that holds a home: the running `ragllava up`, demo or test."""
-
-    pid: int
-    started_at: float  # seconds since 1970; a later process with this pid is another one
-
-    @property
-    def alive(self) -> bool:
-        """Whether this very process runs."""
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.started_at) < 1.0
-        except psutil.NoSuchProcess:
-            return False
+        write_whole(self.services_file, json.dumps(asdict(state), indent=2), 0o600)
 
 
 class HomeLock:
@@ -133,13 +118,12 @@ class HomeLock:
 
     def __init__(self, home: Home) -> None:
         """Nothing is locked yet."""
-        self._path = home.lock_file
-        self._root = home.root
+        self._home = home
         self._file: IO[str] | None = None
 
     def acquire(self) -> None:
         """Take the lock or raise AlreadyRunning, which names the holder."""
-        file = self._path.open("a+")
+        file = self._home.lock_file.open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -147,7 +131,7 @@ class HomeLock:
             owner = self.owner()
             by = f"by process {owner.pid}" if owner else "by another process"
             raise AlreadyRunning(
-                f"the services of {self._root} already run, started {by}; `ragllava status` shows them, "
+                f"the services of {self._home.root} already run, started {by}; `ragllava status` shows them, "
                 "`ragllava down` stops them"
             ) from None
         file.truncate(0)
@@ -156,35 +140,26 @@ class HomeLock:
         self._file = file
 
     def release(self) -> None:
-        """Give the lock back; harmless when it is not held."""
+        """Release the lock; harmless when it is not held."""
         if self._file is not None:
             self._file.truncate(0)
             self._file.close()
             self._file = None
 
-    def owner(self) -> Owner | None:
-        """Who holds the lock now; None when nobody does, whatever the file says."""
+    def owner(self) -> psutil.Process | None:
+        """The process that holds the lock now; None when it is free or was taken at this moment."""
         try:
-            with self._path.open("r+") as file:
+            with self._home.lock_file.open("r+") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    stored = json.loads(file.read() or "{}")
-                    return Owner(pid=int(stored["pid"]), started_at=float(stored["started_at"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+                    stored = json.loads(file.read())
+                    process = psutil.Process(stored["pid"])
+                    # A later process with this id started at another time.
+                    return process if abs(process.create_time() - stored["started_at"]) < 1.0 else None
+        except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
+            pass
         return None
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def choose_ports(kept: list[int], count: int, taken: set[int], twin: int = 0) -> list[int]:
@@ -196,28 +171,23 @@ def choose_ports(kept: list[int], count: int, taken: set[int], twin: int = 0) ->
     def is_usable(port: int) -> bool:
         return not taken & {port, port + twin} and _is_free(port) and _is_free(port + twin)
 
-    if len(kept) == count and all(is_usable(port) for port in kept):
-        taken.update(kept, (port + twin for port in kept))
-        return kept
-    chosen: list[int] = []
-    for port in random.sample(_PORT_RANGE, len(_PORT_RANGE)):
-        if is_usable(port):
-            chosen.append(port)
-            taken.update((port, port + twin))
-            if len(chosen) == count:
-                return chosen
-    raise SettingsError(f"no free TCP port between {_PORT_RANGE.start} and {_PORT_RANGE.stop} on 127.0.0.1")
+    chosen = kept
+    if len(kept) != count or not all(map(is_usable, kept)):
+        shuffled = random.sample(_PORT_RANGE, len(_PORT_RANGE))
+        chosen = list(itertools.islice(filter(is_usable, shuffled), count))
+    if len(chosen) < count:
+        raise SettingsError(f"no free TCP port between {_PORT_RANGE.start} and {_PORT_RANGE.stop} on 127.0.0.1")
+    taken.update(chosen, (port + twin for port in chosen))
+    return chosen
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As servers do: without it, a port whose last connection has just closed would look taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
+    try:
+        # It reuses addresses, as servers do: else a port whose last connection has just closed would look taken.
+        with socket.create_server(("127.0.0.1", port)):
+            return True
+    except OSError:
+        return False
 
 
 def let_others_pass(path: Path) -> list[Path]:

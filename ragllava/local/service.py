@@ -1,32 +1,40 @@
-"""What the embedded servers have in common: adopt or start, wait until ready, stop."""
+"""What the embedded servers have in common: find the program, adopt or start it, wait until it is ready, stop it."""
 
 from __future__ import annotations
 
+import http.client
+import importlib.metadata
 import logging
 import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import psutil
 
-from ragllava.errors import ServiceUnavailable
+from ragllava.errors import ServiceUnavailable, SettingsError
 from ragllava.local.home import Home, Secrets
-from ragllava.local.processes import RunningProcess, last_lines, launch, processes_in
+from ragllava.local.processes import exit_text, is_alive, last_lines, launch, processes_in, stop
+from ragllava.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _READY_S = 60.0
 _ADOPT_S = 20.0  # a Postgres that replays its log after a crash needs some time
+_STOP_S = 10.0
 _POLL_S = 0.05
 
 
 class EmbeddedService(ABC):
-    """One server on 127.0.0.1 with its data under the home. Subclasses say how it is run and asked."""
+    """One server on 127.0.0.1 with its data under the home. Subclasses say how it is run and how it is asked."""
 
     name: str
     title: str  # for people
-    executable: str  # the name of the process
+    setting: str  # the setting that names a server of the user in its place
+    wheel: str  # the package that holds the program
+    program: str  # the end of the program's path in the wheel
     port_count = 1
     port_twin = 0  # each port has a second one, this many numbers above it
     stop_signal: int = signal.SIGTERM
@@ -39,9 +47,23 @@ class EmbeddedService(ABC):
         self.ports = ports
         self.folder = home.data / self.name
         self.log = home.logs / f"{self.name}.log"
-        self.process: RunningProcess | None = None
+        self.process: psutil.Process | None = None
         self.adopted = False
         self.ready_after_s = 0.0
+
+    @classmethod
+    def find_program(cls) -> Path:
+        """The program in the installed wheel, which is not imported. Raises SettingsError when it is not installed."""
+        try:
+            for file in importlib.metadata.files(cls.wheel) or []:
+                if str(file).endswith(cls.program):
+                    return Path(str(file.locate())).resolve()
+        except importlib.metadata.PackageNotFoundError:
+            pass
+        raise SettingsError(
+            f"{cls.title} is not installed: run `pip install 'ragllava[local]'`, or set "
+            f"RAGLLAVA_{cls.setting.upper()} to the address of a server of yours"
+        )
 
     @property
     def address(self) -> str:
@@ -60,9 +82,19 @@ class EmbeddedService(ABC):
     def command(self) -> list[str]:
         """The command line; it holds no secret, since every account of the machine can read it."""
 
-    @abstractmethod
+    def own_settings(self) -> Settings:
+        """Settings that name this server."""
+        own: dict[str, Any] = {"home": self.home.root, "s3_secure": False, **self.settings()}
+        return Settings(**own)
+
     def probe(self) -> None:
         """Ask a real question; raises ServiceUnavailable unless the answer is right."""
+        self.server_version(self.own_settings())
+
+    @staticmethod
+    @abstractmethod
+    def server_version(settings: Settings) -> str:
+        """The version of the server that `settings` name; raises ServiceUnavailable when it does not answer."""
 
     def environment(self) -> Mapping[str, str]:
         """Our own environment is not passed on: a PG… or AWS… variable would change what the server does."""
@@ -71,12 +103,11 @@ class EmbeddedService(ABC):
     def start(self) -> None:
         """Adopt the server that already runs on our data, or start one; returns when it answers.
 
-        Raises ServiceUnavailable with the end of its log when it does not come up.
+        Raises ServiceUnavailable with the end of its log when it does not become ready.
         """
         began = time.monotonic()
-        self.process = self._adopt()
-        self.adopted = self.process is not None
-        if self.process is None:
+        self.adopted = self._adopt()
+        if not self.adopted:
             try:
                 self.prepare()
                 self.process = launch(
@@ -91,40 +122,42 @@ class EmbeddedService(ABC):
             self._wait_until_ready(_READY_S)
         self.ready_after_s = time.monotonic() - began
 
-    def stop(self, grace_s: float = 10.0) -> None:
+    def stop(self) -> None:
         """Stop the server, gracefully first; harmless when it does not run."""
         running = self.process or self.find()
         if running is not None:
-            running.stop(self.stop_signal, grace_s)
+            stop([running], _STOP_S, self.stop_signal)
         self.process = None
-        for process in processes_in(self.folder, self.executable):
-            RunningProcess(process).stop(signal.SIGKILL, grace_s)
+        stop(self._processes(), _STOP_S, signal.SIGKILL)
 
-    def find(self) -> RunningProcess | None:
-        """The server that runs on our data folder, whoever started it."""
-        found = processes_in(self.folder, self.executable)
-        pids = {process.pid for process in found}
-        for process in found:
+    def find(self) -> psutil.Process | None:
+        """The server that runs on our data folder, whichever process started it."""
+        processes = self._processes()
+        for process in processes:
             try:
-                if process.ppid() not in pids:  # the others are its children
-                    return RunningProcess(process)
+                if process.parent() not in processes:  # the others are its children
+                    return process
             except psutil.NoSuchProcess:
                 continue
         return None
 
-    def _adopt(self) -> RunningProcess | None:
-        running = self.find()
-        if running is None:
-            return None
-        self.process = running
+    def _processes(self) -> list[psutil.Process]:
+        return processes_in(self.folder, Path(self.program).name)
+
+    def _adopt(self) -> bool:
+        """Take over the server that already runs on our data; stop one that does not answer."""
+        self.process = self.find()
+        if self.process is None:
+            return False
         try:
             self._wait_until_ready(_ADOPT_S)
         except ServiceUnavailable as error:
-            log.warning("left-over server does not answer, starting anew", extra={"service": self.name})
-            log.debug("%s", error)
+            log.warning(
+                f"a left-over server does not answer and is started again: {error}", extra={"service": self.name}
+            )
             self.stop()
-            return None
-        return running
+            return False
+        return True
 
     def _wait_until_ready(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
@@ -133,8 +166,11 @@ class EmbeddedService(ABC):
                 self.probe()
                 return
             except ServiceUnavailable as error:
-                if self.process is not None and not self.process.alive():
-                    raise ServiceUnavailable(self._ended_message()) from error
+                if self.process is not None and not is_alive(self.process):
+                    raise ServiceUnavailable(
+                        f"{self.title} ended while starting ({exit_text(self.process)}): {last_lines(self.log)}; "
+                        f"see {self.log}"
+                    ) from error
                 if time.monotonic() >= deadline:
                     raise ServiceUnavailable(
                         f"{self.title} at {self.address} does not answer after {timeout_s:.0f} s ({error}); "
@@ -142,6 +178,15 @@ class EmbeddedService(ABC):
                     ) from error
             time.sleep(_POLL_S)
 
-    def _ended_message(self) -> str:
-        how = self.process.exit_text() if self.process is not None else "ended"
-        return f"{self.title} ended while starting ({how}): {last_lines(self.log)}; see {self.log}"
+
+def http_get(address: str, path: str, *, secure: bool = False) -> tuple[http.client.HTTPResponse, str]:
+    """The response of the server at host:port, and its body; raises ServiceUnavailable when it does not answer."""
+    connection = (http.client.HTTPSConnection if secure else http.client.HTTPConnection)(address, timeout=3)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response, response.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise ServiceUnavailable(str(error)) from error
+    finally:
+        connection.close()

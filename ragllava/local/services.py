@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,71 +11,71 @@ from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 from ragllava.errors import AlreadyRunning, RagllavaError, ServiceUnavailable
-from ragllava.local import postgres, redis_server, seaweed
-from ragllava.local.home import Home, HomeLock, Owner, Secrets, ServicesState, choose_ports
-from ragllava.local.service import EmbeddedService
+from ragllava.local.home import Home, HomeLock, Secrets, ServicesState, choose_ports
+from ragllava.local.postgres import PostgresService
+from ragllava.local.processes import is_alive
+from ragllava.local.redis_server import RedisService
+from ragllava.local.seaweed import SeaweedService
+from ragllava.local.service import EmbeddedService, http_get
 from ragllava.local.watchdog import Watchdog
 from ragllava.settings import Settings
 
-log = logging.getLogger(__name__)
-
 _WATCHDOG_GRACE_S = 5.0
 RECEIVER = "receiver"  # of events; its port is kept beside those of the services
+NOT_RUNNING = "not running"
 
-# Each service under the setting that names it; given by the user, that one is used in its place.
-SERVICES: dict[str, type[EmbeddedService]] = {
-    "database_url": postgres.PostgresService,
-    "redis_url": redis_server.RedisService,
-    "s3_endpoint": seaweed.SeaweedService,
-}
+_KINDS: tuple[type[EmbeddedService], ...] = (PostgresService, RedisService, SeaweedService)
 
 
 class LocalServices:
-    """The services of `settings.home` that are not given by URL. The constructor starts and touches nothing."""
+    """The services of `settings.home` that are not given by address. The constructor starts and touches nothing."""
 
     def __init__(self, settings: Settings, *, outlive_us: bool = True, events: bool = False) -> None:
         """`settings` may hold the addresses of embedded services that ran before; those are not `given`.
 
-        With `outlive_us` the services go on when this process is killed, and the next `start` adopts them; else
-        a watchdog ends them. With `events` the object store tells a receiver at `receiver_port`, which the caller
-        runs, what happens in its buckets.
+        With `outlive_us` the services keep running when this process is killed, and the next `start` adopts them;
+        else a watchdog stops them. With `events` the object store sends the events of its buckets to a receiver at
+        `receiver_port`, which the caller runs.
         """
         self.home = Home(settings.home)
         self._settings = settings
-        self._lock = HomeLock(self.home)
+        self.lock = HomeLock(self.home)
         self._running: list[EmbeddedService] = []
         self._events = events
         self._watchdog = None if outlive_us else Watchdog(self.home.run, _WATCHDOG_GRACE_S)
 
     @property
     def given(self) -> list[str]:
-        """The settings by which the user named services of his own."""
+        """The settings with which the user names servers of their own."""
         ours = self.home.load_state().settings
-        return [name for name in SERVICES if plain(self._settings, name) not in (None, ours.get(name))]
+        names = [kind.setting for kind in _KINDS]
+        return [name for name in names if plain(self._settings, name) not in (None, ours.get(name))]
 
     @property
     def receiver_port(self) -> int | None:
         """The port of 127.0.0.1 for the receiver of events; None before the first start with `events`."""
         return next(iter(self.home.load_state().ports.get(RECEIVER, [])), None)
 
-    def owner(self) -> Owner | None:
-        """The process that runs the services of this home now."""
-        return self._lock.owner()
-
     def start(self, on_ready: Callable[[EmbeddedService], None] = lambda service: None) -> Settings:
         """Start what does not run, adopt what does, wait until all answer; returns settings that name them.
 
         `on_ready` is called for each service, from a thread of its own, as soon as it answers. Raises
-        AlreadyRunning when another process runs this home, SettingsError for an unusable home, ServiceUnavailable
-        when a service does not come up; then those that did are stopped again.
+        AlreadyRunning when another process runs this home, SettingsError for an unusable home or a server that is not
+        installed, ServiceUnavailable when a service does not become ready; then the others are stopped again.
         """
+
+        def start_service(service: EmbeddedService) -> None:
+            service.start()
+            on_ready(service)
+
+        for kind in self._embedded():
+            kind.find_program()
         self.home.prepare()
-        self._lock.acquire()
+        self.lock.acquire()
         try:
             self._running = self._assemble()
-            with ThreadPoolExecutor(max_workers=len(SERVICES)) as pool:
-                for future in [pool.submit(_start_one, service, on_ready) for service in self._running]:
-                    future.result()
+            with ThreadPoolExecutor(max_workers=len(_KINDS)) as pool:
+                list(pool.map(start_service, self._running))
             self._watch()
             return self._announce()
         except OSError as error:
@@ -88,41 +86,23 @@ class LocalServices:
             raise
 
     def revive(self) -> list[str]:
-        """Start again what has died since; returns a sentence for each, good news or bad. Call it now and then."""
+        """Restart the services that have died; returns a sentence for each, restarted or not. Call it regularly."""
         news = []
         for service in self._running:
-            if service.process is None or not service.process.alive():
+            if service.process is None or not is_alive(service.process):
                 try:
                     service.start()
-                    news.append(f"{service.title} had died and runs again at {service.address}; see {service.log}")
+                    news.append(f"{service.title} died and was restarted at {service.address}; see {service.log}")
                 except ServiceUnavailable as error:
-                    news.append(f"{service.title} died and does not come up again: {error}")
+                    news.append(f"{service.title} died and cannot be restarted: {error}")
         if news:
             self._watch()
         return news
 
     def stop(self) -> None:
-        """Stop the services that `start` started or adopted, and give the home free; harmless when repeated."""
-        self._stop(self._running)
-
-    def stop_leftovers(self) -> list[str]:
-        """Stop what a killed `ragllava up` left running; returns the names. Raises AlreadyRunning."""
-        if not self.home.secrets_file.exists():
-            return []
-        self._lock.acquire()
-        left = [service for service in self._existing() if service.find() is not None]
-        self._stop(left)
-        return [service.title for service in left]
-
-    def _watch(self) -> None:
-        if self._watchdog is not None:
-            for service in self._running:
-                if service.process is not None:
-                    self._watchdog.add(service.process.pid)
-
-    def _stop(self, services: list[EmbeddedService]) -> None:
-        with ThreadPoolExecutor(max_workers=len(SERVICES)) as pool:
-            list(pool.map(lambda service: service.stop(), services))
+        """Stop the services that `start` started or adopted, and release the home; harmless when repeated."""
+        with ThreadPoolExecutor(max_workers=len(_KINDS)) as pool:
+            list(pool.map(EmbeddedService.stop, self._running))
         if self._watchdog is not None:
             self._watchdog.close()
         self._running = []
@@ -131,14 +111,32 @@ class LocalServices:
                 # The ports stay, so that addresses are the same the next time.
                 self.home.save_state(ServicesState(ports=self.home.load_state().ports))
         finally:
-            self._lock.release()
+            self.lock.release()
+
+    def stop_leftovers(self) -> list[str]:
+        """Stop what a killed `ragllava up` left running; returns the names. Raises AlreadyRunning."""
+        if not self.home.secrets_file.exists():
+            return []
+        self.lock.acquire()
+        self._running = [service for service in self._existing() if service.find() is not None]
+        titles = [service.title for service in self._running]
+        self.stop()
+        return titles
+
+    def _watch(self) -> None:
+        if self._watchdog is not None:
+            for service in self._running:
+                if service.process is not None:
+                    self._watchdog.add(service.process.pid)
+
+    def _embedded(self) -> list[type[EmbeddedService]]:
+        given = self.given
+        return [kind for kind in _KINDS if kind.setting not in given]
 
     def _existing(self) -> list[EmbeddedService]:
         """The embedded services as they were last set up, without a change to the home."""
-        secrets, ports, given = self._secrets(), self.home.load_state().ports, self.given
-        return [
-            kind(self.home, secrets, ports.get(kind.name, [])) for field, kind in SERVICES.items() if field not in given
-        ]
+        secrets, ports = self._secrets(), self.home.load_state().ports
+        return [kind(self.home, secrets, ports.get(kind.name, [])) for kind in self._embedded()]
 
     def _secrets(self) -> Secrets:
         """The passwords of this home; the token of events may be the user's own."""
@@ -146,7 +144,7 @@ class LocalServices:
         return replace(secrets, events_token=token) if token else secrets
 
     def _assemble(self) -> list[EmbeddedService]:
-        """The embedded services, with ports: those of one that runs, else the last ones if they are free."""
+        """The embedded services with ports: those of one that runs, else the last ones if they are free."""
         services = self._existing()
         taken: set[int] = set()
         for service in services:
@@ -160,8 +158,8 @@ class LocalServices:
         return services
 
     def _choose_receiver_port(self, services: list[EmbeddedService], kept: list[int], taken: set[int]) -> list[int]:
-        """A store that runs sends to the port of the last time; our own left-over receiver may still be on it."""
-        store = next((service for service in services if isinstance(service, seaweed.SeaweedService)), None)
+        """A store that runs sends to the port of the last run, which our own left-over receiver may still use."""
+        store = next((service for service in services if isinstance(service, SeaweedService)), None)
         ports = kept if kept and store is not None and store.find() is not None else choose_ports(kept, 1, taken)
         if store is not None:
             store.receiver_port = ports[0]
@@ -173,11 +171,6 @@ class LocalServices:
             addresses |= service.settings()
         self.home.save_state(ServicesState(settings=addresses, ports=self.home.load_state().ports))
         return with_addresses(self._settings, addresses)
-
-
-def _start_one(service: EmbeddedService, on_ready: Callable[[EmbeddedService], None]) -> None:
-    service.start()
-    on_ready(service)
 
 
 @contextmanager
@@ -197,7 +190,7 @@ def running_services(settings: Settings) -> Iterator[Settings]:
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """One service, embedded or given by URL."""
+    """One service, embedded or given by address."""
 
     title: str
     address: str | None  # host:port; None when it does not run
@@ -213,43 +206,36 @@ def service_status(settings: Settings) -> list[ServiceStatus]:
     """
     local = LocalServices(settings)
     given = local.given
-    found = [_status_of(field, kind, settings, embedded=field not in given) for field, kind in SERVICES.items()]
-    if local.owner() is not None and local.receiver_port is not None:
+    statuses = [_status_of(kind, settings, embedded=kind.setting not in given) for kind in _KINDS]
+    if local.lock.owner() is not None and local.receiver_port is not None:
         problem = receiver_problem(local.receiver_port)
         detail = problem or "takes events of buckets"
         address = f"127.0.0.1:{local.receiver_port}"
-        found.append(ServiceStatus(RECEIVER, address, embedded=True, answers=problem is None, detail=detail))
-    return found
+        statuses.append(ServiceStatus(RECEIVER, address, embedded=True, answers=problem is None, detail=detail))
+    return statuses
 
 
 def receiver_problem(port: int | None) -> str | None:
-    """What keeps the receiver at this port of 127.0.0.1 from taking events; None: nothing does."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3)
+    """Why the receiver at this port of 127.0.0.1 cannot take events; None when it can."""
     try:
-        connection.request("GET", "/healthz")
-        response = connection.getresponse()
-        return None if response.status == 200 else f"HTTP status {response.status}: {response.read().decode()}"
-    except (OSError, http.client.HTTPException) as error:
+        response, body = http_get(f"127.0.0.1:{port}", "/healthz")
+    except ServiceUnavailable as error:
         return str(error)
-    finally:
-        connection.close()
+    return None if response.status == 200 else f"HTTP status {response.status}: {body}"
 
 
-def _status_of(field: str, kind: type[EmbeddedService], settings: Settings, *, embedded: bool) -> ServiceStatus:
-    value = plain(settings, field)
-    if value is None:
-        return ServiceStatus(kind.title, None, embedded, answers=False, detail="not running")
-    title = kind.title if embedded else field.removesuffix("_url").removesuffix("_endpoint")
+def _status_of(kind: type[EmbeddedService], settings: Settings, *, embedded: bool) -> ServiceStatus:
+    title = kind.title if embedded else kind.setting.removesuffix("_url").removesuffix("_endpoint")
+    value = plain(settings, kind.setting)
+    address = None
     try:
+        if value is None:
+            kind.find_program()
+            return ServiceStatus(title, None, embedded, answers=False, detail=NOT_RUNNING)
         address = value if "://" not in value else f"{make_url(value).host}:{make_url(value).port}"
-        detail = {
-            "database_url": lambda: postgres.server_version(value),
-            "redis_url": lambda: redis_server.server_version(value),
-            "s3_endpoint": lambda: seaweed.server_version(settings),
-        }[field]()
+        return ServiceStatus(title, address, embedded, answers=True, detail=kind.server_version(settings))
     except RagllavaError as error:
         return ServiceStatus(title, address, embedded, answers=False, detail=str(error))
-    return ServiceStatus(title, address, embedded, answers=True, detail=detail)
 
 
 def with_addresses(settings: Settings, addresses: dict[str, str]) -> Settings:

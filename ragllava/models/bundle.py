@@ -1,17 +1,17 @@
-"""All models of one process, loaded when first asked for. Imports torch only then."""
+"""All models of one process, each loaded at first use. Torch is imported only then."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragllava.errors import ModelUnavailable, ServiceUnavailable
 from ragllava.models.checks import digest, manifest, model_version
-from ragllava.models.profiles import Profile, RetrieverSource, find_model, get_profile, with_retriever
+from ragllava.models.profiles import Profile, RetrieverSource, find_model, get_profile
 from ragllava.records import Role
 from ragllava.settings import Settings
 
@@ -26,15 +26,14 @@ if TYPE_CHECKING:
     from ragllava.models.vllm.models import RemoteModel
     from ragllava.models.vllm.parity_gate import EndpointModels
 
-# Beside the profile's own: that of the active index and that of the one being built.
-_OTHER_RETRIEVERS = 2
+_OTHER_RETRIEVERS = 2  # beside the profile's own: that of the active index and that of the index being built
 
 
 @dataclass(frozen=True, slots=True)
-class _Worn:
-    """What a role computes with. `name` None: the base's own version; `adapter` None: the bare base.
+class _Applied:
+    """What a role computes with. `name` None: the base's own version; `adapter` None: the base alone.
 
-    With an endpoint, `remote` is what it serves in the adapter's place; None: the bare base.
+    With an endpoint, `remote` is the served model that stands for the adapter; None: the base alone.
     """
 
     name: str | None = None
@@ -45,99 +44,99 @@ class _Worn:
 class ModelBundle:
     """The retriever, reranker and generator of a profile.
 
-    Each is loaded at first use, once, under a lock; who only embeds pictures never loads the MLLM. Reranker and
-    generator share one base in memory, and each may wear an adapter of its own on it. Raises ModelUnavailable or
-    SettingsError where a model cannot be loaded.
+    Each is loaded once, at first use, under a lock; a process that only embeds pictures never loads the MLLM. Reranker
+    and generator share one base in memory, and each may have an adapter of its own. Raises ModelUnavailable or
+    SettingsError when a model cannot be loaded.
 
-    Or both compute at an endpoint that has shown by golden pairs that it serves these weights
-    (models/vllm/parity_gate.py). Then ModelUnavailable also means that it does not, and ServiceUnavailable that it
-    does not answer.
+    With an endpoint, reranker and generator compute there, after golden pairs have shown that it serves the same
+    weights (models/vllm/parity_gate.py). ModelUnavailable then also means that it does not serve them, and
+    ServiceUnavailable that it does not answer.
     """
 
     def __init__(self, settings: Settings, *, serving: bool = False) -> None:
-        """Nothing is loaded yet; a wrong profile is refused at once.
+        """Loads nothing. Raises SettingsError for a wrong profile.
 
-        `serving`: questions of users are answered, so RAGLLAVA_VLLM_URL counts. Who trains, judges what is not served
-        yet, or measures networks, needs them in this process.
+        `serving`: the process answers questions of users, so RAGLLAVA_VLLM_URL applies. Training, the evaluation of
+        versions that are not served yet, and measurements need the networks in this process.
         """
         self.profile: Profile = get_profile(settings)
         self.settings = settings
         self.is_remote = serving and settings.vllm_url is not None
         self._lock = threading.RLock()
-        self._worn = {role: _Worn() for role in Role}
-        self._loaded: dict[str, Adapter] = {}  # by the digest of their files
-        self._others: OrderedDict[RetrieverSource, Retriever] = OrderedDict()
+        self._applied = {role: _Applied() for role in Role}
+        self._adapters_by_digest: dict[str, Adapter] = {}
+        self._retrievers: OrderedDict[RetrieverSource, Retriever] = OrderedDict()
 
     @property
     def retriever(self) -> Retriever:
-        """The two towers of open_clip."""
-        with self._lock:
-            return self._retriever
+        """The profile's own retriever."""
+        return self.retriever_from(self.profile.retriever)
 
     def retriever_from(self, source: RetrieverSource) -> Retriever:
-        """The retriever of an index that was not made by the profile's own; the two used last stay loaded."""
+        """The retriever of an index. The profile's own and the two used last stay loaded."""
+        from ragllava.models.retriever import load_retriever
+
         with self._lock:
-            if source == RetrieverSource.of(self.profile):
-                return self._retriever
-            if source not in self._others:
-                self._others[source] = self._load_other(source)
-            self._others.move_to_end(source)
-            while len(self._others) > _OTHER_RETRIEVERS:
-                self._others.popitem(last=False)
-            return self._others[source]
+            if source not in self._retrievers:
+                profile = replace(self.profile, retriever=source)
+                self._retrievers[source] = load_retriever(profile, self._plan, self.settings)
+            self._retrievers.move_to_end(source)
+            others = [loaded for loaded in self._retrievers if loaded != self.profile.retriever]
+            for unused in others[:-_OTHER_RETRIEVERS]:
+                del self._retrievers[unused]
+            return self._retrievers[source]
 
     @property
     def reranker(self) -> Reranker:
-        """Scores (question, caption, picture) pairs."""
+        """Scores pairs of a question and a picture."""
         with self._lock:
             return self._reranker
 
     @property
     def generator(self) -> Generator:
-        """Answers from kept pictures."""
+        """Answers from pictures."""
         with self._lock:
             return self._generator
 
     @property
     def base_version(self) -> str:
-        """The version of the base that reranker and generator stand on. Reads its files and loads nothing."""
+        """The version of the base of reranker and generator. Reads its files and loads nothing."""
         with self._lock:
             return self._base_version
 
-    def wear(self, role: Role, name: str | None, folder: Path | None) -> None:
-        """From now on `role` computes with the adapter in `folder` (None: with the bare base).
+    def apply_adapter(self, role: Role, name: str | None, folder: Path | None) -> None:
+        """From now on `role` computes with the adapter in `folder` (None: with the base alone).
 
-        `name` is the version that the reranker or generator then says it is (None: that of its files). Adapters
-        that no role wears any more are dropped. Call it between batches, not during one. Raises ModelUnavailable
-        when the adapter does not fit; then everything is as before. An endpoint must serve the adapter under `name`:
-        it is asked each time, and never serves the base in its place.
+        `name` becomes the version of the reranker or generator (None: the version of its files). Adapters that no role
+        uses any more are evicted. Call it between batches. Raises ModelUnavailable when the adapter does not fit; then
+        nothing changes. An endpoint must serve the adapter under `name`; this is checked at every call.
         """
         with self._lock:
             if self.is_remote:
-                worn = _Worn(name, remote=self._endpoint.admit(name, folder))
+                applied = _Applied(name, remote=self._endpoint.admit(name, folder))
             else:
-                worn = _Worn(name, self._lay_on(folder) if folder else None)
-            if worn != self._worn[role]:
-                self._worn[role] = worn
-                vars(self).pop(f"_{role}", None)  # made anew at its next use
-            self._drop_unworn()
+                applied = _Applied(name, self._load_adapter(folder) if folder else None)
+            if applied != self._applied[role]:
+                self._applied[role] = applied
+                vars(self).pop(f"_{role}", None)  # created again at its next use
+            self._evict_unused_adapters()
 
     @property
     def mllm_files(self) -> dict[str, str]:
-        """The files that reranker and generator were read from, with their sha256 (docs/reliability.md D15)."""
+        """The files of the base, with their sha256 (docs/reliability.md D15)."""
         with self._lock:
             return dict(self._endpoint.files if self.is_remote else self._mllm.files)
 
     def parity(self) -> tuple[str, Parity]:
-        """The name that the endpoint serves the base under, and how well its golden scores agree with the weights'.
+        """The endpoint's name of the base, and how well its golden scores agree with those of the weights.
 
-        Only where `is_remote`. Raises ModelUnavailable where they do not agree, ServiceUnavailable.
+        Only if `is_remote`. Raises ModelUnavailable when they do not agree, and ServiceUnavailable.
         """
         with self._lock:
             return self._endpoint.parity()
 
     def warm_up(self) -> None:
-        """Load what answering needs and score two pairs of one picture, so that no question waits for it."""
+        """Load what answering needs and score two pairs of one picture, so that the first question does not wait."""
         from PIL import Image
 
         from ragllava.models.reranker import Pair
@@ -147,7 +146,7 @@ class ModelBundle:
             try:
                 self._endpoint.admit()
             except ServiceUnavailable as error:
-                # Nothing can be answered before it is there: who watches over workers starts this one again.
+                # Nothing can be answered without the endpoint; the supervisor of the workers starts this one again.
                 raise ModelUnavailable(str(error)) from error
         picture = Image.new("RGB", (64, 64), "gray")
         pairs = [Pair(question, "a caption", picture) for question in ("a question", "another question")]
@@ -160,19 +159,8 @@ class ModelBundle:
         return plan_device(self.settings)
 
     @cached_property
-    def _retriever(self) -> Retriever:
-        from ragllava.models.retriever import load_retriever
-
-        return load_retriever(self.profile, self._plan, self.settings)
-
-    def _load_other(self, source: RetrieverSource) -> Retriever:
-        from ragllava.models.retriever import load_retriever
-
-        return load_retriever(with_retriever(self.profile, source), self._plan, self.settings)
-
-    @cached_property
     def _mllm(self) -> Mllm:
-        from ragllava.models.mllm import load_mllm
+        from ragllava.models.loading import load_mllm
 
         return load_mllm(self.profile, self._plan, self.settings)
 
@@ -199,33 +187,33 @@ class ModelBundle:
     def _reranker(self) -> Reranker:
         from ragllava.models.reranker import Reranker
 
-        worn = self._worn[Role.RERANKER]
+        applied = self._applied[Role.RERANKER]
         if self.is_remote:
             from ragllava.models.vllm.models import RemoteReranker
 
-            return RemoteReranker(worn.remote or self._endpoint.admit(), worn.name)
-        return Reranker(self._mllm, worn.adapter, worn.name)
+            return RemoteReranker(applied.remote or self._endpoint.admit(), applied.name)
+        return Reranker(self._mllm, applied.adapter, applied.name)
 
     @cached_property
     def _generator(self) -> Generator:
         from ragllava.models.generator import Generator
 
-        worn = self._worn[Role.GENERATOR]
+        applied = self._applied[Role.GENERATOR]
         if self.is_remote:
             from ragllava.models.vllm.models import RemoteGenerator
 
-            return RemoteGenerator(worn.remote or self._endpoint.admit(), worn.name)
-        return Generator(self._mllm, worn.adapter, worn.name)
+            return RemoteGenerator(applied.remote or self._endpoint.admit(), applied.name)
+        return Generator(self._mllm, applied.adapter, applied.name)
 
-    def _lay_on(self, folder: Path) -> Adapter:
-        """The adapter in the folder, laid on the base unless the same bytes lie there already."""
+    def _load_adapter(self, folder: Path) -> Adapter:
+        """The adapter in the folder, loaded unless the same bytes are loaded already."""
         key = digest(manifest(folder, self.settings.home / "cache"))
-        if key not in self._loaded:
-            self._loaded[key] = self._adapters.add(key, folder)
-        return self._loaded[key]
+        if key not in self._adapters_by_digest:
+            self._adapters_by_digest[key] = self._adapters.add(key, folder)
+        return self._adapters_by_digest[key]
 
-    def _drop_unworn(self) -> None:
-        worn = [part.adapter for part in self._worn.values()]
-        for key in [key for key, adapter in self._loaded.items() if adapter not in worn]:
-            del self._loaded[key]
+    def _evict_unused_adapters(self) -> None:
+        used = [applied.adapter for applied in self._applied.values()]
+        for key in [key for key, adapter in self._adapters_by_digest.items() if adapter not in used]:
+            del self._adapters_by_digest[key]
             self._adapters.remove(key)

@@ -1,7 +1,7 @@
-"""What is looked at before a model folder is loaded (docs/reliability.md D15), and the version that its bytes give it.
+"""Checks of a model folder before it is loaded (docs/reliability.md D15), and its version, which depends on its bytes.
 
-A folder is refused when it holds pickled weights or Python files, when a configuration names code to run, or when
-shards of the weights are missing. Loads no torch.
+A folder is refused if it has pickled weights or Python files, if a configuration names code to run, or if shards of the
+weights are missing. Loads no torch.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from ragllava.errors import ModelUnavailable
 from ragllava.models.profiles import ModelFolder
+from ragllava.whole_files import file_sha256, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,8 @@ Manifest = dict[str, str]  # file name → sha256 (hex)
 _REFUSED_SUFFIXES = frozenset(
     {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".py", ".pyc", ".so", ".h5", ".msgpack"}
 )
-_DOCUMENTS = frozenset({".md", ".png", ".jpg", ".gitattributes", ".lock"})  # no part in any score
-# Keys that make transformers or open_clip import or fetch code, at any depth.
+_DOCUMENTS = frozenset({".md", ".png", ".jpg", ".gitattributes", ".lock"})  # cannot change a score
+# Keys, at any depth, that make transformers or open_clip import or download code.
 _CODE_KEYS = frozenset(
     {
         "auto_map",
@@ -37,9 +38,9 @@ _CODE_KEYS = frozenset(
         "kernel_config",
     }
 )
-# These may name a built-in kind of attention, but not a hub repository of compiled kernels (`owner/name`).
+# These may name a built-in attention, but not a hub repository of compiled kernels (`owner/name`).
 _KERNEL_KEYS = frozenset({"_attn_implementation", "attn_implementation", "_experts_implementation"})
-# Keys of a LoRA adapter that we understand; `_ADAPTER_INERT` are notes of its maker that nothing reads.
+# Keys of a LoRA adapter that are supported; those of `_ADAPTER_INERT` have no effect.
 ADAPTER_KEYS = frozenset(
     {
         "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "rank_pattern",
@@ -54,7 +55,7 @@ _ADAPTER_INERT = frozenset(
 
 
 def check_model_folder(folder: Path, *, needs_weights: bool = True) -> None:
-    """Refuse what must not be loaded. Raises ModelUnavailable with the file and the reason."""
+    """Raise ModelUnavailable, with the file and the reason, for a folder that must not be loaded."""
     names = _check_files(folder, needs_weights=needs_weights)
     for name in names:
         if name.endswith(".json") and not name.endswith("tokenizer.json"):
@@ -64,7 +65,7 @@ def check_model_folder(folder: Path, *, needs_weights: bool = True) -> None:
 
 
 def check_adapter_folder(folder: Path) -> dict[str, Any]:
-    """Refuse an adapter that is not a plain LoRA in safetensors; return its settings that we understand."""
+    """The settings of an adapter that are supported. ModelUnavailable if it is not a plain LoRA in safetensors."""
     _check_files(folder)
     config = _read_json(folder, "adapter_config.json")
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
@@ -76,7 +77,7 @@ def check_adapter_folder(folder: Path) -> dict[str, Any]:
 
 
 def model_version(folder: ModelFolder, cache_folder: Path) -> str:
-    """The readable label and the first eight hex digits of the digest, as in `mini-llava@1f3a9c02`."""
+    """The folder's label and the first eight hex digits of the digest, as in `mini-llava@1f3a9c02`."""
     return f"{folder.label}@{digest(manifest(folder.path, cache_folder))[:8]}"
 
 
@@ -90,11 +91,11 @@ def manifest(folder: Path, cache_folder: Path) -> Manifest:
     """The sha256 of every file of the folder that can change a score.
 
     Hashing 26 GB takes a minute, so hashes are kept in `<cache_folder>/model-hashes.json` under path, size and
-    modification time. A cache that cannot be written is no error: the next start hashes again.
+    modification time. A cache that cannot be written is not an error: the next start hashes again.
     """
     cache_file = cache_folder / "model-hashes.json"
     cache = _read_cache(cache_file)
-    found: Manifest = {}
+    files: Manifest = {}
     fresh: Manifest = {}
     for name in _file_names(folder):
         if Path(name).suffix.lower() in _DOCUMENTS or Path(name).name.startswith((".", "LICENSE")):
@@ -102,40 +103,38 @@ def manifest(folder: Path, cache_folder: Path) -> Manifest:
         file = (folder / name).resolve()
         status = file.stat()
         key = f"{file}:{status.st_size}:{status.st_mtime_ns}"
-        found[name] = cache.get(key) or fresh.setdefault(key, _sha256(file))
+        files[name] = cache.get(key) or fresh.setdefault(key, file_sha256(file))
     if fresh:
-        _write_cache(cache_file, cache | fresh)
-    return found
+        write_cache(cache_file, cache | fresh)
+    return files
 
 
 def _file_names(folder: Path) -> list[str]:
-    names = []
-    for place, _, files in os.walk(folder):
-        names += [str((Path(place) / name).relative_to(folder)) for name in files]
-    # The hub keeps its own notes beside a download.
+    names = (str((Path(path) / name).relative_to(folder)) for path, _, files in os.walk(folder) for name in files)
+    # The hub keeps files of its own beside a download.
     return sorted(name for name in names if not name.startswith(".cache"))
 
 
 def _check_files(folder: Path, *, needs_weights: bool = True) -> list[str]:
     if not folder.is_dir():
-        raise ModelUnavailable(f"{folder}: there is no such model folder")
+        raise ModelUnavailable(f"{folder}: no such model folder")
     names = _file_names(folder)
     for name in names:
         if Path(name).suffix.lower() in _REFUSED_SUFFIXES:
             raise ModelUnavailable(
-                f"{folder}/{name}: a model folder may hold no {Path(name).suffix} files, which can run code when "
-                "loaded; keep the .safetensors weights and remove this file"
+                f"{folder}/{name}: {Path(name).suffix} files can run code when loaded, and are not allowed in a model "
+                "folder; keep the .safetensors weights and remove this file"
             )
     if needs_weights and not any(name.endswith(".safetensors") for name in names):
-        raise ModelUnavailable(f"{folder}: no .safetensors weights here; no other format is loaded")
+        raise ModelUnavailable(f"{folder}: no .safetensors weights; no other format is loaded")
     return names
 
 
 def _check_config(folder: Path, name: str) -> None:
     for key in _code_keys(_read_json(folder, name)):
         raise ModelUnavailable(
-            f"{folder}/{name}: the key {key!r} names code to run, which RagLLaVA never does; "
-            "use a model that transformers supports itself"
+            f"{folder}/{name}: the key {key!r} names code to run, which RagLLaVA does not allow; "
+            "use a model of a family that is part of transformers"
         )
 
 
@@ -168,11 +167,6 @@ def _read_json(folder: Path, name: str) -> Any:
         raise ModelUnavailable(f"{folder}/{name}: not valid JSON ({error}); download it again") from None
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _read_cache(file: Path) -> Manifest:
     try:
         return dict(json.loads(file.read_text()))
@@ -180,11 +174,10 @@ def _read_cache(file: Path) -> Manifest:
         return {}
 
 
-def _write_cache(file: Path, cache: Manifest) -> None:
-    aside = file.with_name(f"{file.name}.{os.getpid()}")
+def write_cache(file: Path, content: dict[str, Any]) -> None:
+    """Replace the JSON file. A folder that cannot be written is logged only: the content is computed again."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(cache, indent=1))
-        aside.replace(file)
+        write_whole(file, json.dumps(content, indent=1))
     except OSError as error:
-        log.info("model hashes not kept", extra={"action": "hashes_not_kept", "reason": str(error)})
+        log.info("%s not written", file.name, extra={"action": "cache_not_written", "reason": str(error)})

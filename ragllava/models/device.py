@@ -1,4 +1,4 @@
-"""Where the networks run, in which precision, and what happens when memory runs out."""
+"""The device and precision of the networks, and what happens when memory runs out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class DevicePlan:
 def plan_device(settings: Settings) -> DevicePlan:
     """Choose device and precision, log both with the reason, and set torch's thread count.
 
-    Raises SettingsError when the settings name a device that this machine lacks.
+    Raises SettingsError when the settings name a device that this machine does not have.
     """
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
@@ -51,9 +51,9 @@ def _choose_device(wanted: str) -> torch.device:
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise SettingsError(f"RAGLLAVA_DEVICE={wanted}: say auto, cpu, cuda or cuda:<number>") from None
+        raise SettingsError(f"RAGLLAVA_DEVICE={wanted}: use auto, cpu, cuda or cuda:<number>") from None
     if device.type not in ("cpu", "cuda"):
-        raise SettingsError(f"RAGLLAVA_DEVICE={wanted}: say auto, cpu, cuda or cuda:<number>")
+        raise SettingsError(f"RAGLLAVA_DEVICE={wanted}: use auto, cpu, cuda or cuda:<number>")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingsError(f"RAGLLAVA_DEVICE={wanted}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
@@ -75,8 +75,8 @@ def in_batches(
 ) -> list[Result]:
     """`run` over consecutive batches, results in order.
 
-    When memory runs out the batch is halved, for the rest of the call too, down to one item; then
-    DeviceOutOfMemory is raised. Any other error of an accelerator is DeviceLost: its context never heals.
+    When memory runs out, the batch is halved for the rest of the call. Raises DeviceOutOfMemory when one item alone
+    does not fit, and DeviceLost for any other error of an accelerator, whose context cannot recover.
     """
     results: list[Result] = []
     size = batch_size
@@ -89,7 +89,7 @@ def in_batches(
         except DeviceOutOfMemory:
             if len(batch) == 1:
                 raise
-        # Outside the handler: the error no longer holds on to the tensors of the failed batch.
+        # Outside the handler, where the error no longer references the tensors of the failed batch.
         size = len(batch) // 2
         log.warning("out of memory: batch_size=%d", size, extra={"action": "batch_halved"})
         torch.cuda.empty_cache()
@@ -98,48 +98,31 @@ def in_batches(
 
 @contextmanager
 def naming_device_errors() -> Iterator[None]:
-    """A lack of memory in the block is DeviceOutOfMemory, any other error of an accelerator DeviceLost."""
+    """Raise DeviceOutOfMemory for a lack of memory in the block, DeviceLost for other errors of an accelerator."""
     try:
         yield
     except torch.AcceleratorError as error:
         raise DeviceLost(f"the device failed: {str(error).splitlines()[0]}") from error
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        # CUDA has an error type of its own; the CPU allocator has only a message.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise DeviceOutOfMemory("one item alone does not fit into the memory of the device") from error
 
 
-def rows_that_fit(config: Any, plan: DevicePlan, tokens: float, wanted: int) -> int:
-    """How many rows of `tokens` tokens fit into half of the memory that is free now: 1 to `wanted`.
-
-    An estimate from the language model's `config`: a token's keys and values in all layers, and the widest of what one
-    layer computes. That it was too large after all is seen by `in_batches`.
-    """
-    on_gpu = plan.device.type == "cuda"
-    free = _free_on_gpu(plan.device) if on_gpu else psutil.virtual_memory().available
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    numbers = 2 * config.num_hidden_layers * heads * width + 8 * config.hidden_size + 3 * config.intermediate_size
-    return max(1, min(wanted, int(free / 2 / (numbers * plan.dtype.itemsize * tokens))))
-
-
-def _free_on_gpu(device: torch.device) -> int:
-    """Bytes that the driver has left, and those that torch holds from earlier passes and gives to later ones."""
+def free_memory(device: torch.device) -> int:
+    """Free bytes of memory; on a GPU, including those that torch keeps from earlier passes for later ones."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has its own error type; the CPU allocator only a message."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def to_device(inputs: dict[str, Any], plan: DevicePlan) -> dict[str, Any]:
-    """Move tensors; floating ones (pixels) take the network's precision."""
-    moved: dict[str, Any] = {}
-    for name, value in inputs.items():
-        if isinstance(value, torch.Tensor):
-            dtype = plan.dtype if value.is_floating_point() else None
-            moved[name] = value.to(plan.device, dtype=dtype, non_blocking=True)
-        else:
-            moved[name] = value
-    return moved
+    """Move tensors to the device; floating-point tensors (pixels) are converted to the network's precision."""
+
+    def move(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(plan.device, dtype=plan.dtype if value.is_floating_point() else None, non_blocking=True)
+
+    return {name: move(value) for name, value in inputs.items()}

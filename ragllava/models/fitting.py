@@ -1,9 +1,9 @@
-"""Prompts before they become tokens: what users wrote, made harmless and short enough for the model's window."""
+"""Prompts before they become tokens: texts of users, without control tokens and short enough for the window."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ PromptWriter = Callable[[str, list[str | None]], PromptParts]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One user turn: `write` puts question and captions into an instruction with one place for each picture."""
+    """One user turn: `write` puts question and captions into an instruction with a mark for each picture."""
 
     question: str
     captions: tuple[str | None, ...]
@@ -28,18 +28,26 @@ class Prompt:
         return self.write(self.question, list(self.captions))
 
     def rough_tokens(self) -> int:
-        """About how long the turn will be; decides only who shares a batch, never a score."""
+        """About how long the turn is; decides only which rows share a batch, never a score."""
         letters = len(self.question) + sum(len(caption or "") for caption in self.captions)
-        # About four letters a token, and 28 × 28 pixels a token where the family reads pictures in their own size.
+        # About four letters a token, and 28 × 28 pixels a token in families that read pictures in their own size.
         return letters // 4 + sum(picture.width * picture.height for picture in self.pictures) // 784
 
 
+def indices_by(keys: Iterable[Hashable]) -> list[list[int]]:
+    """The indices of equal keys, as groups in the order of their first key."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
 class ControlTokens:
-    """The texts that a tokenizer would read as control tokens, such as `<image>` or `</s>`."""
+    """The texts that a tokenizer reads as control tokens, such as `<image>` or `</s>`."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
-        """Blank tokens and single characters are ordinary text to people and stay so."""
-        # Longest first, or a token that begins another would hide it.
+        """Blank tokens and single characters are ordinary text, and are not included."""
+        # Longest first: a token may begin with another.
         words = sorted({token for token in tokens if len(token) > 1 and not token.isspace()}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, words)) or r"(?!)")
 
@@ -49,7 +57,7 @@ class ControlTokens:
         return replace(prompt, question=self._split(prompt.question), captions=captions)
 
     def _split(self, text: str) -> str:
-        # Splitting one token can complete another around it, so repeat until none is left; each round adds a space.
+        # Splitting one token can complete another around it; repeat until none is left.
         while self._pattern.search(text):
             text = self._pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
         return text
@@ -58,8 +66,8 @@ class ControlTokens:
 def shorten(prompt: Prompt, excess: int, tokenizer: Any) -> tuple[Prompt, str | None]:
     """The prompt with `excess` tokens fewer, and a note that says what was cut.
 
-    Captions give way first, the longest before the others, then the question. Instruction and pictures stay. When
-    captions and question together are shorter than `excess`, nothing of them is left.
+    Captions are cut first, the longest before the others, then the question, at most to nothing. Instruction and
+    pictures are kept.
     """
     counts = [_count(caption, tokenizer) for caption in prompt.captions]
     kept = _level(counts, max(sum(counts) - excess, 0))
@@ -87,9 +95,9 @@ def _level(counts: Sequence[int], total: int) -> list[int]:
     """
     kept = [0] * len(counts)
     left = total
-    for rank, place in enumerate(sorted(range(len(counts)), key=lambda place: counts[place])):
-        kept[place] = min(counts[place], left // (len(counts) - rank))
-        left -= kept[place]
+    for rank, index in enumerate(sorted(range(len(counts)), key=counts.__getitem__)):
+        kept[index] = min(counts[index], left // (len(counts) - rank))
+        left -= kept[index]
     return kept
 
 

@@ -1,27 +1,27 @@
-"""The generator: kept pictures and a question → a short answer and how sure it is (docs/method.md 4)."""
+"""The generator: evidence and a question → a short answer and its confidence (docs/method.md 4)."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from PIL import Image
 
 from ragllava.errors import ScoreRejected
-from ragllava.models.adapters import Adapter
+from ragllava.models.adapters import RoleModel
 from ragllava.models.device import in_batches
-from ragllava.models.fitting import Prompt, PromptWriter
+from ragllava.models.fitting import Prompt, PromptWriter, indices_by
 from ragllava.models.mllm import Generated, Mllm
 from ragllava.models.prefix.shared_prefix import SharedPrompts
-from ragllava.models.prefix.trials import OncePerBase, can_share_answers
+from ragllava.models.prefix.trials import can_share_answers, once_per_base
 from ragllava.prompts import answer_prompt
 
-_SHARING: OncePerBase[bool] = OncePerBase()
+_SHARES_PREFIXES: WeakKeyDictionary[Mllm, bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class AnswerRequest:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedAnswer:
-    """`confidence` in (0, 1] is exp of the mean log-probability of the answer's tokens; `note` is for people.
+    """`confidence` in (0, 1] is exp of the mean log-probability of the answer's tokens; `note` is for users.
 
-    `tokens` counts the answer's, without the one that ends it.
+    `tokens` counts the tokens of the answer, without the end token.
     """
 
     text: str
@@ -46,86 +46,68 @@ class GeneratedAnswer:
     tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """The prompt at `place`, as a row of what is shared."""
+class _SharedRow(NamedTuple):
+    """The prompt with this number, as one of the endings of `shared`."""
 
-    place: int
+    number: int
     shared: SharedPrompts
-    row: int
-
-    @property
-    def ending(self) -> list[int]:
-        return self.shared.endings[self.row]
+    ending: list[int]
 
 
-class Generator:
+class Generator(RoleModel):
     """Answers questions from pictures, greedily."""
-
-    def __init__(self, mllm: Mllm, adapter: Adapter | None = None, version: str | None = None) -> None:
-        """Answer with the base, or with an adapter on it; `version` is its registered name, if it has one."""
-        self.mllm = mllm
-        self._adapter = adapter
-        self.version = version or (f"{mllm.version}+{adapter.version}" if adapter else mllm.version)
 
     def answer(
         self, requests: Sequence[AnswerRequest], *, max_tokens: int, with_captions: bool, batch_size: int
     ) -> list[GeneratedAnswer]:
         """One answer for each request, in input order. An empty answer is an answer, with a note.
 
-        Raises ScoreRejected when the network returns no number, or when the pictures do not fit its window.
+        Raises ScoreRejected when the network returns NaN, or when the pictures do not fit its window.
         """
         write = partial(answer_prompt, with_captions=with_captions)
         prompts = [as_prompt(request, write, with_captions=with_captions) for request in requests]
-        with self._adapter.active() if self._adapter else nullcontext():
+        with self.applied():
             answers = self._answer_sharing(prompts, max_tokens, batch_size)
-            groups: dict[int, list[int]] = defaultdict(list)
-            for place, prompt in enumerate(prompts):
-                if place not in answers:
-                    groups[len(prompt.pictures)].append(place)
-            # Families lay out one picture and several differently, so a batch has one count of pictures.
-            for places in groups.values():
-                alone = [prompts[place] for place in places]
-                found = in_batches(alone, batch_size, partial(self._answer, max_tokens=max_tokens))
-                answers.update(zip(places, found, strict=True))
-        return [answers[place] for place in range(len(requests))]
+            # Families lay out one picture and several differently, so the rows of a batch have the same count.
+            for group in indices_by(len(prompt.pictures) for prompt in prompts):
+                alone = [index for index in group if index not in answers]
+                run = partial(self._answer, max_tokens=max_tokens)
+                answers.update(
+                    zip(alone, in_batches([prompts[index] for index in alone], batch_size, run), strict=True)
+                )
+        return [answers[index] for index in range(len(requests))]
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether questions about the same pictures are answered behind one prefix; if not, the log says why.
-
-        Tried once for each base: an adapter changes weights, not what a prefix is.
-        """
-        return _SHARING.of(self.mllm, lambda: can_share_answers(self.mllm, ask_trial), False)
+        """Whether questions about the same pictures are answered behind one prefix; if not, the log says why."""
+        return once_per_base(_SHARES_PREFIXES, self.mllm, lambda: can_share_answers(self.mllm), False)
 
     def _answer_sharing(
         self, prompts: Sequence[Prompt], max_tokens: int, batch_size: int
     ) -> dict[int, GeneratedAnswer]:
-        """The answers, by place, to those prompts whose pictures and captions others show as well."""
-        by_evidence: dict[tuple[object, ...], list[int]] = defaultdict(list)
-        for place, prompt in enumerate(prompts):
-            by_evidence[*map(id, prompt.pictures), *prompt.captions].append(place)
-        together = [places for places in by_evidence.values() if len(places) > 1]
-        if not together or not self.shares_prefixes:
+        """The answers, by index, to those prompts whose pictures and captions are also in other prompts."""
+        evidence = indices_by((*map(id, prompt.pictures), *prompt.captions) for prompt in prompts)
+        groups = [group for group in evidence if len(group) > 1]
+        if not groups or not self.shares_prefixes:
             return {}
-        asked: list[_Asked] = []
-        for places in together:
-            shared = self.mllm.share([prompts[place] for place in places], max_tokens)
+        rows: list[_SharedRow] = []
+        for group in groups:
+            shared = self.mllm.share([prompts[index] for index in group], max_tokens)
             if shared is not None:
-                asked += [_Asked(place, shared, row) for row, place in enumerate(places)]
-        if not asked:
+                rows += [_SharedRow(index, shared, end) for index, end in zip(group, shared.endings, strict=True)]
+        if not rows:
             return {}
-        longest = max(len(one.shared.prefix) + len(one.ending) for one in asked)
-        rows = self.mllm.rows_that_fit(longest + max_tokens, batch_size)
-        found = in_batches(asked, rows, partial(self._answer_behind, max_tokens=max_tokens))
-        return {one.place: answer for one, answer in zip(asked, found, strict=True)}
+        longest = max(len(row.shared.prefix) + len(row.ending) for row in rows)
+        size = self.mllm.rows_that_fit(longest + max_tokens, batch_size)
+        answers = in_batches(rows, size, partial(self._answer_behind, max_tokens=max_tokens))
+        return {row.number: answer for row, answer in zip(rows, answers, strict=True)}
 
-    def _answer_behind(self, asked: Sequence[_Asked], max_tokens: int) -> list[GeneratedAnswer]:
+    def _answer_behind(self, rows: Sequence[_SharedRow], max_tokens: int) -> list[GeneratedAnswer]:
         groups = []
-        for _, found in groupby(asked, key=lambda one: id(one.shared)):
-            members = list(found)
-            groups.append(replace(members[0].shared, endings=[one.ending for one in members]))
-        return self._answers_of(self.mllm.generate_shared(groups, max_tokens), [None] * len(asked))
+        for _, members in groupby(rows, key=lambda row: id(row.shared)):
+            shared, endings = zip(*((row.shared, row.ending) for row in members), strict=True)
+            groups.append(replace(shared[0], endings=list(endings)))
+        return self._answers_of(self.mllm.generate_shared(groups, max_tokens), [None] * len(rows))
 
     def _answer(self, prompts: Sequence[Prompt], max_tokens: int) -> list[GeneratedAnswer]:
         inputs = self.mllm.prepare(prompts, answer_tokens=max_tokens)
@@ -133,20 +115,20 @@ class Generator:
 
     def _answers_of(self, generated: Generated, notes: Sequence[str | None]) -> list[GeneratedAnswer]:
         if bool(generated.log_probabilities.isnan().any()):
-            raise ScoreRejected(f"{self.version} returned no number while answering; its weights or dtype are at fault")
+            raise ScoreRejected(f"{self.version} returned NaN in an answer; check its weights and RAGLLAVA_DTYPE")
         rows = zip(generated.tokens.tolist(), generated.log_probabilities.tolist(), notes, strict=True)
-        return [read_answer(self.mllm, tokens, sureness, note) for tokens, sureness, note in rows]
+        return [read_answer(self.mllm, *row) for row in rows]
 
 
 def read_answer(
     mllm: Mllm, tokens: Sequence[int], log_probabilities: Sequence[float], note: str | None
 ) -> GeneratedAnswer:
-    """What generated tokens say, up to the first end token; `note` is what is known about the prompt."""
+    """The answer of generated tokens, up to the first end token; `note` is the prompt's."""
     ends = [step for step, token in enumerate(tokens) if token in mllm.end_token_ids]
     length = ends[0] if ends else len(tokens)
     decoded = mllm.tokenizer.decode(list(tokens[:length]), skip_special_tokens=True)
-    text = decoded.replace("\x00", "").strip()  # byte tokens may spell it, and no database stores it as text
-    # An answer that ends at once is as sure as its end token.
+    text = decoded.replace("\x00", "").strip()  # byte tokens may give it, and Postgres does not store it as text
+    # An answer that ends at once has the confidence of its end token.
     counted = log_probabilities[: max(length, 1)]
     notes = [note]
     if not text:
@@ -158,13 +140,7 @@ def read_answer(
 
 
 def as_prompt(request: AnswerRequest, write: PromptWriter, *, with_captions: bool) -> Prompt:
-    """What the model is asked about this request."""
-    # Captions that are not written must not be cut either.
+    """The model's prompt for this request."""
+    # Captions that are not in the prompt must not be cut either.
     captions = request.captions if with_captions else (None,) * len(request.pictures)
     return Prompt(request.question, captions, request.pictures, write)
-
-
-def ask_trial(question: str, pictures: Sequence[Image.Image]) -> Prompt:
-    """A prompt of the trial that tells whether answers can share a prefix."""
-    request = AnswerRequest(question, ("a caption",) * len(pictures), tuple(pictures))
-    return as_prompt(request, answer_prompt, with_captions=True)

@@ -1,7 +1,7 @@
 """The multimodal LLM of any supported family, behind its own processor and chat template.
 
-Reranker and generator stand on one `Mllm`: one base in memory. What differs between families stays in here: how
-pictures are nested, who computes the position ids, what the template puts around a prompt.
+Reranker and generator share one `Mllm`: one base in memory. The differences between families are handled here: how
+pictures are nested, who computes the position ids, what the template adds to a prompt.
 """
 
 from __future__ import annotations
@@ -11,54 +11,44 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 
 from ragllava.errors import ModelUnavailable, ScoreRejected
-from ragllava.models.checks import Manifest, check_model_folder, manifest, model_version
-from ragllava.models.device import DevicePlan, rows_that_fit, to_device
+from ragllava.models.checks import Manifest
+from ragllava.models.device import DevicePlan, free_memory, to_device
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
-from ragllava.models.prefix.read_columns import asking_for, reading_only
+from ragllava.models.prefix.read_columns import last_layer_at, logits_of
 from ragllava.models.prefix.shared_answers import continue_greedily
 from ragllava.models.prefix.shared_prefix import SharedPrompts, SharingWay, common_length
-from ragllava.models.profiles import Profile, find_model
 from ragllava.prompts import PromptParts
-from ragllava.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Cutting changes how the neighbours of the cut fall into tokens, by one or two; so a fit is checked and repeated.
+# A cut changes the tokens beside it, by one or two; so the length is checked again after each cut.
 _FITTING_ROUNDS = 5
-_CPU_TOKENS = 1_024  # of a pass: five rows of 640 tokens were 10 % slower than one after the other
+_CPU_TOKENS = 1_024  # of a pass; five rows of 640 tokens were 10 % slower than one after the other
 _BY_TOKEN = ("input_ids", "mm_token_type_ids", "token_type_ids")  # one number for each token
-_TRIAL = PromptParts((None, "a trial"))
-# What transformers raises over damaged or unknown files.
-_LOAD_ERRORS = (RuntimeError, ValueError, OSError, KeyError, ImportError, TypeError, AttributeError)
+_TRIAL: PromptParts = (None, "a trial")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInputs:
-    """A left-padded batch, ready for the network. `notes` has one entry a row: what was cut, or None."""
+    """A left-padded batch for the network, made of `prompts`: without control tokens of users, and short enough.
+
+    `notes` has one entry for each row: what was cut, or None.
+    """
 
     tensors: dict[str, Any]
     notes: list[str | None]
-
-
-@dataclass(frozen=True, slots=True)
-class FittedPrompts:
-    """What the model is asked in the end: harmless, and short enough; `inputs` are these prompts as tensors."""
-
     prompts: list[Prompt]
-    inputs: ModelInputs
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """Greedy answers on the CPU: `tokens` (B, T) int64, the log-probability of each (B, T) float32, and the logits
+    """Greedy answers, on the CPU: `tokens` (B, T) int64, the log-probability of each (B, T) float32, and the logits
     of the first step (B, vocabulary) float32."""
 
     tokens: torch.Tensor
@@ -72,9 +62,9 @@ class Mllm:
     def __init__(
         self, network: Any, processor: Any, version: str, plan: DevicePlan, files: Manifest | None = None
     ) -> None:
-        """Take a loaded network and its processor; `files` is what they were read from, with hashes.
+        """`network` and `processor` are loaded; `files` are those they were read from, with their hashes.
 
-        Raises ModelUnavailable when they cannot serve.
+        Raises ModelUnavailable when they cannot be used together.
         """
         self.network = network
         self.files = files or {}
@@ -85,7 +75,7 @@ class Mllm:
         self._check_processor()
         self._prepare_tokenizer()
         self._image_token_id: int = processor.image_token_id
-        self._control_tokens = ControlTokens(self._control_texts())
+        self.control_tokens = ControlTokens(self._control_texts())
         self._makes_own_positions = hasattr(network.model, "get_rope_index") or (
             "position_ids" not in inspect.signature(network.forward).parameters
         )
@@ -93,30 +83,22 @@ class Mllm:
         self.context_tokens: int = min(longest, self.tokenizer.model_max_length)
 
     def render(self, parts: PromptParts) -> str:
-        """The prompt as the family's chat template writes it, up to where the answer begins."""
-        content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts.parts]
+        """The prompt in the family's chat template, up to where the answer begins."""
+        content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
         conversation = [{"role": "user", "content": content}]
         rendered: str = self.processor.apply_chat_template(conversation, add_generation_prompt=True)
         return rendered
 
     def prepare(self, prompts: Sequence[Prompt], answer_tokens: int) -> ModelInputs:
-        """Tokens and pixels of a batch, each row short enough to leave room for `answer_tokens`; see `fit`."""
-        return self.fit(prompts, answer_tokens).inputs
+        """Tokens and pixels of a batch, each row short enough to leave room for `answer_tokens`.
 
-    def harmless(self, prompt: Prompt) -> Prompt:
-        """The prompt without the control tokens that users wrote."""
-        return self._control_tokens.defuse(prompt)
-
-    def fit(self, prompts: Sequence[Prompt], answer_tokens: int) -> FittedPrompts:
-        """The prompts of a batch, each short enough to leave room for `answer_tokens`, and their tensors.
-
-        Captions, then questions, are cut where the window demands it. Raises ScoreRejected when a row has no
-        picture or no image token, or when pictures and instruction alone do not fit.
+        Captions, then questions, are cut to the window where necessary. Raises ScoreRejected when a row has no picture
+        or no image token, or when pictures and instruction alone do not fit.
         """
         if not all(prompt.pictures for prompt in prompts):
-            raise ScoreRejected("a prompt without a picture: there is nothing to look at")
+            raise ScoreRejected("a prompt has no picture")
         window = self.context_tokens - answer_tokens
-        harmless = [self.harmless(prompt) for prompt in prompts]
+        harmless = [self.control_tokens.defuse(prompt) for prompt in prompts]
         fitted, excess = list(harmless), [0] * len(prompts)
         notes: list[str | None] = [None] * len(prompts)
         for _ in range(_FITTING_ROUNDS):
@@ -125,32 +107,31 @@ class Mllm:
             too_long = [row for row, length in enumerate(lengths) if length > window]
             if not too_long:
                 self._check_image_tokens(tensors)
-                return FittedPrompts(fitted, ModelInputs(self._with_positions(tensors), notes))
+                return ModelInputs(self._with_positions(tensors), notes, fitted)
             for row in too_long:
                 excess[row] += lengths[row] - window
                 fitted[row], notes[row] = shorten(harmless[row], excess[row], self.tokenizer)
         raise ScoreRejected(
             f"the pictures and the instruction need {lengths[too_long[0]]} tokens, but the window of {self.version} "
-            f"holds {window} beside the answer; use fewer pictures a question (top_n) or a model with a longer window"
+            f"holds {window} beside the answer; use fewer pictures (top_n) or a model with a longer window"
         )
 
     def share(self, prompts: Sequence[Prompt], answer_tokens: int) -> SharedPrompts | None:
-        """Prompts that all show the same pictures, as one prefix and an ending for each.
+        """Prompts of the same pictures, as one prefix and an ending for each. The pictures are prepared once.
 
-        None where that cannot be done: a prompt is too long for the window and must be cut, or the text behind the
-        last picture does not fall into the same tokens as it does in the whole prompt, or what stands before it is not
-        the same in all. The pictures are prepared once.
+        None if a prompt is too long for the window and must be cut, if the text behind the last picture has other
+        tokens than in the complete prompt, or if the text before it is not the same in all prompts.
         """
-        harmless = [self.harmless(prompt) for prompt in prompts]
+        harmless = [self.control_tokens.defuse(prompt) for prompt in prompts]
         rendered = [self.render(prompt.parts()).rpartition(self.processor.image_token) for prompt in harmless]
         if len({before for before, _, _ in rendered}) > 1:
             return None
         tensors = self._process(harmless[:1])
-        whole: list[int] = tensors["input_ids"][0].tolist()
+        tokens: list[int] = tensors["input_ids"][0].tolist()
         tails = [self._tokens_behind_picture(tail) for _, _, tail in rendered]
-        if whole[-len(tails[0]) :] != tails[0]:
+        if tokens[-len(tails[0]) :] != tails[0]:
             return None
-        before = whole[: -len(tails[0])]
+        before = tokens[: -len(tails[0])]
         if len(before) + max(map(len, tails)) > self.context_tokens - answer_tokens:
             return None
         self._check_image_tokens(tensors)
@@ -162,20 +143,29 @@ class Mllm:
         self, shared: SharedPrompts, way: SharingWay, batch_size: int, tokens: Sequence[int]
     ) -> torch.Tensor:
         """As `last_logits`, of all endings behind their common prefix, `batch_size` in a pass."""
-        with asking_for(self.network, tokens):
+        with logits_of(self.network, tokens):
             logits = way(self.network, shared, self._plan, batch_size)
         if self._plan.device.type == "cuda":
-            torch.cuda.synchronize(self._plan.device)  # whoever compares the ways must see their time
+            torch.cuda.synchronize(self._plan.device)  # the trial measures the time of this call
         return logits
 
     def rows_that_fit(self, tokens: float, wanted: int) -> int:
-        """How many rows of so many tokens fit into half of the memory that is free now: 1 to `wanted`."""
-        return rows_that_fit(self.network.config.get_text_config(), self._plan, tokens, wanted)
+        """How many rows of `tokens` tokens fit into half of the memory that is free now: 1 to `wanted`.
+
+        An estimate: a token's keys and values in all layers, and the widest tensors of one layer. `in_batches` handles
+        an estimate that is too high.
+        """
+        config = self.network.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        numbers = 2 * config.num_hidden_layers * heads * width + 8 * config.hidden_size + 3 * config.intermediate_size
+        free = free_memory(self._plan.device)
+        return max(1, min(wanted, int(free / 2 / (numbers * self._plan.dtype.itemsize * tokens))))
 
     def rows_of_a_pass(self, prompts: Sequence[Prompt], wanted: int) -> int:
-        """How many such prompts to take in one pass, each with its own picture: 1 to `wanted`.
+        """How many such prompts to compute in one pass, each with its own picture: 1 to `wanted`.
 
-        As many as fit into memory; on a CPU no more than stay in its caches: larger batches only make it slower.
+        As many as fit into memory; on a CPU no more than fit into its caches, because larger batches are slower.
         """
         tokens = max(self._shortest_prompt, *(prompt.rough_tokens() for prompt in prompts))
         if self._plan.device.type == "cpu":
@@ -184,40 +174,38 @@ class Mllm:
 
     @cached_property
     def _shortest_prompt(self) -> int:
-        """Tokens of one about a small picture; where pictures take their own size, larger ones have more."""
+        """Tokens of a prompt about a small picture; larger pictures have more in some families."""
         trial = Prompt("Why?", (None,), (Image.new("RGB", (64, 48), "gray"),), lambda question, _: _TRIAL)
         return int(self._process([trial])["input_ids"].shape[1])
 
     def answer_token_ids(self, words: Sequence[str]) -> list[int]:
-        """The token that begins each word when it follows the rendered prompt; all different.
+        """The first token of each word behind the rendered prompt; all different.
 
-        A template that ends in a blank or a control token (`assistant\\n`) is followed by the bare word, any other
-        (`ASSISTANT:`) by a space first, if the tokenizer has such tokens. Raises ModelUnavailable.
+        The bare word follows a template that ends in white space or a control token (`assistant\\n`); a space and the
+        word follow any other (`ASSISTANT:`), if the tokenizer has such tokens. Raises ModelUnavailable.
         """
         rendered = self.render(_TRIAL)
         bare_first = rendered[-1].isspace() or rendered.endswith(tuple(self.tokenizer.all_special_tokens))
         for space in ("", " ") if bare_first else (" ", ""):
             ids = [self._next_token_id(rendered, space + word) for word in words]
-            found = [token for token in ids if token is not None]
-            if len(set(found)) == len(words):
-                shown = {
-                    word: self.tokenizer.convert_ids_to_tokens(token) for word, token in zip(words, found, strict=True)
-                }
+            tokens = [token for token in ids if token is not None]
+            if len(set(tokens)) == len(words):
+                shown = dict(zip(words, self.tokenizer.convert_ids_to_tokens(tokens), strict=True))
                 log.info("answer tokens of %s: %s", self.version, shown, extra={"action": "answer_tokens_found"})
-                return found
+                return tokens
         raise ModelUnavailable(f"{self.version}: its tokenizer has no different tokens for {' and '.join(words)}")
 
     @torch.inference_mode()
     def last_logits(self, inputs: ModelInputs, tokens: Sequence[int]) -> torch.Tensor:
         """Logits of `tokens` at the first answer position, (B, tokens) float32 on the device; one forward pass.
 
-        The padding is moved to the right, where no token looks; so no mask is needed, and attention leaves out the half
-        of the square above the diagonal.
+        The padding is moved to the right, where causal attention ignores it; so no mask is needed, and attention skips
+        the half of the square above the diagonal.
         """
         tensors, ends = _left_aligned(inputs.tensors)
         kept, columns = torch.unique(ends, return_inverse=True)
         kept = kept.to(self._plan.device)
-        with reading_only(self.network, kept), asking_for(self.network, tokens):
+        with last_layer_at(self.network, kept), logits_of(self.network, tokens):
             output = self.network(**to_device(tensors, self._plan), logits_to_keep=kept, use_cache=False)
         logits: torch.Tensor = output.logits[torch.arange(len(columns)), columns]
         return logits
@@ -226,7 +214,7 @@ class Mllm:
     def generate(self, inputs: ModelInputs, max_tokens: int) -> Generated:
         """Greedy continuation of each row by at most `max_tokens` tokens."""
         tensors = to_device(inputs.tensors, self._plan)
-        tensors.pop("position_ids", None)  # `generate` extends them itself, from the attention mask
+        tensors.pop("position_ids", None)  # `generate` makes them from the attention mask
         output = self.network.generate(
             **tensors, max_new_tokens=max_tokens, return_dict_in_generate=True, output_logits=True
         )
@@ -241,10 +229,10 @@ class Mllm:
     def generate_shared(self, groups: Sequence[SharedPrompts], max_tokens: int) -> Generated:
         """As `generate`, of the endings of all groups in order, each group's prefix computed once.
 
-        Raises NotImplementedError for a network that cannot.
+        Raises NotImplementedError for a network whose cache cannot be shared.
         """
-        found = continue_greedily(self.network, groups, self._plan, max_tokens, self.end_token_ids)
-        return Generated(*(part.cpu() for part in found))
+        answers = continue_greedily(self.network, groups, self._plan, max_tokens, self.end_token_ids)
+        return Generated(*(tensor.cpu() for tensor in answers))
 
     @property
     def end_token_ids(self) -> frozenset[int]:
@@ -261,22 +249,21 @@ class Mllm:
                 add_special_tokens=self.adds_special_tokens,
                 return_tensors="pt",
             )
-        except ValueError as error:  # of a picture whose shape it cannot take, say
+        except ValueError as error:  # for example of a picture whose shape is not supported
             raise ScoreRejected(f"the processor of {self.version} refuses its input: {error}") from error
         return dict(inputs)
 
     @property
     def adds_special_tokens(self) -> bool:
-        """Whether the tokenizer puts its begin token before a prompt: not where the template writes it itself."""
+        """Whether the tokenizer adds its begin token to a prompt: not if the template contains it."""
         begin = self.tokenizer.bos_token
         return not (begin and self.render(_TRIAL).startswith(begin))
 
     def _tokens_behind_picture(self, tail: str) -> list[int]:
-        # Together with the picture's mark, because some tokenizers treat the beginning of a text in their own way.
-        mark = self.processor.image_token
-        tokens: list[int] = self.tokenizer(mark + tail, add_special_tokens=False)["input_ids"]
-        mark_id = self.tokenizer.convert_tokens_to_ids(mark)
-        return tokens[tokens.index(mark_id) + 1 :]
+        # Behind the image token, because some tokenizers treat the beginning of a text differently.
+        image_token = self.processor.image_token
+        tokens: list[int] = self.tokenizer(image_token + tail, add_special_tokens=False)["input_ids"]
+        return tokens[tokens.index(self.tokenizer.convert_tokens_to_ids(image_token)) + 1 :]
 
     def _with_positions(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """Positions count from the first real token, so that padding cannot move a score."""
@@ -289,13 +276,13 @@ class Mllm:
         counts = (tensors["input_ids"] == self._image_token_id).sum(dim=1)
         if bool((counts == 0).any()):
             row = int((counts == 0).nonzero()[0])
-            raise ScoreRejected(f"row {row} of a batch holds no image token: {self.version} would not see the picture")
+            raise ScoreRejected(f"row {row} of a batch has no image token: {self.version} would not see the picture")
 
     def _check_processor(self) -> None:
         if not self.processor.chat_template:
             raise ModelUnavailable(f"{self.version}: its processor has no chat template; add a chat_template.jinja")
         if not getattr(self.tokenizer, "is_fast", False):
-            raise ModelUnavailable(f"{self.version}: its tokenizer has no tokenizer.json, which is needed")
+            raise ModelUnavailable(f"{self.version}: its tokenizer has no tokenizer.json; add one")
         image_token = getattr(self.processor, "image_token", None)
         if image_token is None or self.render(_TRIAL).count(image_token) != 1:
             raise ModelUnavailable(f"{self.version}: its chat template has no place for a picture")
@@ -318,84 +305,14 @@ class Mllm:
 
 
 def _left_aligned(tensors: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor]:
-    """A left-padded batch with its padding on the right, without mask and positions; and where each row ends, (B,)."""
+    """The batch with its padding on the right, without mask and positions; and the last token of each row, (B,)."""
     mask = tensors["attention_mask"]
     length = mask.shape[1]
     real = mask.sum(dim=1)
-    places = (torch.arange(length)[None] + (length - real)[:, None]) % length
+    sources = (torch.arange(length)[None] + (length - real)[:, None]) % length
     moved = {
-        name: value.gather(1, places) if name in _BY_TOKEN else value
+        name: value.gather(1, sources) if name in _BY_TOKEN else value
         for name, value in tensors.items()
         if name not in ("attention_mask", "position_ids")
     }
     return moved, real - 1
-
-
-def load_mllm(profile: Profile, plan: DevicePlan, settings: Settings) -> Mllm:
-    """Load the profile's MLLM from files on this machine. Raises ModelUnavailable."""
-    folder = find_model(profile.mllm, profile, settings)
-    check_model_folder(folder.path)
-    version = model_version(folder, settings.home / "cache")
-    try:
-        network, processor = _load(folder.path, plan)
-    except (*_LOAD_ERRORS, SafetensorError) as error:
-        raise ModelUnavailable(f"the model in {folder.path} cannot be loaded: {error}") from error
-    log.info("mllm loaded: %s", version, extra={"action": "mllm_loaded"})
-    return Mllm(network, processor, version, plan, manifest(folder.path, settings.home / "cache"))
-
-
-def load_without_weights(folder: Path, version: str, files: Manifest, plan: DevicePlan) -> Mllm:
-    """An Mllm that prepares prompts, while another process that has the weights computes. Raises ModelUnavailable."""
-    import transformers
-
-    check_model_folder(folder, needs_weights=False)
-    try:
-        processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        with torch.device("meta"):  # shapes, and no memory for them
-            network = transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
-        if (folder / "generation_config.json").is_file():
-            network.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
-        make_greedy(network)
-    except _LOAD_ERRORS as error:
-        raise ModelUnavailable(f"the model in {folder} cannot be prepared for: {error}") from error
-    return Mllm(network, processor, version, plan, files)
-
-
-def _load(folder: Path, plan: DevicePlan) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    network, report = AutoModelForImageTextToText.from_pretrained(
-        folder,
-        dtype=plan.dtype,
-        attn_implementation="sdpa",
-        trust_remote_code=False,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
-    # transformers would fill the gaps with random numbers and go on.
-    if report["missing_keys"]:
-        raise ValueError(
-            f"its weights lack {sorted(report['missing_keys'])[0]} ({len(report['missing_keys'])} missing)"
-        )
-    make_greedy(network)
-    return network.to(plan.device).eval(), processor
-
-
-def make_greedy(network: Any) -> None:
-    """Checkpoints come with sampling and repetition penalties; a score or answer of ours has neither."""
-    from transformers import GenerationConfig
-
-    shipped = network.generation_config
-    ends = shipped.eos_token_id if shipped.eos_token_id is not None else network.config.get_text_config().eos_token_id
-    if ends is None:
-        raise ValueError("its generation_config.json names no eos_token_id")
-    first_end = ends if isinstance(ends, int) else ends[0]
-    padding = shipped.pad_token_id if shipped.pad_token_id is not None else first_end
-    network.generation_config = GenerationConfig(
-        do_sample=False, num_beams=1, bos_token_id=shipped.bos_token_id, eos_token_id=ends, pad_token_id=padding
-    )

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
 
 from ragllava.errors import ScoreRejected
-from ragllava.models.adapters import Adapter
+from ragllava.models.adapters import Adapter, RoleModel
 from ragllava.models.device import in_batches
-from ragllava.models.fitting import Prompt
+from ragllava.models.fitting import Prompt, indices_by
 from ragllava.models.mllm import Mllm
 from ragllava.models.prefix.shared_prefix import SharedPrompts, SharingWay
-from ragllava.models.prefix.trials import OncePerBase, Sharing, try_sharing
-from ragllava.prompts import PromptParts, caption_rerank_prompt, rerank_prompt
+from ragllava.models.prefix.trials import Sharing, once_per_base, try_sharing
+from ragllava.prompts import caption_rerank_prompt, rerank_prompt
 
-_SHARING: OncePerBase[Sharing | None] = OncePerBase()
+_SHARING: WeakKeyDictionary[Mllm, Sharing | None] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A question and a candidate for it; `caption` None asks without one (the paper's ablation).
+    """A question and a candidate for it; without a caption (None), the paper's ablation.
 
-    `by_caption`: the question is a caption to find the image of (Flickr30K, COCO); the candidate's own is not shown.
+    `by_caption`: the question is a caption whose image is searched (Flickr30K, COCO); the candidate's caption is not
+    shown.
     """
 
     question: str
@@ -36,72 +36,65 @@ class Pair:
     by_caption: bool = False
 
     def prompt(self) -> Prompt:
-        """What the model is asked about this pair."""
+        """The model's prompt for this pair."""
         if self.by_caption:
-            return Prompt(self.question, (None,), (self.picture,), write_caption_rerank)
-        return Prompt(self.question, (self.caption,), (self.picture,), write_rerank)
+            return Prompt(self.question, (None,), (self.picture,), caption_rerank_prompt)
+        return Prompt(self.question, (self.caption,), (self.picture,), rerank_prompt)
 
 
 @dataclass(frozen=True, slots=True)
 class Relevance:
-    """P("Yes") in [0, 1], and what a person should know about it (a caption was cut)."""
+    """P("Yes") in [0, 1], and a note for users (a caption was cut)."""
 
     value: float
     note: str | None = None
 
 
-class Reranker:
-    """Scores pairs. The same pair scores the same alone, in a batch, behind a shared prefix, and in any order."""
+class Reranker(RoleModel):
+    """Scores pairs. A pair has the same score alone, in a batch, behind a shared prefix, and in any order."""
 
     def __init__(self, mllm: Mllm, adapter: Adapter | None = None, version: str | None = None) -> None:
-        """Score with the base, or with an adapter on it; `version` is its registered name, if it has one."""
-        self.mllm = mllm
-        self._adapter = adapter
-        self.version = version or (f"{mllm.version}+{adapter.version}" if adapter else mllm.version)
+        """As RoleModel. Raises ModelUnavailable when the tokenizer has no tokens for Yes and No."""
+        super().__init__(mllm, adapter, version)
         self.yes_no = mllm.answer_token_ids(["Yes", "No"])
 
     def relevance(self, pairs: Sequence[Pair], batch_size: int) -> list[Relevance]:
         """One relevance for each pair, in input order.
 
-        Pairs of one picture are scored behind one prefix, `batch_size` in a pass at most; the others in batches.
-        Raises ScoreRejected when the network returns no number, or when a picture does not fit its window.
+        Pairs of one picture are scored behind one prefix, at most `batch_size` in a pass; the others in batches.
+        Raises ScoreRejected when the network returns NaN, or when a picture does not fit its window.
         """
         prompts = [pair.prompt() for pair in pairs]
-        with self._adapter.active() if self._adapter else nullcontext():
+        with self.applied():
             scores = self._score_sharing(prompts, batch_size)
-            # Rows of like length share a batch, so that little of it is padding.
-            rest = [place for place in range(len(prompts)) if place not in scores]
-            rest.sort(key=lambda place: prompts[place].rough_tokens())
-            alone = [prompts[place] for place in rest]
-            found = in_batches(alone, self.mllm.rows_of_a_pass(alone, batch_size), self._score) if alone else []
-            scores.update(zip(rest, found, strict=True))
-        return [scores[place] for place in range(len(pairs))]
+            # Rows of similar length share a batch, so that little of it is padding.
+            unshared = [index for index in range(len(prompts)) if index not in scores]
+            unshared.sort(key=lambda index: prompts[index].rough_tokens())
+            if unshared:
+                alone = [prompts[index] for index in unshared]
+                values = in_batches(alone, self.mllm.rows_of_a_pass(alone, batch_size), self._score)
+                scores.update(zip(unshared, values, strict=True))
+        return [scores[index] for index in range(len(pairs))]
 
     @property
     def sharing(self) -> Sharing | None:
-        """How questions about one picture are scored behind one prefix; None: each pair alone, and the log says why.
-
-        Tried once for each base: an adapter changes weights, not what a prefix is.
-        """
-        return _SHARING.of(self.mllm, lambda: try_sharing(self.mllm, self._shares, self.yes_no, ask_trial), None)
+        """How questions about one picture are scored behind one prefix; None: each alone, and the log says why."""
+        return once_per_base(_SHARING, self.mllm, lambda: try_sharing(self.mllm, self._shares, self.yes_no), None)
 
     def _score_sharing(self, prompts: Sequence[Prompt], batch_size: int) -> dict[int, Relevance]:
-        """The relevances, by place, of those prompts whose picture others show as well."""
-        by_picture: dict[int, list[int]] = defaultdict(list)
-        for place, prompt in enumerate(prompts):
-            by_picture[id(prompt.pictures[0])].append(place)
-        together = [places for places in by_picture.values() if len(places) > 1]
-        sharing = self.sharing if together else None
+        """The relevances, by index, of those prompts whose picture is also in other prompts."""
+        groups = [group for group in indices_by(id(prompt.pictures[0]) for prompt in prompts) if len(group) > 1]
+        sharing = self.sharing if groups else None
         scores: dict[int, Relevance] = {}
         if sharing is None or sharing.way is None:
             return scores
         rows = self.mllm.rows_that_fit(sharing.prefix_tokens + sharing.ending_tokens, batch_size)
-        for places in together:
-            shared = self.mllm.share([prompts[place] for place in places], answer_tokens=1)
+        for group in groups:
+            shared = self.mllm.share([prompts[index] for index in group], answer_tokens=1)
             if shared is not None:
-                # All at once, so that a way that keeps the prefix computes it once for all its passes.
+                # All at once, so that a way with a cache computes the prefix once for all its passes.
                 score = partial(self._score_endings, shared, sharing.way, rows)
-                scores.update(zip(places, in_batches(shared.endings, len(shared.endings), score), strict=True))
+                scores.update(zip(group, in_batches(shared.endings, len(shared.endings), score), strict=True))
         return scores
 
     def _score_endings(
@@ -118,21 +111,5 @@ class Reranker:
     def _shares(self, logits: torch.Tensor) -> torch.Tensor:
         shares = logits.softmax(dim=-1)[:, 0]
         if bool(shares.isnan().any()):
-            raise ScoreRejected(f"{self.version} returned no number as a relevance; its weights or dtype are at fault")
+            raise ScoreRejected(f"{self.version} returned NaN as a relevance; check its weights and RAGLLAVA_DTYPE")
         return shares
-
-
-def write_rerank(question: str, captions: list[str | None]) -> PromptParts:
-    """The reranker's prompt, in the form that fitting asks for."""
-    return rerank_prompt(question, captions[0])
-
-
-def write_caption_rerank(question: str, captions: list[str | None]) -> PromptParts:
-    """The same where a caption is searched by: `question` is that caption."""
-    del captions  # the image's own would give it away
-    return caption_rerank_prompt(question)
-
-
-def ask_trial(question: str, picture: Image.Image) -> Prompt:
-    """A prompt of the trial that tells whether prompts can share a prefix."""
-    return Pair(question, "a caption", picture).prompt()

@@ -1,11 +1,10 @@
-"""The coarse retriever: open_clip's two towers, one space for pictures and questions (docs/method.md 1)."""
+"""The coarse retriever: open_clip's two encoders, one space for pictures and texts (docs/method.md 1)."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,33 +15,30 @@ from safetensors import SafetensorError
 from ragllava.errors import ModelUnavailable
 from ragllava.models.checks import check_model_folder, model_version
 from ragllava.models.device import DevicePlan, in_batches
-from ragllava.models.profiles import LOCAL_DIR, ModelFolder, Profile, find_model, retriever_reference
+from ragllava.models.profiles import LOCAL_DIR, ModelFolder, Profile, RetrieverSource, find_model
 from ragllava.settings import Settings
 
 log = logging.getLogger(__name__)
 
 FloatArray = npt.NDArray[np.float32]
-Pixels = torch.Tensor  # (3, H, W) float32: one picture as the image tower takes it
+Pixels = torch.Tensor  # (3, H, W) float32: one picture as the image encoder takes it
 _WEIGHTS = "open_clip_model.safetensors"
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _TEXTS_PER_BATCH = 256
-
-
-class _Tokenizer(Protocol):
-    def __call__(self, texts: list[str]) -> torch.Tensor: ...
+_Tokenizer = Callable[[list[str]], torch.Tensor]
 
 
 class Retriever:
     """Embeds pictures and texts into the same space.
 
-    `version` names the weights, `dim` is the length of a vector, `image_size` the side in pixels that the image
-    tower sees: a picture whose shorter side is that long loses nothing.
+    `version` names the weights, `dim` is the length of a vector, `image_size` the side in pixels of the image
+    encoder's input.
     """
 
     def __init__(self, network: Any, preprocess: Any, tokenizer: _Tokenizer, version: str, plan: DevicePlan) -> None:
         """`preprocess` turns one RGB picture into a (3, H, W) tensor; `tokenizer` cuts to the context length."""
         self.version = version
-        self.image_size: int = int(max(_pair(network.visual.image_size)))
+        self.image_size = int(np.max(network.visual.image_size))  # open_clip gives an int or a pair
         self._network = network
         self._preprocess = preprocess
         self._tokenizer = tokenizer
@@ -59,16 +55,16 @@ class Retriever:
         return self._stack(in_batches(pictures, batch_size, self._embed_pictures))
 
     def prepare_image(self, picture: Image.Image) -> Pixels:
-        """The half of `embed_images` that needs no network, of one picture (RGB). Any number of threads may call it."""
+        """The input of `embed_pixels` for one picture (RGB). Needs no network; thread-safe."""
         pixels: Pixels = self._preprocess(picture)
         return pixels
 
     def embed_pixels(self, pixels: Sequence[Pixels], batch_size: int) -> FloatArray:
-        """The other half: prepared pictures → (N, dim) float32, rows of length 1, in input order."""
+        """Prepared pictures → (N, dim) float32, rows of length 1, in input order."""
         return self._stack(in_batches(pixels, batch_size, self._embed_pixels))
 
     def embed_texts(self, texts: Sequence[str]) -> FloatArray:
-        """Texts → (N, dim) float32, rows of length 1, in input order. A text beyond the context is cut at its end."""
+        """Texts → (N, dim) float32, rows of length 1, in input order. A text longer than the context is cut."""
         return self._stack(in_batches(texts, _TEXTS_PER_BATCH, self._embed_texts))
 
     def _stack(self, rows: list[FloatArray]) -> FloatArray:
@@ -90,95 +86,72 @@ class Retriever:
 
 def load_retriever(profile: Profile, plan: DevicePlan, settings: Settings) -> Retriever:
     """Load the profile's retriever from files on this machine. Raises ModelUnavailable."""
-    if not profile.retriever.startswith(LOCAL_DIR) and profile.retriever_repository is None:
-        profile = replace(profile, retriever_repository=_known_repository(profile))
-    folder = find_model(retriever_reference(profile), profile, settings)
+    source = profile.retriever
+    is_named = source.is_folder or source.repository is not None
+    folder = find_model(source.reference if is_named else _hub_repository(source), profile, settings)
     check_model_folder(folder.path)
     version = model_version(folder, settings.home / "cache")
     try:
-        if profile.retriever.startswith(LOCAL_DIR):
-            parts = _load_local(folder, plan)
-        else:
-            parts = _load_named(profile, folder, plan)
+        parts = _load(source, folder, plan)
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
         raise ModelUnavailable(f"the retriever in {folder.path} cannot be loaded: {error}") from error
     log.info("retriever loaded: %s", version, extra={"action": "retriever_loaded"})
     return Retriever(*parts, version=version, plan=plan)
 
 
-def _load_local(folder: ModelFolder, plan: DevicePlan) -> tuple[Any, Any, _Tokenizer]:
+def _load(source: RetrieverSource, folder: ModelFolder, plan: DevicePlan) -> tuple[Any, Any, _Tokenizer]:
+    """Network, picture preparation and tokenizer: of a folder, or of an architecture of open_clip and a tag."""
     import open_clip
 
-    name = f"{LOCAL_DIR}{folder.path}"
+    name, options = f"{LOCAL_DIR}{folder.path}", {}
+    if not source.is_folder:
+        tag = _pretrained(source)
+        name = source.retriever
+        options = {f"image_{key}": tag[key] for key in ("mean", "std", "interpolation", "resize_mode")}
+        options["pretrained"] = str(folder.path / _WEIGHTS)
     network, preprocess = open_clip.create_model_from_pretrained(
-        name, precision=_PRECISIONS[plan.dtype], device=plan.device
+        name, precision=_PRECISIONS[plan.dtype], device=plan.device, **options
     )
-    return network.eval(), preprocess, open_clip.get_tokenizer(name)
+    tokenizer = open_clip.get_tokenizer(name) if source.is_folder else _named_tokenizer(source, folder)
+    return network.eval(), preprocess, tokenizer
 
 
-def _load_named(profile: Profile, folder: ModelFolder, plan: DevicePlan) -> tuple[Any, Any, _Tokenizer]:
-    """An architecture that open_clip knows by name, with the weights and the picture preparation of a tag."""
+def _pretrained(source: RetrieverSource) -> dict[str, Any]:
+    """open_clip's description of the weights of the tag. Raises ModelUnavailable."""
     import open_clip
 
-    tag = _pretrained(profile)
-    network, preprocess = open_clip.create_model_from_pretrained(
-        profile.retriever,
-        pretrained=str(folder.path / _WEIGHTS),
-        precision=_PRECISIONS[plan.dtype],
-        device=plan.device,
-        image_mean=tag["mean"],
-        image_std=tag["std"],
-        image_interpolation=tag["interpolation"],
-        image_resize_mode=tag["resize_mode"],
-    )
-    return network.eval(), preprocess, _named_tokenizer(profile, folder)
-
-
-def _pretrained(profile: Profile) -> dict[str, Any]:
-    """What open_clip knows of the weights that the profile names."""
-    import open_clip
-
-    tag: dict[str, Any] = open_clip.get_pretrained_cfg(profile.retriever, profile.retriever_tag or "")
+    tag: dict[str, Any] = open_clip.get_pretrained_cfg(source.retriever, source.tag or "")
     if not tag:
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(profile.retriever)) or "none"
-        raise ModelUnavailable(
-            f"open_clip knows no weights {profile.retriever_tag!r} of {profile.retriever!r}; its tags are: {known}"
-        )
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(source.retriever)) or "none"
+        raise ModelUnavailable(f"open_clip has no weights {source.tag!r} of {source.retriever!r}; its tags are: {tags}")
     return tag
 
 
-def _known_repository(profile: Profile) -> str:
-    """The hub repository of these weights; open_clip writes it with a slash and perhaps a file at its end."""
-    repository = "/".join(str(_pretrained(profile).get("hf_hub") or "").split("/")[:2])
+def _hub_repository(source: RetrieverSource) -> str:
+    """The hub repository of the tag's weights; open_clip gives it with a slash, and sometimes a file, at its end."""
+    repository = "/".join(str(_pretrained(source).get("hf_hub") or "").split("/")[:2])
     if not repository:
         raise ModelUnavailable(
-            f"open_clip names no hub repository for {profile.retriever}/{profile.retriever_tag}: "
+            f"open_clip names no hub repository for {source.retriever}/{source.tag}: "
             "put the weights into a folder with open_clip_config.json and give that folder"
         )
     return repository
 
 
-def _named_tokenizer(profile: Profile, folder: ModelFolder) -> _Tokenizer:
+def _named_tokenizer(source: RetrieverSource, folder: ModelFolder) -> Any:
     import open_clip
     from open_clip.tokenizer import HFTokenizer
 
-    text = open_clip.get_model_config(profile.retriever)["text_cfg"]
+    text = open_clip.get_model_config(source.retriever)["text_cfg"]
     if not text.get("hf_tokenizer_name"):
-        named: _Tokenizer = open_clip.get_tokenizer(profile.retriever)
-        return named
-    tokenizer: _Tokenizer = HFTokenizer(
+        return open_clip.get_tokenizer(source.retriever)
+    return HFTokenizer(
         str(folder.path),
         context_length=text.get("context_length", 77),
         tokenizer_mode=text.get("tokenizer_mode"),
         **text.get("tokenizer_kwargs", {}),
     )
-    return tokenizer
 
 
 def _unit_rows(vectors: torch.Tensor) -> list[FloatArray]:
-    unit = torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
-    return list(unit)
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
+    return list(torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy())

@@ -3,26 +3,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ragllava.errors import JobRefused, ModelUnavailable, ObjectMissing
+from ragllava.json_records import from_json, to_json
 from ragllava.models.checks import check_adapter_folder, digest, manifest
 from ragllava.records import Role
 from ragllava.stages.resources import Resources
 from ragllava.stores.learning.registry import ModelVersion
 from ragllava.stores.objects import ObjectStore
+from ragllava.whole_files import MANIFEST, file_sha256
 
 log = logging.getLogger(__name__)
-
-MANIFEST = "manifest.json"
-_PIECE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ def publish_adapter(objects: ObjectStore, folder: Path) -> dict[str, str]:
         for file in files:
             with (folder / file.name).open("rb") as stream:
                 objects.put_stream(f"{place}/{file.name}", stream, file.size_bytes)
-        written = json.dumps({"files": [asdict(file) for file in files]}, indent=1)
+        written = json.dumps({"files": to_json(files)}, indent=1)
         objects.put(f"{place}/{MANIFEST}", written.encode(), "application/json")
     return hashes
 
@@ -90,7 +88,7 @@ def apply_champions(resources: Resources, champions: Mapping[Role, ModelVersion]
     for role in Role:
         version = champions.get(role)
         try:
-            resources.models.wear(role, version.name if version else None, folders.get(role))
+            resources.models.apply_adapter(role, version.name if version else None, folders.get(role))
         except ModelUnavailable as error:
             raise _unusable(role, str(error)) from error
 
@@ -122,8 +120,7 @@ def _is_published(path: Path) -> bool:
 
 
 def _describe(path: Path) -> _File:
-    with path.open("rb") as stream:
-        return _File(path.name, path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest())
+    return _File(path.name, path.stat().st_size, file_sha256(path))
 
 
 def _download(objects: ObjectStore, adapter_sha256: str, folder: Path) -> None:
@@ -134,7 +131,8 @@ def _download(objects: ObjectStore, adapter_sha256: str, folder: Path) -> None:
         if digest({file.name: file.sha256 for file in files}) != adapter_sha256:
             raise ModelUnavailable(f"{place}/{MANIFEST} in the object store is not that of this adapter; train it anew")
         for file in files:
-            _download_file(objects, f"{place}/{file.name}", folder / file.name)
+            objects.fetch(f"{place}/{file.name}", folder / file.name)
+            (folder / file.name).chmod(0o444)
             if _describe(folder / file.name) != file:
                 raise ModelUnavailable(f"{place}/{file.name} was damaged in the object store; train the adapter anew")
     except ObjectMissing as error:
@@ -142,17 +140,10 @@ def _download(objects: ObjectStore, adapter_sha256: str, folder: Path) -> None:
     (folder / MANIFEST).write_bytes(written)
 
 
-def _download_file(objects: ObjectStore, key: str, file: Path) -> None:
-    with objects.open_stream(key) as stream, file.open("wb") as copy:
-        while piece := stream.read(_PIECE_BYTES):
-            copy.write(piece)
-    file.chmod(0o444)
-
-
 def _read_manifest(written: bytes) -> list[_File]:
     """Empty for a text that is no manifest of ours, or that names files outside of the folder."""
     try:
-        files = [_File(**line) for line in json.loads(written)["files"]]
+        files = from_json(list[_File], json.loads(written)["files"])
         return files if all(Path(file.name).name == file.name for file in files) else []
     except (ValueError, KeyError, TypeError):
         return []

@@ -18,7 +18,7 @@ from ragllava.errors import (
     ObjectMissing,
     ServiceUnavailable,
 )
-from ragllava.imaging.decode import MAX_BYTES, decode_known
+from ragllava.imaging.decode import MAX_BYTES, decode_accepted
 from ragllava.imaging.sandbox import DecoderPool
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.profiles import RetrieverSource
@@ -193,7 +193,7 @@ class PictureCache:
         try:
             data = self._objects.get_content(sha256)
             with self._decoders:  # a large PNG takes a lot of memory while it is decoded
-                return decode_known(data)
+                return decode_accepted(data)
         except (ObjectMissing, ObjectCorrupt, ImageRejected) as error:
             return str(error)
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from io import BytesIO
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import certifi
@@ -173,6 +175,11 @@ class ObjectStore:
     def open_stream(self, key: str) -> AbstractContextManager[ByteStream]:
         """Read an object piece by piece. Entering it may raise ObjectMissing, a read ServiceUnavailable."""
         return self._stream(self.bucket, key)
+
+    def fetch(self, key: str, file: Path) -> None:
+        """Write the bytes under `key` into a file. Raises ObjectMissing, ServiceUnavailable."""
+        with self.open_stream(key) as stream, file.open("wb") as copy:
+            shutil.copyfileobj(stream, copy)
 
     def get_external(self, bucket: str, key: str, max_bytes: int = MAX_EXTERNAL_BYTES) -> bytes:
         """The bytes of an object in any bucket that our key may read (`s3://bucket/key`); see `read_external`."""

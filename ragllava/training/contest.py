@@ -111,7 +111,7 @@ def hold_contest(
     apply_champions(bench, {rules.role: champion})
     usual = champion.threshold if champion.threshold is not None else bench.models.profile.threshold
     before = judge.evaluate_all(usual)
-    bench.models.wear(rules.role, rules.name, adapter)
+    bench.models.apply_adapter(rules.role, rules.name, adapter)
     fit, broken = judge.fit_threshold() if rules.role is Role.RERANKER else (None, None)
     after = judge.evaluate_all(fit.value if fit else NATURAL_THRESHOLD)
     scores = {name: (before[name], after[name]) for name in before}

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from statistics import NormalDist
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from ragllava.json_records import rounded, to_json
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -92,10 +93,6 @@ class ConditionFigures:
     high: float
     broken: bool
 
-    def as_json(self) -> dict[str, Any]:
-        """As stored beside a version; figures with four decimals."""
-        return {key: round(value, 4) if isinstance(value, float) else value for key, value in asdict(self).items()}
-
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
@@ -109,15 +106,8 @@ class GateReport:
     figures: tuple[ConditionFigures, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
-        """As stored beside a version."""
-        return {
-            "passed": self.passed,
-            "reasons": list(self.reasons),
-            "champion": self.champion,
-            "challenger": self.challenger,
-            "rules": asdict(self.rules),
-            "figures": [figures.as_json() for figures in self.figures],
-        }
+        """As stored beside a version; figures with four decimals."""
+        return {**to_json(self), "figures": rounded(to_json(self.figures))}
 
 
 def decide(
@@ -233,13 +223,13 @@ def _images(relevant: Sequence[Sequence[str]]) -> set[str]:
 def _tail(share: float, count: float) -> float:
     """The percentile to take instead of `share`: 0.038 instead of 0.05 for 20 questions, almost 0.05 for 200.
 
-    The spread of a bootstrap misses a factor sqrt(N / (N − 1)), and its tails are a normal distribution's; Student's
-    quantile comes from the first terms of its expansion in 1 / (N − 1).
+    The spread of a bootstrap misses a factor sqrt(N / (N − 1)), and its tails are a normal distribution's instead of
+    those of Student's t with N − 1 degrees of freedom.
     """
+    from scipy.special import ndtr, stdtrit  # heavy, and the client only needs the rules
+
     freedom = count - 1
-    z = -NormalDist().inv_cdf(share)
-    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    return NormalDist().cdf(-math.sqrt(count / freedom) * t)
+    return float(ndtr(math.sqrt(count / freedom) * stdtrit(freedom, share)))
 
 
 def _figures(

@@ -8,12 +8,11 @@ exactly one version, however often it was interrupted.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,22 +22,23 @@ from ragllava.errors import ImageRejected, JobRefused, ObjectCorrupt, ObjectMiss
 from ragllava.imaging.decode import decode
 from ragllava.jobs import control, queue
 from ragllava.jobs.runner import ShardContext
+from ragllava.json_records import from_json, to_json
 from ragllava.models.checks import digest
 from ragllava.models.profiles import Profile, get_profile
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
-from ragllava.records import JobKind, NoisyReason, Role, TrainingStatus
+from ragllava.records import NoisyReason, Role, TrainingStatus
 from ragllava.stages.champions import publish_adapter
 from ragllava.stages.maintenance.gc import GRACE_S
 from ragllava.stages.resources import Resources
-from ragllava.stores.jobs import outcomes
 from ragllava.stores.learning import noisy, registry, trainings
 from ragllava.stores.learning.registry import AdapterVersion, ModelVersion
 from ragllava.training.contest import Contest, ContestRules, hold_contest
 from ragllava.training.data.datasets import question_key
 from ragllava.training.data.snapshot import Snapshot, read_snapshot, write_snapshot
-from ragllava.training.finetune.checkpoints import clear_old, hash_files
+from ragllava.training.finetune.checkpoints import clear_old
 from ragllava.training.remote import download_folder, restore_checkpoint, store_checkpoint, upload_folder
 from ragllava.training.request import TrainingRequest, plan_training
+from ragllava.whole_files import folder_sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -105,8 +105,7 @@ def train_stage(context: ShardContext[Resources]) -> None:
 
     Raises JobRefused when the training cannot be done as asked for: the job fails with the reason.
     """
-    lease = context.lease
-    if not context.read(outcomes.open_inputs, JobKind.TRAIN, lease.job_id, lease.run_no, lease.lo, lease.hi):
+    if not context.open_inputs():
         return
     try:
         course = _begin(context)
@@ -183,7 +182,7 @@ def conclude(course: Course, snapshot: Snapshot, report: TrainingReport, contest
         profile=course.profile.name,
         prompt=RERANK_VERSION if request.role is Role.RERANKER else ANSWER_VERSION,
         threshold=contest.threshold,
-        threshold_curve=contest.fit.as_json() if contest.fit else None,
+        threshold_curve=to_json(contest.fit),
         adapter_sha256=digest(files),
         manifest=files,
         base=report.base,
@@ -206,7 +205,7 @@ def release_memory() -> None:
 def _begin(context: ShardContext[Resources]) -> Course:
     job = context.read(control.view, context.lease.job_id)
     place = trainings.place_of(job.job_id, job.created_at)
-    return Course(context, TrainingRequest.from_spec(context.lease.spec), get_profile(context.settings), place)
+    return Course(context, from_json(TrainingRequest, context.lease.spec), get_profile(context.settings), place)
 
 
 def _clear_this_machine(course: Course) -> None:
@@ -219,7 +218,7 @@ def _clear_this_machine(course: Course) -> None:
 
 def _train_here(course: Course, config: FinetuneConfig, snapshot: Snapshot) -> TrainingReport:
     from ragllava.models.device import plan_device
-    from ragllava.models.mllm import load_mllm
+    from ragllava.models.loading import load_mllm
     from ragllava.training.finetune.run import train
 
     settings = course.context.settings
@@ -269,7 +268,7 @@ def _judge(course: Course, snapshot: Snapshot) -> Contest:
 
 def _version_name(course: Course) -> str:
     """As `harbour-reranker-12@1f3a9c02`: what it was trained for, its job, and its bytes."""
-    bytes_of = digest(hash_files(course.folder / "result" / "adapter"))
+    bytes_of = digest(folder_sha256(course.folder / "result" / "adapter"))
     return f"{course.request.archives[0]}-{course.request.role.value}-{course.job_id}@{bytes_of[:8]}"
 
 
@@ -292,7 +291,7 @@ def _set_aside_text(images: list[dict[str, Any]]) -> str:
 
 def _story(course: Course, snapshot: Snapshot, report: TrainingReport, contest: Contest) -> dict[str, Any]:
     """What is kept beside the version."""
-    curve = asdict(report)
+    curve = to_json(report)
     every = -(-len(report.steps) // _CURVE_POINTS)
     curve["steps"] = curve["steps"][:: max(every, 1)]
     return {
@@ -302,7 +301,7 @@ def _story(course: Course, snapshot: Snapshot, report: TrainingReport, contest: 
         "hold_out": snapshot.hold_out_id,
         "data": [share.figures() for share in snapshot.shares],
         **contest.as_json(),
-        "report": json.loads(json.dumps(curve)),
+        "report": curve,
         "objects": course.place,
     }
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import shutil
 from pathlib import Path
 
 from ragllava.errors import ObjectCorrupt
 from ragllava.stores.objects import ObjectStore
-from ragllava.training.finetune.checkpoints import MANIFEST, read_checkpoint
+from ragllava.training.finetune.checkpoints import read_checkpoint
+from ragllava.whole_files import MANIFEST, file_sha256, folder_written_whole
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -29,15 +28,14 @@ def download_folder(objects: ObjectStore, prefix: str, folder: Path) -> None:
     Raises ObjectMissing for a folder that is not whole there, ObjectCorrupt, ServiceUnavailable.
     """
     manifest = objects.get(f"{prefix}/{MANIFEST}")
-    aside = folder.with_name(f"fetching-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    for name, sha256 in json.loads(manifest)["files"].items():
-        file = aside / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _download(objects, f"{prefix}/{name}", file, sha256)
-    (aside / MANIFEST).write_bytes(manifest)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    with folder_written_whole(folder) as part:
+        for name, sha256 in json.loads(manifest)["files"].items():
+            file = part / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            objects.fetch(f"{prefix}/{name}", file)
+            if file_sha256(file) != sha256:
+                raise ObjectCorrupt(f"the object {prefix}/{name} is damaged: its hash is not the one in its manifest")
+        (part / MANIFEST).write_bytes(manifest)
 
 
 def store_checkpoint(objects: ObjectStore, checkpoint: Path, prefix: str) -> None:
@@ -71,13 +69,3 @@ def _stored_steps(objects: ObjectStore, prefix: str, *, whole: bool) -> set[int]
 def _latest_here(work: Path) -> int:
     found = [read_checkpoint(folder) for folder in work.glob("checkpoint-*")]
     return max((checkpoint.step for checkpoint in found if checkpoint is not None), default=-1)
-
-
-def _download(objects: ObjectStore, key: str, file: Path, sha256: str) -> None:
-    digest = hashlib.sha256()
-    with objects.open_stream(key) as stream, file.open("wb") as target:
-        while piece := stream.read(2**20):
-            digest.update(piece)
-            target.write(piece)
-    if digest.hexdigest() != sha256:
-        raise ObjectCorrupt(f"the object {key} was damaged in the store; its hash is not that of its manifest")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine
 from ragllava.errors import UsageError
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
+from ragllava.json_records import to_json
 from ragllava.records import JobKind, Role
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive
@@ -60,18 +61,7 @@ class TrainingRequest:
 
     def as_spec(self) -> dict[str, Any]:
         """As stored in the job."""
-        return asdict(self) | {
-            "archives": list(self.archives),
-            "since": self.since.isoformat() if self.since else None,
-        }
-
-    @classmethod
-    def from_spec(cls, spec: dict[str, Any]) -> TrainingRequest:
-        """The inverse of `as_spec`."""
-        # What an earlier version queued lacks the newer fields.
-        known = {field.name: spec[field.name] for field in fields(cls) if field.name in spec}
-        since = datetime.fromisoformat(spec["since"]) if spec["since"] else None
-        return cls(**known | {"role": Role(spec["role"]), "archives": tuple(spec["archives"]), "since": since})
+        return {**to_json(self), "since": self.since.isoformat() if self.since else None}
 
 
 @dataclass(frozen=True, slots=True)

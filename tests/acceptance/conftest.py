@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,17 +16,10 @@ import pytest
 from ragllava.client import Client
 from ragllava.settings import Settings
 from tests.conftest import environment_of
+from tests.support.waiting import wait_for
 
 READY_S = 180.0
-
-
-def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
-    """Poll until the condition holds; fail with its name when it never does."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout_s:g} s in vain for: {what}")
-        time.sleep(0.05)
+FRAGILE = "tests.support.fragile_worker"  # a module that makes a worker answer without models
 
 
 @dataclass
@@ -39,23 +31,10 @@ class Cluster:
     client: Client
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self, name: str, queue: str, include: str = "workers.answer", *, beat: bool = False) -> None:
+    def start(self, name: str, queue: str, include: str = "workers.tasks", *, beat: bool = False) -> None:
         """Start a worker in a process group of its own; `include` is a module that it loads in every process."""
-        command = [
-            sys.executable,
-            "-m",
-            "celery",
-            "-A",
-            "workers.app",
-            "worker",
-            "-I",
-            include,
-            "-Q",
-            queue,
-            "-n",
-            f"{name}@test",
-        ]
-        command += ["--concurrency", "1", "--pool", "solo" if beat else "prefork"]
+        command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-I", include, "-Q", queue]
+        command += ["-n", f"{name}@test", "--concurrency", "1", "--pool", "solo" if beat else "prefork"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         if beat:
             command += ["--beat", "--schedule", str(self.logs / f"beat-{name}")]
@@ -117,7 +96,7 @@ def cluster(quick_settings: Settings, tmp_path: Path) -> Iterator[Cluster]:
     logs = tmp_path / "logs"
     logs.mkdir()
     client = Client(quick_settings)
-    made = Cluster(quick_settings, logs, client)
-    yield made
-    made.stop()
+    cluster = Cluster(quick_settings, logs, client)
+    yield cluster
+    cluster.stop()
     client.close()

@@ -20,8 +20,8 @@ import pytest
 from ragllava.client import Client
 from ragllava.jobs.control import JobView
 from ragllava.postcards.archive import PostcardArchive, draw_archive, write_archive
-from tests.acceptance.conftest import wait_for
 from tests.support.terminal import Terminal, Typed, running_system, terminal
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
@@ -230,13 +230,13 @@ def test_one_key_makes_one_job(shell: Terminal, first_ingest: Typed) -> None:
 
 def test_a_job_is_paused_resumed_cancelled_and_retried(shell: Terminal, client: Client, first_ingest: Typed) -> None:
     job = str(shell.run("submit", "many.jsonl", "--archive", "cards", "--json").json["job"])
-    assert shell.do("jobs", "pause", job) == f"job {job} is paused; `ragllava jobs resume {job}` lets it go on\n"
+    assert shell.do("jobs", "pause", job) == f"job {job} is paused; `ragllava jobs resume {job}` continues it\n"
     assert shell.do("jobs", "show", job).startswith(f"job {job} paused: 96 questions: ")
     [row] = [row for row in shell.do("jobs", "list", "--open").splitlines() if row.split()[0] == job]
     assert row.split()[1:4] == ["answer", "cards", "paused"]
     refused = shell.run("jobs", "retry", job)
     assert refused.code == 1 and "only an ended job can be retried" in refused.err
-    assert shell.do("jobs", "resume", job) == f"job {job} goes on\n"
+    assert shell.do("jobs", "resume", job) == f"job {job} is running again\n"
     shell.do("jobs", "cancel", job)
 
     counts = client.wait(int(job), timeout_s=60).progress.by_status
@@ -258,7 +258,7 @@ def test_ctrl_c_while_waiting_leaves_the_job_running(shell: Terminal, client: Cl
         out, err = process.communicate(timeout=30)
     job = client.jobs()[0].job_id
     assert (process.returncode, out) == (130, "")
-    assert err == f"job {job} goes on without us; `ragllava jobs show {job}` tells how far it is\n"
+    assert err == f"job {job} keeps running in the background; `ragllava jobs show {job}` shows its progress\n"
     assert not client.job(job).is_final
     client.cancel(job)
 

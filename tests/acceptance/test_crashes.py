@@ -1,9 +1,10 @@
-"""What happens to a job while its workers, its broker and single questions go wrong. Nothing is mocked away."""
+"""Jobs whose workers are killed, whose broker is emptied and whose questions fail. Nothing is mocked."""
 
 from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,10 @@ from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stores.archives.archive import ensure_archive
 from ragllava.stores.schema import answers, shards
-from tests.acceptance.conftest import Cluster, wait_for
+from tests.acceptance.conftest import FRAGILE, Cluster
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.acceptance
-
-FRAGILE = "tests.support.fragile_worker"
 
 
 def write_questions(path: Path, texts: list[str]) -> Path:
@@ -39,6 +39,10 @@ def submit(cluster: Cluster, tmp_path: Path, texts: list[str]) -> int:
 def count_answers(cluster: Cluster) -> int:
     with cluster.client.engine.begin() as connection:
         return connection.scalar(select(func.count()).select_from(answers)) or 0
+
+
+def has_answers(cluster: Cluster, number: int) -> bool:
+    return count_answers(cluster) >= number
 
 
 def flush_redis(cluster: Cluster) -> None:
@@ -71,7 +75,7 @@ def test_300_questions_survive_three_killed_workers_and_two_emptied_brokers(clus
     job_id = cluster.client.submit(written.questions, Submission("postcards", options)).job_id
     faults = [(20, "kill first"), (60, "flush"), (100, "kill second"), (150, "flush"), (200, "kill first")]
     for after, fault in faults:
-        wait_for(f"{after} answers", lambda after=after: count_answers(cluster) >= after, 240)  # type: ignore[misc]
+        wait_for(f"{after} answers", partial(has_answers, cluster, after), 240)
         if fault == "flush":
             flush_redis(cluster)
         else:
@@ -177,7 +181,7 @@ def test_pause_stops_a_running_job_and_resume_finishes_it(cluster: Cluster, tmp_
 
 
 def test_a_job_whose_message_was_never_sent_is_found_by_the_tick(cluster: Cluster, tmp_path: Path) -> None:
-    """What a submitter leaves that dies between its commit and its publish."""
+    """The state after a submitter that died between its commit and its publish."""
     start_fragile(cluster, "answer")
     with cluster.client.engine.begin() as connection:
         ensure_archive(connection, "test")

@@ -13,8 +13,8 @@ from sqlalchemy.exc import ProgrammingError
 from ragllava.client import Client
 from ragllava.errors import RagllavaError
 from ragllava.records import JobKind
-from tests.acceptance.conftest import wait_for
 from tests.support.terminal import Terminal, ended, terminal
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
@@ -32,7 +32,7 @@ def answers_so_far(shell: Terminal) -> int:
     """How many questions of the demo that runs in this home have an answer; 0 while nothing can be asked yet."""
     client = Client(shell.settings())
     try:
-        return sum(job.progress.done for job in client.jobs() if job.kind is JobKind.ANSWER)
+        return sum(job.progress.done for job in client.jobs() if job.kind == JobKind.ANSWER)
     except (RagllavaError, ProgrammingError):  # no services, no tables
         return 0
     finally:

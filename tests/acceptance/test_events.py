@@ -19,9 +19,9 @@ from sqlalchemy import text
 from ragllava.client import Client
 from ragllava.postcards.archive import KnownQuestion, Postcard, draw_archive
 from ragllava.postcards.drawing import draw_postcard
-from tests.acceptance.conftest import wait_for
 from tests.support.foreign_bucket import Bucket, make_bucket
 from tests.support.terminal import Terminal, running_system, terminal
+from tests.support.waiting import wait_for
 
 DRAWN = draw_archive(seed=11, images=120, questions=40, two_image_share=0.0)
 CARDS = {card.file_name: card for card in DRAWN.postcards}

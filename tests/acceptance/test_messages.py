@@ -23,7 +23,8 @@ from ragllava.local.services import running_services
 from ragllava.settings import Settings
 from ragllava.stores.archives.archive import ensure_archive
 from ragllava.stores.objects import ObjectStore
-from tests.acceptance.conftest import Cluster, wait_for
+from tests.acceptance.conftest import Cluster
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.acceptance
 

@@ -16,8 +16,9 @@ from ragllava.stages.answer.submit import Submission
 from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.schema import answers, shards
-from tests.acceptance.conftest import Cluster, wait_for
+from tests.acceptance.conftest import Cluster
 from tests.support.retriever_folders import write_retriever
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.acceptance
 
@@ -67,7 +68,7 @@ def test_an_archive_gets_another_retriever_while_questions_run_and_a_worker_is_k
     late = shutil.move(written.pictures / drawn.postcards[-1].file_name, tmp_path)
     other = write_retriever(tmp_path / "other", noise=0.02)
     cluster.start("maint", "maint", beat=True)
-    cluster.start("ingest", "ingest", "workers.ingest")
+    cluster.start("ingest", "ingest")
     cluster.start("answer", "query")
     cluster.wait_ready("ingest", "answer")
     ingested = cluster.client.ingest([written.pictures], ARCHIVE, written.captions)
@@ -81,7 +82,7 @@ def test_an_archive_gets_another_retriever_while_questions_run_and_a_worker_is_k
     cluster.kill("ingest")
     embedded = cluster.client.job(reindex_id).progress.done
     assert 4 <= embedded < IMAGES, "the kill hit no shard: the test shows nothing"
-    cluster.start("ingest", "ingest", "workers.ingest")
+    cluster.start("ingest", "ingest")
     arrived = cluster.client.ingest([Path(late)], ARCHIVE, written.captions).job_id
     while not cluster.client.job(reindex_id).is_final:  # questions run all the time
         asked.append(ask(cluster, written.questions))

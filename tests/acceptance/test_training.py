@@ -14,22 +14,22 @@ from sqlalchemy import select
 from ragllava.jobs.inline import run_job
 from ragllava.jobs.states import JobState
 from ragllava.models.reranker import Pair
-from ragllava.records import JobKind, Role, TrainingStatus
+from ragllava.records import Role, TrainingStatus
 from ragllava.settings import Settings
 from ragllava.stages.answer.submit import Submission
 from ragllava.stages.champions import apply_champions
 from ragllava.stages.ingest.captions import read_captions
 from ragllava.stages.ingest.sources import list_sources
-from ragllava.stages.ingest.stage import ingest_stage
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.learning import registry, trainings
 from ragllava.stores.schema import model_versions
 from ragllava.training.request import TrainingRequest
-from tests.acceptance.conftest import Cluster, wait_for
+from tests.acceptance.conftest import Cluster
 from tests.acceptance.test_crashes import write_questions
 from tests.support.toy_questions import Classroom, tiny_profile
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.acceptance
 
@@ -60,7 +60,7 @@ def classroom(cluster: Cluster, resources: Resources, tmp_path: Path) -> Classro
     folder = made.draw(tmp_path / "class")
     listed = list(list_sources([folder], read_captions(folder / "captions.csv")))
     job = submit_files(cluster.client.engine, cluster.settings, archive_name="class", files=listed)
-    run_job(job.job_id, cluster.settings, cluster.client.engine, resources, {JobKind.INGEST: ingest_stage})
+    run_job(job.job_id, cluster.settings, cluster.client.engine, resources)
     made.label(100)
     return made
 
@@ -82,14 +82,14 @@ def adapters(cluster: Cluster) -> list[Any]:
 
 def test_a_killed_train_worker_goes_on_from_its_checkpoint(cluster: Cluster, classroom: Classroom) -> None:
     cluster.start("maint", "maint", beat=True)
-    cluster.start("train", "train", "workers.train")
+    cluster.start("train", "train")
     cluster.wait_ready("train")
     assert cluster.child("train").nice() == min(19, os.nice(0) + cluster.settings.train_niceness)
     job_id = train(cluster, steps=60)
     wait_for("a checkpoint and some steps more", lambda: steps_done(cluster, job_id) >= 7)
     cluster.kill("train")
     assert not cluster.client.job(job_id).is_final
-    cluster.start("train", "train", "workers.train")
+    cluster.start("train", "train")
     job = cluster.client.wait(job_id, timeout_s=240)
     assert job.state == JobState.COMPLETED, job.error
     assert job.training is not None
@@ -104,7 +104,7 @@ def test_answers_keep_to_one_version_while_another_is_trained(
 ) -> None:
     cluster.start("maint", "maint", beat=True)
     cluster.start("answer", "query")
-    cluster.start("train", "train", "workers.train")
+    cluster.start("train", "train")
     cluster.wait_ready("answer", "train")
     training = train(cluster, steps=30)
     jobs = [submit(cluster, tmp_path, 0)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from ragllava.postcards.archive import PostcardArchive, WrittenArchive, draw_arc
 from ragllava.settings import Settings
 from tests.conftest import own_settings
 from tests.support.run_command import Run, runner
+from tests.support.waiting import wait_for
 
 if TYPE_CHECKING:  # torch is loaded by the tests that need it
     from ragllava.models.bundle import ModelBundle
@@ -118,12 +118,7 @@ def wait_for_waiter(engine: Engine) -> Callable[[], None]:
     )
 
     def wait() -> None:
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            with engine.connect() as connection:
-                if connection.execute(statement).scalar_one():
-                    return
-            time.sleep(0.02)
-        raise AssertionError("nobody waits for a lock")
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            wait_for("a session that waits for a lock", lambda: connection.scalar(statement) > 0, 10)
 
     return wait

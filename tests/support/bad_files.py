@@ -219,8 +219,8 @@ def _no_pictures(folder: Path) -> list[Case]:
         "text.png": (b"I am not a picture.\n", "text"),
         "page.jpg": (b"<!DOCTYPE html>\n<html><body>404</body></html>", "web page"),
         "paper.jpg": (b"%PDF-1.7\n", "PDF"),
-        "noise.webp": (random.Random(2).randbytes(4_000), "no known kind"),
-        "riff.webp": (b"RIFF\x10\x00\x00\x00WAVEfmt " + bytes(100), "no known kind"),
+        "noise.webp": (random.Random(2).randbytes(4_000), "known format"),
+        "riff.webp": (b"RIFF\x10\x00\x00\x00WAVEfmt " + bytes(100), "known format"),
         "pointer.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
         "holiday.rar": (b"Rar!\x1a\x07\x00", ".rar"),
     }
@@ -241,7 +241,7 @@ def _refused_pictures(folder: Path) -> list[Case]:
         "floats.tif": (encoded(floats, "TIFF"), "TIFF"),
         "phone.heic": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "HEIC"),
         "new.avif": (b"\x00\x00\x00\x1cftypavif\x00\x00\x00\x00", "AVIF"),
-        "portable.ppm": (b"P6\n2 2\n255\n" + bytes(range(128, 140)), "no known kind"),
+        "portable.ppm": (b"P6\n2 2\n255\n" + bytes(range(128, 140)), "known format"),
     }
     for name, (data, _) in files.items():
         (folder / name).write_bytes(data)

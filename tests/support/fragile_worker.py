@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 
+from ragllava.jobs.kinds import KINDS
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import Answer, AnswerStatus, JobKind, Question, Role
 from ragllava.stages.resources import Resources
 from ragllava.stores.jobs import answers
 from ragllava.stores.learning.registry import BaseVersion
-from workers import runtime
 
 
 def fragile_stage(context: ShardContext[Resources]) -> None:
@@ -44,6 +45,6 @@ def _no_versions(self: Resources) -> list[BaseVersion]:
     return [BaseVersion(Role.RERANKER, "fragile", "none"), BaseVersion(Role.GENERATOR, "fragile", "none")]
 
 
-runtime.STAGES[JobKind.ANSWER] = fragile_stage
+KINDS[JobKind.ANSWER] = replace(KINDS[JobKind.ANSWER], stage=fragile_stage)
 Resources.warm_up = _no_models  # type: ignore[method-assign]
 Resources.base_versions = _no_versions  # type: ignore[method-assign]

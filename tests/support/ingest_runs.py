@@ -19,7 +19,7 @@ from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive, vectors
-from tests.support.workshop import ARCHIVE, STAGES, Workshop
+from tests.support.workshop import ARCHIVE, Workshop
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -91,7 +91,7 @@ def changed(
 
 def run_broken(workshop: Workshop, stage: Callable[[ShardContext[Resources]], None]) -> None:
     """Run the first shard with another ingest stage."""
-    broken = Workshop(workshop.engine, workshop.settings, workshop.resources, {**STAGES, JobKind.INGEST: stage})
+    broken = Workshop(workshop.engine, workshop.settings, workshop.resources, {JobKind.INGEST: stage})
     broken.run_once()
 
 

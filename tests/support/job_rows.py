@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Engine, select, text, update
 from ragllava.jobs import control, dispatch, queue
 from ragllava.jobs.control import NewJob
 from ragllava.jobs.queue import Lease
+from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerOptions, AnswerStatus, JobKind
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive
@@ -36,7 +37,7 @@ class Desk:
                 NewJob(
                     kind=JobKind.ANSWER,
                     archive_id=archive.ensure_archive(connection, "test").archive_id,
-                    spec={"options": AnswerOptions().as_json()},
+                    spec={"options": to_json(AnswerOptions())},
                     total=questions,
                     per_shard=per_shard,
                     priority=priority,
@@ -59,7 +60,7 @@ class Desk:
             workers.report_ready(connection, name, {"test": "1"})
 
     def dispatch(self) -> list[int]:
-        """Sweep and choose; the ids of the shards whose messages would be published, in order."""
+        """Reap and choose; the ids of the shards whose messages would be published, in order."""
         with self.engine.begin() as connection:
             dispatch.reap(connection, self.settings)
         with self.engine.begin() as connection:
@@ -81,8 +82,8 @@ class Desk:
         """Do what the answer stage does with a shard, in one transaction."""
         with self.engine.begin() as connection:
             queue.fence(connection, lease, 60.0)
-            found = answers.open_questions(connection, lease.job_id, lease.run_no, lease.lo, lease.hi)
-            results = [Answer(question.question_no, AnswerStatus.ANSWERED, text="yes") for question in found]
+            questions = answers.open_questions(connection, lease.job_id, lease.run_no, lease.lo, lease.hi)
+            results = [Answer(question.question_no, AnswerStatus.ANSWERED, text="yes") for question in questions]
             answers.insert_answers(connection, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, results)
             queue.finish(connection, lease)
 

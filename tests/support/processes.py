@@ -1,20 +1,21 @@
-"""Processes that tests start: where, how long to wait for them, how to end them."""
+"""Processes that tests start: where, and how to end them."""
 
 from __future__ import annotations
 
 import subprocess
-import time
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"still waiting for: {what}"
-        time.sleep(0.02)
+def start_program(program: str, *arguments: object) -> subprocess.Popen[str]:
+    """Run Python code in a process of its own; returns when it has printed `ready`."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
 
 
 def kill(process: subprocess.Popen[str]) -> None:

@@ -19,7 +19,7 @@ def write_retriever(folder: Path, *, noise: float, only: tuple[str, ...] = ("",)
 
     A little makes a retriever as good as the shipped one with other vectors, much one that knows nothing.
     """
-    shipped = Path(get_profile(Settings()).retriever.removeprefix(LOCAL_DIR))
+    shipped = Path(get_profile(Settings()).retriever.reference)
     shutil.copytree(shipped, folder)
     generator = torch.Generator().manual_seed(seed)
     weights = {}

@@ -14,6 +14,7 @@ from ragllava.client import Client
 from ragllava.errors import InvalidInput
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
+from ragllava.json_records import to_json
 from ragllava.records import (
     Answer,
     AnswerOptions,
@@ -106,7 +107,7 @@ def open_review(settings: Settings, engine: Engine) -> Iterator[Review]:
         archive_id = archive.ensure_archive(connection, "harbour").archive_id
     images = add_images(engine, archive_id)
     with engine.begin() as connection:
-        new = NewJob(JobKind.ANSWER, archive_id, {"options": AnswerOptions().as_json()}, total=4, per_shard=4)
+        new = NewJob(JobKind.ANSWER, archive_id, {"options": to_json(AnswerOptions())}, total=4, per_shard=4)
         job_id, _ = control.create(connection, new)
         answers.insert_questions(connection, job_id, ((n, n + 1, f"q{n}", f"question {n}?") for n in range(4)))
         results = [

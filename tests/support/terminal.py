@@ -20,7 +20,8 @@ import psutil
 
 from ragllava.local.home import Home
 from ragllava.settings import Settings, read_services
-from tests.acceptance.conftest import READY_S, wait_for
+from tests.acceptance.conftest import READY_S
+from tests.support.waiting import wait_for
 
 COMMAND_S = 120.0
 # A cancel or a stop is noticed after two questions, and what has ended is written down at once.

@@ -17,8 +17,9 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ragllava.models.device import plan_device
-from ragllava.models.mllm import Mllm, load_mllm
-from ragllava.models.profiles import LOCAL_DIR, Profile
+from ragllava.models.loading import load_mllm
+from ragllava.models.mllm import Mllm
+from ragllava.models.profiles import LOCAL_DIR, Profile, RetrieverSource
 from ragllava.settings import Settings
 
 _CORPUS = [
@@ -368,5 +369,5 @@ def load_family(name: str, folder: Path, home: Path) -> Mllm:
 def load_folder(folder: Path, home: Path) -> Mllm:
     """Load a checkpoint's folder through the profile."""
     settings = Settings(home=home, device="cpu")
-    profile = Profile(name="tiny", retriever=f"{LOCAL_DIR}{folder}", mllm=str(folder))
+    profile = Profile("tiny", RetrieverSource(f"{LOCAL_DIR}{folder}"), str(folder))
     return load_mllm(profile, plan_device(settings), settings)

@@ -9,10 +9,9 @@ from typing import Any
 from sqlalchemy import delete, select
 
 from ragllava.jobs.control import JobView
-from ragllava.records import JobKind, Role
+from ragllava.records import Role
 from ragllava.stages.resources import Resources
 from ragllava.stores.schema import model_versions, workers
-from ragllava.training.job import train_stage
 from ragllava.training.request import TrainingRequest, submit_training
 from tests.support.toy_questions import Classroom, tiny_profile
 from tests.support.workshop import Workshop
@@ -28,9 +27,7 @@ def train_bench(workshop: Workshop, tmp_path: Path) -> Workshop:
     own = workshop.settings.model_copy(
         update={"home": tmp_path / "home", "torch_threads": 1, "profile": tiny_profile(tmp_path)}
     )
-    made = replace(
-        workshop, settings=own, resources=Resources(own), stages={JobKind.TRAIN: train_stage}, opened=workshop.opened
-    )
+    made = replace(workshop, settings=own, resources=Resources(own), opened=workshop.opened)
     workshop.opened.append(made.resources)
     with workshop.engine.begin() as connection:
         connection.execute(delete(workers))  # nobody answers here, so answer jobs stay as they are

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,19 +12,16 @@ from typing import Any
 from sqlalchemy import select, update
 
 from ragllava.jobs.control import JobView
-from ragllava.jobs.runner import Stage, run_shard
+from ragllava.jobs.kinds import KINDS
+from ragllava.jobs.runner import ShardContext, run_shard
 from ragllava.models.bundle import ModelBundle
-from ragllava.records import AnswerOptions, JobKind, SourceFile
+from ragllava.records import AnswerOptions, SourceFile
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import read_questions
-from ragllava.stages.answer.stage import answer_stage
 from ragllava.stages.answer.submit import Submission, Submitted, submit_questions
 from ragllava.stages.ingest.captions import read_captions
 from ragllava.stages.ingest.sources import list_sources
-from ragllava.stages.ingest.stage import ingest_stage
 from ragllava.stages.ingest.submit import submit_files
-from ragllava.stages.maintenance.stage import maintenance_stage
-from ragllava.stages.reindex.stage import reindex_stage
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import result_rows
 from ragllava.stages.results.results import ResultRow
@@ -33,21 +30,30 @@ from ragllava.stores.database import make_engine
 from ragllava.stores.schema import files, images, shards
 from tests.support.job_rows import WORKER, Desk
 
-STAGES: dict[JobKind, Stage[Resources]] = {
-    JobKind.INGEST: ingest_stage,
-    JobKind.ANSWER: answer_stage,
-    JobKind.REINDEX: reindex_stage,
-    JobKind.MAINTENANCE: maintenance_stage,
-}
+Stage = Callable[[ShardContext[Resources]], None]
 ARCHIVE = "postcards"
+
+
+@contextmanager
+def stages_replaced(stages: Mapping[str, Stage]) -> Iterator[None]:
+    """In this block, shards of these kinds run other stages than their own."""
+    before = dict(KINDS)
+    KINDS.update({name: replace(KINDS[name], stage=stage) for name, stage in stages.items()})
+    try:
+        yield
+    finally:
+        KINDS.update(before)
 
 
 @dataclass(frozen=True)
 class Workshop(Desk):
-    """A desk whose worker has models, and the calls that tests of the stages make most often."""
+    """A desk whose worker has models, and the calls that tests of the stages make most often.
+
+    `stages` run instead of those of their kinds.
+    """
 
     resources: Resources
-    stages: Mapping[JobKind, Stage[Resources]] = field(default_factory=lambda: STAGES)
+    stages: Mapping[str, Stage] = field(default_factory=dict)
     opened: list[Resources] = field(default_factory=list)
 
     def run(self, limit: int = 100) -> int:
@@ -56,14 +62,19 @@ class Workshop(Desk):
             ready = self.ids("queued") or self.dispatch()
             if not ready:
                 return count
-            run_shard(ready[0], WORKER, self.settings, self.engine, self.resources, self.stages)
+            self.run_shard(ready[0])
         raise AssertionError("the queue never runs dry")
 
     def run_once(self) -> int:
         """Run the first ready shard only; returns its id."""
         shard_id = (self.ids("queued") or self.dispatch())[0]
-        assert run_shard(shard_id, WORKER, self.settings, self.engine, self.resources, self.stages)
+        assert self.run_shard(shard_id)
         return shard_id
+
+    def run_shard(self, shard_id: int) -> bool:
+        """Run a queued shard; returns whether it was there to run."""
+        with stages_replaced(self.stages):
+            return run_shard(shard_id, WORKER, self.settings, self.engine, self.resources)
 
     def ingest(self, *paths: Path, captions: Path | None = None, archive_name: str = ARCHIVE) -> JobView:
         """Ingest paths to the end, as `ragllava ingest` does."""

@@ -55,9 +55,9 @@ def test_as_json_each_line_is_an_object_with_the_same_facts() -> None:
         failed = record("two\nlines", action="shard_failed", shard=4, where={"a"}, exc_info=sys.exc_info())
     line = FactsFormatter(as_json=True).format(failed)
     assert line.count("\n") == 0
-    found = json.loads(line)
-    assert found.pop("trace").endswith("ValueError: what went wrong")
-    assert found == {
+    fields = json.loads(line)
+    assert fields.pop("trace").endswith("ValueError: what went wrong")
+    assert fields == {
         "time": "2026-11-23T10:00:00Z",
         "level": "INFO",
         "action": "shard_failed",

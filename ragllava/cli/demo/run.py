@@ -118,7 +118,7 @@ class Demo:
     def _interrupted(self, client: Client, kind: JobKind) -> int | None:
         """The job that an interrupted run of this demo left open, if it did."""
         for job in client.jobs(only_open=True):
-            if job.archive == self.name and job.kind is kind:
+            if job.archive == self.name and job.kind == kind:
                 self.console.print(f"going on with job {job.job_id}, which was interrupted")
                 return job.job_id
         return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from ragllava.lab.mini_recipe.packing import Packer
 from ragllava.lab.mini_recipe.pool import draw_pool
 from ragllava.lab.mini_recipe.recipe import open_llava
 from ragllava.postcards.questions import TWO_IMAGE_TYPES
-from ragllava.training.finetune.checkpoints import hash_files, write_whole
+from ragllava.whole_files import folder_sha256, folder_written_whole, write_whole
 
 _FIRST_PICTURE_SEED = 50_000_000  # in neither pool of the mini models' recipe
 _MEASURED_PACKS = 60
@@ -53,8 +52,8 @@ def make_naive(shipped: Path, folder: Path, recipe: NaiveRecipe) -> Path:
     has a naive model made from other weights or by another recipe.
     """
     finished, origin_file = folder / "naive", folder / "naive.json"
-    origin = json.dumps({"files": hash_files(shipped), "recipe": asdict(recipe)}, indent=1).encode()
-    if origin_file.exists() and origin_file.read_bytes() != origin:
+    origin = json.dumps({"files": folder_sha256(shipped), "recipe": asdict(recipe)}, indent=1)
+    if origin_file.exists() and origin_file.read_text() != origin:
         raise UsageError(
             f"{finished} was made from other weights than {shipped} or by another recipe; remove {folder} or choose "
             "another folder"
@@ -74,11 +73,8 @@ def make_naive(shipped: Path, folder: Path, recipe: NaiveRecipe) -> Path:
     packer, sampler = Packer(processor, llava.config.image_seq_length), PackSampler(pool.attributes, "train")
     schedule = StageSchedule(recipe.steps, recipe.peak_rate, _WARM_UP_STEPS)
     train(folder / "naive.work", network, _task(network, packer, sampler, features, recipe.packs_per_step), schedule)
-    aside = folder / "naive.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    export_llava(llava, shipped, aside)
-    shutil.rmtree(finished, ignore_errors=True)
-    aside.rename(finished)
+    with folder_written_whole(finished) as part:
+        export_llava(llava, shipped, part)
     return finished
 
 

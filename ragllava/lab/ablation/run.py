@@ -30,7 +30,8 @@ from ragllava.models.adapters import AdapterSet
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.device import plan_device
 from ragllava.models.generator import AnswerRequest, Generator
-from ragllava.models.mllm import Mllm, load_mllm
+from ragllava.models.loading import load_mllm
+from ragllava.models.mllm import Mllm
 from ragllava.models.profiles import find_model
 from ragllava.postcards.archive import draw_archive
 from ragllava.records import Role

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -159,7 +159,7 @@ def _ingest(client: Client, case: _Case, folder: Path, name: str) -> tuple[Spent
 def _create_index(connection: Connection, case: _Case, archive_name: str) -> int:
     """An archive with an active index of the case's retriever, which the workers then load."""
     archive_id = archive.ensure_archive(connection, archive_name).archive_id
-    retriever, spec = case.retriever, case.source.as_json() if case.source else None
+    retriever, spec = case.retriever, asdict(case.source) if case.source else None
     index_id = indexes.create_index(connection, archive_id, retriever.version, retriever.dim, spec)
     indexes.activate(connection, index_id)
     return index_id

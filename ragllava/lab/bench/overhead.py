@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
+from ragllava.json_records import to_json
 from ragllava.lab.bench.jobs import SAMPLE, run_job, sample_questions, write_questions
 from ragllava.lab.bench.processes import spend
 from ragllava.lab.bench.rows import BenchRow, Wanted, timed
@@ -36,7 +37,7 @@ def overhead_rows(workload: Workload) -> list[BenchRow]:
     with closing(Resources(client.settings)) as resources:
         resources.models = workload.models  # already loaded
         archive_id = in_transaction(client.engine, archive.get_archive, SAMPLE).archive_id
-        tools = prepare(client.engine, client.settings, resources, archive_id, AnswerOptions().as_json())
+        tools = prepare(client.engine, client.settings, resources, archive_id, to_json(AnswerOptions()))
         return [_bulk_row(workload, texts, tools), _ask_row(workload, texts, tools)]
 
 

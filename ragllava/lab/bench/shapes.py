@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from ragllava.errors import UsageError
 from ragllava.models.device import DevicePlan, plan_device
-from ragllava.models.mllm import Mllm, make_greedy
+from ragllava.models.loading import make_greedy
+from ragllava.models.mllm import Mllm
 from ragllava.models.profiles import LOCAL_DIR, RetrieverSource, get_profile
 from ragllava.settings import Settings
 

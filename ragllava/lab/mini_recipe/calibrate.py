@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ragllava.evaluation.threshold import adaptive_threshold
+from ragllava.json_records import to_json
 from ragllava.lab.candidates import nearest_pictures
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.reranker import Pair
@@ -40,7 +41,7 @@ def write_profile(models: Path, *, images: int = 1000, questions: int = 300) -> 
     values["threshold_curve"] = {
         "data": f"postcards, test split, seeds {' and '.join(map(str, CALIBRATION_SEEDS))}, "
         f"{questions} questions each, top {_CANDIDATES} of CLIP",
-        "fit": fit.as_json(),
+        "fit": to_json(fit),
     }
     path.write_text(json.dumps(values))
     return path

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ragllava.training.finetune.curves import Panel, draw_panels
+from ragllava.svg import Panel, draw_panels
+from ragllava.whole_files import written_whole
 
 log = logging.getLogger(__name__)
 
@@ -125,9 +126,8 @@ def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
 
 def _save(folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], curve: Curve) -> None:
     states = [optimizer.state_dict() for optimizer in optimizers]
-    aside = folder / "checkpoint.pt.part"
-    torch.save({"network": network.state_dict(), "optimizers": states, "curve": curve}, aside)
-    aside.replace(folder / "checkpoint.pt")
+    with written_whole(folder / "checkpoint.pt") as part:
+        torch.save({"network": network.state_dict(), "optimizers": states, "curve": curve}, part)
     (folder / "curve.json").write_text(json.dumps(curve, indent=1))
     # A panel for each figure, because losses and accuracies have different scales.
     lines = {name: [(row["step"], row[name]) for row in curve if name in row] for name in curve[-1]}

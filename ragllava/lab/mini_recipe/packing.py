@@ -53,7 +53,7 @@ def prompt_frames(processor: Any) -> PromptFrames:
     """Find the frames by rendering the templates that answering uses. Raises ValueError if they begin differently."""
 
     def rendered(parts: PromptParts) -> str:
-        content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts.parts]
+        content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
         text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         return text
 
@@ -61,7 +61,7 @@ def prompt_frames(processor: Any) -> PromptFrames:
     about_two = rendered(answer_prompt(_QUESTION, [_CAPTION, _CAPTION]))
     start = answer.index(processor.image_token)
     picture = answer[start : start + len(about_two) - len(answer)]
-    relevance = rendered(rerank_prompt(_QUESTION, _CAPTION))
+    relevance = rendered(rerank_prompt(_QUESTION, [_CAPTION]))
     opening = answer[:start] + picture
     if not relevance.startswith(opening) or not about_two.startswith(opening + picture):
         raise ValueError("the prompts of reranker and generator begin differently: packs cannot share a beginning")

@@ -1,11 +1,11 @@
-"""Attention of endings that are packed behind one prefix, without the products that a mask would throw away.
+"""Attention of endings that are packed behind one prefix, without the products that a mask would discard.
 
-Under a mask every token of the sequence is compared with every other, though an ending may only look at the prefix and
-at itself; of twenty questions about one picture most comparisons are wasted. Here the prefix attends to itself, and the
-endings, a few together, to the prefix and to each other. The sums are the same.
+An ending attends to the prefix and to itself only; with a mask over the complete sequence, most products of twenty
+questions about one picture would be wasted. Here the prefix attends to itself, and groups of endings attend to the
+prefix and to each other. The sums are the same.
 
-transformers looks an attention up by its name in the text model's configuration; `attending_by_blocks` puts ours there
-for the time of one pass. Where a family's attention is none of that, the mask is used.
+transformers finds an attention function by its name in the text model's configuration; `block_attention` sets the name
+of the function below for one pass.
 """
 
 from __future__ import annotations
@@ -23,24 +23,23 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from ragllava.models.device import DevicePlan
 
 _NAME = "ragllava_blocks"
-_PLAIN = "sdpa"
-# Tokens of the endings that are taken together: more of them mask more away, fewer make more copies of the prefix. Of
-# 48 to 520 the best for a prefix of 70 tokens, and among the best for one of 590.
+# Tokens of a group of endings: larger groups mask more products, smaller ones copy the prefix more often. From 48 to
+# 520, this was the best for a prefix of 70 tokens and among the best for one of 590.
 _GROUP_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How a sequence of prefix and endings falls into groups of endings.
+    """How a sequence of a prefix and endings is divided into groups of endings.
 
-    `places` (groups, R) int64: where each group's tokens stand in the sequence, filled up with 0. `mask` (groups, 1, R,
-    prefix + R), additive: what a group's tokens see of the prefix and of each other. `rows` (Σ lengths) int64: which of
-    the groups · R computed rows are tokens, in the order of the sequence.
+    `columns` (groups, R) int64: the positions in the sequence of each group's tokens, padded with 0. `mask` (groups, 1,
+    R, prefix + R), additive: what a group's tokens see of the prefix and of each other. `rows` (Σ lengths) int64: which
+    of the groups · R computed rows are tokens, in the order of the sequence.
     """
 
     prefix: int
     tokens: int
-    places: torch.Tensor
+    columns: torch.Tensor
     mask: torch.Tensor
     rows: torch.Tensor
 
@@ -49,40 +48,36 @@ def plan_blocks(prefix: int, lengths: Sequence[int], plan: DevicePlan, group_tok
     """The groups for endings of these lengths behind `prefix` tokens, on the plan's device in its precision."""
     groups = _groups(lengths, group_tokens)
     widest = max(sum(group) for group in groups)
-    places = torch.zeros(len(groups), widest, dtype=torch.long)
-    owner = torch.zeros(len(groups), widest, dtype=torch.long)  # which ending a token belongs to; 0 fills up
+    columns = torch.zeros(len(groups), widest, dtype=torch.long)
+    owner = torch.zeros(len(groups), widest, dtype=torch.long)  # which ending a token belongs to; 0 is padding
     begin = prefix
     for number, group in enumerate(groups):
         total = sum(group)
-        places[number, :total] = torch.arange(begin, begin + total)
+        columns[number, :total] = torch.arange(begin, begin + total)
         owner[number, :total] = torch.arange(1, len(group) + 1).repeat_interleave(torch.tensor(group))
         begin += total
     own = (owner[:, :, None] == owner[:, None, :]) & torch.ones(widest, widest, dtype=torch.bool).tril()
     visible = torch.cat([torch.ones(len(groups), widest, prefix, dtype=torch.bool), own], dim=2)
     mask = torch.zeros(visible.shape, dtype=plan.dtype).masked_fill(~visible, torch.finfo(plan.dtype).min)
     rows = (owner > 0).flatten().nonzero()[:, 0]
-    return Blocks(prefix, begin, places.to(plan.device), mask[:, None].to(plan.device), rows.to(plan.device))
-
-
-def can_attend_by_blocks(network: Any) -> bool:
-    """Whether the family's text model looks its attention up as `sdpa`, so that ours can be put in its place."""
-    return bool(network.config.get_text_config()._attn_implementation == _PLAIN)
+    return Blocks(prefix, begin, columns.to(plan.device), mask[:, None].to(plan.device), rows.to(plan.device))
 
 
 @contextmanager
-def attending_by_blocks(network: Any, blocks: Blocks) -> Iterator[torch.Tensor]:
-    """Passes of `network` over a sequence laid out as `blocks` compute attention group by group.
+def block_attention(network: Any, blocks: Blocks) -> Iterator[torch.Tensor]:
+    """Passes of `network` over a sequence with the layout of `blocks` compute attention group by group.
 
-    They need the mask that this gives: none is looked at, but without one transformers would make its own.
+    Pass them the mask that this yields: its values are ignored, but without a mask transformers would make one.
     """
     config = network.config.get_text_config()
+    before = config._attn_implementation
     config._attn_implementation = _NAME
     token = _BLOCKS.set(blocks)
     try:
         yield torch.zeros(1, 1, 1, 1)
     finally:
         _BLOCKS.reset(token)
-        config._attn_implementation = _PLAIN
+        config._attn_implementation = before
 
 
 _BLOCKS: ContextVar[Blocks | None] = ContextVar("blocks", default=None)
@@ -96,20 +91,20 @@ def _attention(
     attention_mask: torch.Tensor | None,
     *,
     is_causal: bool | None = None,
-    **others: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """In the form that transformers asks for: query (1, heads, T, width) → (1, T, heads, width)."""
+    """The signature that transformers requires: query (1, heads, T, width) → (1, T, heads, width)."""
     blocks = _BLOCKS.get()
     if blocks is None or not query.shape[2] == key.shape[2] == blocks.tokens:
         expected = f"{blocks.tokens} tokens" if blocks else "no blocks"
-        raise RuntimeError(f"attention of {query.shape[2]} tokens to {key.shape[2]} where {expected} were announced")
-    del attention_mask, is_causal  # the blocks say what is looked at
+        raise RuntimeError(f"attention of {query.shape[2]} tokens to {key.shape[2]} where {expected} were expected")
+    del attention_mask, is_causal  # the blocks have masks of their own
     prefix = blocks.prefix
     front = (tensor[:, :, :prefix] for tensor in (query, key, value))
-    of_prefix: torch.Tensor = sdpa_attention_forward(module, *front, None, is_causal=True, **others)[0]
+    of_prefix: torch.Tensor = sdpa_attention_forward(module, *front, None, is_causal=True, **options)[0]
     keys, values = (_behind_prefix(tensor, blocks) for tensor in (key, value))
     of_endings: torch.Tensor = sdpa_attention_forward(
-        module, _grouped(query, blocks), keys, values, blocks.mask, is_causal=False, **others
+        module, _grouped(query, blocks), keys, values, blocks.mask, is_causal=False, **options
     )[0]
     return torch.cat([of_prefix[0], of_endings.flatten(0, 1).index_select(0, blocks.rows)])[None], None
 
@@ -117,9 +112,9 @@ def _attention(
 def _grouped(tensor: torch.Tensor, blocks: Blocks) -> torch.Tensor:
     """(1, heads, T, width) → (groups, heads, R, width)."""
     heads, width = tensor.shape[1], tensor.shape[3]
-    # Several times as fast as indexing by `places` itself.
-    chosen = tensor[0].index_select(1, blocks.places.flatten())
-    return chosen.view(heads, *blocks.places.shape, width).transpose(0, 1)
+    # Several times as fast as indexing by `columns` itself.
+    chosen = tensor[0].index_select(1, blocks.columns.flatten())
+    return chosen.view(heads, *blocks.columns.shape, width).transpose(0, 1)
 
 
 def _behind_prefix(tensor: torch.Tensor, blocks: Blocks) -> torch.Tensor:
@@ -129,7 +124,7 @@ def _behind_prefix(tensor: torch.Tensor, blocks: Blocks) -> torch.Tensor:
 
 
 def _groups(lengths: Sequence[int], group_tokens: int) -> list[list[int]]:
-    """Neighbours together, as long as they have no more than `group_tokens`; at least one ending in each."""
+    """Neighbours in groups of at most `group_tokens`; at least one ending in each group."""
     groups: list[list[int]] = []
     for length in lengths:
         if groups and sum(groups[-1]) + length <= group_tokens:

@@ -1,7 +1,7 @@
-"""Answers to many questions about the same pictures: what stands before the questions is read once for all of them.
+"""Answers to many questions about the same pictures: what precedes the questions is computed once for all of them.
 
-The prefix of each set of pictures leaves a cache. The caches, padded on the left to one length, become the rows of a
-batch, one for each question, and the batch is continued greedily; a row whose answer has ended leaves it.
+The prefix of each set of pictures gives a cache. The caches, padded on the left to one length, become the rows of a
+batch, one for each question. The batch is continued greedily; a row whose answer has ended leaves it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,14 @@ import torch
 from torch.nn.functional import pad
 
 from ragllava.models.device import DevicePlan, to_device
-from ragllava.models.prefix.read_columns import reading_only
-from ragllava.models.prefix.shared_prefix import SharedPrompts, column, positions_behind, positions_of, prefix_cache
+from ragllava.models.prefix.read_columns import last_layer_at
+from ragllava.models.prefix.shared_prefix import (
+    SharedPrompts,
+    left_padded,
+    positions_behind,
+    positions_of,
+    prefix_cache,
+)
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values (rows, heads, tokens, width) of each layer
 
@@ -25,50 +31,46 @@ def continue_greedily(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(tokens (B, T) int64, log-probability of each (B, T), logits of the first step (B, vocabulary)) on the device.
 
-    B counts the endings of all groups, in order; behind its end token a row holds more of them, of log-probability 0.
-    Call it under `torch.inference_mode()`. Raises NotImplementedError where the network keeps another kind of cache.
+    B counts the endings of all groups, in order. Behind its end token, a row is padded with it, of log-probability 0.
+    Call it under `torch.inference_mode()`. Raises NotImplementedError if the network has another kind of cache.
     """
-    wholes = [positions_of(network, shared) for shared in groups]
-    cache, mask = _as_rows(network, groups, wholes, plan)
-    endings = [ending for shared in groups for ending in shared.endings]
-    longest = max(map(len, endings))
-    # Padded on the left, so that every answer begins behind the last column.
-    own = torch.tensor([[0] * (longest - len(ending)) + [1] * len(ending) for ending in endings])
-    steps = torch.split((own.cumsum(dim=1) - 1).clamp(min=0), [len(shared.endings) for shared in groups])
-    positions = [positions_behind(*pair) for pair in zip(wholes, groups, steps, strict=True)]
+    firsts = [positions_of(network, shared) for shared in groups]
+    cache, prefix_mask = _as_rows(network, groups, firsts, plan)
+    tokens, mask = left_padded([ending for shared in groups for ending in shared.endings])
+    steps = torch.split((mask.cumsum(dim=1) - 1).clamp(min=0), [len(shared.endings) for shared in groups])
+    positions = [positions_behind(*group) for group in zip(firsts, groups, steps, strict=True)]
     tensors = {
-        "input_ids": torch.tensor([[0] * (longest - len(ending)) + ending for ending in endings]),
-        "attention_mask": torch.cat([mask, own], dim=1),
+        "input_ids": tokens,
+        "attention_mask": torch.cat([prefix_mask, mask], dim=1),
         "position_ids": torch.cat(positions, dim=-2),
     }
     return _continue(network, cache, to_device(tensors, plan), max_tokens, sorted(ends))
 
 
 def _as_rows(
-    network: Any, groups: Sequence[SharedPrompts], wholes: Sequence[torch.Tensor], plan: DevicePlan
+    network: Any, groups: Sequence[SharedPrompts], firsts: Sequence[torch.Tensor], plan: DevicePlan
 ) -> tuple[Any, torch.Tensor]:
-    """The groups' caches as one, a row for each ending; and which of its columns are real, (B, longest prefix)."""
+    """The groups' caches as one, a row for each ending; and 1 for each column with a token, (B, longest prefix)."""
     from transformers import DynamicCache
 
-    longest = max(len(shared.prefix) for shared in groups)
-    found = [_layers(prefix_cache(network, one, whole, plan)) for one, whole in zip(groups, wholes, strict=True)]
+    caches = [_layers(prefix_cache(network, shared, first, plan)) for shared, first in zip(groups, firsts, strict=True)]
     rows = [len(shared.endings) for shared in groups]
+    _, mask = left_padded([shared.prefix for shared in groups])
 
     def joined(layer: int, part: int) -> torch.Tensor:
         return torch.cat([
-            pad(layers[layer][part], (0, 0, longest - layers[layer][part].shape[-2], 0)).expand(count, -1, -1, -1)
-            for layers, count in zip(found, rows, strict=True)
+            pad(layers[layer][part], (0, 0, mask.shape[1] - layers[layer][part].shape[-2], 0)).expand(count, -1, -1, -1)
+            for layers, count in zip(caches, rows, strict=True)
         ])  # fmt: skip
 
-    cache = DynamicCache([(joined(layer, 0), joined(layer, 1)) for layer in range(len(found[0]))])
-    real = [[0] * (longest - len(shared.prefix)) + [1] * len(shared.prefix) for shared in groups]
-    return cache, torch.tensor(real).repeat_interleave(torch.tensor(rows), dim=0)
+    cache = DynamicCache([(joined(layer, 0), joined(layer, 1)) for layer in range(len(caches[0]))])
+    return cache, mask.repeat_interleave(torch.tensor(rows), dim=0)
 
 
 def _layers(cache: Any) -> Layers:
     from transformers.cache_utils import DynamicLayer
 
-    # A window that slides, or a state in place of keys and values, cannot be padded.
+    # A sliding window, or a state in place of keys and values, cannot be padded.
     if not all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None])):
         raise NotImplementedError("the network does not keep all keys and values")
     return [(layer.keys, layer.values) for layer in cache.layers]
@@ -85,7 +87,7 @@ def _continue(
     alive = torch.arange(count, device=device)
     for step in range(max_tokens):
         width = tensors["input_ids"].shape[1]
-        with reading_only(network, column(width - 1, device)) if width > 1 else nullcontext():
+        with last_layer_at(network, torch.tensor([width - 1], device=device)) if width > 1 else nullcontext():
             output = network(**tensors, past_key_values=cache, logits_to_keep=1, use_cache=True)
         logits = output.logits[:, -1].float()
         first_logits = logits if first_logits is None else first_logits

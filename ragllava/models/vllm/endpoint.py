@@ -1,8 +1,8 @@
-"""An OpenAI-compatible endpoint that serves an MLLM, as vLLM's server does: what goes over HTTP, and nothing of models.
+"""The HTTP client of an OpenAI-compatible endpoint that serves an MLLM, such as vLLM's server.
 
-Beyond OpenAI's protocol it needs what vLLM adds to it: tokens named by their ids (`return_tokens_as_token_ids`), the
-log-probabilities of asked tokens (`logprob_token_ids`; a server that does not know it gives the likeliest 20 instead,
-vLLM's own limit for `top_logprobs`), the begin token as the checkpoint has it (`add_special_tokens`).
+Beyond OpenAI's protocol it needs vLLM's additions: tokens named by their ids (`return_tokens_as_token_ids`), the
+log-probabilities of given tokens (`logprob_token_ids`; a server without it gives the likeliest 20 instead, vLLM's limit
+for `top_logprobs`), the begin token as in the checkpoint (`add_special_tokens`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,6 @@ from PIL import Image
 from urllib3.exceptions import HTTPError
 
 from ragllava.errors import RagllavaError, ScoreRejected, ServiceUnavailable, SettingsError
-from ragllava.prompts import PromptParts
 from ragllava.settings import Settings
 
 _CONNECT_S = 3.0
@@ -30,48 +30,44 @@ _LIKELIEST = 20  # vLLM refuses more unless it was started with --max-logprobs
 _TRY_AGAIN = (429, 502, 503, 504)
 _OK, _NOT_FOUND, _TIMEOUT, _SERVER_ERRORS = 200, 404, 408, 500
 _KEY_REFUSED = (401, 403)
-_TOKEN = "token_id:"  # noqa: S105 - how vLLM writes a token by its id
-_SHOWN_LETTERS = 300  # of what the endpoint says about an error
+_TOKEN = "token_id:"  # noqa: S105 - vLLM's form of a token named by its id
+_SHOWN_LETTERS = 300  # of the endpoint's message about an error
+
+# All are set, because the server's defaults are those of the checkpoint, which may sample and penalise repetition.
+_GREEDY = {
+    "temperature": 0.0,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logprobs": True,
+    "top_logprobs": 0,
+    "return_tokens_as_token_ids": True,
+    "return_token_ids": True,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model by the name that requests use; `parent` is the base of an adapter, None for a base."""
+    """A model by its name in requests; `parent` is the base of an adapter, None for a base."""
 
     name: str
     parent: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """One user turn to be continued greedily; `pictures` are data URLs, one for each mark in `parts`.
-
-    `asked` are tokens whose log-probability is wanted, wherever they rank.
-    """
-
-    model: str
-    parts: PromptParts
-    pictures: Sequence[str]
-    max_tokens: int
-    add_special_tokens: bool
-    end_token_ids: Sequence[int]
-    asked: Sequence[int] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class GeneratedToken:
-    """A token, its log-probability, and those known of other tokens in its place, itself among them."""
+    """A token, and the log-probabilities that the endpoint gives for this position: its own, and those of others."""
 
     token_id: int
-    log_probability: float
-    known: dict[int, float]
+    log_probabilities: dict[int, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the endpoint made of a request: at least one token, and the prompt as its tokens.
+    """The endpoint's answer to a request: at least one token, and the prompt as its tokens.
 
-    `prompt_token_ids` is None where the endpoint does not show them.
+    `prompt_token_ids` is None if the endpoint does not give them.
     """
 
     tokens: list[GeneratedToken]
@@ -80,10 +76,10 @@ class Completion:
 
 
 class Endpoint:
-    """The endpoint of the settings. Safe to use from several threads at once."""
+    """The endpoint of the settings. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
-        """Connects to nothing yet. Raises SettingsError where no endpoint is set."""
+        """Connects to nothing yet. Raises SettingsError if no endpoint is set."""
         if settings.vllm_url is None:
             raise SettingsError("no endpoint: set RAGLLAVA_VLLM_URL")
         self.url = settings.vllm_url
@@ -95,7 +91,7 @@ class Endpoint:
             block=True,
             cert_reqs="CERT_REQUIRED",
             ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
-            # Greedy answers: to ask twice changes nothing. What lasts longer is for the shard's own retries.
+            # Decoding is greedy, so requests can be repeated. Longer failures are left to the retries of the shard.
             retries=urllib3.Retry(
                 connect=2,
                 read=1,
@@ -105,29 +101,38 @@ class Endpoint:
                 status_forcelist=_TRY_AGAIN,
                 allowed_methods=None,
                 raise_on_status=False,
-                # It may ask for hours, and whoever sleeps here sees no cancel and no stop.
+                # It may be hours, and a thread that sleeps here notices neither cancel nor stop.
                 respect_retry_after_header=False,
             ),
         )
 
     def served(self) -> list[ServedModel]:
-        """The models that can be asked now. Raises ServiceUnavailable, ScoreRejected for what is no list of models."""
+        """The models that are served now. Raises ServiceUnavailable, and ScoreRejected for any other answer."""
         answer = self._send("GET", "/v1/models")
         try:
             return [ServedModel(str(card["id"]), card.get("parent")) for card in answer["data"]]
         except (KeyError, TypeError, AttributeError) as error:
-            raise ScoreRejected(f"{self.url}/v1/models gives no list of models: {error!r}") from None
+            raise ScoreRejected(f"{self.url}/v1/models is not a list of models: {error!r}") from None
 
-    def complete(self, request: ChatRequest) -> Completion:
-        """Ask. Raises ServiceUnavailable where asking again may help, ScoreRejected for a prompt that is refused and
-        for an answer without the log-probabilities that we need."""
-        answer = self._send("POST", "/v1/chat/completions", _body(request))
+    def complete(
+        self, model: str, content: Sequence[dict[str, Any]], extra_tokens: Sequence[int] = (), **options: Any
+    ) -> Completion:
+        """Continue one user turn greedily. `options` are added to the request's body; the log-probabilities of
+        `extra_tokens` are given at any rank.
+
+        Raises ServiceUnavailable if a retry may help, ScoreRejected for a prompt that is refused and for an answer
+        without the necessary log-probabilities.
+        """
+        body = {"model": model, "messages": [{"role": "user", "content": content}], **_GREEDY, **options}
+        if extra_tokens:
+            body |= {"top_logprobs": _LIKELIEST, "logprob_token_ids": list(extra_tokens)}
+        answer = self._send("POST", "/v1/chat/completions", body)
         try:
             return _read(answer)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise ScoreRejected(
-                f"the answer of {self.url} lacks what we read ({error!r}); it must give log-probabilities, and tokens "
-                "by their ids, as vLLM does"
+                f"the answer of {self.url} is incomplete ({error!r}); it must give log-probabilities, and tokens by "
+                "their ids, as vLLM does"
             ) from None
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -144,75 +149,47 @@ class Endpoint:
             answer = json.loads(response.data)
             return answer if isinstance(answer, dict) else {}
         except ValueError:
-            raise ScoreRejected(f"{self.url}{path} answers with something that is no JSON") from None
+            raise ScoreRejected(f"the answer of {self.url}{path} is not JSON") from None
 
     def _refusal(self, status: int, data: bytes, body: dict[str, Any] | None) -> RagllavaError:
-        said = _message(data)
+        message = _message(data)
         if status in _KEY_REFUSED:
             return ServiceUnavailable(
                 f"the endpoint {self.url} refuses the key ({status}): set RAGLLAVA_VLLM_API_KEY to its own"
             )
         if status == _NOT_FOUND:
-            # It was there a moment ago: whoever tries again looks first, and is told what to do.
-            what = f"does not serve {body['model']} any more" if body else "has no such page; is it a vLLM server?"
-            return ServiceUnavailable(f"the endpoint {self.url} {what} ({said})")
+            # It was there a moment ago. A retry lists the models first, and its error says what to do.
+            problem = f"does not serve {body['model']} any more" if body else "has no such page; is it a vLLM server?"
+            return ServiceUnavailable(f"the endpoint {self.url} {problem} ({message})")
         if status >= _SERVER_ERRORS or status in (*_TRY_AGAIN, _TIMEOUT):
-            return ServiceUnavailable(f"the endpoint {self.url} failed ({status}): {said}")
+            return ServiceUnavailable(f"the endpoint {self.url} failed ({status}): {message}")
         advice = ""
-        if "At most" in said and "image" in said:
-            advice = "; start it with a larger --limit-mm-per-prompt, or let an answer rest on fewer pictures (top_n)"
-        return ScoreRejected(f"the endpoint {self.url} refuses the prompt ({status}): {said}{advice}")
+        if "At most" in message and "image" in message:
+            advice = "; start it with a larger --limit-mm-per-prompt, or use fewer pictures for an answer (top_n)"
+        return ScoreRejected(f"the endpoint {self.url} refuses the prompt ({status}): {message}{advice}")
 
 
 def as_data_url(picture: Image.Image) -> str:
-    """The picture inside an address, pixel by pixel as it is."""
+    """The picture as a data URL, without loss."""
     stream = io.BytesIO()
     picture.save(stream, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
-
-
-def _body(request: ChatRequest) -> dict[str, Any]:
-    pictures = iter(request.pictures)
-    content: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": next(pictures)}} if part is None else {"type": "text", "text": part}
-        for part in request.parts.parts
-    ]
-    body: dict[str, Any] = {
-        "model": request.model,
-        "messages": [{"role": "user", "content": content}],
-        "max_tokens": request.max_tokens,
-        # Each by name: the server's defaults are those of the checkpoint, which samples and punishes repetition.
-        "temperature": 0.0,
-        "top_p": 1.0,
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "stop_token_ids": list(request.end_token_ids),
-        "add_special_tokens": request.add_special_tokens,
-        "logprobs": True,
-        "top_logprobs": 0,
-        "return_tokens_as_token_ids": True,
-        "return_token_ids": True,
-    }
-    if request.asked:
-        body |= {"top_logprobs": _LIKELIEST, "logprob_token_ids": list(request.asked)}
-    return body
 
 
 def _read(answer: dict[str, Any]) -> Completion:
     entries = answer["choices"][0]["logprobs"]["content"]
     tokens = []
     for entry in entries:
-        token_id, log_probability = _known(entry)
-        known = dict(_known(other) for other in entry.get("top_logprobs") or ())
-        tokens.append(GeneratedToken(token_id, log_probability, {**known, token_id: log_probability}))
+        token_id, log_probability = _log_probability(entry)
+        listed = dict(map(_log_probability, entry.get("top_logprobs") or ()))
+        tokens.append(GeneratedToken(token_id, {**listed, token_id: log_probability}))
     if not tokens:
         raise ValueError("no token")
     shown = answer.get("prompt_token_ids")
     return Completion(tokens, int(answer["usage"]["prompt_tokens"]), [int(token) for token in shown] if shown else None)
 
 
-def _known(entry: dict[str, Any]) -> tuple[int, float]:
+def _log_probability(entry: dict[str, Any]) -> tuple[int, float]:
     log_probability = float(entry["logprob"])
     if not math.isfinite(log_probability):
         raise ValueError(f"a log-probability of {log_probability}")
@@ -223,11 +200,9 @@ def _known(entry: dict[str, Any]) -> tuple[int, float]:
 
 
 def _message(data: bytes) -> str:
-    """What an error says, in OpenAI's form or in any."""
+    """The message of an error, in OpenAI's form or in any other."""
     text = data.decode(errors="replace")
-    try:
-        said = json.loads(text)
-        text = str(said["error"]["message"] if isinstance(said["error"], dict) else said["error"])
-    except (ValueError, KeyError, TypeError):
-        pass
-    return " ".join(text.split())[:_SHOWN_LETTERS] or "without a word"
+    with suppress(ValueError, KeyError, TypeError):
+        error = json.loads(text)["error"]
+        text = str(error["message"] if isinstance(error, dict) else error)
+    return " ".join(text.split())[:_SHOWN_LETTERS] or "without a message"

@@ -1,13 +1,12 @@
 """Reranker and generator whose network computes at an endpoint: same prompts, same tokens, same meaning of a score.
 
-What is asked, and how an answer is read, is decided here by the checkpoint's own processor. The endpoint shows the
-tokens of every prompt, and what it has read as other tokens is no score.
+The checkpoint's own processor makes the prompts here, and the answers are read here. The endpoint gives the tokens of
+every prompt; the answer to a prompt with other tokens is not a score.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,20 +16,20 @@ from functools import cached_property, partial
 from PIL import Image
 
 from ragllava.errors import ScoreRejected
-from ragllava.models.fitting import Prompt
+from ragllava.models.fitting import Prompt, indices_by
 from ragllava.models.generator import AnswerRequest, GeneratedAnswer, Generator, as_prompt, read_answer
 from ragllava.models.mllm import Mllm
 from ragllava.models.prefix.trials import Sharing, assume_sharing
-from ragllava.models.reranker import Pair, Relevance, Reranker, ask_trial
-from ragllava.models.vllm.endpoint import ChatRequest, Completion, Endpoint, as_data_url
+from ragllava.models.reranker import Pair, Relevance, Reranker
+from ragllava.models.vllm.endpoint import Completion, Endpoint, as_data_url
 from ragllava.prompts import PromptParts, answer_prompt
 
-_LARGEST_DOUBT = 1e-3  # by which a relevance may be off because only one of Yes and No was listed
+_LARGEST_ERROR = 1e-3  # of a relevance for which only one of Yes and No was listed
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyPrompt:
-    """A prompt as it is sent, and the tokens that the model must read; `note` says what was cut."""
+    """A prompt as it is sent, and the tokens that the endpoint must read; `note` says what was cut."""
 
     parts: PromptParts
     pictures: tuple[Image.Image, ...]
@@ -39,66 +38,70 @@ class ReadyPrompt:
 
 
 class RemoteModel:
-    """One model of an endpoint, asked in the words of the same checkpoint, whose processor is on this machine."""
+    """One model of an endpoint, and the checkpoint on this machine whose processor makes its prompts."""
 
     def __init__(self, endpoint: Endpoint, name: str, mllm: Mllm, requests: int) -> None:
-        """`name` is the endpoint's own; `mllm` needs no weights; `requests` may be on their way at once."""
+        """`name` is the endpoint's name of it; `mllm` needs no weights; `requests` are the most at a time."""
         self.name = name
         self.mllm = mllm
         self._endpoint = endpoint
         self._requests = requests
 
     def ready_about_one_picture(self, prompts: Sequence[Prompt]) -> list[ReadyPrompt]:
-        """Prompts of at most one answer token that all show the same one picture; it is prepared once if possible."""
+        """Prompts about one picture, each with one answer token; the picture is prepared once if possible."""
         shared = self.mllm.share(prompts, answer_tokens=1)
         if shared is None:
             return [self.ready(prompt, answer_tokens=1) for prompt in prompts]
         return [
-            ReadyPrompt(self.mllm.harmless(prompt).parts(), prompt.pictures, shared.prefix + ending, None)
+            ReadyPrompt(self.mllm.control_tokens.defuse(prompt).parts(), prompt.pictures, shared.prefix + ending, None)
             for prompt, ending in zip(prompts, shared.endings, strict=True)
         ]
 
     def ready(self, prompt: Prompt, answer_tokens: int) -> ReadyPrompt:
-        """The prompt, cut where the window demands it. Raises ScoreRejected where even that does not help."""
-        fitted = self.mllm.fit([prompt], answer_tokens)
-        [tokens] = fitted.inputs.tensors["input_ids"].tolist()
-        return ReadyPrompt(fitted.prompts[0].parts(), prompt.pictures, tokens, fitted.inputs.notes[0])
+        """The prompt, cut to the window if necessary. Raises ScoreRejected as Mllm.prepare."""
+        inputs = self.mllm.prepare([prompt], answer_tokens)
+        [tokens] = inputs.tensors["input_ids"].tolist()
+        return ReadyPrompt(inputs.prompts[0].parts(), prompt.pictures, tokens, inputs.notes[0])
 
-    def ask(
-        self, prompt: ReadyPrompt, pictures: Sequence[str], max_tokens: int, asked: Sequence[int] = ()
+    def complete(
+        self, prompt: ReadyPrompt, pictures: Sequence[str], max_tokens: int, extra_tokens: Sequence[int] = ()
     ) -> Completion:
-        """Send it; `pictures` are its pictures as data URLs. Raises ScoreRejected where other tokens were read."""
+        """Send the prompt; `pictures` are its pictures as data URLs. Raises as Endpoint.complete, and ScoreRejected if
+        the endpoint has read other tokens."""
+        urls = iter(pictures)
         completion = self._endpoint.complete(
-            ChatRequest(
-                self.name,
-                prompt.parts,
-                pictures,
-                max_tokens,
-                self.mllm.adds_special_tokens,
-                sorted(self.mllm.end_token_ids),
-                asked,
-            )
+            self.name,
+            [
+                {"type": "image_url", "image_url": {"url": next(urls)}}
+                if part is None
+                else {"type": "text", "text": part}
+                for part in prompt.parts
+            ],
+            extra_tokens,
+            max_tokens=max_tokens,
+            stop_token_ids=sorted(self.mllm.end_token_ids),
+            add_special_tokens=self.mllm.adds_special_tokens,
         )
         if completion.prompt_tokens != len(prompt.tokens) or completion.prompt_token_ids not in (None, prompt.tokens):
             raise ScoreRejected(
                 f"{self.name} at {self._endpoint.url} has read a prompt of {completion.prompt_tokens} tokens that are "
-                f"not the {len(prompt.tokens)} of {self.mllm.version}; its chat template or its settings of pictures "
-                "are others"
+                f"not the {len(prompt.tokens)} of {self.mllm.version}; its chat template or its settings for pictures "
+                "differ"
             )
         return completion
 
     @contextmanager
     def threads(self) -> Iterator[ThreadPoolExecutor]:
-        """As many as requests may be on their way."""
+        """One thread for each request at a time."""
         pool = ThreadPoolExecutor(self._requests, thread_name_prefix="endpoint")
         try:
             yield pool
         finally:
-            pool.shutdown(cancel_futures=True)  # after a failure, what has not begun is not begun
+            pool.shutdown(cancel_futures=True)  # after a failure, waiting requests are not sent
 
 
 class RemoteReranker(Reranker):
-    """A Reranker in every respect but where it computes."""
+    """A Reranker that computes at an endpoint."""
 
     def __init__(self, model: RemoteModel, version: str | None = None) -> None:
         """`version` is the registered name of what computes, if it has one."""
@@ -106,44 +109,41 @@ class RemoteReranker(Reranker):
         self._model = model
 
     def relevance(self, pairs: Sequence[Pair], batch_size: int) -> list[Relevance]:
-        """One relevance for each pair, in input order; `batch_size` is nothing to the endpoint, which batches itself.
+        """One relevance for each pair, in input order; `batch_size` is ignored, because the endpoint makes the batches.
 
-        Pictures are asked about at once, the questions about one picture in turn: so all but the first find the
-        beginning of their prompt in the endpoint's prefix cache. Raises ScoreRejected, ServiceUnavailable.
+        Pictures are scored concurrently, the questions about one picture in turn, so that all but the first use the
+        endpoint's prefix cache. Raises ScoreRejected, ServiceUnavailable.
         """
         del batch_size
         prompts = [pair.prompt() for pair in pairs]
-        by_picture: dict[int, list[int]] = defaultdict(list)
-        for place, prompt in enumerate(prompts):
-            by_picture[id(prompt.pictures[0])].append(place)
+        groups = indices_by(id(prompt.pictures[0]) for prompt in prompts)
         scores: dict[int, Relevance] = {}
         with self._model.threads() as pool:
-            # Prompts are prepared in this thread: tokenizers are not made for several at once.
-            asked = []
-            for places in by_picture.values():
-                ready = self._model.ready_about_one_picture([prompts[place] for place in places])
-                asked.append(pool.submit(self._score_in_turn, ready))
-            for places, found in zip(by_picture.values(), asked, strict=True):
-                scores.update(zip(places, found.result(), strict=True))
-        return [scores[place] for place in range(len(pairs))]
+            # Prompts are prepared in this thread, because tokenizers are not thread-safe.
+            results = [
+                pool.submit(self._score_in_turn, self._model.ready_about_one_picture([prompts[i] for i in group]))
+                for group in groups
+            ]
+            for group, result in zip(groups, results, strict=True):
+                scores.update(zip(group, result.result(), strict=True))
+        return [scores[index] for index in range(len(pairs))]
 
     @cached_property
     def sharing(self) -> Sharing | None:
-        """What the endpoint's own prefix cache can share of prompts about one picture."""
-        return assume_sharing(self.mllm, ask_trial)
+        """What prompts about one picture share in the endpoint's prefix cache."""
+        return assume_sharing(self.mllm)
 
     def _score_in_turn(self, prompts: Sequence[ReadyPrompt]) -> list[Relevance]:
         pictures = [as_data_url(picture) for picture in prompts[0].pictures]
-        yes, no = self.yes_no
-        found = []
+        scores = []
         for prompt in prompts:
-            first = self._model.ask(prompt, pictures, max_tokens=1, asked=self.yes_no).tokens[0]
-            found.append(Relevance(share_of_yes(first.known, yes, no), prompt.note))
-        return found
+            [first, *_] = self._model.complete(prompt, pictures, 1, self.yes_no).tokens
+            scores.append(Relevance(share_of_yes(first.log_probabilities, *self.yes_no), prompt.note))
+        return scores
 
 
 class RemoteGenerator(Generator):
-    """A Generator in every respect but where it computes."""
+    """A Generator that computes at an endpoint."""
 
     def __init__(self, model: RemoteModel, version: str | None = None) -> None:
         """`version` is the registered name of what computes, if it has one."""
@@ -153,45 +153,44 @@ class RemoteGenerator(Generator):
     def answer(
         self, requests: Sequence[AnswerRequest], *, max_tokens: int, with_captions: bool, batch_size: int
     ) -> list[GeneratedAnswer]:
-        """One answer for each request, in input order; `batch_size` is nothing to the endpoint, which batches itself.
+        """One answer for each request, in input order; `batch_size` is ignored, because the endpoint makes the batches.
 
         Raises ScoreRejected, ServiceUnavailable.
         """
         del batch_size
         write = partial(answer_prompt, with_captions=with_captions)
         with self._model.threads() as pool:
-            asked = []
+            results = []
             for request in requests:
                 prompt = self._model.ready(as_prompt(request, write, with_captions=with_captions), max_tokens)
-                asked.append((prompt, pool.submit(self._ask, prompt, max_tokens)))
-            return [self._read(prompt, found.result()) for prompt, found in asked]
+                results.append((prompt, pool.submit(self._complete, prompt, max_tokens)))
+            return [self._read(prompt, result.result()) for prompt, result in results]
 
-    def _ask(self, prompt: ReadyPrompt, max_tokens: int) -> Completion:
-        return self._model.ask(prompt, [as_data_url(picture) for picture in prompt.pictures], max_tokens)
+    def _complete(self, prompt: ReadyPrompt, max_tokens: int) -> Completion:
+        return self._model.complete(prompt, [as_data_url(picture) for picture in prompt.pictures], max_tokens)
 
     def _read(self, prompt: ReadyPrompt, completion: Completion) -> GeneratedAnswer:
         tokens = [token.token_id for token in completion.tokens]
-        return read_answer(self.mllm, tokens, [token.log_probability for token in completion.tokens], prompt.note)
+        log_probabilities = [token.log_probabilities[token.token_id] for token in completion.tokens]
+        return read_answer(self.mllm, tokens, log_probabilities, prompt.note)
 
 
-def share_of_yes(known: Mapping[int, float], yes: int, no: int) -> float:
+def share_of_yes(log_probabilities: Mapping[int, float], yes: int, no: int) -> float:
     """softmax over the log-probabilities of the two tokens: the share of `yes` (docs/method.md 2).
 
-    Of an endpoint that lists the likeliest tokens only, one of the two may be missing. It is then taken for as likely
-    as the least likely listed, which is the most that it can be. Raises ScoreRejected where that could change the
-    relevance by more than 0.001, and where both are missing.
+    An endpoint that lists only the likeliest tokens may omit one of the two. It is then considered as likely as the
+    least likely listed token, which is its upper bound. Raises ScoreRejected if that could change the relevance by more
+    than 0.001, and if both are missing.
     """
-    least = min(known.values())
-    share = _sigmoid(known.get(yes, least) - known.get(no, least))
-    missing = [token for token in (yes, no) if token not in known]
-    if len(missing) == 2 or (missing and min(share, 1 - share) > _LARGEST_DOUBT):
+    least = min(log_probabilities.values())
+    difference = log_probabilities.get(yes, least) - log_probabilities.get(no, least)
+    small = math.exp(-abs(difference))  # cannot overflow
+    share = (1.0 if difference >= 0 else small) / (1.0 + small)
+    missing = {yes, no} - log_probabilities.keys()
+    if len(missing) == 2 or (missing and min(share, 1 - share) > _LARGEST_ERROR):
         raise ScoreRejected(
-            f"the endpoint lists {len(known)} likely tokens, and {'neither' if len(missing) == 2 else 'not both'} of "
-            "Yes and No among them; use a vLLM that knows logprob_token_ids"
+            f"the endpoint lists {len(log_probabilities)} likely tokens, and "
+            f"{'neither' if len(missing) == 2 else 'not both'} of Yes and No among them; use a vLLM with "
+            "logprob_token_ids"
         )
     return share
-
-
-def _sigmoid(difference: float) -> float:
-    small = math.exp(-abs(difference))
-    return (1.0 if difference >= 0 else small) / (1.0 + small)

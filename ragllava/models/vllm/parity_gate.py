@@ -1,7 +1,7 @@
-"""Which models of an endpoint may serve: those that score the golden pairs as the weights themselves do.
+"""Admit those models of an endpoint that score the golden pairs as the weights do.
 
-The weights are those of the checkpoint, and of adapters, on this machine; so what an endpoint computes bears the same
-version as what this process would compute.
+The weights are those of the checkpoint, and of adapters, on this machine; so results of the endpoint have the same
+version as results of this process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ragllava.models.adapters import AdapterSet
 from ragllava.models.checks import Manifest, digest, manifest
 from ragllava.models.device import DevicePlan
 from ragllava.models.generator import Generator
-from ragllava.models.mllm import Mllm, load_mllm, load_without_weights
+from ragllava.models.loading import load_mllm, load_without_weights
+from ragllava.models.mllm import Mllm
 from ragllava.models.profiles import Profile, find_model
 from ragllava.models.reranker import Reranker
 from ragllava.models.vllm.endpoint import Endpoint, ServedModel
@@ -31,7 +32,7 @@ from ragllava.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_CHECK_AGAIN_S = 300.0  # an endpoint may be started anew, with other weights, at any time
+_CHECK_AGAIN_S = 300.0  # an endpoint may be restarted with other weights at any time
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,10 @@ class _Admission:
 
 
 class EndpointModels:
-    """The base of a profile and adapters on it, as an endpoint serves them. Not for several threads at once."""
+    """The base of a profile and adapters on it, as an endpoint serves them. Not thread-safe."""
 
     def __init__(self, profile: Profile, plan: DevicePlan, settings: Settings) -> None:
-        """Asks for nothing yet. Raises ModelUnavailable where the profile's checkpoint is not on this machine."""
+        """Sends nothing yet. Raises ModelUnavailable if the profile's checkpoint is not on this machine."""
         self._profile = profile
         self._plan = plan
         self._settings = settings
@@ -56,45 +57,48 @@ class EndpointModels:
 
     @cached_property
     def files(self) -> Manifest:
-        """The checkpoint's files with their sha256; where its weights are elsewhere, as its golden scores name them."""
-        found = manifest(self._folder.path, self._settings.home / "cache")
-        if any(name.endswith(".safetensors") for name in found):
-            return found
-        whole = self._golden.complete(found)
-        if whole is None:
+        """The checkpoint's files with their sha256; without weights on this machine, those of its golden scores."""
+        files = manifest(self._folder.path, self._settings.home / "cache")
+        if any(name.endswith(".safetensors") for name in files):
+            return files
+        complete = self._golden.complete(files)
+        if complete is None:
             raise ModelUnavailable(
-                f"{self._folder.path} holds no weights, and there are no golden scores of them: run `ragllava doctor` "
-                f"where they are, and let RAGLLAVA_VLLM_GOLDEN_DIR name a copy of <its home>/cache/golden"
+                f"{self._folder.path} has no weights, and there are no golden scores of them: run `ragllava doctor` "
+                "on a machine with the weights, and set RAGLLAVA_VLLM_GOLDEN_DIR to a copy of its <home>/cache/golden"
             )
-        return whole
+        return complete
 
     @cached_property
     def version(self) -> str:
-        """The version of the base, as of one that is loaded here."""
+        """The version of the base, as if it were loaded here."""
         return f"{self._folder.label}@{digest(self.files)[:8]}"
 
     def admit(self, name: str | None = None, adapter: Path | None = None) -> RemoteModel:
-        """The base, or the adapter that the endpoint serves under `name`, after it has shown that it is what it should.
+        """The base, or the adapter that the endpoint serves under `name`, after its golden scores were checked.
 
-        That is shown again when it is some minutes old. Raises ModelUnavailable when the endpoint does not serve it,
-        or computes otherwise than the weights; ServiceUnavailable.
+        They are checked again after some minutes. Raises ModelUnavailable when the endpoint does not serve the model,
+        or when its scores differ from those of the weights; ServiceUnavailable.
         """
         return self._admission(name, adapter).model
 
     def parity(self) -> tuple[str, Parity]:
-        """The name that the endpoint serves the base under, and how well it agrees. Raises as `admit`."""
+        """The endpoint's name of the base, and how well its scores agree. Raises as `admit`."""
         admission = self._admission(None, None)
         return admission.model.name, admission.parity
 
     def _admission(self, name: str | None, adapter: Path | None) -> _Admission:
         served_name = self._find_served(name, adapter)
         key = served_name, digest(manifest(adapter, self._settings.home / "cache")) if adapter else None
-        known = self._admitted.pop(key, None)
-        if known is None or time.monotonic() - known.checked_at > _CHECK_AGAIN_S:
-            model = known.model if known else self._model(served_name)
-            known = _Admission(model, self._check(model, key[1], adapter), time.monotonic())
-        self._admitted[key] = known
-        return known
+        admission = self._admitted.pop(key, None)
+        if admission is None or time.monotonic() - admission.checked_at > _CHECK_AGAIN_S:
+            if admission is None:
+                model = RemoteModel(self._endpoint, served_name, self._mllm, self._settings.vllm_requests)
+            else:
+                model = admission.model
+            admission = _Admission(model, self._check(model, key[1], adapter), time.monotonic())
+        self._admitted[key] = admission
+        return admission
 
     def _find_served(self, name: str | None, adapter: Path | None) -> str:
         try:
@@ -105,7 +109,7 @@ class EndpointModels:
             return self._base_among(served)
         if name is None or name not in (model.name for model in served):
             raise ModelUnavailable(
-                f"the endpoint {self._endpoint.url} serves no {name}; start it with --enable-lora "
+                f"the endpoint {self._endpoint.url} does not serve {name}; start it with --enable-lora "
                 f"--lora-modules '{name}={adapter}'"
             )
         return name
@@ -117,24 +121,21 @@ class EndpointModels:
             return bases[0]
         if wanted is None or wanted not in bases:
             raise ModelUnavailable(
-                f"the endpoint {self._endpoint.url} serves {', '.join(bases) or 'no model'}; let RAGLLAVA_VLLM_MODEL "
-                f"name the one that is {self._folder.path}"
+                f"the endpoint {self._endpoint.url} serves {', '.join(bases) or 'no model'}; set "
+                f"RAGLLAVA_VLLM_MODEL to its name of {self._folder.path}"
             )
         return wanted
-
-    def _model(self, served_name: str) -> RemoteModel:
-        return RemoteModel(self._endpoint, served_name, self._mllm, self._settings.vllm_requests)
 
     def _check(self, model: RemoteModel, adapter: str | None, folder: Path | None) -> Parity:
         settings = self._settings
         expected = self._golden.find(self.files, adapter) or self._score_here(adapter, folder)
         try:
-            found = score_golden(RemoteReranker(model), RemoteGenerator(model), settings.top_n)
-            parity = compare(expected, found, settings.vllm_tolerance)
+            actual = score_golden(RemoteReranker(model), RemoteGenerator(model), settings.top_n)
+            parity = compare(expected, actual, settings.vllm_tolerance)
         except (ModelUnavailable, ScoreRejected) as error:
-            what = f"the adapter in {folder} on {self.version}" if folder else self.version
+            weights = f"the adapter in {folder} on {self.version}" if folder else self.version
             raise ModelUnavailable(
-                f"the endpoint {self._endpoint.url} must not serve: its {model.name} is not {what} within "
+                f"the endpoint {self._endpoint.url} must not serve: its {model.name} is not {weights} within "
                 f"RAGLLAVA_VLLM_TOLERANCE={settings.vllm_tolerance:g}: {error}"
             ) from error
         log.info(
@@ -144,13 +145,13 @@ class EndpointModels:
         return parity
 
     def _score_here(self, adapter: str | None, folder: Path | None) -> GoldenScores:
-        """By the weights themselves, which are loaded for this alone and only once in the life of a version."""
+        """The scores of the weights, which are loaded for this purpose only, once for each version."""
         mllm = load_mllm(self._profile, self._plan, self._settings)
-        laid = AdapterSet(mllm, self._settings.home / "cache").add(adapter, folder) if adapter and folder else None
-        scores = score_golden(Reranker(mllm, laid), Generator(mllm, laid))
+        loaded = AdapterSet(mllm, self._settings.home / "cache").add(adapter, folder) if adapter and folder else None
+        scores = score_golden(Reranker(mllm, loaded), Generator(mllm, loaded))
         self._golden.keep(self.files, adapter, scores)
-        del mllm, laid
-        gc.collect()  # adapters and their base hold on to each other
+        del mllm, loaded
+        gc.collect()  # adapters and their base reference each other
         if self._plan.device.type == "cuda":
             torch.cuda.empty_cache()
         return scores

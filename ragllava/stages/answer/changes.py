@@ -8,6 +8,7 @@ picture could not be read was not judged, so its questions are asked again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import Candidate, Change, ModelStamp, Question
@@ -26,7 +27,7 @@ def changes_since(earlier: EarlierAnswer | None, now: ModelStamp, found: Sequenc
     """
     if earlier is None or earlier.models is None or earlier.digest is None:
         return (Change.UNKNOWN,)
-    before, after = earlier.models, now.as_json()
+    before, after = earlier.models, asdict(now)
     makers = [Change.RERANKER, Change.PROMPT, Change.THRESHOLD]
     if earlier.has_evidence:  # else nobody generated anything
         makers.append(Change.GENERATOR)

@@ -54,8 +54,8 @@ def submit_refresh(engine: Engine, settings: Settings, earlier_job_id: int) -> t
 
 def require_answered(job: JobView) -> JobView:
     """The job, if it can be refreshed; else UsageError."""
-    if job.kind is not JobKind.ANSWER:
-        raise UsageError(f"job {job.job_id} is of the kind {job.kind.value}; only an answer job can be refreshed")
+    if job.kind != JobKind.ANSWER:
+        raise UsageError(f"job {job.job_id} is of the kind {job.kind}; only an answer job can be refreshed")
     if not job.is_final:
         raise UsageError(f"job {job.job_id} is {job.state.value}; only an ended job can be refreshed")
     if not answered_lines(job):

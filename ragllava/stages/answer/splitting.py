@@ -9,7 +9,8 @@ from itertools import accumulate, pairwise
 from sqlalchemy import Connection
 
 from ragllava.jobs import queue
-from ragllava.jobs.dispatch import QUEUE_OF_KIND, live_slots
+from ragllava.jobs.dispatch import live_slots
+from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.queue import Lease
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import Question
@@ -42,7 +43,7 @@ def split_if_large(
     for start in range(0, len(questions), _QUESTIONS_PER_SEARCH):
         context.check()
         candidates += find(questions[start : start + _QUESTIONS_PER_SEARCH])
-    slots = context.read(live_slots, settings).get(QUEUE_OF_KIND[context.lease.kind], 1)
+    slots = context.read(live_slots, settings).get(kind_of(context.lease.kind).queue, 1)
     seconds = shard_seconds(pace * cost.of(candidates), settings.shard_seconds, slots)
     plan = cut(candidates, cost, seconds / pace)
     if len(plan) == 1:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from types import UnionType
 
 from sqlalchemy import Connection, Engine
@@ -15,6 +15,7 @@ from ragllava.errors import InvalidInput, LineError, ObjectMissing, RagllavaErro
 from ragllava.imaging.decode import printable
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
+from ragllava.json_records import to_json
 from ragllava.records import AnswerOptions, JobKind, Question
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import QuestionFile
@@ -72,7 +73,7 @@ def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how
     if not (how.skip_invalid and file.questions):
         file.require_valid()
 
-    delivery = {"outbox": how.outbox.as_json()} if how.outbox else {}
+    delivery = {"outbox": to_json(how.outbox)} if how.outbox else {}
 
     def work(connection: Connection) -> Submitted:
         job_id, is_new = control.create(
@@ -80,7 +81,7 @@ def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how
             NewJob(
                 kind=JobKind.ANSWER,
                 archive_id=archive.get_archive(connection, how.archive).archive_id,
-                spec={"options": how.options.as_json(), "input": printable(file.name), **delivery},
+                spec={"options": to_json(how.options), "input": printable(file.name), **delivery},
                 total=len(file.lines),
                 per_shard=settings.questions_per_shard,
                 priority=how.priority,
@@ -113,7 +114,7 @@ def record_refusal(objects: ObjectStore, where: str, address: str, error: Raglla
     """
     log.warning(str(error), extra={"action": "submission_refused", "address": address})
     errors = error.errors if isinstance(error, InvalidInput) else []
-    body = {"address": address, "message": str(error), "errors": [asdict(line) for line in errors]}
+    body = {"address": address, "message": str(error), "errors": to_json(errors)}
     try:
         objects.put_external(where, json.dumps(body, indent=2).encode(), "application/json")
     except (UsageError, ObjectMissing) as unwritable:
@@ -161,7 +162,7 @@ def _check_key(key: str | None) -> None:
 
 def _digest(file: QuestionFile, options: AnswerOptions) -> str:
     """Of what is asked and how; where the file was found does not matter."""
-    digest = hashlib.sha256(json.dumps(options.as_json(), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(to_json(options), sort_keys=True).encode())
     for line in file.lines:
         text = line.text if isinstance(line, Question) else line.message
         digest.update(json.dumps([line.custom_id, text]).encode())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
+from ragllava.json_records import from_json
 from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import AnswerOptions, ModelStamp, Role
 from ragllava.settings import Settings
@@ -60,7 +61,7 @@ def look_up(
     index: IndexView | None = None,
 ) -> tuple[AnswerTools, dict[Role, ModelVersion]]:
     """As `prepare`, but nobody wears the champions, which are returned: enough to retrieve with the tools."""
-    chosen = AnswerOptions(**options)  # type: ignore[arg-type]
+    chosen = from_json(AnswerOptions, options)
     profile = resources.models.profile
     active, champions = in_transaction(
         engine, lambda c: (vectors.active_index(c, archive_id), registry.champions(c, profile.name))

@@ -151,14 +151,12 @@ class WatchedFolder:
             known = self._stamps.get(uri)
             if known is not None and known[:2] == (status.st_size, status.st_mtime_ns):
                 return known[2]
-            digest = hashlib.sha256()
             with open_regular(path) as file:
-                while piece := file.read(_PIECE_BYTES):
-                    digest.update(piece)
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         except (OSError, ImageRejected):
             return None
-        self._stamps[uri] = (status.st_size, status.st_mtime_ns, digest.hexdigest())
-        return digest.hexdigest()
+        self._stamps[uri] = (status.st_size, status.st_mtime_ns, sha256)
+        return sha256
 
 
 def first_names(names: Sequence[str], most: int = 3) -> str:

@@ -62,7 +62,7 @@ class QuestionView:
 class _Known:
     """What the lines of a file refer to."""
 
-    kinds: Mapping[int, JobKind]
+    kinds: Mapping[int, str]
     questions: Mapping[tuple[int, str], AnsweredQuestion]
     by_source: Mapping[int, Mapping[str, tuple[StoredImage, ...]]]  # by archive
     by_id: Mapping[int, Mapping[int, StoredImage]]
@@ -163,7 +163,7 @@ def _as_dismissed(file: FeedbackFile, known: _Known) -> tuple[list[QuestionKey],
 
 def _question(line: FeedbackLine | Dismissal, known: _Known) -> AnsweredQuestion:
     kind = known.kinds.get(line.job_id)
-    if kind is not JobKind.ANSWER:
+    if kind != JobKind.ANSWER:
         what = f"job {line.job_id} has no answers, its kind is {kind}" if kind else f"there is no job {line.job_id}"
         raise Rejected("unknown_job", f"{what}; `ragllava jobs list` shows all")
     question = known.questions.get((line.job_id, line.custom_id))

@@ -51,7 +51,7 @@ def prepare_for(
         return PreparedImage(pixels, decoded.width, decoded.height, decoded.media_type)
 
     shorter_side = DECODE_SCALE * max((retriever.image_size for retriever in retrievers), default=1)
-    return resources.decoder.decode_each(contents, prepare, shorter_side)
+    return resources.decoder.decode_all(contents, prepare, shorter_side)
 
 
 def in_steps(

@@ -13,7 +13,8 @@ import os
 import posixpath
 import re
 import stat
-from typing import BinaryIO, Literal
+from io import BufferedReader
+from typing import Literal
 
 from ragllava.errors import ImageRejected
 
@@ -78,7 +79,7 @@ def leads_out(name: str) -> bool:
     return parts[0] == "" or ".." in parts or re.match(r"[A-Za-z]:", name) is not None
 
 
-def open_regular(path: str) -> BinaryIO:
+def open_regular(path: str) -> BufferedReader:
     """Open a regular file for reading; ImageRejected for a pipe, a device, or what is gone by now.
 
     Never waits: opening a pipe that nobody writes to would block for ever without O_NONBLOCK. Never follows a

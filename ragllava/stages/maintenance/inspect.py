@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from ragllava.jobs.dispatch import QUEUE_OF_KIND
+from ragllava.jobs.kinds import KINDS, queues_by_kind
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import inspection
@@ -87,6 +87,7 @@ def _checked(name: str, found: Found, what: str, advice: str) -> Checked:
 
 def _jobs(inspector: Inspector) -> Iterator[Checked]:
     ask, grace_s = inspector.ask, inspector.grace_s
+    totals = {kind.name: kind.inputs.totals() for kind in KINDS.values()}
     restart = "no tick runs: see that the maint worker does (`ragllava status`)"
     yield _checked(
         "leases",
@@ -106,7 +107,7 @@ def _jobs(inspector: Inspector) -> Iterator[Checked]:
     )
     yield _checked(
         "reconciliation",
-        ask(inspection.jobs_that_do_not_add_up),
+        ask(lambda c: inspection.jobs_that_do_not_add_up(c, totals)),
         "ended jobs have inputs without an outcome, or lost some",
         "do not rely on their results; submit them again",
     )
@@ -125,7 +126,7 @@ def _jobs(inspector: Inspector) -> Iterator[Checked]:
 
 
 def _workers(inspector: Inspector) -> Iterator[Checked]:
-    queues = {kind.value: queue for kind, queue in QUEUE_OF_KIND.items()}
+    queues = queues_by_kind()
     grace_s = inspector.grace_s
     yield _checked(
         "workers",
@@ -160,7 +161,7 @@ def _clocks(inspector: Inspector) -> Checked:
 
 def _queues(inspector: Inspector, waiting: Mapping[str, int]) -> Checked:
     """Messages are hints, so a missing one is no fault: the sweep sends it again. Many too many are one."""
-    queues = {kind.value: queue for kind, queue in QUEUE_OF_KIND.items()}
+    queues = queues_by_kind()
     queued = inspector.ask(lambda c: inspection.queued_shards(c, queues))
     surplus = {name: number - queued.get(name, 0) for name, number in waiting.items()}
     worst = max(surplus, key=lambda name: surplus[name], default=None)

@@ -24,7 +24,6 @@ from ragllava.stages.maintenance.vacuum import vacuum
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
-from ragllava.stores.jobs import outcomes
 from ragllava.stores.maintenance import tasks
 from ragllava.stores.maintenance.schedules import ScheduleView
 
@@ -56,7 +55,7 @@ def maintenance_stage(context: ShardContext[Resources]) -> None:
     Every maintenance task may be interrupted at any point and repeated: what it removed stays removed.
     """
     lease = context.lease
-    if not context.read(outcomes.open_inputs, JobKind.MAINTENANCE, lease.job_id, lease.run_no, lease.lo, lease.hi):
+    if not context.open_inputs():
         return
     action = TaskName(lease.spec["action"])
     try:

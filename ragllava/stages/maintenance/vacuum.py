@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from ragllava.errors import JobRefused
+from ragllava.jobs.kinds import KINDS
 from ragllava.jobs.runner import ShardContext
 from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted
 from ragllava.stages.resources import Resources
@@ -20,7 +22,8 @@ _QUESTIONS = 200
 def vacuum(context: ShardContext[Resources], request: TaskRequest) -> Report:
     """VACUUM (ANALYZE) the tables that churn, and measure recall@20 of every graph on questions that were asked."""
     tables = []
-    for name in (*vacuuming.CHURNING, *context.read(vacuuming.partitions)):
+    of_inputs = [name for kind in KINDS.values() for name in kind.inputs.updated_tables]
+    for name in (*vacuuming.CHURNING, *of_inputs, *context.read(vacuuming.partitions)):
         context.check()
         if (state := vacuuming.vacuum_table(context.engine, name)) is not None:
             tables.append(state)
@@ -43,7 +46,7 @@ def vacuum(context: ShardContext[Resources], request: TaskRequest) -> Report:
         "warnings": warnings,
         "graphs": graphs,
         "oldest_transaction_s": round(oldest_s, 1),
-        "tables": [table.as_json() for table in tables if table.dead_rows or table.live_rows],
+        "tables": [asdict(table) for table in tables if table.dead_rows or table.live_rows],
     }
     return Report("; ".join([summary, *warnings]), figures)
 

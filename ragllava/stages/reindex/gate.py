@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from sqlalchemy import Connection
 
 from ragllava.errors import ArchiveChanged, JobRefused
 from ragllava.jobs.runner import ShardContext
+from ragllava.json_records import to_json
 from ragllava.records import AnswerOptions, Candidate, Question, ReindexStatus
 from ragllava.stages.answer.stage import answer_questions, each
 from ragllava.stages.answer.tools import AnswerTools, prepare
@@ -125,7 +126,7 @@ def _compare(context: ShardContext[Resources], target: Target) -> dict[str, Any]
             "worse": changes.count(-1),
             "better": changes.count(1),
             "differ": sum(one.differs for one in compared),
-            "differences": [asdict(one) for one in compared if one.differs],
+            "differences": to_json([one for one in compared if one.differs]),
         }
     }
 
@@ -133,7 +134,7 @@ def _compare(context: ShardContext[Resources], target: Target) -> dict[str, Any]
 def _answer_on_both(context: ShardContext[Resources], target: Target) -> list[Compared]:
     lease, settings = context.lease, context.settings
     sample = context.read(answered.newest_questions, lease.archive_id, settings.gate_questions, answered=True)
-    options = AnswerOptions(top_k=settings.top_k, top_n=settings.top_n).as_json()
+    options = to_json(AnswerOptions(top_k=settings.top_k, top_n=settings.top_n))
     tools = partial(prepare, context.engine, settings, context.resources, lease.archive_id, options)
     new_tools = tools(target.index)
     try:

@@ -45,7 +45,7 @@ def find_target(context: ShardContext[Resources]) -> Target:
         active = context.read(vectors.active_index, lease.archive_id)
         source = spec["source"] or (active.spec if active else None)
         retriever = resources.load_retriever(source)
-        own = RetrieverSource.of(resources.models.profile)
+        own = resources.models.profile.retriever
         named = source if source and RetrieverSource(**source) != own else None
         spec = context.commit(_choose_index, context, retriever, named)
     try:

@@ -10,7 +10,7 @@ was killed goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine
@@ -70,7 +70,7 @@ def create_reindex(connection: Connection, settings: Settings, request: ReindexR
         _refuse_second(connection, one.archive_id)
     images = _select_images(connection, active, request.selection, beside=beside)
     spec = {
-        "source": request.retriever.as_json() if request.retriever else None,
+        "source": asdict(request.retriever) if request.retriever else None,
         "selection": request.selection.value,
         "beside": beside,
         "compare": beside,

@@ -59,15 +59,6 @@ class Outbox:
         """Where the files of the job are."""
         return f"{self.folder}{job_id}/"
 
-    def as_json(self) -> dict[str, str]:
-        """As stored in the job's spec."""
-        return {"folder": self.folder, "source": self.source, "etag": self.etag, "format": self.format.value}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, str]) -> Outbox:
-        """Read back from the job's spec."""
-        return cls(stored["folder"], stored["source"], stored["etag"], FileFormat(stored["format"]))
-
 
 def deliver(
     objects: ObjectStore, outbox: Outbox, job_id: int, files: Mapping[Path, Mapping[str, Any]], facts: dict[str, object]

@@ -20,7 +20,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ragllava.records import AnswerStatus, Candidate
-from ragllava.stages.results.results import ResultRow, written_whole
+from ragllava.stages.results.results import ResultRow, output_file
 
 MAX_CARDS = 2_000
 MAX_BARS = 50  # of candidates on a card
@@ -49,7 +49,7 @@ class Figure:
 class ReportSummary:
     """What stands above the cards. `by_status` counts all questions of the job, shown as cards or not.
 
-    `models` is ModelStamp.as_json(). `refresh` says what a refresh asked again, None for other jobs. `all_results` is
+    `models` is a ModelStamp as JSON. `refresh` says what a refresh asked again, None for other jobs. `all_results` is
     the command that writes the results of all questions; it is shown when the report leaves some out.
     """
 
@@ -137,7 +137,7 @@ def write_report(
         "statuses": list(_STATUS_NAMES),
         "judged": any(card.row.correct is not None for card in cards),
     }
-    with written_whole(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+    with output_file(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(_environment().get_template("report.html.j2").generate(context))
     return len(cards)
 

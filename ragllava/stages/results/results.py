@@ -10,16 +10,17 @@ import csv
 import json
 import math
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ragllava.errors import UsageError
+from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerStatus, Candidate, Change, FileFormat, Question
+from ragllava.whole_files import written_whole
 
 _MODEL_KEYS = ("index", "reranker", "generator", "prompt", "threshold")
 _EVIDENCE_KEYS = ("image_id", "source", "caption", "retrieval_score", "relevance")
@@ -49,7 +50,7 @@ class ResultRow:
     """The outcome of one input line. `custom_id` and `question` are None where the line was no valid question.
 
     `candidates` are all images that retrieval found, in any order; those with an `evidence_no` are the evidence.
-    `models` is ModelStamp.as_json(), None where no model ran. A result has `error_code` and `error` or neither.
+    `models` is a ModelStamp as JSON, None where no model ran. A result has `error_code` and `error` or neither.
     `previous` is set in the results of a refresh, in every row.
     """
 
@@ -77,7 +78,7 @@ class ResultRow:
             answer=answer.text,
             confidence=answer.confidence,
             candidates=answer.candidates,
-            models=answer.models.as_json() if answer.models else None,
+            models=to_json(answer.models),
             note=answer.note,
             error_code=answer.error_code,
             error=answer.error,
@@ -143,7 +144,7 @@ def write_results(
     ValueError. In a refresh there are columns for what was said before. Raises UsageError when the file cannot be
     written there.
     """
-    with written_whole(path) as part:
+    with output_file(path) as part:
         if format is FileFormat.JSONL:
             return _write_json_lines((row.as_json() for row in rows), part)
         if format is FileFormat.CSV:
@@ -157,28 +158,24 @@ def write_errors(rows: Iterable[ResultRow], path: Path) -> int:
     lines = (
         {"custom_id": row.custom_id, "line": row.line, "code": row.error_code, "message": row.error} for row in bad
     )
-    with written_whole(path) as part:
+    with output_file(path) as part:
         return _write_json_lines(lines, part)
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the name `path` when the block ends well, else it is removed.
+def output_file(path: Path) -> Iterator[Path]:
+    """As `written_whole`, for a path that a user chose.
 
     Raises UsageError when `path` is a folder or nothing can be written beside it, before the block begins.
     """
     if not path.name or path.is_dir():  # `.`, which is what an empty path means, has no name to write beside
         raise UsageError(f"{path} cannot be written: it is a folder")
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.touch()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            part = stack.enter_context(written_whole(path))
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}") from None
         yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -7,11 +7,11 @@ The spec of such a job has `source` (where the retriever's files are; null: the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row, select, text
 
 from ragllava.records import ReindexStatus, StoredImage
 from ragllava.stores.archives.vectors import partition
@@ -177,18 +177,15 @@ def open_jobs(connection: Connection, archive_id: int) -> list[int]:
     return list(rows)
 
 
-def view(connection: Connection, job_id: int) -> ReindexingView:
-    """The reindexing of a reindex job."""
-    row = connection.execute(
-        text("""
-            SELECT jobs.spec, r.status, r.reason FROM jobs
-            LEFT JOIN reindexed r ON r.job_id = jobs.id AND r.item_no = (jobs.spec ->> 'gate')::bigint
-            WHERE jobs.id = :job_id
-        """),
-        {"job_id": job_id},
-    ).one()
-    status = ReindexStatus(row.status) if row.status else None
-    return ReindexingView(row.spec["index"], row.spec["selection"], status, row.reason)
+def view(connection: Connection, job_id: int, spec: Mapping[str, Any]) -> ReindexingView:
+    """The reindexing of a reindex job with this spec."""
+    gate = connection.execute(
+        select(reindexed.c.status, reindexed.c.reason).where(
+            reindexed.c.job_id == job_id, reindexed.c.item_no == spec.get("gate")
+        )
+    ).one_or_none()
+    status, reason = gate or (None, None)
+    return ReindexingView(spec["index"], spec["selection"], ReindexStatus(status) if status else None, reason)
 
 
 def gaps(connection: Connection, archive_id: int, index_id: int | None) -> list[GapRow]:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, text
 
-from ragllava.records import AnswerStatus, Candidate, JobKind, StoredImage
+from ragllava.records import AnswerStatus, Candidate, StoredImage
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ class AnsweredQuestion:
     """A question of a job with the outcome of its latest run.
 
     `status` None: it has no outcome yet. `candidates` are ordered by relevance, best first. `models` is
-    ModelStamp.as_json().
+    a ModelStamp as JSON.
     """
 
     job_id: int
@@ -113,10 +113,10 @@ def newest_questions(
     return list(load_questions(connection, [(row.job_id, row.question_no) for row in rows]).values())
 
 
-def kinds_of_jobs(connection: Connection, job_ids: Sequence[int]) -> dict[int, JobKind]:
-    """What the jobs do; unknown ones are left out."""
+def kinds_of_jobs(connection: Connection, job_ids: Sequence[int]) -> dict[int, str]:
+    """The kind of each job; unknown jobs are left out."""
     rows = connection.execute(text("SELECT id, kind FROM jobs WHERE id = ANY(:ids)"), {"ids": list(job_ids)})
-    return {row.id: JobKind(row.kind) for row in rows}
+    return dict(rows.all())
 
 
 _QUESTIONS = text("""

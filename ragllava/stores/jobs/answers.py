@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select, text
 
+from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerStatus, Candidate, Question, StoredImage
 from ragllava.stores.copying import copy_rows
 from ragllava.stores.jobs.outcomes import OPEN_QUESTION
@@ -90,7 +91,7 @@ def insert_answers(
                 "status": answer.status,
                 "text": answer.text,
                 "confidence": answer.confidence,
-                "models": answer.models.as_json() if answer.models else None,
+                "models": to_json(answer.models),
                 "note": answer.note,
                 "error_code": answer.error_code,
                 "error": answer.error,

@@ -26,7 +26,7 @@ _CHANNEL = "ragllava_job_ended"
 Sleep = Callable[[float], None]
 
 
-def tell(connection: Connection, job_id: int) -> None:
+def notify(connection: Connection, job_id: int) -> None:
     """With the commit, all who listen hear that this job has ended.
 
     Such commits wait for each other, on the whole server; so it is told once a job, not once a shard.

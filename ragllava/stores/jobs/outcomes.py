@@ -1,108 +1,178 @@
-"""How the inputs of a job ended, whatever its kind: files of an ingest job, questions of an answer job, items of a
-reindex job, and the one input of a train or maintenance job, which has the number 0. A question's number here is its
-place in the order of work.
+"""How the inputs of a job ended: what the queue counts, finds still open, ends for a stage that cannot, and reopens.
 
-The queue counts, finds what is still open, and writes the outcomes of shards that ended without their stage.
+The inputs of most kinds of job are rows of one table (`InputTable`). Questions have an outcome for each run, in a
+table of its own (`QuestionInputs`). jobs/kinds.py says which kind of job has which inputs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Select,
+    Table,
+    and_,
+    distinct,
+    func,
+    literal_column,
+    select,
+    text,
+    update,
+)
 
-from ragllava.records import JobKind
+from ragllava.stores.schema import answers, jobs, questions
 
 # A question is open in a run when that run has no answer for it and no earlier run has a good one. A line that
-# is no valid question (text IS NULL) got its answer at submit.
+# is not a valid question (text IS NULL) got its answer at submit.
 OPEN_QUESTION = """
     q.text IS NOT NULL
     AND NOT EXISTS (SELECT 1 FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
                     AND (a.run_no = :run_no OR a.status IN ('answered', 'no_evidence')))
 """
 
-_OPEN_INPUTS = {
-    JobKind.INGEST: """
-        SELECT file_no FROM files WHERE job_id = :job_id AND file_no >= :lo AND file_no < :hi AND status IS NULL
-        ORDER BY file_no""",
-    JobKind.ANSWER: f"""
-        SELECT q.place FROM questions q
-        WHERE q.job_id = :job_id AND q.place >= :lo AND q.place < :hi AND {OPEN_QUESTION}
-        ORDER BY q.place""",  # noqa: S608 - no foreign text
-    JobKind.TRAIN: """
-        SELECT 0 FROM trainings WHERE job_id = :job_id AND :lo <= 0 AND 0 < :hi AND status IS NULL""",
-    JobKind.REINDEX: """
-        SELECT item_no FROM reindexed WHERE job_id = :job_id AND item_no >= :lo AND item_no < :hi AND status IS NULL
-        ORDER BY item_no""",
-    JobKind.MAINTENANCE: """
-        SELECT 0 FROM maintenance_tasks WHERE job_id = :job_id AND :lo <= 0 AND 0 < :hi AND status IS NULL""",
-}
 
-_COUNT = {
-    JobKind.INGEST: """
-        SELECT status, count(*) AS number FROM files WHERE job_id = :job_id AND status IS NOT NULL GROUP BY status""",
-    JobKind.ANSWER: """
-        SELECT status, count(*) AS number FROM (
-            SELECT DISTINCT ON (question_no) question_no, status FROM answers WHERE job_id = :job_id
-            ORDER BY question_no, run_no DESC) latest
-        GROUP BY status""",
-    JobKind.TRAIN: """
-        SELECT status, 1 AS number FROM trainings WHERE job_id = :job_id AND status IS NOT NULL""",
-    JobKind.REINDEX: """
-        SELECT status, count(*) AS number FROM reindexed WHERE job_id = :job_id AND status IS NOT NULL
-        GROUP BY status""",
-    JobKind.MAINTENANCE: """
-        SELECT status, 1 AS number FROM maintenance_tasks WHERE job_id = :job_id AND status IS NOT NULL""",
-}
+@dataclass(frozen=True, slots=True)
+class InputTable:
+    """Inputs that are rows of one table with the columns job_id, status (NULL while the input is open) and reason.
 
-# Counted from the inputs' side: one without an outcome counts under NULL.
-_RECONCILE = {
-    JobKind.INGEST: "SELECT status, count(*) AS number FROM files WHERE job_id = :job_id GROUP BY status",
-    JobKind.ANSWER: """
-        SELECT a.status, count(*) AS number FROM questions q LEFT JOIN LATERAL (
-            SELECT status FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
-            ORDER BY run_no DESC LIMIT 1) a ON true
-        WHERE q.job_id = :job_id GROUP BY a.status""",
-    JobKind.TRAIN: "SELECT status, count(*) AS number FROM trainings WHERE job_id = :job_id GROUP BY status",
-    JobKind.REINDEX: "SELECT status, count(*) AS number FROM reindexed WHERE job_id = :job_id GROUP BY status",
-    JobKind.MAINTENANCE: """
-        SELECT status, count(*) AS number FROM maintenance_tasks WHERE job_id = :job_id GROUP BY status""",
-}
+    `number` names the column that numbers the inputs of a job from 0. None: the table has one row for each job, and
+    this only input has the number 0. `ended` and `reopened` are further columns to set when the queue ends an input
+    and when a retry opens it again.
+    """
 
-_WRITE_TERMINAL = {
-    JobKind.INGEST: """
-        UPDATE files SET status = :status, reason = :reason
-        WHERE job_id = :job_id AND file_no = ANY(:numbers)""",
-    JobKind.ANSWER: """
-        INSERT INTO answers (job_id, question_no, run_no, status, error_code, error)
-        SELECT job_id, question_no, :run_no, :status, :status, :reason FROM questions
-        WHERE job_id = :job_id AND place = ANY(:numbers)""",
-    JobKind.TRAIN: """
-        UPDATE trainings SET status = :status, reason = :reason, phase = 'ended', updated_at = now()
-        WHERE job_id = :job_id AND 0 = ANY(:numbers)""",
-    JobKind.REINDEX: """
-        UPDATE reindexed SET status = :status, reason = :reason
-        WHERE job_id = :job_id AND item_no = ANY(:numbers)""",
-    JobKind.MAINTENANCE: """
-        UPDATE maintenance_tasks SET status = :status, reason = :reason, updated_at = now()
-        WHERE job_id = :job_id AND 0 = ANY(:numbers)""",
-}
+    table: Table
+    number: str | None = None
+    ended: Mapping[str, Any] = field(default_factory=dict)
+    reopened: Mapping[str, Any] = field(default_factory=dict)
 
-_REOPEN = {
-    JobKind.INGEST: """
-        UPDATE files SET status = NULL, reason = NULL WHERE job_id = :job_id AND status = ANY(:statuses)
-        RETURNING file_no""",
-    JobKind.TRAIN: """
-        UPDATE trainings SET status = NULL, reason = NULL, phase = 'waiting', updated_at = now()
-        WHERE job_id = :job_id AND status = ANY(:statuses) RETURNING 0""",
-    JobKind.REINDEX: """
-        UPDATE reindexed SET status = NULL, reason = NULL WHERE job_id = :job_id AND status = ANY(:statuses)
-        RETURNING item_no""",
-    JobKind.MAINTENANCE: """
-        UPDATE maintenance_tasks SET status = NULL, reason = NULL, report = NULL, updated_at = now()
-        WHERE job_id = :job_id AND status = ANY(:statuses) RETURNING 0""",
-}
+    @property
+    def updated_tables(self) -> tuple[str, ...]:
+        """Names of the tables whose rows are updated, and so need VACUUM."""
+        return (self.table.name,)
+
+    @property
+    def _number(self) -> ColumnElement[int]:
+        return self.table.c[self.number] if self.number else literal_column("0", Integer)
+
+    def open_numbers(self, connection: Connection, job_id: int, run_no: int, lo: int, hi: int) -> list[int]:
+        """Numbers of the inputs in [lo, hi) that have no outcome in this run, ascending."""
+        number, columns = self._number, self.table.c
+        query = select(number).where(columns.job_id == job_id, number >= lo, number < hi, columns.status.is_(None))
+        return sorted(connection.scalars(query))
+
+    def count_all(self, connection: Connection, job_id: int) -> dict[str | None, int]:
+        """All inputs by their latest outcome; those without one under None."""
+        columns = self.table.c
+        query = select(columns.status, func.count()).where(columns.job_id == job_id).group_by(columns.status)
+        return dict(connection.execute(query).all())
+
+    def count(self, connection: Connection, job_id: int) -> dict[str, int]:
+        """Inputs by their latest outcome; those without one are not counted."""
+        counts = self.count_all(connection, job_id)
+        return {status: number for status, number in counts.items() if status is not None}
+
+    def totals(self) -> Select[Any]:
+        """A query for the columns job_id, inputs and outcomes: a row for each job that has inputs."""
+        columns = self.table.c
+        inputs, outcomes = func.count().label("inputs"), func.count(columns.status).label("outcomes")
+        return select(columns.job_id, inputs, outcomes).group_by(columns.job_id)
+
+    def end(
+        self, connection: Connection, job_id: int, run_no: int, numbers: Sequence[int], status: str, reason: str
+    ) -> None:
+        """Give the inputs with these numbers the same outcome in a run."""
+        connection.execute(
+            update(self.table)
+            .where(self.table.c.job_id == job_id, self._number.in_(numbers))
+            .values(status=status, reason=reason, **self.ended)
+        )
+
+    def reopen(self, connection: Connection, job_id: int, run_no: int, statuses: Sequence[str]) -> list[int]:
+        """Open the inputs whose outcome is one of `statuses` for run `run_no`; returns their numbers, ascending."""
+        numbers = connection.scalars(
+            update(self.table)
+            .where(self.table.c.job_id == job_id, self.table.c.status.in_(statuses))
+            .values(status=None, reason=None, **self.reopened)
+            .returning(self._number)
+        )
+        return sorted(numbers)
+
+
+class QuestionInputs:
+    """The questions of an answer job, with the methods of InputTable.
+
+    A question's number is its place in the order of work. Answers of earlier runs stay; that of the latest run counts.
+    """
+
+    updated_tables: tuple[str, ...] = ()  # answers are written once
+
+    def open_numbers(self, connection: Connection, job_id: int, run_no: int, lo: int, hi: int) -> list[int]:
+        """As InputTable; a question with a good answer of an earlier run is not open."""
+        query = text(f"""
+            SELECT q.place FROM questions q
+            WHERE q.job_id = :job_id AND q.place >= :lo AND q.place < :hi AND {OPEN_QUESTION}
+            ORDER BY q.place
+        """)  # noqa: S608 - no foreign text
+        return list(connection.scalars(query, {"job_id": job_id, "run_no": run_no, "lo": lo, "hi": hi}))
+
+    def count_all(self, connection: Connection, job_id: int) -> dict[str | None, int]:
+        """As InputTable."""
+        query = text("""
+            SELECT a.status, count(*) FROM questions q LEFT JOIN LATERAL (
+                SELECT status FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
+                ORDER BY run_no DESC LIMIT 1) a ON true
+            WHERE q.job_id = :job_id GROUP BY a.status
+        """)
+        return dict(connection.execute(query, {"job_id": job_id}).all())
+
+    def count(self, connection: Connection, job_id: int) -> dict[str, int]:
+        """As InputTable. It looks at the answers only, because this is asked often while a job runs."""
+        query = text("""
+            SELECT status, count(*) FROM (
+                SELECT DISTINCT ON (question_no) question_no, status FROM answers WHERE job_id = :job_id
+                ORDER BY question_no, run_no DESC) latest
+            GROUP BY status
+        """)
+        return dict(connection.execute(query, {"job_id": job_id}).all())
+
+    def totals(self) -> Select[Any]:
+        """As InputTable."""
+        same = and_(answers.c.job_id == questions.c.job_id, answers.c.question_no == questions.c.question_no)
+        inputs = func.count(distinct(questions.c.question_no)).label("inputs")
+        outcomes = func.count(distinct(answers.c.question_no)).label("outcomes")
+        joined = questions.outerjoin(answers, same)
+        return select(questions.c.job_id, inputs, outcomes).select_from(joined).group_by(questions.c.job_id)
+
+    def end(
+        self, connection: Connection, job_id: int, run_no: int, numbers: Sequence[int], status: str, reason: str
+    ) -> None:
+        """As InputTable."""
+        query = text("""
+            INSERT INTO answers (job_id, question_no, run_no, status, error_code, error)
+            SELECT job_id, question_no, :run_no, :status, :status, :reason FROM questions
+            WHERE job_id = :job_id AND place = ANY(:numbers)
+        """)
+        values = {"job_id": job_id, "run_no": run_no, "numbers": list(numbers), "status": status, "reason": reason}
+        connection.execute(query, values)
+
+    def reopen(self, connection: Connection, job_id: int, run_no: int, statuses: Sequence[str]) -> list[int]:
+        """As InputTable, without a write: run `run_no` has no answer yet."""
+        query = text("""
+            SELECT q.place FROM (
+                SELECT DISTINCT ON (question_no) question_no, status FROM answers
+                WHERE job_id = :job_id AND run_no < :run_no ORDER BY question_no, run_no DESC) latest
+            JOIN questions q ON q.job_id = :job_id AND q.question_no = latest.question_no
+            WHERE latest.status = ANY(:statuses) AND q.text IS NOT NULL ORDER BY q.place
+        """)
+        return list(connection.scalars(query, {"job_id": job_id, "run_no": run_no, "statuses": list(statuses)}))
+
+
+JobInputs = InputTable | QuestionInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,78 +189,22 @@ class Reconciliation:
         return sum(self.by_status.values())
 
     @property
-    def adds_up(self) -> bool:
-        """Every input that the job was made with is there and has an outcome."""
-        return self.total == self.inputs == self.outcomes
-
-    @property
     def problem(self) -> str | None:
-        """What does not add up, None when all does."""
+        """What does not add up; None if every input that the job was made with is there and has an outcome."""
         if self.inputs != self.total:
             return f"made with {self.total} inputs, of which {self.inputs} are there: the job does not add up"
-        if not self.adds_up:
+        if self.inputs != self.outcomes:
             return f"{self.inputs} inputs but {self.outcomes} outcomes: the job does not add up"
         return None
 
     def as_json(self) -> dict[str, Any]:
         """As written into the result."""
-        return {"inputs": self.inputs, "outcomes": self.outcomes, "adds_up": self.adds_up}
+        return {"inputs": self.inputs, "outcomes": self.outcomes, "adds_up": self.problem is None}
 
 
-def open_inputs(connection: Connection, kind: JobKind, job_id: int, run_no: int, lo: int, hi: int) -> list[int]:
-    """Numbers of the inputs in [lo, hi) that have no outcome in this run, ascending."""
-    values = {"job_id": job_id, "lo": lo, "hi": hi}
-    if kind == JobKind.ANSWER:
-        values["run_no"] = run_no
-    return list(connection.scalars(text(_OPEN_INPUTS[kind]), values))
-
-
-def count(connection: Connection, kind: JobKind, job_id: int) -> dict[str, int]:
-    """Inputs by their latest outcome; inputs without one are not counted."""
-    rows = connection.execute(text(_COUNT[kind]), {"job_id": job_id})
-    return {row.status: row.number for row in rows}
-
-
-def reconcile(connection: Connection, kind: JobKind, job_id: int) -> Reconciliation:
+def reconcile(connection: Connection, inputs: JobInputs, job_id: int) -> Reconciliation:
     """Count a job's inputs and their outcomes in the tables themselves."""
-    total = connection.scalar(text("SELECT total FROM jobs WHERE id = :job_id"), {"job_id": job_id})
-    rows = connection.execute(text(_RECONCILE[kind]), {"job_id": job_id})
-    found = {row.status: int(row.number) for row in rows}
-    by_status = {status: number for status, number in found.items() if status is not None}
-    return Reconciliation(int(total or 0), sum(found.values()), by_status)
-
-
-def write_terminal(
-    connection: Connection,
-    kind: JobKind,
-    job_id: int,
-    run_no: int,
-    bounds: tuple[int, int],
-    status: str,
-    reason: str,
-) -> int:
-    """Give every open input of [lo, hi) the same outcome; returns how many there were."""
-    numbers = open_inputs(connection, kind, job_id, run_no, *bounds)
-    values = {"job_id": job_id, "status": status, "reason": reason, "numbers": numbers}
-    if kind == JobKind.ANSWER:
-        values["run_no"] = run_no
-    if numbers:
-        connection.execute(text(_WRITE_TERMINAL[kind]), values)
-    return len(numbers)
-
-
-def reopen(connection: Connection, kind: JobKind, job_id: int, statuses: list[str], run_no: int) -> list[int]:
-    """Inputs to be tried again in run `run_no`: those whose latest outcome is one of `statuses`, ascending.
-
-    Files and trainings lose their outcome; answers of earlier runs stay and are outdone by the new run's.
-    """
-    if kind in _REOPEN:
-        rows = connection.scalars(text(_REOPEN[kind]), {"job_id": job_id, "statuses": statuses})
-        return sorted(rows)
-    query = text(
-        "SELECT q.place FROM (SELECT DISTINCT ON (question_no) question_no, status FROM answers "
-        "  WHERE job_id = :job_id AND run_no < :run_no ORDER BY question_no, run_no DESC) latest "
-        "JOIN questions q ON q.job_id = :job_id AND q.question_no = latest.question_no "
-        "WHERE latest.status = ANY(:statuses) AND q.text IS NOT NULL ORDER BY 1"
-    ).bindparams(bindparam("statuses"))
-    return list(connection.scalars(query, {"job_id": job_id, "statuses": statuses, "run_no": run_no}))
+    total = connection.execute(select(jobs.c.total).where(jobs.c.id == job_id)).scalar_one()
+    counts = inputs.count_all(connection, job_id)
+    by_status = {status: number for status, number in counts.items() if status is not None}
+    return Reconciliation(total, sum(counts.values()), by_status)

@@ -6,7 +6,7 @@ Every line of the earlier job is a line of the refresh, under the same number. W
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ _PAGE = 10_000  # lines in a statement, which must end before the statement time
 
 @dataclass(frozen=True, slots=True)
 class EarlierAnswer:
-    """A good answer and what it was made of. `models` is ModelStamp.as_json(); `image_ids` were its candidates.
+    """A good answer and what it was made of. `models` is a ModelStamp as JSON; `image_ids` were its candidates.
 
     `digest` is that of stores/jobs/answers.py, None where none was kept.
     """
@@ -98,11 +98,13 @@ def take_over(
     return set(taken)
 
 
-def view(connection: Connection, job_id: int, refreshes: int) -> RefreshView:
-    """The counts of a refresh of the job `refreshes`."""
+def view(connection: Connection, job_id: int, spec: Mapping[str, Any]) -> RefreshView | None:
+    """The counts of a refresh; None for an answer job that refreshes no other."""
+    if "refreshes" not in spec:
+        return None
     row = connection.execute(_COUNTS, {"job_id": job_id}).one()
-    because = {found.change: found.number for found in connection.execute(_BECAUSE, {"job_id": job_id})}
-    return RefreshView(refreshes, row.taken_over, row.asked_again, row.changed, because)
+    because: dict[str, int] = dict(connection.execute(_BECAUSE, {"job_id": job_id}).all())
+    return RefreshView(spec["refreshes"], row.taken_over, row.asked_again, row.changed, because)
 
 
 def _as_earlier(row: Row[Any]) -> EarlierAnswer:

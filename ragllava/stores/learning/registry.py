@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, select, text,
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
+from ragllava.json_records import to_json
 from ragllava.records import Role
 from ragllava.stores.schema import model_versions, promotions
 
@@ -130,24 +131,12 @@ def register_adapter(connection: Connection, version: AdapterVersion) -> ModelVe
     to another adapter.
     """
     _lock(connection, version.profile)
-    values = {
-        "role": version.role.value,
-        "name": version.name,
-        "profile": version.profile,
-        "state": version.state,
-        "prompt": version.prompt,
-        "threshold": version.threshold,
-        "threshold_curve": version.threshold_curve,
-        "adapter_sha256": version.adapter_sha256,
-        "manifest": version.manifest,
-        "base": version.base,
-        "training": version.training,
-    }
     known = _find(connection, version.profile, version.role, version.name)
     if known is None:
         if version.state == "challenger":
             _set_aside_challengers(connection, version)
-        return _as_version(connection.execute(insert(model_versions).values(values).returning(model_versions)).one())
+        made = insert(model_versions).values(to_json(version)).returning(model_versions)
+        return _as_version(connection.execute(made).one())
     if known.adapter_sha256 != version.adapter_sha256:
         raise UsageError(
             f"the {version.role} version {version.name} is registered with other weights; give the new one another name"

@@ -84,10 +84,16 @@ def require_none_open(connection: Connection, role: Role) -> None:
         )
 
 
-def role_of(connection: Connection, job_id: int) -> Role | None:
-    """The role that a job trains; it never changes. None for a job that trains nothing."""
-    found: str | None = connection.scalar(select(trainings.c.role).where(trainings.c.job_id == job_id))
-    return None if found is None else Role(found)
+def guard_retry(connection: Connection, job_id: int) -> None:
+    """Lock the role that a job trains before the job is retried.
+
+    Raises UsageError if the retry would train it again while another job does. Whoever holds a role's lock may have to
+    wait for the row of a job, never the other way round.
+    """
+    role = Role(connection.execute(select(trainings.c.role).where(trainings.c.job_id == job_id)).scalar_one())
+    lock_role(connection, role)
+    if connection.scalar(select(trainings.c.status).where(trainings.c.job_id == job_id)) in _IN_VAIN:
+        require_none_open(connection, role)
 
 
 def view(connection: Connection, job_id: int) -> TrainingView:

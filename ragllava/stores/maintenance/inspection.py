@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Select, func, select, text, union_all
 
 from ragllava.stores.archives.vectors import IndexView
+from ragllava.stores.schema import jobs
 
 _TIMEOUT_S = 900  # counting everything takes more than other statements may
 
@@ -80,29 +81,25 @@ def jobs_without_result(connection: Connection, older_than_s: float) -> Found:
     )
 
 
-def jobs_that_do_not_add_up(connection: Connection) -> Found:
-    """Ended jobs that are not `failed` although inputs or outcomes are missing."""
-    return _ask(
-        connection,
-        """
-        SELECT 'job ' || id || ' (' || kind || ', ' || state || ')' AS example FROM (
-            SELECT id, kind, state, total, CASE kind
-                WHEN 'answer' THEN (SELECT count(*) FROM questions i WHERE i.job_id = jobs.id)
-                WHEN 'ingest' THEN (SELECT count(*) FROM files i WHERE i.job_id = jobs.id)
-                WHEN 'train' THEN (SELECT count(*) FROM trainings i WHERE i.job_id = jobs.id)
-                WHEN 'reindex' THEN (SELECT count(*) FROM reindexed i WHERE i.job_id = jobs.id)
-                WHEN 'maintenance' THEN (SELECT count(*) FROM maintenance_tasks i WHERE i.job_id = jobs.id)
-                END AS inputs, CASE kind
-                WHEN 'answer' THEN (SELECT count(DISTINCT question_no) FROM answers i WHERE i.job_id = jobs.id)
-                WHEN 'ingest' THEN (SELECT count(status) FROM files i WHERE i.job_id = jobs.id)
-                WHEN 'train' THEN (SELECT count(status) FROM trainings i WHERE i.job_id = jobs.id)
-                WHEN 'reindex' THEN (SELECT count(status) FROM reindexed i WHERE i.job_id = jobs.id)
-                WHEN 'maintenance' THEN (SELECT count(status) FROM maintenance_tasks i WHERE i.job_id = jobs.id)
-                END AS outcomes
-            FROM jobs WHERE finished_at IS NOT NULL AND state <> 'failed'
-        ) counted WHERE total <> inputs OR total <> outcomes
-        """,
-    )
+def jobs_that_do_not_add_up(connection: Connection, totals_of_kind: Mapping[str, Select[Any]]) -> Found:
+    """Ended jobs that are not `failed` although inputs or outcomes are missing.
+
+    `totals_of_kind` has for each kind of job the query for its inputs and outcomes (JobInputs.totals).
+    """
+    example = func.concat("job ", jobs.c.id, " (", jobs.c.kind, ", ", jobs.c.state, ")").label("example")
+    queries = []
+    for kind, query in totals_of_kind.items():
+        totals = query.subquery()
+        inputs, outcomes = func.coalesce(totals.c.inputs, 0), func.coalesce(totals.c.outcomes, 0)
+        queries.append(
+            select(example)
+            .outerjoin_from(jobs, totals, totals.c.job_id == jobs.c.id)
+            .where(jobs.c.kind == kind, jobs.c.finished_at.is_not(None), jobs.c.state != "failed")
+            .where((jobs.c.total != inputs) | (jobs.c.total != outcomes))
+        )
+    wrong = union_all(*queries).subquery()
+    row = connection.execute(select(func.count(), func.min(wrong.c.example)).select_from(wrong)).one()
+    return Found(*row)
 
 
 def unserved_shards(connection: Connection, queue_of_kind: Mapping[str, str], silent_s: float) -> Found:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, text
 
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import outside_transaction
 
-# Rows that are updated or deleted; answers and candidates are written once.
+# Rows that are updated or deleted, beside the inputs of jobs; answers and candidates are written once.
 CHURNING = (
-    "shards", "jobs", "workers", "files", "trainings", "maintenance_tasks", "reindexed", "noisy_cases", "images",
-    "blobs", "archives", "indexes", "model_versions", "bound_objects", "change_events", "change_event_totals",
-    "schedules", "schedule_runs",
+    "shards", "jobs", "workers", "noisy_cases", "images", "blobs", "archives", "indexes", "model_versions",
+    "bound_objects", "change_events", "change_event_totals", "schedules", "schedule_runs",
 )  # fmt: skip
 
 
@@ -26,10 +24,6 @@ class TableState:
     live_rows: int
     dead_rows: int
     size_bytes: int
-
-    def as_json(self) -> dict[str, Any]:
-        """For the report."""
-        return asdict(self)
 
 
 def partitions(connection: Connection) -> list[str]:
@@ -44,7 +38,7 @@ def partitions(connection: Connection) -> list[str]:
 
 
 def vacuum_table(engine: Engine, table: str) -> TableState | None:
-    """VACUUM (ANALYZE) one table, by a name that this module gave; None when it was dropped meanwhile.
+    """VACUUM (ANALYZE) a table, by a name that our own code gives; None when it was dropped meanwhile.
 
     Works beside reads and writes. Pages that are in use are passed over.
     """

@@ -12,11 +12,12 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ragllava.errors import UsageError
+from ragllava.json_records import from_json, to_json
 from ragllava.records import Role
 from ragllava.training.data.examples import AnswerExample, Evidence, Example, RankExample, inject_wrong_image
+from ragllava.whole_files import write_whole
 
 LABELLED = "labelled"
 _EXAMPLES_FILE = "examples.jsonl"
@@ -195,10 +196,8 @@ def write_dataset(folder: Path, dataset: Dataset) -> None:
     """Write `examples.jsonl`, then `card.json`, which marks the snapshot as complete."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _EXAMPLES_FILE).write_bytes(_canonical(dataset.examples))
-    card = asdict(dataset.card) | {"review": [asdict(item) for item in dataset.set_aside]}
-    aside = folder / f"{_CARD_FILE}.partial"
-    aside.write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")
-    aside.replace(folder / _CARD_FILE)
+    card = to_json(dataset.card) | {"review": to_json(dataset.set_aside)}
+    write_whole(folder / _CARD_FILE, json.dumps(card, indent=1, ensure_ascii=False))
 
 
 def read_dataset(folder: Path) -> Dataset:
@@ -210,11 +209,9 @@ def read_dataset(folder: Path) -> Dataset:
         raise UsageError(f"{folder}: no complete data set here ({error.strerror}: {error.filename})") from None
     if hashlib.sha256(content).hexdigest() != card["snapshot"]:
         raise UsageError(f"{folder / _EXAMPLES_FILE}: its content is not the snapshot of its card; build the set again")
-    role = Role(card["role"])
-    review = tuple(SetAside(**item) for item in card.pop("review"))
-    options = DatasetOptions(**card.pop("options"))
-    examples = tuple(_read_example(role, json.loads(line)) for line in content.splitlines())
-    return Dataset(examples, DatasetCard(**{**card, "role": role}, options=options), review)
+    form: type[Example] = RankExample if card["role"] == Role.RERANKER else AnswerExample
+    examples = tuple(from_json(form, json.loads(line)) for line in content.splitlines())
+    return Dataset(examples, from_json(DatasetCard, card), from_json(tuple[SetAside, ...], card["review"]))
 
 
 def _hard_negatives(question: LabelledQuestion, options: DatasetOptions) -> tuple[list[Evidence], list[SetAside]]:
@@ -301,15 +298,9 @@ def _round_by_chance(value: float, rng: random.Random) -> int:
 
 
 def _line(example: Example) -> str:
-    return json.dumps(example.as_json(), ensure_ascii=False, sort_keys=True)
+    return json.dumps(asdict(example), ensure_ascii=False, sort_keys=True)
 
 
 def _canonical(examples: Iterable[Example]) -> bytes:
     """The same bytes for the same examples, in whatever order they were made."""
     return "".join(f"{line}\n" for line in sorted(map(_line, examples))).encode()
-
-
-def _read_example(role: Role, values: dict[str, Any]) -> Example:
-    if role is Role.RERANKER:
-        return RankExample(**values)
-    return AnswerExample(**{**values, "captions": tuple(values["captions"]), "images": tuple(values["images"])})

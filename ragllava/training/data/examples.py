@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +27,6 @@ class RankExample:
     relevant: bool
     source: str
 
-    def as_json(self) -> dict[str, Any]:
-        """As written into a snapshot."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class AnswerExample:
@@ -50,10 +45,6 @@ class AnswerExample:
     def evidence(self) -> tuple[Evidence, ...]:
         """Pictures with their captions."""
         return tuple(Evidence(*pair) for pair in zip(self.images, self.captions, strict=True))
-
-    def as_json(self) -> dict[str, Any]:
-        """As written into a snapshot."""
-        return asdict(self)
 
 
 Example = RankExample | AnswerExample

@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
 
+from ragllava.json_records import from_json, to_json
 from ragllava.records import Role
 from ragllava.stores.archives import archive
 from ragllava.stores.learning import labels
@@ -26,7 +27,6 @@ from ragllava.training.data.datasets import (
     Dataset,
     DatasetOptions,
     LabelledQuestion,
-    Retrieved,
     build_answer_dataset,
     build_rank_dataset,
     is_judging,
@@ -36,9 +36,9 @@ from ragllava.training.data.datasets import (
     snapshot_id,
     write_dataset,
 )
-from ragllava.training.data.examples import Evidence, Example
+from ragllava.training.data.examples import Example
 from ragllava.training.data.labelled import labelled_questions, usable_for
-from ragllava.training.finetune.checkpoints import MANIFEST, hash_files, write_whole
+from ragllava.whole_files import MANIFEST, seal_folder
 
 FEWEST_IMAGES = 24  # labelled relevant in the archives of a training, so that some are on every side
 _JUDGED_FILE = "judged.json"
@@ -116,7 +116,7 @@ class Snapshot:
     @property
     def hold_out_id(self) -> str:
         """The sha256 (hex) of the questions that versions are judged by: figures compare only under the same one."""
-        content = [[share.archive, [asdict(question) for question in share.held_out]] for share in self.shares]
+        content = [[share.archive, to_json(share.held_out)] for share in self.shares]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def whole_dataset(self) -> Dataset:
@@ -151,18 +151,17 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
             "archive": share.archive,
             "labelled": share.labelled,
             "split": share.split,
-            "calibration": [asdict(question) for question in share.calibration],
-            "held_out": [asdict(question) for question in share.held_out],
+            "calibration": to_json(share.calibration),
+            "held_out": to_json(share.held_out),
         }
         (own / _JUDGED_FILE).write_text(json.dumps(judged, ensure_ascii=False), encoding="utf-8")
-    written = {
+    facts = {
         "role": snapshot.role.value,
         "snapshot": snapshot.snapshot_id,
         "hold_out": snapshot.hold_out_id,
         "archives": len(snapshot.shares),
-        "files": hash_files(folder),
     }
-    write_whole(folder / MANIFEST, json.dumps(written, indent=1).encode())
+    seal_folder(folder, facts)
 
 
 def read_snapshot(folder: Path) -> Snapshot:
@@ -177,8 +176,8 @@ def read_snapshot(folder: Path) -> Snapshot:
                 archive=judged["archive"],
                 labelled=judged["labelled"],
                 dataset=read_dataset(own),
-                calibration=tuple(map(_question, judged["calibration"])),
-                held_out=tuple(map(_question, judged["held_out"])),
+                calibration=from_json(tuple[LabelledQuestion, ...], judged["calibration"]),
+                held_out=from_json(tuple[LabelledQuestion, ...], judged["held_out"]),
                 split=judged.get("split"),
             )
         )
@@ -231,13 +230,3 @@ def _side(question: LabelledQuestion, rules: SnapshotRules, *, by_image: bool) -
     if is_judging(question.text, images, rules.held_out):
         return "held_out"
     return "calibration" if is_judging(question.text, images, rules.held_out + rules.calibration) else "train"
-
-
-def _question(stored: dict[str, Any]) -> LabelledQuestion:
-    return LabelledQuestion(
-        text=stored["text"],
-        answer=stored["answer"],
-        relevant=tuple(Evidence(**item) for item in stored["relevant"]),
-        retrieved=tuple(Retrieved(**item) for item in stored["retrieved"]),
-        irrelevant=tuple(Evidence(**item) for item in stored["irrelevant"]),
-    )

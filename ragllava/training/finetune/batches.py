@@ -26,7 +26,7 @@ from ragllava.training.finetune.noise import IGNORED_LABEL
 PictureOpener = Callable[[str], Image.Image]  # from an example's `image` to the picture, upright and RGB
 Batch = dict[str, Any]
 
-_TRIAL = PromptParts((None, "a trial"))
+_TRIAL: PromptParts = (None, "a trial")
 
 
 class AnswerTokens:
@@ -102,7 +102,7 @@ class BatchMaker:
         if not self._with_captions:
             captions = (None,) * len(captions)
         if isinstance(example, RankExample):
-            return Prompt(example.question, captions, pictures, _rank_prompt)
+            return Prompt(example.question, captions, pictures, rerank_prompt)
         return Prompt(example.question, captions, pictures, partial(answer_prompt, with_captions=self._with_captions))
 
     def _opened(self, example: Example) -> Prompt:
@@ -135,7 +135,3 @@ def answer_of(example: Example) -> str:
     if isinstance(example, AnswerExample):
         return example.answer
     return "Yes" if example.relevant else "No"
-
-
-def _rank_prompt(question: str, captions: list[str | None]) -> PromptParts:
-    return rerank_prompt(question, captions[0])

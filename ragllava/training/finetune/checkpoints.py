@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ragllava.errors import UsageError
+from ragllava.json_records import from_json, to_json
+from ragllava.whole_files import read_sealed, seal_folder
 
-MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
 
 
@@ -34,9 +32,9 @@ class Checkpoint:
 
 def seal_checkpoint(checkpoint: Checkpoint) -> None:
     """Declare the folder whole: hash what lies in it and write the manifest."""
-    values = asdict(checkpoint) | {"files": hash_files(checkpoint.folder)}
-    del values["folder"]
-    write_whole(checkpoint.folder / MANIFEST, json.dumps(values, indent=1).encode())
+    facts = to_json(checkpoint)
+    del facts["folder"]
+    seal_folder(checkpoint.folder, facts)
 
 
 def last_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
@@ -60,13 +58,10 @@ def last_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
 
 def read_checkpoint(folder: Path) -> Checkpoint | None:
     """The checkpoint in `folder`, or None when it is not whole: no manifest, or files that differ from it."""
+    facts = read_sealed(folder)
     try:
-        values: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        files = values.pop("files")
-        if hash_files(folder) != files:
-            return None
-        return Checkpoint(folder=folder, **values)
-    except (OSError, ValueError, KeyError, TypeError):
+        return None if facts is None else from_json(Checkpoint, facts | {"folder": folder})
+    except ValueError:
         return None
 
 
@@ -80,23 +75,3 @@ def clear_old(folder: Path, keep: Collection[str], before: float) -> list[str]:
             shutil.rmtree(found, ignore_errors=True)
             removed.append(found.name)
     return removed
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """The sha256 (hex) of every file below the folder, by its name there; a manifest is not part of it."""
-    names = sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST
-    )
-    return {name: _sha256(folder / name) for name in names}
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Write aside, then rename: who reads the file finds all of it."""
-    aside = file.with_name(f"{file.name}.partial")
-    aside.write_bytes(content)
-    aside.replace(file)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ragllava.errors import RagllavaError, TrainingFailed, UsageError
 from ragllava.training.data.datasets import Dataset, write_dataset
+from ragllava.training.finetune.batches import images_of
 from ragllava.training.finetune.checkpoints import read_checkpoint
 from ragllava.training.finetune.report import TrainingReport, read_report
 from ragllava.training.finetune.run import FinetuneConfig, failure_file, read_failure
@@ -98,9 +99,7 @@ def _prepare(config: FinetuneConfig, dataset: Dataset, store_picture: Callable[[
     pictures = place / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     write_dataset(place / "dataset", dataset)
-    images = {image for example in dataset.examples for image in example.as_json().get("images", ())}
-    images |= {example.as_json()["image"] for example in dataset.examples if "image" in example.as_json()}
-    for image in images:
+    for image in {image for example in dataset.examples for image in images_of(example)}:
         if not (pictures / image).exists():
             store_picture(image, pictures / image)
     described = {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ragllava.json_records import from_json, to_json
 from ragllava.records import Role
-from ragllava.training.finetune.curves import Panel, Points, draw_panels
+from ragllava.svg import Panel, Points, draw_panels
 
 _REPORT, _CURVES = "report.json", "curves.svg"
 
@@ -68,22 +69,15 @@ class TrainingReport:
 
 
 def write_report(report: TrainingReport, folder: Path) -> None:
-    """Write `report.json` and the curves as `curves.svg`; what is no number becomes null, as JSON knows no other."""
-    values = _read_json(json.dumps(asdict(report)))
-    (folder / _REPORT).write_text(json.dumps(values, indent=1), encoding="utf-8")
+    """Write `report.json` and the curves as `curves.svg`; a number that is not finite becomes null."""
+    (folder / _REPORT).write_text(json.dumps(to_json(report), indent=1), encoding="utf-8")
     (folder / _CURVES).write_text(draw_panels(report.panels()), encoding="utf-8")
 
 
 def read_report(folder: Path) -> TrainingReport:
-    """Read what `write_report` wrote."""
-    return report_from_json(_read_json((folder / _REPORT).read_text(encoding="utf-8")))
-
-
-def report_from_json(values: dict[str, Any]) -> TrainingReport:
-    """The report whose `asdict` became these values."""
-    steps = tuple(StepRecord(**record) for record in values["steps"])
-    left_out = tuple(LeftOut(**item) for item in values.get("left_out", ()))  # what was trained before has none
-    return TrainingReport(**{**values, "role": Role(values["role"]), "steps": steps, "left_out": left_out})
+    """Read what `write_report` wrote; NaN and infinity, which an earlier version wrote, become None."""
+    text = (folder / _REPORT).read_text(encoding="utf-8")
+    return from_json(TrainingReport, json.loads(text, parse_constant=lambda _: None))
 
 
 def smoothed(points: Points, keep: float = 0.9) -> Points:
@@ -93,9 +87,4 @@ def smoothed(points: Points, keep: float = 0.9) -> Points:
     for x, y in points:
         total, weight = keep * total + y, keep * weight + 1
         found.append((x, total / weight))
-    return found
-
-
-def _read_json(text: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(text, parse_constant=lambda _: None)
     return found

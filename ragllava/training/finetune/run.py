@@ -29,23 +29,19 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from ragllava.errors import RagllavaError, ScoreRejected, SettingsError, UsageError
-from ragllava.imaging.decode import decode_known
+from ragllava.imaging.decode import decode_accepted
+from ragllava.json_records import from_json
 from ragllava.logs import configure_logging
 from ragllava.models.device import plan_device
-from ragllava.models.mllm import Mllm, load_mllm
+from ragllava.models.loading import load_mllm
+from ragllava.models.mllm import Mllm
 from ragllava.models.profiles import get_profile
 from ragllava.records import Role
 from ragllava.settings import load_settings
 from ragllava.training.data.datasets import read_dataset, snapshot_id
 from ragllava.training.data.examples import Example, RankExample
 from ragllava.training.finetune.batches import BatchMaker, PictureOpener
-from ragllava.training.finetune.checkpoints import (
-    MANIFEST,
-    Checkpoint,
-    hash_files,
-    last_checkpoint,
-    write_whole,
-)
+from ragllava.training.finetune.checkpoints import Checkpoint, last_checkpoint
 from ragllava.training.finetune.lora import save_adapter, trainable_lora
 from ragllava.training.finetune.presets import (
     THRIFT_SETTINGS,
@@ -56,6 +52,7 @@ from ragllava.training.finetune.presets import (
 from ragllava.training.finetune.report import StepRecord, TrainingReport, read_report, write_report
 from ragllava.training.finetune.selection import Selection, with_answers_to_learn, with_room
 from ragllava.training.finetune.trainer import CheckpointHook, EachStep, LoraTrainer, Seal, StepHook
+from ragllava.whole_files import folder_written_whole, read_sealed, seal_folder
 
 log = logging.getLogger(__name__)
 
@@ -210,25 +207,17 @@ def _report(config: FinetuneConfig, found: Checkpoint, snapshot: str, base: str,
 
 
 def _publish(config: FinetuneConfig, found: Checkpoint, report: TrainingReport, fingerprint: str) -> None:
-    """Put the result together aside, its manifest last, and rename it into place."""
-    aside = config.result.with_name(f"{config.result.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    save_adapter(found.folder, aside / "adapter", report.base)
-    write_report(report, aside)
-    manifest = {"fingerprint": fingerprint, "files": hash_files(aside)}
-    write_whole(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
-    aside.rename(config.result)
+    """Put the result together under another name, its manifest last, and rename it."""
+    with folder_written_whole(config.result) as part:
+        save_adapter(found.folder, part / "adapter", report.base)
+        write_report(report, part)
+        seal_folder(part, {"fingerprint": fingerprint})
     shutil.rmtree(config.work)
     log.info("adapter written to %s", config.result, extra={"action": "adapter_written", "steps": len(report.steps)})
 
 
 def _finished_report(result: Path, fingerprint: str) -> TrainingReport:
-    try:
-        manifest = json.loads((result / MANIFEST).read_text())
-        whole = manifest["fingerprint"] == fingerprint and manifest["files"] == hash_files(result)
-    except (OSError, ValueError, KeyError):
-        whole = False
-    if not whole:
+    if read_sealed(result) != {"fingerprint": fingerprint}:
         raise UsageError(f"{result} exists and is not the result of this training; choose another folder")
     return read_report(result)
 
@@ -280,8 +269,8 @@ def failure_file(run_file: Path) -> Path:
 def read_failure(run_file: Path) -> Failure | None:
     """Why the run failed; None when it had no time to say so."""
     try:
-        return Failure(**json.loads(failure_file(run_file).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return from_json(Failure, json.loads(failure_file(run_file).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
         return None
 
 
@@ -299,7 +288,7 @@ def run(path: Path) -> TrainingReport:
     config = FinetuneConfig(dataset.card.role, chosen, described.result, settings.max_answer_tokens)
 
     def open_picture(name: str) -> Image.Image:
-        return decode_known((described.pictures / name).read_bytes())  # as the version will be served
+        return decode_accepted((described.pictures / name).read_bytes())  # as the version will be served
 
     return train(config, dataset.examples, mllm, open_picture, on_step=partial(_require_owner, described.owner))
 

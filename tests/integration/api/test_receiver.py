@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
 import threading
@@ -16,43 +15,33 @@ import redis
 import uvicorn
 from pydantic import SecretStr
 from sqlalchemy import Engine, text
+from urllib3 import PoolManager
 
 from ragllava.api.receiver import MAX_BODY_BYTES, make_app
 from ragllava.errors import SettingsError
+from ragllava.local.service import http_get
 from ragllava.settings import Settings
 from ragllava.stages.buckets.received import drain_list
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, change_events
 from ragllava.stores.buckets.bindings import BindingRole
 from ragllava.stores.database import make_engine
-from tests.acceptance.conftest import wait_for
+from tests.support.waiting import wait_for
 
 TOKEN = "a-long-token"
 
 
 @dataclass(frozen=True)
 class Post:
-    """Sends to a receiver."""
+    """Sends to a receiver; returns the status and the JSON of its answer."""
 
-    port: int
+    address: str
 
-    def __call__(self, body: bytes, token: str | None = TOKEN, **headers: str) -> tuple[int, Any]:
-        given = {"Authorization": f"Bearer {token}"} if token is not None else {}
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request("POST", "/events", body, given | headers)
-            response = connection.getresponse()
-            return response.status, json.loads(response.read())
-        finally:
-            connection.close()
-
-    def get(self, path: str) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request("GET", path)
-            return connection.getresponse().status
-        finally:
-            connection.close()
+    def __call__(self, body: bytes, token: str | None = TOKEN) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+        with PoolManager(timeout=30, retries=False) as pool:
+            response = pool.request("POST", f"http://{self.address}/events", body=body, headers=headers)
+            return response.status, response.json()
 
 
 def message(*keys: str, bucket: str = "cards") -> bytes:
@@ -79,7 +68,7 @@ def post(settings: Settings, engine: Engine, bound: None) -> Iterator[Post]:
     thread.start()
     try:
         wait_for("the receiver to start", lambda: server.started, 30)
-        yield Post(listening.getsockname()[1])
+        yield Post(f"127.0.0.1:{listening.getsockname()[1]}")
     finally:
         server.should_exit = True
         thread.join(30)
@@ -112,11 +101,11 @@ def test_duplicate_and_forged_events_change_nothing_and_are_counted(post: Post, 
     assert set(forged) == {401} and set(repeated) == {200}
     assert post(message(*["in/a.png"] * 5_000))[0] == 200
     assert [(bucket, key) for bucket, key, _ in named(engine)] == [("cards", "in/a.png")]
-    wait_for("the refused ones to be written down", lambda: totals(engine).get("refused") == 200, 30)
+    wait_for("the count of refused messages", lambda: totals(engine).get("refused") == 200, 30)
     assert totals(engine) == {"received": 5_101, "repeated": 5_100, "refused": 200}
 
 
-def test_what_cannot_be_taken_is_said_and_counted(post: Post, engine: Engine, settings: Settings) -> None:
+def test_refused_messages_are_answered_and_counted(post: Post, engine: Engine, settings: Settings) -> None:
     assert post(message("in/a.png"), None)[0] == 401
     assert post(message("in/a.png"), "")[0] == 401
     status, answer = post(b"{}")
@@ -125,12 +114,12 @@ def test_what_cannot_be_taken_is_said_and_counted(post: Post, engine: Engine, se
     assert post(message("in/a.png", bucket=settings.s3_bucket)) == (200, {"change_events": 0})
     assert named(engine) == []
     counted = {"refused": 2, "unreadable": 2, "ignored": 1}
-    wait_for("the counts to be written down", lambda: totals(engine) == counted, 30)
+    wait_for("the counts", lambda: totals(engine) == counted, 30)
 
 
 def test_health_is_that_of_the_database(post: Post, settings: Settings) -> None:
-    assert post.get("/healthz") == 200
-    assert post.get("/nowhere") == 404
+    assert http_get(post.address, "/healthz")[0].status == 200
+    assert http_get(post.address, "/nowhere")[0].status == 404
 
 
 def test_without_a_token_there_is_no_receiver(engine: Engine, settings: Settings) -> None:
@@ -138,7 +127,9 @@ def test_without_a_token_there_is_no_receiver(engine: Engine, settings: Settings
         make_app(engine, settings.model_copy(update={"events_token": None}))
 
 
-def test_entries_of_a_redis_list_become_hints_and_are_removed(bound: None, engine: Engine, settings: Settings) -> None:
+def test_entries_of_a_redis_list_become_change_events_and_are_removed(
+    bound: None, engine: Engine, settings: Settings
+) -> None:
     listening = settings.model_copy(update={"events_list": "minio-events"})
     entries = [
         json.dumps([{"Event": json.loads(message(f"in%2F{number}.png"))["Records"], "EventTime": "t"}])

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Engine
 
 from ragllava.evaluation.threshold import adaptive_threshold
+from ragllava.json_records import to_json
 from ragllava.records import Role
 from ragllava.stores.learning import registry
 from ragllava.stores.learning.registry import AdapterVersion, BaseVersion
@@ -43,7 +44,7 @@ def tuned(name: str, number: int, *, hold_out: str = "h1", champion: str = BASE,
         profile="mini",
         prompt="rerank-1",
         threshold=fit.value,
-        threshold_curve=fit.as_json(),
+        threshold_curve=to_json(fit),
         adapter_sha256=f"{number:02d}" * 32,
         manifest={"adapter_config.json": "ab" * 32},
         base=BASE,

@@ -62,7 +62,7 @@ def test_a_list_of_jobs_that_is_cut_says_how_more_are_shown(run: Run) -> None:
     for action in ("retention", "gc"):
         assert run("maintenance", action, "--no-wait")[0] == 0
     code, out, err = run("jobs", "list", "--limit", "1")
-    assert (code, err) == (0, "the newest 1; --limit shows more\n")
+    assert (code, err) == (0, "these are the newest 1 jobs; --limit shows more\n")
     assert [line.split()[0] for line in out.splitlines()] == ["job", "2"]
     assert run("jobs", "list")[2] == ""
 

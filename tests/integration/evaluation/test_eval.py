@@ -32,6 +32,7 @@ from ragllava.evaluation.runs import (
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.jobs.inline import run_job, take_pending
 from ragllava.jobs.runner import ShardContext
+from ragllava.json_records import to_json
 from ragllava.postcards.archive import draw_archive
 from ragllava.records import AnswerOptions, JobKind
 from ragllava.stages.answer import stage
@@ -42,7 +43,7 @@ from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive
 from ragllava.stores.schema import images, jobs
 from tests.integration.conftest import Postcards
-from tests.support.workshop import STAGES, Workshop
+from tests.support.workshop import Workshop, stages_replaced
 
 QUESTIONS = 10
 TOP_K = 8
@@ -214,7 +215,7 @@ def test_without_reranking_clip_decides(bench: Workbench) -> None:
         bench.settings,
         bench.resources,
         found.pool.archive_id,
-        AnswerOptions(TOP_K, threshold=0.0).as_json(),
+        to_json(AnswerOptions(TOP_K, threshold=0.0)),
     )
     retrieved = stage.retrieve(as_questions(dataset), tools)
     for one, candidates in zip(arm.ranked, retrieved, strict=True):
@@ -249,7 +250,7 @@ def test_captions_can_be_hidden_from_the_generator_alone(bench: Workbench) -> No
         bench.settings,
         bench.resources,
         found.pool.archive_id,
-        AnswerOptions(TOP_K, top_n=dataset.top_n, threshold=0.0, captions_in_answer=False).as_json(),
+        to_json(AnswerOptions(TOP_K, top_n=dataset.top_n, threshold=0.0, captions_in_answer=False)),
     )
     answerer = Answerer(as_questions(dataset), tools, bench)
     evidence = [one.evidence(0.0, dataset.top_n) for one in hidden.ranked]
@@ -299,7 +300,7 @@ def test_shards_of_one_job_run_inline_and_others_stay(workshop: Workshop, postca
     texts = [question.text for question in postcards.archive.questions[:5]]
     small = replace(workshop, settings=workshop.settings.model_copy(update={"questions_per_shard": 2}))
     ours, other = small.submit(texts, top_k=2), small.submit(texts[:1], top_k=2)
-    job = run_job(ours.job_id, small.settings, small.engine, small.resources, STAGES)
+    job = run_job(ours.job_id, small.settings, small.engine, small.resources)
     assert (job.state, job.progress.done) == ("completed", 5)
     assert [row.custom_id for row in workshop.rows(ours.job_id)] == [f"q{number}" for number in range(5)]
     assert workshop.job(other.job_id).state == "running"
@@ -322,7 +323,8 @@ def test_a_job_whose_shard_must_wait_is_finished_later(workshop: Workshop) -> No
     with workshop.engine.begin() as connection:
         archive.ensure_archive(connection, "empty")
     submitted = quick.submit(["what is it?"], "empty")
-    job = run_job(submitted.job_id, quick.settings, quick.engine, quick.resources, {JobKind.ANSWER: stage})
+    with stages_replaced({JobKind.ANSWER: stage}):
+        job = run_job(submitted.job_id, quick.settings, quick.engine, quick.resources)
     assert len(tried) == 2
     assert job.progress.by_status == {"no_evidence": 1}
 

@@ -21,8 +21,9 @@ from ragllava.evaluation.threshold_promise import precision_lower_bound
 from ragllava.imaging.decode import decode
 from ragllava.models.checks import digest
 from ragllava.models.fitting import Prompt
-from ragllava.models.reranker import Pair, write_caption_rerank
+from ragllava.models.reranker import Pair
 from ragllava.postcards.archive import draw_archive
+from ragllava.prompts import caption_rerank_prompt
 from ragllava.records import Role
 from ragllava.stages.champions import publish_adapter
 from ragllava.stages.resources import Resources
@@ -81,7 +82,7 @@ def tune(workshop: Workshop, tmp_path: Path) -> Iterator[Callable[[int], str]]:
         return version.name
 
     yield crown
-    models.wear(Role.RERANKER, None, None)  # the models serve other tests too
+    models.apply_adapter(Role.RERANKER, None, None)  # the models serve other tests too
 
 
 def test_a_champion_with_an_adapter_is_compared_with_its_base(
@@ -179,7 +180,7 @@ def test_captions_to_search_by_have_a_prompt_of_their_own(bench: Workbench, tmp_
     for question, one in zip(dataset.questions, ranked, strict=True):
         for candidate in one.candidates:
             with Image.open(tmp_path / candidate.image.source) as picture:
-                prompt = Prompt(question.text, (None,), (picture.copy(),), write_caption_rerank)
+                prompt = Prompt(question.text, (None,), (picture.copy(),), caption_rerank_prompt)
             inputs = reranker.mllm.prepare([prompt], answer_tokens=1)
             expected = reranker.mllm.last_logits(inputs, reranker.yes_no)[0].softmax(dim=-1)[0]
             assert candidate.relevance == pytest.approx(float(expected), abs=1e-5)

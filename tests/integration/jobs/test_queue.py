@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import Engine, func, select, text, update
 
-from ragllava.errors import LeaseLost, UsageError
+from ragllava.errors import LeaseLost, ShardInterrupted, UsageError
 from ragllava.jobs import control, dispatch, queue
+from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import JobState
 from ragllava.records import Answer, AnswerStatus
 from ragllava.settings import Settings
@@ -20,16 +21,16 @@ from tests.support.job_rows import WORKER, Desk
 
 @pytest.fixture
 def desk(engine: Engine, settings: Settings) -> Desk:
-    made = Desk(engine, settings)
-    made.live_worker()
-    return made
+    desk = Desk(engine, settings)
+    desk.live_worker()
+    return desk
 
 
 def test_a_job_is_cut_into_shards_that_cover_every_question_once(desk: Desk, engine: Engine) -> None:
     job_id = desk.questions_job(10, per_shard=4)
     with engine.begin() as connection:
-        found = connection.execute(select(shards.c.lo, shards.c.hi).where(shards.c.job_id == job_id)).all()
-    assert sorted(map(tuple, found)) == [(0, 4), (4, 8), (8, 10)]
+        bounds = connection.execute(select(shards.c.lo, shards.c.hi).where(shards.c.job_id == job_id)).all()
+    assert sorted(map(tuple, bounds)) == [(0, 4), (4, 8), (8, 10)]
 
 
 def test_all_shards_done_completes_the_job(desk: Desk) -> None:
@@ -167,8 +168,8 @@ def test_answers_committed_before_a_crash_are_not_asked_again(desk: Desk, engine
     desk.expire_leases()
     again = desk.claim_next()
     with engine.begin() as connection:
-        left = answers.open_questions(connection, job_id, 1, again.lo, again.hi)
-    assert [question.question_no for question in left] == [2, 3]
+        open_questions = answers.open_questions(connection, job_id, 1, again.lo, again.hi)
+    assert [question.question_no for question in open_questions] == [2, 3]
     desk.answer(again)
     assert desk.job(job_id).progress.by_status == {"answered": 3, "no_evidence": 1}
 
@@ -176,8 +177,9 @@ def test_answers_committed_before_a_crash_are_not_asked_again(desk: Desk, engine
 def test_a_service_that_is_away_costs_no_attempt_and_is_tried_later(desk: Desk, engine: Engine) -> None:
     desk.questions_job(1, per_shard=1)
     lease = desk.claim_next()
+    limits = Limits(max_attempts=2, max_transient_attempts=3, backoff_s=60.0)
     with engine.begin() as connection:
-        queue.fail_transient(connection, lease, "the object store is away", dispatch.limits(desk.settings))
+        queue.fail(connection, lease, "the object store is away", limits, is_transient=True)
     assert desk.dispatch() == []
     with engine.begin() as connection:
         row = connection.execute(select(shards)).one()
@@ -188,11 +190,11 @@ def test_a_service_that_is_away_costs_no_attempt_and_is_tried_later(desk: Desk, 
 
 def test_transient_failures_end_after_their_limit(desk: Desk, engine: Engine) -> None:
     job_id = desk.questions_job(1, per_shard=1)
-    limits = queue.Limits(max_attempts=1, max_transient_attempts=3, backoff_s=0.0)
+    limits = Limits(max_attempts=1, max_transient_attempts=3, backoff_s=0.0)
     for _ in range(3):
         lease = desk.claim_next()
         with engine.begin() as connection:
-            queue.fail_transient(connection, lease, "the object store is away", limits)
+            queue.fail(connection, lease, "the object store is away", limits, is_transient=True)
     job = desk.job(job_id)
     assert job.progress.by_status == {"dead": 1}
     assert job.state == JobState.FAILED
@@ -218,7 +220,7 @@ def test_cancel_ends_what_has_not_begun_and_keeps_answers(desk: Desk, engine: En
         control.cancel(connection, job_id)
     assert desk.job(job_id).state == JobState.CANCELLING
     with engine.begin() as connection:
-        assert queue.heartbeat(connection, running, 60.0).stop
+        assert isinstance(queue.heartbeat(connection, running, 60.0), ShardInterrupted)
         queue.hand_back(connection, running)
     job = desk.job(job_id)
     assert job.state == JobState.CANCELLED
@@ -242,7 +244,7 @@ def test_a_paused_job_is_neither_dispatched_nor_claimed_until_resumed(desk: Desk
     assert running is not None
     with engine.begin() as connection:
         control.pause(connection, job_id)
-        assert queue.heartbeat(connection, running, 60.0).stop
+        assert isinstance(queue.heartbeat(connection, running, 60.0), ShardInterrupted)
         queue.hand_back(connection, running)
     assert desk.claim(queued[1]) is None
     assert desk.dispatch() == []
@@ -256,9 +258,9 @@ def test_a_draining_worker_is_asked_to_hand_back(desk: Desk, engine: Engine) -> 
     desk.questions_job(1, per_shard=1)
     lease = desk.claim_next()
     with engine.begin() as connection:
-        assert not queue.heartbeat(connection, lease, 60.0).stop
+        assert queue.heartbeat(connection, lease, 60.0) is None
         connection.execute(text("UPDATE workers SET state = 'draining' WHERE name = :name"), {"name": WORKER})
-        assert queue.heartbeat(connection, lease, 60.0) == queue.Beat(alive=True, stop=True)
+        assert isinstance(queue.heartbeat(connection, lease, 60.0), ShardInterrupted)
 
 
 def test_retry_asks_only_what_went_wrong_and_keeps_the_earlier_run(desk: Desk, engine: Engine) -> None:
@@ -332,7 +334,7 @@ def test_a_job_that_does_not_add_up_is_failed(desk: Desk, engine: Engine) -> Non
     assert job.error == "2 inputs but 0 outcomes: the job does not add up"
 
 
-def test_two_sweeps_at_once_settle_each_shard_once(desk: Desk, engine: Engine) -> None:
+def test_two_reaps_at_once_settle_each_shard_once(desk: Desk, engine: Engine) -> None:
     desk.live_worker(slots=20)
     desk.questions_job(20, per_shard=1)
     for shard_id in desk.dispatch():

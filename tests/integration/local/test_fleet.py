@@ -1,4 +1,4 @@
-"""The worker fleet, on real processes: started, killed, restarted, stopped."""
+"""The worker fleet with real processes: started, killed, restarted, stopped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,8 @@ from ragllava.local import fleet as fleet_module
 from ragllava.local.fleet import WorkerFleet, WorkerSpec, restart_delay_s
 from ragllava.local.home import Home
 from ragllava.local.processes import processes_in
-from tests.support.processes import ROOT, kill, wait_for
+from tests.support.processes import kill, start_program
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def worker_home(tmp_path: Path) -> Home:
     return home
 
 
-# Its workers are small programs: what a worker does is none of the fleet's business.
+# The workers are small programs: the fleet does not depend on what a worker does.
 SLEEPER = "import time; time.sleep(600)"
 WITH_CHILD = """
 import subprocess, sys, time
@@ -56,8 +58,17 @@ def python(name: str, program: str, *arguments: str) -> WorkerSpec:
     return WorkerSpec(name, (sys.executable, "-c", program, *arguments))
 
 
-def make_fleet(home: Home, specs: Sequence[WorkerSpec], grace_s: float = 10.0) -> WorkerFleet:
+def make_fleet(home: Home, *specs: WorkerSpec, grace_s: float = 10.0) -> WorkerFleet:
     return WorkerFleet(home, specs, is_ready=lambda name, running_for_s: True, grace_s=grace_s)
+
+
+@contextmanager
+def started(fleet: WorkerFleet) -> Iterator[None]:
+    fleet.start()
+    try:
+        yield
+    finally:
+        fleet.stop()
 
 
 @pytest.mark.parametrize(
@@ -69,10 +80,9 @@ def test_restart_delay(deaths: int, delay_s: float | None) -> None:
 
 def test_a_killed_worker_is_restarted_and_its_children_go_with_it(worker_home: Home, tmp_path: Path) -> None:
     note = tmp_path / "child"
-    fleet = make_fleet(worker_home, [python("a", WITH_CHILD, str(note)), python("b", SLEEPER)])
-    fleet.start()
-    try:
-        wait_for(lambda: note.exists() and note.read_text() != "", "the worker's child")
+    fleet = make_fleet(worker_home, python("a", WITH_CHILD, str(note)), python("b", SLEEPER))
+    with started(fleet):
+        wait_for("the worker's child", lambda: note.exists() and note.read_text() != "", 30)
         child, before = int(note.read_text()), fleet.alive()
         os.kill(before["a"], signal.SIGKILL)
 
@@ -80,41 +90,32 @@ def test_a_killed_worker_is_restarted_and_its_children_go_with_it(worker_home: H
             fleet.check()
             return fleet.alive().get("a", before["a"]) != before["a"]
 
-        wait_for(restarted, "the restart")
+        wait_for("the restart", restarted, 30)
         assert fleet.alive()["b"] == before["b"]
         assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
-    finally:
-        fleet.stop()
     assert fleet.alive() == {}
     assert processes_in(worker_home.workers) == []
 
 
 def test_a_worker_that_keeps_dying_is_given_up(worker_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_module, "restart_delay_s", lambda deaths: None if deaths == 3 else 0.0)
-    fleet = make_fleet(worker_home, [python("bad", "print('no such model'); raise SystemExit(3)")])
-    fleet.start()
-    try:
+    fleet = make_fleet(worker_home, python("bad", "print('no such model'); raise SystemExit(3)"))
+    with started(fleet):
 
         def given_up() -> bool:
             fleet.check()
             return bool(fleet.lost())
 
-        wait_for(given_up, "the fleet to give up")
+        wait_for("the fleet to give up", given_up, 30)
         assert fleet.lost()[0].startswith("worker bad died 3 times in a row and is not started again (no such model)")
         assert fleet.alive() == {}
-    finally:
-        fleet.stop()
 
 
 def test_waiting_for_a_worker_that_keeps_dying_ends(worker_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_module, "restart_delay_s", lambda deaths: None)
     never = WorkerFleet(worker_home, [python("bad", "raise SystemExit(3)")], is_ready=lambda name, seconds: False)
-    never.start()
-    try:
-        with pytest.raises(ServiceUnavailable, match="worker bad died 1 times"):
-            never.wait_until_ready(30.0)
-    finally:
-        never.stop()
+    with started(never), pytest.raises(ServiceUnavailable, match="worker bad died 1 times"):
+        never.wait_until_ready(30.0)
 
 
 def test_ready_workers_are_announced_once(worker_home: Home, tmp_path: Path) -> None:
@@ -125,20 +126,17 @@ def test_ready_workers_are_announced_once(worker_home: Home, tmp_path: Path) -> 
         is_ready=lambda name, seconds: marks[name].exists(),
     )
     announced: list[tuple[str, int]] = []
-    fleet.start()
-    try:
+    with started(fleet):
         fleet.wait_until_ready(30.0, lambda name, pid, seconds: announced.append((name, pid)))
         assert sorted(announced) == sorted(fleet.alive().items())
-    finally:
-        fleet.stop()
 
 
 def test_stop_lets_a_worker_finish_and_kills_a_deaf_one(worker_home: Home, tmp_path: Path) -> None:
     polite, deaf = tmp_path / "polite", tmp_path / "deaf"
     specs = [python("polite", POLITE, str(polite)), python("deaf", DEAF, str(deaf))]
-    fleet = make_fleet(worker_home, specs, grace_s=1.0)
+    fleet = make_fleet(worker_home, *specs, grace_s=1.0)
     fleet.start()
-    wait_for(lambda: polite.exists() and deaf.exists(), "both workers")
+    wait_for("both workers", lambda: polite.exists() and deaf.exists(), 30)
     fleet.stop()
     assert Path(f"{polite}.left").exists()
     assert processes_in(worker_home.workers) == []
@@ -157,40 +155,34 @@ print("ready", flush=True)
 time.sleep(600)
 """
     note = tmp_path / "child"
-    command = [sys.executable, "-c", program, str(worker_home.root), WITH_CHILD, str(note)]
-    supervisor = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert supervisor.stdout is not None
-    assert supervisor.stdout.readline() == "ready\n"
-    wait_for(lambda: note.exists() and note.read_text() != "", "the worker's child")
+    supervisor = start_program(program, worker_home.root, WITH_CHILD, note)
+    wait_for("the worker's child", lambda: note.exists() and note.read_text() != "", 30)
     assert len(processes_in(worker_home.workers)) == 3  # worker, child, watchdog
     kill(supervisor)
-    wait_for(lambda: not processes_in(worker_home.workers), "the watchdog")
+    wait_for("the watchdog", lambda: not processes_in(worker_home.workers), 30)
 
 
 def test_orphans_are_ended_at_the_start(worker_home: Home) -> None:
     orphan = subprocess.Popen([sys.executable, "-c", SLEEPER], cwd=worker_home.workers, start_new_session=True)
-    fleet = make_fleet(worker_home, [python("a", SLEEPER)])
-    fleet.start()
-    try:
+    fleet = make_fleet(worker_home, python("a", SLEEPER))
+    with started(fleet):
         assert orphan.wait(timeout=10) == -signal.SIGTERM
         assert len(fleet.alive()) == 1
-    finally:
-        fleet.stop()
+
+
+def watchdogs_of(home: Home) -> list[psutil.Process]:
+    return [process for process in processes_in(home.workers) if "ragllava.local.watchdog" in process.cmdline()]
 
 
 def test_a_killed_watchdog_is_replaced(worker_home: Home) -> None:
-    fleet = make_fleet(worker_home, [python("a", SLEEPER)])
-    fleet.start()
-    try:
-        watchdogs = [p for p in processes_in(worker_home.workers) if "ragllava.local.watchdog" in p.cmdline()]
-        watchdogs[0].kill()
+    fleet = make_fleet(worker_home, python("a", SLEEPER))
+    with started(fleet):
+        [watchdog] = watchdogs_of(worker_home)
+        watchdog.kill()
 
         def replaced() -> bool:
             fleet.check()
-            found = [p for p in processes_in(worker_home.workers) if "ragllava.local.watchdog" in p.cmdline()]
-            return [p.pid for p in found] not in ([], [watchdogs[0].pid])
+            return [process.pid for process in watchdogs_of(worker_home)] not in ([], [watchdog.pid])
 
-        wait_for(replaced, "a new watchdog")
+        wait_for("a new watchdog", replaced, 30)
         assert len(fleet.alive()) == 1
-    finally:
-        fleet.stop()

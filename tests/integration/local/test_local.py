@@ -15,6 +15,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from sqlalchemy.pool import NullPool
 
 from ragllava.cli import services as commands
 from ragllava.errors import AlreadyRunning, ServiceUnavailable, SettingsError
-from ragllava.local.home import Home, HomeLock, Owner
-from ragllava.local.processes import processes_in
+from ragllava.local.home import Home, HomeLock
+from ragllava.local.processes import is_alive, processes_in
 from ragllava.local.services import LocalServices, service_status
 from ragllava.settings import Settings, load_settings
 from ragllava.stores.objects import ObjectStore
-from tests.support.processes import ROOT, kill, wait_for
+from tests.support.processes import ROOT, kill, start_program
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def home(filled_home: Path) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def no_given_services(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests are about the embedded services, also where the session uses others."""
+    """These tests use the embedded services even if the session uses others."""
     for name in list(os.environ):
         if name.startswith("RAGLLAVA_"):
             monkeypatch.delenv(name)
@@ -80,9 +82,8 @@ def service_pids(home: Path) -> dict[str, set[int]]:
     }
 
 
-def start_owner(home: Path) -> subprocess.Popen[str]:
-    """Another process that starts the services of `home` and stays; returns when they answer."""
-    program = """
+# Starts the services of a home and stays.
+OWNER = """
 import sys, time
 from pathlib import Path
 from ragllava.local.services import LocalServices
@@ -92,15 +93,17 @@ services.start()
 print("ready", flush=True)
 time.sleep(600)
 """
-    owner = subprocess.Popen([sys.executable, "-c", program, str(home)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert owner.stdout is not None
-    assert owner.stdout.readline() == "ready\n"
-    return owner
 
 
-def is_alive(owner: Owner) -> bool:
-    """Asked anew each time, which a type checker does not expect of a property."""
-    return owner.alive
+@contextmanager
+def started(home: Path, **more: Any) -> Iterator[tuple[LocalServices, Settings]]:
+    """The services of a home for the length of a block, and settings that name them."""
+    services = LocalServices(bare_settings(home, **more))
+    running = services.start()
+    try:
+        yield services, running
+    finally:
+        services.stop()
 
 
 def test_data_addresses_and_passwords_survive_a_restart(home: Path) -> None:
@@ -129,23 +132,17 @@ def test_data_addresses_and_passwords_survive_a_restart(home: Path) -> None:
 
 
 def test_pgvector_is_there_and_new_enough(home: Path) -> None:
-    services = LocalServices(bare_settings(home))
-    running = services.start()
-    try:
+    with started(home) as (_, running):
         sql(running, "CREATE EXTENSION IF NOT EXISTS vector")
         version = sql(running, "SELECT extversion FROM pg_extension WHERE extname = 'vector'")
         assert tuple(map(int, version.split("."))) >= (0, 8, 4)
         assert sql(running, "SELECT '[1,2]'::halfvec(2) <#> '[3,4]'::halfvec(2)") == -11
-        assert [one.answers for one in service_status(load_settings(home=home))] == [True, True, True]
-    finally:
-        services.stop()
+        assert [service.answers for service in service_status(load_settings(home=home))] == [True, True, True]
 
 
 def test_services_are_closed_to_others(home: Path) -> None:
-    """Loopback only, passwords asked for, no secret in a command line or in a file that others can read."""
-    services = LocalServices(bare_settings(home))
-    running = services.start()
-    try:
+    """They listen on loopback only, require passwords, and show no secret in a command line or a readable file."""
+    with started(home) as (_, running):
         processes = [psutil.Process(pid) for pids in service_pids(home).values() for pid in pids]
         listeners = {
             connection.laddr.ip
@@ -170,8 +167,6 @@ def test_services_are_closed_to_others(home: Path) -> None:
         assert stat.S_IMODE((home / "data" / "postgres").stat().st_mode) == 0o700
 
         _refuses_strangers(running, Home(home).load_state().ports["s3"])
-    finally:
-        services.stop()
 
 
 def _refuses_strangers(running: Settings, s3_ports: list[int]) -> None:
@@ -197,20 +192,16 @@ def _host(settings: Settings) -> str:
 
 
 def test_a_second_start_names_the_first(home: Path) -> None:
-    services = LocalServices(bare_settings(home))
-    running = services.start()
-    try:
+    with started(home) as (_, running):
         with pytest.raises(AlreadyRunning, match=f"process {os.getpid()}"):
             LocalServices(bare_settings(home)).start()
         assert sql(running, "SELECT 1") == 1, "the first one's services were harmed"
         with pytest.raises(AlreadyRunning):
             LocalServices(bare_settings(home)).stop_leftovers()
-    finally:
-        services.stop()
 
 
 def test_services_of_a_killed_owner_are_adopted(home: Path) -> None:
-    owner = start_owner(home)
+    owner = start_program(OWNER, home)
     lock = HomeLock(Home(home))
     holder = lock.owner()
     assert holder is not None and holder.pid == owner.pid
@@ -220,7 +211,7 @@ def test_services_of_a_killed_owner_are_adopted(home: Path) -> None:
     assert lock.owner() is None
     assert not is_alive(holder)
     os.kill(min(before["redis"]), signal.SIGKILL)
-    wait_for(lambda: not service_pids(home)["redis"], "the end of Redis")
+    wait_for("the end of Redis", lambda: not service_pids(home)["redis"], 30)
 
     # As at the next `ragllava up`: the settings hold the addresses that the dead one left.
     services = LocalServices(load_settings(home=home))
@@ -247,29 +238,23 @@ with running_services(Settings(home=Path(sys.argv[1]))):
     print("ready", flush=True)
     time.sleep(600)
 """
-    owner = subprocess.Popen([sys.executable, "-c", program, str(home)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert owner.stdout is not None
-    assert owner.stdout.readline() == "ready\n"
+    owner = start_program(program, home)
     assert all(service_pids(home).values())
     kill(owner)
-    wait_for(lambda: not any(service_pids(home).values()), "the watchdog")
+    wait_for("the watchdog", lambda: not any(service_pids(home).values()), 30)
 
 
 def test_a_killed_server_is_revived_with_its_data(home: Path) -> None:
-    services = LocalServices(bare_settings(home))
-    running = services.start()
-    try:
+    with started(home) as (services, running):
         sql(running, "DROP TABLE IF EXISTS crash", "CREATE TABLE crash (n int)", "INSERT INTO crash VALUES (7)")
         assert services.revive() == []
         postmaster = services._running[0].process
         assert postmaster is not None
         os.kill(postmaster.pid, signal.SIGKILL)
-        wait_for(lambda: not postmaster.alive(), "the end of the server")
+        wait_for("the end of the server", lambda: not is_alive(postmaster), 30)
         news = services.revive()
-        assert len(news) == 1 and "PostgreSQL had died and runs again" in news[0]
+        assert len(news) == 1 and "PostgreSQL died and was restarted" in news[0]
         assert sql(running, "SELECT n FROM crash") == 7
-    finally:
-        services.stop()
 
 
 def test_a_stale_lock_with_a_strangers_pid_does_not_stop_postgres(home: Path) -> None:
@@ -296,15 +281,11 @@ def test_a_stale_lock_with_a_strangers_pid_does_not_stop_postgres(home: Path) ->
 
 
 def test_a_service_given_by_url_is_not_started(home: Path) -> None:
-    services = LocalServices(bare_settings(home, redis_url="redis://elsewhere:6379/0"))
-    assert services.given == ["redis_url"]
-    running = services.start()
-    try:
+    with started(home, redis_url="redis://elsewhere:6379/0") as (services, running):
+        assert services.given == ["redis_url"]
         assert running.require_redis() == "redis://elsewhere:6379/0"
-        found = service_pids(home)
-        assert found["postgres"] and found["s3"] and not found["redis"]
-    finally:
-        services.stop()
+        pids = service_pids(home)
+        assert pids["postgres"] and pids["s3"] and not pids["redis"]
 
 
 def test_a_taken_port_is_replaced(home: Path) -> None:
@@ -334,7 +315,7 @@ def test_a_server_that_does_not_start_says_why_and_takes_the_others_down() -> No
         with pytest.raises(ServiceUnavailable, match=r"PostgreSQL ended while starting.*postgres\.log"):
             services.start()
         assert service_pids(home) == {"postgres": set(), "redis": set(), "s3": set()}
-        assert services.owner() is None
+        assert services.lock.owner() is None
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
@@ -348,12 +329,8 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_damaged_services_file_is_no_obstacle(home: Path) -> None:
     (home / "run").mkdir(parents=True, exist_ok=True)
     (home / "run" / "services.json").write_text('{"settings": ')
-    services = LocalServices(bare_settings(home))
-    running = services.start()
-    try:
+    with started(home) as (_, running):
         assert sql(running, "SELECT 1") == 1
-    finally:
-        services.stop()
 
 
 def test_up_runs_until_down_and_status_sees_it(home: Path) -> None:
@@ -373,14 +350,14 @@ services.up(Settings(home=Path(sys.argv[1])), lambda settings: [], lambda line: 
             break
     assert sorted(line.split()[0] for line in lines[:3]) == ["PostgreSQL", "Redis", "SeaweedFS"]
 
-    found = commands.status(load_settings(home=home))
-    assert found.is_healthy and found.owner_pid == up.pid
-    assert (found.workers, found.jobs) == ([], [])
-    json.dumps(found.as_json())
+    view = commands.status(load_settings(home=home))
+    assert view.is_healthy and view.owner_pid == up.pid
+    assert (view.workers, view.jobs) == ([], [])
+    json.dumps(view.as_json())
 
-    said: list[str] = []
-    commands.down(load_settings(home=home), said.append)
-    assert said == [f"stopped process {up.pid}"]
+    printed: list[str] = []
+    commands.down(load_settings(home=home), printed.append)
+    assert printed == [f"stopped process {up.pid}"]
     assert up.wait(timeout=30) == 0
     assert up.stdout.read().endswith("stopped\n")
     up.stdout.close()
@@ -389,10 +366,10 @@ services.up(Settings(home=Path(sys.argv[1])), lambda settings: [], lambda line: 
 
 
 def test_down_ends_what_a_killed_up_left(home: Path) -> None:
-    kill(start_owner(home))
-    said: list[str] = []
-    commands.down(load_settings(home=home), said.append)
-    assert said == ["stopped what was left running: PostgreSQL, Redis, SeaweedFS"]
+    kill(start_program(OWNER, home))
+    lines: list[str] = []
+    commands.down(load_settings(home=home), lines.append)
+    assert lines == ["stopped what was left running: PostgreSQL, Redis, SeaweedFS"]
     assert not any(service_pids(home).values())
-    commands.down(load_settings(home=home), said.append)
-    assert said[1:] == [f"nothing runs in {home}"]
+    commands.down(load_settings(home=home), lines.append)
+    assert lines[1:] == [f"nothing runs in {home}"]

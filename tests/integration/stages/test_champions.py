@@ -156,7 +156,7 @@ def stage(workshop: Workshop, postcards: Postcards, models: ModelBundle, tmp_pat
         registry.ensure_champions(connection, "mini", desk.resources.base_versions())
     yield desk
     for role in Role:
-        models.wear(role, None, None)
+        models.apply_adapter(role, None, None)
 
 
 def stamps(rows: list[ResultRow]) -> list[tuple[str, str, float]]:

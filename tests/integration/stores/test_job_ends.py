@@ -43,7 +43,7 @@ def told(engine: Engine, *job_ids: int) -> Callable[[], None]:
     def tell() -> None:
         for job_id in job_ids:
             with engine.begin() as connection:
-                job_ends.tell(connection, job_id)
+                job_ends.notify(connection, job_id)
 
     return tell
 
@@ -82,7 +82,7 @@ def test_what_is_told_between_two_calls_is_not_kept(engine: Engine, ends: JobEnd
 def test_what_is_not_committed_is_not_told(engine: Engine, ends: JobEnds) -> None:
     with ends.listening(7) as sleep, engine.begin() as connection:
         assert sleep is not None
-        job_ends.tell(connection, 7)
+        job_ends.notify(connection, 7)
         began = time.monotonic()
         sleep(0.3)
         assert time.monotonic() - began >= 0.3

@@ -24,7 +24,6 @@ from ragllava.jobs import control
 from ragllava.jobs.runner import ShardContext
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind, NoisyReason, Role, TrainingStatus
-from ragllava.stages.ingest.stage import ingest_stage
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.jobs import workers
@@ -288,7 +287,7 @@ def test_the_command_shows_and_queues_a_training(bench: Workshop, monkeypatch: p
     queued = called("--json")
     assert json.loads(queued.stdout)["training"]["phase"] == "waiting"
     with bench.engine.begin() as connection:
-        [job_id] = [job.job_id for job in control.list_jobs(connection) if job.kind is JobKind.TRAIN]
+        [job_id] = [job.job_id for job in control.list_jobs(connection) if job.kind == JobKind.TRAIN]
         control.cancel(connection, job_id)
     monkeypatch.setattr("ragllava.cli.progress.wait_or_leave", lambda client, job_id, *_: client.job(job_id))
     followed = called("--follow").stdout.splitlines()
@@ -311,11 +310,10 @@ def test_several_processes_train_one_adapter(bench: Workshop, monkeypatch: pytes
 def add_archive(bench: Workshop, tmp_path: Path, name: str) -> None:
     """Another archive of the same pictures."""
     folder = Classroom(bench.engine, bench.settings).draw(tmp_path / name)
-    stages = {JobKind.INGEST: ingest_stage}
     with bench.engine.begin() as connection:
         workers.register(connection, "ingest@test", ["ingest"], 1)
         workers.report_ready(connection, "ingest@test", {"test": "1"})
-    replace(bench, stages=stages).ingest(folder, captions=folder / "captions.csv", archive_name=name)
+    bench.ingest(folder, captions=folder / "captions.csv", archive_name=name)
 
 
 def with_stage(bench: Workshop, stage: Callable[[ShardContext[Resources]], None]) -> Workshop:

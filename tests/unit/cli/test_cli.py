@@ -112,7 +112,7 @@ def test_a_wrong_call_is_told_in_one_line(words: list[str], says: str, run: Run)
 def test_a_group_without_a_command_shows_its_help(run: Run) -> None:
     code, _, err = run("jobs")
     assert code == 2
-    assert "Let a paused job go on." in err
+    assert "Continue a paused job." in err
 
 
 def test_train_lists_what_can_be_changed(run: Run) -> None:
@@ -155,7 +155,7 @@ def test_without_a_system_the_way_to_start_one_is_named(words: list[str], run: R
 def test_status_without_a_system_says_so_and_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("status")
     assert code == 1
-    assert "run by nobody" in out and "`ragllava up`" in out
+    assert "run by no process" in out and "`ragllava up`" in out
     assert run("down") == (0, f"nothing runs in {tmp_path / 'home'}\n", "")
     assert list(tmp_path.iterdir()) == []
 
@@ -191,7 +191,7 @@ def test_a_mistyped_setting_stops_every_command_but_not_help(run: Run, monkeypat
     ("name", "value", "says"),
     [
         ("PROFILE", "huge", "RAGLLAVA_PROFILE=huge: no such profile"),
-        ("DEVICE", "gpu", "RAGLLAVA_DEVICE=gpu: say auto, cpu, cuda or cuda:<number>"),
+        ("DEVICE", "gpu", "RAGLLAVA_DEVICE=gpu: use auto, cpu, cuda or cuda:<number>"),
         ("DEVICE", "cuda:99", "RAGLLAVA_DEVICE=cuda:99: this machine has "),
     ],
 )
@@ -360,7 +360,7 @@ def test_ctrl_c_while_waiting_leaves_the_job_and_says_so(capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as end:
         progress.wait_or_leave(Interrupted(Settings()), 7, "waiting", Console())
     assert end.value.code == 130
-    assert "job 7 goes on without us; `ragllava jobs show 7`" in capsys.readouterr().err
+    assert "job 7 keeps running in the background; `ragllava jobs show 7`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

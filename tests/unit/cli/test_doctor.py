@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from ragllava.cli.doctor import Diagnosis, diagnose, masked, print_diagnosis
-from ragllava.settings import Settings, load_settings
+from ragllava.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -28,28 +28,28 @@ def values(diagnosis: Diagnosis) -> dict[str, str]:
 
 
 def test_a_fresh_machine_has_no_problem(capsys: pytest.CaptureFixture[str]) -> None:
-    found = diagnose(load_settings)
-    assert found.problems == []
-    assert values(found)["PostgreSQL"] == "not running"
-    assert values(found)["profile"] == "mini"
-    assert {f"RAGLLAVA_{name.upper()}" for name in Settings.model_fields} <= set(values(found))
-    assert json.loads(json.dumps(found.as_json()))["healthy"] is True
-    print_diagnosis(found)
+    diagnosis = diagnose()
+    assert diagnosis.problems == []
+    assert values(diagnosis)["PostgreSQL"] == "not running"
+    assert values(diagnosis)["profile"] == "mini"
+    assert {f"RAGLLAVA_{name.upper()}" for name in Settings.model_fields} <= set(values(diagnosis))
+    assert json.loads(json.dumps(diagnosis.as_json()))["healthy"] is True
+    print_diagnosis(diagnosis)
     assert "nothing is wrong" in capsys.readouterr().out
 
 
 def test_an_unknown_setting_is_a_problem_and_the_known_ones_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAGLLAVA_TOPK", "5")
-    found = diagnose(load_settings)
-    assert len(found.problems) == 1 and "RAGLLAVA_TOPK" in found.problems[0]
-    assert values(found)["RAGLLAVA_TOP_K"] == "20 (default)"
+    diagnosis = diagnose()
+    assert len(diagnosis.problems) == 1 and "RAGLLAVA_TOPK" in diagnosis.problems[0]
+    assert values(diagnosis)["RAGLLAVA_TOP_K"] == "20 (default)"
 
 
 def test_a_wrong_value_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAGLLAVA_TOP_K", "many")
-    found = diagnose(load_settings)
-    assert len(found.problems) == 1 and found.problems[0].startswith("RAGLLAVA_TOP_K: ")
-    assert "RAGLLAVA_TOP_N" in values(found)
+    diagnosis = diagnose()
+    assert len(diagnosis.problems) == 1 and diagnosis.problems[0].startswith("RAGLLAVA_TOP_K: ")
+    assert "RAGLLAVA_TOP_N" in values(diagnosis)
 
 
 def test_a_given_service_that_does_not_answer_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,10 +57,10 @@ def test_a_given_service_that_does_not_answer_is_a_problem(monkeypatch: pytest.M
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
         monkeypatch.setenv("RAGLLAVA_REDIS_URL", f"redis://:hidden@{address}/0")
-        found = diagnose(load_settings)
-    assert len(found.problems) == 1
-    assert address in found.problems[0] and "does not answer" in found.problems[0]
-    assert "hidden" not in json.dumps(found.as_json())
+        diagnosis = diagnose()
+    assert len(diagnosis.problems) == 1
+    assert address in diagnosis.problems[0] and "does not answer" in diagnosis.problems[0]
+    assert "hidden" not in json.dumps(diagnosis.as_json())
 
 
 def test_missing_models_and_a_missing_device_are_problems(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_missing_models_and_a_missing_device_are_problems(monkeypatch: pytest.Mo
     monkeypatch.setenv("RAGLLAVA_MODELS_DIR", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("RAGLLAVA_DEVICE", "cuda:99")
-    problems = diagnose(load_settings).problems
+    problems = diagnose().problems
     assert any("llava-hf/llava-1.5-13b-hf" in problem for problem in problems)
     assert any("RAGLLAVA_DEVICE=cuda:99" in problem for problem in problems)
 
@@ -93,16 +93,16 @@ def test_the_backend_is_this_process_or_an_endpoint_that_agrees(
     from ragllava.models.bundle import ModelBundle
     from tests.support.vllm_server import ModelServer, serving
 
-    assert values(diagnose(load_settings))["backend"] == "in the workers' processes"
+    assert values(diagnose())["backend"] == "in the workers' processes"
     server = ModelServer(ModelBundle(Settings(home=tmp_path, device="cpu")).generator.mllm)
     with serving(server):
         monkeypatch.setenv("RAGLLAVA_VLLM_URL", server.url)
-        found = diagnose(load_settings)
-        assert found.problems == []
+        diagnosis = diagnose()
+        assert diagnosis.problems == []
         agrees = r" serves the-base: 11 golden relevances from 0\.000 to 0\.9\d+ differ by \d\.\de-\d+"
-        assert re.fullmatch(re.escape(server.url) + agrees, values(found)["backend"])
+        assert re.fullmatch(re.escape(server.url) + agrees, values(diagnosis)["backend"])
         server.mllm.network.lm_head.weight.data.mul_(0.1)
-        [problem] = diagnose(load_settings).problems
+        [problem] = diagnose().problems
         assert "must not serve" in problem
-    [problem] = diagnose(load_settings).problems
+    [problem] = diagnose().problems
     assert f"the endpoint {server.url} does not answer" in problem

@@ -79,7 +79,7 @@ def test_help_loads_no_command_but_the_one_asked_for() -> None:
 def test_who_only_queues_or_begins_work_loads_no_torch() -> None:
     """The client and its commands, a worker's parent process, the worker with the clock: it would cost each of them
     seconds and hundreds of megabytes."""
-    modules = "ragllava.client, workers.ingest, workers.answer, workers.train, workers.schedule, workers.events"
+    modules = "ragllava.client, workers.tasks, workers.schedule, workers.events"
     code = f"import sys, {modules}; print({{'torch', 'transformers', 'open_clip'}} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "set()\n"

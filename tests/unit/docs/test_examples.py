@@ -104,7 +104,7 @@ def test_the_table_of_profiles_is_right(tmp_path: Path) -> None:
     )
     profiles = [get_profile(Settings(home=tmp_path, profile=name)) for name, *_ in rows]
     assert len(rows) == 2
-    assert rows == [(p.name, p.retriever, p.retriever_tag, p.mllm) for p in profiles]
+    assert rows == [(p.name, p.retriever.retriever, p.retriever.tag, p.mllm) for p in profiles]
 
 
 def test_question_examples_are_valid() -> None:

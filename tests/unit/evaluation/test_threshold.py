@@ -18,6 +18,7 @@ from ragllava.evaluation.threshold import (
     natural_threshold,
     steady_threshold,
 )
+from ragllava.json_records import from_json, to_json
 
 
 def _two_normals(
@@ -198,7 +199,7 @@ def test_steady_threshold_stays_where_the_candidates_put_it() -> None:
 
 def test_json_round_trip() -> None:
     for fit in (adaptive_threshold(*_two_normals((1.5, 0.1), (2.1, 0.1), 50)), natural_threshold([0.2], [True])):
-        assert ThresholdFit.from_json(json.loads(json.dumps(fit.as_json()))) == fit
+        assert from_json(ThresholdFit, json.loads(json.dumps(to_json(fit)))) == fit
 
 
 @pytest.mark.parametrize("bad", [math.nan, -0.1, 1.1, math.inf])

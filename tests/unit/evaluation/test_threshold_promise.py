@@ -11,24 +11,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragllava.errors import ScoreRejected, UsageError
-from ragllava.evaluation.threshold_promise import binomial_tail, precision_lower_bound, promised_precision_threshold
+from ragllava.evaluation.threshold_promise import precision_lower_bound, promised_precision_threshold
 
 
-@given(st.integers(1, 60), st.data(), st.floats(0.01, 0.99))
-def test_binomial_tail_against_the_plain_sum(trials: int, data: st.DataObject, probability: float) -> None:
-    hits = data.draw(st.integers(0, trials))
-    plain = sum(
+def binomial_tail(hits: int, trials: int, probability: float) -> float:
+    """The probability of `hits` or more, term by term."""
+    return sum(
         math.comb(trials, count) * probability**count * (1 - probability) ** (trials - count)
         for count in range(hits, trials + 1)
     )
-    assert binomial_tail(hits, trials, probability) == pytest.approx(plain, rel=1e-9)
 
 
-def test_binomial_tail_of_many_trials() -> None:
-    """Far beyond what floats hold term by term; by symmetry the upper half and the middle term."""
-    trials = 20_001
-    assert binomial_tail(10_001, trials, 0.5) == pytest.approx(0.5, rel=1e-9)
-    assert 0 < binomial_tail(10_600, trials, 0.5) < 1e-15
+@given(st.integers(1, 60), st.data(), st.floats(0.01, 0.99))
+def test_lower_bound_against_the_plain_sum(kept: int, data: st.DataObject, confidence: float) -> None:
+    hits = data.draw(st.integers(1, kept))
+    bound = precision_lower_bound(hits, kept, confidence)
+    assert binomial_tail(hits, kept, bound) == pytest.approx(1 - confidence, rel=1e-9)
+
+
+def test_lower_bound_of_many_candidates() -> None:
+    """Far beyond what floats hold term by term; by symmetry the upper half has probability 0.5."""
+    assert precision_lower_bound(10_001, 20_001, 0.5) == pytest.approx(0.5, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The pool of decoder processes: same results as in-process, and no picture that harms another."""
+"""The pool of decoder processes: the same results as in this process, and no picture harms another."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 import psutil
 import pytest
@@ -20,6 +19,7 @@ from ragllava.errors import DecoderUnavailable, ImageRejected
 from ragllava.imaging.decode import DecodedImage, decode
 from ragllava.imaging.sandbox import DecoderPool
 from tests.support.picture_files import bomb_png, encoded, jpeg, quadrants
+from tests.support.waiting import wait_for
 
 GOOD = encoded(quadrants(), "PNG")
 
@@ -28,11 +28,10 @@ def children() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "ragllava.imaging.sandbox" in " ".join(child.cmdline())]
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "waited 30 seconds in vain"
-        time.sleep(0.01)
+def decode_all(
+    pool: DecoderPool, items: Iterable[bytes | ImageRejected], shorter_side: int | None = None
+) -> Iterator[DecodedImage | ImageRejected]:
+    return pool.decode_all(items, lambda decoded: decoded, shorter_side)
 
 
 def is_gone(pid: int) -> bool:
@@ -56,7 +55,7 @@ def test_results_come_in_order_and_equal_those_of_decode() -> None:
     items[7] = b"no picture"
     items[20] = ImageRejected("it was refused before")
     with DecoderPool(2) as pool:
-        results = list(pool.decode_all(items, 100))
+        results = list(decode_all(pool, items, 100))
     assert len(results) == len(items)
     assert results[20] is items[20]
     for item, result in zip(items, results, strict=True):
@@ -74,19 +73,19 @@ def test_results_come_in_order_and_equal_those_of_decode() -> None:
     assert "text" in str(results[7])
 
 
-def test_what_is_made_of_each_picture_comes_in_order_and_rejections_as_they_are() -> None:
+def test_uses_of_pictures_come_in_order_and_rejections_unchanged() -> None:
     pictures = [encoded(Image.new("RGB", (side, 2 * side)), "PNG") for side in range(1, 30)]
     with DecoderPool(2) as pool:
-        made = list(pool.decode_each([*pictures, b"", *pictures], lambda decoded: decoded.picture.size))
+        made = list(pool.decode_all([*pictures, b"", *pictures], lambda decoded: decoded.picture.size))
     expected = [(side, 2 * side) for side in range(1, 30)]
     assert (made[:29], str(made[29]), made[30:]) == (expected, "the file is empty", expected)
 
 
-def test_an_error_in_what_is_made_comes_out_and_the_pool_goes_on() -> None:
+def test_an_error_of_a_use_is_raised_and_the_pool_keeps_working() -> None:
     with DecoderPool(1) as pool:
         with pytest.raises(ZeroDivisionError):
-            list(pool.decode_each([GOOD] * 9, lambda decoded: 1 // 0))
-        assert is_right(next(pool.decode_all([GOOD])))
+            list(pool.decode_all([GOOD] * 9, lambda decoded: 1 // 0))
+        assert is_right(next(decode_all(pool, [GOOD])))
 
 
 def test_it_reads_ahead_but_not_without_bound() -> None:
@@ -99,17 +98,17 @@ def test_it_reads_ahead_but_not_without_bound() -> None:
             yield GOOD
 
     with DecoderPool(1) as pool:
-        results = pool.decode_all(items())
+        results = decode_all(pool, items())
         assert is_right(next(results))
         assert 1 < taken <= 10
         results.close()  # type: ignore[attr-defined]
-        assert [is_right(result) for result in pool.decode_all([GOOD, GOOD])] == [True, True]
+        assert [is_right(result) for result in decode_all(pool, [GOOD, GOOD])] == [True, True]
 
 
 def test_a_picture_that_needs_too_much_memory_is_rejected_alone() -> None:
     big = encoded(Image.new("RGBA", (4_000, 4_000), (1, 2, 3, 4)), "PNG", compress_level=1)
     with DecoderPool(1, memory_bytes=150_000_000) as pool:
-        before, rejected, after = pool.decode_all([GOOD, big, GOOD])
+        before, rejected, after = decode_all(pool, [GOOD, big, GOOD])
     assert is_right(before)
     assert isinstance(rejected, ImageRejected)
     assert "memory" in str(rejected)
@@ -126,12 +125,12 @@ def with_stopped_child(pool: DecoderPool) -> Iterator[bytes]:
 
 def test_a_picture_that_never_ends_is_rejected_and_its_child_replaced() -> None:
     with DecoderPool(1, wall_seconds=3) as pool:
-        assert is_right(next(pool.decode_all([GOOD])))
+        assert is_right(next(decode_all(pool, [GOOD])))
         (first,) = children()
-        (rejected,) = pool.decode_all(with_stopped_child(pool))
+        (rejected,) = decode_all(pool, with_stopped_child(pool))
         assert isinstance(rejected, ImageRejected)
         assert "longer than 3 seconds" in str(rejected)
-        assert is_right(next(pool.decode_all([GOOD])))
+        assert is_right(next(decode_all(pool, [GOOD])))
         assert first.pid not in [child.pid for child in children()]
 
 
@@ -142,16 +141,16 @@ def test_a_picture_that_never_ends_is_rejected_and_its_child_replaced() -> None:
 def test_a_crash_rejects_the_picture_but_a_kill_from_outside_does_not(sent: signal.Signals, reason: str | None) -> None:
     results: list[DecodedImage | ImageRejected] = []
     with DecoderPool(1) as pool:
-        assert is_right(next(pool.decode_all([GOOD])))
+        assert is_right(next(decode_all(pool, [GOOD])))
         (child,) = children()
-        consumer = threading.Thread(target=lambda: results.extend(pool.decode_all(with_stopped_child(pool))))
+        consumer = threading.Thread(target=lambda: results.extend(decode_all(pool, with_stopped_child(pool))))
         consumer.start()
-        wait_until(lambda: child.status() == psutil.STATUS_STOPPED)
+        wait_for("the child to be stopped", lambda: child.status() == psutil.STATUS_STOPPED, 30)
         child.send_signal(sent)
         if sent != signal.SIGKILL:
             child.resume()
         consumer.join(60)
-        assert is_right(next(pool.decode_all([GOOD])))
+        assert is_right(next(decode_all(pool, [GOOD])))
     assert len(results) == 1
     if reason is None:
         assert is_right(results[0])
@@ -162,15 +161,15 @@ def test_a_crash_rejects_the_picture_but_a_kill_from_outside_does_not(sent: sign
 
 def test_a_child_that_died_while_idle_costs_nothing() -> None:
     with DecoderPool(1) as pool:
-        for _ in pairwise(range(3)):
-            assert is_right(next(pool.decode_all([GOOD])))
+        for _ in range(2):
+            assert is_right(next(decode_all(pool, [GOOD])))
             (child,) = children()
             child.kill()
-            wait_until(lambda pid=child.pid: is_gone(pid))  # type: ignore[misc]
-        assert is_right(next(pool.decode_all([GOOD])))
+            wait_for("the child to be gone", partial(is_gone, child.pid), 30)
+        assert is_right(next(decode_all(pool, [GOOD])))
 
 
-def test_the_processor_time_is_limited_anew_for_each_picture() -> None:
+def test_the_processor_time_is_limited_for_each_picture() -> None:
     code = (
         "import time; from ragllava.imaging.sandbox import _allow_processor_time as allow\n"
         "def burn(seconds):\n"
@@ -180,14 +179,14 @@ def test_the_processor_time_is_limited_anew_for_each_picture() -> None:
         "    allow(1); burn(0.4)\n"
         "print('still here', flush=True); allow(1); burn(100)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "still here\n"
-    assert done.returncode == -signal.SIGPROF
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.stdout == "still here\n"
+    assert finished.returncode == -signal.SIGPROF
 
 
 def test_children_end_with_the_pool() -> None:
     with DecoderPool(2) as pool:
-        list(pool.decode_all([jpeg()] * 20))
+        list(decode_all(pool, [jpeg()] * 20))
         pids = [child.pid for child in children()]
         assert 1 <= len(pids) <= 2
     assert all(is_gone(pid) for pid in pids)
@@ -198,7 +197,7 @@ def test_children_end_when_their_parent_is_killed() -> None:
     code = (
         "import sys, psutil; from ragllava.imaging.sandbox import DecoderPool\n"
         "from tests.unit.imaging.test_decoding import GOOD\n"
-        "pool = DecoderPool(2); list(pool.decode_all([GOOD] * 8))\n"
+        "pool = DecoderPool(2); list(pool.decode_all([GOOD] * 8, id))\n"
         "print(*[child.pid for child in psutil.Process().children()], flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -213,19 +212,19 @@ def test_children_end_when_their_parent_is_killed() -> None:
         assert not any(is_gone(pid) for pid in pids)
         parent.kill()
     for pid in pids:
-        wait_until(lambda pid=pid: is_gone(pid))  # type: ignore[misc]
+        wait_for("the child to be gone", partial(is_gone, pid), 30)
 
 
 def test_children_know_no_passwords_and_ignore_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAGLLAVA_S3_SECRET_KEY", "hunter2")
     with DecoderPool(1) as pool:
-        assert is_right(next(pool.decode_all([GOOD])))
+        assert is_right(next(decode_all(pool, [GOOD])))
         (child,) = children()
         assert "hunter2" not in str(child.environ())
         child.send_signal(signal.SIGINT)
         child.send_signal(signal.SIGTERM)
-        assert is_right(next(pool.decode_all([GOOD])))
-        assert [other.pid for other in children()] == [child.pid]
+        assert is_right(next(decode_all(pool, [GOOD])))
+        assert [running.pid for running in children()] == [child.pid]
 
 
 @pytest.mark.parametrize(("program", "message"), [("/bin/false", "status 1"), ("/no/such/program", "cannot start")])
@@ -234,7 +233,7 @@ def test_a_pool_that_cannot_start_says_so_instead_of_rejecting_pictures(
 ) -> None:
     monkeypatch.setattr(sys, "executable", program)
     with DecoderPool(1) as pool, pytest.raises(DecoderUnavailable, match=message):
-        list(pool.decode_all([GOOD]))
+        list(decode_all(pool, [GOOD]))
     monkeypatch.undo()
     assert children() == []
 
@@ -243,12 +242,12 @@ def test_a_child_loads_neither_numpy_nor_torch() -> None:
     code = (
         "import sys, ragllava.imaging.sandbox; print([m for m in ('numpy', 'torch', 'sqlalchemy') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    finished = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert finished.stdout == "[]\n"
 
 
 def test_a_bomb_of_pixels_is_rejected_by_its_header() -> None:
     with DecoderPool(1, memory_bytes=150_000_000) as pool:
-        (rejected,) = pool.decode_all([bomb_png()])
+        (rejected,) = decode_all(pool, [bomb_png()])
     assert isinstance(rejected, ImageRejected)
     assert "million" in str(rejected)

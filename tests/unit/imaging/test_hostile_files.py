@@ -1,4 +1,4 @@
-"""Every file of the hostile corpus ends right or rejected by name, through the way that ingest takes."""
+"""Every file of the hostile corpus is decoded correctly, or rejected for its reason, as by ingest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Outcome = tuple[SourceFile, DecodedImage | ImageRejected]
 
 @dataclass(frozen=True)
 class Run:
-    """What the corpus should give and what it gave."""
+    """What the corpus must give and what it gave."""
 
     cases: list[Case]
     outcomes: list[Outcome]
@@ -38,16 +38,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Run:
     cases = build_corpus(base / "archive")
     before = set(base.rglob("*"))
     files = list(list_sources([base / "archive"]))
-    outcomes, peak_kib = take_in(files)
+    outcomes, peak_kib = ingest(files)
     return Run(cases, outcomes, peak_kib, set(base.rglob("*")) - before)
 
 
-def take_in(files: Sequence[SourceFile]) -> tuple[list[Outcome], int]:
+def ingest(files: Sequence[SourceFile]) -> tuple[list[Outcome], int]:
     """What ingest does with listed files, as far as the pictures go; and the decoders' peak of memory."""
     numbered = [(number, file.uri) for number, file in enumerate(files) if file.rejected is None]
     read = list(read_sources(numbered, None))
     with DecoderPool(2) as pool:
-        results = pool.decode_all([content for _, content in read], 512)
+        results = pool.decode_all([content for _, content in read], lambda image: image, 512)
         decoded = dict(zip((number for number, _ in read), results, strict=True))
         status = [Path(f"/proc/{child.pid}/status").read_text() for child in psutil.Process().children()]
     peaks = [int(line.split()[1]) for text in status for line in text.splitlines() if line.startswith("VmHWM")]
@@ -69,10 +69,10 @@ def wrong_picture(case: Case, image: DecodedImage) -> str | None:
         return f"{image.width} × {image.height} instead of {case.size}"
     width, height = image.picture.size
     for (x, y), expected in zip(((1, 1), (3, 1), (1, 3), (3, 3)), case.colours, strict=True):
-        found = image.picture.getpixel((width * x // 4, height * y // 4))
-        assert isinstance(found, tuple)
-        if max(abs(a - b) for a, b in zip(found, expected, strict=True)) > 6:
-            return f"colour {found} at ({x}/4, {y}/4) instead of {expected}"
+        colour = image.picture.getpixel((width * x // 4, height * y // 4))
+        assert isinstance(colour, tuple)
+        if max(abs(a - b) for a, b in zip(colour, expected, strict=True)) > 6:
+            return f"colour {colour} at ({x}/4, {y}/4) instead of {expected}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Decoding: against slow references, and nothing but ImageRejected for any bytes."""
+"""Decoding against slow references; any bytes raise ImageRejected and nothing else."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from ragllava.errors import ImageRejected
-from ragllava.imaging.decode import MAX_SIDE, MODEL_SIDE, decode, decode_known, fit
+from ragllava.imaging.decode import MAX_SIDE, MODEL_SIDE, decode, decode_accepted, fit
 from tests.support.picture_files import BLUE, GREEN, RED, encoded, jpeg, quadrants, raw_png
 
 
 def smooth(size: tuple[int, int]) -> Image.Image:
-    """A picture that changes everywhere but nowhere suddenly."""
+    """A picture of smooth gradients."""
     width, height = size
     across = Image.linear_gradient("L").rotate(90).resize(size)
     down = Image.linear_gradient("L").resize(size)
     return Image.merge("RGB", (across, down, Image.radial_gradient("L").resize((width, height))))
 
 
-def largest_difference(one: Image.Image, other: Image.Image) -> int:
-    assert one.size == other.size
-    extrema = ImageChops.difference(one.convert("RGB"), other.convert("RGB")).getextrema()
+def largest_difference(left: Image.Image, right: Image.Image) -> int:
+    assert left.size == right.size
+    extrema = ImageChops.difference(left.convert("RGB"), right.convert("RGB")).getextrema()
     return max(high for _, high in extrema)  # type: ignore[misc]
 
 
@@ -58,14 +58,14 @@ def test_transparency_is_laid_on_white_as_the_formula_says() -> None:
     layer.putdata(pixels)
     picture = decode(encoded(layer, "PNG")).picture
     for number, (*colour, alpha) in enumerate(pixels):
-        found = picture.getpixel((number % 20, number // 20))
-        assert isinstance(found, tuple)
-        for channel, value in zip(found, colour, strict=True):
+        pixel = picture.getpixel((number % 20, number // 20))
+        assert isinstance(pixel, tuple)
+        for channel, value in zip(pixel, colour, strict=True):
             assert abs(channel - (value * alpha + 255 * (255 - alpha)) / 255) <= 1
 
 
 @pytest.mark.parametrize("max_side", [40, 150, 333, 1000])
-def test_the_fast_way_to_a_small_jpeg_gives_the_slow_ways_picture(max_side: int) -> None:
+def test_fast_and_slow_scaling_of_a_jpeg_give_the_same_picture(max_side: int) -> None:
     data = jpeg(smooth((1600, 1200)))
     full = Image.open(io.BytesIO(data)).convert("RGB")
     expected = full.resize(fit(1600, 1200, max_side), Image.Resampling.LANCZOS)
@@ -103,7 +103,7 @@ def test_a_picture_divided_by_a_whole_number_is_the_one_that_averaging_gives(
 
 
 @pytest.mark.parametrize("shorter_side", [16, 17, 24])
-def test_a_divided_picture_is_turned_upright_too(shorter_side: int) -> None:
+def test_a_divided_picture_is_also_turned_upright(shorter_side: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     decoded = decode(jpeg(quadrants().resize((640, 480)), exif=exif), shorter_side=shorter_side)
@@ -165,14 +165,14 @@ def test_a_two_picture_jpeg_of_a_camera_is_its_first_picture() -> None:
     data = encoded(quadrants(), "MPO", save_all=True, append_images=[Image.new("RGB", (64, 48))], quality=95)
     decoded = decode(data)
     assert decoded.media_type == "image/jpeg"
-    for place, expected in {(16, 12): RED, (48, 12): GREEN, (16, 36): BLUE}.items():
-        assert decoded.picture.getpixel(place) == pytest.approx(expected, abs=6)
+    for point, expected in {(16, 12): RED, (48, 12): GREEN, (16, 36): BLUE}.items():
+        assert decoded.picture.getpixel(point) == pytest.approx(expected, abs=6)
 
 
 def test_of_many_frames_only_the_first_is_looked_at() -> None:
     frames = [Image.new("L", (8, 8), number % 255) for number in range(1, 300)]
     data = encoded(Image.new("L", (8, 8), 200), "GIF", save_all=True, append_images=frames)
-    cut = data[: len(data) // 2]  # the later frames are gone, and nobody notices
+    cut = data[: len(data) // 2]  # the later frames are missing
     assert decode(data).picture.getpixel((4, 4)) == (200, 200, 200)
     assert decode(cut).picture.getpixel((4, 4)) == (200, 200, 200)
 
@@ -245,27 +245,27 @@ def test_the_caller_keeps_its_warning_filters() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_many_threads_read_known_pictures_as_one_does() -> None:
-    known = [encoded(smooth((1600 + number, 200)), form) for number in range(6) for form in ("PNG", "JPEG")]
-    right = [decode(data, max_side=MODEL_SIDE).picture for data in known]
+def test_many_threads_decode_accepted_pictures_as_one_does() -> None:
+    files = [encoded(smooth((1600 + number, 200)), form) for number in range(6) for form in ("PNG", "JPEG")]
+    right = [decode(data, max_side=MODEL_SIDE).picture for data in files]
     filters = list(warnings.filters)
     with ThreadPoolExecutor(6) as threads:
-        found = list(threads.map(decode_known, known * 5))
-    assert all(largest_difference(one, other) == 0 for one, other in zip(found, right * 5, strict=True))
+        decoded = list(threads.map(decode_accepted, files * 5))
+    assert decoded == right * 5
     assert list(warnings.filters) == filters
     with pytest.raises(ImageRejected, match="empty"):
-        decode_known(b"")
+        decode_accepted(b"")
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 @pytest.mark.parametrize(("size", "seen"), [((9000, 3), (150, 3)), ((4, 9000), (4, 200)), ((700, 14), (700, 14))])
 def test_of_a_strip_models_see_the_middle(size: tuple[int, int], seen: tuple[int, int], form: str) -> None:
     strip = Image.new("RGB", size, "black")
-    left, top = ((whole - part) // 2 for whole, part in zip(size, seen, strict=True))
+    left, top = ((side - part) // 2 for side, part in zip(size, seen, strict=True))
     strip.paste("white", (left, top, left + seen[0], top + seen[1]))
     decoded = decode(encoded(strip, form), shorter_side=224)
     assert (decoded.width, decoded.height) == size
     assert decoded.picture.size == seen
     assert sum(decoded.picture.convert("L").histogram()[:150]) == 0, "it is the middle"
-    known = decode_known(encoded(strip, form))
-    assert max(known.size) <= min(MODEL_SIDE, 50 * min(known.size))
+    accepted = decode_accepted(encoded(strip, form))
+    assert max(accepted.size) <= min(MODEL_SIDE, 50 * min(accepted.size))

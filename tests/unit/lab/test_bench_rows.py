@@ -82,7 +82,9 @@ def test_bars_end_right_of_the_wanted_line_where_it_is_reached() -> None:
     drawn = ET.fromstring(draw_chart(rows, "a <machine>"))
     texts = [text.text for text in drawn.iter(f"{SVG}text")]
     assert "a <machine>" in texts and "a quarter & less" in texts and "nothing wanted" not in texts
-    [wanted_line] = [float(line.attrib["x1"]) for line in drawn.iter(f"{SVG}line") if line.attrib["class"] == "line"]
+    [wanted_line] = [
+        float(line.attrib["x1"]) for line in drawn.iter(f"{SVG}line") if line.attrib["class"] == "reference"
+    ]
     reached, missed = [bar.attrib for bar in drawn.iter(f"{SVG}rect") if "x" in bar.attrib]
     assert float(reached["x"]) == wanted_line
     assert float(missed["x"]) + float(missed["width"]) == pytest.approx(wanted_line)

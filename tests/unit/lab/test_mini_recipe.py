@@ -179,11 +179,11 @@ def _separate_logits(llava: Any, processor: Any, pack: Pack, ending: Ending, poo
     """The logits of one ending's answer when it is asked as models/mllm.py does."""
     captions: list[str | None] = [shown.landmark.caption for shown in pack.shown]
     parts: PromptParts = (
-        rerank_prompt(ending.question, captions[0])
+        rerank_prompt(ending.question, captions)
         if ending.judges_relevance
         else answer_prompt(ending.question, captions)
     )
-    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts.parts]
+    content = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     pictures = [Image.fromarray(pool.pixels[shown.picture]) for shown in pack.shown]
     inputs = processor(text=[f"{text} {ending.answer}"], images=[pictures], return_tensors="pt")

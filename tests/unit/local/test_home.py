@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ragllava.local.home import Home, HomeLock, choose_ports
+from ragllava.local.processes import is_alive
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_a_lock_file_of_a_dead_owner_does_not_lock(worker_home: Home) -> None:
     assert lock.owner() is None
     lock.acquire()
     holder = lock.owner()
-    assert holder is not None and holder.pid == os.getpid() and holder.alive
+    assert holder is not None and holder.pid == os.getpid() and is_alive(holder)
     lock.release()
     assert lock.owner() is None
 

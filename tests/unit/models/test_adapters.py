@@ -56,8 +56,8 @@ def test_an_adapter_changes_scores_and_the_base_keeps_its_own(mllm: Mllm, adapte
     base = Reranker(mllm)
     before = scores(base)
     tuned = Reranker(mllm, adapters.add("ranker", write_adapter(tmp_path / "a", seed=1)))
-    assert scores(base) == before, "laid on, but not in use"
-    assert max(abs(one - other) for one, other in zip(scores(tuned), before, strict=True)) > 0.01
+    assert scores(base) == before, "loaded, but not in use"
+    assert max(abs(after - bare) for after, bare in zip(scores(tuned), before, strict=True)) > 0.01
     assert scores(base) == before, "exactly as before"
     assert tuned.version.startswith(f"{base.version}+ranker@")
 
@@ -94,7 +94,7 @@ def test_an_adapter_computes_base_plus_scaled_product(mllm: Mllm, adapters: Adap
 
 
 def test_reranker_and_generator_share_one_base(mllm: Mllm, adapters: AdapterSet, tmp_path: Path) -> None:
-    places = {name: parameter.data_ptr() for name, parameter in mllm.network.named_parameters()}
+    addresses = {name: parameter.data_ptr() for name, parameter in mllm.network.named_parameters()}
     ranker = adapters.add("ranker", write_adapter(tmp_path / "a", seed=1))
     writer = adapters.add("writer", write_adapter(tmp_path / "b", seed=2))
     after = {
@@ -102,7 +102,7 @@ def test_reranker_and_generator_share_one_base(mllm: Mllm, adapters: AdapterSet,
         for name, p in mllm.network.named_parameters()
         if "lora_" not in name
     }
-    assert after == places, "the same memory, no copy"
+    assert after == addresses, "the same memory, no copy"
 
     request = AnswerRequest("Which?", ("Harlow",), (noise_pictures()[0],))
     reranker, generator = Reranker(mllm, ranker), Generator(mllm, writer)
@@ -127,7 +127,7 @@ def test_uses_nest_and_end_with_an_error(mllm: Mllm, adapters: AdapterSet, tmp_p
     assert scores(base) == before
 
 
-def test_unknown_and_repeated_names_are_told(adapters: AdapterSet, tmp_path: Path) -> None:
+def test_unknown_and_repeated_names_are_errors(adapters: AdapterSet, tmp_path: Path) -> None:
     with pytest.raises(ModelUnavailable, match="no adapter named 'ranker'"), adapters.use("ranker"):
         pass
     folder = write_adapter(tmp_path / "a", seed=1)
@@ -141,11 +141,11 @@ def test_an_adapter_in_use_cannot_be_removed(mllm: Mllm, adapters: AdapterSet, t
     first = Reranker(mllm, adapters.add("first", write_adapter(tmp_path / "a", seed=1)))
     adapters.add("second", write_adapter(tmp_path / "b", seed=2))
     alone = scores(first)
-    with adapters.use("second"), pytest.raises(ModelUnavailable, match="out of use"):
+    with adapters.use("second"), pytest.raises(ModelUnavailable, match="not loaded, or in use"):
         adapters.remove("second")
     adapters.remove("second")
     assert scores(first) == alone
-    with pytest.raises(ModelUnavailable, match="no adapter named 'second'"):
+    with pytest.raises(ModelUnavailable, match="'second' cannot be evicted"):
         adapters.remove("second")
     adapters.remove("first")
     assert scores(Reranker(mllm)) == bare

@@ -40,9 +40,9 @@ def ask(mllm: Mllm, request: AnswerRequest, max_tokens: int = 6, with_captions: 
     return answer
 
 
-def assert_same(answer: GeneratedAnswer, other: GeneratedAnswer) -> None:
-    assert (answer.text, answer.note) == (other.text, other.note)
-    assert answer.confidence == pytest.approx(other.confidence, abs=1e-5)
+def assert_same(answer: GeneratedAnswer, expected: GeneratedAnswer) -> None:
+    assert (answer.text, answer.note) == (expected.text, expected.note)
+    assert answer.confidence == pytest.approx(expected.confidence, abs=1e-5)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_the_answer_is_greedy_and_its_confidence_the_mean_probability(
 
 def test_the_end_token_is_not_counted(mllm: Mllm, request_for_two: AnswerRequest) -> None:
     tokens, log_probabilities = slow_answer(mllm, request_for_two, 6)
-    end = next(place for place in range(1, 6) if tokens[place] not in tokens[:place])
+    end = next(step for step in range(1, 6) if tokens[step] not in tokens[:step])
     mllm.network.generation_config.eos_token_id = tokens[end]
     text = mllm.tokenizer.decode(tokens[:end]).strip()
     assert_same(ask(mllm, request_for_two), GeneratedAnswer(text, math.exp(sum(log_probabilities[:end]) / end)))
@@ -80,9 +80,9 @@ def test_an_empty_answer_is_as_sure_as_its_end_token(mllm: Mllm, request_for_two
 
 
 def test_without_captions_they_neither_matter_nor_are_cut(mllm: Mllm, request_for_two: AnswerRequest) -> None:
-    other = AnswerRequest(request_for_two.question, ("x " * 9000, None), request_for_two.pictures)
+    long = AnswerRequest(request_for_two.question, ("x " * 9000, None), request_for_two.pictures)
     bare = ask(mllm, request_for_two, with_captions=False)
-    assert_same(ask(mllm, other, with_captions=False), bare)
+    assert_same(ask(mllm, long, with_captions=False), bare)
     assert ask(mllm, request_for_two).confidence != pytest.approx(bare.confidence, abs=1e-5)
 
 

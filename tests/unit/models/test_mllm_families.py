@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from ragllava.errors import ModelUnavailable, ScoreRejected
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
-from ragllava.models.generator import AnswerRequest, Generator, ask_trial
+from ragllava.models.generator import AnswerRequest, Generator
 from ragllava.models.mllm import Mllm
-from ragllava.models.prefix.read_columns import reading_only
+from ragllava.models.prefix.read_columns import last_layer_at
 from ragllava.models.prefix.shared_prefix import WAYS
 from ragllava.models.reranker import Pair, Reranker
-from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
+from ragllava.prompts import answer_prompt, rerank_prompt
 from tests.support.tiny_checkpoints import FAMILIES, load_family, load_folder, noise_pictures, save_family
 
 TOLERANCE = 1e-5
@@ -51,20 +51,20 @@ def test_a_pair_scores_the_same_alone_in_a_batch_and_in_any_order(mllm: Mllm) ->
     together = [score.value for score in reranker.relevance(pairs, batch_size=6)]
     alone = [reranker.relevance([pair], batch_size=1)[0].value for pair in pairs]
     shuffled = [4, 0, 5, 2, 1, 3]
-    in_other_order = reranker.relevance([pairs[place] for place in shuffled], batch_size=4)
+    in_other_order = reranker.relevance([pairs[index] for index in shuffled], batch_size=4)
     np.testing.assert_allclose(together, alone, atol=TOLERANCE)
-    for score, place in zip(in_other_order, shuffled, strict=True):
-        assert score.value == pytest.approx(alone[place], abs=TOLERANCE)
+    for score, index in zip(in_other_order, shuffled, strict=True):
+        assert score.value == pytest.approx(alone[index], abs=TOLERANCE)
     assert len({round(value, 3) for value in alone}) == len(pairs), "the scores must differ, or parity shows nothing"
 
 
 def test_questions_about_one_picture_score_the_same_behind_one_prefix(mllm: Mllm) -> None:
     reranker = Reranker(mllm)
     assert reranker.sharing is not None
-    one, other = noise_pictures()[:2]
+    first, second = noise_pictures()[:2]
     texts = ["What is it?", "How many windows does the red lighthouse in Port Ansel have?", "Why?", "Is it night?"]
-    pairs = [Pair(text, "Harlow, Port Ansel", picture) for text in texts for picture in (one, other)]
-    pairs += [Pair("Alone?", None, noise_pictures()[2]), Pair("Harlow by night", None, one, by_caption=True)]
+    pairs = [Pair(text, "Harlow, Port Ansel", picture) for text in texts for picture in (first, second)]
+    pairs += [Pair("Alone?", None, noise_pictures()[2]), Pair("Harlow by night", None, first, by_caption=True)]
     alone = [reranker.relevance([pair], batch_size=1)[0].value for pair in pairs]
     for batch_size in (2, 20):
         together = [score.value for score in reranker.relevance(pairs, batch_size)]
@@ -81,8 +81,8 @@ def test_each_way_to_share_a_prefix_gives_the_scores_of_each_pair_alone(mllm: Ml
     tokens = range(len(mllm.tokenizer))
     alone = torch.cat([mllm.last_logits(mllm.prepare([prompt], 1), tokens) for prompt in prompts])
     for batch_size in (4, 20):
-        found = mllm.shared_logits(shared, WAYS[way], batch_size, tokens)
-        torch.testing.assert_close(found.softmax(-1), alone.softmax(-1), atol=TOLERANCE, rtol=0)
+        logits = mllm.shared_logits(shared, WAYS[way], batch_size, tokens)
+        torch.testing.assert_close(logits.softmax(-1), alone.softmax(-1), atol=TOLERANCE, rtol=0)
 
 
 @torch.inference_mode()
@@ -98,17 +98,17 @@ def test_the_last_layer_is_computed_only_where_it_is_read(mllm: Mllm) -> None:
         for module in (last.self_attn.q_proj, last.self_attn.o_proj, last.mlp.down_proj, last.self_attn.k_proj)
     ]
     plain = mllm.network(**tensors, logits_to_keep=read, use_cache=False).logits
-    whole = tensors["input_ids"].shape[1]
-    assert widths == [whole] * 4
+    length = tensors["input_ids"].shape[1]
+    assert widths == [length] * 4
     widths.clear()
-    with reading_only(mllm.network, read):
+    with last_layer_at(mllm.network, read):
         narrow = mllm.network(**tensors, logits_to_keep=read, use_cache=False).logits
-    assert sorted(widths) == [2, 2, 2, whole], "keys are needed everywhere"
+    assert sorted(widths) == [2, 2, 2, length], "keys are needed everywhere"
     torch.testing.assert_close(narrow[:, -1], plain[:, -1], atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(narrow[0], plain[0], atol=TOLERANCE, rtol=0)
     widths.clear()
     mllm.network(**tensors, logits_to_keep=read, use_cache=False)
-    assert widths == [whole] * 4, "nothing is left behind"
+    assert widths == [length] * 4, "nothing is left behind"
     for hook in watching:
         hook.remove()
 
@@ -119,8 +119,8 @@ def test_prompts_behind_one_prefix_are_those_of_each_alone(mllm: Mllm) -> None:
     shared = mllm.share(prompts, answer_tokens=1)
     assert shared is not None
     for prompt, ending in zip(prompts, shared.endings, strict=True):
-        whole = mllm.prepare([prompt], answer_tokens=1).tensors["input_ids"][0].tolist()
-        assert shared.prefix + ending == whole
+        complete = mllm.prepare([prompt], answer_tokens=1).tensors["input_ids"][0].tolist()
+        assert shared.prefix + ending == complete
     assert len(shared.prefix) > max(map(len, shared.endings)) / 2
     assert shared.endings[0][0] != shared.endings[1][0], "the prefix is as long as it can be"
 
@@ -180,27 +180,27 @@ def test_answers_from_the_same_pictures_are_those_of_each_alone(mllm: Mllm) -> N
     texts = ["Which one?", "Is it night?", "How many windows does the red lighthouse in Port Ansel have?"]
     requests = [AnswerRequest(text, *shown) for text in texts for shown in evidence[:3]]
     requests.append(AnswerRequest(texts[0], *evidence[3]))
-    alone = [generator.answer([one], max_tokens=5, with_captions=True, batch_size=1)[0] for one in requests]
+    alone = [generator.answer([r], max_tokens=5, with_captions=True, batch_size=1)[0] for r in requests]
     for batch_size in (2, 20):
         together = generator.answer(requests, max_tokens=5, with_captions=True, batch_size=batch_size)
         assert [answer.text for answer in together] == [answer.text for answer in alone]
-        for one, other in zip(together, alone, strict=True):
-            assert one.confidence == pytest.approx(other.confidence, abs=TOLERANCE)
+        for answer, right in zip(together, alone, strict=True):
+            assert answer.confidence == pytest.approx(right.confidence, abs=TOLERANCE)
     assert len({round(answer.confidence, 6) for answer in alone}) == len(requests), "or parity shows nothing"
 
 
 def test_rows_whose_answer_has_ended_leave_the_batch(llava: Mllm) -> None:
     picture = noise_pictures()[0]
     requests = [AnswerRequest(f"Is it {'very ' * n}old?", ("a caption",), (picture,)) for n in range(8)]
-    prompts = [ask_trial(request.question, [picture]) for request in requests]
-    told = llava.generate(llava.prepare(prompts, 6), 6).tokens.tolist()
+    prompts = [Prompt(r.question, r.captions, r.pictures, answer_prompt) for r in requests]
+    answers = llava.generate(llava.prepare(prompts, 6), 6).tokens.tolist()
 
     def lengths_with(end: int) -> list[int]:
-        return [row.index(end) if end in row else 6 for row in told]
+        return [row.index(end) if end in row else 6 for row in answers]
 
     # So that the answers differ in length, and none is empty.
     llava.network.generation_config.eos_token_id = max(
-        (token for row in told for token in row if min(lengths_with(token)) > 0),
+        (token for row in answers for token in row if min(lengths_with(token)) > 0),
         key=lambda token: len(set(lengths_with(token))),
     )
     assert Generator(llava).shares_prefixes
@@ -210,7 +210,7 @@ def test_rows_whose_answer_has_ended_leave_the_batch(llava: Mllm) -> None:
     )
     after = Generator(llava).answer(requests, max_tokens=6, with_captions=True, batch_size=8)
     watched.remove()
-    alone = [Generator(llava).answer([one], max_tokens=6, with_captions=True, batch_size=1)[0] for one in requests]
+    alone = [Generator(llava).answer([r], max_tokens=6, with_captions=True, batch_size=1)[0] for r in requests]
     assert [answer.text for answer in after] == [answer.text for answer in alone]
     lengths = [answer.tokens for answer in after]
     assert min(lengths) < max(lengths), "one ends earlier, or nothing is shown"
@@ -221,8 +221,8 @@ def test_rows_whose_answer_has_ended_leave_the_batch(llava: Mllm) -> None:
 def test_the_second_picture_of_an_answer_is_seen(mllm: Mllm) -> None:
     pictures = noise_pictures()
     request = AnswerRequest("Which is older?", ("Ansel", "Harlow"), (pictures[0], pictures[1]))
-    other = replace(request, pictures=(pictures[0], noise_pictures(seed=1)[1]))
-    first, second = Generator(mllm).answer([request, other], max_tokens=3, with_captions=True, batch_size=2)
+    changed = replace(request, pictures=(pictures[0], noise_pictures(seed=1)[1]))
+    first, second = Generator(mllm).answer([request, changed], max_tokens=3, with_captions=True, batch_size=2)
     assert abs(first.confidence - second.confidence) > 10 * TOLERANCE
 
 
@@ -234,15 +234,11 @@ def test_control_tokens_of_users_are_text(mllm: Mllm) -> None:
     plain = replace(pair, caption="", question="")
     [score] = Reranker(mllm).relevance([pair], batch_size=1)
     assert 0 <= score.value <= 1
-    prompts = [Prompt(p.question, (p.caption,), (p.picture,), _write) for p in (pair, plain)]
+    prompts = [Prompt(p.question, (p.caption,), (p.picture,), rerank_prompt) for p in (pair, plain)]
     rows = mllm.prepare(prompts, answer_tokens=1).tensors["input_ids"]
     special = set(mllm.tokenizer.all_special_ids) - {mllm.tokenizer.pad_token_id}
     counts = [sum(token in special for token in row) for row in rows.tolist()]
     assert counts[0] == counts[1]
-
-
-def _write(question: str, captions: list[str | None]) -> PromptParts:
-    return rerank_prompt(question, captions[0])
 
 
 def test_a_caption_too_long_for_the_window_is_cut_and_said_so(mllm: Mllm) -> None:
@@ -262,7 +258,7 @@ def test_a_caption_too_long_for_the_window_is_cut_and_said_so(mllm: Mllm) -> Non
 def test_a_cut_prompt_fills_the_window_and_keeps_its_instruction(llava: Mllm) -> None:
     picture = noise_pictures()[0]
     llava.context_tokens = 150
-    prompt = Prompt("How many windows?", ("Harlow Lighthouse, " * 100,), (picture,), _write)
+    prompt = Prompt("How many windows?", ("Harlow Lighthouse, " * 100,), (picture,), rerank_prompt)
     inputs = llava.prepare([prompt], answer_tokens=10)
     text = llava.tokenizer.decode(inputs.tensors["input_ids"][0])
     assert 130 <= inputs.tensors["input_ids"].shape[1] <= 140
@@ -279,7 +275,7 @@ def test_pictures_that_alone_exceed_the_window_are_told(llava: Mllm) -> None:
 
 def test_a_prompt_without_a_picture_is_refused(llava: Mllm) -> None:
     request = AnswerRequest("Which?", (), ())
-    with pytest.raises(ScoreRejected, match="without a picture"):
+    with pytest.raises(ScoreRejected, match="has no picture"):
         Generator(llava).answer([request], max_tokens=2, with_captions=True, batch_size=1)
 
 

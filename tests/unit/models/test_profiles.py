@@ -20,8 +20,6 @@ from ragllava.models.profiles import (
     get_profile,
     missing_models,
     parse_retriever,
-    retriever_reference,
-    with_retriever,
 )
 from ragllava.settings import Settings
 
@@ -45,7 +43,7 @@ def test_mini_lies_in_the_package(tmp_path: Path) -> None:
     configured = settings(tmp_path, "mini")
     profile = get_profile(configured)
     package = Path(ragllava.models.__file__).parent
-    assert Path(retriever_reference(profile)).is_relative_to(package)
+    assert Path(profile.retriever.reference).is_relative_to(package)
     assert Path(profile.mllm).is_relative_to(package)
     assert 0 < profile.threshold < 1
     assert missing_models(profile, configured) == []
@@ -77,9 +75,9 @@ def test_the_models_folder_is_searched(tmp_path: Path, spelling: str) -> None:
     folder.mkdir(parents=True)
     configured = settings(tmp_path, "base", models_dir=tmp_path / "models")
     profile = get_profile(configured)
-    found = find_model(profile.mllm, profile, configured)
-    assert found.path == folder
-    assert found.label == "Qwen/Qwen3-VL-2B-Instruct"
+    model = find_model(profile.mllm, profile, configured)
+    assert model.path == folder
+    assert model.label == "Qwen/Qwen3-VL-2B-Instruct"
     assert missing_models(profile, configured) == ["timm/ViT-B-16-SigLIP2-384"]
 
 
@@ -104,7 +102,7 @@ def test_own_models_come_from_a_file(tmp_path: Path, suffix: str) -> None:
         file.write_text(json.dumps({"retriever": "local-dir:clip", "mllm": "weights", "threshold": 0.25}))
     profile = get_profile(settings(tmp_path, str(file)))
     assert profile.name == "museum"
-    assert profile.retriever == f"{LOCAL_DIR}{tmp_path / 'clip'}"
+    assert profile.retriever == RetrieverSource(f"{LOCAL_DIR}{tmp_path / 'clip'}")
     assert profile.mllm == str(tmp_path / "weights")
     assert profile.threshold == 0.25
 
@@ -115,16 +113,16 @@ def test_an_own_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     configured = settings(tmp_path, str(file))
     profile = get_profile(configured)
     with pytest.raises(ModelUnavailable, match=r"clip does not exist; correct the path"):
-        find_model(retriever_reference(profile), profile, configured)
+        find_model(profile.retriever.reference, profile, configured)
 
 
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ('retriever = "local-dir:x"\nmllm = "y"\ncolour = "red"\n', "unknown field 'colour'"),
-        ('retriever = "local-dir:x"\n', "'mllm' is missing"),
+        ('retriever = "local-dir:x"\nmllm = "y"\ncolour = "red"\n', "colour: Extra inputs are not permitted"),
+        ('retriever = "local-dir:x"\n', "mllm: Field required"),
         ('retriever = "local-dir:x"\nmllm = "y"\nthreshold = 1.5\n', "threshold"),
-        ('retriever = "local-dir:x"\nmllm = 3\n', "mllm must be a text"),
+        ('retriever = "local-dir:x"\nmllm = 3\n', "mllm: Input should be a valid string"),
         ("retriever = ", "not valid TOML"),
     ],
 )
@@ -164,10 +162,9 @@ def test_a_retriever_is_named_by_folder_or_by_model_and_tag(tmp_path: Path, monk
             parse_retriever(text)
 
 
-def test_a_profile_with_another_retriever_is_the_same_otherwise(tmp_path: Path) -> None:
-    profile = get_profile(settings(tmp_path, "base"))
-    source = RetrieverSource("ViT-B-32", "openai", "timm/vit_base_patch32_clip_224.openai")
-    other = with_retriever(profile, source)
-    assert (RetrieverSource.of(other), other.mllm, other.name) == (source, profile.mllm, "base")
-    assert with_retriever(other, RetrieverSource.of(profile)) == profile
-    assert RetrieverSource(**source.as_json()) == source
+def test_a_profile_file_may_name_tag_and_repository(tmp_path: Path) -> None:
+    file = tmp_path / "museum.toml"
+    file.write_text('retriever = "ViT-B-32"\nretriever_tag = "openai"\nretriever_repository = "a/b"\nmllm = "c/d"\n')
+    profile = get_profile(settings(tmp_path, str(file)))
+    assert (profile.retriever, profile.mllm) == (RetrieverSource("ViT-B-32", "openai", "a/b"), "c/d")
+    assert profile.retriever.reference == "a/b"

@@ -24,7 +24,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
 
 def test_the_mini_template_writes_what_the_weights_learned(bundle: ModelBundle) -> None:
     mllm = bundle.generator.mllm
-    assert mllm.render(rerank_prompt("What colour is it?", "Harlow, 1932")) == (
+    assert mllm.render(rerank_prompt("What colour is it?", ["Harlow, 1932"])) == (
         "USER: <image>\nImage Caption: Harlow, 1932\nQuestion: What colour is it?\n"
         "Based on the image and its caption, is the image relevant to the question? Answer 'Yes' or 'No'. ASSISTANT:"
     )
@@ -64,10 +64,10 @@ def test_relevance_is_the_sigmoid_of_the_logit_difference(bundle: ModelBundle) -
     """All positions, no padding, no batch: the definition of docs/method.md 2."""
     mllm = bundle.generator.mllm
     pairs = [Pair("What colour is it?" * (n + 1), f"Harlow, {n}", p) for n, p in enumerate(noise_pictures())]
-    found = bundle.reranker.relevance(pairs, batch_size=3)
+    scores = bundle.reranker.relevance(pairs, batch_size=3)
     yes, no = mllm.tokenizer.convert_tokens_to_ids(["ĠYes", "ĠNo"])
-    for pair, score in zip(pairs, found, strict=True):
-        text = mllm.render(rerank_prompt(pair.question, pair.caption))
+    for pair, score in zip(pairs, scores, strict=True):
+        text = mllm.render(rerank_prompt(pair.question, [pair.caption]))
         inputs = mllm.processor(text=[text], images=[pair.picture], return_tensors="pt")
         with torch.no_grad():
             logits = mllm.network(**inputs).logits[0, -1]
@@ -91,7 +91,7 @@ def test_broken_weights_give_no_score(tmp_path: Path) -> None:
     reranker = Reranker(mllm)
     with torch.no_grad():
         mllm.network.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(ScoreRejected, match="no number"):
+    with pytest.raises(ScoreRejected, match="returned NaN"):
         reranker.relevance([Pair("What?", "a", noise_pictures()[0])], batch_size=1)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from ragllava.errors import ModelUnavailable
 from ragllava.models.device import plan_device
-from ragllava.models.profiles import LOCAL_DIR, Profile, get_profile, retriever_reference
+from ragllava.models.profiles import LOCAL_DIR, Profile, RetrieverSource, get_profile
 from ragllava.models.retriever import Retriever, load_retriever
 from ragllava.settings import Settings
 from tests.support.tiny_checkpoints import noise_pictures
@@ -34,7 +34,7 @@ def retriever(settings: Settings) -> Retriever:
 
 @pytest.fixture(scope="module")
 def by_hand(settings: Settings) -> tuple[Any, Any, Any]:
-    name = LOCAL_DIR + retriever_reference(get_profile(settings))
+    name = get_profile(settings).retriever.retriever
     network, _, preprocess = open_clip.create_model_and_transforms(name)
     return network.eval(), preprocess, open_clip.get_tokenizer(name)
 
@@ -42,13 +42,13 @@ def by_hand(settings: Settings) -> tuple[Any, Any, Any]:
 def test_pictures_are_embedded_as_open_clip_does(retriever: Retriever, by_hand: tuple[Any, Any, Any]) -> None:
     network, preprocess, _ = by_hand
     pictures = noise_pictures()
-    found = retriever.embed_images(pictures, batch_size=4)
+    vectors = retriever.embed_images(pictures, batch_size=4)
     with torch.no_grad():
         wanted = torch.cat([network.encode_image(preprocess(picture)[None]) for picture in pictures])
     wanted /= wanted.norm(dim=1, keepdim=True)
-    assert found.dtype == np.float32
-    assert found.shape == (len(pictures), retriever.dim)
-    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (len(pictures), retriever.dim)
+    np.testing.assert_allclose(vectors, wanted.numpy(), atol=1e-5)
 
 
 def test_texts_are_embedded_as_open_clip_does(retriever: Retriever, by_hand: tuple[Any, Any, Any]) -> None:
@@ -104,7 +104,7 @@ def test_a_named_architecture_takes_weights_and_preparation_of_its_tag(
     folder.mkdir(parents=True)
     save_file(network.state_dict(), folder / "open_clip_model.safetensors")
     settings = settings.model_copy(update={"models_dir": tmp_path})
-    profile = Profile("own", "tiny-test", "unused", retriever_tag="ours", retriever_repository="owner/tiny")
+    profile = Profile("own", RetrieverSource("tiny-test", "ours", "owner/tiny"), "unused")
 
     loaded = load_retriever(profile, plan_device(settings), settings)
     picture = Image.new("RGB", (64, 32), (255, 0, 0))
@@ -115,7 +115,7 @@ def test_a_named_architecture_takes_weights_and_preparation_of_its_tag(
     np.testing.assert_allclose(loaded.embed_images([picture], 1), wanted.numpy(), atol=1e-5)
     assert loaded.version.startswith("owner/tiny@")
 
-    wrong_tag = Profile("own", "tiny-test", "unused", retriever_tag="theirs", retriever_repository="owner/tiny")
+    wrong_tag = Profile("own", RetrieverSource("tiny-test", "theirs", "owner/tiny"), "unused")
     with pytest.raises(ModelUnavailable, match="its tags are: ours"):
         load_retriever(wrong_tag, plan_device(settings), settings)
 
@@ -123,6 +123,6 @@ def test_a_named_architecture_takes_weights_and_preparation_of_its_tag(
 def test_damaged_weights_are_told(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 8}}')
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"not weights")
-    profile = Profile("own", f"{LOCAL_DIR}{tmp_path}", "unused")
+    profile = Profile("own", RetrieverSource(f"{LOCAL_DIR}{tmp_path}"), "unused")
     with pytest.raises(ModelUnavailable, match="cannot be loaded"):
         load_retriever(profile, plan_device(settings), settings)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ragllava.errors import UsageError
+from ragllava.json_records import from_json
 from ragllava.records import Role
 from ragllava.training.request import TrainingRequest, check_request
 
@@ -21,13 +22,13 @@ def test_a_job_holds_all_that_was_asked() -> None:
         overrides={"epochs": 2.0}, since=datetime(2026, 11, 25, tzinfo=UTC), promote=False, negatives=4.0,
         precision=0.95, top_k=40, bare_share=0.1,
     )  # fmt: skip
-    assert TrainingRequest.from_spec(asked.as_spec()) == asked
+    assert from_json(TrainingRequest, asked.as_spec()) == asked
 
 
 def test_a_job_of_an_earlier_version_lacks_what_could_not_be_asked_then() -> None:
     spec = request(negatives=4.0).as_spec()
     earlier = {name: value for name, value in spec.items() if name not in ("top_k", "bare_share")}
-    assert TrainingRequest.from_spec(earlier) == request(negatives=4.0)
+    assert from_json(TrainingRequest, earlier) == request(negatives=4.0)
 
 
 @pytest.mark.parametrize(

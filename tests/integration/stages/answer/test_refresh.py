@@ -137,7 +137,7 @@ def gallery(workshop: Workshop, models: ModelBundle, postcards: Postcards, tmp_p
     assert all(row.status in (AnswerStatus.ANSWERED, AnswerStatus.NO_EVIDENCE) for row in made.rows())
     yield made
     for role in Role:
-        models.wear(role, None, None)
+        models.apply_adapter(role, None, None)
 
 
 def retrieved(rows: list[ResultRow]) -> list[set[int]]:
@@ -400,4 +400,4 @@ def test_the_summary_counts_what_was_asked_again(
     assert json.loads(call("jobs", "refresh", job_id, "--dry-run", "--json"))["asked_again"] == 0
     third = json.loads(call("jobs", "refresh", job_id, "--json"))
     assert (third["refresh"]["refreshes"], third["is_new"]) == (job_id, True)
-    assert "does that already" in call("jobs", "refresh", job_id)
+    assert "refreshes it already" in call("jobs", "refresh", job_id)

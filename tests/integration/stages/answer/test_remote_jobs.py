@@ -11,7 +11,7 @@ import pytest
 from ragllava.errors import ServiceUnavailable
 from ragllava.models.adapters import AdapterSet
 from ragllava.models.bundle import ModelBundle
-from ragllava.models.mllm import load_mllm
+from ragllava.models.loading import load_mllm
 from ragllava.records import AnswerStatus, Role
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.results import ResultRow
@@ -31,7 +31,7 @@ def here(workshop: Workshop, postcards: Postcards, models: ModelBundle, tmp_path
         registry.ensure_champions(connection, "mini", desk.resources.base_versions())
     yield desk
     for role in Role:
-        models.wear(role, None, None)
+        models.apply_adapter(role, None, None)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_worker_waits_for_an_endpoint_that_is_away(here: Workshop, postcards: 
     there = at_endpoint(here, server)
     server.key = "another"
     with pytest.raises(ServiceUnavailable, match="RAGLLAVA_VLLM_API_KEY"):
-        there.resources.models.wear(Role.RERANKER, None, None)
+        there.resources.models.apply_adapter(Role.RERANKER, None, None)
     job = there.submit([postcards.archive.questions[0].text], top_k=3)
     there.run()
     assert there.rows(job.job_id) == [], "it is tried again"

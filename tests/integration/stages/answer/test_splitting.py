@@ -10,13 +10,11 @@ from sqlalchemy import select
 
 from ragllava.errors import ScoreRejected
 from ragllava.jobs import control
-from ragllava.jobs.runner import run_shard
 from ragllava.jobs.states import JobState
 from ragllava.models.reranker import Pair, Relevance
 from ragllava.records import AnswerStatus
 from ragllava.stages.answer.refresh import submit_refresh
 from ragllava.stores.schema import questions, shards
-from tests.support.job_rows import WORKER
 from tests.support.workshop import Workshop
 
 TOP_K = 4
@@ -198,7 +196,7 @@ def test_a_worker_that_lost_its_lease_cannot_split(desk: Workshop, ten_questions
 
     robbed = desk.with_models(retriever=Robbed(desk.resources.models.retriever))
     robbed.resources.pace.learn(1.0, cost=1.0)
-    assert run_shard(shard_id, WORKER, robbed.settings, robbed.engine, robbed.resources, robbed.stages)
+    assert robbed.run_shard(shard_id)
     assert states(desk, job_id) == ["running"]
     assert places(desk, job_id) == list(range(len(ten_questions)))
 

@@ -14,6 +14,7 @@ from sqlalchemy import Engine, func, select
 
 from ragllava.client import Client
 from ragllava.errors import InvalidInput, UsageError
+from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.records import AnswerOptions, AnswerStatus, SourceFile
 from ragllava.settings import Settings
@@ -23,7 +24,6 @@ from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.results.finalize import result_rows
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive
-from ragllava.stores.jobs import outcomes
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import files, jobs, questions, shards
 from tests.support.job_rows import Desk
@@ -253,7 +253,7 @@ def test_files_are_queued_and_refused_ones_have_their_outcome(desk: Desk) -> Non
     job = desk.job(submitted.job_id)
     assert (job.archive, job.progress.total, job.progress.by_status) == ("new", 5, {"rejected": 2})
     with desk.engine.begin() as connection:
-        assert outcomes.open_inputs(connection, job.kind, job.job_id, 1, 0, 5) == [0, 2, 4]
+        assert kind_of(job.kind).inputs.open_numbers(connection, job.job_id, 1, 0, 5) == [0, 2, 4]
         bounds = connection.execute(select(shards.c.lo, shards.c.hi).order_by(shards.c.lo)).all()
     assert [tuple(bound) for bound in bounds] == [(0, 3), (3, 5)]
 

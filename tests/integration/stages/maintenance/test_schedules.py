@@ -185,7 +185,7 @@ def test_a_removed_schedule_never_fires_and_its_job_stays(engine: Engine, fire: 
     firing.remove(engine, "gc")
     assert fire() == []
     assert in_transaction(engine, schedules.list_schedules) == []
-    assert in_transaction(engine, control.view, fired.job_id or 0).kind is JobKind.MAINTENANCE
+    assert in_transaction(engine, control.view, fired.job_id or 0).kind == JobKind.MAINTENANCE
 
 
 def test_run_begins_now_and_leaves_the_next_time(engine: Engine, settings: Settings) -> None:

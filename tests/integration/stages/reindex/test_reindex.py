@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_another_retriever_takes_over_and_answers_name_its_index(
     assert new.gate is not None and new.gate["passed"]
     assert (new.gate["images"], new.gate["vectors"], new.gate["unreadable"]) == (CARDS, CARDS, 0)
     assert new.gate["answers"]["questions"] == min(10, len({row.question for row in before if row.answer}))
-    assert old.retired_at is not None and new.index.spec == other_retriever.as_json()
+    assert old.retired_at is not None and new.index.spec == asdict(other_retriever)
     assert job.reindexing is not None and job.reindexing.index_id == new.index.index_id
 
     after = gallery.ask(asked, top_k=3)
@@ -103,7 +104,7 @@ def test_an_index_that_comes_while_pictures_are_ingested_gets_them_too(
     def begin() -> None:
         with gallery.engine.begin() as connection:
             archive_id = gallery.archive_id()
-            indexes.create_index(connection, archive_id, retriever.version, retriever.dim, other_retriever.as_json())
+            indexes.create_index(connection, archive_id, retriever.version, retriever.dim, asdict(other_retriever))
 
     busy = gallery.with_models(retriever=Watched(gallery.resources.models.retriever, begin))
     new = submit_files(busy.engine, busy.settings, archive_name=ARCHIVE, files=cards(postcards, CARDS, CARDS + 2))
@@ -122,7 +123,7 @@ def test_a_broken_new_retriever_does_not_hold_up_ingest(
 ) -> None:
     sound = gallery.resources.models.retriever_from(other_retriever)
     with gallery.engine.begin() as connection:
-        indexes.create_index(connection, gallery.archive_id(), sound.version, sound.dim, other_retriever.as_json())
+        indexes.create_index(connection, gallery.archive_id(), sound.version, sound.dim, asdict(other_retriever))
 
     class Broken(Watched):
         def embed_pixels(self, pixels: Sequence[Any], batch_size: int) -> Any:
@@ -149,7 +150,7 @@ def test_pictures_are_decoded_for_the_larger_of_two_retrievers(
 
     sound = gallery.resources.models.retriever_from(other_retriever)
     with gallery.engine.begin() as connection:
-        indexes.create_index(connection, gallery.archive_id(), sound.version, sound.dim, other_retriever.as_json())
+        indexes.create_index(connection, gallery.archive_id(), sound.version, sound.dim, asdict(other_retriever))
     desk = gallery.with_models(retriever_from=lambda source: Larger(sound, lambda: None))
     assert desk.ingest(tmp_path).progress.by_status == {"stored": 1}
     assert states(desk) == [("active", CARDS + 1), ("building", 1)]

@@ -19,6 +19,7 @@ from ragllava.client import Client
 from ragllava.errors import LineError, ServiceUnavailable, UsageError
 from ragllava.jobs import control, queue
 from ragllava.jobs.control import JobView, NewJob
+from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.records import Answer, AnswerStatus, JobKind, Question, Role, SourceFile, TaskName
 from ragllava.settings import Settings
@@ -26,7 +27,7 @@ from ragllava.stages.answer.question_files import QuestionFile
 from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.maintenance.stage import submit_task
-from ragllava.stages.results.finalize import publish_missing_results, publish_results
+from ragllava.stages.results.finalize import publish_missing_results, publish_result
 from ragllava.stores.archives import archive
 from ragllava.stores.jobs import answers, outcomes
 from ragllava.stores.objects import ObjectStore
@@ -220,7 +221,7 @@ def test_a_retry_while_the_files_are_written_is_not_lost(desk: Desk, objects: Ob
             retry(desk, job_id)
             answer_all(desk)
 
-    publish_results(desk.engine, watched(desk, run_again), job_id)
+    publish_result(desk.engine, watched(desk, run_again), job_id)
     publish_missing_results(desk.engine, objects)
     assert check_files(desk, objects, job_id)["counts"] == {"answered": 2}
 
@@ -228,7 +229,7 @@ def test_a_retry_while_the_files_are_written_is_not_lost(desk: Desk, objects: Ob
 def test_a_job_that_runs_again_gets_no_result_of_before(desk: Desk, objects: ObjectStore) -> None:
     job_id = a_job(desk, good=2)
     answer_all(desk, failing=(1,))
-    publish_results(desk.engine, watched(desk, lambda key: retry(desk, job_id) if "manifest" in key else None), job_id)
+    publish_result(desk.engine, watched(desk, lambda key: retry(desk, job_id) if "manifest" in key else None), job_id)
     assert desk.job(job_id).result is None
 
 
@@ -281,7 +282,7 @@ def one_job_of(kind: JobKind, desk: Desk) -> int:
 def test_every_kind_of_job_is_reconciled(desk: Desk, objects: ObjectStore, kind: JobKind) -> None:
     job_id = one_job_of(kind, desk)
     with desk.engine.begin() as connection:
-        assert outcomes.reconcile(connection, kind, job_id).as_json() == {
+        assert outcomes.reconcile(connection, kind_of(kind).inputs, job_id).as_json() == {
             "inputs": 1,
             "outcomes": 0,
             "adds_up": False,

@@ -50,12 +50,12 @@ def test_a_family_whose_cache_cannot_be_shared_answers_one_by_one(llava: Mllm, m
 
     picture = noise_pictures()[0]
     requests = [AnswerRequest(text, (None,), (picture,)) for text in ("What is it?", "Why?")]
-    right = [Generator(llava).answer([one], max_tokens=3, with_captions=True, batch_size=1)[0] for one in requests]
+    right = [Generator(llava).answer([r], max_tokens=3, with_captions=True, batch_size=1)[0] for r in requests]
     monkeypatch.setattr(mllm_module, "continue_greedily", refuse)
     generator = Generator(llava)
     assert not generator.shares_prefixes
-    found = generator.answer(requests, max_tokens=3, with_captions=True, batch_size=2)
-    assert [answer.text for answer in found] == [answer.text for answer in right]
+    answers = generator.answer(requests, max_tokens=3, with_captions=True, batch_size=2)
+    assert [answer.text for answer in answers] == [answer.text for answer in right]
 
 
 def test_answers_that_are_others_behind_a_prefix_are_not_shared(

@@ -1,4 +1,4 @@
-"""Reranking and answering by an endpoint: the whole way over HTTP, to a server with a real network behind it."""
+"""Reranking and answering by an endpoint: end-to-end over HTTP, to a server with a real network."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class Desk:
 
 def pairs() -> list[Pair]:
     """Two questions about each of three pictures: one without captions, one too long, one hostile."""
-    one, two, three = noise_pictures()[:3]
+    first, second, third = noise_pictures()[:3]
     return [
-        Pair("What is it?", "Harlow, Port Ansel", one),
-        Pair("How many windows?", None, two),
-        Pair("Why?", "Harlow Lighthouse. " * 2000, three),
-        Pair("What is it? <image></s><|im_end|>", "a <image> of Harlow", one),
-        Pair("Château d'Été", None, two, by_caption=True),
-        Pair("  Is it\nnight? ", "", three),
+        Pair("What is it?", "Harlow, Port Ansel", first),
+        Pair("How many windows?", None, second),
+        Pair("Why?", "Harlow Lighthouse. " * 2000, third),
+        Pair("What is it? <image></s><|im_end|>", "a <image> of Harlow", first),
+        Pair("Château d'Été", None, second, by_caption=True),
+        Pair("  Is it\nnight? ", "", third),
     ]
 
 
@@ -72,8 +72,8 @@ def requests() -> list[AnswerRequest]:
     ]
 
 
-def values(reranker: Reranker, some: list[Pair] | None = None) -> list[float]:
-    return [score.value for score in reranker.relevance(some or pairs(), batch_size=2)]
+def values(reranker: Reranker, scored: list[Pair] | None = None) -> list[float]:
+    return [score.value for score in reranker.relevance(scored or pairs(), batch_size=2)]
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_the_mini_model_is_served_under_its_own_version(tmp_path: Path) -> None:
     assert parity.highest - parity.lowest > 0.5, "the golden pairs must tell models apart"
 
 
-def test_who_does_not_answer_questions_computes_itself(desk: Desk) -> None:
+def test_only_a_process_that_serves_uses_the_endpoint(desk: Desk) -> None:
     assert not ModelBundle(desk.settings()).is_remote
     assert ModelBundle(desk.settings(), serving=True).is_remote
     assert not ModelBundle(desk.settings(vllm_url=None), serving=True).is_remote
@@ -161,7 +161,7 @@ def test_a_server_with_other_weights_is_refused(desk: Desk, tmp_path: Path) -> N
     with pytest.raises(ModelUnavailable, match=r"must not serve: its the-base is not llava-llava@\w{8} within .*=0.02"):
         _ = desk.bundle().reranker
     with pytest.raises(ModelUnavailable, match="golden pair 1 scores"):
-        desk.bundle().wear(Role.GENERATOR, None, None)
+        desk.bundle().apply_adapter(Role.GENERATOR, None, None)
 
 
 def test_a_server_with_another_template_is_refused(desk: Desk) -> None:
@@ -171,21 +171,21 @@ def test_a_server_with_another_template_is_refused(desk: Desk) -> None:
         _ = desk.bundle().reranker
 
 
-def test_a_server_that_is_exchanged_later_is_found_out(
+def test_a_server_that_changes_its_weights_later_is_refused(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = desk.bundle()
-    bundle.wear(Role.RERANKER, None, None)
+    bundle.apply_adapter(Role.RERANKER, None, None)
     desk.server.mllm = other_weights(tmp_path)
-    bundle.wear(Role.RERANKER, None, None)  # too soon to be looked at again
+    bundle.apply_adapter(Role.RERANKER, None, None)  # too soon for another check
     monkeypatch.setattr(parity_gate, "_CHECK_AGAIN_S", 0.0)
     with pytest.raises(ModelUnavailable, match="must not serve"):
-        bundle.wear(Role.RERANKER, None, None)
+        bundle.apply_adapter(Role.RERANKER, None, None)
 
 
 def test_of_several_bases_the_right_one_must_be_named(desk: Desk) -> None:
     desk.server.names = ("one", "two")
-    with pytest.raises(ModelUnavailable, match=r"serves one, two; let RAGLLAVA_VLLM_MODEL name"):
+    with pytest.raises(ModelUnavailable, match=r"serves one, two; set RAGLLAVA_VLLM_MODEL to"):
         _ = desk.bundle().reranker
     assert desk.bundle(vllm_model="two").parity()[0] == "two"
     assert {body["model"] for body in desk.server.bodies} == {"two"}
@@ -195,13 +195,13 @@ def test_an_adapter_is_asked_for_by_its_name_and_never_replaced_by_the_base(desk
     folder = write_random_adapter(tmp_path / "adapter", desk.server.mllm.network, seed=1)
     bundle = desk.bundle()
     bare = values(bundle.reranker)
-    with pytest.raises(ModelUnavailable, match=f"serves no ranker-1; start it with .*'ranker-1={folder}'"):
-        bundle.wear(Role.RERANKER, "ranker-1", folder)
-    assert bundle.reranker.version == bundle.base_version, "everything is as before"
+    with pytest.raises(ModelUnavailable, match=f"does not serve ranker-1; start it with .*'ranker-1={folder}'"):
+        bundle.apply_adapter(Role.RERANKER, "ranker-1", folder)
+    assert bundle.reranker.version == bundle.base_version, "nothing has changed"
 
     adapter = AdapterSet(desk.server.mllm, tmp_path).add("any", folder)
     desk.server.adapters = {"ranker-1": adapter}
-    bundle.wear(Role.RERANKER, "ranker-1", folder)
+    bundle.apply_adapter(Role.RERANKER, "ranker-1", folder)
     assert bundle.reranker.version == "ranker-1"
     tuned = values(bundle.reranker)
     assert tuned == pytest.approx(values(Reranker(desk.server.mllm, adapter)), abs=TOLERANCE)
@@ -213,10 +213,10 @@ def test_other_bytes_under_an_adapters_name_are_refused(desk: Desk, tmp_path: Pa
     right, wrong = (write_random_adapter(tmp_path / f"{n}", desk.server.mllm.network, seed=n) for n in (1, 2))
     desk.server.adapters = {"ranker-1": AdapterSet(desk.server.mllm, tmp_path).add("any", wrong)}
     with pytest.raises(ModelUnavailable, match="its ranker-1 is not the adapter in"):
-        desk.bundle().wear(Role.RERANKER, "ranker-1", right)
+        desk.bundle().apply_adapter(Role.RERANKER, "ranker-1", right)
 
 
-def test_too_few_pictures_a_prompt_are_found_before_the_first_question(desk: Desk) -> None:
+def test_too_few_pictures_for_a_prompt_are_noticed_before_the_first_question(desk: Desk) -> None:
     desk.server.images_per_prompt = 1
     with pytest.raises(ModelUnavailable, match="larger --limit-mm-per-prompt"):
         _ = desk.bundle().generator
@@ -231,7 +231,7 @@ def test_golden_scores_stand_in_for_weights_that_are_elsewhere(desk: Desk, tmp_p
     elsewhere = tmp_path / "elsewhere" / "llava"
     shutil.copytree(desk.folder, elsewhere, ignore=shutil.ignore_patterns("*.safetensors"))
     light = Desk(elsewhere, tmp_path / "light", desk.server)
-    with pytest.raises(ModelUnavailable, match=r"holds no weights, and there are no golden scores"):
+    with pytest.raises(ModelUnavailable, match=r"has no weights, and there are no golden scores"):
         _ = light.bundle().reranker
     right = desk.bundle()
     expected = values(right.reranker)
@@ -244,11 +244,11 @@ def test_golden_scores_stand_in_for_weights_that_are_elsewhere(desk: Desk, tmp_p
     with pytest.raises(ModelUnavailable, match="must not serve"):
         _ = light.bundle(vllm_golden_dir=golden).reranker
     (elsewhere / "config.json").write_text((elsewhere / "config.json").read_text() + "\n")
-    with pytest.raises(ModelUnavailable, match=r"holds no weights, and there are no golden scores"):
+    with pytest.raises(ModelUnavailable, match=r"has no weights, and there are no golden scores"):
         _ = light.bundle(vllm_golden_dir=golden).reranker
 
 
-def test_damaged_golden_scores_are_told(desk: Desk) -> None:
+def test_damaged_golden_scores_are_reported(desk: Desk) -> None:
     _ = desk.bundle().reranker
     [file] = (desk.home / "cache" / "golden").iterdir()
     file.write_text("{}")
@@ -256,16 +256,16 @@ def test_damaged_golden_scores_are_told(desk: Desk) -> None:
         _ = desk.bundle().reranker
 
 
-# What can go wrong on the way
+# Failures
 
 
-def test_an_endpoint_that_is_away_is_worth_a_retry(desk: Desk) -> None:
+def test_an_unreachable_endpoint_is_retryable(desk: Desk) -> None:
     nowhere = desk.bundle(vllm_url="http://127.0.0.1:9")
     with pytest.raises(ServiceUnavailable, match=r"127\.0\.0\.1:9 does not answer"):
-        nowhere.wear(Role.RERANKER, None, None)
+        nowhere.apply_adapter(Role.RERANKER, None, None)
 
 
-def test_an_endpoint_that_does_not_come_to_an_answer_is_given_up(desk: Desk) -> None:
+def test_an_endpoint_that_does_not_answer_in_time_is_an_error(desk: Desk) -> None:
     reranker = desk.bundle(vllm_timeout_s=0.3).reranker
     never = threading.Event()
 
@@ -281,7 +281,7 @@ def test_an_endpoint_that_does_not_come_to_an_answer_is_given_up(desk: Desk) -> 
         never.set()
 
 
-def said(status: int, message: str = "no") -> Response:
+def refusal(status: int, message: str = "no") -> Response:
     return JSONResponse({"error": {"message": message}}, status_code=status)
 
 
@@ -297,40 +297,40 @@ def said(status: int, message: str = "no") -> Response:
         (503, ServiceUnavailable, r"failed \(503\)"),
     ],
 )
-def test_a_status_says_whether_asking_again_helps(
+def test_a_status_decides_whether_the_error_is_retryable(
     desk: Desk, status: int, error: type[RagllavaError], sentence: str
 ) -> None:
     bundle = desk.bundle()
     reranker, generator = bundle.reranker, bundle.generator
-    desk.server.instead = lambda _body: said(status)
+    desk.server.instead = lambda _body: refusal(status)
     with pytest.raises(error, match=sentence):
         values(reranker, pairs()[:1])
     with pytest.raises(error, match=sentence):
         generator.answer(requests()[:1], max_tokens=2, with_captions=True, batch_size=1)
 
 
-def test_nobody_waits_as_long_as_an_endpoint_asks_for(desk: Desk) -> None:
+def test_retry_after_is_ignored(desk: Desk) -> None:
     reranker = desk.bundle().reranker
     answer = JSONResponse({"error": {"message": "busy"}}, 429, {"Retry-After": "3600"})
     desk.server.instead = lambda _body: answer
-    told: list[RagllavaError] = []
+    errors: list[RagllavaError] = []
 
     def ask() -> None:
         try:
             values(reranker, pairs()[:1])
         except RagllavaError as error:
-            told.append(error)
+            errors.append(error)
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(60)
-    assert [type(error) for error in told] == [ServiceUnavailable]
+    assert [type(error) for error in errors] == [ServiceUnavailable]
 
 
-def test_a_failure_that_passes_is_not_noticed(desk: Desk) -> None:
+def test_a_short_failure_is_retried(desk: Desk) -> None:
     reranker = desk.bundle().reranker
     right = values(reranker)
-    failures = iter([said(503), said(502)])
+    failures = iter([refusal(503), refusal(502)])
     desk.server.instead = lambda _body: next(failures, None)
     assert values(reranker) == right
 
@@ -343,32 +343,32 @@ def first_token(answer: dict[str, Any], **changed: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda answer: {**answer, "choices": []}, "lacks what we read"),
+        (lambda answer: {**answer, "choices": []}, "is incomplete"),
         (
             lambda answer: {**answer, "choices": [{"message": {"content": "Yes"}, "logprobs": None}]},
-            "lacks what we read",
+            "is incomplete",
         ),
         (lambda answer: first_token(answer, token="Yes"), "the token 'Yes' instead of its id"),
-        (lambda answer: first_token(answer, logprob=None), "lacks what we read"),
+        (lambda answer: first_token(answer, logprob=None), "is incomplete"),
         (lambda answer: {**answer, "usage": {"prompt_tokens": 3}}, "has read a prompt of 3 tokens"),
         (lambda answer: {**answer, "prompt_token_ids": answer["prompt_token_ids"][::-1]}, "tokens that are not the"),
     ],
 )
-def test_an_answer_without_what_we_read_is_no_score(desk: Desk, change: Any, sentence: str) -> None:
+def test_an_incomplete_answer_is_not_a_score(desk: Desk, change: Any, sentence: str) -> None:
     reranker = desk.bundle().reranker
     desk.server.changed = change
     with pytest.raises(ScoreRejected, match=sentence):
         values(reranker, pairs()[:1])
 
 
-def test_what_is_no_json_is_no_score(desk: Desk) -> None:
+def test_an_answer_that_is_not_json_is_not_a_score(desk: Desk) -> None:
     reranker = desk.bundle().reranker
     desk.server.instead = lambda _body: Response("<html>", status_code=200)
-    with pytest.raises(ScoreRejected, match="no JSON"):
+    with pytest.raises(ScoreRejected, match="is not JSON"):
         values(reranker, pairs()[:1])
 
 
-def test_the_key_opens_the_endpoint_and_is_not_shown(desk: Desk) -> None:
+def test_the_key_is_sent_and_not_shown(desk: Desk) -> None:
     desk.server.key = "an open secret"
     with pytest.raises(ServiceUnavailable, match="RAGLLAVA_VLLM_API_KEY") as refused:
         _ = desk.bundle(vllm_api_key="a wrong key").reranker
@@ -380,7 +380,7 @@ def test_the_key_opens_the_endpoint_and_is_not_shown(desk: Desk) -> None:
 
 
 def test_a_server_that_lists_only_the_likeliest_serves_where_yes_and_no_are_among_them(tmp_path: Path) -> None:
-    """Of the mini model they are: it was taught to say one of the two."""
+    """Of the mini model they are: it is trained to answer one of the two."""
     here = ModelBundle(Settings(home=tmp_path, device="cpu"))
     with serving(ModelServer(here.reranker.mllm, knows_logprob_token_ids=False)) as server:
         there = ModelBundle(Settings(home=tmp_path, device="cpu", vllm_url=server.url), serving=True)
@@ -414,14 +414,14 @@ def test_the_share_of_yes() -> None:
     ],
 )
 def test_answers_agree_unless_they_were_sure(right: GoldenAnswer, given: GoldenAnswer, agrees: bool) -> None:
-    expected, found = GoldenScores([0.1, 0.9], [right]), GoldenScores([0.1, 0.89], [given])
+    expected, actual = GoldenScores([0.1, 0.9], [right]), GoldenScores([0.1, 0.89], [given])
     if agrees:
-        parity = compare(expected, found, tolerance=0.02)
+        parity = compare(expected, actual, tolerance=0.02)
         assert parity == Parity(parity.largest, lowest=0.1, highest=0.9, pairs=2)
         assert parity.largest == pytest.approx(0.01)
         return
     with pytest.raises(ModelUnavailable, match="a golden question is answered"):
-        compare(expected, found, tolerance=0.02)
+        compare(expected, actual, tolerance=0.02)
 
 
 # Settings

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from ragllava.json_records import to_json
 from ragllava.records import Candidate, Change, ModelStamp, StoredImage
 from ragllava.stages.answer.changes import changes_since
 from ragllava.stores.jobs.answers import candidates_digest
@@ -20,7 +21,7 @@ def candidate(image_id: int, caption: str | None, rank: int = 0) -> Candidate:
 
 
 FOUND = (candidate(1, "The tower", 0), candidate(2, None, 1))
-EARLIER = EarlierAnswer(0, True, NOW.as_json(), candidates_digest(FOUND), frozenset({1, 2}))
+EARLIER = EarlierAnswer(0, True, to_json(NOW), candidates_digest(FOUND), frozenset({1, 2}))
 
 
 def test_the_same_makers_and_candidates_are_no_change_in_whatever_order() -> None:
@@ -68,7 +69,7 @@ def test_other_candidates_are_a_change(found: tuple[Candidate, ...], expected: t
 
 
 def test_an_empty_archive_that_stays_empty_is_no_change() -> None:
-    earlier = EarlierAnswer(0, False, NOW.as_json(), candidates_digest(()), frozenset())
+    earlier = EarlierAnswer(0, False, to_json(NOW), candidates_digest(()), frozenset())
     assert changes_since(earlier, NOW, ()) == ()
     assert changes_since(earlier, NOW, FOUND) == (Change.PICTURES,)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from ragllava.errors import UsageError
+from ragllava.json_records import to_json
 from ragllava.records import (
     Answer,
     AnswerStatus,
@@ -25,7 +26,7 @@ from ragllava.records import (
     StoredImage,
 )
 from ragllava.stages.results import results
-from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results, written_whole
+from ragllava.stages.results.results import Previous, ResultRow, output_file, write_errors, write_results
 
 STAMP = ModelStamp("mini-clip", "mini-reranker", "mini-generator", "rerank-1 answer-1", 0.6123456789)
 
@@ -43,10 +44,10 @@ ANSWERED = ResultRow(
     answer='deep "red"\nor so',
     confidence=0.87654321,
     candidates=(candidate(3, 0.7, 1), candidate(1, 0.1), candidate(2, 0.99999999, 0, "The tower, 1912")),
-    models=STAMP.as_json(),
+    models=to_json(STAMP),
     note="a caption was cut",
 )
-NO_EVIDENCE = ResultRow(2, "b", "Where?", AnswerStatus.NO_EVIDENCE, models=STAMP.as_json())
+NO_EVIDENCE = ResultRow(2, "b", "Where?", AnswerStatus.NO_EVIDENCE, models=to_json(STAMP))
 INVALID = ResultRow(3, None, None, AnswerStatus.FAILED, error_code="empty_question", error="the question is empty")
 DEAD = ResultRow(4, "d", "Why?", AnswerStatus.DEAD, error_code="poison", error="=killed its worker twice")
 CANCELLED = ResultRow(5, "e", "When?", AnswerStatus.CANCELLED)
@@ -298,21 +299,11 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "out.txt"
-    path.write_text("old")
-    with written_whole(path) as part:
-        part.write_text("new")
-        assert path.read_text() == "old"
-        assert part.parent == path.parent
-    assert path.read_text() == "new"
-
-
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no/out\.csv cannot be written: No such file or directory"):
         write_results(ROWS, tmp_path / "no" / "out.csv", FileFormat.CSV, top_n=2)
     with pytest.raises(UsageError, match="it is a folder"):
         write_results(ROWS, tmp_path, FileFormat.CSV, top_n=2)
     for path in (".", "", "/"):
-        with pytest.raises(UsageError, match="it is a folder"), written_whole(Path(path)):
+        with pytest.raises(UsageError, match="it is a folder"), output_file(Path(path)):
             pass

@@ -15,16 +15,18 @@ from ragllava.errors import UsageError
 from ragllava.models.adapters import AdapterSet
 from ragllava.models.device import plan_device
 from ragllava.models.generator import AnswerRequest, Generator
-from ragllava.models.mllm import Mllm, load_mllm
-from ragllava.models.profiles import LOCAL_DIR, Profile
+from ragllava.models.loading import load_mllm
+from ragllava.models.mllm import Mllm
+from ragllava.models.profiles import LOCAL_DIR, Profile, RetrieverSource
 from ragllava.models.reranker import Pair, Reranker
 from ragllava.records import Role
 from ragllava.settings import Settings
 from ragllava.training.data.examples import AnswerExample
-from ragllava.training.finetune.checkpoints import MANIFEST, Checkpoint, last_checkpoint, seal_checkpoint
+from ragllava.training.finetune.checkpoints import Checkpoint, last_checkpoint, seal_checkpoint
 from ragllava.training.finetune.lora import linear_layers
 from ragllava.training.finetune.report import StepRecord, TrainingReport, read_report, write_report
 from ragllava.training.finetune.run import train
+from ragllava.whole_files import MANIFEST
 from tests.support.tiny_checkpoints import FAMILIES, load_family, save_family
 from tests.support.toy_training import PICTURES, configured, examples_for, losses, open_picture
 
@@ -114,7 +116,7 @@ def test_a_base_in_half_precision_is_trained_in_mixed_precision(tmp_path: Path) 
 
     save_family("llava", tmp_path / "model")
     settings = Settings(home=tmp_path / "home", device="cpu", dtype="bfloat16")
-    profile = Profile(name="tiny", retriever=f"{LOCAL_DIR}{tmp_path}", mllm=str(tmp_path / "model"))
+    profile = Profile("tiny", RetrieverSource(f"{LOCAL_DIR}{tmp_path}"), str(tmp_path / "model"))
     mllm = load_mllm(profile, plan_device(settings), settings)
     config = configured(Role.GENERATOR, tmp_path / "tuned", max_steps=8, token_weighting=True)
     report = train(config, examples_for(Role.GENERATOR), mllm, open_picture)

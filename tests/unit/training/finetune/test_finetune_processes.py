@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,15 @@ from ragllava.training.data.datasets import (
     write_dataset,
 )
 from ragllava.training.data.examples import Evidence
-from ragllava.training.finetune.checkpoints import MANIFEST, last_checkpoint
+from ragllava.training.finetune.checkpoints import last_checkpoint
 from ragllava.training.finetune.launch import last_words, train_in_processes
 from ragllava.training.finetune.presets import choose_settings
 from ragllava.training.finetune.report import TrainingReport, read_report
 from ragllava.training.finetune.run import Failure, FinetuneConfig, main, read_failure, train
+from ragllava.whole_files import MANIFEST
 from tests.support.tiny_checkpoints import load_folder, save_family
 from tests.support.toy_training import PICTURES, SMALL, losses, open_picture
+from tests.support.waiting import wait_for
 
 PROCESS_DEADLINE_S = 180
 
@@ -92,14 +93,6 @@ def started(command: list[str], home: Path) -> Iterator[subprocess.Popen[str]]:
             process.wait()
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + PROCESS_DEADLINE_S
-    while not condition():
-        assert process.poll() is None, f"ended with {process.returncode}"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_killed_training_goes_on_where_it_was(tmp_path: Path) -> None:
     """SIGKILL between checkpoints; dropout and picture noise go on with the same random numbers."""
     run_file = prepare_run(
@@ -108,7 +101,12 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path: Path) -> None:
     command = ["-m", "ragllava.training.finetune.run", str(run_file)]
     result, work = tmp_path / "tuned", tmp_path / "tuned.work"
     with started(command, tmp_path / "home") as process:
-        wait_until((work / "checkpoint-8" / MANIFEST).exists, process)
+
+        def has_checkpoint() -> bool:
+            assert process.poll() is None, f"ended with {process.returncode}"
+            return (work / "checkpoint-8" / MANIFEST).exists()
+
+        wait_for("the second checkpoint", has_checkpoint, PROCESS_DEADLINE_S)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not result.exists()
@@ -169,7 +167,7 @@ def test_why_processes_failed_is_told_and_whether_another_try_can_help(
 
     with pytest.raises(UsageError, match=r"^global_batch=12 is no multiple of micro_batch=4 × 2 devices; change one"):
         start(12)
-    with pytest.raises(TrainingFailed, match="2 processes ended: it is not a picture but text"):
+    with pytest.raises(TrainingFailed, match="2 processes ended: it is text, not a picture"):
         start(8)
 
 

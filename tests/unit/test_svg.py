@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragllava.records import Role
-from ragllava.training.finetune.curves import Panel, draw_panels, nice_ticks
+from ragllava.svg import Panel, draw_panels, nice_ticks
 from ragllava.training.finetune.report import StepRecord, TrainingReport, smoothed
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -1,0 +1,88 @@
+"""Load a multimodal LLM from files on this machine: with its weights, or for preparing prompts only."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from ragllava.errors import ModelUnavailable
+from ragllava.models.checks import Manifest, check_model_folder, manifest, model_version
+from ragllava.models.device import DevicePlan
+from ragllava.models.mllm import Mllm
+from ragllava.models.profiles import Profile, find_model
+from ragllava.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_LOCAL = {"trust_remote_code": False, "local_files_only": True}
+
+# What transformers and safetensors raise for damaged or unknown files.
+_LOAD_ERRORS = (
+    RuntimeError, ValueError, OSError, KeyError, ImportError, TypeError, AttributeError, SafetensorError
+)  # fmt: skip
+
+
+def load_mllm(profile: Profile, plan: DevicePlan, settings: Settings) -> Mllm:
+    """Load the profile's MLLM from files on this machine. Raises ModelUnavailable."""
+    folder = find_model(profile.mllm, profile, settings)
+    check_model_folder(folder.path)
+    version = model_version(folder, settings.home / "cache")
+    try:
+        network, processor = _load(folder.path, plan)
+    except _LOAD_ERRORS as error:
+        raise ModelUnavailable(f"the model in {folder.path} cannot be loaded: {error}") from error
+    log.info("mllm loaded: %s", version, extra={"action": "mllm_loaded"})
+    return Mllm(network, processor, version, plan, manifest(folder.path, settings.home / "cache"))
+
+
+def load_without_weights(folder: Path, version: str, files: Manifest, plan: DevicePlan) -> Mllm:
+    """An Mllm that only prepares prompts, for an endpoint that computes. Raises ModelUnavailable."""
+    import transformers
+
+    check_model_folder(folder, needs_weights=False)
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(folder, **_LOCAL)
+        config = transformers.AutoConfig.from_pretrained(folder, **_LOCAL)
+        with torch.device("meta"):  # shapes without memory
+            network = transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+        if (folder / "generation_config.json").is_file():
+            network.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
+        make_greedy(network)
+    except _LOAD_ERRORS as error:
+        raise ModelUnavailable(f"the model in {folder} cannot be read: {error}") from error
+    return Mllm(network, processor, version, plan, files)
+
+
+def _load(folder: Path, plan: DevicePlan) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    processor = AutoProcessor.from_pretrained(folder, **_LOCAL)
+    network, report = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=plan.dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True, **_LOCAL
+    )
+    # transformers initialises missing weights at random.
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"its weights lack {missing[0]} ({len(missing)} missing)")
+    make_greedy(network)
+    return network.to(plan.device).eval(), processor
+
+
+def make_greedy(network: Any) -> None:
+    """Replace the checkpoint's sampling and penalties by greedy decoding. ValueError without an end token."""
+    from transformers import GenerationConfig
+
+    shipped = network.generation_config
+    ends = shipped.eos_token_id if shipped.eos_token_id is not None else network.config.get_text_config().eos_token_id
+    if ends is None:
+        raise ValueError("its generation_config.json names no eos_token_id")
+    first_end = ends if isinstance(ends, int) else ends[0]
+    padding = shipped.pad_token_id if shipped.pad_token_id is not None else first_end
+    network.generation_config = GenerationConfig(
+        do_sample=False, num_beams=1, bos_token_id=shipped.bos_token_id, eos_token_id=ends, pad_token_id=padding
+    )

@@ -1,0 +1,16 @@
+"""The one loop with which tests wait for something that happens in another thread or process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+POLL_S = 0.02
+
+
+def wait_for(event: str, condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
+    """Call `condition` until it returns True; fail with the name of the event after `timeout_s` seconds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain for: {event}"
+        time.sleep(POLL_S)
