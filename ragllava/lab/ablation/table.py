@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ragllava.evaluation.paper_table import markdown_table
+from ragllava.json_records import rounded
 
 ADDED = "a wrong one added"
 CLEAN = "0% wrong"
@@ -51,15 +52,18 @@ class AblationRow:
 
     def as_json(self) -> dict[str, Any]:
         """Means and spreads by condition, and all values of each seed; shares with four decimals."""
-        return {
-            "label": self.label,
-            "accuracy": {name: _as_json(values) for name, values in self._accuracies().items()},
-            "lost_with_wrong_added": _as_json(self.losses()),
-            "lost_with_wrong_added_about_one": _as_json(self.losses(about_one=True)),
-            "token_weight": _rounded(self._token_weights()),
-            "about_one": [_rounded_values(scores.about_one) for scores in self.scores],
-            "by_type": [{name: _rounded_values(types) for name, types in s.by_type.items()} for s in self.scores],
-        }
+        values: dict[str, Any] = rounded(
+            {
+                "label": self.label,
+                "accuracy": {name: _spread(values) for name, values in self._accuracies().items()},
+                "lost_with_wrong_added": _spread(self.losses()),
+                "lost_with_wrong_added_about_one": _spread(self.losses(about_one=True)),
+                "token_weight": self._token_weights(),
+                "about_one": [scores.about_one for scores in self.scores],
+                "by_type": [scores.by_type for scores in self.scores],
+            }
+        )
+        return values
 
     def cells(self) -> list[str]:
         """The row as texts, in percent: mean ± spread."""
@@ -149,14 +153,6 @@ def _percent(values: Sequence[float]) -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def _as_json(values: Sequence[float]) -> dict[str, Any]:
-    spread = round(statistics.stdev(values), 4) if len(values) > 1 else None
-    return {"mean": round(statistics.mean(values), 4), "spread": spread, "values": _rounded(values)}
-
-
-def _rounded(values: Iterable[float]) -> list[float]:
-    return [round(value, 4) for value in values]
-
-
-def _rounded_values(shares: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(share, 4) for name, share in shares.items()}
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "spread": spread, "values": values}

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ragllava.json_records import rounded
 from ragllava.svg import Panel, draw_panels
 from ragllava.whole_files import written_whole
 
@@ -77,7 +78,7 @@ def train(folder: Path, network: nn.Module, task: StageTask, schedule: StageSche
         done = schedule.share_done(step, seconds) >= 1
         if step and (done or step % schedule.steps_per_report == 0) and (not curve or curve[-1]["step"] != step):
             network.eval()
-            curve.append({"step": step, "seconds": round(seconds), **_rounded(means), **_rounded(task.measure())})
+            curve.append({"step": step, "seconds": round(seconds), **rounded({**means, **task.measure()})})
             log.info("%s: %s", folder.name, curve[-1], extra={"action": "training_measured"})
             _save(folder, network, optimizers, curve)
         if done:
@@ -118,10 +119,6 @@ def _update(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-
-
-def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def _save(folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], curve: Curve) -> None:
