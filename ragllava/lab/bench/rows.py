@@ -70,7 +70,7 @@ class BenchRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Speeds:
     """Items per second of both ways, and the largest difference of their results."""
 
     ours_per_s: float
@@ -78,12 +78,12 @@ class Comparison:
     largest_difference: float
 
 
-def compare(ours: Work, reference: Work, rounds: int = ROUNDS, every: int = 1) -> Comparison:
+def compare(ours: Work, reference: Work, rounds: int = ROUNDS, every: int = 1) -> Speeds:
     """Run both in turns; the best round of each counts. The reference processes every n-th item of ours."""
     runs = [(timed(ours), timed(reference)) for _ in range(rounds)]
     (ours_s, values), (reference_s, expected) = (min(side, key=lambda run: run[0]) for side in zip(*runs, strict=True))
     difference = float(np.abs(np.subtract(values[::every], expected)).max())
-    return Comparison(len(values) / ours_s, len(expected) / reference_s, difference)
+    return Speeds(len(values) / ours_s, len(expected) / reference_s, difference)
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:

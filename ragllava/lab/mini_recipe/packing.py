@@ -93,11 +93,7 @@ class PackedBatch:
     pointers: torch.Tensor
 
 
-@dataclass(slots=True)
-class _PackedRow:
-    columns: list[tuple[int, int, int, float, int]]  # token, position, label, weight, number of the ending
-    caption_ends: list[int]
-    pointers: list[tuple[int, int]]
+_Column = tuple[int, int, int, float, int]  # token, position, label, weight, number of the ending
 
 
 class Packer:
@@ -114,10 +110,10 @@ class Packer:
 
     def batch(self, packs: Sequence[Pack]) -> PackedBatch:
         """Packs side by side, padded on the right."""
-        rows = [self._row(pack) for pack in packs]
-        length = max(len(row.columns) for row in rows)
+        rows, line_ends, pointers = zip(*map(self._row, packs), strict=True)
+        length = max(map(len, rows))
         filler = (self._tokenizer.pad_token_id, 0, IGNORED_LABEL, 0.0, -1)
-        padded = [row.columns + [filler] * (length - len(row.columns)) for row in rows]
+        padded = [row + [filler] * (length - len(row)) for row in rows]
         tokens, positions, labels, weights, endings = (
             torch.tensor([[column[field] for column in row] for row in padded]) for field in range(len(filler))
         )
@@ -126,11 +122,12 @@ class Packer:
             *(tokens, positions, labels, weights, endings, block_mask(endings)),
             pictures=torch.tensor([picture.picture for picture in shown]),
             years=torch.tensor([picture.landmark.entity.year - FIRST_YEAR for picture in shown]),
-            caption_ends=torch.tensor([(i, column) for i, row in enumerate(rows) for column in row.caption_ends]),
-            pointers=torch.tensor([(i, *pointer) for i, row in enumerate(rows) for pointer in row.pointers]),
+            caption_ends=torch.tensor([(row, column) for row, columns in enumerate(line_ends) for column in columns]),
+            pointers=torch.tensor([(row, *pointer) for row, of_row in enumerate(pointers) for pointer in of_row]),
         )
 
-    def _row(self, pack: Pack) -> _PackedRow:
+    def _row(self, pack: Pack) -> tuple[list[_Column], list[int], list[tuple[int, int]]]:
+        """The columns of a pack, the line ends after its captions, and the pointers without the row."""
         beginning: list[int] = []
         for token in self._tokenizer(self.frames.beginning(pack))["input_ids"]:
             beginning += [token] * (self._tokens_per_picture if token == self._image_token else 1)
@@ -147,7 +144,7 @@ class Packer:
             start = len(beginning) + len(question)
             columns += [(t, i, IGNORED_LABEL, 0.0, number) for i, t in enumerate(question, start=len(beginning))]
             columns += [(t, i, t, weight, number) for i, t in enumerate(answer, start=start)]
-        return _PackedRow(columns, line_ends[1::2], pointers)
+        return columns, line_ends[1::2], pointers
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
