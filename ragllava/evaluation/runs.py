@@ -20,8 +20,8 @@ from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit
 from ragllava.evaluation.wrong_evidence import oracle_evidence, with_added_wrong, with_wrong_evidence
 from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, Question, Role, StoredImage
-from ragllava.stages.answer import stage
-from ragllava.stages.answer.stage import RerankedQuestions
+from ragllava.stages.answer import pipeline
+from ragllava.stages.answer.pipeline import RerankedQuestion
 from ragllava.stages.answer.tools import AnswerTools, prepare
 
 DEFAULT_NOISE = (0.2, 0.5)
@@ -78,7 +78,7 @@ class RankedQuestion:
 
     def evidence(self, threshold: float, top_n: int) -> list[StoredImage]:
         """What a job with this threshold would answer from."""
-        chosen = stage.select_evidence(self.candidates, threshold, top_n)
+        chosen = pipeline.select_evidence(self.candidates, threshold, top_n)
         return [candidate.image for candidate in chosen if candidate.evidence_no is not None]
 
 
@@ -133,7 +133,7 @@ class Answerer:
             numbers = asked[start : start + step]
             shown = {self._questions[number].question_no: evidence[number] for number in numbers}
             batch = [self._questions[number] for number in numbers]
-            results = stage.each(batch, partial(self._answer, shown=shown))
+            results = pipeline.isolate_failures(batch, partial(self._answer, shown=shown))
             self._answers.update((keys[number], result) for number, result in zip(numbers, results, strict=True))
             self._progress(f"answer: {label}", start + len(numbers), len(asked))
         return tuple(self._answers[key] for key in keys)
@@ -143,7 +143,7 @@ class Answerer:
         hashes = [image.sha256 for question in questions for image in shown[question.question_no]]
         pictures = resources.pictures.get_many(hashes, resources.threads)
         reranked = [
-            RerankedQuestions(
+            RerankedQuestion(
                 tuple(
                     Candidate(image, rank, retrieval_score=0.0, relevance=1.0, evidence_no=rank)
                     for rank, image in enumerate(shown[question.question_no])
@@ -153,7 +153,7 @@ class Answerer:
             )
             for question in questions
         ]
-        texts = stage.generate(questions, reranked, pictures, self._tools)
+        texts = pipeline.generate(questions, reranked, pictures, self._tools)
         return [
             Answer(question.question_no, AnswerStatus.ANSWERED, text.text, text.confidence)
             if text
@@ -172,7 +172,7 @@ def rank(
     ranked: list[Answer] = []
     for start in range(0, len(questions), _QUESTIONS_RANKED_TOGETHER):
         batch = questions[start : start + _QUESTIONS_RANKED_TOGETHER]
-        ranked += stage.each(batch, partial(_rank_batch, tools=tools, reranking=reranking, by=by))
+        ranked += pipeline.isolate_failures(batch, partial(_rank_batch, tools=tools, reranking=reranking, by=by))
         bench.progress(f"{by}: {pool.archive_name}", len(ranked), len(questions))
     return tuple(
         RankedQuestion(pool.known_here(question), result.candidates)
@@ -273,13 +273,13 @@ def _untuned(tools: AnswerTools, bench: Workbench) -> AnswerTools:
 def _rank_batch(
     questions: Sequence[Question], *, tools: AnswerTools, reranking: AnswerTools, by: Ranker
 ) -> list[Answer]:
-    candidates = stage.retrieve(questions, tools)
+    candidates = pipeline.retrieve(questions, tools)
     if by is Ranker.BLIND:
         candidates = [[replace(c, image=replace(c.image, caption=None)) for c in listed] for listed in candidates]
     if by is Ranker.CLIP:
         ranked = [tuple(listed) for listed in candidates]
     else:
-        ranked = [reranked.candidates for reranked in stage.rerank(questions, candidates, reranking)]
+        ranked = [reranked.candidates for reranked in pipeline.rerank(questions, candidates, reranking)]
     return [
         Answer(question.question_no, AnswerStatus.ANSWERED, candidates=listed)
         for question, listed in zip(questions, ranked, strict=True)

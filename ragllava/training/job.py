@@ -204,13 +204,13 @@ def release_memory() -> None:
 
 def _begin(context: ShardContext[Resources]) -> Course:
     job = context.read(control.view, context.lease.job_id)
-    prefix = trainings.place_of(job.job_id, job.created_at)
+    prefix = trainings.folder_of(job.job_id, job.created_at)
     return Course(context, from_json(TrainingRequest, context.lease.spec), get_profile(context.settings), prefix)
 
 
 def _clear_this_machine(course: Course) -> None:
     """Remove what trainings left here that were cancelled, failed, or went on elsewhere, a week after."""
-    prefixes = course.context.read(trainings.open_places)
+    prefixes = course.context.read(trainings.open_folders)
     names = {prefix.rpartition("/")[2] for prefix in prefixes}
     for name in clear_old(course.folder.parent, names, time.time() - GRACE_S):
         log.info("old training removed", extra={"action": "training_removed", "place": name})

@@ -35,7 +35,7 @@ from ragllava.jobs.runner import ShardContext
 from ragllava.json_records import to_json
 from ragllava.postcards.archive import draw_archive
 from ragllava.records import AnswerOptions, JobKind
-from ragllava.stages.answer import stage
+from ragllava.stages.answer import pipeline
 from ragllava.stages.answer.stage import answer_stage
 from ragllava.stages.answer.tools import prepare
 from ragllava.stages.resources import Resources
@@ -217,7 +217,7 @@ def test_without_reranking_clip_decides(bench: Workbench) -> None:
         found.pool.archive_id,
         to_json(AnswerOptions(TOP_K, threshold=0.0)),
     )
-    retrieved = stage.retrieve(as_questions(dataset), tools)
+    retrieved = pipeline.retrieve(as_questions(dataset), tools)
     for one, candidates in zip(arm.ranked, retrieved, strict=True):
         assert one.ranking == one.retrieval_ranking == [candidate.image.source for candidate in candidates]
         assert [image.source for image in one.evidence(0.0, 2)] == one.ranking[:2]
