@@ -17,7 +17,6 @@ class PictureBytes(Protocol):
 
     def read(self) -> bytes:
         """The picture file as it stands, still encoded. Raises UsageError if it is not there any more."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
