@@ -8,7 +8,6 @@ MMQA_imgs. As there, only questions of type ImageQ count: they ask about one ima
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from ragllava.evaluation.datasets.files import (
     spellings,
     unique,
 )
-from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
+from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, with_pictures
 from ragllava.stages.ingest.captions import clean_caption
 
 TOP_N = 1
@@ -72,23 +71,13 @@ def load_multimodalqa(folder: Path, split: str) -> EvaluationSet:
     return _load_original(folder, original, split)
 
 
-@dataclass(frozen=True, slots=True)
-class _ImageEntry:
-    """One image as the metadata of either form describes it."""
-
-    image_id: str
-    file_name: str
-    caption: str | None
-
-
 def _load_original(folder: Path, path: Path, split: str) -> EvaluationSet:
     rows = list(json_lines(path))
     asked = [row for row in rows if _type(row.entry) in (QUESTION_TYPE, None)]
     questions = read_rows(path, asked, _read_original)
     pool = unique(image_id for question in questions for image_id in (*question.relevant, *question.distractors))
     images_file = need_path(folder, spellings("MMQA_images.jsonl", "images.jsonl", **_ORIGINAL), _ORIGIN)
-    listed = read_rows(images_file, json_lines(images_file), _read_image)
-    images = _images(folder, pool, listed, images_file)
+    images = _images(folder, pool, images_file, json_lines(images_file), "title")
     left_out = {"other type of question": len(rows) - len(asked)}
     return EvaluationSet("multimodalqa", split, images, tuple(questions), TOP_N, left_out)
 
@@ -102,7 +91,7 @@ def _load_reference(folder: Path, path: Path, split: str) -> EvaluationSet:
         pool = unique(read_rows(index, json_rows(index), lambda row: need_id(row.entry)))
     metadata_file = need_path(folder, spellings("MMQA_ImageQ_metadata.json"), _REFERENCE_ORIGIN)
     metadata = (Row(0, image_id, entry) for image_id, entry in read_map(metadata_file).items())
-    images = _images(folder, pool, read_rows(metadata_file, metadata, _read_metadata), metadata_file)
+    images = _images(folder, pool, metadata_file, metadata, "caption")
     return EvaluationSet("multimodalqa", split, images, tuple(questions), TOP_N)
 
 
@@ -151,31 +140,22 @@ def _answer(item: Any) -> str:
     return need_text({"answer": value}, "answer")
 
 
-def _read_image(row: Row) -> _ImageEntry:
-    entry = need_object(row.entry)
-    return _ImageEntry(need_id(entry.get("id")), need_text(entry, "path"), _caption(entry.get("title")))
-
-
-def _read_metadata(row: Row) -> _ImageEntry:
-    entry = need_object(row.entry)
-    return _ImageEntry(row.name, need_text(entry, "path"), _caption(entry.get("caption")))
-
-
-def _caption(value: Any) -> str | None:
-    return clean_caption(value) if isinstance(value, str) else None
-
-
 def _images(
-    folder: Path, pool: Sequence[str], listed: Iterable[_ImageEntry], metadata_file: Path
+    folder: Path, pool: Sequence[str], metadata_file: Path, rows: Iterable[Row], caption_key: str
 ) -> tuple[EvaluationImage, ...]:
-    by_id = {entry.image_id: entry for entry in listed}
-    unknown = next((image_id for image_id in pool if image_id not in by_id), None)
+    """The pool, with the file names and captions of the metadata in either form; in JSON lines an entry has an `id`."""
+
+    def read(row: Row) -> tuple[str, tuple[str, str | None]]:
+        entry = need_object(row.entry)
+        image_id = need_id(entry.get("id")) if row.line else row.name
+        caption = entry.get(caption_key)
+        cleaned = clean_caption(caption) if isinstance(caption, str) else None
+        return image_id, (need_text(entry, "path"), cleaned)
+
+    listed = dict(read_rows(metadata_file, rows, read))
+    unknown = next((image_id for image_id in pool if image_id not in listed), None)
     if unknown is not None:
         raise UsageError(f"{metadata_file} does not describe image {unknown}; do the files belong together?")
-    entries = [by_id[image_id] for image_id in pool]
     picture_folder = need_path(folder, _PICTURE_FOLDERS, _PICTURES_ORIGIN)
-    pictures = find_pictures(picture_folder, [entry.file_name for entry in entries], _PICTURES_ORIGIN)
-    return tuple(
-        EvaluationImage(entry.image_id, entry.caption, picture)
-        for entry, picture in zip(entries, pictures, strict=True)
-    )
+    pictures = find_pictures(picture_folder, [listed[image_id][0] for image_id in pool], _PICTURES_ORIGIN)
+    return with_pictures({image_id: listed[image_id][1] for image_id in pool}, pictures)

@@ -26,7 +26,7 @@ from ragllava.evaluation.datasets.files import (
     spellings,
     unique,
 )
-from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
+from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, with_pictures
 
 QUESTION_TYPE = "caption"
 
@@ -130,7 +130,7 @@ def _images(
 ) -> tuple[EvaluationImage, ...]:
     """`file_of` maps image ids, in the order of the pool, to file names."""
     pictures = find_pictures(need_path(folder, picture_folders, origin), list(file_of.values()), origin)
-    return tuple(EvaluationImage(image_id, None, picture) for image_id, picture in zip(file_of, pictures, strict=True))
+    return with_pictures(dict.fromkeys(file_of), pictures)
 
 
 def _questions(pairs: Iterable[tuple[str, str]]) -> tuple[EvaluationQuestion, ...]:

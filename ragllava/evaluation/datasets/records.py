@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -56,6 +56,14 @@ class EvaluationImage:
     picture: PictureBytes
 
 
+def with_pictures(captions: Mapping[str, str | None], pictures: Sequence[PictureBytes]) -> tuple[EvaluationImage, ...]:
+    """The images of a pool, from their captions by id and their pictures in the same order."""
+    return tuple(
+        EvaluationImage(image_id, caption, picture)
+        for (image_id, caption), picture in zip(captions.items(), pictures, strict=True)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class EvaluationQuestion(KnownQuestion):
     """A question of a data set. `relevant` holds image ids; `type` is the data set's category of the question.
@@ -90,8 +98,10 @@ class EvaluationSet:
         if not self.questions:
             raise UsageError(f"{self.name}, split {self.split}: no question to evaluate with")
         pool = Counter(image.image_id for image in self.images)
-        self._refuse_twins("image", pool)
-        self._refuse_twins("question", Counter(question.custom_id for question in self.questions))
+        for kind, ids in (("image", pool), ("question", Counter(question.custom_id for question in self.questions))):
+            twin = next((name for name, count in ids.items() if count > 1), None)
+            if twin is not None:
+                raise UsageError(f"{self.name}, split {self.split}: {kind} {twin} occurs {ids[twin]} times")
         for question in self.questions:
             absent = next((image_id for image_id in question.relevant if image_id not in pool), None)
             if absent is not None:
@@ -104,8 +114,3 @@ class EvaluationSet:
     def retrieval_only(self) -> bool:
         """Whether there are no answers to score, only images to find (Flickr30K, COCO)."""
         return not any(question.answer for question in self.questions)
-
-    def _refuse_twins(self, kind: str, ids: Counter[str]) -> None:
-        twin = next((name for name, count in ids.items() if count > 1), None)
-        if twin is not None:
-            raise UsageError(f"{self.name}, split {self.split}: {kind} {twin} occurs {ids[twin]} times")
