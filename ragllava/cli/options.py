@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 E = TypeVar("E", bound=StrEnum)
+T = TypeVar("T")
 
 _PIPED_WIDTH = 10_000  # characters, wider than any table
 
@@ -28,6 +30,12 @@ JOB_ID = click.IntRange(1, 2**63 - 1)  # of the database
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 archive_option = click.option("--archive", required=True, metavar="NAME", help="The archive.")
+captions_option = click.option(
+    "--captions", type=click.Path(path_type=Path), help="CSV, JSONL or Parquet with file and caption."
+)
+no_wait_option = click.option("--no-wait", is_flag=True, help="Return when the job is queued.")
+wait_option = click.option("--wait", is_flag=True, help="Wait for the job, with a progress bar.")
+job_argument = click.argument("job_id", type=JOB_ID)
 
 
 class EnumChoice(click.Choice[E]):
@@ -110,10 +118,37 @@ def print_lines(file: Path, errors: Sequence[LineError], kind: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Indented, keys as given, times in ISO 8601."""
+    """Indented, keys as given; records as their `as_json()` or by their fields, times in ISO 8601."""
     import json
 
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def print_result(value: Any, shown: Iterable[str | Table], as_json: bool) -> None:
+    """The result of a command: `value` as JSON, or the lines and tables of `shown`."""
+    if as_json:
+        print_json(value)
+        return
+    for item in shown:
+        click.echo(item) if isinstance(item, str) else print_table(item)
+
+
+def print_rows(
+    values: Sequence[T], columns: Sequence[str], cells: Callable[[T], Sequence[object]], as_json: bool, *, none: str
+) -> None:
+    """A list of records as JSON, or as a table with a row of `cells` for each record; `none` when there are none."""
+    print_result(values, [make_table(columns, map(cells, values), box=None) if values else none], as_json)
+
+
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]], **style: Any) -> Table:
+    """A table of plain texts; None is shown as `-`. `style` goes to rich's Table."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, **style)
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text("-" if cell is None else str(cell)) for cell in row))
+    return table
 
 
 def print_table(table: Table) -> None:
@@ -148,5 +183,9 @@ def as_time(moment: datetime | None) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else "-"
 
 
-def _plain(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if hasattr(value, "as_json"):
+        return value.as_json()
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)

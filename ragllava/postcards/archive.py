@@ -101,7 +101,7 @@ def draw_archive(
     questions: int = 200,
     two_image_share: float = 0.2,
     split: Split = "test",
-    world: World = "home",
+    world: World = "in_domain",
     side: Callable[[str], bool] | None = None,
 ) -> PostcardArchive:
     """Draws an archive and its questions; the same for the same arguments, in any process and on any machine.
@@ -167,7 +167,7 @@ def _check(images: int, questions: int, two_image_share: float, split: str, worl
     if split not in get_args(Split):
         raise UsageError(f"no split {split!r}; say train or test")
     if world not in get_args(World):
-        raise UsageError(f"no world {world!r}; say home or shifted")
+        raise UsageError(f"no world {world!r}; use in_domain or shifted")
 
 
 def _draw_landmarks(rng: random.Random, images: int, split: Split, world: World) -> tuple[list[Landmark], list[int]]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-World = Literal["home", "shifted"]  # the shipped models learned the one and never saw the other
+World = Literal["in_domain", "shifted"]  # the shipped models learned the one and never saw the other
 Split = Literal["train", "test"]
 
 KINDS = (
@@ -24,7 +24,7 @@ KINDS = (
     "ship", "temple", "bridge", "pyramid", "arch", "fountain",
 )  # fmt: skip
 SHIFTED_KINDS = ("igloo", "obelisk", "pagoda", "stadium", "cottage", "silo")
-KINDS_OF: Mapping[World, Sequence[str]] = {"home": KINDS, "shifted": SHIFTED_KINDS}
+KINDS_OF: Mapping[World, Sequence[str]] = {"in_domain": KINDS, "shifted": SHIFTED_KINDS}
 ROOFED_KINDS = frozenset({"tower", "lighthouse", "windmill", "castle", "barn", "cottage", "silo"})
 # The others count windows.
 FLAGGED_KINDS = frozenset({"temple", "bridge", "pyramid", "arch", "fountain", "igloo", "obelisk"})
@@ -113,7 +113,7 @@ class Landmark:
         return f"{name}, {self.entity.city}, {self.entity.year}"
 
 
-def sample_attributes(rng: random.Random, kind: str | None = None, world: World = "home") -> Attributes:
+def sample_attributes(rng: random.Random, kind: str | None = None, world: World = "in_domain") -> Attributes:
     """Looks drawn evenly, of a given kind or of any that the world has."""
     kind = rng.choice(KINDS_OF[world]) if kind is None else kind
     return Attributes(

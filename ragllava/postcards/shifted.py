@@ -1,7 +1,8 @@
 """Draws a postcard of the shifted world: other landmarks, in one of three drawing styles, put down a little askew.
 
 Everything that questions ask for still shows: colours keep their hue, counted things their number. What differs is how
-it looks, so models that learned only home err more here and can learn from their errors.
+it looks, so models that learned only in-domain postcards err more here and
+can learn from their errors.
 """
 
 from __future__ import annotations

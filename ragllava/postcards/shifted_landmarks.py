@@ -1,4 +1,4 @@
-"""The six kinds of landmarks of the shifted world, drawn as those at home are (postcard_landmarks.py)."""
+"""The six kinds of landmarks of the shifted world, drawn like the in-domain ones (postcard_landmarks.py)."""
 
 from __future__ import annotations
 

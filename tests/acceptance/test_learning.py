@@ -58,7 +58,7 @@ def test_the_lesson_goes_through_the_queue_from_first_answer_to_last(
     assert [view["role"] for view in result["trainings"]] == [Role.RERANKER, Role.GENERATOR]
     statuses = {view["status"] for view in (*result["trainings"], result["shuffled"])}
     assert statuses == {TrainingStatus.REFUSED}
-    assert result["as_it_should_be"] is False
+    assert result["passed"] is False
     json.dumps(result)
     told = capsys.readouterr().out
     assert "FAIL: 0% of the errors about the shifted archive are gone" in told
@@ -73,7 +73,7 @@ def test_too_few_questions_are_refused_before_any_work(school: Cluster) -> None:
 
 def check_labels(client: Client) -> None:
     """In the end every label is right again, and no postcard of a held-out question has any."""
-    asked: dict[World, int] = {"home": 340, "shifted": 170}
+    asked: dict[World, int] = {"in_domain": 340, "shifted": 170}
     for world, questions in asked.items():
         side_name = f"{world}-postcards-3-60-{questions}"
         drawn = draw_archive(3, 60, questions, world=world, side=learn.is_kept_out)

@@ -77,7 +77,7 @@ def demo(
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=2) + "\n")
         console.print(f"figures: {json_path}")
-    succeeded = result["as_it_should_be"] if learn else result["failed"] == 0 and result["answered"] > 0
+    succeeded = result["passed"] if learn else result["failed"] == 0 and result["answered"] > 0
     sys.exit(0 if succeeded else 1)
 
 

@@ -62,7 +62,7 @@ class AnsweredArchive:
     @property
     def labelled(self) -> list[KnownQuestion]:
         """The questions that get feedback: none of their postcards is kept out; as many of each archive."""
-        return labelled_questions(self.archive.questions)[:: IN_DOMAIN_QUESTIONS if self.run.world == "home" else 1]
+        return labelled_questions(self.archive.questions)[:: IN_DOMAIN_QUESTIONS if self.run.world == "in_domain" else 1]
 
     def figures(self, rows: Sequence[ResultRow]) -> JobFigures:
         """The figures of the held-out questions alone."""
@@ -122,7 +122,7 @@ def learn_from_feedback(client: Client, run: Demo) -> dict[str, Any]:
     demo = LearningDemo(client, run)
     demo.require_enough()
     demo.reset()
-    archives = [demo.first_answers("home"), demo.first_answers("shifted")]
+    archives = [demo.first_answers("in_domain"), demo.first_answers("shifted")]
     for answered in archives:
         demo.give_feedback(answered, answered.labelled)
     trained = [demo.train(role, f"train {role}") for role in Role]
@@ -153,7 +153,7 @@ class LearningDemo:
 
     def reset(self) -> None:
         """Cancel the open jobs of an earlier demo, and replace its champions by their base models."""
-        names = {self._run_of("home").name, self._run_of("shifted").name}
+        names = {self._run_of("in_domain").name, self._run_of("shifted").name}
         for job in self.client.jobs.list(only_open=True):
             if job.archive in names:
                 self.client.jobs.cancel(job.job_id)
@@ -190,7 +190,7 @@ class LearningDemo:
 
         request = TrainingRequest(
             role=role,
-            archives=(self._run_of("shifted").name, self._run_of("home").name),
+            archives=(self._run_of("shifted").name, self._run_of("in_domain").name),
             preset=self.client.models.default_preset(),
             overrides=dict(_RERANKER_SETTINGS if role is Role.RERANKER else _GENERATOR_SETTINGS),
             negatives=_HARD_NEGATIVES,
@@ -273,7 +273,7 @@ class LearningDemo:
             },
             "trainings": [view.as_json() for view in trained],
             "shuffled": shuffled.as_json(),
-            "as_it_should_be": all(claims.values()),
+            "passed": all(claims.values()),
             "seconds": self.run.seconds,
             "versions": package_versions(*PACKAGES),
         }
@@ -343,7 +343,7 @@ def _sizes(answered: AnsweredArchive) -> dict[str, Any]:
     return {
         "archive": answered.run.name,
         "questions": len(answered.archive.questions),
-        "taught": len(answered.labelled),
+        "learned_from": len(answered.labelled),
         "held_out": len(answered.held_out),
     }
 

@@ -39,7 +39,7 @@ class Demo:
     images: int
     questions: int
     seconds: dict[str, float] = field(default_factory=dict)
-    world: World = "home"
+    world: World = "in_domain"
     learns: bool = False
     side: Callable[[str], bool] | None = None
     top_k: int | None = None
@@ -188,7 +188,7 @@ def _figure_table(figures: JobFigures) -> Table:
     for name in ("questions", "answered", "no_evidence", "failed", "missing"):
         table.add_row(name.replace("_", " "), *(str(getattr(group, name)) for group in present.values()))
     for k in (1, 2, 5, 20):
-        table.add_row(f"CLIP recall@{k}", *(f"{group.retrieval_recall[k]:.3f}" for group in present.values()))
+        table.add_row(f"retrieval recall@{k}", *(f"{group.retrieval_recall[k]:.3f}" for group in present.values()))
     for k in (1, 2):
         table.add_row(f"reranked recall@{k}", *(f"{group.reranked_recall[k]:.3f}" for group in present.values()))
     table.add_row("right answers", *(f"{group.answer_accuracy:.3f}" for group in present.values()))
