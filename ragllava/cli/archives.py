@@ -22,7 +22,7 @@ from ragllava.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ragllava.client.archives import ArchiveSummary
+    from ragllava.stores.archives.archive import ArchiveSummary
 
 _SHOWN_CAPTIONS = 5  # of those without a file
 
@@ -93,13 +93,9 @@ def list_gaps(name: str, as_json: bool) -> None:
     """Every image without a vector in the active index, and why."""
     with connected() as client:
         gaps = client.archives.gaps(name)
-    print_rows(
-        gaps,
-        ("image", "source", "reason", "explanation"),
-        lambda gap: (gap.image_id, gap.source, gap.reason, gap.explanation),
-        as_json,
-        none=f"{name}: every image has its vector",
-    )
+    columns = ("image", "source", "reason", "explanation")
+    rows = ((gap.image_id, gap.source, gap.reason, gap.explanation) for gap in gaps)
+    print_rows(gaps, columns, rows, as_json, none=f"{name}: every image has its vector")
 
 
 def _summary_lines(summary: ArchiveSummary) -> Iterator[str]:

@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragllava.cli.options import json_option, print_json, print_table
+from ragllava.cli.options import json_option, make_table, print_result
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ragllava.lab.bench.groups import Group, Needs
     from ragllava.lab.bench.rows import BenchRow
     from ragllava.lab.bench.workload import System, Workload
@@ -90,13 +88,9 @@ def bench(
         run = describe_run(workload)
     if chart is not None:
         chart.write_text(draw_chart(rows, f"ragllava bench: {run.title}"), encoding="utf-8")
-    if as_json:
-        print_json(run.as_json() | {"rows": [row.as_json() for row in rows]})
-        return
-    print_table(_table(rows))
-    click.echo(f"{run.title}\n{run.details}")
-    if chart is not None:
-        click.echo(f"chart: {chart.absolute()}, open it in a browser")
+    table = make_table(("what", "ours", "reference", "is", "ratio", "wanted", "", "beside"), map(_cells, rows))
+    drawn = [f"chart: {chart.absolute()}, open it in a browser"] if chart is not None else []
+    print_result(run.as_json() | {"rows": rows}, [table, run.title, run.details, *drawn], as_json)
 
 
 def _found(command: str) -> Path | None:
@@ -177,25 +171,13 @@ def _require_chart(path: Path | None) -> None:
         raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
-def _table(rows: Sequence[BenchRow]) -> Table:
-    from rich.table import Table
-
-    table = Table("what", "ours", "reference", "is", "ratio", "wanted", "", "beside")
-    for row in rows:
-        reference = "-" if row.reference is None else f"{row.reference:.4g} {row.unit}"
-        mark = {True: "reached", False: "missed", None: ""}[row.is_reached]
-        beside = ", ".join(f"{name} {value:.3g}" for name, value in row.figures.items())
-        table.add_row(
-            row.name,
-            f"{row.ours:.4g} {row.unit}",
-            reference,
-            row.reference_name,
-            _ratio(row),
-            str(row.wanted),
-            mark,
-            beside,
-        )
-    return table
+def _cells(row: BenchRow) -> tuple[object, ...]:
+    reference = None if row.reference is None else f"{row.reference:.4g} {row.unit}"
+    mark = {True: "reached", False: "missed", None: ""}[row.is_reached]
+    beside = ", ".join(f"{name} {value:.3g}" for name, value in row.figures.items())
+    return (
+        row.name, f"{row.ours:.4g} {row.unit}", reference, row.reference_name, _ratio(row), row.wanted, mark, beside
+    )  # fmt: skip
 
 
 def _ratio(row: BenchRow) -> str:

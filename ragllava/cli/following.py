@@ -17,31 +17,21 @@ from ragllava.records import JobKind, ReindexStatus
 
 
 def follow(
-    client: Client,
-    job_id: int,
-    title: str,
-    *,
-    wait: bool,
-    as_json: bool,
-    is_new: bool | None = None,
-    already: str = "",
+    client: Client, job_id: int, title: str, *, wait: bool, as_json: bool, state: str = "queued", **facts: bool
 ) -> NoReturn:
-    """Print a queued job, after its end if the command waits, and exit.
+    """Print a queued job, after its end if the command waits, and exit; its JSON includes `facts`.
 
-    `is_new` says whether this call has made the job, where it may have been made before; `already` is then what the
-    job is instead of queued. Exits with 1 when the command waited for a job of which no input succeeded, or whose gate
-    refused the result.
+    Exits with 1 when the command waited for a job of which no input succeeded, or whose gate refused the result.
     """
     job = client.jobs.get(job_id)
     warn_without_worker(client, kind_of(job.kind).queue)
     if wait:
         job = wait_or_leave(client, job_id, title, Console(stderr=as_json))
     if as_json:
-        print_json(job.as_json() | ({} if is_new is None else {"is_new": is_new}))
+        print_json(job.as_json() | facts)
     elif wait:
         click.echo("\n".join([outcome_line(job), *detail_lines(job), *_next_steps(job)]))
     else:
-        state = already if is_new is False else "queued"
         click.echo(f"job {job_id} {state}: {inputs(job)}; `ragllava jobs show {job_id}` shows its progress")
     refused = job.reindexing is not None and job.reindexing.gate_status is ReindexStatus.REFUSED
     sys.exit(0 if not wait or (is_success(job.state) and not refused) else 1)

@@ -76,11 +76,22 @@ def list_indexes(archive: str | None, as_json: bool) -> None:
     def cells(details: IndexDetails) -> tuple[object, ...]:
         index, gate = details.index, details.gate and _gate_state(details.gate)
         times = as_time(details.activated_at), as_time(details.retired_at)
-        return index.index_id, details.archive, index.retriever, index.state, details.images, _search(details), gate, *times
+        return (
+            index.index_id,
+            details.archive,
+            index.retriever,
+            index.state,
+            details.images,
+            _search(details),
+            gate,
+            *times,
+        )
 
     with connected() as client:
         indexes = client.archives.indexes.list(archive)
-    print_rows(indexes, columns, cells, as_json, none="no index yet; the first `ragllava ingest` creates one")
+    print_rows(
+        indexes, columns, map(cells, indexes), as_json, none="no index yet; the first `ragllava ingest` creates one"
+    )
 
 
 @index.command("show")

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 E = TypeVar("E", bound=StrEnum)
-T = TypeVar("T")
 
 _PIPED_WIDTH = 10_000  # characters, wider than any table
 
@@ -44,6 +43,12 @@ class EnumChoice(click.Choice[E]):
     def normalize_choice(self, choice: object, ctx: click.Context | None) -> str:
         """The value, as it is written."""
         return str(choice)
+
+
+class Problem(str):
+    """A line about what is wrong."""
+
+    __slots__ = ()
 
 
 class ThresholdType(click.ParamType[float | None]):
@@ -125,19 +130,24 @@ def print_json(value: Any) -> None:
 
 
 def print_result(value: Any, shown: Iterable[str | Table], as_json: bool) -> None:
-    """The result of a command: `value` as JSON, or the lines and tables of `shown`."""
+    """The result of a command: `value` as JSON, or the lines, tables and problems of `shown`."""
     if as_json:
         print_json(value)
         return
     for item in shown:
-        click.echo(item) if isinstance(item, str) else print_table(item)
+        if isinstance(item, Problem):
+            print_problem(item)
+        elif isinstance(item, str):
+            click.echo(item)
+        else:
+            print_table(item)
 
 
 def print_rows(
-    values: Sequence[T], columns: Sequence[str], cells: Callable[[T], Sequence[object]], as_json: bool, *, none: str
+    values: Sequence[Any], columns: Sequence[str], rows: Iterable[Sequence[object]], as_json: bool, *, none: str
 ) -> None:
-    """A list of records as JSON, or as a table with a row of `cells` for each record; `none` when there are none."""
-    print_result(values, [make_table(columns, map(cells, values), box=None) if values else none], as_json)
+    """A list of records as JSON, or as a table with one row for each; `none` when there are no records."""
+    print_result(values, [make_table(columns, rows, box=None) if values else none], as_json)
 
 
 def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]], **style: Any) -> Table:
@@ -170,12 +180,21 @@ def print_problem(text: str) -> None:
     Console().print(text, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
-def package_versions(*packages: str) -> dict[str, str]:
-    """The versions of Python and of these packages, on which measured figures may depend."""
+def package_versions() -> dict[str, str | None]:
+    """The versions of Python, of this package and of those that it requires; None for one that is not installed."""
     import platform
-    from importlib.metadata import version
+    import re
+    from importlib.metadata import PackageNotFoundError, requires, version
 
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for line in ("ragllava", *(requires("ragllava") or ())):
+        name = re.split(r"[^\w.-]", line)[0]
+        if "extra ==" not in line:
+            try:
+                versions[name] = version(name)
+            except PackageNotFoundError:
+                versions[name] = None
+    return versions
 
 
 def as_time(moment: datetime | None) -> str:

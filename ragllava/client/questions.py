@@ -36,14 +36,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class RefreshJob:
-    """A job that refreshes another; `is_new` is false when an open refresh of that job was there before."""
-
-    job_id: int
-    is_new: bool
-
-
-@dataclass(frozen=True, slots=True)
 class SavedResults:
     """How many lines the result file and its error file have."""
 
@@ -136,12 +128,13 @@ class Questions(Namespace):
             thumbnail=archives.thumbnail,
         )
 
-    def refresh(self, job_id: int) -> RefreshJob:
+    def refresh(self, job_id: int) -> tuple[int, bool]:
         """Ask those questions of an ended job again for which something has changed, in a new job.
 
-        Raises UsageError when there is nothing to refresh.
+        Returns the job, and whether it is new: an open refresh of that job is returned again. Raises UsageError when
+        there is nothing to refresh.
         """
-        refresh = RefreshJob(*submit_refresh(self._connections.engine, self._connections.settings, job_id))
+        refresh = submit_refresh(self._connections.engine, self._connections.settings, job_id)
         self._dispatch()
         return refresh
 

@@ -240,7 +240,9 @@ def run_arms(
         ranked = rankings[Ranker.RETRIEVER]
         arms = [answerer.answered(RunArm("retrieval", ranked, by_retrieval=True))]
         if options.hide_captions:
-            arms.append(answerer.answered(RunArm("retrieval, captions hidden", ranked, by_retrieval=True), hide_captions=True))
+            arms.append(
+                answerer.answered(RunArm("retrieval, captions hidden", ranked, by_retrieval=True), hide_captions=True)
+            )
     if options.oracle and not dataset.retrieval_only:
         arms += _given_arms(ranked, pool, answerer.of(hide_captions=False), options)
     return arms

@@ -1,4 +1,4 @@
-"""The twelve kinds of in-domain landmarks. One function draws one kind on its plot and returns where its windows may go.
+"""The twelve kinds of in-domain landmarks. One function draws one kind on its plot and returns where windows may go.
 
 Kinds without windows return no places: their count is shown by flags in front of them. Numbers are percent of the
 picture, from the landmark's middle and from the ground up.

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragllava.cli.demo.run import PACKAGES, Demo, with_candidates
-from ragllava.cli.options import package_versions
+from ragllava.cli.demo.run import Demo, with_candidates
+from ragllava.cli.options import make_table, package_versions
 from ragllava.errors import RagllavaError, UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ class AnsweredArchive:
     @property
     def labelled(self) -> list[KnownQuestion]:
         """The questions that get feedback: none of their postcards is kept out; as many of each archive."""
-        return labelled_questions(self.archive.questions)[:: IN_DOMAIN_QUESTIONS if self.run.world == "in_domain" else 1]
+        return labelled_questions(self.archive.questions)[
+            :: IN_DOMAIN_QUESTIONS if self.run.world == "in_domain" else 1
+        ]
 
     def figures(self, rows: Sequence[ResultRow]) -> JobFigures:
         """The figures of the held-out questions alone."""
@@ -275,7 +277,7 @@ class LearningDemo:
             "shuffled": shuffled.as_json(),
             "passed": all(claims.values()),
             "seconds": self.run.seconds,
-            "versions": package_versions(*PACKAGES),
+            "versions": package_versions(),
         }
 
     def _ask(self, run: Demo, questions: Path) -> tuple[JobView, list[ResultRow]]:
@@ -349,14 +351,10 @@ def _sizes(answered: AnsweredArchive) -> dict[str, Any]:
 
 
 def _comparison_table(answered: AnsweredArchive, comparison: BeforeAfter) -> Table:
-    from rich.table import Table
-
-    title = f"{len(answered.held_out)} held-out questions from {answered.run.name}"
-    table = Table("figure", "before", "after", "difference", title=title)
     before, after = totals(comparison.before), totals(comparison.after)
     for name, kind in comparison.before.by_type.items():
         before[f"  {name} ({kind.questions})"] = kind.accuracy
         after[f"  {name} ({kind.questions})"] = comparison.after.by_type[name].accuracy
-    for name, value in before.items():
-        table.add_row(name, f"{value:.3f}", f"{after[name]:.3f}", f"{after[name] - value:+.3f}")
-    return table
+    rows = ((name, f"{old:.3f}", f"{after[name]:.3f}", f"{after[name] - old:+.3f}") for name, old in before.items())
+    title = f"{len(answered.held_out)} held-out questions from {answered.run.name}"
+    return make_table(("figure", "before", "after", "difference"), rows, title=title)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragllava.cli.options import package_versions
+from ragllava.cli.options import make_table, package_versions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ragllava.settings import Settings
 
 EXAMPLES = 12
-PACKAGES = ("ragllava", "celery", "torch", "transformers", "open_clip_torch", "SQLAlchemy", "pgvector", "minio")
 
 
 @dataclass
@@ -149,7 +148,7 @@ class Demo:
             **figures.as_json(),
             "job": job.job_id,
             "seconds": self.seconds,
-            "versions": package_versions(*PACKAGES),
+            "versions": package_versions(),
         }
 
 
@@ -163,42 +162,35 @@ def with_candidates(row: ResultRow) -> dict[str, Any]:
 
 
 def _example_table(rows: list[ResultRow], answers: Mapping[str, KnownAnswer]) -> Table:
-    from rich.table import Table
     from rich.text import Text
 
     from ragllava.client.reporting import is_right
 
-    table = Table("question", "answer", "known", "", "evidence (relevance)", title="examples")
-    for row in rows:
+    def cells(row: ResultRow) -> tuple[object, ...]:
         right = answers[row.custom_id or ""]
         mark = Text("right", "green") if is_right(row, right) else Text("wrong", "red")
         evidence = "\n".join(f"{c.image.caption or c.image.source} ({c.relevance:.2f})" for c in row.evidence)
-        table.add_row(
-            *map(Text, (row.question or "", row.answer or row.status.value, right.answer)), mark, Text(evidence)
-        )
-    return table
+        return row.question or "", row.answer or row.status, right.answer, mark, evidence
+
+    return make_table(("question", "answer", "known", "", "evidence (relevance)"), map(cells, rows), title="examples")
 
 
 def _figure_table(figures: JobFigures) -> Table:
-    from rich.table import Table
-
     groups = {"all": figures.all, "one picture": figures.one_image, "two pictures": figures.two_image}
     present = {name: group for name, group in groups.items() if group is not None}
-    table = Table("figure", *present, title="totals")
-    for name in ("questions", "answered", "no_evidence", "failed", "missing"):
-        table.add_row(name.replace("_", " "), *(str(getattr(group, name)) for group in present.values()))
-    for k in (1, 2, 5, 20):
-        table.add_row(f"retrieval recall@{k}", *(f"{group.retrieval_recall[k]:.3f}" for group in present.values()))
-    for k in (1, 2):
-        table.add_row(f"reranked recall@{k}", *(f"{group.reranked_recall[k]:.3f}" for group in present.values()))
-    table.add_row("right answers", *(f"{group.answer_accuracy:.3f}" for group in present.values()))
-    return table
+    shown = present.values()
+    counts = ("questions", "answered", "no_evidence", "failed", "missing")
+    rows: list[list[object]] = [[name.replace("_", " "), *(getattr(group, name) for group in shown)] for name in counts]
+    rows += [[f"retrieval recall@{k}", *(f"{group.retrieval_recall[k]:.3f}" for group in shown)] for k in (1, 2, 5, 20)]
+    rows += [[f"reranked recall@{k}", *(f"{group.reranked_recall[k]:.3f}" for group in shown)] for k in (1, 2)]
+    rows.append(["right answers", *(f"{group.answer_accuracy:.3f}" for group in shown)])
+    return make_table(("figure", *present), rows, title="totals")
 
 
 def _type_table(figures: JobFigures) -> Table:
-    from rich.table import Table
-
-    table = Table("type", "questions", "right", "always the most frequent answer", title="by type of question")
-    for name, kind in figures.by_type.items():
-        table.add_row(name, str(kind.questions), f"{kind.accuracy:.3f}", f"{kind.majority_share:.3f}")
-    return table
+    columns = ("type", "questions", "right", "always the most frequent answer")
+    rows = (
+        (name, kind.questions, f"{kind.accuracy:.3f}", f"{kind.majority_share:.3f}")
+        for name, kind in figures.by_type.items()
+    )
+    return make_table(columns, rows, title="by type of question")

@@ -74,7 +74,8 @@ def with_candidates(row: ResultRow) -> dict[str, object]:
     by_retrieval = sorted(row.candidates, key=lambda candidate: candidate.retrieval_rank)
     return row.as_json() | {
         "candidates": [
-            {"source": c.image.source, "retrieval_score": c.retrieval_score, "relevance": c.relevance} for c in by_retrieval
+            {"source": c.image.source, "retrieval_score": c.retrieval_score, "relevance": c.relevance}
+            for c in by_retrieval
         ]
     }
 

@@ -69,7 +69,7 @@ def test_figures_by_hand() -> None:
     figures = figures_of("postcards", KNOWN, ARMS, top_n=2)
     assert list(figures.rows) == ["all", "one image", "two images"]
     clip, reranked, natural, labelled = figures.rows["all"]
-    # The retriever has b, b and a first; the labelled are a, b, {a, c}: 2 of 4. Of the first two: a and b, b, a: 3 of 4.
+    # Retrieved first are b, b and a; the labelled are a, b, {a, c}: 2 of 4. Of the first two: a and b, b, a: 3 of 4.
     assert (clip.recall_at[1], clip.recall_at[2], clip.recall_at[5]) == (0.5, 0.75, 1.0)
     assert clip.answer_score is None
     # Reranked first are a, c, a; of six kept (a b, c b, a b) three are labelled.
