@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from ragllava.cli.options import answer_options, as_answer_options, as_time, connected, json_option, print_result
+from ragllava.cli.options import (
+    AnswerFlags,
+    answer_options,
+    as_answer_options,
+    as_time,
+    connected,
+    json_option,
+    print_result,
+)
 
 if TYPE_CHECKING:
     from ragllava.client import BindingView, ScanReport
@@ -22,17 +30,14 @@ if TYPE_CHECKING:
 @click.option("--strict", is_flag=True, help="Refuse a file of an inbox if any of its lines is invalid.")
 @answer_options
 @json_option
-def bind(  # noqa: PLR0917 - one argument for each option
+def bind(
     name: str,
     address: str,
     inbox: bool,
     outbox: str | None,
     strict: bool,
-    top_k: int | None,
-    top_n: int | None,
-    threshold: float | None,
-    bare_prompt: bool,
     as_json: bool,
+    **flags: Unpack[AnswerFlags],
 ) -> None:
     """Keep archive NAME equal to a part of a bucket, and ingest what is there already.
 
@@ -43,13 +48,13 @@ def bind(  # noqa: PLR0917 - one argument for each option
     from ragllava.json_records import to_json
 
     source_of = click.get_current_context().get_parameter_source
-    answering = any(source_of(option) is click.core.ParameterSource.COMMANDLINE for option in _ANSWERING)
+    answering = any(source_of(option) is click.core.ParameterSource.COMMANDLINE for option in flags)
     if not inbox and (outbox or strict or answering):
         raise UsageError("--outbox, --strict and the options of answers are for an inbox: add --inbox")
     with connected() as client:
         options: dict[str, Any] = {"outbox": outbox, "skip_invalid": not strict} if inbox else {}
         if answering:
-            options["answer"] = to_json(as_answer_options(client, top_k, top_n, threshold, bare_prompt))
+            options["answer"] = to_json(as_answer_options(client, **flags))
         role = BindingRole.INBOX if inbox else BindingRole.PICTURES
         binding = client.archives.bind(name, address, role, options)
         reports = [report for report in client.archives.scan(name) if report.address == binding.address]
@@ -57,9 +62,6 @@ def bind(  # noqa: PLR0917 - one argument for each option
     line = f"{binding.address} is bound: its {effect} the archive {binding.archive}"
     body = {"address": binding.address, "role": role, "scan": reports}
     print_result(body, [line, *_report_lines(reports)], as_json)
-
-
-_ANSWERING = ("top_k", "top_n", "threshold", "bare_prompt")
 
 
 @click.command()

@@ -16,6 +16,7 @@ from ragllava.cli.options import (
     EnumChoice,
     archive_option,
     connected,
+    fields_of,
     job_argument,
     json_option,
     make_table,
@@ -94,7 +95,7 @@ def show_noisy(job_id: int, custom_id: str, as_json: bool) -> None:
         view = client.reviews.get(job_id, custom_id)
     body = _case_json(view.case) if view.case else _question_json(view.question)
     candidates = [_candidate_json(candidate) for candidate in view.question.candidates]
-    label = _label_json(view.label) if view.label else None
+    label = fields_of(view.label, "verdict", "answer", "relevant", "irrelevant", "source") if view.label else None
     print_result(body | {"candidates": candidates, "label": label}, _view_lines(view), as_json)
 
 
@@ -132,8 +133,9 @@ def export_noisy(
         )
     expires_s = presign_hours * 3600 if presign_hours else None
     with connected() as client:
-        tasks = client.reviews.save_tasks(file, archive, config, state=state, reason=reason, expires_s=expires_s)
-    click.echo(f"{file}: {tasks} tasks")
+        tasks = client.reviews.export_tasks(archive, state=state, reason=reason, expires_s=expires_s)
+        client.reviews.save_tasks(file, tasks, config)
+    click.echo(f"{file}: {len(tasks)} tasks")
     if config is not None:
         click.echo(f"{config}: paste it into the project's labeling interface, Code")
 
@@ -224,43 +226,15 @@ def _label_line(label: Label, question: AnsweredQuestion) -> str:
 
 
 def _case_json(case: NoisyView) -> dict[str, Any]:
-    return _question_json(case.question) | {
-        "state": case.state.value,
-        "reasons": [reason.value for reason in case.reasons],
-        "details": case.details,
-        "created_at": case.created_at,
-        "updated_at": case.updated_at,
-    }
+    return _question_json(case.question) | fields_of(case, "state", "reasons", "details", "created_at", "updated_at")
 
 
 def _question_json(question: AnsweredQuestion) -> dict[str, Any]:
-    return {
-        "job": question.job_id,
-        "custom_id": question.custom_id,
-        "question": question.text,
-        "status": question.status.value if question.status else None,
-        "answer": question.answer,
-        "confidence": question.confidence,
-    }
+    names = {"job": question.job_id, "custom_id": question.custom_id, "question": question.text}
+    return names | fields_of(question, "status", "answer", "confidence")
 
 
 def _candidate_json(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "image_id": candidate.image.image_id,
-        "source": candidate.image.source,
-        "caption": candidate.image.caption,
-        "retrieval_rank": candidate.retrieval_rank + 1,
-        "retrieval_score": candidate.retrieval_score,
-        "relevance": candidate.relevance,
-        "kept": candidate.evidence_no is not None,
-    }
-
-
-def _label_json(label: Label) -> dict[str, Any]:
-    return {
-        "verdict": label.verdict.value,
-        "answer": label.answer,
-        "relevant": list(label.relevant),
-        "irrelevant": list(label.irrelevant),
-        "source": label.source,
-    }
+    scores = fields_of(candidate, "retrieval_score", "relevance")
+    places = {"retrieval_rank": candidate.retrieval_rank + 1, "kept": candidate.evidence_no is not None}
+    return fields_of(candidate.image, "image_id", "source", "caption") | scores | places

@@ -8,7 +8,7 @@ from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import click
 
@@ -80,6 +80,15 @@ class NumberRange(click.FloatRange):
         return number
 
 
+class AnswerFlags(TypedDict, total=False):
+    """The arguments that `answer_options` gives a command."""
+
+    top_k: int | None
+    top_n: int | None
+    threshold: float | None
+    bare_prompt: bool
+
+
 def answer_options(command: F) -> F:
     """--top-k, --top-n, --threshold, --bare-prompt."""
     for option in (
@@ -93,17 +102,15 @@ def answer_options(command: F) -> F:
     return command
 
 
-def as_answer_options(
-    client: Client, top_k: int | None, top_n: int | None, threshold: float | None, bare_prompt: bool
-) -> AnswerOptions:
+def as_answer_options(client: Client, **flags: Unpack[AnswerFlags]) -> AnswerOptions:
     """The options as a record; those that are not given come from the settings."""
     from ragllava.records import AnswerOptions
 
     return AnswerOptions(
-        top_k=top_k or client.settings.top_k,
-        top_n=top_n or client.settings.top_n,
-        threshold=threshold,
-        captions_in_answer=not bare_prompt,
+        top_k=flags.get("top_k") or client.settings.top_k,
+        top_n=flags.get("top_n") or client.settings.top_n,
+        threshold=flags.get("threshold"),
+        captions_in_answer=not flags.get("bare_prompt"),
     )
 
 
@@ -127,6 +134,11 @@ def print_json(value: Any) -> None:
     import json
 
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def fields_of(record: object, *names: str) -> dict[str, Any]:
+    """These attributes of a record, for JSON."""
+    return {name: getattr(record, name) for name in names}
 
 
 def print_result(value: Any, shown: Iterable[str | Table], as_json: bool) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Unpack
 
 import click
 
 from ragllava.cli.options import (
+    AnswerFlags,
     NumberRange,
     answer_options,
     archive_option,
@@ -30,23 +32,20 @@ from ragllava.errors import InvalidInput
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key and file make one job.")
 @wait_option
 @json_option
-def submit(  # noqa: PLR0917 - one argument for each option
+def submit(
     file: Path,
     archive: str,
-    top_k: int | None,
-    top_n: int | None,
-    threshold: float | None,
-    bare_prompt: bool,
     skip_invalid: bool,
     key: str | None,
     wait: bool,
     as_json: bool,
+    **flags: Unpack[AnswerFlags],
 ) -> None:
     """Queue a file of questions: JSONL (custom_id, question; or OpenAI Batch lines), CSV or Parquet."""
     from ragllava.cli.following import follow
 
     with connected() as client:
-        options = as_answer_options(client, top_k, top_n, threshold, bare_prompt)
+        options = as_answer_options(client, **flags)
         try:
             queued = client.questions.submit(file, archive, options, skip_invalid=skip_invalid, idempotency_key=key)
         except InvalidInput as error:
@@ -72,22 +71,19 @@ def submit(  # noqa: PLR0917 - one argument for each option
     help="Seconds to wait for the answer.",
 )
 @json_option
-def ask(  # noqa: PLR0917 - one argument for each option
+def ask(
     question: str,
     archive: str,
-    top_k: int | None,
-    top_n: int | None,
-    threshold: float | None,
-    bare_prompt: bool,
     timeout_s: float,
     as_json: bool,
+    **flags: Unpack[AnswerFlags],
 ) -> None:
     """Ask one question now; it overtakes every bulk job."""
     from ragllava.cli.progress import warn_without_worker
     from ragllava.records import AnswerStatus
 
     with connected() as client:
-        options = as_answer_options(client, top_k, top_n, threshold, bare_prompt)
+        options = as_answer_options(client, **flags)
         warn_without_worker(client, "query")
         row = client.questions.ask(question, archive, options, timeout_s=timeout_s)
     answered = row.status == AnswerStatus.ANSWERED

@@ -62,16 +62,12 @@ class Archives(Namespace):
         files = list(list_sources(paths, by_picture))
         if not files:
             raise UsageError(f"no pictures in {', '.join(map(str, paths))}")
-        connections = self._connections
-        submitted = submit_files(connections.engine, connections.settings, archive_name=archive, files=files)
-        self._dispatch()
+        submitted = self._queue(submit_files, archive_name=archive, files=files)
         return IngestJob(submitted.job_id, submitted.total, tuple(by_picture.unused()) if by_picture else ())
 
     def reindex(self, request: ReindexRequest) -> int:
         """Queue a job that embeds images of an archive again; returns the job. Raises UsageError."""
-        job_id = submit_reindex(self._connections.engine, self._connections.settings, request)
-        self._dispatch()
-        return job_id
+        return self._queue(submit_reindex, request)
 
     def get(self, name: str) -> ArchiveSummary:
         """The contents of an archive in numbers; reads all its image rows. Raises UsageError for an unknown name."""
@@ -122,10 +118,7 @@ class Archives(Namespace):
 
         Raises UsageError for an archive without a binding and for a bucket that does not exist, ServiceUnavailable.
         """
-        connections = self._connections
-        reports = scan(connections.engine, connections.settings, connections.objects, archive)
-        self._dispatch()
-        return reports
+        return self._queue(scan, self._connections.objects, archive)
 
     def follow(self, watched: WatchedFolder) -> FolderChanges:
         """Bring an archive up to date with a folder; `watched` remembers the files of earlier calls.

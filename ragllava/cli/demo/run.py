@@ -106,7 +106,7 @@ class Demo:
         with self.timed("answer"):
             job_id = self._interrupted(client, JobKind.ANSWER)
             if job_id is None:
-                options = as_answer_options(client, self.top_k, None, None, False)
+                options = as_answer_options(client, top_k=self.top_k)
                 job_id = client.questions.submit(questions, self.name, options).job_id
             job = wait_with_bar(client, job_id, "answer", self.console)
         self.console.print(f"{outcome_line(job)}, in {self.seconds['answer']:.1f} s")
