@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragllava.cli.demo.run import Demo, World, with_candidates
+from ragllava.cli.demo.run import Demo, Domain, with_candidates
 from ragllava.cli.options import make_table, package_versions
 from ragllava.errors import RagllavaError, UsageError
 
@@ -62,14 +62,14 @@ class AnsweredArchive:
     def labelled(self) -> list[KnownQuestion]:
         """The questions that get feedback: none of their postcards is kept out; as many of each archive."""
         return labelled_questions(self.archive.questions)[
-            :: IN_DOMAIN_QUESTIONS if self.run.world == "in_domain" else 1
+            :: IN_DOMAIN_QUESTIONS if self.run.domain == "in_domain" else 1
         ]
 
     def figures(self, rows: Sequence[ResultRow]) -> JobFigures:
         """The figures of the held-out questions alone."""
         from ragllava.evaluation.metrics import score_job
 
-        return score_job(self.held_out, (with_candidates(row) for row in rows))
+        return score_job(self.held_out, map(with_candidates, rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,13 +166,13 @@ class LearningDemo:
                 self.client.models.promote(version.base_name, version.role, "demo --learn begins with the base")
                 self._print(f"the {version.role} begins with the base again, not with {version.name}")
 
-    def first_answers(self, world: World) -> AnsweredArchive:
+    def first_answers(self, domain: Domain) -> AnsweredArchive:
         """Draw an archive, ingest it, and answer all its questions."""
-        run = self._run_of(world)
+        run = self._run_of(domain)
         written, archive = run.draw(self.client.settings)
         run.ingest(self.client, written)
         job, rows = self._ask(run, written.questions)
-        self.run.seconds |= {f"{stage}, {world}": seconds for stage, seconds in run.seconds.items()}
+        self.run.seconds |= {f"{stage}, {domain}": seconds for stage, seconds in run.seconds.items()}
         return AnsweredArchive(run, written, archive, job.job_id, rows)
 
     def give_feedback(self, answered: AnsweredArchive, questions: Sequence[KnownQuestion]) -> None:
@@ -214,7 +214,7 @@ class LearningDemo:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         again = replace(answered.run, seconds={})
         _, rows = self._ask(again, path)
-        self.run.seconds[f"answer again, {answered.run.world}"] = again.seconds["answer"]
+        self.run.seconds[f"answer again, {answered.run.domain}"] = again.seconds["answer"]
         comparison = BeforeAfter(answered.figures(answered.rows), answered.figures(rows))
         self.run.console.print(_comparison_table(answered, comparison))
         return comparison
@@ -269,7 +269,7 @@ class LearningDemo:
             "seed": self.run.seed,
             "images": self.run.images,
             "archives": {
-                answered.run.world: _sizes(answered) | comparison.as_json()
+                answered.run.domain: _sizes(answered) | comparison.as_json()
                 for answered, comparison in zip(archives, comparisons, strict=True)
             },
             "trainings": [view.as_json() for view in trained],
@@ -287,14 +287,14 @@ class LearningDemo:
             raise RagllavaError(f"job {job.job_id} ended as {job.state}; `ragllava jobs show {job.job_id}` shows why")
         return job, [*self.client.questions.results(job.job_id)]
 
-    def _run_of(self, world: World) -> Demo:
+    def _run_of(self, domain: Domain) -> Demo:
         """The run for one archive, with its own times."""
         shares: dict[str, Any] = (
             {"top_k": max(1, round(_CANDIDATE_SHARE * self.run.images))}
-            if world == "shifted"
+            if domain == "shifted"
             else {"questions": IN_DOMAIN_QUESTIONS * self.run.questions}
         )
-        return replace(self.run, world=world, learns=True, side=is_kept_out, seconds={}, **shares)
+        return replace(self.run, domain=domain, side=is_kept_out, seconds={}, **shares)
 
     def _print(self, line: str) -> None:
         self.run.console.print(line, markup=False)
