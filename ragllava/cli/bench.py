@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragllava.cli.options import json_option, make_table, print_result
+from ragllava.cli.options import json_option, make_table, print_result, require_folder
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ def bench(
     groups = choose_groups(only)
     if shape is not None:
         require_shape(shape)
-    _require_chart(chart)
+    if chart is not None and chart.suffix != ".svg":
+        raise UsageError(f"{chart}: the chart is a picture whose name must end in .svg")
+    require_folder(chart)
     # An endpoint would be compared with this process.
     options: dict[str, Any] = {"vllm_url": None} | ({"device": device} if device else {})
     with interruptible(), tempfile.TemporaryDirectory(prefix="ragllava-bench-") as home:
@@ -159,16 +161,6 @@ def _worker_specs(settings: Settings) -> list[WorkerSpec]:
         for spec in worker_specs(settings)
         if spec.name in _WORKERS
     ]
-
-
-def _require_chart(path: Path | None) -> None:
-    """Check the path before minutes of work. Raises UsageError."""
-    if path is None:
-        return
-    if path.suffix != ".svg":
-        raise UsageError(f"{path}: the chart is a picture whose name must end in .svg")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
 def _cells(row: BenchRow) -> tuple[object, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import click
+
+from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -112,6 +114,19 @@ def as_answer_options(client: Client, **flags: Unpack[AnswerFlags]) -> AnswerOpt
         threshold=flags.get("threshold"),
         captions_in_answer=not flags.get("bare_prompt"),
     )
+
+
+def refuse_given(options: Mapping[str, object], reason: str) -> None:
+    """Raise UsageError if one of the options has a value: it `has no effect …`."""
+    for option, value in options.items():
+        if value is not None:
+            raise UsageError(f"{option} has no effect {reason}")
+
+
+def require_folder(path: Path | None) -> None:
+    """Raise UsageError before minutes of work if a file cannot be written after them."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
 def connected() -> Client:

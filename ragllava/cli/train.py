@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragllava.cli.options import EnumChoice, NumberRange, connected, json_option, make_table, print_result
-from ragllava.errors import UsageError
+from ragllava.cli.options import EnumChoice, NumberRange, connected, json_option, make_table, print_result, refuse_given
 from ragllava.records import Role
 from ragllava.training.finetune.presets import PRESETS, TrainingSettings
 
@@ -97,7 +95,7 @@ def train(  # noqa: PLR0917 - one argument for each option
     from ragllava.client import TrainingRequest
 
     if role is Role.GENERATOR:
-        _refuse_for_generators({"--negatives": negatives, "--bare-share": bare_share})
+        refuse_given({"--negatives": negatives, "--bare-share": bare_share}, "on a generator; leave it out")
     with connected() as client:
         request = TrainingRequest(
             role=role,
@@ -115,13 +113,6 @@ def train(  # noqa: PLR0917 - one argument for each option
             _show_plan(client.models.plan_training(request), as_json)
         else:
             _submit(client, request, follow, as_json)
-
-
-def _refuse_for_generators(values: Mapping[str, object]) -> None:
-    """Raise UsageError if an option has a value that changes only what a reranker learns."""
-    for option, value in values.items():
-        if value is not None:
-            raise UsageError(f"{option} has no effect on a generator; leave it out")
 
 
 def _submit(client: Client, request: TrainingRequest, wait: bool, as_json: bool) -> None:
