@@ -77,18 +77,11 @@ def diagnose(*, deep: bool = False) -> Diagnosis:
 
 
 def _deep(settings: Settings) -> Iterator[Finding]:
-    from rich.console import Console
-
-    from ragllava.cli.progress import bars
+    from ragllava.cli.progress import bar
     from ragllava.client import Client
 
-    with Client(settings) as client, bars(Console(stderr=True)) as progress:
-        task = progress.add_task("deep checks", total=None, note="")
-
-        def show(step: str, number: int) -> None:
-            progress.update(task, completed=number, note=step)
-
-        for checked in client.system.inspect(show):
+    with Client(settings) as client, bar("deep checks") as update:
+        for checked in client.system.inspect(lambda step, number: update(completed=number, note=step)):
             yield Finding("deep", checked.name, checked.value, checked.problem)
 
 

@@ -124,18 +124,13 @@ def refresh(job_id: int, dry_run: bool, wait: bool, as_json: bool) -> None:
 
 
 def _plan(client: Client, job_id: int, as_json: bool) -> None:
-    from rich.console import Console
-
-    from ragllava.cli.progress import bars
+    from ragllava.cli.progress import bar
     from ragllava.client.reporting import reasons
     from ragllava.errors import JobRefused, ModelUnavailable
 
-    with bars(Console(stderr=True)) as progress:
-        task = progress.add_task(f"comparing job {job_id}", total=None, note="")
+    with bar(f"comparing job {job_id}") as update:
         try:
-            plan = client.questions.plan_refresh(
-                job_id, lambda done, total: progress.update(task, completed=done, total=total)
-            )
+            plan = client.questions.plan_refresh(job_id, lambda done, total: update(completed=done, total=total))
         except (JobRefused, ModelUnavailable) as error:
             error.add_note("--dry-run needs the archive's retriever here; without --dry-run the workers compare")
             raise

@@ -52,18 +52,15 @@ def list_schedules(as_json: bool) -> None:
 @click.option("--only", type=EnumChoice(Selection), help="reindex: which images.  [default: missing]")
 @click.option("--retriever", metavar="MODEL/TAG", help="reindex: by another retriever, or its folder.")
 @json_option
-def add(  # noqa: PLR0917 - one argument for each option
+def add(
+    *,
     action: ScheduleAction,
     cron: str,
     timezone: str,
     archive: str | None,
     name: str | None,
-    delete: bool,
-    role: Role | None,
-    labels: int | None,
-    only: Selection | None,
-    retriever: str | None,
     as_json: bool,
+    **of_action: bool | int | str | None,
 ) -> None:
     """Start an action at every time that a cron line names.
 
@@ -71,14 +68,7 @@ def add(  # noqa: PLR0917 - one argument for each option
     """
     from ragllava.client import ScheduleRequest
 
-    values = {
-        "delete": delete or None,
-        "role": role and role.value,
-        "labels": labels,
-        "only": only and only.value,
-        "retriever": retriever,
-    }
-    options = {option: value for option, value in values.items() if value is not None}
+    options = {option: value for option, value in of_action.items() if value}
     with connected() as client:
         view = client.schedules.add(ScheduleRequest(action, cron, archive, timezone, name, options))
     line = f"schedule {view.name}: {_action(view)}, for the first time {_local(view.next_due, view)}"

@@ -204,7 +204,7 @@ class LearningDemo:
             raise RagllavaError(
                 f"training the {role} ended as {job.state}: {job.error}; see `ragllava jobs show {job.job_id}`"
             )
-        self._print(f"job {job.job_id}: {training_line(job)}, in {self.run.seconds[stage]:.0f} s")
+        self._print(f"job {job.job_id}: {training_line(job.training)}, in {self.run.seconds[stage]:.0f} s")
         return job.training
 
     def ask_again(self, answered: AnsweredArchive) -> BeforeAfter:

@@ -82,18 +82,17 @@ class Demo:
 
     def draw(self, settings: Settings) -> tuple[WrittenArchive, PostcardArchive]:
         """Draw the postcards into the home, unless an earlier run did."""
-        from ragllava.cli.progress import bars
+        from ragllava.cli.progress import bar
         from ragllava.postcards.archive import draw_archive, write_archive
 
-        with self.timed("draw"), bars(self.console) as progress:
-            task = progress.add_task("draw postcards", total=self.images, note="")
+        with self.timed("draw"), bar("draw postcards", self.console) as update:
             archive = draw_archive(
                 self.seed, self.images, self.questions, shifted=self.domain == "shifted", side=self.side
             )
             written = write_archive(
                 settings.home / "demo" / self.name,
                 archive,
-                lambda done, total: progress.update(task, completed=done, total=total),
+                lambda done, total: update(completed=done, total=total),
             )
         self.console.print(f"drew {self.images} postcards in {self.seconds['draw']:.1f} s: {written.pictures}")
         return written, archive
