@@ -36,7 +36,7 @@ class Change(StrEnum):
     GENERATOR = "generator"
     PROMPT = "prompt"
     THRESHOLD = "threshold"
-    UNKNOWN = "unknown"  # the job before does not say what its answer was made of, or has none
+    UNKNOWN = "unknown"  # the earlier job has no answer, or did not store what it was made from
 
 
 class FileStatus(StrEnum):
@@ -53,7 +53,7 @@ class TrainingStatus(StrEnum):
     """How a training ended."""
 
     PROMOTED = "promoted"  # it passed the gate and is champion
-    CHALLENGER = "challenger"  # it passed the gate, and waits for somebody to promote it
+    CHALLENGER = "challenger"  # it passed the gate and was not promoted yet
     REFUSED = "refused"  # the gate found it no better, or worse in something; kept as a candidate
     FAILED = "failed"  # it cannot be done, and a retry would not help
     DEAD = "dead"
@@ -67,7 +67,7 @@ class ReindexStatus(StrEnum):
     SKIPPED = "skipped"  # the image had its vector already, or was retired meanwhile
     UNREADABLE = "unreadable"  # its picture is missing from the store, or damaged
     SWITCHED = "switched"  # the gate passed: questions are answered from the new index
-    KEPT = "kept"  # the gate passed, and there is nothing to switch, or the switch is left to somebody
+    KEPT = "kept"  # the gate passed; there is nothing to switch, or the switch was not requested
     REFUSED = "refused"  # the gate found the new index worse; the old one stays
     FAILED = "failed"
     DEAD = "dead"
@@ -144,7 +144,7 @@ class NoisyReason(StrEnum):
     FRAGILE_ANSWER = "fragile_answer"  # another answer without the least relevant of the kept images
     LOW_CONFIDENCE = "low_confidence"  # the answer's tokens were unlikely
     SAID_WRONG = "said_wrong"  # by a person or a gold label
-    UNLABELLED_RELEVANT = "unlabelled_relevant"  # an image nobody labelled looks relevant: ask before training on it
+    UNLABELLED_RELEVANT = "unlabelled_relevant"  # an image without a label looks relevant: label it before a training
 
 
 class NoisyState(StrEnum):
@@ -236,7 +236,7 @@ class Answer:
     """The outcome of one question.
 
     `confidence` is exp of the mean log-probability of the answer's tokens (docs/method.md 4), None without an answer.
-    `note` tells what a person should know about a good result (a caption was cut); `error` why there is none.
+    `note` is a remark on a good result (a caption was cut); `error` says why there is none.
     `changes` is set in a refresh: why the question was asked again.
     """
 

@@ -64,7 +64,7 @@ def submit(
             skip_invalid=_checked("skip_invalid", skip_invalid, bool, "true or false"),
             idempotency_key=_checked("idempotency_key", idempotency_key or address, str, "text"),
         )
-        content = objects.get_external(match["bucket"], match["key"])
+        content = objects.read_external(match["bucket"], match["key"]).data
         questions = read_questions(content, name=match["key"])
         job = submit_questions(process.engine, process.settings, questions, submission)
     except (UsageError, ObjectMissing) as error:

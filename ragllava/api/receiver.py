@@ -25,7 +25,7 @@ from starlette.routing import Route
 from ragllava.errors import ServiceUnavailable, SettingsError, UsageError
 from ragllava.settings import Settings
 from ragllava.stages.buckets.notifications import read_notification
-from ragllava.stages.buckets.received import not_ours, note_objects
+from ragllava.stages.buckets.received import record_events, without_own_bucket
 from ragllava.stores.buckets import change_events
 from ragllava.stores.database import in_transaction
 
@@ -87,14 +87,14 @@ class Receiver:
 
     def _take(self, body: bytes) -> Response:
         try:
-            named = not_ours(read_notification(body), self._settings)
+            named = without_own_bucket(read_notification(body), self._settings)
         except UsageError as error:
             return self._refuse("unreadable", 400, str(error))
         if not named:  # folders, and the objects of our own bucket
             self._count("ignored")
             return JSONResponse({"change_events": 0})
         try:
-            noted = note_objects(self._engine, named)
+            noted = record_events(self._engine, named)
         except ServiceUnavailable as error:
             log.warning(str(error), extra={"action": "event_not_taken"})
             return _error(503, "the database is unavailable; send the message again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import click
 
 from ragllava.cli import bindings
 from ragllava.cli.options import archive_option, as_time, connected, json_option, print_json, print_table
+
+_SHOWN_CAPTIONS = 5  # of those without a file
 
 
 @click.command()
@@ -21,40 +22,28 @@ from ragllava.cli.options import archive_option, as_time, connected, json_option
 def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait: bool, as_json: bool) -> None:
     """Add pictures to an archive: files, folders, zip and tar files.
 
-    Captions come from --captions, or from a text file beside a picture (dog.png, dog.txt; its first line). Pictures
-    that the archive holds already are recognised by their bytes; a changed caption is taken over.
+    Captions come from --captions, or from the first line of a text file beside a picture (dog.png, dog.txt). Pictures
+    that the archive contains already are recognised by their bytes; a changed caption replaces the old one.
     """
-    from rich.console import Console
+    from ragllava.cli.following import exit_after, follow, print_followed
+    from ragllava.cli.progress import outcome_line
 
-    from ragllava.cli.progress import inputs, outcome_line, wait_or_leave, warn_without_worker
-    from ragllava.client import is_success
-
-    console = Console(stderr=as_json)
     with connected() as client:
-        queued = client.ingest(paths, archive, captions)
-        for unused in queued.unused_captions[:5]:
-            click.echo(f"caption without a file: {unused}", err=True)
-        if len(queued.unused_captions) > 5:
-            click.echo(f"… and {len(queued.unused_captions) - 5} more captions without a file", err=True)
-        warn_without_worker(client, "ingest")
-        if no_wait:
-            job = client.job(queued.job_id)
-        else:
-            job = wait_or_leave(client, queued.job_id, f"ingest into {archive}", console)
-    if as_json:
-        print_json(job.as_json())
-    elif no_wait:
-        click.echo(f"job {job.job_id} queued: {inputs(job)}; `ragllava jobs show {job.job_id}` tells how far it is")
-    else:
-        click.echo(outcome_line(job))
-        if job.progress.by_status.get("rejected"):
-            click.echo(f"reasons: ragllava archive show {archive} --rejected")
-    sys.exit(0 if no_wait or is_success(job.state) else 1)
+        queued = client.archives.ingest(paths, archive, captions)
+        for name in queued.unused_captions[:_SHOWN_CAPTIONS]:
+            click.echo(f"caption without a file: {name}", err=True)
+        if len(queued.unused_captions) > _SHOWN_CAPTIONS:
+            number = len(queued.unused_captions) - _SHOWN_CAPTIONS
+            click.echo(f"… and {number} more captions without a file", err=True)
+        job = follow(client, queued.job_id, f"ingest into {archive}", "ingest", wait=not no_wait, as_json=as_json)
+    reasons = f"reasons: ragllava archive show {archive} --rejected" if job.progress.by_status.get("rejected") else None
+    print_followed(job, [outcome_line(job), reasons], wait=not no_wait, as_json=as_json)
+    exit_after(job, wait=not no_wait)
 
 
 @click.group()
 def archive() -> None:
-    """List and show archives, bind them to buckets, and name the images that no question can find."""
+    """List and show archives, bind them to buckets, and list the images that no question can find."""
 
 
 for command in (bindings.bind, bindings.unbind, bindings.scan):
@@ -66,14 +55,14 @@ for command in (bindings.bind, bindings.unbind, bindings.scan):
 def list_archives(as_json: bool) -> None:
     """All archives."""
     with connected() as client:
-        found = client.archives()
+        summaries = client.archives.list()
     if as_json:
-        print_json([asdict(summary) for summary in found])
+        print_json([asdict(summary) for summary in summaries])
         return
-    for summary in found:
+    for summary in summaries:
         click.echo(f"{summary.archive.name}: {summary.images} images")
-    if not found:
-        click.echo("no archive yet; `ragllava ingest FOLDER --archive NAME` makes one")
+    if not summaries:
+        click.echo("no archive yet; `ragllava ingest FOLDER --archive NAME` creates one")
 
 
 @archive.command("show")
@@ -81,14 +70,14 @@ def list_archives(as_json: bool) -> None:
 @click.option("--rejected", is_flag=True, help="List the files that were refused, with the reason.")
 @json_option
 def show_archive(name: str, rejected: bool, as_json: bool) -> None:
-    """What an archive holds, and what it refused."""
+    """The contents of an archive, and the files that it refused."""
     with connected() as client:
-        summary = client.archive(name)
-        refused = client.rejected(name) if rejected else []
-        bound = client.bindings(name)
+        summary = client.archives.get(name)
+        refused = client.archives.rejected(name) if rejected else []
+        bound = client.archives.bindings(name)
     if as_json:
-        found = asdict(summary) | {"bindings": [view.as_json() for view in bound]}
-        print_json(found | ({"rejected": [asdict(file) for file in refused]} if rejected else {}))
+        body = asdict(summary) | {"bindings": [view.as_json() for view in bound]}
+        print_json(body | ({"rejected": [asdict(file) for file in refused]} if rejected else {}))
         return
     click.echo(
         f"{summary.archive.name}: {summary.images} images, {summary.size_bytes / 2**20:.1f} MiB, "
@@ -107,22 +96,22 @@ def show_archive(name: str, rejected: bool, as_json: bool) -> None:
         click.echo("no file was refused")
 
 
-@archive.command()
+@archive.command("gaps")
 @click.argument("name")
 @json_option
-def gaps(name: str, as_json: bool) -> None:
+def list_gaps(name: str, as_json: bool) -> None:
     """Every image without a vector in the active index, and why."""
     from rich.table import Table
 
     with connected() as client:
-        found = client.gaps(name)
+        gaps = client.archives.gaps(name)
     if as_json:
-        print_json([asdict(gap) for gap in found])
+        print_json([asdict(gap) for gap in gaps])
         return
-    if not found:
+    if not gaps:
         click.echo(f"{name}: every image has its vector")
         return
     table = Table("image", "source", "reason", "explanation", box=None)
-    for gap in found:
+    for gap in gaps:
         table.add_row(str(gap.image_id), gap.source, gap.reason.value, gap.explanation)
     print_table(table)

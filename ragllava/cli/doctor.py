@@ -95,24 +95,15 @@ def _deep(settings: Settings) -> Iterator[Finding]:
     from rich.console import Console
 
     from ragllava.cli.progress import bars
-    from ragllava.cli.services import database
-    from ragllava.stages.maintenance.inspect import Inspector, inspect
-    from ragllava.stores.objects import ObjectStore
-    from workers.app import waiting_messages
+    from ragllava.client import Client
 
-    different = migrations.differences(settings.require_database())
-    if different:
-        problem = f"{len(different)} things differ from this version's tables; run `ragllava migrate`"
-        yield Finding("deep", "tables", "of another version", problem)
-        return
-    with database(settings, "ragllava doctor", pool_size=3) as engine, bars(Console(stderr=True)) as progress:
+    with Client(settings) as client, bars(Console(stderr=True)) as progress:
         task = progress.add_task("deep checks", total=None, note="")
 
         def show(step: str, number: int) -> None:
             progress.update(task, completed=number, note=step)
 
-        inspector = Inspector(engine, settings, ObjectStore(settings), waiting_messages(settings), show)
-        for checked in inspect(inspector):
+        for checked in client.system.inspect(show):
             yield Finding("deep", checked.name, checked.value, checked.problem)
 
 

@@ -1,19 +1,17 @@
-"""`ragllava eval`: figures like the paper's on a data set whose right answers are known."""
+"""`ragllava eval`: the paper's figures on a data set with known answers."""
 
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragllava.cli.options import NumberRange, json_option, print_json
+from ragllava.cli.options import NumberRange, json_option, package_versions, print_json
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,47 +21,48 @@ if TYPE_CHECKING:
     from ragllava.evaluation.pools import Workbench
     from ragllava.settings import Settings
 
-# Each data set with the split that is reported where nothing else is said.
+# The split of each data set that is reported by default.
 SPLITS = {"postcards": "test", "webqa": "val", "multimodalqa": "dev", "flickr30k": "test", "coco": "test"}
-CALIBRATION_SEED_OFFSET = 1000  # to the seed of the postcards that the threshold is fitted on
-
+CALIBRATION_SEED_OFFSET = 1000  # added to the seed, for the postcards that the threshold is fitted on
 FEWEST_CALIBRATION = 300  # questions that the threshold is fitted on, if there are so many, however few are reported
-
-FOLDER = click.Path(path_type=Path)  # whether it is there is said by the loader
-SHARE = NumberRange(0, 1)
+_PACKAGES = ("ragllava", "torch", "transformers", "open_clip_torch", "pillow", "numpy", "pgvector")
 
 
 @click.command("eval")
 @click.argument("dataset", type=click.Choice(list(SPLITS)))
-@click.option("--data", type=FOLDER, help="The folder with the data set's files; postcards are drawn.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="The folder with the data set's files; not for postcards, which are drawn.",
+)
 @click.option("--split", help="The split to report.  [default: test; of webqa val, of multimodalqa dev]")
 @click.option("--calibration", metavar="SPLIT", help="Fit the adaptive threshold on this other split.")
-@click.option("--seed", default=1, show_default=True, help="Draws the postcards, and the wrong evidence.")
+@click.option("--seed", default=1, show_default=True, help="The seed of the postcards and of the wrong evidence.")
 @click.option(
     "--noise",
-    type=SHARE,
+    type=NumberRange(0, 1),
     multiple=True,
     metavar="SHARE",
-    help="Answer with this share of the labelled images wrong; may be repeated.  [default: 0.2 and 0.5]",
+    help="Replace this share of the labelled images by wrong ones; may be repeated.  [default: 0.2 and 0.5]",
 )
 @click.option(
     "--oracle/--no-oracle",
     default=True,
     show_default=True,
-    help="Answer from the labelled images as well, with and without wrong ones.",
+    help="Also answer from the labelled images, with and without wrong ones.",
 )
 @click.option(
     "--no-caption/--with-caption",
     "no_caption",
     default=None,
-    help="Add a row in which neither reranker nor generator sees a caption, or not.  [default: for postcards only]",
+    help="Add a row without captions for reranker and generator.  [default: for postcards only]",
 )
 @click.option(
     "--rerank",
     type=click.Choice(["on", "off"]),
     default="on",
     show_default=True,
-    help="Off: answer from what CLIP ranks first.",
+    help="Off: answer from the candidates that the retriever ranks first.",
 )
 @click.option(
     "--untuned",
@@ -74,10 +73,14 @@ SHARE = NumberRange(0, 1)
     "--promised-precision",
     type=NumberRange(0, 1, min_open=True, max_open=True),
     metavar="SHARE",
-    help="Add the threshold that promises this precision, 0.95 say, and what it reaches.",
+    help="Add a threshold fitted for this precision, such as 0.95, and the precision that it reaches.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Report only the first so many questions; the pool stays whole.")
-@click.option("--images", type=click.IntRange(10), help="Draw so many postcards.  [default: 1000]")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    help="Report only so many questions, the first ones; the pool of images stays complete.",
+)
+@click.option("--images", type=click.IntRange(10), help="The number of postcards to draw.  [default: 1000]")
 @json_option
 def evaluate(
     *,
@@ -98,11 +101,11 @@ def evaluate(
 ) -> None:
     """Measure retrieval, reranking and answers on a data set, in a table like the paper's.
 
-    Runs in this process, through the same stages as jobs, on the services that run or on its own. The pictures go
-    into an archive named eval-…, where the next evaluation finds them again.
+    Runs in this process, through the same stages as jobs, on the services that run or on its own. The pictures are
+    stored in an archive named eval-…, which the next evaluation uses again.
 
     The adaptive threshold is fitted on other questions than the reported ones: on postcards of another seed, or on the
-    split that --calibration names. Without one, or where they are too few, the reranker's own threshold is applied.
+    split that --calibration names. Without these, or with too few questions, the reranker's own threshold is used.
     """
     from rich.console import Console
 
@@ -117,33 +120,35 @@ def evaluate(
             {"--untuned": untuned, "--promised-precision": promised_precision, "--calibration": calibration}
         )
     if noise and not oracle:
-        raise UsageError("--noise swaps labelled images for wrong ones; leave --no-oracle out")
+        raise UsageError("--noise replaces labelled images by wrong ones; leave --no-oracle out")
     settings = load_settings()
     reported = load_dataset(dataset, data, split or SPLITS[dataset], seed=seed, images=images)
-    other = None
+    fitted_on = None
     if reranked and dataset == "postcards" and calibration is None:
-        other = load_dataset(dataset, data, reported.split, seed=seed + CALIBRATION_SEED_OFFSET, images=images)
+        fitted_on = load_dataset(dataset, data, reported.split, seed=seed + CALIBRATION_SEED_OFFSET, images=images)
     elif calibration is not None:
-        other = load_dataset(dataset, data, calibration, seed=seed, images=images)
-    blind = reranked and dataset == "postcards" if no_caption is None else no_caption
+        fitted_on = load_dataset(dataset, data, calibration, seed=seed, images=images)
+    without_captions = reranked and dataset == "postcards" if no_caption is None else no_caption
     if limit is not None:
         reported = replace(reported, questions=reported.questions[:limit])
-        # A few questions fit no threshold, and all of a large split would take far longer than what is reported.
-        other = other and replace(other, questions=other.questions[: max(limit, FEWEST_CALIBRATION)])
-    options = RunOptions(seed, None, reranked, blind, oracle, noise or DEFAULT_NOISE, promised_precision)
+        # A few questions fit no threshold, and all of a large split would take far longer than the reported ones.
+        if fitted_on is not None:
+            fitted_on = replace(fitted_on, questions=fitted_on.questions[: max(limit, FEWEST_CALIBRATION)])
+    options = RunOptions(seed, None, reranked, without_captions, oracle, noise or DEFAULT_NOISE, promised_precision)
     with workbench(settings, Console(stderr=True, highlight=False), untuned) as bench:
-        found = run(reported, other, bench, options)
+        evaluation = run(reported, fitted_on, bench, options)
     if as_json:
-        print_json({"seed": seed, "limit": limit, **found.as_json(), "versions": versions(), "cores": os.cpu_count()})
+        body = {"seed": seed, "limit": limit, **evaluation.as_json()}
+        print_json(body | {"versions": package_versions(*_PACKAGES), "cores": os.cpu_count()})
     else:
-        click.echo(as_text(found))
+        click.echo(as_text(evaluation))
 
 
-def refuse_without_reranking(given: Mapping[str, object]) -> None:
-    """Raise UsageError if an option is given (not None) that says nothing where CLIP alone ranks."""
-    first = next((option for option, value in given.items() if value is not None), None)
-    if first is not None:
-        raise UsageError(f"{first} is about reranking; leave it or --rerank off out")
+def refuse_without_reranking(values: Mapping[str, object]) -> None:
+    """Raise UsageError if an option has a value that has no effect without reranking."""
+    for option, value in values.items():
+        if value is not None:
+            raise UsageError(f"{option} has no effect with --rerank off; leave one of them out")
 
 
 @contextmanager
@@ -162,53 +167,49 @@ def workbench(settings: Settings, console: Console, untuned: str | None) -> Iter
     with ExitStack() as stack:
         running = stack.enter_context(running_services(settings))
         resources = stack.enter_context(closing(Resources(running)))
-        other = None
+        untuned_resources = None
         if untuned is not None:
-            here = running.model_copy(update={"profile": untuned, "vllm_url": None})  # an endpoint has one base
-            other = stack.enter_context(closing(Resources(here)))
+            local = running.model_copy(update={"profile": untuned, "vllm_url": None})  # an endpoint has one base
+            untuned_resources = stack.enter_context(closing(Resources(local)))
         progress = stack.enter_context(bars(console))
         migrations.upgrade(running.require_database())
         tasks: dict[str, Any] = {}
 
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total, note="")
-            progress.update(tasks[what], completed=done, total=total)
+        def show(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = progress.add_task(step, total=total, note="")
+            progress.update(tasks[step], completed=done, total=total)
 
         engine = make_engine(running.require_database(), name="ragllava eval")
         stack.callback(engine.dispose)
-        yield Workbench(engine, running, resources, show, other)
+        yield Workbench(engine, running, resources, show, untuned_resources)
 
 
-def as_text(found: Evaluation) -> str:
-    """What was measured with what, then the tables."""
-    dataset, threshold = found.dataset, found.threshold
+def as_text(evaluation: Evaluation) -> str:
+    """The data set and the models, then the tables."""
+    dataset, threshold = evaluation.dataset, evaluation.threshold
     lines = [
         f"{dataset.name}, split {dataset.split}: {len(dataset.questions)} questions to {len(dataset.images)} images, "
-        f"archive {found.pool.archive_name}",
-        f"{found.top_k} candidates for each question, at most {found.top_n} kept; shares in percent",
-        *(f"{role.replace('_', ' ')}: {maker}" for role, maker in found.models.items()),
+        f"archive {evaluation.pool.archive_name}",
+        f"{evaluation.top_k} candidates for each question, at most {evaluation.top_n} kept; shares in percent",
+        *(f"{role.replace('_', ' ')}: {maker}" for role, maker in evaluation.models.items()),
     ]
-    if found.pool.left_out:
-        lines.append(f"{len(found.pool.left_out)} images could not be read, the first is {found.pool.left_out[0]}")
+    if evaluation.pool.left_out:
+        lines.append(
+            f"{len(evaluation.pool.left_out)} images could not be read, the first is {evaluation.pool.left_out[0]}"
+        )
     if threshold is not None:
         lines.append(f"adaptive η {threshold.value:.3f}, {threshold.source}")
-    if found.promise is not None:
-        lines.append(promise_line(found.promise))
-    steps = ", ".join(f"{step.replace('_', ' ')} {seconds:.0f} s" for step, seconds in found.seconds.items())
-    return "\n".join([*lines, "", found.figures.as_text(), steps])
+    if evaluation.promise is not None:
+        lines.append(promise_line(evaluation.promise))
+    steps = ", ".join(f"{step.replace('_', ' ')} {seconds:.0f} s" for step, seconds in evaluation.seconds.items())
+    return "\n".join([*lines, "", evaluation.figures.as_text(), steps])
 
 
 def promise_line(promise: Promise) -> str:
-    """What was promised and what was reached, each with its bound."""
+    """The precision that the threshold was fitted for and the one that it reached, each with its bound."""
     threshold = promise.threshold
     return (
         f"{threshold.name}: η {threshold.value:.3f}, {threshold.source}; reached here {promise.reached:.3f} "
         f"({promise.hits} of {promise.kept} kept candidates), {promise.at_least:.3f} at the least"
     )
-
-
-def versions() -> dict[str, str]:
-    """Of what the figures may depend on."""
-    names = ("ragllava", "torch", "transformers", "open_clip_torch", "pillow", "numpy", "pgvector")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

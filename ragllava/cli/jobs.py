@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,7 @@ def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:
     from ragllava.cli.progress import outcomes
 
     with connected() as client:
-        newest = client.jobs(limit=limit, only_open=only_open)
+        newest = client.jobs.list(limit=limit, only_open=only_open)
     if as_json:
         print_json([job.as_json() for job in newest])
         return
@@ -54,8 +53,8 @@ def show_job(job_id: int, as_json: bool) -> None:
     from ragllava.cli.progress import detail_lines, outcome_line
 
     with connected() as client:
-        job = client.job(job_id)
-        troubles = client.troubles(job_id)
+        job = client.jobs.get(job_id)
+        troubles = client.jobs.troubled_shards(job_id)
     if as_json:
         print_json(job.as_json() | {"shards": [asdict(shard) for shard in troubles]})
         return
@@ -75,8 +74,8 @@ def show_job(job_id: int, as_json: bool) -> None:
 def cancel(job_id: int) -> None:
     """Stop a job; its answers so far stay."""
     with connected() as client:
-        client.cancel(job_id)
-        click.echo(f"job {job_id} is {client.job(job_id).state.value}")
+        client.jobs.cancel(job_id)
+        click.echo(f"job {job_id} is {client.jobs.get(job_id).state.value}")
 
 
 @jobs.command()
@@ -84,7 +83,7 @@ def cancel(job_id: int) -> None:
 def pause(job_id: int) -> None:
     """Stop dispatching shards of a job."""
     with connected() as client:
-        client.pause(job_id)
+        client.jobs.pause(job_id)
     click.echo(f"job {job_id} is paused; `ragllava jobs resume {job_id}` continues it")
 
 
@@ -93,7 +92,7 @@ def pause(job_id: int) -> None:
 def resume(job_id: int) -> None:
     """Continue a paused job."""
     with connected() as client:
-        client.resume(job_id)
+        client.jobs.resume(job_id)
     click.echo(f"job {job_id} is running again")
 
 
@@ -102,7 +101,7 @@ def resume(job_id: int) -> None:
 def retry(job_id: int) -> None:
     """Try the failed, dead and cancelled inputs of an ended job again."""
     with connected() as client:
-        number = client.retry(job_id)
+        number = client.jobs.retry(job_id)
     click.echo(f"job {job_id}: {number} inputs are tried again" if number else f"job {job_id}: nothing to retry")
 
 
@@ -116,43 +115,40 @@ def refresh(job_id: int, dry_run: bool, wait: bool, as_json: bool) -> None:
 
     The other answers are taken over. --dry-run retrieves on this machine, so the retriever must be here.
     """
-    from rich.console import Console
-
-    from ragllava.cli.progress import inputs, outcome_line, refresh_line, wait_or_leave, warn_without_worker
-    from ragllava.client import is_success
+    from ragllava.cli.following import exit_after, follow, queued_line
+    from ragllava.cli.progress import outcome_line
+    from ragllava.client.reporting import refresh_line
 
     with connected() as client:
         if dry_run:
             _plan(client, job_id, as_json)
             return
-        new_id, is_new = client.refresh(job_id)
-        warn_without_worker(client, "query")
-        if wait:
-            job = wait_or_leave(client, new_id, f"refreshing job {job_id}", Console(stderr=as_json))
-        else:
-            job = client.job(new_id)
+        queued = client.questions.refresh(job_id)
+        job = follow(client, queued.job_id, f"refreshing job {job_id}", "query", wait=wait, as_json=as_json)
     if as_json:
-        print_json(job.as_json() | {"is_new": is_new})
+        print_json(job.as_json() | {"is_new": queued.is_new})
     elif wait:
         click.echo(outcome_line(job))
         click.echo(refresh_line(job))
-        click.echo(f"answers: ragllava results {new_id} -o answers.jsonl")
+        click.echo(f"answers: ragllava results {job.job_id} -o answers.jsonl")
     else:
-        state = "queued" if is_new else "refreshes it already"
-        click.echo(f"job {new_id} {state}: {inputs(job)}; `ragllava jobs show {new_id}` shows its progress")
-    sys.exit(0 if not wait or is_success(job.state) else 1)
+        click.echo(queued_line(job, "queued" if queued.is_new else "refreshes it already"))
+    exit_after(job, wait=wait)
 
 
 def _plan(client: Client, job_id: int, as_json: bool) -> None:
     from rich.console import Console
 
-    from ragllava.cli.progress import bars, reasons
+    from ragllava.cli.progress import bars
+    from ragllava.client.reporting import reasons
     from ragllava.errors import JobRefused, ModelUnavailable
 
     with bars(Console(stderr=True)) as progress:
         task = progress.add_task(f"comparing job {job_id}", total=None, note="")
         try:
-            plan = client.plan_refresh(job_id, lambda done, total: progress.update(task, completed=done, total=total))
+            plan = client.questions.plan_refresh(
+                job_id, lambda done, total: progress.update(task, completed=done, total=total)
+            )
         except (JobRefused, ModelUnavailable) as error:
             error.add_note("--dry-run needs the archive's retriever here; without --dry-run the workers compare")
             raise

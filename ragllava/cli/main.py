@@ -12,45 +12,37 @@ from ragllava import __version__
 from ragllava.cli.options import SHOWN_LINES
 from ragllava.errors import InvalidInput, RagllavaError
 
-# name -> (module, attribute, one line for --help). The modules are loaded when their command is called.
+# name -> (module, attribute, one line for --help). A module is loaded when its command is called.
 COMMANDS = {
-    "demo": (
-        "ragllava.cli.demo.command",
-        "demo",
-        "the whole way on a sample archive: services, pictures, answers, report",
-    ),
+    "demo": ("ragllava.cli.demo.command", "demo", "end-to-end demo: services, pictures, answers, report"),
     "up": ("ragllava.cli.operate", "up", "start the embedded services and the workers; Ctrl-C stops them"),
     "down": ("ragllava.cli.operate", "down", "stop what `up` started"),
     "status": ("ragllava.cli.operate", "status", "show services, workers and open jobs"),
-    "doctor": ("ragllava.cli.operate", "doctor", "say what runs, what is wrong, and what to do"),
+    "doctor": ("ragllava.cli.operate", "doctor", "show what runs, what is wrong and what to do"),
     "migrate": ("ragllava.cli.operate", "migrate", "bring the database to this version's tables"),
     "ingest": ("ragllava.cli.archives", "ingest", "add pictures and their captions to an archive"),
-    "archive": (
-        "ragllava.cli.archives",
-        "archive",
-        "archives: list, show, bind to buckets, scan, find gaps",
+    "archive": ("ragllava.cli.archives", "archive", "archives: list, show, bind to buckets, scan, find gaps"),
+    "reindex": (
+        "ragllava.cli.indexes",
+        "reindex",
+        "embed an archive again, or only what is missing",
     ),
-    "reindex": ("ragllava.cli.indexes", "reindex", "embed an archive anew, or what is missing, while questions go on"),
     "index": ("ragllava.cli.indexes", "index", "list, show, switch and drop the indexes of archives"),
-    "watch": ("ragllava.cli.watch", "watch", "keep an archive as a folder is, until Ctrl-C"),
+    "watch": ("ragllava.cli.watch", "watch", "keep an archive equal to a folder, until Ctrl-C"),
     "receiver": ("ragllava.cli.receiver", "receiver", "take events of buckets over HTTP"),
     "submit": ("ragllava.cli.questions", "submit", "queue a file of questions"),
     "ask": ("ragllava.cli.questions", "ask", "ask one question now"),
-    "jobs": ("ragllava.cli.jobs", "jobs", "list, show, cancel, pause, resume, retry"),
-    "schedule": (
-        "ragllava.cli.schedule",
-        "schedule",
-        "what begins by the clock: list, add, pause, resume, remove, run",
-    ),
-    "maintenance": ("ragllava.cli.schedule", "maintenance", "do one piece of maintenance now"),
+    "jobs": ("ragllava.cli.jobs", "jobs", "list, show, cancel, pause, resume, retry, refresh"),
+    "schedule": ("ragllava.cli.schedule", "schedule", "manage schedules: list, add, pause, resume, remove, run"),
+    "maintenance": ("ragllava.cli.schedule", "maintenance", "run a maintenance task now"),
     "train": ("ragllava.cli.train", "train", "train the reranker or the generator on labelled questions"),
     "results": ("ragllava.cli.questions", "results", "write a job's answers to a file"),
-    "feedback": ("ragllava.cli.noisy", "feedback", "say which answers are right or wrong"),
+    "feedback": ("ragllava.cli.noisy", "feedback", "label answers as right or wrong"),
     "noisy": ("ragllava.cli.noisy", "noisy", "doubtful answers: list, show, exchange with reviewers"),
     "eval": ("ragllava.cli.evaluate", "evaluate", "measure retrieval and answers on a data set"),
-    "ablation": ("ragllava.cli.ablation", "ablation", "measure what noise in training is worth"),
+    "ablation": ("ragllava.cli.ablation", "ablation", "measure the effect of noise in training"),
     "bench": ("ragllava.cli.bench", "bench", "measure this machine, in ratios to a reference"),
-    "train-mini": ("ragllava.cli.train_mini", "train_mini", "train the models of the package anew, by their recipe"),
+    "train-mini": ("ragllava.cli.train_mini", "train_mini", "train the models of the package again by their recipe"),
     "models": ("ragllava.cli.models", "models", "model versions: list, show, compare, promote, roll back"),
     "report": ("ragllava.cli.questions", "report", "write a job's answers as one HTML page"),
 }
@@ -60,7 +52,7 @@ class LazyGroup(click.Group):
     """Loads a command's module only when the command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order above, which is the order of use."""
+        """The names in the order of use."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -74,14 +66,14 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it, with the nearest name for a mistyped one: click looks only among loaded commands."""
+        """As click does, but with the nearest name for a mistyped one: click knows only loaded commands."""
         close = difflib.get_close_matches(args[0], COMMANDS, n=1)
         if args[0] not in COMMANDS and close:
             ctx.fail(f"No such command {args[0]!r}. Did you mean {close[0]!r}?")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Names and their one line, without loading anything."""
+        """Names and their one line, without loading a command."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
 
@@ -96,7 +88,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run a command; a mistake becomes one sentence and exit code 1, a wrong call exits with 2, Ctrl-C with 130."""
+    """Run a command. An error is one sentence and exit code 1, a wrong call exits with 2, Ctrl-C with 130."""
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -114,7 +106,7 @@ def main() -> None:
             click.echo(note, err=True)
         sys.exit(1)
     except OSError as error:
-        # A full disk, an output that is no longer there; a closed pipe is click's own business.
-        what = error.strerror or str(error)
-        click.echo(f"ragllava: {error.filename}: {what}" if error.filename else f"ragllava: {what}", err=True)
+        # A full disk, an output folder that is gone; click handles a closed pipe.
+        reason = error.strerror or str(error)
+        click.echo(f"ragllava: {error.filename}: {reason}" if error.filename else f"ragllava: {reason}", err=True)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""`ragllava models …`: which versions there are, how good they are, and which one is champion."""
+"""`ragllava models …`: model versions, their figures and the champions."""
 
 from __future__ import annotations
 
@@ -7,34 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import as_time, connected, json_option, print_json, print_table
+from ragllava.cli.options import EnumChoice, as_time, connected, json_option, print_json, print_table
+from ragllava.records import Role
 
 if TYPE_CHECKING:
-    from ragllava.cli.model_pages import Comparison
-    from ragllava.records import Role
-    from ragllava.stores.learning.registry import VersionView
+    from ragllava.client import Comparison, VersionView
 
-
-class RoleType(click.ParamType["Role"]):
-    """`reranker` or `generator`."""
-
-    name = "reranker|generator"
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """In lower case, as it must be written: click prints a name in capitals."""
-        return f"[{self.name}]"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Role:
-        """The role of this name."""
-        from ragllava.records import Role
-
-        try:
-            return Role(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is neither reranker nor generator", param, ctx)
-
-
-role_option = click.option("--role", type=RoleType(), help="Only versions of this role.")
+role_option = click.option("--role", type=EnumChoice(Role), help="Only versions of this role.")
 
 
 @click.group()
@@ -53,15 +32,15 @@ def list_models(role: Role | None, as_json: bool) -> None:
     from rich.table import Table
 
     with connected() as client:
-        found = client.versions(role)
+        versions = client.models.list(role)
     if as_json:
-        print_json([view.as_json() for view in found])
+        print_json([view.as_json() for view in versions])
         return
-    if not found:
+    if not versions:
         click.echo("no version yet; the first worker that answers registers the base models: `ragllava up`")
         return
     table = Table("role", "version", "state", "threshold", "base", "last promoted", box=None)
-    for view in found:
+    for view in versions:
         version = view.version
         threshold = "-" if version.threshold is None else f"{version.threshold:.4g}"
         base = "itself" if version.adapter_sha256 is None else version.base_name
@@ -75,14 +54,14 @@ def list_models(role: Role | None, as_json: bool) -> None:
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw its curves into this .svg or .html file.")
 @json_option
 def show_model(name: str, role: Role | None, plot: Path | None, as_json: bool) -> None:
-    """One version: what it is made of, its threshold, its training and what its gate found."""
+    """One version: its base, its threshold, its training and the figures of its gate."""
     from ragllava.cli.model_pages import draw, facts
     from ragllava.errors import UsageError
 
     if plot is not None and plot.suffix not in (".svg", ".html"):
         raise UsageError(f"{plot}: curves are drawn as .svg or .html; give the file one of these endings")
     with connected() as client:
-        view = client.version(name, role)
+        view = client.models.get(name, role)
     if plot is not None:
         plot.write_text(draw(view, as_page=plot.suffix == ".html"), encoding="utf-8")
     if as_json:
@@ -98,12 +77,12 @@ def show_model(name: str, role: Role | None, plot: Path | None, as_json: bool) -
 @models.command()
 @click.argument("name")
 @role_option
-@click.option("--reason", default="promoted by hand", show_default=True, help="Kept with the promotion.")
+@click.option("--reason", default="promoted by hand", show_default=True, help="Stored with the promotion.")
 def promote(name: str, role: Role | None, reason: str) -> None:
-    """Make a version champion; workers take it up at their next shard, with its own threshold."""
+    """Make a version champion; workers load it at their next shard, with its own threshold."""
     with connected() as client:
-        view = client.version(name, role)
-        version = client.promote(view.version.name, view.version.role, reason)
+        view = client.models.get(name, role)
+        version = client.models.promote(view.version.name, view.version.role, reason)
     if view.state == "champion":
         click.echo(f"{version.name} is the champion {version.role} already")
         return
@@ -116,11 +95,11 @@ def promote(name: str, role: Role | None, reason: str) -> None:
 
 
 @models.command()
-@click.option("--role", required=True, type=RoleType(), help="The role whose champion is replaced.")
+@click.option("--role", required=True, type=EnumChoice(Role), help="The role whose champion is replaced.")
 def rollback(role: Role) -> None:
-    """Bring back the version that the champion replaced, with its threshold; again, the one before that."""
+    """Promote the version that the champion replaced, with its threshold; again, the version before that."""
     with connected() as client:
-        version = client.rollback(role)
+        version = client.models.rollback(role)
     click.echo(f"{version.name} is the champion {role} again{_with_threshold(version.threshold)}")
 
 
@@ -130,18 +109,16 @@ def rollback(role: Role) -> None:
 @role_option
 @json_option
 def compare(first: str, second: str, role: Role | None, as_json: bool) -> None:
-    """The figures of two versions beside each other, and what the second has more.
+    """The figures of two versions beside each other, and their differences.
 
-    A name that versions of both roles have is taken in the role of the other one.
+    A name that fits versions of both roles is taken in the role of the other name.
     """
-    from ragllava.cli import model_pages
-
     with connected() as client:
-        found = model_pages.compare(*client.version_pair(first, second, role))
+        comparison = client.models.compare(first, second, role)
     if as_json:
-        print_json(found.as_json())
+        print_json(comparison.as_json())
     else:
-        _print_comparison(found)
+        _print_comparison(comparison)
 
 
 def _with_threshold(threshold: float | None) -> str:
@@ -151,24 +128,22 @@ def _with_threshold(threshold: float | None) -> str:
 def _print_gate(view: VersionView) -> None:
     from rich.table import Table
 
-    from ragllava.cli.model_pages import gate_figures
-
-    figures = gate_figures(view)
-    if not figures:
+    gate = (view.version.training or {}).get("gate") or {}
+    if not gate.get("figures"):
         return
     table = Table("condition", "questions", "champion", "this version", "difference", "from", "to", box=None)
-    for figure in figures:
+    for figure in gate["figures"]:
         numbers = [f"{figure[name]:.4f}" for name in ("champion", "challenger", "difference", "low", "high")]
         table.add_row(figure["name"], str(figure["questions"]), *numbers)
     print_table(table)
 
 
-def _print_comparison(found: Comparison) -> None:
+def _print_comparison(comparison: Comparison) -> None:
     from rich.table import Table
 
-    table = Table("figure", found.first, found.second, "difference", box=None)
-    for figure in found.figures:
+    table = Table("figure", comparison.first, comparison.second, "difference", box=None)
+    for figure in comparison.figures:
         values = (figure.first, figure.second, figure.difference)
         table.add_row(figure.name, *("-" if value is None else f"{value:.4f}" for value in values))
     print_table(table)
-    click.echo(found.note)
+    click.echo(comparison.note)

@@ -1,33 +1,37 @@
-"""`ragllava feedback` and `ragllava noisy …`: what was wrong, who says so, and the exchange with reviewers."""
+"""`ragllava feedback` and `ragllava noisy …`: labels of answers, doubtful answers, the exchange with reviewers."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragllava.cli.options import JOB_ID, SHOWN_LINES, archive_option, connected, json_option, print_json, print_table
-from ragllava.errors import InvalidInput, LineError, UsageError
+from ragllava.cli.options import (
+    JOB_ID,
+    EnumChoice,
+    archive_option,
+    connected,
+    json_option,
+    print_json,
+    print_lines,
+    print_table,
+)
+from ragllava.errors import InvalidInput, UsageError
 from ragllava.records import NoisyReason, NoisyState
 
 if TYPE_CHECKING:
-    from ragllava.client import Client
+    from ragllava.client import AnsweredQuestion, Client, NoisyView, StoredFeedback
     from ragllava.records import Candidate, Label
-    from ragllava.stages.feedback.labels import StoredFeedback
-    from ragllava.stores.jobs.answered import AnsweredQuestion
-    from ragllava.stores.learning.noisy import NoisyView
 
-MAX_PRESIGN_HOURS = 168  # more than a week no S3 store signs
+MAX_PRESIGN_HOURS = 168  # no S3 store signs an address for more than a week
 
-reason_option = click.option(
-    "--reason", type=click.Choice([reason.value for reason in NoisyReason]), help="Only cases with this reason."
-)
-skip_option = click.option("--skip-invalid", is_flag=True, help="Store the valid lines, and tell the others.")
+reason_option = click.option("--reason", type=EnumChoice(NoisyReason), help="Only cases with this reason.")
+skip_option = click.option("--skip-invalid", is_flag=True, help="Store the valid lines and list the others.")
 
 
 @click.command()
@@ -38,44 +42,39 @@ skip_option = click.option("--skip-invalid", is_flag=True, help="Store the valid
     type=click.Choice(["person", "gold"]),
     default="person",
     show_default=True,
-    help="Who says so: a person, or a gold standard.",
+    help="Where the labels come from: a person, or a gold standard.",
 )
 @skip_option
 @json_option
 def feedback(file: Path, job_id: int | None, source: str, skip_invalid: bool, as_json: bool) -> None:
-    """Say which answers are right or wrong: JSONL or CSV.
+    """Label answers as right or wrong, from JSONL or CSV.
 
     The columns are job, custom_id, verdict (right or wrong), answer (the right one), relevant and irrelevant (images
     by their source; in CSV with `;` between them). A verdict `right` alone means: this answer, from these images.
     """
-    with connected() as client:
-        try:
-            stored = client.feedback(file, job_id=job_id, source=source, skip_invalid=skip_invalid)
-        except InvalidInput as error:
-            _advise(error, skip_invalid)
-            raise
-        doubted = _said_wrong(client) if stored.open_cases else []
-    _tell(file, stored, as_json, doubted)
+    with connected() as client, _advising(skip_invalid):
+        stored = client.reviews.feedback(file, job_id=job_id, source=source, skip_invalid=skip_invalid)
+        _print_stored(client, file, stored, as_json)
 
 
 @click.group("noisy")
 def noisy() -> None:
-    """Questions whose candidates or answer look wrong, or were said to be."""
+    """Questions whose candidates or answer look wrong, or were labelled as wrong."""
 
 
 @noisy.command("list")
 @archive_option
-@click.option("--state", type=click.Choice([state.value for state in NoisyState]), help="Only cases in this state.")
+@click.option("--state", type=EnumChoice(NoisyState), help="Only cases in this state.")
 @reason_option
 @click.option("--limit", default=50, show_default=True, type=click.IntRange(1), help="At most so many.")
 @json_option
-def list_noisy(archive: str, state: str | None, reason: str | None, limit: int, as_json: bool) -> None:
+def list_noisy(archive: str, state: NoisyState | None, reason: NoisyReason | None, limit: int, as_json: bool) -> None:
     """The noisy cases of an archive, those of the newest job first."""
     from rich.table import Table
     from rich.text import Text
 
     with connected() as client:
-        cases = client.noisy_cases(archive, state=_state(state), reason=_reason(reason), limit=limit)
+        cases = client.reviews.list(archive, state=state, reason=reason, limit=limit)
     if as_json:
         print_json([_case_json(case) for case in cases])
         return
@@ -85,8 +84,7 @@ def list_noisy(archive: str, state: str | None, reason: str | None, limit: int, 
     table = Table("job", "custom_id", "state", "reasons", "question", "answer", box=None)
     for case in cases:
         question = case.question
-        reasons = ", ".join(found.value for found in case.reasons)
-        cells = (question.custom_id, case.state.value, reasons, question.text, question.answer or "-")
+        cells = (question.custom_id, case.state.value, ", ".join(case.reasons), question.text, question.answer or "-")
         table.add_row(str(question.job_id), *map(Text, cells))
     print_table(table)
     if len(cases) == limit:
@@ -98,22 +96,23 @@ def list_noisy(archive: str, state: str | None, reason: str | None, limit: int, 
 @click.argument("custom_id")
 @json_option
 def show_noisy(job_id: int, custom_id: str, as_json: bool) -> None:
-    """One question: its candidates, its answer, the reasons to doubt it, and what was said about it."""
+    """One question: its candidates, its answer, the reasons to doubt it, and its newest label."""
     with connected() as client:
-        found = client.look_into(job_id, custom_id)
-    question, case, label = found.question, found.case, found.label
+        view = client.reviews.get(job_id, custom_id)
+    question, case, label = view.question, view.case, view.label
     if as_json:
         body = _case_json(case) if case else _question_json(question)
-        print_json(body | {"candidates": [_candidate_json(candidate) for candidate in question.candidates],
-                           "label": _label_json(label) if label else None})  # fmt: skip
+        candidates = [_candidate_json(candidate) for candidate in question.candidates]
+        print_json(body | {"candidates": candidates, "label": _label_json(label) if label else None})
         return
     click.echo(f"question  {question.text}")
     status = question.status.value if question.status else "open"
-    sure = f"  (confidence {question.confidence:.2f})" if question.confidence is not None else ""
-    click.echo(f"answer    {question.answer}{sure}" if question.answer is not None else f"answer    none: {status}")
-    click.echo(f"noisy     {case.state.value}" if case else "noisy     no")
-    for reason in case.reasons if case else ():
-        click.echo(f"  {reason.value}: {case.details.get(reason.value, '-') if case else ''}")
+    confidence = f"  (confidence {question.confidence:.2f})" if question.confidence is not None else ""
+    click.echo(f"answer    none: {status}" if question.answer is None else f"answer    {question.answer}{confidence}")
+    click.echo(f"noisy     {case.state.value if case else 'no'}")
+    if case is not None:
+        for reason in case.reasons:
+            click.echo(f"  {reason.value}: {case.details.get(reason.value, '-')}")
     if label:
         click.echo(f"label     {_label_line(label, question)}")
     _print_candidates(question.candidates)
@@ -124,8 +123,8 @@ def show_noisy(job_id: int, custom_id: str, as_json: bool) -> None:
 @archive_option
 @click.option(
     "--state",
-    type=click.Choice([state.value for state in NoisyState]),
-    default=NoisyState.OPEN.value,
+    type=EnumChoice(NoisyState),
+    default=NoisyState.OPEN,
     show_default=True,
     help="Only cases in this state.",
 )
@@ -136,29 +135,25 @@ def show_noisy(job_id: int, custom_id: str, as_json: bool) -> None:
     "presign_hours",
     type=click.IntRange(1, MAX_PRESIGN_HOURS),
     metavar="HOURS",
-    help="Sign the pictures' addresses for so long, instead of s3:// addresses that Label Studio signs itself.",
+    help="Sign the pictures' addresses for so long, instead of s3:// addresses that Label Studio signs.",
 )
 def export_noisy(
-    file: Path, archive: str, state: str, reason: str | None, config: Path | None, presign_hours: int | None
+    file: Path,
+    archive: str,
+    state: NoisyState,
+    reason: NoisyReason | None,
+    config: Path | None,
+    presign_hours: int | None,
 ) -> None:
     """Write noisy cases as Label Studio tasks, with references to the pictures."""
-    from ragllava.stages.feedback.label_studio import LABELING_CONFIG, as_task
-    from ragllava.stages.results.results import output_file
-
     if config is not None and os.path.realpath(config) == os.path.realpath(file):
         raise UsageError(
             f"{file} cannot hold both the tasks and the labeling configuration; give --config another name"
         )
     expires_s = presign_hours * 3600 if presign_hours else None
     with connected() as client:
-        cases = client.noisy_cases(archive, state=_state(state), reason=_reason(reason))
-        tasks = [as_task(case, lambda image: client.picture_address(image, expires_s)) for case in cases]
-    with ExitStack() as files:  # neither appears without the other
-        part = files.enter_context(output_file(file))
-        part.write_text(json.dumps(tasks, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        if config is not None:
-            files.enter_context(output_file(config)).write_text(LABELING_CONFIG, encoding="utf-8")
-    click.echo(f"{file}: {len(tasks)} tasks")
+        tasks = client.reviews.save_tasks(file, archive, config, state=state, reason=reason, expires_s=expires_s)
+    click.echo(f"{file}: {tasks} tasks")
     if config is not None:
         click.echo(f"{config}: paste it into the project's labeling interface, Code")
 
@@ -168,75 +163,53 @@ def export_noisy(
 @skip_option
 @json_option
 def import_noisy(file: Path, skip_invalid: bool, as_json: bool) -> None:
-    """Store what reviewers said, from Label Studio's JSON export; skipped tasks are dismissed."""
-    with connected() as client:
-        try:
-            stored, waiting = client.review(file, skip_invalid=skip_invalid)
-        except InvalidInput as error:
-            _advise(error, skip_invalid)
-            raise
-        doubted = _said_wrong(client) if stored.open_cases else []
-    _tell(file, stored, as_json, doubted, waiting)
+    """Store the reviewers' labels from Label Studio's JSON export; the cases of skipped tasks are dismissed."""
+    with connected() as client, _advising(skip_invalid):
+        imported = client.reviews.import_tasks(file, skip_invalid=skip_invalid)
+        _print_stored(client, file, imported.stored, as_json, imported.unannotated)
 
 
-def _advise(error: InvalidInput, skip_invalid: bool) -> None:
-    if any(line.line for line in error.errors):
-        advice = "no line is valid" if skip_invalid else "--skip-invalid stores the valid lines, if there are any"
-        error.add_note(f"nothing was stored; {advice}")
+@contextmanager
+def _advising(skip_invalid: bool) -> Iterator[None]:
+    """Add to an error in a file's lines that nothing was stored, and what can be done."""
+    try:
+        yield
+    except InvalidInput as error:
+        if any(line.line for line in error.errors):
+            advice = "no line is valid" if skip_invalid else "--skip-invalid stores the valid lines, if there are any"
+            error.add_note(f"nothing was stored; {advice}")
+        raise
 
 
-def _said_wrong(client: Client) -> list[str]:
-    """The archives with open cases that somebody called wrong."""
-    from ragllava.stores.archives import archive
-    from ragllava.stores.database import in_transaction
-
-    names = [found.name for found in in_transaction(client.engine, archive.list_archives)]
-    state, reason = NoisyState.OPEN, NoisyReason.SAID_WRONG
-    return [name for name in names if client.noisy_cases(name, state=state, reason=reason, limit=1)]
-
-
-def _tell(file: Path, stored: StoredFeedback, as_json: bool, doubted: Sequence[str], waiting: int = 0) -> None:
-    """`doubted` are the archives whose open cases the advice names."""
-    _print_errors(file, stored.errors)
+def _print_stored(client: Client, file: Path, stored: StoredFeedback, as_json: bool, unannotated: int = 0) -> None:
+    print_lines(file, stored.errors, "refused")
     if as_json:
-        print_json(
-            {
-                "right": stored.right,
-                "wrong": stored.wrong,
-                "unchanged": stored.unchanged,
-                "open_cases": stored.open_cases,
-                "dismissed": stored.dismissed,
-                "waiting": waiting,
-                "refused": [
-                    {"line": error.line, "code": error.code, "message": error.message} for error in stored.errors
-                ],
-            }
-        )
+        body = asdict(stored)
+        refused = [{name: error[name] for name in ("line", "code", "message")} for error in body.pop("errors")]
+        print_json(body | {"waiting": unannotated, "refused": refused})
         return
     unchanged = f", {stored.unchanged} unchanged" if stored.unchanged else ""
-    refused = f", {len(stored.errors)} refused" if stored.errors else ""
-    click.echo(f"{file}: {stored.stored} labels ({stored.right} right, {stored.wrong} wrong){unchanged}{refused}")
+    left_out = f", {len(stored.errors)} refused" if stored.errors else ""
+    click.echo(f"{file}: {stored.stored} labels ({stored.right} right, {stored.wrong} wrong){unchanged}{left_out}")
     if stored.open_cases:
-        lists = (f"`ragllava noisy list --archive {name} --reason said_wrong --state open`" for name in doubted)
-        click.echo(f"{stored.open_cases} are called wrong without more; {' and '.join(lists)} shows them")
+        state, reason = NoisyState.OPEN, NoisyReason.SAID_WRONG
+        lists = [
+            f"`ragllava noisy list --archive {name} --reason {reason} --state {state}`"
+            for name in client.archives.names()
+            if client.reviews.list(name, state=state, reason=reason, limit=1)
+        ]
+        click.echo(f"{stored.open_cases} are labelled wrong without a right answer; {' and '.join(lists)} shows them")
     if stored.dismissed:
         click.echo(f"{stored.dismissed} skipped by the reviewer are dismissed")
-    if waiting:
-        click.echo(f"{waiting} tasks have no annotation yet")
-
-
-def _print_errors(file: Path, errors: Sequence[LineError]) -> None:
-    for error in errors[:SHOWN_LINES]:
-        click.echo(f"{file}, line {error.line}: {error.message} [{error.code}]", err=True)
-    if len(errors) > SHOWN_LINES:
-        click.echo(f"… and {len(errors) - SHOWN_LINES} more refused lines", err=True)
+    if unannotated:
+        click.echo(f"{unannotated} tasks have no annotation yet")
 
 
 def _print_candidates(candidates: Sequence[Candidate]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("kept", "relevance", "clip rank", "image", "caption", box=None)
+    table = Table("kept", "relevance", "retrieval rank", "image", "caption", box=None)
     for candidate in candidates:
         kept = "-" if candidate.evidence_no is None else str(candidate.evidence_no + 1)
         cells = (candidate.image.source, candidate.image.caption or "")
@@ -249,9 +222,9 @@ def _label_line(label: Label, question: AnsweredQuestion) -> str:
     parts = [f"{label.verdict.value} ({label.source})"]
     if label.answer is not None:
         parts.append(f"right answer: {label.answer}")
-    for what, ids in (("relevant", label.relevant), ("irrelevant", label.irrelevant)):
+    for name, ids in (("relevant", label.relevant), ("irrelevant", label.irrelevant)):
         if ids:
-            parts.append(f"{what}: " + ", ".join(names.get(image_id, f"image {image_id}") for image_id in ids))
+            parts.append(f"{name}: " + ", ".join(names.get(image_id, f"image {image_id}") for image_id in ids))
     return "; ".join(parts)
 
 
@@ -296,11 +269,3 @@ def _label_json(label: Label) -> dict[str, Any]:
         "irrelevant": list(label.irrelevant),
         "source": label.source,
     }
-
-
-def _state(name: str | None) -> NoisyState | None:
-    return NoisyState(name) if name else None
-
-
-def _reason(name: str | None) -> NoisyReason | None:
-    return NoisyReason(name) if name else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -14,17 +15,27 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ragllava.client import Client
+    from ragllava.errors import LineError
     from ragllava.records import AnswerOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
+E = TypeVar("E", bound=StrEnum)
 
-_PIPED_WIDTH = 10_000  # characters; no table of ours is as wide
+_PIPED_WIDTH = 10_000  # characters, wider than any table
 
 SHOWN_LINES = 20  # of a file with many invalid ones
-JOB_ID = click.IntRange(1, 2**63 - 1)  # what the database can hold
+JOB_ID = click.IntRange(1, 2**63 - 1)  # of the database
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 archive_option = click.option("--archive", required=True, metavar="NAME", help="The archive.")
+
+
+class EnumChoice(click.Choice[E]):
+    """The values of an enum of strings; click's own choice takes their names."""
+
+    def normalize_choice(self, choice: object, ctx: click.Context | None) -> str:
+        """The value, as it is written."""
+        return str(choice)
 
 
 class ThresholdType(click.ParamType[float | None]):
@@ -46,7 +57,7 @@ class ThresholdType(click.ParamType[float | None]):
 
 
 class NumberRange(click.FloatRange):
-    """click's FloatRange without nan, which compares false with every bound and so lies in each range of click's."""
+    """click's FloatRange without nan, which click accepts because it compares false with every bound."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number, in the range."""
@@ -61,9 +72,9 @@ def answer_options(command: F) -> F:
     for option in (
         click.option("--bare-prompt", is_flag=True, help="The paper's prompt: no captions for the generator."),
         click.option("--threshold", type=ThresholdType(), default="auto", show_default=True,
-                     help="Least relevance of evidence; auto: the reranker version's own."),
-        click.option("--top-n", type=click.IntRange(1, 20), help="Pictures that an answer may rest on.  [default: 2]"),
-        click.option("--top-k", type=click.IntRange(1, 1000), help="Pictures that are reranked.  [default: 20]"),
+                     help="Lowest relevance of evidence; auto: the reranker version's own."),
+        click.option("--top-n", type=click.IntRange(1, 20), help="At most so many pictures as evidence.  [default: 2]"),
+        click.option("--top-k", type=click.IntRange(1, 1000), help="Candidates that are reranked.  [default: 20]"),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -72,7 +83,7 @@ def answer_options(command: F) -> F:
 def as_answer_options(
     client: Client, top_k: int | None, top_n: int | None, threshold: float | None, bare_prompt: bool
 ) -> AnswerOptions:
-    """The options as a record; what was not given comes from the settings."""
+    """The options as a record; those that are not given come from the settings."""
     from ragllava.records import AnswerOptions
 
     return AnswerOptions(
@@ -83,17 +94,19 @@ def as_answer_options(
     )
 
 
-@contextmanager
-def connected() -> Iterator[Client]:
-    """A client from the environment's settings, closed at the end."""
+def connected() -> Client:
+    """A client with the environment's settings, which closes its connections at the end of a `with` block."""
     from ragllava.client import Client
-    from ragllava.settings import load_settings
 
-    client = Client(load_settings())
-    try:
-        yield client
-    finally:
-        client.close()
+    return Client()
+
+
+def print_lines(file: Path, errors: Sequence[LineError], kind: str) -> None:
+    """The first errors of a file, on standard error; `kind` is what its other lines are, such as `invalid`."""
+    for error in errors[:SHOWN_LINES]:
+        click.echo(f"{file}, line {error.line}: {error.message} [{error.code}]", err=True)
+    if len(errors) > SHOWN_LINES:
+        click.echo(f"… and {len(errors) - SHOWN_LINES} more {kind} lines", err=True)
 
 
 def print_json(value: Any) -> None:
@@ -104,7 +117,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(table: Table) -> None:
-    """As wide as the terminal, nothing cut; into a pipe or a file each row goes as one line, however long."""
+    """As wide as the terminal, with nothing cut; in a pipe or a file each row is one line."""
     from rich.console import Console
 
     for column in table.columns:
@@ -116,10 +129,18 @@ def print_table(table: Table) -> None:
 
 
 def print_problem(text: str) -> None:
-    """One red line, plain where colours are not wanted; the terminal wraps it."""
+    """One red line, which the terminal wraps; without colour where NO_COLOR is set."""
     from rich.console import Console
 
     Console().print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+def package_versions(*packages: str) -> dict[str, str]:
+    """The versions of Python and of these packages, on which measured figures may depend."""
+    import platform
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
 def as_time(moment: datetime | None) -> str:

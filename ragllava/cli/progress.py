@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from ragllava.client import Client
+from ragllava.client.reporting import refresh_line
 from ragllava.jobs.control import JobView
 from ragllava.jobs.kinds import kind_of
 
@@ -51,7 +52,7 @@ def wait_with_bar(client: Client, job_id: int, title: str, console: Console) -> 
                 total, done, note = job.training.steps_total, job.training.steps_done, note or job.training.phase
             progress.update(task, total=total or None, completed=done, note=note)
 
-        return client.wait(job_id, on_progress=show)
+        return client.jobs.wait(job_id, on_progress=show)
 
 
 def wait_or_leave(client: Client, job_id: int, title: str, console: Console) -> JobView:
@@ -67,7 +68,7 @@ def wait_or_leave(client: Client, job_id: int, title: str, console: Console) -> 
 
 def warn_without_worker(client: Client, queue: str) -> None:
     """Print that a job will wait, if no worker of its queue is ready."""
-    if not any(queue in worker.queues and worker.is_ready for worker in client.workers()):
+    if not any(queue in worker.queues and worker.is_ready for worker in client.system.workers()):
         click.echo("no worker is ready for this job: it waits until `ragllava up` has started one", err=True)
 
 
@@ -92,23 +93,6 @@ def training_line(job: JobView) -> str | None:
         return f"{training.role.value}: {training.phase}{steps}"
     version = f": version {training.version}" if training.version else ""
     return f"{training.role.value} {training.status.value}{steps}{version}; {training.reason}"
-
-
-def refresh_line(job: JobView) -> str | None:
-    """`refreshes job 12: 197 answers taken over, 3 asked again (captions 1, pictures 2), 2 of the answers differ`; None
-    for other jobs."""
-    refresh = job.refresh
-    if refresh is None:
-        return None
-    return (
-        f"refreshes job {refresh.refreshes}: {refresh.taken_over} answers taken over, "
-        f"{refresh.asked_again} asked again{reasons(refresh.because)}, {refresh.changed} of the answers differ"
-    )
-
-
-def reasons(because: Mapping[str, int]) -> str:
-    """` (captions 1, pictures 2)`; empty without any."""
-    return f" ({', '.join(f'{name} {number}' for name, number in because.items())})" if because else ""
 
 
 def outbox_line(job: JobView) -> str | None:

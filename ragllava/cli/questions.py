@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from ragllava.cli.options import (
     JOB_ID,
-    SHOWN_LINES,
     NumberRange,
     answer_options,
     archive_option,
@@ -18,8 +16,9 @@ from ragllava.cli.options import (
     connected,
     json_option,
     print_json,
+    print_lines,
 )
-from ragllava.errors import InvalidInput, LineError
+from ragllava.errors import InvalidInput
 
 
 @click.command()
@@ -43,36 +42,27 @@ def submit(  # noqa: PLR0917 - one argument for each option
     as_json: bool,
 ) -> None:
     """Queue a file of questions: JSONL (custom_id, question; or OpenAI Batch lines), CSV or Parquet."""
-    from rich.console import Console
-
-    from ragllava.cli.progress import inputs, outcome_line, wait_or_leave, warn_without_worker
-    from ragllava.client import is_success
-    from ragllava.stages.answer.submit import Submission
+    from ragllava.cli.following import exit_after, follow, queued_line
+    from ragllava.cli.progress import outcome_line
 
     with connected() as client:
         options = as_answer_options(client, top_k, top_n, threshold, bare_prompt)
-        how = Submission(archive, options, skip_invalid, idempotency_key=key)
         try:
-            queued = client.submit(file, how)
+            queued = client.questions.submit(file, archive, options, skip_invalid=skip_invalid, idempotency_key=key)
         except InvalidInput as error:
             if not skip_invalid and any(line.line for line in error.errors):
                 error.add_note("nothing was submitted; --skip-invalid submits the valid lines, if there are any")
             raise
-        _print_skipped(file, queued.errors)
-        warn_without_worker(client, "query")
-        if wait:
-            job = wait_or_leave(client, queued.job_id, f"questions to {archive}", Console(stderr=as_json))
-        else:
-            job = client.job(queued.job_id)
+        print_lines(file, queued.errors, "invalid")
+        job = follow(client, queued.job_id, f"questions to {archive}", "query", wait=wait, as_json=as_json)
     if as_json:
         print_json(job.as_json() | {"is_new": queued.is_new})
     elif wait:
         click.echo(outcome_line(job))
         click.echo(f"answers: ragllava results {job.job_id} -o answers.jsonl")
     else:
-        what = "queued" if queued.is_new else "was submitted before under this key"
-        click.echo(f"job {job.job_id} {what}: {inputs(job)}; `ragllava jobs show {job.job_id}` tells how far it is")
-    sys.exit(0 if not wait or is_success(job.state) else 1)
+        click.echo(queued_line(job, "queued" if queued.is_new else "was submitted before under this key"))
+    exit_after(job, wait=wait)
 
 
 @click.command()
@@ -101,12 +91,11 @@ def ask(  # noqa: PLR0917 - one argument for each option
     """Ask one question now; it overtakes every bulk job."""
     from ragllava.cli.progress import warn_without_worker
     from ragllava.records import AnswerStatus
-    from ragllava.stages.answer.submit import Submission
 
     with connected() as client:
         options = as_answer_options(client, top_k, top_n, threshold, bare_prompt)
         warn_without_worker(client, "query")
-        row = client.ask(question, Submission(archive, options), timeout_s)
+        row = client.questions.ask(question, archive, options, timeout_s=timeout_s)
     if as_json:
         print_json(row.as_json())
     else:
@@ -126,11 +115,11 @@ def ask(  # noqa: PLR0917 - one argument for each option
 def results(job_id: int, output: Path) -> None:
     """Write a job's answers: one line for every input line, and the failed ones to <output>.errors.jsonl."""
     with connected() as client:
-        lines, errors = client.save_results(job_id, output)
-        job = client.job(job_id)
-    click.echo(f"{output}: {lines} of {job.progress.total} lines")
-    if errors:
-        click.echo(f"{output}.errors.jsonl: {errors} lines that failed")
+        saved = client.questions.save_results(job_id, output)
+        job = client.jobs.get(job_id)
+    click.echo(f"{output}: {saved.lines} of {job.progress.total} lines")
+    if saved.errors:
+        click.echo(f"{output}.errors.jsonl: {saved.errors} lines that failed")
     if not job.is_final:
         click.echo(f"job {job_id} is still {job.state.value}: the other lines have no answer yet", err=True)
 
@@ -147,15 +136,6 @@ def results(job_id: int, output: Path) -> None:
 )
 def report(job_id: int, output: Path) -> None:
     """Write a job's answers as one self-contained HTML page, with pictures and relevance bars."""
-    from ragllava.cli.reporting import save_report
-
     with connected() as client:
-        save_report(client, job_id, output)
+        client.questions.save_report(job_id, output)
     click.echo(f"{output}: open it in a browser")
-
-
-def _print_skipped(file: Path, errors: Sequence[LineError]) -> None:
-    for error in errors[:SHOWN_LINES]:
-        click.echo(f"{file}, line {error.line}: {error.message} [{error.code}]", err=True)
-    if len(errors) > SHOWN_LINES:
-        click.echo(f"… and {len(errors) - SHOWN_LINES} more invalid lines", err=True)

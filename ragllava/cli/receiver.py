@@ -21,13 +21,13 @@ def receiver(host: str, port: int) -> None:
     import uvicorn
 
     from ragllava.api.receiver import THREADS, make_app
-    from ragllava.cli.services import database
+    from ragllava.client import Client
     from ragllava.logs import configure_logging
     from ragllava.settings import load_settings
 
     configure_logging()
     settings = load_settings()
-    with database(settings, "ragllava receiver", THREADS) as engine:
-        app = make_app(engine, settings)
+    with Client(settings, name="ragllava receiver", pool_size=THREADS) as client:
+        app = make_app(client.engine, settings)
         log.info(f"takes events at {host}:{port}", extra={"action": "receiver_started"})
         uvicorn.run(app, host=host, port=port, log_config=None, log_level="warning")

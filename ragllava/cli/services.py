@@ -12,22 +12,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import click
-from sqlalchemy import Connection, Engine
 
 import migrations
 from ragllava.cli.options import print_problem, print_table
+from ragllava.client import Client, JobView, WorkerView
 from ragllava.errors import RagllavaError, ServiceUnavailable
-from ragllava.jobs import control
-from ragllava.jobs.control import JobView
 from ragllava.local.fleet import WorkerFleet, WorkerSpec, end_orphans
 from ragllava.local.processes import wait
 from ragllava.local.service import EmbeddedService
 from ragllava.local.services import RECEIVER, LocalServices, ServiceStatus, receiver_problem, service_status
 from ragllava.settings import Settings
-from ragllava.stores.buckets import change_events
-from ragllava.stores.database import in_transaction, make_engine
-from ragllava.stores.jobs import workers
-from ragllava.stores.jobs.workers import WorkerView
 
 Echo = Callable[[str], None]
 SpecsOf = Callable[[Settings], Sequence[WorkerSpec]]
@@ -86,12 +80,12 @@ def running_system(
     running = services.start(on_ready=echo_service)
     try:
         migrations.upgrade(running.require_database())
-        with database(running, "ragllava-up") as engine:
+        with Client(running, name="ragllava-up", pool_size=1) as client:
 
             def is_ready(name: str, running_for_s: float) -> bool:
                 if name == RECEIVER:
                     return receiver_problem(services.receiver_port) is None
-                return has_reported_ready(engine, name, running_for_s)
+                return has_reported_ready(client, name, running_for_s)
 
             # Takes events at the port to which the embedded object store sends them.
             command = (sys.executable, "-m", "ragllava", "receiver", "--port", str(services.receiver_port))
@@ -170,19 +164,15 @@ def status(settings: Settings) -> SystemStatus:
     owner = services.lock.owner()
     view = SystemStatus(str(services.home.root), owner.pid if owner else None, service_status(settings))
     try:
-        with database(settings, "ragllava-status") as engine:
+        with Client(settings, name="ragllava-status", pool_size=1) as client:
             if migrations.current(settings.require_database()) is None:
                 raise ServiceUnavailable("the database has no tables yet; run `ragllava migrate` or `ragllava up`")
-            view.workers = in_transaction(engine, workers.list_workers)
-            view.jobs = in_transaction(engine, control.list_jobs, only_open=True)
-            view.events = in_transaction(engine, _event_counts)
+            view.workers = client.system.workers()
+            view.jobs = client.jobs.list(only_open=True)
+            view.events = client.system.events()
     except RagllavaError as error:
         view.problem = str(error)
     return view
-
-
-def _event_counts(connection: Connection) -> dict[str, int]:
-    return change_events.totals(connection) | {"waiting": change_events.count_waiting(connection)}
 
 
 def print_status(view: SystemStatus) -> None:
@@ -213,30 +203,20 @@ def print_status(view: SystemStatus) -> None:
         click.echo("events: " + ", ".join(f"{number} {name}" for name, number in view.events.items()))
 
 
-@contextmanager
-def database(settings: Settings, name: str, pool_size: int = 1) -> Iterator[Engine]:
-    """An engine for the length of a block; `name` is shown in the server's list of sessions."""
-    engine = make_engine(settings.require_database(), pool_size=pool_size, name=name)
-    try:
-        yield engine
-    finally:
-        engine.dispose()
-
-
 def is_worker_ready(settings: Settings, name: str) -> bool:
     """Whether the worker `NAME@this host` has loaded its models and reported within its last three periods."""
-    with database(settings, "ragllava-health") as engine:
-        return has_reported_ready(engine, name, 3 * settings.tick_s)
+    with Client(settings, name="ragllava-health", pool_size=1) as client:
+        return has_reported_ready(client, name, 3 * settings.tick_s)
 
 
-def has_reported_ready(engine: Engine, name: str, within_s: float) -> bool:
+def has_reported_ready(client: Client, name: str, within_s: float) -> bool:
     """Whether the worker `NAME@this host` is ready and was seen within so many seconds.
 
     For a worker that was started so many seconds ago: the row of a killed predecessor is older.
     """
     full_name = f"{name}@{socket.gethostname()}"
-    rows = in_transaction(engine, workers.list_workers)
-    return any(row.name == full_name and row.is_ready and row.age_s < within_s for row in rows)
+    workers = client.system.workers()
+    return any(row.name == full_name and row.is_ready and row.age_s < within_s for row in workers)
 
 
 @contextmanager

@@ -11,33 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragllava.cli.options import NumberRange, connected, json_option, print_json, print_table
+from ragllava.cli.options import EnumChoice, NumberRange, connected, json_option, print_json, print_table
 from ragllava.errors import UsageError
+from ragllava.records import Role
 from ragllava.training.finetune.presets import PRESETS, TrainingSettings
 
 if TYPE_CHECKING:
-    from ragllava.client import Client
-    from ragllava.training.request import TrainingPlan, TrainingRequest
+    from ragllava.client import Client, TrainingPlan, TrainingRequest
 
 _SETTINGS = ", ".join(field.name for field in fields(TrainingSettings))
 
 
 @click.command()
-@click.argument("role", type=click.Choice(["reranker", "generator"]))
+@click.argument("role", type=EnumChoice(Role))
 @click.option(
     "--archive",
     "archives",
     required=True,
     multiple=True,
     metavar="NAME",
-    help="The archive to train for; given again, others that are replayed, and must not get worse.",
+    help="The archive to train for; repeated, archives that are trained on as well and must not get worse.",
 )
 @click.option(
     "--since",
     type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
-    help="Of the first archive, only what was labelled then or later (UTC).",
+    help="Of the first archive, use only labels of this time or later (UTC).",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what it would train on.")
+@click.option("--dry-run", is_flag=True, help="Only show what it would train on.")
 @click.option(
     "--preset", metavar="NAME", help=f"Settings of the fine-tuning: {', '.join(PRESETS)}.  [default: the profile's]"
 )
@@ -63,23 +63,23 @@ _SETTINGS = ", ".join(field.name for field in fields(TrainingSettings))
 @click.option(
     "--bare-share",
     type=NumberRange(0, 1),
-    help="Share of the pairs that are learned without their caption (reranker).  [default: 0.0]",
+    help="Share of the training pairs without a caption (reranker).  [default: 0.0]",
 )
 @click.option(
     "--precision",
     type=NumberRange(0, 1, min_open=True, max_open=True),
-    help="Choose a threshold that promises this precision (reranker), not the adaptive one.",
+    help="Fit a threshold for this precision instead of the adaptive one (reranker).",
 )
 @click.option(
     "--promote/--no-promote",
     default=True,
     show_default=True,
-    help="Make a version that passes the gate champion at once, or leave it a challenger.",
+    help="Promote a version that passes the gate, or leave it a challenger.",
 )
 @click.option("--follow", is_flag=True, help="Wait for the job, with a progress bar.")
 @json_option
 def train(  # noqa: PLR0917 - one argument for each option
-    role: str,
+    role: Role,
     archives: tuple[str, ...],
     since: datetime | None,
     dry_run: bool,
@@ -93,17 +93,16 @@ def train(  # noqa: PLR0917 - one argument for each option
     follow: bool,
     as_json: bool,
 ) -> None:
-    """Train the reranker or the generator on labelled questions, and let the gate decide about what comes of it."""
-    from ragllava.records import Role
-    from ragllava.training.request import TrainingRequest, default_preset
+    """Train the reranker or the generator on labelled questions; the gate decides whether the result is promoted."""
+    from ragllava.client import TrainingRequest
 
-    if role == "generator":
+    if role is Role.GENERATOR:
         _refuse_for_generators({"--negatives": negatives, "--bare-share": bare_share})
     with connected() as client:
         request = TrainingRequest(
-            role=Role(role),
+            role=role,
             archives=archives,
-            preset=preset or default_preset(client.settings.profile),
+            preset=preset or client.models.default_preset(),
             overrides=dict(map(_change, changes)),
             since=since.replace(tzinfo=UTC) if since else None,
             promote=promote,
@@ -113,38 +112,32 @@ def train(  # noqa: PLR0917 - one argument for each option
             bare_share=bare_share or 0.0,
         )
         if dry_run:
-            _show_plan(client.plan_training(request), as_json)
+            _show_plan(client.models.plan_training(request), as_json)
         else:
             _submit(client, request, follow, as_json)
 
 
-def _refuse_for_generators(given: Mapping[str, object]) -> None:
-    """Raise UsageError if an option is given (not None) that changes only what a reranker learns."""
-    first = next((option for option, value in given.items() if value is not None), None)
-    if first is not None:
-        raise UsageError(f"{first} changes nothing for a generator; leave it out")
+def _refuse_for_generators(values: Mapping[str, object]) -> None:
+    """Raise UsageError if an option has a value that changes only what a reranker learns."""
+    for option, value in values.items():
+        if value is not None:
+            raise UsageError(f"{option} has no effect on a generator; leave it out")
 
 
-def _submit(client: Client, request: TrainingRequest, follow: bool, as_json: bool) -> None:
-    from rich.console import Console
+def _submit(client: Client, request: TrainingRequest, wait: bool, as_json: bool) -> None:
+    from ragllava.cli.following import exit_after, follow
+    from ragllava.cli.progress import outcome_line, training_line
 
-    from ragllava.cli.progress import outcome_line, training_line, wait_or_leave, warn_without_worker
-    from ragllava.client import is_success
-
-    job_id = client.train(request)
-    if follow or not as_json:
-        click.echo(f"job {job_id} queued; `ragllava jobs show {job_id}` tells how far it is", err=as_json)
-    warn_without_worker(client, "train")
-    if follow:
-        job = wait_or_leave(client, job_id, f"training {request.role.value}", Console(stderr=as_json))
-    else:
-        job = client.job(job_id)
+    job_id = client.models.train(request)
+    if wait or not as_json:
+        click.echo(f"job {job_id} queued; `ragllava jobs show {job_id}` shows its progress", err=as_json)
+    job = follow(client, job_id, f"training {request.role.value}", "train", wait=wait, as_json=as_json)
     if as_json:
         print_json(job.as_json())
-    elif follow:
+    elif wait:
         click.echo(outcome_line(job))
         click.echo(training_line(job))
-    sys.exit(0 if not follow or is_success(job.state) else 1)
+    exit_after(job, wait=wait)
 
 
 def _show_plan(plan: TrainingPlan, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,7 @@ import click
 from ragllava.cli.options import archive_option, connected
 
 if TYPE_CHECKING:
-    from ragllava.client import Client
-    from ragllava.stages.buckets.watched_folder import WatchedFolder
+    from ragllava.client import Client, WatchedFolder
 
 _COLLECT_MS = 1_600  # changes within this time are handled together
 _CHECK_MS = 2_000  # between checks whether our own jobs have ended
@@ -32,8 +32,8 @@ def watch(folder: Path, archive: str, captions: Path | None) -> None:
 
     from ragllava.cli.progress import warn_without_worker
     from ragllava.cli.services import on_stop_signals
+    from ragllava.client import WatchedFolder
     from ragllava.errors import UsageError
-    from ragllava.stages.buckets.watched_folder import WatchedFolder
 
     if not folder.is_dir():
         raise UsageError(f"cannot watch {folder}: it is not a folder that can be read here")
@@ -51,7 +51,7 @@ def watch(folder: Path, archive: str, captions: Path | None) -> None:
             yield_on_timeout=True,
             raise_interrupt=False,
         ):
-            if batch or first or watched.jobs_ended(client.engine):
+            if batch or first or client.archives.has_settled(watched):
                 first = False
                 _compare(client, watched)
     click.echo("stopped")
@@ -60,21 +60,26 @@ def watch(folder: Path, archive: str, captions: Path | None) -> None:
 def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) -> None:
     """Compare, and print one line about the changes; with `always` also when there are none."""
     from ragllava.errors import RagllavaError
-    from ragllava.stages.buckets.watched_folder import first_names
 
     try:
-        changes = client.follow(watched)
+        changes = client.archives.follow(watched)
     except RagllavaError as error:  # a partially written caption file, a restarting database: the next call may succeed
         if always:
             raise
         click.echo(f"ragllava: {error}", err=True)
         return
-    if not changes.found_any and not always:
+    if not changes.found_differences and not always:
         return
     parts = [
-        f"{len(names)} {title} ({first_names(names)})"
+        f"{len(names)} {title} ({_first_names(names)})"
         for title, names in (("new", changes.new), ("gone", changes.gone), ("with another caption", changes.captions))
         if names
     ]
     job = f"; job {changes.job_id} ingests them" if changes.job_id else ""
     click.echo(f"{watched.folder}: {changes.files} files, {', '.join(parts) or 'nothing new'}{job}")
+
+
+def _first_names(names: Sequence[str], most: int = 3) -> str:
+    """`a.png, b.png, c.png and 7 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,25 +1,84 @@
-"""The Python client: what the command line does, for programs.
+"""The Python client: everything that the commands do, for programs, in one group of methods for each kind of thing.
 
-    client = Client(load_settings())
-    job = client.submit(Path("questions.jsonl"), Submission(archive="harbour"))
-    client.wait(job.job_id)
-    for row in client.results(job.job_id): ...
+    with Client() as client:
+        job = client.questions.submit(Path("questions.jsonl"), archive="holidays")
+        client.jobs.wait(job.job_id)
+        for row in client.questions.results(job.job_id): ...
 
-Everything is written to Postgres first; the message to the workers is only a hint, so a submit succeeds with no
-broker in reach, and a worker finds the job at its next tick.
+Every submit writes to Postgres first and then notifies the workers, so it succeeds when the queue cannot be reached:
+the workers find the job at their next tick. Methods take and return plain values and frozen records, and raise
+subclasses of RagllavaError.
 """
 
 from __future__ import annotations
 
-from ragllava.client.archives import ArchiveClient, Ingested
-from ragllava.client.indexes import IndexClient
-from ragllava.client.jobs import is_success
-from ragllava.client.models import ModelClient
-from ragllava.client.questions import QuestionClient
-from ragllava.client.reviews import ReviewClient
+from ragllava.client.archives import Archives
+from ragllava.client.comparison import Comparison
+from ragllava.client.connections import Connections
+from ragllava.client.jobs import Jobs, is_success
+from ragllava.client.models import Models
+from ragllava.client.questions import Questions, SavedResults
+from ragllava.client.reviews import Reviews
+from ragllava.client.schedules import Schedules, local_time
+from ragllava.client.system import System
+from ragllava.jobs.control import JobView
+from ragllava.records import AnswerOptions
+from ragllava.settings import Settings
+from ragllava.stages.buckets.sync import ScanReport
+from ragllava.stages.buckets.watched_folder import WatchedFolder
+from ragllava.stages.feedback.labels import StoredFeedback
+from ragllava.stages.maintenance.schedules import ScheduleRequest
+from ragllava.stages.reindex.stage import ReindexRequest
+from ragllava.stages.results.results import ResultRow
+from ragllava.stores.archives.indexes import IndexDetails
+from ragllava.stores.buckets.bindings import BindingRole, BindingView
+from ragllava.stores.jobs.answered import AnsweredQuestion
+from ragllava.stores.jobs.workers import WorkerView
+from ragllava.stores.learning.noisy import NoisyView
+from ragllava.stores.learning.registry import VersionView
+from ragllava.stores.learning.trainings import TrainingView
+from ragllava.stores.maintenance.schedules import ScheduleView
+from ragllava.training.request import TrainingPlan, TrainingRequest
 
-__all__ = ["Client", "Ingested", "is_success"]
+__all__ = [
+    "AnswerOptions",
+    "AnsweredQuestion",
+    "BindingRole",
+    "BindingView",
+    "Client",
+    "Comparison",
+    "IndexDetails",
+    "JobView",
+    "NoisyView",
+    "ReindexRequest",
+    "ResultRow",
+    "SavedResults",
+    "ScanReport",
+    "ScheduleRequest",
+    "ScheduleView",
+    "Settings",
+    "StoredFeedback",
+    "TrainingPlan",
+    "TrainingRequest",
+    "TrainingView",
+    "VersionView",
+    "WatchedFolder",
+    "WorkerView",
+    "is_success",
+    "local_time",
+]
 
 
-class Client(ArchiveClient, IndexClient, QuestionClient, ReviewClient, ModelClient):
-    """Talks to Postgres and the object store; tells the workers through the queue."""
+class Client(Connections):
+    """Talks to Postgres and the object store, and notifies the workers through the queue. See Connections."""
+
+    def __init__(self, settings: Settings | None = None, *, name: str = "ragllava client", pool_size: int = 3) -> None:
+        """As Connections."""
+        super().__init__(settings, name=name, pool_size=pool_size)
+        self.archives = Archives(self)
+        self.questions = Questions(self)
+        self.jobs = Jobs(self)
+        self.reviews = Reviews(self)
+        self.models = Models(self)
+        self.schedules = Schedules(self)
+        self.system = System(self)

@@ -1,98 +1,158 @@
-"""Archives: what feeds them, and what they hold."""
+"""Archives: the files, folders and buckets that feed them, and their contents."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragllava.client.base import BaseClient
-from ragllava.errors import UsageError
+from sqlalchemy import Connection
+
+from ragllava.client.connections import Connections, Namespace
+from ragllava.client.indexes import Indexes
+from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, UsageError
+from ragllava.imaging.decode import decode
 from ragllava.stages.buckets.binding import bind_archive, unbind_archive
 from ragllava.stages.buckets.sync import ScanReport, scan
 from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
-from ragllava.stages.ingest.captions import CaptionBook, read_captions
+from ragllava.stages.ingest.captions import read_captions
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.reindex.gaps import Gap, find_gaps
-from ragllava.stores.archives import archive
-from ragllava.stores.archives.archive import ArchiveSummary, RejectedFile
+from ragllava.stages.reindex.stage import ReindexRequest, submit_reindex
+from ragllava.stores.archives.archive import (
+    ArchiveSummary,
+    RejectedFile,
+    archive_summary,
+    get_archive,
+    list_archives,
+    rejected_files,
+)
 from ragllava.stores.buckets.bindings import Binding, BindingRole, BindingView, view_bindings
+
+THUMBNAIL_SIDE = 256  # pixels
 
 
 @dataclass(frozen=True, slots=True)
-class Ingested:
-    """A submitted ingest job, and the captions of the caption file that fit no file."""
+class IngestJob:
+    """A queued ingest job of `total` files, and the captions of the caption file that belong to none of them."""
 
     job_id: int
     total: int
-    unused_captions: list[str]
+    unused_captions: tuple[str, ...]
 
 
-class ArchiveClient(BaseClient):
-    """What concerns archives, the buckets bound to them and the folders that they follow."""
+class Archives(Namespace):
+    """Archives, the buckets bound to them and the folders that they follow; `indexes` are their indexes."""
 
-    def ingest(self, paths: Sequence[Path], archive_name: str, captions: Path | None = None) -> Ingested:
+    def __init__(self, connections: Connections) -> None:
+        """On the client's connections."""
+        super().__init__(connections)
+        self.indexes = Indexes(connections)
+
+    def ingest(self, paths: Sequence[Path], archive: str, captions: Path | None = None) -> IngestJob:
         """Queue the pictures under `paths` for an archive, which is created if it is new.
 
-        The paths are read by the ingest workers, which must see them under the same names. Raises UsageError when
-        there is nothing to ingest.
+        The ingest workers read the paths, so they must see them under the same names. Raises UsageError when there is
+        no picture, or `captions` cannot be read.
         """
-        book = read_captions(captions) if captions else None
-        files = list(list_sources(paths, book))
+        by_picture = read_captions(captions) if captions else None
+        files = list(list_sources(paths, by_picture))
         if not files:
             raise UsageError(f"no pictures in {', '.join(map(str, paths))}")
-        submitted = submit_files(self.engine, self.settings, archive_name=archive_name, files=files)
+        connections = self._connections
+        submitted = submit_files(connections.engine, connections.settings, archive_name=archive, files=files)
         self._dispatch()
-        return Ingested(submitted.job_id, submitted.total, _unused(book))
+        return IngestJob(submitted.job_id, submitted.total, tuple(by_picture.unused()) if by_picture else ())
 
-    def bind(
-        self, archive_name: str, address: str, role: BindingRole, options: Mapping[str, Any] | None = None
-    ) -> Binding:
+    def reindex(self, request: ReindexRequest) -> int:
+        """Queue a job that embeds images of an archive again; returns the job. Raises UsageError."""
+        job_id = submit_reindex(self._connections.engine, self._connections.settings, request)
+        self._dispatch()
+        return job_id
+
+    def get(self, name: str) -> ArchiveSummary:
+        """The contents of an archive in numbers; reads all its image rows. Raises UsageError for an unknown name."""
+        return self._do(_summary, name)
+
+    def rejected(self, name: str) -> list[RejectedFile]:
+        """The files of an archive whose latest ingest was refused, with the reason. Raises UsageError."""
+        return self._of_archive(name, rejected_files)
+
+    def gaps(self, name: str) -> list[Gap]:
+        """The images of an archive that no question can find, with the reason. Raises UsageError."""
+        return self._of_archive(name, find_gaps)
+
+    def thumbnail(self, sha256: str) -> bytes | None:
+        """A JPEG of a stored picture, its longer side at most THUMBNAIL_SIDE; None when it cannot be read.
+
+        Raises ServiceUnavailable when the object store is away.
+        """
+        try:
+            picture = decode(self._connections.objects.get_content(sha256), max_side=THUMBNAIL_SIDE).picture
+        except (ObjectMissing, ObjectCorrupt, ImageRejected):
+            return None
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=85)
+        return buffer.getvalue()
+
+    def bind(self, archive: str, address: str, role: BindingRole, options: Mapping[str, Any] | None = None) -> Binding:
         """Bind `s3://bucket/prefix/` to an archive, which is created if it is new.
 
-        Raises UsageError for an address that is none, a bucket that is not there or is our own, and an overlap.
+        Options of an inbox: `outbox` (an address, required), `skip_invalid` (default true), `answer`
+        (AnswerOptions.as_json()). Raises UsageError for an invalid address, a bucket that does not exist or is
+        RagLLaVA's own, and an overlap with another binding.
         """
-        return bind_archive(self.engine, self.objects, archive_name, address, role, dict(options or {}))
+        return bind_archive(
+            self._connections.engine, self._connections.objects, archive, address, role, dict(options or {})
+        )
 
-    def unbind(self, archive_name: str, address: str) -> Binding:
-        """Forget a binding; what it brought stays in the archive. Raises UsageError for what is not bound to it."""
-        return unbind_archive(self.engine, archive_name, address)
+    def unbind(self, archive: str, address: str) -> Binding:
+        """Remove a binding; the images that it brought stay. Raises UsageError when it is not bound to this archive."""
+        return unbind_archive(self._connections.engine, archive, address)
 
-    def bindings(self, archive_name: str) -> list[BindingView]:
-        """Which parts of buckets feed an archive, and what is known of them."""
-        return self._do(lambda c: view_bindings(c, archive.get_archive(c, archive_name).archive_id))
+    def bindings(self, archive: str) -> list[BindingView]:
+        """The parts of buckets that feed an archive, with counts of their objects. Raises UsageError."""
+        return self._of_archive(archive, view_bindings)
 
-    def scan(self, archive_name: str) -> list[ScanReport]:
-        """Compare the buckets that an archive is bound to with what is known of them, and repair the difference."""
-        reports = scan(self.engine, self.settings, self.objects, archive_name)
+    def scan(self, archive: str) -> list[ScanReport]:
+        """Compare the buckets bound to an archive with what is stored of them, and repair the differences.
+
+        Raises UsageError for an archive without a binding and for a bucket that does not exist, ServiceUnavailable.
+        """
+        connections = self._connections
+        reports = scan(connections.engine, connections.settings, connections.objects, archive)
         self._dispatch()
         return reports
 
     def follow(self, watched: WatchedFolder) -> FolderChanges:
-        """Make an archive what a folder is now; `watched` remembers what was offered. Raises UsageError."""
-        changes = watched.compare(self.engine, self.settings)
+        """Bring an archive up to date with a folder; `watched` remembers the files of earlier calls.
+
+        Raises UsageError when the folder is gone, or its caption file cannot be read.
+        """
+        changes = watched.compare(self._connections.engine, self._connections.settings)
         if changes.job_id is not None:
             self._dispatch()
         return changes
 
-    def archive(self, name: str) -> ArchiveSummary:
-        """What an archive holds. Raises UsageError for an unknown name."""
-        return self._do(lambda c: archive.archive_summary(c, archive.get_archive(c, name)))
+    def has_settled(self, watched: WatchedFolder) -> bool:
+        """True once after the ingest jobs of `follow` have ended; what changed meanwhile can then be compared."""
+        return watched.jobs_ended(self._connections.engine)
 
-    def archives(self) -> list[ArchiveSummary]:
-        """All archives by name."""
-        return self._do(lambda c: [archive.archive_summary(c, found) for found in archive.list_archives(c)])
+    def names(self) -> list[str]:
+        """The names of all archives, in order."""
+        return [archive.name for archive in self._do(list_archives)]
 
-    def rejected(self, name: str) -> list[RejectedFile]:
-        """The files of an archive whose latest ingest was refused, with the reason."""
-        return self._do(lambda c: archive.rejected_files(c, archive.get_archive(c, name).archive_id))
-
-    def gaps(self, name: str) -> list[Gap]:
-        """The images of an archive that no question can find, and why."""
-        return self._do(lambda c: find_gaps(c, archive.get_archive(c, name).archive_id))
+    def list(self) -> list[ArchiveSummary]:
+        """All archives by name, each as `get` returns it."""
+        return self._do(_summaries)
 
 
-def _unused(book: CaptionBook | None) -> list[str]:
-    return list(book.unused()) if book else []
+def _summary(connection: Connection, name: str) -> ArchiveSummary:
+    return archive_summary(connection, get_archive(connection, name))
+
+
+def _summaries(connection: Connection) -> list[ArchiveSummary]:
+    return [archive_summary(connection, archive) for archive in list_archives(connection)]

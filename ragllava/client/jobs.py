@@ -1,11 +1,11 @@
-"""Jobs: their progress, and what a user can do with them."""
+"""Jobs of every kind: their state, and how they are controlled."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from ragllava.client.base import BaseClient
+from ragllava.client.connections import Namespace
 from ragllava.errors import UsageError
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView, ShardView
@@ -13,48 +13,42 @@ from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind
 from ragllava.stores.database import read_at_once
-from ragllava.stores.jobs import workers
-from ragllava.stores.jobs.workers import WorkerView
 
-# Pauses between two looks at a job grow with the time waited: the end of a short job is seen at once, and a long job
-# is not asked for all the time. Each look reads one row by its key. A listener is notified, and looks only to be sure.
+# Between two looks at a job: in proportion to the time waited so far, so that short jobs are not delayed and long ones
+# not queried all the time. Each look is one row by its key. Who is notified looks only to be sure.
 _PAUSE_SHARE = 0.03
 _SHORTEST_PAUSE_S = 0.008
 _LISTENING_PAUSE_S = 0.05
 
 
-class JobClient(BaseClient):
-    """What concerns jobs of every kind, and the workers."""
+class Jobs(Namespace):
+    """Jobs. Each method raises UsageError for an unknown job."""
 
-    def job(self, job_id: int) -> JobView:
-        """One job. Raises UsageError for an unknown id."""
+    def get(self, job_id: int) -> JobView:
+        """One job with its counts."""
         return self._do(control.view, job_id)
 
-    def jobs(self, *, limit: int = 50, only_open: bool = False) -> list[JobView]:
-        """The newest jobs first."""
-        return self._do(control.list_jobs, limit=limit, only_open=only_open)
-
-    def troubles(self, job_id: int) -> list[ShardView]:
-        """The shards of a job that run, failed or are dead, with the reason."""
+    def troubled_shards(self, job_id: int) -> list[ShardView]:
+        """The shards of a job that run or failed, with the reason."""
         return self._do(control.troubled_shards, job_id)
 
     def cancel(self, job_id: int) -> None:
-        """Stop a job; its outcomes so far stay."""
+        """Stop a job; its outcomes so far stay. Raises UsageError for an ended one."""
         self._do(control.cancel, job_id)
 
     def pause(self, job_id: int) -> None:
-        """Stop dispatching shards of a job."""
+        """Stop dispatching new shards of a job. Raises UsageError for one that does not run."""
         self._do(control.pause, job_id)
 
     def resume(self, job_id: int) -> None:
-        """Continue a paused job."""
+        """Dispatch the shards of a paused job again. Raises UsageError for one that is not paused."""
         self._do(control.resume, job_id)
         self._dispatch()
 
     def retry(self, job_id: int) -> int:
-        """Try the failed, dead and cancelled inputs of an ended job again; returns how many."""
-        kind = kind_of(self.job(job_id).kind)
-        number = self._do(control.retry, job_id, kind.per_shard(self.settings))
+        """Try the failed, dead and cancelled inputs of an ended job again; returns how many. Raises UsageError."""
+        per_shard = kind_of(self.get(job_id).kind).per_shard(self._connections.settings)
+        number = self._do(control.retry, job_id, per_shard)
         self._dispatch()
         return number
 
@@ -66,39 +60,40 @@ class JobClient(BaseClient):
         timeout_s: float | None = None,
         poll_s: float = 0.5,
     ) -> JobView:
-        """Wait until a job has ended, or for `timeout_s`; the view returned says which.
+        """Wait until a job has ended, or for `timeout_s` seconds; the view that is returned says which.
 
-        `on_progress` is given a view every `poll_s`, and the last one. The end of a short job is seen within
-        milliseconds, that of a long one within `poll_s`. Raises UsageError for an unknown id.
+        `on_progress` is given a view every `poll_s` seconds, and the last one. The end of a short job is seen within
+        milliseconds, that of a long one within `poll_s`.
         """
         began = next_view = time.monotonic()
-        with self._job_ends.listening(job_id) as listen:
+        with self._connections.job_ends.listening(job_id) as listen:
             shortest = _SHORTEST_PAUSE_S if listen is None else _LISTENING_PAUSE_S
-            while not read_at_once(self.engine, control.has_ended, job_id):
+            while not read_at_once(self._connections.engine, control.has_ended, job_id):
                 now = time.monotonic()
                 if timeout_s is not None and now - began > timeout_s:
                     break
                 if on_progress is not None and now >= next_view:
-                    on_progress(self.job(job_id))
+                    on_progress(self.get(job_id))
                     next_view = now + poll_s
                 (listen or time.sleep)(min(poll_s, max(shortest, (now - began) * _PAUSE_SHARE)))
-        job = self.job(job_id)
+        job = self.get(job_id)
         if on_progress is not None:
             on_progress(job)
         return job
 
-    def workers(self) -> list[WorkerView]:
-        """All registered workers."""
-        return self._do(workers.list_workers)
-
-    def _require_answers(self, job_id: int) -> JobView:
-        job = self.job(job_id)
+    def require_answers(self, job_id: int) -> JobView:
+        """The job, if it is an answer job; else raises UsageError."""
+        job = self.get(job_id)
         if job.kind != JobKind.ANSWER:
             article = "an" if job.kind[0] in "aeiou" else "a"
             raise UsageError(
                 f"job {job_id} is {article} {job.kind} job and has no answers; see `ragllava jobs show {job_id}`"
             )
         return job
+
+    def list(self, *, limit: int = 50, only_open: bool = False) -> list[JobView]:
+        """At most `limit` jobs, the newest first."""
+        return self._do(control.list_jobs, limit=limit, only_open=only_open)
 
 
 def is_success(state: JobState) -> bool:

@@ -1,65 +1,71 @@
-"""Model versions: trained, compared, promoted."""
+"""Model versions of a profile: trained, compared, promoted."""
 
 from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from ragllava.client.base import BaseClient
+from ragllava.client.comparison import Comparison, compare_versions
+from ragllava.client.connections import Namespace
 from ragllava.models.profiles import get_profile
 from ragllava.records import Role
 from ragllava.stores.learning import registry
 from ragllava.stores.learning.registry import ModelVersion, VersionView
-from ragllava.training.request import TrainingPlan, TrainingRequest, plan_training, submit_training
+from ragllava.training.request import TrainingPlan, TrainingRequest, default_preset, plan_training, submit_training
 
 
-class ModelClient(BaseClient):
-    """What concerns trainings and the versions that come of them."""
-
-    def plan_training(self, request: TrainingRequest) -> TrainingPlan:
-        """What a training now would learn from. Raises UsageError for what no training can do."""
-        return self._do(plan_training, request, self.settings)
+class Models(Namespace):
+    """Trainings, and the versions of the settings' profile. A name may be shortened to a beginning that fits one."""
 
     def train(self, request: TrainingRequest, idempotency_key: str | None = None) -> int:
         """Queue a training; returns its job.
 
-        Raises UsageError when too little is labelled, or while another job trains this role.
+        Raises UsageError for an unknown archive, when too few questions are labelled, and while another job trains
+        this role.
         """
-        job_id, _ = submit_training(self.engine, self.settings, request, idempotency_key)
+        job_id, _ = submit_training(self._connections.engine, self._connections.settings, request, idempotency_key)
         self._dispatch()
         return job_id
 
-    def versions(self, role: Role | None = None) -> list[VersionView]:
-        """The model versions of this profile, by role, the newest first."""
-        return self._do(registry.list_versions, self.profile_name, role)
+    def plan_training(self, request: TrainingRequest) -> TrainingPlan:
+        """The examples of a training if it were queued now. Raises UsageError for an unknown archive or setting."""
+        return self._do(plan_training, request, self._connections.settings)
 
-    def version(self, name: str, role: Role | None = None) -> VersionView:
-        """One version by its name or the beginning of it. Raises UsageError for none or several."""
-        return self._do(registry.find_version, self.profile_name, name, role)
+    def default_preset(self) -> str:
+        """The training preset for the models of the profile."""
+        return default_preset(self._connections.settings.profile)
 
-    def version_pair(self, first: str, second: str, role: Role | None = None) -> tuple[VersionView, VersionView]:
-        """Two versions by name; where one name fits one role only, the other is taken in that role.
+    def get(self, name: str, role: Role | None = None) -> VersionView:
+        """One version. Raises UsageError when the name fits none or several."""
+        return self._do(registry.find_version, self._profile, name, role)
 
-        Raises UsageError for none or several.
+    def compare(self, first: str, second: str, role: Role | None = None) -> Comparison:
+        """The figures of two versions of one role, from when they were trained.
+
+        Where one was evaluated against the other, both columns come from that contest. A name that fits both roles is
+        taken in the role of the other name. Raises UsageError when a name fits none or several, and for two roles.
         """
-        return self._do(registry.find_pair, self.profile_name, (first, second), role)
+        return compare_versions(*self._do(registry.find_pair, self._profile, (first, second), role))
 
     def promote(self, name: str, role: Role, reason: str) -> ModelVersion:
-        """Make a version champion: workers take it up at their next shard. Raises UsageError for an unknown one."""
-        return self._do(registry.promote, self.profile_name, role, name, reason)
+        """Make a version champion; workers load it at their next shard. Raises UsageError for an unknown name."""
+        return self._do(registry.promote, self._profile, role, name, reason)
 
     def rollback(self, role: Role) -> ModelVersion:
-        """Bring back what the champion replaced. Raises UsageError when there is nothing to go back to."""
-        profile = self.profile_name
-        before = self._do(registry.champion, role, profile)
+        """Promote the version that the champion of a role replaced. Raises UsageError when there is none."""
+        champion = self._do(registry.champion, role, self._profile)
+        return self._do(_roll_back, self._profile, role, champion)
 
-        def once(connection: Connection) -> ModelVersion:
-            # Tried again after a commit whose answer was lost, it must not go one version further back.
-            present = registry.champion(connection, role, profile)
-            return present if present and present != before else registry.rollback(connection, profile, role)
-
-        return self._do(once)
+    def list(self, role: Role | None = None) -> list[VersionView]:
+        """The versions of the profile, by role, the newest first."""
+        return self._do(registry.list_versions, self._profile, role)
 
     @property
-    def profile_name(self) -> str:
-        """The profile whose versions are meant. Raises SettingsError for a wrong one."""
-        return get_profile(self.settings).name
+    def _profile(self) -> str:
+        """The name of the profile. Raises SettingsError for an unknown one."""
+        return get_profile(self._connections.settings).name
+
+
+def _roll_back(connection: Connection, profile: str, role: Role, champion: ModelVersion | None) -> ModelVersion:
+    """Roll back if `champion` is still there: a repetition after a lost commit must not go one version further back."""
+    present = registry.champion(connection, role, profile)
+    return present if present and present != champion else registry.rollback(connection, profile, role)

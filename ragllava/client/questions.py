@@ -1,15 +1,22 @@
-"""Questions in, results out."""
+"""Questions, their results and the report of a job."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ragllava.client.jobs import JobClient
+from sqlalchemy import Connection
+
+from ragllava.client.archives import Archives
+from ragllava.client.connections import Namespace
+from ragllava.client.jobs import Jobs
+from ragllava.client.reporting import report_figures, report_rows, summarise
 from ragllava.errors import UsageError
-from ragllava.records import Question
+from ragllava.evaluation.metrics import JobFigures
+from ragllava.records import AnswerOptions, KnownAnswer, Question
 from ragllava.stages.answer.question_files import (
     MAX_QUESTION_CHARACTERS,
     QuestionFile,
@@ -20,6 +27,7 @@ from ragllava.stages.answer.refresh import submit_refresh
 from ragllava.stages.answer.submit import ASK_PRIORITY, Submission, Submitted, submit_questions
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import result_rows
+from ragllava.stages.results.report import write_report
 from ragllava.stages.results.results import ResultRow, write_errors, write_results
 from ragllava.stores.database import read_at_once
 
@@ -27,68 +35,133 @@ if TYPE_CHECKING:
     from ragllava.stages.answer.refresh_plan import OnProgress, RefreshPlan
 
 
-class QuestionClient(JobClient):
-    """What concerns questions and their answers."""
+@dataclass(frozen=True, slots=True)
+class RefreshJob:
+    """A job that refreshes another; `is_new` is false when an open refresh of that job was there before."""
 
-    def submit(self, path: Path, how: Submission) -> Submitted:
-        """Queue a question file. Raises InvalidInput when lines are invalid and `how.skip_invalid` is not set."""
-        submitted = submit_questions(self.engine, self.settings, read_questions(path, name=str(path)), how)
-        self._dispatch()
-        return submitted
+    job_id: int
+    is_new: bool
 
-    def ask(self, question: str, how: Submission, timeout_s: float = 600.0) -> ResultRow:
-        """Ask one question now: it overtakes every bulk job. Raises UsageError when no answer came in time."""
+
+@dataclass(frozen=True, slots=True)
+class SavedResults:
+    """How many lines the result file and its error file have."""
+
+    lines: int
+    errors: int
+
+
+class Questions(Namespace):
+    """Question files, single questions and their results."""
+
+    def submit(
+        self,
+        path: Path,
+        archive: str,
+        options: AnswerOptions | None = None,
+        *,
+        skip_invalid: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Submitted:
+        """Queue a question file (.jsonl, .csv or .parquet); the same key with the same file makes one job.
+
+        Raises InvalidInput when lines are invalid and `skip_invalid` is not set, UsageError for an unknown archive,
+        options out of range, and a key that belongs to another file.
+        """
+        how = Submission(archive, options or AnswerOptions(), skip_invalid, idempotency_key)
+        return self._submit(read_questions(path, name=str(path)), how)
+
+    def ask(
+        self, question: str, archive: str, options: AnswerOptions | None = None, *, timeout_s: float = 600.0
+    ) -> ResultRow:
+        """Ask one question, before all bulk jobs, and wait for its result.
+
+        Raises UsageError for an empty or too long question, and when there is no result after `timeout_s` seconds.
+        """
         text = question.strip()
         if not text or len(text) > MAX_QUESTION_CHARACTERS:
             raise UsageError(f"a question has 1 to {MAX_QUESTION_CHARACTERS} characters, this one has {len(text)}")
         file = QuestionFile("ask", [Question(0, 1, "ask", text)])
-        urgent = Submission(how.archive, how.options, priority=ASK_PRIORITY)
-        submitted = submit_questions(self.engine, self.settings, file, urgent)
-        self._dispatch()
-        job = self.wait(submitted.job_id, timeout_s=timeout_s)
+        submitted = self._submit(file, Submission(archive, options or AnswerOptions(), priority=ASK_PRIORITY))
+        job = Jobs(self._connections).wait(submitted.job_id, timeout_s=timeout_s)
         if not job.is_final:
             raise UsageError(
                 f"no answer within {timeout_s:g} s: no answer worker is free or running (`ragllava status`); "
                 f"the question stays queued as job {job.job_id}"
             )
-        return read_at_once(self.engine, lambda connection: next(result_rows(connection, job.job_id)))
+        return read_at_once(self._connections.engine, _first_result, job.job_id)
 
     def results(self, job_id: int) -> Iterator[ResultRow]:
-        """One row for every input line that has an outcome, in input order."""
-        self._require_answers(job_id)
-        with self.engine.connect() as connection:
+        """A row for each input line that has an outcome, in input order. Raises UsageError for other jobs."""
+        Jobs(self._connections).require_answers(job_id)
+        with self._connections.engine.connect() as connection:
             yield from result_rows(connection, job_id)
 
-    def save_results(self, job_id: int, path: Path) -> tuple[int, int]:
+    def save_results(self, job_id: int, path: Path) -> SavedResults:
         """Write results to `path` (.jsonl, .csv or .parquet) and the failed lines to `<path>.errors.jsonl`.
 
-        Returns the number of result lines and of error lines; without any, no error file is left there.
+        Without failed lines there is no error file afterwards. Raises UsageError for another ending or another job.
         """
-        form = format_by_extension(path.name)
-        if form is None:
+        format = format_by_extension(path.name)
+        if format is None:
             raise UsageError(f"{path}: the name must end in .jsonl, .csv or .parquet")
-        job = self._require_answers(job_id)
+        job = Jobs(self._connections).require_answers(job_id)
         top_n, is_refresh = job.spec["options"]["top_n"], job.refresh is not None
-        lines = write_results(self.results(job_id), path, form, top_n=top_n, is_refresh=is_refresh)
+        lines = write_results(self.results(job_id), path, format, top_n=top_n, is_refresh=is_refresh)
         errors_path = path.with_name(path.name + ".errors.jsonl")
         errors = write_errors(self.results(job_id), errors_path)
         if not errors:
             errors_path.unlink()
-        return lines, errors
+        return SavedResults(lines, errors)
 
-    def refresh(self, job_id: int) -> tuple[int, bool]:
-        """Ask those questions of an ended answer job again for which something has changed, in a new job.
+    def save_report(
+        self,
+        job_id: int,
+        path: Path,
+        answers: Mapping[str, KnownAnswer] | None = None,
+        figures: JobFigures | None = None,
+    ) -> int:
+        """Write the results of a job as one HTML page with its pictures; returns the number of questions on it.
 
-        Returns that job, and whether it is new: a refresh that is open already is not begun twice. Raises UsageError
-        when there is nothing to refresh.
+        `answers` has right answers by custom_id, which mark those of the job; `figures` are shown above them. Raises
+        UsageError for other jobs, and when the page cannot be written there.
         """
-        submitted = submit_refresh(self.engine, self.settings, job_id)
+        job, archives = Jobs(self._connections).require_answers(job_id), Archives(self._connections)
+        rows = [*self.results(job_id)]
+        return write_report(
+            path,
+            title=f"Job {job_id}: questions to {job.archive}",
+            summary=summarise(job, rows, archives.get(job.archive).images, report_figures(figures)),
+            rows=report_rows(rows, answers or {}),
+            thumbnail=archives.thumbnail,
+        )
+
+    def refresh(self, job_id: int) -> RefreshJob:
+        """Ask those questions of an ended job again for which something has changed, in a new job.
+
+        Raises UsageError when there is nothing to refresh.
+        """
+        refresh = RefreshJob(*submit_refresh(self._connections.engine, self._connections.settings, job_id))
+        self._dispatch()
+        return refresh
+
+    def plan_refresh(self, job_id: int, on_progress: OnProgress | None = None) -> RefreshPlan:
+        """Count the questions that a refresh would ask again. Retrieves in this process, by this machine's retriever.
+
+        `on_progress` is called with the questions compared so far and all of them. Raises UsageError when there is
+        nothing to refresh, ModelUnavailable without the retriever, JobRefused when it is not the archive's.
+        """
+        from ragllava.stages.answer.refresh_plan import plan_refresh  # loads torch
+
+        connections = self._connections
+        with closing(Resources(connections.settings)) as resources:
+            return plan_refresh(connections.engine, connections.settings, resources, job_id, on_progress)
+
+    def _submit(self, file: QuestionFile, how: Submission) -> Submitted:
+        submitted = submit_questions(self._connections.engine, self._connections.settings, file, how)
         self._dispatch()
         return submitted
 
-    def plan_refresh(self, job_id: int, on_progress: OnProgress | None = None) -> RefreshPlan:
-        """What a refresh would ask again. Retrieves in this process, so the retriever must be on this machine."""
-        from ragllava.stages.answer.refresh_plan import plan_refresh  # loads torch
 
-        with closing(Resources(self.settings)) as resources:
-            return plan_refresh(self.engine, self.settings, resources, job_id, on_progress)
+def _first_result(connection: Connection, job_id: int) -> ResultRow:
+    return next(result_rows(connection, job_id))

@@ -1,93 +1,120 @@
-"""What people say about answers, and what they see of doubtful ones."""
+"""Feedback on answers, and noisy cases for reviewers."""
 
 from __future__ import annotations
 
-import io
+import json
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from ragllava.client.jobs import JobClient
-from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing
-from ragllava.imaging.decode import decode
+from ragllava.client.connections import Namespace
+from ragllava.client.jobs import Jobs
 from ragllava.records import NoisyReason, NoisyState, StoredImage
 from ragllava.stages.feedback.files import feedback_of, read_feedback
-from ragllava.stages.feedback.label_studio import read_annotations
+from ragllava.stages.feedback.label_studio import LABELING_CONFIG, as_task, read_annotations
 from ragllava.stages.feedback.labels import QuestionView, StoredFeedback, store_feedback, view_question
-from ragllava.stores.archives import archive
+from ragllava.stages.results.results import output_file
 from ragllava.stores.learning import noisy
 from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.objects import content_key
 
-THUMBNAIL_SIDE = 256
+
+@dataclass(frozen=True, slots=True)
+class ImportedReviews:
+    """The labels of a Label Studio export, and how many of its tasks have no annotation yet."""
+
+    stored: StoredFeedback
+    unannotated: int
 
 
-class ReviewClient(JobClient):
-    """What concerns feedback and noisy cases."""
+class Reviews(Namespace):
+    """Feedback, noisy cases and the exchange with Label Studio."""
 
     def feedback(
         self,
-        said: Path | Iterable[Mapping[str, Any]],
+        labels: Path | Iterable[Mapping[str, Any]],
         *,
         job_id: int | None = None,
         source: str = "person",
         skip_invalid: bool = False,
     ) -> StoredFeedback:
-        """Store what a file (.jsonl, .csv), or records with the same keys, say about answers.
+        """Store labels of answers, from a file (.jsonl, .csv) or from records with the same keys.
 
-        Raises InvalidInput when a line is invalid and `skip_invalid` is not set; then nothing was stored.
+        `job_id` is the job of the lines that name none; `source` is `person` or `gold`. Raises InvalidInput when a
+        line is invalid and `skip_invalid` is not set; then nothing was stored.
         """
-        file = (
-            read_feedback(said, name=str(said), job_id=job_id)
-            if isinstance(said, Path)
-            else feedback_of(said, job_id=job_id)
-        )
-        return store_feedback(self.engine, file, source=source, skip_invalid=skip_invalid)
+        if isinstance(labels, Path):
+            file = read_feedback(labels, name=str(labels), job_id=job_id)
+        else:
+            file = feedback_of(labels, job_id=job_id)
+        return store_feedback(self._connections.engine, file, source=source, skip_invalid=skip_invalid)
 
-    def noisy_cases(
+    def get(self, job_id: int, custom_id: str) -> QuestionView:
+        """One question with its candidates, its noisy case and its newest label. Raises UsageError when unknown."""
+        Jobs(self._connections).require_answers(job_id)
+        return self._do(view_question, job_id, custom_id)
+
+    def picture_address(self, image: StoredImage, expires_s: int | None = None) -> str:
+        """The `s3://` address of a picture, or a signed HTTP address that is valid for `expires_s` seconds."""
+        objects, key = self._connections.objects, content_key(image.sha256)
+        return f"s3://{objects.bucket}/{key}" if expires_s is None else objects.presigned_url(key, expires_s)
+
+    def export_tasks(
         self,
-        archive_name: str,
+        archive: str,
+        *,
+        state: NoisyState | None = NoisyState.OPEN,
+        reason: NoisyReason | None = None,
+        expires_s: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """Noisy cases as tasks for Label Studio, which refer to the pictures by their `s3://` addresses.
+
+        With `expires_s`, by signed addresses that are valid for so many seconds. Raises UsageError.
+        """
+        address = partial(self.picture_address, expires_s=expires_s)
+        return [as_task(case, address) for case in self.list(archive, state=state, reason=reason)]
+
+    def save_tasks(
+        self,
+        path: Path,
+        archive: str,
+        config: Path | None = None,
+        *,
+        state: NoisyState | None = NoisyState.OPEN,
+        reason: NoisyReason | None = None,
+        expires_s: int | None = None,
+    ) -> int:
+        """Write the tasks of `export_tasks` to `path`, and Label Studio's configuration for them to `config`.
+
+        Neither file appears without the other. Returns the number of tasks. Raises UsageError for a file that cannot
+        be written.
+        """
+        tasks = self.export_tasks(archive, state=state, reason=reason, expires_s=expires_s)
+        with ExitStack() as files:
+            part = files.enter_context(output_file(path))
+            part.write_text(json.dumps(tasks, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            if config is not None:
+                files.enter_context(output_file(config)).write_text(LABELING_CONFIG, encoding="utf-8")
+        return len(tasks)
+
+    def import_tasks(self, path: Path, *, skip_invalid: bool = False) -> ImportedReviews:
+        """Store the labels of Label Studio's JSON export; the cases of skipped tasks are dismissed.
+
+        Raises InvalidInput when a task is invalid and `skip_invalid` is not set; then nothing was stored.
+        """
+        file, unannotated = read_annotations(path, name=str(path))
+        return ImportedReviews(store_feedback(self._connections.engine, file, skip_invalid=skip_invalid), unannotated)
+
+    def list(
+        self,
+        archive: str,
         *,
         state: NoisyState | None = None,
         reason: NoisyReason | None = None,
         limit: int | None = None,
     ) -> list[NoisyView]:
-        """The noisy cases of an archive, those of the newest job first."""
-        return self._do(
-            lambda c: noisy.list_cases(
-                c, archive.get_archive(c, archive_name).archive_id, state=state, reason=reason, limit=limit
-            )
-        )
-
-    def look_into(self, job_id: int, custom_id: str) -> QuestionView:
-        """One question with its candidates, reasons and newest label. Raises UsageError for an unknown one."""
-        self._require_answers(job_id)
-        return self._do(view_question, job_id, custom_id)
-
-    def picture_address(self, image: StoredImage, expires_s: int | None = None) -> str:
-        """Where Label Studio finds a picture: its `s3://` address, or a signed one that ends after `expires_s`."""
-        key = content_key(image.sha256)
-        if expires_s is None:
-            return f"s3://{self.objects.bucket}/{key}"
-        return self.objects.presigned_url(key, expires_s)
-
-    def thumbnail(self, sha256: str) -> bytes | None:
-        """A small JPEG of a stored picture, None when it cannot be read."""
-        try:
-            picture = decode(self.objects.get_content(sha256), max_side=THUMBNAIL_SIDE).picture
-        except (ObjectMissing, ObjectCorrupt, ImageRejected):
-            return None
-        return _jpeg(picture)
-
-    def review(self, path: Path, *, skip_invalid: bool = False) -> tuple[StoredFeedback, int]:
-        """Store the labels of Label Studio's JSON export; also returns how many tasks nobody has annotated yet."""
-        file, waiting = read_annotations(path, name=str(path))
-        return store_feedback(self.engine, file, skip_invalid=skip_invalid), waiting
-
-
-def _jpeg(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
+        """The noisy cases of an archive, those of the newest job first. Raises UsageError for an unknown archive."""
+        return self._of_archive(archive, noisy.list_cases, state=state, reason=reason, limit=limit)

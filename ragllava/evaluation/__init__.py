@@ -1,1 +1,1 @@
-"""Known worlds and metrics: the postcards archive, recall, the adaptive threshold."""
+"""Evaluation on data sets with known answers: metrics, thresholds and the tables of a run."""

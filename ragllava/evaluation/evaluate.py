@@ -1,4 +1,4 @@
-"""A data set in, figures like the paper's out: the one call behind `ragllava eval`."""
+"""An evaluation of a data set, with figures like the paper's: the call behind `ragllava eval`."""
 
 from __future__ import annotations
 
@@ -116,13 +116,13 @@ def evaluate(
     seconds: dict[str, float] = {}
     with _timed(seconds, "ingest"):
         pool = ingest_pool(reported, bench)
-        other = ingest_pool(calibration, bench) if calibration else None
+        calibration_pool = ingest_pool(calibration, bench) if calibration else None
     own = apply_champions(pool, bench)
     makers = _models(reported, bench, options)
     thresholds: list[Threshold] = []
-    if options.rerank and calibration and other:
+    if options.rerank and calibration and calibration_pool:
         with _timed(seconds, "calibrate"):
-            thresholds = _calibrated(calibration, other, bench, options, own)
+            thresholds = _calibrated(calibration, calibration_pool, bench, options, own)
     elif options.rerank:
         thresholds = [_own_threshold(own, bench)]
     with _timed(seconds, "rank"):
@@ -132,9 +132,9 @@ def evaluate(
     apply_champions(pool, bench)
     if _models(reported, bench, options) != makers:
         raise JobRefused("another version became champion while this was measured; measure again")
-    known = [pool.known_here(question) for question in reported.questions]
+    questions = [pool.known_here(question) for question in reported.questions]
     top_n = options.top_n or reported.top_n
-    figures = figures_of(reported.name, known, arms, top_n)
+    figures = figures_of(reported.name, questions, arms, top_n)
     promise = None
     if options.promised_precision is not None:
         promise = _kept_promise(options.promised_precision, thresholds[-1], rankings[Ranker.CHAMPION])
@@ -157,11 +157,11 @@ def _require_others(reported: EvaluationSet, calibration: EvaluationSet | None, 
 
 def _require_possible(reported: EvaluationSet, calibration: EvaluationSet | None, options: RunOptions) -> None:
     if options.hide_captions and all(image.caption is None for image in reported.images):
-        raise UsageError(f"{reported.name} shows no captions that could be hidden; leave --no-caption out")
+        raise UsageError(f"{reported.name} shows no captions that could be hidden; omit --no-caption")
     if options.promised_precision is not None and (calibration is None or not options.rerank):
         raise UsageError(
             "a precision is promised by a threshold that is fitted on other questions; "
-            "name their split with --calibration and leave reranking on"
+            "name their split with --calibration and keep reranking on"
         )
 
 
@@ -173,14 +173,14 @@ def _calibrated(
     where = f"fitted on {len(calibration.questions)} questions to {pool.archive_name}"
     fit = adaptive_threshold(relevances, correct)
     if fit.method == "adaptive":
-        found = [Threshold(fit.value, f"{where}: {fit.reason}", fit)]
+        thresholds = [Threshold(fit.value, f"{where}: {fit.reason}", fit)]
     else:
-        found = [_own_threshold(own, bench, f", for none could be {where}: {fit.reason}")]
+        thresholds = [_own_threshold(own, bench, f", for none could be {where}: {fit.reason}")]
     if options.promised_precision is not None:
         name = f"promised {100 * options.promised_precision:g} %"
         kept = promised_precision_threshold(relevances, correct, options.promised_precision, PROMISE_CONFIDENCE)
-        found.append(Threshold(kept.value, f"{where}: {kept.reason}", kept, name))
-    return found
+        thresholds.append(Threshold(kept.value, f"{where}: {kept.reason}", kept, name))
+    return thresholds
 
 
 def _own_threshold(own: float, bench: Workbench, why: str = "") -> Threshold:
@@ -194,15 +194,15 @@ def _kept_promise(precision: float, threshold: Threshold, ranked: Sequence[Ranke
 
 
 def _models(dataset: EvaluationSet, bench: Workbench, options: RunOptions) -> dict[str, str]:
-    """What made the figures. The champions must be worn."""
+    """What made the figures. The champions must be applied."""
     models = bench.resources.models
-    found = {"profile": models.profile.name, "retriever": models.retriever.version}
+    makers = {"profile": models.profile.name, "retriever": models.retriever.version}
     if options.rerank:
-        found["reranker"] = models.reranker.version
+        makers["reranker"] = models.reranker.version
     if options.rerank and has_untuned(bench):
-        found["untuned_reranker"] = bench.untuned.models.reranker.version if bench.untuned else models.base_version
+        makers["untuned_reranker"] = bench.untuned.models.reranker.version if bench.untuned else models.base_version
     rerank_version = CAPTION_RERANK_VERSION if dataset.by_caption else RERANK_VERSION
-    return found | {"generator": models.generator.version, "prompt": f"{rerank_version}+{ANSWER_VERSION}"}
+    return makers | {"generator": models.generator.version, "prompt": f"{rerank_version}+{ANSWER_VERSION}"}
 
 
 @contextmanager

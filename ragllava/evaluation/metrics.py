@@ -172,8 +172,8 @@ class JobFigures:
         """The figures of all questions at the top, the groups below them."""
         return {
             **self.all.as_json(),
-            "one_image": self.one_image.as_json() if self.one_image else None,
-            "two_image": self.two_image.as_json() if self.two_image else None,
+            "one_image": self.one_image and self.one_image.as_json(),
+            "two_image": self.two_image and self.two_image.as_json(),
             "by_type": rounded(to_json(self.by_type)),
         }
 
@@ -182,14 +182,14 @@ class JobFigures:
 class _Outcome:
     """A known question beside what the job gave for it. `status` None: no result at all."""
 
-    known: KnownAnswer
+    question: KnownAnswer
     status: str | None
     right: bool
     by_clip: tuple[str, ...]
     by_relevance: tuple[str, ...]
 
 
-def score_job(known: Sequence[KnownAnswer], results: Iterable[Mapping[str, Any]]) -> JobFigures:
+def score_job(questions: Sequence[KnownAnswer], results: Iterable[Mapping[str, Any]]) -> JobFigures:
     """Compares a job's results with the known answers.
 
     Each result is a line of the result file (custom_id, status, answer) with one more key, `candidates`: all K
@@ -197,7 +197,7 @@ def score_job(known: Sequence[KnownAnswer], results: Iterable[Mapping[str, Any]]
     one ranks first). Sources are compared with `relevant` as they stand. Results of unknown questions are left
     out. UsageError: nothing is known, a key is missing, or a question has two results.
     """
-    if not known:
+    if not questions:
         raise UsageError("no known answers to compare the results with")
     by_id: dict[str, Mapping[str, Any]] = {}
     for result in results:
@@ -205,28 +205,28 @@ def score_job(known: Sequence[KnownAnswer], results: Iterable[Mapping[str, Any]]
         if custom_id in by_id:
             raise UsageError(f"question {custom_id} has two results; compare one job at a time")
         by_id[custom_id] = result
-    outcomes = [_outcome(answer, by_id.get(answer.custom_id)) for answer in known]
-    one_image = [outcome for outcome in outcomes if len(outcome.known.relevant) == 1]
-    two_image = [outcome for outcome in outcomes if len(outcome.known.relevant) == 2]
-    types = sorted({answer.type for answer in known})
+    outcomes = [_outcome(answer, by_id.get(answer.custom_id)) for answer in questions]
+    one_image = [outcome for outcome in outcomes if len(outcome.question.relevant) == 1]
+    two_image = [outcome for outcome in outcomes if len(outcome.question.relevant) == 2]
+    types = sorted({answer.type for answer in questions})
     return JobFigures(
         all=_group_figures(outcomes),
         one_image=_group_figures(one_image) if one_image else None,
         two_image=_group_figures(two_image) if two_image else None,
-        by_type={name: _type_figures([o for o in outcomes if o.known.type == name]) for name in types},
+        by_type={name: _type_figures([o for o in outcomes if o.question.type == name]) for name in types},
     )
 
 
-def _outcome(known: KnownAnswer, result: Mapping[str, Any] | None) -> _Outcome:
+def _outcome(question: KnownAnswer, result: Mapping[str, Any] | None) -> _Outcome:
     if result is None:
-        return _Outcome(known, None, right=False, by_clip=(), by_relevance=())
+        return _Outcome(question, None, right=False, by_clip=(), by_relevance=())
     status = _field(result, "status")
     answer = _field(result, "answer")
     candidates = _field(result, "candidates")
     return _Outcome(
-        known,
+        question,
         status,
-        right=status == AnswerStatus.ANSWERED and answer is not None and exact_match(answer, known.answer),
+        right=status == AnswerStatus.ANSWERED and answer is not None and exact_match(answer, question.answer),
         by_clip=_sources_by("retrieval_score", candidates),
         by_relevance=_sources_by("relevance", candidates),
     )
@@ -247,7 +247,7 @@ def _sources_by(score: str, candidates: Sequence[Mapping[str, Any]]) -> tuple[st
 def _group_figures(outcomes: Sequence[_Outcome]) -> GroupFigures:
     statuses = Counter(outcome.status for outcome in outcomes)
     answered, no_evidence = statuses[AnswerStatus.ANSWERED], statuses[AnswerStatus.NO_EVIDENCE]
-    relevant = [outcome.known.relevant for outcome in outcomes]
+    relevant = [outcome.question.relevant for outcome in outcomes]
     by_clip = [outcome.by_clip for outcome in outcomes]
     by_relevance = [outcome.by_relevance for outcome in outcomes]
     return GroupFigures(
@@ -264,7 +264,7 @@ def _group_figures(outcomes: Sequence[_Outcome]) -> GroupFigures:
 
 def _type_figures(outcomes: Sequence[_Outcome]) -> TypeFigures:
     right = sum(outcome.right for outcome in outcomes)
-    answers = Counter(normalise_answer(outcome.known.answer) for outcome in outcomes)
+    answers = Counter(normalise_answer(outcome.question.answer) for outcome in outcomes)
     return TypeFigures(
         questions=len(outcomes),
         right=right,
@@ -273,5 +273,5 @@ def _type_figures(outcomes: Sequence[_Outcome]) -> TypeFigures:
     )
 
 
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
+def _share(part: float, total: float) -> float:
+    return part / total if total else 0.0

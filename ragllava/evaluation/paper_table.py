@@ -1,7 +1,7 @@
 """A table like the paper's: retrieval before and after reranking, under each threshold, and answers with noise.
 
-Build its rows with `ranked_row`, `threshold_row` and `answers_row`; `paper_table` sets them in Markdown, `as_json`
-of each row is the same for machines.
+Make rows with `ranked_row` and `threshold_row`; a PaperRow may also hold answers alone. `paper_table` sets them in
+Markdown, `as_json` of each row is the same for programs.
 """
 
 from __future__ import annotations
@@ -79,11 +79,6 @@ def threshold_row(
     return PaperRow(label, {}, retrieval_at(top_n, ranked, relevant), threshold, answer_score)
 
 
-def answers_row(label: str, answer_score: float) -> PaperRow:
-    """A row of answers from evidence that was given and not retrieved: the labelled images, with or without noise."""
-    return PaperRow(label, answer_score=answer_score)
-
-
 def paper_table(rows: Sequence[PaperRow]) -> str:
     """The rows as a Markdown table that reads well as plain text too; shares in percent, as published."""
     head = ["", "η", *(f"R@{k}" for k in RECALL_DEPTHS), "precision", "recall", "F1", "answers"]
@@ -91,10 +86,14 @@ def paper_table(rows: Sequence[PaperRow]) -> str:
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, also readable as plain text; the first line is the head, labels are left, numbers right."""
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    """A Markdown table, also readable as plain text: head first, the label to the left, numbers to the right."""
+    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "".join(f"| {' | '.join(_aligned(line, widths))} |\n" for line in (lines[0], rule, *lines[1:]))
+    aligned = [
+        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        for line in (lines[0], rule, *lines[1:])
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in aligned)
 
 
 def _cells(row: PaperRow) -> list[str]:
@@ -110,8 +109,3 @@ def _cells(row: PaperRow) -> list[str]:
 
 def _percent(share: float | None) -> str:
     return _ABSENT if share is None else f"{100 * share:.1f}"
-
-
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """The label to the left, numbers to the right."""
-    return [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]

@@ -104,7 +104,7 @@ def archive_name(dataset: EvaluationSet, retriever: str) -> str:
 
 
 def _written(dataset: EvaluationSet, folder: Path, progress: Progress) -> Iterator[tuple[Path, EvaluationImage, str]]:
-    """Each picture's file with the hash of its bytes; what is no file of its own is written into `folder`."""
+    """Each picture's file with the hash of its bytes; a picture without its own file is written into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(dataset.images, start=1):
         picture = image.picture

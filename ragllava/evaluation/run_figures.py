@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -10,8 +10,8 @@ from typing import Any
 
 from ragllava.answer_text import exact_match, normalise_answer
 from ragllava.evaluation.metrics import webqa_score
-from ragllava.evaluation.paper_table import PaperRow, answers_row, paper_table, ranked_row, threshold_row
-from ragllava.evaluation.runs import Arm
+from ragllava.evaluation.paper_table import PaperRow, markdown_table, paper_table, ranked_row, threshold_row
+from ragllava.evaluation.runs import RunArm
 from ragllava.json_records import rounded, to_json
 from ragllava.records import Answer, AnswerStatus, KnownAnswer
 
@@ -55,21 +55,21 @@ class RunFigures:
         return "\n".join(parts)
 
 
-def figures_of(dataset_name: str, questions: Sequence[KnownAnswer], arms: Sequence[Arm], top_n: int) -> RunFigures:
+def figures_of(dataset_name: str, questions: Sequence[KnownAnswer], arms: Sequence[RunArm], top_n: int) -> RunFigures:
     """The figures of all arms. `questions` have their labelled images as `relevant`, in the order of the arms."""
     scores = {arm.label: score_answers(dataset_name, questions, arm.answers) for arm in arms if arm.answers is not None}
     groups = {"all": list(range(len(questions)))}
     for title, count in (("one image", 1), ("two images", 2)):
-        places = [place for place, question in enumerate(questions) if len(question.relevant) == count]
-        if places and len(places) < len(questions):
-            groups[title] = places
+        numbers = [number for number, question in enumerate(questions) if len(question.relevant) == count]
+        if 0 < len(numbers) < len(questions):
+            groups[title] = numbers
     return RunFigures(
-        sizes={title: len(places) for title, places in groups.items()},
+        sizes={title: len(numbers) for title, numbers in groups.items()},
         rows={
-            title: [_row(arm, scores.get(arm.label), questions, places, top_n) for arm in arms]
-            for title, places in groups.items()
+            title: [_row(arm, scores.get(arm.label), questions, numbers, top_n) for arm in arms]
+            for title, numbers in groups.items()
         },
-        by_type={label: _by_type(dataset_name, questions, found) for label, found in scores.items()},
+        by_type={label: _by_type(dataset_name, questions, own_scores) for label, own_scores in scores.items()},
         outcomes={arm.label: Counter(a.status.value for a in arm.answers) for arm in arms if arm.answers is not None},
     )
 
@@ -77,47 +77,53 @@ def figures_of(dataset_name: str, questions: Sequence[KnownAnswer], arms: Sequen
 def score_answers(dataset_name: str, questions: Sequence[KnownAnswer], answers: Sequence[Answer]) -> list[float]:
     """The score of each answer by the data set's own measure, in [0, 1]; 0 where there is none."""
     return [
-        score_text(dataset_name, known, answer.text)
+        score_text(dataset_name, question, answer.text)
         if answer.status is AnswerStatus.ANSWERED and answer.text is not None
         else 0.0
-        for known, answer in zip(questions, answers, strict=True)
+        for question, answer in zip(questions, answers, strict=True)
     ]
 
 
-def score_text(dataset_name: str, known: KnownAnswer, text: str) -> float:
+def score_text(dataset_name: str, question: KnownAnswer, text: str) -> float:
     """WebQA's measure for WebQA, exact match for the others."""
     if dataset_name == "webqa":
-        return webqa_score(text, known.answer, known.type)
-    return float(exact_match(text, known.answer))
+        return webqa_score(text, question.answer, question.type)
+    return float(exact_match(text, question.answer))
 
 
 def _row(
-    arm: Arm, scores: Sequence[float] | None, questions: Sequence[KnownAnswer], places: Sequence[int], top_n: int
+    arm: RunArm,
+    scores: Sequence[float] | None,
+    questions: Sequence[KnownAnswer],
+    numbers: Sequence[int],
+    top_n: int,
 ) -> PaperRow:
-    score = None if scores is None else fmean(scores[place] for place in places)
+    """The row of the questions with these numbers."""
+    score = None if scores is None else fmean(scores[number] for number in numbers)
     if not arm.ranked:
-        return answers_row(arm.label, score or 0.0)
-    relevant = [questions[place].relevant for place in places]
-    ranked = [arm.ranked[place] for place in places]
+        return PaperRow(arm.label, answer_score=score or 0.0)
+    relevant = [questions[number].relevant for number in numbers]
+    ranked = [arm.ranked[number] for number in numbers]
     if arm.threshold is not None:
-        relevances = [one.relevances for one in ranked]
+        relevances = [question.relevances for question in ranked]
         return threshold_row(arm.label, arm.threshold, relevances, relevant, top_n, score)
-    orders = [one.retrieval_ranking if arm.by_clip else one.ranking for one in ranked]
+    orders = [question.retrieval_ranking if arm.by_clip else question.ranking for question in ranked]
     return ranked_row(arm.label, orders, relevant, top_n, score)
 
 
 def _by_type(dataset_name: str, questions: Sequence[KnownAnswer], scores: Sequence[float]) -> dict[str, TypeScore]:
-    found = {}
-    for name in sorted({question.type for question in questions}):
-        places = [place for place, question in enumerate(questions) if question.type == name]
-        known = [questions[place] for place in places]
-        [(commonest, _)] = Counter(normalise_answer(question.answer) for question in known).most_common(1)
-        found[name] = TypeScore(
-            questions=len(places),
-            score=fmean(scores[place] for place in places),
-            majority_share=fmean(score_text(dataset_name, question, commonest) for question in known),
+    groups: dict[str, list[tuple[KnownAnswer, float]]] = defaultdict(list)
+    for question, score in zip(questions, scores, strict=True):
+        groups[question.type].append((question, score))
+    figures = {}
+    for name, group in sorted(groups.items()):
+        [(commonest, _)] = Counter(normalise_answer(question.answer) for question, _ in group).most_common(1)
+        figures[name] = TypeScore(
+            questions=len(group),
+            score=fmean(score for _, score in group),
+            majority_share=fmean(score_text(dataset_name, question, commonest) for question, _ in group),
         )
-    return found
+    return figures
 
 
 def _type_table(by_type: Mapping[str, Mapping[str, TypeScore]]) -> str:
@@ -129,10 +135,4 @@ def _type_table(by_type: Mapping[str, Mapping[str, TypeScore]]) -> str:
         ["always the commonest answer", *(f"{100 * score.majority_share:.1f}" for score in first.values())],
         *([label, *(f"{100 * score.score:.1f}" for score in scores.values())] for label, scores in by_type.items()),
     ]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    aligned = [
-        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        for line in (lines[0], rule, *lines[1:])
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in aligned)
+    return markdown_table(lines)

@@ -8,19 +8,20 @@ be asked counts as wrong, as it does in a job.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from ragllava.evaluation.datasets.records import EvaluationQuestion, EvaluationSet
 from ragllava.evaluation.pools import Pool, Workbench
 from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit
-from ragllava.evaluation.wrong_evidence import ShownEvidence, oracle_evidence, with_added_wrong, with_wrong_evidence
+from ragllava.evaluation.wrong_evidence import oracle_evidence, with_added_wrong, with_wrong_evidence
 from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, Question, Role, StoredImage
-from ragllava.stages.answer import stage
-from ragllava.stages.answer.stage import RerankedQuestions
+from ragllava.stages.answer import pipeline
+from ragllava.stages.answer.pipeline import RerankedQuestion
 from ragllava.stages.answer.tools import AnswerTools, prepare
 
 DEFAULT_NOISE = (0.2, 0.5)
@@ -77,16 +78,16 @@ class RankedQuestion:
 
     def evidence(self, threshold: float, top_n: int) -> list[StoredImage]:
         """What a job with this threshold would answer from."""
-        chosen = stage.select_evidence(self.candidates, threshold, top_n)
+        chosen = pipeline.select_evidence(self.candidates, threshold, top_n)
         return [candidate.image for candidate in chosen if candidate.evidence_no is not None]
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class RunArm:
     """One row of the table, before any figure is made of it.
 
-    `ranked` is empty for evidence that was given. `threshold` is None where none was applied, `answers` where nobody
-    answered. All hold one entry per question, in the set's order.
+    `ranked` is empty for evidence that was given. `threshold` is None where none was applied, `answers` where none
+    were generated. All hold one entry per question, in the set's order.
     """
 
     label: str
@@ -118,7 +119,7 @@ class Answerer:
         self._questions = questions
         self._tools = tools
         self._progress = bench.progress
-        self._known: dict[tuple[int, tuple[str, ...]], Answer] = {}
+        self._answers: dict[tuple[int, tuple[str, ...]], Answer] = {}
 
     def answers(self, label: str, evidence: Sequence[Sequence[StoredImage]]) -> tuple[Answer, ...]:
         """One answer for each question from its images in the order given; `no_evidence` without any."""
@@ -126,33 +127,33 @@ class Answerer:
             (question.question_no, tuple(image.sha256 for image in images))
             for question, images in zip(self._questions, evidence, strict=True)
         ]
-        asked = [number for number, key in enumerate(keys) if key not in self._known]
+        asked = [number for number, key in enumerate(keys) if key not in self._answers]
         step = self._tools.settings.questions_per_step
         for start in range(0, len(asked), step):
             numbers = asked[start : start + step]
             shown = {self._questions[number].question_no: evidence[number] for number in numbers}
             batch = [self._questions[number] for number in numbers]
-            found = stage.each(batch, lambda some, shown=shown: self._answer(some, shown))  # type: ignore[misc]
-            self._known.update((keys[number], result) for number, result in zip(numbers, found, strict=True))
+            results = pipeline.isolate_failures(batch, partial(self._answer, shown=shown))
+            self._answers.update((keys[number], result) for number, result in zip(numbers, results, strict=True))
             self._progress(f"answer: {label}", start + len(numbers), len(asked))
-        return tuple(self._known[key] for key in keys)
+        return tuple(self._answers[key] for key in keys)
 
     def _answer(self, questions: Sequence[Question], shown: dict[int, Sequence[StoredImage]]) -> list[Answer]:
         resources = self._tools.resources
         hashes = [image.sha256 for question in questions for image in shown[question.question_no]]
         pictures = resources.pictures.get_many(hashes, resources.threads)
-        judged = [
-            RerankedQuestions(
+        reranked = [
+            RerankedQuestion(
                 tuple(
-                    Candidate(image, place, retrieval_score=0.0, relevance=1.0, evidence_no=place)
-                    for place, image in enumerate(shown[question.question_no])
+                    Candidate(image, rank, retrieval_score=0.0, relevance=1.0, evidence_no=rank)
+                    for rank, image in enumerate(shown[question.question_no])
                     if not isinstance(pictures[image.sha256], str)
                 ),
                 notes=(),
             )
             for question in questions
         ]
-        texts = stage.generate(questions, judged, pictures, self._tools)
+        texts = pipeline.generate(questions, reranked, pictures, self._tools)
         return [
             Answer(question.question_no, AnswerStatus.ANSWERED, text.text, text.confidence)
             if text
@@ -166,16 +167,16 @@ def rank(
 ) -> tuple[RankedQuestion, ...]:
     """The candidates of each question: retrieved, then reranked unless CLIP decides (then relevance is 0)."""
     tools = _tools(dataset, pool, bench)
-    judging = _untuned(tools, bench) if by is Ranker.UNTUNED else tools
+    reranking = _untuned(tools, bench) if by is Ranker.UNTUNED else tools
     questions = as_questions(dataset)
     ranked: list[Answer] = []
     for start in range(0, len(questions), _QUESTIONS_RANKED_TOGETHER):
         batch = questions[start : start + _QUESTIONS_RANKED_TOGETHER]
-        ranked += stage.each(batch, lambda some: _rank_batch(some, tools, judging, by))
+        ranked += pipeline.isolate_failures(batch, partial(_rank_batch, tools=tools, reranking=reranking, by=by))
         bench.progress(f"{by}: {pool.archive_name}", len(ranked), len(questions))
     return tuple(
-        RankedQuestion(pool.known_here(known), result.candidates)
-        for known, result in zip(dataset.questions, ranked, strict=True)
+        RankedQuestion(pool.known_here(question), result.candidates)
+        for question, result in zip(dataset.questions, ranked, strict=True)
     )
 
 
@@ -195,8 +196,9 @@ def rank_by_all(
 
 def scored_candidates(ranked: Sequence[RankedQuestion]) -> tuple[list[float], list[bool]]:
     """The relevance of every candidate of every question, and whether the image is labelled, to fit a threshold on."""
-    pairs = [(c.relevance, c.image.source in one.known.relevant) for one in ranked for c in one.candidates]
-    return [relevance for relevance, _ in pairs], [correct for _, correct in pairs]
+    candidates = [(question, candidate) for question in ranked for candidate in question.candidates]
+    relevances = [candidate.relevance for _, candidate in candidates]
+    return relevances, [candidate.image.source in question.known.relevant for question, candidate in candidates]
 
 
 def has_untuned(bench: Workbench) -> bool:
@@ -218,25 +220,27 @@ def run_arms(
     rankings: Mapping[Ranker, tuple[RankedQuestion, ...]],
     thresholds: Sequence[Threshold],
     options: RunOptions,
-) -> list[Arm]:
+) -> list[RunArm]:
     """All rows that the options ask for; `rankings` are those of `rank_by_all`, `thresholds` join the natural one."""
     answerer = _Rows(dataset, pool, bench, options)
     if options.rerank:
         ranked = rankings[Ranker.CHAMPION]
-        arms = [Arm("CLIP", ranked, by_clip=True), answerer.answered(Arm("reranked", ranked))]
+        arms = [RunArm("CLIP", ranked, by_clip=True), answerer.answered(RunArm("reranked", ranked))]
         if Ranker.BLIND in rankings:
-            arms.append(answerer.answered(Arm("reranked, captions hidden", rankings[Ranker.BLIND]), hide_captions=True))
+            arms.append(
+                answerer.answered(RunArm("reranked, captions hidden", rankings[Ranker.BLIND]), hide_captions=True)
+            )
         if Ranker.UNTUNED in rankings:
-            arms.append(Arm("reranked, untuned", rankings[Ranker.UNTUNED]))
+            arms.append(RunArm("reranked, untuned", rankings[Ranker.UNTUNED]))
         values = {"natural": NATURAL_THRESHOLD} | {threshold.name: threshold.value for threshold in thresholds}
         arms += [
-            answerer.answered(Arm(f"reranked, {name} η", ranked, threshold=value)) for name, value in values.items()
+            answerer.answered(RunArm(f"reranked, {name} η", ranked, threshold=value)) for name, value in values.items()
         ]
     else:
         ranked = rankings[Ranker.CLIP]
-        arms = [answerer.answered(Arm("CLIP", ranked, by_clip=True))]
+        arms = [answerer.answered(RunArm("CLIP", ranked, by_clip=True))]
         if options.hide_captions:
-            arms.append(answerer.answered(Arm("CLIP, captions hidden", ranked, by_clip=True), hide_captions=True))
+            arms.append(answerer.answered(RunArm("CLIP, captions hidden", ranked, by_clip=True), hide_captions=True))
     if options.oracle and not dataset.retrieval_only:
         arms += _given_arms(ranked, pool, answerer.of(hide_captions=False), options)
     return arms
@@ -244,7 +248,10 @@ def run_arms(
 
 def as_questions(dataset: EvaluationSet) -> list[Question]:
     """The set's questions as the stages take them."""
-    return [Question(number, number + 1, known.custom_id, known.text) for number, known in enumerate(dataset.questions)]
+    return [
+        Question(number, number + 1, question.custom_id, question.text)
+        for number, question in enumerate(dataset.questions)
+    ]
 
 
 def _tools(
@@ -263,17 +270,19 @@ def _untuned(tools: AnswerTools, bench: Workbench) -> AnswerTools:
     return tools
 
 
-def _rank_batch(questions: Sequence[Question], tools: AnswerTools, judging: AnswerTools, by: Ranker) -> list[Answer]:
-    found = stage.retrieve(questions, tools)
+def _rank_batch(
+    questions: Sequence[Question], *, tools: AnswerTools, reranking: AnswerTools, by: Ranker
+) -> list[Answer]:
+    candidates = pipeline.retrieve(questions, tools)
     if by is Ranker.BLIND:
-        found = [[replace(c, image=replace(c.image, caption=None)) for c in candidates] for candidates in found]
+        candidates = [[replace(c, image=replace(c.image, caption=None)) for c in listed] for listed in candidates]
     if by is Ranker.CLIP:
-        ranked = [tuple(candidates) for candidates in found]
+        ranked = [tuple(listed) for listed in candidates]
     else:
-        ranked = [judged.candidates for judged in stage.rerank(questions, found, judging)]
+        ranked = [reranked.candidates for reranked in pipeline.rerank(questions, candidates, reranking)]
     return [
-        Answer(question.question_no, AnswerStatus.ANSWERED, candidates=candidates)
-        for question, candidates in zip(questions, ranked, strict=True)
+        Answer(question.question_no, AnswerStatus.ANSWERED, candidates=listed)
+        for question, listed in zip(questions, ranked, strict=True)
     ]
 
 
@@ -293,31 +302,32 @@ class _Rows:
             self._answerers[hide_captions] = Answerer(as_questions(self._dataset), tools, self._bench)
         return self._answerers[hide_captions]
 
-    def answered(self, arm: Arm, *, hide_captions: bool = False) -> Arm:
+    def answered(self, arm: RunArm, *, hide_captions: bool = False) -> RunArm:
         """The arm with answers from what it keeps, if the set has questions to answer."""
         if self._dataset.retrieval_only:
             return arm
-        evidence = [one.evidence(arm.threshold or 0.0, self._top_n) for one in arm.ranked]
+        evidence = [question.evidence(arm.threshold or 0.0, self._top_n) for question in arm.ranked]
         return replace(arm, answers=self.of(hide_captions=hide_captions).answers(arm.label, evidence))
 
 
-def _given_arms(ranked: Sequence[RankedQuestion], pool: Pool, answerer: Answerer, options: RunOptions) -> list[Arm]:
-    """Answers from the labelled images, whole and with wrong ones among them."""
-    known = [one.known for one in ranked]
-    candidates = {one.known.custom_id: one.ranking for one in ranked}
+def _given_arms(ranked: Sequence[RankedQuestion], pool: Pool, answerer: Answerer, options: RunOptions) -> list[RunArm]:
+    """Answers from the labelled images, and from these with wrong ones among them."""
+    questions = [question.known for question in ranked]
+    candidates = {question.known.custom_id: question.ranking for question in ranked}
 
     def rng() -> random.Random:
         return random.Random(options.seed)  # noqa: S311 - repeatable on purpose; the same draw for every share
 
-    rows: dict[str, Callable[[], list[ShownEvidence]]] = {"labelled images": lambda: oracle_evidence(known)}
+    rows = {"labelled images": oracle_evidence(questions)}
     for share in options.noise:
-        rows[f"labelled, {100 * share:g} % wrong"] = lambda share=share: with_wrong_evidence(  # type: ignore[misc]
-            known, share, rng(), candidates
-        )
+        rows[f"labelled, {100 * share:g} % wrong"] = with_wrong_evidence(questions, share, rng(), candidates)
     if options.noise:
-        rows["labelled and a wrong one"] = lambda: with_added_wrong(known, rng(), candidates)
+        rows["labelled and a wrong one"] = with_added_wrong(questions, rng(), candidates)
     images = {image.source: image for image in pool.images.values()}
     return [
-        Arm(label, answers=answerer.answers(label, [[images[i] for i in s.images if i in images] for s in shown()]))
-        for label, shown in rows.items()
+        RunArm(
+            label,
+            answers=answerer.answers(label, [[images[i] for i in shown.images if i in images] for shown in evidence]),
+        )
+        for label, evidence in rows.items()
     ]

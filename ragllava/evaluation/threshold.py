@@ -43,7 +43,7 @@ class ThresholdFit:
     """A threshold with where it came from and what it does on the candidates that it was fitted on.
 
     `precision` and `recall` are of candidates with relevance ≥ `value`; 0 where nothing is kept or nothing is
-    correct. `curve` is None when there were too few candidates to draw one, or nobody asked for it.
+    correct. `curve` is None when there were too few candidates to draw one, or none was requested.
     """
 
     value: float
@@ -91,10 +91,10 @@ def adaptive_threshold(relevance: Sequence[float] | FloatArray, is_correct: Sequ
 def steady_threshold(relevance: Sequence[float] | FloatArray, is_correct: Sequence[bool] | BoolArray) -> ThresholdFit:
     """The adaptive threshold, moved towards 0.5 as far as it makes no more mistakes on these candidates.
 
-    Between the two heaps of a well-trained reranker lie few candidates or none, and where in there the densities cross
-    hangs on a few of them: with fifty correct candidates, anywhere from 0.06 to 0.81. As long as the candidates do not
-    speak against it, a version with few labels keeps near to what it was trained for, "more Yes than No". A mistake is
-    a correct candidate dropped or a wrong one kept. ScoreRejected as for the adaptive threshold.
+    A well-trained reranker gives few candidates or none a relevance in the middle, and where the densities cross there
+    depends on these few: with fifty correct candidates, anywhere from 0.06 to 0.81. Unless the candidates contradict, a
+    version with few labels keeps near to what it was trained for, "more Yes than No". A mistake is a correct candidate
+    dropped or a wrong one kept. ScoreRejected as for the adaptive threshold.
     """
     fit = adaptive_threshold(relevance, is_correct)
     scores, correct = _checked(relevance, is_correct)
@@ -110,12 +110,6 @@ def steady_threshold(relevance: Sequence[float] | FloatArray, is_correct: Sequen
     if f"{value:.3f}" != f"{fit.value:.3f}":
         reason += f", and {value:.3f}, nearer to {NATURAL_THRESHOLD:g}, makes no more mistakes than that"
     return _describe(value, "adaptive", reason, scores, correct, fit.curve)
-
-
-def natural_threshold(relevance: Sequence[float] | FloatArray, is_correct: Sequence[bool] | BoolArray) -> ThresholdFit:
-    """η = 0.5, more Yes than No, with its precision and recall on these candidates."""
-    scores, correct = _checked(relevance, is_correct)
-    return _describe(NATURAL_THRESHOLD, "natural", "the natural threshold was asked for", scores, correct)
 
 
 def fixed_threshold(

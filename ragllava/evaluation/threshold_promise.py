@@ -1,4 +1,4 @@
-"""A threshold η that keeps a promise: of what it keeps, at least so much is correct (say 95 %).
+"""A threshold η that keeps a promise: of what it keeps, at least a given share (such as 95 %) is correct.
 
 The precision that a threshold shows on a calibration split is an estimate, and the smallest threshold that looks good
 enough is chosen because it looks good. So candidates are tested one threshold after the other, from high to low, each
@@ -8,7 +8,7 @@ the first wrong one alone ("Learn then Test", arXiv 2110.01052).
 
 A walk from the very top would be ended by one early mistake. So it starts where the reranker itself says more Yes than
 No, and, in case that is too low, others start at half as many kept candidates, a quarter, and so on; they share the
-risk equally. All this follows from the relevances alone; the labels have no say in it, or the risk would be larger.
+risk equally. All this follows from the relevances alone: if it depended on the labels, the risk would be larger.
 
 The promise is about candidates like those of the split, drawn independently, from a reranker whose precision does
 not fall when the threshold rises. Candidates of one question are not quite independent: with many of them wrong

@@ -1,6 +1,6 @@
 """Evidence to answer from in the study of noise (docs/method.md 7): the labelled images, some of them wrong on purpose.
 
-Wrong images are drawn from each question's own candidates, which retrieval found and nobody labelled: what a reranker
+Wrong images are drawn from each question's own candidates, which were retrieved and have no label: what a reranker
 that errs would let through. The same seed swaps at 10 % a part of what it swaps at 50 %, so that curves over the share
 are not blurred by the draw.
 """
@@ -42,9 +42,9 @@ def with_wrong_evidence(
         raise UsageError(f"the share of wrong evidence must be from 0 to 1, not {share:g}")
     shown = [list(question.relevant) for question in questions]
     wrong: list[list[str]] = [[] for _ in questions]
-    places = [(row, column) for row, images in enumerate(shown) for column in range(len(images))]
-    rng.shuffle(places)
-    for row, column in places[: round(share * len(places))]:
+    positions = [(row, column) for row, images in enumerate(shown) for column in range(len(images))]
+    rng.shuffle(positions)
+    for row, column in positions[: round(share * len(positions))]:
         image_id = _draw_wrong(questions[row], wrong[row], rng, candidates)
         shown[row][column] = image_id
         wrong[row].append(image_id)
@@ -70,10 +70,10 @@ def with_added_wrong(
 def _draw_wrong(
     question: KnownAnswer, taken: Container[str], rng: random.Random, candidates: Mapping[str, Sequence[str]]
 ) -> str:
-    found = candidates.get(question.custom_id, ())
-    wrong = [image_id for image_id in found if image_id not in question.relevant and image_id not in taken]
+    retrieved = candidates.get(question.custom_id, ())
+    wrong = [image_id for image_id in retrieved if image_id not in question.relevant and image_id not in taken]
     if not wrong:
         raise UsageError(
-            f"question {question.custom_id} has no wrong candidate left among the {len(found)} given; retrieve more"
+            f"question {question.custom_id} has no wrong candidate left among the {len(retrieved)} given; retrieve more"
         )
     return rng.choice(wrong)

@@ -1,4 +1,4 @@
-"""The records of a CSV file, so that no line of it gets lost in one that is broken."""
+"""Read the records of a CSV file so that a broken record hides no other line."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Iterable, Iterator
 
 
 def csv_records(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
-    """Every record with the line that it starts on, or a sentence in its place that says why there is none.
+    """Every record with the number of its first line; a broken record is replaced by a sentence with the reason.
 
-    Quoted cells may span lines. A quote that is not closed takes lines into its record that were meant as records:
-    each of them that is not blank gets a sentence of its own.
+    Quoted cells may span lines. An unclosed quote pulls later lines into its record: there is a sentence for each of
+    these lines that is not blank.
     """
-    taken: list[str] = []  # the lines of the record that is being read
+    consumed: list[str] = []  # the lines of the current record
 
-    def noted() -> Iterator[str]:
+    def lines_consumed() -> Iterator[str]:
         for line in lines:
-            taken.append(line)
+            consumed.append(line)
             yield line
 
-    # Strict, so that a quote that nobody closes is an error and not one cell of a hundred lines.
-    reader = csv.reader(noted(), delimiter=delimiter, strict=True)
+    # Strict, so that an unclosed quote is an error and not one cell of a hundred lines.
+    reader = csv.reader(lines_consumed(), delimiter=delimiter, strict=True)
     while True:
-        taken.clear()
+        consumed.clear()
         first = reader.line_num + 1
         try:
             yield first, next(reader)
@@ -30,6 +30,6 @@ def csv_records(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, lis
             return
         except csv.Error as error:
             yield first, f"the record is not valid CSV ({error}); is each quote in it closed?"
-            for line, raw in enumerate(taken[1:], start=first + 1):
+            for line, raw in enumerate(consumed[1:], start=first + 1):
                 if raw.strip():
                     yield line, f"a quote in the record of line {first} is not closed before this line"

@@ -1,20 +1,18 @@
-"""How fast this process answers, which it learns from the shards that it has answered."""
+"""How fast this process answers, measured on the shards that it has answered."""
 
 from __future__ import annotations
 
-_MEMORY = 0.5  # the weight of earlier measurements when a new shard has been answered
+_DECAY = 0.5  # the weight of earlier measurements in the moving average
 
 
 class AnswerPace:
-    """How many seconds a unit of cost takes in this process, learned from what it has answered."""
+    """The seconds per unit of cost in this process, a moving average; None before the first measurement."""
 
-    def __init__(self) -> None:
-        """Nothing is known yet."""
-        self.seconds_per_cost: float | None = None
+    seconds_per_cost: float | None = None
 
     def learn(self, seconds: float, cost: float) -> None:
-        """Something of this cost took so many seconds."""
+        """Add a measurement: work of this cost took so many seconds."""
         if cost <= 0:
             return
-        measured, before = seconds / cost, self.seconds_per_cost
-        self.seconds_per_cost = measured if before is None else _MEMORY * before + (1 - _MEMORY) * measured
+        measured, average = seconds / cost, self.seconds_per_cost
+        self.seconds_per_cost = measured if average is None else _DECAY * average + (1 - _DECAY) * measured

@@ -1,4 +1,4 @@
-"""What the stages work with in one process: the object store, the models, decoded pictures."""
+"""The resources that the stages share in one process: the object store, the models, decoded pictures."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from ragllava.models.retriever import Retriever
 
 FETCH_THREADS = 8
-MAX_DECODERS = 8  # unless the settings say more
+MAX_DECODERS = 8  # by default
 
 
 class Resources:
-    """One process's stores and models; each is made when it is first needed."""
+    """The stores and models of one process; each is created at its first use."""
 
     def __init__(self, settings: Settings) -> None:
-        """Connects to nothing yet."""
+        """Makes no connection."""
         self.settings = settings
         self.models = ModelBundle(settings, serving=True)
 
@@ -59,8 +59,8 @@ class Resources:
 
     @cached_property
     def decoder(self) -> DecoderPool:
-        """Child processes that decode pictures nobody has checked yet."""
-        return DecoderPool(self.settings.decoders or usual_decoders())
+        """Child processes that decode unchecked pictures."""
+        return DecoderPool(self.settings.decoders or default_decoders())
 
     @cached_property
     def pace(self) -> AnswerPace:
@@ -69,7 +69,7 @@ class Resources:
 
     def fetch(self, bucket: str, key: str) -> bytes:
         """The bytes of an object of any bucket, for s3:// uris."""
-        return self.objects.get_external(bucket, key, MAX_BYTES)
+        return self.objects.read_external(bucket, key, MAX_BYTES).data
 
     @cached_property
     def threads(self) -> ThreadPoolExecutor:
@@ -78,14 +78,14 @@ class Resources:
 
     def close(self) -> None:
         """End the child processes and threads that were started."""
-        made = vars(self)
-        if "decoder" in made:
+        created = vars(self)
+        if "decoder" in created:
             self.decoder.close()
-        if "threads" in made:
+        if "threads" in created:
             self.threads.shutdown()
 
     def warm_up(self, *, embeds: bool, answers: bool) -> dict[str, str]:
-        """Load the models that are needed and try them once; returns their versions for people."""
+        """Load the models that are needed and use each of them once; returns their versions."""
         versions = {}
         if embeds:
             self.models.retriever.embed_texts(["warm-up"])
@@ -98,19 +98,19 @@ class Resources:
 
     def retriever_of(self, index: IndexView) -> Retriever:
         """The retriever that made an index. Raises JobRefused when this worker has another one, or none: vectors of
-        two models never mix."""
+        different models are not comparable."""
         retriever = self.load_retriever(index.spec)
         if index.retriever != retriever.version:
             raise JobRefused(
                 f"the archive is indexed by {index.retriever}, but this worker runs {retriever.version}; start workers "
-                "with the profile that the archive was ingested with, or make a new index by "
+                "with the profile that the archive was ingested with, or make a new index with "
                 "`ragllava reindex --only stale`"
             )
         return retriever
 
     def load_retriever(self, spec: Mapping[str, Any] | None) -> Retriever:
-        """The retriever that `spec` of an index names, None: the profile's own. Raises JobRefused where it is
-        another one that cannot be loaded here."""
+        """The retriever that `spec` of an index names; None: the profile's own. Raises JobRefused when it cannot be
+        loaded here."""
         if spec is None:
             return self.models.retriever
         try:
@@ -136,10 +136,10 @@ class Resources:
 
 
 class PictureCache:
-    """Reads pictures of the archive by content hash, decodes them, and keeps the latest within a size limit.
+    """Reads pictures of the archive by content hash, decodes them, and keeps the most recent within a size limit.
 
     They were decoded in a sandbox when they were ingested and are checked against their hash here, so they are
-    decoded in this process; in threads, so that the device need not wait for it.
+    decoded in this process; in threads, so that the device does not wait for it.
     """
 
     def __init__(self, objects: ObjectStore, limit_bytes: int) -> None:
@@ -147,47 +147,49 @@ class PictureCache:
         self._objects = objects
         self._limit_bytes = limit_bytes
         self._used_bytes = 0
-        self._kept: OrderedDict[str, Image] = OrderedDict()
-        self._coming: dict[str, Future[Image | str]] = {}
-        self._decoders = BoundedSemaphore(usual_decoders())
+        self._cached: OrderedDict[str, Image] = OrderedDict()
+        self._pending: dict[str, Future[Image | str]] = {}
+        self._decoders = BoundedSemaphore(default_decoders())
 
     def fetch_ahead(self, hashes: Iterable[str], threads: ThreadPoolExecutor) -> None:
-        """Let `threads` begin to read what the next `get_many` asks for; the pictures wait in memory until then.
+        """Let `threads` start to read the pictures of the next `get_many`; they are held in memory until then.
 
-        What nobody asked for after an earlier call is let go.
+        Pictures of an earlier call that were not requested since are dropped.
         """
-        wanted = [sha256 for sha256 in hashes if sha256 not in self._kept]
-        for sha256 in self._coming.keys() - set(wanted):
-            self._coming.pop(sha256).cancel()
-        for sha256 in wanted:
-            if sha256 not in self._coming:
-                self._coming[sha256] = threads.submit(self._read, sha256)
+        missing = [sha256 for sha256 in hashes if sha256 not in self._cached]
+        for sha256 in self._pending.keys() - set(missing):
+            self._pending.pop(sha256).cancel()
+        for sha256 in missing:
+            if sha256 not in self._pending:
+                self._pending[sha256] = threads.submit(self._read, sha256)
 
     def get_many(self, hashes: Sequence[str], threads: ThreadPoolExecutor) -> dict[str, Image | str]:
         """Each distinct picture, or one sentence why it cannot be read. Raises ServiceUnavailable.
 
         `threads` fetch the objects and decode them.
         """
-        wanted = list(dict.fromkeys(hashes))
-        missing = [sha256 for sha256 in wanted if sha256 not in self._kept]
+        requested = list(dict.fromkeys(hashes))
+        missing = [sha256 for sha256 in requested if sha256 not in self._cached]
         self.fetch_ahead(missing, threads)
-        found: dict[str, Image | str] = {}
+        pictures: dict[str, Image | str] = {}
         try:
             for sha256 in missing:
-                found[sha256] = self._coming.pop(sha256).result()
+                pictures[sha256] = self._pending.pop(sha256).result()
         except ServiceUnavailable:
-            self._coming.clear()  # all of it is asked for again, later
+            self._pending.clear()  # the caller requests all of them again, later
             raise
-        for sha256, picture in found.items():
+        for sha256, picture in pictures.items():
             if not isinstance(picture, str):
-                self._kept[sha256] = picture
+                self._cached[sha256] = picture
                 self._used_bytes += picture.width * picture.height * 3
-        for sha256 in wanted:
-            if sha256 not in found:
-                found[sha256] = self._kept[sha256]
-                self._kept.move_to_end(sha256)
-        self._trim()
-        return found
+        for sha256 in requested:
+            if sha256 not in pictures:
+                pictures[sha256] = self._cached[sha256]
+                self._cached.move_to_end(sha256)
+        while self._used_bytes > self._limit_bytes and len(self._cached) > 1:
+            _, oldest = self._cached.popitem(last=False)
+            self._used_bytes -= oldest.width * oldest.height * 3
+        return pictures
 
     def _read(self, sha256: str) -> Image | str:
         try:
@@ -197,12 +199,7 @@ class PictureCache:
         except (ObjectMissing, ObjectCorrupt, ImageRejected) as error:
             return str(error)
 
-    def _trim(self) -> None:
-        while self._used_bytes > self._limit_bytes and len(self._kept) > 1:
-            _, oldest = self._kept.popitem(last=False)
-            self._used_bytes -= oldest.width * oldest.height * 3
 
-
-def usual_decoders() -> int:
-    """How many pictures are decoded at once where nobody says otherwise: half of the processors, 8 at most."""
+def default_decoders() -> int:
+    """How many pictures are decoded at once by default: half of the processors, 8 at most."""
     return min(MAX_DECODERS, max(1, (os.cpu_count() or 1) // 2))

@@ -1,4 +1,4 @@
-"""COPY through the transaction of an SQLAlchemy connection: the fast way in for many rows."""
+"""COPY within the transaction of an SQLAlchemy connection: the fastest way to insert many rows."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def copy_rows(connection: Connection, table: str, columns: Sequence[str], rows: 
     statement = sql.SQL("COPY {} ({}) FROM STDIN").format(
         sql.Identifier(table), sql.SQL(", ").join(map(sql.Identifier, columns))
     )
-    waiting, count = iter(rows), 0
-    while chunk := list(islice(waiting, ROWS_PER_COPY)):
+    remaining, count = iter(rows), 0
+    while chunk := list(islice(remaining, ROWS_PER_COPY)):
         with raw.cursor() as cursor, cursor.copy(statement) as copy:
             for row in chunk:
                 copy.write_row(row)

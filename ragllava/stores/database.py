@@ -1,4 +1,4 @@
-"""Engines and transactions (docs/reliability.md D10)."""
+"""Engines, transactions (docs/reliability.md D10), and arrays as parameters of statements."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from psycopg import OperationalError as DriverError
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import ARRAY, Column, ColumnElement, Connection, Engine, any_, create_engine, event, literal, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
@@ -24,19 +24,19 @@ T = TypeVar("T")
 
 _ATTEMPTS = 6
 _FIRST_DELAY_S = 0.2
-_REST_S = 1.0  # a pooled connection that was used since is taken for alive
+_IDLE_S = 1.0  # a pooled connection that was used more recently is considered alive
 
 
 def make_engine(url: str, *, pool_size: int = 3, statement_timeout_s: float = 30.0, name: str = "ragllava") -> Engine:
-    """One engine for this process; make it after fork or spawn, never before.
+    """One engine for this process; create it after fork or spawn, never before.
 
     Every connection has a statement timeout, a limit on idle transactions, a lock timeout and TCP keepalives, so
-    that neither a lost peer nor a forgotten transaction blocks the others for long.
+    that neither a lost peer nor an abandoned transaction blocks the others for long.
     """
     options = (
         f"-c statement_timeout={int(statement_timeout_s * 1000)} "
         "-c idle_in_transaction_session_timeout=60000 -c lock_timeout=5000 -c timezone=UTC "
-        "-c jit=off"  # our statements are short; compiling an exact search takes longer than running it
+        "-c jit=off"  # statements are short; compiling an exact search takes longer than running it
     )
     engine = create_engine(
         url,
@@ -52,53 +52,53 @@ def make_engine(url: str, *, pool_size: int = 3, statement_timeout_s: float = 30
             "target_session_attrs": "read-write",
         },
     )
-    _ping_after_rest(engine)
+    _ping_after_idling(engine)
     return engine
 
 
-def _ping_after_rest(engine: Engine) -> None:
-    """Try a pooled connection before its use when it has rested: SQLAlchemy's own ping costs an exchange each time.
+def _ping_after_idling(engine: Engine) -> None:
+    """Ping a pooled connection before its use only after it was idle: SQLAlchemy's own ping costs a round trip each
+    time.
 
-    One that breaks right after its last use is noticed by `in_transaction`, like one that breaks during its use.
+    A connection that breaks right after its last use is handled by `in_transaction`, as one that breaks during its use.
     """
 
-    def note(_connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
-        record.info["rests_since"] = time.monotonic()
+    def on_checkin(_connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+        record.info["idle_since"] = time.monotonic()
 
-    def ping(connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
-        if time.monotonic() - record.info.get("rests_since", math.inf) < _REST_S:
+    def on_checkout(connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
+        if time.monotonic() - record.info.get("idle_since", math.inf) < _IDLE_S:
             return
         try:
             engine.dialect.do_ping(connection)
         except DriverError as error:
             raise InvalidatePoolError from error
 
-    event.listen(engine, "checkin", note)
-    event.listen(engine, "checkout", ping)
+    event.listen(engine, "checkin", on_checkin)
+    event.listen(engine, "checkout", on_checkout)
 
 
 def in_transaction(
     engine: Engine, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """Run `work(connection, *args, **kwargs)` in one transaction, again from its start if the connection broke before
-    the commit.
+    """Run `work(connection, *args, **kwargs)` in one transaction; repeat it if the connection broke before the commit.
 
-    `work` must be a pure function of the database: it may run several times, and it is committed once, except
-    when the connection breaks during the commit itself; so writes must be keyed or fenced. Raises
-    ServiceUnavailable when the database stays away for about twelve seconds.
+    `work` must depend on the database only: it may run several times. It is committed once, except when the
+    connection breaks during the commit itself; so writes must be keyed or fenced. Raises ServiceUnavailable when the
+    database stays unavailable for about twelve seconds.
     """
-    return _persistently(engine.begin, work, *args, **kwargs)
+    return _with_retries(engine.begin, work, *args, **kwargs)
 
 
 def read_at_once(engine: Engine, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """As `in_transaction`, for work that only reads: without BEGIN and COMMIT, which cost as much as a statement each.
+    """As `in_transaction`, for work that only reads: without BEGIN and COMMIT, which cost a round trip each.
 
     Every statement of `work` sees what was committed when it began, and `SET LOCAL` has no effect.
     """
-    return _persistently(engine.execution_options(isolation_level="AUTOCOMMIT").connect, work, *args, **kwargs)
+    return _with_retries(engine.execution_options(isolation_level="AUTOCOMMIT").connect, work, *args, **kwargs)
 
 
-def _persistently(
+def _with_retries(
     connect: Callable[[], AbstractContextManager[Connection]],
     work: Callable[Concatenate[Connection, P], T],
     *args: P.args,
@@ -110,32 +110,36 @@ def _persistently(
             with connect() as connection:
                 return work(connection, *args, **kwargs)
         except (OperationalError, InterfaceError, DriverError) as error:  # a COPY raises the driver's own
-            if not _is_connection_trouble(error) or attempt == _ATTEMPTS:
-                raise ServiceUnavailable(f"database: {_first_line(error)}") from error
-            log.info("database away, trying again", extra={"action": "db_retry", "attempt": attempt})
-            time.sleep(delay_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, no secret
+            # OperationalError covers a lost connection, a restart, a deadlock and a lock timeout: all are transient.
+            is_transient = isinstance(error, OperationalError | DriverError) or error.connection_invalidated
+            if not is_transient or attempt == _ATTEMPTS:
+                cause = error.orig if isinstance(error, DBAPIError) else error
+                first_line = str(cause).strip().split("\n")[0]
+                raise ServiceUnavailable(f"database: {first_line}") from error
+            log.info("database unavailable, retrying", extra={"action": "db_retry", "attempt": attempt})
+            time.sleep(delay_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
             delay_s *= 2
     raise AssertionError("unreachable")
 
 
-def _is_connection_trouble(error: DBAPIError | DriverError) -> bool:
-    # OperationalError covers a lost connection, a restart, a deadlock and a lock timeout: all pass with time.
-    return isinstance(error, OperationalError | DriverError) or error.connection_invalidated
-
-
-def _first_line(error: DBAPIError | DriverError) -> str:
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    return str(cause).strip().split("\n")[0]
-
-
 @contextmanager
 def outside_transaction(engine: Engine) -> Iterator[Connection]:
-    """A connection of its own for statements that no transaction may hold (VACUUM), without timeouts.
+    """A separate connection for statements that cannot run in a transaction (VACUUM), without timeouts.
 
-    It is closed afterwards, not given back, so that what was set on it ends with it.
+    It is closed afterwards and not returned to the pool, so its settings and advisory locks end with it.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.detach()
         for setting in ("statement_timeout", "lock_timeout"):
             connection.execute(text(f"SET {setting} = 0"))
         yield connection
+
+
+def equals_any(column: Column[Any], values: Iterable[object]) -> ColumnElement[bool]:
+    """The condition `column = ANY(values)`: one parameter, so one statement text, for any number of values."""
+    return column == any_(literal(list(values), ARRAY(column.type)))
+
+
+def as_arrays(records: Sequence[object], *names: str) -> dict[str, list[Any]]:
+    """The attributes `names` of all records, each as one array: parameters for `unnest` in a statement."""
+    return {name: [getattr(record, name) for record in records] for name in names}

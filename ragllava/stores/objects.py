@@ -1,8 +1,8 @@
-"""Bytes in an S3 bucket: pictures under their hash, everything else under a key with a name (docs/reliability.md D13).
+"""Bytes in an S3 bucket: pictures under their hash, everything else under a named key (docs/reliability.md D13).
 
-The only importer of the minio SDK, and it needs no more than plain S3. Content is its own address: what lies
-under `sha256/…` is verified against that address whenever it is read. An ETag is never taken for a hash; after
-an upload in parts it is none.
+This is the only module that imports the minio SDK, and it uses plain S3 only. Content is addressed by its hash: an
+object under `sha256/…` is verified against its address whenever it is read. An ETag is never used as a hash: after a
+multipart upload it is not one.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import certifi
 import urllib3
@@ -29,59 +29,43 @@ from urllib3.exceptions import HTTPError
 from ragllava.errors import ObjectCorrupt, ObjectMissing, RagllavaError, ServiceUnavailable, SettingsError, UsageError
 from ragllava.settings import Settings
 
-MAX_EXTERNAL_BYTES = 512 * 2**20  # what is read at once from a bucket of others, unless the caller says less
+MAX_EXTERNAL_BYTES = 512 * 2**20  # read at once from another bucket, unless the caller sets a lower limit
 
-_PART_BYTES = 16 * 2**20  # of a stream whose length nobody knows
 _METADATA = "x-amz-meta-"
 _MISSING = ("NoSuchKey", "NoSuchBucket", "ResourceNotFound")
 _REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
-_BUCKET_IS_THERE = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
+_BUCKET_EXISTS = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object of a listing."""
+    """An object without its bytes. `metadata` holds the user's own entries, names in lower case; a listing has none."""
 
     key: str
     size_bytes: int
+    etag: str  # differs when the bytes differ, but is not a hash of them
     modified_at: datetime
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ExternalContent:
-    """What was read of an object in a bucket of others, and the ETag that came with just these bytes."""
+    """The bytes of an object in another bucket, and the ETag of exactly these bytes."""
 
     data: bytes
     etag: str
 
 
-@dataclass(frozen=True, slots=True)
-class ExternalObject:
-    """An object in a bucket of others. `metadata` are the user's own, names in lower case; a listing has none."""
-
-    key: str
-    size_bytes: int
-    etag: str  # tells other bytes, and is no hash of them
-    metadata: Mapping[str, str]
-
-
-class ByteStream(Protocol):
-    """What `open_stream` gives: an object that is read piece by piece."""
-
-    def read(self, amt: int | None = None) -> bytes:
-        """The next `amt` bytes or fewer, b"" at the end; everything that is left without `amt`."""
-
-
 def content_key(sha256: str) -> str:
-    """The address of content by its hash (64 hex digits), spread over folders that file systems like."""
+    """The key of content by its hash (64 hex digits), spread over folders to keep each of them small."""
     return f"sha256/{sha256[:2]}/{sha256[2:4]}/{sha256}"
 
 
 class ObjectStore:
-    """Our bucket. One for each process; its methods may be called from any number of threads.
+    """RagLLaVA's own bucket, and access to other buckets. One for each process; thread-safe.
 
     Nothing is sent before the first call. Every method raises ServiceUnavailable when the store does not answer
-    within its timeouts, three retries included, and SettingsError when it refuses our key.
+    within its timeouts and three retries, and SettingsError when it refuses the access key.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -107,25 +91,22 @@ class ObjectStore:
                 f"RAGLLAVA_S3_ENDPOINT={settings.s3_endpoint}: {error}; "
                 "give host:port, and RAGLLAVA_S3_SECURE=true for https"
             ) from None
-        self._bucket_is_there = False
+        self._has_bucket = False
         self._bucket_lock = threading.Lock()
 
     def ensure_bucket(self) -> None:
-        """Create the bucket unless it exists; asked of the server once. Any number may try at the same time."""
+        """Create the bucket unless it exists; the server is asked once. Safe to call concurrently."""
         with self._bucket_lock:
-            if self._bucket_is_there:
+            if self._has_bucket:
                 return
             with self._errors("the bucket"):
-                if not self._client.bucket_exists(self.bucket):
-                    self._make_bucket()
-            self._bucket_is_there = True
-
-    def _make_bucket(self) -> None:
-        try:
-            self._client.make_bucket(self.bucket)
-        except S3Error as error:
-            if error.code not in _BUCKET_IS_THERE:
-                raise
+                try:
+                    if not self._client.bucket_exists(self.bucket):
+                        self._client.make_bucket(self.bucket)
+                except S3Error as error:
+                    if error.code not in _BUCKET_EXISTS:
+                        raise
+            self._has_bucket = True
 
     def put_content(self, data: bytes, media_type: str) -> str:
         """Store bytes under their hash and return it (hex). Storing the same bytes again changes nothing."""
@@ -136,43 +117,42 @@ class ObjectStore:
     def get_content(self, sha256: str) -> bytes:
         """The bytes with this hash, verified. Raises ObjectMissing or ObjectCorrupt."""
         data = self.get(content_key(sha256))
-        found = hashlib.sha256(data).hexdigest()
-        if found != sha256:
+        actual = hashlib.sha256(data).hexdigest()
+        if actual != sha256:
             raise ObjectCorrupt(
-                f"the object {content_key(sha256)} has the hash {found[:12]}… instead of its own: "
+                f"the object {content_key(sha256)} has the hash {actual[:12]}… instead of its own: "
                 "it was damaged in the store; delete it and ingest the picture again"
             )
         return data
 
     def delete_content(self, sha256: str) -> None:
-        """Remove the bytes with this hash, if they are there."""
+        """Remove the bytes with this hash, if they exist."""
         self.delete(content_key(sha256))
 
     def put(self, key: str, data: bytes, media_type: str = "application/octet-stream") -> None:
-        """Store bytes under `key`; what was there is replaced at once or not at all."""
+        """Store bytes under `key`; an existing object is replaced atomically."""
         self.put_stream(key, BytesIO(data), len(data), media_type)
 
     def put_stream(
-        self, key: str, stream: BinaryIO, size_bytes: int | None, media_type: str = "application/octet-stream"
+        self, key: str, stream: BinaryIO, size_bytes: int, media_type: str = "application/octet-stream"
     ) -> None:
-        """Store `size_bytes` bytes of a stream, or all to its end for None; large ones go up in parts.
+        """Store `size_bytes` bytes of a stream; large streams are uploaded in parts.
 
-        When the stream ends early or its `read` raises, that error comes out as it is and nothing was stored.
+        When the stream ends early or its `read` raises, that error is passed on and nothing is stored.
         """
         self.ensure_bucket()
         self._put(self.bucket, key, stream, size_bytes, media_type)
 
-    def _put(self, bucket: str, key: str, stream: BinaryIO, size_bytes: int | None, media_type: str) -> None:
-        length, part_size = (-1, _PART_BYTES) if size_bytes is None else (size_bytes, 0)
+    def _put(self, bucket: str, key: str, stream: BinaryIO, size_bytes: int, media_type: str) -> None:
         with self._errors(key):
-            self._client.put_object(bucket, key, stream, length, content_type=media_type, part_size=part_size)
+            self._client.put_object(bucket, key, stream, size_bytes, content_type=media_type)
 
     def get(self, key: str) -> bytes:
         """All bytes under `key`. Raises ObjectMissing."""
         with self.open_stream(key) as stream:
             return stream.read()
 
-    def open_stream(self, key: str) -> AbstractContextManager[ByteStream]:
+    def open_stream(self, key: str) -> AbstractContextManager[ObjectStream]:
         """Read an object piece by piece. Entering it may raise ObjectMissing, a read ServiceUnavailable."""
         return self._stream(self.bucket, key)
 
@@ -181,17 +161,13 @@ class ObjectStore:
         with self.open_stream(key) as stream, file.open("wb") as copy:
             shutil.copyfileobj(stream, copy)
 
-    def get_external(self, bucket: str, key: str, max_bytes: int = MAX_EXTERNAL_BYTES) -> bytes:
-        """The bytes of an object in any bucket that our key may read (`s3://bucket/key`); see `read_external`."""
-        return self.read_external(bucket, key, max_bytes).data
-
     def read_external(self, bucket: str, key: str, max_bytes: int = MAX_EXTERNAL_BYTES) -> ExternalContent:
-        """An object in any bucket that our key may read.
+        """An object in any bucket that the access key may read (`s3://bucket/key`).
 
-        Raises ObjectMissing, and UsageError for more than `max_bytes` (no more than that is ever read).
+        Raises ObjectMissing, and UsageError for an object of more than `max_bytes` (never read in full).
         """
         with self._stream(bucket, key) as stream:
-            data = _read_at_most(stream, max_bytes + 1)
+            data = stream.read(max_bytes + 1)
         if len(data) > max_bytes:
             raise UsageError(f"s3://{bucket}/{key} is larger than the {max_bytes:,} bytes that are allowed")
         return ExternalContent(data, stream.etag)
@@ -206,38 +182,42 @@ class ObjectStore:
         """As `put_external`, for a stream of `size_bytes` bytes."""
         bucket, _, key = address.removeprefix("s3://").partition("/")
         if not address.startswith("s3://") or not bucket or not key:
-            raise UsageError(f"{address!r} is no address of the form s3://bucket/key")
+            raise UsageError(f"{address!r} is not an address of the form s3://bucket/key")
         with self._errors(key):
-            # Asked first, because SeaweedFS makes a bucket that is not there.
+            # Checked first, because SeaweedFS creates a missing bucket.
             if not self._client.bucket_exists(bucket):
                 raise ObjectMissing(f"object store {self._endpoint}: there is no bucket {bucket}")
         self._put(bucket, key, stream, size_bytes, media_type)
 
     def bucket_exists(self, bucket: str) -> bool:
-        """Whether there is such a bucket; UsageError for what cannot be the name of one."""
+        """Whether the bucket exists. Raises UsageError for an invalid bucket name."""
         try:
             with self._errors(bucket):
                 return bool(self._client.bucket_exists(bucket))
         except ValueError as error:
             raise UsageError(f"{bucket!r} cannot be the name of a bucket: {error}") from None
 
-    def look_external(self, bucket: str, key: str) -> ExternalObject:
+    def stat_external(self, bucket: str, key: str) -> ObjectInfo:
         """An object of any bucket without its bytes. Raises ObjectMissing."""
         with self._errors(key):
-            found = self._client.stat_object(bucket, key)
-        own = {
+            stat = self._client.stat_object(bucket, key)
+        metadata = {
             name.lower().removeprefix(_METADATA): value
-            for name, value in found.metadata.items()
+            for name, value in stat.metadata.items()
             if name.lower().startswith(_METADATA)
         }
-        return ExternalObject(key, found.size, found.etag.strip('"'), own)
+        return ObjectInfo(key, stat.size, stat.etag.strip('"'), stat.last_modified, metadata)
 
-    def list_external(self, bucket: str, prefix: str) -> Iterator[ExternalObject]:
-        """Every object of any bucket whose key starts with `prefix`, by key. Raises ObjectMissing for no bucket."""
+    def list_external(self, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
+        """Every object of any bucket whose key starts with `prefix`, by key; read a page at a time.
+
+        Raises ObjectMissing for a missing bucket.
+        """
         with self._errors(prefix):
-            for found in self._client.list_objects(bucket, prefix, recursive=True):
-                if not found.is_dir:
-                    yield ExternalObject(found.object_name, found.size, (found.etag or "").strip('"'), {})
+            for entry in self._client.list_objects(bucket, prefix, recursive=True):
+                if not entry.is_dir:
+                    etag = (entry.etag or "").strip('"')
+                    yield ObjectInfo(entry.object_name, entry.size, etag, entry.last_modified)
 
     def exists(self, key: str) -> bool:
         """Whether there is an object under `key`."""
@@ -249,17 +229,14 @@ class ObjectStore:
         return True
 
     def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Every object whose key starts with `prefix`, by key; read a page at a time."""
+        """As `list_external`, of our own bucket; nothing while the bucket does not exist."""
         try:
-            with self._errors(prefix):
-                for found in self._client.list_objects(self.bucket, prefix, recursive=True):
-                    if not found.is_dir:
-                        yield ObjectInfo(found.object_name, found.size, found.last_modified)
-        except ObjectMissing:  # not even the bucket exists
+            yield from self.list_external(self.bucket, prefix)
+        except ObjectMissing:
             return
 
     def delete(self, key: str) -> None:
-        """Remove the object under `key`, if it is there."""
+        """Remove the object under `key`, if it exists."""
         try:
             with self._errors(key):
                 self._client.remove_object(self.bucket, key)
@@ -267,10 +244,10 @@ class ObjectStore:
             return
 
     def remove_prefix(self, prefix: str) -> int:
-        """Remove every object whose key starts with `prefix`; returns how many. An empty prefix is refused."""
+        """Remove every object whose key starts with `prefix`; returns how many. Raises UsageError for no prefix."""
         if not prefix:
             raise UsageError("an empty prefix would remove the whole bucket; name the folder to remove")
-        keys = [found.key for found in self.list_objects(prefix)]
+        keys = [info.key for info in self.list_objects(prefix)]
         if not keys:
             return 0
         with self._errors(prefix):
@@ -283,24 +260,24 @@ class ObjectStore:
         return len(keys)
 
     def presigned_url(self, key: str, expires_s: int = 3600) -> str:
-        """An address from which anybody can read the object for `expires_s` seconds."""
+        """A URL from which anyone can read the object for `expires_s` seconds."""
         with self._errors(key):
             url: str = self._client.presigned_get_object(self.bucket, key, expires=timedelta(seconds=expires_s))
         return url
 
     @contextmanager
-    def _stream(self, bucket: str, key: str) -> Iterator[_Response]:
+    def _stream(self, bucket: str, key: str) -> Iterator[ObjectStream]:
         with self._errors(key):
             response = self._client.get_object(bucket, key)
         try:
-            yield _Response(self, key, response)
+            yield ObjectStream(self, key, response)
         finally:
             response.close()
             response.release_conn()
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
-        """Turn what the SDK and its HTTP client raise into errors of ours."""
+        """Translate the errors of the SDK and of its HTTP client."""
         try:
             yield
         except (MinioException, HTTPError) as error:
@@ -322,8 +299,8 @@ class ObjectStore:
         return ServiceUnavailable(f"{where} did not answer for {key} ({type(error).__name__})")
 
 
-class _Response:
-    """The body of an answer, with our errors: the connection may break while it is read."""
+class ObjectStream:
+    """An object that is read piece by piece, and its ETag. Every read may raise ServiceUnavailable."""
 
     def __init__(self, store: ObjectStore, key: str, response: Any) -> None:
         self._store = store
@@ -332,14 +309,14 @@ class _Response:
         self.etag: str = response.headers.get("ETag", "").strip('"')
 
     def read(self, amt: int | None = None) -> bytes:
-        """As in ByteStream."""
+        """The next `amt` bytes or fewer, b"" at the end; all remaining bytes without `amt`."""
         with self._store._errors(self._key):
             data: bytes = self._response.read(amt)
         return data
 
 
 def _connection_pool() -> urllib3.PoolManager:
-    # The SDK's own pool waits five minutes, six times over: half an hour for a store that is gone.
+    # The SDK's own pool waits five minutes, six times: half an hour for a store that does not answer.
     return urllib3.PoolManager(
         timeout=urllib3.Timeout(connect=3, read=30),
         maxsize=16,
@@ -347,11 +324,3 @@ def _connection_pool() -> urllib3.PoolManager:
         ca_certs=os.environ.get("SSL_CERT_FILE") or certifi.where(),
         retries=urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=(500, 502, 503, 504)),
     )
-
-
-def _read_at_most(stream: ByteStream, limit: int) -> bytes:
-    pieces: list[bytes] = []
-    while limit > 0 and (piece := stream.read(min(limit, 2**20))):
-        pieces.append(piece)
-        limit -= len(piece)
-    return b"".join(pieces)

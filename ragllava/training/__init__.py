@@ -1,1 +1,1 @@
-"""Training: data sets with hard negatives, noise injection, LoRA fine-tuning, and the recipe of the mini models."""
+"""Training: data sets with hard negatives, LoRA fine-tuning with noise injection, evaluation and the gate."""

@@ -1,6 +1,7 @@
-"""Champion against challenger: both are judged on the same held-out questions, then the gate decides.
+"""Champion against challenger: both are evaluated on the same held-out questions, then the gate decides.
 
-A reranker first gets an η of its own, fitted on questions that neither train nor judge it (docs/method.md 3).
+A reranker first gets an η of its own, fitted on questions that are used neither for training nor for evaluation
+(docs/method.md 3).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ragllava.stores.learning.registry import ModelVersion
 from ragllava.training.data.snapshot import Snapshot
 from ragllava.training.finetune.batches import PictureOpener
 from ragllava.training.gate import GateReport, decide
-from ragllava.training.judge import (
+from ragllava.training.version_scores import (
     WITH_CAPTIONS,
     EvaluationOptions,
     GeneratorScores,
@@ -34,7 +35,7 @@ from ragllava.training.judge import (
     evaluate_reranker,
 )
 
-Scores = RerankerScores | GeneratorScores
+EvaluatedVersion = RerankerScores | GeneratorScores
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Contest:
     gate: GateReport
     fit: ThresholdFit | None
     broken_promise: str | None
-    scores: Mapping[str, tuple[Scores, Scores]]  # (champion, challenger) by archive
+    scores: Mapping[str, tuple[EvaluatedVersion, EvaluatedVersion]]  # (champion, challenger) by archive
 
     @property
     def passed(self) -> bool:
@@ -98,7 +99,7 @@ def hold_contest(
     open_picture: PictureOpener,
     rules: ContestRules,
 ) -> Contest:
-    """Judge the adapter in this folder against the champion of its role.
+    """Evaluate the adapter in this folder and the champion of its role, and compare them.
 
     The models are loaded for this alone. Where the profile has no champion yet, its base model becomes champion.
     Raises JobRefused when the champion cannot be used here.
@@ -107,34 +108,36 @@ def hold_contest(
     profile = bench.models.profile.name
     bases = bench.base_versions()
     champion = in_transaction(engine, registry.ensure_champions, profile, bases)[rules.role]
-    judge = _Judge(bench, snapshot, open_picture, rules)
+    evaluator = _Evaluator(bench, snapshot, open_picture, rules)
     apply_champions(bench, {rules.role: champion})
     usual = champion.threshold if champion.threshold is not None else bench.models.profile.threshold
-    before = judge.evaluate_all(usual)
+    before = evaluator.evaluate_all(usual)
     bench.models.apply_adapter(rules.role, rules.name, adapter)
-    fit, broken = judge.fit_threshold() if rules.role is Role.RERANKER else (None, None)
-    after = judge.evaluate_all(fit.value if fit else NATURAL_THRESHOLD)
+    fit, broken = evaluator.fit_threshold() if rules.role is Role.RERANKER else (None, None)
+    after = evaluator.evaluate_all(fit.value if fit else NATURAL_THRESHOLD)
     scores = {name: (before[name], after[name]) for name in before}
     first, *others = snapshot.shares
-    gate = decide(*scores[first.archive], others={_as_guard(o.archive): scores[o.archive] for o in others})
+    gate = decide(
+        *scores[first.archive], others={f"in archive {share.archive}": scores[share.archive] for share in others}
+    )
     return Contest(champion, gate, fit, broken, scores)
 
 
 @dataclass(frozen=True, slots=True)
-class _Judge:
-    """Judges what the bench's models compute with right now."""
+class _Evaluator:
+    """Evaluates the versions that the bench's models compute with now."""
 
     bench: Resources
     snapshot: Snapshot
     open_picture: PictureOpener
     rules: ContestRules
 
-    def evaluate_all(self, threshold: float) -> dict[str, Scores]:
+    def evaluate_all(self, threshold: float) -> dict[str, EvaluatedVersion]:
         """Scores on the hold-out of each archive."""
         options = self._options(threshold)
-        judge = evaluate_reranker if self.rules.role is Role.RERANKER else evaluate_generator
+        evaluate = evaluate_reranker if self.rules.role is Role.RERANKER else evaluate_generator
         return {
-            share.archive: judge(self.bench.models, share.held_out, self.open_picture, options)
+            share.archive: evaluate(self.bench.models, share.held_out, self.open_picture, options)
             for share in self.snapshot.shares
         }
 
@@ -157,9 +160,5 @@ class _Judge:
             threshold=threshold,
             seed=self.rules.seed,
             certain=self.rules.certain,
-            progress=lambda what, done, total: self.rules.stop(),
+            progress=lambda step, done, total: self.rules.stop(),
         )
-
-
-def _as_guard(archive: str) -> str:
-    return f"in archive {archive}"

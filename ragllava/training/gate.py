@@ -1,8 +1,8 @@
 """The gate: whether a newly trained version may take the champion's place.
 
-Both versions were judged on the same held-out questions. The difference of each question's two scores is resampled
-(the paired bootstrap), so what makes a question hard for both does not blur the comparison. Questions about one image
-stand and fall together, so they prove less than as many about images of their own. Loads no torch.
+Both versions were evaluated on the same held-out questions. The difference of each question's two scores is resampled
+(the paired bootstrap), so what makes a question hard for both does not blur the comparison. Scores of questions about
+one image are correlated, so they prove less than those of as many questions about different images. Loads no torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,8 +24,8 @@ FloatArray = npt.NDArray[np.float64]
 _ROUNDING = 1e-9  # sums of shares such as 2/3 miss zero by less
 
 
-class Scores(Protocol):
-    """What one version reached; training/judge.py makes them."""
+class VersionScores(Protocol):
+    """The scores of one version, which training/version_scores.py makes."""
 
     @property
     def version(self) -> str:
@@ -111,29 +112,29 @@ class GateReport:
 
 
 def decide(
-    champion: Scores,
-    challenger: Scores,
+    champion: VersionScores,
+    challenger: VersionScores,
     rules: GateRules | None = None,
     *,
-    others: Mapping[str, tuple[Scores, Scores]] | None = None,
+    others: Mapping[str, tuple[VersionScores, VersionScores]] | None = None,
 ) -> GateReport:
     """Whether the challenger passes: better in the primary condition, worse in no other.
 
     `others` are scores (champion, challenger) on hold-outs of other archives, by a name for people; of each, the
-    primary condition is one more guard. Raises ValueError when two versions were judged on different questions.
+    primary condition is one more guard. Raises ValueError when two versions were evaluated on different questions.
     """
     rules = rules or GateRules()
     figures = [_figures(name, champion, challenger, rules) for name in champion.by_condition]
     for name, (before, after) in (others or {}).items():
         figures.append(_figures(before.primary, before, after, rules, guards=name))
-    primary = next(found for found in figures if found.is_primary)
+    primary = next(condition for condition in figures if condition.is_primary)
     if primary.questions < rules.fewest_questions:
         reasons = [
             f"only {primary.questions} questions are held out, and {rules.fewest_questions} are needed "
             "to compare two versions; label more questions"
         ]
     else:
-        reasons = [_why_broken(found, rules) for found in figures if found.broken]
+        reasons = [_why_broken(condition, rules) for condition in figures if condition.broken]
     return GateReport(
         passed=not reasons,
         reasons=tuple(reasons) or (_why_better(primary, rules),),
@@ -171,7 +172,7 @@ def bounds_of_mean(
 
 def resampled_means(differences: Sequence[float] | FloatArray, resamples: int, seed: int) -> FloatArray:
     """The means (resamples,) of as many draws, with replacement, of N from N differences."""
-    # Scores take few values, and how often each of them is drawn is all that matters.
+    # VersionScores take few values, and how often each of them is drawn is all that matters.
     values, counts = np.unique(np.asarray(differences, dtype=np.float64), return_counts=True)
     count = int(counts.sum())
     drawn = np.random.default_rng(seed).multinomial(count, counts / count, size=resamples)
@@ -216,10 +217,6 @@ def _independent(relevant: Sequence[Sequence[str]]) -> float:
     return min(float(len(relevant)), effective)
 
 
-def _images(relevant: Sequence[Sequence[str]]) -> set[str]:
-    return {image for found in relevant for image in found}
-
-
 def _tail(share: float, count: float) -> float:
     """The percentile to take instead of `share`: 0.038 instead of 0.05 for 20 questions, almost 0.05 for 200.
 
@@ -233,11 +230,11 @@ def _tail(share: float, count: float) -> float:
 
 
 def _figures(
-    condition: str, champion: Scores, challenger: Scores, rules: GateRules, *, guards: str | None = None
+    condition: str, champion: VersionScores, challenger: VersionScores, rules: GateRules, *, guards: str | None = None
 ) -> ConditionFigures:
     """`guards` names another archive, whose primary condition is a guard here."""
     if tuple(champion.questions) != tuple(challenger.questions):
-        raise ValueError(f"{champion.version} and {challenger.version} were judged on different questions")
+        raise ValueError(f"{champion.version} and {challenger.version} were evaluated on different questions")
     before, after = (np.asarray(scores.by_condition[condition], dtype=np.float64) for scores in (champion, challenger))
     differences = after - before
     is_primary = guards is None and condition == champion.primary
@@ -249,7 +246,7 @@ def _figures(
         name=guards or condition,
         is_primary=is_primary,
         questions=len(differences),
-        images=len(_images(champion.relevant)),
+        images=len(set(chain.from_iterable(champion.relevant))),
         changed=int((np.abs(differences) > _ROUNDING).sum()),
         champion=_mean(before),
         challenger=_mean(after),

@@ -1,4 +1,4 @@
-"""A training as a job: freeze the data, train, judge against the champion, and register what came of it.
+"""A training as a job: freeze the data, train, compare with the champion, and register the result.
 
 Everything that must survive the process lies in the object store under `training/<job>-<time of its making>/`: the
 snapshot, and the checkpoints while they are needed. The end is one transaction behind the fence, so that a job makes
@@ -55,12 +55,12 @@ _LOST_PICTURE = (ImageRejected, ObjectMissing, ObjectCorrupt)
 
 @dataclass
 class Course:
-    """One training on its way. `place` is its name in the object store and on this machine."""
+    """One training on its way. `prefix` is its folder in the object store."""
 
     context: ShardContext[Resources]
     request: TrainingRequest
     profile: Profile
-    place: str
+    prefix: str
     noted_at: float = field(default=0.0, init=False)  # time.monotonic()
 
     @property
@@ -71,7 +71,7 @@ class Course:
     @property
     def folder(self) -> Path:
         """Where this machine works; what is here may be gone at the next attempt."""
-        return self.context.settings.home / "training" / self.place.rpartition("/")[2]
+        return self.context.settings.home / "training" / self.prefix.rpartition("/")[2]
 
     def enter(self, phase: str) -> None:
         """Begin the next phase, unless it is time to stop."""
@@ -87,12 +87,12 @@ class Course:
             self.context.commit(trainings.set_steps, self.job_id, done, total)
 
     def keep_checkpoint(self, checkpoint: Path) -> None:
-        """After each whole checkpoint: a worker elsewhere can go on from it, and the job has shown that it gets on."""
-        store_checkpoint(self.context.resources.objects, checkpoint, f"{self.place}/checkpoints")
+        """After each complete checkpoint: another worker can continue from it, and the job has made progress."""
+        store_checkpoint(self.context.resources.objects, checkpoint, f"{self.prefix}/checkpoints")
         self.context.commit(queue.reset_attempts, self.context.lease)
 
     def open_picture(self, sha256: str) -> Image:
-        """A picture of an archive by its hash. Raises ObjectMissing when it cannot be had."""
+        """A picture of an archive by its hash. Raises ObjectMissing when it cannot be read."""
         resources = self.context.resources
         picture = resources.pictures.get_many([sha256], resources.threads)[sha256]
         if isinstance(picture, str):
@@ -101,7 +101,7 @@ class Course:
 
 
 def train_stage(context: ShardContext[Resources]) -> None:
-    """Do the training of one train job to its end, or up to an interruption; done again, it goes on from there.
+    """Do the training of one train job to its end, or up to an interruption; the next call continues from there.
 
     Raises JobRefused when the training cannot be done as asked for: the job fails with the reason.
     """
@@ -113,33 +113,33 @@ def train_stage(context: ShardContext[Resources]) -> None:
         snapshot = take_snapshot(course)
         report = learn(course, snapshot)
         course.enter("judging")
-        contest = _judge(course, snapshot)
+        contest = _compare(course, snapshot)
         course.enter("publishing")
         conclude(course, snapshot, report, contest)
     except UsageError as error:
         raise JobRefused(str(error)) from error
     shutil.rmtree(course.folder, ignore_errors=True)
-    context.resources.objects.remove_prefix(f"{course.place}/checkpoints/")
+    context.resources.objects.remove_prefix(f"{course.prefix}/checkpoints/")
 
 
 def take_snapshot(course: Course) -> Snapshot:
     """Freeze the data at the first attempt; read it back at every other one, whatever was labelled since.
 
-    Images that were set aside as likely right become noisy cases, for a person to say which they are.
+    Images that were set aside as likely right become noisy cases, to be labelled.
     """
     course.enter("snapshot")
     context = course.context
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "snapshot"
         try:
-            download_folder(context.resources.objects, f"{course.place}/snapshot", folder)
+            download_folder(context.resources.objects, f"{course.prefix}/snapshot", folder)
         except ObjectMissing:
             plan = context.read(plan_training, course.request, context.settings)
             if plan.shortage is not None:
                 raise JobRefused(plan.shortage) from None
             context.commit(_ask_about_set_aside, plan.snapshot)
             write_snapshot(folder, plan.snapshot)
-            upload_folder(context.resources.objects, folder, f"{course.place}/snapshot")
+            upload_folder(context.resources.objects, folder, f"{course.prefix}/snapshot")
         return read_snapshot(folder)
 
 
@@ -152,7 +152,7 @@ def learn(course: Course, snapshot: Snapshot) -> TrainingReport:
     config = FinetuneConfig(course.request.role, course.request.settings, course.folder / "result", most)
     course.folder.mkdir(parents=True, exist_ok=True)
     if not config.result.exists():
-        step = restore_checkpoint(course.context.resources.objects, f"{course.place}/checkpoints", config.work)
+        step = restore_checkpoint(course.context.resources.objects, f"{course.prefix}/checkpoints", config.work)
         if step is not None:
             log.info("checkpoint fetched", extra={"action": "checkpoint_fetched", "job": course.job_id, "step": step})
     train = _train_here if course.context.settings.train_processes == 1 else _train_in_processes
@@ -174,7 +174,7 @@ def conclude(course: Course, snapshot: Snapshot, report: TrainingReport, contest
     result = course.folder / "result"
     files = publish_adapter(objects, result / "adapter")
     for name in ("report.json", "curves.svg"):
-        objects.put(f"{course.place}/{name}", (result / name).read_bytes())
+        objects.put(f"{course.prefix}/{name}", (result / name).read_bytes())
     request = course.request
     version = AdapterVersion(
         role=request.role,
@@ -194,7 +194,7 @@ def conclude(course: Course, snapshot: Snapshot, report: TrainingReport, contest
 
 
 def release_memory() -> None:
-    """Give the memory of networks that nobody holds any more back to the device."""
+    """Return the memory of networks that are no longer used to the device."""
     import torch
 
     gc.collect()
@@ -204,14 +204,14 @@ def release_memory() -> None:
 
 def _begin(context: ShardContext[Resources]) -> Course:
     job = context.read(control.view, context.lease.job_id)
-    place = trainings.place_of(job.job_id, job.created_at)
-    return Course(context, from_json(TrainingRequest, context.lease.spec), get_profile(context.settings), place)
+    prefix = trainings.folder_of(job.job_id, job.created_at)
+    return Course(context, from_json(TrainingRequest, context.lease.spec), get_profile(context.settings), prefix)
 
 
 def _clear_this_machine(course: Course) -> None:
     """Remove what trainings left here that were cancelled, failed, or went on elsewhere, a week after."""
-    places = course.context.read(trainings.open_places)
-    names = {place.rpartition("/")[2] for place in places}
+    prefixes = course.context.read(trainings.open_folders)
+    names = {prefix.rpartition("/")[2] for prefix in prefixes}
     for name in clear_old(course.folder.parent, names, time.time() - GRACE_S):
         log.info("old training removed", extra={"action": "training_removed", "place": name})
 
@@ -253,7 +253,7 @@ def _train_in_processes(course: Course, config: FinetuneConfig, snapshot: Snapsh
     )
 
 
-def _judge(course: Course, snapshot: Snapshot) -> Contest:
+def _compare(course: Course, snapshot: Snapshot) -> Contest:
     context, options = course.context, snapshot.options
     request = course.request
     rules = ContestRules(
@@ -302,7 +302,7 @@ def _story(course: Course, snapshot: Snapshot, report: TrainingReport, contest: 
         "data": [share.figures() for share in snapshot.shares],
         **contest.as_json(),
         "report": curve,
-        "objects": course.place,
+        "objects": course.prefix,
     }
 
 
@@ -326,7 +326,7 @@ def _decide(
     if champion is None or champion.version_id != contest.champion.version_id:
         return (
             TrainingStatus.CHALLENGER,
-            f"{reason}; while it was judged, another version became champion: compare them, then "
+            f"{reason}; while it was evaluated, another version became champion: compare them, then "
             f"`ragllava models promote {made.name}`",
         )
     return TrainingStatus.PROMOTED, reason

@@ -41,14 +41,14 @@ def download_folder(objects: ObjectStore, prefix: str, folder: Path) -> None:
 def store_checkpoint(objects: ObjectStore, checkpoint: Path, prefix: str) -> None:
     """Store a whole checkpoint as `<prefix>/checkpoint-<step>`, then remove the others there."""
     upload_folder(objects, checkpoint, f"{prefix}/{checkpoint.name}")
-    for step in _stored_steps(objects, prefix, whole=False):
+    for step in _stored_steps(objects, prefix, complete=False):
         if f"checkpoint-{step}" != checkpoint.name:
             objects.remove_prefix(f"{prefix}/checkpoint-{step}/")
 
 
 def restore_checkpoint(objects: ObjectStore, prefix: str, work: Path) -> int | None:
     """Fetch the latest stored checkpoint into `work`, unless one as late is there; returns its step if it was."""
-    stored = max(_stored_steps(objects, prefix, whole=True), default=None)
+    stored = max(_stored_steps(objects, prefix, complete=True), default=None)
     if stored is None or stored <= _latest_here(work):
         return None
     work.mkdir(parents=True, exist_ok=True)
@@ -56,16 +56,16 @@ def restore_checkpoint(objects: ObjectStore, prefix: str, work: Path) -> int | N
     return stored
 
 
-def _stored_steps(objects: ObjectStore, prefix: str, *, whole: bool) -> set[int]:
+def _stored_steps(objects: ObjectStore, prefix: str, *, complete: bool) -> set[int]:
     steps = set()
-    for found in objects.list_objects(f"{prefix}/"):
-        folder, _, name = found.key.removeprefix(f"{prefix}/").partition("/")
+    for item in objects.list_objects(f"{prefix}/"):
+        folder, _, name = item.key.removeprefix(f"{prefix}/").partition("/")
         match = _CHECKPOINT.fullmatch(folder)
-        if match and (not whole or name == MANIFEST):
+        if match and (not complete or name == MANIFEST):
             steps.add(int(match[1]))
     return steps
 
 
 def _latest_here(work: Path) -> int:
-    found = [read_checkpoint(folder) for folder in work.glob("checkpoint-*")]
-    return max((checkpoint.step for checkpoint in found if checkpoint is not None), default=-1)
+    checkpoints = map(read_checkpoint, work.glob("checkpoint-*"))
+    return max((checkpoint.step for checkpoint in checkpoints if checkpoint is not None), default=-1)

@@ -97,7 +97,7 @@ def default_preset(profile: str) -> str:
 
 
 def plan_training(connection: Connection, request: TrainingRequest, settings: Settings) -> TrainingPlan:
-    """Look at the labels and say what a training now would learn from.
+    """What a training would learn from the labels of now.
 
     Raises UsageError, SettingsError, and ServiceUnavailable where the champion's own data had to be looked at.
     """
@@ -116,8 +116,8 @@ def plan_training(connection: Connection, request: TrainingRequest, settings: Se
             bare_share=request.bare_share,
         ),
     )
-    found = collect(connection, request.role, request.archives, request.since, rules)
-    snapshot = leave_out_known(connection, found, settings)
+    collected = collect(connection, request.role, request.archives, request.since, rules)
+    snapshot = leave_out_known(connection, collected, settings)
     steps = chosen.max_steps or math.ceil(len(snapshot.examples) * chosen.epochs / chosen.global_batch)
     spread = find_spread(snapshot, rules)
     shortage = find_shortage(snapshot, rules, request.since, spread)
@@ -148,13 +148,13 @@ def find_spread(snapshot: Snapshot, rules: SnapshotRules) -> str | None:
     shares = f"RAGLLAVA_HELD_OUT_SHARE={rules.held_out:g}"
     if rules.calibration:
         shares += f" or RAGLLAVA_CALIBRATION_SHARE={rules.calibration:g}"
-    for found in snapshot.shares:
-        left = found.dataset.card.questions
-        usable = left + len(found.calibration) + len(found.held_out)
-        if found.images_each > 1 and left < _LEAST_LEFT * (1 - share) * usable:
+    for source in snapshot.shares:
+        left = source.dataset.card.questions
+        usable = left + len(source.calibration) + len(source.held_out)
+        if source.images_each > 1 and left < _LEAST_LEFT * (1 - share) * usable:
             return (
-                f"archive {found.archive} leaves {left} of {usable} questions to train on: they name "
-                f"{found.images_each:.1f} relevant images on the mean, and one image that is held out or fits the "
+                f"archive {source.archive} leaves {left} of {usable} questions to train on: they name "
+                f"{source.images_each:.1f} relevant images on average, and one image that is held out or fits the "
                 f"threshold keeps its whole question from the training; lower {shares}"
             )
     return None
@@ -163,7 +163,7 @@ def find_spread(snapshot: Snapshot, rules: SnapshotRules) -> str | None:
 def find_shortage(
     snapshot: Snapshot, rules: SnapshotRules, since: datetime | None = None, spread: str | None = None
 ) -> str | None:
-    """Why these questions are too few to train on and to judge by; None when they suffice.
+    """Why these questions are too few to train and to evaluate on; None when they suffice.
 
     `since` is the request's. `spread` is the reason, if it is known, why next to nothing is left to train on.
     """
@@ -171,7 +171,7 @@ def find_shortage(
     needed = GateRules().fewest_questions
     held_out = len(first.held_out)
     if held_out < needed:
-        known = f" ({first.known} others do not count, since the champion was trained on them)" if first.known else ""
+        seen = f" ({first.seen} others do not count, since the champion was trained on them)" if first.seen else ""
         labelled = f"{first.labelled} labelled questions"
         advice = "label more questions, with `ragllava feedback`"
         if since is not None:
@@ -179,9 +179,9 @@ def find_shortage(
             advice = f"take an earlier time, or {advice}"
         share = held_out / first.labelled if held_out else rules.held_out
         return (
-            f"archive {first.archive} has {labelled}, of which {held_out} that a {snapshot.role} can be judged by are "
-            f"held out{known}; the gate needs {needed}, for which about {math.ceil(needed / share)} labelled questions "
-            f"would do at RAGLLAVA_HELD_OUT_SHARE={rules.held_out:g}: {advice}"
+            f"archive {first.archive} has {labelled}, of which {held_out} that a {snapshot.role} can be evaluated on "
+            f"are held out{seen}; the gate needs {needed}, for which about {math.ceil(needed / share)} labelled "
+            f"questions suffice at RAGLLAVA_HELD_OUT_SHARE={rules.held_out:g}: {advice}"
         )
     if not snapshot.examples:
         return (
@@ -222,11 +222,12 @@ def submit_due_trainings(engine: Engine, settings: Settings) -> list[int]:
     if not settings.retrain_after:
         return []
 
-    def work(connection: Connection) -> list[int]:
-        found = (begin_due(connection, role, settings.profile, settings.retrain_after) for role in Role)
-        return [job_id for job_id in found if job_id is not None]
+    return in_transaction(engine, _begin_all_due, settings)
 
-    return in_transaction(engine, work)
+
+def _begin_all_due(connection: Connection, settings: Settings) -> list[int]:
+    jobs = (begin_due(connection, role, settings.profile, settings.retrain_after) for role in Role)
+    return [job_id for job_id in jobs if job_id is not None]
 
 
 def create_job(
@@ -261,7 +262,7 @@ def begin_due(
     """
     due = trainings.due_archives(connection, role, labelled)
     if archive_name is not None:
-        due = [found for found in due if found.archive == archive_name]
+        due = [candidate for candidate in due if candidate.archive == archive_name]
     if not due:
         return None
     trainings.lock_role(connection, role)

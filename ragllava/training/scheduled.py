@@ -28,18 +28,19 @@ def _begin_training(connection: Connection, settings: Settings, schedule: Schedu
 
 
 def _too_few(connection: Connection, role: Role, needed: int, archive_name: str | None) -> str:
-    what = f"newly labelled questions for the {role}"
-    found = trainings.due_archives(connection, role, 1)
+    questions = f"newly labelled questions for the {role}"
+    due = trainings.due_archives(connection, role, 1)
     if archive_name is not None:
-        labelled = next((one.labelled for one in found if one.archive == archive_name), 0)
-        said = f"{archive_name} has {labelled} {what}, and needs {needed}"
-    elif found:
-        most = max(found, key=lambda one: one.labelled)
-        labelled, said = most.labelled, f"{most.archive} has the most {what}, {most.labelled}, and needs {needed}"
+        labelled = next((source.labelled for source in due if source.archive == archive_name), 0)
+        sentence = f"{archive_name} has {labelled} {questions}, and needs {needed}"
+    elif due:
+        most = max(due, key=lambda source: source.labelled)
+        labelled = most.labelled
+        sentence = f"{most.archive} has the most {questions}, {labelled}, and needs {needed}"
     else:
-        labelled, said = 0, f"no archive has {what}, and one needs {needed}"
+        labelled, sentence = 0, f"no archive has {questions}, and one needs {needed}"
     # Given while their training began, labels may count as new once more.
-    return said if labelled < needed else f"the {what} have had their training already; label more"
+    return sentence if labelled < needed else f"the {questions} have had their training already; label more"
 
 
 def _check_training(archive_name: str | None, options: Options) -> None:

@@ -1,7 +1,7 @@
-"""What the champion was trained on judges nobody: it would know the answers. Loads no torch.
+"""No version is evaluated on questions that the champion was trained on: it would know the answers. Loads no torch.
 
-While data are split alike, that cannot happen (snapshot.py). It can where the champion's were split by texts, and these
-by pictures, since more of them are labelled by now.
+With the same rule of splitting this cannot happen (snapshot.py). It can where the champion's data were split by texts
+and these by pictures, because more pictures have labels now.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ log = logging.getLogger(__name__)
 def leave_out_known(connection: Connection, snapshot: Snapshot, settings: Settings) -> Snapshot:
     """The snapshot without the held-out questions that the champion was trained on, if its data were split otherwise.
 
-    They are not trained on either: their side is for good. Where the champion's data are not to be had, nothing is
+    They are not trained on either: a question never changes sides. Where the champion's data are missing, nothing is
     left out. Raises SettingsError, ServiceUnavailable.
     """
     champion = registry.champion(connection, snapshot.role, get_profile(settings).name)
     story = champion.training if champion is not None else None
     if not story or not story.get("objects") or _is_split_alike(story, snapshot):
         return snapshot
-    known = _questions_of(ObjectStore(settings), str(story["objects"]))
+    seen = _questions_of(ObjectStore(settings), str(story["objects"]))
     shares = []
     for share in snapshot.shares:
-        unseen = tuple(question for question in share.held_out if question_key(question.text) not in known)
-        shares.append(replace(share, held_out=unseen, known=len(share.held_out) - len(unseen)))
+        unseen = tuple(question for question in share.held_out if question_key(question.text) not in seen)
+        shares.append(replace(share, held_out=unseen, seen=len(share.held_out) - len(unseen)))
     return replace(snapshot, shares=tuple(shares))
 
 
@@ -49,12 +49,12 @@ def _is_split_alike(story: dict[str, Any], snapshot: Snapshot) -> bool:
     return {data.get("split") for data in story.get("data", ())} == {share.split for share in snapshot.shares}
 
 
-def _questions_of(objects: ObjectStore, place: str) -> set[str]:
+def _questions_of(objects: ObjectStore, prefix: str) -> set[str]:
     """The keys of the questions that a training learned from."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "snapshot"
         try:
-            download_folder(objects, f"{place}/snapshot", folder)
+            download_folder(objects, f"{prefix}/snapshot", folder)
         except (ObjectMissing, ObjectCorrupt) as error:
             log.warning("champion's data unknown", extra={"action": "champion_data_lost", "reason": str(error)})
             return set()

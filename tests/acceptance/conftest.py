@@ -50,7 +50,7 @@ class Cluster:
         def ready() -> bool:
             for name in names:
                 assert self.processes[name].poll() is None, f"worker {name} ended:\n{self.log(name)[-3000:]}"
-            live = {worker.name for worker in self.client.workers() if worker.is_ready and worker.age_s < 5}
+            live = {worker.name for worker in self.client.system.workers() if worker.is_ready and worker.age_s < 5}
             return {f"{name}@test" for name in names} <= live
 
         wait_for(f"workers {names} ready", ready, READY_S)

@@ -27,7 +27,7 @@ def have_run(cluster: Cluster, number: int) -> bool:
 
 
 def all_jobs_have_results(cluster: Cluster) -> bool:
-    return all(job.is_final and job.result is not None for job in cluster.client.jobs(limit=100))
+    return all(job.is_final and job.result is not None for job in cluster.client.jobs.list(limit=100))
 
 
 def test_with_two_schedulers_each_schedule_fires_once_and_its_task_is_done(cluster: Cluster) -> None:
@@ -46,7 +46,7 @@ def test_with_two_schedulers_each_schedule_fires_once_and_its_task_is_done(clust
         wait_for("all schedules to fire", partial(have_run, cluster, 8 * day), 60)
         wait_for("the maintenance tasks to be done", partial(all_jobs_have_results, cluster), 60)
     assert count(cluster, schedule_runs) == 16
-    jobs = cluster.client.jobs(limit=100)
+    jobs = cluster.client.jobs.list(limit=100)
     assert len(jobs) == 16
     for job in jobs:
         assert (job.kind, job.state.value) == (JobKind.MAINTENANCE, "completed")

@@ -194,14 +194,14 @@ def test_the_report_is_one_page_that_holds_every_question(
 def test_an_invalid_file_is_refused_whole_and_every_line_is_named(
     shell: Terminal, client: Client, first_ingest: Typed
 ) -> None:
-    before = len(client.jobs())
+    before = len(client.jobs.list())
     typed = shell.run("submit", "invalid.jsonl", "--archive", "cards")
     assert (typed.code, typed.out) == (1, "")
     lines = typed.err.splitlines()
     assert lines[0].startswith("ragllava: invalid.jsonl, line 2: ") and "invalid_json_line" in lines[0]
     assert [line.split(":")[0].strip() for line in lines[1:3]] == ["line 3", "line 4"]
     assert "--skip-invalid" in lines[3]
-    assert len(client.jobs()) == before
+    assert len(client.jobs.list()) == before
 
 
 def test_with_skip_invalid_the_good_lines_go_on(shell: Terminal, first_ingest: Typed) -> None:
@@ -239,28 +239,28 @@ def test_a_job_is_paused_resumed_cancelled_and_retried(shell: Terminal, client: 
     assert shell.do("jobs", "resume", job) == f"job {job} is running again\n"
     shell.do("jobs", "cancel", job)
 
-    counts = client.wait(int(job), timeout_s=60).progress.by_status
+    counts = client.jobs.wait(int(job), timeout_s=60).progress.by_status
     assert counts.keys() <= {"answered", "no_evidence", "cancelled"}
     assert sum(counts.values()) == 96
     assert shell.do("jobs", "retry", job) == f"job {job}: {counts['cancelled']} inputs are tried again\n"
     shell.do("jobs", "cancel", job)
-    counts = client.wait(int(job), timeout_s=60).progress.by_status
+    counts = client.jobs.wait(int(job), timeout_s=60).progress.by_status
     assert sum(counts.values()) == 96
     assert shell.do("jobs", "show", job).startswith(f"job {job} cancelled: 96 questions: ")
 
 
 def test_ctrl_c_while_waiting_leaves_the_job_running(shell: Terminal, client: Client, first_ingest: Typed) -> None:
-    newest = client.jobs()[0].job_id
+    newest = client.jobs.list()[0].job_id
     with shell.start("submit", "many.jsonl", "--archive", "cards", "--wait") as process:
         # By the time that a worker has answered something, the command that submitted it has long begun to wait.
-        wait_for("the new job to begin", lambda: _has_begun(client.jobs()[0], newest), 60)
+        wait_for("the new job to begin", lambda: _has_begun(client.jobs.list()[0], newest), 60)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-    job = client.jobs()[0].job_id
+    job = client.jobs.list()[0].job_id
     assert (process.returncode, out) == (130, "")
     assert err == f"job {job} keeps running in the background; `ragllava jobs show {job}` shows its progress\n"
-    assert not client.job(job).is_final
-    client.cancel(job)
+    assert not client.jobs.get(job).is_final
+    client.jobs.cancel(job)
 
 
 def test_the_first_line_of_a_long_list_is_enough_for_head(shell: Terminal, answered: int) -> None:
@@ -320,6 +320,6 @@ def test_status_and_doctor_find_nothing_wrong_and_print_no_password(shell: Termi
 
 def test_the_demo_uses_the_system_that_runs_and_leaves_it_running(shell: Terminal) -> None:
     out = shell.do("demo", "--images", "20", "--questions", "4", "--report", "demo.html")
-    assert "using the system that runs already in this home" in out
+    assert "using the system that is running in this home" in out
     assert (shell.folder / "demo.html").exists()
     assert shell.run("status", "--json").code == 0

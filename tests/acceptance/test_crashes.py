@@ -33,7 +33,7 @@ def write_questions(path: Path, texts: list[str]) -> Path:
 def submit(cluster: Cluster, tmp_path: Path, texts: list[str]) -> int:
     with cluster.client.engine.begin() as connection:
         ensure_archive(connection, "test")
-    return cluster.client.submit(write_questions(tmp_path / "q.jsonl", texts), Submission("test")).job_id
+    return cluster.client.questions.submit(write_questions(tmp_path / "q.jsonl", texts), "test").job_id
 
 
 def count_answers(cluster: Cluster) -> int:
@@ -67,12 +67,12 @@ def test_300_questions_survive_three_killed_workers_and_two_emptied_brokers(clus
     for name in ("first", "second"):
         cluster.start(name, "query")
     cluster.wait_ready("ingest", "first", "second")
-    ingested = cluster.client.ingest([written.pictures], "postcards", written.captions)
-    assert cluster.client.wait(ingested.job_id, timeout_s=120).progress.by_status == {"stored": 80}
+    ingested = cluster.client.archives.ingest([written.pictures], "postcards", written.captions)
+    assert cluster.client.jobs.wait(ingested.job_id, timeout_s=120).progress.by_status == {"stored": 80}
     cluster.terminate("ingest")
 
     options = AnswerOptions(top_k=2)
-    job_id = cluster.client.submit(written.questions, Submission("postcards", options)).job_id
+    job_id = cluster.client.questions.submit(written.questions, "postcards", options).job_id
     faults = [(20, "kill first"), (60, "flush"), (100, "kill second"), (150, "flush"), (200, "kill first")]
     for after, fault in faults:
         wait_for(f"{after} answers", partial(has_answers, cluster, after), 240)
@@ -82,11 +82,11 @@ def test_300_questions_survive_three_killed_workers_and_two_emptied_brokers(clus
             name = fault.removeprefix("kill ")
             cluster.kill(name)
             cluster.start(name, "query")
-    job = cluster.client.wait(job_id, timeout_s=240)
+    job = cluster.client.jobs.wait(job_id, timeout_s=240)
 
     assert job.state == JobState.COMPLETED
     assert sum(job.progress.by_status.values()) == 300
-    rows = list(cluster.client.results(job_id))
+    rows = list(cluster.client.questions.results(job_id))
     assert [row.custom_id for row in rows] == [line["custom_id"] for line in read_lines(written.questions)]
     with cluster.client.engine.begin() as connection:
         assert connection.scalar(select(func.count()).select_from(answers)) == 300
@@ -94,9 +94,9 @@ def test_300_questions_survive_three_killed_workers_and_two_emptied_brokers(clus
         crashed = connection.scalar(select(func.count()).select_from(shards).where(shards.c.epoch > 1))
     assert crashed, "the faults hit no shard: the test shows nothing"
 
-    again_id = cluster.client.submit(written.questions, Submission("postcards", options)).job_id
-    assert cluster.client.wait(again_id, timeout_s=240).state == JobState.COMPLETED
-    undisturbed = {row.custom_id: (row.status, row.answer) for row in cluster.client.results(again_id)}
+    again_id = cluster.client.questions.submit(written.questions, "postcards", options).job_id
+    assert cluster.client.jobs.wait(again_id, timeout_s=240).state == JobState.COMPLETED
+    undisturbed = {row.custom_id: (row.status, row.answer) for row in cluster.client.questions.results(again_id)}
     assert {row.custom_id: (row.status, row.answer) for row in rows} == undisturbed
 
 
@@ -107,10 +107,10 @@ def read_lines(path: Path) -> list[dict[str, str]]:
 def test_a_poisonous_question_ends_alone_as_dead(cluster: Cluster, tmp_path: Path) -> None:
     start_fragile(cluster, "answer")
     job_id = submit(cluster, tmp_path, [f"question {n}{' POISON' if n == 5 else ''}" for n in range(16)])
-    job = cluster.client.wait(job_id, timeout_s=200)
+    job = cluster.client.jobs.wait(job_id, timeout_s=200)
     assert job.progress.by_status == {"answered": 15, "dead": 1}
     assert job.state == JobState.COMPLETED_WITH_ERRORS
-    [dead] = [row for row in cluster.client.results(job_id) if row.status is AnswerStatus.DEAD]
+    [dead] = [row for row in cluster.client.questions.results(job_id) if row.status is AnswerStatus.DEAD]
     assert dead.custom_id == "q5"
     assert dead.error is not None and "given up after 2 attempts" in dead.error
 
@@ -118,9 +118,9 @@ def test_a_poisonous_question_ends_alone_as_dead(cluster: Cluster, tmp_path: Pat
 def test_a_question_that_raises_is_dead_alone_with_the_reason(cluster: Cluster, tmp_path: Path) -> None:
     start_fragile(cluster, "answer")
     job_id = submit(cluster, tmp_path, ["one", "two BROKEN", "three", "four"])
-    job = cluster.client.wait(job_id, timeout_s=120)
+    job = cluster.client.jobs.wait(job_id, timeout_s=120)
     assert job.progress.by_status == {"answered": 3, "dead": 1}
-    [dead] = [row for row in cluster.client.results(job_id) if row.status is AnswerStatus.DEAD]
+    [dead] = [row for row in cluster.client.questions.results(job_id) if row.status is AnswerStatus.DEAD]
     assert dead.custom_id == "q1"
     assert dead.error is not None and "a bug that only this question shows" in dead.error
 
@@ -136,7 +136,7 @@ def test_a_shutdown_hands_the_rest_back_and_another_worker_finishes(cluster: Clu
         states = connection.execute(select(shards.c.state, shards.c.attempts)).all()
     assert [tuple(row) for row in states] == [("pending", 0)]
     cluster.start("next", "query", FRAGILE)
-    job = cluster.client.wait(job_id, timeout_s=120)
+    job = cluster.client.jobs.wait(job_id, timeout_s=120)
     assert job.progress.by_status == {"answered": 6}
 
 
@@ -147,7 +147,7 @@ def test_a_frozen_worker_loses_its_lease_and_writes_nothing_when_it_wakes(cluste
     child = cluster.child("frozen")
     child.send_signal(signal.SIGSTOP)
     cluster.start("other", "query", FRAGILE)
-    job = cluster.client.wait(job_id, timeout_s=120)
+    job = cluster.client.jobs.wait(job_id, timeout_s=120)
     child.send_signal(signal.SIGCONT)
     assert job.progress.by_status == {"answered": 6}
     wait_for("the frozen worker to notice", lambda: "shard_fenced" in cluster.log("frozen"), 30)
@@ -158,11 +158,11 @@ def test_one_question_overtakes_a_bulk_job(cluster: Cluster, tmp_path: Path) -> 
     start_fragile(cluster, "answer")
     bulk = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(64)])
     wait_for("the bulk job to begin", lambda: count_answers(cluster) >= 1)
-    row = cluster.client.ask("quick?", Submission("test"), timeout_s=120)
+    row = cluster.client.questions.ask("quick?", "test", timeout_s=120)
     assert row.answer == "quick?"
-    assert not cluster.client.job(bulk).is_final
-    cluster.client.cancel(bulk)
-    job = cluster.client.wait(bulk, timeout_s=60)
+    assert not cluster.client.jobs.get(bulk).is_final
+    cluster.client.jobs.cancel(bulk)
+    job = cluster.client.jobs.wait(bulk, timeout_s=60)
     assert job.state == JobState.CANCELLED
     assert sum(job.progress.by_status.values()) == 64
     assert set(job.progress.by_status) == {"answered", "cancelled"}
@@ -172,12 +172,12 @@ def test_pause_stops_a_running_job_and_resume_finishes_it(cluster: Cluster, tmp_
     start_fragile(cluster, "answer")
     job_id = submit(cluster, tmp_path, [f"SLOW question {n}" for n in range(6)])
     wait_for("an answer", lambda: count_answers(cluster) >= 1)
-    cluster.client.pause(job_id)
-    wait_for("the shard to be handed back", lambda: not cluster.client.troubles(job_id))
+    cluster.client.jobs.pause(job_id)
+    wait_for("the shard to be handed back", lambda: not cluster.client.jobs.troubled_shards(job_id))
     before = count_answers(cluster)
     assert before < 6
-    cluster.client.resume(job_id)
-    assert cluster.client.wait(job_id, timeout_s=60).progress.by_status == {"answered": 6}
+    cluster.client.jobs.resume(job_id)
+    assert cluster.client.jobs.wait(job_id, timeout_s=60).progress.by_status == {"answered": 6}
 
 
 def test_a_job_whose_message_was_never_sent_is_found_by_the_tick(cluster: Cluster, tmp_path: Path) -> None:
@@ -187,4 +187,4 @@ def test_a_job_whose_message_was_never_sent_is_found_by_the_tick(cluster: Cluste
         ensure_archive(connection, "test")
     file = read_questions(write_questions(tmp_path / "q.jsonl", ["one", "two"]), name="q.jsonl")
     job_id = submit_questions(cluster.client.engine, cluster.settings, file, Submission("test")).job_id
-    assert cluster.client.wait(job_id, timeout_s=30).progress.by_status == {"answered": 2}
+    assert cluster.client.jobs.wait(job_id, timeout_s=30).progress.by_status == {"answered": 2}

@@ -32,7 +32,7 @@ def answers_so_far(shell: Terminal) -> int:
     """How many questions of the demo that runs in this home have an answer; 0 while nothing can be asked yet."""
     client = Client(shell.settings())
     try:
-        return sum(job.progress.done for job in client.jobs() if job.kind == JobKind.ANSWER)
+        return sum(job.progress.done for job in client.jobs.list() if job.kind == JobKind.ANSWER)
     except (RagllavaError, ProgrammingError):  # no services, no tables
         return 0
     finally:
@@ -45,7 +45,7 @@ def test_an_interrupted_demo_stops_everything_and_the_next_goes_on(shell: Termin
         first.send_signal(signal.SIGINT)
         stopped = ended(first, 60)
     assert stopped.code == 130, stopped
-    assert stopped.out.splitlines()[-1] == "interrupted; the same command goes on from here"
+    assert stopped.out.splitlines()[-1] == "interrupted; the same command continues from here"
     assert "Traceback" not in stopped.err
     assert shell.processes() == []
     assert not (shell.folder / "figures.json").exists()
@@ -54,7 +54,7 @@ def test_an_interrupted_demo_stops_everything_and_the_next_goes_on(shell: Termin
     assert second.code == 0, second
     assert "Traceback" not in second.err
     assert shell.processes() == []
-    going_on = re.search(r"going on with job (\d+), which was interrupted", second.out)
+    going_on = re.search(r"continuing job (\d+), which was interrupted", second.out)
     assert going_on, second.out
     figures = json.loads((shell.folder / "figures.json").read_text())
     assert figures["job"] == int(going_on[1])

@@ -112,11 +112,11 @@ def test_all_are_searchable_after_a_killed_receiver_and_one_scan(
     assert typed.code == 0 and report["listed"] == len(CARDS)
     assert report["added"]["number"] > 0, "while nobody listened, events were lost"
     wait_for("all pictures to be searchable", lambda: searchable(client) == sorted(CARDS))
-    client.wait(max(report["jobs"]))
+    client.jobs.wait(max(report["jobs"]))
     again = shell.do("archive", "scan", "cards")
     assert again == f"s3://{bucket.name}/in/: 120 objects, nothing new\n"
     assert searchable(client) == sorted(CARDS)
-    [view] = client.bindings("cards")
+    [view] = client.archives.bindings("cards")
     assert (view.objects, view.pictures, view.refused, view.waiting) == (120, 120, 0, 0)
     assert f"bound to s3://{bucket.name}/in/ (pictures): 120 objects" in shell.do("archive", "show", "cards")
 

@@ -47,7 +47,7 @@ def test_the_lesson_goes_through_the_queue_from_first_answer_to_last(
         school.start(name, queue, beat=name == "maint")
     school.wait_ready("ingest", "answer", "train")
 
-    result = learn.learn_from_mistakes(school.client, Demo(Console(), seed=3, images=60, questions=170))
+    result = learn.learn_from_feedback(school.client, Demo(Console(), seed=3, images=60, questions=170))
 
     for side in result["archives"].values():
         assert side["before"]["questions"] == side["after"]["questions"] == side["held_out"] > 20
@@ -60,14 +60,14 @@ def test_the_lesson_goes_through_the_queue_from_first_answer_to_last(
     assert result["as_it_should_be"] is False
     json.dumps(result)
     told = capsys.readouterr().out
-    assert "NOT as it should be: 0% of the errors in the shifted world are gone" in told
+    assert "FAIL: 0% of the errors about the shifted archive are gone" in told
     check_labels(school.client)
 
 
 def test_too_few_questions_are_refused_before_any_work(school: Cluster) -> None:
     with pytest.raises(UsageError, match="ask more, by --questions"):
-        learn.learn_from_mistakes(school.client, Demo(Console(), seed=3, images=60, questions=40))
-    assert school.client.jobs() == []
+        learn.learn_from_feedback(school.client, Demo(Console(), seed=3, images=60, questions=40))
+    assert school.client.jobs.list() == []
 
 
 def check_labels(client: Client) -> None:

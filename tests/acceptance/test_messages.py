@@ -121,11 +121,11 @@ def test_a_message_makes_a_job_whose_results_are_where_the_receipt_says(system: 
         ("a", "answered", "first?"),
         ("b", "answered", "second?"),
     ]
-    assert system.client.job(receipt["job"]).state is JobState.COMPLETED
+    assert system.client.jobs.get(receipt["job"]).state is JobState.COMPLETED
 
 
 def test_the_same_message_twice_makes_one_job(system: Cluster, stranger: Stranger) -> None:
-    before = len(system.client.jobs())
+    before = len(system.client.jobs.list())
     address = stranger.put("twice.jsonl", GOOD)
     for _ in range(2):
         stranger.send(address, ARCHIVE)
@@ -135,7 +135,7 @@ def test_the_same_message_twice_makes_one_job(system: Cluster, stranger: Strange
         return sum(" job_submitted " in line and f"address={address} " in line for line in lines) == 2
 
     wait_for("both messages to be taken", answered_twice, ANSWER_S)
-    assert len(system.client.jobs()) == before + 1
+    assert len(system.client.jobs.list()) == before + 1
     assert len(finished(system, stranger.read("twice.jsonl.job.json"))) == 2
 
 
@@ -157,12 +157,12 @@ def test_options_go_with_the_message(system: Cluster, stranger: Stranger) -> Non
     receipt = stranger.read("options.jsonl.job.json")
     assert (receipt["total"], receipt["invalid_lines"]) == (3, 1)
     assert [row["status"] for row in finished(system, receipt)] == ["answered", "answered", "failed"]
-    options = system.client.job(receipt["job"]).spec["options"]
+    options = system.client.jobs.get(receipt["job"]).spec["options"]
     assert (options["top_k"], options["top_n"], options["threshold"]) == (3, 2, 0.25)
 
 
 def test_an_invalid_file_is_answered_with_each_invalid_line(system: Cluster, stranger: Stranger) -> None:
-    before = len(system.client.jobs())
+    before = len(system.client.jobs.list())
     stranger.send(stranger.put("bad.jsonl", GOOD + "no json\n" + '{"custom_id": "a", "question": "?"}'), ARCHIVE)
     refusal = stranger.read("bad.jsonl.error.json")
     assert refusal["address"] == f"s3://{INBOX}/bad.jsonl"
@@ -171,7 +171,7 @@ def test_an_invalid_file_is_answered_with_each_invalid_line(system: Cluster, str
         (3, "invalid_json_line"),
         (4, "duplicate_custom_id"),
     ]
-    assert len(system.client.jobs()) == before
+    assert len(system.client.jobs.list()) == before
     assert not stranger.inbox.exists("bad.jsonl.job.json")
 
 
@@ -190,12 +190,12 @@ def test_an_invalid_file_is_answered_with_each_invalid_line(system: Cluster, str
 def test_a_wrong_argument_is_answered_in_one_sentence(
     name: str, archive: object, named: dict[str, object], says: str, system: Cluster, stranger: Stranger
 ) -> None:
-    before = len(system.client.jobs())
+    before = len(system.client.jobs.list())
     stranger.send(stranger.put(f"wrong/{name}.jsonl", GOOD), archive, **named)
     refusal = stranger.read(f"wrong/{name}.jsonl.error.json")
     assert says in refusal["message"]
     assert refusal["errors"] == []
-    assert len(system.client.jobs()) == before
+    assert len(system.client.jobs.list()) == before
 
 
 def test_a_file_that_is_not_there_is_answered_beside_its_place(stranger: Stranger) -> None:
@@ -208,11 +208,11 @@ def test_a_file_that_is_not_there_is_answered_beside_its_place(stranger: Strange
     ["questions.jsonl", "s3://", f"s3://{INBOX}", "s3://No_Bucket!/q.jsonl", "s3://no-such-bucket/q.jsonl", 5, "a b"],
 )
 def test_a_bad_address_is_a_log_line_and_nothing_else(address: object, system: Cluster, stranger: Stranger) -> None:
-    jobs, keys = len(system.client.jobs()), stranger.keys()
+    jobs, keys = len(system.client.jobs.list()), stranger.keys()
     traces = system.log("maint").count("Traceback")
     stranger.send(address, ARCHIVE)
     wait_for("the refusal in the log", logged(system, "submission_refused", address), ANSWER_S)
-    assert len(system.client.jobs()) == jobs
+    assert len(system.client.jobs.list()) == jobs
     assert stranger.keys() == keys
     with pytest.raises(ObjectMissing):  # nor was a bucket made for a refusal
         stranger.inbox.put_external("s3://no-such-bucket/probe", b"")

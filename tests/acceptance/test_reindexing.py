@@ -12,7 +12,6 @@ from ragllava.jobs.states import JobState
 from ragllava.postcards.archive import draw_archive, write_archive
 from ragllava.records import AnswerOptions, Selection
 from ragllava.settings import Settings
-from ragllava.stages.answer.submit import Submission
 from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.schema import answers, shards
@@ -34,13 +33,13 @@ def quick_settings(quick_settings: Settings) -> Settings:
 
 
 def ask(cluster: Cluster, questions: Path) -> int:
-    return cluster.client.submit(questions, Submission(ARCHIVE, AnswerOptions(top_k=4))).job_id
+    return cluster.client.questions.submit(questions, ARCHIVE, AnswerOptions(top_k=4)).job_id
 
 
 def finished(cluster: Cluster, job_id: int) -> dict[str, ResultRow]:
-    job = cluster.client.wait(job_id, timeout_s=400)
+    job = cluster.client.jobs.wait(job_id, timeout_s=400)
     assert job.state == JobState.COMPLETED, (job.error, job.progress.by_status)
-    return {str(row.custom_id): row for row in cluster.client.results(job_id)}
+    return {str(row.custom_id): row for row in cluster.client.questions.results(job_id)}
 
 
 def answered(cluster: Cluster, job_id: int) -> int:
@@ -71,38 +70,38 @@ def test_an_archive_gets_another_retriever_while_questions_run_and_a_worker_is_k
     cluster.start("ingest", "ingest")
     cluster.start("answer", "query")
     cluster.wait_ready("ingest", "answer")
-    ingested = cluster.client.ingest([written.pictures], ARCHIVE, written.captions)
-    assert cluster.client.wait(ingested.job_id, timeout_s=120).progress.by_status == {"stored": IMAGES}
-    [old] = [found.index.index_id for found in cluster.client.indexes()]
+    ingested = cluster.client.archives.ingest([written.pictures], ARCHIVE, written.captions)
+    assert cluster.client.jobs.wait(ingested.job_id, timeout_s=120).progress.by_status == {"stored": IMAGES}
+    [old] = [found.index.index_id for found in cluster.client.archives.indexes.list()]
 
     asked = [ask(cluster, written.questions)]
     wait_for("the first answers", lambda: answered(cluster, asked[0]) >= 4)
-    reindex_id = cluster.client.reindex(ReindexRequest(ARCHIVE, Selection.ALL, other))
-    wait_for("the first vectors", lambda: cluster.client.job(reindex_id).progress.done >= 4)
+    reindex_id = cluster.client.archives.reindex(ReindexRequest(ARCHIVE, Selection.ALL, other))
+    wait_for("the first vectors", lambda: cluster.client.jobs.get(reindex_id).progress.done >= 4)
     cluster.kill("ingest")
-    embedded = cluster.client.job(reindex_id).progress.done
+    embedded = cluster.client.jobs.get(reindex_id).progress.done
     assert 4 <= embedded < IMAGES, "the kill hit no shard: the test shows nothing"
     cluster.start("ingest", "ingest")
-    arrived = cluster.client.ingest([Path(late)], ARCHIVE, written.captions).job_id
-    while not cluster.client.job(reindex_id).is_final:  # questions run all the time
+    arrived = cluster.client.archives.ingest([Path(late)], ARCHIVE, written.captions).job_id
+    while not cluster.client.jobs.get(reindex_id).is_final:  # questions run all the time
         asked.append(ask(cluster, written.questions))
         finished(cluster, asked[-1])
     asked.append(ask(cluster, written.questions))
-    assert cluster.client.job(reindex_id).progress.by_status == {"embedded": IMAGES, "switched": 1}
-    assert cluster.client.wait(arrived, timeout_s=60).progress.by_status == {"stored": 1}
+    assert cluster.client.jobs.get(reindex_id).progress.by_status == {"embedded": IMAGES, "switched": 1}
+    assert cluster.client.jobs.wait(arrived, timeout_s=60).progress.by_status == {"stored": 1}
     with cluster.client.engine.begin() as connection:
         epochs = connection.scalars(select(shards.c.epoch).where(shards.c.job_id == reindex_id)).all()
     assert max(epochs) > 1, "no shard was taken over"
 
     rows = [(custom_id, row) for job_id in asked for custom_id, row in finished(cluster, job_id).items()]
-    retired, active = cluster.client.indexes(ARCHIVE)
+    retired, active = cluster.client.archives.indexes.list(ARCHIVE)
     assert (retired.index.index_id, retired.index.state, retired.images) == (old, "retired", IMAGES + 1)
     assert (active.index.state, active.images) == ("active", IMAGES + 1)
     new = active.index.index_id
     assert {index_of(row) for _, row in rows} == {old, new}
 
     undisturbed = {new: finished(cluster, ask(cluster, written.questions))}
-    back = cluster.client.wait(cluster.client.switch_index(old), timeout_s=120)
+    back = cluster.client.jobs.wait(cluster.client.archives.indexes.switch(old), timeout_s=120)
     assert back.progress.by_status == {"switched": 1}
     undisturbed[old] = finished(cluster, ask(cluster, written.questions))
     for index_id, baseline in undisturbed.items():

@@ -16,7 +16,6 @@ from ragllava.jobs.states import JobState
 from ragllava.models.reranker import Pair
 from ragllava.records import Role, TrainingStatus
 from ragllava.settings import Settings
-from ragllava.stages.answer.submit import Submission
 from ragllava.stages.champions import apply_champions
 from ragllava.stages.ingest.captions import read_captions
 from ragllava.stages.ingest.sources import list_sources
@@ -67,7 +66,7 @@ def classroom(cluster: Cluster, resources: Resources, tmp_path: Path) -> Classro
 
 def train(cluster: Cluster, steps: int) -> int:
     overrides = SETTINGS | {"max_steps": steps}
-    return cluster.client.train(TrainingRequest(Role.RERANKER, ("class",), "mini", overrides))
+    return cluster.client.models.train(TrainingRequest(Role.RERANKER, ("class",), "mini", overrides))
 
 
 def steps_done(cluster: Cluster, job_id: int) -> int:
@@ -88,9 +87,9 @@ def test_a_killed_train_worker_goes_on_from_its_checkpoint(cluster: Cluster, cla
     job_id = train(cluster, steps=60)
     wait_for("a checkpoint and some steps more", lambda: steps_done(cluster, job_id) >= 7)
     cluster.kill("train")
-    assert not cluster.client.job(job_id).is_final
+    assert not cluster.client.jobs.get(job_id).is_final
     cluster.start("train", "train")
-    job = cluster.client.wait(job_id, timeout_s=240)
+    job = cluster.client.jobs.wait(job_id, timeout_s=240)
     assert job.state == JobState.COMPLETED, job.error
     assert job.training is not None
     assert job.training.status is TrainingStatus.PROMOTED, job.training.reason
@@ -108,22 +107,22 @@ def test_answers_keep_to_one_version_while_another_is_trained(
     cluster.wait_ready("answer", "train")
     training = train(cluster, steps=30)
     jobs = [submit(cluster, tmp_path, 0)]
-    while not cluster.client.job(training).is_final:
+    while not cluster.client.jobs.get(training).is_final:
         # There is always one to be answered, and never a long line of them.
-        cluster.client.wait(jobs[-1], timeout_s=120)
+        cluster.client.jobs.wait(jobs[-1], timeout_s=120)
         jobs.append(submit(cluster, tmp_path, len(jobs)))
     jobs.append(submit(cluster, tmp_path, len(jobs)))
     for job_id in jobs:
-        answered = cluster.client.wait(job_id, timeout_s=120)
-        errors = [row.error for row in cluster.client.results(job_id) if row.error]
+        answered = cluster.client.jobs.wait(job_id, timeout_s=120)
+        errors = [row.error for row in cluster.client.questions.results(job_id) if row.error]
         assert (answered.state, errors) == (JobState.COMPLETED, [])
-    done = cluster.client.job(training)
+    done = cluster.client.jobs.get(training)
     assert done.training is not None
     assert done.training.status is TrainingStatus.PROMOTED, done.training.reason
 
     by_version: dict[str, list[ResultRow]] = defaultdict(list)
     for job_id in jobs:
-        for row in cluster.client.results(job_id):
+        for row in cluster.client.questions.results(job_id):
             assert row.models is not None
             by_version[row.models["reranker"]].append(row)
     assert set(by_version) == {resources.models.base_version, done.training.version}
@@ -137,7 +136,7 @@ def test_answers_keep_to_one_version_while_another_is_trained(
 
 def submit(cluster: Cluster, tmp_path: Path, number: int) -> int:
     texts = [f"Which sheet belongs to letter {chr(97 + n)}{number}?" for n in range(16)]
-    return cluster.client.submit(write_questions(tmp_path / "q.jsonl", texts), Submission("class")).job_id
+    return cluster.client.questions.submit(write_questions(tmp_path / "q.jsonl", texts), "class").job_id
 
 
 def check_relevance(rows: list[ResultRow], resources: Resources) -> None:

@@ -23,8 +23,8 @@ def put(workshop: Workshop, data: bytes, archive_name: str = ARCHIVE) -> str:
     """A picture on its whole way: announced, put, made live with its first reference. Returns its hash."""
     digest = sha256(data).hexdigest()
     with workshop.engine.begin() as connection:
-        wanted = blobs.announce_blobs(connection, [NewBlob(digest, len(data), "image/png")])
-    if digest in wanted:
+        missing = blobs.announce_blobs(connection, [NewBlob(digest, len(data), "image/png")])
+    if digest in missing:
         workshop.resources.objects.put_content(data, "image/png")
     with workshop.engine.begin() as connection:
         archive_id = archive.ensure_archive(connection, archive_name).archive_id

@@ -51,15 +51,15 @@ def damaged_zips(folder: Path) -> list[Case]:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as package:
         package.writestr("a.png", encoded(noise, "PNG"))
-    whole = stream.getvalue()
-    encrypted = bytearray(whole)
+    complete = stream.getvalue()
+    encrypted = bytearray(complete)
     encrypted[6] |= 1  # the flag in the member's own header
-    encrypted[whole.index(b"PK\x01\x02") + 8] |= 1  # and in the directory
-    flipped = bytearray(whole)
+    encrypted[complete.index(b"PK\x01\x02") + 8] |= 1  # and in the directory
+    flipped = bytearray(complete)
     flipped[200] ^= 0xFF
     (folder / "encrypted.zip").write_bytes(encrypted)
     (folder / "flipped.zip").write_bytes(flipped)
-    (folder / "cut.zip").write_bytes(whole[:-30])
+    (folder / "cut.zip").write_bytes(complete[:-30])
     (folder / "text.zip").write_text("no zip file")
     with zipfile.ZipFile(folder / "twice.zip", "w") as package, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zipfile warns of what we do here on purpose
@@ -116,12 +116,12 @@ def damaged_tars(folder: Path) -> list[Case]:
     with tarfile.open(fileobj=stream, mode="w:") as package:
         for number in range(3):
             _add(package, f"{number}.png", encoded(quadrants(), "PNG") if number == 0 else good)
-    whole = stream.getvalue()
-    second = whole.index(b"1.png")
-    wrong_header = bytearray(whole)
+    complete = stream.getvalue()
+    second = complete.index(b"1.png")
+    wrong_header = bytearray(complete)
     wrong_header[second + 148 : second + 156] = b"garbage!"  # the header's checksum
-    (folder / "cut.tar").write_bytes(whole[: second + 3_000])
-    (folder / "cut.tar.gz").write_bytes(gzip.compress(whole)[:8_000])
+    (folder / "cut.tar").write_bytes(complete[: second + 3_000])
+    (folder / "cut.tar.gz").write_bytes(gzip.compress(complete)[:8_000])
     (folder / "header.tar").write_bytes(wrong_header)
     (folder / "empty.tar").write_bytes(b"")
     with gzip.open(folder / "bomb.tgz", "wb", compresslevel=1) as bomb:

@@ -1,4 +1,4 @@
-"""Builds a folder of bad and odd files, each with the outcome that an archive owes its user.
+"""Builds a folder of bad and odd files, each with its expected outcome.
 
 A picture that comes out right shows four quadrants, RED and GREEN above BLUE and WHITE (or what its Case says), so
 that a wrong rotation, colour space or transparency shows.
@@ -10,7 +10,7 @@ import os
 import random
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -26,6 +26,7 @@ from tests.support.picture_files import (
     SIZE,
     WHITE,
     Case,
+    Colour,
     bomb_png,
     encoded,
     jpeg,
@@ -54,10 +55,24 @@ def build_corpus(folder: Path) -> list[Case]:
     )
     folder.mkdir(parents=True, exist_ok=True)
     cases = [case for build in builders for case in build(folder)]
-    (folder / ".hidden.png").write_bytes(b"not looked at")
+    (folder / ".hidden.png").write_bytes(b"not read")
     (folder / "notes.txt").write_text("not a picture and not a sidecar of one")
     (folder / "captions.csv").write_text("image,caption\n")
     return cases
+
+
+def _accepted(folder: Path, files: Mapping[str, tuple[bytes, tuple[Colour, ...]]]) -> list[Case]:
+    """Write good pictures, each with the colours of its quadrants."""
+    for name, (data, _) in files.items():
+        (folder / name).write_bytes(data)
+    return [Case(name, colours=colours) for name, (_, colours) in files.items()]
+
+
+def _rejected(folder: Path, files: Mapping[str, tuple[bytes, str]]) -> list[Case]:
+    """Write bad files, each with a word of the reason why it is rejected."""
+    for name, (data, _) in files.items():
+        (folder / name).write_bytes(data)
+    return [Case(name, rejected=word) for name, (_, word) in files.items()]
 
 
 def _good_jpegs(folder: Path) -> list[Case]:
@@ -93,8 +108,8 @@ def _good_pngs(folder: Path) -> list[Case]:
     palette = quadrants("P")
     half_grey = Image.new("LA", SIZE, (0, 127))
     deep = Image.new("I;16", (2, 2))
-    for place, value in zip(((0, 0), (1, 0), (0, 1), (1, 1)), (1000, 1000 + 2046, 1000, 1000 + 4092), strict=True):
-        deep.putpixel(place, value)
+    for position, value in zip(((0, 0), (1, 0), (0, 1), (1, 1)), (1000, 1000 + 2046, 1000, 1000 + 4092), strict=True):
+        deep.putpixel(position, value)
     deep = deep.resize(SIZE, Image.Resampling.NEAREST)
     rows = b"".join(
         b"\x00" + b"".join(struct.pack(">HHH", *(value * 257 for value in pixel)) for pixel in row)
@@ -119,12 +134,10 @@ def _good_pngs(folder: Path) -> list[Case]:
         "animated.png": (encoded(animation[0], "PNG", save_all=True, append_images=animation[1:]), QUADRANTS),
         "much-text.png": (_with_text(png_chunk(b"tEXt", b"Comment\x00" + b"a" * 3_000_000)), QUADRANTS),
     }
-    for name, (data, _) in files.items():
-        (folder / name).write_bytes(data)
     (folder / "1x1.png").write_bytes(encoded(Image.new("RGB", (1, 1), RED), "PNG"))
     (folder / "1x1.txt").write_text("\ufeff\n  One red\x00 dot. \nde.utf8=Ein roter Punkt.\n", "utf-8")
     dot = Case("1x1.png", size=(1, 1), colours=(RED,) * 4, caption="One red dot.")
-    return [*(Case(name, colours=colours) for name, (_, colours) in files.items()), dot]
+    return [*_accepted(folder, files), dot]
 
 
 def _with_text(chunk: bytes) -> bytes:
@@ -148,9 +161,7 @@ def _good_others(folder: Path) -> list[Case]:
             QUADRANTS,
         ),
     }
-    for name, (data, _) in files.items():
-        (folder / name).write_bytes(data)
-    return [Case(name, colours=colours) for name, (_, colours) in files.items()]
+    return _accepted(folder, files)
 
 
 def _odd_names(folder: Path) -> list[Case]:
@@ -191,9 +202,7 @@ def _damaged(folder: Path) -> list[Case]:
         "lying-size.png": (lying, "truncated"),
         "text-bomb.png": (_with_text(text_bomb), "damaged PNG"),
     }
-    for name, (data, _) in files.items():
-        (folder / name).write_bytes(data)
-    return [Case(name, rejected=word) for name, (_, word) in files.items()]
+    return _rejected(folder, files)
 
 
 def _too_large(folder: Path) -> list[Case]:
@@ -206,12 +215,10 @@ def _too_large(folder: Path) -> list[Case]:
         "lying-size.jpg": (bytes(lying), "million"),
         "long-side.png": (side, "side"),
     }
-    for name, (data, _) in files.items():
-        (folder / name).write_bytes(data)
     with (folder / "heavy.png").open("wb") as file:
         file.write(encoded(quadrants(), "PNG"))
         file.truncate(50_000_001)
-    return [Case("heavy.png", rejected="50 MB"), *(Case(name, rejected=word) for name, (_, word) in files.items())]
+    return [Case("heavy.png", rejected="50 MB"), *_rejected(folder, files)]
 
 
 def _no_pictures(folder: Path) -> list[Case]:
@@ -224,9 +231,7 @@ def _no_pictures(folder: Path) -> list[Case]:
         "pointer.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
         "holiday.rar": (b"Rar!\x1a\x07\x00", ".rar"),
     }
-    for name, (data, _) in files.items():
-        (folder / name).write_bytes(data)
-    return [Case(name, rejected=word) for name, (_, word) in files.items()]
+    return _rejected(folder, files)
 
 
 def _refused_pictures(folder: Path) -> list[Case]:
@@ -243,9 +248,7 @@ def _refused_pictures(folder: Path) -> list[Case]:
         "new.avif": (b"\x00\x00\x00\x1cftypavif\x00\x00\x00\x00", "AVIF"),
         "portable.ppm": (b"P6\n2 2\n255\n" + bytes(range(128, 140)), "known format"),
     }
-    for name, (data, _) in files.items():
-        (folder / name).write_bytes(data)
-    return [Case(name, rejected=word) for name, (_, word) in files.items()]
+    return _rejected(folder, files)
 
 
 def _special_files(folder: Path) -> list[Case]:

@@ -78,8 +78,8 @@ def counting(workshop: Workshop) -> tuple[Workshop, CountingRetriever]:
 
 def stopping_after(checks: int, error: Exception) -> Callable[[], Exception | None]:
     """What a heartbeat would say: nothing, `checks` times; then the error."""
-    left = iter([None] * checks)
-    return lambda: next(left, error)
+    answers = iter([None] * checks)
+    return lambda: next(answers, error)
 
 
 def changed(

@@ -1,4 +1,4 @@
-"""Chores for tests: one from its beginning to its report, and what chores may come upon."""
+"""Maintenance tasks for tests: running one to its report, and trainings that it may meet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.workshop import Workshop
 
 
 def do(workshop: Workshop, action: str, archive_name: str | None = None, **options: Any) -> JobView:
-    """One chore from its beginning to its result."""
+    """Run a maintenance task to its result."""
     job_id = submit_task(workshop.engine, TaskName(action), archive_name, options)
     workshop.run()
     publish_missing_results(workshop.engine, workshop.resources.objects)
@@ -49,4 +49,4 @@ def a_training(workshop: Workshop, status: str | None, state: str = "completed")
         if status is not None or state != "completed":
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=state, finished_at=func.now()))
         created_at = control.view(connection, job_id).created_at
-    return trainings.place_of(job_id, created_at)
+    return trainings.folder_of(job_id, created_at)

@@ -60,11 +60,11 @@ def listed(workshop: Workshop) -> list[IndexDetails]:
 
 
 def states(workshop: Workshop) -> list[tuple[str, int]]:
-    return [(found.index.state, found.images) for found in listed(workshop)]
+    return [(details.index.state, details.images) for details in listed(workshop)]
 
 
 def ids(workshop: Workshop) -> list[int]:
-    return [found.index.index_id for found in listed(workshop)]
+    return [details.index.index_id for details in listed(workshop)]
 
 
 def stored(workshop: Workshop, index_id: int) -> dict[int, Any]:

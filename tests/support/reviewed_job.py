@@ -46,7 +46,7 @@ class Review:
 
     def say(self, *lines: dict[str, Any], **how: Any) -> Any:
         """Feedback on this job."""
-        return self.client.feedback([{"job": self.job_id, **line} for line in lines], **how)
+        return self.client.reviews.feedback([{"job": self.job_id, **line} for line in lines], **how)
 
     def refused(self, *lines: dict[str, Any]) -> list[tuple[str, int, str]]:
         """The errors of feedback that is refused."""
@@ -61,7 +61,7 @@ class Review:
 
     def cases(self, **only: Any) -> dict[str, noisy.NoisyView]:
         """The noisy cases by custom_id."""
-        return {case.question.custom_id: case for case in self.client.noisy_cases("harbour", **only)}
+        return {case.question.custom_id: case for case in self.client.reviews.list("harbour", **only)}
 
     def doubt(self, question_no: int, reason: NoisyReason, sentence: str = "because") -> None:
         """Log a noisy case as the answer stage does."""
@@ -72,7 +72,7 @@ class Review:
 
 def add_images(engine: Engine, archive_id: int) -> tuple[StoredImage, ...]:
     """Rows of images named SOURCES; the last two share a name."""
-    found = []
+    added = []
     with engine.begin() as connection:
         for number, source in enumerate(SOURCES):
             sha256 = f"{archive_id:032x}{number:032x}"
@@ -88,15 +88,15 @@ def add_images(engine: Engine, archive_id: int) -> tuple[StoredImage, ...]:
                 {"a": archive_id, "h": sha256, "s": source, "u": f"file:///{number}", "c": f"caption {number}"},
             )
             assert image_id is not None
-            found.append(StoredImage(image_id, sha256, source, f"caption {number}"))
-    return tuple(found)
+            added.append(StoredImage(image_id, sha256, source, f"caption {number}"))
+    return tuple(added)
 
 
-def judged(images: tuple[StoredImage, ...], *relevances: float) -> tuple[Candidate, ...]:
-    """Candidates in the order of relevance; those above one half are kept. CLIP had them the other way round."""
+def reranked(images: tuple[StoredImage, ...], *relevances: float) -> tuple[Candidate, ...]:
+    """Candidates in the order of relevance; those above one half are kept. Retrieval had the reverse order."""
     return tuple(
-        Candidate(image, len(relevances) - 1 - place, 0.5, relevance, place if relevance > 0.5 else None)
-        for place, (image, relevance) in enumerate(zip(images, relevances, strict=False))
+        Candidate(image, len(relevances) - 1 - rank, 0.5, relevance, rank if relevance > 0.5 else None)
+        for rank, (image, relevance) in enumerate(zip(images, relevances, strict=False))
     )
 
 
@@ -111,8 +111,8 @@ def open_review(settings: Settings, engine: Engine) -> Iterator[Review]:
         job_id, _ = control.create(connection, new)
         answers.insert_questions(connection, job_id, ((n, n + 1, f"q{n}", f"question {n}?") for n in range(4)))
         results = [
-            Answer(0, AnswerStatus.ANSWERED, "two", 0.9, judged(images, 0.9, 0.8, 0.1), STAMP),
-            Answer(1, AnswerStatus.NO_EVIDENCE, candidates=judged(images, 0.2, 0.1), models=STAMP),
+            Answer(0, AnswerStatus.ANSWERED, "two", 0.9, reranked(images, 0.9, 0.8, 0.1), STAMP),
+            Answer(1, AnswerStatus.NO_EVIDENCE, candidates=reranked(images, 0.2, 0.1), models=STAMP),
             Answer(2, AnswerStatus.FAILED, error_code="ScoreRejected", error="no number"),
         ]
         answers.insert_answers(connection, job_id, 1, 1, 1, results)

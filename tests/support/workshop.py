@@ -114,9 +114,9 @@ class Workshop(Desk):
         return self._with(self.settings.model_copy(update=values), self.resources.models)
 
     def _with(self, settings: Settings, models: Any) -> Workshop:
-        other = replace(self, settings=settings, resources=make_resources(settings, models))
-        self.opened.append(other.resources)
-        return other
+        made = replace(self, settings=settings, resources=make_resources(settings, models))
+        self.opened.append(made.resources)
+        return made
 
     def close(self) -> None:
         """End the decoders and threads of this desk and of all that were made from it."""

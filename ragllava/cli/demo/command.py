@@ -1,4 +1,4 @@
-"""`ragllava demo`: the whole way on the postcards archive, whose right answers are known."""
+"""`ragllava demo`: an end-to-end demo on the postcards archive, whose right answers are known."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.demo.learn import HOME_QUESTIONS, learn_from_mistakes
+from ragllava.cli.demo.learn import IN_DOMAIN_QUESTIONS, learn_from_feedback
 from ragllava.cli.demo.run import Demo
 from ragllava.errors import UsageError
 
@@ -30,23 +30,26 @@ OUTPUT = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.option(
     "--images",
     type=click.IntRange(1),
-    help=f"Postcards to draw.  [default: {IMAGES}; with --learn {LEARNING_IMAGES} of each world]",
+    help=f"Postcards to draw.  [default: {IMAGES}; with --learn {LEARNING_IMAGES} for each archive]",
 )
 @click.option(
     "--questions",
     type=click.IntRange(1),
-    help=f"Questions to ask.  [default: {QUESTIONS}; with --learn {LEARNING_QUESTIONS}, and twice as many at home]",
+    help=f"Questions to ask.  [default: {QUESTIONS}; with --learn {LEARNING_QUESTIONS} about the shifted archive, and "
+    "twice as many about the in-domain one]",
 )
-@click.option("--learn", is_flag=True, help="Show how an archive of another world learns from feedback: two archives.")
+@click.option(
+    "--learn", is_flag=True, help="Show training on feedback: a shifted archive is learned, an in-domain one kept."
+)
 @click.option("--report", default=Path("report.html"), show_default=True, type=OUTPUT, help="Write the page here.")
 @click.option("--json", "json_path", type=OUTPUT, help="Write the figures to this file.")
 def demo(
     seed: int, images: int | None, questions: int | None, learn: bool, report: Path, json_path: Path | None
 ) -> None:
-    """The whole way on a sample archive: start everything, ingest pictures, answer questions, show the result.
+    """End-to-end demo on a sample archive: start the system, ingest pictures, answer questions, show the results.
 
-    The pictures are postcards of made-up landmarks that the shipped models never saw. Ctrl-C stops everything in
-    good order; the next call goes on where this one stopped.
+    The pictures are postcards of made-up landmarks that the shipped models never saw. Ctrl-C stops the system
+    cleanly; the next call continues where this one stopped.
     """
     from rich.console import Console
 
@@ -61,15 +64,15 @@ def demo(
         questions or (LEARNING_QUESTIONS if learn else QUESTIONS),
     )
     settings = load_settings()
-    size = f"{run.images} postcards{' of each world' if learn else ''}, {run.questions} questions"
+    size = f"{run.images} postcards{' for each archive' if learn else ''}, {run.questions} questions"
     if learn:
-        size += f" about the shifted one and {HOME_QUESTIONS * run.questions} about home"
+        size += f" about the shifted one and {IN_DOMAIN_QUESTIONS * run.questions} about the in-domain one"
     console.print(f"RagLLaVA demo, seed {seed}: {size}; data in {settings.home}")
     try:
         with _system(settings, run) as client:
-            result = learn_from_mistakes(client, run) if learn else run.through(client, report)
+            result = learn_from_feedback(client, run) if learn else run.run(client, report)
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from here")
+        console.print("interrupted; the same command continues from here")
         sys.exit(130)
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=2) + "\n")
@@ -80,7 +83,7 @@ def demo(
 
 @contextmanager
 def _system(settings: Settings, run: Demo) -> Iterator[Client]:
-    """A client of a running system: that of `ragllava up` if there is one, else one for the time of the demo."""
+    """A client of a running system: that of `ragllava up`, or else one that is started for the demo."""
     from ragllava.cli.operate import worker_specs
     from ragllava.cli.services import interruptible, running_system
     from ragllava.client import Client
@@ -95,14 +98,14 @@ def _system(settings: Settings, run: Demo) -> Iterator[Client]:
                 system = running_system(settings, worker_specs, echo, threading.Event())
                 settings = stack.enter_context(system).settings
         except AlreadyRunning:
-            run.console.print("  using the system that runs already in this home")
-        # First of what happens at the end: another Ctrl-C must not leave half of the system running.
+            run.console.print("  using the system that is running in this home")
+        # The first step of the end: another Ctrl-C must not leave half of the system running.
         stack.callback(uninterruptible.set)
-        yield stack.enter_context(closing(Client(settings)))
+        yield stack.enter_context(Client(settings))
 
 
 def _require_folders(*outputs: Path | None) -> None:
-    """Before minutes of work, not after them."""
+    """Raise UsageError before minutes of work if a file cannot be written after them."""
     for path in outputs:
         if path is not None and not path.absolute().parent.is_dir():
             raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from ragllava.cli.options import package_versions
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from ragllava.client import Client
+    from ragllava.client import Client, JobView, ResultRow
     from ragllava.evaluation.metrics import JobFigures
-    from ragllava.jobs.control import JobView
     from ragllava.postcards.archive import PostcardArchive, WrittenArchive
     from ragllava.records import JobKind, KnownAnswer
     from ragllava.settings import Settings
-    from ragllava.stages.results.results import ResultRow
 
 World = Literal["home", "shifted"]
 EXAMPLES = 12
+PACKAGES = ("ragllava", "celery", "torch", "transformers", "open_clip_torch", "SQLAlchemy", "pgvector", "minio")
 
 
 @dataclass
 class Demo:
-    """One run of the demo: its size, where it prints, and how long each stage took in seconds.
+    """One run of the demo: its size, its console, and the seconds that each stage took.
 
-    A demo that learns has its postcards from one of two worlds (demo_learn.py), and of each it is told on which `side`
-    it stands. `top_k` None: as the settings say.
+    A run of `demo --learn` has its postcards from one of two worlds, and draws questions about postcards of one `side`
+    only (postcards/archive.py). `top_k` None: as the settings say.
     """
 
     console: Console
@@ -58,7 +57,7 @@ class Demo:
         yield
         self.seconds[stage] = round(time.monotonic() - started, 2)
 
-    def through(self, client: Client, report: Path) -> dict[str, Any]:
+    def run(self, client: Client, report: Path) -> dict[str, Any]:
         """All stages in order; returns the figures for `--json`."""
         written, archive = self.draw(client.settings)
         ingested = self.ingest(client, written)
@@ -87,39 +86,38 @@ class Demo:
         return written, archive
 
     def ingest(self, client: Client, written: WrittenArchive) -> JobView:
-        """Through the ingest queue; what an earlier run stored is recognised."""
+        """Ingest the postcards by the ingest workers; those that an earlier run stored are recognised."""
         from ragllava.cli.progress import outcome_line, wait_with_bar
         from ragllava.records import JobKind
 
         with self.timed("ingest"):
             job_id = self._interrupted(client, JobKind.INGEST)
             if job_id is None:
-                job_id = client.ingest([written.pictures], self.name, written.captions).job_id
+                job_id = client.archives.ingest([written.pictures], self.name, written.captions).job_id
             job = wait_with_bar(client, job_id, "ingest", self.console)
         self.console.print(f"{outcome_line(job)}, in {self.seconds['ingest']:.1f} s")
         return job
 
     def ask(self, client: Client, questions: Path) -> JobView:
-        """All questions of a file as one job; a job that an interrupted run left is finished instead."""
+        """Answer a file of questions as one job; a job that an interrupted run left open is finished instead."""
         from ragllava.cli.options import as_answer_options
         from ragllava.cli.progress import outcome_line, wait_with_bar
         from ragllava.records import JobKind
-        from ragllava.stages.answer.submit import Submission
 
         with self.timed("answer"):
             job_id = self._interrupted(client, JobKind.ANSWER)
             if job_id is None:
                 options = as_answer_options(client, self.top_k, None, None, False)
-                job_id = client.submit(questions, Submission(self.name, options)).job_id
+                job_id = client.questions.submit(questions, self.name, options).job_id
             job = wait_with_bar(client, job_id, "answer", self.console)
         self.console.print(f"{outcome_line(job)}, in {self.seconds['answer']:.1f} s")
         return job
 
     def _interrupted(self, client: Client, kind: JobKind) -> int | None:
         """The job that an interrupted run of this demo left open, if it did."""
-        for job in client.jobs(only_open=True):
+        for job in client.jobs.list(only_open=True):
             if job.archive == self.name and job.kind == kind:
-                self.console.print(f"going on with job {job.job_id}, which was interrupted")
+                self.console.print(f"continuing job {job.job_id}, which was interrupted")
                 return job.job_id
         return None
 
@@ -127,22 +125,21 @@ class Demo:
         """Compare with the known answers."""
         from ragllava.evaluation.metrics import score_job
 
-        rows = list(client.results(job.job_id))
+        rows = [*client.questions.results(job.job_id)]
         return score_job(archive.questions, (with_candidates(row) for row in rows)), rows
 
     def show(self, rows: list[ResultRow], archive: PostcardArchive, figures: JobFigures) -> None:
         """A table of examples, then the totals."""
-        known = {question.custom_id: question for question in archive.questions}
-        self.console.print(_example_table(rows[:EXAMPLES], known))
+        answers = {question.custom_id: question for question in archive.questions}
+        self.console.print(_example_table(rows[:EXAMPLES], answers))
         self.console.print(_figure_table(figures))
         self.console.print(_type_table(figures))
 
     def save(self, client: Client, job: JobView, archive: PostcardArchive, path: Path, figures: JobFigures) -> None:
         """Write the HTML report."""
-        from ragllava.cli.reporting import save_report
-
         with self.timed("report"):
-            save_report(client, job.job_id, path, {q.custom_id: q for q in archive.questions}, figures)
+            answers = {question.custom_id: question for question in archive.questions}
+            client.questions.save_report(job.job_id, path, answers, figures)
         self.console.print(f"report: {path.absolute()}, open it in a browser")
 
     def as_json(self, ingested: JobView, job: JobView, figures: JobFigures) -> dict[str, Any]:
@@ -154,12 +151,12 @@ class Demo:
             **figures.as_json(),
             "job": job.job_id,
             "seconds": self.seconds,
-            "versions": installed_versions(),
+            "versions": package_versions(*PACKAGES),
         }
 
 
 def with_candidates(row: ResultRow) -> dict[str, Any]:
-    """A result line with all its candidates, as scoring wants them."""
+    """A result line with all its candidates, as score_job takes it."""
     candidates = [
         {"source": c.image.source, "retrieval_score": c.retrieval_score, "relevance": c.relevance}
         for c in sorted(row.candidates, key=lambda candidate: candidate.retrieval_rank)
@@ -167,15 +164,15 @@ def with_candidates(row: ResultRow) -> dict[str, Any]:
     return row.as_json() | {"candidates": candidates}
 
 
-def _example_table(rows: list[ResultRow], known: Mapping[str, KnownAnswer]) -> Table:
+def _example_table(rows: list[ResultRow], answers: Mapping[str, KnownAnswer]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from ragllava.cli.reporting import is_right
+    from ragllava.client.reporting import is_right
 
     table = Table("question", "answer", "known", "", "evidence (relevance)", title="examples")
     for row in rows:
-        right = known[row.custom_id or ""]
+        right = answers[row.custom_id or ""]
         mark = Text("right", "green") if is_right(row, right) else Text("wrong", "red")
         evidence = "\n".join(f"{c.image.caption or c.image.source} ({c.relevance:.2f})" for c in row.evidence)
         table.add_row(
@@ -203,13 +200,7 @@ def _figure_table(figures: JobFigures) -> Table:
 def _type_table(figures: JobFigures) -> Table:
     from rich.table import Table
 
-    table = Table("type", "questions", "right", "always the commonest answer", title="by type of question")
+    table = Table("type", "questions", "right", "always the most frequent answer", title="by type of question")
     for name, kind in figures.by_type.items():
         table.add_row(name, str(kind.questions), f"{kind.accuracy:.3f}", f"{kind.majority_share:.3f}")
     return table
-
-
-def installed_versions() -> dict[str, str]:
-    """The versions of Python and of the packages that a result may depend on."""
-    names = ("ragllava", "celery", "torch", "transformers", "open_clip_torch", "SQLAlchemy", "pgvector", "minio")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,4 +1,4 @@
-"""Reading the files of data sets: where they lie, what is missing, and which row is wrong.
+"""Reading the files of data sets: where they are, what is missing, and which row is wrong.
 
 A missing file is one UsageError that names it and where it comes from. Wrong rows are collected into one
 InvalidInput; a row that cannot be used raises BadRow inside `read_rows`.
@@ -38,18 +38,23 @@ class Row:
     entry: Any
 
 
-def find_path(folder: Path, places: Sequence[str]) -> Path | None:
-    """The first of `places`, relative to `folder`, that exists."""
-    return next((folder / place for place in places if (folder / place).exists()), None)
+def spellings(*names: str, folders: Sequence[str] = ("", "datasets/"), ends: Sequence[str] = ("",)) -> list[str]:
+    """Where a file may be, relative to the folder of its data set: each name in each folder with each end."""
+    return [f"{folder}{name}{end}" for name in names for folder in folders for end in ends]
 
 
-def need_path(folder: Path, places: Sequence[str], origin: str) -> Path:
-    """As `find_path`; UsageError when none exists. `origin` says where people get it."""
-    found = find_path(folder, places)
-    if found is None:
-        others = f" (nor {', '.join(places[1:])})" if len(places) > 1 else ""
-        raise UsageError(f"{folder / places[0]} is missing{others}; {origin}")
-    return found
+def find_path(folder: Path, paths: Sequence[str]) -> Path | None:
+    """The first of `paths`, relative to `folder`, that exists."""
+    return next((folder / path for path in paths if (folder / path).exists()), None)
+
+
+def need_path(folder: Path, paths: Sequence[str], origin: str) -> Path:
+    """As `find_path`; UsageError when none exists. `origin` says where to get it."""
+    path = find_path(folder, paths)
+    if path is None:
+        others = f" (nor {', '.join(paths[1:])})" if len(paths) > 1 else ""
+        raise UsageError(f"{folder / paths[0]} is missing{others}; {origin}")
+    return path
 
 
 def read_text(path: Path) -> str:
@@ -165,13 +170,13 @@ def find_pictures(folder: Path, names: Sequence[str], origin: str) -> list[FileP
         files = {entry.name for entry in folder.iterdir()}
     except OSError as error:
         raise UsageError(f"cannot list the pictures in {folder}: {error.strerror or error}") from error
-    found = [_file_name(name, files) for name in names]
-    missing = [name for name, file in zip(names, found, strict=True) if file is None]
+    matches = {name: _file_name(name, files) for name in names}
+    missing = [name for name in names if matches[name] is None]
     if missing:
         raise UsageError(
             f"{len(missing)} of {len(names)} pictures are missing in {folder}, first {missing[0]}; {origin}"
         )
-    return [FilePicture(folder / file) for file in found if file is not None]
+    return [FilePicture(folder / str(matches[name])) for name in names]
 
 
 def _file_name(name: str, files: set[str]) -> str | None:

@@ -1,8 +1,9 @@
-"""The one door to evaluation data: `load_dataset` reads any of them into an EvaluationSet."""
+"""Evaluation data sets by their names: `load_dataset` reads any of them into an EvaluationSet."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast, get_args
 
@@ -43,19 +44,19 @@ def load_dataset(
     """
     if name == POSTCARDS:
         if split not in get_args(Split):
-            raise UsageError(f"the postcards have no split {split!r}; say {' or '.join(get_args(Split))}")
+            raise UsageError(f"the postcards have no split {split!r}; use {' or '.join(get_args(Split))}")
         if folder is not None:
-            raise UsageError("the postcards are drawn, not read from files; leave --data out")
+            raise UsageError("the postcards are drawn, not read from files; omit --data")
         archive = draw_archive(seed, images or POSTCARD_IMAGES, POSTCARD_QUESTIONS, split=cast("Split", split))
         return postcard_set(archive, split)
     if name not in _LOADERS:
         raise UsageError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}")
     if images is not None:
-        raise UsageError(f"{name} is not drawn but read from files; leave --images out, --limit asks fewer questions")
+        raise UsageError(f"{name} is not drawn but read from files; omit --images; --limit asks fewer questions")
     if folder is None:
-        raise UsageError(f"{name} is not drawn but read from files; name their folder by --data")
+        raise UsageError(f"{name} is not drawn but read from files; name its folder with --data")
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder; name the one with the files of {name}")
+        raise UsageError(f"{folder} is not a folder; name the one with the files of {name}")
     return _LOADERS[name](folder, split)
 
 
@@ -66,15 +67,7 @@ def postcard_set(archive: PostcardArchive, split: str) -> EvaluationSet:
         split=split,
         images=tuple(EvaluationImage(card.file_name, card.caption, DrawnPicture(card)) for card in archive.postcards),
         questions=tuple(
-            EvaluationQuestion(
-                custom_id=known.custom_id,
-                answer=known.answer,
-                type=known.type,
-                relevant=known.relevant,
-                text=known.text,
-                references=(known.answer,),
-            )
-            for known in archive.questions
+            EvaluationQuestion(**asdict(question), references=(question.answer,)) for question in archive.questions
         ),
         top_n=2,
     )

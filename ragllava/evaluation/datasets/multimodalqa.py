@@ -27,6 +27,7 @@ from ragllava.evaluation.datasets.files import (
     need_text,
     read_map,
     read_rows,
+    spellings,
     unique,
 )
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
@@ -38,6 +39,7 @@ QUESTION_TYPE = "ImageQ"
 _ORIGIN = "it is part of the MultimodalQA download (allenai/multimodalqa on GitHub)"
 _PICTURES_ORIGIN = "unpack final_dataset_images.zip of the MultimodalQA download there"
 _REFERENCE_ORIGIN = "it is part of the RagVL download (IDEA-FinAI/RagVL on GitHub)"
+_ORIGINAL = {"folders": ("", "dataset/"), "ends": (".gz", "")}
 _PICTURE_FOLDERS = (
     "final_dataset_images",
     "MMQA_imgs",
@@ -56,10 +58,10 @@ def load_multimodalqa(folder: Path, split: str) -> EvaluationSet:
     the title of the image's article stands in. UsageError: a file or picture is missing, or the answers of the split
     are not public; InvalidInput: rows are wrong.
     """
-    reference = find_path(folder, _reference_places(f"MMQA_{split}_image.json", f"MMQA_{split}_ImageQ.json"))
+    reference = find_path(folder, spellings(f"MMQA_{split}_image.json", f"MMQA_{split}_ImageQ.json"))
     if reference is not None:
         return _load_reference(folder, reference, split)
-    original = find_path(folder, _original_places(f"MMQA_{split}.jsonl", f"MultiModalQA_{split}.jsonl"))
+    original = find_path(folder, spellings(f"MMQA_{split}.jsonl", f"MultiModalQA_{split}.jsonl", **_ORIGINAL))
     if original is None:
         raise UsageError(
             f"no questions of MultimodalQA's split {split!r} in {folder}: expected MMQA_{split}.jsonl.gz from the "
@@ -84,7 +86,7 @@ def _load_original(folder: Path, path: Path, split: str) -> EvaluationSet:
     asked = [row for row in rows if _type(row.entry) in (QUESTION_TYPE, None)]
     questions = read_rows(path, asked, _read_original)
     pool = unique(image_id for question in questions for image_id in (*question.relevant, *question.distractors))
-    images_file = need_path(folder, _original_places("MMQA_images.jsonl", "images.jsonl"), _ORIGIN)
+    images_file = need_path(folder, spellings("MMQA_images.jsonl", "images.jsonl", **_ORIGINAL), _ORIGIN)
     listed = read_rows(images_file, json_lines(images_file), _read_image)
     images = _images(folder, pool, listed, images_file)
     left_out = {"other type of question": len(rows) - len(asked)}
@@ -93,12 +95,12 @@ def _load_original(folder: Path, path: Path, split: str) -> EvaluationSet:
 
 def _load_reference(folder: Path, path: Path, split: str) -> EvaluationSet:
     questions = read_rows(path, json_rows(path), _read_question)
-    index = find_path(folder, _reference_places(f"{path.stem}_index_to_id.json"))
+    index = find_path(folder, spellings(f"{path.stem}_index_to_id.json"))
     if index is None:
         pool = unique(image_id for question in questions for image_id in question.relevant)
     else:
         pool = unique(read_rows(index, json_rows(index), lambda row: need_id(row.entry)))
-    metadata_file = need_path(folder, _reference_places("MMQA_ImageQ_metadata.json"), _REFERENCE_ORIGIN)
+    metadata_file = need_path(folder, spellings("MMQA_ImageQ_metadata.json"), _REFERENCE_ORIGIN)
     metadata = (Row(0, image_id, entry) for image_id, entry in read_map(metadata_file).items())
     images = _images(folder, pool, read_rows(metadata_file, metadata, _read_metadata), metadata_file)
     return EvaluationSet("multimodalqa", split, images, tuple(questions), TOP_N)
@@ -151,15 +153,16 @@ def _answer(item: Any) -> str:
 
 def _read_image(row: Row) -> _ImageEntry:
     entry = need_object(row.entry)
-    title = entry.get("title")
-    caption = clean_caption(title) if isinstance(title, str) else None
-    return _ImageEntry(need_id(entry.get("id")), need_text(entry, "path"), caption)
+    return _ImageEntry(need_id(entry.get("id")), need_text(entry, "path"), _caption(entry.get("title")))
 
 
 def _read_metadata(row: Row) -> _ImageEntry:
     entry = need_object(row.entry)
-    caption = entry.get("caption")
-    return _ImageEntry(row.name, need_text(entry, "path"), clean_caption(caption) if isinstance(caption, str) else None)
+    return _ImageEntry(row.name, need_text(entry, "path"), _caption(entry.get("caption")))
+
+
+def _caption(value: Any) -> str | None:
+    return clean_caption(value) if isinstance(value, str) else None
 
 
 def _images(
@@ -176,11 +179,3 @@ def _images(
         EvaluationImage(entry.image_id, entry.caption, picture)
         for entry, picture in zip(entries, pictures, strict=True)
     )
-
-
-def _reference_places(*names: str) -> list[str]:
-    return [f"{place}{name}" for name in names for place in ("", "datasets/")]
-
-
-def _original_places(*names: str) -> list[str]:
-    return [f"{place}{name}{end}" for name in names for place in ("", "dataset/") for end in (".gz", "")]

@@ -23,6 +23,7 @@ from ragllava.evaluation.datasets.files import (
     read_map,
     read_rows,
     read_text,
+    spellings,
     unique,
 )
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
@@ -42,7 +43,7 @@ def load_flickr30k(folder: Path, split: str) -> EvaluationSet:
     UsageError: a file or picture is missing; InvalidInput: rows are wrong.
     """
     names = [f"flickr30k_{split}_karpathy{suffix}" for suffix in (".txt", ".csv")]
-    path = need_path(folder, _places(names), _REFERENCE_ORIGIN)
+    path = need_path(folder, spellings(*names), _REFERENCE_ORIGIN)
     pairs = read_rows(path, _csv_rows(path), _read_pair)
     file_of = {Path(file_name).stem: file_name for file_name, _ in pairs}
     images = _images(folder, _FLICKR_FOLDERS, file_of, _FLICKR_ORIGIN)
@@ -56,8 +57,8 @@ def load_coco(folder: Path, split: str) -> EvaluationSet:
     File names come from coco_{split}_karpathy.json; without it they are COCO's own, COCO_val2014_ and twelve digits.
     UsageError: a file or picture is missing; InvalidInput: rows are wrong.
     """
-    ids_file = need_path(folder, _places([f"coco_{split}_ids.txt"]), _REFERENCE_ORIGIN)
-    captions_file = need_path(folder, _places([f"coco_{split}_caps.txt"]), _REFERENCE_ORIGIN)
+    ids_file = need_path(folder, spellings(f"coco_{split}_ids.txt"), _REFERENCE_ORIGIN)
+    captions_file = need_path(folder, spellings(f"coco_{split}_caps.txt"), _REFERENCE_ORIGIN)
     ids = read_rows(ids_file, _lines(ids_file), _read_number)
     captions = read_rows(captions_file, _lines(captions_file), lambda row: need_text({"caption": row.entry}, "caption"))
     if len(ids) != len(captions):
@@ -65,7 +66,7 @@ def load_coco(folder: Path, split: str) -> EvaluationSet:
             f"{ids_file} has {len(ids)} lines and {captions_file} has {len(captions)}; they must run in step"
         )
     pool = unique(ids)
-    names = _coco_names(find_path(folder, _places([f"coco_{split}_karpathy.json"])), pool)
+    names = _coco_names(find_path(folder, spellings(f"coco_{split}_karpathy.json")), pool)
     images = _images(folder, _COCO_FOLDERS, names, _COCO_ORIGIN)
     return EvaluationSet("coco", split, images, _questions(zip(ids, captions, strict=True)), by_caption=True)
 
@@ -93,7 +94,7 @@ def _read_pair(row: Row) -> tuple[str, str]:
 
 
 def _lines(path: Path) -> list[Row]:
-    """All lines, empty ones too: the files of COCO run in step. What follows the last line break is no line."""
+    """All lines, also empty ones: the files of COCO have the same order. Nothing follows the last line break."""
     lines = read_text(path).removesuffix("\n").split("\n")
     return [Row(number, f"line {number}", text.strip()) for number, text in enumerate(lines, start=1)]
 
@@ -140,7 +141,3 @@ def _questions(pairs: Iterable[tuple[str, str]]) -> tuple[EvaluationQuestion, ..
         number = seen[image_id] = seen.get(image_id, -1) + 1
         questions.append(EvaluationQuestion(f"{image_id}#{number}", "", QUESTION_TYPE, (image_id,), caption))
     return tuple(questions)
-
-
-def _places(names: Iterable[str]) -> list[str]:
-    return [f"{place}{name}" for name in names for place in ("", "datasets/")]

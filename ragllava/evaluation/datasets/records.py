@@ -36,7 +36,7 @@ class FilePicture:
 
 @dataclass(frozen=True, slots=True)
 class DrawnPicture:
-    """A postcard, drawn anew at each reading."""
+    """A postcard, drawn again at each reading."""
 
     postcard: Postcard
 
@@ -106,7 +106,7 @@ class EvaluationSet:
         """Whether there are no answers to score, only images to find (Flickr30K, COCO)."""
         return not any(question.answer for question in self.questions)
 
-    def _refuse_twins(self, what: str, ids: Counter[str]) -> None:
+    def _refuse_twins(self, kind: str, ids: Counter[str]) -> None:
         twin = next((name for name, count in ids.items() if count > 1), None)
         if twin is not None:
-            raise UsageError(f"{self.name}, split {self.split}: {what} {twin} occurs {ids[twin]} times")
+            raise UsageError(f"{self.name}, split {self.split}: {kind} {twin} occurs {ids[twin]} times")

@@ -30,6 +30,7 @@ from ragllava.evaluation.datasets.files import (
     read_map,
     read_rows,
     read_text,
+    spellings,
     unique,
 )
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
@@ -41,6 +42,7 @@ ROWS_PER_SERIES = 10_000_000  # an image's row in imgs.tsv is its id modulo this
 
 _ORIGINAL_ORIGIN = "it is part of the WebQA download (WebQnA/WebQA on GitHub)"
 _REFERENCE_ORIGIN = "it is part of the RagVL download (IDEA-FinAI/RagVL on GitHub)"
+_ORIGINAL_FOLDERS = ("", "WebQA_data_first_release/")
 _ORIGINAL_SPLITS = ("train", "val")
 _REFERENCE_SPLITS = ("train", "dev", "test")
 _TEXT_QUESTION = "question about text"
@@ -53,10 +55,10 @@ def load_webqa(folder: Path, split: str) -> EvaluationSet:
     The pool of the original form is every image that a question of the split names, right or wrong; that of the
     reference's form is its index. UsageError: a file or picture is missing; InvalidInput: rows are wrong.
     """
-    reference = find_path(folder, _places(f"WebQA_{split}_image.json"))
+    reference = find_path(folder, spellings(f"WebQA_{split}_image.json"))
     if reference is not None:
         return _load_reference(folder, reference, split)
-    original = find_path(folder, _original_places("WebQA_train_val.json"))
+    original = find_path(folder, spellings("WebQA_train_val.json", folders=_ORIGINAL_FOLDERS))
     if original is None:
         raise UsageError(
             f"no questions of WebQA's split {split!r} in {folder}: expected WebQA_train_val.json from the WebQA "
@@ -97,7 +99,7 @@ class TsvPicture:
     image_id: str
 
     def read(self) -> bytes:
-        """Reads this one row. UsageError: the row is another image's; ImageRejected: it is no base64."""
+        """Reads this one row. UsageError: the row is another image's; ImageRejected: it is not base64."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
@@ -117,7 +119,7 @@ class TsvPicture:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _CaptionedQuestion:
     """A question with the captions of all images that its row names."""
 
     question: EvaluationQuestion
@@ -152,13 +154,13 @@ def _is_about_text(entry: dict[str, Any]) -> bool:
     return not entry.get("img_posFacts") and (entry.get("Qcate") == "text" or bool(entry.get("txt_posFacts")))
 
 
-def _read_original(row: Row) -> _Asked:
+def _read_original(row: Row) -> _CaptionedQuestion:
     entry = need_object(row.entry)
     right = [need_object(fact) for fact in need_list(entry, "img_posFacts")]
     wrong = [need_object(fact) for fact in need_list(entry, "img_negFacts")]
     captions = {_number(fact): _caption(fact.get("caption")) for fact in wrong + right}
     question = _question(row, entry, unique(map(_number, right)), unique(map(_number, wrong)))
-    return _Asked(question, captions)
+    return _CaptionedQuestion(question, captions)
 
 
 def _number(fact: dict[str, Any]) -> str:
@@ -195,8 +197,10 @@ def _caption(value: Any) -> str | None:
 
 
 def _tsv_pictures(folder: Path, image_ids: Sequence[str]) -> list[TsvPicture]:
-    table = need_path(folder, _original_places("imgs.tsv"), f"{_ORIGINAL_ORIGIN}; unpack imgs.7z.001 there")
-    index = need_path(folder, _original_places("imgs.lineidx"), _ORIGINAL_ORIGIN)
+    table = need_path(
+        folder, spellings("imgs.tsv", folders=_ORIGINAL_FOLDERS), f"{_ORIGINAL_ORIGIN}; unpack imgs.7z.001"
+    )
+    index = need_path(folder, spellings("imgs.lineidx", folders=_ORIGINAL_FOLDERS), _ORIGINAL_ORIGIN)
     offsets = _read_offsets(index)
     if offsets and offsets[-1] >= table.stat().st_size:
         raise UsageError(f"{table} is shorter than {index.name} says; is the unpacking complete?")
@@ -221,10 +225,10 @@ def _read_offsets(path: Path) -> array[int]:
 def _load_reference(folder: Path, path: Path, split: str) -> EvaluationSet:
     rows = json_rows(path)
     questions = read_rows(path, rows, _read_reference)
-    index = need_path(folder, _places(f"WebQA_{split}_image_index_to_id.json"), _REFERENCE_ORIGIN)
+    index = need_path(folder, spellings(f"WebQA_{split}_image_index_to_id.json"), _REFERENCE_ORIGIN)
     pool = unique(read_rows(index, json_rows(index), lambda row: need_id(row.entry)))
     captions_file = "WebQA_caption_test.json" if split == "test" else "WebQA_caption_train_dev.json"
-    captions = read_map(need_path(folder, _places(captions_file), _REFERENCE_ORIGIN))
+    captions = read_map(need_path(folder, spellings(captions_file), _REFERENCE_ORIGIN))
     pictures = find_pictures(_picture_folder(folder, split), pool, _REFERENCE_ORIGIN)
     return EvaluationSet(
         name="webqa",
@@ -249,13 +253,5 @@ def _read_reference(row: Row) -> EvaluationQuestion:
 
 def _picture_folder(folder: Path, split: str) -> Path:
     name = "val_image" if split == "test" else "train_img"
-    places = [f"{place}{name}" for place in ("", "datasets/", "finetune/tasks/", "tasks/", "datasets/tasks/")]
-    return need_path(folder, places, "its pictures come from the WebQA download, under the names that RagVL gives them")
-
-
-def _places(name: str) -> list[str]:
-    return [name, f"datasets/{name}"]
-
-
-def _original_places(name: str) -> list[str]:
-    return [name, f"WebQA_data_first_release/{name}"]
+    paths = spellings(name, folders=("", "datasets/", "finetune/tasks/", "tasks/", "datasets/tasks/"))
+    return need_path(folder, paths, "its pictures come from the WebQA download, under the names that RagVL gives them")

@@ -120,7 +120,7 @@ def _measure(client: Client, questions: Vectors, path: Path, archive: MixedArchi
     index = read_at_once(client.engine, vectors.get_index, archive.index_id)
     search_s, _ = timed(partial(read_at_once, client.engine, vectors.search, index, questions, _TOP_K))
     job_s, job_id = run_job(client, path, archive.name)
-    reranked = [candidate.image.image_id for row in client.results(job_id) for candidate in row.candidates]
+    reranked = [candidate.image.image_id for row in client.questions.results(job_id) for candidate in row.candidates]
     left_out, pairs_a_picture = number * _TOP_K - len(reranked), len(reranked) / len(set(reranked))
     return _Measured(job_s / number, search_s / number, left_out, pairs_a_picture)
 

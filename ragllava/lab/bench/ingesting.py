@@ -153,7 +153,7 @@ def _ingest(client: Client, case: _Case, folder: Path, name: str) -> tuple[Spent
     """The cost of the job, and the id of the index that it fills."""
     archive_name = f"{name}-{case.retriever.dim}-{len(case.files[0])}"
     index_id = in_transaction(client.engine, _create_index, case, archive_name)
-    return spend(lambda: wait(client, client.ingest([folder], archive_name).job_id)), index_id
+    return spend(lambda: wait(client, client.archives.ingest([folder], archive_name).job_id)), index_id
 
 
 def _create_index(connection: Connection, case: _Case, archive_name: str) -> int:

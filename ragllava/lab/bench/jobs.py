@@ -12,7 +12,6 @@ from ragllava.errors import JobRefused
 from ragllava.jobs.states import JobState
 from ragllava.lab.bench.workload import Workload
 from ragllava.postcards.archive import draw_archive, write_archive
-from ragllava.stages.answer.submit import Submission
 
 if TYPE_CHECKING:
     from ragllava.client import Client
@@ -29,7 +28,7 @@ def sample_questions(workload: Workload) -> list[str]:
     if not folder.exists():
         workload.progress(f"ingesting {workload.images} postcards")
         written = write_archive(folder, drawn)
-        wait(client, client.ingest([written.pictures], SAMPLE, written.captions).job_id)
+        wait(client, client.archives.ingest([written.pictures], SAMPLE, written.captions).job_id)
     return [question.text for question in drawn.questions]
 
 
@@ -44,13 +43,13 @@ def write_questions(client: Client, name: str, texts: Sequence[str]) -> Path:
 def run_job(client: Client, path: Path, archive_name: str) -> tuple[float, int]:
     """Seconds from the submit of a question file to the end of its job, and the job's id."""
     began = time.perf_counter()
-    job_id = client.submit(path, Submission(archive_name)).job_id
+    job_id = client.questions.submit(path, archive_name).job_id
     wait(client, job_id)
     return time.perf_counter() - began, job_id
 
 
 def wait(client: Client, job_id: int) -> None:
     """Wait for a job. Raises JobRefused if it does not complete: its time would have no meaning."""
-    job = client.wait(job_id, poll_s=_POLL_S)
+    job = client.jobs.wait(job_id, poll_s=_POLL_S)
     if job.state is not JobState.COMPLETED:
         raise JobRefused(f"a job of the benchmark ended as {job.state}: {job.error or job.progress.by_status}")

@@ -15,8 +15,7 @@ from ragllava.lab.bench.rows import BenchRow, Wanted, timed
 from ragllava.lab.bench.workload import Workload
 from ragllava.records import Answer, AnswerOptions, Question
 from ragllava.stages.answer.doubts import DoubtLimits, find_noisy
-from ragllava.stages.answer.stage import answer_again, answer_questions
-from ragllava.stages.answer.submit import Submission
+from ragllava.stages.answer.pipeline import answer_again, answer_questions
 from ragllava.stages.answer.tools import AnswerTools, prepare
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive
@@ -51,7 +50,9 @@ def _bulk_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> B
         job_s.append(seconds)
         seconds, answers = timed(partial(_answer, texts, tools))
         direct_s.append(seconds)
-    differing = sum(row.answer != answer.text for row, answer in zip(client.results(job_id), answers, strict=True))
+    differing = sum(
+        row.answer != answer.text for row, answer in zip(client.questions.results(job_id), answers, strict=True)
+    )
     return BenchRow(
         "overhead", f"overhead, a job of {len(texts)} questions", _REFERENCE, "s", min(job_s), min(direct_s),
         Wanted(at_most=_MOST_SHARE), {"answers_that_differ": differing},
@@ -67,7 +68,7 @@ def _ask_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> Be
     profile: defaultdict[str, float] = defaultdict(float)
     for number in range(_ASKED):
         text = texts[number % len(texts)]
-        spent = spend(partial(client.ask, text, Submission(SAMPLE)))
+        spent = spend(partial(client.questions.ask, text, SAMPLE))
         ask_s.append(spent.seconds)
         for name, processor_ms in spent.figures(_ASKED).items():
             profile[name] += processor_ms

@@ -1,8 +1,8 @@
 """What has changed since an answer was made: whether a refresh asks its question again or takes the answer over.
 
-The makers are compared by name, the pictures by retrieving again: the same images with the same captions, judged by the
-same reranker, come out the same. So a new index alone changes nothing, unless it finds other images. An image whose
-picture could not be read was not judged, so its questions are asked again.
+Models and prompt are compared by name, the pictures by retrieving again: the same reranker gives the same relevance to
+the same images with the same captions. So a new index alone is no change, unless it finds other images. An image whose
+picture could not be read was not reranked, so its questions are asked again.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ from ragllava.stores.jobs import refreshes
 from ragllava.stores.jobs.answers import candidates_digest
 from ragllava.stores.jobs.refreshes import EarlierAnswer
 
-Retrieve = Callable[[Sequence[Question]], list[list[Candidate]]]  # the candidates of each question, as they are now
+Retrieve = Callable[[Sequence[Question]], list[list[Candidate]]]  # the present candidates of each question
 
 
-def changes_since(earlier: EarlierAnswer | None, now: ModelStamp, found: Sequence[Candidate]) -> tuple[Change, ...]:
-    """Why the question of an earlier answer has to be asked again; empty: it does not.
+def changes_since(
+    earlier: EarlierAnswer | None, now: ModelStamp, candidates: Sequence[Candidate]
+) -> tuple[Change, ...]:
+    """Why the question of an earlier answer has to be asked again; empty when it need not be.
 
-    `now` are the makers of an answer given now, `found` the candidates that are retrieved now.
+    `now` is the stamp that a new answer would get, `candidates` are those that are retrieved now.
     """
     if earlier is None or earlier.models is None or earlier.digest is None:
         return (Change.UNKNOWN,)
     before, after = earlier.models, asdict(now)
-    makers = [Change.RERANKER, Change.PROMPT, Change.THRESHOLD]
-    if earlier.has_evidence:  # else nobody generated anything
-        makers.append(Change.GENERATOR)
-    changes = [change for change in makers if before.get(change.value) != after[change.value]]
-    if earlier.image_ids != {candidate.image.image_id for candidate in found}:
+    compared = [Change.RERANKER, Change.PROMPT, Change.THRESHOLD]
+    if earlier.has_evidence:  # else the generator was not used
+        compared.append(Change.GENERATOR)
+    changes = [change for change in compared if before.get(change.value) != after[change.value]]
+    if earlier.image_ids != {candidate.image.image_id for candidate in candidates}:
         changes.append(Change.PICTURES)
-    elif earlier.digest != candidates_digest(found):
+    elif earlier.digest != candidates_digest(candidates):
         changes.append(Change.CAPTIONS)
     return tuple(changes)
 
@@ -42,19 +44,19 @@ def changes_since(earlier: EarlierAnswer | None, now: ModelStamp, found: Sequenc
 def take_over_unchanged(
     context: ShardContext[Resources], questions: Sequence[Question], retrieve: Retrieve, now: ModelStamp
 ) -> dict[int, tuple[Change, ...]]:
-    """Commit the earlier answers of those questions of a refresh's shard that would get the same again.
+    """Commit the earlier answers of those questions of a refresh's shard for which nothing has changed.
 
-    Returns the others by number, with what has changed for each.
+    Returns the other questions by number, with what has changed for each.
     """
     lease = context.lease
     numbers = [question.question_no for question in questions]
     earlier = context.read(refreshes.earlier_answers, lease.job_id, numbers)
     changes = {
-        question.question_no: changes_since(earlier.get(question.question_no), now, found)
-        for question, found in zip(questions, retrieve(questions), strict=True)
+        question.question_no: changes_since(earlier.get(question.question_no), now, candidates)
+        for question, candidates in zip(questions, retrieve(questions), strict=True)
     }
-    same = [number for number, reasons in changes.items() if not reasons]
+    unchanged = [number for number, reasons in changes.items() if not reasons]
     taken: set[int] = set()
-    if same:
-        taken = context.commit(refreshes.take_over, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, same)
+    if unchanged:
+        taken = context.commit(refreshes.take_over, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, unchanged)
     return {number: reasons or (Change.UNKNOWN,) for number, reasons in changes.items() if number not in taken}

@@ -1,8 +1,7 @@
-"""How the questions of a job are cut into shards: such with the same candidates together, as much as some seconds take.
+"""How a large shard is cut into shards of about the same estimated time whose questions share candidates.
 
 A picture that is a candidate of many questions is read once for all of them, if they are in one shard
-(docs/method.md 2). So a large shard is planned first: the candidates of its questions are found, and it is split into
-shards whose questions share as many pictures as possible, each of about the same estimated time.
+(docs/method.md 2). So the candidates are retrieved first, and questions that share many pictures go together.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# The same costs summed in another order: without this, a shard that is as large as the whole could lose one question.
-_ROUNDED_UP = 1 + 1e-9
+# Sums depend on the order in rounding: without this tolerance, a shard as large as the input could lose one question.
+_ROUNDING = 1 + 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What answering costs, in the unit of one pair behind a prefix that is there already.
+    """What answering costs; the unit is one pair behind a prefix that is computed already.
 
-    `image`: the prefix of one image more. `question`: an answer, and what else is done for each question.
+    `image`: the prefix of one more image. `question`: an answer, and all other work for each question.
     """
 
     image: float
@@ -34,51 +33,51 @@ class Cost:
 
 
 def shard_seconds(total: float, most: float, slots: int) -> float:
-    """How long a shard should take: `most` seconds, less when the whole would not keep all `slots` workers busy.
+    """How long a shard should take: `most` seconds, less when `total` seconds would not keep all `slots` busy.
 
-    Never less than a third of `most`: short shards share too little.
+    Never less than a third of `most`: short shards share too few pictures.
     """
     return min(most, max(most / 3, total / max(1, slots)))
 
 
 def cut(candidates: Sequence[Sequence[int]], cost: Cost, most: float) -> list[list[int]]:
-    """Places in `candidates`, shard by shard, every one in exactly one.
+    """Divide questions into shards; returns the indexes into `candidates`, each in exactly one shard.
 
-    A shard begins with the first question that is left, and takes the one that shares most candidates with it, until
-    its cost would be more than `most`. With the same input the plan is the same.
+    A shard begins with the first question that is left, and takes the question that shares most candidates with it,
+    until its cost would exceed `most`. The plan is deterministic.
     """
-    asking: dict[int, list[int]] = defaultdict(list)  # places by image
-    for place, images in enumerate(candidates):
+    asked_by: dict[int, list[int]] = defaultdict(list)  # questions by image
+    for question, images in enumerate(candidates):
         for image in dict.fromkeys(images):
-            asking[image].append(place)
+            asked_by[image].append(question)
     left = dict.fromkeys(range(len(candidates)))
     plan: list[list[int]] = []
     while left:
-        plan.append(_grow(candidates, asking, left, cost, most))
+        plan.append(_grow(candidates, asked_by, left, cost, most))
     return plan
 
 
 def _grow(
-    candidates: Sequence[Sequence[int]], asking: dict[int, list[int]], left: dict[int, None], cost: Cost, most: float
+    candidates: Sequence[Sequence[int]], asked_by: dict[int, list[int]], left: dict[int, None], cost: Cost, most: float
 ) -> list[int]:
-    """One shard; what it takes is no longer `left`."""
+    """One shard; removes its questions from `left`."""
     shard: list[int] = []
     seen: set[int] = set()
-    shared: dict[int, int] = {}  # of those left that share images with the shard: how many
+    shared: dict[int, int] = {}  # of the questions left that share images with the shard: how many
     spent = 0.0
     while left:
-        place = max(shared, key=lambda place: (shared[place], -place)) if shared else next(iter(left))
-        fresh = set(candidates[place]) - seen
-        added = cost.image * len(fresh) + cost.pair * len(candidates[place]) + cost.question
-        if shard and spent + added > most * _ROUNDED_UP:
+        question = max(shared, key=lambda question: (shared[question], -question)) if shared else next(iter(left))
+        fresh = set(candidates[question]) - seen
+        added = cost.image * len(fresh) + cost.pair * len(candidates[question]) + cost.question
+        if shard and spent + added > most * _ROUNDING:
             break
-        shard.append(place)
+        shard.append(question)
         spent += added
-        del left[place]
-        shared.pop(place, None)
+        del left[question]
+        shared.pop(question, None)
         seen |= fresh
         for image in fresh:
-            for other in asking[image]:
-                if other in left:
-                    shared[other] = shared.get(other, 0) + 1
+            for neighbour in asked_by[image]:
+                if neighbour in left:
+                    shared[neighbour] = shared.get(neighbour, 0) + 1
     return shard

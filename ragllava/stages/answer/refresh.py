@@ -1,7 +1,7 @@
-"""Refreshing a job: its questions again, of which the workers ask only those that something has changed for.
+"""Refreshing a job: its questions again, of which the workers ask only those for which something has changed.
 
-The comparison is part of the answer stage (stages/answer/changes.py), because it retrieves, and a machine that only
-submits may have no retriever. Only `refresh_plan.py`, which tells in advance, needs one where it is called.
+The comparison is part of the answer stage (stages/answer/changes.py) because it retrieves, and a machine that only
+submits may have no retriever. Only `refresh_plan.py`, the preview, needs one in the calling process.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ragllava.stores.jobs import refreshes
 def submit_refresh(engine: Engine, settings: Settings, earlier_job_id: int) -> tuple[int, bool]:
     """Create an answer job that refreshes an ended one; returns its id and whether it is new.
 
-    It has the same lines and options. Lines that have no answer end as they did: those are for a retry. While a
-    refresh of that job is open, that one is returned. Raises UsageError when there is nothing to refresh.
+    It has the same lines and options. Lines without an answer keep their outcome: those are for a retry. While a
+    refresh of that job is open, that refresh is returned. Raises UsageError when there is nothing to refresh.
     """
 
     def work(connection: Connection) -> tuple[int, bool]:
@@ -60,11 +60,11 @@ def require_answered(job: JobView) -> JobView:
         raise UsageError(f"job {job.job_id} is {job.state.value}; only an ended job can be refreshed")
     if not answered_lines(job):
         raise UsageError(
-            f"job {job.job_id} has no answer to refresh; `ragllava jobs retry {job.job_id}` tries its questions again"
+            f"job {job.job_id} has no answer to refresh; `ragllava jobs retry {job.job_id}` asks its questions again"
         )
     return job
 
 
 def answered_lines(job: JobView) -> int:
-    """How many lines have a good outcome."""
+    """How many lines have the outcome `answered` or `no_evidence`."""
     return sum(job.progress.by_status.get(status, 0) for status in (AnswerStatus.ANSWERED, AnswerStatus.NO_EVIDENCE))

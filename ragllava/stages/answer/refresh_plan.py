@@ -1,4 +1,4 @@
-"""What a refresh would ask again, told in advance. Retrieves in the calling process."""
+"""Previews what a refresh would ask again. Retrieves in the calling process."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ragllava.jobs import control
 from ragllava.records import Role
 from ragllava.settings import Settings
 from ragllava.stages.answer.changes import changes_since
+from ragllava.stages.answer.pipeline import retrieve
 from ragllava.stages.answer.refresh import answered_lines, require_answered
-from ragllava.stages.answer.stage import retrieve
 from ragllava.stages.answer.tools import look_up, stamp_of
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive
@@ -28,8 +28,8 @@ OnProgress = Callable[[int, int], None]  # questions compared, of how many
 
 @dataclass(frozen=True, slots=True)
 class RefreshPlan:
-    """What a refresh now would do. `without_answer` lines stay as they are; `because` counts reasons, of which a
-    question may have several."""
+    """What a refresh now would do. Lines without an answer keep their outcome. `because` counts reasons; a question
+    may have several."""
 
     job: int
     unchanged: int
@@ -45,7 +45,7 @@ class RefreshPlan:
 def plan_refresh(
     engine: Engine, settings: Settings, resources: Resources, job_id: int, on_progress: OnProgress | None = None
 ) -> RefreshPlan:
-    """What a refresh of an ended job would ask again, were it done now. Loads the retriever, and no other model.
+    """Preview a refresh of an ended job. Loads the retriever, and no other model.
 
     Raises UsageError when there is nothing to refresh, JobRefused when this machine's profile is not the archive's.
     """
@@ -62,8 +62,8 @@ def plan_refresh(
     after, asked_again, done = -1, 0, 0
     while page := in_transaction(engine, refreshes.answered_page, job_id, after, _PAGE):
         questions = [question for question, _ in page]
-        for (_, earlier), found in zip(page, retrieve(questions, tools), strict=True):
-            changes = changes_since(earlier, now, found)
+        for (_, earlier), candidates in zip(page, retrieve(questions, tools), strict=True):
+            changes = changes_since(earlier, now, candidates)
             because.update(change.value for change in changes)
             asked_again += bool(changes)
         after, done = questions[-1].question_no, done + len(questions)

@@ -1,4 +1,4 @@
-"""A shard of many questions is split into such that share candidates and take about the same time (planning.py)."""
+"""Splits a shard of many questions into shards that share candidates and take about the same time (planning.py)."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ FindCandidates = Callable[[Sequence[Question]], list[list[int]]]  # ids of image
 
 
 def split_if_large(
-    context: ShardContext[Resources], questions: Sequence[Question], find: FindCandidates, cost: Cost
+    context: ShardContext[Resources], questions: Sequence[Question], find_candidates: FindCandidates, cost: Cost
 ) -> bool:
-    """Split the leased shard when these, its open questions, would take too long together; returns whether it did.
+    """Split the leased shard if its open questions would take too long together; returns whether it was split.
 
-    A pace must be known. Slots of workers that are there share the work when it is little.
+    Does nothing while the pace of this process is unknown. Little work is divided among all live slots.
     """
     settings, pace = context.settings, context.resources.pace.seconds_per_cost
     if pace is None or not questions:
@@ -42,13 +42,13 @@ def split_if_large(
     candidates: list[list[int]] = []
     for start in range(0, len(questions), _QUESTIONS_PER_SEARCH):
         context.check()
-        candidates += find(questions[start : start + _QUESTIONS_PER_SEARCH])
+        candidates += find_candidates(questions[start : start + _QUESTIONS_PER_SEARCH])
     slots = context.read(live_slots, settings).get(kind_of(context.lease.kind).queue, 1)
     seconds = shard_seconds(pace * cost.of(candidates), settings.shard_seconds, slots)
     plan = cut(candidates, cost, seconds / pace)
     if len(plan) == 1:
         return False
-    numbers = [[questions[place].question_no for place in shard] for shard in plan]
+    numbers = [[questions[index].question_no for index in shard] for shard in plan]
     context.commit(_split, context.lease, numbers)
     facts = {"action": "shard_planned", "shard": context.lease.shard_id, "job": context.lease.job_id}
     log.info(f"{len(questions)} questions in {len(plan)} shards of about {seconds:.0f} s", extra=facts)
@@ -56,7 +56,7 @@ def split_if_large(
 
 
 def _split(connection: Connection, lease: Lease, shards: Sequence[Sequence[int]]) -> None:
-    """Shards of the questions with these numbers, one after another in the order of work."""
-    places = answers.reorder(connection, lease.job_id, [number for shard in shards for number in shard])
+    """Make shards of the questions with these numbers, one after another in the order of work."""
+    positions = answers.reorder(connection, lease.job_id, [number for shard in shards for number in shard])
     ends = accumulate((len(shard) for shard in shards), initial=0)
-    queue.split(connection, lease, [(places[lo], places[hi - 1] + 1) for lo, hi in pairwise(ends)])
+    queue.split(connection, lease, [(positions[lo], positions[hi - 1] + 1) for lo, hi in pairwise(ends)])

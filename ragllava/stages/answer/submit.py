@@ -1,11 +1,10 @@
-"""From a question file to an answer job: everything in one transaction, nothing half submitted."""
+"""From a question file to an answer job, in one transaction."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import re
 from dataclasses import dataclass, field, fields
 from types import UnionType
 
@@ -18,7 +17,7 @@ from ragllava.jobs.control import NewJob
 from ragllava.json_records import to_json
 from ragllava.records import AnswerOptions, JobKind, Question
 from ragllava.settings import Settings
-from ragllava.stages.answer.question_files import QuestionFile
+from ragllava.stages.answer.question_files import UNSTORABLE, QuestionFile
 from ragllava.stages.results.outbox import Outbox
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
@@ -32,15 +31,14 @@ ASK_PRIORITY = 10
 
 MAX_TOP_K = 1_000
 MAX_TOP_N = 20
-MAX_KEY_BYTES = 2_000  # the database's index takes about 2,700
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # no text to Postgres
+MAX_KEY_BYTES = 2_000  # the database's index accepts about 2,700
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
     """How a question file is to be answered. With the same idempotency key, the same file makes one job.
 
-    With an `outbox`, the result files are written there as well as into our own bucket.
+    With an `outbox`, the result files are written there as well as into the deployment's own bucket.
     """
 
     archive: str
@@ -53,7 +51,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """What a submit made: the job, whether it is new, and the lines that will end as `failed`."""
+    """The result of a submit: the job, whether it is new, and the invalid lines, which end as `failed`."""
 
     job_id: int
     is_new: bool
@@ -64,9 +62,9 @@ class Submitted:
 def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how: Submission) -> Submitted:
     """Create an answer job of all lines of a file.
 
-    Raises InvalidInput when lines are invalid, unless `skip_invalid`: then those lines become questions that have
+    Raises InvalidInput when lines are invalid, unless `skip_invalid`: then those lines become questions that end as
     `failed` with their reason, so that every input line still gives an output line. Raises UsageError for an
-    unknown archive, for options out of range, and for a key that belongs to another content.
+    unknown archive, for options out of range, and for a key that was used with other content.
     """
     _check_options(how.options)
     _check_key(how.idempotency_key)
@@ -97,26 +95,26 @@ def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how
 
 
 def as_options(given: object) -> AnswerOptions:
-    """Options that came as JSON; None stands for all defaults. The values are checked when the job is made; here
-    UsageError only says that there are others."""
+    """Options from JSON; None stands for all defaults. Raises UsageError for unknown names. The values are checked when
+    the job is made."""
     if given is None:
         return AnswerOptions()
-    known = [field.name for field in fields(AnswerOptions)]
-    if not isinstance(given, dict) or not given.keys() <= set(known):
-        raise UsageError(f"options may hold {', '.join(known)} and nothing else, not {given!r}")
+    names = [field.name for field in fields(AnswerOptions)]
+    if not isinstance(given, dict) or not given.keys() <= set(names):
+        raise UsageError(f"options may contain only {', '.join(names)}, not {given!r}")
     return AnswerOptions(**given)
 
 
-def record_refusal(objects: ObjectStore, where: str, address: str, error: RagllavaError) -> None:
-    """Write at the address `where` why the file at `address` became no job, with each of its invalid lines.
+def record_refusal(objects: ObjectStore, report_address: str, address: str, error: RagllavaError) -> None:
+    """Write at `report_address` why the file at `address` became no job, with each of its invalid lines.
 
-    That it cannot be written there is a log line and no more. Raises ServiceUnavailable.
+    If it cannot be written there, that is only logged. Raises ServiceUnavailable.
     """
     log.warning(str(error), extra={"action": "submission_refused", "address": address})
     errors = error.errors if isinstance(error, InvalidInput) else []
     body = {"address": address, "message": str(error), "errors": to_json(errors)}
     try:
-        objects.put_external(where, json.dumps(body, indent=2).encode(), "application/json")
+        objects.put_external(report_address, json.dumps(body, indent=2).encode(), "application/json")
     except (UsageError, ObjectMissing) as unwritable:
         log.warning(str(unwritable), extra={"action": "refusal_not_written", "address": address})
 
@@ -138,7 +136,7 @@ def _insert_lines(connection: Connection, job_id: int, file: QuestionFile) -> No
 
 
 def _check_options(options: AnswerOptions) -> None:
-    """They come from other programs as well, by message; a wrong one would end every question as dead."""
+    """Raises UsageError. Other programs send options too, and a wrong one would end every question as dead."""
     for name, value, most in (("top_k", options.top_k, MAX_TOP_K), ("top_n", options.top_n, MAX_TOP_N)):
         if not _is_number(value, int) or not 1 <= value <= most:
             raise UsageError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
@@ -156,12 +154,12 @@ def _is_number(value: object, kind: type | UnionType) -> bool:
 def _check_key(key: str | None) -> None:
     if key is None:
         return
-    if not key or _UNSTORABLE.search(key) or len(key.encode()) > MAX_KEY_BYTES:
+    if not key or UNSTORABLE.search(key) or len(key.encode()) > MAX_KEY_BYTES:
         raise UsageError(f"an idempotency key is text of 1 to {MAX_KEY_BYTES:,} bytes, not {key[:80]!r}")
 
 
 def _digest(file: QuestionFile, options: AnswerOptions) -> str:
-    """Of what is asked and how; where the file was found does not matter."""
+    """The hash of questions and options, not of the file's address."""
     digest = hashlib.sha256(json.dumps(to_json(options), sort_keys=True).encode())
     for line in file.lines:
         text = line.text if isinstance(line, Question) else line.message

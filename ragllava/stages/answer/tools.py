@@ -1,4 +1,4 @@
-"""What answering works with: settings and options, the index, the champions of this moment, and what they cost."""
+"""What answering needs: settings and options, the index, the current champions, and what they cost."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from ragllava.stores.learning.registry import ModelVersion
 
 @dataclass(frozen=True)
 class AnswerTools:
-    """Everything one call of `answer_questions` works with."""
+    """Everything that one call of `answer_questions` needs."""
 
     engine: Engine
     settings: Settings
     resources: Resources
-    index: IndexView | None  # None: the archive holds no embedded picture yet
+    index: IndexView | None  # None: the archive has no embedded picture yet
     options: AnswerOptions
     threshold: float
-    by_caption: bool = False  # questions are captions to find the image of; jobs ask none of these
+    by_caption: bool = False  # the questions are captions whose image is sought; only evaluations ask these
 
 
 def prepare(
@@ -41,11 +41,11 @@ def prepare(
     options: dict[str, object],
     index: IndexView | None = None,
 ) -> AnswerTools:
-    """Look up what all questions of a shard share, and let the models be the champions of this moment.
+    """Look up what all questions of a shard share, and apply the current champions.
 
-    So a new champion is taken up between two shards, with its own η, and no question is answered by two versions.
-    The same with a new index; `index` names another one than the archive's active one. Raises JobRefused when the
-    retriever of the index, or a champion, cannot be used here.
+    So a new champion, with its own η, and a new index are taken up between two shards, and no question is answered by
+    two versions. `index` replaces the archive's active index. Raises JobRefused when the retriever of the index, or a
+    champion, cannot be used here.
     """
     tools, champions = look_up(engine, settings, resources, archive_id, options, index)
     apply_champions(resources, champions)
@@ -60,13 +60,11 @@ def look_up(
     options: dict[str, object],
     index: IndexView | None = None,
 ) -> tuple[AnswerTools, dict[Role, ModelVersion]]:
-    """As `prepare`, but nobody wears the champions, which are returned: enough to retrieve with the tools."""
+    """As `prepare`, but the champions are returned, not applied: the tools can only retrieve."""
     chosen = from_json(AnswerOptions, options)
     profile = resources.models.profile
-    active, champions = in_transaction(
-        engine, lambda c: (vectors.active_index(c, archive_id), registry.champions(c, profile.name))
-    )
-    index = index or active
+    champions = in_transaction(engine, registry.champions, profile.name)
+    index = index or in_transaction(engine, vectors.active_index, archive_id)
     if index is not None:
         resources.retriever_of(index)
     threshold = chosen.threshold
@@ -78,20 +76,20 @@ def look_up(
 
 
 def cost_of(tools: AnswerTools) -> Cost:
-    """What answering costs with these models: an answer reads its evidence once more."""
+    """What answering costs with these models: an answer reads its evidence a second time."""
     sharing = tools.resources.models.reranker.sharing
     prefix = sharing.prefix_tokens / sharing.ending_tokens if sharing else 0.0
     return Cost(image=prefix, pair=1.0, question=(prefix + 1.0) * tools.options.top_n)
 
 
 def stamp_now(tools: AnswerTools) -> ModelStamp:
-    """The makers of answers given with these tools now."""
+    """The stamp of answers given with these tools and the models applied now."""
     models = tools.resources.models
     return stamp_of(tools, models.reranker.version, models.generator.version)
 
 
 def stamp_of(tools: AnswerTools, reranker: str, generator: str) -> ModelStamp:
-    """The makers of answers given with these tools by these versions."""
+    """The stamp of answers given with these tools by these versions."""
     answer_version = ANSWER_VERSION if tools.options.captions_in_answer else ANSWER_BARE_VERSION
     return ModelStamp(
         index=f"{tools.index.index_id}:{tools.index.retriever}" if tools.index else "none",

@@ -1,24 +1,26 @@
-"""From looks at objects to changes of an archive, in one transaction: ingest jobs, retired images, captions.
+"""Apply observed changes of objects to an archive in one transaction: ingest jobs, retired images, captions.
 
-A look is compared with the row that it was made against: when somebody else wrote that row meanwhile, the look is
-stale and nothing is done. So any number of folds and scans may run at once.
+An observation is compared with the recorded state that it was made against: if another process has written that record
+meanwhile, the observation is stale and has no effect. So any number of processes may handle events and scan
+concurrently.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 from sqlalchemy import Connection
 
 from ragllava.records import SourceFile
 from ragllava.settings import Settings
 from ragllava.stages.buckets.object_captions import (
-    Books,
+    CaptionFiles,
+    captions_for,
     object_uri,
     pictures_of_sidecars,
     refresh_captions,
-    wanted_captions,
 )
 from ragllava.stages.ingest.reading import DISAPPEARED
 from ragllava.stages.ingest.submit import create_ingest
@@ -27,241 +29,237 @@ from ragllava.stores.archives import image_changes
 from ragllava.stores.archives.image_changes import NewName
 from ragllava.stores.buckets import bindings, bound_objects, change_events
 from ragllava.stores.buckets.bindings import Binding
-from ragllava.stores.buckets.bound_objects import KnownObject, ObjectKind, SeenObject
+from ragllava.stores.buckets.bound_objects import BoundObject, ObjectKind, ObjectState
 
 TOO_LONG = f"its address is longer than the {MAX_URI:,} characters allowed"
-NOT_TAKEN = "it is neither a picture nor a caption"
+NOT_USABLE = "it is neither a picture nor a caption"
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One object: what was known of it before, and what is there; `found` None: it is gone.
+class Observation:
+    """One object: its recorded state `before`, and its state `now`; None: it does not exist (any more).
 
-    `again` asks for a picture to be ingested although its object has not changed.
+    `reingest` asks for a picture to be ingested although its object has not changed.
     """
 
     key: str
-    known: KnownObject | None
-    found: SeenObject | None
-    again: bool = False
+    before: BoundObject | None
+    now: ObjectState | None
+    reingest: bool = False
 
     @property
     def kind(self) -> ObjectKind:
-        """What the object is, or was."""
-        if self.found is not None:
-            return self.found.kind
-        return self.known.kind if self.known is not None else ObjectKind.OTHER
+        """The kind of the object, from its present or former state."""
+        state = self.now or self.before
+        return state.kind if state is not None else ObjectKind.OTHER
 
     @property
-    def has_other_bytes(self) -> bool:
-        """New, or written anew since it was known."""
-        if self.found is None:
-            return False
-        known = self.known
-        return known is None or (known.etag, known.size_bytes) != (self.found.etag, self.found.size_bytes)
+    def has_new_bytes(self) -> bool:
+        """Whether the object is new, or was overwritten."""
+        if self.now is None or self.before is None:
+            return self.now is not None
+        return (self.before.etag, self.before.size_bytes) != (self.now.etag, self.now.size_bytes)
 
     @property
     def is_change(self) -> bool:
         """Whether there is anything to do."""
-        if self.found is None:
-            return self.known is not None
-        other_caption = self.known is not None and self.known.caption != self.found.caption
-        return self.has_other_bytes or self.again or other_caption
+        if self.now is None or self.before is None:
+            return self.now is not self.before
+        return self.has_new_bytes or self.reingest or self.before.caption != self.now.caption
 
 
 @dataclass(slots=True)
 class Changes:
-    """What was done about looked-at objects, by key."""
+    """What was done about observed objects; the lists hold keys."""
 
     added: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
-    restored: list[str] = field(default_factory=list)  # the object was as before, its image was missing
+    restored: list[str] = field(default_factory=list)  # the object had not changed, but its image was missing
     gone: list[str] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)  # pictures whose caption changed
-    unchanged: int = 0
-    retired: int = 0  # images
     waiting: list[str] = field(default_factory=list)  # an earlier version is still being ingested
-    stale: list[str] = field(default_factory=list)  # somebody else looked at the same time
+    stale: list[str] = field(default_factory=list)  # observed by another process at the same time
+    unchanged: int = 0
     job_ids: list[int] = field(default_factory=list)
 
-    def add(self, other: Changes) -> None:
-        """Sum up."""
-        for name in ("added", "replaced", "restored", "gone", "captions", "waiting", "stale", "job_ids"):
-            getattr(self, name).extend(getattr(other, name))
-        self.unchanged += other.unchanged
-        self.retired += other.retired
-
-    def totals(self) -> dict[str, int]:
-        """For the counters."""
+    @property
+    def differences(self) -> dict[str, list[str]]:
+        """The keys that differed from their recorded state, by kind of change."""
         return {
-            "added": len(self.added),
-            "replaced": len(self.replaced),
-            "restored": len(self.restored),
-            "gone": len(self.gone),
-            "captions": len(self.captions),
-            "unchanged": self.unchanged,
+            "added": self.added,
+            "replaced": self.replaced,
+            "restored": self.restored,
+            "gone": self.gone,
+            "captions": self.captions,
         }
 
+    def add(self, changes: Changes) -> None:
+        """Add the changes of other objects."""
+        for member in fields(self):
+            setattr(self, member.name, getattr(self, member.name) + getattr(changes, member.name))
 
-def apply_looks(
-    connection: Connection, settings: Settings, binding: Binding, looks: Sequence[Look], books: Books
+    def totals(self) -> dict[str, int]:
+        """The number of objects by kind of change, for the counters."""
+        return {name: len(keys) for name, keys in self.differences.items()} | {"unchanged": self.unchanged}
+
+
+def apply_observations(
+    connection: Connection,
+    settings: Settings,
+    binding: Binding,
+    observations: Sequence[Observation],
+    caption_files: CaptionFiles,
 ) -> Changes:
-    """Do what the looks ask for; of the pictures among them one ingest job is made."""
+    """Apply what was observed; one ingest job is made of all new and changed pictures."""
     changes = Changes()
     if not bindings.lock(connection, binding.binding_id):
         return changes
-    todo = _current(connection, binding, looks, changes)
-    pictures = [look for look in todo if look.kind is ObjectKind.PICTURE]
-    to_ingest = [
-        look for look in pictures if look.found and not look.found.reason and (look.has_other_bytes or look.again)
-    ]
-    gone = [look for look in todo if look.found is None]
-    _release(connection, binding, to_ingest, [look.key for look in gone if look.kind is ObjectKind.PICTURE], changes)
-    bound_objects.remember(connection, binding.binding_id, [_remembered(look) for look in todo if look.found])
-    bound_objects.forget(connection, binding.binding_id, [look.key for look in gone])
-    _ingest(connection, settings, binding, to_ingest, books, changes)
-    changes.added += [look.key for look in todo if look.kind is ObjectKind.QUESTIONS and look.has_other_bytes]
-    _refresh(connection, binding, todo, {look.key for look in to_ingest}, books, changes)
-    changes.gone += [look.key for look in gone]
+    observations = [_with_reason(observation, caption_files.problems) for observation in observations]
+    todo = _actionable(connection, binding, observations, changes)
+    pictures = [observation for observation in todo if observation.kind is ObjectKind.PICTURE]
+    to_ingest = [o for o in pictures if o.now and not o.now.reason and (o.has_new_bytes or o.reingest)]
+    gone = [observation.key for observation in todo if observation.now is None]
+    _release_images(connection, binding, to_ingest, [picture.key for picture in pictures if picture.now is None])
+    states = [_state_to_save(observation) for observation in todo if observation.now is not None]
+    bound_objects.save_objects(connection, binding.binding_id, states)
+    bound_objects.delete_objects(connection, binding.binding_id, gone)
+    if to_ingest:
+        keys = [picture.key for picture in to_ingest]
+        changes.job_ids.append(_ingest(connection, settings, binding, keys, caption_files))
+    for picture in to_ingest:
+        if picture.before is None:
+            changes.added.append(picture.key)
+        else:
+            (changes.replaced if picture.has_new_bytes else changes.restored).append(picture.key)
+    changes.added += [o.key for o in todo if o.kind is ObjectKind.QUESTIONS and o.has_new_bytes]
+    changes.captions += _refresh(connection, binding, todo, {picture.key for picture in to_ingest}, caption_files)
+    changes.gone += gone
     return changes
 
 
-def settle_binding(connection: Connection, binding: Binding, books: Books) -> int:
-    """Take over what ingest jobs have made of the binding's pictures; returns how many have an outcome now.
+def settle_binding(connection: Connection, binding: Binding, caption_files: CaptionFiles) -> int:
+    """Record the outcomes that ingest jobs have for the binding's pictures; returns the number of outcomes.
 
-    A picture that is refused takes its former image with it, because those bytes are no longer there. Captions that
-    came while the picture was on its way are given to it.
+    The former image of a picture whose new bytes were rejected is retired, because its bytes do not exist any more.
+    Captions that changed while the picture was being ingested are applied to it.
     """
     if not bindings.lock(connection, binding.binding_id):
         return 0
     settled = bound_objects.settle(connection, binding.binding_id, [DISAPPEARED])
-    # An object that was away for a moment has its former bytes again perhaps, so nothing would tell it from before.
-    change_events.note(connection, [(binding.bucket, key) for key in settled.passed])
+    # An object that was missing for a moment may have its former bytes again, so no event would report a difference.
+    change_events.record(connection, [(binding.bucket, key) for key in settled.transient])
     refused = [object_uri(binding.bucket, key) for key in settled.refused]
     image_changes.retire_at(connection, binding.archive_id, refused)
-    refresh_captions(connection, binding, settled.stored, books, may_remove=False)
-    return len(settled.stored) + len(settled.refused) + len(settled.passed)
+    refresh_captions(connection, binding, settled.stored, caption_files, may_remove=False)
+    return len(settled.stored) + len(settled.refused) + len(settled.transient)
 
 
-def _current(connection: Connection, binding: Binding, looks: Sequence[Look], changes: Changes) -> list[Look]:
-    """The looks that ask for a change and may have it now; the others are noted in `changes`."""
-    now = bound_objects.known_objects(connection, binding.binding_id, [look.key for look in looks])
+def _with_reason(observation: Observation, problems: Mapping[str, str]) -> Observation:
+    """The observation with the reason why nothing can be made of the object, as far as its name and content tell."""
+    if observation.now is None:
+        return observation
+    if observation.kind is ObjectKind.OTHER:
+        reason: str | None = NOT_USABLE
+    elif observation.kind is ObjectKind.PICTURE and len(object_uri("", observation.key)) > MAX_URI:
+        reason = TOO_LONG
+    else:
+        reason = problems.get(observation.key, observation.now.reason)
+    return replace(observation, now=replace(observation.now, reason=reason))
+
+
+def _actionable(
+    connection: Connection, binding: Binding, observations: Sequence[Observation], changes: Changes
+) -> list[Observation]:
+    """The observations that ask for a change that is possible now; the others are counted in `changes`."""
+    recorded = bound_objects.load_objects(connection, binding.binding_id, [o.key for o in observations])
     todo = []
-    for look in looks:
-        row = now.get(look.key)
-        if (row.seen_at if row else None) != (look.known.seen_at if look.known else None):
-            changes.stale.append(look.key)
-        elif not look.is_change:
+    for observation in observations:
+        row = recorded.get(observation.key)
+        before = observation.before
+        if (row.seen_at if row else None) != (before.seen_at if before else None):
+            changes.stale.append(observation.key)
+        elif not observation.is_change:
             changes.unchanged += 1
         elif row is not None and row.is_waiting:
-            changes.waiting.append(look.key)
+            changes.waiting.append(observation.key)
         else:
-            todo.append(look)
+            todo.append(observation)
     return todo
 
 
-def _release(
-    connection: Connection, binding: Binding, replaced: Sequence[Look], gone: Sequence[str], changes: Changes
+def _release_images(
+    connection: Connection, binding: Binding, replaced: Sequence[Observation], gone: Sequence[str]
 ) -> None:
-    """Let go of the images whose objects are gone or have other bytes now.
+    """Rename or retire the images whose objects are gone or were overwritten.
 
-    An image that another object has as well is known by that one from now on, so that nothing retires it. Else it
-    is retired if its object is gone; that of an overwritten object stays until the new one is in its place.
+    An image that another object has, too, is named by that object from now on, so that nothing retires it. Else it
+    is retired if its object is gone; that of an overwritten object stays until the new image is stored.
     """
-    leaving = [*gone, *(look.key for look in replaced if look.known is not None)]
-    filed = image_changes.images_at(
-        connection, binding.archive_id, [object_uri(binding.bucket, key) for key in leaving]
+    released = [*gone, *(observation.key for observation in replaced if observation.before is not None)]
+    images = image_changes.images_at(
+        connection, binding.archive_id, [object_uri(binding.bucket, key) for key in released]
     )
-    if not filed:
+    if not images:
         return
-    away = {(binding.binding_id, key) for key in leaving}
-    others = _remaining(connection, binding.archive_id, [image.image_id for image in filed.values()], away)
-    image_changes.rename_images(connection, binding.archive_id, list(others.values()))
-    alone = [object_uri(binding.bucket, key) for key in gone]
-    changes.retired += image_changes.retire_at(connection, binding.archive_id, alone)
+    excluded = {(binding.binding_id, key) for key in released}
+    names = _other_names(connection, binding.archive_id, [image.image_id for image in images.values()], excluded)
+    image_changes.rename_images(connection, binding.archive_id, names)
+    image_changes.retire_at(connection, binding.archive_id, [object_uri(binding.bucket, key) for key in gone])
 
 
-def _remaining(
-    connection: Connection, archive_id: int, image_ids: Sequence[int], away: set[tuple[int, str]]
-) -> dict[int, NewName]:
-    """For images that an object beside those in `away` has as well: that object, by image."""
-    shared = bound_objects.sharers(connection, archive_id, image_ids)
-    places = {
-        image_id: stays[0]
-        for image_id, objects in shared.items()
-        if (stays := [place for place in objects if place not in away])
+def _other_names(
+    connection: Connection, archive_id: int, image_ids: Sequence[int], excluded: set[tuple[int, str]]
+) -> list[NewName]:
+    """For each image that an object not in `excluded` (binding, key) has, too: the name by that object."""
+    objects = bound_objects.objects_of_images(connection, archive_id, image_ids)
+    kept = {
+        image_id: candidates[0]
+        for image_id, pairs in objects.items()
+        if (candidates := [pair for pair in pairs if pair not in excluded])
     }
-    homes = bindings.load_bindings(connection, {binding_id for binding_id, _ in places.values()})
-    return {
-        image_id: NewName(image_id, _source(homes[binding_id], key), object_uri(homes[binding_id].bucket, key))
-        for image_id, (binding_id, key) in places.items()
-    }
+    loaded = bindings.load_bindings(connection, {binding_id for binding_id, _ in kept.values()})
+    return [
+        NewName(image_id, _source(loaded[binding_id], key), object_uri(loaded[binding_id].bucket, key))
+        for image_id, (binding_id, key) in kept.items()
+    ]
 
 
-def _remembered(look: Look) -> SeenObject:
-    """What to write down; an image is kept in mind only as long as it is made of these bytes."""
-    assert look.found is not None  # noqa: S101 - chosen so by the caller
-    found, known = look.found, look.known
-    keeps = known is not None and not look.has_other_bytes and not look.again
-    return SeenObject(
-        found.key,
-        found.kind,
-        found.etag,
-        found.size_bytes,
-        found.caption,
-        found.job_id,
-        known.reason if keeps and known is not None else found.reason,
-        known.image_id if keeps and known is not None else None,
-    )
+def _state_to_save(observation: Observation) -> ObjectState:
+    """The state to record; it keeps the outcome of the former state only if that was made of the same bytes."""
+    assert observation.now is not None  # noqa: S101 - selected by the caller
+    before = observation.before
+    if before is None or observation.has_new_bytes or observation.reingest:
+        return observation.now
+    return replace(observation.now, reason=before.reason, image_id=before.image_id)
 
 
 def _ingest(
-    connection: Connection,
-    settings: Settings,
-    binding: Binding,
-    looks: Sequence[Look],
-    books: Books,
-    changes: Changes,
-) -> None:
-    if not looks:
-        return
-    keys = [look.key for look in looks]
-    captions = wanted_captions(connection, binding, keys, books)
+    connection: Connection, settings: Settings, binding: Binding, keys: Sequence[str], caption_files: CaptionFiles
+) -> int:
+    captions = captions_for(connection, binding, keys, caption_files)
     files = [SourceFile(_source(binding, key), object_uri(binding.bucket, key), captions[key]) for key in keys]
     job_id = create_ingest(connection, settings, binding.archive_id, files, {"input": binding.address})
-    bound_objects.hand_over(connection, binding.binding_id, job_id, keys)
-    changes.job_ids.append(job_id)
-    for look in looks:
-        if look.known is None:
-            changes.added.append(look.key)
-        else:
-            (changes.replaced if look.has_other_bytes else changes.restored).append(look.key)
+    bound_objects.assign_job(connection, binding.binding_id, job_id, keys)
+    return job_id
 
 
 def _refresh(
-    connection: Connection, binding: Binding, todo: Iterable[Look], ingested: set[str], books: Books, changes: Changes
-) -> None:
-    """Captions of pictures that are not ingested now, but whose caption objects or metadata changed."""
-    by_kind: dict[ObjectKind, list[str]] = {}
-    for look in todo:
-        by_kind.setdefault(look.kind, []).append(look.key)
-    affected = {key for key in by_kind.get(ObjectKind.PICTURE, []) if key not in ingested}
-    affected |= pictures_of_sidecars(connection, binding, by_kind.get(ObjectKind.CAPTION, []))
-    caption_files = by_kind.get(ObjectKind.CAPTIONS, [])
-    if any(key not in books.problems for key in caption_files):
-        affected |= set(bound_objects.picture_keys(connection, binding.binding_id))
-    changes.captions += refresh_captions(connection, binding, sorted(affected - ingested), books)
+    connection: Connection,
+    binding: Binding,
+    todo: Iterable[Observation],
+    ingested: set[str],
+    caption_files: CaptionFiles,
+) -> list[str]:
+    """Update the captions of pictures that are not ingested now, but whose caption objects or metadata changed."""
+    by_kind: dict[ObjectKind, list[str]] = defaultdict(list)
+    for observation in todo:
+        by_kind[observation.kind].append(observation.key)
+    affected = {*by_kind[ObjectKind.PICTURE], *pictures_of_sidecars(connection, binding, by_kind[ObjectKind.CAPTION])}
+    if any(key not in caption_files.problems for key in by_kind[ObjectKind.CAPTIONS]):
+        affected.update(bound_objects.keys_of_kind(connection, binding.binding_id, ObjectKind.PICTURE))
+    return refresh_captions(connection, binding, sorted(affected - ingested), caption_files)
 
 
 def _source(binding: Binding, key: str) -> str:
-    """The name that people know an object's image by: what follows the bound prefix."""
+    """The displayed name of an object's image: the key below the bound prefix."""
     return shown(key.removeprefix(binding.prefix))
-
-
-def refusal(kind: ObjectKind, uri: str, problems: Mapping[str, str], key: str) -> str | None:
-    """Why nothing can be made of an object, as far as its name and its caption file tell."""
-    if kind is ObjectKind.OTHER:
-        return NOT_TAKEN
-    if kind is ObjectKind.PICTURE and len(uri) > MAX_URI:
-        return TOO_LONG
-    return problems.get(key)

@@ -1,4 +1,4 @@
-"""Binding parts of buckets to archives: the checks that need the object store, and the addresses people write."""
+"""Bind parts of buckets to archives: parse their addresses, and make the checks that need the object store."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _ADDRESS = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P
 
 
 def read_address(address: str) -> tuple[str, str]:
-    """Bucket and prefix of `s3://bucket/prefix/`. A prefix names a folder, so it gets its last slash if it lacks it.
+    """Bucket and prefix of `s3://bucket/prefix/`. A prefix names a folder, so a missing slash at its end is added.
 
     Raises UsageError for anything else.
     """
-    found = _ADDRESS.fullmatch(address)
-    if found is None:
-        raise UsageError(f"{address!r} is no address of the form s3://bucket/prefix/")
-    prefix = (found["prefix"] or "").lstrip("/")
-    return found["bucket"], prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise UsageError(f"{address!r} is not an address of the form s3://bucket/prefix/")
+    prefix = (match["prefix"] or "").lstrip("/")
+    return match["bucket"], prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
 
 
 def bind_archive(
@@ -34,7 +34,7 @@ def bind_archive(
 ) -> Binding:
     """Bind a part of a bucket to an archive, which is created if it is new. An inbox needs the option `outbox`.
 
-    Raises UsageError for an address that is none, a bucket that is not there or is our own, and an overlap.
+    Raises UsageError for an invalid address, a missing bucket, RagLLaVA's own bucket, and an overlap.
     """
     bucket, prefix = read_address(address)
     if role is BindingRole.INBOX:
@@ -44,27 +44,28 @@ def bind_archive(
         options = options | {"outbox": f"s3://{outbox}/{folder}"}
         _require_foreign(objects, outbox)
     _require_foreign(objects, bucket)
+    return in_transaction(engine, _bind, archive_name, role, bucket, prefix, options)
 
-    def work(connection: Connection) -> Binding:
-        archive_id = archive.ensure_archive(connection, archive_name).archive_id
-        return bindings.bind(connection, archive_id, role, bucket, prefix, options)
 
-    return in_transaction(engine, work)
+def _bind(
+    connection: Connection, archive_name: str, role: BindingRole, bucket: str, prefix: str, options: dict[str, Any]
+) -> Binding:
+    archive_id = archive.ensure_archive(connection, archive_name).archive_id
+    return bindings.bind(connection, archive_id, role, bucket, prefix, options)
 
 
 def unbind_archive(engine: Engine, archive_name: str, address: str) -> Binding:
-    """Forget a binding; the archive's images stay. Raises UsageError for what is not bound to this archive."""
-    bucket, prefix = read_address(address)
+    """Remove a binding; the archive's images stay. Raises UsageError for an address not bound to this archive."""
+    return in_transaction(engine, _unbind, archive_name, *read_address(address))
 
-    def work(connection: Connection) -> Binding:
-        archive_id = archive.get_archive(connection, archive_name).archive_id
-        binding = bindings.get_binding(connection, bucket, prefix)
-        if binding.archive_id != archive_id:
-            raise UsageError(f"{binding.address} is bound to the archive {binding.archive}, not to {archive_name}")
-        bindings.unbind(connection, binding.binding_id)
-        return binding
 
-    return in_transaction(engine, work)
+def _unbind(connection: Connection, archive_name: str, bucket: str, prefix: str) -> Binding:
+    archive_id = archive.get_archive(connection, archive_name).archive_id
+    binding = bindings.get_binding(connection, bucket, prefix)
+    if binding.archive_id != archive_id:
+        raise UsageError(f"{binding.address} is bound to the archive {binding.archive}, not to {archive_name}")
+    bindings.unbind(connection, binding.binding_id)
+    return binding
 
 
 def _require_foreign(objects: ObjectStore, bucket: str) -> None:

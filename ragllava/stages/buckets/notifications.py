@@ -1,8 +1,8 @@
-"""What object stores say when an object changed: payload in, (bucket, key) pairs out. Pure functions.
+"""Parse the notifications of object stores: payload in, (bucket, key) pairs out. Pure functions.
 
-Two dialects. S3 records, as MinIO and AWS send them, alone in a webhook's message or in the entries of a Redis list:
-keys are URL-encoded with `+` for a space. SeaweedFS's filer webhook: one path `/buckets/BUCKET/KEY` as it is, two of
-them for a rename. What happened is not read: whoever is told looks at the object itself.
+There are two formats. S3 records, as MinIO and AWS send them, in a webhook's message or in the entries of a Redis list:
+keys are URL-encoded with `+` for a space. SeaweedFS's filer webhook: one path `/buckets/BUCKET/KEY`, not encoded, and
+two for a rename. The kind of change is not used: the object itself is observed.
 """
 
 from __future__ import annotations
@@ -14,41 +14,36 @@ from urllib.parse import unquote_plus
 
 from ragllava.errors import UsageError
 
-MAX_KEY_BYTES = 1_024  # as S3 has it
+MAX_KEY_BYTES = 1_024  # the limit of S3
 MAX_BUCKET = 63
 
 NamedObject = tuple[str, str]  # bucket and key
 
 _FILER_ROOT = "/buckets/"
-_DEPTH = 4  # of lists and wrappers around records
-_CANNOT_BE_READ = "this is no notification of an object store: expected S3 records or SeaweedFS's filer event"
+_DEPTH = 4  # of nested lists and objects around records
+_UNKNOWN_FORMAT = "this is not a notification of an object store: expected S3 records or a SeaweedFS filer event"
 
 
 def read_notification(payload: bytes) -> list[NamedObject]:
     """The objects that one message names, in order; none for a store's test message.
 
-    Folders, parts of unfinished uploads and the store's own bookkeeping are left out, and so are names that cannot
-    be those of an object. Raises UsageError for what is neither dialect.
+    Folders, parts of unfinished uploads, the store's internal files and invalid names are left out. Raises UsageError
+    for a payload in neither format.
     """
     try:
         message = json.loads(payload)
     except (ValueError, RecursionError):
-        raise UsageError(_CANNOT_BE_READ) from None
+        raise UsageError(_UNKNOWN_FORMAT) from None
     if isinstance(message, dict) and "event_type" in message:
-        found = list(_filer_objects(message))
-    elif _is_test(message):
-        found = []
+        objects = list(_filer_objects(message))
+    elif isinstance(message, dict) and (message.get("Event") == "s3:TestEvent" or message.get("Records") == []):
+        objects = []  # AWS and MinIO send one of these when a notification is set up
     else:
         records = list(_records(message, _DEPTH))
         if not records:
-            raise UsageError(_CANNOT_BE_READ)
-        found = [named for record in records for named in _record_object(record)]
-    return [named for named in found if _is_possible(named)]
-
-
-def _is_test(message: Any) -> bool:
-    """AWS sends `s3:TestEvent` when a notification is set up, and MinIO an empty list of records."""
-    return isinstance(message, dict) and (message.get("Event") == "s3:TestEvent" or message.get("Records") == [])
+            raise UsageError(_UNKNOWN_FORMAT)
+        objects = [named for record in records for named in _record_object(record)]
+    return [named for named in objects if _is_valid(named)]
 
 
 def _records(value: Any, depth: int) -> Iterator[dict[str, Any]]:
@@ -93,12 +88,12 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _is_possible(named: NamedObject) -> bool:
+def _is_valid(named: NamedObject) -> bool:
     bucket, key = named
     try:
         size = len(key.encode())
         bucket.encode("ascii")
-    except UnicodeEncodeError:  # a lone surrogate, or no name of a bucket
+    except UnicodeEncodeError:  # a lone surrogate, or not the name of a bucket
         return False
     is_bucket = 0 < len(bucket) <= MAX_BUCKET and not bucket.startswith(".") and "\x00" not in bucket
     return is_bucket and 0 < size <= MAX_KEY_BYTES and "\x00" not in key and not key.endswith("/")

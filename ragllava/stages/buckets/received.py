@@ -1,4 +1,4 @@
-"""Notifications in, change events out: what the receiver and the tick do with messages of object stores."""
+"""Turn the notifications of object stores into change events, for the receiver and for the maintenance worker."""
 
 from __future__ import annotations
 
@@ -15,31 +15,30 @@ from ragllava.stores.database import in_transaction
 
 log = logging.getLogger(__name__)
 
-ENTRIES_AT_ONCE = 1_000  # of a Redis list
+ENTRIES_AT_ONCE = 1_000  # read from a Redis list
 
 
-def note_objects(engine: Engine, named: Sequence[NamedObject]) -> change_events.Noted:
+def record_events(engine: Engine, named: Sequence[NamedObject]) -> change_events.RecordedEvents:
     """Write change events about objects, and count them; when this returns, they are committed."""
-
-    def work(connection: Connection) -> change_events.Noted:
-        noted = change_events.note(connection, named)
-        change_events.add_totals(
-            connection, {"received": len(named), "repeated": noted.repeated, "unbound": noted.unbound}
-        )
-        return noted
-
-    return in_transaction(engine, work)
+    return in_transaction(engine, _record, named)
 
 
-def not_ours(named: Sequence[NamedObject], settings: Settings) -> list[NamedObject]:
-    """Without what we wrote into our own bucket, which cannot be bound."""
+def _record(connection: Connection, named: Sequence[NamedObject]) -> change_events.RecordedEvents:
+    recorded = change_events.record(connection, named)
+    totals = {"received": len(named), "repeated": recorded.repeated, "unbound": recorded.unbound}
+    change_events.add_totals(connection, totals)
+    return recorded
+
+
+def without_own_bucket(named: Sequence[NamedObject], settings: Settings) -> list[NamedObject]:
+    """The objects that are not in RagLLaVA's own bucket, which cannot be bound."""
     return [(bucket, key) for bucket, key in named if bucket != settings.s3_bucket]
 
 
 def drain_list(engine: Engine, settings: Settings) -> int:
     """Turn the entries of the Redis list `settings.events_list` into change events; returns the number of entries.
 
-    An entry is removed only after its change events are committed, so none is lost, and one may be read twice. Raises
+    An entry is removed only after its change events are committed, so none is lost, but one may be read twice. Raises
     ServiceUnavailable.
     """
     if settings.events_list is None:
@@ -53,7 +52,7 @@ def drain_list(engine: Engine, settings: Settings) -> int:
             except UsageError as error:
                 unreadable += 1
                 log.warning(str(error), extra={"action": "event_unreadable", "list": settings.events_list})
-        note_objects(engine, not_ours(named, settings))
+        record_events(engine, without_own_bucket(named, settings))
         in_transaction(engine, change_events.add_totals, {"unreadable": unreadable})
         event_lists.remove_entries(settings.require_redis(), settings.events_list, entries)
         count += len(entries)

@@ -1,9 +1,9 @@
-"""Noisy cases for review in Label Studio: its tasks out, its annotations in.
+"""Noisy cases for review in Label Studio: tasks out, annotations in.
 
-A task holds references to the pictures, never their bytes: `s3://` addresses that Label Studio signs when somebody
-looks, or signed ones with an end. What the models kept is a prediction, which the reviewer corrects; the verdict and
-the right answer are left to him, so that nobody agrees by not looking. Import reads Label Studio's export of the
-format "JSON".
+A task has the addresses of the pictures, never their bytes: `s3://` addresses that Label Studio signs when a reviewer
+opens the task, or signed URLs that expire. The images that the models kept are a prediction, which the reviewer
+corrects; verdict and right answer have no prediction, so that nobody agrees without looking. Import reads Label
+Studio's export in the format "JSON".
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 from ragllava.errors import InvalidInput, LineError
 from ragllava.records import Candidate, StoredImage
+from ragllava.stages.answer.question_files import Rejected
 from ragllava.stages.feedback.files import (
     Dismissal,
     FeedbackFile,
     FeedbackLine,
-    Rejected,
     as_dismissal,
     as_line,
     parse_json,
@@ -26,7 +26,7 @@ from ragllava.stages.feedback.files import (
 )
 from ragllava.stores.learning.noisy import NoisyView
 
-# The names of the controls are the keys of the feedback, and those of a candidate end in its place in the list.
+# The names of the controls are the keys of the feedback, and those of a candidate end in its index in the list.
 LABELING_CONFIG = """\
 <View>
   <Header value="Question"/>
@@ -55,11 +55,9 @@ LABELING_CONFIG = """\
 
 _RELEVANCE = "relevance_"
 
-Address = Callable[[StoredImage], str]
 
-
-def as_task(case: NoisyView, address: Address) -> dict[str, Any]:
-    """One task for Label Studio's import; `address` says where it finds a picture."""
+def as_task(case: NoisyView, address: Callable[[StoredImage], str]) -> dict[str, Any]:
+    """One task for Label Studio's import; `address` gives the address of a picture."""
     question = case.question
     models = question.models or {}
     return {
@@ -76,8 +74,8 @@ def as_task(case: NoisyView, address: Address) -> dict[str, Any]:
             {
                 "model_version": str(models.get("reranker", "unknown")),
                 "result": [
-                    _choice(place, "relevant")
-                    for place, candidate in enumerate(question.candidates)
+                    _choice(index, "relevant")
+                    for index, candidate in enumerate(question.candidates)
                     if candidate.evidence_no is not None
                 ],
             }
@@ -86,36 +84,38 @@ def as_task(case: NoisyView, address: Address) -> dict[str, Any]:
 
 
 def read_annotations(source: Path | bytes, *, name: str) -> tuple[FeedbackFile, int]:
-    """What reviewers said, from Label Studio's JSON export, and how many tasks have no annotation yet.
+    """The feedback in Label Studio's JSON export, and how many tasks have no annotation yet.
 
     Of several annotations of a task the latest counts; a task whose annotations were all skipped is dismissed. The
-    `line` of an error is the place of its task in the file, from 1. Raises InvalidInput when the file as a whole is
-    no such export, UsageError when it cannot be opened.
+    `line` of an error is the number of its task in the file, from 1. Raises InvalidInput when the file is not such an
+    export, UsageError when it cannot be opened.
     """
     try:
         tasks = parse_json(read_text(source, name))
         if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-            raise Rejected("unknown_format", 'this is no list of tasks: export from Label Studio in the format "JSON"')
+            raise Rejected(
+                "unknown_format", 'this is not a list of tasks; export from Label Studio in the format "JSON"'
+            )
     except Rejected as rejected:
         raise InvalidInput(name, [LineError(rejected.code, 0, rejected.message)]) from None
     lines: list[FeedbackLine | LineError] = []
     dismissed: list[Dismissal] = []
     waiting = 0
     for number, task in enumerate(tasks, start=1):
-        annotations = [found for found in task.get("annotations") or () if isinstance(found, dict)]
-        done = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
+        annotations = [annotation for annotation in task.get("annotations") or () if isinstance(annotation, dict)]
         if not annotations:
             waiting += 1
             continue
-        found = _as_feedback(number, task, max(done, key=_moment)) if done else _as_dismissal(number, task)
-        if isinstance(found, Dismissal):
-            dismissed.append(found)
+        done = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
+        line = _read_task(number, task, max(done, key=_moment) if done else None)
+        if isinstance(line, Dismissal):
+            dismissed.append(line)
         else:
-            lines.append(found)
+            lines.append(line)
     return FeedbackFile(name, lines, tuple(dismissed)), waiting
 
 
-def _candidate_data(candidate: Candidate, address: Address) -> dict[str, Any]:
+def _candidate_data(candidate: Candidate, address: Callable[[StoredImage], str]) -> dict[str, Any]:
     return {
         "image": address(candidate.image),
         "image_id": candidate.image.image_id,
@@ -126,61 +126,52 @@ def _candidate_data(candidate: Candidate, address: Address) -> dict[str, Any]:
     }
 
 
-def _choice(place: int, value: str) -> dict[str, Any]:
+def _choice(index: int, value: str) -> dict[str, Any]:
     return {
-        "id": f"kept_{place}",
-        "from_name": f"{_RELEVANCE}{place}",
-        "to_name": f"image_{place}",
+        "id": f"kept_{index}",
+        "from_name": f"{_RELEVANCE}{index}",
+        "to_name": f"image_{index}",
         "type": "choices",
         "value": {"choices": [value]},
     }
 
 
 def _moment(annotation: Mapping[str, Any]) -> str:
-    """When it was last changed; all are written in the one form of ISO 8601 that sorts as text."""
+    """When it was last changed, in ISO 8601 of one form, which sorts as text."""
     return str(annotation.get("updated_at") or annotation.get("created_at") or "")
 
 
-def _as_dismissal(number: int, task: Mapping[str, Any]) -> Dismissal | LineError:
-    try:
-        return as_dismissal(number, _data_of(task))
-    except Rejected as rejected:
-        return LineError(rejected.code, number, rejected.message)
-
-
-def _as_feedback(number: int, task: Mapping[str, Any], annotation: Mapping[str, Any]) -> FeedbackLine | LineError:
-    try:
-        data = _data_of(task)
-        said = _said(annotation, data["candidates"])
-    except Rejected as rejected:
-        return LineError(rejected.code, number, rejected.message)
-    asked = {key: data.get(key) for key in ("job", "custom_id", "question")}
-    return as_line(number, said | asked, None)
-
-
-def _data_of(task: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the task was made of. Raises Rejected for a task of anybody else's."""
+def _read_task(
+    number: int, task: Mapping[str, Any], annotation: Mapping[str, Any] | None
+) -> FeedbackLine | Dismissal | LineError:
+    """The feedback of an annotation; without one, the task is dismissed."""
     data = task.get("data")
-    if not isinstance(data, dict) or not isinstance(data.get("candidates"), list):
-        raise Rejected("unknown_format", "the task is none that `ragllava noisy export` made")
-    return data
+    try:
+        if not isinstance(data, dict) or not isinstance(data.get("candidates"), list):
+            raise Rejected("unknown_format", "the task was not made by `ragllava noisy export`")
+        if annotation is None:
+            return as_dismissal(number, data)
+        feedback = _feedback_of(annotation, data["candidates"])
+    except Rejected as rejected:
+        return LineError(rejected.code, number, rejected.message)
+    return as_line(number, feedback | {key: data.get(key) for key in ("job", "custom_id", "question")}, None)
 
 
-def _said(annotation: Mapping[str, Any], candidates: Sequence[Any]) -> dict[str, Any]:
-    """The keys of feedback out of the regions of an annotation; images that nobody marked are not among them."""
-    said: dict[str, Any] = {}
+def _feedback_of(annotation: Mapping[str, Any], candidates: Sequence[Any]) -> dict[str, Any]:
+    """The keys of feedback from the regions of an annotation; images that nobody marked are left out."""
+    feedback: dict[str, Any] = {}
     marked: dict[str, list[Any]] = {"relevant": [], "irrelevant": []}
     for region in annotation.get("result") or ():
         try:
             control, value = str(region["from_name"]), region["value"]
             if control == "verdict":
-                said["verdict"] = value["choices"][0]
+                feedback["verdict"] = value["choices"][0]
             elif control == "answer":
-                said["answer"] = value["text"][-1] if isinstance(value["text"], list) else value["text"]
+                feedback["answer"] = value["text"][-1] if isinstance(value["text"], list) else value["text"]
             elif control.startswith(_RELEVANCE):
                 image_id = candidates[int(control.removeprefix(_RELEVANCE))]["image_id"]
                 marked[value["choices"][0]].append(image_id)
         except (KeyError, IndexError, TypeError, ValueError):
-            message = "a part of the annotation is not what the controls of `ragllava noisy export --config` make"
+            message = "a part of the annotation does not fit the controls of `ragllava noisy export --config`"
             raise Rejected("unknown_format", message) from None
-    return said | {key: images for key, images in marked.items() if images}
+    return feedback | {key: images for key, images in marked.items() if images}

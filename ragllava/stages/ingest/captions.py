@@ -1,7 +1,6 @@
-"""Captions that come with pictures: caption files (CSV, JSONL, JSON, Parquet) and sidecar text files.
+"""Captions of pictures: caption files (CSV, JSONL, JSON, Parquet) and sidecar text files.
 
-A caption is one line of plain text of at most MAX_CAPTION characters; `clean_caption` makes it so, wherever it
-comes from.
+A caption is one line of plain text of at most MAX_CAPTION characters; `clean_caption` enforces that for every source.
 """
 
 from __future__ import annotations
@@ -12,29 +11,31 @@ import io
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 from ragllava.errors import InvalidInput, LineError, UsageError
 
 MAX_CAPTION = 2_000  # characters
-MAX_SIDECAR_BYTES = 65_536  # read of a sidecar; its caption stands in the first line
+MAX_SIDECAR_BYTES = 65_536  # read of a sidecar; its caption is the first line
 
 IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "path", "source", "name")
 CAPTION_COLUMNS = ("caption", "text", "description")
 
-_MAX_ERRORS = 100  # reported of one file
+_MAX_ERRORS = 100  # reported for one file
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 
 
-class CaptionBook:
-    """The captions of one caption file, each under the name of its picture."""
+_Row = tuple[str, str]  # the name of a picture and its caption
+
+
+class Captions:
+    """The captions of caption files, by the names of the pictures."""
 
     def __init__(self, captions: Mapping[str, str]) -> None:
         """`captions` maps the pictures' names, with forward slashes, to clean captions."""
-        self._captions = {_tidy(name): caption for name, caption in captions.items()}
+        self._captions = {_normalized(name): caption for name, caption in captions.items()}
         self._used: set[str] = set()
 
     def __len__(self) -> int:
@@ -47,29 +48,29 @@ class CaptionBook:
     def assign(self, sources: Sequence[str]) -> list[str | None]:
         """A caption or None for each of `sources`, the names of all files offered (SourceFile.source).
 
-        A caption belongs to the file of exactly its name. One that finds no such file goes by the bare file name,
-        if just one such caption and just one file without caption bear it.
+        A caption belongs to the file of exactly its name. If there is no such file, it belongs to the file of the same
+        base name, if only one such caption and only one file without caption have this base name.
         """
-        keys = [_tidy(source) for source in sources]
+        keys = [_normalized(source) for source in sources]
         exact = set(keys) & self._captions.keys()
-        homeless = _by_bare_name(self._captions.keys() - exact)
-        bare_files = Counter(posixpath.basename(key) for key in keys if key not in exact)
+        by_base_name = _by_base_name(self._captions.keys() - exact)
+        base_names = Counter(posixpath.basename(key) for key in keys if key not in exact)
         assigned: list[str | None] = []
         for key in keys:
-            bare = posixpath.basename(key)
-            found = key if key in exact else homeless.get(bare) if bare_files[bare] == 1 else None
-            if found is not None:
-                self._used.add(found)
-            assigned.append(None if found is None else self._captions[found])
+            base_name = posixpath.basename(key)
+            name = key if key in exact else by_base_name.get(base_name) if base_names[base_name] == 1 else None
+            if name is not None:
+                self._used.add(name)
+            assigned.append(None if name is None else self._captions[name])
         return assigned
 
     def unused(self) -> list[str]:
-        """The pictures' names whose captions no file has taken so far, in the order of the caption file."""
+        """The names whose captions were not assigned to any file so far, in the order of the caption file."""
         return [name for name in self._captions if name not in self._used]
 
 
 def clean_caption(text: str) -> str | None:
-    """`text` on one line, without what a database refuses, cut to MAX_CAPTION; None if nothing is left."""
+    """`text` on one line, without characters that Postgres rejects, cut to MAX_CAPTION; None if nothing is left."""
     storable = text.replace("\x00", " ").encode("utf-8", "replace").decode("utf-8").lstrip("\ufeff")
     return " ".join(storable.split())[:MAX_CAPTION].rstrip() or None
 
@@ -81,10 +82,10 @@ def sidecar_caption(data: bytes) -> str | None:
 
 
 def decode_text(data: bytes) -> str:
-    """Text by its byte order mark, else UTF-8, else Windows-1252, in which any bytes are some text."""
-    for mark, encoding in _BOMS:
-        if data.startswith(mark):
-            return data[len(mark) :].decode(encoding, "replace")
+    """Text by its byte order mark, else UTF-8, else Windows-1252, which can decode any bytes."""
+    content, encoding = _split_mark(data)
+    if encoding is not None:
+        return content.decode(encoding, "replace")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -93,82 +94,75 @@ def decode_text(data: bytes) -> str:
         return data.decode("cp1252", "replace")
 
 
-def read_captions(path: str | Path) -> CaptionBook:
+def read_captions(path: str | Path) -> Captions:
     """Read a caption file: CSV (comma, semicolon or tab), JSONL, a JSON list, or Parquet.
 
-    One column names the picture (IMAGE_COLUMNS), one holds the caption (CAPTION_COLUMNS). Several captions of one
-    picture are joined; a row without caption is skipped. Raises UsageError if the file cannot be read at all and
+    One column names the picture (IMAGE_COLUMNS), another one holds the caption (CAPTION_COLUMNS). Several captions of
+    one picture are joined; a row without caption is skipped. Raises UsageError if the file cannot be read at all and
     InvalidInput with the lines that are wrong.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    rows: Iterable[_Row | LineError]
+    if path.suffix.lower() not in _PARSERS:
+        raise UsageError(f"{path}: a caption file ends in .csv, .tsv, .txt, .json, .jsonl or .parquet")
     try:
-        if suffix in (".parquet", ".pq"):
-            rows = _parquet_rows(path)
-        elif suffix in (".json", ".jsonl", ".ndjson"):
-            rows = _json_rows(_file_text(path))
-        elif suffix in (".csv", ".tsv", ".txt"):
-            rows = _csv_rows(_file_text(path))
-        else:
-            raise UsageError(f"{path}: a caption file ends in .csv, .tsv, .txt, .json, .jsonl or .parquet")
-        return CaptionBook(_collect(path.name, rows))
+        content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read the caption file {path}: {error.strerror or error}") from error
+    return parse_captions(path.name, content)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    image: str
-    caption: str
-
-
-def _tidy(name: str) -> str:
-    """One spelling for names that mean the same file: forward slashes, no leading ./"""
-    return posixpath.normpath(name.strip().replace("\\", "/")).lstrip("/")
-
-
-def _by_bare_name(keys: Iterable[str]) -> dict[str, str]:
-    """The keys by their last part, leaving out those that share it."""
-    keys = list(keys)
-    count = Counter(map(posixpath.basename, keys))
-    return {posixpath.basename(key): key for key in keys if count[posixpath.basename(key)] == 1}
-
-
-def _collect(name: str, rows: Iterable[_Row | LineError]) -> dict[str, str]:
+def parse_captions(name: str, content: bytes) -> Captions:
+    """As `read_captions`, of the content of a caption file `name` with one of the known extensions."""
     captions: dict[str, list[str]] = {}
     errors: list[LineError] = []
-    for row in rows:
+    for row in _PARSERS[PurePath(name).suffix.lower()](content):
         if isinstance(row, LineError):
             errors.append(row)
             if len(errors) == _MAX_ERRORS:
                 break
             continue
-        caption = clean_caption(row.caption)
-        if caption is not None and caption not in captions.setdefault(_tidy(row.image), []):
-            captions[_tidy(row.image)].append(caption)
+        image, caption = _normalized(row[0]), clean_caption(row[1])
+        if caption is not None and caption not in captions.setdefault(image, []):
+            captions[image].append(caption)
     if errors:
         raise InvalidInput(name, errors)
-    return {image: " ".join(parts)[:MAX_CAPTION] for image, parts in captions.items() if parts}
+    return Captions({image: " ".join(parts)[:MAX_CAPTION] for image, parts in captions.items() if parts})
 
 
-def _file_text(path: Path) -> str:
-    data = path.read_bytes()
+def _normalized(name: str) -> str:
+    """One spelling for names of the same file: forward slashes, no leading ./"""
+    return posixpath.normpath(name.strip().replace("\\", "/")).lstrip("/")
+
+
+def _by_base_name(keys: Iterable[str]) -> dict[str, str]:
+    """The keys by their last part, without those that share it."""
+    keys = list(keys)
+    count = Counter(map(posixpath.basename, keys))
+    return {posixpath.basename(key): key for key in keys if count[posixpath.basename(key)] == 1}
+
+
+def _split_mark(data: bytes) -> tuple[bytes, str | None]:
+    """`data` without its byte order mark, and the encoding that the mark stands for."""
     for mark, encoding in _BOMS:
         if data.startswith(mark):
-            data, codec = data[len(mark) :], encoding
-            break
-    else:
-        codec = "utf-8"
+            return data[len(mark) :], encoding
+    return data, None
+
+
+def _text(data: bytes) -> str | LineError:
+    content, encoding = _split_mark(data)
     try:
-        return data.decode(codec)
+        return content.decode(encoding or "utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        message = "this line is not UTF-8 text; save the file as UTF-8"
-        raise InvalidInput(path.name, [LineError("invalid_encoding", line, message)]) from None
+        line = content.count(b"\n", 0, error.start) + 1
+        return LineError("invalid_encoding", line, "this line is not UTF-8 text; save the file as UTF-8")
 
 
-def _csv_rows(text: str) -> Iterator[_Row | LineError]:
+def _csv_rows(content: bytes) -> Iterator[_Row | LineError]:
+    text = _text(content)
+    if isinstance(text, LineError):
+        yield text
+        return
     line = 1
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
@@ -182,13 +176,13 @@ def _csv_rows(text: str) -> Iterator[_Row | LineError]:
         for cells in reader:
             if any(cells):
                 yield _csv_row(cells, line, image_column, caption_column)
-            line = reader.line_num + 1  # where the next row begins: a quoted cell may span lines
+            line = reader.line_num + 1  # of the next row: a quoted cell may span lines
     except csv.Error as error:
         yield LineError("invalid_csv", line, f"this row cannot be read as CSV: {error}")
 
 
 def _delimiter(text: str) -> str:
-    """The separator that lets the header name both columns; a comma if none does."""
+    """The separator with which the header names both columns; a comma if there is none."""
     for delimiter in (",", ";", "\t"):
         header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
         if not isinstance(_two_columns(_lower(header)), LineError):
@@ -207,26 +201,30 @@ def _csv_row(cells: list[str], line: int, image_column: int, caption_column: int
 
 
 def _two_columns(names: Sequence[str]) -> tuple[str, str] | LineError:
-    """The columns of picture and caption among `names` (lower case)."""
+    """The columns of the picture and of the caption among `names` (lower case)."""
     image = next((name for name in IMAGE_COLUMNS if name in names), None)
     caption = next((name for name in CAPTION_COLUMNS if name in names), None)
     if image is not None and caption is not None:
         return image, caption
-    missing, wanted = ("picture", IMAGE_COLUMNS) if image is None else ("caption", CAPTION_COLUMNS)
-    found = ", ".join(names[:10])[:200] or "none"
-    message = f"no column for the {missing}: expected one of {', '.join(wanted)}, found {found}"
+    missing, expected = ("picture", IMAGE_COLUMNS) if image is None else ("caption", CAPTION_COLUMNS)
+    columns = ", ".join(names[:10])[:200] or "none"
+    message = f"no column for the {missing}: expected one of {', '.join(expected)}, found {columns}"
     return LineError("missing_column", 1, message)
 
 
-def _json_rows(text: str) -> Iterator[_Row | LineError]:
+def _json_rows(content: bytes) -> Iterator[_Row | LineError]:
+    text = _text(content)
+    if isinstance(text, LineError):
+        yield text
+        return
     if text.lstrip().startswith("["):
         yield from _json_list_rows(text)
         return
-    for line, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
+    for line, row in enumerate(text.split("\n"), start=1):
+        if not row.strip():
             continue
         try:
-            entry = json.loads(content)
+            entry = json.loads(row)
         except (ValueError, RecursionError) as error:
             yield LineError("invalid_json", line, f"this line is not JSON: {error}")
             continue
@@ -256,26 +254,23 @@ def _entry_row(entry: Any, line: int, prefix: str) -> _Row | LineError:
     return _row(lower[columns[0]], lower[columns[1]], line, prefix)
 
 
-def _parquet_rows(path: Path) -> Iterator[_Row | LineError]:
+def _parquet_rows(content: bytes) -> Iterator[_Row | LineError]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
         stored = file.schema_arrow.names
         names = dict(zip(_lower(stored), stored, strict=True))
         columns = _two_columns(list(names))
         if isinstance(columns, LineError):
             yield LineError(columns.code, 0, columns.message)
             return
-        wanted = [names[column] for column in columns]
-        row = 0
-        for batch in file.iter_batches(columns=wanted):
-            images, captions = (batch.column(name).to_pylist() for name in wanted)
-            for image, caption in zip(images, captions, strict=True):
-                row += 1
-                yield _row(image, caption, row, "")
-    except pyarrow.ArrowException as error:
+        table = file.read([names[column] for column in columns])
+        images, captions = (table.column(names[column]).to_pylist() for column in columns)
+        for row, (image, caption) in enumerate(zip(images, captions, strict=True), start=1):
+            yield _row(image, caption, row, "")
+    except (pyarrow.ArrowException, OSError) as error:  # OSError: of a damaged footer
         yield LineError("invalid_parquet", 0, f"the file cannot be read as Parquet: {error}")
 
 
@@ -288,4 +283,11 @@ def _row(image: Any, caption: Any, line: int, prefix: str) -> _Row | LineError:
         caption = ""
     if not isinstance(caption, str):
         return LineError("invalid_caption", line, f"{prefix}the caption of {image[:200]!r} must be text")
-    return _Row(image, caption)
+    return image, caption
+
+
+_PARSERS: Mapping[str, Callable[[bytes], Iterator[_Row | LineError]]] = {
+    **dict.fromkeys((".csv", ".tsv", ".txt"), _csv_rows),
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), _json_rows),
+    **dict.fromkeys((".parquet", ".pq"), _parquet_rows),
+}

@@ -1,12 +1,15 @@
-"""From a picture's bytes to what a retriever embeds, the same way for new pictures and for those of a new index; and
-the two ends of a pipeline: sub-batches made one ahead of the one that is embedded, and finished one behind it."""
+"""Prepare pictures for retrievers, in the same way for new pictures and for a new index.
+
+Also the two ends of the pipeline: while one sub-batch is embedded, the next one is prepared and the previous one is
+committed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 from ragllava.errors import ImageRejected
@@ -18,19 +21,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A picture's shorter side keeps at least this many times the retriever's own size before that resizes it: enough that
-# its own resizing decides the pixels, little enough that a 50-megapixel JPEG costs not much more than a small one.
+# A picture is decoded with a shorter side of at least this many times the retriever's input size: large enough that
+# the retriever's own resizing determines the pixels, small enough that a 50-megapixel JPEG costs little more than a
+# small one.
 DECODE_SCALE = 2
 
-# No more bytes of files than these come into one sub-batch (a single larger file is one of its own): three of them
-# are in memory at once, being prepared, embedded and finished.
+# The largest size of the files of one sub-batch (a larger file is a sub-batch on its own). Three sub-batches are in
+# memory at once: one is prepared, one embedded, one committed.
 STEP_BYTES = 64 * 2**20
 _FIRST_FILES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """A picture without its pixels of its own size: `pixels` are those that each retriever takes, by its version."""
+    """A decoded picture: `pixels` is the input of each retriever, by its version; width and height of the original."""
 
     pixels: dict[str, Pixels]
     width: int
@@ -41,7 +45,7 @@ class PreparedImage:
 def prepare_for(
     retrievers: Sequence[Retriever], contents: Iterable[bytes | ImageRejected], resources: Resources
 ) -> Iterator[PreparedImage | ImageRejected]:
-    """Decode in the sandbox, as large as the most demanding retriever needs it, and prepare for each of them.
+    """Decode in the sandbox, at the size that the retriever with the largest input needs, and prepare for each of them.
 
     One result for each of `contents`, in order.
     """
@@ -57,9 +61,9 @@ def prepare_for(
 def in_steps(
     contents: Iterable[tuple[T, bytes | ImageRejected]], most_files: int, most_bytes: int = STEP_BYTES
 ) -> Iterator[list[tuple[T, bytes | ImageRejected]]]:
-    """Cut a stream of read files into sub-batches: at most `most_files` each, and no file after `most_bytes`.
+    """Split a stream of files into sub-batches of at most `most_files`; the file that reaches `most_bytes` ends one.
 
-    The first ones are smaller: nothing is embedded before the first is prepared.
+    The first ones are smaller, so that embedding starts early.
     """
     step: list[tuple[T, bytes | ImageRejected]] = []
     size_bytes, files = 0, min(_FIRST_FILES, most_files)
@@ -74,43 +78,31 @@ def in_steps(
 
 
 def one_ahead(make: Callable[[], T | None]) -> Generator[T, None, None]:
-    """What `make` returns until that is None; the next one is made in a thread while the last one is used."""
+    """The results of `make` until it returns None; a thread makes the next one while the caller uses this one."""
     with ThreadPoolExecutor(1, thread_name_prefix="prepare") as thread:
-        waiting = thread.submit(make)
-        while (made := waiting.result()) is not None:
-            waiting = thread.submit(make)
-            yield made
+        pending = thread.submit(make)
+        while (result := pending.result()) is not None:
+            pending = thread.submit(make)
+            yield result
 
 
-class OneBehind:
-    """Does what follows a sub-batch in a thread, while the next one is embedded; a context manager.
+@contextmanager
+def one_behind() -> Iterator[Callable[..., None]]:
+    """A function `run(work, *args)` that does `work(*args)` in a thread, while the caller makes the next sub-batch.
 
-    In order, one at a time, and nothing after one that failed: its error comes out of the next `run`, or of the end
-    of the block. The end waits for the last one, also when the block ends with an error of its own.
+    The works run in order, one at a time, and none after one that failed: its error is raised by the next `run`, or at
+    the end of the block. The end waits for the last work, also when the block ends with an error.
     """
+    pending: list[Future[None]] = []
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="finish")
-        self._running: Future[None] | None = None
+    def wait() -> None:
+        if pending:
+            pending.pop().result()
 
-    def run(self, work: Callable[[], None]) -> None:
-        """Wait for the work before and raise its error, or begin this one."""
-        self._wait()
-        self._running = self._thread.submit(work)
+    def run(work: Callable[..., None], *args: object) -> None:
+        wait()
+        pending.append(thread.submit(work, *args))
 
-    def __enter__(self) -> OneBehind:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._thread.shutdown()
-        if error is None:
-            self._wait()
-
-    def _wait(self) -> None:
-        if self._running is not None:
-            self._running.result()
+    with ThreadPoolExecutor(1, thread_name_prefix="finish") as thread:
+        yield run
+    wait()

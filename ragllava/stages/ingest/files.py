@@ -1,9 +1,9 @@
-"""What a file's name says about it, and how a file that nobody trusts is opened.
+"""Which files are offered to an archive by their names, and how an untrusted file is opened.
 
-The rule of what counts as a picture: **every file is offered to the archive unless its name says that it is
-something else**, so a picture with a wrong extension or none is not lost, and a broken one is rejected by name.
-Files of the known other kinds (`.txt`, `.csv`, `.mp4`, …), hidden files and the clutter of operating systems are
-passed over in silence. A file that the user names himself is always offered.
+**Every file is offered to the archive unless its name shows that it is something else**, so a picture with a wrong or
+no extension is not missed, and a damaged one is reported as rejected. Files of other known kinds (`.txt`, `.csv`,
+`.mp4`, …), hidden files and the auxiliary files of operating systems are skipped silently. A file that the user names
+is always offered.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ragllava.errors import ImageRejected
 
 PackedScheme = Literal["zip", "tar"]
 
-# Text, data and documents; sound and film; programs; compressed files that hold no folder; left-overs.
+# Text, data and documents; audio and video; programs; compressed files that are not archives; temporary files.
 _OTHER_KINDS = """
     txt text md rst csv tsv json jsonl ndjson geojson xml html htm xhtml css pdf doc docx odt rtf tex bib xls xlsx
     ods ppt pptx odp epub mobi log yaml yml toml ini cfg conf dat db sqlite parquet pq arrow feather npy npz mat h5
@@ -50,13 +50,13 @@ def is_offered(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a part of the name begins with a dot, or is a folder that no user made."""
+    """Whether a part of the name begins with a dot, or is a folder that a program created."""
     parts = re.split(r"[/\\]", name)
     return any((part.startswith(".") and part not in (".", "..")) or part in _CLUTTER_FOLDERS for part in parts)
 
 
 def packed_scheme(name: str) -> PackedScheme | None:
-    """`zip` or `tar` if the name is that of a file with others inside that we can read."""
+    """`zip` or `tar` if the name is that of a readable packed file."""
     lower = name.lower()
     if lower.endswith(".zip"):
         return "zip"
@@ -64,27 +64,27 @@ def packed_scheme(name: str) -> PackedScheme | None:
 
 
 def unreadable_package(name: str) -> str | None:
-    """The ending, if the name is that of a packed file of a kind that we cannot read."""
+    """The extension, if the name is that of a packed file of an unsupported kind."""
     return next((ending for ending in _UNREADABLE_PACKAGES if name.lower().endswith(ending)), None)
 
 
 def sidecar_names(name: str) -> tuple[str, str]:
-    """The text files that may hold the caption of the picture `name`; the first that is there counts."""
+    """The text files that may hold the caption of the picture `name`; the first that exists is used."""
     return f"{name}.txt", f"{posixpath.splitext(name)[0]}.txt"
 
 
 def leads_out(name: str) -> bool:
-    """Whether the name of a packed member would leave the folder that it is unpacked in."""
+    """Whether the name of a packed member is absolute or leads out of the folder that it would be unpacked in."""
     parts = re.split(r"[/\\]", name)
     return parts[0] == "" or ".." in parts or re.match(r"[A-Za-z]:", name) is not None
 
 
 def open_regular(path: str) -> BufferedReader:
-    """Open a regular file for reading; ImageRejected for a pipe, a device, or what is gone by now.
+    """Open a regular file for reading; ImageRejected for a pipe, a device, or a file that does not exist any more.
 
-    Never waits: opening a pipe that nobody writes to would block for ever without O_NONBLOCK. Never follows a
-    symbolic link: the listing has followed those that it allows, so one that is met here leads out of the folder
-    (a rejected file is tried again), or took the place of the file since.
+    Never blocks: without O_NONBLOCK, opening a pipe without a writer would block forever. Never follows a symbolic
+    link: the listing has followed the permitted ones, so a link found here leads out of the folder (a rejected file is
+    tried again), or replaced the file since.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)

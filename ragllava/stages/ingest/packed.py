@@ -1,7 +1,7 @@
 """Zip and tar files: their members are listed and read as streams, never unpacked to disk (docs/reliability.md D14).
 
-A member's name is only a name and never becomes a path. Nothing that the file says about sizes is believed when
-its members are read. Every problem of a whole file is an ImageRejected, as is every problem of a member.
+A member's name is never used as a path. The sizes in the file's headers are not trusted when its members are read.
+Every problem of a packed file or of a member is an ImageRejected.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_RATIO = 100  # unpacked to packed bytes
 MEMBER_FLOOR = 1_000_000  # a member that unpacks to less may have any ratio
 TOTAL_FLOOR = 100_000_000  # a packed file that unpacks to less may have any ratio
 
-# What zipfile, tarfile and the decompressors are known to raise on damaged or hostile files.
+# The errors that zipfile, tarfile and the decompressors raise for damaged or hostile files.
 _DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -59,7 +59,7 @@ _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zip
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One offered member of a packed file; `rejected` says why it will not be read, if so."""
+    """One offered member of a packed file; `rejected` is the reason why it cannot be read, if any."""
 
     name: str
     caption: str | None = None
@@ -69,7 +69,7 @@ class Member:
 def list_members(scheme: PackedScheme, path: str) -> Iterator[Member]:
     """Every offered member (files.is_offered), in the file's order, with the caption of its sidecar text file.
 
-    Raises ImageRejected, perhaps after some members, if the file is damaged from there on or asks for too much.
+    Raises ImageRejected, possibly after some members, if the rest of the file is damaged or exceeds the limits.
     """
     with open_regular(path) as file:
         yield from _list_zip(file) if scheme == "zip" else _list_tar(file)
@@ -78,21 +78,21 @@ def list_members(scheme: PackedScheme, path: str) -> Iterator[Member]:
 def read_members(
     scheme: PackedScheme, path: str, names: Collection[str]
 ) -> Iterator[tuple[str, bytes | ImageRejected]]:
-    """The bytes of the members `names`, each once, in the file's order; the file is gone through once.
+    """The bytes of the members `names`, each once, in the file's order; the file is read once.
 
-    More than MAX_BYTES are never read of a member. Raises ImageRejected, perhaps after some members, if the file
-    cannot be read from there on; a name that is not found is left out.
+    At most MAX_BYTES are read of a member. Raises ImageRejected, possibly after some members, if the rest of the file
+    cannot be read; a missing name is left out.
     """
     with open_regular(path) as file:
         yield from _read_zip(file, names) if scheme == "zip" else _read_tar(file, names)
 
 
-def _why_never(name: str, where: str) -> str | None:
-    """Why a member is refused for its name alone."""
+def _name_problem(name: str, scheme: PackedScheme) -> str | None:
+    """Why a member is rejected for its name alone."""
     if leads_out(name):
-        return f"its name leads out of the {where} file (../ or an absolute path)"
+        return f"its name leads out of the {scheme} file (../ or an absolute path)"
     if packed_scheme(name) is not None or unreadable_package(name) is not None:
-        return f"it is a packed file inside the {where} file; unpack it first"
+        return f"it is a packed file inside the {scheme} file; unpack it first"
     return None
 
 
@@ -109,16 +109,16 @@ def _list_zip(file: BinaryIO) -> Iterator[Member]:
         for info in infos:
             if info.is_dir() or not is_offered(info.filename):
                 continue
-            refused = _why_not_zip(package, info)
-            if refused is None:
+            problem = _zip_problem(package, info)
+            if problem is None:
                 total += info.file_size
                 if total > min(MAX_TOTAL_BYTES, max(TOTAL_FLOOR, MAX_RATIO * packed_bytes)):
                     raise ImageRejected("the zip file unpacks to far more than it holds (a zip bomb?)")
-            caption = None if refused is not None else _zip_caption(package, info.filename)
-            yield Member(info.filename, caption, refused)
+            caption = None if problem is not None else _zip_caption(package, info.filename)
+            yield Member(info.filename, caption, problem)
 
 
-def _why_not_zip(package: zipfile.ZipFile, info: zipfile.ZipInfo) -> str | None:
+def _zip_problem(package: zipfile.ZipFile, info: zipfile.ZipInfo) -> str | None:
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
         return "it is a link or device inside the zip file"
@@ -130,7 +130,7 @@ def _why_not_zip(package: zipfile.ZipFile, info: zipfile.ZipInfo) -> str | None:
         return f"it unpacks to more than {MAX_RATIO} times its packed size (a zip bomb?)"
     if package.getinfo(info.filename) is not info:
         return "the zip file has another member of the same name"
-    return _why_never(info.filename, "zip")
+    return _name_problem(info.filename, "zip")
 
 
 def _zip_caption(package: zipfile.ZipFile, name: str) -> str | None:
@@ -141,21 +141,18 @@ def _zip_caption(package: zipfile.ZipFile, name: str) -> str | None:
         except KeyError:
             continue  # no such member
         except _DAMAGE:
-            return None  # a caption that cannot be read is no reason to refuse the picture
+            return None  # a caption that cannot be read is not a reason to reject the picture
     return None
 
 
 def _read_zip(file: BinaryIO, names: Collection[str]) -> Iterator[tuple[str, bytes | ImageRejected]]:
     with _damage("zip"), zipfile.ZipFile(file) as package:
-        wanted = set(names)
-        for name in (info.filename for info in package.infolist()):
-            if name not in wanted:
-                continue
-            wanted.remove(name)
+        requested = set(names)
+        for name in dict.fromkeys(name for name in package.namelist() if name in requested):
             info = package.getinfo(name)
-            refused = _why_not_zip(package, info)
-            if refused is not None:
-                yield name, ImageRejected(refused)
+            problem = _zip_problem(package, info)
+            if problem is not None:
+                yield name, ImageRejected(problem)
                 continue
             try:
                 with package.open(info) as stream:
@@ -171,17 +168,17 @@ def _read_zip(file: BinaryIO, names: Collection[str]) -> Iterator[tuple[str, byt
 def _list_tar(file: BinaryIO) -> Iterator[Member]:
     members: list[Member] = []
     captions: dict[str, str | None] = {}
-    trouble: ImageRejected | None = None
+    damage: ImageRejected | None = None
     try:
-        # A sidecar may come after its picture, so the end must be seen before the first member goes out.
+        # A sidecar may come after its picture, so the whole file must be read before the first member is yielded.
         with _damage("tar"):
             for package, info in _tar_members(file):
                 if is_offered(info.name):
-                    members.append(Member(info.name, rejected=_why_not_tar(info)))
+                    members.append(Member(info.name, rejected=_tar_problem(info)))
                 elif info.isreg() and info.name.lower().endswith(".txt") and not is_hidden(info.name):
                     captions[info.name] = sidecar_caption(_tar_content(package, info).read(MAX_SIDECAR_BYTES))
     except ImageRejected as error:
-        trouble = error
+        damage = error
     seen: set[str] = set()
     for member in members:
         if member.name in seen and member.rejected is None:
@@ -189,31 +186,31 @@ def _list_tar(file: BinaryIO) -> Iterator[Member]:
         seen.add(member.name)
         caption = next((captions[name] for name in sidecar_names(member.name) if name in captions), None)
         yield replace(member, caption=caption)
-    if trouble is not None:
-        raise trouble
+    if damage is not None:
+        raise damage
 
 
-def _why_not_tar(info: tarfile.TarInfo) -> str | None:
+def _tar_problem(info: tarfile.TarInfo) -> str | None:
     if not info.isreg() or info.issparse():
         return "it is a link, device or sparse file inside the tar file"
-    return _why_never(info.name, "tar")
+    return _name_problem(info.name, "tar")
 
 
 def _read_tar(file: BinaryIO, names: Collection[str]) -> Iterator[tuple[str, bytes | ImageRejected]]:
-    wanted = set(names)
+    requested = set(names)
     with _damage("tar"):
         for package, info in _tar_members(file):
-            if info.name not in wanted or info.isdir():
+            if info.name not in requested:
                 continue
-            wanted.remove(info.name)
-            refused = _why_not_tar(info)
-            yield info.name, ImageRejected(refused) if refused else read_capped(_tar_content(package, info))
-            if not wanted:  # the rest of a long file need not be unpacked
+            requested.remove(info.name)
+            problem = _tar_problem(info)
+            yield info.name, ImageRejected(problem) if problem else read_capped(_tar_content(package, info))
+            if not requested:  # the remaining members need not be unpacked
                 return
 
 
 def _tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Each member but folders, while its content can be read. Raises whatever tarfile does at damage."""
+    """Each member except folders, while its content can be read. Raises the errors of tarfile."""
     stream = _ForwardOnly(file)
     with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:") as package:
         count = 0
@@ -221,12 +218,12 @@ def _tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarI
             count += 1
             if count > MAX_MEMBERS:
                 raise ImageRejected(f"the tar file has more than the {MAX_MEMBERS:,} members allowed")
-            if info.size < 0:  # would send tarfile of older Pythons back to where it has been, for ever
+            if info.size < 0:  # would make tarfile of older Pythons loop forever
                 raise ImageRejected("the tar file is damaged: a member has a negative size")
-            package.members.clear()  # type: ignore[attr-defined]  # it keeps them all, a kilobyte each
+            package.members.clear()  # type: ignore[attr-defined]  # it keeps all of them, one kilobyte each
             if not info.isdir():
                 yield package, info
-        # tarfile takes a damaged header for the end; a true end is empty.
+        # tarfile treats a damaged header as the end; the real end consists of zeros.
         if stream.last_read.strip(b"\x00"):
             raise ImageRejected(f"the tar file is damaged after {count:,} members")
 
@@ -239,16 +236,16 @@ def _tar_content(package: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 
 
 class _ForwardOnly:
-    """The unpacked bytes of a tar file, to be read from front to back; a plain tar file can be skipped through.
+    """The unpacked bytes of a tar file, readable from front to back; in an uncompressed file, members can be skipped.
 
-    Refuses what a good tar file never needs: steps back, and unpacking far more than was packed.
+    Raises ValueError for what a valid tar file never needs: seeking backwards, and a compression ratio of a bomb.
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        beginning = file.read(6)
+        signature = file.read(6)
         file.seek(0)
         self._file = file
-        self._stream = _unpacking(file, beginning)
+        self._stream = _unpacking(file, signature)
         self.last_read = b""
 
     def read(self, size: int) -> bytes:
@@ -274,13 +271,13 @@ class _ForwardOnly:
         return self._stream.tell()
 
 
-def _unpacking(file: BinaryIO, beginning: bytes) -> IO[bytes]:
-    """`file` itself, or what it unpacks to if it is compressed."""
-    if beginning.startswith(b"\x1f\x8b"):
+def _unpacking(file: BinaryIO, signature: bytes) -> IO[bytes]:
+    """The unpacked content of a compressed file; `file` itself if it is not compressed."""
+    if signature.startswith(b"\x1f\x8b"):
         return cast("IO[bytes]", gzip.GzipFile(fileobj=file))
-    if beginning.startswith(b"BZh"):
+    if signature.startswith(b"BZh"):
         return bz2.BZ2File(file)
-    if beginning.startswith(b"\xfd7zXZ\x00"):
+    if signature.startswith(b"\xfd7zXZ\x00"):
         return lzma.LZMAFile(file)
     return file
 
@@ -289,7 +286,7 @@ def _unpacking(file: BinaryIO, beginning: bytes) -> IO[bytes]:
 
 
 def read_capped(stream: IO[bytes]) -> bytes | ImageRejected:
-    """All bytes of `stream`, or the rejection of a file that has more than MAX_BYTES."""
+    """All bytes of `stream`, or the rejection of a file of more than MAX_BYTES."""
     data = stream.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         return ImageRejected(TOO_MANY_BYTES)
@@ -298,7 +295,7 @@ def read_capped(stream: IO[bytes]) -> bytes | ImageRejected:
 
 @contextmanager
 def _damage(kind: str) -> Iterator[None]:
-    """Turn whatever a damaged packed file makes the libraries raise into an ImageRejected."""
+    """Translate the libraries' errors for a damaged packed file to ImageRejected."""
     try:
         yield
     except _DAMAGE as error:

@@ -1,4 +1,4 @@
-"""The bytes of listed files, wherever they are (stages.uris); a file that cannot be read is a rejection."""
+"""Read the bytes of listed files from disk, packed files and buckets; a file that cannot be read is a rejection."""
 
 from __future__ import annotations
 
@@ -14,50 +14,43 @@ from ragllava.stages.ingest.uris import Location, parse_uri
 DISAPPEARED = "it disappeared since it was listed"
 
 OpenObject = Callable[[str, str], bytes]
+ReadFile = tuple[int, bytes | ImageRejected]  # the number of a file, and its bytes or the rejection
 
 
-def read_sources(
-    files: Sequence[tuple[int, str]], open_object: OpenObject | None
-) -> Iterator[tuple[int, bytes | ImageRejected]]:
-    """Yield (number, bytes or why not) for each (number, uri) of `files`.
+def read_sources(files: Sequence[tuple[int, str]], open_object: OpenObject) -> Iterator[ReadFile]:
+    """Yield (number, bytes or rejection) for each (number, uri) of `files`.
 
     In the order of `files`, but consecutive members of one zip or tar file come in that file's order, because it
-    is opened once and gone through once. `open_object(bucket, key)` reads from the object store; ObjectMissing
-    and UsageError reject that file, an error that a retry can help (ServiceUnavailable) is passed on. No more
-    than MAX_BYTES are read of a file, whatever it was listed with.
+    is read once. `open_object(bucket, key)` reads from the object store; ObjectMissing and UsageError reject that
+    file, ServiceUnavailable is passed on, because a retry can help. At most MAX_BYTES are read of a file.
     """
     for package, group in itertools.groupby(files, key=lambda file: _package(file[1])):
         if package is None:
             for number, uri in group:
-                yield number, _read_one(uri, open_object)
+                yield number, _read_single(uri, open_object)
         else:
             yield from _read_package(list(group))
 
 
 def _package(uri: str) -> str | None:
-    """The part of a uri that names the zip or tar file, None for other uris."""
-    return uri.partition("!")[0] if uri.startswith(("zip://", "tar://")) else None
+    """The part of a uri that identifies the zip or tar file, None for other uris."""
+    return uri.partition("!")[0] if uri.startswith(("zip://", "tar://")) and "!" in uri else None
 
 
-def _read_one(uri: str, open_object: OpenObject | None) -> bytes | ImageRejected:
+def _read_single(uri: str, open_object: OpenObject) -> bytes | ImageRejected:
     try:
         location = parse_uri(uri)
-        return _read_object(location, open_object) if location.scheme == "s3" else _read_file(location.path)
+        if location.scheme == "s3":
+            return _read_object(location, open_object)
+        with open_regular(location.path) as file:
+            return read_capped(file)
     except ImageRejected as rejection:
         return rejection
+    except OSError as error:
+        return ImageRejected(why_unreadable(error))
 
 
-def _read_file(path: str) -> bytes | ImageRejected:
-    with open_regular(path) as file:
-        try:
-            return read_capped(file)
-        except OSError as error:
-            return ImageRejected(why_unreadable(error))
-
-
-def _read_object(location: Location, open_object: OpenObject | None) -> bytes | ImageRejected:
-    if open_object is None:
-        raise UsageError(f"s3://{location.path}/{location.member}: no object store is configured to read it from")
+def _read_object(location: Location, open_object: OpenObject) -> bytes | ImageRejected:
     try:
         data = open_object(location.path, location.member or "")
     except ObjectMissing:
@@ -69,25 +62,19 @@ def _read_object(location: Location, open_object: OpenObject | None) -> bytes | 
     return data
 
 
-def _read_package(files: Sequence[tuple[int, str]]) -> Iterator[tuple[int, bytes | ImageRejected]]:
+def _read_package(files: Sequence[tuple[int, str]]) -> Iterator[ReadFile]:
     """The members of one zip or tar file."""
     numbers: dict[str, list[int]] = {}
-    trouble = ImageRejected("it disappeared from its packed file since it was listed")
-    scheme: PackedScheme = "zip" if files[0][1].startswith("zip:") else "tar"
-    path = ""
     for number, uri in files:
-        try:
-            location = parse_uri(uri)
-        except ImageRejected as rejection:
-            yield number, rejection
-        else:
-            path = location.path
-            numbers.setdefault(location.member or "", []).append(number)
+        numbers.setdefault(parse_uri(uri).member or "", []).append(number)
+    package = parse_uri(files[0][1])
+    scheme: PackedScheme = "zip" if package.scheme == "zip" else "tar"
+    rejection = ImageRejected("it disappeared from its packed file since it was listed")
     try:
-        for name, content in read_members(scheme, path, numbers.keys()):
+        for name, content in read_members(scheme, package.path, numbers.keys()):
             for number in numbers.pop(name):
                 yield number, content
-    except ImageRejected as rejection:
-        trouble = rejection
+    except ImageRejected as error:
+        rejection = error
     for number in itertools.chain.from_iterable(numbers.values()):
-        yield number, trouble
+        yield number, rejection

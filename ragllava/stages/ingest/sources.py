@@ -1,7 +1,7 @@
-"""Listing what a user offers to an archive: files, folders, zip and tar files.
+"""List the files that a user offers to an archive: files, folders, zip and tar files.
 
-Which files of a folder count is the rule at the top of stages.files. Every file that is offered ends as stored,
-duplicate or rejected; a refusal that the listing itself can tell is in SourceFile.rejected.
+files.py decides which files of a folder are offered. Every offered file ends as stored, duplicate or rejected; if the
+listing itself can tell that a file is unusable, the reason is in SourceFile.rejected.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ragllava.errors import ImageRejected, UsageError
 from ragllava.records import SourceFile
-from ragllava.stages.ingest.captions import MAX_SIDECAR_BYTES, CaptionBook, sidecar_caption
+from ragllava.stages.ingest.captions import MAX_SIDECAR_BYTES, Captions, sidecar_caption
 from ragllava.stages.ingest.files import (
     PackedScheme,
     is_hidden,
@@ -29,54 +29,53 @@ from ragllava.stages.ingest.packed import list_members
 from ragllava.stages.ingest.uris import MAX_URI, file_uri, member_uri, shown
 
 
-def list_sources(paths: Sequence[str | Path], captions: CaptionBook | None = None) -> Iterator[SourceFile]:
+def list_sources(paths: Sequence[str | Path], captions: Captions | None = None) -> Iterator[SourceFile]:
     """Every file that `paths` offer, in a fixed order: files of a folder by name, then its subfolders.
 
-    A path is a picture, a folder (gone through with its subfolders), or a zip or tar file. `source` is relative
-    to the path that was given. Captions come from `captions`, else from sidecar text files. Raises UsageError at
-    once for a path that is empty or does not exist.
+    A path is a picture, a folder (with its subfolders), or a zip or tar file. `source` is relative to the given path.
+    Captions come from `captions`, else from sidecar text files. Raises UsageError immediately for a path that is empty
+    or does not exist.
     """
     roots = [_existing(path) for path in paths]
     if not roots:
         raise UsageError("no path was given: name a picture, a folder, or a zip or tar file")
     files = (file for root in roots for file in _offered_by(root))
-    return files if captions is None else _with_captions(list(files), captions)
+    if captions is None:
+        return files
+    listed = list(files)
+    assigned = captions.assign([file.source for file in listed])
+    return (replace(file, caption=caption or file.caption) for file, caption in zip(listed, assigned, strict=True))
 
 
 def _existing(path: str | Path) -> Path:
-    """The absolute form of a path that the user gave, after checking that it is there."""
+    """The absolute form of a path that the user gave. Raises UsageError if it does not exist."""
     text = os.fspath(path)
     if not text.strip():
         raise UsageError("an empty path was given: name a picture, a folder, or a zip or tar file")
     try:
         Path(text).stat()
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UsageError(f"cannot ingest {shown(text)}: {why.lower()}") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UsageError(f"cannot ingest {shown(text)}: {reason.lower()}") from None
     return Path(text).absolute()
 
 
-def _with_captions(files: list[SourceFile], captions: CaptionBook) -> Iterator[SourceFile]:
-    for file, caption in zip(files, captions.assign([file.source for file in files]), strict=True):
-        yield file if caption is None else replace(file, caption=caption)
-
-
 def _offered_by(root: Path) -> Iterator[SourceFile]:
-    """What one existing path offers."""
+    """The files that one existing path offers."""
     if root.is_dir():
         return _walk(root)
-    # What the user names himself may be a link to anywhere; it is followed here, and only here.
+    # A path that the user gives may be a link to anywhere; it is followed here, and only here.
     path = root.resolve() if root.is_symlink() else root
     return _offer(path, root.name, [root.with_name(name) for name in sidecar_names(root.name)])
 
 
 def _walk(root: Path) -> Iterator[SourceFile]:
-    """The files of a folder and its subfolders. Each folder is entered once, so links in a circle do no harm."""
+    """The files of a folder and its subfolders. Each folder is entered once, so cyclic links do no harm."""
     true_root = root.resolve()
     entered: set[tuple[int, int]] = set()
-    waiting = [(root, "")]  # folders with the beginning of their files' names, the next one last
-    while waiting:
-        folder, prefix = waiting.pop()
+    pending = [(root, "")]  # folders and the prefix of their files' names, the next one last
+    while pending:
+        folder, prefix = pending.pop()
         try:
             status = folder.stat()
             if (status.st_dev, status.st_ino) in entered:
@@ -88,7 +87,7 @@ def _walk(root: Path) -> Iterator[SourceFile]:
             continue
         subfolders: list[tuple[Path, str]] = []
         yield from _files_of(entries, prefix, true_root, subfolders)
-        waiting.extend(reversed(subfolders))
+        pending.extend(reversed(subfolders))
 
 
 def _files_of(
@@ -103,12 +102,9 @@ def _files_of(
         try:
             target = _follow(entry, true_root)
             is_folder = stat.S_ISDIR(target.stat().st_mode)
-        except OSError as error:
+        except (OSError, ImageRejected) as error:
             if is_offered(entry.name):
-                yield _rejected(entry, source, why_unreadable(error))
-        except ImageRejected as rejection:
-            if is_offered(entry.name):
-                yield _rejected(entry, source, str(rejection))
+                yield _rejected(entry, source, why_unreadable(error) if isinstance(error, OSError) else str(error))
         else:
             if is_folder:
                 subfolders.append((target, f"{source}/"))
@@ -118,12 +114,12 @@ def _files_of(
 
 
 def _follow(path: Path, true_root: Path) -> Path:
-    """`path`, or what it leads to if it is a symbolic link; ImageRejected if that is not inside `true_root`."""
+    """`path`, or the target of a symbolic link; ImageRejected if that is not inside `true_root`."""
     if not path.is_symlink():
         return path
     try:
         target = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # RuntimeError: links in a circle, up to Python 3.12
+    except (OSError, RuntimeError):  # RuntimeError: cyclic links, up to Python 3.12
         raise ImageRejected("it is a symbolic link that leads nowhere") from None
     if not target.is_relative_to(true_root):
         raise ImageRejected("it is a symbolic link that leads out of the folder")
@@ -133,15 +129,15 @@ def _follow(path: Path, true_root: Path) -> Path:
 def _offer(path: Path, source: str, sidecars: Sequence[Path]) -> Iterator[SourceFile]:
     """The file at `path`, or its members if it is a zip or tar file.
 
-    The name that the user sees, `source`, tells which: `path` may be where a symbolic link led to.
+    That depends on the displayed name, `source`: `path` may be the target of a symbolic link.
     """
     scheme = packed_scheme(source)
     if scheme is not None:
         yield from _offer_members(scheme, path, source)
         return
-    refused = _why_not(path, source)
-    if refused is not None:
-        yield _rejected(path, source, refused)
+    problem = _problem(path, source)
+    if problem is not None:
+        yield _rejected(path, source, problem)
         return
     yield SourceFile(shown(source), file_uri(path), _first_caption(sidecars))
 
@@ -156,11 +152,11 @@ def _offer_members(scheme: PackedScheme, path: Path, source: str) -> Iterator[So
         yield _rejected(path, source, str(rejection))
 
 
-def _why_not(path: Path, source: str) -> str | None:
-    """Why a file is refused without looking inside."""
-    ending = unreadable_package(source)
-    if ending is not None:
-        return f"{ending} files cannot be read; unpack it, or pack it as zip or tar.gz"
+def _problem(path: Path, source: str) -> str | None:
+    """Why a file is rejected without reading it."""
+    extension = unreadable_package(source)
+    if extension is not None:
+        return f"{extension} files cannot be read; unpack it, or pack it as zip or tar.gz"
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -178,13 +174,13 @@ def _too_long(uri: str) -> str | None:
 
 def _first_caption(sidecars: Sequence[Path]) -> str | None:
     for sidecar in sidecars:
-        if sidecar.is_symlink():  # it might lead out of the folder
+        if sidecar.is_symlink():  # may lead out of the folder
             continue
         try:
             with open_regular(str(sidecar)) as file:
                 return sidecar_caption(file.read(MAX_SIDECAR_BYTES))
         except (ImageRejected, OSError):
-            continue  # a caption that cannot be read is no reason to refuse the picture
+            continue  # a caption that cannot be read is not a reason to reject the picture
     return None
 
 

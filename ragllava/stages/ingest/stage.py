@@ -1,17 +1,17 @@
-"""Files in, embedded images out: read, hash, decode, store, embed, and one commit for each sub-batch.
+"""The ingest stage: read, hash, decode, store and embed files, with one commit for each sub-batch.
 
-Bytes before rows (docs/reliability.md D13): a picture is in the object store before the transaction that names it.
-While one sub-batch is embedded, the next one is read, decoded and prepared, uploads of both go on, and the one before
-is committed.
+Bytes before rows (docs/reliability.md D13): a picture is in the object store before the transaction that refers to it.
+While one sub-batch is embedded, the next one is read, decoded and prepared, both are uploaded in the background, and
+the previous one is committed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,12 +20,11 @@ from sqlalchemy import Connection
 from ragllava.errors import ArchiveChanged, ImageRejected, IndexUnusable, JobRefused, ScoreRejected
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import FileOutcome, FileStatus
-from ragllava.stages.ingest.embedding import OneBehind, PreparedImage, in_steps, one_ahead, prepare_for
-from ragllava.stages.ingest.reading import read_sources
-from ragllava.stages.ingest.uploads import Uploads, done
+from ragllava.stages.ingest.embedding import PreparedImage, in_steps, one_ahead, one_behind, prepare_for
+from ragllava.stages.ingest.reading import ReadFile, read_sources
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive, blobs, indexes, vectors
-from ragllava.stores.archives.archive import ExistingImage, NewImage, PendingFile, StoredRow
+from ragllava.stores.archives.archive import ArchiveImage, NewImage, PendingFile, StoredRow
 from ragllava.stores.archives.blobs import NewBlob
 from ragllava.stores.archives.vectors import IndexView, Vectors
 from ragllava.stores.objects import content_key
@@ -35,10 +34,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Context = ShardContext[Resources]
+
 
 @dataclass(frozen=True)
-class Target:
-    """A living index and its retriever; None: it cannot be used here, so the index must be filled by others."""
+class EmbeddingTarget:
+    """A building or active index and its retriever; None: this worker cannot load it, other workers fill the index."""
 
     index: IndexView
     retriever: Retriever | None
@@ -46,26 +47,26 @@ class Target:
 
 @dataclass
 class Batch:
-    """One sub-batch on its way: its files by number, and what was found out about them so far."""
+    """One sub-batch in the pipeline: its files by number, and the results so far."""
 
     files: dict[int, PendingFile]
-    targets: list[Target]
+    targets: list[EmbeddingTarget]
     rejected: dict[int, str] = field(default_factory=dict)  # reason, by file number
     hashes: dict[int, str] = field(default_factory=dict)  # of every readable file
     prepared: dict[str, PreparedImage] = field(default_factory=dict)  # by hash; only what is new to the archive
-    uploads: list[Future[str]] = field(default_factory=list)  # of what is new, where the store lacks it
+    uploads: list[Future[str]] = field(default_factory=list)  # of new pictures that are not in the object store
 
     def reject(self, sha256: str, reason: str) -> None:
-        """All files with these bytes share the fate."""
-        for number in [number for number, known in self.hashes.items() if known == sha256]:
+        """Reject all files with these bytes."""
+        for number in [number for number, hashed in self.hashes.items() if hashed == sha256]:
             del self.hashes[number]
             self.rejected[number] = reason
 
 
-def ingest_stage(context: ShardContext[Resources]) -> None:
+def ingest_stage(context: Context) -> None:
     """Ingest the files of one shard that have no outcome yet; each sub-batch is committed behind the fence.
 
-    New pictures go to the active index and to those that are built beside it.
+    New pictures are embedded for the active index and for those that are built beside it.
     """
     lease, resources = context.lease, context.resources
     context.read(ensure_index, lease.archive_id, resources)
@@ -74,51 +75,63 @@ def ingest_stage(context: ShardContext[Resources]) -> None:
     # One stream for the whole shard, so that a compressed tar is unpacked once and not for every sub-batch.
     contents = read_sources([(file.file_no, file.uri) for file in pending], resources.fetch)
     steps = in_steps(contents, context.settings.files_per_step)
-    with closing(Uploads(resources)) as uploads:
+    with _uploads() as uploads:
 
         def next_batch() -> Batch | None:
             chunk = next(steps, None)
             return prepare(files, chunk, context, uploads) if chunk else None
 
-        with closing(one_ahead(next_batch)) as batches, OneBehind() as behind:
+        with closing(one_ahead(next_batch)) as batches, one_behind() as run:
             for batch in batches:
                 context.check()
-                embedded = embed(batch, context)
-                behind.run(lambda batch=batch, embedded=embedded: finish(batch, embedded, context))  # type: ignore[misc]
+                run(finish, batch, embed(batch, context), context)
+
+
+@contextmanager
+def _uploads() -> Iterator[set[Future[str]]]:
+    """The uploads of one shard. At its end, those that did not start are cancelled and the others are waited for, so
+    that nothing is put after the shard's end."""
+    uploads: set[Future[str]] = set()
+    try:
+        yield uploads
+    finally:
+        for upload in uploads:
+            upload.cancel()
+        wait(uploads)
 
 
 def ensure_index(connection: Connection, archive_id: int, resources: Resources) -> None:
-    """The archive's first index is made and activated here."""
+    """Create and activate the archive's first index."""
     if vectors.active_index(connection, archive_id) is None:
         retriever = resources.models.retriever
         indexes.activate(connection, indexes.create_index(connection, archive_id, retriever.version, retriever.dim))
 
 
-def find_targets(living: Sequence[IndexView], resources: Resources) -> list[Target]:
+def find_targets(living: Sequence[IndexView], resources: Resources) -> list[EmbeddingTarget]:
     """The indexes that new pictures go to, with their retrievers.
 
-    Raises JobRefused when that of the active one is not here. An index that is being built holds up nobody: what it
-    misses is embedded before its gate (reindex_gate.py).
+    Raises JobRefused when this worker cannot load that of the active index. An index that is being built does not
+    block the ingest: the pictures that it misses are embedded before its gate (stages/reindex/gate.py).
     """
-    found: list[Target] = []
+    targets: list[EmbeddingTarget] = []
     for index in living:
         try:
-            found.append(Target(index, resources.retriever_of(index)))
+            targets.append(EmbeddingTarget(index, resources.retriever_of(index)))
         except JobRefused as error:
             if index.state == "active":
                 raise
             _leave_out(index, error)
-            found.append(Target(index, None))
-    return found
+            targets.append(EmbeddingTarget(index, None))
+    return targets
 
 
 def prepare(
     files: Mapping[int, PendingFile],
-    chunk: Sequence[tuple[int, bytes | ImageRejected]],
-    context: ShardContext[Resources],
-    uploads: Uploads,
+    chunk: Sequence[ReadFile],
+    context: Context,
+    uploads: set[Future[str]],
 ) -> Batch:
-    """Hash what was read of each file, decode those whose bytes the archive does not hold yet, and begin to upload."""
+    """Hash the files, decode those whose bytes are new to the archive, and start their uploads, added to `uploads`."""
     archive_id = context.lease.archive_id
     living = context.read(indexes.living_indexes, archive_id)
     batch = Batch({number: files[number] for number, _ in chunk}, find_targets(living, context.resources))
@@ -129,124 +142,126 @@ def prepare(
         else:
             batch.hashes[number] = sha256 = hashlib.sha256(data).hexdigest()
             contents[sha256] = data
-    known = context.read(archive.existing_images, archive_id, list(contents))
-    fresh = {sha256: data for sha256, data in contents.items() if sha256 not in known}
-    _restore_lost(context.resources, {sha256: contents[sha256] for sha256 in known}, known)
-    _decode(batch, fresh, context.resources)
-    _upload(batch, fresh, context, uploads)
+    existing = context.read(archive.existing_images, archive_id, contents)
+    _restore_lost(context.resources, contents, existing)
+    new = {sha256: data for sha256, data in contents.items() if sha256 not in existing}
+    _decode(batch, new, context.resources)
+    _upload(batch, new, context)
+    uploads.update(batch.uploads)
     return batch
 
 
-def embed(batch: Batch, context: ShardContext[Resources]) -> dict[int, Vectors]:
+def embed(batch: Batch, context: Context) -> dict[int, Vectors]:
     """Embeddings of the batch's new pictures by index: one row for each of `batch.prepared` in its order.
 
-    The prepared pixels are gone afterwards.
+    Removes the prepared pixels.
     """
-    found: dict[int, Vectors] = {}
+    embeddings: dict[int, Vectors] = {}
     for target in batch.targets:
         if target.retriever is None:
             continue
         pixels = [image.pixels[target.retriever.version] for image in batch.prepared.values()]
         try:
-            embedded = target.retriever.embed_pixels(pixels, batch_size=context.settings.embed_batch)
-            vectors.check_vectors(target.index, embedded)
+            rows = target.retriever.embed_pixels(pixels, batch_size=context.settings.embed_batch)
+            vectors.check_vectors(target.index, rows)
         except (ScoreRejected, IndexUnusable) as error:
             if target.index.state == "active":
                 raise
             _leave_out(target.index, error)
         else:
-            found[target.index.index_id] = embedded
+            embeddings[target.index.index_id] = rows
     for image in batch.prepared.values():
         image.pixels.clear()
-    return found
+    return embeddings
 
 
-def finish(batch: Batch, embedded: dict[int, Vectors], context: ShardContext[Resources]) -> None:
-    """Wait for the batch's uploads, then commit it behind the fence."""
-    done(batch.uploads)
-    context.commit(store, context, batch, embedded)
+def finish(batch: Batch, embeddings: dict[int, Vectors], context: Context) -> None:
+    """Wait for the batch's uploads, then commit it behind the fence. Raises ServiceUnavailable when one failed."""
+    for upload in batch.uploads:
+        upload.result()
+    context.commit(store, context, batch, embeddings)
 
 
-def store(
-    connection: Connection,
-    context: ShardContext[Resources],
-    batch: Batch,
-    embedded: dict[int, Vectors],
-) -> None:
+def store(connection: Connection, context: Context, batch: Batch, embeddings: dict[int, Vectors]) -> None:
     """Write images, embeddings and the outcome of every file of the batch, in the caller's transaction."""
     lease = context.lease
     indexes.lock_archive(connection, lease.archive_id, shared=True)
-    living = _still_living(connection, lease.archive_id, batch, embedded)
+    living = _still_living(connection, lease.archive_id, batch, embeddings)
     offered = _offered(connection, lease.archive_id, batch)
-    rows = archive.store_images(connection, lease.archive_id, list(offered.values()))
-    position = {sha256: number for number, sha256 in enumerate(batch.prepared)}
-    places = {
-        row.image_id: position[image.sha256]
-        for row, image in zip(rows, offered.values(), strict=True)
-        if image.sha256 in position
+    stored = archive.store_images(connection, lease.archive_id, list(offered.values()))
+    row_of = {sha256: row for row, sha256 in enumerate(batch.prepared)}
+    rows = {
+        result.image_id: row_of[image.sha256]
+        for result, image in zip(stored, offered.values(), strict=True)
+        if image.sha256 in row_of
     }
     for index_id in living:
-        vectors.insert_embeddings(connection, index_id, list(places), embedded[index_id][list(places.values())])
-    outcomes = [_outcome(number, row) for number, row in zip(offered, rows, strict=True)]
+        vectors.insert_embeddings(connection, index_id, list(rows), embeddings[index_id][list(rows.values())])
+    outcomes = [_outcome(number, result) for number, result in zip(offered, stored, strict=True)]
     outcomes += [FileOutcome(number, FileStatus.REJECTED, reason) for number, reason in batch.rejected.items()]
     archive.finish_files(connection, lease.job_id, outcomes)
 
 
-def _still_living(connection: Connection, archive_id: int, batch: Batch, embedded: Mapping[int, Vectors]) -> list[int]:
+def _still_living(
+    connection: Connection, archive_id: int, batch: Batch, embeddings: Mapping[int, Vectors]
+) -> list[int]:
     """Those of the indexes that the batch was embedded for which still get new images.
 
-    Raises ArchiveChanged when another one came into being meanwhile, or became active.
+    Raises ArchiveChanged when another index was created or activated meanwhile.
     """
-    known = {target.index.index_id for target in batch.targets}
+    targets = {target.index.index_id for target in batch.targets}
     living = indexes.living_indexes(connection, archive_id)
     for index in living:
-        if index.index_id not in known or (index.state == "active" and index.index_id not in embedded):
-            raise ArchiveChanged(f"index {index.index_id} is new to the archive; what follows goes to it, too")
-    return [index.index_id for index in living if index.index_id in embedded]
+        if index.index_id not in targets or (index.state == "active" and index.index_id not in embeddings):
+            raise ArchiveChanged(f"index {index.index_id} is new to the archive; the shard is repeated for it, too")
+    return [index.index_id for index in living if index.index_id in embeddings]
 
 
 def _leave_out(index: IndexView, error: Exception) -> None:
     log.warning(str(error), extra={"action": "index_left_out", "index": index.index_id})
 
 
-def _decode(batch: Batch, fresh: dict[str, bytes], resources: Resources) -> None:
-    """Decode in the sandbox and prepare for all targets; what cannot be decoded is rejected and leaves `fresh`."""
+def _decode(batch: Batch, new: dict[str, bytes], resources: Resources) -> None:
+    """Decode in the sandbox and prepare for all targets; undecodable pictures are rejected and removed from `new`."""
     retrievers = {target.retriever.version: target.retriever for target in batch.targets if target.retriever}
-    prepared = prepare_for(list(retrievers.values()), list(fresh.values()), resources)
-    for sha256, result in zip(list(fresh), prepared, strict=True):
+    prepared = prepare_for(list(retrievers.values()), list(new.values()), resources)
+    for sha256, result in zip(list(new), prepared, strict=True):
         if isinstance(result, ImageRejected):
             batch.reject(sha256, str(result))
-            del fresh[sha256]
+            del new[sha256]
         else:
             batch.prepared[sha256] = result
 
 
-def _upload(batch: Batch, fresh: dict[str, bytes], context: ShardContext[Resources], uploads: Uploads) -> None:
-    """Bytes before rows: announce, then put; the transaction that names the pictures waits for it."""
-    new = [NewBlob(sha256, len(data), batch.prepared[sha256].media_type) for sha256, data in fresh.items()]
-    wanted = context.read(blobs.announce_blobs, new)
-    batch.uploads = uploads.start([blob for blob in new if blob.sha256 in wanted], fresh)
+def _upload(batch: Batch, new: dict[str, bytes], context: Context) -> None:
+    """Bytes before rows: announce, then put; the transaction that refers to the pictures waits for the uploads."""
+    announced = [NewBlob(sha256, len(data), batch.prepared[sha256].media_type) for sha256, data in new.items()]
+    missing = context.read(blobs.announce_blobs, announced)
+    submit, put = context.resources.threads.submit, context.resources.objects.put_content
+    batch.uploads = [submit(put, new[blob.sha256], blob.media_type) for blob in announced if blob.sha256 in missing]
 
 
-def _restore_lost(resources: Resources, contents: Mapping[str, bytes], known: Mapping[str, ExistingImage]) -> None:
-    """A picture whose object is gone from the store gets it back when its file is ingested again."""
+def _restore_lost(resources: Resources, contents: Mapping[str, bytes], existing: Mapping[str, ArchiveImage]) -> None:
+    """Put a picture whose object is missing from the store again when its file is ingested again."""
 
-    def restore(sha256: str) -> None:
-        if not resources.objects.exists(content_key(sha256)):
-            resources.objects.put_content(contents[sha256], known[sha256].media_type)
+    def restore(image: ArchiveImage) -> None:
+        if not resources.objects.exists(content_key(image.sha256)):
+            resources.objects.put_content(contents[image.sha256], image.media_type)
 
-    list(resources.threads.map(restore, contents))
+    list(resources.threads.map(restore, existing.values()))
 
 
 def _offered(connection: Connection, archive_id: int, batch: Batch) -> dict[int, NewImage]:
-    """The batch's readable files as images, by file number: decoded just now, or known to the archive."""
-    others = [sha256 for sha256 in batch.hashes.values() if sha256 not in batch.prepared]
-    known = archive.existing_images(connection, archive_id, others)
+    """The batch's readable files as images, by file number: just decoded, or already in the archive."""
+    unprepared = [sha256 for sha256 in batch.hashes.values() if sha256 not in batch.prepared]
+    existing = archive.existing_images(connection, archive_id, unprepared)
     offered = {}
     for number, sha256 in batch.hashes.items():
-        facts = batch.prepared.get(sha256) or known.get(sha256)
+        facts = batch.prepared.get(sha256) or existing.get(sha256)
         if facts is None:
-            raise ArchiveChanged("a picture left the archive while its duplicate was being looked at; it is read again")
+            raise ArchiveChanged(
+                "a picture was removed from the archive while its duplicate was processed; it is read again"
+            )
         file = batch.files[number]
         offered[number] = NewImage(
             sha256, file.source, file.uri, file.caption, facts.width, facts.height, facts.media_type

@@ -1,4 +1,4 @@
-"""From a list of files to an ingest job, in one transaction."""
+"""Create ingest jobs of listed files."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ FILES_PER_TAR_SHARD = 4_096
 
 
 def submit_files(engine: Engine, settings: Settings, *, archive_name: str, files: Sequence[SourceFile]) -> Submitted:
-    """Create an ingest job of listed files; the archive is created if it is new. Files that the walk itself refused
-    have their outcome at once. Raises UsageError when there is none."""
+    """Create an ingest job of listed files; the archive is created if it is new.
+
+    Files that the listing rejected have their outcome at once. Raises UsageError if there are no files.
+    """
     if not files:
         raise UsageError("there is no file to ingest")
+    return in_transaction(engine, _submit, settings, archive_name, files)
 
-    def work(connection: Connection) -> Submitted:
-        archive_id = archive.ensure_archive(connection, archive_name).archive_id
-        return Submitted(create_ingest(connection, settings, archive_id, files), True, len(files), [])
 
-    return in_transaction(engine, work)
+def _submit(connection: Connection, settings: Settings, archive_name: str, files: Sequence[SourceFile]) -> Submitted:
+    archive_id = archive.ensure_archive(connection, archive_name).archive_id
+    return Submitted(create_ingest(connection, settings, archive_id, files), True, len(files), [])
 
 
 def create_ingest(
@@ -40,21 +42,10 @@ def create_ingest(
     spec: Mapping[str, Any] | None = None,
 ) -> int:
     """Create an ingest job of listed files in the caller's transaction; returns its id."""
-    job_id, _ = control.create(
-        connection,
-        NewJob(
-            kind=JobKind.INGEST,
-            archive_id=archive_id,
-            spec=dict(spec or {}),
-            total=len(files),
-            per_shard=_files_per_shard(settings, files),
-        ),
-    )
+    # A tar file has no directory: every shard reads it from the start, so there are few large shards.
+    from_tar = any(file.uri.startswith("tar://") for file in files)
+    per_shard = max(settings.files_per_shard, FILES_PER_TAR_SHARD if from_tar else 0)
+    job = NewJob(JobKind.INGEST, archive_id, dict(spec or {}), len(files), per_shard)
+    job_id, _ = control.create(connection, job)
     archive.insert_files(connection, job_id, files)
     return job_id
-
-
-def _files_per_shard(settings: Settings, files: Sequence[SourceFile]) -> int:
-    """A tar has no directory: each shard goes through it from the start, so few large shards it is."""
-    from_tar = any(file.uri.startswith("tar://") for file in files)
-    return max(settings.files_per_shard, FILES_PER_TAR_SHARD) if from_tar else settings.files_per_shard

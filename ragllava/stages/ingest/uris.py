@@ -1,7 +1,7 @@
-"""Where the bytes of a file are, as text: `file://`, `zip://`, `tar://` and `s3://` (records.SourceFile.uri).
+"""The uris of files: `file://`, `zip://`, `tar://` and `s3://` (records.SourceFile.uri).
 
-Paths and member names are percent-encoded byte by byte, so that names in any encoding survive the way through the
-database. The `!` between a packed file and its member is never part of either, because it is encoded there.
+Paths and member names are percent-encoded byte by byte, so that the database can store names in any encoding. The `!`
+between a packed file and its member is unambiguous, because it is encoded in both of them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from urllib.parse import quote, unquote_to_bytes
 from ragllava.errors import ImageRejected
 from ragllava.imaging.decode import printable
 
-MAX_URI = 2_000  # characters; the database's index on addresses takes no more than about 2,700 bytes
+MAX_URI = 2_000  # characters; the database's index on uris holds at most about 2,700 bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A uri taken apart. `path` is the file, or the zip or tar file that holds `member`, or the bucket of `member`."""
+    """A parsed uri. `path` is the file, or the zip or tar file that holds `member`, or the bucket of `member`."""
 
     scheme: str
     path: str
@@ -27,7 +27,7 @@ class Location:
 
 
 def file_uri(path: str | Path) -> str:
-    """The uri of a file of this machine; `path` is absolute."""
+    """The uri of a local file; `path` is absolute."""
     return "file://" + quote(os.fsencode(path))
 
 
@@ -37,21 +37,21 @@ def member_uri(scheme: str, path: str | Path, member: str) -> str:
 
 
 def parse_uri(uri: str) -> Location:
-    """Take a uri apart; ImageRejected if it is none of ours."""
-    scheme, separator, rest = uri.partition("://")
+    """Parse a uri; ImageRejected for an unsupported one."""
+    scheme, separator, address = uri.partition("://")
     if separator and scheme == "file":
-        return Location(scheme, _path(rest))
-    if separator and scheme in ("zip", "tar") and "!" in rest:
-        path, _, member = rest.partition("!")
+        return Location(scheme, _path(address))
+    if separator and scheme in ("zip", "tar") and "!" in address:
+        path, _, member = address.partition("!")
         return Location(scheme, _path(path), unquote_to_bytes(member).decode("utf-8", "surrogateescape"))
-    if separator and scheme == "s3" and "/" in rest:
-        bucket, _, key = rest.partition("/")
+    if separator and scheme == "s3" and "/" in address:
+        bucket, _, key = address.partition("/")
         return Location(scheme, bucket, unquote_to_bytes(key).decode("utf-8", "surrogateescape"))
     raise ImageRejected(f"its address {uri[:200]!r} is not one that can be read")
 
 
 def shown(name: str) -> str:
-    """The name of a file or member as storable text on one line; bytes that are no UTF-8 become escapes, too."""
+    """The name of a file or member as storable text on one line; bytes that are not UTF-8 become escapes, too."""
     return printable(name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 

@@ -1,8 +1,7 @@
-"""Noisy cases among answers that are there already: of before cases were logged, or of before the limits changed.
+"""Finds noisy cases among stored answers: those given before cases were logged, or before the limits changed.
 
-Looks at what is stored, so it finds what can be read off an answer: candidates near η, ranks that disagree, questions
-without evidence, answers with low confidence. Whether an answer is fragile is found only by asking again, which this
-task does not do.
+Uses only what is stored: candidates near η, ranks that disagree, questions without evidence, answers with low
+confidence. Whether an answer is fragile is known only after asking again, which this task does not do.
 """
 
 from __future__ import annotations
@@ -26,57 +25,55 @@ _PAGE = 500
 
 
 def find_noisy_cases(context: ShardContext[Resources], request: TaskRequest) -> Report:
-    """Log the doubtful answers of ended jobs that are no noisy cases yet, and reasons that known ones lack.
+    """Log the doubtful answers of ended jobs that are not noisy cases yet, and reasons that logged cases lack.
 
-    What somebody labelled or dismissed stays as it is: a person has looked at it already.
+    Labelled and dismissed questions are skipped: a person has looked at them already.
     """
-    looked_at = new = 0
+    checked = new = 0
     reasons: Counter[str] = Counter()
     jobs = context.read(mining.answered_jobs, request.archive_id)
     for job in jobs:
         limits = DoubtLimits.of(context.settings, job.top_n)
-        numbers = context.read(mining.unjudged_questions, job.job_id)
+        numbers = context.read(mining.unlabelled_questions, job.job_id)
         for start in range(0, len(numbers), _PAGE):
             context.check()
             page = numbers[start : start + _PAGE]
             cases = context.commit(_check_page, job, page, limits)
-            looked_at += len(page)
+            checked += len(page)
             new += len(cases)
             reasons.update(reason.value for case in cases for reason in case.reasons)
     return Report(
-        f"{counted(new, 'noisy case')} logged or widened among {counted(looked_at, 'answer')} "
+        f"{counted(new, 'noisy case')} logged or extended among {counted(checked, 'answer')} "
         f"of {counted(len(jobs), 'job')}",
-        {"jobs": len(jobs), "answers": looked_at, "cases": new, "reasons": dict(sorted(reasons.items()))},
+        {"jobs": len(jobs), "answers": checked, "cases": new, "reasons": dict(sorted(reasons.items()))},
     )
 
 
 def _check_page(
     connection: Connection, job: AnsweredJob, numbers: Sequence[int], limits: DoubtLimits
 ) -> list[NoisyCase]:
-    known = mining.known_reasons(connection, job.job_id, numbers)
+    logged = mining.logged_reasons(connection, job.job_id, numbers)
     questions = load_questions(connection, [(job.job_id, number) for number in numbers])
-    found = [_unknown(case, known) for question in questions.values() if (case := _diagnose(question, limits))]
-    cases = [case for case in found if case.reasons]
+    diagnosed = [diagnose(_answer(question), limits) for question in questions.values() if question.status]
+    cases = [_only_new(case, logged.get(case.question_no, set())) for case in diagnosed if case]
+    cases = [case for case in cases if case.reasons]
     noisy.insert_cases(connection, job.archive_id, job.job_id, cases)
     return cases
 
 
-def _diagnose(question: AnsweredQuestion, limits: DoubtLimits) -> NoisyCase | None:
-    if question.status is None or question.models is None:
-        return None
-    stamp = ModelStamp(**question.models)
-    answer = Answer(
+def _answer(question: AnsweredQuestion) -> Answer:
+    assert question.status is not None, "questions without an outcome were left out"  # noqa: S101 - for the type checker
+    return Answer(
         question.question_no,
         question.status,
         text=question.answer,
         confidence=question.confidence,
         candidates=question.candidates,
-        models=stamp,
+        models=ModelStamp(**question.models) if question.models else None,
     )
-    return diagnose(answer, stamp.threshold, limits)
 
 
-def _unknown(case: NoisyCase, known: dict[int, set[str]]) -> NoisyCase:
-    """The case with only those reasons that were not logged yet."""
-    new = tuple(reason for reason in case.reasons if reason.value not in known.get(case.question_no, ()))
+def _only_new(case: NoisyCase, logged: set[str]) -> NoisyCase:
+    """The case with only those reasons that are not logged yet."""
+    new = tuple(reason for reason in case.reasons if reason.value not in logged)
     return replace(case, reasons=new, details={reason.value: case.details[reason.value] for reason in new})

@@ -1,4 +1,4 @@
-"""Dropping what is older than the settings keep; never what labels, noisy cases or trainings still need."""
+"""Deletes what is older than the settings keep, except what labels, noisy cases or trainings still need."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ RUNS_KEPT_S = 90 * _DAY_S
 
 
 def keep_within_limits(context: ShardContext[Resources], request: TaskRequest) -> Report:
-    """Drop replaced indexes, old jobs with their result files, and old runs of schedules.
+    """Delete replaced indexes, old jobs with their result files, and old runs of schedules.
 
-    Each in a transaction of its own, so an interruption loses nothing; a job's rows go before its objects.
+    Each in its own transaction, so the task may be interrupted; a job's rows are deleted before its objects.
     """
     indexes = _drop_indexes(context)
-    jobs, needed = _forget_jobs(context)
-    runs = context.commit(retention.forget_runs, RUNS_KEPT_S)
+    jobs, needed = _delete_jobs(context)
+    runs = context.commit(retention.delete_runs, RUNS_KEPT_S)
     summary = (
         f"dropped {counted(len(indexes), 'replaced index', 'replaced indexes')}, {counted(len(jobs), 'job')} and "
         f"{counted(runs, 'old run')} of schedules"
@@ -42,15 +42,15 @@ def _drop_indexes(context: ShardContext[Resources]) -> list[int]:
         dropped.append(index_id)
 
 
-def _forget_jobs(context: ShardContext[Resources]) -> tuple[list[int], int]:
-    """The jobs that went, and how many others of their age were kept."""
+def _delete_jobs(context: ShardContext[Resources]) -> tuple[list[int], int]:
+    """The deleted jobs, and how many jobs of the same age were kept."""
     if not context.settings.keep_jobs_days:
         return [], 0
     older_than_s = context.settings.keep_jobs_days * _DAY_S
-    gone = []
-    for job_id in context.read(retention.forgettable_jobs, older_than_s):
+    deleted = []
+    for job_id in context.read(retention.deletable_jobs, older_than_s):
         context.check()
-        if context.commit(retention.forget_job, job_id, older_than_s):
+        if context.commit(retention.delete_job, job_id, older_than_s):
             context.resources.objects.remove_prefix(f"jobs/{job_id}/")
-            gone.append(job_id)
-    return gone, context.read(retention.count_needed_jobs, older_than_s)
+            deleted.append(job_id)
+    return deleted, context.read(retention.count_needed_jobs, older_than_s)

@@ -1,4 +1,4 @@
-"""Maintenance tasks that compare: archives with their buckets, and images with their vectors."""
+"""Maintenance tasks that compare archives with their buckets, and images with their vectors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from ragllava.stores.archives.archive import Archive
 
 
 def scan_buckets(context: ShardContext[Resources], request: TaskRequest) -> Report:
-    """Repair what events have lost (docs/reliability.md D13). What is new is queued as ingest jobs; the next tick
-    dispatches them."""
-    name = None
-    if request.archive_id is not None:
-        [name] = [one.name for one in context.read(_archives, request)]
+    """Repair what lost events have missed (docs/reliability.md D13). New pictures are queued as ingest jobs, which the
+    next tick dispatches."""
+    name = context.read(_archives, request)[0].name if request.archive_id is not None else None
     reports = scan(context.engine, context.settings, context.resources.objects, name)
     different = [report for report in reports if report.found_differences]
     listed = sum(report.listed for report in reports)
@@ -34,15 +32,16 @@ def scan_buckets(context: ShardContext[Resources], request: TaskRequest) -> Repo
 
 
 def report_gaps(context: ShardContext[Resources], request: TaskRequest) -> Report:
-    """Name the images that no question can find."""
-    found: dict[str, list[Gap]] = {}
-    for one in context.read(_archives, request):
+    """Report the images that no search finds."""
+    gaps_of: dict[str, list[Gap]] = {}
+    for selected in context.read(_archives, request):
         context.check()
-        found[one.name] = context.read(find_gaps, one.archive_id)
-    number = sum(map(len, found.values()))
-    where = ", ".join(f"{name} {len(gaps)}" for name, gaps in found.items() if gaps)
-    summary = f"{counted(number, 'image')} without a vector ({where})" if number else "every image has its vector"
-    return Report(summary, {"archives": [_as_figures(name, gaps) for name, gaps in found.items() if gaps]})
+        if gaps := context.read(find_gaps, selected.archive_id):
+            gaps_of[selected.name] = gaps
+    total = sum(map(len, gaps_of.values()))
+    counts = ", ".join(f"{name} {len(gaps)}" for name, gaps in gaps_of.items())
+    summary = f"{counted(total, 'image')} without a vector ({counts})" if total else "every image has its vector"
+    return Report(summary, {"archives": [_as_figures(name, gaps) for name, gaps in gaps_of.items()]})
 
 
 def _as_figures(name: str, gaps: list[Gap]) -> dict[str, Any]:
@@ -55,5 +54,5 @@ def _as_figures(name: str, gaps: list[Gap]) -> dict[str, Any]:
 
 
 def _archives(connection: Connection, request: TaskRequest) -> list[Archive]:
-    known = archive.list_archives(connection)
-    return [one for one in known if request.archive_id in (None, one.archive_id)]
+    archives = archive.list_archives(connection)
+    return [row for row in archives if request.archive_id in (None, row.archive_id)]

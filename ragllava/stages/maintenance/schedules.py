@@ -1,9 +1,8 @@
-"""Work that begins by the clock: cron lines in a time zone, kept in the database, fired by the tick
-(docs/reliability.md D9).
+"""Schedules: cron lines in a time zone, stored in the database and fired by the tick (docs/reliability.md D9).
 
-Any number of ticks may look at once. A due time fires in one transaction: the schedule is locked, its run written
-down, its job made and its next due time set. Times that passed while nobody looked fire once together, and the next
-one is the first after the database's now.
+Any number of ticks may run at once. A due time fires in one transaction: the schedule is locked, its run and job are
+inserted, and its next due time is set. Times missed while no tick ran fire once together, and the next due time is the
+first after the database's now.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ from ragllava.stores.maintenance.schedules import NewSchedule, ScheduleView
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-_OF_ONE_MACHINE = ("localtime", "posixrules")  # names that mean another zone on the next worker
+_LOCAL_ZONES = ("localtime", "posixrules")  # they mean another zone on another machine
 
 Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Starter:
-    """How one action is begun.
+    """How an action is started.
 
-    `begin` makes its job in the caller's transaction and returns its id; it raises UsageError when there is nothing
-    to begin, which is written down as the run's note. `check` raises UsageError for an archive or options that this
-    action does not take.
+    `begin` creates its job in the caller's transaction and returns its id; it raises UsageError when there is nothing
+    to do, which becomes the run's note. `check` raises UsageError for an archive or options that this action does not
+    take.
     """
 
     begin: Callable[[Connection, Settings, ScheduleView], int]
@@ -54,7 +53,7 @@ Starters = Mapping[ScheduleAction, Starter]
 
 @dataclass(frozen=True, slots=True)
 class ScheduleRequest:
-    """A schedule as a person asks for it. Without a name it is called after its action and archive."""
+    """A schedule to add. The default name is made of its action and archive."""
 
     action: ScheduleAction
     cron: str
@@ -66,7 +65,7 @@ class ScheduleRequest:
 
 @dataclass(frozen=True, slots=True)
 class Fired:
-    """What a schedule came to: a job, or a note that says why there is none."""
+    """The result of a firing: a job, or a note that says why there is none."""
 
     name: str
     due_at: datetime
@@ -75,43 +74,43 @@ class Fired:
 
 
 def add_schedule(engine: Engine, request: ScheduleRequest, starters: Starters) -> ScheduleView:
-    """Keep a schedule; it fires for the first time at its first due time from now.
+    """Store a schedule; it first fires at its next due time.
 
-    Raises UsageError with one sentence for a wrong cron line, zone, name, archive or option, and for a taken name.
+    Raises UsageError for an invalid cron line, zone, name, archive or option, and for a taken name.
     """
     starters[request.action].check(request.archive, request.options)
     name = request.name or "-".join(filter(None, (request.action.value, request.archive)))
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} cannot be the name of a schedule: use 1 to 63 of the characters a-z, 0-9, `.`, `_` and `-`, "
-            "and begin with a letter or a digit; name it with --name"
+            "and begin with a letter or a digit; set it with --name"
         )
 
-    def work(connection: Connection) -> ScheduleView:
-        new = NewSchedule(
-            name=name,
-            action=request.action,
-            archive_id=archive.get_archive(connection, request.archive).archive_id if request.archive else None,
-            options=request.options,
-            cron=request.cron,
-            timezone=request.timezone,
-            next_due=first_due_after(request.cron, request.timezone, schedules.database_now(connection)),
-        )
-        if not schedules.insert_schedule(connection, new):
-            raise UsageError(
-                f"there is a schedule {name} already: choose another name with --name, or first say "
-                f"`ragllava schedule remove {name}`"
-            )
-        return schedules.lock_schedule(connection, name)
+    return in_transaction(engine, _add, name, request)
 
-    return in_transaction(engine, work)
+
+def _add(connection: Connection, name: str, request: ScheduleRequest) -> ScheduleView:
+    new = NewSchedule(
+        name=name,
+        action=request.action,
+        archive_id=archive.get_archive(connection, request.archive).archive_id if request.archive else None,
+        options=request.options,
+        cron=request.cron,
+        timezone=request.timezone,
+        next_due=first_due_after(request.cron, request.timezone, schedules.database_now(connection)),
+    )
+    if not schedules.insert_schedule(connection, new):
+        raise UsageError(
+            f"there is already a schedule {name}: choose another name with --name, or first run "
+            f"`ragllava schedule remove {name}`"
+        )
+    return schedules.lock_schedule(connection, name)
 
 
 def fire_due(engine: Engine, settings: Settings, starters: Starters) -> list[Fired]:
-    """Fire every schedule that is due, each in a transaction of its own; returns what came of them.
+    """Fire every schedule that is due, each in its own transaction; returns the results.
 
-    A schedule whose job cannot be made now for want of a service holds up no other, and is due again at the next
-    tick.
+    A schedule whose job cannot be created because a service is down delays no other, and is due again at the next tick.
     """
     fired: list[Fired] = []
     failed: list[int] = []
@@ -120,28 +119,28 @@ def fire_due(engine: Engine, settings: Settings, starters: Starters) -> list[Fir
         due = schedules.lock_next_due(connection, passed_over=failed)
         if due is None:
             return None
-        looked_at.append(due.schedule_id)
+        tried.append(due.schedule_id)
         next_due = first_due_after(due.cron, due.timezone, schedules.database_now(connection))
         schedules.set_next_due(connection, due.schedule_id, next_due)
         return _fire(connection, settings, due, due.next_due, starters)
 
     while True:
-        looked_at: list[int] = []
+        tried: list[int] = []
         try:
-            one = in_transaction(engine, fire_next)
+            result = in_transaction(engine, fire_next)
         except RagllavaError as error:
-            if not looked_at:
+            if not tried:
                 raise
-            failed.append(looked_at[-1])
-            log.warning(str(error), extra={"action": "schedule_not_fired", "schedule": looked_at[-1]})
+            failed.append(tried[-1])
+            log.warning(str(error), extra={"action": "schedule_not_fired", "schedule": tried[-1]})
             continue
-        if one is None:
+        if result is None:
             return fired
-        fired.append(one)
+        fired.append(result)
 
 
 def run_now(engine: Engine, settings: Settings, name: str, starters: Starters) -> Fired:
-    """Begin what a schedule does, now, also if it is paused; its next due time stays. Raises UsageError."""
+    """Start the action of a schedule now, also if it is paused; its next due time stays. Raises UsageError."""
 
     def work(connection: Connection) -> Fired:
         schedule = schedules.lock_schedule(connection, name)
@@ -151,7 +150,7 @@ def run_now(engine: Engine, settings: Settings, name: str, starters: Starters) -
 
 
 def pause(engine: Engine, name: str) -> None:
-    """Let due times pass by. Raises UsageError for an unknown name."""
+    """Stop firing a schedule. Raises UsageError for an unknown name."""
 
     def work(connection: Connection) -> None:
         schedules.set_paused(connection, schedules.lock_schedule(connection, name).schedule_id, True)
@@ -160,7 +159,7 @@ def pause(engine: Engine, name: str) -> None:
 
 
 def resume(engine: Engine, name: str) -> ScheduleView:
-    """Let a paused schedule fire again, from its next due time on: what passed meanwhile is not made up for."""
+    """Let a paused schedule fire again, from its next due time on; missed times are not made up for."""
 
     def work(connection: Connection) -> ScheduleView:
         schedule = schedules.lock_schedule(connection, name)
@@ -174,7 +173,7 @@ def resume(engine: Engine, name: str) -> ScheduleView:
 
 
 def remove(engine: Engine, name: str) -> None:
-    """Forget a schedule; jobs that it began go on. Raises UsageError for an unknown name."""
+    """Delete a schedule; jobs that it started continue. Raises UsageError for an unknown name."""
 
     def work(connection: Connection) -> None:
         schedules.delete_schedule(connection, schedules.lock_schedule(connection, name).schedule_id)
@@ -185,19 +184,21 @@ def remove(engine: Engine, name: str) -> None:
 def first_due_after(cron: str, timezone: str, moment: datetime) -> datetime:
     """The first time after `moment` that a cron line names in its zone, in UTC. Raises UsageError.
 
-    A time that the clocks skip in spring comes when they have moved; one that they repeat in autumn comes once.
+    A time that the change to summer time skips fires right after the change; a repeated time fires once.
     """
     zone = find_zone(timezone)
     if len(cron.split()) != 5:
-        raise UsageError(f"{cron!r} is no cron line: it has five fields, minute hour day month weekday, as `0 3 * * *`")
+        raise UsageError(
+            f"{cron!r} is not a cron line: it has five fields, minute hour day month weekday, as `0 3 * * *`"
+        )
     try:
         for due in CronSim(cron, moment.astimezone(zone)):
-            # Between the two passes of a repeated hour the first one is named again.
+            # Between the two passes of a repeated hour CronSim returns the first again.
             if due.astimezone(UTC) > moment:
                 return due.astimezone(UTC)
     except CronSimError as error:
         raise UsageError(
-            f"{cron!r} is no cron line: {str(error)[:1].lower()}{str(error)[1:]}; write it as `0 3 * * *`"
+            f"{cron!r} is not a cron line: {str(error)[:1].lower()}{str(error)[1:]}; write it as `0 3 * * *`"
         ) from None
     raise UsageError(f"{cron!r} names a day that never comes")
 
@@ -205,14 +206,14 @@ def first_due_after(cron: str, timezone: str, moment: datetime) -> datetime:
 def find_zone(name: str) -> zoneinfo.ZoneInfo:
     """An IANA time zone by its name. Raises UsageError that names the nearest one."""
     try:
-        if name not in _OF_ONE_MACHINE:
+        if name not in _LOCAL_ZONES:
             return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):  # a folder of zones is an OSError
         pass
-    by_letters = {zone.lower(): zone for zone in zoneinfo.available_timezones() if zone not in _OF_ONE_MACHINE}
-    close = difflib.get_close_matches(name.lower(), by_letters, n=1)
-    guess = f"did you mean {by_letters[close[0]]}?" if close else "write one as Europe/Berlin, or UTC"
-    raise UsageError(f"{name!r} is no time zone; {guess}")
+    by_name = {zone.lower(): zone for zone in zoneinfo.available_timezones() if zone not in _LOCAL_ZONES}
+    close = difflib.get_close_matches(name.lower(), by_name, n=1)
+    guess = f"did you mean {by_name[close[0]]}?" if close else "write one as Europe/Berlin, or UTC"
+    raise UsageError(f"{name!r} is not a time zone; {guess}")
 
 
 def _fire(
@@ -230,13 +231,13 @@ def _fire(
 def _begin(
     connection: Connection, settings: Settings, schedule: ScheduleView, starters: Starters
 ) -> tuple[int | None, str | None]:
-    """The job and no note, or a note and no job; what a refused beginning has written is taken back."""
-    before = schedules.open_job(connection, schedule.schedule_id)
-    if before is not None:
-        return None, f"job {before}, which it began before, has not ended yet"
+    """The job and no note, or a note and no job; a refused start is rolled back."""
+    open_job = schedules.open_job(connection, schedule.schedule_id)
+    if open_job is not None:
+        return None, f"job {open_job}, which it started before, has not ended yet"
     starter = starters.get(schedule.action)
     if starter is None:
-        return None, f"this version of the program cannot begin {schedule.action}"
+        return None, f"this version of the program does not have the action {schedule.action}"
     try:
         with connection.begin_nested():
             return starter.begin(connection, settings, schedule), None

@@ -1,4 +1,4 @@
-"""Maintenance as jobs: each maintenance task is one function that returns a report; `ragllava jobs show` prints it."""
+"""Maintenance as jobs: each maintenance task is a function that returns a report; `ragllava jobs show` prints it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ MAINTENANCE_PRIORITY = -10  # below pictures that wait to be embedded
 
 @dataclass(frozen=True, slots=True)
 class TaskDefinition:
-    """One kind of maintenance: what does it, whether it can be limited to one archive, and the options it takes."""
+    """A maintenance task: its function, whether it can be limited to one archive, and its options by type."""
 
-    do: Callable[[ShardContext[Resources], TaskRequest], Report]
+    run: Callable[[ShardContext[Resources], TaskRequest], Report]
     of_one_archive: bool = False
     options: Mapping[str, type] = field(default_factory=dict)
 
@@ -50,29 +50,29 @@ TASK_DEFINITIONS: dict[TaskName, TaskDefinition] = {
 
 
 def maintenance_stage(context: ShardContext[Resources]) -> None:
-    """Do the maintenance task of one maintenance job and write its report behind the fence; done again, it begins anew.
+    """Run the task of a maintenance job and store its report behind the fence.
 
-    Every maintenance task may be interrupted at any point and repeated: what it removed stays removed.
+    Every maintenance task may be interrupted at any point and run again from its start: what it removed stays removed.
     """
     lease = context.lease
     if not context.open_inputs():
         return
     action = TaskName(lease.spec["action"])
     try:
-        report = TASK_DEFINITIONS[action].do(context, TaskRequest(lease.archive_id or None, lease.spec["options"]))
+        report = TASK_DEFINITIONS[action].run(context, TaskRequest(lease.archive_id or None, lease.spec["options"]))
     except UsageError as error:
         raise JobRefused(str(error)) from error
     context.commit(tasks.finish, lease.job_id, report.summary, report.figures, failed=report.failed)
 
 
 def submit_task(engine: Engine, action: TaskName, archive_name: str | None, options: Options) -> int:
-    """Make a maintenance job; returns its id. Raises UsageError for an archive or options that it does not take."""
+    """Create a maintenance job; returns its id. Raises UsageError as `check_task` and for an unknown archive."""
     check_task(action, archive_name, options)
     return in_transaction(engine, create_task, action, archive_name, options)
 
 
 def create_task(connection: Connection, action: TaskName, archive_name: str | None, options: Options) -> int:
-    """The job with its one input. Raises UsageError for an unknown archive."""
+    """Create the job with its one input. Raises UsageError for an unknown archive."""
     spec = {"action": action.value, "options": dict(options)}
     job_id, _ = control.create(
         connection,
@@ -91,25 +91,25 @@ def create_task(connection: Connection, action: TaskName, archive_name: str | No
 
 
 def check_task(action: TaskName, archive_name: str | None, options: Options) -> None:
-    """Raises UsageError for an archive or options that this maintenance task does not take."""
+    """Raises UsageError for an archive or options that this task does not take."""
     task = TASK_DEFINITIONS[action]
     if archive_name is not None and not task.of_one_archive:
         raise UsageError(f"{action} concerns the whole system and takes no archive")
     check_options(action.value, task.options, options)
 
 
-def check_options(action: str, known: Mapping[str, type], given: Options) -> None:
+def check_options(action: str, types: Mapping[str, type], given: Options) -> None:
     """Raises UsageError for an option that the action does not take, or a value of another type."""
     for name, value in given.items():
-        if name not in known:
-            takes = ", ".join(known) if known else "none"
+        if name not in types:
+            takes = ", ".join(types) or "none"
             raise UsageError(f"{action} does not take the option {name}; it takes {takes}")
-        if type(value) is not known[name]:
-            raise UsageError(f"the option {name} of {action} must be of type {known[name].__name__}, not {value!r}")
+        if type(value) is not types[name]:
+            raise UsageError(f"the option {name} of {action} must be of type {types[name].__name__}, not {value!r}")
 
 
 def task_starter(action: TaskName) -> Starter:
-    """How a schedule begins this maintenance task."""
+    """How a schedule starts this maintenance task."""
 
     def begin(connection: Connection, settings: Settings, schedule: ScheduleView) -> int:
         return create_task(connection, action, schedule.archive, schedule.options)

@@ -1,4 +1,4 @@
-"""What every maintenance task gets and gives."""
+"""The request and the report of a maintenance task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHOWN = 10  # of long lists in a report
 
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
-    """What a maintenance task is asked for; `archive_id` None means all archives."""
+    """The archive and options of a maintenance task; `archive_id` None means all archives."""
 
     archive_id: int | None
     options: Mapping[str, Any]
@@ -19,9 +19,9 @@ class TaskRequest:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a maintenance task came to: one sentence for a person, and figures with a few examples, as JSON.
+    """The result of a maintenance task: a sentence for the user, and figures with a few examples, as JSON.
 
-    One that `failed` did what it could, and somebody has to look at the rest.
+    `failed`: a part could not be done, and needs attention.
     """
 
     summary: str
@@ -30,7 +30,7 @@ class Report:
 
 
 def shortened(items: Sequence[Any]) -> list[Any]:
-    """The first few, for a report."""
+    """The first items, for a report."""
     return list(items[:SHOWN])
 
 

@@ -1,4 +1,4 @@
-"""VACUUM where rows churn, and whether the graphs of indexes still find what an exact search finds."""
+"""VACUUM the tables that churn, and check that the graphs of indexes find what an exact search finds."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from ragllava.errors import JobRefused
 from ragllava.jobs.kinds import KINDS
 from ragllava.jobs.runner import ShardContext
 from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted
+from ragllava.stages.reindex.gate import NEEDED_RECALL, measure_recall
 from ragllava.stages.resources import Resources
-from ragllava.stores.archives import vectors
+from ragllava.stores.archives import indexes
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.maintenance import vacuuming
 
-LEAST_RECALL = 0.98  # of the 20 nearest, against exact (docs/reliability.md D12)
-_NEAREST = 20
-_QUESTIONS = 200
-
 
 def vacuum(context: ShardContext[Resources], request: TaskRequest) -> Report:
-    """VACUUM (ANALYZE) the tables that churn, and measure recall@20 of every graph on questions that were asked."""
+    """VACUUM (ANALYZE) the tables that churn, and measure recall@20 of every graph with questions that were asked."""
     tables = []
     of_inputs = [name for kind in KINDS.values() for name in kind.inputs.updated_tables]
     for name in (*vacuuming.CHURNING, *of_inputs, *context.read(vacuuming.partitions)):
@@ -29,18 +26,20 @@ def vacuum(context: ShardContext[Resources], request: TaskRequest) -> Report:
             tables.append(state)
     oldest_s = context.read(vacuuming.oldest_transaction_s)
     graphs: list[dict[str, Any]] = []
-    for archive_name, index in context.read(vacuuming.graphs):
+    for details in context.read(indexes.all_indexes):
         context.check()
-        graphs.append({"archive": archive_name, "index": index.index_id} | _measure(context, index))
+        if details.index.has_hnsw and details.index.state != "retired":
+            graph = {"archive": details.archive, "index": details.index.index_id}
+            graphs.append(graph | _measure(context, details.index))
     dead = sum(table.dead_rows for table in tables)
     warnings = [
         f"index {graph['index']} of {graph['archive']} finds only {graph['recall']:.3f} of the true neighbours; "
-        f"build it anew with `ragllava reindex --archive {graph['archive']}`"
+        f"rebuild it with `ragllava reindex --archive {graph['archive']}`"
         for graph in graphs
-        if graph.get("recall", 1.0) < LEAST_RECALL
+        if graph.get("recall", 1.0) < NEEDED_RECALL
     ]
     if dead > max(1_000, sum(table.live_rows for table in tables)):
-        warnings.append(f"{dead:,} dead rows could not be removed: a transaction is open for {oldest_s:.0f} s")
+        warnings.append(f"{dead:,} dead rows could not be removed: a transaction has been open for {oldest_s:.0f} s")
     summary = f"vacuumed {counted(len(tables), 'table')}, measured {counted(len(graphs), 'graph')}"
     figures: dict[str, Any] = {
         "warnings": warnings,
@@ -52,14 +51,11 @@ def vacuum(context: ShardContext[Resources], request: TaskRequest) -> Report:
 
 
 def _measure(context: ShardContext[Resources], index: IndexView) -> dict[str, Any]:
-    """`recall` and how many questions it was measured on; without it, the reason."""
+    """`recall` and how many questions it was measured with; without it, the reason."""
     try:
-        retriever = context.resources.retriever_of(index)
+        recall, questions = measure_recall(context, index, context.resources.retriever_of(index))
     except JobRefused as error:
         return {"not_measured": str(error)}
-    questions = context.read(vacuuming.stored_questions, index.archive_id, _QUESTIONS)
     if not questions:
-        return {"not_measured": "nobody has asked this archive anything yet"}
-    queries = retriever.embed_texts(questions)
-    recall = context.read(vectors.measure_recall, index, queries, _NEAREST)
-    return {"recall": round(recall, 4), "questions": len(questions)}
+        return {"not_measured": "no question has been asked of this archive yet"}
+    return {"recall": round(recall, 4), "questions": questions}

@@ -13,7 +13,7 @@ from ragllava.stores.archives.reindex_items import GapRow
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """An image that no question can find. `explanation` is a sentence for a person."""
+    """An image that no search finds. `explanation` is a sentence for the user."""
 
     image_id: int
     source: str
@@ -49,11 +49,11 @@ _REASONS = {
     ReindexStatus.CANCELLED: GapReason.CANCELLED,
 }
 _EXPLANATIONS = {
-    GapReason.NO_INDEX: "the archive has no index yet; its first ingest makes one",
+    GapReason.NO_INDEX: "the archive has no index yet; its first ingest creates one",
     GapReason.WAITING: "job {job} will embed it",
     GapReason.UNREADABLE: "job {job} could not read its picture: {reason}",
-    GapReason.FAILED: "job {job} gave it up: {reason}",
-    GapReason.CANCELLED: "job {job} was cancelled before its turn",
-    GapReason.NEVER_TRIED: "nothing has tried to embed it; `ragllava reindex --only missing` does",
-    GapReason.LOST: "job {job} embedded it, but its vector is gone; `ragllava reindex --only missing` embeds it again",
+    GapReason.FAILED: "job {job} could not embed it: {reason}",
+    GapReason.CANCELLED: "job {job} was cancelled before it was embedded",
+    GapReason.NEVER_TRIED: "no job has tried to embed it; run `ragllava reindex --only missing`",
+    GapReason.LOST: "job {job} embedded it, but its vector is missing; run `ragllava reindex --only missing`",
 }

@@ -1,4 +1,4 @@
-"""What the shards of a reindex job do: find the index that the job fills, and embed images that it lacks."""
+"""The work of a reindex shard: find the index that the job fills, and embed the images that it lacks."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _GONE = "it left the archive"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """The index that a job fills, its retriever, and what the job is to do (stores/archives/reindex_items.py)."""
+class ReindexTarget:
+    """The index that a job fills, its retriever, and the job's spec (stores/archives/reindex_items.py)."""
 
     index: IndexView
     retriever: Retriever
     spec: dict[str, Any]
 
 
-def find_target(context: ShardContext[Resources]) -> Target:
-    """The index that the job fills; the first shard that runs chooses or makes it.
+def find_target(context: ShardContext[Resources]) -> ReindexTarget:
+    """The index that the job fills; the first shard that runs chooses or creates it.
 
     Raises JobRefused when it is gone, or when its retriever cannot be used here.
     """
@@ -45,23 +45,23 @@ def find_target(context: ShardContext[Resources]) -> Target:
         active = context.read(vectors.active_index, lease.archive_id)
         source = spec["source"] or (active.spec if active else None)
         retriever = resources.load_retriever(source)
-        own = resources.models.profile.retriever
-        named = source if source and RetrieverSource(**source) != own else None
-        spec = context.commit(_choose_index, context, retriever, named)
+        if source and RetrieverSource(**source) == resources.models.profile.retriever:
+            source = None
+        spec = context.commit(_choose_index, context, retriever, source)
     try:
         index = context.read(vectors.get_index, spec["index"])
     except IndexGone:
         raise JobRefused(f"index {spec['index']}, which this job fills, was dropped") from None
-    return Target(index, resources.retriever_of(index), spec)
+    return ReindexTarget(index, resources.retriever_of(index), spec)
 
 
 def _choose_index(
     connection: Connection, context: ShardContext[Resources], retriever: Retriever, source: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The job's spec with its index: the active one where that is repaired in place, else one beside it."""
+    """The job's spec with its index: the active index where that is repaired in place, else a new index beside it."""
     lease = context.lease
     spec = reindex_items.job_spec(connection, lease.job_id)
-    if spec["index"] is not None:  # another shard of this job was quicker
+    if spec["index"] is not None:  # another shard of this job has chosen it
         return spec
     indexes.lock_archive(connection, lease.archive_id, shared=False)
     active = vectors.active_index(connection, lease.archive_id)
@@ -70,7 +70,7 @@ def _choose_index(
         index_id = active.index_id
     elif not spec["beside"]:
         raise JobRefused(
-            f"the active index is by {active.retriever if active else 'nobody'}, but this worker runs "
+            f"the active index is by {active.retriever if active else 'no retriever'}, but this worker runs "
             f"{retriever.version}: vectors of two models never mix; `ragllava reindex --only stale` makes a new index"
         )
     else:
@@ -80,7 +80,7 @@ def _choose_index(
 
 
 def _beside(connection: Connection, archive_id: int, retriever: Retriever, source: dict[str, Any] | None) -> int:
-    """A new index, or the half-built one by the same retriever that an ended job has left."""
+    """A new index, or the incomplete index by the same retriever that an ended job has left."""
     for index in indexes.living_indexes(connection, archive_id):
         if index.state == "building" and index.retriever != retriever.version:
             raise JobRefused(
@@ -97,15 +97,17 @@ def _beside(connection: Connection, archive_id: int, retriever: Retriever, sourc
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """One sub-batch on its way: the prepared pictures, by image, and what was found out about the others."""
+    """A sub-batch to embed: the prepared pictures, by image, and the outcomes of the other items."""
 
     items: Sequence[ReindexItem]
     pictures: dict[int, Pixels]
     outcomes: list[ItemOutcome]
 
 
-def embed_items(context: ShardContext[Resources], target: Target, items: Sequence[ReindexItem]) -> dict[int, str]:
-    """Embed what has no vector yet, a sub-batch at a time; returns why pictures could not be read, by image."""
+def embed_items(
+    context: ShardContext[Resources], target: ReindexTarget, items: Sequence[ReindexItem]
+) -> dict[int, str]:
+    """Embed the images without a vector, a sub-batch at a time; returns why pictures could not be read, by image."""
     unreadable: dict[int, str] = {}
     waiting = iter(items)
 
@@ -122,7 +124,7 @@ def embed_items(context: ShardContext[Resources], target: Target, items: Sequenc
 
 
 def _read_batch(
-    context: ShardContext[Resources], target: Target, chunk: Sequence[ReindexItem], unreadable: dict[int, str]
+    context: ShardContext[Resources], target: ReindexTarget, chunk: Sequence[ReindexItem], unreadable: dict[int, str]
 ) -> _Batch:
     images = {item.image.image_id: item.image for item in chunk if item.image}
     wanted = context.read(vectors.missing_embeddings, target.index.index_id, list(images))
@@ -140,12 +142,8 @@ def _read_batch(
         elif item.image.image_id not in prepared:
             outcomes += item.ended(ReindexStatus.SKIPPED, "it has its vector already")
     version = target.retriever.version
-    pictures = {
-        image_id: result.pixels[version]
-        for image_id, result in prepared.items()
-        if not isinstance(result, ImageRejected)
-    }
-    return _Batch(chunk, pictures, outcomes)
+    readable = {key: result for key, result in prepared.items() if not isinstance(result, ImageRejected)}
+    return _Batch(chunk, {image_id: result.pixels[version] for image_id, result in readable.items()}, outcomes)
 
 
 def _fetch(resources: Resources, sha256: str) -> bytes | ImageRejected:
@@ -156,9 +154,9 @@ def _fetch(resources: Resources, sha256: str) -> bytes | ImageRejected:
 
 
 def _store(
-    connection: Connection, context: ShardContext[Resources], target: Target, batch: _Batch, embedded: Vectors
+    connection: Connection, context: ShardContext[Resources], target: ReindexTarget, batch: _Batch, embedded: Vectors
 ) -> None:
-    """Write vectors and outcomes of a sub-batch; a picture that was retired meanwhile gets no vector."""
+    """Write vectors and outcomes of a sub-batch; an image that was retired meanwhile gets no vector."""
     present = reindex_items.lock_images(connection, list(batch.pictures))
     rows = [row for row, image_id in enumerate(batch.pictures) if image_id in present]
     ids = [image_id for image_id in batch.pictures if image_id in present]

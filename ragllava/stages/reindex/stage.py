@@ -1,10 +1,10 @@
-"""Reindexing as a job: an archive's images go into an index, anew or where vectors are missing, while questions go on
-(docs/reliability.md D12).
+"""Reindexing as a job: embeds an archive's images into a new index, or where vectors are missing, while questions are
+answered (docs/reliability.md D12).
 
-The inputs of the job are the images (reindex_images.py) and, as a last shard of its own, the gate (reindex_gate.py). A
-new index is built beside the active one and gets new pictures from its first moment; nothing is answered from it before
-the gate has passed. Every sub-batch is committed behind the fence and what has its vector is left out, so a job that
-was killed goes on where it was.
+The inputs of the job are the images (images.py) and, in a last shard of its own, the gate (gate.py). A new index is
+built beside the active one and receives new pictures from the start; it answers no question before the gate has
+passed. Every sub-batch is committed behind the fence, and images with a vector are skipped, so a killed job continues
+where it stopped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ragllava.stores.archives import archive, indexes, reindex_items, vectors
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import in_transaction
 
-REINDEX_PRIORITY = -10  # everything else goes first
+REINDEX_PRIORITY = -10  # below all other jobs
 SWITCH_PRIORITY = 0
 
 _FAILED = (ReindexStatus.UNREADABLE, ReindexStatus.FAILED, ReindexStatus.DEAD)
@@ -37,9 +37,9 @@ _FAILED = (ReindexStatus.UNREADABLE, ReindexStatus.FAILED, ReindexStatus.DEAD)
 
 @dataclass(frozen=True, slots=True)
 class ReindexRequest:
-    """What is to be embedded, and by whom. `retriever` None: by the active index's own.
+    """What to embed. `retriever` None: with the active index's retriever.
 
-    `switch`: answer questions from a new index as soon as its gate has passed.
+    `switch`: make a new index the active one as soon as its gate has passed.
     """
 
     archive: str
@@ -58,16 +58,16 @@ def create_reindex(connection: Connection, settings: Settings, request: ReindexR
     """Make the job in the caller's transaction.
 
     Raises UsageError for an archive without images, while another job builds an index of it, and for selections that
-    make no sense with another retriever.
+    another retriever excludes.
     """
     check_selection(request)
-    one = archive.get_archive(connection, request.archive)
-    active = vectors.active_index(connection, one.archive_id)
+    archive_id = archive.get_archive(connection, request.archive).archive_id
+    active = vectors.active_index(connection, archive_id)
     if active is None:
-        raise UsageError(f"the archive {one.name!r} has no image yet; `ragllava ingest` adds some")
+        raise UsageError(f"the archive {request.archive!r} has no image yet; `ragllava ingest` adds some")
     beside = request.retriever is not None or request.selection in (Selection.ALL, Selection.STALE)
     if beside:
-        _refuse_second(connection, one.archive_id)
+        _refuse_second(connection, archive_id)
     images = _select_images(connection, active, request.selection, beside=beside)
     spec = {
         "source": asdict(request.retriever) if request.retriever else None,
@@ -77,41 +77,42 @@ def create_reindex(connection: Connection, settings: Settings, request: ReindexR
         "switch": request.switch,
         "index": None,
     }
-    return _create(connection, settings, one.archive_id, spec, images, request.idempotency_key)
+    return _create(connection, settings, archive_id, spec, images, request.idempotency_key)
 
 
 def check_selection(request: ReindexRequest) -> None:
-    """Raises UsageError for a selection that makes no sense with another retriever."""
+    """Raises UsageError for a selection that another retriever excludes."""
     if request.retriever is not None and request.selection not in (Selection.MISSING, Selection.ALL):
-        raise UsageError(f"--only {request.selection} is about the active index; with another retriever say --only all")
+        raise UsageError(f"--only {request.selection} concerns the active index; with another retriever use --only all")
 
 
 def submit_switch(engine: Engine, settings: Settings, index_id: int) -> int:
-    """Queue a job that fills an index with what came since it was retired or built, and then switches to it.
+    """Queue a job that completes a building or retired index and then switches to it.
 
-    From now on new pictures go to it, too. Its gate counts and measures the recall; answers are not compared, because
-    somebody has decided. Raises UsageError for the active index, and while another job builds an index of the archive.
+    From now on the index also receives new pictures. Its gate counts and measures the recall; answers are not compared,
+    because the user has decided. Raises UsageError for the active index, and while another job builds an index of the
+    archive.
     """
+    return in_transaction(engine, _create_switch, settings, index_id)
 
-    def work(connection: Connection) -> int:
-        found = indexes.find_index(connection, index_id)
-        index = found.index
-        if index.state == "active":
-            raise UsageError(f"index {index_id} is the active one of {found.archive!r} already")
-        _refuse_second(connection, index.archive_id)
-        indexes.revive(connection, index_id)
-        images = [image.image_id for image in vectors.unembedded_images(connection, index_id)]
-        spec = {
-            "source": index.spec,
-            "selection": Selection.MISSING.value,
-            "beside": True,
-            "compare": False,
-            "switch": True,
-            "index": index_id,
-        }
-        return _create(connection, settings, index.archive_id, spec, images, None, priority=SWITCH_PRIORITY)
 
-    return in_transaction(engine, work)
+def _create_switch(connection: Connection, settings: Settings, index_id: int) -> int:
+    details = indexes.find_index(connection, index_id)
+    index = details.index
+    if index.state == "active":
+        raise UsageError(f"index {index_id} is already the active index of {details.archive!r}")
+    _refuse_second(connection, index.archive_id)
+    indexes.revive(connection, index_id)
+    images = [image.image_id for image in vectors.unembedded_images(connection, index_id)]
+    spec = {
+        "source": index.spec,
+        "selection": Selection.MISSING.value,
+        "beside": True,
+        "compare": False,
+        "switch": True,
+        "index": index_id,
+    }
+    return _create(connection, settings, index.archive_id, spec, images, None, priority=SWITCH_PRIORITY)
 
 
 def _refuse_second(connection: Connection, archive_id: int) -> None:

@@ -1,12 +1,12 @@
-"""The outbox: where the results of question files appear that came through an inbox.
+"""The outbox: where the results of question files from an inbox appear.
 
-    <outbox>/today/questions.csv/12/results.csv     job 12 came of inbox/today/questions.csv
+    <outbox>/today/questions.csv/12/results.csv     of job 12, made from inbox/today/questions.csv
     <outbox>/today/questions.csv/12/errors.jsonl
-    <outbox>/today/questions.csv/12/manifest.json   written last: where it is, the others are whole
+    <outbox>/today/questions.csv/12/manifest.json   written last: if it exists, the other files are complete
     <outbox>/today/questions.csv/error-<16 hex digits>.json    instead, for a file that cannot be used
 
-A folder for each job, so that another version of a file, or a file of the same name in another inbox, never meets
-these. Writing it again writes the same bytes under the same names.
+Each job has its own folder, so that another version of a file, or a file of the same name in another inbox, does not
+overwrite its files. Writing it again writes the same bytes under the same names.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ class Outbox:
 
     @property
     def version(self) -> str:
-        """The address of the file and which of its contents: two different ones are never the same."""
+        """The address of the file and its etag: different contents have different versions."""
         return f"{self.source}#{self.etag}"
 
     @property
     def results_name(self) -> str:
-        """What the file of results is called."""
+        """The name of the file of results."""
         return f"results.{self.format.value}"
 
     @property
     def error_address(self) -> str:
-        """Where it is said why the file cannot be used."""
+        """The address of the file that says why the question file cannot be used."""
         return f"{self.folder}error-{hashlib.sha256(self.version.encode()).hexdigest()[:16]}.json"
 
     def job_folder(self, job_id: int) -> str:
-        """Where the files of the job are."""
+        """The address of the job's files."""
         return f"{self.folder}{job_id}/"
 
 
@@ -65,8 +65,8 @@ def deliver(
 ) -> str:
     """Store the files of a job in the outbox and, last, their manifest; returns the folder.
 
-    `files` has for each path what the manifest says of it, `facts` what it says of the job. Raises ObjectMissing when
-    there is no such bucket, SettingsError when our key may not write there, ServiceUnavailable.
+    `files` has the manifest's entries of each path, `facts` those of the job. Raises ObjectMissing when there is no
+    such bucket, SettingsError when the deployment's key may not write there, ServiceUnavailable.
     """
     folder = outbox.job_folder(job_id)
     for path in files:
@@ -77,7 +77,7 @@ def deliver(
         **facts,
         "source": outbox.source,
         "etag": outbox.etag,
-        "files": {path.name: {"address": f"{folder}{path.name}", **said} for path, said in files.items()},
+        "files": {path.name: {"address": f"{folder}{path.name}", **entry} for path, entry in files.items()},
     }
     objects.put_external(f"{folder}manifest.json", json.dumps(manifest, indent=2).encode(), "application/json")
     return folder

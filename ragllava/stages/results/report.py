@@ -1,7 +1,7 @@
-"""The report of a job: one HTML file that opens anywhere, with its pictures inside and nothing fetched from outside.
+"""The report of a job: one HTML file with its pictures inside, which fetches nothing from outside.
 
-Each picture is embedded once, as a CSS class, however many questions rest on it; so the page is whole with scripts
-off, and the script only filters. A strict Content-Security-Policy names the page's own styles and script by hash.
+Each picture is embedded once, as a CSS class, even if many answers use it. The page is complete with scripts off; the
+script only filters. A strict Content-Security-Policy names the page's own styles and script by hash.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ragllava.records import AnswerStatus, Candidate
 from ragllava.stages.results.results import ResultRow, output_file
 
 MAX_CARDS = 2_000
-MAX_BARS = 50  # of candidates on a card
+MAX_BARS = 50  # of candidates in the chart of a card
 
 _STATUS_NAMES = {
     AnswerStatus.ANSWERED: "answered",
@@ -32,13 +32,13 @@ _STATUS_NAMES = {
     AnswerStatus.DEAD: "dead",
     AnswerStatus.CANCELLED: "cancelled",
 }
-# Controls, and what reorders the text around it: an archive's captions are nobody's promise.
+# Control characters, and those that reorder the text around them: captions are not trusted.
 _INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A measured share in [0, 1], such as the accuracy of the answers; `note` says what it is a share of."""
+    """A measured share in [0, 1], such as the accuracy of the answers; `note` says of what it is a share."""
 
     name: str
     value: float
@@ -47,10 +47,10 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class ReportSummary:
-    """What stands above the cards. `by_status` counts all questions of the job, shown as cards or not.
+    """What is shown above the cards. `by_status` counts all questions of the job, also those without a card.
 
     `models` is a ModelStamp as JSON. `refresh` says what a refresh asked again, None for other jobs. `all_results` is
-    the command that writes the results of all questions; it is shown when the report leaves some out.
+    the command that writes the results of all questions; it is shown when some have no card.
     """
 
     archive: str
@@ -66,7 +66,7 @@ class ReportSummary:
 
 @dataclass(frozen=True, slots=True)
 class ReportRow:
-    """A result, and what is known to be right: the answer, whether ours is, and the sources that hold it."""
+    """A result with its gold label: the right answer, whether the result is right, and the sources that show it."""
 
     result: ResultRow
     expected: str | None = None
@@ -85,12 +85,12 @@ class _Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
-    """A candidate on a card. `clip_place` and `place` count from 1: before and after the reranker."""
+class _ShownCandidate:
+    """A candidate on a card; its ranks, by retrieval and after reranking, count from 1."""
 
     candidate: Candidate
-    clip_place: int
-    place: int
+    retrieval_rank: int
+    rank: int
     relevant: bool
     picture: _Picture | None = None
 
@@ -99,9 +99,9 @@ class _Shown:
 class _Card:
     row: ReportRow
     threshold: float | None
-    by_clip: list[Candidate]
-    evidence: list[_Shown]
-    dropped: list[_Shown]
+    by_retrieval: list[Candidate]
+    evidence: list[_ShownCandidate]
+    dropped: list[_ShownCandidate]
     dropped_count: int
 
 
@@ -115,8 +115,8 @@ def write_report(
 ) -> int:
     """Write the report and return how many questions it shows: the first MAX_CARDS of `rows`; no more are read.
 
-    `thumbnail` gives, for an image's sha256, a small JPEG or PNG (256 px a side will do), or None when there is none;
-    it is asked once for each image that is evidence. Raises UsageError when the file cannot be written there.
+    `thumbnail` returns, for an image's sha256, a small JPEG or PNG (256 px a side is enough), or None when there is
+    none; it is called once for each image that is evidence. Raises UsageError when the file cannot be written there.
     """
     pictures: dict[str, _Picture | None] = {}
 
@@ -135,7 +135,7 @@ def write_report(
         "cards": cards,
         "pictures": [picture for picture in pictures.values() if picture],
         "statuses": list(_STATUS_NAMES),
-        "judged": any(card.row.correct is not None for card in cards),
+        "labelled": any(card.row.correct is not None for card in cards),
     }
     with output_file(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(_environment().get_template("report.html.j2").generate(context))
@@ -158,19 +158,20 @@ def _card(row: ReportRow, summary: ReportSummary, picture_of: Callable[[str], _P
     models = result.models or summary.models or {}
     by_relevance = sorted(result.candidates, key=lambda candidate: (-candidate.relevance, candidate.retrieval_rank))
 
-    def shown(candidate: Candidate, place: int) -> _Shown:
+    def shown(candidate: Candidate, rank: int) -> _ShownCandidate:
         image = candidate.image
         picture = picture_of(image.sha256) if candidate.evidence_no is not None else None
-        return _Shown(candidate, candidate.retrieval_rank + 1, place, image.source in row.relevant_sources, picture)
+        is_relevant = image.source in row.relevant_sources
+        return _ShownCandidate(candidate, candidate.retrieval_rank + 1, rank, is_relevant, picture)
 
-    everything = [shown(candidate, place) for place, candidate in enumerate(by_relevance, start=1)]
-    evidence = [one for one in everything if one.candidate.evidence_no is not None]
-    evidence.sort(key=lambda one: one.candidate.evidence_no or 0)
-    dropped = [one for one in everything if one.candidate.evidence_no is None]
+    everything = [shown(candidate, rank) for rank, candidate in enumerate(by_relevance, start=1)]
+    evidence = [entry for entry in everything if entry.candidate.evidence_no is not None]
+    evidence.sort(key=lambda entry: entry.candidate.evidence_no or 0)
+    dropped = [entry for entry in everything if entry.candidate.evidence_no is None]
     return _Card(
         row=row,
         threshold=models.get("threshold"),
-        by_clip=sorted(result.candidates, key=lambda candidate: candidate.retrieval_rank)[:MAX_BARS],
+        by_retrieval=sorted(result.candidates, key=lambda candidate: candidate.retrieval_rank)[:MAX_BARS],
         evidence=evidence,
         dropped=dropped[:MAX_BARS],
         dropped_count=len(dropped),
@@ -196,13 +197,13 @@ def _environment() -> Environment:
 
 
 def _printable(value: Any) -> Any:
-    """Every text that the template prints passes here: what cannot be seen becomes U+FFFD."""
+    """Called for every text that the template prints: invisible characters become U+FFFD."""
     return _INVISIBLE.sub("\ufffd", value) if type(value) is str else value
 
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    total_minutes, remaining_seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(total_minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {remaining_seconds:02d} s"

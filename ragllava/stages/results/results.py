@@ -1,7 +1,7 @@
 """Result files out: one line for every input line, as JSONL, CSV or Parquet, and the file of errors.
 
-JSONL and Parquet carry everything as it is. CSV is for eyes and spreadsheets: evidence stands in numbered columns,
-and a text that a spreadsheet would take for a formula gets an apostrophe in front (docs/reliability.md D16).
+JSONL and Parquet contain everything as it is. CSV is for people and spreadsheets: evidence is in numbered columns, and
+a text that a spreadsheet would read as a formula gets an apostrophe in front (docs/reliability.md D16).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _EVIDENCE_KEYS = ("image_id", "source", "caption", "retrieval_score", "relevance
 _PREVIOUS_EVIDENCE_KEYS = ("image_id", "source")
 _ROWS_PER_GROUP = 10_000
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
-# JSON allows these inside strings, yet `str.splitlines` and JavaScript of old take them for ends of lines.
+# JSON allows these inside strings, but `str.splitlines` and old JavaScript treat them as line ends.
 _LINE_SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
 @dataclass(frozen=True, slots=True)
 class Previous:
-    """What the job that is refreshed said to the same line. `status` None: nothing.
+    """The outcome of the same line in the job that is refreshed; `status` None: it had none.
 
-    `evidence` has the id and source of each picture. `changes` are why the line was asked again, if it was.
+    `evidence` has the id and source of each picture. `changes` are the reasons why the line was asked again, if it was.
     """
 
     job_id: int
@@ -47,11 +47,11 @@ class Previous:
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
-    """The outcome of one input line. `custom_id` and `question` are None where the line was no valid question.
+    """The outcome of one input line. `custom_id` and `question` are None where the line was not a valid question.
 
-    `candidates` are all images that retrieval found, in any order; those with an `evidence_no` are the evidence.
-    `models` is a ModelStamp as JSON, None where no model ran. A result has `error_code` and `error` or neither.
-    `previous` is set in the results of a refresh, in every row.
+    `candidates` are all retrieved images, in any order; those with an `evidence_no` are the evidence. `models` is
+    a ModelStamp as JSON, None where no model ran. A result has `error_code` and `error` or neither. `previous` is set
+    in the results of a refresh, in every row.
     """
 
     line: int
@@ -87,14 +87,14 @@ class ResultRow:
     @property
     def evidence(self) -> list[Candidate]:
         """The kept candidates in rank order."""
-        kept = [(c.evidence_no, c) for c in self.candidates if c.evidence_no is not None]
-        return [candidate for _, candidate in sorted(kept, key=lambda pair: pair[0])]
+        kept = [candidate for candidate in self.candidates if candidate.evidence_no is not None]
+        return sorted(kept, key=lambda candidate: candidate.evidence_no or 0)
 
     @property
     def has_changed(self) -> bool:
-        """Whether this is another answer than the previous one."""
-        before = self.previous
-        return before is not None and (before.status, before.answer) != (self.status, self.answer)
+        """Whether the answer differs from the previous one."""
+        previous = self.previous
+        return previous is not None and (previous.status, previous.answer) != (self.status, self.answer)
 
     def as_json(self) -> dict[str, Any]:
         """As written into result files: the same keys in every row of a job; scores to 6 decimals."""
@@ -115,17 +115,17 @@ class ResultRow:
             **({"previous": self._previous_json(self.previous)} if self.previous else {}),
         }
 
-    def _previous_json(self, before: Previous) -> dict[str, Any]:
+    def _previous_json(self, previous: Previous) -> dict[str, Any]:
+        before = [image_id for image_id, _ in previous.evidence]
         return {
-            "job": before.job_id,
-            "status": str(before.status) if before.status else None,
-            "answer": before.answer,
-            "evidence": [{"image_id": image_id, "source": source} for image_id, source in before.evidence],
-            "asked_again": bool(before.changes),
-            "because": [change.value for change in before.changes],
+            "job": previous.job_id,
+            "status": str(previous.status) if previous.status else None,
+            "answer": previous.answer,
+            "evidence": [{"image_id": image_id, "source": source} for image_id, source in previous.evidence],
+            "asked_again": bool(previous.changes),
+            "because": [change.value for change in previous.changes],
             "changed": self.has_changed,
-            "evidence_changed": [image_id for image_id, _ in before.evidence]
-            != [candidate.image.image_id for candidate in self.evidence],
+            "evidence_changed": before != [candidate.image.image_id for candidate in self.evidence],
         }
 
     def _models_json(self) -> dict[str, Any] | None:
@@ -138,10 +138,10 @@ class ResultRow:
 def write_results(
     rows: Iterable[ResultRow], path: Path, format: FileFormat, *, top_n: int, is_refresh: bool = False
 ) -> int:
-    """Write all rows, in the order given, and return how many; `path` appears only when it is whole.
+    """Write all rows, in the order given, and return how many; `path` appears only when it is complete.
 
     `top_n` is the job's limit of evidence, so that every CSV of it has the same columns; a row with more is a
-    ValueError. In a refresh there are columns for what was said before. Raises UsageError when the file cannot be
+    ValueError. The CSV of a refresh has columns for the previous outcome. Raises UsageError when the file cannot be
     written there.
     """
     with output_file(path) as part:
@@ -153,10 +153,11 @@ def write_results(
 
 
 def write_errors(rows: Iterable[ResultRow], path: Path) -> int:
-    """Write the error file, JSONL of the rows that are failed or dead, and return how many there are."""
-    bad = (row for row in rows if row.status in (AnswerStatus.FAILED, AnswerStatus.DEAD))
+    """Write the error file, JSONL of the rows that are failed or dead, and return how many."""
     lines = (
-        {"custom_id": row.custom_id, "line": row.line, "code": row.error_code, "message": row.error} for row in bad
+        {"custom_id": row.custom_id, "line": row.line, "code": row.error_code, "message": row.error}
+        for row in rows
+        if row.status in (AnswerStatus.FAILED, AnswerStatus.DEAD)
     )
     with output_file(path) as part:
         return _write_json_lines(lines, part)
@@ -166,9 +167,9 @@ def write_errors(rows: Iterable[ResultRow], path: Path) -> int:
 def output_file(path: Path) -> Iterator[Path]:
     """As `written_whole`, for a path that a user chose.
 
-    Raises UsageError when `path` is a folder or nothing can be written beside it, before the block begins.
+    Raises UsageError, before the block begins, when `path` is a folder or nothing can be written beside it.
     """
-    if not path.name or path.is_dir():  # `.`, which is what an empty path means, has no name to write beside
+    if not path.name or path.is_dir():  # `.`, which an empty path stands for, has no name
         raise UsageError(f"{path} cannot be written: it is a folder")
     with ExitStack() as stack:
         try:
@@ -179,7 +180,7 @@ def output_file(path: Path) -> Iterator[Path]:
 
 
 def _rounded(value: float | None) -> float | None:
-    # JSON has no word for NaN; one such score must not cost the whole file.
+    # JSON has no NaN; one such score must not make the file unreadable.
     return None if value is None or not math.isfinite(value) else round(float(value), 6)
 
 
@@ -206,37 +207,41 @@ def _write_json_lines(lines: Iterable[dict[str, Any]], path: Path) -> int:
 
 
 def _csv_columns(top_n: int, is_refresh: bool) -> list[str]:
-    evidence = [f"evidence_{number}_{key}" for number in range(1, top_n + 1) for key in _EVIDENCE_KEYS]
-    models = [f"model_{key}" for key in _MODEL_KEYS]
     head = ["custom_id", "line", "question", "status", "answer", "confidence"]
-    columns = [*head, *evidence, *models, "note", "error_code", "error"]
+    models = [f"model_{key}" for key in _MODEL_KEYS]
+    columns = [*head, *_evidence_columns(_EVIDENCE_KEYS, top_n), *models, "note", "error_code", "error"]
     if is_refresh:
-        places = [f"evidence_{number}_{key}" for number in range(1, top_n + 1) for key in _PREVIOUS_EVIDENCE_KEYS]
-        before = ["job", "status", "answer", *places, "asked_again", "because", "changed", "evidence_changed"]
-        columns += [f"previous_{name}" for name in before]
+        evidence = _evidence_columns(_PREVIOUS_EVIDENCE_KEYS, top_n)
+        previous = ["job", "status", "answer", *evidence, "asked_again", "because", "changed", "evidence_changed"]
+        columns += [f"previous_{name}" for name in previous]
     return columns
 
 
+def _evidence_columns(keys: Sequence[str], top_n: int) -> list[str]:
+    return [f"evidence_{number}_{key}" for number in range(1, top_n + 1) for key in keys]
+
+
 def _csv_cells(row: ResultRow, top_n: int) -> Sequence[Any]:
-    found = row.as_json()
-    evidence = found["evidence"]
+    record = row.as_json()
+    evidence = record["evidence"]
     if len(evidence) > top_n:
         raise ValueError(f"line {row.line} has {len(evidence)} images of evidence, but top_n is {top_n}")
-    cells = [found[key] for key in ("custom_id", "line", "question", "status", "answer", "confidence")]
-    for place in range(top_n):
-        cells += [evidence[place][key] if place < len(evidence) else None for key in _EVIDENCE_KEYS]
-    cells += [found["models"][key] if found["models"] else None for key in _MODEL_KEYS]
-    cells += [found["note"], row.error_code, row.error]
-    return cells + _previous_cells(found["previous"], top_n) if row.previous else cells
+    cells = [record[key] for key in ("custom_id", "line", "question", "status", "answer", "confidence")]
+    cells += _evidence_cells(evidence, _EVIDENCE_KEYS, top_n)
+    cells += [record["models"][key] if record["models"] else None for key in _MODEL_KEYS]
+    cells += [record["note"], row.error_code, row.error]
+    if row.previous:
+        previous = record["previous"]
+        flags = [str(previous[key]).lower() for key in ("asked_again", "changed", "evidence_changed")]
+        cells += [previous[key] for key in ("job", "status", "answer")]
+        cells += _evidence_cells(previous["evidence"], _PREVIOUS_EVIDENCE_KEYS, top_n)
+        cells += [flags[0], ", ".join(previous["because"]), *flags[1:]]
+    return cells
 
 
-def _previous_cells(before: dict[str, Any], top_n: int) -> list[Any]:
-    evidence = before["evidence"]
-    cells = [before[key] for key in ("job", "status", "answer")]
-    for place in range(top_n):
-        cells += [evidence[place][key] if place < len(evidence) else None for key in _PREVIOUS_EVIDENCE_KEYS]
-    flags = [str(before[key]).lower() for key in ("asked_again", "changed", "evidence_changed")]
-    return [*cells, flags[0], ", ".join(before["because"]), *flags[1:]]
+def _evidence_cells(evidence: Sequence[dict[str, Any]], keys: Sequence[str], top_n: int) -> list[Any]:
+    """The cells of `top_n` images; None for those that are missing."""
+    return [evidence[no][key] if no < len(evidence) else None for no in range(top_n) for key in keys]
 
 
 def _write_csv(rows: Iterable[ResultRow], path: Path, top_n: int, is_refresh: bool) -> int:
@@ -251,9 +256,9 @@ def _write_csv(rows: Iterable[ResultRow], path: Path, top_n: int, is_refresh: bo
 
 
 def _harmless(cell: Any) -> Any:
-    """A text that starts like a formula, with one apostrophe more in front; strip that one to have it back.
+    """A text that starts like a formula, with one more apostrophe in front; remove it to restore the text.
 
-    Our own numbers stay as they are: nobody can put a formula into a score.
+    Numbers stay as they are: they cannot contain a formula.
     """
     return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
@@ -264,14 +269,14 @@ def _harmless(cell: Any) -> Any:
 def _parquet_schema(is_refresh: bool) -> Any:
     import pyarrow as pa
 
-    text, number, whole = pa.string(), pa.float64(), pa.int64()
-    kinds = {"image_id": whole, "retrieval_score": number, "relevance": number, "threshold": number, "line": whole}
+    text, number, integer = pa.string(), pa.float64(), pa.int64()
+    kinds = {"image_id": integer, "retrieval_score": number, "relevance": number, "threshold": number, "line": integer}
 
     def struct(*keys: str) -> Any:
         return pa.struct([(key, kinds.get(key, text)) for key in keys])
 
-    before = [
-        ("job", whole),
+    previous = [
+        ("job", integer),
         ("status", text),
         ("answer", text),
         ("evidence", pa.list_(struct(*_PREVIOUS_EVIDENCE_KEYS))),
@@ -283,7 +288,7 @@ def _parquet_schema(is_refresh: bool) -> Any:
     return pa.schema(
         [
             ("custom_id", text),
-            ("line", whole),
+            ("line", integer),
             ("question", text),
             ("status", text),
             ("answer", text),
@@ -292,7 +297,7 @@ def _parquet_schema(is_refresh: bool) -> Any:
             ("models", struct(*_MODEL_KEYS)),
             ("note", text),
             ("error", struct("code", "message", "line")),
-            *([("previous", pa.struct(before))] if is_refresh else []),
+            *([("previous", pa.struct(previous))] if is_refresh else []),
         ]
     )
 

@@ -1,14 +1,17 @@
-"""Archives, their images, and the files that an ingest job was offered. Every function works in the caller's
-transaction; deadlocks are avoided by taking rows in the order of their keys."""
+"""Archives, their images, and the input files of ingest jobs.
+
+Every function works in the caller's transaction. Rows are locked in the order of their keys, to avoid deadlocks.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, Row, select, text
+from sqlalchemy import ColumnElement, Connection, Select, select, text
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
@@ -16,9 +19,12 @@ from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
 from ragllava.stores.archives import blobs, vectors
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.copying import copy_rows
-from ragllava.stores.schema import archives, files, images
+from ragllava.stores.database import as_arrays, equals_any
+from ragllava.stores.schema import archives, images
+from ragllava.stores.schema import files as file_table
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_SELECT_ARCHIVES = select(archives.c.id, archives.c.name, archives.c.active_index_id, archives.c.created_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ class IndexSize:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSummary:
-    """What people want to know of an archive. Retired images are not counted; `size_bytes` is that of the files."""
+    """An overview of an archive without its retired images. `size_bytes` is the size of the picture files."""
 
     archive: Archive
     images: int
@@ -53,7 +59,7 @@ class ArchiveSummary:
 
 @dataclass(frozen=True, slots=True)
 class NewImage:
-    """A decoded picture on its way into an archive; `width` and `height` in pixels, as a viewer shows it."""
+    """A decoded picture to be stored; `width` and `height` in pixels, after the rotation that its EXIF data ask for."""
 
     sha256: str
     source: str
@@ -64,23 +70,19 @@ class NewImage:
     media_type: str
 
 
-@dataclass(frozen=True, slots=True)
-class ExistingImage:
-    """What the archive knows already of a picture with the same bytes."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveImage(NewImage):
+    """A stored image. `source` and `uri` are those of the file that names it; a retired image has no embedding."""
 
     image_id: int
-    source: str
-    caption: str | None
-    width: int
-    height: int
-    media_type: str
+    retired: bool
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRow:
-    """What became of one offered image: `stored` or `duplicate`.
+    """The outcome of one offered image: `stored` or `duplicate`.
 
-    `source` is the name that the image has in the archive: for a duplicate, that of the file which brought it.
+    `source` is the name of the image in the archive: for a duplicate, that of the file that names the image.
     """
 
     image_id: int
@@ -101,7 +103,7 @@ class PendingFile:
 
 @dataclass(frozen=True, slots=True)
 class RejectedFile:
-    """A file that is not in the archive although it was offered: the latest job `rejected` it, or it is `dead`."""
+    """A file that was offered but is not in the archive: it is `rejected` or `dead` in the latest job that read it."""
 
     job_id: int
     source: str
@@ -111,7 +113,7 @@ class RejectedFile:
 
 
 def ensure_archive(connection: Connection, name: str) -> Archive:
-    """The archive of this name, created if it is new. Any number may create it at once; there is one.
+    """The archive of this name, created if it is new. Safe to call concurrently.
 
     Raises UsageError for a name that cannot be part of an address.
     """
@@ -125,25 +127,25 @@ def ensure_archive(connection: Connection, name: str) -> Archive:
 
 
 def get_archive(connection: Connection, name: str) -> Archive:
-    """The archive of this name. Raises UsageError that names the known ones."""
-    if _NAME.fullmatch(name):  # anything else cannot be there, and may not even be text that Postgres takes
-        row = connection.execute(select(archives).where(archives.c.name == name)).one_or_none()
+    """The archive of this name. Raises UsageError that lists the existing ones."""
+    if _NAME.fullmatch(name):  # any other name cannot exist, and may not even be text that Postgres accepts
+        row = connection.execute(_SELECT_ARCHIVES.where(archives.c.name == name)).one_or_none()
         if row is not None:
-            return _archive(row)
-    known = [archive.name for archive in list_archives(connection)]
-    if not known:
+            return Archive(*row)
+    names = [archive.name for archive in list_archives(connection)]
+    if not names:
         raise UsageError(f"there is no archive {name!r}, and none at all yet; `ragllava ingest` creates one")
-    more = f" and {len(known) - 10} more" if len(known) > 10 else ""
-    raise UsageError(f"there is no archive {name!r}; there are: {', '.join(known[:10])}{more}")
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    raise UsageError(f"there is no archive {name!r}; there are: {', '.join(names[:10])}{more}")
 
 
 def list_archives(connection: Connection) -> list[Archive]:
     """All archives by name."""
-    return [_archive(row) for row in connection.execute(select(archives).order_by(archives.c.name))]
+    return [Archive(*row) for row in connection.execute(_SELECT_ARCHIVES.order_by(archives.c.name))]
 
 
 def archive_summary(connection: Connection, archive: Archive) -> ArchiveSummary:
-    """Counts of an archive. Reads all its image rows: for people, not for every question."""
+    """Counts of an archive. Reads all its image rows: too slow for every question."""
     row = connection.execute(
         text("""
             SELECT count(*) AS images, count(*) FILTER (WHERE caption IS NULL) AS without_caption,
@@ -161,53 +163,70 @@ def archive_summary(connection: Connection, archive: Archive) -> ArchiveSummary:
     return ArchiveSummary(archive, row.images, row.without_caption, row.size_bytes, sizes, row.last_ingest_at)
 
 
-def existing_images(connection: Connection, archive_id: int, hashes: Sequence[str]) -> dict[str, ExistingImage]:
+def find_images(connection: Connection, archive_id: int, condition: ColumnElement[bool]) -> list[ArchiveImage]:
+    """The images of an archive that fulfil a condition on `images`, retired ones left out."""
+    return _load(connection, _select_images(archive_id, condition).where(~images.c.retired))
+
+
+def existing_images(connection: Connection, archive_id: int, hashes: Iterable[str]) -> dict[str, ArchiveImage]:
     """Those of the pictures that the archive holds, by sha256. A retired one counts as new: it has no embedding."""
-    rows = connection.execute(
-        select(images).where(
-            images.c.sha256 == text("ANY(:hashes)"), images.c.archive_id == archive_id, ~images.c.retired
-        ),
-        {"hashes": list(hashes)},
-    )
-    return {
-        row.sha256: ExistingImage(row.id, row.source, row.caption, row.width, row.height, row.media_type)
-        for row in rows
-    }
+    rows = find_images(connection, archive_id, equals_any(images.c.sha256, hashes))
+    return {image.sha256: image for image in rows}
 
 
-def load_images(connection: Connection, image_ids: Sequence[int]) -> dict[int, StoredImage]:
-    """Images by id, also retired ones: an answer may rest on them."""
-    rows = connection.execute(select(images).where(images.c.id == text("ANY(:ids)")), {"ids": list(image_ids)})
-    return {row.id: StoredImage(row.id, row.sha256, row.source, row.caption) for row in rows}
+def load_images(connection: Connection, image_ids: Iterable[int]) -> dict[int, StoredImage]:
+    """Images by id, including retired ones: an answer may refer to them."""
+    columns = (images.c.id, images.c.sha256, images.c.source, images.c.caption)
+    rows = connection.execute(select(*columns).where(equals_any(images.c.id, image_ids)))
+    return {row.id: StoredImage(*row) for row in rows}
 
 
 def store_images(connection: Connection, archive_id: int, offered: Sequence[NewImage]) -> list[StoredRow]:
-    """Put pictures into an archive whose bytes are in the object store; one result for each, in the same order.
+    """Add pictures whose bytes are in the object store to an archive; one result for each, in the same order.
 
-    The first file with certain bytes makes the image, every other one is a duplicate of it. A caption that the
-    same uri brings anew replaces the old one; another uri's caption is taken only where there was none. When
-    a uri comes with other bytes than before, its former image is retired, unless another file of the same batch
-    has those bytes. A retired image that comes back is `stored` again, and needs its embedding again.
+    The first file with certain bytes makes the image; each other file is a duplicate of it. A caption that the file
+    naming an image gives again replaces the old one; the caption of another file is used only if there was none.
+    When a uri has other bytes than before, its former image is retired, unless another file of the same batch has
+    those bytes. A retired image that is offered again is `stored`, and needs its embedding again.
 
-    Two workers may store the same pictures at once: the later one waits and finds duplicates. Raises BlobDeleted
-    when bytes were not announced, or removed since.
+    Two workers may store the same pictures concurrently: the second one waits and finds duplicates. Raises BlobDeleted
+    when the bytes were not announced, or were removed since.
     """
     blobs.make_live(connection, [image.sha256 for image in offered])
     inserted = _insert_images(connection, archive_id, offered)
-    rows = _lock_images(connection, archive_id, {image.sha256 for image in offered})
-    results, changed = _reconcile(offered, rows, inserted)
+    hashes = {image.sha256 for image in offered}
+    query = _select_images(archive_id, equals_any(images.c.sha256, sorted(hashes))).order_by(images.c.sha256)
+    locked = _load(connection, query.with_for_update(key_share=True))
+    results, changed = _reconcile(offered, {image.sha256: image for image in locked}, inserted)
     _update_images(connection, changed)
-    _retire_replaced(connection, archive_id, offered)
+    retire_images(connection, archive_id, [image.uri for image in offered], except_hashes=hashes)
     return results
 
 
-@dataclass(frozen=True, slots=True)
-class _ImageRow:
-    image_id: int
-    source: str
-    uri: str
-    caption: str | None
-    retired: bool
+def retire_images(
+    connection: Connection, archive_id: int, uris: Iterable[str], *, except_hashes: Iterable[str] = ()
+) -> None:
+    """Retire the images that the files `uris` name, and remove their embeddings; not those with `except_hashes`."""
+    retired = connection.scalars(
+        text("""
+            UPDATE images SET retired = true, updated_at = now()
+            WHERE archive_id = :archive_id AND NOT retired AND uri = ANY(:uris)
+              AND sha256 <> ALL(CAST(:hashes AS text[]))
+            RETURNING id
+        """),
+        {"archive_id": archive_id, "uris": list(uris), "hashes": list(except_hashes)},
+    ).all()
+    if retired:
+        vectors.remove_embeddings(connection, archive_id, retired)
+
+
+def _select_images(archive_id: int, condition: ColumnElement[bool]) -> Select[Any]:
+    columns = [images.c.id.label("image_id"), *(images.c[field.name] for field in fields(NewImage)), images.c.retired]
+    return select(*columns).where(images.c.archive_id == archive_id, condition)
+
+
+def _load(connection: Connection, query: Select[Any]) -> list[ArchiveImage]:
+    return [ArchiveImage(**row._asdict()) for row in connection.execute(query)]
 
 
 def _insert_images(connection: Connection, archive_id: int, offered: Sequence[NewImage]) -> set[str]:
@@ -215,39 +234,16 @@ def _insert_images(connection: Connection, archive_id: int, offered: Sequence[Ne
     first: dict[str, NewImage] = {}
     for image in offered:
         first.setdefault(image.sha256, image)
-    values = [
-        {
-            "archive_id": archive_id,
-            "sha256": image.sha256,
-            "source": image.source,
-            "uri": image.uri,
-            "caption": image.caption or None,
-            "width": image.width,
-            "height": image.height,
-            "media_type": image.media_type,
-        }
-        for image in first.values()
-    ]
-    if not values:
+    if not first:
         return set()
+    values = [asdict(image) | {"archive_id": archive_id, "caption": image.caption or None} for image in first.values()]
     statement = insert(images).on_conflict_do_nothing().returning(images.c.sha256)
     return set(connection.scalars(statement, values))
 
 
-def _lock_images(connection: Connection, archive_id: int, hashes: set[str]) -> dict[str, _ImageRow]:
-    rows = connection.execute(
-        select(images)
-        .where(images.c.sha256 == text("ANY(:hashes)"), images.c.archive_id == archive_id)
-        .order_by(images.c.sha256)
-        .with_for_update(key_share=True),
-        {"hashes": sorted(hashes)},
-    )
-    return {row.sha256: _ImageRow(row.id, row.source, row.uri, row.caption, row.retired) for row in rows}
-
-
 def _reconcile(
-    offered: Sequence[NewImage], rows: dict[str, _ImageRow], inserted: set[str]
-) -> tuple[list[StoredRow], list[_ImageRow]]:
+    offered: Sequence[NewImage], rows: dict[str, ArchiveImage], inserted: set[str]
+) -> tuple[list[StoredRow], list[ArchiveImage]]:
     """What each offer means for the image that holds its bytes: the results, and the rows to write."""
     uris = {image.uri for image in offered}
     claims = {(image.uri, image.sha256) for image in offered}
@@ -255,7 +251,7 @@ def _reconcile(
     for image in offered:
         before = current[image.sha256]
         after = before
-        # The file that named the image holds other bytes now, so this one names it.
+        # The file that named the image has other bytes now, so this file names it.
         if before.retired or (before.uri in uris and (before.uri, image.sha256) not in claims):
             after = replace(after, source=image.source, uri=image.uri, retired=False)
         if image.caption and (after.uri == image.uri or after.caption is None):
@@ -274,48 +270,26 @@ def _reconcile(
     return results, [row for sha256, row in current.items() if row != rows[sha256]]
 
 
-def _update_images(connection: Connection, rows: Sequence[_ImageRow]) -> None:
+def _update_images(connection: Connection, rows: Sequence[ArchiveImage]) -> None:
     if not rows:
         return
     connection.execute(
         text("""
             UPDATE images
             SET source = new.source, uri = new.uri, caption = new.caption, retired = false, updated_at = now()
-            FROM unnest(CAST(:ids AS bigint[]), CAST(:sources AS text[]), CAST(:uris AS text[]),
-                        CAST(:captions AS text[])) AS new (id, source, uri, caption)
+            FROM unnest(CAST(:image_id AS bigint[]), CAST(:source AS text[]), CAST(:uri AS text[]),
+                        CAST(:caption AS text[])) AS new (id, source, uri, caption)
             WHERE images.id = new.id
         """),
-        {
-            "ids": [row.image_id for row in rows],
-            "sources": [row.source for row in rows],
-            "uris": [row.uri for row in rows],
-            "captions": [row.caption for row in rows],
-        },
+        as_arrays(rows, "image_id", "source", "uri", "caption"),
     )
 
 
-def _retire_replaced(connection: Connection, archive_id: int, offered: Sequence[NewImage]) -> None:
-    retired = connection.scalars(
-        text("""
-            UPDATE images SET retired = true, updated_at = now()
-            WHERE archive_id = :archive_id AND NOT retired AND uri = ANY(:uris) AND sha256 <> ALL(:hashes)
-            RETURNING id
-        """),
-        {
-            "archive_id": archive_id,
-            "uris": [image.uri for image in offered],
-            "hashes": [image.sha256 for image in offered],
-        },
-    ).all()
-    if retired:
-        vectors.remove_embeddings(connection, archive_id, retired)
-
-
 def insert_files(connection: Connection, job_id: int, sources: Iterable[SourceFile]) -> int:
-    """Write the inputs of an ingest job, numbered from 0 in the order given; returns how many there were.
+    """Write the input files of an ingest job, numbered from 0 in the order given; returns how many there were.
 
-    A file that the walk refused has its outcome at once. Bytes in a name that are no text are shown as escapes;
-    the uri is what finds the file again.
+    A file that the listing rejected has its outcome at once. Bytes of a name that are not text are written as escapes;
+    the file is read by its uri.
     """
     rows = (
         (
@@ -330,41 +304,38 @@ def insert_files(connection: Connection, job_id: int, sources: Iterable[SourceFi
         for number, file in enumerate(sources)
     )
     columns = ("job_id", "file_no", "source", "uri", "caption", "status", "reason")
-    return copy_rows(connection, files.name, columns, rows)
+    return copy_rows(connection, file_table.name, columns, rows)
 
 
 def load_files(connection: Connection, job_id: int, lo: int, hi: int) -> list[PendingFile]:
     """Files of a job with numbers in [lo, hi) that have no outcome yet, in order."""
-    rows = connection.execute(
-        select(files)
-        .where(files.c.job_id == job_id, files.c.file_no >= lo, files.c.file_no < hi, files.c.status.is_(None))
-        .order_by(files.c.file_no)
+    columns = file_table.c
+    query = select(columns.file_no, columns.source, columns.uri, columns.caption).where(
+        columns.job_id == job_id, columns.file_no >= lo, columns.file_no < hi, columns.status.is_(None)
     )
-    return [PendingFile(row.file_no, row.source, row.uri, row.caption) for row in rows]
+    return [PendingFile(*row) for row in connection.execute(query.order_by(columns.file_no))]
 
 
 def finish_files(connection: Connection, job_id: int, outcomes: Sequence[FileOutcome]) -> int:
-    """Write outcomes of files; returns how many were new. An outcome that is there already stays."""
+    """Write outcomes of files; returns how many were new. A file keeps its first outcome."""
     result = connection.execute(
         text("""
             UPDATE files SET status = new.status, reason = new.reason, image_id = new.image_id
-            FROM unnest(CAST(:numbers AS bigint[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]),
-                        CAST(:image_ids AS bigint[])) AS new (file_no, status, reason, image_id)
+            FROM unnest(CAST(:file_no AS bigint[]), CAST(:status AS text[]), CAST(:reason AS text[]),
+                        CAST(:image_id AS bigint[])) AS new (file_no, status, reason, image_id)
             WHERE files.job_id = :job_id AND files.file_no = new.file_no AND files.status IS NULL
         """),
         {
+            **as_arrays(outcomes, "file_no", "status", "image_id"),
+            "reason": [_storable(outcome.reason) if outcome.reason else None for outcome in outcomes],
             "job_id": job_id,
-            "numbers": [outcome.file_no for outcome in outcomes],
-            "statuses": [outcome.status.value for outcome in outcomes],
-            "reasons": [_storable(outcome.reason) if outcome.reason else None for outcome in outcomes],
-            "image_ids": [outcome.image_id for outcome in outcomes],
         },
     )
     return result.rowcount
 
 
 def rejected_files(connection: Connection, archive_id: int) -> list[RejectedFile]:
-    """Files whose latest outcome keeps them out of the archive, by source. A cancelled try is no outcome."""
+    """Files whose latest outcome is `rejected` or `dead`, by source; `cancelled` does not count as an outcome."""
     rows = connection.execute(
         text("""
             SELECT * FROM (
@@ -380,10 +351,6 @@ def rejected_files(connection: Connection, archive_id: int) -> list[RejectedFile
     return [RejectedFile(row.job_id, row.source, row.uri, FileStatus(row.status), row.reason) for row in rows]
 
 
-def _archive(row: Row[tuple[object, ...]]) -> Archive:
-    return Archive(row.id, row.name, row.active_index_id, row.created_at)
-
-
 def _storable(value: str) -> str:
-    """Text that Postgres takes: no NUL, and no lone surrogate of a file name that is not UTF-8."""
+    """Text that Postgres accepts: without NUL, and without lone surrogates of a file name that is not UTF-8."""
     return value.replace("\x00", "\ufffd").encode("utf-8", "backslashreplace").decode()

@@ -1,8 +1,8 @@
 """The inventory of content in the object store (docs/reliability.md D13).
 
 A blob is announced (`uploading`) before its bytes are put, and becomes `live` in the transaction of its first
-reference; it is marked `deleting` before its object is removed. So a crash at any point leaves at worst an object
-that nothing refers to, which the sweep finds, and never a reference without its object.
+reference; it is marked `deleting` before its object is removed. So a crash at any point leaves at worst an
+unreferenced object, which the task `gc` finds, and never a reference without its object.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from ragllava.errors import BlobDeleted
+from ragllava.stores.database import as_arrays
 
 
 @dataclass(frozen=True, slots=True)
 class NewBlob:
-    """Content that is about to be put into the object store under its hash."""
+    """Content that will be put into the object store under its hash."""
 
     sha256: str
     size_bytes: int
@@ -34,28 +35,24 @@ class UnreferencedBlob:
 
 
 def announce_blobs(connection: Connection, blobs: Sequence[NewBlob]) -> set[str]:
-    """Promise to put these blobs; returns the hashes that must be put, the others are in the store.
+    """Announce that these blobs will be put; returns the hashes to put, the others are in the store.
 
-    Commit before the first put. From here the sweep leaves them alone for its whole grace time: one that it
-    was about to delete is revived, and one that it is deleting at this moment is waited for.
+    Commit before the first put. From then on `gc` does not touch them for its grace time: a blob marked `deleting` is
+    revived, and one that is being deleted at this moment is waited for.
     """
     by_hash = {blob.sha256: blob for blob in blobs}
-    ordered = [by_hash[sha256] for sha256 in sorted(by_hash)]  # everybody locks in this order
+    ordered = [by_hash[sha256] for sha256 in sorted(by_hash)]  # every caller locks in this order
     rows = connection.execute(
         text("""
             INSERT INTO blobs (sha256, state, size_bytes, media_type)
             SELECT sha256, 'uploading', size_bytes, media_type
-            FROM unnest(CAST(:hashes AS text[]), CAST(:sizes AS bigint[]), CAST(:media_types AS text[]))
+            FROM unnest(CAST(:sha256 AS text[]), CAST(:size_bytes AS bigint[]), CAST(:media_type AS text[]))
                  AS new (sha256, size_bytes, media_type)
             ON CONFLICT (sha256) DO UPDATE
             SET state = CASE blobs.state WHEN 'live' THEN 'live' ELSE 'uploading' END, updated_at = now()
             RETURNING sha256, state
         """),
-        {
-            "hashes": [blob.sha256 for blob in ordered],
-            "sizes": [blob.size_bytes for blob in ordered],
-            "media_types": [blob.media_type for blob in ordered],
-        },
+        as_arrays(ordered, "sha256", "size_bytes", "media_type"),
     )
     return {row.sha256 for row in rows if row.state == "uploading"}
 
@@ -63,10 +60,10 @@ def announce_blobs(connection: Connection, blobs: Sequence[NewBlob]) -> set[str]
 def make_live(connection: Connection, hashes: Sequence[str]) -> None:
     """Declare that the bytes are in the store; call it in the transaction that writes the references.
 
-    Raises BlobDeleted for a hash that was never announced, or that the sweep has taken since.
+    Raises BlobDeleted for a hash that was never announced, or that `gc` has removed since.
     """
-    wanted = set(hashes)
-    found = connection.scalars(
+    expected = set(hashes)
+    updated = connection.scalars(
         text("""
             WITH locked AS (
                 SELECT sha256 FROM blobs WHERE sha256 = ANY(:hashes) AND state <> 'deleting'
@@ -75,9 +72,9 @@ def make_live(connection: Connection, hashes: Sequence[str]) -> None:
             UPDATE blobs SET state = 'live', updated_at = now() FROM locked WHERE blobs.sha256 = locked.sha256
             RETURNING blobs.sha256
         """),
-        {"hashes": sorted(wanted)},
+        {"hashes": sorted(expected)},
     )
-    if missing := wanted - set(found):
+    if missing := expected - set(updated):
         raise BlobDeleted(
             f"{len(missing)} uploaded files are gone from the store's inventory, the first {min(missing)[:12]}…; "
             "they are uploaded again"
@@ -92,19 +89,19 @@ _UNREFERENCED = """
 
 
 def unreferenced_blobs(connection: Connection, older_than_s: float) -> list[UnreferencedBlob]:
-    """What a sweep would remove: blobs without a reference, untouched for `older_than_s` seconds. Changes nothing."""
+    """What `gc` would remove: blobs without a reference, unchanged for `older_than_s` seconds. Changes nothing."""
     rows = connection.execute(
         text(f"SELECT sha256, size_bytes, state FROM blobs WHERE {_UNREFERENCED} ORDER BY sha256"),  # noqa: S608
         {"older_than_s": older_than_s},
     )
-    return [UnreferencedBlob(row.sha256, row.size_bytes, row.state) for row in rows]
+    return [UnreferencedBlob(*row) for row in rows]
 
 
 def mark_deleting(connection: Connection, older_than_s: float, limit: int = 1000) -> list[str]:
-    """Take up to `limit` sweepable blobs out of use, and return their hashes for `delete_blob`. Commit in between.
+    """Mark up to `limit` unreferenced blobs, and return their hashes for `delete_blob`. Commit in between.
 
-    Blobs that an importer holds at this moment are passed over: they are about to be referred to. References are looked
-    for again behind the lock: a statement that waits for a row sees its new version, but other tables as they were.
+    Blobs that an ingest holds locked are skipped: they will be referenced. References are checked again behind the
+    lock: a statement that waits for a row sees its new version, but other tables as they were.
     """
     locked = connection.scalars(
         text(f"SELECT sha256 FROM blobs WHERE {_UNREFERENCED} ORDER BY sha256 LIMIT :limit FOR UPDATE SKIP LOCKED"),  # noqa: S608
@@ -123,8 +120,8 @@ def mark_deleting(connection: Connection, older_than_s: float, limit: int = 1000
 def delete_blob(connection: Connection, sha256: str, delete_object: Callable[[str], None]) -> bool:
     """Remove the object by `delete_object(sha256)`, then the row; False when the blob was revived meanwhile.
 
-    The row stays locked until the commit, so that an importer of the same bytes waits and then puts them anew,
-    instead of putting them just before they are removed. One blob for each transaction keeps that wait short.
+    The row stays locked until the commit, so that an ingest of the same bytes waits and then puts them again, instead
+    of putting them just before they are removed. One blob per transaction keeps that wait short.
     """
     locked = connection.scalar(
         text("SELECT 1 FROM blobs WHERE sha256 = :sha256 AND state = 'deleting' FOR UPDATE"), {"sha256": sha256}

@@ -1,11 +1,11 @@
 """The life of an index: building, active, retired, dropped (docs/reliability.md D12).
 
-An archive has one active index, from which its questions are answered, and perhaps one that is being built beside it.
-New images go to both. A retired index gets nothing new any more; it waits for a roll-back until it is dropped.
+An archive has one active index, from which its questions are answered, and sometimes one that is being built beside it.
+New images go to both. A retired index gets no new images; it is kept for a rollback until it is dropped.
 
-Who adds images to an archive holds its row shared (`lock_archive`), and whoever makes, switches or drops an index holds
-it alone. So no image can miss an index that came into being meanwhile, and a count before the switch is still right
-at the switch.
+A transaction that adds images to an archive locks its row shared (`lock_archive`); one that creates, switches or drops
+an index locks it exclusively. So no image can miss an index that is created meanwhile, and a count before the switch
+is still right at the switch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ragllava.stores.schema import archives, indexes, jobs
 
 @dataclass(frozen=True, slots=True)
 class IndexDetails:
-    """What people want to know of an index. `job_id` is the open job that fills it; `gate` what its gate measured."""
+    """An overview of an index. `job_id` is the open job that fills it; `gate` what its gate measured."""
 
     index: IndexView
     archive: str
@@ -37,7 +37,7 @@ class IndexDetails:
 
 
 def lock_archive(connection: Connection, archive_id: int, *, shared: bool) -> None:
-    """Hold the archive's row to the end of the transaction: shared by who adds images, alone by who changes indexes."""
+    """Lock the archive's row until the end of the transaction: shared to add images, exclusively to change indexes."""
     row = select(archives.c.id).where(archives.c.id == archive_id)
     connection.execute(row.with_for_update(read=True) if shared else row.with_for_update(key_share=True))
 
@@ -51,11 +51,11 @@ def create_index(
     *,
     beside_active: bool = False,
 ) -> int:
-    """The id of the archive's index by this retriever: the one that is building or active, or a new, empty one.
+    """The id of the archive's index by this retriever: the building or active one, or a new, empty one.
 
-    With `beside_active`, the active one does not count: its images are embedded again, by the same retriever. Any
-    number of workers may call this at once and get the same index. Raises IndexUnusable when the index that is there
-    has another number of dimensions.
+    With `beside_active`, the active one does not count: its images are embedded again, by the same retriever.
+    Concurrent callers get the same index. Raises IndexUnusable when the existing index has another number of
+    dimensions.
     """
     if not 0 < dim <= MAX_DIMENSIONS:
         raise IndexUnusable(f"{retriever} gives {dim} dimensions; an index holds 1 to {MAX_DIMENSIONS}")
@@ -74,7 +74,7 @@ def create_index(
 
 
 def _create_partition(connection: Connection, index_id: int, dim: int) -> None:
-    # Made aside and then attached: CREATE TABLE … PARTITION OF would wait for, and hold up, every running search.
+    # Created first, then attached: CREATE TABLE … PARTITION OF would wait for every running search and block new ones.
     name = partition(index_id)
     connection.execute(
         text(f"""
@@ -95,7 +95,7 @@ def living_indexes(connection: Connection, archive_id: int) -> list[IndexView]:
 def activate(connection: Connection, index_id: int) -> None:
     """Answer questions from this index from now on; the archive's former one becomes retired, its vectors stay.
 
-    Two at once happen one after the other, and the later one wins.
+    Of two concurrent calls the later one wins. Raises IndexGone.
     """
     archive_id = connection.scalar(
         update(archives)
@@ -118,7 +118,7 @@ def activate(connection: Connection, index_id: int) -> None:
 
 
 def revive(connection: Connection, index_id: int) -> None:
-    """Let new images go to a retired index again, so that it can be filled; others stay as they are."""
+    """Let new images go to a retired index again, so that it can be filled; no effect in other states."""
     lock_archive(connection, vectors.get_index(connection, index_id).archive_id, shared=False)
     connection.execute(
         update(indexes)
@@ -128,7 +128,7 @@ def revive(connection: Connection, index_id: int) -> None:
 
 
 def retire(connection: Connection, index_id: int) -> None:
-    """Let nothing new go to an index that is being built: it will not become active. The active one stays as it is."""
+    """Stop adding images to an index that is being built: it will not become active. No effect in other states."""
     connection.execute(
         update(indexes)
         .where(indexes.c.id == index_id, indexes.c.state == "building")
@@ -137,14 +137,14 @@ def retire(connection: Connection, index_id: int) -> None:
 
 
 def set_gate(connection: Connection, index_id: int, gate: dict[str, Any]) -> None:
-    """Write down what the gate of an index measured, in place of what an earlier one did."""
+    """Store what the gate of an index measured, in place of an earlier result."""
     connection.execute(update(indexes).where(indexes.c.id == index_id).values(gate=gate))
 
 
 def drop_index(connection: Connection, index_id: int) -> None:
-    """Forget an index and its vectors; harmless when it is gone already.
+    """Drop an index and its vectors; no effect when it is dropped already.
 
-    Raises UsageError for the active one, and for one that an open job fills. A search that runs right now ends first.
+    Raises UsageError for the active one, and for one that an open job fills. Waits for running searches.
     """
     archive_id = connection.scalar(select(indexes.c.archive_id).where(indexes.c.id == index_id))
     if archive_id is None:
@@ -158,26 +158,6 @@ def drop_index(connection: Connection, index_id: int) -> None:
         raise UsageError(f"job {job_id} fills index {index_id}; stop it first: `ragllava jobs cancel {job_id}`")
     connection.execute(text(f"DROP TABLE IF EXISTS {partition(index_id)}"))
     connection.execute(indexes.delete().where(indexes.c.id == index_id))
-
-
-def droppable_indexes(connection: Connection, older_than_s: float) -> list[int]:
-    """Indexes that nothing has needed for so long: retired ones, and half-built ones whose job has ended.
-
-    An index that passed its gate and waits for its switch is kept; so is one that an open job fills.
-    """
-    rows = connection.scalars(
-        text("""
-            SELECT i.id FROM indexes i
-            WHERE (i.state = 'retired' OR (i.state = 'building' AND i.gate IS NULL))
-              AND coalesce(i.retired_at, i.activated_at, i.created_at) < now() - make_interval(secs => :age)
-              AND NOT EXISTS (SELECT FROM jobs
-                              WHERE kind = 'reindex' AND spec ->> 'index' = i.id::text
-                                AND coalesce(finished_at, 'infinity') > now() - make_interval(secs => :age))
-            ORDER BY i.id
-        """),
-        {"age": older_than_s},
-    )
-    return list(rows)
 
 
 def find_index(connection: Connection, index_id: int) -> IndexDetails:

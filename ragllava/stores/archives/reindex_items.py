@@ -1,8 +1,8 @@
-"""Reindex jobs: which images they embed into which index, and how each of them ended.
+"""Reindex jobs: which images they embed into which index, and the outcome of each.
 
 The spec of such a job has `source` (where the retriever's files are; null: the active index's or the profile's own),
 `selection`, `beside` (a new index beside the active one), `compare` (answer old questions on both), `switch`, `gate`
-(the number of the last item, which is no image), and `index`, once it is known.
+(the number of the last item, which is not an image), and `index`, as soon as it is known.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, text
+from sqlalchemy import Connection, select, text
 
 from ragllava.records import ReindexStatus, StoredImage
 from ragllava.stores.archives.vectors import partition
 from ragllava.stores.copying import copy_rows
+from ragllava.stores.database import as_arrays
 from ragllava.stores.schema import jobs, reindexed
 
-_LOCK_SPACE = 0x52616752  # our corner of the advisory locks: who may queue a reindexing
+_LOCK_SPACE = 0x52616752  # of advisory locks: one submitter of a reindexing at a time
 
 
 @dataclass(frozen=True, slots=True)
 class ItemOutcome:
-    """How an item ended; `reason` is a sentence for a person."""
+    """The outcome of an item; `reason` is a sentence for the user."""
 
     item_no: int
     status: ReindexStatus
@@ -32,19 +33,19 @@ class ItemOutcome:
 
 @dataclass(frozen=True, slots=True)
 class ReindexItem:
-    """An image to embed. `item_no` None: it is no input of the job; `image` None: it left the archive since."""
+    """An image to embed. `item_no` None: not an input of the job; `image` None: retired since the submit."""
 
     item_no: int | None
     image: StoredImage | None
 
     def ended(self, status: ReindexStatus, reason: str | None = None) -> list[ItemOutcome]:
-        """Its outcome, if it is an input of the job and so has one."""
+        """Its outcome, if it is an input of the job; else nothing."""
         return [] if self.item_no is None else [ItemOutcome(self.item_no, status, reason)]
 
 
 @dataclass(frozen=True, slots=True)
 class ReindexingView:
-    """A reindexing as people see it: its index, once there is one, and how its gate ended."""
+    """A reindexing: its index, as soon as there is one, and the outcome of its gate."""
 
     index_id: int | None
     selection: str
@@ -59,7 +60,7 @@ class ReindexingView:
 
 @dataclass(frozen=True, slots=True)
 class GapRow:
-    """An image without a vector in an index, and the latest reindexing that tried: None where none did."""
+    """An image without a vector in an index, and the latest reindexing that tried to embed it, if any."""
 
     image: StoredImage
     job_id: int | None
@@ -75,7 +76,7 @@ def insert_items(connection: Connection, job_id: int, image_ids: Sequence[int]) 
 
 
 def load_items(connection: Connection, job_id: int, lo: int, hi: int) -> list[ReindexItem]:
-    """Items with numbers in [lo, hi) that have no outcome yet, in order; an image that was retired counts as gone."""
+    """Items with numbers in [lo, hi) that have no outcome yet, in order; a retired image counts as removed."""
     rows = connection.execute(
         text("""
             SELECT r.item_no, i.id, i.sha256, i.source, i.caption
@@ -92,25 +93,20 @@ def load_items(connection: Connection, job_id: int, lo: int, hi: int) -> list[Re
 
 
 def finish_items(connection: Connection, job_id: int, outcomes: Sequence[ItemOutcome]) -> None:
-    """Write outcomes of items. An outcome that is there already stays."""
+    """Write outcomes of items. An item keeps its first outcome."""
     connection.execute(
         text("""
             UPDATE reindexed SET status = new.status, reason = new.reason
-            FROM unnest(CAST(:numbers AS bigint[]), CAST(:statuses AS text[]), CAST(:reasons AS text[]))
+            FROM unnest(CAST(:item_no AS bigint[]), CAST(:status AS text[]), CAST(:reason AS text[]))
                  AS new (item_no, status, reason)
             WHERE reindexed.job_id = :job_id AND reindexed.item_no = new.item_no AND reindexed.status IS NULL
         """),
-        {
-            "job_id": job_id,
-            "numbers": [outcome.item_no for outcome in outcomes],
-            "statuses": [outcome.status.value for outcome in outcomes],
-            "reasons": [outcome.reason for outcome in outcomes],
-        },
+        {"job_id": job_id, **as_arrays(outcomes, "item_no", "status", "reason")},
     )
 
 
 def lock_images(connection: Connection, image_ids: Sequence[int]) -> set[int]:
-    """Those of the images that are still in the archive; none of them is retired before the transaction ends."""
+    """Those of the images that are still in the archive; they cannot be retired before the transaction ends."""
     return set(
         connection.scalars(
             text("SELECT id FROM images WHERE id = ANY(:ids) AND NOT retired ORDER BY sha256 FOR SHARE"),
@@ -132,7 +128,7 @@ def count_images(connection: Connection, archive_id: int) -> int:
 
 
 def job_spec(connection: Connection, job_id: int) -> dict[str, Any]:
-    """What the job is to do, with the index it has by now; its row is locked to the end of the transaction."""
+    """The job's spec with its current index; the job's row is locked until the end of the transaction."""
     spec = connection.scalar(jobs.select().with_only_columns(jobs.c.spec).where(jobs.c.id == job_id).with_for_update())
     return dict(spec or {})
 
@@ -146,18 +142,13 @@ def assign_index(connection: Connection, job_id: int, index_id: int) -> None:
 
 
 def given_up(connection: Connection, job_id: int) -> dict[int, str]:
-    """The images that killed or failed their worker until the job gave them up, with the reason."""
-    rows = connection.execute(
-        text(
-            "SELECT image_id, reason FROM reindexed WHERE job_id = :job_id AND status = 'dead' AND image_id IS NOT NULL"
-        ),
-        {"job_id": job_id},
-    )
-    return {row.image_id: row.reason for row in rows}
+    """The images that the job gave up because they killed or failed their workers, with the reason."""
+    query = "SELECT image_id, reason FROM reindexed WHERE job_id = :job_id AND status = 'dead' AND image_id IS NOT NULL"
+    return {row.image_id: row.reason for row in connection.execute(text(query), {"job_id": job_id})}
 
 
 def lock_submits(connection: Connection, archive_id: int) -> None:
-    """Until the end of the transaction nobody else queues a reindexing of this archive."""
+    """Prevent other submitters from queueing a reindexing of this archive until the end of the transaction."""
     connection.execute(
         text("SELECT pg_advisory_xact_lock(:space, hashtext(:archive))"),
         {"space": _LOCK_SPACE, "archive": str(archive_id)},
@@ -189,9 +180,9 @@ def view(connection: Connection, job_id: int, spec: Mapping[str, Any]) -> Reinde
 
 
 def gaps(connection: Connection, archive_id: int, index_id: int | None) -> list[GapRow]:
-    """Every image of an archive that has no vector in the index, with the newest try to embed it for this index.
+    """Every image of an archive that has no vector in the index, with the newest attempt to embed it for this index.
 
-    By source. `index_id` None: there is no index, so all of them.
+    Sorted by source. `index_id` None: there is no index, so all images.
     """
     no_vector = f"NOT EXISTS (SELECT FROM {partition(index_id)} e WHERE e.image_id = i.id)" if index_id else "true"
     rows = connection.execute(
@@ -208,10 +199,13 @@ def gaps(connection: Connection, archive_id: int, index_id: int | None) -> list[
         """),  # noqa: S608 - the name of a partition holds nothing but a number
         {"archive_id": archive_id, "index_id": str(index_id)},
     )
-    return [_gap(row) for row in rows]
-
-
-def _gap(row: Row[Any]) -> GapRow:
-    image = StoredImage(row.id, row.sha256, row.source, row.caption)
-    status = ReindexStatus(row.status) if row.status else None
-    return GapRow(image, row.job_id, bool(row.is_open), status, row.reason)
+    return [
+        GapRow(
+            StoredImage(row.id, row.sha256, row.source, row.caption),
+            row.job_id,
+            bool(row.is_open),
+            ReindexStatus(row.status) if row.status else None,
+            row.reason,
+        )
+        for row in rows
+    ]

@@ -1,15 +1,14 @@
 """Embeddings of an archive's images and the search for the nearest ones (pgvector; docs/reliability.md D11, D12).
 
-An index is one embedding of an archive by one retriever: a row of `indexes` and a partition of `embeddings`, a
-table of its own. So a search never meets another archive's vectors, and dropping an index is dropping a table. How an
-index comes into being, becomes the active one and goes is told in indexes.py.
+An index is one embedding of an archive by one retriever: a row of `indexes` and a partition of `embeddings`, which is
+a separate table. So a search never reads another archive's vectors, and dropping an index is dropping a table.
+indexes.py creates, activates and drops indexes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,19 +17,20 @@ from numpy.typing import NDArray
 from pgvector import HalfVector
 from pgvector.psycopg import register_vector
 from psycopg import Connection as DriverConnection
-from sqlalchemy import Connection, Engine, RowMapping, select, text
+from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from ragllava.errors import IndexGone, IndexUnusable, ScoreRejected
 from ragllava.records import StoredImage
+from ragllava.stores.database import outside_transaction
 from ragllava.stores.schema import indexes
 
 log = logging.getLogger(__name__)
 
 Vectors = NDArray[np.float32]
 
-# Up to here an exact search of 512 dimensions takes about 30 ms a question; a graph would save little, cost an
-# index build, and return fewer rows than asked for when many of them are filtered out (docs/reliability.md D11).
+# Up to this size an exact search of 512 dimensions takes about 30 ms a question; a graph would save little, cost a
+# build, and return fewer rows than requested when many of them are filtered out (docs/reliability.md D11).
 EXACT_SEARCH_ROWS = 50_000
 # pgvector cannot index longer half-precision vectors, and a row must fit on one page of the table.
 MAX_DIMENSIONS = 4_000
@@ -40,22 +40,26 @@ _QUESTIONS_PER_STATEMENT = 64  # keeps an exact search of many questions below t
 _QUESTIONS_PER_EXACT_STATEMENT = 8  # the same for indexes so large that they have a graph
 _HNSW_M = 16
 # With 64, the default, one question in a hundred on 100,000 clustered vectors finds none of its neighbours: the nearest
-# 64 of a new vector may all be of its own cluster, and then no link leads there. With 128 it was still one or two in
-# 200 (recall@20 0.978, 0.984 and 0.984 in three builds; with 200 it was 0.994 each time). Building takes three times as
-# long.
+# 64 of a new vector may all be in its own cluster, and then no link leads there. With 128 it was still one or two in
+# 200 (recall@20 0.978, 0.984 and 0.984 in three builds; with 200 it was 0.994 each time). Building takes three times
+# longer.
 _HNSW_EF_CONSTRUCTION = 200
-_LEAST_EF_SEARCH = 128  # at 100, single builds of 100,000 vectors missed a recall of 0.98 by little
+_MIN_EF_SEARCH = 128  # at 100, some builds of 100,000 vectors had a recall slightly below 0.98
 _MAX_EF_SEARCH = 1_000  # pgvector's own limit
-_LOCK_SPACE = 0x52616749  # our corner of the advisory locks: builds of graphs
+_LOCK_SPACE = 0x52616749  # of advisory locks: one build of a graph at a time
 _OUT_OF_SHARED_MEMORY = "53100"
 _UNDEFINED_TABLE = "42P01"
+_SELECT_INDEXES = select(
+    indexes.c.id, indexes.c.archive_id, indexes.c.retriever, indexes.c.dim, indexes.c.state, indexes.c.has_hnsw,
+    indexes.c.spec,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class IndexView:
-    """An index as the stages see it. `retriever` names the model and its weights; `state` is one of building,
-    active, retired; `has_hnsw` says whether searches walk a graph or look at every vector. `spec` says where the
-    retriever's files are (models.profiles.RetrieverSource); None: it is the profile's own."""
+    """An index. `retriever` names the model and its weights; `state` is one of building, active, retired; `has_hnsw`
+    tells whether searches use a graph or compare every vector. `spec` tells where the retriever's files are
+    (models.profiles.RetrieverSource); None: it is the profile's own."""
 
     index_id: int
     archive_id: int
@@ -76,23 +80,21 @@ class Hit:
 
 def active_index(connection: Connection, archive_id: int) -> IndexView | None:
     """The index that the archive's questions are answered from; None before the first ingest."""
-    row = connection.execute(
-        select(indexes).where(indexes.c.archive_id == archive_id, indexes.c.state == "active")
-    ).mappings()
-    found = row.one_or_none()
-    return _view(found) if found else None
+    query = _SELECT_INDEXES.where(indexes.c.archive_id == archive_id, indexes.c.state == "active")
+    row = connection.execute(query).one_or_none()
+    return IndexView(*row) if row else None
 
 
 def list_indexes(connection: Connection, archive_id: int) -> list[IndexView]:
-    """All indexes of an archive that still have their vectors, oldest first."""
-    rows = connection.execute(select(indexes).where(indexes.c.archive_id == archive_id).order_by(indexes.c.id))
-    return [_view(row) for row in rows.mappings()]
+    """All indexes of an archive that are not dropped, oldest first."""
+    query = _SELECT_INDEXES.where(indexes.c.archive_id == archive_id).order_by(indexes.c.id)
+    return [IndexView(*row) for row in connection.execute(query)]
 
 
 def insert_embeddings(connection: Connection, index_id: int, image_ids: Sequence[int], vectors: Vectors) -> int:
     """Store the vectors (N, D) of N images, L2-normalised float32; returns how many were new.
 
-    An image that has its vector already keeps it, so a repeated batch is harmless, also at the same time.
+    An image that has its vector already keeps it, so a batch may be repeated, also concurrently.
     Raises IndexUnusable for a wrong D, ScoreRejected for a vector that is not finite or not of length 1.
     """
     index = get_index(connection, index_id)
@@ -101,14 +103,14 @@ def insert_embeddings(connection: Connection, index_id: int, image_ids: Sequence
         raise ValueError(f"{len(image_ids)} images, but {len(vectors)} vectors")
     inserted = 0
     for start in range(0, len(image_ids), _ROWS_PER_INSERT):
-        part = slice(start, start + _ROWS_PER_INSERT)
-        inserted += _insert_rows(connection, index_id, image_ids[part], vectors[part])
+        chunk = slice(start, start + _ROWS_PER_INSERT)
+        inserted += _insert_rows(connection, index_id, image_ids[chunk], vectors[chunk])
     return inserted
 
 
 def _insert_rows(connection: Connection, index_id: int, image_ids: Sequence[int], vectors: Vectors) -> int:
-    # Binary arrays load as fast as COPY BINARY through a temporary table and leave the catalogue alone.
-    # Sorted, so that two workers with the same images wait for each other instead of locking each other out.
+    # Binary arrays load as fast as COPY BINARY into a temporary table, without writes to the system catalogue.
+    # Sorted, so that two workers with the same images wait for each other instead of running into a deadlock.
     order = np.argsort(np.asarray(image_ids), kind="stable")
     _register_types(connection)
     result = connection.exec_driver_sql(
@@ -158,7 +160,7 @@ def unembedded_images(connection: Connection, index_id: int) -> list[StoredImage
         """),  # noqa: S608 - see above
         {"archive_id": index.archive_id},
     )
-    return [StoredImage(row.id, row.sha256, row.source, row.caption) for row in rows]
+    return [StoredImage(*row) for row in rows]
 
 
 def count_embeddings(connection: Connection, index_id: int) -> int:
@@ -172,62 +174,61 @@ def search(connection: Connection, index: IndexView, queries: Vectors, k: int) -
     """The `k` nearest images of each query, best first, ties by image id; all of them if there are fewer.
 
     queries (Q, D), L2-normalised float32; vectors are compared in half precision, so scores are right to about
-    1e-3. Exact without a graph; with one, about 98 in 100 of the true neighbours are found. Retired images never
-    appear. Up to 64 queries are one statement, needing no transaction around it. An `index` that was read before it
-    got its graph is searched without. Raises IndexGone when it was dropped, IndexUnusable when it has another D.
+    1e-3. Exact without a graph; with a graph, about 98 in 100 of the true neighbours are returned. Retired images never
+    appear. Up to 64 queries are one statement, needing no transaction around it. An `index` that was read before its
+    graph was built is searched without it. Raises IndexGone when it was dropped, IndexUnusable when it has another D.
     """
     check_vectors(index, queries)
-    found: list[list[Hit]] = []
+    hits: list[list[Hit]] = []
     try:
         for start in range(0, len(queries), _QUESTIONS_PER_STATEMENT):
-            found += _search_some(connection, index, queries[start : start + _QUESTIONS_PER_STATEMENT], k)
+            hits += _search_batch(connection, index, queries[start : start + _QUESTIONS_PER_STATEMENT], k)
     except ProgrammingError as error:
         if getattr(error.orig, "sqlstate", None) != _UNDEFINED_TABLE:
             raise
         raise index_gone(index.index_id) from error
-    return found
+    return hits
 
 
 def search_exact(connection: Connection, index: IndexView, queries: Vectors, k: int) -> list[list[Hit]]:
-    """As `search`, but looks at every vector even where there is a graph: slow, and what a graph is measured by."""
+    """As `search`, but compares every vector even where there is a graph: slow, the reference to measure a graph by."""
     check_vectors(index, queries)
-    found: list[list[Hit]] = []
+    hits: list[list[Hit]] = []
     for start in range(0, len(queries), _QUESTIONS_PER_EXACT_STATEMENT):
-        found += _scan(connection, index, queries[start : start + _QUESTIONS_PER_EXACT_STATEMENT], k)
-    return found
+        hits += _scan(connection, index, queries[start : start + _QUESTIONS_PER_EXACT_STATEMENT], k)
+    return hits
 
 
 def measure_recall(connection: Connection, index: IndexView, queries: Vectors, k: int) -> float:
-    """The share of the true `k` nearest images of the queries (Q, D) that `search` finds, 0 to 1; 1 without queries."""
-    true_number = found_number = 0
-    exact = search_exact(connection, index, queries, k)
-    for wanted, found in zip(exact, search(connection, index, queries, k), strict=True):
-        true_number += len(wanted)
-        found_number += len({hit.image_id for hit in wanted} & {hit.image_id for hit in found})
-    return found_number / true_number if true_number else 1.0
+    """The share of the true `k` nearest images of the queries (Q, D) that `search` returns, 0 to 1; 1 if no queries."""
+    exact, approximate = (
+        {(number, hit.image_id) for number, hits in enumerate(method(connection, index, queries, k)) for hit in hits}
+        for method in (search_exact, search)
+    )
+    return len(exact & approximate) / len(exact) if exact else 1.0
 
 
-def _search_some(connection: Connection, index: IndexView, queries: Vectors, k: int) -> list[list[Hit]]:
+def _search_batch(connection: Connection, index: IndexView, queries: Vectors, k: int) -> list[list[Hit]]:
     if not index.has_hnsw:
         return _scan(connection, index, queries, k)
-    found = _walk(connection, index, queries, k)
-    # A walk through the graph can end early, above all beside many retired images. Then look at every vector.
-    short = [number for number, hits in enumerate(found) if len(hits) < k]
+    hits = _search_graph(connection, index, queries, k)
+    # A search in a graph can end early, above all with many retired images. Then every vector is compared.
+    short = [number for number, row in enumerate(hits) if len(row) < k]
     if short:
-        for number, hits in zip(short, _scan(connection, index, queries[short], k), strict=True):
-            found[number] = hits
-    return found
+        for number, row in zip(short, _scan(connection, index, queries[short], k), strict=True):
+            hits[number] = row
+    return hits
 
 
 def _scan(connection: Connection, index: IndexView, queries: Vectors, k: int) -> list[list[Hit]]:
-    # A graph is built on another expression (the cast in `_walk`), so this order never walks it.
+    # The graph is built on another expression (the cast in `_search_graph`), so this order never uses it.
     return _nearest(connection, index, queries, k, "q.vector", "e.vector <#> q.vector, e.image_id")
 
 
-def _walk(connection: Connection, index: IndexView, queries: Vectors, k: int) -> list[list[Hit]]:
-    # The walk begins when there is a vector to begin with, and then the setting holds, to the end of the transaction:
-    # `SET LOCAL` would cost an exchange of its own, and need a transaction.
-    ef_search = min(max(_LEAST_EF_SEARCH, 2 * k), _MAX_EF_SEARCH)
+def _search_graph(connection: Connection, index: IndexView, queries: Vectors, k: int) -> list[list[Hit]]:
+    # The search starts when its vector is evaluated, and then the setting is in effect, until the end of the
+    # transaction: `SET LOCAL` would cost a round trip, and need a transaction.
+    ef_search = min(max(_MIN_EF_SEARCH, 2 * k), _MAX_EF_SEARCH)
     query = f"CASE WHEN set_config('hnsw.ef_search', '{ef_search}', true) IS NOT NULL THEN q.vector END"
     order = f"e.vector::halfvec({index.dim}) <#> q.vector::halfvec({index.dim})"
     return _nearest(connection, index, queries, k, query, order)
@@ -238,7 +239,7 @@ def _nearest(
 ) -> list[list[Hit]]:
     """One statement for all queries. `<#>` is the negative inner product, so the smallest is the best."""
     _register_types(connection)
-    # k is part of the text: a plan for any k, which Postgres makes of a repeated statement, would pass the graph by.
+    # k is part of the text: the generic plan that Postgres makes of a repeated statement would not use the graph.
     rows = connection.exec_driver_sql(
         f"""
         SELECT q.number, hit.image_id, -hit.distance AS retrieval_score
@@ -256,19 +257,19 @@ def _nearest(
         """,  # noqa: S608 - see above
         {"queries": [HalfVector(query) for query in queries], "archive_id": index.archive_id},
     )
-    found: list[list[Hit]] = [[] for _ in queries]
+    hits: list[list[Hit]] = [[] for _ in queries]
     for row in rows:
-        found[row.number - 1].append(Hit(row.image_id, row.retrieval_score))
-    return found
+        hits[row.number - 1].append(Hit(row.image_id, row.retrieval_score))
+    return hits
 
 
 def build_hnsw(engine: Engine, index_id: int, *, above_rows: int = EXACT_SEARCH_ROWS) -> bool:
     """Build the graph of an index that has more than `above_rows` vectors; returns whether it has one now.
 
-    Works beside searches and inserts (CREATE INDEX CONCURRENTLY), on a connection of its own without timeouts.
-    While one process builds, the others return at once. A build that was interrupted is cleared away and begun anew.
+    Searches and inserts continue meanwhile (CREATE INDEX CONCURRENTLY, on a separate connection without timeouts).
+    While one process builds, the others return at once. An interrupted build is removed and restarted.
     """
-    with _build_connection(engine) as connection:
+    with outside_transaction(engine) as connection:
         lock = {"space": _LOCK_SPACE, "index_id": index_id}
         if not connection.scalar(text("SELECT pg_try_advisory_lock(:space, :index_id)"), lock):
             return False
@@ -283,15 +284,6 @@ def build_hnsw(engine: Engine, index_id: int, *, above_rows: int = EXACT_SEARCH_
     return True
 
 
-@contextmanager
-def _build_connection(engine: Engine) -> Iterator[Connection]:
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.detach()  # closed afterwards, not given back: so settings and the advisory lock end with it
-        for setting in ("statement_timeout", "lock_timeout"):
-            connection.execute(text(f"SET {setting} = 0"))
-        yield connection
-
-
 def _create_graph(connection: Connection, index: IndexView, rows: int) -> None:
     connection.execute(text(f"SET maintenance_work_mem = '{_build_memory_mib(rows, index.dim)}MB'"))
     try:
@@ -299,7 +291,7 @@ def _create_graph(connection: Connection, index: IndexView, rows: int) -> None:
     except OperationalError as error:
         if getattr(error.orig, "sqlstate", None) != _OUT_OF_SHARED_MEMORY:
             raise
-        # Parallel builds need all their memory in /dev/shm, of which a container may have 64 MB.
+        # Parallel builds need all their memory in /dev/shm, which may have only 64 MB in a container.
         log.info("building the graph with one process", extra={"action": "hnsw_serial", "index": index.index_id})
         connection.execute(text("SET max_parallel_maintenance_workers = 0"))
         _create_graph_once(connection, index)
@@ -307,7 +299,7 @@ def _create_graph(connection: Connection, index: IndexView, rows: int) -> None:
 
 def _create_graph_once(connection: Connection, index: IndexView) -> None:
     name = f"{partition(index.index_id)}_hnsw"
-    # What an interrupted build leaves is invalid: never searched, but maintained by every insert.
+    # An interrupted build leaves an invalid index: never searched, but maintained by every insert.
     connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
     connection.execute(
         text(f"""
@@ -319,7 +311,7 @@ def _create_graph_once(connection: Connection, index: IndexView) -> None:
 
 
 def _build_memory_mib(rows: int, dim: int) -> int:
-    """Room for the whole graph with about 30 % to spare (a build that spills is four times slower), 2 GiB at most."""
+    """Memory for the whole graph plus 30 % (a build that spills to disk is four times slower), at most 2 GiB."""
     graph_bytes = rows * (2 * dim + 400)
     return min(max(64, int(graph_bytes * 1.3 / 2**20) + 1), 2_048)
 
@@ -331,21 +323,15 @@ def partition(index_id: int) -> str:
 
 def get_index(connection: Connection, index_id: int) -> IndexView:
     """One index. Raises IndexGone when it was dropped."""
-    row = connection.execute(select(indexes).where(indexes.c.id == index_id)).mappings().one_or_none()
+    row = connection.execute(_SELECT_INDEXES.where(indexes.c.id == index_id)).one_or_none()
     if row is None:
         raise index_gone(index_id)
-    return _view(row)
+    return IndexView(*row)
 
 
 def index_gone(index_id: int) -> IndexGone:
-    """The error for an index that is not there."""
+    """The error for an index that does not exist."""
     return IndexGone(f"there is no index {index_id} (any more): a newer one took its place; try again")
-
-
-def _view(row: RowMapping) -> IndexView:
-    return IndexView(
-        row["id"], row["archive_id"], row["retriever"], row["dim"], row["state"], row["has_hnsw"], row["spec"]
-    )
 
 
 def check_vectors(index: IndexView, vectors: Vectors) -> None:
@@ -356,7 +342,7 @@ def check_vectors(index: IndexView, vectors: Vectors) -> None:
             f"not an array of shape {vectors.shape}"
         )
     lengths = np.linalg.norm(vectors, axis=1)
-    wrong = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))  # not a number is wrong, too
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) < 0.01))  # also true for NaN
     if wrong.size:
         raise ScoreRejected(
             f"{wrong.size} of {len(vectors)} vectors for index {index.index_id} are not of length 1, "
@@ -365,7 +351,7 @@ def check_vectors(index: IndexView, vectors: Vectors) -> None:
 
 
 def _register_types(connection: Connection) -> None:
-    """Teach psycopg the types of pgvector, once for each connection."""
+    """Register the types of pgvector with psycopg, once for each connection."""
     driver = cast("DriverConnection[Any]", connection.connection.driver_connection)
     if driver.adapters.types.get("halfvec") is None:
         register_vector(driver)

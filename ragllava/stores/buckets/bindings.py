@@ -1,4 +1,4 @@
-"""Bindings: which part of a bucket feeds an archive. Every function works in the caller's transaction."""
+"""Bindings: which part of a bucket belongs to an archive. Every function works in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class BindingView:
-    """A binding as people see it, with what is known of its objects."""
+    """A binding and counts of its objects."""
 
     binding: Binding
     objects: int
     pictures: int
-    refused: int  # nothing could be made of them
+    refused: int  # not usable
     waiting: int  # their pictures are being embedded
     scanned_at: datetime | None
 
@@ -70,40 +70,43 @@ class BindingView:
 def bind(
     connection: Connection, archive_id: int, role: BindingRole, bucket: str, prefix: str, options: dict[str, Any]
 ) -> Binding:
-    """Bind a part of a bucket to an archive; the same binding again only takes the new options.
+    """Bind a part of a bucket to an archive; binding the same part again only replaces the options.
 
-    Raises UsageError when the part overlaps with another binding, or with the outbox of one: an object belongs to
-    one binding, and what we write is no input.
+    Raises UsageError when the part overlaps with another binding, or with an outbox: an object belongs to one binding,
+    and results must not become inputs.
     """
-    _refuse_own_outbox(f"s3://{bucket}/{prefix}", options)
-    # Two that overlap must not be made at once.
+    address, outbox = f"s3://{bucket}/{prefix}", options.get("outbox")
+    if outbox is not None and _overlap(outbox, address):
+        raise UsageError(f"{address} overlaps with its own outbox {outbox}: the results would become inputs")
+    # Overlapping bindings must not be created concurrently.
     connection.execute(text("LOCK TABLE bindings IN SHARE ROW EXCLUSIVE MODE"))
-    for other in list_bindings(connection):
-        same = (other.bucket, other.prefix, other.archive_id, other.role) == (bucket, prefix, archive_id, role)
-        if not same:
-            _refuse_overlap(other, bucket, prefix, options)
-    given = insert(bindings).values(
+    for binding in list_bindings(connection):
+        if (binding.address, binding.archive_id, binding.role) != (address, archive_id, role):
+            _refuse_overlap(binding, address, outbox)
+    statement = insert(bindings).values(
         archive_id=archive_id, role=role.value, bucket=bucket, prefix=prefix, options=options
     )
     connection.execute(
-        given.on_conflict_do_update(index_elements=["bucket", "prefix"], set_={"options": given.excluded.options})
+        statement.on_conflict_do_update(
+            index_elements=["bucket", "prefix"], set_={"options": statement.excluded.options}
+        )
     )
     return get_binding(connection, bucket, prefix)
 
 
 def unbind(connection: Connection, binding_id: int) -> None:
-    """Forget a binding and what is known of its objects; the archive's images stay."""
+    """Remove a binding and the records of its objects; the archive's images stay."""
     connection.execute(delete(bindings).where(bindings.c.id == binding_id))
 
 
 def get_binding(connection: Connection, bucket: str, prefix: str) -> Binding:
-    """The binding of exactly this part. Raises UsageError that names the known ones."""
+    """The binding of exactly this part. Raises UsageError that lists the existing ones."""
     row = connection.execute(_select().where(bindings.c.bucket == bucket, bindings.c.prefix == prefix)).one_or_none()
     if row is not None:
         return _binding(row)
-    known = [binding.address for binding in list_bindings(connection)]
-    there = f"; there are: {', '.join(known[:10])}" if known else ", and nothing else is bound either"
-    raise UsageError(f"s3://{bucket}/{prefix} is not bound{there}")
+    addresses = [binding.address for binding in list_bindings(connection)]
+    bound = f"; these are bound: {', '.join(addresses[:10])}" if addresses else ", and no other bucket is bound"
+    raise UsageError(f"s3://{bucket}/{prefix} is not bound{bound}")
 
 
 def list_bindings(connection: Connection, archive_id: int | None = None) -> list[Binding]:
@@ -121,18 +124,18 @@ def load_bindings(connection: Connection, ids: set[int]) -> dict[int, Binding]:
 
 
 def lock(connection: Connection, binding_id: int) -> bool:
-    """Keep others from writing about this binding until the transaction ends; False when it is gone."""
+    """Lock this binding until the transaction ends; False when it does not exist any more."""
     query = select(bindings.c.id).where(bindings.c.id == binding_id).with_for_update()
     return connection.scalar(query) is not None
 
 
-def note_scan(connection: Connection, binding_id: int) -> None:
-    """The binding was compared with its bucket just now."""
+def record_scan(connection: Connection, binding_id: int) -> None:
+    """Record that the binding was compared with its bucket now."""
     connection.execute(update(bindings).where(bindings.c.id == binding_id).values(scanned_at=func.now()))
 
 
 def view_bindings(connection: Connection, archive_id: int) -> list[BindingView]:
-    """The bindings of an archive with counts. Reads all that is known of their objects: for people."""
+    """The bindings of an archive with counts. Reads the rows of all their objects: slow for large buckets."""
     rows = connection.execute(
         text("""
             SELECT bindings.id, scanned_at, count(key) AS objects,
@@ -152,32 +155,25 @@ def view_bindings(connection: Connection, archive_id: int) -> list[BindingView]:
     ]
 
 
-def covering(known: list[Binding], bucket: str, key: str) -> Binding | None:
-    """The one among `known` that an object belongs to."""
-    return next((found for found in known if found.bucket == bucket and key.startswith(found.prefix)), None)
+def covering(candidates: list[Binding], bucket: str, key: str) -> Binding | None:
+    """The one of the bindings that an object belongs to."""
+    return next((b for b in candidates if b.bucket == bucket and key.startswith(b.prefix)), None)
 
 
-def _refuse_overlap(other: Binding, bucket: str, prefix: str, options: dict[str, Any]) -> None:
-    wanted = f"s3://{bucket}/{prefix}"
-    if _overlap(wanted, other.address):
+def _refuse_overlap(binding: Binding, address: str, outbox: str | None) -> None:
+    if _overlap(address, binding.address):
         raise UsageError(
-            f"{wanted} overlaps with {other.address}, which is bound to the archive {other.archive} as "
-            f"{other.role.value}; choose another prefix, or say "
-            f"`ragllava archive unbind {other.archive} {other.address}` first"
+            f"{address} overlaps with {binding.address}, which is bound to the archive {binding.archive} as "
+            f"{binding.role.value}; choose another prefix, or run "
+            f"`ragllava archive unbind {binding.archive} {binding.address}` first"
         )
-    for outbox, inputs in ((other.options.get("outbox"), wanted), (options.get("outbox"), other.address)):
-        if outbox is not None and _overlap(outbox, inputs):
-            raise UsageError(f"{inputs} overlaps with the outbox {outbox}: what is written there would come back")
+    for results, inputs in ((binding.options.get("outbox"), address), (outbox, binding.address)):
+        if results is not None and _overlap(results, inputs):
+            raise UsageError(f"{inputs} overlaps with the outbox {results}: the results would become inputs")
 
 
-def _refuse_own_outbox(inbox: str, options: dict[str, Any]) -> None:
-    outbox = options.get("outbox")
-    if outbox is not None and _overlap(outbox, inbox):
-        raise UsageError(f"{inbox} overlaps with its own outbox {outbox}: what is written there would come back")
-
-
-def _overlap(one: str, other: str) -> bool:
-    return one.startswith(other) or other.startswith(one)
+def _overlap(first: str, second: str) -> bool:
+    return first.startswith(second) or second.startswith(first)
 
 
 def _select() -> Any:

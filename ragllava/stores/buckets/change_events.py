@@ -1,7 +1,8 @@
-"""Change events: objects that may have changed (docs/reliability.md D13). A change event only asks to look at one.
+"""Change events: objects that may have changed (docs/reliability.md D13). An event only asks to observe its object.
 
-An event that comes while its object is being looked at must not be lost: each event makes `repeats` grow, and
-`finish` removes only what did not grow since it was claimed. Every function works in the caller's transaction.
+An event that arrives while its object is being observed must not be lost: each event increments `repeats`, and
+`finish` removes only events whose `repeats` did not change since they were claimed. Every function works in the
+caller's transaction.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
+from ragllava.stores.database import as_arrays
 from ragllava.stores.schema import change_event_totals, change_events
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeEvent:
-    """One claimed change event; `received_at` and `repeats` tell this state of it from a later one."""
+    """One claimed change event; `received_at` and `repeats` distinguish its state from a later one."""
 
     bucket: str
     key: str
@@ -28,17 +31,17 @@ class ChangeEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
-    """What became of the objects that a message named."""
+class RecordedEvents:
+    """How many objects of a message got a change event."""
 
     new: int
-    repeated: int  # there was a change event about the object already
+    repeated: int  # the object had a change event already
     unbound: int  # no binding covers the object
 
 
-def note(connection: Connection, named: Sequence[tuple[str, str]]) -> Noted:
-    """Write change events about (bucket, key) objects, in one statement; those outside all bindings leave no trace."""
-    distinct = sorted(set(named))
+def record(connection: Connection, objects: Sequence[tuple[str, str]]) -> RecordedEvents:
+    """Write change events about (bucket, key) objects, in one statement; none about objects outside all bindings."""
+    distinct = sorted(set(objects))
     row = connection.execute(
         text("""
             WITH bound AS (
@@ -46,23 +49,23 @@ def note(connection: Connection, named: Sequence[tuple[str, str]]) -> Noted:
                 WHERE EXISTS (
                     SELECT FROM bindings WHERE bindings.bucket = named.bucket AND starts_with(named.key, prefix)
                 )
-            ), noted AS (
+            ), recorded AS (
                 INSERT INTO change_events (bucket, key) SELECT bucket, key FROM bound
                 ON CONFLICT (bucket, key) DO UPDATE SET repeats = change_events.repeats + 1
                 RETURNING repeats
             )
-            SELECT count(*) FILTER (WHERE repeats = 0) AS new, count(*) AS bound FROM noted
+            SELECT count(*) FILTER (WHERE repeats = 0) AS new, count(*) AS bound FROM recorded
         """),
         {"buckets": [bucket for bucket, _ in distinct], "keys": [key for _, key in distinct]},
     ).one()
-    repeated = row.bound - row.new + len(named) - len(distinct)
-    return Noted(row.new, repeated, len(distinct) - row.bound)
+    repeated = row.bound - row.new + len(objects) - len(distinct)
+    return RecordedEvents(row.new, repeated, len(distinct) - row.bound)
 
 
 def claim(connection: Connection, limit: int, lease_s: float) -> list[ChangeEvent]:
-    """Take up to `limit` change events that are due, oldest first. Of several callers at once each gets others.
+    """Claim up to `limit` change events that are due, oldest first. Concurrent callers get different events.
 
-    What is neither finished nor postponed within `lease_s` seconds is due again.
+    An event that is neither finished nor postponed within `lease_s` seconds is due again.
     """
     rows = connection.execute(
         text("""
@@ -76,11 +79,11 @@ def claim(connection: Connection, limit: int, lease_s: float) -> list[ChangeEven
         """),
         {"limit": limit, "lease_s": lease_s},
     )
-    return [ChangeEvent(row.bucket, row.key, row.received_at, row.repeats, row.attempts) for row in rows]
+    return [ChangeEvent(*row) for row in rows]
 
 
 def finish(connection: Connection, done: Sequence[ChangeEvent]) -> None:
-    """Remove these events; those whose object had another event since they were claimed are due again at once."""
+    """Remove these events; those whose object had another event since they were claimed are due again immediately."""
     if not done:
         return
     connection.execute(
@@ -99,7 +102,7 @@ def finish(connection: Connection, done: Sequence[ChangeEvent]) -> None:
 
 
 def postpone(connection: Connection, unsettled: Sequence[ChangeEvent], delay_s: float) -> None:
-    """Keep these change events and let them be due again after `delay_s` seconds."""
+    """Keep these change events; they are due again after `delay_s` seconds."""
     if not unsettled:
         return
     connection.execute(
@@ -114,17 +117,17 @@ def postpone(connection: Connection, unsettled: Sequence[ChangeEvent], delay_s: 
 
 
 def count_waiting(connection: Connection) -> int:
-    """How many objects are still to be looked at."""
+    """How many objects are still to be observed."""
     return connection.scalar(select(func.count()).select_from(change_events)) or 0
 
 
 def add_totals(connection: Connection, numbers: Mapping[str, int]) -> None:
-    """Add to the counters for people; zeros are left out."""
+    """Add to the counters shown to the user; zeros are left out."""
     values = [{"name": name, "number": number} for name, number in sorted(numbers.items()) if number]
     if values:
-        given = insert(change_event_totals).values(values)
-        grown = {"number": change_event_totals.c.number + given.excluded.number, "updated_at": func.now()}
-        connection.execute(given.on_conflict_do_update(index_elements=["name"], set_=grown))
+        new = insert(change_event_totals).values(values)
+        sums = {"number": change_event_totals.c.number + new.excluded.number, "updated_at": func.now()}
+        connection.execute(new.on_conflict_do_update(index_elements=["name"], set_=sums))
 
 
 def totals(connection: Connection) -> dict[str, int]:
@@ -136,15 +139,10 @@ def totals(connection: Connection) -> dict[str, int]:
 
 
 _GIVEN = """given AS (
-    SELECT * FROM unnest(CAST(:buckets AS text[]), CAST(:keys AS text[]), CAST(:times AS timestamptz[]),
+    SELECT * FROM unnest(CAST(:bucket AS text[]), CAST(:key AS text[]), CAST(:received_at AS timestamptz[]),
                          CAST(:repeats AS bigint[])) AS listed (bucket, key, received_at, repeats)
 )"""
 
 
-def _as_arrays(some: Sequence[ChangeEvent]) -> dict[str, object]:
-    return {
-        "buckets": [event.bucket for event in some],
-        "keys": [event.key for event in some],
-        "times": [event.received_at for event in some],
-        "repeats": [event.repeats for event in some],
-    }
+def _as_arrays(events: Sequence[ChangeEvent]) -> dict[str, list[Any]]:
+    return as_arrays(events, "bucket", "key", "received_at", "repeats")

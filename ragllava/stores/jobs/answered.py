@@ -1,4 +1,4 @@
-"""Questions with the latest answer and its candidates, looked up one by one: for labels, noisy cases and review."""
+"""Questions with their latest answer and its candidates: for labels, noisy cases and review."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, text
 
-from ragllava.records import AnswerStatus, Candidate, StoredImage
+from ragllava.records import AnswerStatus, Candidate
+from ragllava.stores.jobs.answers import candidates_by_run
 
 T = TypeVar("T")
 
 _PAGE = 1_000
-_LOOKED_AT = 10_000  # questions among which the newest distinct ones are looked for
+_SEARCHED = 10_000  # newest questions among which distinct texts are searched
 
 QuestionKey = tuple[int, int]  # job and number of the question
 
@@ -40,7 +41,7 @@ class AnsweredQuestion:
 
     @property
     def key(self) -> QuestionKey:
-        """Its address."""
+        """Its job and number."""
         return self.job_id, self.question_no
 
     @property
@@ -51,10 +52,12 @@ class AnsweredQuestion:
 
 def load_questions(connection: Connection, keys: Iterable[QuestionKey]) -> dict[QuestionKey, AnsweredQuestion]:
     """Those of the questions that exist and are valid, in the order of the keys."""
-    found: dict[QuestionKey, AnsweredQuestion] = {}
+    questions: dict[QuestionKey, AnsweredQuestion] = {}
     for page in _pages(keys):
         rows = connection.execute(_QUESTIONS, _as_arrays(page)).all()
-        candidates = _candidates(connection, [(row.job_id, row.question_no, row.run_no) for row in rows])
+        runs = [row.run_no for row in rows]
+        values = _as_arrays([(row.job_id, row.question_no) for row in rows]) | {"runs": runs}
+        candidates = candidates_by_run(connection.execute(_CANDIDATES, values))
         by_key = {
             (row.job_id, row.question_no): AnsweredQuestion(
                 job_id=row.job_id,
@@ -67,12 +70,12 @@ def load_questions(connection: Connection, keys: Iterable[QuestionKey]) -> dict[
                 answer=row.answer,
                 confidence=row.confidence,
                 models=row.models,
-                candidates=candidates.get((row.job_id, row.question_no), ()),
+                candidates=tuple(candidates.get((row.job_id, row.question_no, row.run_no), ())),
             )
             for row in rows
         }
-        found.update((key, by_key[key]) for key in page if key in by_key)
-    return found
+        questions.update((key, by_key[key]) for key in page if key in by_key)
+    return questions
 
 
 def find_questions(connection: Connection, names: Iterable[tuple[int, str]]) -> dict[tuple[int, str], AnsweredQuestion]:
@@ -88,7 +91,8 @@ def find_questions(connection: Connection, names: Iterable[tuple[int, str]]) -> 
             {"jobs": [job for job, _ in page], "names": [name for _, name in page]},
         )
         keys += [(row.job_id, row.question_no) for row in rows]
-    return {(one.job_id, one.custom_id): one for one in load_questions(connection, keys).values()}
+    questions = load_questions(connection, keys).values()
+    return {(question.job_id, question.custom_id): question for question in questions}
 
 
 def newest_questions(
@@ -104,11 +108,11 @@ def newest_questions(
                       AND (NOT :answered OR EXISTS (
                           SELECT FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
                                                   AND a.status = 'answered'))
-                    ORDER BY q.job_id DESC, q.question_no DESC LIMIT :looked_at) newest
+                    ORDER BY q.job_id DESC, q.question_no DESC LIMIT :searched) newest
                 ORDER BY text, job_id DESC, question_no DESC) once
             ORDER BY job_id DESC, question_no DESC LIMIT :limit
         """),
-        {"archive_id": archive_id, "answered": answered, "looked_at": _LOOKED_AT, "limit": limit},
+        {"archive_id": archive_id, "answered": answered, "searched": _SEARCHED, "limit": limit},
     )
     return list(load_questions(connection, [(row.job_id, row.question_no) for row in rows]).values())
 
@@ -138,19 +142,6 @@ _CANDIDATES = text("""
     JOIN candidates c USING (job_id, question_no, run_no) JOIN images i ON i.id = c.image_id
     ORDER BY c.job_id, c.question_no, c.relevance DESC, c.retrieval_rank
 """)
-
-
-def _candidates(
-    connection: Connection, runs: Sequence[tuple[int, int, int | None]]
-) -> dict[QuestionKey, tuple[Candidate, ...]]:
-    keys = [(job, number) for job, number, _ in runs]
-    rows = connection.execute(_CANDIDATES, _as_arrays(keys) | {"runs": [run for _, _, run in runs]})
-    found: dict[QuestionKey, list[Candidate]] = {}
-    for row in rows:
-        image = StoredImage(row.image_id, row.sha256, row.source, row.caption)
-        candidate = Candidate(image, row.retrieval_rank, row.retrieval_score, row.relevance, row.evidence_no)
-        found.setdefault((row.job_id, row.question_no), []).append(candidate)
-    return {key: tuple(listed) for key, listed in found.items()}
 
 
 def _as_arrays(keys: Sequence[QuestionKey]) -> dict[str, list[int]]:

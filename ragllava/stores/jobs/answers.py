@@ -1,13 +1,14 @@
-"""Questions, answers and candidates in Postgres: bulk in, bulk out."""
+"""Questions, answers and candidates in Postgres: written and read in bulk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, Row, select, text
 
 from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerStatus, Candidate, Question, StoredImage
@@ -15,16 +16,19 @@ from ragllava.stores.copying import copy_rows
 from ragllava.stores.jobs.outcomes import OPEN_QUESTION
 from ragllava.stores.schema import answers, candidates, images
 
+RunKey = tuple[int, int, int]  # job, number of the question, run
+
 _QUESTION_COLUMNS = ("job_id", "question_no", "place", "line", "custom_id", "text")
+_CANDIDATE_COLUMNS = ("retrieval_rank", "retrieval_score", "relevance", "evidence_no")  # as in a Candidate
 _PAGE = 500
 
 
 def insert_questions(
     connection: Connection, job_id: int, rows: Iterable[tuple[int, int, str | None, str | None]]
 ) -> None:
-    """COPY (question_no, line, custom_id, text) rows; text None marks a line that is no valid question.
+    """COPY (question_no, line, custom_id, text) rows; text None marks a line that is not a valid question.
 
-    They are worked on in the order of their numbers until `reorder` says otherwise.
+    They are answered in the order of their numbers until `reorder` changes it.
     """
     copy_rows(connection, "questions", _QUESTION_COLUMNS, ((job_id, row[0], *row) for row in rows))
 
@@ -41,7 +45,7 @@ def insert_refusals(connection: Connection, job_id: int, rows: Iterable[tuple[in
 
 
 def open_questions(connection: Connection, job_id: int, run_no: int, lo: int, hi: int) -> list[Question]:
-    """The valid questions at the places [lo, hi) that have no answer in this run yet, in the order of work."""
+    """The valid questions at the positions [lo, hi) that have no answer in this run yet, in the order of work."""
     rows = connection.execute(
         text(
             "SELECT q.question_no, q.line, q.custom_id, q.text FROM questions q "  # noqa: S608 - our own constant
@@ -50,12 +54,12 @@ def open_questions(connection: Connection, job_id: int, run_no: int, lo: int, hi
         ),
         {"job_id": job_id, "run_no": run_no, "lo": lo, "hi": hi},
     )
-    return [Question(row.question_no, row.line, row.custom_id, row.text) for row in rows]
+    return [Question(*row) for row in rows]
 
 
 def reorder(connection: Connection, job_id: int, numbers: Sequence[int]) -> list[int]:
-    """Let questions be worked on in this order, at the places that they hold together; returns these, ascending."""
-    places = list(
+    """Put questions into this order, at the positions that they have together; returns these, ascending."""
+    positions = list(
         connection.scalars(
             text("SELECT place FROM questions WHERE job_id = :job_id AND question_no = ANY(:numbers) ORDER BY place"),
             {"job_id": job_id, "numbers": list(numbers)},
@@ -64,18 +68,18 @@ def reorder(connection: Connection, job_id: int, numbers: Sequence[int]) -> list
     connection.execute(
         text(
             "UPDATE questions SET place = moved.place "
-            "FROM unnest(CAST(:numbers AS bigint[]), CAST(:places AS bigint[])) AS moved (number, place) "
+            "FROM unnest(CAST(:numbers AS bigint[]), CAST(:positions AS bigint[])) AS moved (number, place) "
             "WHERE job_id = :job_id AND question_no = moved.number AND questions.place <> moved.place"
         ),
-        {"job_id": job_id, "numbers": list(numbers), "places": places},
+        {"job_id": job_id, "numbers": list(numbers), "positions": positions},
     )
-    return places
+    return positions
 
 
 def insert_answers(
     connection: Connection, job_id: int, run_no: int, shard_id: int, epoch: int, results: list[Answer]
 ) -> None:
-    """Write answers and their candidates. A plain INSERT: writing a question twice in a run fails loudly
+    """Write answers and their candidates. A plain INSERT: a second answer of a question in a run is an error
     (docs/reliability.md D2)."""
     if not results:
         return
@@ -107,10 +111,7 @@ def insert_answers(
             "question_no": answer.question_no,
             "run_no": run_no,
             "image_id": candidate.image.image_id,
-            "retrieval_rank": candidate.retrieval_rank,
-            "retrieval_score": candidate.retrieval_score,
-            "relevance": candidate.relevance,
-            "evidence_no": candidate.evidence_no,
+            **{name: getattr(candidate, name) for name in _CANDIDATE_COLUMNS},
         }
         for answer in results
         for candidate in answer.candidates
@@ -119,14 +120,24 @@ def insert_answers(
         connection.execute(candidates.insert(), rows)
 
 
+def candidates_by_run(rows: Iterable[Row[Any]]) -> dict[RunKey, list[Candidate]]:
+    """The candidates of each run of a question; the rows join `candidates` with the images' columns."""
+    by_run: dict[RunKey, list[Candidate]] = defaultdict(list)
+    for row in rows:
+        image = StoredImage(row.image_id, row.sha256, row.source, row.caption)
+        candidate = Candidate(image, *(getattr(row, name) for name in _CANDIDATE_COLUMNS))
+        by_run[row.job_id, row.question_no, row.run_no].append(candidate)
+    return by_run
+
+
 def candidates_digest(candidates: Sequence[Candidate]) -> str:
-    """The hash (hex) of what a reranker was shown, whatever its order: the images and their captions."""
-    shown = sorted([one.image.image_id, one.image.sha256, one.image.caption] for one in candidates)
+    """The hash (hex) of a reranker's input in any order: the images and their captions."""
+    shown = sorted([row.image.image_id, row.image.sha256, row.image.caption] for row in candidates)
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 
 def iterate_results(connection: Connection, job_id: int) -> Iterator[tuple[Any, tuple[Candidate, ...]]]:
-    """Every input line of a job in order with its latest answer, paged so that a job of any size fits in memory.
+    """Every input line of a job in order with its latest answer, in pages, so that a job of any size fits in memory.
 
     Yields (row, candidates): row has question_no, line, custom_id, question, previous and the answer's columns, which
     are NULL while the question is open; candidates are ordered by relevance, best first.
@@ -136,9 +147,9 @@ def iterate_results(connection: Connection, job_id: int) -> Iterator[tuple[Any, 
         rows = connection.execute(_RESULTS, {"job_id": job_id, "after": after, "page": _PAGE}).all()
         if not rows:
             return
-        found = _candidates_of(connection, job_id, rows[0].question_no, rows[-1].question_no)
+        of_runs = _candidates_of(connection, job_id, rows[0].question_no, rows[-1].question_no)
         for row in rows:
-            yield row, found.get((row.question_no, row.run_no), ())
+            yield row, tuple(of_runs.get((job_id, row.question_no, row.run_no), ()))
         after = rows[-1].question_no
 
 
@@ -152,28 +163,11 @@ _RESULTS = text(
 )
 
 
-def _candidates_of(
-    connection: Connection, job_id: int, first: int, last: int
-) -> dict[tuple[int, int], tuple[Candidate, ...]]:
+def _candidates_of(connection: Connection, job_id: int, first: int, last: int) -> dict[RunKey, list[Candidate]]:
     rows = connection.execute(
         select(candidates, images.c.sha256, images.c.source, images.c.caption)
         .join(images, images.c.id == candidates.c.image_id)
-        .where(
-            candidates.c.job_id == job_id,
-            candidates.c.question_no >= first,
-            candidates.c.question_no <= last,
-        )
+        .where(candidates.c.job_id == job_id, candidates.c.question_no.between(first, last))
         .order_by(candidates.c.question_no, candidates.c.relevance.desc(), candidates.c.retrieval_rank)
     )
-    found: dict[tuple[int, int], list[Candidate]] = {}
-    for row in rows:
-        found.setdefault((row.question_no, row.run_no), []).append(
-            Candidate(
-                StoredImage(row.image_id, row.sha256, row.source, row.caption),
-                row.retrieval_rank,
-                row.retrieval_score,
-                row.relevance,
-                row.evidence_no,
-            )
-        )
-    return {key: tuple(listed) for key, listed in found.items()}
+    return candidates_by_run(rows)

@@ -1,8 +1,8 @@
-"""Who waits for a job hears of its end at once: Postgres tells those who listen.
+"""Notifies waiting clients of the end of a job at once, by LISTEN and NOTIFY of Postgres.
 
-Looking again and again is slow or dear: looks every 8 ms took a tenth of what two cores computed for one question
-meanwhile, and looks every 50 ms came 25 ms late. What is told may get lost (a pooler that shares sessions between
-transactions delivers nothing), so whoever listens still has to look from time to time.
+Polling is slow or expensive: polls every 8 ms took a tenth of the computing time of two cores for one question, and
+polls every 50 ms came 25 ms late. A notification may get lost (a pooler that shares sessions between
+transactions delivers none), so a client that listens still has to poll from time to time.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ Sleep = Callable[[float], None]
 
 
 def notify(connection: Connection, job_id: int) -> None:
-    """With the commit, all who listen hear that this job has ended.
+    """Notify all who listen that this job has ended, with the commit.
 
-    Such commits wait for each other, on the whole server; so it is told once a job, not once a shard.
+    Such commits wait for each other, on the whole server; so there is one for each job, not for each shard.
     """
     connection.execute(select(func.pg_notify(_CHANNEL, str(job_id))))
 
 
 class JobEnds:
-    """A session that listens, made when first needed and kept, beside the engine's pool. Safe for several threads."""
+    """A session that listens, opened when first needed and kept, outside the engine's pool. Thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
-        """Connects later."""
+        """Connects when first used."""
         self._engine = engine
         self._in_use = threading.Lock()
         self._session: psycopg.Connection | None = None
 
     @contextmanager
     def listening(self, job_id: int) -> Iterator[Sleep | None]:
-        """Gives a sleep of at most so many seconds that ends when the job does.
+        """Yields a function that sleeps for at most the given seconds, or until the job ends.
 
-        None when another thread listens just now, or when no session is to be had. One that breaks sleeps on.
+        None when another thread is listening or no session can be opened. When the session breaks, it only sleeps.
         """
         if not self._in_use.acquire(blocking=False):
             yield None
             return
         try:
-            yield partial(self._sleep, str(job_id)) if self._do(f"LISTEN {_CHANNEL}") else None
+            yield partial(self._sleep, str(job_id)) if self._execute(f"LISTEN {_CHANNEL}") else None
         finally:
-            # Nobody would read what is told between two calls.
-            self._do(f"UNLISTEN {_CHANNEL}", connect=False)
+            # Notifications between two calls would not be read.
+            self._execute(f"UNLISTEN {_CHANNEL}", connect=False)
             self._in_use.release()
 
     def close(self) -> None:
@@ -65,19 +65,19 @@ class JobEnds:
             self._session.close()
             self._session = None
 
-    def _sleep(self, told: str, seconds: float) -> None:
+    def _sleep(self, payload: str, seconds: float) -> None:
         if self._session is None:
             time.sleep(seconds)
             return
         try:
             for notice in self._session.notifies(timeout=seconds):
-                if notice.payload == told:
+                if notice.payload == payload:
                     return
         except psycopg.OperationalError as error:
             self._give_up(error)
 
-    def _do(self, statement: LiteralString, *, connect: bool = True) -> bool:
-        """Whether it could be said."""
+    def _execute(self, statement: LiteralString, *, connect: bool = True) -> bool:
+        """Whether the statement was executed."""
         try:
             if self._session is None:
                 if not connect:
@@ -95,7 +95,7 @@ class JobEnds:
 
 
 def _beside_pool(engine: Engine) -> psycopg.Connection:
-    """A connection like those of the pool, which others need."""
+    """A connection like those of the pool, which stay free for others."""
     pooled = engine.raw_connection()
     driver = cast("psycopg.Connection", pooled.dbapi_connection)
     pooled.detach()

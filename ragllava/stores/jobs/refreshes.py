@@ -1,7 +1,7 @@
-"""Refreshes: answer jobs over the questions of an earlier one, which ask only what has changed since.
+"""Refreshes: answer jobs over the questions of an earlier job, which ask only those for which something has changed.
 
-Every line of the earlier job is a line of the refresh, under the same number. What was said before is pinned in
-`questions.previous`, so that nothing that happens to the earlier job afterwards changes what the refresh compares.
+Every line of the earlier job is a line of the refresh, with the same number. The earlier outcome is stored in
+`questions.previous`, so that later changes to the earlier job do not change what the refresh compares.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _PAGE = 10_000  # lines in a statement, which must end before the statement time
 
 @dataclass(frozen=True, slots=True)
 class EarlierAnswer:
-    """A good answer and what it was made of. `models` is a ModelStamp as JSON; `image_ids` were its candidates.
+    """The answer of an earlier job and its inputs. `models` is a ModelStamp as JSON; `image_ids` were its candidates.
 
-    `digest` is that of stores/jobs/answers.py, None where none was kept.
+    `digest` is candidates_digest (stores/jobs/answers.py), None where none was stored.
     """
 
     question_no: int
@@ -33,9 +33,9 @@ class EarlierAnswer:
 
 @dataclass(frozen=True, slots=True)
 class RefreshView:
-    """How far a refresh of the job `refreshes` is.
+    """The progress of a refresh of the job `refreshes`.
 
-    `taken_over` questions were found unchanged, `asked_again` ones were not, for the reasons that `because` counts (one
+    `taken_over` questions were unchanged, `asked_again` questions were not, for the reasons that `because` counts (a
     question may have several). Of the questions that have an outcome, `changed` have another answer than before.
     """
 
@@ -51,20 +51,20 @@ class RefreshView:
 
 
 def lock_earlier(connection: Connection, earlier_job_id: int) -> int | None:
-    """Let nobody else begin to refresh this job until the end of the transaction.
+    """Prevent other refreshes of this job until the end of the transaction.
 
     Returns the refresh of it that has not ended yet, None when there is none.
     """
     connection.execute(text("SELECT id FROM jobs WHERE id = :id FOR NO KEY UPDATE"), {"id": earlier_job_id})
-    found: int | None = connection.scalar(
+    open_refresh: int | None = connection.scalar(
         text("SELECT min(id) FROM jobs WHERE finished_at IS NULL AND kind = 'answer' AND spec ->> 'refreshes' = :id"),
         {"id": str(earlier_job_id)},
     )
-    return found
+    return open_refresh
 
 
 def copy_lines(connection: Connection, job_id: int, earlier_job_id: int, total: int) -> None:
-    """Give a new job the `total` lines of the earlier one. Those that have no answer there end here as they did."""
+    """Copy the `total` lines of the earlier job to a new job. Lines without an answer keep their outcome."""
     for lo in range(0, total, _PAGE):
         values = {"job_id": job_id, "earlier": earlier_job_id, "lo": lo, "hi": lo + _PAGE}
         connection.execute(_COPY_QUESTIONS, values)
@@ -72,15 +72,14 @@ def copy_lines(connection: Connection, job_id: int, earlier_job_id: int, total: 
 
 
 def earlier_answers(connection: Connection, job_id: int, numbers: Sequence[int]) -> dict[int, EarlierAnswer]:
-    """What the job before said to these questions of a refresh, by number; those that it did not answer are left
-    out."""
+    """The earlier answers of these questions of a refresh, by number; questions without one are left out."""
     rows = connection.execute(_PINNED, {"job_id": job_id, "numbers": list(numbers)})
     return {row.question_no: _as_earlier(row) for row in rows}
 
 
 def answered_page(connection: Connection, job_id: int, after: int, limit: int) -> list[tuple[Question, EarlierAnswer]]:
-    """The next questions of a job that have a good answer, with the latest of each: at most `limit`, in order, those
-    whose number is greater than `after`."""
+    """The next questions of a job that ended as answered or without evidence, each with its latest answer: at most
+    `limit`, in order, those whose number is greater than `after`."""
     rows = connection.execute(_LATEST, {"job_id": job_id, "after": after, "page": limit})
     return [(Question(row.question_no, row.line, row.custom_id, row.text), _as_earlier(row)) for row in rows]
 
@@ -88,9 +87,9 @@ def answered_page(connection: Connection, job_id: int, after: int, limit: int) -
 def take_over(
     connection: Connection, job_id: int, run_no: int, shard_id: int, epoch: int, numbers: Sequence[int]
 ) -> set[int]:
-    """Write the answers of the job before as those of the refresh, with their candidates and makers.
+    """Copy the answers of the earlier job to the refresh, with their candidates and stamps.
 
-    Returns the numbers of those written: not of what was removed meanwhile.
+    Returns the numbers of the copied answers; answers that were deleted meanwhile are missing.
     """
     values = {"job_id": job_id, "run_no": run_no, "numbers": list(numbers)}
     taken = connection.scalars(_TAKE_ANSWERS, values | {"shard_id": shard_id, "epoch": epoch}).all()
@@ -169,7 +168,7 @@ _TAKE_ANSWERS = text(f"""
            a.error_code, a.error, a.candidates_digest, '{{}}'
     FROM questions q {_PINNED_ANSWER}
     WHERE q.job_id = :job_id AND q.question_no = ANY(:numbers)
-    FOR KEY SHARE OF a  -- so that nobody removes it before its candidates are copied
+    FOR KEY SHARE OF a  -- so that it is not deleted before its candidates are copied
     RETURNING question_no
 """)  # noqa: S608 - no foreign text
 

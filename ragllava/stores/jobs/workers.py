@@ -1,10 +1,9 @@
-"""The rows of the workers: registered by the parent, reported ready by the child, read by dispatch and `status`."""
+"""The rows of the workers: registered by the parent process, set ready by the child, read by dispatch and `status`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -26,41 +25,35 @@ class WorkerView:
 
     @property
     def is_ready(self) -> bool:
-        """Its models are loaded and were tried, so no question waits for them."""
+        """Whether its models are loaded and warmed up, so that no question waits for them."""
         return self.state == "live" and bool(self.versions)
 
 
 def register(connection: Connection, name: str, queues: list[str], slots: int) -> None:
-    """A worker starts: its row says live and not ready. A row left by its predecessor is taken over."""
-    fresh: dict[str, Any] = {
-        "queues": queues,
-        "slots": slots,
-        "state": "live",
-        "versions": {},
-        "started_at": func.now(),
-        "seen_at": func.now(),
-    }
+    """Insert the row of a worker that starts: live, not ready. Replaces the row of its predecessor."""
+    now = func.now()
+    fresh = {"queues": queues, "slots": slots, "state": "live", "versions": {}, "started_at": now, "seen_at": now}
     statement = insert(workers).values(name=name, **fresh)
     connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=fresh))
 
 
 def report_ready(connection: Connection, name: str, versions: dict[str, str]) -> None:
-    """A child of this worker has loaded what it needs; `versions` names it and is never empty."""
+    """Set the versions of the models that a child of this worker has loaded; never empty."""
     connection.execute(update(workers).where(workers.c.name == name).values(versions=versions, seen_at=func.now()))
 
 
 def beat(connection: Connection, name: str, state: str) -> None:
-    """The worker is alive."""
+    """Record that the worker is alive."""
     connection.execute(update(workers).where(workers.c.name == name).values(state=state, seen_at=func.now()))
 
 
 def remove(connection: Connection, name: str) -> None:
-    """The worker has gone in good order."""
+    """Delete the row of a worker that was shut down."""
     connection.execute(delete(workers).where(workers.c.name == name))
 
 
 def list_workers(connection: Connection) -> list[WorkerView]:
-    """All rows by name; those of killed workers stay until a worker of that name starts again."""
+    """All rows by name; the row of a killed worker stays until a worker of that name starts again."""
     age = func.extract("epoch", func.now() - workers.c.seen_at)
     rows = connection.execute(select(workers, age.label("age_s")).order_by(workers.c.name))
     return [

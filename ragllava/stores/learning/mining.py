@@ -1,4 +1,4 @@
-"""Which answers may still be looked at for noisy cases, and what is logged of them."""
+"""Which stored answers to check for noisy cases, and the reasons that are logged for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 @dataclass(frozen=True, slots=True)
 class AnsweredJob:
-    """An answer job that has ended; `top_n` is how many images its answers may rest on."""
+    """An ended answer job; `top_n` is its limit of evidence."""
 
     job_id: int
     archive_id: int
@@ -31,10 +31,10 @@ def answered_jobs(connection: Connection, archive_id: int | None) -> list[Answer
     return [AnsweredJob(row.id, row.archive_id, row.top_n) for row in rows]
 
 
-def unjudged_questions(connection: Connection, job_id: int) -> list[int]:
-    """The questions of a job that have a good answer and of which no person has said anything, ascending.
+def unlabelled_questions(connection: Connection, job_id: int) -> list[int]:
+    """The questions of a job that ended as answered or without evidence and are not labelled or dismissed, ascending.
 
-    Answers that a refresh took over are looked at where they were given.
+    Answers that a refresh took over are checked in the job that gave them.
     """
     return list(
         connection.scalars(
@@ -53,8 +53,8 @@ def unjudged_questions(connection: Connection, job_id: int) -> list[int]:
     )
 
 
-def known_reasons(connection: Connection, job_id: int, numbers: Sequence[int]) -> dict[int, set[str]]:
-    """The reasons logged so far, by question."""
+def logged_reasons(connection: Connection, job_id: int, numbers: Sequence[int]) -> dict[int, set[str]]:
+    """The logged reasons of each question."""
     rows = connection.execute(
         text("SELECT question_no, reasons FROM noisy_cases WHERE job_id = :job_id AND question_no = ANY(:numbers)"),
         {"job_id": job_id, "numbers": list(numbers)},

@@ -1,4 +1,4 @@
-"""Noisy cases: questions whose candidates or answer look wrong, or were said to be wrong, with all the reasons."""
+"""Noisy cases: questions whose candidates or answer look wrong, or were labelled wrong, with all the reasons."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ragllava.stores.schema import noisy_cases
 
 @dataclass(frozen=True, slots=True)
 class NoisyView:
-    """A noisy case as people see it. `details` has a sentence for each reason, by its name."""
+    """A noisy case for display. `details` has a sentence for each reason, by its name."""
 
     question: AnsweredQuestion
     reasons: tuple[NoisyReason, ...]
@@ -30,9 +30,9 @@ class NoisyView:
 def insert_cases(
     connection: Connection, archive_id: int, job_id: int, cases: Sequence[NoisyCase], *, reopen: bool = False
 ) -> None:
-    """Write noisy cases of a job, `open`. A question that is one already gets the reasons it did not have.
+    """Insert noisy cases of a job, as `open`. A question that is a case already gets the new reasons.
 
-    Its state stays as it is; with `reopen` what was labelled is open again, but never what was dismissed.
+    Its state stays; with `reopen` a labelled case is open again, but not a dismissed one.
     """
     if not cases:
         return
@@ -59,7 +59,7 @@ def insert_cases(
                 "details": noisy.details,
                 "state": NoisyState.OPEN.value,
             }
-            for noisy in sorted(cases, key=lambda noisy: noisy.question_no)  # one order, so that no two writers lock
+            for noisy in sorted(cases, key=lambda noisy: noisy.question_no)  # in one order, to avoid deadlocks
         ],
     )
 
@@ -67,16 +67,16 @@ def insert_cases(
 def add_reason(
     connection: Connection, archive_id: int, job_id: int, question_no: int, reason: NoisyReason, detail: Any
 ) -> None:
-    """Log one more reason for a question, whether it is a noisy case already or not; a labelled one is open again.
+    """Log a further reason for a question, which becomes a noisy case if it is not yet; a labelled case is open again.
 
-    `detail` is a sentence for a person, or figures; it replaces what the case has for this reason.
+    `detail` is a sentence for the user, or figures; it replaces the case's detail for this reason.
     """
-    found = NoisyCase(question_no, (reason,), {reason.value: detail})
-    insert_cases(connection, archive_id, job_id, [found], reopen=True)
+    added = NoisyCase(question_no, (reason,), {reason.value: detail})
+    insert_cases(connection, archive_id, job_id, [added], reopen=True)
 
 
 def set_state(connection: Connection, keys: Sequence[QuestionKey], state: NoisyState) -> int:
-    """Move those of the questions that are noisy cases; returns how many are."""
+    """Set the state of those questions that are noisy cases; returns how many these are."""
     result = connection.execute(
         text("""
             UPDATE noisy_cases SET state = :state, updated_at = now()
@@ -96,7 +96,7 @@ def list_cases(
     reason: NoisyReason | None = None,
     limit: int | None = None,
 ) -> list[NoisyView]:
-    """The noisy cases of an archive, those of the newest job first, within a job in input order."""
+    """The noisy cases of an archive, newest job first, within a job in input order."""
     query = select(noisy_cases).where(noisy_cases.c.archive_id == archive_id)
     if state is not None:
         query = query.where(noisy_cases.c.state == state)
@@ -107,7 +107,7 @@ def list_cases(
 
 
 def find_case(connection: Connection, job_id: int, question_no: int) -> NoisyView | None:
-    """The noisy case of a question, if it is one."""
+    """The noisy case of a question, if there is one."""
     query = select(noisy_cases).where(and_(noisy_cases.c.job_id == job_id, noisy_cases.c.question_no == question_no))
     views = _views(connection, connection.execute(query).all())
     return views[0] if views else None

@@ -1,14 +1,14 @@
-"""Which model versions there are, and which one is the champion of its role in a profile.
+"""The registered model versions, and the champion of each role in a profile.
 
-A version is a base model, or an adapter on one, with its prompt and its threshold. Its name says which weights it
-is, so a version never changes: other weights or another prompt are another name. A version is a candidate (known,
-no more), a challenger (it passed its gate and waits), the champion (what workers compute with), or retired.
+A version is a base model, or an adapter on one, with its prompt and its threshold. Its name identifies its weights and
+prompt, so a version never changes: other weights or another prompt have another name. A version is a candidate (only
+registered), a challenger (passed its gate, not promoted), the champion (used by the workers), or retired.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -20,7 +20,10 @@ from ragllava.json_records import to_json
 from ragllava.records import Role
 from ragllava.stores.schema import model_versions, promotions
 
-_LOCK_SPACE = 0x52616752  # our corner of the advisory locks: champions
+_LOCK_SPACE = 0x52616752  # the advisory locks of champions
+_SAME_COLUMNS = (
+    "name", "profile", "prompt", "threshold", "adapter_sha256", "base", "manifest", "training",
+)  # fmt: skip # in the table and in a ModelVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +42,10 @@ class BaseVersion:
 class AdapterVersion:
     """A trained adapter to be registered, after its files were published (stages/champions.py).
 
-    `adapter_sha256` is the digest of `manifest`; `base` names the version that the adapter lies on. `training` is
-    kept as given; `ragllava models` reads from it `job`, `archives`, `snapshot`, `hold_out` (ids), `gate` and `scores`
-    (as a Contest has them) and `report` (a TrainingReport, for its curves). `threshold` (η) and its fit are for
-    rerankers.
+    `adapter_sha256` is the digest of `manifest`; `base` names the version that the adapter was trained on. `training`
+    is stored as given; `ragllava models` reads from it `job`, `archives`, `snapshot`, `hold_out` (ids), `gate` and
+    `scores` (as a Contest has them) and `report` (a TrainingReport, for its curves). `threshold` (η) and its fit are
+    for rerankers.
     """
 
     role: Role
@@ -60,7 +63,7 @@ class AdapterVersion:
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """A registered version. `adapter_sha256`, `base` and `training` are None for a base model as it is."""
+    """A registered version. `adapter_sha256`, `base` and `training` are None for a base model."""
 
     version_id: int
     role: Role
@@ -75,13 +78,13 @@ class ModelVersion:
 
     @property
     def base_name(self) -> str:
-        """The base model that must be loaded for it: its own name for a base as it is."""
+        """The base model that must be loaded for it: its own name for a base model."""
         return self.base or self.name
 
 
 @dataclass(frozen=True, slots=True)
 class VersionView:
-    """A version as people see it. `promoted_at` is None for one that was never champion."""
+    """A version for display. `promoted_at` is None for one that was never champion."""
 
     version: ModelVersion
     state: str
@@ -90,7 +93,7 @@ class VersionView:
     promoted_at: datetime | None
 
     def as_json(self) -> dict[str, Any]:
-        """Everything about it, for programs."""
+        """For `--json`."""
         version = self.version
         return {
             "name": version.name,
@@ -112,80 +115,80 @@ class VersionView:
 def ensure_champions(connection: Connection, profile: str, bases: Sequence[BaseVersion]) -> dict[Role, ModelVersion]:
     """Register the base models that a worker has loaded, and return the champion of each of their roles.
 
-    A base becomes champion where there is none, or in place of another base that is as it came: then the files
-    of the profile's model were exchanged. It never takes the place of a champion with an adapter. What is
-    registered is not changed. Workers that start together do this one after the other.
+    A base becomes champion where there is none, or instead of another base model without an adapter: then the files of
+    the profile's model were exchanged. It never replaces a champion with an adapter. Registered versions are not
+    changed. Workers that start together do this one after the other.
     """
     _lock(connection, profile)
     _register(connection, profile, bases)
     _retire_other_bases(connection, profile, bases)
     _promote_bases(connection, profile, bases)
-    found = champions(connection, profile)
-    return {base.role: found[base.role] for base in bases if base.role in found}
+    current = champions(connection, profile)
+    return {base.role: current[base.role] for base in bases if base.role in current}
 
 
 def register_adapter(connection: Connection, version: AdapterVersion) -> ModelVersion:
-    """Register a published adapter as a candidate or challenger; doing it again changes nothing.
+    """Register a published adapter as a candidate or challenger; registering it again changes nothing.
 
-    A new challenger sets aside (retires) the one that waited in its role. Raises UsageError when the name belongs
-    to another adapter.
+    A new challenger retires the previous challenger of its role. Raises UsageError when the name belongs to another
+    adapter.
     """
     _lock(connection, version.profile)
-    known = _find(connection, version.profile, version.role, version.name)
-    if known is None:
+    registered = _find(connection, version.profile, version.role, version.name)
+    if registered is None:
         if version.state == "challenger":
-            _set_aside_challengers(connection, version)
-        made = insert(model_versions).values(to_json(version)).returning(model_versions)
-        return _as_version(connection.execute(made).one())
-    if known.adapter_sha256 != version.adapter_sha256:
+            _retire(connection, version.profile, version.role, "challenger")
+        values = to_json(version)
+        return _as_version(connection.execute(insert(model_versions).values(values).returning(model_versions)).one())
+    if registered.adapter_sha256 != version.adapter_sha256:
         raise UsageError(
             f"the {version.role} version {version.name} is registered with other weights; give the new one another name"
         )
-    return _as_version(known)
+    return _as_version(registered)
 
 
 def promote(connection: Connection, profile: str, role: Role, name: str, reason: str) -> ModelVersion:
-    """Make a registered version, in whatever state, the champion of its role, with its own η; returns it.
+    """Make a registered version, in any state, the champion of its role, with its own η; returns it.
 
-    The champion of before retires. A version that is champion already stays so, and nothing is written. `reason` is
-    for people. Raises UsageError for an unknown name.
+    The previous champion is retired. For the present champion, nothing is written. `reason` is for display. Raises
+    UsageError for an unknown name.
     """
     _lock(connection, profile)
     chosen = _find(connection, profile, role, name)
     if chosen is None:
-        raise UsageError(f"profile {profile} has no {role} version {name}; `ragllava models list` shows what there is")
+        raise _unknown(profile, f"{role} version", name)
     if chosen.state == "champion":
         return _as_version(chosen)
     replaced = champion(connection, role, profile)
-    return _crown(connection, chosen, replaced.version_id if replaced else None, reason)
+    return _promote(connection, chosen, replaced.version_id if replaced else None, reason)
 
 
 def rollback(connection: Connection, profile: str, role: Role) -> ModelVersion:
-    """Bring back the version that the present champion of a role replaced, with its η; returns it.
+    """Promote the version that the present champion of a role replaced, with its η; returns it.
 
-    Done again it goes one champion further back. Raises UsageError when there is nothing to go back to.
+    Each further call goes one champion further back. Raises UsageError when there is none.
     """
     _lock(connection, profile)
     line = _line_of_champions(connection, profile, role)
     if len(line) < 2:
         raise UsageError(
-            f"there is no further version that the {role} of profile {profile} can go back to; "
+            f"the {role} of profile {profile} has no earlier version to go back to; "
             "`ragllava models promote NAME` makes any version champion"
         )
     *further, before, present = line
     rows = connection.execute(select(model_versions).where(model_versions.c.id.in_([before, present])))
     by_id = {row.id: row for row in rows}
     reason = f"rollback of {by_id[present].name}"
-    return _crown(connection, by_id[before], further[-1] if further else None, reason)
+    return _promote(connection, by_id[before], further[-1] if further else None, reason)
 
 
 def champion(connection: Connection, role: Role, profile: str) -> ModelVersion | None:
-    """The version that a role is played by; None before the first worker of the profile has started."""
+    """The champion of a role; None before the first worker of the profile has started."""
     return champions(connection, profile).get(role)
 
 
 def champions(connection: Connection, profile: str) -> dict[Role, ModelVersion]:
-    """The champions of all roles of a profile as of one moment."""
+    """The champions of all roles of a profile at one moment."""
     rows = connection.execute(
         select(model_versions).where(model_versions.c.profile == profile, model_versions.c.state == "champion")
     )
@@ -206,22 +209,21 @@ def list_versions(connection: Connection, profile: str | None = None, role: Role
 
 
 def find_version(connection: Connection, profile: str, name: str, role: Role | None = None) -> VersionView:
-    """The version of this name, or the only one whose name begins so. Raises UsageError for none or several."""
-    found = _matching(list_versions(connection, profile, role), name)
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        what = f"{role} version" if role else "version"
-        raise UsageError(f"profile {profile} has no {what} {name}; `ragllava models list` shows what there is")
-    meant = ", ".join(f"{view.version.role} {view.version.name}" for view in found[:5])
-    advice = "add --role" if len({view.version.name for view in found}) == 1 else "write more of the name"
-    raise UsageError(f"{name} may be any of {len(found)} versions ({meant}); {advice}")
+    """The version of this name, or the only version whose name starts so. Raises UsageError for none or several."""
+    matches = _matching(list_versions(connection, profile, role), name)
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        raise _unknown(profile, f"{role} version" if role else "version", name)
+    names = ", ".join(f"{view.version.role} {view.version.name}" for view in matches[:5])
+    advice = "add --role" if len({view.version.name for view in matches}) == 1 else "write more of the name"
+    raise UsageError(f"{name} may be any of {len(matches)} versions ({names}); {advice}")
 
 
 def find_pair(
     connection: Connection, profile: str, names: tuple[str, str], role: Role | None = None
 ) -> tuple[VersionView, VersionView]:
-    """Two versions by their names, as `find_version`; without a role, in the only one that both names may have."""
+    """Two versions by their names, as `find_version`; without a role, in the only role that has both names."""
     if role is None:
         everything = list_versions(connection, profile)
         roles = [{view.version.role for view in _matching(everything, name)} for name in names]
@@ -232,9 +234,13 @@ def find_pair(
 
 
 def _matching(views: Sequence[VersionView], name: str) -> list[VersionView]:
-    """The versions of this name; where there is none, those whose name begins so."""
+    """The versions of this name; if there is none, those whose name starts so."""
     exact = [view for view in views if view.version.name == name]
     return exact or [view for view in views if view.version.name.startswith(name)]
+
+
+def _unknown(profile: str, kind: str, name: str) -> UsageError:
+    return UsageError(f"profile {profile} has no {kind} {name}; `ragllava models list` shows all versions")
 
 
 def _lock(connection: Connection, profile: str) -> None:
@@ -250,26 +256,13 @@ def _find(connection: Connection, profile: str, role: Role, name: str) -> Row[An
 
 
 def _as_version(row: Row[Any]) -> ModelVersion:
-    return ModelVersion(
-        version_id=row.id,
-        role=Role(row.role),
-        name=row.name,
-        profile=row.profile,
-        prompt=row.prompt,
-        threshold=row.threshold,
-        adapter_sha256=row.adapter_sha256,
-        base=row.base,
-        manifest=row.manifest,
-        training=row.training,
-    )
+    same = {name: getattr(row, name) for name in _SAME_COLUMNS}
+    return ModelVersion(version_id=row.id, role=Role(row.role), **same)
 
 
-def _crown(connection: Connection, chosen: Row[Any], replaced_id: int | None, reason: str) -> ModelVersion:
-    """Retire the champion, put `chosen` in its place and write that down; `replaced_id` is what it rests on."""
-    of_role = and_(model_versions.c.role == chosen.role, model_versions.c.profile == chosen.profile)
-    connection.execute(
-        update(model_versions).where(of_role, model_versions.c.state == "champion").values(state="retired")
-    )
+def _promote(connection: Connection, chosen: Row[Any], replaced_id: int | None, reason: str) -> ModelVersion:
+    """Retire the champion, promote `chosen`, and record it; a rollback of `chosen` goes to `replaced_id`."""
+    _retire(connection, chosen.profile, Role(chosen.role), "champion")
     row = connection.execute(
         update(model_versions)
         .where(model_versions.c.id == chosen.id)
@@ -289,10 +282,10 @@ def _write_promotion(connection: Connection, row: Row[Any], replaced_id: int | N
 
 
 def _line_of_champions(connection: Connection, profile: str, role: Role) -> list[int]:
-    """Ids of the champions that a rollback can reach, the present one last, each of them once.
+    """Ids of the champions that a rollback can reach, the present champion last, each once.
 
-    The row of a promotion names the champion that it replaced. The row of a rollback names what the version that
-    came back had replaced itself: that differs from the champion before, since a version stands in the line once.
+    The row of a promotion names the champion that it replaced. The row of a rollback names the version that the
+    restored version had replaced: it differs from the previous champion, because each version is in the line once.
     """
     line: list[int] = []
     rows = connection.execute(
@@ -302,40 +295,22 @@ def _line_of_champions(connection: Connection, profile: str, role: Role) -> list
     )
     for version_id, replaced_id in rows:
         if replaced_id is None:
-            line = [version_id]  # the first champion, or the only one that was left
+            line = [version_id]  # the first champion, or the only one left
         elif not line or line[-1] == replaced_id:
-            line = [known for known in line or [replaced_id] if known != version_id] + [version_id]
+            line = [earlier for earlier in line or [replaced_id] if earlier != version_id] + [version_id]
         else:
             line.pop()
     return line
 
 
-def _set_aside_challengers(connection: Connection, version: AdapterVersion) -> None:
-    connection.execute(
-        update(model_versions)
-        .where(
-            model_versions.c.profile == version.profile,
-            model_versions.c.role == version.role.value,
-            model_versions.c.state == "challenger",
-        )
-        .values(state="retired")
-    )
+def _retire(connection: Connection, profile: str, role: Role, state: str) -> None:
+    """Retire the versions of a role that are in this state."""
+    of_role = and_(model_versions.c.profile == profile, model_versions.c.role == role)
+    connection.execute(update(model_versions).where(of_role, model_versions.c.state == state).values(state="retired"))
 
 
 def _register(connection: Connection, profile: str, bases: Sequence[BaseVersion]) -> None:
-    values = [
-        {
-            "role": base.role.value,
-            "name": base.name,
-            "profile": profile,
-            "state": "candidate",
-            "prompt": base.prompt,
-            "threshold": base.threshold,
-            "threshold_curve": base.threshold_curve,
-            "manifest": base.manifest,
-        }
-        for base in bases
-    ]
+    values = [asdict(base) | {"profile": profile, "state": "candidate"} for base in bases]
     connection.execute(insert(model_versions).on_conflict_do_nothing(), values)
 
 
@@ -354,20 +329,20 @@ def _retire_other_bases(connection: Connection, profile: str, bases: Sequence[Ba
 
 
 def _promote_bases(connection: Connection, profile: str, bases: Sequence[BaseVersion]) -> None:
-    """Where a role has no champion. There is nothing to go back to: the files of a base of before are gone."""
+    """Where a role has no champion. A rollback from here is not possible: the files of an earlier base are gone."""
     present = model_versions.alias("present")
     has_champion = select(text("1")).where(
         present.c.role == model_versions.c.role,
         present.c.profile == model_versions.c.profile,
         present.c.state == "champion",
     )
-    crowned = connection.execute(
+    promoted = connection.execute(
         update(model_versions)
         .where(and_(model_versions.c.profile == profile, _is_one_of(bases), ~has_champion.exists()))
         .values(state="champion", promoted_at=func.now())
         .returning(model_versions)
     )
-    for row in crowned.all():
+    for row in promoted.all():
         _write_promotion(connection, row, None, "the base model of the first worker that started with it")
 
 

@@ -1,4 +1,4 @@
-"""Trainings: the one input of each train job, how far it is, and how it ended."""
+"""Trainings: the one input of each train job, its progress and its outcome."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ragllava.errors import UsageError
 from ragllava.records import JobKind, Role, TrainingStatus
 from ragllava.stores.schema import jobs, model_versions, trainings
 
-_IN_VAIN = [status.value for status in (TrainingStatus.FAILED, TrainingStatus.DEAD, TrainingStatus.CANCELLED)]
-_LOCK_SPACE = 0x52616754  # our corner of the advisory locks: who may begin a training
+_WITHOUT_VERSION = [status.value for status in (TrainingStatus.FAILED, TrainingStatus.DEAD, TrainingStatus.CANCELLED)]
+_LOCK_SPACE = 0x52616754  # the advisory locks of new trainings
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingView:
-    """A training as people see it. `phase` is what it does now; `version` the name of what came of it."""
+    """A training for display. `phase` is what it does now; `version` the name of the version that it made."""
 
     role: Role
     phase: str
@@ -36,16 +36,16 @@ class TrainingView:
 
 @dataclass(frozen=True, slots=True)
 class DueArchive:
-    """An archive with new labels. `last_label` is the newest: the same number means that nothing came since."""
+    """An archive with new labels. `last_label` is the id of the newest label, to notice further ones."""
 
     archive: str
     labelled: int
     last_label: int
 
 
-def place_of(job_id: int, created_at: datetime) -> str:
-    """The training's folder in the object store; its time of making tells it from a job of the same number in a
-    database of before."""
+def folder_of(job_id: int, created_at: datetime) -> str:
+    """The training's folder in the object store; the time of creation distinguishes jobs with the same id in an
+    earlier database."""
     return f"training/{job_id}-{created_at:%Y%m%dT%H%M%S%f}"
 
 
@@ -55,12 +55,12 @@ def insert_training(connection: Connection, job_id: int, role: Role) -> None:
 
 
 def lock_role(connection: Connection, role: Role) -> None:
-    """Until the end of the transaction nobody else begins a training of this role."""
+    """Prevent other new trainings of this role until the end of the transaction."""
     connection.execute(select(func.pg_advisory_xact_lock(_LOCK_SPACE, func.hashtext(role.value))))
 
 
 def open_training(connection: Connection, role: Role) -> int | None:
-    """The job that trains this role, or waits to; None when there is none."""
+    """The job that trains this role or is queued for it; None when there is none."""
     query = (
         select(jobs.c.id)
         .join(trainings, trainings.c.job_id == jobs.c.id)
@@ -69,18 +69,18 @@ def open_training(connection: Connection, role: Role) -> int | None:
     return connection.scalar(query.order_by(jobs.c.id).limit(1))
 
 
-def open_places(connection: Connection) -> set[str]:
+def open_folders(connection: Connection) -> set[str]:
     """The folders of all trainings that have not ended."""
     query = select(jobs.c.id, jobs.c.created_at).where(jobs.c.kind == JobKind.TRAIN.value, jobs.c.finished_at.is_(None))
-    return {place_of(row.id, row.created_at) for row in connection.execute(query)}
+    return {folder_of(row.id, row.created_at) for row in connection.execute(query)}
 
 
 def require_none_open(connection: Connection, role: Role) -> None:
-    """Raises UsageError while a job trains this role or waits to. Lock the role first, or the answer may be old."""
-    other = open_training(connection, role)
-    if other is not None:
+    """Raises UsageError while a job trains this role or is queued for it. Lock the role first, or this may change."""
+    job_id = open_training(connection, role)
+    if job_id is not None:
         raise UsageError(
-            f"job {other} trains the {role} already: wait for it, or stop it with `ragllava jobs cancel {other}`"
+            f"job {job_id} trains the {role} already: wait for it, or stop it with `ragllava jobs cancel {job_id}`"
         )
 
 
@@ -92,7 +92,7 @@ def guard_retry(connection: Connection, job_id: int) -> None:
     """
     role = Role(connection.execute(select(trainings.c.role).where(trainings.c.job_id == job_id)).scalar_one())
     lock_role(connection, role)
-    if connection.scalar(select(trainings.c.status).where(trainings.c.job_id == job_id)) in _IN_VAIN:
+    if connection.scalar(select(trainings.c.status).where(trainings.c.job_id == job_id)) in _WITHOUT_VERSION:
         require_none_open(connection, role)
 
 
@@ -103,37 +103,30 @@ def view(connection: Connection, job_id: int) -> TrainingView:
         .outerjoin(model_versions, model_versions.c.id == trainings.c.version_id)
         .where(trainings.c.job_id == job_id)
     ).one()
-    return TrainingView(
-        role=Role(row.role),
-        phase=row.phase,
-        steps_done=row.steps_done,
-        steps_total=row.steps_total,
-        status=TrainingStatus(row.status) if row.status else None,
-        reason=row.reason,
-        version=row.name,
-    )
+    status = TrainingStatus(row.status) if row.status else None
+    return TrainingView(Role(row.role), row.phase, row.steps_done, row.steps_total, status, row.reason, row.name)
 
 
 def set_phase(connection: Connection, job_id: int, phase: str) -> None:
-    """What the training does now, in one word or two."""
+    """Set what the training does now, in one or two words."""
     _update(connection, job_id, phase=phase)
 
 
 def set_steps(connection: Connection, job_id: int, done: int, total: int) -> None:
-    """How many steps were trained, of how many."""
+    """Set how many steps are trained, of how many."""
     _update(connection, job_id, steps_done=done, steps_total=total)
 
 
 def finish(connection: Connection, job_id: int, status: TrainingStatus, reason: str, version_id: int) -> None:
-    """Write the outcome of a training that made a version."""
+    """Store the outcome of a training that made a version."""
     _update(connection, job_id, phase="ended", status=status.value, reason=reason, version_id=version_id)
 
 
 def due_archives(connection: Connection, role: Role, labelled: int) -> Sequence[DueArchive]:
-    """Archives in which at least so many questions were labelled since the last training of the role began there.
+    """Archives in which at least `labelled` questions were labelled since the last training of the role began there.
 
-    Trainings that were asked for in another archive's name count for the archives they replayed as well, unless they
-    came to nothing: that other archive may have had too few labels.
+    A training that was requested for another archive counts for the archives it replayed as well, unless it made no
+    version: that other archive may have had too few labels.
     """
     rows = connection.execute(
         text(
@@ -144,13 +137,13 @@ def due_archives(connection: Connection, role: Role, labelled: int) -> Sequence[
             "  AND (j.spec->'archives'->>0 = a.name OR NOT coalesce(t.status = ANY(:in_vain), false))), '-infinity') "
             "GROUP BY a.name HAVING count(DISTINCT (l.job_id, l.question_no)) >= :labelled ORDER BY a.name"
         ),
-        {"kind": JobKind.TRAIN.value, "role": role.value, "labelled": labelled, "in_vain": _IN_VAIN},
+        {"kind": JobKind.TRAIN.value, "role": role.value, "labelled": labelled, "in_vain": _WITHOUT_VERSION},
     )
     return [DueArchive(row.name, row.labelled, row.last_label) for row in rows]
 
 
 def labelled_archives(connection: Connection, role: Role) -> Sequence[str]:
-    """The archives, by name, in which a question's newest label says something to this role."""
+    """The archives, by name, in which the newest label of a question is usable for this role."""
     return connection.scalars(
         text(
             "SELECT DISTINCT a.name FROM (SELECT DISTINCT ON (job_id, question_no) * FROM labels "

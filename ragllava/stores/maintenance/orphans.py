@@ -1,4 +1,4 @@
-"""Objects that no row names any more, by the kinds of keys that we write. Nothing else in the bucket is ours."""
+"""Which objects have a row, by the kinds of keys that this program writes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ragllava.records import Role
 from ragllava.stores.learning import trainings
 
 
-def knows_content(connection: Connection) -> bool:
-    """Whether this database names any content at all: one that does not may belong to another bucket."""
+def has_content(connection: Connection) -> bool:
+    """Whether this database has any content at all; one without may belong to another bucket."""
     return bool(connection.scalar(text("SELECT EXISTS (SELECT 1 FROM blobs)")))
 
 
@@ -19,8 +19,8 @@ def unknown_hashes(connection: Connection, hashes: Sequence[str]) -> set[str]:
     """Those of the hashes that no blob has."""
     rows = connection.scalars(
         text("""
-            SELECT sha256 FROM unnest(CAST(:hashes AS text[])) AS found (sha256)
-            WHERE NOT EXISTS (SELECT 1 FROM blobs WHERE blobs.sha256 = found.sha256)
+            SELECT sha256 FROM unnest(CAST(:hashes AS text[])) AS listed (sha256)
+            WHERE NOT EXISTS (SELECT 1 FROM blobs WHERE blobs.sha256 = listed.sha256)
         """),
         {"hashes": list(hashes)},
     )
@@ -28,9 +28,9 @@ def unknown_hashes(connection: Connection, hashes: Sequence[str]) -> set[str]:
 
 
 def adopt(connection: Connection, sha256: str, size_bytes: int) -> bool:
-    """Give content without a row one that is `deleting`, for `blobs.delete_blob`; False when it has one by now.
+    """Insert a row with the state `deleting` for content without one, for `blobs.delete_blob`; False if it has one now.
 
-    So an importer that brings the same bytes meanwhile waits or revives it, as with any other blob.
+    So an importer of the same bytes waits or revives it, as with any other blob.
     """
     statement = text("""
         INSERT INTO blobs (sha256, state, size_bytes, media_type)
@@ -50,23 +50,23 @@ def living_adapters(connection: Connection) -> set[str]:
 
 
 def living_trainings(connection: Connection) -> dict[str, bool]:
-    """The folders of trainings that a job or a version names; True where the job has ended, and with it the need for
-    checkpoints. (Tried again after that, a training begins with its first step.)"""
-    places = {
-        str(place): True
-        for place in connection.scalars(
+    """The folders of trainings that a job or a version names; True where the job has ended and its checkpoints are not
+    needed any more: a retried training starts with its first step."""
+    folders = {
+        str(folder): True
+        for folder in connection.scalars(
             text("SELECT training->>'objects' FROM model_versions WHERE training->>'objects' IS NOT NULL")
         )
     }
     rows = connection.execute(text("SELECT id, created_at, finished_at FROM jobs WHERE kind = 'train'"))
-    return places | {trainings.place_of(row.id, row.created_at): row.finished_at is not None for row in rows}
+    return folders | {trainings.folder_of(row.id, row.created_at): row.finished_at is not None for row in rows}
 
 
 def hold_trainings(connection: Connection) -> bool:
-    """Let no training begin before the caller's commit; False when one is open already.
+    """Prevent new trainings until the caller's commit; False when one is open already.
 
-    A training publishes its adapter before the row that names it, so only while none is open can its files be told
-    from orphans.
+    A training publishes its adapter before it inserts the row, so its files can be told from orphans only while no
+    training is open.
     """
     for role in Role:
         trainings.lock_role(connection, role)

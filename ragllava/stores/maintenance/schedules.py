@@ -1,9 +1,9 @@
-"""Schedules and their due times: each fires once, however many look (docs/reliability.md D9)."""
+"""Schedules and their due times: each fires once, however many ticks run (docs/reliability.md D9)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +17,7 @@ from ragllava.stores.schema import archives, jobs, schedule_runs, schedules
 
 @dataclass(frozen=True, slots=True)
 class NewSchedule:
-    """A schedule to be kept; everything in it was checked by the caller."""
+    """A schedule to insert; the caller has checked it."""
 
     name: str
     action: ScheduleAction
@@ -30,7 +30,7 @@ class NewSchedule:
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """The last firing of a schedule. Without a job, `note` says why there is none."""
+    """The last run of a schedule. Without a job, `note` says why there is none."""
 
     due_at: datetime
     fired_at: datetime
@@ -56,17 +56,8 @@ class ScheduleView:
 
 
 def insert_schedule(connection: Connection, new: NewSchedule) -> bool:
-    """Keep a schedule; False when its name is taken."""
-    values = {
-        "name": new.name,
-        "action": new.action.value,
-        "archive_id": new.archive_id,
-        "options": new.options,
-        "cron": new.cron,
-        "timezone": new.timezone,
-        "next_due": new.next_due,
-    }
-    made = insert(schedules).values(values).on_conflict_do_nothing().returning(schedules.c.id)
+    """Insert a schedule; False when its name is taken."""
+    made = insert(schedules).values(asdict(new)).on_conflict_do_nothing().returning(schedules.c.id)
     return connection.scalar(made) is not None
 
 
@@ -76,23 +67,23 @@ def list_schedules(connection: Connection) -> list[ScheduleView]:
 
 
 def lock_schedule(connection: Connection, name: str) -> ScheduleView:
-    """The schedule of this name, which nobody fires or changes until the caller's commit.
+    """The schedule of this name, locked until the caller's commit.
 
-    Raises UsageError that names the known ones.
+    Raises UsageError that lists the names of all schedules.
     """
     row = connection.execute(_select().where(schedules.c.name == name).with_for_update(of=schedules)).one_or_none()
     if row is not None:
         return _views(connection, [row])[0]
-    known = connection.scalars(select(schedules.c.name).order_by(schedules.c.name)).all()
-    if not known:
-        raise UsageError(f"there is no schedule {name!r}, and none at all yet; `ragllava schedule add` makes one")
-    raise UsageError(f"there is no schedule {name!r}; there are: {', '.join(known)}")
+    names = connection.scalars(select(schedules.c.name).order_by(schedules.c.name)).all()
+    if not names:
+        raise UsageError(f"there is no schedule {name!r}, nor any other yet; `ragllava schedule add` adds one")
+    raise UsageError(f"there is no schedule {name!r}; there are: {', '.join(names)}")
 
 
 def lock_next_due(connection: Connection, passed_over: Sequence[int]) -> ScheduleView | None:
-    """The schedule that is due longest, locked until the caller's commit; None when none is due.
+    """The schedule with the oldest due time, locked until the caller's commit; None when none is due.
 
-    Of several callers at once each gets another one. Those in `passed_over` are left out.
+    Concurrent callers get different schedules. Those in `passed_over` are left out.
     """
     due = (
         _select()
@@ -108,13 +99,13 @@ def lock_next_due(connection: Connection, passed_over: Sequence[int]) -> Schedul
 def insert_run(
     connection: Connection, schedule_id: int, due_at: datetime, job_id: int | None, note: str | None
 ) -> None:
-    """Write down that a due time fired. A second row for the same due time is an IntegrityError."""
+    """Insert the run of a due time. A second row for the same due time is an IntegrityError."""
     values = {"schedule_id": schedule_id, "due_at": due_at, "job_id": job_id, "note": note}
     connection.execute(schedule_runs.insert().values(values))
 
 
 def open_job(connection: Connection, schedule_id: int) -> int | None:
-    """A job that this schedule began and that has not ended; None when there is none."""
+    """A job of this schedule that has not ended; None when there is none."""
     query = (
         select(jobs.c.id)
         .join(schedule_runs, schedule_runs.c.job_id == jobs.c.id)
@@ -124,17 +115,17 @@ def open_job(connection: Connection, schedule_id: int) -> int | None:
 
 
 def set_next_due(connection: Connection, schedule_id: int, next_due: datetime) -> None:
-    """When it fires next."""
+    """Set when the schedule fires next."""
     connection.execute(update(schedules).where(schedules.c.id == schedule_id).values(next_due=next_due))
 
 
 def set_paused(connection: Connection, schedule_id: int, paused: bool) -> None:
-    """Whether due times pass by."""
+    """Set whether the schedule is paused."""
     connection.execute(update(schedules).where(schedules.c.id == schedule_id).values(paused=paused))
 
 
 def delete_schedule(connection: Connection, schedule_id: int) -> None:
-    """Forget a schedule and its runs; the jobs that it began stay."""
+    """Delete a schedule and its runs; its jobs stay."""
     connection.execute(schedules.delete().where(schedules.c.id == schedule_id))
 
 
@@ -151,7 +142,7 @@ def _select() -> Any:
 
 
 def _views(connection: Connection, rows: Sequence[Row[Any]]) -> list[ScheduleView]:
-    last = _last_runs(connection, [row.id for row in rows])
+    last_runs = _last_runs(connection, [row.id for row in rows])
     return [
         ScheduleView(
             schedule_id=row.id,
@@ -163,7 +154,7 @@ def _views(connection: Connection, rows: Sequence[Row[Any]]) -> list[ScheduleVie
             timezone=row.timezone,
             paused=row.paused,
             next_due=row.next_due,
-            last_run=last.get(row.id),
+            last_run=last_runs.get(row.id),
         )
         for row in rows
     ]

@@ -1,4 +1,4 @@
-"""Maintenance tasks: the one input of each maintenance job, and what it reported."""
+"""Maintenance tasks: the one input of each maintenance job, and its report."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def view(connection: Connection, job_id: int) -> TaskView:
 
 
 def finish(connection: Connection, job_id: int, summary: str, report: dict[str, Any], *, failed: bool = False) -> None:
-    """Write down that a maintenance task is done, or failed in a part, and what came of it."""
+    """Store the report of a maintenance task that is done, or of which a part failed."""
     status = TaskStatus.FAILED if failed else TaskStatus.DONE
     done = {"status": status.value, "reason": summary, "report": report, "updated_at": func.now()}
     connection.execute(update(maintenance_tasks).where(maintenance_tasks.c.job_id == job_id).values(done))

@@ -1,4 +1,4 @@
-"""VACUUM of the tables that churn, and what holds it up (docs/reliability.md D12)."""
+"""VACUUM of the tables that churn, and what delays it (docs/reliability.md D12)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, text
 
-from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import outside_transaction
 
 # Rows that are updated or deleted, beside the inputs of jobs; answers and candidates are written once.
@@ -27,20 +26,17 @@ class TableState:
 
 
 def partitions(connection: Connection) -> list[str]:
-    """The tables of all indexes' vectors, in order of their making."""
-    rows = connection.scalars(
-        text("""
-            SELECT inhrelid::regclass::text FROM pg_inherits
-            WHERE inhparent = 'embeddings'::regclass ORDER BY inhrelid
-        """)
+    """The tables of all indexes' vectors, oldest first."""
+    query = (
+        "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'embeddings'::regclass ORDER BY inhrelid"
     )
-    return list(rows)
+    return list(connection.scalars(text(query)))
 
 
 def vacuum_table(engine: Engine, table: str) -> TableState | None:
-    """VACUUM (ANALYZE) a table, by a name that our own code gives; None when it was dropped meanwhile.
+    """VACUUM (ANALYZE) a table, by a name from our own code; None when it was dropped meanwhile.
 
-    Works beside reads and writes. Pages that are in use are passed over.
+    Runs beside reads and writes. Pages in use are skipped.
     """
     with outside_transaction(engine) as connection:
         if connection.scalar(text("SELECT to_regclass(:table)"), {"table": table}) is None:
@@ -57,7 +53,7 @@ def vacuum_table(engine: Engine, table: str) -> TableState | None:
 
 
 def oldest_transaction_s(connection: Connection) -> float:
-    """The age of the oldest transaction of this database but our own; VACUUM removes nothing that it may still see."""
+    """The age of the oldest other transaction of this database; VACUUM keeps the rows that it can still see."""
     age = connection.scalar(
         text("""
             SELECT max(extract(epoch FROM clock_timestamp() - xact_start)) FROM pg_stat_activity
@@ -65,34 +61,3 @@ def oldest_transaction_s(connection: Connection) -> float:
         """)
     )
     return float(age or 0.0)
-
-
-def graphs(connection: Connection) -> list[tuple[str, IndexView]]:
-    """The living indexes that are searched by a graph, each with the name of its archive."""
-    rows = connection.execute(
-        text("""
-            SELECT archives.name, indexes.* FROM indexes JOIN archives ON archives.id = indexes.archive_id
-            WHERE has_hnsw AND state <> 'retired' ORDER BY indexes.id
-        """)
-    )
-    return [
-        (row.name, IndexView(row.id, row.archive_id, row.retriever, row.dim, row.state, row.has_hnsw)) for row in rows
-    ]
-
-
-def stored_questions(connection: Connection, archive_id: int, limit: int) -> list[str]:
-    """The latest different questions that were asked of an archive."""
-    rows = connection.scalars(
-        text("""
-            SELECT text FROM (
-                SELECT DISTINCT ON (q.text) q.text, q.job_id, q.question_no
-                FROM (SELECT * FROM questions WHERE text IS NOT NULL AND job_id IN (
-                          SELECT id FROM jobs WHERE archive_id = :archive_id AND kind = 'answer'
-                          ORDER BY id DESC LIMIT 100)
-                      ORDER BY job_id DESC, question_no LIMIT :looked_at) q
-                ORDER BY q.text, q.job_id DESC) asked
-            ORDER BY job_id DESC, question_no LIMIT :limit
-        """),
-        {"archive_id": archive_id, "limit": limit, "looked_at": 20 * limit},
-    )
-    return list(rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -53,7 +54,7 @@ class DatasetOptions:
 
     `bare_share` of the ranking examples show no caption, so that a model that learns to read captions does not unlearn
     to look. `injected_share` of the one-image questions get a wrong picture (answers). Unlabelled images that the
-    reranker gives at least `certain` are not trained on: they may be right ones that nobody labelled.
+    reranker gives at least `certain` are not trained on: they may be relevant without a label.
     """
 
     seed: int
@@ -71,7 +72,7 @@ class DatasetOptions:
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """An unlabelled image that looks relevant: a person should say which it is."""
+    """An unlabelled image that looks relevant: it needs a label."""
 
     question: str
     image: str
@@ -109,7 +110,7 @@ def build_rank_dataset(questions: Sequence[LabelledQuestion], options: DatasetOp
     set_aside: list[SetAside] = []
     merged = merge_questions(questions)
     for question in merged:
-        rng = _question_rng(options.seed, question.text)
+        rng = question_rng(options.seed, question.text)
         hard, uncertain = _hard_negatives(question, options)
         set_aside += uncertain
         wanted = _round_by_chance(options.ratio * len(question.relevant), rng)
@@ -117,7 +118,7 @@ def build_rank_dataset(questions: Sequence[LabelledQuestion], options: DatasetOp
         examples += [_pair(question, item, relevant=True, source=LABELLED) for item in question.relevant]
         examples += [_pair(question, item, relevant=False, source=LABELLED) for item in question.irrelevant]
         examples += [_pair(question, item, relevant=False, source=options.source) for item in drawn]
-    examples = [replace(one, caption=None) if _is_bare(one, options) else one for one in examples]
+    examples = [replace(example, caption=None) if _is_bare(example, options) else example for example in examples]
     return _dataset(Role.RERANKER, examples, set_aside, len(merged), options)
 
 
@@ -127,7 +128,7 @@ def build_answer_dataset(questions: Sequence[LabelledQuestion], options: Dataset
     set_aside: list[SetAside] = []
     merged = [question for question in merge_questions(questions) if question.answer and question.relevant]
     for question in merged:
-        rng = _question_rng(options.seed, question.text)
+        rng = question_rng(options.seed, question.text)
         hard, uncertain = _hard_negatives(question, options)
         set_aside += uncertain
         wrong = [*question.irrelevant, *hard]
@@ -149,18 +150,17 @@ def merge_questions(questions: Iterable[LabelledQuestion]) -> list[LabelledQuest
     merged: dict[str, LabelledQuestion] = {}
     for question in questions:
         key = question_key(question.text)
-        known = merged.get(key)
-        if known is None:
-            merged[key] = _without_contradiction(question)
-            continue
-        newer = _without_contradiction(question)
-        merged[key] = replace(
-            known,
-            answer=newer.answer or known.answer,
-            relevant=_unique([*_without(known.relevant, newer.irrelevant), *newer.relevant]),
-            irrelevant=_unique([*_without(known.irrelevant, newer.relevant), *newer.irrelevant]),
-            retrieved=newer.retrieved or known.retrieved,
-        )
+        newer = replace(question, irrelevant=_without(question.irrelevant, question.relevant))
+        older = merged.get(key)
+        if older is not None:
+            newer = replace(
+                older,
+                answer=newer.answer or older.answer,
+                relevant=_unique([*_without(older.relevant, newer.irrelevant), *newer.relevant]),
+                irrelevant=_unique([*_without(older.irrelevant, newer.relevant), *newer.irrelevant]),
+                retrieved=newer.retrieved or older.retrieved,
+            )
+        merged[key] = newer
     return list(merged.values())
 
 
@@ -174,10 +174,10 @@ def is_held_out(text: str, share: float) -> bool:
 
 
 def is_judging(text: str, images: Iterable[str], share: float) -> bool:
-    """Whether a question about these relevant images belongs to the `share` (0 to 1) that versions are judged by.
+    """Whether a question about these relevant images belongs to the `share` (0 to 1) that versions are evaluated on.
 
     One image that is held out is enough. So nothing that is trained on has such an image as relevant, and what is
-    measured holds for pictures that nobody has labelled. A question without images goes by its text.
+    measured holds for pictures without a label. A question without images is assigned by its text.
     """
     return any(is_held_out(key, share) for key in list(images) or [text])
 
@@ -185,6 +185,11 @@ def is_judging(text: str, images: Iterable[str], share: float) -> bool:
 def question_key(text: str) -> str:
     """Texts that differ only in case and spacing are one question."""
     return " ".join(text.casefold().split())
+
+
+def question_rng(seed: int, text: str) -> random.Random:
+    """Random numbers that depend on the seed and the question's text alone."""
+    return random.Random(f"{seed}:{question_key(text)}")  # noqa: S311 - a draw of examples, no secret
 
 
 def snapshot_id(examples: Iterable[Example]) -> str:
@@ -216,17 +221,17 @@ def read_dataset(folder: Path) -> Dataset:
 
 def _hard_negatives(question: LabelledQuestion, options: DatasetOptions) -> tuple[list[Evidence], list[SetAside]]:
     """Unlabelled images of the top K: those to train on, and those that are too likely right."""
-    labelled = {item.image for item in (*question.relevant, *question.irrelevant)}
+    labelled = {evidence.image for evidence in (*question.relevant, *question.irrelevant)}
     hard: list[Evidence] = []
     uncertain: list[SetAside] = []
-    for found in question.retrieved[: options.top_k]:
-        if found.image in labelled:
+    for item in question.retrieved[: options.top_k]:
+        if item.image in labelled:
             continue
-        labelled.add(found.image)
-        if found.relevance is not None and found.relevance >= options.certain:
-            uncertain.append(SetAside(question.text, found.image, found.caption, found.relevance))
+        labelled.add(item.image)
+        if item.relevance is not None and item.relevance >= options.certain:
+            uncertain.append(SetAside(question.text, item.image, item.caption, item.relevance))
         else:
-            hard.append(Evidence(found.image, found.caption))
+            hard.append(Evidence(item.image, item.caption))
     return hard, uncertain
 
 
@@ -242,8 +247,8 @@ def _answer_example(question: LabelledQuestion, rng: random.Random) -> AnswerExa
 
 
 def _is_bare(example: RankExample, options: DatasetOptions) -> bool:
-    # Drawn by itself, so that a larger share takes the captions of the same examples and more.
-    return _question_rng(options.seed, f"{example.question}:{example.image}:bare").random() < options.bare_share
+    # Drawn independently, so that a larger share takes the captions of the same examples and more.
+    return question_rng(options.seed, f"{example.question}:{example.image}:bare").random() < options.bare_share
 
 
 def _pair(question: LabelledQuestion, item: Evidence, *, relevant: bool, source: str) -> RankExample:
@@ -273,13 +278,9 @@ def _is_negative(example: Example) -> bool:
     return not example.relevant if isinstance(example, RankExample) else example.injected
 
 
-def _without_contradiction(question: LabelledQuestion) -> LabelledQuestion:
-    return replace(question, irrelevant=_without(question.irrelevant, question.relevant))
-
-
 def _without(items: Iterable[Evidence], others: Iterable[Evidence]) -> tuple[Evidence, ...]:
     """The items whose image is not among the others'."""
-    names = {other.image for other in others}
+    names = {item.image for item in others}
     return tuple(item for item in items if item.image not in names)
 
 
@@ -287,14 +288,10 @@ def _unique(items: Iterable[Evidence]) -> tuple[Evidence, ...]:
     return tuple({item.image: item for item in items}.values())
 
 
-def _question_rng(seed: int, text: str) -> random.Random:
-    return random.Random(f"{seed}:{question_key(text)}")  # noqa: S311 - a draw of examples, no secret
-
-
 def _round_by_chance(value: float, rng: random.Random) -> int:
     """A whole number whose mean is `value`: 0.5 negatives a question are one for every second question."""
-    whole = int(value)
-    return whole + (rng.random() < value - whole)
+    fraction, floor = math.modf(value)
+    return int(floor) + (rng.random() < fraction)
 
 
 def _line(example: Example) -> str:

@@ -32,7 +32,7 @@ class RankExample:
 class AnswerExample:
     """One question with its pictures in the order shown, their captions, and the answer to learn (docs/method.md 6).
 
-    `captions` and `images` run in step. `injected` tells that a wrong picture stands among them.
+    `captions` and `images` have the same order. `injected`: a wrong picture is among them.
     """
 
     question: str

@@ -1,4 +1,4 @@
-"""What people said about answers, as questions to train on and to judge with. Loads no torch."""
+"""Labels of answers as questions for training and evaluation. Loads no torch."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ def labelled_questions(rows: Sequence[LabelledRow], images: Mapping[int, StoredI
     it was given. The other labels train nothing ("wrong" and no more, or no more than an answer): len(rows) less the
     length of the result is how many there are.
     """
-    found = (_question(row, images) for row in rows)
-    return [question for question in found if question.relevant or question.irrelevant]
+    questions = (_question(row, images) for row in rows)
+    return [question for question in questions if question.relevant or question.irrelevant]
 
 
 def usable_for(role: Role, questions: Iterable[LabelledQuestion]) -> list[LabelledQuestion]:
-    """Those on which a version of this role can be judged: with a relevant image, and for the generator an answer."""
+    """Those that can evaluate a version of this role: with a relevant image, and for the generator an answer."""
     return [question for question in questions if question.relevant and (role is Role.RERANKER or question.answer)]
 
 
 def _question(row: LabelledRow, images: Mapping[int, StoredImage]) -> LabelledQuestion:
     label = row.label
-    known = {**images, **{candidate.image.image_id: candidate.image for candidate in row.candidates}}
+    by_id = {**images, **{candidate.image.image_id: candidate.image for candidate in row.candidates}}
     return LabelledQuestion(
         text=row.text,
         answer=label.answer,
-        relevant=_evidence(label.relevant, known),
-        irrelevant=_evidence([image_id for image_id in label.irrelevant if image_id not in label.relevant], known),
+        relevant=_evidence(label.relevant, by_id),
+        irrelevant=_evidence([image_id for image_id in label.irrelevant if image_id not in label.relevant], by_id),
         retrieved=tuple(
             Retrieved(candidate.image.sha256, candidate.image.caption, candidate.relevance)
             for candidate in sorted(row.candidates, key=lambda candidate: candidate.retrieval_rank)
@@ -43,6 +43,6 @@ def _question(row: LabelledRow, images: Mapping[int, StoredImage]) -> LabelledQu
     )
 
 
-def _evidence(image_ids: Iterable[int], known: Mapping[int, StoredImage]) -> tuple[Evidence, ...]:
-    found = (known[image_id] for image_id in dict.fromkeys(image_ids) if image_id in known)
-    return tuple(Evidence(image.sha256, image.caption) for image in found)
+def _evidence(image_ids: Iterable[int], by_id: Mapping[int, StoredImage]) -> tuple[Evidence, ...]:
+    images = (by_id[image_id] for image_id in dict.fromkeys(image_ids) if image_id in by_id)
+    return tuple(Evidence(image.sha256, image.caption) for image in images)

@@ -1,9 +1,9 @@
-"""The data of one training, frozen: examples to learn from, and the questions that calibrate and judge. No torch.
+"""The data of one training, frozen: examples, and the questions for calibration and evaluation. No torch.
 
-The sides follow from a question's relevant images (datasets.py), so no question that is judged by is trained on, nor
+The sides follow from a question's relevant images (datasets.py), so no held-out question is trained on, nor
 another one about its held-out picture: a reranker is surer of pictures that it was trained on than of any other, and η
 fitted on these would drop the others. Where few images are labelled, they follow from the question's text; which of the
-two holds for all archives of a training alike, or one would train on what another one is judged by.
+two applies is the same for all archives of a training, or one would train on what another one is evaluated on.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ QuestionAddress = tuple[int, int, int]  # archive, job, number
 
 @dataclass(frozen=True, slots=True)
 class SnapshotRules:
-    """Which shares of the questions judge versions and fit η, and how examples are made of the rest."""
+    """Which shares of the questions are held out and fit η, and how examples are made of the others."""
 
     held_out: float
     calibration: float
@@ -60,7 +60,7 @@ class ArchiveShare:
     """What one archive gives. `labelled` counts its labelled questions, also those of no use for this role.
 
     `addresses` tells where a question's text comes from, and `images_each` how many relevant images decide about a
-    question's side on the mean, 0 where none do. `known` counts the held-out questions that were left out because the
+    question's side on average, 0 where none do. `seen` counts the held-out questions that were left out because the
     champion was trained on them. These three are not part of the snapshot's files. `split` tells what the sides follow
     from: `pictures` or `texts`, None where an earlier version wrote the files.
     """
@@ -72,7 +72,7 @@ class ArchiveShare:
     held_out: tuple[LabelledQuestion, ...]
     addresses: Mapping[str, QuestionAddress] = field(default_factory=dict)
     images_each: float = 0.0
-    known: int = 0
+    seen: int = 0
     split: str | None = None
 
     def figures(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Snapshot:
 
     @property
     def hold_out_id(self) -> str:
-        """The sha256 (hex) of the questions that versions are judged by: figures compare only under the same one."""
+        """The sha256 (hex) of the held-out questions: only figures with the same one can be compared."""
         content = [[share.archive, to_json(share.held_out)] for share in self.shares]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -136,16 +136,16 @@ def collect(
 
     Which side a question is on does not hang on `since`.
     """
-    found = [_look_up(connection, name, since if place == 0 else None) for place, name in enumerate(archives)]
-    images = {item.image for labelled in found for question in labelled.ever.values() for item in question.relevant}
+    sources = [_look_up(connection, name, since if number == 0 else None) for number, name in enumerate(archives)]
+    images = {item.image for labelled in sources for question in labelled.ever.values() for item in question.relevant}
     by_image = len(images) >= FEWEST_IMAGES
-    return Snapshot(role, tuple(_share(labelled, role, rules, by_image=by_image) for labelled in found))
+    return Snapshot(role, tuple(_share(labelled, role, rules, by_image=by_image) for labelled in sources))
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
     """Write one folder for each archive and, last, the manifest with the hash of every file."""
-    for place, share in enumerate(snapshot.shares):
-        own = folder / str(place)
+    for number, share in enumerate(snapshot.shares):
+        own = folder / str(number)
         write_dataset(own, share.dataset)
         judged = {
             "archive": share.archive,
@@ -168,8 +168,8 @@ def read_snapshot(folder: Path) -> Snapshot:
     """Read what `write_snapshot` wrote; the addresses of the questions are not there any more."""
     manifest = json.loads((folder / MANIFEST).read_text())
     shares = []
-    for place in range(manifest["archives"]):
-        own = folder / str(place)
+    for number in range(manifest["archives"]):
+        own = folder / str(number)
         judged = json.loads((own / _JUDGED_FILE).read_text(encoding="utf-8"))
         shares.append(
             ArchiveShare(
@@ -197,12 +197,12 @@ class _Labelled:
 def _look_up(connection: Connection, name: str, since: datetime | None) -> _Labelled:
     archive_id = archive.get_archive(connection, name).archive_id
     ever = labels.latest_labels(connection, [archive_id])
-    # Not asked for once more: between two looks somebody may label.
+    # Not queried again: a label may be added between two queries.
     rows = ever if since is None else [row for row in ever if row.created_at >= since.astimezone(UTC)]
     ids = {image for row in ever for image in (*row.label.relevant, *row.label.irrelevant)}
     images = labels.images_by_id(connection, archive_id, sorted(ids))
-    questions, known = (merge_questions(labelled_questions(found, images)) for found in (rows, ever))
-    return _Labelled(name, rows, questions, {question_key(question.text): question for question in known})
+    questions, all_questions = (merge_questions(labelled_questions(listed, images)) for listed in (rows, ever))
+    return _Labelled(name, rows, questions, {question_key(question.text): question for question in all_questions})
 
 
 def _share(labelled: _Labelled, role: Role, rules: SnapshotRules, *, by_image: bool) -> ArchiveShare:

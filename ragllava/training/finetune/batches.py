@@ -79,14 +79,14 @@ class BatchMaker:
         answers = [self.answer_tokens(answer_of(example)) for example in examples]
         longest = max(map(len, answers))
         by_count: dict[int, list[int]] = defaultdict(list)
-        for place, example in enumerate(examples):
-            by_count[len(images_of(example))].append(place)
+        for number, example in enumerate(examples):
+            by_count[len(images_of(example))].append(number)
         parts, labels = [], []
-        for _, places in sorted(by_count.items()):
-            prompts = [self._opened(examples[place]) for place in places]
-            rows = torch.full((len(places), longest), IGNORED_LABEL)
-            for row, place in enumerate(places):
-                rows[row, : len(answers[place])] = torch.tensor(answers[place])
+        for _, numbers in sorted(by_count.items()):
+            prompts = [self._opened(examples[number]) for number in numbers]
+            rows = torch.full((len(numbers), longest), IGNORED_LABEL)
+            for row, number in enumerate(numbers):
+                rows[row, : len(answers[number])] = torch.tensor(answers[number])
             try:
                 tensors = self._mllm.prepare(prompts, answer_tokens=longest).tensors
             except ScoreRejected as error:
@@ -110,7 +110,7 @@ class BatchMaker:
 
 
 def append_answers(tensors: dict[str, Any], labels: torch.Tensor, pad: int) -> dict[str, Any]:
-    """The inputs (B, P) with the answers' (B, A) tokens behind them; positions go on, padding is masked."""
+    """The inputs (B, P) with the answers' (B, A) tokens behind them; positions continue, padding is masked."""
     answered = labels != IGNORED_LABEL
     tails = {"input_ids": labels.where(answered, pad), "attention_mask": answered.long()}
     shape = tensors["input_ids"].shape

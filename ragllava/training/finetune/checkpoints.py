@@ -31,7 +31,7 @@ class Checkpoint:
 
 
 def seal_checkpoint(checkpoint: Checkpoint) -> None:
-    """Declare the folder whole: hash what lies in it and write the manifest."""
+    """Mark the folder as complete: write the manifest with the hashes of its files."""
     facts = to_json(checkpoint)
     del facts["folder"]
     seal_folder(checkpoint.folder, facts)
@@ -44,15 +44,15 @@ def last_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
     """
     steps = [int(path.name.removeprefix(_PREFIX)) for path in folder.glob(f"{_PREFIX}[0-9]*")]
     for step in sorted(steps, reverse=True):
-        found = read_checkpoint(folder / f"{_PREFIX}{step}")
-        if found is None:
+        checkpoint = read_checkpoint(folder / f"{_PREFIX}{step}")
+        if checkpoint is None:
             continue
-        if found.fingerprint != fingerprint:
+        if checkpoint.fingerprint != fingerprint:
             raise UsageError(
-                f"{found.folder} is a checkpoint of a training with other data, settings or base model; "
+                f"{checkpoint.folder} is a checkpoint of a training with other data, settings or base model; "
                 "remove it, or choose another folder for this one"
             )
-        return found
+        return checkpoint
     return None
 
 
@@ -69,9 +69,9 @@ def clear_old(folder: Path, keep: Collection[str], before: float) -> list[str]:
     """Remove the folders in `folder` whose name is not to be kept and whose files are all older than `before`, in
     seconds since 1970; returns their names."""
     removed = []
-    for found in sorted(folder.glob("*/")):
-        touched = max((path.lstat().st_mtime for path in (found, *found.rglob("*"))), default=0.0)
-        if found.name not in keep and touched < before:
-            shutil.rmtree(found, ignore_errors=True)
-            removed.append(found.name)
+    for path in sorted(folder.glob("*/")):
+        touched = max((file.lstat().st_mtime for file in (path, *path.rglob("*"))), default=0.0)
+        if path.name not in keep and touched < before:
+            shutil.rmtree(path, ignore_errors=True)
+            removed.append(path.name)
     return removed

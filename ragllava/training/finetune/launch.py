@@ -36,7 +36,7 @@ def train_in_processes(
     """As `finetune.train`, in so many processes of this machine. `store_picture` writes a picture into a file.
 
     `on_step` is called about once a second with the step of the last checkpoint, and what it raises ends the
-    processes; they go on from that checkpoint. Raises UsageError when it cannot be done, TrainingFailed.
+    processes; the next start continues from that checkpoint. Raises UsageError when it cannot be done, TrainingFailed.
     """
     run_file = _prepare(config, dataset, store_picture)
     failure_file(run_file).unlink(missing_ok=True)
@@ -86,19 +86,19 @@ class _Watch:
         for folder in sorted(self._work.glob("checkpoint-[0-9]*"), key=lambda folder: int(folder.name.split("-")[1])):
             if int(folder.name.split("-")[1]) <= self._step:
                 continue
-            found = read_checkpoint(folder)
-            if found is not None:
-                self._step, self._last_step = found.step, found.last_step
+            checkpoint = read_checkpoint(folder)
+            if checkpoint is not None:
+                self._step, self._last_step = checkpoint.step, checkpoint.last_step
                 self._on_checkpoint(folder)
         self._on_step(self._step, self._last_step)
 
 
 def _prepare(config: FinetuneConfig, dataset: Dataset, store_picture: Callable[[str, Path], None]) -> Path:
     """Write the run file with all that it names beside it."""
-    place = config.result.parent
-    pictures = place / "pictures"
+    folder = config.result.parent
+    pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    write_dataset(place / "dataset", dataset)
+    write_dataset(folder / "dataset", dataset)
     for image in {image for example in dataset.examples for image in images_of(example)}:
         if not (pictures / image).exists():
             store_picture(image, pictures / image)
@@ -110,7 +110,7 @@ def _prepare(config: FinetuneConfig, dataset: Dataset, store_picture: Callable[[
         "settings": {name: getattr(config.settings.values, name) for name in config.settings.overridden},
         "owner": os.getpid(),
     }
-    run_file = place / "run.json"
+    run_file = folder / "run.json"
     run_file.write_text(json.dumps(described, indent=1))
     return run_file
 

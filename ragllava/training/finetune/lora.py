@@ -1,4 +1,4 @@
-"""LoRA on the language model of any family, or all of it: laid on, saved as an adapter, and taken off again."""
+"""LoRA layers on the language model of any family, or on all of it: added, saved as an adapter, and removed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 def linear_layers(network: Any, *, with_vision: bool = False) -> str:
     """A pattern for the names of the language model's linear layers (docs/method.md 5), or also those that see.
 
-    Vision tower, projector and lm_head lie outside the language model; `with_vision` adds the first two. Raises
+    Vision tower, projector and lm_head are outside the language model; `with_vision` adds the first two. Raises
     ModelUnavailable.
     """
     decoder = network.get_decoder()
@@ -48,9 +48,9 @@ def linear_layers(network: Any, *, with_vision: bool = False) -> str:
 
 @contextmanager
 def trainable_lora(mllm: Mllm, settings: TrainingSettings) -> Iterator[Any]:
-    """Inside the `with`, the base is frozen and fresh LoRA layers lie on it; yields the network to train.
+    """Inside the `with`, the base is frozen and has new LoRA layers; yields the network to train.
 
-    Afterwards the base is as it was. No adapter may lie on it before.
+    Afterwards the base is as it was. It must have no adapter before.
     """
     from peft import LoraConfig, get_peft_model
 

@@ -51,12 +51,12 @@ def noise_weighted_loss(
 def answer_logits(network: Any, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
     """The logits that predict `labels`, (B, A, V), aligned with them; no others are computed."""
     length = batch["labels"].shape[1]
-    found = []
+    logits = []
     for part in batch["parts"]:
         inputs = {name: _cast(value, dtype) for name, value in part.items()}
         output = network(**inputs, logits_to_keep=length + 1, use_cache=False)
-        found.append(output.logits[:, -length - 1 : -1])
-    return torch.cat(found)
+        logits.append(output.logits[:, -length - 1 : -1])
+    return torch.cat(logits)
 
 
 def noised(batch: Batch, diffusion_step: int) -> Batch:

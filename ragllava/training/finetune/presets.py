@@ -16,7 +16,7 @@ class TrainingSettings:
 
     `rank`, `alpha` and `dropout` are LoRA's. `warmup_share` is that part of all steps in which the learning rate
     rises to its peak, before it falls along a cosine. A step learns from `global_batch` examples, `micro_batch` at
-    a time on each device. `train_vision` lays LoRA on vision tower and projector, too: for pictures that look unlike
+    a time on each device. `train_vision` adds LoRA layers to vision tower and projector, for pictures that look unlike
     those that the base learned from. `token_weighting` turns on the noise loss (docs/method.md 6) with pictures
     diffused to `diffusion_step`. `max_steps` ends a run early.
     """
@@ -46,7 +46,7 @@ THRIFT_SETTINGS = frozenset({"micro_batch", "gradient_checkpointing", "steps_per
 
 _ABOVE_0 = frozenset({"learning_rate", "epochs"})
 _BELOW_1 = frozenset({"dropout", "warmup_share"})
-# numpy takes no larger seed; a rank above 1024 is a slip that would fill the memory. All others: from 1.
+# numpy takes no larger seed; a rank above 1024 is a typing error that would fill the memory. All others: from 1.
 _WHOLE_RANGES = {"rank": (1, 1024), "seed": (0, 2**32 - 1), "diffusion_step": (0, 999)}
 
 
@@ -80,12 +80,12 @@ PRESETS = {
 def choose_settings(preset: str, overrides: dict[str, Any] | None = None) -> ChosenSettings:
     """The preset's settings with some of them changed. Raises SettingsError for unknown names and impossible values."""
     if preset not in PRESETS:
-        raise SettingsError(f"no training preset named {preset!r}; say {', '.join(PRESETS)}")
-    known = {field.name: field.type for field in fields(TrainingSettings)}
+        raise SettingsError(f"no training preset named {preset!r}; use one of {', '.join(PRESETS)}")
+    types = {field.name: field.type for field in fields(TrainingSettings)}
     for name, value in (overrides or {}).items():
-        if name not in known:
-            raise SettingsError(f"unknown training setting {name!r}; known are {', '.join(known)}")
-        _check(name, value, str(known[name]))
+        if name not in types:
+            raise SettingsError(f"unknown training setting {name!r}; the settings are {', '.join(types)}")
+        _check(name, value, str(types[name]))
     base = PRESETS[preset]
     values = replace(base, **(overrides or {}))
     overridden = frozenset(name for name in (overrides or {}) if getattr(values, name) != getattr(base, name))
@@ -97,7 +97,7 @@ def accumulation_steps(settings: TrainingSettings, devices: int) -> int:
     together = settings.micro_batch * devices
     if settings.global_batch % together:
         raise SettingsError(
-            f"global_batch={settings.global_batch} is no multiple of micro_batch={settings.micro_batch} × {devices} "
+            f"global_batch={settings.global_batch} is not a multiple of micro_batch={settings.micro_batch} × {devices} "
             f"device{'' if devices == 1 else 's'}; change one of them"
         )
     return settings.global_batch // together
@@ -114,7 +114,7 @@ def _check(name: str, value: Any, kind: str) -> None:
         fits, wanted = _check_whole(name, value)
     if not fits:
         raise SettingsError(
-            f"training setting {name}={value!r} is not possible: say {wanted}{', or null' if 'None' in kind else ''}"
+            f"training setting {name}={value!r} is not possible: use {wanted}{', or null' if 'None' in kind else ''}"
         )
 
 

@@ -83,8 +83,8 @@ def read_report(folder: Path) -> TrainingReport:
 def smoothed(points: Points, keep: float = 0.9) -> Points:
     """The exponential mean of the points so far, each older one weighing `keep` of the next."""
     total = weight = 0.0
-    found = []
+    means = []
     for x, y in points:
         total, weight = keep * total + y, keep * weight + 1
-        found.append((x, total / weight))
-    return found
+        means.append((x, total / weight))
+    return means

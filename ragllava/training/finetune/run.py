@@ -4,8 +4,8 @@
     accelerate launch --multi_gpu --num_processes 2 -m ragllava.training.finetune.run RUN.json
 
 (Without GPUs the second starts two processes on the processor; accelerate's own `--cpu` would start only one.)
-Checkpoints lie beside the result, in `<result>.work`; the result appears whole, by a rename. A training that was
-killed goes on from its last whole checkpoint when it is started again with the same data, settings and base.
+Checkpoints are beside the result, in `<result>.work`; the complete result appears by a rename. A training that was
+killed continues from its last complete checkpoint when it is started again with the same data, settings and base.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from ragllava.training.finetune.presets import (
     choose_settings,
 )
 from ragllava.training.finetune.report import StepRecord, TrainingReport, read_report, write_report
-from ragllava.training.finetune.selection import Selection, with_answers_to_learn, with_room
+from ragllava.training.finetune.selection import LearnableExamples, with_answers_to_learn, with_room
 from ragllava.training.finetune.trainer import CheckpointHook, EachStep, LoraTrainer, Seal, StepHook
 from ragllava.whole_files import folder_written_whole, read_sealed, seal_folder
 
@@ -71,7 +71,7 @@ class FinetuneConfig:
 
     @property
     def work(self) -> Path:
-        """Where checkpoints lie until the result is whole."""
+        """Where checkpoints are until the result is complete."""
         return self.result.with_name(f"{self.result.name}.work")
 
 
@@ -86,7 +86,7 @@ def train(
 ) -> TrainingReport:
     """Train an adapter on the examples and leave it in `config.result/adapter`, beside report, curves and manifest.
 
-    No adapter may lie on `mllm` before, and none does afterwards. `on_checkpoint` is called with the folder of each
+    `mllm` must have no adapter, and has none afterwards. `on_checkpoint` is called with the folder of each
     whole checkpoint, by one process of all; `on_step` after each step, and what it raises ends the training. When that
     is ShardInterrupted, a checkpoint is written first, so that no step is lost. A training that has its result already
     is not repeated. Examples that the model cannot learn from are left out, and the report tells how many; before the
@@ -102,7 +102,7 @@ def train(
         return _finished_report(config.result, fingerprint)
     for name, value in config.settings.as_json().items():
         log.info("training setting %s=%s (%s)", name, value["value"], value["origin"])
-    arguments = _arguments(config, mllm)  # what is wrong with the settings is told before the pictures are opened
+    arguments = _arguments(config, mllm)  # wrong settings are reported before the pictures are opened
     chosen = with_room(chosen, mllm, make_batch, open_picture, partial(on_step, 0, 0) if on_step else None)
     with trainable_lora(mllm, config.settings.values) as network:
         trainer = LoraTrainer(
@@ -116,11 +116,11 @@ def train(
         )
         trainer.run(config.work, fingerprint)
     if trainer.is_world_process_zero():
-        found = last_checkpoint(config.work, fingerprint)
-        if found is None or not found.finished:
+        checkpoint = last_checkpoint(config.work, fingerprint)
+        if checkpoint is None or not checkpoint.finished:
             raise UsageError(f"{config.work}: the checkpoints there were changed while training; start it again")
-        report = _report(config, found, snapshot_id(examples), mllm.version, chosen)
-        _publish(config, found, report, fingerprint)
+        report = _report(config, checkpoint, snapshot_id(examples), mllm.version, chosen)
+        _publish(config, checkpoint, report, fingerprint)
     trainer.accelerator.wait_for_everyone()
     return read_report(config.result)
 
@@ -146,7 +146,7 @@ def _arguments(config: FinetuneConfig, mllm: Mllm) -> TrainingArguments:
         activation_checkpointing_kwargs={"use_reentrant": False} if settings.gradient_checkpointing else None,
         seed=settings.seed,
         logging_steps=1,
-        logging_nan_inf_filter=False,  # a loss that is no number must be seen
+        logging_nan_inf_filter=False,  # a loss that is not finite must be seen
         save_strategy="steps",
         save_steps=settings.steps_per_checkpoint,
         save_total_limit=2,  # the one before stays until the next is whole
@@ -181,35 +181,29 @@ def _fingerprint(config: FinetuneConfig, snapshot: str, base: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _report(config: FinetuneConfig, found: Checkpoint, snapshot: str, base: str, chosen: Selection) -> TrainingReport:
-    history = json.loads((found.folder / "trainer_state.json").read_text())["log_history"]
+def _report(
+    config: FinetuneConfig, checkpoint: Checkpoint, snapshot: str, base: str, chosen: LearnableExamples
+) -> TrainingReport:
+    history = json.loads((checkpoint.folder / "trainer_state.json").read_text())["log_history"]
     steps = tuple(
-        StepRecord(
-            step=entry["step"],
-            loss=entry["loss"],
-            learning_rate=entry["learning_rate"],
-            gradient_norm=entry["grad_norm"],
-            token_weight=entry["token_weight"],
-        )
-        for entry in history
-        if "loss" in entry
+        from_json(StepRecord, entry | {"gradient_norm": entry["grad_norm"]}) for entry in history if "loss" in entry
     )
     return TrainingReport(
         role=config.role,
         base=base,
         snapshot=snapshot,
         examples=len(chosen.examples),
-        seconds=found.seconds,
+        seconds=checkpoint.seconds,
         settings=config.settings.as_json(),
         steps=steps,
         left_out=chosen.left_out,
     )
 
 
-def _publish(config: FinetuneConfig, found: Checkpoint, report: TrainingReport, fingerprint: str) -> None:
+def _publish(config: FinetuneConfig, checkpoint: Checkpoint, report: TrainingReport, fingerprint: str) -> None:
     """Put the result together under another name, its manifest last, and rename it."""
     with folder_written_whole(config.result) as part:
-        save_adapter(found.folder, part / "adapter", report.base)
+        save_adapter(checkpoint.folder, part / "adapter", report.base)
         write_report(report, part)
         seal_folder(part, {"fingerprint": fingerprint})
     shutil.rmtree(config.work)
@@ -250,12 +244,12 @@ def read_run_file(path: Path) -> RunFile:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{path}: is no training run ({error}); see ragllava.training.finetune.RunFile") from None
+        raise UsageError(f"{path}: not a training run ({error}); see ragllava.training.finetune.RunFile") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a run ended without a result; `hopeless` tells that another try as asked would end the same way."""
+    """Why a run ended without a result; `hopeless`: the same run again would end the same way."""
 
     sentence: str
     hopeless: bool
@@ -267,7 +261,7 @@ def failure_file(run_file: Path) -> Path:
 
 
 def read_failure(run_file: Path) -> Failure | None:
-    """Why the run failed; None when it had no time to say so."""
+    """Why the run failed; None when it ended before it could write the reason."""
     try:
         return from_json(Failure, json.loads(failure_file(run_file).read_text(encoding="utf-8")))
     except (OSError, ValueError):

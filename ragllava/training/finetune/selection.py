@@ -28,31 +28,31 @@ _LOOK_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class LearnableExamples:
     """The examples that are left, in their order, and which were left out."""
 
     examples: tuple[Example, ...]
     left_out: tuple[LeftOut, ...] = ()
 
-    def where(self, why_not: Callable[[Example], str | None]) -> Selection:
-        """Those for which there is no reason against. Raises UsageError when none is left."""
+    def where(self, why_not: Callable[[Example], str | None]) -> LearnableExamples:
+        """The examples for which `why_not` gives no reason. Raises UsageError when none is left."""
         kept: list[Example] = []
         refused: dict[str, list[Example]] = {}
         for example in self.examples:
             reason = why_not(example)
             (kept if reason is None else refused.setdefault(reason, [])).append(example)
-        found = tuple(LeftOut(reason, len(those), those[0].question) for reason, those in refused.items())
-        left_out = self.left_out + found
+        newly = (LeftOut(reason, len(examples), examples[0].question) for reason, examples in refused.items())
+        left_out = (*self.left_out, *newly)
         if not kept:
             reasons = "; ".join(item.sentence() for item in left_out)
             raise UsageError(f"nothing to train on is left: {reasons}; correct these labels")
-        return Selection(tuple(kept), left_out)
+        return LearnableExamples(tuple(kept), left_out)
 
 
-def with_answers_to_learn(examples: Sequence[Example], tokens: AnswerTokens, most: int | None) -> Selection:
+def with_answers_to_learn(examples: Sequence[Example], tokens: AnswerTokens, most: int | None) -> LearnableExamples:
     """The examples whose answer can be learned; those for the generator, with at most so many tokens.
 
-    A longer one is not cut: that would teach answers without an end. Raises UsageError when none is left.
+    A longer one is not cut: the model would learn answers without an end. Raises UsageError when none is left.
     """
     lengths: dict[str, int] = {}
 
@@ -66,22 +66,22 @@ def with_answers_to_learn(examples: Sequence[Example], tokens: AnswerTokens, mos
             return f"the answer has more than the {most} tokens that are written at most (RAGLLAVA_MAX_ANSWER_TOKENS)"
         return None
 
-    return Selection(tuple(examples)).where(why_not)
+    return LearnableExamples(tuple(examples)).where(why_not)
 
 
 def with_room(
-    selection: Selection,
+    selection: LearnableExamples,
     mllm: Mllm,
     make_batch: BatchMaker,
     open_picture: PictureOpener,
     on_look: Callable[[], None] | None = None,
-) -> Selection:
+) -> LearnableExamples:
     """Those whose pictures fit the model's window beside the longest of all answers, as in a batch with that one.
 
     `on_look` is called every few seconds, and what it raises ends the search. Raises UsageError when none fits.
     """
     longest = max(len(make_batch.answer_tokens(answer)) for answer in set(map(answer_of, selection.examples)))
-    room = _Room(mllm, make_batch, open_picture, longest)
+    room = _WindowFit(mllm, make_batch, open_picture, longest)
     seen, looked_at = 0, time.monotonic()
 
     def why_not(example: Example) -> str | None:
@@ -96,13 +96,13 @@ def with_room(
         seen += 1
         return None if room.holds(example) else NO_ROOM
 
-    found = selection.where(why_not)
-    for item in found.left_out:
+    fitting = selection.where(why_not)
+    for item in fitting.left_out:
         log.warning(item.sentence(), extra={"action": "examples_left_out", "count": item.count})
-    return found
+    return fitting
 
 
-class _Room:
+class _WindowFit:
     """Tells whether examples fit beside an answer of so many tokens."""
 
     def __init__(self, mllm: Mllm, make_batch: BatchMaker, open_picture: PictureOpener, answer_tokens: int) -> None:

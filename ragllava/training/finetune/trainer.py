@@ -45,7 +45,7 @@ class Seal:
 
 
 class EachStep(TrainerCallback):  # type: ignore[misc]
-    """Calls a hook after each step; lets the checkpoint be written before an interruption goes on its way."""
+    """Calls a hook after each step; an interruption is raised after its checkpoint was written."""
 
     def __init__(self, hook: StepHook) -> None:
         self._hook = hook
@@ -96,11 +96,11 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         network = self.accelerator.unwrap_model(model)
         dtype = network.get_base_model().dtype
         if self._settings.token_weighting:
-            found = noise_weighted_loss(model, inputs, dtype, self._settings.diffusion_step, undistributed=network)
+            batch_loss = noise_weighted_loss(model, inputs, dtype, self._settings.diffusion_step, undistributed=network)
         else:
-            found = plain_loss(model, inputs, dtype)
-        self._weights.append(found.mean_weight)
-        return found.loss
+            batch_loss = plain_loss(model, inputs, dtype)
+        self._weights.append(batch_loss.mean_weight)
+        return batch_loss.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Each step's record, with the tokens' mean weight. Raises UsageError when no number is left to learn from."""
@@ -111,10 +111,10 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def _require_numbers(self, logs: dict[str, float]) -> None:
-        found = [("loss", logs["loss"])]
+        values = [("loss", logs["loss"])]
         if not self.args.fp16:  # there, steps with too large a gradient are left out, and the first ones often are
-            found.append(("gradient", logs.get("grad_norm", 0.0)))
-        for name, value in found:
+            values.append(("gradient", logs.get("grad_norm", 0.0)))
+        for name, value in values:
             if not math.isfinite(value):
                 raise UsageError(
                     f"the training diverged at step {self.state.global_step}: its {name} is {value}; "

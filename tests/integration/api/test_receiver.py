@@ -109,7 +109,7 @@ def test_refused_messages_are_answered_and_counted(post: Post, engine: Engine, s
     assert post(message("in/a.png"), None)[0] == 401
     assert post(message("in/a.png"), "")[0] == 401
     status, answer = post(b"{}")
-    assert status == 400 and "no notification of an object store" in answer["error"]
+    assert status == 400 and "not a notification of an object store" in answer["error"]
     assert post(b" " * (MAX_BODY_BYTES + 1))[0] == 413
     assert post(message("in/a.png", bucket=settings.s3_bucket)) == (200, {"change_events": 0})
     assert named(engine) == []

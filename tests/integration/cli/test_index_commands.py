@@ -30,7 +30,7 @@ def gallery(workshop: Workshop, postcards: Postcards) -> Workshop:
 def test_an_archive_is_reindexed_shown_and_switched_back(gallery: Workshop, run: Run, tmp_path: Path) -> None:
     write_retriever(tmp_path / "other", noise=0.02)
     code, out, _ = run("reindex", "--archive", ARCHIVE, "--retriever", str(tmp_path / "other"), "--no-wait")
-    assert (code, out) == (0, "job 2 queued: 6 images and the gate; `ragllava jobs show 2` tells how far it is\n")
+    assert (code, out) == (0, "job 2 queued: 6 images and the gate; `ragllava jobs show 2` shows its progress\n")
     gallery.run()
     _, out, _ = run("jobs", "show", "2")
     assert out.startswith(
@@ -50,8 +50,8 @@ def test_an_archive_is_reindexed_shown_and_switched_back(gallery: Workshop, run:
     assert (code, out.splitlines()[0]) == (0, f"index 1 of {ARCHIVE} lacks nothing: job 3 counts and switches")
     gallery.run()
     _, out, _ = run("index", "list", "--json")
-    assert [one["index"]["state"] for one in json.loads(out)] == ["active", "retired"]
-    assert run("index", "drop", "2")[:2] == (0, f"index 2 of {ARCHIVE} is gone, 6 vectors with it\n")
+    assert [details["index"]["state"] for details in json.loads(out)] == ["active", "retired"]
+    assert run("index", "drop", "2")[:2] == (0, f"index 2 of {ARCHIVE} is deleted, with its 6 vectors\n")
     assert run("index", "drop", "2")[2] == "ragllava: there is no index 2; `ragllava index list` shows all\n"
 
 
@@ -62,7 +62,7 @@ def test_gaps_are_listed_and_closed(gallery: Workshop, run: Run) -> None:
         vectors.remove_embeddings(connection, gallery.archive_id(), [row.id])
     [gap] = json.loads(run("archive", "gaps", ARCHIVE, "--json")[1])
     assert (gap["image_id"], gap["source"], gap["reason"]) == (row.id, source, "never_tried")
-    assert "nothing has tried to embed it" in run("archive", "gaps", ARCHIVE)[1]
+    assert "no job has tried to embed it" in run("archive", "gaps", ARCHIVE)[1]
     _, out, _ = run("reindex", "--archive", ARCHIVE, "--no-wait", "--json")
     assert json.loads(out)["reindexing"]["selection"] == "missing"
     gallery.run()
@@ -72,9 +72,9 @@ def test_gaps_are_listed_and_closed(gallery: Workshop, run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--retriever", "nonsense"], "'nonsense' names no retriever: give a folder, or MODEL/TAG"),
-        (["--retriever", "."], "this is no folder of an open_clip model"),
-        (["--retriever", "ViT-B-32/openai", "--only", "stale"], "with another retriever say --only all"),
+        (["--retriever", "nonsense"], "'nonsense' is not a retriever: give a folder, or MODEL/TAG"),
+        (["--retriever", "."], "not the folder of an open_clip model"),
+        (["--retriever", "ViT-B-32/openai", "--only", "stale"], "with another retriever use --only all"),
     ],
 )
 def test_what_cannot_be_reindexed_is_told_at_once(gallery: Workshop, run: Run, words: list[str], says: str) -> None:

@@ -62,7 +62,7 @@ def tuned(name: str, number: int, *, hold_out: str = "h1", champion: str = BASE,
 
 
 @pytest.fixture
-def known(engine: Engine) -> None:
+def registry_rows(engine: Engine) -> None:
     """The bases as champions, and three rerankers that were trained."""
     bases = [
         BaseVersion(Role.RERANKER, BASE, "rerank-1", threshold=0.25),
@@ -78,9 +78,9 @@ def known(engine: Engine) -> None:
 
 def champion_of(engine: Engine, role: Role = Role.RERANKER) -> str:
     with engine.begin() as connection:
-        found = registry.champion(connection, role, "mini")
-    assert found is not None
-    return found.name
+        version = registry.champion(connection, role, "mini")
+    assert version is not None
+    return version.name
 
 
 def test_an_empty_registry_says_how_it_is_filled(run: Run) -> None:
@@ -88,7 +88,7 @@ def test_an_empty_registry_says_how_it_is_filled(run: Run) -> None:
     assert code == 0 and "the first worker that answers registers the base models" in out
 
 
-def test_the_list_has_the_versions_of_the_profile(run: Run, known: None) -> None:
+def test_the_list_has_the_versions_of_the_profile(run: Run, registry_rows: None) -> None:
     _, out, _ = run("models", "list")
     assert "elsewhere" not in out
     lines = {(words := line.split())[1]: words for line in out.splitlines()[1:]}
@@ -100,7 +100,7 @@ def test_the_list_has_the_versions_of_the_profile(run: Run, known: None) -> None
     assert run("models", "list", "--role", "retriever")[0] == 2
 
 
-def test_show_tells_what_a_version_is_made_of(run: Run, known: None) -> None:
+def test_show_tells_what_a_version_is_made_of(run: Run, registry_rows: None) -> None:
     _, out, _ = run("models", "show", "harbour-reranker-9")
     assert "harbour-reranker-9@bbbb" in out and "09" * 32 in out and BASE in out
     assert "precision 1.000 and recall 1.000 on 40 correct and 40 wrong candidates" in out
@@ -113,7 +113,7 @@ def test_show_tells_what_a_version_is_made_of(run: Run, known: None) -> None:
     assert json.loads(out)["training"]["hold_out"] == "h2"
 
 
-def test_names_that_fit_several_or_none_are_told(run: Run, known: None) -> None:
+def test_names_that_fit_several_or_none_are_told(run: Run, registry_rows: None) -> None:
     assert run("models", "show", "harbour")[0] == 1
     assert "write more of the name" in run("models", "show", "harbour")[2]
     assert "add --role" in run("models", "promote", BASE)[2]
@@ -121,20 +121,20 @@ def test_names_that_fit_several_or_none_are_told(run: Run, known: None) -> None:
 
 
 @pytest.mark.parametrize("ending", ["svg", "html"])
-def test_the_curves_are_drawn_into_one_file(run: Run, known: None, tmp_path: Path, ending: str) -> None:
+def test_the_curves_are_drawn_into_one_file(run: Run, registry_rows: None, tmp_path: Path, ending: str) -> None:
     file = tmp_path / f"curves.{ending}"
     code, out, _ = run("models", "show", "harbour-reranker-9", "--plot", str(file))
     assert code == 0 and f"{file}: open it in a browser" in out
     text = file.read_text()
     assert "src=" not in text and "href=" not in text, "self-contained"
     drawing = ElementTree.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])
-    titles = [found.text for found in drawing.iter() if found.get("class") == "title"]
+    titles = [element.text for element in drawing.iter() if element.get("class") == "title"]
     assert titles == ["Threshold", "Loss of the reranker", "Learning rate"]
     assert "η = 0." in text
     assert ("passed against harbour-reranker-5@aaaa" in text) == (ending == "html")
 
 
-def test_what_cannot_be_drawn_is_told(run: Run, known: None, tmp_path: Path) -> None:
+def test_what_cannot_be_drawn_is_told(run: Run, registry_rows: None, tmp_path: Path) -> None:
     code, _, err = run("models", "show", BASE, "--role", "generator", "--plot", str(tmp_path / "curves.svg"))
     assert code == 1 and "nothing to draw" in err
     assert not (tmp_path / "curves.svg").exists()
@@ -142,7 +142,7 @@ def test_what_cannot_be_drawn_is_told(run: Run, known: None, tmp_path: Path) -> 
     assert code == 1 and "drawn as .svg or .html" in err
 
 
-def test_promote_and_rollback_say_who_is_champion(run: Run, known: None, engine: Engine) -> None:
+def test_promote_and_rollback_say_who_is_champion(run: Run, registry_rows: None, engine: Engine) -> None:
     code, out, err = run("models", "promote", "harbour-reranker-9", "--reason", "looked good")
     assert (code, err) == (0, "") and "harbour-reranker-9@bbbb is the champion reranker from the next shard on" in out
     assert champion_of(engine) == "harbour-reranker-9@bbbb"
@@ -156,22 +156,22 @@ def test_promote_and_rollback_say_who_is_champion(run: Run, known: None, engine:
         run("models", "rollback", "--role", "reranker")[1] == f"{BASE} is the champion reranker again, threshold 0.25\n"
     )
     code, _, err = run("models", "rollback", "--role", "reranker")
-    assert code == 1 and "there is no further version that the reranker of profile mini can go back to" in err
+    assert code == 1 and "the reranker of profile mini has no earlier version to go back to" in err
     assert champion_of(engine) == champion_of(engine, Role.GENERATOR) == BASE
 
 
 def compared(run: Run, first: str, second: str) -> tuple[dict[str, Any], str]:
     code, out, err = run("models", "compare", first, second, "--role", "reranker", "--json")
     assert code == 0, err
-    found = json.loads(out)
-    return {figure["name"]: figure for figure in found["figures"]}, found["note"]
+    body = json.loads(out)
+    return {figure["name"]: figure for figure in body["figures"]}, body["note"]
 
 
-def test_versions_that_met_are_compared_by_their_contest(run: Run, known: None) -> None:
+def test_versions_that_met_are_compared_by_their_contest(run: Run, registry_rows: None) -> None:
     figures, note = compared(run, "harbour-reranker-5", "harbour-reranker-9")
     f1 = figures["harbour, with captions, f1"]
     assert (f1["first"], f1["second"], f1["difference"]) == (0.7, 0.79, 0.09)
-    assert "judged against each other on the hold-out h1 of job 9" in note
+    assert "evaluated against each other on the hold-out h1 of job 9" in note
     backwards, _ = compared(run, "harbour-reranker-9", "harbour-reranker-5")
     assert backwards["harbour, with captions, f1"]["difference"] == -0.09
     of_base, note = compared(run, BASE, "harbour-reranker-5")
@@ -179,17 +179,17 @@ def test_versions_that_met_are_compared_by_their_contest(run: Run, known: None) 
     assert of_base["threshold"]["first"] == 0.25
 
 
-def test_figures_of_different_hold_outs_come_with_a_warning(run: Run, known: None) -> None:
+def test_figures_of_different_hold_outs_come_with_a_warning(run: Run, registry_rows: None) -> None:
     figures, note = compared(run, "harbour-reranker-9", "garden")
     assert figures["harbour, with captions, f1"]["difference"] == -0.06
     assert "different hold-outs (h1 and h2)" in note
     _, note = compared(run, BASE, "harbour-reranker-9")
-    assert note == f"no figures of {BASE}: never judged as a challenger"
+    assert note == f"no figures of {BASE}: never evaluated as a challenger"
     _, out, _ = run("models", "compare", "harbour-reranker-9", "garden")
     assert "-0.0600" in out and "different hold-outs" in out
 
 
-def test_the_role_of_one_name_is_that_of_the_other_one(run: Run, known: None) -> None:
+def test_the_role_of_one_name_is_that_of_the_other_one(run: Run, registry_rows: None) -> None:
     for pair in (("harbour-reranker-9", "mini-llava"), ("mini-llava", "harbour-reranker-9")):
         code, out, err = run("models", "compare", *pair)
         assert (code, err) == (0, "") and f"no figures of {BASE}" in out
@@ -204,7 +204,7 @@ def test_roles_are_shown_as_they_are_written(run: Run) -> None:
         assert "--role [reranker|generator]" in run("models", command, "--help")[1]
 
 
-def test_versions_of_two_roles_are_not_compared(run: Run, known: None, engine: Engine) -> None:
+def test_versions_of_two_roles_are_not_compared(run: Run, registry_rows: None, engine: Engine) -> None:
     with engine.begin() as connection:
         registry.register_adapter(connection, replace(tuned("writer@1", 1), role=Role.GENERATOR))
     code, _, err = run("models", "compare", "writer@1", "garden")

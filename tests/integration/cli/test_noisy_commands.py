@@ -1,4 +1,4 @@
-"""`ragllava feedback` and `ragllava noisy …` as somebody types them."""
+"""`ragllava feedback` and `ragllava noisy …` on real services."""
 
 from __future__ import annotations
 
@@ -23,39 +23,45 @@ def review(settings: Settings, engine: Engine) -> Iterator[Review]:
 
 
 def test_feedback_counts_its_labels(review: Review, run: Run) -> None:
-    Path("said.csv").write_text("custom_id,verdict,answer,relevant\nq0,wrong,three,boats.png; tower.png\nq1,wrong,,\n")
-    code, out, err = run("feedback", "said.csv", "--job", review.job_id)
+    Path("labels.csv").write_text(
+        "custom_id,verdict,answer,relevant\nq0,wrong,three,boats.png; tower.png\nq1,wrong,,\n"
+    )
+    code, out, err = run("feedback", "labels.csv", "--job", review.job_id)
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        "said.csv: 2 labels (0 right, 2 wrong)",
-        "1 are called wrong without more; "
+        "labels.csv: 2 labels (0 right, 2 wrong)",
+        "1 are labelled wrong without a right answer; "
         "`ragllava noisy list --archive harbour --reason said_wrong --state open` shows them",
     ]
     code, out, _ = run("noisy", "list", "--archive", "harbour", "--reason", "said_wrong", "--state", "open")
     assert code == 0 and [line.split()[1] for line in out.splitlines()[1:]] == ["q1"]
     boats, _, tower, *_ = (image.image_id for image in review.images)
     assert review.labels()[0].label.relevant == (boats, tower)
-    Path("said.csv").write_text("custom_id,verdict,answer,relevant\nq0,wrong,three,boats.png; tower.png\nq1,right,,\n")
-    code, out, err = run("feedback", "said.csv", "--job", review.job_id)
-    assert (code, err, out) == (0, "", "said.csv: 1 labels (1 right, 0 wrong), 1 unchanged\n")
-    assert json.loads(run("feedback", "said.csv", "--job", review.job_id, "--json")[1])["unchanged"] == 2
+    Path("labels.csv").write_text(
+        "custom_id,verdict,answer,relevant\nq0,wrong,three,boats.png; tower.png\nq1,right,,\n"
+    )
+    code, out, err = run("feedback", "labels.csv", "--job", review.job_id)
+    assert (code, err, out) == (0, "", "labels.csv: 1 labels (1 right, 0 wrong), 1 unchanged\n")
+    assert json.loads(run("feedback", "labels.csv", "--job", review.job_id, "--json")[1])["unchanged"] == 2
 
 
 def test_feedback_with_a_bad_line_stores_nothing_and_says_how_to_go_on(review: Review, run: Run) -> None:
-    Path("said.jsonl").write_text('{"custom_id": "q0", "verdict": "right"}\n{"custom_id": "q9", "verdict": "right"}\n')
-    code, out, err = run("feedback", "said.jsonl", "--job", review.job_id)
+    Path("labels.jsonl").write_text(
+        '{"custom_id": "q0", "verdict": "right"}\n{"custom_id": "q9", "verdict": "right"}\n'
+    )
+    code, out, err = run("feedback", "labels.jsonl", "--job", review.job_id)
     assert (code, out) == (1, "")
     unknown = f'job {review.job_id} has no question with the custom_id "q9" [unknown_question]'
     assert err.splitlines() == [
-        f"ragllava: said.jsonl, line 2: {unknown}",
+        f"ragllava: labels.jsonl, line 2: {unknown}",
         "nothing was stored; --skip-invalid stores the valid lines, if there are any",
     ]
     assert review.labels() == []
     code, out, err = run(
-        "feedback", "said.jsonl", "--job", review.job_id, "--skip-invalid", "--source", "gold", "--json"
+        "feedback", "labels.jsonl", "--job", review.job_id, "--skip-invalid", "--source", "gold", "--json"
     )
     assert code == 0
-    assert err == f"said.jsonl, line 2: {unknown}\n"
+    assert err == f"labels.jsonl, line 2: {unknown}\n"
     printed = json.loads(out)
     assert (printed["right"], [refused["line"] for refused in printed["refused"]]) == (1, [2])
     assert review.labels()[0].label.source == "gold"
@@ -89,7 +95,7 @@ def test_one_case_is_shown_with_all_that_is_known(review: Review, run: Run) -> N
         "answer    two  (confidence 0.90)",
         "noisy     labelled",
         "  low_confidence: the answer's confidence is only 0.20",
-        "  said_wrong: a person calls the answer 'two' wrong; right is 'three'",
+        "  said_wrong: a person calls the answer 'two' wrong; the right answer is 'three'",
         "label     wrong (person); right answer: three; relevant: tower.png",
     ]
     rows = [line.split() for line in lines[7:]]

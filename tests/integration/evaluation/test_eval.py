@@ -20,8 +20,8 @@ from ragllava.evaluation.metrics import score_job
 from ragllava.evaluation.pools import Workbench, archive_name, ingest_pool
 from ragllava.evaluation.runs import (
     Answerer,
-    Arm,
     Ranker,
+    RunArm,
     RunOptions,
     apply_champions,
     as_questions,
@@ -35,7 +35,7 @@ from ragllava.jobs.runner import ShardContext
 from ragllava.json_records import to_json
 from ragllava.postcards.archive import draw_archive
 from ragllava.records import AnswerOptions, JobKind
-from ragllava.stages.answer import stage
+from ragllava.stages.answer import pipeline
 from ragllava.stages.answer.stage import answer_stage
 from ragllava.stages.answer.tools import prepare
 from ragllava.stages.resources import Resources
@@ -85,7 +85,7 @@ def figures(found: Evaluation, group: str, label: str) -> dict[str, Any]:
     return dict(row)
 
 
-def arms_of(dataset: EvaluationSet, found: Evaluation, bench: Workbench, options: RunOptions) -> list[Arm]:
+def arms_of(dataset: EvaluationSet, found: Evaluation, bench: Workbench, options: RunOptions) -> list[RunArm]:
     return run_arms(dataset, found.pool, bench, rank_by_all(dataset, found.pool, bench, options), [], options)
 
 
@@ -217,7 +217,7 @@ def test_without_reranking_clip_decides(bench: Workbench) -> None:
         found.pool.archive_id,
         to_json(AnswerOptions(TOP_K, threshold=0.0)),
     )
-    retrieved = stage.retrieve(as_questions(dataset), tools)
+    retrieved = pipeline.retrieve(as_questions(dataset), tools)
     for one, candidates in zip(arm.ranked, retrieved, strict=True):
         assert one.ranking == one.retrieval_ranking == [candidate.image.source for candidate in candidates]
         assert [image.source for image in one.evidence(0.0, 2)] == one.ranking[:2]

@@ -168,7 +168,7 @@ def test_its_bad_inputs_end_alone_and_are_retried(desk: Desk) -> None:
     assert reason == "given up after 2 attempts: RuntimeError: a bug that only this word shows"
 
     client = Client(desk.settings)
-    assert client.retry(job_id) == 2
+    assert client.jobs.retry(job_id) == 2
     client.close()
     run_all(desk)
     assert desk.job(job_id).progress.by_status == {"counted": 3, "unreadable": 1}

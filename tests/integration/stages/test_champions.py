@@ -36,11 +36,11 @@ def objects(settings: Settings) -> ObjectStore:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A small adapter folder; only its form is right."""
-    place = tmp_path / "adapter"
-    place.mkdir()
-    (place / WEIGHTS).write_bytes(bytes(range(256)) * 40)
-    (place / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
-    return place
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / WEIGHTS).write_bytes(bytes(range(256)) * 40)
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    return adapter
 
 
 @pytest.fixture
@@ -53,12 +53,12 @@ def cache(tmp_path: Path) -> Path:
 
 def test_an_adapter_comes_back_as_it_was_published(objects: ObjectStore, folder: Path, cache: Path) -> None:
     files = publish_adapter(objects, folder)
-    found = fetch_adapter(objects, digest(files), cache)
+    fetched = fetch_adapter(objects, digest(files), cache)
     assert set(files) == {WEIGHTS, "adapter_config.json"}
-    assert all((found / name).read_bytes() == (folder / name).read_bytes() for name in files)
+    assert all((fetched / name).read_bytes() == (folder / name).read_bytes() for name in files)
     stored = [info.key for info in objects.list_objects(f"adapters/{digest(files)}/")]
     assert [Path(key).name for key in stored] == ["adapter_config.json", WEIGHTS, "manifest.json"]
-    lines = json.loads((found / "manifest.json").read_text())["files"]
+    lines = json.loads((fetched / "manifest.json").read_text())["files"]
     assert {line["name"]: (line["sha256"], line["size_bytes"]) for line in lines} == {
         name: (sha256, (folder / name).stat().st_size) for name, sha256 in files.items()
     }
@@ -104,7 +104,7 @@ def test_an_upload_that_was_cut_short_is_no_adapter_until_it_is_repeated(
     name = digest(publish_adapter(objects, folder))
     objects.delete(f"adapters/{name}/manifest.json")
     objects.delete(f"adapters/{name}/{WEIGHTS}")
-    with pytest.raises(ModelUnavailable, match="is not whole"):
+    with pytest.raises(ModelUnavailable, match="is incomplete"):
         fetch_adapter(objects, name, cache)
     assert digest(publish_adapter(objects, folder)) == name
     assert (fetch_adapter(objects, name, cache) / WEIGHTS).exists()
@@ -202,8 +202,8 @@ def test_a_worker_with_another_base_refuses_the_job_and_says_what_to_do(stage: W
     base = stage.resources.models.base_version
     assert (row.status, row.models) == (AnswerStatus.FAILED, None)
     assert row.error == (
-        f"the champion reranker ranker-1 lies on mini-llava@00000000, but this worker has loaded {base}; go back with "
-        f"`ragllava models rollback --role reranker`, or make the loaded base champion with "
+        f"the champion reranker ranker-1 needs the base mini-llava@00000000, but this worker has loaded {base}; "
+        f"go back with `ragllava models rollback --role reranker`, or make the loaded base champion with "
         f"`ragllava models promote {base} --role reranker`"
     )
     with stage.engine.begin() as connection:

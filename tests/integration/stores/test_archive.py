@@ -6,7 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -36,12 +36,6 @@ def living(connection: Connection) -> dict[str, tuple[str, str | None]]:
     """Content → (uri, caption) of the images that are not retired."""
     rows = connection.execute(text("SELECT sha256, uri, caption FROM images WHERE NOT retired"))
     return {row.sha256: (row.uri.removeprefix("file:///"), row.caption) for row in rows}
-
-
-@pytest.fixture
-def connection(engine: Engine) -> Iterator[Connection]:
-    with engine.begin() as connection:
-        yield connection
 
 
 @pytest.fixture
@@ -77,7 +71,9 @@ class TestArchives:
             archive.ensure_archive(connection, f"a{number:02}")
         with pytest.raises(UsageError, match=r"there are: a00, .*, a09 and 2 more$"):
             archive.get_archive(connection, "cards")
-        assert [known.name for known in archive.list_archives(connection)] == [f"a{number:02}" for number in range(12)]
+        assert [listed.name for listed in archive.list_archives(connection)] == [
+            f"a{number:02}" for number in range(12)
+        ]
 
     def test_many_may_create_it_at_once(self, engine: Engine) -> None:
         together = threading.Barrier(4)
@@ -91,21 +87,21 @@ class TestArchives:
             assert len(set(threads.map(create, range(4)))) == 1
 
     def test_summary(self, connection: Connection, cards: int) -> None:
-        one = archive.get_archive(connection, "cards")
-        empty = archive.archive_summary(connection, one)
+        cards_archive = archive.get_archive(connection, "cards")
+        empty = archive.archive_summary(connection, cards_archive)
         assert (empty.images, empty.without_caption, empty.size_bytes, empty.indexes) == (0, 0, 0, ())
         assert empty.last_ingest_at is None
 
         rows = store(connection, cards, offer("x", "a", "A bridge."), offer("y", "b"), offer("z", "c"))
         store(connection, cards, offer("w", "c"))  # retires z
-        other = archive.ensure_archive(connection, "other").archive_id
-        store(connection, other, offer("x", "a"))
+        second = archive.ensure_archive(connection, "other").archive_id
+        store(connection, second, offer("x", "a"))
         index_id = indexes.create_index(connection, cards, "clip@1", 4)
         vectors.insert_embeddings(connection, index_id, [rows[0].image_id], np.eye(4, dtype=np.float32)[:1])
         new_job(connection, cards, finished=True)
         new_job(connection, cards)
 
-        summary = archive.archive_summary(connection, one)
+        summary = archive.archive_summary(connection, cards_archive)
         assert (summary.images, summary.without_caption, summary.size_bytes) == (3, 2, 300)
         assert [(size.index.retriever, size.images) for size in summary.indexes] == [("clip@1", 1)]
         assert summary.last_ingest_at is not None
@@ -129,7 +125,7 @@ class TestStoreImages:
         archive.store_images(connection, cards, [offer("x", "a")])
         assert blobs.announce_blobs(connection, [NewBlob("x", 9, "image/png"), NewBlob("y", 9, "image/png")]) == {"y"}
 
-    def test_bytes_that_nobody_announced_are_refused(self, connection: Connection, cards: int) -> None:
+    def test_unannounced_bytes_are_refused(self, connection: Connection, cards: int) -> None:
         with pytest.raises(BlobDeleted, match="1 uploaded files"):
             archive.store_images(connection, cards, [offer("x", "a")])
         assert living(connection) == {}
@@ -150,12 +146,12 @@ class TestStoreImages:
         assert living(connection) == {"x": ("a", "One.")}
 
     def test_archives_share_bytes_but_not_images(self, connection: Connection, cards: int) -> None:
-        other = archive.ensure_archive(connection, "other").archive_id
-        (one,) = store(connection, cards, offer("x", "a", "One."))
-        (two,) = store(connection, other, offer("x", "a", "Two."))
-        assert two.status == STORED
-        assert one.image_id != two.image_id
-        assert set(archive.existing_images(connection, other, ["x"])) == {"x"}
+        second = archive.ensure_archive(connection, "other").archive_id
+        (first_row,) = store(connection, cards, offer("x", "a", "One."))
+        (second_row,) = store(connection, second, offer("x", "a", "Two."))
+        assert second_row.status == STORED
+        assert first_row.image_id != second_row.image_id
+        assert set(archive.existing_images(connection, second, ["x"])) == {"x"}
 
     def test_captions(self, connection: Connection, cards: int) -> None:
         def again(uri: str, caption: str | None) -> tuple[bool, str | None]:
@@ -172,14 +168,14 @@ class TestStoreImages:
         assert again("a", "") == (False, "Its own.")
 
     def test_other_bytes_under_the_same_uri_retire_the_former_image(self, connection: Connection, cards: int) -> None:
-        old, other = store(connection, cards, offer("x", "a", "Old."), offer("y", "b"))
+        rows = store(connection, cards, offer("x", "a", "Old."), offer("y", "b"))
         index_id = indexes.create_index(connection, cards, "clip@1", 4)
-        ids = [old.image_id, other.image_id]
+        ids = [row.image_id for row in rows]
         vectors.insert_embeddings(connection, index_id, ids, np.eye(4, dtype=np.float32)[:2])
         (new,) = store(connection, cards, offer("z", "a", "New."))
         assert (new.status, new.source) == (STORED, "a.png")
         assert living(connection) == {"z": ("a", "New."), "y": ("b", None)}
-        assert vectors.missing_embeddings(connection, index_id, ids) == [old.image_id]
+        assert vectors.missing_embeddings(connection, index_id, ids) == ids[:1]
         assert set(archive.existing_images(connection, cards, ["x", "y", "z"])) == {"y", "z"}
         assert set(archive.load_images(connection, ids)) == set(ids)  # old answers still show their pictures
 
@@ -204,9 +200,8 @@ class TestStoreImages:
 
     def test_existing_images_knows_what_a_duplicate_needs(self, connection: Connection, cards: int) -> None:
         (row,) = store(connection, cards, offer("x", "a", "One."))
-        assert archive.existing_images(connection, cards, ["x", "y"]) == {
-            "x": archive.ExistingImage(row.image_id, "a.png", "One.", 640, 480, "image/png")
-        }
+        image = archive.ArchiveImage(**asdict(offer("x", "a", "One.")), image_id=row.image_id, retired=False)
+        assert archive.existing_images(connection, cards, ["x", "y"]) == {"x": image}
 
     @pytest.mark.parametrize("seed", range(5))
     def test_any_history_ends_with_what_was_offered_last(self, connection: Connection, cards: int, seed: int) -> None:
@@ -215,14 +210,14 @@ class TestStoreImages:
         for _ in range(40):
             uris = chance.sample("abcdef", chance.randint(1, 4))
             offered = [offer(chance.choice("uvwxyz"), uri, chance.choice([None, "One.", "Two."])) for uri in uris]
-            known = living(connection)
+            before = living(connection)
             rows = store(connection, cards, *offered)
             after = living(connection)
             seen: set[str] = set()
             for image, row in zip(offered, rows, strict=True):
                 assert ids.setdefault(image.sha256, row.image_id) == row.image_id
                 assert image.sha256 in after
-                assert (row.status == DUPLICATE) == (image.sha256 in known or image.sha256 in seen)
+                assert (row.status == DUPLICATE) == (image.sha256 in before or image.sha256 in seen)
                 seen.add(image.sha256)
             contents = {image.uri.removeprefix("file:///"): image.sha256 for image in offered}
             for sha256, (uri, _) in after.items():
@@ -292,8 +287,8 @@ class TestFiles:
         count = 25_000  # more than one COPY
         sources = (SourceFile(f"{number}", f"file:///{number}") for number in range(count))
         assert archive.insert_files(connection, job_id, sources) == count
-        found = archive.load_files(connection, job_id, 0, count)
-        assert [(file.file_no, file.source) for file in found] == [(number, str(number)) for number in range(count)]
+        loaded = archive.load_files(connection, job_id, 0, count)
+        assert [(file.file_no, file.source) for file in loaded] == [(number, str(number)) for number in range(count)]
 
     def test_a_connection_that_breaks_during_the_copy_is_tried_again(self, engine: Engine) -> None:
         with engine.begin() as connection:
@@ -307,8 +302,8 @@ class TestFiles:
         def sources() -> Iterator[SourceFile]:
             yield SourceFile("a", "file:///a")
             if len(attempts) == 1:
-                with engine.begin() as other:
-                    other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": attempts[0]})
+                with engine.begin() as terminator:
+                    terminator.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": attempts[0]})
             yield SourceFile("b", "file:///b")
 
         assert in_transaction(engine, work) == 2
@@ -347,14 +342,14 @@ class TestFiles:
         assert archive.finish_files(connection, job_id, []) == 0
         assert [file.file_no for file in archive.load_files(connection, job_id, 0, 3)] == [1]
         rows = connection.execute(text("SELECT status, reason, image_id FROM files ORDER BY file_no")).all()
-        assert [tuple(found) for found in rows] == [
+        assert [tuple(outcome) for outcome in rows] == [
             ("stored", None, row.image_id),
             (None, None, None),
             ("rejected", "cut off after 12 bytes", None),
         ]
 
     def test_rejected_is_what_the_latest_job_says(self, connection: Connection, cards: int) -> None:
-        other = archive.ensure_archive(connection, "other").archive_id
+        second = archive.ensure_archive(connection, "other").archive_id
         names = ["bad", "mended", "spoilt", "stopped", "deadly"]
 
         def job(archive_id: int, outcomes: Sequence[tuple[str, FileStatus, str | None]]) -> int:
@@ -384,7 +379,7 @@ class TestFiles:
                 ("stopped", FileStatus.CANCELLED, None),
             ],
         )
-        job(other, [("mended", FileStatus.REJECTED, "not of this archive")])
+        job(second, [("mended", FileStatus.REJECTED, "not of this archive")])
         assert archive.rejected_files(connection, cards) == [
             RejectedFile(second, "bad", "file:///bad", FileStatus.REJECTED, "still empty"),
             RejectedFile(first, "deadly", "file:///deadly", FileStatus.DEAD, "it killed its worker"),

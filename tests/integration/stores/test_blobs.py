@@ -1,9 +1,9 @@
-"""The inventory of the object store: importers and the sweep never lose bytes between them."""
+"""The inventory of the object store: concurrent ingests and the task `gc` never lose bytes."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -27,13 +27,7 @@ def age(connection: Connection, days: int) -> None:
     connection.execute(text("UPDATE blobs SET updated_at = now() - make_interval(days => :days)"), {"days": days})
 
 
-@pytest.fixture
-def connection(engine: Engine) -> Iterator[Connection]:
-    with engine.begin() as connection:
-        yield connection
-
-
-def test_only_old_blobs_without_a_reference_are_swept(connection: Connection) -> None:
+def test_only_old_blobs_without_a_reference_are_removed(connection: Connection) -> None:
     blobs.announce_blobs(connection, [announced(name) for name in ("picture", "adapter", "orphan", "again", "again")])
     blobs.make_live(connection, ["picture", "adapter", "again"])
     cards = archive.ensure_archive(connection, "cards").archive_id
@@ -49,7 +43,7 @@ def test_only_old_blobs_without_a_reference_are_swept(connection: Connection) ->
         ("again", "live"),
         ("orphan", "uploading"),
     ]
-    assert blobs.announce_blobs(connection, [announced("again")]) == set()  # somebody wants it: its time starts anew
+    assert blobs.announce_blobs(connection, [announced("again")]) == set()  # its grace time starts again
     assert [blob.sha256 for blob in blobs.unreferenced_blobs(connection, WEEK_S)] == ["orphan"]
     assert blobs.mark_deleting(connection, WEEK_S) == ["orphan"]
     assert blobs.mark_deleting(connection, WEEK_S, limit=0) == []
@@ -69,7 +63,7 @@ def test_the_object_goes_first_and_then_the_row(settings: Settings, engine: Engi
 
     with pytest.raises(RuntimeError), engine.begin() as connection:
         blobs.delete_blob(connection, sha256, fails)
-    with engine.begin() as connection:  # the next sweep finds it again
+    with engine.begin() as connection:  # the next run of `gc` finds it again
         assert blobs.mark_deleting(connection, WEEK_S) == [sha256]
     with engine.begin() as connection:
         assert blobs.delete_blob(connection, sha256, store.delete_content)
@@ -79,7 +73,7 @@ def test_the_object_goes_first_and_then_the_row(settings: Settings, engine: Engi
         assert connection.execute(text("SELECT count(*) FROM blobs")).scalar_one() == 0
 
 
-def test_an_importer_revives_what_was_about_to_go(engine: Engine) -> None:
+def test_an_ingest_revives_a_marked_blob(engine: Engine) -> None:
     with engine.begin() as connection:
         blobs.announce_blobs(connection, [announced("x")])
         blobs.make_live(connection, ["x"])
@@ -93,7 +87,7 @@ def test_an_importer_revives_what_was_about_to_go(engine: Engine) -> None:
         blobs.make_live(connection, ["x"])
 
 
-def test_an_importer_waits_for_a_running_removal_and_puts_anew(
+def test_an_ingest_waits_for_a_running_removal_and_puts_again(
     engine: Engine, wait_for_waiter: Callable[[], None]
 ) -> None:
     with engine.begin() as connection:
@@ -122,16 +116,16 @@ def test_an_importer_waits_for_a_running_removal_and_puts_anew(
     assert events == ["removed", "announced, must put {'x'}"]
 
 
-def test_the_sweep_passes_over_what_an_importer_holds(engine: Engine) -> None:
+def test_gc_skips_what_an_ingest_holds(engine: Engine) -> None:
     with engine.begin() as connection:
         blobs.announce_blobs(connection, [announced("x"), announced("y")])
         age(connection, days=8)
-    with engine.begin() as importer, engine.begin() as sweep:
+    with engine.begin() as importer, engine.begin() as gc:
         blobs.make_live(importer, ["x"])
-        assert blobs.mark_deleting(sweep, WEEK_S) == ["y"]
+        assert blobs.mark_deleting(gc, WEEK_S) == ["y"]
 
 
-def test_a_reference_to_swept_bytes_is_refused(connection: Connection) -> None:
+def test_a_reference_to_removed_bytes_is_refused(connection: Connection) -> None:
     blobs.announce_blobs(connection, [announced("x")])
     age(connection, days=8)
     blobs.mark_deleting(connection, WEEK_S)

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from ragllava.stores import database
-from ragllava.stores.database import in_transaction, read_at_once
+from ragllava.stores.database import in_transaction, outside_transaction, read_at_once
 
 Run = Callable[[Engine, Callable[[Connection], object]], object]
 
@@ -27,7 +27,7 @@ def test_reads_have_no_transaction_and_the_next_work_has_one_again(engine: Engin
 
 
 @pytest.mark.parametrize("run", [in_transaction, read_at_once])
-def test_work_is_begun_anew_when_its_connection_breaks(engine: Engine, run: Run) -> None:
+def test_work_is_repeated_when_its_connection_breaks(engine: Engine, run: Run) -> None:
     servers: list[int] = []
 
     def work(connection: Connection) -> int:
@@ -40,17 +40,16 @@ def test_work_is_begun_anew_when_its_connection_breaks(engine: Engine, run: Run)
     assert servers[0] != servers[1]
 
 
-@pytest.mark.parametrize("rest_s", [0.0, 60.0])  # pinged before its use, or not
+@pytest.mark.parametrize("idle_s", [0.0, 60.0])  # pinged before its use or not
 def test_a_connection_that_broke_in_the_pool_is_replaced(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, rest_s: float
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, idle_s: float
 ) -> None:
-    monkeypatch.setattr(database, "_REST_S", rest_s)
-    with engine.begin() as one, engine.begin() as other:
-        servers = [connection.scalar(text("SELECT pg_backend_pid()")) for connection in (one, other)]
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.detach()
-        others = "pid = ANY(:pids) AND pid <> pg_backend_pid()"
-        end = text(f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {others}")
+    monkeypatch.setattr(database, "_IDLE_S", idle_s)
+    with engine.begin() as first, engine.begin() as second:
+        servers = [connection.scalar(text("SELECT pg_backend_pid()")) for connection in (first, second)]
+    with outside_transaction(engine) as connection:
+        condition = "pid = ANY(:pids) AND pid <> pg_backend_pid()"
+        end = text(f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {condition}")
         assert connection.scalars(end, {"pids": servers}).all() == [True]
     server = in_transaction(engine, lambda connection: connection.scalar(text("SELECT pg_backend_pid()")))
     assert server not in servers

@@ -39,13 +39,13 @@ def meanwhile(work: Callable[[], None]) -> Iterator[None]:
     thread.join()
 
 
-def told(engine: Engine, *job_ids: int) -> Callable[[], None]:
-    def tell() -> None:
+def notifying(engine: Engine, *job_ids: int) -> Callable[[], None]:
+    def notify() -> None:
         for job_id in job_ids:
             with engine.begin() as connection:
                 job_ends.notify(connection, job_id)
 
-    return tell
+    return notify
 
 
 def listeners(engine: Engine) -> list[int]:
@@ -57,43 +57,43 @@ def listeners(engine: Engine) -> list[int]:
 
 def test_a_sleep_ends_when_the_job_does_and_not_with_another(engine: Engine, ends: JobEnds) -> None:
     for _ in range(2):  # the session is used again
-        with ends.listening(7) as sleep, meanwhile(told(engine, 7)):
+        with ends.listening(7) as sleep, meanwhile(notifying(engine, 7)):
             assert sleep is not None
             sleep(LONG_S)
-    with ends.listening(7) as sleep, meanwhile(told(engine, 8, 77)):
+    with ends.listening(7) as sleep, meanwhile(notifying(engine, 8, 77)):
         assert sleep is not None
-        began = time.monotonic()
+        started = time.monotonic()
         sleep(1.0)
-        assert time.monotonic() - began >= 1.0
+        assert time.monotonic() - started >= 1.0
     assert len(listeners(engine)) == 1
 
 
-def test_what_is_told_between_two_calls_is_not_kept(engine: Engine, ends: JobEnds) -> None:
+def test_a_notification_between_two_calls_is_not_kept(engine: Engine, ends: JobEnds) -> None:
     with ends.listening(7):
         pass
-    told(engine, 7)()
+    notifying(engine, 7)()
     with ends.listening(7) as sleep:
         assert sleep is not None
-        began = time.monotonic()
+        started = time.monotonic()
         sleep(0.3)
-        assert time.monotonic() - began >= 0.3
+        assert time.monotonic() - started >= 0.3
 
 
-def test_what_is_not_committed_is_not_told(engine: Engine, ends: JobEnds) -> None:
+def test_what_is_not_committed_notifies_nobody(engine: Engine, ends: JobEnds) -> None:
     with ends.listening(7) as sleep, engine.begin() as connection:
         assert sleep is not None
         job_ends.notify(connection, 7)
-        began = time.monotonic()
+        started = time.monotonic()
         sleep(0.3)
-        assert time.monotonic() - began >= 0.3
+        assert time.monotonic() - started >= 0.3
 
 
-def test_one_thread_listens_and_others_are_told_that_they_cannot(engine: Engine, ends: JobEnds) -> None:
-    found: list[bool] = []
+def test_one_thread_listens_and_others_get_none(engine: Engine, ends: JobEnds) -> None:
+    refused: list[bool] = []
 
     def listen_too() -> None:
-        with ends.listening(7) as other:
-            found.append(other is None)
+        with ends.listening(7) as sleep:
+            refused.append(sleep is None)
 
     with ends.listening(7) as sleep:
         assert sleep is not None
@@ -101,21 +101,21 @@ def test_one_thread_listens_and_others_are_told_that_they_cannot(engine: Engine,
         thread.start()
         thread.join()
     listen_too()
-    assert found == [True, False]
+    assert refused == [True, False]
 
 
-def test_a_session_that_breaks_sleeps_on_and_the_next_is_made_anew(engine: Engine, ends: JobEnds) -> None:
-    def break_it() -> None:
+def test_a_broken_session_keeps_sleeping_and_the_next_is_new(engine: Engine, ends: JobEnds) -> None:
+    def break_session() -> None:
         (pid,) = listeners(engine)
         with engine.begin() as connection:
             connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
 
     with ends.listening(7) as sleep:
         assert sleep is not None
-        with meanwhile(break_it):
+        with meanwhile(break_session):
             sleep(LONG_S)  # ends early, for the caller to look
         sleep(0.01)
-    with ends.listening(7) as sleep, meanwhile(told(engine, 7)):
+    with ends.listening(7) as sleep, meanwhile(notifying(engine, 7)):
         assert sleep is not None
         sleep(LONG_S)
 

@@ -129,7 +129,7 @@ def test_the_outbox_has_what_would_be_written_now(run: Run, workshop: Workshop) 
     assert run("results", OF_AN_INBOX, "-o", "now.csv")[0] == 0
     folder = shown(run, "jobs", "show", OF_AN_INBOX)["result"]["outbox"]["folder"]
     bucket, _, key = folder.removeprefix("s3://").partition("/")
-    written = workshop.resources.objects.get_external(bucket, f"{key}results.csv").decode()
+    written = workshop.resources.objects.read_external(bucket, f"{key}results.csv").data.decode()
     then, now = table(written), table(Path("now.csv").read_text(encoding="utf-8"))
     assert [len(rows) for rows in (then, now)] == [3, 3]
     assert now[1:] == then[1:]

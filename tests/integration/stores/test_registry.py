@@ -22,15 +22,15 @@ GENERATOR = BaseVersion(Role.GENERATOR, "mllm@1", "answer-1")
 
 
 def names_by_state(engine: Engine, profile: str = "mini") -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    by_state: dict[str, list[str]] = {}
     with engine.connect() as connection:
         rows = connection.execute(
             text("SELECT state, role, name FROM model_versions WHERE profile = :profile ORDER BY role, name"),
             {"profile": profile},
         )
         for row in rows:
-            found.setdefault(row.state, []).append(f"{row.role} {row.name}")
-    return found
+            by_state.setdefault(row.state, []).append(f"{row.role} {row.name}")
+    return by_state
 
 
 def test_the_first_worker_registers_the_bases_as_champions(engine: Engine) -> None:
@@ -39,17 +39,22 @@ def test_the_first_worker_registers_the_bases_as_champions(engine: Engine) -> No
         champions = registry.ensure_champions(connection, "mini", [RERANKER, GENERATOR])
     assert set(champions) == {Role.RERANKER, Role.GENERATOR}
     with engine.begin() as connection:
-        found = registry.champion(connection, Role.RERANKER, "mini")
-        assert found is not None
-        assert found == champions[Role.RERANKER]
-        assert (found.name, found.prompt, found.threshold, found.adapter_sha256) == ("mllm@1", "rerank-1", 0.4, None)
+        reranker = registry.champion(connection, Role.RERANKER, "mini")
+        assert reranker is not None
+        assert reranker == champions[Role.RERANKER]
+        assert (reranker.name, reranker.prompt, reranker.threshold, reranker.adapter_sha256) == (
+            "mllm@1",
+            "rerank-1",
+            0.4,
+            None,
+        )
         assert champions[Role.GENERATOR].threshold is None
         assert registry.champion(connection, Role.RERANKER, "paper") is None
         stored = connection.execute(text("SELECT threshold_curve, manifest FROM model_versions ORDER BY role")).all()
     assert [tuple(row) for row in stored] == [(None, {}), ({"value": 0.4}, {"model": "ab" * 32})]
 
 
-def test_doing_it_again_changes_nothing(engine: Engine) -> None:
+def test_registering_bases_again_changes_nothing(engine: Engine) -> None:
     with engine.begin() as connection:
         first = registry.ensure_champions(connection, "mini", [RERANKER, GENERATOR])
         # An operator's own threshold outlives the next start of a worker.
@@ -113,8 +118,8 @@ def test_a_trained_champion_stays(engine: Engine) -> None:
             """)
         )
     with engine.begin() as connection:
-        found = registry.ensure_champions(connection, "mini", [replace(RERANKER, name="mllm@2")])[Role.RERANKER]
-    assert (found.name, found.adapter_sha256) == ("tuned@7", "ab")
+        champion = registry.ensure_champions(connection, "mini", [replace(RERANKER, name="mllm@2")])[Role.RERANKER]
+    assert (champion.name, champion.adapter_sha256) == ("tuned@7", "ab")
     assert names_by_state(engine)["candidate"] == ["reranker mllm@2"]
 
 
@@ -180,14 +185,14 @@ def with_tuned(connection: Connection, *names: str) -> None:
         registry.register_adapter(connection, replace(TUNED, name=name))
 
 
-def test_an_adapter_is_registered_with_all_that_is_known_of_it(mini: Connection) -> None:
-    found = registry.register_adapter(mini, TUNED)
-    assert (found.base, found.base_name, found.adapter_sha256) == ("mllm@1", "mllm@1", "cd" * 32)
-    assert (found.manifest, found.training) == (TUNED.manifest, TUNED.training)
+def test_an_adapter_is_registered_with_all_its_data(mini: Connection) -> None:
+    version = registry.register_adapter(mini, TUNED)
+    assert (version.base, version.base_name, version.adapter_sha256) == ("mllm@1", "mllm@1", "cd" * 32)
+    assert (version.manifest, version.training) == (TUNED.manifest, TUNED.training)
     view = registry.find_version(mini, "mini", "tuned@1")
-    assert (view.version, view.state, view.threshold_curve) == (found, "candidate", {"value": 0.7})
+    assert (view.version, view.state, view.threshold_curve) == (version, "candidate", {"value": 0.7})
     assert view.promoted_at is None
-    assert registry.champion(mini, Role.RERANKER, "mini") != found
+    assert registry.champion(mini, Role.RERANKER, "mini") != version
 
 
 def test_registering_again_changes_nothing_and_other_weights_need_another_name(mini: Connection) -> None:
@@ -199,12 +204,12 @@ def test_registering_again_changes_nothing_and_other_weights_need_another_name(m
         registry.register_adapter(mini, replace(TUNED, adapter_sha256="00" * 32))
 
 
-def test_a_new_challenger_sets_the_one_of_before_aside(mini: Connection) -> None:
+def test_a_new_challenger_retires_the_previous_one(mini: Connection) -> None:
     registry.register_adapter(mini, replace(TUNED, name="first", state="challenger"))
     registry.register_adapter(mini, replace(TUNED, name="writer", role=Role.GENERATOR, state="challenger"))
     registry.register_adapter(mini, replace(TUNED, name="elsewhere", profile="paper", state="challenger"))
     registry.register_adapter(mini, replace(TUNED, name="refused"))
-    assert state_of(mini, "first") == "challenger", "a candidate sets nobody aside"
+    assert state_of(mini, "first") == "challenger", "a candidate retires no challenger"
     registry.register_adapter(mini, replace(TUNED, name="second", state="challenger"))
     assert (state_of(mini, "first"), state_of(mini, "second")) == ("retired", "challenger")
     assert state_of(mini, "writer", Role.GENERATOR) == "challenger"
@@ -213,9 +218,9 @@ def test_a_new_challenger_sets_the_one_of_before_aside(mini: Connection) -> None
 
 def test_promotion_and_rollback_carry_the_threshold(mini: Connection) -> None:
     with_tuned(mini, "tuned@1")
-    found = registry.promote(mini, "mini", Role.RERANKER, "tuned@1", "passed its gate")
-    assert (found.name, found.threshold) == ("tuned@1", 0.7)
-    assert registry.champion(mini, Role.RERANKER, "mini") == found
+    version = registry.promote(mini, "mini", Role.RERANKER, "tuned@1", "passed its gate")
+    assert (version.name, version.threshold) == ("tuned@1", 0.7)
+    assert registry.champion(mini, Role.RERANKER, "mini") == version
     assert state_of(mini, "mllm@1") == "retired"
     back = registry.rollback(mini, "mini", Role.RERANKER)
     assert (back.name, back.threshold) == ("mllm@1", 0.4)
@@ -228,12 +233,12 @@ def test_promotion_and_rollback_carry_the_threshold(mini: Connection) -> None:
     assert later == [("tuned@1", "mllm@1", "passed its gate"), ("mllm@1", None, "rollback of tuned@1")]
 
 
-def test_rollbacks_go_further_back_each_time_until_nothing_is_left(mini: Connection) -> None:
+def test_each_rollback_goes_further_back_until_nothing_is_left(mini: Connection) -> None:
     with_tuned(mini, "a", "b", "c")
     promote(mini, "a", "b", "c")
     names = [registry.rollback(mini, "mini", Role.RERANKER).name for _ in range(3)]
     assert names == ["b", "a", "mllm@1"]
-    with pytest.raises(UsageError, match="no further version"):
+    with pytest.raises(UsageError, match="no earlier version"):
         registry.rollback(mini, "mini", Role.RERANKER)
     promote(mini, "c")
     assert registry.rollback(mini, "mini", Role.RERANKER).name == "mllm@1"
@@ -247,16 +252,16 @@ def test_a_version_that_was_champion_before_is_left_like_any_other(mini: Connect
     assert [registry.rollback(mini, "mini", Role.RERANKER).name for _ in range(2)] == ["a", "mllm@1"]
 
 
-def test_the_champion_is_not_promoted_again_and_unknown_names_are_told(mini: Connection) -> None:
+def test_the_champion_is_not_promoted_again_and_unknown_names_are_refused(mini: Connection) -> None:
     promote(mini, "mllm@1")
     assert len(promotions_of(mini)) == 1
     with pytest.raises(UsageError, match="profile mini has no reranker version nobody"):
         promote(mini, "nobody")
-    with pytest.raises(UsageError, match="no further version"):
+    with pytest.raises(UsageError, match="no earlier version"):
         registry.rollback(mini, "paper", Role.RERANKER)
 
 
-def test_a_champion_of_before_the_log_can_be_gone_back_to(mini: Connection) -> None:
+def test_a_champion_from_before_the_log_can_be_rolled_back_to(mini: Connection) -> None:
     mini.execute(text("DELETE FROM promotions"))
     with_tuned(mini, "a")
     promote(mini, "a")
@@ -287,7 +292,7 @@ def test_promotions_at_the_same_time_come_one_after_the_other(
 def test_exchanged_bases_leave_a_promotion_but_no_way_back(mini: Connection) -> None:
     registry.ensure_champions(mini, "mini", [replace(RERANKER, name="mllm@2")])
     assert [row[:2] for row in promotions_of(mini)] == [("mllm@1", None), ("mllm@2", None)]
-    with pytest.raises(UsageError, match="no further version"):
+    with pytest.raises(UsageError, match="no earlier version"):
         registry.rollback(mini, "mini", Role.RERANKER)
 
 

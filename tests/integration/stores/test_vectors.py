@@ -15,21 +15,20 @@ from sqlalchemy.exc import OperationalError
 from ragllava.errors import IndexGone, IndexUnusable, ScoreRejected, UsageError
 from ragllava.stores.archives import archive, indexes, vectors
 from ragllava.stores.archives.vectors import Hit, IndexView, Vectors
-from ragllava.stores.database import read_at_once
+from ragllava.stores.database import outside_transaction, read_at_once
 
 DIM = 64
 HALF_ROUNDING = 2e-3  # of a cosine, when both vectors are rounded to half precision
 
 
 def draw(count: int, seed: int, dim: int = DIM) -> Vectors:
-    found = np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
-    return unit(found)
+    return unit(np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32))
 
 
-def unit(found: Vectors) -> Vectors:
-    """Rows of length 1."""
-    lengths: Vectors = np.linalg.norm(found, axis=1, keepdims=True)
-    return found / lengths
+def unit(rows: Vectors) -> Vectors:
+    """The rows scaled to length 1."""
+    lengths: Vectors = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / lengths
 
 
 def brute_force(queries: Vectors, stored: Vectors, image_ids: Sequence[int], k: int) -> list[list[Hit]]:
@@ -43,12 +42,19 @@ def brute_force(queries: Vectors, stored: Vectors, image_ids: Sequence[int], k: 
 
 
 def new_index(connection: Connection, name: str = "cards", retriever: str = "clip@1", dim: int = DIM) -> int:
-    one = archive.ensure_archive(connection, name)
-    return indexes.create_index(connection, one.archive_id, retriever, dim)
+    return indexes.create_index(connection, archive.ensure_archive(connection, name).archive_id, retriever, dim)
+
+
+def filled_index(engine: Engine, count: int) -> int:
+    """An index of `count` random vectors, by image ids from 0."""
+    with engine.begin() as connection:
+        index_id = new_index(connection)
+        vectors.insert_embeddings(connection, index_id, range(count), draw(count, seed=1))
+    return index_id
 
 
 def scans_of(connection: Connection, relation: str) -> int:
-    """Index scans of this transaction: tells which way the planner took."""
+    """Index scans of this transaction: shows which plan was used."""
     statement = text("SELECT pg_stat_get_xact_numscans(CAST(:name AS regclass))")
     return int(connection.execute(statement, {"name": relation}).scalar_one())
 
@@ -65,12 +71,14 @@ def test_search_equals_brute_force(engine: Engine) -> None:
     with engine.begin() as connection:
         index_id = new_index(connection)
         assert vectors.insert_embeddings(connection, index_id, image_ids, stored) == 500
-        found = vectors.search(connection, vectors.get_index(connection, index_id), queries, k=20)
+        results = vectors.search(connection, vectors.get_index(connection, index_id), queries, k=20)
     expected = brute_force(queries, stored, image_ids, k=20)
-    assert len(found) == 70
-    for hits, wanted in zip(found, expected, strict=True):
-        assert [hit.image_id for hit in hits] == [hit.image_id for hit in wanted]
-        assert [hit.retrieval_score for hit in hits] == pytest.approx([hit.retrieval_score for hit in wanted], abs=1e-5)
+    assert len(results) == 70
+    for hits, expected_hits in zip(results, expected, strict=True):
+        assert [hit.image_id for hit in hits] == [hit.image_id for hit in expected_hits]
+        assert [hit.retrieval_score for hit in hits] == pytest.approx(
+            [hit.retrieval_score for hit in expected_hits], abs=1e-5
+        )
 
 
 def test_scores_are_the_cosine(engine: Engine) -> None:
@@ -102,16 +110,16 @@ def test_more_neighbours_than_images_and_an_empty_index(engine: Engine) -> None:
         assert vectors.search(connection, vectors.get_index(connection, index_id), queries, k=20) == [[], []]
         assert vectors.search(connection, vectors.get_index(connection, index_id), queries[:0], k=20) == []
         vectors.insert_embeddings(connection, index_id, [1, 2, 3], draw(3, seed=1))
-        found = vectors.search(connection, vectors.get_index(connection, index_id), queries, k=20)
-    assert [sorted(hit.image_id for hit in hits) for hits in found] == [[1, 2, 3], [1, 2, 3]]
+        results = vectors.search(connection, vectors.get_index(connection, index_id), queries, k=20)
+    assert [sorted(hit.image_id for hit in hits) for hits in results] == [[1, 2, 3], [1, 2, 3]]
 
 
 def test_archives_do_not_see_each_other(engine: Engine) -> None:
     with engine.begin() as connection:
-        one, other = new_index(connection, "one"), new_index(connection, "other", dim=8)
-        vectors.insert_embeddings(connection, one, [1, 2], draw(2, seed=1))
-        vectors.insert_embeddings(connection, other, [3], draw(1, seed=2, dim=8))
-        (hits,) = vectors.search(connection, vectors.get_index(connection, one), draw(1, seed=3), k=20)
+        first, second = new_index(connection, "one"), new_index(connection, "other", dim=8)
+        vectors.insert_embeddings(connection, first, [1, 2], draw(2, seed=1))
+        vectors.insert_embeddings(connection, second, [3], draw(1, seed=2, dim=8))
+        (hits,) = vectors.search(connection, vectors.get_index(connection, first), draw(1, seed=3), k=20)
     assert {hit.image_id for hit in hits} == {1, 2}
 
 
@@ -193,23 +201,23 @@ def test_one_living_index_for_an_archive_and_retriever(engine: Engine) -> None:
 
 def test_activating_switches_and_dropping_forgets(engine: Engine) -> None:
     with engine.begin() as connection:
-        one = archive.ensure_archive(connection, "cards")
-        assert vectors.active_index(connection, one.archive_id) is None
+        cards = archive.ensure_archive(connection, "cards")
+        assert vectors.active_index(connection, cards.archive_id) is None
         old, new = new_index(connection), new_index(connection, retriever="clip@2", dim=8)
         indexes.activate(connection, old)
         indexes.activate(connection, new)
         indexes.activate(connection, new)
-        active = vectors.active_index(connection, one.archive_id)
+        active = vectors.active_index(connection, cards.archive_id)
         assert active is not None
         assert (active.index_id, active.retriever, active.dim, active.state) == (new, "clip@2", 8, "active")
         assert archive.get_archive(connection, "cards").active_index_id == new
-        assert [view.state for view in vectors.list_indexes(connection, one.archive_id)] == ["retired", "active"]
+        assert [view.state for view in vectors.list_indexes(connection, cards.archive_id)] == ["retired", "active"]
 
         with pytest.raises(UsageError, match="the active one"):
             indexes.drop_index(connection, new)
         indexes.drop_index(connection, old)
         indexes.drop_index(connection, old)
-        assert [view.index_id for view in vectors.list_indexes(connection, one.archive_id)] == [new]
+        assert [view.index_id for view in vectors.list_indexes(connection, cards.archive_id)] == [new]
         assert connection.scalar(text("SELECT to_regclass(:name)"), {"name": f"embeddings_{old}"}) is None
         for use in (
             lambda: vectors.get_index(connection, old),
@@ -253,21 +261,19 @@ def test_retired_images_never_appear(engine: Engine) -> None:
 
 def test_the_graph_finds_the_neighbours(engine: Engine) -> None:
     stored, queries = draw(800, seed=1), draw(20, seed=2)
-    with engine.begin() as connection:
-        index_id = new_index(connection)
-        vectors.insert_embeddings(connection, index_id, range(800), stored)
+    index_id = filled_index(engine, 800)
     assert not vectors.build_hnsw(engine, index_id)  # too few rows to be worth it
     assert vectors.build_hnsw(engine, index_id, above_rows=100)
     assert vectors.build_hnsw(engine, index_id, above_rows=100)  # there already
     with engine.begin() as connection:
         force_graph(connection)
         before = scans_of(connection, f"embeddings_{index_id}_hnsw")
-        found = vectors.search(connection, vectors.get_index(connection, index_id), queries, k=20)
+        results = vectors.search(connection, vectors.get_index(connection, index_id), queries, k=20)
         assert scans_of(connection, f"embeddings_{index_id}_hnsw") == before + 20
         assert connection.scalar(text("SHOW hnsw.ef_search")) == "128"
     expected = brute_force(queries, stored, range(800), k=20)
     hits = [
-        len({a.image_id for a in got} & {b.image_id for b in want}) for got, want in zip(found, expected, strict=True)
+        len({a.image_id for a in got} & {b.image_id for b in want}) for got, want in zip(results, expected, strict=True)
     ]
     recall = sum(hits) / (20 * len(queries))
     assert recall >= 0.98
@@ -280,15 +286,13 @@ def test_the_graph_finds_the_neighbours(engine: Engine) -> None:
         exact = vectors.search_exact(connection, index, queries, k=20)
         assert scans_of(connection, f"embeddings_{index_id}_hnsw") == before
     assert [[hit.image_id for hit in row] for row in exact] == [[hit.image_id for hit in row] for row in expected]
-    for got in found:
+    for got in results:
         assert [hit.retrieval_score for hit in got] == sorted((hit.retrieval_score for hit in got), reverse=True)
 
 
 def test_a_walk_is_one_statement_that_widens_itself(engine: Engine) -> None:
     queries = draw(2, seed=2)
-    with engine.begin() as connection:
-        index_id = new_index(connection)
-        vectors.insert_embeddings(connection, index_id, range(800), draw(800, seed=1))
+    index_id = filled_index(engine, 800)
     assert vectors.build_hnsw(engine, index_id, above_rows=100)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         index = vectors.get_index(connection, index_id)
@@ -296,7 +300,7 @@ def test_a_walk_is_one_statement_that_widens_itself(engine: Engine) -> None:
         for setting in ("enable_seqscan = off", "enable_sort = off", "hnsw.ef_search = 1"):
             connection.execute(text(f"SET {setting}"))
         statements: list[str] = []
-        event.listen(engine, "before_cursor_execute", lambda *told: statements.append(told[2]))
+        event.listen(engine, "before_cursor_execute", lambda *reported: statements.append(reported[2]))
         for _ in range(12):  # a repeated statement is prepared, first by psycopg, then by the server for any value
             assert [len(hits) for hits in vectors.search(connection, index, queries, k=20)] == [20, 20]
         assert len(statements) == 12
@@ -324,10 +328,9 @@ def test_the_graph_never_gives_fewer_rows_than_there_are(engine: Engine) -> None
     ]
 
 
-def test_an_interrupted_build_is_begun_anew(engine: Engine) -> None:
+def test_an_interrupted_build_is_restarted(engine: Engine) -> None:
+    index_id = filled_index(engine, 200)
     with engine.begin() as connection:
-        index_id = new_index(connection)
-        vectors.insert_embeddings(connection, index_id, range(200), draw(200, seed=1))
         name = f"embeddings_{index_id}_hnsw"
         # As a crash leaves it: an index of this name, of no use to anybody.
         connection.execute(text(f"CREATE INDEX {name} ON embeddings_{index_id} (image_id)"))
@@ -350,18 +353,14 @@ def test_a_machine_with_little_shared_memory_builds_with_one_process(
         build(connection, index)
 
     monkeypatch.setattr(vectors, "_create_graph_once", build_only_alone)
-    with engine.begin() as connection:
-        index_id = new_index(connection)
-        vectors.insert_embeddings(connection, index_id, range(200), draw(200, seed=1))
+    index_id = filled_index(engine, 200)
     assert vectors.build_hnsw(engine, index_id, above_rows=100)
     assert allowed == ["2", "0"]
 
 
 def test_only_one_process_builds_a_graph(engine: Engine) -> None:
-    with engine.begin() as connection:
-        index_id = new_index(connection)
-        vectors.insert_embeddings(connection, index_id, range(200), draw(200, seed=1))
-    with vectors._build_connection(engine) as builder:
+    index_id = filled_index(engine, 200)
+    with outside_transaction(engine) as builder:
         lock = {"space": vectors._LOCK_SPACE, "index_id": index_id}
         builder.execute(text("SELECT pg_advisory_lock(:space, :index_id)"), lock)
         assert not vectors.build_hnsw(engine, index_id, above_rows=100)
@@ -369,9 +368,7 @@ def test_only_one_process_builds_a_graph(engine: Engine) -> None:
 
 
 def test_building_leaves_no_settings_behind(engine: Engine) -> None:
-    with engine.begin() as connection:
-        index_id = new_index(connection)
-        vectors.insert_embeddings(connection, index_id, range(200), draw(200, seed=1))
+    index_id = filled_index(engine, 200)
     vectors.build_hnsw(engine, index_id, above_rows=100)
     with engine.begin() as connection:
         assert connection.scalar(text("SHOW statement_timeout")) == "30s"

@@ -193,7 +193,7 @@ def test_a_plan_says_when_questions_about_several_pictures_leave_little_to_train
     assert plan.note == plan.as_json()["note"]
     assert plan.note is not None
     assert f"archive cards leaves {left} of " in plan.note
-    assert "name 4.0 relevant images on the mean" in plan.note
+    assert "name 4.0 relevant images on average" in plan.note
     assert "lower RAGLLAVA_HELD_OUT_SHARE=0.25 or RAGLLAVA_CALIBRATION_SHARE=0.15" in plan.note
     of_generator = labeller.plan("cards", role=Role.GENERATOR)
     assert of_generator.note is not None and of_generator.note.endswith("lower RAGLLAVA_HELD_OUT_SHARE=0.25")

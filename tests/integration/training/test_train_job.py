@@ -120,7 +120,7 @@ def test_a_generator_learns_from_two_archives_and_both_guard_the_gate(bench: Wor
 def test_a_batch_that_the_processes_cannot_share_evenly_is_refused_before_a_job_is_made(bench: Workshop) -> None:
     classroom(bench).label(100)
     several = bench.with_settings(train_processes=2)
-    with pytest.raises(SettingsError, match="global_batch=16 is no multiple of micro_batch=16 × 2 devices"):
+    with pytest.raises(SettingsError, match="global_batch=16 is not a multiple of micro_batch=16 × 2 devices"):
         submit(several, request())
     assert submit(several, request(overrides=FEW_STEPS | {"micro_batch": 8})) > 0
 
@@ -283,15 +283,15 @@ def test_the_command_shows_and_queues_a_training(bench: Workshop, monkeypatch: p
     assert isinstance(called("--dry-run", "--set", "epoch=4").exception, SettingsError)
     assert isinstance(called("--dry-run", "--set", "epochs=0").exception, SettingsError)
     uneven = called("--dry-run", "--set", "global_batch=8").exception
-    assert isinstance(uneven, SettingsError) and "global_batch=8 is no multiple of micro_batch=16" in str(uneven)
+    assert isinstance(uneven, SettingsError) and "global_batch=8 is not a multiple of micro_batch=16" in str(uneven)
     queued = called("--json")
     assert json.loads(queued.stdout)["training"]["phase"] == "waiting"
     with bench.engine.begin() as connection:
         [job_id] = [job.job_id for job in control.list_jobs(connection) if job.kind == JobKind.TRAIN]
         control.cancel(connection, job_id)
-    monkeypatch.setattr("ragllava.cli.progress.wait_or_leave", lambda client, job_id, *_: client.job(job_id))
+    monkeypatch.setattr("ragllava.cli.following.wait_or_leave", lambda client, job_id, *_: client.jobs.get(job_id))
     followed = called("--follow").stdout.splitlines()
-    assert followed[0] == f"job {job_id + 1} queued; `ragllava jobs show {job_id + 1}` tells how far it is"
+    assert followed[0] == f"job {job_id + 1} queued; `ragllava jobs show {job_id + 1}` shows its progress"
     assert followed[1].startswith(f"job {job_id + 1} ")
 
 

@@ -124,7 +124,7 @@ def test_train_lists_what_can_be_changed(run: Run) -> None:
 def test_what_does_nothing_for_a_generator_is_refused(option: list[str], run: Run) -> None:
     code, out, err = run("train", "generator", "--archive", "holidays", *option)
     assert (code, out) == (1, "")
-    assert err == f"ragllava: {option[0]} changes nothing for a generator; leave it out\n"
+    assert err == f"ragllava: {option[0]} has no effect on a generator; leave it out\n"
 
 
 # -- no system runs: exit code 1, one sentence
@@ -349,16 +349,16 @@ def test_the_pace_of_a_running_job_tells_the_time_left(
 # -- Ctrl-C
 
 
-class Interrupted(Client):
-    """A client whose user presses Ctrl-C while it waits."""
-
-    def wait(self, *_arguments: object, **_named: object) -> JobView:
+def test_ctrl_c_while_waiting_leaves_the_job_and_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_arguments: object, **_named: object) -> None:
         raise KeyboardInterrupt
 
-
-def test_ctrl_c_while_waiting_leaves_the_job_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    client = Client(Settings())
+    monkeypatch.setattr(client.jobs, "wait", interrupt)
     with pytest.raises(SystemExit) as end:
-        progress.wait_or_leave(Interrupted(Settings()), 7, "waiting", Console())
+        progress.wait_or_leave(client, 7, "waiting", Console())
     assert end.value.code == 130
     assert "job 7 keeps running in the background; `ragllava jobs show 7`" in capsys.readouterr().err
 

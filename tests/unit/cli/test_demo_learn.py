@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ragllava.cli.demo.learn import Compared
+from ragllava.cli.demo.learn import BeforeAfter
 from ragllava.evaluation.metrics import GroupFigures, JobFigures
 
 
@@ -21,12 +21,12 @@ def group(questions: int, accuracy: float, recall: float = 1.0) -> GroupFigures:
 
 
 def test_the_share_of_errors_that_is_gone() -> None:
-    assert Compared(figures(140, of_two=10), figures(185, of_two=10)).fall_of_errors == pytest.approx(0.3)
-    assert Compared(figures(140, of_two=10), figures(125, of_two=10)).fall_of_errors == pytest.approx(-0.1)
-    assert Compared(figures(270, of_two=30), figures(270, of_two=30)).fall_of_errors == 0
+    assert BeforeAfter(figures(140, of_two=10), figures(185, of_two=10)).fall_of_errors == pytest.approx(0.3)
+    assert BeforeAfter(figures(140, of_two=10), figures(125, of_two=10)).fall_of_errors == pytest.approx(-0.1)
+    assert BeforeAfter(figures(270, of_two=30), figures(270, of_two=30)).fall_of_errors == 0
 
 
 def test_the_largest_fall_is_of_the_total_that_fell_most() -> None:
-    compared = Compared(figures(260, of_two=30), figures(265, of_two=27))
-    assert compared.largest_fall == pytest.approx(0.1)
-    assert Compared(figures(260, of_two=27), figures(265, of_two=27)).largest_fall == 0
+    comparison = BeforeAfter(figures(260, of_two=30), figures(265, of_two=27))
+    assert comparison.largest_fall == pytest.approx(0.1)
+    assert BeforeAfter(figures(260, of_two=27), figures(265, of_two=27)).largest_fall == 0

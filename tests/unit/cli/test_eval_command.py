@@ -18,8 +18,8 @@ from ragllava.evaluation.datasets.records import EvaluationQuestion, EvaluationS
 from ragllava.evaluation.evaluate import Evaluation, Promise
 from ragllava.evaluation.pools import Pool
 from ragllava.evaluation.run_figures import TypeScore, figures_of
-from ragllava.evaluation.runs import Arm, RankedQuestion, RunOptions, Threshold
-from ragllava.evaluation.threshold import natural_threshold
+from ragllava.evaluation.runs import RankedQuestion, RunArm, RunOptions, Threshold
+from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.records import Answer, AnswerStatus, Candidate, KnownAnswer, StoredImage
 
 
@@ -27,15 +27,15 @@ def question(number: int, answer: str, kind: str, *relevant: str) -> EvaluationQ
     return EvaluationQuestion(f"q{number}", answer, kind, relevant, f"question {number}?")
 
 
-def ranked(known: EvaluationQuestion, *candidates: tuple[str, int, float]) -> RankedQuestion:
+def ranked(asked: EvaluationQuestion, *candidates: tuple[str, int, float]) -> RankedQuestion:
     """Candidates are (source, rank by CLIP, relevance), best first."""
     return RankedQuestion(
-        known,
+        asked,
         tuple(
             Candidate(
-                StoredImage(place, f"sha-{source}", source, None), retrieval_rank, 1 - retrieval_rank / 10, relevance
+                StoredImage(image_id, f"sha-{source}", source, None), retrieval_rank, 1 - retrieval_rank / 10, relevance
             )
-            for place, (source, retrieval_rank, relevance) in enumerate(candidates)
+            for image_id, (source, retrieval_rank, relevance) in enumerate(candidates)
         ),
     )
 
@@ -58,17 +58,17 @@ RANKED = (
     ranked(KNOWN[2], ("a", 0, 0.8), ("b", 1, 0.7), ("c", 2, 0.6)),
 )
 ARMS = (
-    Arm("CLIP", RANKED, by_clip=True),
-    Arm("reranked", RANKED, answers=answers("Red", "blue", "2")),
-    Arm("reranked, natural η", RANKED, threshold=0.5, answers=answers("red", None, "three")),
-    Arm("labelled images", answers=answers("red", "the red", "two")),
+    RunArm("CLIP", RANKED, by_clip=True),
+    RunArm("reranked", RANKED, answers=answers("Red", "blue", "2")),
+    RunArm("reranked, natural η", RANKED, threshold=0.5, answers=answers("red", None, "three")),
+    RunArm("labelled images", answers=answers("red", "the red", "two")),
 )
 
 
 def test_figures_by_hand() -> None:
-    found = figures_of("postcards", KNOWN, ARMS, top_n=2)
-    assert list(found.rows) == ["all", "one image", "two images"]
-    clip, reranked, natural, labelled = found.rows["all"]
+    figures = figures_of("postcards", KNOWN, ARMS, top_n=2)
+    assert list(figures.rows) == ["all", "one image", "two images"]
+    clip, reranked, natural, labelled = figures.rows["all"]
     # CLIP has b, b and a first; the labelled are a, b, {a, c}: 2 of 4. Of the first two: a and b, b, a: 3 of 4.
     assert (clip.recall_at[1], clip.recall_at[2], clip.recall_at[5]) == (0.5, 0.75, 1.0)
     assert clip.answer_score is None
@@ -82,30 +82,30 @@ def test_figures_by_hand() -> None:
     assert (natural.kept.hits, natural.kept.kept, natural.threshold) == (2, 4, 0.5)
     assert natural.answer_score == pytest.approx(1 / 3)
     assert (labelled.answer_score, labelled.kept, labelled.recall_at) == (1.0, None, {})
-    assert [row.answer_score for row in found.rows["two images"]] == [None, 1.0, 0.0, 1.0]
-    assert found.outcomes["reranked, natural η"] == {"answered": 2, "no_evidence": 1}
+    assert [row.answer_score for row in figures.rows["two images"]] == [None, 1.0, 0.0, 1.0]
+    assert figures.outcomes["reranked, natural η"] == {"answered": 2, "no_evidence": 1}
 
 
 def test_scores_by_type_stand_beside_the_majority_share() -> None:
-    found = figures_of("postcards", KNOWN, ARMS, top_n=2)
-    assert found.by_type["reranked"] == {"color": TypeScore(2, 0.5, 1.0), "count": TypeScore(1, 1.0, 1.0)}
+    figures = figures_of("postcards", KNOWN, ARMS, top_n=2)
+    assert figures.by_type["reranked"] == {"color": TypeScore(2, 0.5, 1.0), "count": TypeScore(1, 1.0, 1.0)}
     mixed = (*KNOWN[:2], question(2, "blue", "color", "a"), question(3, "blue", "color", "a"))
     [scores] = figures_of(
-        "postcards", mixed, [Arm("x", answers=answers("red", "red", "red", "red"))], 2
+        "postcards", mixed, [RunArm("x", answers=answers("red", "red", "red", "red"))], 2
     ).by_type.values()
     assert scores == {"color": TypeScore(4, 0.5, 0.5)}
 
 
 def test_webqa_is_scored_by_its_own_measure() -> None:
-    known = [KnownAnswer("q0", "It is red and white", "color", ("a",))]
-    [row] = figures_of("webqa", known, [Arm("x", answers=answers("red"))], 2).rows["all"]
+    asked = [KnownAnswer("q0", "It is red and white", "color", ("a",))]
+    [row] = figures_of("webqa", asked, [RunArm("x", answers=answers("red"))], 2).rows["all"]
     assert row.answer_score == pytest.approx(2 / 3)  # F1 of {red} and {red, white}
-    [row] = figures_of("multimodalqa", known, [Arm("x", answers=answers("red"))], 2).rows["all"]
+    [row] = figures_of("multimodalqa", asked, [RunArm("x", answers=answers("red"))], 2).rows["all"]
     assert row.answer_score == 0
 
 
 def test_a_group_that_is_everything_is_not_shown_twice() -> None:
-    assert list(figures_of("postcards", KNOWN[:2], [Arm("x", answers=answers("a", "b"))], 2).rows) == ["all"]
+    assert list(figures_of("postcards", KNOWN[:2], [RunArm("x", answers=answers("a", "b"))], 2).rows) == ["all"]
 
 
 def test_the_tables_hold_every_arm() -> None:
@@ -144,7 +144,7 @@ class Recorder:
         self, reported: EvaluationSet, calibration: EvaluationSet | None, _bench: None, options: RunOptions
     ) -> Evaluation:
         self.asked = (reported, calibration, options)
-        fit = natural_threshold([0.9, 0.1], [True, False])
+        fit = adaptive_threshold([0.9, 0.1], [True, False])
         return Evaluation(
             dataset=reported,
             pool=Pool(1, "eval-postcards-test-0", {}, ("lost.png",)),
@@ -159,7 +159,7 @@ class Recorder:
 
     @staticmethod
     def promise(precision: float) -> Promise:
-        fit = natural_threshold([0.9, 0.8, 0.1], [True, True, False])
+        fit = adaptive_threshold([0.9, 0.8, 0.1], [True, True, False])
         return Promise(precision, Threshold(0.75, "fitted elsewhere: 59 of 59", fit, "promised 90 %"), hits=19, kept=20)
 
 
@@ -220,16 +220,16 @@ def test_fewer_postcards_can_be_drawn(recorder: Recorder) -> None:
 
 
 def test_json_holds_figures_versions_and_seconds(recorder: Recorder) -> None:
-    found: dict[str, Any] = json.loads(call("postcards", "--limit", "2", "--json").stdout)
-    assert (found["dataset"], found["seed"], found["limit"], found["questions"]) == ("postcards", 1, 2, 2)
-    assert [row["label"] for row in found["rows"]["one_image"]] == [arm.label for arm in ARMS]
-    assert found["rows"]["all"][0]["recall_at_2"] == 0.75
-    assert found["by_type"]["reranked"]["color"] == {"questions": 2, "score": 0.5, "majority_share": 1.0}
-    assert (found["threshold"]["value"], found["threshold"]["fit"]["method"]) == (0.5, "natural")
-    assert (found["seconds"], found["models"]["untuned_reranker"]) == ({"rank": 1.25}, "raw@2")
-    assert (found["sizes"], found["promise"]) == ({"all": 3, "one_image": 2, "two_images": 1}, None)
-    assert {"python", "torch", "ragllava"} <= set(found["versions"])
-    assert found["images_left_out"] == ["lost.png"]
+    body: dict[str, Any] = json.loads(call("postcards", "--limit", "2", "--json").stdout)
+    assert (body["dataset"], body["seed"], body["limit"], body["questions"]) == ("postcards", 1, 2, 2)
+    assert [row["label"] for row in body["rows"]["one_image"]] == [arm.label for arm in ARMS]
+    assert body["rows"]["all"][0]["recall_at_2"] == 0.75
+    assert body["by_type"]["reranked"]["color"] == {"questions": 2, "score": 0.5, "majority_share": 1.0}
+    assert (body["threshold"]["value"], body["threshold"]["fit"]["method"]) == (0.5, "fixed")
+    assert (body["seconds"], body["models"]["untuned_reranker"]) == ({"rank": 1.25}, "raw@2")
+    assert (body["sizes"], body["promise"]) == ({"all": 3, "one_image": 2, "two_images": 1}, None)
+    assert {"python", "torch", "ragllava"} <= set(body["versions"])
+    assert body["images_left_out"] == ["lost.png"]
 
 
 def test_people_read_what_was_measured_with_what(recorder: Recorder) -> None:
@@ -257,16 +257,19 @@ def test_a_promise_is_printed_with_what_became_of_it(recorder: Recorder) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["webqa"], "webqa is not drawn but read from files; name their folder by --data"),
-        (["postcards", "--data", "x"], "the postcards are drawn, not read from files; leave --data out"),
-        (["webqa", "--data", "no-such-folder"], "no-such-folder is no folder"),
+        (["webqa"], "webqa is not drawn but read from files; name its folder with --data"),
+        (["postcards", "--data", "x"], "the postcards are drawn, not read from files; omit --data"),
+        (["webqa", "--data", "no-such-folder"], "no-such-folder is not a folder"),
         (["postcards", "--split", "val"], "the postcards have no split 'val'"),
         (["postcards", "--calibration", "val"], "the postcards have no split 'val'"),
-        (["webqa", "--data", "x", "--images", "20"], "webqa is not drawn but read from files; leave --images out"),
+        (["webqa", "--data", "x", "--images", "20"], "webqa is not drawn but read from files; omit --images"),
         (["postcards", "--no-oracle", "--noise", "0.2"], "leave --no-oracle out"),
-        (["postcards", "--rerank", "off", "--untuned", "raw.toml"], "--untuned is about reranking"),
-        (["postcards", "--rerank", "off", "--promised-precision", "0.9"], "--promised-precision is about reranking"),
-        (["postcards", "--rerank", "off", "--calibration", "train"], "--calibration is about reranking"),
+        (["postcards", "--rerank", "off", "--untuned", "raw.toml"], "--untuned has no effect with --rerank off"),
+        (
+            ["postcards", "--rerank", "off", "--promised-precision", "0.9"],
+            "--promised-precision has no effect with --rerank off",
+        ),
+        (["postcards", "--rerank", "off", "--calibration", "train"], "--calibration has no effect with --rerank off"),
     ],
 )
 def test_a_set_that_is_not_there_is_said_before_anything_starts(

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+import ragllava
+
 HEAVY = {
     "PIL",
     "alembic",
@@ -67,6 +69,22 @@ def test_help_loads_nothing_heavy(words: list[str]) -> None:
     loaded = loaded_by(*words)
     assert {"ragllava", "click"} <= loaded
     assert loaded & HEAVY == set()
+
+
+def test_the_client_and_its_records_are_loaded_when_they_are_used() -> None:
+    code = "import sys, ragllava; before = 'ragllava.client' in sys.modules; from ragllava import Client"
+    code += "; print(before, 'ragllava.client' in sys.modules, Client.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "False True Client\n"
+
+
+@pytest.mark.parametrize("name", ragllava.__all__)
+def test_every_lazy_name_leads_to_a_class(name: str) -> None:
+    assert isinstance(getattr(ragllava, name), type)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    assert not hasattr(ragllava, "Clinet")
 
 
 def test_help_loads_no_command_but_the_one_asked_for() -> None:

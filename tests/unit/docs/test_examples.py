@@ -128,7 +128,7 @@ def test_the_feedback_example_is_valid() -> None:
     [block] = read_page("docs/feedback-and-training.md").section("Give feedback").blocks("csv")
     feedback = read_feedback(block.encode(), name="feedback.csv", job_id=7)
     assert feedback.errors == []
-    assert feedback.said
+    assert feedback.valid
 
 
 def test_every_validation_code_is_explained() -> None:

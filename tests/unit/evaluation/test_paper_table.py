@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ragllava.evaluation.paper_table import answers_row, paper_table, ranked_row, threshold_row
+from ragllava.evaluation.paper_table import PaperRow, paper_table, ranked_row, threshold_row
 
 RELEVANT = [("a",), ("b", "c"), ("d",)]  # four labelled images
 BY_CLIP = [["x", "a", "y"], ["b", "x", "y"], ["x", "y", "z"]]
@@ -54,7 +54,7 @@ def test_table() -> None:
     rows = [
         ranked_row("CLIP", BY_CLIP, RELEVANT, top_n=2),
         threshold_row("natural threshold", 0.5, RELEVANCES, RELEVANT, top_n=2, answer_score=2 / 3),
-        answers_row("labelled images", 1.0),
+        PaperRow("labelled images", answer_score=1.0),
     ]
     assert paper_table(rows) == (
         "|                   |     η |  R@1 |  R@2 |  R@5 | R@10 | R@20 | precision | recall |   F1 | answers |\n"
@@ -75,7 +75,7 @@ def test_json_of_a_row() -> None:
         "f1": 0.5,
         "answer_score": 0.6667,
     }
-    assert answers_row("labelled", 0.5).as_json()["precision"] is None
+    assert PaperRow("labelled", answer_score=0.5).as_json()["precision"] is None
     assert ranked_row("CLIP", BY_CLIP, RELEVANT, 2).as_json()["recall_at_1"] == 0.25
 
 

@@ -15,7 +15,6 @@ from ragllava.evaluation.threshold import (
     ThresholdFit,
     adaptive_threshold,
     fixed_threshold,
-    natural_threshold,
     steady_threshold,
 )
 from ragllava.json_records import from_json, to_json
@@ -149,7 +148,7 @@ def test_no_crossing_between_the_means() -> None:
 
 def test_precision_and_recall_worked_by_hand() -> None:
     relevance, is_correct = [0.9, 0.6, 0.5, 0.1], [True, False, True, True]
-    natural = natural_threshold(relevance, is_correct)
+    natural = fixed_threshold(0.5, relevance, is_correct)
     assert (natural.value, natural.precision, natural.recall) == (0.5, 2 / 3, 2 / 3)  # 0.5 itself is kept
     everything = fixed_threshold(0.0, relevance, is_correct)
     assert (everything.method, everything.precision, everything.recall) == ("fixed", 0.75, 1.0)
@@ -198,7 +197,7 @@ def test_steady_threshold_stays_where_the_candidates_put_it() -> None:
 
 
 def test_json_round_trip() -> None:
-    for fit in (adaptive_threshold(*_two_normals((1.5, 0.1), (2.1, 0.1), 50)), natural_threshold([0.2], [True])):
+    for fit in (adaptive_threshold(*_two_normals((1.5, 0.1), (2.1, 0.1), 50)), fixed_threshold(0.5, [0.2], [True])):
         assert from_json(ThresholdFit, json.loads(json.dumps(to_json(fit)))) == fit
 
 

@@ -42,10 +42,14 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(cases, outcomes, peak_kib, set(base.rglob("*")) - before)
 
 
+def no_objects(bucket: str, key: str) -> bytes:
+    raise AssertionError(f"s3://{bucket}/{key} was read")
+
+
 def ingest(files: Sequence[SourceFile]) -> tuple[list[Outcome], int]:
     """What ingest does with listed files, as far as the pictures go; and the decoders' peak of memory."""
     numbered = [(number, file.uri) for number, file in enumerate(files) if file.rejected is None]
-    read = list(read_sources(numbered, None))
+    read = list(read_sources(numbered, no_objects))
     with DecoderPool(2) as pool:
         results = pool.decode_all([content for _, content in read], lambda image: image, 512)
         decoded = dict(zip((number for number, _ in read), results, strict=True))

@@ -303,7 +303,7 @@ def test_gains_and_losses_that_cancel_out_do_not_pass_by_rounding() -> None:
 
 def test_versions_judged_on_different_questions_are_not_compared() -> None:
     champion = RerankedQuestions("old", {PRIMARY: right(10, 30)})
-    with pytest.raises(ValueError, match="old and new were judged on different questions"):
+    with pytest.raises(ValueError, match="old and new were evaluated on different questions"):
         decide(champion, RerankedQuestions("new", {PRIMARY: right(20, 30)}, prefix="another"))
 
 

@@ -54,14 +54,14 @@ def small_archive(workshop: Workshop, postcards: Postcards, number: int = 3) -> 
 
 
 def test_questions_find_their_postcards_and_answers(answered: list[ResultRow], postcards: Postcards) -> None:
-    known = postcards.archive.questions[: len(answered)]
-    found = [
+    expected = postcards.archive.questions[: len(answered)]
+    is_first = [
         bool(row.evidence) and row.evidence[0].image.source == question.relevant[0]
-        for row, question in zip(answered, known, strict=True)
+        for row, question in zip(answered, expected, strict=True)
     ]
-    assert sum(found) >= 0.9 * len(known)
-    right = [row.answer == question.answer for row, question in zip(answered, known, strict=True)]
-    assert sum(right) >= 0.5 * len(known)
+    assert sum(is_first) >= 0.9 * len(expected)
+    right = [row.answer == question.answer for row, question in zip(answered, expected, strict=True)]
+    assert sum(right) >= 0.5 * len(expected)
     assert all(0 < row.confidence <= 1 for row in answered if row.confidence is not None)
 
 
@@ -76,13 +76,13 @@ def test_candidates_are_the_nearest_images(
     for row, cosines in zip(answered, scores, strict=True):
         by_rank = sorted(row.candidates, key=lambda candidate: candidate.retrieval_rank)
         assert [candidate.retrieval_rank for candidate in by_rank] == list(range(20))
-        place = {image.id: number for number, image in enumerate(images)}
-        found = np.array([cosines[place[candidate.image.image_id]] for candidate in by_rank])
-        assert np.allclose(found, [candidate.retrieval_score for candidate in by_rank], atol=2e-3)
-        assert np.allclose(found, np.sort(cosines)[::-1][:20], atol=2e-3)
+        position = {image.id: index for index, image in enumerate(images)}
+        expected = np.array([cosines[position[candidate.image.image_id]] for candidate in by_rank])
+        assert np.allclose(expected, [candidate.retrieval_score for candidate in by_rank], atol=2e-3)
+        assert np.allclose(expected, np.sort(cosines)[::-1][:20], atol=2e-3)
 
 
-def test_relevance_is_what_the_reranker_says_of_the_pair_alone(
+def test_relevance_is_the_reranker_s_score_of_the_pair_alone(
     whole_gallery: Workshop, answered: list[ResultRow], postcards: Postcards
 ) -> None:
     for row in answered[:3]:
@@ -115,7 +115,7 @@ def test_a_threshold_of_one_leaves_nothing_and_names_the_best(
         assert (row.status, row.answer, row.evidence) == (AnswerStatus.NO_EVIDENCE, None, [])
         assert len(row.candidates) == 3
         assert row.note is not None and best.image.source in row.note
-        assert f"{best.relevance:.3f} of the needed 1.000" in row.note
+        assert f"a relevance of {best.relevance:.3f}, below the threshold of 1.000" in row.note
 
 
 @pytest.mark.parametrize("top_n", [1, 3])
@@ -137,13 +137,13 @@ def test_an_empty_archive_has_no_evidence(workshop: Workshop) -> None:
     assert (row.status, row.candidates, row.note) == (
         AnswerStatus.NO_EVIDENCE,
         (),
-        "the archive holds no picture that can be read",
+        "the archive has no readable picture",
     )
     assert row.models is not None and row.models["index"] == "none"
 
 
 @pytest.mark.parametrize(("with_captions", "version"), [(True, ANSWER_VERSION), (False, ANSWER_BARE_VERSION)])
-def test_the_stamp_names_every_maker(
+def test_the_stamp_names_every_model(
     whole_gallery: Workshop, ten_questions: list[str], with_captions: bool, version: str
 ) -> None:
     [row] = whole_gallery.ask(ten_questions[:1], top_k=2, threshold=0.25, captions_in_answer=with_captions)
@@ -179,7 +179,7 @@ def test_the_threshold_is_that_of_the_champion(
 
 
 @pytest.mark.parametrize("damage", ["deleted", "corrupt"])
-def test_a_lost_picture_is_left_out_and_named(
+def test_a_lost_picture_is_left_out_and_reported(
     whole_gallery: Workshop, answered: list[ResultRow], ten_questions: list[str], damage: str
 ) -> None:
     lost = answered[0].candidates[3].image
@@ -188,14 +188,14 @@ def test_a_lost_picture_is_left_out_and_named(
     data = objects.get_content(lost.sha256)
     objects.delete_content(lost.sha256) if damage == "deleted" else objects.put(content_key(lost.sha256), data[:-1])
     try:
-        concerned, other = whole_gallery.with_settings().ask([ten_questions[0], ten_questions[spared]])
+        concerned, unconcerned = whole_gallery.with_settings().ask([ten_questions[0], ten_questions[spared]])
     finally:
         objects.put_content(data, "image/png")
     expected = [candidate.image for candidate in answered[0].candidates if candidate.image != lost]
     assert [candidate.image for candidate in concerned.candidates] == expected
     assert (concerned.status, concerned.answer) == (answered[0].status, answered[0].answer)
     assert concerned.note is not None and f"{lost.source}: " in concerned.note
-    assert same(other, answered[spared])
+    assert same(unconcerned, answered[spared])
 
 
 def test_without_any_readable_picture_there_is_no_evidence(
@@ -235,21 +235,21 @@ def test_odd_questions_are_answered_like_others(whole_gallery: Workshop) -> None
     assert rows[3].note is not None and "question cut from" in rows[3].note
 
 
-# One answer for one question, whoever stands beside it
+# The same answer in any batch
 
 
-def same(one: ResultRow, other: ResultRow) -> bool:
-    scores = {candidate.image.image_id: candidate.relevance for candidate in other.candidates}
+def same(row: ResultRow, expected: ResultRow) -> bool:
+    scores = {candidate.image.image_id: candidate.relevance for candidate in expected.candidates}
     return (
-        (one.status, one.answer, one.note) == (other.status, other.answer, other.note)
-        and [c.image for c in one.evidence] == [c.image for c in other.evidence]
-        and scores.keys() == {candidate.image.image_id for candidate in one.candidates}
-        and all(abs(c.relevance - scores[c.image.image_id]) < 1e-5 for c in one.candidates)
-        and abs((one.confidence or 0) - (other.confidence or 0)) < 1e-4
+        (row.status, row.answer, row.note) == (expected.status, expected.answer, expected.note)
+        and [c.image for c in row.evidence] == [c.image for c in expected.evidence]
+        and scores.keys() == {candidate.image.image_id for candidate in row.candidates}
+        and all(abs(c.relevance - scores[c.image.image_id]) < 1e-5 for c in row.candidates)
+        and abs((row.confidence or 0) - (expected.confidence or 0)) < 1e-4
     )
 
 
-def test_the_company_of_a_question_changes_nothing(
+def test_other_questions_of_the_batch_change_nothing(
     whole_gallery: Workshop, answered: list[ResultRow], ten_questions: list[str]
 ) -> None:
     number = 6
@@ -257,8 +257,10 @@ def test_the_company_of_a_question_changes_nothing(
     backwards = whole_gallery.ask(list(reversed(ten_questions[:5])))
     elsewhere = whole_gallery.with_settings(pairs_per_batch=7, questions_per_step=3, questions_per_shard=4)
     assert same(alone, answered[number])
-    assert all(same(one, other) for one, other in zip(reversed(backwards), answered[:5], strict=True))
-    assert all(same(one, other) for one, other in zip(elsewhere.ask(ten_questions[:5]), answered[:5], strict=True))
+    assert all(same(row, expected) for row, expected in zip(reversed(backwards), answered[:5], strict=True))
+    assert all(
+        same(row, expected) for row, expected in zip(elsewhere.ask(ten_questions[:5]), answered[:5], strict=True)
+    )
 
 
 # What goes wrong with one question
@@ -396,7 +398,7 @@ def test_a_shard_that_stops_in_the_middle_keeps_what_it_committed(
     bench = whole_gallery.with_settings(questions_per_step=2)
     submitted = bench.submit(ten_questions[:3])
     stage: Callable[[ShardContext[Resources]], None] = lambda context: answer_stage(  # noqa: E731
-        # Asked once while judging and once before the first step.
+        # Checked once while reranking and once before the first step.
         replace(context, stop=stopping_after(2, error))
     )
     replace(bench, stages={JobKind.ANSWER: stage}).run_once()
@@ -405,13 +407,13 @@ def test_a_shard_that_stops_in_the_middle_keeps_what_it_committed(
     bench.expire_leases()
     bench.run()
     rows = bench.rows(submitted.job_id)
-    assert all(same(one, other) for one, other in zip(rows, answered[:3], strict=True))
+    assert all(same(row, expected) for row, expected in zip(rows, answered[:3], strict=True))
     with bench.engine.begin() as connection:
         written = select(func.count()).select_from(answers).where(answers.c.job_id == submitted.job_id)
         assert connection.scalar(written) == 3
 
 
 def stopping_after(checks: int, error: Exception) -> Callable[[], Exception | None]:
-    """What a heartbeat would say: nothing, `checks` times; then the error."""
+    """A heartbeat's answer: None, `checks` times; then the error."""
     left = iter([None] * checks)
     return lambda: next(left, error)

@@ -33,8 +33,8 @@ def asked(postcards: Postcards) -> list[str]:
 
 def cases_of(workshop: Workshop, job_id: int) -> dict[str, NoisyView]:
     with workshop.engine.begin() as connection:
-        found = noisy.list_cases(connection, workshop.archive_id())
-    return {case.question.custom_id: case for case in found if case.question.job_id == job_id}
+        cases = noisy.list_cases(connection, workshop.archive_id())
+    return {case.question.custom_id: case for case in cases if case.question.job_id == job_id}
 
 
 def run(workshop: Workshop, asked: Sequence[str], **options: Any) -> int:

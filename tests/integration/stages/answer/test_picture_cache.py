@@ -49,16 +49,16 @@ def test_what_was_fetched_ahead_is_not_fetched_again(objects: ObjectStore, threa
     assert picture.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_what_nobody_asked_for_is_let_go(objects: ObjectStore, thread: ThreadPoolExecutor) -> None:
+def test_a_picture_that_is_not_requested_is_dropped(objects: ObjectStore, thread: ThreadPoolExecutor) -> None:
     cache = PictureCache(objects, 2**20)
     red, green = stored(objects, "red"), stored(objects, "green")
     cache.fetch_ahead([red], thread)
     cache.fetch_ahead([green], thread)
     wait(thread)
     objects.delete_content(red)
-    found = cache.get_many([red, green], thread)
-    assert isinstance(found[red], str), "it was asked for anew"
-    assert isinstance(found[green], Image.Image)
+    pictures = cache.get_many([red, green], thread)
+    assert isinstance(pictures[red], str), "it was fetched again"
+    assert isinstance(pictures[green], Image.Image)
 
 
 def test_a_store_that_was_away_is_asked_again(
@@ -75,4 +75,4 @@ def test_a_store_that_was_away_is_asked_again(
         cache.fetch_ahead([red, green], thread)
         with pytest.raises(ServiceUnavailable):
             cache.get_many([red, green], thread)
-    assert all(isinstance(found, Image.Image) for found in cache.get_many([red, green], thread).values())
+    assert all(isinstance(picture, Image.Image) for picture in cache.get_many([red, green], thread).values())

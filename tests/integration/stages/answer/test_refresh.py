@@ -119,19 +119,21 @@ class Gallery:
 
 @pytest.fixture
 def gallery(workshop: Workshop, models: ModelBundle, postcards: Postcards, tmp_path: Path) -> Iterator[Gallery]:
-    known = postcards.archive.questions[:QUESTIONS]
-    wanted = list(dict.fromkeys(source for question in known for source in question.relevant))
+    asked = postcards.archive.questions[:QUESTIONS]
+    wanted = list(dict.fromkeys(source for question in asked for source in question.relevant))
     wanted += [card.file_name for card in postcards.archive.postcards if card.file_name not in wanted]
     folder, captions = tmp_path / "pictures", tmp_path / "captions.jsonl"
     folder.mkdir()
     for name in wanted[:PICTURES]:
         shutil.copy(postcards.written.pictures / name, folder)
-    said = {card.file_name: card.caption for card in postcards.archive.postcards}
-    captions.write_text("".join(json.dumps({"file": name, "caption": said[name]}) + "\n" for name in wanted[:PICTURES]))
+    caption_of = {card.file_name: card.caption for card in postcards.archive.postcards}
+    captions.write_text(
+        "".join(json.dumps({"file": name, "caption": caption_of[name]}) + "\n" for name in wanted[:PICTURES])
+    )
     reranker = Watched(models)
     desk = workshop.with_settings(questions_per_shard=4, questions_per_step=2, home=tmp_path / "home")
     desk = desk.with_models(reranker=reranker)
-    made = Gallery(desk, folder, captions, [question.text for question in known], reranker)
+    made = Gallery(desk, folder, captions, [question.text for question in asked], reranker)
     made.ingest()
     made.job_id = made.ask()
     assert all(row.status in (AnswerStatus.ANSWERED, AnswerStatus.NO_EVIDENCE) for row in made.rows())
@@ -177,20 +179,19 @@ def test_a_replaced_picture_asks_just_the_questions_that_retrieve_it(gallery: Ga
     """The obvious way: ask everything again, and look which candidates differ."""
     before = gallery.rows()
     victim = next(row.evidence[0].image.source for row in before if row.evidence)
-    other = next(card for card in postcards.archive.postcards if not (gallery.folder / card.file_name).exists())
-    shutil.copy(postcards.written.pictures / other.file_name, gallery.folder / victim)
+    unused = next(card for card in postcards.archive.postcards if not (gallery.folder / card.file_name).exists())
+    shutil.copy(postcards.written.pictures / unused.file_name, gallery.folder / victim)
     gallery.ingest()
-    whole = gallery.rows(gallery.ask())
-    affected = {
-        new.question for new, one, two in zip(whole, retrieved(before), retrieved(whole), strict=True) if one != two
-    }
+    complete = gallery.rows(gallery.ask())
+    pairs = zip(complete, retrieved(before), retrieved(complete), strict=True)
+    affected = {row.question for row, old_ids, new_ids in pairs if old_ids != new_ids}
     assert 0 < len(affected) < QUESTIONS
     assert gallery.plan() == RefreshPlan(
         gallery.job_id, QUESTIONS - len(affected), len(affected), 0, {"pictures": len(affected)}
     )
     after = gallery.rows(gallery.refresh())
     assert gallery.reranker.taken() == affected
-    assert outcome(after) == outcome(whole)
+    assert outcome(after) == outcome(complete)
     assert because(after) == [(Change.PICTURES,) if row.question in affected else () for row in after]
     differ = [old.answer != new.answer or old.status != new.status for old, new in zip(before, after, strict=True)]
     assert [row.has_changed for row in after] == differ and any(differ)
@@ -199,7 +200,7 @@ def test_a_replaced_picture_asks_just_the_questions_that_retrieve_it(gallery: Ga
 def test_a_changed_caption_asks_the_questions_that_look_at_it(gallery: Gallery) -> None:
     before = gallery.rows()
     victim = before[0].candidates[0].image
-    affected = {row.question for row, found in zip(before, retrieved(before), strict=True) if victim.image_id in found}
+    affected = {row.question for row, ids in zip(before, retrieved(before), strict=True) if victim.image_id in ids}
     assert 0 < len(affected) < QUESTIONS
     gallery.caption(victim.source, "Nothing of the kind, Nowhere, 1900")
     plan = gallery.plan()
@@ -349,7 +350,7 @@ def test_result_files_say_which_answers_differ(changed: tuple[Gallery, int], tmp
     client = Client(gallery.desk.settings)
     paths = [tmp_path / f"out.{ending}" for ending in ("jsonl", "csv", "parquet")]
     for path in paths:
-        client.save_results(job_id, path)
+        client.questions.save_results(job_id, path)
     client.close()
     lines = [json.loads(line) for line in paths[0].read_text().splitlines()]
     before = [row.as_json() for row in gallery.rows()]
@@ -385,17 +386,17 @@ def test_the_summary_counts_what_was_asked_again(
             assert not end.code, capsys.readouterr().err
         return capsys.readouterr().out
 
-    found: Any = gallery.desk.job(job_id).refresh
+    refresh: Any = gallery.desk.job(job_id).refresh
     assert (
-        f"refreshes job {gallery.job_id}: {found.taken_over} answers taken over, {found.asked_again} asked again "
-        f"(captions {found.asked_again}), {found.changed} of the answers differ\n"
+        f"refreshes job {gallery.job_id}: {refresh.taken_over} answers taken over, {refresh.asked_again} asked again "
+        f"(captions {refresh.asked_again}), {refresh.changed} of the answers differ\n"
     ) in call("jobs", "show", job_id)
     manifest = json.loads(gallery.desk.resources.objects.get(f"jobs/{job_id}/manifest.json"))
-    assert manifest["refresh"] == found.as_json()
+    assert manifest["refresh"] == refresh.as_json()
     planned = call("jobs", "refresh", gallery.job_id, "--dry-run")
     assert planned.splitlines() == [
-        f"job {gallery.job_id}: {found.asked_again} questions would be asked again (captions {found.asked_again})",
-        f"{found.taken_over} answers would be taken over",
+        f"job {gallery.job_id}: {refresh.asked_again} questions would be asked again (captions {refresh.asked_again})",
+        f"{refresh.taken_over} answers would be taken over",
     ]
     assert json.loads(call("jobs", "refresh", job_id, "--dry-run", "--json"))["asked_again"] == 0
     third = json.loads(call("jobs", "refresh", job_id, "--json"))

@@ -52,7 +52,7 @@ def at_endpoint(here: Workshop, server: ModelServer) -> Workshop:
 
 
 def seen(rows: list[ResultRow]) -> list[tuple[object, ...]]:
-    return [(row.status, row.answer, row.models, [found.image.source for found in row.evidence]) for row in rows]
+    return [(row.status, row.answer, row.models, [c.image.source for c in row.evidence]) for row in rows]
 
 
 def test_a_job_ends_as_if_the_worker_had_computed_itself(
@@ -66,7 +66,7 @@ def test_a_job_ends_as_if_the_worker_had_computed_itself(
     for row, right in zip(remote, local, strict=True):
         assert [c.relevance for c in row.candidates] == pytest.approx([c.relevance for c in right.candidates], abs=1e-5)
         assert row.confidence == pytest.approx(right.confidence, abs=1e-5)
-    assert len(server.bodies) > len(texts) * 8, "the endpoint has judged every candidate"
+    assert len(server.bodies) > len(texts) * 8, "the endpoint has reranked every candidate"
 
 
 def test_a_champion_that_the_endpoint_does_not_serve_refuses_the_job(

@@ -55,21 +55,21 @@ def facts(rows: Sequence[Any]) -> list[Any]:
 def test_a_split_shard_gives_the_same_answers_in_the_same_order(
     desk: Workshop, whole_gallery: Workshop, ten_questions: list[str]
 ) -> None:
-    whole = whole_gallery.submit(ten_questions, top_k=TOP_K).job_id
+    unsplit = whole_gallery.submit(ten_questions, top_k=TOP_K).job_id
     whole_gallery.run()
     job_id = desk.submit(ten_questions, top_k=TOP_K).job_id
     desk.run()
-    assert states(whole_gallery, whole) == ["done"]
+    assert states(whole_gallery, unsplit) == ["done"]
     assert states(desk, job_id) == ["split"] + ["done"] * (len(ten_questions) - STEP), (
         "each question is a shard of its own"
     )
     assert desk.job(job_id).state == JobState.COMPLETED
-    assert facts(desk.rows(job_id)) == facts(whole_gallery.rows(whole))
+    assert facts(desk.rows(job_id)) == facts(whole_gallery.rows(unsplit))
 
 
 def test_questions_that_share_pictures_follow_each_other(whole_gallery: Workshop, ten_questions: list[str]) -> None:
-    other = next(text for text in ten_questions if text != ten_questions[0])
-    texts = [ten_questions[0], other] * 6
+    second = next(text for text in ten_questions if text != ten_questions[0])
+    texts = [ten_questions[0], second] * 6
     sharing = whole_gallery.resources.models.reranker.sharing
     assert sharing is not None
     prefix = sharing.prefix_tokens / sharing.ending_tokens
@@ -80,12 +80,12 @@ def test_questions_that_share_pictures_follow_each_other(whole_gallery: Workshop
     desk.run_once()
     assert states(desk, job_id)[0] == "split"
     order = sorted(range(len(texts)), key=places(desk, job_id).__getitem__)
-    assert [texts[number] for number in order] == [ten_questions[0]] * 6 + [other] * 6
+    assert [texts[number] for number in order] == [ten_questions[0]] * 6 + [second] * 6
     assert sorted(places(desk, job_id)) == list(range(len(texts)))
 
 
-def test_a_shard_that_stays_whole_is_searched_for_once(whole_gallery: Workshop, ten_questions: list[str]) -> None:
-    """What planning has found is answered with."""
+def test_the_questions_of_an_unsplit_shard_are_searched_once(whole_gallery: Workshop, ten_questions: list[str]) -> None:
+    """The hits of planning are used for the answers."""
 
     class Counting:
         """The real retriever, which notes how many texts it was given."""

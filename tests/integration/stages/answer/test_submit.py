@@ -97,9 +97,9 @@ def test_odd_text_comes_back_as_it_went_in(desk: Desk) -> None:
     ]
     submitted = submit(desk, [line(text, f"№{number}") for number, text in enumerate(texts)])
     desk.drain()
-    found = rows(desk, submitted.job_id)
-    assert [row.question for row in found] == texts
-    assert [row.custom_id for row in found] == [f"№{number}" for number in range(len(texts))]
+    stored = rows(desk, submitted.job_id)
+    assert [row.question for row in stored] == texts
+    assert [row.custom_id for row in stored] == [f"№{number}" for number in range(len(texts))]
 
 
 def test_what_postgres_cannot_store_is_replaced_or_refused(desk: Desk) -> None:
@@ -164,17 +164,17 @@ def test_skipped_lines_end_as_failed_and_totals_add_up(desk: Desk) -> None:
     desk.drain()
     job = desk.job(submitted.job_id)
     assert (job.state, job.progress.by_status) == (JobState.COMPLETED_WITH_ERRORS, {"answered": 2, "failed": 3})
-    found = rows(desk, submitted.job_id)
-    assert [row.line for row in found] == [1, 2, 3, 4, 5]
-    assert [row.error_code for row in found] == [
+    stored = rows(desk, submitted.job_id)
+    assert [row.line for row in stored] == [1, 2, 3, 4, 5]
+    assert [row.error_code for row in stored] == [
         None,
         "invalid_json_line",
         "duplicate_custom_id",
         "empty_question",
         None,
     ]
-    assert all(bool(row.error) == (row.status is AnswerStatus.FAILED) for row in found)
-    assert [row.custom_id for row in found] == ["a", None, None, "empty", "line-5"]
+    assert all(bool(row.error) == (row.status is AnswerStatus.FAILED) for row in stored)
+    assert [row.custom_id for row in stored] == ["a", None, None, "empty", "line-5"]
 
 
 def test_a_file_without_one_good_line_is_refused_even_then(desk: Desk) -> None:
@@ -278,10 +278,10 @@ def client(settings: Settings, desk: Desk) -> Iterator[Client]:
 def test_the_client_submits_a_file(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     path.write_text("\n".join(GOOD))
-    submitted = client.submit(path, Submission("test"))
-    assert client.job(submitted.job_id).progress.total == 3
+    submitted = client.questions.submit(path, "test")
+    assert client.jobs.get(submitted.job_id).progress.total == 3
     with pytest.raises(UsageError, match="cannot be read"):
-        client.submit(tmp_path / "gone.jsonl", Submission("test"))
+        client.questions.submit(tmp_path / "gone.jsonl", "test")
 
 
 def test_the_client_lists_pictures_and_unused_captions(client: Client, tmp_path: Path) -> None:
@@ -289,20 +289,20 @@ def test_the_client_lists_pictures_and_unused_captions(client: Client, tmp_path:
     folder.mkdir()
     captions.write_text("file,caption\na.png,A tower.\nb.png,Of no file.\n")
     with pytest.raises(UsageError, match="no pictures in"):
-        client.ingest([folder], "test", captions)
+        client.archives.ingest([folder], "test", captions)
     (folder / "a.png").write_bytes(b"")
-    ingested = client.ingest([folder], "test", captions)
-    assert (ingested.total, ingested.unused_captions) == (1, ["b.png"])
+    ingested = client.archives.ingest([folder], "test", captions)
+    assert (ingested.total, ingested.unused_captions) == (1, ("b.png",))
 
 
 def test_the_client_asks_what_can_be_asked(client: Client) -> None:
     for question in ("", "  ", "x" * 8001):
         with pytest.raises(UsageError, match="1 to 8000 characters"):
-            client.ask(question, Submission("test"))
-    assert client.jobs() == []
+            client.questions.ask(question, "test")
+    assert client.jobs.list() == []
     with pytest.raises(UsageError, match=r"no answer within 0\.01 s") as late:
-        client.ask("What color is it?", Submission("test"), timeout_s=0.01)
-    [job] = client.jobs()
+        client.questions.ask("What color is it?", "test", timeout_s=0.01)
+    [job] = client.jobs.list()
     assert f"job {job.job_id}" in str(late.value)
     assert (job.priority, job.is_final) == (ASK_PRIORITY, False)
 
@@ -331,5 +331,5 @@ def test_a_refusal_that_cannot_be_written_disturbs_nobody(settings: Settings, ca
     record_refusal(objects, "monday.jsonl.error.json", "monday.jsonl", UsageError("it is no good"))
     assert [record.message for record in caplog.records] == [
         "it is no good",
-        "'monday.jsonl.error.json' is no address of the form s3://bucket/key",
+        "'monday.jsonl.error.json' is not an address of the form s3://bucket/key",
     ]

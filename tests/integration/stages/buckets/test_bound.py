@@ -1,4 +1,4 @@
-"""Bound buckets: hints and scans make an archive what its bucket is, on a real store and with the mini retriever."""
+"""Bound buckets: events and scans keep an archive in sync, on a real store and with the mini retriever."""
 
 from __future__ import annotations
 
@@ -46,25 +46,25 @@ class Bound:
     objects: ObjectStore
 
     def event(self, *keys: str) -> None:
-        """Events about these objects have come."""
+        """Record events about these objects."""
         with self.workshop.engine.begin() as connection:
-            change_events.note(connection, [(self.bucket.name, key) for key in keys])
+            change_events.record(connection, [(self.bucket.name, key) for key in keys])
 
     def process_events(self) -> ProcessedEvents:
-        """One fold; hints that wait are due now."""
+        """Process the change events; postponed ones are due now."""
         with self.workshop.engine.begin() as connection:
             connection.execute(update(change_event_table).values(not_before=func.now()))
         return sync.process_events(self.workshop.engine, self.workshop.settings, self.objects)
 
     def follow(self, *keys: str) -> None:
-        """Events about these objects come, and everything is done about them."""
+        """Record events about these objects, and process everything that follows."""
         self.event(*keys)
         self.process_events()
         self.workshop.run()
         self.process_events()
 
     def scan(self) -> ScanReport:
-        """Compare, and let the jobs end."""
+        """Scan, and run the jobs."""
         [report] = sync.scan(self.workshop.engine, self.workshop.settings, self.objects, ARCHIVE)
         self.workshop.run()
         sync.settle(self.workshop.engine, self.objects)
@@ -80,12 +80,12 @@ class Bound:
             return list(connection.scalars(select(jobs.c.total).order_by(jobs.c.id)))
 
     def waiting(self) -> int:
-        """Hints that are left."""
+        """The number of remaining change events."""
         with self.workshop.engine.begin() as connection:
             return change_events.count_waiting(connection)
 
-    def known(self) -> dict[str, bound_objects.KnownObject]:
-        """What is known of the objects, by key."""
+    def recorded(self) -> dict[str, bound_objects.BoundObject]:
+        """The recorded states of the objects, by key."""
         with self.workshop.engine.begin() as connection:
             return {row.key: row for row in bound_objects.all_objects(connection, self.binding.binding_id)}
 
@@ -111,22 +111,22 @@ def test_new_objects_become_images_of_one_job(bucketful: Bound) -> None:
     assert bucketful.captions().keys() == {"a.png", "b c.png", "deep/er.png", "grüße+%41.png"}
     assert bucketful.workshop.embedded() == 4
     assert bucketful.waiting() == 0
-    known = bucketful.known()
-    assert set(known) == {*keys, "in/broken.png", "in/notes.md"}
-    assert all(known[key].image_id and not known[key].is_waiting for key in keys)
-    assert known["in/broken.png"].reason and "decoded" not in (known["in/notes.md"].reason or "")
+    recorded = bucketful.recorded()
+    assert set(recorded) == {*keys, "in/broken.png", "in/notes.md"}
+    assert all(recorded[key].image_id and not recorded[key].is_waiting for key in keys)
+    assert recorded["in/broken.png"].reason and "decoded" not in (recorded["in/notes.md"].reason or "")
 
 
 def test_repeated_events_change_nothing(bucketful: Bound) -> None:
     bucketful.bucket.put("in/a.png", png(1))
     bucketful.bucket.put("in/bad.png", b"bad")
     bucketful.follow("in/a.png", "in/bad.png")
-    before = bucketful.known()
+    before = bucketful.recorded()
     for _ in range(3):
         bucketful.event(*["in/a.png", "in/bad.png"] * 200)
     processed = bucketful.process_events()
     assert (processed.change_events, processed.changes.unchanged) == (2, 2)
-    assert bucketful.known() == before
+    assert bucketful.recorded() == before
     assert bucketful.ingest_jobs() == [2]
     with bucketful.workshop.engine.begin() as connection:
         assert change_events.totals(connection)["unchanged"] == 2
@@ -144,10 +144,10 @@ def test_an_overwritten_object_replaces_its_image_and_a_deleted_one_takes_it_awa
     assert after.keys() == {"a.png"}
     assert after["a.png"].sha256 != first["a.png"].sha256
     assert bucketful.workshop.embedded() == 1
-    assert set(bucketful.known()) == {"in/a.png"}
+    assert set(bucketful.recorded()) == {"in/a.png"}
 
 
-def test_overwritten_by_something_unreadable_the_former_image_goes(bucketful: Bound) -> None:
+def test_an_object_overwritten_with_unreadable_bytes_loses_its_image(bucketful: Bound) -> None:
     bucketful.bucket.put("in/a.png", png(1))
     bucketful.follow("in/a.png")
     bucketful.bucket.put("in/a.png", b"no picture any more")
@@ -168,9 +168,9 @@ def test_an_image_stays_as_long_as_one_of_its_objects_is_there(bucketful: Bound)
     assert second.id == first.id and second.source != first.source
     bucketful.bucket.put(f"in/{second.source}", png(2))
     bucketful.follow(f"in/{second.source}")
-    found = bucketful.workshop.images()
-    assert len(found) == 2 and found[second.source].id != first.id
-    [last] = [row for row in found.values() if row.id == first.id]
+    living = bucketful.workshop.images()
+    assert len(living) == 2 and living[second.source].id != first.id
+    [last] = [row for row in living.values() if row.id == first.id]
     bucketful.bucket.remove(f"in/{last.source}")
     bucketful.follow(f"in/{last.source}")
     assert [row.source for row in bucketful.workshop.images().values()] == [second.source]
@@ -186,7 +186,7 @@ def test_a_change_waits_for_the_job_of_the_version_before(bucketful: Bound) -> N
     assert bucketful.process_events().kept == 1
     bucketful.workshop.run()
     bucketful.follow()
-    assert bucketful.workshop.images() == {} and bucketful.known() == {} and bucketful.waiting() == 0
+    assert bucketful.workshop.images() == {} and bucketful.recorded() == {} and bucketful.waiting() == 0
 
 
 def test_an_object_that_was_away_while_its_job_ran_is_looked_at_again(bucketful: Bound) -> None:
@@ -202,7 +202,7 @@ def test_an_object_that_was_away_while_its_job_ran_is_looked_at_again(bucketful:
     assert bucketful.workshop.images().keys() == {"a.png"}
 
 
-def test_many_folds_at_once_make_one_job(bucketful: Bound) -> None:
+def test_concurrent_processing_makes_one_job(bucketful: Bound) -> None:
     keys = [f"in/{number}.png" for number in range(40)]
     for number, key in enumerate(keys):
         bucketful.bucket.put(key, png(number))
@@ -216,7 +216,7 @@ def test_many_folds_at_once_make_one_job(bucketful: Bound) -> None:
     assert len(bucketful.workshop.images()) == 40
 
 
-def test_a_hint_that_comes_during_the_look_is_not_lost(bucketful: Bound) -> None:
+def test_an_event_that_arrives_during_the_observation_is_not_lost(bucketful: Bound) -> None:
     bucketful.event("in/a.png")
     with bucketful.workshop.engine.begin() as connection:
         claimed = change_events.claim(connection, 10, 60.0)
@@ -246,7 +246,7 @@ def test_captions_of_a_file_go_before_sidecars_and_those_before_metadata(bucketf
     bucketful.bucket.remove("in/captions.csv", "in/b.txt")
     bucketful.follow("in/captions.csv", "in/b.txt")
     assert bucketful.captions() == {"a.png": "from metadata: 50 % grün", "b.png": "büro", "c.png": "sidecar"}
-    assert bucketful.ingest_jobs() == [3], "a caption is no reason to embed anything anew"
+    assert bucketful.ingest_jobs() == [3], "a caption is not a reason to embed anything again"
 
 
 def test_captions_that_come_later_and_earlier_than_their_pictures(bucketful: Bound) -> None:
@@ -272,7 +272,7 @@ def test_a_caption_file_that_cannot_be_read_leaves_the_captions_as_they_are(buck
     bucketful.bucket.put("in/captions.csv", b"nothing,of,this\n1,2,3\n")
     bucketful.follow("in/captions.csv")
     assert bucketful.captions() == {"a.png": "good"}
-    assert "captions.csv, line 1" in (bucketful.known()["in/captions.csv"].reason or "")
+    assert "captions.csv, line 1" in (bucketful.recorded()["in/captions.csv"].reason or "")
 
 
 def test_a_scan_repairs_what_events_have_lost_and_names_it(bucketful: Bound) -> None:
@@ -289,10 +289,10 @@ def test_a_scan_repairs_what_events_have_lost_and_names_it(bucketful: Bound) -> 
     bucketful.bucket.put("in/1.png", png(11))
     bucketful.bucket.put("in/2.txt", b"two")
     bucketful.bucket.put("in/6.png", png(6))
-    with bucketful.workshop.engine.begin() as connection:  # an image that somebody retired by mistake
+    with bucketful.workshop.engine.begin() as connection:  # an image that was retired by mistake
         connection.execute(update(images).where(images.c.source == "3.png").values(retired=True))
-    found = bucketful.scan()
-    changes = found.changes
+    report = bucketful.scan()
+    changes = report.changes
     assert (changes.gone, changes.replaced, changes.captions) == (["in/0.png"], ["in/1.png"], ["in/2.png"])
     assert (sorted(changes.added), changes.restored) == (["in/6.png"], ["in/3.png"])
     assert bucketful.captions() == {
@@ -300,7 +300,7 @@ def test_a_scan_repairs_what_events_have_lost_and_names_it(bucketful: Bound) -> 
     }  # fmt: skip
     assert bucketful.workshop.embedded() == 6
     assert not bucketful.scan().found_differences
-    assert found.as_json()["added"] == {"number": 1, "first": ["in/6.png"]}
+    assert report.as_json()["added"] == {"number": 1, "first": ["in/6.png"]}
 
 
 def test_a_scan_of_a_bucket_that_is_gone_retires_nothing(bucketful: Bound) -> None:
@@ -315,7 +315,7 @@ def test_a_scan_of_a_bucket_that_is_gone_retires_nothing(bucketful: Bound) -> No
     assert bucketful.waiting() == 1
 
 
-def test_a_store_that_is_away_keeps_the_hints(bucketful: Bound) -> None:
+def test_an_unavailable_store_keeps_the_events(bucketful: Bound) -> None:
     bucketful.bucket.put("in/a.png", png(1))
     bucketful.event("in/a.png")
     nowhere = ObjectStore(bucketful.workshop.settings.model_copy(update={"s3_endpoint": "127.0.0.1:9"}))
@@ -350,7 +350,7 @@ def test_overlapping_bindings_are_refused(
     bind(workshop, "one", "b", "questions/", outbox="s3://b/out/")
     with pytest.raises(UsageError, match=says):
         bind(workshop, "other", bucket, prefix, **options)
-    assert bind(workshop, "one", "b", "in/").prefix == "in/", "the same again is no overlap"
+    assert bind(workshop, "one", "b", "in/").prefix == "in/", "the same binding again is not an overlap"
     bind(workshop, "other", "b", "inner/")
     bind(workshop, "other", "d", "")
 
@@ -371,11 +371,11 @@ def test_two_overlapping_bindings_at_once_are_one(workshop: Workshop) -> None:
     assert sorted(made) == [False, True]
 
 
-def test_hints_without_a_binding_leave_no_trace(bucketful: Bound) -> None:
+def test_events_without_a_binding_are_not_recorded(bucketful: Bound) -> None:
     with bucketful.workshop.engine.begin() as connection:
         name = bucketful.bucket.name
-        first = change_events.note(connection, [(name, "in/a"), (name, "in/a"), (name, "out/a"), ("other", "in/a")])
-        second = change_events.note(connection, [(name, "in/a"), (name, "in/b")])
+        first = change_events.record(connection, [(name, "in/a"), (name, "in/a"), (name, "out/a"), ("other", "in/a")])
+        second = change_events.record(connection, [(name, "in/a"), (name, "in/b")])
         assert (first.new, first.repeated, first.unbound) == (1, 1, 2)
         assert (second.new, second.repeated, second.unbound) == (1, 1, 0)
         assert connection.scalar(text("SELECT count(*) FROM change_events")) == 2

@@ -1,4 +1,4 @@
-"""What several parts do together: question files through events, and chores and schedules of the archive's own."""
+"""Several rooms together: question files through events, maintenance tasks and schedules."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def post(gallery: Workshop) -> Iterator[Bucket]:
 
 
 def deliver(gallery: Workshop, post: Bucket, key: str, lines: bytes) -> None:
-    """A file is put, its event comes twice, and everything is done about it."""
+    """Put a file, record its event twice, and process everything that follows."""
     post.put(key, lines)
     for _ in range(2):
         with gallery.engine.begin() as connection:
-            change_events.note(connection, [(post.name, key)])
+            change_events.record(connection, [(post.name, key)])
             connection.execute(update(change_event_table).values(not_before=func.now()))
         sync.process_events(gallery.engine, gallery.settings, gallery.resources.objects)
     gallery.run()
@@ -58,9 +58,9 @@ def deliver(gallery: Workshop, post: Bucket, key: str, lines: bytes) -> None:
 
 
 def written(post: Bucket) -> dict[str, bytes]:
-    """What lies in the outbox, by key below it."""
-    found = [one.object_name for one in post.client.list_objects(post.name, "out/", recursive=True)]
-    return {key.removeprefix("out/"): post.client.get_object(post.name, key).read() for key in found}
+    """The objects in the outbox, by key below it."""
+    keys = [entry.object_name for entry in post.client.list_objects(post.name, "out/", recursive=True)]
+    return {key.removeprefix("out/"): post.client.get_object(post.name, key).read() for key in keys}
 
 
 def answer_jobs(gallery: Workshop) -> list[int]:
@@ -101,15 +101,15 @@ def task(gallery: Workshop, action: TaskName, archive_name: str | None = None) -
     return gallery.job(job_id)
 
 
-def test_the_scan_chore_repairs_what_events_lost(gallery: Workshop, postcards: Postcards) -> None:
+def test_the_scan_task_repairs_what_events_lost(gallery: Workshop, postcards: Postcards) -> None:
     bucket = make_bucket(gallery.settings)
     with gallery.engine.begin() as connection:
         archive_id = archive.ensure_archive(connection, "bound").archive_id
         bindings.bind(connection, archive_id, BindingRole.PICTURES, bucket.name, "", {})
     picture = sorted(postcards.written.pictures.glob("*.png"))[9]
     bucket.put(picture.name, picture.read_bytes())
-    found = task(gallery, TaskName.SCAN, "bound").task
-    assert found is not None and found.reason == f"listed 1 object of 1 binding; repaired s3://{bucket.name}/"
+    result = task(gallery, TaskName.SCAN, "bound").task
+    assert result is not None and result.reason == f"listed 1 object of 1 binding; repaired s3://{bucket.name}/"
     assert [image.source for image in gallery.images("bound").values()] == [picture.name]
     again = task(gallery, TaskName.SCAN).task
     assert again is not None and again.reason == "listed 1 object of 1 binding; nothing differed"
@@ -118,41 +118,41 @@ def test_the_scan_chore_repairs_what_events_lost(gallery: Workshop, postcards: P
 def test_a_bucket_that_is_gone_fails_the_scan_of_all_and_the_others_are_repaired(
     gallery: Workshop, postcards: Postcards
 ) -> None:
-    lost, there = make_bucket(gallery.settings, "lost"), make_bucket(gallery.settings, "there")
+    lost, present = make_bucket(gallery.settings, "lost"), make_bucket(gallery.settings, "there")
     with gallery.engine.begin() as connection:
-        for name, bucket in (("lost", lost), ("there", there)):
+        for name, bucket in (("lost", lost), ("there", present)):
             archive_id = archive.ensure_archive(connection, name).archive_id
             bindings.bind(connection, archive_id, BindingRole.PICTURES, bucket.name, "", {})
     lost.client.remove_bucket(lost.name)
     picture = sorted(postcards.written.pictures.glob("*.png"))[9]
-    there.put(picture.name, picture.read_bytes())
+    present.put(picture.name, picture.read_bytes())
     job = task(gallery, TaskName.SCAN)
     assert job.state is JobState.FAILED and job.task is not None
     assert job.task.reason == (
-        f"listed 1 object of 2 bindings; repaired s3://{there.name}/; s3://{lost.name}/ was not compared: "
+        f"listed 1 object of 2 bindings; repaired s3://{present.name}/; s3://{lost.name}/ was not compared: "
         f"there is no bucket {lost.name}, so nothing was compared with it"
     )
     assert [image.source for image in gallery.images("there").values()] == [picture.name]
 
 
-def test_the_gaps_chore_names_images_without_a_vector_and_a_scheduled_reindexing_fills_them(gallery: Workshop) -> None:
-    found = task(gallery, TaskName.GAPS).task
-    assert found is not None and found.reason == "every image has its vector"
+def test_the_gaps_task_names_images_without_a_vector_and_a_scheduled_reindexing_fills_them(gallery: Workshop) -> None:
+    result = task(gallery, TaskName.GAPS).task
+    assert result is not None and result.reason == "every image has its vector"
     lost = next(iter(gallery.images()))
     with gallery.engine.begin() as connection:
         connection.execute(delete(embeddings).where(embeddings.c.image_id == gallery.images()[lost].id))
-    found = task(gallery, TaskName.GAPS, ARCHIVE).task
-    assert found is not None and found.reason == f"1 image without a vector ({ARCHIVE} 1)"
-    assert found.report is not None
-    assert [image["source"] for image in found.report["archives"][0]["images"]] == [lost]
+    result = task(gallery, TaskName.GAPS, ARCHIVE).task
+    assert result is not None and result.reason == f"1 image without a vector ({ARCHIVE} 1)"
+    assert result.report is not None
+    assert [image["source"] for image in result.report["archives"][0]["images"]] == [lost]
 
     add_schedule(gallery.engine, ScheduleRequest(ScheduleAction.REINDEX, "0 2 * * *", ARCHIVE, name="weekly"), STARTERS)
     fired = run_now(gallery.engine, gallery.settings, "weekly", STARTERS)
     assert fired.job_id is not None
     gallery.run()
     assert gallery.job(fired.job_id).state == "completed"
-    found = task(gallery, TaskName.GAPS).task
-    assert found is not None and found.reason == "every image has its vector"
+    result = task(gallery, TaskName.GAPS).task
+    assert result is not None and result.reason == "every image has its vector"
 
 
 @pytest.mark.parametrize(

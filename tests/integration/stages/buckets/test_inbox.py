@@ -20,7 +20,7 @@ from ragllava.jobs import queue
 from ragllava.jobs.states import JobState
 from ragllava.records import Answer, AnswerStatus
 from ragllava.settings import Settings
-from ragllava.stages.buckets.inbox import Taken, take_in
+from ragllava.stages.buckets.inbox import InboxResult, submit_question_file
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets.bindings import Binding, BindingRole
@@ -33,7 +33,7 @@ GOOD = [{"custom_id": "a", "question": "first?"}, {"custom_id": "b", "question":
 
 
 class Store(ObjectStore):
-    """A store that goes away before the object whose name ends with `away_at` is written."""
+    """A store that becomes unavailable before the object whose name ends with `away_at` is written."""
 
     away_at = "no object"
 
@@ -59,29 +59,31 @@ class Office:
         self.bucket.put(f"inbox/{name}", content.encode() if isinstance(content, str) else content)
         return self.bucket.read_external(self.bucket.bucket, f"inbox/{name}").etag
 
-    def take(self, name: str, etag: str) -> Taken:
-        """What the event of the file leads to."""
-        return take_in(self.desk.engine, self.desk.settings, self.objects, self.binding, f"inbox/{name}", etag)
+    def take(self, name: str, etag: str) -> InboxResult:
+        """Process the event of the file."""
+        return submit_question_file(
+            self.desk.engine, self.desk.settings, self.objects, self.binding, f"inbox/{name}", etag
+        )
 
     def submit(self, name: str, content: str | bytes) -> int:
         """Put a file and take it in; the id of its job."""
-        taken = self.take(name, self.put(name, content))
-        assert taken.job_id is not None and taken.reason is None
-        return taken.job_id
+        result = self.take(name, self.put(name, content))
+        assert result.job_id is not None and result.reason is None
+        return result.job_id
 
     def answer(self) -> None:
-        """Do what a worker would."""
+        """Answer all questions as a worker does."""
         while ready := self.desk.ids("queued") or self.desk.dispatch():
             lease = self.desk.claim(ready[0])
             assert lease is not None
             with self.desk.engine.begin() as connection:
-                found = answers.open_questions(connection, lease.job_id, lease.run_no, lease.lo, lease.hi)
-                results = [Answer(q.question_no, AnswerStatus.ANSWERED, text=q.text) for q in found]
+                questions = answers.open_questions(connection, lease.job_id, lease.run_no, lease.lo, lease.hi)
+                results = [Answer(q.question_no, AnswerStatus.ANSWERED, text=q.text) for q in questions]
                 answers.insert_answers(connection, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, results)
                 queue.finish(connection, lease)
 
     def tick(self) -> int:
-        """What the clock does about ended jobs; returns how many it finished."""
+        """Publish the results of ended jobs as the maintenance worker does; returns how many."""
         return publish_missing_results(self.desk.engine, self.objects)
 
     def out(self) -> dict[str, bytes]:
@@ -122,21 +124,21 @@ def test_a_question_file_comes_back_answered(office: Office) -> None:
     office.answer()
     assert office.tick() == 1
     folder = f"today/questions.jsonl/{job_id}"
-    found = office.out()
-    assert set(found) == {f"{folder}/{name}" for name in ("results.jsonl", "errors.jsonl", "manifest.json")}
-    rows = [json.loads(line) for line in found[f"{folder}/results.jsonl"].splitlines()]
+    files = office.out()
+    assert set(files) == {f"{folder}/{name}" for name in ("results.jsonl", "errors.jsonl", "manifest.json")}
+    rows = [json.loads(line) for line in files[f"{folder}/results.jsonl"].splitlines()]
     assert [(row["custom_id"], row["status"], row["answer"]) for row in rows] == [
         ("a", "answered", "first?"),
         ("b", "answered", "second?"),
     ]
-    manifest = json.loads(found[f"{folder}/manifest.json"])
+    manifest = json.loads(files[f"{folder}/manifest.json"])
     source = f"s3://{office.bucket.bucket}/inbox/today/questions.jsonl"
     assert (manifest["source"], manifest["etag"], manifest["job"]) == (source, etag, job_id)
     assert manifest["counts"] == {"answered": 2} and manifest["total"] == 2
-    for name, said in manifest["files"].items():
-        content = found[f"{folder}/{name}"]
-        assert said["address"] == f"s3://{office.bucket.bucket}/outbox/{folder}/{name}"
-        assert (said["sha256"], said["lines"]) == (hashlib.sha256(content).hexdigest(), len(content.splitlines()))
+    for name, entry in manifest["files"].items():
+        content = files[f"{folder}/{name}"]
+        assert entry["address"] == f"s3://{office.bucket.bucket}/outbox/{folder}/{name}"
+        assert (entry["sha256"], entry["lines"]) == (hashlib.sha256(content).hexdigest(), len(content.splitlines()))
     assert office.desk.job(job_id or 0).result is not None
     assert (office.desk.job(job_id or 0).result or {})["outbox"] == {
         "folder": f"s3://{office.bucket.bucket}/outbox/{folder}/"
@@ -148,31 +150,31 @@ def test_results_have_the_format_of_the_questions(office: Office) -> None:
     columns = {key: [row[key] for row in GOOD] for key in ("custom_id", "question")}
     as_parquet = io.BytesIO()
     parquet.write_table(table(columns), as_parquet)
-    one = office.submit("q.csv", "custom_id,question\na,first?\nb,second?\n")
-    two = office.submit("q.parquet", as_parquet.getvalue())
+    first = office.submit("q.csv", "custom_id,question\na,first?\nb,second?\n")
+    second = office.submit("q.parquet", as_parquet.getvalue())
     body = {"messages": [{"role": "user", "content": "first?"}]}
     batch = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
-    three = office.submit("batch.ndjson", lines(batch))
+    third = office.submit("batch.ndjson", lines(batch))
     office.answer()
     assert office.tick() == 3
-    found = office.out()
-    cells = list(csv.DictReader(io.StringIO(found[f"q.csv/{one}/results.csv"].decode(), newline="")))
-    rows = parquet.read_table(io.BytesIO(found[f"q.parquet/{two}/results.parquet"])).to_pylist()
+    files = office.out()
+    cells = list(csv.DictReader(io.StringIO(files[f"q.csv/{first}/results.csv"].decode(), newline="")))
+    rows = parquet.read_table(io.BytesIO(files[f"q.parquet/{second}/results.parquet"])).to_pylist()
     assert [cell["answer"] for cell in cells] == [row["answer"] for row in rows] == ["first?", "second?"]
-    assert json.loads(found[f"batch.ndjson/{three}/results.jsonl"])["answer"] == "first?"
-    for name in (f"q.csv/{one}", f"q.parquet/{two}", f"batch.ndjson/{three}"):
-        for file, said in json.loads(found[f"{name}/manifest.json"])["files"].items():
-            assert hashlib.sha256(found[f"{name}/{file}"]).hexdigest() == said["sha256"]
+    assert json.loads(files[f"batch.ndjson/{third}/results.jsonl"])["answer"] == "first?"
+    for name in (f"q.csv/{first}", f"q.parquet/{second}", f"batch.ndjson/{third}"):
+        for file, entry in json.loads(files[f"{name}/manifest.json"])["files"].items():
+            assert hashlib.sha256(files[f"{name}/{file}"]).hexdigest() == entry["sha256"]
 
 
 def test_one_bad_line_ends_failed_and_the_others_are_answered(office: Office) -> None:
     job_id = office.submit("q.jsonl", lines(GOOD[0], "no json", GOOD[1]))
     office.answer()
     office.tick()
-    found = office.out()
-    rows = [json.loads(line) for line in found[f"q.jsonl/{job_id}/results.jsonl"].splitlines()]
+    files = office.out()
+    rows = [json.loads(line) for line in files[f"q.jsonl/{job_id}/results.jsonl"].splitlines()]
     assert [(row["line"], row["status"]) for row in rows] == [(1, "answered"), (2, "failed"), (3, "answered")]
-    [error] = [json.loads(line) for line in found[f"q.jsonl/{job_id}/errors.jsonl"].splitlines()]
+    [error] = [json.loads(line) for line in files[f"q.jsonl/{job_id}/errors.jsonl"].splitlines()]
     assert (error["line"], error["code"]) == (2, "invalid_json_line")
     assert office.desk.job(job_id).state is JobState.COMPLETED_WITH_ERRORS
 
@@ -190,32 +192,32 @@ def test_a_file_that_cannot_be_used_gets_an_error_file(
     office: Office, name: str, content: str | bytes, codes: list[str]
 ) -> None:
     etag = office.put(name, content)
-    taken = office.take(name, etag)
-    assert taken.job_id is None and taken.reason is not None
-    [(key, written)] = office.out().items()
+    result = office.take(name, etag)
+    assert result.job_id is None and result.reason is not None
+    [(key, content)] = office.out().items()
     assert PurePosixPath(key).match(f"{name}/error-*.json")
-    said = json.loads(written)
-    assert (said["address"], said["message"]) == (f"s3://{office.bucket.bucket}/inbox/{name}", taken.reason)
-    assert [error["code"] for error in said["errors"]] == codes
-    assert office.take(name, etag) == taken
-    assert office.out() == {key: written}, "the same event again writes the same file again"
+    entry = json.loads(content)
+    assert (entry["address"], entry["message"]) == (f"s3://{office.bucket.bucket}/inbox/{name}", result.reason)
+    assert [error["code"] for error in entry["errors"]] == codes
+    assert office.take(name, etag) == result
+    assert office.out() == {key: content}, "the same event again writes the same file again"
     assert office.jobs() == 0
 
 
 def test_a_strict_inbox_refuses_a_file_with_a_bad_line(office: Office) -> None:
     options = office.binding.options | {"skip_invalid": False}
     office.binding = replace(office.binding, options=options)
-    taken = office.take("q.jsonl", office.put("q.jsonl", lines(GOOD[0], "no json")))
-    [written] = office.out().values()
-    assert taken.job_id is None
-    assert [error["line"] for error in json.loads(written)["errors"]] == [2]
+    result = office.take("q.jsonl", office.put("q.jsonl", lines(GOOD[0], "no json")))
+    [content] = office.out().values()
+    assert result.job_id is None
+    assert [error["line"] for error in json.loads(content)["errors"]] == [2]
 
 
 def test_wrong_options_of_an_inbox_are_said_in_the_error_file(office: Office) -> None:
     office.binding = replace(office.binding, options=office.binding.options | {"answer": {"topk": 3}})
     assert office.take("q.jsonl", office.put("q.jsonl", lines(*GOOD))).job_id is None
-    [written] = office.out().values()
-    assert "options may hold top_k" in json.loads(written)["message"]
+    [content] = office.out().values()
+    assert "options may hold top_k" in json.loads(content)["message"]
 
 
 def test_the_options_of_the_inbox_are_those_of_the_job(office: Office) -> None:
@@ -224,37 +226,37 @@ def test_the_options_of_the_inbox_are_those_of_the_job(office: Office) -> None:
     assert (options["top_k"], options["top_n"], options["threshold"]) == (3, 1, None)
 
 
-# Events are hints
+# Late and repeated events
 
 
-def test_the_same_file_makes_one_job_however_often_it_is_taken_in(office: Office) -> None:
+def test_the_same_file_makes_one_job_however_often_it_is_submitted(office: Office) -> None:
     etag = office.put("q.jsonl", lines(*GOOD))
     with ThreadPoolExecutor(4) as threads:
-        taken = list(threads.map(lambda _: office.take("q.jsonl", etag), range(8)))
+        results = list(threads.map(lambda _: office.take("q.jsonl", etag), range(8)))
     assert office.put("q.jsonl", lines(*GOOD)) == etag, "the same bytes again"
-    taken.append(office.take("q.jsonl", etag))
-    assert len(set(taken)) == office.jobs() == 1
+    results.append(office.take("q.jsonl", etag))
+    assert len(set(results)) == office.jobs() == 1
 
 
 def test_a_changed_file_makes_a_job_of_its_own(office: Office) -> None:
     first = office.submit("q.jsonl", lines(*GOOD))
     second = office.submit("q.jsonl", lines({"question": "another?"}))
-    other = office.submit("copy.jsonl", lines(*GOOD))
+    copy = office.submit("copy.jsonl", lines(*GOOD))
     office.answer()
     office.tick()
-    found = {key: value for key, value in office.out().items() if key.endswith("results.jsonl")}
-    folders = (f"q.jsonl/{first}", f"q.jsonl/{second}", f"copy.jsonl/{other}")
-    assert set(found) == {f"{folder}/results.jsonl" for folder in folders}
-    assert json.loads(found[f"q.jsonl/{second}/results.jsonl"])["answer"] == "another?"
+    files = {key: value for key, value in office.out().items() if key.endswith("results.jsonl")}
+    folders = (f"q.jsonl/{first}", f"q.jsonl/{second}", f"copy.jsonl/{copy}")
+    assert set(files) == {f"{folder}/results.jsonl" for folder in folders}
+    assert json.loads(files[f"q.jsonl/{second}/results.jsonl"])["answer"] == "another?"
 
 
 def test_a_file_that_changes_before_it_is_read_makes_one_job_of_what_was_read(office: Office) -> None:
     """The event of the first content comes late, then that of the second."""
     early = office.put("q.jsonl", lines(*GOOD))
     late = office.put("q.jsonl", lines({"question": "another?"}))
-    taken = [office.take("q.jsonl", etag) for etag in (early, late, early)]
-    assert len(set(taken)) == office.jobs() == 1
-    assert office.desk.job(taken[0].job_id or 0).progress.total == 1
+    results = [office.take("q.jsonl", etag) for etag in (early, late, early)]
+    assert len(set(results)) == office.jobs() == 1
+    assert office.desk.job(results[0].job_id or 0).progress.total == 1
 
 
 def test_other_options_ask_no_old_file_again(office: Office) -> None:
@@ -265,18 +267,18 @@ def test_other_options_ask_no_old_file_again(office: Office) -> None:
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "questions", "picture.png", "q.jsonl.part", "folder/"])
-def test_what_is_no_question_file_is_left_alone(office: Office, name: str) -> None:
-    taken = office.take(name, "0" * 32)
-    assert taken.reason is not None and taken.reason.startswith("it is no question file: its name does not end in")
-    assert (taken.job_id, office.out(), office.jobs()) == (None, {}, 0)
+def test_a_file_that_is_not_a_question_file_is_ignored(office: Office, name: str) -> None:
+    result = office.take(name, "0" * 32)
+    assert result.reason is not None and result.reason.startswith("it is not a question file: its name does not end in")
+    assert (result.job_id, office.out(), office.jobs()) == (None, {}, 0)
 
 
-def test_a_file_that_is_gone_is_left_alone(office: Office) -> None:
-    assert office.take("gone.jsonl", "0" * 32) == Taken(None, "it was removed before it was read")
+def test_a_missing_file_is_ignored(office: Office) -> None:
+    assert office.take("gone.jsonl", "0" * 32) == InboxResult(None, "it was removed before it was read")
     assert office.out() == {}
 
 
-def test_results_in_an_outbox_inside_the_inbox_are_no_questions(office: Office) -> None:
+def test_results_in_an_outbox_inside_the_inbox_are_not_submitted(office: Office) -> None:
     outbox = f"s3://{office.bucket.bucket}/inbox/answers"
     office.binding = replace(office.binding, options={"outbox": outbox})
     job_id = office.submit("q.jsonl", lines(*GOOD))
@@ -284,17 +286,17 @@ def test_results_in_an_outbox_inside_the_inbox_are_no_questions(office: Office) 
     office.tick()
     assert office.bucket.exists(f"inbox/answers/q.jsonl/{job_id}/manifest.json")
     for name in ("results.jsonl", "errors.jsonl"):
-        assert office.take(f"answers/q.jsonl/{job_id}/{name}", "0" * 32) == Taken(None, "it lies in the outbox")
+        assert office.take(f"answers/q.jsonl/{job_id}/{name}", "0" * 32) == InboxResult(None, "it is in the outbox")
 
 
 def test_two_inboxes_may_share_an_outbox(office: Office) -> None:
-    one = office.submit("q.jsonl", lines(*GOOD))
+    first = office.submit("q.jsonl", lines(*GOOD))
     office.binding = replace(office.binding, binding_id=2, prefix="inbox/second/")
-    two = office.submit("second/q.jsonl", lines(*GOOD))
+    second = office.submit("second/q.jsonl", lines(*GOOD))
     office.answer()
     office.tick()
     assert {key for key in office.out() if key.endswith("manifest.json")} == {
-        f"q.jsonl/{job_id}/manifest.json" for job_id in (one, two)
+        f"q.jsonl/{job_id}/manifest.json" for job_id in (first, second)
     }
 
 
@@ -332,12 +334,12 @@ def test_an_outbox_that_is_not_there_costs_no_result(office: Office) -> None:
 
 def test_a_store_that_is_away_is_worth_a_retry(office: Office, settings: Settings) -> None:
     etag = office.put("q.jsonl", lines(*GOOD))
-    there = office.objects
+    healthy = office.objects
     office.objects = Store(settings.model_copy(update={"s3_endpoint": "127.0.0.1:9"}))
     with pytest.raises(ServiceUnavailable):
         office.take("q.jsonl", etag)
     office.objects = Store(settings.model_copy(update={"s3_access_key": "stranger"}))
     with pytest.raises(ServiceUnavailable, match="check RAGLLAVA_S3_ACCESS_KEY"):
         office.take("q.jsonl", etag)
-    office.objects = there
+    office.objects = healthy
     assert office.take("q.jsonl", etag).job_id is not None

@@ -44,7 +44,7 @@ def test_an_archive_follows_its_folder(watched: WatchedFolder, workshop: Worksho
     (watched.folder / "broken.png").write_bytes(b"no picture")
     assert sorted(follow(watched, workshop).new) == ["a.png", "b.png", "broken.png"]
     assert {name: row.caption for name, row in workshop.images().items()} == {"a.png": None, "b.png": "green"}
-    assert not follow(watched, workshop).found_any, "a refused file is not offered again"
+    assert not follow(watched, workshop).found_differences, "a refused file is not offered again"
 
     draw(watched.folder / "a.png", BLUE)
     (watched.folder / "b.txt").write_text("very green")
@@ -88,7 +88,7 @@ def test_a_moved_file_keeps_its_image_and_a_copy_keeps_it_alive(watched: Watched
     assert workshop.images() == {} and workshop.embedded() == 0
 
 
-def test_written_anew_with_something_unreadable_its_image_goes(watched: WatchedFolder, workshop: Workshop) -> None:
+def test_a_file_overwritten_with_unreadable_bytes_loses_its_image(watched: WatchedFolder, workshop: Workshop) -> None:
     draw(watched.folder / "a.png", RED)
     follow(watched, workshop)
     (watched.folder / "a.png").write_bytes(b"broken now")

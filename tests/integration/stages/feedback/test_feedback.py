@@ -25,12 +25,12 @@ from ragllava.records import (
     Verdict,
 )
 from ragllava.settings import Settings
-from ragllava.stages.feedback.label_studio import LABELING_CONFIG, as_task
+from ragllava.stages.feedback.label_studio import LABELING_CONFIG
 from ragllava.stores.archives import archive
 from ragllava.stores.jobs import answers
 from ragllava.stores.learning import noisy
 from ragllava.stores.objects import content_key
-from tests.support.reviewed_job import STAMP, Review, add_images, judged, open_review
+from tests.support.reviewed_job import STAMP, Review, add_images, open_review, reranked
 
 
 @pytest.fixture
@@ -72,9 +72,9 @@ def test_a_reason_that_training_adds_asks_again_unless_it_was_dismissed(
         for number in (0, 1):
             reason = NoisyReason.UNLABELLED_RELEVANT
             noisy.add_reason(connection, review.archive_id, review.job_id, number, reason, "tower.png: 0.99")
-    found = review.cases(reason=NoisyReason.UNLABELLED_RELEVANT)
-    assert {custom_id: case.state for custom_id, case in found.items()} == {"q0": after, "q1": NoisyState.OPEN}
-    assert found["q0"].details["unlabelled_relevant"] == "tower.png: 0.99"
+    cases = review.cases(reason=NoisyReason.UNLABELLED_RELEVANT)
+    assert {custom_id: case.state for custom_id, case in cases.items()} == {"q0": after, "q1": NoisyState.OPEN}
+    assert cases["q0"].details["unlabelled_relevant"] == "tower.png: 0.99"
 
 
 def test_cases_are_listed_by_state_and_reason_and_up_to_a_limit(review: Review) -> None:
@@ -87,7 +87,7 @@ def test_cases_are_listed_by_state_and_reason_and_up_to_a_limit(review: Review) 
     assert list(review.cases(reason=NoisyReason.NO_EVIDENCE)) == ["q1"]
     assert list(review.cases(limit=1)) == ["q0"]
     with pytest.raises(UsageError, match="no archive 'nowhere'"):
-        review.client.noisy_cases("nowhere")
+        review.client.reviews.list("nowhere")
 
 
 # Labels
@@ -112,9 +112,9 @@ def test_right_without_one_of_the_images_keeps_the_others(review: Review) -> Non
 
 def test_wrong_with_what_is_right_is_a_labelled_noisy_case(review: Review) -> None:
     tower = review.images[2]
-    said = {"custom_id": "q0", "verdict": "wrong", "answer": "three", "relevant": ["tower.png"],
+    feedback = {"custom_id": "q0", "verdict": "wrong", "answer": "three", "relevant": ["tower.png"],
             "irrelevant": [review.images[0].image_id]}  # fmt: skip
-    stored = review.say(said, source="gold")
+    stored = review.say(feedback, source="gold")
     assert (stored.wrong, stored.open_cases) == (1, 0)
     [row] = review.labels()
     assert row.label == Label(
@@ -125,15 +125,15 @@ def test_wrong_with_what_is_right_is_a_labelled_noisy_case(review: Review) -> No
     assert [c.retrieval_rank for c in row.candidates] == [2, 1, 0]
     case = review.cases()["q0"]
     assert (case.reasons, case.state) == ((NoisyReason.SAID_WRONG,), NoisyState.LABELLED)
-    assert case.details == {"said_wrong": "the gold label calls the answer 'two' wrong; right is 'three'"}
+    assert case.details == {"said_wrong": "the gold label calls the answer 'two' wrong; the right answer is 'three'"}
 
 
-def test_wrong_alone_leaves_the_case_open_for_somebody_who_knows_better(review: Review) -> None:
+def test_wrong_alone_leaves_the_case_open(review: Review) -> None:
     review.say({"custom_id": "q1", "verdict": "right"})
     assert review.say({"custom_id": "q1", "verdict": "wrong"}).open_cases == 1
     case = review.cases()["q1"]
     assert case.state is NoisyState.OPEN
-    assert case.details == {"said_wrong": "a person calls it wrong that no image was kept"}
+    assert case.details == {"said_wrong": "a person calls the outcome `no_evidence` wrong"}
 
 
 def test_the_newest_label_of_a_question_counts_in_the_order_in_which_they_were_given(review: Review) -> None:
@@ -147,7 +147,7 @@ def test_the_newest_label_of_a_question_counts_in_the_order_in_which_they_were_g
     assert [row.label.question_no for row in review.labels()] == [1, 0]
 
 
-def test_what_was_said_already_is_no_new_label(review: Review) -> None:
+def test_a_repeated_label_is_not_stored(review: Review) -> None:
     three, right = {"custom_id": "q0", "verdict": "wrong", "answer": "three"}, {"custom_id": "q1", "verdict": "right"}
     first = review.say(three, right)
     assert (first.stored, first.unchanged) == (2, 0)
@@ -155,27 +155,27 @@ def test_what_was_said_already_is_no_new_label(review: Review) -> None:
     again = review.say(three, right, source="gold")
     assert (again.right, again.wrong, again.unchanged) == (0, 0, 2)
     assert review.labels() == before
-    other = review.say(three | {"relevant": ["tower.png"]}, right)
-    assert (other.right, other.wrong, other.unchanged) == (0, 1, 1)
+    changed = review.say(three | {"relevant": ["tower.png"]}, right)
+    assert (changed.right, changed.wrong, changed.unchanged) == (0, 1, 1)
     back = review.say(three)
     assert (back.wrong, back.unchanged) == (1, 0)
     assert [row.label.relevant for row in review.labels()] == [(), ()]
 
 
-def test_a_case_that_was_opened_again_is_labelled_by_what_was_said_already(review: Review) -> None:
-    said = {"custom_id": "q0", "verdict": "wrong", "answer": "three"}
-    review.say(said)
+def test_a_case_that_was_reopened_is_labelled_by_a_repeated_label(review: Review) -> None:
+    feedback = {"custom_id": "q0", "verdict": "wrong", "answer": "three"}
+    review.say(feedback)
     with review.client.engine.begin() as connection:
         reason = NoisyReason.UNLABELLED_RELEVANT
         noisy.add_reason(connection, review.archive_id, review.job_id, 0, reason, "tower.png: 0.99")
-    assert review.say(said).unchanged == 1
+    assert review.say(feedback).unchanged == 1
     assert review.cases()["q0"].state is NoisyState.LABELLED
 
 
 def test_candidates_of_a_label_are_those_of_the_latest_run(review: Review) -> None:
     review.say({"custom_id": "q0", "verdict": "right"})
     with review.client.engine.begin() as connection:
-        again = Answer(0, AnswerStatus.ANSWERED, "three", 0.9, judged(review.images[2:4], 0.9), STAMP)
+        again = Answer(0, AnswerStatus.ANSWERED, "three", 0.9, reranked(review.images[2:4], 0.9), STAMP)
         answers.insert_answers(connection, review.job_id, 2, 1, 1, [again])
     [row] = review.labels()
     assert [candidate.image.source for candidate in row.candidates] == ["tower.png"]
@@ -184,11 +184,11 @@ def test_candidates_of_a_label_are_those_of_the_latest_run(review: Review) -> No
 # What is refused
 
 
-def test_every_line_that_names_what_is_not_there_is_told_and_nothing_is_stored(review: Review) -> None:
+def test_every_line_with_an_unknown_name_is_an_error_and_nothing_is_stored(review: Review) -> None:
     with review.client.engine.begin() as connection:
-        other = archive.ensure_archive(connection, "elsewhere").archive_id
-        ingest, _ = control.create(connection, NewJob(JobKind.INGEST, other, {}, total=1, per_shard=1))
-    foreign = add_images(review.client.engine, other)
+        elsewhere = archive.ensure_archive(connection, "elsewhere").archive_id
+        ingest, _ = control.create(connection, NewJob(JobKind.INGEST, elsewhere, {}, total=1, per_shard=1))
+    foreign = add_images(review.client.engine, elsewhere)
     errors = review.refused(
         {"custom_id": "q0", "verdict": "right"},
         {"job": 999, "custom_id": "q0", "verdict": "right"},
@@ -206,9 +206,9 @@ def test_every_line_that_names_what_is_not_there_is_told_and_nothing_is_stored(r
         "there is no job 999; `ragllava jobs list` shows all",
         f"job {ingest} has no answers, its kind is ingest; `ragllava jobs list` shows all",
         f'job {review.job_id} has no question with the custom_id "q9"',
-        "line 1 speaks of this question already",
-        'question "q2" ended as failed; there is no answer to judge',
-        'question "q3" is still open; there is no answer to judge',
+        "line 1 is about this question already",
+        'question "q2" ended as failed; there is no answer to label',
+        'question "q3" is still open; there is no answer to label',
     ]
     for image in ("nowhere.png", foreign[0].image_id, 10**12):
         [(code, _, message)] = review.refused({"custom_id": "q0", "verdict": "wrong", "relevant": [image]})
@@ -228,7 +228,7 @@ def test_a_name_that_two_images_share_must_be_an_id_unless_it_is_a_candidate(rev
 
 
 @pytest.mark.parametrize(
-    "said",
+    "feedback",
     [
         {"custom_id": "q0", "verdict": "wrong", "answer": "2"},
         {"custom_id": "q0", "verdict": "wrong", "relevant": ["boats.png"], "irrelevant": ["boats.png"]},
@@ -236,8 +236,8 @@ def test_a_name_that_two_images_share_must_be_an_id_unless_it_is_a_candidate(rev
         {"custom_id": "q1", "verdict": "right", "relevant": ["boats.png"]},
     ],
 )
-def test_contradictions_are_refused(review: Review, said: dict[str, Any]) -> None:
-    [(code, line, _)] = review.refused(said)
+def test_contradictions_are_refused(review: Review, feedback: dict[str, Any]) -> None:
+    [(code, line, _)] = review.refused(feedback)
     assert (code, line) == ("contradiction", 1)
 
 
@@ -252,15 +252,15 @@ def test_skip_invalid_stores_the_rest_but_not_nothing(review: Review) -> None:
 
 
 def test_one_question_is_shown_with_its_reasons_and_its_label(review: Review) -> None:
-    found = review.client.look_into(review.job_id, "q0")
-    assert (found.case, found.label) == (None, None)
-    assert [candidate.evidence_no for candidate in found.question.candidates] == [0, 1, None]
+    view = review.client.reviews.get(review.job_id, "q0")
+    assert (view.case, view.label) == (None, None)
+    assert [candidate.evidence_no for candidate in view.question.candidates] == [0, 1, None]
     review.say({"custom_id": "q0", "verdict": "wrong", "answer": "three"})
-    found = review.client.look_into(review.job_id, "q0")
-    assert found.case is not None and found.label is not None
-    assert (found.case.state, found.label.answer) == (NoisyState.LABELLED, "three")
+    view = review.client.reviews.get(review.job_id, "q0")
+    assert view.case is not None and view.label is not None
+    assert (view.case.state, view.label.answer) == (NoisyState.LABELLED, "three")
     with pytest.raises(UsageError, match='no question with the custom_id "q9"'):
-        review.client.look_into(review.job_id, "q9")
+        review.client.reviews.get(review.job_id, "q9")
 
 
 # Label Studio
@@ -284,7 +284,7 @@ def exported(task: dict[str, Any], *annotations: dict[str, Any]) -> dict[str, An
 
 def tasks_of(review: Review) -> dict[str, dict[str, Any]]:
     """The open cases as exported, through JSON."""
-    tasks = [as_task(case, review.client.picture_address) for case in review.client.noisy_cases("harbour")]
+    tasks = review.client.reviews.export_tasks("harbour")
     return {task["data"]["custom_id"]: task for task in json.loads(json.dumps(tasks))}
 
 
@@ -303,8 +303,10 @@ def test_what_a_reviewer_says_in_label_studio_comes_back_as_labels(review: Revie
     skipped = annotation("2026-02-01T10:00:00.000000Z", skipped=True)
     file = tmp_path / "export.json"
     file.write_text(json.dumps([exported(tasks["q0"], latest, first), exported(tasks["q1"], skipped)]))
-    stored, waiting = review.client.review(file)
-    assert (stored.right, stored.wrong, stored.dismissed, stored.errors, waiting) == (0, 1, 1, [], 0)
+    imported = review.client.reviews.import_tasks(file)
+    stored = imported.stored
+    assert (stored.right, stored.wrong, stored.dismissed, stored.errors) == (0, 1, 1, [])
+    assert imported.unannotated == 0
     [row] = review.labels()
     boats, _, tower, *_ = (image.image_id for image in review.images)
     assert row.label == Label(review.job_id, 0, Verdict.WRONG, "three", (tower,), (boats,), "person")
@@ -323,7 +325,7 @@ def test_a_prediction_that_the_reviewer_takes_over_is_the_kept_evidence(review: 
     both = annotation("2026-02-01", region("verdict", "choices", "right"), *prediction["result"])
     file = tmp_path / "export.json"
     file.write_text(json.dumps([exported(task, both)]))
-    review.client.review(file)
+    review.client.reviews.import_tasks(file)
     assert review.labels()[0].label.relevant == tuple(image.image_id for image in review.images[:2])
 
 
@@ -337,9 +339,9 @@ def test_a_task_refers_to_pictures_and_uses_the_names_of_the_configuration(revie
     assert fields <= task["data"].keys()
     names = {tag.get("name") for tag in root.iter()}
     assert {tag.get("toName") for tag in root.iter() if tag.get("toName")} <= names
-    for found in task["predictions"][0]["result"]:
-        place = found["from_name"].rpartition("_")[2]
-        assert {found["from_name"].replace(place, "{{idx}}"), found["to_name"].replace(place, "{{idx}}")} <= names
+    for choice in task["predictions"][0]["result"]:
+        index = choice["from_name"].rpartition("_")[2]
+        assert {choice["from_name"].replace(index, "{{idx}}"), choice["to_name"].replace(index, "{{idx}}")} <= names
     bucket = review.client.objects.bucket
     addresses = [candidate["image"] for candidate in task["data"]["candidates"]]
     assert addresses == [f"s3://{bucket}/{content_key(image.sha256)}" for image in review.images[:3]]
@@ -348,7 +350,7 @@ def test_a_task_refers_to_pictures_and_uses_the_names_of_the_configuration(revie
 
 def test_a_signed_address_gives_the_picture(review: Review) -> None:
     sha256 = review.client.objects.put_content(b"picture", "image/png")
-    address = review.client.picture_address(StoredImage(1, sha256, "a.png", None), expires_s=60)
+    address = review.client.reviews.picture_address(StoredImage(1, sha256, "a.png", None), expires_s=60)
     with urllib.request.urlopen(address) as answer:
         assert answer.read() == b"picture"
 
@@ -360,7 +362,7 @@ def test_a_task_of_another_installation_is_refused_by_its_question(review: Revie
     file = tmp_path / "export.json"
     file.write_text(json.dumps([exported(task, annotation("2026-02-01", region("verdict", "choices", "right")))]))
     with pytest.raises(InvalidInput, match=r"line 1: .*is 'question 0\?', not 'another question\?'"):
-        review.client.review(file)
+        review.client.reviews.import_tasks(file)
 
 
 def test_a_skipped_task_of_an_unknown_question_is_told_and_the_others_are_dismissed(
@@ -375,11 +377,11 @@ def test_a_skipped_task_of_an_unknown_question_is_told_and_the_others_are_dismis
     file = tmp_path / "export.json"
     file.write_text(json.dumps([exported(task, skipped) for task in (unknown, tasks["q0"], foreign)]))
     with pytest.raises(InvalidInput) as caught:
-        review.client.review(file)
+        review.client.reviews.import_tasks(file)
     told = [(error.line, error.code) for error in caught.value.errors]
     assert told == [(1, "unknown_question"), (3, "unknown_format")]
     assert {case.state for case in review.cases().values()} == {NoisyState.OPEN}
-    stored, _ = review.client.review(file, skip_invalid=True)
+    stored = review.client.reviews.import_tasks(file, skip_invalid=True).stored
     assert (stored.stored, stored.dismissed, [(error.line, error.code) for error in stored.errors]) == (0, 1, told)
     assert {name: case.state for name, case in review.cases().items()} == {
         "q0": NoisyState.DISMISSED,

@@ -85,11 +85,11 @@ def test_a_crash_between_put_and_commit_leaves_only_unreferenced_bytes(workshop:
     assert workshop.images() == {}
     assert stored_vectors(workshop) == {}
     with workshop.engine.begin() as connection:
-        left = blobs.unreferenced_blobs(connection, older_than_s=0)
-    assert {(blob.sha256, blob.state) for blob in left} == {
+        unreferenced = blobs.unreferenced_blobs(connection, older_than_s=0)
+    assert {(blob.sha256, blob.state) for blob in unreferenced} == {
         (hashlib.sha256(path.read_bytes()).hexdigest(), "uploading") for path in tmp_path.iterdir()
     }
-    assert all(workshop.resources.objects.exists(content_key(blob.sha256)) for blob in left)
+    assert all(workshop.resources.objects.exists(content_key(blob.sha256)) for blob in unreferenced)
     workshop.run()
     assert workshop.job(job_id).progress.by_status == {"stored": 3}
     with workshop.engine.begin() as connection:

@@ -31,7 +31,7 @@ from tests.support.workshop import Workshop
 
 
 class Held(ObjectStore):
-    """Begins a put only when it is told to."""
+    """Starts a put only after `go` is set."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -56,9 +56,9 @@ def with_held_store(workshop: Workshop, **values: Any) -> tuple[Workshop, Held]:
 
 def with_retriever(workshop: Workshop, retriever: Any) -> Workshop:
     """The same desk and store with another retriever."""
-    other = workshop.with_models(retriever=retriever)
-    other.resources.objects = workshop.resources.objects
-    return other
+    replaced = workshop.with_models(retriever=retriever)
+    replaced.resources.objects = workshop.resources.objects
+    return replaced
 
 
 class NotedRetriever(CountingRetriever):
@@ -82,7 +82,7 @@ def test_a_sub_batch_is_embedded_while_its_uploads_wait_and_no_row_is_written_be
 
     def note(embedded: int) -> None:
         seen.append((embedded, len(small.images())))
-        if embedded == 4:  # both sub-batches; the uploads of neither have begun
+        if embedded == 4:  # both sub-batches; the uploads of neither have started
             held.go.set()
 
     small = with_retriever(small, NotedRetriever(small.resources.models.retriever, note))
@@ -164,6 +164,6 @@ def test_large_files_make_small_sub_batches() -> None:
     assert steps == [[0, 1, 99, 2], [3, 4], [5, 6, 7]]
 
 
-def test_the_first_sub_batches_are_small_so_that_embedding_begins_early() -> None:
+def test_the_first_sub_batches_are_small_so_that_embedding_starts_early() -> None:
     steps = [len(step) for step in in_steps(((n, b"x") for n in range(300)), most_files=64)]
     assert steps == [8, 16, 32, 64, 64, 64, 52]

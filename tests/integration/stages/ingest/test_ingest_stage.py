@@ -54,13 +54,13 @@ def test_a_stored_vector_is_that_of_the_original_picture(
     draw(folder / "wide.png", seed=1, size=(2600, 900))  # reduced before the retriever sees it
     draw(folder / "tall.jpg", seed=2, size=(700, 3100))
     workshop.ingest(folder)
-    found = stored_vectors(workshop)
-    assert len(found) == 62
+    stored = stored_vectors(workshop)
+    assert len(stored) == 62
     images = workshop.images()
     originals = [Image.open(folder / source).convert("RGB") for source in images]
     expected = workshop.resources.models.retriever.embed_images(originals, batch_size=64)
     for (source, row), vector in zip(images.items(), expected, strict=True):
-        assert float(found[row.id] @ vector) > 0.999, source
+        assert float(stored[row.id] @ vector) > 0.999, source
 
 
 def test_zip_and_tar_files_give_their_members(workshop: Workshop, tmp_path: Path) -> None:
@@ -96,17 +96,17 @@ def test_every_hostile_file_ends_with_its_outcome(workshop: Workshop, tmp_path: 
     assert Counter(source for source, _, _ in outcomes) == Counter(case.source for case in cases)
     assert sum(job.progress.by_status.values()) == job.progress.total == len(cases)
     assert job.state == JobState.COMPLETED_WITH_ERRORS
-    waiting = list(cases)
+    remaining = list(cases)
     for source, status, reason in outcomes:
-        fitting = [case for case in waiting if case.source == source and fits(case, status, reason)]
+        fitting = [case for case in remaining if case.source == source and fits(case, status, reason)]
         assert fitting, f"{source}: {status} ({reason})"
-        waiting.remove(fitting[0])
+        remaining.remove(fitting[0])
     assert workshop.embedded() == len(workshop.images())
     with workshop.engine.begin() as connection:
         shown = {file.source: file.reason for file in archive.rejected_files(connection, workshop.archive_id())}
     assert all(shown.values())
     # Of several members with one name the latest outcome counts; all other sources are offered once.
-    once = [case for case in cases if [other.source for other in cases].count(case.source) == 1]
+    once = [case for case in cases if [candidate.source for candidate in cases].count(case.source) == 1]
     assert {case.source for case in once if case.source in shown} == {case.source for case in once if case.rejected}
 
 

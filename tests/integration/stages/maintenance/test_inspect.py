@@ -1,4 +1,4 @@
-"""What `ragllava doctor --deep` says of a sound system (nothing), and of each kind of damage (one line)."""
+"""What `ragllava doctor --deep` reports: nothing for a correct system, one problem for each kind of damage."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Damage = Callable[[Workshop], None]
 
 @pytest.fixture
 def stocked(workshop: Workshop) -> Workshop:
-    """Images with vectors, a job with results, a chore that waits for its worker, and a schedule."""
+    """Images with vectors, a job with results, a queued maintenance task, and a schedule."""
     make_index(workshop, 5)
     answered_job(workshop, [(0.9, 0.9), (0.8, 0.8)])
     publish_missing_results(workshop.engine, workshop.resources.objects)
     submit_task(workshop.engine, TaskName.GC, None, {})
-    run(
-        "INSERT INTO schedules (name, action, options, cron, timezone) VALUES ('n', 'sweep', '{}', '0 3 * * *', 'UTC')"
-    )(workshop)
+    run("INSERT INTO schedules (name, action, options, cron, timezone) VALUES ('n', 'gc', '{}', '0 3 * * *', 'UTC')")(
+        workshop
+    )
     # The picture of the answered job has no vector yet.
     run("UPDATE images SET retired = true WHERE id NOT IN (SELECT image_id FROM embeddings)")(workshop)
     return workshop
@@ -49,14 +49,14 @@ def run(statement: str) -> Damage:
 def delete_an_object(prefix: str) -> Damage:
     def damage(workshop: Workshop) -> None:
         objects = workshop.resources.objects
-        objects.delete(next(found.key for found in objects.list_objects(prefix)))
+        objects.delete(next(listed.key for listed in objects.list_objects(prefix)))
 
     return damage
 
 
 def shorten_an_object(workshop: Workshop) -> None:
     objects = workshop.resources.objects
-    objects.put(next(found.key for found in objects.list_objects("sha256/")), b"cut")
+    objects.put(next(listed.key for listed in objects.list_objects("sha256/")), b"cut")
 
 
 def add_a_stray(workshop: Workshop) -> None:
@@ -64,13 +64,13 @@ def add_a_stray(workshop: Workshop) -> None:
 
 
 def problems(workshop: Workshop, waiting: dict[str, int] | None = None) -> dict[str, str]:
-    looked_at = Inspector(
-        workshop.engine, workshop.settings, workshop.resources.objects, waiting or {}, lambda what, number: None
+    inspector = Inspector(
+        workshop.engine, workshop.settings, workshop.resources.objects, waiting or {}, lambda name, number: None
     )
-    return {checked.name: checked.problem for checked in inspect(looked_at) if checked.problem is not None}
+    return {checked.name: checked.problem for checked in inspect(inspector) if checked.problem is not None}
 
 
-def test_a_sound_system_gives_no_problem(stocked: Workshop) -> None:
+def test_a_correct_system_gives_no_problem(stocked: Workshop) -> None:
     assert problems(stocked, {"ingest": 2, "query": 0}) == {}
 
 
@@ -78,11 +78,11 @@ _A_JOB = "(SELECT min(id) FROM jobs)"
 
 
 @pytest.mark.parametrize(
-    ("damage", "name", "says"),
+    ("damage", "name", "message"),
     [
         (run("UPDATE shards SET state = 'running', lease_until = now() - interval '1 day'"), "leases", "shards run on"),
         (run("UPDATE shards SET state = 'queued', queued_at = now() - interval '1 day'"), "messages", "as shard"),
-        (run("UPDATE shards SET state = 'cancelled'"), "open jobs", "job 2 (chore, running)"),
+        (run("UPDATE shards SET state = 'cancelled'"), "open jobs", "job 2 (maintenance, running)"),
         (run(f"DELETE FROM answers WHERE question_no = 1 AND job_id = {_A_JOB}"), "reconciliation", "job 1 (answer"),
         (run(f"DELETE FROM questions WHERE question_no = 1 AND job_id = {_A_JOB}"), "reconciliation", "job 1 (answer"),
         (
@@ -111,23 +111,23 @@ _A_JOB = "(SELECT min(id) FROM jobs)"
         ),
     ],
 )
-def test_each_damage_is_named(stocked: Workshop, damage: Damage, name: str, says: str) -> None:
+def test_each_damage_is_reported(stocked: Workshop, damage: Damage, name: str, message: str) -> None:
     damage(stocked)
-    found = problems(stocked)
-    assert name in found, found
-    assert says in found[name]
-    assert "\n" not in found[name] and "; " in found[name]
+    reported = problems(stocked)
+    assert name in reported, reported
+    assert message in reported[name]
+    assert "\n" not in reported[name] and "; " in reported[name]
 
 
-def test_a_half_built_index_of_the_database_is_named(stocked: Workshop) -> None:
-    """Every vector under the same key: the build fails, and leaves what every insert would go on to maintain."""
+def test_an_incomplete_index_of_the_database_is_reported(stocked: Workshop) -> None:
+    """All vectors have the same key, so the build fails and leaves an index that every insert updates."""
     half_built = "CREATE UNIQUE INDEX CONCURRENTLY half_built ON embeddings_1 ((index_id))"
     with pytest.raises(IntegrityError), outside_transaction(stocked.engine) as connection:
         connection.execute(text(half_built))
     assert "as half_built" in problems(stocked)["graphs"]
 
 
-def test_a_clock_that_is_wrong_is_named(stocked: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_clock_is_reported(stocked: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     class SlowClock(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> SlowClock:
@@ -137,7 +137,7 @@ def test_a_clock_that_is_wrong_is_named(stocked: Workshop, monkeypatch: pytest.M
     assert "differ by 120 s" in problems(stocked)["clock"]
 
 
-def test_messages_that_nobody_takes_are_named(stocked: Workshop) -> None:
+def test_messages_that_no_worker_takes_are_reported(stocked: Workshop) -> None:
     assert "500 messages wait in query" in problems(stocked, {"ingest": 1, "query": 500})["queues"]
 
 

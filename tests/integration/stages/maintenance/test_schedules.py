@@ -60,8 +60,8 @@ def number_of_jobs(engine: Engine) -> int:
 
 
 def look(engine: Engine, name: str) -> ScheduleView:
-    [found] = [one for one in in_transaction(engine, schedules.list_schedules) if one.name == name]
-    return found
+    [schedule] = [view for view in in_transaction(engine, schedules.list_schedules) if view.name == name]
+    return schedule
 
 
 # Firing
@@ -104,19 +104,20 @@ def test_a_clock_that_goes_back_does_not_fire_a_time_again(engine: Engine, fire:
 
 
 def test_many_ticks_at_once_fire_each_schedule_once(engine: Engine, settings: Settings) -> None:
-    names = [f"sweep-{number}" for number in range(12)]
+    names = [f"gc-{number}" for number in range(12)]
     for name in names:
         add(engine, name=name)
         make_due(engine, name)
     with ThreadPoolExecutor(6) as threads:
-        fired = [one for tick in threads.map(lambda _: fire_due(engine, settings, STARTERS), range(6)) for one in tick]
-    assert sorted(one.name for one in fired) == sorted(names)
+        ticks = threads.map(lambda _: fire_due(engine, settings, STARTERS), range(6))
+        fired = [schedule for tick in ticks for schedule in tick]
+    assert sorted(schedule.name for schedule in fired) == sorted(names)
     assert (runs(engine), number_of_jobs(engine)) == (12, 12)
     with engine.begin() as connection:
         assert connection.scalar(select(func.count()).select_from(maintenance_tasks)) == 12
 
 
-def test_a_schedule_waits_for_the_job_that_it_began_before(engine: Engine, fire: Callable[[], list[Fired]]) -> None:
+def test_a_schedule_waits_for_the_job_that_it_started_before(engine: Engine, fire: Callable[[], list[Fired]]) -> None:
     add(engine)
     make_due(engine, "gc", ago="2 seconds")
     [first] = fire()
@@ -131,7 +132,7 @@ def test_a_schedule_waits_for_the_job_that_it_began_before(engine: Engine, fire:
     assert third.job_id is not None
 
 
-def test_a_schedule_that_cannot_begin_says_why_and_leaves_nothing_behind(engine: Engine, settings: Settings) -> None:
+def test_a_schedule_that_cannot_start_stores_the_reason_and_nothing_else(engine: Engine, settings: Settings) -> None:
     def half(connection: Connection, settings: Settings, schedule: ScheduleView) -> int:
         archive.ensure_archive(connection, "half-made")
         raise UsageError("there is nothing to do")
@@ -156,11 +157,11 @@ def test_a_schedule_whose_service_is_away_holds_up_no_other_and_is_due_again(
         add(engine, action)
         make_due(engine, action, ago)
     broken = {**STARTERS, ScheduleAction.GC: Starter(away, lambda archive, options: None)}
-    assert [one.name for one in fire_due(engine, settings, broken)] == ["vacuum"]
-    assert [one.name for one in fire()] == ["gc"]
+    assert [schedule.name for schedule in fire_due(engine, settings, broken)] == ["vacuum"]
+    assert [schedule.name for schedule in fire()] == ["gc"]
 
 
-# What people do
+# Pause, resume, remove
 
 
 def test_a_paused_schedule_lets_its_times_pass_and_resumes_with_the_next(
@@ -213,14 +214,14 @@ def test_training_is_begun_only_when_enough_was_labelled(engine: Engine, fire: C
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"cron": "every day"}, "no cron line"),
-        ({"timezone": "Berlin"}, "no time zone"),
+        ({"cron": "every day"}, "not a cron line"),
+        ({"timezone": "Berlin"}, "not a time zone"),
         ({"archive": "none-such"}, "takes no archive"),
         ({"action": "find-noisy", "archive": "none-such"}, "there is no archive 'none-such'"),
         ({"options": {"delete": "yes"}}, "must be of type bool"),
-        ({"options": {"role": "reranker"}}, "sweep does not take the option role; it takes delete"),
+        ({"options": {"role": "reranker"}}, "gc does not take the option role; it takes delete"),
         ({"action": "retrain"}, "retrain needs a role: reranker or generator"),
-        ({"name": "Nightly sweep"}, "cannot be the name of a schedule"),
+        ({"name": "Nightly gc"}, "cannot be the name of a schedule"),
     ],
 )
 def test_a_wrong_schedule_is_refused_in_one_sentence(engine: Engine, request_: dict[str, object], message: str) -> None:
@@ -231,12 +232,12 @@ def test_a_wrong_schedule_is_refused_in_one_sentence(engine: Engine, request_: d
 
 
 def test_a_taken_name_and_an_unknown_one_are_refused(engine: Engine) -> None:
-    with pytest.raises(UsageError, match="none at all yet"):
+    with pytest.raises(UsageError, match="nor any other yet"):
         firing.pause(engine, "gc")
     add(engine)
-    with pytest.raises(UsageError, match="there is a schedule sweep already"):
+    with pytest.raises(UsageError, match="there is already a schedule gc"):
         add(engine)
-    with pytest.raises(UsageError, match="there is no schedule 'swep'; there are: sweep"):
+    with pytest.raises(UsageError, match="there is no schedule 'cg'; there are: gc"):
         firing.remove(engine, "swep")
 
 

@@ -172,7 +172,7 @@ def test_the_gate_refuses_a_retriever_that_finds_worse_pictures(
     gate = listed(gallery)[1].gate
     assert gate is not None and not gate["passed"]
     assert gate["recall"]["value"] == 1.0, "an exact search among vectors that mean nothing is exact"
-    assert {one["question"] for one in gate["answers"]["differences"]} <= set(asked)
+    assert {row["question"] for row in gate["answers"]["differences"]} <= set(asked)
     assert indexes_named(gallery.ask(asked, top_k=3)) == {ids(gallery)[0]}
 
 
@@ -186,13 +186,13 @@ def test_the_gate_refuses_an_index_that_misses_many_pictures(gallery: Workshop) 
     assert states(gallery) == [("active", CARDS), ("retired", CARDS - 3)]
 
 
-def test_one_lost_picture_is_named_and_stops_nothing(gallery: Workshop) -> None:
+def test_one_lost_picture_is_reported_and_stops_nothing(gallery: Workshop) -> None:
     lost = next(iter(gallery.images()))
     gallery.resources.objects.delete(content_key(gallery.images()[lost].sha256))
     job = reindexed(gallery, Selection.ALL)
     assert job.progress.by_status == {"embedded": CARDS - 1, "unreadable": 1, "switched": 1}
     gate = listed(gallery)[1].gate
-    assert gate is not None and [one["image"] for one in gate["unreadable_images"]] == [lost]
+    assert gate is not None and [row["image"] for row in gate["unreadable_images"]] == [lost]
     assert gaps(gallery) == {lost: GapReason.UNREADABLE}
 
 
@@ -248,7 +248,7 @@ def test_the_gate_does_not_wait_behind_a_stream_of_questions(
 
 
 def test_what_makes_no_sense_is_refused(gallery: Workshop, other_retriever: RetrieverSource) -> None:
-    with pytest.raises(UsageError, match="with another retriever say --only all"):
+    with pytest.raises(UsageError, match="with another retriever use --only all"):
         queue(gallery, Selection.FAILED, other_retriever)
     request = ReindexRequest("nobody", Selection.ALL)
     with pytest.raises(UsageError, match="there is no archive 'nobody'"):

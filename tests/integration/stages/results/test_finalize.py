@@ -15,7 +15,7 @@ import pytest
 from pyarrow import parquet
 from sqlalchemy import Engine, text
 
-from ragllava.client import Client
+from ragllava.client import Client, SavedResults
 from ragllava.errors import LineError, ServiceUnavailable, UsageError
 from ragllava.jobs import control, queue
 from ragllava.jobs.control import JobView, NewJob
@@ -167,7 +167,7 @@ class WatchedStore(ObjectStore):
     before_put: Callable[[str], None]
 
     def put_stream(
-        self, key: str, stream: BinaryIO, size_bytes: int | None, media_type: str = "application/octet-stream"
+        self, key: str, stream: BinaryIO, size_bytes: int, media_type: str = "application/octet-stream"
     ) -> None:
         self.before_put(key)
         super().put_stream(key, stream, size_bytes, media_type)
@@ -309,7 +309,7 @@ def test_results_are_saved_in_three_formats(client: Client, desk: Desk, tmp_path
     job_id = a_job(desk, good=3, bad=1)
     answer_all(desk)
     paths = [tmp_path / f"out.{ending}" for ending in ("jsonl", "csv", "parquet")]
-    assert [client.save_results(job_id, path) for path in paths] == [(4, 1)] * 3
+    assert [client.questions.save_results(job_id, path) for path in paths] == [SavedResults(4, 1)] * 3
     lines = [json.loads(line) for line in paths[0].read_text().splitlines()]
     with paths[1].open(newline="") as file:
         cells = list(csv.DictReader(file))
@@ -327,25 +327,25 @@ def test_without_errors_no_error_file_is_left(client: Client, desk: Desk, tmp_pa
     job_id = a_job(desk, good=1)
     answer_all(desk)
     (tmp_path / "out.csv.errors.jsonl").write_text("of an earlier try")
-    assert client.save_results(job_id, tmp_path / "out.csv") == (1, 0)
+    assert client.questions.save_results(job_id, tmp_path / "out.csv") == SavedResults(1, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
 def test_an_unknown_ending_is_refused(client: Client, desk: Desk, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"must end in .jsonl, .csv or .parquet"):
-        client.save_results(a_job(desk, good=1), tmp_path / "out.xlsx")
+        client.questions.save_results(a_job(desk, good=1), tmp_path / "out.xlsx")
 
 
 def test_an_unknown_job_is_refused_by_number(client: Client, tmp_path: Path) -> None:
     calls: list[Callable[[], object]] = [
-        lambda: client.job(77),
-        lambda: client.wait(77),
-        lambda: list(client.results(77)),
-        lambda: client.save_results(77, tmp_path / "out.csv"),
-        lambda: client.cancel(77),
-        lambda: client.pause(77),
-        lambda: client.resume(77),
-        lambda: client.retry(77),
+        lambda: client.jobs.get(77),
+        lambda: client.jobs.wait(77),
+        lambda: list(client.questions.results(77)),
+        lambda: client.questions.save_results(77, tmp_path / "out.csv"),
+        lambda: client.jobs.cancel(77),
+        lambda: client.jobs.pause(77),
+        lambda: client.jobs.resume(77),
+        lambda: client.jobs.retry(77),
     ]
     for call in calls:
         with pytest.raises(UsageError, match="no job 77"):
@@ -355,7 +355,10 @@ def test_an_unknown_job_is_refused_by_number(client: Client, tmp_path: Path) -> 
 def test_an_ingest_job_has_no_answers(client: Client, desk: Desk, tmp_path: Path) -> None:
     files = [SourceFile("a.png", "file:///a.png")]
     job_id = submit_files(desk.engine, desk.settings, archive_name="test", files=files).job_id
-    for call in (lambda: list(client.results(job_id)), lambda: client.save_results(job_id, tmp_path / "out.csv")):
+    for call in (
+        lambda: list(client.questions.results(job_id)),
+        lambda: client.questions.save_results(job_id, tmp_path / "out.csv"),
+    ):
         with pytest.raises(UsageError, match="is an ingest job and has no answers"):
             call()
     assert list(tmp_path.iterdir()) == []
@@ -363,10 +366,10 @@ def test_an_ingest_job_has_no_answers(client: Client, desk: Desk, tmp_path: Path
 
 def test_wait_gives_up_after_its_time_and_sees_the_end(client: Client, desk: Desk) -> None:
     job_id = a_job(desk, good=2)
-    assert not client.wait(job_id, timeout_s=0.05, poll_s=0.01).is_final
+    assert not client.jobs.wait(job_id, timeout_s=0.05, poll_s=0.01).is_final
     answer_all(desk)
     seen: list[int] = []
-    job = client.wait(job_id, on_progress=lambda view: seen.append(view.progress.done), timeout_s=10)
+    job = client.jobs.wait(job_id, on_progress=lambda view: seen.append(view.progress.done), timeout_s=10)
     assert (job.state, seen) == (JobState.COMPLETED, [2])
 
 
@@ -378,7 +381,7 @@ def test_wait_tells_how_far_the_job_is_until_it_has_ended(client: Client, desk: 
         seen.append((view.progress.done, view.is_final))
         answer_all(desk)
 
-    assert client.wait(job_id, on_progress=work_once_seen, timeout_s=60, poll_s=30).state == JobState.COMPLETED
+    assert client.jobs.wait(job_id, on_progress=work_once_seen, timeout_s=60, poll_s=30).state == JobState.COMPLETED
     assert seen == [(0, False), (2, True)]
 
 
@@ -389,13 +392,13 @@ def test_wait_is_told_of_the_end(client: Client, desk: Desk, monkeypatch: pytest
     job_id = a_job(desk, good=2)
     worker = threading.Timer(0.3, answer_all, [desk])
     worker.start()
-    assert client.wait(job_id, poll_s=600).state == JobState.COMPLETED
+    assert client.jobs.wait(job_id, poll_s=600).state == JobState.COMPLETED
     worker.join()
 
 
 def test_results_of_a_running_job_are_those_that_are_there(client: Client, desk: Desk) -> None:
     job_id = a_job(desk, good=3, bad=2)
-    assert [(row.line, row.status) for row in client.results(job_id)] == [
+    assert [(row.line, row.status) for row in client.questions.results(job_id)] == [
         (4, AnswerStatus.FAILED),
         (5, AnswerStatus.FAILED),
     ]

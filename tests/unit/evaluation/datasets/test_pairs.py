@@ -148,7 +148,7 @@ def test_postcards() -> None:
 def test_a_smaller_archive_of_postcards() -> None:
     data = load_dataset("postcards", None, "test", seed=5, images=50)
     assert (len(data.images), len(data.questions)) == (50, 300)
-    with pytest.raises(UsageError, match="coco is not drawn but read from files; leave --images out"):
+    with pytest.raises(UsageError, match="coco is not drawn but read from files; omit --images"):
         load_dataset("coco", Path(), "test", images=50)
 
 
@@ -163,9 +163,9 @@ def test_postcards_differ_by_seed_and_split() -> None:
     ("name", "folder", "split", "message"),
     [
         ("imagenet", None, "test", f"no data set is called 'imagenet'; there are {', '.join(DATASETS)}"),
-        ("postcards", None, "val", "the postcards have no split 'val'; say train or test"),
-        ("coco", None, "test", "coco is not drawn but read from files; name their folder"),
-        ("coco", Path("/no/such/folder"), "test", "/no/such/folder is no folder"),
+        ("postcards", None, "val", "the postcards have no split 'val'; use train or test"),
+        ("coco", None, "test", "coco is not drawn but read from files; name its folder"),
+        ("coco", Path("/no/such/folder"), "test", "/no/such/folder is not a folder"),
     ],
 )
 def test_what_cannot_be_loaded(name: str, folder: Path | None, split: str, message: str) -> None:

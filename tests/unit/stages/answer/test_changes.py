@@ -1,4 +1,4 @@
-"""What counts as a change since an answer was made."""
+"""Which changes since an earlier answer count."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def candidate(image_id: int, caption: str | None, rank: int = 0) -> Candidate:
     return Candidate(image, retrieval_rank=rank, retrieval_score=0.5, relevance=0.0)
 
 
-FOUND = (candidate(1, "The tower", 0), candidate(2, None, 1))
-EARLIER = EarlierAnswer(0, True, to_json(NOW), candidates_digest(FOUND), frozenset({1, 2}))
+RETRIEVED = (candidate(1, "The tower", 0), candidate(2, None, 1))
+EARLIER = EarlierAnswer(0, True, to_json(NOW), candidates_digest(RETRIEVED), frozenset({1, 2}))
 
 
-def test_the_same_makers_and_candidates_are_no_change_in_whatever_order() -> None:
-    judged = (replace(FOUND[1], relevance=0.9, evidence_no=0), replace(FOUND[0], relevance=0.1))
-    assert changes_since(EARLIER, NOW, FOUND) == ()
-    assert changes_since(replace(EARLIER, digest=candidates_digest(judged)), NOW, FOUND[::-1]) == ()
+def test_the_same_models_and_candidates_are_no_change_in_any_order() -> None:
+    reranked = (replace(RETRIEVED[1], relevance=0.9, evidence_no=0), replace(RETRIEVED[0], relevance=0.1))
+    assert changes_since(EARLIER, NOW, RETRIEVED) == ()
+    assert changes_since(replace(EARLIER, digest=candidates_digest(reranked)), NOW, RETRIEVED[::-1]) == ()
 
 
 def test_another_index_alone_is_no_change() -> None:
-    assert changes_since(EARLIER, replace(NOW, index="2:clip@b"), FOUND) == ()
+    assert changes_since(EARLIER, replace(NOW, index="2:clip@b"), RETRIEVED) == ()
 
 
 @pytest.mark.parametrize(
@@ -44,36 +44,36 @@ def test_another_index_alone_is_no_change() -> None:
         (replace(NOW, reranker="ranker-2", threshold=0.3), (Change.RERANKER, Change.THRESHOLD)),
     ],
 )
-def test_another_maker_is_a_change(now: ModelStamp, expected: tuple[Change, ...]) -> None:
-    assert changes_since(EARLIER, now, FOUND) == expected
+def test_another_model_is_a_change(now: ModelStamp, expected: tuple[Change, ...]) -> None:
+    assert changes_since(EARLIER, now, RETRIEVED) == expected
 
 
 def test_a_generator_changes_nothing_where_nobody_generated() -> None:
-    assert changes_since(replace(EARLIER, has_evidence=False), replace(NOW, generator="writer-2"), FOUND) == ()
+    assert changes_since(replace(EARLIER, has_evidence=False), replace(NOW, generator="writer-2"), RETRIEVED) == ()
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("candidates", "expected"),
     [
         ((candidate(1, "The tower"), candidate(3, None)), (Change.PICTURES,)),
         ((candidate(1, "The tower"),), (Change.PICTURES,)),
-        ((*FOUND, candidate(3, None)), (Change.PICTURES,)),
+        ((*RETRIEVED, candidate(3, None)), (Change.PICTURES,)),
         ((), (Change.PICTURES,)),
         ((candidate(1, "The Tower"), candidate(2, None)), (Change.CAPTIONS,)),
         ((candidate(1, "The tower"), candidate(2, "")), (Change.CAPTIONS,)),
         ((candidate(1, None), candidate(2, "The tower")), (Change.CAPTIONS,)),
     ],
 )
-def test_other_candidates_are_a_change(found: tuple[Candidate, ...], expected: tuple[Change, ...]) -> None:
-    assert changes_since(EARLIER, NOW, found) == expected
+def test_other_candidates_are_a_change(candidates: tuple[Candidate, ...], expected: tuple[Change, ...]) -> None:
+    assert changes_since(EARLIER, NOW, candidates) == expected
 
 
 def test_an_empty_archive_that_stays_empty_is_no_change() -> None:
     earlier = EarlierAnswer(0, False, to_json(NOW), candidates_digest(()), frozenset())
     assert changes_since(earlier, NOW, ()) == ()
-    assert changes_since(earlier, NOW, FOUND) == (Change.PICTURES,)
+    assert changes_since(earlier, NOW, RETRIEVED) == (Change.PICTURES,)
 
 
 @pytest.mark.parametrize("earlier", [None, replace(EARLIER, models=None), replace(EARLIER, digest=None)])
 def test_what_is_not_known_is_a_change(earlier: EarlierAnswer | None) -> None:
-    assert changes_since(earlier, NOW, FOUND) == (Change.UNKNOWN,)
+    assert changes_since(earlier, NOW, RETRIEVED) == (Change.UNKNOWN,)

@@ -52,8 +52,8 @@ def reasons(noisy: NoisyCase | None) -> list[NoisyReason]:
     return list(noisy.reasons) if noisy else []
 
 
-def test_a_sure_answer_is_no_noisy_case() -> None:
-    assert diagnose(SURE, 0.5, LIMITS) is None
+def test_a_sure_answer_is_not_a_noisy_case() -> None:
+    assert diagnose(SURE, LIMITS) is None
 
 
 # Near the threshold: sigmoid(±1) = 0.731 and 0.269, so with η = 0.5 a margin of one logit begins there.
@@ -61,91 +61,94 @@ def test_a_sure_answer_is_no_noisy_case() -> None:
 
 @pytest.mark.parametrize(("relevance", "is_near"), [(0.74, False), (0.72, True), (0.5, True)])
 def test_a_kept_image_is_near_the_threshold_by_its_logit(relevance: float, is_near: bool) -> None:
-    noisy = diagnose(answered(candidate("a", 0, relevance, 0), candidate("b", 1, 0.01)), 0.5, LIMITS)
+    noisy = diagnose(answered(candidate("a", 0, relevance, 0), candidate("b", 1, 0.01)), LIMITS)
     assert (NoisyReason.NEAR_THRESHOLD in reasons(noisy)) is is_near
     if noisy:
-        assert noisy.details["near_threshold"] == f"a.png reaches {relevance:.3f}, close to the threshold 0.500"
+        expected = f"a.png has a relevance of {relevance:.3f}, close to the threshold 0.500"
+        assert noisy.details["near_threshold"] == expected
 
 
 def test_a_dropped_image_can_be_near_as_well_but_only_where_it_could_have_been_kept() -> None:
     first, second = candidate("a", 0, 0.99, 0), candidate("b", 1, 0.45)
-    assert reasons(diagnose(answered(first, second), 0.5, LIMITS)) == [NoisyReason.NEAR_THRESHOLD]
-    only_one = replace(LIMITS, top_n=1)
-    assert diagnose(answered(first, second), 0.5, only_one) is None
+    assert reasons(diagnose(answered(first, second), LIMITS)) == [NoisyReason.NEAR_THRESHOLD]
+    top_one = replace(LIMITS, top_n=1)
+    assert diagnose(answered(first, second), top_one) is None
 
 
 def test_distances_are_logits_so_that_a_low_threshold_does_not_take_in_every_dropped_image() -> None:
     # Of 0.02 and 0.001 the difference is small, their logits are 3 apart.
-    found = answered(candidate("a", 0, 0.97, 0), candidate("b", 1, 0.001), threshold=0.02)
-    assert diagnose(found, 0.02, LIMITS) is None
+    answer = answered(candidate("a", 0, 0.97, 0), candidate("b", 1, 0.001), threshold=0.02)
+    assert diagnose(answer, LIMITS) is None
     close = answered(candidate("a", 0, 0.97, 0), candidate("b", 1, 0.015), threshold=0.02)
-    assert reasons(diagnose(close, 0.02, LIMITS)) == [NoisyReason.NEAR_THRESHOLD]
+    assert reasons(diagnose(close, LIMITS)) == [NoisyReason.NEAR_THRESHOLD]
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
 def test_a_threshold_that_decides_nothing_is_near_to_nothing(threshold: float) -> None:
     relevance = 1.0 if threshold else 0.0
-    found = answered(candidate("a", 0, relevance, 0), threshold=threshold)
-    assert diagnose(found, threshold, LIMITS) is None
+    answer = answered(candidate("a", 0, relevance, 0), threshold=threshold)
+    assert diagnose(answer, LIMITS) is None
 
 
 def test_a_margin_of_zero_switches_it_off() -> None:
-    found = answered(candidate("a", 0, 0.5, 0))
-    assert diagnose(found, 0.5, replace(LIMITS, near_threshold=0.0)) is None
+    answer = answered(candidate("a", 0, 0.5, 0))
+    assert diagnose(answer, replace(LIMITS, near_threshold=0.0)) is None
 
 
 # The two rankings
 
 
-def ranked(best_place: int, first_relevance: float = 0.01, best_relevance: float = 0.99) -> Answer:
-    """Ten candidates; the most relevant stands at `best_place` of CLIP's list."""
-    others = [candidate(f"c{n}", n, first_relevance if n == 0 else 0.001, None) for n in range(10) if n != best_place]
+def ranked(best_rank: int, first_relevance: float = 0.01, best_relevance: float = 0.99) -> Answer:
+    """Ten candidates; the most relevant has the retrieval rank `best_rank`."""
+    lower = [candidate(f"c{n}", n, first_relevance if n == 0 else 0.001, None) for n in range(10) if n != best_rank]
     kept = 0 if best_relevance >= 0.5 else None
-    return answered(candidate("best", best_place, best_relevance, kept), *others)
+    return answered(candidate("best", best_rank, best_relevance, kept), *lower)
 
 
-def test_the_rankings_disagree_when_the_best_stands_in_the_lower_half_of_clips_list() -> None:
-    assert diagnose(ranked(4), 0.5, LIMITS) is None
-    noisy = diagnose(ranked(5), 0.5, LIMITS)
+def test_the_rankings_disagree_when_the_best_stands_in_the_lower_half_by_retrieval() -> None:
+    assert diagnose(ranked(4), LIMITS) is None
+    noisy = diagnose(ranked(5), LIMITS)
     assert noisy is not None
     assert noisy.reasons == (NoisyReason.RANKS_DISAGREE,)
-    expected = "best.png, the most relevant, is number 6 of 10 in CLIP's list; its first, c0.png, reaches only 0.010"
+    expected = "best.png, the most relevant, has retrieval rank 6 of 10; rank 1, c0.png, has a relevance of only 0.010"
     assert noisy.details == {"ranks_disagree": expected}
 
 
-def test_they_do_not_disagree_when_clips_first_is_relevant_too_or_nothing_is() -> None:
-    assert diagnose(ranked(9, first_relevance=0.98), 0.5, LIMITS) is None
-    assert reasons(diagnose(ranked(9, best_relevance=0.02), 0.5, LIMITS)) == [NoisyReason.NO_EVIDENCE]
+def test_they_do_not_disagree_when_rank_one_is_relevant_too_or_nothing_is() -> None:
+    assert diagnose(ranked(9, first_relevance=0.98), LIMITS) is None
+    assert reasons(diagnose(ranked(9, best_relevance=0.02), LIMITS)) == [NoisyReason.NO_EVIDENCE]
 
 
 # No evidence, low confidence, and what is never looked at
 
 
 def test_dropped_evidence_names_the_best() -> None:
-    noisy = diagnose(answered(candidate("a", 0, 0.04)), 0.5, LIMITS)
+    noisy = diagnose(answered(candidate("a", 0, 0.04)), LIMITS)
     assert noisy is not None
-    assert noisy.details == {"no_evidence": "every image was dropped: the best, a.png, reaches 0.040 of 0.500"}
+    assert noisy.details == {
+        "no_evidence": "every image was dropped: the best, a.png, has a relevance of 0.040, below the threshold 0.500"
+    }
 
 
 def test_an_archive_without_pictures_teaches_nothing() -> None:
-    assert diagnose(answered(), 0.5, LIMITS) is None
+    assert diagnose(answered(), LIMITS) is None
 
 
 @pytest.mark.parametrize(("confidence", "is_low"), [(0.49, True), (0.5, False)])
 def test_an_unsure_answer_is_a_noisy_case(confidence: float, is_low: bool) -> None:
-    noisy = diagnose(answered(candidate("a", 0, 0.99, 0), confidence=confidence), 0.5, LIMITS)
+    noisy = diagnose(answered(candidate("a", 0, 0.99, 0), confidence=confidence), LIMITS)
     assert (reasons(noisy) == [NoisyReason.LOW_CONFIDENCE]) is is_low
 
 
 @pytest.mark.parametrize("status", [AnswerStatus.FAILED, AnswerStatus.DEAD, AnswerStatus.CANCELLED])
 def test_what_has_no_answer_has_a_reason_of_its_own(status: AnswerStatus) -> None:
     broken = replace(answered(candidate("a", 0, 0.5, 0), confidence=0.1), status=status)
-    assert diagnose(broken, 0.5, LIMITS) is None
+    assert diagnose(broken, LIMITS) is None
 
 
-def test_every_reason_is_told_at_once() -> None:
-    found = answered(candidate("a", 9, 0.6, 0), *(candidate(f"c{n}", n, 0.01) for n in range(9)), confidence=0.2)
-    assert reasons(diagnose(found, 0.5, LIMITS)) == [
+def test_every_reason_is_reported() -> None:
+    answer = answered(candidate("a", 9, 0.6, 0), *(candidate(f"c{n}", n, 0.01) for n in range(9)), confidence=0.2)
+    assert reasons(diagnose(answer, LIMITS)) == [
         NoisyReason.NEAR_THRESHOLD,
         NoisyReason.RANKS_DISAGREE,
         NoisyReason.LOW_CONFIDENCE,
@@ -158,9 +161,9 @@ BOTH = answered(candidate("a", 0, 0.99, 0), candidate("b", 1, 0.9, 1), text="Two
 QUESTIONS = [Question(0, 1, "q0", "which?"), Question(4, 5, "q4", "how many?")]
 
 
-def saying(text: str, asked: list[list[str]]) -> object:
+def saying(text: str, requests: list[list[str]]) -> object:
     def again(questions: Sequence[Question], evidence: Evidence) -> Mapping[int, str]:
-        asked.extend(
+        requests.extend(
             [question.text, *(c.image.source for c in evidence[question.question_no])] for question in questions
         )
         return {question.question_no: text for question in questions}
@@ -173,9 +176,9 @@ def fragile(again: object) -> list[NoisyCase]:
 
 
 def test_only_questions_with_two_images_are_asked_again_without_the_least_relevant() -> None:
-    asked: list[list[str]] = []
-    [noisy] = fragile(saying("one", asked))
-    assert asked == [["how many?", "a.png"]]
+    requests: list[list[str]] = []
+    [noisy] = fragile(saying("one", requests))
+    assert requests == [["how many?", "a.png"]]
     assert (noisy.question_no, noisy.reasons) == (4, (NoisyReason.FRAGILE_ANSWER,))
     assert noisy.details == {"fragile_answer": "without b.png the answer is 'one', not 'Two.'"}
 

@@ -1,4 +1,4 @@
-"""How questions are cut into shards: who shares candidates goes together, nobody is lost, no shard is too dear."""
+"""How questions are cut into shards: who shares candidates goes together, none is lost, no shard is too expensive."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def test_the_cost_counts_an_image_once_and_every_pair() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_question_is_in_one_shard_and_none_is_too_dear(seed: int) -> None:
+def test_every_question_is_in_one_shard_and_none_is_too_expensive(seed: int) -> None:
     candidates = drawn(seed)
     plan = cut(candidates, COST, most=10 * ALONE)
-    assert sorted(place for shard in plan for place in shard) == list(range(len(candidates)))
+    assert sorted(index for shard in plan for index in shard) == list(range(len(candidates)))
     assert len(plan) > 1
-    assert all(COST.of(candidates[place] for place in shard) <= 10 * ALONE for shard in plan)
+    assert all(COST.of(candidates[index] for index in shard) <= 10 * ALONE for shard in plan)
     assert plan == cut(candidates, COST, most=10 * ALONE), "the same input gives the same plan"
 
 
@@ -41,7 +41,7 @@ def test_a_plan_reads_fewer_images_than_the_order_of_the_file(seed: int) -> None
     plan = cut(candidates, COST, most=10 * ALONE)
     ends = [sum(map(len, plan[:number])) for number in range(len(plan) + 1)]
     in_order = [candidates[lo:hi] for lo, hi in pairwise(ends)]
-    images = sum(len({image for place in shard for image in candidates[place]}) for shard in plan)
+    images = sum(len({image for index in shard for image in candidates[index]}) for shard in plan)
     assert images < 0.7 * sum(len({image for row in rows for image in row}) for rows in in_order)
 
 
@@ -55,11 +55,11 @@ def test_what_fits_into_one_shard_exactly_is_not_cut(seed: int) -> None:
 
 
 def test_questions_that_share_nothing_are_cut_in_their_order() -> None:
-    candidates = [[4 * place + step for step in range(4)] for place in range(7)]
+    candidates = [[4 * index + step for step in range(4)] for index in range(7)]
     assert cut(candidates, COST, most=3 * ALONE) == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-def test_a_question_that_is_dearer_than_a_shard_is_one_alone() -> None:
+def test_a_question_that_costs_more_than_a_shard_is_alone() -> None:
     assert cut([[1, 2, 3], [1, 2, 3]], COST, most=1.0) == [[0], [1]]
 
 
@@ -77,8 +77,8 @@ def test_a_shard_takes_its_seconds_and_less_when_workers_would_wait() -> None:
 
 def test_a_pace_is_learned_and_follows_what_is_new() -> None:
     pace = AnswerPace()
-    known = [pace.seconds_per_cost]
+    learned = [pace.seconds_per_cost]
     for seconds, cost in ((3.0, 0.0), (10.0, 5.0), (20.0, 5.0)):
         pace.learn(seconds, cost)
-        known.append(pace.seconds_per_cost)
-    assert known == [None, None, 2.0, 3.0]
+        learned.append(pace.seconds_per_cost)
+    assert learned == [None, None, 2.0, 3.0]

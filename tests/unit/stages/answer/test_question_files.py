@@ -1,4 +1,4 @@
-"""Question files: every line becomes one Question or one LineError, whatever the bytes are."""
+"""Question files: every line becomes one Question or one LineError, with any bytes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def the_error(content: bytes | str, name: str = "q.jsonl") -> LineError:
 
 
 def refusal(content: bytes | str, name: str = "q.jsonl") -> LineError:
-    """The error of a file that is refused as a whole."""
+    """The error of a file that is refused."""
     with pytest.raises(InvalidInput) as caught:
         read(content, name)
     (error,) = caught.value.errors
@@ -54,18 +54,18 @@ def refusal(content: bytes | str, name: str = "q.jsonl") -> LineError:
     return error
 
 
-def test_json_lines_become_questions_numbered_by_line_and_place() -> None:
+def test_json_lines_become_questions_numbered_by_line_and_order() -> None:
     content = '{"custom_id": "a", "question": " Red? "}\n\n  \r\n{"custom_id": 7, "question": "Blue?", "x": 1}'
     assert read(content).lines == [Question(0, 1, "a", "Red?"), Question(1, 4, "7", "Blue?")]
 
 
-def test_an_invalid_line_keeps_its_place_between_valid_ones() -> None:
-    found = read('{"question": "one"}\n{"question": "tw\n{"question": "three"}\n')
-    assert [type(line).__name__ for line in found.lines] == ["Question", "LineError", "Question"]
-    assert found.questions == [Question(0, 1, "line-1", "one"), Question(2, 3, "line-3", "three")]
-    assert [(error.code, error.line) for error in found.errors] == [("invalid_json_line", 2)]
+def test_an_invalid_line_keeps_its_number_between_valid_ones() -> None:
+    file = read('{"question": "one"}\n{"question": "tw\n{"question": "three"}\n')
+    assert [type(line).__name__ for line in file.lines] == ["Question", "LineError", "Question"]
+    assert file.questions == [Question(0, 1, "line-1", "one"), Question(2, 3, "line-3", "three")]
+    assert [(error.code, error.line) for error in file.errors] == [("invalid_json_line", 2)]
     with pytest.raises(InvalidInput, match=r"^q\.jsonl, line 2: .*JSON"):
-        found.require_valid()
+        file.require_valid()
 
 
 def test_a_file_of_valid_lines_passes() -> None:
@@ -120,15 +120,15 @@ def test_custom_ids_are_unique_whether_given_or_generated() -> None:
         {"custom_id": "b", "question": ""},
         {"custom_id": "b", "question": "6"},
     ]
-    found = read(json_lines(*lines))
-    assert [question.custom_id for question in found.questions] == ["a", "line-4"]
-    assert [(e.line, e.code, e.custom_id) for e in found.errors] == [
+    file = read(json_lines(*lines))
+    assert [question.custom_id for question in file.questions] == ["a", "line-4"]
+    assert [(e.line, e.code, e.custom_id) for e in file.errors] == [
         (2, "duplicate_custom_id", None),
         (4, "duplicate_custom_id", None),
         (5, "empty_question", "b"),
         (6, "duplicate_custom_id", None),
     ]
-    assert found.errors[0].message == 'the custom_id "a" is taken by line 1'
+    assert file.errors[0].message == 'the custom_id "a" is taken by line 1'
 
 
 def batch(url: Any, body: Any, **more: Any) -> str:
@@ -155,7 +155,7 @@ def batch(url: Any, body: Any, **more: Any) -> str:
         (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Red?"}]}]}),
     ],
 )
-def test_an_openai_batch_line_asks_what_the_user_said_last(url: str, body: Any) -> None:
+def test_an_openai_batch_line_asks_the_last_message_of_the_user(url: str, body: Any) -> None:
     assert read(batch(url, body)).lines == [Question(0, 1, "a", "Red?")]
 
 
@@ -208,7 +208,7 @@ def test_openai_batch_lines_that_ask_no_question_are_named_with_their_custom_id(
         (parquet_bytes({"question": pa.array([], pa.string())}), "q.parquet", "empty_file"),
     ],
 )
-def test_unusable_files_are_refused_as_a_whole(content: bytes, name: str, code: str) -> None:
+def test_unusable_files_are_refused(content: bytes, name: str, code: str) -> None:
     assert refusal(content, name).code == code
 
 
@@ -218,11 +218,11 @@ def test_too_many_lines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal('{"question": "x"}\n' * 4).code == "too_many_lines"
 
 
-def test_a_line_above_the_limit_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_above_the_limit_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(question_files, "MAX_LINE_BYTES", 30)
-    found = read('{"question": "' + "x" * 100 + '"}\n{"question": "y"}\n')
-    assert [error.code for error in found.errors] == ["line_too_long"]
-    assert found.questions == [Question(1, 2, "line-2", "y")]
+    file = read('{"question": "' + "x" * 100 + '"}\n{"question": "y"}\n')
+    assert [error.code for error in file.errors] == ["line_too_long"]
+    assert file.questions == [Question(1, 2, "line-2", "y")]
     assert refusal("question\n" + "x" * 100, "q.csv").code == "line_too_long"
 
 
@@ -251,44 +251,44 @@ def test_csv_errors_are_named() -> None:
         b"e,Fine?\n"
         b'f,"never closed\n'
     )
-    found = read(content, "q.csv")
-    assert [(error.line, error.code) for error in found.errors] == [
+    file = read(content, "q.csv")
+    assert [(error.line, error.code) for error in file.errors] == [
         (2, "invalid_csv_line"),
         (3, "invalid_custom_id"),
         (4, "missing_question"),
         (5, "invalid_encoding"),
         (7, "invalid_csv_line"),
     ]
-    assert found.questions == [Question(4, 6, "e", "Fine?")]
+    assert file.questions == [Question(4, 6, "e", "Fine?")]
 
 
 @pytest.mark.parametrize(
-    ("rest", "swallowed"),
+    ("lines", "swallowed"),
     [
         ('q-2,"What?\nq-3,Who?\n\nq-4,Why?\n', [3, 4, 6]),  # to the end of the file
         ('q-2,"What?\r\nq-3,"Who?"\r\nq-4,Why?\r\n', [3, 4]),  # to the next quote
     ],
 )
-def test_each_line_that_an_unclosed_quote_swallows_is_told(rest: str, swallowed: list[int]) -> None:
-    found = read(f"custom_id,question\nq-1,Red?\n{rest}", "q.csv")
-    assert [(error.line, error.code) for error in found.errors] == [(line, "invalid_csv_line") for line in swallowed]
-    messages = [error.message for error in found.errors]
+def test_each_line_that_an_unclosed_quote_swallows_is_an_error(lines: str, swallowed: list[int]) -> None:
+    file = read(f"custom_id,question\nq-1,Red?\n{lines}", "q.csv")
+    assert [(error.line, error.code) for error in file.errors] == [(line, "invalid_csv_line") for line in swallowed]
+    messages = [error.message for error in file.errors]
     assert "is each quote in it closed?" in messages[0]
     assert set(messages[1:]) == {"a quote in the record of line 3 is not closed before this line"}
 
 
 def test_no_line_is_lost_where_an_unclosed_quote_makes_a_cell_too_large() -> None:
     lines = [f"q-{number},Who?" for number in range(20_000)]
-    found = read("\n".join(["custom_id,question", 'q,"What?', *lines]), "q.csv")
-    assert [line.line for line in found.lines] == list(range(2, 20_003))
-    assert found.questions[-1].custom_id == "q-19999"
+    file = read("\n".join(["custom_id,question", 'q,"What?', *lines]), "q.csv")
+    assert [line.line for line in file.lines] == list(range(2, 20_003))
+    assert file.questions[-1].custom_id == "q-19999"
 
 
 def test_parquet_rows_become_questions() -> None:
     content = parquet_bytes({"custom_id": [5, None, 6], "question": ["Red?", "Blue?", None], "more": [1, 2, 3]})
-    found = read(content, "anything")
-    assert found.questions == [Question(0, 1, "5", "Red?"), Question(1, 2, "line-2", "Blue?")]
-    assert [(error.line, error.code, error.custom_id) for error in found.errors] == [(3, "missing_question", "6")]
+    file = read(content, "anything")
+    assert file.questions == [Question(0, 1, "5", "Red?"), Question(1, 2, "line-2", "Blue?")]
+    assert [(error.line, error.code, error.custom_id) for error in file.errors] == [(3, "missing_question", "6")]
 
 
 def test_parquet_dictionary_text_is_text() -> None:
@@ -303,7 +303,7 @@ def test_parquet_text_that_is_not_utf8_is_refused() -> None:
     assert refusal(parquet_bytes({"question": bad}), "q.parquet").code == "invalid_encoding"
 
 
-def test_the_name_tells_the_format_else_the_content() -> None:
+def test_the_extension_gives_the_format_else_the_content() -> None:
     assert format_by_extension("S3/Q.NDJSON") is FileFormat.JSONL
     assert format_by_extension("q.tsv") is FileFormat.CSV
     assert format_by_extension("q.txt") is None
@@ -346,42 +346,42 @@ some_line = st.one_of(
 some_file = st.lists(some_line, max_size=8).map(b"\n".join) | st.binary(max_size=200)
 
 
-def check_places(found: QuestionFile) -> None:
-    for place, line in enumerate(found.lines):
+def check_numbers(file: QuestionFile) -> None:
+    for number, line in enumerate(file.lines):
         assert line.line > 0
         if isinstance(line, Question):
-            assert line.question_no == place
+            assert line.question_no == number
             assert 0 < len(line.text) <= 8000
             (line.text + line.custom_id).encode()  # no lone surrogates
             assert "\0" not in line.text + line.custom_id
-    ids = [line.custom_id for line in found.lines if line.custom_id is not None]
+    ids = [line.custom_id for line in file.lines if line.custom_id is not None]
     assert len(ids) == len(set(ids))
 
 
 @given(content=some_file, name=st.sampled_from(["q.jsonl", "q.csv", "q.parquet", "q"]))
 def test_no_bytes_raise_anything_but_invalid_input(content: bytes, name: str) -> None:
     try:
-        found = read(content, name)
+        file = read(content, name)
     except InvalidInput as refused:
         assert refused.errors[0].line == 0
     else:
-        check_places(found)
+        check_numbers(file)
 
 
 @given(content=some_file)
 def test_every_line_of_a_jsonl_that_is_not_blank_gives_one_entry(content: bytes) -> None:
     expected = [no for no, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1) if line.strip()]
     try:
-        found = read(content)
+        file = read(content)
     except InvalidInput as refused:
         assert refused.errors[0].code == ("invalid_encoding" if expected else "empty_file")
     else:
-        assert [line.line for line in found.lines] == expected
+        assert [line.line for line in file.lines] == expected
 
 
 @given(texts=st.lists(st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"])), min_size=1))
 def test_any_text_survives_a_csv(texts: list[str]) -> None:
     sink = io.StringIO(newline="")
     csv.writer(sink).writerows([["number", "question"], *enumerate(texts)])
-    found = read(sink.getvalue(), "q.csv")
-    assert [line.text if isinstance(line, Question) else "" for line in found.lines] == [t.strip() for t in texts]
+    file = read(sink.getvalue(), "q.csv")
+    assert [line.text if isinstance(line, Question) else "" for line in file.lines] == [t.strip() for t in texts]

@@ -1,4 +1,4 @@
-"""Both dialects of object stores, as they send them, and what nobody should send."""
+"""Notifications in both formats of object stores, and invalid ones."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_names_that_no_bucket_has_are_left_out(bucket: Any) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_notification_is_refused_with_a_sentence(payload: bytes) -> None:
-    with pytest.raises(UsageError, match="no notification of an object store"):
+    with pytest.raises(UsageError, match="not a notification of an object store"):
         read_notification(payload)
 
 

@@ -1,4 +1,4 @@
-"""Feedback files: every line becomes what somebody said, or an error with its line number."""
+"""Feedback files: every line becomes feedback, or an error with its line number."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ragllava.stages.feedback.files import (
 )
 
 
-def read(text: str, name: str = "said.jsonl", job_id: int | None = None) -> list[FeedbackLine | LineError]:
+def read(text: str, name: str = "feedback.jsonl", job_id: int | None = None) -> list[FeedbackLine | LineError]:
     return read_feedback(text.encode(), name=name, job_id=job_id).lines
 
 
@@ -31,110 +31,110 @@ def error_of(value: dict[str, Any]) -> LineError:
 FULL = FeedbackLine(1, 7, "q1", Verdict.WRONG, "two", ("a.png", 12), ("b c.png",))
 
 
-def test_a_json_line_says_all() -> None:
-    said = {"job": 7, "custom_id": "q1", "verdict": "wrong", "answer": " two ", "relevant": ["a.png", 12],
+def test_a_json_line_has_every_key() -> None:
+    record = {"job": 7, "custom_id": "q1", "verdict": "wrong", "answer": " two ", "relevant": ["a.png", 12],
             "irrelevant": ["b c.png"], "note": "ignored"}  # fmt: skip
-    assert read(json.dumps(said)) == [FULL]
+    assert read(json.dumps(record)) == [FULL]
 
 
-def test_a_json_line_says_no_more_than_it_says() -> None:
+def test_keys_that_a_json_line_lacks_stay_empty() -> None:
     [line] = read('{"custom_id": "q1", "verdict": "RIGHT"}', job_id=9)
     assert line == FeedbackLine(1, 9, "q1", Verdict.RIGHT, None, None, ())
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_csv_says_the_same(delimiter: str) -> None:
+def test_csv_has_the_same_keys(delimiter: str) -> None:
     header = delimiter.join(["custom_id", "job", "Verdict", "answer", "relevant", "irrelevant"])
     row = delimiter.join(["q1", "7", "wrong", "two", '"a.png; d.png"', "b c.png"])
     empty = delimiter.join(["q2", "7", "right", "", "", ""])
-    [first, second] = read(f"{header}\n{row}\n\n{empty}\n", "said.csv")
+    [first, second] = read(f"{header}\n{row}\n\n{empty}\n", "feedback.csv")
     assert first == FeedbackLine(2, 7, "q1", Verdict.WRONG, "two", ("a.png", "d.png"), ("b c.png",))
     assert second == FeedbackLine(4, 7, "q2", Verdict.RIGHT)
 
 
-def test_a_format_is_told_by_the_content_where_the_name_does_not() -> None:
-    [line] = read("custom_id,verdict\nq1,right\n", "said", job_id=1)
+def test_the_content_gives_the_format_where_the_extension_does_not() -> None:
+    [line] = read("custom_id,verdict\nq1,right\n", "feedback", job_id=1)
     assert line == FeedbackLine(2, 1, "q1", Verdict.RIGHT)
-    [line] = read('\ufeff{"custom_id": "q1", "verdict": "right"}', "said", job_id=1)
+    [line] = read('\ufeff{"custom_id": "q1", "verdict": "right"}', "feedback", job_id=1)
     assert line == FeedbackLine(1, 1, "q1", Verdict.RIGHT)
 
 
 def test_quoted_cells_span_lines_and_later_lines_keep_their_numbers() -> None:
     text = 'custom_id,verdict,answer\nq1,wrong,"two\nof them"\nq2,nonsense,\n'
-    [first, second] = read(text, "said.csv", job_id=1)
+    [first, second] = read(text, "feedback.csv", job_id=1)
     assert isinstance(first, FeedbackLine)
     assert first.answer == "two\nof them"
     assert isinstance(second, LineError)
     assert (second.line, second.code) == (4, "invalid_verdict")
 
 
-def test_each_line_that_an_unclosed_quote_swallows_is_told() -> None:
+def test_each_line_that_an_unclosed_quote_swallows_is_an_error() -> None:
     text = 'custom_id,verdict,answer\nq1,right,\nq2,wrong,"two\nq3,right,\n\nq4,"right",\nq5,right,\n'
-    lines = read(text, "said.csv", job_id=1)
+    lines = read(text, "feedback.csv", job_id=1)
     assert [(line.line, isinstance(line, LineError)) for line in lines] == [
         (2, False), (3, True), (4, True), (6, True), (7, False),
     ]  # fmt: skip
     assert [line.message for line in lines if isinstance(line, LineError)][1:] == [
         "a quote in the record of line 3 is not closed before this line"
     ] * 2
-    headless = read('custom_id,"verdict\nq1,"right\nq2,right\n', "said.csv", job_id=1)
+    headless = read('custom_id,"verdict\nq1,"right\nq2,right\n', "feedback.csv", job_id=1)
     assert [(line.line, isinstance(line, LineError)) for line in headless] == [(1, True), (2, True), (3, False)]
 
 
 @pytest.mark.parametrize(
-    ("change", "code", "says"),
+    ("change", "code", "message"),
     [
         ({"job": None}, "missing_job", "--job"),
         ({"job": "seven"}, "unknown_job", "'seven'"),
         ({"job": True}, "unknown_job", "True"),
         ({"job": 0}, "unknown_job", "'0'"),
         ({"job": 2**63}, "unknown_job", "jobs list"),
-        ({"custom_id": ""}, "missing_custom_id", "which question"),
-        ({"custom_id": "a\x00b"}, "missing_custom_id", "which question"),
+        ({"custom_id": ""}, "missing_custom_id", "which names the question"),
+        ({"custom_id": "a\x00b"}, "missing_custom_id", "which names the question"),
         ({"verdict": None}, "invalid_verdict", "missing"),
         ({"verdict": "maybe"}, "invalid_verdict", "right or wrong"),
-        ({"answer": ["two"]}, "invalid_answer", "not a text"),
+        ({"answer": ["two"]}, "invalid_answer", "not a string"),
         ({"answer": "tw\x00o"}, "invalid_answer", "cannot be stored"),
         ({"answer": "two\ud800"}, "invalid_answer", "cannot be stored"),
         ({"answer": "x" * (MAX_ANSWER_CHARACTERS + 1)}, "invalid_answer", "2,000"),
         ({"relevant": "a.png"}, "invalid_images", "`relevant` is not a list"),
-        ({"irrelevant": [True]}, "unknown_image", "`irrelevant` holds 'True'"),
-        ({"relevant": [""]}, "unknown_image", "no name or id"),
+        ({"irrelevant": [True]}, "unknown_image", "`irrelevant` has 'True'"),
+        ({"relevant": [""]}, "unknown_image", "not the name or id"),
         ({"relevant": [-1]}, "unknown_image", "'-1'"),
-        ({"relevant": ["a\ud800"]}, "unknown_image", "no name or id"),
+        ({"relevant": ["a\ud800"]}, "unknown_image", "not the name or id"),
     ],
 )
-def test_what_cannot_be_meant_is_an_error_of_its_line(change: dict[str, Any], code: str, says: str) -> None:
+def test_an_invalid_value_is_an_error_of_its_line(change: dict[str, Any], code: str, message: str) -> None:
     error = error_of({"job": 7, "custom_id": "q1", "verdict": "wrong"} | change)
     assert (error.code, error.line) == (code, 1)
-    assert says in error.message
+    assert message in error.message
 
 
-def test_lines_that_are_no_json_are_errors_and_the_others_stay() -> None:
+def test_lines_that_are_not_json_are_errors_and_the_others_stay() -> None:
     text = 'nonsense\n[1]\n{"a": %s}\n\n{"custom_id": "q1", "verdict": "right"}\n' % ("9" * 5000)
     lines = read(text, job_id=1)
     assert [(line.line, isinstance(line, LineError)) for line in lines] == [(1, True), (2, True), (3, True), (5, False)]
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "says"),
+    ("text", "name", "message"),
     [
-        ("", "said.jsonl", "no feedback"),
-        ("\n \n", "said.jsonl", "no feedback"),
-        ("custom_id,verdict\n", "said.csv", "no feedback"),
-        ("question,verdict\nq,right\n", "said.csv", "`custom_id` and `verdict`"),
-        ("hello", "said", "`custom_id` and `verdict`"),
-        ("PAR1", "said.parquet", "not as Parquet"),
+        ("", "feedback.jsonl", "no feedback"),
+        ("\n \n", "feedback.jsonl", "no feedback"),
+        ("custom_id,verdict\n", "feedback.csv", "no feedback"),
+        ("question,verdict\nq,right\n", "feedback.csv", "`custom_id` and `verdict`"),
+        ("hello", "feedback", "`custom_id` and `verdict`"),
+        ("PAR1", "feedback.parquet", "not Parquet"),
     ],
 )
-def test_a_file_that_holds_nothing_of_use_is_refused(text: str, name: str, says: str) -> None:
-    with pytest.raises(InvalidInput, match=says) as caught:
+def test_a_file_without_feedback_is_refused(text: str, name: str, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message) as caught:
         read(text, name)
     assert caught.value.errors[0].line == 0
 
 
-def test_a_file_that_is_not_utf8_or_not_there_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8_or_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="byte 1 of the file is not UTF-8"):
-        read_feedback(b"\xff\xfe{", name="said.jsonl")
+        read_feedback(b"\xff\xfe{", name="feedback.jsonl")
     with pytest.raises(UsageError, match=r"none\.csv cannot be read: No such file"):
         read_feedback(tmp_path / "none.csv", name="none.csv")

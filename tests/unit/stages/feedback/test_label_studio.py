@@ -1,4 +1,4 @@
-"""Exports of Label Studio that are not as we expect."""
+"""Exports of Label Studio with missing or invalid parts."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def test_a_task_that_nobody_has_annotated_waits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "code", "says"),
+    ("broken", "code", "message"),
     [
-        (task(VERDICT, data={"image": "a.png"}), "unknown_format", "none that `ragllava noisy export` made"),
-        (task(VERDICT, data=None), "unknown_format", "none that `ragllava noisy export` made"),
+        (task(VERDICT, data={"image": "a.png"}), "unknown_format", "not made by `ragllava noisy export`"),
+        (task(VERDICT, data=None), "unknown_format", "not made by `ragllava noisy export`"),
         (task(), "invalid_verdict", "missing"),
         (task(VERDICT, {"from_name": "relevance_5", "value": {"choices": ["relevant"]}}), "unknown_format", "controls"),
         (task(VERDICT, {"from_name": "relevance_0", "value": {"choices": ["maybe"]}}), "unknown_format", "controls"),
@@ -40,14 +40,16 @@ def test_a_task_that_nobody_has_annotated_waits() -> None:
         (task(VERDICT, data=DATA | {"job": "seven"}), "unknown_job", "'seven'"),
     ],
 )
-def test_a_task_that_cannot_be_read_is_an_error_with_its_place(broken: dict[str, Any], code: str, says: str) -> None:
+def test_a_task_that_cannot_be_read_is_an_error_with_its_number(
+    broken: dict[str, Any], code: str, message: str
+) -> None:
     [good, bad], _ = read(task(VERDICT), broken)
     assert isinstance(bad, LineError) and not isinstance(good, LineError)
     assert (bad.line, bad.code) == (2, code)
-    assert says in bad.message
+    assert message in bad.message
 
 
 @pytest.mark.parametrize("data", [b"{}", b"[1]", b"nonsense", b""])
-def test_a_file_that_is_no_export_is_refused(data: bytes) -> None:
+def test_a_file_that_is_not_an_export_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidInput):
         read_annotations(data, name="export.json")

@@ -18,7 +18,7 @@ from ragllava.errors import InvalidInput, UsageError
 from ragllava.stages.ingest.captions import (
     MAX_CAPTION,
     MAX_SIDECAR_BYTES,
-    CaptionBook,
+    Captions,
     clean_caption,
     read_captions,
     sidecar_caption,
@@ -28,14 +28,14 @@ NAMES = st.text("abcdefgh0123äß _-", min_size=1, max_size=12).map(lambda name:
 TEXTS = st.text(max_size=60)
 
 
-def book_of(path: Path, content: str | bytes) -> CaptionBook:
+def captions_of(path: Path, content: str | bytes) -> Captions:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return read_captions(path)
 
 
 def errors_of(path: Path, content: str | bytes) -> list[tuple[str, int, str]]:
     with pytest.raises(InvalidInput) as caught:
-        book_of(path, content)
+        captions_of(path, content)
     return [(error.code, error.line, error.message) for error in caught.value.errors]
 
 
@@ -46,8 +46,8 @@ def test_every_usual_csv_is_read(tmp_path: Path, encoding: str, delimiter: str, 
     rows = [["id", "File_Name", "Caption"], ["1", "a.png", "A cat, black; small"], ["2", "b.png", 'Two "dogs"']]
     stream = io.StringIO(newline="")
     csv.writer(stream, delimiter=delimiter, lineterminator=end).writerows(rows)
-    book = book_of(tmp_path / "captions.csv", stream.getvalue().encode(encoding))
-    assert book.assign(["a.png", "b.png", "c.png"]) == ["A cat, black; small", 'Two "dogs"', None]
+    by_picture = captions_of(tmp_path / "captions.csv", stream.getvalue().encode(encoding))
+    assert by_picture.assign(["a.png", "b.png", "c.png"]) == ["A cat, black; small", 'Two "dogs"', None]
 
 
 @given(captions=st.dictionaries(NAMES, TEXTS, max_size=8), kind=st.sampled_from(["csv", "jsonl", "json", "parquet"]))
@@ -69,9 +69,9 @@ def test_every_format_gives_back_the_clean_captions(
     else:
         lines = [json.dumps(entry) for entry in entries]
         path.write_text(f"[{','.join(lines)}]" if kind == "json" else "\n".join(lines))
-    book = read_captions(path)
-    assert book.assign(list(captions)) == [clean_caption(text) for text in captions.values()]
-    assert book.unused() == []
+    by_picture = read_captions(path)
+    assert by_picture.assign(list(captions)) == [clean_caption(text) for text in captions.values()]
+    assert by_picture.unused() == []
 
 
 @given(st.text())
@@ -106,7 +106,7 @@ def test_the_first_line_of_a_sidecar_counts(data: bytes, expected: str | None) -
 
 
 def test_captions_go_by_path_then_by_bare_name_if_that_is_clear() -> None:
-    book = CaptionBook(
+    by_picture = Captions(
         {
             "trip/a.png": "exact",
             "images/b.png": "by name",
@@ -119,7 +119,7 @@ def test_captions_go_by_path_then_by_bare_name_if_that_is_clear() -> None:
         }
     )
     sources = ["trip/a.png", "trip/b.png", "z/c.png", "1/d.png", "2/d.png", "album/e.png", "f.png", "deep/f.png"]
-    assert book.assign(sources) == [
+    assert by_picture.assign(sources) == [
         "exact",
         "by name",
         None,
@@ -129,15 +129,15 @@ def test_captions_go_by_path_then_by_bare_name_if_that_is_clear() -> None:
         "the file at the top, not its namesake",
         None,
     ]
-    assert book.unused() == ["x/c.png", "y/c.png", "d.png", "gone.png"]
-    assert len(book) == 8
+    assert by_picture.unused() == ["x/c.png", "y/c.png", "d.png", "gone.png"]
+    assert len(by_picture) == 8
 
 
 def test_several_captions_of_a_picture_are_joined_and_empty_ones_skipped(tmp_path: Path) -> None:
     text = "image,caption\na.png,A cat.\na.png,A black cat.\n./a.png,A cat.\nb.png,\n"
-    book = book_of(tmp_path / "captions.txt", text)
-    assert book.assign(["a.png", "b.png"]) == ["A cat. A black cat.", None]
-    assert len(book) == 1
+    by_picture = captions_of(tmp_path / "captions.txt", text)
+    assert by_picture.assign(["a.png", "b.png"]) == ["A cat. A black cat.", None]
+    assert len(by_picture) == 1
 
 
 def test_a_quoted_cell_may_span_lines_and_errors_still_name_the_right_one(tmp_path: Path) -> None:

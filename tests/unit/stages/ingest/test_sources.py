@@ -18,7 +18,7 @@ from ragllava.errors import ImageRejected, ObjectMissing, ServiceUnavailable, Us
 from ragllava.imaging.decode import MAX_BYTES
 from ragllava.records import SourceFile
 from ragllava.stages.ingest import packed
-from ragllava.stages.ingest.captions import CaptionBook
+from ragllava.stages.ingest.captions import Captions
 from ragllava.stages.ingest.files import is_offered, leads_out, open_regular
 from ragllava.stages.ingest.reading import read_sources
 from ragllava.stages.ingest.sources import list_sources
@@ -33,10 +33,14 @@ def fill(folder: Path, *names: str) -> Path:
     return folder
 
 
+def no_objects(bucket: str, key: str) -> bytes:
+    raise AssertionError(f"s3://{bucket}/{key} was read")
+
+
 def contents(files: list[SourceFile]) -> list[str]:
     """What the listed files hold, read through their uris."""
     texts = []
-    for _, content in read_sources([(number, file.uri) for number, file in enumerate(files)], None):
+    for _, content in read_sources([(number, file.uri) for number, file in enumerate(files)], no_objects):
         assert isinstance(content, bytes), content
         texts.append(content.decode())
     return texts
@@ -157,10 +161,15 @@ def test_sidecars_give_captions_and_a_caption_file_wins(tmp_path: Path) -> None:
     assert captions == {"a.png": "from a.png.txt", "b.jpg": "from b.txt", "c.png": None, "sub/d.png": None}
     (single,) = list_sources([tmp_path / "b.jpg"])
     assert single.caption == "from b.txt"
-    book = CaptionBook({"b.jpg": "from the book", "d.png": "by name", "none.png": "unused"})
-    captions = {file.source: file.caption for file in list_sources([tmp_path], book)}
-    assert captions == {"a.png": "from a.png.txt", "b.jpg": "from the book", "c.png": None, "sub/d.png": "by name"}
-    assert book.unused() == ["none.png"]
+    by_picture = Captions({"b.jpg": "from the caption file", "d.png": "by name", "none.png": "unused"})
+    captions = {file.source: file.caption for file in list_sources([tmp_path], by_picture)}
+    assert captions == {
+        "a.png": "from a.png.txt",
+        "b.jpg": "from the caption file",
+        "c.png": None,
+        "sub/d.png": "by name",
+    }
+    assert by_picture.unused() == ["none.png"]
 
 
 @given(st.binary(min_size=1, max_size=40).filter(lambda name: b"\x00" not in name), st.binary(max_size=40))
@@ -178,7 +187,7 @@ def test_any_name_survives_the_way_through_a_uri(path: bytes, member: bytes) -> 
 @pytest.mark.parametrize("uri", ["", "a.png", "http://host/a.png", "file:/a", "zip:///a.zip", "s3://bucket"])
 def test_other_uris_are_rejected_one_by_one(uri: str, tmp_path: Path) -> None:
     fill(tmp_path, "a.png")
-    results = dict(read_sources([(1, uri), (2, file_uri(tmp_path / "a.png"))], None))
+    results = dict(read_sources([(1, uri), (2, file_uri(tmp_path / "a.png"))], no_objects))
     assert isinstance(results[1], ImageRejected)
     assert results[2] == b"a.png"
 
@@ -190,7 +199,7 @@ def test_what_changed_since_the_listing_is_a_rejection_of_that_file(tmp_path: Pa
     (tmp_path / "pipe.png").unlink()
     os.mkfifo(tmp_path / "pipe.png")  # reading it would wait for ever
     os.truncate(tmp_path / "grown.png", MAX_BYTES + 1)
-    results = [content for _, content in read_sources([(no, file.uri) for no, file in enumerate(files)], None)]
+    results = [content for _, content in read_sources([(no, file.uri) for no, file in enumerate(files)], no_objects)]
     assert results[1] == b"good.png"
     assert "disappeared" in str(results[0])
     assert "50 MB" in str(results[2])
@@ -200,7 +209,7 @@ def test_what_changed_since_the_listing_is_a_rejection_of_that_file(tmp_path: Pa
 def test_a_file_of_the_largest_size_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     os.truncate(tmp_path / "a.png", MAX_BYTES)
-    ((_, content),) = read_sources([(0, file_uri(tmp_path / "a.png"))], None)
+    ((_, content),) = read_sources([(0, file_uri(tmp_path / "a.png"))], no_objects)
     assert isinstance(content, bytes)
     assert len(content) == MAX_BYTES
 
@@ -217,14 +226,12 @@ def test_objects_are_read_through_the_store() -> None:
             raise ObjectMissing(key) from None
 
     files = [(5, "s3://bucket/a%20b/%C3%BC%21.png"), (6, "s3://bucket/missing.png")]
-    (found, missing) = read_sources(files, open_object)
-    assert found == (5, b"pixels")
+    (picture, missing) = read_sources(files, open_object)
+    assert picture == (5, b"pixels")
     assert missing[0] == 6
     assert "disappeared" in str(missing[1])
     with pytest.raises(ServiceUnavailable):
         list(read_sources([(7, "s3://bucket/down")], open_object))
-    with pytest.raises(UsageError, match="no object store"):
-        list(read_sources(files, None))
 
 
 def write_zip(path: Path, names: list[str]) -> None:
@@ -267,7 +274,7 @@ def test_members_are_read_in_one_pass_whatever_is_asked(
     opened.clear()
     asked = [(number, files[number].uri) for number in (7, 3, 39, 3, 0)]
     asked.append((99, member_uri(files[0].uri[:3], tmp_path / name, "missing.png")))
-    results = list(read_sources(asked, None))
+    results = list(read_sources(asked, no_objects))
     assert len(opened) == 1
     assert sorted(number for number, _ in results) == [0, 3, 3, 7, 39, 99]
     for number, content in results:
@@ -285,7 +292,7 @@ def test_a_packed_file_that_disappeared_rejects_its_members(
     fill(tmp_path, "c.png")
     files = list(list_sources([tmp_path / name, tmp_path / "c.png"]))
     (tmp_path / name).unlink()
-    results = dict(read_sources([(number, file.uri) for number, file in enumerate(files)], None))
+    results = dict(read_sources([(number, file.uri) for number, file in enumerate(files)], no_objects))
     assert results.pop(2) == b"c.png"
     assert all("disappeared" in str(result) for result in results.values())
     assert len(results) == 2
@@ -322,7 +329,7 @@ def test_a_zip_that_lies_about_sizes_cannot_make_us_read_more(tmp_path: Path) ->
     data[directory + 24 : directory + 28] = (1_000).to_bytes(4, "little")  # the unpacked size
     path.write_bytes(data)
     (file,) = list_sources([path])
-    ((_, content),) = read_sources([(0, file.uri)], None)
+    ((_, content),) = read_sources([(0, file.uri)], no_objects)
     assert isinstance(content, ImageRejected)
 
 

@@ -76,7 +76,7 @@ def test_what_is_no_cron_line_is_refused_in_one_sentence(cron: str) -> None:
         ("Europe/Berln", "Europe/Berlin"),
         ("../etc/passwd", "UTC"),
         ("Europe", "Europe/"),
-        ("localtime", "no time zone"),
+        ("localtime", "not a time zone"),
     ],
 )
 def test_what_is_no_zone_is_refused_with_the_nearest(zone: str, guess: str) -> None:

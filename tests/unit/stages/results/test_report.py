@@ -1,4 +1,4 @@
-"""The report: one file, whole, that shows hostile text as text and fetches nothing."""
+"""The report: one complete file that shows hostile text as text and fetches nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HOSTILE = [
 
 
 class Page(HTMLParser):
-    """A page taken apart: elements in order, texts, and a check that every element is closed where it should be."""
+    """The elements of a page in order and its texts; checks that every element is closed."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Page(HTMLParser):
         assert self._open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len({name for name, _ in attrs}) == len(attrs), f"<{tag}> says an attribute twice"
+        assert len({name for name, _ in attrs}) == len(attrs), f"<{tag}> has an attribute twice"
         self.elements.append((tag, {name: value or "" for name, value in attrs}))
         if tag not in VOID:
             self._open.append(tag)
@@ -191,16 +191,16 @@ def test_characters_that_reorder_or_hide_text_are_made_visible(tmp_path: Path) -
 
 
 def test_a_picture_is_embedded_once_however_often_it_is_evidence(tmp_path: Path) -> None:
-    asked: list[str] = []
+    requested: list[str] = []
 
     def thumbnail(sha256: str) -> bytes:
-        asked.append(sha256)
+        requested.append(sha256)
         return jpeg("blue")
 
     rows = [replace(ROW, result=replace(ROW.result, line=line)) for line in (1, 2, 3)]
     path = tmp_path / "report.html"
     write_report(path, title="x", summary=SUMMARY, rows=rows, thumbnail=thumbnail)
-    assert sorted(asked) == [f"{2:064x}", f"{3:064x}"]
+    assert sorted(requested) == [f"{2:064x}", f"{3:064x}"]
     assert path.read_text().count("data:image/") == 2
     page = Page(path)
     rules = dict(re.findall(r"\.(p\d+)\{aspect-ratio:(\d+/\d+);", page.raw["style"][1]))
@@ -218,21 +218,21 @@ def test_evidence_without_a_picture_says_so(tmp_path: Path) -> None:
     assert page.text.count("no picture") == 2
 
 
-def test_a_card_tells_the_whole_way_of_its_question(tmp_path: Path) -> None:
+def test_a_card_shows_every_step_of_its_question(tmp_path: Path) -> None:
     page = written(tmp_path, ROW)
     (card,) = page.cards()
     assert (card["data-status"], card["data-verdict"], card["id"]) == ("answered", "wrong", "line-7")
     for text in ("line 7 · q-7", "Which colour?", "✗ wrong", "confidence 87.5%", "expected: blue", "a caption was cut"):
         assert text in page.text
-    # Best first: 3 and 2 are evidence; 1 and 0 were left out, 1 being the closer.
+    # Best first: 3 and 2 are evidence; 1 and 0 were dropped.
     assert [page.text.index(f"cards/{number}.png") for number in (3, 2, 1, 0)] == sorted(
         page.text.index(f"cards/{number}.png") for number in range(4)
     )
-    assert page.text.count("✓ known to hold the answer") == 1
-    assert "2 candidates left out by the reranker" in page.text
+    assert page.text.count("✓ labelled as relevant") == 1
+    assert "2 candidates dropped by the reranker" in page.text
     assert [a for tag, a in page.elements if tag == "details"] == [{"class": "dropped"}]
     assert "0.950 relevance η 0.617" in page.text
-    assert page.text.count("CLIP 0.250 · place 4 → 1") == 1
+    assert page.text.count("retrieval score 0.250 · rank 4 → 1") == 1
 
 
 def test_bars_end_at_the_relevance_and_lines_stand_at_the_threshold(tmp_path: Path) -> None:
@@ -246,14 +246,17 @@ def test_bars_end_at_the_relevance_and_lines_stand_at_the_threshold(tmp_path: Pa
         "M0 7H25.0",
     ]
     skyline = [(a["class"], float(a["height"])) for tag, a in page.elements if tag == "rect" and "y" in a]
-    assert [name for name, _ in skyline] == ["left", "left", "kept", "kept"]  # in the order of CLIP
+    assert [name for name, _ in skyline] == ["left", "left", "kept", "kept"]  # in retrieval order
     assert [height for _, height in skyline] == pytest.approx([27.25, 51.5, 90.3, 95.15], abs=0.06)
 
 
-def test_a_question_without_evidence_says_how_close_it_came(tmp_path: Path) -> None:
+def test_a_question_without_evidence_shows_its_best_relevance(tmp_path: Path) -> None:
     result = ResultRow(1, "a", "x", AnswerStatus.NO_EVIDENCE, candidates=(candidate(1, 0.3), candidate(2, 0.4)))
     page = written(tmp_path, ReportRow(result))
-    assert "No picture reached the threshold of 0.617; the closest has 0.400. Nothing was invented." in page.text
+    assert (
+        "No picture reached the threshold of 0.617; the most relevant has 0.400, so no answer was generated."
+        in page.text
+    )
     assert page.cards()[0]["data-verdict"] == ""
     assert "by correctness" not in {attributes.get("aria-label") for _, attributes in page.elements}
 
@@ -265,7 +268,7 @@ def test_an_invalid_line_is_a_card_with_its_reason(tmp_path: Path) -> None:
     assert page.cards()[0]["data-status"] == "failed"
 
 
-def test_the_head_gives_totals_figures_and_makers(tmp_path: Path) -> None:
+def test_the_head_shows_totals_figures_and_models(tmp_path: Path) -> None:
     counts = {AnswerStatus.ANSWERED: 1500, AnswerStatus.NO_EVIDENCE: 300, AnswerStatus.DEAD: 200}
     summary = ReportSummary(
         "postcards",
@@ -302,15 +305,17 @@ def test_a_large_job_shows_its_first_questions_and_says_where_the_others_are(
     assert write_report(path, title="x", summary=summary, rows=rows(), thumbnail=lambda _: None) == 3
     page = Page(path)
     assert [card["id"] for card in page.cards()] == ["line-1", "line-2", "line-3"]
-    assert "the first 3 questions; 4,997 more are in the results: ragllava results 12 -o results.jsonl" in page.text
+    assert (
+        "the first 3 questions; to get the results of the other 4,997, run ragllava results 12 -o results" in page.text
+    )
 
 
 def test_a_card_shows_no_more_candidates_than_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "MAX_BARS", 4)
     candidates = tuple(candidate(number, number / 10) for number in range(9))
     page = written(tmp_path, replace(ROW, result=replace(ROW.result, candidates=candidates)))
-    assert "9 candidates left out" in page.text
-    assert "and 5 less relevant ones" in page.text
+    assert "9 candidates dropped" in page.text
+    assert "and 5 less relevant candidates" in page.text
     assert len([bar for bar in page.having("bar") if "left" in bar["class"]]) == 4
 
 
@@ -329,10 +334,10 @@ def test_a_report_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_refresh_shows_what_was_said_before(tmp_path: Path) -> None:
+def test_a_refresh_shows_the_previous_answer(tmp_path: Path) -> None:
     rows = [
-        ResultRow(n, f"q{n}", "?", AnswerStatus.ANSWERED, "blue", previous=Previous(7, status, said, ()))
-        for n, (status, said) in enumerate(
+        ResultRow(n, f"q{n}", "?", AnswerStatus.ANSWERED, "blue", previous=Previous(7, status, answer, ()))
+        for n, (status, answer) in enumerate(
             [(AnswerStatus.ANSWERED, "red"), (AnswerStatus.ANSWERED, "blue"), (AnswerStatus.NO_EVIDENCE, None)]
         )
     ]

@@ -1,4 +1,4 @@
-"""Result files: what was written is what a plain reader of the format reads back."""
+"""Result files: a plain reader of each format reads back what was written."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_row_is_made_of_a_question_and_its_answer() -> None:
     assert ResultRow.of(question, answer) == ANSWERED
 
 
-def test_a_score_that_is_no_number_is_left_out() -> None:
+def test_a_score_that_is_not_finite_is_left_out() -> None:
     row = ResultRow(1, "a", "x", AnswerStatus.ANSWERED, "y", float("nan"), (candidate(1, float("inf"), 0),))
     assert row.as_json()["confidence"] is None
     assert row.as_json()["evidence"][0]["relevance"] is None
@@ -126,7 +126,7 @@ REFRESHED = [
 ]
 
 
-def test_a_refresh_says_what_was_said_before() -> None:
+def test_a_refresh_has_the_previous_outcome() -> None:
     assert REFRESHED[0].as_json() == ANSWERED.as_json() | {
         "previous": {
             "job": 7,
@@ -143,7 +143,7 @@ def test_a_refresh_says_what_was_said_before() -> None:
     assert len({tuple(row.as_json()) for row in REFRESHED}) == 1
 
 
-def test_every_format_has_what_was_said_before(tmp_path: Path) -> None:
+def test_every_format_has_the_previous_outcome(tmp_path: Path) -> None:
     for format in FileFormat:
         write_results(REFRESHED, tmp_path / format, format, top_n=2, is_refresh=True)
     expected = [row.as_json() for row in REFRESHED]
@@ -209,13 +209,13 @@ def test_csv_has_a_column_for_everything(tmp_path: Path) -> None:
 
 def test_csv_columns_depend_on_the_job_alone(tmp_path: Path) -> None:
     write_results([], tmp_path / "none.csv", FileFormat.CSV, top_n=3)
-    write_results(ROWS, tmp_path / "some.csv", FileFormat.CSV, top_n=3)
+    write_results(ROWS, tmp_path / "all.csv", FileFormat.CSV, top_n=3)
     first = (tmp_path / "none.csv").read_text().splitlines()[0]
-    assert first == (tmp_path / "some.csv").read_text().splitlines()[0]
+    assert first == (tmp_path / "all.csv").read_text().splitlines()[0]
     assert "evidence_3_relevance" in first
 
 
-def test_evidence_beyond_top_n_is_never_dropped_in_silence(tmp_path: Path) -> None:
+def test_evidence_beyond_top_n_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"line 1 has 2 images of evidence"):
         write_results(ROWS, tmp_path / "out.csv", FileFormat.CSV, top_n=1)
     assert list(tmp_path.iterdir()) == []
@@ -276,7 +276,7 @@ def test_any_text_survives_every_format(tmp_path_factory: pytest.TempPathFactory
         assert not cells[column].startswith(("=", "+", "-", "@", "\t", "\r"))
 
 
-def test_the_error_file_holds_what_failed_or_died(tmp_path: Path) -> None:
+def test_the_error_file_has_the_failed_and_dead_rows(tmp_path: Path) -> None:
     path = tmp_path / "errors.jsonl"
     assert write_errors(iter(ROWS), path) == 2
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
@@ -285,7 +285,7 @@ def test_the_error_file_holds_what_failed_or_died(tmp_path: Path) -> None:
     ]
 
 
-def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("the old one")
 
@@ -299,7 +299,7 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no/out\.csv cannot be written: No such file or directory"):
         write_results(ROWS, tmp_path / "no" / "out.csv", FileFormat.CSV, top_n=2)
     with pytest.raises(UsageError, match="it is a folder"):

@@ -165,7 +165,9 @@ def test_why_processes_failed_is_told_and_whether_another_try_can_help(
         config = FinetuneConfig(Role.RERANKER, chosen, tmp_path / "job" / "result")
         train_in_processes(config, dataset, damaged, 2, on_checkpoint=ignore, on_step=ignore)
 
-    with pytest.raises(UsageError, match=r"^global_batch=12 is no multiple of micro_batch=4 × 2 devices; change one"):
+    with pytest.raises(
+        UsageError, match=r"^global_batch=12 is not a multiple of micro_batch=4 × 2 devices; change one"
+    ):
         start(12)
     with pytest.raises(TrainingFailed, match="2 processes ended: it is text, not a picture"):
         start(8)
@@ -203,6 +205,6 @@ def test_a_run_file_that_cannot_be_read_ends_with_one_sentence(
     assert main([str(tmp_path / "nowhere" / "run.json")]) == 2
     sentences = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert [
-        next(part for part in ("cannot be read", "is no training run", "no complete data set") if part in sentence)
+        next(part for part in ("cannot be read", "not a training run", "no complete data set") if part in sentence)
         for sentence in sentences
-    ] == ["cannot be read", "is no training run", "no complete data set", "cannot be read"]
+    ] == ["cannot be read", "not a training run", "no complete data set", "cannot be read"]

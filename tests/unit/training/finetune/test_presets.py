@@ -16,19 +16,19 @@ from ragllava.training.finetune.presets import accumulation_steps, choose_settin
     [
         ("llava-2", {}, "no training preset named 'llava-2'"),
         ("mini", {"rnak": 8}, "unknown training setting 'rnak'"),
-        ("mini", {"rank": 0}, "rank=0 is not possible: say a whole number from 1 to 1024"),
-        ("mini", {"rank": 1025}, "rank=1025 is not possible: say a whole number from 1 to 1024"),
+        ("mini", {"rank": 0}, "rank=0 is not possible: use a whole number from 1 to 1024"),
+        ("mini", {"rank": 1025}, "rank=1025 is not possible: use a whole number from 1 to 1024"),
         ("mini", {"micro_batch": 0}, "micro_batch=0 is not possible"),
-        ("mini", {"epochs": 0}, "epochs=0 is not possible: say a number above 0"),
+        ("mini", {"epochs": 0}, "epochs=0 is not possible: use a number above 0"),
         ("mini", {"epochs": math.inf}, "epochs=inf is not possible"),
-        ("mini", {"learning_rate": 0.0}, "learning_rate=0.0 is not possible: say a number above 0"),
+        ("mini", {"learning_rate": 0.0}, "learning_rate=0.0 is not possible: use a number above 0"),
         ("mini", {"learning_rate": -1e-4}, "learning_rate=-0.0001 is not possible"),
         ("mini", {"learning_rate": math.nan}, "learning_rate=nan is not possible"),
-        ("mini", {"weight_decay": math.inf}, "weight_decay=inf is not possible: say a number from 0 on"),
-        ("mini", {"warmup_share": 1}, "warmup_share=1 is not possible: say a number from 0 to below 1"),
-        ("mini", {"max_steps": 0}, "max_steps=0 is not possible: say a whole number from 1 on, or null"),
-        ("mini", {"seed": 2**32}, "seed=4294967296 is not possible: say a whole number from 0 to 4294967295"),
-        ("mini", {"with_captions": "no"}, "with_captions='no' is not possible: say true or false"),
+        ("mini", {"weight_decay": math.inf}, "weight_decay=inf is not possible: use a number from 0 on"),
+        ("mini", {"warmup_share": 1}, "warmup_share=1 is not possible: use a number from 0 to below 1"),
+        ("mini", {"max_steps": 0}, "max_steps=0 is not possible: use a whole number from 1 on, or null"),
+        ("mini", {"seed": 2**32}, "seed=4294967296 is not possible: use a whole number from 0 to 4294967295"),
+        ("mini", {"with_captions": "no"}, "with_captions='no' is not possible: use true or false"),
         ("mini", {"rank": "8"}, "rank='8' is not possible"),
         ("mini", {"dropout": 1.0}, "dropout=1.0 is not possible"),
         ("mini", {"diffusion_step": 1000}, "diffusion_step=1000 is not possible"),
@@ -45,5 +45,5 @@ def test_the_references_settings_have_names() -> None:
     assert (chosen.values.rank, chosen.values.alpha, chosen.values.learning_rate) == (128, 256, 2e-4)
     assert chosen.overridden == {"epochs"}, "the same value is no change"
     assert accumulation_steps(chosen.values, devices=4) == 4
-    with pytest.raises(SettingsError, match="no multiple of micro_batch=1 × 3 devices"):
+    with pytest.raises(SettingsError, match="not a multiple of micro_batch=1 × 3 devices"):
         accumulation_steps(chosen.values, devices=3)

@@ -18,7 +18,7 @@ from ragllava.training.finetune import selection
 from ragllava.training.finetune.batches import BatchMaker, answer_of
 from ragllava.training.finetune.report import LeftOut, read_report
 from ragllava.training.finetune.run import train
-from ragllava.training.finetune.selection import NO_ROOM, NO_TOKENS, Selection, with_answers_to_learn, with_room
+from ragllava.training.finetune.selection import NO_ROOM, NO_TOKENS, LearnableExamples, with_answers_to_learn, with_room
 from tests.support.tiny_checkpoints import FAMILIES, load_family
 from tests.support.toy_training import configured, examples_for, open_picture
 
@@ -55,7 +55,7 @@ def test_those_that_a_batch_takes_are_kept_and_no_others(family: str, tmp_path: 
         mllm.context_tokens = window
         taken = [example for example in examples if takes(make_batch, example)]
         if taken:
-            found = with_room(Selection(tuple(examples)), mllm, make_batch, open_shape)
+            found = with_room(LearnableExamples(tuple(examples)), mllm, make_batch, open_shape)
             assert list(found.examples) == taken
             assert sum(item.count for item in found.left_out) == len(examples) - len(taken)
         kept.append(len(taken))
@@ -88,8 +88,8 @@ def test_each_size_of_picture_is_prepared_once(llava: Mllm, monkeypatch: pytest.
     monkeypatch.setattr(llava, "prepare", counting)
     make_batch = BatchMaker(llava, open_counted, with_captions=True)
     examples = tuple(answer_example(f"Which {n}?", ("small", "wide", "large")[: 1 + n % 3]) for n in range(1_000))
-    found = with_room(Selection(examples), llava, make_batch, open_counted)
-    assert found == Selection(examples)
+    found = with_room(LearnableExamples(examples), llava, make_batch, open_counted)
+    assert found == LearnableExamples(examples)
     assert sorted(opened) == ["large", "small", "wide"]
     assert len(prepared) == 3
 
@@ -108,7 +108,7 @@ def test_answers_without_tokens_or_with_too_many_are_left_out(llava: Mllm) -> No
     assert empty == LeftOut(NO_TOKENS, 2, "Which 3?")
     assert len(with_answers_to_learn(examples, tokens, None).examples) == 5
     judged = [RankExample("Which 0?", None, "small", relevant=True, source="labelled")]
-    assert with_answers_to_learn(judged, tokens, 0) == Selection(tuple(judged)), "a reranker writes nothing"
+    assert with_answers_to_learn(judged, tokens, 0) == LearnableExamples(tuple(judged)), "a reranker writes nothing"
 
 
 def test_a_training_goes_on_without_those_and_reports_them(llava: Mllm, tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from ragllava.models.generator import AnswerRequest, GeneratedAnswer, Generator
 from ragllava.models.reranker import Pair, Relevance, Reranker
 from ragllava.records import Candidate, StoredImage
 from ragllava.settings import Settings
-from ragllava.stages.answer.stage import select_evidence
+from ragllava.stages.answer.pipeline import select_evidence
 from ragllava.training.data.datasets import LabelledQuestion, Retrieved
 from ragllava.training.data.examples import Evidence
 from ragllava.training.gate import decide
-from ragllava.training.judge import (
+from ragllava.training.version_scores import (
     LABELLED_IMAGES,
     WITH_CAPTIONS,
     WITHOUT_CAPTIONS,

@@ -1,8 +1,9 @@
-"""`ragllava schedule …`, `ragllava chore` and `ragllava doctor --deep` as a person types them, without workers."""
+"""`ragllava schedule …`, `ragllava maintenance` and `ragllava doctor --deep`, without workers."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from sqlalchemy import Engine, text
 
@@ -17,7 +18,7 @@ def test_a_schedule_from_its_beginning_to_its_end(run: Run, engine: Engine) -> N
     assert run("schedule", "list")[1].startswith("no schedule yet")
     code, out, err = run("schedule", "add", "gc", "--cron", "0 3 * * 0", "--timezone", "Europe/Berlin", "--delete")
     assert (code, err) == (0, "")
-    assert out.startswith("schedule sweep: sweep (delete True), for the first time ")
+    assert out.startswith("schedule gc: gc (delete True), for the first time ")
     assert "03:00:00 Europe/Berlin" in out
     assert run("schedule", "pause", "gc")[0] == 0
     code, out, err = run("schedule", "run", "gc", "--json")
@@ -25,19 +26,19 @@ def test_a_schedule_from_its_beginning_to_its_end(run: Run, engine: Engine) -> N
     out = run("schedule", "list")[1]
     assert "paused" in out and "job 1 running" in out
     code, out, err = run("schedule", "run", "gc")
-    assert (code, out) == (1, "schedule sweep began nothing: job 1, which it began before, has not ended yet\n")
-    assert "goes on, next" in run("schedule", "resume", "gc")[1]
+    assert (code, out) == (1, "schedule gc started no job: job 1, which it started before, has not ended yet\n")
+    assert "schedule gc is resumed, next" in run("schedule", "resume", "gc")[1]
     [listed] = json.loads(run("schedule", "list", "--json")[1])
     assert (listed["cron"], listed["options"], listed["paused"]) == ("0 3 * * 0", {"delete": True}, False)
-    assert run("schedule", "remove", "gc") == (0, "schedule sweep is gone\n", "")
+    assert run("schedule", "remove", "gc") == (0, "schedule gc is deleted\n", "")
     assert run("schedule", "list", "--json")[1] == "[]\n"
 
 
 def test_a_mistake_is_one_sentence_and_exit_code_1(run: Run) -> None:
     for words, message in (
-        (("schedule", "add", "gc", "--cron", "nightly"), "'nightly' is no cron line"),
+        (("schedule", "add", "gc", "--cron", "nightly"), "'nightly' is not a cron line"),
         (("schedule", "add", "vacuum", "--cron", "0 3 * * *", "--delete"), "vacuum does not take the option delete"),
-        (("schedule", "pause", "gc"), "there is no schedule 'sweep'"),
+        (("schedule", "pause", "gc"), "there is no schedule 'gc'"),
         (("maintenance", "vacuum", "--archive", "cards"), "vacuum concerns the whole system"),
     ):
         code, out, err = run(*words)
@@ -45,14 +46,14 @@ def test_a_mistake_is_one_sentence_and_exit_code_1(run: Run) -> None:
         assert err.count("\n") == 1
 
 
-def test_a_chore_is_queued_and_shown_with_its_report(run: Run, workshop: Workshop) -> None:
+def test_a_maintenance_task_is_queued_and_shown_with_its_report(run: Run, workshop: Workshop) -> None:
     code, out, _ = run("maintenance", "retention", "--no-wait")
-    assert (code, out) == (0, "job 1 queued; `ragllava jobs show 1` tells what came of it\n")
+    assert (code, out) == (0, "job 1 queued: 1 maintenance task; `ragllava jobs show 1` shows its progress\n")
     assert "retention: not done yet" in run("jobs", "show", "1")[1]
     workshop.run()
     publish_missing_results(workshop.engine, workshop.resources.objects)
     out = run("jobs", "show", "1")[1]
-    assert "job 1 completed: 1 chore: 1 done" in out
+    assert "job 1 completed: 1 maintenance task: 1 done" in out
     assert "retention: dropped 0 replaced indexes, 0 jobs and 0 old runs of schedules" in out
     assert "  jobs: dropped 0, kept_for_labels_and_noisy_cases 0" in task_lines(workshop.job(1))
     assert json.loads(run("jobs", "show", "1", "--json")[1])["result"]["reconciled"]["adds_up"] is True
@@ -67,21 +68,25 @@ def test_a_list_of_jobs_that_is_cut_says_how_more_are_shown(run: Run) -> None:
     assert run("jobs", "list")[2] == ""
 
 
+def deep_findings(out: str) -> list[dict[str, Any]]:
+    return [finding for finding in json.loads(out)["findings"] if finding["topic"] == "deep"]
+
+
 def test_the_deep_doctor_looks_no_deeper_into_tables_of_another_version(run: Run, engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE schedule_runs"))
     code, out, err = run("doctor", "--deep", "--json")
     assert (code, err) == (1, "")
-    [found] = [one for one in json.loads(out)["findings"] if one["topic"] == "deep"]
-    assert "this version's tables; run `ragllava migrate`" in found["problem"]
+    [finding] = deep_findings(out)
+    assert "this version's tables; run `ragllava migrate`" in finding["problem"]
 
 
 def test_the_deep_doctor_exits_with_1_and_one_line_for_what_is_wrong(run: Run, workshop: Workshop) -> None:
     workshop.resources.objects.put(content_key("a" * 64), b"stray")
     code, out, _ = run("doctor", "--deep", "--json")
-    found = [one for one in json.loads(out)["findings"] if one["topic"] == "deep"]
-    assert code == 1 and len(found) > 15
-    assert [one["name"] for one in found if one["problem"]] == ["content"]
+    findings = deep_findings(out)
+    assert code == 1 and len(findings) > 15
+    assert [finding["name"] for finding in findings if finding["problem"]] == ["content"]
     workshop.resources.objects.delete(content_key("a" * 64))
     assert run("doctor", "--deep")[0] == 0
     with workshop.engine.begin() as connection:

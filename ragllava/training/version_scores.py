@@ -1,16 +1,16 @@
-"""What a version reaches on held-out questions, one score for each question, under several conditions.
+"""The scores of a model version on held-out questions, one for each question, under several conditions.
 
-The version is whatever the bundle's reranker or generator computes right now. A question that cannot be scored (a
-picture is gone, a score is not a number) counts 0 and stays: without it, two versions would be
-compared on different questions.
+The version is what the bundle's reranker or generator computes now. A question that cannot be scored (a picture is
+missing, a score is not a number) counts 0 and stays: without it, two versions would be compared on different questions.
 """
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +24,7 @@ from ragllava.models.generator import AnswerRequest
 from ragllava.models.reranker import Pair
 from ragllava.records import KnownAnswer
 from ragllava.settings import Settings
-from ragllava.training.data.datasets import DatasetOptions, LabelledQuestion, merge_questions, question_key
+from ragllava.training.data.datasets import DatasetOptions, LabelledQuestion, merge_questions, question_rng
 from ragllava.training.data.examples import Evidence
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ _IMAGES_AT_ONCE = 64  # whose decoded pictures are in memory together
 _UNSCORABLE = (ScoreRejected, ImageRejected, ObjectMissing, ObjectCorrupt)
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Score = TypeVar("Score")
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How a version is judged. `threshold` is the η of this version, for a reranker.
+    """How a version is evaluated. `threshold` is the η of this version, for a reranker.
 
     `settings` have the sizes of batches, the length of answers and how many images are kept. `seed` draws the wrong
     images; unlabelled candidates with a relevance of at least `certain` are none, as in training. `progress` hears
@@ -95,7 +95,7 @@ class AnswerScore:
 class RerankerScores:
     """Scores of a reranker version at its own η; each condition has one for each question.
 
-    A candidate that nobody labelled counts as wrong, for every version alike.
+    A candidate without a label counts as wrong, for every version.
     """
 
     version: str
@@ -110,7 +110,7 @@ class RerankerScores:
     def by_condition(self) -> dict[str, tuple[float, ...]]:
         """What the gate compares of each question: the F1 at η, and where η was not fitted, the average precision.
 
-        η is fitted with captions; without them hardly any image reaches it, and the F1 would judge η, not the ranking.
+        η is fitted with captions; without them hardly any image reaches it: the F1 would measure η, not the ranking.
         """
         return {
             name: tuple(score.f1 if name == self.primary else score.average_precision for score in scores)
@@ -180,17 +180,14 @@ def evaluate_reranker(
 ) -> RerankerScores:
     """Rank the candidates of each question and its labelled images, with captions and without (docs/method.md 2, 3).
 
-    Fewer `conditions` will do to calibrate by. Questions of the same text count once. `open_picture` raises
-    ImageRejected, ObjectMissing or ObjectCorrupt for a picture that is not to be had.
+    Fewer `conditions` suffice for calibration. Questions of the same text count once. `open_picture` raises
+    ImageRejected, ObjectMissing or ObjectCorrupt for a picture that is missing.
     """
     merged = merge_questions(questions)
 
     def ranked(condition: str) -> tuple[RankScore, ...]:
-        def score(step: Sequence[LabelledQuestion]) -> list[RankScore]:
-            return _rank(step, models, open_picture, options, with_captions=condition == WITH_CAPTIONS)
-
-        found = _in_steps(merged, score, f"rerank {condition}", options)
-        return tuple(RankScore(0.0, 0.0, unscored=it) if isinstance(it, str) else it for it in found)
+        score = partial(_rank, models, open_picture, options, condition == WITH_CAPTIONS)
+        return _in_steps(merged, score, partial(RankScore, 0.0, 0.0, ()), f"rerank {condition}", options)
 
     return RerankerScores(
         version=models.reranker.version,
@@ -219,12 +216,9 @@ def evaluate_generator(
     shown[WITHOUT_CAPTIONS] = shown[LABELLED_IMAGES]
 
     def answered(condition: str) -> tuple[AnswerScore, ...]:
-        def score(step: Sequence[_Asked]) -> list[AnswerScore]:
-            return _answer(step, models, open_picture, options, with_captions=condition != WITHOUT_CAPTIONS)
-
+        score = partial(_answer, models, open_picture, options, condition != WITHOUT_CAPTIONS)
         asked = list(zip(merged, shown[condition], strict=True))
-        found = _in_steps(asked, score, f"answer {condition}", options)
-        return tuple(AnswerScore(0.0, unscored=it) if isinstance(it, str) else it for it in found)
+        return _in_steps(asked, score, partial(AnswerScore, 0.0, None), f"answer {condition}", options)
 
     return GeneratorScores(
         version=models.generator.version,
@@ -239,62 +233,67 @@ def _relevant(questions: Sequence[LabelledQuestion]) -> tuple[tuple[str, ...], .
 
 
 def _in_steps(
-    items: Sequence[Item], score: Callable[[Sequence[Item]], list[Result]], what: str, options: EvaluationOptions
-) -> list[Result | str]:
-    """A result for each item, or why there is none."""
-    found: list[Result | str] = []
-    step = options.settings.questions_per_step
-    for start in range(0, len(items), step):
-        scored = _each(items[start : start + step], score)
-        found += scored
-        options.progress(what, len(found), len(items))
-    return found
+    items: Sequence[Item],
+    score: Callable[[Sequence[Item]], list[Score]],
+    unscored: Callable[[str], Score],
+    step_name: str,
+    options: EvaluationOptions,
+) -> tuple[Score, ...]:
+    """The score of each item; `unscored` makes that of an item which cannot be scored, from the reason."""
+    scores: list[Score] = []
+    size = options.settings.questions_per_step
+    for start in range(0, len(items), size):
+        scores += _isolate_unscorable(items[start : start + size], score, unscored)
+        options.progress(step_name, len(scores), len(items))
+    return tuple(scores)
 
 
-def _each(items: Sequence[Item], score: Callable[[Sequence[Item]], list[Result]]) -> list[Result | str]:
-    """Together if possible; if one of them makes that impossible, each alone."""
+def _isolate_unscorable(
+    items: Sequence[Item], score: Callable[[Sequence[Item]], list[Score]], unscored: Callable[[str], Score]
+) -> list[Score]:
+    """All items together; if one of them cannot be scored, each alone."""
     try:
-        return list(score(items))
+        return score(items)
     except _UNSCORABLE as error:
         if len(items) > 1:
-            return [result for item in items for result in _each([item], score)]
-        return [str(error)]
+            return [result for item in items for result in _isolate_unscorable([item], score, unscored)]
+        return [unscored(str(error))]
 
 
 def _rank(
-    questions: Sequence[LabelledQuestion],
     models: ModelBundle,
     open_picture: PictureOpener,
     options: EvaluationOptions,
-    *,
     with_captions: bool,
+    questions: Sequence[LabelledQuestion],
 ) -> list[RankScore]:
     candidates = [_candidates(question) for question in questions]
-    asked: dict[str, list[tuple[int, Evidence]]] = defaultdict(list)
-    for number, found in enumerate(candidates):
-        for item in found:
-            asked[item.image].append((number, item))
-    images, relevance = list(asked), {}
-    for start in range(0, len(images), _IMAGES_AT_ONCE):
-        some = [(number, item) for image in images[start : start + _IMAGES_AT_ONCE] for number, item in asked[image]]
-        pictures = _open([item for _, item in some], open_picture)
+    pairs_of: dict[str, list[tuple[int, Evidence]]] = defaultdict(list)
+    for number, listed in enumerate(candidates):
+        for item in listed:
+            pairs_of[item.image].append((number, item))
+    relevance = {}
+    remaining = iter(pairs_of)
+    while images := list(islice(remaining, _IMAGES_AT_ONCE)):
+        batch = [pair for image in images for pair in pairs_of[image]]
+        pictures = _open([item for _, item in batch], open_picture)
         pairs = [
             Pair(questions[number].text, item.caption if with_captions else None, pictures[item.image])
-            for number, item in some
+            for number, item in batch
         ]
         scores = models.reranker.relevance(pairs, batch_size=options.settings.pairs_per_batch)
-        for (number, item), score in zip(some, scores, strict=True):
+        for (number, item), score in zip(batch, scores, strict=True):
             relevance[number, item.image] = score.value
         del pictures, pairs  # before the next ones are opened
     return [
-        _rank_score(question, [(item.image, relevance[number, item.image]) for item in found], options)
-        for number, (question, found) in enumerate(zip(questions, candidates, strict=True))
+        _rank_score(question, [(item.image, relevance[number, item.image]) for item in listed], options)
+        for number, (question, listed) in enumerate(zip(questions, candidates, strict=True))
     ]
 
 
 def _candidates(question: LabelledQuestion) -> list[Evidence]:
     """What retrieval found, best first, then what else was labelled; each image once."""
-    retrieved = [Evidence(found.image, found.caption) for found in question.retrieved]
+    retrieved = [Evidence(item.image, item.caption) for item in question.retrieved]
     unique: dict[str, Evidence] = {}
     for item in (*retrieved, *question.relevant, *question.irrelevant):
         unique.setdefault(item.image, item)
@@ -312,26 +311,25 @@ def _rank_score(
         )
         for rank, (image, relevance) in enumerate(ranked)
     )
-    places = [rank for rank, image in enumerate(ranking, start=1) if image.correct]
+    ranks = [rank for rank, image in enumerate(ranking, start=1) if image.correct]
     kept = [image for image in ranking if image.kept]
     hits = sum(image.correct for image in kept)
     return RankScore(
         f1=2 * hits / (len(kept) + len(relevant)) if hits else 0.0,
-        average_precision=fmean(hit / rank for hit, rank in enumerate(places, start=1)) if places else 0.0,
+        average_precision=fmean(hit / rank for hit, rank in enumerate(ranks, start=1)) if ranks else 0.0,
         ranking=ranking,
     )
 
 
-_Asked = tuple[LabelledQuestion, tuple[Evidence, ...]]
+_ShownQuestion = tuple[LabelledQuestion, tuple[Evidence, ...]]
 
 
 def _answer(
-    asked: Sequence[_Asked],
     models: ModelBundle,
     open_picture: PictureOpener,
     options: EvaluationOptions,
-    *,
     with_captions: bool,
+    asked: Sequence[_ShownQuestion],
 ) -> list[AnswerScore]:
     for question, evidence in asked:
         if not question.answer:
@@ -361,25 +359,21 @@ def _answer(
 
 def _labelled(question: LabelledQuestion, options: EvaluationOptions) -> tuple[Evidence, ...]:
     """In an order that tells nothing: answering meets pictures in the order of their rank."""
-    return tuple(_rng(question, options).sample(question.relevant, len(question.relevant)))
+    return tuple(question_rng(options.seed, question.text).sample(question.relevant, len(question.relevant)))
 
 
 def _with_wrong(question: LabelledQuestion, options: EvaluationOptions) -> tuple[Evidence, ...]:
     """The labelled images and a wrong one among them; nothing where no image is known to be wrong."""
-    known = {item.image: item for item in _candidates(question)}
+    by_image = {item.image: item for item in _candidates(question)}
     labelled = tuple(item.image for item in _labelled(question, options))
-    likely = {found.image for found in question.retrieved if (found.relevance or 0.0) >= options.certain}
+    likely = {item.image for item in question.retrieved if (item.relevance or 0.0) >= options.certain}
     likely -= {item.image for item in question.irrelevant}
-    wrong = [image for image in known if image not in likely and image not in labelled]
+    wrong = [image for image in by_image if image not in likely and image not in labelled]
     if not wrong or not labelled:
         return ()
     asked = KnownAnswer(question.text, question.answer or "", "", labelled)
-    [shown] = with_added_wrong([asked], _rng(question, options), {question.text: wrong})
-    return tuple(known[image] for image in shown.images)
-
-
-def _rng(question: LabelledQuestion, options: EvaluationOptions) -> random.Random:
-    return random.Random(f"{options.seed}:{question_key(question.text)}")  # noqa: S311 - repeatable on purpose
+    [shown] = with_added_wrong([asked], question_rng(options.seed, question.text), {question.text: wrong})
+    return tuple(by_image[image] for image in shown.images)
 
 
 def _open(evidence: Sequence[Evidence], open_picture: PictureOpener) -> dict[str, Image.Image]:

@@ -1,4 +1,4 @@
-"""The sweep, on a real Postgres and object store: what is removed, and above all what is not."""
+"""Garbage collection on a real Postgres and object store: what is removed, and what is not."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def objects(workshop: Workshop) -> ObjectStore:
     return workshop.resources.objects
 
 
-def swept_now(workshop: Workshop, *, delete: bool) -> dict[str, Any]:
-    """A sweep for which everything is old enough."""
-    with sweeping(workshop) as context:
+def collect_now(workshop: Workshop, *, delete: bool) -> dict[str, Any]:
+    """A garbage collection for which everything is old enough."""
+    with GcContext(workshop) as context:
         return collect_garbage(context, TaskRequest(None, {"delete": delete}), grace_s=-60.0).figures
 
 
-class sweeping:  # noqa: N801 - reads as a verb
-    """The context of a sweep that runs on a lease of its own."""
+class GcContext:
+    """The context of a garbage collection on its own lease."""
 
     def __init__(self, workshop: Workshop) -> None:
         self._workshop = workshop
@@ -61,14 +61,14 @@ def a_version(workshop: Workshop, adapter: str, objects_at: str) -> None:
     )
 
 
-def test_the_sweep_reports_and_deletes_only_when_told_to(workshop: Workshop, objects: ObjectStore) -> None:
+def test_gc_reports_and_deletes_only_with_the_option(workshop: Workshop, objects: ObjectStore) -> None:
     kept = put(workshop, b"kept")
     execute(
         workshop, "INSERT INTO blobs (sha256, state, size_bytes, media_type) VALUES ('announced', 'uploading', 9, '')"
     )
     stray = objects.put_content(b"stray", "image/png")
-    place = a_training(workshop, "promoted")
-    a_version(workshop, "adapter-of-a-version", place)
+    folder = a_training(workshop, "promoted")
+    a_version(workshop, "adapter-of-a-version", folder)
     failed = a_training(workshop, None, state="failed")
     for key in (
         f"jobs/{workshop.questions_job(1, 1)}/results.jsonl",
@@ -77,18 +77,18 @@ def test_the_sweep_reports_and_deletes_only_when_told_to(workshop: Workshop, obj
         "adapters/adapter-of-a-version/manifest.json",
         "adapters/nobodys/manifest.json",
         "adapters/nobodys/adapter_model.safetensors",
-        f"{place}/snapshot/manifest.json",
-        f"{place}/checkpoints/checkpoint-3/manifest.json",
+        f"{folder}/snapshot/manifest.json",
+        f"{folder}/checkpoints/checkpoint-3/manifest.json",
         f"{failed}/snapshot/manifest.json",
         f"{failed}/checkpoints/checkpoint-2/manifest.json",
         "training/77-20200101T000000000000/report.json",
         "inbox/questions.jsonl",
     ):
         objects.put(key, b"12345")
-    before = {found.key for found in objects.list_objects("")}
+    before = {listed.key for listed in objects.list_objects("")}
 
-    told = swept_now(workshop, delete=False)
-    counted = {kind: (told[kind]["found"], told[kind]["deleted"]) for kind in told if kind != "delete"}
+    reported = collect_now(workshop, delete=False)
+    counted = {kind: (reported[kind]["found"], reported[kind]["deleted"]) for kind in reported if kind != "delete"}
     assert counted == {
         "blobs": (1, 0),
         "content_without_row": (1, 0),
@@ -96,88 +96,88 @@ def test_the_sweep_reports_and_deletes_only_when_told_to(workshop: Workshop, obj
         "adapters": (1, 0),
         "trainings": (3, 0),
     }
-    assert {found.key for found in objects.list_objects("")} == before
+    assert {listed.key for listed in objects.list_objects("")} == before
 
-    done = swept_now(workshop, delete=True)
+    done = collect_now(workshop, delete=True)
     assert all(done[kind]["deleted"] == done[kind]["found"] for kind in counted)
-    gone = before - {found.key for found in objects.list_objects("")}
+    gone = before - {listed.key for listed in objects.list_objects("")}
     assert gone == {
         content_key(stray),
         "jobs/999999/results.jsonl",
         "adapters/nobodys/manifest.json",
         "adapters/nobodys/adapter_model.safetensors",
-        f"{place}/checkpoints/checkpoint-3/manifest.json",
+        f"{folder}/checkpoints/checkpoint-3/manifest.json",
         f"{failed}/checkpoints/checkpoint-2/manifest.json",
         "training/77-20200101T000000000000/report.json",
     }
     assert objects.get_content(kept) == b"kept"
-    again = swept_now(workshop, delete=True)
+    again = collect_now(workshop, delete=True)
     assert all(again[kind]["found"] == 0 for kind in counted)
 
 
-def test_what_was_touched_within_a_week_stays(workshop: Workshop, objects: ObjectStore) -> None:
+def test_what_was_changed_within_a_week_stays(workshop: Workshop, objects: ObjectStore) -> None:
     put(workshop, b"kept")
     objects.put_content(b"stray", "image/png")
     objects.put("adapters/nobodys/manifest.json", b"1")
-    found = report(do(workshop, "gc", delete=True))
-    assert all(found[kind]["found"] == 0 for kind in found if kind != "delete")
+    figures = report(do(workshop, "gc", delete=True))
+    assert all(figures[kind]["found"] == 0 for kind in figures if kind != "delete")
     assert len(list(objects.list_objects(""))) == 3
 
 
 def test_while_a_training_is_open_its_kind_of_files_stays(workshop: Workshop, objects: ObjectStore) -> None:
     put(workshop, b"kept")
-    place = a_training(workshop, None)
-    for key in ("adapters/nobodys-yet/manifest.json", f"{place}/checkpoints/checkpoint-1/manifest.json"):
+    folder = a_training(workshop, None)
+    for key in ("adapters/nobodys-yet/manifest.json", f"{folder}/checkpoints/checkpoint-1/manifest.json"):
         objects.put(key, b"1")
-    found = swept_now(workshop, delete=True)
-    assert found["adapters"]["deleted"] == 0 and "a training is open" in found["adapters"]["kept"]
-    assert found["trainings"]["found"] == 0
+    figures = collect_now(workshop, delete=True)
+    assert figures["adapters"]["deleted"] == 0 and "an open training" in figures["adapters"]["kept"]
+    assert figures["trainings"]["found"] == 0
     assert objects.exists("adapters/nobodys-yet/manifest.json")
 
 
-def test_a_database_that_knows_no_content_deletes_none(workshop: Workshop, objects: ObjectStore) -> None:
+def test_a_database_without_content_deletes_none(workshop: Workshop, objects: ObjectStore) -> None:
     stray = objects.put_content(b"of another database", "image/png")
-    found = swept_now(workshop, delete=True)["content_without_row"]
-    assert (found["found"], found["deleted"]) == (1, 0)
-    assert "is it the one that belongs to the bucket" in found["kept"]
+    figures = collect_now(workshop, delete=True)["content_without_row"]
+    assert (figures["found"], figures["deleted"]) == (1, 0)
+    assert "check that it belongs to this bucket" in figures["kept"]
     assert objects.get_content(stray)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_a_sweep_beside_importers_never_takes_what_is_referred_to(workshop: Workshop, seed: int) -> None:
-    """Three importers bring the same few pictures again and again, while sweeps without any grace take every blob and
-    object that they can. Afterwards each image has its bytes."""
+def test_gc_beside_importers_never_deletes_what_is_referred_to(workshop: Workshop, seed: int) -> None:
+    """Three importers bring the same few pictures again and again, while garbage collections without grace time
+    delete every blob and object that they can. Afterwards each image has its bytes."""
     contents = [f"picture {number}".encode() for number in range(12)]
     done = threading.Event()
     put(workshop, b"the first")
 
     def bring(number: int) -> int:
-        chance, swept = random.Random(seed * 10 + number), 0
+        chance, deleted = random.Random(seed * 10 + number), 0
         for turn in range(30):
             data = chance.choice(contents)
-            if chance.random() < 0.2:  # what a deletion that was cut short leaves
+            if chance.random() < 0.2:  # what an interrupted deletion leaves
                 workshop.resources.objects.put_content(f"stray {number} {turn}".encode(), "image/png")
             try:
                 put(workshop, data, f"archive-{chance.randrange(3)}")
             except BlobDeleted:
-                swept += 1  # an ingest worker would try again
-        return swept
+                deleted += 1  # an ingest worker would try again
+        return deleted
 
     def clean() -> int:
         deleted = 0
-        with sweeping(workshop) as context:
+        with GcContext(workshop) as context:
             while not done.is_set():
-                found = collect_garbage(context, TaskRequest(None, {"delete": True}), grace_s=-60.0).figures
-                deleted += found["blobs"]["deleted"] + found["content_without_row"]["deleted"]
+                figures = collect_garbage(context, TaskRequest(None, {"delete": True}), grace_s=-60.0).figures
+                deleted += figures["blobs"]["deleted"] + figures["content_without_row"]["deleted"]
         return deleted
 
     with ThreadPoolExecutor(4) as threads:
-        sweeper = threads.submit(clean)
+        collector = threads.submit(clean)
         importers = [threads.submit(bring, number) for number in range(3)]
         for importer in importers:
             importer.result()
         done.set()
-        assert sweeper.result() > 0, "the sweep found nothing to delete: the test shows nothing"
+        assert collector.result() > 0, "nothing was deleted: the test shows nothing"
     with workshop.engine.begin() as connection:
         named = set(connection.scalars(select(images.c.sha256)))
         live = set(connection.scalars(select(blobs_table.c.sha256).where(blobs_table.c.state == "live")))

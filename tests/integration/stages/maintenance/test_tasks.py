@@ -1,4 +1,4 @@
-"""Upkeep as jobs, on a real Postgres and object store: what is removed, and above all what is not."""
+"""Maintenance tasks as jobs, on a real Postgres and object store: what is removed, and what is not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ragllava.jobs import control
 from ragllava.jobs.states import JobState
 from ragllava.records import Label, NoisyReason, NoisyState, SourceFile, TaskName, Verdict
 from ragllava.stages.ingest.submit import submit_files
-from ragllava.stages.maintenance import vacuum as vacuuming_stage
+from ragllava.stages.maintenance import vacuum as vacuum_task
 from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive, vectors
@@ -24,10 +24,10 @@ from tests.support.archive_rows import ARCHIVE, answered_job, make_index
 from tests.support.maintenance_tasks import a_training, do, execute, report
 from tests.support.workshop import Workshop
 
-# A chore is a job like any other
+# A maintenance task is a job
 
 
-def test_a_chore_ends_with_a_report_and_adds_up(workshop: Workshop) -> None:
+def test_a_task_ends_with_a_report_and_adds_up(workshop: Workshop) -> None:
     job = do(workshop, "gc")
     assert job.state is JobState.COMPLETED
     assert job.progress.by_status == {"done": 1}
@@ -36,7 +36,7 @@ def test_a_chore_ends_with_a_report_and_adds_up(workshop: Workshop) -> None:
     assert job.as_json()["maintenance"]["action"] == "gc"
 
 
-def test_a_cancelled_chore_is_cancelled_and_can_be_retried(workshop: Workshop) -> None:
+def test_a_cancelled_task_is_cancelled_and_can_be_retried(workshop: Workshop) -> None:
     job_id = submit_task(workshop.engine, TaskName.VACUUM, None, {})
     in_transaction(workshop.engine, control.cancel, job_id)
     assert workshop.job(job_id).progress.by_status == {"cancelled": 1}
@@ -45,7 +45,7 @@ def test_a_cancelled_chore_is_cancelled_and_can_be_retried(workshop: Workshop) -
     assert workshop.job(job_id).state is JobState.COMPLETED
 
 
-def test_chores_wait_behind_pictures(workshop: Workshop) -> None:
+def test_tasks_wait_behind_pictures(workshop: Workshop) -> None:
     task_job_id = submit_task(workshop.engine, TaskName.RETENTION, None, {})
     files = [SourceFile("a.png", "file:///nowhere/a.png")]
     submitted = submit_files(workshop.engine, workshop.settings, archive_name=ARCHIVE, files=files)
@@ -61,14 +61,14 @@ def test_chores_wait_behind_pictures(workshop: Workshop) -> None:
         ("find-noisy", "none-such", {}, "there is no archive"),
     ],
 )
-def test_a_wrong_chore_is_refused(
+def test_an_invalid_task_is_refused(
     workshop: Workshop, action: str, archive_name: str | None, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
         submit_task(workshop.engine, TaskName(action), archive_name, options)
 
 
-# Mining
+# Noisy cases
 
 
 def logged(workshop: Workshop) -> dict[int, tuple[list[str], str]]:
@@ -77,7 +77,7 @@ def logged(workshop: Workshop) -> dict[int, tuple[list[str], str]]:
         return {row.question_no: (row.reasons, row.state) for row in rows}
 
 
-def test_mining_logs_what_stored_answers_show_and_leaves_alone_what_people_have_seen(workshop: Workshop) -> None:
+def test_find_noisy_logs_what_stored_answers_show_and_skips_what_people_have_seen(workshop: Workshop) -> None:
     sure, near, unsure = (0.99, 0.9), (0.55, 0.9), (0.99, 0.2)
     job_id = answered_job(workshop, [sure, near, unsure, near, near])
     with workshop.engine.begin() as connection:
@@ -85,8 +85,8 @@ def test_mining_logs_what_stored_answers_show_and_leaves_alone_what_people_have_
         labels.insert_labels(connection, [Label(job_id, 3, Verdict.RIGHT, None, (), (), "person")])
         noisy.add_reason(connection, archive_id, job_id, 4, NoisyReason.SAID_WRONG, "a person said so")
         noisy.set_state(connection, [(job_id, 4)], NoisyState.DISMISSED)
-    found = report(do(workshop, "find-noisy"))
-    assert found == {
+    figures = report(do(workshop, "find-noisy"))
+    assert figures == {
         "jobs": 1,
         "answers": 3,
         "cases": 2,
@@ -100,7 +100,7 @@ def test_mining_logs_what_stored_answers_show_and_leaves_alone_what_people_have_
     assert report(do(workshop, "find-noisy", "test"))["cases"] == 0
 
 
-def test_mining_after_changed_limits_finds_more(workshop: Workshop) -> None:
+def test_find_noisy_after_changed_limits_finds_more(workshop: Workshop) -> None:
     answered_job(workshop, [(0.55, 0.7)])
     assert report(do(workshop, "find-noisy"))["cases"] == 1
     stricter = workshop.with_settings(low_confidence=0.8)
@@ -122,8 +122,8 @@ def old_job(workshop: Workshop, days: int = 40) -> int:
     return job_id
 
 
-def test_retention_keeps_what_is_young_and_what_is_learned_from(workshop: Workshop) -> None:
-    forgotten, young, labelled, doubted, dismissed = [old_job(workshop, days) for days in (40, 20, 40, 40, 40)]
+def test_retention_keeps_recent_jobs_and_those_needed_for_learning(workshop: Workshop) -> None:
+    deleted, young, labelled, doubted, dismissed = [old_job(workshop, days) for days in (40, 20, 40, 40, 40)]
     a_training(workshop, "refused")
     execute(workshop, "UPDATE jobs SET finished_at = now() - interval '99 days' WHERE kind = 'train'")
     with workshop.engine.begin() as connection:
@@ -132,20 +132,20 @@ def test_retention_keeps_what_is_young_and_what_is_learned_from(workshop: Worksh
         for job_id in (doubted, dismissed):
             noisy.add_reason(connection, archive_id, job_id, 1, NoisyReason.LOW_CONFIDENCE, "unsure")
         noisy.set_state(connection, [(dismissed, 1)], NoisyState.DISMISSED)
-    for_ever = report(do(workshop, "retention"))
-    assert for_ever["jobs"]["dropped"] == 0
+    unlimited = report(do(workshop, "retention"))
+    assert unlimited["jobs"]["dropped"] == 0
 
-    found = report(do(workshop.with_settings(keep_jobs_days=30), "retention"))
-    assert found["jobs"] == {
+    figures = report(do(workshop.with_settings(keep_jobs_days=30), "retention"))
+    assert figures["jobs"] == {
         "dropped": 2,
         "kept_for_labels_and_noisy_cases": 2,
-        "examples": [forgotten, dismissed],
+        "examples": [deleted, dismissed],
     }
     with workshop.engine.begin() as connection:
         left = set(connection.scalars(select(jobs.c.id).where(jobs.c.kind == "answer")))
         assert connection.scalar(select(func.count()).select_from(jobs).where(jobs.c.kind == "train")) == 1
     assert left == {young, labelled, doubted}
-    folders = {found.key.split("/")[1] for found in workshop.resources.objects.list_objects("jobs/")}
+    folders = {listed.key.split("/")[1] for listed in workshop.resources.objects.list_objects("jobs/")}
     assert {str(job_id) for job_id in left} == folders
 
 
@@ -168,7 +168,7 @@ def test_the_last_run_of_a_schedule_is_kept_however_old(workshop: Workshop) -> N
     execute(
         workshop,
         """INSERT INTO schedules (name, action, options, cron, timezone)
-           VALUES ('n', 'sweep', '{}', '0 3 * * *', 'UTC');
+           VALUES ('n', 'gc', '{}', '0 3 * * *', 'UTC');
            INSERT INTO schedule_runs (schedule_id, due_at, fired_at)
            SELECT schedules.id, now() - ago, now() - ago FROM schedules,
                   unnest(ARRAY[interval '300 days', interval '200 days']) AS ago""",
@@ -189,13 +189,13 @@ def test_vacuum_removes_dead_rows_and_measures_the_graphs(workshop: Workshop, mo
     assert vectors.build_hnsw(workshop.engine, index_id, above_rows=10)
     asked = workshop.submit([f"What color is house {number}?" for number in range(8)], archive_name=ARCHIVE)
     in_transaction(workshop.engine, control.cancel, asked.job_id)
-    found = report(do(workshop, "vacuum"))
-    assert found["graphs"] == [{"archive": ARCHIVE, "index": index_id, "recall": 1.0, "questions": 8}]
-    assert found["warnings"] == []
-    [workers] = [table for table in found["tables"] if table["table"] == "workers"]
+    figures = report(do(workshop, "vacuum"))
+    assert figures["graphs"] == [{"archive": ARCHIVE, "index": index_id, "recall": 1.0, "questions": 8}]
+    assert figures["warnings"] == []
+    [workers] = [table for table in figures["tables"] if table["table"] == "workers"]
     assert (workers["live_rows"], workers["dead_rows"]) == (1, 0)
 
-    monkeypatch.setattr(vacuuming_stage, "LEAST_RECALL", 1.01)
+    monkeypatch.setattr(vacuum_task, "NEEDED_RECALL", 1.01)
     job = do(workshop, "vacuum")
     [warning] = report(job)["warnings"]
     assert f"index {index_id} of {ARCHIVE} finds only 1.000 of the true neighbours" in warning

@@ -1,0 +1,87 @@
+"""The settings and connections of a client, which all its groups of methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+from sqlalchemy import Connection, Engine
+
+from ragllava.settings import Settings, load_settings
+from ragllava.stores.archives.archive import get_archive
+from ragllava.stores.database import in_transaction, make_engine
+from ragllava.stores.jobs.job_ends import JobEnds
+from ragllava.stores.objects import ObjectStore
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Connections:
+    """The settings of one system, and the connections that they lead to. A context manager that closes them."""
+
+    def __init__(self, settings: Settings | None = None, *, name: str = "ragllava client", pool_size: int = 3) -> None:
+        """Without `settings`, those of the environment. Connects at the first call. Raises SettingsError.
+
+        The database shows its sessions under `name`, of which it keeps up to `pool_size`.
+        """
+        self.settings = load_settings() if settings is None else settings
+        self._name, self._pool_size = name, pool_size
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The connection pool of the database."""
+        return make_engine(self.settings.require_database(), pool_size=self._pool_size, name=self._name)
+
+    @cached_property
+    def objects(self) -> ObjectStore:
+        """The S3 store."""
+        return ObjectStore(self.settings)
+
+    @cached_property
+    def job_ends(self) -> JobEnds:
+        """Notifications of the ends of jobs."""
+        return JobEnds(self.engine)
+
+    def close(self) -> None:
+        """Close the connections, if there are any."""
+        if "job_ends" in self.__dict__:
+            self.job_ends.close()
+        if "engine" in self.__dict__:  # else asking for it here would make one
+            self.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class Namespace:
+    """A group of a client's methods. A method `list` comes last in its class, where it hides the type from no other."""
+
+    def __init__(self, connections: Connections) -> None:
+        """The connections belong to the client, which closes them."""
+        self._connections = connections
+
+    def _do(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`work(connection, *args, **kwargs)` in one transaction."""
+        return in_transaction(self._connections.engine, work, *args, **kwargs)
+
+    def _of_archive(
+        self, name: str, work: Callable[Concatenate[Connection, int, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """`work(connection, archive_id, *args, **kwargs)` in one transaction. Raises UsageError for an unknown name."""
+
+        def with_id(connection: Connection) -> T:
+            return work(connection, get_archive(connection, name).archive_id, *args, **kwargs)
+
+        return self._do(with_id)
+
+    def _dispatch(self) -> None:
+        """Send what is ready to the workers; what the queue does not take is sent at the next tick."""
+        from workers.app import dispatch_now
+
+        dispatch_now(self._connections.engine, self._connections.settings)

@@ -1,0 +1,76 @@
+"""The contents of a job's report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ragllava.answer_text import exact_match
+from ragllava.evaluation.metrics import JobFigures
+from ragllava.jobs.control import JobView
+from ragllava.records import AnswerStatus, KnownAnswer
+from ragllava.stages.results.report import Figure, ReportRow, ReportSummary
+from ragllava.stages.results.results import ResultRow
+
+
+def summarise(job: JobView, rows: Sequence[ResultRow], images: int, figures: tuple[Figure, ...]) -> ReportSummary:
+    """The top of the report of an answer job, whose archive has so many `images`."""
+    return ReportSummary(
+        archive=job.archive,
+        by_status={AnswerStatus(status): number for status, number in job.progress.by_status.items()},
+        images=images,
+        seconds=(job.finished_at - job.started_at).total_seconds() if job.started_at and job.finished_at else None,
+        finished_at=job.finished_at,
+        models=next((row.models for row in rows if row.models), None),
+        figures=figures,
+        refresh=refresh_line(job),
+        all_results=f"ragllava results {job.job_id} -o results.jsonl",
+    )
+
+
+def report_rows(rows: Sequence[ResultRow], answers: Mapping[str, KnownAnswer]) -> Iterator[ReportRow]:
+    """The results, marked right or wrong where `answers` has the right answer by custom_id."""
+    for row in rows:
+        right = answers.get(row.custom_id or "")
+        if right is None:
+            yield ReportRow(row)
+        else:
+            yield ReportRow(row, right.answer, is_right(row, right), frozenset(right.relevant))
+
+
+def report_figures(figures: JobFigures | None) -> tuple[Figure, ...]:
+    """Measured figures as the report names them; empty without any."""
+    if figures is None:
+        return ()
+    right = Figure("Right answers", figures.all.answer_accuracy, f"of {figures.all.questions} questions")
+    group = figures.one_image
+    if group is None:
+        return (right,)
+    return (
+        right,
+        Figure("Right, one picture", group.answer_accuracy, f"of {group.questions} questions about one picture"),
+        Figure("CLIP recall@1", group.retrieval_recall[1], "before reranking, questions about one picture"),
+        Figure("CLIP recall@20", group.retrieval_recall[20], "what the reranker gets to see"),
+        Figure("Reranked recall@1", group.reranked_recall[1], "after reranking, questions about one picture"),
+    )
+
+
+def is_right(row: ResultRow, right: KnownAnswer) -> bool:
+    """Whether a result is the right answer."""
+    return row.status is AnswerStatus.ANSWERED and row.answer is not None and exact_match(row.answer, right.answer)
+
+
+def refresh_line(job: JobView) -> str | None:
+    """`refreshes job 12: 197 answers taken over, 3 asked again (captions 1, pictures 2), 2 of the answers differ`; None
+    for other jobs."""
+    refresh = job.refresh
+    if refresh is None:
+        return None
+    return (
+        f"refreshes job {refresh.refreshes}: {refresh.taken_over} answers taken over, "
+        f"{refresh.asked_again} asked again{reasons(refresh.because)}, {refresh.changed} of the answers differ"
+    )
+
+
+def reasons(because: Mapping[str, int]) -> str:
+    """` (captions 1, pictures 2)`; empty without any."""
+    return f" ({', '.join(f'{name} {number}' for name, number in because.items())})" if because else ""

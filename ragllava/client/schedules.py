@@ -1,0 +1,65 @@
+"""Schedules, and maintenance tasks that are started now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from ragllava.client.connections import Namespace
+from ragllava.records import TaskName
+from ragllava.stages.maintenance import schedules
+from ragllava.stages.maintenance.schedules import Fired, ScheduleRequest
+from ragllava.stages.maintenance.stage import submit_task
+from ragllava.stores.maintenance.schedules import ScheduleView, list_schedules
+from ragllava.training.scheduled import STARTERS
+
+
+class Schedules(Namespace):
+    """Schedules of maintenance tasks, trainings and reindexings."""
+
+    def add(self, request: ScheduleRequest) -> ScheduleView:
+        """Add a schedule; it fires for the first time at its first due time from now.
+
+        Raises UsageError for a wrong cron line, time zone, name, archive or option, and for a name that is taken.
+        """
+        return schedules.add_schedule(self._connections.engine, request, STARTERS)
+
+    def pause(self, name: str) -> None:
+        """Stop firing a schedule. Raises UsageError for an unknown name."""
+        schedules.pause(self._connections.engine, name)
+
+    def resume(self, name: str) -> ScheduleView:
+        """Fire a paused schedule again; due times during the pause are not made up for. Raises UsageError."""
+        return schedules.resume(self._connections.engine, name)
+
+    def remove(self, name: str) -> None:
+        """Delete a schedule; jobs that it started keep running. Raises UsageError for an unknown name."""
+        schedules.remove(self._connections.engine, name)
+
+    def run(self, name: str) -> Fired:
+        """Start the job of a schedule now, also of a paused one; its next due time stays.
+
+        The result has a job, or a note that says why there is none. Raises UsageError for an unknown name.
+        """
+        fired = schedules.run_now(self._connections.engine, self._connections.settings, name, STARTERS)
+        self._dispatch()
+        return fired
+
+    def run_task(self, task: TaskName, archive: str | None = None, options: Mapping[str, Any] | None = None) -> int:
+        """Queue a maintenance task, of one archive or of the whole system; returns the job.
+
+        Raises UsageError for an archive or options that the task does not take.
+        """
+        job_id = submit_task(self._connections.engine, task, archive, options or {})
+        self._dispatch()
+        return job_id
+
+    def list(self) -> list[ScheduleView]:
+        """All schedules by name, with their next due time and last run."""
+        return self._do(list_schedules)
+
+
+def local_time(moment: datetime, schedule: ScheduleView) -> datetime:
+    """A moment in the time zone of a schedule. Raises UsageError when this machine does not know the zone."""
+    return moment.astimezone(schedules.find_zone(schedule.timezone))

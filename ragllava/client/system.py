@@ -1,0 +1,49 @@
+"""The system itself: its workers, its events and the consistency of what it stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from sqlalchemy import Connection
+
+from ragllava.client.connections import Namespace
+from ragllava.stages.maintenance.inspect import Checked, Inspector, inspect
+from ragllava.stores.buckets import change_events
+from ragllava.stores.jobs import workers
+from ragllava.stores.jobs.workers import WorkerView
+
+
+class System(Namespace):
+    """Workers, event counters and the deep inspection."""
+
+    def workers(self) -> list[WorkerView]:
+        """All workers by name, also those that were killed."""
+        return self._do(workers.list_workers)
+
+    def events(self) -> dict[str, int]:
+        """Counters of the events that buckets have sent, and how many change events are `waiting`."""
+        return self._do(_events)
+
+    def inspect(self, on_progress: Callable[[str, int], None] = lambda _check, _number: None) -> Iterator[Checked]:
+        """Compare rows with objects, embeddings with images, leases and queues; changes nothing. May take minutes.
+
+        One record for each check; tables of another version are the only one. `on_progress` is called with the name of
+        the check and how far it is. Raises ServiceUnavailable when Postgres, Redis or the object store is away.
+        """
+        import migrations
+        from workers.app import waiting_messages
+
+        connections = self._connections
+        differences = migrations.differences(connections.settings.require_database())
+        if differences:
+            problem = f"{len(differences)} things differ from this version's tables; run `ragllava migrate`"
+            yield Checked("tables", "of another version", problem)
+            return
+        waiting = waiting_messages(connections.settings)
+        yield from inspect(
+            Inspector(connections.engine, connections.settings, connections.objects, waiting, on_progress)
+        )
+
+
+def _events(connection: Connection) -> dict[str, int]:
+    return change_events.totals(connection) | {"waiting": change_events.count_waiting(connection)}

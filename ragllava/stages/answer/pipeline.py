@@ -1,0 +1,257 @@
+"""Question in, answer with evidence out: retrieve, rerank, cut at the threshold, generate (docs/method.md 1 to 4)."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from ragllava.errors import JobRefused, LeaseLost, RagllavaError, ShardInterrupted
+from ragllava.records import Answer, AnswerStatus, Candidate, ModelStamp, Question
+from ragllava.stages.answer.doubts import Evidence
+from ragllava.stages.answer.tools import AnswerTools, stamp_now
+from ragllava.stores.archives import archive, vectors
+from ragllava.stores.archives.vectors import Hit
+from ragllava.stores.database import read_at_once
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ragllava.models.generator import GeneratedAnswer
+    from ragllava.models.reranker import Relevance
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_IMAGES_AT_ONCE = 64  # whose decoded pictures are in memory together, beside the cache
+
+Pictures = Mapping[str, "Image | str"]  # by sha256; a text says why the picture cannot be read
+HitsByQuestion = dict[int, list[Hit]]  # by question_no
+
+
+@dataclass(frozen=True, slots=True)
+class RerankedQuestion:
+    """The candidates of one question, best first, and notes for the user about how they were reranked."""
+
+    candidates: tuple[Candidate, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def evidence(self) -> list[Candidate]:
+        """The kept candidates in rank order."""
+        return [candidate for candidate in self.candidates if candidate.evidence_no is not None]
+
+
+def isolate_failures(questions: Sequence[Question], work: Callable[[Sequence[Question]], list[T]]) -> list[T | Answer]:
+    """`work` on all questions together if possible; a question that makes that impossible fails alone
+    (docs/reliability.md D5).
+
+    One result for each question, in order: what `work` gives, or its answer `failed`. Errors that concern the job, the
+    lease or a service are raised.
+    """
+    try:
+        return [*work(questions)]
+    except (JobRefused, LeaseLost, ShardInterrupted):
+        raise
+    except RagllavaError as error:
+        if error.retryable:
+            raise
+        if len(questions) > 1:
+            return [result for question in questions for result in isolate_failures([question], work)]
+        number = questions[0].question_no
+        log.warning(str(error), extra={"action": "question_failed", "question": number})
+        return [Answer(number, AnswerStatus.FAILED, error_code=type(error).__name__, error=str(error))]
+
+
+def answer_questions(questions: Sequence[Question], tools: AnswerTools) -> list[Answer]:
+    """Answer a batch of questions; the result has one answer for each, in the same order.
+
+    Questions without a candidate of relevance ≥ η end as `no_evidence`, with the candidates that were looked at.
+    """
+    return answer_from_evidence(questions, rerank(questions, retrieve(questions, tools), tools), tools)
+
+
+def retrieve(
+    questions: Sequence[Question], tools: AnswerTools, known_hits: HitsByQuestion | None = None
+) -> list[list[Candidate]]:
+    """The `top_k` nearest images of each question, best first, with relevance 0 until reranked (docs/method.md 1).
+
+    Questions in `known_hits` are not searched for again.
+    """
+    hits_of = dict(known_hits or {})
+    missing = [question for question in questions if question.question_no not in hits_of]
+    hits_of.update(zip((question.question_no for question in missing), search(missing, tools), strict=True))
+    rows = [hits_of[question.question_no] for question in questions]
+    images = read_at_once(tools.engine, archive.load_images, sorted({hit.image_id for row in rows for hit in row}))
+    return [
+        [Candidate(images[hit.image_id], rank, hit.retrieval_score, relevance=0.0) for rank, hit in enumerate(row)]
+        for row in rows
+    ]
+
+
+def search(questions: Sequence[Question], tools: AnswerTools) -> list[list[Hit]]:
+    """The `top_k` nearest images of each question, best first; none while the archive has no index."""
+    index = tools.index
+    if index is None or not questions:
+        return [[] for _ in questions]
+    queries = tools.resources.retriever_of(index).embed_texts([question.text for question in questions])
+    return read_at_once(tools.engine, vectors.search, index, queries, tools.options.top_k)
+
+
+def rerank(
+    questions: Sequence[Question],
+    candidates: Sequence[Sequence[Candidate]],
+    tools: AnswerTools,
+    check: Callable[[], None] = lambda: None,
+) -> list[RerankedQuestion]:
+    """P("Yes") of every (question, image + caption) pair, then the threshold (docs/method.md 2 and 3).
+
+    `candidates` has those of each question. Works image by image, so that each is fetched, decoded and read once for
+    all questions that it is a candidate of (docs/method.md 2); the more questions, the more they share. A candidate
+    whose picture cannot be read is left out, and a note says so. `check` is called between groups of images; what it
+    raises is passed on.
+    """
+    from ragllava.models.reranker import Pair  # loads torch, which only a process that answers needs
+
+    by_image: dict[str, list[tuple[int, Candidate]]] = defaultdict(list)
+    for row, of_question in enumerate(candidates):
+        for candidate in of_question:
+            by_image[candidate.image.sha256].append((row, candidate))
+    scores: dict[tuple[int, int], Relevance] = {}
+    unreadable: dict[str, str] = {}
+    hashes = list(by_image)
+    cache, threads = tools.resources.pictures, tools.resources.threads
+    for start in range(0, len(hashes), _IMAGES_AT_ONCE):
+        check()
+        end = start + _IMAGES_AT_ONCE
+        pictures = cache.get_many(hashes[start:end], threads)
+        cache.fetch_ahead(hashes[end : end + _IMAGES_AT_ONCE], threads)  # while these are scored
+        unreadable |= {sha256: reason for sha256, reason in pictures.items() if isinstance(reason, str)}
+        readable = [pair for sha256 in pictures if sha256 not in unreadable for pair in by_image[sha256]]
+        pairs = [
+            Pair(questions[row].text, candidate.image.caption, _picture(pictures, candidate), tools.by_caption)
+            for row, candidate in readable
+        ]
+        relevances = tools.resources.models.reranker.relevance(pairs, batch_size=tools.settings.pairs_per_batch)
+        keys = ((row, candidate.image.image_id) for row, candidate in readable)
+        scores.update(zip(keys, relevances, strict=True))
+    return [_ranked(row, of_question, scores, unreadable, tools) for row, of_question in enumerate(candidates)]
+
+
+def _ranked(
+    row: int,
+    candidates: Sequence[Candidate],
+    scores: Mapping[tuple[int, int], Relevance],
+    unreadable: Mapping[str, str],
+    tools: AnswerTools,
+) -> RerankedQuestion:
+    scored = [(c, scores[row, c.image.image_id]) for c in candidates if c.image.sha256 not in unreadable]
+    ranked = select_evidence(
+        [replace(candidate, relevance=score.value) for candidate, score in scored], tools.threshold, tools.options.top_n
+    )
+    evidence = {candidate.image.image_id for candidate in ranked if candidate.evidence_no is not None}
+    notes = [score.note for candidate, score in scored if score.note and candidate.image.image_id in evidence]
+    missing = [f"{c.image.source}: {unreadable[c.image.sha256]}" for c in candidates if c.image.sha256 in unreadable]
+    return RerankedQuestion(tuple(ranked), tuple(dict.fromkeys(missing + notes)))
+
+
+def select_evidence(candidates: Sequence[Candidate], threshold: float, top_n: int) -> list[Candidate]:
+    """Rank by relevance (ties by retrieval rank) and number the first `top_n` that reach the threshold."""
+    ranked = sorted(candidates, key=lambda candidate: (-candidate.relevance, candidate.retrieval_rank))
+    return [
+        replace(candidate, evidence_no=rank if rank < top_n and candidate.relevance >= threshold else None)
+        for rank, candidate in enumerate(ranked)
+    ]
+
+
+def answer_from_evidence(
+    questions: Sequence[Question], reranked: Sequence[RerankedQuestion], tools: AnswerTools
+) -> list[Answer]:
+    """Answers from what was kept for each question, in the same order."""
+    texts = generate(questions, reranked, _load_pictures([c for row in reranked for c in row.evidence], tools), tools)
+    stamp = stamp_now(tools)
+    return [_as_answer(*row, stamp) for row in zip(questions, reranked, texts, strict=True)]
+
+
+def generate(
+    questions: Sequence[Question], reranked: Sequence[RerankedQuestion], pictures: Pictures, tools: AnswerTools
+) -> list[GeneratedAnswer | None]:
+    """Answers from the kept images in rank order; None where nothing was kept (docs/method.md 4)."""
+    from ragllava.models.generator import AnswerRequest
+
+    answerable = [number for number, row in enumerate(reranked) if row.evidence]
+    texts: list[GeneratedAnswer | None] = [None] * len(questions)
+    if not answerable:
+        return texts
+    requests = [
+        AnswerRequest(
+            questions[number].text,
+            tuple(candidate.image.caption for candidate in reranked[number].evidence),
+            tuple(_picture(pictures, candidate) for candidate in reranked[number].evidence),
+        )
+        for number in answerable
+    ]
+    answers = tools.resources.models.generator.answer(
+        requests,
+        max_tokens=tools.settings.max_answer_tokens,
+        with_captions=tools.options.captions_in_answer,
+        batch_size=tools.settings.questions_per_step,
+    )
+    for number, answer in zip(answerable, answers, strict=True):
+        texts[number] = answer
+    return texts
+
+
+def answer_again(questions: Sequence[Question], evidence: Evidence, tools: AnswerTools) -> dict[int, str]:
+    """Answers from the evidence given, by `question_no`; a question whose pictures cannot be read now is left out."""
+    pictures = _load_pictures([c for question in questions for c in evidence[question.question_no]], tools)
+    readable = [
+        question
+        for question in questions
+        if not any(isinstance(pictures[c.image.sha256], str) for c in evidence[question.question_no])
+    ]
+    reranked = [RerankedQuestion(tuple(evidence[question.question_no]), ()) for question in readable]
+    texts = generate(readable, reranked, pictures, tools)
+    return {question.question_no: text.text for question, text in zip(readable, texts, strict=True) if text}
+
+
+def _as_answer(
+    question: Question, reranked: RerankedQuestion, text: GeneratedAnswer | None, stamp: ModelStamp
+) -> Answer:
+    notes = list(reranked.notes)
+    if text is None:
+        notes.insert(0, _why_no_evidence(reranked, stamp.threshold))
+    elif text.note:
+        notes.append(text.note)
+    return Answer(
+        question.question_no,
+        AnswerStatus.ANSWERED if text else AnswerStatus.NO_EVIDENCE,
+        text=text.text if text else None,
+        confidence=text.confidence if text else None,
+        candidates=reranked.candidates,
+        models=stamp,
+        note="; ".join(notes) or None,
+    )
+
+
+def _why_no_evidence(reranked: RerankedQuestion, threshold: float) -> str:
+    if not reranked.candidates:
+        return "the archive has no readable picture"
+    best = reranked.candidates[0]
+    return (
+        f"no picture is relevant enough: the best, {best.image.source}, has a relevance of {best.relevance:.3f}, below "
+        f"the threshold of {threshold:.3f}"
+    )
+
+
+def _load_pictures(candidates: Sequence[Candidate], tools: AnswerTools) -> Pictures:
+    return tools.resources.pictures.get_many([c.image.sha256 for c in candidates], tools.resources.threads)
+
+
+def _picture(pictures: Pictures, candidate: Candidate) -> Image:
+    picture = pictures[candidate.image.sha256]
+    assert not isinstance(picture, str), "unreadable candidates were left out"  # noqa: S101 - for the type checker
+    return picture
