@@ -16,11 +16,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, case, exists, func, select, text, update
 
 from ragllava.jobs.kinds import kind_of
-from ragllava.jobs.queue import cancel_open_shards, lock_shards, seconds, settle, unqueue
+from ragllava.jobs.queue import cancel_open_shards, lock_shards, settle, unqueue
 from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.settings import Settings
-from ragllava.stores.database import in_transaction
+from ragllava.stores.database import in_transaction, seconds
 from ragllava.stores.schema import jobs, shards
 
 log = logging.getLogger(__name__)

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Interval, Row, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, func, select, update
 
 from ragllava.errors import LeaseLost, ShardInterrupted
 from ragllava.jobs.kinds import Kind, kind_of
 from ragllava.jobs.retry import Limits, NextStep, backoff_s, next_step
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
+from ragllava.stores.database import seconds
 from ragllava.stores.jobs import job_ends
 from ragllava.stores.jobs.outcomes import Reconciliation, reconcile
 from ragllava.stores.schema import jobs, shards, workers
@@ -43,11 +44,6 @@ class Lease:
     epoch: int
     worker: str
     is_planned: bool = False
-
-
-def seconds(value: float) -> Any:
-    """An SQL interval of so many seconds."""
-    return func.make_interval(0, 0, 0, 0, 0, 0, value, type_=Interval)
 
 
 def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) -> Lease | None:

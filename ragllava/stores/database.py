@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -20,9 +21,12 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    FromClause,
+    Interval,
     Row,
     Table,
     TableValuedAlias,
+    and_,
     any_,
     create_engine,
     event,
@@ -161,6 +165,11 @@ def equals_any(column: Column[Any], values: Iterable[object]) -> ColumnElement[b
     return column == any_(literal(list(values), ARRAY(column.type)))
 
 
+def seconds(value: float) -> ColumnElement[timedelta]:
+    """An SQL interval of so many seconds."""
+    return func.make_interval(0, 0, 0, 0, 0, 0, value, type_=Interval)
+
+
 def given(rows: Iterable[Sequence[Any]], *columns: Column[Any]) -> TableValuedAlias:
     """Rows of values as a table with the names and types of these columns: one statement text for any number of rows.
 
@@ -170,6 +179,11 @@ def given(rows: Iterable[Sequence[Any]], *columns: Column[Any]) -> TableValuedAl
     arrays = [literal(list(array), ARRAY(column.type)) for array, column in zip(values, columns, strict=True)]
     listed = func.unnest(*arrays).table_valued(*(Column(column.name, column.type) for column in columns))
     return listed.render_derived(name="given")
+
+
+def same(left: FromClause, right: FromClause, *names: str) -> ColumnElement[bool]:
+    """The condition that two tables agree in the columns with these names."""
+    return and_(*(left.c[name] == right.c[name] for name in names))
 
 
 def record(form: type[T], row: Row[Any], **fields: Any) -> T:

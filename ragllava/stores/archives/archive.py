@@ -6,6 +6,7 @@ Every function works in the caller's transaction. Rows are locked in the order o
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
@@ -23,6 +24,7 @@ from ragllava.stores.schema import archives, images
 from ragllava.stores.schema import files as file_table
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_SELECT_STORED = select(images.c.id, images.c.sha256, images.c.source, images.c.caption)  # as in a StoredImage
 _SELECT_ARCHIVES = select(archives.c.id.label("archive_id"), archives)
 
 
@@ -172,12 +174,21 @@ def existing_images(connection: Connection, archive_id: int, hashes: Iterable[st
 
 
 def load_images(
-    connection: Connection, image_ids: Iterable[int], *conditions: ColumnElement[bool]
+    connection: Connection, image_ids: Iterable[int], archive_id: int | None = None
 ) -> dict[int, StoredImage]:
-    """Images by id, including retired ones: an answer may refer to them. `conditions` on `images` leave some out."""
-    query = select(images.c.id.label("image_id"), images.c.sha256, images.c.source, images.c.caption)
-    rows = connection.execute(query.where(equals_any(images.c.id, image_ids), *conditions))
-    return {row.image_id: StoredImage(*row) for row in rows}
+    """Images by id, only of this archive if it is given; including retired ones: an answer may refer to them."""
+    of_archive = [] if archive_id is None else [images.c.archive_id == archive_id]
+    rows = connection.execute(_SELECT_STORED.where(equals_any(images.c.id, image_ids), *of_archive))
+    return {row.id: StoredImage(*row) for row in rows}
+
+
+def images_by_source(connection: Connection, archive_id: int, sources: Iterable[str]) -> dict[str, list[StoredImage]]:
+    """The images of an archive, retired ones left out, by name; several may share a name."""
+    named = _SELECT_STORED.where(images.c.archive_id == archive_id, equals_any(images.c.source, sources))
+    by_source: dict[str, list[StoredImage]] = defaultdict(list)
+    for row in connection.execute(named.where(~images.c.retired).order_by(images.c.id)):
+        by_source[row.source].append(StoredImage(*row))
+    return by_source
 
 
 def store_images(connection: Connection, archive_id: int, offered: Sequence[NewImage]) -> list[StoredRow]:
