@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, select, text, update
+from sqlalchemy import Connection, func, literal, select, text, update
 
 from ragllava.json_records import from_json
 from ragllava.records import JobKind, ReindexStatus, StoredImage
@@ -114,22 +114,19 @@ def count_images(connection: Connection, archive_id: int) -> int:
 
 def job_spec(connection: Connection, job_id: int) -> dict[str, Any]:
     """The job's spec with its current index; the job's row is locked until the end of the transaction."""
-    spec = connection.scalar(jobs.select().with_only_columns(jobs.c.spec).where(jobs.c.id == job_id).with_for_update())
-    return dict(spec or {})
+    return dict(connection.scalar(select(jobs.c.spec).where(jobs.c.id == job_id).with_for_update()) or {})
 
 
 def assign_index(connection: Connection, job_id: int, index_id: int) -> None:
     """Let all shards of a job fill this index."""
-    statement = (
-        "UPDATE jobs SET spec = spec || jsonb_build_object('index', CAST(:index_id AS bigint)) WHERE id = :job_id"
-    )
-    connection.execute(text(statement), {"job_id": job_id, "index_id": index_id})
+    extended = jobs.c.spec.concat(literal({"index": index_id}, jobs.c.spec.type))
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(spec=extended))
 
 
 def given_up(connection: Connection, job_id: int) -> dict[int, str]:
     """The images that the job gave up because they killed or failed their workers, with the reason."""
-    query = "SELECT image_id, reason FROM reindexed WHERE job_id = :job_id AND status = 'dead' AND image_id IS NOT NULL"
-    return {row.image_id: row.reason for row in connection.execute(text(query), {"job_id": job_id})}
+    dead = (reindexed.c.job_id == job_id, reindexed.c.status == ReindexStatus.DEAD, reindexed.c.image_id.is_not(None))
+    return dict(connection.execute(select(reindexed.c.image_id, reindexed.c.reason).where(*dead)).all())
 
 
 def lock_submits(connection: Connection, archive_id: int) -> None:
