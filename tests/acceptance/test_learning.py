@@ -10,11 +10,10 @@ import pytest
 from rich.console import Console
 
 from ragllava.cli.demo import learn
-from ragllava.cli.demo.run import Demo
+from ragllava.cli.demo.run import Demo, World
 from ragllava.client import Client
 from ragllava.errors import UsageError
 from ragllava.postcards.archive import draw_archive
-from ragllava.postcards.names import World
 from ragllava.records import Role, TrainingStatus
 from ragllava.settings import Settings
 from ragllava.stores.archives.archive import get_archive
@@ -76,7 +75,7 @@ def check_labels(client: Client) -> None:
     asked: dict[World, int] = {"home": 340, "shifted": 170}
     for world, questions in asked.items():
         side_name = f"{world}-postcards-3-60-{questions}"
-        drawn = draw_archive(3, 60, questions, world=world, side=learn.is_kept_out)
+        drawn = draw_archive(3, 60, questions, shifted=world == "shifted", side=learn.is_kept_out)
         known = {q.text: q for q in drawn.questions}
         with client.engine.connect() as connection:
             archive_id = get_archive(connection, side_name).archive_id

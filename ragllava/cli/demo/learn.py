@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragllava.cli.demo.run import PACKAGES, Demo, with_candidates
+from ragllava.cli.demo.run import PACKAGES, Demo, World, with_candidates
 from ragllava.cli.options import package_versions
 from ragllava.errors import RagllavaError, UsageError
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ragllava.client import Client, JobView, ResultRow, TrainingView
     from ragllava.evaluation.metrics import JobFigures
     from ragllava.postcards.archive import KnownQuestion, PostcardArchive, WrittenArchive
-    from ragllava.postcards.names import World
     from ragllava.records import Role
 
 IN_DOMAIN_QUESTIONS = 2  # times as many, so that one answer is less than a point of any total there

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ragllava.cli.options import package_versions
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from ragllava.client import Client, JobView, ResultRow
     from ragllava.evaluation.metrics import JobFigures
     from ragllava.postcards.archive import PostcardArchive, WrittenArchive
-    from ragllava.postcards.names import World
     from ragllava.records import JobKind, KnownAnswer
     from ragllava.settings import Settings
 
+World = Literal["home", "shifted"]
 EXAMPLES = 12
 PACKAGES = ("ragllava", "celery", "torch", "transformers", "open_clip_torch", "SQLAlchemy", "pgvector", "minio")
 
@@ -74,7 +74,9 @@ class Demo:
 
         with self.timed("draw"), bars(self.console) as progress:
             task = progress.add_task("draw postcards", total=self.images, note="")
-            archive = draw_archive(self.seed, self.images, self.questions, world=self.world, side=self.side)
+            archive = draw_archive(
+                self.seed, self.images, self.questions, shifted=self.world == "shifted", side=self.side
+            )
             written = write_archive(
                 settings.home / "demo" / self.name,
                 archive,
