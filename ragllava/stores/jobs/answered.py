@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, text
 
+from ragllava.json_records import from_json
 from ragllava.records import AnswerStatus, Candidate
 from ragllava.stores.jobs.answers import candidates_by_run
 
@@ -59,18 +60,9 @@ def load_questions(connection: Connection, keys: Iterable[QuestionKey]) -> dict[
         values = _as_arrays([(row.job_id, row.question_no) for row in rows]) | {"runs": runs}
         candidates = candidates_by_run(connection.execute(_CANDIDATES, values))
         by_key = {
-            (row.job_id, row.question_no): AnsweredQuestion(
-                job_id=row.job_id,
-                question_no=row.question_no,
-                custom_id=row.custom_id,
-                text=row.question,
-                archive_id=row.archive_id,
-                archive=row.archive,
-                status=AnswerStatus(row.status) if row.status else None,
-                answer=row.answer,
-                confidence=row.confidence,
-                models=row.models,
-                candidates=tuple(candidates.get((row.job_id, row.question_no, row.run_no), ())),
+            (row.job_id, row.question_no): from_json(
+                AnsweredQuestion,
+                {**row._mapping, "candidates": tuple(candidates.get((row.job_id, row.question_no, row.run_no), ()))},
             )
             for row in rows
         }
@@ -124,7 +116,7 @@ def kinds_of_jobs(connection: Connection, job_ids: Sequence[int]) -> dict[int, s
 
 
 _QUESTIONS = text("""
-    SELECT q.job_id, q.question_no, q.custom_id, q.text AS question, j.archive_id, archives.name AS archive,
+    SELECT q.job_id, q.question_no, q.custom_id, q.text, j.archive_id, archives.name AS archive,
            a.run_no, a.status, a.text AS answer, a.confidence, a.models
     FROM unnest(CAST(:jobs AS bigint[]), CAST(:numbers AS bigint[])) AS wanted (job_id, question_no)
     JOIN questions q USING (job_id, question_no)

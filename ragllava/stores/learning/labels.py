@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, Row, text
 
-from ragllava.records import Candidate, Label, StoredImage, Verdict
+from ragllava.json_records import from_json, to_json
+from ragllava.records import Candidate, Label, StoredImage
 from ragllava.stores.jobs.answered import QuestionKey, load_questions
 
 
@@ -37,7 +38,7 @@ def insert_labels(connection: Connection, new: Sequence[Label]) -> None:
             VALUES ((SELECT archive_id FROM jobs WHERE id = :job_id), :job_id, :question_no, :verdict, :answer,
                     CAST(:relevant AS bigint[]), CAST(:irrelevant AS bigint[]), :source)
         """),
-        [asdict(label) | {"relevant": list(label.relevant), "irrelevant": list(label.irrelevant)} for label in new],
+        to_json(new),
     )
 
 
@@ -103,5 +104,4 @@ def images_by_id(connection: Connection, archive_id: int, image_ids: Sequence[in
 
 
 def _label(row: Row[tuple[object, ...]]) -> Label:
-    verdict, relevant, irrelevant = Verdict(row.verdict), tuple(row.relevant), tuple(row.irrelevant)
-    return Label(row.job_id, row.question_no, verdict, row.answer, relevant, irrelevant, row.source)
+    return from_json(Label, dict(row._mapping))

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, case, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
+from ragllava.json_records import from_json
 from ragllava.records import NoisyCase, NoisyReason, NoisyState
 from ragllava.stores.jobs.answered import AnsweredQuestion, QuestionKey, load_questions
 from ragllava.stores.schema import noisy_cases
@@ -115,14 +116,4 @@ def find_case(connection: Connection, job_id: int, question_no: int) -> NoisyVie
 
 def _views(connection: Connection, rows: Sequence[Row[Any]]) -> list[NoisyView]:
     questions = load_questions(connection, [(row.job_id, row.question_no) for row in rows])
-    return [
-        NoisyView(
-            questions[row.job_id, row.question_no],
-            tuple(NoisyReason(reason) for reason in row.reasons),
-            row.details,
-            NoisyState(row.state),
-            row.created_at,
-            row.updated_at,
-        )
-        for row in rows
-    ]
+    return [from_json(NoisyView, {**row._mapping, "question": questions[row.job_id, row.question_no]}) for row in rows]

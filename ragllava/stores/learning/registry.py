@@ -8,7 +8,7 @@ registered), a challenger (passed its gate, not promoted), the champion (used by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -16,14 +16,11 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, select, text,
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
-from ragllava.json_records import to_json
+from ragllava.json_records import from_json, to_json
 from ragllava.records import Role
 from ragllava.stores.schema import model_versions, promotions
 
 _LOCK_SPACE = 0x52616752  # the advisory locks of champions
-_SAME_COLUMNS = (
-    "name", "profile", "prompt", "threshold", "adapter_sha256", "base", "manifest", "training",
-)  # fmt: skip # in the table and in a ModelVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +253,7 @@ def _find(connection: Connection, profile: str, role: Role, name: str) -> Row[An
 
 
 def _as_version(row: Row[Any]) -> ModelVersion:
-    same = {name: getattr(row, name) for name in _SAME_COLUMNS}
-    return ModelVersion(version_id=row.id, role=Role(row.role), **same)
+    return from_json(ModelVersion, {**row._mapping, "version_id": row.id})
 
 
 def _promote(connection: Connection, chosen: Row[Any], replaced_id: int | None, reason: str) -> ModelVersion:
@@ -310,7 +306,7 @@ def _retire(connection: Connection, profile: str, role: Role, state: str) -> Non
 
 
 def _register(connection: Connection, profile: str, bases: Sequence[BaseVersion]) -> None:
-    values = [asdict(base) | {"profile": profile, "state": "candidate"} for base in bases]
+    values = [to_json(base) | {"profile": profile, "state": "candidate"} for base in bases]
     connection.execute(insert(model_versions).on_conflict_do_nothing(), values)
 
 

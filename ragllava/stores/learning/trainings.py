@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select, text, update
 
 from ragllava.errors import UsageError
+from ragllava.json_records import from_json
 from ragllava.records import JobKind, Role, TrainingStatus
 from ragllava.stores.schema import jobs, model_versions, trainings
 
@@ -103,8 +104,7 @@ def view(connection: Connection, job_id: int) -> TrainingView:
         .outerjoin(model_versions, model_versions.c.id == trainings.c.version_id)
         .where(trainings.c.job_id == job_id)
     ).one()
-    status = TrainingStatus(row.status) if row.status else None
-    return TrainingView(Role(row.role), row.phase, row.steps_done, row.steps_total, status, row.reason, row.name)
+    return from_json(TrainingView, {**row._mapping, "version": row.name})
 
 
 def set_phase(connection: Connection, job_id: int, phase: str) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, func, select, text, update
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from ragllava.errors import UsageError
+from ragllava.json_records import from_json
 from ragllava.records import ScheduleAction
 from ragllava.stores.schema import archives, jobs, schedule_runs, schedules
 
@@ -144,18 +145,7 @@ def _select() -> Any:
 def _views(connection: Connection, rows: Sequence[Row[Any]]) -> list[ScheduleView]:
     last_runs = _last_runs(connection, [row.id for row in rows])
     return [
-        ScheduleView(
-            schedule_id=row.id,
-            name=row.name,
-            action=ScheduleAction(row.action),
-            archive=row.archive,
-            options=row.options,
-            cron=row.cron,
-            timezone=row.timezone,
-            paused=row.paused,
-            next_due=row.next_due,
-            last_run=last_runs.get(row.id),
-        )
+        from_json(ScheduleView, {**row._mapping, "schedule_id": row.id, "last_run": last_runs.get(row.id)})
         for row in rows
     ]
 
