@@ -219,7 +219,7 @@ def test_the_tower_is_the_same_network_under_open_clip_s_names(llava_and_process
     import open_clip
 
     tower = llava_and_processor[0].model.vision_tower
-    clip, _ = open_clip.create_model_from_pretrained(get_profile(Settings()).retriever, precision="fp32")
+    clip, _ = open_clip.create_model_from_pretrained(get_profile(Settings()).retriever.retriever, precision="fp32")
     missing = clip.visual.load_state_dict(as_open_clip(tower.state_dict()), strict=False)
     assert missing.unexpected_keys == []
     assert sorted(missing.missing_keys) == ["ln_post.bias", "ln_post.weight", "proj"]
@@ -240,7 +240,7 @@ def test_pictures_are_those_of_the_complete_picture_tower(
     drawings = [draw_postcard(shown, random.Random(number)) for number, shown in enumerate(attributes[:6])]
     pool = PicturePool(np.stack([drawing.pixels for drawing in drawings]), np.zeros(0, np.float32), attributes[:6])
     tower = llava_and_processor[0].model.vision_tower
-    name = get_profile(Settings()).retriever
+    name = get_profile(Settings()).retriever.retriever
     clip, _ = open_clip.create_model_from_pretrained(name, precision="fp32")
     clip.visual.load_state_dict(as_open_clip(tower.state_dict()), strict=False)
     _, tokens = tower_features(tower, pool, torch.float32)
