@@ -34,7 +34,7 @@ class PaperRow:
 
     def as_json(self) -> dict[str, Any]:
         """Flat, with names such as recall_at_5; four decimals, null for what was not measured."""
-        shares = {f"recall_at_{k}": share for k, share in self.recall_at.items()}
+        shares: dict[str, float | None] = {f"recall_at_{k}": share for k, share in self.recall_at.items()}
         shares |= {name: getattr(self.kept, name, None) for name in ("precision", "recall", "f1")}
         shares["answer_score"] = self.answer_score
         return {"label": self.label, "threshold": self.threshold, **rounded(shares)}

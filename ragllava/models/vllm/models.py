@@ -102,6 +102,8 @@ class RemoteModel:
 
 
 class _RemoteRole(RoleModel):
+    """A role whose network is a model of the endpoint."""
+
     def __init__(self, model: RemoteModel, version: str | None = None) -> None:
         """`version` is the registered name of what computes, if it has one."""
         super().__init__(model.mllm, version=version)
