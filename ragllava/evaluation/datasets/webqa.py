@@ -11,14 +11,13 @@ import base64
 import binascii
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ragllava.errors import ImageRejected, InvalidInput, LineError, UsageError
 from ragllava.evaluation.datasets.files import (
     BadRow,
-    Row,
     find_path,
     find_pictures,
     json_rows,
@@ -28,7 +27,6 @@ from ragllava.evaluation.datasets.files import (
     need_path,
     need_text,
     read_map,
-    read_rows,
     read_text,
     spellings,
     unique,
@@ -36,6 +34,7 @@ from ragllava.evaluation.datasets.files import (
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
 from ragllava.imaging.decode import MAX_BYTES
 from ragllava.stages.ingest.captions import clean_caption
+from ragllava.stages.record_files import Record, check_all
 
 TOP_N = 2
 ROWS_PER_SERIES = 10_000_000  # an image's row in imgs.tsv is its id modulo this
@@ -128,10 +127,10 @@ class _CaptionedQuestion:
 
 def _load_original(folder: Path, path: Path, split: str) -> EvaluationSet:
     rows = json_rows(path)
-    ours = [row for row in rows if isinstance(row.entry, dict) and row.entry.get("split") == split]
-    broken = [row for row in rows if not isinstance(row.entry, dict)]
-    asked_about = [row for row in ours if not _is_about_text(row.entry)]
-    asked = read_rows(path, broken + asked_about, _read_original)
+    ours = [row for row in rows if isinstance(row.value, dict) and row.value.get("split") == split]
+    broken = [row for row in rows if not isinstance(row.value, dict)]
+    asked_about = [row for row in ours if not _is_about_text(row.value)]
+    asked = check_all(path, broken + asked_about, _read_original)
     captions: dict[str, str | None] = {}
     for row in asked:
         for image_id, caption in row.captions.items():
@@ -154,8 +153,8 @@ def _is_about_text(entry: dict[str, Any]) -> bool:
     return not entry.get("img_posFacts") and (entry.get("Qcate") == "text" or bool(entry.get("txt_posFacts")))
 
 
-def _read_original(row: Row) -> _CaptionedQuestion:
-    entry = need_object(row.entry)
+def _read_original(row: Record) -> _CaptionedQuestion:
+    entry = need_object(row.value)
     right = [need_object(fact) for fact in need_list(entry, "img_posFacts")]
     wrong = [need_object(fact) for fact in need_list(entry, "img_negFacts")]
     captions = {_number(fact): _caption(fact.get("caption")) for fact in wrong + right}
@@ -171,7 +170,7 @@ def _number(fact: dict[str, Any]) -> str:
     return image_id
 
 
-def _question(row: Row, entry: dict[str, Any], right: Sequence[str], wrong: Iterable[str]) -> EvaluationQuestion:
+def _question(row: Record, entry: dict[str, Any], right: Sequence[str], wrong: Iterable[str]) -> EvaluationQuestion:
     """The question in either form; `wrong` are images that its row calls wrong."""
     if not right:
         raise BadRow("'img_posFacts' names no image, so nothing could be found")
@@ -224,9 +223,9 @@ def _read_offsets(path: Path) -> array[int]:
 
 def _load_reference(folder: Path, path: Path, split: str) -> EvaluationSet:
     rows = json_rows(path)
-    questions = read_rows(path, rows, _read_reference)
+    questions = check_all(path, rows, _read_reference)
     index = need_path(folder, spellings(f"WebQA_{split}_image_index_to_id.json"), _REFERENCE_ORIGIN)
-    pool = unique(read_rows(index, json_rows(index), lambda row: need_id(row.entry)))
+    pool = unique(check_all(index, json_rows(index), lambda row: need_id(row.value)))
     captions_file = "WebQA_caption_test.json" if split == "test" else "WebQA_caption_train_dev.json"
     captions = read_map(need_path(folder, spellings(captions_file), _REFERENCE_ORIGIN))
     pictures = find_pictures(_picture_folder(folder, split), pool, _REFERENCE_ORIGIN)
@@ -242,12 +241,12 @@ def _load_reference(folder: Path, path: Path, split: str) -> EvaluationSet:
     )
 
 
-def _read_reference(row: Row) -> EvaluationQuestion:
-    entry = need_object(row.entry)
+def _read_reference(row: Record) -> EvaluationQuestion:
+    entry = need_object(row.value)
     facts = need_list(entry, "img_posFacts")
     right = unique(need_id(fact.get("image_id") if isinstance(fact, dict) else fact) for fact in facts)
     if row.name.startswith("entry ") and "Guid" in entry:  # a list instead of an object under guids
-        row = Row(row.line, need_id(entry["Guid"]), entry)
+        row = replace(row, name=need_id(entry["Guid"]))
     return _question(row, entry, right, wrong=())
 
 

@@ -17,7 +17,8 @@ from ragllava.jobs.control import NewJob
 from ragllava.json_records import to_json
 from ragllava.records import AnswerOptions, JobKind, Question
 from ragllava.settings import Settings
-from ragllava.stages.answer.question_files import UNSTORABLE, QuestionFile
+from ragllava.stages.answer.question_files import QuestionFile
+from ragllava.stages.record_files import UNSTORABLE
 from ragllava.stages.results.outbox import Outbox
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction

@@ -206,52 +206,45 @@ def _write_json_lines(lines: Iterable[dict[str, Any]], path: Path) -> int:
 # CSV
 
 
-def _csv_columns(top_n: int, is_refresh: bool) -> list[str]:
-    head = ["custom_id", "line", "question", "status", "answer", "confidence"]
-    models = [f"model_{key}" for key in _MODEL_KEYS]
-    columns = [*head, *_evidence_columns(_EVIDENCE_KEYS, top_n), *models, "note", "error_code", "error"]
-    if is_refresh:
-        evidence = _evidence_columns(_PREVIOUS_EVIDENCE_KEYS, top_n)
-        previous = ["job", "status", "answer", *evidence, "asked_again", "because", "changed", "evidence_changed"]
-        columns += [f"previous_{name}" for name in previous]
-    return columns
-
-
-def _evidence_columns(keys: Sequence[str], top_n: int) -> list[str]:
-    return [f"evidence_{number}_{key}" for number in range(1, top_n + 1) for key in keys]
-
-
-def _csv_cells(row: ResultRow, top_n: int) -> Sequence[Any]:
+def _csv_cells(row: ResultRow, top_n: int) -> dict[str, Any]:
+    """The cells of a row by the names of their columns; the columns depend on `top_n` and `row.previous` alone."""
     record = row.as_json()
-    evidence = record["evidence"]
-    if len(evidence) > top_n:
-        raise ValueError(f"line {row.line} has {len(evidence)} images of evidence, but top_n is {top_n}")
-    cells = [record[key] for key in ("custom_id", "line", "question", "status", "answer", "confidence")]
-    cells += _evidence_cells(evidence, _EVIDENCE_KEYS, top_n)
-    cells += [record["models"][key] if record["models"] else None for key in _MODEL_KEYS]
-    cells += [record["note"], row.error_code, row.error]
-    if row.previous:
-        previous = record["previous"]
-        flags = [str(previous[key]).lower() for key in ("asked_again", "changed", "evidence_changed")]
-        cells += [previous[key] for key in ("job", "status", "answer")]
-        cells += _evidence_cells(previous["evidence"], _PREVIOUS_EVIDENCE_KEYS, top_n)
-        cells += [flags[0], ", ".join(previous["because"]), *flags[1:]]
+    if len(record["evidence"]) > top_n:
+        raise ValueError(f"line {row.line} has {len(record['evidence'])} images of evidence, but top_n is {top_n}")
+    cells = {key: record[key] for key in ("custom_id", "line", "question", "status", "answer", "confidence")}
+    cells |= _evidence_cells(record["evidence"], _EVIDENCE_KEYS, top_n)
+    cells |= {f"model_{key}": record["models"] and record["models"][key] for key in _MODEL_KEYS}
+    cells |= {"note": record["note"], "error_code": row.error_code, "error": row.error}
+    for key, value in record.get("previous", {}).items():
+        if key == "evidence":
+            evidence = _evidence_cells(value, _PREVIOUS_EVIDENCE_KEYS, top_n)
+            cells |= {f"previous_{name}": cell for name, cell in evidence.items()}
+        elif isinstance(value, bool):
+            cells[f"previous_{key}"] = str(value).lower()
+        else:
+            cells[f"previous_{key}"] = ", ".join(value) if isinstance(value, list) else value
     return cells
 
 
-def _evidence_cells(evidence: Sequence[dict[str, Any]], keys: Sequence[str], top_n: int) -> list[Any]:
+def _evidence_cells(evidence: Sequence[dict[str, Any]], keys: Sequence[str], top_n: int) -> dict[str, Any]:
     """The cells of `top_n` images; None for those that are missing."""
-    return [evidence[no][key] if no < len(evidence) else None for no in range(top_n) for key in keys]
+    return {
+        f"evidence_{no + 1}_{key}": evidence[no][key] if no < len(evidence) else None
+        for no in range(top_n)
+        for key in keys
+    }
 
 
 def _write_csv(rows: Iterable[ResultRow], path: Path, top_n: int, is_refresh: bool) -> int:
     count = 0
+    previous = Previous(0, None, None, ()) if is_refresh else None
+    columns = _csv_cells(ResultRow(0, None, None, AnswerStatus.FAILED, previous=previous), top_n)
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(_csv_columns(top_n, is_refresh))
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
         for row in rows:
             count += 1
-            writer.writerow([_harmless(cell) for cell in _csv_cells(row, top_n)])
+            writer.writerow({name: _harmless(cell) for name, cell in _csv_cells(row, top_n).items()})
     return count
 
 

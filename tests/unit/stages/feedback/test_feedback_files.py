@@ -134,7 +134,7 @@ def test_a_file_without_feedback_is_refused(text: str, name: str, message: str) 
 
 
 def test_a_file_that_is_not_utf8_or_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="byte 1 of the file is not UTF-8"):
+    with pytest.raises(InvalidInput, match="the file looks like UTF-16; save it as UTF-8"):
         read_feedback(b"\xff\xfe{", name="feedback.jsonl")
     with pytest.raises(UsageError, match=r"none\.csv cannot be read: No such file"):
         read_feedback(tmp_path / "none.csv", name="none.csv")
