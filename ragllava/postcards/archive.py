@@ -8,9 +8,8 @@ question has exactly one right set of pictures.
 from __future__ import annotations
 
 import csv
-import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, get_args
 from PIL import Image
 
 from ragllava.errors import UsageError
+from ragllava.json_records import write_json_lines
 from ragllava.postcards.drawing import Drawing, draw_postcard
 from ragllava.postcards.names import (
     KINDS_OF,
@@ -150,10 +150,9 @@ def write_archive(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("file", "caption"))
         writer.writerows((postcard.file_name, postcard.caption) for postcard in archive.postcards)
-    _write_json_lines(
-        written.questions, ({"custom_id": known.custom_id, "question": known.text} for known in archive.questions)
-    )
-    _write_json_lines(written.answers, (_answer_line(known) for known in archive.questions))
+    questions = ({"custom_id": known.custom_id, "question": known.text} for known in archive.questions)
+    write_json_lines(questions, written.questions)
+    write_json_lines(map(_answer_line, archive.questions), written.answers)
     return written
 
 
@@ -274,8 +273,3 @@ def _answer_line(known: KnownQuestion) -> dict[str, Any]:
         "type": known.type,
         "relevant": list(known.relevant),
     }
-
-
-def _write_json_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

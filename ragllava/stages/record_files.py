@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO, TextIO, TypeVar
+from typing import Any, BinaryIO, Generic, TextIO, TypeVar
 
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import FileFormat
@@ -68,6 +68,29 @@ class Record:
     value: Any
     name: str = ""
     problem: Rejected | None = None
+
+
+@dataclass(frozen=True)
+class CheckedFile(Generic[Result]):
+    """All input lines of a file in order, each as what it says or as its error."""
+
+    name: str
+    lines: list[Result | LineError]
+
+    @property
+    def valid(self) -> list[Result]:
+        """The valid lines."""
+        return [line for line in self.lines if not isinstance(line, LineError)]
+
+    @property
+    def errors(self) -> list[LineError]:
+        """The invalid lines."""
+        return [line for line in self.lines if isinstance(line, LineError)]
+
+    def require_valid(self) -> None:
+        """Raise InvalidInput with every invalid line, if there is one."""
+        if errors := self.errors:
+            raise InvalidInput(self.name, errors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +168,11 @@ def opened_records(
         if not head and not layout.is_lenient:
             raise Rejected("empty_file", f"the file has no {layout.content}")
         format = format or _format_by_content(head, layout)
-        records = _parquet_records(stream, layout) if format is FileFormat.PARQUET else None
-        yield format, _counted(records or _text_records(stream, head, format, layout), layout, max_records)
+        if format is FileFormat.PARQUET:
+            records = _parquet_records(stream, layout)
+        else:
+            records = _text_records(stream, head, format, layout)
+        yield format, _counted(records, layout, max_records)
 
 
 def check_all(name: str | Path, records: Iterable[Record], check: Callable[[Record], Result]) -> list[Result]:
@@ -171,15 +197,16 @@ def check_all(name: str | Path, records: Iterable[Record], check: Callable[[Reco
 def parse_json(text: str) -> Any:
     """Any JSON. Raises Rejected, with the line in `text`."""
     if undecodable := _UNDECODABLE.search(text):
-        line = text.count("\n", 0, undecodable.start()) + 1
-        raise Rejected("invalid_encoding", "this line is not UTF-8 text; save the file as UTF-8", line)
+        before = text[: undecodable.start()].split("\n")
+        message = f"byte {len(before[-1].encode()) + 1} of the line is not UTF-8"
+        raise Rejected("invalid_encoding", message, len(before))
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        message = f"this is not valid JSON ({error.msg}, column {error.colno})"
+        message = f"the line is not valid JSON ({error.msg}, column {error.colno})"
         raise Rejected("invalid_json_line", message, error.lineno) from None
     except (ValueError, RecursionError):  # a number of thousands of digits; thousands of open brackets
-        raise Rejected("invalid_json_line", "a number is too long or brackets are nested too deep") from None
+        raise Rejected("invalid_json_line", "the line has a number too long or brackets nested too deep") from None
 
 
 def json_records(lines: Iterable[str], example: str) -> Iterator[Record]:
@@ -200,7 +227,8 @@ def json_records(lines: Iterable[str], example: str) -> Iterator[Record]:
 def _json_record(value: Any, example: str, line: int, name: str = "") -> Record:
     if isinstance(value, dict):
         return Record(line, value, name)
-    return Record(line, {}, name, Rejected("invalid_json_line", f"this is not an object like {example}"))
+    subject = "the line" if line else "it"
+    return Record(line, {}, name, Rejected("invalid_json_line", f"{subject} is not an object like {example}"))
 
 
 def _format_by_content(head: bytes, layout: Layout) -> FileFormat:
@@ -241,9 +269,8 @@ def _text_records(stream: BinaryIO, head: bytes, format: FileFormat, layout: Lay
     encoding = _encoding(head, layout)
     beginning = head.decode(encoding, "replace")
     newline = "" if format is FileFormat.CSV else "\n"
-    errors = "surrogatepass" if encoding == "utf-16" else "surrogateescape"
     try:
-        with io.TextIOWrapper(stream, encoding, errors=errors, newline=newline) as text:
+        with io.TextIOWrapper(stream, encoding, errors="surrogateescape", newline=newline) as text:
             if format is FileFormat.CSV:
                 yield from _csv_records(text, beginning, layout)
             elif layout.is_lenient and beginning.lstrip().startswith("["):
@@ -251,7 +278,7 @@ def _text_records(stream: BinaryIO, head: bytes, format: FileFormat, layout: Lay
                     yield _json_record(entry, layout.example, 0, f"entry {number}")
             else:
                 yield from json_records(_lines(text), layout.example)
-    except UnicodeDecodeError:  # half a character of UTF-16
+    except UnicodeDecodeError:  # of UTF-16
         raise Rejected("invalid_encoding", "the file is not valid UTF-16; save it as UTF-8") from None
 
 
@@ -285,7 +312,7 @@ def _csv_records(text: TextIO, beginning: str, layout: Layout) -> Iterator[Recor
 def _csv_problem(row: list[str], value: dict[str, str], width: int, layout: Layout) -> Rejected | None:
     if any(map(_UNDECODABLE.search, value.values())):
         value.clear()
-        return Rejected("invalid_encoding", "the record has bytes that are not UTF-8; save the file as UTF-8")
+        return Rejected("invalid_encoding", "the record has bytes that are not UTF-8")
     if not layout.is_lenient and any(map(str.strip, row[width:])):
         message = f"the record has {len(row)} cells under {width} columns; put texts in double quotes"
         return Rejected("invalid_csv_line", message)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ragllava.errors import InvalidInput, LineError, UsageError
-from ragllava.evaluation.datasets.records import FilePicture
+from ragllava.evaluation.datasets.records import EvaluationImage, FilePicture
 from ragllava.stages.record_files import Record, Rejected, json_records
 
 PICTURE_SUFFIXES = (".jpg", ".png", ".jpeg", ".gif", ".tif", ".tiff", ".webp")
@@ -115,6 +115,14 @@ def need_list(entry: dict[str, Any], key: str) -> list[Any]:
     return value
 
 
+def need_number(value: Any, name: str) -> str:
+    """An id of digits only, as text; BadRow for anything else. `name` is for the message."""
+    image_id = need_id(value)
+    if not image_id.isdecimal():
+        raise BadRow(f"{name} must be a whole number, found {image_id!r:.80}")
+    return image_id
+
+
 def need_id(value: Any) -> str:
     """An id as text; data sets write ids as numbers and as text. BadRow for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).strip():
@@ -127,8 +135,8 @@ def unique(ids: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def find_pictures(folder: Path, names: Sequence[str], origin: str) -> list[FilePicture]:
-    """The file in `folder` for each name.
+def find_images(folder: Path, listed: Mapping[str, tuple[str, str | None]], origin: str) -> tuple[EvaluationImage, ...]:
+    """The images of a pool; `listed` maps their ids to the name of the file in `folder` and the caption.
 
     A name may come without its suffix, or with that of another format (sets are converted on the way); the file of
     exactly that name goes first. UsageError names the first missing one and says how many are missing.
@@ -137,13 +145,16 @@ def find_pictures(folder: Path, names: Sequence[str], origin: str) -> list[FileP
         files = {entry.name for entry in folder.iterdir()}
     except OSError as error:
         raise UsageError(f"cannot list the pictures in {folder}: {error.strerror or error}") from error
-    matches = {name: _file_name(name, files) for name in names}
-    missing = [name for name in names if matches[name] is None]
+    matches = {name: _file_name(name, files) for name, _ in listed.values()}
+    missing = [name for name, _ in listed.values() if matches[name] is None]
     if missing:
         raise UsageError(
-            f"{len(missing)} of {len(names)} pictures are missing in {folder}, first {missing[0]}; {origin}"
+            f"{len(missing)} of {len(listed)} pictures are missing in {folder}, first {missing[0]}; {origin}"
         )
-    return [FilePicture(folder / str(matches[name])) for name in names]
+    return tuple(
+        EvaluationImage(image_id, caption, FilePicture(folder / str(matches[name])))
+        for image_id, (name, caption) in listed.items()
+    )
 
 
 def _file_name(name: str, files: set[str]) -> str | None:

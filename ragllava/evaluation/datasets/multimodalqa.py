@@ -15,8 +15,8 @@ from typing import Any
 from ragllava.errors import UsageError
 from ragllava.evaluation.datasets.files import (
     BadRow,
+    find_images,
     find_path,
-    find_pictures,
     json_lines,
     json_rows,
     need_id,
@@ -24,7 +24,6 @@ from ragllava.evaluation.datasets.files import (
     need_object,
     need_path,
     need_text,
-    read_map,
     spellings,
     unique,
 )
@@ -100,8 +99,7 @@ def _load_reference(folder: Path, path: Path, split: str) -> EvaluationSet:
     else:
         pool = unique(check_all(index, json_rows(index), lambda row: need_id(row.value)))
     metadata_file = need_path(folder, spellings("MMQA_ImageQ_metadata.json"), _REFERENCE_ORIGIN)
-    metadata = (Record(0, entry, image_id) for image_id, entry in read_map(metadata_file).items())
-    images = _images(folder, pool, check_all(metadata_file, metadata, _read_metadata), metadata_file)
+    images = _images(folder, pool, check_all(metadata_file, json_rows(metadata_file), _read_metadata), metadata_file)
     return EvaluationSet("multimodalqa", split, images, tuple(questions), TOP_N)
 
 
@@ -171,10 +169,5 @@ def _images(
     unknown = next((image_id for image_id in pool if image_id not in by_id), None)
     if unknown is not None:
         raise UsageError(f"{metadata_file} does not describe image {unknown}; do the files belong together?")
-    entries = [by_id[image_id] for image_id in pool]
-    picture_folder = need_path(folder, _PICTURE_FOLDERS, _PICTURES_ORIGIN)
-    pictures = find_pictures(picture_folder, [entry.file_name for entry in entries], _PICTURES_ORIGIN)
-    return tuple(
-        EvaluationImage(entry.image_id, entry.caption, picture)
-        for entry, picture in zip(entries, pictures, strict=True)
-    )
+    files = {image_id: (by_id[image_id].file_name, by_id[image_id].caption) for image_id in pool}
+    return find_images(need_path(folder, _PICTURE_FOLDERS, _PICTURES_ORIGIN), files, _PICTURES_ORIGIN)

@@ -13,9 +13,10 @@ from pathlib import Path
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.evaluation.datasets.files import (
     BadRow,
+    find_images,
     find_path,
-    find_pictures,
     need_id,
+    need_number,
     need_object,
     need_path,
     need_text,
@@ -58,7 +59,7 @@ def load_coco(folder: Path, split: str) -> EvaluationSet:
     """
     ids_file = need_path(folder, spellings(f"coco_{split}_ids.txt"), _REFERENCE_ORIGIN)
     captions_file = need_path(folder, spellings(f"coco_{split}_caps.txt"), _REFERENCE_ORIGIN)
-    ids = check_all(ids_file, _lines(ids_file), _read_number)
+    ids = check_all(ids_file, _lines(ids_file), lambda row: need_number(row.value, "an image id"))
     captions = check_all(captions_file, _lines(captions_file), lambda row: need_text({"caption": row.value}, "caption"))
     if len(ids) != len(captions):
         raise UsageError(
@@ -98,13 +99,6 @@ def _lines(path: Path) -> list[Record]:
     return [Record(number, text.strip()) for number, text in enumerate(lines, start=1)]
 
 
-def _read_number(row: Record) -> str:
-    image_id: str = row.value
-    if not image_id.isdecimal():
-        raise BadRow(f"an image id must be a whole number, found {image_id!r:.80}")
-    return image_id
-
-
 def _coco_names(path: Path | None, pool: Sequence[str]) -> dict[str, str]:
     if path is None:
         return {image_id: f"COCO_val2014_{int(image_id):012d}.jpg" for image_id in pool}
@@ -128,8 +122,8 @@ def _images(
     folder: Path, picture_folders: Sequence[str], file_of: Mapping[str, str], origin: str
 ) -> tuple[EvaluationImage, ...]:
     """`file_of` maps image ids, in the order of the pool, to file names."""
-    pictures = find_pictures(need_path(folder, picture_folders, origin), list(file_of.values()), origin)
-    return tuple(EvaluationImage(image_id, None, picture) for image_id, picture in zip(file_of, pictures, strict=True))
+    files = {image_id: (file_name, None) for image_id, file_name in file_of.items()}
+    return find_images(need_path(folder, picture_folders, origin), files, origin)
 
 
 def _questions(pairs: Iterable[tuple[str, str]]) -> tuple[EvaluationQuestion, ...]:

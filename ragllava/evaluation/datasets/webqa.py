@@ -15,14 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ragllava.errors import ImageRejected, InvalidInput, LineError, UsageError
+from ragllava.errors import ImageRejected, UsageError
 from ragllava.evaluation.datasets.files import (
     BadRow,
+    find_images,
     find_path,
-    find_pictures,
     json_rows,
     need_id,
     need_list,
+    need_number,
     need_object,
     need_path,
     need_text,
@@ -164,10 +165,7 @@ def _read_original(row: Record) -> _CaptionedQuestion:
 
 def _number(fact: dict[str, Any]) -> str:
     """The image's id as in imgs.tsv; it must be a number, because it tells the row."""
-    image_id = need_id(fact.get("image_id"))
-    if not image_id.isdecimal():
-        raise BadRow(f"'image_id' must be a whole number, found {image_id!r:.80}")
-    return image_id
+    return need_number(fact.get("image_id"), "'image_id'")
 
 
 def _question(row: Record, entry: dict[str, Any], right: Sequence[str], wrong: Iterable[str]) -> EvaluationQuestion:
@@ -212,13 +210,14 @@ def _tsv_pictures(folder: Path, image_ids: Sequence[str]) -> list[TsvPicture]:
 
 def _read_offsets(path: Path) -> array[int]:
     """The byte at which each row of imgs.tsv begins."""
-    offsets = array("q")
-    for line, text in enumerate(read_text(path).split(), start=1):
-        if not text.isdecimal():
-            message = f"expected a position in bytes, found {text!r:.40}"
-            raise InvalidInput(str(path), [LineError("invalid_row", line, message)])
-        offsets.append(int(text))
-    return offsets
+    rows = (Record(line, text) for line, text in enumerate(read_text(path).split(), start=1))
+    return array("q", check_all(path, rows, _read_offset))
+
+
+def _read_offset(row: Record) -> int:
+    if not row.value.isdecimal():
+        raise BadRow(f"expected a position in bytes, found {row.value!r:.40}")
+    return int(row.value)
 
 
 def _load_reference(folder: Path, path: Path, split: str) -> EvaluationSet:
@@ -228,14 +227,11 @@ def _load_reference(folder: Path, path: Path, split: str) -> EvaluationSet:
     pool = unique(check_all(index, json_rows(index), lambda row: need_id(row.value)))
     captions_file = "WebQA_caption_test.json" if split == "test" else "WebQA_caption_train_dev.json"
     captions = read_map(need_path(folder, spellings(captions_file), _REFERENCE_ORIGIN))
-    pictures = find_pictures(_picture_folder(folder, split), pool, _REFERENCE_ORIGIN)
+    files = {image_id: (image_id, _caption(captions.get(image_id))) for image_id in pool}
     return EvaluationSet(
         name="webqa",
         split=split,
-        images=tuple(
-            EvaluationImage(image_id, _caption(captions.get(image_id)), picture)
-            for image_id, picture in zip(pool, pictures, strict=True)
-        ),
+        images=find_images(_picture_folder(folder, split), files, _REFERENCE_ORIGIN),
         questions=tuple(questions),
         top_n=TOP_N,
     )

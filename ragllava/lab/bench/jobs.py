@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from ragllava.errors import JobRefused
 from ragllava.jobs.states import JobState
+from ragllava.json_records import write_json_lines
 from ragllava.lab.bench.workload import System, Workload
 from ragllava.postcards.archive import KnownQuestion, draw_archive, write_archive
 
@@ -33,8 +33,8 @@ def write_questions(system: System, name: str, texts: Sequence[str]) -> Path:
     """A question file with these questions."""
     path = system.settings.home / "bench" / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps({"custom_id": f"q-{number}", "question": text}) for number, text in enumerate(texts))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = ({"custom_id": f"q-{number}", "question": text} for number, text in enumerate(texts))
+    write_json_lines(lines, path)
     return path
 
 

@@ -15,15 +15,15 @@ is removed, and a NUL or half of a surrogate pair (Postgres stores neither) beco
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragllava.errors import InvalidInput, LineError
+from ragllava.errors import LineError
 from ragllava.records import FileFormat, Question
 from ragllava.stages.record_files import (
     MAX_LINES,
     UNSTORABLE,
+    CheckedFile,
     Layout,
     Record,
     Rejected,
@@ -43,30 +43,9 @@ _LAYOUT = Layout(
     optional=("custom_id",),
 )
 
-QuestionLine = Question | LineError
 
-
-@dataclass(frozen=True, slots=True)
-class QuestionFile:
-    """All input lines of a file in order; the index in `lines` is the `question_no`, also of invalid lines."""
-
-    name: str
-    lines: list[QuestionLine]
-
-    @property
-    def questions(self) -> list[Question]:
-        """The valid lines."""
-        return [line for line in self.lines if isinstance(line, Question)]
-
-    @property
-    def errors(self) -> list[LineError]:
-        """The invalid lines."""
-        return [line for line in self.lines if isinstance(line, LineError)]
-
-    def require_valid(self) -> None:
-        """Raise InvalidInput with every invalid line, if there is one."""
-        if errors := self.errors:
-            raise InvalidInput(self.name, errors)
+class QuestionFile(CheckedFile[Question]):
+    """The index in `lines` is the `question_no`, also of invalid lines."""
 
 
 def read_questions(source: Path | bytes, *, name: str, format: FileFormat | None = None) -> QuestionFile:
@@ -80,7 +59,7 @@ def read_questions(source: Path | bytes, *, name: str, format: FileFormat | None
         return QuestionFile(name, list(_checked_lines(records)))
 
 
-def _checked_lines(records: Iterable[Record]) -> Iterator[QuestionLine]:
+def _checked_lines(records: Iterable[Record]) -> Iterator[Question | LineError]:
     first_lines: dict[str, int] = {}
     for question_no, record in enumerate(records):
         own_id = None  # stays None for a duplicate: the first line keeps the custom_id

@@ -69,7 +69,7 @@ def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how
     """
     _check_options(how.options)
     _check_key(how.idempotency_key)
-    if not (how.skip_invalid and file.questions):
+    if not (how.skip_invalid and file.valid):
         file.require_valid()
 
     delivery = {"outbox": to_json(how.outbox)} if how.outbox else {}

@@ -22,6 +22,7 @@ from ragllava.records import FileFormat, Verdict
 from ragllava.stages.record_files import (
     MAX_LINES,
     UNSTORABLE,
+    CheckedFile,
     Layout,
     Record,
     Rejected,
@@ -70,23 +71,11 @@ class Dismissal:
     asked: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FeedbackFile:
-    """All input lines in order, and the dismissals."""
+@dataclass(frozen=True)
+class FeedbackFile(CheckedFile[FeedbackLine]):
+    """The lines, and the dismissals."""
 
-    name: str
-    lines: list[FeedbackLine | LineError]
     dismissed: tuple[Dismissal, ...] = ()
-
-    @property
-    def valid(self) -> list[FeedbackLine]:
-        """The valid lines."""
-        return [line for line in self.lines if isinstance(line, FeedbackLine)]
-
-    @property
-    def errors(self) -> list[LineError]:
-        """The invalid lines."""
-        return [line for line in self.lines if isinstance(line, LineError)]
 
 
 def read_feedback(source: Path | bytes, *, name: str, job_id: int | None = None) -> FeedbackFile:

@@ -85,9 +85,9 @@ def sidecar_caption(data: bytes) -> str | None:
 
 def decode_text(data: bytes) -> str:
     """Text by its byte order mark, else UTF-8, else Windows-1252, which can decode any bytes."""
-    content, encoding = _split_mark(data)
-    if encoding is not None:
-        return content.decode(encoding, "replace")
+    for mark, encoding in _BOMS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding, "replace")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -145,11 +145,3 @@ def _by_base_name(keys: Iterable[str]) -> dict[str, str]:
     keys = list(keys)
     count = Counter(map(posixpath.basename, keys))
     return {posixpath.basename(key): key for key in keys if count[posixpath.basename(key)] == 1}
-
-
-def _split_mark(data: bytes) -> tuple[bytes, str | None]:
-    """`data` without its byte order mark, and the encoding that the mark stands for."""
-    for mark, encoding in _BOMS:
-        if data.startswith(mark):
-            return data[len(mark) :], encoding
-    return data, None
