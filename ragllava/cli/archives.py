@@ -22,7 +22,7 @@ from ragllava.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ragllava.stores.archives.archive import ArchiveSummary
+    from ragllava.client import ArchiveSummary
 
 _SHOWN_CAPTIONS = 5  # of those without a file
 

@@ -30,9 +30,8 @@ from ragllava.records import NoisyReason, NoisyState
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ragllava.client import AnsweredQuestion, Client, NoisyView, StoredFeedback
+    from ragllava.client import AnsweredQuestion, Client, NoisyView, QuestionView, StoredFeedback
     from ragllava.records import Candidate, Label
-    from ragllava.stages.feedback.labels import QuestionView
 
 MAX_PRESIGN_HOURS = 168  # no S3 store signs an address for more than a week
 

@@ -26,10 +26,11 @@ from ragllava.records import AnswerOptions
 from ragllava.settings import Settings
 from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
-from ragllava.stages.feedback.labels import StoredFeedback
+from ragllava.stages.feedback.labels import QuestionView, StoredFeedback
 from ragllava.stages.maintenance.schedules import ScheduleRequest
 from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.results.results import ResultRow
+from ragllava.stores.archives.archive import ArchiveSummary
 from ragllava.stores.archives.indexes import IndexDetails
 from ragllava.stores.buckets.bindings import BindingRole, BindingView
 from ragllava.stores.jobs.answered import AnsweredQuestion
@@ -43,6 +44,7 @@ from ragllava.training.request import TrainingPlan, TrainingRequest
 __all__ = [
     "AnswerOptions",
     "AnsweredQuestion",
+    "ArchiveSummary",
     "BindingRole",
     "BindingView",
     "Client",
@@ -50,6 +52,7 @@ __all__ = [
     "IndexDetails",
     "JobView",
     "NoisyView",
+    "QuestionView",
     "ReindexRequest",
     "ResultRow",
     "SavedResults",
