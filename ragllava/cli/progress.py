@@ -20,14 +20,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ragllava.client import Client
+from ragllava.client import Client, RefreshView, ReindexingView, TaskView, TrainingView
 from ragllava.client.reporting import refresh_line
 from ragllava.jobs.control import JobView
 from ragllava.jobs.kinds import kind_of
-from ragllava.stores.archives.reindex_items import ReindexingView
-from ragllava.stores.jobs.refreshes import RefreshView
-from ragllava.stores.learning.trainings import TrainingView
-from ragllava.stores.maintenance.tasks import TaskView
 
 
 @contextmanager

@@ -32,13 +32,16 @@ from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives.archive import ArchiveSummary
 from ragllava.stores.archives.indexes import IndexDetails
+from ragllava.stores.archives.reindex_items import ReindexingView
 from ragllava.stores.buckets.bindings import BindingRole, BindingView
 from ragllava.stores.jobs.answered import AnsweredQuestion
+from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.learning.registry import VersionView
 from ragllava.stores.learning.trainings import TrainingView
 from ragllava.stores.maintenance.schedules import ScheduleView
+from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.training.request import TrainingPlan, TrainingRequest
 
 __all__ = [
@@ -53,7 +56,9 @@ __all__ = [
     "JobView",
     "NoisyView",
     "QuestionView",
+    "RefreshView",
     "ReindexRequest",
+    "ReindexingView",
     "ResultRow",
     "SavedResults",
     "ScanReport",
@@ -61,6 +66,7 @@ __all__ = [
     "ScheduleView",
     "Settings",
     "StoredFeedback",
+    "TaskView",
     "TrainingPlan",
     "TrainingRequest",
     "TrainingView",
