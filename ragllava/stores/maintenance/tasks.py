@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select, update
 
 from ragllava.records import TaskName, TaskStatus
+from ragllava.stores.database import record
 from ragllava.stores.schema import maintenance_tasks
 
 
@@ -32,9 +33,8 @@ def insert_task(connection: Connection, job_id: int, action: TaskName) -> None:
 
 def view(connection: Connection, job_id: int) -> TaskView:
     """The maintenance task of a maintenance job."""
-    row = connection.execute(select(maintenance_tasks).where(maintenance_tasks.c.job_id == job_id)).one()
-    status = TaskStatus(row.status) if row.status else None
-    return TaskView(TaskName(row.action), status, row.reason, row.report)
+    query = select(maintenance_tasks).where(maintenance_tasks.c.job_id == job_id)
+    return record(TaskView, connection.execute(query).one())
 
 
 def finish(connection: Connection, job_id: int, summary: str, report: dict[str, Any], *, failed: bool = False) -> None:
