@@ -121,8 +121,8 @@ class Layout:
         picked = [next((name for name in group if name in names), None) for group in self.required]
         columns = [name for name in picked if name is not None]
         if len(columns) < len(picked):
-            some_names = ", ".join(names[:10])[:200] or "none"
-            raise Rejected("missing_column", f"expected {self.columns()}, found {some_names}")
+            present = ", ".join(names[:10])[:200] or "none"
+            raise Rejected("missing_column", f"expected {self.columns()}, found {present}")
         return columns + [name for name in self.optional if name in names]
 
 

@@ -3,7 +3,7 @@
 Two formats, recognised by the file's extension, else by its content:
 
 - JSONL: `{"job": 7, "custom_id": "q1", "verdict": "wrong", "answer": "two", "relevant": ["boats.png"]}`
-- CSV: a header with the same names; comma, semicolon or tab between cells, `;` between images within a cell.
+- CSV: a header with the same names; comma, semicolon, tab or bar between cells, `;` between images within a cell.
 
 `verdict` is `right` or `wrong`. `answer` is the right answer. `relevant` and `irrelevant` name images as the archive
 does (`source` in result files); in JSON a number is an `image_id`. Only `custom_id` and `verdict` are required, and

@@ -97,7 +97,7 @@ def decode_text(data: bytes) -> str:
 
 
 def read_captions(path: str | Path) -> Captions:
-    """Read a caption file: CSV (comma, semicolon or tab), JSONL, a JSON list, or Parquet.
+    """Read a caption file: CSV (comma, semicolon, tab or bar), JSONL, a JSON list, or Parquet.
 
     One column names the picture (IMAGE_COLUMNS), another one holds the caption (CAPTION_COLUMNS). Several captions of
     one picture are joined; a row without caption is skipped. Raises UsageError if the file cannot be read at all and

@@ -40,7 +40,7 @@ def errors_of(path: Path, content: str | bytes) -> list[tuple[str, int, str]]:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_every_usual_csv_is_read(tmp_path: Path, encoding: str, delimiter: str, end: str) -> None:
     rows = [["id", "File_Name", "Caption"], ["1", "a.png", "A cat, black; small"], ["2", "b.png", 'Two "dogs"']]
@@ -186,6 +186,8 @@ def test_lines_that_are_wrong_are_all_reported(tmp_path: Path) -> None:
         ("c.json", b"[" * 100_000, "invalid_json_line", 0),
         ("c.json", b'[{"image": "a", "caption": "b"}, 3]', "invalid_json_line", 0),
         ("c.csv", b"image,caption\na.png,caf\xe9\n", "invalid_encoding", 2),
+        ("c.json", b'[{"image": "a", "caption": "b"},\n{"image": "c", "caption": "caf\xe9"}]', "invalid_encoding", 2),
+        ("c.csv", "image,caption\na.png,x\n".encode("utf-16")[:-1], "invalid_encoding", 0),
         ("c.csv", b'image,caption\nb.png,x\na.png,"' + b"x" * 200_000 + b'"\n', "invalid_csv_line", 3),
         ("c.parquet", b"PAR1 no parquet", "invalid_parquet", 0),
     ],
