@@ -42,7 +42,7 @@ def submit(
     **flags: Unpack[AnswerFlags],
 ) -> None:
     """Queue a file of questions: JSONL (custom_id, question; or OpenAI Batch lines), CSV or Parquet."""
-    from ragllava.cli.following import follow
+    from ragllava.cli.progress import follow
 
     with connected() as client:
         options = as_answer_options(client, **flags)
