@@ -269,7 +269,13 @@ class LearningDemo:
             "seed": self.run.seed,
             "images": self.run.images,
             "archives": {
-                answered.run.domain: _sizes(answered) | comparison.as_json()
+                answered.run.domain: {
+                    "archive": answered.run.name,
+                    "questions": len(answered.archive.questions),
+                    "learned_from": len(answered.labelled),
+                    "held_out": len(answered.held_out),
+                    **comparison.as_json(),
+                }
                 for answered, comparison in zip(archives, comparisons, strict=True)
             },
             "trainings": [view.as_json() for view in trained],
@@ -337,15 +343,6 @@ def _feedback(row: ResultRow, question: KnownQuestion, above: float) -> dict[str
         "answer": question.answer,
         "relevant": list(question.relevant),
         "irrelevant": [c.image.source for c in shown if c.image.source not in question.relevant],
-    }
-
-
-def _sizes(answered: AnsweredArchive) -> dict[str, Any]:
-    return {
-        "archive": answered.run.name,
-        "questions": len(answered.archive.questions),
-        "learned_from": len(answered.labelled),
-        "held_out": len(answered.held_out),
     }
 
 
