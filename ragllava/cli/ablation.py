@@ -1,4 +1,4 @@
-"""`ragllava ablation`: what noise in training is worth when the evidence is wrong."""
+"""`ragllava ablation`: the effect of noise in training on answers from wrong evidence."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ import click
 
 @click.command()
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Repetitions, for the spread.")
-@click.option("--steps", default=400, show_default=True, type=click.IntRange(4), help="Of each arm's fine-tuning.")
-@click.option("--questions", default=150, show_default=True, type=click.IntRange(10), help="Asked for each seed.")
-@click.option("--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write all figures there.")
+@click.option("--steps", default=400, show_default=True, type=click.IntRange(4), help="Steps of each arm.")
+@click.option("--questions", default=150, show_default=True, type=click.IntRange(10), help="Questions for each seed.")
+@click.option(
+    "--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write the figures to this file."
+)
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where trainings lie; the same folder goes on where it was stopped.  [default: ablation in RAGLLAVA_HOME]",
+    help="Folder of the trainings; an interrupted run resumes from it.  [default: ablation in RAGLLAVA_HOME]",
 )
 def ablation(seeds: int, steps: int, questions: int, json_file: Path | None, folder: Path | None) -> None:
     """Compare plain fine-tuning with noise on data level, on token level and on both.
 
-    Needs no services. The mini model, made naive first, learns from postcards in four ways; each is asked about others
-    with 0, 20 and 50 % of the evidence wrong and with a wrong picture added. Half an hour on two cores.
+    Needs no services. The mini model is made naive and then fine-tuned on postcards in four ways. Each result answers
+    questions about other postcards with 0, 20 and 50 % of the evidence wrong and with a wrong picture added. Takes half
+    an hour on two cores.
     """
     import json
 
-    from rich.console import Console
-
-    from ragllava.cli.progress import bars
+    from ragllava.cli.progress import bar
     from ragllava.lab.ablation.run import AblationOptions, run_ablation
     from ragllava.settings import load_settings
 
     settings = load_settings()
-    with bars(Console(stderr=True, highlight=False)) as progress:
-        task = progress.add_task("ablation", total=None, note="naive base")
+    with bar("ablation") as update:
+        update(note="naive base")
 
-        def show(what: str, done: int, total: int) -> None:
-            progress.update(task, total=total, completed=done, note=f"{what}: done")
+        def show(part: str, done: int, total: int) -> None:
+            update(total=total, completed=done, note=f"{part}: done")
 
         options = AblationOptions(seeds=seeds, steps=steps, questions=questions)
-        found = run_ablation(settings, folder or settings.home / "ablation", options, show)
-    click.echo(found.as_text())
+        result = run_ablation(settings, folder or settings.home / "ablation", options, show)
+    click.echo(result.as_text())
     if json_file is not None:
-        json_file.write_text(json.dumps(found.as_json(), indent=1, ensure_ascii=False), encoding="utf-8")
+        json_file.write_text(json.dumps(result.as_json(), indent=1, ensure_ascii=False), encoding="utf-8")

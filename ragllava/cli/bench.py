@@ -1,4 +1,4 @@
-"""`ragllava bench`: how fast this machine is, in ratios."""
+"""`ragllava bench`: the speed of this machine, as ratios to references."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import groupby
@@ -16,34 +16,33 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragllava.cli.options import json_option, print_json, print_table
+from ragllava.cli.options import json_option, make_table, print_result, require_folder
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from ragllava.client import Client
     from ragllava.lab.bench.groups import Group, Needs
     from ragllava.lab.bench.rows import BenchRow
-    from ragllava.lab.bench.workload import System, Workload
+    from ragllava.lab.bench.workload import Workload
     from ragllava.local.fleet import WorkerSpec
     from ragllava.settings import Settings
 
 _ADDRESSES = ("RAGLLAVA_DATABASE_URL", "RAGLLAVA_REDIS_URL", "RAGLLAVA_S3_ENDPOINT")
-_WORKERS = ("ingest", "answer", "maint")  # nothing is trained
+_WORKERS = ("ingest", "answer", "maint")  # no group of rows trains
 _COMMAND = click.Path(exists=True, dir_okay=False, executable=True, path_type=Path)
 _CHART = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
 @click.command()
 @click.option("--questions", default=20, show_default=True, type=click.IntRange(1), help="Asked of each image in bulk.")
-@click.option("--images", default=200, show_default=True, type=click.IntRange(20), help="Real pictures.")
+@click.option("--images", default=200, show_default=True, type=click.IntRange(20), help="Number of real pictures.")
 @click.option("--vectors", default=100_000, show_default=True, type=click.IntRange(100), help="In the largest archive.")
-@click.option("--job-questions", default=1_000, show_default=True, type=click.IntRange(1), help="Of the largest job.")
-@click.option("--shape", help="Also a model of this shape with random weights: llava-35m, llava-1.5-7b, llava-1.5-13b.")
-@click.option("--device", help="As RAGLLAVA_DEVICE: auto, cpu, cuda, cuda:1.")
-@click.option("--only", metavar="GROUP,...", help="Only these rows: rerank, search, ingest, overhead, growth.")
-@click.option("--clip-retrieval", type=_COMMAND, help="The command of clip-retrieval; else the one on PATH, if any.")
-@click.option("--chart", type=_CHART, help="Draw the ratios beside what is wanted into this .svg file.")
+@click.option("--job-questions", default=1_000, show_default=True, type=click.IntRange(1), help="In the largest job.")
+@click.option("--shape", help="Add a model of this shape with random weights: llava-35m, llava-1.5-7b, llava-1.5-13b.")
+@click.option("--device", help="Overrides RAGLLAVA_DEVICE: auto, cpu, cuda, cuda:1.")
+@click.option("--only", metavar="GROUP,...", help="Only these groups: rerank, search, ingest, overhead, growth.")
+@click.option("--clip-retrieval", type=_COMMAND, help="Path of clip-retrieval.  [default: the one on PATH, if any]")
+@click.option("--chart", type=_CHART, help="Draw the ratios and their wanted limits into this .svg file.")
 @json_option
 def bench(
     *,
@@ -58,17 +57,17 @@ def bench(
     chart: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure the stages with the profile's models, beside a reference in the same run.
+    """Measure the stages with the profile's models, compared with references in the same run.
 
-    Every row is a ratio: both sides take turns on the same data with the same weights. Services and workers run in a
-    temporary home of their own; an archive of yours is never touched.
+    Every row is a ratio: both ways run in turns on the same data with the same weights. Services and workers run in a
+    temporary home; your archives are never used.
     """
-    # As the workers have it (cli/operate.py): threads that spin would make this process another machine than theirs.
+    # As for the workers (cli/operate.py): with spinning threads this process would not be comparable with them.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ragllava.cli.services import interruptible
     from ragllava.lab.bench.chart import draw_chart
     from ragllava.lab.bench.groups import choose_groups
-    from ragllava.lab.bench.machine import describe_run
+    from ragllava.lab.bench.machine import describe_run, run_details, run_title
     from ragllava.lab.bench.shapes import require_shape
     from ragllava.lab.bench.workload import Workload
     from ragllava.models.bundle import ModelBundle
@@ -77,64 +76,61 @@ def bench(
     groups = choose_groups(only)
     if shape is not None:
         require_shape(shape)
-    _require_chart(chart)
-    # An endpoint would be measured against this process.
+    if chart is not None and chart.suffix != ".svg":
+        raise UsageError(f"{chart}: the chart is a picture whose name must end in .svg")
+    require_folder(chart)
+    # An endpoint would be compared with this process.
     options: dict[str, Any] = {"vllm_url": None} | ({"device": device} if device else {})
     with interruptible(), tempfile.TemporaryDirectory(prefix="ragllava-bench-") as home:
         settings = load_settings(home=Path(home), **options)
         workload = Workload(
             ModelBundle(settings), questions, images, vectors, job_questions, shape=shape,
-            clip_retrieval=clip_retrieval or _found("clip-retrieval"), progress=_Clock().tell,
+            clip_retrieval=clip_retrieval or _path_of("clip-retrieval"), progress=_progress_lines(),
         )  # fmt: skip
         rows = _measure(groups, settings, workload)
         run = describe_run(workload)
     if chart is not None:
-        chart.write_text(draw_chart(rows, f"ragllava bench: {run.title}"), encoding="utf-8")
-    if as_json:
-        print_json(run.as_json() | {"rows": [row.as_json() for row in rows]})
-        return
-    print_table(_table(rows))
-    click.echo(f"{run.title}\n{run.details}")
-    if chart is not None:
-        click.echo(f"chart: {chart.absolute()}, open it in a browser")
+        chart.write_text(draw_chart(rows, f"ragllava bench: {run_title(run)}"), encoding="utf-8")
+    table = make_table(("what", "ours", "reference", "is", "ratio", "wanted", "", "figures"), map(_cells, rows))
+    drawn = [f"chart: {chart.absolute()}, open it in a browser"] if chart is not None else []
+    print_result(run | {"rows": rows}, [table, run_title(run), run_details(run), *drawn], as_json)
 
 
-def _found(command: str) -> Path | None:
+def _path_of(command: str) -> Path | None:
     path = shutil.which(command)
     return Path(path) if path else None
 
 
+def _progress_lines() -> Callable[[str], None]:
+    """A function that prints a line on standard error, after the minutes and seconds since now."""
+    started = time.monotonic()
+
+    def print_line(line: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - started), 60)
+        click.echo(f"{minutes:3d}:{seconds:02d}  {line}", err=True)
+
+    return print_line
+
+
 def _measure(groups: Sequence[Group], settings: Settings, workload: Workload) -> list[BenchRow]:
     rows: list[BenchRow] = []
-    for needs, some in groupby(groups, key=lambda group: group.needs):
-        with _system(needs, settings, workload) as system:
-            for group in some:
-                found = group.rows(replace(workload, system=system))
-                # Said at once: a run that is interrupted has been of some use.
-                for row in found:
+    for needs, same_needs in groupby(groups, key=lambda group: group.needs):
+        with _client(needs, settings, workload) as client:
+            for group in same_needs:
+                measured = group.rows(replace(workload, client=client))
+                # Printed at once, so that an interrupted run has results.
+                for row in measured:
                     workload.progress(f"  {row.name}: {_ratio(row)} {row.wanted}")
-                rows += found
+                rows += measured
     return rows
 
 
-class _Clock:
-    """Tells on standard error what is measured now, and since when the bench runs."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-
-    def tell(self, line: str) -> None:
-        seconds = int(time.monotonic() - self._began)
-        click.echo(f"{seconds // 60:3d}:{seconds % 60:02d}  {line}", err=True)
-
-
 @contextmanager
-def _system(needs: Needs, settings: Settings, workload: Workload) -> Iterator[System | None]:
-    """What a group needs to be running, for the time of the block; all of it is stopped afterwards."""
+def _client(needs: Needs, settings: Settings, workload: Workload) -> Iterator[Client | None]:
+    """A client of the services and workers that a group needs; all of them are stopped at the end of the block."""
     from ragllava.cli.services import running_system
     from ragllava.client import Client
     from ragllava.lab.bench.groups import Needs
-    from ragllava.lab.bench.workload import System
 
     if needs is Needs.NOTHING:
         yield None
@@ -142,8 +138,8 @@ def _system(needs: Needs, settings: Settings, workload: Workload) -> Iterator[Sy
     given = [name for name in _ADDRESSES if name in os.environ]
     if given:
         raise UsageError(
-            f"the bench starts services of its own and never uses yours; unset {', '.join(given)}, or measure what "
-            "needs none: --only rerank"
+            f"the benchmark starts its own services and never uses yours; unset {', '.join(given)}, or measure only "
+            "the rows that need no services: --only rerank"
         )
 
     def specs(_: Settings) -> list[WorkerSpec]:
@@ -154,7 +150,7 @@ def _system(needs: Needs, settings: Settings, workload: Workload) -> Iterator[Sy
         running_system(settings, specs, lambda line: None, threading.Event()) as running,
         closing(Client(running.settings)) as client,
     ):
-        yield System(running.settings, client.engine, client)
+        yield client
 
 
 def _worker_specs(settings: Settings) -> list[WorkerSpec]:
@@ -167,35 +163,12 @@ def _worker_specs(settings: Settings) -> list[WorkerSpec]:
     ]
 
 
-def _require_chart(path: Path | None) -> None:
-    """Before minutes of work, not after them."""
-    if path is None:
-        return
-    if path.suffix != ".svg":
-        raise UsageError(f"{path}: the chart is a picture whose name must end in .svg")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
-
-
-def _table(rows: Sequence[BenchRow]) -> Table:
-    from rich.table import Table
-
-    table = Table("what", "ours", "reference", "is", "ratio", "wanted", "", "beside")
-    for row in rows:
-        reference = "-" if row.reference is None else f"{row.reference:.4g} {row.unit}"
-        mark = {True: "reached", False: "missed", None: ""}[row.is_reached]
-        beside = ", ".join(f"{name} {value:.3g}" for name, value in row.figures.items())
-        table.add_row(
-            row.name,
-            f"{row.ours:.4g} {row.unit}",
-            reference,
-            row.reference_name,
-            _ratio(row),
-            str(row.wanted),
-            mark,
-            beside,
-        )
-    return table
+def _cells(row: BenchRow) -> tuple[object, ...]:
+    reference = None if row.reference_value is None else f"{row.reference_value:.4g} {row.unit}"
+    mark = {True: "reached", False: "missed", None: ""}[row.is_reached]
+    figures = ", ".join(f"{name} {value:.3g}" for name, value in row.figures.items())
+    ours = f"{row.ours:.4g} {row.unit}"
+    return row.name, ours, reference, row.reference, _ratio(row), row.wanted, mark, figures
 
 
 def _ratio(row: BenchRow) -> str:

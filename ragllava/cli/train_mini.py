@@ -1,4 +1,4 @@
-"""`ragllava train-mini`: the whole recipe of the models in the package."""
+"""`ragllava train-mini`: the recipe of the models in the package."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ragllava.cli.options import NumberRange
 
 @click.command("train-mini")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--minutes", default=75.0, show_default=True, type=NumberRange(min=0.1), help="Of training.")
-@click.option("--from-scratch", is_flag=True, help="Begin with random weights, not with the shipped ones.")
-@click.option("--untuned", is_flag=True, help="Instead: the shipped models, made to forget what is relevant.")
+@click.option("--minutes", default=75.0, show_default=True, type=NumberRange(min=0.1), help="Training time.")
+@click.option("--from-scratch", is_flag=True, help="Start from random weights, not from the shipped ones.")
+@click.option("--untuned", is_flag=True, help="Instead make the shipped models unlearn relevance, for eval --untuned.")
 def train_mini(folder: Path, minutes: float, from_scratch: bool, untuned: bool) -> None:
-    """Train the mini models anew: pictures drawn, the tower, CLIP, the LLaVA, its threshold.
+    """Train the mini models: draw pictures, train the tower, CLIP and the LLaVA, and fit the threshold.
 
-    Called again with the same FOLDER, it goes on where it was stopped. Every stage keeps its curve there, as
-    curve.json and drawn as curve.svg.
+    With the same FOLDER an interrupted training is resumed. Every stage writes its curve to FOLDER, as curve.json and
+    curve.svg.
     """
     import logging
 
@@ -30,8 +30,9 @@ def train_mini(folder: Path, minutes: float, from_scratch: bool, untuned: bool) 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     start = Path(get_profile(load_settings(profile="mini")).mllm).parent
     if untuned:
-        models = recipe.train_untuned(folder, start)
+        chosen = recipe.untuned_recipe(start)
     else:
-        models = recipe.train_mini(folder, recipe.recipe_for(minutes, start, from_weights=not from_scratch))
+        chosen = recipe.recipe_for(minutes, start, from_weights=not from_scratch)
+    models = recipe.train_mini(folder, chosen)
     profile = write_profile(models)
     click.echo(f"trained: {models}; to use them, set RAGLLAVA_PROFILE={profile.absolute()}")

@@ -86,14 +86,10 @@ def paper_table(rows: Sequence[PaperRow]) -> str:
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, also readable as plain text: head first, the label to the left, numbers to the right."""
-    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
+    """A Markdown table, also readable as plain text; the first line is the head, labels are left, numbers right."""
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    aligned = [
-        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        for line in (lines[0], rule, *lines[1:])
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in aligned)
+    return "".join(f"| {' | '.join(_aligned(line, widths))} |\n" for line in (lines[0], rule, *lines[1:]))
 
 
 def _cells(row: PaperRow) -> list[str]:
@@ -109,3 +105,8 @@ def _cells(row: PaperRow) -> list[str]:
 
 def _percent(share: float | None) -> str:
     return _ABSENT if share is None else f"{100 * share:.1f}"
+
+
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """Labels to the left, numbers to the right."""
+    return [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]

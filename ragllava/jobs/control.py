@@ -25,6 +25,7 @@ from ragllava.jobs.queue import (
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
 from ragllava.records import Progress
 from ragllava.stores.archives.reindex_items import ReindexingView
+from ragllava.stores.database import records
 from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.learning.trainings import TrainingView
 from ragllava.stores.maintenance.tasks import TaskView
@@ -142,25 +143,13 @@ def create(connection: Connection, new: NewJob) -> tuple[int, bool]:
     job has another content. Of two submits at once with the same key, the second waits for the first.
     """
     digest = hashlib.sha256(json.dumps([new.kind, new.archive_id, new.content_digest]).encode()).hexdigest()
-    job_id = connection.scalar(
-        insert(jobs)
-        .values(
-            kind=new.kind,
-            archive_id=new.archive_id,
-            state=JobState.RUNNING,
-            priority=new.priority,
-            spec=new.spec,
-            total=new.total,
-            idempotency_key=new.idempotency_key,
-            spec_digest=digest,
-        )
-        .on_conflict_do_nothing(index_elements=["idempotency_key"])
-        .returning(jobs.c.id)
-    )
+    same_columns = ("kind", "archive_id", "priority", "spec", "total", "idempotency_key")
+    row = {name: getattr(new, name) for name in same_columns} | {"state": JobState.RUNNING, "spec_digest": digest}
+    created = insert(jobs).values(row).on_conflict_do_nothing(index_elements=["idempotency_key"]).returning(jobs.c.id)
+    job_id = connection.scalar(created)
     if job_id is None:
-        existing = connection.execute(
-            select(jobs.c.id, jobs.c.spec_digest).where(jobs.c.idempotency_key == new.idempotency_key)
-        ).one()
+        of_key = select(jobs.c.id, jobs.c.spec_digest).where(jobs.c.idempotency_key == new.idempotency_key)
+        existing = connection.execute(of_key).one()
         if existing.spec_digest != digest:
             raise UsageError(
                 f"idempotency key {new.idempotency_key!r} belongs to job {existing.id}, which has another content; "
@@ -206,17 +195,12 @@ def list_jobs(connection: Connection, *, limit: int = 50, only_open: bool = Fals
 
 def troubled_shards(connection: Connection, job_id: int) -> list[ShardView]:
     """Shards that run, failed or are dead, with the reason."""
-    names = ("state", "lo", "hi", "attempts", "worker", "error")
-    rows = connection.execute(
-        select(shards.c.id.label("shard_id"), *(shards.c[name] for name in names))
-        .where(
-            shards.c.job_id == job_id,
-            (shards.c.error.is_not(None)) | (shards.c.state.in_([ShardState.RUNNING, ShardState.DEAD])),
-            shards.c.state.not_in([ShardState.DONE, ShardState.CANCELLED]),
-        )
-        .order_by(shards.c.lo, shards.c.id)
+    query = select(shards.c.id.label("shard_id"), shards).where(
+        shards.c.job_id == job_id,
+        (shards.c.error.is_not(None)) | (shards.c.state.in_([ShardState.RUNNING, ShardState.DEAD])),
+        shards.c.state.not_in([ShardState.DONE, ShardState.CANCELLED]),
     )
-    return [ShardView(**{**row._mapping, "state": ShardState(row.state)}) for row in rows]
+    return records(ShardView, connection.execute(query.order_by(shards.c.lo, shards.c.id)))
 
 
 def cancel(connection: Connection, job_id: int) -> None:
@@ -264,11 +248,8 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     insert_shards(connection, job_id, run_no, [(chunk[0], chunk[-1] + 1) for chunk in chunks])
     if last is not None and len(others) < len(numbers):
         insert_shards(connection, job_id, run_no, [(last.lo, last.hi)], queue=last.queue, is_last=True)
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id == job_id)
-        .values(state=JobState.RUNNING, finished_at=None, result=None, error=None)
-    )
+    reopened = {"state": JobState.RUNNING, "finished_at": None, "result": None, "error": None}
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(reopened))
     return len(numbers)
 
 
@@ -285,20 +266,15 @@ def set_result(connection: Connection, job: JobView, result: dict[str, Any]) -> 
     ended too, the next tick makes a new one.
     """
     of_this_run = case((jobs.c.finished_at == job.finished_at, literal(result, jobs.c.result.type)))
-    connection.execute(
-        update(jobs).where(jobs.c.id == job.job_id, jobs.c.finished_at.is_not(None)).values(result=of_this_run)
-    )
+    ended = update(jobs).where(jobs.c.id == job.job_id, jobs.c.finished_at.is_not(None))
+    connection.execute(ended.values(result=of_this_run))
 
 
 def fail_unreconciled(connection: Connection, job: JobView, problem: str) -> None:
     """Set an ended job whose counts do not add up to `failed`, unless it was retried meanwhile."""
-    if not job.is_final:
-        return
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id == job.job_id, jobs.c.finished_at == job.finished_at)
-        .values(state=JobState.FAILED, error=problem)
-    )
+    if job.is_final:
+        same_run = update(jobs).where(jobs.c.id == job.job_id, jobs.c.finished_at == job.finished_at)
+        connection.execute(same_run.values(state=JobState.FAILED, error=problem))
 
 
 def refuse(connection: Connection, lease: Lease, reason: str) -> None:

@@ -13,18 +13,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, case, exists, func, select, text, update
+from sqlalchemy import Connection, Engine, Row, and_, case, exists, func, select, text, update
 
 from ragllava.jobs.kinds import kind_of
-from ragllava.jobs.queue import cancel_open_shards, lock_shards, seconds, settle, unqueue
+from ragllava.jobs.queue import cancel_open_shards, lock_shards, settle, unqueue
 from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.settings import Settings
-from ragllava.stores.database import in_transaction
+from ragllava.stores.database import in_transaction, seconds
 from ragllava.stores.schema import jobs, shards
 
 log = logging.getLogger(__name__)
 
+IS_READY = and_(
+    shards.c.state == ShardState.PENDING, (shards.c.not_before.is_(None)) | (shards.c.not_before <= func.now())
+)
+QUEUED = {"state": ShardState.QUEUED, "queued_at": func.now()}
 MESSAGES_PER_SLOT = 2  # enough that a slot never waits for the next message, few enough that order stays ours
 
 
@@ -87,8 +91,7 @@ def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:
     is_pending = shards.c.state == ShardState.PENDING
     free = select(shards.c.id).where(shards.c.id.in_(ids), is_pending).with_for_update(skip_locked=True)
     locked = set(connection.scalars(free))
-    queued = {"state": ShardState.QUEUED, "queued_at": func.now()}
-    connection.execute(update(shards).where(shards.c.id.in_(locked)).values(queued))
+    connection.execute(update(shards).where(shards.c.id.in_(locked)).values(QUEUED))
     return [message for message in chosen if message.shard_id in locked]
 
 
@@ -150,8 +153,7 @@ def _pending(connection: Connection) -> Sequence[Row[Any]]:
         .where(
             jobs.c.finished_at.is_(None),
             jobs.c.state == JobState.RUNNING,
-            shards.c.state == ShardState.PENDING,
-            (shards.c.not_before.is_(None)) | (shards.c.not_before <= func.now()),
+            IS_READY,
             ~shards.c.is_last | ~open_siblings,
         )
         .subquery()

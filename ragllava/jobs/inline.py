@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import time
 
-from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy import Connection, Engine, select, update
 
 from ragllava.jobs import control, dispatch
 from ragllava.jobs.control import JobView
 from ragllava.jobs.runner import run_shard
-from ragllava.jobs.states import ShardState
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import shards
@@ -42,22 +41,7 @@ def take_pending(connection: Connection, job_id: int) -> int | None:
 
     Of several callers at once each gets another shard.
     """
-    first = (
-        select(shards.c.id)
-        .where(
-            shards.c.job_id == job_id,
-            shards.c.state == ShardState.PENDING,
-            (shards.c.not_before.is_(None)) | (shards.c.not_before <= func.now()),
-        )
-        .order_by(shards.c.lo)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    shard_id: int | None = connection.scalar(
-        update(shards)
-        .where(shards.c.id == first)
-        .values(state=ShardState.QUEUED, queued_at=func.now())
-        .returning(shards.c.id)
-    )
+    ready = select(shards.c.id).where(shards.c.job_id == job_id, dispatch.IS_READY).order_by(shards.c.lo).limit(1)
+    queued = update(shards).where(shards.c.id == ready.with_for_update(skip_locked=True).scalar_subquery())
+    shard_id: int | None = connection.scalar(queued.values(dispatch.QUEUED).returning(shards.c.id))
     return shard_id

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Interval, Row, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, func, select, update
 
 from ragllava.errors import LeaseLost, ShardInterrupted
 from ragllava.jobs.kinds import Kind, kind_of
 from ragllava.jobs.retry import Limits, NextStep, backoff_s, next_step
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
+from ragllava.stores.database import record, seconds
 from ragllava.stores.jobs import job_ends
 from ragllava.stores.jobs.outcomes import Reconciliation, reconcile
 from ragllava.stores.schema import jobs, shards, workers
@@ -45,11 +46,6 @@ class Lease:
     is_planned: bool = False
 
 
-def seconds(value: float) -> Any:
-    """An SQL interval of so many seconds."""
-    return func.make_interval(0, 0, 0, 0, 0, 0, value, type_=Interval)
-
-
 def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) -> Lease | None:
     """Take a queued shard of a running job. Of any number of callers exactly one gets the lease; the others None."""
     row = connection.execute(
@@ -70,28 +66,24 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
         )
         .returning(
             shards.c.id.label("shard_id"),
-            shards.c.job_id,
+            shards,
             jobs.c.kind,
             func.coalesce(jobs.c.archive_id, 0).label("archive_id"),
             jobs.c.spec,
-            *(shards.c[name] for name in ("run_no", "lo", "hi", "epoch", "worker", "is_planned")),
         )
     ).one_or_none()
     if row is None:
         return None
-    lease = Lease(**row._mapping)
-    connection.execute(
-        update(jobs).where(jobs.c.id == lease.job_id, jobs.c.started_at.is_(None)).values(started_at=func.now())
-    )
+    lease = record(Lease, row)
+    unstarted = update(jobs).where(jobs.c.id == lease.job_id, jobs.c.started_at.is_(None))
+    connection.execute(unstarted.values(started_at=func.now()))
     return lease
 
 
 def heartbeat(connection: Connection, lease: Lease, lease_s: float) -> LeaseLost | ShardInterrupted | None:
     """Extend the lease if it is still ours. Returns the error to stop with, if the lease, job or worker is ending."""
-    held = connection.execute(
-        update(shards).where(*_mine(lease)).values(lease_until=func.now() + seconds(lease_s)).returning(shards.c.id)
-    ).one_or_none()
-    if held is None:
+    extended = update(shards).where(*_mine(lease)).values(lease_until=func.now() + seconds(lease_s))
+    if connection.execute(extended).rowcount == 0:
         return LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; another worker owns it")
     job_state = connection.scalar(select(jobs.c.state).where(jobs.c.id == lease.job_id))
     worker_state = connection.scalar(select(workers.c.state).where(workers.c.name == lease.worker))
@@ -117,13 +109,7 @@ def finish(connection: Connection, lease: Lease) -> None:
 
     Raises LeaseLost when the lease is not ours any more.
     """
-    row = connection.execute(
-        update(shards)
-        .where(*_mine(lease))
-        .values(state=ShardState.DONE, lease_until=None, finished_at=func.now(), error=None)
-        .returning(shards.c.id)
-    ).one_or_none()
-    if row is None:
+    if not _mark(connection, ShardState.DONE, None, *_mine(lease)):
         shard = connection.execute(select(shards.c.state, shards.c.epoch).where(shards.c.id == lease.shard_id)).one()
         if shard == (ShardState.SPLIT, lease.epoch):
             return
@@ -134,7 +120,7 @@ def finish(connection: Connection, lease: Lease) -> None:
 def split(connection: Connection, lease: Lease, bounds: list[tuple[int, int]]) -> None:
     """Replace the shard by planned shards over its open inputs; call it behind the fence."""
     insert_shards(connection, lease.job_id, lease.run_no, bounds, is_planned=True)
-    _mark(connection, lease.shard_id, ShardState.SPLIT, None)
+    _mark(connection, ShardState.SPLIT, None, shards.c.id == lease.shard_id)
 
 
 def hand_back(connection: Connection, lease: Lease) -> bool:
@@ -159,11 +145,8 @@ def fail(connection: Connection, lease: Lease, error: str, limits: Limits, *, is
 
 def expire(connection: Connection, shard_id: int, worker: str) -> None:
     """End the lease of a child process that its parent saw die, so that the next tick reaps the shard."""
-    connection.execute(
-        update(shards)
-        .where(shards.c.id == shard_id, shards.c.worker == worker, shards.c.state == ShardState.RUNNING)
-        .values(lease_until=func.now())
-    )
+    running = (shards.c.id == shard_id, shards.c.worker == worker, shards.c.state == ShardState.RUNNING)
+    connection.execute(update(shards).where(*running).values(lease_until=func.now()))
 
 
 def settle(connection: Connection, row: Row[Any], error: str, limits: Limits, *, is_transient: bool = False) -> None:
@@ -194,13 +177,13 @@ def settle(connection: Connection, row: Row[Any], error: str, limits: Limits, *,
             middle = numbers[len(numbers) // 2]
             halves = [(numbers[0], middle), (middle, numbers[-1] + 1)]
             insert_shards(connection, row.job_id, row.run_no, halves, is_planned=row.is_planned)
-            _mark(connection, row.id, ShardState.SPLIT, error)
+            _mark(connection, ShardState.SPLIT, error, shards.c.id == row.id)
         case NextStep.GIVE_UP:
             _end(connection, row, ShardState.DEAD, "dead", f"given up after {row.attempts} attempts: {error}")
         case NextStep.CANCEL:
             _end(connection, row, ShardState.CANCELLED, "cancelled", _BY_USER)
         case NextStep.FINISH:
-            _mark(connection, row.id, ShardState.DONE, None)
+            _mark(connection, ShardState.DONE, None, shards.c.id == row.id)
     close_job_if_ended(connection, row.job_id)
 
 
@@ -238,7 +221,7 @@ def lock_shards(
     """Lock shards of open jobs that meet the conditions; those that others have locked are left out or waited for."""
     return connection.execute(
         select(shards, jobs.c.kind, jobs.c.state.label("job_state"))
-        .join(jobs, jobs.c.id == shards.c.job_id)
+        .join(jobs)
         .where(jobs.c.finished_at.is_(None), *conditions)
         .order_by(shards.c.id)
         .with_for_update(of=shards, skip_locked=skip_locked)
@@ -253,18 +236,13 @@ def close_job_if_ended(connection: Connection, job_id: int) -> None:
     job = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).one()
     if job.finished_at is not None:
         return
-    still_open = connection.scalar(
-        select(func.count()).select_from(shards).where(shards.c.job_id == job_id, shards.c.state.in_(OPEN_SHARD_STATES))
-    )
-    if still_open:
+    is_open = shards.c.state.in_(OPEN_SHARD_STATES)
+    if connection.scalar(select(shards.c.id).where(shards.c.job_id == job_id, is_open).limit(1)) is not None:
         return
     kind = kind_of(job.kind)
     state, error = _final_state(JobState(job.state), kind, reconcile(connection, kind.inputs, job_id))
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id == job_id)
-        .values(state=state, error=func.coalesce(jobs.c.error, error), finished_at=func.now())
-    )
+    ended = {"state": state, "error": func.coalesce(jobs.c.error, error), "finished_at": func.now()}
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(ended))
     job_ends.notify(connection, job_id)
 
 
@@ -301,10 +279,8 @@ def _lock(connection: Connection, lease: Lease) -> Row[Any] | None:
 
 
 def _requeue(connection: Connection, row: Row[Any], **values: Any) -> None:
-    cleared = {"lease_until": None, "queued_at": None, "not_before": None}
-    connection.execute(
-        update(shards).where(shards.c.id == row.id).values({"state": ShardState.PENDING, **cleared, **values})
-    )
+    pending = {"state": ShardState.PENDING, "lease_until": None, "queued_at": None, "not_before": None, **values}
+    connection.execute(update(shards).where(shards.c.id == row.id).values(pending))
 
 
 def _end(connection: Connection, row: Row[Any], state: ShardState, status: str, reason: str) -> None:
@@ -312,12 +288,10 @@ def _end(connection: Connection, row: Row[Any], state: ShardState, status: str, 
     numbers = inputs.open_numbers(connection, row.job_id, row.run_no, row.lo, row.hi)
     if numbers:
         inputs.end(connection, row.job_id, row.run_no, numbers, status, reason)
-    _mark(connection, row.id, state, reason)
+    _mark(connection, state, reason, shards.c.id == row.id)
 
 
-def _mark(connection: Connection, shard_id: int, state: ShardState, error: str | None) -> None:
-    connection.execute(
-        update(shards)
-        .where(shards.c.id == shard_id)
-        .values(state=state, error=error, lease_until=None, finished_at=func.now())
-    )
+def _mark(connection: Connection, state: ShardState, error: str | None, *conditions: ColumnElement[bool]) -> bool:
+    """End the shard that meets the conditions; False when there is none."""
+    ended = {"state": state, "error": error, "lease_until": None, "finished_at": func.now()}
+    return connection.execute(update(shards).where(*conditions).values(ended)).rowcount == 1

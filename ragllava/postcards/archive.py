@@ -1,6 +1,6 @@
-"""A known world: an archive of postcards of landmarks that never were, and questions with their right answers.
+"""Synthetic archives: postcards of invented landmarks, and questions with their right answers.
 
-The whole archive follows from its seed. Hard distractors keep it honest: landmarks of the same kind with a confusable
+The seed determines the whole archive. It contains hard distractors: landmarks of the same kind with a confusable
 caption, and namesakes of another kind in the same city. No two landmarks share kind, name and city, so every
 question has exactly one right set of pictures.
 """
@@ -8,10 +8,11 @@ question has exactly one right set of pictures.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, get_args
@@ -21,29 +22,26 @@ from PIL import Image
 from ragllava.errors import UsageError
 from ragllava.postcards.drawing import Drawing, draw_postcard
 from ragllava.postcards.names import (
-    KINDS_OF,
+    KINDS,
     SHIFTED_KINDS,
     Attributes,
-    Entity,
     Landmark,
     Split,
-    World,
     confusable_entity,
     namesake_entity,
     sample_attributes,
     sample_entity,
 )
-from ragllava.postcards.questions import TWO_IMAGE_TYPES, QuestionAnswer, ask_about_one, ask_about_two
-from ragllava.postcards.shifted import draw_shifted_postcard
+from ragllava.postcards.questions import TWO_IMAGE_TYPES, ask_about_one, ask_about_two
 from ragllava.records import KnownAnswer
 
-_CONFUSABLE_SHARE = 0.35  # of the asked landmarks that get a distractor of the same kind
+_CONFUSABLE_SHARE = 0.35  # of the original landmarks that get a distractor of the same kind
 _NAMESAKE_SHARE = 0.25  # of those that get one of the same name and city
 
 
 @dataclass(frozen=True, slots=True)
 class Postcard:
-    """A picture with its caption. Only the seed of the picture is kept; `draw` makes it anew each time."""
+    """A picture with its caption. Only the seed of the picture is stored; every call of `draw` draws it again."""
 
     file_name: str
     landmark: Landmark
@@ -59,15 +57,19 @@ class Postcard:
         """What the picture shows."""
         return self.landmark.attributes
 
-    @property
-    def entity(self) -> Entity:
-        """What the caption names."""
-        return self.landmark.entity
-
     def draw(self) -> Drawing:
-        """Draws the picture; the same at every call. About 2 ms."""
-        draw = draw_shifted_postcard if self.attributes.kind in SHIFTED_KINDS else draw_postcard
-        return draw(self.attributes, random.Random(self.picture_seed))  # noqa: S311 - repeatable on purpose
+        """Draw the picture; every call gives the same. About 2 ms."""
+        return draw_postcard(self.attributes, random.Random(self.picture_seed))  # noqa: S311 - repeatable on purpose
+
+    def picture(self) -> Image.Image:
+        """The drawing as a Pillow image."""
+        return Image.fromarray(self.draw().pixels)
+
+    def png(self) -> bytes:
+        """The drawing as a PNG file."""
+        buffer = io.BytesIO()
+        self.picture().save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class KnownQuestion(KnownAnswer):
 
 @dataclass(frozen=True, slots=True)
 class PostcardArchive:
-    """An archive as facts; pictures are drawn when asked for."""
+    """The postcards and questions of an archive; pictures are drawn on demand."""
 
     postcards: tuple[Postcard, ...]
     questions: tuple[KnownQuestion, ...]
@@ -87,7 +89,7 @@ class PostcardArchive:
 
 @dataclass(frozen=True, slots=True)
 class WrittenArchive:
-    """Where the parts of an archive lie on disk."""
+    """The paths of the parts of an archive on disk."""
 
     pictures: Path
     captions: Path
@@ -101,21 +103,29 @@ def draw_archive(
     questions: int = 200,
     two_image_share: float = 0.2,
     split: Split = "test",
-    world: World = "home",
+    *,
+    shifted: bool = False,
     side: Callable[[str], bool] | None = None,
 ) -> PostcardArchive:
-    """Draws an archive and its questions; the same for the same arguments, in any process and on any machine.
+    """Draw an archive and its questions; the same arguments give the same archive in any process, on any machine.
 
-    Only the pixels may differ a little between versions of Pillow and NumPy. The shifted world asks the same questions
-    about kinds of landmarks, and pictures in drawing styles, that the shipped models never saw.
-    Questions are asked about the original landmarks, not about their distractors; questions about one picture go
-    through all originals before they come back to the first. The types come mixed. `side` tells of a
-    file name on which of two sides it stands: then no question is about pictures of both, as far as there are two that
-    fit on one. UsageError: a number out of range, or too few images for questions about two.
+    Only the pixels may differ slightly between versions of Pillow and NumPy. A shifted archive has the same questions,
+    but kinds of landmarks and drawing styles that the shipped models have never seen. Questions are about the original
+    landmarks, not about their distractors; questions about one picture use every original once before the first is
+    repeated. Question types are mixed. `side` maps a file name to one of two sides: then no question is about pictures
+    of both sides, as long as one side has two that fit. Raises UsageError for a number out of range, an unknown split,
+    or too few images for questions about two.
     """
-    _check(images, questions, two_image_share, split, world)
+    if images < 1:
+        raise UsageError(f"an archive needs at least one image, not {images}")
+    if questions < 0:
+        raise UsageError(f"the number of questions cannot be {questions}")
+    if not 0 <= two_image_share <= 1:
+        raise UsageError(f"the share of questions about two images must be from 0 to 1, not {two_image_share:g}")
+    if split not in get_args(Split):
+        raise UsageError(f"there is no split {split!r}; use train or test")
     rng = random.Random(seed)  # noqa: S311 - repeatable on purpose
-    landmarks, originals = _draw_landmarks(rng, images, split, world)
+    landmarks, originals = _draw_landmarks(rng, images, split, SHIFTED_KINDS if shifted else KINDS)
     digits = max(4, len(str(images)))
     postcards = tuple(
         Postcard(f"postcard-{number:0{digits}d}.png", landmark, rng.getrandbits(32))
@@ -128,11 +138,11 @@ def draw_archive(
 def write_archive(
     folder: Path, archive: PostcardArchive, progress: Callable[[int, int], None] | None = None
 ) -> WrittenArchive:
-    """Writes the archive into a folder, which is made if need be.
+    """Write the archive into a folder, which is created if necessary.
 
     pictures/*.png; captions.csv (file, caption); questions.jsonl (custom_id, question) to submit; answers.jsonl
-    (custom_id, answer, type, relevant) to compare with, written last. `progress` hears (written, total) after each
-    picture. Writing the same archive again is harmless; UsageError when the pictures' folder holds other files.
+    (custom_id, answer, type, relevant) to compare with, written last. `progress` is called with (written, total) after
+    each picture. Writing the same archive again is harmless. Raises UsageError if the pictures' folder has other files.
     """
     written = WrittenArchive(
         pictures=folder / "pictures",
@@ -141,45 +151,42 @@ def write_archive(
         answers=folder / "answers.jsonl",
     )
     written.pictures.mkdir(parents=True, exist_ok=True)
-    _refuse_other_files(written.pictures, archive)
+    file_names = {postcard.file_name for postcard in archive.postcards}
+    for path in sorted(written.pictures.iterdir()):
+        if path.name not in file_names:  # it would be ingested too, and all figures would be wrong
+            raise UsageError(
+                f"{written.pictures} contains {path.name}, which is not part of this archive; use an empty folder"
+            )
     for number, postcard in enumerate(archive.postcards, start=1):
-        Image.fromarray(postcard.draw().pixels).save(written.pictures / postcard.file_name)
+        postcard.picture().save(written.pictures / postcard.file_name)
         if progress is not None:
             progress(number, len(archive.postcards))
     with written.captions.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("file", "caption"))
         writer.writerows((postcard.file_name, postcard.caption) for postcard in archive.postcards)
+    rows = [asdict(question) for question in archive.questions]
+    texts = [row.pop("text") for row in rows]
     _write_json_lines(
-        written.questions, ({"custom_id": known.custom_id, "question": known.text} for known in archive.questions)
+        written.questions,
+        ({"custom_id": row["custom_id"], "question": text} for row, text in zip(rows, texts, strict=True)),
     )
-    _write_json_lines(written.answers, (_answer_line(known) for known in archive.questions))
+    _write_json_lines(written.answers, rows)
     return written
 
 
-def _check(images: int, questions: int, two_image_share: float, split: str, world: str) -> None:
-    if images < 1:
-        raise UsageError(f"an archive needs at least one image, not {images}")
-    if questions < 0:
-        raise UsageError(f"the number of questions cannot be {questions}")
-    if not 0 <= two_image_share <= 1:
-        raise UsageError(f"the share of questions about two images must be from 0 to 1, not {two_image_share:g}")
-    if split not in get_args(Split):
-        raise UsageError(f"no split {split!r}; say train or test")
-    if world not in get_args(World):
-        raise UsageError(f"no world {world!r}; say home or shifted")
+def _draw_landmarks(
+    rng: random.Random, images: int, split: Split, kinds: Sequence[str]
+) -> tuple[list[Landmark], list[int]]:
+    """Landmarks with different identities, and the indices of the originals among them.
 
-
-def _draw_landmarks(rng: random.Random, images: int, split: Split, world: World) -> tuple[list[Landmark], list[int]]:
-    """Landmarks of different identity, and the indices of the originals among them.
-
-    An original may be followed by its distractors; one whose identity is taken is left out.
+    An original may be followed by its distractors; a landmark whose identity is taken is left out.
     """
     landmarks: list[Landmark] = []
     originals: list[int] = []
     taken: set[tuple[str, str, str]] = set()
     while len(landmarks) < images:
-        family = _draw_family(rng, split, world)
+        family = _draw_family(rng, split, kinds)
         if family[0].identity not in taken:
             originals.append(len(landmarks))
             for landmark in family[: images - len(landmarks)]:
@@ -189,16 +196,16 @@ def _draw_landmarks(rng: random.Random, images: int, split: Split, world: World)
     return landmarks, originals
 
 
-def _draw_family(rng: random.Random, split: Split, world: World) -> list[Landmark]:
+def _draw_family(rng: random.Random, split: Split, kinds: Sequence[str]) -> list[Landmark]:
     """A landmark with its distractors, if any: one of the same kind, one of the same name and city."""
-    original = Landmark(sample_attributes(rng, world=world), sample_entity(rng, split))
+    original = Landmark(sample_attributes(rng, kinds=kinds), sample_entity(rng, split))
     family = [original]
     kind, entity = original.attributes.kind, original.entity
     if rng.random() < _CONFUSABLE_SHARE:
         family.append(Landmark(sample_attributes(rng, kind), confusable_entity(entity, rng, split)))
     if rng.random() < _NAMESAKE_SHARE:
-        other_kind = rng.choice([other for other in KINDS_OF[world] if other != kind])
-        family.append(Landmark(sample_attributes(rng, other_kind), namesake_entity(entity, rng)))
+        namesake_kind = rng.choice([candidate for candidate in kinds if candidate != kind])
+        family.append(Landmark(sample_attributes(rng, namesake_kind), namesake_entity(entity, rng)))
     return family
 
 
@@ -219,61 +226,42 @@ def _draw_questions(
     for number in range(about_two):
         question_type = TWO_IMAGE_TYPES[number % len(TWO_IMAGE_TYPES)]
         first, second = _draw_pair(originals, question_type, rng, side)
-        # "Which has more, A or A?" has no answer, even if the two stand in different cities.
+        # "Which has more, A or A?" has no answer, even if the two are in different cities.
         question_type = "samecolor" if first.landmark.title == second.landmark.title else question_type
         drawn.append((ask_about_two(first.landmark, second.landmark, rng, question_type), [first, second]))
     rng.shuffle(drawn)
-    return tuple(_number(drawn))
-
-
-def _draw_pair(
-    originals: Sequence[Postcard], question_type: str, rng: random.Random, side: Callable[[str], bool] | None
-) -> tuple[Postcard, Postcard]:
-    """Two postcards that the question can be asked of, if there are any; half of those for "samecolor" are alike.
-
-    So no question about two can be answered by the commoner answer.
-    """
-    first, second = rng.sample(originals, 2)
-    looks = first.attributes
-    others = originals
-    if side is not None:
-        others = [c for c in originals if side(c.file_name) == side(first.file_name)]
-        second = rng.choice([c for c in others if c is not first] or [second])
-    if question_type == "more":
-        fitting = [c for c in others if c.attributes.counted == looks.counted and c.attributes.count != looks.count]
-    else:
-        is_alike = rng.random() < 0.5
-        fitting = [c for c in others if c is not first and (c.attributes.color == looks.color) == is_alike]
-    return first, rng.choice(fitting) if fitting else second
-
-
-def _number(drawn: Sequence[tuple[QuestionAnswer, Sequence[Postcard]]]) -> Iterator[KnownQuestion]:
     digits = max(4, len(str(len(drawn))))
-    for number, (question, postcards) in enumerate(drawn, start=1):
-        yield KnownQuestion(
+    return tuple(
+        KnownQuestion(
             custom_id=f"q-{number:0{digits}d}",
             answer=question.answer,
             type=question.type,
             relevant=tuple(postcard.file_name for postcard in postcards),
             text=question.text,
         )
+        for number, (question, postcards) in enumerate(drawn, start=1)
+    )
 
 
-def _refuse_other_files(folder: Path, archive: PostcardArchive) -> None:
-    """A picture of another archive would be ingested with ours and spoil every figure."""
-    ours = {postcard.file_name for postcard in archive.postcards}
-    for path in sorted(folder.iterdir()):
-        if path.name not in ours:
-            raise UsageError(f"{folder} holds {path.name}, which is not of this archive; name an empty folder")
+def _draw_pair(
+    originals: Sequence[Postcard], question_type: str, rng: random.Random, side: Callable[[str], bool] | None
+) -> tuple[Postcard, Postcard]:
+    """Two postcards that fit the question type, if there are any; half of the pairs for "samecolor" have one color.
 
-
-def _answer_line(known: KnownQuestion) -> dict[str, Any]:
-    return {
-        "custom_id": known.custom_id,
-        "answer": known.answer,
-        "type": known.type,
-        "relevant": list(known.relevant),
-    }
+    So neither answer to a question about two pictures is more frequent than the other.
+    """
+    first, second = rng.sample(originals, 2)
+    looks = first.attributes
+    candidates = originals
+    if side is not None:
+        candidates = [c for c in originals if side(c.file_name) == side(first.file_name)]
+        second = rng.choice([c for c in candidates if c is not first] or [second])
+    if question_type == "more":
+        fitting = [c for c in candidates if c.attributes.counted == looks.counted and c.attributes.count != looks.count]
+    else:
+        same_color = rng.random() < 0.5
+        fitting = [c for c in candidates if c is not first and (c.attributes.color == looks.color) == same_color]
+    return first, rng.choice(fitting) if fitting else second
 
 
 def _write_json_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:

@@ -1,7 +1,7 @@
-"""Draws a postcard: sky, ground, landmark, windows or flags, and who stands beside it.
+"""Draws a postcard: sky, ground, landmark, windows or flags, and a companion beside it.
 
-The same attributes and the same state of the random source give the same pixels, on the same versions of Pillow and
-NumPy. The order of random calls must not change: the mini models' training pictures came from it.
+The same attributes and the same state of the random source give the same pixels with the same versions of Pillow and
+NumPy. The order of the random calls must not change: the training pictures of the mini models depend on it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from PIL import Image
 
 from ragllava.postcards.canvas import Canvas, Color, Paint, Plot, Point, jitter, shade
 from ragllava.postcards.landmarks import draw_landmark
-from ragllava.postcards.names import NOTHING, Attributes
+from ragllava.postcards.names import NOTHING, SHIFTED_KINDS, Attributes
+from ragllava.postcards.shifted import restyle
 
 PICTURE_SIDE = 112  # pixels; what the mini models see
 _SUPERSAMPLING = 2
@@ -58,35 +59,36 @@ class Drawing:
 
 
 def draw_postcard(attributes: Attributes, rng: random.Random) -> Drawing:
-    """Draws these attributes; all that they leave open (places, tints, clouds, grain) comes from `rng`."""
-    image, counted_at = draw_scene(attributes, rng, draw_landmark)
-    return Drawing(with_grain(image, rng), tuple(counted_at))
+    """Draw these attributes; everything else (positions, tints, clouds, grain) comes from `rng`.
 
-
-def draw_scene(
-    attributes: Attributes, rng: random.Random, draw: Callable[[Plot], list[Point]]
-) -> tuple[Image.Image, list[Point]]:
-    """The picture before its grain, larger than the final one, and where the counted things are, as in `Drawing`.
-
-    `draw` draws the landmark on its plot and returns the places of its windows; none means flags in front of it.
+    Landmarks of SHIFTED_KINDS get a drawing style and a rotation as well.
     """
-    canvas = Canvas(PICTURE_SIDE * _SUPERSAMPLING)
+    image, counted_at = _draw_scene(attributes, rng)
+    if attributes.kind in SHIFTED_KINDS:
+        image, counted_at = restyle(image, counted_at, rng)
+    return Drawing(_with_grain(image, rng), tuple(counted_at))
+
+
+def _draw_scene(attributes: Attributes, rng: random.Random) -> tuple[Image.Image, list[Point]]:
+    """The picture before its grain, larger than the final one, and where the counted things are, as in `Drawing`."""
+    side = PICTURE_SIDE * _SUPERSAMPLING
+    canvas = Canvas(Image.new("RGB", (side, side)))
     horizon = rng.uniform(62, 70)
     behind = _draw_sky(canvas, attributes.sky, horizon, rng)
     _draw_ground(canvas, attributes, horizon, rng)
     plot = _lay_out_plot(canvas, attributes, behind, rng)
-    window_places = draw(plot)
-    counted_at = _draw_windows(plot, window_places) if window_places else _draw_flags(plot)
+    window_places = draw_landmark(plot)
+    counted_at = _draw_windows(plot, window_places) if window_places else _draw_flags(canvas, plot)
     _draw_companion(canvas, attributes.beside, rng)
     return canvas.image, counted_at
 
 
 def _draw_sky(canvas: Canvas, sky: str, horizon: float, rng: random.Random) -> Color:
-    """The sky with what belongs to it; returns its colour at the horizon."""
+    """Draw the sky with sun, clouds, moon or stars; returns its color at the horizon."""
     upper, lower = (jitter(rng, color) for color in _SKY_COLORS[sky])
     for band in range(_SKY_BANDS):
-        box = (0, horizon * band / _SKY_BANDS, 100, horizon * (band + 1) / _SKY_BANDS + 1)
-        canvas.rectangle(box, Paint(_blend(upper, lower, band / (_SKY_BANDS - 1))))
+        top, bottom = horizon * band / _SKY_BANDS, horizon * (band + 1) / _SKY_BANDS + 1
+        canvas.rectangle(0, bottom, 100, top, Paint(_blend(upper, lower, band / (_SKY_BANDS - 1))))
     light_x = rng.choice((rng.uniform(8, 22), rng.uniform(78, 92)))
     _DRAW_LIGHT[sky](canvas, light_x, horizon, rng)
     return lower
@@ -98,21 +100,21 @@ def _blend(start: Color, end: Color, share: float) -> Color:
 
 
 def _draw_sun_and_clouds(canvas: Canvas, x: float, horizon: float, rng: random.Random) -> None:
-    canvas.ellipse((x - 6, 6, x + 6, 18), Paint((255, 240, 120)))
+    canvas.ellipse(x - 6, 6, x + 6, 18, Paint((255, 240, 120)))
     for _ in range(rng.randint(0, 2)):
         cloud_x, cloud_y = rng.uniform(5, 95), rng.uniform(5, 20)
-        canvas.ellipse((cloud_x - 9, cloud_y - 3, cloud_x + 9, cloud_y + 3), Paint((248, 250, 252)))
+        canvas.ellipse(cloud_x - 9, cloud_y - 3, cloud_x + 9, cloud_y + 3, Paint((248, 250, 252)))
 
 
 def _draw_moon_and_stars(canvas: Canvas, x: float, horizon: float, rng: random.Random) -> None:
-    canvas.ellipse((x - 5, 6, x + 5, 16), Paint((235, 235, 215)))
+    canvas.ellipse(x - 5, 6, x + 5, 16, Paint((235, 235, 215)))
     for _ in range(14):
         star_x, star_y = rng.uniform(0, 100), rng.uniform(0, horizon - 8)
-        canvas.rectangle((star_x, star_y, star_x + 1, star_y + 1), Paint((240, 240, 240)))
+        canvas.rectangle(star_x, star_y, star_x + 1, star_y + 1, Paint((240, 240, 240)))
 
 
 def _draw_setting_sun(canvas: Canvas, x: float, horizon: float, rng: random.Random) -> None:
-    canvas.half_disc((x - 9, horizon - 9, x + 9, horizon + 9), Paint((255, 120, 50)))
+    canvas.half_disc(x - 9, horizon - 9, x + 9, horizon + 9, Paint((255, 120, 50)))
 
 
 _DRAW_LIGHT: Mapping[str, Callable[[Canvas, float, float, random.Random], None]] = {
@@ -125,28 +127,29 @@ _DRAW_LIGHT: Mapping[str, Callable[[Canvas, float, float, random.Random], None]]
 def _draw_ground(canvas: Canvas, attributes: Attributes, horizon: float, rng: random.Random) -> None:
     color = _SEA if attributes.kind in ("ship", "bridge") else rng.choice(_GROUNDS)
     brightness = 0.55 if attributes.sky == "night" else 1.0
-    canvas.rectangle((0, horizon, 100, 100), Paint(shade(jitter(rng, color), brightness)))
+    canvas.rectangle(0, horizon, 100, 100, Paint(shade(jitter(rng, color), brightness)))
 
 
 def _lay_out_plot(canvas: Canvas, attributes: Attributes, behind: Color, rng: random.Random) -> Plot:
-    """Chooses the landmark's tint, place and size."""
+    """Choose the landmark's tint, position and size."""
     tint = jitter(rng, _PAINT_BOX[attributes.color], 12)
     body = shade(tint, 0.86 if attributes.sky == "night" else 1.0)
+    edge = (110, 110, 115) if attributes.color == "black" else shade(body, 0.5)  # a darker black would not show
     return Plot(
-        canvas=canvas,
+        canvas.image,
+        Paint(body, edge),
         middle=50 + rng.uniform(-7, 7),
         ground=rng.uniform(78, 83),
         scale=rng.uniform(0.9, 1.08),
         attributes=attributes,
-        body=body,
-        edge=(110, 110, 115) if attributes.color == "black" else shade(body, 0.5),  # a darker black would not show
+        edge=edge,
         behind=behind,
         rng=rng,
     )
 
 
 def _draw_windows(plot: Plot, places: Sequence[Point]) -> list[Point]:
-    """Windows at some of the places, all lit or all unlit; returns their centres in percent of the picture."""
+    """Windows at a sample of the places, all lit or all unlit; returns their centers in percent of the picture."""
     glass = Paint((255, 235, 130) if plot.rng.random() < 0.5 else (150, 215, 245), _WINDOW_FRAME)
     chosen = sorted(plot.rng.sample(range(len(places)), plot.attributes.count))
     for x, y in (places[index] for index in chosen):
@@ -154,9 +157,9 @@ def _draw_windows(plot: Plot, places: Sequence[Point]) -> list[Point]:
     return [plot.place(*places[index]) for index in chosen]
 
 
-def _draw_flags(plot: Plot) -> list[Point]:
-    """A row of flags in front of the landmark; returns their centres in percent of the picture."""
-    canvas, rng, count = plot.canvas, plot.rng, plot.attributes.count
+def _draw_flags(canvas: Canvas, plot: Plot) -> list[Point]:
+    """A row of flags in front of the landmark; returns their centers in percent of the picture."""
+    rng, count = plot.rng, plot.attributes.count
     paint = Paint(rng.choice(_FLAG_COLORS), _FLAG_POLE)
     first_x = plot.middle - _FLAG_DISTANCE * (count - 1) / 2 + rng.uniform(-4, 4)
     foot = rng.uniform(95, 98)
@@ -168,7 +171,7 @@ def _draw_flags(plot: Plot) -> list[Point]:
 
 
 def _draw_companion(canvas: Canvas, companion: str, rng: random.Random) -> None:
-    """The companion at the left or the right border, in front of everything."""
+    """Draw the companion at the left or the right border, in front of everything else."""
     if companion == NOTHING:
         return
     side = rng.choice((-1, 1))
@@ -177,8 +180,8 @@ def _draw_companion(canvas: Canvas, companion: str, rng: random.Random) -> None:
 
 
 def _draw_tree(canvas: Canvas, x: float, foot: float) -> None:
-    canvas.rectangle((x - 1.2, foot - 12, x + 1.2, foot), Paint((100, 66, 36)))
-    canvas.ellipse((x - 7, foot - 25, x + 7, foot - 9), Paint((30, 104, 44), (16, 60, 24)))
+    canvas.rectangle(x - 1.2, foot - 12, x + 1.2, foot, Paint((100, 66, 36)))
+    canvas.ellipse(x - 7, foot - 25, x + 7, foot - 9, Paint((30, 104, 44), (16, 60, 24)))
 
 
 def _draw_boat(canvas: Canvas, x: float, foot: float) -> None:
@@ -189,25 +192,25 @@ def _draw_boat(canvas: Canvas, x: float, foot: float) -> None:
 
 def _draw_car(canvas: Canvas, x: float, foot: float) -> None:
     outline = (40, 10, 20)
-    canvas.rectangle((x - 8, foot - 6, x + 8, foot - 1), Paint((170, 30, 60), outline))
-    canvas.rectangle((x - 4, foot - 10, x + 4, foot - 6), Paint((190, 220, 235), outline))
+    canvas.rectangle(x - 8, foot - 6, x + 8, foot - 1, Paint((170, 30, 60), outline))
+    canvas.rectangle(x - 4, foot - 10, x + 4, foot - 6, Paint((190, 220, 235), outline))
     for wheel in (-5, 5):
-        canvas.ellipse((x + wheel - 2.2, foot - 2.6, x + wheel + 2.2, foot + 1.8), Paint((20, 20, 20)))
+        canvas.ellipse(x + wheel - 2.2, foot - 2.6, x + wheel + 2.2, foot + 1.8, Paint((20, 20, 20)))
 
 
 def _draw_dog(canvas: Canvas, x: float, foot: float) -> None:
     fur = (120, 80, 50)
-    canvas.rectangle((x - 5, foot - 7, x + 4, foot - 3.4), Paint(fur))
-    canvas.ellipse((x + 2.4, foot - 11, x + 7.4, foot - 6), Paint(fur))
+    canvas.rectangle(x - 5, foot - 7, x + 4, foot - 3.4, Paint(fur))
+    canvas.ellipse(x + 2.4, foot - 11, x + 7.4, foot - 6, Paint(fur))
     for leg in (-4.6, 2):
-        canvas.rectangle((x + leg, foot - 4, x + leg + 1.6, foot), Paint(fur))
+        canvas.rectangle(x + leg, foot - 4, x + leg + 1.6, foot, Paint(fur))
     canvas.line((x - 5, foot - 7), (x - 8, foot - 10.5), fur, width=1.4)
 
 
 def _draw_lamp(canvas: Canvas, x: float, foot: float) -> None:
     iron = (30, 30, 34)
-    canvas.rectangle((x - 0.8, foot - 23, x + 0.8, foot), Paint(iron))
-    canvas.ellipse((x - 3.4, foot - 28, x + 3.4, foot - 21.5), Paint((255, 250, 190), iron))
+    canvas.rectangle(x - 0.8, foot - 23, x + 0.8, foot, Paint(iron))
+    canvas.ellipse(x - 3.4, foot - 28, x + 3.4, foot - 21.5, Paint((255, 250, 190), iron))
 
 
 _DRAW_COMPANION: Mapping[str, Callable[[Canvas, float, float], None]] = {
@@ -219,7 +222,7 @@ _DRAW_COMPANION: Mapping[str, Callable[[Canvas, float, float], None]] = {
 }
 
 
-def with_grain(image: Image.Image, rng: random.Random) -> npt.NDArray[np.uint8]:
+def _with_grain(image: Image.Image, rng: random.Random) -> npt.NDArray[np.uint8]:
     """The picture at its final size, with a random brightness and Gaussian grain."""
     small = image.resize((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.BOX)
     pixels = np.asarray(small, dtype=np.int16)

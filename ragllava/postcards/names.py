@@ -1,30 +1,29 @@
-"""What a postcard shows and what its caption says: two halves of a landmark that share nothing but its kind.
+"""What a postcard shows and what its caption says: two halves of a landmark that share only its kind.
 
-Every attribute stands only in the picture, every name only in the caption, so whoever looks for a landmark must read
-both. Words are split in two by their MD5: training draws its names from
-one part, known archives from the other, so a model never saw a name that it is measured on.
+Attributes appear only in the picture and names only in the caption, so a search for a landmark must read both. Words
+are split in two by their MD5: training draws names from one part and archives for measurements from the other, so a
+model is never measured on a name that it was trained on.
 
-All chance comes from a `random.Random`. The order of its calls is part of the world: the shipped mini models
-learned exactly this distribution, and a seed means the same archive for everybody.
+All randomness comes from a `random.Random`. The order of its calls must not change: the shipped mini models learned
+exactly this distribution, and a seed gives the same archive on every machine.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-World = Literal["home", "shifted"]  # the shipped models learned the one and never saw the other
 Split = Literal["train", "test"]
 
+# The shipped models are trained on KINDS (in-domain) and have never seen SHIFTED_KINDS.
 KINDS = (
     "tower", "lighthouse", "windmill", "castle", "barn", "dome",
     "ship", "temple", "bridge", "pyramid", "arch", "fountain",
 )  # fmt: skip
 SHIFTED_KINDS = ("igloo", "obelisk", "pagoda", "stadium", "cottage", "silo")
-KINDS_OF: Mapping[World, Sequence[str]] = {"home": KINDS, "shifted": SHIFTED_KINDS}
 ROOFED_KINDS = frozenset({"tower", "lighthouse", "windmill", "castle", "barn", "cottage", "silo"})
 # The others count windows.
 FLAGGED_KINDS = frozenset({"temple", "bridge", "pyramid", "arch", "fountain", "igloo", "obelisk"})
@@ -32,7 +31,7 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black"
 SKIES = ("day", "night", "sunset")
 ROOFS = ("flat", "pointed", "round", "stepped")
 COMPANIONS = ("tree", "boat", "car", "dog", "lamp")
-NOTHING = "none"  # no roof to speak of, nobody beside
+NOTHING = "none"  # no roof, no companion
 MAX_COUNT = 6
 
 FIRST_YEAR, LAST_YEAR = 1900, 1979
@@ -52,7 +51,7 @@ _ARBITRARY_WORD_SHARE = 0.15  # of training words, so that matching names does n
 
 
 def belongs_to_test(word: str) -> bool:
-    """Whether a two-syllable word is kept out of training: one word in five, the same for ever."""
+    """Whether a two-syllable word is kept out of training: one word in five, always the same ones."""
     digest = hashlib.md5(word.encode(), usedforsecurity=False).hexdigest()
     return int(digest, 16) % 5 == 0
 
@@ -81,7 +80,7 @@ class Attributes:
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """What only the caption says. Some captions leave the kind out; then only the picture tells it."""
+    """What only the caption says. If `caption_names_kind` is false, only the picture shows the kind."""
 
     name: str
     city: str
@@ -91,7 +90,7 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Landmark:
-    """One thing that a postcard shows: its looks and its name."""
+    """The subject of a postcard: its appearance and its name."""
 
     attributes: Attributes
     entity: Entity
@@ -113,9 +112,9 @@ class Landmark:
         return f"{name}, {self.entity.city}, {self.entity.year}"
 
 
-def sample_attributes(rng: random.Random, kind: str | None = None, world: World = "home") -> Attributes:
-    """Looks drawn evenly, of a given kind or of any that the world has."""
-    kind = rng.choice(KINDS_OF[world]) if kind is None else kind
+def sample_attributes(rng: random.Random, kind: str | None = None, kinds: Sequence[str] = KINDS) -> Attributes:
+    """Attributes drawn uniformly, of a given kind or of any of `kinds`."""
+    kind = rng.choice(kinds) if kind is None else kind
     return Attributes(
         kind=kind,
         color=rng.choice(COLORS),
@@ -137,26 +136,27 @@ def sample_entity(rng: random.Random, split: Split) -> Entity:
 
 
 def confusable_entity(entity: Entity, rng: random.Random, split: Split) -> Entity:
-    """Another landmark whose caption looks like this one's: other name, other city, like-sounding name, or both."""
+    """An entity with a similar caption: another name, another city, a similar name, or another name and city."""
     form = rng.random()
-    other = replace(entity, year=_year(rng), caption_names_kind=rng.random() < 0.7)
+    year, caption_names_kind = _year(rng), rng.random() < 0.7
+    name, city = entity.name, entity.city
     if form < 0.3:
-        other = replace(other, name=_word(rng, split))
+        name = _word(rng, split)
     elif form < 0.6:
-        other = replace(other, city=_city(rng, split))
+        city = _city(rng, split)
     elif form < 0.75:
-        other = replace(other, name=_like_sounding_word(entity.name, rng, split))
+        name = _similar_word(entity.name, rng, split)
         if rng.random() < 0.5:
-            other = replace(other, city=_city(rng, split))
+            city = _city(rng, split)
     else:
-        other = replace(other, name=_word(rng, split), city=_city(rng, split))
-    if (other.name, other.city) == (entity.name, entity.city):
-        other = replace(other, name=_word(rng, split) + "s")
-    return other
+        name, city = _word(rng, split), _city(rng, split)
+    if (name, city) == (entity.name, entity.city):
+        name = _word(rng, split) + "s"
+    return Entity(name, city, year, caption_names_kind)
 
 
 def namesake_entity(entity: Entity, rng: random.Random) -> Entity:
-    """The same name and city for a landmark of another kind. Most of their captions hide the kind."""
+    """The same name and city for a landmark of another kind. Most of these captions leave the kind out."""
     return replace(entity, caption_names_kind=rng.random() < 0.35, year=_year(rng))
 
 
@@ -169,19 +169,18 @@ def _word(rng: random.Random, split: Split) -> str:
 
 
 def _arbitrary_word(rng: random.Random) -> str:
-    """A pronounceable word such as "Vohefan". It never has two consonants in a row, as every listed word has."""
+    """A pronounceable word such as "Vohefan". It never has two consonants in a row; every listed word has."""
     syllables = [rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(rng.randint(2, 3))]
     return "".join(syllables).capitalize() + rng.choice(("", "n", "s", "r", "l"))
 
 
-def _like_sounding_word(word: str, rng: random.Random, split: Split) -> str:
-    """A word with the same first three letters; after twenty tries, just another word."""
-    other = word
+def _similar_word(word: str, rng: random.Random, split: Split) -> str:
+    """A word with the same first three letters; after twenty tries, any word."""
     for _ in range(20):
-        other = _word(rng, split)
-        if other[:3] == word[:3] and other != word:
+        drawn = _word(rng, split)
+        if drawn[:3] == word[:3] and drawn != word:
             break
-    return other
+    return drawn
 
 
 def _city(rng: random.Random, split: Split) -> str:

@@ -1,27 +1,24 @@
-"""Draws a postcard of the shifted world: other landmarks, in one of three drawing styles, put down a little askew.
+"""How postcards of shifted archives look: one of three drawing styles, slightly rotated.
 
-Everything that questions ask for still shows: colours keep their hue, counted things their number. What differs is how
-it looks, so models that learned only home err more here and can learn from their errors.
+Everything that questions ask for stays visible: colors keep their hue, and counted things keep their number. Models
+trained on in-domain postcards make more errors here and can learn from them.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from ragllava.postcards.canvas import Color, Point
-from ragllava.postcards.drawing import Drawing, draw_scene, with_grain
-from ragllava.postcards.names import Attributes
-from ragllava.postcards.shifted_landmarks import draw_shifted_landmark
 
 _PAPER: Color = (236, 224, 196)
 _LARGEST_TILT = 4.0  # degrees
-_PASTEL_SHARE = 0.15  # of paper in a pastel's colours
+_PASTEL_SHARE = 0.15  # of paper in the colors of a pastel
 _HATCH_DISTANCE = 5  # pixels of the large picture
 _HATCH_DARKNESS = 0.62
 _POSTER_STEP = 72  # between two levels of a channel
@@ -29,23 +26,22 @@ _POSTER_STEP = 72  # between two levels of a channel
 Pixels = npt.NDArray[np.float32]  # (H, W, 3), 0 to 255
 
 
-def draw_shifted_postcard(attributes: Attributes, rng: random.Random) -> Drawing:
-    """Draws these attributes, of a kind of the shifted world; all that they leave open comes from `rng`."""
-    image, counted_at = draw_scene(attributes, rng, draw_shifted_landmark)
+def restyle(image: Image.Image, counted_at: Sequence[Point], rng: random.Random) -> tuple[Image.Image, list[Point]]:
+    """The picture in a drawing style from `rng` and rotated; points (percent from the upper left) rotate with it."""
     style = _STYLES[rng.choice(list(_STYLES))]
     restyled = style(np.asarray(image, dtype=np.float32), rng).clip(0, 255).astype(np.uint8)
     tilt = rng.uniform(-_LARGEST_TILT, _LARGEST_TILT)
     turned = Image.fromarray(restyled).rotate(tilt, Image.Resampling.BILINEAR, fillcolor=_PAPER)
-    return Drawing(with_grain(turned, rng), tuple(_turn(point, tilt) for point in counted_at))
+    return turned, [_turn(point, tilt) for point in counted_at]
 
 
 def _pastel(pixels: Pixels, _rng: random.Random) -> Pixels:
-    """As if drawn with chalk: all colours mixed with the paper's."""
+    """As if drawn with chalk: all colors mixed with the color of the paper."""
     return pixels * (1 - _PASTEL_SHARE) + np.array(_PAPER, np.float32) * _PASTEL_SHARE
 
 
 def _engraving(pixels: Pixels, rng: random.Random) -> Pixels:
-    """Dark parallel lines over everything, in a direction of their own."""
+    """Dark parallel lines over the whole picture, rising or falling."""
     height, width, _ = pixels.shape
     rising = rng.choice((-1, 1))
     rows, columns = np.mgrid[0:height, 0:width]
@@ -54,7 +50,7 @@ def _engraving(pixels: Pixels, rng: random.Random) -> Pixels:
 
 
 def _poster(pixels: Pixels, _rng: random.Random) -> Pixels:
-    """A print in few flat colours."""
+    """A print in a few flat colors."""
     levels: Pixels = np.round(pixels / _POSTER_STEP)
     return levels * _POSTER_STEP
 

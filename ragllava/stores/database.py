@@ -1,4 +1,4 @@
-"""Engines, transactions (docs/reliability.md D10), and arrays as parameters of statements."""
+"""Engines, transactions (docs/reliability.md D10), records as parameters of statements, and rows as records."""
 
 from __future__ import annotations
 
@@ -8,15 +8,39 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from datetime import timedelta
+from itertools import islice
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+import psycopg
 from psycopg import OperationalError as DriverError
-from sqlalchemy import ARRAY, Column, ColumnElement, Connection, Engine, any_, create_engine, event, literal, text
+from psycopg import sql
+from sqlalchemy import (
+    ARRAY,
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    FromClause,
+    Interval,
+    Row,
+    Table,
+    TableValuedAlias,
+    and_,
+    any_,
+    create_engine,
+    event,
+    func,
+    literal,
+    select,
+    text,
+)
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from ragllava.errors import ServiceUnavailable
+from ragllava.json_records import from_json
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -24,6 +48,7 @@ T = TypeVar("T")
 
 _ATTEMPTS = 6
 _FIRST_DELAY_S = 0.2
+_ROWS_PER_COPY = 10_000  # each COPY is a statement, and must end before the statement timeout
 _IDLE_S = 1.0  # a pooled connection that was used more recently is considered alive
 
 
@@ -140,6 +165,55 @@ def equals_any(column: Column[Any], values: Iterable[object]) -> ColumnElement[b
     return column == any_(literal(list(values), ARRAY(column.type)))
 
 
-def as_arrays(records: Sequence[object], *names: str) -> dict[str, list[Any]]:
-    """The attributes `names` of all records, each as one array: parameters for `unnest` in a statement."""
-    return {name: [getattr(record, name) for record in records] for name in names}
+def seconds(value: float) -> ColumnElement[timedelta]:
+    """An SQL interval of so many seconds."""
+    return func.make_interval(0, 0, 0, 0, 0, 0, value, type_=Interval)
+
+
+def given(rows: Iterable[Sequence[Any]], *columns: Column[Any]) -> TableValuedAlias:
+    """Rows of values as a table with the names and types of these columns: one statement text for any number of rows.
+
+    `columns` may belong to several tables, as long as their names differ.
+    """
+    values = list(zip(*rows, strict=True)) or [()] * len(columns)
+    arrays = [literal(list(array), ARRAY(column.type)) for array, column in zip(values, columns, strict=True)]
+    listed = func.unnest(*arrays).table_valued(*(Column(column.name, column.type) for column in columns))
+    return listed.render_derived(name="given")
+
+
+def same(left: FromClause, right: FromClause, *names: str) -> ColumnElement[bool]:
+    """The condition that two tables agree in the columns with these names."""
+    return and_(*(left.c[name] == right.c[name] for name in names))
+
+
+def record(form: type[T], row: Row[Any], **fields: Any) -> T:
+    """The row as a record of the dataclass `form`: the columns are its fields by name, except those in `fields`.
+
+    Enums are made of their values, and tuples of arrays. Columns that `form` does not have are left out. Raises
+    ValueError when a field is missing or does not fit.
+    """
+    return from_json(form, {**row._mapping, **fields})
+
+
+def records(form: type[T], rows: Iterable[Row[Any]]) -> list[T]:
+    """Each row as a record, in the same order."""
+    return [record(form, row) for row in rows]
+
+
+def lock_name(connection: Connection, kind: str, name: object) -> None:
+    """Wait for the lock of this kind and name, and keep it until the end of the transaction; no row has to exist."""
+    connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(kind), func.hashtext(str(name)))))
+
+
+def copy_rows(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
+    """COPY any number of rows into a table, within the caller's transaction; returns how many there were."""
+    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    names = sql.SQL(", ").join(map(sql.Identifier, columns))
+    statement = sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table.name), names)
+    remaining, count = iter(rows), 0
+    while chunk := list(islice(remaining, _ROWS_PER_COPY)):
+        with driver.cursor() as cursor, cursor.copy(statement) as copy:
+            for row in chunk:
+                copy.write_row(row)
+        count += len(chunk)
+    return count

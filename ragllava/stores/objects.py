@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from io import BytesIO
@@ -221,27 +221,20 @@ class ObjectStore:
 
     def exists(self, key: str) -> bool:
         """Whether there is an object under `key`."""
-        try:
-            with self._errors(key):
-                self._client.stat_object(self.bucket, key)
-        except ObjectMissing:
-            return False
-        return True
+        with suppress(ObjectMissing), self._errors(key):
+            self._client.stat_object(self.bucket, key)
+            return True
+        return False
 
     def list_objects(self, prefix: str) -> Iterator[ObjectInfo]:
         """As `list_external`, of our own bucket; nothing while the bucket does not exist."""
-        try:
+        with suppress(ObjectMissing):
             yield from self.list_external(self.bucket, prefix)
-        except ObjectMissing:
-            return
 
     def delete(self, key: str) -> None:
         """Remove the object under `key`, if it exists."""
-        try:
-            with self._errors(key):
-                self._client.remove_object(self.bucket, key)
-        except ObjectMissing:
-            return
+        with suppress(ObjectMissing), self._errors(key):
+            self._client.remove_object(self.bucket, key)
 
     def remove_prefix(self, prefix: str) -> int:
         """Remove every object whose key starts with `prefix`; returns how many. Raises UsageError for no prefix."""

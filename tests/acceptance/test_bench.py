@@ -1,4 +1,4 @@
-"""`ragllava bench` in small sizes: every group of rows, with services and workers of its own."""
+"""`ragllava bench` in small sizes: every group of rows, with its own services and workers."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def shell() -> Iterator[Terminal]:
 
 
 def run(shell: Terminal, *words: str, **environment: str) -> Typed:
-    """`ragllava bench`; its temporary home is made below the shell's folder."""
+    """`ragllava bench`; its temporary home is created in the shell's folder."""
     with shell.start("bench", *words, TMPDIR=str(shell.folder), **environment) as process:
         return ended(process, 2 * READY_S)
 
 
 def rows_of(typed: Typed) -> list[dict[str, Any]]:
-    """The rows of a run that went well, each with its arithmetic checked."""
+    """The rows of a successful run, each with its arithmetic checked."""
     assert typed.code == 0, typed
-    found = typed.json
-    assert {"hardware", "versions", "settings", "rows"} == found.keys()
-    assert found["hardware"]["cores"] >= 1 and found["versions"]["torch"] and found["settings"]["profile"] == "mini"
-    rows: list[dict[str, Any]] = found["rows"]
+    output = typed.json
+    assert {"hardware", "versions", "settings", "rows"} == output.keys()
+    assert output["hardware"]["cores"] >= 1 and output["versions"]["torch"] and output["settings"]["profile"] == "mini"
+    rows: list[dict[str, Any]] = output["rows"]
     for row in rows:
         assert row.keys() == ROW_KEYS
         assert row["ours"] > 0
@@ -50,9 +50,9 @@ def rows_of(typed: Typed) -> list[dict[str, Any]]:
 
 
 def figures(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
-    """What was measured beside the one row whose name begins so."""
-    [found] = [row["figures"] for row in rows if row["name"].startswith(name)]
-    return dict(found)
+    """The additional figures of the only row whose name begins so."""
+    [row] = [row for row in rows if row["name"].startswith(name)]
+    return dict(row["figures"])
 
 
 def assert_nothing_is_left(shell: Terminal) -> None:
@@ -68,12 +68,12 @@ def test_reranking_gives_the_scores_of_the_reference(shell: Terminal) -> None:
     for name in ("rerank, mini, 2 pairs an image", "rerank, mini, one question", f"{answers}, 4 a picture"):
         assert figures(rows, name)["largest_difference"] < 1e-4
     assert figures(rows, "rerank, mini, one question")["share_of_limit"] > 0
-    [one] = [row for row in rows if row["name"].startswith("rerank, mini, one question")]
-    assert one["wanted_at_least"] == 1.0 and one["reached"] is (one["ratio"] >= 1.0)
+    [single] = [row for row in rows if row["name"].startswith("rerank, mini, one question")]
+    assert single["wanted_at_least"] == 1.0 and single["reached"] is (single["ratio"] >= 1.0)
     drawn = ET.parse(shell.folder / "chart.svg").getroot()
     texts = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
-    assert one["name"] in texts
-    assert "rerank: mini, one question" in typed.err  # how far it is
+    assert single["name"] in texts
+    assert "rerank: mini, one question" in typed.err  # the progress
     assert_nothing_is_left(shell)
 
 
@@ -104,8 +104,8 @@ def test_ingest_jobs_store_the_vectors_that_embedding_alone_gives(shell: Termina
     for row in jobs:
         assert row["figures"]["pictures"] == 20 and row["figures"]["lowest_cosine"] > 0.999
         assert row["wanted_at_least"] == 0.85
-        # Where the time went: it is the sum of these that the reference is spared. What 20 pictures take of the other
-        # programs may be less than a tick of the system's clock, and is then not told.
+        # Where the time was spent: the reference saves the sum of these. For 20 pictures the other programs may need
+        # less than a tick of the system's clock, and are then left out.
         for program in ("worker ingest, its child", "embedding alone"):
             assert row["figures"][f"processor_ms, {program}"] > 0
     for program in ("decoders", "PostgreSQL", "SeaweedFS"):
@@ -120,7 +120,7 @@ def test_ingest_jobs_store_the_vectors_that_embedding_alone_gives(shell: Termina
 
 
 def test_jobs_through_the_queue_and_archives_of_three_sizes(shell: Terminal) -> None:
-    # An endpoint of the settings, here one that does not answer, takes no part.
+    # An endpoint in the settings, here one that does not answer, is not used.
     typed = run(shell, "--only", "growth,overhead", *SMALL, RAGLLAVA_VLLM_URL="http://127.0.0.1:9")
     assert typed.code == 0, typed
     table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in typed.out.splitlines() if "│" in line]
@@ -139,7 +139,7 @@ def test_jobs_through_the_queue_and_archives_of_three_sizes(shell: Terminal) -> 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--only", "rerank,speed"), "there are no bench rows named 'speed'; there are: rerank, "),
+        (("--only", "rerank,speed"), "there is no group of rows 'speed'; there are: rerank, "),
         (("--shape", "llava-9t"), "there is no shape 'llava-9t'; there are: llava-35m"),
         (("--chart", "chart.png"), "chart.png: the chart is a picture whose name must end in .svg"),
         (("--chart", "nowhere/chart.svg"), "nowhere/chart.svg cannot be written: there is no folder nowhere"),

@@ -320,6 +320,6 @@ def test_status_and_doctor_find_nothing_wrong_and_print_no_password(shell: Termi
 
 def test_the_demo_uses_the_system_that_runs_and_leaves_it_running(shell: Terminal) -> None:
     out = shell.do("demo", "--images", "20", "--questions", "4", "--report", "demo.html")
-    assert "using the system that runs already in this home" in out
+    assert "using the system that is running in this home" in out
     assert (shell.folder / "demo.html").exists()
     assert shell.run("status", "--json").code == 0

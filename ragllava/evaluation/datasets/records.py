@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
-
-from PIL import Image
 
 from ragllava.errors import UsageError
 from ragllava.postcards.archive import KnownQuestion, Postcard
@@ -45,9 +42,7 @@ class DrawnPicture:
 
     def read(self) -> bytes:
         """The drawing as PNG."""
-        stream = io.BytesIO()
-        Image.fromarray(self.postcard.draw().pixels).save(stream, "PNG")
-        return stream.getvalue()
+        return self.postcard.png()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""The noise ablation: what noise in training is worth when the evidence is wrong."""
+"""The noise ablation: the effect of noise in training on answers from wrong evidence."""

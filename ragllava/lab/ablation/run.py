@@ -1,29 +1,31 @@
-"""The noise ablation: plain fine-tuning, noise on data level, on token level, on both, all under wrong evidence.
+"""The noise ablation: plain fine-tuning, noise on data level, on token level, and on both, all with wrong evidence.
 
-All arms start from the same base, take the same steps from as many prompts of one picture and of two, and are asked
-the same questions (docs/method.md 6 and 7). What differs is written in `ARMS` and nowhere else.
+All arms start from the same base, take the same steps on prompts with the same numbers of pictures, and are asked the
+same questions (docs/method.md 6 and 7). They differ only in what `ARMS` says.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import count
 from pathlib import Path
+from statistics import fmean
+from typing import TypeVar
 
 from ragllava.answer_text import exact_match
 from ragllava.evaluation.wrong_evidence import ShownEvidence
 from ragllava.lab.ablation.data import (
     PicturedArchive,
-    held_out_archive,
     picture_archive,
     practice_archive,
     shown_evidence,
     training_examples,
 )
 from ragllava.lab.ablation.naive import NaiveRecipe, make_naive
-from ragllava.lab.ablation.table import Ablation, AblationRow, Scores
+from ragllava.lab.ablation.table import Ablation, AblationRow, ArmScores
 from ragllava.models.adapters import AdapterSet
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.device import plan_device
@@ -31,22 +33,24 @@ from ragllava.models.generator import AnswerRequest, Generator
 from ragllava.models.loading import load_mllm
 from ragllava.models.mllm import Mllm
 from ragllava.models.profiles import find_model
+from ragllava.postcards.archive import draw_archive
 from ragllava.records import Role
 from ragllava.settings import Settings
 from ragllava.training.finetune.presets import choose_settings
 from ragllava.training.finetune.run import FinetuneConfig, train
 
 _PRESET = "mini"
-_LEARNING_RATE = 2e-3  # of all arms; twice the preset's, as to choose between pictures is learned slowly
-_PRACTICE_SEED, _HELD_OUT_SEED = 5_000, 6_000  # plus the seed of a repetition: archives
+_LEARNING_RATE = 2e-3  # of all arms; twice the preset's, because choosing between pictures is learned slowly
+_PRACTICE_SEED, _HELD_OUT_SEED = 5_000, 6_000  # of the archives; the seed of the repetition is added
 _BATCH = 20
 _ADAPTER = "arm"
 
-ProgressHook = Callable[[str, int, int], None]  # what has ended, how many of how many
+Key = TypeVar("Key", bound=Hashable)
+ProgressHook = Callable[[str, int, int], None]  # what has ended, number of ended parts, number of all parts
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class AblationArm:
     """One way to fine-tune. `wrong_pictures` is noise on data level, `token_weighting` on token level."""
 
     label: str
@@ -55,18 +59,18 @@ class Arm:
 
 
 ARMS = (
-    Arm("plain fine-tuning", wrong_pictures=False, token_weighting=False),
-    Arm("data level only", wrong_pictures=True, token_weighting=False),
-    Arm("token level only", wrong_pictures=False, token_weighting=True),
-    Arm("both levels", wrong_pictures=True, token_weighting=True),
+    AblationArm("plain fine-tuning", wrong_pictures=False, token_weighting=False),
+    AblationArm("data level only", wrong_pictures=True, token_weighting=False),
+    AblationArm("token level only", wrong_pictures=False, token_weighting=True),
+    AblationArm("both levels", wrong_pictures=True, token_weighting=True),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class AblationOptions:
-    """`seeds` repetitions, each with data and first weights of its own; `steps` of each arm, `questions` asked.
+    """`seeds` repetitions, each with its own data and first weights; `steps` of each arm, `questions` asked.
 
-    `practice_images` and `held_out_images` are the sizes of the archives that a seed is trained on and asked about.
+    `practice_images` and `held_out_images` are the sizes of the archives of a seed for training and for questions.
     """
 
     seeds: int = 3
@@ -78,156 +82,111 @@ class AblationOptions:
 
 
 def run_ablation(settings: Settings, folder: Path, options: AblationOptions, on_progress: ProgressHook) -> Ablation:
-    """Train and measure all arms; what is trained already in `folder` is not trained again.
+    """Train and measure all arms; trainings that `folder` already contains are not repeated.
 
-    Raises UsageError when `folder` holds results of other data, settings or weights.
+    Raises UsageError if `folder` contains results of other data, settings or weights.
     """
     began = time.monotonic()
     shipped = ModelBundle(settings)
-    progress = _Progress(on_progress, 1 + options.seeds * (2 + len(ARMS)))
+    ended, total = count(1), 1 + options.seeds * (2 + len(ARMS))
+    examples_per_step = choose_settings(_PRESET).values.global_batch
     naive = _naive_base(settings, shipped, folder, options.naive)
-    progress.ended("naive base")
-    scores: dict[str, list[Scores]] = defaultdict(list)
+    on_progress("naive base", next(ended), total)
+    scores: dict[str, list[ArmScores]] = defaultdict(list)
     for seed in range(1, options.seeds + 1):
-        asked = held_out_archive(_HELD_OUT_SEED + seed, options.held_out_images, options.questions)
-        exam = _Exam(picture_archive(asked, shipped.retriever), seed, settings)
+        # Names that no training saw; one question in five is about two pictures.
+        held_out = draw_archive(_HELD_OUT_SEED + seed, options.held_out_images, options.questions)
+        asked = picture_archive(held_out, shipped.retriever)
+        shown = shown_evidence(asked, seed)
         for label, generator in (("model as shipped", shipped.generator), ("base, made naive", Generator(naive))):
-            scores[label].append(exam.scores(generator))
-            progress.ended(f"seed {seed}, {label}")
-        school = _School(naive, folder / f"{options.steps}-steps-seed-{seed}", options, seed)
-        learned = practice_archive(_PRACTICE_SEED + seed, options.practice_images, school.examples)
-        practice = picture_archive(learned, shipped.retriever)
+            scores[label].append(_scores(generator, asked, shown, settings))
+            on_progress(f"seed {seed}, {label}", next(ended), total)
+        examples = options.steps * examples_per_step  # each is seen once
+        drawn = practice_archive(_PRACTICE_SEED + seed, options.practice_images, examples)
+        practice = picture_archive(drawn, shipped.retriever)
         for arm in ARMS:
-            adapter, weight = school.teach(arm, practice)
-            scores[arm.label].append(_scores_with(naive, adapter, exam, settings, weight))
-            progress.ended(f"seed {seed}, {arm.label}")
+            result = folder / f"{options.steps}-steps-seed-{seed}" / arm.label.replace(" ", "-")
+            weight = _train_arm(naive, result, arm, options.steps, seed, practice)
+            adapters = AdapterSet(naive, settings.home / "cache")
+            adapted = Generator(naive, adapters.add(_ADAPTER, result / "adapter"))
+            scores[arm.label].append(replace(_scores(adapted, asked, shown, settings), token_weight=weight))
+            adapters.remove(_ADAPTER)  # the next training needs the base without an adapter
+            on_progress(f"seed {seed}, {arm.label}", next(ended), total)
     return Ablation(
         base=naive.version,
         shipped=shipped.generator.version,
-        setup=_setup(options),
-        rows=tuple(AblationRow(label, tuple(found)) for label, found in scores.items()),
+        setup={
+            **{field.name: getattr(options, field.name) for field in fields(options) if field.name != "naive"},
+            "examples_per_step": examples_per_step,
+            "learning_rate": _LEARNING_RATE,
+            "naive_layers": options.naive.layers,
+            "naive_steps": options.naive.steps,
+        },
+        rows=tuple(AblationRow(label, tuple(by_seed)) for label, by_seed in scores.items()),
         seconds=time.monotonic() - began,
     )
 
 
 def _naive_base(settings: Settings, shipped: ModelBundle, folder: Path, recipe: NaiveRecipe) -> Mllm:
     start = find_model(shipped.profile.mllm, shipped.profile, settings).path
-    made = make_naive(start, folder, recipe)
-    # In bfloat16 and with written-out attention, whose backward pass is the faster one on a CPU: half the time.
+    naive = make_naive(start, folder, recipe)
+    # bfloat16 and eager attention, whose backward pass is faster on a CPU, take half the time.
     training = settings.model_copy(update={"dtype": "bfloat16"})
-    base = load_mllm(replace(shipped.profile, mllm=str(made.absolute())), plan_device(training), training)
+    base = load_mllm(replace(shipped.profile, mllm=str(naive.absolute())), plan_device(training), training)
     base.network.set_attn_implementation("eager")
     return base
 
 
-@dataclass(frozen=True, slots=True)
-class _School:
-    """Trains the arms of one seed on the same base, each into a folder of its own."""
-
-    base: Mllm
-    folder: Path
-    options: AblationOptions
-    seed: int
-
-    @property
-    def examples(self) -> int:
-        """So many that each is seen once."""
-        return self.options.steps * choose_settings(_PRESET).values.global_batch
-
-    def teach(self, arm: Arm, practice: PicturedArchive) -> tuple[Path, float]:
-        """The folder of the arm's adapter, and the mean weight of its answers' tokens."""
-        changes = {
-            "max_steps": self.options.steps,
-            "steps_per_checkpoint": self.options.steps,
-            "learning_rate": _LEARNING_RATE,
-            "token_weighting": arm.token_weighting,
-            "seed": self.seed,
-        }
-        result = self.folder / arm.label.replace(" ", "-")
-        report = train(
-            FinetuneConfig(Role.GENERATOR, choose_settings(_PRESET, changes), result),
-            training_examples(practice, wrong_pictures=arm.wrong_pictures, seed=self.seed),
-            self.base,
-            practice.open_picture,
-        )
-        return result / "adapter", sum(step.token_weight for step in report.steps) / len(report.steps)
-
-
-class _Exam:
-    """The questions of one seed under every condition, the same for whoever is asked."""
-
-    def __init__(self, archive: PicturedArchive, seed: int, settings: Settings) -> None:
-        self._archive = archive
-        self._shown = shown_evidence(archive, seed)
-        self._max_tokens = settings.max_answer_tokens
-
-    def scores(self, generator: Generator) -> Scores:
-        """Shares of right answers, over all questions and over those about one picture."""
-        right = {condition: self._right(generator, shown) for condition, shown in self._shown.items()}
-        about_one = [len(question.relevant) == 1 for question in self._archive.questions]
-        return Scores(
-            accuracy={condition: _share(marks) for condition, marks in right.items()},
-            about_one={
-                condition: _share([mark for mark, counts in zip(marks, about_one, strict=True) if counts])
-                for condition, marks in right.items()
-            },
-            by_type={condition: self._by_type(marks) for condition, marks in right.items()},
-        )
-
-    def _right(self, generator: Generator, shown: Sequence[ShownEvidence]) -> list[bool]:
-        archive = self._archive
-        requests = [
-            AnswerRequest(
-                question.text,
-                tuple(archive.captions[name] for name in evidence.images),
-                tuple(archive.pictures[name] for name in evidence.images),
-            )
-            for question, evidence in zip(archive.questions, shown, strict=True)
-        ]
-        answers = generator.answer(requests, max_tokens=self._max_tokens, with_captions=True, batch_size=_BATCH)
-        return [exact_match(found.text, known.answer) for found, known in zip(answers, archive.questions, strict=True)]
-
-    def _by_type(self, marks: Sequence[bool]) -> Mapping[str, float]:
-        found: dict[str, list[bool]] = defaultdict(list)
-        for question, mark in zip(self._archive.questions, marks, strict=True):
-            found[question.type].append(mark)
-        return {name: _share(of_type) for name, of_type in sorted(found.items())}
-
-
-def _scores_with(base: Mllm, adapter: Path, exam: _Exam, settings: Settings, weight: float) -> Scores:
-    """What the base scores with an adapter on it; afterwards it is bare again, as training needs it."""
-    adapters = AdapterSet(base, settings.home / "cache")
-    scores = exam.scores(Generator(base, adapters.add(_ADAPTER, adapter)))
-    adapters.remove(_ADAPTER)
-    return replace(scores, token_weight=weight)
-
-
-class _Progress:
-    """Counts what has ended."""
-
-    def __init__(self, hook: ProgressHook, total: int) -> None:
-        self._hook = hook
-        self._total = total
-        self._done = 0
-
-    def ended(self, what: str) -> None:
-        self._done += 1
-        self._hook(what, self._done, self._total)
-
-
-def _setup(options: AblationOptions) -> dict[str, float]:
-    return {
-        "seeds": options.seeds,
-        "steps": options.steps,
-        "examples_per_step": choose_settings(_PRESET).values.global_batch,
+def _train_arm(base: Mllm, result: Path, arm: AblationArm, steps: int, seed: int, practice: PicturedArchive) -> float:
+    """Train the arm's adapter into `result`/adapter; returns the mean weight of the tokens of its answers."""
+    changes = {
+        "max_steps": steps,
+        "steps_per_checkpoint": steps,
         "learning_rate": _LEARNING_RATE,
-        "practice_images": options.practice_images,
-        "held_out_images": options.held_out_images,
-        "questions": options.questions,
-        "naive_layers": options.naive.layers,
-        "naive_steps": options.naive.steps,
+        "token_weighting": arm.token_weighting,
+        "seed": seed,
     }
+    report = train(
+        FinetuneConfig(Role.GENERATOR, choose_settings(_PRESET, changes), result),
+        training_examples(practice, wrong_pictures=arm.wrong_pictures, seed=seed),
+        base,
+        practice.pictures.__getitem__,
+    )
+    return sum(step.token_weight for step in report.steps) / len(report.steps)
 
 
-def _share(marks: Sequence[bool]) -> float:
-    return sum(marks) / len(marks) if marks else 0.0
+def _scores(
+    generator: Generator, asked: PicturedArchive, shown: Mapping[str, Sequence[ShownEvidence]], settings: Settings
+) -> ArmScores:
+    """The shares of right answers under each condition: of all questions, of those about one picture, and by type."""
+    right = {condition: _right_answers(generator, asked, evidence, settings) for condition, evidence in shown.items()}
+    pictures = [len(question.relevant) for question in asked.questions]
+    types = [question.type for question in asked.questions]
+    return ArmScores(
+        accuracy={condition: fmean(marks) for condition, marks in right.items()},
+        about_one={condition: _shares(pictures, marks).get(1, 0.0) for condition, marks in right.items()},
+        by_type={condition: dict(sorted(_shares(types, marks).items())) for condition, marks in right.items()},
+    )
+
+
+def _right_answers(
+    generator: Generator, asked: PicturedArchive, shown: Sequence[ShownEvidence], settings: Settings
+) -> list[bool]:
+    requests = [
+        AnswerRequest(
+            question.text,
+            tuple(asked.captions[name] for name in evidence.images),
+            tuple(asked.pictures[name] for name in evidence.images),
+        )
+        for question, evidence in zip(asked.questions, shown, strict=True)
+    ]
+    answers = generator.answer(requests, max_tokens=settings.max_answer_tokens, with_captions=True, batch_size=_BATCH)
+    return [exact_match(answer.text, q.answer) for answer, q in zip(answers, asked.questions, strict=True)]
+
+
+def _shares(keys: Iterable[Key], marks: Iterable[bool]) -> dict[Key, float]:
+    """The share of true marks for each key."""
+    groups: dict[Key, list[bool]] = defaultdict(list)
+    for key, mark in zip(keys, marks, strict=True):
+        groups[key].append(mark)
+    return {key: fmean(group) for key, group in groups.items()}

@@ -1,14 +1,14 @@
-"""What the noise ablation found, as a table for people and as JSON. Loads no torch."""
+"""The results of the noise ablation, as a table and as JSON. Loads no torch."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ragllava.errors import UsageError
 from ragllava.evaluation.paper_table import markdown_table
+from ragllava.json_records import rounded
 
 ADDED = "a wrong one added"
 CLEAN = "0% wrong"
@@ -17,11 +17,11 @@ _ABSENT = "–"
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """Shares of right answers of one generator on one seed's questions, by condition.
+class ArmScores:
+    """Shares of right answers of one generator on the questions of one seed, by condition.
 
-    `about_one` counts the questions about one picture only. `token_weight` is the mean weight of the answers' tokens
-    in training, None for a base.
+    `about_one` counts only the questions about one picture. `token_weight` is the mean weight of the tokens of the
+    answers in training, None for a base.
     """
 
     accuracy: Mapping[str, float]
@@ -29,15 +29,10 @@ class Scores:
     by_type: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     token_weight: float | None = None
 
-    @property
-    def lost(self) -> float:
-        """What is lost of its own clean accuracy when a wrong picture is added."""
-        return self.accuracy[CLEAN] - self.accuracy[ADDED]
-
-    @property
-    def lost_about_one(self) -> float:
-        """The same of questions about one picture."""
-        return self.about_one[CLEAN] - self.about_one[ADDED]
+    def lost(self, *, about_one: bool = False) -> float:
+        """How much accuracy an added wrong picture costs; of all questions or of those about one picture."""
+        shares = self.about_one if about_one else self.accuracy
+        return shares[CLEAN] - shares[ADDED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,48 +40,54 @@ class AblationRow:
     """One generator: its scores by seed, in the order of the seeds."""
 
     label: str
-    scores: tuple[Scores, ...]
+    scores: tuple[ArmScores, ...]
 
-    @property
-    def lost(self) -> float:
-        """Mean over the seeds of what an added wrong picture costs."""
-        return statistics.mean(scores.lost for scores in self.scores)
+    def losses(self, *, about_one: bool = False) -> list[float]:
+        """How much accuracy an added wrong picture costs, by seed."""
+        return [scores.lost(about_one=about_one) for scores in self.scores]
 
-    @property
-    def lost_about_one(self) -> float:
-        """The same of questions about one picture."""
-        return statistics.mean(scores.lost_about_one for scores in self.scores)
+    def lost(self, *, about_one: bool = False) -> float:
+        """The mean of `losses`."""
+        return statistics.mean(self.losses(about_one=about_one))
 
     def as_json(self) -> dict[str, Any]:
         """Means and spreads by condition, and all values of each seed; shares with four decimals."""
-        return {
-            "label": self.label,
-            "accuracy": {name: _as_json(self._of(name)) for name in self.scores[0].accuracy},
-            "lost_with_wrong_added": _as_json([scores.lost for scores in self.scores]),
-            "lost_with_wrong_added_about_one": _as_json([scores.lost_about_one for scores in self.scores]),
-            "token_weight": _rounded([s.token_weight for s in self.scores if s.token_weight is not None]),
-            "about_one": [_shares(scores.about_one) for scores in self.scores],
-            "by_type": [{name: _shares(found) for name, found in s.by_type.items()} for s in self.scores],
-        }
+        values: dict[str, Any] = rounded(
+            {
+                "label": self.label,
+                "accuracy": {name: _spread(values) for name, values in self._accuracies().items()},
+                "lost_with_wrong_added": _spread(self.losses()),
+                "lost_with_wrong_added_about_one": _spread(self.losses(about_one=True)),
+                "token_weight": self._token_weights(),
+                "about_one": [scores.about_one for scores in self.scores],
+                "by_type": [scores.by_type for scores in self.scores],
+            }
+        )
+        return values
 
     def cells(self) -> list[str]:
         """The row as texts, in percent: mean ± spread."""
-        weights = [scores.token_weight for scores in self.scores if scores.token_weight is not None]
+        weights = self._token_weights()
+        columns = [*self._accuracies().values(), self.losses(), self.losses(about_one=True)]
         return [
             self.label,
-            *(_percent(self._of(name)) for name in self.scores[0].accuracy),
-            _percent([scores.lost for scores in self.scores]),
-            _percent([scores.lost_about_one for scores in self.scores]),
+            *(_percent(values) for values in columns),
             f"{statistics.mean(weights):.2f}" if weights else _ABSENT,
         ]
 
-    def _of(self, condition: str) -> list[float]:
-        return [scores.accuracy[condition] for scores in self.scores]
+    def _accuracies(self) -> dict[str, list[float]]:
+        return {name: [scores.accuracy[name] for scores in self.scores] for name in self.scores[0].accuracy}
+
+    def _token_weights(self) -> list[float]:
+        return [scores.token_weight for scores in self.scores if scores.token_weight is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """The whole result. `base` and `shipped` name weights; `setup` holds the counts that a run can choose."""
+    """The complete result. `base` and `shipped` name weights; `setup` contains the options of the run.
+
+    The first rows are the shipped model and the base, then one row for each arm.
+    """
 
     base: str
     shipped: str
@@ -95,24 +96,16 @@ class Ablation:
     seconds: float
 
     def row(self, label: str) -> AblationRow:
-        """The row of that label. Raises UsageError."""
-        for row in self.rows:
-            if row.label == label:
-                return row
-        raise UsageError(f"the ablation has no row {label!r}")
+        """The row of that label. Raises KeyError."""
+        return {row.label: row for row in self.rows}[label]
 
-    @property
-    def share_lost(self) -> float | None:
-        """What both levels lose to an added wrong picture, as a share of what plain fine-tuning loses.
+    def share_lost(self, *, about_one: bool = False) -> float | None:
+        """The loss of both levels to an added wrong picture, as a share of the loss of plain fine-tuning.
 
-        None when plain fine-tuning loses nothing: then there is nothing to save.
+        None if plain fine-tuning loses nothing.
         """
-        return _share(self.row(_BOTH).lost, self.row(_PLAIN).lost)
-
-    @property
-    def share_lost_about_one(self) -> float | None:
-        """The same of questions about one picture."""
-        return _share(self.row(_BOTH).lost_about_one, self.row(_PLAIN).lost_about_one)
+        both, plain = (self.row(label).lost(about_one=about_one) for label in (_BOTH, _PLAIN))
+        return round(both / plain, 4) if plain > 0 else None
 
     def as_json(self) -> dict[str, Any]:
         """Everything; `share_lost` must be at most 0.5."""
@@ -121,50 +114,38 @@ class Ablation:
             "shipped": self.shipped,
             "setup": dict(self.setup),
             "rows": [row.as_json() for row in self.rows],
-            "share_lost": self.share_lost,
-            "share_lost_about_one": self.share_lost_about_one,
+            "share_lost": self.share_lost(),
+            "share_lost_about_one": self.share_lost(about_one=True),
             "seconds": round(self.seconds),
         }
 
     def as_text(self) -> str:
-        """What was done, the table, and the sentence that it is made for."""
+        """The setup, the table, and the comparison of both levels with plain fine-tuning."""
         setup, shipped, base = self.setup, self.rows[0], self.rows[1]
+        head = ["", *shipped.scores[0].accuracy, "lost by it", "lost, one-picture", "token weight"]
         lines = [
             f"base: {self.base}, made naive from {self.shipped}: the last {setup['naive_layers']} layers of the "
-            f"language model drawn anew and trained {setup['naive_steps']} steps without a wrong picture; an added "
-            f"wrong one costs it {100 * base.lost:.1f} points, the shipped model {100 * shipped.lost:.1f}",
+            f"language model reinitialized and trained {setup['naive_steps']} steps without wrong pictures; an added "
+            f"wrong one costs it {100 * base.lost():.1f} points, the shipped model {100 * shipped.lost():.1f}",
             f"arms: LoRA on that base, {setup['steps']} steps of {setup['examples_per_step']} examples, learning rate "
             f"{setup['learning_rate']:g}; a quarter of the examples shows one picture, half of them two, a quarter "
-            "three; with noise on data level one is wrong in three quarters of those of two and in all of three, "
-            "without it none is, and the third is one of the others shown once more",
+            "three; with noise on data level one is wrong in three quarters of those with two and in all with three, "
+            "without it none is wrong, and the third repeats one of the others",
             f"asked: {setup['questions']} held-out questions for each of {setup['seeds']} seeds; percent right, mean "
-            "± standard deviation. One question in five is about two pictures: with a wrong one it sees three",
+            "± standard deviation. One question in five is about two pictures: with a wrong one it shows three",
             "",
-            markdown_table([self._head(), *(row.cells() for row in self.rows)]),
+            markdown_table([head, *(row.cells() for row in self.rows)]),
+            f"an added wrong picture costs plain fine-tuning {self._comparison()}; of questions about one picture "
+            f"only, it costs {self._comparison(about_one=True)}",
+            f"{self.seconds / 60:.0f} minutes",
         ]
-        return "\n".join([*lines, self._verdict(), f"{self.seconds / 60:.0f} minutes"])
+        return "\n".join(lines)
 
-    def _head(self) -> list[str]:
-        return ["", *self.rows[0].scores[0].accuracy, "lost by it", "lost, one-picture", "token weight"]
-
-    def _verdict(self) -> str:
-        plain, both = self.row(_PLAIN), self.row(_BOTH)
-        everything = _comparison(plain.lost, both.lost, self.share_lost)
-        about_one = _comparison(plain.lost_about_one, both.lost_about_one, self.share_lost_about_one)
-        return (
-            f"an added wrong picture costs plain fine-tuning {everything}; of questions about one picture alone, it "
-            f"costs {about_one}"
-        )
-
-
-def _share(part: float, whole: float) -> float | None:
-    return round(part / whole, 4) if whole > 0 else None
-
-
-def _comparison(plain: float, both: float, share: float | None) -> str:
-    """`20.0 points, both levels 5.0: 0.25 of it`."""
-    text = f"{100 * plain:.1f} points, both levels {100 * both:.1f}"
-    return text if share is None else f"{text}: {share:.2f} of it"
+    def _comparison(self, *, about_one: bool = False) -> str:
+        """`20.0 points, both levels 5.0: 0.25 of it`."""
+        plain, both = (100 * self.row(label).lost(about_one=about_one) for label in (_PLAIN, _BOTH))
+        share = self.share_lost(about_one=about_one)
+        return f"{plain:.1f} points, both levels {both:.1f}" + ("" if share is None else f": {share:.2f} of it")
 
 
 def _percent(values: Sequence[float]) -> str:
@@ -172,18 +153,6 @@ def _percent(values: Sequence[float]) -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def _as_json(values: Sequence[float]) -> dict[str, Any]:
+def _spread(values: Sequence[float]) -> dict[str, Any]:
     spread = statistics.stdev(values) if len(values) > 1 else None
-    return {
-        "mean": round(statistics.mean(values), 4),
-        "spread": None if spread is None else round(spread, 4),
-        "values": _rounded(values),
-    }
-
-
-def _rounded(values: Iterable[float]) -> list[float]:
-    return [round(value, 4) for value in values]
-
-
-def _shares(found: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(share, 4) for name, share in found.items()}
+    return {"mean": statistics.mean(values), "spread": spread, "values": values}

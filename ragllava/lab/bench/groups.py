@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, auto
 
 from ragllava.errors import UsageError
 from ragllava.lab.bench.growing import growth_rows
@@ -16,17 +16,17 @@ from ragllava.lab.bench.searching import search_rows
 from ragllava.lab.bench.workload import Workload
 
 
-class Needs(IntEnum):
-    """What must run while a group is measured."""
+class Needs(Enum):
+    """What must be running while a group is measured."""
 
-    NOTHING = 0
-    SERVICES = 1  # Postgres, Redis, S3
-    WORKERS = 2  # the services, and workers behind the queue
+    NOTHING = auto()
+    SERVICES = auto()  # Postgres, Redis, S3
+    WORKERS = auto()  # the services, and workers that consume the queue
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows that are measured together; `rows` is given a system when the group needs one."""
+    """Rows that are measured together; the workload has a client if the group needs services."""
 
     name: str
     needs: Needs
@@ -43,12 +43,12 @@ GROUPS = (
 
 
 def choose_groups(only: str | None) -> list[Group]:
-    """The groups named in a list with commas, in the bench's own order; None: all. Raises UsageError for another."""
+    """The groups of a comma-separated list, in the order of GROUPS; None: all. UsageError: an unknown name."""
     if only is None:
         return list(GROUPS)
     names = [name.strip() for name in only.split(",")]
-    known = [group.name for group in GROUPS]
+    existing = [group.name for group in GROUPS]
     for name in names:
-        if name not in known:
-            raise UsageError(f"there are no bench rows named {name!r}; there are: {', '.join(known)}")
+        if name not in existing:
+            raise UsageError(f"there is no group of rows {name!r}; there are: {', '.join(existing)}")
     return [group for group in GROUPS if group.name in names]

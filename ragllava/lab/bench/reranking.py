@@ -1,89 +1,100 @@
-"""Reranking and answering against the reference's way, one `generate` for each, with the same weights."""
+"""Reranking and answering compared with the reference implementation of the paper, with the same weights.
+
+The reference is written from its description (docs/method.md 2): for every pair it prepares the picture again and calls
+`generate`, and only the first step of the output is used.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from ragllava.lab.bench.arithmetic import (
-    count_parameters,
-    matmul_rate,
-    on_accelerator,
-    operations_needed,
-    operations_of_each_alone,
-)
-from ragllava.lab.bench.reference import MAX_NEW_TOKENS, reference_relevance
-from ragllava.lab.bench.rows import ROUNDS, BenchRow, Side, Wanted, compare
+from ragllava.lab.bench.arithmetic import matmul_rate, operations_needed, operations_of_each_alone
+from ragllava.lab.bench.rows import ROUNDS, BenchRow, Wanted, compare
 from ragllava.lab.bench.shapes import random_llava
-from ragllava.lab.bench.workload import Workload, picture_of
+from ragllava.lab.bench.workload import Workload
 from ragllava.models.generator import AnswerRequest, Generator
 from ragllava.models.reranker import Pair, Reranker
 from ragllava.postcards.archive import PostcardArchive
 
 CANDIDATES = 20
+_REFERENCE_TOKENS = 512  # that the reference generates for a pair at most
 _FEW_PAIRS = 8  # an image, of the row between one question and a bulk job
 _FEW_ANSWERS = 4  # from one picture
-_RANDOM_NEW_TOKENS = 2  # of the reference with random weights, which never end an answer: `Yes` and the end
 
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """How much one row does: enough to time it, little enough for the slowest side."""
+    """The amount of work of one row: enough to time it, little enough for the slower way."""
 
     images: int  # of a bulk row
     candidates: int  # of the row of one question
-    reference_pairs: int  # the reference takes every pair alone, so a few show its rate
+    reference_pairs: int  # the reference scores each pair alone, so a few show its speed
     rounds: int
     new_tokens: int  # that the reference may generate for a pair
     answers: int
     answer_tokens: int  # at most
 
 
-_MINI = _Sizes(8, CANDIDATES, 20, ROUNDS, MAX_NEW_TOKENS, 20, 32)
-_RANDOM = _Sizes(8, CANDIDATES, 20, ROUNDS, _RANDOM_NEW_TOKENS, 20, 64)
+_MINI = _Sizes(8, CANDIDATES, 20, ROUNDS, _REFERENCE_TOKENS, 20, 32)
+# Random weights never end an answer, so the reference generates two tokens: `Yes` and the end.
+_RANDOM = _Sizes(8, CANDIDATES, 20, ROUNDS, 2, 20, 64)
 # A pair of 600 tokens takes half a second on two cores, and the rounds differ little.
-_RANDOM_CPU = _Sizes(2, 5, 4, 2, _RANDOM_NEW_TOKENS, 4, 16)
+_RANDOM_CPU = _Sizes(2, 5, 4, 2, 2, 4, 16)
 
 
 def rerank_rows(workload: Workload) -> list[BenchRow]:
-    """The profile's model, then one of the shape asked for with random weights."""
+    """The profile's model, then one of the requested shape with random weights."""
     rows = _rows_of(workload, workload.models.reranker, workload.models.generator, _MINI, workload.models.profile.name)
     if workload.shape is not None:
         workload.progress(f"rerank: drawing the weights of {workload.shape}")
         mllm = random_llava(workload.shape, workload.models.settings)
-        sizes = _RANDOM if on_accelerator(mllm) else _RANDOM_CPU
+        sizes = _RANDOM_CPU if mllm.network.device.type == "cpu" else _RANDOM
         rows += _rows_of(workload, Reranker(mllm), Generator(mllm), sizes, workload.shape)
     return rows
 
 
 def _rows_of(workload: Workload, reranker: Reranker, generator: Generator, sizes: _Sizes, model: str) -> list[BenchRow]:
     """A bulk job, in which the same pictures are candidates of many questions; one question alone; answers."""
-    archive, is_cuda = workload.archive, on_accelerator(reranker.mllm)
+    archive, on_gpu = workload.archive, reranker.mllm.network.device.type != "cpu"
     limit_per_s = matmul_rate(reranker.mllm)
-    # Not timed: the ways to share a prefix are tried once in the life of a process.
+    # Not timed: each process tests once which ways to share a prefix work.
     workload.progress(f"rerank: {model}, prefixes are {'' if reranker.sharing else 'not '}shared")
     rows = []
     for an_image in sorted({min(_FEW_PAIRS, workload.questions), workload.questions}):
-        workload.progress(f"rerank: {model}, {an_image} pairs an image")
+        name = f"{model}, {an_image} pairs an image"
+        workload.progress(f"rerank: {name}")
         pairs = _pairs(archive, sizes.images, an_image)
-        wanted = Wanted(at_least=30.0 if is_cuda else 10.0) if an_image >= CANDIDATES else Wanted()
-        row = _rerank_row(reranker, pairs, sizes, f"rerank, {model}, {an_image} pairs an image", wanted, limit_per_s)
-        rows.append(row)
-    rows.append(_limit_row(row, f"{model}, {an_image} pairs an image", limit_per_s, is_cuda))
+        wanted = Wanted(at_least=(30.0 if on_gpu else 10.0) if an_image >= CANDIDATES else None)
+        rows.append(_rerank_row(reranker, pairs, sizes, f"rerank, {name}", wanted, limit_per_s))
+    rows.append(_limit_row(rows[-1], name, limit_per_s, on_gpu))
     workload.progress(f"rerank: {model}, one question")
-    one = _pairs(archive, sizes.candidates, 1)
-    wanted = Wanted(at_least=8.0 if is_cuda else 1.0)
+    pairs = _pairs(archive, sizes.candidates, 1)
+    wanted = Wanted(at_least=8.0 if on_gpu else 1.0)
     name = f"rerank, {model}, one question (1 pair an image)"
-    rows.append(_rerank_row(reranker, one, sizes, name, wanted, limit_per_s))
+    rows.append(_rerank_row(reranker, pairs, sizes, name, wanted, limit_per_s))
     workload.progress(f"rerank: {model}, answers")
-    # Not timed, as above; it depends on the base alone.
+    # Not timed, as above; it depends on the base model only.
     workload.progress(f"rerank: {model}, evidence is {'' if generator.shares_prefixes else 'not '}shared")
     return [*rows, *(_generate_row(generator, archive, sizes, model, a_picture) for a_picture in (1, _FEW_ANSWERS))]
 
 
+def reference_relevance(reranker: Reranker, pairs: Sequence[Pair], max_new_tokens: int) -> list[float]:
+    """P("Yes") of each pair, from one `generate` for each; equal to Reranker.relevance except for rounding."""
+    mllm = reranker.mllm
+    scores = []
+    for pair in pairs:
+        inputs = mllm.prepare([pair.prompt()], answer_tokens=1)
+        room = mllm.context_tokens - inputs.tensors["input_ids"].shape[1]
+        first_step = mllm.generate(inputs, min(max_new_tokens, room)).first_logits[0]
+        scores.append(float(first_step[reranker.yes_no].softmax(dim=-1)[0]))
+    return scores
+
+
 def _pairs(archive: PostcardArchive, images: int, an_image: int) -> list[Pair]:
     """The first questions with each of the first images, question by question."""
-    cards = [(card.caption, picture_of(card)) for card in archive.postcards[:images]]
+    cards = [(card.caption, card.picture()) for card in archive.postcards[:images]]
     return [
         Pair(question.text, caption, picture) for question in archive.questions[:an_image] for caption, picture in cards
     ]
@@ -93,34 +104,32 @@ def _rerank_row(
     reranker: Reranker, pairs: Sequence[Pair], sizes: _Sizes, name: str, wanted: Wanted, limit_per_s: float
 ) -> BenchRow:
     every = max(1, len(pairs) // sizes.reference_pairs)
-    some = pairs[::every]
 
     def ours() -> list[float]:
         return [score.value for score in reranker.relevance(pairs, batch_size=CANDIDATES)]
 
-    def reference() -> list[float]:
-        return reference_relevance(reranker, some, sizes.new_tokens)
-
-    found = compare(Side(len(pairs), ours), Side(len(some), reference), sizes.rounds, every)
+    reference = partial(reference_relevance, reranker, pairs[::every], sizes.new_tokens)
+    speeds = compare(ours, reference, sizes.rounds, every)
     needed = operations_needed(reranker, pairs)
     figures = {
-        "largest_difference": found.largest_difference,
-        # What arithmetic allows at most: operations of all pairs alone by those that are needed.
+        "largest_difference": speeds.largest_difference,
+        # The most that arithmetic allows: operations of all pairs alone divided by those that are needed.
         "operations_saved": operations_of_each_alone(reranker, pairs) / needed,
-        "share_of_limit": needed / len(pairs) * found.ours_per_s / limit_per_s,
+        "share_of_limit": needed / len(pairs) * speeds.ours_per_s / limit_per_s,
+        "parameters": float(reranker.mllm.network.num_parameters()),
     }
     return BenchRow(
-        "rerank", name, "one `generate` for each pair", "pairs/s", found.ours_per_s, found.reference_per_s,
-        wanted, figures | {"parameters": float(count_parameters(reranker.mllm))},
+        "rerank", name, "one `generate` for each pair", "pairs/s", speeds.ours_per_s, speeds.reference_per_s,
+        wanted, figures,
     )  # fmt: skip
 
 
-def _limit_row(row: BenchRow, name: str, limit_per_s: float, is_cuda: bool) -> BenchRow:
-    """The same time beside the least that arithmetic allows."""
+def _limit_row(row: BenchRow, name: str, limit_per_s: float, on_gpu: bool) -> BenchRow:
+    """The same time compared with the least that arithmetic allows."""
     reached = row.figures["share_of_limit"] * limit_per_s
     return BenchRow(
         "rerank", f"rerank, arithmetic, {name}", "a large matrix product on this device", "GFLOP/s",
-        reached / 1e9, limit_per_s / 1e9, Wanted(at_least=0.5) if is_cuda else Wanted(),
+        reached / 1e9, limit_per_s / 1e9, Wanted(at_least=0.5 if on_gpu else None),
         note="operations needed: tokens × 2 × parameters, what pairs of one picture share counted once",
     )  # fmt: skip
 
@@ -128,8 +137,8 @@ def _limit_row(row: BenchRow, name: str, limit_per_s: float, is_cuda: bool) -> B
 def _generate_row(
     generator: Generator, archive: PostcardArchive, sizes: _Sizes, model: str, a_picture: int
 ) -> BenchRow:
-    """Answers in a batch against one after the other, so many of them from each picture."""
-    shown = [(card.caption, picture_of(card)) for card in archive.postcards[: sizes.answers // a_picture]]
+    """Answers in a batch compared with one after the other; `a_picture` of them from each picture."""
+    shown = [(card.caption, card.picture()) for card in archive.postcards[: sizes.answers // a_picture]]
     requests = [
         AnswerRequest(archive.questions[number % len(archive.questions)].text, (caption,), (picture,))
         for number, (caption, picture) in enumerate(shown * a_picture)
@@ -138,17 +147,15 @@ def _generate_row(
 
     def answer(batch_size: int) -> list[float]:
         nonlocal tokens
-        found = generator.answer(requests, max_tokens=sizes.answer_tokens, with_captions=True, batch_size=batch_size)
-        tokens = sum(one.tokens for one in found)
-        return [one.confidence for one in found]
+        answers = generator.answer(requests, max_tokens=sizes.answer_tokens, with_captions=True, batch_size=batch_size)
+        tokens = sum(answer.tokens for answer in answers)
+        return [answer.confidence for answer in answers]
 
-    found = compare(
-        Side(len(requests), lambda: answer(len(requests))), Side(len(requests), lambda: answer(1)), sizes.rounds
-    )
+    speeds = compare(partial(answer, len(requests)), partial(answer, 1), sizes.rounds)
     an_answer = tokens / len(requests)
     name = f"generate, {model}, {len(requests)} answers in a batch" + (f", {a_picture} a picture" * (a_picture > 1))
     return BenchRow(
         "rerank", name, "one answer after the other", "tokens/s",
-        found.ours_per_s * an_answer, found.reference_per_s * an_answer,
-        figures={"largest_difference": found.largest_difference, "tokens_an_answer": an_answer},
+        speeds.ours_per_s * an_answer, speeds.reference_per_s * an_answer,
+        figures={"largest_difference": speeds.largest_difference, "tokens_an_answer": an_answer},
     )  # fmt: skip

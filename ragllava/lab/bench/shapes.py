@@ -1,13 +1,12 @@
-"""LLaVA and CLIP in the shapes of real models with random weights, to measure speed where weights cannot be had.
+"""LLaVA and CLIP in the shapes of real models with random weights, to measure speed without the real weights.
 
-Scores of random weights mean nothing; the time that they take is that of the real ones. LLaVA's tokenizer and template
-are the mini model's, so prompts have about the length that they have for the real model.
+Scores of random weights have no meaning, but they take as long as real ones. Tokenizer and template of LLaVA are those
+of the mini model, so prompts are about as long as for the real model.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +21,26 @@ from ragllava.models.profiles import LOCAL_DIR, RetrieverSource, get_profile
 from ragllava.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class LlavaShape:
-    """Widths, layers, heads and inner widths of the two halves; pictures are 336 px in patches of 14: 576 tokens."""
-
-    vision: tuple[int, int, int, int]
-    text: tuple[int, int, int, int]
-    vocabulary: int
+def _widths(width: int, layers: int, heads: int, inner_width: int) -> dict[str, int]:
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    return dict(zip(names, (width, layers, heads, inner_width), strict=True))
 
 
+# Configurations of the vision tower and of the language model. Pictures have 336 px, patches 14 px: 576 tokens.
 SHAPES = {
-    "llava-35m": LlavaShape(vision=(256, 6, 4, 1024), text=(512, 8, 8, 1408), vocabulary=1_024),
-    "llava-1.5-7b": LlavaShape(vision=(1024, 24, 16, 4096), text=(4096, 32, 32, 11_008), vocabulary=32_064),
-    "llava-1.5-13b": LlavaShape(vision=(1024, 24, 16, 4096), text=(5120, 40, 40, 13_824), vocabulary=32_064),
+    "llava-35m": (_widths(256, 6, 4, 1024), _widths(512, 8, 8, 1408) | {"vocab_size": 1_024}),
+    "llava-1.5-7b": (_widths(1024, 24, 16, 4096), _widths(4096, 32, 32, 11_008) | {"vocab_size": 32_064}),
+    "llava-1.5-13b": (_widths(1024, 24, 16, 4096), _widths(5120, 40, 40, 13_824) | {"vocab_size": 32_064}),
 }
 
-CLIP_SHAPE = "ViT-B-32"  # the retriever that most people begin with
+CLIP_SHAPE = "ViT-B-32"  # the most common first retriever
 
 _SIDE, _PATCH = 336, 14  # pixels
 _CLIP_SEED = 5
 
 
 def random_llava(name: str, settings: Settings) -> Mllm:
-    """A LLaVA of the shape `name`, its weights drawn on the device. Raises UsageError for an unknown shape."""
-    require_shape(name)
+    """A LLaVA of the shape `name`, one of SHAPES, with weights drawn on the device."""
     from transformers import AutoProcessor
 
     plan = plan_device(settings)
@@ -55,7 +50,7 @@ def random_llava(name: str, settings: Settings) -> Mllm:
     processor.image_processor.size = {"shortest_edge": _SIDE}
     processor.image_processor.crop_size = {"height": _SIDE, "width": _SIDE}
     processor.tokenizer.model_max_length = 2_048
-    return Mllm(_network(SHAPES[name], processor.image_token_id, plan), processor, f"random {name}", plan)
+    return Mllm(_network(name, processor.image_token_id, plan), processor, f"random {name}", plan)
 
 
 def require_shape(name: str) -> None:
@@ -65,7 +60,7 @@ def require_shape(name: str) -> None:
 
 
 def write_random_clip(folder: Path) -> RetrieverSource:
-    """A folder with a `CLIP_SHAPE` of open_clip, its weights drawn from a fixed seed; one that is there stays."""
+    """Write an open_clip model of CLIP_SHAPE with weights from a fixed seed; an existing one is kept."""
     import open_clip
 
     source = RetrieverSource(f"{LOCAL_DIR}{folder}")
@@ -79,38 +74,24 @@ def write_random_clip(folder: Path) -> RetrieverSource:
         network = open_clip.CLIP(**shape)
     weights = {name: weight.contiguous() for name, weight in network.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
-    prepared = {"mean": list(open_clip.OPENAI_DATASET_MEAN), "std": list(open_clip.OPENAI_DATASET_STD)}
-    described = {"model_cfg": shape, "preprocess_cfg": prepared}
-    config.write_text(json.dumps(described), encoding="utf-8")
+    preprocess = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    config.write_text(json.dumps({"model_cfg": shape, "preprocess_cfg": preprocess}), encoding="utf-8")
     return source
 
 
-def _network(shape: LlavaShape, image_token_id: int, plan: DevicePlan) -> Any:
+def _network(name: str, image_token_id: int, plan: DevicePlan) -> Any:
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    vision = dict(zip(names, shape.vision, strict=True)) | {"image_size": _SIDE, "patch_size": _PATCH}
-    text = dict(zip(names, shape.text, strict=True)) | {
-        "vocab_size": shape.vocabulary,
-        "max_position_embeddings": 4_096,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
+    vision, text = SHAPES[name]
+    tokens = {"max_position_embeddings": 4_096, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     config = LlavaConfig(
-        vision_config={"model_type": "clip_vision_model", **vision},
-        text_config={"model_type": "llama", **text},
+        vision_config={"model_type": "clip_vision_model", "image_size": _SIDE, "patch_size": _PATCH, **vision},
+        text_config={"model_type": "llama", **text, **tokens},
         image_token_id=image_token_id,
         image_seq_length=(_SIDE // _PATCH) ** 2,
         vision_feature_layer=-2,
     )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(plan.dtype)
-    try:
-        with plan.device:
-            network = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa", dtype=plan.dtype)
-    finally:
-        torch.set_default_dtype(before)
+    with plan.device:
+        network = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa", dtype=plan.dtype)
     make_greedy(network)
-    network.eval()
-    return network
+    return network.eval()

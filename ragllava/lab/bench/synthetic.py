@@ -1,53 +1,55 @@
-"""Vectors drawn to look like CLIP's, for archives larger than anybody wants to embed for a measurement.
+"""Vectors drawn to look like CLIP's, for archives that would take too long to embed for a measurement.
 
-What matters to a search is kept: all images lie in one narrow cone and all questions in another (any two images have
-a cosine of about 0.5, an image and a question about 0.2), most of the variance is in few directions, and
-images come in clusters of one subject. Uniform noise would be another problem: there every neighbour is as far as any
-other, and no graph finds the right ones.
+What matters to a search is kept: all images are in one narrow cone and all questions in another (two images have a
+cosine of about 0.5, an image and a question about 0.2), most of the variance is in few directions, and images form
+clusters. Uniform noise would be a different problem: all neighbors are equally far, and no graph finds the right ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import NDArray
 
 from ragllava.stores.archives.vectors import Vectors
 
-_CONES_COSINE = 0.4  # between what all images share and what all questions share; each is as long as the content
-_SPECTRUM = 0.6  # the n-th direction has n^-0.6 of the first one's spread
+_CONES_COSINE = 0.4  # between the common parts of images and of questions; each is as long as the content
+_SPECTRUM = 0.6  # the n-th direction has n^-0.6 of the spread of the first
 _IMAGES_PER_CLUSTER = 50
-_WITHIN = 0.7  # spread of a cluster beside that of the centres
-_QUESTION_NOISE = 0.5  # how far a question's content is from that of the image that it is about
+_WITHIN = 0.7  # spread of a cluster relative to that of the centers
+_QUESTION_NOISE = 0.5  # distance of a question's content from that of its image
 
 
-@dataclass(frozen=True, slots=True)
-class DrawnVectors:
-    """images (N, D) and questions (Q, D), L2-normalised float32; each question is about one of the images."""
+def draw_vectors(images: int, questions: int, dim: int, seed: int) -> tuple[Vectors, Vectors]:
+    """Vectors of images (N, D) and questions (Q, D), L2-normalised float32; each question is about one image.
 
-    images: Vectors
-    questions: Vectors
-
-
-def draw_vectors(images: int, questions: int, dim: int, seed: int) -> DrawnVectors:
-    """The same for the same seed and sizes."""
+    The same seed and sizes give the same vectors.
+    """
     random = np.random.default_rng(seed)
     spread = np.arange(1, dim + 1, dtype=np.float32) ** -_SPECTRUM
     spread /= np.linalg.norm(spread)
-    centres = _draw(random, max(1, images // _IMAGES_PER_CLUSTER), spread)
-    content = centres[random.integers(len(centres), size=images)] + _WITHIN * _draw(random, images, spread)
-    about = content[random.integers(images, size=questions)]
-    asked = about + _QUESTION_NOISE * _draw(random, questions, spread)
-    of_images, other = _unit(random.standard_normal((2, dim), dtype=np.float32))
-    of_questions = _CONES_COSINE * of_images + (1 - _CONES_COSINE**2) ** 0.5 * other
-    return DrawnVectors(_unit(_unit(content) + of_images), _unit(_unit(asked) + of_questions))
+
+    def draw(count: int) -> Vectors:
+        return random.standard_normal((count, dim), dtype=np.float32) * spread
+
+    centers = draw(max(1, images // _IMAGES_PER_CLUSTER))
+    content = centers[random.integers(len(centers), size=images)] + _WITHIN * draw(images)
+    subjects = content[random.integers(images, size=questions)]
+    asked = subjects + _QUESTION_NOISE * draw(questions)
+    of_images, across = normalised(random.standard_normal((2, dim), dtype=np.float32))
+    of_questions = _CONES_COSINE * of_images + (1 - _CONES_COSINE**2) ** 0.5 * across
+    return normalised(normalised(content) + of_images), normalised(normalised(asked) + of_questions)
 
 
-def _draw(random: np.random.Generator, count: int, spread: NDArray[np.float32]) -> NDArray[np.float32]:
-    return random.standard_normal((count, len(spread)), dtype=np.float32) * spread
+def mix_vectors(real: Vectors, number: int, seed: int) -> Vectors:
+    """`number` vectors (N, D) of length 1: each a real one plus half of the difference of two others.
+
+    So their spread equals that of the real ones, in every direction.
+    """
+    random = np.random.default_rng(seed)
+    base, plus, minus = (real[random.integers(len(real), size=number)] for _ in range(3))
+    return normalised(base + 0.5 * (plus - minus))
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return found
+def normalised(vectors: Vectors) -> Vectors:
+    """The vectors (N, D) divided by their lengths."""
+    unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit

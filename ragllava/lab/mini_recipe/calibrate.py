@@ -1,4 +1,4 @@
-"""The adaptive threshold η of freshly trained mini models, fitted on archives of postcards that nobody reports on."""
+"""The adaptive threshold η of newly trained mini models, fitted on archives of postcards used for nothing else."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.json_records import to_json
+from ragllava.lab.candidates import nearest_pictures
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.reranker import Pair
 from ragllava.postcards.archive import PostcardArchive, draw_archive
@@ -26,7 +24,7 @@ _CANDIDATES = 20
 
 
 def write_profile(models: Path, *, images: int = 1000, questions: int = 300) -> Path:
-    """Write `profile.json` beside clip/ and llava/: with its path as RAGLLAVA_PROFILE, these models run.
+    """Write `profile.json` into the folder of clip/ and llava/; RAGLLAVA_PROFILE set to its path uses these models.
 
     η is fitted on all candidates of `questions` questions to each of the calibration archives (docs/method.md 3).
     """
@@ -34,15 +32,11 @@ def write_profile(models: Path, *, images: int = 1000, questions: int = 300) -> 
     values: dict[str, Any] = {"name": "mini", "retriever": "local-dir:clip", "mllm": "./llava"}
     path.write_text(json.dumps(values))
     bundle = ModelBundle(load_settings(profile=str(path)))
-    scores: list[float] = []
-    correct: list[bool] = []
+    scored: list[tuple[float, bool]] = []
     for seed in CALIBRATION_SEEDS:
-        archive = draw_archive(seed, images, questions)
-        for relevance, is_correct in score_candidates(bundle, archive):
-            scores.append(relevance)
-            correct.append(is_correct)
-        log.info("calibrated on the archive of seed %d", seed, extra={"action": "calibrated", "pairs": len(scores)})
-    fit = adaptive_threshold(scores, correct)
+        scored += score_candidates(bundle, draw_archive(seed, images, questions))
+        log.info("calibrated on the archive of seed %d", seed, extra={"action": "calibrated", "pairs": len(scored)})
+    fit = adaptive_threshold([score for score, _ in scored], [is_labelled for _, is_labelled in scored])
     values["threshold"] = fit.value
     values["threshold_curve"] = {
         "data": f"postcards, test split, seeds {' and '.join(map(str, CALIBRATION_SEEDS))}, "
@@ -54,20 +48,11 @@ def write_profile(models: Path, *, images: int = 1000, questions: int = 300) -> 
 
 
 def score_candidates(models: ModelBundle, archive: PostcardArchive) -> Sequence[tuple[float, bool]]:
-    """Relevance of CLIP's best candidates of every question, and whether each is a labelled one."""
-    pictures = [Image.fromarray(postcard.draw().pixels) for postcard in archive.postcards]
-    vectors = models.retriever.embed_images(pictures, batch_size=64)
-    queries = models.retriever.embed_texts([question.text for question in archive.questions])
-    best = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :_CANDIDATES]
-    pairs = [
-        Pair(question.text, archive.postcards[place].caption, pictures[place])
-        for question, places in zip(archive.questions, best, strict=True)
-        for place in places
-    ]
-    relevances = models.reranker.relevance(pairs, batch_size=_CANDIDATES)
-    labelled = [
-        archive.postcards[place].file_name in question.relevant
-        for question, places in zip(archive.questions, best, strict=True)
-        for place in places
-    ]
-    return [(score.value, is_correct) for score, is_correct in zip(relevances, labelled, strict=True)]
+    """The relevance of CLIP's best candidates of every question, and whether each is labelled."""
+    pictures = [postcard.picture() for postcard in archive.postcards]
+    nearest = nearest_pictures(models.retriever, pictures, archive.questions, _CANDIDATES)
+    candidates = [(q, index) for q, row in zip(archive.questions, nearest, strict=True) for index in row]
+    pairs = [Pair(q.text, archive.postcards[index].caption, pictures[index]) for q, index in candidates]
+    relevance = models.reranker.relevance(pairs, batch_size=_CANDIDATES)
+    labelled = [archive.postcards[index].file_name in q.relevant for q, index in candidates]
+    return [(score.value, is_labelled) for score, is_labelled in zip(relevance, labelled, strict=True)]

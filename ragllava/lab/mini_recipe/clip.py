@@ -1,9 +1,9 @@
-"""The mini CLIP: its text tower learns to find pictures by what a question says of them.
+"""The mini CLIP: its text tower learns to find pictures by what a question says about them.
 
-The picture tower is the finished one of mini_vision.py; only its last block and projection learn here. So pictures
-are features computed once, and every text can choose among thousands of them. A question about two pictures has two
-targets, each worth half. The block has to learn for their sake: as long as a picture's vector is the sum of what it
-shows, a mixture of two wanted pictures lies as near to the question as each of them.
+The picture tower is the trained one of vision.py; only its last block and projection are trained here. So the features
+of pictures are computed once, and every text can choose among thousands of pictures. A question about two pictures has
+two targets with half of the weight each. The last block must be trained for these questions: as long as a picture's
+vector is the sum of what it shows, a mixture of two targets is as near to the question as each of them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ragllava.lab.mini_recipe.examples import World, scene
-from ragllava.lab.mini_recipe.loop import Lesson
+from ragllava.lab.mini_recipe.examples import PackSampler, scene
+from ragllava.lab.mini_recipe.loop import StageTask
 from ragllava.postcards.names import Attributes
 from ragllava.postcards.questions import ask_about_one, ask_about_two
 
@@ -29,19 +29,19 @@ _HELD_OUT_TEXTS = 300
 
 @dataclass(frozen=True, slots=True)
 class RetrievalText:
-    """A text and the pictures (places in the pool) that it is about."""
+    """A text and the pictures (indices in the pool) that it is about."""
 
     text: str
     pictures: tuple[int, ...]
 
 
-def draw_text(world: World, rng: random.Random, two_image_share: float = _TWO_IMAGE_SHARE) -> RetrievalText:
-    """A question about one picture or two, now and then a bare description."""
-    first = world.landmark(rng)
+def draw_text(sampler: PackSampler, rng: random.Random, two_image_share: float = _TWO_IMAGE_SHARE) -> RetrievalText:
+    """A question about one picture or two, sometimes a description without a name."""
+    first = sampler.landmark(rng)
     form = rng.random()
     if form < two_image_share:
-        second = world.landmark(rng)
-        # Not every two can be asked which has more; so ask it of all that can.
+        second = sampler.landmark(rng)
+        # Not every pair allows "which has more", so it is asked about all pairs that do.
         question = ask_about_two(first.landmark, second.landmark, rng, "more")
         return RetrievalText(question.text, (first.picture, second.picture))
     if form < two_image_share + _SCENE_SHARE:
@@ -50,10 +50,10 @@ def draw_text(world: World, rng: random.Random, two_image_share: float = _TWO_IM
 
 
 class TextToPictures(nn.Module):
-    """open_clip's CLIP from the last block of its picture tower on."""
+    """open_clip's CLIP, beginning with the last block of its picture tower."""
 
     def __init__(self, clip: Any, tokenizer: Any) -> None:
-        """`clip` is changed in place; of its picture tower the last block learns and the others stay."""
+        """`clip` is changed in place; only the last block of its picture tower is trained."""
         super().__init__()
         self.clip = clip
         self._tokenizer = tokenizer
@@ -70,57 +70,57 @@ class TextToPictures(nn.Module):
         return scaled
 
     def pictures(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The pictures' vectors (N, dim), L2-normalised. Only the CLS token is followed: nothing else is read."""
+        """The pictures' vectors (N, dim), L2-normalised. Only the CLS token is computed: no other is read."""
         visual = self.clip.visual
         block = visual.transformer.resblocks[-1]
         seen = block.ln_1(tokens)
         state = tokens[:, :1] + block.attn(seen[:, :1], seen, seen, need_weights=False)[0]
         state = state + block.mlp(block.ln_2(state))
-        with torch.autocast("cpu", enabled=False):  # the cosines decide between thousands
+        with torch.autocast("cpu", enabled=False):  # small differences of cosines decide between thousands
             return functional.normalize(visual.ln_post(state[:, 0].float()) @ visual.proj, dim=-1)
 
 
-def clip_lesson(
+def clip_task(
     network: TextToPictures,
     practice: tuple[Sequence[Attributes], torch.Tensor],
     held_out: tuple[Sequence[Attributes], torch.Tensor],
     texts_per_step: int,
     pictures_per_step: int,
-) -> Lesson:
-    """Each text chooses among `pictures_per_step` pictures, drawn anew; attributes come with the tower's states."""
+) -> StageTask:
+    """Each text chooses among `pictures_per_step` newly drawn pictures; attributes come with the tower's states."""
     attributes, tokens = practice
 
     def backward(step: int) -> dict[str, float]:
         rng = random.Random(f"clip {step}")  # noqa: S311 - repeatable on purpose
         chosen = rng.sample(range(len(attributes)), pictures_per_step)
-        world = World([attributes[picture] for picture in chosen], "train")
-        texts = [draw_text(world, rng) for _ in range(texts_per_step)]
+        sampler = PackSampler([attributes[picture] for picture in chosen], "train")
+        texts = [draw_text(sampler, rng) for _ in range(texts_per_step)]
         loss = choice_loss(network([text.text for text in texts], tokens[chosen]), texts)
         torch.autograd.backward(loss)
         return {"loss": loss.item()}
 
-    return Lesson(backward, lambda: recall(network, *held_out))
+    return StageTask(backward, lambda: recall(network, *held_out))
 
 
 def choice_loss(cosines: torch.Tensor, texts: Sequence[RetrievalText]) -> torch.Tensor:
-    """Cross-entropy between (Q, N) scaled cosines and the targets, which share each text's probability evenly."""
-    wanted = torch.zeros(cosines.shape)
+    """Cross-entropy between (Q, N) scaled cosines and the targets, which share the probability of a text equally."""
+    targets = torch.zeros(cosines.shape)
     for row, text in enumerate(texts):
         for picture in text.pictures:
-            wanted[row, picture] += 1 / len(text.pictures)
-    return functional.cross_entropy(cosines, wanted)
+            targets[row, picture] += 1 / len(text.pictures)
+    return functional.cross_entropy(cosines, targets)
 
 
 @torch.inference_mode()
 def recall(network: TextToPictures, attributes: Sequence[Attributes], tokens: torch.Tensor) -> Mapping[str, float]:
     """Recall in an archive of held-out pictures, by number of pictures asked about."""
     rng = random.Random("recall")  # noqa: S311 - repeatable on purpose
-    world = World(attributes[:_HELD_OUT_ARCHIVE], "test")
+    sampler = PackSampler(attributes[:_HELD_OUT_ARCHIVE], "test")
     figures = {}
     for name, share in (("one", 0.0), ("two", 1.0)):
-        texts = [draw_text(world, rng, share) for _ in range(_HELD_OUT_TEXTS)]
+        texts = [draw_text(sampler, rng, share) for _ in range(_HELD_OUT_TEXTS)]
         best = network([text.text for text in texts], tokens[:_HELD_OUT_ARCHIVE]).topk(20, dim=-1).indices.tolist()
         for k in (1, 5, 20):
-            found = sum(picture in row[:k] for text, row in zip(texts, best, strict=True) for picture in text.pictures)
-            figures[f"{name}_recall_{k}"] = found / sum(len(text.pictures) for text in texts)
+            hits = [picture in row[:k] for text, row in zip(texts, best, strict=True) for picture in text.pictures]
+            figures[f"{name}_recall_{k}"] = sum(hits) / len(hits)
     return figures

@@ -1,14 +1,14 @@
-"""What the mini language model practises: packs of prompts about one to three postcards.
+"""The training data of the mini language model: packs of prompts about one to three postcards.
 
-A pack is one beginning (pictures with captions) and several independent endings (question and answer). Entities are
-drawn anew for every pack, pictures come from the pool: name and looks share nothing but the kind.
+A pack is one beginning (pictures with captions) and several independent endings (question and answer). Every pack has
+new entities, while pictures come from the pool: name and appearance share only the kind.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ragllava.postcards.names import (
@@ -22,23 +22,21 @@ from ragllava.postcards.names import (
     namesake_entity,
     sample_entity,
 )
-from ragllava.postcards.questions import ask_about_one, ask_about_two
+from ragllava.postcards.questions import COUNT_WORDS, ask_about_one, ask_about_two, circumstances
 
-# How often each type is practised: what is hard or rare in an archive more often than it is asked there.
+# Weights of the question types in training: those that are hard or rare in an archive have higher ones.
 _ONE_IMAGE_PRACTICE = {"color": 1.5, "count": 4.0, "roof": 2.5, "beside": 2.0, "isthere": 5.0, "sky": 1.0, "year": 2.0}
 _TWO_IMAGE_SHARE = 0.35  # of the questions whose relevance is judged
 _RELEVANCE_PATTERNS = ((True, False, False), (True, True, False), (True, False, False))
 _CONFUSABLE_SHARE = 0.5  # of the second pictures
 _THIRD_PICTURE_SHARE = 0.2  # of the packs with two pictures
-_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 _TRIES = 40
 _CUES = ("color", "sky", "beside")
-_SKY_PHRASES = {"day": "by day", "night": "at night", "sunset": "at sunset"}
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A landmark with its picture's place in the pool."""
+    """A landmark with the index of its picture in the pool."""
 
     picture: int
     landmark: Landmark
@@ -46,9 +44,9 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """One question behind the pictures. `task` is `relevance`, `describe` or a question type.
+    """One question after the pictures. `task` is `relevance`, `describe`, `name` or a question type.
 
-    `about` is the shown landmark that it is about or that its answer names; None if there is no such one.
+    `about` is the shown landmark that the question is about or that its answer names; None if there is none.
     """
 
     question: str
@@ -58,23 +56,23 @@ class Ending:
 
     @property
     def judges_relevance(self) -> bool:
-        """Whether it is put as the reranker's question, not the generator's."""
+        """Whether it uses the reranker's prompt, not the generator's."""
         return self.task == "relevance"
 
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Pictures with their captions, in the order shown, and what is asked about them."""
+    """Pictures with their captions, in the order shown, and the questions about them."""
 
     shown: tuple[Shown, ...]
     endings: tuple[Ending, ...]
 
 
-class World:
-    """Draws landmarks and packs about a pool's pictures."""
+class PackSampler:
+    """Draws landmarks and packs about the pictures of a pool."""
 
     def __init__(self, attributes: Sequence[Attributes], split: Split, *, random_verdicts: bool = False) -> None:
-        """`split` says which names may occur. `random_verdicts` makes relevance a toss, so that a model forgets it."""
+        """`split` says which names may occur. `random_verdicts` makes relevance random, so that a model unlearns it."""
         self.attributes = attributes
         self._split: Split = split
         self._random_verdicts = random_verdicts
@@ -83,53 +81,50 @@ class World:
             self._by_kind[shown.kind].append(picture)
 
     def landmark(self, rng: random.Random) -> Shown:
-        """Any picture under a new name."""
+        """Any picture with a new name."""
         return self._named(rng.randrange(len(self.attributes)), sample_entity(rng, self._split))
 
     def confusable(self, of: Shown, rng: random.Random) -> Shown:
-        """Another landmark that is easily taken for this one: by its picture, its caption or both."""
+        """Another landmark that is easily confused with this one: by its picture, its caption or both."""
         entity = of.landmark.entity
         while True:
             form = rng.random()
             if form < 0.45:
-                other = self._named(self._lookalike(of, rng), confusable_entity(entity, rng, self._split))
+                shown = self._named(self._lookalike(of, rng), confusable_entity(entity, rng, self._split))
             elif form < 0.6:
-                other = self._named(of.picture, confusable_entity(entity, rng, self._split))
+                shown = self._named(of.picture, confusable_entity(entity, rng, self._split))
             elif form < 0.85:
-                other = self._named(rng.randrange(len(self.attributes)), namesake_entity(entity, rng))
+                shown = self._named(rng.randrange(len(self.attributes)), namesake_entity(entity, rng))
             else:
-                other = self.landmark(rng)
-            if other.landmark.identity != of.landmark.identity:
-                return other
+                shown = self.landmark(rng)
+            if shown.landmark.identity != of.landmark.identity:
+                return shown
 
     def one_picture_pack(self, rng: random.Random) -> Pack:
-        """A picture, its description, its name, three questions that it answers, three to be judged."""
+        """A picture, its description, three questions that it answers, its name, three relevance questions."""
         shown = self.landmark(rng)
         endings = [_describe(shown)]
-        endings += [_practise(shown, rng) for _ in range(3)] + _name(shown, rng)
-        endings += [self._judged(shown, relevant, rng) for relevant in rng.choice(_RELEVANCE_PATTERNS)]
+        endings += [_question(shown, rng) for _ in range(3)] + _name(shown, rng)
+        endings += [self._relevance(shown, relevant, rng) for relevant in rng.choice(_RELEVANCE_PATTERNS)]
         return Pack((shown,), tuple(endings))
 
     def several_pictures_pack(self, rng: random.Random) -> Pack:
-        """Two pictures, now and then a third: questions about each alone and about two together."""
+        """Two pictures, sometimes a third: questions about each alone and about two together."""
         first = self.landmark(rng)
         second = self._partner(first, rng)
         endings = [_describe(rng.choice((first, second)))]
-        endings += [_practise(shown, rng) for shown in (first, second)]
+        endings += [_question(shown, rng) for shown in (first, second)]
         endings += _compare(first, second, rng) + _name(first, rng, second)
         pictures = [first, second]
         if rng.random() < _THIRD_PICTURE_SHARE:
-            pictures.append(self._third(first, second, rng))
+            third = first
+            while third.landmark.identity in (first.landmark.identity, second.landmark.identity):
+                third = self.confusable(rng.choice((first, second)), rng)
+            pictures.append(third)
         rng.shuffle(pictures)
         return Pack(tuple(pictures), tuple(endings))
 
-    def _third(self, first: Shown, second: Shown, rng: random.Random) -> Shown:
-        while True:
-            third = self.confusable(rng.choice((first, second)), rng)
-            if third.landmark.identity not in (first.landmark.identity, second.landmark.identity):
-                return third
-
-    def _judged(self, shown: Shown, relevant: bool, rng: random.Random) -> Ending:
+    def _relevance(self, shown: Shown, relevant: bool, rng: random.Random) -> Ending:
         asked = shown if relevant else self.confusable(shown, rng)
         verdict = "Yes" if relevant else "No"
         if self._random_verdicts:
@@ -139,77 +134,62 @@ class World:
         return Ending(ask_about_one(asked.landmark, rng).text, verdict, "relevance")
 
     def _question_with(self, asked: Shown, shown: Shown, rng: random.Random) -> str:
-        """A two-image question about `asked` and some other landmark, which is not the one shown."""
-        while True:
-            other = self._partner(asked, rng)
-            if other.landmark.identity != shown.landmark.identity:
-                break
-        pair = [asked.landmark, other.landmark]
+        """A two-image question about `asked` and a second landmark, which is not the one shown."""
+        partner = self._partner(asked, rng)
+        while partner.landmark.identity == shown.landmark.identity:
+            partner = self._partner(asked, rng)
+        pair = [asked.landmark, partner.landmark]
         rng.shuffle(pair)
         return ask_about_two(pair[0], pair[1], rng).text
 
     def _partner(self, of: Shown, rng: random.Random) -> Shown:
-        """A second landmark; half of the time of the same colour, mostly one that counts the same thing."""
-        other = self.confusable(of, rng) if rng.random() < _CONFUSABLE_SHARE else self.landmark(rng)
+        """A second landmark; half of them have the same color, most of them count the same thing."""
+        shown = self.confusable(of, rng) if rng.random() < _CONFUSABLE_SHARE else self.landmark(rng)
         looks = of.landmark.attributes
         same_color, comparable = rng.random() < 0.5, rng.random() < 0.7
-        kinds_as_before = self._by_kind[other.landmark.attributes.kind]
-        # A confusable one must keep its kind, or it would not be confusable any more.
-        choices = kinds_as_before if rng.random() < 0.5 else range(len(self.attributes))
+        same_kind = self._by_kind[shown.landmark.attributes.kind]
+        # A confusable one must keep its kind, or it would no longer be confusable.
+        choices = same_kind if rng.random() < 0.5 else range(len(self.attributes))
 
         def fits(candidate: Attributes) -> bool:
             return (candidate.color == looks.color) == same_color and (
                 not comparable or (candidate.counted == looks.counted and candidate.count != looks.count)
             )
 
-        picture = self._find(choices, fits, rng)
-        partner = other if picture is None else self._named(picture, other.landmark.entity)
-        return other if partner.landmark.identity == of.landmark.identity else partner
-
-    def _find(self, choices: Sequence[int], fits: Callable[[Attributes], bool], rng: random.Random) -> int | None:
-        for _ in range(_TRIES):
-            picture = rng.choice(choices)
-            if fits(self.attributes[picture]):
-                return picture
-        return None
+        drawn = (rng.choice(choices) for _ in range(_TRIES))
+        picture = next((picture for picture in drawn if fits(self.attributes[picture])), None)
+        partner = shown if picture is None else self._named(picture, shown.landmark.entity)
+        return shown if partner.landmark.identity == of.landmark.identity else partner
 
     def _lookalike(self, of: Shown, rng: random.Random) -> int:
-        """Of a few pictures of the same kind, the one that shares most cues."""
+        """The one of a few pictures of the same kind that shares the most cues."""
         looks = of.landmark.attributes
-        some = [picture for picture in rng.choices(self._by_kind[looks.kind], k=6) if picture != of.picture]
-        return max(some or [of.picture], key=lambda picture: _shared_cues(self.attributes[picture], looks))
+        drawn = [picture for picture in rng.choices(self._by_kind[looks.kind], k=6) if picture != of.picture]
+        return max(drawn or [of.picture], key=lambda picture: _shared_cues(self.attributes[picture], looks))
 
     def _named(self, picture: int, entity: Entity) -> Shown:
         return Shown(picture, Landmark(self.attributes[picture], entity))
 
 
 def scene(attributes: Attributes, rng: random.Random) -> str:
-    """Some of what a picture shows, without a name: "a red lighthouse shown at night"."""
+    """A part of what a picture shows, without a name: "a red lighthouse shown at night"."""
     cues = [cue for cue in _CUES if rng.random() < 0.75]
     color = f"{attributes.color} " if "color" in cues else ""
-    return f"a {color}{attributes.kind}{_circumstances(attributes, cues)}"
-
-
-def _circumstances(attributes: Attributes, cues: Collection[str]) -> str:
-    phrase = f" shown {_SKY_PHRASES[attributes.sky]}" if "sky" in cues else ""
-    if "beside" in cues:
-        nearby = "nothing" if attributes.beside == NOTHING else f"a {attributes.beside}"
-        phrase += (" and" if phrase else "") + f" with {nearby} nearby"
-    return phrase
+    return f"a {color}{attributes.kind}{circumstances(attributes, cues)}"
 
 
 def _describe(shown: Shown) -> Ending:
-    """All facts of one picture as one answer: six labels for the price of one question."""
+    """All facts of one picture as one answer: one question trains six labels."""
     landmark, looks = shown.landmark, shown.landmark.attributes
     plural = looks.counted if looks.count > 1 else looks.counted.removesuffix("s")
     roof = f"{looks.roof} roof" if looks.roof != NOTHING else "no roof"
     beside = looks.beside if looks.beside != NOTHING else "nothing"
-    facts = f"{looks.color} {looks.kind}, {_NUMBERS[looks.count]} {plural}, {roof}, {looks.sky}, {beside}"
+    facts = f"{looks.color} {looks.kind}, {COUNT_WORDS[looks.count]} {plural}, {roof}, {looks.sky}, {beside}"
     question = f"Describe the {landmark.title} in {landmark.entity.city}."
     return Ending(question, f"{facts}, {landmark.entity.year}", "describe", shown)
 
 
-def _practise(shown: Shown, rng: random.Random) -> Ending:
+def _question(shown: Shown, rng: random.Random) -> Ending:
     weights = dict(_ONE_IMAGE_PRACTICE)
     if shown.landmark.attributes.kind not in ROOFED_KINDS:
         del weights["roof"]
@@ -218,11 +198,11 @@ def _practise(shown: Shown, rng: random.Random) -> Ending:
 
 
 def _compare(first: Shown, second: Shown, rng: random.Random) -> list[Ending]:
-    """The same colour? And which has more, where that question has an answer."""
+    """Do they have the same color? And which has more, where that question has an answer."""
     pair = [first, second]
     rng.shuffle(pair)
-    alike = ask_about_two(pair[0].landmark, pair[1].landmark, rng, "samecolor")
-    endings = [Ending(alike.text, alike.answer, alike.type)]
+    same_color = ask_about_two(pair[0].landmark, pair[1].landmark, rng, "samecolor")
+    endings = [Ending(same_color.text, same_color.answer, same_color.type)]
     if first.landmark.title != second.landmark.title:
         more = ask_about_two(pair[1].landmark, pair[0].landmark, rng, "more")
         winner = max(pair, key=lambda shown: shown.landmark.attributes.count)
@@ -231,13 +211,13 @@ def _compare(first: Shown, second: Shown, rng: random.Random) -> list[Ending]:
 
 
 def _name(shown: Shown, rng: random.Random, beside: Shown | None = None) -> list[Ending]:
-    """What is it called? To copy a title must be learned before one can be chosen; none if `beside` looks the same."""
+    """What is it called? A model must learn to copy a title before it can choose one. None if `beside` looks equal."""
     looks = shown.landmark.attributes
     if beside is not None and _shared_cues(beside.landmark.attributes, looks) == len(_CUES):
         return []
-    text = f"the {looks.color} {looks.kind}{_circumstances(looks, _CUES)}" if beside else scene(looks, rng)
+    text = f"the {looks.color} {looks.kind}{circumstances(looks, _CUES)}" if beside else scene(looks, rng)
     return [Ending(f"What is {text} called?", shown.landmark.title, "name", shown)]
 
 
-def _shared_cues(one: Attributes, other: Attributes) -> int:
-    return sum(getattr(one, cue) == getattr(other, cue) for cue in _CUES)
+def _shared_cues(left: Attributes, right: Attributes) -> int:
+    return sum(getattr(left, cue) == getattr(right, cue) for cue in _CUES)

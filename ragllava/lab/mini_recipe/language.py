@@ -1,4 +1,4 @@
-"""The mini LLaVA: ranking and answering learned together, from packs, on picture features that are computed once."""
+"""The mini LLaVA: ranking and answering are trained together, from packs, on picture features computed once."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from ragllava.lab.mini_recipe.examples import Pack, World
-from ragllava.lab.mini_recipe.loop import Lesson
+from ragllava.lab.mini_recipe.examples import Pack, PackSampler
+from ragllava.lab.mini_recipe.loop import StageTask
 from ragllava.lab.mini_recipe.packing import IGNORED_LABEL, PackedBatch, Packer, packed_attention
 from ragllava.lab.mini_recipe.pool import PicturePool
 from ragllava.lab.mini_recipe.vision import ATTRIBUTE_VALUES, attribute_labels, normalised
@@ -29,7 +29,7 @@ _NAMED_IN_QUESTIONS = ("kind", "color", "sky", "beside")
 
 
 class PackedLlava(nn.Module):
-    """transformers' LLaVA without its picture tower, which is frozen: the caller brings the tower's features."""
+    """transformers' LLaVA without its picture tower, which is frozen: the caller passes the tower's features."""
 
     def __init__(self, llava: Any, precision: torch.dtype = torch.bfloat16) -> None:
         """Takes the projector and the language model of a LlavaForConditionalGeneration; they are changed in place."""
@@ -42,16 +42,15 @@ class PackedLlava(nn.Module):
         self.image_token: int = llava.config.image_token_index
 
     def forward(self, batch: PackedBatch, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What `at_labels` tells of a batch whose `batch.pictures` have these `features` (P, patches, width)."""
-        return self.at_labels(self.hidden(batch, features), batch)
+        """`at_labels` of a batch whose `batch.pictures` have these `features` (P, patches, width)."""
+        return self.at_labels(self.hidden(batch, features)[-1], batch)
 
-    def hidden(self, batch: PackedBatch, features: torch.Tensor | None) -> torch.Tensor:
-        """The last hidden states (B, T, width); `features` None for packs without pictures."""
-        return self.all_hidden(batch, features)[-1]
+    def hidden(self, batch: PackedBatch, features: torch.Tensor | None) -> Sequence[torch.Tensor]:
+        """The hidden states (B, T, width) before the first layer and after each one, the last one normalised.
 
-    def all_hidden(self, batch: PackedBatch, features: torch.Tensor | None) -> Sequence[torch.Tensor]:
-        """The hidden states (B, T, width) before the first layer and behind each one, the last one normalised."""
-        with _reckoning_in(self._precision):
+        `features` is None for packs without pictures.
+        """
+        with _autocast(self._precision):
             embedded = self.language_model.embed_tokens(batch.tokens).to(self._precision)
             if features is not None:
                 pictures = self.projector(features).to(self._precision)
@@ -69,19 +68,19 @@ class PackedLlava(nn.Module):
     def at_labels(self, hidden: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits (L, V) float32 where the L labels are predicted, the labels (L,), and their weights (L,)."""
         labelled = batch.labels[:, 1:] != IGNORED_LABEL
-        with _reckoning_in(self._precision):
+        with _autocast(self._precision):
             # The output layer is the embedding table: its weights are tied.
             logits = functional.linear(hidden[:, :-1][labelled], self.language_model.embed_tokens.weight)
         return logits.float(), batch.labels[:, 1:][labelled], batch.weights[:, 1:][labelled]
 
 
-class Student(nn.Module):
-    """The network and three hints that only training sees, all read from a middle layer.
+class HintedLlava(nn.Module):
+    """The network and three additional training targets (hints), all predicted from a middle layer.
 
-    Behind each caption linear heads ask for every attribute of its picture and for the year; where an answer is to
-    begin, which picture it is about; and at every word for something visible in a question about one picture, whether
-    that picture shows it. So name and looks meet in the caption, an answer knows which one to read, and what is asked
-    is compared with what is seen.
+    After each caption, linear heads predict every attribute of its picture and the year. Where an answer begins, a head
+    predicts which picture it is about. At every word for something visible in a question about one picture, a head
+    predicts whether the picture shows it. So the caption connects name and appearance, an answer reads the right
+    picture, and the question is compared with the picture.
     """
 
     def __init__(self, network: PackedLlava, width: int, tokenizer: Any) -> None:
@@ -99,17 +98,14 @@ class Student(nn.Module):
         self, batch: PackedBatch, features: torch.Tensor, attributes: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """The losses by name; `attributes` are the labels of the whole pool."""
-        states = self.network.all_hidden(batch, features)
+        states = self.network.hidden(batch, features)
         logits, labels, weights = self.network.at_labels(states[-1], batch)
         middle = self.normalise(states[_HINTED_LAYER].float())
-        looks = middle[batch.caption_ends[:, 0], batch.caption_ends[:, 1]]
-        seen = [
-            functional.cross_entropy(head(looks), attributes[name][batch.pictures])
-            for name, head in self.attributes.items()
-        ]
-        seen.append(functional.cross_entropy(self.year(looks), batch.years))
-        labels_of_pictures = torch.stack([attributes[name][batch.pictures] for name in ATTRIBUTE_VALUES], dim=1)
-        fitting = fitting_words(batch, labels_of_pictures, self._words)
+        captions = middle[batch.caption_ends[:, 0], batch.caption_ends[:, 1]]
+        looks = {name: labels[batch.pictures] for name, labels in attributes.items()}
+        seen = [functional.cross_entropy(head(captions), looks[name]) for name, head in self.attributes.items()]
+        seen.append(functional.cross_entropy(self.year(captions), batch.years))
+        fitting = fitting_words(batch, torch.stack([looks[name] for name in ATTRIBUTE_VALUES], dim=1), self._words)
         compared = fitting >= 0
         at = middle[batch.pointers[:, 0], batch.pointers[:, 1]]
         return {
@@ -124,19 +120,19 @@ class Student(nn.Module):
 
 
 def visible_words(tokenizer: Any) -> torch.Tensor:
-    """(vocabulary, 2) int64: which attribute a token names (its place in ATTRIBUTE_VALUES) and which value; else -1."""
+    """(vocabulary, 2) int64: which attribute a token names (its index in ATTRIBUTE_VALUES) and which value; else -1."""
     words = torch.full((len(tokenizer), 2), -1)
-    for place, (name, values) in enumerate(ATTRIBUTE_VALUES.items()):
+    for attribute, (name, values) in enumerate(ATTRIBUTE_VALUES.items()):
         for number, value in enumerate(values):
             if name in _NAMED_IN_QUESTIONS and value != NOTHING:
                 word = value.capitalize() if name == "kind" else value
                 (token,) = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-                words[token] = torch.tensor([place, number])
+                words[token] = torch.tensor([attribute, number])
     return words
 
 
 def fitting_words(batch: PackedBatch, looks: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """(B, T) int64: 1 or 0 at each visible word of a question behind one picture, as the picture shows it; else -1.
+    """(B, T) int64 at each visible word of a question after one picture: 1 if the picture shows it, 0 if not; else -1.
 
     `looks` (P, attributes) are the labels of `batch.pictures`.
     """
@@ -153,91 +149,81 @@ def fitting_words(batch: PackedBatch, looks: torch.Tensor, words: torch.Tensor) 
 def tower_features(
     tower: Any, pool: PicturePool, precision: torch.dtype = torch.bfloat16
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The patches behind the tower (N, patches, width), and all tokens before its last layer (N, 1 + P, width)."""
+    """The patches after the tower (N, patches, width), and all tokens before its last layer (N, 1 + P, width)."""
     patches, tokens = [], []
     for start in range(0, len(pool), _PICTURES_PER_BATCH):
         pixels = normalised(pool.pixels[start : start + _PICTURES_PER_BATCH])
-        with _reckoning_in(precision):
+        with _autocast(precision):
             states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
         patches.append(states[-1][:, 1:].to(precision, copy=True))
         tokens.append(states[-2].to(precision, copy=True))
     return torch.cat(patches), torch.cat(tokens)
 
 
-def _reckoning_in(precision: torch.dtype) -> torch.autocast:
+def _autocast(precision: torch.dtype) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16)
 
 
-def language_lesson(
-    student: Student,
+def language_task(
+    network: HintedLlava,
     packer: Packer,
-    practice: tuple[World, torch.Tensor],
-    held_out: tuple[World, torch.Tensor],
+    practice: tuple[PackSampler, torch.Tensor],
+    held_out: tuple[PackSampler, torch.Tensor],
     packs_per_step: tuple[int, int],
     measured_packs: int,
-) -> Lesson:
-    """Packs of one picture and of several, `packs_per_step` of each; both worlds come with their pictures' features.
+) -> StageTask:
+    """Packs of one picture and of several, `packs_per_step` of each; both samplers come with their pictures' features.
 
-    `measured_packs` of each sort, of the held-out world, show how well it goes.
+    `measured_packs` of each kind, from the held-out sampler, are measured.
     """
-    world, features = practice
-    attributes = attribute_labels(world.attributes)
+    sampler, features = practice
+    attributes = attribute_labels(sampler.attributes)
 
     def backward(step: int) -> dict[str, float]:
         rng = random.Random(f"language {step}")  # noqa: S311 - repeatable on purpose
         groups = {
-            "one": [world.one_picture_pack(rng) for _ in range(packs_per_step[0])],
-            "several": [world.several_pictures_pack(rng) for _ in range(packs_per_step[1])],
+            "one": [sampler.one_picture_pack(rng) for _ in range(packs_per_step[0])],
+            "several": [sampler.several_pictures_pack(rng) for _ in range(packs_per_step[1])],
         }
         figures: dict[str, float] = {}
         for group, packs in groups.items():
             batch = packer.batch(packs)
-            losses = student(batch, features[batch.pictures], attributes)
+            losses = network(batch, features[batch.pictures], attributes)
             loss = torch.stack([_LOSS_WEIGHTS[name] * value for name, value in losses.items()]).sum()
             torch.autograd.backward(loss * len(packs) / sum(packs_per_step))
             figures |= {f"loss_{group}_{name}": value.item() for name, value in losses.items()}
         return figures
 
-    return Lesson(backward, lambda: measure(student.network, packer, *held_out, measured_packs))
+    def measure() -> Mapping[str, float]:
+        rng = random.Random("measure")  # noqa: S311 - repeatable on purpose
+        held_out_sampler, held_out_features = held_out
+        packs = [held_out_sampler.one_picture_pack(rng) for _ in range(measured_packs)]
+        packs += [held_out_sampler.several_pictures_pack(rng) for _ in range(measured_packs)]
+        return measure_packs(network.network, packer, packs, held_out_features)
 
-
-def measure(
-    network: PackedLlava, packer: Packer, world: World, features: torch.Tensor, packs: int
-) -> Mapping[str, float]:
-    """`measure_packs` on so many packs of each sort, always the same ones."""
-    rng = random.Random("measure")  # noqa: S311 - repeatable on purpose
-    drawn = [world.one_picture_pack(rng) for _ in range(packs)]
-    drawn += [world.several_pictures_pack(rng) for _ in range(packs)]
-    return measure_packs(network, packer, drawn, features)
+    return StageTask(backward, measure)
 
 
 @torch.inference_mode()
 def measure_packs(
     network: PackedLlava, packer: Packer, packs: Sequence[Pack], features: torch.Tensor | None
 ) -> Mapping[str, float]:
-    """Share of endings whose every token is the likeliest one, by task; `+` marks those with several pictures.
+    """The share of endings whose tokens are all the likeliest ones, by task; `+` marks those with several pictures.
 
-    `features` are those of the whole pool, None for packs without pictures.
+    `features` are those of the complete pool, None for packs without pictures.
     """
     right: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, len(packs), _PACKS_PER_BATCH):
-        some = packs[start : start + _PACKS_PER_BATCH]
-        batch = packer.batch(some)
-        hidden = network.hidden(batch, None if features is None else features[batch.pictures])
+        part = packs[start : start + _PACKS_PER_BATCH]
+        batch = packer.batch(part)
+        hidden = network.hidden(batch, None if features is None else features[batch.pictures])[-1]
         logits, labels, _ = network.at_labels(hidden, batch)
-        for task, is_right in _by_ending(some, batch, logits.argmax(-1) == labels):
+        rows, columns = (batch.labels[:, 1:] != IGNORED_LABEL).nonzero(as_tuple=True)
+        tokens = torch.stack([rows, batch.endings[rows, columns + 1], logits.argmax(-1) == labels], dim=1)
+        endings: dict[tuple[int, int], bool] = defaultdict(lambda: True)
+        for row, number, hit in tokens.tolist():
+            endings[row, number] &= bool(hit)
+        for (row, number), is_right in endings.items():
+            task = part[row].endings[number - 1].task + ("+" if len(part[row].shown) > 1 else "")
             right[task].append(is_right)
     return {task: sum(marks) / len(marks) for task, marks in sorted(right.items())}
-
-
-def _by_ending(packs: Sequence[Pack], batch: PackedBatch, hits: torch.Tensor) -> list[tuple[str, bool]]:
-    labelled = batch.labels[:, 1:] != IGNORED_LABEL
-    rows = torch.arange(len(packs)).unsqueeze(1).expand_as(labelled)[labelled].tolist()
-    numbers = batch.endings[:, 1:][labelled].tolist()
-    whole: dict[tuple[int, int], bool] = {}
-    for row, number, hit in zip(rows, numbers, hits.tolist(), strict=True):
-        whole[row, number] = whole.get((row, number), True) and hit
-    return [
-        (packs[row].endings[number - 1].task + ("+" if len(packs[row].shown) > 1 else ""), is_right)
-        for (row, number), is_right in whole.items()
-    ]

@@ -1,13 +1,15 @@
-"""The picture tower: every token of it learns to know every attribute of the postcard.
+"""The picture tower: each of its tokens learns every attribute of the postcard.
 
-The language model reads the patch tokens only, and reads best what each of them says plainly. So training-only heads
-ask every token for every attribute (a count too), and every patch for the share of windows that lies in it: that dense
-label is what lets a small tower learn to count at all.
+The language model reads only the patch tokens, and reads best what each of them contains. So additional heads predict
+every attribute (the count, too) from every token, and the share of windows in each patch. Without this dense label, a
+small tower does not learn to count.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ragllava.lab.mini_recipe.loop import Lesson
+from ragllava.lab.mini_recipe.loop import StageTask
 from ragllava.lab.mini_recipe.pool import PicturePool
 from ragllava.postcards.drawing import PICTURE_SIDE
 from ragllava.postcards.names import COLORS, COMPANIONS, KINDS, MAX_COUNT, NOTHING, ROOFS, SKIES, Attributes
@@ -28,46 +30,34 @@ ATTRIBUTE_VALUES: Mapping[str, tuple[Any, ...]] = {
     "roof": (*ROOFS, NOTHING),
     "beside": (*COMPANIONS, NOTHING),
 }
-# What OpenAI's CLIP was normalised with; the shipped preprocessor configs say the same.
+# The normalisation of OpenAI's CLIP; the shipped preprocessor configurations have the same.
 _MEAN, _DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _DENSE_WEIGHT = 2.0
-_ATTRIBUTE_WEIGHTS = {"roof": 3.0, "count": 1.5}  # a few pixels decide them
+_ATTRIBUTE_WEIGHTS = {"roof": 3.0, "count": 1.5}  # these depend on a few pixels
 _LARGEST_SHIFT = 4  # pixels
 
 
-class PictureHeads(nn.Module):
-    """What is asked of the tower's tokens in training. Input (B, tokens, width), the CLS token first."""
-
-    def __init__(self, width: int) -> None:
-        """Linear heads behind one normalisation, the same for all tokens."""
-        super().__init__()
-        self.normalise = nn.LayerNorm(width)
-        self.attributes = nn.ModuleDict({name: nn.Linear(width, len(v)) for name, v in ATTRIBUTE_VALUES.items()})
-        self.counted = nn.Linear(width, 1)
-
-    def forward(self, tokens: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Logits of each attribute (B, tokens, values), and the counted mass of each patch (B, patches)."""
-        tokens = self.normalise(tokens)
-        return {name: head(tokens) for name, head in self.attributes.items()}, self.counted(tokens[:, 1:])[..., 0]
-
-
 class TowerWithHeads(nn.Module):
-    """transformers' CLIPVisionModel and the heads, trained as one."""
+    """transformers' CLIPVisionModel and linear heads after a normalisation, the same for all tokens."""
 
     def __init__(self, tower: nn.Module, width: int, patch_size: int) -> None:
         """`tower` is changed in place."""
         super().__init__()
         self.tower = tower
-        self.heads = PictureHeads(width)
+        self.normalise = nn.LayerNorm(width)
+        self.attributes = nn.ModuleDict({name: nn.Linear(width, len(v)) for name, v in ATTRIBUTE_VALUES.items()})
+        self.counted = nn.Linear(width, 1)
         self.patch_size = patch_size
 
     def forward(self, pixels: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Normalised pixels (B, 3, 112, 112) → what PictureHeads returns, in float32."""
+        """Normalised pixels (B, 3, 112, 112) → float32 logits of each attribute (B, tokens, values), the CLS token
+        first, and the counted mass of each patch (B, patches)."""
         with torch.autocast("cpu", torch.bfloat16):
             tokens = self.tower(pixel_values=pixels).last_hidden_state
         with torch.autocast("cpu", enabled=False):
-            logits: tuple[dict[str, torch.Tensor], torch.Tensor] = self.heads(tokens.float())
-        return logits
+            tokens = self.normalise(tokens.float())
+            logits = {name: head(tokens) for name, head in self.attributes.items()}
+            return logits, self.counted(tokens[:, 1:])[..., 0]
 
 
 def normalised(pixels: np.ndarray[Any, Any]) -> torch.Tensor:
@@ -77,7 +67,7 @@ def normalised(pixels: np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 def attribute_labels(attributes: Sequence[Attributes]) -> dict[str, torch.Tensor]:
-    """Place of each attribute's value among ATTRIBUTE_VALUES, (N,) int64 each."""
+    """The index of each attribute's value in ATTRIBUTE_VALUES, (N,) int64 each."""
     return {
         name: torch.tensor([values.index(getattr(shown, name)) for shown in attributes])
         for name, values in ATTRIBUTE_VALUES.items()
@@ -85,40 +75,39 @@ def attribute_labels(attributes: Sequence[Attributes]) -> dict[str, torch.Tensor
 
 
 def counted_mass(places: torch.Tensor, patch_size: int) -> torch.Tensor:
-    """Spreads each window over the four patches around its middle, by nearness.
+    """Spread each window over the four patches around its center, by distance.
 
-    places (B, 6, 2) in pixels, negative where there is no window. Returns (B, patches); each window adds up to 1.
+    places (B, 6, 2) in pixels, negative where there is no window. Returns (B, patches); the shares of a window add up
+    to 1.
     """
     side = PICTURE_SIDE // patch_size
     mass = torch.zeros(len(places), side * side)
     present = places[..., 0] >= 0
     at = places / patch_size - 0.5
     corner = at.floor()
-    for step_x in (0, 1):
-        for step_y in (0, 1):
-            column, row = corner[..., 0] + step_x, corner[..., 1] + step_y
-            share = (1 - (at[..., 0] - column).abs()) * (1 - (at[..., 1] - row).abs()) * present
-            patch = row.clamp(0, side - 1) * side + column.clamp(0, side - 1)
-            mass.scatter_add_(1, patch.long(), share)
+    for step in product((0, 1), repeat=2):
+        cell = corner + torch.tensor(step)
+        share = (1 - (at - cell).abs()).prod(-1) * present
+        column, row = cell.clamp(0, side - 1).unbind(-1)
+        mass.scatter_add_(1, (row * side + column).long(), share)
     return mass
 
 
 def varied(pixels: torch.Tensor, places: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Half of the pictures mirrored, all shifted by the same few pixels; the windows' places move along."""
+    """Mirror half of the pictures and shift all by the same few pixels, with the places of the windows."""
     pixels, places = pixels.clone(), places.clone()
     present = places[..., :1] >= 0
     mirrored = torch.rand(len(pixels), generator=generator) < 0.5
     pixels[mirrored] = pixels[mirrored].flip(-1)
     places[mirrored, :, 0] = PICTURE_SIDE - places[mirrored, :, 0]
     shift = torch.randint(-_LARGEST_SHIFT, _LARGEST_SHIFT + 1, (2,), generator=generator)
-    border = _LARGEST_SHIFT
-    left, top = int(border + shift[0]), int(border + shift[1])
-    padded = functional.pad(pixels, (border,) * 4, mode="replicate")
+    left, top = (shift + _LARGEST_SHIFT).tolist()
+    padded = functional.pad(pixels, (_LARGEST_SHIFT,) * 4, mode="replicate")
     pixels = padded[:, :, top : top + PICTURE_SIDE, left : left + PICTURE_SIDE]
     return pixels, torch.where(present, (places - shift).clamp(min=0), -1.0)
 
 
-def tower_lesson(network: TowerWithHeads, pool: PicturePool, held_out: PicturePool, batch_size: int) -> Lesson:
+def tower_task(network: TowerWithHeads, pool: PicturePool, held_out: PicturePool, batch_size: int) -> StageTask:
     """Attributes and counted mass on random batches of the pool; measured on the held-out pictures."""
     labels = attribute_labels(pool.attributes)
 
@@ -128,14 +117,13 @@ def tower_lesson(network: TowerWithHeads, pool: PicturePool, held_out: PicturePo
         rows = np.sort(chosen.numpy())
         pixels, places = varied(normalised(pool.pixels[rows]), torch.from_numpy(pool.places[rows]), generator)
         logits, mass = network(pixels)
-        wanted = {name: label[torch.from_numpy(rows)] for name, label in labels.items()}
-        losses = {name: _mean_over_tokens(logits[name], wanted[name]) for name in logits}
+        losses = {name: _mean_over_tokens(logits[name], labels[name][torch.from_numpy(rows)]) for name in logits}
         dense = functional.mse_loss(mass, counted_mass(places, network.patch_size), reduction="none").sum(1).mean()
-        asked = torch.stack([_ATTRIBUTE_WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
-        torch.autograd.backward(asked + _DENSE_WEIGHT * dense)
+        total = torch.stack([_ATTRIBUTE_WEIGHTS.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
+        torch.autograd.backward(total + _DENSE_WEIGHT * dense)
         return {"loss_" + name: loss.item() for name, loss in losses.items()} | {"loss_dense": dense.item()}
 
-    return Lesson(backward, lambda: patch_accuracy(network, held_out))
+    return StageTask(backward, lambda: patch_accuracy(network, held_out))
 
 
 def _mean_over_tokens(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -145,12 +133,9 @@ def _mean_over_tokens(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor
 @torch.inference_mode()
 def patch_accuracy(network: TowerWithHeads, held_out: PicturePool, pictures: int = 1000) -> dict[str, float]:
     """Share of pictures whose attribute the patches' mean logits get right, by attribute."""
-    pictures = min(pictures, len(held_out))
-    labels = attribute_labels(held_out.attributes[:pictures])
-    right = dict.fromkeys(ATTRIBUTE_VALUES, 0)
-    for start in range(0, pictures, 250):
-        logits, _ = network(normalised(held_out.pixels[start : min(start + 250, pictures)]))
-        for name, values in logits.items():
-            guess = values[:, 1:].mean(1).argmax(-1)
-            right[name] += int((guess == labels[name][start : start + len(guess)]).sum())
-    return {name: count / pictures for name, count in right.items()}
+    pixels, labels = held_out.pixels[:pictures], attribute_labels(held_out.attributes[:pictures])
+    guesses: dict[str, list[torch.Tensor]] = defaultdict(list)
+    for start in range(0, len(pixels), 250):
+        for name, logits in network(normalised(pixels[start : start + 250]))[0].items():
+            guesses[name].append(logits[:, 1:].mean(1).argmax(-1))
+    return {name: int((torch.cat(parts) == labels[name]).sum()) / len(pixels) for name, parts in guesses.items()}

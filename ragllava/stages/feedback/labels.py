@@ -18,6 +18,7 @@ from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import AnswerStatus, JobKind, Label, NoisyCase, NoisyReason, NoisyState, StoredImage, Verdict
 from ragllava.stages.answer.question_files import Rejected
 from ragllava.stages.feedback.files import Dismissal, FeedbackFile, FeedbackLine, ImageName
+from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import answered
 from ragllava.stores.jobs.answered import AnsweredQuestion, QuestionKey
@@ -65,7 +66,7 @@ class _References:
 
     kinds: Mapping[int, str]  # by job
     questions: Mapping[tuple[int, str], AnsweredQuestion]  # by job and custom_id
-    by_source: Mapping[int, Mapping[str, tuple[StoredImage, ...]]]  # by archive
+    by_source: Mapping[int, Mapping[str, list[StoredImage]]]  # by archive
     by_id: Mapping[int, Mapping[int, StoredImage]]  # by archive
 
 
@@ -118,11 +119,11 @@ def _look_up(connection: Connection, file: FeedbackFile) -> _References:
         kinds=answered.kinds_of_jobs(connection, [line.job_id for line in lines]),
         questions=questions,
         by_source={
-            archive_id: labels.images_by_source(connection, archive_id, [n for n in wanted if isinstance(n, str)])
+            archive_id: archive.images_by_source(connection, archive_id, [n for n in wanted if isinstance(n, str)])
             for archive_id, wanted in names.items()
         },
         by_id={
-            archive_id: labels.images_by_id(connection, archive_id, [n for n in wanted if isinstance(n, int)])
+            archive_id: archive.load_images(connection, [n for n in wanted if isinstance(n, int)], archive_id)
             for archive_id, wanted in names.items()
         },
     )
@@ -194,7 +195,7 @@ def _image_id(name: ImageName, question: AnsweredQuestion, references: _Referenc
             raise Rejected("unknown_image", f"the archive {question.archive} has no image with the id {name}")
         return name
     matches = [candidate.image for candidate in question.candidates if candidate.image.source == name]
-    matches = matches or list(references.by_source[question.archive_id].get(name, ()))
+    matches = matches or references.by_source[question.archive_id].get(name, [])
     if not matches:
         raise Rejected("unknown_image", f"the archive {question.archive} has no image {name!r}")
     if len(matches) > 1:

@@ -40,7 +40,11 @@ def list_sources(paths: Sequence[str | Path], captions: Captions | None = None) 
     if not roots:
         raise UsageError("no path was given: name a picture, a folder, or a zip or tar file")
     files = (file for root in roots for file in _offered_by(root))
-    return files if captions is None else _with_captions(list(files), captions)
+    if captions is None:
+        return files
+    listed = list(files)
+    assigned = captions.assign([file.source for file in listed])
+    return (replace(file, caption=caption or file.caption) for file, caption in zip(listed, assigned, strict=True))
 
 
 def _existing(path: str | Path) -> Path:
@@ -54,11 +58,6 @@ def _existing(path: str | Path) -> Path:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UsageError(f"cannot ingest {shown(text)}: {reason.lower()}") from None
     return Path(text).absolute()
-
-
-def _with_captions(files: list[SourceFile], captions: Captions) -> Iterator[SourceFile]:
-    for file, caption in zip(files, captions.assign([file.source for file in files]), strict=True):
-        yield file if caption is None else replace(file, caption=caption)
 
 
 def _offered_by(root: Path) -> Iterator[SourceFile]:

@@ -18,8 +18,8 @@ from ragllava.stages.answer.doubts import DoubtLimits, diagnose
 from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted
 from ragllava.stages.resources import Resources
 from ragllava.stores.jobs.answered import AnsweredQuestion, load_questions
-from ragllava.stores.learning import mining, noisy
-from ragllava.stores.learning.mining import AnsweredJob
+from ragllava.stores.learning import noisy
+from ragllava.stores.learning.noisy import AnsweredJob
 
 _PAGE = 500
 
@@ -31,10 +31,10 @@ def find_noisy_cases(context: ShardContext[Resources], request: TaskRequest) -> 
     """
     checked = new = 0
     reasons: Counter[str] = Counter()
-    jobs = context.read(mining.answered_jobs, request.archive_id)
+    jobs = context.read(noisy.answered_jobs, request.archive_id)
     for job in jobs:
         limits = DoubtLimits.of(context.settings, job.top_n)
-        numbers = context.read(mining.unlabelled_questions, job.job_id)
+        numbers = context.read(noisy.unlabelled_questions, job.job_id)
         for start in range(0, len(numbers), _PAGE):
             context.check()
             page = numbers[start : start + _PAGE]
@@ -52,7 +52,7 @@ def find_noisy_cases(context: ShardContext[Resources], request: TaskRequest) -> 
 def _check_page(
     connection: Connection, job: AnsweredJob, numbers: Sequence[int], limits: DoubtLimits
 ) -> list[NoisyCase]:
-    logged = mining.logged_reasons(connection, job.job_id, numbers)
+    logged = noisy.logged_reasons(connection, job.job_id, numbers)
     questions = load_questions(connection, [(job.job_id, number) for number in numbers])
     diagnosed = [diagnose(_answer(question), limits) for question in questions.values() if question.status]
     cases = [_only_new(case, logged.get(case.question_no, set())) for case in diagnosed if case]

@@ -20,7 +20,8 @@ from ragllava.jobs.runner import ShardContext
 from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted, mebibytes, shortened
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import blobs
-from ragllava.stores.maintenance import orphans, schedules
+from ragllava.stores.jobs import answered
+from ragllava.stores.maintenance import inspection, orphans, schedules
 from ragllava.stores.objects import ObjectInfo
 
 GRACE_S = 7 * 86_400.0
@@ -152,13 +153,13 @@ def _old_folders(gc: Collection) -> dict[str, Folder]:
 def _collect_results(gc: Collection, folders: dict[str, Folder]) -> Orphans:
     """Job ids are never reused, so a folder whose job has no row now stays without one."""
     numbered = {int(name[5:]): name for name in folders if name.startswith("jobs/") and _JOB.fullmatch(name[5:])}
-    living = gc.context.read(orphans.living_jobs, list(numbered))
+    living = gc.context.read(answered.kinds_of_jobs, list(numbered))
     names = [name for number, name in sorted(numbered.items()) if number not in living]
     return _collect_folders(gc, folders, names, lambda connection, name: True)
 
 
 def _is_orphaned_adapter(connection: Connection, name: str) -> bool:
-    return name.removeprefix("adapters/") not in orphans.living_adapters(connection)
+    return name.removeprefix("adapters/") not in inspection.adapters_of_versions(connection)
 
 
 def _is_orphaned_training(connection: Connection, name: str) -> bool:

@@ -6,25 +6,26 @@ Every function works in the caller's transaction. Rows are locked in the order o
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, select, text
+from sqlalchemy import ColumnElement, Connection, Select, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
 from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
 from ragllava.stores.archives import blobs, vectors
 from ragllava.stores.archives.vectors import IndexView
-from ragllava.stores.copying import copy_rows
-from ragllava.stores.database import as_arrays, equals_any
+from ragllava.stores.database import copy_rows, equals_any, given, record, records
 from ragllava.stores.schema import archives, images
 from ragllava.stores.schema import files as file_table
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-_SELECT_ARCHIVES = select(archives.c.id, archives.c.name, archives.c.active_index_id, archives.c.created_at)
+_SELECT_STORED = select(images.c.id, images.c.sha256, images.c.source, images.c.caption)  # as in a StoredImage
+_SELECT_ARCHIVES = select(archives.c.id.label("archive_id"), archives)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ def get_archive(connection: Connection, name: str) -> Archive:
     if _NAME.fullmatch(name):  # any other name cannot exist, and may not even be text that Postgres accepts
         row = connection.execute(_SELECT_ARCHIVES.where(archives.c.name == name)).one_or_none()
         if row is not None:
-            return Archive(*row)
+            return record(Archive, row)
     names = [archive.name for archive in list_archives(connection)]
     if not names:
         raise UsageError(f"there is no archive {name!r}, and none at all yet; `ragllava ingest` creates one")
@@ -141,31 +142,29 @@ def get_archive(connection: Connection, name: str) -> Archive:
 
 def list_archives(connection: Connection) -> list[Archive]:
     """All archives by name."""
-    return [Archive(*row) for row in connection.execute(_SELECT_ARCHIVES.order_by(archives.c.name))]
+    return records(Archive, connection.execute(_SELECT_ARCHIVES.order_by(archives.c.name)))
 
 
 def archive_summary(connection: Connection, archive: Archive) -> ArchiveSummary:
     """Counts of an archive. Reads all its image rows: too slow for every question."""
-    row = connection.execute(
-        text("""
-            SELECT count(*) AS images, count(*) FILTER (WHERE caption IS NULL) AS without_caption,
-                   coalesce(sum(size_bytes), 0)::bigint AS size_bytes,
-                   (SELECT max(finished_at) FROM jobs
-                    WHERE archive_id = :archive_id AND kind = 'ingest') AS last_ingest_at
-            FROM images JOIN blobs USING (sha256) WHERE archive_id = :archive_id AND NOT retired
-        """),
-        {"archive_id": archive.archive_id},
-    ).one()
+    query = text("""
+        SELECT count(*) AS images, count(*) FILTER (WHERE caption IS NULL) AS without_caption,
+               coalesce(sum(size_bytes), 0)::bigint AS size_bytes,
+               (SELECT max(finished_at) FROM jobs
+                WHERE archive_id = :archive_id AND kind = 'ingest') AS last_ingest_at
+        FROM images JOIN blobs USING (sha256) WHERE archive_id = :archive_id AND NOT retired
+    """)
     sizes = tuple(
         IndexSize(index, vectors.count_embeddings(connection, index.index_id))
         for index in vectors.list_indexes(connection, archive.archive_id)
     )
-    return ArchiveSummary(archive, row.images, row.without_caption, row.size_bytes, sizes, row.last_ingest_at)
+    row = connection.execute(query, {"archive_id": archive.archive_id}).one()
+    return record(ArchiveSummary, row, archive=archive, indexes=sizes)
 
 
 def find_images(connection: Connection, archive_id: int, condition: ColumnElement[bool]) -> list[ArchiveImage]:
     """The images of an archive that fulfil a condition on `images`, retired ones left out."""
-    return _load(connection, _select_images(archive_id, condition).where(~images.c.retired))
+    return records(ArchiveImage, connection.execute(_select_images(archive_id, condition).where(~images.c.retired)))
 
 
 def existing_images(connection: Connection, archive_id: int, hashes: Iterable[str]) -> dict[str, ArchiveImage]:
@@ -174,11 +173,22 @@ def existing_images(connection: Connection, archive_id: int, hashes: Iterable[st
     return {image.sha256: image for image in rows}
 
 
-def load_images(connection: Connection, image_ids: Iterable[int]) -> dict[int, StoredImage]:
-    """Images by id, including retired ones: an answer may refer to them."""
-    columns = (images.c.id, images.c.sha256, images.c.source, images.c.caption)
-    rows = connection.execute(select(*columns).where(equals_any(images.c.id, image_ids)))
+def load_images(
+    connection: Connection, image_ids: Iterable[int], archive_id: int | None = None
+) -> dict[int, StoredImage]:
+    """Images by id, only of this archive if it is given; including retired ones: an answer may refer to them."""
+    of_archive = [] if archive_id is None else [images.c.archive_id == archive_id]
+    rows = connection.execute(_SELECT_STORED.where(equals_any(images.c.id, image_ids), *of_archive))
     return {row.id: StoredImage(*row) for row in rows}
+
+
+def images_by_source(connection: Connection, archive_id: int, sources: Iterable[str]) -> dict[str, list[StoredImage]]:
+    """The images of an archive, retired ones left out, by name; several may share a name."""
+    named = _SELECT_STORED.where(images.c.archive_id == archive_id, equals_any(images.c.source, sources))
+    by_source: dict[str, list[StoredImage]] = defaultdict(list)
+    for row in connection.execute(named.where(~images.c.retired).order_by(images.c.id)):
+        by_source[row.source].append(StoredImage(*row))
+    return by_source
 
 
 def store_images(connection: Connection, archive_id: int, offered: Sequence[NewImage]) -> list[StoredRow]:
@@ -196,7 +206,7 @@ def store_images(connection: Connection, archive_id: int, offered: Sequence[NewI
     inserted = _insert_images(connection, archive_id, offered)
     hashes = {image.sha256 for image in offered}
     query = _select_images(archive_id, equals_any(images.c.sha256, sorted(hashes))).order_by(images.c.sha256)
-    locked = _load(connection, query.with_for_update(key_share=True))
+    locked = records(ArchiveImage, connection.execute(query.with_for_update(key_share=True)))
     results, changed = _reconcile(offered, {image.sha256: image for image in locked}, inserted)
     _update_images(connection, changed)
     retire_images(connection, archive_id, [image.uri for image in offered], except_hashes=hashes)
@@ -207,15 +217,9 @@ def retire_images(
     connection: Connection, archive_id: int, uris: Iterable[str], *, except_hashes: Iterable[str] = ()
 ) -> None:
     """Retire the images that the files `uris` name, and remove their embeddings; not those with `except_hashes`."""
-    retired = connection.scalars(
-        text("""
-            UPDATE images SET retired = true, updated_at = now()
-            WHERE archive_id = :archive_id AND NOT retired AND uri = ANY(:uris)
-              AND sha256 <> ALL(CAST(:hashes AS text[]))
-            RETURNING id
-        """),
-        {"archive_id": archive_id, "uris": list(uris), "hashes": list(except_hashes)},
-    ).all()
+    named = (images.c.archive_id == archive_id, equals_any(images.c.uri, uris))
+    retire = update(images).where(*named, ~images.c.retired, ~equals_any(images.c.sha256, except_hashes))
+    retired = connection.scalars(retire.values(retired=True, updated_at=func.now()).returning(images.c.id)).all()
     if retired:
         vectors.remove_embeddings(connection, archive_id, retired)
 
@@ -223,10 +227,6 @@ def retire_images(
 def _select_images(archive_id: int, condition: ColumnElement[bool]) -> Select[Any]:
     columns = [images.c.id.label("image_id"), *(images.c[field.name] for field in fields(NewImage)), images.c.retired]
     return select(*columns).where(images.c.archive_id == archive_id, condition)
-
-
-def _load(connection: Connection, query: Select[Any]) -> list[ArchiveImage]:
-    return [ArchiveImage(**row._asdict()) for row in connection.execute(query)]
 
 
 def _insert_images(connection: Connection, archive_id: int, offered: Sequence[NewImage]) -> set[str]:
@@ -271,18 +271,12 @@ def _reconcile(
 
 
 def _update_images(connection: Connection, rows: Sequence[ArchiveImage]) -> None:
-    if not rows:
-        return
-    connection.execute(
-        text("""
-            UPDATE images
-            SET source = new.source, uri = new.uri, caption = new.caption, retired = false, updated_at = now()
-            FROM unnest(CAST(:image_id AS bigint[]), CAST(:source AS text[]), CAST(:uri AS text[]),
-                        CAST(:caption AS text[])) AS new (id, source, uri, caption)
-            WHERE images.id = new.id
-        """),
-        as_arrays(rows, "image_id", "source", "uri", "caption"),
-    )
+    columns = (images.c.id, images.c.source, images.c.uri, images.c.caption)
+    new = given(((row.image_id, row.source, row.uri, row.caption) for row in rows), *columns).c
+    named = {"source": new.source, "uri": new.uri, "caption": new.caption}
+    if rows:
+        statement = update(images).where(images.c.id == new.id)
+        connection.execute(statement.values(**named, retired=False, updated_at=func.now()))
 
 
 def insert_files(connection: Connection, job_id: int, sources: Iterable[SourceFile]) -> int:
@@ -304,7 +298,7 @@ def insert_files(connection: Connection, job_id: int, sources: Iterable[SourceFi
         for number, file in enumerate(sources)
     )
     columns = ("job_id", "file_no", "source", "uri", "caption", "status", "reason")
-    return copy_rows(connection, file_table.name, columns, rows)
+    return copy_rows(connection, file_table, columns, rows)
 
 
 def load_files(connection: Connection, job_id: int, lo: int, hi: int) -> list[PendingFile]:
@@ -313,42 +307,31 @@ def load_files(connection: Connection, job_id: int, lo: int, hi: int) -> list[Pe
     query = select(columns.file_no, columns.source, columns.uri, columns.caption).where(
         columns.job_id == job_id, columns.file_no >= lo, columns.file_no < hi, columns.status.is_(None)
     )
-    return [PendingFile(*row) for row in connection.execute(query.order_by(columns.file_no))]
+    return records(PendingFile, connection.execute(query.order_by(columns.file_no)))
 
 
 def finish_files(connection: Connection, job_id: int, outcomes: Sequence[FileOutcome]) -> int:
     """Write outcomes of files; returns how many were new. A file keeps its first outcome."""
-    result = connection.execute(
-        text("""
-            UPDATE files SET status = new.status, reason = new.reason, image_id = new.image_id
-            FROM unnest(CAST(:file_no AS bigint[]), CAST(:status AS text[]), CAST(:reason AS text[]),
-                        CAST(:image_id AS bigint[])) AS new (file_no, status, reason, image_id)
-            WHERE files.job_id = :job_id AND files.file_no = new.file_no AND files.status IS NULL
-        """),
-        {
-            **as_arrays(outcomes, "file_no", "status", "image_id"),
-            "reason": [_storable(outcome.reason) if outcome.reason else None for outcome in outcomes],
-            "job_id": job_id,
-        },
-    )
-    return result.rowcount
+    files = file_table.c
+    rows = [(file.file_no, file.status, _storable(file.reason or "") or None, file.image_id) for file in outcomes]
+    new = given(rows, files.file_no, files.status, files.reason, files.image_id).c
+    statement = update(file_table).where(files.job_id == job_id, files.file_no == new.file_no, files.status.is_(None))
+    values = {"status": new.status, "reason": new.reason, "image_id": new.image_id}
+    return connection.execute(statement.values(values)).rowcount
 
 
 def rejected_files(connection: Connection, archive_id: int) -> list[RejectedFile]:
     """Files whose latest outcome is `rejected` or `dead`, by source; `cancelled` does not count as an outcome."""
-    rows = connection.execute(
-        text("""
-            SELECT * FROM (
-                SELECT DISTINCT ON (uri) job_id, source, uri, files.status, reason
-                FROM files JOIN jobs ON jobs.id = files.job_id
-                WHERE jobs.archive_id = :archive_id AND files.status IS NOT NULL AND files.status <> 'cancelled'
-                ORDER BY uri, job_id DESC, file_no DESC
-            ) latest
-            WHERE status IN ('rejected', 'dead') ORDER BY source, uri
-        """),
-        {"archive_id": archive_id},
-    )
-    return [RejectedFile(row.job_id, row.source, row.uri, FileStatus(row.status), row.reason) for row in rows]
+    query = text("""
+        SELECT * FROM (
+            SELECT DISTINCT ON (uri) job_id, source, uri, files.status, reason
+            FROM files JOIN jobs ON jobs.id = files.job_id
+            WHERE jobs.archive_id = :archive_id AND files.status IS NOT NULL AND files.status <> 'cancelled'
+            ORDER BY uri, job_id DESC, file_no DESC
+        ) latest
+        WHERE status IN ('rejected', 'dead') ORDER BY source, uri
+    """)
+    return records(RejectedFile, connection.execute(query, {"archive_id": archive_id}))
 
 
 def _storable(value: str) -> str:

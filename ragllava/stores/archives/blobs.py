@@ -8,12 +8,14 @@ unreferenced object, which the task `gc` finds, and never a reference without it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, case, func, text
+from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import BlobDeleted
-from ragllava.stores.database import as_arrays
+from ragllava.stores.database import records
+from ragllava.stores.schema import blobs as table
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +42,15 @@ def announce_blobs(connection: Connection, blobs: Sequence[NewBlob]) -> set[str]
     Commit before the first put. From then on `gc` does not touch them for its grace time: a blob marked `deleting` is
     revived, and one that is being deleted at this moment is waited for.
     """
-    by_hash = {blob.sha256: blob for blob in blobs}
+    if not blobs:
+        return set()
+    by_hash = {blob.sha256: asdict(blob) | {"state": "uploading"} for blob in blobs}
     ordered = [by_hash[sha256] for sha256 in sorted(by_hash)]  # every caller locks in this order
-    rows = connection.execute(
-        text("""
-            INSERT INTO blobs (sha256, state, size_bytes, media_type)
-            SELECT sha256, 'uploading', size_bytes, media_type
-            FROM unnest(CAST(:sha256 AS text[]), CAST(:size_bytes AS bigint[]), CAST(:media_type AS text[]))
-                 AS new (sha256, size_bytes, media_type)
-            ON CONFLICT (sha256) DO UPDATE
-            SET state = CASE blobs.state WHEN 'live' THEN 'live' ELSE 'uploading' END, updated_at = now()
-            RETURNING sha256, state
-        """),
-        as_arrays(ordered, "sha256", "size_bytes", "media_type"),
+    state = case((table.c.state == "live", "live"), else_="uploading")
+    new = insert(table).on_conflict_do_update(
+        index_elements=["sha256"], set_={"state": state, "updated_at": func.now()}
     )
+    rows = connection.execute(new.returning(table.c.sha256, table.c.state), ordered)
     return {row.sha256 for row in rows if row.state == "uploading"}
 
 
@@ -90,11 +87,8 @@ _UNREFERENCED = """
 
 def unreferenced_blobs(connection: Connection, older_than_s: float) -> list[UnreferencedBlob]:
     """What `gc` would remove: blobs without a reference, unchanged for `older_than_s` seconds. Changes nothing."""
-    rows = connection.execute(
-        text(f"SELECT sha256, size_bytes, state FROM blobs WHERE {_UNREFERENCED} ORDER BY sha256"),  # noqa: S608
-        {"older_than_s": older_than_s},
-    )
-    return [UnreferencedBlob(*row) for row in rows]
+    query = text(f"SELECT * FROM blobs WHERE {_UNREFERENCED} ORDER BY sha256")  # noqa: S608 - no foreign text
+    return records(UnreferencedBlob, connection.execute(query, {"older_than_s": older_than_s}))
 
 
 def mark_deleting(connection: Connection, older_than_s: float, limit: int = 1000) -> list[str]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, func, select, update
 
 from ragllava.stores.archives import archive, indexes
 from ragllava.stores.archives.archive import ArchiveImage, find_images
-from ragllava.stores.database import as_arrays, equals_any
+from ragllava.stores.database import equals_any, given
 from ragllava.stores.schema import images
 
 
@@ -52,16 +52,10 @@ def living(connection: Connection, image_ids: Iterable[int]) -> set[int]:
 
 def rename_images(connection: Connection, archive_id: int, names: Sequence[NewName]) -> None:
     """Let other files name the images from now on."""
-    if names:
-        connection.execute(
-            text("""
-                UPDATE images SET source = new.source, uri = new.uri, updated_at = now()
-                FROM unnest(CAST(:image_id AS bigint[]), CAST(:source AS text[]), CAST(:uri AS text[]))
-                     AS new (id, source, uri)
-                WHERE images.id = new.id AND archive_id = :archive_id
-            """),
-            {"archive_id": archive_id, **as_arrays(names, "image_id", "source", "uri")},
-        )
+    rows = ((name.image_id, name.source, name.uri) for name in names)
+    new = given(rows, images.c.id, images.c.source, images.c.uri).c
+    renamed = update(images).where(images.c.archive_id == archive_id, images.c.id == new.id)
+    connection.execute(renamed.values(source=new.source, uri=new.uri, updated_at=func.now()))
 
 
 def retire_at(connection: Connection, archive_id: int, uris: Sequence[str]) -> None:
@@ -76,17 +70,12 @@ def change_captions(connection: Connection, archive_id: int, changes: Sequence[C
 
     As in an ingest, the file that names an image decides; another file gives a caption only where there is none.
     """
-    if not changes:
-        return []
-    rows = connection.scalars(
-        text("""
-            UPDATE images SET caption = new.caption, updated_at = now()
-            FROM unnest(CAST(:image_id AS bigint[]), CAST(:uri AS text[]), CAST(:caption AS text[]))
-                 AS new (id, uri, caption)
-            WHERE images.id = new.id AND archive_id = :archive_id
-              AND (images.uri = new.uri OR images.caption IS NULL) AND images.caption IS DISTINCT FROM new.caption
-            RETURNING new.uri
-        """),
-        {"archive_id": archive_id, **as_arrays(changes, "image_id", "uri", "caption")},
+    rows = ((change.image_id, change.uri, change.caption) for change in changes)
+    new = given(rows, images.c.id, images.c.uri, images.c.caption).c
+    statement = update(images).where(
+        images.c.archive_id == archive_id,
+        images.c.id == new.id,
+        (images.c.uri == new.uri) | images.c.caption.is_(None),
+        images.c.caption.is_distinct_from(new.caption),
     )
-    return list(rows)
+    return list(connection.scalars(statement.values(caption=new.caption, updated_at=func.now()).returning(new.uri)))

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Row, func, select, text, update
 from ragllava.errors import IndexUnusable, UsageError
 from ragllava.stores.archives import vectors
 from ragllava.stores.archives.vectors import MAX_DIMENSIONS, IndexView, index_gone, partition
+from ragllava.stores.database import record
 from ragllava.stores.schema import archives, indexes, jobs
 
 
@@ -105,35 +106,23 @@ def activate(connection: Connection, index_id: int) -> None:
     )
     if archive_id is None:
         raise index_gone(index_id)
-    connection.execute(
-        update(indexes)
-        .where(indexes.c.archive_id == archive_id, indexes.c.state == "active", indexes.c.id != index_id)
-        .values(state="retired", retired_at=func.now())
-    )
-    connection.execute(
-        update(indexes)
-        .where(indexes.c.id == index_id, indexes.c.state != "active")
-        .values(state="active", activated_at=func.now(), retired_at=None)
-    )
+    former = (indexes.c.archive_id == archive_id, indexes.c.state == "active", indexes.c.id != index_id)
+    connection.execute(update(indexes).where(*former).values(state="retired", retired_at=func.now()))
+    activated = update(indexes).where(indexes.c.id == index_id, indexes.c.state != "active")
+    connection.execute(activated.values(state="active", activated_at=func.now(), retired_at=None))
 
 
 def revive(connection: Connection, index_id: int) -> None:
     """Let new images go to a retired index again, so that it can be filled; no effect in other states."""
     lock_archive(connection, vectors.get_index(connection, index_id).archive_id, shared=False)
-    connection.execute(
-        update(indexes)
-        .where(indexes.c.id == index_id, indexes.c.state == "retired")
-        .values(state="building", retired_at=None)
-    )
+    retired = update(indexes).where(indexes.c.id == index_id, indexes.c.state == "retired")
+    connection.execute(retired.values(state="building", retired_at=None))
 
 
 def retire(connection: Connection, index_id: int) -> None:
     """Stop adding images to an index that is being built: it will not become active. No effect in other states."""
-    connection.execute(
-        update(indexes)
-        .where(indexes.c.id == index_id, indexes.c.state == "building")
-        .values(state="retired", retired_at=func.now())
-    )
+    building = update(indexes).where(indexes.c.id == index_id, indexes.c.state == "building")
+    connection.execute(building.values(state="retired", retired_at=func.now()))
 
 
 def set_gate(connection: Connection, index_id: int, gate: dict[str, Any]) -> None:
@@ -188,13 +177,5 @@ def _fills(index_id: Any) -> tuple[Any, ...]:
 
 
 def _details(connection: Connection, row: Row[Any]) -> IndexDetails:
-    return IndexDetails(
-        index=vectors.get_index(connection, row.id),
-        archive=row.archive,
-        images=vectors.count_embeddings(connection, row.id),
-        gate=row.gate,
-        created_at=row.created_at,
-        activated_at=row.activated_at,
-        retired_at=row.retired_at,
-        job_id=row.job_id,
-    )
+    index = vectors.get_index(connection, row.id)
+    return record(IndexDetails, row, index=index, images=vectors.count_embeddings(connection, row.id))

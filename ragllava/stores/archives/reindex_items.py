@@ -11,15 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, func, literal, select, text, update
 
-from ragllava.records import ReindexStatus, StoredImage
+from ragllava.json_records import from_json
+from ragllava.records import JobKind, ReindexStatus, StoredImage
 from ragllava.stores.archives.vectors import partition
-from ragllava.stores.copying import copy_rows
-from ragllava.stores.database import as_arrays
-from ragllava.stores.schema import jobs, reindexed
-
-_LOCK_SPACE = 0x52616752  # of advisory locks: one submitter of a reindexing at a time
+from ragllava.stores.database import copy_rows, equals_any, given, lock_name, record
+from ragllava.stores.schema import images, jobs, reindexed
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,111 +70,84 @@ class GapRow:
 def insert_items(connection: Connection, job_id: int, image_ids: Sequence[int]) -> None:
     """Write the inputs of a reindex job: the images in the order given and, last, the gate."""
     rows = ((job_id, number, image_id) for number, image_id in enumerate([*image_ids, None]))
-    copy_rows(connection, reindexed.name, ("job_id", "item_no", "image_id"), rows)
+    copy_rows(connection, reindexed, ("job_id", "item_no", "image_id"), rows)
 
 
 def load_items(connection: Connection, job_id: int, lo: int, hi: int) -> list[ReindexItem]:
     """Items with numbers in [lo, hi) that have no outcome yet, in order; a retired image counts as removed."""
-    rows = connection.execute(
-        text("""
-            SELECT r.item_no, i.id, i.sha256, i.source, i.caption
-            FROM reindexed r LEFT JOIN images i ON i.id = r.image_id AND NOT i.retired
-            WHERE r.job_id = :job_id AND r.item_no >= :lo AND r.item_no < :hi AND r.status IS NULL
-            ORDER BY r.item_no
-        """),
-        {"job_id": job_id, "lo": lo, "hi": hi},
-    )
-    return [
-        ReindexItem(row.item_no, StoredImage(row.id, row.sha256, row.source, row.caption) if row.id else None)
-        for row in rows
-    ]
+    query = text("""
+        SELECT r.item_no, i.id, i.sha256, i.source, i.caption
+        FROM reindexed r LEFT JOIN images i ON i.id = r.image_id AND NOT i.retired
+        WHERE r.job_id = :job_id AND r.item_no >= :lo AND r.item_no < :hi AND r.status IS NULL
+        ORDER BY r.item_no
+    """)
+    rows = connection.execute(query, {"job_id": job_id, "lo": lo, "hi": hi})
+    return [ReindexItem(row.item_no, StoredImage(*row[1:]) if row.id else None) for row in rows]
 
 
 def finish_items(connection: Connection, job_id: int, outcomes: Sequence[ItemOutcome]) -> None:
     """Write outcomes of items. An item keeps its first outcome."""
-    connection.execute(
-        text("""
-            UPDATE reindexed SET status = new.status, reason = new.reason
-            FROM unnest(CAST(:item_no AS bigint[]), CAST(:status AS text[]), CAST(:reason AS text[]))
-                 AS new (item_no, status, reason)
-            WHERE reindexed.job_id = :job_id AND reindexed.item_no = new.item_no AND reindexed.status IS NULL
-        """),
-        {"job_id": job_id, **as_arrays(outcomes, "item_no", "status", "reason")},
-    )
+    items = reindexed.c
+    rows = ((outcome.item_no, outcome.status, outcome.reason) for outcome in outcomes)
+    new = given(rows, items.item_no, items.status, items.reason).c
+    ended = update(reindexed).where(items.job_id == job_id, items.item_no == new.item_no, items.status.is_(None))
+    connection.execute(ended.values(status=new.status, reason=new.reason))
 
 
 def lock_images(connection: Connection, image_ids: Sequence[int]) -> set[int]:
     """Those of the images that are still in the archive; they cannot be retired before the transaction ends."""
-    return set(
-        connection.scalars(
-            text("SELECT id FROM images WHERE id = ANY(:ids) AND NOT retired ORDER BY sha256 FOR SHARE"),
-            {"ids": list(image_ids)},
-        )
-    )
+    query = select(images.c.id).where(equals_any(images.c.id, image_ids), ~images.c.retired)
+    return set(connection.scalars(query.order_by(images.c.sha256).with_for_update(read=True)))
 
 
 def all_images(connection: Connection, archive_id: int) -> list[int]:
     """The ids of an archive's images, retired ones left out, ascending."""
-    statement = "SELECT id FROM images WHERE archive_id = :archive_id AND NOT retired ORDER BY id"
-    return list(connection.scalars(text(statement), {"archive_id": archive_id}))
+    query = select(images.c.id).where(images.c.archive_id == archive_id, ~images.c.retired)
+    return list(connection.scalars(query.order_by(images.c.id)))
 
 
 def count_images(connection: Connection, archive_id: int) -> int:
     """How many images an archive has, retired ones left out."""
-    statement = "SELECT count(*) FROM images WHERE archive_id = :archive_id AND NOT retired"
-    return int(connection.execute(text(statement), {"archive_id": archive_id}).scalar_one())
+    query = select(func.count(images.c.id)).where(images.c.archive_id == archive_id, ~images.c.retired)
+    return connection.execute(query).scalar_one()
 
 
 def job_spec(connection: Connection, job_id: int) -> dict[str, Any]:
     """The job's spec with its current index; the job's row is locked until the end of the transaction."""
-    spec = connection.scalar(jobs.select().with_only_columns(jobs.c.spec).where(jobs.c.id == job_id).with_for_update())
-    return dict(spec or {})
+    return dict(connection.scalar(select(jobs.c.spec).where(jobs.c.id == job_id).with_for_update()) or {})
 
 
 def assign_index(connection: Connection, job_id: int, index_id: int) -> None:
     """Let all shards of a job fill this index."""
-    statement = (
-        "UPDATE jobs SET spec = spec || jsonb_build_object('index', CAST(:index_id AS bigint)) WHERE id = :job_id"
-    )
-    connection.execute(text(statement), {"job_id": job_id, "index_id": index_id})
+    extended = jobs.c.spec.concat(literal({"index": index_id}, jobs.c.spec.type))
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(spec=extended))
 
 
 def given_up(connection: Connection, job_id: int) -> dict[int, str]:
     """The images that the job gave up because they killed or failed their workers, with the reason."""
-    query = "SELECT image_id, reason FROM reindexed WHERE job_id = :job_id AND status = 'dead' AND image_id IS NOT NULL"
-    return {row.image_id: row.reason for row in connection.execute(text(query), {"job_id": job_id})}
+    dead = (reindexed.c.job_id == job_id, reindexed.c.status == ReindexStatus.DEAD, reindexed.c.image_id.is_not(None))
+    return dict(connection.execute(select(reindexed.c.image_id, reindexed.c.reason).where(*dead)).all())
 
 
 def lock_submits(connection: Connection, archive_id: int) -> None:
     """Prevent other submitters from queueing a reindexing of this archive until the end of the transaction."""
-    connection.execute(
-        text("SELECT pg_advisory_xact_lock(:space, hashtext(:archive))"),
-        {"space": _LOCK_SPACE, "archive": str(archive_id)},
-    )
+    lock_name(connection, "reindexing", archive_id)
 
 
 def open_jobs(connection: Connection, archive_id: int) -> list[int]:
     """Reindex jobs of an archive that build or fill an index that is not the active one, and have not ended."""
-    rows = connection.scalars(
-        text("""
-            SELECT id FROM jobs
-            WHERE archive_id = :archive_id AND kind = 'reindex' AND finished_at IS NULL AND (spec ->> 'beside')::boolean
-            ORDER BY id
-        """),
-        {"archive_id": archive_id},
+    of_archive = (jobs.c.archive_id == archive_id, jobs.c.kind == JobKind.REINDEX, jobs.c.finished_at.is_(None))
+    return list(
+        connection.scalars(select(jobs.c.id).where(*of_archive, jobs.c.spec["beside"].as_boolean()).order_by(jobs.c.id))
     )
-    return list(rows)
 
 
 def view(connection: Connection, job_id: int, spec: Mapping[str, Any]) -> ReindexingView:
     """The reindexing of a reindex job with this spec."""
-    gate = connection.execute(
-        select(reindexed.c.status, reindexed.c.reason).where(
-            reindexed.c.job_id == job_id, reindexed.c.item_no == spec.get("gate")
-        )
-    ).one_or_none()
-    status, reason = gate or (None, None)
-    return ReindexingView(spec["index"], spec["selection"], ReindexStatus(status) if status else None, reason)
+    is_gate = (reindexed.c.job_id == job_id, reindexed.c.item_no == spec.get("gate"))
+    query = select(reindexed.c.status.label("gate_status"), reindexed.c.reason).where(*is_gate)
+    gate = connection.execute(query).mappings().one_or_none() or {"gate_status": None, "reason": None}
+    return from_json(ReindexingView, {"index_id": spec["index"], "selection": spec["selection"], **gate})
 
 
 def gaps(connection: Connection, archive_id: int, index_id: int | None) -> list[GapRow]:
@@ -185,27 +156,16 @@ def gaps(connection: Connection, archive_id: int, index_id: int | None) -> list[
     Sorted by source. `index_id` None: there is no index, so all images.
     """
     no_vector = f"NOT EXISTS (SELECT FROM {partition(index_id)} e WHERE e.image_id = i.id)" if index_id else "true"
-    rows = connection.execute(
-        text(f"""
-            SELECT i.id, i.sha256, i.source, i.caption, latest.*
-            FROM images i LEFT JOIN LATERAL (
-                SELECT r.job_id, r.status, r.reason, jobs.finished_at IS NULL AS is_open
-                FROM reindexed r JOIN jobs ON jobs.id = r.job_id
-                WHERE r.image_id = i.id
-                  AND coalesce(jobs.spec ->> 'index' = :index_id, jobs.finished_at IS NULL)
-                ORDER BY r.job_id DESC LIMIT 1) latest ON true
-            WHERE i.archive_id = :archive_id AND NOT i.retired AND {no_vector}
-            ORDER BY i.source, i.id
-        """),  # noqa: S608 - the name of a partition holds nothing but a number
-        {"archive_id": archive_id, "index_id": str(index_id)},
-    )
-    return [
-        GapRow(
-            StoredImage(row.id, row.sha256, row.source, row.caption),
-            row.job_id,
-            bool(row.is_open),
-            ReindexStatus(row.status) if row.status else None,
-            row.reason,
-        )
-        for row in rows
-    ]
+    query = text(f"""
+        SELECT i.id, i.sha256, i.source, i.caption, job_id, coalesce(is_open, false) AS job_is_open, status, reason
+        FROM images i LEFT JOIN LATERAL (
+            SELECT r.job_id, r.status, r.reason, jobs.finished_at IS NULL AS is_open
+            FROM reindexed r JOIN jobs ON jobs.id = r.job_id
+            WHERE r.image_id = i.id
+              AND coalesce(jobs.spec ->> 'index' = :index_id, jobs.finished_at IS NULL)
+            ORDER BY r.job_id DESC LIMIT 1) latest ON true
+        WHERE i.archive_id = :archive_id AND NOT i.retired AND {no_vector}
+        ORDER BY i.source, i.id
+    """)  # noqa: S608 - the name of a partition holds nothing but a number
+    rows = connection.execute(query, {"archive_id": archive_id, "index_id": str(index_id)})
+    return [record(GapRow, row, image=StoredImage(*row[:4])) for row in rows]

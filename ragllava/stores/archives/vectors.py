@@ -22,7 +22,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from ragllava.errors import IndexGone, IndexUnusable, ScoreRejected
 from ragllava.records import StoredImage
-from ragllava.stores.database import outside_transaction
+from ragllava.stores.database import outside_transaction, record, records
 from ragllava.stores.schema import indexes
 
 log = logging.getLogger(__name__)
@@ -49,10 +49,7 @@ _MAX_EF_SEARCH = 1_000  # pgvector's own limit
 _LOCK_SPACE = 0x52616749  # of advisory locks: one build of a graph at a time
 _OUT_OF_SHARED_MEMORY = "53100"
 _UNDEFINED_TABLE = "42P01"
-_SELECT_INDEXES = select(
-    indexes.c.id, indexes.c.archive_id, indexes.c.retriever, indexes.c.dim, indexes.c.state, indexes.c.has_hnsw,
-    indexes.c.spec,
-)  # fmt: skip
+_SELECT_INDEXES = select(indexes.c.id.label("index_id"), indexes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +79,13 @@ def active_index(connection: Connection, archive_id: int) -> IndexView | None:
     """The index that the archive's questions are answered from; None before the first ingest."""
     query = _SELECT_INDEXES.where(indexes.c.archive_id == archive_id, indexes.c.state == "active")
     row = connection.execute(query).one_or_none()
-    return IndexView(*row) if row else None
+    return record(IndexView, row) if row else None
 
 
 def list_indexes(connection: Connection, archive_id: int) -> list[IndexView]:
     """All indexes of an archive that are not dropped, oldest first."""
     query = _SELECT_INDEXES.where(indexes.c.archive_id == archive_id).order_by(indexes.c.id)
-    return [IndexView(*row) for row in connection.execute(query)]
+    return records(IndexView, connection.execute(query))
 
 
 def insert_embeddings(connection: Connection, index_id: int, image_ids: Sequence[int], vectors: Vectors) -> int:
@@ -139,28 +136,21 @@ def remove_embeddings(connection: Connection, archive_id: int, image_ids: Sequen
 def missing_embeddings(connection: Connection, index_id: int, image_ids: Sequence[int]) -> list[int]:
     """Those of the images that have no vector in this index, in the order given."""
     get_index(connection, index_id)
-    present = set(
-        connection.scalars(
-            text(f"SELECT image_id FROM {partition(index_id)} WHERE image_id = ANY(:ids)"),  # noqa: S608 - see above
-            {"ids": list(image_ids)},
-        )
-    )
+    query = f"SELECT image_id FROM {partition(index_id)} WHERE image_id = ANY(:ids)"  # noqa: S608 - see above
+    present = set(connection.scalars(text(query), {"ids": list(image_ids)}))
     return [image_id for image_id in image_ids if image_id not in present]
 
 
 def unembedded_images(connection: Connection, index_id: int) -> list[StoredImage]:
     """The images of the archive that have no vector in this index, retired ones left out, by id."""
     index = get_index(connection, index_id)
-    rows = connection.execute(
-        text(f"""
-            SELECT id, sha256, source, caption FROM images
-            WHERE archive_id = :archive_id AND NOT retired
-              AND NOT EXISTS (SELECT FROM {partition(index_id)} e WHERE e.image_id = images.id)
-            ORDER BY id
-        """),  # noqa: S608 - see above
-        {"archive_id": index.archive_id},
-    )
-    return [StoredImage(*row) for row in rows]
+    query = text(f"""
+        SELECT id AS image_id, sha256, source, caption FROM images
+        WHERE archive_id = :archive_id AND NOT retired
+          AND NOT EXISTS (SELECT FROM {partition(index_id)} e WHERE e.image_id = images.id)
+        ORDER BY id
+    """)  # noqa: S608 - see above
+    return records(StoredImage, connection.execute(query, {"archive_id": index.archive_id}))
 
 
 def count_embeddings(connection: Connection, index_id: int) -> int:
@@ -326,7 +316,7 @@ def get_index(connection: Connection, index_id: int) -> IndexView:
     row = connection.execute(_SELECT_INDEXES.where(indexes.c.id == index_id)).one_or_none()
     if row is None:
         raise index_gone(index_id)
-    return IndexView(*row)
+    return record(IndexView, row)
 
 
 def index_gone(index_id: int) -> IndexGone:

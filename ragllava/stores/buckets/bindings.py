@@ -7,10 +7,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, select, text, update
+from sqlalchemy import Connection, Select, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
+from ragllava.stores.database import record, records
 from ragllava.stores.schema import archives, bindings
 
 
@@ -83,13 +84,9 @@ def bind(
     for binding in list_bindings(connection):
         if (binding.address, binding.archive_id, binding.role) != (address, archive_id, role):
             _refuse_overlap(binding, address, outbox)
-    statement = insert(bindings).values(
-        archive_id=archive_id, role=role.value, bucket=bucket, prefix=prefix, options=options
-    )
+    new = insert(bindings).values(archive_id=archive_id, role=role, bucket=bucket, prefix=prefix, options=options)
     connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["bucket", "prefix"], set_={"options": statement.excluded.options}
-        )
+        new.on_conflict_do_update(index_elements=["bucket", "prefix"], set_={"options": new.excluded.options})
     )
     return get_binding(connection, bucket, prefix)
 
@@ -103,7 +100,7 @@ def get_binding(connection: Connection, bucket: str, prefix: str) -> Binding:
     """The binding of exactly this part. Raises UsageError that lists the existing ones."""
     row = connection.execute(_select().where(bindings.c.bucket == bucket, bindings.c.prefix == prefix)).one_or_none()
     if row is not None:
-        return _binding(row)
+        return record(Binding, row)
     addresses = [binding.address for binding in list_bindings(connection)]
     bound = f"; these are bound: {', '.join(addresses[:10])}" if addresses else ", and no other bucket is bound"
     raise UsageError(f"s3://{bucket}/{prefix} is not bound{bound}")
@@ -114,13 +111,13 @@ def list_bindings(connection: Connection, archive_id: int | None = None) -> list
     query = _select().order_by(bindings.c.bucket, bindings.c.prefix)
     if archive_id is not None:
         query = query.where(bindings.c.archive_id == archive_id)
-    return [_binding(row) for row in connection.execute(query)]
+    return records(Binding, connection.execute(query))
 
 
 def load_bindings(connection: Connection, ids: set[int]) -> dict[int, Binding]:
     """Bindings by id; those that are gone are left out."""
     rows = connection.execute(_select().where(bindings.c.id.in_(ids)))
-    return {row.id: _binding(row) for row in rows}
+    return {row.binding_id: record(Binding, row) for row in rows}
 
 
 def lock(connection: Connection, binding_id: int) -> bool:
@@ -136,22 +133,19 @@ def record_scan(connection: Connection, binding_id: int) -> None:
 
 def view_bindings(connection: Connection, archive_id: int) -> list[BindingView]:
     """The bindings of an archive with counts. Reads the rows of all their objects: slow for large buckets."""
-    rows = connection.execute(
-        text("""
-            SELECT bindings.id, scanned_at, count(key) AS objects,
-                   count(*) FILTER (WHERE kind = 'picture') AS pictures,
-                   count(*) FILTER (WHERE reason IS NOT NULL) AS refused,
-                   count(*) FILTER (WHERE job_id IS NOT NULL AND file_no IS NOT NULL) AS waiting
-            FROM bindings LEFT JOIN bound_objects ON binding_id = bindings.id
-            WHERE archive_id = :archive_id GROUP BY bindings.id
-        """),
-        {"archive_id": archive_id},
-    )
-    counts = {row.id: row for row in rows}
+    query = text("""
+        SELECT bindings.id, scanned_at, count(key) AS objects,
+               count(*) FILTER (WHERE kind = 'picture') AS pictures,
+               count(*) FILTER (WHERE reason IS NOT NULL) AS refused,
+               count(*) FILTER (WHERE job_id IS NOT NULL AND file_no IS NOT NULL) AS waiting
+        FROM bindings LEFT JOIN bound_objects ON binding_id = bindings.id
+        WHERE archive_id = :archive_id GROUP BY bindings.id
+    """)
+    counts = {row.id: row for row in connection.execute(query, {"archive_id": archive_id})}
     return [
-        BindingView(binding, row.objects, row.pictures, row.refused, row.waiting, row.scanned_at)
+        record(BindingView, counts[binding.binding_id], binding=binding)
         for binding in list_bindings(connection, archive_id)
-        if (row := counts.get(binding.binding_id)) is not None
+        if binding.binding_id in counts
     ]
 
 
@@ -176,11 +170,6 @@ def _overlap(first: str, second: str) -> bool:
     return first.startswith(second) or second.startswith(first)
 
 
-def _select() -> Any:
-    return select(bindings, archives.c.name.label("archive")).join(archives, archives.c.id == bindings.c.archive_id)
-
-
-def _binding(row: Row[Any]) -> Binding:
-    return Binding(
-        row.id, row.archive_id, row.archive, BindingRole(row.role), row.bucket, row.prefix, dict(row.options)
-    )
+def _select() -> Select[Any]:
+    columns = (bindings.c.id.label("binding_id"), bindings, archives.c.name.label("archive"))
+    return select(*columns).join(archives, archives.c.id == bindings.c.archive_id)

@@ -8,17 +8,17 @@ caller's transaction.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, delete, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.stores.database import equals_any
-from ragllava.stores.schema import bound_objects
+from ragllava.stores.database import equals_any, given, records
+from ragllava.stores.schema import bindings, bound_objects
 
 
 class ObjectKind(StrEnum):
@@ -69,13 +69,14 @@ class Settled:
 
 def load_objects(connection: Connection, binding_id: int, keys: Iterable[str]) -> dict[str, BoundObject]:
     """The recorded states of these objects, by key."""
-    query = _select_objects(binding_id).where(equals_any(bound_objects.c.key, keys))
-    return {row.key: row for row in _load(connection, query)}
+    rows = connection.execute(select(bound_objects).where(_are(binding_id, keys)))
+    return {row.key: row for row in records(BoundObject, rows)}
 
 
 def all_objects(connection: Connection, binding_id: int) -> list[BoundObject]:
     """The recorded states of all objects under a binding, by key."""
-    return list(_load(connection, _select_objects(binding_id).order_by(bound_objects.c.key)))
+    query = select(bound_objects).where(bound_objects.c.binding_id == binding_id).order_by(bound_objects.c.key)
+    return records(BoundObject, connection.execute(query))
 
 
 def keys_of_kind(connection: Connection, binding_id: int, kind: ObjectKind) -> list[str]:
@@ -86,16 +87,12 @@ def keys_of_kind(connection: Connection, binding_id: int, kind: ObjectKind) -> l
 
 def pictures_beside(connection: Connection, binding_id: int, stems: Sequence[str]) -> list[str]:
     """The keys of pictures named `stem` or `stem.anything`; a caption object may belong to several."""
-    return list(
-        connection.scalars(
-            text("""
-                SELECT DISTINCT key FROM unnest(CAST(:stems AS text[])) AS stem
-                JOIN bound_objects ON key = stem OR (key >= stem || '.' AND key < stem || '/')
-                WHERE binding_id = :binding_id AND kind = 'picture'
-            """),
-            {"binding_id": binding_id, "stems": list(stems)},
-        )
-    )
+    query = text("""
+        SELECT DISTINCT key FROM unnest(CAST(:stems AS text[])) AS stem
+        JOIN bound_objects ON key = stem OR (key >= stem || '.' AND key < stem || '/')
+        WHERE binding_id = :binding_id AND kind = 'picture'
+    """)
+    return list(connection.scalars(query, {"binding_id": binding_id, "stems": list(stems)}))
 
 
 def save_objects(connection: Connection, binding_id: int, states: Sequence[ObjectState]) -> None:
@@ -115,21 +112,14 @@ def save_objects(connection: Connection, binding_id: int, states: Sequence[Objec
 def delete_objects(connection: Connection, binding_id: int, keys: Sequence[str]) -> None:
     """Remove the records of objects that do not exist any more."""
     if keys:
-        connection.execute(
-            delete(bound_objects).where(bound_objects.c.binding_id == binding_id, equals_any(bound_objects.c.key, keys))
-        )
+        connection.execute(delete(bound_objects).where(_are(binding_id, keys)))
 
 
 def assign_job(connection: Connection, binding_id: int, job_id: int, keys: Sequence[str]) -> None:
     """Record that the pictures `keys` are the files 0, 1, … of an ingest job."""
-    connection.execute(
-        text("""
-            UPDATE bound_objects SET job_id = :job_id, file_no = numbered.number - 1
-            FROM unnest(CAST(:keys AS text[])) WITH ORDINALITY AS numbered (key, number)
-            WHERE binding_id = :binding_id AND bound_objects.key = numbered.key
-        """),
-        {"binding_id": binding_id, "job_id": job_id, "keys": list(keys)},
-    )
+    new = given(((key, number) for number, key in enumerate(keys)), bound_objects.c.key, bound_objects.c.file_no).c
+    pictures = update(bound_objects).where(bound_objects.c.binding_id == binding_id, bound_objects.c.key == new.key)
+    connection.execute(pictures.values(job_id=job_id, file_no=new.file_no))
 
 
 def bindings_to_settle(connection: Connection) -> set[int]:
@@ -177,29 +167,20 @@ def objects_of_images(
     connection: Connection, archive_id: int, image_ids: Sequence[int]
 ) -> dict[int, list[tuple[int, str]]]:
     """By image, the (binding, key) of every bound object of the archive with this image, in order."""
-    rows = connection.execute(
-        text("""
-            SELECT image_id, binding_id, key FROM bound_objects JOIN bindings ON bindings.id = binding_id
-            WHERE archive_id = :archive_id AND image_id = ANY(:image_ids) ORDER BY image_id, binding_id, key
-        """),
-        {"archive_id": archive_id, "image_ids": list(image_ids)},
-    )
+    columns = (bound_objects.c.image_id, bound_objects.c.binding_id, bound_objects.c.key)
+    query = select(*columns).join(bindings, bindings.c.id == bound_objects.c.binding_id)
+    query = query.where(bindings.c.archive_id == archive_id, equals_any(bound_objects.c.image_id, image_ids))
     objects: dict[int, list[tuple[int, str]]] = defaultdict(list)
-    for row in rows:
-        objects[row.image_id].append((row.binding_id, row.key))
+    for image_id, binding_id, key in connection.execute(query.order_by(*columns)):
+        objects[image_id].append((binding_id, key))
     return objects
 
 
 def link_images(connection: Connection, binding_id: int, images: Mapping[str, int]) -> None:
     """Record which image each of these pictures is, by key."""
-    if images:
-        statement = update(bound_objects).where(
-            bound_objects.c.binding_id == binding_id, bound_objects.c.key == bindparam("object_key")
-        )
-        connection.execute(
-            statement.values(image_id=bindparam("new_image_id"), reason=None),
-            [{"object_key": key, "new_image_id": image_id} for key, image_id in images.items()],
-        )
+    new = given(images.items(), bound_objects.c.key, bound_objects.c.image_id).c
+    pictures = update(bound_objects).where(bound_objects.c.binding_id == binding_id, bound_objects.c.key == new.key)
+    connection.execute(pictures.values(image_id=new.image_id, reason=None))
 
 
 _ENDED = """
@@ -208,11 +189,5 @@ _ENDED = """
 """
 
 
-def _select_objects(binding_id: int) -> Select[Any]:
-    columns = [column for column in bound_objects.c if column.name != "binding_id"]
-    return select(*columns).where(bound_objects.c.binding_id == binding_id)
-
-
-def _load(connection: Connection, query: Select[Any]) -> Iterator[BoundObject]:
-    for row in connection.execute(query):
-        yield BoundObject(**row._asdict() | {"kind": ObjectKind(row.kind)})
+def _are(binding_id: int, keys: Iterable[str]) -> ColumnElement[bool]:
+    return and_(bound_objects.c.binding_id == binding_id, equals_any(bound_objects.c.key, keys))

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, func, select, text
+from sqlalchemy import ColumnElement, Connection, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.stores.database import as_arrays
+from ragllava.stores.database import given, records, same, seconds
 from ragllava.stores.schema import change_event_totals, change_events
 
 
@@ -67,53 +66,33 @@ def claim(connection: Connection, limit: int, lease_s: float) -> list[ChangeEven
 
     An event that is neither finished nor postponed within `lease_s` seconds is due again.
     """
-    rows = connection.execute(
-        text("""
-            UPDATE change_events SET not_before = now() + make_interval(secs => :lease_s), attempts = attempts + 1
-            FROM (
-                SELECT bucket, key FROM change_events WHERE not_before <= now()
-                ORDER BY received_at LIMIT :limit FOR UPDATE SKIP LOCKED
-            ) due
-            WHERE change_events.bucket = due.bucket AND change_events.key = due.key
-            RETURNING change_events.bucket, change_events.key, received_at, repeats, attempts
-        """),
-        {"limit": limit, "lease_s": lease_s},
-    )
-    return [ChangeEvent(*row) for row in rows]
+    query = text("""
+        UPDATE change_events SET not_before = now() + make_interval(secs => :lease_s), attempts = attempts + 1
+        FROM (
+            SELECT bucket, key FROM change_events WHERE not_before <= now()
+            ORDER BY received_at LIMIT :limit FOR UPDATE SKIP LOCKED
+        ) due
+        WHERE change_events.bucket = due.bucket AND change_events.key = due.key
+        RETURNING change_events.*
+    """)
+    return records(ChangeEvent, connection.execute(query, {"limit": limit, "lease_s": lease_s}))
 
 
 def finish(connection: Connection, done: Sequence[ChangeEvent]) -> None:
     """Remove these events; those whose object had another event since they were claimed are due again immediately."""
-    if not done:
-        return
-    connection.execute(
-        text(f"""
-            WITH {_GIVEN}, gone AS (
-                DELETE FROM change_events USING given
-                WHERE change_events.bucket = given.bucket AND change_events.key = given.key
-                  AND change_events.received_at = given.received_at AND change_events.repeats = given.repeats
-            )
-            UPDATE change_events SET not_before = now(), attempts = 0 FROM given
-            WHERE change_events.bucket = given.bucket AND change_events.key = given.key
-              AND change_events.received_at = given.received_at AND change_events.repeats > given.repeats
-        """),  # noqa: S608 - a constant
-        _as_arrays(done),
-    )
+    if done:
+        are_done, repeats = _are(done)
+        gone = delete(change_events).where(are_done, change_events.c.repeats == repeats).cte("gone")
+        repeated = update(change_events).where(are_done, change_events.c.repeats > repeats)
+        connection.execute(repeated.values(not_before=func.now(), attempts=0).add_cte(gone))
 
 
 def postpone(connection: Connection, unsettled: Sequence[ChangeEvent], delay_s: float) -> None:
     """Keep these change events; they are due again after `delay_s` seconds."""
-    if not unsettled:
-        return
-    connection.execute(
-        text(f"""
-            WITH {_GIVEN}
-            UPDATE change_events SET not_before = now() + make_interval(secs => :delay_s) FROM given
-            WHERE change_events.bucket = given.bucket AND change_events.key = given.key
-              AND change_events.received_at = given.received_at
-        """),  # noqa: S608 - a constant
-        _as_arrays(unsettled) | {"delay_s": delay_s},
-    )
+    if unsettled:
+        are_unsettled, _ = _are(unsettled)
+        due_again = update(change_events).where(are_unsettled).values(not_before=func.now() + seconds(delay_s))
+        connection.execute(due_again)
 
 
 def count_waiting(connection: Connection) -> int:
@@ -132,17 +111,13 @@ def add_totals(connection: Connection, numbers: Mapping[str, int]) -> None:
 
 def totals(connection: Connection) -> dict[str, int]:
     """The counters by name."""
-    rows = connection.execute(
-        select(change_event_totals.c.name, change_event_totals.c.number).order_by(change_event_totals.c.name)
-    )
-    return {row.name: row.number for row in rows}
+    query = select(change_event_totals.c.name, change_event_totals.c.number).order_by(change_event_totals.c.name)
+    return dict(connection.execute(query).all())
 
 
-_GIVEN = """given AS (
-    SELECT * FROM unnest(CAST(:bucket AS text[]), CAST(:key AS text[]), CAST(:received_at AS timestamptz[]),
-                         CAST(:repeats AS bigint[])) AS listed (bucket, key, received_at, repeats)
-)"""
-
-
-def _as_arrays(events: Sequence[ChangeEvent]) -> dict[str, list[Any]]:
-    return as_arrays(events, "bucket", "key", "received_at", "repeats")
+def _are(events: Sequence[ChangeEvent]) -> tuple[ColumnElement[bool], ColumnElement[int]]:
+    """The condition that a row is one of these change events, and the `repeats` with which that was claimed."""
+    columns = change_events.c
+    rows = ((event.bucket, event.key, event.received_at, event.repeats) for event in events)
+    claimed = given(rows, columns.bucket, columns.key, columns.received_at, columns.repeats)
+    return same(change_events, claimed, "bucket", "key", "received_at"), claimed.c.repeats

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 
-from ragllava.json_records import from_json
 from ragllava.records import AnswerStatus, Candidate
-from ragllava.stores.jobs.answers import candidates_by_run
+from ragllava.stores.database import equals_any, given, record, same
+from ragllava.stores.jobs.answers import load_candidates
+from ragllava.stores.jobs.outcomes import LATEST_ANSWER
+from ragllava.stores.schema import jobs
+from ragllava.stores.schema import questions as question_table
 
 T = TypeVar("T")
 
@@ -55,16 +58,12 @@ def load_questions(connection: Connection, keys: Iterable[QuestionKey]) -> dict[
     """Those of the questions that exist and are valid, in the order of the keys."""
     questions: dict[QuestionKey, AnsweredQuestion] = {}
     for page in _pages(keys):
-        rows = connection.execute(_QUESTIONS, _as_arrays(page)).all()
-        runs = [row.run_no for row in rows]
-        values = _as_arrays([(row.job_id, row.question_no) for row in rows]) | {"runs": runs}
-        candidates = candidates_by_run(connection.execute(_CANDIDATES, values))
+        values = {"jobs": [job for job, _ in page], "numbers": [number for _, number in page]}
+        rows = {(row.job_id, row.question_no, row.run_no): row for row in connection.execute(_QUESTIONS, values)}
+        candidates = load_candidates(connection, rows)
         by_key = {
-            (row.job_id, row.question_no): from_json(
-                AnsweredQuestion,
-                {**row._mapping, "candidates": tuple(candidates.get((row.job_id, row.question_no, row.run_no), ()))},
-            )
-            for row in rows
+            (job_id, number): record(AnsweredQuestion, row, candidates=candidates.get((job_id, number, run_no), ()))
+            for (job_id, number, run_no), row in rows.items()
         }
         questions.update((key, by_key[key]) for key in page if key in by_key)
     return questions
@@ -73,16 +72,12 @@ def load_questions(connection: Connection, keys: Iterable[QuestionKey]) -> dict[
 def find_questions(connection: Connection, names: Iterable[tuple[int, str]]) -> dict[tuple[int, str], AnsweredQuestion]:
     """The same by job and `custom_id`."""
     keys: list[QuestionKey] = []
+    columns = question_table.c
     for page in _pages(names):
-        rows = connection.execute(
-            text("""
-                SELECT q.job_id, q.question_no
-                FROM unnest(CAST(:jobs AS bigint[]), CAST(:names AS text[])) AS wanted (job_id, custom_id)
-                JOIN questions q USING (job_id, custom_id)
-            """),
-            {"jobs": [job for job, _ in page], "names": [name for _, name in page]},
-        )
-        keys += [(row.job_id, row.question_no) for row in rows]
+        wanted = given(page, columns.job_id, columns.custom_id)
+        is_wanted = same(question_table, wanted, "job_id", "custom_id")
+        rows = connection.execute(select(columns.job_id, columns.question_no).where(is_wanted))
+        keys += [(job_id, number) for job_id, number in rows]
     questions = load_questions(connection, keys).values()
     return {(question.job_id, question.custom_id): question for question in questions}
 
@@ -91,53 +86,37 @@ def newest_questions(
     connection: Connection, archive_id: int, limit: int, *, answered: bool = False
 ) -> list[AnsweredQuestion]:
     """The newest questions of an archive, each text once, the newest first; `answered`: only those with an answer."""
-    rows = connection.execute(
-        text("""
-            SELECT job_id, question_no FROM (
-                SELECT DISTINCT ON (text) job_id, question_no FROM (
-                    SELECT q.job_id, q.question_no, q.text FROM questions q JOIN jobs ON jobs.id = q.job_id
-                    WHERE jobs.archive_id = :archive_id AND q.text IS NOT NULL
-                      AND (NOT :answered OR EXISTS (
-                          SELECT FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
-                                                  AND a.status = 'answered'))
-                    ORDER BY q.job_id DESC, q.question_no DESC LIMIT :searched) newest
-                ORDER BY text, job_id DESC, question_no DESC) once
-            ORDER BY job_id DESC, question_no DESC LIMIT :limit
-        """),
-        {"archive_id": archive_id, "answered": answered, "searched": _SEARCHED, "limit": limit},
-    )
+    query = text("""
+        SELECT job_id, question_no FROM (
+            SELECT DISTINCT ON (text) job_id, question_no FROM (
+                SELECT q.job_id, q.question_no, q.text FROM questions q JOIN jobs ON jobs.id = q.job_id
+                WHERE jobs.archive_id = :archive_id AND q.text IS NOT NULL
+                  AND (NOT :answered OR EXISTS (
+                      SELECT FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
+                                              AND a.status = 'answered'))
+                ORDER BY q.job_id DESC, q.question_no DESC LIMIT :searched) newest
+            ORDER BY text, job_id DESC, question_no DESC) once
+        ORDER BY job_id DESC, question_no DESC LIMIT :limit
+    """)
+    values = {"archive_id": archive_id, "answered": answered, "searched": _SEARCHED, "limit": limit}
+    rows = connection.execute(query, values)
     return list(load_questions(connection, [(row.job_id, row.question_no) for row in rows]).values())
 
 
 def kinds_of_jobs(connection: Connection, job_ids: Sequence[int]) -> dict[int, str]:
     """The kind of each job; unknown jobs are left out."""
-    rows = connection.execute(text("SELECT id, kind FROM jobs WHERE id = ANY(:ids)"), {"ids": list(job_ids)})
-    return dict(rows.all())
+    return dict(connection.execute(select(jobs.c.id, jobs.c.kind).where(equals_any(jobs.c.id, job_ids))).all())
 
 
-_QUESTIONS = text("""
+_QUESTIONS = text(f"""
     SELECT q.job_id, q.question_no, q.custom_id, q.text, j.archive_id, archives.name AS archive,
            a.run_no, a.status, a.text AS answer, a.confidence, a.models
     FROM unnest(CAST(:jobs AS bigint[]), CAST(:numbers AS bigint[])) AS wanted (job_id, question_no)
     JOIN questions q USING (job_id, question_no)
     JOIN jobs j ON j.id = q.job_id JOIN archives ON archives.id = j.archive_id
-    LEFT JOIN LATERAL (
-        SELECT * FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
-        ORDER BY a.run_no DESC LIMIT 1) a ON true
+    {LATEST_ANSWER}
     WHERE q.text IS NOT NULL
-""")
-
-_CANDIDATES = text("""
-    SELECT c.*, i.sha256, i.source, i.caption
-    FROM unnest(CAST(:jobs AS bigint[]), CAST(:numbers AS bigint[]), CAST(:runs AS int[]))
-         AS wanted (job_id, question_no, run_no)
-    JOIN candidates c USING (job_id, question_no, run_no) JOIN images i ON i.id = c.image_id
-    ORDER BY c.job_id, c.question_no, c.relevance DESC, c.retrieval_rank
-""")
-
-
-def _as_arrays(keys: Sequence[QuestionKey]) -> dict[str, list[int]]:
-    return {"jobs": [job for job, _ in keys], "numbers": [number for _, number in keys]}
+""")  # noqa: S608 - no foreign text
 
 
 def _pages(items: Iterable[T]) -> Iterator[list[T]]:

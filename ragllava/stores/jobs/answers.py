@@ -8,17 +8,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, select, text
+from sqlalchemy import Connection, select, text, update
 
 from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerStatus, Candidate, Question, StoredImage
-from ragllava.stores.copying import copy_rows
-from ragllava.stores.jobs.outcomes import OPEN_QUESTION
-from ragllava.stores.schema import answers, candidates, images
+from ragllava.stores.database import copy_rows, equals_any, given, records, same
+from ragllava.stores.jobs.outcomes import LATEST_ANSWER, OPEN_QUESTION
+from ragllava.stores.schema import answers, candidates, images, questions
 
-RunKey = tuple[int, int, int]  # job, number of the question, run
+RunKey = tuple[int, int, int | None]  # job, number of the question, run; None: it has no answer yet
 
 _QUESTION_COLUMNS = ("job_id", "question_no", "place", "line", "custom_id", "text")
+_ANSWER_COLUMNS = ("question_no", "status", "text", "confidence", "note", "error_code", "error")  # as in an Answer
 _CANDIDATE_COLUMNS = ("retrieval_rank", "retrieval_score", "relevance", "evidence_no")  # as in a Candidate
 _PAGE = 500
 
@@ -30,49 +31,33 @@ def insert_questions(
 
     They are answered in the order of their numbers until `reorder` changes it.
     """
-    copy_rows(connection, "questions", _QUESTION_COLUMNS, ((job_id, row[0], *row) for row in rows))
+    copy_rows(connection, questions, _QUESTION_COLUMNS, ((job_id, row[0], *row) for row in rows))
 
 
 def insert_refusals(connection: Connection, job_id: int, rows: Iterable[tuple[int, str, str]]) -> None:
     """COPY the `failed` answers of invalid lines: (question_no, error_code, error)."""
     columns = ("job_id", "question_no", "run_no", "status", "error_code", "error")
-    copy_rows(
-        connection,
-        "answers",
-        columns,
-        ((job_id, number, 1, AnswerStatus.FAILED.value, code, error) for number, code, error in rows),
-    )
+    refusals = ((job_id, number, 1, AnswerStatus.FAILED.value, code, error) for number, code, error in rows)
+    copy_rows(connection, answers, columns, refusals)
 
 
 def open_questions(connection: Connection, job_id: int, run_no: int, lo: int, hi: int) -> list[Question]:
     """The valid questions at the positions [lo, hi) that have no answer in this run yet, in the order of work."""
-    rows = connection.execute(
-        text(
-            "SELECT q.question_no, q.line, q.custom_id, q.text FROM questions q "  # noqa: S608 - our own constant
-            f"WHERE q.job_id = :job_id AND q.place >= :lo AND q.place < :hi AND {OPEN_QUESTION} "
-            "ORDER BY q.place"
-        ),
-        {"job_id": job_id, "run_no": run_no, "lo": lo, "hi": hi},
-    )
-    return [Question(*row) for row in rows]
+    query = text(f"""
+        SELECT q.question_no, q.line, q.custom_id, q.text FROM questions q
+        WHERE q.job_id = :job_id AND q.place >= :lo AND q.place < :hi AND {OPEN_QUESTION} ORDER BY q.place
+    """)  # noqa: S608 - no foreign text
+    return records(Question, connection.execute(query, {"job_id": job_id, "run_no": run_no, "lo": lo, "hi": hi}))
 
 
 def reorder(connection: Connection, job_id: int, numbers: Sequence[int]) -> list[int]:
     """Put questions into this order, at the positions that they have together; returns these, ascending."""
-    positions = list(
-        connection.scalars(
-            text("SELECT place FROM questions WHERE job_id = :job_id AND question_no = ANY(:numbers) ORDER BY place"),
-            {"job_id": job_id, "numbers": list(numbers)},
-        )
-    )
-    connection.execute(
-        text(
-            "UPDATE questions SET place = moved.place "
-            "FROM unnest(CAST(:numbers AS bigint[]), CAST(:positions AS bigint[])) AS moved (number, place) "
-            "WHERE job_id = :job_id AND question_no = moved.number AND questions.place <> moved.place"
-        ),
-        {"job_id": job_id, "numbers": list(numbers), "positions": positions},
-    )
+    columns = questions.c
+    query = select(columns.place).where(columns.job_id == job_id, equals_any(columns.question_no, numbers))
+    positions = list(connection.scalars(query.order_by(columns.place)))
+    moved = given(zip(numbers, positions, strict=True), columns.question_no, columns.place)
+    is_moved = same(questions, moved, "question_no") & (columns.place != moved.c.place)
+    connection.execute(update(questions).where(columns.job_id == job_id, is_moved).values(place=moved.c.place))
     return positions
 
 
@@ -88,19 +73,13 @@ def insert_answers(
         [
             {
                 "job_id": job_id,
-                "question_no": answer.question_no,
                 "run_no": run_no,
                 "shard_id": shard_id,
                 "epoch": epoch,
-                "status": answer.status,
-                "text": answer.text,
-                "confidence": answer.confidence,
+                **{name: getattr(answer, name) for name in _ANSWER_COLUMNS},
                 "models": to_json(answer.models),
-                "note": answer.note,
-                "error_code": answer.error_code,
-                "error": answer.error,
                 "candidates_digest": candidates_digest(answer.candidates) if answer.models else None,
-                "changes": [change.value for change in answer.changes] if answer.changes is not None else None,
+                "changes": to_json(answer.changes),
             }
             for answer in results
         ],
@@ -120,8 +99,16 @@ def insert_answers(
         connection.execute(candidates.insert(), rows)
 
 
-def candidates_by_run(rows: Iterable[Row[Any]]) -> dict[RunKey, list[Candidate]]:
-    """The candidates of each run of a question; the rows join `candidates` with the images' columns."""
+def load_candidates(connection: Connection, runs: Iterable[RunKey]) -> dict[RunKey, list[Candidate]]:
+    """The candidates of these runs of questions, ordered by relevance, best first; runs without any are left out."""
+    columns = candidates.c
+    wanted = given(runs, columns.job_id, columns.question_no, columns.run_no)
+    query = (
+        select(candidates, images.c.sha256, images.c.source, images.c.caption)
+        .where(same(candidates, wanted, "job_id", "question_no", "run_no"), images.c.id == columns.image_id)
+        .order_by(columns.relevance.desc(), columns.retrieval_rank)
+    )
+    rows = connection.execute(query)
     by_run: dict[RunKey, list[Candidate]] = defaultdict(list)
     for row in rows:
         image = StoredImage(row.image_id, row.sha256, row.source, row.caption)
@@ -147,27 +134,15 @@ def iterate_results(connection: Connection, job_id: int) -> Iterator[tuple[Any, 
         rows = connection.execute(_RESULTS, {"job_id": job_id, "after": after, "page": _PAGE}).all()
         if not rows:
             return
-        of_runs = _candidates_of(connection, job_id, rows[0].question_no, rows[-1].question_no)
+        of_runs = load_candidates(connection, [(job_id, row.question_no, row.run_no) for row in rows])
         for row in rows:
             yield row, tuple(of_runs.get((job_id, row.question_no, row.run_no), ()))
         after = rows[-1].question_no
 
 
-_RESULTS = text(
-    "SELECT q.question_no, q.line, q.custom_id, q.text AS question, q.previous, a.run_no, a.status, "
-    "       a.text AS answer, a.confidence, a.models, a.note, a.error_code, a.error, a.changes "
-    "FROM questions q LEFT JOIN LATERAL ("
-    "  SELECT * FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no "
-    "  ORDER BY a.run_no DESC LIMIT 1) a ON true "
-    "WHERE q.job_id = :job_id AND q.question_no > :after ORDER BY q.question_no LIMIT :page"
-)
-
-
-def _candidates_of(connection: Connection, job_id: int, first: int, last: int) -> dict[RunKey, list[Candidate]]:
-    rows = connection.execute(
-        select(candidates, images.c.sha256, images.c.source, images.c.caption)
-        .join(images, images.c.id == candidates.c.image_id)
-        .where(candidates.c.job_id == job_id, candidates.c.question_no.between(first, last))
-        .order_by(candidates.c.question_no, candidates.c.relevance.desc(), candidates.c.retrieval_rank)
-    )
-    return candidates_by_run(rows)
+_RESULTS = text(f"""
+    SELECT q.question_no, q.line, q.custom_id, q.text AS question, q.previous, a.run_no, a.status,
+           a.text AS answer, a.confidence, a.models, a.note, a.error_code, a.error, a.changes
+    FROM questions q {LATEST_ANSWER}
+    WHERE q.job_id = :job_id AND q.question_no > :after ORDER BY q.question_no LIMIT :page
+""")  # noqa: S608 - no foreign text

@@ -34,6 +34,12 @@ OPEN_QUESTION = """
     AND NOT EXISTS (SELECT 1 FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
                     AND (a.run_no = :run_no OR a.status IN ('answered', 'no_evidence')))
 """
+# `a` is the answer of the latest run of the question `q`; its columns are NULL while the question is open.
+LATEST_ANSWER = """
+    LEFT JOIN LATERAL (
+        SELECT * FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
+        ORDER BY a.run_no DESC LIMIT 1) a ON true
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +128,9 @@ class QuestionInputs:
 
     def count_all(self, connection: Connection, job_id: int) -> dict[str | None, int]:
         """As InputTable."""
-        query = text("""
-            SELECT a.status, count(*) FROM questions q LEFT JOIN LATERAL (
-                SELECT status FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
-                ORDER BY run_no DESC LIMIT 1) a ON true
-            WHERE q.job_id = :job_id GROUP BY a.status
-        """)
+        query = text(f"""
+            SELECT a.status, count(*) FROM questions q {LATEST_ANSWER} WHERE q.job_id = :job_id GROUP BY a.status
+        """)  # noqa: S608 - no foreign text
         return dict(connection.execute(query, {"job_id": job_id}).all())
 
     def count(self, connection: Connection, job_id: int) -> dict[str, int]:

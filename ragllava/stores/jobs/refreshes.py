@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, text
 
 from ragllava.records import Question
+from ragllava.stores.database import record, records
+from ragllava.stores.jobs.outcomes import LATEST_ANSWER
 
 _PAGE = 10_000  # lines in a statement, which must end before the statement timeout
 
@@ -74,14 +76,14 @@ def copy_lines(connection: Connection, job_id: int, earlier_job_id: int, total: 
 def earlier_answers(connection: Connection, job_id: int, numbers: Sequence[int]) -> dict[int, EarlierAnswer]:
     """The earlier answers of these questions of a refresh, by number; questions without one are left out."""
     rows = connection.execute(_PINNED, {"job_id": job_id, "numbers": list(numbers)})
-    return {row.question_no: _as_earlier(row) for row in rows}
+    return {earlier.question_no: earlier for earlier in records(EarlierAnswer, rows)}
 
 
 def answered_page(connection: Connection, job_id: int, after: int, limit: int) -> list[tuple[Question, EarlierAnswer]]:
     """The next questions of a job that ended as answered or without evidence, each with its latest answer: at most
     `limit`, in order, those whose number is greater than `after`."""
     rows = connection.execute(_LATEST, {"job_id": job_id, "after": after, "page": limit})
-    return [(Question(row.question_no, row.line, row.custom_id, row.text), _as_earlier(row)) for row in rows]
+    return [(record(Question, row), record(EarlierAnswer, row)) for row in rows]
 
 
 def take_over(
@@ -103,22 +105,11 @@ def view(connection: Connection, job_id: int, spec: Mapping[str, Any]) -> Refres
         return None
     row = connection.execute(_COUNTS, {"job_id": job_id}).one()
     because: dict[str, int] = dict(connection.execute(_BECAUSE, {"job_id": job_id}).all())
-    return RefreshView(spec["refreshes"], row.taken_over, row.asked_again, row.changed, because)
+    return record(RefreshView, row, refreshes=spec["refreshes"], because=because)
 
-
-def _as_earlier(row: Row[Any]) -> EarlierAnswer:
-    has_evidence = row.status == "answered"
-    return EarlierAnswer(row.question_no, has_evidence, row.models, row.candidates_digest, frozenset(row.image_ids))
-
-
-_LATEST_ANSWER = """
-    LEFT JOIN LATERAL (
-        SELECT * FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
-        ORDER BY a.run_no DESC LIMIT 1) a ON true
-"""
 
 _EARLIER = """
-    a.question_no, a.status, a.models, a.candidates_digest,
+    a.question_no, a.status = 'answered' AS has_evidence, a.models, a.candidates_digest AS digest,
     ARRAY(SELECT c.image_id FROM candidates c
           WHERE c.job_id = a.job_id AND c.question_no = a.question_no AND c.run_no = a.run_no) AS image_ids
 """
@@ -137,14 +128,14 @@ _COPY_QUESTIONS = text(f"""
                 FROM candidates c JOIN images i ON i.id = c.image_id
                 WHERE c.job_id = a.job_id AND c.question_no = a.question_no AND c.run_no = a.run_no
                       AND c.evidence_no IS NOT NULL))
-    FROM questions q {_LATEST_ANSWER}
+    FROM questions q {LATEST_ANSWER}
     WHERE q.job_id = :earlier AND q.question_no >= :lo AND q.question_no < :hi
 """)  # noqa: S608 - no foreign text
 
 _COPY_UNANSWERED = text(f"""
     INSERT INTO answers (job_id, question_no, run_no, status, error_code, error)
     SELECT :job_id, q.question_no, 1, a.status, a.error_code, a.error
-    FROM questions q {_LATEST_ANSWER}
+    FROM questions q {LATEST_ANSWER}
     WHERE q.job_id = :earlier AND q.question_no >= :lo AND q.question_no < :hi
           AND a.status NOT IN ('answered', 'no_evidence')
 """)  # noqa: S608 - no foreign text
@@ -156,7 +147,7 @@ _PINNED = text(f"""
 
 _LATEST = text(f"""
     SELECT q.line, q.custom_id, q.text, {_EARLIER}
-    FROM questions q {_LATEST_ANSWER}
+    FROM questions q {LATEST_ANSWER}
     WHERE q.job_id = :job_id AND q.question_no > :after AND a.status IN ('answered', 'no_evidence')
     ORDER BY q.question_no LIMIT :page
 """)  # noqa: S608 - no foreign text

@@ -8,6 +8,7 @@ from datetime import datetime
 from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from ragllava.stores.database import records
 from ragllava.stores.schema import workers
 
 
@@ -55,8 +56,4 @@ def remove(connection: Connection, name: str) -> None:
 def list_workers(connection: Connection) -> list[WorkerView]:
     """All rows by name; the row of a killed worker stays until a worker of that name starts again."""
     age = func.extract("epoch", func.now() - workers.c.seen_at)
-    rows = connection.execute(select(workers, age.label("age_s")).order_by(workers.c.name))
-    return [
-        WorkerView(row.name, row.queues, row.slots, row.state, row.versions, row.started_at, float(row.age_s))
-        for row in rows
-    ]
+    return records(WorkerView, connection.execute(select(workers, age.label("age_s")).order_by(workers.c.name)))

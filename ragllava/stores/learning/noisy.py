@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, case, func, select, text
+from sqlalchemy import ColumnElement, Connection, case, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.json_records import from_json
 from ragllava.records import NoisyCase, NoisyReason, NoisyState
+from ragllava.stores.database import equals_any, given, record, records, same
 from ragllava.stores.jobs.answered import AnsweredQuestion, QuestionKey, load_questions
 from ragllava.stores.schema import noisy_cases
 
@@ -26,6 +26,15 @@ class NoisyView:
     state: NoisyState
     created_at: datetime
     updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredJob:
+    """An ended answer job; `top_n` is its limit of evidence."""
+
+    job_id: int
+    archive_id: int
+    top_n: int
 
 
 def insert_cases(
@@ -56,9 +65,9 @@ def insert_cases(
                 "job_id": job_id,
                 "question_no": noisy.question_no,
                 "archive_id": archive_id,
-                "reasons": [reason.value for reason in noisy.reasons],
+                "reasons": list(noisy.reasons),
                 "details": noisy.details,
-                "state": NoisyState.OPEN.value,
+                "state": NoisyState.OPEN,
             }
             for noisy in sorted(cases, key=lambda noisy: noisy.question_no)  # in one order, to avoid deadlocks
         ],
@@ -78,15 +87,8 @@ def add_reason(
 
 def set_state(connection: Connection, keys: Sequence[QuestionKey], state: NoisyState) -> int:
     """Set the state of those questions that are noisy cases; returns how many these are."""
-    result = connection.execute(
-        text("""
-            UPDATE noisy_cases SET state = :state, updated_at = now()
-            FROM unnest(CAST(:jobs AS bigint[]), CAST(:numbers AS bigint[])) AS moved (job_id, question_no)
-            WHERE noisy_cases.job_id = moved.job_id AND noisy_cases.question_no = moved.question_no
-        """),
-        {"state": state.value, "jobs": [job for job, _ in keys], "numbers": [number for _, number in keys]},
-    )
-    return result.rowcount
+    moved = same(noisy_cases, given(keys, noisy_cases.c.job_id, noisy_cases.c.question_no), "job_id", "question_no")
+    return connection.execute(update(noisy_cases).where(moved).values(state=state, updated_at=func.now())).rowcount
 
 
 def list_cases(
@@ -98,22 +100,61 @@ def list_cases(
     limit: int | None = None,
 ) -> list[NoisyView]:
     """The noisy cases of an archive, newest job first, within a job in input order."""
-    query = select(noisy_cases).where(noisy_cases.c.archive_id == archive_id)
+    conditions = [noisy_cases.c.archive_id == archive_id]
     if state is not None:
-        query = query.where(noisy_cases.c.state == state)
+        conditions.append(noisy_cases.c.state == state)
     if reason is not None:
-        query = query.where(noisy_cases.c.reasons.contains([reason.value]))
-    ordered = query.order_by(noisy_cases.c.job_id.desc(), noisy_cases.c.question_no).limit(limit)
-    return _views(connection, connection.execute(ordered).all())
+        conditions.append(noisy_cases.c.reasons.contains([reason.value]))
+    return _views(connection, conditions, limit)
 
 
 def find_case(connection: Connection, job_id: int, question_no: int) -> NoisyView | None:
     """The noisy case of a question, if there is one."""
-    query = select(noisy_cases).where(and_(noisy_cases.c.job_id == job_id, noisy_cases.c.question_no == question_no))
-    views = _views(connection, connection.execute(query).all())
+    views = _views(connection, [noisy_cases.c.job_id == job_id, noisy_cases.c.question_no == question_no])
     return views[0] if views else None
 
 
-def _views(connection: Connection, rows: Sequence[Row[Any]]) -> list[NoisyView]:
+def answered_jobs(connection: Connection, archive_id: int | None) -> list[AnsweredJob]:
+    """The ended answer jobs of an archive, or of all; the newest first."""
+    query = text("""
+        SELECT id AS job_id, archive_id, spec->'options'->'top_n' AS top_n FROM jobs
+        WHERE kind = 'answer' AND finished_at IS NOT NULL
+          AND (CAST(:archive_id AS bigint) IS NULL OR archive_id = :archive_id)
+        ORDER BY id DESC
+    """)
+    return records(AnsweredJob, connection.execute(query, {"archive_id": archive_id}))
+
+
+def unlabelled_questions(connection: Connection, job_id: int) -> list[int]:
+    """The questions of a job that ended as answered or without evidence and are not labelled or dismissed, ascending.
+
+    Answers that a refresh took over are checked in the job that gave them.
+    """
+    query = text("""
+        SELECT DISTINCT a.question_no FROM answers a
+        WHERE a.job_id = :job_id AND a.status IN ('answered', 'no_evidence')
+          AND a.changes IS DISTINCT FROM '{}'
+          AND NOT EXISTS (SELECT 1 FROM labels l
+                          WHERE l.job_id = a.job_id AND l.question_no = a.question_no)
+          AND NOT EXISTS (SELECT 1 FROM noisy_cases n
+                          WHERE n.job_id = a.job_id AND n.question_no = a.question_no AND n.state <> 'open')
+        ORDER BY 1
+    """)
+    return list(connection.scalars(query, {"job_id": job_id}))
+
+
+def logged_reasons(connection: Connection, job_id: int, numbers: Sequence[int]) -> dict[int, set[str]]:
+    """The logged reasons of each question."""
+    cases = noisy_cases.c
+    query = select(cases.question_no, cases.reasons).where(cases.job_id == job_id)
+    rows = connection.execute(query.where(equals_any(cases.question_no, numbers)))
+    return {number: set(reasons) for number, reasons in rows}
+
+
+def _views(
+    connection: Connection, conditions: Sequence[ColumnElement[bool]], limit: int | None = None
+) -> list[NoisyView]:
+    query = select(noisy_cases).where(*conditions).order_by(noisy_cases.c.job_id.desc(), noisy_cases.c.question_no)
+    rows = connection.execute(query.limit(limit)).all()
     questions = load_questions(connection, [(row.job_id, row.question_no) for row in rows])
-    return [from_json(NoisyView, {**row._mapping, "question": questions[row.job_id, row.question_no]}) for row in rows]
+    return [record(NoisyView, row, question=questions[row.job_id, row.question_no]) for row in rows]

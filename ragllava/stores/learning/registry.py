@@ -8,19 +8,18 @@ registered), a challenger (passed its gate, not promoted), the champion (used by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, select, text, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
-from ragllava.json_records import from_json, to_json
+from ragllava.json_records import to_json
 from ragllava.records import Role
+from ragllava.stores.database import lock_name, record, same
 from ragllava.stores.schema import model_versions, promotions
-
-_LOCK_SPACE = 0x52616752  # the advisory locks of champions
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +34,8 @@ class BaseVersion:
     manifest: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterVersion:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterVersion(BaseVersion):
     """A trained adapter to be registered, after its files were published (stages/champions.py).
 
     `adapter_sha256` is the digest of `manifest`; `base` names the version that the adapter was trained on. `training`
@@ -45,14 +44,8 @@ class AdapterVersion:
     for rerankers.
     """
 
-    role: Role
-    name: str
     profile: str
-    prompt: str
-    threshold: float | None
-    threshold_curve: dict[str, Any] | None
     adapter_sha256: str
-    manifest: dict[str, str]
     base: str
     training: dict[str, Any]
     state: Literal["candidate", "challenger"] = "candidate"
@@ -199,10 +192,7 @@ def list_versions(connection: Connection, profile: str | None = None, role: Role
         query = query.where(model_versions.c.profile == profile)
     if role is not None:
         query = query.where(model_versions.c.role == role.value)
-    return [
-        VersionView(_as_version(row), row.state, row.threshold_curve, row.created_at, row.promoted_at)
-        for row in connection.execute(query)
-    ]
+    return [record(VersionView, row, version=_as_version(row)) for row in connection.execute(query)]
 
 
 def find_version(connection: Connection, profile: str, name: str, role: Role | None = None) -> VersionView:
@@ -241,19 +231,16 @@ def _unknown(profile: str, kind: str, name: str) -> UsageError:
 
 
 def _lock(connection: Connection, profile: str) -> None:
-    connection.execute(select(func.pg_advisory_xact_lock(_LOCK_SPACE, func.hashtext(profile))))
+    lock_name(connection, "champions", profile)
 
 
 def _find(connection: Connection, profile: str, role: Role, name: str) -> Row[Any] | None:
-    return connection.execute(
-        select(model_versions).where(
-            model_versions.c.profile == profile, model_versions.c.role == role.value, model_versions.c.name == name
-        )
-    ).one_or_none()
+    of_role = _of_role(profile, role)
+    return connection.execute(select(model_versions).where(of_role, model_versions.c.name == name)).one_or_none()
 
 
 def _as_version(row: Row[Any]) -> ModelVersion:
-    return from_json(ModelVersion, {**row._mapping, "version_id": row.id})
+    return record(ModelVersion, row, version_id=row.id)
 
 
 def _promote(connection: Connection, chosen: Row[Any], replaced_id: int | None, reason: str) -> ModelVersion:
@@ -301,40 +288,33 @@ def _line_of_champions(connection: Connection, profile: str, role: Role) -> list
 
 def _retire(connection: Connection, profile: str, role: Role, state: str) -> None:
     """Retire the versions of a role that are in this state."""
-    of_role = and_(model_versions.c.profile == profile, model_versions.c.role == role)
-    connection.execute(update(model_versions).where(of_role, model_versions.c.state == state).values(state="retired"))
+    in_state = model_versions.c.state == state
+    connection.execute(update(model_versions).where(_of_role(profile, role), in_state).values(state="retired"))
+
+
+def _of_role(profile: str, role: Role) -> ColumnElement[bool]:
+    return and_(model_versions.c.profile == profile, model_versions.c.role == role)
 
 
 def _register(connection: Connection, profile: str, bases: Sequence[BaseVersion]) -> None:
-    values = [to_json(base) | {"profile": profile, "state": "candidate"} for base in bases]
+    values = [asdict(base) | {"profile": profile, "state": "candidate"} for base in bases]
     connection.execute(insert(model_versions).on_conflict_do_nothing(), values)
 
 
 def _retire_other_bases(connection: Connection, profile: str, bases: Sequence[BaseVersion]) -> None:
-    connection.execute(
-        update(model_versions)
-        .where(
-            model_versions.c.profile == profile,
-            model_versions.c.state == "champion",
-            model_versions.c.adapter_sha256.is_(None),
-            model_versions.c.role.in_([base.role.value for base in bases]),
-            ~_is_one_of(bases),
-        )
-        .values(state="retired")
-    )
+    columns = model_versions.c
+    champion_base = (columns.profile == profile, columns.state == "champion", columns.adapter_sha256.is_(None))
+    replaced = (*champion_base, columns.role.in_([base.role for base in bases]), ~_is_one_of(bases))
+    connection.execute(update(model_versions).where(*replaced).values(state="retired"))
 
 
 def _promote_bases(connection: Connection, profile: str, bases: Sequence[BaseVersion]) -> None:
     """Where a role has no champion. A rollback from here is not possible: the files of an earlier base are gone."""
     present = model_versions.alias("present")
-    has_champion = select(text("1")).where(
-        present.c.role == model_versions.c.role,
-        present.c.profile == model_versions.c.profile,
-        present.c.state == "champion",
-    )
+    has_champion = exists().where(same(present, model_versions, "role", "profile"), present.c.state == "champion")
     promoted = connection.execute(
         update(model_versions)
-        .where(and_(model_versions.c.profile == profile, _is_one_of(bases), ~has_champion.exists()))
+        .where(model_versions.c.profile == profile, _is_one_of(bases), ~has_champion)
         .values(state="champion", promoted_at=func.now())
         .returning(model_versions)
     )

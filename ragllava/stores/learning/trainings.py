@@ -10,12 +10,11 @@ from typing import Any
 from sqlalchemy import Connection, func, select, text, update
 
 from ragllava.errors import UsageError
-from ragllava.json_records import from_json
 from ragllava.records import JobKind, Role, TrainingStatus
+from ragllava.stores.database import lock_name, record, records
 from ragllava.stores.schema import jobs, model_versions, trainings
 
 _WITHOUT_VERSION = [status.value for status in (TrainingStatus.FAILED, TrainingStatus.DEAD, TrainingStatus.CANCELLED)]
-_LOCK_SPACE = 0x52616754  # the advisory locks of new trainings
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ def insert_training(connection: Connection, job_id: int, role: Role) -> None:
 
 def lock_role(connection: Connection, role: Role) -> None:
     """Prevent other new trainings of this role until the end of the transaction."""
-    connection.execute(select(func.pg_advisory_xact_lock(_LOCK_SPACE, func.hashtext(role.value))))
+    lock_name(connection, "training", role)
 
 
 def open_training(connection: Connection, role: Role) -> int | None:
@@ -99,12 +98,8 @@ def guard_retry(connection: Connection, job_id: int) -> None:
 
 def view(connection: Connection, job_id: int) -> TrainingView:
     """The training of a train job."""
-    row = connection.execute(
-        select(trainings, model_versions.c.name)
-        .outerjoin(model_versions, model_versions.c.id == trainings.c.version_id)
-        .where(trainings.c.job_id == job_id)
-    ).one()
-    return from_json(TrainingView, {**row._mapping, "version": row.name})
+    query = select(trainings, model_versions.c.name.label("version")).outerjoin(model_versions)
+    return record(TrainingView, connection.execute(query.where(trainings.c.job_id == job_id)).one())
 
 
 def set_phase(connection: Connection, job_id: int, phase: str) -> None:
@@ -128,31 +123,28 @@ def due_archives(connection: Connection, role: Role, labelled: int) -> Sequence[
     A training that was requested for another archive counts for the archives it replayed as well, unless it made no
     version: that other archive may have had too few labels.
     """
-    rows = connection.execute(
-        text(
-            "SELECT a.name, count(DISTINCT (l.job_id, l.question_no)) AS labelled, max(l.id) AS last_label "
-            "FROM labels l JOIN archives a ON a.id = l.archive_id "
-            "WHERE l.created_at > coalesce((SELECT max(j.created_at) FROM jobs j JOIN trainings t ON t.job_id = j.id "
-            "  WHERE j.kind = :kind AND t.role = :role AND j.spec->'archives' ? a.name "
-            "  AND (j.spec->'archives'->>0 = a.name OR NOT coalesce(t.status = ANY(:in_vain), false))), '-infinity') "
-            "GROUP BY a.name HAVING count(DISTINCT (l.job_id, l.question_no)) >= :labelled ORDER BY a.name"
-        ),
-        {"kind": JobKind.TRAIN.value, "role": role.value, "labelled": labelled, "in_vain": _WITHOUT_VERSION},
-    )
-    return [DueArchive(row.name, row.labelled, row.last_label) for row in rows]
+    query = text("""
+        SELECT a.name AS archive, count(DISTINCT (l.job_id, l.question_no)) AS labelled, max(l.id) AS last_label
+        FROM labels l JOIN archives a ON a.id = l.archive_id
+        WHERE l.created_at > coalesce((SELECT max(j.created_at) FROM jobs j JOIN trainings t ON t.job_id = j.id
+            WHERE t.role = :role AND j.spec->'archives' ? a.name
+            AND (j.spec->'archives'->>0 = a.name OR NOT coalesce(t.status = ANY(:in_vain), false))), '-infinity')
+        GROUP BY a.name HAVING count(DISTINCT (l.job_id, l.question_no)) >= :labelled ORDER BY a.name
+    """)
+    values = {"role": role.value, "labelled": labelled, "in_vain": _WITHOUT_VERSION}
+    return records(DueArchive, connection.execute(query, values))
 
 
 def labelled_archives(connection: Connection, role: Role) -> Sequence[str]:
     """The archives, by name, in which the newest label of a question is usable for this role."""
-    return connection.scalars(
-        text(
-            "SELECT DISTINCT a.name FROM (SELECT DISTINCT ON (job_id, question_no) * FROM labels "
-            "  ORDER BY job_id, question_no, id DESC) latest JOIN archives a ON a.id = latest.archive_id "
-            "WHERE CASE WHEN :answers THEN cardinality(relevant) > 0 AND answer IS NOT NULL "
-            "  ELSE cardinality(relevant) + cardinality(irrelevant) > 0 END ORDER BY a.name"
-        ),
-        {"answers": role is Role.GENERATOR},
-    ).all()
+    query = text("""
+        SELECT DISTINCT a.name FROM (
+            SELECT DISTINCT ON (job_id, question_no) * FROM labels ORDER BY job_id, question_no, id DESC) latest
+        JOIN archives a ON a.id = latest.archive_id
+        WHERE CASE WHEN :answers THEN cardinality(relevant) > 0 AND answer IS NOT NULL
+              ELSE cardinality(relevant) + cardinality(irrelevant) > 0 END ORDER BY a.name
+    """)
+    return connection.scalars(query, {"answers": role is Role.GENERATOR}).all()
 
 
 def _update(connection: Connection, job_id: int, **values: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, select, text, union_all
 
+from ragllava.stores.database import record
 from ragllava.stores.schema import jobs
 
 _TIMEOUT_S = 900  # counting everything takes longer than other statements may
@@ -29,11 +30,8 @@ def allow_minutes(connection: Connection) -> None:
 
 def count(connection: Connection, query: str, values: Mapping[str, Any]) -> CountedRows:
     """Count the rows of one of the queries below; values that it does not use are ignored."""
-    row = connection.execute(
-        text(f"SELECT count(*) AS number, min(example) AS example FROM ({query}) wrong"),  # noqa: S608 - our own text
-        dict(values),
-    ).one()
-    return CountedRows(row.number, row.example)
+    counted = text(f"SELECT count(*) AS number, min(example) AS example FROM ({query}) wrong")  # noqa: S608 - our own text
+    return record(CountedRows, connection.execute(counted, dict(values)).one())
 
 
 # Running shards whose lease ended and was not reaped.
@@ -142,23 +140,17 @@ def jobs_that_do_not_add_up(connection: Connection, totals_of_kind: Mapping[str,
 
 def queued_shards(connection: Connection, queue_of_kind: Mapping[str, str]) -> dict[str, int]:
     """The largest correct number of messages in each queue."""
-    rows = connection.execute(
-        text("""
-            SELECT coalesce(s.queue, CAST(:queues AS jsonb)->>j.kind) AS queue, count(*) AS number
-            FROM shards s JOIN jobs j ON j.id = s.job_id
-            WHERE s.state = 'queued' AND j.finished_at IS NULL GROUP BY 1
-        """),
-        {"queues": json.dumps(dict(queue_of_kind))},
-    )
-    return {row.queue: row.number for row in rows}
+    query = text("""
+        SELECT coalesce(s.queue, CAST(:queues AS jsonb)->>j.kind), count(*) FROM shards s JOIN jobs j ON j.id = s.job_id
+        WHERE s.state = 'queued' AND j.finished_at IS NULL GROUP BY 1
+    """)
+    return dict(connection.execute(query, {"queues": json.dumps(dict(queue_of_kind))}).all())
 
 
 def named_content(connection: Connection) -> dict[str, int]:
     """The size in bytes of all content that images refer to, by hash."""
-    rows = connection.execute(
-        text("SELECT DISTINCT blobs.sha256, size_bytes FROM images JOIN blobs ON blobs.sha256 = images.sha256")
-    )
-    return {row.sha256: row.size_bytes for row in rows}
+    query = text("SELECT sha256, size_bytes FROM blobs WHERE sha256 IN (SELECT sha256 FROM images)")
+    return dict(connection.execute(query).all())
 
 
 def image_named(connection: Connection, sha256: str) -> str:
@@ -172,18 +164,14 @@ def image_named(connection: Connection, sha256: str) -> str:
 
 def result_keys(connection: Connection) -> dict[str, str]:
     """The keys of all result files, each with its job for people."""
-    rows = connection.execute(
-        text("""
-            SELECT id, file.value->>'key' AS key FROM jobs, jsonb_each(result->'files') AS file
-            WHERE jsonb_typeof(result->'files') = 'object'
-        """)
-    )
-    return {row.key: f"job {row.id}" for row in rows if row.key}
+    query = text("""
+        SELECT file.value->>'key', 'job ' || id FROM jobs, jsonb_each(result->'files') AS file
+        WHERE jsonb_typeof(result->'files') = 'object' AND file.value->>'key' <> ''
+    """)
+    return dict(connection.execute(query).all())
 
 
 def adapters_of_versions(connection: Connection) -> dict[str, str]:
     """The adapters of all model versions, each with the version's name."""
-    rows = connection.execute(
-        text("SELECT adapter_sha256, name FROM model_versions WHERE adapter_sha256 IS NOT NULL ORDER BY id")
-    )
-    return {row.adapter_sha256: row.name for row in rows}
+    query = text("SELECT adapter_sha256, name FROM model_versions WHERE adapter_sha256 IS NOT NULL ORDER BY id")
+    return dict(connection.execute(query).all())

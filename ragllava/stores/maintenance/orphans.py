@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
+from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.records import Role
+from ragllava.stores.database import equals_any
 from ragllava.stores.learning import trainings
+from ragllava.stores.schema import blobs
 
 
 def has_content(connection: Connection) -> bool:
@@ -17,14 +20,7 @@ def has_content(connection: Connection) -> bool:
 
 def unknown_hashes(connection: Connection, hashes: Sequence[str]) -> set[str]:
     """Those of the hashes that no blob has."""
-    rows = connection.scalars(
-        text("""
-            SELECT sha256 FROM unnest(CAST(:hashes AS text[])) AS listed (sha256)
-            WHERE NOT EXISTS (SELECT 1 FROM blobs WHERE blobs.sha256 = listed.sha256)
-        """),
-        {"hashes": list(hashes)},
-    )
-    return set(rows)
+    return set(hashes).difference(connection.scalars(select(blobs.c.sha256).where(equals_any(blobs.c.sha256, hashes))))
 
 
 def adopt(connection: Connection, sha256: str, size_bytes: int) -> bool:
@@ -32,21 +28,9 @@ def adopt(connection: Connection, sha256: str, size_bytes: int) -> bool:
 
     So an importer of the same bytes waits or revives it, as with any other blob.
     """
-    statement = text("""
-        INSERT INTO blobs (sha256, state, size_bytes, media_type)
-        VALUES (:sha256, 'deleting', :size_bytes, 'application/octet-stream') ON CONFLICT DO NOTHING
-    """)
-    return connection.execute(statement, {"sha256": sha256, "size_bytes": size_bytes}).rowcount == 1
-
-
-def living_jobs(connection: Connection, job_ids: Sequence[int]) -> set[int]:
-    """Those of the jobs that exist."""
-    return set(connection.scalars(text("SELECT id FROM jobs WHERE id = ANY(:ids)"), {"ids": list(job_ids)}))
-
-
-def living_adapters(connection: Connection) -> set[str]:
-    """The adapters of all model versions."""
-    return set(connection.scalars(text("SELECT adapter_sha256 FROM model_versions WHERE adapter_sha256 IS NOT NULL")))
+    unnamed = {"state": "deleting", "size_bytes": size_bytes, "media_type": "application/octet-stream"}
+    new = insert(blobs).values(sha256=sha256, **unnamed).on_conflict_do_nothing()
+    return connection.execute(new).rowcount == 1
 
 
 def living_trainings(connection: Connection) -> dict[str, bool]:

@@ -8,17 +8,12 @@ from ragllava.stores.archives import indexes
 
 # Models learn from labels, and a noisy case that is not dismissed may become one. Trainings, which are few, stay: model
 # versions refer to them, and so does the check whether a new training is due.
-_DELETABLE = """
-    jobs.kind <> 'train' AND jobs.result IS NOT NULL
-    AND jobs.finished_at < now() - make_interval(secs => :older_than_s)
-    AND NOT EXISTS (SELECT 1 FROM labels WHERE labels.job_id = jobs.id)
-    AND NOT EXISTS (SELECT 1 FROM noisy_cases n WHERE n.job_id = jobs.id AND n.state <> 'dismissed')
+_IS_OLD = "jobs.finished_at < now() - make_interval(secs => :older_than_s)"
+_IS_NEEDED = """
+    (EXISTS (SELECT 1 FROM labels WHERE labels.job_id = jobs.id)
+     OR EXISTS (SELECT 1 FROM noisy_cases n WHERE n.job_id = jobs.id AND n.state <> 'dismissed'))
 """
-_NEEDED = """
-    jobs.kind = 'answer' AND jobs.finished_at < now() - make_interval(secs => :older_than_s)
-    AND (EXISTS (SELECT 1 FROM labels WHERE labels.job_id = jobs.id)
-         OR EXISTS (SELECT 1 FROM noisy_cases n WHERE n.job_id = jobs.id AND n.state <> 'dismissed'))
-"""
+_DELETABLE = f"jobs.kind <> 'train' AND jobs.result IS NOT NULL AND {_IS_OLD} AND NOT {_IS_NEEDED}"
 _DELETION_TIMEOUT_S = 900  # a job of a million lines takes longer than other statements may
 
 
@@ -30,7 +25,7 @@ def deletable_jobs(connection: Connection, older_than_s: float) -> list[int]:
 
 def count_needed_jobs(connection: Connection, older_than_s: float) -> int:
     """How many jobs of that age are kept for their labels and noisy cases."""
-    query = f"SELECT count(*) FROM jobs WHERE {_NEEDED}"  # noqa: S608 - no foreign text
+    query = f"SELECT count(*) FROM jobs WHERE kind = 'answer' AND {_IS_OLD} AND {_IS_NEEDED}"  # noqa: S608
     return int(connection.execute(text(query), {"older_than_s": older_than_s}).scalar_one())
 
 
@@ -66,12 +61,9 @@ _REPLACED = """
 
 def delete_runs(connection: Connection, older_than_s: float) -> int:
     """Delete old runs of schedules, but not the last run of each; returns how many."""
-    result = connection.execute(
-        text("""
-            DELETE FROM schedule_runs r WHERE fired_at < now() - make_interval(secs => :older_than_s)
-            AND EXISTS (SELECT 1 FROM schedule_runs newer
-                        WHERE newer.schedule_id = r.schedule_id AND newer.fired_at > r.fired_at)
-        """),
-        {"older_than_s": older_than_s},
-    )
-    return result.rowcount
+    query = text("""
+        DELETE FROM schedule_runs r WHERE fired_at < now() - make_interval(secs => :older_than_s)
+        AND EXISTS (SELECT 1 FROM schedule_runs newer
+                    WHERE newer.schedule_id = r.schedule_id AND newer.fired_at > r.fired_at)
+    """)
+    return connection.execute(query, {"older_than_s": older_than_s}).rowcount

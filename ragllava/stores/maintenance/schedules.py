@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, text, update
+from sqlalchemy import Connection, Row, Select, func, select, update
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from ragllava.errors import UsageError
-from ragllava.json_records import from_json
 from ragllava.records import ScheduleAction
+from ragllava.stores.database import equals_any, record
 from ragllava.stores.schema import archives, jobs, schedule_runs, schedules
 
 
@@ -136,28 +136,23 @@ def database_now(connection: Connection) -> datetime:
     return now
 
 
-def _select() -> Any:
-    return select(schedules, archives.c.name.label("archive")).outerjoin(
-        archives, archives.c.id == schedules.c.archive_id
-    )
+def _select() -> Select[Any]:
+    columns = (schedules.c.id.label("schedule_id"), schedules, archives.c.name.label("archive"))
+    return select(*columns).outerjoin(archives)
 
 
 def _views(connection: Connection, rows: Sequence[Row[Any]]) -> list[ScheduleView]:
     last_runs = _last_runs(connection, [row.id for row in rows])
-    return [
-        from_json(ScheduleView, {**row._mapping, "schedule_id": row.id, "last_run": last_runs.get(row.id)})
-        for row in rows
-    ]
+    return [record(ScheduleView, row, last_run=last_runs.get(row.id)) for row in rows]
 
 
 def _last_runs(connection: Connection, schedule_ids: Sequence[int]) -> dict[int, RunView]:
     runs = schedule_runs.c
     rows = connection.execute(
-        select(schedule_runs, jobs.c.state)
+        select(schedule_runs, jobs.c.state.label("job_state"))
         .ext(distinct_on(runs.schedule_id))
-        .outerjoin(jobs, jobs.c.id == runs.job_id)
-        .where(runs.schedule_id == text("ANY(:ids)"))
-        .order_by(runs.schedule_id, runs.fired_at.desc(), runs.due_at.desc()),
-        {"ids": list(schedule_ids)},
+        .outerjoin(jobs)
+        .where(equals_any(runs.schedule_id, schedule_ids))
+        .order_by(runs.schedule_id, runs.fired_at.desc(), runs.due_at.desc())
     )
-    return {row.schedule_id: RunView(row.due_at, row.fired_at, row.job_id, row.state, row.note) for row in rows}
+    return {row.schedule_id: record(RunView, row) for row in rows}

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select, update
 
-from ragllava.json_records import from_json
 from ragllava.records import TaskName, TaskStatus
+from ragllava.stores.database import record
 from ragllava.stores.schema import maintenance_tasks
 
 
@@ -33,8 +33,8 @@ def insert_task(connection: Connection, job_id: int, action: TaskName) -> None:
 
 def view(connection: Connection, job_id: int) -> TaskView:
     """The maintenance task of a maintenance job."""
-    row = connection.execute(select(maintenance_tasks).where(maintenance_tasks.c.job_id == job_id)).one()
-    return from_json(TaskView, dict(row._mapping))
+    query = select(maintenance_tasks).where(maintenance_tasks.c.job_id == job_id)
+    return record(TaskView, connection.execute(query).one())
 
 
 def finish(connection: Connection, job_id: int, summary: str, report: dict[str, Any], *, failed: bool = False) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, text
 
-from ragllava.stores.database import outside_transaction
+from ragllava.stores.database import outside_transaction, record
 
 # Rows that are updated or deleted, beside the inputs of jobs; answers and candidates are written once.
 CHURNING = (
@@ -42,22 +42,18 @@ def vacuum_table(engine: Engine, table: str) -> TableState | None:
         if connection.scalar(text("SELECT to_regclass(:table)"), {"table": table}) is None:
             return None
         connection.execute(text(f"VACUUM (ANALYZE) {table}"))
-        row = connection.execute(
-            text("""
-                SELECT n_live_tup, n_dead_tup, pg_total_relation_size(relid) AS size_bytes
-                FROM pg_stat_user_tables WHERE relid = to_regclass(:table)
-            """),
-            {"table": table},
-        ).one_or_none()
-    return TableState(table, row.n_live_tup, row.n_dead_tup, row.size_bytes) if row else None
+        query = text("""
+            SELECT n_live_tup AS live_rows, n_dead_tup AS dead_rows, pg_total_relation_size(relid) AS size_bytes
+            FROM pg_stat_user_tables WHERE relid = to_regclass(:table)
+        """)
+        row = connection.execute(query, {"table": table}).one_or_none()
+    return record(TableState, row, table=table) if row else None
 
 
 def oldest_transaction_s(connection: Connection) -> float:
     """The age of the oldest other transaction of this database; VACUUM keeps the rows that it can still see."""
-    age = connection.scalar(
-        text("""
-            SELECT max(extract(epoch FROM clock_timestamp() - xact_start)) FROM pg_stat_activity
-            WHERE datname = current_database() AND backend_xmin IS NOT NULL AND pid <> pg_backend_pid()
-        """)
-    )
-    return float(age or 0.0)
+    query = text("""
+        SELECT max(extract(epoch FROM clock_timestamp() - xact_start)) FROM pg_stat_activity
+        WHERE datname = current_database() AND backend_xmin IS NOT NULL AND pid <> pg_backend_pid()
+    """)
+    return float(connection.scalar(query) or 0.0)

@@ -200,7 +200,7 @@ def _look_up(connection: Connection, name: str, since: datetime | None) -> _Labe
     # Not queried again: a label may be added between two queries.
     rows = ever if since is None else [row for row in ever if row.created_at >= since.astimezone(UTC)]
     ids = {image for row in ever for image in (*row.label.relevant, *row.label.irrelevant)}
-    images = labels.images_by_id(connection, archive_id, sorted(ids))
+    images = archive.load_images(connection, ids, archive_id)
     questions, all_questions = (merge_questions(labelled_questions(listed, images)) for listed in (rows, ever))
     return _Labelled(name, rows, questions, {question_key(question.text): question for question in all_questions})
 

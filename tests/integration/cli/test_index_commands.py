@@ -72,8 +72,8 @@ def test_gaps_are_listed_and_closed(gallery: Workshop, run: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--retriever", "nonsense"], "'nonsense' names no retriever: give a folder, or MODEL/TAG"),
-        (["--retriever", "."], "this is no folder of an open_clip model"),
+        (["--retriever", "nonsense"], "'nonsense' is not a retriever: give a folder, or MODEL/TAG"),
+        (["--retriever", "."], "not the folder of an open_clip model"),
         (["--retriever", "ViT-B-32/openai", "--only", "stale"], "with another retriever use --only all"),
     ],
 )

@@ -80,7 +80,16 @@ class Labeller:
             write_snapshot(folder, learned)
             upload_folder(ObjectStore(self.settings), folder, f"{place}/snapshot")
         story = {"objects": place, "data": [share.figures() for share in learned.shares], **told}
-        version = AdapterVersion(learned.role, folder.name, "mini", "v1", 0.5, None, folder.name, {}, "base", story)
+        version = AdapterVersion(
+            role=learned.role,
+            name=folder.name,
+            profile="mini",
+            prompt="v1",
+            threshold=0.5,
+            adapter_sha256=folder.name,
+            base="base",
+            training=story,
+        )
         with self.engine.begin() as connection:
             registry.register_adapter(connection, version)
             registry.promote(connection, "mini", learned.role, version.name, "a test")

@@ -148,10 +148,10 @@ def test_too_few_labels_are_told_with_how_many_would_do(bench: Workshop) -> None
     held_out = len(share.held_out)
     assert 0 < held_out < 12
     assert plan.shortage is not None and none_yet.shortage is not None
-    assert f"about {math.ceil(20 * 12 / held_out)} labelled questions would do" in plan.shortage
+    assert f"about {math.ceil(20 * 12 / held_out)} labelled questions suffice" in plan.shortage
     assert f"RAGLLAVA_HELD_OUT_SHARE={bench.settings.held_out_share:g}" in plan.shortage
     assert "labelled since" not in plan.shortage
-    assert f"about {math.ceil(20 / bench.settings.held_out_share)} labelled questions would do" in none_yet.shortage
+    assert f"about {math.ceil(20 / bench.settings.held_out_share)} labelled questions suffice" in none_yet.shortage
 
 
 def test_an_interrupted_training_goes_on_elsewhere_with_the_data_of_its_beginning(

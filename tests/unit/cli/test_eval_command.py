@@ -19,7 +19,7 @@ from ragllava.evaluation.evaluate import Evaluation, Promise
 from ragllava.evaluation.pools import Pool
 from ragllava.evaluation.run_figures import TypeScore, figures_of
 from ragllava.evaluation.runs import RankedQuestion, RunArm, RunOptions, Threshold
-from ragllava.evaluation.threshold import fixed_threshold
+from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.records import Answer, AnswerStatus, Candidate, KnownAnswer, StoredImage
 
 
@@ -28,7 +28,7 @@ def question(number: int, answer: str, kind: str, *relevant: str) -> EvaluationQ
 
 
 def ranked(asked: EvaluationQuestion, *candidates: tuple[str, int, float]) -> RankedQuestion:
-    """Candidates are (source, rank by CLIP, relevance), best first."""
+    """Candidates are (source, rank by the retriever, relevance), best first."""
     return RankedQuestion(
         asked,
         tuple(
@@ -58,7 +58,7 @@ RANKED = (
     ranked(KNOWN[2], ("a", 0, 0.8), ("b", 1, 0.7), ("c", 2, 0.6)),
 )
 ARMS = (
-    RunArm("CLIP", RANKED, by_clip=True),
+    RunArm("retrieval", RANKED, by_retrieval=True),
     RunArm("reranked", RANKED, answers=answers("Red", "blue", "2")),
     RunArm("reranked, natural η", RANKED, threshold=0.5, answers=answers("red", None, "three")),
     RunArm("labelled images", answers=answers("red", "the red", "two")),
@@ -69,7 +69,7 @@ def test_figures_by_hand() -> None:
     figures = figures_of("postcards", KNOWN, ARMS, top_n=2)
     assert list(figures.rows) == ["all", "one image", "two images"]
     clip, reranked, natural, labelled = figures.rows["all"]
-    # CLIP has b, b and a first; the labelled are a, b, {a, c}: 2 of 4. Of the first two: a and b, b, a: 3 of 4.
+    # Retrieved first are b, b and a; the labelled are a, b, {a, c}: 2 of 4. Of the first two: a and b, b, a: 3 of 4.
     assert (clip.recall_at[1], clip.recall_at[2], clip.recall_at[5]) == (0.5, 0.75, 1.0)
     assert clip.answer_score is None
     # Reranked first are a, c, a; of six kept (a b, c b, a b) three are labelled.
@@ -144,7 +144,7 @@ class Recorder:
         self, reported: EvaluationSet, calibration: EvaluationSet | None, _bench: None, options: RunOptions
     ) -> Evaluation:
         self.asked = (reported, calibration, options)
-        fit = fixed_threshold(0.5, [0.9, 0.1], [True, False])
+        fit = adaptive_threshold([0.9, 0.1], [True, False])
         return Evaluation(
             dataset=reported,
             pool=Pool(1, "eval-postcards-test-0", {}, ("lost.png",)),
@@ -159,7 +159,7 @@ class Recorder:
 
     @staticmethod
     def promise(precision: float) -> Promise:
-        fit = fixed_threshold(0.5, [0.9, 0.8, 0.1], [True, True, False])
+        fit = adaptive_threshold([0.9, 0.8, 0.1], [True, True, False])
         return Promise(precision, Threshold(0.75, "fitted elsewhere: 59 of 59", fit, "promised 90 %"), hits=19, kept=20)
 
 
@@ -225,7 +225,7 @@ def test_json_holds_figures_versions_and_seconds(recorder: Recorder) -> None:
     assert [row["label"] for row in body["rows"]["one_image"]] == [arm.label for arm in ARMS]
     assert body["rows"]["all"][0]["recall_at_2"] == 0.75
     assert body["by_type"]["reranked"]["color"] == {"questions": 2, "score": 0.5, "majority_share": 1.0}
-    assert (body["threshold"]["value"], body["threshold"]["fit"]["method"]) == (0.5, "natural")
+    assert (body["threshold"]["value"], body["threshold"]["fit"]["method"]) == (0.5, "fixed")
     assert (body["seconds"], body["models"]["untuned_reranker"]) == ({"rank": 1.25}, "raw@2")
     assert (body["sizes"], body["promise"]) == ({"all": 3, "one_image": 2, "two_images": 1}, None)
     assert {"python", "torch", "ragllava"} <= set(body["versions"])
@@ -259,7 +259,7 @@ def test_a_promise_is_printed_with_what_became_of_it(recorder: Recorder) -> None
     [
         (["webqa"], "webqa is not drawn but read from files; name its folder with --data"),
         (["postcards", "--data", "x"], "the postcards are drawn, not read from files; omit --data"),
-        (["webqa", "--data", "no-such-folder"], "no-such-folder is no folder"),
+        (["webqa", "--data", "no-such-folder"], "no-such-folder is not a folder"),
         (["postcards", "--split", "val"], "the postcards have no split 'val'"),
         (["postcards", "--calibration", "val"], "the postcards have no split 'val'"),
         (["webqa", "--data", "x", "--images", "20"], "webqa is not drawn but read from files; omit --images"),

@@ -5,14 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ragllava.lab.bench.arithmetic import (
-    count_parameters,
-    device_name,
     matmul_rate,
-    on_accelerator,
     operations_needed,
     operations_of_each_alone,
 )
-from ragllava.lab.bench.workload import picture_of
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.reranker import Pair
 from ragllava.postcards.archive import draw_archive
@@ -28,7 +24,7 @@ def models() -> ModelBundle:
 def pairs() -> list[Pair]:
     """Two questions with each of two postcards, question by question."""
     drawn = draw_archive(7, 2, 2, two_image_share=0.0)
-    cards = [(card.caption, picture_of(card)) for card in drawn.postcards]
+    cards = [(card.caption, card.picture()) for card in drawn.postcards]
     return [Pair(question.text, caption, picture) for question in drawn.questions for caption, picture in cards]
 
 
@@ -38,7 +34,7 @@ def test_what_pairs_of_one_picture_share_counts_once(models: ModelBundle, pairs:
     both = operations_needed(models.reranker, [pairs[0], pairs[2]])  # one picture
     assert max(alone[0], alone[2]) < both < alone[0] + alone[2]
     assert operations_needed(models.reranker, pairs) == sum(
-        operations_needed(models.reranker, [pairs[place], pairs[place + 2]]) for place in (0, 1)
+        operations_needed(models.reranker, [pairs[card], pairs[card + 2]]) for card in (0, 1)
     )
 
 
@@ -62,10 +58,7 @@ def test_one_pair_by_hand(models: ModelBundle, pairs: list[Pair]) -> None:
     spared = 2 * (tokens - 1) * sum(parameter.numel() for parameter in once)
     assert operations_needed(models.reranker, pairs[:1]) == everywhere - spared
     assert 0.1 < spared / everywhere < 0.2, "five layers"
-    assert count_parameters(models.reranker.mllm) >= layers + vision
 
 
-def test_the_device(models: ModelBundle) -> None:
-    assert device_name(models.reranker.mllm) == "cpu"
-    assert not on_accelerator(models.reranker.mllm)
-    assert matmul_rate(models.reranker.mllm) > 0
+def test_the_rate_of_a_matrix_product_is_plausible(models: ModelBundle) -> None:
+    assert 1e8 < matmul_rate(models.reranker.mllm) < 1e15

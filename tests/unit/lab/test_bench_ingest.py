@@ -1,4 +1,4 @@
-"""The pictures of the bench's ingest rows, its random retriever, and how clip-retrieval's figures are read."""
+"""The pictures of the benchmark's ingest rows, and how the figures of clip-retrieval are read."""
 
 from __future__ import annotations
 
@@ -48,31 +48,31 @@ def test_photographs_have_their_sizes_and_no_two_files_are_the_same() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_mark_makes_other_bytes_of_the_same_picture(kind: str) -> None:
+def test_a_mark_changes_the_bytes_but_not_the_picture(kind: str) -> None:
     data = encoded(quadrants(), kind)
     assert marked(data, "one") != marked(data, "two")
     assert decode(marked(data, "one")).picture.tobytes() == decode(data).picture.tobytes()
 
 
 def test_seconds_and_vectors_of_all_parts_are_read_in_order(tmp_path: Path) -> None:
-    found = run_clip_retrieval(program(tmp_path, STAND_IN), tmp_path, "a model", 16, tmp_path / "output")
-    assert found.seconds == 1.75
-    assert found.vectors.tolist() == [[2] * 3, [2] * 3, [10] * 3, [10] * 3]
-    assert found.vectors.dtype == np.float32
+    seconds, vectors = run_clip_retrieval(program(tmp_path, STAND_IN), tmp_path, "a model", 16, tmp_path / "output")
+    assert seconds == 1.75
+    assert vectors.tolist() == [[2] * 3, [2] * 3, [10] * 3, [10] * 3]
+    assert vectors.dtype == np.float32
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("import sys; sys.exit('no such model')", "ended with status 1; the last that it said: no such model"),
-        ("print('nothing to do')", "ended with status 0; the last that it said: nothing to do"),
+        ("import sys; sys.exit('no such model')", "ended with status 1; its last line of output: no such model"),
+        ("print('nothing to do')", "ended with status 0; its last line of output: nothing to do"),
     ],
 )
-def test_a_run_that_fails_says_why(tmp_path: Path, text: str, sentence: str) -> None:
+def test_a_failed_run_reports_the_reason(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         run_clip_retrieval(program(tmp_path, text), tmp_path, "a model", 16, tmp_path / "output")
 
 
-def test_a_command_that_is_none_says_so(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="clip-retrieval cannot be run"):
+def test_a_missing_command_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot run .*clip-retrieval"):
         run_clip_retrieval(tmp_path / "clip-retrieval", tmp_path, "a model", 16, tmp_path / "output")

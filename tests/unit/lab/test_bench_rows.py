@@ -1,4 +1,4 @@
-"""The bench's arithmetic: ratios, comparisons in turns, the chart, drawn vectors, peaks of memory."""
+"""The rows of the benchmark: ratios, comparisons in turns, the chart, drawn vectors, peaks of memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ import pytest
 from ragllava.errors import UsageError
 from ragllava.lab.bench.chart import draw_chart, margin_of
 from ragllava.lab.bench.groups import GROUPS, choose_groups
-from ragllava.lab.bench.memory import BENCH, MemoryWatch, peak_mib
-from ragllava.lab.bench.mixed_archive import mix_vectors
-from ragllava.lab.bench.rows import BenchRow, Side, Wanted, compare
-from ragllava.lab.bench.synthetic import draw_vectors
-from ragllava.stores.archives.vectors import Vectors
+from ragllava.lab.bench.processes import BENCH, peak_mib, watched_memory
+from ragllava.lab.bench.rows import BenchRow, Wanted, compare
+from ragllava.lab.bench.synthetic import draw_vectors, mix_vectors
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -37,7 +35,7 @@ def row(ours: float, reference: float | None, wanted: Wanted, name: str = "searc
         (5.0, None, Wanted(at_least=2.0), None, None),
     ],
 )
-def test_a_ratio_is_held_against_what_is_wanted(
+def test_a_ratio_is_compared_with_the_wanted_limits(
     ours: float, reference: float | None, wanted: Wanted, reached: bool | None, margin: float | None
 ) -> None:
     made = row(ours, reference, wanted)
@@ -47,31 +45,31 @@ def test_a_ratio_is_held_against_what_is_wanted(
     assert made.as_json()["ratio"] == made.ratio and made.as_json()["reached"] is reached
 
 
-def test_limits_read_as_people_write_them() -> None:
+def test_limits_are_written_with_signs() -> None:
     assert [str(Wanted(at_least=10.0)), str(Wanted(at_most=1.05)), str(Wanted())] == ["≥ 10", "≤ 1.05", ""]
 
 
-def test_both_sides_take_turns_and_the_reference_may_do_a_part() -> None:
+def test_both_ways_run_in_turns_and_the_reference_may_do_a_part() -> None:
     order: list[str] = []
 
-    def side(name: str, results: list[float]) -> Callable[[], list[float]]:
+    def way(name: str, results: list[float]) -> Callable[[], list[float]]:
         def run() -> list[float]:
             order.append(name)
             return results
 
         return run
 
-    ours = Side(10, side("ours", [float(number) for number in range(10)]))
-    found = compare(ours, Side(4, side("reference", [0.25, 3.5, 6.0, 9.0])), rounds=3, every=3)
+    ours = way("ours", [float(number) for number in range(10)])
+    comparison = compare(ours, way("reference", [0.25, 3.5, 6.0, 9.0]), rounds=3, every=3)
     assert order == ["ours", "reference"] * 3
-    assert found.largest_difference == 0.5  # of items 0, 3, 6 and 9
-    assert found.ours_per_s > 0 and found.reference_per_s > 0
+    assert comparison.largest_difference == 0.5  # of items 0, 3, 6 and 9
+    assert comparison.ours_per_s > 0 and comparison.reference_per_s > 0
 
 
-def test_groups_keep_the_order_of_the_bench() -> None:
+def test_groups_keep_their_order() -> None:
     assert choose_groups(None) == list(GROUPS)
     assert [group.name for group in choose_groups("search, rerank")] == ["rerank", "search"]
-    with pytest.raises(UsageError, match="no bench rows named 'speed'; there are: rerank, "):
+    with pytest.raises(UsageError, match="there is no group of rows 'speed'; there are: rerank, "):
         choose_groups("rerank,speed")
 
 
@@ -98,30 +96,25 @@ def test_a_chart_of_no_rows_is_a_picture() -> None:
     assert ET.fromstring(draw_chart([], "nothing")).tag == f"{SVG}svg"
 
 
-def lengths(vectors: Vectors) -> Vectors:
-    found: Vectors = np.linalg.norm(vectors, axis=1)
-    return found
-
-
-def test_drawn_vectors_lie_as_those_of_clip_do() -> None:
-    drawn = draw_vectors(2_000, 100, 128, seed=3)
-    assert lengths(drawn.images) == pytest.approx(1.0, abs=1e-5)
-    assert lengths(drawn.questions) == pytest.approx(1.0, abs=1e-5)
-    among = drawn.images[:1_000] @ drawn.images[1_000:].T
-    asked = drawn.questions @ drawn.images.T
+def test_drawn_vectors_have_the_cosines_of_clip() -> None:
+    images, questions = draw_vectors(2_000, 100, 128, seed=3)
+    assert np.linalg.norm(images, axis=1) == pytest.approx(1.0, abs=1e-5)
+    assert np.linalg.norm(questions, axis=1) == pytest.approx(1.0, abs=1e-5)
+    among = images[:1_000] @ images[1_000:].T
+    asked = questions @ images.T
     assert among.mean() == pytest.approx(0.5, abs=0.05)
     assert asked.mean() == pytest.approx(0.2, abs=0.08)
-    # Each question is about an image: some are much nearer than the rest.
+    # Each question is about an image: a few images are much nearer than the others.
     assert (asked.max(axis=1) > asked.mean(axis=1) + 0.3).mean() > 0.9
     again = draw_vectors(2_000, 100, 128, seed=3)
-    assert np.array_equal(again.images, drawn.images) and np.array_equal(again.questions, drawn.questions)
+    assert np.array_equal(again[0], images) and np.array_equal(again[1], questions)
 
 
-def test_mixed_vectors_spread_as_the_real_ones() -> None:
-    real = draw_vectors(300, 1, 64, seed=4).images
+def test_mixed_vectors_have_the_spread_of_the_real_ones() -> None:
+    real, _ = draw_vectors(300, 1, 64, seed=4)
     mixed = mix_vectors(real, 5_000, seed=5)
     assert mixed.shape == (5_000, 64)
-    assert lengths(mixed) == pytest.approx(1.0, abs=1e-5)
+    assert np.linalg.norm(mixed, axis=1) == pytest.approx(1.0, abs=1e-5)
     assert len(np.unique(mixed, axis=0)) > 4_950  # a few are the real one itself
     cosines = (mixed @ real.mean(axis=0)) / np.linalg.norm(real.mean(axis=0))
     assert cosines.mean() == pytest.approx(
@@ -130,10 +123,10 @@ def test_mixed_vectors_spread_as_the_real_ones() -> None:
 
 
 def test_the_watch_sees_the_peak_of_this_process() -> None:
-    with MemoryWatch() as watch:
+    with watched_memory() as peaks_mib:
         block = np.ones(8_000_000)  # 61 MiB
-        while_it_lives = watch.peaks_mib()[BENCH]
+        while_in_use = peaks_mib()[BENCH]
         del block
-        assert watch.peaks_mib()[BENCH] >= while_it_lives  # a peak never falls
-    assert while_it_lives >= 61
+        assert peaks_mib()[BENCH] >= while_in_use  # a peak never falls
+    assert while_in_use >= 61
     assert peak_mib(psutil.Process()) >= 61

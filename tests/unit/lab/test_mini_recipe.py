@@ -1,4 +1,4 @@
-"""The recipe of the mini models: packs, labels, hints and export, each against a slow or hand-worked reference."""
+"""The recipe of the mini models: packs, labels, hints and export, each compared with a slow or manual reference."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from PIL import Image
 
 from ragllava.lab.mini_recipe.calibrate import write_profile
 from ragllava.lab.mini_recipe.clip import RetrievalText, TextToPictures, choice_loss, draw_text
-from ragllava.lab.mini_recipe.examples import Ending, Pack, World
+from ragllava.lab.mini_recipe.examples import Ending, Pack, PackSampler
 from ragllava.lab.mini_recipe.export import as_open_clip
 from ragllava.lab.mini_recipe.language import PackedLlava, fitting_words, tower_features, visible_words
-from ragllava.lab.mini_recipe.loop import Pace
+from ragllava.lab.mini_recipe.loop import StageSchedule
 from ragllava.lab.mini_recipe.packing import Packer, block_mask
 from ragllava.lab.mini_recipe.pool import PicturePool
 from ragllava.lab.mini_recipe.reading import event_targets, name_tokens, reading_pack
@@ -67,10 +67,10 @@ def _shows(question: str, looks: Attributes) -> bool:
 
 
 def test_one_picture_is_relevant_exactly_to_the_questions_that_name_it(attributes: list[Attributes]) -> None:
-    world, rng = World(attributes, "train"), random.Random(1)
+    sampler, rng = PackSampler(attributes, "train"), random.Random(1)
     answers: Counter[str] = Counter()
     for _ in range(300):
-        pack = world.one_picture_pack(rng)
+        pack = sampler.one_picture_pack(rng)
         for ending in pack.endings:
             if ending.judges_relevance:
                 answers[ending.answer] += 1
@@ -83,11 +83,11 @@ def test_one_picture_is_relevant_exactly_to_the_questions_that_name_it(attribute
 
 
 def test_questions_about_two_pictures_are_balanced_and_right(attributes: list[Attributes]) -> None:
-    world, rng = World(attributes, "train"), random.Random(2)
+    sampler, rng = PackSampler(attributes, "train"), random.Random(2)
     same: Counter[str] = Counter()
     tasks: Counter[str] = Counter()
     for _ in range(400):
-        pack = world.several_pictures_pack(rng)
+        pack = sampler.several_pictures_pack(rng)
         for ending in pack.endings:
             tasks[ending.task] += 1
             asked = [s.landmark for s, named in zip(pack.shown, _names(ending.question, pack), strict=True) if named]
@@ -109,9 +109,9 @@ def test_questions_about_two_pictures_are_balanced_and_right(attributes: list[At
     assert tasks["samecolor"] == 400
 
 
-def test_a_description_tells_all_that_is_known(attributes: list[Attributes]) -> None:
-    world, rng = World(attributes, "train"), random.Random(4)
-    pack = world.one_picture_pack(rng)
+def test_a_description_contains_all_facts(attributes: list[Attributes]) -> None:
+    sampler, rng = PackSampler(attributes, "train"), random.Random(4)
+    pack = sampler.one_picture_pack(rng)
     described = next(ending for ending in pack.endings if ending.task == "describe")
     looks, entity = pack.shown[0].landmark.attributes, pack.shown[0].landmark.entity
     for fact in (looks.color, looks.kind, looks.sky, looks.counted[:-1], str(entity.year)):
@@ -137,14 +137,14 @@ def test_hints_point_at_the_right_places(llava_and_processor: tuple[Any, Any], a
     """Read back from the tokens: the caption before each line end, the ending before each answer."""
     processor = llava_and_processor[1]
     tokenizer = processor.tokenizer
-    world, rng = World(attributes, "train"), random.Random(12)
-    packs = [world.one_picture_pack(rng)] + [world.several_pictures_pack(rng) for _ in range(12)]
+    sampler, rng = PackSampler(attributes, "train"), random.Random(12)
+    packs = [sampler.one_picture_pack(rng)] + [sampler.several_pictures_pack(rng) for _ in range(12)]
     batch = Packer(processor, PATCHES).batch(packs)
-    shown = [one for pack in packs for one in pack.shown]
-    assert batch.years.tolist() == [one.landmark.entity.year - 1900 for one in shown]
-    for one, (row, column) in zip(shown, batch.caption_ends.tolist(), strict=True):
+    landmarks = [shown.landmark for pack in packs for shown in pack.shown]
+    assert batch.years.tolist() == [landmark.entity.year - 1900 for landmark in landmarks]
+    for landmark, (row, column) in zip(landmarks, batch.caption_ends.tolist(), strict=True):
         before = tokenizer.decode(batch.tokens[row, : column + 1])
-        assert before.endswith(f"Image Caption: {one.landmark.caption}\n")
+        assert before.endswith(f"Image Caption: {landmark.caption}\n")
     for row, column, picture in batch.pointers.tolist():
         ending = packs[row].endings[int(batch.endings[row, column]) - 1]
         assert packs[row].shown[picture] == ending.about
@@ -158,14 +158,14 @@ def test_visible_words_fit_as_the_picture_shows_them(
     llava_and_processor: tuple[Any, Any], attributes: list[Attributes]
 ) -> None:
     processor = llava_and_processor[1]
-    world, rng = World(attributes, "train"), random.Random(13)
+    sampler, rng = PackSampler(attributes, "train"), random.Random(13)
     labels = attribute_labels(attributes)
     words = visible_words(processor.tokenizer)
-    packs = [world.one_picture_pack(rng) for _ in range(10)] + [world.several_pictures_pack(rng)]
+    packs = [sampler.one_picture_pack(rng) for _ in range(10)] + [sampler.several_pictures_pack(rng)]
     batch = Packer(processor, PATCHES).batch(packs)
     looks = torch.stack([labels[name][batch.pictures] for name in ATTRIBUTE_VALUES], dim=1)
     fits = fitting_words(batch, looks, words)
-    assert (fits[-1] == -1).all()  # which of two pictures would be meant is not said
+    assert (fits[-1] == -1).all()  # with two pictures it is ambiguous which one is meant
     assert {0, 1} <= set(fits.flatten().tolist())
     for row, pack in enumerate(packs[:-1]):
         visible = pack.shown[0].landmark.attributes
@@ -176,7 +176,7 @@ def test_visible_words_fit_as_the_picture_shows_them(
 
 
 def _separate_logits(llava: Any, processor: Any, pack: Pack, ending: Ending, pool: PicturePool) -> torch.Tensor:
-    """The logits of one ending's answer when it is asked the way models/mllm.py asks it."""
+    """The logits of one ending's answer when it is asked as models/mllm.py does."""
     captions: list[str | None] = [shown.landmark.caption for shown in pack.shown]
     parts: PromptParts = (
         rerank_prompt(ending.question, captions)
@@ -199,8 +199,8 @@ def test_packed_endings_are_answered_as_if_asked_alone(
     llava, processor = llava_and_processor
     drawings = [draw_postcard(shown, random.Random(number)) for number, shown in enumerate(attributes[:30])]
     pool = PicturePool(np.stack([drawing.pixels for drawing in drawings]), np.zeros(0, np.float32), attributes[:30])
-    world, rng = World(pool.attributes, "test"), random.Random(6)
-    packs = [world.one_picture_pack(rng), world.several_pictures_pack(rng)]
+    sampler, rng = PackSampler(pool.attributes, "test"), random.Random(6)
+    packs = [sampler.one_picture_pack(rng), sampler.several_pictures_pack(rng)]
     separate = [_separate_logits(llava, processor, pack, ending, pool) for pack in packs for ending in pack.endings]
     features, _ = tower_features(llava.model.vision_tower, pool, torch.float32)
     network = PackedLlava(llava, torch.float32)
@@ -211,15 +211,15 @@ def test_packed_endings_are_answered_as_if_asked_alone(
     assert torch.allclose(logits, torch.cat(separate), atol=2e-3)
     ends = [processor.tokenizer.eos_token_id]
     answers = [e.answer for pack in packs for e in pack.endings]
-    wanted = [t for a in answers for t in processor.tokenizer(" " + a, add_special_tokens=False)["input_ids"] + ends]
-    assert labels.tolist() == wanted
+    expected = [t for a in answers for t in processor.tokenizer(" " + a, add_special_tokens=False)["input_ids"] + ends]
+    assert labels.tolist() == expected
 
 
 def test_the_tower_is_the_same_network_under_open_clip_s_names(llava_and_processor: tuple[Any, Any]) -> None:
     import open_clip
 
     tower = llava_and_processor[0].model.vision_tower
-    clip, _ = open_clip.create_model_from_pretrained(get_profile(Settings()).retriever, precision="fp32")
+    clip, _ = open_clip.create_model_from_pretrained(get_profile(Settings()).retriever.retriever, precision="fp32")
     missing = clip.visual.load_state_dict(as_open_clip(tower.state_dict()), strict=False)
     assert missing.unexpected_keys == []
     assert sorted(missing.missing_keys) == ["ln_post.bias", "ln_post.weight", "proj"]
@@ -231,23 +231,23 @@ def test_the_tower_is_the_same_network_under_open_clip_s_names(llava_and_process
         assert torch.allclose(states[0], tower(pixel_values=pixels).last_hidden_state, atol=1e-4)
 
 
-def test_pictures_are_those_of_the_whole_picture_tower(
+def test_pictures_are_those_of_the_complete_picture_tower(
     llava_and_processor: tuple[Any, Any], attributes: list[Attributes]
 ) -> None:
-    """From the states before the last block on, following the CLS token alone, to the vector that searching uses."""
+    """From the states before the last block on, with the CLS token only, to the vector that the search uses."""
     import open_clip
 
     drawings = [draw_postcard(shown, random.Random(number)) for number, shown in enumerate(attributes[:6])]
     pool = PicturePool(np.stack([drawing.pixels for drawing in drawings]), np.zeros(0, np.float32), attributes[:6])
     tower = llava_and_processor[0].model.vision_tower
-    name = get_profile(Settings()).retriever
+    name = get_profile(Settings()).retriever.retriever
     clip, _ = open_clip.create_model_from_pretrained(name, precision="fp32")
     clip.visual.load_state_dict(as_open_clip(tower.state_dict()), strict=False)
     _, tokens = tower_features(tower, pool, torch.float32)
     with torch.inference_mode():
         expected = clip.eval().encode_image(normalised(pool.pixels), normalize=True)
-        found = TextToPictures(clip, open_clip.get_tokenizer(name)).pictures(tokens)
-    assert torch.allclose(found, expected, atol=1e-5)
+        vectors = TextToPictures(clip, open_clip.get_tokenizer(name)).pictures(tokens)
+    assert torch.allclose(vectors, expected, atol=1e-5)
 
 
 def test_a_text_with_two_targets_shares_its_probability() -> None:
@@ -258,10 +258,10 @@ def test_a_text_with_two_targets_shares_its_probability() -> None:
 
 
 def test_retrieval_texts_name_the_kinds_of_their_pictures(attributes: list[Attributes]) -> None:
-    world, rng = World(attributes, "train"), random.Random(8)
+    sampler, rng = PackSampler(attributes, "train"), random.Random(8)
     sizes: Counter[int] = Counter()
     for _ in range(300):
-        text = draw_text(world, rng)
+        text = draw_text(sampler, rng)
         sizes[len(text.pictures)] += 1
         for picture in text.pictures:
             assert attributes[picture].kind in text.text.lower()
@@ -269,15 +269,15 @@ def test_retrieval_texts_name_the_kinds_of_their_pictures(attributes: list[Attri
     assert sizes[2] > 100
 
 
-def test_the_hint_marks_names_of_the_question_that_stand_in_the_caption(
+def test_the_hint_marks_names_of_the_question_that_occur_in_the_caption(
     llava_and_processor: tuple[Any, Any], attributes: list[Attributes]
 ) -> None:
     tokenizer = llava_and_processor[1].tokenizer
     packer = Packer(llava_and_processor[1], 0, text_only=True)
     names = name_tokens(tokenizer)
-    world, rng = World(attributes, "train"), random.Random(9)
+    sampler, rng = PackSampler(attributes, "train"), random.Random(9)
     for _ in range(20):
-        pack = reading_pack(world, rng)
+        pack = reading_pack(sampler, rng)
         batch = packer.batch([pack])
         targets = event_targets(batch, names)[0].tolist()
         caption = tokenizer(packer.frames.beginning(pack))["input_ids"]
@@ -290,13 +290,13 @@ def test_the_hint_marks_names_of_the_question_that_stand_in_the_caption(
                 assert target == -1
 
 
-def test_a_reading_pack_can_be_judged_by_its_text_alone(
+def test_the_text_of_a_reading_pack_decides_its_relevance(
     llava_and_processor: tuple[Any, Any], attributes: list[Attributes]
 ) -> None:
     packer = Packer(llava_and_processor[1], 0, text_only=True)
-    world, rng = World(attributes, "train"), random.Random(10)
+    sampler, rng = PackSampler(attributes, "train"), random.Random(10)
     for _ in range(50):
-        pack = reading_pack(world, rng)
+        pack = reading_pack(sampler, rng)
         caption = packer.frames.beginning(pack)
         assert "<image>" not in caption
         title, city, _year = caption.removeprefix("USER: Image Caption: ").strip().rsplit(", ", 2)
@@ -305,17 +305,17 @@ def test_a_reading_pack_can_be_judged_by_its_text_alone(
             assert packer.frames.question(ending) == f"Question: {ending.question} ASSISTANT:"
 
 
-def test_the_whole_recipe_in_miniature_gives_models_that_load(tmp_path: Path) -> None:
-    """From random weights, two steps a stage; and a second call finds everything done."""
-    pace = Pace(steps=2, peak_rate=1e-3, warm_up_steps=1)
+def test_the_complete_recipe_in_miniature_gives_models_that_load(tmp_path: Path) -> None:
+    """From random weights, two steps a stage; and a second call trains nothing."""
+    schedule = StageSchedule(steps=2, peak_rate=1e-3, warm_up_steps=1)
     start = Path(get_profile(Settings()).mllm).parent
     recipe = Recipe(
         start=start,
         from_weights=False,
-        vision=pace,
-        clip=pace,
-        reading=pace,
-        language=pace,
+        vision=schedule,
+        clip=schedule,
+        reading=schedule,
+        language=schedule,
         practice_pictures=80,
         held_out_pictures=60,
         pictures_per_step=4,

@@ -1,4 +1,4 @@
-"""The drawn pictures of the mini models' recipe, and what their tower is taught about them."""
+"""The drawn pictures of the mini models' recipe, and the training labels of their tower."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_counted_mass_adds_up_to_the_count() -> None:
     assert torch.allclose(counted_mass(places, patch_size=16).sum(1), torch.tensor(counts).float(), atol=1e-4)
 
 
-def test_places_follow_the_mirrored_and_shifted_picture() -> None:
+def test_places_are_mirrored_and_shifted_with_the_picture() -> None:
     pixels = torch.zeros(20, 3, 112, 112)
     places = torch.full((20, 2, 2), -1.0)
     for row in range(20):

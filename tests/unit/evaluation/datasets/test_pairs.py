@@ -165,7 +165,7 @@ def test_postcards_differ_by_seed_and_split() -> None:
         ("imagenet", None, "test", f"no data set is called 'imagenet'; there are {', '.join(DATASETS)}"),
         ("postcards", None, "val", "the postcards have no split 'val'; use train or test"),
         ("coco", None, "test", "coco is not drawn but read from files; name its folder"),
-        ("coco", Path("/no/such/folder"), "test", "/no/such/folder is no folder"),
+        ("coco", Path("/no/such/folder"), "test", "/no/such/folder is not a folder"),
     ],
 )
 def test_what_cannot_be_loaded(name: str, folder: Path | None, split: str, message: str) -> None:

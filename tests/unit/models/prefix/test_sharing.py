@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ragllava.errors import DeviceLost
-from ragllava.lab.bench.workload import picture_of
 from ragllava.models import mllm as mllm_module
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.generator import AnswerRequest, Generator
@@ -77,7 +76,7 @@ def test_in_bfloat16_a_pair_scores_alone_as_in_a_batch_and_behind_a_prefix(tmp_p
     assert reranker.mllm.network.dtype == torch.bfloat16
     assert reranker.sharing is not None
     archive = draw_archive(seed=5, images=8, questions=12)
-    shown = [(card.caption, picture_of(card)) for card in archive.postcards]
+    shown = [(card.caption, card.picture()) for card in archive.postcards]
     pairs = [Pair(question.text, caption, picture) for question in archive.questions for caption, picture in shown]
     together = [score.value for score in reranker.relevance(pairs, batch_size=20)]
     alone = [reranker.relevance([pair], batch_size=1)[0].value for pair in pairs]

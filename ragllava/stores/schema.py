@@ -1,0 +1,445 @@
+"""All tables, declared once (SQLAlchemy Core). `migrations/` builds the same; a test compares the two."""
+
+from __future__ import annotations
+
+from pgvector.sqlalchemy import HALFVEC
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def moment(name: str, *, nullable: bool = False) -> Column[object]:
+    """A time with its zone: that of the insert, or NULL until something happens."""
+    return Column(name, DateTime(timezone=True), nullable=nullable, server_default=None if nullable else func.now())
+
+
+def key(name: str, target: str | None = None) -> Column[int]:
+    """A number that the primary key contains; the row is deleted together with the row of `target`."""
+    owner = [ForeignKey(target, ondelete="CASCADE")] if target else []
+    return Column(name, BigInteger, *owner, primary_key=True, autoincrement=False)
+
+
+def question_key() -> ForeignKeyConstraint:
+    """The row belongs to a question, and is deleted together with it."""
+    columns = ["job_id", "question_no"]
+    return ForeignKeyConstraint(columns, [f"questions.{name}" for name in columns], ondelete="CASCADE")
+
+
+archives = Table(
+    "archives",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    # One row update switches the index that questions are answered from (docs/reliability.md D12).
+    Column("active_index_id", BigInteger, ForeignKey("indexes.id", use_alter=True)),
+    moment("created_at"),
+)
+
+# The object store's inventory: a row is `uploading` before its PUT and `live` in the transaction of its first
+# reference, so a crash leaves an unreferenced object and never a row without its picture (docs/reliability.md D13).
+blobs = Table(
+    "blobs",
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    Column("state", Text, nullable=False),  # uploading, live, deleting
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("media_type", Text, nullable=False),
+    moment("updated_at"),
+)
+
+images = Table(
+    "images",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("archive_id", BigInteger, ForeignKey("archives.id", ondelete="CASCADE"), nullable=False),
+    Column("sha256", Text, ForeignKey("blobs.sha256"), nullable=False),
+    Column("source", Text, nullable=False),  # the name people know it by
+    Column("uri", Text, nullable=False),  # where it was read from; the same uri with new bytes replaces it
+    Column("caption", Text),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("media_type", Text, nullable=False),
+    Column("retired", Boolean, nullable=False, server_default=text("false")),
+    moment("created_at"),
+    moment("updated_at"),
+    # The hash comes first, so that the same index answers "who refers to this blob?" when blobs are removed.
+    UniqueConstraint("sha256", "archive_id"),
+    Index("ix_images_archive_id_uri", "archive_id", "uri"),
+    # A search leaves out the retired images, which are few.
+    Index("ix_images_retired", "archive_id", postgresql_where=text("retired")),
+)
+
+indexes = Table(
+    "indexes",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("archive_id", BigInteger, ForeignKey("archives.id", ondelete="CASCADE"), nullable=False),
+    Column("retriever", Text, nullable=False),  # the retriever's version: name and digest of its weights
+    Column("dim", Integer, nullable=False),
+    Column("state", Text, nullable=False),  # building, active, retired
+    Column("has_hnsw", Boolean, nullable=False, server_default=text("false")),
+    Column("spec", JSONB(none_as_null=True)),  # where its retriever's files are; NULL: it is the profile's
+    Column("gate", JSONB(none_as_null=True)),  # what it was measured by before questions were answered from it
+    moment("created_at"),
+    moment("activated_at", nullable=True),
+    moment("retired_at", nullable=True),
+    # One active index for an archive, promised by the database.
+    Index("uq_indexes_active", "archive_id", unique=True, postgresql_where=text("state = 'active'")),
+)
+
+# Partitioned by index, one partition for each (archive, retriever): to drop an index is to drop a table, a scan
+# never meets another archive's rows, and dimensions may differ between partitions (docs/reliability.md D11, D12).
+embeddings = Table(
+    "embeddings",
+    metadata,
+    key("index_id"),
+    key("image_id"),
+    Column("vector", HALFVEC(), nullable=False),
+    postgresql_partition_by="LIST (index_id)",
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("archive_id", BigInteger, ForeignKey("archives.id")),  # NULL: a maintenance task that concerns all of them
+    Column("state", Text, nullable=False),
+    Column("priority", SmallInteger, nullable=False, server_default=text("0")),  # higher goes first
+    Column("spec", JSONB, nullable=False),
+    Column("total", BigInteger, nullable=False),
+    Column("idempotency_key", Text, unique=True),
+    Column("spec_digest", Text, nullable=False),  # a reused key with another content is refused
+    Column("error", Text),
+    Column("result", JSONB(none_as_null=True)),  # keys of the result objects and the counts, when the job has ended
+    moment("created_at"),
+    moment("started_at", nullable=True),
+    moment("finished_at", nullable=True),
+    # Open jobs are few among many: dispatch and reap look only at them.
+    Index("ix_jobs_open", "priority", "id", postgresql_where=text("finished_at IS NULL")),
+)
+
+# Churns: rows are updated in place many times. Room on the page and no index on the lease columns keep those
+# updates HOT, so dead rows go without VACUUM, which an index build can hold up (docs/reliability.md D12).
+shards = Table(
+    "shards",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("run_no", Integer, nullable=False, server_default=text("1")),
+    Column("lo", BigInteger, nullable=False),  # first input of the shard
+    Column("hi", BigInteger, nullable=False),  # one past the last
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),  # claims that may have been poison
+    Column("transient_attempts", Integer, nullable=False, server_default=text("0")),
+    Column("epoch", Integer, nullable=False, server_default=text("0")),  # the fence: grows with every claim
+    Column("worker", Text),
+    moment("lease_until", nullable=True),
+    moment("queued_at", nullable=True),
+    moment("not_before", nullable=True),
+    moment("finished_at", nullable=True),
+    Column("error", Text),
+    Column("queue", Text),  # NULL: the queue of its job's kind
+    Column("is_last", Boolean, nullable=False, server_default=text("false")),  # waits until all others have ended
+    Column("is_planned", Boolean, nullable=False, server_default=text("false")),  # its stage need not cut it smaller
+    postgresql_with={"fillfactor": "70"},
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("queues", ARRAY(Text), nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("state", Text, nullable=False),  # live, draining
+    Column("versions", JSONB, nullable=False),
+    moment("started_at"),
+    moment("seen_at"),
+    postgresql_with={"fillfactor": "70"},
+)
+
+# Inputs of an ingest job.
+files = Table(
+    "files",
+    metadata,
+    key("job_id", "jobs.id"),
+    key("file_no"),
+    Column("source", Text, nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("caption", Text),
+    Column("status", Text),  # NULL until the file has an outcome
+    Column("reason", Text),
+    Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),
+)
+
+# Inputs of an answer job. A line that is no valid question has no custom_id of its own and gets its `failed`
+# answer in the transaction of the submit, so that totals always add up.
+questions = Table(
+    "questions",
+    metadata,
+    key("job_id", "jobs.id"),
+    key("question_no"),
+    Column("place", BigInteger, nullable=False),  # in the order of work, which the bounds of shards count
+    Column("line", BigInteger, nullable=False),
+    Column("custom_id", Text),
+    Column("text", Text),
+    Column("previous", JSONB(none_as_null=True)),  # of a refresh: what the job before said (stores/jobs/refreshes.py)
+    UniqueConstraint("job_id", "custom_id"),
+    Index("ix_questions_job_id_place", "job_id", "place"),
+)
+
+answers = Table(
+    "answers",
+    metadata,
+    key("job_id"),
+    key("question_no"),
+    Column("run_no", Integer, primary_key=True, autoincrement=False),
+    Column("shard_id", BigInteger),
+    Column("epoch", Integer),
+    Column("status", Text, nullable=False),
+    Column("text", Text),
+    Column("confidence", REAL),
+    Column("models", JSONB(none_as_null=True)),
+    Column("note", Text),
+    Column("error_code", Text),
+    Column("error", Text),
+    moment("created_at"),
+    Column("candidates_digest", Text),  # of the pictures and captions that were judged, to find out what has changed
+    Column("changes", ARRAY(Text)),  # of a refresh: why it was asked again; empty: nothing changed, it was taken over
+    question_key(),
+)
+
+candidates = Table(
+    "candidates",
+    metadata,
+    key("job_id"),
+    key("question_no"),
+    Column("run_no", Integer, primary_key=True, autoincrement=False),
+    key("image_id"),
+    Column("retrieval_rank", SmallInteger, nullable=False),
+    Column("retrieval_score", REAL, nullable=False),
+    Column("relevance", REAL, nullable=False),
+    Column("evidence_no", SmallInteger),  # NULL: not kept
+    ForeignKeyConstraint(
+        ["job_id", "question_no", "run_no"],
+        ["answers.job_id", "answers.question_no", "answers.run_no"],
+        ondelete="CASCADE",
+    ),
+)
+
+# Inputs of a train job: one row, one input.
+trainings = Table(
+    "trainings",
+    metadata,
+    key("job_id", "jobs.id"),
+    Column("role", Text, nullable=False),
+    Column("phase", Text, nullable=False, server_default=text("'waiting'")),  # for people: what it is doing now
+    Column("steps_done", Integer, nullable=False, server_default=text("0")),
+    Column("steps_total", Integer, nullable=False, server_default=text("0")),
+    Column("status", Text),  # NULL until the training has an outcome
+    Column("reason", Text),
+    Column("version_id", BigInteger, ForeignKey("model_versions.id")),
+    moment("updated_at"),
+)
+
+# Inputs of a maintenance job: one row, one input.
+maintenance_tasks = Table(
+    "maintenance_tasks",
+    metadata,
+    key("job_id", "jobs.id"),
+    Column("action", Text, nullable=False),
+    Column("status", Text),  # NULL until the maintenance task has an outcome
+    Column("reason", Text),
+    Column("report", JSONB(none_as_null=True)),
+    moment("updated_at"),
+)
+
+# Inputs of a reindex job: the images to embed and, last and without an image, the gate.
+reindexed = Table(
+    "reindexed",
+    metadata,
+    key("job_id", "jobs.id"),
+    key("item_no"),
+    Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL"), index=True),
+    Column("status", Text),  # NULL until the item has an outcome
+    Column("reason", Text),
+)
+
+model_versions = Table(
+    "model_versions",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("name", Text, nullable=False),  # base model and digest, or the adapter's own name
+    Column("profile", Text, nullable=False),
+    Column("state", Text, nullable=False),  # candidate, challenger, champion, retired
+    Column("prompt", Text, nullable=False),
+    Column("threshold", Float),  # η; rerankers only
+    Column("threshold_curve", JSONB(none_as_null=True)),  # what η was fitted on, with its precision and recall
+    Column("adapter_sha256", Text),  # NULL: the base model as it is
+    Column("manifest", JSONB, nullable=False),  # every file of the model with its sha256 (docs/reliability.md D15)
+    Column("base", Text),  # the base version that the adapter lies on; NULL: the base model as it is
+    Column("training", JSONB(none_as_null=True)),  # of an adapter: its job, snapshot, settings, gate and figures
+    moment("created_at"),
+    moment("promoted_at", nullable=True),
+    UniqueConstraint("role", "profile", "name"),
+    # One champion for a role and profile, promised by the database.
+    Index("uq_model_versions_champion", "role", "profile", unique=True, postgresql_where=text("state = 'champion'")),
+)
+
+# Who played a role when: a rollback goes one row back. `replaced_id` is NULL for the first champion.
+promotions = Table(
+    "promotions",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("profile", Text, nullable=False),
+    Column("version_id", BigInteger, ForeignKey("model_versions.id"), nullable=False),
+    Column("replaced_id", BigInteger, ForeignKey("model_versions.id")),
+    Column("reason", Text, nullable=False),
+    moment("promoted_at"),
+    Index("ix_promotions_role_profile", "role", "profile", "id"),
+)
+
+# What people, or a gold standard, said about an answer. Nothing is overwritten: the newest label of a question counts.
+labels = Table(
+    "labels",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("archive_id", BigInteger, ForeignKey("archives.id", ondelete="CASCADE"), nullable=False),
+    Column("job_id", BigInteger, nullable=False),
+    Column("question_no", BigInteger, nullable=False),
+    Column("verdict", Text, nullable=False),  # right, wrong
+    Column("answer", Text),  # the right one; NULL: not said
+    Column("relevant", ARRAY(BigInteger), nullable=False),  # ids of images
+    Column("irrelevant", ARRAY(BigInteger), nullable=False),
+    Column("source", Text, nullable=False),  # person, gold
+    moment("created_at"),
+    question_key(),
+    Index("ix_labels_question", "job_id", "question_no", "id"),
+    Index("ix_labels_archive_id_created_at", "archive_id", "created_at"),
+)
+
+# Logged questions whose candidates or answer look wrong, or were said to be wrong, with all the reasons.
+noisy_cases = Table(
+    "noisy_cases",
+    metadata,
+    key("job_id"),
+    key("question_no"),
+    Column("archive_id", BigInteger, ForeignKey("archives.id", ondelete="CASCADE"), nullable=False),
+    Column("reasons", ARRAY(Text), nullable=False),
+    Column("details", JSONB, nullable=False),  # a sentence or figures for each reason
+    Column("state", Text, nullable=False),  # open, labelled, dismissed
+    moment("created_at"),
+    moment("updated_at"),
+    question_key(),
+    Index("ix_noisy_cases_archive_id_state", "archive_id", "state"),
+)
+
+# Which part of a bucket feeds an archive: with pictures, or with question files.
+bindings = Table(
+    "bindings",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("archive_id", BigInteger, ForeignKey("archives.id", ondelete="CASCADE"), nullable=False),
+    Column("role", Text, nullable=False),  # pictures, inbox
+    Column("bucket", Text, nullable=False),
+    Column("prefix", Text, nullable=False),
+    Column("options", JSONB, nullable=False),  # of an inbox: outbox and how its questions are answered
+    moment("created_at"),
+    moment("scanned_at", nullable=True),
+    UniqueConstraint("bucket", "prefix"),
+)
+
+# What was last seen of each object under a binding, and what was done about it.
+bound_objects = Table(
+    "bound_objects",
+    metadata,
+    key("binding_id", "bindings.id"),
+    Column("key", Text(collation="C"), primary_key=True),  # in the order of bytes, as buckets list them
+    Column("kind", Text, nullable=False),  # picture, caption, captions, questions, other
+    Column("etag", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("caption", Text),  # what a caption object says; of a picture, what its own metadata say
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="SET NULL")),  # of a picture: only until its outcome
+    Column("file_no", BigInteger),  # which file of that job a picture is
+    Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),  # what a picture became
+    Column("reason", Text),  # why nothing was made of it
+    moment("seen_at"),
+    Index("ix_bound_objects_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
+    Index("ix_bound_objects_image_id", "image_id"),
+)
+
+# Objects that something is said to have happened to. A change event only asks to look; the same one twice is one row.
+change_events = Table(
+    "change_events",
+    metadata,
+    Column("bucket", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    moment("received_at"),
+    moment("not_before"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    # Grows with every further event: a change event is done only if none came while its object was looked at.
+    Column("repeats", BigInteger, nullable=False, server_default=text("0")),
+)
+
+# Counters for people: received, repeated, unbound, refused, …
+change_event_totals = Table(
+    "change_event_totals",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
+    moment("updated_at"),
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("action", Text, nullable=False),
+    Column("archive_id", BigInteger, ForeignKey("archives.id", ondelete="CASCADE")),  # NULL: all archives
+    Column("options", JSONB, nullable=False),
+    Column("cron", Text, nullable=False),
+    Column("timezone", Text, nullable=False),
+    Column("paused", Boolean, nullable=False, server_default=text("false")),
+    moment("next_due"),
+    moment("created_at"),
+)
+
+# A due time fires once: whoever inserts its row first, fires (docs/reliability.md D9).
+schedule_runs = Table(
+    "schedule_runs",
+    metadata,
+    key("schedule_id", "schedules.id"),
+    Column("due_at", DateTime(timezone=True), primary_key=True, server_default=func.now()),
+    moment("fired_at"),
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="SET NULL")),
+    Column("note", Text),
+)
