@@ -139,7 +139,7 @@ class NoisyReason(StrEnum):
     """Why a question is a noisy case."""
 
     NEAR_THRESHOLD = "near_threshold"  # a candidate's relevance is close to η
-    RANKS_DISAGREE = "ranks_disagree"  # the best by relevance stands far down CLIP's list
+    RANKS_DISAGREE = "ranks_disagree"  # the best by relevance has a low retrieval rank
     NO_EVIDENCE = "no_evidence"  # every candidate was dropped
     FRAGILE_ANSWER = "fragile_answer"  # another answer without the least relevant of the kept images
     LOW_CONFIDENCE = "low_confidence"  # the answer's tokens were unlikely

@@ -28,18 +28,16 @@ def ablation(seeds: int, steps: int, questions: int, json_file: Path | None, fol
     """
     import json
 
-    from rich.console import Console
-
-    from ragllava.cli.progress import bars
+    from ragllava.cli.progress import bar
     from ragllava.lab.ablation.run import AblationOptions, run_ablation
     from ragllava.settings import load_settings
 
     settings = load_settings()
-    with bars(Console(stderr=True, highlight=False)) as progress:
-        task = progress.add_task("ablation", total=None, note="naive base")
+    with bar("ablation") as update:
+        update(note="naive base")
 
         def show(part: str, done: int, total: int) -> None:
-            progress.update(task, total=total, completed=done, note=f"{part}: done")
+            update(total=total, completed=done, note=f"{part}: done")
 
         options = AblationOptions(seeds=seeds, steps=steps, questions=questions)
         result = run_ablation(settings, folder or settings.home / "ablation", options, show)

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ragllava.cli import bindings
-from ragllava.cli.options import archive_option, as_time, connected, json_option, print_json, print_table
+from ragllava.cli.options import (
+    archive_option,
+    as_time,
+    captions_option,
+    connected,
+    json_option,
+    no_wait_option,
+    print_result,
+    print_rows,
+)
+
+if TYPE_CHECKING:
+    from ragllava.client import ArchiveSummary
 
 _SHOWN_CAPTIONS = 5  # of those without a file
 
@@ -16,8 +30,8 @@ _SHOWN_CAPTIONS = 5  # of those without a file
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @archive_option
-@click.option("--captions", type=click.Path(path_type=Path), help="CSV, JSONL or Parquet with file and caption.")
-@click.option("--no-wait", is_flag=True, help="Return when the job is queued.")
+@captions_option
+@no_wait_option
 @json_option
 def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait: bool, as_json: bool) -> None:
     """Add pictures to an archive: files, folders, zip and tar files.
@@ -25,8 +39,7 @@ def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait
     Captions come from --captions, or from the first line of a text file beside a picture (dog.png, dog.txt). Pictures
     that the archive contains already are recognised by their bytes; a changed caption replaces the old one.
     """
-    from ragllava.cli.following import exit_after, follow, print_followed
-    from ragllava.cli.progress import outcome_line
+    from ragllava.cli.following import follow
 
     with connected() as client:
         queued = client.archives.ingest(paths, archive, captions)
@@ -35,10 +48,7 @@ def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait
         if len(queued.unused_captions) > _SHOWN_CAPTIONS:
             number = len(queued.unused_captions) - _SHOWN_CAPTIONS
             click.echo(f"… and {number} more captions without a file", err=True)
-        job = follow(client, queued.job_id, f"ingest into {archive}", "ingest", wait=not no_wait, as_json=as_json)
-    reasons = f"reasons: ragllava archive show {archive} --rejected" if job.progress.by_status.get("rejected") else None
-    print_followed(job, [outcome_line(job), reasons], wait=not no_wait, as_json=as_json)
-    exit_after(job, wait=not no_wait)
+        follow(client, queued.job_id, f"ingest into {archive}", wait=not no_wait, as_json=as_json)
 
 
 @click.group()
@@ -56,13 +66,8 @@ def list_archives(as_json: bool) -> None:
     """All archives."""
     with connected() as client:
         summaries = client.archives.list()
-    if as_json:
-        print_json([asdict(summary) for summary in summaries])
-        return
-    for summary in summaries:
-        click.echo(f"{summary.archive.name}: {summary.images} images")
-    if not summaries:
-        click.echo("no archive yet; `ragllava ingest FOLDER --archive NAME` creates one")
+    lines = [f"{summary.archive.name}: {summary.images} images" for summary in summaries]
+    print_result(summaries, lines or ["no archive yet; `ragllava ingest FOLDER --archive NAME` creates one"], as_json)
 
 
 @archive.command("show")
@@ -75,25 +80,10 @@ def show_archive(name: str, rejected: bool, as_json: bool) -> None:
         summary = client.archives.get(name)
         refused = client.archives.rejected(name) if rejected else []
         bound = client.archives.bindings(name)
-    if as_json:
-        body = asdict(summary) | {"bindings": [view.as_json() for view in bound]}
-        print_json(body | ({"rejected": [asdict(file) for file in refused]} if rejected else {}))
-        return
-    click.echo(
-        f"{summary.archive.name}: {summary.images} images, {summary.size_bytes / 2**20:.1f} MiB, "
-        f"{summary.without_caption} without caption, last ingest {as_time(summary.last_ingest_at)}"
-    )
-    for size in summary.indexes:
-        search = "HNSW" if size.index.has_hnsw else "exact"
-        click.echo(
-            f"index {size.index.index_id}: {size.index.retriever}, {size.images} images, "
-            f"{size.index.dim} dimensions, {size.index.state}, {search} search"
-        )
-    bindings.print_bindings(bound)
-    for file in refused:
-        click.echo(f"{file.source}: {file.reason}")
-    if rejected and not refused:
-        click.echo("no file was refused")
+    body = asdict(summary) | {"bindings": bound} | ({"rejected": refused} if rejected else {})
+    lines = [*_summary_lines(summary), *map(bindings.binding_line, bound)]
+    lines += [f"{file.source}: {file.reason}" for file in refused]
+    print_result(body, lines if refused or not rejected else [*lines, "no file was refused"], as_json)
 
 
 @archive.command("gaps")
@@ -101,17 +91,21 @@ def show_archive(name: str, rejected: bool, as_json: bool) -> None:
 @json_option
 def list_gaps(name: str, as_json: bool) -> None:
     """Every image without a vector in the active index, and why."""
-    from rich.table import Table
-
     with connected() as client:
         gaps = client.archives.gaps(name)
-    if as_json:
-        print_json([asdict(gap) for gap in gaps])
-        return
-    if not gaps:
-        click.echo(f"{name}: every image has its vector")
-        return
-    table = Table("image", "source", "reason", "explanation", box=None)
-    for gap in gaps:
-        table.add_row(str(gap.image_id), gap.source, gap.reason.value, gap.explanation)
-    print_table(table)
+    columns = ("image", "source", "reason", "explanation")
+    rows = ((gap.image_id, gap.source, gap.reason, gap.explanation) for gap in gaps)
+    print_rows(gaps, columns, rows, as_json, none=f"{name}: every image has its vector")
+
+
+def _summary_lines(summary: ArchiveSummary) -> Iterator[str]:
+    yield (
+        f"{summary.archive.name}: {summary.images} images, {summary.size_bytes / 2**20:.1f} MiB, "
+        f"{summary.without_caption} without caption, last ingest {as_time(summary.last_ingest_at)}"
+    )
+    for size in summary.indexes:
+        search = "HNSW" if size.index.has_hnsw else "exact"
+        yield (
+            f"index {size.index.index_id}: {size.index.retriever}, {size.images} images, "
+            f"{size.index.dim} dimensions, {size.index.state}, {search} search"
+        )

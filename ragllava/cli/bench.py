@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragllava.cli.options import json_option, print_json, print_table
+from ragllava.cli.options import json_option, make_table, print_result, require_folder
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ragllava.client import Client
     from ragllava.lab.bench.groups import Group, Needs
     from ragllava.lab.bench.rows import BenchRow
@@ -78,7 +76,9 @@ def bench(
     groups = choose_groups(only)
     if shape is not None:
         require_shape(shape)
-    _require_chart(chart)
+    if chart is not None and chart.suffix != ".svg":
+        raise UsageError(f"{chart}: the chart is a picture whose name must end in .svg")
+    require_folder(chart)
     # An endpoint would be compared with this process.
     options: dict[str, Any] = {"vllm_url": None} | ({"device": device} if device else {})
     with interruptible(), tempfile.TemporaryDirectory(prefix="ragllava-bench-") as home:
@@ -91,13 +91,9 @@ def bench(
         run = describe_run(workload)
     if chart is not None:
         chart.write_text(draw_chart(rows, f"ragllava bench: {run_title(run)}"), encoding="utf-8")
-    if as_json:
-        print_json(run | {"rows": [row.as_json() for row in rows]})
-        return
-    print_table(_table(rows))
-    click.echo(f"{run_title(run)}\n{run_details(run)}")
-    if chart is not None:
-        click.echo(f"chart: {chart.absolute()}, open it in a browser")
+    table = make_table(("what", "ours", "reference", "is", "ratio", "wanted", "", "figures"), map(_cells, rows))
+    drawn = [f"chart: {chart.absolute()}, open it in a browser"] if chart is not None else []
+    print_result(run | {"rows": rows}, [table, run_title(run), run_details(run), *drawn], as_json)
 
 
 def _path_of(command: str) -> Path | None:
@@ -167,32 +163,12 @@ def _worker_specs(settings: Settings) -> list[WorkerSpec]:
     ]
 
 
-def _require_chart(path: Path | None) -> None:
-    """Check the path before minutes of work. Raises UsageError."""
-    if path is None:
-        return
-    if path.suffix != ".svg":
-        raise UsageError(f"{path}: the chart is a picture whose name must end in .svg")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
-
-
-def _table(rows: Sequence[BenchRow]) -> Table:
-    from rich.table import Table
-
-    table = Table("what", "ours", "reference", "is", "ratio", "wanted", "", "figures")
-    for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.ours:.4g} {row.unit}",
-            "-" if row.reference_value is None else f"{row.reference_value:.4g} {row.unit}",
-            row.reference,
-            _ratio(row),
-            str(row.wanted),
-            {True: "reached", False: "missed", None: ""}[row.is_reached],
-            ", ".join(f"{name} {value:.3g}" for name, value in row.figures.items()),
-        )
-    return table
+def _cells(row: BenchRow) -> tuple[object, ...]:
+    reference = None if row.reference_value is None else f"{row.reference_value:.4g} {row.unit}"
+    mark = {True: "reached", False: "missed", None: ""}[row.is_reached]
+    figures = ", ".join(f"{name} {value:.3g}" for name, value in row.figures.items())
+    ours = f"{row.ours:.4g} {row.unit}"
+    return row.name, ours, reference, row.reference, _ratio(row), row.wanted, mark, figures
 
 
 def _ratio(row: BenchRow) -> str:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from ragllava.cli.options import answer_options, as_answer_options, as_time, connected, json_option, print_json
+from ragllava.cli.options import (
+    AnswerFlags,
+    answer_options,
+    as_answer_options,
+    as_time,
+    connected,
+    json_option,
+    print_result,
+)
 
 if TYPE_CHECKING:
     from ragllava.client import BindingView, ScanReport
@@ -22,17 +30,14 @@ if TYPE_CHECKING:
 @click.option("--strict", is_flag=True, help="Refuse a file of an inbox if any of its lines is invalid.")
 @answer_options
 @json_option
-def bind(  # noqa: PLR0917 - one argument for each option
+def bind(
     name: str,
     address: str,
     inbox: bool,
     outbox: str | None,
     strict: bool,
-    top_k: int | None,
-    top_n: int | None,
-    threshold: float | None,
-    bare_prompt: bool,
     as_json: bool,
+    **flags: Unpack[AnswerFlags],
 ) -> None:
     """Keep archive NAME equal to a part of a bucket, and ingest what is there already.
 
@@ -43,25 +48,20 @@ def bind(  # noqa: PLR0917 - one argument for each option
     from ragllava.json_records import to_json
 
     source_of = click.get_current_context().get_parameter_source
-    answering = any(source_of(option) is click.core.ParameterSource.COMMANDLINE for option in _ANSWERING)
+    answering = any(source_of(option) is click.core.ParameterSource.COMMANDLINE for option in flags)
     if not inbox and (outbox or strict or answering):
         raise UsageError("--outbox, --strict and the options of answers are for an inbox: add --inbox")
     with connected() as client:
         options: dict[str, Any] = {"outbox": outbox, "skip_invalid": not strict} if inbox else {}
         if answering:
-            options["answer"] = to_json(as_answer_options(client, top_k, top_n, threshold, bare_prompt))
+            options["answer"] = to_json(as_answer_options(client, **flags))
         role = BindingRole.INBOX if inbox else BindingRole.PICTURES
         binding = client.archives.bind(name, address, role, options)
         reports = [report for report in client.archives.scan(name) if report.address == binding.address]
-    if as_json:
-        print_json({"address": binding.address, "role": role.value, "scan": [report.as_json() for report in reports]})
-        return
     effect = "question files are answered from" if inbox else "pictures go to"
-    click.echo(f"{binding.address} is bound: its {effect} the archive {binding.archive}")
-    _print_reports(reports)
-
-
-_ANSWERING = ("top_k", "top_n", "threshold", "bare_prompt")
+    line = f"{binding.address} is bound: its {effect} the archive {binding.archive}"
+    body = {"address": binding.address, "role": role, "scan": reports}
+    print_result(body, [line, *_report_lines(reports)], as_json)
 
 
 @click.command()
@@ -84,22 +84,18 @@ def scan(name: str, as_json: bool) -> None:
     """
     with connected() as client:
         reports = client.archives.scan(name)
-    if as_json:
-        print_json([report.as_json() for report in reports])
-    else:
-        _print_reports(reports)
+    print_result(reports, _report_lines(reports), as_json)
     sys.exit(1 if any(report.failed for report in reports) else 0)
 
 
-def print_bindings(views: Sequence[BindingView]) -> None:
-    """One line for each binding, for `ragllava archive show`."""
-    for view in views:
-        binding = view.binding
-        role = f"inbox, outbox {binding.options['outbox']}" if "outbox" in binding.options else "pictures"
-        click.echo(
-            f"bound to {binding.address} ({role}): {view.objects} objects, {view.pictures} pictures, "
-            f"{view.waiting} waiting, {view.refused} refused, last scan {as_time(view.scanned_at)}"
-        )
+def binding_line(view: BindingView) -> str:
+    """One binding, for `ragllava archive show`."""
+    binding = view.binding
+    role = f"inbox, outbox {binding.options['outbox']}" if "outbox" in binding.options else "pictures"
+    return (
+        f"bound to {binding.address} ({role}): {view.objects} objects, {view.pictures} pictures, "
+        f"{view.waiting} waiting, {view.refused} refused, last scan {as_time(view.scanned_at)}"
+    )
 
 
 _TITLES = {
@@ -115,21 +111,20 @@ _TITLES = {
 _WITH_REASONS = ("refused", "failed")
 
 
-def _print_reports(reports: Sequence[ScanReport]) -> None:
+def _report_lines(reports: Sequence[ScanReport]) -> Iterator[str]:
     for report in reports:
         changes = report.as_json()
         jobs = f"; job {', '.join(map(str, report.changes.job_ids))} ingests them" if report.changes.job_ids else ""
         state = "differences" if report.found_differences else "nothing new"
-        click.echo(f"{report.address}: {report.listed} objects, {state}{jobs}")
+        yield f"{report.address}: {report.listed} objects, {state}{jobs}"
         for name, title in _TITLES.items():
-            _print_names(title, changes[name], changes[name]["first"] if name in _WITH_REASONS else {})
+            if changes[name]["number"]:
+                yield f"  {changes[name]['number']} {title}"
+                yield from _name_lines(changes[name], changes[name]["first"] if name in _WITH_REASONS else {})
 
 
-def _print_names(title: str, names: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
-    if not names["number"]:
-        return
-    click.echo(f"  {names['number']} {title}")
+def _name_lines(names: Mapping[str, Any], reasons: Mapping[str, str]) -> Iterator[str]:
     for name in names["first"]:
-        click.echo(f"    {name}" + (f": {reasons[name]}" if name in reasons else ""))
+        yield f"    {name}" + (f": {reasons[name]}" if name in reasons else "")
     if names["number"] > len(names["first"]):
-        click.echo(f"    … and {names['number'] - len(names['first'])} more")
+        yield f"    … and {names['number'] - len(names['first'])} more"

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import click
 from pydantic import SecretStr, ValidationError
+from rich.table import Table
 from sqlalchemy.engine import make_url
 
 import migrations
-from ragllava.cli.options import print_problem, print_table
+from ragllava.cli.options import Problem, make_table, package_versions
 from ragllava.errors import RagllavaError, SettingsError
 from ragllava.local.services import NOT_RUNNING, service_status
 from ragllava.models.profiles import find_model, get_profile, missing_models
 from ragllava.settings import Settings, load_settings
 
-_PACKAGES = (
-    "ragllava",
-    "celery",
-    "redis",
-    "SQLAlchemy",
-    "psycopg",
-    "pgvector",
-    "torch",
-    "transformers",
-    "open_clip_torch",
-    "minio",
-    "pillow",
-)
 _SMALLEST_FREE_BYTES = 2 * 2**30  # some thousand pictures, their embeddings and the log of the database
 _SMALLEST_MEMORY_BYTES = 2 * 2**30
 
@@ -92,44 +77,29 @@ def diagnose(*, deep: bool = False) -> Diagnosis:
 
 
 def _deep(settings: Settings) -> Iterator[Finding]:
-    from rich.console import Console
-
-    from ragllava.cli.progress import bars
+    from ragllava.cli.progress import bar
     from ragllava.client import Client
 
-    with Client(settings) as client, bars(Console(stderr=True)) as progress:
-        task = progress.add_task("deep checks", total=None, note="")
-
-        def show(step: str, number: int) -> None:
-            progress.update(task, completed=number, note=step)
-
-        for checked in client.system.inspect(show):
+    with Client(settings) as client, bar("deep checks") as update:
+        for checked in client.system.inspect(lambda step, number: update(completed=number, note=step)):
             yield Finding("deep", checked.name, checked.value, checked.problem)
 
 
-def print_diagnosis(diagnosis: Diagnosis) -> None:
+def diagnosis_lines(diagnosis: Diagnosis) -> Iterator[str | Table]:
     """The diagnosis for people: a table for each topic, the problems at the end."""
-    from rich.table import Table
-
     for topic in dict.fromkeys(finding.topic for finding in diagnosis.findings):
-        table = Table(title=topic, title_justify="left", show_header=False)
-        for finding in diagnosis.findings:
-            if finding.topic == topic:
-                table.add_row(finding.name, finding.value, "wrong" if finding.problem else "")
-        print_table(table)
-    for problem in diagnosis.problems:
-        print_problem(f"wrong: {problem}")
+        findings = (finding for finding in diagnosis.findings if finding.topic == topic)
+        rows = ((finding.name, finding.value, "wrong" if finding.problem else "") for finding in findings)
+        yield make_table(("", "", ""), rows, title=topic, title_justify="left", show_header=False)
+    yield from (Problem(f"wrong: {problem}") for problem in diagnosis.problems)
     if not diagnosis.problems:
-        click.echo("nothing is wrong")
+        yield "nothing is wrong"
 
 
 def _versions() -> Iterator[Finding]:
-    yield Finding("versions", "python", platform.python_version())
-    for package in _PACKAGES:
-        try:
-            yield Finding("versions", package, version(package))
-        except PackageNotFoundError:
-            yield Finding("versions", package, "missing", f"{package} is not installed; run `make setup`")
+    for package, version in package_versions().items():
+        problem = None if version else f"{package} is not installed; run `make setup`"
+        yield Finding("versions", package, version or "missing", problem)
 
 
 def _services(settings: Settings) -> Iterator[Finding]:

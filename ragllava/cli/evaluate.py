@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragllava.cli.options import NumberRange, json_option, package_versions, print_json
+from ragllava.cli.options import NumberRange, json_option, package_versions, print_result, refuse_given
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 SPLITS = {"postcards": "test", "webqa": "val", "multimodalqa": "dev", "flickr30k": "test", "coco": "test"}
 CALIBRATION_SEED_OFFSET = 1000  # added to the seed, for the postcards that the threshold is fitted on
 FEWEST_CALIBRATION = 300  # questions that the threshold is fitted on, if there are so many, however few are reported
-_PACKAGES = ("ragllava", "torch", "transformers", "open_clip_torch", "pillow", "numpy", "pgvector")
 
 
 @click.command("eval")
@@ -116,9 +115,12 @@ def evaluate(
 
     reranked = rerank == "on"
     if not reranked:
-        refuse_without_reranking(
-            {"--untuned": untuned, "--promised-precision": promised_precision, "--calibration": calibration}
-        )
+        without_effect = {
+            "--untuned": untuned,
+            "--promised-precision": promised_precision,
+            "--calibration": calibration,
+        }
+        refuse_given(without_effect, "with --rerank off; leave one of them out")
     if noise and not oracle:
         raise UsageError("--noise replaces labelled images by wrong ones; leave --no-oracle out")
     settings = load_settings()
@@ -137,18 +139,8 @@ def evaluate(
     options = RunOptions(seed, None, reranked, without_captions, oracle, noise or DEFAULT_NOISE, promised_precision)
     with workbench(settings, Console(stderr=True, highlight=False), untuned) as bench:
         evaluation = run(reported, fitted_on, bench, options)
-    if as_json:
-        body = {"seed": seed, "limit": limit, **evaluation.as_json()}
-        print_json(body | {"versions": package_versions(*_PACKAGES), "cores": os.cpu_count()})
-    else:
-        click.echo(as_text(evaluation))
-
-
-def refuse_without_reranking(values: Mapping[str, object]) -> None:
-    """Raise UsageError if an option has a value that has no effect without reranking."""
-    for option, value in values.items():
-        if value is not None:
-            raise UsageError(f"{option} has no effect with --rerank off; leave one of them out")
+    run_facts = {"versions": package_versions(), "cores": os.cpu_count()}
+    print_result({"seed": seed, "limit": limit, **evaluation.as_json(), **run_facts}, [as_text(evaluation)], as_json)
 
 
 @contextmanager

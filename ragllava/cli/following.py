@@ -3,39 +3,42 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 import click
 from rich.console import Console
 
 from ragllava.cli.options import print_json
-from ragllava.cli.progress import inputs, wait_or_leave, warn_without_worker
+from ragllava.cli.progress import detail_lines, inputs, outcome_line, wait_or_leave, warn_without_worker
 from ragllava.client import Client, JobView, is_success
+from ragllava.jobs.kinds import kind_of
+from ragllava.records import JobKind, ReindexStatus
 
 
-def follow(client: Client, job_id: int, title: str, queue: str, *, wait: bool, as_json: bool) -> JobView:
-    """The queued job; after its end, if the command waits. Warns when no worker of its queue is ready."""
-    warn_without_worker(client, queue)
+def follow(
+    client: Client, job_id: int, title: str, *, wait: bool, as_json: bool, state: str = "queued", **facts: bool
+) -> NoReturn:
+    """Print a queued job, after its end if the command waits, and exit; its JSON includes `facts`.
+
+    Exits with 1 when the command waited for a job of which no input succeeded, or whose gate refused the result.
+    """
+    job = client.jobs.get(job_id)
+    warn_without_worker(client, kind_of(job.kind).queue)
     if wait:
-        return wait_or_leave(client, job_id, title, Console(stderr=as_json))
-    return client.jobs.get(job_id)
-
-
-def print_followed(job: JobView, lines: list[str | None], *, wait: bool, as_json: bool) -> None:
-    """The job as JSON, or `lines` (None is left out) after its end, or where its progress can be seen."""
+        job = wait_or_leave(client, job_id, title, Console(stderr=as_json))
     if as_json:
-        print_json(job.as_json())
+        print_json(job.as_json() | facts)
     elif wait:
-        click.echo("\n".join(line for line in lines if line is not None))
+        click.echo("\n".join([outcome_line(job), *detail_lines(job), *_next_steps(job)]))
     else:
-        click.echo(queued_line(job))
+        click.echo(f"job {job_id} {state}: {inputs(job)}; `ragllava jobs show {job_id}` shows its progress")
+    refused = job.reindexing is not None and job.reindexing.gate_status is ReindexStatus.REFUSED
+    sys.exit(0 if not wait or (is_success(job.state) and not refused) else 1)
 
 
-def queued_line(job: JobView, state: str = "queued") -> str:
-    """``job 3 queued: 12 files; `ragllava jobs show 3` shows its progress``."""
-    return f"job {job.job_id} {state}: {inputs(job)}; `ragllava jobs show {job.job_id}` shows its progress"
-
-
-def exit_after(job: JobView, *, wait: bool) -> NoReturn:
-    """Exit with 0, or with 1 when the command waited for a job of which no input succeeded."""
-    sys.exit(0 if not wait or is_success(job.state) else 1)
+def _next_steps(job: JobView) -> Iterator[str]:
+    if job.kind == JobKind.ANSWER:
+        yield f"answers: ragllava results {job.job_id} -o answers.jsonl"
+    if job.kind == JobKind.INGEST and job.progress.by_status.get("rejected"):
+        yield f"reasons: ragllava archive show {job.archive} --rejected"

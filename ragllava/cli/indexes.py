@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,16 +14,19 @@ from ragllava.cli.options import (
     as_time,
     connected,
     json_option,
-    print_json,
-    print_table,
+    make_table,
+    no_wait_option,
+    print_result,
+    print_rows,
 )
-from ragllava.records import ReindexStatus, Selection
+from ragllava.records import Selection
 
 if TYPE_CHECKING:
-    from ragllava.client import Client, IndexDetails
+    from rich.table import Table
 
-INDEX_ID = JOB_ID  # the same range
-_no_wait_option = click.option("--no-wait", is_flag=True, help="Return when the job is queued.")
+    from ragllava.client import IndexDetails
+
+index_argument = click.argument("index_id", type=JOB_ID)  # the same range
 
 
 @click.command()
@@ -36,7 +38,7 @@ _no_wait_option = click.option("--no-wait", is_flag=True, help="Return when the 
 )
 @click.option("--only", type=EnumChoice(Selection), help="Which images.  [default: all with --retriever, else missing]")
 @click.option("--no-switch", is_flag=True, help="Leave a new index that passes its gate for `ragllava index switch`.")
-@_no_wait_option
+@no_wait_option
 @json_option
 def reindex(
     archive: str, retriever: str | None, only: Selection | None, no_switch: bool, no_wait: bool, as_json: bool
@@ -48,6 +50,7 @@ def reindex(
     made. all: a new index in any case. Questions are answered from the old index until the new one has passed its
     gate.
     """
+    from ragllava.cli.following import follow
     from ragllava.client import ReindexRequest
     from ragllava.models.profiles import parse_retriever
 
@@ -55,7 +58,7 @@ def reindex(
     source = parse_retriever(retriever) if retriever else None
     with connected() as client:
         job_id = client.archives.reindex(ReindexRequest(archive, selection, source, switch=not no_switch))
-        _follow(client, job_id, f"reindex {archive}", no_wait, as_json)
+        follow(client, job_id, f"reindex {archive}", wait=not no_wait, as_json=as_json)
 
 
 @click.group()
@@ -68,51 +71,42 @@ def index() -> None:
 @json_option
 def list_indexes(archive: str | None, as_json: bool) -> None:
     """All indexes by archive and age."""
-    from rich.table import Table
+    columns = ("index", "archive", "retriever", "state", "images", "search", "gate", "active since", "retired")
+
+    def cells(details: IndexDetails) -> tuple[object, ...]:
+        index, gate = details.index, details.gate and _gate_state(details.gate)
+        times = as_time(details.activated_at), as_time(details.retired_at)
+        return (
+            index.index_id,
+            details.archive,
+            index.retriever,
+            index.state,
+            details.images,
+            _search(details),
+            gate,
+            *times,
+        )
 
     with connected() as client:
         indexes = client.archives.indexes.list(archive)
-    if as_json:
-        print_json([asdict(details) for details in indexes])
-        return
-    if not indexes:
-        click.echo("no index yet; the first `ragllava ingest` creates one")
-        return
-    columns = ("index", "archive", "retriever", "state", "images", "search", "gate", "active since", "retired")
-    table = Table(*columns, box=None)
-    for details in indexes:
-        times = as_time(details.activated_at), as_time(details.retired_at)
-        names = str(details.index.index_id), details.archive, details.index.retriever, details.index.state
-        gate = "-" if details.gate is None else _gate_state(details.gate)
-        table.add_row(*names, str(details.images), _search(details), gate, *times)
-    print_table(table)
+    print_rows(
+        indexes, columns, map(cells, indexes), as_json, none="no index yet; the first `ragllava ingest` creates one"
+    )
 
 
 @index.command("show")
-@click.argument("index_id", type=INDEX_ID)
+@index_argument
 @json_option
 def show_index(index_id: int, as_json: bool) -> None:
     """One index, with its gate's figures and the old questions that it answers differently."""
     with connected() as client:
         details = client.archives.indexes.get(index_id)
-    if as_json:
-        print_json(asdict(details))
-        return
-    click.echo(
-        f"index {index_id} of {details.archive}: {details.index.retriever}, {details.index.state}, "
-        f"{details.images} images, {details.index.dim} dimensions, {_search(details)} search"
-    )
-    if details.job_id is not None:
-        click.echo(f"job {details.job_id} fills it")
-    for name in ("created_at", "activated_at", "retired_at"):
-        click.echo(f"{name:<12} {as_time(getattr(details, name))}")
-    if details.gate is not None:
-        _print_gate(details.gate)
+    print_result(details, _index_lines(details), as_json)
 
 
 @index.command("switch")
-@click.argument("index_id", type=INDEX_ID)
-@_no_wait_option
+@index_argument
+@no_wait_option
 @json_option
 def switch_index(index_id: int, no_wait: bool, as_json: bool) -> None:
     """Answer questions from another index of the archive: a retired one, or one that passed its gate.
@@ -120,6 +114,8 @@ def switch_index(index_id: int, no_wait: bool, as_json: bool) -> None:
     First a job embeds the pictures that the index lacks; new pictures go to both indexes meanwhile. Then it counts the
     vectors and switches. The previous index is retired and can be switched back to until it is dropped.
     """
+    from ragllava.cli.following import follow
+
     with connected() as client:
         archive = client.archives.indexes.get(index_id).archive
         job_id = client.archives.indexes.switch(index_id)
@@ -127,28 +123,17 @@ def switch_index(index_id: int, no_wait: bool, as_json: bool) -> None:
         if not as_json:
             task = f"lacks {lacks} images: job {job_id} embeds them" if lacks else f"lacks nothing: job {job_id} counts"
             click.echo(f"index {index_id} of {archive} {task} and switches")
-        _follow(client, job_id, f"switch to index {index_id}", no_wait, as_json)
+        follow(client, job_id, f"switch to index {index_id}", wait=not no_wait, as_json=as_json)
 
 
 @index.command("drop")
-@click.argument("index_id", type=INDEX_ID)
+@index_argument
 def drop_index(index_id: int) -> None:
     """Delete an index that is not the active one, with its vectors; only embedding again brings it back."""
     with connected() as client:
         details = client.archives.indexes.get(index_id)
         client.archives.indexes.drop(index_id)
     click.echo(f"index {index_id} of {details.archive} is deleted, with its {details.images} vectors")
-
-
-def _follow(client: Client, job_id: int, title: str, no_wait: bool, as_json: bool) -> None:
-    from ragllava.cli.following import exit_after, follow, print_followed
-    from ragllava.cli.progress import outcome_line, reindexing_line
-
-    job = follow(client, job_id, title, "ingest", wait=not no_wait, as_json=as_json)
-    print_followed(job, [outcome_line(job), reindexing_line(job)], wait=not no_wait, as_json=as_json)
-    if not no_wait and job.reindexing is not None and job.reindexing.gate_status is ReindexStatus.REFUSED:
-        sys.exit(1)
-    exit_after(job, wait=not no_wait)
 
 
 def _search(details: IndexDetails) -> str:
@@ -159,19 +144,29 @@ def _gate_state(gate: dict[str, Any]) -> str:
     return "passed" if gate["passed"] else "refused"
 
 
-def _print_gate(gate: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    click.echo(f"gate {_gate_state(gate)} in job {gate['job']}: {gate['reason']}")
-    for picture in gate["unreadable_images"]:
-        click.echo(f"unreadable: {picture['image']}: {picture['reason']}")
-    differences = gate.get("answers", {}).get("differences", [])
-    if not differences:
+def _index_lines(details: IndexDetails) -> Iterator[str | Table]:
+    index = details.index
+    yield (
+        f"index {index.index_id} of {details.archive}: {index.retriever}, {index.state}, "
+        f"{details.images} images, {index.dim} dimensions, {_search(details)} search"
+    )
+    if details.job_id is not None:
+        yield f"job {details.job_id} fills it"
+    for name in ("created_at", "activated_at", "retired_at"):
+        yield f"{name:<12} {as_time(getattr(details, name))}"
+    gate = details.gate
+    if gate is None:
         return
-    table = Table("question", "old answer", "new answer", "old evidence", "new evidence", box=None)
-    for difference in differences:
-        sides = difference["old"], difference["new"]
-        answers = [side["answer"] or "-" for side in sides]
-        evidence = [f"{', '.join(side['evidence']) or 'none'} ({side['relevance']:.2f})" for side in sides]
-        table.add_row(difference["question"], *answers, *evidence)
-    print_table(table)
+    yield f"gate {_gate_state(gate)} in job {gate['job']}: {gate['reason']}"
+    yield from (f"unreadable: {picture['image']}: {picture['reason']}" for picture in gate["unreadable_images"])
+    differences = gate.get("answers", {}).get("differences", [])
+    if differences:
+        columns = ("question", "old answer", "new answer", "old evidence", "new evidence")
+        yield make_table(columns, map(_difference_cells, differences), box=None)
+
+
+def _difference_cells(difference: dict[str, Any]) -> list[str]:
+    sides = difference["old"], difference["new"]
+    answers = [side["answer"] or "-" for side in sides]
+    evidence = [f"{', '.join(side['evidence']) or 'none'} ({side['relevance']:.2f})" for side in sides]
+    return [difference["question"], *answers, *evidence]

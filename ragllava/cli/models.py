@@ -7,11 +7,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import EnumChoice, as_time, connected, json_option, print_json, print_table
+from ragllava.cli.options import (
+    EnumChoice,
+    as_time,
+    connected,
+    json_option,
+    make_table,
+    print_result,
+    print_rows,
+)
 from ragllava.records import Role
 
 if TYPE_CHECKING:
-    from ragllava.client import Comparison, VersionView
+    from rich.table import Table
+
+    from ragllava.client import VersionView
 
 role_option = click.option("--role", type=EnumChoice(Role), help="Only versions of this role.")
 
@@ -29,23 +39,18 @@ def models() -> None:
 @json_option
 def list_models(role: Role | None, as_json: bool) -> None:
     """All versions, the newest first."""
-    from rich.table import Table
 
+    def cells(view: VersionView) -> tuple[object, ...]:
+        version = view.version
+        threshold = None if version.threshold is None else f"{version.threshold:.4g}"
+        base = "itself" if version.adapter_sha256 is None else version.base_name
+        return version.role, version.name, view.state, threshold, base, as_time(view.promoted_at)
+
+    columns = ("role", "version", "state", "threshold", "base", "last promoted")
+    none = "no version yet; the first worker that answers registers the base models: `ragllava up`"
     with connected() as client:
         versions = client.models.list(role)
-    if as_json:
-        print_json([view.as_json() for view in versions])
-        return
-    if not versions:
-        click.echo("no version yet; the first worker that answers registers the base models: `ragllava up`")
-        return
-    table = Table("role", "version", "state", "threshold", "base", "last promoted", box=None)
-    for view in versions:
-        version = view.version
-        threshold = "-" if version.threshold is None else f"{version.threshold:.4g}"
-        base = "itself" if version.adapter_sha256 is None else version.base_name
-        table.add_row(version.role.value, version.name, view.state, threshold, base, as_time(view.promoted_at))
-    print_table(table)
+    print_rows(versions, columns, map(cells, versions), as_json, none=none)
 
 
 @models.command("show")
@@ -64,14 +69,8 @@ def show_model(name: str, role: Role | None, plot: Path | None, as_json: bool) -
         view = client.models.get(name, role)
     if plot is not None:
         plot.write_text(draw(view, as_page=plot.suffix == ".html"), encoding="utf-8")
-    if as_json:
-        print_json(view.as_json())
-        return
-    for label, text in facts(view):
-        click.echo(f"{label:<10} {text}")
-    _print_gate(view)
-    if plot is not None:
-        click.echo(f"{plot}: open it in a browser")
+    drawn = [f"{plot}: open it in a browser"] if plot is not None else []
+    print_result(view, [*(f"{label:<10} {text}" for label, text in facts(view)), *_gate_tables(view), *drawn], as_json)
 
 
 @models.command()
@@ -115,35 +114,25 @@ def compare(first: str, second: str, role: Role | None, as_json: bool) -> None:
     """
     with connected() as client:
         comparison = client.models.compare(first, second, role)
-    if as_json:
-        print_json(comparison.as_json())
-    else:
-        _print_comparison(comparison)
+    numbers = [
+        (figure.name, *map(_number, (figure.first, figure.second, figure.difference))) for figure in comparison.figures
+    ]
+    columns = ("figure", comparison.first, comparison.second, "difference")
+    print_result(comparison, [make_table(columns, numbers, box=None), comparison.note], as_json)
 
 
 def _with_threshold(threshold: float | None) -> str:
     return "" if threshold is None else f", threshold {threshold:.4g}"
 
 
-def _print_gate(view: VersionView) -> None:
-    from rich.table import Table
-
-    gate = (view.version.training or {}).get("gate") or {}
-    if not gate.get("figures"):
-        return
-    table = Table("condition", "questions", "champion", "this version", "difference", "from", "to", box=None)
-    for figure in gate["figures"]:
-        numbers = [f"{figure[name]:.4f}" for name in ("champion", "challenger", "difference", "low", "high")]
-        table.add_row(figure["name"], str(figure["questions"]), *numbers)
-    print_table(table)
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
 
 
-def _print_comparison(comparison: Comparison) -> None:
-    from rich.table import Table
-
-    table = Table("figure", comparison.first, comparison.second, "difference", box=None)
-    for figure in comparison.figures:
-        values = (figure.first, figure.second, figure.difference)
-        table.add_row(figure.name, *("-" if value is None else f"{value:.4f}" for value in values))
-    print_table(table)
-    click.echo(comparison.note)
+def _gate_tables(view: VersionView) -> list[Table]:
+    """The table of the gate's figures, if the version has any."""
+    figures = ((view.version.training or {}).get("gate") or {}).get("figures") or []
+    titles = ("condition", "questions", "champion", "this version", "difference", "from", "to")
+    names = ("champion", "challenger", "difference", "low", "high")
+    rows = [(figure["name"], figure["questions"], *(_number(figure[name]) for name in names)) for figure in figures]
+    return [make_table(titles, rows, box=None)] if rows else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,16 +16,21 @@ from ragllava.cli.options import (
     EnumChoice,
     archive_option,
     connected,
+    fields_of,
+    job_argument,
     json_option,
-    print_json,
+    make_table,
     print_lines,
-    print_table,
+    print_result,
+    print_rows,
 )
 from ragllava.errors import InvalidInput, UsageError
 from ragllava.records import NoisyReason, NoisyState
 
 if TYPE_CHECKING:
-    from ragllava.client import AnsweredQuestion, Client, NoisyView, StoredFeedback
+    from rich.table import Table
+
+    from ragllava.client import AnsweredQuestion, Client, NoisyView, QuestionView, StoredFeedback
     from ragllava.records import Candidate, Label
 
 MAX_PRESIGN_HOURS = 168  # no S3 store signs an address for more than a week
@@ -70,52 +75,27 @@ def noisy() -> None:
 @json_option
 def list_noisy(archive: str, state: NoisyState | None, reason: NoisyReason | None, limit: int, as_json: bool) -> None:
     """The noisy cases of an archive, those of the newest job first."""
-    from rich.table import Table
-    from rich.text import Text
-
+    none = "no such noisy case" if state or reason else f"{archive} has no noisy case"
     with connected() as client:
         cases = client.reviews.list(archive, state=state, reason=reason, limit=limit)
-    if as_json:
-        print_json([_case_json(case) for case in cases])
-        return
-    if not cases:
-        click.echo("no such noisy case" if state or reason else f"{archive} has no noisy case")
-        return
-    table = Table("job", "custom_id", "state", "reasons", "question", "answer", box=None)
-    for case in cases:
-        question = case.question
-        cells = (question.custom_id, case.state.value, ", ".join(case.reasons), question.text, question.answer or "-")
-        table.add_row(str(question.job_id), *map(Text, cells))
-    print_table(table)
-    if len(cases) == limit:
+    columns = ("job", "custom_id", "state", "reasons", "question", "answer")
+    print_rows([_case_json(case) for case in cases], columns, map(_case_cells, cases), as_json, none=none)
+    if len(cases) == limit and not as_json:
         click.echo(f"the first {limit}; --limit shows more", err=True)
 
 
 @noisy.command("show")
-@click.argument("job_id", type=JOB_ID)
+@job_argument
 @click.argument("custom_id")
 @json_option
 def show_noisy(job_id: int, custom_id: str, as_json: bool) -> None:
     """One question: its candidates, its answer, the reasons to doubt it, and its newest label."""
     with connected() as client:
         view = client.reviews.get(job_id, custom_id)
-    question, case, label = view.question, view.case, view.label
-    if as_json:
-        body = _case_json(case) if case else _question_json(question)
-        candidates = [_candidate_json(candidate) for candidate in question.candidates]
-        print_json(body | {"candidates": candidates, "label": _label_json(label) if label else None})
-        return
-    click.echo(f"question  {question.text}")
-    status = question.status.value if question.status else "open"
-    confidence = f"  (confidence {question.confidence:.2f})" if question.confidence is not None else ""
-    click.echo(f"answer    none: {status}" if question.answer is None else f"answer    {question.answer}{confidence}")
-    click.echo(f"noisy     {case.state.value if case else 'no'}")
-    if case is not None:
-        for reason in case.reasons:
-            click.echo(f"  {reason.value}: {case.details.get(reason.value, '-')}")
-    if label:
-        click.echo(f"label     {_label_line(label, question)}")
-    _print_candidates(question.candidates)
+    body = _case_json(view.case) if view.case else _question_json(view.question)
+    candidates = [_candidate_json(candidate) for candidate in view.question.candidates]
+    label = fields_of(view.label, "verdict", "answer", "relevant", "irrelevant", "source") if view.label else None
+    print_result(body | {"candidates": candidates, "label": label}, _view_lines(view), as_json)
 
 
 @noisy.command("export")
@@ -152,8 +132,9 @@ def export_noisy(
         )
     expires_s = presign_hours * 3600 if presign_hours else None
     with connected() as client:
-        tasks = client.reviews.save_tasks(file, archive, config, state=state, reason=reason, expires_s=expires_s)
-    click.echo(f"{file}: {tasks} tasks")
+        tasks = client.reviews.export_tasks(archive, state=state, reason=reason, expires_s=expires_s)
+        client.reviews.save_tasks(file, tasks, config)
+    click.echo(f"{file}: {len(tasks)} tasks")
     if config is not None:
         click.echo(f"{config}: paste it into the project's labeling interface, Code")
 
@@ -183,14 +164,16 @@ def _advising(skip_invalid: bool) -> Iterator[None]:
 
 def _print_stored(client: Client, file: Path, stored: StoredFeedback, as_json: bool, unannotated: int = 0) -> None:
     print_lines(file, stored.errors, "refused")
-    if as_json:
-        body = asdict(stored)
-        refused = [{name: error[name] for name in ("line", "code", "message")} for error in body.pop("errors")]
-        print_json(body | {"waiting": unannotated, "refused": refused})
-        return
+    body = asdict(stored)
+    refused = [{name: error[name] for name in ("line", "code", "message")} for error in body.pop("errors")]
+    lines = _stored_lines(client, file, stored, unannotated)
+    print_result(body | {"waiting": unannotated, "refused": refused}, lines, as_json)
+
+
+def _stored_lines(client: Client, file: Path, stored: StoredFeedback, unannotated: int) -> Iterator[str]:
     unchanged = f", {stored.unchanged} unchanged" if stored.unchanged else ""
     left_out = f", {len(stored.errors)} refused" if stored.errors else ""
-    click.echo(f"{file}: {stored.stored} labels ({stored.right} right, {stored.wrong} wrong){unchanged}{left_out}")
+    yield f"{file}: {stored.stored} labels ({stored.right} right, {stored.wrong} wrong){unchanged}{left_out}"
     if stored.open_cases:
         state, reason = NoisyState.OPEN, NoisyReason.SAID_WRONG
         lists = [
@@ -198,23 +181,36 @@ def _print_stored(client: Client, file: Path, stored: StoredFeedback, as_json: b
             for name in client.archives.names()
             if client.reviews.list(name, state=state, reason=reason, limit=1)
         ]
-        click.echo(f"{stored.open_cases} are labelled wrong without a right answer; {' and '.join(lists)} shows them")
+        yield f"{stored.open_cases} are labelled wrong without a right answer; {' and '.join(lists)} shows them"
     if stored.dismissed:
-        click.echo(f"{stored.dismissed} skipped by the reviewer are dismissed")
+        yield f"{stored.dismissed} skipped by the reviewer are dismissed"
     if unannotated:
-        click.echo(f"{unannotated} tasks have no annotation yet")
+        yield f"{unannotated} tasks have no annotation yet"
 
 
-def _print_candidates(candidates: Sequence[Candidate]) -> None:
-    from rich.table import Table
-    from rich.text import Text
+def _view_lines(view: QuestionView) -> Iterator[str | Table]:
+    question, case = view.question, view.case
+    yield f"question  {question.text}"
+    status = question.status or "open"
+    confidence = f"  (confidence {question.confidence:.2f})" if question.confidence is not None else ""
+    yield f"answer    none: {status}" if question.answer is None else f"answer    {question.answer}{confidence}"
+    yield f"noisy     {case.state if case else 'no'}"
+    if case is not None:
+        yield from (f"  {reason}: {case.details.get(reason, '-')}" for reason in case.reasons)
+    if view.label:
+        yield f"label     {_label_line(view.label, question)}"
+    columns = ("kept", "relevance", "retrieval rank", "image", "caption")
+    yield make_table(columns, map(_candidate_cells, question.candidates), box=None)
 
-    table = Table("kept", "relevance", "retrieval rank", "image", "caption", box=None)
-    for candidate in candidates:
-        kept = "-" if candidate.evidence_no is None else str(candidate.evidence_no + 1)
-        cells = (candidate.image.source, candidate.image.caption or "")
-        table.add_row(kept, f"{candidate.relevance:.4f}", str(candidate.retrieval_rank + 1), *map(Text, cells))
-    print_table(table)
+
+def _case_cells(case: NoisyView) -> tuple[object, ...]:
+    question = case.question
+    return question.job_id, question.custom_id, case.state, ", ".join(case.reasons), question.text, question.answer
+
+
+def _candidate_cells(candidate: Candidate) -> tuple[object, ...]:
+    image, kept = candidate.image, None if candidate.evidence_no is None else candidate.evidence_no + 1
+    return kept, f"{candidate.relevance:.4f}", candidate.retrieval_rank + 1, image.source, image.caption or ""
 
 
 def _label_line(label: Label, question: AnsweredQuestion) -> str:
@@ -229,43 +225,15 @@ def _label_line(label: Label, question: AnsweredQuestion) -> str:
 
 
 def _case_json(case: NoisyView) -> dict[str, Any]:
-    return _question_json(case.question) | {
-        "state": case.state.value,
-        "reasons": [reason.value for reason in case.reasons],
-        "details": case.details,
-        "created_at": case.created_at,
-        "updated_at": case.updated_at,
-    }
+    return _question_json(case.question) | fields_of(case, "state", "reasons", "details", "created_at", "updated_at")
 
 
 def _question_json(question: AnsweredQuestion) -> dict[str, Any]:
-    return {
-        "job": question.job_id,
-        "custom_id": question.custom_id,
-        "question": question.text,
-        "status": question.status.value if question.status else None,
-        "answer": question.answer,
-        "confidence": question.confidence,
-    }
+    names = {"job": question.job_id, "custom_id": question.custom_id, "question": question.text}
+    return names | fields_of(question, "status", "answer", "confidence")
 
 
 def _candidate_json(candidate: Candidate) -> dict[str, Any]:
-    return {
-        "image_id": candidate.image.image_id,
-        "source": candidate.image.source,
-        "caption": candidate.image.caption,
-        "retrieval_rank": candidate.retrieval_rank + 1,
-        "retrieval_score": candidate.retrieval_score,
-        "relevance": candidate.relevance,
-        "kept": candidate.evidence_no is not None,
-    }
-
-
-def _label_json(label: Label) -> dict[str, Any]:
-    return {
-        "verdict": label.verdict.value,
-        "answer": label.answer,
-        "relevant": list(label.relevant),
-        "irrelevant": list(label.irrelevant),
-        "source": label.source,
-    }
+    scores = fields_of(candidate, "retrieval_score", "relevance")
+    places = {"retrieval_rank": candidate.retrieval_rank + 1, "kept": candidate.evidence_no is not None}
+    return fields_of(candidate.image, "image_id", "source", "caption") | scores | places

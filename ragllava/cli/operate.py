@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import json_option, print_json
+from ragllava.cli.options import json_option, print_result
 
 if TYPE_CHECKING:
     from ragllava.local.fleet import WorkerSpec
@@ -93,10 +93,7 @@ def status(worker: str | None, as_json: bool) -> None:
         click.echo(f"worker {worker} is {'ready' if ready else 'not ready'}")
         sys.exit(0 if ready else 1)
     view = services.status(load_settings())
-    if as_json:
-        print_json(view.as_json())
-    else:
-        services.print_status(view)
+    print_result(view, services.status_lines(view), as_json)
     sys.exit(0 if view.is_healthy else 1)
 
 
@@ -105,13 +102,10 @@ def status(worker: str | None, as_json: bool) -> None:
 @json_option
 def doctor(deep: bool, as_json: bool) -> None:
     """Show versions, services and settings, what is wrong and what to do; exit code 1 when something is wrong."""
-    from ragllava.cli.doctor import diagnose, print_diagnosis
+    from ragllava.cli.doctor import diagnose, diagnosis_lines
 
     diagnosis = diagnose(deep=deep)
-    if as_json:
-        print_json(diagnosis.as_json())
-    else:
-        print_diagnosis(diagnosis)
+    print_result(diagnosis, diagnosis_lines(diagnosis), as_json)
     sys.exit(1 if diagnosis.problems else 0)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import click
+
+from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,6 +31,12 @@ JOB_ID = click.IntRange(1, 2**63 - 1)  # of the database
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 archive_option = click.option("--archive", required=True, metavar="NAME", help="The archive.")
+captions_option = click.option(
+    "--captions", type=click.Path(path_type=Path), help="CSV, JSONL or Parquet with file and caption."
+)
+no_wait_option = click.option("--no-wait", is_flag=True, help="Return when the job is queued.")
+wait_option = click.option("--wait", is_flag=True, help="Wait for the job, with a progress bar.")
+job_argument = click.argument("job_id", type=JOB_ID)
 
 
 class EnumChoice(click.Choice[E]):
@@ -36,6 +45,12 @@ class EnumChoice(click.Choice[E]):
     def normalize_choice(self, choice: object, ctx: click.Context | None) -> str:
         """The value, as it is written."""
         return str(choice)
+
+
+class Problem(str):
+    """A line about what is wrong."""
+
+    __slots__ = ()
 
 
 class ThresholdType(click.ParamType[float | None]):
@@ -67,6 +82,15 @@ class NumberRange(click.FloatRange):
         return number
 
 
+class AnswerFlags(TypedDict, total=False):
+    """The arguments that `answer_options` gives a command."""
+
+    top_k: int | None
+    top_n: int | None
+    threshold: float | None
+    bare_prompt: bool
+
+
 def answer_options(command: F) -> F:
     """--top-k, --top-n, --threshold, --bare-prompt."""
     for option in (
@@ -80,18 +104,29 @@ def answer_options(command: F) -> F:
     return command
 
 
-def as_answer_options(
-    client: Client, top_k: int | None, top_n: int | None, threshold: float | None, bare_prompt: bool
-) -> AnswerOptions:
+def as_answer_options(client: Client, **flags: Unpack[AnswerFlags]) -> AnswerOptions:
     """The options as a record; those that are not given come from the settings."""
     from ragllava.records import AnswerOptions
 
     return AnswerOptions(
-        top_k=top_k or client.settings.top_k,
-        top_n=top_n or client.settings.top_n,
-        threshold=threshold,
-        captions_in_answer=not bare_prompt,
+        top_k=flags.get("top_k") or client.settings.top_k,
+        top_n=flags.get("top_n") or client.settings.top_n,
+        threshold=flags.get("threshold"),
+        captions_in_answer=not flags.get("bare_prompt"),
     )
+
+
+def refuse_given(options: Mapping[str, object], reason: str) -> None:
+    """Raise UsageError if one of the options has a value: it `has no effect …`."""
+    for option, value in options.items():
+        if value is not None:
+            raise UsageError(f"{option} has no effect {reason}")
+
+
+def require_folder(path: Path | None) -> None:
+    """Raise UsageError before minutes of work if a file cannot be written after them."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
 def connected() -> Client:
@@ -110,10 +145,47 @@ def print_lines(file: Path, errors: Sequence[LineError], kind: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Indented, keys as given, times in ISO 8601."""
+    """Indented, keys as given; records as their `as_json()` or by their fields, times in ISO 8601."""
     import json
 
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def fields_of(record: object, *names: str) -> dict[str, Any]:
+    """These attributes of a record, for JSON."""
+    return {name: getattr(record, name) for name in names}
+
+
+def print_result(value: Any, shown: Iterable[str | Table], as_json: bool) -> None:
+    """The result of a command: `value` as JSON, or the lines, tables and problems of `shown`."""
+    if as_json:
+        print_json(value)
+        return
+    for item in shown:
+        if isinstance(item, Problem):
+            print_problem(item)
+        elif isinstance(item, str):
+            click.echo(item)
+        else:
+            print_table(item)
+
+
+def print_rows(
+    values: Sequence[Any], columns: Sequence[str], rows: Iterable[Sequence[object]], as_json: bool, *, none: str
+) -> None:
+    """A list of records as JSON, or as a table with one row for each; `none` when there are no records."""
+    print_result(values, [make_table(columns, rows, box=None) if values else none], as_json)
+
+
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]], **style: Any) -> Table:
+    """A table of plain texts; None is shown as `-`. `style` goes to rich's Table."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, **style)
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text("-" if cell is None else str(cell)) for cell in row))
+    return table
 
 
 def print_table(table: Table) -> None:
@@ -135,12 +207,21 @@ def print_problem(text: str) -> None:
     Console().print(text, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
-def package_versions(*packages: str) -> dict[str, str]:
-    """The versions of Python and of these packages, on which measured figures may depend."""
+def package_versions() -> dict[str, str | None]:
+    """The versions of Python, of this package and of those that it requires; None for one that is not installed."""
     import platform
-    from importlib.metadata import version
+    import re
+    from importlib.metadata import PackageNotFoundError, requires, version
 
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for line in ("ragllava", *(requires("ragllava") or ())):
+        name = re.split(r"[^\w.-]", line)[0]
+        if "extra ==" not in line:
+            try:
+                versions[name] = version(name)
+            except PackageNotFoundError:
+                versions[name] = None
+    return versions
 
 
 def as_time(moment: datetime | None) -> str:
@@ -148,5 +229,9 @@ def as_time(moment: datetime | None) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else "-"
 
 
-def _plain(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if hasattr(value, "as_json"):
+        return value.as_json()
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ragllava.client import Client
+from ragllava.client import Client, RefreshView, ReindexingView, TaskView, TrainingView
 from ragllava.client.reporting import refresh_line
 from ragllava.jobs.control import JobView
 from ragllava.jobs.kinds import kind_of
@@ -41,16 +42,22 @@ def bars(console: Console) -> Iterator[Progress]:
         yield progress
 
 
+@contextmanager
+def bar(title: str, console: Console | None = None) -> Iterator[Callable[..., None]]:
+    """One progress bar, on standard error by default; yields a function that sets `completed`, `total` and `note`."""
+    with bars(console or Console(stderr=True, highlight=False)) as progress:
+        yield partial(progress.update, progress.add_task(title, total=None, note=""))
+
+
 def wait_with_bar(client: Client, job_id: int, title: str, console: Console) -> JobView:
     """Wait until the job has ended, and draw its progress; that of a training counts steps."""
-    with bars(console) as progress:
-        task = progress.add_task(title, total=None, note="")
+    with bar(title, console) as update:
 
         def show(job: JobView) -> None:
             total, done, note = job.progress.total, job.progress.done, outcomes(job)
             if job.training is not None:
                 total, done, note = job.training.steps_total, job.training.steps_done, note or job.training.phase
-            progress.update(task, total=total or None, completed=done, note=note)
+            update(total=total or None, completed=done, note=note)
 
         return client.jobs.wait(job_id, on_progress=show)
 
@@ -83,11 +90,8 @@ def outcome_line(job: JobView) -> str:
     return f"job {job.job_id} {job.state.value}: {inputs(job)}: {outcomes(job) or 'none done yet'}{error}"
 
 
-def training_line(job: JobView) -> str | None:
-    """`reranker: training, 40 of 200 steps`, in the end its reason and version; None for other jobs."""
-    training = job.training
-    if training is None:
-        return None
+def training_line(training: TrainingView) -> str:
+    """`reranker: training, 40 of 200 steps`, in the end its reason and version."""
     steps = f", {training.steps_done} of {training.steps_total} steps" if training.steps_total else ""
     if training.status is None:
         return f"{training.role.value}: {training.phase}{steps}"
@@ -103,21 +107,21 @@ def outbox_line(job: JobView) -> str | None:
     return f"results in {outbox['folder']}" if "folder" in outbox else f"no results in the outbox: {outbox['error']}"
 
 
-def task_lines(job: JobView) -> list[str]:
-    """The result of a maintenance task in one sentence, and its report as indented lines; empty for other jobs."""
-    task = job.task
-    if task is None:
-        return []
-    lines = [f"{task.action.value}: {task.reason or 'not done yet'}"]
-    return lines + [f"  {line}" for line in _as_lines(task.report or {})]
-
-
-def detail_lines(job: JobView) -> list[str]:
-    """What `ragllava jobs show` prints about a job beside its outcome."""
-    lines = (training_line(job), reindexing_line(job), refresh_line(job), pace_line(job), outbox_line(job))
-    shown = [line for line in lines if line is not None] + task_lines(job)
-    has_own_lines = job.training or job.reindexing or job.refresh or job.task
-    return shown if has_own_lines or job.detail is None else [*shown, *_as_lines(job.detail.as_json())]
+def detail_lines(job: JobView) -> Iterator[str]:
+    """What `ragllava jobs show` prints about a job beside its outcome; what only its kind has comes first."""
+    match job.detail:
+        case TrainingView() as training:
+            yield training_line(training)
+        case ReindexingView() as reindexing:
+            yield from _reindexing_lines(job, reindexing)
+        case RefreshView() as refresh:
+            yield refresh_line(refresh)
+        case TaskView() as task:
+            yield f"{task.action.value}: {task.reason or 'not done yet'}"
+            yield from (f"  {line}" for line in _as_lines(task.report or {}))
+        case detail if detail is not None:
+            yield from _as_lines(detail.as_json())
+    yield from filter(None, (pace_line(job), outbox_line(job)))
 
 
 def _as_lines(value: dict[str, Any]) -> Iterator[str]:
@@ -145,16 +149,16 @@ def inputs(job: JobView) -> str:
     return f"{_counted(total - 1, kind.noun)} and {kind.last_noun}" if kind.last_noun else _counted(total, kind.noun)
 
 
-def reindexing_line(job: JobView) -> str | None:
-    """`index 2 switched: 60 of 60 images have their vector …`; None for other jobs, before the gate, and where the
-    job's error gives the same reason."""
-    reindexing = job.reindexing
-    if reindexing is None or (job.error is not None and reindexing.reason == job.error):
-        return None
+def _reindexing_lines(job: JobView, reindexing: ReindexingView) -> Iterator[str]:
+    """`index 2 switched: 60 of 60 images have their vector …`; nothing before the gate, and where the job's error
+    gives the same reason."""
     index = f"index {reindexing.index_id or '-'}"
+    if job.error is not None and reindexing.reason == job.error:
+        return
     if reindexing.gate_status is not None:
-        return f"{index} {reindexing.gate_status.value}: {reindexing.reason}"
-    return f"{index}: its gate is next, or measures it now" if _at_last_input(job) else None
+        yield f"{index} {reindexing.gate_status.value}: {reindexing.reason}"
+    elif _at_last_input(job):
+        yield f"{index}: its gate is next, or measures it now"
 
 
 def pace_line(job: JobView) -> str | None:

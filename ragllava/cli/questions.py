@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Unpack
 
 import click
 
 from ragllava.cli.options import (
-    JOB_ID,
+    AnswerFlags,
     NumberRange,
     answer_options,
     archive_option,
     as_answer_options,
     connected,
+    job_argument,
     json_option,
-    print_json,
     print_lines,
+    print_result,
+    wait_option,
 )
 from ragllava.errors import InvalidInput
 
@@ -27,26 +30,22 @@ from ragllava.errors import InvalidInput
 @answer_options
 @click.option("--skip-invalid", is_flag=True, help="Submit the valid lines; the others end as failed.")
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key and file make one job.")
-@click.option("--wait", is_flag=True, help="Wait for the job, with a progress bar.")
+@wait_option
 @json_option
-def submit(  # noqa: PLR0917 - one argument for each option
+def submit(
     file: Path,
     archive: str,
-    top_k: int | None,
-    top_n: int | None,
-    threshold: float | None,
-    bare_prompt: bool,
     skip_invalid: bool,
     key: str | None,
     wait: bool,
     as_json: bool,
+    **flags: Unpack[AnswerFlags],
 ) -> None:
     """Queue a file of questions: JSONL (custom_id, question; or OpenAI Batch lines), CSV or Parquet."""
-    from ragllava.cli.following import exit_after, follow, queued_line
-    from ragllava.cli.progress import outcome_line
+    from ragllava.cli.following import follow
 
     with connected() as client:
-        options = as_answer_options(client, top_k, top_n, threshold, bare_prompt)
+        options = as_answer_options(client, **flags)
         try:
             queued = client.questions.submit(file, archive, options, skip_invalid=skip_invalid, idempotency_key=key)
         except InvalidInput as error:
@@ -54,15 +53,9 @@ def submit(  # noqa: PLR0917 - one argument for each option
                 error.add_note("nothing was submitted; --skip-invalid submits the valid lines, if there are any")
             raise
         print_lines(file, queued.errors, "invalid")
-        job = follow(client, queued.job_id, f"questions to {archive}", "query", wait=wait, as_json=as_json)
-    if as_json:
-        print_json(job.as_json() | {"is_new": queued.is_new})
-    elif wait:
-        click.echo(outcome_line(job))
-        click.echo(f"answers: ragllava results {job.job_id} -o answers.jsonl")
-    else:
-        click.echo(queued_line(job, "queued" if queued.is_new else "was submitted before under this key"))
-    exit_after(job, wait=wait)
+        state = "queued" if queued.is_new else "was submitted before under this key"
+        title = f"questions to {archive}"
+        follow(client, queued.job_id, title, wait=wait, as_json=as_json, state=state, is_new=queued.is_new)
 
 
 @click.command()
@@ -78,39 +71,30 @@ def submit(  # noqa: PLR0917 - one argument for each option
     help="Seconds to wait for the answer.",
 )
 @json_option
-def ask(  # noqa: PLR0917 - one argument for each option
+def ask(
     question: str,
     archive: str,
-    top_k: int | None,
-    top_n: int | None,
-    threshold: float | None,
-    bare_prompt: bool,
     timeout_s: float,
     as_json: bool,
+    **flags: Unpack[AnswerFlags],
 ) -> None:
     """Ask one question now; it overtakes every bulk job."""
     from ragllava.cli.progress import warn_without_worker
     from ragllava.records import AnswerStatus
 
     with connected() as client:
-        options = as_answer_options(client, top_k, top_n, threshold, bare_prompt)
+        options = as_answer_options(client, **flags)
         warn_without_worker(client, "query")
         row = client.questions.ask(question, archive, options, timeout_s=timeout_s)
-    if as_json:
-        print_json(row.as_json())
-    else:
-        if row.status == AnswerStatus.ANSWERED:
-            click.echo(f"{row.answer}  (confidence {row.confidence:.2f})")
-        else:
-            click.echo(f"{row.status.value}: {row.error or row.note}")
-        for candidate in row.evidence:
-            image = candidate.image
-            click.echo(f"  {candidate.relevance:.3f}  {image.source}  {image.caption or ''}")
+    answered = row.status == AnswerStatus.ANSWERED
+    first = f"{row.answer}  (confidence {row.confidence:.2f})" if answered else f"{row.status}: {row.error or row.note}"
+    evidence = [f"  {c.relevance:.3f}  {c.image.source}  {c.image.caption or ''}" for c in row.evidence]
+    print_result(row, [first, *evidence], as_json)
     sys.exit(0 if row.status in (AnswerStatus.ANSWERED, AnswerStatus.NO_EVIDENCE) else 1)
 
 
 @click.command()
-@click.argument("job_id", type=JOB_ID)
+@job_argument
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".jsonl, .csv or .parquet")
 def results(job_id: int, output: Path) -> None:
     """Write a job's answers: one line for every input line, and the failed ones to <output>.errors.jsonl."""
@@ -125,7 +109,7 @@ def results(job_id: int, output: Path) -> None:
 
 
 @click.command()
-@click.argument("job_id", type=JOB_ID)
+@job_argument
 @click.option(
     "-o",
     "--output",

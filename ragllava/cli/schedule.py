@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import EnumChoice, connected, json_option, print_json, print_table
+from ragllava.cli.options import EnumChoice, connected, json_option, no_wait_option, print_result, print_rows
 from ragllava.records import Role, ScheduleAction, Selection, TaskName
 
 if TYPE_CHECKING:
@@ -28,22 +27,17 @@ def schedule() -> None:
 @json_option
 def list_schedules(as_json: bool) -> None:
     """All schedules, with their next time, last run and its result."""
-    from rich.table import Table
 
+    def cells(view: ScheduleView) -> tuple[object, ...]:
+        due = "paused" if view.paused else _local(view.next_due, view)
+        last = _local(view.last_run.fired_at, view) if view.last_run else None
+        return view.name, _action(view), view.cron, due, last, _result(view)
+
+    none = 'no schedule yet; `ragllava schedule add gc --cron "0 3 * * 0"` adds one'
     with connected() as client:
         schedules = client.schedules.list()
-    if as_json:
-        print_json([asdict(view) for view in schedules])
-        return
-    if not schedules:
-        click.echo('no schedule yet; `ragllava schedule add gc --cron "0 3 * * 0"` adds one')
-        return
-    table = Table("name", "does", "cron", "next", "last run", "result", box=None)
-    for view in schedules:
-        due = "paused" if view.paused else _local(view.next_due, view)
-        last = _local(view.last_run.fired_at, view) if view.last_run else "-"
-        table.add_row(view.name, _action(view), view.cron, due, last, _result(view))
-    print_table(table)
+    columns = ("name", "does", "cron", "next", "last run", "result")
+    print_rows(schedules, columns, map(cells, schedules), as_json, none=none)
 
 
 @schedule.command()
@@ -58,18 +52,15 @@ def list_schedules(as_json: bool) -> None:
 @click.option("--only", type=EnumChoice(Selection), help="reindex: which images.  [default: missing]")
 @click.option("--retriever", metavar="MODEL/TAG", help="reindex: by another retriever, or its folder.")
 @json_option
-def add(  # noqa: PLR0917 - one argument for each option
+def add(
+    *,
     action: ScheduleAction,
     cron: str,
     timezone: str,
     archive: str | None,
     name: str | None,
-    delete: bool,
-    role: Role | None,
-    labels: int | None,
-    only: Selection | None,
-    retriever: str | None,
     as_json: bool,
+    **of_action: bool | int | str | None,
 ) -> None:
     """Start an action at every time that a cron line names.
 
@@ -77,20 +68,11 @@ def add(  # noqa: PLR0917 - one argument for each option
     """
     from ragllava.client import ScheduleRequest
 
-    values = {
-        "delete": delete or None,
-        "role": role and role.value,
-        "labels": labels,
-        "only": only and only.value,
-        "retriever": retriever,
-    }
-    options = {option: value for option, value in values.items() if value is not None}
+    options = {option: value for option, value in of_action.items() if value}
     with connected() as client:
         view = client.schedules.add(ScheduleRequest(action, cron, archive, timezone, name, options))
-    if as_json:
-        print_json(asdict(view))
-    else:
-        click.echo(f"schedule {view.name}: {_action(view)}, for the first time {_local(view.next_due, view)}")
+    line = f"schedule {view.name}: {_action(view)}, for the first time {_local(view.next_due, view)}"
+    print_result(view, [line], as_json)
 
 
 @schedule.command()
@@ -127,12 +109,10 @@ def run(name: str, as_json: bool) -> None:
     """Start the job of a schedule now; its next time stays."""
     with connected() as client:
         fired = client.schedules.run(name)
-    if as_json:
-        print_json(asdict(fired))
-    elif fired.job_id is None:
-        click.echo(f"schedule {fired.name} started no job: {fired.note}")
-    else:
-        click.echo(f"job {fired.job_id} queued; `ragllava jobs show {fired.job_id}` shows its progress")
+    line = f"job {fired.job_id} queued; `ragllava jobs show {fired.job_id}` shows its progress"
+    if fired.job_id is None:
+        line = f"schedule {fired.name} started no job: {fired.note}"
+    print_result(fired, [line], as_json)
     sys.exit(0 if fired.job_id is not None else 1)
 
 
@@ -140,18 +120,15 @@ def run(name: str, as_json: bool) -> None:
 @click.argument("task", type=EnumChoice(TaskName))
 @one_archive_option
 @delete_option
-@click.option("--no-wait", is_flag=True, help="Return when the job is queued.")
+@no_wait_option
 @json_option
 def maintenance(task: TaskName, archive: str | None, delete: bool, no_wait: bool, as_json: bool) -> None:
     """Run a maintenance task now, as a job of low priority, and print its report."""
-    from ragllava.cli.following import exit_after, follow, print_followed
-    from ragllava.cli.progress import outcome_line, task_lines
+    from ragllava.cli.following import follow
 
     with connected() as client:
         job_id = client.schedules.run_task(task, archive, {"delete": True} if delete else {})
-        job = follow(client, job_id, task.value, "ingest", wait=not no_wait, as_json=as_json)
-    print_followed(job, [outcome_line(job), *task_lines(job)], wait=not no_wait, as_json=as_json)
-    exit_after(job, wait=not no_wait)
+        follow(client, job_id, task.value, wait=not no_wait, as_json=as_json)
 
 
 def _action(view: ScheduleView) -> str:

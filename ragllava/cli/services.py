@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import click
+from rich.table import Table
 
 import migrations
-from ragllava.cli.options import print_problem, print_table
+from ragllava.cli.options import Problem, make_table
 from ragllava.client import Client, JobView, WorkerView
 from ragllava.errors import RagllavaError, ServiceUnavailable
 from ragllava.local.fleet import WorkerFleet, WorkerSpec, end_orphans
@@ -175,32 +175,34 @@ def status(settings: Settings) -> SystemStatus:
     return view
 
 
-def print_status(view: SystemStatus) -> None:
-    """The status as tables for people."""
-    from rich.table import Table
-
-    click.echo(f"home {view.home}, run by {f'process {view.owner_pid}' if view.owner_pid else 'no process'}")
-    table = Table("service", "address", "answers", "version, or what is wrong")
-    for service in view.services:
-        kind = service.title if service.embedded else f"{service.title} (yours)"
-        table.add_row(kind, service.address or "-", "yes" if service.answers else "no", service.detail)
-    print_table(table)
+def status_lines(view: SystemStatus) -> Iterator[str | Table]:
+    """The status as lines and tables for people."""
+    yield f"home {view.home}, run by {f'process {view.owner_pid}' if view.owner_pid else 'no process'}"
+    titles = [service.title if service.embedded else f"{service.title} (yours)" for service in view.services]
+    services = (
+        (title, service.address, "yes" if service.answers else "no", service.detail)
+        for title, service in zip(titles, view.services, strict=True)
+    )
+    yield make_table(("service", "address", "answers", "version, or what is wrong"), services)
     if view.problem is not None:
-        print_problem(view.problem)
+        yield Problem(view.problem)
         return
-    table = Table("worker", "queues", "slots", "state", "ready", "seen")
-    for worker in view.workers:
-        ready = "yes" if worker.is_ready else "no"
-        seen = f"{worker.age_s:.0f} s ago"
-        table.add_row(worker.name, ", ".join(worker.queues), str(worker.slots), worker.state, ready, seen)
-    print_table(table) if view.workers else click.echo("no workers")
-    table = Table("job", "kind", "archive", "state", "done", "of")
-    for job in view.jobs:
-        done, total = str(job.progress.done), str(job.progress.total)
-        table.add_row(str(job.job_id), job.kind, job.archive, job.state, done, total)
-    print_table(table) if view.jobs else click.echo("no open jobs")
+    workers = [
+        (
+            row.name,
+            ", ".join(row.queues),
+            row.slots,
+            row.state,
+            "yes" if row.is_ready else "no",
+            f"{row.age_s:.0f} s ago",
+        )
+        for row in view.workers
+    ]
+    yield make_table(("worker", "queues", "slots", "state", "ready", "seen"), workers) if workers else "no workers"
+    jobs = [(job.job_id, job.kind, job.archive, job.state, job.progress.done, job.progress.total) for job in view.jobs]
+    yield make_table(("job", "kind", "archive", "state", "done", "of"), jobs) if jobs else "no open jobs"
     if any(view.events.values()):
-        click.echo("events: " + ", ".join(f"{number} {name}" for name, number in view.events.items()))
+        yield "events: " + ", ".join(f"{number} {name}" for name, number in view.events.items())
 
 
 def is_worker_ready(settings: Settings, name: str) -> bool:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragllava.cli.options import EnumChoice, NumberRange, connected, json_option, print_json, print_table
-from ragllava.errors import UsageError
+from ragllava.cli.options import EnumChoice, NumberRange, connected, json_option, make_table, print_result, refuse_given
 from ragllava.records import Role
 from ragllava.training.finetune.presets import PRESETS, TrainingSettings
 
@@ -97,7 +95,7 @@ def train(  # noqa: PLR0917 - one argument for each option
     from ragllava.client import TrainingRequest
 
     if role is Role.GENERATOR:
-        _refuse_for_generators({"--negatives": negatives, "--bare-share": bare_share})
+        refuse_given({"--negatives": negatives, "--bare-share": bare_share}, "on a generator; leave it out")
     with connected() as client:
         request = TrainingRequest(
             role=role,
@@ -117,55 +115,29 @@ def train(  # noqa: PLR0917 - one argument for each option
             _submit(client, request, follow, as_json)
 
 
-def _refuse_for_generators(values: Mapping[str, object]) -> None:
-    """Raise UsageError if an option has a value that changes only what a reranker learns."""
-    for option, value in values.items():
-        if value is not None:
-            raise UsageError(f"{option} has no effect on a generator; leave it out")
-
-
 def _submit(client: Client, request: TrainingRequest, wait: bool, as_json: bool) -> None:
-    from ragllava.cli.following import exit_after, follow
-    from ragllava.cli.progress import outcome_line, training_line
+    from ragllava.cli.following import follow
 
     job_id = client.models.train(request)
-    if wait or not as_json:
+    if wait:
         click.echo(f"job {job_id} queued; `ragllava jobs show {job_id}` shows its progress", err=as_json)
-    job = follow(client, job_id, f"training {request.role.value}", "train", wait=wait, as_json=as_json)
-    if as_json:
-        print_json(job.as_json())
-    elif wait:
-        click.echo(outcome_line(job))
-        click.echo(training_line(job))
-    exit_after(job, wait=wait)
+    follow(client, job_id, f"training {request.role}", wait=wait, as_json=as_json)
 
 
 def _show_plan(plan: TrainingPlan, as_json: bool) -> None:
-    if as_json:
-        print_json(plan.as_json())
-    else:
-        _print_plan(plan)
+    columns = ("labelled", "questions", "positives", "negatives", "set_aside", "calibration", "held_out")
+    titles = ("archive", "labelled", "trained on", "positives", "negatives", "set aside", "calibration", "held out")
+    rows = [(share.archive, *(share.figures()[column] for column in columns)) for share in plan.snapshot.shares]
+    summary = (
+        f"{plan.request.role.value}, preset {plan.request.preset}: {len(plan.snapshot.examples)} examples, "
+        f"{plan.steps} steps; snapshot {plan.snapshot.snapshot_id[:12]}"
+    )
+    print_result(plan, [make_table(titles, rows, box=None), summary], as_json)
     if plan.note is not None:
         click.echo(f"ragllava: {plan.note}", err=True)
     if plan.shortage is not None:
         click.echo(f"ragllava: {plan.shortage}", err=True)
         sys.exit(1)
-
-
-def _print_plan(plan: TrainingPlan) -> None:
-    from rich.table import Table
-
-    columns = ("labelled", "questions", "positives", "negatives", "set_aside", "calibration", "held_out")
-    titles = ("labelled", "trained on", "positives", "negatives", "set aside", "calibration", "held out")
-    table = Table("archive", *titles, box=None)
-    for share in plan.snapshot.shares:
-        figures = share.figures()
-        table.add_row(share.archive, *(str(figures[column]) for column in columns))
-    print_table(table)
-    click.echo(
-        f"{plan.request.role.value}, preset {plan.request.preset}: {len(plan.snapshot.examples)} examples, "
-        f"{plan.steps} steps; snapshot {plan.snapshot.snapshot_id[:12]}"
-    )
 
 
 def _change(text: str) -> tuple[str, Any]:

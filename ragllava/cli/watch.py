@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import archive_option, connected
+from ragllava.cli.options import archive_option, captions_option, connected
 
 if TYPE_CHECKING:
     from ragllava.client import Client, WatchedFolder
@@ -21,7 +21,7 @@ _CHECK_MS = 2_000  # between checks whether our own jobs have ended
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @archive_option
-@click.option("--captions", type=click.Path(path_type=Path), help="CSV, JSONL or Parquet with file and caption.")
+@captions_option
 def watch(folder: Path, archive: str, captions: Path | None) -> None:
     """Keep an archive equal to FOLDER: compare once, then follow every change until Ctrl-C.
 

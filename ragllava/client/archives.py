@@ -10,8 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from ragllava.client.connections import Connections, Namespace
-from ragllava.client.indexes import Indexes
+from ragllava.client.connections import Connections, Namespace, forwarded
 from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, UsageError
 from ragllava.imaging.decode import decode
 from ragllava.stages.buckets.binding import bind_archive, unbind_archive
@@ -21,7 +20,8 @@ from ragllava.stages.ingest.captions import read_captions
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.reindex.gaps import Gap, find_gaps
-from ragllava.stages.reindex.stage import ReindexRequest, submit_reindex
+from ragllava.stages.reindex.stage import ReindexRequest, submit_reindex, submit_switch
+from ragllava.stores.archives import indexes
 from ragllava.stores.archives.archive import (
     ArchiveSummary,
     RejectedFile,
@@ -30,6 +30,7 @@ from ragllava.stores.archives.archive import (
     list_archives,
     rejected_files,
 )
+from ragllava.stores.archives.indexes import IndexDetails
 from ragllava.stores.buckets.bindings import Binding, BindingRole, BindingView, view_bindings
 
 THUMBNAIL_SIDE = 256  # pixels
@@ -42,6 +43,23 @@ class IngestJob:
     job_id: int
     total: int
     unused_captions: tuple[str, ...]
+
+
+class Indexes(Namespace):
+    """Indexes of archives: building, active or retired."""
+
+    get = forwarded(indexes.find_index)
+    drop = forwarded(indexes.drop_index)
+
+    def switch(self, index_id: int) -> int:
+        """Queue a job that adds what this index lacks and then answers from it; returns the job. Raises UsageError."""
+        return self._queue(submit_switch, index_id)
+
+    def list(self, archive: str | None = None) -> list[IndexDetails]:
+        """The indexes of an archive, or of all archives, by archive and age. Raises UsageError."""
+        if archive is None:
+            return self._do(indexes.all_indexes)
+        return self._of_archive(archive, indexes.all_indexes)
 
 
 class Archives(Namespace):
@@ -62,16 +80,12 @@ class Archives(Namespace):
         files = list(list_sources(paths, by_picture))
         if not files:
             raise UsageError(f"no pictures in {', '.join(map(str, paths))}")
-        connections = self._connections
-        submitted = submit_files(connections.engine, connections.settings, archive_name=archive, files=files)
-        self._dispatch()
+        submitted = self._queue(submit_files, archive_name=archive, files=files)
         return IngestJob(submitted.job_id, submitted.total, tuple(by_picture.unused()) if by_picture else ())
 
     def reindex(self, request: ReindexRequest) -> int:
         """Queue a job that embeds images of an archive again; returns the job. Raises UsageError."""
-        job_id = submit_reindex(self._connections.engine, self._connections.settings, request)
-        self._dispatch()
-        return job_id
+        return self._queue(submit_reindex, request)
 
     def get(self, name: str) -> ArchiveSummary:
         """The contents of an archive in numbers; reads all its image rows. Raises UsageError for an unknown name."""
@@ -122,10 +136,7 @@ class Archives(Namespace):
 
         Raises UsageError for an archive without a binding and for a bucket that does not exist, ServiceUnavailable.
         """
-        connections = self._connections
-        reports = scan(connections.engine, connections.settings, connections.objects, archive)
-        self._dispatch()
-        return reports
+        return self._queue(scan, self._connections.objects, archive)
 
     def follow(self, watched: WatchedFolder) -> FolderChanges:
         """Bring an archive up to date with a folder; `watched` remembers the files of earlier calls.

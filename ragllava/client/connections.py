@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, wraps
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
@@ -70,6 +70,12 @@ class Namespace:
         """`work(connection, *args, **kwargs)` in one transaction."""
         return in_transaction(self._connections.engine, work, *args, **kwargs)
 
+    def _queue(self, submit: Callable[Concatenate[Engine, Settings, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`submit(engine, settings, *args, **kwargs)`, then send what is ready to the workers."""
+        result = submit(self._connections.engine, self._connections.settings, *args, **kwargs)
+        self._dispatch()
+        return result
+
     def _of_archive(
         self, name: str, work: Callable[Concatenate[Connection, int, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -85,3 +91,13 @@ class Namespace:
         from workers.app import dispatch_now
 
         dispatch_now(self._connections.engine, self._connections.settings)
+
+
+def forwarded(work: Callable[Concatenate[Connection, P], T]) -> Callable[Concatenate[Namespace, P], T]:
+    """A method that is `work(connection, ...)` in one transaction, with the arguments and the contract of `work`."""
+
+    @wraps(work)
+    def method(self: Namespace, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._do(work, *args, **kwargs)
+
+    return method

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ragllava.client.connections import Namespace
+from ragllava.client.connections import Namespace, forwarded
 from ragllava.errors import UsageError
 from ragllava.jobs import control
-from ragllava.jobs.control import JobView, ShardView
+from ragllava.jobs.control import JobView
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind
@@ -22,23 +22,12 @@ _LISTENING_PAUSE_S = 0.05
 
 
 class Jobs(Namespace):
-    """Jobs. Each method raises UsageError for an unknown job."""
+    """Jobs. Each method raises UsageError for an unknown job, and for one whose state does not allow the change."""
 
-    def get(self, job_id: int) -> JobView:
-        """One job with its counts."""
-        return self._do(control.view, job_id)
-
-    def troubled_shards(self, job_id: int) -> list[ShardView]:
-        """The shards of a job that run or failed, with the reason."""
-        return self._do(control.troubled_shards, job_id)
-
-    def cancel(self, job_id: int) -> None:
-        """Stop a job; its outcomes so far stay. Raises UsageError for an ended one."""
-        self._do(control.cancel, job_id)
-
-    def pause(self, job_id: int) -> None:
-        """Stop dispatching new shards of a job. Raises UsageError for one that does not run."""
-        self._do(control.pause, job_id)
+    get = forwarded(control.view)
+    troubled_shards = forwarded(control.troubled_shards)
+    cancel = forwarded(control.cancel)
+    pause = forwarded(control.pause)
 
     def resume(self, job_id: int) -> None:
         """Dispatch the shards of a paused job again. Raises UsageError for one that is not paused."""
@@ -91,9 +80,7 @@ class Jobs(Namespace):
             )
         return job
 
-    def list(self, *, limit: int = 50, only_open: bool = False) -> list[JobView]:
-        """At most `limit` jobs, the newest first."""
-        return self._do(control.list_jobs, limit=limit, only_open=only_open)
+    list = forwarded(control.list_jobs)
 
 
 def is_success(state: JobState) -> bool:

@@ -22,9 +22,7 @@ class Models(Namespace):
         Raises UsageError for an unknown archive, when too few questions are labelled, and while another job trains
         this role.
         """
-        job_id, _ = submit_training(self._connections.engine, self._connections.settings, request, idempotency_key)
-        self._dispatch()
-        return job_id
+        return self._queue(submit_training, request, idempotency_key)[0]
 
     def plan_training(self, request: TrainingRequest) -> TrainingPlan:
         """The examples of a training if it were queued now. Raises UsageError for an unknown archive or setting."""

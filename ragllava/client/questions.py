@@ -36,14 +36,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class RefreshJob:
-    """A job that refreshes another; `is_new` is false when an open refresh of that job was there before."""
-
-    job_id: int
-    is_new: bool
-
-
-@dataclass(frozen=True, slots=True)
 class SavedResults:
     """How many lines the result file and its error file have."""
 
@@ -69,7 +61,7 @@ class Questions(Namespace):
         options out of range, and a key that belongs to another file.
         """
         how = Submission(archive, options or AnswerOptions(), skip_invalid, idempotency_key)
-        return self._submit(read_questions(path, name=str(path)), how)
+        return self._queue(submit_questions, read_questions(path, name=str(path)), how)
 
     def ask(
         self, question: str, archive: str, options: AnswerOptions | None = None, *, timeout_s: float = 600.0
@@ -82,7 +74,8 @@ class Questions(Namespace):
         if not text or len(text) > MAX_QUESTION_CHARACTERS:
             raise UsageError(f"a question has 1 to {MAX_QUESTION_CHARACTERS} characters, this one has {len(text)}")
         file = QuestionFile("ask", [Question(0, 1, "ask", text)])
-        submitted = self._submit(file, Submission(archive, options or AnswerOptions(), priority=ASK_PRIORITY))
+        how = Submission(archive, options or AnswerOptions(), priority=ASK_PRIORITY)
+        submitted = self._queue(submit_questions, file, how)
         job = Jobs(self._connections).wait(submitted.job_id, timeout_s=timeout_s)
         if not job.is_final:
             raise UsageError(
@@ -136,14 +129,13 @@ class Questions(Namespace):
             thumbnail=archives.thumbnail,
         )
 
-    def refresh(self, job_id: int) -> RefreshJob:
+    def refresh(self, job_id: int) -> tuple[int, bool]:
         """Ask those questions of an ended job again for which something has changed, in a new job.
 
-        Raises UsageError when there is nothing to refresh.
+        Returns the job, and whether it is new: an open refresh of that job is returned again. Raises UsageError when
+        there is nothing to refresh.
         """
-        refresh = RefreshJob(*submit_refresh(self._connections.engine, self._connections.settings, job_id))
-        self._dispatch()
-        return refresh
+        return self._queue(submit_refresh, job_id)
 
     def plan_refresh(self, job_id: int, on_progress: OnProgress | None = None) -> RefreshPlan:
         """Count the questions that a refresh would ask again. Retrieves in this process, by this machine's retriever.
@@ -156,11 +148,6 @@ class Questions(Namespace):
         connections = self._connections
         with closing(Resources(connections.settings)) as resources:
             return plan_refresh(connections.engine, connections.settings, resources, job_id, on_progress)
-
-    def _submit(self, file: QuestionFile, how: Submission) -> Submitted:
-        submitted = submit_questions(self._connections.engine, self._connections.settings, file, how)
-        self._dispatch()
-        return submitted
 
 
 def _first_result(connection: Connection, job_id: int) -> ResultRow:

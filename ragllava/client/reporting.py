@@ -10,6 +10,7 @@ from ragllava.jobs.control import JobView
 from ragllava.records import AnswerStatus, KnownAnswer
 from ragllava.stages.results.report import Figure, ReportRow, ReportSummary
 from ragllava.stages.results.results import ResultRow
+from ragllava.stores.jobs.refreshes import RefreshView
 
 
 def summarise(job: JobView, rows: Sequence[ResultRow], images: int, figures: tuple[Figure, ...]) -> ReportSummary:
@@ -22,7 +23,7 @@ def summarise(job: JobView, rows: Sequence[ResultRow], images: int, figures: tup
         finished_at=job.finished_at,
         models=next((row.models for row in rows if row.models), None),
         figures=figures,
-        refresh=refresh_line(job),
+        refresh=refresh_line(job.refresh) if job.refresh else None,
         all_results=f"ragllava results {job.job_id} -o results.jsonl",
     )
 
@@ -48,8 +49,8 @@ def report_figures(figures: JobFigures | None) -> tuple[Figure, ...]:
     return (
         right,
         Figure("Right, one picture", group.answer_accuracy, f"of {group.questions} questions about one picture"),
-        Figure("CLIP recall@1", group.retrieval_recall[1], "before reranking, questions about one picture"),
-        Figure("CLIP recall@20", group.retrieval_recall[20], "what the reranker gets to see"),
+        Figure("Retrieval recall@1", group.retrieval_recall[1], "before reranking, questions about one picture"),
+        Figure("Retrieval recall@20", group.retrieval_recall[20], "what the reranker gets to see"),
         Figure("Reranked recall@1", group.reranked_recall[1], "after reranking, questions about one picture"),
     )
 
@@ -59,12 +60,8 @@ def is_right(row: ResultRow, right: KnownAnswer) -> bool:
     return row.status is AnswerStatus.ANSWERED and row.answer is not None and exact_match(row.answer, right.answer)
 
 
-def refresh_line(job: JobView) -> str | None:
-    """`refreshes job 12: 197 answers taken over, 3 asked again (captions 1, pictures 2), 2 of the answers differ`; None
-    for other jobs."""
-    refresh = job.refresh
-    if refresh is None:
-        return None
+def refresh_line(refresh: RefreshView) -> str:
+    """`refreshes job 12: 197 answers taken over, 3 asked again (captions 1, pictures 2), 2 of the answers differ`."""
     return (
         f"refreshes job {refresh.refreshes}: {refresh.taken_over} answers taken over, "
         f"{refresh.asked_again} asked again{reasons(refresh.because)}, {refresh.changed} of the answers differ"

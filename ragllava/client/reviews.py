@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -77,28 +77,16 @@ class Reviews(Namespace):
         address = partial(self.picture_address, expires_s=expires_s)
         return [as_task(case, address) for case in self.list(archive, state=state, reason=reason)]
 
-    def save_tasks(
-        self,
-        path: Path,
-        archive: str,
-        config: Path | None = None,
-        *,
-        state: NoisyState | None = NoisyState.OPEN,
-        reason: NoisyReason | None = None,
-        expires_s: int | None = None,
-    ) -> int:
-        """Write the tasks of `export_tasks` to `path`, and Label Studio's configuration for them to `config`.
+    def save_tasks(self, path: Path, tasks: Sequence[Mapping[str, Any]], config: Path | None = None) -> None:
+        """Write the result of `export_tasks` to `path`, and Label Studio's configuration for it to `config`.
 
-        Neither file appears without the other. Returns the number of tasks. Raises UsageError for a file that cannot
-        be written.
+        Neither file appears without the other. Raises UsageError for a file that cannot be written.
         """
-        tasks = self.export_tasks(archive, state=state, reason=reason, expires_s=expires_s)
         with ExitStack() as files:
             part = files.enter_context(output_file(path))
             part.write_text(json.dumps(tasks, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             if config is not None:
                 files.enter_context(output_file(config)).write_text(LABELING_CONFIG, encoding="utf-8")
-        return len(tasks)
 
     def import_tasks(self, path: Path, *, skip_invalid: bool = False) -> ImportedReviews:
         """Store the labels of Label Studio's JSON export; the cases of skipped tasks are dismissed.

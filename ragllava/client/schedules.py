@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from ragllava.client.connections import Namespace
+from ragllava.client.connections import Namespace, forwarded
 from ragllava.records import TaskName
 from ragllava.stages.maintenance import schedules
 from ragllava.stages.maintenance.schedules import Fired, ScheduleRequest
@@ -23,26 +23,18 @@ class Schedules(Namespace):
 
         Raises UsageError for a wrong cron line, time zone, name, archive or option, and for a name that is taken.
         """
-        return schedules.add_schedule(self._connections.engine, request, STARTERS)
+        return self._do(schedules.add_schedule, request, STARTERS)
 
-    def pause(self, name: str) -> None:
-        """Stop firing a schedule. Raises UsageError for an unknown name."""
-        schedules.pause(self._connections.engine, name)
-
-    def resume(self, name: str) -> ScheduleView:
-        """Fire a paused schedule again; due times during the pause are not made up for. Raises UsageError."""
-        return schedules.resume(self._connections.engine, name)
-
-    def remove(self, name: str) -> None:
-        """Delete a schedule; jobs that it started keep running. Raises UsageError for an unknown name."""
-        schedules.remove(self._connections.engine, name)
+    pause = forwarded(schedules.pause)
+    resume = forwarded(schedules.resume)
+    remove = forwarded(schedules.remove)
 
     def run(self, name: str) -> Fired:
         """Start the job of a schedule now, also of a paused one; its next due time stays.
 
         The result has a job, or a note that says why there is none. Raises UsageError for an unknown name.
         """
-        fired = schedules.run_now(self._connections.engine, self._connections.settings, name, STARTERS)
+        fired = self._do(schedules.run_now, self._connections.settings, name, STARTERS)
         self._dispatch()
         return fired
 
@@ -55,9 +47,7 @@ class Schedules(Namespace):
         self._dispatch()
         return job_id
 
-    def list(self) -> list[ScheduleView]:
-        """All schedules by name, with their next due time and last run."""
-        return self._do(list_schedules)
+    list = forwarded(list_schedules)
 
 
 def local_time(moment: datetime, schedule: ScheduleView) -> datetime:

@@ -6,19 +6,16 @@ from collections.abc import Callable, Iterator
 
 from sqlalchemy import Connection
 
-from ragllava.client.connections import Namespace
+from ragllava.client.connections import Namespace, forwarded
 from ragllava.stages.maintenance.inspect import Checked, Inspector, inspect
 from ragllava.stores.buckets import change_events
-from ragllava.stores.jobs import workers
-from ragllava.stores.jobs.workers import WorkerView
+from ragllava.stores.jobs.workers import list_workers
 
 
 class System(Namespace):
     """Workers, event counters and the deep inspection."""
 
-    def workers(self) -> list[WorkerView]:
-        """All workers by name, also those that were killed."""
-        return self._do(workers.list_workers)
+    workers = forwarded(list_workers)
 
     def events(self) -> dict[str, int]:
         """Counters of the events that buckets have sent, and how many change events are `waiting`."""

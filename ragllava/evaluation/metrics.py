@@ -133,14 +133,14 @@ class GroupFigures:
     answer_accuracy: float
 
     def as_json(self) -> dict[str, Any]:
-        """Flat, with names such as clip_recall_at_5; shares with four decimals."""
+        """Flat, with names such as retrieval_recall_at_5; shares with four decimals."""
         return {
             "questions": self.questions,
             "answered": self.answered,
             "no_evidence": self.no_evidence,
             "failed": self.failed,
             "missing": self.missing,
-            **{f"clip_recall_at_{k}": round(share, 4) for k, share in self.retrieval_recall.items()},
+            **{f"retrieval_recall_at_{k}": round(share, 4) for k, share in self.retrieval_recall.items()},
             **{f"reranked_recall_at_{k}": round(share, 4) for k, share in self.reranked_recall.items()},
             "answer_accuracy": round(self.answer_accuracy, 4),
         }
@@ -185,7 +185,7 @@ class _Outcome:
     question: KnownAnswer
     status: str | None
     right: bool
-    by_clip: tuple[str, ...]
+    by_retrieval: tuple[str, ...]
     by_relevance: tuple[str, ...]
 
 
@@ -219,7 +219,7 @@ def score_job(questions: Sequence[KnownAnswer], results: Iterable[Mapping[str, A
 
 def _outcome(question: KnownAnswer, result: Mapping[str, Any] | None) -> _Outcome:
     if result is None:
-        return _Outcome(question, None, right=False, by_clip=(), by_relevance=())
+        return _Outcome(question, None, right=False, by_retrieval=(), by_relevance=())
     status = _field(result, "status")
     answer = _field(result, "answer")
     candidates = _field(result, "candidates")
@@ -227,7 +227,7 @@ def _outcome(question: KnownAnswer, result: Mapping[str, Any] | None) -> _Outcom
         question,
         status,
         right=status == AnswerStatus.ANSWERED and answer is not None and exact_match(answer, question.answer),
-        by_clip=_sources_by("retrieval_score", candidates),
+        by_retrieval=_sources_by("retrieval_score", candidates),
         by_relevance=_sources_by("relevance", candidates),
     )
 
@@ -248,7 +248,7 @@ def _group_figures(outcomes: Sequence[_Outcome]) -> GroupFigures:
     statuses = Counter(outcome.status for outcome in outcomes)
     answered, no_evidence = statuses[AnswerStatus.ANSWERED], statuses[AnswerStatus.NO_EVIDENCE]
     relevant = [outcome.question.relevant for outcome in outcomes]
-    by_clip = [outcome.by_clip for outcome in outcomes]
+    by_retrieval = [outcome.by_retrieval for outcome in outcomes]
     by_relevance = [outcome.by_relevance for outcome in outcomes]
     return GroupFigures(
         questions=len(outcomes),
@@ -256,7 +256,7 @@ def _group_figures(outcomes: Sequence[_Outcome]) -> GroupFigures:
         no_evidence=no_evidence,
         failed=len(outcomes) - answered - no_evidence - statuses[None],
         missing=statuses[None],
-        retrieval_recall={k: retrieval_at(k, by_clip, relevant).recall for k in RETRIEVAL_RECALL_DEPTHS},
+        retrieval_recall={k: retrieval_at(k, by_retrieval, relevant).recall for k in RETRIEVAL_RECALL_DEPTHS},
         reranked_recall={k: retrieval_at(k, by_relevance, relevant).recall for k in RERANKED_RECALL_DEPTHS},
         answer_accuracy=_share(sum(outcome.right for outcome in outcomes), len(outcomes)),
     )

@@ -107,7 +107,7 @@ def _row(
     if arm.threshold is not None:
         relevances = [question.relevances for question in ranked]
         return threshold_row(arm.label, arm.threshold, relevances, relevant, top_n, score)
-    orders = [question.retrieval_ranking if arm.by_clip else question.ranking for question in ranked]
+    orders = [question.retrieval_ranking if arm.by_retrieval else question.ranking for question in ranked]
     return ranked_row(arm.label, orders, relevant, top_n, score)
 
 

@@ -31,7 +31,7 @@ _QUESTIONS_RANKED_TOGETHER = 300  # the more, the more of them share a candidate
 class Ranker(StrEnum):
     """Who puts the candidates in order; the value says it to people."""
 
-    CLIP = "retrieve"
+    RETRIEVER = "retrieve"
     CHAMPION = "rerank"
     BLIND = "rerank without captions"  # the champion, asked without them
     UNTUNED = "rerank untuned"
@@ -68,7 +68,7 @@ class RankedQuestion:
 
     @property
     def retrieval_ranking(self) -> list[str]:
-        """The sources in the order in which CLIP found them."""
+        """The sources in the order of the retrieval."""
         return [c.image.source for c in sorted(self.candidates, key=lambda candidate: candidate.retrieval_rank)]
 
     @property
@@ -92,7 +92,7 @@ class RunArm:
 
     label: str
     ranked: tuple[RankedQuestion, ...] = ()
-    by_clip: bool = False
+    by_retrieval: bool = False
     threshold: float | None = None
     answers: tuple[Answer, ...] | None = None
 
@@ -165,7 +165,7 @@ class Answerer:
 def rank(
     dataset: EvaluationSet, pool: Pool, bench: Workbench, by: Ranker = Ranker.CHAMPION
 ) -> tuple[RankedQuestion, ...]:
-    """The candidates of each question: retrieved, then reranked unless CLIP decides (then relevance is 0)."""
+    """The candidates of each question: retrieved, then reranked unless the retriever decides (then relevance is 0)."""
     tools = _tools(dataset, pool, bench)
     reranking = _untuned(tools, bench) if by is Ranker.UNTUNED else tools
     questions = as_questions(dataset)
@@ -185,7 +185,7 @@ def rank_by_all(
 ) -> dict[Ranker, tuple[RankedQuestion, ...]]:
     """The rankings that the options ask for; by the untuned reranker too where there is one (see `has_untuned`)."""
     if not options.rerank:
-        return {Ranker.CLIP: rank(dataset, pool, bench, Ranker.CLIP)}
+        return {Ranker.RETRIEVER: rank(dataset, pool, bench, Ranker.RETRIEVER)}
     rankers = [Ranker.CHAMPION]
     if options.hide_captions:
         rankers.append(Ranker.BLIND)
@@ -225,7 +225,7 @@ def run_arms(
     answerer = _Rows(dataset, pool, bench, options)
     if options.rerank:
         ranked = rankings[Ranker.CHAMPION]
-        arms = [RunArm("CLIP", ranked, by_clip=True), answerer.answered(RunArm("reranked", ranked))]
+        arms = [RunArm("retrieval", ranked, by_retrieval=True), answerer.answered(RunArm("reranked", ranked))]
         if Ranker.BLIND in rankings:
             arms.append(
                 answerer.answered(RunArm("reranked, captions hidden", rankings[Ranker.BLIND]), hide_captions=True)
@@ -237,10 +237,12 @@ def run_arms(
             answerer.answered(RunArm(f"reranked, {name} η", ranked, threshold=value)) for name, value in values.items()
         ]
     else:
-        ranked = rankings[Ranker.CLIP]
-        arms = [answerer.answered(RunArm("CLIP", ranked, by_clip=True))]
+        ranked = rankings[Ranker.RETRIEVER]
+        arms = [answerer.answered(RunArm("retrieval", ranked, by_retrieval=True))]
         if options.hide_captions:
-            arms.append(answerer.answered(RunArm("CLIP, captions hidden", ranked, by_clip=True), hide_captions=True))
+            arms.append(
+                answerer.answered(RunArm("retrieval, captions hidden", ranked, by_retrieval=True), hide_captions=True)
+            )
     if options.oracle and not dataset.retrieval_only:
         arms += _given_arms(ranked, pool, answerer.of(hide_captions=False), options)
     return arms
@@ -276,7 +278,7 @@ def _rank_batch(
     candidates = pipeline.retrieve(questions, tools)
     if by is Ranker.BLIND:
         candidates = [[replace(c, image=replace(c.image, caption=None)) for c in listed] for listed in candidates]
-    if by is Ranker.CLIP:
+    if by is Ranker.RETRIEVER:
         ranked = [tuple(listed) for listed in candidates]
     else:
         ranked = [reranked.candidates for reranked in pipeline.rerank(questions, candidates, reranking)]

@@ -9,6 +9,7 @@ from sqlalchemy import Table, func, select, text, update
 
 from ragllava.records import JobKind, ScheduleAction
 from ragllava.stages.maintenance.schedules import ScheduleRequest, add_schedule
+from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import schedule_runs, schedules
 from ragllava.training.scheduled import STARTERS
 from tests.acceptance.conftest import FRAGILE, Cluster
@@ -35,7 +36,7 @@ def test_with_two_schedulers_each_schedule_fires_once_and_its_task_is_done(clust
     actions = [ScheduleAction.GC, ScheduleAction.RETENTION, ScheduleAction.VACUUM, ScheduleAction.FIND_NOISY]
     for number in range(8):
         request = ScheduleRequest(actions[number % 4], "0 3 * * *", name=f"nightly-{number}")
-        add_schedule(cluster.client.engine, request, STARTERS)
+        in_transaction(cluster.client.engine, add_schedule, request, STARTERS)
     for name in ("maint1", "maint2"):
         cluster.start(name, "maint", FRAGILE, beat=True)
     cluster.start("ingest", "ingest", FRAGILE)

@@ -73,7 +73,7 @@ def check_figures(figures: dict[str, object]) -> None:
     assert sum(int(str(number)) for number in outcomes) == 16
     one = figures["one_image"]
     assert isinstance(one, dict)
-    recall = [one[f"clip_recall_at_{k}"] for k in (1, 2, 5, 20)]
+    recall = [one[f"retrieval_recall_at_{k}"] for k in (1, 2, 5, 20)]
     assert recall == sorted(recall) and recall[-1] >= 0.9
     assert one["reranked_recall_at_1"] >= 0.8
     seconds, versions = figures["seconds"], figures["versions"]

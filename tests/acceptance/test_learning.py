@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from ragllava.cli.demo import learn
-from ragllava.cli.demo.run import Demo, World
+from ragllava.cli.demo.run import Demo, Domain
 from ragllava.client import Client
 from ragllava.errors import UsageError
 from ragllava.postcards.archive import draw_archive
@@ -57,7 +57,7 @@ def test_the_lesson_goes_through_the_queue_from_first_answer_to_last(
     assert [view["role"] for view in result["trainings"]] == [Role.RERANKER, Role.GENERATOR]
     statuses = {view["status"] for view in (*result["trainings"], result["shuffled"])}
     assert statuses == {TrainingStatus.REFUSED}
-    assert result["as_it_should_be"] is False
+    assert result["passed"] is False
     json.dumps(result)
     told = capsys.readouterr().out
     assert "FAIL: 0% of the errors about the shifted archive are gone" in told
@@ -72,10 +72,10 @@ def test_too_few_questions_are_refused_before_any_work(school: Cluster) -> None:
 
 def check_labels(client: Client) -> None:
     """In the end every label is right again, and no postcard of a held-out question has any."""
-    asked: dict[World, int] = {"home": 340, "shifted": 170}
-    for world, questions in asked.items():
-        side_name = f"{world}-postcards-3-60-{questions}"
-        drawn = draw_archive(3, 60, questions, shifted=world == "shifted", side=learn.is_kept_out)
+    asked: dict[Domain, int] = {"in_domain": 340, "shifted": 170}
+    for domain, questions in asked.items():
+        side_name = f"{domain}-postcards-3-60-{questions}"
+        drawn = draw_archive(3, 60, questions, shifted=domain == "shifted", side=learn.is_kept_out)
         known = {q.text: q for q in drawn.questions}
         with client.engine.connect() as connection:
             archive_id = get_archive(connection, side_name).archive_id

@@ -14,7 +14,7 @@ import click
 
 from ragllava.cli.demo.learn import IN_DOMAIN_QUESTIONS, learn_from_feedback
 from ragllava.cli.demo.run import Demo
-from ragllava.errors import UsageError
+from ragllava.cli.options import require_folder
 
 if TYPE_CHECKING:
     from ragllava.client import Client
@@ -55,7 +55,8 @@ def demo(
 
     from ragllava.settings import load_settings
 
-    _require_folders(report, json_path)
+    require_folder(report)
+    require_folder(json_path)
     console = Console(highlight=False)
     run = Demo(
         console,
@@ -77,7 +78,7 @@ def demo(
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=2) + "\n")
         console.print(f"figures: {json_path}")
-    succeeded = result["as_it_should_be"] if learn else result["failed"] == 0 and result["answered"] > 0
+    succeeded = result["passed"] if learn else result["failed"] == 0 and result["answered"] > 0
     sys.exit(0 if succeeded else 1)
 
 
@@ -102,10 +103,3 @@ def _system(settings: Settings, run: Demo) -> Iterator[Client]:
         # The first step of the end: another Ctrl-C must not leave half of the system running.
         stack.callback(uninterruptible.set)
         yield stack.enter_context(Client(settings))
-
-
-def _require_folders(*outputs: Path | None) -> None:
-    """Raise UsageError before minutes of work if a file cannot be written after them."""
-    for path in outputs:
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")

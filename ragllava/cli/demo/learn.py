@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragllava.cli.demo.run import PACKAGES, Demo, World, with_candidates
-from ragllava.cli.options import package_versions
+from ragllava.cli.demo.run import Demo, Domain, with_candidates
+from ragllava.cli.options import make_table, package_versions
 from ragllava.errors import RagllavaError, UsageError
 
 if TYPE_CHECKING:
@@ -61,13 +61,15 @@ class AnsweredArchive:
     @property
     def labelled(self) -> list[KnownQuestion]:
         """The questions that get feedback: none of their postcards is kept out; as many of each archive."""
-        return labelled_questions(self.archive.questions)[:: IN_DOMAIN_QUESTIONS if self.run.world == "home" else 1]
+        return labelled_questions(self.archive.questions)[
+            :: IN_DOMAIN_QUESTIONS if self.run.domain == "in_domain" else 1
+        ]
 
     def figures(self, rows: Sequence[ResultRow]) -> JobFigures:
         """The figures of the held-out questions alone."""
         from ragllava.evaluation.metrics import score_job
 
-        return score_job(self.held_out, (with_candidates(row) for row in rows))
+        return score_job(self.held_out, map(with_candidates, rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,7 @@ def learn_from_feedback(client: Client, run: Demo) -> dict[str, Any]:
     demo = LearningDemo(client, run)
     demo.require_enough()
     demo.reset()
-    archives = [demo.first_answers("home"), demo.first_answers("shifted")]
+    archives = [demo.first_answers("in_domain"), demo.first_answers("shifted")]
     for answered in archives:
         demo.give_feedback(answered, answered.labelled)
     trained = [demo.train(role, f"train {role}") for role in Role]
@@ -152,7 +154,7 @@ class LearningDemo:
 
     def reset(self) -> None:
         """Cancel the open jobs of an earlier demo, and replace its champions by their base models."""
-        names = {self._run_of("home").name, self._run_of("shifted").name}
+        names = {self._run_of("in_domain").name, self._run_of("shifted").name}
         for job in self.client.jobs.list(only_open=True):
             if job.archive in names:
                 self.client.jobs.cancel(job.job_id)
@@ -164,13 +166,13 @@ class LearningDemo:
                 self.client.models.promote(version.base_name, version.role, "demo --learn begins with the base")
                 self._print(f"the {version.role} begins with the base again, not with {version.name}")
 
-    def first_answers(self, world: World) -> AnsweredArchive:
+    def first_answers(self, domain: Domain) -> AnsweredArchive:
         """Draw an archive, ingest it, and answer all its questions."""
-        run = self._run_of(world)
+        run = self._run_of(domain)
         written, archive = run.draw(self.client.settings)
         run.ingest(self.client, written)
         job, rows = self._ask(run, written.questions)
-        self.run.seconds |= {f"{stage}, {world}": seconds for stage, seconds in run.seconds.items()}
+        self.run.seconds |= {f"{stage}, {domain}": seconds for stage, seconds in run.seconds.items()}
         return AnsweredArchive(run, written, archive, job.job_id, rows)
 
     def give_feedback(self, answered: AnsweredArchive, questions: Sequence[KnownQuestion]) -> None:
@@ -189,7 +191,7 @@ class LearningDemo:
 
         request = TrainingRequest(
             role=role,
-            archives=(self._run_of("shifted").name, self._run_of("home").name),
+            archives=(self._run_of("shifted").name, self._run_of("in_domain").name),
             preset=self.client.models.default_preset(),
             overrides=dict(_RERANKER_SETTINGS if role is Role.RERANKER else _GENERATOR_SETTINGS),
             negatives=_HARD_NEGATIVES,
@@ -202,7 +204,7 @@ class LearningDemo:
             raise RagllavaError(
                 f"training the {role} ended as {job.state}: {job.error}; see `ragllava jobs show {job.job_id}`"
             )
-        self._print(f"job {job.job_id}: {training_line(job)}, in {self.run.seconds[stage]:.0f} s")
+        self._print(f"job {job.job_id}: {training_line(job.training)}, in {self.run.seconds[stage]:.0f} s")
         return job.training
 
     def ask_again(self, answered: AnsweredArchive) -> BeforeAfter:
@@ -212,7 +214,7 @@ class LearningDemo:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         again = replace(answered.run, seconds={})
         _, rows = self._ask(again, path)
-        self.run.seconds[f"answer again, {answered.run.world}"] = again.seconds["answer"]
+        self.run.seconds[f"answer again, {answered.run.domain}"] = again.seconds["answer"]
         comparison = BeforeAfter(answered.figures(answered.rows), answered.figures(rows))
         self.run.console.print(_comparison_table(answered, comparison))
         return comparison
@@ -267,14 +269,14 @@ class LearningDemo:
             "seed": self.run.seed,
             "images": self.run.images,
             "archives": {
-                answered.run.world: _sizes(answered) | comparison.as_json()
+                answered.run.domain: _sizes(answered) | comparison.as_json()
                 for answered, comparison in zip(archives, comparisons, strict=True)
             },
             "trainings": [view.as_json() for view in trained],
             "shuffled": shuffled.as_json(),
-            "as_it_should_be": all(claims.values()),
+            "passed": all(claims.values()),
             "seconds": self.run.seconds,
-            "versions": package_versions(*PACKAGES),
+            "versions": package_versions(),
         }
 
     def _ask(self, run: Demo, questions: Path) -> tuple[JobView, list[ResultRow]]:
@@ -285,14 +287,14 @@ class LearningDemo:
             raise RagllavaError(f"job {job.job_id} ended as {job.state}; `ragllava jobs show {job.job_id}` shows why")
         return job, [*self.client.questions.results(job.job_id)]
 
-    def _run_of(self, world: World) -> Demo:
+    def _run_of(self, domain: Domain) -> Demo:
         """The run for one archive, with its own times."""
         shares: dict[str, Any] = (
             {"top_k": max(1, round(_CANDIDATE_SHARE * self.run.images))}
-            if world == "shifted"
+            if domain == "shifted"
             else {"questions": IN_DOMAIN_QUESTIONS * self.run.questions}
         )
-        return replace(self.run, world=world, learns=True, side=is_kept_out, seconds={}, **shares)
+        return replace(self.run, domain=domain, side=is_kept_out, seconds={}, **shares)
 
     def _print(self, line: str) -> None:
         self.run.console.print(line, markup=False)
@@ -342,20 +344,16 @@ def _sizes(answered: AnsweredArchive) -> dict[str, Any]:
     return {
         "archive": answered.run.name,
         "questions": len(answered.archive.questions),
-        "taught": len(answered.labelled),
+        "learned_from": len(answered.labelled),
         "held_out": len(answered.held_out),
     }
 
 
 def _comparison_table(answered: AnsweredArchive, comparison: BeforeAfter) -> Table:
-    from rich.table import Table
-
-    title = f"{len(answered.held_out)} held-out questions from {answered.run.name}"
-    table = Table("figure", "before", "after", "difference", title=title)
     before, after = totals(comparison.before), totals(comparison.after)
     for name, kind in comparison.before.by_type.items():
         before[f"  {name} ({kind.questions})"] = kind.accuracy
         after[f"  {name} ({kind.questions})"] = comparison.after.by_type[name].accuracy
-    for name, value in before.items():
-        table.add_row(name, f"{value:.3f}", f"{after[name]:.3f}", f"{after[name] - value:+.3f}")
-    return table
+    rows = ((name, f"{old:.3f}", f"{after[name]:.3f}", f"{after[name] - old:+.3f}") for name, old in before.items())
+    title = f"{len(answered.held_out)} held-out questions from {answered.run.name}"
+    return make_table(("figure", "before", "after", "difference"), rows, title=title)

@@ -73,7 +73,7 @@ class Fired:
     note: str | None
 
 
-def add_schedule(engine: Engine, request: ScheduleRequest, starters: Starters) -> ScheduleView:
+def add_schedule(connection: Connection, request: ScheduleRequest, starters: Starters) -> ScheduleView:
     """Store a schedule; it first fires at its next due time.
 
     Raises UsageError for an invalid cron line, zone, name, archive or option, and for a taken name.
@@ -86,10 +86,6 @@ def add_schedule(engine: Engine, request: ScheduleRequest, starters: Starters) -
             "and begin with a letter or a digit; set it with --name"
         )
 
-    return in_transaction(engine, _add, name, request)
-
-
-def _add(connection: Connection, name: str, request: ScheduleRequest) -> ScheduleView:
     new = NewSchedule(
         name=name,
         action=request.action,
@@ -139,46 +135,33 @@ def fire_due(engine: Engine, settings: Settings, starters: Starters) -> list[Fir
         fired.append(result)
 
 
-def run_now(engine: Engine, settings: Settings, name: str, starters: Starters) -> Fired:
+def run_now(connection: Connection, settings: Settings, name: str, starters: Starters) -> Fired:
     """Start the action of a schedule now, also if it is paused; its next due time stays. Raises UsageError."""
-
-    def work(connection: Connection) -> Fired:
-        schedule = schedules.lock_schedule(connection, name)
-        return _fire(connection, settings, schedule, schedules.database_now(connection), starters)
-
-    return in_transaction(engine, work)
+    schedule = schedules.lock_schedule(connection, name)
+    return _fire(connection, settings, schedule, schedules.database_now(connection), starters)
 
 
-def pause(engine: Engine, name: str) -> None:
+def pause(connection: Connection, name: str) -> None:
     """Stop firing a schedule. Raises UsageError for an unknown name."""
-
-    def work(connection: Connection) -> None:
-        schedules.set_paused(connection, schedules.lock_schedule(connection, name).schedule_id, True)
-
-    in_transaction(engine, work)
+    schedules.set_paused(connection, schedules.lock_schedule(connection, name).schedule_id, True)
 
 
-def resume(engine: Engine, name: str) -> ScheduleView:
-    """Let a paused schedule fire again, from its next due time on; missed times are not made up for."""
+def resume(connection: Connection, name: str) -> ScheduleView:
+    """Let a paused schedule fire again, from its next due time on; missed times are not made up for.
 
-    def work(connection: Connection) -> ScheduleView:
-        schedule = schedules.lock_schedule(connection, name)
-        if schedule.paused:
-            next_due = first_due_after(schedule.cron, schedule.timezone, schedules.database_now(connection))
-            schedules.set_next_due(connection, schedule.schedule_id, next_due)
-            schedules.set_paused(connection, schedule.schedule_id, False)
-        return schedules.lock_schedule(connection, name)
+    Raises UsageError for an unknown name.
+    """
+    schedule = schedules.lock_schedule(connection, name)
+    if schedule.paused:
+        next_due = first_due_after(schedule.cron, schedule.timezone, schedules.database_now(connection))
+        schedules.set_next_due(connection, schedule.schedule_id, next_due)
+        schedules.set_paused(connection, schedule.schedule_id, False)
+    return schedules.lock_schedule(connection, name)
 
-    return in_transaction(engine, work)
 
-
-def remove(engine: Engine, name: str) -> None:
+def remove(connection: Connection, name: str) -> None:
     """Delete a schedule; jobs that it started continue. Raises UsageError for an unknown name."""
-
-    def work(connection: Connection) -> None:
-        schedules.delete_schedule(connection, schedules.lock_schedule(connection, name).schedule_id)
-
-    in_transaction(engine, work)
+    schedules.delete_schedule(connection, schedules.lock_schedule(connection, name).schedule_id)
 
 
 def first_due_after(cron: str, timezone: str, moment: datetime) -> datetime:

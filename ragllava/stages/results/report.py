@@ -25,13 +25,6 @@ from ragllava.stages.results.results import ResultRow, output_file
 MAX_CARDS = 2_000
 MAX_BARS = 50  # of candidates in the chart of a card
 
-_STATUS_NAMES = {
-    AnswerStatus.ANSWERED: "answered",
-    AnswerStatus.NO_EVIDENCE: "no evidence",
-    AnswerStatus.FAILED: "failed",
-    AnswerStatus.DEAD: "dead",
-    AnswerStatus.CANCELLED: "cancelled",
-}
 # Control characters, and those that reorder the text around them: captions are not trusted.
 _INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -134,7 +127,7 @@ def write_report(
         "left_out": max(0, total - len(cards)),
         "cards": cards,
         "pictures": [picture for picture in pictures.values() if picture],
-        "statuses": list(_STATUS_NAMES),
+        "statuses": list(AnswerStatus),
         "labelled": any(card.row.correct is not None for card in cards),
     }
     with output_file(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
@@ -190,7 +183,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "duration": _duration,
         "percent": lambda share: f"{share:.0%}" if share in (0, 1) else f"{share:.1%}",
-        "status_name": _STATUS_NAMES.__getitem__,
+        "status_name": lambda status: status.replace("_", " "),
         "csp_hash": lambda text: base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode(),
     }
     return environment

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
-from ragllava.cli.progress import task_lines
+from ragllava.cli.progress import detail_lines
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.objects import content_key
 from tests.support.run_command import Run
@@ -55,7 +55,7 @@ def test_a_maintenance_task_is_queued_and_shown_with_its_report(run: Run, worksh
     out = run("jobs", "show", "1")[1]
     assert "job 1 completed: 1 maintenance task: 1 done" in out
     assert "retention: dropped 0 replaced indexes, 0 jobs and 0 old runs of schedules" in out
-    assert "  jobs: dropped 0, kept_for_labels_and_noisy_cases 0" in task_lines(workshop.job(1))
+    assert "  jobs: dropped 0, kept_for_labels_and_noisy_cases 0" in detail_lines(workshop.job(1))
     assert json.loads(run("jobs", "show", "1", "--json")[1])["result"]["reconciled"]["adds_up"] is True
 
 

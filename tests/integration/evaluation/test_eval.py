@@ -71,10 +71,11 @@ def ask_as_job(workshop: Workshop, dataset: EvaluationSet, archive: str, thresho
 
 
 def with_candidates(row: ResultRow) -> dict[str, object]:
-    by_clip = sorted(row.candidates, key=lambda candidate: candidate.retrieval_rank)
+    by_retrieval = sorted(row.candidates, key=lambda candidate: candidate.retrieval_rank)
     return row.as_json() | {
         "candidates": [
-            {"source": c.image.source, "retrieval_score": c.retrieval_score, "relevance": c.relevance} for c in by_clip
+            {"source": c.image.source, "retrieval_score": c.retrieval_score, "relevance": c.relevance}
+            for c in by_retrieval
         ]
     }
 
@@ -97,7 +98,7 @@ def test_figures_are_those_of_a_job_with_the_same_threshold(bench: Workbench, wo
     )
     for group, expected in {"all": job.all, "one_image": job.one_image, "two_images": job.two_image}.items():
         assert expected is not None
-        clip, reranked = figures(found, group, "CLIP"), figures(found, group, "reranked")
+        clip, reranked = figures(found, group, "retrieval"), figures(found, group, "reranked")
         assert clip["recall_at_1"] == round(expected.retrieval_recall[1], 4)
         assert clip["recall_at_5"] == round(expected.retrieval_recall[5], 4)
         assert reranked["recall_at_2"] == round(expected.reranked_recall[2], 4)
@@ -208,7 +209,7 @@ def test_wrong_evidence_is_shown_as_asked(bench: Workbench, monkeypatch: pytest.
 def test_without_reranking_clip_decides(bench: Workbench) -> None:
     dataset = drawn(seed=5)
     found = evaluate(dataset, None, bench, RunOptions(rerank=False, oracle=False))
-    assert [row["label"] for row in found.as_json()["rows"]["all"]] == ["CLIP"]
+    assert [row["label"] for row in found.as_json()["rows"]["all"]] == ["retrieval"]
     [arm] = arms_of(dataset, found, bench, RunOptions(rerank=False, oracle=False))
     tools = prepare(
         bench.engine,
@@ -238,12 +239,12 @@ def test_hidden_captions_are_seen_by_nobody(bench: Workbench) -> None:
 
 
 def test_captions_can_be_hidden_from_the_generator_alone(bench: Workbench) -> None:
-    """Where nothing is reranked, CLIP's first images are answered from in the paper's form."""
+    """Where nothing is reranked, the retriever's first images are answered from in the paper's form."""
     dataset = drawn(seed=5, questions=4)
     options = RunOptions(rerank=False, oracle=False, hide_captions=True)
     found = evaluate(dataset, None, bench, options)
     shown, hidden = arms_of(dataset, found, bench, options)
-    assert (shown.label, hidden.label) == ("CLIP", "CLIP, captions hidden")
+    assert (shown.label, hidden.label) == ("retrieval", "retrieval, captions hidden")
     assert shown.ranked == hidden.ranked
     tools = prepare(
         bench.engine,

@@ -100,7 +100,7 @@ def test_a_champion_with_an_adapter_is_compared_with_its_base(
     assert scores(rankings[Ranker.UNTUNED]) == pytest.approx(of_base, abs=1e-6)
     assert scores(rankings[Ranker.CHAMPION]) != pytest.approx(of_base, abs=0.01)
     rows = {row["label"]: row for row in found.as_json()["rows"]["all"]}
-    assert list(rows)[:3] == ["CLIP", "reranked", "reranked, untuned"]
+    assert list(rows)[:3] == ["retrieval", "reranked", "reranked, untuned"]
     arms = {arm.label: arm for arm in run_arms(dataset, pool, bench, rankings, [], options)}
     assert arms["reranked, untuned"].ranked == rankings[Ranker.UNTUNED]
     assert arms["reranked, untuned"].answers is None

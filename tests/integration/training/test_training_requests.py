@@ -15,6 +15,7 @@ from ragllava.jobs import control
 from ragllava.jobs.states import JobState
 from ragllava.records import Label, Role, ScheduleAction, Verdict
 from ragllava.stages.maintenance.schedules import ScheduleRequest, add_schedule, run_now
+from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import labels
 from ragllava.training.request import TrainingRequest, create_job, submit_due_trainings, submit_training
 from ragllava.training.scheduled import STARTERS
@@ -128,10 +129,10 @@ def test_labels_that_were_replayed_in_vain_are_due_as_before(desk: Workshop) -> 
 def test_a_schedule_that_begins_no_training_says_which_reason_it_has(desk: Workshop) -> None:
     for name, where in (("one", "class"), ("any", None)):
         asked = ScheduleRequest(ScheduleAction.RETRAIN, "0 3 * * *", where, name=name, options=RETRAIN)
-        add_schedule(desk.engine, asked, STARTERS)
+        in_transaction(desk.engine, add_schedule, asked, STARTERS)
 
     def note(name: str) -> str | None:
-        return run_now(desk.engine, desk.settings, name, STARTERS).note
+        return in_transaction(desk.engine, run_now, desk.settings, name, STARTERS).note
 
     label(desk, 30)
     assert note("one") == "class has 30 newly labelled questions for the reranker, and needs 40"

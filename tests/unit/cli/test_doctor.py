@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from ragllava.cli.doctor import Diagnosis, diagnose, masked, print_diagnosis
+from ragllava.cli.doctor import Diagnosis, diagnose, diagnosis_lines, masked
+from ragllava.cli.options import print_result
 from ragllava.settings import Settings
 
 
@@ -34,7 +35,7 @@ def test_a_fresh_machine_has_no_problem(capsys: pytest.CaptureFixture[str]) -> N
     assert values(diagnosis)["profile"] == "mini"
     assert {f"RAGLLAVA_{name.upper()}" for name in Settings.model_fields} <= set(values(diagnosis))
     assert json.loads(json.dumps(diagnosis.as_json()))["healthy"] is True
-    print_diagnosis(diagnosis)
+    print_result(diagnosis, diagnosis_lines(diagnosis), as_json=False)
     assert "nothing is wrong" in capsys.readouterr().out
 
 

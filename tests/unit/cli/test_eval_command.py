@@ -28,7 +28,7 @@ def question(number: int, answer: str, kind: str, *relevant: str) -> EvaluationQ
 
 
 def ranked(asked: EvaluationQuestion, *candidates: tuple[str, int, float]) -> RankedQuestion:
-    """Candidates are (source, rank by CLIP, relevance), best first."""
+    """Candidates are (source, rank by the retriever, relevance), best first."""
     return RankedQuestion(
         asked,
         tuple(
@@ -58,7 +58,7 @@ RANKED = (
     ranked(KNOWN[2], ("a", 0, 0.8), ("b", 1, 0.7), ("c", 2, 0.6)),
 )
 ARMS = (
-    RunArm("CLIP", RANKED, by_clip=True),
+    RunArm("retrieval", RANKED, by_retrieval=True),
     RunArm("reranked", RANKED, answers=answers("Red", "blue", "2")),
     RunArm("reranked, natural η", RANKED, threshold=0.5, answers=answers("red", None, "three")),
     RunArm("labelled images", answers=answers("red", "the red", "two")),
@@ -69,7 +69,7 @@ def test_figures_by_hand() -> None:
     figures = figures_of("postcards", KNOWN, ARMS, top_n=2)
     assert list(figures.rows) == ["all", "one image", "two images"]
     clip, reranked, natural, labelled = figures.rows["all"]
-    # CLIP has b, b and a first; the labelled are a, b, {a, c}: 2 of 4. Of the first two: a and b, b, a: 3 of 4.
+    # Retrieved first are b, b and a; the labelled are a, b, {a, c}: 2 of 4. Of the first two: a and b, b, a: 3 of 4.
     assert (clip.recall_at[1], clip.recall_at[2], clip.recall_at[5]) == (0.5, 0.75, 1.0)
     assert clip.answer_score is None
     # Reranked first are a, c, a; of six kept (a b, c b, a b) three are labelled.

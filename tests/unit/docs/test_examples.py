@@ -133,7 +133,7 @@ def test_the_feedback_example_is_valid() -> None:
 
 def test_every_validation_code_is_explained() -> None:
     source = Path(question_files.__file__).read_text()
-    raised = set(re.findall(r'_Rejected\(\s*"(\w+)"', source))
+    raised = set(re.findall(r'Rejected\(\s*"(\w+)"', source))
     section = read_page("docs/questions-and-results.md").section("Questions")
     assert raised
     assert {name for name in section.first_column() if not name.startswith("--")} == raised

@@ -114,7 +114,7 @@ KNOWN = [
     KnownAnswer("q-5", "blue", "color", ("d.png",)),
 ]
 RESULTS: list[dict[str, Any]] = [
-    # Right, found at CLIP's second place, reranked to the first.
+    # Right, found at the retriever's second place, reranked to the first.
     {
         "custom_id": "q-1",
         "status": "answered",
@@ -129,7 +129,7 @@ RESULTS: list[dict[str, Any]] = [
         "candidates": _candidates(("y.png", 0.1, 0.2), ("b.png", 0.7, 0.8)),
     },
     {"custom_id": "q-3", "status": "no_evidence", "answer": None, "candidates": _candidates(("x.png", 0.5, 0.1))},
-    # One of two pictures found, at CLIP's third place and the reranker's second.
+    # One of two pictures found, at the retriever's third place and the reranker's second.
     {
         "custom_id": "q-4",
         "status": "answered",
@@ -145,7 +145,7 @@ def test_figures_of_a_job() -> None:
     everything = figures.all
     assert (everything.questions, everything.answered, everything.no_evidence) == (5, 3, 1)
     assert (everything.failed, everything.missing) == (0, 1)  # q-5 has no result
-    # Six labelled pictures: b of q-2 at CLIP's first place, a of q-1 at the second, b of q-4 at the third.
+    # Six labelled pictures: b of q-2 at the retriever's first place, a of q-1 at the second, b of q-4 at the third.
     assert everything.retrieval_recall == pytest.approx({1: 1 / 6, 2: 2 / 6, 5: 3 / 6, 20: 3 / 6})
     assert everything.reranked_recall == pytest.approx({1: 2 / 6, 2: 3 / 6})
     assert everything.answer_accuracy == pytest.approx(2 / 5)
@@ -189,7 +189,7 @@ def test_ties_keep_the_given_order() -> None:
 
 def test_figures_as_json() -> None:
     figures = json.loads(json.dumps(score_job(KNOWN, RESULTS).as_json()))
-    assert figures["clip_recall_at_1"] == 0.1667
+    assert figures["retrieval_recall_at_1"] == 0.1667
     assert figures["reranked_recall_at_2"] == 0.5
     assert figures["two_image"]["questions"] == 1
     assert figures["by_type"]["color"] == {"questions": 3, "right": 1, "accuracy": 0.3333, "majority_share": 0.6667}

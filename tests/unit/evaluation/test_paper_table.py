@@ -9,12 +9,12 @@ import pytest
 from ragllava.evaluation.paper_table import PaperRow, paper_table, ranked_row, threshold_row
 
 RELEVANT = [("a",), ("b", "c"), ("d",)]  # four labelled images
-BY_CLIP = [["x", "a", "y"], ["b", "x", "y"], ["x", "y", "z"]]
+BY_RETRIEVAL = [["x", "a", "y"], ["b", "x", "y"], ["x", "y", "z"]]
 RELEVANCES = [{"x": 0.3, "a": 0.9, "y": 0.6}, {"b": 0.8, "x": 0.2, "y": 0.7}, {"x": 0.1, "y": 0.4, "z": 0.2}]
 
 
 def test_ranked_row() -> None:
-    row = ranked_row("CLIP", BY_CLIP, RELEVANT, top_n=2)
+    row = ranked_row("retrieval", BY_RETRIEVAL, RELEVANT, top_n=2)
     assert row.recall_at == {1: 1 / 4, 2: 2 / 4, 5: 2 / 4, 10: 2 / 4, 20: 2 / 4}
     assert row.kept is not None
     assert (row.kept.hits, row.kept.kept, row.kept.labelled) == (2, 6, 4)
@@ -52,14 +52,14 @@ def test_threshold_row(threshold: float, hits: int, kept: int) -> None:
 
 def test_table() -> None:
     rows = [
-        ranked_row("CLIP", BY_CLIP, RELEVANT, top_n=2),
+        ranked_row("retrieval", BY_RETRIEVAL, RELEVANT, top_n=2),
         threshold_row("natural threshold", 0.5, RELEVANCES, RELEVANT, top_n=2, answer_score=2 / 3),
         PaperRow("labelled images", answer_score=1.0),
     ]
     assert paper_table(rows) == (
         "|                   |     η |  R@1 |  R@2 |  R@5 | R@10 | R@20 | precision | recall |   F1 | answers |\n"
         "| ----------------- | ----: | ---: | ---: | ---: | ---: | ---: | --------: | -----: | ---: | ------: |\n"
-        "| CLIP              |     – | 25.0 | 50.0 | 50.0 | 50.0 | 50.0 |      33.3 |   50.0 | 40.0 |       – |\n"
+        "| retrieval         |     – | 25.0 | 50.0 | 50.0 | 50.0 | 50.0 |      33.3 |   50.0 | 40.0 |       – |\n"
         "| natural threshold | 0.500 |    – |    – |    – |    – |    – |      50.0 |   50.0 | 50.0 |    66.7 |\n"
         "| labelled images   |     – |    – |    – |    – |    – |    – |         – |      – |    – |   100.0 |\n"
     )
@@ -76,7 +76,7 @@ def test_json_of_a_row() -> None:
         "answer_score": 0.6667,
     }
     assert PaperRow("labelled", answer_score=0.5).as_json()["precision"] is None
-    assert ranked_row("CLIP", BY_CLIP, RELEVANT, 2).as_json()["recall_at_1"] == 0.25
+    assert ranked_row("retrieval", BY_RETRIEVAL, RELEVANT, 2).as_json()["recall_at_1"] == 0.25
 
 
 def test_an_empty_table_has_a_head() -> None:

@@ -19,6 +19,7 @@ from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, change_events
 from ragllava.stores.buckets.bindings import BindingRole
+from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import change_events as change_event_table
 from ragllava.stores.schema import embeddings, jobs
 from ragllava.training.scheduled import STARTERS
@@ -146,8 +147,13 @@ def test_the_gaps_task_names_images_without_a_vector_and_a_scheduled_reindexing_
     assert result.report is not None
     assert [image["source"] for image in result.report["archives"][0]["images"]] == [lost]
 
-    add_schedule(gallery.engine, ScheduleRequest(ScheduleAction.REINDEX, "0 2 * * *", ARCHIVE, name="weekly"), STARTERS)
-    fired = run_now(gallery.engine, gallery.settings, "weekly", STARTERS)
+    in_transaction(
+        gallery.engine,
+        add_schedule,
+        ScheduleRequest(ScheduleAction.REINDEX, "0 2 * * *", ARCHIVE, name="weekly"),
+        STARTERS,
+    )
+    fired = in_transaction(gallery.engine, run_now, gallery.settings, "weekly", STARTERS)
     assert fired.job_id is not None
     gallery.run()
     assert gallery.job(fired.job_id).state == "completed"
@@ -168,4 +174,4 @@ def test_a_wrong_reindexing_is_not_scheduled(
 ) -> None:
     request = ScheduleRequest(ScheduleAction.REINDEX, "0 2 * * *", archive_name, options=options)
     with pytest.raises(UsageError, match=message):
-        add_schedule(gallery.engine, request, STARTERS)
+        in_transaction(gallery.engine, add_schedule, request, STARTERS)

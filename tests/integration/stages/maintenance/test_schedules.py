@@ -33,7 +33,7 @@ def fire(engine: Engine, settings: Settings) -> Callable[[], list[Fired]]:
 
 def add(engine: Engine, action: str = "gc", cron: str = NIGHTLY, **more: object) -> ScheduleView:
     request = ScheduleRequest(ScheduleAction(action), cron, **more)  # type: ignore[arg-type]
-    return add_schedule(engine, request, STARTERS)
+    return in_transaction(engine, add_schedule, request, STARTERS)
 
 
 def make_due(engine: Engine, name: str, ago: str = "1 second") -> None:
@@ -168,10 +168,10 @@ def test_a_paused_schedule_lets_its_times_pass_and_resumes_with_the_next(
     engine: Engine, fire: Callable[[], list[Fired]]
 ) -> None:
     add(engine)
-    firing.pause(engine, "gc")
+    in_transaction(engine, firing.pause, "gc")
     make_due(engine, "gc")
     assert fire() == []
-    resumed = firing.resume(engine, "gc")
+    resumed = in_transaction(engine, firing.resume, "gc")
     assert not resumed.paused and resumed.next_due > datetime.now(UTC)
     assert fire() == []
     make_due(engine, "gc")
@@ -183,7 +183,7 @@ def test_a_removed_schedule_never_fires_and_its_job_stays(engine: Engine, fire: 
     make_due(engine, "gc")
     [fired] = fire()
     make_due(engine, "gc")
-    firing.remove(engine, "gc")
+    in_transaction(engine, firing.remove, "gc")
     assert fire() == []
     assert in_transaction(engine, schedules.list_schedules) == []
     assert in_transaction(engine, control.view, fired.job_id or 0).kind == JobKind.MAINTENANCE
@@ -191,8 +191,8 @@ def test_a_removed_schedule_never_fires_and_its_job_stays(engine: Engine, fire: 
 
 def test_run_begins_now_and_leaves_the_next_time(engine: Engine, settings: Settings) -> None:
     made = add(engine)
-    firing.pause(engine, "gc")
-    fired = run_now(engine, settings, "gc", STARTERS)
+    in_transaction(engine, firing.pause, "gc")
+    fired = in_transaction(engine, run_now, settings, "gc", STARTERS)
     assert fired.job_id is not None
     assert look(engine, "gc").next_due == made.next_due
 
@@ -233,12 +233,12 @@ def test_a_wrong_schedule_is_refused_in_one_sentence(engine: Engine, request_: d
 
 def test_a_taken_name_and_an_unknown_one_are_refused(engine: Engine) -> None:
     with pytest.raises(UsageError, match="nor any other yet"):
-        firing.pause(engine, "gc")
+        in_transaction(engine, firing.pause, "gc")
     add(engine)
     with pytest.raises(UsageError, match="there is already a schedule gc"):
         add(engine)
     with pytest.raises(UsageError, match="there is no schedule 'cg'; there are: gc"):
-        firing.remove(engine, "cg")
+        in_transaction(engine, firing.remove, "cg")
 
 
 def test_every_action_can_be_begun() -> None:

@@ -40,7 +40,7 @@ def answers(worse: int, better: int, questions: int = 20) -> dict[str, Any]:
         (report(vectors=999), "999 vectors for 1000 pictures"),
         (report(vectors=1001), "1001 vectors for 1000 pictures"),
         (report(recall={"value": 0.98, "at": 20}), None),
-        (report(recall={"value": 0.979, "at": 20}), "0.979 of the nearest 20 images, 0.98 are required"),
+        (report(recall={"value": 0.979, "at": 20}), "0.979 of the nearest 20 images; 0.98 are required"),
         (report(**answers(worse=3, better=1)), None),
         (report(**answers(worse=3, better=0)), "less relevant pictures for 3 and more relevant pictures for 0"),
         (report(**answers(worse=0, better=9)), None),
