@@ -26,23 +26,28 @@ from ragllava.records import AnswerOptions
 from ragllava.settings import Settings
 from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
-from ragllava.stages.feedback.labels import StoredFeedback
+from ragllava.stages.feedback.labels import QuestionView, StoredFeedback
 from ragllava.stages.maintenance.schedules import ScheduleRequest
 from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.results.results import ResultRow
+from ragllava.stores.archives.archive import ArchiveSummary
 from ragllava.stores.archives.indexes import IndexDetails
+from ragllava.stores.archives.reindex_items import ReindexingView
 from ragllava.stores.buckets.bindings import BindingRole, BindingView
 from ragllava.stores.jobs.answered import AnsweredQuestion
+from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.learning.registry import VersionView
 from ragllava.stores.learning.trainings import TrainingView
 from ragllava.stores.maintenance.schedules import ScheduleView
+from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.training.request import TrainingPlan, TrainingRequest
 
 __all__ = [
     "AnswerOptions",
     "AnsweredQuestion",
+    "ArchiveSummary",
     "BindingRole",
     "BindingView",
     "Client",
@@ -50,7 +55,10 @@ __all__ = [
     "IndexDetails",
     "JobView",
     "NoisyView",
+    "QuestionView",
+    "RefreshView",
     "ReindexRequest",
+    "ReindexingView",
     "ResultRow",
     "SavedResults",
     "ScanReport",
@@ -58,6 +66,7 @@ __all__ = [
     "ScheduleView",
     "Settings",
     "StoredFeedback",
+    "TaskView",
     "TrainingPlan",
     "TrainingRequest",
     "TrainingView",

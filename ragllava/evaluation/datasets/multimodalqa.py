@@ -14,9 +14,8 @@ from typing import Any
 from ragllava.errors import UsageError
 from ragllava.evaluation.datasets.files import (
     BadRow,
-    Row,
+    find_images,
     find_path,
-    find_pictures,
     json_lines,
     json_rows,
     need_id,
@@ -24,13 +23,12 @@ from ragllava.evaluation.datasets.files import (
     need_object,
     need_path,
     need_text,
-    read_map,
-    read_rows,
     spellings,
     unique,
 )
-from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, with_pictures
+from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
 from ragllava.stages.ingest.captions import clean_caption
+from ragllava.stages.record_files import Record, check_all
 
 TOP_N = 1
 QUESTION_TYPE = "ImageQ"
@@ -73,8 +71,8 @@ def load_multimodalqa(folder: Path, split: str) -> EvaluationSet:
 
 def _load_original(folder: Path, path: Path, split: str) -> EvaluationSet:
     rows = list(json_lines(path))
-    asked = [row for row in rows if _type(row.entry) in (QUESTION_TYPE, None)]
-    questions = read_rows(path, asked, _read_original)
+    asked = [row for row in rows if _type(row.value) in (QUESTION_TYPE, None)]
+    questions = check_all(path, asked, _read_original)
     pool = unique(image_id for question in questions for image_id in (*question.relevant, *question.distractors))
     images_file = need_path(folder, spellings("MMQA_images.jsonl", "images.jsonl", **_ORIGINAL), _ORIGIN)
     images = _images(folder, pool, images_file, json_lines(images_file), "title")
@@ -83,15 +81,14 @@ def _load_original(folder: Path, path: Path, split: str) -> EvaluationSet:
 
 
 def _load_reference(folder: Path, path: Path, split: str) -> EvaluationSet:
-    questions = read_rows(path, json_rows(path), _read_question)
+    questions = check_all(path, json_rows(path), _read_question)
     index = find_path(folder, spellings(f"{path.stem}_index_to_id.json"))
     if index is None:
         pool = unique(image_id for question in questions for image_id in question.relevant)
     else:
-        pool = unique(read_rows(index, json_rows(index), lambda row: need_id(row.entry)))
+        pool = unique(check_all(index, json_rows(index), lambda row: need_id(row.value)))
     metadata_file = need_path(folder, spellings("MMQA_ImageQ_metadata.json"), _REFERENCE_ORIGIN)
-    metadata = (Row(0, image_id, entry) for image_id, entry in read_map(metadata_file).items())
-    images = _images(folder, pool, metadata_file, metadata, "caption")
+    images = _images(folder, pool, metadata_file, json_rows(metadata_file), "caption")
     return EvaluationSet("multimodalqa", split, images, tuple(questions), TOP_N)
 
 
@@ -102,14 +99,14 @@ def _type(entry: Any) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def _read_original(row: Row) -> EvaluationQuestion:
-    if _type(row.entry) is None:
+def _read_original(row: Record) -> EvaluationQuestion:
+    if _type(row.value) is None:
         raise BadRow("'metadata' must be an object with the question's 'type'")
     return _read_question(row)
 
 
-def _read_question(row: Row) -> EvaluationQuestion:
-    entry = need_object(row.entry)
+def _read_question(row: Record) -> EvaluationQuestion:
+    entry = need_object(row.value)
     context = [need_object(item) for item in need_list(entry, "supporting_context")]
     right = unique(need_id(item.get("doc_id")) for item in context if item.get("doc_part", "image") == "image")
     if not right:
@@ -141,21 +138,20 @@ def _answer(item: Any) -> str:
 
 
 def _images(
-    folder: Path, pool: Sequence[str], metadata_file: Path, rows: Iterable[Row], caption_key: str
+    folder: Path, pool: Sequence[str], metadata_file: Path, rows: Iterable[Record], caption_key: str
 ) -> tuple[EvaluationImage, ...]:
-    """The pool, with the file names and captions of the metadata in either form; in JSON lines an entry has an `id`."""
+    """The pool, with file names and captions from the metadata of either form; an entry of JSON lines has an `id`."""
 
-    def read(row: Row) -> tuple[str, tuple[str, str | None]]:
-        entry = need_object(row.entry)
+    def read(row: Record) -> tuple[str, tuple[str, str | None]]:
+        entry = need_object(row.value)
         image_id = need_id(entry.get("id")) if row.line else row.name
         caption = entry.get(caption_key)
         cleaned = clean_caption(caption) if isinstance(caption, str) else None
         return image_id, (need_text(entry, "path"), cleaned)
 
-    listed = dict(read_rows(metadata_file, rows, read))
+    listed = dict(check_all(metadata_file, rows, read))
     unknown = next((image_id for image_id in pool if image_id not in listed), None)
     if unknown is not None:
         raise UsageError(f"{metadata_file} does not describe image {unknown}; do the files belong together?")
-    picture_folder = need_path(folder, _PICTURE_FOLDERS, _PICTURES_ORIGIN)
-    pictures = find_pictures(picture_folder, [listed[image_id][0] for image_id in pool], _PICTURES_ORIGIN)
-    return with_pictures({image_id: listed[image_id][1] for image_id in pool}, pictures)
+    files = {image_id: listed[image_id] for image_id in pool}
+    return find_images(need_path(folder, _PICTURE_FOLDERS, _PICTURES_ORIGIN), files, _PICTURES_ORIGIN)

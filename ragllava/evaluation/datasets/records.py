@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -54,14 +54,6 @@ class EvaluationImage:
     image_id: str
     caption: str | None
     picture: PictureBytes
-
-
-def with_pictures(captions: Mapping[str, str | None], pictures: Sequence[PictureBytes]) -> tuple[EvaluationImage, ...]:
-    """The images of a pool, from their captions by id and their pictures in the same order."""
-    return tuple(
-        EvaluationImage(image_id, caption, picture)
-        for (image_id, caption), picture in zip(captions.items(), pictures, strict=True)
-    )
 
 
 @dataclass(frozen=True, slots=True)

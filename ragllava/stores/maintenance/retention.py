@@ -9,11 +9,11 @@ from ragllava.stores.archives import indexes
 # Models learn from labels, and a noisy case that is not dismissed may become one. Trainings, which are few, stay: model
 # versions refer to them, and so does the check whether a new training is due.
 _IS_OLD = "jobs.finished_at < now() - make_interval(secs => :older_than_s)"
-_IS_LEARNT_FROM = """
+_IS_NEEDED = """
     (EXISTS (SELECT 1 FROM labels WHERE labels.job_id = jobs.id)
      OR EXISTS (SELECT 1 FROM noisy_cases n WHERE n.job_id = jobs.id AND n.state <> 'dismissed'))
 """
-_DELETABLE = f"jobs.kind <> 'train' AND jobs.result IS NOT NULL AND {_IS_OLD} AND NOT {_IS_LEARNT_FROM}"
+_DELETABLE = f"jobs.kind <> 'train' AND jobs.result IS NOT NULL AND {_IS_OLD} AND NOT {_IS_NEEDED}"
 _DELETION_TIMEOUT_S = 900  # a job of a million lines takes longer than other statements may
 
 
@@ -25,7 +25,7 @@ def deletable_jobs(connection: Connection, older_than_s: float) -> list[int]:
 
 def count_needed_jobs(connection: Connection, older_than_s: float) -> int:
     """How many jobs of that age are kept for their labels and noisy cases."""
-    query = f"SELECT count(*) FROM jobs WHERE kind = 'answer' AND {_IS_OLD} AND {_IS_LEARNT_FROM}"  # noqa: S608
+    query = f"SELECT count(*) FROM jobs WHERE kind = 'answer' AND {_IS_OLD} AND {_IS_NEEDED}"  # noqa: S608
     return int(connection.execute(text(query), {"older_than_s": older_than_s}).scalar_one())
 
 

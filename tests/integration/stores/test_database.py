@@ -1,14 +1,17 @@
-"""Transactions, reads without one, and connections that break."""
+"""Transactions, reads without one, connections that break, rows as records, and values as rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, select, text
 
+from ragllava.records import FileStatus
 from ragllava.stores import database
-from ragllava.stores.database import in_transaction, outside_transaction, read_at_once
+from ragllava.stores.database import given, in_transaction, outside_transaction, read_at_once, record, records
+from ragllava.stores.schema import files
 
 Run = Callable[[Engine, Callable[[Connection], object]], object]
 
@@ -53,3 +56,38 @@ def test_a_connection_that_broke_in_the_pool_is_replaced(
         assert connection.scalars(end, {"pids": servers}).all() == [True]
     server = in_transaction(engine, lambda connection: connection.scalar(text("SELECT pg_backend_pid()")))
     assert server not in servers
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    file_no: int
+    status: FileStatus | None
+    image_ids: tuple[int, ...]
+    source: str = "?"
+
+
+def test_rows_become_records_by_the_names_of_their_columns(engine: Engine) -> None:
+    query = text("""
+        SELECT ARRAY[7, 9] AS image_ids, status, file_no, 1 AS unused
+        FROM (VALUES (0, 'stored'), (1, NULL)) AS listed (file_no, status)
+    """)
+    with engine.begin() as connection:
+        rows = connection.execute(query).all()
+    assert records(Outcome, rows) == [Outcome(0, FileStatus.STORED, (7, 9)), Outcome(1, None, (7, 9))]
+    assert record(Outcome, rows[1], status="dead", source="a.png") == Outcome(1, FileStatus.DEAD, (7, 9), "a.png")
+
+
+def test_a_row_without_a_field_or_with_an_unknown_status_is_no_record(engine: Engine) -> None:
+    with engine.begin() as connection:
+        row = connection.execute(text("SELECT 3 AS file_no, 'eaten' AS status")).one()
+    with pytest.raises(ValueError, match="not a Outcome: image_ids: Field required"):
+        record(Outcome, row, status=None)
+    with pytest.raises(ValueError, match="not a Outcome: status"):
+        record(Outcome, row, image_ids=[])
+
+
+@pytest.mark.parametrize("rows", [[], [(1, None)], [(1, FileStatus.DEAD), (2, FileStatus.STORED), (2, None)]])
+def test_given_values_are_rows_of_a_table(engine: Engine, rows: list[tuple[int, FileStatus | None]]) -> None:
+    listed = given(iter(rows), files.c.file_no, files.c.status)
+    with engine.begin() as connection:
+        assert connection.execute(select(listed)).all() == rows
