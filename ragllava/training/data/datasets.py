@@ -87,7 +87,6 @@ class DatasetCard:
     role: Role
     snapshot: str
     options: DatasetOptions
-    negative_source: str
     questions: int
     examples: int
     positives: int  # relevant pairs; for answers, examples without a wrong picture
@@ -262,7 +261,6 @@ def _build(
         role=role,
         snapshot=snapshot_id(ordered),
         options=options,
-        negative_source=options.source,
         questions=len(questions),
         examples=len(ordered),
         positives=len(ordered) - negatives,
