@@ -6,7 +6,7 @@ submits may have no retriever. Only `refresh_plan.py`, the preview, needs one in
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
 from ragllava.errors import UsageError
 from ragllava.jobs import control
@@ -15,41 +15,36 @@ from ragllava.records import AnswerStatus, JobKind
 from ragllava.settings import Settings
 from ragllava.stages.answer.submit import BULK_PRIORITY
 from ragllava.stores.archives import archive
-from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import refreshes
 
 
-def submit_refresh(engine: Engine, settings: Settings, earlier_job_id: int) -> tuple[int, bool]:
+def submit_refresh(connection: Connection, settings: Settings, earlier_job_id: int) -> tuple[int, bool]:
     """Create an answer job that refreshes an ended one; returns its id and whether it is new.
 
     It has the same lines and options. Lines without an answer keep their outcome: those are for a retry. While a
     refresh of that job is open, that refresh is returned. Raises UsageError when there is nothing to refresh.
     """
-
-    def work(connection: Connection) -> tuple[int, bool]:
-        open_refresh = refreshes.lock_earlier(connection, earlier_job_id)
-        earlier = require_answered(control.view(connection, earlier_job_id))
-        if open_refresh is not None:
-            return open_refresh, False
-        job_id, is_new = control.create(
-            connection,
-            NewJob(
-                kind=JobKind.ANSWER,
-                archive_id=archive.get_archive(connection, earlier.archive).archive_id,
-                spec={
-                    "options": earlier.spec["options"],
-                    "input": earlier.spec.get("input"),
-                    "refreshes": earlier_job_id,
-                },
-                total=earlier.progress.total,
-                per_shard=settings.questions_per_shard,
-                priority=BULK_PRIORITY,
-            ),
-        )
-        refreshes.copy_lines(connection, job_id, earlier_job_id, earlier.progress.total)
-        return job_id, is_new
-
-    return in_transaction(engine, work)
+    open_refresh = refreshes.lock_earlier(connection, earlier_job_id)
+    earlier = require_answered(control.view(connection, earlier_job_id))
+    if open_refresh is not None:
+        return open_refresh, False
+    job_id, is_new = control.create(
+        connection,
+        NewJob(
+            kind=JobKind.ANSWER,
+            archive_id=archive.get_archive(connection, earlier.archive).archive_id,
+            spec={
+                "options": earlier.spec["options"],
+                "input": earlier.spec.get("input"),
+                "refreshes": earlier_job_id,
+            },
+            total=earlier.progress.total,
+            per_shard=settings.questions_per_shard,
+            priority=BULK_PRIORITY,
+        ),
+    )
+    refreshes.copy_lines(connection, job_id, earlier_job_id, earlier.progress.total)
+    return job_id, is_new
 
 
 def require_answered(job: JobView) -> JobView:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
@@ -15,7 +14,7 @@ from ragllava.settings import Settings
 from ragllava.stages.answer.changes import changes_since
 from ragllava.stages.answer.pipeline import retrieve
 from ragllava.stages.answer.refresh import answered_lines, require_answered
-from ragllava.stages.answer.tools import look_up, stamp_of
+from ragllava.stages.answer.tools import prepare, stamp_of
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
@@ -37,10 +36,6 @@ class RefreshPlan:
     without_answer: int
     because: dict[str, int]
 
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
-
 
 def plan_refresh(
     engine: Engine, settings: Settings, resources: Resources, job_id: int, on_progress: OnProgress | None = None
@@ -51,9 +46,9 @@ def plan_refresh(
     """
     job = require_answered(in_transaction(engine, control.view, job_id))
     archive_id = in_transaction(engine, archive.get_archive, job.archive).archive_id
-    tools, champions = look_up(engine, settings, resources, archive_id, job.spec["options"])
+    tools = prepare(engine, settings, resources, archive_id, job.spec["options"], only_retrieve=True)
     reranker, generator = (
-        champions[role].name if role in champions else resources.models.base_version
+        tools.champions[role].name if role in tools.champions else resources.models.base_version
         for role in (Role.RERANKER, Role.GENERATOR)
     )
     now = stamp_of(tools, reranker, generator)

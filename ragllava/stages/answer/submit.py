@@ -1,4 +1,4 @@
-"""From a question file to an answer job, in one transaction."""
+"""From a question file to an answer job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass, field, fields
 from types import UnionType
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
 from ragllava.errors import InvalidInput, LineError, ObjectMissing, RagllavaError, UsageError
 from ragllava.imaging.decode import printable
@@ -20,7 +20,6 @@ from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import UNSTORABLE, QuestionFile
 from ragllava.stages.results.outbox import Outbox
 from ragllava.stores.archives import archive
-from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import answers
 from ragllava.stores.objects import ObjectStore
 
@@ -59,7 +58,7 @@ class Submitted:
     errors: list[LineError]
 
 
-def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how: Submission) -> Submitted:
+def submit_questions(connection: Connection, settings: Settings, file: QuestionFile, how: Submission) -> Submitted:
     """Create an answer job of all lines of a file.
 
     Raises InvalidInput when lines are invalid, unless `skip_invalid`: then those lines become questions that end as
@@ -70,28 +69,23 @@ def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how
     _check_key(how.idempotency_key)
     if not (how.skip_invalid and file.questions):
         file.require_valid()
-
     delivery = {"outbox": to_json(how.outbox)} if how.outbox else {}
-
-    def work(connection: Connection) -> Submitted:
-        job_id, is_new = control.create(
-            connection,
-            NewJob(
-                kind=JobKind.ANSWER,
-                archive_id=archive.get_archive(connection, how.archive).archive_id,
-                spec={"options": to_json(how.options), "input": printable(file.name), **delivery},
-                total=len(file.lines),
-                per_shard=settings.questions_per_shard,
-                priority=how.priority,
-                idempotency_key=how.idempotency_key,
-                content_digest=_digest(file, how.options),
-            ),
-        )
-        if is_new:
-            _insert_lines(connection, job_id, file)
-        return Submitted(job_id, is_new, len(file.lines), file.errors)
-
-    return in_transaction(engine, work)
+    job_id, is_new = control.create(
+        connection,
+        NewJob(
+            kind=JobKind.ANSWER,
+            archive_id=archive.get_archive(connection, how.archive).archive_id,
+            spec={"options": to_json(how.options), "input": printable(file.name), **delivery},
+            total=len(file.lines),
+            per_shard=settings.questions_per_shard,
+            priority=how.priority,
+            idempotency_key=how.idempotency_key,
+            content_digest=_digest(file, how.options),
+        ),
+    )
+    if is_new:
+        _insert_lines(connection, job_id, file)
+    return Submitted(job_id, is_new, len(file.lines), file.errors)
 
 
 def as_options(given: object) -> AnswerOptions:

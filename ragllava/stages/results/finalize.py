@@ -151,7 +151,7 @@ def _deliver(
     outbox = from_json(Outbox, job.spec["outbox"])
     results, errors = lines
     if outbox.format is not FileFormat.JSONL:
-        results = results.with_name(outbox.results_name)
+        results = results.with_name(f"results.{outbox.format.value}")
         lines = {results: _write_results(engine, job, results, outbox.format), errors: lines[errors]}
     files = {path: {"lines": number, "sha256": _sha256(path)} for path, number in lines.items()}
     try:
