@@ -238,7 +238,7 @@ def test_a_taken_name_and_an_unknown_one_are_refused(engine: Engine) -> None:
     with pytest.raises(UsageError, match="there is already a schedule gc"):
         add(engine)
     with pytest.raises(UsageError, match="there is no schedule 'cg'; there are: gc"):
-        in_transaction(engine, firing.remove, "swep")
+        in_transaction(engine, firing.remove, "cg")
 
 
 def test_every_action_can_be_begun() -> None:
