@@ -80,8 +80,8 @@ class Archives(Namespace):
         files = list(list_sources(paths, by_picture))
         if not files:
             raise UsageError(f"no pictures in {', '.join(map(str, paths))}")
-        submitted = self._queue(submit_files, archive_name=archive, files=files)
-        return IngestJob(submitted.job_id, submitted.total, tuple(by_picture.unused()) if by_picture else ())
+        job_id = self._queue(submit_files, archive_name=archive, files=files)
+        return IngestJob(job_id, len(files), tuple(by_picture.unused()) if by_picture else ())
 
     def reindex(self, request: ReindexRequest) -> int:
         """Queue a job that embeds images of an archive again; returns the job. Raises UsageError."""

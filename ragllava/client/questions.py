@@ -18,8 +18,7 @@ from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import JobFigures
 from ragllava.records import AnswerOptions, KnownAnswer, Question
 from ragllava.stages.answer.question_files import MAX_QUESTION_CHARACTERS, QuestionFile, read_questions
-from ragllava.stages.answer.refresh import submit_refresh
-from ragllava.stages.answer.submit import ASK_PRIORITY, Submission, Submitted, submit_questions
+from ragllava.stages.answer.submit import ASK_PRIORITY, Submission, Submitted, submit_questions, submit_refresh
 from ragllava.stages.record_files import format_by_extension
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import result_rows

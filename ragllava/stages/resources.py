@@ -129,18 +129,11 @@ class Resources:
 
     def base_versions(self) -> list[BaseVersion]:
         """The loaded base models in their two roles, for the registry."""
-        models, files = self.models, self.models.mllm_files
-        profile = models.profile
+        profile, base, files = self.models.profile, self.models.base_version, self.models.mllm_files
+        fitted = (profile.threshold, profile.threshold_curve)
         return [
-            BaseVersion(
-                Role.RERANKER,
-                models.base_version,
-                RERANK_VERSION,
-                profile.threshold,
-                profile.threshold_curve,
-                manifest=files,
-            ),
-            BaseVersion(Role.GENERATOR, models.base_version, ANSWER_VERSION, manifest=files),
+            BaseVersion(Role.RERANKER, base, RERANK_VERSION, *fitted, manifest=files),
+            BaseVersion(Role.GENERATOR, base, ANSWER_VERSION, manifest=files),
         ]
 
 

@@ -59,8 +59,8 @@ def classroom(cluster: Cluster, resources: Resources, tmp_path: Path) -> Classro
     made = Classroom(cluster.client.engine, cluster.settings)
     folder = made.draw(tmp_path / "class")
     listed = list(list_sources([folder], read_captions(folder / "captions.csv")))
-    job = in_transaction(cluster.client.engine, submit_files, cluster.settings, archive_name="class", files=listed)
-    run_job(job.job_id, cluster.settings, cluster.client.engine, resources)
+    job_id = in_transaction(cluster.client.engine, submit_files, cluster.settings, archive_name="class", files=listed)
+    run_job(job_id, cluster.settings, cluster.client.engine, resources)
     made.label(100)
     return made
 

@@ -100,4 +100,4 @@ def queue_pictures(workshop: Workshop, folder: Path, number: int) -> int:
     for seed in range(number):
         draw(folder / f"{seed:02}.png", seed)
     listed = captioned(folder, {})
-    return in_transaction(workshop.engine, submit_files, workshop.settings, archive_name=ARCHIVE, files=listed).job_id
+    return in_transaction(workshop.engine, submit_files, workshop.settings, archive_name=ARCHIVE, files=listed)

@@ -83,9 +83,9 @@ class Workshop(Desk):
 
     def ingest_files(self, listed: Sequence[SourceFile], archive_name: str = ARCHIVE) -> JobView:
         """Ingest listed files to the end."""
-        submitted = in_transaction(self.engine, submit_files, self.settings, archive_name=archive_name, files=listed)
+        job_id = in_transaction(self.engine, submit_files, self.settings, archive_name=archive_name, files=listed)
         self.run()
-        return self.job(submitted.job_id)
+        return self.job(job_id)
 
     def submit(self, texts: Sequence[str], archive_name: str = ARCHIVE, **options: Any) -> Submitted:
         """Queue questions q0, q1, …; `options` are those of AnswerOptions."""

@@ -13,7 +13,7 @@ from ragllava.records import Role
 from ragllava.settings import Settings
 from ragllava.stages.answer.changes import changes_since
 from ragllava.stages.answer.pipeline import retrieve
-from ragllava.stages.answer.refresh import answered_lines, require_answered
+from ragllava.stages.answer.submit import answered_lines, require_answered
 from ragllava.stages.answer.tools import prepare, stamp_of
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive

@@ -22,7 +22,7 @@ from ragllava.stages.resources import Resources
 from ragllava.stores.archives import blobs
 from ragllava.stores.jobs import answered
 from ragllava.stores.maintenance import inspection, orphans, schedules
-from ragllava.stores.objects import ObjectInfo, content_hash
+from ragllava.stores.objects import content_hash
 
 GRACE_S = 7 * 86_400.0
 
@@ -68,10 +68,6 @@ class Collection:
     grace_s: float
     before: datetime  # objects that were changed later are left alone
 
-    def is_old(self, listed: ObjectInfo) -> bool:
-        """Whether the object was not changed within the grace time."""
-        return listed.modified_at < self.before
-
 
 def collect_garbage(context: ShardContext[Resources], *, delete: bool = False, grace_s: float = GRACE_S) -> Report:
     """Report, and with the option `delete` remove, objects without a reference that are unchanged for a week."""
@@ -108,7 +104,7 @@ def _collect_content(gc: Collection) -> Orphans:
     """Objects by hash without a row: of a database that was restored, or of an interrupted deletion."""
     context = gc.context
     sizes: dict[str, int] = {}
-    old = filter(gc.is_old, context.resources.objects.list_objects("sha256/"))
+    old = (listed for listed in context.resources.objects.list_objects("sha256/") if listed.modified_at < gc.before)
     while page := list(islice(old, _PAGE)):
         context.check()
         listed = {sha256: item.size_bytes for item in page if (sha256 := content_hash(item.key))}

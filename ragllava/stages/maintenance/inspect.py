@@ -148,12 +148,12 @@ def _clocks(inspector: Inspector) -> Checked:
     took_s = time.monotonic() - started
     skew_s = (theirs - before).total_seconds() - took_s / 2
     value = f"{skew_s:+.1f} s against the database"
-    if abs(skew_s) <= _LARGEST_SKEW_S + took_s / 2:
-        return Checked("clock", value)
-    problem = (
-        f"this machine's clock and the database's differ by {abs(skew_s):.0f} s; leases and schedules use the "
-        "database's, logs use this one: synchronise both with a time server"
-    )
+    problem = None
+    if abs(skew_s) > _LARGEST_SKEW_S + took_s / 2:
+        problem = (
+            f"this machine's clock and the database's differ by {abs(skew_s):.0f} s; leases and schedules use the "
+            "database's, logs use this one: synchronise both with a time server"
+        )
     return Checked("clock", value, problem)
 
 

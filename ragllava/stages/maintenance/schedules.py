@@ -202,27 +202,22 @@ def find_zone(name: str) -> zoneinfo.ZoneInfo:
 def _fire(
     connection: Connection, settings: Settings, schedule: ScheduleView, due_at: datetime, starters: Starters
 ) -> Fired:
-    job_id, note = _begin(connection, settings, schedule, starters)
+    """Start the action of a schedule; a refused start is rolled back, and its reason is the note."""
+    job_id = note = None
+    open_job, starter = schedules.open_job(connection, schedule.schedule_id), starters.get(schedule.action)
+    if open_job is not None:
+        note = f"job {open_job}, which it started before, has not ended yet"
+    elif starter is None:
+        note = f"this version of the program does not have the action {schedule.action}"
+    else:
+        try:
+            with connection.begin_nested():
+                job_id = starter.begin(connection, settings, schedule)
+        except UsageError as error:
+            note = str(error)
     schedules.insert_run(connection, schedule.schedule_id, due_at, job_id, note)
     log.info(
         note or "schedule fired",
         extra={"action": "schedule_fired", "schedule": schedule.name, "due_at": due_at.isoformat(), "job": job_id},
     )
     return Fired(schedule.name, due_at, job_id, note)
-
-
-def _begin(
-    connection: Connection, settings: Settings, schedule: ScheduleView, starters: Starters
-) -> tuple[int | None, str | None]:
-    """The job and no note, or a note and no job; a refused start is rolled back."""
-    open_job = schedules.open_job(connection, schedule.schedule_id)
-    if open_job is not None:
-        return None, f"job {open_job}, which it started before, has not ended yet"
-    starter = starters.get(schedule.action)
-    if starter is None:
-        return None, f"this version of the program does not have the action {schedule.action}"
-    try:
-        with connection.begin_nested():
-            return starter.begin(connection, settings, schedule), None
-    except UsageError as error:
-        return None, str(error)

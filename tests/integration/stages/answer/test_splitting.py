@@ -13,7 +13,7 @@ from ragllava.jobs import control
 from ragllava.jobs.states import JobState
 from ragllava.models.reranker import Pair, Relevance
 from ragllava.records import AnswerStatus
-from ragllava.stages.answer.refresh import submit_refresh
+from ragllava.stages.answer.submit import submit_refresh
 from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import questions, shards
 from tests.support.workshop import Workshop

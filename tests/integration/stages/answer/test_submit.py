@@ -250,8 +250,8 @@ def test_without_a_key_each_submit_is_a_job(desk: Desk) -> None:
 
 def test_files_are_queued_and_refused_ones_have_their_outcome(desk: Desk) -> None:
     listed = [SourceFile(f"{n}.png", f"file:///{n}.png", rejected="it is empty" if n % 2 else None) for n in range(5)]
-    submitted = in_transaction(desk.engine, submit_files, desk.settings, archive_name="new", files=listed)
-    job = desk.job(submitted.job_id)
+    job_id = in_transaction(desk.engine, submit_files, desk.settings, archive_name="new", files=listed)
+    job = desk.job(job_id)
     assert (job.archive, job.progress.total, job.progress.by_status) == ("new", 5, {"rejected": 2})
     with desk.engine.begin() as connection:
         assert kind_of(job.kind).inputs.open_numbers(connection, job.job_id, 1, 0, 5) == [0, 2, 4]

@@ -48,9 +48,9 @@ def test_a_cancelled_task_is_cancelled_and_can_be_retried(workshop: Workshop) ->
 def test_tasks_wait_behind_pictures(workshop: Workshop) -> None:
     task_job_id = in_transaction(workshop.engine, submit_task, workshop.settings, TaskName.RETENTION, None, {})
     files = [SourceFile("a.png", "file:///nowhere/a.png")]
-    submitted = in_transaction(workshop.engine, submit_files, workshop.settings, archive_name=ARCHIVE, files=files)
+    job_id = in_transaction(workshop.engine, submit_files, workshop.settings, archive_name=ARCHIVE, files=files)
     workshop.run_once()
-    assert workshop.job(submitted.job_id).is_final and not workshop.job(task_job_id).is_final
+    assert workshop.job(job_id).is_final and not workshop.job(task_job_id).is_final
 
 
 @pytest.mark.parametrize(

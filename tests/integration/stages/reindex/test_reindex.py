@@ -113,11 +113,11 @@ def test_an_index_that_comes_while_pictures_are_ingested_gets_them_too(
     )
     busy.run_once()
     assert states(busy) == [("active", CARDS), ("building", 0)]
-    [trouble] = [shard.error for shard in troubles(busy, new.job_id)]
+    [trouble] = [shard.error for shard in troubles(busy, new)]
     assert trouble is not None and "is new to the archive" in trouble
     busy.let_wait_end()
     busy.run()
-    assert busy.job(new.job_id).progress.by_status == {"stored": 2}
+    assert busy.job(new).progress.by_status == {"stored": 2}
     assert states(busy) == [("active", CARDS + 2), ("building", 2)]
 
 

@@ -267,7 +267,7 @@ def one_job_of(kind: JobKind, desk: Desk) -> int:
         return a_job(desk, good=1)
     if kind is JobKind.INGEST:
         files = [SourceFile("a.png", "file:///a.png")]
-        return in_transaction(desk.engine, submit_files, desk.settings, archive_name="test", files=files).job_id
+        return in_transaction(desk.engine, submit_files, desk.settings, archive_name="test", files=files)
     if kind is JobKind.MAINTENANCE:
         return in_transaction(desk.engine, submit_task, desk.settings, TaskName.VACUUM, None, {})
     with desk.engine.begin() as connection:
@@ -357,7 +357,7 @@ def test_an_unknown_job_is_refused_by_number(client: Client, tmp_path: Path) -> 
 
 def test_an_ingest_job_has_no_answers(client: Client, desk: Desk, tmp_path: Path) -> None:
     files = [SourceFile("a.png", "file:///a.png")]
-    job_id = in_transaction(desk.engine, submit_files, desk.settings, archive_name="test", files=files).job_id
+    job_id = in_transaction(desk.engine, submit_files, desk.settings, archive_name="test", files=files)
     for call in (
         lambda: list(client.questions.results(job_id)),
         lambda: client.questions.save_results(job_id, tmp_path / "out.csv"),
