@@ -2,7 +2,7 @@
 workers ask only those for which something has changed.
 
 What has changed is found out by the answer stage (changes.py), because that takes a retriever, and a machine that only
-submits may have none. Only the preview (refresh_plan.py) needs one in the calling process.
+submits may have none. Only the preview of a refresh needs one in the calling process.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from ragllava.json_records import from_json
 from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import AnswerOptions, ModelStamp, Role
 from ragllava.settings import Settings
-from ragllava.stages.answer.planning import Cost
+from ragllava.stages.answer.splitting import Cost
 from ragllava.stages.champions import apply_champions
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import vectors

@@ -25,7 +25,7 @@ from ragllava.settings import Settings
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import schedules
-from ragllava.stores.maintenance.schedules import NewSchedule, ScheduleView
+from ragllava.stores.maintenance.schedules import ScheduleView
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,8 @@ def add_schedule(connection: Connection, request: ScheduleRequest, starters: Sta
             f"{name!r} cannot be the name of a schedule: use 1 to 63 of the characters a-z, 0-9, `.`, `_` and `-`, "
             "and begin with a letter or a digit; set it with --name"
         )
-
-    new = NewSchedule(
+    inserted = schedules.insert_schedule(
+        connection,
         name=name,
         action=request.action,
         archive_id=archive.get_archive(connection, request.archive).archive_id if request.archive else None,
@@ -95,7 +95,7 @@ def add_schedule(connection: Connection, request: ScheduleRequest, starters: Sta
         timezone=request.timezone,
         next_due=first_due_after(request.cron, request.timezone, schedules.database_now(connection)),
     )
-    if not schedules.insert_schedule(connection, new):
+    if not inserted:
         raise UsageError(
             f"there is already a schedule {name}: choose another name with --name, or first run "
             f"`ragllava schedule remove {name}`"

@@ -24,8 +24,8 @@ from ragllava.models.bundle import ModelBundle
 from ragllava.models.mllm import Mllm
 from ragllava.models.reranker import Pair, Relevance
 from ragllava.records import AnswerStatus, Change, Role
+from ragllava.stages.answer.changes import RefreshPlan, plan_refresh
 from ragllava.stages.answer.question_files import read_questions
-from ragllava.stages.answer.refresh_plan import RefreshPlan, plan_refresh
 from ragllava.stages.answer.submit import Submission, submit_questions, submit_refresh
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stages.results.results import ResultRow
