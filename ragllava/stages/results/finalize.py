@@ -18,7 +18,7 @@ from ragllava.jobs.control import JobView
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.json_records import from_json
-from ragllava.records import AnswerStatus, Change, FileFormat
+from ragllava.records import FileFormat
 from ragllava.stages.results.outbox import Outbox, deliver
 from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results
 from ragllava.stores.archives import archive, vectors
@@ -41,13 +41,8 @@ def result_rows(connection: Connection, job_id: int) -> Iterator[ResultRow]:
 
 
 def _previous(stored: dict[str, Any], changes: list[str] | None) -> Previous:
-    return Previous(
-        job_id=stored["job"],
-        status=AnswerStatus(stored["status"]) if stored["status"] else None,
-        answer=stored["answer"],
-        evidence=tuple((image["image_id"], image["source"]) for image in stored["evidence"]),
-        changes=tuple(Change(change) for change in changes or ()),
-    )
+    evidence = [(image["image_id"], image["source"]) for image in stored["evidence"]]
+    return from_json(Previous, {**stored, "job_id": stored["job"], "evidence": evidence, "changes": changes or ()})
 
 
 def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
