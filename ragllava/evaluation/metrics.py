@@ -135,11 +135,7 @@ class GroupFigures:
     def as_json(self) -> dict[str, Any]:
         """Flat, with names such as retrieval_recall_at_5; shares with four decimals."""
         return {
-            "questions": self.questions,
-            "answered": self.answered,
-            "no_evidence": self.no_evidence,
-            "failed": self.failed,
-            "missing": self.missing,
+            **{name: getattr(self, name) for name in ("questions", "answered", "no_evidence", "failed", "missing")},
             **{f"retrieval_recall_at_{k}": round(share, 4) for k, share in self.retrieval_recall.items()},
             **{f"reranked_recall_at_{k}": round(share, 4) for k, share in self.reranked_recall.items()},
             "answer_accuracy": round(self.answer_accuracy, 4),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ragllava.evaluation.metrics import RetrievalFigures, retrieval_at
+from ragllava.json_records import rounded
 
 RECALL_DEPTHS = (1, 2, 5, 10, 20)
 
@@ -33,16 +34,10 @@ class PaperRow:
 
     def as_json(self) -> dict[str, Any]:
         """Flat, with names such as recall_at_5; four decimals, null for what was not measured."""
-        kept = self.kept
-        return {
-            "label": self.label,
-            "threshold": self.threshold,
-            **{f"recall_at_{k}": round(share, 4) for k, share in self.recall_at.items()},
-            "precision": round(kept.precision, 4) if kept else None,
-            "recall": round(kept.recall, 4) if kept else None,
-            "f1": round(kept.f1, 4) if kept else None,
-            "answer_score": None if self.answer_score is None else round(self.answer_score, 4),
-        }
+        shares: dict[str, float | None] = {f"recall_at_{k}": share for k, share in self.recall_at.items()}
+        shares |= {name: getattr(self.kept, name, None) for name in ("precision", "recall", "f1")}
+        shares["answer_score"] = self.answer_score
+        return {"label": self.label, "threshold": self.threshold, **rounded(shares)}
 
 
 def ranked_row(

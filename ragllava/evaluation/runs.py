@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from ragllava.evaluation.datasets.records import EvaluationQuestion, EvaluationSet
@@ -222,29 +222,36 @@ def run_arms(
     options: RunOptions,
 ) -> list[RunArm]:
     """All rows that the options ask for; `rankings` are those of `rank_by_all`, `thresholds` join the natural one."""
-    answerer = _Rows(dataset, pool, bench, options)
+    top_n = options.top_n or dataset.top_n
+
+    @cache
+    def answerer(hide_captions: bool) -> Answerer:
+        tools = _tools(dataset, pool, bench, top_n, hide_captions=hide_captions)
+        return Answerer(as_questions(dataset), tools, bench)
+
+    def answered(arm: RunArm, *, hide_captions: bool = False) -> RunArm:
+        """The arm with answers from what it keeps, if the set has questions to answer."""
+        if dataset.retrieval_only:
+            return arm
+        evidence = [question.evidence(arm.threshold or 0.0, top_n) for question in arm.ranked]
+        return replace(arm, answers=answerer(hide_captions).answers(arm.label, evidence))
+
     if options.rerank:
         ranked = rankings[Ranker.CHAMPION]
-        arms = [RunArm("retrieval", ranked, by_retrieval=True), answerer.answered(RunArm("reranked", ranked))]
+        arms = [RunArm("retrieval", ranked, by_retrieval=True), answered(RunArm("reranked", ranked))]
         if Ranker.BLIND in rankings:
-            arms.append(
-                answerer.answered(RunArm("reranked, captions hidden", rankings[Ranker.BLIND]), hide_captions=True)
-            )
+            arms.append(answered(RunArm("reranked, captions hidden", rankings[Ranker.BLIND]), hide_captions=True))
         if Ranker.UNTUNED in rankings:
             arms.append(RunArm("reranked, untuned", rankings[Ranker.UNTUNED]))
         values = {"natural": NATURAL_THRESHOLD} | {threshold.name: threshold.value for threshold in thresholds}
-        arms += [
-            answerer.answered(RunArm(f"reranked, {name} η", ranked, threshold=value)) for name, value in values.items()
-        ]
+        arms += [answered(RunArm(f"reranked, {name} η", ranked, threshold=value)) for name, value in values.items()]
     else:
         ranked = rankings[Ranker.RETRIEVER]
-        arms = [answerer.answered(RunArm("retrieval", ranked, by_retrieval=True))]
+        arms = [answered(RunArm("retrieval", ranked, by_retrieval=True))]
         if options.hide_captions:
-            arms.append(
-                answerer.answered(RunArm("retrieval, captions hidden", ranked, by_retrieval=True), hide_captions=True)
-            )
+            arms.append(answered(RunArm("retrieval, captions hidden", ranked, by_retrieval=True), hide_captions=True))
     if options.oracle and not dataset.retrieval_only:
-        arms += _given_arms(ranked, pool, answerer.of(hide_captions=False), options)
+        arms += _given_arms(ranked, pool, answerer(False), options)
     return arms
 
 
@@ -286,30 +293,6 @@ def _rank_batch(
         Answer(question.question_no, AnswerStatus.ANSWERED, candidates=listed)
         for question, listed in zip(questions, ranked, strict=True)
     ]
-
-
-class _Rows:
-    """Answers the rows of a table: one Answerer with captions in the prompt and, if need be, one without."""
-
-    def __init__(self, dataset: EvaluationSet, pool: Pool, bench: Workbench, options: RunOptions) -> None:
-        self._dataset = dataset
-        self._pool = pool
-        self._bench = bench
-        self._top_n = options.top_n or dataset.top_n
-        self._answerers: dict[bool, Answerer] = {}
-
-    def of(self, *, hide_captions: bool) -> Answerer:
-        if hide_captions not in self._answerers:
-            tools = _tools(self._dataset, self._pool, self._bench, self._top_n, hide_captions=hide_captions)
-            self._answerers[hide_captions] = Answerer(as_questions(self._dataset), tools, self._bench)
-        return self._answerers[hide_captions]
-
-    def answered(self, arm: RunArm, *, hide_captions: bool = False) -> RunArm:
-        """The arm with answers from what it keeps, if the set has questions to answer."""
-        if self._dataset.retrieval_only:
-            return arm
-        evidence = [question.evidence(arm.threshold or 0.0, self._top_n) for question in arm.ranked]
-        return replace(arm, answers=self.of(hide_captions=hide_captions).answers(arm.label, evidence))
 
 
 def _given_arms(ranked: Sequence[RankedQuestion], pool: Pool, answerer: Answerer, options: RunOptions) -> list[RunArm]:

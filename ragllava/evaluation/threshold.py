@@ -18,6 +18,8 @@ from ragllava.errors import ScoreRejected, UsageError
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+Relevances = Sequence[float] | FloatArray
+Labels = Sequence[bool] | BoolArray
 
 NATURAL_THRESHOLD = 0.5
 FEWEST_CANDIDATES = 30  # of correct and of wrong ones, for a density that means something
@@ -56,7 +58,7 @@ class ThresholdFit:
     curve: DensityCurve | None = None
 
 
-def adaptive_threshold(relevance: Sequence[float] | FloatArray, is_correct: Sequence[bool] | BoolArray) -> ThresholdFit:
+def adaptive_threshold(relevance: Relevances, is_correct: Labels) -> ThresholdFit:
     """The relevance at which a candidate is as likely among the correct ones as among the wrong ones.
 
     `relevance` (N,) in [0, 1] and `is_correct` (N,) describe candidates in any order. Both densities are
@@ -65,7 +67,7 @@ def adaptive_threshold(relevance: Sequence[float] | FloatArray, is_correct: Sequ
     candidates on a side, wrong ones that score higher on average, or no crossing, η is 0.5 and `reason` says why.
     ScoreRejected: a relevance that is no probability.
     """
-    scores, correct = _checked(relevance, is_correct)
+    scores, correct = checked(relevance, is_correct)
     counts = f"{int(correct.sum())} correct and {int((~correct).sum())} wrong candidates"
     if min(correct.sum(), (~correct).sum()) < FEWEST_CANDIDATES:
         reason = f"{counts} are too few: {FEWEST_CANDIDATES} of each are needed"
@@ -88,7 +90,7 @@ def adaptive_threshold(relevance: Sequence[float] | FloatArray, is_correct: Sequ
     return _describe(value, "adaptive", reason, scores, correct, curve)
 
 
-def steady_threshold(relevance: Sequence[float] | FloatArray, is_correct: Sequence[bool] | BoolArray) -> ThresholdFit:
+def steady_threshold(relevance: Relevances, is_correct: Labels) -> ThresholdFit:
     """The adaptive threshold, moved towards 0.5 as far as it makes no more mistakes on these candidates.
 
     A well-trained reranker gives few candidates or none a relevance in the middle, and where the densities cross there
@@ -97,7 +99,7 @@ def steady_threshold(relevance: Sequence[float] | FloatArray, is_correct: Sequen
     dropped or a wrong one kept. ScoreRejected as for the adaptive threshold.
     """
     fit = adaptive_threshold(relevance, is_correct)
-    scores, correct = _checked(relevance, is_correct)
+    scores, correct = checked(relevance, is_correct)
     low, high = sorted((fit.value, NATURAL_THRESHOLD))
     between = np.unique(scores[(scores >= low) & (scores < high)])
     possible = np.concatenate(([NATURAL_THRESHOLD, fit.value], between, np.nextafter(between, 1.0)))
@@ -112,19 +114,16 @@ def steady_threshold(relevance: Sequence[float] | FloatArray, is_correct: Sequen
     return _describe(value, "adaptive", reason, scores, correct, fit.curve)
 
 
-def fixed_threshold(
-    value: float, relevance: Sequence[float] | FloatArray, is_correct: Sequence[bool] | BoolArray
-) -> ThresholdFit:
+def fixed_threshold(value: float, relevance: Relevances, is_correct: Labels) -> ThresholdFit:
     """A given η in [0, 1], with its precision and recall on these candidates; 0 keeps everything."""
     if not 0 <= value <= 1:
         raise UsageError(f"a threshold must be from 0 to 1, not {value:g}")
-    scores, correct = _checked(relevance, is_correct)
+    scores, correct = checked(relevance, is_correct)
     return _describe(value, "fixed", f"{value:g} was asked for", scores, correct)
 
 
-def _checked(
-    relevance: Sequence[float] | FloatArray, is_correct: Sequence[bool] | BoolArray
-) -> tuple[FloatArray, BoolArray]:
+def checked(relevance: Relevances, is_correct: Labels) -> tuple[FloatArray, BoolArray]:
+    """Both as arrays (N,). ScoreRejected: a relevance that is no probability."""
     scores = np.asarray(relevance, dtype=np.float64)
     correct = np.asarray(is_correct, dtype=np.bool_)
     if scores.ndim != 1 or scores.shape != correct.shape:

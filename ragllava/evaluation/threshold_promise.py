@@ -18,7 +18,6 @@ together the true confidence is a little lower than the one asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,14 +25,23 @@ import numpy.typing as npt
 from scipy.special import bdtrc, betaincinv
 
 from ragllava.errors import UsageError
-from ragllava.evaluation.threshold import NATURAL_THRESHOLD, BoolArray, FloatArray, ThresholdFit, fixed_threshold
+from ragllava.evaluation.threshold import (
+    NATURAL_THRESHOLD,
+    BoolArray,
+    FloatArray,
+    Labels,
+    Relevances,
+    ThresholdFit,
+    checked,
+    fixed_threshold,
+)
 
 IntArray = npt.NDArray[np.int64]
 
 
 def promised_precision_threshold(
-    relevance: Sequence[float] | FloatArray,
-    is_correct: Sequence[bool] | BoolArray,
+    relevance: Relevances,
+    is_correct: Labels,
     precision: float = 0.95,
     confidence: float = 0.95,
 ) -> ThresholdFit:
@@ -47,9 +55,7 @@ def promised_precision_threshold(
     for name, share in (("precision", precision), ("confidence", confidence)):
         if not 0 < share < 1:
             raise UsageError(f"the promised {name} must be between 0 and 1, not {share:g}")
-    fixed_threshold(0, relevance, is_correct)  # the same checks as for any threshold
-    scores = np.asarray(relevance, dtype=np.float64)
-    correct = np.asarray(is_correct, dtype=np.bool_)
+    scores, correct = checked(relevance, is_correct)
     levels, kept, hits = _levels(scores, correct)
     starts, risk = _walks(int((scores >= NATURAL_THRESHOLD).sum()), precision, confidence)
     passed = [_walk(kept, hits, start, precision, risk) for start in starts]

@@ -30,27 +30,22 @@ class VersionScores(Protocol):
     @property
     def version(self) -> str:
         """The registered name."""
-        ...
 
     @property
     def questions(self) -> Sequence[str]:
         """The held-out questions."""
-        ...
 
     @property
     def relevant(self) -> Sequence[Sequence[str]]:
         """The names of each question's relevant images."""
-        ...
 
     @property
     def primary(self) -> str:
         """The condition in which a challenger must be better; in all others it must not be worse."""
-        ...
 
     @property
     def by_condition(self) -> Mapping[str, Sequence[float]]:
         """A score in [0, 1] for each question, by condition."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

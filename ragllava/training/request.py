@@ -218,12 +218,11 @@ def submit_due_trainings(engine: Engine, settings: Settings) -> list[int]:
     if not settings.retrain_after:
         return []
 
-    return in_transaction(engine, _begin_all_due, settings)
+    def work(connection: Connection) -> list[int]:
+        jobs = [begin_due(connection, role, settings.profile, settings.retrain_after) for role in Role]
+        return [job_id for job_id in jobs if job_id is not None]
 
-
-def _begin_all_due(connection: Connection, settings: Settings) -> list[int]:
-    jobs = (begin_due(connection, role, settings.profile, settings.retrain_after) for role in Role)
-    return [job_id for job_id in jobs if job_id is not None]
+    return in_transaction(engine, work)
 
 
 def create_job(

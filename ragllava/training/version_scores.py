@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from PIL import Image
 
@@ -40,7 +41,7 @@ _IMAGES_AT_ONCE = 64  # whose decoded pictures are in memory together
 _UNSCORABLE = (ScoreRejected, ImageRejected, ObjectMissing, ObjectCorrupt)
 
 Item = TypeVar("Item")
-Score = TypeVar("Score")
+Score = TypeVar("Score", "RankScore", "AnswerScore")
 
 
 @dataclass(frozen=True)
@@ -92,18 +93,32 @@ class AnswerScore:
 
 
 @dataclass(frozen=True, slots=True)
-class RerankerScores:
-    """Scores of a reranker version at its own η; each condition has one for each question.
-
-    A candidate without a label counts as wrong, for every version.
-    """
+class _ConditionScores(Generic[Score]):
+    """The scores of a version; each condition has one for each question."""
 
     version: str
-    threshold: float
-    top_n: int
     questions: tuple[str, ...]
     relevant: tuple[tuple[str, ...], ...]
-    conditions: Mapping[str, tuple[RankScore, ...]]
+    conditions: Mapping[str, tuple[Score, ...]]
+
+    def _as_json(self, facts: Mapping[str, Any], means: Mapping[str, Callable[[Score], float]]) -> dict[str, Any]:
+        """These facts and, of each condition, these means with four decimals and how many questions have no score."""
+        conditions = {
+            name: {
+                **{mean: round(fmean(map(of, scores)), 4) if scores else 0.0 for mean, of in means.items()},
+                "unscored": sum(score.unscored is not None for score in scores),
+            }
+            for name, scores in self.conditions.items()
+        }
+        return {"version": self.version, **facts, "questions": len(self.questions), "conditions": conditions}
+
+
+@dataclass(frozen=True, slots=True)
+class RerankerScores(_ConditionScores[RankScore]):
+    """Scores of a reranker version at its own η. A candidate without a label counts as wrong, for every version."""
+
+    threshold: float
+    top_n: int
     primary: str = field(default=WITH_CAPTIONS, init=False)
 
     @property
@@ -125,30 +140,14 @@ class RerankerScores:
 
     def as_json(self) -> dict[str, Any]:
         """The means of each condition, with four decimals."""
-        return {
-            "version": self.version,
-            "threshold": self.threshold,
-            "top_n": self.top_n,
-            "questions": len(self.questions),
-            "conditions": {
-                name: {
-                    "f1": _mean([score.f1 for score in scores]),
-                    "average_precision": _mean([score.average_precision for score in scores]),
-                    "unscored": sum(score.unscored is not None for score in scores),
-                }
-                for name, scores in self.conditions.items()
-            },
-        }
+        facts = {"threshold": self.threshold, "top_n": self.top_n}
+        return self._as_json(facts, {"f1": attrgetter("f1"), "average_precision": attrgetter("average_precision")})
 
 
 @dataclass(frozen=True, slots=True)
-class GeneratorScores:
-    """Scores of a generator version; each condition has one for each question."""
+class GeneratorScores(_ConditionScores[AnswerScore]):
+    """Scores of a generator version."""
 
-    version: str
-    questions: tuple[str, ...]
-    relevant: tuple[tuple[str, ...], ...]
-    conditions: Mapping[str, tuple[AnswerScore, ...]]
     primary: str = field(default=LABELLED_IMAGES, init=False)
 
     @property
@@ -158,17 +157,7 @@ class GeneratorScores:
 
     def as_json(self) -> dict[str, Any]:
         """The share of right answers in each condition, with four decimals."""
-        return {
-            "version": self.version,
-            "questions": len(self.questions),
-            "conditions": {
-                name: {
-                    "right": _mean([score.score for score in scores]),
-                    "unscored": sum(score.unscored is not None for score in scores),
-                }
-                for name, scores in self.conditions.items()
-            },
-        }
+        return self._as_json({}, {"right": attrgetter("score")})
 
 
 def evaluate_reranker(
@@ -378,7 +367,3 @@ def _with_wrong(question: LabelledQuestion, options: EvaluationOptions) -> tuple
 
 def _open(evidence: Sequence[Evidence], open_picture: PictureOpener) -> dict[str, Image.Image]:
     return {image: open_picture(image) for image in dict.fromkeys(item.image for item in evidence)}
-
-
-def _mean(scores: Sequence[float]) -> float:
-    return round(fmean(scores), 4) if scores else 0.0

@@ -8,7 +8,6 @@ MMQA_imgs. As there, only questions of type ImageQ count: they ask about one ima
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +69,13 @@ def load_multimodalqa(folder: Path, split: str) -> EvaluationSet:
     return _load_original(folder, original, split)
 
 
-@dataclass(frozen=True, slots=True)
-class _ImageEntry:
-    """One image as the metadata of either form describes it."""
-
-    image_id: str
-    file_name: str
-    caption: str | None
-
-
 def _load_original(folder: Path, path: Path, split: str) -> EvaluationSet:
     rows = list(json_lines(path))
     asked = [row for row in rows if _type(row.value) in (QUESTION_TYPE, None)]
     questions = check_all(path, asked, _read_original)
     pool = unique(image_id for question in questions for image_id in (*question.relevant, *question.distractors))
     images_file = need_path(folder, spellings("MMQA_images.jsonl", "images.jsonl", **_ORIGINAL), _ORIGIN)
-    listed = check_all(images_file, json_lines(images_file), _read_image)
-    images = _images(folder, pool, listed, images_file)
+    images = _images(folder, pool, images_file, json_lines(images_file), "title")
     left_out = {"other type of question": len(rows) - len(asked)}
     return EvaluationSet("multimodalqa", split, images, tuple(questions), TOP_N, left_out)
 
@@ -99,7 +88,7 @@ def _load_reference(folder: Path, path: Path, split: str) -> EvaluationSet:
     else:
         pool = unique(check_all(index, json_rows(index), lambda row: need_id(row.value)))
     metadata_file = need_path(folder, spellings("MMQA_ImageQ_metadata.json"), _REFERENCE_ORIGIN)
-    images = _images(folder, pool, check_all(metadata_file, json_rows(metadata_file), _read_metadata), metadata_file)
+    images = _images(folder, pool, metadata_file, json_rows(metadata_file), "caption")
     return EvaluationSet("multimodalqa", split, images, tuple(questions), TOP_N)
 
 
@@ -148,26 +137,21 @@ def _answer(item: Any) -> str:
     return need_text({"answer": value}, "answer")
 
 
-def _read_image(row: Record) -> _ImageEntry:
-    entry = need_object(row.value)
-    return _ImageEntry(need_id(entry.get("id")), need_text(entry, "path"), _caption(entry.get("title")))
-
-
-def _read_metadata(row: Record) -> _ImageEntry:
-    entry = need_object(row.value)
-    return _ImageEntry(row.name, need_text(entry, "path"), _caption(entry.get("caption")))
-
-
-def _caption(value: Any) -> str | None:
-    return clean_caption(value) if isinstance(value, str) else None
-
-
 def _images(
-    folder: Path, pool: Sequence[str], listed: Iterable[_ImageEntry], metadata_file: Path
+    folder: Path, pool: Sequence[str], metadata_file: Path, rows: Iterable[Record], caption_key: str
 ) -> tuple[EvaluationImage, ...]:
-    by_id = {entry.image_id: entry for entry in listed}
-    unknown = next((image_id for image_id in pool if image_id not in by_id), None)
+    """The pool, with file names and captions from the metadata of either form; an entry of JSON lines has an `id`."""
+
+    def read(row: Record) -> tuple[str, tuple[str, str | None]]:
+        entry = need_object(row.value)
+        image_id = need_id(entry.get("id")) if row.line else row.name
+        caption = entry.get(caption_key)
+        cleaned = clean_caption(caption) if isinstance(caption, str) else None
+        return image_id, (need_text(entry, "path"), cleaned)
+
+    listed = dict(check_all(metadata_file, rows, read))
+    unknown = next((image_id for image_id in pool if image_id not in listed), None)
     if unknown is not None:
         raise UsageError(f"{metadata_file} does not describe image {unknown}; do the files belong together?")
-    files = {image_id: (by_id[image_id].file_name, by_id[image_id].caption) for image_id in pool}
+    files = {image_id: listed[image_id] for image_id in pool}
     return find_images(need_path(folder, _PICTURE_FOLDERS, _PICTURES_ORIGIN), files, _PICTURES_ORIGIN)

@@ -17,7 +17,6 @@ class PictureBytes(Protocol):
 
     def read(self) -> bytes:
         """The picture file as it stands, still encoded. Raises UsageError if it is not there any more."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +90,10 @@ class EvaluationSet:
         if not self.questions:
             raise UsageError(f"{self.name}, split {self.split}: no question to evaluate with")
         pool = Counter(image.image_id for image in self.images)
-        self._refuse_twins("image", pool)
-        self._refuse_twins("question", Counter(question.custom_id for question in self.questions))
+        for kind, ids in (("image", pool), ("question", Counter(question.custom_id for question in self.questions))):
+            twin = next((name for name, count in ids.items() if count > 1), None)
+            if twin is not None:
+                raise UsageError(f"{self.name}, split {self.split}: {kind} {twin} occurs {ids[twin]} times")
         for question in self.questions:
             absent = next((image_id for image_id in question.relevant if image_id not in pool), None)
             if absent is not None:
@@ -105,8 +106,3 @@ class EvaluationSet:
     def retrieval_only(self) -> bool:
         """Whether there are no answers to score, only images to find (Flickr30K, COCO)."""
         return not any(question.answer for question in self.questions)
-
-    def _refuse_twins(self, kind: str, ids: Counter[str]) -> None:
-        twin = next((name for name, count in ids.items() if count > 1), None)
-        if twin is not None:
-            raise UsageError(f"{self.name}, split {self.split}: {kind} {twin} occurs {ids[twin]} times")

@@ -118,14 +118,6 @@ class TsvPicture:
             raise ImageRejected(f"its row in {self.path.name} is not base64: {error}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class _CaptionedQuestion:
-    """A question with the captions of all images that its row names."""
-
-    question: EvaluationQuestion
-    captions: Mapping[str, str | None]
-
-
 def _load_original(folder: Path, path: Path, split: str) -> EvaluationSet:
     rows = json_rows(path)
     ours = [row for row in rows if isinstance(row.value, dict) and row.value.get("split") == split]
@@ -133,8 +125,8 @@ def _load_original(folder: Path, path: Path, split: str) -> EvaluationSet:
     asked_about = [row for row in ours if not _is_about_text(row.value)]
     asked = check_all(path, broken + asked_about, _read_original)
     captions: dict[str, str | None] = {}
-    for row in asked:
-        for image_id, caption in row.captions.items():
+    for _, own_captions in asked:
+        for image_id, caption in own_captions.items():
             captions[image_id] = captions.get(image_id) or caption
     pictures = _tsv_pictures(folder, list(captions))
     return EvaluationSet(
@@ -144,7 +136,7 @@ def _load_original(folder: Path, path: Path, split: str) -> EvaluationSet:
             EvaluationImage(image_id, caption, picture)
             for (image_id, caption), picture in zip(captions.items(), pictures, strict=True)
         ),
-        questions=tuple(row.question for row in asked),
+        questions=tuple(question for question, _ in asked),
         top_n=TOP_N,
         left_out={_OTHER_SPLIT: len(rows) - len(ours), _TEXT_QUESTION: len(ours) - len(asked)},
     )
@@ -154,13 +146,13 @@ def _is_about_text(entry: dict[str, Any]) -> bool:
     return not entry.get("img_posFacts") and (entry.get("Qcate") == "text" or bool(entry.get("txt_posFacts")))
 
 
-def _read_original(row: Record) -> _CaptionedQuestion:
+def _read_original(row: Record) -> tuple[EvaluationQuestion, Mapping[str, str | None]]:
+    """The question, and the captions of all images that its row names."""
     entry = need_object(row.value)
     right = [need_object(fact) for fact in need_list(entry, "img_posFacts")]
     wrong = [need_object(fact) for fact in need_list(entry, "img_negFacts")]
     captions = {_number(fact): _caption(fact.get("caption")) for fact in wrong + right}
-    question = _question(row, entry, unique(map(_number, right)), unique(map(_number, wrong)))
-    return _CaptionedQuestion(question, captions)
+    return _question(row, entry, unique(map(_number, right)), unique(map(_number, wrong))), captions
 
 
 def _number(fact: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from functools import cached_property, partial
 from PIL import Image
 
 from ragllava.errors import ScoreRejected
+from ragllava.models.adapters import RoleModel
 from ragllava.models.fitting import Prompt, indices_by
 from ragllava.models.generator import AnswerRequest, GeneratedAnswer, Generator, as_prompt, read_answer
 from ragllava.models.mllm import Mllm
@@ -100,13 +101,17 @@ class RemoteModel:
             pool.shutdown(cancel_futures=True)  # after a failure, waiting requests are not sent
 
 
-class RemoteReranker(Reranker):
-    """A Reranker that computes at an endpoint."""
+class _RemoteRole(RoleModel):
+    """A role whose network is a model of the endpoint."""
 
     def __init__(self, model: RemoteModel, version: str | None = None) -> None:
         """`version` is the registered name of what computes, if it has one."""
         super().__init__(model.mllm, version=version)
         self._model = model
+
+
+class RemoteReranker(_RemoteRole, Reranker):
+    """A Reranker that computes at an endpoint."""
 
     def relevance(self, pairs: Sequence[Pair], batch_size: int) -> list[Relevance]:
         """One relevance for each pair, in input order; `batch_size` is ignored, because the endpoint makes the batches.
@@ -142,13 +147,8 @@ class RemoteReranker(Reranker):
         return scores
 
 
-class RemoteGenerator(Generator):
+class RemoteGenerator(_RemoteRole, Generator):
     """A Generator that computes at an endpoint."""
-
-    def __init__(self, model: RemoteModel, version: str | None = None) -> None:
-        """`version` is the registered name of what computes, if it has one."""
-        super().__init__(model.mllm, version=version)
-        self._model = model
 
     def answer(
         self, requests: Sequence[AnswerRequest], *, max_tokens: int, with_captions: bool, batch_size: int

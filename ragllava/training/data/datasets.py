@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -87,7 +87,6 @@ class DatasetCard:
     role: Role
     snapshot: str
     options: DatasetOptions
-    negative_source: str
     questions: int
     examples: int
     positives: int  # relevant pairs; for answers, examples without a wrong picture
@@ -106,39 +105,13 @@ class Dataset:
 
 def build_rank_dataset(questions: Sequence[LabelledQuestion], options: DatasetOptions) -> Dataset:
     """Positives are the labelled images; negatives those a person called wrong, and hard ones up to the ratio."""
-    examples: list[RankExample] = []
-    set_aside: list[SetAside] = []
-    merged = merge_questions(questions)
-    for question in merged:
-        rng = question_rng(options.seed, question.text)
-        hard, uncertain = _hard_negatives(question, options)
-        set_aside += uncertain
-        wanted = _round_by_chance(options.ratio * len(question.relevant), rng)
-        drawn = rng.sample(hard, min(wanted, len(hard)))
-        examples += [_pair(question, item, relevant=True, source=LABELLED) for item in question.relevant]
-        examples += [_pair(question, item, relevant=False, source=LABELLED) for item in question.irrelevant]
-        examples += [_pair(question, item, relevant=False, source=options.source) for item in drawn]
-    examples = [replace(example, caption=None) if _is_bare(example, options) else example for example in examples]
-    return _dataset(Role.RERANKER, examples, set_aside, len(merged), options)
+    return _build(Role.RERANKER, merge_questions(questions), options, _rank_examples)
 
 
 def build_answer_dataset(questions: Sequence[LabelledQuestion], options: DatasetOptions) -> Dataset:
     """One example for each question with an answer and a labelled image; one-image questions get a wrong picture."""
-    examples: list[Example] = []
-    set_aside: list[SetAside] = []
-    merged = [question for question in merge_questions(questions) if question.answer and question.relevant]
-    for question in merged:
-        rng = question_rng(options.seed, question.text)
-        hard, uncertain = _hard_negatives(question, options)
-        set_aside += uncertain
-        wrong = [*question.irrelevant, *hard]
-        # Drawn for each question alike, so that a larger share injects into the same questions and more.
-        chosen = rng.random() < options.injected_share
-        example = _answer_example(question, rng)
-        if chosen and wrong and len(question.relevant) == 1:
-            example = inject_wrong_image(example, rng.choice(wrong), rng)
-        examples.append(example)
-    return _dataset(Role.GENERATOR, examples, set_aside, len(merged), options)
+    usable = [question for question in merge_questions(questions) if question.answer and question.relevant]
+    return _build(Role.GENERATOR, usable, options, _answer_examples)
 
 
 def merge_questions(questions: Iterable[LabelledQuestion]) -> list[LabelledQuestion]:
@@ -235,37 +208,60 @@ def _hard_negatives(question: LabelledQuestion, options: DatasetOptions) -> tupl
     return hard, uncertain
 
 
-def _answer_example(question: LabelledQuestion, rng: random.Random) -> AnswerExample:
+def _rank_examples(
+    question: LabelledQuestion, hard: list[Evidence], options: DatasetOptions, rng: random.Random
+) -> list[Example]:
+    wanted = _round_by_chance(options.ratio * len(question.relevant), rng)
+    drawn = rng.sample(hard, min(wanted, len(hard)))
+
+    def pair(item: Evidence, source: str, *, relevant: bool) -> RankExample:
+        # Drawn independently, so that a larger share takes the captions of the same examples and more.
+        chance = question_rng(options.seed, f"{question.text}:{item.image}:bare").random()
+        caption = None if chance < options.bare_share else item.caption
+        return RankExample(question.text, caption, item.image, relevant, source)
+
+    return [
+        *(pair(item, LABELLED, relevant=True) for item in question.relevant),
+        *(pair(item, LABELLED, relevant=False) for item in question.irrelevant),
+        *(pair(item, options.source, relevant=False) for item in drawn),
+    ]
+
+
+def _answer_examples(
+    question: LabelledQuestion, hard: list[Evidence], options: DatasetOptions, rng: random.Random
+) -> list[Example]:
+    wrong = [*question.irrelevant, *hard]
+    # Drawn for each question alike, so that a larger share injects into the same questions and more.
+    chosen = rng.random() < options.injected_share
     # Answering meets pictures in the order of their rank; so a place must tell nothing.
     evidence = rng.sample(question.relevant, len(question.relevant))
-    return AnswerExample(
-        question.text,
-        tuple(item.caption for item in evidence),
-        tuple(item.image for item in evidence),
-        question.answer or "",
-    )
+    captions, images = tuple(item.caption for item in evidence), tuple(item.image for item in evidence)
+    example = AnswerExample(question.text, captions, images, question.answer or "")
+    if chosen and wrong and len(question.relevant) == 1:
+        example = inject_wrong_image(example, rng.choice(wrong), rng)
+    return [example]
 
 
-def _is_bare(example: RankExample, options: DatasetOptions) -> bool:
-    # Drawn independently, so that a larger share takes the captions of the same examples and more.
-    return question_rng(options.seed, f"{example.question}:{example.image}:bare").random() < options.bare_share
-
-
-def _pair(question: LabelledQuestion, item: Evidence, *, relevant: bool, source: str) -> RankExample:
-    return RankExample(question.text, item.caption, item.image, relevant, source)
-
-
-def _dataset(
-    role: Role, examples: Sequence[Example], set_aside: list[SetAside], questions: int, options: DatasetOptions
+def _build(
+    role: Role,
+    questions: Sequence[LabelledQuestion],
+    options: DatasetOptions,
+    make: Callable[[LabelledQuestion, list[Evidence], DatasetOptions, random.Random], list[Example]],
 ) -> Dataset:
+    """`make` turns a question and its hard negatives into examples."""
+    examples: list[Example] = []
+    set_aside: list[SetAside] = []
+    for question in questions:
+        hard, uncertain = _hard_negatives(question, options)
+        set_aside += uncertain
+        examples += make(question, hard, options, question_rng(options.seed, question.text))
     ordered = tuple(sorted(examples, key=_line))
     negatives = sum(_is_negative(example) for example in ordered)
     card = DatasetCard(
         role=role,
         snapshot=snapshot_id(ordered),
         options=options,
-        negative_source=options.source,
-        questions=questions,
+        questions=len(questions),
         examples=len(ordered),
         positives=len(ordered) - negatives,
         negatives=negatives,

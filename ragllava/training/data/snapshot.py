@@ -42,6 +42,7 @@ from ragllava.whole_files import MANIFEST, seal_folder
 
 FEWEST_IMAGES = 24  # labelled relevant in the archives of a training, so that some are on every side
 _JUDGED_FILE = "judged.json"
+_JUDGED = ("archive", "labelled", "split", "calibration", "held_out")  # the fields of ArchiveShare in that file
 
 QuestionAddress = tuple[int, int, int]  # archive, job, number
 
@@ -81,10 +82,7 @@ class ArchiveShare:
         return {
             "archive": self.archive,
             "labelled": self.labelled,
-            "questions": card.questions,
-            "positives": card.positives,
-            "negatives": card.negatives,
-            "set_aside": card.set_aside,
+            **{name: getattr(card, name) for name in ("questions", "positives", "negatives", "set_aside")},
             "calibration": len(self.calibration),
             "held_out": len(self.held_out),
             "split": self.split,
@@ -147,13 +145,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
     for number, share in enumerate(snapshot.shares):
         own = folder / str(number)
         write_dataset(own, share.dataset)
-        judged = {
-            "archive": share.archive,
-            "labelled": share.labelled,
-            "split": share.split,
-            "calibration": to_json(share.calibration),
-            "held_out": to_json(share.held_out),
-        }
+        judged = {name: to_json(getattr(share, name)) for name in _JUDGED}
         (own / _JUDGED_FILE).write_text(json.dumps(judged, ensure_ascii=False), encoding="utf-8")
     facts = {
         "role": snapshot.role.value,
@@ -171,16 +163,7 @@ def read_snapshot(folder: Path) -> Snapshot:
     for number in range(manifest["archives"]):
         own = folder / str(number)
         judged = json.loads((own / _JUDGED_FILE).read_text(encoding="utf-8"))
-        shares.append(
-            ArchiveShare(
-                archive=judged["archive"],
-                labelled=judged["labelled"],
-                dataset=read_dataset(own),
-                calibration=from_json(tuple[LabelledQuestion, ...], judged["calibration"]),
-                held_out=from_json(tuple[LabelledQuestion, ...], judged["held_out"]),
-                split=judged.get("split"),
-            )
-        )
+        shares.append(from_json(ArchiveShare, {**judged, "dataset": read_dataset(own)}))
     return Snapshot(Role(manifest["role"]), tuple(shares))
 
 
