@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
-from ragllava.cli import bindings
 from ragllava.cli.options import (
+    AnswerFlags,
+    answer_options,
     archive_option,
+    as_answer_options,
     as_time,
     captions_option,
     connected,
@@ -20,9 +23,10 @@ from ragllava.cli.options import (
     print_result,
     print_rows,
 )
+from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
-    from ragllava.client import ArchiveSummary
+    from ragllava.client import ArchiveSummary, BindingView, ScanReport
 
 _SHOWN_CAPTIONS = 5  # of those without a file
 
@@ -39,7 +43,7 @@ def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait
     Captions come from --captions, or from the first line of a text file beside a picture (dog.png, dog.txt). Pictures
     that the archive contains already are recognised by their bytes; a changed caption replaces the old one.
     """
-    from ragllava.cli.following import follow
+    from ragllava.cli.progress import follow
 
     with connected() as client:
         queued = client.archives.ingest(paths, archive, captions)
@@ -54,10 +58,6 @@ def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait
 @click.group()
 def archive() -> None:
     """List and show archives, bind them to buckets, and list the images that no question can find."""
-
-
-for command in (bindings.bind, bindings.unbind, bindings.scan):
-    archive.add_command(command)
 
 
 @archive.command("list")
@@ -81,7 +81,7 @@ def show_archive(name: str, rejected: bool, as_json: bool) -> None:
         refused = client.archives.rejected(name) if rejected else []
         bound = client.archives.bindings(name)
     body = asdict(summary) | {"bindings": bound} | ({"rejected": refused} if rejected else {})
-    lines = [*_summary_lines(summary), *map(bindings.binding_line, bound)]
+    lines = [*_summary_lines(summary), *map(_binding_line, bound)]
     lines += [f"{file.source}: {file.reason}" for file in refused]
     print_result(body, lines if refused or not rejected else [*lines, "no file was refused"], as_json)
 
@@ -98,6 +98,71 @@ def list_gaps(name: str, as_json: bool) -> None:
     print_rows(gaps, columns, rows, as_json, none=f"{name}: every image has its vector")
 
 
+@archive.command()
+@click.argument("name")
+@click.argument("address", metavar="s3://BUCKET/PREFIX/")
+@click.option("--inbox", is_flag=True, help="Answer question files that are put there, from the archive.")
+@click.option("--outbox", metavar="s3://BUCKET/PREFIX/", help="Write the results of an inbox there.")
+@click.option("--strict", is_flag=True, help="Refuse a file of an inbox if any of its lines is invalid.")
+@answer_options
+@json_option
+def bind(
+    name: str,
+    address: str,
+    inbox: bool,
+    outbox: str | None,
+    strict: bool,
+    as_json: bool,
+    **flags: Unpack[AnswerFlags],
+) -> None:
+    """Keep archive NAME equal to a part of a bucket, and ingest what is there already.
+
+    Later changes arrive as events of the bucket; `ragllava archive scan` finds them without events.
+    """
+    from ragllava.client import BindingRole
+    from ragllava.json_records import to_json
+
+    source_of = click.get_current_context().get_parameter_source
+    answering = any(source_of(option) is click.core.ParameterSource.COMMANDLINE for option in flags)
+    if not inbox and (outbox or strict or answering):
+        raise UsageError("--outbox, --strict and the options of answers are for an inbox: add --inbox")
+    with connected() as client:
+        options: dict[str, Any] = {"outbox": outbox, "skip_invalid": not strict} if inbox else {}
+        if answering:
+            options["answer"] = to_json(as_answer_options(client, **flags))
+        role = BindingRole.INBOX if inbox else BindingRole.PICTURES
+        binding = client.archives.bind(name, address, role, options)
+        reports = [report for report in client.archives.scan(name) if report.address == binding.address]
+    effect = "question files are answered from" if inbox else "pictures go to"
+    line = f"{binding.address} is bound: its {effect} the archive {binding.archive}"
+    body = {"address": binding.address, "role": role, "scan": reports}
+    print_result(body, [line, *_report_lines(reports)], as_json)
+
+
+@archive.command()
+@click.argument("name")
+@click.argument("address", metavar="s3://BUCKET/PREFIX/")
+def unbind(name: str, address: str) -> None:
+    """Stop following a part of a bucket in archive NAME; its images stay."""
+    with connected() as client:
+        binding = client.archives.unbind(name, address)
+    click.echo(f"{binding.address} is no longer bound; its images stay in the archive {binding.archive}")
+
+
+@archive.command()
+@click.argument("name")
+@json_option
+def scan(name: str, as_json: bool) -> None:
+    """Compare the buckets bound to archive NAME with what is stored of them, and repair the differences.
+
+    Exit code 1 when objects could not be read.
+    """
+    with connected() as client:
+        reports = client.archives.scan(name)
+    print_result(reports, _report_lines(reports), as_json)
+    sys.exit(1 if any(report.failed for report in reports) else 0)
+
+
 def _summary_lines(summary: ArchiveSummary) -> Iterator[str]:
     yield (
         f"{summary.archive.name}: {summary.images} images, {summary.size_bytes / 2**20:.1f} MiB, "
@@ -109,3 +174,44 @@ def _summary_lines(summary: ArchiveSummary) -> Iterator[str]:
             f"index {size.index.index_id}: {size.index.retriever}, {size.images} images, "
             f"{size.index.dim} dimensions, {size.index.state}, {search} search"
         )
+
+
+def _binding_line(view: BindingView) -> str:
+    binding = view.binding
+    role = f"inbox, outbox {binding.options['outbox']}" if "outbox" in binding.options else "pictures"
+    return (
+        f"bound to {binding.address} ({role}): {view.objects} objects, {view.pictures} pictures, "
+        f"{view.waiting} waiting, {view.refused} refused, last scan {as_time(view.scanned_at)}"
+    )
+
+
+_TITLES = {
+    "added": "new",
+    "replaced": "changed",
+    "restored": "without their image, ingested again",
+    "gone": "gone",
+    "captions": "with another caption",
+    "waiting": "to be read again in a moment",
+    "refused": "refused before, not tried again until they change",
+    "failed": "that could not be read",
+}
+_WITH_REASONS = ("refused", "failed")
+
+
+def _report_lines(reports: Sequence[ScanReport]) -> Iterator[str]:
+    for report in reports:
+        changes = report.as_json()
+        jobs = f"; job {', '.join(map(str, report.changes.job_ids))} ingests them" if report.changes.job_ids else ""
+        state = "differences" if report.found_differences else "nothing new"
+        yield f"{report.address}: {report.listed} objects, {state}{jobs}"
+        for name, title in _TITLES.items():
+            if changes[name]["number"]:
+                yield f"  {changes[name]['number']} {title}"
+                yield from _name_lines(changes[name], changes[name]["first"] if name in _WITH_REASONS else {})
+
+
+def _name_lines(names: Mapping[str, Any], reasons: Mapping[str, str]) -> Iterator[str]:
+    for name in names["first"]:
+        yield f"    {name}" + (f": {reasons[name]}" if name in reasons else "")
+    if names["number"] > len(names["first"]):
+        yield f"    … and {names['number'] - len(names['first'])} more"

@@ -50,7 +50,7 @@ def reindex(
     made. all: a new index in any case. Questions are answered from the old index until the new one has passed its
     gate.
     """
-    from ragllava.cli.following import follow
+    from ragllava.cli.progress import follow
     from ragllava.client import ReindexRequest
     from ragllava.models.profiles import parse_retriever
 
@@ -114,7 +114,7 @@ def switch_index(index_id: int, no_wait: bool, as_json: bool) -> None:
     First a job embeds the pictures that the index lacks; new pictures go to both indexes meanwhile. Then it counts the
     vectors and switches. The previous index is retired and can be switched back to until it is dropped.
     """
-    from ragllava.cli.following import follow
+    from ragllava.cli.progress import follow
 
     with connected() as client:
         archive = client.archives.indexes.get(index_id).archive

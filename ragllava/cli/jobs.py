@@ -111,7 +111,7 @@ def refresh(job_id: int, dry_run: bool, wait: bool, as_json: bool) -> None:
 
     The other answers are taken over. --dry-run retrieves on this machine, so the retriever must be here.
     """
-    from ragllava.cli.following import follow
+    from ragllava.cli.progress import follow
 
     with connected() as client:
         if dry_run:

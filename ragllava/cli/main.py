@@ -40,9 +40,9 @@ COMMANDS = {
     "feedback": ("ragllava.cli.noisy", "feedback", "label answers as right or wrong"),
     "noisy": ("ragllava.cli.noisy", "noisy", "doubtful answers: list, show, exchange with reviewers"),
     "eval": ("ragllava.cli.evaluate", "evaluate", "measure retrieval and answers on a data set"),
-    "ablation": ("ragllava.cli.ablation", "ablation", "measure the effect of noise in training"),
+    "ablation": ("ragllava.cli.lab", "ablation", "measure the effect of noise in training"),
     "bench": ("ragllava.cli.bench", "bench", "measure this machine, in ratios to a reference"),
-    "train-mini": ("ragllava.cli.train_mini", "train_mini", "train the models of the package again by their recipe"),
+    "train-mini": ("ragllava.cli.lab", "train_mini", "train the models of the package again by their recipe"),
     "models": ("ragllava.cli.models", "models", "model versions: list, show, compare, promote, roll back"),
     "report": ("ragllava.cli.questions", "report", "write a job's answers as one HTML page"),
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import click
 from ragllava.cli.options import (
     JOB_ID,
     EnumChoice,
+    advising,
     archive_option,
     connected,
     fields_of,
@@ -24,7 +24,7 @@ from ragllava.cli.options import (
     print_result,
     print_rows,
 )
-from ragllava.errors import InvalidInput, UsageError
+from ragllava.errors import UsageError
 from ragllava.records import NoisyReason, NoisyState
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def feedback(file: Path, job_id: int | None, source: str, skip_invalid: bool, as
     The columns are job, custom_id, verdict (right or wrong), answer (the right one), relevant and irrelevant (images
     by their source; in CSV with `;` between them). A verdict `right` alone means: this answer, from these images.
     """
-    with connected() as client, _advising(skip_invalid):
+    with connected() as client, advising(skip_invalid, "stored", "stores"):
         stored = client.reviews.feedback(file, job_id=job_id, source=source, skip_invalid=skip_invalid)
         _print_stored(client, file, stored, as_json)
 
@@ -145,21 +145,9 @@ def export_noisy(
 @json_option
 def import_noisy(file: Path, skip_invalid: bool, as_json: bool) -> None:
     """Store the reviewers' labels from Label Studio's JSON export; the cases of skipped tasks are dismissed."""
-    with connected() as client, _advising(skip_invalid):
+    with connected() as client, advising(skip_invalid, "stored", "stores"):
         imported = client.reviews.import_tasks(file, skip_invalid=skip_invalid)
         _print_stored(client, file, imported.stored, as_json, imported.unannotated)
-
-
-@contextmanager
-def _advising(skip_invalid: bool) -> Iterator[None]:
-    """Add to an error in a file's lines that nothing was stored, and what can be done."""
-    try:
-        yield
-    except InvalidInput as error:
-        if any(line.line for line in error.errors):
-            advice = "no line is valid" if skip_invalid else "--skip-invalid stores the valid lines, if there are any"
-            error.add_note(f"nothing was stored; {advice}")
-        raise
 
 
 def _print_stored(client: Client, file: Path, stored: StoredFeedback, as_json: bool, unannotated: int = 0) -> None:
@@ -235,5 +223,5 @@ def _question_json(question: AnsweredQuestion) -> dict[str, Any]:
 
 def _candidate_json(candidate: Candidate) -> dict[str, Any]:
     scores = fields_of(candidate, "retrieval_score", "relevance")
-    places = {"retrieval_rank": candidate.retrieval_rank + 1, "kept": candidate.evidence_no is not None}
-    return fields_of(candidate.image, "image_id", "source", "caption") | scores | places
+    ranks = {"retrieval_rank": candidate.retrieval_rank + 1, "kept": candidate.evidence_no is not None}
+    return fields_of(candidate.image, "image_id", "source", "caption") | scores | ranks

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import click
 
-from ragllava.errors import UsageError
+from ragllava.errors import InvalidInput, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -134,6 +135,18 @@ def connected() -> Client:
     from ragllava.client import Client
 
     return Client()
+
+
+@contextmanager
+def advising(skip_invalid: bool, done: str, does: str) -> Iterator[None]:
+    """Add to an error in a file's lines that nothing was stored, and what can be done; `done` as in `stored`."""
+    try:
+        yield
+    except InvalidInput as error:
+        if any(line.line for line in error.errors):
+            advice = "no line is valid" if skip_invalid else f"--skip-invalid {does} the valid lines, if there are any"
+            error.add_note(f"nothing was {done}; {advice}")
+        raise
 
 
 def print_lines(file: Path, errors: Sequence[LineError], kind: str) -> None:

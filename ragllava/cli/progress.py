@@ -1,4 +1,4 @@
-"""Jobs for people: a progress bar while they run, and the lines that say how they stand."""
+"""Jobs for people: wait for them with a progress bar, print their state, end a command that has queued one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
@@ -20,10 +20,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ragllava.client import Client, RefreshView, ReindexingView, TaskView, TrainingView
+from ragllava.cli.options import print_json
+from ragllava.client import Client, RefreshView, ReindexingView, TaskView, TrainingView, is_success
 from ragllava.client.reporting import refresh_line
 from ragllava.jobs.control import JobView
 from ragllava.jobs.kinds import kind_of
+from ragllava.records import JobKind, ReindexStatus
 
 
 @contextmanager
@@ -77,6 +79,34 @@ def warn_without_worker(client: Client, queue: str) -> None:
     """Print that a job will wait, if no worker of its queue is ready."""
     if not any(queue in worker.queues and worker.is_ready for worker in client.system.workers()):
         click.echo("no worker is ready for this job: it waits until `ragllava up` has started one", err=True)
+
+
+def follow(
+    client: Client, job_id: int, title: str, *, wait: bool, as_json: bool, state: str = "queued", **facts: bool
+) -> NoReturn:
+    """Print a queued job, after its end if the command waits, and exit; its JSON includes `facts`.
+
+    Exits with 1 when the command waited for a job of which no input succeeded, or whose gate refused the result.
+    """
+    job = client.jobs.get(job_id)
+    warn_without_worker(client, kind_of(job.kind).queue)
+    if wait:
+        job = wait_or_leave(client, job_id, title, Console(stderr=as_json))
+    if as_json:
+        print_json(job.as_json() | facts)
+    elif wait:
+        click.echo("\n".join([outcome_line(job), *detail_lines(job), *_next_steps(job)]))
+    else:
+        click.echo(f"job {job_id} {state}: {inputs(job)}; `ragllava jobs show {job_id}` shows its progress")
+    refused = job.reindexing is not None and job.reindexing.gate_status is ReindexStatus.REFUSED
+    sys.exit(0 if not wait or (is_success(job.state) and not refused) else 1)
+
+
+def _next_steps(job: JobView) -> Iterator[str]:
+    if job.kind == JobKind.ANSWER:
+        yield f"answers: ragllava results {job.job_id} -o answers.jsonl"
+    if job.kind == JobKind.INGEST and job.progress.by_status.get("rejected"):
+        yield f"reasons: ragllava archive show {job.archive} --rejected"
 
 
 def outcomes(job: JobView) -> str:

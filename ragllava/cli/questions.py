@@ -11,6 +11,7 @@ import click
 from ragllava.cli.options import (
     AnswerFlags,
     NumberRange,
+    advising,
     answer_options,
     archive_option,
     as_answer_options,
@@ -21,7 +22,6 @@ from ragllava.cli.options import (
     print_result,
     wait_option,
 )
-from ragllava.errors import InvalidInput
 
 
 @click.command()
@@ -42,16 +42,12 @@ def submit(
     **flags: Unpack[AnswerFlags],
 ) -> None:
     """Queue a file of questions: JSONL (custom_id, question; or OpenAI Batch lines), CSV or Parquet."""
-    from ragllava.cli.following import follow
+    from ragllava.cli.progress import follow
 
     with connected() as client:
         options = as_answer_options(client, **flags)
-        try:
+        with advising(skip_invalid, "submitted", "submits"):
             queued = client.questions.submit(file, archive, options, skip_invalid=skip_invalid, idempotency_key=key)
-        except InvalidInput as error:
-            if not skip_invalid and any(line.line for line in error.errors):
-                error.add_note("nothing was submitted; --skip-invalid submits the valid lines, if there are any")
-            raise
         print_lines(file, queued.errors, "invalid")
         state = "queued" if queued.is_new else "was submitted before under this key"
         title = f"questions to {archive}"

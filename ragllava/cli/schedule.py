@@ -124,7 +124,7 @@ def run(name: str, as_json: bool) -> None:
 @json_option
 def maintenance(task: TaskName, archive: str | None, delete: bool, no_wait: bool, as_json: bool) -> None:
     """Run a maintenance task now, as a job of low priority, and print its report."""
-    from ragllava.cli.following import follow
+    from ragllava.cli.progress import follow
 
     with connected() as client:
         job_id = client.schedules.run_task(task, archive, {"delete": True} if delete else {})

@@ -116,7 +116,7 @@ def train(  # noqa: PLR0917 - one argument for each option
 
 
 def _submit(client: Client, request: TrainingRequest, wait: bool, as_json: bool) -> None:
-    from ragllava.cli.following import follow
+    from ragllava.cli.progress import follow
 
     job_id = client.models.train(request)
     if wait:

@@ -35,8 +35,8 @@ def test_an_archive_is_reindexed_shown_and_switched_back(gallery: Workshop, run:
     _, out, _ = run("jobs", "show", "2")
     assert out.startswith(
         "job 2 completed: 6 images and the gate: 6 embedded, 1 switched\n"
-        "index 2 switched: 6 of 6 images have their vector; no question was answered before, so answers were not "
-        "compared"
+        "index 2 switched: 6 of 6 images have their vector; the archive has no answered question, so answers were "
+        "not compared"
     )
     _, out, _ = run("index", "list", "--archive", ARCHIVE)
     titles, old, new = (line.split() for line in out.splitlines())

@@ -94,4 +94,4 @@ def test_the_deep_doctor_exits_with_1_and_one_line_for_what_is_wrong(run: Run, w
     code, out, _ = run("doctor", "--deep")
     assert code == 1
     [line] = [line for line in out.splitlines() if line.startswith("wrong: ")]
-    assert "1 workers went silent without a goodbye, as answer@test" in line
+    assert "1 workers stopped reporting without signing off, as answer@test" in line

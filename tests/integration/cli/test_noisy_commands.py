@@ -168,6 +168,6 @@ def test_an_import_without_a_valid_task_says_so(review: Review, run: Run) -> Non
     code, out, err = run("noisy", "import", "done.json", "--skip-invalid")
     assert (code, out) == (1, "")
     assert err.splitlines() == [
-        "ragllava: done.json, line 1: the task is none that `ragllava noisy export` made [unknown_format]",
+        "ragllava: done.json, line 1: the task was not made by `ragllava noisy export` [unknown_format]",
         "nothing was stored; no line is valid",
     ]

@@ -289,7 +289,7 @@ def test_the_command_shows_and_queues_a_training(bench: Workshop, monkeypatch: p
     with bench.engine.begin() as connection:
         [job_id] = [job.job_id for job in control.list_jobs(connection) if job.kind == JobKind.TRAIN]
         control.cancel(connection, job_id)
-    monkeypatch.setattr("ragllava.cli.following.wait_or_leave", lambda client, job_id, *_: client.jobs.get(job_id))
+    monkeypatch.setattr("ragllava.cli.progress.wait_or_leave", lambda client, job_id, *_: client.jobs.get(job_id))
     followed = called("--follow").stdout.splitlines()
     assert followed[0] == f"job {job_id + 1} queued; `ragllava jobs show {job_id + 1}` shows its progress"
     assert followed[1].startswith(f"job {job_id + 1} ")

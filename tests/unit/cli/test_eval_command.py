@@ -225,7 +225,7 @@ def test_json_holds_figures_versions_and_seconds(recorder: Recorder) -> None:
     assert [row["label"] for row in body["rows"]["one_image"]] == [arm.label for arm in ARMS]
     assert body["rows"]["all"][0]["recall_at_2"] == 0.75
     assert body["by_type"]["reranked"]["color"] == {"questions": 2, "score": 0.5, "majority_share": 1.0}
-    assert (body["threshold"]["value"], body["threshold"]["fit"]["method"]) == (0.5, "fixed")
+    assert (body["threshold"]["value"], body["threshold"]["fit"]["method"]) == (0.5, "natural")
     assert (body["seconds"], body["models"]["untuned_reranker"]) == ({"rank": 1.25}, "raw@2")
     assert (body["sizes"], body["promise"]) == ({"all": 3, "one_image": 2, "two_images": 1}, None)
     assert {"python", "torch", "ragllava"} <= set(body["versions"])
