@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import json
+from collections.abc import Hashable, Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 Value = TypeVar("Value")
+
+# JSON allows these inside strings, but `str.splitlines` and old JavaScript treat them as line ends.
+_LINE_SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
 def to_json(record: object) -> Any:
@@ -33,6 +38,16 @@ def from_json(form: type[Value], value: Any) -> Value:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the value"
         raise ValueError(f"not a {error.title}: {field}: {first['msg']}") from None
+
+
+def write_json_lines(lines: Iterable[dict[str, Any]], path: Path) -> int:
+    """Write a JSONL file and return the number of its lines. Raises ValueError for NaN and infinity."""
+    count = 0
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for line in lines:
+            count += 1
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).translate(_LINE_SEPARATORS) + "\n")
+    return count
 
 
 def rounded(value: Any, decimals: int = 4) -> Any:

@@ -17,14 +17,10 @@ from ragllava.client.reporting import report_figures, report_rows, summarise
 from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import JobFigures
 from ragllava.records import AnswerOptions, KnownAnswer, Question
-from ragllava.stages.answer.question_files import (
-    MAX_QUESTION_CHARACTERS,
-    QuestionFile,
-    format_by_extension,
-    read_questions,
-)
+from ragllava.stages.answer.question_files import MAX_QUESTION_CHARACTERS, QuestionFile, read_questions
 from ragllava.stages.answer.refresh import submit_refresh
 from ragllava.stages.answer.submit import ASK_PRIORITY, Submission, Submitted, submit_questions
+from ragllava.stages.record_files import format_by_extension
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import result_rows
 from ragllava.stages.results.report import write_report

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from PIL import Image
 
 from ragllava.errors import UsageError
+from ragllava.json_records import write_json_lines
 from ragllava.postcards.drawing import Drawing, draw_postcard
 from ragllava.postcards.names import (
     KINDS,
@@ -166,12 +166,9 @@ def write_archive(
         writer.writerow(("file", "caption"))
         writer.writerows((postcard.file_name, postcard.caption) for postcard in archive.postcards)
     rows = [asdict(question) for question in archive.questions]
-    texts = [row.pop("text") for row in rows]
-    _write_json_lines(
-        written.questions,
-        ({"custom_id": row["custom_id"], "question": text} for row, text in zip(rows, texts, strict=True)),
-    )
-    _write_json_lines(written.answers, rows)
+    questions = [{"custom_id": row["custom_id"], "question": row.pop("text")} for row in rows]
+    write_json_lines(questions, written.questions)
+    write_json_lines(rows, written.answers)
     return written
 
 
@@ -262,8 +259,3 @@ def _draw_pair(
         same_color = rng.random() < 0.5
         fitting = [c for c in candidates if c is not first and (c.attributes.color == looks.color) == same_color]
     return first, rng.choice(fitting) if fitting else second
-
-
-def _write_json_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

@@ -282,7 +282,7 @@ def test_the_first_line_of_a_long_list_is_enough_for_head(shell: Terminal, answe
         ("archive show nowhere", "there is no archive 'nowhere'; there are: cards"),
         ("ingest nowhere --archive cards", "cannot ingest nowhere: no such file or directory"),
         ("ingest cards/pictures --archive No!", "'No!' cannot be the name of an archive"),
-        ("ingest cards/pictures --archive cards --captions none.csv", "cannot read the caption file none.csv"),
+        ("ingest cards/pictures --archive cards --captions none.csv", "none.csv cannot be read"),
         ("submit none.jsonl --archive cards", "none.jsonl cannot be read: No such file or directory"),
         ("jobs show 9999", "there is no job 9999; `ragllava jobs list` shows all"),
         ("jobs cancel 1", "job 1 is completed_with_errors and cannot be cancelled"),

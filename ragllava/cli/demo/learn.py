@@ -8,7 +8,6 @@ without feedback are asked again. A last training on shuffled answers shows that
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ragllava.cli.demo.run import Demo, Domain, with_candidates
 from ragllava.cli.options import make_table, package_versions
 from ragllava.errors import RagllavaError, UsageError
+from ragllava.json_records import write_json_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -211,7 +211,7 @@ class LearningDemo:
         """Ask the held-out questions again, as a job of their own, and compare."""
         path = answered.written.questions.with_name("held-out.jsonl")
         lines = [{"custom_id": question.custom_id, "question": question.text} for question in answered.held_out]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        write_json_lines(lines, path)
         again = replace(answered.run, seconds={})
         _, rows = self._ask(again, path)
         self.run.seconds[f"answer again, {answered.run.domain}"] = again.seconds["answer"]

@@ -1,7 +1,7 @@
 """Reading the files of data sets: where they are, what is missing, and which row is wrong.
 
 A missing file is one UsageError that names it and where it comes from. Wrong rows are collected into one
-InvalidInput; a row that cannot be used raises BadRow inside `read_rows`.
+InvalidInput by `check_all`; a row that cannot be used raises BadRow inside.
 """
 
 from __future__ import annotations
@@ -9,33 +9,24 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ragllava.errors import InvalidInput, LineError, UsageError
-from ragllava.evaluation.datasets.records import FilePicture
+from ragllava.evaluation.datasets.records import EvaluationImage, FilePicture
+from ragllava.stages.record_files import Record, Rejected, json_records
 
 PICTURE_SUFFIXES = (".jpg", ".png", ".jpeg", ".gif", ".tif", ".tiff", ".webp")
 
-_MAX_ERRORS = 100  # reported of one file
 _GZIP = b"\x1f\x8b"
 
-Result = TypeVar("Result")
 
-
-class BadRow(Exception):
+class BadRow(Rejected):
     """A row cannot be used; the message says why, for a person."""
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One entry of a file: its line (0 in a file that is one JSON value), its name for people, and what it holds."""
-
-    line: int
-    name: str
-    entry: Any
+    def __init__(self, message: str) -> None:
+        super().__init__("invalid_row", message)
 
 
 def spellings(*names: str, folders: Sequence[str] = ("", "datasets/"), ends: Sequence[str] = ("",)) -> list[str]:
@@ -85,43 +76,19 @@ def read_map(path: Path) -> dict[str, Any]:
     return value
 
 
-def json_rows(path: Path) -> list[Row]:
+def json_rows(path: Path) -> list[Record]:
     """The entries of a JSON file: of an object under their keys, of a list under `entry 1`, `entry 2`, …"""
     value = read_json(path)
     if isinstance(value, dict):
-        return [Row(0, key, entry) for key, entry in value.items()]
+        return [Record(0, entry, key) for key, entry in value.items()]
     if isinstance(value, list):
-        return [Row(0, f"entry {number}", entry) for number, entry in enumerate(value, start=1)]
+        return [Record(0, entry, f"entry {number}") for number, entry in enumerate(value, start=1)]
     raise UsageError(f"{path} must hold a JSON object or list, not a {type(value).__name__}")
 
 
-def json_lines(path: Path) -> Iterator[Row]:
-    """The lines of a JSONL file; an empty line is none. InvalidInput at the first line that is not JSON."""
-    for line, text in enumerate(read_text(path).split("\n"), start=1):
-        if not text.strip():
-            continue
-        try:
-            yield Row(line, f"line {line}", json.loads(text))
-        except ValueError as error:
-            message = f"this line is not JSON: {error}; is the download complete?"
-            raise InvalidInput(str(path), [LineError("invalid_json", line, message)]) from None
-
-
-def read_rows(path: Path, rows: Iterable[Row], read: Callable[[Row], Result]) -> list[Result]:
-    """`read` applied to each row; the rows that it refuses with BadRow become one InvalidInput."""
-    results: list[Result] = []
-    errors: list[LineError] = []
-    for row in rows:
-        try:
-            results.append(read(row))
-        except BadRow as error:
-            message = str(error) if row.line else f"{row.name}: {error}"
-            errors.append(LineError("invalid_row", row.line, message, row.name))
-            if len(errors) == _MAX_ERRORS:
-                break
-    if errors:
-        raise InvalidInput(str(path), errors)
-    return results
+def json_lines(path: Path) -> Iterator[Record]:
+    """The objects of a JSONL file; an empty line is none."""
+    return json_records(read_text(path).split("\n"), '{"id": …}')
 
 
 def need_object(value: Any) -> dict[str, Any]:
@@ -148,6 +115,14 @@ def need_list(entry: dict[str, Any], key: str) -> list[Any]:
     return value
 
 
+def need_number(value: Any, name: str) -> str:
+    """An id of digits only, as text; BadRow for anything else. `name` is for the message."""
+    image_id = need_id(value)
+    if not image_id.isdecimal():
+        raise BadRow(f"{name} must be a whole number, found {image_id!r:.80}")
+    return image_id
+
+
 def need_id(value: Any) -> str:
     """An id as text; data sets write ids as numbers and as text. BadRow for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).strip():
@@ -160,8 +135,8 @@ def unique(ids: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def find_pictures(folder: Path, names: Sequence[str], origin: str) -> list[FilePicture]:
-    """The file in `folder` for each name.
+def find_images(folder: Path, listed: Mapping[str, tuple[str, str | None]], origin: str) -> tuple[EvaluationImage, ...]:
+    """The images of a pool; `listed` maps their ids to the name of the file in `folder` and the caption.
 
     A name may come without its suffix, or with that of another format (sets are converted on the way); the file of
     exactly that name goes first. UsageError names the first missing one and says how many are missing.
@@ -170,13 +145,16 @@ def find_pictures(folder: Path, names: Sequence[str], origin: str) -> list[FileP
         files = {entry.name for entry in folder.iterdir()}
     except OSError as error:
         raise UsageError(f"cannot list the pictures in {folder}: {error.strerror or error}") from error
-    matches = {name: _file_name(name, files) for name in names}
-    missing = [name for name in names if matches[name] is None]
+    matches = {name: _file_name(name, files) for name, _ in listed.values()}
+    missing = [name for name, _ in listed.values() if matches[name] is None]
     if missing:
         raise UsageError(
-            f"{len(missing)} of {len(names)} pictures are missing in {folder}, first {missing[0]}; {origin}"
+            f"{len(missing)} of {len(listed)} pictures are missing in {folder}, first {missing[0]}; {origin}"
         )
-    return [FilePicture(folder / str(matches[name])) for name in names]
+    return tuple(
+        EvaluationImage(image_id, caption, FilePicture(folder / str(matches[name])))
+        for image_id, (name, caption) in listed.items()
+    )
 
 
 def _file_name(name: str, files: set[str]) -> str | None:

@@ -15,9 +15,8 @@ from typing import Any
 from ragllava.errors import UsageError
 from ragllava.evaluation.datasets.files import (
     BadRow,
-    Row,
+    find_images,
     find_path,
-    find_pictures,
     json_lines,
     json_rows,
     need_id,
@@ -25,13 +24,12 @@ from ragllava.evaluation.datasets.files import (
     need_object,
     need_path,
     need_text,
-    read_map,
-    read_rows,
     spellings,
     unique,
 )
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
 from ragllava.stages.ingest.captions import clean_caption
+from ragllava.stages.record_files import Record, check_all
 
 TOP_N = 1
 QUESTION_TYPE = "ImageQ"
@@ -83,26 +81,25 @@ class _ImageEntry:
 
 def _load_original(folder: Path, path: Path, split: str) -> EvaluationSet:
     rows = list(json_lines(path))
-    asked = [row for row in rows if _type(row.entry) in (QUESTION_TYPE, None)]
-    questions = read_rows(path, asked, _read_original)
+    asked = [row for row in rows if _type(row.value) in (QUESTION_TYPE, None)]
+    questions = check_all(path, asked, _read_original)
     pool = unique(image_id for question in questions for image_id in (*question.relevant, *question.distractors))
     images_file = need_path(folder, spellings("MMQA_images.jsonl", "images.jsonl", **_ORIGINAL), _ORIGIN)
-    listed = read_rows(images_file, json_lines(images_file), _read_image)
+    listed = check_all(images_file, json_lines(images_file), _read_image)
     images = _images(folder, pool, listed, images_file)
     left_out = {"other type of question": len(rows) - len(asked)}
     return EvaluationSet("multimodalqa", split, images, tuple(questions), TOP_N, left_out)
 
 
 def _load_reference(folder: Path, path: Path, split: str) -> EvaluationSet:
-    questions = read_rows(path, json_rows(path), _read_question)
+    questions = check_all(path, json_rows(path), _read_question)
     index = find_path(folder, spellings(f"{path.stem}_index_to_id.json"))
     if index is None:
         pool = unique(image_id for question in questions for image_id in question.relevant)
     else:
-        pool = unique(read_rows(index, json_rows(index), lambda row: need_id(row.entry)))
+        pool = unique(check_all(index, json_rows(index), lambda row: need_id(row.value)))
     metadata_file = need_path(folder, spellings("MMQA_ImageQ_metadata.json"), _REFERENCE_ORIGIN)
-    metadata = (Row(0, image_id, entry) for image_id, entry in read_map(metadata_file).items())
-    images = _images(folder, pool, read_rows(metadata_file, metadata, _read_metadata), metadata_file)
+    images = _images(folder, pool, check_all(metadata_file, json_rows(metadata_file), _read_metadata), metadata_file)
     return EvaluationSet("multimodalqa", split, images, tuple(questions), TOP_N)
 
 
@@ -113,14 +110,14 @@ def _type(entry: Any) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def _read_original(row: Row) -> EvaluationQuestion:
-    if _type(row.entry) is None:
+def _read_original(row: Record) -> EvaluationQuestion:
+    if _type(row.value) is None:
         raise BadRow("'metadata' must be an object with the question's 'type'")
     return _read_question(row)
 
 
-def _read_question(row: Row) -> EvaluationQuestion:
-    entry = need_object(row.entry)
+def _read_question(row: Record) -> EvaluationQuestion:
+    entry = need_object(row.value)
     context = [need_object(item) for item in need_list(entry, "supporting_context")]
     right = unique(need_id(item.get("doc_id")) for item in context if item.get("doc_part", "image") == "image")
     if not right:
@@ -151,13 +148,13 @@ def _answer(item: Any) -> str:
     return need_text({"answer": value}, "answer")
 
 
-def _read_image(row: Row) -> _ImageEntry:
-    entry = need_object(row.entry)
+def _read_image(row: Record) -> _ImageEntry:
+    entry = need_object(row.value)
     return _ImageEntry(need_id(entry.get("id")), need_text(entry, "path"), _caption(entry.get("title")))
 
 
-def _read_metadata(row: Row) -> _ImageEntry:
-    entry = need_object(row.entry)
+def _read_metadata(row: Record) -> _ImageEntry:
+    entry = need_object(row.value)
     return _ImageEntry(row.name, need_text(entry, "path"), _caption(entry.get("caption")))
 
 
@@ -172,10 +169,5 @@ def _images(
     unknown = next((image_id for image_id in pool if image_id not in by_id), None)
     if unknown is not None:
         raise UsageError(f"{metadata_file} does not describe image {unknown}; do the files belong together?")
-    entries = [by_id[image_id] for image_id in pool]
-    picture_folder = need_path(folder, _PICTURE_FOLDERS, _PICTURES_ORIGIN)
-    pictures = find_pictures(picture_folder, [entry.file_name for entry in entries], _PICTURES_ORIGIN)
-    return tuple(
-        EvaluationImage(entry.image_id, entry.caption, picture)
-        for entry, picture in zip(entries, pictures, strict=True)
-    )
+    files = {image_id: (by_id[image_id].file_name, by_id[image_id].caption) for image_id in pool}
+    return find_images(need_path(folder, _PICTURE_FOLDERS, _PICTURES_ORIGIN), files, _PICTURES_ORIGIN)

@@ -13,20 +13,20 @@ from pathlib import Path
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.evaluation.datasets.files import (
     BadRow,
-    Row,
+    find_images,
     find_path,
-    find_pictures,
     need_id,
+    need_number,
     need_object,
     need_path,
     need_text,
     read_map,
-    read_rows,
     read_text,
     spellings,
     unique,
 )
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
+from ragllava.stages.record_files import Record, check_all
 
 QUESTION_TYPE = "caption"
 
@@ -44,7 +44,7 @@ def load_flickr30k(folder: Path, split: str) -> EvaluationSet:
     """
     names = [f"flickr30k_{split}_karpathy{suffix}" for suffix in (".txt", ".csv")]
     path = need_path(folder, spellings(*names), _REFERENCE_ORIGIN)
-    pairs = read_rows(path, _csv_rows(path), _read_pair)
+    pairs = check_all(path, _csv_rows(path), _read_pair)
     file_of = {Path(file_name).stem: file_name for file_name, _ in pairs}
     images = _images(folder, _FLICKR_FOLDERS, file_of, _FLICKR_ORIGIN)
     questions = _questions((Path(file_name).stem, caption) for file_name, caption in pairs)
@@ -59,8 +59,8 @@ def load_coco(folder: Path, split: str) -> EvaluationSet:
     """
     ids_file = need_path(folder, spellings(f"coco_{split}_ids.txt"), _REFERENCE_ORIGIN)
     captions_file = need_path(folder, spellings(f"coco_{split}_caps.txt"), _REFERENCE_ORIGIN)
-    ids = read_rows(ids_file, _lines(ids_file), _read_number)
-    captions = read_rows(captions_file, _lines(captions_file), lambda row: need_text({"caption": row.entry}, "caption"))
+    ids = check_all(ids_file, _lines(ids_file), lambda row: need_number(row.value, "an image id"))
+    captions = check_all(captions_file, _lines(captions_file), lambda row: need_text({"caption": row.value}, "caption"))
     if len(ids) != len(captions):
         raise UsageError(
             f"{ids_file} has {len(ids)} lines and {captions_file} has {len(captions)}; they must run in step"
@@ -71,7 +71,7 @@ def load_coco(folder: Path, split: str) -> EvaluationSet:
     return EvaluationSet("coco", split, images, _questions(zip(ids, captions, strict=True)), by_caption=True)
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path) -> Iterator[Record]:
     """The rows under the header, each with the line where it begins: a quoted caption may span lines."""
     reader = csv.reader(io.StringIO(read_text(path), newline=""))
     header = [name.strip().lower() for name in next(reader, [])]
@@ -81,29 +81,22 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     line = reader.line_num + 1
     for cells in reader:
         if cells:
-            yield Row(line, f"line {line}", cells)
+            yield Record(line, cells)
         line = reader.line_num + 1
 
 
-def _read_pair(row: Row) -> tuple[str, str]:
-    cells: list[str] = row.entry
+def _read_pair(row: Record) -> tuple[str, str]:
+    cells: list[str] = row.value
     if len(cells) != 2:
         raise BadRow(f"expected image,caption, found {len(cells)} columns; a caption with commas needs quote marks")
     entry = dict(zip(("image", "caption"), cells, strict=True))
     return need_text(entry, "image"), need_text(entry, "caption")
 
 
-def _lines(path: Path) -> list[Row]:
+def _lines(path: Path) -> list[Record]:
     """All lines, also empty ones: the files of COCO have the same order. Nothing follows the last line break."""
     lines = read_text(path).removesuffix("\n").split("\n")
-    return [Row(number, f"line {number}", text.strip()) for number, text in enumerate(lines, start=1)]
-
-
-def _read_number(row: Row) -> str:
-    image_id: str = row.entry
-    if not image_id.isdecimal():
-        raise BadRow(f"an image id must be a whole number, found {image_id!r:.80}")
-    return image_id
+    return [Record(number, text.strip()) for number, text in enumerate(lines, start=1)]
 
 
 def _coco_names(path: Path | None, pool: Sequence[str]) -> dict[str, str]:
@@ -112,16 +105,16 @@ def _coco_names(path: Path | None, pool: Sequence[str]) -> dict[str, str]:
     entries = read_map(path).get("images")
     if not isinstance(entries, list):
         raise UsageError(f"{path} has no list 'images'; {_REFERENCE_ORIGIN}")
-    rows = (Row(0, f"entry {number}", entry) for number, entry in enumerate(entries, start=1))
-    names = dict(read_rows(path, rows, _read_name))
+    rows = (Record(0, entry, f"entry {number}") for number, entry in enumerate(entries, start=1))
+    names = dict(check_all(path, rows, _read_name))
     unknown = next((image_id for image_id in pool if image_id not in names), None)
     if unknown is not None:
         raise UsageError(f"{path} does not name the file of image {unknown}; do the files belong together?")
     return {image_id: names[image_id] for image_id in pool}
 
 
-def _read_name(row: Row) -> tuple[str, str]:
-    entry = need_object(row.entry)
+def _read_name(row: Record) -> tuple[str, str]:
+    entry = need_object(row.value)
     return need_id(entry.get("id")), Path(need_text(entry, "file_name")).name
 
 
@@ -129,8 +122,8 @@ def _images(
     folder: Path, picture_folders: Sequence[str], file_of: Mapping[str, str], origin: str
 ) -> tuple[EvaluationImage, ...]:
     """`file_of` maps image ids, in the order of the pool, to file names."""
-    pictures = find_pictures(need_path(folder, picture_folders, origin), list(file_of.values()), origin)
-    return tuple(EvaluationImage(image_id, None, picture) for image_id, picture in zip(file_of, pictures, strict=True))
+    files = {image_id: (file_name, None) for image_id, file_name in file_of.items()}
+    return find_images(need_path(folder, picture_folders, origin), files, origin)
 
 
 def _questions(pairs: Iterable[tuple[str, str]]) -> tuple[EvaluationQuestion, ...]:

@@ -11,24 +11,23 @@ import base64
 import binascii
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ragllava.errors import ImageRejected, InvalidInput, LineError, UsageError
+from ragllava.errors import ImageRejected, UsageError
 from ragllava.evaluation.datasets.files import (
     BadRow,
-    Row,
+    find_images,
     find_path,
-    find_pictures,
     json_rows,
     need_id,
     need_list,
+    need_number,
     need_object,
     need_path,
     need_text,
     read_map,
-    read_rows,
     read_text,
     spellings,
     unique,
@@ -36,6 +35,7 @@ from ragllava.evaluation.datasets.files import (
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
 from ragllava.imaging.decode import MAX_BYTES
 from ragllava.stages.ingest.captions import clean_caption
+from ragllava.stages.record_files import Record, check_all
 
 TOP_N = 2
 ROWS_PER_SERIES = 10_000_000  # an image's row in imgs.tsv is its id modulo this
@@ -128,10 +128,10 @@ class _CaptionedQuestion:
 
 def _load_original(folder: Path, path: Path, split: str) -> EvaluationSet:
     rows = json_rows(path)
-    ours = [row for row in rows if isinstance(row.entry, dict) and row.entry.get("split") == split]
-    broken = [row for row in rows if not isinstance(row.entry, dict)]
-    asked_about = [row for row in ours if not _is_about_text(row.entry)]
-    asked = read_rows(path, broken + asked_about, _read_original)
+    ours = [row for row in rows if isinstance(row.value, dict) and row.value.get("split") == split]
+    broken = [row for row in rows if not isinstance(row.value, dict)]
+    asked_about = [row for row in ours if not _is_about_text(row.value)]
+    asked = check_all(path, broken + asked_about, _read_original)
     captions: dict[str, str | None] = {}
     for row in asked:
         for image_id, caption in row.captions.items():
@@ -154,8 +154,8 @@ def _is_about_text(entry: dict[str, Any]) -> bool:
     return not entry.get("img_posFacts") and (entry.get("Qcate") == "text" or bool(entry.get("txt_posFacts")))
 
 
-def _read_original(row: Row) -> _CaptionedQuestion:
-    entry = need_object(row.entry)
+def _read_original(row: Record) -> _CaptionedQuestion:
+    entry = need_object(row.value)
     right = [need_object(fact) for fact in need_list(entry, "img_posFacts")]
     wrong = [need_object(fact) for fact in need_list(entry, "img_negFacts")]
     captions = {_number(fact): _caption(fact.get("caption")) for fact in wrong + right}
@@ -165,13 +165,10 @@ def _read_original(row: Row) -> _CaptionedQuestion:
 
 def _number(fact: dict[str, Any]) -> str:
     """The image's id as in imgs.tsv; it must be a number, because it tells the row."""
-    image_id = need_id(fact.get("image_id"))
-    if not image_id.isdecimal():
-        raise BadRow(f"'image_id' must be a whole number, found {image_id!r:.80}")
-    return image_id
+    return need_number(fact.get("image_id"), "'image_id'")
 
 
-def _question(row: Row, entry: dict[str, Any], right: Sequence[str], wrong: Iterable[str]) -> EvaluationQuestion:
+def _question(row: Record, entry: dict[str, Any], right: Sequence[str], wrong: Iterable[str]) -> EvaluationQuestion:
     """The question in either form; `wrong` are images that its row calls wrong."""
     if not right:
         raise BadRow("'img_posFacts' names no image, so nothing could be found")
@@ -213,41 +210,39 @@ def _tsv_pictures(folder: Path, image_ids: Sequence[str]) -> list[TsvPicture]:
 
 def _read_offsets(path: Path) -> array[int]:
     """The byte at which each row of imgs.tsv begins."""
-    offsets = array("q")
-    for line, text in enumerate(read_text(path).split(), start=1):
-        if not text.isdecimal():
-            message = f"expected a position in bytes, found {text!r:.40}"
-            raise InvalidInput(str(path), [LineError("invalid_row", line, message)])
-        offsets.append(int(text))
-    return offsets
+    rows = (Record(line, text) for line, text in enumerate(read_text(path).split(), start=1))
+    return array("q", check_all(path, rows, _read_offset))
+
+
+def _read_offset(row: Record) -> int:
+    if not row.value.isdecimal():
+        raise BadRow(f"expected a position in bytes, found {row.value!r:.40}")
+    return int(row.value)
 
 
 def _load_reference(folder: Path, path: Path, split: str) -> EvaluationSet:
     rows = json_rows(path)
-    questions = read_rows(path, rows, _read_reference)
+    questions = check_all(path, rows, _read_reference)
     index = need_path(folder, spellings(f"WebQA_{split}_image_index_to_id.json"), _REFERENCE_ORIGIN)
-    pool = unique(read_rows(index, json_rows(index), lambda row: need_id(row.entry)))
+    pool = unique(check_all(index, json_rows(index), lambda row: need_id(row.value)))
     captions_file = "WebQA_caption_test.json" if split == "test" else "WebQA_caption_train_dev.json"
     captions = read_map(need_path(folder, spellings(captions_file), _REFERENCE_ORIGIN))
-    pictures = find_pictures(_picture_folder(folder, split), pool, _REFERENCE_ORIGIN)
+    files = {image_id: (image_id, _caption(captions.get(image_id))) for image_id in pool}
     return EvaluationSet(
         name="webqa",
         split=split,
-        images=tuple(
-            EvaluationImage(image_id, _caption(captions.get(image_id)), picture)
-            for image_id, picture in zip(pool, pictures, strict=True)
-        ),
+        images=find_images(_picture_folder(folder, split), files, _REFERENCE_ORIGIN),
         questions=tuple(questions),
         top_n=TOP_N,
     )
 
 
-def _read_reference(row: Row) -> EvaluationQuestion:
-    entry = need_object(row.entry)
+def _read_reference(row: Record) -> EvaluationQuestion:
+    entry = need_object(row.value)
     facts = need_list(entry, "img_posFacts")
     right = unique(need_id(fact.get("image_id") if isinstance(fact, dict) else fact) for fact in facts)
     if row.name.startswith("entry ") and "Guid" in entry:  # a list instead of an object under guids
-        row = Row(row.line, need_id(entry["Guid"]), entry)
+        row = replace(row, name=need_id(entry["Guid"]))
     return _question(row, entry, right, wrong=())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ragllava.errors import JobRefused
 from ragllava.jobs.states import JobState
+from ragllava.json_records import write_json_lines
 from ragllava.lab.bench.workload import Workload
 from ragllava.postcards.archive import draw_archive, write_archive
 
@@ -35,8 +35,7 @@ def sample_questions(workload: Workload) -> list[str]:
 def write_questions(client: Client, name: str, texts: Sequence[str]) -> Path:
     """Write a question file with these questions; returns its path."""
     path = client.settings.home / "bench" / f"{name}.jsonl"
-    lines = (json.dumps({"custom_id": f"q-{number}", "question": text}) for number, text in enumerate(texts))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_json_lines(({"custom_id": f"q-{number}", "question": text} for number, text in enumerate(texts)), path)
     return path
 
 

@@ -17,7 +17,8 @@ from ragllava.jobs.control import NewJob
 from ragllava.json_records import to_json
 from ragllava.records import AnswerOptions, JobKind, Question
 from ragllava.settings import Settings
-from ragllava.stages.answer.question_files import UNSTORABLE, QuestionFile
+from ragllava.stages.answer.question_files import QuestionFile
+from ragllava.stages.record_files import UNSTORABLE
 from ragllava.stages.results.outbox import Outbox
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
@@ -68,7 +69,7 @@ def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how
     """
     _check_options(how.options)
     _check_key(how.idempotency_key)
-    if not (how.skip_invalid and file.questions):
+    if not (how.skip_invalid and file.valid):
         file.require_valid()
 
     delivery = {"outbox": to_json(how.outbox)} if how.outbox else {}

@@ -15,8 +15,9 @@ from sqlalchemy import Engine
 from ragllava.errors import ObjectMissing, ServiceUnavailable, SettingsError, UsageError
 from ragllava.jobs import control
 from ragllava.settings import Settings
-from ragllava.stages.answer.question_files import format_by_extension, read_questions
+from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import Submission, as_options, record_refusal, submit_questions
+from ragllava.stages.record_files import format_by_extension
 from ragllava.stages.results.outbox import Outbox
 from ragllava.stores.buckets.bindings import Binding
 from ragllava.stores.database import in_transaction

@@ -3,7 +3,7 @@
 Two formats, recognised by the file's extension, else by its content:
 
 - JSONL: `{"job": 7, "custom_id": "q1", "verdict": "wrong", "answer": "two", "relevant": ["boats.png"]}`
-- CSV: a header with the same names; comma, semicolon or tab between cells, `;` between images within a cell.
+- CSV: a header with the same names; comma, semicolon, tab or bar between cells, `;` between images within a cell.
 
 `verdict` is `right` or `wrong`. `answer` is the right answer. `relevant` and `irrelevant` name images as the archive
 does (`source` in result files); in JSON a number is an `image_id`. Only `custom_id` and `verdict` are required, and
@@ -12,24 +12,34 @@ does (`source` in result files); in JSON a number is an `image_id`. Only `custom
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ragllava.errors import InvalidInput, LineError, UsageError
+from ragllava.errors import LineError
 from ragllava.records import FileFormat, Verdict
-from ragllava.stages.answer.question_files import UNSTORABLE, Rejected, format_by_extension
-from ragllava.stages.csv_records import csv_records
+from ragllava.stages.record_files import (
+    MAX_LINES,
+    UNSTORABLE,
+    CheckedFile,
+    Layout,
+    Record,
+    Rejected,
+    format_by_extension,
+    opened_records,
+)
 
-MAX_BYTES = 64 * 2**20
 MAX_ANSWER_CHARACTERS = 2_000
 
 _MAX_ID = 2**63 - 1  # of the database's bigint
-_REQUIRED = ("custom_id", "verdict")
-_DELIMITERS = ",;\t"
+_LAYOUT = Layout(
+    content="feedback",
+    example='{"custom_id": …, "verdict": …}',
+    required=(("custom_id",), ("verdict",)),
+    optional=("job", "answer", "relevant", "irrelevant", "question"),
+    skips_empty_rows=True,
+)
 
 ImageName = str | int  # a source, or the id of an image
 
@@ -61,23 +71,11 @@ class Dismissal:
     asked: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FeedbackFile:
-    """All input lines in order, and the dismissals."""
+@dataclass(frozen=True)
+class FeedbackFile(CheckedFile[FeedbackLine]):
+    """The lines, and the dismissals."""
 
-    name: str
-    lines: list[FeedbackLine | LineError]
     dismissed: tuple[Dismissal, ...] = ()
-
-    @property
-    def valid(self) -> list[FeedbackLine]:
-        """The valid lines."""
-        return [line for line in self.lines if isinstance(line, FeedbackLine)]
-
-    @property
-    def errors(self) -> list[LineError]:
-        """The invalid lines."""
-        return [line for line in self.lines if isinstance(line, LineError)]
 
 
 def read_feedback(source: Path | bytes, *, name: str, job_id: int | None = None) -> FeedbackFile:
@@ -86,47 +84,31 @@ def read_feedback(source: Path | bytes, *, name: str, job_id: int | None = None)
     Raises InvalidInput when the whole file is unusable, UsageError when it cannot be opened. An invalid line never
     raises: it is a LineError.
     """
-    try:
-        text = read_text(source, name)
-        given = format_by_extension(name)
-        if given is FileFormat.PARQUET:
+    format = format_by_extension(name)
+    with opened_records(source, name, _LAYOUT, format=format, max_records=MAX_LINES) as (format, records):
+        if format is FileFormat.PARQUET:
             raise Rejected("unknown_format", "feedback must be JSON lines or CSV, not Parquet")
-        is_csv = given is FileFormat.CSV or (given is None and not text.lstrip().startswith("{"))
-        lines = list((_csv_lines if is_csv else _json_lines)(text, job_id))
-        if not lines:
-            raise Rejected("empty_file", "the file has no feedback")
-    except Rejected as rejected:
-        raise InvalidInput(name, [LineError(rejected.code, 0, rejected.message)]) from None
+        convert = _json_value if format is FileFormat.CSV else dict
+        lines = [as_line(replace(record, value=convert(record.value)), job_id) for record in records]
     return FeedbackFile(name, lines)
 
 
 def feedback_of(records: Iterable[Mapping[str, Any]], *, job_id: int | None = None) -> FeedbackFile:
     """The same from records with the keys of a JSONL line; their `line` is their number, from 1."""
-    return FeedbackFile("feedback", [as_line(number, record, job_id) for number, record in enumerate(records, start=1)])
+    numbered = (Record(number, record) for number, record in enumerate(records, start=1))
+    return FeedbackFile("feedback", [as_line(record, job_id) for record in numbered])
 
 
-def read_text(source: Path | bytes, name: str) -> str:
-    """The text of a file. Raises Rejected for one too large or not UTF-8, UsageError if it cannot be opened."""
-    try:
-        data = source if isinstance(source, bytes) else _head(source)
-    except OSError as error:
-        raise UsageError(f"{name} cannot be read: {error.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise Rejected("file_too_large", f"the file has more than {MAX_BYTES // 2**20} MiB; split it")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Rejected("invalid_encoding", f"byte {error.start + 1} of the file is not UTF-8") from None
-
-
-def as_line(line: int, value: Mapping[str, Any], job_id: int | None) -> FeedbackLine | LineError:
+def as_line(record: Record, job_id: int | None) -> FeedbackLine | LineError:
     """Check one record of any format."""
-    custom_id = value.get("custom_id")
+    value = record.value
     try:
+        if record.problem:
+            raise record.problem
         return FeedbackLine(
-            line=line,
+            line=record.line,
             job_id=_job_id(value.get("job"), job_id),
-            custom_id=_custom_id(custom_id),
+            custom_id=_custom_id(value.get("custom_id")),
             verdict=_verdict(value.get("verdict")),
             answer=_answer(value.get("answer")),
             relevant=_images(value, "relevant"),
@@ -134,75 +116,21 @@ def as_line(line: int, value: Mapping[str, Any], job_id: int | None) -> Feedback
             asked=_asked(value),
         )
     except Rejected as rejected:
-        return _line_error(line, rejected, custom_id)
+        return rejected.at(record.line, value.get("custom_id"))
 
 
-def as_dismissal(line: int, value: Mapping[str, Any]) -> Dismissal | LineError:
+def as_dismissal(record: Record) -> Dismissal | LineError:
     """The same for a record that only names its question."""
-    custom_id = value.get("custom_id")
+    value = record.value
     try:
-        return Dismissal(line, _job_id(value.get("job"), None), _custom_id(custom_id), _asked(value))
+        return Dismissal(
+            record.line, _job_id(value.get("job"), None), _custom_id(value.get("custom_id")), _asked(value)
+        )
     except Rejected as rejected:
-        return _line_error(line, rejected, custom_id)
+        return rejected.at(record.line, value.get("custom_id"))
 
 
-def parse_json(text: str) -> Any:
-    """Any JSON. Raises Rejected."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        message = f"this is not valid JSON ({error.msg}, line {error.lineno}, column {error.colno})"
-        raise Rejected("invalid_json", message) from None
-    except (ValueError, RecursionError):  # a number of thousands of digits; thousands of open brackets
-        raise Rejected("invalid_json", "a number is too long or brackets are nested too deep") from None
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(MAX_BYTES + 1)
-
-
-def _json_lines(text: str, job_id: int | None) -> Iterator[FeedbackLine | LineError]:
-    for number, raw in enumerate(text.split("\n"), start=1):
-        if not raw.strip():
-            continue
-        try:
-            value = parse_json(raw)
-            if not isinstance(value, dict):
-                raise Rejected("invalid_json", 'the line is not an object like {"custom_id": …, "verdict": …}')
-        except Rejected as rejected:
-            yield LineError(rejected.code, number, rejected.message)
-        else:
-            yield as_line(number, value, job_id)
-
-
-def _csv_lines(text: str, job_id: int | None) -> Iterator[FeedbackLine | LineError]:
-    delimiter, names = _csv_layout(text)
-    records = csv_records(io.StringIO(text, newline=""), delimiter)
-    filled = ((line, cells) for line, cells in records if isinstance(cells, str) or any(map(str.strip, cells)))
-    for number, (line, cells) in enumerate(filled):
-        if isinstance(cells, str):
-            yield LineError("invalid_csv_line", line, cells)
-        elif number == 0:
-            continue  # the header
-        elif len(cells) > len(names):
-            message = f"the record has {len(cells)} cells under {len(names)} columns; put texts in double quotes"
-            yield LineError("invalid_csv_line", line, message)
-        else:
-            yield as_line(line, _csv_record(dict(zip(names, cells, strict=False))), job_id)
-
-
-def _csv_layout(text: str) -> tuple[str, list[str]]:
-    """The delimiter with which the header has the required columns, and all column names in lower case."""
-    header = next((line for line in text.splitlines() if line.strip()), "")
-    for delimiter in _DELIMITERS:
-        names = [cell.strip(' "').lower() for cell in header.split(delimiter)]
-        if set(_REQUIRED) <= set(names):
-            return delimiter, names
-    raise Rejected("missing_column", "the first line is not a header with the columns `custom_id` and `verdict`")
-
-
-def _csv_record(cells: Mapping[str, str]) -> dict[str, Any]:
+def _json_value(cells: Mapping[str, str]) -> dict[str, Any]:
     """The record that JSON would give: an empty cell says nothing, a cell of images is a list."""
     record: dict[str, Any] = {name: cell for name, cell in cells.items() if cell.strip()}
     for name in ("relevant", "irrelevant"):
@@ -237,10 +165,6 @@ def _custom_id(value: object) -> str:
 def _asked(value: Mapping[str, Any]) -> str | None:
     asked = value.get("question")
     return asked if isinstance(asked, str) else None
-
-
-def _line_error(line: int, rejected: Rejected, custom_id: object) -> LineError:
-    return LineError(rejected.code, line, rejected.message, custom_id if isinstance(custom_id, str) else None)
 
 
 def _verdict(value: object) -> Verdict:

@@ -12,19 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ragllava.errors import InvalidInput, LineError
+from ragllava.errors import LineError
 from ragllava.records import Candidate, StoredImage
-from ragllava.stages.answer.question_files import Rejected
 from ragllava.stages.feedback.files import (
     Dismissal,
     FeedbackFile,
     FeedbackLine,
     as_dismissal,
     as_line,
-    parse_json,
-    read_text,
 )
+from ragllava.stages.record_files import Record, Rejected, opened_file, parse_json
 from ragllava.stores.learning.noisy import NoisyView
+
+MAX_BYTES = 64 * 2**20  # of an export
 
 # The names of the controls are the keys of the feedback, and those of a candidate end in its index in the list.
 LABELING_CONFIG = """\
@@ -90,14 +90,14 @@ def read_annotations(source: Path | bytes, *, name: str) -> tuple[FeedbackFile, 
     `line` of an error is the number of its task in the file, from 1. Raises InvalidInput when the file is not such an
     export, UsageError when it cannot be opened.
     """
-    try:
-        tasks = parse_json(read_text(source, name))
+    with opened_file(source, name) as stream:
+        content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise Rejected("file_too_large", f"the file has more than {MAX_BYTES // 2**20} MiB; split it")
+        tasks = parse_json(content.decode("utf-8-sig", "surrogateescape"))
         if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-            raise Rejected(
-                "unknown_format", 'this is not a list of tasks; export from Label Studio in the format "JSON"'
-            )
-    except Rejected as rejected:
-        raise InvalidInput(name, [LineError(rejected.code, 0, rejected.message)]) from None
+            message = 'this is not a list of tasks; export from Label Studio in the format "JSON"'
+            raise Rejected("unknown_format", message)
     lines: list[FeedbackLine | LineError] = []
     dismissed: list[Dismissal] = []
     waiting = 0
@@ -150,11 +150,11 @@ def _read_task(
         if not isinstance(data, dict) or not isinstance(data.get("candidates"), list):
             raise Rejected("unknown_format", "the task was not made by `ragllava noisy export`")
         if annotation is None:
-            return as_dismissal(number, data)
+            return as_dismissal(Record(number, data))
         feedback = _feedback_of(annotation, data["candidates"])
     except Rejected as rejected:
-        return LineError(rejected.code, number, rejected.message)
-    return as_line(number, feedback | {key: data.get(key) for key in ("job", "custom_id", "question")}, None)
+        return rejected.at(number)
+    return as_line(Record(number, feedback | {key: data.get(key) for key in ("job", "custom_id", "question")}), None)
 
 
 def _feedback_of(annotation: Mapping[str, Any], candidates: Sequence[Any]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from sqlalchemy import Connection, Engine
 from ragllava.answer_text import exact_match
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import AnswerStatus, JobKind, Label, NoisyCase, NoisyReason, NoisyState, StoredImage, Verdict
-from ragllava.stages.answer.question_files import Rejected
 from ragllava.stages.feedback.files import Dismissal, FeedbackFile, FeedbackLine, ImageName
+from ragllava.stages.record_files import Rejected
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import answered
@@ -148,7 +148,7 @@ def _resolve(
                 raise Rejected("duplicate_question", f"line {first} is about this question already")
             given.append(_label(line, references, source))
         except Rejected as rejected:
-            errors.append(LineError(rejected.code, line.line, rejected.message, line.custom_id))
+            errors.append(rejected.at(line.line, line.custom_id))
     return given, dismissed, sorted(errors, key=lambda error: error.line)
 
 

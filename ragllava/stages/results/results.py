@@ -7,7 +7,6 @@ a text that a spreadsheet would read as a formula gets an apostrophe in front (d
 from __future__ import annotations
 
 import csv
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ragllava.errors import UsageError
-from ragllava.json_records import to_json
+from ragllava.json_records import to_json, write_json_lines
 from ragllava.records import Answer, AnswerStatus, Candidate, Change, FileFormat, Question
 from ragllava.whole_files import written_whole
 
@@ -27,8 +26,6 @@ _EVIDENCE_KEYS = ("image_id", "source", "caption", "retrieval_score", "relevance
 _PREVIOUS_EVIDENCE_KEYS = ("image_id", "source")
 _ROWS_PER_GROUP = 10_000
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
-# JSON allows these inside strings, but `str.splitlines` and old JavaScript treat them as line ends.
-_LINE_SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +143,7 @@ def write_results(
     """
     with output_file(path) as part:
         if format is FileFormat.JSONL:
-            return _write_json_lines((row.as_json() for row in rows), part)
+            return write_json_lines((row.as_json() for row in rows), part)
         if format is FileFormat.CSV:
             return _write_csv(rows, part, top_n, is_refresh)
         return _write_parquet(rows, part, is_refresh)
@@ -160,7 +157,7 @@ def write_errors(rows: Iterable[ResultRow], path: Path) -> int:
         if row.status in (AnswerStatus.FAILED, AnswerStatus.DEAD)
     )
     with output_file(path) as part:
-        return _write_json_lines(lines, part)
+        return write_json_lines(lines, part)
 
 
 @contextmanager
@@ -194,64 +191,53 @@ def _evidence_json(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _write_json_lines(lines: Iterable[dict[str, Any]], path: Path) -> int:
-    count = 0
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for line in lines:
-            count += 1
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).translate(_LINE_SEPARATORS) + "\n")
-    return count
+def _empty_row(is_refresh: bool) -> ResultRow:
+    """A row that has the keys of all rows of a job."""
+    previous = Previous(0, None, None, ()) if is_refresh else None
+    return ResultRow(0, None, None, AnswerStatus.FAILED, previous=previous)
 
 
 # CSV
 
 
-def _csv_columns(top_n: int, is_refresh: bool) -> list[str]:
-    head = ["custom_id", "line", "question", "status", "answer", "confidence"]
-    models = [f"model_{key}" for key in _MODEL_KEYS]
-    columns = [*head, *_evidence_columns(_EVIDENCE_KEYS, top_n), *models, "note", "error_code", "error"]
-    if is_refresh:
-        evidence = _evidence_columns(_PREVIOUS_EVIDENCE_KEYS, top_n)
-        previous = ["job", "status", "answer", *evidence, "asked_again", "because", "changed", "evidence_changed"]
-        columns += [f"previous_{name}" for name in previous]
-    return columns
-
-
-def _evidence_columns(keys: Sequence[str], top_n: int) -> list[str]:
-    return [f"evidence_{number}_{key}" for number in range(1, top_n + 1) for key in keys]
-
-
-def _csv_cells(row: ResultRow, top_n: int) -> Sequence[Any]:
+def _csv_cells(row: ResultRow, top_n: int) -> dict[str, Any]:
+    """The cells of a row by the names of their columns; the columns depend on `top_n` and `row.previous` alone."""
     record = row.as_json()
-    evidence = record["evidence"]
-    if len(evidence) > top_n:
-        raise ValueError(f"line {row.line} has {len(evidence)} images of evidence, but top_n is {top_n}")
-    cells = [record[key] for key in ("custom_id", "line", "question", "status", "answer", "confidence")]
-    cells += _evidence_cells(evidence, _EVIDENCE_KEYS, top_n)
-    cells += [record["models"][key] if record["models"] else None for key in _MODEL_KEYS]
-    cells += [record["note"], row.error_code, row.error]
-    if row.previous:
-        previous = record["previous"]
-        flags = [str(previous[key]).lower() for key in ("asked_again", "changed", "evidence_changed")]
-        cells += [previous[key] for key in ("job", "status", "answer")]
-        cells += _evidence_cells(previous["evidence"], _PREVIOUS_EVIDENCE_KEYS, top_n)
-        cells += [flags[0], ", ".join(previous["because"]), *flags[1:]]
+    if len(record["evidence"]) > top_n:
+        raise ValueError(f"line {row.line} has {len(record['evidence'])} images of evidence, but top_n is {top_n}")
+    cells = {key: record[key] for key in ("custom_id", "line", "question", "status", "answer", "confidence")}
+    cells |= _evidence_cells(record["evidence"], _EVIDENCE_KEYS, top_n)
+    cells |= {f"model_{key}": record["models"] and record["models"][key] for key in _MODEL_KEYS}
+    cells |= {"note": record["note"], "error_code": row.error_code, "error": row.error}
+    for key, value in record.get("previous", {}).items():
+        if key == "evidence":
+            evidence = _evidence_cells(value, _PREVIOUS_EVIDENCE_KEYS, top_n)
+            cells |= {f"previous_{name}": cell for name, cell in evidence.items()}
+        elif isinstance(value, bool):
+            cells[f"previous_{key}"] = str(value).lower()
+        else:
+            cells[f"previous_{key}"] = ", ".join(value) if isinstance(value, list) else value
     return cells
 
 
-def _evidence_cells(evidence: Sequence[dict[str, Any]], keys: Sequence[str], top_n: int) -> list[Any]:
+def _evidence_cells(evidence: Sequence[dict[str, Any]], keys: Sequence[str], top_n: int) -> dict[str, Any]:
     """The cells of `top_n` images; None for those that are missing."""
-    return [evidence[no][key] if no < len(evidence) else None for no in range(top_n) for key in keys]
+    return {
+        f"evidence_{no + 1}_{key}": evidence[no][key] if no < len(evidence) else None
+        for no in range(top_n)
+        for key in keys
+    }
 
 
 def _write_csv(rows: Iterable[ResultRow], path: Path, top_n: int, is_refresh: bool) -> int:
     count = 0
+    columns = _csv_cells(_empty_row(is_refresh), top_n)
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(_csv_columns(top_n, is_refresh))
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
         for row in rows:
             count += 1
-            writer.writerow([_harmless(cell) for cell in _csv_cells(row, top_n)])
+            writer.writerow({name: _harmless(cell) for name, cell in _csv_cells(row, top_n).items()})
     return count
 
 
@@ -269,37 +255,24 @@ def _harmless(cell: Any) -> Any:
 def _parquet_schema(is_refresh: bool) -> Any:
     import pyarrow as pa
 
-    text, number, integer = pa.string(), pa.float64(), pa.int64()
-    kinds = {"image_id": integer, "retrieval_score": number, "relevance": number, "threshold": number, "line": integer}
+    text = pa.string()
+    types = dict.fromkeys(("line", "job", "image_id"), pa.int64())
+    types |= dict.fromkeys(("confidence", "retrieval_score", "relevance", "threshold"), pa.float64())
+    types |= dict.fromkeys(("asked_again", "changed", "evidence_changed"), pa.bool_())
 
-    def struct(*keys: str) -> Any:
-        return pa.struct([(key, kinds.get(key, text)) for key in keys])
+    def struct(keys: Iterable[str], **nested: Any) -> Any:
+        return pa.struct([(key, (types | nested).get(key, text)) for key in keys])
 
-    previous = [
-        ("job", integer),
-        ("status", text),
-        ("answer", text),
-        ("evidence", pa.list_(struct(*_PREVIOUS_EVIDENCE_KEYS))),
-        ("asked_again", pa.bool_()),
-        ("because", pa.list_(text)),
-        ("changed", pa.bool_()),
-        ("evidence_changed", pa.bool_()),
-    ]
-    return pa.schema(
-        [
-            ("custom_id", text),
-            ("line", integer),
-            ("question", text),
-            ("status", text),
-            ("answer", text),
-            ("confidence", number),
-            ("evidence", pa.list_(struct(*_EVIDENCE_KEYS))),
-            ("models", struct(*_MODEL_KEYS)),
-            ("note", text),
-            ("error", struct("code", "message", "line")),
-            *([("previous", pa.struct(previous))] if is_refresh else []),
-        ]
+    record = _empty_row(is_refresh).as_json()
+    previous_evidence = pa.list_(struct(_PREVIOUS_EVIDENCE_KEYS))
+    row = struct(
+        record,
+        evidence=pa.list_(struct(_EVIDENCE_KEYS)),
+        models=struct(_MODEL_KEYS),
+        error=struct(("code", "message", "line")),
+        previous=struct(record.get("previous", ()), evidence=previous_evidence, because=pa.list_(text)),
     )
+    return pa.schema(list(row))
 
 
 def _write_parquet(rows: Iterable[ResultRow], path: Path, is_refresh: bool) -> int:

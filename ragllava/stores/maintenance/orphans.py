@@ -29,8 +29,8 @@ def adopt(connection: Connection, sha256: str, size_bytes: int) -> bool:
     So an importer of the same bytes waits or revives it, as with any other blob.
     """
     unnamed = {"state": "deleting", "size_bytes": size_bytes, "media_type": "application/octet-stream"}
-    new = insert(blobs).values(sha256=sha256, **unnamed).on_conflict_do_nothing()
-    return connection.execute(new).rowcount == 1
+    new = insert(blobs).values(sha256=sha256, **unnamed).on_conflict_do_nothing().returning(blobs.c.sha256)
+    return connection.scalar(new) is not None
 
 
 def living_trainings(connection: Connection) -> dict[str, bool]:

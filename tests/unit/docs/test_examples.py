@@ -18,6 +18,7 @@ from ragllava.lab.bench.groups import GROUPS
 from ragllava.models.profiles import get_profile
 from ragllava.records import AnswerStatus, Change, FileStatus, GapReason, NoisyReason
 from ragllava.settings import Settings
+from ragllava.stages import record_files
 from ragllava.stages.answer import question_files
 from ragllava.stages.feedback.files import read_feedback
 from ragllava.stages.ingest.captions import read_captions
@@ -132,7 +133,7 @@ def test_the_feedback_example_is_valid() -> None:
 
 
 def test_every_validation_code_is_explained() -> None:
-    source = Path(question_files.__file__).read_text()
+    source = "".join(Path(str(module.__file__)).read_text() for module in (question_files, record_files))
     raised = set(re.findall(r'Rejected\(\s*"(\w+)"', source))
     section = read_page("docs/questions-and-results.md").section("Questions")
     assert raised

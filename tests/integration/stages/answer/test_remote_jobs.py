@@ -77,7 +77,9 @@ def test_a_champion_that_the_endpoint_does_not_serve_refuses_the_job(
     there = at_endpoint(here, server)
     [row] = there.ask([text], top_k=3)
     assert row.status is AnswerStatus.FAILED and row.error is not None
-    assert row.error.startswith(f"the champion reranker cannot be used: the endpoint {server.url} serves no ranker-1; ")
+    assert row.error.startswith(
+        f"the champion reranker cannot be used: the endpoint {server.url} does not serve ranker-1; "
+    )
     assert row.error.endswith("go back with `ragllava models rollback --role reranker`")
 
     adapter = AdapterSet(server.mllm, here.settings.home / "cache").add("any", here.settings.home / "ranker-1")

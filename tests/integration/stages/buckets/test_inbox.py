@@ -217,7 +217,7 @@ def test_wrong_options_of_an_inbox_are_said_in_the_error_file(office: Office) ->
     office.binding = replace(office.binding, options=office.binding.options | {"answer": {"topk": 3}})
     assert office.take("q.jsonl", office.put("q.jsonl", lines(*GOOD))).job_id is None
     [content] = office.out().values()
-    assert "options may hold top_k" in json.loads(content)["message"]
+    assert "options may contain only top_k" in json.loads(content)["message"]
 
 
 def test_the_options_of_the_inbox_are_those_of_the_job(office: Office) -> None:

@@ -100,7 +100,7 @@ def test_switching_back_fills_what_came_since(
     assert indexes_named(gallery.ask(asked[:2], top_k=3)) == {old}
     assert switched(gallery, new).progress.by_status == {"switched": 1}
     assert indexes_named(gallery.ask(asked[:2], top_k=3)) == {new}
-    with pytest.raises(UsageError, match="is the active one"):
+    with pytest.raises(UsageError, match="is already the active index"):
         submit_switch(gallery.engine, gallery.settings, new)
 
 

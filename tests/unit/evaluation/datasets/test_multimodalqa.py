@@ -113,7 +113,7 @@ def test_bare_answers_as_in_the_description_of_the_format(original: Path) -> Non
 
 def test_a_line_that_is_no_json(original: Path) -> None:
     (original / "MMQA_images.jsonl.gz").write_bytes(gzip.compress(b'{"id": "aa01"\n'))
-    with pytest.raises(InvalidInput, match=r"MMQA_images\.jsonl\.gz, line 1: this line is not JSON"):
+    with pytest.raises(InvalidInput, match=r"MMQA_images\.jsonl\.gz, line 1: the line is not valid JSON"):
         load_dataset("multimodalqa", original, "dev")
 
 

@@ -16,8 +16,10 @@ from pyarrow import parquet
 
 from ragllava.errors import InvalidInput, LineError, UsageError
 from ragllava.records import FileFormat, Question
+from ragllava.stages import record_files
 from ragllava.stages.answer import question_files
-from ragllava.stages.answer.question_files import QuestionFile, format_by_extension, read_questions
+from ragllava.stages.answer.question_files import QuestionFile, read_questions
+from ragllava.stages.record_files import format_by_extension
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
@@ -62,7 +64,7 @@ def test_json_lines_become_questions_numbered_by_line_and_order() -> None:
 def test_an_invalid_line_keeps_its_number_between_valid_ones() -> None:
     file = read('{"question": "one"}\n{"question": "tw\n{"question": "three"}\n')
     assert [type(line).__name__ for line in file.lines] == ["Question", "LineError", "Question"]
-    assert file.questions == [Question(0, 1, "line-1", "one"), Question(2, 3, "line-3", "three")]
+    assert file.valid == [Question(0, 1, "line-1", "one"), Question(2, 3, "line-3", "three")]
     assert [(error.code, error.line) for error in file.errors] == [("invalid_json_line", 2)]
     with pytest.raises(InvalidInput, match=r"^q\.jsonl, line 2: .*JSON"):
         file.require_valid()
@@ -108,7 +110,7 @@ def test_the_longest_question_and_custom_id_are_accepted() -> None:
 
 
 def test_nul_and_lone_surrogates_in_a_question_become_replacement_characters() -> None:
-    assert read('{"question": "a\\u0000b\\ud800c\\ud83d\\ude00"}').questions[0].text == "a\ufffdb\ufffdc😀"
+    assert read('{"question": "a\\u0000b\\ud800c\\ud83d\\ude00"}').valid[0].text == "a\ufffdb\ufffdc😀"
 
 
 def test_custom_ids_are_unique_whether_given_or_generated() -> None:
@@ -121,7 +123,7 @@ def test_custom_ids_are_unique_whether_given_or_generated() -> None:
         {"custom_id": "b", "question": "6"},
     ]
     file = read(json_lines(*lines))
-    assert [question.custom_id for question in file.questions] == ["a", "line-4"]
+    assert [question.custom_id for question in file.valid] == ["a", "line-4"]
     assert [(e.line, e.code, e.custom_id) for e in file.errors] == [
         (2, "duplicate_custom_id", None),
         (4, "duplicate_custom_id", None),
@@ -161,7 +163,7 @@ def test_an_openai_batch_line_asks_the_last_message_of_the_user(url: str, body: 
 
 def test_text_parts_of_a_message_are_joined() -> None:
     parts = [{"type": "text", "text": "Is it"}, {"type": "text", "text": "red?"}]
-    assert read(batch(CHAT, {"messages": [{"role": "user", "content": parts}]})).questions[0].text == "Is it\nred?"
+    assert read(batch(CHAT, {"messages": [{"role": "user", "content": parts}]})).valid[0].text == "Is it\nred?"
 
 
 @pytest.mark.parametrize(
@@ -219,10 +221,10 @@ def test_too_many_lines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_line_above_the_limit_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(question_files, "MAX_LINE_BYTES", 30)
+    monkeypatch.setattr(record_files, "MAX_LINE_CHARACTERS", 30)
     file = read('{"question": "' + "x" * 100 + '"}\n{"question": "y"}\n')
     assert [error.code for error in file.errors] == ["line_too_long"]
-    assert file.questions == [Question(1, 2, "line-2", "y")]
+    assert file.valid == [Question(1, 2, "line-2", "y")]
     assert refusal("question\n" + "x" * 100, "q.csv").code == "line_too_long"
 
 
@@ -259,7 +261,7 @@ def test_csv_errors_are_named() -> None:
         (5, "invalid_encoding"),
         (7, "invalid_csv_line"),
     ]
-    assert file.questions == [Question(4, 6, "e", "Fine?")]
+    assert file.valid == [Question(4, 6, "e", "Fine?")]
 
 
 @pytest.mark.parametrize(
@@ -281,19 +283,19 @@ def test_no_line_is_lost_where_an_unclosed_quote_makes_a_cell_too_large() -> Non
     lines = [f"q-{number},Who?" for number in range(20_000)]
     file = read("\n".join(["custom_id,question", 'q,"What?', *lines]), "q.csv")
     assert [line.line for line in file.lines] == list(range(2, 20_003))
-    assert file.questions[-1].custom_id == "q-19999"
+    assert file.valid[-1].custom_id == "q-19999"
 
 
 def test_parquet_rows_become_questions() -> None:
     content = parquet_bytes({"custom_id": [5, None, 6], "question": ["Red?", "Blue?", None], "more": [1, 2, 3]})
     file = read(content, "anything")
-    assert file.questions == [Question(0, 1, "5", "Red?"), Question(1, 2, "line-2", "Blue?")]
+    assert file.valid == [Question(0, 1, "5", "Red?"), Question(1, 2, "line-2", "Blue?")]
     assert [(error.line, error.code, error.custom_id) for error in file.errors] == [(3, "missing_question", "6")]
 
 
 def test_parquet_dictionary_text_is_text() -> None:
     content = parquet_bytes({"question": pa.array(["Red?", "Red?"]).dictionary_encode()})
-    assert [question.text for question in read(content, "q.parquet").questions] == ["Red?", "Red?"]
+    assert [question.text for question in read(content, "q.parquet").valid] == ["Red?", "Red?"]
 
 
 def test_parquet_text_that_is_not_utf8_is_refused() -> None:
@@ -307,9 +309,9 @@ def test_the_extension_gives_the_format_else_the_content() -> None:
     assert format_by_extension("S3/Q.NDJSON") is FileFormat.JSONL
     assert format_by_extension("q.tsv") is FileFormat.CSV
     assert format_by_extension("q.txt") is None
-    assert read('\ufeff {"question": "x"}', "q.txt").questions[0].text == "x"
-    assert read("question\nx", "q.txt").questions[0].text == "x"
-    assert read_questions(b"question\nx", name="q.jsonl", format=FileFormat.CSV).questions[0].text == "x"
+    assert read('\ufeff {"question": "x"}', "q.txt").valid[0].text == "x"
+    assert read("question\nx", "q.txt").valid[0].text == "x"
+    assert read_questions(b"question\nx", name="q.jsonl", format=FileFormat.CSV).valid[0].text == "x"
 
 
 def test_a_path_reads_like_its_bytes(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_keys_that_a_json_line_lacks_stay_empty() -> None:
     assert line == FeedbackLine(1, 9, "q1", Verdict.RIGHT, None, None, ())
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_csv_has_the_same_keys(delimiter: str) -> None:
     header = delimiter.join(["custom_id", "job", "Verdict", "answer", "relevant", "irrelevant"])
     row = delimiter.join(["q1", "7", "wrong", "two", '"a.png; d.png"', "b c.png"])
@@ -133,8 +133,29 @@ def test_a_file_without_feedback_is_refused(text: str, name: str, message: str) 
     assert caught.value.errors[0].line == 0
 
 
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b"custom_id,verdict,answer\nq1,wrong,caf\xe9\nq2,right,\n", "feedback.csv"),
+        (b'\n{"answer": "caf\xe9"}\n{"custom_id": "q2", "verdict": "right"}\n', "feedback.jsonl"),
+    ],
+)
+def test_bytes_that_are_not_utf8_are_an_error_of_their_line(content: bytes, name: str) -> None:
+    bad, good = read_feedback(content, name=name, job_id=1).lines
+    assert isinstance(bad, LineError)
+    assert (bad.line, bad.code) == (2, "invalid_encoding")
+    assert good == FeedbackLine(3, 1, "q2", Verdict.RIGHT)
+
+
+def test_a_record_may_have_more_cells_than_the_header_only_if_they_are_empty() -> None:
+    bad, good = read("custom_id,verdict\nq1,right,x\nq2,right,,\n", "feedback.csv", job_id=1)
+    assert isinstance(bad, LineError)
+    assert (bad.line, bad.code, bad.custom_id) == (2, "invalid_csv_line", "q1")
+    assert good == FeedbackLine(3, 1, "q2", Verdict.RIGHT)
+
+
 def test_a_file_that_is_not_utf8_or_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="byte 1 of the file is not UTF-8"):
+    with pytest.raises(InvalidInput, match="the file looks like UTF-16; save it as UTF-8"):
         read_feedback(b"\xff\xfe{", name="feedback.jsonl")
     with pytest.raises(UsageError, match=r"none\.csv cannot be read: No such file"):
         read_feedback(tmp_path / "none.csv", name="none.csv")
