@@ -166,7 +166,7 @@ def test_the_gaps_task_names_images_without_a_vector_and_a_scheduled_reindexing_
     [
         (None, {}, "reindex concerns one archive"),
         (ARCHIVE, {"only": "some"}, "reindex takes only missing, failed, stale, all, not 'some'"),
-        (ARCHIVE, {"only": "stale", "retriever": "ViT-B-16/openai"}, "is about the active index"),
+        (ARCHIVE, {"only": "stale", "retriever": "ViT-B-16/openai"}, "concerns the active index"),
     ],
 )
 def test_a_wrong_reindexing_is_not_scheduled(
