@@ -9,6 +9,7 @@ import codecs
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePath
 
 from ragllava.errors import UsageError
@@ -122,8 +123,7 @@ def parse_captions(name: str, source: Path | bytes) -> Captions:
 
 
 def _image_and_caption(record: Record) -> tuple[str, str]:
-    names = {str(name).strip().lower(): name for name in record.value}
-    image, caption = (record.value[names[column]] for column in _LAYOUT.pick(names))
+    image, caption = (record.value[key] for key in _columns(tuple(record.value)))
     if isinstance(image, int) and not isinstance(image, bool):
         image = str(image)
     if not isinstance(image, str) or not image.strip():
@@ -133,6 +133,13 @@ def _image_and_caption(record: Record) -> tuple[str, str]:
     if not isinstance(caption, str):
         raise Rejected("invalid_caption", f"the caption of {image[:200]!r} must be text")
     return image, caption
+
+
+@lru_cache(maxsize=256)  # most files have the same keys in all records
+def _columns(keys: tuple[str, ...]) -> list[str]:
+    """The keys of the picture and of the caption. Raises Rejected."""
+    names = {key.strip().lower(): key for key in keys}
+    return [names[column] for column in _LAYOUT.pick(names)]
 
 
 def _normalized(name: str) -> str:
