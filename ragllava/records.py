@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -218,6 +219,12 @@ class Candidate:
     retrieval_score: float
     relevance: float
     evidence_no: int | None = None
+
+
+def evidence_of(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The kept candidates in rank order."""
+    kept = [candidate for candidate in candidates if candidate.evidence_no is not None]
+    return sorted(kept, key=lambda candidate: candidate.evidence_no or 0)
 
 
 @dataclass(frozen=True, slots=True)

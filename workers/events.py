@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from ragllava.errors import ObjectMissing, UsageError
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import Submission, Submitted, as_options, record_refusal, submit_questions
+from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
 from workers.app import app, dispatch_now
 from workers.runtime import runtime
@@ -66,7 +67,7 @@ def submit(
         )
         content = objects.read_external(match["bucket"], match["key"]).data
         questions = read_questions(content, name=match["key"])
-        job = submit_questions(process.engine, process.settings, questions, submission)
+        job = in_transaction(process.engine, submit_questions, process.settings, questions, submission)
     except (UsageError, ObjectMissing) as error:
         record_refusal(objects, f"{address}.error.json", address, error)
         return

@@ -94,7 +94,7 @@ class Receiver:
             self._count("ignored")
             return JSONResponse({"change_events": 0})
         try:
-            noted = record_events(self._engine, named)
+            noted = in_transaction(self._engine, record_events, named)
         except ServiceUnavailable as error:
             log.warning(str(error), extra={"action": "event_not_taken"})
             return _error(503, "the database is unavailable; send the message again")

@@ -68,7 +68,7 @@ def add(
     """
     from ragllava.client import ScheduleRequest
 
-    options = {option: value for option, value in of_action.items() if value}
+    options = {option: value for option, value in of_action.items() if value not in {None, False}}
     with connected() as client:
         view = client.schedules.add(ScheduleRequest(action, cron, archive, timezone, name, options))
     line = f"schedule {view.name}: {_action(view)}, for the first time {_local(view.next_due, view)}"

@@ -80,8 +80,8 @@ class Archives(Namespace):
         files = list(list_sources(paths, by_picture))
         if not files:
             raise UsageError(f"no pictures in {', '.join(map(str, paths))}")
-        submitted = self._queue(submit_files, archive_name=archive, files=files)
-        return IngestJob(submitted.job_id, submitted.total, tuple(by_picture.unused()) if by_picture else ())
+        job_id = self._queue(submit_files, archive_name=archive, files=files)
+        return IngestJob(job_id, len(files), tuple(by_picture.unused()) if by_picture else ())
 
     def reindex(self, request: ReindexRequest) -> int:
         """Queue a job that embeds images of an archive again; returns the job. Raises UsageError."""
@@ -125,7 +125,7 @@ class Archives(Namespace):
 
     def unbind(self, archive: str, address: str) -> Binding:
         """Remove a binding; the images that it brought stay. Raises UsageError when it is not bound to this archive."""
-        return unbind_archive(self._connections.engine, archive, address)
+        return self._do(unbind_archive, archive, address)
 
     def bindings(self, archive: str) -> list[BindingView]:
         """The parts of buckets that feed an archive, with counts of their objects. Raises UsageError."""
@@ -136,7 +136,10 @@ class Archives(Namespace):
 
         Raises UsageError for an archive without a binding and for a bucket that does not exist, ServiceUnavailable.
         """
-        return self._queue(scan, self._connections.objects, archive)
+        connections = self._connections
+        reports = scan(connections.engine, connections.settings, connections.objects, archive)
+        self._dispatch()
+        return reports
 
     def follow(self, watched: WatchedFolder) -> FolderChanges:
         """Bring an archive up to date with a folder; `watched` remembers the files of earlier calls.

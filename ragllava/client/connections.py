@@ -70,9 +70,9 @@ class Namespace:
         """`work(connection, *args, **kwargs)` in one transaction."""
         return in_transaction(self._connections.engine, work, *args, **kwargs)
 
-    def _queue(self, submit: Callable[Concatenate[Engine, Settings, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`submit(engine, settings, *args, **kwargs)`, then send what is ready to the workers."""
-        result = submit(self._connections.engine, self._connections.settings, *args, **kwargs)
+    def _queue(self, submit: Callable[Concatenate[Connection, Settings, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`submit(connection, settings, *args, **kwargs)` in one transaction; then dispatches what is ready."""
+        result = self._do(submit, self._connections.settings, *args, **kwargs)
         self._dispatch()
         return result
 

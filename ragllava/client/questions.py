@@ -18,8 +18,7 @@ from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import JobFigures
 from ragllava.records import AnswerOptions, KnownAnswer, Question
 from ragllava.stages.answer.question_files import MAX_QUESTION_CHARACTERS, QuestionFile, read_questions
-from ragllava.stages.answer.refresh import submit_refresh
-from ragllava.stages.answer.submit import ASK_PRIORITY, Submission, Submitted, submit_questions
+from ragllava.stages.answer.submit import ASK_PRIORITY, Submission, Submitted, submit_questions, submit_refresh
 from ragllava.stages.record_files import format_by_extension
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import result_rows
@@ -28,7 +27,7 @@ from ragllava.stages.results.results import ResultRow, write_errors, write_resul
 from ragllava.stores.database import read_at_once
 
 if TYPE_CHECKING:
-    from ragllava.stages.answer.refresh_plan import OnProgress, RefreshPlan
+    from ragllava.stages.answer.changes import OnProgress, RefreshPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,7 @@ class Questions(Namespace):
         `on_progress` is called with the questions compared so far and all of them. Raises UsageError when there is
         nothing to refresh, ModelUnavailable without the retriever, JobRefused when it is not the archive's.
         """
-        from ragllava.stages.answer.refresh_plan import plan_refresh  # loads torch
+        from ragllava.stages.answer.changes import plan_refresh  # loads torch
 
         connections = self._connections
         with closing(Resources(connections.settings)) as resources:

@@ -50,7 +50,7 @@ class Reviews(Namespace):
             file = read_feedback(labels, name=str(labels), job_id=job_id)
         else:
             file = feedback_of(labels, job_id=job_id)
-        return store_feedback(self._connections.engine, file, source=source, skip_invalid=skip_invalid)
+        return self._do(store_feedback, file, source=source, skip_invalid=skip_invalid)
 
     def get(self, job_id: int, custom_id: str) -> QuestionView:
         """One question with its candidates, its noisy case and its newest label. Raises UsageError when unknown."""
@@ -94,7 +94,7 @@ class Reviews(Namespace):
         Raises InvalidInput when a task is invalid and `skip_invalid` is not set; then nothing was stored.
         """
         file, unannotated = read_annotations(path, name=str(path))
-        return ImportedReviews(store_feedback(self._connections.engine, file, skip_invalid=skip_invalid), unannotated)
+        return ImportedReviews(self._do(store_feedback, file, skip_invalid=skip_invalid), unannotated)
 
     def list(
         self,

@@ -34,18 +34,14 @@ class Schedules(Namespace):
 
         The result has a job, or a note that says why there is none. Raises UsageError for an unknown name.
         """
-        fired = self._do(schedules.run_now, self._connections.settings, name, STARTERS)
-        self._dispatch()
-        return fired
+        return self._queue(schedules.run_now, name, STARTERS)
 
     def run_task(self, task: TaskName, archive: str | None = None, options: Mapping[str, Any] | None = None) -> int:
         """Queue a maintenance task, of one archive or of the whole system; returns the job.
 
         Raises UsageError for an archive or options that the task does not take.
         """
-        job_id = submit_task(self._connections.engine, task, archive, options or {})
-        self._dispatch()
-        return job_id
+        return self._queue(submit_task, task, archive, options or {})
 
     list = forwarded(list_schedules)
 

@@ -80,7 +80,8 @@ def ingest_pool(dataset: EvaluationSet, bench: Workbench) -> Pool:
     # One shard: it is worked off here, not spread over workers.
     settings = bench.settings.model_copy(update={"files_per_shard": len(offered)})
     bench.progress("ingest", 0, len(offered))
-    job_id = submit_files(bench.engine, settings, archive_name=name, files=list(offered.values())).job_id
+    files = list(offered.values())
+    job_id = in_transaction(bench.engine, submit_files, settings, archive_name=name, files=files)
     job = run_job(job_id, settings, bench.engine, bench.resources)
     bench.progress("ingest", len(offered), len(offered))
     archive_id = in_transaction(bench.engine, lambda c: archive.get_archive(c, name).archive_id)

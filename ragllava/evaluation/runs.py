@@ -141,7 +141,7 @@ class Answerer:
     def _answer(self, questions: Sequence[Question], shown: dict[int, Sequence[StoredImage]]) -> list[Answer]:
         resources = self._tools.resources
         hashes = [image.sha256 for question in questions for image in shown[question.question_no]]
-        pictures = resources.pictures.get_many(hashes, resources.threads)
+        pictures = resources.pictures.get_many(hashes)
         reranked = [
             RerankedQuestion(
                 tuple(

@@ -25,7 +25,6 @@ from ragllava.models.profiles import RetrieverSource
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import Role
 from ragllava.settings import Settings
-from ragllava.stages.pace import AnswerPace
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.learning.registry import BaseVersion
 from ragllava.stores.objects import ObjectStore
@@ -37,6 +36,20 @@ if TYPE_CHECKING:
 
 FETCH_THREADS = 8
 MAX_DECODERS = 8  # by default
+_DECAY = 0.5  # the weight of earlier measurements in the moving average of the pace
+
+
+class AnswerPace:
+    """The seconds per unit of cost in this process, a moving average; None before the first measurement."""
+
+    seconds_per_cost: float | None = None
+
+    def learn(self, seconds: float, cost: float) -> None:
+        """Add a measurement: work of this cost took so many seconds."""
+        if cost <= 0:
+            return
+        measured, average = seconds / cost, self.seconds_per_cost
+        self.seconds_per_cost = measured if average is None else _DECAY * average + (1 - _DECAY) * measured
 
 
 class Resources:
@@ -46,6 +59,7 @@ class Resources:
         """Makes no connection."""
         self.settings = settings
         self.models = ModelBundle(settings, serving=True)
+        self.pace = AnswerPace()
 
     @cached_property
     def objects(self) -> ObjectStore:
@@ -55,17 +69,12 @@ class Resources:
     @cached_property
     def pictures(self) -> PictureCache:
         """Decoded pictures of the archive."""
-        return PictureCache(self.objects, self.settings.image_cache_mib * 2**20)
+        return PictureCache(self.objects, self.threads, self.settings.image_cache_mib * 2**20)
 
     @cached_property
     def decoder(self) -> DecoderPool:
         """Child processes that decode unchecked pictures."""
         return DecoderPool(self.settings.decoders or default_decoders())
-
-    @cached_property
-    def pace(self) -> AnswerPace:
-        """How fast this process answers."""
-        return AnswerPace()
 
     def fetch(self, bucket: str, key: str) -> bytes:
         """The bytes of an object of any bucket, for s3:// uris."""
@@ -120,18 +129,11 @@ class Resources:
 
     def base_versions(self) -> list[BaseVersion]:
         """The loaded base models in their two roles, for the registry."""
-        models, files = self.models, self.models.mllm_files
-        profile = models.profile
+        profile, base, files = self.models.profile, self.models.base_version, self.models.mllm_files
+        fitted = (profile.threshold, profile.threshold_curve)
         return [
-            BaseVersion(
-                Role.RERANKER,
-                models.base_version,
-                RERANK_VERSION,
-                profile.threshold,
-                profile.threshold_curve,
-                manifest=files,
-            ),
-            BaseVersion(Role.GENERATOR, models.base_version, ANSWER_VERSION, manifest=files),
+            BaseVersion(Role.RERANKER, base, RERANK_VERSION, *fitted, manifest=files),
+            BaseVersion(Role.GENERATOR, base, ANSWER_VERSION, manifest=files),
         ]
 
 
@@ -142,8 +144,9 @@ class PictureCache:
     decoded in this process; in threads, so that the device does not wait for it.
     """
 
-    def __init__(self, objects: ObjectStore, limit_bytes: int) -> None:
-        """`limit_bytes` counts decoded RGB pixels."""
+    def __init__(self, objects: ObjectStore, threads: ThreadPoolExecutor, limit_bytes: int) -> None:
+        """`threads` fetch the objects and decode them. `limit_bytes` counts decoded RGB pixels."""
+        self._threads = threads
         self._objects = objects
         self._limit_bytes = limit_bytes
         self._used_bytes = 0
@@ -151,8 +154,8 @@ class PictureCache:
         self._pending: dict[str, Future[Image | str]] = {}
         self._decoders = BoundedSemaphore(default_decoders())
 
-    def fetch_ahead(self, hashes: Iterable[str], threads: ThreadPoolExecutor) -> None:
-        """Let `threads` start to read the pictures of the next `get_many`; they are held in memory until then.
+    def fetch_ahead(self, hashes: Iterable[str]) -> None:
+        """Start to read the pictures of the next `get_many`; they are held in memory until then.
 
         Pictures of an earlier call that were not requested since are dropped.
         """
@@ -161,16 +164,13 @@ class PictureCache:
             self._pending.pop(sha256).cancel()
         for sha256 in missing:
             if sha256 not in self._pending:
-                self._pending[sha256] = threads.submit(self._read, sha256)
+                self._pending[sha256] = self._threads.submit(self._read, sha256)
 
-    def get_many(self, hashes: Sequence[str], threads: ThreadPoolExecutor) -> dict[str, Image | str]:
-        """Each distinct picture, or one sentence why it cannot be read. Raises ServiceUnavailable.
-
-        `threads` fetch the objects and decode them.
-        """
+    def get_many(self, hashes: Sequence[str]) -> dict[str, Image | str]:
+        """Each distinct picture, or one sentence why it cannot be read. Raises ServiceUnavailable."""
         requested = list(dict.fromkeys(hashes))
         missing = [sha256 for sha256 in requested if sha256 not in self._cached]
-        self.fetch_ahead(missing, threads)
+        self.fetch_ahead(missing)
         pictures: dict[str, Image | str] = {}
         try:
             for sha256 in missing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ from ragllava.settings import Settings
 
 MAX_EXTERNAL_BYTES = 512 * 2**20  # read at once from another bucket, unless the caller sets a lower limit
 
+_CONTENT_KEY = re.compile(r"sha256/[0-9a-f]{2}/[0-9a-f]{2}/([0-9a-f]{64})")
 _METADATA = "x-amz-meta-"
 _MISSING = ("NoSuchKey", "NoSuchBucket", "ResourceNotFound")
 _REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
@@ -59,6 +61,12 @@ class ExternalContent:
 def content_key(sha256: str) -> str:
     """The key of content by its hash (64 hex digits), spread over folders to keep each of them small."""
     return f"sha256/{sha256[:2]}/{sha256[2:4]}/{sha256}"
+
+
+def content_hash(key: str) -> str | None:
+    """The hash in the key of content; None for other keys."""
+    match = _CONTENT_KEY.fullmatch(key)
+    return match[1] if match else None
 
 
 class ObjectStore:

@@ -94,7 +94,7 @@ class Course:
     def open_picture(self, sha256: str) -> Image:
         """A picture of an archive by its hash. Raises ObjectMissing when it cannot be read."""
         resources = self.context.resources
-        picture = resources.pictures.get_many([sha256], resources.threads)[sha256]
+        picture = resources.pictures.get_many([sha256])[sha256]
         if isinstance(picture, str):
             raise ObjectMissing(picture)
         return picture

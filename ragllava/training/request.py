@@ -192,25 +192,21 @@ def find_shortage(
 
 
 def submit_training(
-    engine: Engine, settings: Settings, request: TrainingRequest, idempotency_key: str | None = None
+    connection: Connection, settings: Settings, request: TrainingRequest, idempotency_key: str | None = None
 ) -> tuple[int, bool]:
     """Make a train job; returns its id and whether it is new.
 
     Of one role at most one job is open at a time. Raises UsageError when there is another one, for an unknown archive,
     when the labelled questions are too few, and for a key that belongs to a job with another content.
     """
-
-    def work(connection: Connection) -> tuple[int, bool]:
-        trainings.lock_role(connection, request.role)
-        if idempotency_key is not None and control.find_job(connection, idempotency_key) is not None:
-            return create_job(connection, request, idempotency_key)
-        trainings.require_none_open(connection, request.role)
-        shortage = plan_training(connection, request, settings).shortage
-        if shortage is not None:
-            raise UsageError(shortage)
+    trainings.lock_role(connection, request.role)
+    if idempotency_key is not None and control.find_job(connection, idempotency_key) is not None:
         return create_job(connection, request, idempotency_key)
-
-    return in_transaction(engine, work)
+    trainings.require_none_open(connection, request.role)
+    shortage = plan_training(connection, request, settings).shortage
+    if shortage is not None:
+        raise UsageError(shortage)
+    return create_job(connection, request, idempotency_key)
 
 
 def submit_due_trainings(engine: Engine, settings: Settings) -> list[int]:

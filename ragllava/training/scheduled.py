@@ -10,7 +10,7 @@ from ragllava.records import Role, ScheduleAction, Selection
 from ragllava.settings import Settings
 from ragllava.stages.maintenance.schedules import Options, Starter, Starters
 from ragllava.stages.maintenance.stage import MAINTENANCE_STARTERS, check_options
-from ragllava.stages.reindex.stage import ReindexRequest, check_selection, create_reindex
+from ragllava.stages.reindex.stage import ReindexRequest, check_selection, submit_reindex
 from ragllava.stores.learning import trainings
 from ragllava.stores.maintenance.schedules import ScheduleView
 from ragllava.training.request import begin_due
@@ -52,7 +52,7 @@ def _check_training(archive_name: str | None, options: Options) -> None:
 
 
 def _begin_reindexing(connection: Connection, settings: Settings, schedule: ScheduleView) -> int:
-    return create_reindex(connection, settings, _reindex_request(schedule.archive, schedule.options))
+    return submit_reindex(connection, settings, _reindex_request(schedule.archive, schedule.options))
 
 
 def _check_reindexing(archive_name: str | None, options: Options) -> None:

@@ -17,6 +17,7 @@ from ragllava.records import AnswerOptions, AnswerStatus
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stores.archives.archive import ensure_archive
+from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import answers, shards
 from tests.acceptance.conftest import FRAGILE, Cluster
 from tests.support.waiting import wait_for
@@ -186,5 +187,5 @@ def test_a_job_whose_message_was_never_sent_is_found_by_the_tick(cluster: Cluste
     with cluster.client.engine.begin() as connection:
         ensure_archive(connection, "test")
     file = read_questions(write_questions(tmp_path / "q.jsonl", ["one", "two"]), name="q.jsonl")
-    job_id = submit_questions(cluster.client.engine, cluster.settings, file, Submission("test")).job_id
+    job_id = in_transaction(cluster.client.engine, submit_questions, cluster.settings, file, Submission("test")).job_id
     assert cluster.client.jobs.wait(job_id, timeout_s=30).progress.by_status == {"answered": 2}

@@ -22,6 +22,7 @@ from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.results import ResultRow
+from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import registry, trainings
 from ragllava.stores.schema import model_versions
 from ragllava.training.request import TrainingRequest
@@ -58,8 +59,8 @@ def classroom(cluster: Cluster, resources: Resources, tmp_path: Path) -> Classro
     made = Classroom(cluster.client.engine, cluster.settings)
     folder = made.draw(tmp_path / "class")
     listed = list(list_sources([folder], read_captions(folder / "captions.csv")))
-    job = submit_files(cluster.client.engine, cluster.settings, archive_name="class", files=listed)
-    run_job(job.job_id, cluster.settings, cluster.client.engine, resources)
+    job_id = in_transaction(cluster.client.engine, submit_files, cluster.settings, archive_name="class", files=listed)
+    run_job(job_id, cluster.settings, cluster.client.engine, resources)
     made.label(100)
     return made
 
@@ -143,7 +144,7 @@ def check_relevance(rows: list[ResultRow], resources: Resources) -> None:
     """Every relevance is that of the version that the resources compute with now."""
     found = [(str(row.question), candidate) for row in rows for candidate in row.candidates]
     hashes = [candidate.image.sha256 for _, candidate in found]
-    pictures = resources.pictures.get_many(hashes, resources.threads)
+    pictures = resources.pictures.get_many(hashes)
     pairs = []
     for question, candidate in found:
         picture = pictures[candidate.image.sha256]

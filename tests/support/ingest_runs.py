@@ -19,6 +19,7 @@ from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive, vectors
+from ragllava.stores.database import in_transaction
 from tests.support.workshop import ARCHIVE, Workshop
 
 FloatArray = npt.NDArray[np.float32]
@@ -99,4 +100,4 @@ def queue_pictures(workshop: Workshop, folder: Path, number: int) -> int:
     for seed in range(number):
         draw(folder / f"{seed:02}.png", seed)
     listed = captioned(folder, {})
-    return submit_files(workshop.engine, workshop.settings, archive_name=ARCHIVE, files=listed).job_id
+    return in_transaction(workshop.engine, submit_files, workshop.settings, archive_name=ARCHIVE, files=listed)

@@ -12,6 +12,7 @@ from ragllava.records import Role, TaskName, TaskStatus
 from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive
+from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import trainings
 from ragllava.stores.schema import jobs
 from ragllava.training.request import TrainingRequest, create_job
@@ -21,7 +22,7 @@ from tests.support.workshop import Workshop
 
 def do(workshop: Workshop, action: str, archive_name: str | None = None, **options: Any) -> JobView:
     """Run a maintenance task to its result."""
-    job_id = submit_task(workshop.engine, TaskName(action), archive_name, options)
+    job_id = in_transaction(workshop.engine, submit_task, workshop.settings, TaskName(action), archive_name, options)
     workshop.run()
     publish_missing_results(workshop.engine, workshop.resources.objects)
     return workshop.job(job_id)

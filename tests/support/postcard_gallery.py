@@ -18,6 +18,7 @@ from ragllava.stages.reindex.stage import ReindexRequest, submit_reindex, submit
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import indexes
 from ragllava.stores.archives.indexes import IndexDetails
+from ragllava.stores.database import in_transaction
 from tests.support.workshop import ARCHIVE, Workshop
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def queue(
     workshop: Workshop, selection: Selection, source: RetrieverSource | None = None, *, switch: bool = True
 ) -> int:
     request = ReindexRequest(ARCHIVE, selection, source, switch=switch)
-    return submit_reindex(workshop.engine, workshop.settings, request)
+    return in_transaction(workshop.engine, submit_reindex, workshop.settings, request)
 
 
 def reindexed(
@@ -49,7 +50,7 @@ def reindexed(
 
 
 def switched(workshop: Workshop, index_id: int) -> JobView:
-    job_id = submit_switch(workshop.engine, workshop.settings, index_id)
+    job_id = in_transaction(workshop.engine, submit_switch, workshop.settings, index_id)
     workshop.run()
     return workshop.job(job_id)
 

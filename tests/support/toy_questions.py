@@ -15,6 +15,7 @@ from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stores.archives import archive
+from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import answers
 from ragllava.stores.learning import labels
 from ragllava.stores.schema import images
@@ -61,7 +62,9 @@ class Classroom:
         """Ask so many questions, answer them with a picture of each color, and label those; returns the answer job."""
         texts = [{"custom_id": f"q{n}", "question": f"Which sheet belongs to number {n}?"} for n in range(count)]
         file = read_questions("\n".join(map(json.dumps, texts)).encode(), name="q.jsonl")
-        job_id = submit_questions(self.engine, self.settings, file, Submission(self.archive_name)).job_id
+        job_id = in_transaction(
+            self.engine, submit_questions, self.settings, file, Submission(self.archive_name)
+        ).job_id
         with self.engine.begin() as connection:
             by_source = self._images(connection)
             given, said = [], []

@@ -11,6 +11,7 @@ from sqlalchemy import delete, select
 from ragllava.jobs.control import JobView
 from ragllava.records import Role
 from ragllava.stages.resources import Resources
+from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import model_versions, workers
 from ragllava.training.request import TrainingRequest, submit_training
 from tests.support.toy_questions import Classroom, tiny_profile
@@ -44,7 +45,7 @@ def request(role: Role = Role.RERANKER, **changes: Any) -> TrainingRequest:
 
 
 def submit(bench: Workshop, wanted: TrainingRequest) -> int:
-    job_id, _ = submit_training(bench.engine, bench.settings, wanted)
+    job_id, _ = in_transaction(bench.engine, submit_training, bench.settings, wanted)
     return job_id
 
 

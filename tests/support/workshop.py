@@ -26,7 +26,7 @@ from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import result_rows
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive, vectors
-from ragllava.stores.database import make_engine
+from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.schema import files, images, shards
 from tests.support.job_rows import WORKER, Desk
 
@@ -83,16 +83,16 @@ class Workshop(Desk):
 
     def ingest_files(self, listed: Sequence[SourceFile], archive_name: str = ARCHIVE) -> JobView:
         """Ingest listed files to the end."""
-        submitted = submit_files(self.engine, self.settings, archive_name=archive_name, files=listed)
+        job_id = in_transaction(self.engine, submit_files, self.settings, archive_name=archive_name, files=listed)
         self.run()
-        return self.job(submitted.job_id)
+        return self.job(job_id)
 
     def submit(self, texts: Sequence[str], archive_name: str = ARCHIVE, **options: Any) -> Submitted:
         """Queue questions q0, q1, …; `options` are those of AnswerOptions."""
         lines = [json.dumps({"custom_id": f"q{number}", "question": text}) for number, text in enumerate(texts)]
         file = read_questions("\n".join(lines).encode(), name="questions.jsonl")
         how = Submission(archive_name, AnswerOptions(**options))
-        return submit_questions(self.engine, self.settings, file, how)
+        return in_transaction(self.engine, submit_questions, self.settings, file, how)
 
     def ask(self, texts: Sequence[str], archive_name: str = ARCHIVE, **options: Any) -> list[ResultRow]:
         """Answer questions to the end; one row each, in order."""

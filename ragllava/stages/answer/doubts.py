@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ragllava.answer_text import exact_match
 from ragllava.errors import JobRefused, RagllavaError
-from ragllava.records import Answer, AnswerStatus, Candidate, NoisyCase, NoisyReason, Question
+from ragllava.records import Answer, AnswerStatus, Candidate, NoisyCase, NoisyReason, Question, evidence_of
 from ragllava.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -38,13 +38,29 @@ class DoubtLimits:
         return cls(top_n, settings.near_threshold_logits, settings.low_confidence)
 
 
-def diagnose(answer: Answer, limits: DoubtLimits) -> NoisyCase | None:
-    """The reasons to doubt an answer that are visible in it, None if there is none.
+def diagnose(answer: Answer, limits: DoubtLimits, fragile: str | None = None) -> NoisyCase | None:
+    """The reasons to doubt an answer that are visible in it, and that it is `fragile`; None if there is none.
 
     Only questions that ended as `answered` or `no_evidence` are diagnosed: a failure has its own reason, and an empty
     archive gives nothing to learn from.
     """
-    return _as_case(answer.question_no, _doubts(answer, limits))
+    has_outcome = answer.status in (AnswerStatus.ANSWERED, AnswerStatus.NO_EVIDENCE)
+    if not has_outcome or not answer.candidates or answer.models is None:
+        return None
+    threshold = answer.models.threshold
+    sentences = {
+        NoisyReason.NEAR_THRESHOLD: _near_threshold(answer, threshold, limits),
+        NoisyReason.RANKS_DISAGREE: _ranks_disagree(answer, threshold),
+        NoisyReason.NO_EVIDENCE: _no_evidence(answer, threshold),
+        NoisyReason.LOW_CONFIDENCE: _low_confidence(answer, limits),
+        NoisyReason.FRAGILE_ANSWER: fragile,
+    }
+    details = {reason: sentence for reason, sentence in sentences.items() if sentence}
+    if not details:
+        return None
+    return NoisyCase(
+        answer.question_no, tuple(details), {reason.value: sentence for reason, sentence in details.items()}
+    )
 
 
 def find_noisy(
@@ -56,29 +72,8 @@ def find_noisy(
     twice. When second answers fail permanently, the failure is logged and the first answers stay without that check.
     """
     fragile = _fragile(questions, answers, answer_again) if answer_again else {}
-    cases = []
-    for answer in answers:
-        details = _doubts(answer, limits)
-        if sentence := fragile.get(answer.question_no):
-            details[NoisyReason.FRAGILE_ANSWER] = sentence
-        if case := _as_case(answer.question_no, details):
-            cases.append(case)
-    return cases
-
-
-def _doubts(answer: Answer, limits: DoubtLimits) -> dict[NoisyReason, str]:
-    """A sentence for each reason to doubt the answer."""
-    has_outcome = answer.status in (AnswerStatus.ANSWERED, AnswerStatus.NO_EVIDENCE)
-    if not has_outcome or not answer.candidates or answer.models is None:
-        return {}
-    threshold = answer.models.threshold
-    sentences = {
-        NoisyReason.NEAR_THRESHOLD: _near_threshold(answer, threshold, limits),
-        NoisyReason.RANKS_DISAGREE: _ranks_disagree(answer, threshold),
-        NoisyReason.NO_EVIDENCE: _no_evidence(answer, threshold),
-        NoisyReason.LOW_CONFIDENCE: _low_confidence(answer, limits),
-    }
-    return {reason: sentence for reason, sentence in sentences.items() if sentence}
+    cases = [diagnose(answer, limits, fragile.get(answer.question_no)) for answer in answers]
+    return [case for case in cases if case]
 
 
 def _near_threshold(answer: Answer, threshold: float, limits: DoubtLimits) -> str | None:
@@ -128,12 +123,13 @@ def _low_confidence(answer: Answer, limits: DoubtLimits) -> str | None:
 
 def _fragile(questions: Sequence[Question], answers: Sequence[Answer], answer_again: AnswerAgain) -> dict[int, str]:
     """A sentence for each question whose answer changes without its least relevant kept image."""
-    kept = {answer.question_no: answer for answer in answers if len(_evidence(answer)) > 1}
-    repeated = [question for question in questions if question.question_no in kept]
+    texts = {answer.question_no: answer.text for answer in answers}
+    evidence = {answer.question_no: evidence_of(answer.candidates) for answer in answers}
+    repeated = [question for question in questions if len(evidence.get(question.question_no, ())) > 1]
     if not repeated:
         return {}
     try:
-        second = answer_again(repeated, {number: _evidence(answer)[:-1] for number, answer in kept.items()})
+        second = answer_again(repeated, {q.question_no: evidence[q.question_no][:-1] for q in repeated})
     except JobRefused:
         raise
     except RagllavaError as error:
@@ -142,21 +138,10 @@ def _fragile(questions: Sequence[Question], answers: Sequence[Answer], answer_ag
         log.warning(str(error), extra={"action": "second_answer_failed", "question": repeated[0].question_no})
         return {}
     return {
-        number: f"without {_evidence(kept[number])[-1].image.source} the answer is {text!r}, not {kept[number].text!r}"
+        number: f"without {evidence[number][-1].image.source} the answer is {text!r}, not {texts[number]!r}"
         for number, text in second.items()
-        if not exact_match(text, kept[number].text or "")
+        if not exact_match(text, texts[number] or "")
     }
-
-
-def _evidence(answer: Answer) -> list[Candidate]:
-    """The kept candidates in rank order."""
-    return [candidate for candidate in answer.candidates if candidate.evidence_no is not None]
-
-
-def _as_case(question_no: int, details: Mapping[NoisyReason, str]) -> NoisyCase | None:
-    if not details:
-        return None
-    return NoisyCase(question_no, tuple(details), {reason.value: sentence for reason, sentence in details.items()})
 
 
 def _logit(relevance: float) -> float:

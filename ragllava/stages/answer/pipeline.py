@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ragllava.errors import JobRefused, LeaseLost, RagllavaError, ShardInterrupted
-from ragllava.records import Answer, AnswerStatus, Candidate, ModelStamp, Question
+from ragllava.records import Answer, AnswerStatus, Candidate, ModelStamp, Question, evidence_of
 from ragllava.stages.answer.doubts import Evidence
 from ragllava.stages.answer.tools import AnswerTools, stamp_now
 from ragllava.stores.archives import archive, vectors
@@ -42,7 +42,7 @@ class RerankedQuestion:
     @property
     def evidence(self) -> list[Candidate]:
         """The kept candidates in rank order."""
-        return [candidate for candidate in self.candidates if candidate.evidence_no is not None]
+        return evidence_of(self.candidates)
 
 
 def isolate_failures(questions: Sequence[Question], work: Callable[[Sequence[Question]], list[T]]) -> list[T | Answer]:
@@ -123,12 +123,12 @@ def rerank(
     scores: dict[tuple[int, int], Relevance] = {}
     unreadable: dict[str, str] = {}
     hashes = list(by_image)
-    cache, threads = tools.resources.pictures, tools.resources.threads
+    cache = tools.resources.pictures
     for start in range(0, len(hashes), _IMAGES_AT_ONCE):
         check()
         end = start + _IMAGES_AT_ONCE
-        pictures = cache.get_many(hashes[start:end], threads)
-        cache.fetch_ahead(hashes[end : end + _IMAGES_AT_ONCE], threads)  # while these are scored
+        pictures = cache.get_many(hashes[start:end])
+        cache.fetch_ahead(hashes[end : end + _IMAGES_AT_ONCE])  # while these are scored
         unreadable |= {sha256: reason for sha256, reason in pictures.items() if isinstance(reason, str)}
         readable = [pair for sha256 in pictures if sha256 not in unreadable for pair in by_image[sha256]]
         pairs = [
@@ -248,7 +248,7 @@ def _why_no_evidence(reranked: RerankedQuestion, threshold: float) -> str:
 
 
 def _load_pictures(candidates: Sequence[Candidate], tools: AnswerTools) -> Pictures:
-    return tools.resources.pictures.get_many([c.image.sha256 for c in candidates], tools.resources.threads)
+    return tools.resources.pictures.get_many([c.image.sha256 for c in candidates])
 
 
 def _picture(pictures: Pictures, candidate: Candidate) -> Image:

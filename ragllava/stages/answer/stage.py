@@ -25,7 +25,7 @@ from ragllava.stages.answer.pipeline import (
     search,
 )
 from ragllava.stages.answer.splitting import split_if_large
-from ragllava.stages.answer.tools import AnswerTools, cost_of, prepare, stamp_now
+from ragllava.stages.answer.tools import AnswerTools, cost_of, prepare
 from ragllava.stages.resources import Resources
 from ragllava.stores.jobs import answers
 from ragllava.stores.learning import noisy
@@ -38,7 +38,7 @@ ChangesByQuestion = Mapping[int, tuple[Change, ...]]  # by question_no
 def answer_stage(context: ShardContext[Resources]) -> None:
     """Answer the open questions of one shard; of a refresh, those only for which something has changed.
 
-    A shard that would take too long is split into shards whose questions share candidates (planning.py). How long it
+    A shard that would take too long is split into shards whose questions share candidates (splitting.py). How long it
     takes is estimated from earlier shards, else from its first sub-batch.
     """
     lease = context.lease
@@ -46,7 +46,7 @@ def answer_stage(context: ShardContext[Resources]) -> None:
     questions = context.read(answers.open_questions, lease.job_id, lease.run_no, lease.lo, lease.hi)
     changes: ChangesByQuestion = {}
     if "refreshes" in lease.spec:
-        changes = take_over_unchanged(context, questions, partial(retrieve, tools=tools), stamp_now(tools))
+        changes = take_over_unchanged(context, questions, tools)
         questions = [question for question in questions if question.question_no in changes]
     hits: HitsByQuestion = {}
     if not lease.is_planned:

@@ -1,4 +1,9 @@
-"""From a question file to an answer job, in one transaction."""
+"""From a question file to an answer job, and from an ended job to its refresh: its questions again, of which the
+workers ask only those for which something has changed.
+
+What has changed is found out by the answer stage (changes.py), because that takes a retriever, and a machine that only
+submits may have none. Only the preview of a refresh needs one in the calling process.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +13,20 @@ import logging
 from dataclasses import dataclass, field, fields
 from types import UnionType
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
 from ragllava.errors import InvalidInput, LineError, ObjectMissing, RagllavaError, UsageError
 from ragllava.imaging.decode import printable
 from ragllava.jobs import control
-from ragllava.jobs.control import NewJob
+from ragllava.jobs.control import JobView, NewJob
 from ragllava.json_records import to_json
-from ragllava.records import AnswerOptions, JobKind, Question
+from ragllava.records import AnswerOptions, AnswerStatus, JobKind, Question
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import QuestionFile
 from ragllava.stages.record_files import UNSTORABLE
 from ragllava.stages.results.outbox import Outbox
 from ragllava.stores.archives import archive
-from ragllava.stores.database import in_transaction
-from ragllava.stores.jobs import answers
+from ragllava.stores.jobs import answers, refreshes
 from ragllava.stores.objects import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -60,7 +64,7 @@ class Submitted:
     errors: list[LineError]
 
 
-def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how: Submission) -> Submitted:
+def submit_questions(connection: Connection, settings: Settings, file: QuestionFile, how: Submission) -> Submitted:
     """Create an answer job of all lines of a file.
 
     Raises InvalidInput when lines are invalid, unless `skip_invalid`: then those lines become questions that end as
@@ -71,28 +75,70 @@ def submit_questions(engine: Engine, settings: Settings, file: QuestionFile, how
     _check_key(how.idempotency_key)
     if not (how.skip_invalid and file.valid):
         file.require_valid()
-
     delivery = {"outbox": to_json(how.outbox)} if how.outbox else {}
+    job_id, is_new = control.create(
+        connection,
+        NewJob(
+            kind=JobKind.ANSWER,
+            archive_id=archive.get_archive(connection, how.archive).archive_id,
+            spec={"options": to_json(how.options), "input": printable(file.name), **delivery},
+            total=len(file.lines),
+            per_shard=settings.questions_per_shard,
+            priority=how.priority,
+            idempotency_key=how.idempotency_key,
+            content_digest=_digest(file, how.options),
+        ),
+    )
+    if is_new:
+        _insert_lines(connection, job_id, file)
+    return Submitted(job_id, is_new, len(file.lines), file.errors)
 
-    def work(connection: Connection) -> Submitted:
-        job_id, is_new = control.create(
-            connection,
-            NewJob(
-                kind=JobKind.ANSWER,
-                archive_id=archive.get_archive(connection, how.archive).archive_id,
-                spec={"options": to_json(how.options), "input": printable(file.name), **delivery},
-                total=len(file.lines),
-                per_shard=settings.questions_per_shard,
-                priority=how.priority,
-                idempotency_key=how.idempotency_key,
-                content_digest=_digest(file, how.options),
-            ),
+
+def submit_refresh(connection: Connection, settings: Settings, earlier_job_id: int) -> tuple[int, bool]:
+    """Create an answer job that refreshes an ended one; returns its id and whether it is new.
+
+    It has the same lines and options. Lines without an answer keep their outcome: those are for a retry. While a
+    refresh of that job is open, that refresh is returned. Raises UsageError when there is nothing to refresh.
+    """
+    open_refresh = refreshes.lock_earlier(connection, earlier_job_id)
+    earlier = require_answered(control.view(connection, earlier_job_id))
+    if open_refresh is not None:
+        return open_refresh, False
+    job_id, is_new = control.create(
+        connection,
+        NewJob(
+            kind=JobKind.ANSWER,
+            archive_id=archive.get_archive(connection, earlier.archive).archive_id,
+            spec={
+                "options": earlier.spec["options"],
+                "input": earlier.spec.get("input"),
+                "refreshes": earlier_job_id,
+            },
+            total=earlier.progress.total,
+            per_shard=settings.questions_per_shard,
+            priority=BULK_PRIORITY,
+        ),
+    )
+    refreshes.copy_lines(connection, job_id, earlier_job_id, earlier.progress.total)
+    return job_id, is_new
+
+
+def require_answered(job: JobView) -> JobView:
+    """The job, if it can be refreshed; else UsageError."""
+    if job.kind != JobKind.ANSWER:
+        raise UsageError(f"job {job.job_id} is of the kind {job.kind}; only an answer job can be refreshed")
+    if not job.is_final:
+        raise UsageError(f"job {job.job_id} is {job.state.value}; only an ended job can be refreshed")
+    if not answered_lines(job):
+        raise UsageError(
+            f"job {job.job_id} has no answer to refresh; `ragllava jobs retry {job.job_id}` asks its questions again"
         )
-        if is_new:
-            _insert_lines(connection, job_id, file)
-        return Submitted(job_id, is_new, len(file.lines), file.errors)
+    return job
 
-    return in_transaction(engine, work)
+
+def answered_lines(job: JobView) -> int:
+    """How many lines have the outcome `answered` or `no_evidence`."""
+    return sum(job.progress.by_status.get(status, 0) for status in (AnswerStatus.ANSWERED, AnswerStatus.NO_EVIDENCE))
 
 
 def as_options(given: object) -> AnswerOptions:

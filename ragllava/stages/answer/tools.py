@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Engine
@@ -10,7 +11,7 @@ from ragllava.json_records import from_json
 from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import AnswerOptions, ModelStamp, Role
 from ragllava.settings import Settings
-from ragllava.stages.answer.planning import Cost
+from ragllava.stages.answer.splitting import Cost
 from ragllava.stages.champions import apply_champions
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import vectors
@@ -30,6 +31,7 @@ class AnswerTools:
     index: IndexView | None  # None: the archive has no embedded picture yet
     options: AnswerOptions
     threshold: float
+    champions: Mapping[Role, ModelVersion]
     by_caption: bool = False  # the questions are captions whose image is sought; only evaluations ask these
 
 
@@ -40,27 +42,15 @@ def prepare(
     archive_id: int,
     options: dict[str, object],
     index: IndexView | None = None,
+    *,
+    only_retrieve: bool = False,
 ) -> AnswerTools:
-    """Look up what all questions of a shard share, and apply the current champions.
+    """Look up what all questions of a shard share, and, unless `only_retrieve`, apply the current champions.
 
     So a new champion, with its own η, and a new index are taken up between two shards, and no question is answered by
     two versions. `index` replaces the archive's active index. Raises JobRefused when the retriever of the index, or a
     champion, cannot be used here.
     """
-    tools, champions = look_up(engine, settings, resources, archive_id, options, index)
-    apply_champions(resources, champions)
-    return tools
-
-
-def look_up(
-    engine: Engine,
-    settings: Settings,
-    resources: Resources,
-    archive_id: int,
-    options: dict[str, object],
-    index: IndexView | None = None,
-) -> tuple[AnswerTools, dict[Role, ModelVersion]]:
-    """As `prepare`, but the champions are returned, not applied: the tools can only retrieve."""
     chosen = from_json(AnswerOptions, options)
     profile = resources.models.profile
     champions = in_transaction(engine, registry.champions, profile.name)
@@ -72,7 +62,9 @@ def look_up(
         reranker = champions.get(Role.RERANKER)
         fitted = reranker.threshold if reranker else None
         threshold = profile.threshold if fitted is None else fitted
-    return AnswerTools(engine, settings, resources, index, chosen, threshold), champions
+    if not only_retrieve:
+        apply_champions(resources, champions)
+    return AnswerTools(engine, settings, resources, index, chosen, threshold, champions)
 
 
 def cost_of(tools: AnswerTools) -> Cost:

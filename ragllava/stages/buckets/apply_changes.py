@@ -85,13 +85,7 @@ class Changes:
     @property
     def differences(self) -> dict[str, list[str]]:
         """The keys that differed from their recorded state, by kind of change."""
-        return {
-            "added": self.added,
-            "replaced": self.replaced,
-            "restored": self.restored,
-            "gone": self.gone,
-            "captions": self.captions,
-        }
+        return {name: getattr(self, name) for name in ("added", "replaced", "restored", "gone", "captions")}
 
     def add(self, changes: Changes) -> None:
         """Add the changes of other objects."""

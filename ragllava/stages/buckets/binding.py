@@ -44,22 +44,17 @@ def bind_archive(
         options = options | {"outbox": f"s3://{outbox}/{folder}"}
         _require_foreign(objects, outbox)
     _require_foreign(objects, bucket)
-    return in_transaction(engine, _bind, archive_name, role, bucket, prefix, options)
+
+    def work(connection: Connection) -> Binding:
+        archive_id = archive.ensure_archive(connection, archive_name).archive_id
+        return bindings.bind(connection, archive_id, role, bucket, prefix, options)
+
+    return in_transaction(engine, work)
 
 
-def _bind(
-    connection: Connection, archive_name: str, role: BindingRole, bucket: str, prefix: str, options: dict[str, Any]
-) -> Binding:
-    archive_id = archive.ensure_archive(connection, archive_name).archive_id
-    return bindings.bind(connection, archive_id, role, bucket, prefix, options)
-
-
-def unbind_archive(engine: Engine, archive_name: str, address: str) -> Binding:
+def unbind_archive(connection: Connection, archive_name: str, address: str) -> Binding:
     """Remove a binding; the archive's images stay. Raises UsageError for an address not bound to this archive."""
-    return in_transaction(engine, _unbind, archive_name, *read_address(address))
-
-
-def _unbind(connection: Connection, archive_name: str, bucket: str, prefix: str) -> Binding:
+    bucket, prefix = read_address(address)
     archive_id = archive.get_archive(connection, archive_name).archive_id
     binding = bindings.get_binding(connection, bucket, prefix)
     if binding.archive_id != archive_id:

@@ -47,12 +47,13 @@ def submit_question_file(
     outbox = _outbox(binding, key, etag)
     if isinstance(outbox, str):
         return InboxResult(None, outbox)
-    if job_id := _existing_job(engine, outbox):
+    if job_id := in_transaction(engine, control.find_job, outbox.version):
         return InboxResult(job_id, None)
     try:
         content = objects.read_external(binding.bucket, key)
         outbox = replace(outbox, etag=content.etag)  # the file may have changed since it was observed
-        job_id = _existing_job(engine, outbox) or _submit(engine, settings, binding, outbox, content.data)
+        job_id = in_transaction(engine, control.find_job, outbox.version)
+        job_id = job_id or _submit(engine, settings, binding, outbox, content.data)
     except SettingsError as error:  # not the file's fault: it can be read as soon as the access key may
         raise ServiceUnavailable(str(error)) from error
     except ObjectMissing:
@@ -76,11 +77,6 @@ def _outbox(binding: Binding, key: str, etag: str) -> Outbox | str:
     return Outbox(f"{outbox}{key.removeprefix(binding.prefix).lstrip('/')}/", source, etag, file_format)
 
 
-def _existing_job(engine: Engine, outbox: Outbox) -> int | None:
-    """The job of this version of the file."""
-    return in_transaction(engine, control.find_job, outbox.version)
-
-
 def _submit(engine: Engine, settings: Settings, binding: Binding, outbox: Outbox, content: bytes) -> int:
     submission = Submission(
         binding.archive,
@@ -89,6 +85,7 @@ def _submit(engine: Engine, settings: Settings, binding: Binding, outbox: Outbox
         idempotency_key=outbox.version,
         outbox=outbox,
     )
-    job_id = submit_questions(engine, settings, read_questions(content, name=outbox.source), submission).job_id
+    questions = read_questions(content, name=outbox.source)
+    job_id = in_transaction(engine, submit_questions, settings, questions, submission).job_id
     log.info("question file submitted", extra={"action": "job_submitted", "job": job_id, "address": outbox.source})
     return job_id

@@ -65,20 +65,14 @@ def metadata_caption(metadata: Mapping[str, str]) -> str | None:
     raw = metadata.get(_METADATA_NAME)
     if raw is None:
         return None
-    if not raw.isascii():  # some stores return the bytes as they were sent, which HTTP decodes as Latin-1
-        try:
-            raw = raw.encode("latin-1").decode("utf-8")
-        except UnicodeError:
-            return clean_caption(raw)
-    if "=?" in raw:
-        try:
-            return clean_caption(str(make_header(decode_header(raw))))
-        except (HeaderParseError, LookupError, UnicodeError):
-            return clean_caption(raw)
+    caption = raw
     try:
-        return clean_caption(unquote(raw, errors="strict"))
-    except UnicodeError:
-        return clean_caption(raw)
+        if not raw.isascii():  # some stores return the bytes as they were sent, which HTTP decodes as Latin-1
+            caption = raw.encode("latin-1").decode("utf-8")
+        caption = str(make_header(decode_header(caption))) if "=?" in caption else unquote(caption, errors="strict")
+    except (HeaderParseError, LookupError, UnicodeError):
+        pass  # it is not encoded: the text itself is the caption
+    return clean_caption(caption)
 
 
 def read_sidecar(objects: ObjectStore, bucket: str, key: str) -> str | None:

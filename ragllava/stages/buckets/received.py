@@ -18,12 +18,8 @@ log = logging.getLogger(__name__)
 ENTRIES_AT_ONCE = 1_000  # read from a Redis list
 
 
-def record_events(engine: Engine, named: Sequence[NamedObject]) -> change_events.RecordedEvents:
-    """Write change events about objects, and count them; when this returns, they are committed."""
-    return in_transaction(engine, _record, named)
-
-
-def _record(connection: Connection, named: Sequence[NamedObject]) -> change_events.RecordedEvents:
+def record_events(connection: Connection, named: Sequence[NamedObject]) -> change_events.RecordedEvents:
+    """Write change events about objects, and count them."""
     recorded = change_events.record(connection, named)
     totals = {"received": len(named), "repeated": recorded.repeated, "unbound": recorded.unbound}
     change_events.add_totals(connection, totals)
@@ -52,7 +48,7 @@ def drain_list(engine: Engine, settings: Settings) -> int:
             except UsageError as error:
                 unreadable += 1
                 log.warning(str(error), extra={"action": "event_unreadable", "list": settings.events_list})
-        record_events(engine, without_own_bucket(named, settings))
+        in_transaction(engine, record_events, without_own_bucket(named, settings))
         in_transaction(engine, change_events.add_totals, {"unreadable": unreadable})
         event_lists.remove_entries(settings.require_redis(), settings.events_list, entries)
         count += len(entries)

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
 from ragllava.answer_text import exact_match
 from ragllava.errors import InvalidInput, LineError, UsageError
@@ -19,7 +19,6 @@ from ragllava.records import AnswerStatus, JobKind, Label, NoisyCase, NoisyReaso
 from ragllava.stages.feedback.files import Dismissal, FeedbackFile, FeedbackLine, ImageName
 from ragllava.stages.record_files import Rejected
 from ragllava.stores.archives import archive
-from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import answered
 from ragllava.stores.jobs.answered import AnsweredQuestion, QuestionKey
 from ragllava.stores.learning import labels, noisy
@@ -71,19 +70,15 @@ class _References:
 
 
 def store_feedback(
-    engine: Engine, file: FeedbackFile, *, source: str = "person", skip_invalid: bool = False
+    connection: Connection, file: FeedbackFile, *, source: str = "person", skip_invalid: bool = False
 ) -> StoredFeedback:
-    """Store the labels of a file in one transaction; the newest label of a question counts, and is not stored twice.
+    """Store the labels of a file; the newest label of a question counts, and is not stored twice.
 
     Raises InvalidInput when a line is invalid, or names a job, question or image that does not exist; then nothing is
     stored. With `skip_invalid` such lines are left out and reported, unless no line is left.
     """
     if source not in SOURCES:
         raise UsageError(f"a label's source is {' or '.join(SOURCES)}, not {source!r}")
-    return in_transaction(engine, _store, file, source, skip_invalid)
-
-
-def _store(connection: Connection, file: FeedbackFile, source: str, skip_invalid: bool) -> StoredFeedback:
     references = _look_up(connection, file)
     given, dismissed, errors = _resolve(file, references, source)
     if errors and not (skip_invalid and (given or dismissed)):

@@ -9,7 +9,7 @@ from ragllava.errors import ImageRejected, ObjectMissing, UsageError
 from ragllava.imaging.decode import MAX_BYTES, TOO_MANY_BYTES
 from ragllava.stages.ingest.files import PackedScheme, open_regular, why_unreadable
 from ragllava.stages.ingest.packed import read_capped, read_members
-from ragllava.stages.ingest.uris import Location, parse_uri
+from ragllava.stages.ingest.uris import parse_uri
 
 DISAPPEARED = "it disappeared since it was listed"
 
@@ -41,32 +41,25 @@ def _read_single(uri: str, open_object: OpenObject) -> bytes | ImageRejected:
     try:
         location = parse_uri(uri)
         if location.scheme == "s3":
-            return _read_object(location, open_object)
+            data = open_object(location.path, location.member)
+            return data if len(data) <= MAX_BYTES else ImageRejected(TOO_MANY_BYTES)
         with open_regular(location.path) as file:
             return read_capped(file)
     except ImageRejected as rejection:
         return rejection
-    except OSError as error:
-        return ImageRejected(why_unreadable(error))
-
-
-def _read_object(location: Location, open_object: OpenObject) -> bytes | ImageRejected:
-    try:
-        data = open_object(location.path, location.member or "")
     except ObjectMissing:
         return ImageRejected(DISAPPEARED)
     except UsageError as error:
         return ImageRejected(str(error))
-    if len(data) > MAX_BYTES:
-        return ImageRejected(TOO_MANY_BYTES)
-    return data
+    except OSError as error:
+        return ImageRejected(why_unreadable(error))
 
 
 def _read_package(files: Sequence[tuple[int, str]]) -> Iterator[ReadFile]:
     """The members of one zip or tar file."""
     numbers: dict[str, list[int]] = {}
     for number, uri in files:
-        numbers.setdefault(parse_uri(uri).member or "", []).append(number)
+        numbers.setdefault(parse_uri(uri).member, []).append(number)
     package = parse_uri(files[0][1])
     scheme: PackedScheme = "zip" if package.scheme == "zip" else "tar"
     rejection = ImageRejected("it disappeared from its packed file since it was listed")

@@ -85,32 +85,25 @@ def _walk(root: Path) -> Iterator[SourceFile]:
         except OSError as error:
             yield _rejected(folder, prefix.rstrip("/") or root.name, f"the folder: {why_unreadable(error)}")
             continue
+        names = {entry.name for entry in entries}
         subfolders: list[tuple[Path, str]] = []
-        yield from _files_of(entries, prefix, true_root, subfolders)
-        pending.extend(reversed(subfolders))
-
-
-def _files_of(
-    entries: Sequence[Path], prefix: str, true_root: Path, subfolders: list[tuple[Path, str]]
-) -> Iterator[SourceFile]:
-    """The files among the entries of one folder; the folders among them are appended to `subfolders`."""
-    names = {entry.name for entry in entries}
-    for entry in entries:
-        if is_hidden(entry.name):
-            continue
-        source = prefix + entry.name
-        try:
-            target = _follow(entry, true_root)
-            is_folder = stat.S_ISDIR(target.stat().st_mode)
-        except (OSError, ImageRejected) as error:
-            if is_offered(entry.name):
-                yield _rejected(entry, source, why_unreadable(error) if isinstance(error, OSError) else str(error))
-        else:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            source = prefix + entry.name
+            try:
+                target = _follow(entry, true_root)
+                is_folder = stat.S_ISDIR(target.stat().st_mode)
+            except (OSError, ImageRejected) as error:
+                if is_offered(entry.name):
+                    yield _rejected(entry, source, why_unreadable(error) if isinstance(error, OSError) else str(error))
+                continue
             if is_folder:
                 subfolders.append((target, f"{source}/"))
             elif is_offered(entry.name):
                 sidecars = [entry.with_name(name) for name in sidecar_names(entry.name) if name in names]
                 yield from _offer(target, source, sidecars)
+        pending.extend(reversed(subfolders))
 
 
 def _follow(path: Path, true_root: Path) -> Path:

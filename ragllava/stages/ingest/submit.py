@@ -5,33 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
 from ragllava.errors import UsageError
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.records import JobKind, SourceFile
 from ragllava.settings import Settings
-from ragllava.stages.answer.submit import Submitted
 from ragllava.stores.archives import archive
-from ragllava.stores.database import in_transaction
 
 FILES_PER_TAR_SHARD = 4_096
 
 
-def submit_files(engine: Engine, settings: Settings, *, archive_name: str, files: Sequence[SourceFile]) -> Submitted:
-    """Create an ingest job of listed files; the archive is created if it is new.
+def submit_files(connection: Connection, settings: Settings, *, archive_name: str, files: Sequence[SourceFile]) -> int:
+    """Create an ingest job of listed files; the archive is created if it is new. Returns the job.
 
     Files that the listing rejected have their outcome at once. Raises UsageError if there are no files.
     """
     if not files:
         raise UsageError("there is no file to ingest")
-    return in_transaction(engine, _submit, settings, archive_name, files)
-
-
-def _submit(connection: Connection, settings: Settings, archive_name: str, files: Sequence[SourceFile]) -> Submitted:
     archive_id = archive.ensure_archive(connection, archive_name).archive_id
-    return Submitted(create_ingest(connection, settings, archive_id, files), True, len(files), [])
+    return create_ingest(connection, settings, archive_id, files)
 
 
 def create_ingest(

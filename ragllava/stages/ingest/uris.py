@@ -23,7 +23,7 @@ class Location:
 
     scheme: str
     path: str
-    member: str | None = None
+    member: str = ""
 
 
 def file_uri(path: str | Path) -> str:
@@ -41,12 +41,12 @@ def parse_uri(uri: str) -> Location:
     scheme, separator, address = uri.partition("://")
     if separator and scheme == "file":
         return Location(scheme, _path(address))
-    if separator and scheme in ("zip", "tar") and "!" in address:
-        path, _, member = address.partition("!")
-        return Location(scheme, _path(path), unquote_to_bytes(member).decode("utf-8", "surrogateescape"))
-    if separator and scheme == "s3" and "/" in address:
-        bucket, _, key = address.partition("/")
-        return Location(scheme, bucket, unquote_to_bytes(key).decode("utf-8", "surrogateescape"))
+    path, has_member, encoded = address.partition("/" if scheme == "s3" else "!")
+    member = unquote_to_bytes(encoded).decode("utf-8", "surrogateescape")
+    if has_member and scheme in ("zip", "tar"):
+        return Location(scheme, _path(path), member)
+    if has_member and scheme == "s3":
+        return Location(scheme, path, member)
     raise ImageRejected(f"its address {uri[:200]!r} is not one that can be read")
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import Answer, ModelStamp, NoisyCase
 from ragllava.stages.answer.doubts import DoubtLimits, diagnose
-from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted
+from ragllava.stages.maintenance.task_report import Report, counted
 from ragllava.stages.resources import Resources
 from ragllava.stores.jobs.answered import AnsweredQuestion, load_questions
 from ragllava.stores.learning import noisy
@@ -24,14 +24,14 @@ from ragllava.stores.learning.noisy import AnsweredJob
 _PAGE = 500
 
 
-def find_noisy_cases(context: ShardContext[Resources], request: TaskRequest) -> Report:
+def find_noisy_cases(context: ShardContext[Resources]) -> Report:
     """Log the doubtful answers of ended jobs that are not noisy cases yet, and reasons that logged cases lack.
 
     Labelled and dismissed questions are skipped: a person has looked at them already.
     """
     checked = new = 0
     reasons: Counter[str] = Counter()
-    jobs = context.read(noisy.answered_jobs, request.archive_id)
+    jobs = context.read(noisy.answered_jobs, context.lease.archive_id or None)
     for job in jobs:
         limits = DoubtLimits.of(context.settings, job.top_n)
         numbers = context.read(noisy.unlabelled_questions, job.job_id)

@@ -17,16 +17,15 @@ from typing import Any
 from sqlalchemy import Connection
 
 from ragllava.jobs.runner import ShardContext
-from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted, mebibytes, shortened
+from ragllava.stages.maintenance.task_report import Report, counted, mebibytes, shortened
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import blobs
 from ragllava.stores.jobs import answered
 from ragllava.stores.maintenance import inspection, orphans, schedules
-from ragllava.stores.objects import ObjectInfo
+from ragllava.stores.objects import content_hash
 
 GRACE_S = 7 * 86_400.0
 
-_CONTENT = re.compile(r"sha256/[0-9a-f]{2}/[0-9a-f]{2}/([0-9a-f]{64})")
 _FOLDER = re.compile(r"(?P<folder>(?:jobs|adapters|training)/(?P<name>[^/]+))/.+")
 _JOB = re.compile(r"\d{1,18}")
 _CHECKPOINTS = "/checkpoints"
@@ -69,15 +68,11 @@ class Collection:
     grace_s: float
     before: datetime  # objects that were changed later are left alone
 
-    def is_old(self, listed: ObjectInfo) -> bool:
-        """Whether the object was not changed within the grace time."""
-        return listed.modified_at < self.before
 
-
-def collect_garbage(context: ShardContext[Resources], request: TaskRequest, *, grace_s: float = GRACE_S) -> Report:
+def collect_garbage(context: ShardContext[Resources], *, delete: bool = False, grace_s: float = GRACE_S) -> Report:
     """Report, and with the option `delete` remove, objects without a reference that are unchanged for a week."""
     now = context.read(schedules.database_now)
-    gc = Collection(context, bool(request.options.get("delete")), grace_s, now - timedelta(seconds=grace_s))
+    gc = Collection(context, delete, grace_s, now - timedelta(seconds=grace_s))
     kinds = {"blobs": _collect_blobs(gc), "content_without_row": _collect_content(gc)}
     folders = _old_folders(gc)
     kinds["results"] = _collect_results(gc, folders)
@@ -109,10 +104,10 @@ def _collect_content(gc: Collection) -> Orphans:
     """Objects by hash without a row: of a database that was restored, or of an interrupted deletion."""
     context = gc.context
     sizes: dict[str, int] = {}
-    old = filter(gc.is_old, context.resources.objects.list_objects("sha256/"))
+    old = (listed for listed in context.resources.objects.list_objects("sha256/") if listed.modified_at < gc.before)
     while page := list(islice(old, _PAGE)):
         context.check()
-        listed = {match[1]: item.size_bytes for item in page if (match := _CONTENT.fullmatch(item.key))}
+        listed = {sha256: item.size_bytes for item in page if (sha256 := content_hash(item.key))}
         sizes |= {sha256: listed[sha256] for sha256 in context.read(orphans.unknown_hashes, list(listed))}
     orphaned = Orphans(dict(sorted(sizes.items())))
     if sizes and not context.read(orphans.has_content):

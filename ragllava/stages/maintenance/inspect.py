@@ -7,12 +7,12 @@ to.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import starmap
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -23,9 +23,8 @@ from ragllava.stores.archives import indexes
 from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import inspection, orphans, schedules
 from ragllava.stores.maintenance.inspection import CountedRows
-from ragllava.stores.objects import ObjectStore, content_key
+from ragllava.stores.objects import ObjectStore, content_hash, content_key
 
-_CONTENT = re.compile(r"sha256/[0-9a-f]{2}/[0-9a-f]{2}/([0-9a-f]{64})")
 _LARGEST_SKEW_S = 5.0
 _FORGOTTEN_S = 86_400.0
 _SURPLUS = 10  # messages sent twice, which their worker drops
@@ -46,21 +45,12 @@ class Checked:
     problem: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RowCheck:
-    """A query for wrong rows. `problem` continues their number: `are missing from …`."""
-
-    name: str
-    query: str
-    problem: str
-    advice: str
-
-
 _NO_TICK = "no tick runs: check that the maintenance worker runs (`ragllava status`)"
+# Checks of rows: a name, a query for wrong rows, what continues their number, and the advice.
 _JOB_CHECKS = (
-    RowCheck("leases", inspection.EXPIRED_LEASES, "shards run on a lease that ended and was not reaped", _NO_TICK),
-    RowCheck("messages", inspection.STALE_MESSAGES, "shards have been queued for too long", _NO_TICK),
-    RowCheck(
+    ("leases", inspection.EXPIRED_LEASES, "shards run on a lease that ended and was not reaped", _NO_TICK),
+    ("messages", inspection.STALE_MESSAGES, "shards have been queued for too long", _NO_TICK),
+    (
         "open jobs",
         inspection.JOBS_WITHOUT_OPEN_SHARD,
         "open jobs have no shard left to run",
@@ -68,43 +58,25 @@ _JOB_CHECKS = (
     ),
 )
 _WORK_CHECKS = (
-    RowCheck(
+    (
         "results",
         inspection.JOBS_WITHOUT_RESULT,
         "ended jobs have no result yet",
         "the log of the maintenance worker says why",
     ),
-    RowCheck("schedules", inspection.OVERDUE_SCHEDULES, "schedules are overdue", _NO_TICK),
-    RowCheck(
+    ("schedules", inspection.OVERDUE_SCHEDULES, "schedules are overdue", _NO_TICK),
+    (
         "workers",
         inspection.SILENT_WORKERS,
         "workers stopped reporting without signing off",
         "they were killed or cannot reach the database: read their log, start them again",
     ),
-    RowCheck(
+    (
         "waiting work",
         inspection.UNSERVED_SHARDS,
         "shards wait for a queue that no live worker serves",
         "start one: `ragllava up`",
     ),
-)
-_INDEXES = RowCheck(
-    "indexes",
-    inspection.ARCHIVES_WITHOUT_INDEX,
-    "archives have images and no index",
-    "ingest a picture of each again",
-)
-_GRAPHS = RowCheck(
-    "graphs",
-    inspection.INVALID_GRAPHS,
-    "indexes of the database are incomplete",
-    "drop them with DROP INDEX CONCURRENTLY; a graph is built again when pictures are next ingested",
-)
-_BLOBS = RowCheck(
-    "blobs",
-    inspection.IMAGES_WITHOUT_LIVE_BLOB,
-    "images refer to content that is not live",
-    "ingest them again",
 )
 
 
@@ -127,10 +99,9 @@ class Inspector:
 
         return in_transaction(self.engine, with_time)
 
-    def run(self, check: RowCheck, **values: Any) -> Checked:
+    def run(self, name: str, query: str, problem: str, advice: str, **values: Any) -> Checked:
         """The result of a check of rows."""
-        rows = self.ask(inspection.count, check.query, self.limits | values)
-        return _checked(check.name, rows, check.problem, check.advice)
+        return _checked(name, self.ask(inspection.count, query, self.limits | values), problem, advice)
 
     @cached_property
     def limits(self) -> dict[str, Any]:
@@ -147,9 +118,9 @@ class Inspector:
 
 def inspect(inspector: Inspector) -> Iterator[Checked]:
     """The result of each check. Raises ServiceUnavailable when Postgres or the object store cannot be reached."""
-    yield from map(inspector.run, _JOB_CHECKS)
+    yield from starmap(inspector.run, _JOB_CHECKS)
     yield _reconciliation(inspector)
-    yield from map(inspector.run, _WORK_CHECKS)
+    yield from starmap(inspector.run, _WORK_CHECKS)
     yield _clocks(inspector)
     yield _queues(inspector)
     yield from _embeddings(inspector)
@@ -177,12 +148,12 @@ def _clocks(inspector: Inspector) -> Checked:
     took_s = time.monotonic() - started
     skew_s = (theirs - before).total_seconds() - took_s / 2
     value = f"{skew_s:+.1f} s against the database"
-    if abs(skew_s) <= _LARGEST_SKEW_S + took_s / 2:
-        return Checked("clock", value)
-    problem = (
-        f"this machine's clock and the database's differ by {abs(skew_s):.0f} s; leases and schedules use the "
-        "database's, logs use this one: synchronise both with a time server"
-    )
+    problem = None
+    if abs(skew_s) > _LARGEST_SKEW_S + took_s / 2:
+        problem = (
+            f"this machine's clock and the database's differ by {abs(skew_s):.0f} s; leases and schedules use the "
+            "database's, logs use this one: synchronise both with a time server"
+        )
     return Checked("clock", value, problem)
 
 
@@ -203,44 +174,56 @@ def _queues(inspector: Inspector) -> Checked:
 
 
 def _embeddings(inspector: Inspector) -> Iterator[Checked]:
-    yield inspector.run(_INDEXES)
+    yield inspector.run(
+        "indexes",
+        inspection.ARCHIVES_WITHOUT_INDEX,
+        "archives have images and no index",
+        "ingest a picture of each again",
+    )
     for details in inspector.ask(indexes.all_indexes):
         archive, index = details.archive, details.index
         if index.state != "active":
             continue
         inspector.on_progress(f"vectors of {archive}", 0)
         ids = {"archive_id": index.archive_id, "index_id": index.index_id}
-        missing = RowCheck(
+        yield inspector.run(
             f"vectors of {archive}",
             inspection.IMAGES_WITHOUT_VECTOR,
             f"images of {archive} are not in its index {index.index_id} and cannot be found",
             f"run `ragllava reindex --archive {archive} --only missing`",
+            **ids,
         )
-        yield inspector.run(missing, **ids)
-        surplus = RowCheck(
+        yield inspector.run(
             f"images of {archive}",
             inspection.VECTORS_WITHOUT_IMAGE,
             f"vectors of index {index.index_id} belong to no image of {archive} that is in use",
             f"run `ragllava reindex --archive {archive}`",
+            **ids,
         )
-        yield inspector.run(surplus, **ids)
-    yield inspector.run(_GRAPHS)
+    yield inspector.run(
+        "graphs",
+        inspection.INVALID_GRAPHS,
+        "indexes of the database are incomplete",
+        "drop them with DROP INDEX CONCURRENTLY; a graph is built again when pictures are next ingested",
+    )
 
 
 def _content(inspector: Inspector) -> Iterator[Checked]:
     """Rows are read before the listing, and blobs after it: an object is put after its blob's row, before its image."""
-    yield inspector.run(_BLOBS)
+    yield inspector.run(
+        "blobs", inspection.IMAGES_WITHOUT_LIVE_BLOB, "images refer to content that is not live", "ingest them again"
+    )
     named = inspector.ask(inspection.named_content)
     missing, wrong_size, unnamed, checked = dict(named), [], [], 0
     for listed in inspector.objects.list_objects("sha256/"):
-        match = _CONTENT.fullmatch(listed.key)
-        if match is None:
+        sha256 = content_hash(listed.key)
+        if sha256 is None:
             continue
-        size_bytes = missing.pop(match[1], None)
-        if size_bytes is None and match[1] not in named:
-            unnamed.append(match[1])
+        size_bytes = missing.pop(sha256, None)
+        if size_bytes is None and sha256 not in named:
+            unnamed.append(sha256)
         elif size_bytes is not None and size_bytes != listed.size_bytes:
-            wrong_size.append(match[1])
+            wrong_size.append(sha256)
         checked += 1
         if checked % 1000 == 0:
             inspector.on_progress("objects", checked)

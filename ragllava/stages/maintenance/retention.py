@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ragllava.jobs.runner import ShardContext
-from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted, shortened
+from ragllava.stages.maintenance.task_report import Report, counted, shortened
 from ragllava.stages.resources import Resources
 from ragllava.stores.maintenance import retention
 
@@ -11,7 +11,7 @@ _DAY_S = 86_400.0
 RUNS_KEPT_S = 90 * _DAY_S
 
 
-def keep_within_limits(context: ShardContext[Resources], request: TaskRequest) -> Report:
+def keep_within_limits(context: ShardContext[Resources]) -> Report:
     """Delete replaced indexes, old jobs with their result files, and old runs of schedules.
 
     Each in its own transaction, so the task may be interrupted; a job's rows are deleted before its objects.

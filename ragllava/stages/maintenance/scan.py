@@ -9,17 +9,17 @@ from sqlalchemy import Connection
 
 from ragllava.jobs.runner import ShardContext
 from ragllava.stages.buckets.sync import scan
-from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted, shortened
+from ragllava.stages.maintenance.task_report import Report, counted, shortened
 from ragllava.stages.reindex.gaps import Gap, find_gaps
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive
 from ragllava.stores.archives.archive import Archive
 
 
-def scan_buckets(context: ShardContext[Resources], request: TaskRequest) -> Report:
+def scan_buckets(context: ShardContext[Resources]) -> Report:
     """Repair what lost events have missed (docs/reliability.md D13). New pictures are queued as ingest jobs, which the
     next tick dispatches."""
-    name = context.read(_archives, request)[0].name if request.archive_id is not None else None
+    name = context.read(_archives, context.lease.archive_id)[0].name if context.lease.archive_id else None
     reports = scan(context.engine, context.settings, context.resources.objects, name)
     different = [report for report in reports if report.found_differences]
     listed = sum(report.listed for report in reports)
@@ -31,10 +31,10 @@ def scan_buckets(context: ShardContext[Resources], request: TaskRequest) -> Repo
     return Report("; ".join([summary, *problems]), figures, failed=bool(problems))
 
 
-def report_gaps(context: ShardContext[Resources], request: TaskRequest) -> Report:
+def report_gaps(context: ShardContext[Resources]) -> Report:
     """Report the images that no search finds."""
     gaps_of: dict[str, list[Gap]] = {}
-    for selected in context.read(_archives, request):
+    for selected in context.read(_archives, context.lease.archive_id):
         context.check()
         if gaps := context.read(find_gaps, selected.archive_id):
             gaps_of[selected.name] = gaps
@@ -53,6 +53,6 @@ def _as_figures(name: str, gaps: list[Gap]) -> dict[str, Any]:
     }
 
 
-def _archives(connection: Connection, request: TaskRequest) -> list[Archive]:
-    archives = archive.list_archives(connection)
-    return [row for row in archives if request.archive_id in (None, row.archive_id)]
+def _archives(connection: Connection, archive_id: int) -> list[Archive]:
+    """One archive, or all for the id 0."""
+    return [row for row in archive.list_archives(connection) if archive_id in (0, row.archive_id)]

@@ -25,7 +25,7 @@ from ragllava.settings import Settings
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import schedules
-from ragllava.stores.maintenance.schedules import NewSchedule, ScheduleView
+from ragllava.stores.maintenance.schedules import ScheduleView
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,8 @@ def add_schedule(connection: Connection, request: ScheduleRequest, starters: Sta
             f"{name!r} cannot be the name of a schedule: use 1 to 63 of the characters a-z, 0-9, `.`, `_` and `-`, "
             "and begin with a letter or a digit; set it with --name"
         )
-
-    new = NewSchedule(
+    inserted = schedules.insert_schedule(
+        connection,
         name=name,
         action=request.action,
         archive_id=archive.get_archive(connection, request.archive).archive_id if request.archive else None,
@@ -95,7 +95,7 @@ def add_schedule(connection: Connection, request: ScheduleRequest, starters: Sta
         timezone=request.timezone,
         next_due=first_due_after(request.cron, request.timezone, schedules.database_now(connection)),
     )
-    if not schedules.insert_schedule(connection, new):
+    if not inserted:
         raise UsageError(
             f"there is already a schedule {name}: choose another name with --name, or first run "
             f"`ragllava schedule remove {name}`"
@@ -202,27 +202,22 @@ def find_zone(name: str) -> zoneinfo.ZoneInfo:
 def _fire(
     connection: Connection, settings: Settings, schedule: ScheduleView, due_at: datetime, starters: Starters
 ) -> Fired:
-    job_id, note = _begin(connection, settings, schedule, starters)
+    """Start the action of a schedule; a refused start is rolled back, and its reason is the note."""
+    job_id = note = None
+    open_job, starter = schedules.open_job(connection, schedule.schedule_id), starters.get(schedule.action)
+    if open_job is not None:
+        note = f"job {open_job}, which it started before, has not ended yet"
+    elif starter is None:
+        note = f"this version of the program does not have the action {schedule.action}"
+    else:
+        try:
+            with connection.begin_nested():
+                job_id = starter.begin(connection, settings, schedule)
+        except UsageError as error:
+            note = str(error)
     schedules.insert_run(connection, schedule.schedule_id, due_at, job_id, note)
     log.info(
         note or "schedule fired",
         extra={"action": "schedule_fired", "schedule": schedule.name, "due_at": due_at.isoformat(), "job": job_id},
     )
     return Fired(schedule.name, due_at, job_id, note)
-
-
-def _begin(
-    connection: Connection, settings: Settings, schedule: ScheduleView, starters: Starters
-) -> tuple[int | None, str | None]:
-    """The job and no note, or a note and no job; a refused start is rolled back."""
-    open_job = schedules.open_job(connection, schedule.schedule_id)
-    if open_job is not None:
-        return None, f"job {open_job}, which it started before, has not ended yet"
-    starter = starters.get(schedule.action)
-    if starter is None:
-        return None, f"this version of the program does not have the action {schedule.action}"
-    try:
-        with connection.begin_nested():
-            return starter.begin(connection, settings, schedule), None
-    except UsageError as error:
-        return None, str(error)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
 from ragllava.errors import JobRefused, UsageError
 from ragllava.jobs import control
@@ -19,11 +19,10 @@ from ragllava.stages.maintenance.gc import collect_garbage
 from ragllava.stages.maintenance.retention import keep_within_limits
 from ragllava.stages.maintenance.scan import report_gaps, scan_buckets
 from ragllava.stages.maintenance.schedules import Options, Starter
-from ragllava.stages.maintenance.task_report import Report, TaskRequest
+from ragllava.stages.maintenance.task_report import Report
 from ragllava.stages.maintenance.vacuum import vacuum
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive
-from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import tasks
 from ragllava.stores.maintenance.schedules import ScheduleView
 
@@ -32,9 +31,10 @@ MAINTENANCE_PRIORITY = -10  # below pictures that wait to be embedded
 
 @dataclass(frozen=True, slots=True)
 class TaskDefinition:
-    """A maintenance task: its function, whether it can be limited to one archive, and its options by type."""
+    """A maintenance task: its function of a ShardContext and the options, whether it can be limited to the archive of
+    the lease, and its options by type."""
 
-    run: Callable[[ShardContext[Resources], TaskRequest], Report]
+    run: Callable[..., Report]
     of_one_archive: bool = False
     options: Mapping[str, type] = field(default_factory=dict)
 
@@ -59,20 +59,20 @@ def maintenance_stage(context: ShardContext[Resources]) -> None:
         return
     action = TaskName(lease.spec["action"])
     try:
-        report = TASK_DEFINITIONS[action].run(context, TaskRequest(lease.archive_id or None, lease.spec["options"]))
+        report = TASK_DEFINITIONS[action].run(context, **lease.spec["options"])
     except UsageError as error:
         raise JobRefused(str(error)) from error
     context.commit(tasks.finish, lease.job_id, report.summary, report.figures, failed=report.failed)
 
 
-def submit_task(engine: Engine, action: TaskName, archive_name: str | None, options: Options) -> int:
-    """Create a maintenance job; returns its id. Raises UsageError as `check_task` and for an unknown archive."""
+def submit_task(
+    connection: Connection, _settings: Settings, action: TaskName, archive_name: str | None, options: Options
+) -> int:
+    """Create a maintenance job with its one input; returns its id.
+
+    Raises UsageError as `check_task` and for an unknown archive.
+    """
     check_task(action, archive_name, options)
-    return in_transaction(engine, create_task, action, archive_name, options)
-
-
-def create_task(connection: Connection, action: TaskName, archive_name: str | None, options: Options) -> int:
-    """Create the job with its one input. Raises UsageError for an unknown archive."""
     spec = {"action": action.value, "options": dict(options)}
     job_id, _ = control.create(
         connection,
@@ -112,7 +112,7 @@ def task_starter(action: TaskName) -> Starter:
     """How a schedule starts this maintenance task."""
 
     def begin(connection: Connection, settings: Settings, schedule: ScheduleView) -> int:
-        return create_task(connection, action, schedule.archive, schedule.options)
+        return submit_task(connection, settings, action, schedule.archive, schedule.options)
 
     return Starter(begin, lambda archive_name, options: check_task(action, archive_name, options))
 

@@ -1,20 +1,12 @@
-"""The request and the report of a maintenance task."""
+"""The report of a maintenance task."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 SHOWN = 10  # of long lists in a report
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRequest:
-    """The archive and options of a maintenance task; `archive_id` None means all archives."""
-
-    archive_id: int | None
-    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

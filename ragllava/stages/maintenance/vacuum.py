@@ -8,7 +8,7 @@ from typing import Any
 from ragllava.errors import JobRefused
 from ragllava.jobs.kinds import KINDS
 from ragllava.jobs.runner import ShardContext
-from ragllava.stages.maintenance.task_report import Report, TaskRequest, counted
+from ragllava.stages.maintenance.task_report import Report, counted
 from ragllava.stages.reindex.gate import NEEDED_RECALL, measure_recall
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import indexes
@@ -16,7 +16,7 @@ from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.maintenance import vacuuming
 
 
-def vacuum(context: ShardContext[Resources], request: TaskRequest) -> Report:
+def vacuum(context: ShardContext[Resources]) -> Report:
     """VACUUM (ANALYZE) the tables that churn, and measure recall@20 of every graph with questions that were asked."""
     tables = []
     of_inputs = [name for kind in KINDS.values() for name in kind.inputs.updated_tables]

@@ -24,14 +24,12 @@ class Gap:
 def find_gaps(connection: Connection, archive_id: int) -> list[Gap]:
     """Every image of the archive without a vector in its active index, by source; retired images need none."""
     active = vectors.active_index(connection, archive_id)
-    rows = reindex_items.gaps(connection, archive_id, active.index_id if active else None)
-    return [_as_gap(row, has_index=active is not None) for row in rows]
-
-
-def _as_gap(row: GapRow, *, has_index: bool) -> Gap:
-    reason = _why(row) if has_index else GapReason.NO_INDEX
-    explanation = _EXPLANATIONS[reason].format(job=row.job_id, reason=row.reason)
-    return Gap(row.image.image_id, row.image.source, reason, explanation)
+    gaps = []
+    for row in reindex_items.gaps(connection, archive_id, active.index_id if active else None):
+        reason = _why(row) if active else GapReason.NO_INDEX
+        explanation = _EXPLANATIONS[reason].format(job=row.job_id, reason=row.reason)
+        gaps.append(Gap(row.image.image_id, row.image.source, reason, explanation))
+    return gaps
 
 
 def _why(row: GapRow) -> GapReason:

@@ -23,7 +23,7 @@ from sqlalchemy import Connection
 from ragllava.errors import ArchiveChanged, JobRefused
 from ragllava.jobs.runner import ShardContext
 from ragllava.json_records import to_json
-from ragllava.records import AnswerOptions, Candidate, Question, ReindexStatus
+from ragllava.records import AnswerOptions, Candidate, Question, ReindexStatus, evidence_of
 from ragllava.stages.answer.pipeline import answer_questions, isolate_failures
 from ragllava.stages.answer.tools import AnswerTools, prepare
 from ragllava.stages.reindex.images import ReindexTarget, embed_items
@@ -165,9 +165,8 @@ def _ask(questions: Sequence[Question], tools: AnswerTools) -> list[IndexAnswer]
 
 
 def _summary(answer: str | None, candidates: Sequence[Candidate]) -> IndexAnswer:
-    kept = sorted((c for c in candidates if c.evidence_no is not None), key=lambda c: c.evidence_no or 0)
     best = max((candidate.relevance for candidate in candidates), default=0.0)
-    return IndexAnswer(answer, best, tuple(candidate.image.source for candidate in kept))
+    return IndexAnswer(answer, best, tuple(candidate.image.source for candidate in evidence_of(candidates)))
 
 
 def _conclude(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
 from ragllava.errors import UsageError
 from ragllava.jobs import control
@@ -27,7 +27,6 @@ from ragllava.stages.reindex.images import embed_items, find_target
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive, indexes, reindex_items, vectors
 from ragllava.stores.archives.vectors import IndexView
-from ragllava.stores.database import in_transaction
 
 REINDEX_PRIORITY = -10  # below all other jobs
 SWITCH_PRIORITY = 0
@@ -49,13 +48,8 @@ class ReindexRequest:
     idempotency_key: str | None = None
 
 
-def submit_reindex(engine: Engine, settings: Settings, request: ReindexRequest) -> int:
-    """Queue a reindexing; returns its job. Raises UsageError as `create_reindex`."""
-    return in_transaction(engine, create_reindex, settings, request)
-
-
-def create_reindex(connection: Connection, settings: Settings, request: ReindexRequest) -> int:
-    """Make the job in the caller's transaction.
+def submit_reindex(connection: Connection, settings: Settings, request: ReindexRequest) -> int:
+    """Queue a reindexing; returns its job.
 
     Raises UsageError for an archive without images, while another job builds an index of it, and for selections that
     another retriever excludes.
@@ -86,17 +80,13 @@ def check_selection(request: ReindexRequest) -> None:
         raise UsageError(f"--only {request.selection} concerns the active index; with another retriever use --only all")
 
 
-def submit_switch(engine: Engine, settings: Settings, index_id: int) -> int:
+def submit_switch(connection: Connection, settings: Settings, index_id: int) -> int:
     """Queue a job that completes a building or retired index and then switches to it.
 
     From now on the index also receives new pictures. Its gate counts and measures the recall; answers are not compared,
     because the user has decided. Raises UsageError for the active index, and while another job builds an index of the
     archive.
     """
-    return in_transaction(engine, _create_switch, settings, index_id)
-
-
-def _create_switch(connection: Connection, settings: Settings, index_id: int) -> int:
     details = indexes.find_index(connection, index_id)
     index = details.index
     if index.state == "active":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import tempfile
@@ -19,15 +18,16 @@ from ragllava.jobs.control import JobView
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.json_records import from_json
-from ragllava.records import AnswerStatus, Change, FileFormat
+from ragllava.records import FileFormat
 from ragllava.stages.results.outbox import Outbox, deliver
 from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results
 from ragllava.stores.archives import archive, vectors
 from ragllava.stores.archives.vectors import IndexView
-from ragllava.stores.database import in_transaction
+from ragllava.stores.database import in_transaction, record
 from ragllava.stores.jobs import answers
 from ragllava.stores.jobs.outcomes import Reconciliation, reconcile
 from ragllava.stores.objects import ObjectStore
+from ragllava.whole_files import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -35,32 +35,14 @@ log = logging.getLogger(__name__)
 def result_rows(connection: Connection, job_id: int) -> Iterator[ResultRow]:
     """One row for every input line that has an outcome, in input order; of an ended job that is every line."""
     for row, candidates in answers.iterate_results(connection, job_id):
-        if row.status is None:
-            continue
-        yield ResultRow(
-            line=row.line,
-            custom_id=row.custom_id,
-            question=row.question,
-            status=AnswerStatus(row.status),
-            answer=row.answer,
-            confidence=row.confidence,
-            candidates=candidates,
-            models=row.models,
-            note=row.note,
-            error_code=row.error_code,
-            error=row.error,
-            previous=_previous(row.previous, row.changes) if row.previous else None,
-        )
+        if row.status is not None:
+            previous = _previous(row.previous, row.changes) if row.previous else None
+            yield record(ResultRow, row, candidates=candidates, previous=previous)
 
 
 def _previous(stored: dict[str, Any], changes: list[str] | None) -> Previous:
-    return Previous(
-        job_id=stored["job"],
-        status=AnswerStatus(stored["status"]) if stored["status"] else None,
-        answer=stored["answer"],
-        evidence=tuple((image["image_id"], image["source"]) for image in stored["evidence"]),
-        changes=tuple(Change(change) for change in changes or ()),
-    )
+    evidence = [(image["image_id"], image["source"]) for image in stored["evidence"]]
+    return from_json(Previous, {**stored, "job_id": stored["job"], "evidence": evidence, "changes": changes or ()})
 
 
 def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
@@ -111,7 +93,7 @@ def write_files(engine: Engine, objects: ObjectStore, job: JobView, counted: Rec
             problem = f"{counted.outcomes} outcomes but {lines[results]} lines of results: they do not add up"
             job = _fail(engine, job, problem)
         files = {
-            path.name: {"key": f"{prefix}/{path.name}", "lines": number, "sha256": _sha256(path)}
+            path.name: {"key": f"{prefix}/{path.name}", "lines": number, "sha256": file_sha256(path)}
             for path, number in lines.items()
         }
         manifest = _facts(job, counted) | {"files": files}
@@ -151,9 +133,9 @@ def _deliver(
     outbox = from_json(Outbox, job.spec["outbox"])
     results, errors = lines
     if outbox.format is not FileFormat.JSONL:
-        results = results.with_name(outbox.results_name)
+        results = results.with_name(f"results.{outbox.format.value}")
         lines = {results: _write_results(engine, job, results, outbox.format), errors: lines[errors]}
-    files = {path: {"lines": number, "sha256": _sha256(path)} for path, number in lines.items()}
+    files = {path: {"lines": number, "sha256": file_sha256(path)} for path, number in lines.items()}
     try:
         return {"folder": deliver(objects, outbox, job.job_id, files, _facts(job, counted))}
     except (ObjectMissing, UsageError) as error:
@@ -179,8 +161,3 @@ def _facts(job: JobView, counted: Reconciliation) -> dict[str, Any]:
         "reconciled": counted.as_json(),
         **(job.detail_json() if kind_of(job.kind).result_has_detail else {}),
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -46,18 +46,9 @@ class Outbox:
         return f"{self.source}#{self.etag}"
 
     @property
-    def results_name(self) -> str:
-        """The name of the file of results."""
-        return f"results.{self.format.value}"
-
-    @property
     def error_address(self) -> str:
         """The address of the file that says why the question file cannot be used."""
         return f"{self.folder}error-{hashlib.sha256(self.version.encode()).hexdigest()[:16]}.json"
-
-    def job_folder(self, job_id: int) -> str:
-        """The address of the job's files."""
-        return f"{self.folder}{job_id}/"
 
 
 def deliver(
@@ -68,7 +59,7 @@ def deliver(
     `files` has the manifest's entries of each path, `facts` those of the job. Raises ObjectMissing when there is no
     such bucket, SettingsError when the deployment's key may not write there, ServiceUnavailable.
     """
-    folder = outbox.job_folder(job_id)
+    folder = f"{outbox.folder}{job_id}/"
     for path in files:
         with path.open("rb") as stream:
             size = path.stat().st_size

@@ -79,10 +79,9 @@ class _Picture:
 
 @dataclass(frozen=True, slots=True)
 class _ShownCandidate:
-    """A candidate on a card; its ranks, by retrieval and after reranking, count from 1."""
+    """A candidate on a card; its `rank` after reranking counts from 1."""
 
     candidate: Candidate
-    retrieval_rank: int
     rank: int
     relevant: bool
     picture: _Picture | None = None
@@ -155,7 +154,7 @@ def _card(row: ReportRow, summary: ReportSummary, picture_of: Callable[[str], _P
         image = candidate.image
         picture = picture_of(image.sha256) if candidate.evidence_no is not None else None
         is_relevant = image.source in row.relevant_sources
-        return _ShownCandidate(candidate, candidate.retrieval_rank + 1, rank, is_relevant, picture)
+        return _ShownCandidate(candidate, rank, is_relevant, picture)
 
     everything = [shown(candidate, rank) for rank, candidate in enumerate(by_relevance, start=1)]
     evidence = [entry for entry in everything if entry.candidate.evidence_no is not None]

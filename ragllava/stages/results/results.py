@@ -18,7 +18,7 @@ from typing import Any
 
 from ragllava.errors import UsageError
 from ragllava.json_records import to_json, write_json_lines
-from ragllava.records import Answer, AnswerStatus, Candidate, Change, FileFormat, Question
+from ragllava.records import Answer, AnswerStatus, Candidate, Change, FileFormat, Question, evidence_of
 from ragllava.whole_files import written_whole
 
 _MODEL_KEYS = ("index", "reranker", "generator", "prompt", "threshold")
@@ -84,8 +84,7 @@ class ResultRow:
     @property
     def evidence(self) -> list[Candidate]:
         """The kept candidates in rank order."""
-        kept = [candidate for candidate in self.candidates if candidate.evidence_no is not None]
-        return sorted(kept, key=lambda candidate: candidate.evidence_no or 0)
+        return evidence_of(self.candidates)
 
     @property
     def has_changed(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, select, text
 
-from ragllava.records import AnswerStatus, Candidate
+from ragllava.records import AnswerStatus, Candidate, evidence_of
 from ragllava.stores.database import equals_any, given, record, same
 from ragllava.stores.jobs.answers import load_candidates
 from ragllava.stores.jobs.outcomes import LATEST_ANSWER
@@ -51,7 +51,7 @@ class AnsweredQuestion:
     @property
     def evidence(self) -> list[Candidate]:
         """The kept candidates in rank order."""
-        return [candidate for candidate in self.candidates if candidate.evidence_no is not None]
+        return evidence_of(self.candidates)
 
 
 def load_questions(connection: Connection, keys: Iterable[QuestionKey]) -> dict[QuestionKey, AnsweredQuestion]:

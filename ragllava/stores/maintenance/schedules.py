@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -14,19 +14,6 @@ from ragllava.errors import UsageError
 from ragllava.records import ScheduleAction
 from ragllava.stores.database import equals_any, record
 from ragllava.stores.schema import archives, jobs, schedule_runs, schedules
-
-
-@dataclass(frozen=True, slots=True)
-class NewSchedule:
-    """A schedule to insert; the caller has checked it."""
-
-    name: str
-    action: ScheduleAction
-    archive_id: int | None  # None: all archives
-    options: dict[str, Any]
-    cron: str
-    timezone: str
-    next_due: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +43,9 @@ class ScheduleView:
     last_run: RunView | None
 
 
-def insert_schedule(connection: Connection, new: NewSchedule) -> bool:
-    """Insert a schedule; False when its name is taken."""
-    made = insert(schedules).values(asdict(new)).on_conflict_do_nothing().returning(schedules.c.id)
+def insert_schedule(connection: Connection, **values: object) -> bool:
+    """Insert a schedule with these columns, which the caller has checked; False when its name is taken."""
+    made = insert(schedules).values(values).on_conflict_do_nothing().returning(schedules.c.id)
     return connection.scalar(made) is not None
 
 

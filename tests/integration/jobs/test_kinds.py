@@ -24,6 +24,7 @@ from ragllava.settings import Settings
 from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import publish_missing_results
+from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs.outcomes import InputTable
 from ragllava.stores.maintenance import inspection
 from ragllava.stores.objects import ObjectStore
@@ -206,7 +207,7 @@ def test_inspection_and_vacuum_cover_its_table(desk: Desk) -> None:
         wrong = inspection.jobs_that_do_not_add_up(connection, totals)
     assert (wrong.number, wrong.example) == (1, f"job {job_id} (words, completed)")
 
-    task_id = submit_task(desk.engine, TaskName.VACUUM, None, {})
+    task_id = in_transaction(desk.engine, submit_task, desk.settings, TaskName.VACUUM, None, {})
     run_all(desk)
     task = desk.job(task_id).task
     assert task is not None and task.report is not None, desk.job(task_id).error

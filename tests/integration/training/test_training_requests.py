@@ -40,7 +40,7 @@ def label(desk: Workshop, count: int, archive_name: str = "class") -> int:
 
 def submit(desk: Workshop, role: Role = Role.RERANKER, key: str | None = None, **changes: Any) -> tuple[int, bool]:
     request = TrainingRequest(role, ("class",), "mini", **changes)
-    return submit_training(desk.engine, desk.settings, request, key)
+    return in_transaction(desk.engine, submit_training, desk.settings, request, key)
 
 
 def cancel(desk: Workshop, *job_ids: int) -> None:

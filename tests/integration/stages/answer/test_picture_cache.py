@@ -39,24 +39,24 @@ def wait(thread: ThreadPoolExecutor) -> None:
 
 
 def test_what_was_fetched_ahead_is_not_fetched_again(objects: ObjectStore, thread: ThreadPoolExecutor) -> None:
-    cache = PictureCache(objects, 2**20)
+    cache = PictureCache(objects, thread, 2**20)
     red = stored(objects, "red")
-    cache.fetch_ahead([red], thread)
+    cache.fetch_ahead([red])
     wait(thread)
     objects.delete_content(red)
-    picture = cache.get_many([red, red], thread)[red]
+    picture = cache.get_many([red, red])[red]
     assert isinstance(picture, Image.Image)
     assert picture.getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_a_picture_that_is_not_requested_is_dropped(objects: ObjectStore, thread: ThreadPoolExecutor) -> None:
-    cache = PictureCache(objects, 2**20)
+    cache = PictureCache(objects, thread, 2**20)
     red, green = stored(objects, "red"), stored(objects, "green")
-    cache.fetch_ahead([red], thread)
-    cache.fetch_ahead([green], thread)
+    cache.fetch_ahead([red])
+    cache.fetch_ahead([green])
     wait(thread)
     objects.delete_content(red)
-    pictures = cache.get_many([red, green], thread)
+    pictures = cache.get_many([red, green])
     assert isinstance(pictures[red], str), "it was fetched again"
     assert isinstance(pictures[green], Image.Image)
 
@@ -64,7 +64,7 @@ def test_a_picture_that_is_not_requested_is_dropped(objects: ObjectStore, thread
 def test_a_store_that_was_away_is_asked_again(
     objects: ObjectStore, thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = PictureCache(objects, 2**20)
+    cache = PictureCache(objects, thread, 2**20)
     red, green = stored(objects, "red"), stored(objects, "green")
 
     def be_away(_sha256: str) -> bytes:
@@ -72,7 +72,7 @@ def test_a_store_that_was_away_is_asked_again(
 
     with monkeypatch.context() as away:
         away.setattr(objects, "get_content", be_away)
-        cache.fetch_ahead([red, green], thread)
+        cache.fetch_ahead([red, green])
         with pytest.raises(ServiceUnavailable):
-            cache.get_many([red, green], thread)
-    assert all(isinstance(picture, Image.Image) for picture in cache.get_many([red, green], thread).values())
+            cache.get_many([red, green])
+    assert all(isinstance(picture, Image.Image) for picture in cache.get_many([red, green]).values())

@@ -24,12 +24,12 @@ from ragllava.models.bundle import ModelBundle
 from ragllava.models.mllm import Mllm
 from ragllava.models.reranker import Pair, Relevance
 from ragllava.records import AnswerStatus, Change, Role
+from ragllava.stages.answer.changes import RefreshPlan, plan_refresh
 from ragllava.stages.answer.question_files import read_questions
-from ragllava.stages.answer.refresh import submit_refresh
-from ragllava.stages.answer.refresh_plan import RefreshPlan, plan_refresh
-from ragllava.stages.answer.submit import Submission, submit_questions
+from ragllava.stages.answer.submit import Submission, submit_questions, submit_refresh
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stages.results.results import ResultRow
+from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import registry
 from ragllava.stores.schema import answers, candidates, jobs
 from tests.conftest import environment_of
@@ -98,7 +98,7 @@ class Gallery:
     def refresh(self, job_id: int | None = None) -> int:
         """Refresh a job to its end; the reranker's notes begin with it."""
         self.reranker.taken()
-        new_id, is_new = submit_refresh(self.desk.engine, self.desk.settings, job_id or self.job_id)
+        new_id, is_new = in_transaction(self.desk.engine, submit_refresh, self.desk.settings, job_id or self.job_id)
         assert is_new
         self.desk.run()
         return new_id
@@ -248,7 +248,7 @@ def test_an_answer_that_does_not_say_what_it_was_made_of_is_asked_again(gallery:
 
 
 def test_a_job_that_is_removed_meanwhile_has_its_questions_asked_again(gallery: Gallery) -> None:
-    job_id, _ = submit_refresh(gallery.desk.engine, gallery.desk.settings, gallery.job_id)
+    job_id, _ = in_transaction(gallery.desk.engine, submit_refresh, gallery.desk.settings, gallery.job_id)
     before = gallery.rows()
     gallery.reranker.taken()
     gallery.desk.run_once()  # a shard of four
@@ -269,7 +269,9 @@ def test_lines_without_an_answer_stay_as_they_are_until_they_are_retried(gallery
     lines = [json.dumps({"custom_id": f"q{n}", "question": text}) for n, text in enumerate(gallery.texts[:2])]
     file = read_questions("\n".join([*lines, "no json"]).encode(), name="questions.jsonl")
     desk = gallery.desk.with_settings(questions_per_step=1)
-    submitted = submit_questions(desk.engine, desk.settings, file, Submission(ARCHIVE, skip_invalid=True))
+    submitted = in_transaction(
+        desk.engine, submit_questions, desk.settings, file, Submission(ARCHIVE, skip_invalid=True)
+    )
     gallery.reranker.refused = gallery.texts[0]
     desk.run()
     assert [row.status for row in desk.rows(submitted.job_id)] == ["failed", "answered", "failed"]
@@ -293,23 +295,26 @@ def test_lines_without_an_answer_stay_as_they_are_until_they_are_retried(gallery
 def test_what_cannot_be_refreshed_is_refused(gallery: Gallery) -> None:
     desk = gallery.desk
     with pytest.raises(UsageError, match="there is no job 999"):
-        submit_refresh(desk.engine, desk.settings, 999)
+        in_transaction(desk.engine, submit_refresh, desk.settings, 999)
     with pytest.raises(UsageError, match="is of the kind ingest; only an answer job can be refreshed"):
-        submit_refresh(desk.engine, desk.settings, gallery.job_id - 1)
+        in_transaction(desk.engine, submit_refresh, desk.settings, gallery.job_id - 1)
     running = desk.submit(gallery.texts[:1]).job_id
     with pytest.raises(UsageError, match=f"job {running} is running; only an ended job can be refreshed"):
-        submit_refresh(desk.engine, desk.settings, running)
+        in_transaction(desk.engine, submit_refresh, desk.settings, running)
     with desk.engine.begin() as connection:
         control.cancel(connection, running)
     with pytest.raises(UsageError, match=f"no answer to refresh; `ragllava jobs retry {running}`"):
-        submit_refresh(desk.engine, desk.settings, running)
+        in_transaction(desk.engine, submit_refresh, desk.settings, running)
 
 
 def test_a_refresh_that_is_open_is_not_begun_twice(gallery: Gallery) -> None:
-    first = submit_refresh(gallery.desk.engine, gallery.desk.settings, gallery.job_id)
-    assert submit_refresh(gallery.desk.engine, gallery.desk.settings, gallery.job_id) == (first[0], False)
+    first = in_transaction(gallery.desk.engine, submit_refresh, gallery.desk.settings, gallery.job_id)
+    assert in_transaction(gallery.desk.engine, submit_refresh, gallery.desk.settings, gallery.job_id) == (
+        first[0],
+        False,
+    )
     gallery.desk.run()
-    assert submit_refresh(gallery.desk.engine, gallery.desk.settings, gallery.job_id)[1]
+    assert in_transaction(gallery.desk.engine, submit_refresh, gallery.desk.settings, gallery.job_id)[1]
 
 
 # Crashes
@@ -320,7 +325,7 @@ def test_a_shard_that_is_interrupted_goes_on_where_it_was(gallery: Gallery) -> N
     with desk.engine.begin() as connection:
         connection.execute(update(answers).where(answers.c.question_no.in_([1, 2])).values(candidates_digest=None))
     gallery.reranker.fail = ServiceUnavailable("the store is away")
-    job_id, _ = submit_refresh(desk.engine, desk.settings, gallery.job_id)
+    job_id, _ = in_transaction(desk.engine, submit_refresh, desk.settings, gallery.job_id)
     desk.run()
     assert len(gallery.rows(job_id)) == QUESTIONS - 2, "taken over, before the others were asked"
     desk.let_wait_end()

@@ -13,7 +13,8 @@ from ragllava.jobs import control
 from ragllava.jobs.states import JobState
 from ragllava.models.reranker import Pair, Relevance
 from ragllava.records import AnswerStatus
-from ragllava.stages.answer.refresh import submit_refresh
+from ragllava.stages.answer.submit import submit_refresh
+from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import questions, shards
 from tests.support.workshop import Workshop
 
@@ -206,7 +207,7 @@ def test_a_refresh_splits_what_has_changed_only(
 ) -> None:
     earlier = whole_gallery.submit(ten_questions, top_k=TOP_K).job_id
     whole_gallery.run()
-    job_id, _ = submit_refresh(desk.engine, desk.settings, earlier)
+    job_id, _ = in_transaction(desk.engine, submit_refresh, desk.settings, earlier)
     desk.run()
     assert states(desk, job_id) == ["done"], "all were taken over, so nothing was left to split"
     assert facts(desk.rows(job_id)) == facts(whole_gallery.rows(earlier))

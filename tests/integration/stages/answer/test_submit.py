@@ -24,6 +24,7 @@ from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.results.finalize import result_rows
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive
+from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import files, jobs, questions, shards
 from tests.support.job_rows import Desk
@@ -44,7 +45,7 @@ def line(question: Any, custom_id: Any = None) -> str:
 
 def submit(desk: Desk, lines: Sequence[str], name: str = "questions.jsonl", **how: Any) -> Submitted:
     file = read_questions("\n".join(lines).encode(), name=name)
-    return submit_questions(desk.engine, desk.settings, file, Submission(**({"archive": "test"} | how)))
+    return in_transaction(desk.engine, submit_questions, desk.settings, file, Submission(**({"archive": "test"} | how)))
 
 
 def rows(desk: Desk, job_id: int) -> list[ResultRow]:
@@ -119,7 +120,7 @@ def test_a_file_of_any_name_can_be_submitted(desk: Desk, tmp_path: Path) -> None
         path = tmp_path / os.fsdecode(raw)
         path.write_text("\n".join(GOOD))
         file = read_questions(path, name=str(path))
-        submitted = submit_questions(desk.engine, desk.settings, file, Submission("test"))
+        submitted = in_transaction(desk.engine, submit_questions, desk.settings, file, Submission("test"))
         assert desk.job(submitted.job_id).progress.total == 3
 
 
@@ -249,8 +250,8 @@ def test_without_a_key_each_submit_is_a_job(desk: Desk) -> None:
 
 def test_files_are_queued_and_refused_ones_have_their_outcome(desk: Desk) -> None:
     listed = [SourceFile(f"{n}.png", f"file:///{n}.png", rejected="it is empty" if n % 2 else None) for n in range(5)]
-    submitted = submit_files(desk.engine, desk.settings, archive_name="new", files=listed)
-    job = desk.job(submitted.job_id)
+    job_id = in_transaction(desk.engine, submit_files, desk.settings, archive_name="new", files=listed)
+    job = desk.job(job_id)
     assert (job.archive, job.progress.total, job.progress.by_status) == ("new", 5, {"rejected": 2})
     with desk.engine.begin() as connection:
         assert kind_of(job.kind).inputs.open_numbers(connection, job.job_id, 1, 0, 5) == [0, 2, 4]
@@ -261,7 +262,13 @@ def test_files_are_queued_and_refused_ones_have_their_outcome(desk: Desk) -> Non
 def test_a_wrong_archive_name_creates_nothing(desk: Desk) -> None:
     for name in ("", "Big", "a/b", "a\x00b", "-x", "x" * 64):
         with pytest.raises(UsageError, match="cannot be the name of an archive"):
-            submit_files(desk.engine, desk.settings, archive_name=name, files=[SourceFile("a.png", "file:///a.png")])
+            in_transaction(
+                desk.engine,
+                submit_files,
+                desk.settings,
+                archive_name=name,
+                files=[SourceFile("a.png", "file:///a.png")],
+            )
     assert [count(desk, table) for table in (jobs, files)] == [0, 0]
 
 

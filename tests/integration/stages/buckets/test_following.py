@@ -97,7 +97,7 @@ def test_a_file_that_cannot_be_used_gets_an_error_file_once(gallery: Workshop, p
 
 
 def task(gallery: Workshop, action: TaskName, archive_name: str | None = None) -> JobView:
-    job_id = submit_task(gallery.engine, action, archive_name, {})
+    job_id = in_transaction(gallery.engine, submit_task, gallery.settings, action, archive_name, {})
     gallery.run()
     return gallery.job(job_id)
 

@@ -15,8 +15,8 @@ from ragllava.jobs.runner import ShardContext
 from ragllava.records import TaskName
 from ragllava.stages.maintenance.gc import collect_garbage
 from ragllava.stages.maintenance.stage import submit_task
-from ragllava.stages.maintenance.task_report import TaskRequest
 from ragllava.stages.resources import Resources
+from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore, content_key
 from ragllava.stores.schema import blobs as blobs_table
 from ragllava.stores.schema import images
@@ -33,7 +33,7 @@ def objects(workshop: Workshop) -> ObjectStore:
 def collect_now(workshop: Workshop, *, delete: bool) -> dict[str, Any]:
     """A garbage collection for which everything is old enough."""
     with GcContext(workshop) as context:
-        return collect_garbage(context, TaskRequest(None, {"delete": delete}), grace_s=-60.0).figures
+        return collect_garbage(context, delete=delete, grace_s=-60.0).figures
 
 
 class GcContext:
@@ -43,7 +43,7 @@ class GcContext:
         self._workshop = workshop
 
     def __enter__(self) -> ShardContext[Resources]:
-        submit_task(self._workshop.engine, TaskName.GC, None, {})
+        in_transaction(self._workshop.engine, submit_task, self._workshop.settings, TaskName.GC, None, {})
         lease = self._workshop.claim_next(lease_s=600.0)
         shop = self._workshop
         return ShardContext(lease, shop.settings, shop.engine, shop.resources, lambda: None)
@@ -167,7 +167,7 @@ def test_gc_beside_importers_never_deletes_what_is_referred_to(workshop: Worksho
         deleted = 0
         with GcContext(workshop) as context:
             while not done.is_set():
-                figures = collect_garbage(context, TaskRequest(None, {"delete": True}), grace_s=-60.0).figures
+                figures = collect_garbage(context, delete=True, grace_s=-60.0).figures
                 deleted += figures["blobs"]["deleted"] + figures["content_without_row"]["deleted"]
         return deleted
 

@@ -14,7 +14,7 @@ from ragllava.records import TaskName
 from ragllava.stages.maintenance.inspect import Inspector, inspect
 from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results
-from ragllava.stores.database import outside_transaction
+from ragllava.stores.database import in_transaction, outside_transaction
 from ragllava.stores.objects import content_key
 from tests.support.archive_rows import answered_job, make_index
 from tests.support.workshop import Workshop
@@ -29,7 +29,7 @@ def stocked(workshop: Workshop) -> Workshop:
     make_index(workshop, 5)
     answered_job(workshop, [(0.9, 0.9), (0.8, 0.8)])
     publish_missing_results(workshop.engine, workshop.resources.objects)
-    submit_task(workshop.engine, TaskName.GC, None, {})
+    in_transaction(workshop.engine, submit_task, workshop.settings, TaskName.GC, None, {})
     run("INSERT INTO schedules (name, action, options, cron, timezone) VALUES ('n', 'gc', '{}', '0 3 * * *', 'UTC')")(
         workshop
     )

@@ -37,7 +37,7 @@ def test_a_task_ends_with_a_report_and_adds_up(workshop: Workshop) -> None:
 
 
 def test_a_cancelled_task_is_cancelled_and_can_be_retried(workshop: Workshop) -> None:
-    job_id = submit_task(workshop.engine, TaskName.VACUUM, None, {})
+    job_id = in_transaction(workshop.engine, submit_task, workshop.settings, TaskName.VACUUM, None, {})
     in_transaction(workshop.engine, control.cancel, job_id)
     assert workshop.job(job_id).progress.by_status == {"cancelled": 1}
     assert in_transaction(workshop.engine, control.retry, job_id, 1) == 1
@@ -46,11 +46,11 @@ def test_a_cancelled_task_is_cancelled_and_can_be_retried(workshop: Workshop) ->
 
 
 def test_tasks_wait_behind_pictures(workshop: Workshop) -> None:
-    task_job_id = submit_task(workshop.engine, TaskName.RETENTION, None, {})
+    task_job_id = in_transaction(workshop.engine, submit_task, workshop.settings, TaskName.RETENTION, None, {})
     files = [SourceFile("a.png", "file:///nowhere/a.png")]
-    submitted = submit_files(workshop.engine, workshop.settings, archive_name=ARCHIVE, files=files)
+    job_id = in_transaction(workshop.engine, submit_files, workshop.settings, archive_name=ARCHIVE, files=files)
     workshop.run_once()
-    assert workshop.job(submitted.job_id).is_final and not workshop.job(task_job_id).is_final
+    assert workshop.job(job_id).is_final and not workshop.job(task_job_id).is_final
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_an_invalid_task_is_refused(
     workshop: Workshop, action: str, archive_name: str | None, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        submit_task(workshop.engine, TaskName(action), archive_name, options)
+        in_transaction(workshop.engine, submit_task, workshop.settings, TaskName(action), archive_name, options)
 
 
 # Noisy cases

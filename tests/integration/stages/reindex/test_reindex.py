@@ -21,6 +21,7 @@ from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.reindex.stage import ReindexRequest, submit_reindex
 from ragllava.stores import schema as tables
 from ragllava.stores.archives import indexes, vectors
+from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import content_key
 from tests.integration.conftest import Postcards
 from tests.support.postcard_gallery import (
@@ -107,14 +108,16 @@ def test_an_index_that_comes_while_pictures_are_ingested_gets_them_too(
             indexes.create_index(connection, archive_id, retriever.version, retriever.dim, asdict(other_retriever))
 
     busy = gallery.with_models(retriever=Watched(gallery.resources.models.retriever, begin))
-    new = submit_files(busy.engine, busy.settings, archive_name=ARCHIVE, files=cards(postcards, CARDS, CARDS + 2))
+    new = in_transaction(
+        busy.engine, submit_files, busy.settings, archive_name=ARCHIVE, files=cards(postcards, CARDS, CARDS + 2)
+    )
     busy.run_once()
     assert states(busy) == [("active", CARDS), ("building", 0)]
-    [trouble] = [shard.error for shard in troubles(busy, new.job_id)]
+    [trouble] = [shard.error for shard in troubles(busy, new)]
     assert trouble is not None and "is new to the archive" in trouble
     busy.let_wait_end()
     busy.run()
-    assert busy.job(new.job_id).progress.by_status == {"stored": 2}
+    assert busy.job(new).progress.by_status == {"stored": 2}
     assert states(busy) == [("active", CARDS + 2), ("building", 2)]
 
 
@@ -252,7 +255,7 @@ def test_what_makes_no_sense_is_refused(gallery: Workshop, other_retriever: Retr
         queue(gallery, Selection.FAILED, other_retriever)
     request = ReindexRequest("nobody", Selection.ALL)
     with pytest.raises(UsageError, match="there is no archive 'nobody'"):
-        submit_reindex(gallery.engine, gallery.settings, request)
+        in_transaction(gallery.engine, submit_reindex, gallery.settings, request)
     gone = RetrieverSource("local-dir:/nowhere/clip")
     job = reindexed(gallery, Selection.ALL, gone)
     assert job.state is JobState.FAILED

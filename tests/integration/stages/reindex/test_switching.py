@@ -14,6 +14,7 @@ from ragllava.records import GapReason, Selection
 from ragllava.stages.reindex.stage import submit_switch
 from ragllava.stores import schema as tables
 from ragllava.stores.archives import indexes, vectors
+from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import content_key
 from tests.integration.conftest import Postcards
 from tests.support.postcard_gallery import (
@@ -101,7 +102,7 @@ def test_switching_back_fills_what_came_since(
     assert switched(gallery, new).progress.by_status == {"switched": 1}
     assert indexes_named(gallery.ask(asked[:2], top_k=3)) == {new}
     with pytest.raises(UsageError, match="is already the active index"):
-        submit_switch(gallery.engine, gallery.settings, new)
+        in_transaction(gallery.engine, submit_switch, gallery.settings, new)
 
 
 def test_an_index_may_wait_for_its_switch(gallery: Workshop, other_retriever: RetrieverSource) -> None:
@@ -156,7 +157,7 @@ def test_an_active_index_or_one_being_filled_is_not_dropped(
     old, new = ids(gallery)
     with gallery.engine.begin() as connection, pytest.raises(UsageError, match="the active one"):
         indexes.drop_index(connection, new)
-    job_id = submit_switch(gallery.engine, gallery.settings, old)
+    job_id = in_transaction(gallery.engine, submit_switch, gallery.settings, old)
     with gallery.engine.begin() as connection:
         with pytest.raises(UsageError, match=f"job {job_id} fills index {old}"):
             indexes.drop_index(connection, old)

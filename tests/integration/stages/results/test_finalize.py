@@ -29,6 +29,7 @@ from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results, publish_result
 from ragllava.stores.archives import archive
+from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import answers, outcomes
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import reindexed
@@ -55,7 +56,9 @@ def a_job(desk: Desk, good: int, bad: int = 0) -> int:
     valid = [Question(n, n + 1, f"q{n}", f"question {n}?") for n in range(good)]
     invalid = [LineError("empty_question", n + 1, "the question is empty") for n in range(good, good + bad)]
     file = QuestionFile("questions.jsonl", [*valid, *invalid])
-    return submit_questions(desk.engine, desk.settings, file, Submission("test", skip_invalid=True)).job_id
+    return in_transaction(
+        desk.engine, submit_questions, desk.settings, file, Submission("test", skip_invalid=True)
+    ).job_id
 
 
 def answer_all(desk: Desk, failing: tuple[int, ...] = ()) -> None:
@@ -264,9 +267,9 @@ def one_job_of(kind: JobKind, desk: Desk) -> int:
         return a_job(desk, good=1)
     if kind is JobKind.INGEST:
         files = [SourceFile("a.png", "file:///a.png")]
-        return submit_files(desk.engine, desk.settings, archive_name="test", files=files).job_id
+        return in_transaction(desk.engine, submit_files, desk.settings, archive_name="test", files=files)
     if kind is JobKind.MAINTENANCE:
-        return submit_task(desk.engine, TaskName.VACUUM, None, {})
+        return in_transaction(desk.engine, submit_task, desk.settings, TaskName.VACUUM, None, {})
     with desk.engine.begin() as connection:
         found = archive.ensure_archive(connection, "test")
         if kind is JobKind.TRAIN:
@@ -354,7 +357,7 @@ def test_an_unknown_job_is_refused_by_number(client: Client, tmp_path: Path) -> 
 
 def test_an_ingest_job_has_no_answers(client: Client, desk: Desk, tmp_path: Path) -> None:
     files = [SourceFile("a.png", "file:///a.png")]
-    job_id = submit_files(desk.engine, desk.settings, archive_name="test", files=files).job_id
+    job_id = in_transaction(desk.engine, submit_files, desk.settings, archive_name="test", files=files)
     for call in (
         lambda: list(client.questions.results(job_id)),
         lambda: client.questions.save_results(job_id, tmp_path / "out.csv"),

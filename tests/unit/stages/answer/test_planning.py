@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from ragllava.stages.answer.planning import Cost, cut, shard_seconds
-from ragllava.stages.pace import AnswerPace
+from ragllava.stages.answer.splitting import Cost, cut, shard_seconds
+from ragllava.stages.resources import AnswerPace
 
 COST = Cost(image=3.0, pair=1.0, question=2.0)
 ALONE = COST.of([[1, 2, 3, 4]])
