@@ -272,7 +272,7 @@ def test_a_caption_file_that_cannot_be_read_leaves_the_captions_as_they_are(buck
     bucketful.bucket.put("in/captions.csv", b"nothing,of,this\n1,2,3\n")
     bucketful.follow("in/captions.csv")
     assert bucketful.captions() == {"a.png": "good"}
-    assert "captions.csv, line 1" in (bucketful.recorded()["in/captions.csv"].reason or "")
+    assert "captions.csv: the first line must be a header" in (bucketful.recorded()["in/captions.csv"].reason or "")
 
 
 def test_a_scan_repairs_what_events_have_lost_and_names_it(bucketful: Bound) -> None:
