@@ -72,10 +72,10 @@ def list_archives(as_json: bool) -> None:
 
 @archive.command("show")
 @click.argument("name")
-@click.option("--rejected", is_flag=True, help="List the files that were refused, with the reason.")
+@click.option("--rejected", is_flag=True, help="List the rejected files, with the reason.")
 @json_option
 def show_archive(name: str, rejected: bool, as_json: bool) -> None:
-    """The contents of an archive, and the files that it refused."""
+    """The contents of an archive, and its rejected files."""
     with connected() as client:
         summary = client.archives.get(name)
         refused = client.archives.rejected(name) if rejected else []
@@ -83,7 +83,7 @@ def show_archive(name: str, rejected: bool, as_json: bool) -> None:
     body = asdict(summary) | {"bindings": bound} | ({"rejected": refused} if rejected else {})
     lines = [*_summary_lines(summary), *map(_binding_line, bound)]
     lines += [f"{file.source}: {file.reason}" for file in refused]
-    print_result(body, lines if refused or not rejected else [*lines, "no file was refused"], as_json)
+    print_result(body, lines if refused or not rejected else [*lines, "no file was rejected"], as_json)
 
 
 @archive.command("gaps")

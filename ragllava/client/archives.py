@@ -92,7 +92,7 @@ class Archives(Namespace):
         return self._do(_summary, name)
 
     def rejected(self, name: str) -> list[RejectedFile]:
-        """The files of an archive whose latest ingest was refused, with the reason. Raises UsageError."""
+        """The files of an archive whose latest ingest was rejected, with the reason. Raises UsageError."""
         return self._of_archive(name, rejected_files)
 
     def gaps(self, name: str) -> list[Gap]:

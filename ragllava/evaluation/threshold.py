@@ -65,7 +65,7 @@ def adaptive_threshold(relevance: Relevances, is_correct: Labels) -> ThresholdFi
     estimated on exp(relevance) with Gaussian kernels; their crossing from below to above between the two means is
     η, interpolated. Of several crossings, the one with the smallest sum of both error rates. With fewer than 30
     candidates on a side, wrong ones that score higher on average, or no crossing, η is 0.5 and `reason` says why.
-    ScoreRejected: a relevance that is no probability.
+    ScoreRejected: a relevance that is not a probability.
     """
     scores, correct = checked(relevance, is_correct)
     counts = f"{int(correct.sum())} correct and {int((~correct).sum())} wrong candidates"
@@ -123,14 +123,14 @@ def fixed_threshold(value: float, relevance: Relevances, is_correct: Labels) -> 
 
 
 def checked(relevance: Relevances, is_correct: Labels) -> tuple[FloatArray, BoolArray]:
-    """Both as arrays (N,). ScoreRejected: a relevance that is no probability."""
+    """Both as arrays (N,). ScoreRejected: a relevance that is not a probability."""
     scores = np.asarray(relevance, dtype=np.float64)
     correct = np.asarray(is_correct, dtype=np.bool_)
     if scores.ndim != 1 or scores.shape != correct.shape:
         raise ValueError(f"one label per relevance is needed, got shapes {scores.shape} and {correct.shape}")
     bad = np.flatnonzero(~((scores >= 0) & (scores <= 1)))  # NaN is in no range
     if len(bad):
-        raise ScoreRejected(f"candidate {bad[0]} has relevance {scores[bad[0]]}, which is no probability")
+        raise ScoreRejected(f"candidate {bad[0]} has relevance {scores[bad[0]]}, which is not a probability")
     return scores, correct
 
 

@@ -198,7 +198,7 @@ files = Table(
     Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),
 )
 
-# Inputs of an answer job. A line that is no valid question has no custom_id of its own and gets its `failed`
+# Inputs of an answer job. A line that is not a valid question has no custom_id of its own and gets its `failed`
 # answer in the transaction of the submit, so that totals always add up.
 questions = Table(
     "questions",

@@ -259,7 +259,7 @@ def _mean(scores: FloatArray) -> float:
 def _why_broken(figures: ConditionFigures, rules: GateRules) -> str:
     if not figures.is_primary:
         return (
-            f"worse, {figures.name}: {_change(figures)}, a fall that is no chance "
+            f"worse, {figures.name}: {_change(figures)}, a fall that is not due to chance "
             f"with {100 * rules.guard_confidence:g} % confidence"
         )
     if not figures.changed:

@@ -225,7 +225,7 @@ def test_better_but_worse_with_noise_is_refused_with_the_reason() -> None:
     assert not report.passed
     assert report.reasons == (
         "worse, with a wrong image beside them: 0.600 → 0.450 on 100 questions about 100 images, "
-        "a fall that is no chance with 90 % confidence",
+        "a fall that is not due to chance with 90 % confidence",
     )
     broken = {figures.name: figures.broken for figures in report.figures}
     assert broken == {PRIMARY: False, NOISE: True, BARE: False}
