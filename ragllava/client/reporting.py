@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ragllava.answer_text import exact_match
-from ragllava.evaluation.metrics import JobFigures
+from ragllava.evaluation.metrics import JobFigures, is_right
 from ragllava.jobs.control import JobView
 from ragllava.records import AnswerStatus, KnownAnswer
 from ragllava.stages.results.report import Figure, ReportRow, ReportSummary
@@ -53,11 +52,6 @@ def report_figures(figures: JobFigures | None) -> tuple[Figure, ...]:
         Figure("Retrieval recall@20", group.retrieval_recall[20], "what the reranker gets to see"),
         Figure("Reranked recall@1", group.reranked_recall[1], "after reranking, questions about one picture"),
     )
-
-
-def is_right(row: ResultRow, right: KnownAnswer) -> bool:
-    """Whether a result is the right answer."""
-    return row.status is AnswerStatus.ANSWERED and row.answer is not None and exact_match(row.answer, right.answer)
 
 
 def refresh_line(refresh: RefreshView) -> str:

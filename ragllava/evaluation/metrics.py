@@ -6,15 +6,17 @@ Every score is in [0, 1], greater is better. A share of nothing (no picture kept
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from ragllava.answer_text import exact_match, normalise_answer
 from ragllava.errors import UsageError
-from ragllava.json_records import rounded, to_json
+from ragllava.json_records import rounded
 from ragllava.records import AnswerStatus, KnownAnswer
+from ragllava.stages.results.results import ResultRow
 
 RETRIEVAL_RECALL_DEPTHS = (1, 2, 5, 20)
 RERANKED_RECALL_DEPTHS = (1, 2)
@@ -132,23 +134,23 @@ class GroupFigures:
     reranked_recall: Mapping[int, float]
     answer_accuracy: float
 
-    def as_json(self) -> dict[str, Any]:
-        """Flat, with names such as retrieval_recall_at_5; shares with four decimals."""
+    def by_name(self) -> dict[str, float]:
+        """All figures in one level, with names such as retrieval_recall_at_5."""
+        counts = ("questions", "answered", "no_evidence", "failed", "missing")
         return {
-            **{name: getattr(self, name) for name in ("questions", "answered", "no_evidence", "failed", "missing")},
-            **{f"retrieval_recall_at_{k}": round(share, 4) for k, share in self.retrieval_recall.items()},
-            **{f"reranked_recall_at_{k}": round(share, 4) for k, share in self.reranked_recall.items()},
-            "answer_accuracy": round(self.answer_accuracy, 4),
+            **{name: getattr(self, name) for name in counts},
+            **{f"retrieval_recall_at_{k}": share for k, share in self.retrieval_recall.items()},
+            **{f"reranked_recall_at_{k}": share for k, share in self.reranked_recall.items()},
+            "answer_accuracy": self.answer_accuracy,
         }
 
 
 @dataclass(frozen=True, slots=True)
-class TypeFigures:
-    """Accuracy on one type of question. `majority_share`: what always giving its most common answer would score."""
+class TypeScore:
+    """Answers to one type of question; `majority_share`: what always giving the commonest answer would score."""
 
     questions: int
-    right: int
-    accuracy: float
+    score: float
     majority_share: float
 
 
@@ -162,111 +164,98 @@ class JobFigures:
     all: GroupFigures
     one_image: GroupFigures | None
     two_image: GroupFigures | None
-    by_type: Mapping[str, TypeFigures]
+    by_type: Mapping[str, TypeScore]
 
     def as_json(self) -> dict[str, Any]:
-        """The figures of all questions at the top, the groups below them."""
-        return {
-            **self.all.as_json(),
-            "one_image": self.one_image and self.one_image.as_json(),
-            "two_image": self.two_image and self.two_image.as_json(),
-            "by_type": rounded(to_json(self.by_type)),
+        """The figures of all questions at the top, the groups below them; shares with four decimals."""
+        by_type = {
+            name: {
+                "questions": kind.questions,
+                "right": round(kind.score * kind.questions),
+                "accuracy": kind.score,
+                "majority_share": kind.majority_share,
+            }
+            for name, kind in self.by_type.items()
         }
+        one, two = (group and group.by_name() for group in (self.one_image, self.two_image))
+        values: dict[str, Any] = rounded(self.all.by_name() | {"one_image": one, "two_image": two, "by_type": by_type})
+        return values
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """A known question beside what the job gave for it. `status` None: no result at all."""
-
-    question: KnownAnswer
-    status: str | None
-    right: bool
-    by_retrieval: tuple[str, ...]
-    by_relevance: tuple[str, ...]
-
-
-def score_job(questions: Sequence[KnownAnswer], results: Iterable[Mapping[str, Any]]) -> JobFigures:
+def score_job(questions: Sequence[KnownAnswer], rows: Iterable[ResultRow]) -> JobFigures:
     """Compares a job's results with the known answers.
 
-    Each result is a line of the result file (custom_id, status, answer) with one more key, `candidates`: all K
-    retrieved pictures, each with source, retrieval_score and relevance, in any order (in case of a tie the earlier
-    one ranks first). Sources are compared with `relevant` as they stand. Results of unknown questions are left
-    out. UsageError: nothing is known, a key is missing, or a question has two results.
+    Sources of candidates are compared with `relevant` as they stand; of candidates with equal scores the one that was
+    retrieved first ranks first. Results of unknown questions are left out. UsageError: nothing is known, or a question
+    has two results.
     """
     if not questions:
         raise UsageError("no known answers to compare the results with")
-    by_id: dict[str, Mapping[str, Any]] = {}
-    for result in results:
-        custom_id = _field(result, "custom_id")
-        if custom_id in by_id:
-            raise UsageError(f"question {custom_id} has two results; compare one job at a time")
-        by_id[custom_id] = result
-    outcomes = [_outcome(answer, by_id.get(answer.custom_id)) for answer in questions]
-    one_image = [outcome for outcome in outcomes if len(outcome.question.relevant) == 1]
-    two_image = [outcome for outcome in outcomes if len(outcome.question.relevant) == 2]
-    types = sorted({answer.type for answer in questions})
+    by_id: dict[str | None, ResultRow] = {}
+    for row in rows:
+        if row.custom_id in by_id:
+            raise UsageError(f"question {row.custom_id} has two results; compare one job at a time")
+        by_id[row.custom_id] = row
+    one_image, two_image = ([known for known in questions if len(known.relevant) == count] for count in (1, 2))
+    scores = [float(is_right(by_id.get(known.custom_id), known)) for known in questions]
     return JobFigures(
-        all=_group_figures(outcomes),
-        one_image=_group_figures(one_image) if one_image else None,
-        two_image=_group_figures(two_image) if two_image else None,
-        by_type={name: _type_figures([o for o in outcomes if o.question.type == name]) for name in types},
+        all=_group_figures(questions, by_id),
+        one_image=_group_figures(one_image, by_id) if one_image else None,
+        two_image=_group_figures(two_image, by_id) if two_image else None,
+        by_type=scores_by_type(questions, scores, lambda known, text: exact_match(text, known.answer)),
     )
 
 
-def _outcome(question: KnownAnswer, result: Mapping[str, Any] | None) -> _Outcome:
-    if result is None:
-        return _Outcome(question, None, right=False, by_retrieval=(), by_relevance=())
-    status = _field(result, "status")
-    answer = _field(result, "answer")
-    candidates = _field(result, "candidates")
-    return _Outcome(
-        question,
-        status,
-        right=status == AnswerStatus.ANSWERED and answer is not None and exact_match(answer, question.answer),
-        by_retrieval=_sources_by("retrieval_score", candidates),
-        by_relevance=_sources_by("relevance", candidates),
-    )
+def is_right(row: ResultRow | None, known: KnownAnswer) -> bool:
+    """Whether there is a result and it is the right answer."""
+    answer = row.answer if row is not None and row.status is AnswerStatus.ANSWERED else None
+    return answer is not None and exact_match(answer, known.answer)
 
 
-def _field(result: Mapping[str, Any], name: str) -> Any:
-    if name not in result:
-        where = result.get("custom_id", "without custom_id")
-        raise UsageError(f"result {where} has no {name!r}; scoring needs custom_id, status, answer, candidates")
-    return result[name]
+def scores_by_type(
+    questions: Sequence[KnownAnswer], scores: Sequence[float], score_text: Callable[[KnownAnswer, str], float]
+) -> dict[str, TypeScore]:
+    """The mean scores of the types of question in order of their names; `score_text` scores the commonest answer."""
+    groups: dict[str, list[tuple[KnownAnswer, float]]] = defaultdict(list)
+    for question, score in zip(questions, scores, strict=True):
+        groups[question.type].append((question, score))
+    figures = {}
+    for name, group in sorted(groups.items()):
+        [(commonest, _)] = Counter(normalise_answer(question.answer) for question, _ in group).most_common(1)
+        figures[name] = TypeScore(
+            questions=len(group),
+            score=fmean(score for _, score in group),
+            majority_share=fmean(score_text(question, commonest) for question, _ in group),
+        )
+    return figures
 
 
-def _sources_by(score: str, candidates: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    best_first = sorted(candidates, key=lambda candidate: -float(candidate[score]))
-    return tuple(candidate["source"] for candidate in best_first)
-
-
-def _group_figures(outcomes: Sequence[_Outcome]) -> GroupFigures:
-    statuses = Counter(outcome.status for outcome in outcomes)
+def _group_figures(questions: Sequence[KnownAnswer], by_id: Mapping[str | None, ResultRow]) -> GroupFigures:
+    rows = [by_id.get(known.custom_id) for known in questions]
+    statuses = Counter(row.status if row else None for row in rows)
     answered, no_evidence = statuses[AnswerStatus.ANSWERED], statuses[AnswerStatus.NO_EVIDENCE]
-    relevant = [outcome.question.relevant for outcome in outcomes]
-    by_retrieval = [outcome.by_retrieval for outcome in outcomes]
-    by_relevance = [outcome.by_relevance for outcome in outcomes]
+
+    def recall(score: str, depths: Iterable[int]) -> dict[int, float]:
+        ranked, relevant = [_sources_by(score, row) for row in rows], [known.relevant for known in questions]
+        return {k: retrieval_at(k, ranked, relevant).recall for k in depths}
+
     return GroupFigures(
-        questions=len(outcomes),
+        questions=len(rows),
         answered=answered,
         no_evidence=no_evidence,
-        failed=len(outcomes) - answered - no_evidence - statuses[None],
+        failed=len(rows) - answered - no_evidence - statuses[None],
         missing=statuses[None],
-        retrieval_recall={k: retrieval_at(k, by_retrieval, relevant).recall for k in RETRIEVAL_RECALL_DEPTHS},
-        reranked_recall={k: retrieval_at(k, by_relevance, relevant).recall for k in RERANKED_RECALL_DEPTHS},
-        answer_accuracy=_share(sum(outcome.right for outcome in outcomes), len(outcomes)),
+        retrieval_recall=recall("retrieval_score", RETRIEVAL_RECALL_DEPTHS),
+        reranked_recall=recall("relevance", RERANKED_RECALL_DEPTHS),
+        answer_accuracy=_share(sum(map(is_right, rows, questions)), len(rows)),
     )
 
 
-def _type_figures(outcomes: Sequence[_Outcome]) -> TypeFigures:
-    right = sum(outcome.right for outcome in outcomes)
-    answers = Counter(normalise_answer(outcome.question.answer) for outcome in outcomes)
-    return TypeFigures(
-        questions=len(outcomes),
-        right=right,
-        accuracy=_share(right, len(outcomes)),
-        majority_share=_share(max(answers.values()), len(outcomes)),
-    )
+def _sources_by(score: str, row: ResultRow | None) -> list[str]:
+    """The sources of the candidates, those with the highest score first."""
+    candidates = row.candidates if row else ()
+    best_first = sorted(candidates, key=lambda candidate: (-getattr(candidate, score), candidate.retrieval_rank))
+    return [candidate.image.source for candidate in best_first]
 
 
 def _share(part: float, total: float) -> float:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
-from ragllava.answer_text import exact_match, normalise_answer
-from ragllava.evaluation.metrics import webqa_score
+from ragllava.answer_text import exact_match
+from ragllava.evaluation.metrics import TypeScore, scores_by_type, webqa_score
 from ragllava.evaluation.paper_table import PaperRow, markdown_table, paper_table, ranked_row, threshold_row
 from ragllava.evaluation.runs import RunArm
 from ragllava.json_records import rounded, to_json
 from ragllava.records import Answer, AnswerStatus, KnownAnswer
-
-
-@dataclass(frozen=True, slots=True)
-class TypeScore:
-    """Answers to one type of question; `majority_share`: what always giving the commonest answer would score."""
-
-    questions: int
-    score: float
-    majority_share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +50,7 @@ class RunFigures:
 def figures_of(dataset_name: str, questions: Sequence[KnownAnswer], arms: Sequence[RunArm], top_n: int) -> RunFigures:
     """The figures of all arms. `questions` have their labelled images as `relevant`, in the order of the arms."""
     scores = {arm.label: score_answers(dataset_name, questions, arm.answers) for arm in arms if arm.answers is not None}
+    score = partial(score_text, dataset_name)
     groups = {"all": list(range(len(questions)))}
     for title, count in (("one image", 1), ("two images", 2)):
         numbers = [number for number, question in enumerate(questions) if len(question.relevant) == count]
@@ -69,7 +62,7 @@ def figures_of(dataset_name: str, questions: Sequence[KnownAnswer], arms: Sequen
             title: [_row(arm, scores.get(arm.label), questions, numbers, top_n) for arm in arms]
             for title, numbers in groups.items()
         },
-        by_type={label: _by_type(dataset_name, questions, own_scores) for label, own_scores in scores.items()},
+        by_type={label: scores_by_type(questions, own_scores, score) for label, own_scores in scores.items()},
         outcomes={arm.label: Counter(a.status.value for a in arm.answers) for arm in arms if arm.answers is not None},
     )
 
@@ -109,21 +102,6 @@ def _row(
         return threshold_row(arm.label, arm.threshold, relevances, relevant, top_n, score)
     orders = [question.retrieval_ranking if arm.by_retrieval else question.ranking for question in ranked]
     return ranked_row(arm.label, orders, relevant, top_n, score)
-
-
-def _by_type(dataset_name: str, questions: Sequence[KnownAnswer], scores: Sequence[float]) -> dict[str, TypeScore]:
-    groups: dict[str, list[tuple[KnownAnswer, float]]] = defaultdict(list)
-    for question, score in zip(questions, scores, strict=True):
-        groups[question.type].append((question, score))
-    figures = {}
-    for name, group in sorted(groups.items()):
-        [(commonest, _)] = Counter(normalise_answer(question.answer) for question, _ in group).most_common(1)
-        figures[name] = TypeScore(
-            questions=len(group),
-            score=fmean(score for _, score in group),
-            majority_share=fmean(score_text(dataset_name, question, commonest) for question, _ in group),
-        )
-    return figures
 
 
 def _type_table(by_type: Mapping[str, Mapping[str, TypeScore]]) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragllava.cli.demo.run import Demo, Domain, with_candidates
+from ragllava.cli.demo.run import Demo, Domain
 from ragllava.cli.options import make_table, package_versions
 from ragllava.errors import RagllavaError, UsageError
 from ragllava.json_records import write_json_lines
@@ -69,7 +69,7 @@ class AnsweredArchive:
         """The figures of the held-out questions alone."""
         from ragllava.evaluation.metrics import score_job
 
-        return score_job(self.held_out, map(with_candidates, rows))
+        return score_job(self.held_out, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +334,7 @@ def _split(
 
 def _feedback(row: ResultRow, question: KnownQuestion, above: float) -> dict[str, Any]:
     """Complete feedback on an answer; irrelevant are wrong pictures that were kept or have a relevance >= `above`."""
-    from ragllava.client.reporting import is_right
+    from ragllava.evaluation.metrics import is_right
 
     shown = (c for c in row.candidates if c.evidence_no is not None or (c.relevance or 0.0) >= above)
     return {
@@ -349,8 +349,8 @@ def _feedback(row: ResultRow, question: KnownQuestion, above: float) -> dict[str
 def _comparison_table(answered: AnsweredArchive, comparison: BeforeAfter) -> Table:
     before, after = totals(comparison.before), totals(comparison.after)
     for name, kind in comparison.before.by_type.items():
-        before[f"  {name} ({kind.questions})"] = kind.accuracy
-        after[f"  {name} ({kind.questions})"] = comparison.after.by_type[name].accuracy
+        before[f"  {name} ({kind.questions})"] = kind.score
+        after[f"  {name} ({kind.questions})"] = comparison.after.by_type[name].score
     rows = ((name, f"{old:.3f}", f"{after[name]:.3f}", f"{after[name] - old:+.3f}") for name, old in before.items())
     title = f"{len(answered.held_out)} held-out questions from {answered.run.name}"
     return make_table(("figure", "before", "after", "difference"), rows, title=title)

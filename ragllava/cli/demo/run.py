@@ -63,7 +63,7 @@ class Demo:
         ingested = self.ingest(client, written)
         job = self.ask(client, written.questions)
         rows = [*client.questions.results(job.job_id)]
-        figures = score_job(archive.questions, map(with_candidates, rows))
+        figures = score_job(archive.questions, rows)
         answers = {question.custom_id: question for question in archive.questions}
         for table in (_example_table(rows[:EXAMPLES], answers), _figure_table(figures), _type_table(figures)):
             self.console.print(table)
@@ -129,19 +129,10 @@ class Demo:
         return job
 
 
-def with_candidates(row: ResultRow) -> dict[str, Any]:
-    """A result line with all its candidates, as score_job takes it."""
-    candidates = [
-        {"source": c.image.source, "retrieval_score": c.retrieval_score, "relevance": c.relevance}
-        for c in sorted(row.candidates, key=lambda candidate: candidate.retrieval_rank)
-    ]
-    return row.as_json() | {"candidates": candidates}
-
-
 def _example_table(rows: list[ResultRow], answers: Mapping[str, KnownAnswer]) -> Table:
     from rich.text import Text
 
-    from ragllava.client.reporting import is_right
+    from ragllava.evaluation.metrics import is_right
 
     def cells(row: ResultRow) -> tuple[object, ...]:
         right = answers[row.custom_id or ""]
@@ -154,20 +145,23 @@ def _example_table(rows: list[ResultRow], answers: Mapping[str, KnownAnswer]) ->
 
 def _figure_table(figures: JobFigures) -> Table:
     groups = {"all": figures.all, "one picture": figures.one_image, "two pictures": figures.two_image}
-    present = {name: group for name, group in groups.items() if group is not None}
-    shown = present.values()
-    counts = ("questions", "answered", "no_evidence", "failed", "missing")
-    rows: list[list[object]] = [[name.replace("_", " "), *(getattr(group, name) for group in shown)] for name in counts]
-    rows += [[f"retrieval recall@{k}", *(f"{group.retrieval_recall[k]:.3f}" for group in shown)] for k in (1, 2, 5, 20)]
-    rows += [[f"reranked recall@{k}", *(f"{group.reranked_recall[k]:.3f}" for group in shown)] for k in (1, 2)]
-    rows.append(["right answers", *(f"{group.answer_accuracy:.3f}" for group in shown)])
-    return make_table(("figure", *present), rows, title="totals")
+    shown = {title: group.by_name() for title, group in groups.items() if group is not None}
+    rows = [(_label(name), *(_cell(group[name]) for group in shown.values())) for name in shown["all"]]
+    return make_table(("figure", *shown), rows, title="totals")
+
+
+def _label(name: str) -> str:
+    return "right answers" if name == "answer_accuracy" else name.replace("_at_", "@").replace("_", " ")
+
+
+def _cell(value: float) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _type_table(figures: JobFigures) -> Table:
     columns = ("type", "questions", "right", "always the most frequent answer")
     rows = (
-        (name, kind.questions, f"{kind.accuracy:.3f}", f"{kind.majority_share:.3f}")
+        (name, kind.questions, f"{kind.score:.3f}", f"{kind.majority_share:.3f}")
         for name, kind in figures.by_type.items()
     )
     return make_table(columns, rows, title="by type of question")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +70,6 @@ def ask_as_job(workshop: Workshop, dataset: EvaluationSet, archive: str, thresho
     return [replace(row, custom_id=question.custom_id) for row, question in zip(rows, dataset.questions, strict=True)]
 
 
-def with_candidates(row: ResultRow) -> dict[str, object]:
-    by_retrieval = sorted(row.candidates, key=lambda candidate: candidate.retrieval_rank)
-    return row.as_json() | {
-        "candidates": [
-            {"source": c.image.source, "retrieval_score": c.retrieval_score, "relevance": c.relevance}
-            for c in by_retrieval
-        ]
-    }
-
-
 def figures(found: Evaluation, group: str, label: str) -> dict[str, Any]:
     rows = found.as_json()["rows"][group]
     [row] = [row for row in rows if row["label"] == label]
@@ -93,9 +83,7 @@ def arms_of(dataset: EvaluationSet, found: Evaluation, bench: Workbench, options
 def test_figures_are_those_of_a_job_with_the_same_threshold(bench: Workbench, workshop: Workshop) -> None:
     dataset = drawn(seed=5)
     found = evaluate(dataset, None, bench, RunOptions(oracle=False))
-    job = score_job(
-        dataset.questions, map(with_candidates, ask_as_job(workshop, dataset, found.pool.archive_name, threshold=0.5))
-    )
+    job = score_job(dataset.questions, ask_as_job(workshop, dataset, found.pool.archive_name, threshold=0.5))
     for group, expected in {"all": job.all, "one_image": job.one_image, "two_images": job.two_image}.items():
         assert expected is not None
         clip, reranked = figures(found, group, "retrieval"), figures(found, group, "reranked")
@@ -106,8 +94,8 @@ def test_figures_are_those_of_a_job_with_the_same_threshold(bench: Workbench, wo
     outcomes = found.figures.outcomes["reranked, natural η"]
     assert outcomes.get("no_evidence", 0) == job.all.no_evidence
     by_type = found.figures.by_type["reranked, natural η"]
-    assert {name: (kind.questions, kind.score, kind.majority_share) for name, kind in by_type.items()} == {
-        name: pytest.approx((kind.questions, kind.accuracy, kind.majority_share)) for name, kind in job.by_type.items()
+    assert {name: astuple(kind) for name, kind in by_type.items()} == {
+        name: pytest.approx(astuple(kind)) for name, kind in job.by_type.items()
     }
     assert {"profile", "retriever", "reranker", "generator", "prompt"} == set(found.models)
 

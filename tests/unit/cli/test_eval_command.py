@@ -16,8 +16,9 @@ from ragllava.evaluation import evaluate as module
 from ragllava.evaluation.datasets.load import DATASETS
 from ragllava.evaluation.datasets.records import EvaluationQuestion, EvaluationSet
 from ragllava.evaluation.evaluate import Evaluation, Promise
+from ragllava.evaluation.metrics import TypeScore
 from ragllava.evaluation.pools import Pool
-from ragllava.evaluation.run_figures import TypeScore, figures_of
+from ragllava.evaluation.run_figures import figures_of
 from ragllava.evaluation.runs import RankedQuestion, RunArm, RunOptions, Threshold
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.records import Answer, AnswerStatus, Candidate, KnownAnswer, StoredImage

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
 from ragllava.answer_text import exact_match, normalise_answer
 from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import retrieval_at, score_job, webqa_score
-from ragllava.records import KnownAnswer
+from ragllava.records import AnswerStatus, Candidate, KnownAnswer, StoredImage
+from ragllava.stages.results.results import ResultRow
 
 
 def test_retrieval_sums_before_it_divides() -> None:
@@ -102,8 +103,19 @@ def test_webqa_scores(answer: str, reference: str, category: str, score: float) 
     assert webqa_score(answer, reference, category) == pytest.approx(score)
 
 
-def _candidates(*scored: tuple[str, float, float]) -> list[dict[str, Any]]:
-    return [{"source": source, "retrieval_score": clip, "relevance": relevance} for source, clip, relevance in scored]
+def _result(custom_id: str, status: str, answer: str | None, *candidates: tuple[str, float, float]) -> ResultRow:
+    """Candidates are (source, retrieval score, relevance), in the order in which they were retrieved."""
+    return ResultRow(
+        1,
+        custom_id,
+        "?",
+        AnswerStatus(status),
+        answer,
+        candidates=tuple(
+            Candidate(StoredImage(rank, f"sha-{source}", source, None), rank, retrieval_score, relevance)
+            for rank, (source, retrieval_score, relevance) in enumerate(candidates)
+        ),
+    )
 
 
 KNOWN = [
@@ -113,30 +125,15 @@ KNOWN = [
     KnownAnswer("q-4", "yes", "samecolor", ("a.png", "b.png")),
     KnownAnswer("q-5", "blue", "color", ("d.png",)),
 ]
-RESULTS: list[dict[str, Any]] = [
+RESULTS = [
     # Right, found at the retriever's second place, reranked to the first.
-    {
-        "custom_id": "q-1",
-        "status": "answered",
-        "answer": "Red.",
-        "candidates": _candidates(("x.png", 0.9, 0.1), ("a.png", 0.8, 0.9)),
-    },
+    _result("q-1", "answered", "Red.", ("x.png", 0.9, 0.1), ("a.png", 0.8, 0.9)),
     # Wrong; both ranks are first; the order in the list means nothing.
-    {
-        "custom_id": "q-2",
-        "status": "answered",
-        "answer": "three",
-        "candidates": _candidates(("y.png", 0.1, 0.2), ("b.png", 0.7, 0.8)),
-    },
-    {"custom_id": "q-3", "status": "no_evidence", "answer": None, "candidates": _candidates(("x.png", 0.5, 0.1))},
+    _result("q-2", "answered", "three", ("y.png", 0.1, 0.2), ("b.png", 0.7, 0.8)),
+    _result("q-3", "no_evidence", None, ("x.png", 0.5, 0.1)),
     # One of two pictures found, at the retriever's third place and the reranker's second.
-    {
-        "custom_id": "q-4",
-        "status": "answered",
-        "answer": "yes",
-        "candidates": _candidates(("x.png", 0.9, 0.9), ("y.png", 0.8, 0.1), ("b.png", 0.7, 0.6)),
-    },
-    {"custom_id": "of another file", "status": "answered", "answer": "yes", "candidates": []},
+    _result("q-4", "answered", "yes", ("x.png", 0.9, 0.9), ("y.png", 0.8, 0.1), ("b.png", 0.7, 0.6)),
+    _result("of another file", "answered", "yes"),
 ]
 
 
@@ -161,28 +158,22 @@ def test_figures_of_groups_and_types() -> None:
     assert figures.two_image.retrieval_recall == pytest.approx({1: 0, 2: 0, 5: 1 / 2, 20: 1 / 2})
     assert figures.two_image.reranked_recall == pytest.approx({1: 0, 2: 1 / 2})
     color = figures.by_type["color"]
-    assert (color.questions, color.right) == (3, 1)
-    assert color.accuracy == pytest.approx(1 / 3)
+    assert color.questions == 3
+    assert color.score == pytest.approx(1 / 3)
     assert color.majority_share == pytest.approx(2 / 3)  # always "red"
 
 
 @pytest.mark.parametrize("status", ["failed", "dead", "cancelled", "no_evidence"])
 def test_only_answered_questions_can_be_right(status: str) -> None:
-    result = {"custom_id": "q-1", "status": status, "answer": "red", "candidates": []}
-    figures = score_job(KNOWN[:1], [result]).all
+    figures = score_job(KNOWN[:1], [_result("q-1", status, "red")]).all
     assert figures.answer_accuracy == 0
     assert figures.failed == (status != "no_evidence")
     assert figures.questions == figures.answered + figures.no_evidence + figures.failed + figures.missing
 
 
-def test_ties_keep_the_given_order() -> None:
-    tied = {
-        "custom_id": "q-1",
-        "status": "answered",
-        "answer": "red",
-        "candidates": _candidates(("x.png", 0.5, 0.5), ("a.png", 0.5, 0.5)),
-    }
-    figures = score_job(KNOWN[:1], [tied]).all
+def test_ties_keep_the_order_of_the_retrieval() -> None:
+    tied = _result("q-1", "answered", "red", ("x.png", 0.5, 0.5), ("a.png", 0.5, 0.5))
+    figures = score_job(KNOWN[:1], [replace(tied, candidates=tied.candidates[::-1])]).all
     assert figures.retrieval_recall[1] == figures.reranked_recall[1] == 0
     assert figures.retrieval_recall[2] == figures.reranked_recall[2] == 1
 
@@ -201,5 +192,3 @@ def test_what_cannot_be_scored_is_said() -> None:
         score_job([], RESULTS)
     with pytest.raises(UsageError, match="q-1 has two results"):
         score_job(KNOWN, [RESULTS[0], RESULTS[0]])
-    with pytest.raises(UsageError, match="q-1 has no 'candidates'"):
-        score_job(KNOWN, [{"custom_id": "q-1", "status": "answered", "answer": "red"}])
