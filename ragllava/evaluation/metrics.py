@@ -10,13 +10,15 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from ragllava.answer_text import exact_match, normalise_answer
 from ragllava.errors import UsageError
 from ragllava.json_records import rounded
 from ragllava.records import AnswerStatus, KnownAnswer
 from ragllava.stages.results.results import ResultRow
+
+Key = TypeVar("Key", str, int)
 
 RETRIEVAL_RECALL_DEPTHS = (1, 2, 5, 20)
 RERANKED_RECALL_DEPTHS = (1, 2)
@@ -90,14 +92,10 @@ def webqa_score(answer: str, reference: str, category: str) -> float:
     return _share(2 * len(given & wanted), len(given) + len(wanted))
 
 
-def _is_number(word: str) -> bool:
-    return re.fullmatch(r"\d+(\.\d+)?", word) is not None
-
-
-_CATEGORY_TESTS: Mapping[str, Callable[[str], bool]] = {
+_CATEGORY_TESTS: Mapping[str, Callable[[str], object]] = {
     "color": frozenset(_COLOR_WORDS.split()).__contains__,
     "shape": frozenset(_SHAPE_WORDS.split()).__contains__,
-    "number": _is_number,
+    "number": re.compile(r"\d+(\.\d+)?").fullmatch,
     "YesNo": frozenset({"yes", "no"}).__contains__,
 }
 
@@ -216,18 +214,24 @@ def scores_by_type(
     questions: Sequence[KnownAnswer], scores: Sequence[float], score_text: Callable[[KnownAnswer, str], float]
 ) -> dict[str, TypeScore]:
     """The mean scores of the types of question in order of their names; `score_text` scores the commonest answer."""
-    groups: dict[str, list[tuple[KnownAnswer, float]]] = defaultdict(list)
-    for question, score in zip(questions, scores, strict=True):
-        groups[question.type].append((question, score))
-    figures = {}
-    for name, group in sorted(groups.items()):
-        [(commonest, _)] = Counter(normalise_answer(question.answer) for question, _ in group).most_common(1)
-        figures[name] = TypeScore(
-            questions=len(group),
-            score=fmean(score for _, score in group),
-            majority_share=fmean(score_text(question, commonest) for question, _ in group),
-        )
-    return figures
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for question in questions:
+        answers[question.type][normalise_answer(question.answer)] += 1
+    commonest = {name: counts.most_common(1)[0][0] for name, counts in answers.items()}
+    types = [question.type for question in questions]
+    majority_shares = means_by(types, [score_text(question, commonest[question.type]) for question in questions])
+    return {
+        name: TypeScore(answers[name].total(), score, majority_shares[name])
+        for name, score in means_by(types, scores).items()
+    }
+
+
+def means_by(keys: Sequence[Key], values: Sequence[float]) -> dict[Key, float]:
+    """The mean of the values of each key, in the order of the keys."""
+    groups: dict[Key, list[float]] = defaultdict(list)
+    for key, value in zip(keys, values, strict=True):
+        groups[key].append(value)
+    return {key: fmean(group) for key, group in sorted(groups.items())}
 
 
 def _group_figures(questions: Sequence[KnownAnswer], by_id: Mapping[str | None, ResultRow]) -> GroupFigures:

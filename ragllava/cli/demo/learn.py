@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 from ragllava.cli.demo.run import Demo, Domain
 from ragllava.cli.options import make_table, package_versions
 from ragllava.errors import RagllavaError, UsageError
+from ragllava.evaluation.metrics import JobFigures, is_right, score_job
 from ragllava.json_records import write_json_lines
+from ragllava.records import Role, TrainingStatus
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from ragllava.client import Client, JobView, ResultRow, TrainingView
-    from ragllava.evaluation.metrics import JobFigures
     from ragllava.postcards.archive import KnownQuestion, PostcardArchive, WrittenArchive
-    from ragllava.records import Role
 
 IN_DOMAIN_QUESTIONS = 2  # times as many, so that one answer is less than a point of any total there
 NEEDED_FALL = 0.3  # of the wrong answers about the shifted archive
@@ -67,8 +67,6 @@ class AnsweredArchive:
 
     def figures(self, rows: Sequence[ResultRow]) -> JobFigures:
         """The figures of the held-out questions alone."""
-        from ragllava.evaluation.metrics import score_job
-
         return score_job(self.held_out, rows)
 
 
@@ -118,8 +116,6 @@ def totals(figures: JobFigures) -> dict[str, float]:
 
 def learn_from_feedback(client: Client, run: Demo) -> dict[str, Any]:
     """The whole demo; returns the figures for `--json`. Raises RagllavaError when a job or a training fails."""
-    from ragllava.records import Role
-
     demo = LearningDemo(client, run)
     demo.require_enough()
     demo.reset()
@@ -187,7 +183,6 @@ class LearningDemo:
         """Train one role for the shifted archive; the in-domain one is replayed and must not get worse."""
         from ragllava.cli.progress import training_line, wait_with_bar
         from ragllava.client import TrainingRequest
-        from ragllava.records import Role
 
         request = TrainingRequest(
             role=role,
@@ -224,8 +219,6 @@ class LearningDemo:
 
         Afterwards the right feedback is given again, so that no later training learns from the wrong one.
         """
-        from ragllava.records import Role
-
         self._print("once more, on shuffled answers, which the gate should refuse:")
         right, _ = _split(answered.labelled, answered.written, self.client.settings.held_out_share)
         answers = [question.answer for question in right]
@@ -244,8 +237,6 @@ class LearningDemo:
         shuffled: TrainingView,
     ) -> dict[str, Any]:
         """Print PASS or FAIL for each claim of the demo, list the versions, and return the figures."""
-        from ragllava.records import TrainingStatus
-
         in_domain, shifted = comparisons
         claims = {
             f"{shifted.fall_of_errors:.0%} of the errors about the shifted archive are gone": (
@@ -334,8 +325,6 @@ def _split(
 
 def _feedback(row: ResultRow, question: KnownQuestion, above: float) -> dict[str, Any]:
     """Complete feedback on an answer; irrelevant are wrong pictures that were kept or have a relevance >= `above`."""
-    from ragllava.evaluation.metrics import is_right
-
     shown = (c for c in row.candidates if c.evidence_no is not None or (c.relevance or 0.0) >= above)
     return {
         "custom_id": question.custom_id,

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ragllava.cli.options import as_answer_options, make_table, package_versions
+from ragllava.evaluation.metrics import JobFigures, is_right, score_job
+from ragllava.records import KnownAnswer
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from ragllava.client import Client, JobView, ResultRow
-    from ragllava.evaluation.metrics import JobFigures
     from ragllava.postcards.archive import PostcardArchive, WrittenArchive
-    from ragllava.records import KnownAnswer
     from ragllava.settings import Settings
 
 Domain = Literal["in_domain", "shifted"]
@@ -57,8 +57,6 @@ class Demo:
 
     def run(self, client: Client, report: Path) -> dict[str, Any]:
         """All stages in order; prints examples and totals, writes the report, and returns the figures for `--json`."""
-        from ragllava.evaluation.metrics import score_job
-
         written, archive = self.draw(client.settings)
         ingested = self.ingest(client, written)
         job = self.ask(client, written.questions)
@@ -131,8 +129,6 @@ class Demo:
 
 def _example_table(rows: list[ResultRow], answers: Mapping[str, KnownAnswer]) -> Table:
     from rich.text import Text
-
-    from ragllava.evaluation.metrics import is_right
 
     def cells(row: ResultRow) -> tuple[object, ...]:
         right = answers[row.custom_id or ""]

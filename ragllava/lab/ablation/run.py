@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
 from statistics import fmean
-from typing import TypeVar
 
 from ragllava.answer_text import exact_match
+from ragllava.evaluation.metrics import means_by
 from ragllava.evaluation.wrong_evidence import ShownEvidence
 from ragllava.lab.ablation.data import (
     PicturedArchive,
@@ -45,7 +45,6 @@ _PRACTICE_SEED, _HELD_OUT_SEED = 5_000, 6_000  # of the archives; the seed of th
 _BATCH = 20
 _ADAPTER = "arm"
 
-Key = TypeVar("Key", bound=Hashable)
 ProgressHook = Callable[[str, int, int], None]  # what has ended, number of ended parts, number of all parts
 
 
@@ -164,8 +163,8 @@ def _scores(
     types = [question.type for question in asked.questions]
     return ArmScores(
         accuracy={condition: fmean(marks) for condition, marks in right.items()},
-        about_one={condition: _shares(pictures, marks).get(1, 0.0) for condition, marks in right.items()},
-        by_type={condition: dict(sorted(_shares(types, marks).items())) for condition, marks in right.items()},
+        about_one={condition: means_by(pictures, marks).get(1, 0.0) for condition, marks in right.items()},
+        by_type={condition: means_by(types, marks) for condition, marks in right.items()},
     )
 
 
@@ -182,11 +181,3 @@ def _right_answers(
     ]
     answers = generator.answer(requests, max_tokens=settings.max_answer_tokens, with_captions=True, batch_size=_BATCH)
     return [exact_match(answer.text, q.answer) for answer, q in zip(answers, asked.questions, strict=True)]
-
-
-def _shares(keys: Iterable[Key], marks: Iterable[bool]) -> dict[Key, float]:
-    """The share of true marks for each key."""
-    groups: dict[Key, list[bool]] = defaultdict(list)
-    for key, mark in zip(keys, marks, strict=True):
-        groups[key].append(mark)
-    return {key: fmean(group) for key, group in groups.items()}

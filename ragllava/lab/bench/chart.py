@@ -20,22 +20,12 @@ def draw_chart(rows: Sequence[BenchRow], title: str) -> str:
 
     To the right of the line is better than wanted, whichever way the row counts.
     """
-    shown = [(row, margin) for row in rows if (margin := margin_of(row)) is not None]
+    shown = [(row, margin) for row in rows if (margin := row.margin) is not None]
     most = max([2.0, *(max(margin, 1 / margin) for _, margin in shown)])
     height = _TOP + _ROW_HEIGHT * len(shown) + _BOTTOM
     bars = "".join(_bar(row, margin, number, most) for number, (row, margin) in enumerate(shown))
     heading = draw_text(12, 24, title, style="font-size:14px", css_class="title")
     return draw_document(_WIDTH, height, heading + _grid(most, height) + bars)
-
-
-def margin_of(row: BenchRow) -> float | None:
-    """How many times better than wanted a ratio is: 1 on the line, below 1 missed. None where nothing is wanted."""
-    ratio = row.ratio
-    if ratio is None or ratio <= 0:
-        return None
-    if row.wanted.at_least is not None:
-        return ratio / row.wanted.at_least
-    return None if row.wanted.at_most is None else row.wanted.at_most / ratio
 
 
 def _place(margin: float, most: float) -> float:

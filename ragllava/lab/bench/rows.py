@@ -20,7 +20,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The limits of a ratio; None: no limit on that side."""
+    """The limit of a ratio, on one side or on neither."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -55,12 +55,19 @@ class BenchRow:
         return None if self.reference_value is None else self.ours / self.reference_value
 
     @property
-    def is_reached(self) -> bool | None:
-        """Whether the ratio is within the wanted limits; None without a ratio or without limits."""
-        ratio, low, high = self.ratio, self.wanted.at_least, self.wanted.at_most
-        if ratio is None or (low is None and high is None):
+    def margin(self) -> float | None:
+        """How many times better than wanted the ratio is: 1 at the limit, below 1 missed. None where nothing is wanted
+        or nothing could be measured."""
+        if not self.ratio:
             return None
-        return (low is None or ratio >= low) and (high is None or ratio <= high)
+        if self.wanted.at_least is not None:
+            return self.ratio / self.wanted.at_least
+        return None if self.wanted.at_most is None else self.wanted.at_most / self.ratio
+
+    @property
+    def is_reached(self) -> bool | None:
+        """Whether the ratio is within the wanted limit; None without a margin."""
+        return None if self.margin is None else self.margin >= 1
 
     def as_json(self) -> dict[str, Any]:
         """All fields, the ratio and whether it is reached, for `--json`."""

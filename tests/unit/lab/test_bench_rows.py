@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from ragllava.errors import UsageError
-from ragllava.lab.bench.chart import draw_chart, margin_of
+from ragllava.lab.bench.chart import draw_chart
 from ragllava.lab.bench.groups import GROUPS, choose_groups
 from ragllava.lab.bench.processes import BENCH, peak_mib, watched_memory
 from ragllava.lab.bench.rows import BenchRow, Wanted, compare
@@ -41,7 +41,7 @@ def test_a_ratio_is_compared_with_the_wanted_limits(
     made = row(ours, reference, wanted)
     assert made.ratio == (None if reference is None else pytest.approx(ours / reference))
     assert made.is_reached is reached
-    assert margin_of(made) == (None if margin is None else pytest.approx(margin))
+    assert made.margin == (None if margin is None else pytest.approx(margin))
     assert made.as_json()["ratio"] == made.ratio and made.as_json()["reached"] is reached
 
 
