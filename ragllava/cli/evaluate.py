@@ -136,7 +136,7 @@ def evaluate(
         # A few questions fit no threshold, and all of a large split would take far longer than the reported ones.
         if fitted_on is not None:
             fitted_on = replace(fitted_on, questions=fitted_on.questions[: max(limit, FEWEST_CALIBRATION)])
-    options = RunOptions(seed, None, reranked, without_captions, oracle, noise or DEFAULT_NOISE, promised_precision)
+    options = RunOptions(seed, reranked, without_captions, oracle, noise or DEFAULT_NOISE, promised_precision)
     with workbench(settings, Console(stderr=True, highlight=False), untuned) as bench:
         evaluation = run(reported, fitted_on, bench, options)
     run_facts = {"versions": package_versions(), "cores": os.cpu_count()}
@@ -183,7 +183,7 @@ def as_text(evaluation: Evaluation) -> str:
     lines = [
         f"{dataset.name}, split {dataset.split}: {len(dataset.questions)} questions to {len(dataset.images)} images, "
         f"archive {evaluation.pool.archive_name}",
-        f"{evaluation.top_k} candidates for each question, at most {evaluation.top_n} kept; shares in percent",
+        f"{evaluation.top_k} candidates for each question, at most {dataset.top_n} kept; shares in percent",
         *(f"{role.replace('_', ' ')}: {maker}" for role, maker in evaluation.models.items()),
     ]
     if evaluation.pool.left_out:

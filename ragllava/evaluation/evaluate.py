@@ -75,7 +75,6 @@ class Evaluation:
     pool: Pool
     threshold: Threshold | None
     top_k: int
-    top_n: int
     figures: RunFigures
     models: Mapping[str, str]
     seconds: Mapping[str, float]
@@ -92,7 +91,7 @@ class Evaluation:
             "questions": len(self.dataset.questions),
             "rows_left_out": dict(self.dataset.left_out),
             "top_k": self.top_k,
-            "top_n": self.top_n,
+            "top_n": self.dataset.top_n,
             "threshold": self.threshold and self.threshold.as_json(),
             "promise": self.promise and self.promise.as_json(),
             **self.figures.as_json(),
@@ -133,13 +132,12 @@ def evaluate(
     if _models(reported, bench, options) != makers:
         raise JobRefused("another version became champion while this was measured; measure again")
     questions = [pool.known_here(question) for question in reported.questions]
-    top_n = options.top_n or reported.top_n
-    figures = figures_of(reported.name, questions, arms, top_n)
+    figures = figures_of(reported.name, questions, arms, reported.top_n)
     promise = None
     if options.promised_precision is not None:
         promise = _kept_promise(options.promised_precision, thresholds[-1], rankings[Ranker.CHAMPION])
     adaptive = thresholds[0] if thresholds else None
-    return Evaluation(reported, pool, adaptive, bench.settings.top_k, top_n, figures, makers, seconds, promise)
+    return Evaluation(reported, pool, adaptive, bench.settings.top_k, figures, makers, seconds, promise)
 
 
 def _require_others(reported: EvaluationSet, calibration: EvaluationSet | None, bench: Workbench) -> None:

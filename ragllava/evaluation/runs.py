@@ -39,14 +39,13 @@ class Ranker(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What is measured. `seed` draws the wrong evidence; `top_n` None means as many images as the set's figures keep.
+    """What is measured. `seed` draws the wrong evidence.
 
     `hide_captions` adds the ablation in which neither reranker nor generator sees a caption; `noise` are the shares of
     labelled images that are swapped for wrong ones; `promised_precision` adds the threshold that promises it.
     """
 
     seed: int = 0
-    top_n: int | None = None
     rerank: bool = True
     hide_captions: bool = False
     oracle: bool = True
@@ -222,18 +221,17 @@ def run_arms(
     options: RunOptions,
 ) -> list[RunArm]:
     """All rows that the options ask for; `rankings` are those of `rank_by_all`, `thresholds` join the natural one."""
-    top_n = options.top_n or dataset.top_n
 
     @cache
     def answerer(hide_captions: bool) -> Answerer:
-        tools = _tools(dataset, pool, bench, top_n, hide_captions=hide_captions)
+        tools = _tools(dataset, pool, bench, dataset.top_n, hide_captions=hide_captions)
         return Answerer(as_questions(dataset), tools, bench)
 
     def answered(arm: RunArm, *, hide_captions: bool = False) -> RunArm:
         """The arm with answers from what it keeps, if the set has questions to answer."""
         if dataset.retrieval_only:
             return arm
-        evidence = [question.evidence(arm.threshold or 0.0, top_n) for question in arm.ranked]
+        evidence = [question.evidence(arm.threshold or 0.0, dataset.top_n) for question in arm.ranked]
         return replace(arm, answers=answerer(hide_captions).answers(arm.label, evidence))
 
     if options.rerank:

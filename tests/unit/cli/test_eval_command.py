@@ -151,7 +151,6 @@ class Recorder:
             pool=Pool(1, "eval-postcards-test-0", {}, ("lost.png",)),
             threshold=Threshold(fit.value, "fitted elsewhere", fit),
             top_k=20,
-            top_n=2,
             figures=figures_of("postcards", KNOWN, ARMS, 2),
             models={"reranker": "mini@1", "untuned_reranker": "raw@2"},
             seconds={"rank": 1.25},
