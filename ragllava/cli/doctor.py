@@ -17,7 +17,7 @@ from ragllava.cli.options import Problem, make_table, package_versions
 from ragllava.errors import RagllavaError, SettingsError
 from ragllava.local.services import NOT_RUNNING, service_status
 from ragllava.models.profiles import find_model, get_profile, missing_models
-from ragllava.settings import Settings, load_settings
+from ragllava.settings import Settings, load_settings, variable_of
 
 _SMALLEST_FREE_BYTES = 2 * 2**30  # some thousand pictures, their embeddings and the log of the database
 _SMALLEST_MEMORY_BYTES = 2 * 2**30
@@ -64,16 +64,21 @@ def diagnose(*, deep: bool = False) -> Diagnosis:
             settings = Settings()
         except ValidationError:
             return Diagnosis(
-                findings + [Finding("settings", _variable(name), "not read") for name in Settings.model_fields]
+                findings + [Finding("settings", variable_of(name), "not read") for name in Settings.model_fields]
             )
-    for check in (_services, _home, _machine, _models, _settings):
-        findings += check(settings)
+    findings += [*_services(settings), *_home(settings), *_machine(settings)]
+    findings += [*_or_problem(_models(settings), "models", "files", "missing"), *_settings(settings)]
     if deep:
-        try:
-            findings += _deep(settings)
-        except RagllavaError as error:
-            findings.append(Finding("deep", "not checked", "", str(error)))
+        findings += _or_problem(_deep(settings), "deep", "not checked", "")
     return Diagnosis(findings)
+
+
+def _or_problem(findings: Iterator[Finding], topic: str, name: str, value: str) -> Iterator[Finding]:
+    """The findings of a check; when it raises, the last one has this name and value and says what is wrong."""
+    try:
+        yield from findings
+    except RagllavaError as error:
+        yield Finding(topic, name, value, str(error))
 
 
 def _deep(settings: Settings) -> Iterator[Finding]:
@@ -116,17 +121,13 @@ def _services(settings: Settings) -> Iterator[Finding]:
         address = f"{service.address}: " if service.address else ""
         yield Finding("services", service.title, address + service.detail, problem)
     if services[0].answers:
-        yield _tables(settings)
+        yield from _or_problem(_tables(settings), "services", "tables", "unknown")
 
 
-def _tables(settings: Settings) -> Finding:
-    try:
-        revision = migrations.current(settings.require_database())
-    except RagllavaError as error:
-        return Finding("services", "tables", "unknown", str(error))
-    if revision is None:
-        return Finding("services", "tables", "none", "the database has no tables yet; run `ragllava migrate`")
-    return Finding("services", "tables", f"revision {revision}")
+def _tables(settings: Settings) -> Iterator[Finding]:
+    revision = migrations.current(settings.require_database())
+    problem = None if revision else "the database has no tables yet; run `ragllava migrate`"
+    yield Finding("services", "tables", f"revision {revision}" if revision else "none", problem)
 
 
 def _home(settings: Settings) -> Iterator[Finding]:
@@ -147,51 +148,45 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     problem = f"only {_gib(memory.available)} of memory are available; the workers of profile mini need 2 GiB"
     value = f"{_gib(memory.available)} available of {_gib(memory.total)}"
     yield Finding("machine", "memory", value, problem if memory.available < _SMALLEST_MEMORY_BYTES else None)
+    yield from _or_problem(_device(settings), "machine", "device", settings.device)
+
+
+def _device(settings: Settings) -> Iterator[Finding]:
     from ragllava.models.device import plan_device
 
-    try:
-        plan = plan_device(settings)
-    except SettingsError as error:
-        yield Finding("machine", "device", settings.device, str(error))
-        return
+    plan = plan_device(settings)
     dtype = str(plan.dtype).removeprefix("torch.")
     yield Finding("machine", "device", f"{plan.device}, {dtype} ({plan.reason})")
 
 
 def _models(settings: Settings) -> Iterator[Finding]:
-    try:
-        profile = get_profile(settings)
-        yield Finding("models", "profile", profile.name)
-        missing = missing_models(profile, settings)
-        for role, reference in (("retriever", profile.retriever.reference), ("MLLM", profile.mllm)):
-            yield Finding("models", role, f"{reference}{', missing' if reference in missing else ''}")
-        for reference in missing:
-            find_model(reference, profile, settings)
-    except RagllavaError as error:
-        yield Finding("models", "files", "missing", str(error))
-        return
-    yield _backend(settings)
+    profile = get_profile(settings)
+    yield Finding("models", "profile", profile.name)
+    missing = missing_models(profile, settings)
+    for role, reference in (("retriever", profile.retriever.reference), ("MLLM", profile.mllm)):
+        yield Finding("models", role, f"{reference}{', missing' if reference in missing else ''}")
+    for reference in missing:
+        find_model(reference, profile, settings)
+    yield from _or_problem(_backend(settings), "models", "backend", str(settings.vllm_url))
 
 
-def _backend(settings: Settings) -> Finding:
+def _backend(settings: Settings) -> Iterator[Finding]:
     """Where reranker and generator compute; of an endpoint, whether its scores agree with those of the weights."""
     if settings.vllm_url is None:
-        return Finding("models", "backend", "in the workers' processes")
+        yield Finding("models", "backend", "in the workers' processes")
+        return
     from ragllava.models.bundle import ModelBundle
 
-    try:
-        name, parity = ModelBundle(settings, serving=True).parity()
-    except RagllavaError as error:
-        return Finding("models", "backend", settings.vllm_url, str(error))
-    return Finding("models", "backend", f"{settings.vllm_url} serves {name}: {parity}")
+    name, parity = ModelBundle(settings, serving=True).parity()
+    yield Finding("models", "backend", f"{settings.vllm_url} serves {name}: {parity}")
 
 
 def _settings(settings: Settings) -> Iterator[Finding]:
     for name, value in settings:
-        origin = "environment" if _variable(name) in os.environ else "default"
-        if name in settings.model_fields_set and origin == "default":
-            origin = "embedded service"
-        yield Finding("settings", _variable(name), f"{masked(value)} ({origin})")
+        origin = "embedded service" if name in settings.model_fields_set else "default"
+        if variable_of(name) in os.environ:
+            origin = "environment"
+        yield Finding("settings", variable_of(name), f"{masked(value)} ({origin})")
 
 
 def masked(value: object) -> str:
@@ -202,10 +197,6 @@ def masked(value: object) -> str:
         return str(value)
     plain = value.get_secret_value()
     return make_url(plain).render_as_string(hide_password=True) if "://" in plain else "***"
-
-
-def _variable(name: str) -> str:
-    return f"RAGLLAVA_{name.upper()}"
 
 
 def _gib(size_bytes: int) -> str:

@@ -28,6 +28,7 @@ SpecsOf = Callable[[Settings], Sequence[WorkerSpec]]
 
 _WORKERS_READY_S = 600.0  # a large model takes minutes to load
 _CHECK_S = 1.0
+_YES_NO = {True: "yes", False: "no"}
 _DOWN_S = 120.0  # what the workers' grace and the services need together
 
 
@@ -41,12 +42,8 @@ def up(settings: Settings, worker_specs: SpecsOf, echo: Echo) -> None:
     with on_stop_signals(stop.set), running_system(settings, worker_specs, echo, stop) as system:
         if not stop.is_set():
             echo(f"everything runs from {system.services.home.root}; Ctrl-C stops it")
-        reported: set[str] = set()
         while not stop.wait(_CHECK_S):
-            system.fleet.check()
-            losses = [loss for loss in system.fleet.lost() if loss not in reported]
-            reported.update(losses)
-            for line in system.services.revive() + losses:
+            for line in system.services.revive() + system.fleet.check():
                 echo(line)
 
 
@@ -178,24 +175,16 @@ def status(settings: Settings) -> SystemStatus:
 def status_lines(view: SystemStatus) -> Iterator[str | Table]:
     """The status as lines and tables for people."""
     yield f"home {view.home}, run by {f'process {view.owner_pid}' if view.owner_pid else 'no process'}"
-    titles = [service.title if service.embedded else f"{service.title} (yours)" for service in view.services]
     services = (
-        (title, service.address, "yes" if service.answers else "no", service.detail)
-        for title, service in zip(titles, view.services, strict=True)
+        (row.title + ("" if row.embedded else " (yours)"), row.address, _YES_NO[row.answers], row.detail)
+        for row in view.services
     )
     yield make_table(("service", "address", "answers", "version, or what is wrong"), services)
     if view.problem is not None:
         yield Problem(view.problem)
         return
     workers = [
-        (
-            row.name,
-            ", ".join(row.queues),
-            row.slots,
-            row.state,
-            "yes" if row.is_ready else "no",
-            f"{row.age_s:.0f} s ago",
-        )
+        (row.name, ", ".join(row.queues), row.slots, row.state, _YES_NO[row.is_ready], f"{row.age_s:.0f} s ago")
         for row in view.workers
     ]
     yield make_table(("worker", "queues", "slots", "state", "ready", "seen"), workers) if workers else "no workers"

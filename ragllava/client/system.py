@@ -12,14 +12,16 @@ from ragllava.stores.buckets import change_events
 from ragllava.stores.jobs.workers import list_workers
 
 
+def _events(connection: Connection) -> dict[str, int]:
+    """Counters of the events that buckets have sent, and how many change events are `waiting`."""
+    return change_events.totals(connection) | {"waiting": change_events.count_waiting(connection)}
+
+
 class System(Namespace):
     """Workers, event counters and the deep inspection."""
 
     workers = forwarded(list_workers)
-
-    def events(self) -> dict[str, int]:
-        """Counters of the events that buckets have sent, and how many change events are `waiting`."""
-        return self._do(_events)
+    events = forwarded(_events)
 
     def inspect(self, on_progress: Callable[[str, int], None] = lambda _check, _number: None) -> Iterator[Checked]:
         """Compare rows with objects, embeddings with images, leases and queues; changes nothing. May take minutes.
@@ -40,7 +42,3 @@ class System(Namespace):
         yield from inspect(
             Inspector(connections.engine, connections.settings, connections.objects, waiting, on_progress)
         )
-
-
-def _events(connection: Connection) -> dict[str, int]:
-    return change_events.totals(connection) | {"waiting": change_events.count_waiting(connection)}

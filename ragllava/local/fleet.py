@@ -41,7 +41,6 @@ class _Worker:
     started: float = 0.0  # time.monotonic()
     deaths: int = 0  # in a row, with no healthy run between them
     restart_at: float | None = None
-    given_up: bool = False
     ready: bool = False
 
     def lost_message(self) -> str:
@@ -85,13 +84,12 @@ class WorkerFleet:
         """
         deadline = time.monotonic() + timeout_s
         while not cancelled():
-            self.check()
+            lost = self.check()
+            if lost:
+                raise ServiceUnavailable(lost[0])
             waiting = [worker for worker in self._workers if not self._check_ready(worker, on_ready)]
             if not waiting:
                 return
-            for worker in waiting:
-                if worker.given_up:
-                    raise ServiceUnavailable(worker.lost_message())
             if time.monotonic() >= deadline:
                 worker = waiting[0]
                 raise ServiceUnavailable(
@@ -100,27 +98,22 @@ class WorkerFleet:
                 )
             time.sleep(_POLL_S)
 
-    def check(self) -> None:
-        """Restart dead workers, each after a delay that grows with its deaths in a row."""
+    def check(self) -> list[str]:
+        """Restart dead workers, each after a delay that grows with its deaths in a row.
+
+        Returns one sentence for each worker that has now died too often and is not restarted any more.
+        """
+        lost = []
         now = time.monotonic()
         for worker in self._workers:
             if worker.process is not None and not is_alive(worker.process):
                 self._plan_restart(worker, worker.process, now)
+                if worker.restart_at is None:
+                    lost.append(worker.lost_message())
             if worker.restart_at is not None and now >= worker.restart_at:
                 self._launch(worker)
         self._watchdog.check()
-
-    def alive(self) -> dict[str, int]:
-        """Process ids of the workers that run, by name."""
-        return {
-            worker.spec.name: worker.process.pid
-            for worker in self._workers
-            if worker.process is not None and is_alive(worker.process)
-        }
-
-    def lost(self) -> list[str]:
-        """One sentence for each worker that died too often and is not restarted any more."""
-        return [worker.lost_message() for worker in self._workers if worker.given_up]
+        return lost
 
     def stop(self) -> None:
         """Ask all workers to end, wait `grace_s` seconds for all together, then kill what is left of their groups."""
@@ -153,7 +146,6 @@ class WorkerFleet:
         delay_s = restart_delay_s(worker.deaths)
         facts = {"action": "worker_died", "worker": worker.spec.name, "pid": process.pid, "deaths": worker.deaths}
         if delay_s is None:
-            worker.given_up = True
             log.error(worker.lost_message(), extra=facts)
         else:
             worker.restart_at = now + delay_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -11,6 +12,7 @@ import secrets
 import shutil
 import socket
 import stat
+import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import IO
@@ -67,9 +69,8 @@ class Home:
         try:
             for folder in (self.root, self.data, self.logs, self.run, self.workers):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            probe = self.run / ".writable"
-            probe.write_bytes(b"")
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.run):
+                pass
         except OSError as error:
             raise self.unusable(error) from None
         free_bytes = shutil.disk_usage(self.root).free
@@ -148,17 +149,15 @@ class HomeLock:
 
     def owner(self) -> psutil.Process | None:
         """The process that holds the lock now; None when it is free or was taken at this moment."""
-        try:
-            with self._home.lock_file.open("r+") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    stored = json.loads(file.read())
-                    process = psutil.Process(stored["pid"])
-                    # A later process with this id started at another time.
-                    return process if abs(process.create_time() - stored["started_at"]) < 1.0 else None
-        except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
-            pass
+        unreadable = (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess)
+        with contextlib.suppress(*unreadable), self._home.lock_file.open("r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                stored = json.loads(file.read())
+                process = psutil.Process(stored["pid"])
+                # A later process with this id started at another time.
+                return process if abs(process.create_time() - stored["started_at"]) < 1.0 else None
         return None
 
 

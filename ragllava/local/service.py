@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import importlib.metadata
 import logging
 import signal
@@ -10,9 +10,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
+import urllib3
 
 from ragllava.errors import ServiceUnavailable, SettingsError
 from ragllava.local.home import Home, Secrets
@@ -35,6 +35,7 @@ class EmbeddedService(ABC):
     setting: str  # the setting that names a server of the user in its place
     wheel: str  # the package that holds the program
     program: str  # the end of the program's path in the wheel
+    config_name: str  # the file in run/ from which the program reads its passwords
     port_count = 1
     port_twin = 0  # each port has a second one, this many numbers above it
     stop_signal: int = signal.SIGTERM
@@ -47,6 +48,7 @@ class EmbeddedService(ABC):
         self.ports = ports
         self.folder = home.data / self.name
         self.log = home.logs / f"{self.name}.log"
+        self.config = home.run / self.config_name
         self.process: psutil.Process | None = None
         self.adopted = False
         self.ready_after_s = 0.0
@@ -54,12 +56,10 @@ class EmbeddedService(ABC):
     @classmethod
     def find_program(cls) -> Path:
         """The program in the installed wheel, which is not imported. Raises SettingsError when it is not installed."""
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             for file in importlib.metadata.files(cls.wheel) or []:
                 if str(file).endswith(cls.program):
                     return Path(str(file.locate())).resolve()
-        except importlib.metadata.PackageNotFoundError:
-            pass
         raise SettingsError(
             f"{cls.title} is not installed: run `pip install 'ragllava[local]'`, or set "
             f"RAGLLAVA_{cls.setting.upper()} to the address of a server of yours"
@@ -76,7 +76,7 @@ class EmbeddedService(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Write the configuration and, the first time, the data folder. No server runs on it now."""
+        """Write the configuration and, the first time, fill the data folder. No server runs on it now."""
 
     @abstractmethod
     def command(self) -> list[str]:
@@ -84,8 +84,7 @@ class EmbeddedService(ABC):
 
     def own_settings(self) -> Settings:
         """Settings that name this server."""
-        own: dict[str, Any] = {"home": self.home.root, "s3_secure": False, **self.settings()}
-        return Settings(**own)
+        return with_addresses(Settings(home=self.home.root, s3_secure=False), self.settings())
 
     def probe(self) -> None:
         """Ask a real question; raises ServiceUnavailable unless the answer is right."""
@@ -106,9 +105,11 @@ class EmbeddedService(ABC):
         Raises ServiceUnavailable with the end of its log when it does not become ready.
         """
         began = time.monotonic()
-        self.adopted = self._adopt()
+        self._adopt()
+        self.adopted = self.process is not None
         if not self.adopted:
             try:
+                self.folder.mkdir(mode=0o700, exist_ok=True)
                 self.prepare()
                 self.process = launch(
                     self.command(),
@@ -134,30 +135,25 @@ class EmbeddedService(ABC):
         """The server that runs on our data folder, whichever process started it."""
         processes = self._processes()
         for process in processes:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 if process.parent() not in processes:  # the others are its children
                     return process
-            except psutil.NoSuchProcess:
-                continue
         return None
 
     def _processes(self) -> list[psutil.Process]:
         return processes_in(self.folder, Path(self.program).name)
 
-    def _adopt(self) -> bool:
+    def _adopt(self) -> None:
         """Take over the server that already runs on our data; stop one that does not answer."""
         self.process = self.find()
-        if self.process is None:
-            return False
         try:
-            self._wait_until_ready(_ADOPT_S)
+            if self.process is not None:
+                self._wait_until_ready(_ADOPT_S)
         except ServiceUnavailable as error:
             log.warning(
                 f"a left-over server does not answer and is started again: {error}", extra={"service": self.name}
             )
             self.stop()
-            return False
-        return True
 
     def _wait_until_ready(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
@@ -166,27 +162,24 @@ class EmbeddedService(ABC):
                 self.probe()
                 return
             except ServiceUnavailable as error:
+                problem = None
                 if self.process is not None and not is_alive(self.process):
-                    raise ServiceUnavailable(
-                        f"{self.title} ended while starting ({exit_text(self.process)}): {last_lines(self.log)}; "
-                        f"see {self.log}"
-                    ) from error
-                if time.monotonic() >= deadline:
-                    raise ServiceUnavailable(
-                        f"{self.title} at {self.address} does not answer after {timeout_s:.0f} s ({error}); "
-                        f"see {self.log}"
-                    ) from error
+                    problem = f"ended while starting ({exit_text(self.process)}): {last_lines(self.log)}"
+                elif time.monotonic() >= deadline:
+                    problem = f"at {self.address} does not answer after {timeout_s:.0f} s ({error})"
+                if problem is not None:
+                    raise ServiceUnavailable(f"{self.title} {problem}; see {self.log}") from error
             time.sleep(_POLL_S)
 
 
-def http_get(address: str, path: str, *, secure: bool = False) -> tuple[http.client.HTTPResponse, str]:
-    """The response of the server at host:port, and its body; raises ServiceUnavailable when it does not answer."""
-    connection = (http.client.HTTPSConnection if secure else http.client.HTTPConnection)(address, timeout=3)
+def with_addresses(settings: Settings, addresses: dict[str, str]) -> Settings:
+    """The same settings with the services at these addresses."""
+    return Settings(**(settings.model_dump() | addresses))
+
+
+def http_get(url: str) -> urllib3.BaseHTTPResponse:
+    """The response of a server, also one that is a redirect; raises ServiceUnavailable when it does not answer."""
     try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response, response.read().decode(errors="replace")
-    except (OSError, http.client.HTTPException) as error:
+        return urllib3.request("GET", url, headers={"Connection": "close"}, timeout=3, retries=False)
+    except urllib3.exceptions.HTTPError as error:
         raise ServiceUnavailable(str(error)) from error
-    finally:
-        connection.close()

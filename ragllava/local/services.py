@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from pydantic import SecretStr
@@ -16,7 +16,7 @@ from ragllava.local.postgres import PostgresService
 from ragllava.local.processes import is_alive
 from ragllava.local.redis_server import RedisService
 from ragllava.local.seaweed import SeaweedService
-from ragllava.local.service import EmbeddedService, http_get
+from ragllava.local.service import EmbeddedService, http_get, with_addresses
 from ragllava.local.watchdog import Watchdog
 from ragllava.settings import Settings
 
@@ -177,15 +177,13 @@ class LocalServices:
 def running_services(settings: Settings) -> Iterator[Settings]:
     """The services for the length of a block: those that already run, else started now and stopped after."""
     services = LocalServices(settings, outlive_us=False)
-    try:
-        started = services.start()
-    except AlreadyRunning:
-        yield with_addresses(settings, services.home.load_state().settings)
-        return
-    try:
-        yield started
-    finally:
-        services.stop()
+    with ExitStack() as stack:
+        try:
+            settings = services.start()
+            stack.callback(services.stop)
+        except AlreadyRunning:
+            settings = with_addresses(settings, services.home.load_state().settings)
+        yield settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,29 +216,27 @@ def service_status(settings: Settings) -> list[ServiceStatus]:
 def receiver_problem(port: int | None) -> str | None:
     """Why the receiver at this port of 127.0.0.1 cannot take events; None when it can."""
     try:
-        response, body = http_get(f"127.0.0.1:{port}", "/healthz")
+        response = http_get(f"http://127.0.0.1:{port}/healthz")
     except ServiceUnavailable as error:
         return str(error)
+    body = response.data.decode(errors="replace")
     return None if response.status == 200 else f"HTTP status {response.status}: {body}"
 
 
 def _status_of(kind: type[EmbeddedService], settings: Settings, *, embedded: bool) -> ServiceStatus:
     title = kind.title if embedded else kind.setting.removesuffix("_url").removesuffix("_endpoint")
     value = plain(settings, kind.setting)
-    address = None
+    address = value
+    if value is not None and "://" in value:
+        address = f"{make_url(value).host}:{make_url(value).port}"
     try:
-        if value is None:
-            kind.find_program()
-            return ServiceStatus(title, None, embedded, answers=False, detail=NOT_RUNNING)
-        address = value if "://" not in value else f"{make_url(value).host}:{make_url(value).port}"
-        return ServiceStatus(title, address, embedded, answers=True, detail=kind.server_version(settings))
+        if value is not None:
+            return ServiceStatus(title, address, embedded, answers=True, detail=kind.server_version(settings))
+        kind.find_program()
+        detail = NOT_RUNNING
     except RagllavaError as error:
-        return ServiceStatus(title, address, embedded, answers=False, detail=str(error))
-
-
-def with_addresses(settings: Settings, addresses: dict[str, str]) -> Settings:
-    """The same settings with the services at these addresses."""
-    return Settings(**(settings.model_dump() | addresses))
+        detail = str(error)
+    return ServiceStatus(title, address, embedded, answers=False, detail=detail)
 
 
 def plain(settings: Settings, name: str) -> str | None:

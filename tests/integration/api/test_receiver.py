@@ -118,8 +118,8 @@ def test_refused_messages_are_answered_and_counted(post: Post, engine: Engine, s
 
 
 def test_health_is_that_of_the_database(post: Post, settings: Settings) -> None:
-    assert http_get(post.address, "/healthz")[0].status == 200
-    assert http_get(post.address, "/nowhere")[0].status == 404
+    assert http_get(f"http://{post.address}/healthz").status == 200
+    assert http_get(f"http://{post.address}/nowhere").status == 404
 
 
 def test_without_a_token_there_is_no_receiver(engine: Engine, settings: Settings) -> None:

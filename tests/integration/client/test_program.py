@@ -60,7 +60,8 @@ def test_the_program_prints_the_answers_with_their_evidence(
     with working(workshop):
         exec(compile(program, "docs/python-api.md", "exec"), {"__name__": "__main__"})
 
-    printed = capsys.readouterr().out.splitlines()
+    state, *printed = capsys.readouterr().out.splitlines()
+    assert state == "completed None"
     assert [line.split()[0] for line in printed] == [question.custom_id for question in questions]
     answered = [line for line in printed if line.split()[1] == "answered"]
     assert answered

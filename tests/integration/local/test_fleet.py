@@ -17,7 +17,7 @@ from ragllava.errors import ServiceUnavailable
 from ragllava.local import fleet as fleet_module
 from ragllava.local.fleet import WorkerFleet, WorkerSpec, restart_delay_s
 from ragllava.local.home import Home
-from ragllava.local.processes import processes_in
+from ragllava.local.processes import is_alive, processes_in
 from tests.support.processes import kill, start_program
 from tests.support.waiting import wait_for
 
@@ -58,6 +58,12 @@ def python(name: str, program: str, *arguments: str) -> WorkerSpec:
     return WorkerSpec(name, (sys.executable, "-c", program, *arguments))
 
 
+def alive(fleet: WorkerFleet) -> dict[str, int]:
+    """Process ids of the workers that run, by name."""
+    processes = {worker.spec.name: worker.process for worker in fleet._workers}
+    return {name: process.pid for name, process in processes.items() if process is not None and is_alive(process)}
+
+
 def make_fleet(home: Home, *specs: WorkerSpec, grace_s: float = 10.0) -> WorkerFleet:
     return WorkerFleet(home, specs, is_ready=lambda name, running_for_s: True, grace_s=grace_s)
 
@@ -83,17 +89,17 @@ def test_a_killed_worker_is_restarted_and_its_children_go_with_it(worker_home: H
     fleet = make_fleet(worker_home, python("a", WITH_CHILD, str(note)), python("b", SLEEPER))
     with started(fleet):
         wait_for("the worker's child", lambda: note.exists() and note.read_text() != "", 30)
-        child, before = int(note.read_text()), fleet.alive()
+        child, before = int(note.read_text()), alive(fleet)
         os.kill(before["a"], signal.SIGKILL)
 
         def restarted() -> bool:
             fleet.check()
-            return fleet.alive().get("a", before["a"]) != before["a"]
+            return alive(fleet).get("a", before["a"]) != before["a"]
 
         wait_for("the restart", restarted, 30)
-        assert fleet.alive()["b"] == before["b"]
+        assert alive(fleet)["b"] == before["b"]
         assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
-    assert fleet.alive() == {}
+    assert alive(fleet) == {}
     assert processes_in(worker_home.workers) == []
 
 
@@ -101,14 +107,16 @@ def test_a_worker_that_keeps_dying_is_given_up(worker_home: Home, monkeypatch: p
     monkeypatch.setattr(fleet_module, "restart_delay_s", lambda deaths: None if deaths == 3 else 0.0)
     fleet = make_fleet(worker_home, python("bad", "print('no such model'); raise SystemExit(3)"))
     with started(fleet):
+        lost: list[str] = []
 
         def given_up() -> bool:
-            fleet.check()
-            return bool(fleet.lost())
+            lost.extend(fleet.check())
+            return bool(lost)
 
         wait_for("the fleet to give up", given_up, 30)
-        assert fleet.lost()[0].startswith("worker bad died 3 times in a row and is not started again (no such model)")
-        assert fleet.alive() == {}
+        assert lost[0].startswith("worker bad died 3 times in a row and is not started again (no such model)")
+        assert alive(fleet) == {}
+        assert fleet.check() == [], "a lost worker is reported once"
 
 
 def test_waiting_for_a_worker_that_keeps_dying_ends(worker_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +136,7 @@ def test_ready_workers_are_announced_once(worker_home: Home, tmp_path: Path) -> 
     announced: list[tuple[str, int]] = []
     with started(fleet):
         fleet.wait_until_ready(30.0, lambda name, pid, seconds: announced.append((name, pid)))
-        assert sorted(announced) == sorted(fleet.alive().items())
+        assert sorted(announced) == sorted(alive(fleet).items())
 
 
 def test_stop_lets_a_worker_finish_and_kills_a_deaf_one(worker_home: Home, tmp_path: Path) -> None:
@@ -167,7 +175,7 @@ def test_orphans_are_ended_at_the_start(worker_home: Home) -> None:
     fleet = make_fleet(worker_home, python("a", SLEEPER))
     with started(fleet):
         assert orphan.wait(timeout=10) == -signal.SIGTERM
-        assert len(fleet.alive()) == 1
+        assert len(alive(fleet)) == 1
 
 
 def watchdogs_of(home: Home) -> list[psutil.Process]:
@@ -185,4 +193,4 @@ def test_a_killed_watchdog_is_replaced(worker_home: Home) -> None:
             return [process.pid for process in watchdogs_of(worker_home)] not in ([], [watchdog.pid])
 
         wait_for("a new watchdog", replaced, 30)
-        assert len(fleet.alive()) == 1
+        assert len(alive(fleet)) == 1
