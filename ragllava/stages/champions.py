@@ -8,18 +8,28 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from ragllava.errors import JobRefused, ModelUnavailable, ObjectCorrupt, ObjectMissing
+from ragllava.errors import JobRefused, ModelUnavailable, ObjectMissing
+from ragllava.json_records import from_json, to_json
 from ragllava.models.checks import check_adapter_folder, digest, manifest
 from ragllava.records import Role
 from ragllava.stages.resources import Resources
 from ragllava.stores.learning.registry import ModelVersion
-from ragllava.stores.object_folders import download_folder, listed_files, upload_folder
 from ragllava.stores.objects import ObjectStore
-from ragllava.whole_files import MANIFEST, folder_sha256
+from ragllava.whole_files import MANIFEST, file_sha256
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One line of the manifest."""
+
+    name: str
+    size_bytes: int
+    sha256: str
 
 
 def publish_adapter(objects: ObjectStore, folder: Path) -> dict[str, str]:
@@ -30,14 +40,16 @@ def publish_adapter(objects: ObjectStore, folder: Path) -> dict[str, str]:
     Raises ModelUnavailable for a folder that no worker would load, ServiceUnavailable.
     """
     check_adapter_folder(folder)
-    hashes = folder_sha256(folder)
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    files = [_describe(path) for path in paths if path.name != MANIFEST]
+    hashes = {file.name: file.sha256 for file in files}
     prefix = f"adapters/{digest(hashes)}"
     if not objects.exists(f"{prefix}/{MANIFEST}"):
-        files = [
-            {"name": name, "size_bytes": (folder / name).stat().st_size, "sha256": sha256}
-            for name, sha256 in hashes.items()
-        ]
-        upload_folder(objects, prefix, folder, json.dumps({"files": files}, indent=1).encode())
+        for file in files:
+            with (folder / file.name).open("rb") as stream:
+                objects.put_stream(f"{prefix}/{file.name}", stream, file.size_bytes)
+        listing = json.dumps({"files": to_json(files)}, indent=1)
+        objects.put(f"{prefix}/{MANIFEST}", listing.encode(), "application/json")
     return hashes
 
 
@@ -51,18 +63,20 @@ def fetch_adapter(objects: ObjectStore, adapter_sha256: str, cache_folder: Path)
     folder = cache_folder / "adapters" / adapter_sha256
     if _is_complete(folder, adapter_sha256, cache_folder):
         return folder
-    scratch = folder.with_name(f"{adapter_sha256}.{os.getpid()}")
+    temporary = folder.with_name(f"{adapter_sha256}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        copy = _download(objects, adapter_sha256, scratch / "adapter")
+        _download(objects, adapter_sha256, temporary)
         if folder.exists() and not _is_complete(folder, adapter_sha256, cache_folder):
             shutil.rmtree(folder, ignore_errors=True)
         try:
-            copy.rename(folder)
+            temporary.rename(folder)
         except OSError:  # another process was faster; its copy is equal
             if not folder.is_dir():
                 raise
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     if not _is_complete(folder, adapter_sha256, cache_folder):
         raise ModelUnavailable(f"{folder}: another process changed the adapter while it was fetched; try again")
     log.info("adapter fetched", extra={"action": "adapter_fetched", "adapter": adapter_sha256})
@@ -106,27 +120,46 @@ def _unusable(role: Role, reason: str) -> JobRefused:
     )
 
 
-def _download(objects: ObjectStore, adapter_sha256: str, folder: Path) -> Path:
+def _describe(path: Path) -> _File:
+    return _File(path.name, path.stat().st_size, file_sha256(path))
+
+
+def _download(objects: ObjectStore, adapter_sha256: str, folder: Path) -> None:
     prefix = f"adapters/{adapter_sha256}"
     try:
-        files = download_folder(objects, prefix, folder)
+        listing = objects.get(f"{prefix}/{MANIFEST}")
+        files = _read_manifest(listing)
+        if digest({file.name: file.sha256 for file in files}) != adapter_sha256:
+            raise ModelUnavailable(
+                f"{prefix}/{MANIFEST} in the object store is not that of this adapter; train it again"
+            )
+        for file in files:
+            path = folder / file.name
+            objects.fetch(f"{prefix}/{file.name}", path)
+            path.chmod(0o444)
+            if _describe(path) != file:
+                raise ModelUnavailable(f"{prefix}/{file.name} was damaged in the object store; train the adapter again")
     except ObjectMissing as error:
         raise ModelUnavailable(f"the adapter {adapter_sha256[:12]}… is incomplete: {error}") from error
-    except ObjectCorrupt as error:
-        raise ModelUnavailable(f"{error}; train the adapter again") from error
-    if digest(files) != adapter_sha256:
-        raise ModelUnavailable(f"{prefix}/{MANIFEST} in the object store is not that of this adapter; train it again")
-    for name in files:
-        (folder / name).chmod(0o444)
-    return folder
+    (folder / MANIFEST).write_bytes(listing)
+
+
+def _read_manifest(listing: bytes) -> list[_File]:
+    """Empty for an invalid manifest, or one that names files outside of the folder."""
+    try:
+        files = from_json(list[_File], json.loads(listing)["files"])
+        return files if all(Path(file.name).name == file.name for file in files) else []
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 def _is_complete(folder: Path, adapter_sha256: str, cache_folder: Path) -> bool:
     try:
-        files = listed_files((folder / MANIFEST).read_bytes())
+        files = _read_manifest((folder / MANIFEST).read_bytes())
         actual = manifest(folder, cache_folder)
-    except (OSError, ValueError):  # missing, damaged, or removed by another process meanwhile
+    except OSError:  # missing, or removed by another process meanwhile
         return False
+    hashes = {file.name: file.sha256 for file in files}
     # `manifest` does not hash documents, which have no influence on scores.
-    same = all((folder / name).is_file() and actual.get(name, sha256) == sha256 for name, sha256 in files.items())
-    return same and digest(files) == adapter_sha256
+    same = all((folder / name).is_file() and actual.get(name, sha256) == sha256 for name, sha256 in hashes.items())
+    return same and digest(hashes) == adapter_sha256

@@ -13,12 +13,12 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import certifi
 import urllib3
@@ -137,28 +137,36 @@ class ObjectStore:
         """Remove the bytes with this hash, if they exist."""
         self.delete(content_key(sha256))
 
-    def put(self, key: str, content: bytes | Path, media_type: str = "application/octet-stream") -> None:
-        """Store bytes, or the content of a file, under `key`; an existing object is replaced atomically.
+    def put(self, key: str, data: bytes, media_type: str = "application/octet-stream") -> None:
+        """Store bytes under `key`; an existing object is replaced atomically."""
+        self.put_stream(key, BytesIO(data), len(data), media_type)
 
-        Large contents are uploaded in parts. An error while a file is read is passed on, and nothing is stored.
+    def put_stream(
+        self, key: str, stream: BinaryIO, size_bytes: int, media_type: str = "application/octet-stream"
+    ) -> None:
+        """Store `size_bytes` bytes of a stream; large streams are uploaded in parts.
+
+        When the stream ends early or its `read` raises, that error is passed on and nothing is stored.
         """
         self.ensure_bucket()
-        self._put(self.bucket, key, content, media_type)
+        self._put(self.bucket, key, stream, size_bytes, media_type)
 
-    def _put(self, bucket: str, key: str, content: bytes | Path, media_type: str) -> None:
-        with content.open("rb") if isinstance(content, Path) else BytesIO(content) as stream, self._errors(key):
-            size_bytes = stream.seek(0, os.SEEK_END)
-            stream.seek(0)
+    def _put(self, bucket: str, key: str, stream: BinaryIO, size_bytes: int, media_type: str) -> None:
+        with self._errors(key):
             self._client.put_object(bucket, key, stream, size_bytes, content_type=media_type)
 
     def get(self, key: str) -> bytes:
         """All bytes under `key`. Raises ObjectMissing."""
-        with self._stream(self.bucket, key) as stream:
+        with self.open_stream(key) as stream:
             return stream.read()
+
+    def open_stream(self, key: str) -> AbstractContextManager[ObjectStream]:
+        """Read an object piece by piece. Entering it may raise ObjectMissing, a read ServiceUnavailable."""
+        return self._stream(self.bucket, key)
 
     def fetch(self, key: str, file: Path) -> None:
         """Write the bytes under `key` into a file. Raises ObjectMissing, ServiceUnavailable."""
-        with self._stream(self.bucket, key) as stream, file.open("wb") as copy:
+        with self.open_stream(key) as stream, file.open("wb") as copy:
             shutil.copyfileobj(stream, copy)
 
     def read_external(self, bucket: str, key: str, max_bytes: int = MAX_EXTERNAL_BYTES) -> ExternalContent:
@@ -172,15 +180,22 @@ class ObjectStore:
             raise UsageError(f"s3://{bucket}/{key} is larger than the {max_bytes:,} bytes that are allowed")
         return ExternalContent(data, stream.etag)
 
-    def put_external(self, address: str, content: bytes | Path, media_type: str = "application/octet-stream") -> None:
-        """As `put`, at `s3://bucket/key`; ObjectMissing when that bucket does not exist."""
+    def put_external(self, address: str, data: bytes, media_type: str = "application/octet-stream") -> None:
+        """Store bytes at `s3://bucket/key`; ObjectMissing when that bucket does not exist."""
+        self.put_external_stream(address, BytesIO(data), len(data), media_type)
+
+    def put_external_stream(
+        self, address: str, stream: BinaryIO, size_bytes: int, media_type: str = "application/octet-stream"
+    ) -> None:
+        """As `put_external`, for a stream of `size_bytes` bytes."""
         bucket, _, key = address.removeprefix("s3://").partition("/")
         if not address.startswith("s3://") or not bucket or not key:
             raise UsageError(f"{address!r} is not an address of the form s3://bucket/key")
-        # Checked first, because SeaweedFS creates a missing bucket.
-        if not self.bucket_exists(bucket):
-            raise ObjectMissing(f"object store {self._endpoint}: there is no bucket {bucket}")
-        self._put(bucket, key, content, media_type)
+        with self._errors(key):
+            # Checked first, because SeaweedFS creates a missing bucket.
+            if not self._client.bucket_exists(bucket):
+                raise ObjectMissing(f"object store {self._endpoint}: there is no bucket {bucket}")
+        self._put(bucket, key, stream, size_bytes, media_type)
 
     def bucket_exists(self, bucket: str) -> bool:
         """Whether the bucket exists. Raises UsageError for an invalid bucket name."""
@@ -234,6 +249,8 @@ class ObjectStore:
         if not prefix:
             raise UsageError("an empty prefix would remove the whole bucket; name the folder to remove")
         keys = [info.key for info in self.list_objects(prefix)]
+        if not keys:
+            return 0
         with self._errors(prefix):
             failed = list(self._client.remove_objects(self.bucket, [DeleteObject(key) for key in keys]))
         if failed:

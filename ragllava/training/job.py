@@ -32,13 +32,13 @@ from ragllava.stages.maintenance.gc import GRACE_S
 from ragllava.stages.resources import Resources
 from ragllava.stores.learning import noisy, registry, trainings
 from ragllava.stores.learning.registry import AdapterVersion, ModelVersion
-from ragllava.stores.object_folders import download_folder, upload_folder
 from ragllava.training.contest import Contest, ContestRules, hold_contest
 from ragllava.training.data.datasets import question_key
 from ragllava.training.data.snapshot import Snapshot, read_snapshot, write_snapshot
-from ragllava.training.finetune.checkpoints import clear_old, restore_checkpoint, store_checkpoint
+from ragllava.training.finetune.checkpoints import clear_old
+from ragllava.training.remote import download_folder, restore_checkpoint, store_checkpoint, upload_folder
 from ragllava.training.request import TrainingRequest, plan_training
-from ragllava.whole_files import MANIFEST, folder_sha256
+from ragllava.whole_files import folder_sha256
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -139,8 +139,7 @@ def take_snapshot(course: Course) -> Snapshot:
                 raise JobRefused(plan.shortage) from None
             context.commit(_ask_about_set_aside, plan.snapshot)
             write_snapshot(folder, plan.snapshot)
-            manifest = (folder / MANIFEST).read_bytes()
-            upload_folder(context.resources.objects, f"{course.prefix}/snapshot", folder, manifest)
+            upload_folder(context.resources.objects, folder, f"{course.prefix}/snapshot")
         return read_snapshot(folder)
 
 

@@ -18,10 +18,10 @@ from ragllava.errors import ObjectCorrupt, ObjectMissing
 from ragllava.models.profiles import get_profile
 from ragllava.settings import Settings
 from ragllava.stores.learning import registry
-from ragllava.stores.object_folders import download_folder
 from ragllava.stores.objects import ObjectStore
 from ragllava.training.data.datasets import question_key
 from ragllava.training.data.snapshot import Snapshot, read_snapshot
+from ragllava.training.remote import download_folder
 
 log = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.json_records import from_json
 from ragllava.records import FileFormat
-from ragllava.stages.results.outbox import Outbox, store_files
+from ragllava.stages.results.outbox import Outbox, deliver
 from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results
 from ragllava.stores.archives import archive, vectors
 from ragllava.stores.archives.vectors import IndexView
@@ -79,19 +80,27 @@ def write_files(engine: Engine, objects: ObjectStore, job: JobView, counted: Rec
 
     Of a job that came through an inbox the outbox gets the same.
     """
+    prefix = f"jobs/{job.job_id}"
     with tempfile.TemporaryDirectory() as folder:
         results, errors = Path(folder) / "results.jsonl", Path(folder) / "errors.jsonl"
-        files = {results: _write_results(engine, job, results, FileFormat.JSONL)}
+        lines = {results: _write_results(engine, job, results, FileFormat.JSONL)}
         with engine.begin() as connection:
-            files[errors] = _entry(errors, write_errors(result_rows(connection, job.job_id), errors))
-        lines = files[results]["lines"]
-        if lines != counted.outcomes:
-            problem = f"{counted.outcomes} outcomes but {lines} lines of results: they do not add up"
+            lines[errors] = write_errors(result_rows(connection, job.job_id), errors)
+        for file in lines:
+            with file.open("rb") as stream:
+                objects.put_stream(f"{prefix}/{file.name}", stream, file.stat().st_size, "application/x-ndjson")
+        if lines[results] != counted.outcomes:
+            problem = f"{counted.outcomes} outcomes but {lines[results]} lines of results: they do not add up"
             job = _fail(engine, job, problem)
-        manifest = store_files(objects.put, f"jobs/{job.job_id}/", files, _facts(job, counted), "key")
+        files = {
+            path.name: {"key": f"{prefix}/{path.name}", "lines": number, "sha256": file_sha256(path)}
+            for path, number in lines.items()
+        }
+        manifest = _facts(job, counted) | {"files": files}
+        objects.put(f"{prefix}/manifest.json", json.dumps(manifest, indent=2).encode(), "application/json")
         if "outbox" in job.spec:
-            manifest["outbox"] = _deliver(engine, objects, job, counted, files)
-    facts = {"action": "results_published", "job": job.job_id, "lines": lines, "errors": files[errors]["lines"]}
+            manifest["outbox"] = _deliver(engine, objects, job, counted, lines)
+    facts = {"action": "results_published", "job": job.job_id, "lines": lines[results], "errors": lines[errors]}
     log.info("results written", extra=facts)
     return manifest
 
@@ -107,39 +116,31 @@ def _active_index(connection: Connection, archive_name: str) -> IndexView | None
     return vectors.active_index(connection, archive.get_archive(connection, archive_name).archive_id)
 
 
-def _write_results(engine: Engine, job: JobView, path: Path, format: FileFormat) -> dict[str, Any]:
+def _write_results(engine: Engine, job: JobView, path: Path, format: FileFormat) -> int:
     top_n, is_refresh = job.spec["options"]["top_n"], job.refresh is not None
     with engine.begin() as connection:
-        rows = result_rows(connection, job.job_id)
-        return _entry(path, write_results(rows, path, format, top_n=top_n, is_refresh=is_refresh))
-
-
-def _entry(path: Path, lines: int) -> dict[str, Any]:
-    """The entry of a file in the manifest."""
-    return {"lines": lines, "sha256": file_sha256(path)}
+        return write_results(result_rows(connection, job.job_id), path, format, top_n=top_n, is_refresh=is_refresh)
 
 
 def _deliver(
-    engine: Engine, objects: ObjectStore, job: JobView, counted: Reconciliation, files: dict[Path, dict[str, Any]]
+    engine: Engine, objects: ObjectStore, job: JobView, counted: Reconciliation, lines: dict[Path, int]
 ) -> dict[str, str]:
-    """Write the outbox, with the results in the format of the questions; `files` are the JSONL files.
+    """Write the outbox, with the results in the format of the questions; `lines` has the lines of the JSONL files.
 
     Returns its address, or why it cannot be written; the results are in our own bucket in any case. Raises
     ServiceUnavailable; then the next tick writes all of it again.
     """
     outbox = from_json(Outbox, job.spec["outbox"])
-    results, errors = files
+    results, errors = lines
     if outbox.format is not FileFormat.JSONL:
         results = results.with_name(f"results.{outbox.format.value}")
-        files = {results: _write_results(engine, job, results, outbox.format), errors: files[errors]}
-    folder = f"{outbox.folder}{job.job_id}/"
-    facts = _facts(job, counted) | {"source": outbox.source, "etag": outbox.etag}
+        lines = {results: _write_results(engine, job, results, outbox.format), errors: lines[errors]}
+    files = {path: {"lines": number, "sha256": file_sha256(path)} for path, number in lines.items()}
     try:
-        store_files(objects.put_external, folder, files, facts, "address")
+        return {"folder": deliver(objects, outbox, job.job_id, files, _facts(job, counted))}
     except (ObjectMissing, UsageError) as error:
         log.warning(str(error), extra={"action": "outbox_not_written", "job": job.job_id})
         return {"error": str(error)}
-    return {"folder": folder}
 
 
 def _fail(engine: Engine, job: JobView, problem: str) -> JobView:

@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ragllava.records import FileFormat
+from ragllava.stores.objects import ObjectStore
 
 _MEDIA_TYPES = {
     ".jsonl": "application/x-ndjson",
     ".csv": "text/csv",
     ".parquet": "application/vnd.apache.parquet",
 }
-
-FileEntries = Mapping[Path, Mapping[str, Any]]  # of a manifest, by path
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +51,24 @@ class Outbox:
         return f"{self.folder}error-{hashlib.sha256(self.version.encode()).hexdigest()[:16]}.json"
 
 
-def store_files(
-    put: Callable[[str, bytes | Path, str], None], folder: str, files: FileEntries, facts: dict[str, Any], location: str
-) -> dict[str, Any]:
-    """Store the files of a job in the folder and, last, their manifest; returns the manifest.
+def deliver(
+    objects: ObjectStore, outbox: Outbox, job_id: int, files: Mapping[Path, Mapping[str, Any]], facts: dict[str, object]
+) -> str:
+    """Store the files of a job in the outbox and, last, their manifest; returns the folder.
 
-    `put` is a method of ObjectStore, and `folder` a key or address for it, which ends with a slash. `files` has the
-    manifest's entries of each path, `facts` those of the job. `location` names the entry for where a file is. Raises
-    ObjectMissing when there is no such bucket, SettingsError when the deployment's key may not write there,
-    ServiceUnavailable.
+    `files` has the manifest's entries of each path, `facts` those of the job. Raises ObjectMissing when there is no
+    such bucket, SettingsError when the deployment's key may not write there, ServiceUnavailable.
     """
+    folder = f"{outbox.folder}{job_id}/"
     for path in files:
-        put(f"{folder}{path.name}", path, _MEDIA_TYPES[path.suffix])
-    listed = {path.name: {location: f"{folder}{path.name}", **entry} for path, entry in files.items()}
-    manifest = facts | {"files": listed}
-    put(f"{folder}manifest.json", json.dumps(manifest, indent=2).encode(), "application/json")
-    return manifest
+        with path.open("rb") as stream:
+            size = path.stat().st_size
+            objects.put_external_stream(f"{folder}{path.name}", stream, size, _MEDIA_TYPES[path.suffix])
+    manifest = {
+        **facts,
+        "source": outbox.source,
+        "etag": outbox.etag,
+        "files": {path.name: {"address": f"{folder}{path.name}", **entry} for path, entry in files.items()},
+    }
+    objects.put_external(f"{folder}manifest.json", json.dumps(manifest, indent=2).encode(), "application/json")
+    return folder

@@ -15,7 +15,7 @@ from pathlib import Path
 from ragllava.errors import RagllavaError, TrainingFailed, UsageError
 from ragllava.training.data.datasets import Dataset, write_dataset
 from ragllava.training.finetune.batches import images_of
-from ragllava.training.finetune.checkpoints import complete_checkpoints
+from ragllava.training.finetune.checkpoints import read_checkpoint
 from ragllava.training.finetune.report import TrainingReport, read_report
 from ragllava.training.finetune.run import FinetuneConfig, failure_file, read_failure
 from ragllava.training.finetune.trainer import CheckpointHook, StepHook
@@ -45,13 +45,10 @@ def train_in_processes(
         process = subprocess.Popen(
             _command(run_file, processes), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-    step = last_step = 0
+    watch = _Watch(config.work, on_checkpoint, on_step)
     try:
         while process.poll() is None:
-            for checkpoint in complete_checkpoints(config.work, after=step):
-                step, last_step = checkpoint.step, checkpoint.last_step
-                on_checkpoint(checkpoint.folder)
-            on_step(step, last_step)
+            watch.look()
             time.sleep(_LOOK_S)
     finally:
         _end(process)
@@ -73,6 +70,27 @@ def _failed(run_file: Path, log: Path, processes: int, status: int) -> RagllavaE
     if failure.hopeless:
         return UsageError(failure.sentence)
     return TrainingFailed(f"training in {processes} processes ended: {failure.sentence}")
+
+
+class _Watch:
+    """Tells about new checkpoints of a training that runs elsewhere."""
+
+    def __init__(self, work: Path, on_checkpoint: CheckpointHook, on_step: StepHook) -> None:
+        self._work = work
+        self._on_checkpoint = on_checkpoint
+        self._on_step = on_step
+        self._step = self._last_step = 0
+
+    def look(self) -> None:
+        """Call the hooks once."""
+        for folder in sorted(self._work.glob("checkpoint-[0-9]*"), key=lambda folder: int(folder.name.split("-")[1])):
+            if int(folder.name.split("-")[1]) <= self._step:
+                continue
+            checkpoint = read_checkpoint(folder)
+            if checkpoint is not None:
+                self._step, self._last_step = checkpoint.step, checkpoint.last_step
+                self._on_checkpoint(folder)
+        self._on_step(self._step, self._last_step)
 
 
 def _prepare(config: FinetuneConfig, dataset: Dataset, store_picture: Callable[[str, Path], None]) -> Path:

@@ -51,7 +51,7 @@ from ragllava.training.finetune.presets import (
 )
 from ragllava.training.finetune.report import StepRecord, TrainingReport, read_report, write_report
 from ragllava.training.finetune.selection import LearnableExamples, with_answers_to_learn, with_room
-from ragllava.training.finetune.trainer import CheckpointHook, EachStep, LoraTrainer, StepHook
+from ragllava.training.finetune.trainer import CheckpointHook, EachStep, LoraTrainer, Seal, StepHook
 from ragllava.whole_files import folder_written_whole, read_sealed, seal_folder
 
 log = logging.getLogger(__name__)
@@ -107,15 +107,14 @@ def train(
     with trainable_lora(mllm, config.settings.values) as network:
         trainer = LoraTrainer(
             config.settings.values,
-            fingerprint,
-            on_checkpoint,
+            Seal(fingerprint, on_checkpoint),
             model=network,
             args=arguments,
             train_dataset=list(chosen.examples),
             data_collator=make_batch,
             callbacks=[EachStep(on_step)] if on_step else None,
         )
-        trainer.run()
+        trainer.run(config.work, fingerprint)
     if trainer.is_world_process_zero():
         checkpoint = last_checkpoint(config.work, fingerprint)
         if checkpoint is None or not checkpoint.finished:

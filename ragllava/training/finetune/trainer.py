@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,25 @@ log = logging.getLogger(__name__)
 
 CheckpointHook = Callable[[Path], None]
 StepHook = Callable[[int, int], None]  # steps done, steps in all
+
+
+@dataclass(slots=True)
+class Seal:
+    """Makes a checkpoint whole, then calls the hook; knows how long was trained before this process began."""
+
+    fingerprint: str
+    hook: CheckpointHook | None
+    seconds_before: float = 0.0
+    began: float = 0.0
+
+    def close(self, folder: Path, step: int, last_step: int) -> None:
+        """Call when all files of a checkpoint are there."""
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads
+        seconds = self.seconds_before + time.monotonic() - self.began
+        seal_checkpoint(Checkpoint(folder, self.fingerprint, step, last_step, round(seconds, 3)))
+        log.info("checkpoint at step %d of %d", step, last_step, extra={"action": "checkpoint_written"})
+        if self.hook is not None:
+            self.hook(folder)
 
 
 class EachStep(TrainerCallback):  # type: ignore[misc]
@@ -46,33 +66,26 @@ class EachStep(TrainerCallback):  # type: ignore[misc]
 
 
 class LoraTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer with our loss, and checkpoints that are complete or ignored.
-
-    `fingerprint` names the training; `on_checkpoint` is called with the folder of each complete checkpoint, in one
-    process of all.
-    """
+    """transformers' Trainer with our loss, and checkpoints that are whole or do not count."""
 
     loss_is_scaled_for_ga = False  # our loss is a mean over the micro-batch
 
-    def __init__(
-        self, settings: TrainingSettings, fingerprint: str, on_checkpoint: CheckpointHook | None, **keywords: Any
-    ) -> None:
+    def __init__(self, settings: TrainingSettings, seal: Seal, **keywords: Any) -> None:
         super().__init__(**keywords)
         self.remove_callback(PrinterCallback)
         self.model_accepts_loss_kwargs = False
         self._settings = settings
-        self._fingerprint = fingerprint
-        self._on_checkpoint = on_checkpoint
-        self._began = 0.0  # time.monotonic(), less the time that was trained in other processes before
+        self._seal = seal
         self._weights: list[float] = []
 
-    def run(self) -> None:
-        """Train from the last complete checkpoint, or from the beginning, up to a last checkpoint."""
-        start = last_checkpoint(Path(self.args.output_dir), self._fingerprint)
+    def run(self, work: Path, fingerprint: str) -> None:
+        """Train from the last whole checkpoint, or from the beginning, up to a last checkpoint."""
+        start = last_checkpoint(work, fingerprint)
         # Nobody may move on, and perhaps tidy up, before all have looked.
         self.accelerator.wait_for_everyone()
+        self._seal.began = time.monotonic()
         if start is None or not start.finished:
-            self._began = time.monotonic() - (start.seconds if start else 0.0)
+            self._seal.seconds_before = start.seconds if start else 0.0
             self.train(resume_from_checkpoint=str(start.folder) if start else None)
         self.accelerator.wait_for_everyone()
 
@@ -117,9 +130,4 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()  # each process writes the state of its own random numbers
         if self.is_world_process_zero():
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing of ours reads
-            step, last_step, seconds = self.state.global_step, self.state.max_steps, time.monotonic() - self._began
-            seal_checkpoint(Checkpoint(folder, self._fingerprint, step, last_step, round(seconds, 3)))
-            log.info("checkpoint at step %d of %d", step, last_step, extra={"action": "checkpoint_written"})
-            if self._on_checkpoint is not None:
-                self._on_checkpoint(folder)
+            self._seal.close(folder, self.state.global_step, self.state.max_steps)

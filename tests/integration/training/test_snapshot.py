@@ -20,7 +20,6 @@ from ragllava.stores.archives import archive
 from ragllava.stores.jobs import answers
 from ragllava.stores.learning import labels, registry
 from ragllava.stores.learning.registry import AdapterVersion
-from ragllava.stores.object_folders import upload_folder
 from ragllava.stores.objects import ObjectStore
 from ragllava.training.data.datasets import DatasetOptions, is_held_out
 from ragllava.training.data.examples import RankExample
@@ -32,8 +31,8 @@ from ragllava.training.data.snapshot import (
     collect,
     write_snapshot,
 )
+from ragllava.training.remote import upload_folder
 from ragllava.training.request import TrainingPlan, TrainingRequest, plan_training
-from ragllava.whole_files import MANIFEST
 from tests.support.run_command import Run
 
 HELD_OUT, CALIBRATION = 0.25, 0.15
@@ -79,8 +78,7 @@ class Labeller:
         place = f"training/{folder.name}"
         if store:
             write_snapshot(folder, learned)
-            manifest = (folder / MANIFEST).read_bytes()
-            upload_folder(ObjectStore(self.settings), f"{place}/snapshot", folder, manifest)
+            upload_folder(ObjectStore(self.settings), folder, f"{place}/snapshot")
         story = {"objects": place, "data": [share.figures() for share in learned.shares], **told}
         version = AdapterVersion(
             role=learned.role,

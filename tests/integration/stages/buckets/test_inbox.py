@@ -8,7 +8,8 @@ import io
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
+from typing import BinaryIO
 
 import pytest
 from pyarrow import parquet, table
@@ -36,10 +37,12 @@ class Store(ObjectStore):
 
     away_at = "no object"
 
-    def put_external(self, address: str, content: bytes | Path, media_type: str = "application/octet-stream") -> None:
+    def put_external_stream(
+        self, address: str, stream: BinaryIO, size_bytes: int, media_type: str = "application/octet-stream"
+    ) -> None:
         if address.endswith(self.away_at):
             raise ServiceUnavailable("object store: did not answer")
-        super().put_external(address, content, media_type)
+        super().put_external_stream(address, stream, size_bytes, media_type)
 
 
 @dataclass

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from pyarrow import parquet
@@ -169,9 +169,11 @@ class WatchedStore(ObjectStore):
 
     before_put: Callable[[str], None]
 
-    def put(self, key: str, content: bytes | Path, media_type: str = "application/octet-stream") -> None:
+    def put_stream(
+        self, key: str, stream: BinaryIO, size_bytes: int, media_type: str = "application/octet-stream"
+    ) -> None:
         self.before_put(key)
-        super().put(key, content, media_type)
+        super().put_stream(key, stream, size_bytes, media_type)
 
 
 def watched(desk: Desk, before_put: Callable[[str], None]) -> WatchedStore:
