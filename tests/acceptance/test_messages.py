@@ -180,9 +180,9 @@ def test_an_invalid_file_is_answered_with_each_invalid_line(system: Cluster, str
     [
         ("archive", "nowhere", {}, "there is no archive 'nowhere'"),
         ("no-text", 5, {}, "archive must be text, not 5"),
-        ("option", ARCHIVE, {"options": {"topk": 3}}, "options may hold top_k"),
+        ("option", ARCHIVE, {"options": {"topk": 3}}, "options may contain only top_k"),
         ("value", ARCHIVE, {"options": {"top_k": "many"}}, "top_k must be a whole number"),
-        ("list", ARCHIVE, {"options": [3]}, "options may hold top_k"),
+        ("list", ARCHIVE, {"options": [3]}, "options may contain only top_k"),
         ("flag", ARCHIVE, {"skip_invalid": "yes"}, "skip_invalid must be true or false"),
         ("key", ARCHIVE, {"idempotency_key": 5}, "idempotency_key must be text"),
     ],
