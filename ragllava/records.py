@@ -164,6 +164,29 @@ class FileFormat(StrEnum):
     PARQUET = "parquet"
 
 
+class Retrieval(StrEnum):
+    """By what the first stage finds candidates."""
+
+    HYBRID = "hybrid"  # the nearest pictures, and images that their captions make sure of
+    PICTURE = "picture"  # the nearest pictures alone, as in the paper
+    CAPTION = "caption"  # the words of captions, metadata and file names alone
+
+
+class Depth(StrEnum):
+    """How many of the candidates are reranked."""
+
+    NEED = "need"  # the strongest first, until the evidence suffices
+    FIXED = "fixed"  # all of them, as in the paper
+
+
+class Origin(StrEnum):
+    """Which search found a candidate."""
+
+    PICTURE = "picture"
+    CAPTION = "caption"
+    BOTH = "both"
+
+
 class Role(StrEnum):
     """What a model version is used for."""
 
@@ -178,12 +201,14 @@ class SourceFile:
     `source` is the name shown to people: the path relative to what the user gave, `photos.zip/a.png` for a
     member. `uri` says where the bytes are: `file:///abs/path`, `zip:///abs/a.zip!member`,
     `tar:///abs/a.tar!member` or `s3://bucket/key`. `rejected` is set when the walk itself refused the file.
+    `metadata` are the other columns of the caption file, by name.
     """
 
     source: str
     uri: str
     caption: str | None = None
     rejected: str | None = None
+    metadata: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,27 +223,36 @@ class StoredImage:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One valid question of a job. `question_no` counts input lines from 0; `line` from 1, as editors do."""
+    """One valid question of a job. `question_no` counts input lines from 0; `line` from 1, as editors do.
+
+    `filter` is its own filter as JSON, which holds beside that of its job.
+    """
 
     question_no: int
     line: int
     custom_id: str
     text: str
+    filter: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """An image that retrieval found for a question.
 
-    `retrieval_score` is the cosine of question and image; `relevance` is P("Yes") of the reranker, in [0, 1];
-    `evidence_no` is 0, 1, … for the kept ones in rank order, None for the others.
+    `retrieval_rank` is its place among the candidates: the nearest pictures first, then those found by words alone.
+    `retrieval_score` is the cosine of question and image. `caption_rank` and `caption_score` (BM25) are None for one
+    that was not found by words. `relevance` is P("Yes") of the reranker, in [0, 1], None for one that was not
+    reranked; `evidence_no` is 0, 1, … for the kept ones in rank order, None for the others.
     """
 
     image: StoredImage
     retrieval_rank: int
     retrieval_score: float
-    relevance: float
+    relevance: float | None
     evidence_no: int | None = None
+    origin: Origin = Origin.PICTURE
+    caption_rank: int | None = None
+    caption_score: float | None = None
 
 
 def evidence_of(candidates: Iterable[Candidate]) -> list[Candidate]:
@@ -229,13 +263,19 @@ def evidence_of(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 @dataclass(frozen=True, slots=True)
 class ModelStamp:
-    """Which makers produced a result. Stored beside every answer."""
+    """Which makers produced a result. Stored beside every answer.
+
+    `retrieval` and `depth` name the rules by which candidates were found and reranked, with their versions; the
+    defaults are those of version 0.2 and earlier, which did not store them.
+    """
 
     index: str
     reranker: str
     generator: str
     prompt: str
     threshold: float
+    retrieval: str = "picture-1"
+    depth: str = "fixed-1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,12 +345,18 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """What a submitter may choose for a job. `threshold` None means the reranker version's own η."""
+    """What a submitter may choose for a job. `threshold` None means the reranker version's own η.
+
+    `filter` restricts the images that may be candidates, as JSON (ragllava/filters.py); None: all of the archive.
+    """
 
     top_k: int = 20
     top_n: int = 2
     threshold: float | None = None
     captions_in_answer: bool = True
+    retrieval: Retrieval = Retrieval.HYBRID
+    depth: Depth = Depth.NEED
+    filter: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

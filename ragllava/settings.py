@@ -18,6 +18,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ragllava.errors import SettingsError
+from ragllava.records import Depth, Retrieval
 
 _PREFIX = "RAGLLAVA_"
 _SCHEMES = {
@@ -119,7 +120,22 @@ class Settings(BaseSettings):
         description="Folder of golden scores that were computed on another machine, for a machine without the weights.",
     )
 
-    top_k: int = Field(default=20, ge=1, le=1000, description="Images retrieved and reranked for each question.")
+    retrieval: Retrieval = Field(
+        default=Retrieval.HYBRID,
+        description="How candidates are found: `hybrid` by pictures and by the words of captions, `picture` by pictures "
+        "alone (as in the paper), `caption` by words alone.",
+    )
+    depth: Depth = Field(
+        default=Depth.NEED,
+        description="How many candidates are reranked: `need`, the strongest first until the evidence suffices, or "
+        "`fixed`, all of them (as in the paper).",
+    )
+    top_k: int = Field(
+        default=20,
+        ge=1,
+        le=1000,
+        description="Pictures retrieved for each question; up to 10 found by words are added to them.",
+    )
     top_n: int = Field(default=2, ge=1, le=20, description="Largest number of images that an answer is based on.")
     shard_seconds: float = Field(
         default=60.0,

@@ -22,7 +22,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, TSVECTOR
 
 metadata = MetaData(
     naming_convention={
@@ -58,6 +58,8 @@ archives = Table(
     Column("name", Text, nullable=False, unique=True),
     # One row update switches the index that questions are answered from (docs/reliability.md D12).
     Column("active_index_id", BigInteger, ForeignKey("indexes.id", use_alter=True)),
+    # Of the rules by which its texts were cut into words (ragllava/words.py); an older one makes them be cut again.
+    Column("words_version", Integer, nullable=False, server_default=text("0")),
     moment("created_at"),
 )
 
@@ -82,6 +84,7 @@ images = Table(
     Column("source", Text, nullable=False),  # the name people know it by
     Column("uri", Text, nullable=False),  # where it was read from; the same uri with new bytes replaces it
     Column("caption", Text),
+    Column("metadata", JSONB(none_as_null=True)),  # other columns of the caption file, EXIF, IPTC, XMP, by name
     Column("width", Integer, nullable=False),
     Column("height", Integer, nullable=False),
     Column("media_type", Text, nullable=False),
@@ -93,6 +96,39 @@ images = Table(
     Index("ix_images_archive_id_uri", "archive_id", "uri"),
     # A search leaves out the retired images, which are few.
     Index("ix_images_retired", "archive_id", postgresql_where=text("retired")),
+)
+
+# The words of an image that is not retired: of its caption (weight A), its metadata (C) and its source (D). One GIN
+# index serves all archives: each row holds its archive as a word of its own, so that no extension is needed.
+image_words = Table(
+    "image_words",
+    metadata,
+    key("image_id", "images.id"),
+    Column("archive_id", BigInteger, nullable=False),
+    Column("words", TSVECTOR, nullable=False),
+    Column("length", REAL, nullable=False),  # how many words, each by the weight of its field
+    Index("ix_image_words_words", "words", postgresql_using="gin"),
+)
+
+# How many images of an archive have a word: the sum of its rows. Rows are added, never updated, so that two
+# transactions never wait for each other; sums replace them later.
+word_counts = Table(
+    "word_counts",
+    metadata,
+    Column("archive_id", BigInteger, ForeignKey("archives.id", ondelete="CASCADE"), nullable=False),
+    Column("word", Text(collation="C"), nullable=False),
+    Column("images", BigInteger, nullable=False),
+    Index("ix_word_counts_archive_id_word", "archive_id", "word"),
+)
+
+# Words of all archives, each with what is left of it without one of its letters: two words that differ in one letter
+# share such a variant, which is how a misspelt word of a question is recognised.
+vocabulary = Table(
+    "vocabulary",
+    metadata,
+    Column("word", Text(collation="C"), primary_key=True),
+    Column("variants", ARRAY(Text), nullable=False),
+    Index("ix_vocabulary_variants", "variants", postgresql_using="gin"),
 )
 
 indexes = Table(
@@ -193,6 +229,7 @@ files = Table(
     Column("source", Text, nullable=False),
     Column("uri", Text, nullable=False),
     Column("caption", Text),
+    Column("metadata", JSONB(none_as_null=True)),  # other columns of the caption file
     Column("status", Text),  # NULL until the file has an outcome
     Column("reason", Text),
     Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),
@@ -209,6 +246,7 @@ questions = Table(
     Column("line", BigInteger, nullable=False),
     Column("custom_id", Text),
     Column("text", Text),
+    Column("filter", JSONB(none_as_null=True)),  # of the question's own, beside that of its job
     Column("previous", JSONB(none_as_null=True)),  # of a refresh: what the job before said (stores/jobs/refreshes.py)
     UniqueConstraint("job_id", "custom_id"),
     Index("ix_questions_job_id_place", "job_id", "place"),
@@ -244,8 +282,11 @@ candidates = Table(
     key("image_id"),
     Column("retrieval_rank", SmallInteger, nullable=False),
     Column("retrieval_score", REAL, nullable=False),
-    Column("relevance", REAL, nullable=False),
+    Column("relevance", REAL),  # NULL: not reranked, because what was reranked before sufficed
     Column("evidence_no", SmallInteger),  # NULL: not kept
+    Column("origin", Text, nullable=False, server_default=text("'picture'")),  # picture, caption, both
+    Column("caption_rank", SmallInteger),  # NULL: not found by its words
+    Column("caption_score", REAL),
     ForeignKeyConstraint(
         ["job_id", "question_no", "run_no"],
         ["answers.job_id", "answers.question_no", "answers.run_no"],

@@ -1,0 +1,3 @@
+"""Filters: which images of an archive may be candidates of a question."""
+
+from __future__ import annotations

@@ -1,0 +1,5 @@
+"""Text as words that can be searched."""
+
+from __future__ import annotations
+
+WORDS_VERSION = 1
