@@ -122,7 +122,7 @@ class _Search:
                 sure = _sure(row, rare, least=ANOTHER_THING * first)
                 if sure:
                     things[number].append(sure)
-                matched = {word for hit in sure[:1] for word in hit.matched}
+                matched = {word.asked for hit in sure[:1] for word in hit.matched}
                 words[number] = [word for word in words[number] if word not in matched] if sure else []
         return things
 
@@ -132,7 +132,7 @@ def _sure(hits: Sequence[WordHit], rare: int, least: float) -> list[WordHit]:
     if not hits or hits[0].caption_score < least:
         return []
     enough = SURE_SHARE * hits[0].caption_score
-    sure = [hit for hit in hits if hit.caption_score >= enough and min(hit.matched.values()) <= rare]
+    sure = [hit for hit in hits if hit.caption_score >= enough and hit.matched[0].images <= rare]
     return sure[:MOST_BY_CAPTION]
 
 
@@ -170,4 +170,5 @@ def _named(things: Sequence[Sequence[WordHit]]) -> dict[int, CandidateHit]:
 
 
 def _hit(hit: WordHit, rank: int, shares: tuple[float, ...]) -> CandidateHit:
-    return CandidateHit(hit.image_id, hit.retrieval_score, Origin.CAPTION, rank, hit.caption_score, shares)
+    cosine = hit.retrieval_score if hit.retrieval_score is not None else 0.0
+    return CandidateHit(hit.image_id, cosine, Origin.CAPTION, rank, hit.caption_score, shares)
