@@ -103,7 +103,7 @@ def draw_archive(  # noqa: PLR0913 - these are the properties of an archive
     asked_about = [postcards[index] for index in originals]
     drawn = draw_questions(rng, asked_about, questions, two_image_share, side)
     style_rng = random.Random(f"{seed} {style}")  # noqa: S311 - as above; no style changes what another one draws
-    asked_in_style = in_style(drawn, style, postcards, asked_about, style_rng, side)
+    asked_in_style = in_style(drawn, style, postcards, asked_about, side, split, style_rng)
     digits = max(4, len(str(len(asked_in_style))))
     known = (
         KnownQuestion(

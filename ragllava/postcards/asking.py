@@ -16,7 +16,7 @@ from functools import cache
 from itertools import cycle, islice
 
 from ragllava.errors import UsageError
-from ragllava.postcards.names import NOTHING
+from ragllava.postcards.names import NOTHING, Split
 from ragllava.postcards.postcard import Postcard
 from ragllava.postcards.questions import (
     TWO_IMAGE_TYPES,
@@ -28,7 +28,7 @@ from ragllava.postcards.questions import (
     ask_two,
     possible_comparison,
 )
-from ragllava.postcards.styles import VisibleFacts, described, in_other_words
+from ragllava.postcards.styles import OtherWords, VisibleFacts, described
 from ragllava.postcards.typing_errors import TypingErrors
 
 Side = Callable[[str], bool]
@@ -62,19 +62,17 @@ def in_style(
     style: QuestionStyle,
     postcards: Sequence[Postcard],
     originals: Sequence[Postcard],
-    rng: random.Random,
     side: Side | None,
+    split: Split,
+    rng: random.Random,
 ) -> list[Asked]:
     """Questions with cues in another style. `postcards` are all of the archive; only `originals` are asked about."""
     if style is QuestionStyle.CUES:
         return [*drawn]
     if style is QuestionStyle.CUES_ONLY:
         return QuestionsByLooks(postcards, originals, rng, side).ask(drawn)
-    errors = TypingErrors(postcard.landmark for postcard in postcards)
-    return [
-        (in_other_words(question, [postcard.landmark for postcard in asked], style, rng, errors), asked)
-        for question, asked in drawn
-    ]
+    words = OtherWords(style, split, TypingErrors(postcard.landmark for postcard in postcards))
+    return [(words.put(question, [postcard.landmark for postcard in asked], rng), asked) for question, asked in drawn]
 
 
 class QuestionsByLooks:

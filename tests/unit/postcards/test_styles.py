@@ -1,4 +1,4 @@
-"""Questions in other styles: the same answers, the right picture and no other, and the questions with cues unchanged."""
+"""Questions in other styles have the same answers and one right picture, and the questions with cues are unchanged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, replace
 
@@ -16,8 +16,9 @@ from ragllava.errors import UsageError
 from ragllava.postcards import asking
 from ragllava.postcards.archive import KnownQuestion, PostcardArchive, draw_archive
 from ragllava.postcards.names import COLORS, COMPANIONS, KINDS, NOTHING, ROOFS, Landmark
+from ragllava.postcards.paraphrases import paraphrases
 from ragllava.postcards.postcard import Postcard
-from ragllava.postcards.questions import QuestionStyle
+from ragllava.postcards.questions import ONE_IMAGE_TYPES, TWO_IMAGE_TYPES, QuestionStyle, ask_about_one
 from ragllava.postcards.typing_errors import TypingErrors, is_within_one_error, mistype
 
 BY_NAME = [QuestionStyle.NAME, QuestionStyle.MISSPELT, QuestionStyle.PARAPHRASED]
@@ -25,7 +26,8 @@ IMAGES, QUESTIONS = 600, 200
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
 LOOKS = re.compile(
     rf"the (?:(?P<color>{'|'.join(COLORS)}) )?(?P<kind>{'|'.join(KINDS)})"
-    rf"(?: with (?P<count>{'|'.join(NUMBERS)}) (?:windows?|flags?))?(?:(?: with| and) a (?P<roof>{'|'.join(ROOFS)}) roof)?"
+    rf"(?: with (?P<count>{'|'.join(NUMBERS)}) (?:windows?|flags?))?"
+    rf"(?:(?: with| and) a (?P<roof>{'|'.join(ROOFS)}) roof)?"
     rf"(?: shown (?P<sky>by day|at night|at sunset))?"
     rf"(?:(?: and)? with (?:a )?(?P<beside>nothing|{'|'.join(COMPANIONS)}) nearby)?"
 )
@@ -56,7 +58,7 @@ def digest(archive: PostcardArchive) -> str:
         (QuestionStyle.NAME, "a76a5a7f931c60d514b646a75a53bcfdab31c8257aa02a739e3a5b8800256c35"),
         (QuestionStyle.CUES_ONLY, "b41aa8b10c0404a8553303950b31077a1ff299de368ad74e787964aef3fbb60c"),
         (QuestionStyle.MISSPELT, "09cffbc53bda4bdbcea81b94e9cfcc3a22893466c0d88ccb3ff0e718c8a71bef"),
-        (QuestionStyle.PARAPHRASED, "f9d15185df57c8853db74bdb554774b0f236b71ace4351851d717e648001902b"),
+        (QuestionStyle.PARAPHRASED, "0a40395fd6a2b655684e225d400d8ab7a82a005b3b2032afa9614a89df85f572"),
     ],
 )
 def test_a_seed_means_the_same_questions_everywhere(style: QuestionStyle, expected: str) -> None:
@@ -95,23 +97,44 @@ def test_a_question_by_name_has_no_visible_fact(archives: dict[QuestionStyle, Po
         assert not set(re.findall("[a-z]+", form)) & {*COLORS, *ROOFS, "shown", "nearby", "night", "sunset"}, form
 
 
-def test_paraphrases_name_the_landmarks_in_several_forms(archives: dict[QuestionStyle, PostcardArchive]) -> None:
-    archive = archives[QuestionStyle.PARAPHRASED]
-    usual = {question.custom_id: question.text for question in archives[QuestionStyle.NAME].questions}
-    forms: dict[str, set[str]] = {}
+def form_of(archive: PostcardArchive, question: KnownQuestion) -> str:
+    """The text with the names of landmarks and things taken out."""
+    text = question.text
+    for landmark in subjects(archive, question):
+        city = landmark.entity.city
+        for naming in (f"{city}'s {landmark.title}", f"the {landmark.title} in {city}"):
+            text = text.replace(naming, "…")
+    return re.sub(rf" ({'|'.join(COMPANIONS)}|windows|flags)\b", " thing", text)
+
+
+def forms_by_type(archive: PostcardArchive) -> dict[str, set[str]]:
+    forms: dict[str, set[str]] = defaultdict(set)
     for question in archive.questions:
-        text = question.text
-        for landmark in subjects(archive, question):
-            city = landmark.entity.city
-            assert landmark.title in text
-            assert city in text
-            text = text.replace(f"{city}'s {landmark.title}", "…").replace(f"the {landmark.title} in {city}", "…")
-        for thing in (*COMPANIONS, "windows", "flags"):
-            text = text.replace(f" {thing}", " thing")
-        forms.setdefault(question.type, set()).add(text)
-        assert question.text != usual[question.custom_id]
-    assert min(map(len, forms.values())) >= 3
-    assert not any(landmark in form for form in set().union(*forms.values()) for landmark in ("{", "}"))
+        forms[question.type].add(form_of(archive, question))
+    return forms
+
+
+def test_paraphrases_name_the_landmarks_in_many_forms(archives: dict[QuestionStyle, PostcardArchive]) -> None:
+    usual, forms = (forms_by_type(archives[style]) for style in (QuestionStyle.NAME, QuestionStyle.PARAPHRASED))
+    for question_type, texts in forms.items():
+        assert usual[question_type].isdisjoint(texts)
+        assert len(texts) >= 3
+        assert {text.count("…") for text in texts} == {2 if question_type in TWO_IMAGE_TYPES else 1}
+        assert not [text for text in texts if re.search("[{}]", text)]
+
+
+def test_paraphrases_of_test_archives_never_occur_in_training() -> None:
+    asked, trained = (
+        forms_by_type(draw_archive(5, 300, 2000, style=QuestionStyle.PARAPHRASED, split=split))
+        for split in ("test", "train")
+    )
+    for question_type in (*ONE_IMAGE_TYPES, *TWO_IMAGE_TYPES):
+        assert len(asked[question_type]) >= 4
+        assert len(trained[question_type]) >= 2 * len(asked[question_type])
+    words = {word for texts in trained.values() for text in texts for word in re.findall(r"\w+", text)}
+    assert not [text for text in set().union(*asked.values()) if not set(re.findall(r"\w+", text)) <= words]
+    forms = {text: (paraphrases(kind, "test"), paraphrases(kind, "train")) for kind in asked for text in asked[kind]}
+    assert all(set(tested).isdisjoint(practised) for tested, practised in forms.values())
 
 
 def named(text: str) -> list[tuple[str, str, str]]:
@@ -277,8 +300,8 @@ def few_looks(count: int) -> list[Postcard]:
 
 def asked_by_looks(cards: Sequence[Postcard], question_type: str) -> list[asking.Asked]:
     rng = random.Random(1)
-    cues = [(asking.ask_about_one(cards[0].landmark, rng, question_type), (cards[0],))]
-    return asking.in_style(cues, QuestionStyle.CUES_ONLY, cards, cards, rng, None)
+    cues = [(ask_about_one(cards[0].landmark, rng, question_type), (cards[0],))]
+    return asking.in_style(cues, QuestionStyle.CUES_ONLY, cards, cards, None, "test", rng)
 
 
 def test_where_no_postcard_suits_the_type_the_year_is_asked_for() -> None:
