@@ -439,3 +439,8 @@ def known_words(connection: Connection, archive_id: int, words: Iterable[str]) -
     )
     rows = connection.execute(query.group_by(word_counts.c.word))
     return {word: number for word, number in rows if number > 0}
+
+
+def count_images(connection: Connection, archive_id: int) -> int:
+    """How many images of the archive have words: all that are not retired."""
+    return known_words(connection, archive_id, [_IMAGES]).get(_IMAGES, 0)
