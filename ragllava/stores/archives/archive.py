@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
 from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
-from ragllava.stores.archives import blobs, texts, vectors
+from ragllava.stores.archives import blobs, vectors, word_index
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import copy_rows, equals_any, given, record, records
 from ragllava.stores.schema import archives, images
@@ -212,13 +212,13 @@ def store_images(connection: Connection, archive_id: int, offered: Sequence[NewI
     results, changed = _reconcile(offered, {image.sha256: image for image in locked}, inserted)
     _update_images(connection, changed)
     retired = _retire(connection, archive_id, [image.uri for image in offered], hashes)
-    texts.write_words(connection, archive_id, [image.image_id for image in locked] + retired)
+    word_index.write_words(connection, archive_id, [image.image_id for image in locked] + retired)
     return results
 
 
 def retire_images(connection: Connection, archive_id: int, uris: Iterable[str]) -> None:
     """Retire the images that the files `uris` name, and remove their embeddings and words."""
-    texts.write_words(connection, archive_id, _retire(connection, archive_id, uris))
+    word_index.write_words(connection, archive_id, _retire(connection, archive_id, uris))
 
 
 def _retire(
