@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from ragllava.stores.archives import archive, blobs, indexes, texts, vectors
 from ragllava.stores.archives.archive import NewImage
 from ragllava.stores.archives.blobs import NewBlob
-from ragllava.stores.archives.texts import WordHit
+from ragllava.stores.archives.texts import AskedWords, WordHit
 from ragllava.stores.archives.vectors import IndexView, Vectors
 
 DIM = 8
@@ -59,7 +59,7 @@ class Shelf:
 
     def hits(self, question: str | Sequence[str], limit: int = 20) -> list[WordHit]:
         """The answer of the search to one question."""
-        [hits] = texts.search(self.connection, self.index, [question], limit)
+        [hits] = texts.search(self.connection, self.index, [AskedWords.of(question)], limit)
         return hits
 
     def ids(self, question: str | Sequence[str], limit: int = 20) -> list[int]:
