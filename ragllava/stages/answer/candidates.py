@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ragllava.filters import both_filters
 from ragllava.records import Origin, Question, Retrieval
 from ragllava.stages.answer.splitting import MOST_BY_CAPTION
 from ragllava.stages.answer.tools import AnswerTools
@@ -73,8 +72,7 @@ def _by_filter(questions: Sequence[Question], tools: AnswerTools) -> list[tuple[
     for number, question in enumerate(questions):
         groups[json.dumps(question.filter, sort_keys=True)].append(number)
     return [
-        (compile_filter(both_filters(tools.options.filter, questions[numbers[0]].filter)), numbers)
-        for numbers in groups.values()
+        (compile_filter(tools.options.filter, questions[numbers[0]].filter), numbers) for numbers in groups.values()
     ]
 
 
