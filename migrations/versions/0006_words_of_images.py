@@ -21,6 +21,7 @@ def upgrade() -> None:
     """The words themselves are written after the migrations (migrations/__init__.py), also for later versions."""
     op.add_column("archives", sa.Column("words_version", sa.Integer(), nullable=False, server_default=sa.text("0")))
     op.add_column("images", sa.Column("metadata", postgresql.JSONB()))
+    op.add_column("images", sa.Column("embedded", postgresql.JSONB()))
     op.add_column("files", sa.Column("metadata", postgresql.JSONB()))
     op.add_column("questions", sa.Column("filter", postgresql.JSONB()))
     op.create_table(
@@ -84,5 +85,6 @@ def downgrade() -> None:
         op.drop_table(table)
     op.drop_column("questions", "filter")
     op.drop_column("files", "metadata")
+    op.drop_column("images", "embedded")
     op.drop_column("images", "metadata")
     op.drop_column("archives", "words_version")

@@ -73,7 +73,7 @@ class RankedQuestion:
     @property
     def relevances(self) -> dict[str, float]:
         """The relevance of each source, best first."""
-        return {candidate.image.source: candidate.relevance for candidate in self.candidates}
+        return {c.image.source: c.relevance for c in self.candidates if c.relevance is not None}
 
     def evidence(self, threshold: float, top_n: int) -> list[StoredImage]:
         """What a job with this threshold would answer from."""
@@ -195,9 +195,13 @@ def rank_by_all(
 
 def scored_candidates(ranked: Sequence[RankedQuestion]) -> tuple[list[float], list[bool]]:
     """The relevance of every candidate of every question, and whether the image is labelled, to fit a threshold on."""
-    candidates = [(question, candidate) for question in ranked for candidate in question.candidates]
-    relevances = [candidate.relevance for _, candidate in candidates]
-    return relevances, [candidate.image.source in question.known.relevant for question, candidate in candidates]
+    scored = [
+        (candidate.relevance, candidate.image.source in question.known.relevant)
+        for question in ranked
+        for candidate in question.candidates
+        if candidate.relevance is not None
+    ]
+    return [relevance for relevance, _ in scored], [is_labelled for _, is_labelled in scored]
 
 
 def has_untuned(bench: Workbench) -> bool:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from ragllava.stores.archives import archive, blobs, indexes, texts, vectors
 from ragllava.stores.archives.archive import NewImage
 from ragllava.stores.archives.blobs import NewBlob
-from ragllava.stores.archives.texts import WordHit
+from ragllava.stores.archives.texts import AskedWords, WordHit
 from ragllava.stores.archives.vectors import IndexView, Vectors
 
 DIM = 8
@@ -57,12 +57,17 @@ class Shelf:
         drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
         return drawn
 
-    def hits(self, question: str | Sequence[str], limit: int = 20) -> list[WordHit]:
+    def hits(self, question: str | AskedWords, limit: int = 20) -> list[WordHit]:
         """The answer of the search to one question."""
-        [hits] = texts.search(self.connection, self.index, [question], limit)
+        [hits] = texts.search(
+            self.connection,
+            self.index,
+            [question if isinstance(question, AskedWords) else AskedWords.of(question)],
+            limit,
+        )
         return hits
 
-    def ids(self, question: str | Sequence[str], limit: int = 20) -> list[int]:
+    def ids(self, question: str | AskedWords, limit: int = 20) -> list[int]:
         """The images that the search finds."""
         return [hit.image_id for hit in self.hits(question, limit)]
 

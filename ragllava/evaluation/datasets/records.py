@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ragllava.errors import UsageError
-from ragllava.postcards.archive import KnownQuestion, Postcard
+from ragllava.postcards.archive import KnownQuestion
+from ragllava.postcards.postcard import Postcard
 
 
 class PictureBytes(Protocol):

@@ -165,7 +165,7 @@ def _ask(questions: Sequence[Question], tools: AnswerTools) -> list[IndexAnswer]
 
 
 def _summary(answer: str | None, candidates: Sequence[Candidate]) -> IndexAnswer:
-    best = max((candidate.relevance for candidate in candidates), default=0.0)
+    best = max((c.relevance for c in candidates if c.relevance is not None), default=0.0)
     return IndexAnswer(answer, best, tuple(candidate.image.source for candidate in evidence_of(candidates)))
 
 

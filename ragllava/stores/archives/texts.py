@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,23 @@ class WordHit:
 
 
 @dataclass(frozen=True, slots=True)
+class AskedWords:
+    """The words of a question, each once, in order. `doubtful` are those that may be misspelt."""
+
+    words: tuple[str, ...]
+    doubtful: frozenset[str]
+
+    @classmethod
+    def of(cls, text: str) -> AskedWords:
+        """The words of a text; where capitals mark names, only those with a capital are doubtful."""
+        return cls(tuple(dict.fromkeys(words_of(text))), frozenset(may_be_misspelt(text)))
+
+    def without(self, words: Collection[str]) -> AskedWords:
+        """The other words."""
+        return replace(self, words=tuple(word for word in self.words if word not in words))
+
+
+@dataclass(frozen=True, slots=True)
 class _Term:
     """A word of the archive to search for. `weight` is its idf, less for a corrected word."""
 
@@ -91,17 +108,16 @@ class _Totals:
 def search(
     connection: Connection,
     index: IndexView,
-    questions: Sequence[str | Sequence[str]],
+    questions: Sequence[AskedWords],
     limit: int,
     queries: Vectors | None = None,
     filter: FilterSql | None = None,
 ) -> list[list[WordHit]]:
     """The `limit` images that share most with each question by BM25, best first, ties by image id.
 
-    A question is a text or a list of words. A word that the archive does not have counts as what it probably means
-    (`corrections`; in a text with capitals, only a word with a capital), with less weight. Only images with a vector in
-    this index are returned, and only those that `filter` lets pass. Of common words, only images with rare combinations
-    of them are scored; the others could be better than these only by their length.
+    A doubtful word that the archive does not have counts as what it probably means (`corrections`), with less weight.
+    Only images with a vector in this index are returned, and only those that `filter` lets pass. Of common words, only
+    images with rare combinations of them are scored; the others could be better than these only by their length.
 
     queries (Q, D): the questions' vectors, L2-normalised float32; they give the cosines. Raises IndexGone when the
     index was dropped, IndexUnusable when it has another D.
@@ -131,23 +147,23 @@ class _Scope:
 def _search_batch(
     connection: Connection,
     index: IndexView,
-    questions: Sequence[str | Sequence[str]],
+    questions: Sequence[AskedWords],
     limit: int,
     queries: Vectors | None,
     filter: FilterSql | None,
 ) -> list[list[WordHit]]:
-    asked = [dict.fromkeys(words_of(each) if isinstance(each, str) else each) for each in questions]
-    counts = known_words(connection, index.archive_id, {IMAGES, LENGTH}.union(*asked))
+    counts = known_words(connection, index.archive_id, {IMAGES, LENGTH}.union(*(asked.words for asked in questions)))
     number, tenths = counts.get(IMAGES, 0), counts.get(LENGTH, 0)
     hits: list[list[WordHit]] = [[] for _ in questions]
     if not number or not tenths:
         return hits
     scope = _Scope(index, _Totals(number, tenths / 10 / number), limit, queries, filter)
-    doubtful = [may_be_misspelt(each) if isinstance(each, str) else set(each) for each in questions]
-    meant = _meant(connection, index.archive_id, {word for words in doubtful for word in words} - counts.keys())
+    meant = _meant(
+        connection, index.archive_id, {word for asked in questions for word in asked.doubtful} - counts.keys()
+    )
     terms = [
-        _terms(words, counts, {word: meant[word] for word in doubted & meant.keys()}, scope.totals)
-        for words, doubted in zip(asked, doubtful, strict=True)
+        _terms(asked.words, counts, {word: meant[word] for word in asked.doubtful & meant.keys()}, scope.totals)
+        for asked in questions
     ]
     open_numbers, wanted = [number for number, words in enumerate(terms) if words], CANDIDATES
     while open_numbers:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text, update
 from ragllava.errors import IndexGone, IndexUnusable
 from ragllava.stores.archives import indexes, texts, vectors, word_index
 from ragllava.stores.archives.filtering import FilterSql
-from ragllava.stores.archives.texts import MatchedWord
+from ragllava.stores.archives.texts import AskedWords, MatchedWord
 from ragllava.stores.schema import images
 from ragllava.words import source_words, words_of
 from tests.support import bm25
@@ -39,6 +39,10 @@ def fields_of_images(connection: Connection) -> dict[int, bm25.Fields]:
     return fields
 
 
+def asked(*questions: str) -> list[AskedWords]:
+    return [AskedWords.of(question) for question in questions]
+
+
 class TestRanking:
     def test_equals_bm25_computed_from_the_texts(self, shelf: Shelf) -> None:
         rng = random.Random(3)
@@ -50,7 +54,7 @@ class TestRanking:
         word_index.write_words(shelf.connection, shelf.archive_id, ids)
         fields = fields_of_images(shelf.connection)
         questions = [made_up_words(rng, 6) or "kara" for _ in range(100)] + ["the of", "the", "shelf", "nothing"]
-        answers = texts.search(shelf.connection, shelf.index, questions, 20)
+        answers = texts.search(shelf.connection, shelf.index, asked(*questions), 20)
         assert len(answers) == len(questions)
         for question, hits in zip(questions, answers, strict=True):
             expected = bm25.scores(fields, words_of(question))
@@ -69,7 +73,7 @@ class TestRanking:
         fields = fields_of_images(shelf.connection)
         questions = [f"what color is the {caption}" for caption in captions[::10]]
         monkeypatch.setattr(texts, "CANDIDATES", 30)
-        answers = texts.search(shelf.connection, shelf.index, questions, 5)
+        answers = texts.search(shelf.connection, shelf.index, asked(*questions), 5)
         for question, hits in zip(questions, answers, strict=True):
             expected = bm25.scores(fields, words_of(question))
             assert [hit.caption_score for hit in hits] == pytest.approx(
@@ -129,7 +133,7 @@ class TestScope:
         built = indexes.create_index(shelf.connection, shelf.archive_id, "other", 3)
         vectors.insert_embeddings(shelf.connection, built, [second], np.eye(1, 3, dtype=np.float32))
         index = vectors.get_index(shelf.connection, built)
-        assert [hit.image_id for hit in texts.search(shelf.connection, index, ["harlow barn"], 1)[0]] == [second]
+        assert [hit.image_id for hit in texts.search(shelf.connection, index, asked("harlow barn"), 1)[0]] == [second]
         assert shelf.ids("harlow barn", 1) == [first]
 
     def test_a_filter_is_exact_however_few_images_it_passes(
@@ -139,14 +143,14 @@ class TestScope:
         monkeypatch.setattr(texts, "CANDIDATES", 4)
         for kept in (ids[199:], ids[49:51], ids[::3], ids, []):
             condition = FilterSql("i.id = ANY(%(kept)s)", {"kept": kept})
-            [hits] = texts.search(shelf.connection, shelf.index, ["the harlow barn"], 20, filter=condition)
+            [hits] = texts.search(shelf.connection, shelf.index, asked("the harlow barn"), 20, filter=condition)
             assert {hit.image_id for hit in hits} <= set(kept)
             assert len(hits) == min(20, len(kept))
 
     def test_cosines(self, shelf: Shelf) -> None:
         ids = shelf.add("harlow barn", "harlow tower")
         queries = shelf.draw(2)
-        [first, second] = texts.search(shelf.connection, shelf.index, ["harlow", "tower"], 5, queries)
+        [first, second] = texts.search(shelf.connection, shelf.index, asked("harlow", "tower"), 5, queries)
         nearest = vectors.search(shelf.connection, shelf.index, queries, 5)
         for hits, expected in zip((first, second), nearest, strict=True):
             cosines = {hit.image_id: hit.retrieval_score for hit in expected}
@@ -157,21 +161,21 @@ class TestScope:
         assert {hit.retrieval_score for hit in shelf.hits("harlow")} == {None}
 
     def test_nothing_to_search(self, shelf: Shelf) -> None:
-        assert texts.search(shelf.connection, shelf.index, ["harlow", ""], 5) == [[], []]
+        assert texts.search(shelf.connection, shelf.index, asked("harlow", ""), 5) == [[], []]
         shelf.add("harlow")
         assert texts.search(shelf.connection, shelf.index, [], 5) == []
-        assert texts.search(shelf.connection, shelf.index, ["", "? !", [], "':1 & | \\' \"{},"], 5) == [[]] * 4
+        assert texts.search(shelf.connection, shelf.index, asked("", "? !", "':1 & | \\' \"{},"), 5) == [[]] * 3
 
     def test_errors(self, shelf: Shelf) -> None:
         shelf.add("harlow")
         with pytest.raises(IndexUnusable, match=f"{DIM} dimensions"):
-            texts.search(shelf.connection, shelf.index, ["harlow"], 5, np.ones((1, 3), np.float32))
+            texts.search(shelf.connection, shelf.index, asked("harlow"), 5, np.ones((1, 3), np.float32))
         built = vectors.get_index(
             shelf.connection, indexes.create_index(shelf.connection, shelf.archive_id, "other", DIM)
         )
         indexes.drop_index(shelf.connection, built.index_id)
         with pytest.raises(IndexGone):
-            texts.search(shelf.connection, built, ["harlow"], 5)
+            texts.search(shelf.connection, built, asked("harlow"), 5)
         shelf.connection.rollback()
 
 
@@ -184,10 +188,10 @@ class TestMatches:
     def test_the_words_left_find_the_second_thing(self, shelf: Shelf) -> None:
         barn, tower = shelf.add("undwick barn", "harlow tower")
         shelf.add(*["lone mill"] * 5)
-        asked = words_of("Is the Undwick Barn taller than the Harlow Tower?")
-        [first, *_] = shelf.hits(asked)
+        words = AskedWords.of("Is the Undwick Barn taller than the Harlow Tower?")
+        [first, *_] = shelf.hits(words)
         matched = {word.asked for word in first.matched}
-        assert {first.image_id, *shelf.ids([word for word in asked if word not in matched])} == {barn, tower}
+        assert {first.image_id, *shelf.ids(words.without(matched))} == {barn, tower}
 
 
 class TestCorrections:
@@ -233,4 +237,3 @@ class TestCorrections:
         shelf.add("gazeba", "undwick")
         assert shelf.ids("Which gazebo has Harlow?") == []
         assert len(shelf.ids("which gazebo has harlow")) == 1
-        assert len(shelf.ids(["which", "gazebo"])) == 1
