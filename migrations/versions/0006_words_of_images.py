@@ -31,7 +31,8 @@ def upgrade() -> None:
         sa.Column("length", postgresql.REAL(), nullable=False),
         sa.PrimaryKeyConstraint("image_id", name="pk_image_words"),
     )
-    op.create_index("ix_image_words_words", "image_words", ["words"], postgresql_using="gin")
+    without_pending_list = {"postgresql_using": "gin", "postgresql_with": {"fastupdate": "off"}}
+    op.create_index("ix_image_words_words", "image_words", ["words"], **without_pending_list)
     op.create_table(
         "word_counts",
         sa.Column("archive_id", sa.BigInteger(), sa.ForeignKey("archives.id", ondelete="CASCADE"), nullable=False),
@@ -45,7 +46,7 @@ def upgrade() -> None:
         sa.Column("variants", postgresql.ARRAY(sa.Text()), nullable=False),
         sa.PrimaryKeyConstraint("word", name="pk_vocabulary"),
     )
-    op.create_index("ix_vocabulary_variants", "vocabulary", ["variants"], postgresql_using="gin")
+    op.create_index("ix_vocabulary_variants", "vocabulary", ["variants"], **without_pending_list)
     op.alter_column("candidates", "relevance", nullable=True)
     op.add_column("candidates", sa.Column("origin", sa.Text(), nullable=False, server_default=sa.text("'picture'")))
     op.add_column("candidates", sa.Column("caption_rank", sa.SmallInteger()))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sqlalchemy import Engine
 
-from ragllava.postcards.archive import Postcard
+from ragllava.postcards.postcard import Postcard
 from ragllava.settings import Settings
 from ragllava.stages.resources import PictureCache, Resources
 from ragllava.stores.archives import archive, blobs, indexes, vectors

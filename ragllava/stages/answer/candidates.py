@@ -95,14 +95,14 @@ class _Search:
         if options.retrieval is Retrieval.HYBRID:
             rows = self._nearest(queries)
             return [_joined(row, named) for row, named in zip(rows, things, strict=True)]
-        best = self._by_words([words_of(text) for text in asked], queries, options.top_k)
+        best = self._by_words(asked, queries, options.top_k)
         return [_by_caption_alone(row, named) for row, named in zip(best, things, strict=True)]
 
     def _nearest(self, queries: Vectors) -> list[list[Hit]]:
         engine, k = self.tools.engine, self.tools.options.top_k
-        return read_at_once(engine, vectors.search, self.index, queries, k, filter=self.condition)
+        return read_at_once(engine, vectors.search, self.index, queries, k)
 
-    def _by_words(self, words: Sequence[Sequence[str]], queries: Vectors, limit: int) -> list[list[WordHit]]:
+    def _by_words(self, words: Sequence[str | Sequence[str]], queries: Vectors, limit: int) -> list[list[WordHit]]:
         engine = self.tools.engine
         return read_at_once(engine, texts.search, self.index, words, limit, queries, filter=self.condition)
 
@@ -110,20 +110,24 @@ class _Search:
         """For each question the sure hits of each thing that it names, best first."""
         images = read_at_once(self.tools.engine, texts.count_images, self.index.archive_id)
         rare = max(FEWEST_RARE, int(RARE_SHARE * images))
-        words = {number: words_of(text) for number, text in enumerate(asked)}
+        left: dict[int, str | list[str]] = dict(enumerate(asked))
         things: list[list[list[WordHit]]] = [[] for _ in asked]
         for _ in range(MOST_THINGS):
-            numbers = [number for number, left in words.items() if left]
-            if not numbers:
-                break
-            hits = self._by_words([words[number] for number in numbers], queries[numbers], 2 * MOST_BY_CAPTION)
+            numbers = list(left)
+            hits = self._by_words(list(left.values()), queries[numbers], 2 * MOST_BY_CAPTION)
             for number, row in zip(numbers, hits, strict=True):
                 first = things[number][0][0].caption_score if things[number] else 0.0
                 sure = _sure(row, rare, least=ANOTHER_THING * first)
+                matched = {word.asked for hit in sure[:1] for word in hit.matched}
+                words = left.pop(number)
                 if sure:
                     things[number].append(sure)
-                matched = {word.asked for hit in sure[:1] for word in hit.matched}
-                words[number] = [word for word in words[number] if word not in matched] if sure else []
+                    left[number] = [
+                        w for w in (words_of(words) if isinstance(words, str) else words) if w not in matched
+                    ]
+            left = {number: words for number, words in left.items() if words}
+            if not left:
+                break
         return things
 
 

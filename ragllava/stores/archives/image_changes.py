@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select, update
 
-from ragllava.stores.archives import archive, indexes
+from ragllava.stores.archives import archive, indexes, texts
 from ragllava.stores.archives.archive import ArchiveImage, find_images
 from ragllava.stores.database import equals_any, given
 from ragllava.stores.schema import images
@@ -56,6 +56,7 @@ def rename_images(connection: Connection, archive_id: int, names: Sequence[NewNa
     new = given(rows, images.c.id, images.c.source, images.c.uri).c
     renamed = update(images).where(images.c.archive_id == archive_id, images.c.id == new.id)
     connection.execute(renamed.values(source=new.source, uri=new.uri, updated_at=func.now()))
+    texts.write_words(connection, archive_id, [name.image_id for name in names])
 
 
 def retire_at(connection: Connection, archive_id: int, uris: Sequence[str]) -> None:
@@ -78,4 +79,7 @@ def change_captions(connection: Connection, archive_id: int, changes: Sequence[C
         (images.c.uri == new.uri) | images.c.caption.is_(None),
         images.c.caption.is_distinct_from(new.caption),
     )
-    return list(connection.scalars(statement.values(caption=new.caption, updated_at=func.now()).returning(new.uri)))
+    values = {"caption": new.caption, "updated_at": func.now()}
+    changed = connection.execute(statement.values(values).returning(images.c.id, new.uri)).all()
+    texts.write_words(connection, archive_id, [image_id for image_id, _ in changed])
+    return [uri for _, uri in changed]
