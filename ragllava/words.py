@@ -20,9 +20,9 @@ MAX_CHARACTERS = 64  # of a word; the rest of a longer one is dropped
 _LETTERS = {
     "ø": "o", "ł": "l", "æ": "ae", "œ": "oe", "đ": "d", "ð": "d", "þ": "th", "ı": "i", "ħ": "h", "ŧ": "t",
 }  # fmt: skip
-_TRADE_MARKS = "\u2122\u2120"  # would become letters of the word before them
-_APOSTROPHES = "\u2019\u2018\u02bc\u02bb\u00b4`\uff07"
-_BEFORE_FOLDING = str.maketrans(dict.fromkeys(_APOSTROPHES, "'") | dict.fromkeys(_TRADE_MARKS, " "))
+_APOSTROPHES = "'\u2019\u2018\u02bc\u02bb`"
+# Characters whose compatible form would be a part of the word before them, or a space in place of an apostrophe.
+_BEFORE_FOLDING = str.maketrans({"\u2122": " ", "\u2120": " ", "\u00b4": "'"})
 
 # Marks that people leave out when they type: accents of Latin, Greek and Cyrillic, points of Hebrew and Arabic. Those
 # of other scripts are vowels, or make another letter, as the voiced sounds of Japanese.
@@ -47,6 +47,30 @@ _EXTENSION = re.compile(r"\.[^./\\\s]{1,5}$")
 _CONTAINER = re.compile(r"\.(?:zip|tar|tgz|tar\.gz)(?=[/\\])", re.IGNORECASE)
 
 
+_SHORTEST_WITH_VARIANTS = 4
+_SHORTEST_CORRECTED = 5
+_OPENING = "\"'([{\u00ab\u00bf\u00a1\u2018\u201c\u201e"
+
+# English words of five letters or more that ask and describe. An archive of names has one of similar spelling for many
+# of them, and that is not what they mean.
+_ENGLISH = """
+    about above across after again along always among animal animals another appear appears around because before
+    behind being below beneath beside between beyond bigger black bottom bright brown building buildings captured
+    center centre child children clearly color colored colors colour coloured colours compare compared contain
+    contains corner could count decade depicted describe different display displayed during either entire every
+    facade facing fewer first found front girls glass golden great greater green higher house houses identify image
+    images inside kinds large larger largest least leftmost length light located location longer lower material
+    metal middle might nearby neither night number object objects older orange other others outside painted pattern
+    people person photo photograph photographs photos picture pictured pictures place placed point pointed postcard
+    postcards purple question right rightmost round scene second shape shaped shapes should shown shows silver
+    similar since small smaller smallest something sport square stand standing still stone street structure
+    structures style sunny sunrise sunset surface taken taller tallest their there these thing things third those
+    three through toward towards trees under until visible wearing weather where whether which while white whole
+    whose window windows within without woman women wooden would years yellow
+"""
+_QUESTION_WORDS = frozenset(_ENGLISH.split())
+
+
 class _Characters(dict[int, str | None]):
     """What each character becomes, for `str.translate`; found when it is first met."""
 
@@ -68,7 +92,7 @@ def _character(code: int) -> str | None:
     return None if kind == "Cf" and code != _SPACE_OF_NO_WIDTH else " "
 
 
-_CHARACTERS = _Characters({ord("'"): "'"})
+_CHARACTERS = _Characters(dict.fromkeys(map(ord, _APOSTROPHES), "'"))
 
 
 def words_of(text: str) -> list[str]:
@@ -130,9 +154,38 @@ def variants(word: str) -> list[str]:
     variants, if a misspelling could not be told from another word: of fewer than four characters, with a digit, or of
     a script whose words are pairs of characters.
     """
-    if len(word) < _MIN_CORRECTED or any(map(str.isdigit, word)) or _HAS_UNSPACED.search(word):
+    if len(word) < _SHORTEST_WITH_VARIANTS or any(map(str.isdigit, word)) or _HAS_UNSPACED.search(word):
         return []
     return list(dict.fromkeys([word, *(word[:gap] + word[gap + 1 :] for gap in range(len(word)))]))
 
 
-_MIN_CORRECTED = 4
+def may_be_misspelt(text: str) -> set[str]:
+    """The words of a question that are worth a correction where an archive does not have them: names, above all.
+
+    Where capitals mark names, only words with a capital; else all. Never short ones, numbers, and words that questions
+    are made of.
+    """
+    tokens = text.split()
+    capitalised = [token for token in tokens if token.lstrip(_OPENING)[:1].isupper()]
+    words = words_of(text if capitalised in ([], tokens[:1]) else " ".join(capitalised))
+    return {word for word in words if is_correctable(word)}
+
+
+def is_correctable(word: str) -> bool:
+    """Whether the word may be a misspelling of another."""
+    return len(word) >= _SHORTEST_CORRECTED and word not in _QUESTION_WORDS and bool(variants(word))
+
+
+def distance(first: str, second: str) -> int:
+    """How many inserted, missing, wrong or exchanged adjacent characters the words differ by (Damerau-Levenshtein)."""
+    before: list[int] = []
+    above = list(range(len(second) + 1))
+    for row, character in enumerate(first, start=1):
+        line = [row]
+        for column, opposite in enumerate(second, start=1):
+            least = min(above[column] + 1, line[-1] + 1, above[column - 1] + (character != opposite))
+            if row > 1 < column and character == second[column - 2] and opposite == first[row - 2]:
+                least = min(least, before[column - 2] + 1)
+            line.append(least)
+        before, above = above, line
+    return above[-1]

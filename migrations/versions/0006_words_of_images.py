@@ -21,6 +21,7 @@ def upgrade() -> None:
     """The words themselves are written after the migrations (migrations/__init__.py), also for later versions."""
     op.add_column("archives", sa.Column("words_version", sa.Integer(), nullable=False, server_default=sa.text("0")))
     op.add_column("images", sa.Column("metadata", postgresql.JSONB()))
+    op.add_column("images", sa.Column("embedded", postgresql.JSONB()))
     op.add_column("files", sa.Column("metadata", postgresql.JSONB()))
     op.add_column("questions", sa.Column("filter", postgresql.JSONB()))
     op.create_table(
@@ -31,8 +32,13 @@ def upgrade() -> None:
         sa.Column("length", postgresql.REAL(), nullable=False),
         sa.PrimaryKeyConstraint("image_id", name="pk_image_words"),
     )
-    without_pending_list = {"postgresql_using": "gin", "postgresql_with": {"fastupdate": "off"}}
-    op.create_index("ix_image_words_words", "image_words", ["words"], **without_pending_list)
+    op.create_index(
+        "ix_image_words_words",
+        "image_words",
+        ["words"],
+        postgresql_using="gin",
+        postgresql_with={"fastupdate": "off"},
+    )
     op.create_table(
         "word_counts",
         sa.Column("archive_id", sa.BigInteger(), sa.ForeignKey("archives.id", ondelete="CASCADE"), nullable=False),
@@ -46,7 +52,13 @@ def upgrade() -> None:
         sa.Column("variants", postgresql.ARRAY(sa.Text()), nullable=False),
         sa.PrimaryKeyConstraint("word", name="pk_vocabulary"),
     )
-    op.create_index("ix_vocabulary_variants", "vocabulary", ["variants"], **without_pending_list)
+    op.create_index(
+        "ix_vocabulary_variants",
+        "vocabulary",
+        ["variants"],
+        postgresql_using="gin",
+        postgresql_with={"fastupdate": "off"},
+    )
     op.alter_column("candidates", "relevance", nullable=True)
     op.add_column("candidates", sa.Column("origin", sa.Text(), nullable=False, server_default=sa.text("'picture'")))
     op.add_column("candidates", sa.Column("caption_rank", sa.SmallInteger()))
@@ -73,5 +85,6 @@ def downgrade() -> None:
         op.drop_table(table)
     op.drop_column("questions", "filter")
     op.drop_column("files", "metadata")
+    op.drop_column("images", "embedded")
     op.drop_column("images", "metadata")
     op.drop_column("archives", "words_version")

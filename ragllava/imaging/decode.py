@@ -10,12 +10,14 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ragllava.errors import ImageRejected
+from ragllava.imaging.embedded import read_embedded
 
 MAX_BYTES = 50_000_000  # of a file
 MAX_PIXELS = 50_000_000
@@ -78,17 +80,24 @@ class DecodedImage:
     """A picture as a viewer shows it: upright, RGB, on white where it is transparent, the first frame of an animation.
 
     `width` and `height` are those of the full picture after rotation; `picture` is smaller when `decode` was given a
-    `max_side` or a `shorter_side`, and may be the middle of the picture only.
+    `max_side` or a `shorter_side`, and may be the middle of the picture only. `embedded` is what the file says about
+    itself (embedded.py), if `decode` was asked for it.
     """
 
     picture: Image.Image
     width: int
     height: int
     media_type: str
+    embedded: Mapping[str, Any] = field(default_factory=dict)
 
 
 def decode(
-    data: bytes, *, max_side: int | None = None, shorter_side: int | None = None, allow_tiff: bool = False
+    data: bytes,
+    *,
+    max_side: int | None = None,
+    shorter_side: int | None = None,
+    allow_tiff: bool = False,
+    with_embedded: bool = False,
 ) -> DecodedImage:
     """Decode the picture in `data`. With `max_side`, a longer side above that many pixels is resized down to it.
 
@@ -103,7 +112,7 @@ def decode(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return _decode_or_reject(data, max_side, shorter_side, allow_tiff=allow_tiff)
+        return _decode_or_reject(data, max_side, shorter_side, allow_tiff=allow_tiff, with_embedded=with_embedded)
 
 
 def decode_accepted(data: bytes) -> Image.Image:
@@ -115,14 +124,16 @@ def decode_accepted(data: bytes) -> Image.Image:
     return _middle(_decode_or_reject(data, MODEL_SIDE, None, allow_tiff=False).picture)
 
 
-def _decode_or_reject(data: bytes, max_side: int | None, shorter_side: int | None, *, allow_tiff: bool) -> DecodedImage:
+def _decode_or_reject(
+    data: bytes, max_side: int | None, shorter_side: int | None, *, allow_tiff: bool, with_embedded: bool = False
+) -> DecodedImage:
     if len(data) > MAX_BYTES:
         raise ImageRejected(TOO_MANY_BYTES)
     kind = _kind(data)
     if kind not in MEDIA_TYPES or (kind == "TIFF" and not allow_tiff):
         raise ImageRejected(_why_not(data, kind))
     try:
-        return _decode(data, kind, max_side, shorter_side)
+        return _decode(data, kind, max_side, shorter_side, with_embedded=with_embedded)
     except ImageRejected:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -190,7 +201,9 @@ def _is_text(beginning: bytes) -> bool:
     return True
 
 
-def _decode(data: bytes, kind: str, max_side: int | None, shorter_side: int | None) -> DecodedImage:
+def _decode(
+    data: bytes, kind: str, max_side: int | None, shorter_side: int | None, *, with_embedded: bool
+) -> DecodedImage:
     with Image.open(io.BytesIO(data), formats=[kind]) as opened:
         width, height = opened.size
         _check_size(width, height)
@@ -205,6 +218,7 @@ def _decode(data: bytes, kind: str, max_side: int | None, shorter_side: int | No
                 opened.draft(None, (width // divisor, height // divisor))
         opened.load()
         turn = _UPRIGHT.get(_orientation(opened))
+        embedded = read_embedded(opened) if with_embedded else {}
         picture = _to_rgb(opened)
     divisor = _divisor(picture.size, shorter_side)
     if divisor > 1:
@@ -217,7 +231,7 @@ def _decode(data: bytes, kind: str, max_side: int | None, shorter_side: int | No
         picture = picture.transpose(turn)
         if turn not in (_UPRIGHT[2], _UPRIGHT[3], _UPRIGHT[4]):
             width, height = height, width
-    return DecodedImage(picture, width, height, MEDIA_TYPES[kind])
+    return DecodedImage(picture, width, height, MEDIA_TYPES[kind], embedded)
 
 
 def _divisor(size: tuple[int, int], shorter_side: int | None) -> int:

@@ -5,8 +5,8 @@ child. The children are plain `python -m ragllava.imaging.sandbox` over pipes, b
 Celery's workers, which are daemons: multiprocessing does not allow them children.
 
 A request is `shorter_side, length` and the file's bytes. An answer is the length of a JSON value, that value (the
-reason of a rejection, or sizes and media type), and the RGB bytes. A child exits at the end of its standard input, so
-none outlives its parent.
+reason of a rejection, or sizes, media type and embedded metadata), and the RGB bytes. A child exits at the end of its
+standard input, so none outlives its parent.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from PIL import Image
 
 from ragllava.errors import DecoderUnavailable, ImageRejected
 from ragllava.imaging.decode import MAX_BYTES, MAX_SIDE, MEDIA_TYPES, TOO_MANY_BYTES, DecodedImage, decode, printable
+from ragllava.metadata import clean_embedded
 
 T = TypeVar("T")
 
 _REQUEST = struct.Struct(">II")  # shorter_side (0: none), bytes of the file
 _ANSWER = struct.Struct(">I")  # bytes of the JSON value
-_MAX_ANSWER_HEADER = 65_536
+_MAX_ANSWER_HEADER = 2**21  # MAX_KEYS values of MAX_VALUE characters (ragllava/metadata.py), and some room
 _READY = b"ready\n"
 _AHEAD = 4  # pictures in progress for each child, so that it never waits for the consumer
 _EXIT_SECONDS = 10.0  # for a child to exit after its pipes were closed
@@ -248,11 +249,13 @@ def _request(process: subprocess.Popen[bytes], data: bytes, shorter_side: int | 
         return ImageRejected(printable(header))
     # The child has read hostile bytes, so its answer is not trusted either.
     width, height, columns, rows = sizes = [int(size) for size in header[:4]]
-    [media_type] = header[4:]
+    media_type, embedded = header[4:]
     if not all(0 < size <= MAX_SIDE for size in sizes) or media_type not in MEDIA_TYPES.values():
         raise ValueError("an answer's sizes or media type are invalid")
+    if not isinstance(embedded, dict):
+        raise TypeError("an answer's metadata are not an object")
     picture = Image.frombytes("RGB", (columns, rows), _read_exactly(answers, 3 * columns * rows))
-    return DecodedImage(picture, width, height, media_type)
+    return DecodedImage(picture, width, height, media_type, clean_embedded(embedded))
 
 
 def _read_exactly(stream: IO[bytes], length: int) -> bytes:
@@ -302,11 +305,11 @@ def _allow_processor_time(seconds: int) -> None:
 
 
 def _answer(answers: IO[bytes], data: bytes, shorter_side: int | None) -> None:
-    header: str | list[int | str]
+    header: str | list[Any]
     pixels = b""
     try:
-        decoded = decode(data, shorter_side=shorter_side)
-        header = [decoded.width, decoded.height, *decoded.picture.size, decoded.media_type]
+        decoded = decode(data, shorter_side=shorter_side, with_embedded=True)
+        header = [decoded.width, decoded.height, *decoded.picture.size, decoded.media_type, decoded.embedded]
         pixels = decoded.picture.tobytes()
     except ImageRejected as error:
         header = str(error)[:2000]

@@ -100,7 +100,8 @@ class Layout:
     `required` columns have one or several names, the preferred one first; `optional` columns are read if they exist.
     `content` and `example` (an object in JSON) are for messages. A lenient layout is for files of other programs: they
     may be empty, a JSON list or UTF-16 with a byte order mark, CSV records may have more cells than the header, and
-    Parquet columns any type and case. Without `skips_empty_rows`, a CSV record of empty cells is a record.
+    Parquet columns any type and case. With `reads_others`, all columns are read, except those of a Parquet file that
+    hold bytes. Without `skips_empty_rows`, a CSV record of empty cells is a record.
     """
 
     content: str
@@ -109,6 +110,7 @@ class Layout:
     optional: tuple[str, ...] = ()
     skips_empty_rows: bool = False
     is_lenient: bool = False
+    reads_others: bool = False
 
     def columns(self) -> str:
         """The required columns in words."""
@@ -124,6 +126,12 @@ class Layout:
             present = ", ".join(names[:10])[:200] or "none"
             raise Rejected("missing_column", f"expected {self.columns()}, found {present}")
         return columns + [name for name in self.optional if name in names]
+
+    def to_read(self, names: Iterable[str]) -> list[str]:
+        """As `pick`, with all others after them if the layout reads others."""
+        names = list(names)
+        columns = self.pick(names)
+        return [*columns, *(name for name in names if name not in columns)] if self.reads_others else columns
 
 
 def format_by_extension(name: str) -> FileFormat | None:
@@ -295,7 +303,8 @@ def _lines(text: TextIO) -> Iterator[str]:
 
 def _csv_records(text: TextIO, beginning: str, layout: Layout) -> Iterator[Record]:
     delimiter, names = _csv_header(beginning, layout)
-    columns = layout.pick(names)
+    columns = layout.to_read(names)
+    checked = layout.pick(names)
     header_is_next = True
     for line, row in _csv_rows(text, delimiter):
         if isinstance(row, str):
@@ -305,12 +314,14 @@ def _csv_records(text: TextIO, beginning: str, layout: Layout) -> Iterator[Recor
         elif not header_is_next:
             cells = dict(zip(names, row, strict=False))
             value = {name: cells[name] for name in columns if name in cells}
-            yield Record(line, value, problem=_csv_problem(row, value, len(names), layout))
+            yield Record(line, value, problem=_csv_problem(row, value, checked, len(names), layout))
         header_is_next = False
 
 
-def _csv_problem(row: list[str], value: dict[str, str], width: int, layout: Layout) -> Rejected | None:
-    if any(map(_UNDECODABLE.search, value.values())):
+def _csv_problem(
+    row: list[str], value: dict[str, str], checked: list[str], width: int, layout: Layout
+) -> Rejected | None:
+    if any(_UNDECODABLE.search(value[name]) for name in checked if name in value):
         value.clear()
         return Rejected("invalid_encoding", "the record has bytes that are not UTF-8")
     if not layout.is_lenient and any(map(str.strip, row[width:])):
@@ -406,7 +417,11 @@ def _parquet_columns(schema: Any, layout: Layout) -> dict[str, str]:
     from pyarrow import types
 
     stored = {name.strip().lower() if layout.is_lenient else name: name for name in schema.names}
-    columns = {name: stored[name] for name in layout.pick(stored)}
+    required = layout.pick(stored)
+    readable = [
+        name for name in layout.to_read(stored) if name in required or _holds_no_bytes(schema.field(stored[name]).type)
+    ]
+    columns = {name: stored[name] for name in readable}
     for name in () if layout.is_lenient else columns:
         kind = schema.field(name).type
         text = kind.value_type if types.is_dictionary(kind) else kind
@@ -414,3 +429,12 @@ def _parquet_columns(schema: Any, layout: Layout) -> dict[str, str]:
         if not is_text and not (name in layout.optional and types.is_integer(kind)):
             raise Rejected("missing_column", f"the column `{name}` has the type {kind}, not text")
     return columns
+
+
+def _holds_no_bytes(kind: Any) -> bool:
+    """Whether neither the type nor a part of it is binary; pictures are often stored so beside their captions."""
+    from pyarrow import types
+
+    parts = [kind.field(number).type for number in range(kind.num_fields)]
+    is_binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+    return not is_binary and all(map(_holds_no_bytes, parts))

@@ -84,7 +84,8 @@ images = Table(
     Column("source", Text, nullable=False),  # the name people know it by
     Column("uri", Text, nullable=False),  # where it was read from; the same uri with new bytes replaces it
     Column("caption", Text),
-    Column("metadata", JSONB(none_as_null=True)),  # other columns of the caption file, EXIF, IPTC, XMP, by name
+    Column("metadata", JSONB(none_as_null=True)),  # all by key: `embedded`, over it the columns of the caption file
+    Column("embedded", JSONB(none_as_null=True)),  # EXIF, IPTC, XMP, also the caption; NULL: they were not read yet
     Column("width", Integer, nullable=False),
     Column("height", Integer, nullable=False),
     Column("media_type", Text, nullable=False),

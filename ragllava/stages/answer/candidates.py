@@ -20,10 +20,9 @@ from ragllava.stages.answer.splitting import MOST_BY_CAPTION
 from ragllava.stages.answer.tools import AnswerTools
 from ragllava.stores.archives import texts, vectors
 from ragllava.stores.archives.filtering import FilterSql, compile_filter
-from ragllava.stores.archives.texts import WordHit
+from ragllava.stores.archives.texts import AskedWords, WordHit
 from ragllava.stores.archives.vectors import Hit, IndexView, Vectors
 from ragllava.stores.database import read_at_once
-from ragllava.words import words_of
 
 MOST_THINGS = 3
 RARE_SHARE = 0.02  # of the images of an archive: a word that more of them have says little
@@ -95,14 +94,14 @@ class _Search:
         if options.retrieval is Retrieval.HYBRID:
             rows = self._nearest(queries)
             return [_joined(row, named) for row, named in zip(rows, things, strict=True)]
-        best = self._by_words(asked, queries, options.top_k)
+        best = self._by_words([AskedWords.of(text) for text in asked], queries, options.top_k)
         return [_by_caption_alone(row, named) for row, named in zip(best, things, strict=True)]
 
     def _nearest(self, queries: Vectors) -> list[list[Hit]]:
         engine, k = self.tools.engine, self.tools.options.top_k
         return read_at_once(engine, vectors.search, self.index, queries, k)
 
-    def _by_words(self, words: Sequence[str | Sequence[str]], queries: Vectors, limit: int) -> list[list[WordHit]]:
+    def _by_words(self, words: Sequence[AskedWords], queries: Vectors, limit: int) -> list[list[WordHit]]:
         engine = self.tools.engine
         return read_at_once(engine, texts.search, self.index, words, limit, queries, filter=self.condition)
 
@@ -110,7 +109,7 @@ class _Search:
         """For each question the sure hits of each thing that it names, best first."""
         images = read_at_once(self.tools.engine, texts.count_images, self.index.archive_id)
         rare = max(FEWEST_RARE, int(RARE_SHARE * images))
-        left: dict[int, str | list[str]] = dict(enumerate(asked))
+        left = {number: AskedWords.of(text) for number, text in enumerate(asked)}
         things: list[list[list[WordHit]]] = [[] for _ in asked]
         for _ in range(MOST_THINGS):
             numbers = list(left)
@@ -119,13 +118,11 @@ class _Search:
                 first = things[number][0][0].caption_score if things[number] else 0.0
                 sure = _sure(row, rare, least=ANOTHER_THING * first)
                 matched = {word.asked for hit in sure[:1] for word in hit.matched}
-                words = left.pop(number)
+                words = left.pop(number).without(matched)
                 if sure:
                     things[number].append(sure)
-                    left[number] = [
-                        w for w in (words_of(words) if isinstance(words, str) else words) if w not in matched
-                    ]
-            left = {number: words for number, words in left.items() if words}
+                    if words.words:
+                        left[number] = words
             if not left:
                 break
         return things

@@ -76,7 +76,7 @@ class Changes:
     replaced: list[str] = field(default_factory=list)
     restored: list[str] = field(default_factory=list)  # the object had not changed, but its image was missing
     gone: list[str] = field(default_factory=list)
-    captions: list[str] = field(default_factory=list)  # pictures whose caption changed
+    captions: list[str] = field(default_factory=list)  # pictures whose caption or metadata changed
     waiting: list[str] = field(default_factory=list)  # an earlier version is still being ingested
     stale: list[str] = field(default_factory=list)  # observed by another process at the same time
     unchanged: int = 0
@@ -231,7 +231,15 @@ def _ingest(
     connection: Connection, settings: Settings, binding: Binding, keys: Sequence[str], caption_files: CaptionFiles
 ) -> int:
     captions = captions_for(connection, binding, keys, caption_files)
-    files = [SourceFile(_source(binding, key), object_uri(binding.bucket, key), captions[key]) for key in keys]
+    files = [
+        SourceFile(
+            _source(binding, key),
+            object_uri(binding.bucket, key),
+            captions[key].caption,
+            metadata=captions[key].metadata,
+        )
+        for key in keys
+    ]
     job_id = create_ingest(connection, settings, binding.archive_id, files, {"input": binding.address})
     bound_objects.assign_job(connection, binding.binding_id, job_id, keys)
     return job_id

@@ -1,14 +1,18 @@
-"""Captions of pictures in a bucket. There are three sources; the first that gives a caption is used:
+"""Captions and metadata of pictures in a bucket. Captions have three sources; the first that gives one is used:
 
 1. a caption file at the top of the bound prefix: `captions.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`;
 2. a sidecar, a text object beside the picture: the first line of `dog.png.txt` or `dog.txt`;
 3. the picture's own metadata `caption` (`x-amz-meta-caption`). Metadata are ASCII: other characters are encoded as
    S3 itself returns them (RFC 2047) or percent-encoded as in URLs, so a percent sign before two hexadecimal digits is
    written %25.
+
+Metadata are the other columns of the caption file. Beside these, there is what a picture says inside
+(imaging/embedded.py).
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.errors import HeaderParseError
@@ -19,10 +23,12 @@ from urllib.parse import quote, unquote
 from sqlalchemy import Connection
 
 from ragllava.errors import ObjectMissing, UsageError
+from ragllava.metadata import clean_caption
 from ragllava.stages.ingest.captions import (
     MAX_SIDECAR_BYTES,
+    NOTHING,
     Captions,
-    clean_caption,
+    Description,
     parse_captions,
     sidecar_caption,
 )
@@ -92,8 +98,8 @@ class CaptionFiles:
 
 
 def read_caption_files(objects: ObjectStore, binding: Binding, keys: Iterable[str]) -> CaptionFiles:
-    """Read the caption files of a binding; of two captions for one picture, that of the first file by name is used."""
-    captions: dict[str, str] = {}
+    """Read the caption files of a binding; of two rows for one picture, that of the first file by name is used."""
+    captions: dict[str, Description] = {}
     problems: dict[str, str] = {}
     for key in sorted(keys):
         try:
@@ -108,14 +114,17 @@ def read_caption_files(objects: ObjectStore, binding: Binding, keys: Iterable[st
 
 def captions_for(
     connection: Connection, binding: Binding, keys: Sequence[str], caption_files: CaptionFiles
-) -> dict[str, str | None]:
-    """The caption that each of these pictures should have, from all three sources."""
+) -> dict[str, Description]:
+    """The caption and the metadata that each of these pictures should have, from all sources beside the picture."""
     pictures = bound_objects.load_objects(connection, binding.binding_id, keys)
     names = {name for key in keys for name in sidecar_names(key)}
     sidecars = bound_objects.load_objects(connection, binding.binding_id, sorted(names))
     listed = _listed_captions(connection, binding, caption_files.captions)
     return {
-        key: listed.get(key) or _sidecar_caption(key, sidecars) or picture.caption for key, picture in pictures.items()
+        key: Description(
+            listed[key].caption or _sidecar_caption(key, sidecars) or picture.caption, listed[key].metadata
+        )
+        for key, picture in pictures.items()
     }
 
 
@@ -134,7 +143,8 @@ def refresh_captions(
     *,
     may_remove: bool = True,
 ) -> list[str]:
-    """Give the images of these pictures the captions that they should have; returns the keys of those that changed.
+    """Give the images of these pictures the captions and the metadata that they should have; returns the keys of those
+    that changed.
 
     Pictures without an outcome are left out: their captions are refreshed when they have one.
     """
@@ -144,11 +154,12 @@ def refresh_captions(
     pictures = bound_objects.load_objects(connection, binding.binding_id, captions)
     by_uri = {object_uri(binding.bucket, key): key for key in captions}
     changes = [
-        CaptionChange(image_id, uri, captions[key])
+        CaptionChange(image_id, uri, captions[key].caption, captions[key].metadata)
         for uri, key in by_uri.items()
-        if (image_id := pictures[key].image_id) is not None and (may_remove or captions[key] is not None)
+        if (image_id := pictures[key].image_id) is not None
     ]
-    return sorted(by_uri[uri] for uri in image_changes.change_captions(connection, binding.archive_id, changes))
+    changed = image_changes.change_captions(connection, binding.archive_id, changes, may_remove=may_remove)
+    return sorted(by_uri[uri] for uri in changed)
 
 
 def _sidecar_caption(key: str, sidecars: Mapping[str, BoundObject]) -> str | None:
@@ -156,10 +167,13 @@ def _sidecar_caption(key: str, sidecars: Mapping[str, BoundObject]) -> str | Non
     return next((caption for caption in captions if caption is not None), None)
 
 
-def _listed_captions(connection: Connection, binding: Binding, captions: Captions | None) -> dict[str, str]:
-    if captions is None:
-        return {}
-    # A base name in a caption file matches only if it is unique among all pictures, so all of them are needed.
-    keys = bound_objects.keys_of_kind(connection, binding.binding_id, ObjectKind.PICTURE)
-    assigned = captions.assign([key.removeprefix(binding.prefix) for key in keys])
-    return {key: caption for key, caption in zip(keys, assigned, strict=True) if caption is not None}
+def _listed_captions(
+    connection: Connection, binding: Binding, captions: Captions | None
+) -> defaultdict[str, Description]:
+    """The rows of the caption files by key; NOTHING for a picture without one."""
+    listed: defaultdict[str, Description] = defaultdict(lambda: NOTHING)
+    if captions is not None:
+        # A base name in a caption file matches only if it is unique among all pictures, so all of them are needed.
+        keys = bound_objects.keys_of_kind(connection, binding.binding_id, ObjectKind.PICTURE)
+        listed.update(zip(keys, captions.assign([key.removeprefix(binding.prefix) for key in keys]), strict=True))
+    return listed

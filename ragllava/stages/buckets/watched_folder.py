@@ -34,7 +34,7 @@ class FolderChanges:
 
     new: list[str]
     gone: list[str]
-    captions: list[str]  # files that have another caption now
+    captions: list[str]  # files that have another caption or other metadata now
     job_id: int | None
     files: int
 
@@ -92,11 +92,11 @@ class WatchedFolder:
         ]
         self._release_images(connection, archive_id, images, existing, files, hashes)
         captions = [
-            CaptionChange(images[uri].image_id, uri, file.caption)
+            CaptionChange(images[uri].image_id, uri, file.caption, file.metadata)
             for uri, file in files.items()
-            if uri in images and images[uri].sha256 == hashes[uri] and file.caption is not None
+            if uri in images and images[uri].sha256 == hashes[uri]
         ]
-        changed = image_changes.change_captions(connection, archive_id, captions)
+        changed = image_changes.change_captions(connection, archive_id, captions, may_remove=False)
         job_id = create_ingest(connection, settings, archive_id, new, {"input": str(self.folder)}) if new else None
         return FolderChanges(
             new=[file.source for file in new],

@@ -1,6 +1,7 @@
-"""Captions of pictures: caption files (CSV, JSONL, JSON, Parquet) and sidecar text files.
+"""Captions and metadata of pictures: caption files (CSV, JSONL, JSON, Parquet) and sidecar text files.
 
-A caption is one line of plain text of at most MAX_CAPTION characters; `clean_caption` enforces that for every source.
+Of a caption file, one column names the picture, one holds its caption, and all others are its metadata
+(ragllava/metadata.py). Cells of a CSV stay text, also where they look like a number.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ import codecs
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath
+from typing import Any
 
 from ragllava.errors import UsageError
+from ragllava.metadata import Metadata, clean_caption, clean_metadata, merge_metadata
 from ragllava.records import FileFormat
 from ragllava.stages.record_files import EXTENSIONS, Layout, Record, Rejected, check_all, opened_records
 
-MAX_CAPTION = 2_000  # characters
 MAX_SIDECAR_BYTES = 65_536  # read of a sidecar; its caption is the first line
 
 IMAGE_COLUMNS = ("image", "file", "filename", "file_name", "path", "source", "name")
@@ -29,53 +32,65 @@ _LAYOUT = Layout(
     required=(IMAGE_COLUMNS, CAPTION_COLUMNS),
     skips_empty_rows=True,
     is_lenient=True,
+    reads_others=True,
 )
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 
 
-class Captions:
-    """The captions of caption files, by the names of the pictures."""
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What is said about a picture beside it; None: nothing."""
 
-    def __init__(self, captions: Mapping[str, str]) -> None:
-        """`captions` maps the pictures' names, with forward slashes, to clean captions."""
-        self._captions = {_normalized(name): caption for name, caption in captions.items()}
+    caption: str | None = None
+    metadata: Metadata | None = None
+
+    def __bool__(self) -> bool:
+        return self.caption is not None or self.metadata is not None
+
+
+NOTHING = Description()
+
+
+class Captions:
+    """The descriptions of caption files, by the names of the pictures."""
+
+    def __init__(self, descriptions: Mapping[str, Description | str]) -> None:
+        """`descriptions` maps the pictures' names, with forward slashes, to what is clean; a text is a caption."""
+        self._descriptions = {
+            _normalized(name): Description(said) if isinstance(said, str) else said
+            for name, said in descriptions.items()
+        }
         self._used: set[str] = set()
 
     def __len__(self) -> int:
-        return len(self._captions)
+        return len(self._descriptions)
 
-    def items(self) -> Iterable[tuple[str, str]]:
-        """The pictures' names with their captions, in the order of the caption file."""
-        return self._captions.items()
+    def items(self) -> Iterable[tuple[str, Description]]:
+        """The pictures' names with their descriptions, in the order of the caption file."""
+        return self._descriptions.items()
 
-    def assign(self, sources: Sequence[str]) -> list[str | None]:
-        """A caption or None for each of `sources`, the names of all files offered (SourceFile.source).
+    def assign(self, sources: Sequence[str]) -> list[Description]:
+        """The description of each of `sources`, the names of all files offered (SourceFile.source); or NOTHING.
 
-        A caption belongs to the file of exactly its name. If there is no such file, it belongs to the file of the same
-        base name, if only one such caption and only one file without caption have this base name.
+        A description belongs to the file of exactly its name. If there is no such file, it belongs to the file of the
+        same base name, if only one such description and only one file without description have this base name.
         """
         keys = [_normalized(source) for source in sources]
-        exact = set(keys) & self._captions.keys()
-        by_base_name = _by_base_name(self._captions.keys() - exact)
+        exact = set(keys) & self._descriptions.keys()
+        by_base_name = _by_base_name(self._descriptions.keys() - exact)
         base_names = Counter(posixpath.basename(key) for key in keys if key not in exact)
-        assigned: list[str | None] = []
+        assigned: list[Description] = []
         for key in keys:
             base_name = posixpath.basename(key)
             name = key if key in exact else by_base_name.get(base_name) if base_names[base_name] == 1 else None
             if name is not None:
                 self._used.add(name)
-            assigned.append(None if name is None else self._captions[name])
+            assigned.append(NOTHING if name is None else self._descriptions[name])
         return assigned
 
     def unused(self) -> list[str]:
-        """The names whose captions were not assigned to any file so far, in the order of the caption file."""
-        return [name for name in self._captions if name not in self._used]
-
-
-def clean_caption(text: str) -> str | None:
-    """`text` on one line, without characters that Postgres rejects, cut to MAX_CAPTION; None if nothing is left."""
-    storable = text.replace("\x00", " ").encode("utf-8", "replace").decode("utf-8").lstrip("\ufeff")
-    return " ".join(storable.split())[:MAX_CAPTION].rstrip() or None
+        """The names whose descriptions were not assigned to any file so far, in the order of the caption file."""
+        return [name for name in self._descriptions if name not in self._used]
 
 
 def sidecar_caption(data: bytes) -> str | None:
@@ -101,8 +116,8 @@ def read_captions(path: str | Path) -> Captions:
     """Read a caption file: CSV (comma, semicolon, tab or bar), JSONL, a JSON list, or Parquet.
 
     One column names the picture (IMAGE_COLUMNS), another one holds the caption (CAPTION_COLUMNS). Several captions of
-    one picture are joined; a row without caption is skipped. Raises UsageError if the file cannot be read at all and
-    InvalidInput with the lines that are wrong.
+    one picture are joined, different values of one column become a list, and an empty row is skipped. Raises UsageError
+    if the file cannot be read at all and InvalidInput with the lines that are wrong.
     """
     path = Path(path)
     if path.suffix.lower() not in _EXTENSIONS:
@@ -113,17 +128,25 @@ def read_captions(path: str | Path) -> Captions:
 def parse_captions(name: str, source: Path | bytes) -> Captions:
     """As `read_captions`; `source` may be the content of a caption file `name` with one of the known extensions."""
     with opened_records(source, name, _LAYOUT, format=_EXTENSIONS[PurePath(name).suffix.lower()]) as (_, records):
-        rows = check_all(name, records, _image_and_caption)
+        rows = check_all(name, records, _checked)
     captions: dict[str, list[str]] = {}
-    for image, text in rows:
-        parts = captions.setdefault(_normalized(image), [])
+    metadata: dict[str, Metadata | None] = {}
+    for image, text, others in rows:
+        parts = captions.setdefault(image, [])
         if (caption := clean_caption(text)) is not None and caption not in parts:
             parts.append(caption)
-    return Captions({image: " ".join(parts)[:MAX_CAPTION] for image, parts in captions.items() if parts})
+        metadata[image] = merge_metadata(metadata.get(image), others)
+    described = {
+        image: Description(clean_caption(" ".join(parts)), metadata[image]) for image, parts in captions.items()
+    }
+    return Captions({image: description for image, description in described.items() if description})
 
 
-def _image_and_caption(record: Record) -> tuple[str, str]:
-    image, caption = (record.value[key] for key in _columns(tuple(record.value)))
+def _checked(record: Record) -> tuple[str, str, Metadata | None]:
+    """The picture's name, its caption and its metadata."""
+    image_column, caption_column = _columns(tuple(record.value))
+    others: dict[str, Any] = dict(record.value)
+    image, caption = others.pop(image_column), others.pop(caption_column)
     if isinstance(image, int) and not isinstance(image, bool):
         image = str(image)
     if not isinstance(image, str) or not image.strip():
@@ -132,7 +155,7 @@ def _image_and_caption(record: Record) -> tuple[str, str]:
         caption = ""
     if not isinstance(caption, str):
         raise Rejected("invalid_caption", f"the caption of {image[:200]!r} must be text")
-    return image, caption
+    return _normalized(image), caption, clean_metadata(others)
 
 
 @lru_cache(maxsize=256)  # most files have the same keys in all records

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ragllava.errors import ImageRejected
 from ragllava.imaging.decode import DecodedImage
+from ragllava.metadata import Metadata
 from ragllava.stages.resources import Resources
 
 if TYPE_CHECKING:
@@ -34,12 +35,16 @@ _FIRST_FILES = 8
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """A decoded picture: `pixels` is the input of each retriever, by its version; width and height of the original."""
+    """A decoded picture: `pixels` is the input of each retriever, by its version; width and height of the original.
+
+    `embedded` is what the file says about itself (imaging/embedded.py).
+    """
 
     pixels: dict[str, Pixels]
     width: int
     height: int
     media_type: str
+    embedded: Metadata
 
 
 def prepare_for(
@@ -52,7 +57,7 @@ def prepare_for(
 
     def prepare(decoded: DecodedImage) -> PreparedImage:
         pixels = {retriever.version: retriever.prepare_image(decoded.picture) for retriever in retrievers}
-        return PreparedImage(pixels, decoded.width, decoded.height, decoded.media_type)
+        return PreparedImage(pixels, decoded.width, decoded.height, decoded.media_type, dict(decoded.embedded))
 
     shorter_side = DECODE_SCALE * max((retriever.image_size for retriever in retrievers), default=1)
     return resources.decoder.decode_all(contents, prepare, shorter_side)

@@ -33,8 +33,8 @@ def list_sources(paths: Sequence[str | Path], captions: Captions | None = None) 
     """Every file that `paths` offer, in a fixed order: files of a folder by name, then its subfolders.
 
     A path is a picture, a folder (with its subfolders), or a zip or tar file. `source` is relative to the given path.
-    Captions come from `captions`, else from sidecar text files. Raises UsageError immediately for a path that is empty
-    or does not exist.
+    Captions come from `captions`, else from sidecar text files; metadata come from `captions`. Raises UsageError
+    immediately for a path that is empty or does not exist.
     """
     roots = [_existing(path) for path in paths]
     if not roots:
@@ -44,7 +44,10 @@ def list_sources(paths: Sequence[str | Path], captions: Captions | None = None) 
         return files
     listed = list(files)
     assigned = captions.assign([file.source for file in listed])
-    return (replace(file, caption=caption or file.caption) for file, caption in zip(listed, assigned, strict=True))
+    return (
+        replace(file, caption=description.caption or file.caption, metadata=description.metadata)
+        for file, description in zip(listed, assigned, strict=True)
+    )
 
 
 def _existing(path: str | Path) -> Path:

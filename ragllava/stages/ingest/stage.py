@@ -19,11 +19,12 @@ from sqlalchemy import Connection
 
 from ragllava.errors import ArchiveChanged, ImageRejected, IndexUnusable, JobRefused, ScoreRejected
 from ragllava.jobs.runner import ShardContext
+from ragllava.metadata import Metadata
 from ragllava.records import FileOutcome, FileStatus
 from ragllava.stages.ingest.embedding import PreparedImage, in_steps, one_ahead, one_behind, prepare_for
 from ragllava.stages.ingest.reading import ReadFile, read_sources
 from ragllava.stages.resources import Resources
-from ragllava.stores.archives import archive, blobs, indexes, vectors
+from ragllava.stores.archives import archive, blobs, indexes, vectors, word_index
 from ragllava.stores.archives.archive import ArchiveImage, NewImage, PendingFile, StoredRow
 from ragllava.stores.archives.blobs import NewBlob
 from ragllava.stores.archives.vectors import IndexView, Vectors
@@ -54,6 +55,7 @@ class Batch:
     rejected: dict[int, str] = field(default_factory=dict)  # reason, by file number
     hashes: dict[int, str] = field(default_factory=dict)  # of every readable file
     prepared: dict[str, PreparedImage] = field(default_factory=dict)  # by hash; only what is new to the archive
+    embedded: dict[str, Metadata] = field(default_factory=dict)  # by hash; of files that were opened, also older ones
     uploads: list[Future[str]] = field(default_factory=list)  # of new pictures that are not in the object store
 
     def reject(self, sha256: str, reason: str) -> None:
@@ -85,6 +87,7 @@ def ingest_stage(context: Context) -> None:
             for batch in batches:
                 context.check()
                 run(finish, batch, embed(batch, context), context)
+    context.read(word_index.compact_often_written, lease.archive_id)
 
 
 @contextmanager
@@ -146,6 +149,8 @@ def prepare(
     _restore_lost(context.resources, contents, existing)
     new = {sha256: data for sha256, data in contents.items() if sha256 not in existing}
     _decode(batch, new, context.resources)
+    unread = {sha256: contents[sha256] for sha256, image in existing.items() if image.embedded is None}
+    batch.embedded |= _read_embedded(unread, context.resources)
     _upload(batch, new, context)
     uploads.update(batch.uploads)
     return batch
@@ -231,6 +236,16 @@ def _decode(batch: Batch, new: dict[str, bytes], resources: Resources) -> None:
             del new[sha256]
         else:
             batch.prepared[sha256] = result
+            batch.embedded[sha256] = result.embedded
+
+
+def _read_embedded(contents: Mapping[str, bytes], resources: Resources) -> dict[str, Metadata]:
+    """The metadata inside pictures that were stored by a version that did not read them."""
+    read = resources.decoder.decode_all(contents.values(), lambda decoded: dict(decoded.embedded), shorter_side=1)
+    return {
+        sha256: {} if isinstance(result, ImageRejected) else result
+        for sha256, result in zip(contents, read, strict=True)
+    }
 
 
 def _upload(batch: Batch, new: dict[str, bytes], context: Context) -> None:
@@ -264,7 +279,15 @@ def _offered(connection: Connection, archive_id: int, batch: Batch) -> dict[int,
             )
         file = batch.files[number]
         offered[number] = NewImage(
-            sha256, file.source, file.uri, file.caption, facts.width, facts.height, facts.media_type
+            sha256,
+            file.source,
+            file.uri,
+            file.caption,
+            facts.width,
+            facts.height,
+            facts.media_type,
+            file.metadata,
+            batch.embedded.get(sha256),
         )
     return offered
 
@@ -272,5 +295,6 @@ def _offered(connection: Connection, archive_id: int, batch: Batch) -> dict[int,
 def _outcome(file_no: int, row: StoredRow) -> FileOutcome:
     reason = None
     if row.status is FileStatus.DUPLICATE:
-        reason = "caption updated" if row.caption_updated else f"the same picture as {row.source}"
+        updated = [name for name in ("caption", "metadata") if getattr(row, f"{name}_updated")]
+        reason = f"{' and '.join(updated)} updated" if updated else f"the same picture as {row.source}"
     return FileOutcome(file_no, row.status, reason, row.image_id)

@@ -5,24 +5,28 @@ Every function works in the caller's transaction. Rows are locked in the order o
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
+from ragllava.metadata import Metadata, all_metadata
 from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
-from ragllava.stores.archives import blobs, texts, vectors
+from ragllava.stores.archives import blobs, vectors, word_index
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import copy_rows, equals_any, given, record, records
 from ragllava.stores.schema import archives, images
 from ragllava.stores.schema import files as file_table
 from ragllava.words import WORDS_VERSION
+
+AnyImage = TypeVar("AnyImage", bound="NewImage")
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SELECT_STORED = select(images.c.id, images.c.sha256, images.c.source, images.c.caption)  # as in a StoredImage
@@ -61,7 +65,11 @@ class ArchiveSummary:
 
 @dataclass(frozen=True, slots=True)
 class NewImage:
-    """A decoded picture to be stored; `width` and `height` in pixels, after the rotation that its EXIF data ask for."""
+    """A decoded picture to be stored; `width` and `height` in pixels, after the rotation that its EXIF data ask for.
+
+    `caption` and `metadata` are what is said beside the picture; `embedded` is what the file says about itself, None if
+    that was not read.
+    """
 
     sha256: str
     source: str
@@ -70,11 +78,16 @@ class NewImage:
     width: int
     height: int
     media_type: str
+    metadata: Metadata | None = None
+    embedded: Metadata | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveImage(NewImage):
-    """A stored image. `source` and `uri` are those of the file that names it; a retired image has no embedding."""
+    """A stored image. `source` and `uri` are those of the file that names it; a retired image has no embedding.
+
+    `caption` and `metadata` are those that count: what is said beside the picture, else what the file says.
+    """
 
     image_id: int
     retired: bool
@@ -91,6 +104,7 @@ class StoredRow:
     status: FileStatus
     source: str
     caption_updated: bool
+    metadata_updated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +115,7 @@ class PendingFile:
     source: str
     uri: str
     caption: str | None
+    metadata: Metadata | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +199,12 @@ def load_images(
     return {row.id: StoredImage(*row) for row in rows}
 
 
+def load_metadata(connection: Connection, image_ids: Iterable[int]) -> dict[int, Metadata]:
+    """The metadata of images by id, retired ones too; `{}` for an image that has none."""
+    rows = connection.execute(select(images.c.id, images.c.metadata).where(equals_any(images.c.id, image_ids)))
+    return {row.id: row.metadata or {} for row in rows}
+
+
 def images_by_source(connection: Connection, archive_id: int, sources: Iterable[str]) -> dict[str, list[StoredImage]]:
     """The images of an archive, retired ones left out, by name; several may share a name."""
     named = _SELECT_STORED.where(images.c.archive_id == archive_id, equals_any(images.c.source, sources))
@@ -197,7 +218,8 @@ def store_images(connection: Connection, archive_id: int, offered: Sequence[NewI
     """Add pictures whose bytes are in the object store to an archive; one result for each, in the same order.
 
     The first file with certain bytes makes the image; each other file is a duplicate of it. A caption that the file
-    naming an image gives again replaces the old one; the caption of another file is used only if there was none.
+    naming an image gives again replaces the old one; the caption of another file is used only if there was none beside
+    that inside the picture. The same holds for metadata, which are replaced as a whole.
     When a uri has other bytes than before, its former image is retired, unless another file of the same batch has
     those bytes. A retired image that is offered again is `stored`, and needs its embedding again.
 
@@ -212,13 +234,13 @@ def store_images(connection: Connection, archive_id: int, offered: Sequence[NewI
     results, changed = _reconcile(offered, {image.sha256: image for image in locked}, inserted)
     _update_images(connection, changed)
     retired = _retire(connection, archive_id, [image.uri for image in offered], hashes)
-    texts.write_words(connection, archive_id, [image.image_id for image in locked] + retired)
+    word_index.write_words(connection, archive_id, [image.image_id for image in locked] + retired)
     return results
 
 
 def retire_images(connection: Connection, archive_id: int, uris: Iterable[str]) -> None:
     """Retire the images that the files `uris` name, and remove their embeddings and words."""
-    texts.write_words(connection, archive_id, _retire(connection, archive_id, uris))
+    word_index.write_words(connection, archive_id, _retire(connection, archive_id, uris))
 
 
 def _retire(
@@ -245,7 +267,7 @@ def _insert_images(connection: Connection, archive_id: int, offered: Sequence[Ne
         first.setdefault(image.sha256, image)
     if not first:
         return set()
-    values = [asdict(image) | {"archive_id": archive_id, "caption": image.caption or None} for image in first.values()]
+    values = [asdict(_described(image, image)) | {"archive_id": archive_id} for image in first.values()]
     statement = insert(images).on_conflict_do_nothing().returning(images.c.sha256)
     return set(connection.scalars(statement, values))
 
@@ -263,8 +285,9 @@ def _reconcile(
         # The file that named the image has other bytes now, so this file names it.
         if before.retired or (before.uri in uris and (before.uri, image.sha256) not in claims):
             after = replace(after, source=image.source, uri=image.uri, retired=False)
-        if image.caption and (after.uri == image.uri or after.caption is None):
-            after = replace(after, caption=image.caption)
+        if after.embedded is None and image.embedded is not None:
+            after = replace(after, embedded=image.embedded, metadata=all_metadata(image.embedded, after.metadata))
+        after = _described(after, image)
         is_stored = image.sha256 in unseen or before.retired
         unseen.discard(image.sha256)
         current[image.sha256] = after
@@ -274,15 +297,31 @@ def _reconcile(
                 status=FileStatus.STORED if is_stored else FileStatus.DUPLICATE,
                 source=after.source,
                 caption_updated=after.caption != before.caption,
+                metadata_updated=after.metadata != before.metadata,
             )
         )
     return results, [row for sha256, row in current.items() if row != rows[sha256]]
 
 
+def _described(image: AnyImage, offered: NewImage) -> AnyImage:
+    """The image with the caption and the metadata that it has after `offered` (see store_images)."""
+    embedded = image.embedded or {}
+    is_named = image.uri == offered.uri
+    caption, metadata = image.caption or embedded.get("caption"), image.metadata
+    if offered.caption and (is_named or caption in (None, embedded.get("caption"))):
+        caption = offered.caption
+    if offered.metadata is not None and (is_named or metadata == all_metadata(embedded, None)):
+        metadata = all_metadata(embedded, offered.metadata)
+    elif metadata is None:
+        metadata = all_metadata(embedded, None)
+    return replace(image, caption=caption, metadata=metadata)
+
+
 def _update_images(connection: Connection, rows: Sequence[ArchiveImage]) -> None:
-    columns = (images.c.id, images.c.source, images.c.uri, images.c.caption)
-    new = given(((row.image_id, row.source, row.uri, row.caption) for row in rows), *columns).c
-    named = {"source": new.source, "uri": new.uri, "caption": new.caption}
+    names = ("source", "uri", "caption", "metadata", "embedded")
+    values = ((row.image_id, *(getattr(row, name) for name in names)) for row in rows)
+    new = given(values, images.c.id, *(images.c[name] for name in names)).c
+    named = {name: new[name] for name in names}
     if rows:
         statement = update(images).where(images.c.id == new.id)
         connection.execute(statement.values(**named, retired=False, updated_at=func.now()))
@@ -301,19 +340,20 @@ def insert_files(connection: Connection, job_id: int, sources: Iterable[SourceFi
             _storable(file.source),
             _storable(file.uri),
             _storable(file.caption) if file.caption else None,
+            json.dumps(file.metadata) if file.metadata else None,
             FileStatus.REJECTED.value if file.rejected is not None else None,
             _storable(file.rejected) if file.rejected is not None else None,
         )
         for number, file in enumerate(sources)
     )
-    columns = ("job_id", "file_no", "source", "uri", "caption", "status", "reason")
+    columns = ("job_id", "file_no", "source", "uri", "caption", "metadata", "status", "reason")
     return copy_rows(connection, file_table, columns, rows)
 
 
 def load_files(connection: Connection, job_id: int, lo: int, hi: int) -> list[PendingFile]:
     """Files of a job with numbers in [lo, hi) that have no outcome yet, in order."""
     columns = file_table.c
-    query = select(columns.file_no, columns.source, columns.uri, columns.caption).where(
+    query = select(columns.file_no, columns.source, columns.uri, columns.caption, columns.metadata).where(
         columns.job_id == job_id, columns.file_no >= lo, columns.file_no < hi, columns.status.is_(None)
     )
     return records(PendingFile, connection.execute(query.order_by(columns.file_no)))

@@ -1,4 +1,4 @@
-"""Changes to images whose files changed after the ingest: retired, named by another file, another caption.
+"""Changes to images whose files changed after the ingest: retired, named by another file, other captions or metadata.
 
 Every function works in the caller's transaction.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, case, func, literal, select, update
+from sqlalchemy.dialects.postgresql import JSONB
 
-from ragllava.stores.archives import archive, indexes, texts
+from ragllava.metadata import Metadata
+from ragllava.stores.archives import archive, indexes, word_index
 from ragllava.stores.archives.archive import ArchiveImage, find_images
 from ragllava.stores.database import equals_any, given
 from ragllava.stores.schema import images
@@ -18,11 +20,12 @@ from ragllava.stores.schema import images
 
 @dataclass(frozen=True, slots=True)
 class CaptionChange:
-    """The caption that the file `uri` gives to an image; None removes it."""
+    """The caption and the metadata that are given beside the file `uri` to an image; None: none are given."""
 
     image_id: int
     uri: str
     caption: str | None
+    metadata: Metadata | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ def rename_images(connection: Connection, archive_id: int, names: Sequence[NewNa
     new = given(rows, images.c.id, images.c.source, images.c.uri).c
     renamed = update(images).where(images.c.archive_id == archive_id, images.c.id == new.id)
     connection.execute(renamed.values(source=new.source, uri=new.uri, updated_at=func.now()))
-    texts.write_words(connection, archive_id, [name.image_id for name in names])
+    word_index.write_words(connection, archive_id, [name.image_id for name in names])
 
 
 def retire_at(connection: Connection, archive_id: int, uris: Sequence[str]) -> None:
@@ -66,20 +69,38 @@ def retire_at(connection: Connection, archive_id: int, uris: Sequence[str]) -> N
         archive.retire_images(connection, archive_id, uris)
 
 
-def change_captions(connection: Connection, archive_id: int, changes: Sequence[CaptionChange]) -> list[str]:
-    """Change captions of images, without embedding anything again; returns the uris of those that changed.
+def change_captions(
+    connection: Connection, archive_id: int, changes: Sequence[CaptionChange], *, may_remove: bool = True
+) -> list[str]:
+    """Change captions and metadata of images, without embedding anything again; returns the uris of those that changed.
 
-    As in an ingest, the file that names an image decides; another file gives a caption only where there is none.
+    As in an ingest, the file that names an image decides; another file gives a caption or metadata only where there are
+    none but those inside the picture. What is not given is removed, down to what is inside the picture, or, without
+    `may_remove`, left as it is.
     """
-    rows = ((change.image_id, change.uri, change.caption) for change in changes)
-    new = given(rows, images.c.id, images.c.uri, images.c.caption).c
+    rows = ((change.image_id, change.uri, change.caption, change.metadata) for change in changes)
+    new = given(rows, images.c.id, images.c.uri, images.c.caption, images.c.metadata).c
+    inside = func.coalesce(images.c.embedded, _EMPTY)
+    inside_caption, inside_metadata = inside["caption"].astext, inside.op("-")("caption")
+    names = images.c.uri == new.uri
+    caption = case(
+        (~names & images.c.caption.is_distinct_from(inside_caption), images.c.caption),
+        else_=func.coalesce(new.caption, inside_caption if may_remove else images.c.caption),
+    )
+    metadata = case(
+        (~names & images.c.metadata.is_distinct_from(func.nullif(inside_metadata, _EMPTY)), images.c.metadata),
+        (new.metadata.is_(None) & literal(not may_remove), images.c.metadata),
+        else_=func.nullif(inside_metadata.op("||")(func.coalesce(new.metadata, _EMPTY)), _EMPTY),
+    )
     statement = update(images).where(
         images.c.archive_id == archive_id,
         images.c.id == new.id,
-        (images.c.uri == new.uri) | images.c.caption.is_(None),
-        images.c.caption.is_distinct_from(new.caption),
+        images.c.caption.is_distinct_from(caption) | images.c.metadata.is_distinct_from(metadata),
     )
-    values = {"caption": new.caption, "updated_at": func.now()}
+    values = {"caption": caption, "metadata": metadata, "updated_at": func.now()}
     changed = connection.execute(statement.values(values).returning(images.c.id, new.uri)).all()
-    texts.write_words(connection, archive_id, [image_id for image_id, _ in changed])
+    word_index.write_words(connection, archive_id, [image_id for image_id, _ in changed])
     return [uri for _, uri in changed]
+
+
+_EMPTY = literal({}, JSONB)

@@ -1,11 +1,9 @@
-"""The words of an archive's images, and the search for those that share words with a question (BM25).
+"""The search for images whose words a question has (BM25): the words of captions, metadata and file names.
 
-An image's words are those of its caption, of the text in its metadata and of its source. They are derived from its row
-in the transaction that changes it, and are search terms in a GIN index beside how many images of the archive have each.
-
-A search ranks by BM25 with these rules: `tf`, how often an image has a word, is the sum of weight / n² over the n-th of
-its occurrences, the heaviest field first. That is what `ts_rank` computes, times pi²/6. `length` is the sum of the
-weights of all words of the image, `average` that of the archive's images.
+The words are derived from the rows of images by word_index.py. A search ranks by BM25 with these rules: `tf`, how often
+an image has a word, is the sum of weight / n² over the n-th of its occurrences, the heaviest field first. That is what
+`ts_rank` computes, times pi²/6. `length` is the sum of the weights of all words of the image, `average` that of the
+archive's images.
 
     score = sum over words of idf * tf * (K1 + 1) / (tf + K1 * (1 - B + B * length / average))
     idf = ln(1 + (images - images_with_word + 0.5) / (images_with_word + 0.5))
@@ -13,45 +11,37 @@ weights of all words of the image, `average` that of the archive's images.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from pgvector import HalfVector
-from sqlalchemy import BigInteger, Connection, Row, Text, cast, func, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import BigInteger, Connection, cast, func, select
 
 from ragllava.stores.archives import vectors
 from ragllava.stores.archives.filtering import FilterSql
 from ragllava.stores.archives.vectors import IndexView, Vectors, partition
-from ragllava.stores.database import equals_any, given
-from ragllava.stores.schema import image_words, images, vocabulary, word_counts
-from ragllava.words import source_words, variants, words_of
-
-log = logging.getLogger(__name__)
+from ragllava.stores.archives.word_index import IMAGES, LENGTH, WEIGHTS, archive_word
+from ragllava.stores.database import equals_any
+from ragllava.stores.schema import vocabulary, word_counts
+from ragllava.words import distance, is_correctable, may_be_misspelt, variants, words_of
 
 K1 = 1.2
 B = 0.4
-WEIGHTS = {"A": 1.0, "C": 0.5, "D": 0.2}  # of a word of the caption, of metadata, of the source
-
-_TENTHS = {"A": 10, "C": 5, "D": 2}  # the same, as integers whose sums are exact
+CORRECTED = 0.5  # the weight of a word that was not asked for, but may be meant
 _TS_RANK_SCALE = 1.64493406685  # `ts_rank` divides by this, the limit of its sum
-_OCCURRENCES = 4  # of a word in an image that count
-_WORDS_OF_IMAGE = 2_000  # that are stored: a row of Postgres holds about 1 MB of them
-_ROWS_PER_STATEMENT = 5_000
-
-# Words that no text has, as they contain a colon: how many images an archive has, and the length of all, in tenths.
-_IMAGES, _LENGTH = ":images", ":length"
 
 _QUESTIONS_PER_STATEMENT = 64
 _TERMS = 32  # words of a question that count, the rarest ones
 _COMBINED = 9  # words whose combinations are weighed against each other
 CANDIDATES = 2_000  # expected images that are scored for a question
 _MORE_CANDIDATES = 16  # times as many in the next round, if a round gave too few hits
+
+_MOST_NEIGHBOURS = 3  # a word with more is not corrected
+_LONG_WORD = 9  # characters; differs from what is meant by up to two
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,145 +70,21 @@ class WordHit:
     matched: tuple[MatchedWord, ...]
 
 
-# Writing
-
-
-def write_words(connection: Connection, archive_id: int, image_ids: Iterable[int]) -> None:
-    """Derive the words of these images again from their rows, after a change of them; a retired image has none.
-
-    Writes nothing where nothing changed. Locks the images, by their content as `archive.store_images` does.
-    """
-    ids = list(set(image_ids))
-    for start in range(0, len(ids), _ROWS_PER_STATEMENT):
-        _write_page(connection, archive_id, ids[start : start + _ROWS_PER_STATEMENT])
-
-
-def _write_page(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> None:
-    columns = (images.c.id, images.c.caption, images.c.metadata, images.c.source, images.c.retired)
-    query = select(*columns).where(images.c.archive_id == archive_id, equals_any(images.c.id, image_ids))
-    rows = connection.execute(query.order_by(images.c.sha256).with_for_update(key_share=True)).all()
-    # Read after the images are locked: whoever changed them before has committed, and nobody changes them now.
-    stored = _stored_words(connection, [row.id for row in rows])
-    changes: Counter[str] = Counter()
-    new, gone = [], []
-    for row in rows:
-        before, after = stored.get(row.id), _words_of_row(archive_id, row)
-        if before == after:
-            continue
-        if after is None:
-            gone.append(row.id)
-        else:
-            new.append((row.id, archive_id, after.as_tsvector(), after.tenths / 10))
-            changes.update(after.counts())
-        if before is not None:
-            changes.subtract(before.counts())
-    if gone:
-        connection.execute(image_words.delete().where(equals_any(image_words.c.image_id, gone)))
-    if new:
-        _insert_words(connection, new)
-    _insert_counts(connection, archive_id, changes)
-
-
 @dataclass(frozen=True, slots=True)
-class _ImageWords:
-    """The words of an image, each with its occurrences as in a tsvector (`1A,2A,3`), and their length in tenths."""
+class AskedWords:
+    """The words of a question, each once, in order. `doubtful` are those that may be misspelt."""
 
-    occurrences: Mapping[str, str]
-    tenths: int
+    words: tuple[str, ...]
+    doubtful: frozenset[str]
 
-    def as_tsvector(self) -> str:
-        return " ".join(f"'{word}':{places}" if places else f"'{word}'" for word, places in self.occurrences.items())
+    @classmethod
+    def of(cls, text: str) -> AskedWords:
+        """The words of a text; where capitals mark names, only those with a capital are doubtful."""
+        return cls(tuple(dict.fromkeys(words_of(text))), frozenset(may_be_misspelt(text)))
 
-    def counts(self) -> dict[str, int]:
-        """What the image adds to the counts of its archive."""
-        words = {word: 1 for word, places in self.occurrences.items() if places}
-        return words | {_IMAGES: 1, _LENGTH: self.tenths}
-
-
-def _words_of_row(archive_id: int, row: Row[Any]) -> _ImageWords | None:
-    """The words of a row of `images`; None for a retired one."""
-    if row.retired:
-        return None
-    fields = (
-        ("A", words_of(row.caption or "")),
-        ("C", [word for value in _texts_in(row.metadata) for word in words_of(value)]),
-        ("D", source_words(row.source)),
-    )
-    places: dict[str, list[str]] = {}
-    tenths, left = 0, _WORDS_OF_IMAGE
-    for weight, words in fields:
-        for word in words[:left]:
-            occurrences = places.setdefault(word, [])
-            if len(occurrences) < _OCCURRENCES:
-                # D is the default weight, which Postgres does not print.
-                occurrences.append(f"{len(occurrences) + 1}{weight if weight != 'D' else ''}")
-        tenths += _TENTHS[weight] * len(words[:left])
-        left -= len(words[:left])
-    return _ImageWords({_archive_word(archive_id): "", **{word: ",".join(at) for word, at in places.items()}}, tenths)
-
-
-def _archive_word(archive_id: int) -> str:
-    """The word that all images of an archive have, and no text."""
-    return f"a:{archive_id}"
-
-
-def _texts_in(value: object) -> Iterator[str]:
-    """The strings of a JSON value, without the keys of objects."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts_in(item)
-
-
-def _stored_words(connection: Connection, image_ids: Sequence[int]) -> dict[int, _ImageWords]:
-    columns = (image_words.c.image_id, cast(image_words.c.words, Text).label("words"), image_words.c.length)
-    rows = connection.execute(select(*columns).where(equals_any(image_words.c.image_id, image_ids)))
-    return {row.image_id: _parsed(row.words, row.length) for row in rows}
-
-
-def _parsed(tsvector: str, length: float) -> _ImageWords:
-    """Reads what `_ImageWords.as_tsvector` wrote, as Postgres prints it."""
-    items = (item[1:].split("'") for item in tsvector.split())
-    return _ImageWords({word: places[1:] for word, places in items}, round(length * 10))
-
-
-def _insert_words(connection: Connection, rows: Sequence[tuple[int, int, str, float]]) -> None:
-    columns = ("image_id", "archive_id", "words", "length")
-    new = given(rows, *(image_words.c[name] for name in columns))
-    statement = insert(image_words).from_select(columns, select(new).order_by(new.c.image_id))
-    changed = {name: statement.excluded[name] for name in columns[1:]}
-    connection.execute(statement.on_conflict_do_update(index_elements=["image_id"], set_=changed))
-
-
-def _insert_counts(connection: Connection, archive_id: int, changes: Mapping[str, int]) -> None:
-    rows = [(archive_id, word, number) for word, number in sorted(changes.items()) if number]
-    if not rows:
-        return
-    new = given(rows, word_counts.c.archive_id, word_counts.c.word, word_counts.c.images)
-    connection.execute(insert(word_counts).from_select(["archive_id", "word", "images"], select(new)))
-    _insert_vocabulary(connection, [word for _, word, number in rows if number > 0])
-
-
-def _insert_vocabulary(connection: Connection, words: Sequence[str]) -> None:
-    """`words` sorted, so that two writers of the same new words wait for each other and do not run into a deadlock."""
-    spelt = {word: variants(word) for word in words}
-    offered = given([(word,) for word, spellings in spelt.items() if spellings], vocabulary.c.word)
-    present = select(vocabulary.c.word).where(vocabulary.c.word == offered.c.word)
-    missing = connection.scalars(select(offered.c.word).where(~present.exists()))
-    rows = [(word, " ".join(spelt[word])) for word in sorted(missing)]
-    if rows:
-        statement = text("""
-            INSERT INTO vocabulary (word, variants)
-            SELECT word, string_to_array(spellings, ' ')
-            FROM unnest(CAST(:words AS text[]), CAST(:spellings AS text[])) AS new (word, spellings)
-            ON CONFLICT DO NOTHING
-        """)
-        new_words, spellings = zip(*rows, strict=True)
-        connection.execute(statement, {"words": list(new_words), "spellings": list(spellings)})
-
-
-# Searching
+    def without(self, words: Collection[str]) -> AskedWords:
+        """The other words."""
+        return replace(self, words=tuple(word for word in self.words if word not in words))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,16 +108,16 @@ class _Totals:
 def search(
     connection: Connection,
     index: IndexView,
-    questions: Sequence[str | Sequence[str]],
+    questions: Sequence[AskedWords],
     limit: int,
     queries: Vectors | None = None,
     filter: FilterSql | None = None,
 ) -> list[list[WordHit]]:
     """The `limit` images that share most with each question by BM25, best first, ties by image id.
 
-    A question is a text or a list of words. Only images with a vector in this index are returned, and only those that
-    `filter` lets pass. Of common words, images with rare combinations of them are scored; the others cannot be better
-    than these but for their length.
+    A doubtful word that the archive does not have counts as what it probably means (`corrections`), with less weight.
+    Only images with a vector in this index are returned, and only those that `filter` lets pass. Of common words, only
+    images with rare combinations of them are scored; the others could be better than these only by their length.
 
     queries (Q, D): the questions' vectors, L2-normalised float32; they give the cosines. Raises IndexGone when the
     index was dropped, IndexUnusable when it has another D.
@@ -281,19 +147,24 @@ class _Scope:
 def _search_batch(
     connection: Connection,
     index: IndexView,
-    questions: Sequence[str | Sequence[str]],
+    questions: Sequence[AskedWords],
     limit: int,
     queries: Vectors | None,
     filter: FilterSql | None,
 ) -> list[list[WordHit]]:
-    asked = [dict.fromkeys(words_of(each) if isinstance(each, str) else each) for each in questions]
-    counts = known_words(connection, index.archive_id, {_IMAGES, _LENGTH}.union(*asked))
-    number, tenths = counts.get(_IMAGES, 0), counts.get(_LENGTH, 0)
+    counts = known_words(connection, index.archive_id, {IMAGES, LENGTH}.union(*(asked.words for asked in questions)))
+    number, tenths = counts.get(IMAGES, 0), counts.get(LENGTH, 0)
     hits: list[list[WordHit]] = [[] for _ in questions]
     if not number or not tenths:
         return hits
     scope = _Scope(index, _Totals(number, tenths / 10 / number), limit, queries, filter)
-    terms = [_terms(words, counts, scope.totals) for words in asked]
+    meant = _meant(
+        connection, index.archive_id, {word for asked in questions for word in asked.doubtful} - counts.keys()
+    )
+    terms = [
+        _terms(asked.words, counts, {word: meant[word] for word in asked.doubtful & meant.keys()}, scope.totals)
+        for asked in questions
+    ]
     open_numbers, wanted = [number for number, words in enumerate(terms) if words], CANDIDATES
     while open_numbers:
         conditions = {number: _condition(terms[number], scope.totals.images, wanted) for number in open_numbers}
@@ -304,13 +175,22 @@ def _search_batch(
     return hits
 
 
-def _terms(words: Iterable[str], counts: Mapping[str, int], totals: _Totals) -> list[_Term]:
-    terms = []
-    for word in words:
+def _terms(
+    asked: Iterable[str], counts: Mapping[str, int], meant: Mapping[str, Mapping[str, int]], totals: _Totals
+) -> list[_Term]:
+    """The words of the archive that the question has or may mean, the rarest first."""
+    terms: dict[str, _Term] = {}
+    for word in asked:
         if (number := counts.get(word, 0)) > 0:
-            idf = math.log(1 + (totals.images - number + 0.5) / (number + 0.5))
-            terms.append(_Term(word, number, word, idf))
-    return sorted(terms, key=lambda term: (-term.weight, term.word))[:_TERMS]
+            terms[word] = _Term(word, number, word, _idf(number, totals))
+    for word in asked:
+        for correction, number in meant.get(word, {}).items():
+            terms.setdefault(correction, _Term(correction, number, word, CORRECTED * _idf(number, totals)))
+    return sorted(terms.values(), key=lambda term: (-term.weight, term.word))[:_TERMS]
+
+
+def _idf(number: int, totals: _Totals) -> float:
+    return math.log(1 + (totals.images - number + 0.5) / (number + 0.5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,12 +238,12 @@ def _score(
     wanted: int,
 ) -> dict[int, list[WordHit]]:
     """The hits of the questions with these numbers, all in one statement."""
-    archive_word = _quoted(_archive_word(scope.index.archive_id))
+    of_archive = _quoted(archive_word(scope.index.archive_id))
     numbers = list(conditions)
     parameters: dict[str, Any] = {
         **(scope.filter.parameters if scope.filter else {}),
         "numbers": numbers,
-        "conditions": [f"{archive_word} & ({conditions[number].tsquery})" for number in numbers],
+        "conditions": [f"{of_archive} & ({conditions[number].tsquery})" for number in numbers],
         "terms": [_array(f'"{_quoted(term.word)}"' for term in terms[number]) for number in numbers],
         "weights": [_array(str(term.weight) for term in terms[number]) for number in numbers],
         "average": scope.totals.average,
@@ -377,9 +257,13 @@ def _score(
     hits: dict[int, list[WordHit]] = {number: [] for number in numbers}
     for row in connection.exec_driver_sql(statement, parameters):
         matched = (terms[row.number][place - 1] for place in row.matched)
-        words = tuple(MatchedWord(term.word, term.images, term.asked) for term in matched)
-        hits[row.number].append(WordHit(row.image_id, row.score, row.cosine, words))
+        words = sorted((MatchedWord(term.word, term.images, term.asked) for term in matched), key=_rarity)
+        hits[row.number].append(WordHit(row.image_id, row.score, row.cosine, tuple(words)))
     return hits
+
+
+def _rarity(word: MatchedWord) -> tuple[int, str]:
+    return word.images, word.word
 
 
 def _array(items: Iterable[str]) -> str:
@@ -432,6 +316,11 @@ def _statement(scope: _Scope, terms: int, most: int) -> str:
     """  # noqa: S608 - numbers of our own, and a condition that filtering.py made
 
 
+def count_images(connection: Connection, archive_id: int) -> int:
+    """How many images of the archive have words: all that are not retired."""
+    return known_words(connection, archive_id, [IMAGES]).get(IMAGES, 0)
+
+
 def known_words(connection: Connection, archive_id: int, words: Iterable[str]) -> dict[str, int]:
     """How many images of the archive have each of the words; without those that none has."""
     query = select(word_counts.c.word, cast(func.sum(word_counts.c.images), BigInteger)).where(
@@ -441,6 +330,49 @@ def known_words(connection: Connection, archive_id: int, words: Iterable[str]) -
     return {word: number for word, number in rows if number > 0}
 
 
-def count_images(connection: Connection, archive_id: int) -> int:
-    """How many images of the archive have words: all that are not retired."""
-    return known_words(connection, archive_id, [_IMAGES]).get(_IMAGES, 0)
+def corrections(connection: Connection, archive_id: int, words: Iterable[str]) -> dict[str, list[str]]:
+    """For words that the archive does not have, up to three of its words that may be meant, best first.
+
+    They begin with the same letter and differ by one inserted, missing, wrong or exchanged character, a long word by
+    two if there is none with one. A word with more than three such neighbours is not corrected: a word of ordinary
+    language has many in a large archive of names, and one of them would be a guess. Nor are numbers, short words and
+    words that questions are made of.
+    """
+    asked = set(words)
+    unknown = asked - known_words(connection, archive_id, asked).keys()
+    return {word: list(meant) for word, meant in _meant(connection, archive_id, unknown).items()}
+
+
+def _meant(connection: Connection, archive_id: int, unknown: Iterable[str]) -> dict[str, dict[str, int]]:
+    """The corrections of words that the archive does not have, each with how many images have it."""
+    keys = {word: _keys(word) for word in unknown if is_correctable(word)}
+    if not keys:
+        return {}
+    words_by_key: dict[str, list[str]] = defaultdict(list)
+    for word, of_word in keys.items():
+        for key in of_word:
+            words_by_key[key].append(word)
+    query = select(vocabulary.c.word, vocabulary.c.variants).where(vocabulary.c.variants.overlap(list(words_by_key)))
+    neighbours: dict[str, dict[str, int]] = defaultdict(dict)  # how far each is
+    for row in connection.execute(query):
+        for word in {word for key in row.variants for word in words_by_key.get(key, ())}:
+            if row.word[0] == word[0] and (far := distance(word, row.word)) <= _farthest(word):
+                neighbours[word][row.word] = far
+    counts = known_words(connection, archive_id, {each for of_word in neighbours.values() for each in of_word})
+    meant = {}
+    for word, distances in neighbours.items():
+        present = {each: far for each, far in distances.items() if each in counts}
+        nearest = [each for each, far in present.items() if far == min(present.values())]
+        if 0 < len(nearest) <= _MOST_NEIGHBOURS:
+            meant[word] = {each: counts[each] for each in sorted(nearest, key=lambda each: (-counts[each], each))}
+    return meant
+
+
+def _farthest(word: str) -> int:
+    return 2 if len(word) >= _LONG_WORD else 1
+
+
+def _keys(word: str) -> set[str]:
+    """What a neighbour of the word has among its variants: for a long word also what is left without two characters."""
+    once = variants(word)
+    return set(once) if _farthest(word) == 1 else {key for each in once for key in [each, *variants(each)]}

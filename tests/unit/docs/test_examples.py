@@ -122,7 +122,8 @@ def test_caption_examples_are_valid(tmp_path: Path) -> None:
     for language, name in (("json", "captions.jsonl"), ("csv", "captions.csv")):
         [block] = section.blocks(language)
         (tmp_path / name).write_text(block, encoding="utf-8")
-        assert "Harlow Lighthouse, Port Ansel, 1932" in dict(read_captions(tmp_path / name).items()).values()
+        described = dict(read_captions(tmp_path / name).items()).values()
+        assert "Harlow Lighthouse, Port Ansel, 1932" in [description.caption for description in described]
 
 
 def test_the_feedback_example_is_valid() -> None:

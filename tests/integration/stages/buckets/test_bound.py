@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from sqlalchemy import func, select, text, update
 
 from ragllava.errors import UsageError
@@ -24,6 +24,7 @@ from ragllava.stores.buckets.bindings import Binding, BindingRole
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import change_events as change_event_table
 from ragllava.stores.schema import images, jobs
+from tests.support.described_pictures import exif, jpeg_with
 from tests.support.foreign_bucket import Bucket, make_bucket
 from tests.support.workshop import ARCHIVE, Workshop
 
@@ -73,6 +74,10 @@ class Bound:
     def captions(self) -> dict[str, str | None]:
         """The captions of the archive's living images, by source."""
         return {source: row.caption for source, row in self.workshop.images().items()}
+
+    def metadata(self) -> dict[str, dict[str, Any] | None]:
+        """The metadata of the archive's living images, by source."""
+        return {source: row.metadata for source, row in self.workshop.images().items()}
 
     def ingest_jobs(self) -> list[int]:
         """The totals of all jobs so far, oldest first."""
@@ -247,6 +252,31 @@ def test_captions_of_a_file_go_before_sidecars_and_those_before_metadata(bucketf
     bucketful.follow("in/captions.csv", "in/b.txt")
     assert bucketful.captions() == {"a.png": "from metadata: 50 % grün", "b.png": "büro", "c.png": "sidecar"}
     assert bucketful.ingest_jobs() == [3], "a caption is not a reason to embed anything again"
+
+
+def test_metadata_come_from_the_caption_file_and_from_inside(bucketful: Bound) -> None:
+    inside = jpeg_with(exif({ExifTags.Base.ImageDescription: "A barn", ExifTags.Base.Model: "C1"}))
+    bucketful.bucket.put("in/a.jpg", inside)
+    bucketful.bucket.put("in/b.png", png(2))
+    bucketful.bucket.put("in/captions.csv", b"file,caption,city,year\na.jpg,,Ansel,1968\nb.png,A boat,Wenby,\n")
+    bucketful.follow("in/a.jpg", "in/b.png", "in/captions.csv")
+    assert bucketful.metadata() == {
+        "a.jpg": {"camera": "C1", "city": "Ansel", "year": "1968"},
+        "b.png": {"city": "Wenby"},
+    }
+    assert bucketful.captions() == {"a.jpg": "A barn", "b.png": "A boat"}
+
+    bucketful.bucket.put("in/captions.csv", b"file,caption,city\na.jpg,Listed,Ansel\n")
+    bucketful.event("in/captions.csv")
+    assert sorted(bucketful.process_events().changes.captions) == ["in/a.jpg", "in/b.png"]
+    assert bucketful.metadata() == {"a.jpg": {"camera": "C1", "city": "Ansel"}, "b.png": None}
+    assert bucketful.captions() == {"a.jpg": "Listed", "b.png": None}
+
+    bucketful.bucket.remove("in/captions.csv")
+    bucketful.follow("in/captions.csv")
+    assert bucketful.metadata() == {"a.jpg": {"camera": "C1"}, "b.png": None}
+    assert bucketful.captions() == {"a.jpg": "A barn", "b.png": None}
+    assert bucketful.ingest_jobs() == [2], "metadata are not a reason to embed anything again"
 
 
 def test_captions_that_come_later_and_earlier_than_their_pictures(bucketful: Bound) -> None:

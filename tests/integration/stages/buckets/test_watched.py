@@ -58,6 +58,24 @@ def test_an_archive_follows_its_folder(watched: WatchedFolder, workshop: Worksho
     assert workshop.embedded() == 1
 
 
+def test_metadata_of_the_caption_file_are_followed(watched: WatchedFolder, workshop: Workshop, tmp_path: Path) -> None:
+    watched.captions = tmp_path / "captions.csv"
+    watched.captions.write_text("file,caption,city\na.png,,Ansel\n")
+    draw(watched.folder / "a.png", RED)
+    follow(watched, workshop)
+    assert workshop.images()["a.png"].metadata == {"city": "Ansel"}
+    assert not follow(watched, workshop).found_differences
+
+    watched.captions.write_text("file,caption,city\na.png,A barn,Wenby\n")
+    changes = follow(watched, workshop)
+    assert (changes.new, changes.captions, changes.job_id) == ([], ["a.png"], None)
+    image = workshop.images()["a.png"]
+    assert (image.caption, image.metadata) == ("A barn", {"city": "Wenby"})
+
+    watched.captions.write_text("file,caption,city\n")
+    assert not follow(watched, workshop).found_differences, "as in an ingest, what is not given erases nothing"
+
+
 def test_another_process_knows_what_the_archive_holds(watched: WatchedFolder, workshop: Workshop) -> None:
     draw(watched.folder / "a.png", RED)
     draw(watched.folder / "b.png", GREEN)

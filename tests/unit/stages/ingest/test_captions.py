@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import io
 import json
 from pathlib import Path
@@ -15,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragllava.errors import InvalidInput, UsageError
+from ragllava.metadata import MAX_CAPTION, clean_caption
 from ragllava.stages.ingest.captions import (
-    MAX_CAPTION,
     MAX_SIDECAR_BYTES,
+    NOTHING,
     Captions,
-    clean_caption,
+    Description,
     read_captions,
     sidecar_caption,
 )
@@ -31,6 +33,11 @@ TEXTS = st.text(max_size=60)
 def captions_of(path: Path, content: str | bytes) -> Captions:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return read_captions(path)
+
+
+def assigned(by_picture: Captions, sources: list[str]) -> list[str | None]:
+    """The captions of these files."""
+    return [description.caption for description in by_picture.assign(sources)]
 
 
 def errors_of(path: Path, content: str | bytes) -> list[tuple[str, int, str]]:
@@ -47,7 +54,7 @@ def test_every_usual_csv_is_read(tmp_path: Path, encoding: str, delimiter: str, 
     stream = io.StringIO(newline="")
     csv.writer(stream, delimiter=delimiter, lineterminator=end).writerows(rows)
     by_picture = captions_of(tmp_path / "captions.csv", stream.getvalue().encode(encoding))
-    assert by_picture.assign(["a.png", "b.png", "c.png"]) == ["A cat, black; small", 'Two "dogs"', None]
+    assert assigned(by_picture, ["a.png", "b.png", "c.png"]) == ["A cat, black; small", 'Two "dogs"', None]
 
 
 @given(captions=st.dictionaries(NAMES, TEXTS, max_size=8), kind=st.sampled_from(["csv", "jsonl", "json", "parquet"]))
@@ -70,7 +77,7 @@ def test_every_format_gives_back_the_clean_captions(
         lines = [json.dumps(entry) for entry in entries]
         path.write_text(f"[{','.join(lines)}]" if kind == "json" else "\n".join(lines))
     by_picture = read_captions(path)
-    assert by_picture.assign(list(captions)) == [clean_caption(text) for text in captions.values()]
+    assert assigned(by_picture, list(captions)) == [clean_caption(text) for text in captions.values()]
     assert by_picture.unused() == []
 
 
@@ -119,7 +126,7 @@ def test_captions_go_by_path_then_by_bare_name_if_that_is_clear() -> None:
         }
     )
     sources = ["trip/a.png", "trip/b.png", "z/c.png", "1/d.png", "2/d.png", "album/e.png", "f.png", "deep/f.png"]
-    assert by_picture.assign(sources) == [
+    assert assigned(by_picture, sources) == [
         "exact",
         "by name",
         None,
@@ -136,8 +143,73 @@ def test_captions_go_by_path_then_by_bare_name_if_that_is_clear() -> None:
 def test_several_captions_of_a_picture_are_joined_and_empty_ones_skipped(tmp_path: Path) -> None:
     text = "image,caption\na.png,A cat.\na.png,A black cat.\n./a.png,A cat.\nb.png,\n"
     by_picture = captions_of(tmp_path / "captions.txt", text)
-    assert by_picture.assign(["a.png", "b.png"]) == ["A cat. A black cat.", None]
+    assert assigned(by_picture, ["a.png", "b.png"]) == ["A cat. A black cat.", None]
     assert len(by_picture) == 1
+
+
+def test_other_columns_are_metadata(tmp_path: Path) -> None:
+    rows = [
+        {"file": "a.png", "caption": "A barn", "Photo Year": 1968, "tags": ["x"], "public": False, "text": "more"},
+        {"file": "b.png", "caption": None, "place": {"city": "Ansel"}},
+        {"file": "c.png", "caption": ""},
+    ]
+    by_picture = captions_of(tmp_path / "captions.json", json.dumps(rows))
+    assert by_picture.assign(["a.png", "b.png", "c.png"]) == [
+        Description("A barn", {"photo_year": 1968, "tags": ["x"], "public": False, "text": "more"}),
+        Description(None, {"place_city": "Ansel"}),
+        NOTHING,
+    ]
+    assert len(by_picture) == 2
+
+
+def test_cells_of_a_csv_stay_text_and_empty_ones_are_left_out(tmp_path: Path) -> None:
+    text = "File,Caption,Year,,Source,Day\na.png,A barn,1968,x,Library,1968-05-12\nb.png,,,,,\nc.png,A boat\n"
+    by_picture = captions_of(tmp_path / "captions.csv", text)
+    assert by_picture.assign(["a.png", "b.png", "c.png"]) == [
+        Description("A barn", {"year": "1968", "source_": "Library", "day": "1968-05-12"}),
+        NOTHING,
+        Description("A boat"),
+    ]
+
+
+def test_several_rows_of_a_picture_are_one_description(tmp_path: Path) -> None:
+    text = "file,caption,by,city\na.png,One.,Ada,Ansel\n./a.png,Two.,Bob,Ansel\na.png,,Ada,\n"
+    by_picture = captions_of(tmp_path / "captions.csv", text)
+    assert by_picture.assign(["a.png"]) == [Description("One. Two.", {"by": ["Ada", "Bob"], "city": "Ansel"})]
+
+
+def test_columns_of_parquet_keep_their_types_and_bytes_are_not_read(tmp_path: Path) -> None:
+    columns = {
+        "File": ["a.png"],
+        "caption": ["A barn"],
+        "year": pyarrow.array([1968], pyarrow.int32()),
+        "day": pyarrow.array([datetime.date(1968, 5, 12)]),
+        "tags": pyarrow.array([["x", "y"]]),
+        "city": pyarrow.array(["Ansel"]).dictionary_encode(),
+        "image_data": pyarrow.array([b"bytes"]),
+        "picture": pyarrow.array([{"path": "a.png", "bytes": b"bytes"}]),
+        "size": pyarrow.array([{"width": 3, "height": 2}]),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "captions.parquet")
+    assert read_captions(tmp_path / "captions.parquet").assign(["a.png"]) == [
+        Description(
+            "A barn",
+            {
+                "year": 1968,
+                "day": "1968-05-12",
+                "tags": ["x", "y"],
+                "city": "Ansel",
+                "size_width": 3,
+                "size_height": 2,
+            },
+        )
+    ]
+
+
+def test_a_cell_that_is_not_utf_8_spoils_only_a_caption_or_a_name(tmp_path: Path) -> None:
+    by_picture = captions_of(tmp_path / "c.csv", b"file,caption,by\na.png,A barn,Ren\xe9\n")
+    assert by_picture.assign(["a.png"]) == [Description("A barn", {"by": "Ren?"})]
+    assert errors_of(tmp_path / "c.csv", b"file,caption,by\na.png,A b\xe4rn,Ada\n")[0][:2] == ("invalid_encoding", 2)
 
 
 def test_a_quoted_cell_may_span_lines_and_errors_still_name_the_right_one(tmp_path: Path) -> None:
