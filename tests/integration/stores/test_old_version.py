@@ -126,7 +126,7 @@ def test_images_are_found_by_the_words_of_their_captions(workshop: Workshop) -> 
         images = archive.images_by_source(connection, cards, [f"postcard-{number:04}.png" for number in range(12)])
         for [image] in images.values():
             assert image.caption
-            [hits] = texts.search(connection, index, [image.caption], 1)
+            [hits] = texts.search(connection, index, [texts.AskedWords.of(image.caption)], 1)
             assert [hit.image_id for hit in hits] == [image.image_id]
 
 
