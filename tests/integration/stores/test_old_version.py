@@ -17,6 +17,7 @@ from ragllava.settings import Settings
 from ragllava.stages.buckets import sync
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive, texts, vectors, word_index
+from ragllava.stores.archives.texts import AskedWords
 from tests.support.catalogue import catalogue, contents
 from tests.support.run_command import Run
 from tests.support.version_0_1 import old_object, restored_version_0_1
@@ -126,7 +127,7 @@ def test_images_are_found_by_the_words_of_their_captions(workshop: Workshop) -> 
         images = archive.images_by_source(connection, cards, [f"postcard-{number:04}.png" for number in range(12)])
         for [image] in images.values():
             assert image.caption
-            [hits] = texts.search(connection, index, [texts.AskedWords.of(image.caption)], 1)
+            [hits] = texts.search(connection, index, [AskedWords.of(image.caption)], 1)
             assert [hit.image_id for hit in hits] == [image.image_id]
 
 

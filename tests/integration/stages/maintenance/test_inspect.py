@@ -106,7 +106,7 @@ _A_JOB = "(SELECT min(id) FROM jobs)"
             "words of cards",
             "image 1",
         ),
-        (run("UPDATE word_counts SET images = images + 1"), "words of cards", "the word ':images'"),
+        (run("UPDATE word_counts SET images = images + 1"), "words of cards", "the word "),
         (delete_an_object("sha256/"), "pictures", "1 pictures are missing"),
         (shorten_an_object, "sizes", "another size"),
         (add_a_stray, "content", "ffff"),
