@@ -103,8 +103,9 @@ def test_webqa_scores(answer: str, reference: str, category: str, score: float) 
     assert webqa_score(answer, reference, category) == pytest.approx(score)
 
 
-def _result(custom_id: str, status: str, answer: str | None, *candidates: tuple[str, float, float]) -> ResultRow:
-    """Candidates are (source, retrieval score, relevance), in the order in which they were retrieved."""
+def _result(custom_id: str, status: str, answer: str | None, *candidates: tuple[str, float, float | None]) -> ResultRow:
+    """Candidates are (source, retrieval score, relevance), in any order; those of one score were retrieved in it."""
+    ranks = sorted(range(len(candidates)), key=lambda number: -candidates[number][1])
     return ResultRow(
         1,
         custom_id,
@@ -112,8 +113,8 @@ def _result(custom_id: str, status: str, answer: str | None, *candidates: tuple[
         AnswerStatus(status),
         answer,
         candidates=tuple(
-            Candidate(StoredImage(rank, f"sha-{source}", source, None), rank, retrieval_score, relevance)
-            for rank, (source, retrieval_score, relevance) in enumerate(candidates)
+            Candidate(StoredImage(number, f"sha-{source}", source, None), ranks.index(number), score, relevance)
+            for number, (source, score, relevance) in enumerate(candidates)
         ),
     )
 
@@ -144,6 +145,7 @@ def test_figures_of_a_job() -> None:
     assert (everything.failed, everything.missing) == (0, 1)  # q-5 has no result
     # Six labelled pictures: b of q-2 at the retriever's first place, a of q-1 at the second, b of q-4 at the third.
     assert everything.retrieval_recall == pytest.approx({1: 1 / 6, 2: 2 / 6, 5: 3 / 6, 20: 3 / 6})
+    assert everything.candidate_recall == pytest.approx(3 / 6)
     assert everything.reranked_recall == pytest.approx({1: 2 / 6, 2: 3 / 6})
     assert everything.answer_accuracy == pytest.approx(2 / 5)
 
@@ -176,6 +178,17 @@ def test_ties_keep_the_order_of_the_retrieval() -> None:
     figures = score_job(KNOWN[:1], [replace(tied, candidates=tied.candidates[::-1])]).all
     assert figures.retrieval_recall[1] == figures.reranked_recall[1] == 0
     assert figures.retrieval_recall[2] == figures.reranked_recall[2] == 1
+
+
+def test_candidates_that_were_not_reranked_come_last_and_count_as_found() -> None:
+    """Of 21 candidates the labelled one was retrieved last, so no depth of the table has it."""
+    wrong = [(f"x{number}.png", 1 - number / 100, 0.1 if number < 3 else None) for number in range(20)]
+    known = KnownAnswer("q-1", "red", "color", ("a.png",))
+    for relevance, first in ((0.9, 1.0), (None, 0.0)):
+        rows = [_result("q-1", "answered", "red", *wrong, ("a.png", 0.0, relevance))]
+        figures = score_job([known], rows).all
+        assert (figures.retrieval_recall[20], figures.candidate_recall) == (0, 1)
+        assert figures.reranked_recall[1] == first
 
 
 def test_figures_as_json() -> None:
