@@ -294,6 +294,8 @@ candidates = Table(
         ["answers.job_id", "answers.question_no", "answers.run_no"],
         ondelete="CASCADE",
     ),
+    # Which answers rest on an image.
+    Index("ix_candidates_image_id", "image_id", postgresql_where=text("evidence_no IS NOT NULL")),
 )
 
 # Inputs of a train job: one row, one input.

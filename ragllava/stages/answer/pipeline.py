@@ -31,6 +31,7 @@ _IMAGES_AT_ONCE = 64  # whose decoded pictures are in memory together, beside th
 
 Pictures = Mapping[str, "Image | str"]  # by sha256; a text says why the picture cannot be read
 HitsByQuestion = dict[int, list[CandidateHit]]  # by question_no
+RowAndImage = tuple[int, int]  # the place of a question in its batch, and the id of an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +118,8 @@ def rerank(
     the others keep the relevance None. A candidate whose picture cannot be read is left out, and a note says so.
     `check` is called between groups of images; what it raises is passed on.
     """
-    scores: dict[tuple[int, int], Relevance] = {}
-    unreadable: dict[str, str] = {}
+    scores: dict[RowAndImage, Relevance] = {}
+    unreadable: dict[RowAndImage, str] = {}
     planned = {row: waves.waves_of(of_question, tools.options.depth) for row, of_question in enumerate(candidates)}
     while planned := {row: left for row, left in planned.items() if left}:
         pairs = [(row, candidate) for row, left in planned.items() for candidate in left[0]]
@@ -134,7 +135,7 @@ def _is_done(
     candidates: Sequence[Candidate],
     row: int,
     left: Sequence[Sequence[Candidate]],
-    scores: Mapping[tuple[int, int], Relevance],
+    scores: Mapping[RowAndImage, Relevance],
     tools: AnswerTools,
 ) -> bool:
     reranked = [
@@ -148,12 +149,12 @@ def _is_done(
 def _score(
     questions: Sequence[Question],
     wave: Sequence[tuple[int, Candidate]],
-    scores: dict[tuple[int, int], Relevance],
-    unreadable: dict[str, str],
+    scores: dict[RowAndImage, Relevance],
+    unreadable: dict[RowAndImage, str],
     tools: AnswerTools,
     check: Callable[[], None],
 ) -> None:
-    """Add the relevance of these candidates to `scores`, or why a picture cannot be read to `unreadable`.
+    """Add the relevance of these candidates to `scores`, or why their picture cannot be read to `unreadable`.
 
     Works image by image, so that each is fetched, decoded and read once for all questions that it is a candidate of
     (docs/method.md 2); the more questions, the more they share.
@@ -170,8 +171,12 @@ def _score(
         end = start + _IMAGES_AT_ONCE
         pictures = cache.get_many(hashes[start:end])
         cache.fetch_ahead(hashes[end : end + _IMAGES_AT_ONCE])  # while these are scored
-        unreadable |= {sha256: reason for sha256, reason in pictures.items() if isinstance(reason, str)}
-        readable = [pair for sha256 in pictures if sha256 not in unreadable for pair in by_image[sha256]]
+        readable: list[tuple[int, Candidate]] = []
+        for sha256, picture in pictures.items():
+            if isinstance(picture, str):
+                unreadable |= {(row, candidate.image.image_id): picture for row, candidate in by_image[sha256]}
+            else:
+                readable += by_image[sha256]
         pairs = [
             Pair(questions[row].text, candidate.image.caption, _picture(pictures, candidate), tools.by_caption)
             for row, candidate in readable
@@ -184,12 +189,14 @@ def _score(
 def _ranked(
     row: int,
     candidates: Sequence[Candidate],
-    scores: Mapping[tuple[int, int], Relevance],
-    unreadable: Mapping[str, str],
+    scores: Mapping[RowAndImage, Relevance],
+    unreadable: Mapping[RowAndImage, str],
     tools: AnswerTools,
 ) -> RerankedQuestion:
+    """The pictures that could not be read for this question are left out. One that only other questions needed stays:
+    a result does not depend on the questions beside it."""
     scored = {c.image.image_id: scores[row, c.image.image_id] for c in candidates if (row, c.image.image_id) in scores}
-    readable = [candidate for candidate in candidates if candidate.image.sha256 not in unreadable]
+    readable = [candidate for candidate in candidates if (row, candidate.image.image_id) not in unreadable]
     ranked = select_evidence(
         [replace(c, relevance=scored[c.image.image_id].value) if c.image.image_id in scored else c for c in readable],
         tools.threshold,
@@ -197,7 +204,8 @@ def _ranked(
     )
     evidence = {candidate.image.image_id for candidate in ranked if candidate.evidence_no is not None}
     notes = [score.note for image_id, score in scored.items() if score.note and image_id in evidence]
-    missing = [f"{c.image.source}: {unreadable[c.image.sha256]}" for c in candidates if c.image.sha256 in unreadable]
+    images = [candidate.image for candidate in candidates if (row, candidate.image.image_id) in unreadable]
+    missing = [f"{image.source}: {unreadable[row, image.image_id]}" for image in images]
     return RerankedQuestion(tuple(ranked), tuple(dict.fromkeys(missing + notes)))
 
 

@@ -15,6 +15,6 @@ class FilterSql:
     parameters: Mapping[str, Any]
 
 
-def compile_filter(value: Mapping[str, Any] | None) -> FilterSql | None:
+def compile_filter(*filters: Mapping[str, Any] | None) -> FilterSql | None:
     """The condition of a filter; None: all images."""
     return None

@@ -10,7 +10,7 @@ import pytest
 from ragllava.answer_text import exact_match, normalise_answer
 from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import retrieval_at, score_job, webqa_score
-from ragllava.records import AnswerStatus, Candidate, KnownAnswer, StoredImage
+from ragllava.records import AnswerStatus, Candidate, KnownAnswer, Origin, StoredImage
 from ragllava.stages.results.results import ResultRow
 
 
@@ -104,8 +104,8 @@ def test_webqa_scores(answer: str, reference: str, category: str, score: float) 
 
 
 def _result(custom_id: str, status: str, answer: str | None, *candidates: tuple[str, float, float | None]) -> ResultRow:
-    """Candidates are (source, retrieval score, relevance), in any order; those of one score were retrieved in it."""
-    ranks = sorted(range(len(candidates)), key=lambda number: -candidates[number][1])
+    """Candidates are (source, retrieval score, relevance); their retrieval rank is the order of their scores."""
+    nearest = [source for source, *_ in sorted(candidates, key=lambda candidate: -candidate[1])]
     return ResultRow(
         1,
         custom_id,
@@ -113,8 +113,10 @@ def _result(custom_id: str, status: str, answer: str | None, *candidates: tuple[
         AnswerStatus(status),
         answer,
         candidates=tuple(
-            Candidate(StoredImage(number, f"sha-{source}", source, None), ranks.index(number), score, relevance)
-            for number, (source, score, relevance) in enumerate(candidates)
+            Candidate(
+                StoredImage(number, f"sha-{source}", source, None), nearest.index(source), retrieval_score, relevance
+            )
+            for number, (source, retrieval_score, relevance) in enumerate(candidates)
         ),
     )
 
@@ -180,15 +182,28 @@ def test_ties_keep_the_order_of_the_retrieval() -> None:
     assert figures.retrieval_recall[2] == figures.reranked_recall[2] == 1
 
 
-def test_candidates_that_were_not_reranked_come_last_and_count_as_found() -> None:
-    """Of 21 candidates the labelled one was retrieved last, so no depth of the table has it."""
-    wrong = [(f"x{number}.png", 1 - number / 100, 0.1 if number < 3 else None) for number in range(20)]
-    known = KnownAnswer("q-1", "red", "color", ("a.png",))
-    for relevance, first in ((0.9, 1.0), (None, 0.0)):
-        rows = [_result("q-1", "answered", "red", *wrong, ("a.png", 0.0, relevance))]
-        figures = score_job([known], rows).all
-        assert (figures.retrieval_recall[20], figures.candidate_recall) == (0, 1)
-        assert figures.reranked_recall[1] == first
+def test_recall_of_the_retrieval_is_by_rank_and_not_by_score() -> None:
+    """A picture that its caption found is behind the nearest ones, whatever its cosine is."""
+    by_caption = Candidate(StoredImage(3, "sha-a", "a.png", None), 2, 0.99, 0.9, origin=Origin.CAPTION)
+    row = _result("q-1", "answered", "red", ("x.png", 0.5, 0.1), ("y.png", 0.4, 0.2))
+    figures = score_job(KNOWN[:1], [replace(row, candidates=(by_caption, *row.candidates))]).all
+    assert figures.retrieval_recall == {1: 0, 2: 0, 5: 1, 20: 1}
+    assert figures.reranked_recall == {1: 1, 2: 1}
+
+
+def test_what_was_not_reranked_comes_behind_what_was() -> None:
+    row = _result("q-1", "answered", "red", ("a.png", 0.9, 0.0), ("x.png", 0.5, 0.2), ("y.png", 0.4, 0.0))
+    not_reranked = replace(row.candidates[0], relevance=None)
+    figures = score_job(KNOWN[:1], [replace(row, candidates=(not_reranked, *row.candidates[1:]))]).all
+    assert figures.reranked_recall == {1: 0, 2: 0}
+    assert figures.retrieval_recall[1] == 1
+
+
+def test_all_candidates_can_have_what_no_depth_of_the_table_has() -> None:
+    wrong = [(f"x{number}.png", 1 - number / 100, 0.1) for number in range(20)]
+    found = score_job(KNOWN[:1], [_result("q-1", "answered", "red", *wrong, ("a.png", 0.0, None))]).all
+    lost = score_job(KNOWN[:1], [_result("q-1", "answered", "red", *wrong)]).all
+    assert (found.retrieval_recall[20], found.candidate_recall, lost.candidate_recall) == (0, 1, 0)
 
 
 def test_figures_as_json() -> None:
