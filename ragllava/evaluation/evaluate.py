@@ -11,21 +11,17 @@ from typing import Any
 from ragllava.errors import JobRefused, UsageError
 from ragllava.evaluation.datasets.records import EvaluationSet
 from ragllava.evaluation.pools import Pool, Workbench, archive_name, ingest_pool
-from ragllava.evaluation.run_figures import RunFigures, figures_of
-from ragllava.evaluation.runs import (
-    ADAPTIVE,
+from ragllava.evaluation.rankings import (
     RankedQuestion,
     Ranker,
-    RunOptions,
-    Threshold,
     apply_champions,
     has_untuned,
     rank,
-    rank_by_all,
     rank_further,
-    run_arms,
     scored_candidates,
 )
+from ragllava.evaluation.run_figures import RunFigures, figures_of
+from ragllava.evaluation.runs import ADAPTIVE, RunOptions, Threshold, rank_by_all, run_arms
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.evaluation.threshold_promise import precision_lower_bound, promised_precision_threshold
 from ragllava.prompts import ANSWER_VERSION, CAPTION_RERANK_VERSION, RERANK_VERSION
@@ -212,7 +208,7 @@ def _require_possible(reported: EvaluationSet, calibration: EvaluationSet | None
 def _calibrated(
     calibration: EvaluationSet, pool: Pool, bench: Workbench, options: RunOptions, own: float
 ) -> list[Threshold]:
-    """The adaptive threshold, the one that promises a precision if asked for, and the adaptive one of hybrid candidates.
+    """The adaptive threshold, perhaps one that promises a precision, and the adaptive one of hybrid candidates.
 
     All candidates of the calibration set are reranked, at whatever depth the reported questions are. An adaptive
     threshold is `own` where none can be fitted.
