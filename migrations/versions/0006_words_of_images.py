@@ -22,6 +22,11 @@ def upgrade() -> None:
     op.add_column("archives", sa.Column("words_version", sa.Integer(), nullable=False, server_default=sa.text("0")))
     op.add_column("images", sa.Column("metadata", postgresql.JSONB()))
     op.add_column("images", sa.Column("embedded", postgresql.JSONB()))
+    op.execute(
+        "CREATE INDEX ix_images_folded_metadata ON images USING gin ("
+        "CAST(regexp_replace(lower(normalize(CAST(metadata AS text), NFD) COLLATE \"pg_c_utf8\"), "
+        "'[\\u0300-\\u036f]', '', 'g') AS jsonb) jsonb_path_ops)"
+    )
     op.add_column("files", sa.Column("metadata", postgresql.JSONB()))
     op.add_column("questions", sa.Column("filter", postgresql.JSONB()))
     op.create_table(
@@ -63,6 +68,8 @@ def upgrade() -> None:
     op.add_column("candidates", sa.Column("origin", sa.Text(), nullable=False, server_default=sa.text("'picture'")))
     op.add_column("candidates", sa.Column("caption_rank", sa.SmallInteger()))
     op.add_column("candidates", sa.Column("caption_score", postgresql.REAL()))
+    kept = sa.text("evidence_no IS NOT NULL")
+    op.create_index("ix_candidates_image_id", "candidates", ["image_id"], postgresql_where=kept)
     op.execute(
         sa.text(
             "UPDATE jobs SET spec = jsonb_set(spec, '{options}', spec -> 'options' || CAST(:former AS jsonb)) "
@@ -77,6 +84,7 @@ def downgrade() -> None:
         "UPDATE jobs SET spec = jsonb_set(spec, '{options}', (spec -> 'options') - '{retrieval,depth,filter}'::text[]) "
         "WHERE kind = 'answer' AND jsonb_typeof(spec -> 'options') = 'object'"
     )
+    op.drop_index("ix_candidates_image_id", "candidates")
     op.execute("DELETE FROM candidates WHERE relevance IS NULL")
     for column in ("caption_score", "caption_rank", "origin"):
         op.drop_column("candidates", column)

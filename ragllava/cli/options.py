@@ -92,10 +92,37 @@ class AnswerFlags(TypedDict, total=False):
     bare_prompt: bool
     retrieval: str | None
     depth: str | None
+    where: tuple[str, ...]
+
+
+def retrieval_option(command: F) -> F:
+    """--retrieval."""
+    return click.option(
+        "--retrieval",
+        type=click.Choice(["hybrid", "picture", "caption"]),
+        help="Find candidates by picture, by the words of captions, or by both.  [default: hybrid]",
+    )(command)
+
+
+def where_option(command: F) -> F:
+    """--where, several times."""
+    return click.option(
+        "--where",
+        multiple=True,
+        metavar="CONDITION",
+        help="Only pictures for which this holds, such as city=Wenby or year>=1950; may be repeated.",
+    )(command)
+
+
+def as_filter(where: Sequence[str]) -> dict[str, Any] | None:
+    """The conditions of --where as a filter. Raises UsageError."""
+    from ragllava.filters import parse_where
+
+    return parse_where(where)
 
 
 def answer_options(command: F) -> F:
-    """--retrieval, --depth, --top-k, --top-n, --threshold, --bare-prompt."""
+    """--where, --retrieval, --depth, --top-k, --top-n, --threshold, --bare-prompt."""
     for option in (
         click.option("--bare-prompt", is_flag=True, help="The paper's prompt: no captions for the generator."),
         click.option("--threshold", type=ThresholdType(), default="auto", show_default=True,
@@ -105,8 +132,8 @@ def answer_options(command: F) -> F:
                      help="The nearest pictures that are candidates.  [default: 20]"),
         click.option("--depth", type=click.Choice(["need", "fixed"]),
                      help="Candidates that are reranked: as many as needed, or all.  [default: need]"),
-        click.option("--retrieval", type=click.Choice(["hybrid", "picture", "caption"]),
-                     help="Find candidates by picture, by the words of captions, or by both.  [default: hybrid]"),
+        retrieval_option,
+        where_option,
     ):  # fmt: skip
         command = option(command)
     return command
@@ -123,6 +150,7 @@ def as_answer_options(client: Client, **flags: Unpack[AnswerFlags]) -> AnswerOpt
         captions_in_answer=not flags.get("bare_prompt"),
         retrieval=Retrieval(flags.get("retrieval") or client.settings.retrieval),
         depth=Depth(flags.get("depth") or client.settings.depth),
+        filter=as_filter(flags.get("where", ())),
     )
 
 

@@ -117,7 +117,7 @@ def _without_plural_ending(word: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class GroupFigures:
-    """Figures of a group of questions. Recalls by depth k, as shares.
+    """Figures of a group of questions. Recalls by depth k, as shares; `candidate_recall` is that of all candidates.
 
     `failed` counts results that are failed, dead or cancelled, `missing` questions without a result:
     questions = answered + no_evidence + failed + missing, and all but the answered count as wrong.
@@ -129,6 +129,7 @@ class GroupFigures:
     failed: int
     missing: int
     retrieval_recall: Mapping[int, float]
+    candidate_recall: float
     reranked_recall: Mapping[int, float]
     answer_accuracy: float
 
@@ -138,6 +139,7 @@ class GroupFigures:
         return {
             **{name: getattr(self, name) for name in counts},
             **{f"retrieval_recall_at_{k}": share for k, share in self.retrieval_recall.items()},
+            "candidate_recall": self.candidate_recall,
             **{f"reranked_recall_at_{k}": share for k, share in self.reranked_recall.items()},
             "answer_accuracy": self.answer_accuracy,
         }
@@ -239,6 +241,8 @@ def _group_figures(questions: Sequence[KnownAnswer], by_id: Mapping[str | None, 
     statuses = Counter(row.status if row else None for row in rows)
     answered, no_evidence = statuses[AnswerStatus.ANSWERED], statuses[AnswerStatus.NO_EVIDENCE]
 
+    every = max((len(row.candidates) for row in rows if row), default=0)
+
     def recall(order: Callable[[Iterable[Candidate]], list[Candidate]], depths: Iterable[int]) -> dict[int, float]:
         ranked = [[candidate.image.source for candidate in order(row.candidates if row else ())] for row in rows]
         relevant = [known.relevant for known in questions]
@@ -251,6 +255,7 @@ def _group_figures(questions: Sequence[KnownAnswer], by_id: Mapping[str | None, 
         failed=len(rows) - answered - no_evidence - statuses[None],
         missing=statuses[None],
         retrieval_recall=recall(by_retrieval, RETRIEVAL_RECALL_DEPTHS),
+        candidate_recall=recall(by_retrieval, [every])[every],
         reranked_recall=recall(by_relevance, RERANKED_RECALL_DEPTHS),
         answer_accuracy=_share(sum(map(is_right, rows, questions)), len(rows)),
     )

@@ -34,7 +34,7 @@ from ragllava.evaluation.datasets.files import (
 )
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
 from ragllava.imaging.decode import MAX_BYTES
-from ragllava.stages.ingest.captions import clean_caption
+from ragllava.metadata import clean_caption
 from ragllava.stages.record_files import Record, check_all
 
 TOP_N = 2

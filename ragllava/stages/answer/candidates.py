@@ -14,13 +14,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ragllava.filters import both_filters
 from ragllava.records import Origin, Question, Retrieval
 from ragllava.stages.answer.splitting import MOST_BY_CAPTION
 from ragllava.stages.answer.tools import AnswerTools
 from ragllava.stores.archives import texts, vectors
 from ragllava.stores.archives.filtering import FilterSql, compile_filter
-from ragllava.stores.archives.texts import AskedWords, WordHit
+from ragllava.stores.archives.texts import ArchiveWords, AskedWords, WordHit
 from ragllava.stores.archives.vectors import Hit, IndexView, Vectors
 from ragllava.stores.database import read_at_once
 
@@ -73,8 +72,7 @@ def _by_filter(questions: Sequence[Question], tools: AnswerTools) -> list[tuple[
     for number, question in enumerate(questions):
         groups[json.dumps(question.filter, sort_keys=True)].append(number)
     return [
-        (compile_filter(both_filters(tools.options.filter, questions[numbers[0]].filter)), numbers)
-        for numbers in groups.values()
+        (compile_filter(tools.options.filter, questions[numbers[0]].filter), numbers) for numbers in groups.values()
     ]
 
 
@@ -99,21 +97,28 @@ class _Search:
 
     def _nearest(self, queries: Vectors) -> list[list[Hit]]:
         engine, k = self.tools.engine, self.tools.options.top_k
-        return read_at_once(engine, vectors.search, self.index, queries, k)
+        return read_at_once(engine, vectors.search, self.index, queries, k, self.condition)
 
-    def _by_words(self, words: Sequence[AskedWords], queries: Vectors, limit: int) -> list[list[WordHit]]:
+    def _by_words(
+        self, words: Sequence[AskedWords], queries: Vectors, limit: int, known: ArchiveWords | None = None
+    ) -> list[list[WordHit]]:
         engine = self.tools.engine
-        return read_at_once(engine, texts.search, self.index, words, limit, queries, filter=self.condition)
+        return read_at_once(engine, texts.search, self.index, words, limit, queries, self.condition, known)
 
     def _things(self, asked: Sequence[str], queries: Vectors) -> list[list[list[WordHit]]]:
         """For each question the sure hits of each thing that it names, best first."""
-        images = read_at_once(self.tools.engine, texts.count_images, self.index.archive_id)
-        rare = max(FEWEST_RARE, int(RARE_SHARE * images))
-        left = {number: AskedWords.of(text) for number, text in enumerate(asked)}
+        questions = [AskedWords.of(text) for text in asked]
+        known = read_at_once(self.tools.engine, ArchiveWords.read, self.index.archive_id, questions)
+        rare = max(FEWEST_RARE, int(RARE_SHARE * known.images))
+        left = dict(enumerate(questions))
         things: list[list[list[WordHit]]] = [[] for _ in asked]
         for _ in range(MOST_THINGS):
+            # Without a rare word no hit is sure, and a search for common words takes long.
+            left = {number: words for number, words in left.items() if (known.fewest(words) or rare + 1) <= rare}
+            if not left:
+                break
             numbers = list(left)
-            hits = self._by_words(list(left.values()), queries[numbers], 2 * MOST_BY_CAPTION)
+            hits = self._by_words(list(left.values()), queries[numbers], 2 * MOST_BY_CAPTION, known)
             for number, row in zip(numbers, hits, strict=True):
                 first = things[number][0][0].caption_score if things[number] else 0.0
                 sure = _sure(row, rare, least=ANOTHER_THING * first)
@@ -121,10 +126,7 @@ class _Search:
                 words = left.pop(number).without(matched)
                 if sure:
                     things[number].append(sure)
-                    if words.words:
-                        left[number] = words
-            if not left:
-                break
+                    left[number] = words
         return things
 
 

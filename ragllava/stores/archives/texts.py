@@ -88,6 +88,53 @@ class AskedWords:
 
 
 @dataclass(frozen=True, slots=True)
+class ArchiveWords:
+    """How many images of an archive have each of the words that some questions ask for.
+
+    `meant` has the corrections (see `corrections`) of doubtful words that the archive does not have.
+    """
+
+    counts: Mapping[str, int]
+    meant: Mapping[str, Mapping[str, int]]
+
+    @classmethod
+    def read(cls, connection: Connection, archive_id: int, questions: Sequence[AskedWords]) -> ArchiveWords:
+        """The words of these questions."""
+        words = {IMAGES, LENGTH}.union(*(asked.words for asked in questions))
+        counts = known_words(connection, archive_id, words)
+        doubtful = {word for asked in questions for word in asked.doubtful}
+        return cls(counts, _meant(connection, archive_id, doubtful - counts.keys()))
+
+    @property
+    def images(self) -> int:
+        """How many images of the archive have words: all that are not retired."""
+        return self.counts.get(IMAGES, 0)
+
+    def fewest(self, asked: AskedWords) -> int | None:
+        """How many images have the rarest of the words, or of what a word may mean; None if no image has any."""
+        numbers = [self.counts[word] for word in asked.words if word in self.counts]
+        numbers += [number for word in asked.words for number in self._meant_by(asked, word).values()]
+        return min(numbers, default=None)
+
+    def terms(self, asked: AskedWords) -> list[_Term]:
+        """The words of the archive that the question has or may mean, the rarest first."""
+        terms: dict[str, _Term] = {}
+        for word in asked.words:
+            if (number := self.counts.get(word, 0)) > 0:
+                terms[word] = _Term(word, number, word, self._idf(number))
+        for word in asked.words:
+            for correction, number in self._meant_by(asked, word).items():
+                terms.setdefault(correction, _Term(correction, number, word, CORRECTED * self._idf(number)))
+        return sorted(terms.values(), key=lambda term: (-term.weight, term.word))[:_TERMS]
+
+    def _meant_by(self, asked: AskedWords, word: str) -> Mapping[str, int]:
+        return self.meant.get(word, {}) if word in asked.doubtful else {}
+
+    def _idf(self, number: int) -> float:
+        return math.log(1 + (self.images - number + 0.5) / (number + 0.5))
+
+
+@dataclass(frozen=True, slots=True)
 class _Term:
     """A word of the archive to search for. `weight` is its idf, less for a corrected word."""
 
@@ -97,14 +144,6 @@ class _Term:
     weight: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Totals:
-    """How many images an archive has, and their average length."""
-
-    images: int
-    average: float
-
-
 def search(
     connection: Connection,
     index: IndexView,
@@ -112,6 +151,7 @@ def search(
     limit: int,
     queries: Vectors | None = None,
     filter: FilterSql | None = None,
+    words: ArchiveWords | None = None,
 ) -> list[list[WordHit]]:
     """The `limit` images that share most with each question by BM25, best first, ties by image id.
 
@@ -119,17 +159,22 @@ def search(
     Only images with a vector in this index are returned, and only those that `filter` lets pass. Of common words, only
     images with rare combinations of them are scored; the others could be better than these only by their length.
 
-    queries (Q, D): the questions' vectors, L2-normalised float32; they give the cosines. Raises IndexGone when the
-    index was dropped, IndexUnusable when it has another D.
+    queries (Q, D): the questions' vectors, L2-normalised float32; they give the cosines. `words` are the archive's, of
+    these questions or of more, if they were read before. Raises IndexGone when the index was dropped, IndexUnusable
+    when it has another D.
     """
     if queries is not None:
         vectors.check_vectors(index, queries)
+    words = words or ArchiveWords.read(connection, index.archive_id, questions)
+    average = words.counts.get(LENGTH, 0) / 10 / max(1, words.images)
     hits: list[list[WordHit]] = []
     with vectors.searching(index):
         for start in range(0, len(questions), _QUESTIONS_PER_STATEMENT):
             part = slice(start, start + _QUESTIONS_PER_STATEMENT)
             of_part = None if queries is None else queries[part]
-            hits += _search_batch(connection, index, questions[part], limit, of_part, filter)
+            terms = [words.terms(asked) if average else [] for asked in questions[part]]
+            scope = _Scope(index, words.images, average, limit, of_part, filter)
+            hits += _search_batch(connection, scope, terms)
     return hits
 
 
@@ -138,59 +183,23 @@ class _Scope:
     """What the questions of a statement share."""
 
     index: IndexView
-    totals: _Totals
+    images: int  # of the archive
+    average: float  # length of an image's words
     limit: int
     queries: Vectors | None
     filter: FilterSql | None
 
 
-def _search_batch(
-    connection: Connection,
-    index: IndexView,
-    questions: Sequence[AskedWords],
-    limit: int,
-    queries: Vectors | None,
-    filter: FilterSql | None,
-) -> list[list[WordHit]]:
-    counts = known_words(connection, index.archive_id, {IMAGES, LENGTH}.union(*(asked.words for asked in questions)))
-    number, tenths = counts.get(IMAGES, 0), counts.get(LENGTH, 0)
-    hits: list[list[WordHit]] = [[] for _ in questions]
-    if not number or not tenths:
-        return hits
-    scope = _Scope(index, _Totals(number, tenths / 10 / number), limit, queries, filter)
-    meant = _meant(
-        connection, index.archive_id, {word for asked in questions for word in asked.doubtful} - counts.keys()
-    )
-    terms = [
-        _terms(asked.words, counts, {word: meant[word] for word in asked.doubtful & meant.keys()}, scope.totals)
-        for asked in questions
-    ]
+def _search_batch(connection: Connection, scope: _Scope, terms: Sequence[Sequence[_Term]]) -> list[list[WordHit]]:
+    hits: list[list[WordHit]] = [[] for _ in terms]
     open_numbers, wanted = [number for number, words in enumerate(terms) if words], CANDIDATES
     while open_numbers:
-        conditions = {number: _condition(terms[number], scope.totals.images, wanted) for number in open_numbers}
+        conditions = {number: _condition(terms[number], scope.images, wanted) for number in open_numbers}
         for number, row in _score(connection, scope, conditions, terms, wanted).items():
             hits[number] = row
-        open_numbers = [n for n in open_numbers if len(hits[n]) < limit and not conditions[n].is_complete]
+        open_numbers = [n for n in open_numbers if len(hits[n]) < scope.limit and not conditions[n].is_complete]
         wanted *= _MORE_CANDIDATES
     return hits
-
-
-def _terms(
-    asked: Iterable[str], counts: Mapping[str, int], meant: Mapping[str, Mapping[str, int]], totals: _Totals
-) -> list[_Term]:
-    """The words of the archive that the question has or may mean, the rarest first."""
-    terms: dict[str, _Term] = {}
-    for word in asked:
-        if (number := counts.get(word, 0)) > 0:
-            terms[word] = _Term(word, number, word, _idf(number, totals))
-    for word in asked:
-        for correction, number in meant.get(word, {}).items():
-            terms.setdefault(correction, _Term(correction, number, word, CORRECTED * _idf(number, totals)))
-    return sorted(terms.values(), key=lambda term: (-term.weight, term.word))[:_TERMS]
-
-
-def _idf(number: int, totals: _Totals) -> float:
-    return math.log(1 + (totals.images - number + 0.5) / (number + 0.5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +255,7 @@ def _score(
         "conditions": [f"{of_archive} & ({conditions[number].tsquery})" for number in numbers],
         "terms": [_array(f'"{_quoted(term.word)}"' for term in terms[number]) for number in numbers],
         "weights": [_array(str(term.weight) for term in terms[number]) for number in numbers],
-        "average": scope.totals.average,
+        "average": scope.average,
         "vectors": None,
     }
     if scope.queries is not None:

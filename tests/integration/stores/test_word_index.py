@@ -379,7 +379,12 @@ class TestRebuild:
         with caplog.at_level("INFO"), ThreadPoolExecutor(2) as threads:
             for each in [threads.submit(word_index.rebuild_outdated, engine) for _ in range(2)]:
                 each.result()
-        assert {record.images for record in caplog.records if record.message == "words written"} == {3, 6, 9, 10}
+        assert {vars(record)["images"] for record in caplog.records if record.message == "words written"} == {
+            3,
+            6,
+            9,
+            10,
+        }
         with engine.begin() as connection:
             shelf = replace(shelf, connection=connection)
             assert_agrees(shelf)

@@ -18,8 +18,9 @@ from ragllava.evaluation.datasets.records import EvaluationQuestion, EvaluationS
 from ragllava.evaluation.evaluate import Evaluation, Promise
 from ragllava.evaluation.metrics import TypeScore
 from ragllava.evaluation.pools import Pool
+from ragllava.evaluation.rankings import RankedQuestion
 from ragllava.evaluation.run_figures import figures_of
-from ragllava.evaluation.runs import RankedQuestion, RunArm, RunOptions, Threshold
+from ragllava.evaluation.runs import RunArm, RunOptions, Threshold
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.records import Answer, AnswerStatus, Candidate, KnownAnswer, StoredImage
 

@@ -103,7 +103,7 @@ def test_webqa_scores(answer: str, reference: str, category: str, score: float) 
     assert webqa_score(answer, reference, category) == pytest.approx(score)
 
 
-def _result(custom_id: str, status: str, answer: str | None, *candidates: tuple[str, float, float]) -> ResultRow:
+def _result(custom_id: str, status: str, answer: str | None, *candidates: tuple[str, float, float | None]) -> ResultRow:
     """Candidates are (source, retrieval score, relevance); their retrieval rank is the order of their scores."""
     nearest = [source for source, *_ in sorted(candidates, key=lambda candidate: -candidate[1])]
     return ResultRow(
@@ -147,6 +147,7 @@ def test_figures_of_a_job() -> None:
     assert (everything.failed, everything.missing) == (0, 1)  # q-5 has no result
     # Six labelled pictures: b of q-2 at the retriever's first place, a of q-1 at the second, b of q-4 at the third.
     assert everything.retrieval_recall == pytest.approx({1: 1 / 6, 2: 2 / 6, 5: 3 / 6, 20: 3 / 6})
+    assert everything.candidate_recall == pytest.approx(3 / 6)
     assert everything.reranked_recall == pytest.approx({1: 2 / 6, 2: 3 / 6})
     assert everything.answer_accuracy == pytest.approx(2 / 5)
 
@@ -196,6 +197,13 @@ def test_what_was_not_reranked_comes_behind_what_was() -> None:
     figures = score_job(KNOWN[:1], [replace(row, candidates=(not_reranked, *row.candidates[1:]))]).all
     assert figures.reranked_recall == {1: 0, 2: 0}
     assert figures.retrieval_recall[1] == 1
+
+
+def test_all_candidates_can_have_what_no_depth_of_the_table_has() -> None:
+    wrong = [(f"x{number}.png", 1 - number / 100, 0.1) for number in range(20)]
+    found = score_job(KNOWN[:1], [_result("q-1", "answered", "red", *wrong, ("a.png", 0.0, None))]).all
+    lost = score_job(KNOWN[:1], [_result("q-1", "answered", "red", *wrong)]).all
+    assert (found.retrieval_recall[20], found.candidate_recall, lost.candidate_recall) == (0, 1, 0)
 
 
 def test_figures_as_json() -> None:
