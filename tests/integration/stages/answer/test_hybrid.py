@@ -261,11 +261,12 @@ class Counting:
 
 def test_by_need_fewer_pairs_are_reranked_and_none_twice(whole_gallery: Workshop, by_name: list[KnownQuestion]) -> None:
     texts = texts_of(by_name)
-    desks = [whole_gallery.with_models(reranker=Counting(whole_gallery.resources.models.reranker)) for _ in range(2)]
+    rerankers = [Counting(whole_gallery.resources.models.reranker) for _ in range(2)]
+    desks = [whole_gallery.with_models(reranker=reranker) for reranker in rerankers]
     need, fixed = (
         desk.ask(texts, top_k=20, depth=depth) for desk, depth in zip(desks, (Depth.NEED, Depth.FIXED), strict=True)
     )
-    few, all_pairs = (desk.resources.models.reranker.pairs for desk in desks)
+    few, all_pairs = (reranker.pairs for reranker in rerankers)
     assert len(few) == len(set(few)) == sum(len(reranked(row)) for row in need)
     assert len(all_pairs) == sum(len(row.candidates) for row in fixed)
     assert len(few) <= 0.4 * len(all_pairs)
