@@ -22,6 +22,11 @@ def upgrade() -> None:
     op.add_column("archives", sa.Column("words_version", sa.Integer(), nullable=False, server_default=sa.text("0")))
     op.add_column("images", sa.Column("metadata", postgresql.JSONB()))
     op.add_column("images", sa.Column("embedded", postgresql.JSONB()))
+    op.execute(
+        "CREATE INDEX ix_images_folded_metadata ON images USING gin ("
+        "CAST(regexp_replace(lower(normalize(CAST(metadata AS text), NFD) COLLATE \"pg_c_utf8\"), "
+        "'[\\u0300-\\u036f]', '', 'g') AS jsonb) jsonb_path_ops)"
+    )
     op.add_column("files", sa.Column("metadata", postgresql.JSONB()))
     op.add_column("questions", sa.Column("filter", postgresql.JSONB()))
     op.create_table(

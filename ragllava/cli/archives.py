@@ -228,7 +228,8 @@ def _picture_lines(view: PictureView) -> Iterator[str]:
     for key, value in (view.metadata or {}).items():
         yield f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
     yield "indexes: " + (", ".join(f"{number} ({state})" for number, state in view.indexes) or "none")
-    yield f"{len(view.questions)} answers rest on it" if view.questions else "no answer rests on it"
+    number = len(view.questions)
+    yield "1 answer rests on it" if number == 1 else f"{number or 'no'} answers rest on it"
     for question in view.questions:
         yield f"  job {question.job_id}, {question.custom_id}: {question.question} - {question.answer}"
 

@@ -244,7 +244,7 @@ def _position(gps: Mapping[int, Any]) -> dict[str, float]:
 def _degrees(parts: Any, reference: object, negative: str, most: int) -> float | None:
     if not isinstance(parts, tuple) or not 1 <= len(parts) <= 3:
         return None
-    degrees = sum(float(part) / 60**power for power, part in enumerate(parts))
+    degrees: float = sum(float(part) / 60**power for power, part in enumerate(parts))
     if not (math.isfinite(degrees) and 0 <= degrees <= most):
         return None
     return round(-degrees if _exif_text(reference).upper() == negative else degrees, 6)

@@ -97,7 +97,7 @@ class _Search:
 
     def _nearest(self, queries: Vectors) -> list[list[Hit]]:
         engine, k = self.tools.engine, self.tools.options.top_k
-        return read_at_once(engine, vectors.search, self.index, queries, k)
+        return read_at_once(engine, vectors.search, self.index, queries, k, self.condition)
 
     def _by_words(
         self, words: Sequence[AskedWords], queries: Vectors, limit: int, known: ArchiveWords | None = None

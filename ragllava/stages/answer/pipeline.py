@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ragllava.errors import JobRefused, LeaseLost, RagllavaError, ShardInterrupted
-from ragllava.records import Answer, AnswerStatus, Candidate, ModelStamp, Question, by_relevance, evidence_of
+from ragllava.records import Answer, AnswerStatus, Candidate, ModelStamp, Question, Retrieval, by_relevance, evidence_of
 from ragllava.stages.answer import waves
 from ragllava.stages.answer.candidates import CandidateHit, find_candidates
 from ragllava.stages.answer.doubts import Evidence
@@ -273,7 +273,7 @@ def _as_answer(
 ) -> Answer:
     notes = list(reranked.notes)
     if text is None:
-        notes.insert(0, _why_no_evidence(reranked, stamp.threshold))
+        notes.insert(0, _why_no_evidence(reranked, stamp))
     elif text.note:
         notes.append(text.note)
     return Answer(
@@ -287,13 +287,14 @@ def _as_answer(
     )
 
 
-def _why_no_evidence(reranked: RerankedQuestion, threshold: float) -> str:
+def _why_no_evidence(reranked: RerankedQuestion, stamp: ModelStamp) -> str:
     if not reranked.candidates:
-        return "the archive has no readable picture"
+        only_captions = stamp.retrieval.startswith(Retrieval.CAPTION) and not reranked.notes
+        return "no caption has a word of the question" if only_captions else "the archive has no readable picture"
     best = reranked.candidates[0]
     return (
         f"no picture is relevant enough: the best, {best.image.source}, has a relevance of {best.relevance:.3f}, below "
-        f"the threshold of {threshold:.3f}"
+        f"the threshold of {stamp.threshold:.3f}"
     )
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, func, select, text, update
 
 import migrations
 from ragllava.settings import Settings
+from ragllava.stores import schema
 from ragllava.stores.archives import archive, blobs, image_changes, indexes, texts, vectors, word_index
 from ragllava.stores.archives.blobs import NewBlob
 from ragllava.stores.archives.image_changes import CaptionChange, NewName
@@ -176,7 +177,7 @@ class TestChanges:
         [kept] = other.add("harlow barn")
         shelf.add("harlow tower", "undwick")
         shelf.connection.execute(update(archives).where(archives.c.id == shelf.archive_id).values(active_index_id=None))
-        shelf.connection.execute(indexes.indexes.delete().where(indexes.indexes.c.archive_id == shelf.archive_id))
+        shelf.connection.execute(schema.indexes.delete().where(schema.indexes.c.archive_id == shelf.archive_id))
         shelf.connection.execute(archives.delete().where(archives.c.id == shelf.archive_id))
         word_index.compact(shelf.connection)
         left = [set(shelf.connection.scalars(select(table.c.archive_id))) for table in (image_words, word_counts)]
