@@ -90,11 +90,15 @@ class AnswerFlags(TypedDict, total=False):
     top_n: int | None
     threshold: float | None
     bare_prompt: bool
+    where: tuple[str, ...]
 
 
 def answer_options(command: F) -> F:
-    """--top-k, --top-n, --threshold, --bare-prompt."""
+    """--top-k, --top-n, --threshold, --bare-prompt, --where."""
     for option in (
+        click.option("--where", multiple=True, metavar="CONDITION",
+                     help="Only pictures for which this holds, such as city='Port Ansel', 'year>=1950', "
+                     "'city in A, B', caption~barn, folder=1968/, or a JSON object. May be repeated: all must hold."),
         click.option("--bare-prompt", is_flag=True, help="The paper's prompt: no captions for the generator."),
         click.option("--threshold", type=ThresholdType(), default="auto", show_default=True,
                      help="Lowest relevance of evidence; auto: the reranker version's own."),
@@ -106,7 +110,8 @@ def answer_options(command: F) -> F:
 
 
 def as_answer_options(client: Client, **flags: Unpack[AnswerFlags]) -> AnswerOptions:
-    """The options as a record; those that are not given come from the settings."""
+    """The options as a record; those that are not given come from the settings. Raises UsageError for a filter."""
+    from ragllava.filters import parse_where
     from ragllava.records import AnswerOptions
 
     return AnswerOptions(
@@ -114,6 +119,7 @@ def as_answer_options(client: Client, **flags: Unpack[AnswerFlags]) -> AnswerOpt
         top_n=flags.get("top_n") or client.settings.top_n,
         threshold=flags.get("threshold"),
         captions_in_answer=not flags.get("bare_prompt"),
+        filter=parse_where(flags.get("where", ())),
     )
 
 
