@@ -110,7 +110,8 @@ def where_option(command: F) -> F:
         "--where",
         multiple=True,
         metavar="CONDITION",
-        help="Only pictures for which this holds, such as city=Wenby or year>=1950; may be repeated.",
+        help="Only pictures for which this holds, such as city='Port Ansel', 'year>=1950', 'city in A, B', "
+        "caption~barn, folder=1968/, or a JSON object. May be repeated: all must hold.",
     )(command)
 
 
