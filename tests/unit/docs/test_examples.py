@@ -136,7 +136,7 @@ def test_filter_examples_are_valid() -> None:
             assert from_json[0].is_absent
 
 
-def without_kinds(compared: list[Condition]) -> list[tuple[Any, ...]]:
+def without_kinds(compared: list[Condition]) -> list[object]:
     """Conditions in which one value is the same as any of one and all of one."""
     return [
         (c.key, c.any_of or c.all_of, c.bounds, c.contains) if len(c.any_of or c.all_of) == 1 else c for c in compared
