@@ -111,7 +111,7 @@ images = Table(
 )
 
 # The words of an image that is not retired: of its caption (weight A), its metadata (C) and its source (D). One GIN
-# index serves all archives: each row holds its archive as a word of its own, so that no extension is needed.
+# index serves all archives: each word has the number of its archive before it.
 image_words = Table(
     "image_words",
     metadata,

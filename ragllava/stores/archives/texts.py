@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from sqlalchemy import BigInteger, Connection, cast, func, select
 from ragllava.stores.archives import vectors
 from ragllava.stores.archives.filtering import FilterSql
 from ragllava.stores.archives.vectors import IndexView, Vectors, partition
-from ragllava.stores.archives.word_index import IMAGES, LENGTH, WEIGHTS, archive_word
+from ragllava.stores.archives.word_index import IMAGES, LENGTH, WEIGHTS, lexeme
 from ragllava.stores.database import equals_any
 from ragllava.stores.schema import vocabulary, word_counts
 from ragllava.words import distance, is_correctable, may_be_misspelt, variants, words_of
@@ -36,7 +37,8 @@ _TS_RANK_SCALE = 1.64493406685  # `ts_rank` divides by this, the limit of its su
 
 _QUESTIONS_PER_STATEMENT = 64
 _TERMS = 32  # words of a question that count, the rarest ones
-_COMBINED = 9  # words whose combinations are weighed against each other
+_COMBINED = 7  # words whose combinations are weighed against each other
+_NEVER = "!"
 CANDIDATES = 2_000  # expected images that are scored for a question
 _MORE_CANDIDATES = 16  # times as many in the next round, if a round gave too few hits
 
@@ -189,12 +191,16 @@ class _Scope:
     queries: Vectors | None
     filter: FilterSql | None
 
+    def tsquery(self, term: _Term) -> str:
+        """The term as a tsquery."""
+        return f"'{lexeme(self.index.archive_id, term.word)}'"
+
 
 def _search_batch(connection: Connection, scope: _Scope, terms: Sequence[Sequence[_Term]]) -> list[list[WordHit]]:
     hits: list[list[WordHit]] = [[] for _ in terms]
     open_numbers, wanted = [number for number, words in enumerate(terms) if words], CANDIDATES
     while open_numbers:
-        conditions = {number: _condition(terms[number], scope.images, wanted) for number in open_numbers}
+        conditions = {number: _condition(scope, terms[number], wanted) for number in open_numbers}
         for number, row in _score(connection, scope, conditions, terms, wanted).items():
             hits[number] = row
         open_numbers = [n for n in open_numbers if len(hits[n]) < scope.limit and not conditions[n].is_complete]
@@ -210,33 +216,38 @@ class _Condition:
     is_complete: bool
 
 
-def _condition(terms: Sequence[_Term], images: int, wanted: int) -> _Condition:
-    """The images with the heaviest combinations of words, as many as give about `wanted` images, at least one.
+def _condition(scope: _Scope, terms: Sequence[_Term], wanted: int) -> _Condition:
+    """The images with the heaviest combinations of words, as many combinations as give about `wanted` images.
 
     How many images have a combination is estimated from how many have each word.
     """
-    shares = np.array([min(term.images / images, 1.0) for term in terms])
-    if images * (1 - np.prod(1 - shares)) <= wanted:
-        return _Condition(" | ".join(_quoted(term.word) for term in terms), True)
-    rarest = terms[:_COMBINED]
-    masks = np.arange(1, 2 ** len(rarest))
-    has = (masks[:, None] >> np.arange(len(rarest))) & 1 == 1
-    expected = images * np.prod(np.where(has, shares[: len(rarest)], 1 - shares[: len(rarest)]), axis=1)
-    order = np.argsort(-(has @ np.array([term.weight for term in rarest])), kind="stable")
+    queries = [scope.tsquery(term) for term in terms]
+    shares = np.array([min(term.images / scope.images, 1.0) for term in terms])
+    if scope.images * (1 - np.prod(1 - shares)) <= wanted:
+        return _Condition(" | ".join(queries), True)
+    weights, shares = np.array([term.weight for term in terms[:_COMBINED]]), shares[:_COMBINED]
+    masks = np.arange(1, 2 ** len(weights))
+    has = (masks[:, None] >> np.arange(len(weights))) & 1 == 1
+    expected = scope.images * np.prod(np.where(has, shares, 1 - shares), axis=1)
+    order = np.argsort(-(has @ weights), kind="stable")
     number = max(1, int(np.searchsorted(np.cumsum(expected[order]), wanted, side="right")))
-    chosen = {int(mask) for mask in masks[order[:number]]}
-    # With a combination, all larger ones are chosen: those of which no part is chosen say it all.
-    bits = [1 << bit for bit in range(len(rarest))]
-    least = [mask for mask in chosen if not any(mask & bit and mask ^ bit in chosen for bit in bits)]
-    clauses = (
-        " & ".join(_quoted(term.word) for term, bit in zip(rarest, bits, strict=True) if mask & bit)
-        for mask in sorted(least)
-    )
-    return _Condition(" | ".join(f"({clause})" for clause in clauses), False)
+    return _Condition(_any_of({int(mask) for mask in masks[order[:number]]}, queries[:_COMBINED]), False)
 
 
-def _quoted(word: str) -> str:
-    return f"'{word}'"
+def _any_of(combinations: AbstractSet[int], queries: Sequence[str], place: int = 0, mask: int = 0) -> str:
+    """A tsquery for the combinations of words (bit n: word n) that contain `mask` and any words from `place` on.
+
+    "" if `mask` itself suffices, `_NEVER` if nothing does. A larger combination is in the set with each smaller. Words
+    are factored out: the index evaluates the query once for each image that has one of the rarest words.
+    """
+    if place == len(queries):
+        return "" if mask in combinations else _NEVER
+    without = _any_of(combinations, queries, place + 1, mask)
+    within = _any_of(combinations, queries, place + 1, mask | 1 << place) if without else ""
+    if within == without:
+        return without
+    query = f"{queries[place]} & ({within})" if within else queries[place]
+    return query if without == _NEVER else f"{query} | {without}"
 
 
 def _score(
@@ -247,13 +258,12 @@ def _score(
     wanted: int,
 ) -> dict[int, list[WordHit]]:
     """The hits of the questions with these numbers, all in one statement."""
-    of_archive = _quoted(archive_word(scope.index.archive_id))
     numbers = list(conditions)
     parameters: dict[str, Any] = {
         **(scope.filter.parameters if scope.filter else {}),
         "numbers": numbers,
-        "conditions": [f"{of_archive} & ({conditions[number].tsquery})" for number in numbers],
-        "terms": [_array(f'"{_quoted(term.word)}"' for term in terms[number]) for number in numbers],
+        "conditions": [conditions[number].tsquery for number in numbers],
+        "terms": [_array(f'"{scope.tsquery(term)}"' for term in terms[number]) for number in numbers],
         "weights": [_array(str(term.weight) for term in terms[number]) for number in numbers],
         "average": scope.average,
         "vectors": None,

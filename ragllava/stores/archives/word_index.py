@@ -77,17 +77,17 @@ def _write_page(connection: Connection, archive_id: int, image_ids: Sequence[int
 
 @dataclass(frozen=True, slots=True)
 class _ImageWords:
-    """The words of an image, each with its occurrences as in a tsvector (`1A,2A,3`), and their length in tenths."""
+    """The lexemes of an image, each with its occurrences as in a tsvector (`1A,2A,3`), and their length in tenths."""
 
     occurrences: Mapping[str, str]
     tenths: int
 
     def as_tsvector(self) -> str:
-        return " ".join(f"'{word}':{places}" if places else f"'{word}'" for word, places in self.occurrences.items())
+        return " ".join(f"'{each}':{places}" for each, places in self.occurrences.items())
 
     def counts(self) -> dict[str, int]:
         """What the image adds to the counts of its archive."""
-        words = {word: 1 for word, places in self.occurrences.items() if places}
+        words = {each.partition(":")[2]: 1 for each in self.occurrences}
         return words | {IMAGES: 1, LENGTH: self.tenths}
 
 
@@ -108,12 +108,12 @@ def _derived(archive_id: int, caption: str | None, metadata: object, source: str
                 occurrences.append(f"{len(occurrences) + 1}{weight if weight != 'D' else ''}")
         tenths += _TENTHS[weight] * len(words[:left])
         left -= len(words[:left])
-    return _ImageWords({archive_word(archive_id): "", **{word: ",".join(at) for word, at in places.items()}}, tenths)
+    return _ImageWords({lexeme(archive_id, word): ",".join(at) for word, at in places.items()}, tenths)
 
 
-def archive_word(archive_id: int) -> str:
-    """The word that all images of an archive have, and no text."""
-    return f"a:{archive_id}"
+def lexeme(archive_id: int, word: str) -> str:
+    """The word as it stands in `image_words`: with its archive, so that a search reads the images of no other one."""
+    return f"{archive_id}:{word}"
 
 
 def _texts_in(value: object) -> Iterator[str]:
@@ -134,7 +134,7 @@ def _stored_words(connection: Connection, image_ids: Sequence[int]) -> dict[int,
 def _parsed(tsvector: str, length: float) -> _ImageWords:
     """Reads what `_ImageWords.as_tsvector` wrote, as Postgres prints it."""
     items = (item[1:].split("'") for item in tsvector.split())
-    return _ImageWords({word: places[1:] for word, places in items}, round(length * 10))
+    return _ImageWords({each: places[1:] for each, places in items}, round(length * 10))
 
 
 def _insert_words(connection: Connection, rows: Sequence[tuple[int, int, str, float]]) -> None:
@@ -263,7 +263,7 @@ def _finish_rebuild(connection: Connection, archive_id: int) -> None:
 _COUNTS = """
     SELECT word, coalesce(counted.number, 0) AS is_number, coalesce(stored.number, 0) AS was_number
     FROM (
-        SELECT word COLLATE "C" AS word, ndoc::bigint AS number FROM ts_stat(:rows) WHERE word <> :of_archive
+        SELECT substr(word, strpos(word, ':') + 1) COLLATE "C" AS word, ndoc::bigint AS number FROM ts_stat(:rows)
         UNION ALL SELECT :images, count(*) FROM image_words WHERE archive_id = :archive_id HAVING count(*) > 0
         UNION ALL SELECT :length, sum(round(length * 10))::bigint FROM image_words WHERE archive_id = :archive_id
         HAVING count(*) > 0
@@ -277,7 +277,6 @@ _COUNTS = """
 def _counts_parameters(archive_id: int) -> dict[str, Any]:
     return {
         "archive_id": archive_id,
-        "of_archive": archive_word(archive_id),
         "rows": f"SELECT words FROM image_words WHERE archive_id = {archive_id:d}",  # noqa: S608 - a number
         "images": IMAGES,
         "length": LENGTH,

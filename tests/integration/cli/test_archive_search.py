@@ -63,7 +63,7 @@ def test_a_table_for_people(gallery: Workshop, postcards: Postcards, run: Run) -
 
 
 def test_one_picture_with_all_that_is_known(gallery: Workshop, postcards: Postcards, run: Run) -> None:
-    [question] = [row for row in postcards.archive.questions[:1]]
+    question = postcards.archive.questions[0]
     [answered] = gallery.ask([question.text])
     assert answered.evidence
     candidate = answered.evidence[0]
