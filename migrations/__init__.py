@@ -21,6 +21,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from ragllava.errors import ServiceUnavailable, UsageError
+from ragllava.stores.archives import word_index
+from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import metadata
 
 # Older versions have a memory overflow in parallel builds and damage HNSW graphs (docs/reliability.md D11).
@@ -30,8 +32,11 @@ PGVECTOR_FLOOR = (0, 8, 4)
 _LOCK_KEY = 0x5261674C4C61  # "RagLLa"
 
 
-def upgrade(database_url: str, revision: str = "head") -> None:
+def upgrade(database_url: str, revision: str = "head", *, words: bool = False) -> None:
     """Bring the database to `revision`; does nothing when it is there already.
+
+    At the newest revision, the words of archives are written that an older version wrote by other rules or not at all,
+    in transactions of their own; with `words`, those of all archives.
 
     Any number of processes may call this at once: one works, the others wait for it and then find nothing to
     do. Raises UsageError when the server's pgvector is missing or too old, ServiceUnavailable when the database
@@ -41,6 +46,10 @@ def upgrade(database_url: str, revision: str = "head") -> None:
     def work(connection: Connection) -> None:
         _require_pgvector(connection)
         command.upgrade(_config(connection), revision)
+        if revision == "head":
+            if words:
+                in_transaction(connection.engine, word_index.mark_outdated)
+            word_index.rebuild_outdated(connection.engine)
 
     _alone(database_url, work)
 

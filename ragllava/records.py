@@ -242,7 +242,8 @@ class Candidate:
     `retrieval_rank` is its place among the candidates: the nearest pictures first, then those found by words alone.
     `retrieval_score` is the cosine of question and image. `caption_rank` and `caption_score` (BM25) are None for one
     that was not found by words. `relevance` is P("Yes") of the reranker, in [0, 1], None for one that was not
-    reranked; `evidence_no` is 0, 1, … for the kept ones in rank order, None for the others.
+    reranked; `evidence_no` is 0, 1, … for the kept ones in rank order, None for the others. `shares` is not stored: for
+    each thing that the question names, how well the caption names it (stages/answer/candidates.py).
     """
 
     image: StoredImage
@@ -253,6 +254,21 @@ class Candidate:
     origin: Origin = Origin.PICTURE
     caption_rank: int | None = None
     caption_score: float | None = None
+    shares: tuple[float, ...] = ()
+
+
+def by_retrieval(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """In the order in which they were retrieved."""
+    return sorted(candidates, key=lambda candidate: candidate.retrieval_rank)
+
+
+def by_relevance(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The most relevant first, ties by retrieval rank; those that were not reranked come last."""
+
+    def order(candidate: Candidate) -> tuple[float, int]:
+        return 1.0 if candidate.relevance is None else -candidate.relevance, candidate.retrieval_rank
+
+    return sorted(candidates, key=order)
 
 
 def evidence_of(candidates: Iterable[Candidate]) -> list[Candidate]:

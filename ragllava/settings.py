@@ -122,8 +122,8 @@ class Settings(BaseSettings):
 
     retrieval: Retrieval = Field(
         default=Retrieval.HYBRID,
-        description="How candidates are found: `hybrid` by pictures and by the words of captions, `picture` by pictures "
-        "alone (as in the paper), `caption` by words alone.",
+        description="How candidates are found: `hybrid` by pictures and by the words of captions, "
+        "`picture` by pictures alone (as in the paper), `caption` by words alone.",
     )
     depth: Depth = Field(
         default=Depth.NEED,

@@ -37,7 +37,13 @@ def upgrade() -> None:
         sa.Column("length", postgresql.REAL(), nullable=False),
         sa.PrimaryKeyConstraint("image_id", name="pk_image_words"),
     )
-    op.create_index("ix_image_words_words", "image_words", ["words"], postgresql_using="gin")
+    op.create_index(
+        "ix_image_words_words",
+        "image_words",
+        ["words"],
+        postgresql_using="gin",
+        postgresql_with={"fastupdate": "off"},
+    )
     op.create_table(
         "word_counts",
         sa.Column("archive_id", sa.BigInteger(), sa.ForeignKey("archives.id", ondelete="CASCADE"), nullable=False),
@@ -51,11 +57,19 @@ def upgrade() -> None:
         sa.Column("variants", postgresql.ARRAY(sa.Text()), nullable=False),
         sa.PrimaryKeyConstraint("word", name="pk_vocabulary"),
     )
-    op.create_index("ix_vocabulary_variants", "vocabulary", ["variants"], postgresql_using="gin")
+    op.create_index(
+        "ix_vocabulary_variants",
+        "vocabulary",
+        ["variants"],
+        postgresql_using="gin",
+        postgresql_with={"fastupdate": "off"},
+    )
     op.alter_column("candidates", "relevance", nullable=True)
     op.add_column("candidates", sa.Column("origin", sa.Text(), nullable=False, server_default=sa.text("'picture'")))
     op.add_column("candidates", sa.Column("caption_rank", sa.SmallInteger()))
     op.add_column("candidates", sa.Column("caption_score", postgresql.REAL()))
+    kept = sa.text("evidence_no IS NOT NULL")
+    op.create_index("ix_candidates_image_id", "candidates", ["image_id"], postgresql_where=kept)
     op.execute(
         sa.text(
             "UPDATE jobs SET spec = jsonb_set(spec, '{options}', spec -> 'options' || CAST(:former AS jsonb)) "
@@ -70,6 +84,7 @@ def downgrade() -> None:
         "UPDATE jobs SET spec = jsonb_set(spec, '{options}', (spec -> 'options') - '{retrieval,depth,filter}'::text[]) "
         "WHERE kind = 'answer' AND jsonb_typeof(spec -> 'options') = 'object'"
     )
+    op.drop_index("ix_candidates_image_id", "candidates")
     op.execute("DELETE FROM candidates WHERE relevance IS NULL")
     for column in ("caption_score", "caption_rank", "origin"):
         op.drop_column("candidates", column)

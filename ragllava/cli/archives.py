@@ -15,6 +15,7 @@ from ragllava.cli.options import (
     answer_options,
     archive_option,
     as_answer_options,
+    as_filter,
     as_time,
     captions_option,
     connected,
@@ -22,11 +23,15 @@ from ragllava.cli.options import (
     no_wait_option,
     print_result,
     print_rows,
+    retrieval_option,
+    where_option,
 )
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
     from ragllava.client import ArchiveSummary, BindingView, ScanReport
+    from ragllava.stages.answer.lookup import FoundImage
+    from ragllava.stores.jobs.picture_views import PictureView
 
 _SHOWN_CAPTIONS = 5  # of those without a file
 
@@ -98,6 +103,49 @@ def list_gaps(name: str, as_json: bool) -> None:
     print_rows(gaps, columns, rows, as_json, none=f"{name}: every image has its vector")
 
 
+@archive.command("search")
+@click.argument("name")
+@click.argument("text")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1000), help="At most so many pictures.")
+@retrieval_option
+@where_option
+@json_option
+def search_archive(
+    name: str, text: str, limit: int, retrieval: str | None, where: tuple[str, ...], as_json: bool
+) -> None:
+    """Find the pictures of archive NAME that fit TEXT best, by picture and by caption; nothing is answered."""
+    from ragllava.records import Retrieval
+
+    with connected() as client:
+        by = Retrieval(retrieval or client.settings.retrieval)
+        found = client.archives.search(name, text, limit=limit, retrieval=by, filter=as_filter(where))
+    rows = [_found_json(image) for image in found]
+    columns = ("id", "found by", "similarity", "words", "picture", "caption")
+    cells = (
+        (
+            image.image.image_id,
+            "picture and caption" if image.origin == "both" else image.origin,
+            f"{image.retrieval_score:.3f}",
+            "" if image.caption_score is None else f"{image.caption_score:.1f}",
+            image.image.source,
+            image.image.caption or "",
+        )
+        for image in found
+    )
+    print_rows(rows, columns, cells, as_json, none=f"{name}: no picture fits")
+
+
+@archive.command("picture")
+@click.argument("name")
+@click.argument("picture")
+@json_option
+def show_picture(name: str, picture: str, as_json: bool) -> None:
+    """One picture of archive NAME, by its id or source: caption, metadata, indexes, answers that rest on it."""
+    with connected() as client:
+        view = client.archives.picture(name, picture)
+    print_result(view, _picture_lines(view), as_json)
+
+
 @archive.command()
 @click.argument("name")
 @click.argument("address", metavar="s3://BUCKET/PREFIX/")
@@ -161,6 +209,29 @@ def scan(name: str, as_json: bool) -> None:
         reports = client.archives.scan(name)
     print_result(reports, _report_lines(reports), as_json)
     sys.exit(1 if any(report.failed for report in reports) else 0)
+
+
+def _found_json(found: FoundImage) -> dict[str, Any]:
+    ranks = {name: None if (rank := getattr(found, name)) is None else rank + 1 for name in _RANKS}
+    scores = {"retrieval_score": found.retrieval_score, "caption_score": found.caption_score}
+    return asdict(found.image) | {"origin": found.origin} | ranks | scores | {"metadata": found.metadata}
+
+
+_RANKS = ("picture_rank", "caption_rank")
+
+
+def _picture_lines(view: PictureView) -> Iterator[str]:
+    yield f"{view.source}: image {view.image_id} of {view.archive}" + (", no longer part of it" if view.retired else "")
+    yield f"caption: {view.caption or 'none'}"
+    yield f"{view.width} x {view.height} pixels, {view.media_type}, {view.size_bytes:,} bytes, read from {view.uri}"
+    yield f"added {as_time(view.created_at)}, changed {as_time(view.updated_at)}"
+    for key, value in (view.metadata or {}).items():
+        yield f"{key}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
+    yield "indexes: " + (", ".join(f"{number} ({state})" for number, state in view.indexes) or "none")
+    number = len(view.questions)
+    yield "1 answer rests on it" if number == 1 else f"{number or 'no'} answers rest on it"
+    for question in view.questions:
+        yield f"  job {question.job_id}, {question.custom_id}: {question.question} - {question.answer}"
 
 
 def _summary_lines(summary: ArchiveSummary) -> Iterator[str]:

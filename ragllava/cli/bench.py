@@ -40,7 +40,9 @@ _CHART = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.option("--job-questions", default=1_000, show_default=True, type=click.IntRange(1), help="In the largest job.")
 @click.option("--shape", help="Add a model of this shape with random weights: llava-35m, llava-1.5-7b, llava-1.5-13b.")
 @click.option("--device", help="Overrides RAGLLAVA_DEVICE: auto, cpu, cuda, cuda:1.")
-@click.option("--only", metavar="GROUP,...", help="Only these groups: rerank, search, ingest, overhead, growth.")
+@click.option(
+    "--only", metavar="GROUP,...", help="Only these groups: rerank, search, captions, ingest, overhead, growth."
+)
 @click.option("--clip-retrieval", type=_COMMAND, help="Path of clip-retrieval.  [default: the one on PATH, if any]")
 @click.option("--chart", type=_CHART, help="Draw the ratios and their wanted limits into this .svg file.")
 @json_option

@@ -13,10 +13,13 @@ import click
 
 from ragllava.cli.options import NumberRange, json_option, package_versions, print_result, refuse_given
 from ragllava.errors import UsageError
+from ragllava.postcards.questions import QuestionStyle
+from ragllava.records import Depth
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ragllava.evaluation.datasets.records import EvaluationSet
     from ragllava.evaluation.evaluate import Evaluation, Promise
     from ragllava.evaluation.pools import Workbench
     from ragllava.settings import Settings
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 # The split of each data set that is reported by default.
 SPLITS = {"postcards": "test", "webqa": "val", "multimodalqa": "dev", "flickr30k": "test", "coco": "test"}
 CALIBRATION_SEED_OFFSET = 1000  # added to the seed, for the postcards that the threshold is fitted on
+DEFAULT_STYLES = (QuestionStyle.CUES, QuestionStyle.NAME)
 FEWEST_CALIBRATION = 300  # questions that the threshold is fitted on, if there are so many, however few are reported
 
 
@@ -80,6 +84,21 @@ FEWEST_CALIBRATION = 300  # questions that the threshold is fitted on, if there 
     help="Report only so many questions, the first ones; the pool of images stays complete.",
 )
 @click.option("--images", type=click.IntRange(10), help="The number of postcards to draw.  [default: 1000]")
+@click.option(
+    "--style",
+    "styles",
+    type=click.Choice([*(style.value for style in QuestionStyle), "all"]),
+    multiple=True,
+    help="How questions about postcards name what they ask about; may be repeated. All rows are of the first style; of "
+    "the others, the ways of retrieval are compared.  [default: cues and name]",
+)
+@click.option(
+    "--depth",
+    type=click.Choice([depth.value for depth in Depth]),
+    default=Depth.NEED.value,
+    show_default=True,
+    help="How many of the candidates of hybrid retrieval are reranked: as many as needed, or all.",
+)
 @json_option
 def evaluate(
     *,
@@ -96,6 +115,8 @@ def evaluate(
     promised_precision: float | None,
     limit: int | None,
     images: int | None,
+    styles: tuple[str, ...],
+    depth: str,
     as_json: bool,
 ) -> None:
     """Measure retrieval, reranking and answers on a data set, in a table like the paper's.
@@ -103,12 +124,16 @@ def evaluate(
     Runs in this process, through the same stages as jobs, on the services that run or on its own. The pictures are
     stored in an archive named eval-…, which the next evaluation uses again.
 
-    The adaptive threshold is fitted on other questions than the reported ones: on postcards of another seed, or on the
-    split that --calibration names. Without these, or with too few questions, the reranker's own threshold is used.
+    The rows are those of the paper's set-up, in which the nearest pictures are candidates and all of them are reranked.
+    Where images have captions, rows of hybrid retrieval, as jobs use it, stand beside them.
+
+    The adaptive threshold is fitted on other questions than the reported ones: on postcards of another seed, in the
+    same styles, or on the split that --calibration names. Without these, or with too few questions, the reranker's own
+    threshold is used.
     """
     from rich.console import Console
 
-    from ragllava.evaluation.datasets.load import load_dataset
+    from ragllava.evaluation.datasets.load import POSTCARDS, in_turn, load_dataset
     from ragllava.evaluation.evaluate import evaluate as run
     from ragllava.evaluation.runs import DEFAULT_NOISE, RunOptions
     from ragllava.settings import load_settings
@@ -123,22 +148,33 @@ def evaluate(
         refuse_given(without_effect, "with --rerank off; leave one of them out")
     if noise and not oracle:
         raise UsageError("--noise replaces labelled images by wrong ones; leave --no-oracle out")
+    if styles and dataset != POSTCARDS:
+        raise UsageError(f"the questions of {dataset} are not drawn; omit --style")
+    chosen = tuple(QuestionStyle) if "all" in styles else tuple(map(QuestionStyle, styles)) or DEFAULT_STYLES
+    chosen = tuple(dict.fromkeys(chosen)) if dataset == POSTCARDS else chosen[:1]
+
+    def load(name: str, drawn_from: int) -> list[EvaluationSet]:
+        """The split in each style."""
+        return [load_dataset(dataset, data, name, seed=drawn_from, images=images, style=style) for style in chosen]
+
     settings = load_settings()
-    reported = load_dataset(dataset, data, split or SPLITS[dataset], seed=seed, images=images)
+    reported, *other_styles = load(split or SPLITS[dataset], seed)
     fitted_on = None
-    if reranked and dataset == "postcards" and calibration is None:
-        fitted_on = load_dataset(dataset, data, reported.split, seed=seed + CALIBRATION_SEED_OFFSET, images=images)
+    if reranked and dataset == POSTCARDS and calibration is None:
+        fitted_on = in_turn(load(reported.split, seed + CALIBRATION_SEED_OFFSET))
     elif calibration is not None:
-        fitted_on = load_dataset(dataset, data, calibration, seed=seed, images=images)
-    without_captions = reranked and dataset == "postcards" if no_caption is None else no_caption
+        fitted_on = in_turn(load(calibration, seed))
+    without_captions = reranked and dataset == POSTCARDS if no_caption is None else no_caption
     if limit is not None:
-        reported = replace(reported, questions=reported.questions[:limit])
+        reported, *other_styles = (replace(s, questions=s.questions[:limit]) for s in (reported, *other_styles))
         # A few questions fit no threshold, and all of a large split would take far longer than the reported ones.
         if fitted_on is not None:
             fitted_on = replace(fitted_on, questions=fitted_on.questions[: max(limit, FEWEST_CALIBRATION)])
-    options = RunOptions(seed, reranked, without_captions, oracle, noise or DEFAULT_NOISE, promised_precision)
+    options = RunOptions(
+        seed, reranked, without_captions, oracle, noise or DEFAULT_NOISE, promised_precision, Depth(depth)
+    )
     with workbench(settings, Console(stderr=True, highlight=False), untuned) as bench:
-        evaluation = run(reported, fitted_on, bench, options)
+        evaluation = run(reported, fitted_on, bench, options, other_styles)
     run_facts = {"versions": package_versions(), "cores": os.cpu_count()}
     print_result({"seed": seed, "limit": limit, **evaluation.as_json(), **run_facts}, [as_text(evaluation)], as_json)
 
@@ -179,6 +215,8 @@ def workbench(settings: Settings, console: Console, untuned: str | None) -> Iter
 
 def as_text(evaluation: Evaluation) -> str:
     """The data set and the models, then the tables."""
+    from ragllava.evaluation.run_figures import style_table
+
     dataset, threshold = evaluation.dataset, evaluation.threshold
     lines = [
         f"{dataset.name}, split {dataset.split}: {len(dataset.questions)} questions to {len(dataset.images)} images, "
@@ -192,10 +230,19 @@ def as_text(evaluation: Evaluation) -> str:
         )
     if threshold is not None:
         lines.append(f"adaptive η {threshold.value:.3f}, {threshold.source}")
+    if evaluation.hybrid_threshold is not None:
+        lines.append(
+            f"adaptive η of hybrid candidates {evaluation.hybrid_threshold.value:.3f}, "
+            f"{evaluation.hybrid_threshold.source}"
+        )
     if evaluation.promise is not None:
         lines.append(promise_line(evaluation.promise))
     steps = ", ".join(f"{step.replace('_', ' ')} {seconds:.0f} s" for step, seconds in evaluation.seconds.items())
-    return "\n".join([*lines, "", evaluation.figures.as_text(), steps])
+    by_style = evaluation.by_style or {dataset.name: evaluation.figures}
+    parts = [evaluation.figures.as_text(), f"ways of retrieval\n\n{style_table(by_style)}"]
+    if dataset.style:
+        parts[0] = f"questions in the style {dataset.style}\n\n{parts[0]}"
+    return "\n".join([*lines, "", *parts, steps])
 
 
 def promise_line(promise: Promise) -> str:

@@ -1,12 +1,21 @@
-"""`ragllava ablation` and `ragllava train-mini`: experiments with the mini models, and their recipe."""
+"""`ragllava ablation`, `ragllava compare-retrieval` and `ragllava train-mini`: experiments with the mini models, and
+their recipe."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from ragllava.cli.options import NumberRange
+from ragllava.cli.options import NumberRange, json_option, make_table, print_result
+from ragllava.errors import UsageError
+
+if TYPE_CHECKING:
+    from ragllava.lab.retrieval_table.run import TableRow
+
+Member = TypeVar("Member", bound=StrEnum)
 
 
 @click.command()
@@ -46,6 +55,109 @@ def ablation(seeds: int, steps: int, questions: int, json_file: Path | None, fol
     click.echo(result.as_text())
     if json_file is not None:
         json_file.write_text(json.dumps(result.as_json(), indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+@click.command("compare-retrieval")
+@click.option("--images", default="1000,10000", show_default=True, help="Sizes of the archives.")
+@click.option("--seeds", default="1,2,3", show_default=True, help="Each draws its own archives and questions.")
+@click.option("--questions", default=150, show_default=True, type=click.IntRange(5), help="Of each style and archive.")
+@click.option("--styles", help="Of the questions.  [default: all]")
+@click.option("--captions", help="Qualities of the captions.  [default: all]")
+@click.option("--answers-up-to", default=10_000, show_default=True, help="Larger archives are only searched.")
+@json_option
+def compare_retrieval(
+    *,
+    images: str,
+    seeds: str,
+    questions: int,
+    styles: str | None,
+    captions: str | None,
+    answers_up_to: int,
+    as_json: bool,
+) -> None:
+    """Compare the ways of finding candidates by kind of question, size of archive and quality of captions.
+
+    For each class: the share of questions of which all pictures are candidates, by picture, by caption and by both; the
+    share of right answers from the nearest pictures alone, from all candidates, and from as many as needed; how many
+    candidates were reranked. Runs on services of its own, in a temporary home.
+    """
+    import tempfile
+    from contextlib import closing
+
+    from rich.console import Console
+
+    import migrations
+    from ragllava.cli.progress import bars
+    from ragllava.lab.retrieval_table.archives import CaptionQuality, DrawnResources
+    from ragllava.lab.retrieval_table.run import TableOptions
+    from ragllava.lab.retrieval_table.run import compare_retrieval as run
+    from ragllava.local.services import running_services
+    from ragllava.postcards.questions import QuestionStyle
+    from ragllava.settings import load_settings
+    from ragllava.stores.database import make_engine
+
+    options = TableOptions(
+        tuple(_numbers("--seeds", seeds)),
+        tuple(_numbers("--images", images)),
+        tuple(_members(QuestionStyle, "--styles", styles)),
+        tuple(_members(CaptionQuality, "--captions", captions)),
+        questions,
+        answers_up_to,
+    )
+    rows: list[TableRow] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="ragllava-retrieval-") as home,
+        running_services(load_settings(home=Path(home))) as running,
+        closing(DrawnResources(running)) as resources,
+        bars(Console(stderr=True, highlight=False)) as progress,
+    ):
+        migrations.upgrade(running.require_database())
+        task = progress.add_task("", total=None, note="")
+        engine = make_engine(running.require_database(), name="ragllava compare-retrieval")
+
+        def show(step: str, done: int, total: int) -> None:
+            progress.update(task, description=step, completed=done, total=total)
+
+        try:
+            rows += run(engine, running, resources, options, show)
+        finally:
+            engine.dispose()
+    table = make_table(_COLUMNS, map(_retrieval_cells, rows))
+    print_result([row.as_json() for row in rows], [table], as_json)
+
+
+_COLUMNS = (
+    "images", "captions", "questions", "asked", "found: picture", "caption", "hybrid", "candidates",
+    "right: picture", "hybrid", "by need", "pairs", "stopped wrong", "ms: picture", "hybrid", "",
+)  # fmt: skip
+
+
+def _retrieval_cells(row: TableRow) -> tuple[object, ...]:
+    values = row.as_json()
+    found, right = values["found"].values(), values["right"] or {}
+    return (
+        f"{row.images:,}", row.captions, row.name, len(row.outcomes), *(f"{share:.3f}" for share in found),
+        f"{values['candidates']:.1f}",
+        *(f"{right[way]:.3f}" if right else "" for way in ("picture", "hybrid", "hybrid by need")),
+        f"{values['pairs_by_need']:.1f}" if right else "", f"{values['stopped_wrong']:.4f}" if right else "",
+        f"{row.picture_ms:.1f}", f"{row.hybrid_ms:.1f}", "worse" if row.is_worse else "",
+    )  # fmt: skip
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} takes whole numbers with commas between them, not {text!r}") from None
+
+
+def _members(kind: type[Member], option: str, text: str | None) -> list[Member]:
+    if text is None:
+        return list(kind)
+    names = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in names if name not in list(kind)]:
+        raise UsageError(f"{option}: there is no {unknown[0]!r}; there are {', '.join(kind)}")
+    return [kind(name) for name in names]
 
 
 @click.command("train-mini")

@@ -42,6 +42,11 @@ COMMANDS = {
     "eval": ("ragllava.cli.evaluate", "evaluate", "measure retrieval and answers on a data set"),
     "ablation": ("ragllava.cli.lab", "ablation", "measure the effect of noise in training"),
     "bench": ("ragllava.cli.bench", "bench", "measure this machine, in ratios to a reference"),
+    "compare-retrieval": (
+        "ragllava.cli.lab",
+        "compare_retrieval",
+        "compare the ways of finding candidates on drawn archives",
+    ),
     "train-mini": ("ragllava.cli.lab", "train_mini", "train the models of the package again by their recipe"),
     "models": ("ragllava.cli.models", "models", "model versions: list, show, compare, promote, roll back"),
     "report": ("ragllava.cli.questions", "report", "write a job's answers as one HTML page"),

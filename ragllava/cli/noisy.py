@@ -198,7 +198,8 @@ def _case_cells(case: NoisyView) -> tuple[object, ...]:
 
 def _candidate_cells(candidate: Candidate) -> tuple[object, ...]:
     image, kept = candidate.image, None if candidate.evidence_no is None else candidate.evidence_no + 1
-    return kept, f"{candidate.relevance:.4f}", candidate.retrieval_rank + 1, image.source, image.caption or ""
+    relevance = "not reranked" if candidate.relevance is None else f"{candidate.relevance:.4f}"
+    return kept, relevance, candidate.retrieval_rank + 1, image.source, image.caption or ""
 
 
 def _label_line(label: Label, question: AnsweredQuestion) -> str:
@@ -222,6 +223,6 @@ def _question_json(question: AnsweredQuestion) -> dict[str, Any]:
 
 
 def _candidate_json(candidate: Candidate) -> dict[str, Any]:
-    scores = fields_of(candidate, "retrieval_score", "relevance")
+    scores = fields_of(candidate, "retrieval_score", "relevance", "origin", "caption_score")
     ranks = {"retrieval_rank": candidate.retrieval_rank + 1, "kept": candidate.evidence_no is not None}
     return fields_of(candidate.image, "image_id", "source", "caption") | scores | ranks

@@ -110,11 +110,12 @@ def doctor(deep: bool, as_json: bool) -> None:
 
 
 @click.command()
-def migrate() -> None:
+@click.option("--words", is_flag=True, help="Write the words of all images again, from which captions are searched.")
+def migrate(words: bool) -> None:
     """Create or update the tables of the database; harmless when they are up to date."""
     import migrations
     from ragllava.settings import load_settings
 
     url = load_settings().require_database()
-    migrations.upgrade(url)
+    migrations.upgrade(url, words=words)
     click.echo(f"the database is at revision {migrations.current(url)}")

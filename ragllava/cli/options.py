@@ -90,20 +90,51 @@ class AnswerFlags(TypedDict, total=False):
     top_n: int | None
     threshold: float | None
     bare_prompt: bool
+    retrieval: str | None
+    depth: str | None
     where: tuple[str, ...]
 
 
+def retrieval_option(command: F) -> F:
+    """--retrieval."""
+    return click.option(
+        "--retrieval",
+        type=click.Choice(["hybrid", "picture", "caption"]),
+        help="Find candidates by picture, by the words of captions, or by both.  [default: hybrid]",
+    )(command)
+
+
+def where_option(command: F) -> F:
+    """--where, several times."""
+    return click.option(
+        "--where",
+        multiple=True,
+        metavar="CONDITION",
+        help="Only pictures for which this holds: city=Wenby, year>=1950, 'city in Wenby, Ansel', caption~barn, "
+        "folder=1968/, or a JSON object; may be repeated, and all must hold.",
+    )(command)
+
+
+def as_filter(where: Sequence[str]) -> dict[str, Any] | None:
+    """The conditions of --where as a filter. Raises UsageError."""
+    from ragllava.filters import parse_where
+
+    return parse_where(where)
+
+
 def answer_options(command: F) -> F:
-    """--top-k, --top-n, --threshold, --bare-prompt, --where."""
+    """--where, --retrieval, --depth, --top-k, --top-n, --threshold, --bare-prompt."""
     for option in (
-        click.option("--where", multiple=True, metavar="CONDITION",
-                     help="Only pictures for which this holds, such as city='Port Ansel', 'year>=1950', "
-                     "'city in A, B', caption~barn, folder=1968/, or a JSON object. May be repeated: all must hold."),
         click.option("--bare-prompt", is_flag=True, help="The paper's prompt: no captions for the generator."),
         click.option("--threshold", type=ThresholdType(), default="auto", show_default=True,
                      help="Lowest relevance of evidence; auto: the reranker version's own."),
         click.option("--top-n", type=click.IntRange(1, 20), help="At most so many pictures as evidence.  [default: 2]"),
-        click.option("--top-k", type=click.IntRange(1, 1000), help="Candidates that are reranked.  [default: 20]"),
+        click.option("--top-k", type=click.IntRange(1, 1000),
+                     help="The nearest pictures that are candidates.  [default: 20]"),
+        click.option("--depth", type=click.Choice(["need", "fixed"]),
+                     help="Candidates that are reranked: as many as needed, or all.  [default: need]"),
+        retrieval_option,
+        where_option,
     ):  # fmt: skip
         command = option(command)
     return command
@@ -111,15 +142,16 @@ def answer_options(command: F) -> F:
 
 def as_answer_options(client: Client, **flags: Unpack[AnswerFlags]) -> AnswerOptions:
     """The options as a record; those that are not given come from the settings. Raises UsageError for a filter."""
-    from ragllava.filters import parse_where
-    from ragllava.records import AnswerOptions
+    from ragllava.records import AnswerOptions, Depth, Retrieval
 
     return AnswerOptions(
         top_k=flags.get("top_k") or client.settings.top_k,
         top_n=flags.get("top_n") or client.settings.top_n,
         threshold=flags.get("threshold"),
         captions_in_answer=not flags.get("bare_prompt"),
-        filter=parse_where(flags.get("where", ())),
+        retrieval=Retrieval(flags.get("retrieval") or client.settings.retrieval),
+        depth=Depth(flags.get("depth") or client.settings.depth),
+        filter=as_filter(flags.get("where", ())),
     )
 
 

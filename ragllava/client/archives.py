@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
 from ragllava.client.connections import Connections, Namespace, forwarded
 from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, UsageError
 from ragllava.imaging.decode import decode
+from ragllava.records import AnswerOptions, Retrieval
 from ragllava.stages.buckets.binding import bind_archive, unbind_archive
 from ragllava.stages.buckets.sync import ScanReport, scan
 from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
@@ -32,6 +34,10 @@ from ragllava.stores.archives.archive import (
 )
 from ragllava.stores.archives.indexes import IndexDetails
 from ragllava.stores.buckets.bindings import Binding, BindingRole, BindingView, view_bindings
+from ragllava.stores.jobs.picture_views import PictureView, view_picture
+
+if TYPE_CHECKING:
+    from ragllava.stages.answer.lookup import FoundImage
 
 THUMBNAIL_SIDE = 256  # pixels
 
@@ -98,6 +104,34 @@ class Archives(Namespace):
     def gaps(self, name: str) -> list[Gap]:
         """The images of an archive that no question can find, with the reason. Raises UsageError."""
         return self._of_archive(name, find_gaps)
+
+    def search(
+        self,
+        name: str,
+        text: str,
+        *,
+        limit: int = 20,
+        retrieval: Retrieval = Retrieval.HYBRID,
+        filter: dict[str, Any] | None = None,
+    ) -> list[FoundImage]:
+        """The images of an archive that fit `text` best, at most `limit`: the first stage alone, in this process.
+
+        Loads the retriever, and no other model. Raises UsageError, and JobRefused when this machine's profile is not
+        the archive's.
+        """
+        from ragllava.stages.answer.lookup import search_archive  # loads torch
+        from ragllava.stages.resources import Resources
+
+        connections, options = self._connections, AnswerOptions(limit, retrieval=retrieval, filter=filter)
+        with closing(Resources(connections.settings)) as resources:
+            return search_archive(connections.engine, connections.settings, resources, name, text, options)
+
+    def picture(self, name: str, picture: str) -> PictureView:
+        """What an archive knows of one image, by its id or source: caption, metadata, indexes, answers that rest on it.
+
+        Raises UsageError when there is no such image, or several of that source.
+        """
+        return self._do(view_picture, name, picture)
 
     def thumbnail(self, sha256: str) -> bytes | None:
         """A JPEG of a stored picture, its longer side at most THUMBNAIL_SIDE; None when it cannot be read.

@@ -49,7 +49,7 @@ def report_figures(figures: JobFigures | None) -> tuple[Figure, ...]:
         right,
         Figure("Right, one picture", group.answer_accuracy, f"of {group.questions} questions about one picture"),
         Figure("Retrieval recall@1", group.retrieval_recall[1], "before reranking, questions about one picture"),
-        Figure("Retrieval recall@20", group.retrieval_recall[20], "what the reranker gets to see"),
+        Figure("Recall of all candidates", group.candidate_recall, "what the reranker gets to see"),
         Figure("Reranked recall@1", group.reranked_recall[1], "after reranking, questions about one picture"),
     )
 

@@ -5,28 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ragllava.errors import JobRefused, UsageError
 from ragllava.evaluation.datasets.records import EvaluationSet
 from ragllava.evaluation.pools import Pool, Workbench, archive_name, ingest_pool
-from ragllava.evaluation.run_figures import RunFigures, figures_of
-from ragllava.evaluation.runs import (
+from ragllava.evaluation.rankings import (
     RankedQuestion,
     Ranker,
-    RunOptions,
-    Threshold,
     apply_champions,
     has_untuned,
     rank,
-    rank_by_all,
-    run_arms,
+    rank_further,
     scored_candidates,
 )
+from ragllava.evaluation.run_figures import RunFigures, figures_of
+from ragllava.evaluation.runs import ADAPTIVE, RunOptions, Threshold, rank_by_all, run_arms
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.evaluation.threshold_promise import precision_lower_bound, promised_precision_threshold
 from ragllava.prompts import ANSWER_VERSION, CAPTION_RERANK_VERSION, RERANK_VERSION
+from ragllava.records import Retrieval
 
 PROMISE_CONFIDENCE = 0.95
 
@@ -69,7 +68,11 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The figures of one run, with everything that they depend on. `seconds` are by step."""
+    """The figures of one run, with everything that they depend on. `seconds` are by step.
+
+    `by_style` has the figures of each style of questions that was asked, first those that `figures` are; empty for a
+    set without styles.
+    """
 
     dataset: EvaluationSet
     pool: Pool
@@ -79,6 +82,8 @@ class Evaluation:
     models: Mapping[str, str]
     seconds: Mapping[str, float]
     promise: Promise | None = None
+    hybrid_threshold: Threshold | None = None
+    by_style: Mapping[str, RunFigures] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -93,22 +98,30 @@ class Evaluation:
             "top_k": self.top_k,
             "top_n": self.dataset.top_n,
             "threshold": self.threshold and self.threshold.as_json(),
+            "hybrid_threshold": self.hybrid_threshold and self.hybrid_threshold.as_json(),
             "promise": self.promise and self.promise.as_json(),
+            "style": self.dataset.style,
             **self.figures.as_json(),
+            "by_style": {style: figures.as_json() for style, figures in self.by_style.items()},
             "models": dict(self.models),
             "seconds": dict(self.seconds),
         }
 
 
 def evaluate(
-    reported: EvaluationSet, calibration: EvaluationSet | None, bench: Workbench, options: RunOptions
+    reported: EvaluationSet,
+    calibration: EvaluationSet | None,
+    bench: Workbench,
+    options: RunOptions,
+    other_styles: Sequence[EvaluationSet] = (),
 ) -> Evaluation:
     """Ingest the pool if need be, rank, answer, and make the figures.
 
-    Thresholds are fitted on `calibration`; where it is None or no fit succeeds, the reranker's own is applied.
-    UsageError when the two sets share their pool and a question (no threshold is fitted on what is reported), when
-    the options ask for what the set cannot give, or when no threshold can promise the precision. JobRefused when a
-    champion changes meanwhile.
+    `other_styles` ask about the same images in other styles; for these, only the ways of retrieval are compared, and
+    answers from the labelled images are given, if the options ask for them. Thresholds are fitted on `calibration`;
+    where it is None or no fit succeeds, the reranker's own is applied. UsageError when the two sets share their pool
+    and a question (no threshold is fitted on what is reported), when the options ask for what the set cannot give, or
+    when no threshold can promise the precision. JobRefused when a champion changes meanwhile.
     """
     _require_others(reported, calibration, bench)
     _require_possible(reported, calibration, options)
@@ -123,21 +136,50 @@ def evaluate(
         with _timed(seconds, "calibrate"):
             thresholds = _calibrated(calibration, calibration_pool, bench, options, own)
     elif options.rerank:
-        thresholds = [_own_threshold(own, bench)]
-    with _timed(seconds, "rank"):
-        rankings = rank_by_all(reported, pool, bench, options)
-    with _timed(seconds, "answer"):
-        arms = run_arms(reported, pool, bench, rankings, thresholds, options)
+        thresholds = [_own_threshold(own, bench, retrieval) for retrieval in _retrievals(reported)]
+    figures, rankings = _measured(reported, pool, bench, thresholds, options, seconds)
+    by_style: dict[str, RunFigures] = {reported.style: figures} if reported.style else {}
+    brief = replace(options, hide_captions=False, untuned=False, noise=())
+    adaptive = [threshold for threshold in thresholds if threshold.name == ADAPTIVE]
+    for dataset in other_styles:
+        by_style[dataset.style or ""], _ = _measured(dataset, pool, bench, adaptive, brief, seconds)
     apply_champions(pool, bench)
     if _models(reported, bench, options) != makers:
         raise JobRefused("another version became champion while this was measured; measure again")
-    questions = [pool.known_here(question) for question in reported.questions]
-    figures = figures_of(reported.name, questions, arms, reported.top_n)
     promise = None
     if options.promised_precision is not None:
-        promise = _kept_promise(options.promised_precision, thresholds[-1], rankings[Ranker.CHAMPION])
-    adaptive = thresholds[0] if thresholds else None
-    return Evaluation(reported, pool, adaptive, bench.settings.top_k, figures, makers, seconds, promise)
+        promised = next(threshold for threshold in thresholds if threshold.name != ADAPTIVE)
+        promise = _kept_promise(options.promised_precision, promised, rankings[Ranker.CHAMPION])
+    by_retrieval = {threshold.retrieval: threshold for threshold in adaptive}
+    return Evaluation(
+        reported,
+        pool,
+        by_retrieval.get(Retrieval.PICTURE),
+        bench.settings.top_k,
+        figures,
+        makers,
+        seconds,
+        promise,
+        by_retrieval.get(Retrieval.HYBRID),
+        by_style,
+    )
+
+
+def _measured(
+    dataset: EvaluationSet,
+    pool: Pool,
+    bench: Workbench,
+    thresholds: Sequence[Threshold],
+    options: RunOptions,
+    seconds: dict[str, float],
+) -> tuple[RunFigures, dict[Ranker, tuple[RankedQuestion, ...]]]:
+    """The figures of one set of questions to the pool, and the rankings that they come from."""
+    with _timed(seconds, "rank"):
+        rankings = rank_by_all(dataset, pool, bench, options, thresholds)
+    with _timed(seconds, "answer"):
+        arms = run_arms(dataset, pool, bench, rankings, thresholds, options)
+    questions = [pool.known_here(question) for question in dataset.questions]
+    return figures_of(dataset.name, questions, arms, dataset.top_n), rankings
 
 
 def _require_others(reported: EvaluationSet, calibration: EvaluationSet | None, bench: Workbench) -> None:
@@ -166,23 +208,39 @@ def _require_possible(reported: EvaluationSet, calibration: EvaluationSet | None
 def _calibrated(
     calibration: EvaluationSet, pool: Pool, bench: Workbench, options: RunOptions, own: float
 ) -> list[Threshold]:
-    """The adaptive threshold (`own` where none can be fitted) and, if asked for, the one that promises a precision."""
-    relevances, correct = scored_candidates(rank(calibration, pool, bench))
+    """The adaptive threshold, perhaps one that promises a precision, and the adaptive one of hybrid candidates.
+
+    All candidates of the calibration set are reranked, at whatever depth the reported questions are. An adaptive
+    threshold is `own` where none can be fitted.
+    """
     where = f"fitted on {len(calibration.questions)} questions to {pool.archive_name}"
-    fit = adaptive_threshold(relevances, correct)
-    if fit.method == "adaptive":
-        thresholds = [Threshold(fit.value, f"{where}: {fit.reason}", fit)]
-    else:
-        thresholds = [_own_threshold(own, bench, f", for none could be {where}: {fit.reason}")]
+
+    def adaptive(relevances: Sequence[float], correct: Sequence[bool], retrieval: Retrieval) -> Threshold:
+        fit = adaptive_threshold(relevances, correct)
+        if fit.method == "adaptive":
+            return Threshold(fit.value, f"{where}: {fit.reason}", fit, retrieval=retrieval)
+        return _own_threshold(own, bench, retrieval, f", for none could be {where}: {fit.reason}")
+
+    ranked = rank(calibration, pool, bench)
+    relevances, correct = scored_candidates(ranked)
+    thresholds = [adaptive(relevances, correct, Retrieval.PICTURE)]
     if options.promised_precision is not None:
         name = f"promised {100 * options.promised_precision:g} %"
         kept = promised_precision_threshold(relevances, correct, options.promised_precision, PROMISE_CONFIDENCE)
         thresholds.append(Threshold(kept.value, f"{where}: {kept.reason}", kept, name))
+    if Retrieval.HYBRID in _retrievals(calibration):
+        further = rank_further(calibration, pool, bench, ranked)
+        thresholds.append(adaptive(*scored_candidates(further), Retrieval.HYBRID))
     return thresholds
 
 
-def _own_threshold(own: float, bench: Workbench, why: str = "") -> Threshold:
-    return Threshold(own, f"of the reranker {bench.resources.models.reranker.version}{why}")
+def _own_threshold(own: float, bench: Workbench, retrieval: Retrieval, why: str = "") -> Threshold:
+    return Threshold(own, f"of the reranker {bench.resources.models.reranker.version}{why}", retrieval=retrieval)
+
+
+def _retrievals(dataset: EvaluationSet) -> list[Retrieval]:
+    """Those whose candidates are reranked."""
+    return [Retrieval.PICTURE, Retrieval.HYBRID] if dataset.has_captions else [Retrieval.PICTURE]
 
 
 def _kept_promise(precision: float, threshold: Threshold, ranked: Sequence[RankedQuestion]) -> Promise:
@@ -207,4 +265,4 @@ def _models(dataset: EvaluationSet, bench: Workbench, options: RunOptions) -> di
 def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     started = time.monotonic()
     yield
-    seconds[step] = round(time.monotonic() - started, 2)
+    seconds[step] = round(seconds.get(step, 0.0) + time.monotonic() - started, 2)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from ragllava.answer_text import exact_match, normalise_answer
 from ragllava.errors import UsageError
 from ragllava.json_records import rounded
-from ragllava.records import AnswerStatus, KnownAnswer
+from ragllava.records import AnswerStatus, Candidate, KnownAnswer, by_relevance, by_retrieval
 from ragllava.stages.results.results import ResultRow
 
 Key = TypeVar("Key", str, int)
@@ -117,7 +117,7 @@ def _without_plural_ending(word: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class GroupFigures:
-    """Figures of a group of questions. Recalls by depth k, as shares.
+    """Figures of a group of questions. Recalls by depth k, as shares; `candidate_recall` is that of all candidates.
 
     `failed` counts results that are failed, dead or cancelled, `missing` questions without a result:
     questions = answered + no_evidence + failed + missing, and all but the answered count as wrong.
@@ -129,6 +129,7 @@ class GroupFigures:
     failed: int
     missing: int
     retrieval_recall: Mapping[int, float]
+    candidate_recall: float
     reranked_recall: Mapping[int, float]
     answer_accuracy: float
 
@@ -138,6 +139,7 @@ class GroupFigures:
         return {
             **{name: getattr(self, name) for name in counts},
             **{f"retrieval_recall_at_{k}": share for k, share in self.retrieval_recall.items()},
+            "candidate_recall": self.candidate_recall,
             **{f"reranked_recall_at_{k}": share for k, share in self.reranked_recall.items()},
             "answer_accuracy": self.answer_accuracy,
         }
@@ -239,8 +241,11 @@ def _group_figures(questions: Sequence[KnownAnswer], by_id: Mapping[str | None, 
     statuses = Counter(row.status if row else None for row in rows)
     answered, no_evidence = statuses[AnswerStatus.ANSWERED], statuses[AnswerStatus.NO_EVIDENCE]
 
-    def recall(score: str, depths: Iterable[int]) -> dict[int, float]:
-        ranked, relevant = [_sources_by(score, row) for row in rows], [known.relevant for known in questions]
+    every = max((len(row.candidates) for row in rows if row), default=0)
+
+    def recall(order: Callable[[Iterable[Candidate]], list[Candidate]], depths: Iterable[int]) -> dict[int, float]:
+        ranked = [[candidate.image.source for candidate in order(row.candidates if row else ())] for row in rows]
+        relevant = [known.relevant for known in questions]
         return {k: retrieval_at(k, ranked, relevant).recall for k in depths}
 
     return GroupFigures(
@@ -249,17 +254,11 @@ def _group_figures(questions: Sequence[KnownAnswer], by_id: Mapping[str | None, 
         no_evidence=no_evidence,
         failed=len(rows) - answered - no_evidence - statuses[None],
         missing=statuses[None],
-        retrieval_recall=recall("retrieval_score", RETRIEVAL_RECALL_DEPTHS),
-        reranked_recall=recall("relevance", RERANKED_RECALL_DEPTHS),
+        retrieval_recall=recall(by_retrieval, RETRIEVAL_RECALL_DEPTHS),
+        candidate_recall=recall(by_retrieval, [every])[every],
+        reranked_recall=recall(by_relevance, RERANKED_RECALL_DEPTHS),
         answer_accuracy=_share(sum(map(is_right, rows, questions)), len(rows)),
     )
-
-
-def _sources_by(score: str, row: ResultRow | None) -> list[str]:
-    """The sources of the candidates, those with the highest score first."""
-    candidates = row.candidates if row else ()
-    best_first = sorted(candidates, key=lambda candidate: (-getattr(candidate, score), candidate.retrieval_rank))
-    return [candidate.image.source for candidate in best_first]
 
 
 def _share(part: float, total: float) -> float:

@@ -7,7 +7,7 @@ Markdown, `as_json` of each row is the same for programs.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ragllava.evaluation.metrics import RetrievalFigures, retrieval_at
@@ -19,11 +19,24 @@ _ABSENT = "–"
 
 
 @dataclass(frozen=True, slots=True)
+class CandidateFigures:
+    """The recall of all candidates, and how many a question has and how many of them were reranked, on average.
+
+    `reranked` is None for a row of the retrieval alone.
+    """
+
+    recall_of_all: float
+    candidates: float
+    reranked: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class PaperRow:
     """One line of the table; what was not measured is empty or None.
 
     `recall_at` maps a depth to the recall of the first so many images. `kept` are the figures of what stays as
     evidence: the best N, and of these the ones with relevance ≥ `threshold`. `answer_score` is in [0, 1].
+    `candidates` describe what the row was ranked from.
     """
 
     label: str
@@ -31,12 +44,14 @@ class PaperRow:
     kept: RetrievalFigures | None = None
     threshold: float | None = None
     answer_score: float | None = None
+    candidates: CandidateFigures | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Flat, with names such as recall_at_5; four decimals, null for what was not measured."""
         shares: dict[str, float | None] = {f"recall_at_{k}": share for k, share in self.recall_at.items()}
         shares |= {name: getattr(self.kept, name, None) for name in ("precision", "recall", "f1")}
         shares["answer_score"] = self.answer_score
+        shares |= asdict(self.candidates) if self.candidates else {}
         return {"label": self.label, "threshold": self.threshold, **rounded(shares)}
 
 
@@ -92,14 +107,20 @@ def _cells(row: PaperRow) -> list[str]:
     return [
         row.label,
         _ABSENT if row.threshold is None else f"{row.threshold:.3f}",
-        *(_percent(row.recall_at.get(k)) for k in RECALL_DEPTHS),
-        *(_percent(share) for share in ((kept.precision, kept.recall, kept.f1) if kept else (None, None, None))),
-        _percent(row.answer_score),
+        *(percent(row.recall_at.get(k)) for k in RECALL_DEPTHS),
+        *(percent(share) for share in ((kept.precision, kept.recall, kept.f1) if kept else (None, None, None))),
+        percent(row.answer_score),
     ]
 
 
-def _percent(share: float | None) -> str:
-    return _ABSENT if share is None else f"{100 * share:.1f}"
+def average(value: float | None) -> str:
+    """With one decimal; a dash for what was not measured."""
+    return _ABSENT if value is None else f"{value:.1f}"
+
+
+def percent(share: float | None) -> str:
+    """A share in percent, as `average`."""
+    return average(None if share is None else 100 * share)
 
 
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> list[str]:

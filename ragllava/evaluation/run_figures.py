@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 from typing import Any
 
 from ragllava.answer_text import exact_match
-from ragllava.evaluation.metrics import TypeScore, scores_by_type, webqa_score
-from ragllava.evaluation.paper_table import PaperRow, markdown_table, paper_table, ranked_row, threshold_row
-from ragllava.evaluation.runs import RunArm
+from ragllava.evaluation.metrics import TypeScore, retrieval_at, scores_by_type, webqa_score
+from ragllava.evaluation.paper_table import (
+    RECALL_DEPTHS,
+    CandidateFigures,
+    PaperRow,
+    average,
+    markdown_table,
+    paper_table,
+    percent,
+    ranked_row,
+    threshold_row,
+)
+from ragllava.evaluation.runs import ANSWER_ROWS, RETRIEVAL_ROWS, RunArm
 from ragllava.json_records import rounded, to_json
 from ragllava.records import Answer, AnswerStatus, KnownAnswer
 
@@ -30,6 +40,10 @@ class RunFigures:
     by_type: Mapping[str, Mapping[str, TypeScore]]
     outcomes: Mapping[str, Mapping[str, int]]
 
+    def row(self, group: str, label: str) -> PaperRow | None:
+        """The row with this label, if there is one."""
+        return next((row for row in self.rows[group] if row.label == label), None)
+
     def as_json(self) -> dict[str, Any]:
         """Groups under `rows`, each a list of PaperRow.as_json; shares with four decimals."""
         return {
@@ -45,6 +59,37 @@ class RunFigures:
         if self.by_type:
             parts.append(f"answers by type\n\n{_type_table(self.by_type)}")
         return "\n".join(parts)
+
+
+def style_table(by_style: Mapping[str, RunFigures]) -> str:
+    """The ways of retrieval side by side for each style and each number of pictures, in Markdown and in percent.
+
+    For each way the recall of the first candidates and of all, how many candidates a question has and how many of them
+    were reranked, and the answers at the adaptive η.
+    """
+    head = ["", "questions", "retrieval", f"R@{RECALL_DEPTHS[-1]}", "R@all", "candidates", "reranked", "answers"]
+    lines = [head]
+    for style, figures in by_style.items():
+        groups = [group for group in figures.rows if group != "all"] or ["all"]
+        for group in groups:
+            name = style if group == "all" else f"{style}, {group}"
+            for retrieval, label in RETRIEVAL_ROWS.items():
+                row = figures.row(group, label)
+                if row is not None:
+                    answered = figures.row(group, ANSWER_ROWS.get(retrieval, ""))
+                    lines.append([name, str(figures.sizes[group]), retrieval.value, *_style_cells(row, answered)])
+    return markdown_table(lines)
+
+
+def _style_cells(retrieved: PaperRow, answered: PaperRow | None) -> list[str]:
+    candidates, reranked = retrieved.candidates, answered.candidates if answered else None
+    return [
+        percent(retrieved.recall_at.get(RECALL_DEPTHS[-1])),
+        percent(candidates.recall_of_all if candidates else None),
+        average(candidates.candidates if candidates else None),
+        average(reranked.reranked if reranked else None),
+        percent(answered.answer_score if answered else None),
+    ]
 
 
 def figures_of(dataset_name: str, questions: Sequence[KnownAnswer], arms: Sequence[RunArm], top_n: int) -> RunFigures:
@@ -95,6 +140,12 @@ def _row(
     score = None if scores is None else fmean(scores[number] for number in numbers)
     if not arm.ranked:
         return PaperRow(arm.label, answer_score=score or 0.0)
+    return replace(_ranked_row(arm, score, questions, numbers, top_n), candidates=_candidates(arm, questions, numbers))
+
+
+def _ranked_row(
+    arm: RunArm, score: float | None, questions: Sequence[KnownAnswer], numbers: Sequence[int], top_n: int
+) -> PaperRow:
     relevant = [questions[number].relevant for number in numbers]
     ranked = [arm.ranked[number] for number in numbers]
     if arm.threshold is not None:
@@ -102,6 +153,17 @@ def _row(
         return threshold_row(arm.label, arm.threshold, relevances, relevant, top_n, score)
     orders = [question.retrieval_ranking if arm.by_retrieval else question.ranking for question in ranked]
     return ranked_row(arm.label, orders, relevant, top_n, score)
+
+
+def _candidates(arm: RunArm, questions: Sequence[KnownAnswer], numbers: Sequence[int]) -> CandidateFigures:
+    ranked = [arm.ranked[number] for number in numbers]
+    relevant = [questions[number].relevant for number in numbers]
+    counts = [len(question.candidates) for question in ranked]
+    return CandidateFigures(
+        recall_of_all=retrieval_at(max(counts), [question.ranking for question in ranked], relevant).recall,
+        candidates=fmean(counts),
+        reranked=None if arm.by_retrieval else fmean(len(question.relevances) for question in ranked),
+    )
 
 
 def _type_table(by_type: Mapping[str, Mapping[str, TypeScore]]) -> str:

@@ -2,7 +2,8 @@
 (docs/method.md 7).
 
 Everything goes through the functions of the answer stage, so what is measured is what jobs do. A question that cannot
-be asked counts as wrong, as it does in a job.
+be asked counts as wrong, as it does in a job. Unless a row says otherwise, candidates are found and reranked as in the
+paper: the nearest pictures, all of them.
 """
 
 from __future__ import annotations
@@ -10,31 +11,41 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cache, partial
 from typing import Any
 
-from ragllava.evaluation.datasets.records import EvaluationQuestion, EvaluationSet
+from ragllava.evaluation.datasets.records import EvaluationSet
 from ragllava.evaluation.pools import Pool, Workbench
+from ragllava.evaluation.rankings import (
+    RankedQuestion,
+    Ranker,
+    as_questions,
+    has_untuned,
+    paper_options,
+    rank,
+    rank_hybrid,
+    retrieve,
+    tools_for,
+)
 from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit
 from ragllava.evaluation.wrong_evidence import oracle_evidence, with_added_wrong, with_wrong_evidence
 from ragllava.json_records import to_json
-from ragllava.records import Answer, AnswerOptions, AnswerStatus, Candidate, Question, Role, StoredImage
+from ragllava.records import Answer, AnswerStatus, Candidate, Depth, Question, Retrieval, StoredImage
 from ragllava.stages.answer import pipeline
 from ragllava.stages.answer.pipeline import RerankedQuestion
-from ragllava.stages.answer.tools import AnswerTools, prepare
+from ragllava.stages.answer.tools import AnswerTools
 
 DEFAULT_NOISE = (0.2, 0.5)
-_QUESTIONS_RANKED_TOGETHER = 300  # the more, the more of them share a candidate's picture
+# Rows of the table that compare the ways of retrieval.
+RETRIEVAL_ROWS = {
+    Retrieval.PICTURE: "retrieval",
+    Retrieval.CAPTION: "caption retrieval",
+    Retrieval.HYBRID: "hybrid retrieval",
+}
+ANSWER_ROWS = {Retrieval.PICTURE: "reranked, adaptive η", Retrieval.HYBRID: "hybrid, reranked, adaptive η"}
+ADAPTIVE = "adaptive"  # the name of a fitted threshold that promises nothing
 
-
-class Ranker(StrEnum):
-    """Who puts the candidates in order; the value says it to people."""
-
-    RETRIEVER = "retrieve"
-    CHAMPION = "rerank"
-    BLIND = "rerank without captions"  # the champion, asked without them
-    UNTUNED = "rerank untuned"
+_RETRIEVERS = {Ranker.CAPTION_RETRIEVER: Retrieval.CAPTION, Ranker.HYBRID_RETRIEVER: Retrieval.HYBRID}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +53,8 @@ class RunOptions:
     """What is measured. `seed` draws the wrong evidence.
 
     `hide_captions` adds the ablation in which neither reranker nor generator sees a caption; `noise` are the shares of
-    labelled images that are swapped for wrong ones; `promised_precision` adds the threshold that promises it.
+    labelled images that are swapped for wrong ones; `promised_precision` adds the threshold that promises it. `depth`
+    says how many of the hybrid candidates are reranked. `untuned` adds the row of another reranker, if there is one.
     """
 
     seed: int = 0
@@ -51,34 +63,8 @@ class RunOptions:
     oracle: bool = True
     noise: tuple[float, ...] = DEFAULT_NOISE
     promised_precision: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RankedQuestion:
-    """A question with its candidates, best first; `relevant` of `known` are sources, as candidates have them."""
-
-    known: EvaluationQuestion
-    candidates: tuple[Candidate, ...]
-
-    @property
-    def ranking(self) -> list[str]:
-        """The sources of the candidates, best first."""
-        return [candidate.image.source for candidate in self.candidates]
-
-    @property
-    def retrieval_ranking(self) -> list[str]:
-        """The sources in the order of the retrieval."""
-        return [c.image.source for c in sorted(self.candidates, key=lambda candidate: candidate.retrieval_rank)]
-
-    @property
-    def relevances(self) -> dict[str, float]:
-        """The relevance of each source, best first."""
-        return {candidate.image.source: candidate.relevance for candidate in self.candidates}
-
-    def evidence(self, threshold: float, top_n: int) -> list[StoredImage]:
-        """What a job with this threshold would answer from."""
-        chosen = pipeline.select_evidence(self.candidates, threshold, top_n)
-        return [candidate.image for candidate in chosen if candidate.evidence_no is not None]
+    depth: Depth = Depth.NEED
+    untuned: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +84,16 @@ class RunArm:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """An η that the run applies, as `name`, and where it comes from; `fit` None: it is the reranker version's own."""
+    """An η that the run applies, as `name`, and where it comes from; `fit` None: it is the reranker version's own.
+
+    `retrieval` is that of the candidates which it cuts.
+    """
 
     value: float
     source: str
     fit: ThresholdFit | None = None
-    name: str = "adaptive"
+    name: str = ADAPTIVE
+    retrieval: Retrieval = Retrieval.PICTURE
 
     def as_json(self) -> dict[str, Any]:
         """The η and how it was found."""
@@ -161,55 +151,30 @@ class Answerer:
         ]
 
 
-def rank(
-    dataset: EvaluationSet, pool: Pool, bench: Workbench, by: Ranker = Ranker.CHAMPION
-) -> tuple[RankedQuestion, ...]:
-    """The candidates of each question: retrieved, then reranked unless the retriever decides (then relevance is 0)."""
-    tools = _tools(dataset, pool, bench)
-    reranking = _untuned(tools, bench) if by is Ranker.UNTUNED else tools
-    questions = as_questions(dataset)
-    ranked: list[Answer] = []
-    for start in range(0, len(questions), _QUESTIONS_RANKED_TOGETHER):
-        batch = questions[start : start + _QUESTIONS_RANKED_TOGETHER]
-        ranked += pipeline.isolate_failures(batch, partial(_rank_batch, tools=tools, reranking=reranking, by=by))
-        bench.progress(f"{by}: {pool.archive_name}", len(ranked), len(questions))
-    return tuple(
-        RankedQuestion(pool.known_here(question), result.candidates)
-        for question, result in zip(dataset.questions, ranked, strict=True)
-    )
-
-
 def rank_by_all(
-    dataset: EvaluationSet, pool: Pool, bench: Workbench, options: RunOptions
+    dataset: EvaluationSet,
+    pool: Pool,
+    bench: Workbench,
+    options: RunOptions,
+    thresholds: Sequence[Threshold] = (),
 ) -> dict[Ranker, tuple[RankedQuestion, ...]]:
-    """The rankings that the options ask for; by the untuned reranker too where there is one (see `has_untuned`)."""
-    if not options.rerank:
-        return {Ranker.RETRIEVER: rank(dataset, pool, bench, Ranker.RETRIEVER)}
-    rankers = [Ranker.CHAMPION]
-    if options.hide_captions:
+    """The rankings that the options ask for; by the untuned reranker too where there is one (see `has_untuned`).
+
+    The hybrid candidates are reranked only where one of the `thresholds` is for them.
+    """
+    rankers = [Ranker.CHAMPION if options.rerank else Ranker.RETRIEVER]
+    if options.rerank and options.hide_captions:
         rankers.append(Ranker.BLIND)
-    if has_untuned(bench):
+    if options.rerank and options.untuned and has_untuned(bench):
         rankers.append(Ranker.UNTUNED)
-    return {ranker: rank(dataset, pool, bench, ranker) for ranker in rankers}
-
-
-def scored_candidates(ranked: Sequence[RankedQuestion]) -> tuple[list[float], list[bool]]:
-    """The relevance of every candidate of every question, and whether the image is labelled, to fit a threshold on."""
-    candidates = [(question, candidate) for question in ranked for candidate in question.candidates]
-    relevances = [candidate.relevance for _, candidate in candidates]
-    return relevances, [candidate.image.source in question.known.relevant for question, candidate in candidates]
-
-
-def has_untuned(bench: Workbench) -> bool:
-    """Whether another reranker was named as the untuned one, or the champion is an adapter, on a base without it."""
-    models = bench.resources.models
-    return bench.untuned is not None or models.reranker.version != models.base_version
-
-
-def apply_champions(pool: Pool, bench: Workbench) -> float:
-    """Let the champions compute from here on, as every call of `rank` does; returns the η that jobs use."""
-    options = to_json(AnswerOptions())
-    return prepare(bench.engine, bench.settings, bench.resources, pool.archive_id, options).threshold
+    rankings = {ranker: rank(dataset, pool, bench, ranker) for ranker in rankers}
+    if dataset.has_captions:
+        rankings[Ranker.CAPTION_RETRIEVER] = retrieve(dataset, pool, bench, Retrieval.CAPTION)
+        rankings[Ranker.HYBRID_RETRIEVER] = retrieve(dataset, pool, bench, Retrieval.HYBRID)
+    for threshold in thresholds:
+        if threshold.retrieval is Retrieval.HYBRID:
+            rankings[Ranker.HYBRID] = rank_hybrid(dataset, pool, bench, threshold.value, options.depth)
+    return rankings
 
 
 def run_arms(
@@ -224,7 +189,8 @@ def run_arms(
 
     @cache
     def answerer(hide_captions: bool) -> Answerer:
-        tools = _tools(dataset, pool, bench, dataset.top_n, hide_captions=hide_captions)
+        options = replace(paper_options(bench), top_n=dataset.top_n, captions_in_answer=not hide_captions)
+        tools = tools_for(dataset, pool, bench, options)
         return Answerer(as_questions(dataset), tools, bench)
 
     def answered(arm: RunArm, *, hide_captions: bool = False) -> RunArm:
@@ -234,63 +200,34 @@ def run_arms(
         evidence = [question.evidence(arm.threshold or 0.0, dataset.top_n) for question in arm.ranked]
         return replace(arm, answers=answerer(hide_captions).answers(arm.label, evidence))
 
+    found = [
+        RunArm(RETRIEVAL_ROWS[retrieval], rankings[ranker], by_retrieval=True)
+        for ranker, retrieval in _RETRIEVERS.items()
+        if ranker in rankings
+    ]
     if options.rerank:
         ranked = rankings[Ranker.CHAMPION]
-        arms = [RunArm("retrieval", ranked, by_retrieval=True), answered(RunArm("reranked", ranked))]
+        first = RunArm(RETRIEVAL_ROWS[Retrieval.PICTURE], ranked, by_retrieval=True)
+        arms = [first, *found, answered(RunArm("reranked", ranked))]
         if Ranker.BLIND in rankings:
             arms.append(answered(RunArm("reranked, captions hidden", rankings[Ranker.BLIND]), hide_captions=True))
         if Ranker.UNTUNED in rankings:
             arms.append(RunArm("reranked, untuned", rankings[Ranker.UNTUNED]))
-        values = {"natural": NATURAL_THRESHOLD} | {threshold.name: threshold.value for threshold in thresholds}
-        arms += [answered(RunArm(f"reranked, {name} η", ranked, threshold=value)) for name, value in values.items()]
+        arms.append(answered(RunArm("reranked, natural η", ranked, threshold=NATURAL_THRESHOLD)))
+        for threshold in thresholds:
+            by_both = threshold.retrieval is Retrieval.HYBRID
+            label = f"{'hybrid, ' if by_both else ''}reranked, {threshold.name} η"
+            own_ranked = rankings[Ranker.HYBRID] if by_both else ranked
+            arms.append(answered(RunArm(label, own_ranked, threshold=threshold.value)))
     else:
         ranked = rankings[Ranker.RETRIEVER]
-        arms = [answered(RunArm("retrieval", ranked, by_retrieval=True))]
+        first = RunArm(RETRIEVAL_ROWS[Retrieval.PICTURE], ranked, by_retrieval=True)
+        arms = [answered(first), *found]
         if options.hide_captions:
             arms.append(answered(RunArm("retrieval, captions hidden", ranked, by_retrieval=True), hide_captions=True))
     if options.oracle and not dataset.retrieval_only:
         arms += _given_arms(ranked, pool, answerer(False), options)
     return arms
-
-
-def as_questions(dataset: EvaluationSet) -> list[Question]:
-    """The set's questions as the stages take them."""
-    return [
-        Question(number, number + 1, question.custom_id, question.text)
-        for number, question in enumerate(dataset.questions)
-    ]
-
-
-def _tools(
-    dataset: EvaluationSet, pool: Pool, bench: Workbench, top_n: int = 1, *, hide_captions: bool = False
-) -> AnswerTools:
-    options = AnswerOptions(bench.settings.top_k, top_n, threshold=0.0, captions_in_answer=not hide_captions)
-    tools = prepare(bench.engine, bench.settings, bench.resources, pool.archive_id, to_json(options))
-    return replace(tools, by_caption=dataset.by_caption)
-
-
-def _untuned(tools: AnswerTools, bench: Workbench) -> AnswerTools:
-    """Tools whose reranker is the untuned one. The champion's base loses its adapter until the next `_tools`."""
-    if bench.untuned is not None:
-        return replace(tools, resources=bench.untuned)
-    tools.resources.models.apply_adapter(Role.RERANKER, None, None)
-    return tools
-
-
-def _rank_batch(
-    questions: Sequence[Question], *, tools: AnswerTools, reranking: AnswerTools, by: Ranker
-) -> list[Answer]:
-    candidates = pipeline.retrieve(questions, tools)
-    if by is Ranker.BLIND:
-        candidates = [[replace(c, image=replace(c.image, caption=None)) for c in listed] for listed in candidates]
-    if by is Ranker.RETRIEVER:
-        ranked = [tuple(listed) for listed in candidates]
-    else:
-        ranked = [reranked.candidates for reranked in pipeline.rerank(questions, candidates, reranking)]
-    return [
-        Answer(question.question_no, AnswerStatus.ANSWERED, candidates=listed)
-        for question, listed in zip(questions, ranked, strict=True)
-    ]
 
 
 def _given_arms(ranked: Sequence[RankedQuestion], pool: Pool, answerer: Answerer, options: RunOptions) -> list[RunArm]:

@@ -8,23 +8,18 @@ question has exactly one right set of pictures.
 from __future__ import annotations
 
 import csv
-import io
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import cycle, islice
 from pathlib import Path
 from typing import get_args
 
-from PIL import Image
-
 from ragllava.errors import UsageError
 from ragllava.json_records import write_json_lines
-from ragllava.postcards.drawing import Drawing, draw_postcard
+from ragllava.postcards.asking import draw_questions, in_style
 from ragllava.postcards.names import (
     KINDS,
     SHIFTED_KINDS,
-    Attributes,
     Landmark,
     Split,
     confusable_entity,
@@ -32,7 +27,8 @@ from ragllava.postcards.names import (
     sample_attributes,
     sample_entity,
 )
-from ragllava.postcards.questions import TWO_IMAGE_TYPES, ask_about_one, ask_about_two
+from ragllava.postcards.postcard import Postcard
+from ragllava.postcards.questions import QuestionStyle
 from ragllava.records import KnownAnswer
 
 _CONFUSABLE_SHARE = 0.35  # of the original landmarks that get a distractor of the same kind
@@ -40,43 +36,14 @@ _NAMESAKE_SHARE = 0.25  # of those that get one of the same name and city
 
 
 @dataclass(frozen=True, slots=True)
-class Postcard:
-    """A picture with its caption. Only the seed of the picture is stored; every call of `draw` draws it again."""
-
-    file_name: str
-    landmark: Landmark
-    picture_seed: int
-
-    @property
-    def caption(self) -> str:
-        """What is printed under the picture."""
-        return self.landmark.caption
-
-    @property
-    def attributes(self) -> Attributes:
-        """What the picture shows."""
-        return self.landmark.attributes
-
-    def draw(self) -> Drawing:
-        """Draw the picture; every call gives the same. About 2 ms."""
-        return draw_postcard(self.attributes, random.Random(self.picture_seed))  # noqa: S311 - repeatable on purpose
-
-    def picture(self) -> Image.Image:
-        """The drawing as a Pillow image."""
-        return Image.fromarray(self.draw().pixels)
-
-    def png(self) -> bytes:
-        """The drawing as a PNG file."""
-        buffer = io.BytesIO()
-        self.picture().save(buffer, "PNG")
-        return buffer.getvalue()
-
-
-@dataclass(frozen=True, slots=True)
 class KnownQuestion(KnownAnswer):
-    """A question whose answer and pictures are known; `relevant` holds file names of the archive."""
+    """A question whose answer and pictures are known; `relevant` holds file names of the archive.
+
+    `style` is None for a question that was not drawn.
+    """
 
     text: str
+    style: QuestionStyle | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +64,14 @@ class WrittenArchive:
     answers: Path
 
 
-def draw_archive(
+def draw_archive(  # noqa: PLR0913 - these are the properties of an archive
     seed: int,
     images: int = 1000,
     questions: int = 200,
     two_image_share: float = 0.2,
     split: Split = "test",
     *,
+    style: QuestionStyle = QuestionStyle.CUES,
     shifted: bool = False,
     side: Callable[[str], bool] | None = None,
 ) -> PostcardArchive:
@@ -112,9 +80,10 @@ def draw_archive(
     Only the pixels may differ slightly between versions of Pillow and NumPy. A shifted archive has the same questions,
     but kinds of landmarks and drawing styles that the shipped models have never seen. Questions are about the original
     landmarks, not about their distractors; questions about one picture use every original once before the first is
-    repeated. Question types are mixed. `side` maps a file name to one of two sides: then no question is about pictures
-    of both sides, as long as one side has two that fit. Raises UsageError for a number out of range, an unknown split,
-    or too few images for questions about two.
+    repeated. Question types are mixed. The postcards are the same in every `style` of the questions. `side` maps a file
+    name to one of two sides: then no question is about pictures of both sides, as long as one side has two that fit.
+    Raises UsageError for a number out of range, an unknown split, too few images for questions about two, or so many
+    that visible facts alone tell no postcard from all others.
     """
     if images < 1:
         raise UsageError(f"an archive needs at least one image, not {images}")
@@ -131,8 +100,23 @@ def draw_archive(
         Postcard(f"postcard-{number:0{digits}d}.png", landmark, rng.getrandbits(32))
         for number, landmark in enumerate(landmarks, start=1)
     )
-    asked_postcards = [postcards[index] for index in originals]
-    return PostcardArchive(postcards, _draw_questions(rng, asked_postcards, questions, two_image_share, side))
+    asked_about = [postcards[index] for index in originals]
+    drawn = draw_questions(rng, asked_about, questions, two_image_share, side)
+    style_rng = random.Random(f"{seed} {style}")  # noqa: S311 - as above; no style changes what another one draws
+    asked_in_style = in_style(drawn, style, postcards, asked_about, side, split, style_rng)
+    digits = max(4, len(str(len(asked_in_style))))
+    known = (
+        KnownQuestion(
+            custom_id=f"q-{number:0{digits}d}",
+            answer=question.answer,
+            type=question.type,
+            relevant=tuple(postcard.file_name for postcard in asked),
+            text=question.text,
+            style=style,
+        )
+        for number, (question, asked) in enumerate(asked_in_style, start=1)
+    )
+    return PostcardArchive(postcards, tuple(known))
 
 
 def write_archive(
@@ -141,8 +125,9 @@ def write_archive(
     """Write the archive into a folder, which is created if necessary.
 
     pictures/*.png; captions.csv (file, caption); questions.jsonl (custom_id, question) to submit; answers.jsonl
-    (custom_id, answer, type, relevant) to compare with, written last. `progress` is called with (written, total) after
-    each picture. Writing the same archive again is harmless. Raises UsageError if the pictures' folder has other files.
+    (custom_id, answer, type, style, relevant) to compare with, written last. `progress` is called with (written, total)
+    after each picture. Writing the same archive again is harmless. Raises UsageError if the pictures' folder has other
+    files.
     """
     written = WrittenArchive(
         pictures=folder / "pictures",
@@ -204,58 +189,3 @@ def _draw_family(rng: random.Random, split: Split, kinds: Sequence[str]) -> list
         namesake_kind = rng.choice([candidate for candidate in kinds if candidate != kind])
         family.append(Landmark(sample_attributes(rng, namesake_kind), namesake_entity(entity, rng)))
     return family
-
-
-def _draw_questions(
-    rng: random.Random,
-    originals: Sequence[Postcard],
-    questions: int,
-    two_image_share: float,
-    side: Callable[[str], bool] | None,
-) -> tuple[KnownQuestion, ...]:
-    about_two = round(questions * two_image_share)
-    if about_two and len(originals) < 2:
-        raise UsageError("questions about two images need two landmarks to ask about; draw more images")
-    order = rng.sample(originals, len(originals))
-    drawn = [
-        (ask_about_one(postcard.landmark, rng), [postcard]) for postcard in islice(cycle(order), questions - about_two)
-    ]
-    for number in range(about_two):
-        question_type = TWO_IMAGE_TYPES[number % len(TWO_IMAGE_TYPES)]
-        first, second = _draw_pair(originals, question_type, rng, side)
-        # "Which has more, A or A?" has no answer, even if the two are in different cities.
-        question_type = "samecolor" if first.landmark.title == second.landmark.title else question_type
-        drawn.append((ask_about_two(first.landmark, second.landmark, rng, question_type), [first, second]))
-    rng.shuffle(drawn)
-    digits = max(4, len(str(len(drawn))))
-    return tuple(
-        KnownQuestion(
-            custom_id=f"q-{number:0{digits}d}",
-            answer=question.answer,
-            type=question.type,
-            relevant=tuple(postcard.file_name for postcard in postcards),
-            text=question.text,
-        )
-        for number, (question, postcards) in enumerate(drawn, start=1)
-    )
-
-
-def _draw_pair(
-    originals: Sequence[Postcard], question_type: str, rng: random.Random, side: Callable[[str], bool] | None
-) -> tuple[Postcard, Postcard]:
-    """Two postcards that fit the question type, if there are any; half of the pairs for "samecolor" have one color.
-
-    So neither answer to a question about two pictures is more frequent than the other.
-    """
-    first, second = rng.sample(originals, 2)
-    looks = first.attributes
-    candidates = originals
-    if side is not None:
-        candidates = [c for c in originals if side(c.file_name) == side(first.file_name)]
-        second = rng.choice([c for c in candidates if c is not first] or [second])
-    if question_type == "more":
-        fitting = [c for c in candidates if c.attributes.counted == looks.counted and c.attributes.count != looks.count]
-    else:
-        same_color = rng.random() < 0.5
-        fitting = [c for c in candidates if c is not first and (c.attributes.color == looks.color) == same_color]
-    return first, rng.choice(fitting) if fitting else second

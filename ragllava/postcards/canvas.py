@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
@@ -51,15 +51,15 @@ class Canvas:
 
     def rectangle(self, left: float, bottom: float, right: float, top: float, paint: Paint | None = None) -> None:
         """A filled rectangle."""
-        self._pen.rectangle(self._box(left, bottom, right, top), **asdict(paint or self.paint))
+        self._pen.rectangle(self._box(left, bottom, right, top), *self._fill_and_outline(paint))
 
     def ellipse(self, left: float, bottom: float, right: float, top: float, paint: Paint | None = None) -> None:
         """A filled ellipse that touches the four sides of the box."""
-        self._pen.ellipse(self._box(left, bottom, right, top), **asdict(paint or self.paint))
+        self._pen.ellipse(self._box(left, bottom, right, top), *self._fill_and_outline(paint))
 
     def half_disc(self, left: float, bottom: float, right: float, top: float, paint: Paint | None = None) -> None:
         """The upper half of such an ellipse."""
-        self._pen.pieslice(self._box(left, bottom, right, top), 180, 360, **asdict(paint or self.paint))
+        self._pen.pieslice(self._box(left, bottom, right, top), 180, 360, *self._fill_and_outline(paint))
 
     def arc(self, left: float, bottom: float, right: float, top: float, color: Color, width: float) -> None:
         """The upper half of such an ellipse's outline."""
@@ -67,11 +67,15 @@ class Canvas:
 
     def polygon(self, points: Sequence[Point], paint: Paint | None = None) -> None:
         """A filled polygon."""
-        self._pen.polygon([self._pixels(*point) for point in points], **asdict(paint or self.paint))
+        self._pen.polygon([self._pixels(*point) for point in points], *self._fill_and_outline(paint))
 
     def line(self, start: Point, end: Point, color: Color, width: float) -> None:
         """A straight line."""
         self._pen.line([self._pixels(*start), self._pixels(*end)], fill=color, width=self._line_width(width))
+
+    def _fill_and_outline(self, paint: Paint | None) -> tuple[Color, Color | None]:
+        chosen = paint or self.paint
+        return chosen.fill, chosen.outline
 
     @property
     def _pen(self) -> ImageDraw.ImageDraw:

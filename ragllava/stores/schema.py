@@ -111,7 +111,7 @@ images = Table(
 )
 
 # The words of an image that is not retired: of its caption (weight A), its metadata (C) and its source (D). One GIN
-# index serves all archives: each row holds its archive as a word of its own, so that no extension is needed.
+# index serves all archives: each word has the number of its archive before it.
 image_words = Table(
     "image_words",
     metadata,
@@ -119,7 +119,8 @@ image_words = Table(
     Column("archive_id", BigInteger, nullable=False),
     Column("words", TSVECTOR, nullable=False),
     Column("length", REAL, nullable=False),  # how many words, each by the weight of its field
-    Index("ix_image_words_words", "words", postgresql_using="gin"),
+    # Without a list of pending entries, which each search would read from its beginning to its end.
+    Index("ix_image_words_words", "words", postgresql_using="gin", postgresql_with={"fastupdate": "off"}),
 )
 
 # How many images of an archive have a word: the sum of its rows. Rows are added, never updated, so that two
@@ -140,7 +141,7 @@ vocabulary = Table(
     metadata,
     Column("word", Text(collation="C"), primary_key=True),
     Column("variants", ARRAY(Text), nullable=False),
-    Index("ix_vocabulary_variants", "variants", postgresql_using="gin"),
+    Index("ix_vocabulary_variants", "variants", postgresql_using="gin", postgresql_with={"fastupdate": "off"}),
 )
 
 indexes = Table(
@@ -304,6 +305,8 @@ candidates = Table(
         ["answers.job_id", "answers.question_no", "answers.run_no"],
         ondelete="CASCADE",
     ),
+    # Which answers rest on an image.
+    Index("ix_candidates_image_id", "image_id", postgresql_where=text("evidence_no IS NOT NULL")),
 )
 
 # Inputs of a train job: one row, one input.

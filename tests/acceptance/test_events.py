@@ -17,8 +17,9 @@ from PIL import Image
 from sqlalchemy import text
 
 from ragllava.client import Client
-from ragllava.postcards.archive import KnownQuestion, Postcard, draw_archive
+from ragllava.postcards.archive import KnownQuestion, draw_archive
 from ragllava.postcards.drawing import draw_postcard
+from ragllava.postcards.postcard import Postcard
 from tests.support.foreign_bucket import Bucket, make_bucket
 from tests.support.terminal import Terminal, running_system, terminal
 from tests.support.waiting import wait_for

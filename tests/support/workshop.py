@@ -15,7 +15,7 @@ from ragllava.jobs.control import JobView
 from ragllava.jobs.kinds import KINDS
 from ragllava.jobs.runner import ShardContext, run_shard
 from ragllava.models.bundle import ModelBundle
-from ragllava.records import AnswerOptions, SourceFile
+from ragllava.records import AnswerOptions, Depth, Retrieval, SourceFile
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import Submission, Submitted, submit_questions
@@ -32,6 +32,9 @@ from tests.support.job_rows import WORKER, Desk
 
 Stage = Callable[[ShardContext[Resources]], None]
 ARCHIVE = "postcards"
+
+# Options of the paper's set-up: the candidates are the nearest pictures, and all of them are reranked.
+PAPER: Mapping[str, Any] = {"retrieval": Retrieval.PICTURE, "depth": Depth.FIXED}
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast, get_args
 
@@ -17,8 +17,9 @@ from ragllava.evaluation.datasets.records import (
     EvaluationSet,
 )
 from ragllava.evaluation.datasets.webqa import load_webqa
-from ragllava.postcards.archive import PostcardArchive, draw_archive
+from ragllava.postcards.archive import KnownQuestion, PostcardArchive, draw_archive
 from ragllava.postcards.names import Split
+from ragllava.postcards.questions import QuestionStyle
 
 POSTCARDS = "postcards"
 POSTCARD_IMAGES = 1000
@@ -34,11 +35,18 @@ DATASETS = (*_LOADERS, POSTCARDS)
 
 
 def load_dataset(
-    name: str, folder: Path | None, split: str, *, seed: int = 0, images: int | None = None
+    name: str,
+    folder: Path | None,
+    split: str,
+    *,
+    seed: int = 0,
+    images: int | None = None,
+    style: QuestionStyle = QuestionStyle.CUES,
 ) -> EvaluationSet:
     """One split of the data set `name`, one of DATASETS, from the files in `folder`.
 
-    The postcards need no folder: they are drawn from `seed`, 300 questions to 1,000 images or as many as `images` says.
+    The postcards need no folder: they are drawn from `seed`, 300 questions in one style to 1,000 images or as many as
+    `images` says.
     UsageError: an unknown data set or split, a folder too many, or a file that is missing; InvalidInput: a file with
     wrong rows.
     """
@@ -47,7 +55,8 @@ def load_dataset(
             raise UsageError(f"the postcards have no split {split!r}; use {' or '.join(get_args(Split))}")
         if folder is not None:
             raise UsageError("the postcards are drawn, not read from files; omit --data")
-        archive = draw_archive(seed, images or POSTCARD_IMAGES, POSTCARD_QUESTIONS, split=cast("Split", split))
+        drawn_split = cast("Split", split)
+        archive = draw_archive(seed, images or POSTCARD_IMAGES, POSTCARD_QUESTIONS, split=drawn_split, style=style)
         return postcard_set(archive, split)
     if name not in _LOADERS:
         raise UsageError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}")
@@ -70,4 +79,22 @@ def postcard_set(archive: PostcardArchive, split: str) -> EvaluationSet:
             EvaluationQuestion(**asdict(question), references=(question.answer,)) for question in archive.questions
         ),
         top_n=2,
+        style=only_style(archive.questions),
     )
+
+
+def in_turn(sets: Sequence[EvaluationSet]) -> EvaluationSet:
+    """One set that takes its questions from each of these in turn: the first from the first, and so on.
+
+    All of them have the same images, and as many questions under the same ids.
+    """
+    questions = tuple(
+        row[number % len(sets)] for number, row in enumerate(zip(*(s.questions for s in sets), strict=True))
+    )
+    return replace(sets[0], questions=questions, style=only_style(questions))
+
+
+def only_style(questions: Sequence[KnownQuestion]) -> QuestionStyle | None:
+    """The style of all questions, None if there are several or none."""
+    styles = {question.style for question in questions}
+    return styles.pop() if len(styles) == 1 else None

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from ragllava.errors import UsageError
-from ragllava.postcards.archive import KnownQuestion, Postcard
+from ragllava.postcards.archive import KnownQuestion
+from ragllava.postcards.postcard import Postcard
+from ragllava.postcards.questions import QuestionStyle
 
 
 class PictureBytes(Protocol):
@@ -74,7 +76,8 @@ class EvaluationSet:
 
     `top_n` is how many images a question keeps at most in the published figures. `by_caption`: each question is a
     caption, and its image is searched for (docs/method.md 2 has a prompt of its own for that). `left_out` counts what
-    the files hold beside the questions, by reason: questions + left out = rows of the file. UsageError: two images or
+    the files hold beside the questions, by reason: questions + left out = rows of the file. `style` is that of drawn
+    questions, if all have one. UsageError: two images or
     two questions with the same id, no question, or a labelled image that is not in the pool.
     """
 
@@ -85,6 +88,7 @@ class EvaluationSet:
     top_n: int = 1
     left_out: Mapping[str, int] = field(default_factory=dict)
     by_caption: bool = False
+    style: QuestionStyle | None = None
 
     def __post_init__(self) -> None:
         if not self.questions:
@@ -101,6 +105,11 @@ class EvaluationSet:
                     f"{self.name}, split {self.split}: image {absent} of question {question.custom_id} "
                     "is not among the images to retrieve from; do the files belong together?"
                 )
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether an image of the pool has a caption, by which it can be found."""
+        return any(image.caption is not None for image in self.images)
 
     @property
     def retrieval_only(self) -> bool:

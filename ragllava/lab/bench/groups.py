@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from ragllava.errors import UsageError
+from ragllava.lab.bench.first_stage import first_stage_rows
 from ragllava.lab.bench.growing import growth_rows
 from ragllava.lab.bench.ingesting import ingest_rows
 from ragllava.lab.bench.overhead import overhead_rows
@@ -36,6 +37,7 @@ class Group:
 GROUPS = (
     Group("rerank", Needs.NOTHING, rerank_rows),
     Group("search", Needs.SERVICES, search_rows),
+    Group("captions", Needs.SERVICES, first_stage_rows),
     Group("ingest", Needs.WORKERS, ingest_rows),
     Group("overhead", Needs.WORKERS, overhead_rows),
     Group("growth", Needs.WORKERS, growth_rows),

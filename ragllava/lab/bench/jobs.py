@@ -12,11 +12,14 @@ from ragllava.jobs.states import JobState
 from ragllava.json_records import write_json_lines
 from ragllava.lab.bench.workload import Workload
 from ragllava.postcards.archive import draw_archive, write_archive
+from ragllava.records import AnswerOptions, Depth, Retrieval
 
 if TYPE_CHECKING:
     from ragllava.client import Client
 
 SAMPLE = "bench-postcards"
+# Every candidate is reranked, so that the work of a question is the same on all archives.
+OPTIONS = AnswerOptions(retrieval=Retrieval.PICTURE, depth=Depth.FIXED)
 _POLL_S = 0.1  # the largest delay until the end of a job is noticed
 
 
@@ -42,7 +45,7 @@ def write_questions(client: Client, name: str, texts: Sequence[str]) -> Path:
 def run_job(client: Client, path: Path, archive_name: str) -> tuple[float, int]:
     """Seconds from the submit of a question file to the end of its job, and the job's id."""
     began = time.perf_counter()
-    job_id = client.questions.submit(path, archive_name).job_id
+    job_id = client.questions.submit(path, archive_name, OPTIONS).job_id
     wait(client, job_id)
     return time.perf_counter() - began, job_id
 

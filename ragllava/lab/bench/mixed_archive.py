@@ -17,6 +17,7 @@ from sqlalchemy import Engine
 from ragllava.lab.bench.synthetic import mix_vectors
 from ragllava.lab.bench.workload import Workload
 from ragllava.postcards.archive import draw_archive
+from ragllava.postcards.postcard import Postcard
 from ragllava.stores.archives import archive, blobs, indexes, vectors
 from ragllava.stores.archives.archive import NewImage
 from ragllava.stores.archives.blobs import NewBlob
@@ -47,7 +48,7 @@ def create_archives(
     """
     client, retriever = workload.require_client(), workload.models.retriever
     postcards = draw_archive(workload.seed + 1, max(_EMBEDDED, _NEAR * len(texts)), 0).postcards
-    real = retriever.embed_images([postcard.picture() for postcard in postcards[:_EMBEDDED]], batch_size=64)
+    real = _real_vectors(workload, postcards)
     questions = retriever.embed_texts(texts)
     hashes: list[str] = []  # of the first postcards, whose bytes are in the object store
     archives = {}
@@ -56,19 +57,32 @@ def create_archives(
         mixed = mix_vectors(real, size, workload.seed)
         near = np.unique(np.argsort(-(questions @ mixed.T), axis=1)[:, :_NEAR])
         hashes += [client.objects.put_content(card.png(), _MEDIA_TYPE) for card in postcards[len(hashes) : len(near)]]
-        images = [_image(row, hashlib.sha256(f"{size} image-{row}.png".encode()).hexdigest()) for row in range(size)]
+        images = [new_image(row, hashlib.sha256(f"{size} image-{row}.png".encode()).hexdigest()) for row in range(size)]
         for row, sha256, card in zip(near.tolist(), hashes, postcards, strict=False):
-            images[row] = _image(row, sha256, card.caption)
-        archives[size] = _store(client.engine, f"bench-{size}", retriever.version, images, mixed)
+            images[row] = new_image(row, sha256, card.caption)
+        archives[size] = store_archive(client.engine, f"bench-{size}", retriever.version, images, mixed)
     return questions, archives
 
 
-def _image(row: int, sha256: str, caption: str | None = None) -> NewImage:
+def mixed_vectors(workload: Workload, number: int) -> Vectors:
+    """`number` vectors (N, D) of length 1 that are mixed from those of drawn postcards."""
+    postcards = draw_archive(workload.seed + 1, _EMBEDDED, 0).postcards
+    return mix_vectors(_real_vectors(workload, postcards), number, workload.seed)
+
+
+def _real_vectors(workload: Workload, postcards: Sequence[Postcard]) -> Vectors:
+    pictures = [postcard.picture() for postcard in postcards[:_EMBEDDED]]
+    return workload.models.retriever.embed_images(pictures, batch_size=64)
+
+
+def new_image(row: int, sha256: str, caption: str | None = None) -> NewImage:
+    """Image number `row` of an archive, with this content."""
     name = f"image-{row}.png"
     return NewImage(sha256, name, f"file:///{name}", caption, 1, 1, _MEDIA_TYPE)
 
 
-def _store(engine: Engine, name: str, version: str, images: Sequence[NewImage], mixed: Vectors) -> MixedArchive:
+def store_archive(engine: Engine, name: str, version: str, images: Sequence[NewImage], mixed: Vectors) -> MixedArchive:
+    """An archive of these images and vectors (N, D) by the retriever `version`, with its index as in production."""
     archive_id = in_transaction(engine, archive.ensure_archive, name).archive_id
     index_id = in_transaction(engine, indexes.create_index, archive_id, version, mixed.shape[1])
     for start in range(0, len(images), _ROWS_PER_COMMIT):

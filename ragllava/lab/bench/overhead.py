@@ -9,11 +9,11 @@ from contextlib import closing
 from functools import partial
 
 from ragllava.json_records import to_json
-from ragllava.lab.bench.jobs import SAMPLE, run_job, sample_questions, write_questions
+from ragllava.lab.bench.jobs import OPTIONS, SAMPLE, run_job, sample_questions, write_questions
 from ragllava.lab.bench.processes import spend
 from ragllava.lab.bench.rows import BenchRow, Wanted, timed
 from ragllava.lab.bench.workload import Workload
-from ragllava.records import Answer, AnswerOptions, Question
+from ragllava.records import Answer, Question
 from ragllava.stages.answer.doubts import DoubtLimits, find_noisy
 from ragllava.stages.answer.pipeline import answer_again, answer_questions
 from ragllava.stages.answer.tools import AnswerTools, prepare
@@ -36,7 +36,7 @@ def overhead_rows(workload: Workload) -> list[BenchRow]:
     with closing(Resources(client.settings)) as resources:
         resources.models = workload.models  # already loaded
         archive_id = in_transaction(client.engine, archive.get_archive, SAMPLE).archive_id
-        tools = prepare(client.engine, client.settings, resources, archive_id, to_json(AnswerOptions()))
+        tools = prepare(client.engine, client.settings, resources, archive_id, to_json(OPTIONS))
         return [_bulk_row(workload, texts, tools), _ask_row(workload, texts, tools)]
 
 
@@ -68,7 +68,7 @@ def _ask_row(workload: Workload, texts: Sequence[str], tools: AnswerTools) -> Be
     profile: defaultdict[str, float] = defaultdict(float)
     for number in range(_ASKED):
         text = texts[number % len(texts)]
-        spent = spend(partial(client.questions.ask, text, SAMPLE))
+        spent = spend(partial(client.questions.ask, text, SAMPLE, OPTIONS))
         ask_s.append(spent.seconds)
         for name, processor_ms in spent.figures(_ASKED).items():
             profile[name] += processor_ms

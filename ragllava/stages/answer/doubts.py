@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ragllava.answer_text import exact_match
 from ragllava.errors import JobRefused, RagllavaError
-from ragllava.records import Answer, AnswerStatus, Candidate, NoisyCase, NoisyReason, Question, evidence_of
+from ragllava.records import Answer, AnswerStatus, Candidate, NoisyCase, NoisyReason, Origin, Question, evidence_of
 from ragllava.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -82,22 +82,29 @@ def _near_threshold(answer: Answer, threshold: float, limits: DoubtLimits) -> st
     if not 0 < threshold < 1:
         return None
     # Only the first top_n can be evidence, so only of them does η decide.
-    closest = min(answer.candidates[: limits.top_n], key=lambda c: abs(_logit(c.relevance) - _logit(threshold)))
-    if abs(_logit(closest.relevance) - _logit(threshold)) >= limits.near_threshold:
+    first = [(c.relevance, c.image.source) for c in answer.candidates[: limits.top_n] if c.relevance is not None]
+    distances = [abs(_logit(relevance) - _logit(threshold)) for relevance, _ in first]
+    if not distances or min(distances) >= limits.near_threshold:
         return None
-    return f"{closest.image.source} has a relevance of {closest.relevance:.3f}, close to the threshold {threshold:.3f}"
+    relevance, source = first[distances.index(min(distances))]
+    return f"{source} has a relevance of {relevance:.3f}, close to the threshold {threshold:.3f}"
 
 
 def _ranks_disagree(answer: Answer, threshold: float) -> str | None:
     """The most relevant image is in the lower half of the retriever's list, and the retriever's first is not relevant.
 
     The reranker is meant to change the order. But if its best image was almost not retrieved, either the reranker is
-    wrong, or the right image was not retrieved at all.
+    wrong, or the right image was not retrieved at all. An image that was found by its caption was well retrieved,
+    however far its picture is from the question.
     """
     best = answer.candidates[0]
-    first = min(answer.candidates, key=lambda candidate: candidate.retrieval_rank)
-    total = len(answer.candidates)
-    if best.retrieval_rank * 2 < total or best.relevance < threshold or first.relevance >= threshold:
+    nearest = [candidate for candidate in answer.candidates if candidate.origin is not Origin.CAPTION]
+    if best.origin is not Origin.PICTURE or best.relevance is None:
+        return None
+    first = min(nearest, key=lambda candidate: candidate.retrieval_rank)
+    total = len(nearest)
+    first_is_relevant = first.relevance is None or first.relevance >= threshold
+    if best.retrieval_rank * 2 < total or best.relevance < threshold or first_is_relevant:
         return None
     return (
         f"{best.image.source}, the most relevant, has retrieval rank {best.retrieval_rank + 1} of {total}; "

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ragllava.errors import JobRefused, LeaseLost, RagllavaError, ShardInterrupted
-from ragllava.records import Answer, AnswerStatus, Candidate, ModelStamp, Question, evidence_of
+from ragllava.records import Answer, AnswerStatus, Candidate, ModelStamp, Question, Retrieval, by_relevance, evidence_of
+from ragllava.stages.answer import waves
+from ragllava.stages.answer.candidates import CandidateHit, find_candidates
 from ragllava.stages.answer.doubts import Evidence
 from ragllava.stages.answer.tools import AnswerTools, stamp_now
-from ragllava.stores.archives import archive, vectors
-from ragllava.stores.archives.vectors import Hit
+from ragllava.stores.archives import archive
 from ragllava.stores.database import read_at_once
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ T = TypeVar("T")
 _IMAGES_AT_ONCE = 64  # whose decoded pictures are in memory together, beside the cache
 
 Pictures = Mapping[str, "Image | str"]  # by sha256; a text says why the picture cannot be read
-HitsByQuestion = dict[int, list[Hit]]  # by question_no
+HitsByQuestion = dict[int, list[CandidateHit]]  # by question_no
+RowAndImage = tuple[int, int]  # the place of a question in its batch, and the id of an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,28 +79,31 @@ def answer_questions(questions: Sequence[Question], tools: AnswerTools) -> list[
 def retrieve(
     questions: Sequence[Question], tools: AnswerTools, known_hits: HitsByQuestion | None = None
 ) -> list[list[Candidate]]:
-    """The `top_k` nearest images of each question, best first, with relevance 0 until reranked (docs/method.md 1).
+    """The candidates of each question in retrieval order, not reranked yet (docs/method.md 1, candidates.py).
 
     Questions in `known_hits` are not searched for again.
     """
     hits_of = dict(known_hits or {})
     missing = [question for question in questions if question.question_no not in hits_of]
-    hits_of.update(zip((question.question_no for question in missing), search(missing, tools), strict=True))
+    hits_of.update(zip((question.question_no for question in missing), find_candidates(missing, tools), strict=True))
     rows = [hits_of[question.question_no] for question in questions]
     images = read_at_once(tools.engine, archive.load_images, sorted({hit.image_id for row in rows for hit in row}))
     return [
-        [Candidate(images[hit.image_id], rank, hit.retrieval_score, relevance=0.0) for rank, hit in enumerate(row)]
+        [
+            Candidate(
+                images[hit.image_id],
+                rank,
+                hit.retrieval_score,
+                relevance=None,
+                origin=hit.origin,
+                caption_rank=hit.caption_rank,
+                caption_score=hit.caption_score,
+                shares=hit.shares,
+            )
+            for rank, hit in enumerate(row)
+        ]
         for row in rows
     ]
-
-
-def search(questions: Sequence[Question], tools: AnswerTools) -> list[list[Hit]]:
-    """The `top_k` nearest images of each question, best first; none while the archive has no index."""
-    index = tools.index
-    if index is None or not questions:
-        return [[] for _ in questions]
-    queries = tools.resources.retriever_of(index).embed_texts([question.text for question in questions])
-    return read_at_once(tools.engine, vectors.search, index, queries, tools.options.top_k)
 
 
 def rerank(
@@ -109,19 +114,56 @@ def rerank(
 ) -> list[RerankedQuestion]:
     """P("Yes") of every (question, image + caption) pair, then the threshold (docs/method.md 2 and 3).
 
-    `candidates` has those of each question. Works image by image, so that each is fetched, decoded and read once for
-    all questions that it is a candidate of (docs/method.md 2); the more questions, the more they share. A candidate
-    whose picture cannot be read is left out, and a note says so. `check` is called between groups of images; what it
-    raises is passed on.
+    `candidates` has those of each question; they are reranked in waves until those that were suffice (waves.py), and
+    the others keep the relevance None. A candidate whose picture cannot be read is left out, and a note says so.
+    `check` is called between groups of images; what it raises is passed on.
+    """
+    scores: dict[RowAndImage, Relevance] = {}
+    unreadable: dict[RowAndImage, str] = {}
+    planned = {row: waves.waves_of(of_question, tools.options.depth) for row, of_question in enumerate(candidates)}
+    while planned := {row: left for row, left in planned.items() if left}:
+        pairs = [(row, candidate) for row, left in planned.items() for candidate in left[0]]
+        _score(questions, pairs, scores, unreadable, tools, check)
+        planned = {
+            row: [] if _is_done(candidates[row], row, left[1:], scores, tools) else left[1:]
+            for row, left in planned.items()
+        }
+    return [_ranked(row, of_question, scores, unreadable, tools) for row, of_question in enumerate(candidates)]
+
+
+def _is_done(
+    candidates: Sequence[Candidate],
+    row: int,
+    left: Sequence[Sequence[Candidate]],
+    scores: Mapping[RowAndImage, Relevance],
+    tools: AnswerTools,
+) -> bool:
+    reranked = [
+        replace(candidate, relevance=scores[row, candidate.image.image_id].value)
+        for candidate in candidates
+        if (row, candidate.image.image_id) in scores
+    ]
+    return waves.is_done(reranked, [c for wave in left for c in wave], tools.threshold, tools.options.top_n)
+
+
+def _score(
+    questions: Sequence[Question],
+    wave: Sequence[tuple[int, Candidate]],
+    scores: dict[RowAndImage, Relevance],
+    unreadable: dict[RowAndImage, str],
+    tools: AnswerTools,
+    check: Callable[[], None],
+) -> None:
+    """Add the relevance of these candidates to `scores`, or why their picture cannot be read to `unreadable`.
+
+    Works image by image, so that each is fetched, decoded and read once for all questions that it is a candidate of
+    (docs/method.md 2); the more questions, the more they share.
     """
     from ragllava.models.reranker import Pair  # loads torch, which only a process that answers needs
 
     by_image: dict[str, list[tuple[int, Candidate]]] = defaultdict(list)
-    for row, of_question in enumerate(candidates):
-        for candidate in of_question:
-            by_image[candidate.image.sha256].append((row, candidate))
-    scores: dict[tuple[int, int], Relevance] = {}
-    unreadable: dict[str, str] = {}
+    for row, candidate in wave:
+        by_image[candidate.image.sha256].append((row, candidate))
     hashes = list(by_image)
     cache = tools.resources.pictures
     for start in range(0, len(hashes), _IMAGES_AT_ONCE):
@@ -129,8 +171,12 @@ def rerank(
         end = start + _IMAGES_AT_ONCE
         pictures = cache.get_many(hashes[start:end])
         cache.fetch_ahead(hashes[end : end + _IMAGES_AT_ONCE])  # while these are scored
-        unreadable |= {sha256: reason for sha256, reason in pictures.items() if isinstance(reason, str)}
-        readable = [pair for sha256 in pictures if sha256 not in unreadable for pair in by_image[sha256]]
+        readable: list[tuple[int, Candidate]] = []
+        for sha256, picture in pictures.items():
+            if isinstance(picture, str):
+                unreadable |= {(row, candidate.image.image_id): picture for row, candidate in by_image[sha256]}
+            else:
+                readable += by_image[sha256]
         pairs = [
             Pair(questions[row].text, candidate.image.caption, _picture(pictures, candidate), tools.by_caption)
             for row, candidate in readable
@@ -138,32 +184,36 @@ def rerank(
         relevances = tools.resources.models.reranker.relevance(pairs, batch_size=tools.settings.pairs_per_batch)
         keys = ((row, candidate.image.image_id) for row, candidate in readable)
         scores.update(zip(keys, relevances, strict=True))
-    return [_ranked(row, of_question, scores, unreadable, tools) for row, of_question in enumerate(candidates)]
 
 
 def _ranked(
     row: int,
     candidates: Sequence[Candidate],
-    scores: Mapping[tuple[int, int], Relevance],
-    unreadable: Mapping[str, str],
+    scores: Mapping[RowAndImage, Relevance],
+    unreadable: Mapping[RowAndImage, str],
     tools: AnswerTools,
 ) -> RerankedQuestion:
-    scored = [(c, scores[row, c.image.image_id]) for c in candidates if c.image.sha256 not in unreadable]
+    """The pictures that could not be read for this question are left out. One that only other questions needed stays:
+    a result does not depend on the questions beside it."""
+    scored = {c.image.image_id: scores[row, c.image.image_id] for c in candidates if (row, c.image.image_id) in scores}
+    readable = [candidate for candidate in candidates if (row, candidate.image.image_id) not in unreadable]
     ranked = select_evidence(
-        [replace(candidate, relevance=score.value) for candidate, score in scored], tools.threshold, tools.options.top_n
+        [replace(c, relevance=scored[c.image.image_id].value) if c.image.image_id in scored else c for c in readable],
+        tools.threshold,
+        tools.options.top_n,
     )
     evidence = {candidate.image.image_id for candidate in ranked if candidate.evidence_no is not None}
-    notes = [score.note for candidate, score in scored if score.note and candidate.image.image_id in evidence]
-    missing = [f"{c.image.source}: {unreadable[c.image.sha256]}" for c in candidates if c.image.sha256 in unreadable]
+    notes = [score.note for image_id, score in scored.items() if score.note and image_id in evidence]
+    images = [candidate.image for candidate in candidates if (row, candidate.image.image_id) in unreadable]
+    missing = [f"{image.source}: {unreadable[row, image.image_id]}" for image in images]
     return RerankedQuestion(tuple(ranked), tuple(dict.fromkeys(missing + notes)))
 
 
 def select_evidence(candidates: Sequence[Candidate], threshold: float, top_n: int) -> list[Candidate]:
     """Rank by relevance (ties by retrieval rank) and number the first `top_n` that reach the threshold."""
-    ranked = sorted(candidates, key=lambda candidate: (-candidate.relevance, candidate.retrieval_rank))
     return [
-        replace(candidate, evidence_no=rank if rank < top_n and candidate.relevance >= threshold else None)
-        for rank, candidate in enumerate(ranked)
+        replace(c, evidence_no=rank if rank < top_n and c.relevance is not None and c.relevance >= threshold else None)
+        for rank, c in enumerate(by_relevance(candidates))
     ]
 
 
@@ -223,7 +273,7 @@ def _as_answer(
 ) -> Answer:
     notes = list(reranked.notes)
     if text is None:
-        notes.insert(0, _why_no_evidence(reranked, stamp.threshold))
+        notes.insert(0, _why_no_evidence(reranked, stamp))
     elif text.note:
         notes.append(text.note)
     return Answer(
@@ -237,13 +287,14 @@ def _as_answer(
     )
 
 
-def _why_no_evidence(reranked: RerankedQuestion, threshold: float) -> str:
+def _why_no_evidence(reranked: RerankedQuestion, stamp: ModelStamp) -> str:
     if not reranked.candidates:
-        return "the archive has no readable picture"
+        only_captions = stamp.retrieval.startswith(Retrieval.CAPTION) and not reranked.notes
+        return "no caption has a word of the question" if only_captions else "the archive has no readable picture"
     best = reranked.candidates[0]
     return (
         f"no picture is relevant enough: the best, {best.image.source}, has a relevance of {best.relevance:.3f}, below "
-        f"the threshold of {threshold:.3f}"
+        f"the threshold of {stamp.threshold:.3f}"
     )
 
 

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 _ROUNDING = 1 + 1e-9
 _QUESTIONS_PER_SEARCH = 64
 
+MOST_BY_CAPTION = 10  # images, beside the nearest pictures, that captions make sure of for each thing of a question
+
 FindCandidates = Callable[[Sequence[Question]], list[list[int]]]  # ids of images, for each question
 
 
@@ -111,8 +113,8 @@ def split_if_large(
     settings, pace = context.settings, context.resources.pace.seconds_per_cost
     if pace is None or not questions:
         return False
-    top_k = context.lease.spec["options"]["top_k"]
-    at_most = pace * len(questions) * ((cost.image + cost.pair) * top_k + cost.question)
+    most_candidates = context.lease.spec["options"]["top_k"] + MOST_BY_CAPTION
+    at_most = pace * len(questions) * ((cost.image + cost.pair) * most_candidates + cost.question)
     if at_most <= settings.shard_seconds / 3:
         return False
     candidates: list[list[int]] = []

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from ragllava.jobs.queue import Lease
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import Answer, Change, NoisyCase, Question
+from ragllava.stages.answer.candidates import find_candidates
 from ragllava.stages.answer.changes import take_over_unchanged
 from ragllava.stages.answer.doubts import DoubtLimits, find_noisy
 from ragllava.stages.answer.pipeline import (
@@ -22,7 +23,6 @@ from ragllava.stages.answer.pipeline import (
     isolate_failures,
     rerank,
     retrieve,
-    search,
 )
 from ragllava.stages.answer.splitting import split_if_large
 from ragllava.stages.answer.tools import AnswerTools, cost_of, prepare
@@ -114,7 +114,7 @@ def _candidate_ids(questions: Sequence[Question], tools: AnswerTools, hits: Hits
 
     A question whose candidates cannot be found shares none; it fails later, alone.
     """
-    rows = isolate_failures(questions, partial(search, tools=tools))
+    rows = isolate_failures(questions, partial(find_candidates, tools=tools))
     if len(hits) < _QUESTIONS_KEPT:
         hits |= {q.question_no: row for q, row in zip(questions, rows, strict=True) if not isinstance(row, Answer)}
     return [[] if isinstance(row, Answer) else [hit.image_id for hit in row] for row in rows]

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
 from types import UnionType
 
 from sqlalchemy import Connection
@@ -21,7 +22,7 @@ from ragllava.imaging.decode import printable
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView, NewJob
 from ragllava.json_records import to_json
-from ragllava.records import AnswerOptions, AnswerStatus, JobKind, Question
+from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Question, Retrieval
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import QuestionFile
 from ragllava.stages.record_files import UNSTORABLE
@@ -38,6 +39,8 @@ ASK_PRIORITY = 10
 
 MAX_TOP_K = 1_000
 MAX_TOP_N = 20
+_CHOICES: dict[str, type[StrEnum]] = {"retrieval": Retrieval, "depth": Depth}
+_NEW = ("retrieval", "depth", "filter")  # options since version 0.3
 MAX_KEY_BYTES = 2_000  # the database's index accepts about 2,700
 
 
@@ -156,7 +159,14 @@ def as_options(given: object) -> AnswerOptions:
     names = [field.name for field in fields(AnswerOptions)]
     if not isinstance(given, dict) or not given.keys() <= set(names):
         raise UsageError(f"options may contain only {', '.join(names)}, not {given!r}")
-    return AnswerOptions(**given)
+    choices = {name: _choice(kind, name, given[name]) for name, kind in _CHOICES.items() if name in given}
+    return AnswerOptions(**given | choices)
+
+
+def _choice(kind: type[StrEnum], name: str, value: object) -> StrEnum:
+    if value not in list(kind):
+        raise UsageError(f"{name} must be {' or '.join(kind)}, not {value!r}")
+    return kind(str(value))
 
 
 def record_refusal(objects: ObjectStore, report_address: str, address: str, error: RagllavaError) -> None:
@@ -223,6 +233,8 @@ def _checked_options(options: AnswerOptions) -> AnswerOptions:
     threshold = options.threshold
     if threshold is not None and (not _is_number(threshold, int | float) or not 0 <= threshold <= 1):
         raise UsageError(f"the threshold must be a number from 0 to 1, or none for the model's own, not {threshold!r}")
+    for name, kind in _CHOICES.items():
+        _choice(kind, name, getattr(options, name))
     if not isinstance(options.captions_in_answer, bool):
         raise UsageError(f"captions_in_answer must be true or false, not {options.captions_in_answer!r}")
     return replace(options, filter=parse_where(options.filter))
@@ -240,9 +252,14 @@ def _check_key(key: str | None) -> None:
 
 
 def _digest(file: QuestionFile, options: AnswerOptions) -> str:
-    """The hash of questions and options, not of the file's address. Without filters, it is that of earlier versions."""
-    chosen = {name: value for name, value in to_json(options).items() if name != "filter" or value is not None}
-    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode())
+    """The hash of questions and options, not of the file's address.
+
+    Options that earlier versions did not have count only if they are not the defaults, so that a key of an earlier
+    version still fits.
+    """
+    usual = to_json(AnswerOptions())
+    stated = {name: value for name, value in to_json(options).items() if name not in _NEW or value != usual[name]}
+    digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
     for line in file.lines:
         text = line.text if isinstance(line, Question) else line.message
         own_filter = [line.filter] if isinstance(line, Question) and line.filter else []

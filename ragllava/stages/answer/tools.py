@@ -12,6 +12,7 @@ from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import AnswerOptions, ModelStamp, Role
 from ragllava.settings import Settings
 from ragllava.stages.answer.splitting import Cost
+from ragllava.stages.answer.waves import DEPTH_VERSION
 from ragllava.stages.champions import apply_champions
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import vectors
@@ -19,6 +20,9 @@ from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import registry
 from ragllava.stores.learning.registry import ModelVersion
+
+# Of the rules in candidates.py: it grows when the same archive gives a question other candidates.
+RETRIEVAL_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -89,4 +93,6 @@ def stamp_of(tools: AnswerTools, reranker: str, generator: str) -> ModelStamp:
         generator=generator,
         prompt=f"{RERANK_VERSION}+{answer_version}",
         threshold=tools.threshold,
+        retrieval=f"{tools.options.retrieval.value}-{RETRIEVAL_VERSION}",
+        depth=f"{tools.options.depth.value}-{DEPTH_VERSION}",
     )

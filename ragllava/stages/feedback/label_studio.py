@@ -121,7 +121,7 @@ def _candidate_data(candidate: Candidate, address: Callable[[StoredImage], str])
         "image_id": candidate.image.image_id,
         "source": candidate.image.source,
         "caption": candidate.image.caption or "",
-        "relevance": round(candidate.relevance, 4),
+        "relevance": None if candidate.relevance is None else round(candidate.relevance, 4),
         "retrieval_rank": candidate.retrieval_rank + 1,
     }
 

@@ -24,7 +24,7 @@ from ragllava.records import FileOutcome, FileStatus
 from ragllava.stages.ingest.embedding import PreparedImage, in_steps, one_ahead, one_behind, prepare_for
 from ragllava.stages.ingest.reading import ReadFile, read_sources
 from ragllava.stages.resources import Resources
-from ragllava.stores.archives import archive, blobs, indexes, vectors
+from ragllava.stores.archives import archive, blobs, indexes, vectors, word_index
 from ragllava.stores.archives.archive import ArchiveImage, NewImage, PendingFile, StoredRow
 from ragllava.stores.archives.blobs import NewBlob
 from ragllava.stores.archives.vectors import IndexView, Vectors
@@ -87,6 +87,7 @@ def ingest_stage(context: Context) -> None:
             for batch in batches:
                 context.check()
                 run(finish, batch, embed(batch, context), context)
+    context.read(word_index.compact_often_written, lease.archive_id)
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from sqlalchemy import Connection, Engine
 
 from ragllava.jobs.kinds import KINDS, queues_by_kind
 from ragllava.settings import Settings
-from ragllava.stores.archives import indexes
+from ragllava.stores.archives import indexes, word_index
+from ragllava.stores.archives.archive import list_archives
 from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import inspection, orphans, schedules
 from ragllava.stores.maintenance.inspection import CountedRows
@@ -124,6 +125,7 @@ def inspect(inspector: Inspector) -> Iterator[Checked]:
     yield _clocks(inspector)
     yield _queues(inspector)
     yield from _embeddings(inspector)
+    yield from _words(inspector)
     yield from _content(inspector)
     yield _results(inspector)
     yield _adapters(inspector)
@@ -206,6 +208,18 @@ def _embeddings(inspector: Inspector) -> Iterator[Checked]:
         "indexes of the database are incomplete",
         "drop them with DROP INDEX CONCURRENTLY; a graph is built again when pictures are next ingested",
     )
+
+
+def _words(inspector: Inspector) -> Iterator[Checked]:
+    for each in inspector.ask(list_archives):
+        inspector.on_progress(f"words of {each.name}", 0)
+        wrong = inspector.ask(word_index.disagreements, each.archive_id)
+        yield _checked(
+            f"words of {each.name}",
+            CountedRows(wrong.number, wrong.example),
+            f"images or words of {each.name} are wrong in the search by captions",
+            "write the words again with `ragllava migrate --words`",
+        )
 
 
 def _content(inspector: Inspector) -> Iterator[Checked]:

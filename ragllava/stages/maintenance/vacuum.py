@@ -5,19 +5,23 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from sqlalchemy import Connection
+
 from ragllava.errors import JobRefused
 from ragllava.jobs.kinds import KINDS
 from ragllava.jobs.runner import ShardContext
 from ragllava.stages.maintenance.task_report import Report, counted
 from ragllava.stages.reindex.gate import NEEDED_RECALL, measure_recall
 from ragllava.stages.resources import Resources
-from ragllava.stores.archives import indexes
+from ragllava.stores.archives import indexes, word_index
 from ragllava.stores.archives.vectors import IndexView
-from ragllava.stores.maintenance import vacuuming
+from ragllava.stores.maintenance import inspection, vacuuming
 
 
 def vacuum(context: ShardContext[Resources]) -> Report:
-    """VACUUM (ANALYZE) the tables that churn, and measure recall@20 of every graph with questions that were asked."""
+    """Sum up the counts of words, VACUUM (ANALYZE) the tables that churn, and measure recall@20 of every graph with
+    questions that were asked."""
+    context.read(_sum_up_words)
     tables = []
     of_inputs = [name for kind in KINDS.values() for name in kind.inputs.updated_tables]
     for name in (*vacuuming.CHURNING, *of_inputs, *context.read(vacuuming.partitions)):
@@ -48,6 +52,11 @@ def vacuum(context: ShardContext[Resources]) -> Report:
         "tables": [asdict(table) for table in tables if table.dead_rows or table.live_rows],
     }
     return Report("; ".join([summary, *warnings]), figures)
+
+
+def _sum_up_words(connection: Connection) -> None:
+    inspection.allow_minutes(connection)
+    word_index.compact(connection)
 
 
 def _measure(context: ShardContext[Resources], index: IndexView) -> dict[str, Any]:

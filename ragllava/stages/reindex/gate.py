@@ -2,8 +2,9 @@
 
 1. Every image of the archive has its vector, except those whose picture cannot be read; these must be few.
 2. A large index has its graph, and searches through it find what an exact search finds: recall@20 ≥ 0.98.
-3. Old questions are answered from both indexes. Only for few of them may the best picture of the new index be less
-   relevant, by the reranker, than that of the old index. The answers that differ are listed.
+3. Old questions are answered from the nearest pictures of both indexes, without captions. Only for few of them may the
+   best picture of the new index be less relevant, by the reranker, than that of the old index. The answers that differ
+   are listed.
 
 The first check detects an incomplete index, the second a bad graph, the third a bad retriever, whose vectors are
 searched exactly but mean nothing. In an archive with fewer images than are reranked the third check finds no
@@ -23,7 +24,7 @@ from sqlalchemy import Connection
 from ragllava.errors import ArchiveChanged, JobRefused
 from ragllava.jobs.runner import ShardContext
 from ragllava.json_records import to_json
-from ragllava.records import AnswerOptions, Candidate, Question, ReindexStatus, evidence_of
+from ragllava.records import AnswerOptions, Candidate, Depth, Origin, Question, ReindexStatus, Retrieval, evidence_of
 from ragllava.stages.answer.pipeline import answer_questions, isolate_failures
 from ragllava.stages.answer.tools import AnswerTools, prepare
 from ragllava.stages.reindex.images import ReindexTarget, embed_items
@@ -54,7 +55,7 @@ class IndexAnswer:
     """The answer to a question from one index, and its evidence."""
 
     answer: str | None
-    relevance: float  # of the best candidate; 0 without any
+    relevance: float  # of the best candidate that the index found; 0 without any
     evidence: tuple[str, ...]  # names of images, in rank order
 
 
@@ -139,7 +140,9 @@ def _compare(context: ShardContext[Resources], target: ReindexTarget) -> dict[st
 def _answer_on_both(context: ShardContext[Resources], target: ReindexTarget) -> list[AnswerComparison]:
     lease, settings = context.lease, context.settings
     sample = context.read(answered.newest_questions, lease.archive_id, settings.gate_questions, answered=True)
-    options = to_json(AnswerOptions(top_k=settings.top_k, top_n=settings.top_n))
+    # Captions would find the right picture for a retriever whose vectors mean nothing.
+    by_picture = AnswerOptions(settings.top_k, settings.top_n, retrieval=Retrieval.PICTURE, depth=Depth.FIXED)
+    options = to_json(by_picture)
     tools = partial(prepare, context.engine, settings, context.resources, lease.archive_id, options)
     new_tools = tools(target.index)
     try:
@@ -165,7 +168,8 @@ def _ask(questions: Sequence[Question], tools: AnswerTools) -> list[IndexAnswer]
 
 
 def _summary(answer: str | None, candidates: Sequence[Candidate]) -> IndexAnswer:
-    best = max((candidate.relevance for candidate in candidates), default=0.0)
+    by_picture = (candidate.relevance for candidate in candidates if candidate.origin is not Origin.CAPTION)
+    best = max((relevance for relevance in by_picture if relevance is not None), default=0.0)
     return IndexAnswer(answer, best, tuple(candidate.image.source for candidate in evidence_of(candidates)))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ragllava.records import AnswerStatus, Candidate
+from ragllava.records import AnswerStatus, Candidate, by_relevance
 from ragllava.stages.results.results import ResultRow, output_file
 
 MAX_CARDS = 2_000
@@ -95,6 +95,7 @@ class _Card:
     evidence: list[_ShownCandidate]
     dropped: list[_ShownCandidate]
     dropped_count: int
+    unread_count: int  # candidates that were not reranked
 
 
 def write_report(
@@ -148,7 +149,6 @@ def _embedded(content: bytes | None, css_class: str) -> _Picture | None:
 def _card(row: ReportRow, summary: ReportSummary, picture_of: Callable[[str], _Picture | None]) -> _Card:
     result = row.result
     models = result.models or summary.models or {}
-    by_relevance = sorted(result.candidates, key=lambda candidate: (-candidate.relevance, candidate.retrieval_rank))
 
     def shown(candidate: Candidate, rank: int) -> _ShownCandidate:
         image = candidate.image
@@ -156,17 +156,21 @@ def _card(row: ReportRow, summary: ReportSummary, picture_of: Callable[[str], _P
         is_relevant = image.source in row.relevant_sources
         return _ShownCandidate(candidate, rank, is_relevant, picture)
 
-    everything = [shown(candidate, rank) for rank, candidate in enumerate(by_relevance, start=1)]
+    everything = [shown(candidate, rank) for rank, candidate in enumerate(by_relevance(result.candidates), start=1)]
     evidence = [entry for entry in everything if entry.candidate.evidence_no is not None]
     evidence.sort(key=lambda entry: entry.candidate.evidence_no or 0)
-    dropped = [entry for entry in everything if entry.candidate.evidence_no is None]
+    dropped = [
+        entry for entry in everything if entry.candidate.evidence_no is None and entry.candidate.relevance is not None
+    ]
+    reranked = [candidate for candidate in result.candidates if candidate.relevance is not None]
     return _Card(
         row=row,
         threshold=models.get("threshold"),
-        by_retrieval=sorted(result.candidates, key=lambda candidate: candidate.retrieval_rank)[:MAX_BARS],
+        by_retrieval=sorted(reranked, key=lambda candidate: candidate.retrieval_rank)[:MAX_BARS],
         evidence=evidence,
         dropped=dropped[:MAX_BARS],
         dropped_count=len(dropped),
+        unread_count=sum(candidate.relevance is None for candidate in result.candidates),
     )
 
 

@@ -23,8 +23,18 @@ from ragllava.metadata import Metadata
 from ragllava.records import Answer, AnswerStatus, Candidate, Change, FileFormat, Question, evidence_of
 from ragllava.whole_files import written_whole
 
-_MODEL_KEYS = ("index", "reranker", "generator", "prompt", "threshold")
-_EVIDENCE_KEYS = ("image_id", "source", "caption", "retrieval_score", "relevance")
+_MODEL_KEYS = ("index", "reranker", "generator", "prompt", "threshold", "retrieval", "depth")
+_EVIDENCE_KEYS = (
+    "image_id",
+    "source",
+    "caption",
+    "origin",
+    "retrieval_rank",
+    "retrieval_score",
+    "caption_rank",
+    "caption_score",
+    "relevance",
+)
 _PREVIOUS_EVIDENCE_KEYS = ("image_id", "source")
 _ROWS_PER_GROUP = 10_000
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
@@ -201,7 +211,11 @@ def _evidence_json(candidate: Candidate) -> dict[str, Any]:
         "image_id": candidate.image.image_id,
         "source": candidate.image.source,
         "caption": candidate.image.caption,
+        "origin": candidate.origin.value,
+        "retrieval_rank": candidate.retrieval_rank + 1,
         "retrieval_score": _rounded(candidate.retrieval_score),
+        "caption_rank": None if candidate.caption_rank is None else candidate.caption_rank + 1,
+        "caption_score": _rounded(candidate.caption_score),
         "relevance": _rounded(candidate.relevance),
     }
 
@@ -284,8 +298,8 @@ def _parquet_schema(empty: ResultRow) -> Any:
     import pyarrow as pa
 
     text = pa.string()
-    types = dict.fromkeys(("line", "job", "image_id"), pa.int64())
-    types |= dict.fromkeys(("confidence", "retrieval_score", "relevance", "threshold"), pa.float64())
+    types = dict.fromkeys(("line", "job", "image_id", "retrieval_rank", "caption_rank"), pa.int64())
+    types |= dict.fromkeys(("confidence", "retrieval_score", "caption_score", "relevance", "threshold"), pa.float64())
     types |= dict.fromkeys(("asked_again", "changed", "evidence_changed"), pa.bool_())
 
     def struct(keys: Iterable[str], **nested: Any) -> Any:

@@ -19,11 +19,12 @@ from sqlalchemy.dialects.postgresql import insert
 from ragllava.errors import UsageError
 from ragllava.metadata import Metadata, all_metadata
 from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
-from ragllava.stores.archives import blobs, vectors
+from ragllava.stores.archives import blobs, vectors, word_index
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import copy_rows, equals_any, given, record, records
 from ragllava.stores.schema import archives, images
 from ragllava.stores.schema import files as file_table
+from ragllava.words import WORDS_VERSION
 
 AnyImage = TypeVar("AnyImage", bound="NewImage")
 
@@ -138,7 +139,8 @@ def ensure_archive(connection: Connection, name: str) -> Archive:
             f"{name!r} cannot be the name of an archive: use 1 to 63 of the characters a-z, 0-9, `.`, `_` and `-`, "
             "and begin with a letter or a digit"
         )
-    connection.execute(insert(archives).values(name=name).on_conflict_do_nothing())
+    created = insert(archives).values(name=name, words_version=WORDS_VERSION)
+    connection.execute(created.on_conflict_do_nothing())
     return get_archive(connection, name)
 
 
@@ -231,19 +233,26 @@ def store_images(connection: Connection, archive_id: int, offered: Sequence[NewI
     locked = records(ArchiveImage, connection.execute(query.with_for_update(key_share=True)))
     results, changed = _reconcile(offered, {image.sha256: image for image in locked}, inserted)
     _update_images(connection, changed)
-    retire_images(connection, archive_id, [image.uri for image in offered], except_hashes=hashes)
+    retired = _retire(connection, archive_id, [image.uri for image in offered], hashes)
+    word_index.write_words(connection, archive_id, [image.image_id for image in locked] + retired)
     return results
 
 
-def retire_images(
-    connection: Connection, archive_id: int, uris: Iterable[str], *, except_hashes: Iterable[str] = ()
-) -> None:
-    """Retire the images that the files `uris` name, and remove their embeddings; not those with `except_hashes`."""
+def retire_images(connection: Connection, archive_id: int, uris: Iterable[str]) -> None:
+    """Retire the images that the files `uris` name, and remove their embeddings and words."""
+    word_index.write_words(connection, archive_id, _retire(connection, archive_id, uris))
+
+
+def _retire(
+    connection: Connection, archive_id: int, uris: Iterable[str], except_hashes: Iterable[str] = ()
+) -> list[int]:
+    """Retire the images and remove their embeddings; returns their ids. Their words are left to the caller."""
     named = (images.c.archive_id == archive_id, equals_any(images.c.uri, uris))
     retire = update(images).where(*named, ~images.c.retired, ~equals_any(images.c.sha256, except_hashes))
-    retired = connection.scalars(retire.values(retired=True, updated_at=func.now()).returning(images.c.id)).all()
+    retired = list(connection.scalars(retire.values(retired=True, updated_at=func.now()).returning(images.c.id)))
     if retired:
         vectors.remove_embeddings(connection, archive_id, retired)
+    return retired
 
 
 def _select_images(archive_id: int, condition: ColumnElement[bool]) -> Select[Any]:

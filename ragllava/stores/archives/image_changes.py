@@ -12,7 +12,7 @@ from sqlalchemy import Connection, case, func, literal, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 
 from ragllava.metadata import Metadata
-from ragllava.stores.archives import archive, indexes
+from ragllava.stores.archives import archive, indexes, word_index
 from ragllava.stores.archives.archive import ArchiveImage, find_images
 from ragllava.stores.database import equals_any, given
 from ragllava.stores.schema import images
@@ -59,6 +59,7 @@ def rename_images(connection: Connection, archive_id: int, names: Sequence[NewNa
     new = given(rows, images.c.id, images.c.source, images.c.uri).c
     renamed = update(images).where(images.c.archive_id == archive_id, images.c.id == new.id)
     connection.execute(renamed.values(source=new.source, uri=new.uri, updated_at=func.now()))
+    word_index.write_words(connection, archive_id, [name.image_id for name in names])
 
 
 def retire_at(connection: Connection, archive_id: int, uris: Sequence[str]) -> None:
@@ -96,8 +97,10 @@ def change_captions(
         images.c.id == new.id,
         images.c.caption.is_distinct_from(caption) | images.c.metadata.is_distinct_from(metadata),
     )
-    changed = statement.values(caption=caption, metadata=metadata, updated_at=func.now()).returning(new.uri)
-    return list(connection.scalars(changed))
+    values = {"caption": caption, "metadata": metadata, "updated_at": func.now()}
+    changed = connection.execute(statement.values(values).returning(images.c.id, new.uri)).all()
+    word_index.write_words(connection, archive_id, [image_id for image_id, _ in changed])
+    return [uri for _, uri in changed]
 
 
 _EMPTY = literal({}, JSONB)

@@ -8,7 +8,8 @@ indexes.py creates, activates and drops indexes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -119,7 +120,7 @@ def _insert_rows(connection: Connection, index_id: int, image_ids: Sequence[int]
     # Binary arrays load as fast as COPY BINARY into a temporary table, without writes to the system catalogue.
     # Sorted, so that two workers with the same images wait for each other instead of running into a deadlock.
     order = np.argsort(np.asarray(image_ids), kind="stable")
-    _register_types(connection)
+    register_types(connection)
     result = connection.exec_driver_sql(
         f"""
         INSERT INTO {partition(index_id)} (index_id, image_id, vector)
@@ -184,13 +185,9 @@ def search(
     """
     check_vectors(index, queries)
     hits: list[list[Hit]] = []
-    try:
+    with searching(index):
         for start in range(0, len(queries), _QUESTIONS_PER_STATEMENT):
             hits += _search_batch(connection, index, queries[start : start + _QUESTIONS_PER_STATEMENT], k, filter)
-    except ProgrammingError as error:
-        if getattr(error.orig, "sqlstate", None) != _UNDEFINED_TABLE:
-            raise
-        raise index_gone(index.index_id) from error
     return hits
 
 
@@ -317,7 +314,7 @@ class _Rows:
 
 def _nearest(connection: Connection, index: IndexView, queries: Vectors, k: int, rows: _Rows) -> list[list[Hit]]:
     """One statement for all queries. `<#>` is the negative inner product, so the smallest is the best."""
-    _register_types(connection)
+    register_types(connection)
     # k is part of the text: the generic plan that Postgres makes of a repeated statement would not use the graph.
     result = connection.exec_driver_sql(
         f"""
@@ -418,6 +415,17 @@ def index_gone(index_id: int) -> IndexGone:
     return IndexGone(f"there is no index {index_id} (any more): a newer one took its place; try again")
 
 
+@contextmanager
+def searching(index: IndexView) -> Iterator[None]:
+    """Around a search in an index: raises IndexGone when its table was dropped."""
+    try:
+        yield
+    except ProgrammingError as error:
+        if getattr(error.orig, "sqlstate", None) != _UNDEFINED_TABLE:
+            raise
+        raise index_gone(index.index_id) from error
+
+
 def check_vectors(index: IndexView, vectors: Vectors) -> None:
     """Raise IndexUnusable for another number of dimensions, ScoreRejected for vectors that are not of length 1."""
     if vectors.ndim != 2 or vectors.shape[1] != index.dim:
@@ -434,7 +442,7 @@ def check_vectors(index: IndexView, vectors: Vectors) -> None:
         )
 
 
-def _register_types(connection: Connection) -> None:
+def register_types(connection: Connection) -> None:
     """Register the types of pgvector with psycopg, once for each connection."""
     driver = cast("DriverConnection[Any]", connection.connection.driver_connection)
     if driver.adapters.types.get("halfvec") is None:

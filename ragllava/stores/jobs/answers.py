@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select, text, update
 
 from ragllava.filters import Filter
 from ragllava.json_records import to_json
-from ragllava.records import Answer, AnswerStatus, Candidate, Question, StoredImage
+from ragllava.records import Answer, AnswerStatus, Candidate, Origin, Question, StoredImage
 from ragllava.stores.database import copy_rows, equals_any, given, records, same
 from ragllava.stores.jobs.outcomes import LATEST_ANSWER, OPEN_QUESTION
 from ragllava.stores.schema import answers, candidates, images, questions
@@ -21,7 +21,15 @@ RunKey = tuple[int, int, int | None]  # job, number of the question, run; None: 
 
 _QUESTION_COLUMNS = ("job_id", "question_no", "place", "line", "custom_id", "text", "filter")
 _ANSWER_COLUMNS = ("question_no", "status", "text", "confidence", "note", "error_code", "error")  # as in an Answer
-_CANDIDATE_COLUMNS = ("retrieval_rank", "retrieval_score", "relevance", "evidence_no")  # as in a Candidate
+_CANDIDATE_COLUMNS = (
+    "retrieval_rank",
+    "retrieval_score",
+    "relevance",
+    "evidence_no",
+    "origin",
+    "caption_rank",
+    "caption_score",
+)  # as in a Candidate
 _PAGE = 500
 
 
@@ -113,13 +121,14 @@ def load_candidates(connection: Connection, runs: Iterable[RunKey]) -> dict[RunK
     query = (
         select(candidates, images.c.sha256, images.c.source, images.c.caption)
         .where(same(candidates, wanted, "job_id", "question_no", "run_no"), images.c.id == columns.image_id)
-        .order_by(columns.relevance.desc(), columns.retrieval_rank)
+        .order_by(columns.relevance.desc().nulls_last(), columns.retrieval_rank)
     )
     rows = connection.execute(query)
     by_run: dict[RunKey, list[Candidate]] = defaultdict(list)
     for row in rows:
         image = StoredImage(row.image_id, row.sha256, row.source, row.caption)
-        candidate = Candidate(image, *(getattr(row, name) for name in _CANDIDATE_COLUMNS))
+        scores = {name: getattr(row, name) for name in _CANDIDATE_COLUMNS}
+        candidate = Candidate(image, **scores | {"origin": Origin(row.origin)})
         by_run[row.job_id, row.question_no, row.run_no].append(candidate)
     return by_run
 

@@ -165,8 +165,10 @@ _TAKE_ANSWERS = text(f"""
 
 _TAKE_CANDIDATES = text(f"""
     INSERT INTO candidates
-        (job_id, question_no, run_no, image_id, retrieval_rank, retrieval_score, relevance, evidence_no)
-    SELECT q.job_id, q.question_no, :run_no, c.image_id, c.retrieval_rank, c.retrieval_score, c.relevance, c.evidence_no
+        (job_id, question_no, run_no, image_id, retrieval_rank, retrieval_score, relevance, evidence_no, origin,
+         caption_rank, caption_score)
+    SELECT q.job_id, q.question_no, :run_no, c.image_id, c.retrieval_rank, c.retrieval_score, c.relevance,
+           c.evidence_no, c.origin, c.caption_rank, c.caption_score
     FROM questions q {_PINNED_ANSWER}
     JOIN candidates c ON c.job_id = a.job_id AND c.question_no = a.question_no AND c.run_no = a.run_no
     WHERE q.job_id = :job_id AND q.question_no = ANY(:numbers)

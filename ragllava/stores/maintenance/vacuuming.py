@@ -12,6 +12,7 @@ from ragllava.stores.database import outside_transaction, record
 CHURNING = (
     "shards", "jobs", "workers", "noisy_cases", "images", "blobs", "archives", "indexes", "model_versions",
     "bound_objects", "change_events", "change_event_totals", "schedules", "schedule_runs",
+    "image_words", "word_counts", "vocabulary",
 )  # fmt: skip
 
 

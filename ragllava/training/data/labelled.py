@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ragllava.records import Role, StoredImage
+from ragllava.records import Candidate, Origin, Role, StoredImage
 from ragllava.stores.learning.labels import LabelledRow
 from ragllava.training.data.datasets import LabelledQuestion, Retrieved
 from ragllava.training.data.examples import Evidence
@@ -38,9 +38,15 @@ def _question(row: LabelledRow, images: Mapping[int, StoredImage]) -> LabelledQu
         irrelevant=_evidence([image_id for image_id in label.irrelevant if image_id not in label.relevant], by_id),
         retrieved=tuple(
             Retrieved(candidate.image.sha256, candidate.image.caption, candidate.relevance)
-            for candidate in sorted(row.candidates, key=lambda candidate: candidate.retrieval_rank)
+            for candidate in sorted(row.candidates, key=_by_strength)
         ),
     )
+
+
+def _by_strength(candidate: Candidate) -> tuple[bool, int]:
+    """Images found by their captions come before the nearest pictures, which would leave no room for them in the top K:
+    a caption that resembles the right one makes the hardest negative."""
+    return candidate.origin is not Origin.CAPTION, candidate.retrieval_rank
 
 
 def _evidence(image_ids: Iterable[int], by_id: Mapping[int, StoredImage]) -> tuple[Evidence, ...]:

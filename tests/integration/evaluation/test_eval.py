@@ -18,23 +18,14 @@ from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQues
 from ragllava.evaluation.evaluate import Evaluation, evaluate
 from ragllava.evaluation.metrics import score_job
 from ragllava.evaluation.pools import Workbench, archive_name, ingest_pool
-from ragllava.evaluation.runs import (
-    Answerer,
-    Ranker,
-    RunArm,
-    RunOptions,
-    apply_champions,
-    as_questions,
-    rank,
-    rank_by_all,
-    run_arms,
-)
+from ragllava.evaluation.rankings import Ranker, apply_champions, as_questions, rank
+from ragllava.evaluation.runs import Answerer, RunArm, RunOptions, rank_by_all, run_arms
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.jobs.inline import run_job, take_pending
 from ragllava.jobs.runner import ShardContext
 from ragllava.json_records import to_json
 from ragllava.postcards.archive import draw_archive
-from ragllava.records import AnswerOptions, JobKind
+from ragllava.records import AnswerOptions, JobKind, Retrieval
 from ragllava.stages.answer import pipeline
 from ragllava.stages.answer.stage import answer_stage
 from ragllava.stages.answer.tools import prepare
@@ -117,9 +108,9 @@ def test_the_threshold_is_fitted_on_the_other_set_alone(bench: Workbench) -> Non
     found = evaluate(reported, calibration, bench, RunOptions(oracle=False))
     pool = ingest_pool(calibration, bench)
     pairs = [
-        (candidate.relevance, candidate.image.source in question.relevant)
+        (relevance, source in question.relevant)
         for question, one in zip(calibration.questions, rank(calibration, pool, bench), strict=True)
-        for candidate in one.candidates
+        for source, relevance in one.relevances.items()
     ]
     expected = adaptive_threshold([relevance for relevance, _ in pairs], [correct for _, correct in pairs])
     assert found.threshold is not None
@@ -197,20 +188,22 @@ def test_wrong_evidence_is_shown_as_asked(bench: Workbench, monkeypatch: pytest.
 def test_without_reranking_clip_decides(bench: Workbench) -> None:
     dataset = drawn(seed=5)
     found = evaluate(dataset, None, bench, RunOptions(rerank=False, oracle=False))
-    assert [row["label"] for row in found.as_json()["rows"]["all"]] == ["retrieval"]
-    [arm] = arms_of(dataset, found, bench, RunOptions(rerank=False, oracle=False))
+    ways = ["retrieval", "caption retrieval", "hybrid retrieval"]
+    assert [row["label"] for row in found.as_json()["rows"]["all"]] == ways
+    arm, *others = arms_of(dataset, found, bench, RunOptions(rerank=False, oracle=False))
+    assert [other.answers for other in others] == [None, None]
     tools = prepare(
         bench.engine,
         bench.settings,
         bench.resources,
         found.pool.archive_id,
-        to_json(AnswerOptions(TOP_K, threshold=0.0)),
+        to_json(AnswerOptions(TOP_K, threshold=0.0, retrieval=Retrieval.PICTURE)),
     )
     retrieved = pipeline.retrieve(as_questions(dataset), tools)
     for one, candidates in zip(arm.ranked, retrieved, strict=True):
         assert one.ranking == one.retrieval_ranking == [candidate.image.source for candidate in candidates]
         assert [image.source for image in one.evidence(0.0, 2)] == one.ranking[:2]
-    assert found.threshold is None
+    assert (found.threshold, found.hybrid_threshold) == (None, None)
 
 
 def test_hidden_captions_are_seen_by_nobody(bench: Workbench) -> None:
@@ -231,7 +224,7 @@ def test_captions_can_be_hidden_from_the_generator_alone(bench: Workbench) -> No
     dataset = drawn(seed=5, questions=4)
     options = RunOptions(rerank=False, oracle=False, hide_captions=True)
     found = evaluate(dataset, None, bench, options)
-    shown, hidden = arms_of(dataset, found, bench, options)
+    shown, hidden = (arm for arm in arms_of(dataset, found, bench, options) if arm.answers is not None)
     assert (shown.label, hidden.label) == ("retrieval", "retrieval, captions hidden")
     assert shown.ranked == hidden.ranked
     tools = prepare(

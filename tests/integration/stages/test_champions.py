@@ -163,7 +163,7 @@ def stamps(rows: list[ResultRow]) -> list[tuple[str, str, float]]:
     return [(row.models["reranker"], row.models["generator"], row.models["threshold"]) for row in rows if row.models]
 
 
-def relevances(row: ResultRow) -> dict[int, float]:
+def relevances(row: ResultRow) -> dict[int, float | None]:
     return {candidate.image.image_id: candidate.relevance for candidate in row.candidates}
 
 

@@ -16,6 +16,8 @@ import migrations
 from ragllava.settings import Settings
 from ragllava.stages.buckets import sync
 from ragllava.stages.results.finalize import publish_missing_results
+from ragllava.stores.archives import archive, texts, vectors, word_index
+from ragllava.stores.archives.texts import AskedWords
 from tests.support.catalogue import catalogue, contents
 from tests.support.run_command import Run
 from tests.support.version_0_1 import old_object, restored_version_0_1
@@ -113,6 +115,20 @@ def test_archives_images_and_indexes_are_there(run: Run, workshop: Workshop) -> 
         ("pictures", 4, 1),
         ("inbox", 1, 0),
     ]
+
+
+def test_images_are_found_by_the_words_of_their_captions(workshop: Workshop) -> None:
+    with workshop.engine.begin() as connection:
+        for listed in archive.list_archives(connection):
+            assert word_index.disagreements(connection, listed.archive_id).number == 0
+        cards = archive.get_archive(connection, "postcards").archive_id
+        index = vectors.active_index(connection, cards)
+        assert index is not None and texts.count_images(connection, cards) == 12
+        images = archive.images_by_source(connection, cards, [f"postcard-{number:04}.png" for number in range(12)])
+        for [image] in images.values():
+            assert image.caption
+            [hits] = texts.search(connection, index, [AskedWords.of(image.caption)], 1)
+            assert [hit.image_id for hit in hits] == [image.image_id]
 
 
 @pytest.mark.parametrize("job_id", [ANSWERED, CANCELLED, REFRESHED, OF_AN_INBOX, 10])

@@ -17,7 +17,7 @@ def figures(right: int, *, of_two: int, recall_of_two: float = 1.0) -> JobFigure
 
 def group(questions: int, accuracy: float, recall: float = 1.0) -> GroupFigures:
     recalls = {1: recall, 2: recall}
-    return GroupFigures(questions, questions, 0, 0, 0, recalls, recalls, accuracy)
+    return GroupFigures(questions, questions, 0, 0, 0, recalls, recall, recalls, accuracy)
 
 
 def test_the_share_of_errors_that_is_gone() -> None:

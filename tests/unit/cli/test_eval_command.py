@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,10 +19,12 @@ from ragllava.evaluation.datasets.records import EvaluationQuestion, EvaluationS
 from ragllava.evaluation.evaluate import Evaluation, Promise
 from ragllava.evaluation.metrics import TypeScore
 from ragllava.evaluation.pools import Pool
-from ragllava.evaluation.run_figures import figures_of
-from ragllava.evaluation.runs import RankedQuestion, RunArm, RunOptions, Threshold
+from ragllava.evaluation.rankings import RankedQuestion
+from ragllava.evaluation.run_figures import figures_of, style_table
+from ragllava.evaluation.runs import RunArm, RunOptions, Threshold
 from ragllava.evaluation.threshold import adaptive_threshold
-from ragllava.records import Answer, AnswerStatus, Candidate, KnownAnswer, StoredImage
+from ragllava.postcards.questions import QuestionStyle
+from ragllava.records import Answer, AnswerStatus, Candidate, Depth, KnownAnswer, Retrieval, StoredImage
 
 
 def question(number: int, answer: str, kind: str, *relevant: str) -> EvaluationQuestion:
@@ -105,6 +108,31 @@ def test_webqa_is_scored_by_its_own_measure() -> None:
     assert row.answer_score == 0
 
 
+def test_ways_of_retrieval_stand_side_by_side() -> None:
+    """The labelled image of the second question, b, has a caption that finds it; it is not reranked there."""
+    by_caption = replace(RANKED[1].candidates[1], relevance=None, retrieval_rank=5)
+    hybrid = (RANKED[0], replace(RANKED[1], candidates=(RANKED[1].candidates[0], by_caption)), RANKED[2])
+    pictures = (RANKED[0], replace(RANKED[1], candidates=RANKED[1].candidates[:1]), RANKED[2])
+    arms = (
+        RunArm("retrieval", pictures, by_retrieval=True),
+        RunArm("hybrid retrieval", hybrid, by_retrieval=True),
+        RunArm("reranked, adaptive η", pictures, threshold=0.5, answers=answers("red", None, "two")),
+        RunArm("hybrid, reranked, adaptive η", hybrid, threshold=0.1, answers=answers("red", "red", "two")),
+    )
+    table = style_table({"name": figures_of("postcards", KNOWN, arms, top_n=2)})
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    # About one image: a is found among two candidates; b among two only by its caption, of which one is reranked.
+    assert cells == [
+        ["name, one image", "2", "picture", "50.0", "50.0", "1.5", "1.5", "50.0"],
+        ["name, one image", "2", "hybrid", "100.0", "100.0", "2.0", "1.5", "100.0"],
+        ["name, two images", "1", "picture", "100.0", "100.0", "3.0", "3.0", "100.0"],
+        ["name, two images", "1", "hybrid", "100.0", "100.0", "3.0", "3.0", "100.0"],
+    ]
+    alone = style_table({"webqa": figures_of("webqa", KNOWN[:2], [RunArm("retrieval", RANKED[:2], True)], top_n=2)})
+    assert alone.splitlines()[2].split("|")[1].strip() == "webqa"
+    assert alone.splitlines()[2].rstrip("|").split("|")[-1].strip() == "–"
+
+
 def test_a_group_that_is_everything_is_not_shown_twice() -> None:
     assert list(figures_of("postcards", KNOWN[:2], [RunArm("x", answers=answers("a", "b"))], 2).rows) == ["all"]
 
@@ -132,6 +160,7 @@ class Recorder:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: tuple[EvaluationSet, EvaluationSet | None, RunOptions] | None = None
+        self.other_styles: list[EvaluationSet] = []
         self.untuned: str | None = None
         monkeypatch.setattr(module, "evaluate", self.evaluate)
         monkeypatch.setattr(command, "workbench", self.workbench)
@@ -142,19 +171,28 @@ class Recorder:
         yield None
 
     def evaluate(
-        self, reported: EvaluationSet, calibration: EvaluationSet | None, _bench: None, options: RunOptions
+        self,
+        reported: EvaluationSet,
+        calibration: EvaluationSet | None,
+        _bench: None,
+        options: RunOptions,
+        other_styles: list[EvaluationSet],
     ) -> Evaluation:
         self.asked = (reported, calibration, options)
+        self.other_styles = other_styles
+        figures = figures_of("postcards", KNOWN, ARMS, 2)
         fit = adaptive_threshold([0.9, 0.1], [True, False])
         return Evaluation(
             dataset=reported,
             pool=Pool(1, "eval-postcards-test-0", {}, ("lost.png",)),
             threshold=Threshold(fit.value, "fitted elsewhere", fit),
             top_k=20,
-            figures=figures_of("postcards", KNOWN, ARMS, 2),
+            figures=figures,
             models={"reranker": "mini@1", "untuned_reranker": "raw@2"},
             seconds={"rank": 1.25},
             promise=None if options.promised_precision is None else self.promise(options.promised_precision),
+            hybrid_threshold=Threshold(0.25, "fitted on more", fit, retrieval=Retrieval.HYBRID),
+            by_style={str(dataset.style): figures for dataset in (reported, *other_styles)},
         )
 
     @staticmethod
@@ -200,6 +238,7 @@ def test_postcards_are_calibrated_on_another_seed(recorder: Recorder) -> None:
         (["--promised-precision", "0.95"], RunOptions(1, hide_captions=True, promised_precision=0.95)),
         (["--rerank", "off"], RunOptions(1, rerank=False)),
         (["--rerank", "off", "--no-caption"], RunOptions(1, rerank=False, hide_captions=True)),
+        (["--depth", "fixed"], RunOptions(1, hide_captions=True, depth=Depth.FIXED)),
     ],
 )
 def test_options_ask_for_what_they_say(recorder: Recorder, words: list[str], expected: RunOptions) -> None:
@@ -219,6 +258,28 @@ def test_fewer_postcards_can_be_drawn(recorder: Recorder) -> None:
     assert recorder.untuned == "raw.toml"
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ["cues", "name"]),
+        (["--style", "cues"], ["cues"]),
+        (["--style", "misspelt", "--style", "cues", "--style", "misspelt"], ["misspelt", "cues"]),
+        (["--style", "all"], [*QuestionStyle]),
+    ],
+)
+def test_postcards_are_asked_about_in_styles(recorder: Recorder, words: list[str], expected: list[str]) -> None:
+    assert call("postcards", "--images", "60", "--limit", "4", *words).exit_code == 0
+    assert recorder.asked is not None
+    reported, calibration, _ = recorder.asked
+    sets = [reported, *recorder.other_styles]
+    assert [dataset.style for dataset in sets] == expected
+    assert {len(dataset.questions) for dataset in sets} == {4}
+    assert len({dataset.images for dataset in sets}) == 1
+    assert calibration is not None
+    turns = [question.style for question in calibration.questions]
+    assert turns == [expected[number % len(expected)] for number in range(300)]
+
+
 def test_json_holds_figures_versions_and_seconds(recorder: Recorder) -> None:
     body: dict[str, Any] = json.loads(call("postcards", "--limit", "2", "--json").stdout)
     assert (body["dataset"], body["seed"], body["limit"], body["questions"]) == ("postcards", 1, 2, 2)
@@ -227,6 +288,9 @@ def test_json_holds_figures_versions_and_seconds(recorder: Recorder) -> None:
     assert body["by_type"]["reranked"]["color"] == {"questions": 2, "score": 0.5, "majority_share": 1.0}
     assert (body["threshold"]["value"], body["threshold"]["fit"]["method"]) == (0.5, "natural")
     assert (body["seconds"], body["models"]["untuned_reranker"]) == ({"rank": 1.25}, "raw@2")
+    assert (body["style"], list(body["by_style"])) == ("cues", ["cues", "name"])
+    assert body["hybrid_threshold"]["value"] == 0.25
+    assert body["by_style"]["name"]["rows"] == body["rows"]
     assert (body["sizes"], body["promise"]) == ({"all": 3, "one_image": 2, "two_images": 1}, None)
     assert {"python", "torch", "ragllava"} <= set(body["versions"])
     assert body["images_left_out"] == ["lost.png"]
@@ -237,6 +301,9 @@ def test_people_read_what_was_measured_with_what(recorder: Recorder) -> None:
     for part in ("2 questions to 1000 images", "\nreranker: mini@1\nuntuned reranker: raw@2\n", "lost.png", "rank 1 s"):
         assert part in text
     assert "adaptive η 0.500, fitted elsewhere" in text
+    assert "adaptive η of hybrid candidates 0.250, fitted on more" in text
+    assert "\nquestions in the style cues\n" in text
+    assert text.count("| name, two images") == 1
     assert "promised" not in text
 
 
@@ -263,6 +330,7 @@ def test_a_promise_is_printed_with_what_became_of_it(recorder: Recorder) -> None
         (["postcards", "--split", "val"], "the postcards have no split 'val'"),
         (["postcards", "--calibration", "val"], "the postcards have no split 'val'"),
         (["webqa", "--data", "x", "--images", "20"], "webqa is not drawn but read from files; omit --images"),
+        (["webqa", "--data", "x", "--style", "name"], "the questions of webqa are not drawn; omit --style"),
         (["postcards", "--no-oracle", "--noise", "0.2"], "leave --no-oracle out"),
         (["postcards", "--rerank", "off", "--untuned", "raw.toml"], "--untuned has no effect with --rerank off"),
         (

@@ -10,7 +10,7 @@ import pytest
 from ragllava.answer_text import exact_match, normalise_answer
 from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import retrieval_at, score_job, webqa_score
-from ragllava.records import AnswerStatus, Candidate, KnownAnswer, StoredImage
+from ragllava.records import AnswerStatus, Candidate, KnownAnswer, Origin, StoredImage
 from ragllava.stages.results.results import ResultRow
 
 
@@ -103,8 +103,9 @@ def test_webqa_scores(answer: str, reference: str, category: str, score: float) 
     assert webqa_score(answer, reference, category) == pytest.approx(score)
 
 
-def _result(custom_id: str, status: str, answer: str | None, *candidates: tuple[str, float, float]) -> ResultRow:
-    """Candidates are (source, retrieval score, relevance), in the order in which they were retrieved."""
+def _result(custom_id: str, status: str, answer: str | None, *candidates: tuple[str, float, float | None]) -> ResultRow:
+    """Candidates are (source, retrieval score, relevance); their retrieval rank is the order of their scores."""
+    nearest = [source for source, *_ in sorted(candidates, key=lambda candidate: -candidate[1])]
     return ResultRow(
         1,
         custom_id,
@@ -112,8 +113,10 @@ def _result(custom_id: str, status: str, answer: str | None, *candidates: tuple[
         AnswerStatus(status),
         answer,
         candidates=tuple(
-            Candidate(StoredImage(rank, f"sha-{source}", source, None), rank, retrieval_score, relevance)
-            for rank, (source, retrieval_score, relevance) in enumerate(candidates)
+            Candidate(
+                StoredImage(number, f"sha-{source}", source, None), nearest.index(source), retrieval_score, relevance
+            )
+            for number, (source, retrieval_score, relevance) in enumerate(candidates)
         ),
     )
 
@@ -144,6 +147,7 @@ def test_figures_of_a_job() -> None:
     assert (everything.failed, everything.missing) == (0, 1)  # q-5 has no result
     # Six labelled pictures: b of q-2 at the retriever's first place, a of q-1 at the second, b of q-4 at the third.
     assert everything.retrieval_recall == pytest.approx({1: 1 / 6, 2: 2 / 6, 5: 3 / 6, 20: 3 / 6})
+    assert everything.candidate_recall == pytest.approx(3 / 6)
     assert everything.reranked_recall == pytest.approx({1: 2 / 6, 2: 3 / 6})
     assert everything.answer_accuracy == pytest.approx(2 / 5)
 
@@ -176,6 +180,30 @@ def test_ties_keep_the_order_of_the_retrieval() -> None:
     figures = score_job(KNOWN[:1], [replace(tied, candidates=tied.candidates[::-1])]).all
     assert figures.retrieval_recall[1] == figures.reranked_recall[1] == 0
     assert figures.retrieval_recall[2] == figures.reranked_recall[2] == 1
+
+
+def test_recall_of_the_retrieval_is_by_rank_and_not_by_score() -> None:
+    """A picture that its caption found is behind the nearest ones, whatever its cosine is."""
+    by_caption = Candidate(StoredImage(3, "sha-a", "a.png", None), 2, 0.99, 0.9, origin=Origin.CAPTION)
+    row = _result("q-1", "answered", "red", ("x.png", 0.5, 0.1), ("y.png", 0.4, 0.2))
+    figures = score_job(KNOWN[:1], [replace(row, candidates=(by_caption, *row.candidates))]).all
+    assert figures.retrieval_recall == {1: 0, 2: 0, 5: 1, 20: 1}
+    assert figures.reranked_recall == {1: 1, 2: 1}
+
+
+def test_what_was_not_reranked_comes_behind_what_was() -> None:
+    row = _result("q-1", "answered", "red", ("a.png", 0.9, 0.0), ("x.png", 0.5, 0.2), ("y.png", 0.4, 0.0))
+    not_reranked = replace(row.candidates[0], relevance=None)
+    figures = score_job(KNOWN[:1], [replace(row, candidates=(not_reranked, *row.candidates[1:]))]).all
+    assert figures.reranked_recall == {1: 0, 2: 0}
+    assert figures.retrieval_recall[1] == 1
+
+
+def test_all_candidates_can_have_what_no_depth_of_the_table_has() -> None:
+    wrong = [(f"x{number}.png", 1 - number / 100, 0.1) for number in range(20)]
+    found = score_job(KNOWN[:1], [_result("q-1", "answered", "red", *wrong, ("a.png", 0.0, None))]).all
+    lost = score_job(KNOWN[:1], [_result("q-1", "answered", "red", *wrong)]).all
+    assert (found.retrieval_recall[20], found.candidate_recall, lost.candidate_recall) == (0, 1, 0)
 
 
 def test_figures_as_json() -> None:

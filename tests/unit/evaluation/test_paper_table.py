@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ragllava.evaluation.paper_table import PaperRow, paper_table, ranked_row, threshold_row
+from ragllava.evaluation.paper_table import CandidateFigures, PaperRow, paper_table, ranked_row, threshold_row
 
 RELEVANT = [("a",), ("b", "c"), ("d",)]  # four labelled images
 BY_RETRIEVAL = [["x", "a", "y"], ["b", "x", "y"], ["x", "y", "z"]]
@@ -81,3 +81,8 @@ def test_json_of_a_row() -> None:
 
 def test_an_empty_table_has_a_head() -> None:
     assert paper_table([]).count("\n") == 2
+
+
+def test_json_of_a_row_with_its_candidates() -> None:
+    row = PaperRow("hybrid", candidates=CandidateFigures(2 / 3, candidates=21.25, reranked=None)).as_json()
+    assert (row["recall_of_all"], row["candidates"], row["reranked"]) == (0.6667, 21.25, None)

@@ -326,7 +326,7 @@ def test_written_archive_reads_back(tmp_path: Path) -> None:
         for path in (written.questions, written.answers)
     )
     assert questions == [{"custom_id": question.custom_id, "question": question.text} for question in drawn.questions]
-    assert [set(line) for line in answers] == [{"custom_id", "answer", "type", "relevant"}] * 10
+    assert [set(line) for line in answers] == [{"custom_id", "answer", "type", "style", "relevant"}] * 10
     assert [(line["answer"], tuple(line["relevant"])) for line in answers] == [
         (question.answer, question.relevant) for question in drawn.questions
     ]

@@ -19,8 +19,10 @@ from ragllava.jobs.runner import ShardContext
 from ragllava.jobs.states import JobState
 from ragllava.models.reranker import Pair, Relevance
 from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
-from ragllava.records import AnswerStatus, JobKind, Role, SourceFile
+from ragllava.records import AnswerStatus, Depth, JobKind, Retrieval, Role, SourceFile
 from ragllava.stages.answer.stage import answer_stage
+from ragllava.stages.answer.tools import RETRIEVAL_VERSION
+from ragllava.stages.answer.waves import DEPTH_VERSION
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.results import ResultRow
@@ -30,13 +32,25 @@ from ragllava.stores.learning.registry import BaseVersion
 from ragllava.stores.objects import ObjectStore, content_key
 from ragllava.stores.schema import answers, shards
 from tests.integration.conftest import Postcards
-from tests.support.workshop import Workshop
+from tests.support.workshop import PAPER, Workshop
 
 
 @pytest.fixture(scope="module")
 def answered(whole_gallery: Workshop, ten_questions: list[str]) -> list[ResultRow]:
+    """All questions answered from the nearest pictures, all of them reranked."""
+    return whole_gallery.ask(ten_questions, **PAPER)
+
+
+@pytest.fixture(scope="module")
+def by_default(whole_gallery: Workshop, ten_questions: list[str]) -> list[ResultRow]:
     """All questions answered with the default options."""
     return whole_gallery.ask(ten_questions)
+
+
+def relevances(row: ResultRow) -> list[float]:
+    """Of all candidates, which must have been reranked."""
+    assert all(candidate.relevance is not None for candidate in row.candidates)
+    return [candidate.relevance for candidate in row.candidates if candidate.relevance is not None]
 
 
 def small_archive(workshop: Workshop, postcards: Postcards, number: int = 3) -> None:
@@ -53,16 +67,20 @@ def small_archive(workshop: Workshop, postcards: Postcards, number: int = 3) -> 
 # What is found
 
 
-def test_questions_find_their_postcards_and_answers(answered: list[ResultRow], postcards: Postcards) -> None:
-    expected = postcards.archive.questions[: len(answered)]
+@pytest.mark.parametrize("options", ["answered", "by_default"])
+def test_questions_find_their_postcards_and_answers(
+    options: str, request: pytest.FixtureRequest, postcards: Postcards
+) -> None:
+    rows: list[ResultRow] = request.getfixturevalue(options)
+    expected = postcards.archive.questions[: len(rows)]
     is_first = [
         bool(row.evidence) and row.evidence[0].image.source == question.relevant[0]
-        for row, question in zip(answered, expected, strict=True)
+        for row, question in zip(rows, expected, strict=True)
     ]
     assert sum(is_first) >= 0.9 * len(expected)
-    right = [row.answer == question.answer for row, question in zip(answered, expected, strict=True)]
+    right = [row.answer == question.answer for row, question in zip(rows, expected, strict=True)]
     assert sum(right) >= 0.5 * len(expected)
-    assert all(0 < row.confidence <= 1 for row in answered if row.confidence is not None)
+    assert all(0 < row.confidence <= 1 for row in rows if row.confidence is not None)
 
 
 def test_candidates_are_the_nearest_images(
@@ -96,9 +114,9 @@ def test_relevance_is_the_reranker_s_score_of_the_pair_alone(
 def test_candidates_are_ranked_and_evidence_is_cut(whole_gallery: Workshop, answered: list[ResultRow]) -> None:
     threshold = whole_gallery.resources.models.profile.threshold
     for row in answered:
-        relevances = [candidate.relevance for candidate in row.candidates]
-        assert relevances == sorted(relevances, reverse=True)
-        expected = [candidate for candidate in row.candidates[:2] if candidate.relevance >= threshold]
+        ranked = relevances(row)
+        assert ranked == sorted(ranked, reverse=True)
+        expected = [c for c, relevance in zip(row.candidates[:2], ranked, strict=False) if relevance >= threshold]
         assert row.evidence == expected
         assert [candidate.evidence_no for candidate in row.evidence] == list(range(len(expected)))
         assert row.status == (AnswerStatus.ANSWERED if expected else AnswerStatus.NO_EVIDENCE)
@@ -110,7 +128,7 @@ def test_candidates_are_ranked_and_evidence_is_cut(whole_gallery: Workshop, answ
 def test_a_threshold_of_one_leaves_nothing_and_names_the_best(
     whole_gallery: Workshop, ten_questions: list[str]
 ) -> None:
-    for row in whole_gallery.ask(ten_questions[:4], threshold=1.0, top_k=3):
+    for row in whole_gallery.ask(ten_questions[:4], threshold=1.0, top_k=3, **PAPER):
         best = row.candidates[0]
         assert (row.status, row.answer, row.evidence) == (AnswerStatus.NO_EVIDENCE, None, [])
         assert len(row.candidates) == 3
@@ -120,7 +138,7 @@ def test_a_threshold_of_one_leaves_nothing_and_names_the_best(
 
 @pytest.mark.parametrize("top_n", [1, 3])
 def test_a_threshold_of_zero_keeps_top_n(whole_gallery: Workshop, ten_questions: list[str], top_n: int) -> None:
-    for row in whole_gallery.ask(ten_questions[:3], threshold=0.0, top_n=top_n, top_k=4):
+    for row in whole_gallery.ask(ten_questions[:3], threshold=0.0, top_n=top_n, top_k=4, **PAPER):
         assert row.status is AnswerStatus.ANSWERED
         assert row.evidence == list(row.candidates[:top_n])
 
@@ -157,7 +175,20 @@ def test_the_stamp_names_every_model(
         "generator": models.generator.version,
         "prompt": f"{RERANK_VERSION}+{version}",
         "threshold": 0.25,
+        "retrieval": f"hybrid-{RETRIEVAL_VERSION}",
+        "depth": f"need-{DEPTH_VERSION}",
     }
+
+
+@pytest.mark.parametrize("retrieval", list(Retrieval))
+@pytest.mark.parametrize("depth", list(Depth))
+def test_the_stamp_names_how_candidates_were_found_and_reranked(
+    whole_gallery: Workshop, ten_questions: list[str], retrieval: Retrieval, depth: Depth
+) -> None:
+    [row] = whole_gallery.ask(ten_questions[:1], top_k=2, retrieval=retrieval, depth=depth)
+    assert row.models is not None
+    assert row.models["retrieval"] == f"{retrieval.value}-{RETRIEVAL_VERSION}"
+    assert row.models["depth"] == f"{depth.value}-{DEPTH_VERSION}"
 
 
 def test_the_threshold_is_that_of_the_champion(
@@ -172,7 +203,7 @@ def test_the_threshold_is_that_of_the_champion(
         registry.ensure_champions(connection, profile.name, [base])
     [row] = workshop.ask(ten_questions[:1])
     assert row.models is not None and row.models["threshold"] == 0.875
-    assert all(candidate.relevance >= 0.875 for candidate in row.evidence)
+    assert all(candidate.relevance is not None and candidate.relevance >= 0.875 for candidate in row.evidence)
 
 
 # Pictures that cannot be read
@@ -188,7 +219,7 @@ def test_a_lost_picture_is_left_out_and_reported(
     data = objects.get_content(lost.sha256)
     objects.delete_content(lost.sha256) if damage == "deleted" else objects.put(content_key(lost.sha256), data[:-1])
     try:
-        concerned, unconcerned = whole_gallery.with_settings().ask([ten_questions[0], ten_questions[spared]])
+        concerned, unconcerned = whole_gallery.with_settings().ask([ten_questions[0], ten_questions[spared]], **PAPER)
     finally:
         objects.put_content(data, "image/png")
     expected = [candidate.image for candidate in answered[0].candidates if candidate.image != lost]
@@ -238,29 +269,44 @@ def test_odd_questions_are_answered_like_others(whole_gallery: Workshop) -> None
 # The same answer in any batch
 
 
+def close(relevance: float | None, expected: float | None) -> bool:
+    """Whether they differ by rounding only; None is close to None alone."""
+    if relevance is None or expected is None:
+        return relevance is expected
+    return abs(relevance - expected) < 1e-5
+
+
 def same(row: ResultRow, expected: ResultRow) -> bool:
-    scores = {candidate.image.image_id: candidate.relevance for candidate in expected.candidates}
+    """Candidates may be ordered otherwise where their relevances differ by rounding."""
+    scores, expected_scores = (
+        {candidate.image.image_id: candidate.relevance for candidate in each.candidates} for each in (row, expected)
+    )
     return (
         (row.status, row.answer, row.note) == (expected.status, expected.answer, expected.note)
         and [c.image for c in row.evidence] == [c.image for c in expected.evidence]
-        and scores.keys() == {candidate.image.image_id for candidate in row.candidates}
-        and all(abs(c.relevance - scores[c.image.image_id]) < 1e-5 for c in row.candidates)
+        and scores.keys() == expected_scores.keys()
+        and all(close(relevance, expected_scores[image_id]) for image_id, relevance in scores.items())
         and abs((row.confidence or 0) - (expected.confidence or 0)) < 1e-4
     )
 
 
+@pytest.mark.parametrize(("together", "options"), [("answered", PAPER), ("by_default", {})])
 def test_other_questions_of_the_batch_change_nothing(
-    whole_gallery: Workshop, answered: list[ResultRow], ten_questions: list[str]
+    whole_gallery: Workshop,
+    ten_questions: list[str],
+    together: str,
+    options: dict[str, Any],
+    request: pytest.FixtureRequest,
 ) -> None:
+    answered: list[ResultRow] = request.getfixturevalue(together)
     number = 6
-    [alone] = whole_gallery.ask([ten_questions[number]])
-    backwards = whole_gallery.ask(list(reversed(ten_questions[:5])))
+    [alone] = whole_gallery.ask([ten_questions[number]], **options)
+    backwards = whole_gallery.ask(list(reversed(ten_questions[:5])), **options)
     elsewhere = whole_gallery.with_settings(pairs_per_batch=7, questions_per_step=3, questions_per_shard=4)
+    apart = elsewhere.ask(ten_questions[:5], **options)
     assert same(alone, answered[number])
     assert all(same(row, expected) for row, expected in zip(reversed(backwards), answered[:5], strict=True))
-    assert all(
-        same(row, expected) for row, expected in zip(elsewhere.ask(ten_questions[:5]), answered[:5], strict=True)
-    )
+    assert all(same(row, expected) for row, expected in zip(apart, answered[:5], strict=True))
 
 
 # What goes wrong with one question
@@ -291,7 +337,7 @@ def test_a_question_that_cannot_be_scored_fails_alone(
 ) -> None:
     questions = [*ten_questions[:2], "TOUCHY " + ten_questions[2], ten_questions[3]]
     bench = touchy(whole_gallery, ScoreRejected("the network returned no number"))
-    submitted = bench.submit(questions)
+    submitted = bench.submit(questions, **PAPER)
     bench.run()
     job, rows = bench.job(submitted.job_id), bench.rows(submitted.job_id)
     assert job.state == JobState.COMPLETED_WITH_ERRORS
@@ -396,7 +442,7 @@ def test_a_shard_that_stops_in_the_middle_keeps_what_it_committed(
     whole_gallery: Workshop, answered: list[ResultRow], ten_questions: list[str], error: Exception
 ) -> None:
     bench = whole_gallery.with_settings(questions_per_step=2)
-    submitted = bench.submit(ten_questions[:3])
+    submitted = bench.submit(ten_questions[:3], **PAPER)
     stage: Callable[[ShardContext[Resources]], None] = lambda context: answer_stage(  # noqa: E731
         # Checked once while reranking and once before the first step.
         replace(context, stop=stopping_after(2, error))

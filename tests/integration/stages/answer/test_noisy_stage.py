@@ -17,7 +17,7 @@ from ragllava.stages.resources import Resources
 from ragllava.stores.learning import noisy
 from ragllava.stores.learning.noisy import NoisyView
 from tests.integration.conftest import Postcards
-from tests.support.workshop import Workshop
+from tests.support.workshop import PAPER, Workshop
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,8 @@ def cases_of(workshop: Workshop, job_id: int) -> dict[str, NoisyView]:
 
 
 def run(workshop: Workshop, asked: Sequence[str], **options: Any) -> int:
-    job_id = workshop.submit(asked, top_k=3, **options).job_id
+    """Ask from the three nearest pictures, all of them reranked."""
+    job_id = workshop.submit(asked, top_k=3, **PAPER, **options).job_id
     workshop.run()
     return job_id
 
@@ -126,7 +127,7 @@ def test_no_noisy_case_is_written_behind_a_lost_lease(gallery: Workshop, asked: 
             raise
 
     robbed = replace(gallery, stages={JobKind.ANSWER: loses})
-    job_id = robbed.submit(asked, top_k=3, threshold=1.0).job_id
+    job_id = robbed.submit(asked, top_k=3, threshold=1.0, **PAPER).job_id
     robbed.run_once()
     assert lost == [LeaseLost]
     assert cases_of(gallery, job_id) == {}
@@ -135,7 +136,7 @@ def test_no_noisy_case_is_written_behind_a_lost_lease(gallery: Workshop, asked: 
 
 
 def test_a_retry_adds_its_cases_to_those_of_the_first_run(gallery: Workshop, asked: list[str]) -> None:
-    job_id = gallery.submit(asked, top_k=3, threshold=1.0).job_id
+    job_id = gallery.submit(asked, top_k=3, threshold=1.0, **PAPER).job_id
     with gallery.engine.begin() as connection:
         control.cancel(connection, job_id)
     assert cases_of(gallery, job_id) == {}

@@ -35,7 +35,7 @@ from ragllava.stores.schema import answers, candidates, jobs
 from tests.conftest import environment_of
 from tests.integration.conftest import Postcards
 from tests.support.random_adapters import promote_random_adapter
-from tests.support.workshop import ARCHIVE, Workshop
+from tests.support.workshop import ARCHIVE, PAPER, Workshop
 
 PICTURES = 16
 QUESTIONS = 8
@@ -58,6 +58,10 @@ class Watched:
     @property
     def mllm(self) -> Mllm:
         return self._models.reranker.mllm
+
+    @property
+    def sharing(self) -> Any:
+        return self._models.reranker.sharing
 
     def relevance(self, pairs: Sequence[Pair], *, batch_size: int) -> list[Relevance]:
         if self.fail is not None:
@@ -90,8 +94,8 @@ class Gallery:
         self.desk.ingest(self.folder, captions=self.captions)
 
     def ask(self) -> int:
-        """Answer all questions in a new job."""
-        job_id = self.desk.submit(self.texts, top_k=TOP_K).job_id
+        """Answer all questions in a new job, from the nearest pictures, all of them reranked."""
+        job_id = self.desk.submit(self.texts, top_k=TOP_K, **PAPER).job_id
         self.desk.run()
         return job_id
 

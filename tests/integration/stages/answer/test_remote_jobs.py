@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from ragllava.stores.learning import registry
 from tests.integration.conftest import Postcards
 from tests.support.random_adapters import promote_random_adapter
 from tests.support.vllm_server import ModelServer, serving
-from tests.support.workshop import Workshop
+from tests.support.workshop import PAPER, Workshop
 
 
 @pytest.fixture
@@ -55,18 +56,20 @@ def seen(rows: list[ResultRow]) -> list[tuple[object, ...]]:
     return [(row.status, row.answer, row.models, [c.image.source for c in row.evidence]) for row in rows]
 
 
+@pytest.mark.parametrize(("options", "all_reranked"), [(PAPER, True), ({}, False)], ids=["paper", "default"])
 def test_a_job_ends_as_if_the_worker_had_computed_itself(
-    here: Workshop, postcards: Postcards, server: ModelServer
+    here: Workshop, postcards: Postcards, server: ModelServer, options: dict[str, Any], all_reranked: bool
 ) -> None:
     texts = [question.text for question in postcards.archive.questions[:4]] + ["What is the meaning of life?"]
     there = at_endpoint(here, server)
-    remote, local = there.ask(texts, top_k=8), here.ask(texts, top_k=8)
+    remote, local = there.ask(texts, top_k=8, **options), here.ask(texts, top_k=8, **options)
     assert seen(remote) == seen(local)
     assert {row.status for row in local} == {AnswerStatus.ANSWERED, AnswerStatus.NO_EVIDENCE}
     for row, right in zip(remote, local, strict=True):
         assert [c.relevance for c in row.candidates] == pytest.approx([c.relevance for c in right.candidates], abs=1e-5)
         assert row.confidence == pytest.approx(right.confidence, abs=1e-5)
-    assert len(server.bodies) > len(texts) * 8, "the endpoint has reranked every candidate"
+    assert all(c.relevance is not None for row in remote for c in row.candidates) == all_reranked
+    assert not all_reranked or len(server.bodies) > len(texts) * 8, "the endpoint has reranked every candidate"
 
 
 def test_a_champion_that_the_endpoint_does_not_serve_refuses_the_job(

@@ -16,9 +16,10 @@ from ragllava.records import AnswerStatus
 from ragllava.stages.answer.submit import submit_refresh
 from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import questions, shards
-from tests.support.workshop import Workshop
+from tests.support.workshop import PAPER, Workshop
 
 TOP_K = 4
+ALL_OF_THEM = {"top_k": TOP_K, **PAPER}  # each question has exactly so many candidates, and all are reranked
 STEP = 3  # questions of the first sub-batch, by which the pace is learned
 
 
@@ -53,12 +54,13 @@ def facts(rows: Sequence[Any]) -> list[Any]:
     ]
 
 
+@pytest.mark.parametrize("options", [ALL_OF_THEM, {"top_k": TOP_K}], ids=["paper", "default"])
 def test_a_split_shard_gives_the_same_answers_in_the_same_order(
-    desk: Workshop, whole_gallery: Workshop, ten_questions: list[str]
+    desk: Workshop, whole_gallery: Workshop, ten_questions: list[str], options: dict[str, Any]
 ) -> None:
-    unsplit = whole_gallery.submit(ten_questions, top_k=TOP_K).job_id
+    unsplit = whole_gallery.submit(ten_questions, **options).job_id
     whole_gallery.run()
-    job_id = desk.submit(ten_questions, top_k=TOP_K).job_id
+    job_id = desk.submit(ten_questions, **options).job_id
     desk.run()
     assert states(whole_gallery, unsplit) == ["done"]
     assert states(desk, job_id) == ["split"] + ["done"] * (len(ten_questions) - STEP), (
@@ -77,7 +79,7 @@ def test_questions_that_share_pictures_follow_each_other(whole_gallery: Workshop
     of_six = prefix * TOP_K + 6 * (TOP_K + (prefix + 1) * whole_gallery.settings.top_n)
     desk = whole_gallery.with_settings(shard_seconds=1.001 * of_six)
     desk.resources.pace.learn(1.0, cost=1.0)
-    job_id = desk.submit(texts, top_k=TOP_K).job_id
+    job_id = desk.submit(texts, **ALL_OF_THEM).job_id
     desk.run_once()
     assert states(desk, job_id)[0] == "split"
     order = sorted(range(len(texts)), key=places(desk, job_id).__getitem__)
@@ -109,7 +111,7 @@ def test_the_questions_of_an_unsplit_shard_are_searched_once(whole_gallery: Work
     counting = Counting(whole_gallery.resources.models.retriever)
     desk = whole_gallery.with_settings(shard_seconds=1.5 * of_all).with_models(retriever=counting)
     desk.resources.pace.learn(1.0, cost=1.0)
-    job_id = desk.submit(texts, top_k=TOP_K).job_id
+    job_id = desk.submit(texts, **ALL_OF_THEM).job_id
     desk.run()
     assert states(desk, job_id) == ["done"]
     assert counting.texts == len(texts)
@@ -132,12 +134,12 @@ def test_a_question_that_breaks_a_worker_ends_alone_after_a_split(desk: Workshop
 
     broken = desk.with_models(reranker=Breaking(desk.resources.models.reranker))
     broken.resources.pace.learn(1.0, cost=1.0)
-    rows = broken.ask([*ten_questions[:5], "BREAKS the tower?"], top_k=TOP_K)
+    rows = broken.ask([*ten_questions[:5], "BREAKS the tower?"], **ALL_OF_THEM)
     assert [row.status is AnswerStatus.DEAD for row in rows] == [False] * 5 + [True]
 
 
 def test_halves_of_a_shard_that_was_never_planned_are_planned(desk: Workshop, ten_questions: list[str]) -> None:
-    job_id = desk.submit(ten_questions, top_k=TOP_K).job_id
+    job_id = desk.submit(ten_questions, **ALL_OF_THEM).job_id
 
     class Failing:
         """A retriever that fails like a worker's own fault."""
@@ -161,7 +163,7 @@ def test_halves_of_a_shard_that_was_never_planned_are_planned(desk: Workshop, te
 def test_a_cancelled_job_has_an_outcome_for_each_question_after_a_split(
     desk: Workshop, ten_questions: list[str]
 ) -> None:
-    job_id = desk.submit(ten_questions, top_k=TOP_K).job_id
+    job_id = desk.submit(ten_questions, **ALL_OF_THEM).job_id
     desk.run_once()  # answers the first sub-batch and splits
     desk.run_once()
     with desk.engine.begin() as connection:
@@ -180,7 +182,7 @@ def test_a_cancelled_job_has_an_outcome_for_each_question_after_a_split(
 
 def test_a_worker_that_lost_its_lease_cannot_split(desk: Workshop, ten_questions: list[str]) -> None:
     desk.resources.pace.learn(1.0, cost=1.0)
-    job_id = desk.submit(ten_questions, top_k=TOP_K).job_id
+    job_id = desk.submit(ten_questions, **ALL_OF_THEM).job_id
     [shard_id] = desk.dispatch()
 
     class Robbed:
@@ -205,7 +207,7 @@ def test_a_worker_that_lost_its_lease_cannot_split(desk: Workshop, ten_questions
 def test_a_refresh_splits_what_has_changed_only(
     desk: Workshop, whole_gallery: Workshop, ten_questions: list[str]
 ) -> None:
-    earlier = whole_gallery.submit(ten_questions, top_k=TOP_K).job_id
+    earlier = whole_gallery.submit(ten_questions, **ALL_OF_THEM).job_id
     whole_gallery.run()
     job_id, _ = in_transaction(desk.engine, submit_refresh, desk.settings, earlier)
     desk.run()
@@ -227,5 +229,5 @@ def test_a_question_without_candidates_is_planned_like_others(desk: Workshop, te
             return self._retriever.embed_texts(texts)
 
     refusing = desk.with_models(retriever=Refusing(desk.resources.models.retriever))
-    rows = refusing.ask([*ten_questions[:6], "TOO MUCH?"], top_k=TOP_K)
+    rows = refusing.ask([*ten_questions[:6], "TOO MUCH?"], **ALL_OF_THEM)
     assert [row.status is AnswerStatus.FAILED for row in rows] == [False] * 6 + [True]

@@ -15,17 +15,17 @@ from sqlalchemy import Engine, func, select
 
 from ragllava.client import Client
 from ragllava.errors import InvalidInput, UsageError
+from ragllava.jobs import control
+from ragllava.jobs.control import NewJob
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
-from ragllava.json_records import to_json
-from ragllava.records import AnswerOptions, AnswerStatus, SourceFile
+from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Retrieval, SourceFile
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import (
     ASK_PRIORITY,
     Submission,
     Submitted,
-    _digest,
     record_refusal,
     submit_questions,
     submit_refresh,
@@ -142,6 +142,8 @@ def test_options_out_of_range_are_refused_by_name(desk: Desk) -> None:
         "top_n": (0, 21, "2", None),
         "threshold": (-0.1, 1.1, float("nan"), "auto", True),
         "captions_in_answer": ("no", 1, None),
+        "retrieval": ("vectors", "HYBRID", 1, None),
+        "depth": ("deep", "", True, None),
     }
     for name, values in wrong.items():
         for value in values:
@@ -278,16 +280,6 @@ def test_a_key_is_of_the_filters_too_and_matches_what_was_submitted_without_them
     assert submit(described, GOOD, **how, options=AnswerOptions(filter={})).job_id == job_id
 
 
-def test_without_filters_the_digest_is_that_of_earlier_versions() -> None:
-    file = read_questions("\n".join(GOOD).encode(), name="questions.jsonl")
-    options = to_json(AnswerOptions())
-    del options["filter"]
-    earlier = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    for question in file.valid:
-        earlier.update(json.dumps([question.custom_id, question.text]).encode())
-    assert _digest(file, AnswerOptions()) == earlier.hexdigest()
-
-
 # The same again
 
 
@@ -316,11 +308,34 @@ def test_the_same_key_with_another_content_is_refused(desk: Desk) -> None:
         "order": {"lines": [GOOD[1], GOOD[0], GOOD[2]]},
         "archive": {"archive": "other"},
         "options": {"options": AnswerOptions(top_k=3)},
+        "retrieval": {"options": AnswerOptions(retrieval=Retrieval.PICTURE)},
+        "depth": {"options": AnswerOptions(depth=Depth.FIXED)},
     }
     for change in changes.values():
         with pytest.raises(UsageError, match=f"'monday' belongs to job {job_id}"):
             submit(desk, **({"lines": GOOD, "idempotency_key": "monday"} | change))
     assert [count(desk, table) for table in (jobs, questions)] == [1, 3]
+
+
+def test_a_key_of_a_version_without_retrieval_and_depth_still_fits(desk: Desk) -> None:
+    """The digest as version 0.2 computed it, from the options that it had."""
+    options = {"top_k": 20, "top_n": 2, "threshold": None, "captions_in_answer": True}
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for custom_id, text in (("a", "one?"), ("line-2", "two?"), ("c", "three?")):
+        digest.update(json.dumps([custom_id, text]).encode())
+    with desk.engine.begin() as connection:
+        new = NewJob(
+            kind=JobKind.ANSWER,
+            archive_id=archive.get_archive(connection, "test").archive_id,
+            spec={"options": options, "input": "questions.jsonl"},
+            total=3,
+            per_shard=3,
+            idempotency_key="monday",
+            content_digest=digest.hexdigest(),
+        )
+        earlier, _ = control.create(connection, new)
+    again = submit(desk, GOOD, idempotency_key="monday")
+    assert (again.job_id, again.is_new) == (earlier, False)
 
 
 def test_submits_at_once_with_one_key_make_one_whole_job(desk: Desk) -> None:

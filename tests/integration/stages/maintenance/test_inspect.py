@@ -14,6 +14,7 @@ from ragllava.records import TaskName
 from ragllava.stages.maintenance.inspect import Inspector, inspect
 from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results
+from ragllava.stores.archives import image_changes
 from ragllava.stores.database import in_transaction, outside_transaction
 from ragllava.stores.objects import content_key
 from tests.support.archive_rows import answered_job, make_index
@@ -34,7 +35,10 @@ def stocked(workshop: Workshop) -> Workshop:
         workshop
     )
     # The picture of the answered job has no vector yet.
-    run("UPDATE images SET retired = true WHERE id NOT IN (SELECT image_id FROM embeddings)")(workshop)
+    with workshop.engine.begin() as connection:
+        query = text("SELECT archive_id, uri FROM images WHERE id NOT IN (SELECT image_id FROM embeddings)")
+        for archive_id, uri in connection.execute(query).all():
+            image_changes.retire_at(connection, archive_id, [uri])
     return workshop
 
 
@@ -97,6 +101,12 @@ _A_JOB = "(SELECT min(id) FROM jobs)"
         (run("DELETE FROM embeddings WHERE image_id = (SELECT min(id) FROM images)"), "vectors of cards", "1 images"),
         (run("UPDATE images SET retired = true WHERE id = (SELECT min(id) FROM images)"), "images of cards", "image 1"),
         (run("UPDATE archives SET active_index_id = NULL"), "indexes", "as cards"),
+        (
+            run("UPDATE images SET caption = 'other' WHERE id = (SELECT min(id) FROM images)"),
+            "words of cards",
+            "image 1",
+        ),
+        (run("UPDATE word_counts SET images = images + 1"), "words of cards", "the word "),
         (delete_an_object("sha256/"), "pictures", "1 pictures are missing"),
         (shorten_an_object, "sizes", "another size"),
         (add_a_stray, "content", "ffff"),

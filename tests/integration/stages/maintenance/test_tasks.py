@@ -19,7 +19,7 @@ from ragllava.stores.archives import archive, vectors
 from ragllava.stores.archives import indexes as index_store
 from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import labels, noisy
-from ragllava.stores.schema import indexes, jobs, noisy_cases
+from ragllava.stores.schema import indexes, jobs, noisy_cases, word_counts
 from tests.support.archive_rows import ARCHIVE, answered_job, make_index
 from tests.support.maintenance_tasks import a_training, do, execute, report
 from tests.support.workshop import Workshop
@@ -200,6 +200,17 @@ def test_vacuum_removes_dead_rows_and_measures_the_graphs(workshop: Workshop, mo
     [warning] = report(job)["warnings"]
     assert f"index {index_id} of {ARCHIVE} finds only 1.000 of the true neighbours" in warning
     assert job.task is not None and job.task.reason is not None and warning in job.task.reason
+
+
+def test_vacuum_sums_up_the_counts_of_words(workshop: Workshop) -> None:
+    make_index(workshop, 5)
+    rows = select(func.count()).where(word_counts.c.word == ":images")
+    with workshop.engine.begin() as connection:
+        assert connection.scalar(rows) == 5
+    figures = report(do(workshop, "vacuum"))
+    with workshop.engine.begin() as connection:
+        assert connection.scalar(rows) == 1
+    assert {"image_words", "word_counts"} <= {table["table"] for table in figures["tables"]}
 
 
 def test_a_graph_of_another_retriever_is_not_measured_and_says_so(workshop: Workshop) -> None:

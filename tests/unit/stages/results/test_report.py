@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ragllava.records import AnswerStatus, Candidate, StoredImage
+from ragllava.records import AnswerStatus, Candidate, Origin, StoredImage
 from ragllava.stages.results import report
 from ragllava.stages.results.report import Figure, ReportRow, ReportSummary, write_report
 from ragllava.stages.results.results import Previous, ResultRow
@@ -248,6 +248,47 @@ def test_bars_end_at_the_relevance_and_lines_stand_at_the_threshold(tmp_path: Pa
     skyline = [(a["class"], float(a["height"])) for tag, a in page.elements if tag == "rect" and "y" in a]
     assert [name for name, _ in skyline] == ["left", "left", "kept", "kept"]  # in retrieval order
     assert [height for _, height in skyline] == pytest.approx([27.25, 51.5, 90.3, 95.15], abs=0.06)
+
+
+def found_by_caption(of: Candidate, origin: Origin) -> Candidate:
+    return replace(of, origin=origin, caption_rank=0, caption_score=7.5)
+
+
+def test_a_card_says_what_was_found_by_its_caption(tmp_path: Path) -> None:
+    first, second, third = candidate(3, 0.95, 0), candidate(2, 0.9, 1), candidate(1, 0.5)
+    shown = (found_by_caption(first, Origin.CAPTION), found_by_caption(second, Origin.BOTH), third)
+    page = written(tmp_path, replace(ROW, result=replace(ROW.result, candidates=shown)))
+    ranks = re.findall(r"(?:by [a-z ]+ · )?retrieval score 0\.250 · rank \d → \d", page.text)
+    assert ranks == [
+        "by its caption · retrieval score 0.250 · rank 4 → 1",
+        "by picture and caption · retrieval score 0.250 · rank 3 → 2",
+        "retrieval score 0.250 · rank 2 → 3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("unread", "sentence"),
+    [
+        (1, "1 more candidate was not reranked: the evidence sufficed"),
+        (2, "2 more candidates were not reranked: the evidence sufficed"),
+    ],
+)
+@pytest.mark.parametrize("dropped", [0, 1])
+def test_candidates_that_were_not_reranked_are_counted_and_nothing_else(
+    tmp_path: Path, unread: int, sentence: str, dropped: int
+) -> None:
+    read = (candidate(9, 0.95, 0), *(candidate(8, 0.5) for _ in range(dropped)))
+    rest = tuple(replace(candidate(number, 0.0), relevance=None) for number in range(unread))
+    page = written(tmp_path, replace(ROW, result=replace(ROW.result, candidates=(*rest, *read))))
+    assert page.text.count("not reranked") == page.text.count(sentence) == 1
+    assert len([attributes for tag, attributes in page.elements if tag == "rect" and "y" in attributes]) == len(read)
+    assert f"relevance of the first {len(read)} reranked candidates, in retrieval order" in page.text
+    assert "cards/0.png" not in page.text
+    assert page.text.count("dropped by the reranker") == dropped
+
+
+def test_where_all_were_reranked_nothing_is_said_of_it(tmp_path: Path) -> None:
+    assert "not reranked" not in written(tmp_path, ROW).text
 
 
 def test_a_question_without_evidence_shows_its_best_relevance(tmp_path: Path) -> None:

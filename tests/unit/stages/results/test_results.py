@@ -22,13 +22,16 @@ from ragllava.records import (
     Change,
     FileFormat,
     ModelStamp,
+    Origin,
     Question,
     StoredImage,
 )
 from ragllava.stages.results import results
 from ragllava.stages.results.results import Previous, ResultRow, output_file, write_errors, write_results
 
-STAMP = ModelStamp("mini-clip", "mini-reranker", "mini-generator", "rerank-1 answer-1", 0.6123456789)
+STAMP = ModelStamp(
+    "mini-clip", "mini-reranker", "mini-generator", "rerank-1 answer-1", 0.6123456789, "hybrid-1", "need-1"
+)
 
 
 def candidate(number: int, relevance: float, evidence_no: int | None = None, caption: str | None = None) -> Candidate:
@@ -36,6 +39,10 @@ def candidate(number: int, relevance: float, evidence_no: int | None = None, cap
     return Candidate(image, retrieval_rank=number, retrieval_score=-0.125, relevance=relevance, evidence_no=evidence_no)
 
 
+BY_CAPTION = replace(
+    candidate(2, 0.99999999, 0, "The tower, 1912"), origin=Origin.CAPTION, caption_rank=0, caption_score=7.12345678
+)
+NOT_RERANKED = replace(candidate(4, 0.0), relevance=None)
 ANSWERED = ResultRow(
     line=1,
     custom_id="a",
@@ -43,7 +50,7 @@ ANSWERED = ResultRow(
     status=AnswerStatus.ANSWERED,
     answer='deep "red"\nor so',
     confidence=0.87654321,
-    candidates=(candidate(3, 0.7, 1), candidate(1, 0.1), candidate(2, 0.99999999, 0, "The tower, 1912")),
+    candidates=(candidate(3, 0.7, 1), candidate(1, 0.1), BY_CAPTION, NOT_RERANKED),
     models=to_json(STAMP),
     note="a caption was cut",
 )
@@ -67,10 +74,24 @@ def test_a_result_line_has_exactly_the_promised_keys() -> None:
                 "image_id": 2,
                 "source": "cards/2.png",
                 "caption": "The tower, 1912",
+                "origin": "caption",
+                "retrieval_rank": 3,
                 "retrieval_score": -0.125,
+                "caption_rank": 1,
+                "caption_score": 7.123457,
                 "relevance": 1.0,
             },
-            {"image_id": 3, "source": "cards/3.png", "caption": None, "retrieval_score": -0.125, "relevance": 0.7},
+            {
+                "image_id": 3,
+                "source": "cards/3.png",
+                "caption": None,
+                "origin": "picture",
+                "retrieval_rank": 4,
+                "retrieval_score": -0.125,
+                "caption_rank": None,
+                "caption_score": None,
+                "relevance": 0.7,
+            },
         ],
         "models": {
             "index": "mini-clip",
@@ -78,6 +99,8 @@ def test_a_result_line_has_exactly_the_promised_keys() -> None:
             "generator": "mini-generator",
             "prompt": "rerank-1 answer-1",
             "threshold": 0.612346,
+            "retrieval": "hybrid-1",
+            "depth": "need-1",
         },
         "note": "a caption was cut",
         "error": None,
@@ -202,18 +225,28 @@ def test_csv_has_a_column_for_everything(tmp_path: Path) -> None:
         "evidence_1_image_id": "2",
         "evidence_1_source": "cards/2.png",
         "evidence_1_caption": "The tower, 1912",
+        "evidence_1_origin": "caption",
+        "evidence_1_retrieval_rank": "3",
         "evidence_1_retrieval_score": "-0.125",
+        "evidence_1_caption_rank": "1",
+        "evidence_1_caption_score": "7.123457",
         "evidence_1_relevance": "1.0",
         "evidence_2_image_id": "3",
         "evidence_2_source": "cards/3.png",
         "evidence_2_caption": "",
+        "evidence_2_origin": "picture",
+        "evidence_2_retrieval_rank": "4",
         "evidence_2_retrieval_score": "-0.125",
+        "evidence_2_caption_rank": "",
+        "evidence_2_caption_score": "",
         "evidence_2_relevance": "0.7",
         "model_index": "mini-clip",
         "model_reranker": "mini-reranker",
         "model_generator": "mini-generator",
         "model_prompt": "rerank-1 answer-1",
         "model_threshold": "0.612346",
+        "model_retrieval": "hybrid-1",
+        "model_depth": "need-1",
         "note": "a caption was cut",
         "error_code": "",
         "error": "",

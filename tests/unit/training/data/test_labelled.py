@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
-from ragllava.records import Candidate, Label, Role, StoredImage, Verdict
+from ragllava.records import Candidate, Label, Origin, Role, StoredImage, Verdict
 from ragllava.stores.learning.labels import LabelledRow
-from ragllava.training.data.datasets import Retrieved
-from ragllava.training.data.examples import Evidence
+from ragllava.training.data.datasets import DatasetOptions, Retrieved, build_rank_dataset
+from ragllava.training.data.examples import Evidence, RankExample
 from ragllava.training.data.labelled import labelled_questions, usable_for
 
 
@@ -53,6 +54,24 @@ def test_what_was_retrieved_stands_in_the_order_of_clip() -> None:
         Retrieved("sha4", "caption 4", 0.8),
         Retrieved("sha3", "caption 3", 0.9),
     )
+
+
+def test_images_found_by_their_captions_are_the_first_hard_negatives() -> None:
+    """The nearest pictures alone would fill the top K."""
+    nearest = [Candidate(image(number), number, 0.5, relevance=None) for number in range(20)]
+    named = [
+        replace(Candidate(image(number), number, 0.1, relevance), origin=Origin.CAPTION, caption_rank=number - 20)
+        for number, relevance in ((20, 0.9), (21, 0.2))
+    ]
+    both = replace(nearest[3], origin=Origin.BOTH, caption_rank=2, relevance=0.3)
+    found = (named[1], both, named[0], *nearest[4:], *nearest[:3])
+    [question] = labelled_questions([row(relevant=(20,), candidates=found)], {})
+    in_order = [item.image for item in question.retrieved]
+    assert in_order == ["sha20", "sha21", *(f"sha{number}" for number in range(20))]
+    options = DatasetOptions(seed=1, top_k=20, ratio=19.0)
+    examples = build_rank_dataset([question], options).examples
+    negatives = {example.image for example in examples if isinstance(example, RankExample)}
+    assert negatives == {"sha20", "sha21", *(f"sha{number}" for number in range(18))}
 
 
 def test_the_labels_images_win_over_the_candidates() -> None:

@@ -1,0 +1,101 @@
+"""The first stage for people: search an archive without reranker and generator.
+
+A person may search for a common word, which makes sure of no image (candidates.py). So the images whose words fit best
+are listed too: after those that captions make sure of, the two rankings take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Engine
+
+from ragllava.filters import check_filter
+from ragllava.json_records import to_json
+from ragllava.records import AnswerOptions, Candidate, Origin, Question, Retrieval, StoredImage
+from ragllava.settings import Settings
+from ragllava.stages.answer.pipeline import retrieve
+from ragllava.stages.answer.tools import prepare
+from ragllava.stages.resources import Resources
+from ragllava.stores.archives import archive, filtering
+from ragllava.stores.database import in_transaction
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """An image that a search found. `picture_rank` and `caption_rank` count from 0 in the rankings by picture and by
+    words, None where it is not among the first; the scores are those of a Candidate."""
+
+    image: StoredImage
+    picture_rank: int | None
+    retrieval_score: float
+    caption_rank: int | None
+    caption_score: float | None
+    metadata: dict[str, Any] | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """Which search found it."""
+        if self.caption_rank is None:
+            return Origin.PICTURE
+        return Origin.CAPTION if self.picture_rank is None else Origin.BOTH
+
+
+def search_archive(
+    engine: Engine,
+    settings: Settings,
+    resources: Resources,
+    archive_name: str,
+    text: str,
+    options: AnswerOptions,
+) -> list[FoundImage]:
+    """The images that fit `text` best, at most `top_k` of the options. Loads the retriever, and no other model.
+
+    Raises UsageError for an unknown archive, for a wrong filter and for one with a key that none of its images has,
+    JobRefused when this machine's profile is not the archive's.
+    """
+    retrieval, options = options.retrieval, replace(options, filter=check_filter(options.filter))
+    archive_id = in_transaction(engine, archive.get_archive, archive_name).archive_id
+    in_transaction(engine, filtering.check_keys, archive_id, archive_name, options.filter)
+    question = Question(0, 1, "search", text)
+
+    def ranked(by: Retrieval) -> list[Candidate]:
+        chosen = to_json(replace(options, retrieval=by))
+        tools = prepare(engine, settings, resources, archive_id, chosen, only_retrieve=True)
+        [candidates] = retrieve([question], tools)
+        return candidates
+
+    pictures = ranked(retrieval) if retrieval is not Retrieval.CAPTION else []
+    captions = ranked(Retrieval.CAPTION) if retrieval is not Retrieval.PICTURE else []
+    found = _merged(pictures, captions)[: options.top_k]
+    metadata = in_transaction(engine, archive.load_metadata, [row.image.image_id for row in found])
+    return [replace(row, metadata=metadata.get(row.image.image_id)) for row in found]
+
+
+def _merged(pictures: Sequence[Candidate], captions: Sequence[Candidate]) -> list[FoundImage]:
+    """First the images that captions make sure of, best first; then those of both rankings in turns."""
+    by_picture = {c.image.image_id: c for c in pictures if c.origin is not Origin.CAPTION}
+    by_words = {c.image.image_id: c for c in captions}
+    sure = sorted((c for c in (*pictures, *captions) if c.shares), key=lambda c: (-max(c.shares), c.retrieval_rank))
+    turns: list[Candidate] = []
+    rankings = list(by_words.values()), list(by_picture.values())
+    for place in range(max(map(len, rankings), default=0)):
+        turns += [ranking[place] for ranking in rankings if place < len(ranking)]
+    found: dict[int, FoundImage] = {}
+    for candidate in (*sure, *turns):
+        image_id = candidate.image.image_id
+        words = by_words.get(image_id, candidate)
+        picture = by_picture.get(image_id)
+        found.setdefault(
+            image_id,
+            FoundImage(
+                candidate.image,
+                picture_rank=picture.retrieval_rank if picture else None,
+                retrieval_score=candidate.retrieval_score,
+                caption_rank=words.caption_rank,
+                caption_score=words.caption_score,
+            ),
+        )
+    return list(found.values())

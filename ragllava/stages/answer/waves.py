@@ -1,0 +1,54 @@
+"""Depth by need: in which order the candidates of a question are reranked, and when those that were suffice.
+
+Candidates are reranked in waves, the strongest first. A question is done when each thing that it names has evidence,
+and nothing that is left could be better: no caption names the thing as well, and no candidate is without a caption.
+Where no caption makes sure of anything, a question is done only when all of its evidence is sure.
+
+The waves of a question depend on its own candidates and relevances, so its result does not depend on the questions
+beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ragllava.records import Candidate, Depth, by_retrieval
+
+EQUAL_SHARE = 0.9  # captions that score so close to the best name the thing as well
+FEW_PICTURES, MORE_PICTURES = 4, 10  # the nearest pictures up to the second wave, and up to the third
+SURE_RELEVANCE = 0.95  # of evidence that no caption supports
+
+DEPTH_VERSION = 1  # of these rules, for the stamp of an answer
+
+
+def waves_of(candidates: Sequence[Candidate], depth: Depth) -> list[list[Candidate]]:
+    """The candidates in the waves in which they are reranked: each in exactly one, and no wave is empty."""
+    if depth is Depth.FIXED:
+        return [list(candidates)] if candidates else []
+    named = [candidate for candidate in candidates if candidate.shares]
+    pictures = by_retrieval(candidate for candidate in candidates if not candidate.shares)
+    waves = [
+        [candidate for candidate in named if max(candidate.shares) >= EQUAL_SHARE],
+        [candidate for candidate in named if max(candidate.shares) < EQUAL_SHARE] + pictures[:FEW_PICTURES],
+        pictures[FEW_PICTURES:MORE_PICTURES],
+        pictures[MORE_PICTURES:],
+    ]
+    return [wave for wave in waves if wave]
+
+
+def is_done(reranked: Sequence[Candidate], left: Sequence[Candidate], threshold: float, top_n: int) -> bool:
+    """Whether the candidates that were reranked suffice, and those that are left need not be."""
+    if not left:
+        return True
+    evidence = [candidate for candidate in reranked if (candidate.relevance or 0.0) >= threshold]
+    things = max((len(candidate.shares) for candidate in (*reranked, *left)), default=0)
+    if not things or any(candidate.image.caption is None for candidate in left):
+        sure = [candidate for candidate in evidence if (candidate.relevance or 0.0) >= SURE_RELEVANCE]
+        return len(sure) >= top_n
+    return all(_has_evidence(thing, evidence, left) for thing in range(things))
+
+
+def _has_evidence(thing: int, evidence: Sequence[Candidate], left: Sequence[Candidate]) -> bool:
+    """Whether an image that names the thing is evidence, and none that is left names it as well."""
+    best = max((candidate.shares[thing] for candidate in evidence if candidate.shares), default=0.0)
+    return best > 0 and not any(candidate.shares and candidate.shares[thing] >= best for candidate in left)
