@@ -9,6 +9,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,11 +137,9 @@ def test_filter_examples_are_valid() -> None:
             assert from_json[0].is_absent
 
 
-def without_kinds(compared: list[Condition]) -> list[object]:
-    """Conditions in which one value is the same as any of one and all of one."""
-    return [
-        (c.key, c.any_of or c.all_of, c.bounds, c.contains) if len(c.any_of or c.all_of) == 1 else c for c in compared
-    ]
+def without_kinds(compared: list[Condition]) -> list[Condition]:
+    """Conditions in which all of one value is written as any of one value, which is the same."""
+    return [replace(c, any_of=c.all_of, all_of=()) if len(c.all_of) == 1 else c for c in compared]
 
 
 @pytest.mark.parametrize("section_name", ["Captions", "Metadata"])

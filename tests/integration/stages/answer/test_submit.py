@@ -19,7 +19,6 @@ from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
-from ragllava.json_records import to_json
 from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Retrieval, SourceFile
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import read_questions
@@ -27,7 +26,6 @@ from ragllava.stages.answer.submit import (
     ASK_PRIORITY,
     Submission,
     Submitted,
-    _digest,
     record_refusal,
     submit_questions,
     submit_refresh,
@@ -280,16 +278,6 @@ def test_a_key_is_of_the_filters_too_and_matches_what_was_submitted_without_them
         with pytest.raises(UsageError, match=f"'monday' belongs to job {job_id}"):
             submit(described, **({"lines": GOOD} | how | changed))
     assert submit(described, GOOD, **how, options=AnswerOptions(filter={})).job_id == job_id
-
-
-def test_without_filters_the_digest_is_that_of_earlier_versions() -> None:
-    file = read_questions("\n".join(GOOD).encode(), name="questions.jsonl")
-    options = to_json(AnswerOptions())
-    del options["filter"]
-    earlier = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    for question in file.valid:
-        earlier.update(json.dumps([question.custom_id, question.text]).encode())
-    assert _digest(file, AnswerOptions()) == earlier.hexdigest()
 
 
 # The same again
