@@ -39,7 +39,7 @@ _QUESTIONS_PER_STATEMENT = 64
 _TERMS = 32  # words of a question that count, the rarest ones
 _COMBINED = 7  # words whose combinations are weighed against each other
 _NEVER = "!"
-CANDIDATES = 2_000  # expected images that are scored for a question
+CANDIDATES = 500  # expected images that are scored for a question, at least
 _MORE_CANDIDATES = 16  # times as many in the next round, if a round gave too few hits
 
 _MOST_NEIGHBOURS = 3  # a word with more is not corrected
@@ -198,7 +198,7 @@ class _Scope:
 
 def _search_batch(connection: Connection, scope: _Scope, terms: Sequence[Sequence[_Term]]) -> list[list[WordHit]]:
     hits: list[list[WordHit]] = [[] for _ in terms]
-    open_numbers, wanted = [number for number, words in enumerate(terms) if words], CANDIDATES
+    open_numbers, wanted = [number for number, words in enumerate(terms) if words], max(CANDIDATES, 2 * scope.limit)
     while open_numbers:
         conditions = {number: _condition(scope, terms[number], wanted) for number in open_numbers}
         for number, row in _score(connection, scope, conditions, terms, wanted).items():
