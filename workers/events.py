@@ -46,8 +46,8 @@ def submit(
 ) -> None:
     """Make a job of the question file at `address` (`s3://bucket/key`).
 
-    `options` may hold top_k, top_n, threshold and captions_in_answer. The address is the idempotency key unless
-    another is given, so a message that arrives twice makes one job.
+    `options` may hold top_k, top_n, threshold, captions_in_answer, retrieval, depth and filter. The address is the
+    idempotency key unless another is given, so a message that arrives twice makes one job.
     """
     process = runtime()
     objects = process.resources.objects

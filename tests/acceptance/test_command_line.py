@@ -134,7 +134,9 @@ def test_the_answers_rest_on_the_pictures_that_were_asked_about(answers: list[di
     # The shipped models reach 0.9 on a thousand pictures; ten questions leave room for two misses.
     assert len(hits) >= len(one_picture) - 2
     for row in answers:
-        assert {"index", "reranker", "generator", "prompt", "threshold"} == row["models"].keys()
+        models = {"index", "reranker", "generator", "prompt", "threshold", "retrieval", "depth"}
+        assert row["models"].keys() == models
+        assert (row["models"]["retrieval"], row["models"]["depth"]) == ("hybrid-1", "need-1")
         assert all(shown["relevance"] >= row["models"]["threshold"] for shown in row["evidence"])
 
 

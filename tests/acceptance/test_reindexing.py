@@ -18,6 +18,7 @@ from ragllava.stores.schema import answers, shards
 from tests.acceptance.conftest import Cluster
 from tests.support.retriever_folders import write_retriever
 from tests.support.waiting import wait_for
+from tests.support.workshop import PAPER
 
 pytestmark = pytest.mark.acceptance
 
@@ -33,7 +34,7 @@ def quick_settings(quick_settings: Settings) -> Settings:
 
 
 def ask(cluster: Cluster, questions: Path) -> int:
-    return cluster.client.questions.submit(questions, ARCHIVE, AnswerOptions(top_k=4)).job_id
+    return cluster.client.questions.submit(questions, ARCHIVE, AnswerOptions(top_k=4, **PAPER)).job_id
 
 
 def finished(cluster: Cluster, job_id: int) -> dict[str, ResultRow]:

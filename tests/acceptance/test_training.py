@@ -14,7 +14,7 @@ from sqlalchemy import select
 from ragllava.jobs.inline import run_job
 from ragllava.jobs.states import JobState
 from ragllava.models.reranker import Pair
-from ragllava.records import Role, TrainingStatus
+from ragllava.records import AnswerOptions, Role, TrainingStatus
 from ragllava.settings import Settings
 from ragllava.stages.champions import apply_champions
 from ragllava.stages.ingest.captions import read_captions
@@ -30,6 +30,7 @@ from tests.acceptance.conftest import Cluster
 from tests.acceptance.test_crashes import write_questions
 from tests.support.toy_questions import Classroom, tiny_profile
 from tests.support.waiting import wait_for
+from tests.support.workshop import PAPER
 
 pytestmark = pytest.mark.acceptance
 
@@ -137,7 +138,8 @@ def test_answers_keep_to_one_version_while_another_is_trained(
 
 def submit(cluster: Cluster, tmp_path: Path, number: int) -> int:
     texts = [f"Which sheet belongs to letter {chr(97 + n)}{number}?" for n in range(16)]
-    return cluster.client.questions.submit(write_questions(tmp_path / "q.jsonl", texts), "class").job_id
+    questions = write_questions(tmp_path / "q.jsonl", texts)
+    return cluster.client.questions.submit(questions, "class", AnswerOptions(**PAPER)).job_id
 
 
 def check_relevance(rows: list[ResultRow], resources: Resources) -> None:

@@ -7,40 +7,19 @@ are listed too: after those that captions make sure of, the two rankings take tu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from sqlalchemy import Engine
 
 from ragllava.filters import check_filter
 from ragllava.json_records import to_json
-from ragllava.records import AnswerOptions, Candidate, Origin, Question, Retrieval, StoredImage
+from ragllava.records import AnswerOptions, Candidate, FoundImage, Origin, Question, Retrieval
 from ragllava.settings import Settings
 from ragllava.stages.answer.pipeline import retrieve
 from ragllava.stages.answer.tools import prepare
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive, filtering
 from ragllava.stores.database import in_transaction
-
-
-@dataclass(frozen=True, slots=True)
-class FoundImage:
-    """An image that a search found. `picture_rank` and `caption_rank` count from 0 in the rankings by picture and by
-    words, None where it is not among the first; the scores are those of a Candidate."""
-
-    image: StoredImage
-    picture_rank: int | None
-    retrieval_score: float
-    caption_rank: int | None
-    caption_score: float | None
-    metadata: dict[str, Any] | None = None
-
-    @property
-    def origin(self) -> Origin:
-        """Which search found it."""
-        if self.caption_rank is None:
-            return Origin.PICTURE
-        return Origin.CAPTION if self.picture_rank is None else Origin.BOTH
 
 
 def search_archive(

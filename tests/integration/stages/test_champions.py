@@ -23,7 +23,7 @@ from ragllava.stores.learning import registry
 from ragllava.stores.objects import ObjectStore
 from tests.integration.conftest import Postcards
 from tests.support.random_adapters import promote_random_adapter
-from tests.support.workshop import Workshop
+from tests.support.workshop import PAPER, Workshop
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -163,15 +163,18 @@ def stamps(rows: list[ResultRow]) -> list[tuple[str, str, float]]:
     return [(row.models["reranker"], row.models["generator"], row.models["threshold"]) for row in rows if row.models]
 
 
-def relevances(row: ResultRow) -> dict[int, float | None]:
-    return {candidate.image.image_id: candidate.relevance for candidate in row.candidates}
+def relevances(row: ResultRow) -> dict[int, float]:
+    """Of all candidates, which must have been reranked."""
+    by_image = {c.image.image_id: c.relevance for c in row.candidates if c.relevance is not None}
+    assert len(by_image) == len(row.candidates) > 0
+    return by_image
 
 
 def test_a_new_champion_is_taken_up_between_shards_and_given_back(stage: Workshop, postcards: Postcards) -> None:
     base = stage.resources.models.base_version
     threshold = stage.resources.models.profile.threshold
     text = postcards.archive.questions[0].text
-    job = stage.submit([text] * 8)
+    job = stage.submit([text] * 8, **PAPER)
     stage.run_once()
     promote_random_adapter(stage, Role.RERANKER, "ranker-1", seed=1)
     stage.run_once()

@@ -261,12 +261,12 @@ class Counting:
 
 def test_by_need_fewer_pairs_are_reranked_and_none_twice(whole_gallery: Workshop, by_name: list[KnownQuestion]) -> None:
     texts = texts_of(by_name)
-    rerankers = [Counting(whole_gallery.resources.models.reranker) for _ in range(2)]
-    desks = [whole_gallery.with_models(reranker=reranker) for reranker in rerankers]
+    counting = [Counting(whole_gallery.resources.models.reranker) for _ in range(2)]
     need, fixed = (
-        desk.ask(texts, top_k=20, depth=depth) for desk, depth in zip(desks, (Depth.NEED, Depth.FIXED), strict=True)
+        whole_gallery.with_models(reranker=reranker).ask(texts, top_k=20, depth=depth)
+        for reranker, depth in zip(counting, (Depth.NEED, Depth.FIXED), strict=True)
     )
-    few, all_pairs = (reranker.pairs for reranker in rerankers)
+    few, all_pairs = (reranker.pairs for reranker in counting)
     assert len(few) == len(set(few)) == sum(len(reranked(row)) for row in need)
     assert len(all_pairs) == sum(len(row.candidates) for row in fixed)
     assert len(few) <= 0.4 * len(all_pairs)

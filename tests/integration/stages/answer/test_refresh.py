@@ -6,8 +6,8 @@ import csv
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from ragllava.jobs.states import JobState
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.mllm import Mllm
 from ragllava.models.reranker import Pair, Relevance
-from ragllava.records import AnswerStatus, Change, Role
+from ragllava.postcards.archive import draw_archive
+from ragllava.postcards.questions import QuestionStyle
+from ragllava.records import AnswerStatus, Change, Origin, Role
 from ragllava.stages.answer.changes import RefreshPlan, plan_refresh
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import Submission, submit_questions, submit_refresh
@@ -88,14 +90,15 @@ class Gallery:
     texts: list[str]
     reranker: Watched
     job_id: int = 0
+    options: Mapping[str, Any] = field(default_factory=lambda: {"top_k": TOP_K, **PAPER})
 
     def ingest(self) -> None:
         """Take over what has changed on disk."""
         self.desk.ingest(self.folder, captions=self.captions)
 
     def ask(self) -> int:
-        """Answer all questions in a new job, from the nearest pictures, all of them reranked."""
-        job_id = self.desk.submit(self.texts, top_k=TOP_K, **PAPER).job_id
+        """Answer all questions in a new job."""
+        job_id = self.desk.submit(self.texts, **self.options).job_id
         self.desk.run()
         return job_id
 
@@ -264,6 +267,81 @@ def test_a_job_that_is_removed_meanwhile_has_its_questions_asked_again(gallery: 
     assert outcome(after) == outcome(before)
     assert [row.previous.answer for row in after if row.previous] == [row.answer for row in before]
     assert because(after) == [()] * 4 + [(Change.UNKNOWN,)] * 4
+
+
+# Where captions find candidates too
+
+
+@pytest.fixture
+def by_name(gallery: Gallery) -> Gallery:
+    """The gallery with a job of questions by name, with the default ways of retrieval and depth."""
+    drawn = draw_archive(seed=3, images=60, questions=24, two_image_share=0.0, style=QuestionStyle.NAME)
+    known = [question.text for question in drawn.questions if (gallery.folder / question.relevant[0]).exists()]
+    gallery.texts = [*known[:7], "What color is the Zweigart Chapel in Nimmerland?"]
+    gallery.options = {"top_k": 1}  # few enough that the nearest pictures do not find all
+    gallery.job_id = gallery.ask()
+    origins = {candidate.origin for row in gallery.rows() for candidate in row.candidates}
+    assert Origin.CAPTION in origins
+    assert any(candidate.relevance is None for row in gallery.rows() for candidate in row.candidates)
+    return gallery
+
+
+def not_found(rows: Sequence[ResultRow], gallery: Gallery) -> str:
+    """A picture that is a candidate of no question."""
+    found = {candidate.image.source for row in rows for candidate in row.candidates}
+    return next(source for source in gallery.desk.images() if source not in found)
+
+
+def caption_of(gallery: Gallery, source: str) -> str:
+    return str(gallery.desk.images()[source].caption)
+
+
+def test_candidates_of_captions_are_taken_over_with_how_they_were_found(by_name: Gallery) -> None:
+    before = by_name.rows()
+    assert by_name.plan() == RefreshPlan(by_name.job_id, len(by_name.texts), 0, 0, {})
+    after = by_name.rows(by_name.refresh())
+    assert by_name.reranker.taken() == set()
+    assert because(after) == [()] * len(by_name.texts)
+    for old, new in zip(before, after, strict=True):
+        assert new.candidates == old.candidates, "with origin, ranks and scores"
+        assert new.models == old.models and new.models is not None
+        assert (new.models["retrieval"], new.models["depth"]) == ("hybrid-1", "need-1")
+
+
+def test_a_caption_that_names_the_thing_now_finds_another_picture(by_name: Gallery) -> None:
+    before = by_name.rows()
+    source = not_found(before, by_name)
+    by_name.caption(source, "Zweigart Chapel, Nimmerland, 1911")
+    assert by_name.plan().because == {"pictures": 1}
+    after = by_name.rows(by_name.refresh())
+    assert by_name.reranker.taken() == {by_name.texts[-1]}
+    assert because(after) == [()] * (len(after) - 1) + [(Change.PICTURES,)]
+    [new] = [c for c in after[-1].candidates if c.image.source == source]
+    assert (new.origin, new.caption_rank, new.retrieval_rank) == (Origin.CAPTION, 0, 1)
+    assert new.relevance is not None
+    assert outcome(after[:-1]) == outcome(before[:-1])
+
+
+def test_another_caption_of_a_picture_that_it_still_finds_is_another_caption(by_name: Gallery) -> None:
+    before = by_name.rows()
+    row, victim = next((r, c.image) for r in before for c in r.candidates if c.origin is Origin.CAPTION and r.evidence)
+    affected = {r.question for r, ids in zip(before, retrieved(before), strict=True) if victim.image_id in ids}
+    by_name.caption(victim.source, caption_of(by_name, victim.source) + ", hand-coloured")
+    assert by_name.plan().because == {"captions": len(affected)}
+    after = by_name.rows(by_name.refresh())
+    assert by_name.reranker.taken() == affected and row.question in affected
+    assert because(after) == [(Change.CAPTIONS,) if r.question in affected else () for r in after]
+    assert retrieved(after) == retrieved(before)
+
+
+def test_a_caption_that_names_the_thing_no_more_takes_the_picture_away(by_name: Gallery) -> None:
+    before = by_name.rows()
+    row, victim = next((r, c.image) for r in before for c in r.candidates if c.origin is Origin.CAPTION)
+    by_name.caption(victim.source, "Anything else")
+    after = by_name.rows(by_name.refresh())
+    [again] = [r for r in after if r.question == row.question]
+    assert again.previous is not None and again.previous.changes == (Change.PICTURES,)
+    assert victim.source not in [c.image.source for c in again.candidates]
 
 
 # Lines without an answer

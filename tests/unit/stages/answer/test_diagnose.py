@@ -16,6 +16,7 @@ from ragllava.records import (
     ModelStamp,
     NoisyCase,
     NoisyReason,
+    Origin,
     Question,
     StoredImage,
 )
@@ -120,6 +121,32 @@ def test_they_do_not_disagree_when_rank_one_is_relevant_too_or_nothing_is() -> N
 
 
 # No evidence, low confidence, and what is never looked at
+
+
+@pytest.mark.parametrize("origin", [Origin.CAPTION, Origin.BOTH])
+def test_an_image_that_its_caption_found_is_well_retrieved_whatever_its_rank(origin: Origin) -> None:
+    answer = ranked(best_rank=9)
+    best, *lower = answer.candidates
+    found = replace(answer, candidates=(replace(best, origin=origin, caption_rank=0, caption_score=9.0), *lower))
+    assert reasons(diagnose(answer, LIMITS)) == [NoisyReason.RANKS_DISAGREE]
+    assert diagnose(found, LIMITS) is None
+
+
+def test_images_that_captions_found_do_not_make_the_list_of_pictures_longer() -> None:
+    """The picture at rank 4 of 6 is in the lower half; four images found by their captions stand behind."""
+    named = [replace(candidate(f"n{n}", n, 0.001), origin=Origin.CAPTION, caption_rank=n - 6) for n in range(6, 10)]
+    answer = ranked(best_rank=3)
+    pictures = [c for c in answer.candidates if c.retrieval_rank < 6]
+    noisy = diagnose(replace(answer, candidates=(*pictures, *named)), LIMITS)
+    assert noisy is not None and "best.png, the most relevant, has retrieval rank 4 of 6" in str(noisy.details)
+
+
+def test_what_was_not_reranked_is_neither_near_the_threshold_nor_a_disagreement() -> None:
+    best, first, *lower = ranked(best_rank=9).candidates
+    unread = [replace(c, relevance=None) for c in lower]
+    read = answered(best, first, *unread)
+    assert reasons(diagnose(read, LIMITS)) == [NoisyReason.RANKS_DISAGREE]
+    assert diagnose(answered(best, replace(first, relevance=None), *unread), LIMITS) is None, "rank 1 is not known"
 
 
 def test_dropped_evidence_names_the_best() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ragllava.stages.reindex.gate import AnswerComparison, IndexAnswer, why_refused
+from ragllava.records import Candidate, Origin, StoredImage
+from ragllava.stages.reindex.gate import AnswerComparison, IndexAnswer, _summary, why_refused
 
 
 def report(**changed: Any) -> dict[str, Any]:
@@ -73,3 +74,17 @@ def test_a_comparison_distinguishes_worse_from_different(
 ) -> None:
     compared = AnswerComparison("What color?", before, after)
     assert (compared.change, compared.differs) == (change, differs)
+
+
+def test_what_captions_found_says_nothing_about_an_index() -> None:
+    """Stored answers may rest on it; a retriever whose vectors mean nothing must not be compared with captions."""
+
+    def candidate(number: int, relevance: float | None, origin: Origin, evidence_no: int | None = None) -> Candidate:
+        image = StoredImage(number, f"{number:064x}", f"{number}.png", None)
+        return Candidate(image, number, 0.5, relevance, evidence_no, origin)
+
+    by_caption, by_picture = candidate(3, 0.99, Origin.CAPTION, 0), candidate(1, 0.4, Origin.PICTURE)
+    unread = candidate(0, None, Origin.PICTURE)
+    assert _summary("red", [by_caption, by_picture, unread]) == IndexAnswer("red", 0.4, ("3.png",))
+    assert _summary("red", [by_caption, candidate(2, 0.7, Origin.BOTH, 1)]).relevance == 0.7
+    assert _summary("red", [by_caption, unread]).relevance == _summary(None, []).relevance == 0.0

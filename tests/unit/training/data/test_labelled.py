@@ -69,9 +69,11 @@ def test_images_found_by_their_captions_are_the_first_hard_negatives() -> None:
     in_order = [item.image for item in question.retrieved]
     assert in_order == ["sha20", "sha21", *(f"sha{number}" for number in range(20))]
     options = DatasetOptions(seed=1, top_k=20, ratio=19.0)
-    examples = build_rank_dataset([question], options).examples
-    negatives = {example.image for example in examples if isinstance(example, RankExample)}
-    assert negatives == {"sha20", "sha21", *(f"sha{number}" for number in range(18))}
+    examples = [
+        example for example in build_rank_dataset([question], options).examples if isinstance(example, RankExample)
+    ]
+    negatives = {example.image for example in examples if not example.relevant}
+    assert negatives == {"sha21", *(f"sha{number}" for number in range(18))}
 
 
 def test_the_labels_images_win_over_the_candidates() -> None:
