@@ -115,9 +115,17 @@ def parse_where(given: str | Iterable[str] | Mapping[str, Any] | None) -> Filter
     """A filter from conditions as text or JSON, all of which must hold; None if there are none. Raises UsageError."""
     if given is None or isinstance(given, Mapping):
         return check_filter(given)
+    texts = [given] if isinstance(given, str) else given
+    return joined_filters(
+        *(_parse_json(text) if text.lstrip().startswith("{") else _parse_text(text) for text in texts)
+    )
+
+
+def joined_filters(*filters: Mapping[str, Any] | None) -> Filter | None:
+    """One filter that asks for all of these. Raises UsageError where they have the same operator for one key."""
     together: dict[str, Any] = {}
-    for text in [given] if isinstance(given, str) else given:
-        for key, test in (_parse_json(text) if text.lstrip().startswith("{") else _parse_text(text)).items():
+    for checked in map(check_filter, filters):
+        for key, test in (checked or {}).items():
             together[key] = _joined(key, together[key], test) if key in together else test
     return check_filter(together)
 
@@ -239,7 +247,7 @@ def _date(text: str) -> str | None:
 # Text
 
 
-def _parse_json(text: str) -> Filter:
+def _parse_json(text: str) -> Mapping[str, Any]:
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -257,6 +257,26 @@ class Candidate:
     shares: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """An image that a search found. `picture_rank` and `caption_rank` count from 0 in the rankings by picture and by
+    words, None where it is not among the first; the scores are those of a Candidate."""
+
+    image: StoredImage
+    picture_rank: int | None
+    retrieval_score: float
+    caption_rank: int | None
+    caption_score: float | None
+    metadata: dict[str, Any] | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """Which search found it."""
+        if self.caption_rank is None:
+            return Origin.PICTURE
+        return Origin.CAPTION if self.picture_rank is None else Origin.BOTH
+
+
 def by_retrieval(candidates: Iterable[Candidate]) -> list[Candidate]:
     """In the order in which they were retrieved."""
     return sorted(candidates, key=lambda candidate: candidate.retrieval_rank)

@@ -29,9 +29,7 @@ from ragllava.cli.options import (
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
-    from ragllava.client import ArchiveSummary, BindingView, ScanReport
-    from ragllava.stages.answer.lookup import FoundImage
-    from ragllava.stores.jobs.picture_views import PictureView
+    from ragllava.client import ArchiveSummary, BindingView, FoundImage, PictureView, ScanReport
 
 _SHOWN_CAPTIONS = 5  # of those without a file
 

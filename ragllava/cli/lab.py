@@ -81,20 +81,13 @@ def compare_retrieval(
     share of right answers from the nearest pictures alone, from all candidates, and from as many as needed; how many
     candidates were reranked. Runs on services of its own, in a temporary home.
     """
-    import tempfile
-    from contextlib import closing
-
     from rich.console import Console
 
-    import migrations
     from ragllava.cli.progress import bars
-    from ragllava.lab.retrieval_table.archives import CaptionQuality, DrawnResources
-    from ragllava.lab.retrieval_table.run import TableOptions
-    from ragllava.lab.retrieval_table.run import compare_retrieval as run
-    from ragllava.local.services import running_services
+    from ragllava.lab.retrieval_table.archives import CaptionQuality
+    from ragllava.lab.retrieval_table.run import TableOptions, compare_on_own_services
     from ragllava.postcards.questions import QuestionStyle
     from ragllava.settings import load_settings
-    from ragllava.stores.database import make_engine
 
     options = TableOptions(
         tuple(_numbers("--seeds", seeds)),
@@ -104,24 +97,13 @@ def compare_retrieval(
         questions,
         answers_up_to,
     )
-    rows: list[TableRow] = []
-    with (
-        tempfile.TemporaryDirectory(prefix="ragllava-retrieval-") as home,
-        running_services(load_settings(home=Path(home))) as running,
-        closing(DrawnResources(running)) as resources,
-        bars(Console(stderr=True, highlight=False)) as progress,
-    ):
-        migrations.upgrade(running.require_database())
+    with bars(Console(stderr=True, highlight=False)) as progress:
         task = progress.add_task("", total=None, note="")
-        engine = make_engine(running.require_database(), name="ragllava compare-retrieval")
 
         def show(step: str, done: int, total: int) -> None:
             progress.update(task, description=step, completed=done, total=total)
 
-        try:
-            rows += run(engine, running, resources, options, show)
-        finally:
-            engine.dispose()
+        rows = compare_on_own_services(load_settings, options, show)
     table = make_table(_COLUMNS, map(_retrieval_cells, rows))
     print_result([row.as_json() for row in rows], [table], as_json)
 

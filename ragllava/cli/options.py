@@ -110,7 +110,8 @@ def where_option(command: F) -> F:
         "--where",
         multiple=True,
         metavar="CONDITION",
-        help="Only pictures for which this holds, such as city=Wenby or year>=1950; may be repeated.",
+        help="Only pictures for which this holds: city=Wenby, year>=1950, 'city in Wenby, Ansel', caption~barn, "
+        "folder=1968/, or a JSON object; may be repeated, and all must hold.",
     )(command)
 
 
@@ -140,7 +141,7 @@ def answer_options(command: F) -> F:
 
 
 def as_answer_options(client: Client, **flags: Unpack[AnswerFlags]) -> AnswerOptions:
-    """The options as a record; those that are not given come from the settings."""
+    """The options as a record; those that are not given come from the settings. Raises UsageError for a filter."""
     from ragllava.records import AnswerOptions, Depth, Retrieval
 
     return AnswerOptions(

@@ -92,10 +92,11 @@ def ask(
 @click.command()
 @job_argument
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".jsonl, .csv or .parquet")
-def results(job_id: int, output: Path) -> None:
+@click.option("--with-metadata", is_flag=True, help="Add the metadata of the pictures that answers are based on.")
+def results(job_id: int, output: Path, with_metadata: bool) -> None:
     """Write a job's answers: one line for every input line, and the failed ones to <output>.errors.jsonl."""
     with connected() as client:
-        saved = client.questions.save_results(job_id, output)
+        saved = client.questions.save_results(job_id, output, with_metadata=with_metadata)
         job = client.jobs.get(job_id)
     click.echo(f"{output}: {saved.lines} of {job.progress.total} lines")
     if saved.errors:

@@ -22,7 +22,7 @@ from ragllava.client.reviews import Reviews
 from ragllava.client.schedules import Schedules, local_time
 from ragllava.client.system import System
 from ragllava.jobs.control import JobView
-from ragllava.records import AnswerOptions
+from ragllava.records import AnswerOptions, FoundImage
 from ragllava.settings import Settings
 from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
@@ -35,6 +35,7 @@ from ragllava.stores.archives.indexes import IndexDetails
 from ragllava.stores.archives.reindex_items import ReindexingView
 from ragllava.stores.buckets.bindings import BindingRole, BindingView
 from ragllava.stores.jobs.answered import AnsweredQuestion
+from ragllava.stores.jobs.picture_views import PictureView
 from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
@@ -52,9 +53,11 @@ __all__ = [
     "BindingView",
     "Client",
     "Comparison",
+    "FoundImage",
     "IndexDetails",
     "JobView",
     "NoisyView",
+    "PictureView",
     "QuestionView",
     "RefreshView",
     "ReindexRequest",

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import Connection
 
 from ragllava.client.connections import Connections, Namespace, forwarded
 from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, UsageError
 from ragllava.imaging.decode import decode
-from ragllava.records import AnswerOptions, Retrieval
+from ragllava.records import AnswerOptions, FoundImage, Retrieval
 from ragllava.stages.buckets.binding import bind_archive, unbind_archive
 from ragllava.stages.buckets.sync import ScanReport, scan
 from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
@@ -35,9 +35,6 @@ from ragllava.stores.archives.archive import (
 from ragllava.stores.archives.indexes import IndexDetails
 from ragllava.stores.buckets.bindings import Binding, BindingRole, BindingView, view_bindings
 from ragllava.stores.jobs.picture_views import PictureView, view_picture
-
-if TYPE_CHECKING:
-    from ragllava.stages.answer.lookup import FoundImage
 
 THUMBNAIL_SIDE = 256  # pixels
 

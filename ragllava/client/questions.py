@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
@@ -16,6 +16,7 @@ from ragllava.client.jobs import Jobs
 from ragllava.client.reporting import report_figures, report_rows, summarise
 from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import JobFigures
+from ragllava.filters import joined_filters, parse_where
 from ragllava.records import AnswerOptions, KnownAnswer, Question
 from ragllava.stages.answer.question_files import MAX_QUESTION_CHARACTERS, QuestionFile, read_questions
 from ragllava.stages.answer.submit import ASK_PRIORITY, Submission, Submitted, submit_questions, submit_refresh
@@ -28,6 +29,9 @@ from ragllava.stores.database import read_at_once
 
 if TYPE_CHECKING:
     from ragllava.stages.answer.changes import OnProgress, RefreshPlan
+
+
+Where = str | Iterable[str] | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,29 +51,38 @@ class Questions(Namespace):
         archive: str,
         options: AnswerOptions | None = None,
         *,
+        where: Where = None,
         skip_invalid: bool = False,
         idempotency_key: str | None = None,
     ) -> Submitted:
         """Queue a question file (.jsonl, .csv or .parquet); the same key with the same file makes one job.
 
-        Raises InvalidInput when lines are invalid and `skip_invalid` is not set, UsageError for an unknown archive,
-        options out of range, and a key that belongs to another file.
+        `where` is a filter beside that of the options: an object, a condition as text, or several of these texts
+        (ragllava/filters.py). Raises InvalidInput when lines are invalid and `skip_invalid` is not set, UsageError for
+        an unknown archive, options out of range, a wrong filter, and a key that belongs to another file.
         """
-        how = Submission(archive, options or AnswerOptions(), skip_invalid, idempotency_key)
+        how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key)
         return self._queue(submit_questions, read_questions(path, name=str(path)), how)
 
     def ask(
-        self, question: str, archive: str, options: AnswerOptions | None = None, *, timeout_s: float = 600.0
+        self,
+        question: str,
+        archive: str,
+        options: AnswerOptions | None = None,
+        *,
+        where: Where = None,
+        timeout_s: float = 600.0,
     ) -> ResultRow:
-        """Ask one question, before all bulk jobs, and wait for its result.
+        """Ask one question, before all bulk jobs, and wait for its result; `where` as in `submit`.
 
-        Raises UsageError for an empty or too long question, and when there is no result after `timeout_s` seconds.
+        Raises UsageError for an empty or too long question, a wrong filter, and when there is no result after
+        `timeout_s` seconds.
         """
         text = question.strip()
         if not text or len(text) > MAX_QUESTION_CHARACTERS:
             raise UsageError(f"a question has 1 to {MAX_QUESTION_CHARACTERS} characters, this one has {len(text)}")
         file = QuestionFile("ask", [Question(0, 1, "ask", text)])
-        how = Submission(archive, options or AnswerOptions(), priority=ASK_PRIORITY)
+        how = Submission(archive, _with_filter(options, where), priority=ASK_PRIORITY)
         submitted = self._queue(submit_questions, file, how)
         job = Jobs(self._connections).wait(submitted.job_id, timeout_s=timeout_s)
         if not job.is_final:
@@ -79,23 +92,28 @@ class Questions(Namespace):
             )
         return read_at_once(self._connections.engine, _first_result, job.job_id)
 
-    def results(self, job_id: int) -> Iterator[ResultRow]:
-        """A row for each input line that has an outcome, in input order. Raises UsageError for other jobs."""
+    def results(self, job_id: int, *, with_metadata: bool = False) -> Iterator[ResultRow]:
+        """A row for each input line that has an outcome, in input order; with the metadata that its evidence has now.
+
+        Raises UsageError for other jobs.
+        """
         Jobs(self._connections).require_answers(job_id)
         with self._connections.engine.connect() as connection:
-            yield from result_rows(connection, job_id)
+            yield from result_rows(connection, job_id, with_metadata=with_metadata)
 
-    def save_results(self, job_id: int, path: Path) -> SavedResults:
+    def save_results(self, job_id: int, path: Path, *, with_metadata: bool = False) -> SavedResults:
         """Write results to `path` (.jsonl, .csv or .parquet) and the failed lines to `<path>.errors.jsonl`.
 
-        Without failed lines there is no error file afterwards. Raises UsageError for another ending or another job.
+        `with_metadata` adds the metadata of each image of the evidence. Without failed lines there is no error file
+        afterwards. Raises UsageError for another ending or another job.
         """
         format = format_by_extension(path.name)
         if format is None:
             raise UsageError(f"{path}: the name must end in .jsonl, .csv or .parquet")
         job = Jobs(self._connections).require_answers(job_id)
         top_n, is_refresh = job.spec["options"]["top_n"], job.refresh is not None
-        lines = write_results(self.results(job_id), path, format, top_n=top_n, is_refresh=is_refresh)
+        rows = self.results(job_id, with_metadata=with_metadata)
+        lines = write_results(rows, path, format, top_n=top_n, is_refresh=is_refresh, with_metadata=with_metadata)
         errors_path = path.with_name(path.name + ".errors.jsonl")
         errors = write_errors(self.results(job_id), errors_path)
         if not errors:
@@ -143,6 +161,11 @@ class Questions(Namespace):
         connections = self._connections
         with closing(Resources(connections.settings)) as resources:
             return plan_refresh(connections.engine, connections.settings, resources, job_id, on_progress)
+
+
+def _with_filter(options: AnswerOptions | None, where: Where) -> AnswerOptions:
+    options = options or AnswerOptions()
+    return replace(options, filter=joined_filters(options.filter, parse_where(where)))
 
 
 def _first_result(connection: Connection, job_id: int) -> ResultRow:

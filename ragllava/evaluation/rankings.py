@@ -100,19 +100,19 @@ def rank_further(
     tools = tools_for(dataset, pool, bench, options)
 
     def further(questions: Sequence[Question]) -> list[Answer]:
-        known = [
+        scores = [
             {c.image.image_id: c.relevance for c in ranked[question.question_no].candidates} for question in questions
         ]
         candidates = pipeline.retrieve(questions, tools)
         new = [
-            [candidate for candidate in listed if candidate.image.image_id not in relevances]
-            for listed, relevances in zip(candidates, known, strict=True)
+            [candidate for candidate in listed if candidate.image.image_id not in row]
+            for listed, row in zip(candidates, scores, strict=True)
         ]
-        for row, relevances in zip(pipeline.rerank(questions, new, tools), known, strict=True):
-            relevances.update((candidate.image.image_id, candidate.relevance) for candidate in row.candidates)
+        for reranked, row in zip(pipeline.rerank(questions, new, tools), scores, strict=True):
+            row.update((candidate.image.image_id, candidate.relevance) for candidate in reranked.candidates)
         scored = [
-            [replace(c, relevance=relevances[c.image.image_id]) for c in listed if c.image.image_id in relevances]
-            for listed, relevances in zip(candidates, known, strict=True)
+            [replace(c, relevance=row[c.image.image_id]) for c in listed if c.image.image_id in row]
+            for listed, row in zip(candidates, scores, strict=True)
         ]
         return _with_candidates(questions, [pipeline.select_evidence(listed, 0.0, 1) for listed in scored])
 

@@ -200,7 +200,7 @@ def run_arms(
         evidence = [question.evidence(arm.threshold or 0.0, dataset.top_n) for question in arm.ranked]
         return replace(arm, answers=answerer(hide_captions).answers(arm.label, evidence))
 
-    found = [
+    by_other_ways = [
         RunArm(RETRIEVAL_ROWS[retrieval], rankings[ranker], by_retrieval=True)
         for ranker, retrieval in _RETRIEVERS.items()
         if ranker in rankings
@@ -208,7 +208,7 @@ def run_arms(
     if options.rerank:
         ranked = rankings[Ranker.CHAMPION]
         first = RunArm(RETRIEVAL_ROWS[Retrieval.PICTURE], ranked, by_retrieval=True)
-        arms = [first, *found, answered(RunArm("reranked", ranked))]
+        arms = [first, *by_other_ways, answered(RunArm("reranked", ranked))]
         if Ranker.BLIND in rankings:
             arms.append(answered(RunArm("reranked, captions hidden", rankings[Ranker.BLIND]), hide_captions=True))
         if Ranker.UNTUNED in rankings:
@@ -222,7 +222,7 @@ def run_arms(
     else:
         ranked = rankings[Ranker.RETRIEVER]
         first = RunArm(RETRIEVAL_ROWS[Retrieval.PICTURE], ranked, by_retrieval=True)
-        arms = [answered(first), *found]
+        arms = [answered(first), *by_other_ways]
         if options.hide_captions:
             arms.append(answered(RunArm("retrieval, captions hidden", ranked, by_retrieval=True), hide_captions=True))
     if options.oracle and not dataset.retrieval_only:

@@ -2,10 +2,9 @@
 
 Questions by name, misspelt and paraphrased ones ask for the same facts of the same postcards as the questions with
 cues, question by question; only the words differ. A question by visible facts alone needs a postcard that these facts
-tell from all others. The more postcards there are, the fewer are told so: of 1,000 nearly all that have a roof and half
-of the others, of 10,000 a sixth to a half of those with a roof, of 100,000 only some by all facts together. So another
-postcard of the archive takes the place of one that is not, and where none suits the type of question, the question asks
-for the year, which no visible fact gives away.
+tell from all others. Of 1,000 postcards, most are told so; of 10,000, a sixth to a half of those with a roof; of
+100,000, a few, by all facts together. A question whose postcard is not told from others is about another one, and asks
+for the year if the type of the question suits no postcard.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ class TypingErrors:
     def misspell(self, landmark: Landmark, rng: random.Random) -> Landmark:
         """The landmark with an error in its name, in the last word of its city, or in both, each equally often.
 
-        No other landmark of the archive and of its kind is within one error of the new name and of the new city.
+        No other landmark of the archive and of its kind is within one error of the new name and of the new city, unless
+        that was so in a hundred tries.
         """
         entity = landmark.entity
         for _ in range(_TRIES):
@@ -54,8 +55,8 @@ def mistype(word: str, rng: random.Random) -> str:
     if len(word) < 3:
         return word + rng.choice(_LETTERS)
     while True:
-        place = rng.randrange(1, len(word))
-        before, letter, after = word[:place], word[place], word[place + 1 :]
+        position = rng.randrange(1, len(word))
+        before, letter, after = word[:position], word[position], word[position + 1 :]
         error = rng.choice(("swap", "drop", "double", "replace"))
         if error == "swap":
             mistyped = before + after[:1] + letter + after[1:]

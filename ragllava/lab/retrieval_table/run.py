@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
 
+import migrations
 from ragllava.json_records import rounded
 from ragllava.lab.retrieval_table.archives import (
     CaptionQuality,
@@ -18,9 +22,11 @@ from ragllava.lab.retrieval_table.archives import (
     store_archive,
 )
 from ragllava.lab.retrieval_table.measure import HYBRID, NEED, PICTURE, Measured, QuestionOutcome, measure
+from ragllava.local.services import running_services
 from ragllava.postcards.archive import draw_archive
 from ragllava.postcards.questions import QuestionStyle
 from ragllava.settings import Settings
+from ragllava.stores.database import make_engine
 
 _TWO_IMAGE_SHARE = 0.2
 _ORDER = list(CaptionQuality)
@@ -97,6 +103,23 @@ class TableRow:
             }
         )
         return values
+
+
+def compare_on_own_services(
+    settings_of: Callable[..., Settings], options: TableOptions, progress: Progress
+) -> list[TableRow]:
+    """All rows, on services in a temporary home. `settings_of(home=…)` gives the settings."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ragllava-retrieval-") as home,
+        running_services(settings_of(home=Path(home))) as running,
+        closing(DrawnResources(running)) as resources,
+    ):
+        migrations.upgrade(running.require_database())
+        engine = make_engine(running.require_database(), name="ragllava compare-retrieval")
+        try:
+            return list(compare_retrieval(engine, running, resources, options, progress))
+        finally:
+            engine.dispose()
 
 
 def compare_retrieval(

@@ -7,39 +7,19 @@ are listed too: after those that captions make sure of, the two rankings take tu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from sqlalchemy import Engine
 
+from ragllava.filters import check_filter
 from ragllava.json_records import to_json
-from ragllava.records import AnswerOptions, Candidate, Origin, Question, Retrieval, StoredImage
+from ragllava.records import AnswerOptions, Candidate, FoundImage, Origin, Question, Retrieval
 from ragllava.settings import Settings
 from ragllava.stages.answer.pipeline import retrieve
 from ragllava.stages.answer.tools import prepare
 from ragllava.stages.resources import Resources
-from ragllava.stores.archives import archive
+from ragllava.stores.archives import archive, filtering
 from ragllava.stores.database import in_transaction
-
-
-@dataclass(frozen=True, slots=True)
-class FoundImage:
-    """An image that a search found. `picture_rank` and `caption_rank` count from 0 in the rankings by picture and by
-    words, None where it is not among the first; the scores are those of a Candidate."""
-
-    image: StoredImage
-    picture_rank: int | None
-    retrieval_score: float
-    caption_rank: int | None
-    caption_score: float | None
-    metadata: dict[str, Any] | None = None
-
-    @property
-    def origin(self) -> Origin:
-        """Which search found it."""
-        if self.caption_rank is None:
-            return Origin.PICTURE
-        return Origin.CAPTION if self.picture_rank is None else Origin.BOTH
 
 
 def search_archive(
@@ -52,10 +32,12 @@ def search_archive(
 ) -> list[FoundImage]:
     """The images that fit `text` best, at most `top_k` of the options. Loads the retriever, and no other model.
 
-    Raises UsageError for an unknown archive, JobRefused when this machine's profile is not the archive's.
+    Raises UsageError for an unknown archive, for a wrong filter and for one with a key that none of its images has,
+    JobRefused when this machine's profile is not the archive's.
     """
-    retrieval = options.retrieval
+    retrieval, options = options.retrieval, replace(options, filter=check_filter(options.filter))
     archive_id = in_transaction(engine, archive.get_archive, archive_name).archive_id
+    in_transaction(engine, filtering.check_keys, archive_id, archive_name, options.filter)
     question = Question(0, 1, "search", text)
 
     def ranked(by: Retrieval) -> list[Candidate]:

@@ -223,7 +223,10 @@ def answer_from_evidence(
     """Answers from what was kept for each question, in the same order."""
     texts = generate(questions, reranked, _load_pictures([c for row in reranked for c in row.evidence], tools), tools)
     stamp = stamp_now(tools)
-    return [_as_answer(*row, stamp) for row in zip(questions, reranked, texts, strict=True)]
+    return [
+        _as_answer(*row, stamp, is_filtered=tools.options.filter is not None or row[0].filter is not None)
+        for row in zip(questions, reranked, texts, strict=True)
+    ]
 
 
 def generate(
@@ -269,11 +272,16 @@ def answer_again(questions: Sequence[Question], evidence: Evidence, tools: Answe
 
 
 def _as_answer(
-    question: Question, reranked: RerankedQuestion, text: GeneratedAnswer | None, stamp: ModelStamp
+    question: Question,
+    reranked: RerankedQuestion,
+    text: GeneratedAnswer | None,
+    stamp: ModelStamp,
+    *,
+    is_filtered: bool,
 ) -> Answer:
     notes = list(reranked.notes)
     if text is None:
-        notes.insert(0, _why_no_evidence(reranked, stamp))
+        notes.insert(0, _why_no_evidence(reranked, stamp, is_filtered))
     elif text.note:
         notes.append(text.note)
     return Answer(
@@ -287,10 +295,13 @@ def _as_answer(
     )
 
 
-def _why_no_evidence(reranked: RerankedQuestion, stamp: ModelStamp) -> str:
+def _why_no_evidence(reranked: RerankedQuestion, stamp: ModelStamp, is_filtered: bool) -> str:
     if not reranked.candidates:
-        only_captions = stamp.retrieval.startswith(Retrieval.CAPTION) and not reranked.notes
-        return "no caption has a word of the question" if only_captions else "the archive has no readable picture"
+        if reranked.notes:  # about pictures that cannot be read
+            return "the archive has no readable picture"
+        if stamp.retrieval.startswith(Retrieval.CAPTION):
+            return f"no caption{' of a picture that the filter leaves' * is_filtered} has a word of the question"
+        return "the filter leaves no picture" if is_filtered else "the archive has no readable picture"
     best = reranked.candidates[0]
     return (
         f"no picture is relevant enough: the best, {best.image.source}, has a relevance of {best.relevance:.3f}, below "

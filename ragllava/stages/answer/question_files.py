@@ -4,12 +4,14 @@ Three formats, recognised by the file's extension, else by its content:
 
 - JSONL: `{"custom_id": …, "question": …}`, or a line for OpenAI's Batch API, of which the text of the last user
   message is the question (other messages and the model's name are not used).
-- CSV: a header with a column `question` and, optionally, `custom_id`; comma, semicolon, tab or bar between cells.
-- Parquet: the same two columns.
+- CSV: a header with a column `question` and, optionally, `custom_id` and `where`; comma, semicolon, tab or bar between
+  cells.
+- Parquet: the same columns.
 
-Blank lines are skipped. Other keys and columns are ignored. A `custom_id` that is missing or null becomes
-`line-<line>`; one that is given must be unique in the file and have 1 to 64 characters. White space around a question
-is removed, and a NUL or half of a surrogate pair (Postgres stores neither) becomes U+FFFD.
+`where` is the question's own filter (ragllava/filters.py): an object in JSONL, and in every format text, which is JSON
+or one condition. Blank lines are skipped. Other keys and columns are ignored. A `custom_id` that is missing or null
+becomes `line-<line>`; one that is given must be unique in the file and have 1 to 64 characters. White space around a
+question is removed, and a NUL or half of a surrogate pair (Postgres stores neither) becomes U+FFFD.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ragllava.errors import LineError
+from ragllava.errors import LineError, UsageError
+from ragllava.filters import Filter, parse_where
 from ragllava.records import FileFormat, Question
 from ragllava.stages.record_files import (
     MAX_LINES,
@@ -40,7 +43,7 @@ _LAYOUT = Layout(
     content="question",
     example='{"custom_id": …, "question": …}',
     required=(("question",),),
-    optional=("custom_id",),
+    optional=("custom_id", "where"),
 )
 
 
@@ -71,7 +74,8 @@ def _checked_lines(records: Iterable[Record]) -> Iterator[Question | LineError]:
             own_id = given
             if record.problem:
                 raise record.problem
-            yield Question(question_no, record.line, unique_id, _question_text(record.value))
+            question = _question_text(record.value)
+            yield Question(question_no, record.line, unique_id, question, _filter(record.value.get("where")))
         except Rejected as rejected:
             yield rejected.at(record.line, own_id)
 
@@ -90,6 +94,17 @@ def _custom_id(value: object) -> str | None:
     if UNSTORABLE.search(value):
         raise Rejected("invalid_custom_id", "the custom_id has a character that cannot be stored")
     return value
+
+
+def _filter(where: object) -> Filter | None:
+    if where is None or (isinstance(where, str) and not where.strip()):
+        return None
+    if not isinstance(where, dict | str):
+        raise Rejected("invalid_filter", "the key where is neither an object nor text")
+    try:
+        return parse_where(where)
+    except UsageError as error:
+        raise Rejected("invalid_filter", str(error)) from None
 
 
 def _question_text(value: dict[str, Any]) -> str:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import UnionType
 
 from sqlalchemy import Connection
 
 from ragllava.errors import InvalidInput, LineError, ObjectMissing, RagllavaError, UsageError
+from ragllava.filters import metadata_keys, parse_where
 from ragllava.imaging.decode import printable
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView, NewJob
@@ -26,7 +27,8 @@ from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import QuestionFile
 from ragllava.stages.record_files import UNSTORABLE
 from ragllava.stages.results.outbox import Outbox
-from ragllava.stores.archives import archive
+from ragllava.stores.archives import archive, filtering
+from ragllava.stores.archives.archive import Archive
 from ragllava.stores.jobs import answers, refreshes
 from ragllava.stores.objects import ObjectStore
 
@@ -71,25 +73,30 @@ def submit_questions(connection: Connection, settings: Settings, file: QuestionF
     """Create an answer job of all lines of a file.
 
     Raises InvalidInput when lines are invalid, unless `skip_invalid`: then those lines become questions that end as
-    `failed` with their reason, so that every input line still gives an output line. Raises UsageError for an
-    unknown archive, for options out of range, and for a key that was used with other content.
+    `failed` with their reason, so that every input line still gives an output line. A line whose filter has a key that
+    no image of the archive has is invalid, too. Raises UsageError for an unknown archive, for options out of range, for
+    such a key in the job's filter, and for an idempotency key that was used with other content.
     """
-    _check_options(how.options)
+    options = _checked_options(how.options)
     _check_key(how.idempotency_key)
-    if not (how.skip_invalid and file.valid):
-        file.require_valid()
+    _require_valid(file, how)
+    searched = archive.get_archive(connection, how.archive)
+    filtering.check_keys(connection, searched.archive_id, searched.name, options.filter)
+    digest = _digest(file, options)  # of the file alone, whatever the archive knows
+    file = _with_known_keys(connection, searched, file)
+    _require_valid(file, how)
     delivery = {"outbox": to_json(how.outbox)} if how.outbox else {}
     job_id, is_new = control.create(
         connection,
         NewJob(
             kind=JobKind.ANSWER,
-            archive_id=archive.get_archive(connection, how.archive).archive_id,
-            spec={"options": to_json(how.options), "input": printable(file.name), **delivery},
+            archive_id=searched.archive_id,
+            spec={"options": to_json(options), "input": printable(file.name), **delivery},
             total=len(file.lines),
             per_shard=settings.questions_per_shard,
             priority=how.priority,
             idempotency_key=how.idempotency_key,
-            content_digest=_digest(file, how.options),
+            content_digest=digest,
         ),
     )
     if is_new:
@@ -184,6 +191,7 @@ def _insert_lines(connection: Connection, job_id: int, file: QuestionFile) -> No
             (number, line.line, line.custom_id, line.text if isinstance(line, Question) else None)
             for number, line in enumerate(file.lines)
         ),
+        filters={question.question_no: question.filter for question in file.valid if question.filter},
     )
     answers.insert_refusals(
         connection,
@@ -192,8 +200,33 @@ def _insert_lines(connection: Connection, job_id: int, file: QuestionFile) -> No
     )
 
 
-def _check_options(options: AnswerOptions) -> None:
-    """Raises UsageError. Other programs send options too, and a wrong one would end every question as dead."""
+def _require_valid(file: QuestionFile, how: Submission) -> None:
+    if not (how.skip_invalid and file.valid):
+        file.require_valid()
+
+
+def _with_known_keys(connection: Connection, searched: Archive, file: QuestionFile) -> QuestionFile:
+    """The file, in which a line is invalid if its filter has a key that no image of the archive has."""
+    named = dict.fromkeys(key for question in file.valid for key in metadata_keys(question.filter))
+    unknown = filtering.unknown_keys(connection, searched.archive_id, named)
+    if not unknown:
+        return file
+    existing = filtering.archive_keys(connection, searched.archive_id)
+    messages = {key: filtering.unknown_key_message(key, searched.name, existing) for key in unknown}
+
+    def checked(line: Question | LineError) -> Question | LineError:
+        keys = metadata_keys(line.filter) if isinstance(line, Question) else []
+        message = next((messages[key] for key in keys if key in messages), None)
+        return LineError("unknown_filter_key", line.line, message, line.custom_id) if message else line
+
+    return QuestionFile(file.name, [checked(line) for line in file.lines])
+
+
+def _checked_options(options: AnswerOptions) -> AnswerOptions:
+    """The options with the filter in its stored form.
+
+    Raises UsageError. Other programs send options too, and a wrong one would end every question as dead.
+    """
     for name, value, most in (("top_k", options.top_k, MAX_TOP_K), ("top_n", options.top_n, MAX_TOP_N)):
         if not _is_number(value, int) or not 1 <= value <= most:
             raise UsageError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
@@ -204,6 +237,7 @@ def _check_options(options: AnswerOptions) -> None:
         _choice(kind, name, getattr(options, name))
     if not isinstance(options.captions_in_answer, bool):
         raise UsageError(f"captions_in_answer must be true or false, not {options.captions_in_answer!r}")
+    return replace(options, filter=parse_where(options.filter))
 
 
 def _is_number(value: object, kind: type | UnionType) -> bool:
@@ -228,5 +262,6 @@ def _digest(file: QuestionFile, options: AnswerOptions) -> str:
     digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
     for line in file.lines:
         text = line.text if isinstance(line, Question) else line.message
-        digest.update(json.dumps([line.custom_id, text]).encode())
+        own_filter = [line.filter] if isinstance(line, Question) and line.filter else []
+        digest.update(json.dumps([line.custom_id, text, *own_filter]).encode())
     return digest.hexdigest()

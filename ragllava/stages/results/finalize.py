@@ -6,6 +6,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -18,7 +19,7 @@ from ragllava.jobs.control import JobView
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.json_records import from_json
-from ragllava.records import FileFormat
+from ragllava.records import FileFormat, evidence_of
 from ragllava.stages.results.outbox import Outbox, deliver
 from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results
 from ragllava.stores.archives import archive, vectors
@@ -31,13 +32,24 @@ from ragllava.whole_files import file_sha256
 
 log = logging.getLogger(__name__)
 
+_PAGE = 500  # results whose metadata are loaded together
 
-def result_rows(connection: Connection, job_id: int) -> Iterator[ResultRow]:
-    """One row for every input line that has an outcome, in input order; of an ended job that is every line."""
-    for row, candidates in answers.iterate_results(connection, job_id):
-        if row.status is not None:
-            previous = _previous(row.previous, row.changes) if row.previous else None
-            yield record(ResultRow, row, candidates=candidates, previous=previous)
+
+def result_rows(connection: Connection, job_id: int, *, with_metadata: bool = False) -> Iterator[ResultRow]:
+    """One row for every input line that has an outcome, in input order; of an ended job that is every line.
+
+    `with_metadata` adds the metadata that the images of the evidence have now.
+    """
+    results = answers.iterate_results(connection, job_id)
+    while page := list(islice(results, _PAGE)):
+        metadata = None
+        if with_metadata:
+            kept = {candidate.image.image_id for _, candidates in page for candidate in evidence_of(candidates)}
+            metadata = archive.load_metadata(connection, kept)
+        for row, candidates in page:
+            if row.status is not None:
+                previous = _previous(row.previous, row.changes) if row.previous else None
+                yield record(ResultRow, row, candidates=candidates, previous=previous, metadata=metadata)
 
 
 def _previous(stored: dict[str, Any], changes: list[str] | None) -> Previous:

@@ -7,9 +7,10 @@ a text that a spreadsheet would read as a formula gets an apostrophe in front (d
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +19,7 @@ from typing import Any
 
 from ragllava.errors import UsageError
 from ragllava.json_records import to_json, write_json_lines
+from ragllava.metadata import Metadata
 from ragllava.records import Answer, AnswerStatus, Candidate, Change, FileFormat, Question, evidence_of
 from ragllava.whole_files import written_whole
 
@@ -58,7 +60,8 @@ class ResultRow:
 
     `candidates` are all retrieved images, in any order; those with an `evidence_no` are the evidence. `models` is
     a ModelStamp as JSON, None where no model ran. A result has `error_code` and `error` or neither. `previous` is set
-    in the results of a refresh, in every row.
+    in the results of a refresh, in every row. `metadata` has those of the evidence by image id, where they were asked
+    for.
     """
 
     line: int
@@ -73,6 +76,7 @@ class ResultRow:
     error_code: str | None = None
     error: str | None = None
     previous: Previous | None = None
+    metadata: Mapping[int, Metadata] | None = None
 
     @classmethod
     def of(cls, question: Question, answer: Answer) -> ResultRow:
@@ -114,12 +118,15 @@ class ResultRow:
             "status": str(self.status),
             "answer": self.answer,
             "confidence": _rounded(self.confidence),
-            "evidence": [_evidence_json(candidate) for candidate in self.evidence],
+            "evidence": [_evidence_json(candidate) | self._metadata_of(candidate) for candidate in self.evidence],
             "models": self._models_json(),
             "note": self.note,
             "error": error,
             **({"previous": self._previous_json(self.previous)} if self.previous else {}),
         }
+
+    def _metadata_of(self, candidate: Candidate) -> dict[str, Any]:
+        return {} if self.metadata is None else {"metadata": self.metadata.get(candidate.image.image_id, {})}
 
     def _previous_json(self, previous: Previous) -> dict[str, Any]:
         before = [image_id for image_id, _ in previous.evidence]
@@ -142,9 +149,17 @@ class ResultRow:
 
 
 def write_results(
-    rows: Iterable[ResultRow], path: Path, format: FileFormat, *, top_n: int, is_refresh: bool = False
+    rows: Iterable[ResultRow],
+    path: Path,
+    format: FileFormat,
+    *,
+    top_n: int,
+    is_refresh: bool = False,
+    with_metadata: bool = False,
 ) -> int:
     """Write all rows, in the order given, and return how many; `path` appears only when it is complete.
+
+    `with_metadata` tells whether the rows have metadata, which are one JSON text for each image in CSV and Parquet.
 
     `top_n` is the job's limit of evidence, so that every CSV of it has the same columns; a row with more is a
     ValueError. The CSV of a refresh has columns for the previous outcome. Raises UsageError when the file cannot be
@@ -153,9 +168,10 @@ def write_results(
     with output_file(path) as part:
         if format is FileFormat.JSONL:
             return write_json_lines((row.as_json() for row in rows), part)
+        empty = _empty_row(is_refresh, with_metadata)
         if format is FileFormat.CSV:
-            return _write_csv(rows, part, top_n, is_refresh)
-        return _write_parquet(rows, part, is_refresh)
+            return _write_csv(rows, part, top_n, empty)
+        return _write_parquet(rows, part, empty)
 
 
 def write_errors(rows: Iterable[ResultRow], path: Path) -> int:
@@ -204,22 +220,35 @@ def _evidence_json(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _empty_row(is_refresh: bool) -> ResultRow:
+def _empty_row(is_refresh: bool, with_metadata: bool) -> ResultRow:
     """A row that has the keys of all rows of a job."""
     previous = Previous(0, None, None, ()) if is_refresh else None
-    return ResultRow(0, None, None, AnswerStatus.FAILED, previous=previous)
+    return ResultRow(0, None, None, AnswerStatus.FAILED, previous=previous, metadata={} if with_metadata else None)
+
+
+def _flat_json(row: ResultRow) -> dict[str, Any]:
+    """As `ResultRow.as_json`, with metadata as JSON text."""
+    record = row.as_json()
+    for image in record["evidence"]:
+        if "metadata" in image:
+            image["metadata"] = json.dumps(image["metadata"], ensure_ascii=False)
+    return record
+
+
+def _evidence_keys(row: ResultRow) -> Sequence[str]:
+    return _EVIDENCE_KEYS if row.metadata is None else (*_EVIDENCE_KEYS, "metadata")
 
 
 # CSV
 
 
 def _csv_cells(row: ResultRow, top_n: int) -> dict[str, Any]:
-    """The cells of a row by the names of their columns; the columns depend on `top_n` and `row.previous` alone."""
-    record = row.as_json()
+    """The cells of a row by the names of their columns, which depend on `top_n` and on which fields the row has."""
+    record = _flat_json(row)
     if len(record["evidence"]) > top_n:
         raise ValueError(f"line {row.line} has {len(record['evidence'])} images of evidence, but top_n is {top_n}")
     cells = {key: record[key] for key in ("custom_id", "line", "question", "status", "answer", "confidence")}
-    cells |= _evidence_cells(record["evidence"], _EVIDENCE_KEYS, top_n)
+    cells |= _evidence_cells(record["evidence"], _evidence_keys(row), top_n)
     cells |= {f"model_{key}": record["models"] and record["models"][key] for key in _MODEL_KEYS}
     cells |= {"note": record["note"], "error_code": row.error_code, "error": row.error}
     for key, value in record.get("previous", {}).items():
@@ -242,9 +271,9 @@ def _evidence_cells(evidence: Sequence[dict[str, Any]], keys: Sequence[str], top
     }
 
 
-def _write_csv(rows: Iterable[ResultRow], path: Path, top_n: int, is_refresh: bool) -> int:
+def _write_csv(rows: Iterable[ResultRow], path: Path, top_n: int, empty: ResultRow) -> int:
     count = 0
-    columns = _csv_cells(_empty_row(is_refresh), top_n)
+    columns = _csv_cells(empty, top_n)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
@@ -265,7 +294,7 @@ def _harmless(cell: Any) -> Any:
 # Parquet
 
 
-def _parquet_schema(is_refresh: bool) -> Any:
+def _parquet_schema(empty: ResultRow) -> Any:
     import pyarrow as pa
 
     text = pa.string()
@@ -276,11 +305,11 @@ def _parquet_schema(is_refresh: bool) -> Any:
     def struct(keys: Iterable[str], **nested: Any) -> Any:
         return pa.struct([(key, (types | nested).get(key, text)) for key in keys])
 
-    record = _empty_row(is_refresh).as_json()
+    record = empty.as_json()
     previous_evidence = pa.list_(struct(_PREVIOUS_EVIDENCE_KEYS))
     row = struct(
         record,
-        evidence=pa.list_(struct(_EVIDENCE_KEYS)),
+        evidence=pa.list_(struct(_evidence_keys(empty))),
         models=struct(_MODEL_KEYS),
         error=struct(("code", "message", "line")),
         previous=struct(record.get("previous", ()), evidence=previous_evidence, because=pa.list_(text)),
@@ -288,15 +317,15 @@ def _parquet_schema(is_refresh: bool) -> Any:
     return pa.schema(list(row))
 
 
-def _write_parquet(rows: Iterable[ResultRow], path: Path, is_refresh: bool) -> int:
+def _write_parquet(rows: Iterable[ResultRow], path: Path, empty: ResultRow) -> int:
     import pyarrow as pa
     from pyarrow import parquet
 
     count = 0
     remaining = iter(rows)
-    schema = _parquet_schema(is_refresh)
+    schema = _parquet_schema(empty)
     with parquet.ParquetWriter(path, schema) as writer:
-        while group := [row.as_json() for row in islice(remaining, _ROWS_PER_GROUP)]:
+        while group := [_flat_json(row) for row in islice(remaining, _ROWS_PER_GROUP)]:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
             count += len(group)
     return count

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from ragllava.errors import UsageError
-from ragllava.filters import DATE, NUMBER, Condition, Filter, Value, conditions, metadata_keys
+from ragllava.filters import DATE, NUMBER, Condition, Filter, Value, check_filter, conditions, metadata_keys
 from ragllava.metadata import FIELDS
 
 _SIGNS = {"from": ">=", "to": "<=", "above": ">", "below": "<"}
@@ -32,9 +32,9 @@ class FilterSql:
 
 
 def compile_filter(*filters: Filter | None) -> FilterSql | None:
-    """The condition that all of these filters hold, in the form of `check_filter`; None if there is no filter."""
+    """The condition that all of these filters hold; None if there is no filter. Raises UsageError for a wrong one."""
     writer = _Writer()
-    written = [writer.write(condition) for checked in filters for condition in conditions(checked or {})]
+    written = [writer.write(condition) for given in filters for condition in conditions(check_filter(given) or {})]
     return FilterSql(" AND ".join(written), writer.parameters) if written else None
 
 

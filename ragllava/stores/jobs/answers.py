@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, select, text, update
 
+from ragllava.filters import Filter
 from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerStatus, Candidate, Origin, Question, StoredImage
 from ragllava.stores.database import copy_rows, equals_any, given, records, same
@@ -18,7 +19,7 @@ from ragllava.stores.schema import answers, candidates, images, questions
 
 RunKey = tuple[int, int, int | None]  # job, number of the question, run; None: it has no answer yet
 
-_QUESTION_COLUMNS = ("job_id", "question_no", "place", "line", "custom_id", "text")
+_QUESTION_COLUMNS = ("job_id", "question_no", "place", "line", "custom_id", "text", "filter")
 _ANSWER_COLUMNS = ("question_no", "status", "text", "confidence", "note", "error_code", "error")  # as in an Answer
 _CANDIDATE_COLUMNS = (
     "retrieval_rank",
@@ -33,13 +34,19 @@ _PAGE = 500
 
 
 def insert_questions(
-    connection: Connection, job_id: int, rows: Iterable[tuple[int, int, str | None, str | None]]
+    connection: Connection,
+    job_id: int,
+    rows: Iterable[tuple[int, int, str | None, str | None]],
+    filters: Mapping[int, Filter] | None = None,
 ) -> None:
     """COPY (question_no, line, custom_id, text) rows; text None marks a line that is not a valid question.
 
-    They are answered in the order of their numbers until `reorder` changes it.
+    `filters` has the questions' own filters by number. The questions are answered in the order of their numbers until
+    `reorder` changes it.
     """
-    copy_rows(connection, questions, _QUESTION_COLUMNS, ((job_id, row[0], *row) for row in rows))
+    of = {number: json.dumps(checked) for number, checked in (filters or {}).items()}
+    copied = ((job_id, row[0], *row, of.get(row[0])) for row in rows)
+    copy_rows(connection, questions, _QUESTION_COLUMNS, copied)
 
 
 def insert_refusals(connection: Connection, job_id: int, rows: Iterable[tuple[int, str, str]]) -> None:
@@ -52,7 +59,7 @@ def insert_refusals(connection: Connection, job_id: int, rows: Iterable[tuple[in
 def open_questions(connection: Connection, job_id: int, run_no: int, lo: int, hi: int) -> list[Question]:
     """The valid questions at the positions [lo, hi) that have no answer in this run yet, in the order of work."""
     query = text(f"""
-        SELECT q.question_no, q.line, q.custom_id, q.text FROM questions q
+        SELECT q.question_no, q.line, q.custom_id, q.text, q.filter FROM questions q
         WHERE q.job_id = :job_id AND q.place >= :lo AND q.place < :hi AND {OPEN_QUESTION} ORDER BY q.place
     """)  # noqa: S608 - no foreign text
     return records(Question, connection.execute(query, {"job_id": job_id, "run_no": run_no, "lo": lo, "hi": hi}))

@@ -120,8 +120,8 @@ _PINNED_ANSWER = """
 """
 
 _COPY_QUESTIONS = text(f"""
-    INSERT INTO questions (job_id, question_no, place, line, custom_id, text, previous)
-    SELECT :job_id, q.question_no, q.place, q.line, q.custom_id, q.text,
+    INSERT INTO questions (job_id, question_no, place, line, custom_id, text, filter, previous)
+    SELECT :job_id, q.question_no, q.place, q.line, q.custom_id, q.text, q.filter,
            jsonb_build_object('job', q.job_id, 'run', a.run_no, 'status', a.status, 'answer', a.text, 'evidence',
                (SELECT coalesce(jsonb_agg(jsonb_build_object('image_id', c.image_id, 'source', i.source)
                                           ORDER BY c.evidence_no), '[]')
@@ -146,7 +146,7 @@ _PINNED = text(f"""
 """)  # noqa: S608 - no foreign text
 
 _LATEST = text(f"""
-    SELECT q.line, q.custom_id, q.text, {_EARLIER}
+    SELECT q.line, q.custom_id, q.text, q.filter, {_EARLIER}
     FROM questions q {LATEST_ANSWER}
     WHERE q.job_id = :job_id AND q.question_no > :after AND a.status IN ('answered', 'no_evidence')
     ORDER BY q.question_no LIMIT :page

@@ -68,10 +68,10 @@ def as_job(
 @pytest.mark.parametrize("depth", Depth)
 def test_the_hybrid_rows_are_those_of_a_job(bench: Workbench, workshop: Workshop, depth: Depth) -> None:
     dataset = drawn(QuestionStyle.NAME)
-    found = evaluate(dataset, None, bench, replace(BRIEF, depth=depth))
-    rows = as_job(workshop, dataset, found, Retrieval.HYBRID, depth)
+    evaluation = evaluate(dataset, None, bench, replace(BRIEF, depth=depth))
+    rows = as_job(workshop, dataset, evaluation, Retrieval.HYBRID, depth)
     job = score_job(dataset.questions, rows).all
-    retrieved, reranked = row_of(found, "hybrid retrieval"), row_of(found, "hybrid, reranked, adaptive η")
+    retrieved, reranked = row_of(evaluation, "hybrid retrieval"), row_of(evaluation, "hybrid, reranked, adaptive η")
     assert retrieved["recall_of_all"] == reranked["recall_of_all"] == round(job.candidate_recall, 4)
     assert retrieved["candidates"] == round(fmean(len(row.candidates) for row in rows), 4)
     assert retrieved["reranked"] is None
@@ -86,30 +86,31 @@ def test_the_hybrid_rows_are_those_of_a_job(bench: Workbench, workshop: Workshop
 
 def test_captions_find_what_pictures_do_not(bench: Workbench) -> None:
     """The questions give nothing that can be seen but the kind of thing."""
-    found = evaluate(drawn(QuestionStyle.NAME), None, bench, BRIEF)
-    picture, caption, hybrid = (row_of(found, f"{way}retrieval") for way in ("", "caption ", "hybrid "))
+    evaluation = evaluate(drawn(QuestionStyle.NAME), None, bench, BRIEF)
+    picture, caption, hybrid = (row_of(evaluation, f"{way}retrieval") for way in ("", "caption ", "hybrid "))
     assert picture["recall_of_all"] < 0.7
     assert min(caption["recall_of_all"], hybrid["recall_of_all"]) >= 0.9
     assert picture["candidates"] == TOP_K < hybrid["candidates"]
     assert [hybrid[f"recall_at_{k}"] for k in (1, 2)] == [picture[f"recall_at_{k}"] for k in (1, 2)]
-    answers = [row_of(found, f"{way}reranked, adaptive η")["answer_score"] for way in ("", "hybrid, ")]
+    answers = [row_of(evaluation, f"{way}reranked, adaptive η")["answer_score"] for way in ("", "hybrid, ")]
     assert answers[0] < answers[1]
 
 
 def test_every_style_asks_about_the_same_pool(bench: Workbench) -> None:
     sets = [drawn(style, images=40, questions=6) for style in QuestionStyle]
     options = RunOptions(hide_captions=True, noise=(0.5,))
-    found = evaluate(sets[0], None, bench, options, sets[1:])
-    assert list(found.by_style) == [*QuestionStyle]
-    assert found.by_style[QuestionStyle.CUES] == found.figures
+    evaluation = evaluate(sets[0], None, bench, options, sets[1:])
+    assert list(evaluation.by_style) == [*QuestionStyle]
+    assert evaluation.by_style[QuestionStyle.CUES] == evaluation.figures
     alone = evaluate(sets[1], None, bench, replace(options, hide_captions=False, noise=()))
-    assert found.by_style[QuestionStyle.NAME].as_json() == alone.figures.as_json()
-    labels = [row.label for row in found.by_style[QuestionStyle.MISSPELT].rows["all"]]
+    assert evaluation.by_style[QuestionStyle.NAME].as_json() == alone.figures.as_json()
+    labels = [row.label for row in evaluation.by_style[QuestionStyle.MISSPELT].rows["all"]]
     assert "labelled images" in labels
     assert not [label for label in labels if "hidden" in label or "wrong" in label]
-    written = found.as_json()
+    written = evaluation.as_json()
     assert (written["style"], list(written["by_style"])) == ("cues", [style.value for style in QuestionStyle])
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in style_table(found.by_style).splitlines()]
+    table = style_table(evaluation.by_style).splitlines()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert lines[0] == ["", "questions", "retrieval", "R@20", "R@all", "candidates", "reranked", "answers"]
     assert [(line[0], line[2]) for line in lines[2:5]] == [
         ("cues, one image", way) for way in ("picture", "caption", "hybrid")
@@ -119,9 +120,9 @@ def test_every_style_asks_about_the_same_pool(bench: Workbench) -> None:
 
 def test_the_row_of_the_paper_is_that_of_a_job_with_its_options(bench: Workbench, workshop: Workshop) -> None:
     dataset = drawn(QuestionStyle.CUES)
-    found = evaluate(dataset, None, bench, BRIEF)
-    job = score_job(dataset.questions, as_job(workshop, dataset, found, Retrieval.PICTURE, Depth.FIXED)).all
-    row = row_of(found, "reranked, adaptive η", QuestionStyle.CUES)
+    evaluation = evaluate(dataset, None, bench, BRIEF)
+    job = score_job(dataset.questions, as_job(workshop, dataset, evaluation, Retrieval.PICTURE, Depth.FIXED)).all
+    row = row_of(evaluation, "reranked, adaptive η", QuestionStyle.CUES)
     assert (row["answer_score"], row["reranked"]) == (round(job.answer_accuracy, 4), TOP_K)
 
 
@@ -154,15 +155,15 @@ def test_candidates_that_are_ranked_already_are_not_ranked_again(
 
 def test_the_threshold_of_hybrid_candidates_is_fitted_on_all_of_them(bench: Workbench) -> None:
     calibration = drawn(QuestionStyle.NAME, 1005, questions=40, two_image_share=0.0)
-    found = evaluate(drawn(QuestionStyle.NAME), calibration, bench, BRIEF)
+    evaluation = evaluate(drawn(QuestionStyle.NAME), calibration, bench, BRIEF)
     pool = ingest_pool(calibration, bench)
     ranked = rank_further(calibration, pool, bench, rank(calibration, pool, bench))
     expected = adaptive_threshold(*scored_candidates(ranked))
     assert expected.method == "adaptive"
-    assert found.hybrid_threshold is not None
-    assert found.hybrid_threshold.fit == expected
-    assert row_of(found, "hybrid, reranked, adaptive η")["threshold"] == expected.value
-    assert found.as_json()["hybrid_threshold"]["value"] == expected.value
+    assert evaluation.hybrid_threshold is not None
+    assert evaluation.hybrid_threshold.fit == expected
+    assert row_of(evaluation, "hybrid, reranked, adaptive η")["threshold"] == expected.value
+    assert evaluation.as_json()["hybrid_threshold"]["value"] == expected.value
     candidates = retrieve(calibration, pool, bench, Retrieval.HYBRID)
     assert expected.correct_count + expected.wrong_count == sum(len(question.candidates) for question in candidates)
 
@@ -170,10 +171,10 @@ def test_the_threshold_of_hybrid_candidates_is_fitted_on_all_of_them(bench: Work
 def test_images_without_captions_have_no_hybrid_row(bench: Workbench) -> None:
     dataset = drawn(QuestionStyle.CUES, images=12, questions=2, two_image_share=0.0)
     bare = replace(dataset, images=tuple(replace(image, caption=None) for image in dataset.images))
-    found = evaluate(bare, bare if False else None, bench, BRIEF)
-    labels = [row.label for row in found.figures.rows["all"]]
+    evaluation = evaluate(bare, None, bench, BRIEF)
+    labels = [row.label for row in evaluation.figures.rows["all"]]
     assert labels == ["retrieval", "reranked", "reranked, natural η", "reranked, adaptive η"]
-    assert found.hybrid_threshold is None
+    assert evaluation.hybrid_threshold is None
 
 
 def test_a_set_in_the_form_of_webqa_has_a_hybrid_row_beside_the_picture_row(bench: Workbench, tmp_path: Path) -> None:
@@ -181,12 +182,12 @@ def test_a_set_in_the_form_of_webqa_has_a_hybrid_row_beside_the_picture_row(benc
     write_webqa(tmp_path, archive)
     dataset = load_dataset("webqa", tmp_path, "val")
     assert (len(dataset.images), len(dataset.questions)) == (IMAGES, QUESTIONS)
-    found = evaluate(dataset, None, bench, BRIEF)
-    rows = {row["label"]: row for row in found.as_json()["rows"]["all"]}
+    evaluation = evaluate(dataset, None, bench, BRIEF)
+    rows = {row["label"]: row for row in evaluation.as_json()["rows"]["all"]}
     as_postcards = evaluate(postcard_set(archive, "test"), None, bench, BRIEF)
     for label in ("retrieval", "caption retrieval", "hybrid retrieval", "hybrid, reranked, adaptive η"):
         assert rows[label]["recall_of_all"] == row_of(as_postcards, label)["recall_of_all"]
     assert rows["retrieval"]["recall_of_all"] < rows["hybrid retrieval"]["recall_of_all"]
     assert rows["hybrid, reranked, adaptive η"]["answer_score"] > rows["reranked, adaptive η"]["answer_score"]
-    assert found.by_style == {}
-    assert style_table({"webqa": found.figures}).splitlines()[2].startswith("| webqa, one image")
+    assert evaluation.by_style == {}
+    assert style_table({"webqa": evaluation.figures}).splitlines()[2].startswith("| webqa, one image")

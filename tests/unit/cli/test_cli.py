@@ -213,7 +213,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, run: Run) -> Callable[[BaseExceptio
     """`ragllava migrate`, in the middle of which this error is raised."""
 
     def call(error: BaseException) -> tuple[int, str, str]:
-        def fail(*_words: object) -> None:
+        def fail(**_options: object) -> None:
             raise error
 
         monkeypatch.setattr(EVERY_COMMAND["migrate"], "callback", fail)

@@ -9,17 +9,20 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ragllava.filters import Condition, conditions, parse_where
+from ragllava.imaging import embedded
 from ragllava.lab.bench.groups import GROUPS
 from ragllava.models.profiles import get_profile
 from ragllava.records import AnswerStatus, Change, FileStatus, GapReason, NoisyReason
 from ragllava.settings import Settings
 from ragllava.stages import record_files
-from ragllava.stages.answer import question_files
+from ragllava.stages.answer import question_files, submit
 from ragllava.stages.feedback.files import read_feedback
 from ragllava.stages.ingest.captions import read_captions
 from ragllava.stages.results import results
@@ -117,13 +120,47 @@ def test_question_examples_are_valid() -> None:
             assert question_files.read_questions(block.encode(), name=name).errors == []
 
 
-def test_caption_examples_are_valid(tmp_path: Path) -> None:
-    section = read_page("docs/ingest.md").section("Captions")
+def test_filter_examples_are_valid() -> None:
+    section = read_page("docs/questions-and-results.md").section("Filters")
+    [block] = section.blocks("json")
+    file = question_files.read_questions(block.encode(), name="questions.jsonl")
+    assert file.errors == []
+    assert all(question.filter for question in file.valid)
+    rows = re.findall(r"^\| `(\{.*\})` \| (.*?) \|", section.text, re.MULTILINE)
+    assert len(rows) == 9
+    for as_json, as_text in rows:
+        from_json = conditions(parse_where(as_json) or {})
+        texts = re.findall(r"`([^`]+)`", as_text)
+        if texts:  # numbers in text are compared as numbers, too
+            assert without_kinds(conditions(parse_where(texts) or {})) == without_kinds(from_json)
+        else:
+            assert from_json[0].is_absent
+
+
+def without_kinds(compared: list[Condition]) -> list[Condition]:
+    """Conditions in which all of one value is written as any of one value, which is the same."""
+    return [replace(c, any_of=c.all_of, all_of=()) if len(c.all_of) == 1 else c for c in compared]
+
+
+@pytest.mark.parametrize("section_name", ["Captions", "Metadata"])
+def test_caption_examples_are_valid(tmp_path: Path, section_name: str) -> None:
+    section = read_page("docs/ingest.md").section(section_name)
     for language, name in (("json", "captions.jsonl"), ("csv", "captions.csv")):
         [block] = section.blocks(language)
         (tmp_path / name).write_text(block, encoding="utf-8")
         described = dict(read_captions(tmp_path / name).items()).values()
         assert "Harlow Lighthouse, Port Ansel, 1932" in [description.caption for description in described]
+        if section_name == "Metadata":
+            assert all(description.metadata and "photo_year" in description.metadata for description in described)
+
+
+def test_the_table_of_embedded_metadata_names_every_key() -> None:
+    section = read_page("docs/ingest.md").section("Metadata")
+    documented = set(re.findall(r"^\| `(\w+)`", str(embedded.__doc__), re.MULTILINE)) - {"caption"}
+    shown = {
+        key for row in re.findall(r"^\| (`.*?) \|", section.text, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)
+    }
+    assert documented <= shown
 
 
 def test_the_feedback_example_is_valid() -> None:
@@ -134,8 +171,8 @@ def test_the_feedback_example_is_valid() -> None:
 
 
 def test_every_validation_code_is_explained() -> None:
-    source = "".join(Path(str(module.__file__)).read_text() for module in (question_files, record_files))
-    raised = set(re.findall(r'Rejected\(\s*"(\w+)"', source))
+    source = "".join(Path(str(module.__file__)).read_text() for module in (question_files, record_files, submit))
+    raised = set(re.findall(r'(?:Rejected|LineError)\(\s*"(\w+)"', source))
     section = read_page("docs/questions-and-results.md").section("Questions")
     assert raised
     assert {name for name in section.first_column() if not name.startswith("--")} == raised

@@ -139,10 +139,10 @@ def test_paraphrases_of_test_archives_never_occur_in_training() -> None:
 
 def named(text: str) -> list[tuple[str, str, str]]:
     """(kind, name, city) of the things that a question names."""
-    found = re.findall(
+    described = re.findall(
         rf"the (\w+) ({'|'.join(map(str.capitalize, KINDS))}) in ((?:(?:Port|New|Saint|Upper) )?\w+)", text
     )
-    return [(kind.lower(), name, city) for name, kind, city in found]
+    return [(kind.lower(), name, city) for name, kind, city in described]
 
 
 def errors_between(right: str, typed: str) -> int:
@@ -250,9 +250,9 @@ def test_visible_facts_alone_fit_one_postcard_and_hide_the_answer(images: int) -
     archive = draw_archive(5, images, QUESTIONS, style=QuestionStyle.CUES_ONLY)
     asked = {"isthere": "beside", "more": "count", "samecolor": "color"}
     for question in archive.questions:
-        found = [*descriptions(question)]
-        assert [matching(archive, seen) for seen in found] == [[name] for name in question.relevant], question.text
-        for seen in found:
+        described = [*descriptions(question)]
+        assert [matching(archive, seen) for seen in described] == [[name] for name in question.relevant], question.text
+        for seen in described:
             assert question.type == "year" or seen[asked.get(question.type, question.type)] is None
         for landmark in subjects(archive, question):
             assert landmark.entity.name not in question.text

@@ -22,14 +22,23 @@ from ragllava.jobs.states import JobState
 from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Retrieval, SourceFile
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import read_questions
-from ragllava.stages.answer.submit import ASK_PRIORITY, Submission, Submitted, record_refusal, submit_questions
+from ragllava.stages.answer.submit import (
+    ASK_PRIORITY,
+    Submission,
+    Submitted,
+    record_refusal,
+    submit_questions,
+    submit_refresh,
+)
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.results.finalize import result_rows
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
+from ragllava.stores.jobs import answers, refreshes
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import files, jobs, questions, shards
+from tests.support.described_images import store_described
 from tests.support.job_rows import Desk
 
 
@@ -194,6 +203,81 @@ def test_an_unknown_archive_is_refused_by_name(desk: Desk) -> None:
         with pytest.raises(UsageError, match=r"there is no archive .*; there are: test"):
             submit(desk, GOOD, archive=name)
     assert count(desk, jobs) == 0
+
+
+# Filters
+
+
+@pytest.fixture
+def described(desk: Desk) -> Desk:
+    """The archive `described` has images with metadata."""
+    with desk.engine.begin() as connection:
+        store_described(connection, [("a.png", None, {"city": "Ansel", "year": "1968"})], "described")
+    return desk
+
+
+def asking(text: str, where: Any) -> str:
+    return json.dumps({"question": text, "where": where})
+
+
+def test_filters_reach_the_job_and_its_questions(described: Desk) -> None:
+    lines = [asking("one?", {"City": "Ansel"}), line("two?"), asking("three?", "year>=1950")]
+    options = AnswerOptions(filter={"Year": {"to": 1970}, "folder": "x"})
+    submitted = submit(described, lines, archive="described", options=options)
+    assert described.job(submitted.job_id).spec["options"]["filter"] == {"year": {"to": 1970}, "folder": "x"}
+    with described.engine.begin() as connection:
+        opened = answers.open_questions(connection, submitted.job_id, 1, 0, 3)
+    assert [question.filter for question in opened] == [{"city": "Ansel"}, None, {"year": {"from": "1950"}}]
+
+
+def test_a_refresh_has_the_same_filters(described: Desk) -> None:
+    lines = [asking("one?", {"city": "Ansel"}), line("two?")]
+    job_id = submit(described, lines, archive="described", options=AnswerOptions(filter={"year": 1968})).job_id
+    described.drain()
+    refresh_id, is_new = in_transaction(described.engine, submit_refresh, described.settings, job_id)
+    assert is_new
+    assert described.job(refresh_id).spec["options"]["filter"] == {"year": 1968}
+    with described.engine.begin() as connection:
+        opened = answers.open_questions(connection, refresh_id, 1, 0, 2)
+        compared = refreshes.answered_page(connection, job_id, -1, 10)
+    assert [question.filter for question in opened] == [{"city": "Ansel"}, None]
+    assert [question.filter for question, _ in compared] == [{"city": "Ansel"}, None]
+
+
+def test_a_wrong_filter_of_a_job_is_refused(described: Desk) -> None:
+    for wrong, message in (
+        ({"city": {"gt": 1}}, "unknown operator"),
+        ({"citty": "Ansel"}, r'no image of the archive described has the metadata "citty" .* did you mean city\?'),
+    ):
+        with pytest.raises(UsageError, match=message):
+            submit(described, GOOD, archive="described", options=AnswerOptions(filter=wrong))
+    assert count(described, jobs) == 0
+
+
+def test_a_line_with_a_key_that_no_image_has_is_invalid(described: Desk) -> None:
+    lines = [asking("one?", {"city": "Ansel", "yaer": 1968}), line("two?"), asking("three?", {"city": "x"})]
+    with pytest.raises(InvalidInput, match=r'line 1: no image .* "yaer" .* did you mean year\?'):
+        submit(described, lines, archive="described")
+    submitted = submit(described, lines, archive="described", skip_invalid=True)
+    assert [(error.line, error.code, error.custom_id) for error in submitted.errors] == [
+        (1, "unknown_filter_key", "line-1")
+    ]
+    described.drain()
+    assert [row.status for row in rows(described, submitted.job_id)] == ["failed", "answered", "answered"]
+    with pytest.raises(InvalidInput, match="line 1"):
+        submit(described, lines[:1], archive="described", skip_invalid=True)
+
+
+def test_a_key_is_of_the_filters_too_and_matches_what_was_submitted_without_them(described: Desk) -> None:
+    how: dict[str, Any] = {"archive": "described", "idempotency_key": "monday"}
+    job_id = submit(described, GOOD, **how).job_id
+    for changed in (
+        {"options": AnswerOptions(filter={"city": "Ansel"})},
+        {"lines": [asking("one?", {"city": "Ansel"}), *GOOD[1:]]},
+    ):
+        with pytest.raises(UsageError, match=f"'monday' belongs to job {job_id}"):
+            submit(described, **({"lines": GOOD} | how | changed))
+    assert submit(described, GOOD, **how, options=AnswerOptions(filter={})).job_id == job_id
 
 
 # The same again

@@ -286,6 +286,50 @@ def test_no_line_is_lost_where_an_unclosed_quote_makes_a_cell_too_large() -> Non
     assert file.valid[-1].custom_id == "q-19999"
 
 
+def test_a_question_may_have_its_own_filter() -> None:
+    content = "\n".join(
+        [
+            '{"question": "a", "where": {"City": "Ansel", "year": {"from": 1950}}}',
+            '{"question": "b", "where": "year>=1950"}',
+            '{"question": "c", "where": null}',
+            '{"question": "d", "where": {}}',
+            json.dumps({"where": {"folder": "x"}} | json.loads(batch("/v1/responses", {"input": "Red?"}))),
+        ]
+    )
+    assert [question.filter for question in read(content).valid] == [
+        {"city": "Ansel", "year": {"from": 1950}},
+        {"year": {"from": "1950"}},
+        None,
+        None,
+        {"folder": "x"},
+    ]
+
+
+def test_a_column_of_filters_is_json_or_text() -> None:
+    csv_file = 'question,where\na,"{""city"": [""A"", ""B""]}"\nb,year>=1950\nc,\n'
+    expected = [{"city": ["A", "B"]}, {"year": {"from": "1950"}}, None]
+    assert [question.filter for question in read(csv_file, "q.csv").valid] == expected
+    parquet = parquet_bytes({"question": ["a", "b", "c"], "where": ['{"city": ["A", "B"]}', "year>=1950", None]})
+    assert [question.filter for question in read(parquet, "q.parquet").valid] == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (7, "the key where is neither an object nor text"),
+        (["city=A"], "the key where is neither an object nor text"),
+        ({"city": {"gt": 1}}, 'the condition on "city" has an unknown operator "gt"'),
+        ("city", 'the filter "city" is not a condition'),
+    ],
+)
+def test_a_wrong_filter_makes_its_line_invalid(where: Any, message: str) -> None:
+    file = read(json.dumps({"question": "a", "custom_id": "x", "where": where}) + '\n{"question": "b"}')
+    [error] = file.errors
+    assert (error.code, error.line, error.custom_id) == ("invalid_filter", 1, "x")
+    assert error.message.startswith(message)
+    assert [question.text for question in file.valid] == ["b"]
+
+
 def test_parquet_rows_become_questions() -> None:
     content = parquet_bytes({"custom_id": [5, None, 6], "question": ["Red?", "Blue?", None], "more": [1, 2, 3]})
     file = read(content, "anything")

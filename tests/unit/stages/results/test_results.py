@@ -195,6 +195,22 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_metadata_are_written_where_they_were_asked_for(tmp_path: Path) -> None:
+    described = [replace(ANSWERED, metadata={2: {"city": "Köln", "tags": ["a"]}}), replace(NO_EVIDENCE, metadata={})]
+    assert [image["metadata"] for image in described[0].as_json()["evidence"]] == [{"city": "Köln", "tags": ["a"]}, {}]
+    for format in FileFormat:
+        write_results(described, tmp_path / format, format, top_n=2, with_metadata=True)
+    line = json.loads((tmp_path / "jsonl").read_text().splitlines()[0])
+    assert line["evidence"][0]["metadata"] == {"city": "Köln", "tags": ["a"]}
+    rows = list(csv.DictReader((tmp_path / "csv").read_text("utf-8").splitlines()))
+    cells = [[row[f"evidence_{no}_metadata"] for no in (1, 2)] for row in rows]
+    assert cells == [['{"city": "Köln", "tags": ["a"]}', "{}"], ["", ""]]
+    stored = parquet.read_table(tmp_path / "parquet").to_pylist()
+    assert [image["metadata"] for image in stored[0]["evidence"]] == cells[0]
+    write_results(ROWS, tmp_path / "plain", FileFormat.CSV, top_n=2)
+    assert "metadata" not in (tmp_path / "plain").read_text()
+
+
 def test_csv_has_a_column_for_everything(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     assert write_results(ROWS, path, FileFormat.CSV, top_n=2) == 5
