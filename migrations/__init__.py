@@ -27,6 +27,7 @@ from ragllava.stores.schema import metadata
 
 # Older versions have a memory overflow in parallel builds and damage HNSW graphs (docs/reliability.md D11).
 PGVECTOR_FLOOR = (0, 8, 4)
+POSTGRES_FLOOR = 17  # the first with the collation pg_c_utf8, by which filters compare texts
 
 # Any number will do, as long as nobody else in the database takes it for an advisory lock.
 _LOCK_KEY = 0x5261674C4C61  # "RagLLa"
@@ -44,6 +45,7 @@ def upgrade(database_url: str, revision: str = "head", *, words: bool = False) -
     """
 
     def work(connection: Connection) -> None:
+        _require_server(connection)
         _require_pgvector(connection)
         command.upgrade(_config(connection), revision)
         if revision == "head":
@@ -108,6 +110,15 @@ def _connect(database_url: str) -> Iterator[Connection]:
             yield connection
     except OperationalError as error:
         raise ServiceUnavailable(f"database: {str(error.orig).strip().splitlines()[0]}") from error
+
+
+def _require_server(connection: Connection) -> None:
+    major = int(connection.scalar(text("SELECT current_setting('server_version_num')::int / 10000")))
+    connection.commit()
+    if major < POSTGRES_FLOOR:
+        raise UsageError(
+            f"the database server is PostgreSQL {major}, but {POSTGRES_FLOOR} or newer is needed; update it"
+        )
 
 
 def _require_pgvector(connection: Connection) -> None:

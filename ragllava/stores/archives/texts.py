@@ -171,11 +171,12 @@ def search(
     average = words.counts.get(LENGTH, 0) / 10 / max(1, words.images)
     hits: list[list[WordHit]] = []
     with vectors.searching(index):
+        few = vectors.few_images(connection, index, filter) if filter else None
         for start in range(0, len(questions), _QUESTIONS_PER_STATEMENT):
             part = slice(start, start + _QUESTIONS_PER_STATEMENT)
             of_part = None if queries is None else queries[part]
             terms = [words.terms(asked) if average else [] for asked in questions[part]]
-            scope = _Scope(index, words.images, average, limit, of_part, filter)
+            scope = _Scope(index, words.images, average, limit, of_part, filter, few)
             hits += _search_batch(connection, scope, terms)
     return hits
 
@@ -190,6 +191,7 @@ class _Scope:
     limit: int
     queries: Vectors | None
     filter: FilterSql | None
+    few: Sequence[int] | None  # the images that the filter leaves, if these are few
 
     def tsquery(self, term: _Term) -> str:
         """The term as a tsquery."""
@@ -198,7 +200,8 @@ class _Scope:
 
 def _search_batch(connection: Connection, scope: _Scope, terms: Sequence[Sequence[_Term]]) -> list[list[WordHit]]:
     hits: list[list[WordHit]] = [[] for _ in terms]
-    open_numbers, wanted = [number for number, words in enumerate(terms) if words], max(CANDIDATES, 2 * scope.limit)
+    open_numbers = [number for number, words in enumerate(terms) if words]
+    wanted = max(CANDIDATES, 2 * scope.limit) if scope.few is None else scope.images
     while open_numbers:
         conditions = {number: _condition(scope, terms[number], wanted) for number in open_numbers}
         for number, row in _score(connection, scope, conditions, terms, wanted).items():
@@ -267,6 +270,7 @@ def _score(
         "weights": [_array(str(term.weight) for term in terms[number]) for number in numbers],
         "average": scope.average,
         "vectors": None,
+        "few": scope.few,
     }
     if scope.queries is not None:
         vectors.register_types(connection)
@@ -301,8 +305,14 @@ def _statement(scope: _Scope, terms: int, most: int) -> str:
         for n in range(1, terms + 1)
     )
     index_id = scope.index.index_id
-    passing = f"JOIN images i ON i.id = w.image_id AND ({scope.filter.condition})" if scope.filter else ""
+    prefix, source, is_left = "", "image_words", "true"
+    if scope.few is not None:
+        prefix = "WITH few AS MATERIALIZED (SELECT * FROM image_words WHERE image_id = ANY(%(few)s::bigint[]))"
+        source = "few"
+    elif scope.filter is not None:  # a subquery that yields a value is evaluated row by row, after the index was read
+        is_left = f"(SELECT {scope.filter.condition} FROM images i WHERE i.id = w.image_id)"  # noqa: S608 - as below
     return f"""
+        {prefix}
         SELECT q.number, hit.image_id, hit.score, hit.cosine, array(
             SELECT place FROM unnest(q.terms) WITH ORDINALITY AS term (query, place)
             WHERE hit.words @@ query ORDER BY place
@@ -321,8 +331,8 @@ def _statement(scope: _Scope, terms: int, most: int) -> str:
                 FROM (
                     SELECT w.image_id, w.words,
                            {K1 / _TS_RANK_SCALE} * ({1 - B} + {B} * w.length / %(average)s::float8) AS norm
-                    FROM image_words w {passing}
-                    WHERE w.words @@ q.condition
+                    FROM {source} w
+                    WHERE w.words @@ q.condition AND {is_left}
                     LIMIT {most:d}
                 ) c
                 ORDER BY score DESC, c.image_id

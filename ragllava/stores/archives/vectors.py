@@ -216,7 +216,7 @@ def _search_batch(
 ) -> list[list[Hit]]:
     if not index.has_hnsw:
         return _scan(connection, index, queries, k, filter)
-    few = _few_images(connection, index, filter) if filter else None
+    few = few_images(connection, index, filter) if filter else None
     if few is not None:
         return _scan_images(connection, index, queries, k, few)
     hits = _search_graph(connection, index, queries, k, filter)
@@ -228,8 +228,8 @@ def _search_batch(
     return hits
 
 
-def _few_images(connection: Connection, index: IndexView, filter: FilterSql) -> list[int] | None:
-    """The images that the filter leaves, None if there are far more than FILTERED_EXACT_ROWS."""
+def few_images(connection: Connection, index: IndexView, filter: FilterSql) -> list[int] | None:
+    """The images that the filter leaves; None if there are many, far more than FILTERED_EXACT_ROWS."""
     table = partition(index.index_id)
     parameters = {**filter.parameters, "archive_id": index.archive_id}
     rows = connection.scalar(

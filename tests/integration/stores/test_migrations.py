@@ -131,6 +131,16 @@ def test_an_old_pgvector_is_refused_in_one_sentence(empty_database: str, monkeyp
         migrations.upgrade(empty_database)
 
 
+def test_an_old_server_is_refused_in_one_sentence(empty_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrations, "POSTGRES_FLOOR", 99)
+    with pytest.raises(
+        UsageError, match=r"^the database server is PostgreSQL \d+, but 99 or newer is needed"
+    ) as refused:
+        migrations.upgrade(empty_database)
+    assert "\n" not in str(refused.value)
+    assert migrations.current(empty_database) is None
+
+
 def test_a_database_that_is_away_is_said_so() -> None:
     with socket.socket() as reserved:  # bound, but nobody listens
         reserved.bind(("127.0.0.1", 0))

@@ -13,6 +13,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
 import migrations
+from ragllava.records import Origin
 from ragllava.settings import Settings
 from ragllava.stages.buckets import sync
 from ragllava.stages.results.finalize import publish_missing_results
@@ -21,7 +22,7 @@ from ragllava.stores.archives.texts import AskedWords
 from tests.support.catalogue import catalogue, contents
 from tests.support.run_command import Run
 from tests.support.version_0_1 import old_object, restored_version_0_1
-from tests.support.workshop import Workshop
+from tests.support.workshop import PAPER, Workshop
 
 if TYPE_CHECKING:
     from ragllava.models.bundle import ModelBundle
@@ -36,6 +37,10 @@ OLD_WORDS = {
     "gc": "sweep",
     "find-noisy": "mine",
 }
+
+# Keys that result files have since: in `evidence` and in `models`, with what they say of an answer of version 0.1.
+NEW_IN_EVIDENCE = {"origin": "picture", "caption_rank": None, "caption_score": None}
+NEW_IN_MODELS = {"retrieval": None, "depth": None}
 
 # Jobs of the fixture.
 ANSWERED, CANCELLED, REFRESHED, OF_AN_INBOX, TRAINED = 2, 3, 5, 8, 11
@@ -72,6 +77,19 @@ def as_before(value: Any) -> Any:
     if isinstance(value, list):
         return [as_before(item) for item in value]
     return OLD_WORDS.get(value, value) if isinstance(value, str) else value
+
+
+def line_as_before(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of a result file of today as version 0.1 wrote it."""
+    evidence = [dict(image) for image in line["evidence"]]
+    for image in evidence:
+        assert {key: image.pop(key) for key in NEW_IN_EVIDENCE} == NEW_IN_EVIDENCE
+        assert 1 <= image.pop("retrieval_rank") <= 20
+    models = line["models"] and dict(line["models"])
+    if models:
+        assert {key: models.pop(key) for key in NEW_IN_MODELS} == NEW_IN_MODELS
+    before: dict[str, Any] = as_before(line | {"evidence": evidence, "models": models})
+    return before
 
 
 def printed(run: Run, *words: object) -> Any:
@@ -136,7 +154,7 @@ def test_results_equal_those_that_were_written_then(run: Run, job_id: int) -> No
     assert run("results", job_id, "-o", "now.jsonl")[0] == 0
     then = json_lines(old_object(f"jobs/{job_id}/results.jsonl").decode())
     now = json_lines(Path("now.jsonl").read_text(encoding="utf-8"))
-    assert then and as_before(now) == then
+    assert then and [line_as_before(line) for line in now] == then
     result = shown(run, "jobs", "show", job_id)["result"]
     assert result | {"outbox": None} == json.loads(old_object(f"jobs/{job_id}/manifest.json")) | {"outbox": None}
 
@@ -148,8 +166,17 @@ def test_the_outbox_has_what_would_be_written_now(run: Run, workshop: Workshop) 
     written = workshop.resources.objects.read_external(bucket, f"{key}results.csv").data.decode()
     then, now = table(written), table(Path("now.csv").read_text(encoding="utf-8"))
     assert [len(rows) for rows in (then, now)] == [3, 3]
-    assert now[1:] == then[1:]
-    assert [as_before_in_csv(column) for column in now[0]] == then[0]
+    new = [place for place, column in enumerate(now[0]) if as_before_in_csv(column) not in then[0]]
+    assert {now[0][place].removeprefix("evidence_")[2:] for place in new if now[0][place].startswith("evidence_")} == {
+        *NEW_IN_EVIDENCE,
+        "retrieval_rank",
+    }
+    assert {now[0][place] for place in new if not now[0][place].startswith("evidence_")} == {
+        f"model_{key}" for key in NEW_IN_MODELS
+    }
+    kept = [[cell for place, cell in enumerate(row) if place not in new] for row in now]
+    assert kept[1:] == then[1:]
+    assert [as_before_in_csv(column) for column in kept[0]] == then[0]
 
 
 def test_ended_jobs_tell_what_they_told(run: Run) -> None:
@@ -210,6 +237,14 @@ def test_model_versions_are_there_and_a_training_would_learn_from_the_same(
     assert plan["archives"] == version["training"]["data"]
 
 
+def test_jobs_keep_to_the_way_of_retrieval_that_there_was(run: Run, workshop: Workshop) -> None:
+    jobs = printed(run, "jobs", "list", "--limit", 100)
+    options = [workshop.job(job["job"]).spec["options"] for job in jobs if job["kind"] == "answer"]
+    assert len(options) > 5
+    assert {(each["retrieval"], each["depth"]) for each in options} == {("picture", "fixed")}
+    assert all("options" not in workshop.job(job["job"]).spec for job in jobs if job["kind"] == "ingest")
+
+
 # What goes on
 
 
@@ -256,6 +291,10 @@ def test_open_jobs_are_continued_to_their_end(run: Run, workshop: Workshop) -> N
     assert [jobs[number]["chore"]["action"] for number in (OPEN_GC, OPEN_FIND_NOISY)] == ["sweep", "mine"]
     rows = workshop.rows(OPEN_ANSWERS)
     assert {row.custom_id for row in rows} == {"q0", "q1", "q2", "q3"} and all(row.candidates for row in rows)
+    # They were submitted when there was no other way of retrieval, and keep to it.
+    ways = {(row.models.get("retrieval"), row.models.get("depth")) for row in rows if row.models}
+    assert ways == {(None, None), ("picture-1", "fixed-1")}, "some were answered before"
+    assert {(c.origin, c.relevance is None) for row in rows for c in row.candidates} == {(Origin.PICTURE, False)}
     assert problems(run, workshop) == {}
 
 
@@ -274,13 +313,14 @@ def test_events_that_waited_are_processed_and_the_bucket_is_followed(run: Run, w
 
 def test_a_new_question_is_answered_by_the_old_champion_and_by_the_base(run: Run, workshop: Workshop) -> None:
     [then, *_] = json_lines(old_object(f"jobs/{ANSWERED}/results.jsonl").decode())
-    [by_adapter] = workshop.ask([then["question"]], "postcards", top_k=4)
+    [by_adapter] = workshop.ask([then["question"]], "postcards", top_k=4, **PAPER)
     assert by_adapter.models is not None and by_adapter.models["reranker"].startswith(ADAPTER)
     assert (by_adapter.status, by_adapter.answer) == ("answered", then["answer"])
     assert run("models", "rollback", "--role", "reranker")[0] == 0
-    [by_base] = workshop.ask([then["question"]], "postcards", top_k=4)
+    [by_base] = workshop.ask([then["question"]], "postcards", top_k=4, **PAPER)
     now = as_before(by_base.as_json())
-    assert now["models"] == then["models"] | {"index": now["models"]["index"]}
+    in_the_paper_s_way = {"retrieval": "picture-1", "depth": "fixed-1"}
+    assert now["models"] == then["models"] | {"index": now["models"]["index"]} | in_the_paper_s_way
     assert now["answer"] == then["answer"] and now["confidence"] == pytest.approx(then["confidence"], abs=1e-3)
     assert [image["source"] for image in now["evidence"]] == [image["source"] for image in then["evidence"]]
     for key in ("clip_score", "relevance"):

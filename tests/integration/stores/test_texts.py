@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -141,7 +142,8 @@ class TestScope:
     ) -> None:
         ids = shelf.add(*["harlow barn"] * 50, *["the barn"] * 150)
         monkeypatch.setattr(texts, "CANDIDATES", 4)
-        for kept in (ids[199:], ids[49:51], ids[::3], ids, []):
+        for kept, most in itertools.product((ids[199:], ids[49:51], ids[::3], ids, []), (10_000, 1)):
+            monkeypatch.setattr(vectors, "FILTERED_EXACT_ROWS", most)
             condition = FilterSql("i.id = ANY(%(kept)s)", {"kept": kept})
             [hits] = texts.search(shelf.connection, shelf.index, asked("the harlow barn"), 20, filter=condition)
             assert {hit.image_id for hit in hits} <= set(kept)
