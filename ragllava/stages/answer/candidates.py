@@ -99,11 +99,12 @@ class _Search:
         engine, k = self.tools.engine, self.tools.options.top_k
         return read_at_once(engine, vectors.search, self.index, queries, k, self.condition)
 
-    def _by_words(
-        self, words: Sequence[AskedWords], queries: Vectors, limit: int, known: ArchiveWords | None = None
-    ) -> list[list[WordHit]]:
-        engine = self.tools.engine
-        return read_at_once(engine, texts.search, self.index, words, limit, queries, self.condition, known)
+    def _by_words(self, words: Sequence[AskedWords], queries: Vectors, limit: int) -> list[list[WordHit]]:
+        return read_at_once(self.tools.engine, texts.search, self.index, words, limit, queries, self.condition)
+
+    def _strongest(self, words: Sequence[AskedWords], queries: Vectors, known: ArchiveWords) -> list[list[WordHit]]:
+        engine, most = self.tools.engine, 2 * MOST_BY_CAPTION
+        return read_at_once(engine, texts.strongest, self.index, words, most, queries, self.condition, known)
 
     def _things(self, asked: Sequence[str], queries: Vectors) -> list[list[list[WordHit]]]:
         """For each question the sure hits of each thing that it names, best first."""
@@ -118,7 +119,7 @@ class _Search:
             if not left:
                 break
             numbers = list(left)
-            hits = self._by_words(list(left.values()), queries[numbers], 2 * MOST_BY_CAPTION, known)
+            hits = self._strongest(list(left.values()), queries[numbers], known)
             for number, row in zip(numbers, hits, strict=True):
                 first = things[number][0][0].caption_score if things[number] else 0.0
                 sure = _sure(row, rare, least=ANOTHER_THING * first)

@@ -165,18 +165,51 @@ def search(
     these questions or of more, if they were read before. Raises IndexGone when the index was dropped, IndexUnusable
     when it has another D.
     """
+    known = words or ArchiveWords.read(connection, index.archive_id, questions)
+    return _search(connection, questions, _Search(index, limit, filter, known, is_full=True), queries)
+
+
+def strongest(
+    connection: Connection,
+    index: IndexView,
+    questions: Sequence[AskedWords],
+    limit: int,
+    queries: Vectors | None,
+    filter: FilterSql | None,
+    words: ArchiveWords,
+) -> list[list[WordHit]]:
+    """As `search`, but a question that has any hit may get fewer than there are: only the images with its rarest
+    combinations of words are scored. Twice as fast."""
+    return _search(connection, questions, _Search(index, limit, filter, words, is_full=False), queries)
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What all questions of a search share. `is_full`: as many hits as the limit, if there are so many."""
+
+    index: IndexView
+    limit: int
+    filter: FilterSql | None
+    words: ArchiveWords
+    is_full: bool
+
+
+def _search(
+    connection: Connection, questions: Sequence[AskedWords], wanted: _Search, queries: Vectors | None
+) -> list[list[WordHit]]:
+    index, words = wanted.index, wanted.words
     if queries is not None:
         vectors.check_vectors(index, queries)
-    words = words or ArchiveWords.read(connection, index.archive_id, questions)
     average = words.counts.get(LENGTH, 0) / 10 / max(1, words.images)
     hits: list[list[WordHit]] = []
     with vectors.searching(index):
-        few = vectors.few_images(connection, index, filter) if filter else None
+        few = vectors.few_images(connection, index, wanted.filter) if wanted.filter else None
         for start in range(0, len(questions), _QUESTIONS_PER_STATEMENT):
             part = slice(start, start + _QUESTIONS_PER_STATEMENT)
             of_part = None if queries is None else queries[part]
             terms = [words.terms(asked) if average else [] for asked in questions[part]]
-            scope = _Scope(index, words.images, average, limit, of_part, filter, few)
+            least = wanted.limit if wanted.is_full else 1
+            scope = _Scope(index, words.images, average, wanted.limit, least, of_part, wanted.filter, few)
             hits += _search_batch(connection, scope, terms)
     return hits
 
@@ -189,6 +222,7 @@ class _Scope:
     images: int  # of the archive
     average: float  # length of an image's words
     limit: int
+    least: int  # hits, if there are so many
     queries: Vectors | None
     filter: FilterSql | None
     few: Sequence[int] | None  # the images that the filter leaves, if these are few
@@ -206,7 +240,7 @@ def _search_batch(connection: Connection, scope: _Scope, terms: Sequence[Sequenc
         conditions = {number: _condition(scope, terms[number], wanted) for number in open_numbers}
         for number, row in _score(connection, scope, conditions, terms, wanted).items():
             hits[number] = row
-        open_numbers = [n for n in open_numbers if len(hits[n]) < scope.limit and not conditions[n].is_complete]
+        open_numbers = [n for n in open_numbers if len(hits[n]) < scope.least and not conditions[n].is_complete]
         wanted *= _MORE_CANDIDATES
     return hits
 
