@@ -20,7 +20,7 @@ from ragllava.lab.mini_recipe.examples import Ending, Pack, PackSampler
 from ragllava.lab.mini_recipe.export import as_open_clip
 from ragllava.lab.mini_recipe.language import PackedLlava, fitting_words, tower_features, visible_words
 from ragllava.lab.mini_recipe.loop import StageSchedule
-from ragllava.lab.mini_recipe.packing import Packer, block_mask
+from ragllava.lab.mini_recipe.packing import Packer, attention_blocks, packed_attention
 from ragllava.lab.mini_recipe.pool import PicturePool
 from ragllava.lab.mini_recipe.reading import event_targets, name_tokens, reading_pack
 from ragllava.lab.mini_recipe.recipe import Recipe, train_mini
@@ -119,18 +119,35 @@ def test_a_description_contains_all_facts(attributes: list[Attributes]) -> None:
 
 
 def test_an_ending_sees_the_beginning_and_itself() -> None:
-    allowed = block_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0, 0] == 0
-    expected = torch.tensor(
+    """Compared with complete scores under a mask, in rows of different lengths."""
+    endings = torch.tensor([[0, 0, 1, 1, 2, -1], [0, 1, 2, 2, 2, 3]])
+    allowed = torch.tensor(
         [
-            [1, 0, 0, 0, 0, 0],
-            [1, 1, 0, 0, 0, 0],
-            [1, 1, 1, 0, 0, 0],
-            [1, 1, 1, 1, 0, 0],
-            [1, 1, 0, 0, 1, 0],
-            [1, 1, 0, 0, 0, 1],
+            [
+                [1, 0, 0, 0, 0, 0],
+                [1, 1, 0, 0, 0, 0],
+                [1, 1, 1, 0, 0, 0],
+                [1, 1, 1, 1, 0, 0],
+                [1, 1, 0, 0, 1, 0],
+                [1, 0, 0, 0, 0, 0],  # padding
+            ],
+            [
+                [1, 0, 0, 0, 0, 0],
+                [1, 1, 0, 0, 0, 0],
+                [1, 0, 1, 0, 0, 0],
+                [1, 0, 1, 1, 0, 0],
+                [1, 0, 1, 1, 1, 0],
+                [1, 0, 0, 0, 0, 1],
+            ],
         ]
     ).bool()
-    assert torch.equal(allowed, expected)
+    rng = torch.Generator().manual_seed(3)
+    query, key, value = torch.randn(3, 2, 2, 6, 4, generator=rng)
+    scores = (query @ key.transpose(-1, -2) * 0.7).masked_fill(~allowed[:, None], -math.inf)
+    expected = (scores.softmax(-1) @ value).transpose(1, 2)
+    blocks = attention_blocks(endings)
+    attended, _ = packed_attention(None, query, key, value, blocks.beginning_mask, blocks=blocks, scaling=0.7)
+    assert torch.allclose(attended[endings >= 0], expected[endings >= 0], atol=1e-6)
 
 
 def test_hints_point_at_the_right_places(llava_and_processor: tuple[Any, Any], attributes: list[Attributes]) -> None:
