@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ragllava.lab.mini_recipe.wordings import (
     StyledQuestion,
@@ -54,6 +54,8 @@ _CONFUSABLE_SHARE = 0.5  # of the second pictures
 _THIRD_PICTURE_SHARE = 0.2  # of the packs with two pictures
 _TRIES = 40
 _CUES = ("color", "sky", "beside")
+_COMPARISONS = 16  # of a pack
+_COMPARED_STYLES = {QuestionStyle.MISSPELT: 0.65, QuestionStyle.CUES_ONLY: 0.25, QuestionStyle.NAME: 0.1}
 _ONE_STYLE: Mapping[QuestionStyle, float] = {QuestionStyle.CUES: 1.0}
 
 
@@ -81,7 +83,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """One question after the pictures. `task` is `relevance`, `describe`, `name` or a question type.
+    """One question after the pictures. `task` is `relevance`, `compare`, `describe`, `name` or a question type.
 
     `about` is the shown landmark that the question is about or that its answer names; None if there is none. `style` is
     None where there is only one.
@@ -189,11 +191,25 @@ class PackSampler:
         rng.shuffle(pictures)
         return Pack(tuple(pictures), tuple(endings))
 
+    def comparison_pack(self, rng: random.Random) -> Pack:
+        """A picture and the beginnings of questions, up to the name or description, which is compared with it."""
+        shown = self.landmark(rng)
+        endings = [
+            self._relevance(shown, number % 2 == 0, _COMPARED_STYLES, rng, two_image_share=0)
+            for number in range(_COMPARISONS)
+        ]
+        return Pack((shown,), tuple(replace(ending, task="compare") for ending in endings))
+
     def _relevance(
-        self, shown: Shown, relevant: bool, styles: Mapping[QuestionStyle, float], rng: random.Random
+        self,
+        shown: Shown,
+        relevant: bool,
+        styles: Mapping[QuestionStyle, float],
+        rng: random.Random,
+        two_image_share: float = _TWO_IMAGE_SHARE,
     ) -> Ending:
         style = draw_style(styles, rng)
-        is_about_two = rng.random() < _TWO_IMAGE_SHARE
+        is_about_two = rng.random() < two_image_share
         verdict = "Yes" if relevant else "No"
         if self._random_verdicts:
             verdict = rng.choice(("Yes", "No"))

@@ -132,9 +132,11 @@ class HintedLlava(nn.Module):
         ]
         targets = torch.cat([(picture >= 0).long().unsqueeze(1), batch.subjects[:, 3:]], dim=1)[is_alone]
         return {
-            "answer": (functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum(),
+            "answer": (functional.cross_entropy(logits, labels, reduction="none") * weights).sum()
+            / weights.sum().clamp(min=1.0),
             "looks": torch.stack(seen).mean(),
-            "pointer": functional.cross_entropy(self.pointer(at), pointing[:, 2]),
+            "pointer": functional.cross_entropy(self.pointer(at), pointing[:, 2], reduction="sum")
+            / max(1, len(pointing)),
             "asked": torch.stack(asked).sum() / max(1, len(which) * len(asked)),
             "matches": _mean_where(
                 targets >= 0,
@@ -204,12 +206,13 @@ def language_task(
     packer: Packer,
     practice: tuple[PackSampler, torch.Tensor],
     held_out: tuple[PackSampler, torch.Tensor],
-    packs_per_step: tuple[int, int],
+    packs_per_step: tuple[int, int, int],
     measured_packs: int,
 ) -> StageTask:
-    """Packs of one picture and of several, `packs_per_step` of each; both samplers come with their pictures' features.
+    """Packs of one picture, of several and of comparisons, `packs_per_step` of each; both samplers come with their
+    pictures' features.
 
-    `measured_packs` of each kind, from the held-out sampler, are measured.
+    `measured_packs` of each of the first two kinds, from the held-out sampler, are measured.
     """
     sampler, features = practice
     attributes = attribute_labels(sampler.attributes)
@@ -219,6 +222,7 @@ def language_task(
         groups = {
             "one": [sampler.one_picture_pack(rng) for _ in range(packs_per_step[0])],
             "several": [sampler.several_pictures_pack(rng) for _ in range(packs_per_step[1])],
+            "compare": [sampler.comparison_pack(rng) for _ in range(packs_per_step[2])],
         }
         figures: dict[str, float] = {}
         for group, packs in groups.items():

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ragllava.lab.mini_recipe.examples import Ending, Pack
+from ragllava.lab.mini_recipe.examples import Ending, Pack, Subject
 from ragllava.postcards.names import FIRST_YEAR
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
 
@@ -193,12 +193,15 @@ class Packer:
         pointers: list[tuple[int, ...]] = []
         subjects: list[tuple[int, ...]] = []
         for number, ending in enumerate(pack.endings, start=1):
-            question = self._tokens(self.frames.question(ending, bare=pack.bare))
-            answer = [*self._tokens(" " + ending.answer), self._tokenizer.eos_token_id]
+            if ending.task == "compare":
+                question, answer = self._tokens(self._until(ending, ending.subjects[0])), []
+            else:
+                question = self._tokens(self.frames.question(ending, bare=pack.bare))
+                answer = [*self._tokens(" " + ending.answer), self._tokenizer.eos_token_id]
             if ending.about is not None:
                 pointers.append((len(columns) + len(question) - 1, pack.shown.index(ending.about)))
             for subject in ending.subjects:
-                until = self._tokens(self.frames.before_question(ending) + ending.question[: subject.end])
+                until = self._tokens(self._until(ending, subject))
                 picture = _NOT_COMPARED if subject.about is None else pack.shown.index(subject.about)
                 compared = (
                     _NOT_COMPARED if same is None else int(same) for same in (subject.same_name, subject.same_city)
@@ -209,6 +212,10 @@ class Packer:
             columns += [(t, i, IGNORED_LABEL, 0.0, number) for i, t in enumerate(question, start=len(beginning))]
             columns += [(t, i, t, weight, number) for i, t in enumerate(answer, start=start)]
         return columns, line_ends if pack.bare else line_ends[1::2], pointers, subjects
+
+    def _until(self, ending: Ending, subject: Subject) -> str:
+        """The ending up to the end of this subject."""
+        return self.frames.before_question(ending) + ending.question[: subject.end]
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -338,7 +338,7 @@ def test_the_complete_recipe_in_miniature_gives_models_that_load(tmp_path: Path)
         pictures_per_step=4,
         texts_per_step=4,
         pictures_to_choose_from=40,
-        packs_per_step=(1, 1),
+        packs_per_step=(1, 1, 1),
         measured_packs=4,
     )
     models = train_mini(tmp_path, recipe)
