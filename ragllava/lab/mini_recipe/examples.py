@@ -123,15 +123,18 @@ class PackSampler:
         split: Split,
         *,
         styles: Mapping[QuestionStyle, float] = _ONE_STYLE,
+        answer_styles: Mapping[QuestionStyle, float] = _ONE_STYLE,
         random_verdicts: bool = False,
     ) -> None:
-        """`split` says which names may occur. `styles` are the shares of the questions' styles.
+        """`split` says which names may occur.
 
+        `styles` are the shares of the styles where relevance is judged, `answer_styles` where questions are answered.
         `random_verdicts` makes relevance random, so that a model unlearns it.
         """
         self.attributes = attributes
         self._split: Split = split
         self._styles = styles
+        self._answer_styles = answer_styles
         self._random_verdicts = random_verdicts
         self._by_kind: dict[str, list[int]] = defaultdict(list)
         for picture, shown in enumerate(attributes):
@@ -171,7 +174,7 @@ class PackSampler:
             endings += [self._relevance(shown, relevant, only, rng) for relevant in verdicts]
         else:
             endings = [_describe(shown)]
-            endings += [_question(shown, self._styles, rng) for _ in range(3)] + _name(shown, rng)
+            endings += [_question(shown, self._answer_styles, rng) for _ in range(3)] + _name(shown, rng)
             endings += [self._relevance(shown, relevant, self._styles, rng) for relevant in verdicts]
         return Pack((shown,), tuple(endings), bare)
 
@@ -186,8 +189,8 @@ class PackSampler:
                 third = self.confusable(rng.choice((first, second)), rng)
             pictures.append(third)
         endings = [_describe(rng.choice((first, second)))]
-        endings += [_question(shown, self._styles, rng, pictures) for shown in (first, second)]
-        endings += _compare(first, second, self._styles, rng, pictures) + _name(first, rng, second)
+        endings += [_question(shown, self._answer_styles, rng, pictures) for shown in (first, second)]
+        endings += _compare(first, second, self._answer_styles, rng, pictures) + _name(first, rng, second)
         rng.shuffle(pictures)
         return Pack(tuple(pictures), tuple(endings))
 

@@ -25,7 +25,7 @@ from ragllava.lab.mini_recipe.packing import Packer
 from ragllava.lab.mini_recipe.pool import PicturePool, draw_pool
 from ragllava.lab.mini_recipe.reading import Reader, reading_task
 from ragllava.lab.mini_recipe.vision import TowerWithHeads, tower_task
-from ragllava.lab.mini_recipe.wordings import STYLE_SHARES
+from ragllava.lab.mini_recipe.wordings import ANSWER_SHARES, STYLE_SHARES
 from ragllava.models.profiles import LOCAL_DIR
 
 PRACTICE_SEED, HELD_OUT_SEED = 10_000_000, 90_000_000  # of the first picture; the pools have no seed in common
@@ -177,8 +177,9 @@ def _train_language(
         samplers = PackSampler(pools[0].attributes, "train"), PackSampler(pools[1].attributes, "test")
         task = reading_task(reader, processor, *samplers, sum(recipe.packs_per_step), recipe.measured_packs)
         train(folder / "reading", reader, task, recipe.reading)
-    practice = PackSampler(pools[0].attributes, "train", styles=STYLE_SHARES, random_verdicts=recipe.untuned)
-    held_out = PackSampler(pools[1].attributes, "test", styles=STYLE_SHARES)
+    styles = {"styles": STYLE_SHARES, "answer_styles": ANSWER_SHARES}
+    practice = PackSampler(pools[0].attributes, "train", **styles, random_verdicts=recipe.untuned)
+    held_out = PackSampler(pools[1].attributes, "test", **styles)
     hinted = HintedLlava(network, width, processor.tokenizer)
     packer = Packer(processor, llava.config.image_seq_length)
     (practice_patches, _), (held_out_patches, _) = features

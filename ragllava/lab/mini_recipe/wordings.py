@@ -24,13 +24,21 @@ from ragllava.postcards.questions import (
 from ragllava.postcards.styles import described
 from ragllava.postcards.typing_errors import is_within_one_error, mistype
 
-# Shares of the styles in training; the first one must stay the largest, because most figures are about it.
+# Shares of the styles in training, where relevance is judged. The first must stay the largest: most figures are about it.
 STYLE_SHARES: Mapping[QuestionStyle, float] = {
     QuestionStyle.CUES: 0.36,
     QuestionStyle.NAME: 0.12,
     QuestionStyle.CUES_ONLY: 0.16,
     QuestionStyle.MISSPELT: 0.20,
     QuestionStyle.PARAPHRASED: 0.16,
+}
+# Where questions are answered: new are only the paraphrases, because the other styles share the form of the question.
+ANSWER_SHARES: Mapping[QuestionStyle, float] = {
+    QuestionStyle.CUES: 0.28,
+    QuestionStyle.NAME: 0.12,
+    QuestionStyle.CUES_ONLY: 0.12,
+    QuestionStyle.MISSPELT: 0.13,
+    QuestionStyle.PARAPHRASED: 0.35,
 }
 _TRIES = 20
 _VALUES: Mapping[str, Sequence[str | int]] = {

@@ -14,6 +14,7 @@ from ragllava.lab.mini_recipe import wordings
 from ragllava.lab.mini_recipe.calibrate import named_in_captions
 from ragllava.lab.mini_recipe.examples import PackSampler, Shown
 from ragllava.lab.mini_recipe.wordings import (
+    ANSWER_SHARES,
     STYLE_SHARES,
     ask_in_style,
     change_facts,
@@ -176,7 +177,7 @@ def test_changed_facts_no_longer_fit() -> None:
 
 
 def test_relevance_by_looks_is_what_the_picture_shows(attributes: list[Attributes]) -> None:
-    sampler = PackSampler(attributes, "train", styles={QuestionStyle.CUES_ONLY: 1.0})
+    sampler = PackSampler(attributes, "train", styles={QuestionStyle.CUES_ONLY: 1.0}, answer_styles=ANSWER_SHARES)
     rng = random.Random(7)
     verdicts: Counter[str] = Counter()
     bare = 0
@@ -226,7 +227,7 @@ def test_subjects_are_compared_with_the_caption(attributes: list[Attributes]) ->
 
 
 def test_pairs_of_a_pack_are_about_its_pictures(attributes: list[Attributes]) -> None:
-    sampler, rng = PackSampler(attributes, "train", styles=STYLE_SHARES), random.Random(9)
+    sampler, rng = PackSampler(attributes, "train", answer_styles=ANSWER_SHARES), random.Random(9)
     for _ in range(200):
         pack = sampler.several_pictures_pack(rng)
         for ending in pack.endings:
