@@ -340,9 +340,12 @@ def _question(
         del weights["roof"]
     if not in_caption:
         del weights["year"]
+    style = draw_style(styles, rng)
+    if style is QuestionStyle.PARAPHRASED:  # the forms are as hard for each type
+        weights = dict.fromkeys(weights, 1.0)
     question_type = rng.choices(list(weights), list(weights.values()))[0]
     rivals = [picture.landmark for picture in pictures]
-    styled = ask_in_style([shown.landmark], question_type, draw_style(styles, rng), rng, rivals)
+    styled = ask_in_style([shown.landmark], question_type, style, rng, rivals)
     return _ending(styled, [shown], shown)
 
 

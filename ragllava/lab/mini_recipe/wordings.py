@@ -24,7 +24,7 @@ from ragllava.postcards.questions import (
 from ragllava.postcards.styles import described
 from ragllava.postcards.typing_errors import is_within_one_error, mistype
 
-# Shares of the styles in training, where relevance is judged. The first must stay the largest: most figures are about it.
+# Shares of the styles where relevance is judged. The first must stay the largest, because most figures are about it.
 STYLE_SHARES: Mapping[QuestionStyle, float] = {
     QuestionStyle.CUES: 0.36,
     QuestionStyle.NAME: 0.12,
@@ -88,9 +88,11 @@ _PHRASES: Mapping[str, _Phrases] = {
             "In which colour is {0} painted?",
             "What colour can be seen on {0}?",
             "Which of the colours does {0} show?",
+            "Which colour is the colour of {0}?",
+            "Name the colour of {0}.",
         ),
         ("what colour {0} has", "in what color {0} was painted", "which color {0} is"),
-        ("what is its colour?", "which colour does it have?", "what color was it painted?"),
+        ("what is its colour?", "which colour does it have?", "what color was it painted?", "in which colour is it?"),
     ),
     "count": _Phrases(
         (
@@ -107,6 +109,7 @@ _PHRASES: Mapping[str, _Phrases] = {
             "Which shape does the roof of {0} have?",
             "How is the roof of {0} shaped?",
             "What roof can be seen on {0}?",
+            "Name the shape of the roof of {0}.",
             "Of what kind is the roof on {0}?",
         ),
         ("what shape the roof of {0} has", "what kind of roof is on {0}", "how the roof on {0} looks"),
@@ -118,9 +121,12 @@ _PHRASES: Mapping[str, _Phrases] = {
             "What else can be seen beside {0}?",
             "Which thing is beside {0}?",
             "Beside {0}, what is there?",
+            "What can you see near {0}?",
+            "What is to be seen beside {0}?",
+            "Name what stands near {0}.",
         ),
         ("what is near {0}", "what else stands next to {0}", "which thing can be seen beside {0}"),
-        ("what is beside it?", "what else can be seen?", "what stands near it?"),
+        ("what is beside it?", "what else can be seen?", "what stands near it?", "what else does it show?"),
     ),
     "isthere": _Phrases(
         (
@@ -148,6 +154,8 @@ _PHRASES: Mapping[str, _Phrases] = {
             "In which year was the postcard of {0} made?",
             "What year is on the postcard of {0}?",
             "When was {0} pictured?",
+            "When was the postcard of {0} made?",
+            "When was a picture of {0} made?",
         ),
         ("in which year the postcard of {0} was made", "when {0} was pictured", "what year {0} is from"),
         ("what is its year?", "when was it made?", "in which year was it taken?"),
@@ -159,6 +167,8 @@ _PHRASES: Mapping[str, _Phrases] = {
             "Between {0} and {1}, which one has more {thing}?",
             "Look at {0} and {1}: where can more {thing} be seen?",
             "Where are more {thing}, at {0} or at {1}?",
+            "Of the two, {0} and {1}, which one has the larger number of {thing}?",
+            "Can more {thing} be seen on {0} or on {1}?",
             "Count the {thing} of {0} and of {1}; which number is larger?",
             "More {thing} are on which of the two, {0} or {1}?",
         ),
@@ -176,6 +186,8 @@ _PHRASES: Mapping[str, _Phrases] = {
             "Look at {0} and {1}: is it one colour?",
             "Do {0} and {1} have the same color?",
             "Is one colour shared by {0} and {1}?",
+            "Is the colour of {0} and of {1} the same?",
+            "Do {0} and {1} share their colour?",
         ),
         (
             "whether {0} and {1} have one colour",
