@@ -11,7 +11,18 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ragllava.postcards.names import COLORS, COMPANIONS, MAX_COUNT, NOTHING, ROOFS, SKIES, Attributes, Landmark
+from ragllava.postcards.names import (
+    COLORS,
+    COMPANIONS,
+    KINDS,
+    MAX_COUNT,
+    NOTHING,
+    ROOFED_KINDS,
+    ROOFS,
+    SKIES,
+    Attributes,
+    Landmark,
+)
 from ragllava.postcards.questions import (
     QuestionAnswer,
     QuestionStyle,
@@ -312,12 +323,14 @@ def fits(shown: Attributes, asked: Attributes, facts: Sequence[str]) -> bool:
 
 
 def change_facts(attributes: Attributes, facts: Sequence[str], rng: random.Random) -> Attributes:
-    """Attributes that differ in one of these facts, sometimes in two."""
-    changed = rng.sample(facts, min(len(facts), rng.choice((1, 1, 1, 2))))
+    """Attributes that differ in the kind or in one of these facts, sometimes in two of them."""
+    kinds = [kind for kind in KINDS if (kind in ROOFED_KINDS) == (attributes.kind in ROOFED_KINDS)]
+    values = {**_VALUES, "kind": kinds}
+    changed = rng.sample(("kind", *facts), rng.choice((1, 1, 1, 2)))
     return replace(
         attributes,
         **{
-            name: rng.choice([value for value in _VALUES[name] if value != getattr(attributes, name)])
+            name: rng.choice([value for value in values[name] if value != getattr(attributes, name)])
             for name in changed
         },
     )

@@ -28,6 +28,7 @@ from ragllava.postcards.archive import draw_archive
 from ragllava.postcards.names import (
     COLORS,
     NOTHING,
+    ROOFED_KINDS,
     ROOFS,
     SKIES,
     Attributes,
@@ -167,13 +168,16 @@ def test_where_a_description_fits_a_rival_the_question_names_the_landmark() -> N
 
 def test_changed_facts_no_longer_fit() -> None:
     rng = random.Random(6)
+    differing: Counter[str] = Counter()
     for _ in range(200):
         looks = sample_attributes(rng)
         facts = choose_facts(looks, rng.choice(ONE_IMAGE_TYPES), rng)
         changed = change_facts(looks, facts, rng)
         assert fits(looks, looks, facts)
         assert not fits(looks, changed, facts)
-        assert (changed.kind, changed.roof == NOTHING) == (looks.kind, looks.roof == NOTHING)
+        assert (changed.roof == NOTHING) == (looks.roof == NOTHING) == (changed.kind not in ROOFED_KINDS)
+        differing += Counter(name for name in ("kind", *facts) if getattr(changed, name) != getattr(looks, name))
+    assert set(differing) == {"kind", "color", "sky", "beside", "roof", "count"}
 
 
 def test_relevance_by_looks_is_what_the_picture_shows(attributes: list[Attributes]) -> None:
