@@ -55,7 +55,7 @@ _THIRD_PICTURE_SHARE = 0.2  # of the packs with two pictures
 _TRIES = 40
 _CUES = ("color", "sky", "beside")
 _COMPARISONS = 16  # of a pack
-_COMPARED_STYLES = {QuestionStyle.MISSPELT: 0.4, QuestionStyle.CUES_ONLY: 0.5, QuestionStyle.NAME: 0.1}
+_COMPARED_STYLES = {QuestionStyle.MISSPELT: 0.35, QuestionStyle.CUES_ONLY: 0.6, QuestionStyle.NAME: 0.05}
 _ONE_STYLE: Mapping[QuestionStyle, float] = {QuestionStyle.CUES: 1.0}
 
 

@@ -18,6 +18,7 @@ from ragllava.lab.mini_recipe.packing import IGNORED_LABEL, PackedBatch, Packer,
 from ragllava.lab.mini_recipe.pool import PicturePool
 from ragllava.lab.mini_recipe.vision import ATTRIBUTE_VALUES, attribute_labels, normalised
 from ragllava.postcards.names import FIRST_YEAR, LAST_YEAR, NOTHING
+from ragllava.postcards.questions import COUNT_WORDS
 
 _PICTURES_PER_BATCH = 250
 _PACKS_PER_BATCH = 25
@@ -26,7 +27,6 @@ _HINTED_LAYER = 3
 _MOST_PICTURES = 3
 _COMPARISONS = 3  # is it this picture, this name, this city
 _LOSS_WEIGHTS = {"answer": 1.0, "looks": 0.5, "pointer": 0.3, "fits": 0.5, "asked": 0.3, "matches": 0.7}
-_NAMED_IN_QUESTIONS = ("kind", "color", "sky", "beside")
 
 
 class PackedLlava(nn.Module):
@@ -157,15 +157,27 @@ def _mean_where(counted: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
 
 
 def visible_words(tokenizer: Any) -> torch.Tensor:
-    """(vocabulary, 2) int64: which attribute a token names (its index in ATTRIBUTE_VALUES) and which value; else -1."""
+    """(vocabulary, 2) int64: which attribute a token names (its index in ATTRIBUTE_VALUES) and which value; else -1.
+
+    Words of several tokens are left out.
+    """
     words = torch.full((len(tokenizer), 2), -1)
     for attribute, (name, values) in enumerate(ATTRIBUTE_VALUES.items()):
         for number, value in enumerate(values):
-            if name in _NAMED_IN_QUESTIONS and value != NOTHING:
-                word = value.capitalize() if name == "kind" else value
-                (token,) = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-                words[token] = torch.tensor([attribute, number])
+            if value == NOTHING:
+                continue
+            for word in _words_for(name, value):
+                token, *more = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+                if not more:
+                    words[token] = torch.tensor([attribute, number])
     return words
+
+
+def _words_for(attribute: str, value: Any) -> Sequence[str]:
+    """How questions say it; a kind is a part of a name, with a capital letter, or of a description."""
+    if attribute == "count":
+        return (COUNT_WORDS[value],)
+    return (value.capitalize(), value) if attribute == "kind" else (value,)
 
 
 def fitting_words(batch: PackedBatch, looks: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
