@@ -72,13 +72,16 @@ class Subject:
     """A landmark that a question names or describes: `end` is the offset in the question after that.
 
     `about` is the shown landmark that it is, None if it is not shown. `same_name` and `same_city` compare its
-    words with the caption of the only picture; None if there are more pictures, or no name.
+    words with the caption of the only picture; None if there are more pictures, or no name. `kind_end` is the offset
+    after the kind in a description of that picture or another one, and `same_kind` compares it with the picture.
     """
 
     end: int
     about: Shown | None
     same_name: bool | None = None
     same_city: bool | None = None
+    kind_end: int | None = None
+    same_kind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,10 +257,14 @@ class PackSampler:
             rng.shuffle(asked)
         thing = rng.choice(COMPANIONS) if question_type == "isthere" else looks.counted
         text, ends = describe_subjects(question_type, thing, asked)
-        return text, tuple(
-            Subject(end, shown if fits(looks, described, facts) else None)
-            for end, (described, facts) in zip(ends, asked, strict=True)
-        )
+        subjects = []
+        start = 0
+        for end, (described, facts) in zip(ends, asked, strict=True):
+            kind_end = text.index(f" {described.kind}", start) + len(described.kind) + 1
+            about = shown if fits(looks, described, facts) else None
+            subjects.append(Subject(end, about, kind_end=kind_end, same_kind=described.kind == looks.kind))
+            start = end
+        return text, tuple(subjects)
 
     def _unfitting(self, shown: Shown, question_type: str, rng: random.Random) -> tuple[Attributes, tuple[str, ...]]:
         """What another picture shows, and facts to describe it by, of which at least one does not fit this picture."""

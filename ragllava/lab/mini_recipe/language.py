@@ -116,6 +116,7 @@ class HintedLlava(nn.Module):
             _mean_where(batch.years >= 0, functional.cross_entropy(self.year(captions), batch.years, reduction="none"))
         )
         fitting = fitting_words(batch, torch.stack([looks[name] for name in ATTRIBUTE_VALUES], dim=1), self._words)
+        fitting[batch.kinds[:, 0], batch.kinds[:, 1]] = batch.kinds[:, 2]
         compared = fitting >= 0
         rows, columns, picture, *_ = batch.subjects.unbind(1)
         counts = torch.bincount(batch.caption_ends[:, 0], minlength=len(batch.tokens))

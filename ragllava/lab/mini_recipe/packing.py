@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ragllava.lab.mini_recipe.examples import Ending, Pack, Subject
+from ragllava.lab.mini_recipe.examples import Ending, Pack
 from ragllava.postcards.names import FIRST_YEAR
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
 
@@ -127,7 +127,8 @@ class PackedBatch:
     column of the line end after each picture's caption, or after the picture; `pointers` (K, 3) row and column before
     the start of an answer about one picture, and the index of that picture in its row; `subjects` (S, 5) row and column
     of the last token of a name or description in a question, the index of its picture in the row, whether the name is
-    the caption's, and whether the city is (0 or 1); -1 for no picture, and where nothing is compared.
+    the caption's, and whether the city is (0 or 1); -1 for no picture, and where nothing is compared; `kinds` (D, 3)
+    row and column of the last token of a kind in a description, and whether it is the picture's (0 or 1).
     """
 
     tokens: torch.Tensor
@@ -141,8 +142,10 @@ class PackedBatch:
     caption_ends: torch.Tensor
     pointers: torch.Tensor
     subjects: torch.Tensor
+    kinds: torch.Tensor
 
 
+_Places = list[tuple[int, ...]]
 _Column = tuple[int, int, int, float, int]  # token, position, label, weight, number of the ending
 
 
@@ -160,7 +163,7 @@ class Packer:
 
     def batch(self, packs: Sequence[Pack]) -> PackedBatch:
         """Packs side by side, padded on the right."""
-        rows, line_ends, pointers, subjects = zip(*map(self._row, packs), strict=True)
+        rows, line_ends, pointers, subjects, kinds = zip(*map(self._row, packs), strict=True)
         length = max(map(len, rows))
         filler = (self._tokenizer.pad_token_id, 0, IGNORED_LABEL, 0.0, -1)
         padded = [row + [filler] * (length - len(row)) for row in rows]
@@ -180,10 +183,11 @@ class Packer:
             caption_ends=torch.tensor([(row, column) for row, columns in enumerate(line_ends) for column in columns]),
             pointers=_with_rows(pointers, 3),
             subjects=_with_rows(subjects, 5),
+            kinds=_with_rows(kinds, 3),
         )
 
-    def _row(self, pack: Pack) -> tuple[list[_Column], list[int], list[tuple[int, ...]], list[tuple[int, ...]]]:
-        """The columns of a pack, the line ends after its captions, and pointers and subjects without the row."""
+    def _row(self, pack: Pack) -> tuple[list[_Column], list[int], _Places, _Places, _Places]:
+        """The columns of a pack, the line ends after its captions, and pointers, subjects and kinds without the row."""
         beginning: list[int] = []
         for token in self._tokenizer(self.frames.beginning(pack))["input_ids"]:
             beginning += [token] * (self._tokens_per_picture if token == self._image_token else 1)
@@ -192,30 +196,34 @@ class Packer:
         columns = [(token, position, IGNORED_LABEL, 0.0, 0) for position, token in enumerate(beginning)]
         pointers: list[tuple[int, ...]] = []
         subjects: list[tuple[int, ...]] = []
+        kinds: list[tuple[int, ...]] = []
         for number, ending in enumerate(pack.endings, start=1):
             if ending.task == "compare":
-                question, answer = self._tokens(self._until(ending, ending.subjects[0])), []
+                question, answer = self._tokens(self._until(ending, ending.subjects[0].end)), []
             else:
                 question = self._tokens(self.frames.question(ending, bare=pack.bare))
                 answer = [*self._tokens(" " + ending.answer), self._tokenizer.eos_token_id]
             if ending.about is not None:
                 pointers.append((len(columns) + len(question) - 1, pack.shown.index(ending.about)))
             for subject in ending.subjects:
-                until = self._tokens(self._until(ending, subject))
+                until = self._tokens(self._until(ending, subject.end))
                 picture = _NOT_COMPARED if subject.about is None else pack.shown.index(subject.about)
                 compared = (
                     _NOT_COMPARED if same is None else int(same) for same in (subject.same_name, subject.same_city)
                 )
                 subjects.append((len(columns) + len(until) - 1, picture, *compared))
+                if subject.kind_end is not None:
+                    until = self._tokens(self._until(ending, subject.kind_end))
+                    kinds.append((len(columns) + len(until) - 1, int(subject.same_kind)))
             weight = DESCRIPTION_WEIGHT if ending.task == "describe" else 1.0
             start = len(beginning) + len(question)
             columns += [(t, i, IGNORED_LABEL, 0.0, number) for i, t in enumerate(question, start=len(beginning))]
             columns += [(t, i, t, weight, number) for i, t in enumerate(answer, start=start)]
-        return columns, line_ends if pack.bare else line_ends[1::2], pointers, subjects
+        return columns, line_ends if pack.bare else line_ends[1::2], pointers, subjects, kinds
 
-    def _until(self, ending: Ending, subject: Subject) -> str:
-        """The ending up to the end of this subject."""
-        return self.frames.before_question(ending) + ending.question[: subject.end]
+    def _until(self, ending: Ending, offset: int) -> str:
+        """The ending up to this offset of its question."""
+        return self.frames.before_question(ending) + ending.question[:offset]
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -60,7 +60,7 @@ _VALUES: Mapping[str, Sequence[str | int]] = {
     "roof": ROOFS,
     "count": range(1, MAX_COUNT + 1),
 }
-_NUMBERS_OF_FACTS = (2, 3, 3, 4, 4, 4, 5)
+_NUMBERS_OF_FACTS = (2, 3, 3, 4, 4, 4, 5, 5)
 _FIRST_FACTS_SHARE = 0.8  # otherwise any facts
 _SUBJECTS = ("the {title} in {city}", "the {title} in {city}", "{city}'s {title}", "{city}'s {title}",
              "the {title} of {city}", "the {title} at {city}")  # fmt: skip
@@ -328,7 +328,7 @@ def change_facts(attributes: Attributes, facts: Sequence[str], rng: random.Rando
     kinds = [kind for kind in KINDS if (kind in ROOFED_KINDS) == (attributes.kind in ROOFED_KINDS)]
     values = {**_VALUES, "kind": kinds}
     hard = [name for name in facts if name in _HARD_FACTS]
-    changed = rng.sample(("kind", *facts, *hard), rng.choice((1, 1, 1, 2)))
+    changed = rng.sample(("kind", *facts, *hard, *hard), rng.choice((1, 1, 1, 2)))
     return replace(
         attributes,
         **{
