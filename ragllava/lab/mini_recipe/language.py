@@ -165,8 +165,6 @@ def visible_words(tokenizer: Any) -> torch.Tensor:
     words = torch.full((len(tokenizer), 2), -1)
     for attribute, (name, values) in enumerate(ATTRIBUTE_VALUES.items()):
         for number, value in enumerate(values):
-            if value == NOTHING:
-                continue
             for word in _words_for(name, value):
                 token, *more = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
                 if not more:
@@ -176,6 +174,8 @@ def visible_words(tokenizer: Any) -> torch.Tensor:
 
 def _words_for(attribute: str, value: Any) -> Sequence[str]:
     """How questions say it; a kind is a part of a name, with a capital letter, or of a description."""
+    if value == NOTHING:
+        return ("nothing",) if attribute == "beside" else ()
     if attribute == "count":
         return (COUNT_WORDS[value],)
     return (value.capitalize(), value) if attribute == "kind" else (value,)

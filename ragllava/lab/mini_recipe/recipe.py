@@ -58,7 +58,7 @@ class Recipe:
     pictures_per_step: int = 96
     texts_per_step: int = 128
     pictures_to_choose_from: int = 1_024
-    packs_per_step: tuple[int, int, int] = (8, 6, 8)  # of one picture, of several, of comparisons
+    packs_per_step: tuple[int, int, int] = (8, 6, 10)  # of one picture, of several, of comparisons
     measured_packs: int = 200  # of each kind, at every report
 
 

@@ -52,7 +52,7 @@ ANSWER_SHARES: Mapping[QuestionStyle, float] = {
     QuestionStyle.PARAPHRASED: 0.35,
 }
 _TRIES = 20
-_HARD_FACTS = ("roof", "count")  # they depend on a few pixels
+_HARD_FACTS = ("roof", "count", "beside")  # they depend on a few pixels
 _VALUES: Mapping[str, Sequence[str | int]] = {
     "color": COLORS,
     "sky": SKIES,
@@ -327,8 +327,8 @@ def change_facts(attributes: Attributes, facts: Sequence[str], rng: random.Rando
     """Attributes that differ in the kind or in one of these facts, sometimes in two of them."""
     kinds = [kind for kind in KINDS if (kind in ROOFED_KINDS) == (attributes.kind in ROOFED_KINDS)]
     values = {**_VALUES, "kind": kinds}
-    hard = [name for name in facts if name in _HARD_FACTS]
-    changed = rng.sample(("kind", *facts, *hard, *hard), rng.choice((1, 1, 1, 2)))
+    hard = ["kind", *(name for name in facts if name in _HARD_FACTS)]
+    changed = rng.sample((*facts, *hard, *hard), rng.choice((1, 1, 1, 2)))
     return replace(
         attributes,
         **{
