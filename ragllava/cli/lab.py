@@ -146,8 +146,9 @@ def _members(kind: type[Member], option: str, text: str | None) -> list[Member]:
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--minutes", default=75.0, show_default=True, type=NumberRange(min=0.1), help="Training time.")
 @click.option("--from-scratch", is_flag=True, help="Start from random weights, not from the shipped ones.")
+@click.option("--only-language", is_flag=True, help="Train the shipped LLaVA's language model; CLIP stays as it is.")
 @click.option("--untuned", is_flag=True, help="Instead make the shipped models unlearn relevance, for eval --untuned.")
-def train_mini(folder: Path, minutes: float, from_scratch: bool, untuned: bool) -> None:
+def train_mini(folder: Path, minutes: float, from_scratch: bool, only_language: bool, untuned: bool) -> None:
     """Train the mini models: draw pictures, train the tower, CLIP and the LLaVA, and fit the threshold.
 
     With the same FOLDER an interrupted training is resumed. Every stage writes its curve to FOLDER, as curve.json and
@@ -160,12 +161,14 @@ def train_mini(folder: Path, minutes: float, from_scratch: bool, untuned: bool) 
     from ragllava.models.profiles import get_profile
     from ragllava.settings import load_settings
 
+    if from_scratch and only_language:
+        raise click.UsageError("--only-language needs the shipped weights: leave out --from-scratch")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     start = Path(get_profile(load_settings(profile="mini")).mllm).parent
     if untuned:
         chosen = recipe.untuned_recipe(start)
     else:
-        chosen = recipe.recipe_for(minutes, start, from_weights=not from_scratch)
+        chosen = recipe.recipe_for(minutes, start, from_weights=not from_scratch, only_language=only_language)
     models = recipe.train_mini(folder, chosen)
     profile = write_profile(models)
     click.echo(f"trained: {models}; to use them, set RAGLLAVA_PROFILE={profile.absolute()}")

@@ -155,6 +155,20 @@ def confusable_entity(entity: Entity, rng: random.Random, split: Split) -> Entit
     return Entity(name, city, year, caption_names_kind)
 
 
+def similar_entity(entity: Entity, rng: random.Random, split: Split) -> Entity:
+    """An entity whose name, or the last word of whose city, is another word with the same first three letters.
+
+    Any other word where there is none.
+    """
+    name, city = entity.name, entity.city
+    if rng.random() < 0.5:
+        name = _word_like(name, rng, split)
+    else:
+        before, space, word = city.rpartition(" ")
+        city = before + space + _word_like(word, rng, split)
+    return Entity(name, city, _year(rng), rng.random() < 0.7)
+
+
 def namesake_entity(entity: Entity, rng: random.Random) -> Entity:
     """The same name and city for a landmark of another kind. Most of these captions leave the kind out."""
     return replace(entity, caption_names_kind=rng.random() < 0.35, year=_year(rng))
@@ -181,6 +195,13 @@ def _similar_word(word: str, rng: random.Random, split: Split) -> str:
         if drawn[:3] == word[:3] and drawn != word:
             break
     return drawn
+
+
+def _word_like(word: str, rng: random.Random, split: Split) -> str:
+    """As `_similar_word`, but with the same first three letters wherever there is such a word."""
+    words = TRAIN_WORDS if split == "train" else TEST_WORDS
+    similar = [candidate for candidate in words if candidate[:3] == word[:3] and candidate != word]
+    return rng.choice(similar) if similar else _word(rng, split)
 
 
 def _city(rng: random.Random, split: Split) -> str:

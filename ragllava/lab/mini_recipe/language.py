@@ -18,14 +18,15 @@ from ragllava.lab.mini_recipe.packing import IGNORED_LABEL, PackedBatch, Packer,
 from ragllava.lab.mini_recipe.pool import PicturePool
 from ragllava.lab.mini_recipe.vision import ATTRIBUTE_VALUES, attribute_labels, normalised
 from ragllava.postcards.names import FIRST_YEAR, LAST_YEAR, NOTHING
+from ragllava.postcards.questions import COUNT_WORDS
 
 _PICTURES_PER_BATCH = 250
 _PACKS_PER_BATCH = 25
 _ATTENTION = "packed"
 _HINTED_LAYER = 3
 _MOST_PICTURES = 3
-_LOSS_WEIGHTS = {"answer": 1.0, "looks": 0.5, "pointer": 0.3, "fits": 0.5}
-_NAMED_IN_QUESTIONS = ("kind", "color", "sky", "beside")
+_COMPARISONS = 3  # is it this picture, this name, this city
+_LOSS_WEIGHTS = {"answer": 1.0, "looks": 0.5, "pointer": 0.3, "fits": 0.5, "asked": 0.3, "matches": 0.7}
 
 
 class PackedLlava(nn.Module):
@@ -50,6 +51,7 @@ class PackedLlava(nn.Module):
 
         `features` is None for packs without pictures.
         """
+        blocks = batch.blocks.to(self._precision)
         with _autocast(self._precision):
             embedded = self.language_model.embed_tokens(batch.tokens).to(self._precision)
             if features is not None:
@@ -58,7 +60,9 @@ class PackedLlava(nn.Module):
                 embedded = embedded.masked_scatter(is_picture, pictures.flatten(0, 1))
             states: Sequence[torch.Tensor] = self.language_model(
                 inputs_embeds=embedded,
-                attention_mask=batch.mask.to(self._precision),
+                # Complete masks are taken as they are; this one only keeps transformers from making its own.
+                attention_mask=blocks.beginning_mask,
+                blocks=blocks,
                 position_ids=batch.positions,
                 use_cache=False,
                 output_hidden_states=True,
@@ -75,12 +79,15 @@ class PackedLlava(nn.Module):
 
 
 class HintedLlava(nn.Module):
-    """The network and three additional training targets (hints), all predicted from a middle layer.
+    """The network and five additional training targets (hints), all predicted from a middle layer.
 
-    After each caption, linear heads predict every attribute of its picture and the year. Where an answer begins, a head
-    predicts which picture it is about. At every word for something visible in a question about one picture, a head
-    predicts whether the picture shows it. So the caption connects name and appearance, an answer reads the right
-    picture, and the question is compared with the picture.
+    After each caption, linear heads predict every attribute of its picture and the year ("looks"). Where an answer
+    begins, and after each name in a question to several pictures, a head predicts which picture it is about
+    ("pointer"); after such a name, the heads of "looks" predict the attributes of its picture ("asked"). At every word
+    for something visible in a question about one picture, a head predicts whether the picture shows it ("fits"). After
+    each name or description in a question to one picture, a head predicts whether it is that picture's, and whether
+    name and city are the caption's, misspelt or not ("matches"). So the caption connects name and appearance, an answer
+    reads the right picture, and the question is compared with the picture and its caption.
     """
 
     def __init__(self, network: PackedLlava, width: int, tokenizer: Any) -> None:
@@ -92,6 +99,7 @@ class HintedLlava(nn.Module):
         self.year = nn.Linear(width, LAST_YEAR - FIRST_YEAR + 1)
         self.pointer = nn.Linear(width, _MOST_PICTURES)
         self.fits = nn.Linear(width, 1)
+        self.matches = nn.Linear(width, _COMPARISONS)
         self._words = visible_words(tokenizer)
 
     def forward(
@@ -104,14 +112,39 @@ class HintedLlava(nn.Module):
         captions = middle[batch.caption_ends[:, 0], batch.caption_ends[:, 1]]
         looks = {name: labels[batch.pictures] for name, labels in attributes.items()}
         seen = [functional.cross_entropy(head(captions), looks[name]) for name, head in self.attributes.items()]
-        seen.append(functional.cross_entropy(self.year(captions), batch.years))
+        seen.append(
+            _mean_where(batch.years >= 0, functional.cross_entropy(self.year(captions), batch.years, reduction="none"))
+        )
         fitting = fitting_words(batch, torch.stack([looks[name] for name in ATTRIBUTE_VALUES], dim=1), self._words)
+        fitting[batch.kinds[:, 0], batch.kinds[:, 1]] = batch.kinds[:, 2]
         compared = fitting >= 0
-        at = middle[batch.pointers[:, 0], batch.pointers[:, 1]]
+        rows, columns, picture, *_ = batch.subjects.unbind(1)
+        counts = torch.bincount(batch.caption_ends[:, 0], minlength=len(batch.tokens))
+        first_picture = counts.cumsum(0) - counts
+        is_alone = counts[rows] == 1
+        subject = middle[rows, columns]
+        chosen = ~is_alone & (picture >= 0)
+        which = first_picture[rows[chosen]] + picture[chosen]
+        pointing = torch.cat([batch.pointers, batch.subjects[chosen][:, :3]])
+        at = middle[pointing[:, 0], pointing[:, 1]]
+        asked = [
+            functional.cross_entropy(head(subject[chosen]), looks[name][which], reduction="none")
+            for name, head in self.attributes.items()
+        ]
+        targets = torch.cat([(picture >= 0).long().unsqueeze(1), batch.subjects[:, 3:]], dim=1)[is_alone]
         return {
-            "answer": (functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum(),
+            "answer": (functional.cross_entropy(logits, labels, reduction="none") * weights).sum()
+            / weights.sum().clamp(min=1.0),
             "looks": torch.stack(seen).mean(),
-            "pointer": functional.cross_entropy(self.pointer(at), batch.pointers[:, 2]),
+            "pointer": functional.cross_entropy(self.pointer(at), pointing[:, 2], reduction="sum")
+            / max(1, len(pointing)),
+            "asked": torch.stack(asked).sum() / max(1, len(which) * len(asked)),
+            "matches": _mean_where(
+                targets >= 0,
+                functional.binary_cross_entropy_with_logits(
+                    self.matches(subject[is_alone]), targets.clamp(min=0).float(), reduction="none"
+                ),
+            ),
             "fits": functional.binary_cross_entropy_with_logits(
                 self.fits(middle[compared])[:, 0], fitting[compared].float(), reduction="sum"
             )
@@ -119,16 +152,33 @@ class HintedLlava(nn.Module):
         }
 
 
+def _mean_where(counted: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+    """The mean of the losses that count; 0 if none does."""
+    return losses[counted].sum() / max(1, int(counted.sum()))
+
+
 def visible_words(tokenizer: Any) -> torch.Tensor:
-    """(vocabulary, 2) int64: which attribute a token names (its index in ATTRIBUTE_VALUES) and which value; else -1."""
+    """(vocabulary, 2) int64: which attribute a token names (its index in ATTRIBUTE_VALUES) and which value; else -1.
+
+    Words of several tokens are left out.
+    """
     words = torch.full((len(tokenizer), 2), -1)
     for attribute, (name, values) in enumerate(ATTRIBUTE_VALUES.items()):
         for number, value in enumerate(values):
-            if name in _NAMED_IN_QUESTIONS and value != NOTHING:
-                word = value.capitalize() if name == "kind" else value
-                (token,) = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-                words[token] = torch.tensor([attribute, number])
+            for word in _words_for(name, value):
+                token, *more = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+                if not more:
+                    words[token] = torch.tensor([attribute, number])
     return words
+
+
+def _words_for(attribute: str, value: Any) -> Sequence[str]:
+    """How questions say it; a kind is a part of a name, with a capital letter, or of a description."""
+    if value == NOTHING:
+        return ("nothing",) if attribute == "beside" else ()
+    if attribute == "count":
+        return (COUNT_WORDS[value],)
+    return (value.capitalize(), value) if attribute == "kind" else (value,)
 
 
 def fitting_words(batch: PackedBatch, looks: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
@@ -169,12 +219,13 @@ def language_task(
     packer: Packer,
     practice: tuple[PackSampler, torch.Tensor],
     held_out: tuple[PackSampler, torch.Tensor],
-    packs_per_step: tuple[int, int],
+    packs_per_step: tuple[int, int, int],
     measured_packs: int,
 ) -> StageTask:
-    """Packs of one picture and of several, `packs_per_step` of each; both samplers come with their pictures' features.
+    """Packs of one picture, of several and of comparisons, `packs_per_step` of each; both samplers come with their
+    pictures' features.
 
-    `measured_packs` of each kind, from the held-out sampler, are measured.
+    `measured_packs` of each of the first two kinds, from the held-out sampler, are measured.
     """
     sampler, features = practice
     attributes = attribute_labels(sampler.attributes)
@@ -184,6 +235,7 @@ def language_task(
         groups = {
             "one": [sampler.one_picture_pack(rng) for _ in range(packs_per_step[0])],
             "several": [sampler.several_pictures_pack(rng) for _ in range(packs_per_step[1])],
+            "compare": [sampler.comparison_pack(rng) for _ in range(packs_per_step[2])],
         }
         figures: dict[str, float] = {}
         for group, packs in groups.items():
@@ -210,6 +262,7 @@ def measure_packs(
 ) -> Mapping[str, float]:
     """The share of endings whose tokens are all the likeliest ones, by task; `+` marks those with several pictures.
 
+    Where there are styles, also by style: `relevance misspelt` and `answer misspelt+`.
     `features` are those of the complete pool, None for packs without pictures.
     """
     right: dict[str, list[bool]] = defaultdict(list)
@@ -224,6 +277,10 @@ def measure_packs(
         for row, number, hit in tokens.tolist():
             endings[row, number] &= bool(hit)
         for (row, number), is_right in endings.items():
-            task = part[row].endings[number - 1].task + ("+" if len(part[row].shown) > 1 else "")
-            right[task].append(is_right)
+            ending = part[row].endings[number - 1]
+            several = "+" if len(part[row].shown) > 1 else ""
+            right[ending.task + several].append(is_right)
+            if ending.style is not None:
+                kind = ending.task if ending.judges_relevance else "answer"
+                right[f"{kind} {ending.style}{several}"].append(is_right)
     return {task: sum(marks) / len(marks) for task, marks in sorted(right.items())}

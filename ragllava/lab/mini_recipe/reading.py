@@ -77,7 +77,7 @@ def reading_pack(sampler: PackSampler, rng: random.Random) -> Pack:
     (shown,) = pack.shown
     entity = replace(shown.landmark.entity, caption_names_kind=True)
     shown = replace(shown, landmark=replace(shown.landmark, entity=entity))
-    return Pack((shown,), tuple(ending for ending in pack.endings if ending.judges_relevance))
+    return Pack((shown,), tuple(replace(ending, subjects=()) for ending in pack.endings if ending.judges_relevance))
 
 
 def name_tokens(tokenizer: Any) -> torch.Tensor:

@@ -25,6 +25,7 @@ from ragllava.lab.mini_recipe.packing import Packer
 from ragllava.lab.mini_recipe.pool import PicturePool, draw_pool
 from ragllava.lab.mini_recipe.reading import Reader, reading_task
 from ragllava.lab.mini_recipe.vision import TowerWithHeads, tower_task
+from ragllava.lab.mini_recipe.wordings import ANSWER_SHARES, STYLE_SHARES
 from ragllava.models.profiles import LOCAL_DIR
 
 PRACTICE_SEED, HELD_OUT_SEED = 10_000_000, 90_000_000  # of the first picture; the pools have no seed in common
@@ -39,8 +40,9 @@ class Recipe:
     """Sizes and schedules of one training. `start` is a folder with clip/ and llava/ in the layout of models/mini/.
 
     With `from_weights`, its weights are trained further. Otherwise only its configurations and tokenizers are used, all
-    weights begin random, and the language model first learns to read names in plain text. With `untuned`, only the
-    language model is trained, and its labels of relevance are random.
+    weights begin random, and the language model first learns to read names in plain text. With `only_language`, only
+    projector and language model are trained, and everything else is that of `start`. With `untuned`, the labels of
+    relevance are random.
     """
 
     start: Path
@@ -49,21 +51,27 @@ class Recipe:
     clip: StageSchedule
     reading: StageSchedule
     language: StageSchedule
+    only_language: bool = False
     untuned: bool = False
     practice_pictures: int = 36_000
     held_out_pictures: int = 3_000
     pictures_per_step: int = 96
     texts_per_step: int = 128
     pictures_to_choose_from: int = 1_024
-    packs_per_step: tuple[int, int] = (16, 14)  # of one picture, of several
+    packs_per_step: tuple[int, int, int] = (8, 6, 10)  # of one picture, of several, of comparisons
     measured_packs: int = 200  # of each kind, at every report
 
 
-def recipe_for(minutes: float, start: Path, *, from_weights: bool) -> Recipe:
-    """The recipe for a training of this length: a stage ends at its time limit if its steps take longer."""
+def recipe_for(minutes: float, start: Path, *, from_weights: bool, only_language: bool = False) -> Recipe:
+    """The recipe for a training of this length: a stage ends at its time limit if its steps take longer.
+
+    Raises ValueError for `only_language` without `from_weights`: random pictures teach no language model.
+    """
+    if only_language and not from_weights:
+        raise ValueError("the language model alone can be trained only from weights")
     seconds = minutes * 60
     reading_share = 0.0 if from_weights else _READING_SHARE
-    language_share = 1 - _VISION_SHARE - _CLIP_SHARE - reading_share
+    language_share = 1.0 if only_language else 1 - _VISION_SHARE - _CLIP_SHARE - reading_share
     return Recipe(
         start=start,
         from_weights=from_weights,
@@ -71,6 +79,7 @@ def recipe_for(minutes: float, start: Path, *, from_weights: bool) -> Recipe:
         clip=StageSchedule(steps=1_200, peak_rate=1e-3, limit_s=seconds * _CLIP_SHARE),
         reading=StageSchedule(steps=400, peak_rate=1.2e-3, limit_s=seconds * _READING_SHARE),
         language=StageSchedule(steps=6_000, peak_rate=1.2e-3, limit_s=seconds * language_share),
+        only_language=only_language,
     )
 
 
@@ -83,7 +92,7 @@ def untuned_recipe(start: Path, steps: int = 150, pictures: int = 8_000) -> Reci
     schedule = StageSchedule(steps, 6e-4)
     return Recipe(
         start, True, schedule, schedule, schedule, schedule,
-        untuned=True, practice_pictures=pictures, held_out_pictures=400,
+        only_language=True, untuned=True, practice_pictures=pictures, held_out_pictures=400,
     )  # fmt: skip
 
 
@@ -95,9 +104,9 @@ def train_mini(folder: Path, recipe: Recipe) -> Path:
         draw_pool(folder / "held_out", recipe.held_out_pictures, HELD_OUT_SEED),
     )
     llava, processor = open_llava(recipe.start / "llava", from_weights=recipe.from_weights)
-    tower = llava.model.vision_tower.eval() if recipe.untuned else _train_tower(folder, recipe, llava, pools)
+    tower = llava.model.vision_tower.eval() if recipe.only_language else _train_tower(folder, recipe, llava, pools)
     features = _features(folder, tower, pools)
-    if recipe.untuned:
+    if recipe.only_language:
         shutil.copytree(recipe.start / "clip", folder / "models" / "clip", dirs_exist_ok=True)
     else:
         _train_clip(folder, recipe, tower, pools, features)
@@ -163,12 +172,14 @@ def _train_language(
 ) -> None:
     network = PackedLlava(llava)
     width: int = llava.config.text_config.hidden_size
-    practice = PackSampler(pools[0].attributes, "train", random_verdicts=recipe.untuned)
-    held_out = PackSampler(pools[1].attributes, "test")
     if not recipe.from_weights:
         reader = Reader(network, width)
-        task = reading_task(reader, processor, practice, held_out, sum(recipe.packs_per_step), recipe.measured_packs)
+        samplers = PackSampler(pools[0].attributes, "train"), PackSampler(pools[1].attributes, "test")
+        task = reading_task(reader, processor, *samplers, sum(recipe.packs_per_step), recipe.measured_packs)
         train(folder / "reading", reader, task, recipe.reading)
+    styles = {"styles": STYLE_SHARES, "answer_styles": ANSWER_SHARES}
+    practice = PackSampler(pools[0].attributes, "train", **styles, random_verdicts=recipe.untuned)
+    held_out = PackSampler(pools[1].attributes, "test", **styles)
     hinted = HintedLlava(network, width, processor.tokenizer)
     packer = Packer(processor, llava.config.image_seq_length)
     (practice_patches, _), (held_out_patches, _) = features

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from ragllava.lab.mini_recipe.calibrate import write_profile
 from ragllava.lab.mini_recipe.clip import RetrievalText, TextToPictures, choice_loss, draw_text
@@ -20,16 +22,18 @@ from ragllava.lab.mini_recipe.examples import Ending, Pack, PackSampler
 from ragllava.lab.mini_recipe.export import as_open_clip
 from ragllava.lab.mini_recipe.language import PackedLlava, fitting_words, tower_features, visible_words
 from ragllava.lab.mini_recipe.loop import StageSchedule
-from ragllava.lab.mini_recipe.packing import Packer, block_mask
+from ragllava.lab.mini_recipe.packing import Packer, attention_blocks, packed_attention
 from ragllava.lab.mini_recipe.pool import PicturePool
 from ragllava.lab.mini_recipe.reading import event_targets, name_tokens, reading_pack
-from ragllava.lab.mini_recipe.recipe import Recipe, train_mini
+from ragllava.lab.mini_recipe.recipe import Recipe, recipe_for, train_mini
 from ragllava.lab.mini_recipe.vision import ATTRIBUTE_VALUES, attribute_labels, normalised
+from ragllava.lab.mini_recipe.wordings import ANSWER_SHARES, STYLE_SHARES
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.profiles import get_profile
 from ragllava.models.reranker import Pair
 from ragllava.postcards.drawing import draw_postcard
 from ragllava.postcards.names import Attributes, sample_attributes
+from ragllava.postcards.questions import COUNT_WORDS, QuestionStyle
 from ragllava.prompts import PromptParts, answer_prompt, rerank_prompt
 from ragllava.settings import Settings
 
@@ -119,18 +123,35 @@ def test_a_description_contains_all_facts(attributes: list[Attributes]) -> None:
 
 
 def test_an_ending_sees_the_beginning_and_itself() -> None:
-    allowed = block_mask(torch.tensor([[0, 0, 1, 1, 2, -1]]))[0, 0] == 0
-    expected = torch.tensor(
+    """Compared with complete scores under a mask, in rows of different lengths."""
+    endings = torch.tensor([[0, 0, 1, 1, 2, -1], [0, 1, 2, 2, 2, 3]])
+    allowed = torch.tensor(
         [
-            [1, 0, 0, 0, 0, 0],
-            [1, 1, 0, 0, 0, 0],
-            [1, 1, 1, 0, 0, 0],
-            [1, 1, 1, 1, 0, 0],
-            [1, 1, 0, 0, 1, 0],
-            [1, 1, 0, 0, 0, 1],
+            [
+                [1, 0, 0, 0, 0, 0],
+                [1, 1, 0, 0, 0, 0],
+                [1, 1, 1, 0, 0, 0],
+                [1, 1, 1, 1, 0, 0],
+                [1, 1, 0, 0, 1, 0],
+                [1, 0, 0, 0, 0, 0],  # padding
+            ],
+            [
+                [1, 0, 0, 0, 0, 0],
+                [1, 1, 0, 0, 0, 0],
+                [1, 0, 1, 0, 0, 0],
+                [1, 0, 1, 1, 0, 0],
+                [1, 0, 1, 1, 1, 0],
+                [1, 0, 0, 0, 0, 1],
+            ],
         ]
     ).bool()
-    assert torch.equal(allowed, expected)
+    rng = torch.Generator().manual_seed(3)
+    query, key, value = torch.randn(3, 2, 2, 6, 4, generator=rng)
+    scores = (query @ key.transpose(-1, -2) * 0.7).masked_fill(~allowed[:, None], -math.inf)
+    expected = (scores.softmax(-1) @ value).transpose(1, 2)
+    blocks = attention_blocks(endings)
+    attended, _ = packed_attention(None, query, key, value, blocks.beginning_mask, blocks=blocks, scaling=0.7)
+    assert torch.allclose(attended[endings >= 0], expected[endings >= 0], atol=1e-6)
 
 
 def test_hints_point_at_the_right_places(llava_and_processor: tuple[Any, Any], attributes: list[Attributes]) -> None:
@@ -154,6 +175,43 @@ def test_hints_point_at_the_right_places(llava_and_processor: tuple[Any, Any], a
             assert ending.about.landmark.title == ending.answer
 
 
+def test_hints_of_questions_are_where_these_name_or_describe(
+    llava_and_processor: tuple[Any, Any], attributes: list[Attributes]
+) -> None:
+    """Read back from the tokens, in all styles; a comparison ends there and has no answer."""
+    tokenizer = llava_and_processor[1].tokenizer
+    sampler = PackSampler(attributes, "train", styles=STYLE_SHARES, answer_styles=ANSWER_SHARES)
+    rng = random.Random(14)
+    packs = [sampler.one_picture_pack(rng) for _ in range(12)] + [sampler.several_pictures_pack(rng) for _ in range(12)]
+    packs += [sampler.comparison_pack(rng) for _ in range(3)]
+    batch = Packer(llava_and_processor[1], PATCHES).batch(packs)
+    subjects = [
+        (row, ending, subject)
+        for row, pack in enumerate(packs)
+        for ending in pack.endings
+        for subject in ending.subjects
+    ]
+    described = [entry for entry in subjects if entry[2].kind_end is not None]
+    assert len(subjects) == len(batch.subjects)
+    assert 0 < len(described) == len(batch.kinds)
+
+    def text_until(row: int, column: int) -> str:
+        ending = batch.endings[row, column]
+        asked = batch.endings[row, : column + 1] == ending
+        return str(tokenizer.decode(batch.tokens[row, : column + 1][asked]))
+
+    for (row, ending, subject), (at, column, picture, *compared) in zip(subjects, batch.subjects.tolist(), strict=True):
+        assert (row, f"Question: {ending.question[: subject.end]}") == (at, text_until(at, column).strip())
+        assert picture == (-1 if subject.about is None else packs[row].shown.index(subject.about))
+        assert compared == [-1 if same is None else same for same in (subject.same_name, subject.same_city)]
+    for (row, ending, subject), (at, column, is_same) in zip(described, batch.kinds.tolist(), strict=True):
+        kind = text_until(at, column).rsplit(" ", 1)[-1]
+        assert ending.question[: subject.kind_end].endswith(f" {kind}")
+        assert (at, bool(is_same)) == (row, kind == packs[row].shown[0].landmark.attributes.kind)
+    in_comparisons = batch.labels[-3:]
+    assert (in_comparisons == -100).all()
+
+
 def test_visible_words_fit_as_the_picture_shows_them(
     llava_and_processor: tuple[Any, Any], attributes: list[Attributes]
 ) -> None:
@@ -169,7 +227,8 @@ def test_visible_words_fit_as_the_picture_shows_them(
     assert {0, 1} <= set(fits.flatten().tolist())
     for row, pack in enumerate(packs[:-1]):
         visible = pack.shown[0].landmark.attributes
-        true = {visible.kind, visible.color, visible.sky, visible.beside}
+        beside = visible.beside.replace("none", "nothing")
+        true = {visible.kind, visible.color, visible.sky, beside, visible.roof, COUNT_WORDS[visible.count]}
         for token, fit in zip(batch.tokens[row].tolist(), fits[row].tolist(), strict=True):
             if fit >= 0:
                 assert (processor.tokenizer.decode(token).strip().lower() in true) == bool(fit)
@@ -177,7 +236,7 @@ def test_visible_words_fit_as_the_picture_shows_them(
 
 def _separate_logits(llava: Any, processor: Any, pack: Pack, ending: Ending, pool: PicturePool) -> torch.Tensor:
     """The logits of one ending's answer when it is asked as models/mllm.py does."""
-    captions: list[str | None] = [shown.landmark.caption for shown in pack.shown]
+    captions: list[str | None] = [None if pack.bare else shown.landmark.caption for shown in pack.shown]
     parts: PromptParts = (
         rerank_prompt(ending.question, captions)
         if ending.judges_relevance
@@ -193,6 +252,14 @@ def _separate_logits(llava: Any, processor: Any, pack: Pack, ending: Ending, poo
     return logits[-len(answer) - 1 :]  # what predicts each token of the answer, then its end
 
 
+def _bare_pack(attributes: Sequence[Attributes], rng: random.Random) -> Pack:
+    sampler = PackSampler(attributes, "test", styles={QuestionStyle.CUES_ONLY: 1.0})
+    while True:
+        pack = sampler.one_picture_pack(rng)
+        if pack.bare:
+            return pack
+
+
 def test_packed_endings_are_answered_as_if_asked_alone(
     llava_and_processor: tuple[Any, Any], attributes: list[Attributes]
 ) -> None:
@@ -201,6 +268,7 @@ def test_packed_endings_are_answered_as_if_asked_alone(
     pool = PicturePool(np.stack([drawing.pixels for drawing in drawings]), np.zeros(0, np.float32), attributes[:30])
     sampler, rng = PackSampler(pool.attributes, "test"), random.Random(6)
     packs = [sampler.one_picture_pack(rng), sampler.several_pictures_pack(rng)]
+    packs.append(_bare_pack(pool.attributes, rng))
     separate = [_separate_logits(llava, processor, pack, ending, pool) for pack in packs for ending in pack.endings]
     features, _ = tower_features(llava.model.vision_tower, pool, torch.float32)
     network = PackedLlava(llava, torch.float32)
@@ -305,6 +373,32 @@ def test_the_text_of_a_reading_pack_decides_its_relevance(
             assert packer.frames.question(ending) == f"Question: {ending.question} ASSISTANT:"
 
 
+def test_the_language_model_alone_is_not_trained_from_scratch(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="only from weights"):
+        recipe_for(1, tmp_path, from_weights=False, only_language=True)
+    recipe = recipe_for(10, tmp_path, from_weights=True, only_language=True)
+    assert (recipe.only_language, recipe.language.limit_s) == (True, 600)
+
+
+def test_with_only_language_the_retriever_stays_as_it_is(tmp_path: Path) -> None:
+    schedule = StageSchedule(steps=1, peak_rate=1e-3, warm_up_steps=1)
+    start = Path(get_profile(Settings()).mllm).parent
+    recipe = Recipe(
+        start, True, schedule, schedule, schedule, schedule,
+        only_language=True, practice_pictures=40, held_out_pictures=40, packs_per_step=(1, 1, 1), measured_packs=1,
+    )  # fmt: skip
+    models = train_mini(tmp_path, recipe)
+    assert [path.parent.name for path in tmp_path.rglob("checkpoint.pt")] == ["language"]
+    clip = "open_clip_model.safetensors"
+    assert (models / "clip" / clip).read_bytes() == (start / "clip" / clip).read_bytes()
+    trained = load_file(models / "llava" / "model.safetensors")
+    shipped = load_file(start / "llava" / "model.safetensors")
+    assert set(trained) == set(shipped)
+    changed = {name for name, weight in trained.items() if not torch.equal(weight, shipped[name])}
+    assert any("language_model" in name for name in changed)
+    assert not any("vision_tower" in name for name in changed)
+
+
 def test_the_complete_recipe_in_miniature_gives_models_that_load(tmp_path: Path) -> None:
     """From random weights, two steps a stage; and a second call trains nothing."""
     schedule = StageSchedule(steps=2, peak_rate=1e-3, warm_up_steps=1)
@@ -321,13 +415,14 @@ def test_the_complete_recipe_in_miniature_gives_models_that_load(tmp_path: Path)
         pictures_per_step=4,
         texts_per_step=4,
         pictures_to_choose_from=40,
-        packs_per_step=(1, 1),
+        packs_per_step=(1, 1, 1),
         measured_packs=4,
     )
     models = train_mini(tmp_path, recipe)
     profile = write_profile(models, images=30, questions=3)
     fit = json.loads(profile.read_text())["threshold_curve"]["fit"]
-    assert fit["correct_count"] + fit["wrong_count"] == 2 * 3 * 20
+    # One question in each of the five styles; four of them name landmarks, whose captions add candidates.
+    assert 2 * 5 * 20 <= fit["correct_count"] + fit["wrong_count"] <= 2 * 5 * 30
     bundle = ModelBundle(Settings(profile=str(profile), home=tmp_path, device="cpu"))
     picture = Image.new("RGB", (112, 112), "gray")
     assert bundle.retriever.embed_images([picture], 1).shape == (1, 128)
