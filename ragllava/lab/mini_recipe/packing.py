@@ -236,6 +236,11 @@ def _with_rows(of_rows: Sequence[Sequence[tuple[int, ...]]], width: int) -> torc
     return torch.tensor(entries, dtype=torch.long).view(-1, width)
 
 
+def _unflattened(states: torch.Tensor, endings: int, ending_length: int) -> torch.Tensor:
+    """(B, heads, E · L, N) as (B, heads, E, L, N)."""
+    return states.reshape(*states.shape[:2], endings, ending_length, states.shape[-1])
+
+
 def packed_attention(
     module: Any,
     query: torch.Tensor,
@@ -260,12 +265,12 @@ def packed_attention(
         """(B, heads, P, size) and (B, heads, E, L, size)."""
         tokens = states.transpose(1, 2).reshape(rows * length, heads * size).index_select(0, blocks.slots)
         slots = tokens.view(rows, -1, heads, size).transpose(1, 2)
-        return slots[:, :, :beginning], slots[:, :, beginning:].unflatten(2, (endings, ending_length))
+        return slots[:, :, :beginning], _unflattened(slots[:, :, beginning:], endings, ending_length)
 
     (first_query, query), (first_key, key), (first_value, value) = map(in_blocks, (query * scaling, key, value))
     scores = first_query @ first_key.transpose(-1, -2) + blocks.beginning_mask
     first_result = scores.softmax(-1) @ first_value
-    to_beginning = (query.flatten(2, 3) @ first_key.transpose(-1, -2)).unflatten(2, (endings, ending_length))
+    to_beginning = _unflattened(query.flatten(2, 3) @ first_key.transpose(-1, -2), endings, ending_length)
     scores = torch.cat([to_beginning, query @ key.transpose(-1, -2)], dim=-1) + blocks.ending_mask
     weights = scores.softmax(-1)
     result = weights[..., :beginning].flatten(2, 3) @ first_value

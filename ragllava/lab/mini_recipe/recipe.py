@@ -177,7 +177,7 @@ def _train_language(
         samplers = PackSampler(pools[0].attributes, "train"), PackSampler(pools[1].attributes, "test")
         task = reading_task(reader, processor, *samplers, sum(recipe.packs_per_step), recipe.measured_packs)
         train(folder / "reading", reader, task, recipe.reading)
-    styles = {"styles": STYLE_SHARES, "answer_styles": ANSWER_SHARES}
+    styles: dict[str, Any] = {"styles": STYLE_SHARES, "answer_styles": ANSWER_SHARES}
     practice = PackSampler(pools[0].attributes, "train", **styles, random_verdicts=recipe.untuned)
     held_out = PackSampler(pools[1].attributes, "test", **styles)
     hinted = HintedLlava(network, width, processor.tokenizer)

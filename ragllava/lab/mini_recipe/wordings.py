@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ragllava.postcards.names import (
     COLORS,
@@ -235,8 +236,10 @@ def ask_in_style(
 
     Where this is impossible, the question has the style "name".
     """
-    asked = ask_about_one if len(landmarks) == 1 else ask_about_two
-    question = asked(*landmarks, rng, question_type)  # type: ignore[operator]
+    if len(landmarks) == 1:
+        question = ask_about_one(landmarks[0], rng, question_type)
+    else:
+        question = ask_about_two(landmarks[0], landmarks[1], rng, question_type)
     if style is QuestionStyle.CUES_ONLY:
         facts = tuple(choose_facts(landmark.attributes, question.type, rng) for landmark in landmarks)
         if not any(
@@ -329,13 +332,10 @@ def change_facts(attributes: Attributes, facts: Sequence[str], rng: random.Rando
     values = {**_VALUES, "kind": kinds}
     hard = ["kind", *(name for name in facts if name in _HARD_FACTS)]
     changed = rng.sample((*facts, *hard, *hard), rng.choice((1, 1, 1, 2)))
-    return replace(
-        attributes,
-        **{
-            name: rng.choice([value for value in values[name] if value != getattr(attributes, name)])
-            for name in changed
-        },
-    )
+    changes: dict[str, Any] = {
+        name: rng.choice([value for value in values[name] if value != getattr(attributes, name)]) for name in changed
+    }
+    return replace(attributes, **changes)
 
 
 def _ends(text: str, subjects: Sequence[str]) -> tuple[int, ...]:

@@ -23,7 +23,6 @@ from ragllava.lab.mini_recipe.wordings import (
     fits,
     misspell,
 )
-from ragllava.postcards import styles
 from ragllava.postcards.archive import draw_archive
 from ragllava.postcards.names import (
     COLORS,
@@ -38,6 +37,7 @@ from ragllava.postcards.names import (
     sample_entity,
     similar_entity,
 )
+from ragllava.postcards.paraphrases import Naming, paraphrases
 from ragllava.postcards.questions import COUNT_WORDS, ONE_IMAGE_TYPES, TWO_IMAGE_TYPES, QuestionStyle
 from ragllava.postcards.typing_errors import is_within_one_error
 
@@ -85,11 +85,10 @@ def test_no_paraphrase_of_training_is_one_of_a_measurement() -> None:
         [form.format(title=landmark.title, city=landmark.entity.city) for form in wordings._SUBJECTS]
         for landmark in landmarks
     ]
-    assert set(wordings._PHRASES) == set(styles._PARAPHRASES) == {*ONE_IMAGE_TYPES, *TWO_IMAGE_TYPES}
+    assert set(wordings._PHRASES) == {*ONE_IMAGE_TYPES, *TWO_IMAGE_TYPES}
+    namings = [Naming(*both) for both in zip(by_name, of_city, strict=True)]
     for question_type, phrases in wordings._PHRASES.items():
-        measured = {
-            form.format(by_name=by_name, of_city=of_city, thing="dog") for form in styles._PARAPHRASES[question_type]
-        }
+        measured = {form.format(*namings, thing="dog") for form in paraphrases(question_type, "test")}
         trained: set[str] = set()
         for subjects in product(*forms):
             indirect = [phrase.format(*subjects, thing="dog") for phrase in phrases.indirect]
