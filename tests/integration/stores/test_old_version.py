@@ -21,7 +21,7 @@ from ragllava.stores.archives import archive, texts, vectors, word_index
 from ragllava.stores.archives.texts import AskedWords
 from tests.support.catalogue import catalogue, contents
 from tests.support.run_command import Run
-from tests.support.version_0_1 import old_object, restored_version_0_1
+from tests.support.version_0_1 import old_object, restored_version_0_1, write_old_profile
 from tests.support.workshop import PAPER, Workshop
 
 if TYPE_CHECKING:
@@ -48,10 +48,17 @@ OPEN_ANSWERS, OPEN_GC, OPEN_FIND_NOISY, OPEN_REINDEX, OPEN_INGEST, PAUSED = 20, 
 ADAPTER = "class-reranker-11@"
 
 
+@pytest.fixture(scope="module")
+def old_services(services: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """The running services, with the models of version 0.1."""
+    profile = write_old_profile(tmp_path_factory.mktemp("models"))
+    return services.model_copy(update={"profile": str(profile)})
+
+
 @pytest.fixture
-def restored(services: Settings) -> Iterator[Settings]:
+def restored(old_services: Settings) -> Iterator[Settings]:
     """The database as it was, at its own revision."""
-    with restored_version_0_1(services) as own:
+    with restored_version_0_1(old_services) as own:
         yield own
 
 
@@ -63,11 +70,11 @@ def settings(restored: Settings) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def models(services: Settings) -> ModelBundle:
+def models(old_services: Settings) -> ModelBundle:
     """Models of this module's own: they get the adapter of the fixture."""
     from ragllava.models.bundle import ModelBundle
 
-    return ModelBundle(services.model_copy(update={"torch_threads": 1}))
+    return ModelBundle(old_services.model_copy(update={"torch_threads": 1}))
 
 
 def as_before(value: Any) -> Any:
