@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ragllava.evaluation.threshold import adaptive_threshold
+from ragllava.evaluation.threshold import steady_threshold
 from ragllava.json_records import to_json
 from ragllava.lab.candidates import nearest_pictures
 from ragllava.lab.mini_recipe.wordings import STYLE_SHARES
@@ -41,7 +41,7 @@ def write_profile(models: Path, *, images: int = 1000, questions: int = 300) -> 
     for seed in CALIBRATION_SEEDS:
         scored += score_candidates(bundle, _mixed_archive(seed, images, questions))
         log.info("calibrated on the archive of seed %d", seed, extra={"action": "calibrated", "pairs": len(scored)})
-    fit = adaptive_threshold([score for score, _ in scored], [is_labelled for _, is_labelled in scored])
+    fit = steady_threshold([score for score, _ in scored], [is_labelled for _, is_labelled in scored])
     values["threshold"] = fit.value
     values["threshold_curve"] = {
         "data": f"postcards, test split, seeds {' and '.join(map(str, CALIBRATION_SEEDS))}, "

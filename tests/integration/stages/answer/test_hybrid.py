@@ -311,7 +311,7 @@ def test_a_picture_that_another_question_cannot_read_stays_a_candidate(
     workshop.ingest(
         *(postcards.written.pictures / card.file_name for card in cards), captions=postcards.written.captions
     )
-    texts = [f"Where is the {card.landmark.entity.name} {card.landmark.attributes.kind}?" for card in cards]
+    texts = [f"What color is the {card.landmark.title} in {card.landmark.entity.city}?" for card in cards]
     before = workshop.ask(texts, top_k=8)
     spared = {row.question: {c.image.source for c in row.candidates if c.relevance is None} for row in before}
     lost = next(card for card in cards if any(card.file_name in names for names in spared.values()))
