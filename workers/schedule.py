@@ -6,6 +6,7 @@ import logging
 import threading
 
 from ragllava.errors import ServiceUnavailable
+from ragllava.jobs.ending import end_jobs
 from ragllava.stages.buckets.received import drain_list
 from ragllava.stages.buckets.sync import process_events
 from ragllava.stages.maintenance.schedules import fire_due
@@ -51,6 +52,7 @@ def _process_events() -> None:
 
 def _finish_jobs() -> None:
     try:
+        end_jobs(runtime().engine)
         publish_missing_results(runtime().engine, runtime().resources.objects)
     finally:
         _finishing.release()

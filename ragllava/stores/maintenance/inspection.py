@@ -93,14 +93,13 @@ ARCHIVES_WITHOUT_INDEX = """
 # Images of the archive that a search in this index cannot find.
 IMAGES_WITHOUT_VECTOR = """
     SELECT source AS example FROM images i WHERE archive_id = :archive_id AND NOT retired
-    AND NOT EXISTS (SELECT 1 FROM embeddings e WHERE e.index_id = :index_id AND e.image_id = i.id)
+    AND (SELECT 1 FROM embeddings e WHERE e.index_id = :index_id AND e.image_id = i.id LIMIT 1) IS NULL
 """
 
 # Vectors of images that are retired or not in the archive.
 VECTORS_WITHOUT_IMAGE = """
     SELECT 'image ' || image_id AS example FROM embeddings e WHERE index_id = :index_id
-    AND NOT EXISTS (SELECT 1 FROM images i
-                    WHERE i.id = e.image_id AND archive_id = :archive_id AND NOT retired)
+    AND (SELECT 1 FROM images i WHERE i.id = e.image_id AND archive_id = :archive_id AND NOT retired LIMIT 1) IS NULL
 """
 
 # Left by interrupted builds: never searched, and updated by every insert.

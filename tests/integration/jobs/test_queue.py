@@ -342,8 +342,7 @@ def test_two_reaps_at_once_settle_each_shard_once(desk: Desk, engine: Engine) ->
     desk.expire_leases()
 
     def reap(_: int) -> None:
-        with engine.begin() as connection:
-            dispatch.reap(connection, desk.settings)
+        dispatch.reap(engine, desk.settings)
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(reap, range(4)))
