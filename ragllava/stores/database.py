@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -15,6 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import psycopg
 from psycopg import OperationalError as DriverError
 from psycopg import sql
+from psycopg.errors import QueryCanceled
 from sqlalchemy import (
     ARRAY,
     Column,
@@ -108,11 +109,43 @@ def in_transaction(
 ) -> T:
     """Run `work(connection, *args, **kwargs)` in one transaction; repeat it if the connection broke before the commit.
 
-    `work` must depend on the database only: it may run several times. It is committed once, except when the
-    connection breaks during the commit itself; so writes must be keyed or fenced. Raises ServiceUnavailable when the
-    database stays unavailable for about twelve seconds.
+    `work` must depend on the database only: it may run several times. It is committed exactly once, also when the
+    connection breaks during the commit: the server then says whether it took effect. Raises ServiceUnavailable when the
+    database stays unavailable for about twelve seconds, and when a statement takes too long.
     """
-    return _with_retries(engine.begin, work, *args, **kwargs)
+
+    def attempt() -> T:
+        with engine.connect() as connection:
+            result = work(connection, *args, **kwargs)
+            transaction = connection.scalar(_ASSIGNED)
+            try:
+                connection.commit()
+            except (OperationalError, InterfaceError, DriverError):
+                if transaction is None or not _with_retries(lambda: _is_committed(engine, transaction)):
+                    raise
+            return result
+
+    return _with_retries(attempt)
+
+
+_ASSIGNED = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
+_STATUS = text("SELECT pg_xact_status(CAST(:id AS xid8))")
+# The server has not noticed yet that the client of the transaction is gone.
+_END_SESSION = text("""
+    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE backend_xid = CAST(CAST(:id AS xid8) AS xid)
+""")
+
+
+def _is_committed(engine: Engine, transaction: str) -> bool:
+    """Whether a transaction whose connection broke was committed; if it is still open, it is ended first."""
+    values = {"id": transaction}
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if connection.scalar(_STATUS, values) == "in progress":
+            connection.execute(_END_SESSION, values)
+        status = connection.scalar(_STATUS, values)
+    if status == "in progress":
+        raise ServiceUnavailable("database: the connection broke during a commit, of which the end is unknown")
+    return bool(status == "committed")
 
 
 def read_at_once(engine: Engine, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -120,25 +153,25 @@ def read_at_once(engine: Engine, work: Callable[Concatenate[Connection, P], T], 
 
     Every statement of `work` sees what was committed when it began, and `SET LOCAL` has no effect.
     """
-    return _with_retries(engine.execution_options(isolation_level="AUTOCOMMIT").connect, work, *args, **kwargs)
+
+    def attempt() -> T:
+        with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            return work(connection, *args, **kwargs)
+
+    return _with_retries(attempt)
 
 
-def _with_retries(
-    connect: Callable[[], AbstractContextManager[Connection]],
-    work: Callable[Concatenate[Connection, P], T],
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> T:
+def _with_retries(run: Callable[[], T]) -> T:
     delay_s = _FIRST_DELAY_S
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with connect() as connection:
-                return work(connection, *args, **kwargs)
+            return run()
         except (OperationalError, InterfaceError, DriverError) as error:  # a COPY raises the driver's own
             # OperationalError covers a lost connection, a restart, a deadlock and a lock timeout: all are transient.
             is_transient = isinstance(error, OperationalError | DriverError) or error.connection_invalidated
-            if not is_transient or attempt == _ATTEMPTS:
-                cause = error.orig if isinstance(error, DBAPIError) else error
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            # A statement that took too long would take as long again.
+            if not is_transient or isinstance(cause, QueryCanceled) or attempt == _ATTEMPTS:
                 first_line = str(cause).strip().split("\n")[0]
                 raise ServiceUnavailable(f"database: {first_line}") from error
             log.info("database unavailable, retrying", extra={"action": "db_retry", "attempt": attempt})

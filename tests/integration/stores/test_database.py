@@ -8,10 +8,21 @@ from dataclasses import dataclass
 import pytest
 from sqlalchemy import Connection, Engine, select, text
 
+from ragllava.errors import ServiceUnavailable
 from ragllava.records import FileStatus
+from ragllava.settings import Settings
 from ragllava.stores import database
-from ragllava.stores.database import given, in_transaction, outside_transaction, read_at_once, record, records
+from ragllava.stores.database import (
+    given,
+    in_transaction,
+    make_engine,
+    outside_transaction,
+    read_at_once,
+    record,
+    records,
+)
 from ragllava.stores.schema import files
+from tests.support import cut_commits
 
 Run = Callable[[Engine, Callable[[Connection], object]], object]
 
@@ -41,6 +52,35 @@ def test_work_is_repeated_when_its_connection_breaks(engine: Engine, run: Run) -
 
     assert run(engine, work) == 2
     assert servers[0] != servers[1]
+
+
+@pytest.mark.parametrize("way", [cut_commits.after, cut_commits.before, cut_commits.silently])
+def test_work_is_committed_once_when_its_connection_breaks_at_the_commit(
+    engine: Engine, way: Callable[..., None]
+) -> None:
+    def work(connection: Connection) -> str:
+        connection.execute(text("INSERT INTO change_event_totals (name, number) VALUES (gen_random_uuid()::text, 1)"))
+        return "done"
+
+    with cut_commits.cut(engine, way) as cuts:
+        assert in_transaction(engine, work) == "done"
+    assert cuts
+    with engine.begin() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM change_event_totals")) == 1
+
+
+def test_a_statement_that_takes_too_long_is_not_repeated(settings: Settings) -> None:
+    engine = make_engine(settings.require_database(), statement_timeout_s=0.2)
+    attempts: list[int] = []
+
+    def work(connection: Connection) -> None:
+        attempts.append(1)
+        connection.execute(text("SELECT pg_sleep(60)"))
+
+    with pytest.raises(ServiceUnavailable, match="statement timeout"):
+        in_transaction(engine, work)
+    engine.dispose()
+    assert len(attempts) == 1
 
 
 @pytest.mark.parametrize("idle_s", [0.0, 60.0])  # pinged before its use or not
