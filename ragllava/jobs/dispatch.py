@@ -33,7 +33,7 @@ QUEUED = {"state": ShardState.QUEUED, "queued_at": func.now()}
 _IS_EXPIRED = (shards.c.state == ShardState.RUNNING, shards.c.lease_until < func.now())
 _REAPED_AT_ONCE = 100
 _REAPING_S = 1.0  # then the other shards wait for the next call
-_REAPING_LIMITS = {"statement_timeout": 2_000, "lock_timeout": 500}  # ms
+_REAPING_TIMEOUT_MS = 2_000  # of a statement
 MESSAGES_PER_SLOT = 2  # enough that a slot never waits for the next message, few enough that order stays ours
 
 
@@ -89,10 +89,9 @@ def _expired_shards(connection: Connection) -> list[tuple[int, int]]:
 
 
 def _reap_shard(connection: Connection, shard_id: int, job_id: int, settings: Settings) -> bool:
-    for name, milliseconds in _REAPING_LIMITS.items():
-        connection.execute(text(f"SET LOCAL {name} = {milliseconds}"))
-    row = lock_shard(connection, job_id, shards.c.id == shard_id, *_IS_EXPIRED)
-    if row is None:  # another process was faster
+    connection.execute(text(f"SET LOCAL statement_timeout = {_REAPING_TIMEOUT_MS}"))
+    row = lock_shard(connection, job_id, shards.c.id == shard_id, *_IS_EXPIRED, skip_locked=True)
+    if row is None:  # another process is at it, or was faster
         return False
     facts = {"action": "shard_reaped", "shard": shard_id, "job": job_id, "worker": row.worker}
     log.warning("lease expired", extra=facts)
