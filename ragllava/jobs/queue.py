@@ -24,7 +24,7 @@ from ragllava.stores.jobs import job_ends
 from ragllava.stores.jobs.outcomes import COUNTED_AT_ONCE, Reconciliation, reconcile
 from ragllava.stores.schema import jobs, shards, workers
 
-ENDED_AT_ONCE = 10_000  # inputs that one transaction cancels: well below a second
+ENDED_AT_ONCE = 5_000  # inputs that one transaction cancels: well below a second
 SHARDS_ENDED_AT_ONCE = 500
 _BY_USER = "cancelled by the user"
 

@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 _ATTEMPTS = 6
 _FIRST_DELAY_S = 0.2
-_ROWS_PER_COPY = 10_000  # each COPY is a statement, and must end before the statement timeout
+_ROWS_PER_COPY = 5_000  # each COPY is a statement, and must end before the statement timeout
 _IDLE_S = 1.0  # a pooled connection that was used more recently is considered alive
 
 
