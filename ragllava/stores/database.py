@@ -51,6 +51,9 @@ _ATTEMPTS = 6
 _FIRST_DELAY_S = 0.2
 _ROWS_PER_COPY = 5_000  # each COPY is a statement, and must end before the statement timeout
 _IDLE_S = 1.0  # a pooled connection that was used more recently is considered alive
+# The server keeps the plans of statements that a session repeats. One for an empty table reads it from its beginning to
+# its end, and stays in use when the table has a million rows, until the next VACUUM or ANALYZE.
+_PLANS_KEPT_S = 60.0
 
 
 def make_engine(url: str, *, pool_size: int = 3, statement_timeout_s: float = 30.0, name: str = "ragllava") -> Engine:
@@ -78,13 +81,13 @@ def make_engine(url: str, *, pool_size: int = 3, statement_timeout_s: float = 30
             "target_session_attrs": "read-write",
         },
     )
-    _ping_after_idling(engine)
+    _refresh_connections(engine)
     return engine
 
 
-def _ping_after_idling(engine: Engine) -> None:
-    """Ping a pooled connection before its use only after it was idle: SQLAlchemy's own ping costs a round trip each
-    time.
+def _refresh_connections(engine: Engine) -> None:
+    """Before a pooled connection is used: discard old plans, and ping it if it was idle. SQLAlchemy's own ping costs a
+    round trip each time.
 
     A connection that breaks right after its last use is handled by `in_transaction`, as one that breaks during its use.
     """
@@ -93,15 +96,25 @@ def _ping_after_idling(engine: Engine) -> None:
         record.info["idle_since"] = time.monotonic()
 
     def on_checkout(connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
-        if time.monotonic() - record.info.get("idle_since", math.inf) < _IDLE_S:
-            return
+        now = time.monotonic()
         try:
-            engine.dialect.do_ping(connection)
+            if now - record.info.setdefault("planned_since", now) > _PLANS_KEPT_S:
+                _discard_plans(connection)
+                record.info["planned_since"] = now
+            elif now - record.info.get("idle_since", math.inf) >= _IDLE_S:
+                engine.dialect.do_ping(connection)
         except DriverError as error:
             raise InvalidatePoolError from error
 
     event.listen(engine, "checkin", on_checkin)
     event.listen(engine, "checkout", on_checkout)
+
+
+def _discard_plans(connection: DBAPIConnection) -> None:
+    driver = cast("psycopg.Connection[Any]", connection)
+    autocommit, driver.autocommit = driver.autocommit, True
+    driver.execute("DISCARD PLANS")
+    driver.autocommit = autocommit
 
 
 def in_transaction(

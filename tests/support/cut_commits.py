@@ -28,7 +28,7 @@ def cut(engine: Engine, way: Callable[[Any, Callable[[Any], None]], None]) -> It
         way(connection.driver_connection if hasattr(connection, "driver_connection") else connection, commit)
         raise psycopg.OperationalError(_LOST)
 
-    dialect.do_commit = do_commit  # type: ignore[method-assign]
+    dialect.do_commit = do_commit  # type: ignore[method-assign, assignment]
     try:
         yield cuts
     finally:

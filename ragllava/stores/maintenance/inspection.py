@@ -47,11 +47,13 @@ STALE_MESSAGES = """
       AND s.queued_at < now() - make_interval(secs => :queued_s)
 """
 
-# Open jobs that can never finish.
+# Open jobs that should have been closed. The next tick closes a large job, whose outcomes take time to count.
 JOBS_WITHOUT_OPEN_SHARD = """
     SELECT 'job ' || j.id || ' (' || j.kind || ', ' || j.state || ')' AS example FROM jobs j
     WHERE finished_at IS NULL AND NOT EXISTS (
-        SELECT 1 FROM shards s WHERE s.job_id = j.id AND s.state IN ('pending', 'queued', 'running'))
+        SELECT 1 FROM shards s WHERE s.job_id = j.id AND (
+            s.state IN ('pending', 'queued', 'running')
+            OR s.finished_at > now() - make_interval(secs => :result_s)))
 """
 
 # Jobs that ended some time ago and have no result yet.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from sqlalchemy import Connection, select, text, update
@@ -49,7 +50,7 @@ def test_workers_that_fail_at_once_halve_their_shards_without_a_deadlock(desk: D
     for _ in range(ROUNDS):
         job_id = desk.questions_job(4 * WORKERS, per_shard=4)
         leases = [desk.claim(shard_id) for shard_id in desk.dispatch()[:WORKERS]]
-        at_once(desk, [lambda c, lease=lease: queue.fail(c, lease, "broken", limits) for lease in leases])
+        at_once(desk, [partial(queue.fail, lease=lease, error="broken", limits=limits) for lease in leases if lease])
         with desk.engine.begin() as connection:
             of_job = select(shards.c.state).where(shards.c.job_id == job_id)
             states = sorted(connection.scalars(of_job.order_by(shards.c.id)))
@@ -61,11 +62,8 @@ def test_the_first_claim_of_a_job_and_its_pause_do_not_wait_in_a_circle(desk: De
     for _ in range(3 * ROUNDS):
         job_id = desk.questions_job(1, per_shard=1)
         [shard_id] = desk.dispatch()
-        works = [
-            lambda c, shard_id=shard_id: queue.claim(c, shard_id, "worker", 60.0),
-            lambda c, job_id=job_id: control.pause(c, job_id),
-        ]
-        at_once(desk, works)
+        claim = partial(queue.claim, shard_id=shard_id, worker="worker", lease_s=60.0)
+        at_once(desk, [claim, partial(control.pause, job_id=job_id)])
         assert desk.job(job_id).state == JobState.PAUSED
 
 

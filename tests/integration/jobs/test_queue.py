@@ -13,7 +13,7 @@ from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import JobState
 from ragllava.records import Answer, AnswerStatus
 from ragllava.settings import Settings
-from ragllava.stores.jobs import answers
+from ragllava.stores.jobs import answers, workers
 from ragllava.stores.schema import answers as answers_table
 from ragllava.stores.schema import jobs, shards
 from tests.support.job_rows import WORKER, Desk
@@ -377,6 +377,15 @@ def test_a_job_that_does_not_add_up_is_failed(desk: Desk, engine: Engine) -> Non
     job = desk.job(job_id)
     assert job.state == JobState.FAILED
     assert job.error == "2 inputs but 0 outcomes: the job does not add up"
+
+
+def test_the_row_of_a_worker_that_was_not_seen_for_a_day_is_removed(desk: Desk, engine: Engine) -> None:
+    desk.live_worker("dead@container")
+    with engine.begin() as connection:
+        old = text("UPDATE workers SET seen_at = now() - interval '25 hours' WHERE name = 'dead@container'")
+        connection.execute(old)
+        assert workers.remove_silent(connection) == 1
+        assert [worker.name for worker in workers.list_workers(connection)] == [WORKER]
 
 
 def test_two_reaps_at_once_settle_each_shard_once(desk: Desk, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,36 @@ def test_a_connection_that_broke_in_the_pool_is_replaced(
     assert server not in servers
 
 
+def test_a_plan_for_an_empty_table_is_not_kept(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = make_engine(settings.require_database())
+    query = text("SELECT kind FROM jobs WHERE id = :id")
+
+    def rows_read(connection: Connection) -> int:
+        read = text("SELECT seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'jobs'")
+        before = connection.execute(read).scalar_one()  # of transactions that are not counted yet
+        connection.execute(query, {"id": 7})
+        return int(connection.execute(read).scalar_one() - before)
+
+    with outside_transaction(elsewhere) as connection:
+        connection.execute(text("ALTER TABLE jobs SET (autovacuum_enabled = off)"))
+        connection.execute(text("VACUUM jobs"))  # known to be empty
+    for _ in range(20):
+        assert in_transaction(engine, rows_read) == 0
+    with elsewhere.begin() as connection:
+        connection.execute(
+            text("""
+                INSERT INTO jobs (kind, state, spec, total, spec_digest)
+                SELECT 'answer', 'running', '{}', 1, '' FROM generate_series(1, 1000)
+            """)
+        )
+    assert in_transaction(engine, rows_read) == 1000
+    elsewhere.dispose()
+    monkeypatch.setattr(database, "_PLANS_KEPT_S", -1.0)
+    assert in_transaction(engine, rows_read) == 0
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     file_no: int
