@@ -187,15 +187,21 @@ jobs = Table(
     Column("spec_digest", Text, nullable=False),  # a reused key with another content is refused
     Column("error", Text),
     Column("result", JSONB(none_as_null=True)),  # keys of the result objects and the counts, when the job has ended
+    Column("counts", JSONB(none_as_null=True)),  # inputs by outcome, when the job has ended: they are not counted again
     moment("created_at"),
     moment("started_at", nullable=True),
     moment("finished_at", nullable=True),
     # Open jobs are few among many: dispatch and reap look only at them.
     Index("ix_jobs_open", "priority", "id", postgresql_where=text("finished_at IS NULL")),
+    # Asked at every tick.
+    Index("ix_jobs_without_result", "id", postgresql_where=text("finished_at IS NOT NULL AND result IS NULL")),
 )
 
+_IS_OPEN_SHARD = "state IN ('pending', 'queued', 'running')"
+
 # Churns: rows are updated in place many times. Room on the page and no index on the lease columns keep those
-# updates HOT, so dead rows go without VACUUM, which an index build can hold up (docs/reliability.md D12).
+# updates HOT, so dead rows go without VACUUM, which an index build can hold up (docs/reliability.md D12). The index of
+# the open shards, which are few among many, changes only with the state.
 shards = Table(
     "shards",
     metadata,
@@ -217,6 +223,8 @@ shards = Table(
     Column("queue", Text),  # NULL: the queue of its job's kind
     Column("is_last", Boolean, nullable=False, server_default=text("false")),  # waits until all others have ended
     Column("is_planned", Boolean, nullable=False, server_default=text("false")),  # its stage need not cut it smaller
+    Column("open_inputs", Integer),  # when a service last did not answer: fewer of them now are progress
+    Index("ix_shards_open", "state", "job_id", "lo", postgresql_where=text(_IS_OPEN_SHARD)),
     postgresql_with={"fillfactor": "70"},
 )
 

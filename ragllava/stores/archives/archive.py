@@ -362,9 +362,13 @@ def load_files(connection: Connection, job_id: int, lo: int, hi: int) -> list[Pe
 def finish_files(connection: Connection, job_id: int, outcomes: Sequence[FileOutcome]) -> int:
     """Write outcomes of files; returns how many were new. A file keeps its first outcome."""
     files = file_table.c
+    if not outcomes:
+        return 0
+    numbers = [file.file_no for file in outcomes]
+    near = (files.job_id == job_id, files.file_no.between(min(numbers), max(numbers)))
     rows = [(file.file_no, file.status, _storable(file.reason or "") or None, file.image_id) for file in outcomes]
     new = given(rows, files.file_no, files.status, files.reason, files.image_id).c
-    statement = update(file_table).where(files.job_id == job_id, files.file_no == new.file_no, files.status.is_(None))
+    statement = update(file_table).where(*near, files.file_no == new.file_no, files.status.is_(None))
     values = {"status": new.status, "reason": new.reason, "image_id": new.image_id}
     return connection.execute(statement.values(values)).rowcount
 

@@ -134,10 +134,10 @@ def unlabelled_questions(connection: Connection, job_id: int) -> list[int]:
         SELECT DISTINCT a.question_no FROM answers a
         WHERE a.job_id = :job_id AND a.status IN ('answered', 'no_evidence')
           AND a.changes IS DISTINCT FROM '{}'
-          AND NOT EXISTS (SELECT 1 FROM labels l
-                          WHERE l.job_id = a.job_id AND l.question_no = a.question_no)
-          AND NOT EXISTS (SELECT 1 FROM noisy_cases n
-                          WHERE n.job_id = a.job_id AND n.question_no = a.question_no AND n.state <> 'open')
+          AND (SELECT 1 FROM labels l
+               WHERE l.job_id = a.job_id AND l.question_no = a.question_no LIMIT 1) IS NULL
+          AND (SELECT 1 FROM noisy_cases n
+               WHERE n.job_id = a.job_id AND n.question_no = a.question_no AND n.state <> 'open' LIMIT 1) IS NULL
         ORDER BY 1
     """)
     return list(connection.scalars(query, {"job_id": job_id}))
@@ -146,8 +146,11 @@ def unlabelled_questions(connection: Connection, job_id: int) -> list[int]:
 def logged_reasons(connection: Connection, job_id: int, numbers: Sequence[int]) -> dict[int, set[str]]:
     """The logged reasons of each question."""
     cases = noisy_cases.c
-    query = select(cases.question_no, cases.reasons).where(cases.job_id == job_id)
-    rows = connection.execute(query.where(equals_any(cases.question_no, numbers)))
+    if not numbers:
+        return {}
+    near = (cases.job_id == job_id, cases.question_no.between(min(numbers), max(numbers)))
+    query = select(cases.question_no, cases.reasons).where(*near, equals_any(cases.question_no, numbers))
+    rows = connection.execute(query)
     return {number: set(reasons) for number, reasons in rows}
 
 
