@@ -8,6 +8,7 @@ import threading
 from ragllava.errors import ServiceUnavailable
 from ragllava.stages.buckets.received import drain_list
 from ragllava.stages.buckets.sync import process_events
+from ragllava.stages.erasing.steps import Eraser
 from ragllava.stages.maintenance.schedules import fire_due
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.training.request import submit_due_trainings
@@ -50,7 +51,9 @@ def _process_events() -> None:
 
 
 def _finish_jobs() -> None:
+    """Write the results of ended jobs, and continue removals that were interrupted."""
     try:
         publish_missing_results(runtime().engine, runtime().resources.objects)
+        Eraser(runtime().engine, runtime().resources.objects).continue_all()
     finally:
         _finishing.release()

@@ -15,11 +15,6 @@ from ragllava.stores.maintenance.erasing_jobs import training_folders
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import images
 
-ELSEWHERE = (
-    "not searched: files that `ragllava results`, `report` and `noisy export` wrote, backups, older versions in a "
-    "bucket that keeps them, and rows in the database's files until `ragllava maintenance vacuum` has run"
-)
-
 _SHOWN = 20
 _CHUNK = 2**20
 

@@ -80,6 +80,11 @@ def count(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> 
 def retire(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> Pending:
     """The first step: retire the images, and list what is left to do of their erasure."""
     image_changes.retire(connection, archive_id, image_ids)
+    return pending_of(connection, archive_id, image_ids)
+
+
+def pending_of(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> Pending:
+    """What is to do to erase images that are retired."""
     rows = connection.execute(
         select(images).where(images.c.archive_id == archive_id, equals_any(images.c.id, image_ids))
     )

@@ -209,7 +209,7 @@ def test_a_picture_that_is_ingested_at_this_moment_is_not_removed(album: Worksho
 
 
 def test_unknown_and_ambiguous_names_are_refused(album: Workshop) -> None:
-    with pytest.raises(UsageError, match="has no picture 'nobody.png'"):
+    with pytest.raises(UsageError, match="has no picture"):
         remover(album).pictures(ARCHIVE, ["nobody.png"])
     with pytest.raises(UsageError, match="name at least one picture"):
         remover(album).pictures(ARCHIVE, [])
