@@ -12,7 +12,7 @@ _IS_OLD = "jobs.finished_at < now() - make_interval(secs => :older_than_s)"
 _IS_NEEDED = """
     (EXISTS (SELECT 1 FROM labels WHERE labels.job_id = jobs.id)
      OR EXISTS (SELECT 1 FROM noisy_cases n WHERE n.job_id = jobs.id AND n.state = 'open'
-                AND (:noisy_s = 0 OR n.updated_at > now() - make_interval(secs => :noisy_s))))
+                AND (:noisy_s = 0 OR n.created_at > now() - make_interval(secs => :noisy_s))))
 """
 _DELETABLE = f"jobs.kind <> 'train' AND jobs.result IS NOT NULL AND {_IS_OLD} AND NOT {_IS_NEEDED}"
 

@@ -12,16 +12,21 @@ from sqlalchemy import func, select, text
 
 from ragllava.errors import UsageError
 from ragllava.records import Label, NoisyReason, SourceFile, Verdict
+from ragllava.stages.buckets import sync
+from ragllava.stages.buckets.binding import bind_archive
+from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.erasing.remove import Remover
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.results.finalize import publish_missing_results
+from ragllava.stores.buckets.bindings import BindingRole
 from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import labels as label_store
 from ragllava.stores.learning import noisy
 from ragllava.stores.maintenance import erasures
 from ragllava.stores.objects import content_key
 from ragllava.stores.schema import candidates, images, vocabulary
+from tests.support.foreign_bucket import make_bucket
 from tests.support.maintenance_tasks import do
 from tests.support.picture_files import BLUE, GREEN, RED, encoded, quadrants
 from tests.support.stored_traces import traces
@@ -148,6 +153,40 @@ def test_what_is_shared_or_derived_is_named(album: Workshop, folder: Path) -> No
     assert objects.exists(content_key(sha256))
     remover(album).pictures("other", [NAME])
     assert not objects.exists(content_key(sha256))
+
+
+def test_a_bound_object_is_named_and_not_ingested_again(workshop: Workshop) -> None:
+    bucket = make_bucket(workshop.settings)
+    picture = quadrants(size=(48, 48))
+    bucket.put(f"in/{NAME}", encoded(picture, "PNG"), {"caption": CAPTION})
+    objects, settings = workshop.resources.objects, workshop.settings
+    bind_archive(workshop.engine, objects, ARCHIVE, f"s3://{bucket.name}/in/", BindingRole.PICTURES, {})
+
+    def scan() -> ScanReport:
+        [report] = sync.scan(workshop.engine, settings, objects, ARCHIVE)
+        workshop.run()
+        return report
+
+    scan()
+    scan()
+    row = workshop.images()[NAME]
+    assert row.caption == CAPTION
+    removal = remover(workshop).pictures(ARCHIVE, [NAME])
+    assert len(removal.kept) == 1
+    assert removal.kept[0].startswith(f"the bound bucket holds s3://{bucket.name}/in/{NAME}; ")
+    named = {"table bound_objects", f"s3://{bucket.name}/in/{NAME}"}
+    assert traces(workshop.engine, settings, NAME, CAPTION, row.sha256).keys() == named
+    report = scan()
+    assert not report.found_differences and list(report.refused) == [f"in/{NAME}"] and workshop.images() == {}
+
+    picture.paste((1, 2, 3), (0, 0, 9, 9))
+    bucket.put(f"in/{NAME}", encoded(picture, "PNG"))
+    scan()
+    assert NAME in workshop.images(), "what changes is ingested again"
+    remover(workshop).pictures(ARCHIVE, [NAME])
+    bucket.remove(f"in/{NAME}")
+    scan()
+    assert traces(workshop.engine, settings, NAME, CAPTION, row.sha256) == {}
 
 
 class Killed(Exception):
