@@ -187,6 +187,14 @@ class Settings(BaseSettings):
         "0: one for every two CPU cores, at most 8.",
     )
 
+    removals_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Largest share of the pictures of a watched folder or a bound bucket that leave the archive at "
+        "once when their files are gone. Of more, none leaves before `--allow-removals` is given. 1: no limit.",
+    )
+
     gate_questions: int = Field(
         default=20,
         ge=0,
@@ -273,13 +281,6 @@ class Settings(BaseSettings):
         description="Start a training of a role when this many questions were labelled since the last one. 0: never.",
     )
 
-    removals_share: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="Largest share of the pictures of a watched folder or a bound bucket that leave the archive at "
-        "once when their files are gone. Of more, none leaves before `--allow-removals` is given. 1: no limit.",
-    )
     keep_jobs_days: int = Field(
         default=0,
         ge=0,
