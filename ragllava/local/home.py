@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from ragllava.errors import AlreadyRunning, SettingsError
 from ragllava.whole_files import write_whole
 
-_LATER_SECRETS = ("events_token",)  # not in homes of the first version
+_LATER_SECRETS = ("events_token", "postgres_app_password")  # not in homes of the first version
 _SMALLEST_FREE_BYTES = 512 * 2**20  # an empty Postgres with its first log segments takes 80 MB
 # Below the range from which Linux takes the ports of outgoing connections (32768 and up), so that a connection rarely
 # occupies one of our ports while our services do not run; twins lie below it too.
@@ -33,7 +33,8 @@ _PORT_RANGE = range(15_000, 22_000)
 class Secrets:
     """The generated passwords of the embedded services, kept beside their data."""
 
-    postgres_password: str
+    postgres_password: str  # of the owner of the tables
+    postgres_app_password: str
     redis_password: str
     s3_access_key: str
     s3_secret_key: str

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from ragllava.errors import ServiceUnavailable
@@ -26,9 +26,11 @@ from ragllava.local.processes import run_as, wait
 from ragllava.local.service import EmbeddedService, log
 from ragllava.settings import Settings
 from ragllava.stores.database import make_engine
+from ragllava.stores.roles import ensure_role
 from ragllava.whole_files import write_whole
 
-_ROLE = "ragllava"
+_OWNER = "ragllava"  # the superuser; only migrations use it
+_ROLE = "ragllava_app"
 _DATABASE = "ragllava"
 _ACCOUNT = "pgserver"  # Postgres refuses to run as root
 _INITDB_S = 120.0
@@ -46,8 +48,12 @@ class PostgresService(EmbeddedService):
     stop_signal = signal.SIGINT  # "fast": ends open sessions; SIGTERM would wait for them
 
     def settings(self) -> dict[str, str]:
-        """The URL of our database, with the password."""
-        return {"database_url": f"postgresql://{_ROLE}:{self.secrets.postgres_password}@{self.address}/{_DATABASE}"}
+        """The URLs of our database, with the passwords."""
+        server = f"{self.address}/{_DATABASE}"
+        return {
+            "database_url": f"postgresql://{_ROLE}:{self.secrets.postgres_app_password}@{server}",
+            "database_owner_url": f"postgresql://{_OWNER}:{self.secrets.postgres_password}@{server}",
+        }
 
     def prepare(self) -> None:
         """Make the account when we are root, fill the data folder, and remove the lock of a dead server."""
@@ -79,12 +85,14 @@ class PostgresService(EmbeddedService):
         return command + [f"--{name}={value}" for name, value in options.items()]
 
     def probe(self) -> None:
-        """It answers a query; makes our database if there is none."""
-        server, _, _ = self.own_settings().require_database().rpartition("/")
+        """It answers a query; makes our database and the application's role if there are none."""
+        settings = self.own_settings()
+        server, _, _ = settings.require_database_owner().rpartition("/")
         with _connection(f"{server}/postgres") as connection:
             databases = connection.scalars(text("SELECT datname FROM pg_database")).all()
             if _DATABASE not in databases:
                 connection.execute(text(f"CREATE DATABASE {_DATABASE}"))
+            ensure_role(connection, make_url(settings.require_database()))
 
     @staticmethod
     def server_version(settings: Settings) -> str:
@@ -111,7 +119,7 @@ class PostgresService(EmbeddedService):
         draft.replace(self.folder)  # which is empty
 
     def _initdb(self, folder: Path, password: Path) -> None:
-        command = [str(self.find_program().with_name("initdb")), "--pgdata", str(folder), "--username", _ROLE]
+        command = [str(self.find_program().with_name("initdb")), "--pgdata", str(folder), "--username", _OWNER]
         command += ["--pwfile", str(password), "--auth", "scram-sha-256"]
         command += ["--encoding", "UTF8", "--locale", "C"]
         result = subprocess.run(
