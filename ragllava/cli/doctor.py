@@ -160,7 +160,18 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     problem = f"only {_gib(memory.available)} of memory are available; the workers of profile mini need 2 GiB"
     value = f"{_gib(memory.available)} available of {_gib(memory.total)}"
     yield Finding("machine", "memory", value, problem if memory.available < _SMALLEST_MEMORY_BYTES else None)
+    yield from _or_problem(_decoders(), "machine", "decoders", "do not start")
     yield from _or_problem(_device(settings), "machine", "device", settings.device)
+
+
+def _decoders() -> Iterator[Finding]:
+    """What confines the processes that decode pictures here."""
+    from ragllava.imaging.sandbox import active_protections
+
+    active = active_protections()
+    value = f"confined by {' and '.join([*active, 'limits of memory and time'])}"
+    missing = [name for name in ("Landlock", "seccomp") if name not in active]
+    yield Finding("machine", "decoders", value + (f"; without {' and '.join(missing)}" if missing else ""))
 
 
 def _device(settings: Settings) -> Iterator[Finding]:

@@ -76,7 +76,7 @@ def running_system(
 
     running = services.start(on_ready=echo_service)
     try:
-        migrations.upgrade(running.require_database())
+        migrations.upgrade(running.require_database_owner(), application_url=running.require_database())
         with Client(running, name="ragllava-up", pool_size=1) as client:
 
             def is_ready(name: str, running_for_s: float) -> bool:

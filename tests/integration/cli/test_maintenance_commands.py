@@ -72,8 +72,8 @@ def deep_findings(out: str) -> list[dict[str, Any]]:
     return [finding for finding in json.loads(out)["findings"] if finding["topic"] == "deep"]
 
 
-def test_the_deep_doctor_looks_no_deeper_into_tables_of_another_version(run: Run, engine: Engine) -> None:
-    with engine.begin() as connection:
+def test_the_deep_doctor_looks_no_deeper_into_tables_of_another_version(run: Run, owner_engine: Engine) -> None:
+    with owner_engine.begin() as connection:
         connection.execute(text("DROP TABLE schedule_runs"))
     code, out, err = run("doctor", "--deep", "--json")
     assert (code, err) == (1, "")
