@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from ragllava.client.connections import Namespace, forwarded
+from ragllava.client.removals import remover
 from ragllava.errors import UsageError
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView
@@ -13,6 +14,7 @@ from ragllava.jobs.ending import end_job
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind
+from ragllava.stages.erasing.remove import Removal
 from ragllava.stores.database import read_at_once
 
 # Between two looks at a job: in proportion to the time waited so far, so that short jobs are not delayed and long ones
@@ -51,6 +53,15 @@ class Jobs(Namespace):
         number = self._do(control.retry, job_id, per_shard)
         self._dispatch()
         return number
+
+    def remove(self, job_id: int, *, dry_run: bool = False) -> Removal:
+        """Erase a job that has ended, with its inputs, answers, labels, noisy cases and result files.
+
+        Returns what was erased, or would be. Pictures that an ingest job brought stay. Raises UsageError for an open
+        job, and for a training whose model version is there.
+        """
+        with remover(self._connections) as removing:
+            return removing.job(job_id, dry_run=dry_run)
 
     def wait(
         self,

@@ -254,6 +254,8 @@ files = Table(
     Column("status", Text),  # NULL until the file has an outcome
     Column("reason", Text),
     Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),
+    # Without it, each image that is erased would be searched for in the files of all jobs.
+    Index("ix_files_image_id", "image_id", postgresql_where=text("image_id IS NOT NULL")),
 )
 
 # Inputs of an answer job. A line that is not a valid question has no custom_id of its own and gets its `failed`
@@ -506,4 +508,32 @@ schedule_runs = Table(
     moment("fired_at"),
     Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="SET NULL")),
     Column("note", Text),
+)
+
+# What was erased: the line that stays. It has no name and no content; `pending` has both, but only until all is done.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("kind", Text, nullable=False),  # archive, picture, job, retired
+    Column("archive_id", BigInteger),
+    Column("target_id", BigInteger),  # the image or the job; NULL: several images, or the archive itself
+    Column("account", Text, nullable=False),  # who asked for it: an account of the operating system, or a job
+    Column("counts", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("pending", JSONB(none_as_null=True)),  # what is left to do; NULL: nothing
+    moment("created_at"),
+    moment("updated_at"),
+    moment("finished_at", nullable=True),
+    Index("ix_erasures_open", "id", postgresql_where=text("finished_at IS NULL")),
+)
+
+# Folders and bindings that lost so many pictures at once that these were not retired without being asked.
+held_removals = Table(
+    "held_removals",
+    metadata,
+    key("archive_id", "archives.id"),
+    Column("origin", Text, primary_key=True),  # the uri of a folder, or the address of a binding
+    Column("gone", BigInteger, nullable=False),
+    Column("pictures", BigInteger, nullable=False),  # that the archive had from there
+    moment("noticed_at"),
 )

@@ -65,6 +65,12 @@ _WORK_CHECKS = (
         "ended jobs have no result yet",
         "the log of the maintenance worker says why",
     ),
+    (
+        "removals",
+        inspection.STALLED_ERASURES,
+        "removals are not finished",
+        "the log of the maintenance worker says why; the next removal finishes them, too",
+    ),
     ("schedules", inspection.OVERDUE_SCHEDULES, "schedules are overdue", _NO_TICK),
     (
         "workers",

@@ -134,14 +134,19 @@ def ensure_archive(connection: Connection, name: str) -> Archive:
 
     Raises UsageError for a name that cannot be part of an address.
     """
+    check_name(name)
+    created = insert(archives).values(name=name, words_version=WORDS_VERSION)
+    connection.execute(created.on_conflict_do_nothing())
+    return get_archive(connection, name)
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError for a name that cannot be part of an address."""
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} cannot be the name of an archive: use 1 to 63 of the characters a-z, 0-9, `.`, `_` and `-`, "
             "and begin with a letter or a digit"
         )
-    created = insert(archives).values(name=name, words_version=WORDS_VERSION)
-    connection.execute(created.on_conflict_do_nothing())
-    return get_archive(connection, name)
 
 
 def get_archive(connection: Connection, name: str) -> Archive:
@@ -380,6 +385,7 @@ def rejected_files(connection: Connection, archive_id: int) -> list[RejectedFile
             SELECT DISTINCT ON (uri) job_id, source, uri, files.status, reason
             FROM files JOIN jobs ON jobs.id = files.job_id
             WHERE jobs.archive_id = :archive_id AND files.status IS NOT NULL AND files.status <> 'cancelled'
+              AND uri <> 'erased:'
             ORDER BY uri, job_id DESC, file_no DESC
         ) latest
         WHERE status IN ('rejected', 'dead') ORDER BY source, uri

@@ -91,6 +91,41 @@ def set_state(connection: Connection, keys: Sequence[QuestionKey], state: NoisyS
     return connection.execute(update(noisy_cases).where(moved).values(state=state, updated_at=func.now())).rowcount
 
 
+def open_numbers(connection: Connection, archive_id: int, job_id: int, numbers: Sequence[int]) -> set[int]:
+    """Those of the questions that are open noisy cases."""
+    cases = noisy_cases.c
+    query = select(cases.question_no).where(cases.archive_id == archive_id, cases.job_id == job_id)
+    is_open = cases.state == NoisyState.OPEN
+    return set(connection.scalars(query.where(is_open, equals_any(cases.question_no, numbers))))
+
+
+def dismiss(
+    connection: Connection,
+    archive_id: int,
+    *,
+    job_id: int | None = None,
+    numbers: Sequence[int] | None = None,
+    reason: NoisyReason | None = None,
+    before: datetime | None = None,
+) -> int:
+    """Dismiss the open cases of an archive that fulfil all conditions given; returns how many.
+
+    `numbers` are questions of the job `job_id`; `before` is when a case was logged.
+    """
+    cases = noisy_cases.c
+    conditions = [cases.archive_id == archive_id, cases.state == NoisyState.OPEN]
+    if job_id is not None:
+        conditions.append(cases.job_id == job_id)
+    if numbers is not None:
+        conditions.append(equals_any(cases.question_no, numbers))
+    if reason is not None:
+        conditions.append(cases.reasons.contains([reason.value]))
+    if before is not None:
+        conditions.append(cases.created_at < before)
+    dismissed = update(noisy_cases).where(*conditions).values(state=NoisyState.DISMISSED, updated_at=func.now())
+    return connection.execute(dismissed).rowcount
+
+
 def list_cases(
     connection: Connection,
     archive_id: int,

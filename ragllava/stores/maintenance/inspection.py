@@ -62,6 +62,12 @@ JOBS_WITHOUT_RESULT = """
     WHERE result IS NULL AND finished_at < now() - make_interval(secs => :result_s)
 """
 
+# Removals without progress that the tick should have finished; one that waits for a job makes progress.
+STALLED_ERASURES = """
+    SELECT 'removal ' || id || ' (' || kind || ')' AS example FROM erasures
+    WHERE finished_at IS NULL AND updated_at < now() - make_interval(secs => :result_s)
+"""
+
 # Schedules whose due time passed without firing.
 OVERDUE_SCHEDULES = """
     SELECT name || ', due ' || to_char(next_due, 'YYYY-MM-DD HH24:MI:SS') || ' UTC' AS example FROM schedules
