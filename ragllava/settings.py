@@ -202,6 +202,14 @@ class Settings(BaseSettings):
         "0: one for every two CPU cores, at most 8.",
     )
 
+    removals_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Largest share of the pictures of a watched folder or a bound bucket that leave the archive at "
+        "once when their files are gone. Of more, none leaves before `--allow-removals` is given. 1: no limit.",
+    )
+
     gate_questions: int = Field(
         default=20,
         ge=0,
@@ -292,7 +300,18 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         description="Days after which the maintenance task `retention` drops an ended job with its results. "
-        "Trainings, and jobs with labels or noisy cases, are kept. 0: all jobs are kept.",
+        "Trainings, and jobs with labels or open noisy cases, are kept. 0: all jobs are kept.",
+    )
+    keep_noisy_days: int = Field(
+        default=90,
+        ge=0,
+        description="Days for which a noisy case that nobody labels keeps its job from `retention`. 0: for ever.",
+    )
+    keep_retired_days: int = Field(
+        default=30,
+        ge=0,
+        description="Days after which `retention` erases a picture whose file is gone or was overwritten: its bytes, "
+        "its caption, and where it was evidence. 0: never.",
     )
     keep_indexes_hours: int = Field(
         default=24,

@@ -122,12 +122,24 @@ def _services(settings: Settings) -> Iterator[Finding]:
         yield Finding("services", service.title, address + service.detail, problem)
     if services[0].answers:
         yield from _or_problem(_tables(settings), "services", "tables", "unknown")
+        yield from _or_problem(_held_removals(settings), "archives", "removals", "unknown")
 
 
 def _tables(settings: Settings) -> Iterator[Finding]:
     revision = migrations.current(settings.require_database())
     problem = None if revision else "the database has no tables yet; run `ragllava migrate`"
     yield Finding("services", "tables", f"revision {revision}" if revision else "none", problem)
+
+
+def _held_removals(settings: Settings) -> Iterator[Finding]:
+    """Folders and buckets that lost so many pictures at once that these stay until somebody is asked."""
+    from ragllava.client import Client
+
+    if migrations.current(settings.require_database()) is None:
+        return
+    with Client(settings, name="ragllava-doctor", pool_size=1) as client:
+        for held in client.archives.held_removals():
+            yield Finding("archives", held.archive, f"{held.gone:,} of {held.pictures:,} pictures gone", held.problem)
 
 
 def _home(settings: Settings) -> Iterator[Finding]:

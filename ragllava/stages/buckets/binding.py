@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine
 from ragllava.errors import UsageError
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive
-from ragllava.stores.buckets import bindings
+from ragllava.stores.buckets import bindings, held_removals
 from ragllava.stores.buckets.bindings import Binding, BindingRole
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
@@ -61,6 +61,7 @@ def unbind_archive(connection: Connection, archive_name: str, address: str) -> B
     if binding.archive_id != archive_id:
         raise UsageError(f"{binding.address} is bound to the archive {binding.archive}, not to {archive_name}")
     bindings.unbind(connection, binding.binding_id)
+    held_removals.release(connection, archive_id, binding.address)
     return binding
 
 
