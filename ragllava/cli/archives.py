@@ -42,18 +42,32 @@ _SHOWN_CAPTIONS = 5  # of those without a file
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @archive_option
 @captions_option
+@click.option(
+    "--upload/--no-upload",
+    default=None,
+    help="Upload the files, for workers that do not see these paths. Default: RAGLLAVA_UPLOAD_FILES.",
+)
 @no_wait_option
 @json_option
-def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait: bool, as_json: bool) -> None:
+def ingest(
+    paths: tuple[Path, ...], archive: str, captions: Path | None, upload: bool | None, no_wait: bool, as_json: bool
+) -> None:
     """Add pictures to an archive: files, folders, zip and tar files.
 
     Captions come from --captions, or from the first line of a text file beside a picture (dog.png, dog.txt). Pictures
     that the archive contains already are recognised by their bytes; a changed caption replaces the old one.
     """
-    from ragllava.cli.progress import follow
+    from ragllava.cli.progress import bar, follow
 
     with connected() as client:
-        queued = client.archives.ingest(paths, archive, captions)
+        with bar("reading the files") as update:
+            queued = client.archives.ingest(
+                paths,
+                archive,
+                captions,
+                upload=upload,
+                on_upload=lambda done, total: update(completed=done, total=total),
+            )
         for name in queued.unused_captions[:_SHOWN_CAPTIONS]:
             click.echo(f"caption without a file: {name}", err=True)
         if len(queued.unused_captions) > _SHOWN_CAPTIONS:
