@@ -162,6 +162,7 @@ class FileFormat(StrEnum):
     JSONL = "jsonl"
     CSV = "csv"
     PARQUET = "parquet"
+    XLSX = "xlsx"  # only read
 
 
 class Retrieval(StrEnum):
@@ -225,7 +226,8 @@ class StoredImage:
 class Question:
     """One valid question of a job. `question_no` counts input lines from 0; `line` from 1, as editors do.
 
-    `filter` is its own filter as JSON, which holds beside that of its job.
+    `filter` is its own filter as JSON, which holds beside that of its job. `note` says what of its line is not used,
+    and `given` are the further columns of its line, which its result repeats.
     """
 
     question_no: int
@@ -233,6 +235,8 @@ class Question:
     custom_id: str
     text: str
     filter: dict[str, Any] | None = None
+    note: str | None = None
+    given: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
