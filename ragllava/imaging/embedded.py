@@ -89,7 +89,7 @@ _DEFAULT_CAPTION = re.compile(
     r"lead technologies.*|applemark|creator: gd-jpeg.*|intel\(r\) jpeg.*|jpeg (?:software|encoder).*|"
     r"(?:created|edited) (?:with|in|by) (?:the )?(?:gimp|paint|photoshop|picasa|snapseed|imagemagick|adobe|acdsee)"
     r".*|processed (?:by|with) (?:ebay|vsco).*|file written by adobe.*|(?:optimized|compressed) (?:by|with) .*|"
-    r"handmade software.*|acd systems.*|ulead systems.*|lavc[\d.]+|a{8,}|"
+    r"handmade software.*|acd systems.*|ulead systems.*|lavc[\d.]+|a{8,64}|"
     # Modes of phones.
     r"(?:cof|dav|edf|hdr|mde|ptr|rbt|rhdr|sdr|vhdr|oznor|ozedf|hdrpl|fbt|bty|cog|dig|hmd|mte)",
     re.IGNORECASE,

@@ -131,7 +131,7 @@ class _Lines:
                 own_id = given_id
                 if record.problem:
                     raise record.problem
-                text, note = _question(value, others)
+                text, note = _question(value, others, record.value)
                 where = _filter(value.get("where"))
                 self._with_note += note is not None
                 yield Question(question_no, record.line, unique_id, text, where, note, self._given(others))
@@ -152,7 +152,7 @@ class _Lines:
             given[stored_name] = item
         if not given:
             return None
-        given = _storable(to_json(given))
+        given = to_json(_storable(given))
         if len(json.dumps(given, ensure_ascii=False)) > MAX_GIVEN_CHARACTERS:
             self._too_long += 1
             return None
@@ -160,7 +160,7 @@ class _Lines:
 
 
 def _storable(value: Any) -> Any:
-    """A JSON value without the characters that Postgres does not store."""
+    """A value without the characters that Postgres does not store."""
     if isinstance(value, str):
         return UNSTORABLE.sub("\ufffd", value)
     if isinstance(value, dict):
@@ -210,12 +210,12 @@ def _filter(where: object) -> Filter | None:
         raise Rejected("invalid_filter", str(error)) from None
 
 
-def _question(value: Mapping[str, Any], others: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The text of the question, and what of its line is not used."""
+def _question(value: Mapping[str, Any], others: Mapping[str, Any], names: Iterable[str]) -> tuple[str, str | None]:
+    """The text of the question, and what of its line is not used; `names` are those of the line, for a message."""
     is_batch_line = "question" not in value and ("body" in others or "url" in others)
     question, note = _batch_question(others) if is_batch_line else (value.get("question"), None)
     if question is None:
-        keys = "" if is_batch_line or "question" in value else f"; it has {named([*value, *others])}"
+        keys = "" if is_batch_line or "question" in value else f"; it has {named(names)}"
         raise Rejected("missing_question", f"the line has no question{keys}")
     if not isinstance(question, str):
         raise Rejected("missing_question", "the question is not a string")

@@ -28,7 +28,7 @@ _OTHER_KINDS = """
     mp3 ogg oga wav flac aac m4a opus mid midi wma mp4 m4v mov avi mkv webm mpg mpeg wmv flv 3gp ogv
     py pyc ipynb js ts c h cpp java rb go rs sh bat exe dll so o a jar php sql url lnk desktop torrent
     gz bz2 xz zst
-    caption cap
+    caption cap cls
     bak tmp swp part crdownload lock md5 sha1 sha256 sha512 sig asc
 """
 _OTHER_EXTENSIONS = frozenset(_OTHER_KINDS.split())

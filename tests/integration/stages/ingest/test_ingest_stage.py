@@ -162,9 +162,9 @@ def test_a_changed_caption_is_updated_and_says_so(workshop: Workshop, tmp_path: 
     workshop.ingest_files(captioned(tmp_path, {"0.png": "old", "1.png": "same"}))
     job = workshop.ingest_files(captioned(tmp_path, {"0.png": "new", "1.png": "same", "2.png": "first"}))
     assert [(status, reason) for _, status, reason in workshop.outcomes(job.job_id)] == [
-        ("duplicate", "caption updated"),
+        ("updated", "caption updated"),
         ("duplicate", "the same picture as 1.png"),
-        ("duplicate", "caption updated"),
+        ("updated", "caption updated"),
     ]
     assert [workshop.images()[f"{n}.png"].caption for n in range(3)] == ["new", "same", "first"]
 

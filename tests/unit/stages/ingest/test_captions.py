@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ragllava.errors import InvalidInput, UsageError
 from ragllava.metadata import MAX_CAPTION, clean_caption
-from ragllava.stages.ingest.captions import NOTHING, Captions, Columns, Description, read_beside, read_captions
+from ragllava.stages.ingest.captions import Captions, Columns, Description, read_beside, read_captions
 
 NAMES = st.text("abcdefgh0123äß _-", min_size=1, max_size=12).map(lambda name: f"p{name}.png")
 TEXTS = st.text(max_size=60)
