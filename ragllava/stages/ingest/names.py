@@ -1,7 +1,7 @@
 """Which caption belongs to which file, by their names.
 
 Two names fit if one of them is the end of the other, by whole parts of the path: `boats/blue.jpg` fits `blue.jpg` and
-`/home/ada/boats/blue.jpg`, and never `cars/blue.jpg`. Of several files that a name fits, it belongs to the one that has
+`/srv/ada/boats/blue.jpg`, and never `cars/blue.jpg`. Of several files that a name fits, it belongs to the one that has
 exactly this name, else to the one with which it shares the most parts of the whole path; if there are two of them, to
 none. Where a caption's name has folders above those of the file's name, these are compared with the folders that the
 file lies in: if some captions agree with them (`2019/a.jpg` for a file of the folder `2019`), those that agree less

@@ -72,7 +72,7 @@ CAPTION_FILES: dict[str, tuple[str, bytes, dict[str, str]]] = {
     "spelled otherwise": ("c.csv", b"Image Name,Title\ngate.png,The old gate\n", {"gate.png": GATE}),
     "absolute paths": (
         "c.csv",
-        b"file,caption\n/home/ada/gate.png,The old gate\nD:\\scans\\quay\\barge.png,Barge\n",
+        b"file,caption\n/srv/ada/gate.png,The old gate\nD:\\scans\\quay\\barge.png,Barge\n",
         {"gate.png": GATE, "quay/barge.png": "Barge"},
     ),
     "addresses": (

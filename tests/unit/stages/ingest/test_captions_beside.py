@@ -9,6 +9,7 @@ import unicodedata
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -132,7 +133,7 @@ def test_samples_of_webdataset_share_their_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_names_of_a_zip_in_utf_8_without_the_flag(tmp_path: Path, form: str) -> None:
+def test_names_of_a_zip_in_utf_8_without_the_flag(tmp_path: Path, form: Literal["NFC", "NFD"]) -> None:
     name = unicodedata.normalize(form, "Schl\u00f6\u00df/\u5199\u771f.png").encode()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as package:

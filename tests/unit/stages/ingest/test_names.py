@@ -22,7 +22,7 @@ def assigned(captions: dict[str, str], sources: list[str], folder: str = "") -> 
         (".\\trip\\a.png", "trip/a.png"),
         ("a.png", "trip/a.png"),
         ("trip/a.png", "2019/trip/a.png"),
-        ("/home/ada/pictures/trip/a.png", "trip/a.png"),
+        ("/srv/ada/pictures/trip/a.png", "trip/a.png"),
         ("C:\\pictures\\a.png", "a.png"),
         ("trip/a.png", "trip.zip/trip/a.png"),
         (unicodedata.normalize("NFD", "Schl\u00f6\u00df.png"), "Schl\u00f6\u00df.png"),
