@@ -26,6 +26,7 @@ from ragllava.records import AnswerOptions, FoundImage
 from ragllava.settings import Settings
 from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
+from ragllava.stages.erasing.remove import Removal
 from ragllava.stages.feedback.labels import QuestionView, StoredFeedback
 from ragllava.stages.ingest.captions import Columns
 from ragllava.stages.maintenance.schedules import ScheduleRequest
@@ -35,6 +36,7 @@ from ragllava.stores.archives.archive import ArchiveSummary
 from ragllava.stores.archives.indexes import IndexDetails
 from ragllava.stores.archives.reindex_items import ReindexingView
 from ragllava.stores.buckets.bindings import BindingRole, BindingView
+from ragllava.stores.buckets.held_removals import HeldRemoval
 from ragllava.stores.jobs.answered import AnsweredQuestion
 from ragllava.stores.jobs.picture_views import PictureView
 from ragllava.stores.jobs.refreshes import RefreshView
@@ -42,6 +44,7 @@ from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.learning.registry import VersionView
 from ragllava.stores.learning.trainings import TrainingView
+from ragllava.stores.maintenance.erasures import ErasureView
 from ragllava.stores.maintenance.schedules import ScheduleView
 from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.training.request import TrainingPlan, TrainingRequest
@@ -55,7 +58,9 @@ __all__ = [
     "Client",
     "Columns",
     "Comparison",
+    "ErasureView",
     "FoundImage",
+    "HeldRemoval",
     "IndexDetails",
     "IngestJob",
     "JobView",
@@ -65,6 +70,7 @@ __all__ = [
     "RefreshView",
     "ReindexRequest",
     "ReindexingView",
+    "Removal",
     "ResultRow",
     "SavedResults",
     "ScanReport",

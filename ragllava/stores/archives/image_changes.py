@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select, update
 
 from ragllava.metadata import Metadata, all_metadata
-from ragllava.stores.archives import archive, indexes, word_index
+from ragllava.stores.archives import archive, indexes, vectors, word_index
 from ragllava.stores.archives.archive import ArchiveImage, find_images
 from ragllava.stores.database import equals_any
 from ragllava.stores.schema import images
@@ -65,6 +65,15 @@ def retire_at(connection: Connection, archive_id: int, uris: Sequence[str]) -> N
     if uris:
         indexes.lock_archive(connection, archive_id, shared=True)  # the switch to a new index counts the images
         archive.retire_images(connection, archive_id, uris)
+
+
+def retire(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> None:
+    """Retire images by id, and remove their embeddings and words."""
+    indexes.lock_archive(connection, archive_id, shared=True)
+    living_ones = (images.c.archive_id == archive_id, equals_any(images.c.id, image_ids), ~images.c.retired)
+    connection.execute(update(images).where(*living_ones).values(retired=True, updated_at=func.now()))
+    vectors.remove_embeddings(connection, archive_id, list(image_ids))
+    word_index.write_words(connection, archive_id, image_ids)
 
 
 def change_captions(
