@@ -113,7 +113,7 @@ def test_every_hostile_file_ends_with_its_outcome(workshop: Workshop, tmp_path: 
 def fits(case: Case, status: str | None, reason: str | None) -> bool:
     """Whether a file's outcome is what its case promises."""
     if case.rejected is None:
-        return status in ("stored", "duplicate")
+        return status in ("stored", "duplicate", "updated")
     return status == "rejected" and case.rejected in (reason or "")
 
 
