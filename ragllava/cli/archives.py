@@ -46,14 +46,21 @@ _SHOWN_CAPTIONS = 5  # of those without a file
 @archive_option
 @captions_option
 @column_options
+@click.option(
+    "--upload/--no-upload",
+    default=None,
+    help="Upload the files, for workers that do not see these paths. Default: RAGLLAVA_UPLOAD_FILES.",
+)
 @no_wait_option
 @json_option
 def ingest(
+    *,
     paths: tuple[Path, ...],
     archive: str,
     captions: Path | None,
     image_column: str | None,
     caption_column: str | None,
+    upload: bool | None,
     no_wait: bool,
     as_json: bool,
 ) -> None:
@@ -65,10 +72,19 @@ def ingest(
 
     Exit code 1 when no file can be used, or most captions fit no file.
     """
-    from ragllava.cli.progress import follow
+    from ragllava.cli.progress import bar, follow
 
     with connected() as client:
-        queued = client.archives.ingest(paths, archive, captions, as_columns(captions, image_column, caption_column))
+        columns = as_columns(captions, image_column, caption_column)
+        with bar("reading the files") as update:
+            queued = client.archives.ingest(
+                paths,
+                archive,
+                captions,
+                columns,
+                upload=upload,
+                on_upload=lambda done, total: update(completed=done, total=total),
+            )
         for line in _caption_lines(queued):
             click.echo(line, err=True)
         follow(

@@ -52,9 +52,15 @@ def watch(
     from ragllava.cli.services import on_stop_signals
     from ragllava.client import WatchedFolder
     from ragllava.errors import UsageError
+    from ragllava.settings import load_settings
 
     if not folder.is_dir():
         raise UsageError(f"cannot watch {folder}: it is not a folder that can be read here")
+    if load_settings().upload_files == "always":
+        raise UsageError(
+            "RAGLLAVA_UPLOAD_FILES=always says that the ingest workers do not see this folder, and `ragllava watch` "
+            "does not upload; mount the folder in the workers under the same path, or use `ragllava ingest`"
+        )
     columns = as_columns(captions, image_column, caption_column)
     watched = WatchedFolder(folder.absolute(), archive, captions, allow_removals, columns=columns)
     stop = threading.Event()

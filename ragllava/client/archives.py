@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from ragllava.stages.ingest.captions import Captions, Columns, read_captions
 from ragllava.stages.ingest.listing import Listing
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.submit import submit_files
+from ragllava.stages.ingest.upload import OnUpload, upload_files
 from ragllava.stages.reindex.gaps import Gap, find_gaps
 from ragllava.stages.reindex.stage import ReindexRequest, submit_reindex, submit_switch
 from ragllava.stores.archives import indexes
@@ -40,6 +42,7 @@ from ragllava.stores.buckets import held_removals
 from ragllava.stores.buckets.bindings import Binding, BindingRole, BindingView, view_bindings
 from ragllava.stores.buckets.held_removals import HeldRemoval
 from ragllava.stores.jobs.picture_views import PictureView, view_picture
+from ragllava.stores.jobs.workers import list_workers
 
 THUMBNAIL_SIDE = 256  # pixels
 
@@ -97,12 +100,21 @@ class Archives(Namespace):
         self.indexes = Indexes(connections)
 
     def ingest(
-        self, paths: Sequence[Path], archive: str, captions: Path | None = None, columns: Columns | None = None
+        self,
+        paths: Sequence[Path],
+        archive: str,
+        captions: Path | None = None,
+        columns: Columns | None = None,
+        *,
+        upload: bool | None = None,
+        on_upload: OnUpload = lambda done, total: None,
     ) -> IngestJob:
         """Queue the pictures under `paths` for an archive, which is created if it is new.
 
-        The ingest workers read the paths, so they must see them under the same names. `columns` name those of the file
-        `captions`. Raises UsageError when there is no picture, or `captions` cannot be read.
+        With `upload` the files are put into the object store first; without, the ingest workers read the paths, so
+        they must see them under the same names. None: as RAGLLAVA_UPLOAD_FILES says. `on_upload` is called with the
+        files read so far and all of them. `columns` name those of the file `captions`. Raises UsageError when there is
+        no picture, or `captions` cannot be read.
         """
         by_picture = read_captions(captions, columns) if captions else Captions({})
         listing = Listing()
@@ -111,9 +123,22 @@ class Archives(Namespace):
         if not files:
             passed = f"; passed over: {listing.passed_kinds()}" if listing.passed_over else ""
             raise UsageError(f"no pictures in {', '.join(map(str, paths))}{passed}")
+        if self._must_upload() if upload is None else upload:
+            files = upload_files(self._connections.engine, self._connections.objects, files, on_upload)
         job_id = self._queue(submit_files, archive_name=archive, files=files)
         unused, ambiguous = tuple(by_picture.unused()), tuple(by_picture.ambiguous())
         return IngestJob(job_id, len(files), len(by_picture), unused, ambiguous, listing)
+
+    def _must_upload(self) -> bool:
+        """Whether an ingest worker may not see the files of this host."""
+        choice = self._connections.settings.upload_files
+        if choice != "auto":
+            return choice == "always"
+        here = socket.gethostname()
+        return any(
+            "ingest" in worker.queues and worker.state == "live" and worker.name.partition("@")[2] != here
+            for worker in self._do(list_workers)
+        )
 
     def reindex(self, request: ReindexRequest) -> int:
         """Queue a job that embeds images of an archive again; returns the job. Raises UsageError."""

@@ -85,7 +85,7 @@ images = Table(
     Column("source", Text, nullable=False),  # the name people know it by
     Column("uri", Text, nullable=False),  # where it was read from; the same uri with new bytes replaces it
     Column("caption", Text),
-    # The captions that are given beside the files of these bytes, by uri; NULL: only that of `uri`, or none.
+    # The captions given beside the files of these bytes, by uri (archive.caption_giver); NULL: only that of `uri`.
     Column("captions", JSONB(none_as_null=True)),
     Column("metadata", JSONB(none_as_null=True)),  # all by key: `embedded`, over it the columns of the caption file
     Column("embedded", JSONB(none_as_null=True)),  # EXIF, IPTC, XMP, also the caption; NULL: they were not read yet

@@ -42,13 +42,12 @@ def match_names(captions: Sequence[str], files: Sequence[FileName]) -> Matches:
 
     Each caption belongs to at most one path, and each file has at most one caption.
     """
-    matches = Matches()
+    matches = Matches(_equal_names(captions, files))
     folders = [file.path.removesuffix(file.source) for file in files]
     most: dict[str, int] = defaultdict(int)
     for spell_caption, spell_file in _SPELLINGS:
-        names = {number: spell_caption(name) for number, name in enumerate(captions)}
-        for number in {*matches.captions.values(), *matches.ambiguous}:
-            del names[number]
+        done = {*matches.captions.values(), *matches.ambiguous}
+        names = {number: spell_caption(name) for number, name in enumerate(captions) if number not in done}
         if not names:
             break
         open_files = {
@@ -59,6 +58,19 @@ def match_names(captions: Sequence[str], files: Sequence[FileName]) -> Matches:
         candidates = _of_their_folders(_candidates(names, open_files), names, open_files, folders, most)
         _choose(candidates, names, open_files, matches)
     return matches
+
+
+def _equal_names(captions: Sequence[str], files: Sequence[FileName]) -> dict[int, int]:
+    """By the number of a file, that of the caption of exactly its name; without those that several paths share."""
+    numbers = {name: number for number, name in enumerate(captions)}
+    paths: dict[str, set[str]] = defaultdict(set)
+    for file in files:
+        paths[file.source].add(file.path)
+    return {
+        number: numbers[file.source]
+        for number, file in enumerate(files)
+        if file.source in numbers and len(paths[file.source]) == 1
+    }
 
 
 def _choose(

@@ -22,6 +22,7 @@ from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
 from ragllava.stores.archives import blobs, vectors, word_index
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import copy_rows, equals_any, given, record, records
+from ragllava.stores.objects import content_key
 from ragllava.stores.schema import archives, images
 from ragllava.stores.schema import files as file_table
 from ragllava.words import WORDS_VERSION
@@ -322,9 +323,9 @@ def _described(image: AnyImage, offered: NewImage) -> AnyImage:
     is_named = image.uri == offered.uri
     captions, metadata = given_captions(image), image.metadata
     if offered.caption:
-        captions[offered.uri] = offered.caption
+        captions[caption_giver(offered)] = offered.caption
     elif offered.caption is not None:
-        captions.pop(offered.uri, None)
+        captions.pop(caption_giver(offered), None)
     if offered.metadata is not None and (is_named or metadata == all_metadata(embedded, None)):
         metadata = all_metadata(embedded, offered.metadata)
     elif metadata is None:
@@ -333,28 +334,37 @@ def _described(image: AnyImage, offered: NewImage) -> AnyImage:
 
 
 def given_captions(image: NewImage) -> dict[str, str]:
-    """The captions given beside the files of an image's bytes, by uri."""
+    """The captions given beside the files of an image's bytes, by `caption_giver`."""
     if image.captions is not None:
         return dict(image.captions)
     is_given = image.caption and image.caption != (image.embedded or {}).get("caption")
-    return {image.uri: image.caption} if image.caption and is_given else {}
+    return {caption_giver(image): image.caption} if image.caption and is_given else {}
+
+
+def caption_giver(image: NewImage) -> str:
+    """What a caption is stored under: the uri of the file, or the name of one that was uploaded.
+
+    The uri of an uploaded file is that of its bytes, so that all files of the same bytes have it.
+    """
+    return image.source if image.uri.endswith(content_key(image.sha256)) else image.uri
 
 
 def with_captions(image: AnyImage, captions: Mapping[str, str]) -> AnyImage:
-    """The image with these captions beside its files, by uri: joined, that of the file that names it first; without
-    any, it has the caption inside the picture."""
-    ordered = [captions[uri] for uri in sorted(captions, key=lambda uri: (uri != image.uri, uri))]
+    """The image with these captions beside its files, by `caption_giver`: joined, that of the file that names it first;
+    without any, it has the caption inside the picture."""
+    own = caption_giver(image)
+    ordered = [captions[giver] for giver in sorted(captions, key=lambda giver: (giver != own, giver))]
     joined = clean_caption(" ".join(dict.fromkeys(ordered))) or (image.embedded or {}).get("caption")
-    return replace(image, caption=joined, captions=dict(captions) if set(captions) - {image.uri} else None)
+    return replace(image, caption=joined, captions=dict(captions) if set(captions) - {own} else None)
 
 
 def renamed(image: AnyImage, source: str, uri: str) -> AnyImage:
     """The image named by another file of its bytes; without a caption of its own, that file has the former one's."""
-    captions = given_captions(image)
-    former = captions.pop(image.uri, None) if uri != image.uri else None
+    captions, after = given_captions(image), replace(image, source=source, uri=uri)
+    former = captions.pop(caption_giver(image), None)
     if former is not None:
-        captions.setdefault(uri, former)
-    return with_captions(replace(image, source=source, uri=uri), captions)
+        captions.setdefault(caption_giver(after), former)
+    return with_captions(after, captions)
 
 
 def update_images(connection: Connection, rows: Sequence[ArchiveImage]) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
-from sqlalchemy import Connection, select, text, update
+from sqlalchemy import Connection, Engine, select, text, update
 
 from ragllava.jobs import control, dispatch, ending, queue
 from ragllava.jobs.retry import Limits
@@ -144,10 +144,10 @@ def test_a_refused_large_job_ends_with_the_reason_of_the_refusal(desk: Desk) -> 
     assert job.progress.by_status == {"failed": 20}
 
 
-def test_an_ended_job_is_not_counted_again(desk: Desk) -> None:
+def test_an_ended_job_is_not_counted_again(desk: Desk, owner_engine: Engine) -> None:
     job_id = desk.questions_job(3, per_shard=3)
     desk.drain()
-    with desk.engine.begin() as connection:
+    with owner_engine.begin() as connection:
         connection.execute(text("ALTER TABLE answers RENAME TO hidden"))
         assert control.view(connection, job_id).progress.by_status == {"answered": 3}
         assert [job.progress.done for job in control.list_jobs(connection)] == [3]

@@ -19,6 +19,7 @@ from ragllava.stores.archives.archive import NewImage, PendingFile, RejectedFile
 from ragllava.stores.archives.blobs import NewBlob
 from ragllava.stores.archives.image_changes import CaptionChange, NewName
 from ragllava.stores.database import in_transaction
+from ragllava.stores.objects import content_key
 
 STORED, DUPLICATE, UPDATED = FileStatus.STORED, FileStatus.DUPLICATE, FileStatus.UPDATED
 
@@ -169,6 +170,14 @@ class TestStoreImages:
         assert again("b", "") == (True, "Its own.")
         assert again("c", "") == (False, "Its own.")
         assert again("a", "") == (True, None)
+
+    def test_uploaded_files_of_the_same_bytes_keep_their_captions(self, connection: Connection, cards: int) -> None:
+        uri = f"s3://ragllava/{content_key('x' * 64)}"
+        uploaded = replace(offer("x" * 64, "a"), uri=uri)
+        for source, caption in (("a.png", "One."), ("b.png", "Two."), ("b.png", "New.")):
+            store(connection, cards, replace(uploaded, source=source, caption=caption))
+        (image,) = archive.existing_images(connection, cards, ["x" * 64]).values()
+        assert image.caption == "One. New."
 
     def test_an_emptied_caption_leaves_that_inside_the_picture(self, connection: Connection, cards: int) -> None:
         inside = replace(offer("x", "a", "Beside."), embedded={"caption": "Inside."})

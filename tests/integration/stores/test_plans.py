@@ -38,7 +38,7 @@ def lagging(services: Settings, template_database: str) -> Iterator[Engine]:
     from tests.conftest import own_settings
 
     with own_settings(services, template_database) as own:
-        engine = make_engine(own.require_database(), statement_timeout_s=10, name="plans")
+        engine = make_engine(own.require_database_owner(), statement_timeout_s=10, name="plans")
         with engine.begin() as connection:
             stop_autovacuum(connection, *_TABLES)
             connection.execute(text("INSERT INTO archives (name) VALUES ('plans')"))
