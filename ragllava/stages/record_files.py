@@ -185,21 +185,27 @@ def opened_records(
 
 def check_all(name: str | Path, records: Iterable[Record], check: Callable[[Record], Result]) -> list[Result]:
     """`check` applied to each record; those that are broken or rejected by it become one InvalidInput."""
-    results: list[Result] = []
+    return list(checked_records(name, records, check))
+
+
+def checked_records(name: str | Path, records: Iterable[Record], check: Callable[[Record], Result]) -> Iterator[Result]:
+    """As `check_all`, one result after the other; the InvalidInput is raised at the end."""
     errors: list[LineError] = []
     for record in records:
         try:
             if record.problem:
                 raise record.problem
-            results.append(check(record))
+            result = check(record)
         except Rejected as rejected:
             message = rejected.message if record.line else f"{record.name}: {rejected.message}"
             errors.append(LineError(rejected.code, record.line, message, record.name or None))
             if len(errors) == _MAX_ERRORS:
                 break
+        else:
+            if not errors:
+                yield result
     if errors:
         raise InvalidInput(str(name), errors)
-    return results
 
 
 def parse_json(text: str) -> Any:

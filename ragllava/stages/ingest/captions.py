@@ -9,16 +9,16 @@ from __future__ import annotations
 import codecs
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
 from ragllava.errors import UsageError
-from ragllava.metadata import Metadata, clean_caption, clean_metadata, merge_metadata
+from ragllava.metadata import Metadata, clean_caption, clean_metadata, merge_metadata, picture_name
 from ragllava.records import FileFormat
-from ragllava.stages.record_files import EXTENSIONS, Layout, Record, Rejected, check_all, opened_records
+from ragllava.stages.record_files import EXTENSIONS, Layout, Record, Rejected, checked_records, opened_records
 
 MAX_SIDECAR_BYTES = 65_536  # read of a sidecar; its caption is the first line
 
@@ -57,7 +57,7 @@ class Captions:
     def __init__(self, descriptions: Mapping[str, Description | str]) -> None:
         """`descriptions` maps the pictures' names, with forward slashes, to what is clean; a text is a caption."""
         self._descriptions = {
-            _normalized(name): Description(said) if isinstance(said, str) else said
+            picture_name(name): Description(said) if isinstance(said, str) else said
             for name, said in descriptions.items()
         }
         self._used: set[str] = set()
@@ -75,7 +75,7 @@ class Captions:
         A description belongs to the file of exactly its name. If there is no such file, it belongs to the file of the
         same base name, if only one such description and only one file without description have this base name.
         """
-        keys = [_normalized(source) for source in sources]
+        keys = [picture_name(source) for source in sources]
         exact = set(keys) & self._descriptions.keys()
         by_base_name = _by_base_name(self._descriptions.keys() - exact)
         base_names = Counter(posixpath.basename(key) for key in keys if key not in exact)
@@ -127,22 +127,34 @@ def read_captions(path: str | Path) -> Captions:
 
 def parse_captions(name: str, source: Path | bytes) -> Captions:
     """As `read_captions`; `source` may be the content of a caption file `name` with one of the known extensions."""
-    with opened_records(source, name, _LAYOUT, format=_EXTENSIONS[PurePath(name).suffix.lower()]) as (_, records):
-        rows = check_all(name, records, _checked)
-    captions: dict[str, list[str]] = {}
-    metadata: dict[str, Metadata | None] = {}
-    for image, text, others in rows:
-        parts = captions.setdefault(image, [])
-        if (caption := clean_caption(text)) is not None and caption not in parts:
-            parts.append(caption)
-        metadata[image] = merge_metadata(metadata.get(image), others)
-    described = {
-        image: Description(clean_caption(" ".join(parts)), metadata[image]) for image, parts in captions.items()
-    }
+    rows: dict[str, list[Description]] = {}
+    for image, description in caption_rows(name, source):
+        rows.setdefault(image, []).append(description)
+    described = {image: merge_descriptions(parts) for image, parts in rows.items()}
     return Captions({image: description for image, description in described.items() if description})
 
 
-def _checked(record: Record) -> tuple[str, str, Metadata | None]:
+def caption_rows(name: str, source: Path | bytes) -> Iterator[tuple[str, Description]]:
+    """The picture's name and the description of each row of a caption file, read piece by piece; as `parse_captions`.
+
+    Several rows of one picture are merged by the caller (`merge_descriptions`).
+    """
+    with opened_records(source, name, _LAYOUT, format=_EXTENSIONS[PurePath(name).suffix.lower()]) as (_, records):
+        yield from checked_records(name, records, _checked)
+
+
+def merge_descriptions(parts: Iterable[Description]) -> Description:
+    """One description of several rows for one picture: different captions are joined, different values listed."""
+    captions: dict[str, None] = {}
+    metadata: Metadata | None = None
+    for part in parts:
+        if part.caption is not None:
+            captions[part.caption] = None
+        metadata = merge_metadata(metadata, part.metadata)
+    return Description(clean_caption(" ".join(captions)), metadata)
+
+
+def _checked(record: Record) -> tuple[str, Description]:
     """The picture's name, its caption and its metadata."""
     image_column, caption_column = _columns(tuple(record.value))
     others: dict[str, Any] = dict(record.value)
@@ -155,7 +167,7 @@ def _checked(record: Record) -> tuple[str, str, Metadata | None]:
         caption = ""
     if not isinstance(caption, str):
         raise Rejected("invalid_caption", f"the caption of {image[:200]!r} must be text")
-    return _normalized(image), caption, clean_metadata(others)
+    return picture_name(image), Description(clean_caption(caption), clean_metadata(others))
 
 
 @lru_cache(maxsize=256)  # most files have the same keys in all records
@@ -163,11 +175,6 @@ def _columns(keys: tuple[str, ...]) -> list[str]:
     """The keys of the picture and of the caption. Raises Rejected."""
     names = {key.strip().lower(): key for key in keys}
     return [names[column] for column in _LAYOUT.pick(names)]
-
-
-def _normalized(name: str) -> str:
-    """One spelling for names of the same file: forward slashes, no leading ./"""
-    return posixpath.normpath(name.strip().replace("\\", "/")).lstrip("/")
 
 
 def _by_base_name(keys: Iterable[str]) -> dict[str, str]:
