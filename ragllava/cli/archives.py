@@ -26,6 +26,7 @@ from ragllava.cli.options import (
     retrieval_option,
     where_option,
 )
+from ragllava.cli.terminal import echo
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait
     with connected() as client:
         queued = client.archives.ingest(paths, archive, captions)
         for name in queued.unused_captions[:_SHOWN_CAPTIONS]:
-            click.echo(f"caption without a file: {name}", err=True)
+            echo(f"caption without a file: {name}", err=True)
         if len(queued.unused_captions) > _SHOWN_CAPTIONS:
             number = len(queued.unused_captions) - _SHOWN_CAPTIONS
-            click.echo(f"… and {number} more captions without a file", err=True)
+            echo(f"… and {number} more captions without a file", err=True)
         follow(client, queued.job_id, f"ingest into {archive}", wait=not no_wait, as_json=as_json)
 
 
@@ -192,7 +193,7 @@ def unbind(name: str, address: str) -> None:
     """Stop following a part of a bucket in archive NAME; its images stay."""
     with connected() as client:
         binding = client.archives.unbind(name, address)
-    click.echo(f"{binding.address} is no longer bound; its images stay in the archive {binding.archive}")
+    echo(f"{binding.address} is no longer bound; its images stay in the archive {binding.archive}")
 
 
 @archive.command()

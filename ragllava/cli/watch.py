@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ragllava.cli.options import archive_option, captions_option, connected
+from ragllava.cli.terminal import echo
 
 if TYPE_CHECKING:
     from ragllava.client import Client, WatchedFolder
@@ -54,7 +55,7 @@ def watch(folder: Path, archive: str, captions: Path | None) -> None:
             if batch or first or client.archives.has_settled(watched):
                 first = False
                 _compare(client, watched)
-    click.echo("stopped")
+    echo("stopped")
 
 
 def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) -> None:
@@ -66,7 +67,7 @@ def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) ->
     except RagllavaError as error:  # a partially written caption file, a restarting database: the next call may succeed
         if always:
             raise
-        click.echo(f"ragllava: {error}", err=True)
+        echo(f"ragllava: {error}", err=True)
         return
     if not changes.found_differences and not always:
         return
@@ -76,7 +77,7 @@ def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) ->
         if names
     ]
     job = f"; job {changes.job_id} ingests them" if changes.job_id else ""
-    click.echo(f"{watched.folder}: {changes.files} files, {', '.join(parts) or 'nothing new'}{job}")
+    echo(f"{watched.folder}: {changes.files} files, {', '.join(parts) or 'nothing new'}{job}")
 
 
 def _first_names(names: Sequence[str], most: int = 3) -> str:

@@ -41,6 +41,7 @@ from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.learning.registry import VersionView
 from ragllava.stores.learning.trainings import TrainingView
+from ragllava.stores.maintenance.faults import Fault
 from ragllava.stores.maintenance.schedules import ScheduleView
 from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.training.request import TrainingPlan, TrainingRequest
@@ -53,6 +54,7 @@ __all__ = [
     "BindingView",
     "Client",
     "Comparison",
+    "Fault",
     "FoundImage",
     "IndexDetails",
     "JobView",

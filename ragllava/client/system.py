@@ -10,6 +10,7 @@ from ragllava.client.connections import Namespace, forwarded
 from ragllava.stages.maintenance.inspect import Checked, Inspector, inspect
 from ragllava.stores.buckets import change_events
 from ragllava.stores.jobs.workers import list_workers
+from ragllava.stores.maintenance.faults import list_faults
 
 
 def _events(connection: Connection) -> dict[str, int]:
@@ -18,9 +19,10 @@ def _events(connection: Connection) -> dict[str, int]:
 
 
 class System(Namespace):
-    """Workers, event counters and the deep inspection."""
+    """Workers, faults, event counters and the deep inspection."""
 
     workers = forwarded(list_workers)
+    faults = forwarded(list_faults)
     events = forwarded(_events)
 
     def inspect(self, on_progress: Callable[[str, int], None] = lambda _check, _number: None) -> Iterator[Checked]:

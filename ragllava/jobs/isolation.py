@@ -25,6 +25,7 @@ T = TypeVar("T")
 PASSED_ON = (DeviceLost, LeaseLost, ShardInterrupted)
 
 _MOST_TRANSIENT_S = 60.0  # between two attempts when a service may be back soon
+_MOST_IN_A_ROW = 20
 _MOST_S = 600.0  # between two attempts of anything else: perhaps the reason is outside, as a full disk
 
 
@@ -70,6 +71,56 @@ class Isolation:
         )
         most_s = _MOST_TRANSIENT_S if is_transient else _MOST_S
         in_transaction(self._engine, faults.record, self._room, subject, reason, most_s)
+
+
+class Failures:
+    """The parts of one maintenance task that failed, with the reason; the task goes on with the others.
+
+    Nothing is recorded in the database: the report of the task has them.
+    """
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+        self._in_a_row = 0
+        self._any_succeeded = False
+        self._retryable: RagllavaError | None = None
+
+    def run(self, part: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """The result of one part, None when it failed. After many failures in a row no part is to blame, and the last
+        error is passed on."""
+        try:
+            result = work(*args, **kwargs)
+        except PASSED_ON:
+            raise
+        except Exception as error:
+            self._in_a_row += 1
+            if self._in_a_row > _MOST_IN_A_ROW:
+                raise
+            if isinstance(error, RagllavaError) and error.retryable:
+                self._retryable = error
+            self.reasons[part] = reason_of(error)
+            log.warning(
+                self.reasons[part],
+                exc_info=None if isinstance(error, RagllavaError) else error,
+                extra={"action": "part_failed", "part": part},
+            )
+            return None
+        self._in_a_row = 0
+        self._any_succeeded = True
+        return result
+
+    def require_success(self) -> None:
+        """Raise the error of a service that was away for all parts: then the whole task is tried again."""
+        if self._retryable is not None and not self._any_succeeded:
+            raise self._retryable
+
+    def sentence(self) -> str | None:
+        """`3 parts failed, as blob 1a2b: …`; None without a failure."""
+        if not self.reasons:
+            return None
+        part, reason = next(iter(self.reasons.items()))
+        number = len(self.reasons)
+        return f"{number:,} part{'s' if number > 1 else ''} failed, as {part}: {reason}"
 
 
 def reason_of(error: Exception) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ragllava.jobs.isolation import Failures
 from ragllava.jobs.runner import ShardContext
-from ragllava.stages.maintenance.task_report import Report, counted, shortened
+from ragllava.stages.maintenance.task_report import Report, counted, shortened, with_failures
 from ragllava.stages.resources import Resources
 from ragllava.stores.maintenance import retention
 
@@ -16,8 +17,9 @@ def keep_within_limits(context: ShardContext[Resources]) -> Report:
 
     Each in its own transaction, so the task may be interrupted; a job's rows are deleted before its objects.
     """
-    indexes = _drop_indexes(context)
-    jobs, needed = _delete_jobs(context)
+    failures = Failures()
+    indexes = failures.run("indexes", _drop_indexes, context) or []
+    jobs, needed = _delete_jobs(context, failures)
     runs = context.commit(retention.delete_runs, RUNS_KEPT_S)
     summary = (
         f"dropped {counted(len(indexes), 'replaced index', 'replaced indexes')}, {counted(len(jobs), 'job')} and "
@@ -28,7 +30,7 @@ def keep_within_limits(context: ShardContext[Resources]) -> Report:
         "jobs": {"dropped": len(jobs), "kept_for_labels_and_noisy_cases": needed, "examples": shortened(jobs)},
         "schedule_runs": runs,
     }
-    return Report(summary, figures)
+    return with_failures(Report(summary, figures), failures)
 
 
 def _drop_indexes(context: ShardContext[Resources]) -> list[int]:
@@ -42,7 +44,7 @@ def _drop_indexes(context: ShardContext[Resources]) -> list[int]:
         dropped.append(index_id)
 
 
-def _delete_jobs(context: ShardContext[Resources]) -> tuple[list[int], int]:
+def _delete_jobs(context: ShardContext[Resources], failures: Failures) -> tuple[list[int], int]:
     """The deleted jobs, and how many jobs of the same age were kept."""
     if not context.settings.keep_jobs_days:
         return [], 0
@@ -50,7 +52,14 @@ def _delete_jobs(context: ShardContext[Resources]) -> tuple[list[int], int]:
     deleted = []
     for job_id in context.read(retention.deletable_jobs, older_than_s):
         context.check()
-        if context.commit(retention.delete_job, job_id, older_than_s):
-            context.resources.objects.remove_prefix(f"jobs/{job_id}/")
+        if failures.run(f"job {job_id}", _delete_job, context, job_id, older_than_s):
             deleted.append(job_id)
     return deleted, context.read(retention.count_needed_jobs, older_than_s)
+
+
+def _delete_job(context: ShardContext[Resources], job_id: int, older_than_s: float) -> bool:
+    """What an error leaves in the object store, gc finds later."""
+    if not context.commit(retention.delete_job, job_id, older_than_s):
+        return False
+    context.resources.objects.remove_prefix(f"jobs/{job_id}/")
+    return True

@@ -35,6 +35,12 @@ class Fault:
     next_try_at: datetime | None
     number: int = 1
 
+    @property
+    def title(self) -> str:
+        """`results: job 12`, `object: s3://bucket/key and 3 more`."""
+        more = f" and {self.number - 1:,} more" if self.number > 1 else ""
+        return f"{self.room}: {self.subject}{more}"
+
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
         return {

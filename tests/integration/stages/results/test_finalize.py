@@ -314,7 +314,7 @@ def test_results_are_saved_in_three_formats(client: Client, desk: Desk, tmp_path
     paths = [tmp_path / f"out.{ending}" for ending in ("jsonl", "csv", "parquet")]
     assert [client.questions.save_results(job_id, path) for path in paths] == [SavedResults(4, 1)] * 3
     lines = [json.loads(line) for line in paths[0].read_text().splitlines()]
-    with paths[1].open(newline="") as file:
+    with paths[1].open(newline="", encoding="utf-8-sig") as file:
         cells = list(csv.DictReader(file))
     rows = parquet.read_table(paths[2]).to_pylist()
     expected = [("q0", "answer 0"), ("q1", "answer 1"), ("q2", "answer 2"), (None, None)]
