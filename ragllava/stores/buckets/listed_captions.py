@@ -19,6 +19,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from ragllava.metadata import Metadata
 from ragllava.stores.database import copy_rows
+from ragllava.stores.maintenance import inspection
 
 MAX_NAME_BYTES = 1_024  # a longer name fits no key
 _NAMES_AT_ONCE = 1_000
@@ -58,6 +59,7 @@ def replace_file(
     `rows` are read once and kept in the database only. Several rows of one name are merged by `merge`. Names that no
     key can have are left out.
     """
+    inspection.allow_minutes(connection)  # a file may have millions of rows
     connection.execute(
         text("""
             CREATE TEMP TABLE new_captions

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event, func, select, text, update
 
 from ragllava.errors import ServiceUnavailable, SettingsError
 from ragllava.settings import Settings
-from ragllava.stages.buckets import apply_changes, sync
+from ragllava.stages.buckets import apply_changes, inbox, sync
 from ragllava.stages.buckets.sync import ProcessedEvents
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, change_events
@@ -267,3 +267,127 @@ def test_pictures_of_the_other_bindings_are_ingested_at_the_first_tick(
             or "no-such" in streets.faults()[0].subject
             or ("Not..a" in streets.faults()[0].subject)
         )
+
+
+def no_outbox(streets: Streets) -> None:
+    streets.set_binding(options={})
+
+
+def unknown_answer_options(streets: Streets) -> None:
+    streets.set_binding(options={"outbox": f"s3://{streets.bucket.name}/out/", "answer": {"no such": 1}})
+
+
+def long_result_key(streets: Streets) -> None:
+    folders = "/".join(["f" * 200] * 4)
+    streets.set_binding(options={"outbox": f"s3://{streets.bucket.name}/out/{'o' * 200}/"})
+    streets.put(BAD, f"{folders}/b.jsonl", QUESTION)
+
+
+def long_number_in_a_question(streets: Streets) -> None:
+    streets.put(BAD, "b.jsonl", b'{"question": "x", "n": ' + b"9" * 4_301 + b"}\n")
+
+
+INBOX_POISONS: dict[str, Callable[[Streets], None]] = {
+    "no outbox": no_outbox,
+    "unknown options": unknown_answer_options,
+    "keys of results over 1,024 bytes": long_result_key,
+    "a number of 4,301 digits": long_number_in_a_question,
+    "a defect when it is read": defect_in(inbox, "read_questions", RuntimeError("a defect")),
+    "a defect when it is submitted": defect_in(sync, "submit_question_file", RecursionError()),
+}
+
+
+@pytest.mark.parametrize("poison", INBOX_POISONS.values(), ids=INBOX_POISONS)
+def test_question_files_of_the_other_inboxes_are_submitted_at_the_first_tick(
+    inboxes: Streets, poison: Callable[[Streets], None]
+) -> None:
+    for number in range(BINDINGS):
+        inboxes.put(number, "a.jsonl", QUESTION)
+    poison(inboxes)
+    inboxes.process_events()
+    assert inboxes.archives_with_job() >= set(range(BINDINGS)) - {BAD}
+
+
+def test_a_poisoned_binding_costs_the_others_no_statement(streets: Streets) -> None:
+    def fill(name: str) -> None:
+        for number in range(BINDINGS):
+            streets.put(number, name, b"not looked at here")
+
+    fill("a.png")
+    before = streets.statements(streets.process_events)
+    streets.end_ingest_jobs()
+    streets.process_events()
+    fill("b.png")
+    streets.objects.bad = f"{BAD:02}/"
+    assert streets.statements(streets.process_events) <= before + 3
+    assert [fault.subject for fault in streets.faults()] == [f"s3://{streets.bucket.name}/{BAD:02}/b.png"]
+
+
+def test_twenty_bad_objects_do_not_starve_the_others_of_their_binding(streets: Streets) -> None:
+    for number in range(30):
+        streets.put(BAD, f"bad/{number:02}.png", b"never given")
+    for number in range(60):
+        streets.put(BAD, f"good/{number:02}.png", b"not looked at here")
+    streets.objects.bad, streets.objects.error = f"{BAD:02}/bad/", SettingsError("AccessDenied")
+    added: set[str] = set()
+    for _ in range(4):
+        added.update(streets.process_events().changes.added)
+        with streets.engine.begin() as connection:
+            connection.execute(update(event_table).values(not_before=func.now()))
+    assert len(added) == 60
+    faults = streets.faults()
+    assert {fault.room for fault in faults} == {"object"} and sum(fault.number for fault in faults) == 30, faults
+
+
+def test_a_scan_of_all_archives_compares_the_others(streets: Streets) -> None:
+    for number in range(BINDINGS):
+        streets.bucket.put(f"{number:02}/a.png", b"not looked at here")
+    streets.objects.bad = f"{BAD:02}/"
+    reports = sync.scan(streets.engine, streets.settings, streets.objects)
+    assert [report.problem for report in reports].count(None) == BINDINGS - 1
+    assert reports[BAD].problem == "RuntimeError: a defect"
+    assert streets.archives_with_job() == set(range(BINDINGS)) - {BAD}
+
+
+def test_a_key_that_the_store_never_gives_is_recorded_once(streets: Streets) -> None:
+    store, key = streets.objects, f"{BAD:02}/a/../b.png"
+
+    class Listing(Store):
+        def list_external(self, bucket: str, prefix: str) -> Iterator[ObjectInfo]:
+            yield from super().list_external(bucket, prefix)
+            if prefix == f"{BAD:02}/":
+                yield ObjectInfo(key, 3, "etag", store.stat_external(bucket, f"{BAD:02}/a.png").modified_at)
+
+    streets.bucket.put(f"{BAD:02}/a.png", b"not looked at here")
+    streets.event(key)
+    assert streets.process_events().kept == 0, "trying again cannot help"
+    name = streets.bindings[BAD].archive
+    report = sync.scan(streets.engine, streets.settings, Listing(streets.settings), name)[0]
+    assert not report.failed and report.listed == 2
+    with streets.engine.begin() as connection:
+        [row] = connection.execute(select(object_table).where(object_table.c.key == key)).all()
+    assert row.kind == "other" and "'..'" in row.reason
+    again = sync.scan(streets.engine, streets.settings, Listing(streets.settings), name)[0]
+    assert not again.found_differences and not again.failed
+
+
+def test_an_outcome_between_observation_and_change_is_kept(streets: Streets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An observation of a caption is not stale because its picture got an image meanwhile; it must not remove that."""
+    streets.put(BAD, "a.png", b"not looked at here")
+    streets.process_events()
+    original = apply_changes.apply_observations
+
+    def settled_first(*args: Any) -> Any:
+        streets.end_ingest_jobs()
+        sync.settle(streets.engine)
+        return original(*args)
+
+    streets.bucket.client.put_object(
+        streets.bucket.name, f"{BAD:02}/a.png", io.BytesIO(b"not looked at here"), 18, metadata={"caption": "new"}
+    )
+    streets.event(f"{BAD:02}/a.png")
+    monkeypatch.setattr(sync, "apply_observations", settled_first)
+    streets.process_events()
+    with streets.engine.begin() as connection:
+        [row] = connection.execute(select(object_table)).all()
+    assert (row.caption, row.reason, row.file_no) == ("new", "a test", None)
