@@ -6,11 +6,15 @@ import logging
 import threading
 
 from ragllava.errors import ServiceUnavailable
+from ragllava.jobs.ending import end_jobs
 from ragllava.jobs.isolation import Isolation
 from ragllava.stages.buckets.received import drain_list
 from ragllava.stages.buckets.sync import process_events
+from ragllava.stages.erasing.steps import Eraser
 from ragllava.stages.maintenance.schedules import fire_due
 from ragllava.stages.results.finalize import publish_missing_results
+from ragllava.stores.database import in_transaction
+from ragllava.stores.jobs import workers
 from ragllava.training.request import submit_due_trainings
 from ragllava.training.scheduled import STARTERS
 from workers.app import app, dispatch_now
@@ -18,7 +22,17 @@ from workers.runtime import runtime
 
 log = logging.getLogger(__name__)
 
-TICK_STEPS = ("dispatch", "trainings", "schedules", "events of the Redis list", "events", "results")
+TICK_STEPS = (
+    "dispatch",
+    "trainings",
+    "schedules",
+    "events of the Redis list",
+    "events",
+    "ends of jobs",
+    "silent workers",
+    "results",
+    "removals",
+)
 
 _finishing = threading.Lock()
 _processing = threading.Lock()
@@ -56,10 +70,14 @@ def _process_events() -> None:
 
 
 def _finish_jobs() -> None:
+    """Write the results of ended jobs, and continue removals that were interrupted."""
     try:
         process = runtime()
         steps = Isolation(process.engine, "tick", TICK_STEPS)
+        steps.run("ends of jobs", end_jobs, process.engine)
+        steps.run("silent workers", in_transaction, process.engine, workers.remove_silent)
         steps.run("results", publish_missing_results, process.engine, process.resources.objects)
+        steps.run("removals", Eraser(process.engine, process.resources.objects).continue_all)
     except ServiceUnavailable as error:
         log.warning(str(error), extra={"action": "jobs_not_finished"})
     finally:

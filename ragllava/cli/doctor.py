@@ -123,6 +123,7 @@ def _services(settings: Settings) -> Iterator[Finding]:
     if services[0].answers:
         yield from _or_problem(_tables(settings), "services", "tables", "unknown")
         yield from _or_problem(_faults(settings), "faults", "faults", "unknown")
+        yield from _or_problem(_held_removals(settings), "archives", "removals", "unknown")
 
 
 def _tables(settings: Settings) -> Iterator[Finding]:
@@ -143,6 +144,17 @@ def _faults(settings: Settings) -> Iterator[Finding]:
             yield Finding("faults", fault.title, tries, f"{fault.title} does not succeed: {fault.reason}")
 
 
+def _held_removals(settings: Settings) -> Iterator[Finding]:
+    """Folders and buckets that lost so many pictures at once that these stay until somebody is asked."""
+    from ragllava.client import Client
+
+    if migrations.current(settings.require_database()) is None:
+        return
+    with Client(settings, name="ragllava-doctor", pool_size=1) as client:
+        for held in client.archives.held_removals():
+            yield Finding("archives", held.archive, f"{held.gone:,} of {held.pictures:,} pictures gone", held.problem)
+
+
 def _home(settings: Settings) -> Iterator[Finding]:
     existing = next(path for path in (settings.home.absolute(), *settings.home.absolute().parents) if path.exists())
     problem = f"{existing} cannot be written; set RAGLLAVA_HOME to a folder of yours"
@@ -161,7 +173,18 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     problem = f"only {_gib(memory.available)} of memory are available; the workers of profile mini need 2 GiB"
     value = f"{_gib(memory.available)} available of {_gib(memory.total)}"
     yield Finding("machine", "memory", value, problem if memory.available < _SMALLEST_MEMORY_BYTES else None)
+    yield from _or_problem(_decoders(), "machine", "decoders", "do not start")
     yield from _or_problem(_device(settings), "machine", "device", settings.device)
+
+
+def _decoders() -> Iterator[Finding]:
+    """What confines the processes that decode pictures here."""
+    from ragllava.imaging.sandbox import active_protections
+
+    active = active_protections()
+    value = f"confined by {' and '.join([*active, 'limits of memory and time'])}"
+    missing = [name for name in ("Landlock", "seccomp") if name not in active]
+    yield Finding("machine", "decoders", value + (f"; without {' and '.join(missing)}" if missing else ""))
 
 
 def _device(settings: Settings) -> Iterator[Finding]:

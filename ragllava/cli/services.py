@@ -15,7 +15,7 @@ from rich.table import Table
 
 import migrations
 from ragllava.cli.options import Problem, as_time, make_table
-from ragllava.client import Client, Fault, JobView, WorkerView
+from ragllava.client import Client, Fault, HeldRemoval, JobView, WorkerView
 from ragllava.errors import RagllavaError, ServiceUnavailable
 from ragllava.local.fleet import WorkerFleet, WorkerSpec, end_orphans
 from ragllava.local.processes import wait
@@ -76,7 +76,7 @@ def running_system(
 
     running = services.start(on_ready=echo_service)
     try:
-        migrations.upgrade(running.require_database())
+        migrations.upgrade(running.require_database_owner(), application_url=running.require_database())
         with Client(running, name="ragllava-up", pool_size=1) as client:
 
             def is_ready(name: str, running_for_s: float) -> bool:
@@ -135,6 +135,7 @@ class SystemStatus:
     jobs: list[JobView] = field(default_factory=list)  # the open ones
     events: dict[str, int] = field(default_factory=dict)  # counters of the events of buckets
     faults: list[Fault] = field(default_factory=list)  # parts of the work that are postponed, with the reason
+    held: list[HeldRemoval] = field(default_factory=list)  # pictures that are gone, too many to be believed
     problem: str | None = None  # why there are no workers and jobs to show
 
     @property
@@ -154,6 +155,7 @@ class SystemStatus:
             "open_jobs": [job.as_json() for job in self.jobs],
             "events": self.events,
             "faults": [fault.as_json() for fault in self.faults],
+            "held_removals": [asdict(held) for held in self.held],
         }
 
 
@@ -172,6 +174,7 @@ def status(settings: Settings) -> SystemStatus:
             view.events = client.system.events()
             if revision == migrations.newest():
                 view.faults = client.system.faults()
+            view.held = client.archives.held_removals()
     except RagllavaError as error:
         view.problem = str(error)
     return view
@@ -200,6 +203,7 @@ def status_lines(view: SystemStatus) -> Iterator[str | Table]:
     if view.faults:
         faults = ((fault.title, fault.attempts, as_time(fault.next_try_at), fault.reason) for fault in view.faults)
         yield make_table(("does not succeed", "tries", "next", "why"), faults)
+    yield from (Problem(held.problem) for held in view.held)
 
 
 def is_worker_ready(settings: Settings, name: str) -> bool:

@@ -10,6 +10,7 @@ from ragllava.client.connections import Namespace, forwarded
 from ragllava.stages.maintenance.inspect import Checked, Inspector, inspect
 from ragllava.stores.buckets import change_events
 from ragllava.stores.jobs.workers import list_workers
+from ragllava.stores.maintenance.erasures import list_erasures
 from ragllava.stores.maintenance.faults import list_faults
 
 
@@ -24,6 +25,7 @@ class System(Namespace):
     workers = forwarded(list_workers)
     faults = forwarded(list_faults)
     events = forwarded(_events)
+    erasures = forwarded(list_erasures)
 
     def inspect(self, on_progress: Callable[[str, int], None] = lambda _check, _number: None) -> Iterator[Checked]:
         """Compare rows with objects, embeddings with images, leases and queues; changes nothing. May take minutes.

@@ -42,11 +42,18 @@ from ragllava.stages.buckets.object_captions import (
     read_sidecar,
 )
 from ragllava.stores.archives import archive, image_changes
-from ragllava.stores.buckets import bindings, bound_objects, change_events, listed_captions, listings
+from ragllava.stores.buckets import (
+    bindings,
+    bound_objects,
+    change_events,
+    held_removals,
+    listed_captions,
+    listings,
+)
 from ragllava.stores.buckets.bindings import Binding, BindingRole
 from ragllava.stores.buckets.bound_objects import BoundObject, ObjectKind, ObjectState
 from ragllava.stores.buckets.change_events import ChangeEvent
-from ragllava.stores.buckets.listings import ListedObject
+from ragllava.stores.buckets.listings import ListedObject, MissingPictures
 from ragllava.stores.database import in_transaction, outside_transaction
 from ragllava.stores.objects import ObjectStore
 
@@ -85,6 +92,7 @@ class ScanReport:
     refused: dict[str, str] = field(default_factory=dict)
     refused_number: int = 0
     failed: dict[str, str] = field(default_factory=dict)  # by key: why the object could not be observed
+    held: int = 0  # objects that are gone, so many at once that their pictures stay
     problem: str | None = None  # why nothing was compared
 
     @property
@@ -100,6 +108,7 @@ class ScanReport:
             "address": self.address,
             "problem": self.problem,
             "listed": self.listed,
+            "held": self.held,
             "jobs": self.changes.job_ids,
             **{name: {"number": len(keys), "first": sorted(keys)[:SHOWN_NAMES]} for name, keys in named.items()},
             **{
@@ -140,8 +149,18 @@ def process_events(engine: Engine, settings: Settings, objects: ObjectStore) -> 
     return ProcessedEvents(len(claimed), kept, settled, total)
 
 
-def scan(engine: Engine, settings: Settings, objects: ObjectStore, archive_name: str | None = None) -> list[ScanReport]:
+def scan(
+    engine: Engine,
+    settings: Settings,
+    objects: ObjectStore,
+    archive_name: str | None = None,
+    *,
+    allow_removals: bool = False,
+) -> list[ScanReport]:
     """Compare the bound buckets of one archive, or of all, with the recorded states, and repair the differences.
+
+    When more than `settings.removals_share` of the pictures of a binding are gone, they and all other missing objects
+    of it stay, unless `allow_removals` is set.
 
     A bucket that cannot be compared (it is missing, it denies access) is the `problem` of its report, and the others
     are compared. Raises UsageError for an unknown archive and one without a binding. If nothing at all could be
@@ -160,7 +179,7 @@ def scan(engine: Engine, settings: Settings, objects: ObjectStore, archive_name:
         report = ScanReport(binding.address)
         reports.append(report)
         try:
-            _scan_binding(engine, settings, objects, binding, report)
+            _scan_binding(engine, settings, objects, binding, report, allow_removals=allow_removals)
         except Exception as error:
             report.problem = reason_of(error)
             errors.append(error)
@@ -304,7 +323,13 @@ def _apply_part(
 
 
 def _scan_binding(
-    engine: Engine, settings: Settings, objects: ObjectStore, binding: Binding, report: ScanReport
+    engine: Engine,
+    settings: Settings,
+    objects: ObjectStore,
+    binding: Binding,
+    report: ScanReport,
+    *,
+    allow_removals: bool,
 ) -> None:
     """Fills in `report`. Neither the listing nor the recorded states are in memory: the database compares them."""
     with outside_transaction(engine) as session:
@@ -317,6 +342,9 @@ def _scan_binding(
             raise UsageError(f"there is no bucket {binding.bucket}, so nothing was compared with it") from None
         listings.compare(session, binding.binding_id)
         _relink_images(engine, session, binding)
+        share = 1.0 if allow_removals else settings.removals_share
+        if in_transaction(engine, _hold, binding, listings.missing_pictures(session, binding.binding_id), share):
+            report.held = listings.leave_missing(session)
         refusals = listings.refusals(session, binding.binding_id, SHOWN_NAMES)
         report.refused, report.refused_number = refusals.first, refusals.number
         last = ""
@@ -332,6 +360,15 @@ def _scan_binding(
             report.failed |= applied.failed
             report.changes.add(applied.changes)
     in_transaction(engine, bindings.record_scan, binding.binding_id)
+
+
+def _hold(connection: Connection, binding: Binding, missing: MissingPictures, share: float) -> bool:
+    """Whether the missing objects are too many to be believed; recorded for `ragllava status`."""
+    if not held_removals.is_too_much(missing.number, missing.pictures, share):
+        held_removals.release(connection, binding.archive_id, binding.address)
+        return False
+    held_removals.hold(connection, binding.archive_id, binding.address, missing.number, missing.pictures)
+    return True
 
 
 def _apply_scanned(

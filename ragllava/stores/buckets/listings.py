@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, Text, text
 
-from ragllava.stores.database import copy_rows, records
+from ragllava.stores.database import copy_rows, record, records
 
 _listed_objects = Table(
     "listed_objects", MetaData(), Column("key", Text), Column("etag", Text), Column("size_bytes", BigInteger)
@@ -47,6 +47,14 @@ class Refusals:
 
     number: int
     first: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class MissingPictures:
+    """How many of the recorded pictures of a binding were not listed."""
+
+    number: int
+    pictures: int
 
 
 def begin(connection: Connection) -> None:
@@ -89,6 +97,21 @@ def add_lost(connection: Connection, keys: Sequence[str]) -> None:
         """),
         {"keys": list(keys)},
     )
+
+
+def missing_pictures(connection: Connection, binding_id: int) -> MissingPictures:
+    """The recorded pictures that were not listed."""
+    query = text("""
+        SELECT count(differing.key) AS number, count(*) AS pictures FROM bound_objects
+        LEFT JOIN differing_objects differing ON differing.key = bound_objects.key AND differing.etag IS NULL
+        WHERE binding_id = :binding_id AND kind = 'picture'
+    """)
+    return record(MissingPictures, connection.execute(query, {"binding_id": binding_id}).one())
+
+
+def leave_missing(connection: Connection) -> int:
+    """Leave out the objects that were not listed; returns how many."""
+    return connection.execute(text("DELETE FROM differing_objects WHERE etag IS NULL")).rowcount
 
 
 def differences(connection: Connection, after: str, limit: int) -> list[Difference]:
