@@ -15,6 +15,7 @@ from ragllava.errors import ServiceUnavailable, SettingsError
 from ragllava.settings import Settings
 from ragllava.stages.buckets import apply_changes, inbox, sync
 from ragllava.stages.buckets.sync import ProcessedEvents
+from ragllava.stages.ingest.uris import MAX_URI
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, change_events
 from ragllava.stores.buckets.bindings import Binding, BindingRole
@@ -337,6 +338,18 @@ def test_twenty_bad_objects_do_not_starve_the_others_of_their_binding(streets: S
     assert len(added) == 60
     faults = streets.faults()
     assert {fault.room for fault in faults} == {"object"} and sum(fault.number for fault in faults) == 30, faults
+
+
+def test_the_name_of_the_bucket_counts_for_the_longest_address(streets: Streets) -> None:
+    bucket = streets.bucket.name
+    fits = MAX_URI - len(f"s3://{bucket}/{BAD:02}/.png")
+    for length in (fits, fits + 1):
+        folders = ("ä" * 40 + "/") * (length // 241)  # 241 characters in an address, 81 bytes in a key
+        streets.put(BAD, f"{folders}{'x' * (length % 241)}.png", b"not looked at here")
+    streets.process_events()
+    with streets.engine.begin() as connection:
+        rows = connection.execute(select(object_table.c.reason, object_table.c.file_no)).all()
+    assert sorted((reason is None, file_no is None) for reason, file_no in rows) == [(False, True), (True, False)]
 
 
 def test_a_scan_of_all_archives_compares_the_others(streets: Streets) -> None:
