@@ -16,6 +16,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
@@ -73,6 +74,11 @@ def current(database_url: str) -> str | None:
     """The revision that the database is at, None for one that was never migrated."""
     with _connect(database_url) as connection:
         return MigrationContext.configure(connection).get_current_revision()
+
+
+def newest() -> str | None:
+    """The revision of this version of the program."""
+    return ScriptDirectory(str(Path(__file__).parent)).get_current_head()
 
 
 def differences(database_url: str) -> list[Any]:

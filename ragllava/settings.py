@@ -44,6 +44,10 @@ class Settings(BaseSettings):
     home: Path = Field(
         default_factory=default_home, description="Folder for the data, logs and passwords of the embedded services."
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="Form of log lines of workers and of the receiver: `text`, or `json`, one object for each line.",
+    )
 
     database_url: SecretStr | None = Field(
         default=None,

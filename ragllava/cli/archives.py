@@ -32,6 +32,7 @@ from ragllava.cli.options import (
     where_option,
     yes_option,
 )
+from ragllava.cli.terminal import echo
 from ragllava.errors import UsageError
 from ragllava.metadata import MAX_CAPTION
 
@@ -86,7 +87,7 @@ def ingest(
                 on_upload=lambda done, total: update(completed=done, total=total),
             )
         for line in _caption_lines(queued):
-            click.echo(line, err=True)
+            echo(line, err=True)
         follow(
             client,
             queued.job_id,
@@ -255,7 +256,7 @@ def unbind(name: str, address: str) -> None:
     """Stop following a part of a bucket in archive NAME; its images stay."""
     with connected() as client:
         binding = client.archives.unbind(name, address)
-    click.echo(f"{binding.address} is no longer bound; its images stay in the archive {binding.archive}")
+    echo(f"{binding.address} is no longer bound; its images stay in the archive {binding.archive}")
 
 
 @archive.command()
@@ -283,7 +284,7 @@ def rename(name: str, new: str) -> None:
     """
     with connected() as client:
         client.archives.rename(name, new)
-    click.echo(f"the archive {name} is called {new} now")
+    echo(f"the archive {name} is called {new} now")
 
 
 @archive.command("remove")

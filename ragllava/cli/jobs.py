@@ -17,6 +17,7 @@ from ragllava.cli.options import (
     wait_option,
     yes_option,
 )
+from ragllava.cli.terminal import echo
 
 if TYPE_CHECKING:
     from ragllava.client import Client
@@ -44,7 +45,7 @@ def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:
     )
     print_rows(newest, ("job", "kind", "archive", "state", "done", "of", "outcomes"), rows, as_json, none=none)
     if len(newest) == limit and not as_json:
-        click.echo(f"these are the newest {limit} jobs; --limit shows more", err=True)
+        echo(f"these are the newest {limit} jobs; --limit shows more", err=True)
 
 
 @jobs.command("show")
@@ -73,7 +74,7 @@ def cancel(job_id: int) -> None:
     """Stop a job; its answers so far stay."""
     with connected() as client:
         client.jobs.cancel(job_id)
-        click.echo(f"job {job_id} is {client.jobs.get(job_id).state.value}")
+        echo(f"job {job_id} is {client.jobs.get(job_id).state.value}")
 
 
 @jobs.command()
@@ -82,7 +83,7 @@ def pause(job_id: int) -> None:
     """Stop dispatching shards of a job."""
     with connected() as client:
         client.jobs.pause(job_id)
-    click.echo(f"job {job_id} is paused; `ragllava jobs resume {job_id}` continues it")
+    echo(f"job {job_id} is paused; `ragllava jobs resume {job_id}` continues it")
 
 
 @jobs.command()
@@ -91,7 +92,7 @@ def resume(job_id: int) -> None:
     """Continue a paused job."""
     with connected() as client:
         client.jobs.resume(job_id)
-    click.echo(f"job {job_id} is running again")
+    echo(f"job {job_id} is running again")
 
 
 @jobs.command()
@@ -100,7 +101,7 @@ def retry(job_id: int) -> None:
     """Try the failed, dead and cancelled inputs of an ended job again."""
     with connected() as client:
         number = client.jobs.retry(job_id)
-    click.echo(f"job {job_id}: {number} inputs are tried again" if number else f"job {job_id}: nothing to retry")
+    echo(f"job {job_id}: {number} inputs are tried again" if number else f"job {job_id}: nothing to retry")
 
 
 @jobs.command("remove")

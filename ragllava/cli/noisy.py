@@ -28,6 +28,7 @@ from ragllava.cli.options import (
     print_rows,
     yes_option,
 )
+from ragllava.cli.terminal import echo
 from ragllava.errors import UsageError
 from ragllava.records import NoisyReason, NoisyState
 
@@ -86,7 +87,7 @@ def list_noisy(archive: str, state: NoisyState | None, reason: NoisyReason | Non
     columns = ("job", "custom_id", "state", "reasons", "question", "answer")
     print_rows([_case_json(case) for case in cases], columns, map(_case_cells, cases), as_json, none=none)
     if len(cases) == limit and not as_json:
-        click.echo(f"the first {limit}; --limit shows more", err=True)
+        echo(f"the first {limit}; --limit shows more", err=True)
 
 
 @noisy.command("show")
@@ -167,9 +168,9 @@ def export_noisy(
     with connected() as client:
         tasks = client.reviews.export_tasks(archive, state=state, reason=reason, expires_s=expires_s)
         client.reviews.save_tasks(file, tasks, config)
-    click.echo(f"{file}: {len(tasks)} tasks")
+    echo(f"{file}: {len(tasks)} tasks")
     if config is not None:
-        click.echo(f"{config}: paste it into the project's labeling interface, Code")
+        echo(f"{config}: paste it into the project's labeling interface, Code")
 
 
 @noisy.command("import")

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import click
 
+from ragllava.cli.terminal import echo, make_console
 from ragllava.errors import InvalidInput, UsageError
+from ragllava.visible import visible, visible_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -232,16 +234,16 @@ def advising(skip_invalid: bool, done: str, does: str) -> Iterator[None]:
 def print_lines(file: Path, errors: Sequence[LineError], kind: str) -> None:
     """The first errors of a file, on standard error; `kind` is what its other lines are, such as `invalid`."""
     for error in errors[:SHOWN_LINES]:
-        click.echo(f"{file}, line {error.line}: {error.message} [{error.code}]", err=True)
+        echo(f"{file}, line {error.line}: {error.message} [{error.code}]", err=True)
     if len(errors) > SHOWN_LINES:
-        click.echo(f"… and {len(errors) - SHOWN_LINES} more {kind} lines", err=True)
+        echo(f"… and {len(errors) - SHOWN_LINES} more {kind} lines", err=True)
 
 
 def print_json(value: Any) -> None:
     """Indented, keys as given; records as their `as_json()` or by their fields, times in ISO 8601."""
     import json
 
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+    echo(visible_json(json.dumps(value, indent=2, ensure_ascii=False, default=_plain)))
 
 
 def fields_of(record: object, *names: str) -> dict[str, Any]:
@@ -258,7 +260,7 @@ def print_result(value: Any, shown: Iterable[str | Table], as_json: bool) -> Non
         if isinstance(item, Problem):
             print_problem(item)
         elif isinstance(item, str):
-            click.echo(item)
+            echo(item)
         else:
             print_table(item)
 
@@ -277,27 +279,27 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]], **style
 
     table = Table(*columns, **style)
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text("-" if cell is None else str(cell)) for cell in row))
+        # Escaped here as well, so that the width of a column is that of the text that is shown.
+        cells = ("-" if cell is None else cell if isinstance(cell, Text) else visible(str(cell)) for cell in row)
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
     return table
 
 
 def print_table(table: Table) -> None:
     """As wide as the terminal, with nothing cut; in a pipe or a file each row is one line."""
-    from rich.console import Console
 
     for column in table.columns:
         column.overflow = "fold"
-    console = Console(highlight=False, markup=False)  # a name may hold what looks like markup
+    console = make_console(highlight=False, markup=False)  # a name may hold what looks like markup
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=_PIPED_WIDTH)
+        console = make_console(highlight=False, markup=False, width=_PIPED_WIDTH)
     console.print(table)
 
 
 def print_problem(text: str) -> None:
     """One red line, which the terminal wraps; without colour where NO_COLOR is set."""
-    from rich.console import Console
 
-    Console().print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+    make_console().print(visible(text), style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def package_versions() -> dict[str, str | None]:

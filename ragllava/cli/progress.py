@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NoReturn
 
-import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,6 +20,7 @@ from rich.progress import (
 )
 
 from ragllava.cli.options import print_json
+from ragllava.cli.terminal import echo, make_console
 from ragllava.client import Client, RefreshView, ReindexingView, TaskView, TrainingView, is_success
 from ragllava.client.reporting import refresh_line
 from ragllava.jobs.control import JobView
@@ -47,7 +47,7 @@ def bars(console: Console) -> Iterator[Progress]:
 @contextmanager
 def bar(title: str, console: Console | None = None) -> Iterator[Callable[..., None]]:
     """One progress bar, on standard error by default; yields a function that sets `completed`, `total` and `note`."""
-    with bars(console or Console(stderr=True, highlight=False)) as progress:
+    with bars(console or make_console(stderr=True, highlight=False)) as progress:
         yield partial(progress.update, progress.add_task(title, total=None, note=""))
 
 
@@ -69,7 +69,7 @@ def wait_or_leave(client: Client, job_id: int, title: str, console: Console) -> 
     try:
         return wait_with_bar(client, job_id, title, console)
     except KeyboardInterrupt:
-        click.echo(
+        echo(
             f"job {job_id} keeps running in the background; `ragllava jobs show {job_id}` shows its progress", err=True
         )
         sys.exit(130)
@@ -78,7 +78,7 @@ def wait_or_leave(client: Client, job_id: int, title: str, console: Console) -> 
 def warn_without_worker(client: Client, queue: str) -> None:
     """Print that a job will wait, if no worker of its queue is ready."""
     if not any(queue in worker.queues and worker.is_ready for worker in client.system.workers()):
-        click.echo("no worker is ready for this job: it waits until `ragllava up` has started one", err=True)
+        echo("no worker is ready for this job: it waits until `ragllava up` has started one", err=True)
 
 
 def follow(
@@ -100,13 +100,13 @@ def follow(
     job = client.jobs.get(job_id)
     warn_without_worker(client, kind_of(job.kind).queue)
     if wait:
-        job = wait_or_leave(client, job_id, title, Console(stderr=as_json))
+        job = wait_or_leave(client, job_id, title, make_console(stderr=as_json))
     if as_json:
         print_json(job.as_json() | facts)
     elif wait:
-        click.echo("\n".join([outcome_line(job), *detail_lines(job), *_next_steps(job)]))
+        echo("\n".join([outcome_line(job), *detail_lines(job), *_next_steps(job)]))
     else:
-        click.echo(f"job {job_id} {state}: {inputs(job)}; `ragllava jobs show {job_id}` shows its progress")
+        echo(f"job {job_id} {state}: {inputs(job)}; `ragllava jobs show {job_id}` shows its progress")
     refused = job.reindexing is not None and job.reindexing.gate_status is ReindexStatus.REFUSED
     sys.exit(1 if has_failed or (wait and (not is_success(job.state) or refused)) else 0)
 

@@ -24,6 +24,7 @@ from ragllava.cli.options import (
     print_result,
     wait_option,
 )
+from ragllava.cli.terminal import echo
 
 
 @click.command()
@@ -115,11 +116,11 @@ def results(job_id: int, output: Path, with_metadata: bool) -> None:
             return
         saved = client.questions.save_results(job_id, output, with_metadata=with_metadata)
         job = client.jobs.get(job_id)
-    click.echo(f"{output}: {saved.lines} of {job.progress.total} lines")
+    echo(f"{output}: {saved.lines} of {job.progress.total} lines")
     if saved.errors:
-        click.echo(f"{output}.errors.jsonl: {saved.errors} lines that failed")
+        echo(f"{output}.errors.jsonl: {saved.errors} lines that failed")
     if not job.is_final:
-        click.echo(f"job {job_id} is still {job.state.value}: the other lines have no answer yet", err=True)
+        echo(f"job {job_id} is still {job.state.value}: the other lines have no answer yet", err=True)
 
 
 @click.command()
@@ -136,4 +137,4 @@ def report(job_id: int, output: Path) -> None:
     """Write a job's answers as one self-contained HTML page, with pictures and relevance bars."""
     with connected() as client:
         client.questions.save_report(job_id, output)
-    click.echo(f"{output}: open it in a browser")
+    echo(f"{output}: open it in a browser")

@@ -14,8 +14,8 @@ from typing import Any
 from rich.table import Table
 
 import migrations
-from ragllava.cli.options import Problem, make_table
-from ragllava.client import Client, HeldRemoval, JobView, WorkerView
+from ragllava.cli.options import Problem, as_time, make_table
+from ragllava.client import Client, Fault, HeldRemoval, JobView, WorkerView
 from ragllava.errors import RagllavaError, ServiceUnavailable
 from ragllava.local.fleet import WorkerFleet, WorkerSpec, end_orphans
 from ragllava.local.processes import wait
@@ -134,6 +134,7 @@ class SystemStatus:
     workers: list[WorkerView] = field(default_factory=list)
     jobs: list[JobView] = field(default_factory=list)  # the open ones
     events: dict[str, int] = field(default_factory=dict)  # counters of the events of buckets
+    faults: list[Fault] = field(default_factory=list)  # parts of the work that are postponed, with the reason
     held: list[HeldRemoval] = field(default_factory=list)  # pictures that are gone, too many to be believed
     problem: str | None = None  # why there are no workers and jobs to show
 
@@ -153,6 +154,7 @@ class SystemStatus:
             "workers": [asdict(worker) | {"is_ready": worker.is_ready} for worker in self.workers],
             "open_jobs": [job.as_json() for job in self.jobs],
             "events": self.events,
+            "faults": [fault.as_json() for fault in self.faults],
             "held_removals": [asdict(held) for held in self.held],
         }
 
@@ -164,11 +166,14 @@ def status(settings: Settings) -> SystemStatus:
     view = SystemStatus(str(services.home.root), owner.pid if owner else None, service_status(settings))
     try:
         with Client(settings, name="ragllava-status", pool_size=1) as client:
-            if migrations.current(settings.require_database()) is None:
+            revision = migrations.current(settings.require_database())
+            if revision is None:
                 raise ServiceUnavailable("the database has no tables yet; run `ragllava migrate` or `ragllava up`")
             view.workers = client.system.workers()
             view.jobs = client.jobs.list(only_open=True)
             view.events = client.system.events()
+            if revision == migrations.newest():
+                view.faults = client.system.faults()
             view.held = client.archives.held_removals()
     except RagllavaError as error:
         view.problem = str(error)
@@ -195,6 +200,9 @@ def status_lines(view: SystemStatus) -> Iterator[str | Table]:
     yield make_table(("job", "kind", "archive", "state", "done", "of"), jobs) if jobs else "no open jobs"
     if any(view.events.values()):
         yield "events: " + ", ".join(f"{number} {name}" for name, number in view.events.items())
+    if view.faults:
+        faults = ((fault.title, fault.attempts, as_time(fault.next_try_at), fault.reason) for fault in view.faults)
+        yield make_table(("does not succeed", "tries", "next", "why"), faults)
     yield from (Problem(held.problem) for held in view.held)
 
 

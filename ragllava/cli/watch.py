@@ -18,6 +18,7 @@ from ragllava.cli.options import (
     connected,
     print_problem,
 )
+from ragllava.cli.terminal import echo
 
 if TYPE_CHECKING:
     from ragllava.client import Client, WatchedFolder
@@ -79,7 +80,7 @@ def watch(
             if batch or first or client.archives.has_settled(watched):
                 first = False
                 _compare(client, watched)
-    click.echo("stopped")
+    echo("stopped")
 
 
 def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) -> None:
@@ -91,7 +92,7 @@ def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) ->
     except RagllavaError as error:  # a partially written caption file, a restarting database: the next call may succeed
         if always:
             raise
-        click.echo(f"ragllava: {error}", err=True)
+        echo(f"ragllava: {error}", err=True)
         return
     if changes.held:
         print_problem(
@@ -106,7 +107,7 @@ def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) ->
         if names
     ]
     job = f"; job {changes.job_id} ingests them" if changes.job_id else ""
-    click.echo(f"{watched.folder}: {changes.files} files, {', '.join(parts) or 'nothing new'}{job}")
+    echo(f"{watched.folder}: {changes.files} files, {', '.join(parts) or 'nothing new'}{job}")
 
 
 def _first_names(names: Sequence[str], most: int = 3) -> str:

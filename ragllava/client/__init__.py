@@ -45,6 +45,7 @@ from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.learning.registry import VersionView
 from ragllava.stores.learning.trainings import TrainingView
 from ragllava.stores.maintenance.erasures import ErasureView
+from ragllava.stores.maintenance.faults import Fault
 from ragllava.stores.maintenance.schedules import ScheduleView
 from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.training.request import TrainingPlan, TrainingRequest
@@ -59,6 +60,7 @@ __all__ = [
     "Columns",
     "Comparison",
     "ErasureView",
+    "Fault",
     "FoundImage",
     "HeldRemoval",
     "IndexDetails",

@@ -1,7 +1,8 @@
 """Result files out: one line for every input line, as JSONL, CSV or Parquet, and the file of errors.
 
-JSONL and Parquet contain everything as it is. CSV is for people and spreadsheets: evidence is in numbered columns, and
-a text that a spreadsheet would read as a formula gets an apostrophe in front (docs/reliability.md D16).
+JSONL and Parquet contain everything as it is. CSV is for people and spreadsheets: it begins with a byte order mark, by
+which Excel recognises UTF-8; all cells are quoted; evidence is in numbered columns; and where a spreadsheet would read
+a formula, an apostrophe is in front of it (docs/reliability.md D16).
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ _EVIDENCE_KEYS = (
 )
 _PREVIOUS_EVIDENCE_KEYS = ("image_id", "source")
 _ROWS_PER_GROUP = 10_000
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+# What begins a formula, also in full width. A tab or a line end before it is skipped by some spreadsheets.
+_FORMULA = re.compile(r"['\u200b\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20\t\r\n]")
+# A program that separates cells by semicolons or tabs, or that ignores quotes, begins a cell after these.
+_INNER_FORMULA = re.compile(r"([;\t\r\n]['\u200b\ufeff]*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,8 +302,8 @@ def _write_csv(rows: Iterable[ResultRow], path: Path, top_n: int, empty: ResultR
     count = 0
     columns = _csv_cells(empty, top_n)
     given = list(empty.given or {})
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(columns))
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, list(columns), quoting=csv.QUOTE_ALL)
         writer.writeheader()
         for row in rows:
             count += 1
@@ -309,11 +313,14 @@ def _write_csv(rows: Iterable[ResultRow], path: Path, top_n: int, empty: ResultR
 
 
 def _harmless(cell: Any) -> Any:
-    """A text that starts like a formula, with one more apostrophe in front; remove it to restore the text.
+    """A text with one more apostrophe before each place where a formula could begin; remove them to restore the text.
 
     Numbers stay as they are: they cannot contain a formula.
     """
-    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+    if not isinstance(cell, str):
+        return cell
+    cell = _INNER_FORMULA.sub(r"\1'", cell)
+    return f"'{cell}" if _FORMULA.match(cell) else cell
 
 
 # Parquet

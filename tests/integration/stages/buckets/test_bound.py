@@ -68,7 +68,7 @@ class Bound:
         """Scan, and run the jobs."""
         [report] = sync.scan(self.workshop.engine, self.workshop.settings, self.objects, ARCHIVE)
         self.workshop.run()
-        sync.settle(self.workshop.engine, self.objects)
+        sync.settle(self.workshop.engine)
         return report
 
     def captions(self) -> dict[str, str | None]:

@@ -26,6 +26,7 @@ from ragllava.records import (
     Question,
     StoredImage,
 )
+from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.results import results
 from ragllava.stages.results.results import Previous, ResultRow, output_file, write_errors, write_results
 
@@ -192,7 +193,7 @@ def test_every_format_has_the_previous_outcome(tmp_path: Path) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
@@ -203,7 +204,7 @@ def test_metadata_are_written_where_they_were_asked_for(tmp_path: Path) -> None:
         write_results(described, tmp_path / format, format, top_n=2, with_metadata=True)
     line = json.loads((tmp_path / "jsonl").read_text().splitlines()[0])
     assert line["evidence"][0]["metadata"] == {"city": "Köln", "tags": ["a"]}
-    rows = list(csv.DictReader((tmp_path / "csv").read_text("utf-8").splitlines()))
+    rows = list(csv.DictReader((tmp_path / "csv").read_text("utf-8-sig").splitlines()))
     cells = [[row[f"evidence_{no}_metadata"] for no in (1, 2)] for row in rows]
     assert cells == [['{"city": "Köln", "tags": ["a"]}', "{}"], ["", ""]]
     stored = parquet.read_table(tmp_path / "parquet").to_pylist()
@@ -271,7 +272,9 @@ def test_evidence_beyond_top_n_is_an_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum", "\tx", "\rx", "'=1", "''-"])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1", "@sum", "\tx", "\rx", "'=1", "''-", "＝1", "＋1", "－1", "＠sum", "\ufeff=1", "\nx"]
+)
 def test_no_text_of_a_csv_starts_a_formula(tmp_path: Path, text: str) -> None:
     path = tmp_path / "out.csv"
     write_results([ResultRow(1, text, text, AnswerStatus.ANSWERED, text)], path, FileFormat.CSV, top_n=1)
@@ -279,11 +282,32 @@ def test_no_text_of_a_csv_starts_a_formula(tmp_path: Path, text: str) -> None:
     assert row["custom_id"] == row["question"] == row["answer"] == "'" + text
 
 
-@pytest.mark.parametrize("text", ["'tis red", "a=b", " =1", "3 - 1", "", "'"])
+@pytest.mark.parametrize("text", ["'tis red", "a=b", " =1", "3 - 1", "", "'", "a; - b", "a;b"])
 def test_other_texts_of_a_csv_stay_as_they_are(tmp_path: Path, text: str) -> None:
     path = tmp_path / "out.csv"
     write_results([ResultRow(1, "a", text, AnswerStatus.ANSWERED, text)], path, FileFormat.CSV, top_n=1)
     assert read_csv(path)[0]["answer"] == text
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [("x;=1+1", "x;'=1+1"), ("x\t@sum", "x\t'@sum"), ("x\n-1", "x\n'-1"), ("x;＝1", "x;'＝1"), ("x;'=1", "x;''=1")],
+)
+def test_a_program_with_other_separators_finds_no_formula(tmp_path: Path, text: str, cell: str) -> None:
+    path = tmp_path / "out.csv"
+    write_results([ResultRow(1, "a", text, AnswerStatus.ANSWERED, text)], path, FileFormat.CSV, top_n=1)
+    assert read_csv(path)[0]["answer"] == cell
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        cells = [cell for row in csv.reader(file, delimiter=";", quoting=csv.QUOTE_NONE) for cell in row]
+    assert not any(cell.startswith(("=", "@", "-", "＝")) for cell in cells)
+
+
+def test_excel_recognises_the_encoding_and_our_readers_accept_it(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    write_results(ROWS, path, FileFormat.CSV, top_n=2)
+    content = path.read_bytes()
+    assert content.startswith(b'\xef\xbb\xbf"custom_id","line",'), "a byte order mark, and all cells are quoted"
+    assert [question.custom_id for question in read_questions(path, name="out.csv").valid] == ["a", "b", "d", "e"]
 
 
 def test_parquet_reads_back_equal_over_several_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
