@@ -188,7 +188,9 @@ def status_lines(view: SystemStatus) -> Iterator[str | Table]:
         for row in view.workers
     ]
     yield make_table(("worker", "queues", "slots", "state", "ready", "seen"), workers) if workers else "no workers"
-    jobs = [(job.job_id, job.kind, job.archive, job.state, job.progress.done, job.progress.total) for job in view.jobs]
+    jobs = [
+        (job.job_id, job.kind, job.archive, job.state_text, job.progress.done, job.progress.total) for job in view.jobs
+    ]
     yield make_table(("job", "kind", "archive", "state", "done", "of"), jobs) if jobs else "no open jobs"
     if any(view.events.values()):
         yield "events: " + ", ".join(f"{number} {name}" for name, number in view.events.items())

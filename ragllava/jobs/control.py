@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,7 +14,8 @@ from sqlalchemy import Connection, Row, Select, case, func, literal, select, upd
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
-from ragllava.jobs.kinds import JobDetail, kind_of
+from ragllava.jobs.dispatch import job_turns
+from ragllava.jobs.kinds import KINDS, JobDetail, kind_of
 from ragllava.jobs.queue import (
     Lease,
     cancel_open_shards,
@@ -58,6 +61,7 @@ class NewJob:
 class JobView:
     """A job as people see it. `archive` is `*` for a maintenance task that concerns all archives.
 
+    `jobs_before` counts the jobs that are served before the first shard of one that has not started; None for others.
     `detail` is what only its kind has; for the kinds that ship, `training`, `reindexing`, `task` and `refresh` give it
     with its type.
     """
@@ -75,6 +79,14 @@ class JobView:
     started_at: datetime | None
     finished_at: datetime | None
     detail: JobDetail | None = None
+    jobs_before: int | None = None
+
+    @property
+    def state_text(self) -> str:
+        """The state for people: of a job that has not started, how many jobs are served before it."""
+        if self.jobs_before is None:
+            return self.state.value
+        return f"waiting, {self.jobs_before} {'job' if self.jobs_before == 1 else 'jobs'} before it"
 
     @property
     def training(self) -> TrainingView | None:
@@ -114,6 +126,7 @@ class JobView:
             "archive": self.archive,
             "state": self.state.value,
             "priority": self.priority,
+            "jobs_before": self.jobs_before,
             "total": self.progress.total,
             "counts": self.progress.by_status,
             "error": self.error,
@@ -169,7 +182,7 @@ def view(connection: Connection, job_id: int) -> JobView:
     row = connection.execute(_select_jobs().where(jobs.c.id == job_id)).one_or_none()
     if row is None:
         raise _unknown_job(job_id)
-    return _as_view(connection, row)
+    return _as_views(connection, [row])[0]
 
 
 def has_ended(connection: Connection, job_id: int) -> bool:
@@ -190,7 +203,7 @@ def list_jobs(connection: Connection, *, limit: int = 50, only_open: bool = Fals
     query = _select_jobs().order_by(jobs.c.id.desc()).limit(limit)
     if only_open:
         query = query.where(jobs.c.finished_at.is_(None))
-    return [_as_view(connection, row) for row in connection.execute(query).all()]
+    return _as_views(connection, connection.execute(query).all())
 
 
 def troubled_shards(connection: Connection, job_id: int) -> list[ShardView]:
@@ -317,10 +330,43 @@ def _select_jobs() -> Select[Any]:
     return select(*columns).outerjoin_from(jobs, archives, archives.c.id == jobs.c.archive_id)
 
 
-def _as_view(connection: Connection, row: Row[Any]) -> JobView:
-    kind = kind_of(row.kind)
+def _as_views(connection: Connection, rows: Sequence[Row[Any]]) -> list[JobView]:
+    has_waiting = any(row.state == JobState.RUNNING and row.started_at is None for row in rows)
+    before = _jobs_before(connection) if has_waiting else {}
+    return [_as_view(connection, row, before.get(row.job_id)) for row in rows]
+
+
+def _jobs_before(connection: Connection) -> dict[int, int]:
+    """For each job that has not started: how many jobs of its queue are served before it, in the order of dispatch.
+
+    These are the jobs of higher priority, and of equal priority those that have a shard in flight or wait longer.
+    """
+    turns = job_turns()
+    columns = (turns, jobs.c.kind, jobs.c.priority, jobs.c.started_at)
+    rows = connection.execute(select(*columns).join(turns, turns.c.job_id == jobs.c.id)).all()
+    by_queue: dict[str, list[Row[Any]]] = defaultdict(list)
+    for row in rows:
+        by_queue[kind_of(row.kind).queue].append(row)
+
+    def is_before(other: Row[Any], job: Row[Any]) -> bool:
+        if other.job_id == job.job_id or other.priority != job.priority:
+            return bool(other.priority > job.priority)
+        is_served = other.started_at is not None and other.in_flight > 0
+        return is_served or (other.waiting_since, other.job_id) < (job.waiting_since, job.job_id)
+
+    return {
+        job.job_id: sum(is_before(other, job) for other in queue)
+        for queue in by_queue.values()
+        for job in queue
+        if job.started_at is None
+    }
+
+
+def _as_view(connection: Connection, row: Row[Any], jobs_before: int | None) -> JobView:
+    kind = KINDS.get(row.kind)  # None: of a newer version, which alone can count its inputs
     values = dict(row._mapping)
     values["state"] = JobState(row.state)
-    values["progress"] = Progress(values.pop("total"), kind.inputs.count(connection, row.job_id))
-    values["detail"] = kind.detail(connection, row.job_id, row.spec) if kind.detail else None
-    return JobView(**values)
+    counts = kind.inputs.count(connection, row.job_id) if kind else {}
+    values["progress"] = Progress(values.pop("total"), counts)
+    values["detail"] = kind.detail(connection, row.job_id, row.spec) if kind and kind.detail else None
+    return JobView(**values, jobs_before=jobs_before)

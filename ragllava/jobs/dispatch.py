@@ -13,15 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, and_, case, exists, func, select, text, update
+from sqlalchemy import Connection, Engine, Row, Subquery, and_, case, exists, func, select, text, update
 
 from ragllava.jobs.kinds import kind_of
-from ragllava.jobs.queue import cancel_open_shards, lock_shards, settle, unqueue
+from ragllava.jobs.queue import cancel_open_shards, is_known_kind, lock_shards, settle, unqueue
 from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction, seconds
-from ragllava.stores.schema import jobs, shards
+from ragllava.stores.schema import jobs, shards, workers
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +29,16 @@ IS_READY = and_(
     shards.c.state == ShardState.PENDING, (shards.c.not_before.is_(None)) | (shards.c.not_before <= func.now())
 )
 QUEUED = {"state": ShardState.QUEUED, "queued_at": func.now()}
-MESSAGES_PER_SLOT = 2  # enough that a slot never waits for the next message, few enough that order stays ours
+MESSAGES_PER_SLOT = 2  # a shard that runs and one that waits: a slot never waits, and the order stays ours
 
 
 @dataclass(frozen=True, slots=True)
 class ShardMessage:
-    """What travels through the broker. `urgent` messages overtake the others there as well."""
+    """What travels through the broker. Messages of higher priority overtake the others there as well."""
 
     shard_id: int
     queue: str
-    urgent: bool
+    priority: int
 
 
 Publish = Callable[[list[ShardMessage]], None]
@@ -67,24 +67,27 @@ def reap(connection: Connection, settings: Settings) -> int:
         shards.c.queued_at < func.now() - seconds(settings.queued_timeout_s),
         shards.c.job_id.in_(select(jobs.c.id).where(jobs.c.finished_at.is_(None))),
     )
-    cancelling = select(jobs.c.id).where(jobs.c.finished_at.is_(None), jobs.c.state == JobState.CANCELLING)
+    cancelling = select(jobs.c.id).where(
+        jobs.c.finished_at.is_(None), jobs.c.state == JobState.CANCELLING, is_known_kind()
+    )
     for job_id in connection.scalars(cancelling).all():
         cancel_open_shards(connection, job_id)
     return len(expired) + lost
 
 
 def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:
-    """Mark the next shards `queued`, at most two messages for each live slot, and return their messages.
+    """Mark the next shards `queued`, so that each live slot has one that runs and one that waits; returns their
+    messages.
 
-    Higher priority first; jobs of equal priority take turns. Messages of lower priority do not use up the room of
-    higher ones, so a single question never waits behind a bulk job's messages.
+    Higher priority first; jobs of equal priority take turns (`job_turns`). Shards of lower priority do not use up the
+    room of higher ones, so a single question never waits behind a bulk job's messages.
     """
-    space = _QueueSpace(live_slots(connection, settings), _queued_messages(connection))
+    space = _QueueSpace(live_slots(connection, settings), _queued_messages(connection) + _running(connection, settings))
     chosen: list[ShardMessage] = []
     for row in _pending(connection):
         queue = row.queue or kind_of(row.kind).queue
         if space.take(queue, row.priority):
-            chosen.append(ShardMessage(row.id, queue, urgent=row.priority > 0))
+            chosen.append(ShardMessage(row.id, queue, row.priority))
     if not chosen:
         return []
     ids = [message.shard_id for message in chosen]
@@ -102,17 +105,17 @@ def unpublish(connection: Connection, shard_ids: list[int]) -> None:
 
 @dataclass(frozen=True)
 class _QueueSpace:
-    """How many more messages each queue takes. `queued` counts messages by queue and priority."""
+    """How many more messages each queue takes. `taken` counts the shards in flight by queue and priority."""
 
     slots: dict[str, int]
-    queued: Counter[tuple[str, int]]
+    taken: Counter[tuple[str, int]]
 
     def take(self, queue: str, priority: int) -> bool:
         """Count one more message, if the queue has space for one of this priority."""
-        ahead = sum(n for (name, urgency), n in self.queued.items() if name == queue and urgency >= priority)
+        ahead = sum(n for (name, urgency), n in self.taken.items() if name == queue and urgency >= priority)
         if ahead >= MESSAGES_PER_SLOT * self.slots.get(queue, 0):
             return False
-        self.queued[queue, priority] += 1
+        self.taken[queue, priority] += 1
         return True
 
 
@@ -132,7 +135,7 @@ def _queued_messages(connection: Connection) -> Counter[tuple[str, int]]:
     rows = connection.execute(
         select(jobs.c.kind, shards.c.queue, _PRIORITY, func.count().label("number"))
         .join(shards, shards.c.job_id == jobs.c.id)
-        .where(jobs.c.finished_at.is_(None), shards.c.state == ShardState.QUEUED)
+        .where(jobs.c.finished_at.is_(None), is_known_kind(), shards.c.state == ShardState.QUEUED)
         .group_by(jobs.c.kind, shards.c.queue, _PRIORITY)
     )
     queued: Counter[tuple[str, int]] = Counter()
@@ -141,27 +144,76 @@ def _queued_messages(connection: Connection) -> Counter[tuple[str, int]]:
     return queued
 
 
+def _running(connection: Connection, settings: Settings) -> Counter[tuple[str, int]]:
+    """The shards that live workers run, by queue and priority; of each worker and priority no more than its slots.
+
+    A worker that was killed leaves shards that run on paper until they are reaped.
+    """
+    rows = connection.execute(
+        select(jobs.c.kind, shards.c.queue, _PRIORITY, func.least(func.count(), workers.c.slots).label("number"))
+        .join(shards, shards.c.job_id == jobs.c.id)
+        .join(workers, workers.c.name == shards.c.worker)
+        .where(
+            jobs.c.finished_at.is_(None),
+            is_known_kind(),
+            shards.c.state == ShardState.RUNNING,
+            workers.c.seen_at > func.now() - seconds(3 * settings.tick_s),
+        )
+        .group_by(jobs.c.kind, shards.c.queue, _PRIORITY, workers.c.name, workers.c.slots)
+    )
+    running: Counter[tuple[str, int]] = Counter()
+    for row in rows:
+        running[row.queue or kind_of(row.kind).queue, row.priority] += row.number
+    return running
+
+
+def job_turns() -> Subquery:
+    """For each open job: `in_flight`, its shards that are queued or run, and `waiting_since`, when its last shard was
+    queued, or the job created.
+
+    The next turn is that of the job with the fewest shards in flight, and of these of the one that waits longest. So
+    each job gets its share of the slots from its first shard on, and a stream of new jobs holds up no old one.
+    """
+    in_flight = shards.c.state.in_([ShardState.QUEUED, ShardState.RUNNING])
+    return (
+        select(
+            jobs.c.id.label("job_id"),
+            func.count().filter(in_flight).label("in_flight"),
+            func.coalesce(func.max(shards.c.queued_at), jobs.c.created_at).label("waiting_since"),
+        )
+        .join(shards, shards.c.job_id == jobs.c.id)
+        .where(jobs.c.finished_at.is_(None), jobs.c.state == JobState.RUNNING, is_known_kind())
+        .group_by(jobs.c.id)
+        .subquery("turns")
+    )
+
+
 def _pending(connection: Connection) -> Sequence[Row[Any]]:
-    turn = func.row_number().over(partition_by=shards.c.job_id, order_by=shards.c.lo)
+    turns = job_turns()
+    nth = func.row_number().over(partition_by=shards.c.job_id, order_by=shards.c.lo)
     sibling = shards.alias("sibling")
     open_siblings = exists().where(
         sibling.c.job_id == shards.c.job_id, sibling.c.id != shards.c.id, sibling.c.state.in_(OPEN_SHARD_STATES)
     )
     ready = (
-        select(shards.c.id, jobs.c.kind, shards.c.queue, _PRIORITY, jobs.c.id.label("job_id"), turn.label("turn"))
-        .join(jobs, jobs.c.id == shards.c.job_id)
-        .where(
-            jobs.c.finished_at.is_(None),
-            jobs.c.state == JobState.RUNNING,
-            IS_READY,
-            ~shards.c.is_last | ~open_siblings,
+        select(
+            shards.c.id,
+            jobs.c.kind,
+            shards.c.queue,
+            _PRIORITY,
+            jobs.c.id.label("job_id"),
+            (turns.c.in_flight + nth).label("turn"),
+            turns.c.waiting_since,
         )
+        .join(jobs, jobs.c.id == shards.c.job_id)
+        .join(turns, turns.c.job_id == jobs.c.id)
+        .where(IS_READY, ~shards.c.is_last | ~open_siblings)
         .subquery()
     )
     # One queue may be full while another is empty, so look at shards of each kind.
     rank = func.row_number().over(
         partition_by=func.coalesce(ready.c.queue, ready.c.kind),
-        order_by=(ready.c.priority.desc(), ready.c.turn, ready.c.job_id),
+        order_by=(ready.c.priority.desc(), ready.c.turn, ready.c.waiting_since, ready.c.job_id),
     )
     ranked = select(ready.c.id, ready.c.kind, ready.c.queue, ready.c.priority, rank.label("rank")).subquery()
     # Kinds may share a queue, so priority decides between them, too.

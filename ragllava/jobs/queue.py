@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, func, select, update
 
 from ragllava.errors import LeaseLost, ShardInterrupted
-from ragllava.jobs.kinds import Kind, kind_of
+from ragllava.jobs.kinds import KINDS, Kind, kind_of
 from ragllava.jobs.retry import Limits, NextStep, backoff_s, next_step
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.stores.database import record, seconds
@@ -218,14 +218,22 @@ def insert_shards(
 def lock_shards(
     connection: Connection, *conditions: ColumnElement[bool], skip_locked: bool = True
 ) -> Sequence[Row[Any]]:
-    """Lock shards of open jobs that meet the conditions; those that others have locked are left out or waited for."""
+    """Lock shards of open jobs that meet the conditions; those that others have locked are left out or waited for.
+
+    Jobs of a kind that this version does not have are left to the version that made them.
+    """
     return connection.execute(
         select(shards, jobs.c.kind, jobs.c.state.label("job_state"))
         .join(jobs)
-        .where(jobs.c.finished_at.is_(None), *conditions)
+        .where(jobs.c.finished_at.is_(None), is_known_kind(), *conditions)
         .order_by(shards.c.id)
         .with_for_update(of=shards, skip_locked=skip_locked)
     ).all()
+
+
+def is_known_kind() -> ColumnElement[bool]:
+    """The condition that this version knows the kind of a job."""
+    return jobs.c.kind.in_(list(KINDS))
 
 
 def close_job_if_ended(connection: Connection, job_id: int) -> None:

@@ -118,7 +118,7 @@ def test_an_urgent_job_overtakes_a_bulk_job_whose_messages_fill_the_queue(desk: 
     urgent = desk.questions_job(1, per_shard=1, priority=10)
     with desk.engine.begin() as connection:
         messages = dispatch.choose(connection, desk.settings)
-    assert [message.urgent for message in messages] == [True]
+    assert [message.priority for message in messages] == [10]
     lease = desk.claim(messages[0].shard_id)
     assert lease is not None and lease.job_id == urgent
 
