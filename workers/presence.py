@@ -33,6 +33,7 @@ class Presence:
         self.engine = engine
         self.name = name
         self.queues = queues
+        self.slots = slots
         self._state = "live"
         self._stop = threading.Event()
         in_transaction(engine, workers.register, name, queues, slots)
@@ -97,4 +98,6 @@ def _child_lost(exception: BaseException | None = None, args: Any = (), **_facts
     """The parent saw its child die or exceed its time limit: end the lease now instead of waiting for its deadline."""
     lost = isinstance(exception, (WorkerLostError, TimeLimitExceeded))
     if _presence is not None and lost and args and isinstance(args[0], int):
-        in_transaction(_presence.engine, queue.expire, args[0], _presence.name)
+        # With one slot, all shards of this worker were the child's: beside that of its message an urgent one.
+        shard_id = None if _presence.slots == 1 else args[0]
+        in_transaction(_presence.engine, queue.expire, _presence.name, shard_id)

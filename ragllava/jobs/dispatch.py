@@ -16,7 +16,15 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, Subquery, and_, case, exists, func, select, text, update
 
 from ragllava.jobs.kinds import kind_of
-from ragllava.jobs.queue import cancel_open_shards, is_known_kind, lock_shards, settle, unqueue
+from ragllava.jobs.queue import (
+    cancel_open_shards,
+    is_known_kind,
+    is_urgent,
+    is_waiting,
+    lock_shards,
+    settle,
+    unqueue,
+)
 from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.settings import Settings
@@ -96,6 +104,26 @@ def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:
     locked = set(connection.scalars(free))
     connection.execute(update(shards).where(shards.c.id.in_(locked)).values(QUEUED))
     return [message for message in chosen if message.shard_id in locked]
+
+
+def take_urgent(connection: Connection, kind: str) -> int | None:
+    """The first shard of an urgent job of this kind that waits; None without one.
+
+    It is marked `queued`, so that the caller can claim it as if its message had arrived. Others may be faster.
+    """
+    row = connection.execute(
+        select(shards.c.id, shards.c.state)
+        .join(jobs, jobs.c.id == shards.c.job_id)
+        .where(is_urgent(jobs, kind), is_waiting(shards))
+        .order_by(jobs.c.priority.desc(), jobs.c.id, shards.c.lo)
+        .limit(1)
+        .with_for_update(of=shards, skip_locked=True)
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.state == ShardState.PENDING:
+        connection.execute(update(shards).where(shards.c.id == row.id).values(QUEUED))
+    return int(row.id)
 
 
 def unpublish(connection: Connection, shard_ids: list[int]) -> None:

@@ -161,6 +161,10 @@ def test_one_question_overtakes_a_bulk_job(cluster: Cluster, tmp_path: Path) -> 
     wait_for("the bulk job to begin", lambda: count_answers(cluster) >= 1)
     row = cluster.client.questions.ask("quick?", "test", timeout_s=120)
     assert row.answer == "quick?"
+    with cluster.client.engine.begin() as connection:
+        of_bulk = select(shards.c.state, shards.c.epoch).where(shards.c.job_id == bulk, shards.c.epoch > 0)
+        begun = connection.execute(of_bulk).all()
+    assert [tuple(shard) for shard in begun] == [("running", 1)], "the question waited for the end of a shard"
     assert not cluster.client.jobs.get(bulk).is_final
     cluster.client.jobs.cancel(bulk)
     job = cluster.client.jobs.wait(bulk, timeout_s=60)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 
 import pytest
 from sqlalchemy import Engine, insert, select
 
-from ragllava.jobs import control, dispatch
+from ragllava.errors import LeaseLost, ShardInterrupted
+from ragllava.jobs import control, dispatch, queue
 from ragllava.jobs.queue import Lease
-from ragllava.records import Priority
+from ragllava.jobs.runner import ShardContext, run_shard
+from ragllava.records import JobKind, Priority
 from ragllava.settings import Settings
+from ragllava.stages.resources import Resources
 from ragllava.stores.schema import jobs, shards
 from tests.support.job_rows import WORKER, Desk
+from tests.support.waiting import wait_for
+from tests.support.workshop import stages_replaced
 
 
 @pytest.fixture
@@ -158,3 +164,75 @@ def test_a_job_that_has_not_started_says_how_many_jobs_are_before_it(desk: Desk,
     with engine.begin() as connection:
         control.pause(connection, first)
     assert (desk.job(first).jobs_before, desk.job(second).jobs_before) == (None, 1)
+
+
+def lease_until(desk: Desk, lease: Lease) -> datetime:
+    with desk.engine.begin() as connection:
+        row = connection.execute(select(shards).where(shards.c.id == lease.shard_id)).one()
+    until: datetime = row.lease_until
+    return until
+
+
+def test_a_look_at_a_lease_shows_what_waits_and_extends_nothing(desk: Desk, engine: Engine) -> None:
+    desk.questions_job(2, per_shard=1)
+    bulk = desk.claim_next()
+    until = lease_until(desk, bulk)
+    with engine.begin() as connection:
+        assert queue.watch(connection, bulk) == queue.Watched(None, urgent_waits=False)
+    first, second = (desk.questions_job(1, per_shard=1, priority=Priority.URGENT) for _ in range(2))
+    with engine.begin() as connection:
+        assert queue.watch(connection, bulk).urgent_waits
+        shard_id = dispatch.take_urgent(connection, bulk.kind)
+    assert shard_id is not None
+    urgent = desk.claim(shard_id)
+    assert urgent is not None and urgent.job_id == first
+    with engine.begin() as connection:
+        assert not queue.watch(connection, urgent).urgent_waits, "an urgent shard gives way to no other"
+        assert queue.watch(connection, bulk).urgent_waits, "the second one waits still"
+        control.cancel(connection, second)
+    with engine.begin() as connection:
+        assert not queue.watch(connection, bulk).urgent_waits
+        assert dispatch.take_urgent(connection, bulk.kind) is None
+        control.pause(connection, bulk.job_id)
+        assert isinstance(queue.watch(connection, bulk).error, ShardInterrupted)
+    assert lease_until(desk, bulk) == until
+    desk.expire_leases()
+    desk.dispatch()
+    with engine.begin() as connection:
+        assert isinstance(queue.watch(connection, bulk).error, LeaseLost)
+
+
+def test_cancel_is_noticed_between_two_heartbeats(desk: Desk, engine: Engine) -> None:
+    """The heartbeat extends the lease as seldom as its setting says; looks at the job are more frequent."""
+    rare = desk.settings.model_copy(update={"lease_s": 4000.0, "heartbeat_s": 2000.0})
+    job_id = desk.questions_job(1, per_shard=1)
+    [shard_id] = desk.dispatch()
+    leases: list[tuple[datetime, datetime]] = []
+
+    def stage(context: ShardContext[Resources]) -> None:
+        before = lease_until(desk, context.lease)
+        with engine.begin() as connection:
+            control.cancel(connection, job_id)
+        wait_for("the worker to notice the cancel", lambda: context.stop() is not None, 30)
+        leases.append((before, lease_until(desk, context.lease)))
+        context.check()
+
+    with stages_replaced({JobKind.ANSWER: stage}):
+        assert run_shard(shard_id, WORKER, rare, engine, None)
+    assert desk.job(job_id).progress.by_status == {"cancelled": 1}
+    [(before, after)] = leases
+    assert before == after
+
+
+def test_the_leases_of_a_child_that_died_end_together(desk: Desk, engine: Engine) -> None:
+    """A shard that gave way and the urgent one beside it."""
+    desk.live_worker("other@test")
+    desk.questions_job(4, per_shard=1)
+    first, second, third = desk.dispatch()[:3]
+    for shard_id, worker in ((first, WORKER), (second, WORKER), (third, "other@test")):
+        assert desk.claim(shard_id, worker)
+    with engine.begin() as connection:
+        queue.expire(connection, WORKER)
+    with engine.begin() as connection:
+        assert dispatch.reap(connection, desk.settings) == 2
+    assert desk.ids("running") == [third]
