@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 import migrations
 from ragllava.cli.options import Problem, make_table, package_versions
 from ragllava.errors import RagllavaError, SettingsError
-from ragllava.local.services import NOT_RUNNING, service_status
+from ragllava.local.services import NOT_RUNNING, LocalServices, service_status, worker_troubles
 from ragllava.models.profiles import find_model, get_profile, missing_models
 from ragllava.settings import Settings, load_settings, variable_of
 
@@ -120,6 +120,8 @@ def _services(settings: Settings) -> Iterator[Finding]:
             problem = f"{service.title} at {service.address} does not answer ({service.detail}); {action}"
         address = f"{service.address}: " if service.address else ""
         yield Finding("services", service.title, address + service.detail, problem)
+    for name, problem in worker_troubles(LocalServices(settings)).items():
+        yield Finding("services", f"worker {name}", "keeps dying", problem)
     if services[0].answers:
         yield from _or_problem(_tables(settings), "services", "tables", "unknown")
 
