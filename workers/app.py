@@ -81,14 +81,6 @@ def configuration() -> dict[str, Any]:
         "worker_max_memory_per_child": settings.worker_memory_mib * 1024 or None,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
-        "beat_schedule": {
-            "tick": {
-                "task": "ragllava.tick",
-                "schedule": settings.tick_s,
-                # A tick that waited longer than its period is useless: the next one is there.
-                "options": {"queue": "maint", "expires": settings.tick_s},
-            }
-        },
     }
 
 

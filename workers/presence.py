@@ -6,64 +6,98 @@ heartbeat, because a Celery task cannot notice a shutdown (celery#10276).
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import signals
 from sqlalchemy import Engine
 
 from ragllava import __version__
-from ragllava.errors import ServiceUnavailable
 from ragllava.jobs import queue
 from ragllava.settings import Settings, load_settings
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.jobs import workers
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
 
 
 class Presence:
     """Updates the row of one worker until the worker stops."""
 
     def __init__(self, settings: Settings, engine: Engine, name: str, queues: list[str], slots: int) -> None:
-        """Register the worker; its children report when their models are loaded."""
+        """Register the worker; its children report when their models are loaded. Raises ServiceUnavailable."""
         self._period_s = settings.tick_s
         self.engine = engine
         self.name = name
         self.queues = queues
         self.slots = slots
         self._state = "live"
+        self._versions: dict[str, str] = {}  # as the children have reported them
         self._stop = threading.Event()
+        self._changing = threading.Lock()
         in_transaction(engine, workers.register, name, queues, slots)
         threading.Thread(target=self._run, name="presence", daemon=True).start()
 
     def drain(self) -> None:
         """Ask the children to hand back unfinished work."""
         self._state = "draining"
-        self._beat()
+        self.beat()
 
     def leave(self) -> None:
         """Remove the row: this worker has stopped."""
         self._stop.set()
-        in_transaction(self.engine, workers.remove, self.name)
+        with self._changing:
+            in_transaction(self.engine, workers.remove, self.name)
+
+    def beat(self) -> None:
+        """Record that the worker is alive. A row that was removed meanwhile is made again, as it was."""
+        with self._changing:
+            if self._stop.is_set():
+                return
+            versions = in_transaction(self.engine, workers.beat, self.name, self._state)
+            if versions is not None:
+                self._versions = versions
+                return
+            log.warning("the row of this worker is gone", extra={"action": "worker_registered", "worker": self.name})
+            in_transaction(self.engine, workers.register, self.name, self.queues, self.slots)
+            in_transaction(self.engine, workers.report_ready, self.name, self._versions)
+            in_transaction(self.engine, workers.beat, self.name, self._state)
 
     def _run(self) -> None:
         while not self._stop.wait(self._period_s):
-            self._beat()
-
-    def _beat(self) -> None:
-        try:
-            in_transaction(self.engine, workers.beat, self.name, self._state)
-        except ServiceUnavailable as error:
-            log.warning(str(error), extra={"action": "presence_missed", "worker": self.name})
+            try:
+                self.beat()
+            except Exception as error:  # noqa: BLE001 - a worker without a beat is alive and gets no work
+                log.warning(str(error), extra={"action": "presence_missed", "worker": self.name})
 
 
 _presence: Presence | None = None  # of this process; Celery's signals carry no state of ours
 
 
+def ends_on_failure(step: Callable[P, None]) -> Callable[P, None]:
+    """A signal handler whose failure ends the worker with exit code 1, and its reason as the last line.
+
+    Celery ignores errors of a handler: the worker would look alive and get no work.
+    """
+
+    @functools.wraps(step)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            step(*args, **kwargs)
+        except Exception as error:
+            log.critical(str(error), extra={"action": "worker_unusable"})
+            raise SystemExit(1) from error
+
+    return run
+
+
 @signals.celeryd_after_setup.connect
+@ends_on_failure
 def _register(sender: str, instance: Any, **_facts: Any) -> None:
     global _presence  # noqa: PLW0603
     settings = load_settings()
@@ -74,10 +108,17 @@ def _register(sender: str, instance: Any, **_facts: Any) -> None:
 
 
 @signals.worker_ready.connect
+@ends_on_failure
 def _ready(**_facts: Any) -> None:
     """The maintenance worker has no models and is ready now; children report for the others (workers/runtime.py)."""
-    if _presence is not None and _presence.queues == ["maint"]:
+    if _presence is None:
+        return
+    if _presence.queues == ["maint"]:
         in_transaction(_presence.engine, workers.report_ready, _presence.name, {"ragllava": __version__})
+    if "maint" in _presence.queues:
+        from workers import schedule  # of this worker alone: it loads what the tick does
+
+        schedule.start_ticking()
 
 
 @signals.worker_shutting_down.connect

@@ -6,9 +6,11 @@ Made once in the process that runs the tasks, after fork or spawn (docs/reliabil
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 import signal
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,8 @@ from celery import signals
 from sqlalchemy import Engine
 
 from ragllava import __version__
-from ragllava.errors import DeviceLost, ModelUnavailable, SettingsError
+from ragllava.errors import DeviceLost, RagllavaError, ServiceUnavailable
+from ragllava.jobs import control
 from ragllava.jobs.kinds import KINDS
 from ragllava.jobs.runner import run_shard
 from ragllava.settings import Settings, load_settings
@@ -27,6 +30,9 @@ from ragllava.stores.learning import registry
 from workers.app import MESSAGE_VERSION, dispatch_now
 
 log = logging.getLogger(__name__)
+
+_LONGEST_DELAY_S = 30.0
+_FIRST_STEP_BACK_S, _LONGEST_STEP_BACK_S = 0.05, 5.0
 
 
 @dataclass(frozen=True)
@@ -50,19 +56,34 @@ def runtime() -> Runtime:
 def _load_models(sender: str | None = None, **_facts: Any) -> None:
     """Before the first shard: load the models that this worker's queues need, score one pair, report ready.
 
-    Celery ignores errors of a signal handler, so a worker that can never serve ends itself, with the reason as its
-    last line.
+    While a service is away, this is tried again, for ever. Celery ignores errors of a signal handler, so a worker that
+    can never serve ends itself, with the reason as its last line and exit code 1.
     """
-    try:
-        _get_ready(str(sender))
-    except (SettingsError, ModelUnavailable) as error:
-        log.critical(str(error), extra={"action": "worker_unusable", "worker": sender})
-        os.kill(os.getppid(), signal.SIGTERM)
+    if sender is None:  # of the pool `solo`, which has no child process
+        return
+    for attempt in itertools.count():
+        try:
+            _get_ready(sender)
+            return
+        except ServiceUnavailable as error:
+            delay_s = min(_LONGEST_DELAY_S, 2.0 ** min(attempt, 10))
+            log.warning(f"{error}; next attempt in {delay_s:g} s", extra={"action": "worker_waits", "worker": sender})
+            time.sleep(delay_s)
+        except Exception as error:
+            log.critical(
+                str(error) or type(error).__name__,
+                exc_info=None if isinstance(error, RagllavaError) else error,
+                extra={"action": "worker_unusable", "worker": sender},
+            )
+            os.kill(os.getppid(), signal.SIGQUIT)  # after SIGTERM its exit code would be 0
+            return
 
 
 def _get_ready(name: str) -> None:
     process = runtime()
-    queues = {row.name: row.queues for row in in_transaction(process.engine, workers.list_workers)}.get(name, [])
+    queues = {row.name: row.queues for row in in_transaction(process.engine, workers.list_workers)}.get(name)
+    if queues is None:
+        raise ServiceUnavailable(f"the row of worker {name} is gone; its parent process makes it again")
     if queues == ["train"]:
         os.nice(process.settings.train_niceness)
     else:
@@ -90,10 +111,24 @@ def run_message(shard_id: int, message_version: int, worker: str) -> None:
             extra={"action": "message_dropped", "shard": shard_id, "version": message_version},
         )
         return
+    passed_on = False
     try:
-        run_shard(shard_id, worker, process.settings, process.engine, process.resources)
+        if not run_shard(shard_id, worker, process.settings, process.engine, process.resources):
+            passed_on = in_transaction(process.engine, control.pass_on, shard_id, worker, process.settings)
     except DeviceLost:
         # A broken CUDA context cannot be repaired: only a new process helps. The shard is recorded as failed already.
         log.critical("device lost, this process ends", extra={"action": "device_lost", "shard": shard_id})
         os._exit(70)
     dispatch_now(process.engine, process.settings)
+    _step_back(passed_on)
+
+
+def _step_back(passed_on: bool) -> None:
+    """Leave the next messages to other workers for a while if this one cannot do what it gets: longer each time."""
+    global _passed_on  # noqa: PLW0603
+    _passed_on = _passed_on + 1 if passed_on else 0
+    if _passed_on:
+        time.sleep(min(_LONGEST_STEP_BACK_S, _FIRST_STEP_BACK_S * 2.0 ** min(_passed_on, 10)))
+
+
+_passed_on = 0  # messages in a row that this process passed on

@@ -27,12 +27,15 @@ from ragllava.jobs.queue import (
 )
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
 from ragllava.records import Progress
+from ragllava.settings import Settings
 from ragllava.stores.archives.reindex_items import ReindexingView
 from ragllava.stores.database import records
+from ragllava.stores.jobs import workers
 from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.learning.trainings import TrainingView
 from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.stores.schema import archives, jobs, shards
+from ragllava.stores.schema import workers as workers_table
 
 ALL_ARCHIVES = "*"  # no archive can have this name
 
@@ -290,16 +293,53 @@ def fail_unreconciled(connection: Connection, job: JobView, problem: str) -> Non
         connection.execute(same_run.values(state=JobState.FAILED, error=problem))
 
 
-def refuse(connection: Connection, lease: Lease, reason: str) -> None:
-    """End a job that cannot be done (its index belongs to another retriever, …) with the reason.
+def refuse(connection: Connection, lease: Lease, reason: str, settings: Settings) -> None:
+    """A worker cannot do a job (its index belongs to another retriever, …): leave the job to the other workers.
 
-    Nothing happens when the lease is lost: perhaps the worker that has it now can do the job.
+    The shard is handed back, and this worker claims none of the job any more. When no other live worker is left that
+    may be able to do it, the job ends with the reason. Nothing happens when the lease is lost.
     """
     if not hand_back(connection, lease):
         return
-    connection.execute(update(jobs).where(jobs.c.id == lease.job_id).values(error=reason))
-    end_open_shards(connection, lease.job_id, kind_of(lease.kind).refused, reason)
-    close_job_if_ended(connection, lease.job_id)
+    is_worker = workers.note_refusal(connection, lease.worker, lease.job_id, reason)
+    if not is_worker or not _can_anyone_else(connection, lease.job_id, lease.shard_id, settings):
+        _end_refused(connection, lease.job_id, reason)
+
+
+def pass_on(connection: Connection, shard_id: int, worker: str, settings: Settings) -> bool:
+    """Give back a queued shard whose message has reached a worker that has refused its job; True if that is so.
+
+    The shard is pending again at once. When no other live worker is left, the job ends with the reason.
+    """
+    row = connection.execute(
+        select(shards.c.job_id, workers_table.c.refused)
+        .join(workers_table, workers_table.c.name == worker)
+        .where(shards.c.id == shard_id, shards.c.state == ShardState.QUEUED, workers.has_refused(shards.c.job_id))
+    ).one_or_none()
+    if row is None:
+        return False
+    if not _can_anyone_else(connection, row.job_id, shard_id, settings):
+        _end_refused(connection, row.job_id, row.refused[str(row.job_id)])
+    else:
+        unqueue(connection, shards.c.id == shard_id)
+    return True
+
+
+def _can_anyone_else(connection: Connection, job_id: int, shard_id: int, settings: Settings) -> bool:
+    """Whether another worker may do the job, or one that was seen lately and may return."""
+    query = select(jobs.c.kind, shards.c.queue).join(shards).where(shards.c.id == shard_id)
+    row = connection.execute(query).one()
+    within_s = max(3 * settings.tick_s, settings.lease_s)
+    return workers.can_anyone_else(connection, job_id, row.queue or kind_of(row.kind).queue, within_s)
+
+
+def _end_refused(connection: Connection, job_id: int, reason: str) -> None:
+    job = _lock_job(connection, job_id)
+    if job.finished_at is not None:
+        return
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(error=reason))
+    end_open_shards(connection, job_id, kind_of(job.kind).refused, reason)
+    close_job_if_ended(connection, job_id)
 
 
 def _move(connection: Connection, job_id: int, allowed: tuple[JobState, ...], to: JobState, verb: str) -> None:

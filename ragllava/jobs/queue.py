@@ -22,6 +22,7 @@ from ragllava.records import Priority
 from ragllava.stores.database import record, seconds
 from ragllava.stores.jobs import job_ends
 from ragllava.stores.jobs.outcomes import Reconciliation, reconcile
+from ragllava.stores.jobs.workers import has_refused
 from ragllava.stores.schema import jobs, shards, workers
 
 _BY_USER = "cancelled by the user"
@@ -48,7 +49,11 @@ class Lease:
 
 
 def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) -> Lease | None:
-    """Take a queued shard of a running job. Of any number of callers exactly one gets the lease; the others None."""
+    """Take a queued shard of a running job. Of any number of callers exactly one gets the lease; the others None.
+
+    A worker that has refused the job gets none either.
+    """
+    unfit = exists().where(workers.c.name == worker, has_refused(shards.c.job_id))
     row = connection.execute(
         update(shards)
         .where(
@@ -56,6 +61,7 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
             shards.c.state == ShardState.QUEUED,
             jobs.c.id == shards.c.job_id,
             jobs.c.state == JobState.RUNNING,
+            ~unfit,
         )
         .values(
             state=ShardState.RUNNING,

@@ -121,8 +121,8 @@ def _record_failure(
         in_transaction(engine, queue.hand_back, lease)
         log.info(message, extra={"action": "shard_handed_back", **facts})
     elif isinstance(error, JobRefused):
-        in_transaction(engine, control.refuse, lease, message)
-        log.error(message, extra={"action": "job_refused", **facts})
+        in_transaction(engine, control.refuse, lease, message, settings)
+        log.error(message, extra={"action": "job_refused", "worker": lease.worker, **facts})
     elif isinstance(error, RagllavaError) and error.retryable:
         in_transaction(engine, queue.fail, lease, message, Limits.of(settings), is_transient=True)
         log.info(message, extra={"action": "shard_retry", **facts})
@@ -174,8 +174,8 @@ class _UrgentShards:
         if shard_id is None:
             return False
         lease = in_transaction(self.engine, queue.claim, shard_id, self.lease.worker, self.settings.lease_s)
-        if lease is None:  # another worker was faster
-            return True
+        if lease is None:  # another worker was faster, or this one cannot do the job; a later look tells
+            return False
         in_transaction(self.engine, queue.count_attempt, self.lease, -1)
         log.info("gives way", extra={"action": "gave_way", "shard": self.lease.shard_id, "to": shard_id})
         _run_lease(lease, self.settings, self.engine, self.resources)

@@ -54,7 +54,7 @@ def flush_redis(cluster: Cluster) -> None:
 def start_fragile(cluster: Cluster, *names: str) -> None:
     for name in names:
         cluster.start(name, "query", FRAGILE)
-    cluster.start("maint", "maint", FRAGILE, beat=True)
+    cluster.start("maint", "maint", FRAGILE, ticks=True)
     cluster.wait_ready(*names)
 
 
@@ -63,7 +63,7 @@ def test_300_questions_survive_three_killed_workers_and_two_emptied_brokers(clus
     """The real models answer; afterwards every question has exactly one answer, and the right one."""
     archive = draw_archive(seed=51, images=80, questions=300)
     written = write_archive(tmp_path / "postcards", archive)
-    cluster.start("maint", "maint", beat=True)
+    cluster.start("maint", "maint", ticks=True)
     cluster.start("ingest", "ingest")
     for name in ("first", "second"):
         cluster.start(name, "query")
