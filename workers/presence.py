@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any, ParamSpec
@@ -25,6 +27,8 @@ from ragllava.stores.jobs import workers
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 
+FAILURE_SIGNAL = signal.SIGUSR2  # from a child to its parent
+
 
 class Presence:
     """Updates the row of one worker until the worker stops."""
@@ -36,6 +40,7 @@ class Presence:
         self.name = name
         self.queues = queues
         self.slots = slots
+        self.is_solo = self.has_failed = False
         self._state = "live"
         self._versions: dict[str, str] = {}  # as the children have reported them
         self._stop = threading.Event()
@@ -105,14 +110,30 @@ def _register(sender: str, instance: Any, **_facts: Any) -> None:
     engine = make_engine(settings.require_database(), pool_size=1, name=f"presence {sender}")
     names = sorted(instance.app.amqp.queues.consume_from)
     _presence = Presence(settings, engine, sender, names, instance.concurrency)
+    signal.signal(FAILURE_SIGNAL, _fail)
+    _presence.is_solo = instance.pool_cls.__module__ == "celery.concurrency.solo"
+
+
+def _fail(*_: object) -> None:
+    """A child can never serve: stop as after SIGTERM, and with exit code 1."""
+    if _presence is not None:
+        _presence.has_failed = True
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @signals.worker_ready.connect
 @ends_on_failure
 def _ready(**_facts: Any) -> None:
-    """The maintenance worker has no models and is ready now; children report for the others (workers/runtime.py)."""
+    """The maintenance worker has no models and is ready now; children report for the others (workers/runtime.py).
+
+    A worker of the pool `solo` has no child, and loads its models here.
+    """
     if _presence is None:
         return
+    if _presence.is_solo and _presence.queues != ["maint"]:
+        from workers import runtime
+
+        runtime.get_ready(_presence.name)
     if _presence.queues == ["maint"]:
         in_transaction(_presence.engine, workers.report_ready, _presence.name, {"ragllava": __version__})
     if "maint" in _presence.queues:
@@ -129,8 +150,10 @@ def _drain(**_facts: Any) -> None:
 
 
 @signals.worker_shutdown.connect
-def _leave(**_facts: Any) -> None:
+def _leave(sender: Any, **_facts: Any) -> None:
     if _presence is not None:
+        if _presence.has_failed:
+            sender.exitcode = 1  # Celery's would be 0
         _presence.leave()
 
 

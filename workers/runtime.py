@@ -9,11 +9,11 @@ import functools
 import itertools
 import logging
 import os
-import signal
 import time
 from dataclasses import dataclass
 from typing import Any
 
+from billiard import current_process
 from celery import signals
 from sqlalchemy import Engine
 
@@ -28,6 +28,7 @@ from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.jobs import workers
 from ragllava.stores.learning import registry
 from workers.app import MESSAGE_VERSION, dispatch_now
+from workers.presence import FAILURE_SIGNAL
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +60,11 @@ def _load_models(sender: str | None = None, **_facts: Any) -> None:
     While a service is away, this is tried again, for ever. Celery ignores errors of a signal handler, so a worker that
     can never serve ends itself, with the reason as its last line and exit code 1.
     """
-    if sender is None:  # of the pool `solo`, which has no child process
+    if current_process().name == "MainProcess":  # of the pool `solo`: workers/presence.py
         return
     for attempt in itertools.count():
         try:
-            _get_ready(sender)
+            get_ready(str(sender))
             return
         except ServiceUnavailable as error:
             delay_s = min(_LONGEST_DELAY_S, 2.0 ** min(attempt, 10))
@@ -75,11 +76,12 @@ def _load_models(sender: str | None = None, **_facts: Any) -> None:
                 exc_info=None if isinstance(error, RagllavaError) else error,
                 extra={"action": "worker_unusable", "worker": sender},
             )
-            os.kill(os.getppid(), signal.SIGQUIT)  # after SIGTERM its exit code would be 0
+            os.kill(os.getppid(), FAILURE_SIGNAL)
             return
 
 
-def _get_ready(name: str) -> None:
+def get_ready(name: str) -> None:
+    """Load what the queues of this worker need, and report ready. Raises ServiceUnavailable, ModelUnavailable, …"""
     process = runtime()
     queues = {row.name: row.queues for row in in_transaction(process.engine, workers.list_workers)}.get(name)
     if queues is None:
