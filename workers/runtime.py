@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 
 from ragllava import __version__
 from ragllava.errors import DeviceLost, RagllavaError, ServiceUnavailable
-from ragllava.jobs import control
+from ragllava.jobs import ending
 from ragllava.jobs.kinds import KINDS
 from ragllava.jobs.runner import run_shard
 from ragllava.settings import Settings, load_settings
@@ -116,7 +116,7 @@ def run_message(shard_id: int, message_version: int, worker: str) -> None:
     passed_on = False
     try:
         if not run_shard(shard_id, worker, process.settings, process.engine, process.resources):
-            passed_on = in_transaction(process.engine, control.pass_on, shard_id, worker, process.settings)
+            passed_on = ending.pass_on(process.engine, shard_id, worker, process.settings)
     except DeviceLost:
         # A broken CUDA context cannot be repaired: only a new process helps. The shard is recorded as failed already.
         log.critical("device lost, this process ends", extra={"action": "device_lost", "shard": shard_id})

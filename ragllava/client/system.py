@@ -10,6 +10,7 @@ from ragllava.client.connections import Namespace, forwarded
 from ragllava.stages.maintenance.inspect import Checked, Inspector, inspect
 from ragllava.stores.buckets import change_events
 from ragllava.stores.jobs.workers import list_workers
+from ragllava.stores.maintenance.erasures import list_erasures
 
 
 def _events(connection: Connection) -> dict[str, int]:
@@ -22,6 +23,7 @@ class System(Namespace):
 
     workers = forwarded(list_workers)
     events = forwarded(_events)
+    erasures = forwarded(list_erasures)
 
     def inspect(self, on_progress: Callable[[str, int], None] = lambda _check, _number: None) -> Iterator[Checked]:
         """Compare rows with objects, embeddings with images, leases and queues; changes nothing. May take minutes.

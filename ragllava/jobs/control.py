@@ -17,12 +17,14 @@ from ragllava.errors import UsageError
 from ragllava.jobs.dispatch import job_turns
 from ragllava.jobs.kinds import KINDS, JobDetail, kind_of
 from ragllava.jobs.queue import (
+    ENDED_AT_ONCE,
     Lease,
-    cancel_open_shards,
+    cancel_waiting_shards,
     close_job_if_ended,
-    end_open_shards,
+    end_waiting_shards,
     hand_back,
     insert_shards,
+    lock_job,
     unqueue,
 )
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
@@ -220,9 +222,16 @@ def troubled_shards(connection: Connection, job_id: int) -> list[ShardView]:
 
 
 def cancel(connection: Connection, job_id: int) -> None:
-    """Stop a job: waiting shards are cancelled now, running ones stop at their next sub-batch. Outcomes stay."""
-    _move(connection, job_id, (JobState.RUNNING, JobState.PAUSED), JobState.CANCELLING, "cancelled")
-    cancel_open_shards(connection, job_id)
+    """Stop a job: its running shards stop at their next sub-batch. Outcomes stay.
+
+    The waiting shards of a small job are cancelled now; those of a large one by `end_job` (jobs/ending.py), after the
+    commit: the job's row must not be locked meanwhile.
+    """
+    total = _move(connection, job_id, (JobState.RUNNING, JobState.PAUSED), JobState.CANCELLING, "cancelled")
+    if total <= ENDED_AT_ONCE:
+        while cancel_waiting_shards(connection, job_id):
+            pass
+        close_job_if_ended(connection, job_id)
 
 
 def pause(connection: Connection, job_id: int) -> None:
@@ -248,7 +257,7 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     kind = kind_of(name)
     if kind.guard_retry is not None:
         kind.guard_retry(connection, job_id)
-    job = _lock_job(connection, job_id)
+    job = _locked(connection, job_id)
     if job.finished_at is None:
         raise UsageError(f"job {job_id} is {job.state}; only an ended job can be retried")
     last_run = connection.execute(select(func.max(shards.c.run_no)).where(shards.c.job_id == job_id)).scalar_one()
@@ -264,7 +273,7 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     insert_shards(connection, job_id, run_no, [(chunk[0], chunk[-1] + 1) for chunk in chunks])
     if last is not None and len(others) < len(numbers):
         insert_shards(connection, job_id, run_no, [(last.lo, last.hi)], queue=last.queue, is_last=True)
-    reopened = {"state": JobState.RUNNING, "finished_at": None, "result": None, "error": None}
+    reopened = {"state": JobState.RUNNING, "finished_at": None, "result": None, "counts": None, "error": None}
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(reopened))
     return len(numbers)
 
@@ -293,36 +302,50 @@ def fail_unreconciled(connection: Connection, job: JobView, problem: str) -> Non
         connection.execute(same_run.values(state=JobState.FAILED, error=problem))
 
 
-def refuse(connection: Connection, lease: Lease, reason: str, settings: Settings) -> None:
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A job whose shard was passed on; `has_ended`: no other worker can do it."""
+
+    job_id: int
+    kind: str
+    reason: str
+    has_ended: bool
+
+
+def refuse(connection: Connection, lease: Lease, reason: str, settings: Settings) -> bool:
     """A worker cannot do a job (its index belongs to another retriever, …): leave the job to the other workers.
 
     The shard is handed back, and this worker claims none of the job any more. When no other live worker is left that
-    may be able to do it, the job ends with the reason. Nothing happens when the lease is lost.
+    may be able to do it, the job ends with the reason. Nothing happens when the lease is lost. Returns whether the job
+    ends; the waiting shards of a large one are left to `end_refused` (jobs/ending.py), after the commit.
     """
     if not hand_back(connection, lease):
-        return
+        return False
     is_worker = workers.note_refusal(connection, lease.worker, lease.job_id, reason)
-    if not is_worker or not _can_anyone_else(connection, lease.job_id, lease.shard_id, settings):
-        _end_refused(connection, lease.job_id, reason)
+    if is_worker and _can_anyone_else(connection, lease.job_id, lease.shard_id, settings):
+        return False
+    _refuse_job(connection, lease.job_id, lease.kind, reason)
+    return True
 
 
-def pass_on(connection: Connection, shard_id: int, worker: str, settings: Settings) -> bool:
-    """Give back a queued shard whose message has reached a worker that has refused its job; True if that is so.
-
-    The shard is pending again at once. When no other live worker is left, the job ends with the reason.
-    """
+def pass_on(connection: Connection, shard_id: int, worker: str, settings: Settings) -> Refused | None:
+    """The part of `ending.pass_on` that is one transaction; None if the worker has not refused the shard's job."""
     row = connection.execute(
-        select(shards.c.job_id, workers_table.c.refused)
+        select(shards.c.job_id, jobs.c.kind, workers_table.c.refused)
+        .join(jobs, jobs.c.id == shards.c.job_id)
         .join(workers_table, workers_table.c.name == worker)
         .where(shards.c.id == shard_id, shards.c.state == ShardState.QUEUED, workers.has_refused(shards.c.job_id))
     ).one_or_none()
     if row is None:
-        return False
-    if not _can_anyone_else(connection, row.job_id, shard_id, settings):
-        _end_refused(connection, row.job_id, row.refused[str(row.job_id)])
+        return None
+    reason = row.refused[str(row.job_id)]
+    has_ended = not _can_anyone_else(connection, row.job_id, shard_id, settings)
+    if has_ended:
+        lock_job(connection, row.job_id)
+        _refuse_job(connection, row.job_id, row.kind, reason)
     else:
         unqueue(connection, shards.c.id == shard_id)
-    return True
+    return Refused(row.job_id, row.kind, reason, has_ended)
 
 
 def _can_anyone_else(connection: Connection, job_id: int, shard_id: int, settings: Settings) -> bool:
@@ -333,26 +356,26 @@ def _can_anyone_else(connection: Connection, job_id: int, shard_id: int, setting
     return workers.can_anyone_else(connection, job_id, row.queue or kind_of(row.kind).queue, within_s)
 
 
-def _end_refused(connection: Connection, job_id: int, reason: str) -> None:
-    job = _lock_job(connection, job_id)
-    if job.finished_at is not None:
-        return
-    connection.execute(update(jobs).where(jobs.c.id == job_id).values(error=reason))
-    end_open_shards(connection, job_id, kind_of(job.kind).refused, reason)
-    close_job_if_ended(connection, job_id)
+def _refuse_job(connection: Connection, job_id: int, kind: str, reason: str) -> None:
+    refused = update(jobs).where(jobs.c.id == job_id).values(error=reason)
+    if connection.execute(refused.returning(jobs.c.total)).scalar_one() <= ENDED_AT_ONCE:
+        while end_waiting_shards(connection, job_id, kind_of(kind).refused, reason):
+            pass
+        close_job_if_ended(connection, job_id)
 
 
-def _move(connection: Connection, job_id: int, allowed: tuple[JobState, ...], to: JobState, verb: str) -> None:
-    job = _lock_job(connection, job_id)
-    if job.state == to:
-        return
-    if job.state not in allowed:
-        raise UsageError(f"job {job_id} is {job.state} and cannot be {verb}")
-    connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=to))
+def _move(connection: Connection, job_id: int, allowed: tuple[JobState, ...], to: JobState, verb: str) -> int:
+    """Set the job's state, unless it has it already; returns the number of its inputs."""
+    job = _locked(connection, job_id)
+    if job.state != to:
+        if job.state not in allowed:
+            raise UsageError(f"job {job_id} is {job.state} and cannot be {verb}")
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=to))
+    return int(job.total)
 
 
-def _lock_job(connection: Connection, job_id: int) -> Row[Any]:
-    job: Row[Any] | None = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).one_or_none()
+def _locked(connection: Connection, job_id: int) -> Row[Any]:
+    job = lock_job(connection, job_id)
     if job is None:
         raise _unknown_job(job_id)
     return job
@@ -366,7 +389,7 @@ def _select_jobs() -> Select[Any]:
     """The columns that a JobView takes as they are, and its state."""
     names = ("kind", "state", "priority", "spec", "error", "result", "created_at", "started_at", "finished_at")
     archive = func.coalesce(archives.c.name, ALL_ARCHIVES).label("archive")
-    columns = (jobs.c.id.label("job_id"), archive, jobs.c.total, *(jobs.c[name] for name in names))
+    columns = (jobs.c.id.label("job_id"), archive, jobs.c.total, jobs.c.counts, *(jobs.c[name] for name in names))
     return select(*columns).outerjoin_from(jobs, archives, archives.c.id == jobs.c.archive_id)
 
 
@@ -406,7 +429,9 @@ def _as_view(connection: Connection, row: Row[Any], jobs_before: int | None) -> 
     kind = KINDS.get(row.kind)  # None: of a newer version, which alone can count its inputs
     values = dict(row._mapping)
     values["state"] = JobState(row.state)
-    counts = kind.inputs.count(connection, row.job_id) if kind else {}
-    values["progress"] = Progress(values.pop("total"), counts)
+    total, counts = values.pop("total"), values.pop("counts")
+    if counts is None:  # not ended
+        counts = kind.inputs.count(connection, row.job_id, total) if kind else {}
+    values["progress"] = Progress(total, counts)
     values["detail"] = kind.detail(connection, row.job_id, row.spec) if kind and kind.detail else None
     return JobView(**values, jobs_before=jobs_before)

@@ -233,6 +233,5 @@ def test_the_leases_of_a_child_that_died_end_together(desk: Desk, engine: Engine
         assert desk.claim(shard_id, worker)
     with engine.begin() as connection:
         queue.expire(connection, WORKER)
-    with engine.begin() as connection:
-        assert dispatch.reap(connection, desk.settings) == 2
+    assert dispatch.reap(engine, desk.settings) == 2
     assert desk.ids("running") == [third]

@@ -25,10 +25,10 @@ from tests.support.catalogue import catalogue
 def empty_database(services: Settings) -> Iterator[str]:
     """The URL of a database that nobody has migrated."""
     name = f"empty_{uuid.uuid4().hex}"
-    server = create_engine(services.require_database(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    server = create_engine(services.require_database_owner(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name} TEMPLATE template0"))
-    yield make_url(services.require_database()).set(database=name).render_as_string(hide_password=False)
+    yield make_url(services.require_database_owner()).set(database=name).render_as_string(hide_password=False)
     with server.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
@@ -41,7 +41,7 @@ def empty_engine(empty_database: str) -> Engine:
 def test_up_down_to_nothing_and_up_again(empty_database: str, empty_engine: Engine) -> None:
     assert migrations.current(empty_database) is None
     migrations.upgrade(empty_database)
-    assert migrations.current(empty_database) == "0007"
+    assert migrations.current(empty_database) == "0008"
     with empty_engine.begin() as connection:
         one = archive.ensure_archive(connection, "cards")
         indexes.create_index(connection, one.archive_id, "clip@1", 8)
@@ -54,7 +54,7 @@ def test_up_down_to_nothing_and_up_again(empty_database: str, empty_engine: Engi
 
     migrations.upgrade(empty_database)
     migrations.upgrade(empty_database)
-    assert migrations.current(empty_database) == "0007"
+    assert migrations.current(empty_database) == "0008"
     assert migrations.differences(empty_database) == []
 
 
