@@ -30,6 +30,9 @@ class Priority(IntEnum):
     URGENT = 10
 
 
+PRIORITIES = {priority.name.lower(): priority for priority in (Priority.LOW, Priority.NORMAL, Priority.HIGH)}
+
+
 class AnswerStatus(StrEnum):
     """How a question ended. Every question of a finished job has exactly one."""
 

@@ -21,6 +21,7 @@ from ragllava.settings import Settings, load_settings, variable_of
 
 _SMALLEST_FREE_BYTES = 2 * 2**30  # some thousand pictures, their embeddings and the log of the database
 _SMALLEST_MEMORY_BYTES = 2 * 2**30
+_TICK_GRACE_S = 15.0  # a tick may take so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,25 @@ def _tables(settings: Settings) -> Iterator[Finding]:
     revision = migrations.current(settings.require_database())
     problem = None if revision else "the database has no tables yet; run `ragllava migrate`"
     yield Finding("services", "tables", f"revision {revision}" if revision else "none", problem)
+    if revision:
+        yield _last_tick(settings)
+
+
+def _last_tick(settings: Settings) -> Finding:
+    """Without ticks, work that was lost or is due waits for ever, and nothing else shows it."""
+    from ragllava.client import Client
+
+    with Client(settings, name="ragllava-doctor", pool_size=1) as client:
+        age_s = client.system.last_tick_age_s()
+        has_workers = bool(client.system.workers())
+    latest_s = 3 * settings.tick_s + _TICK_GRACE_S
+    problem = None
+    if age_s is None and has_workers:
+        problem = "no tick has ended yet, but workers run: start the maintenance worker (`ragllava up`)"
+    elif age_s is not None and abs(age_s) > latest_s:
+        when = f"{age_s:,.0f} s ago" if age_s > 0 else "in the future: the clock of the database was set back"
+        problem = f"the last tick ended {when}; check that the maintenance worker runs (`ragllava status`, its log)"
+    return Finding("services", "last tick", "none yet" if age_s is None else f"{age_s:.0f} s ago", problem)
 
 
 def _held_removals(settings: Settings) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from ragllava.cli.options import (
     print_result,
     wait_option,
 )
+from ragllava.records import PRIORITIES
 
 
 @click.command()
@@ -30,6 +31,13 @@ from ragllava.cli.options import (
 @answer_options
 @click.option("--skip-invalid", is_flag=True, help="Submit the valid lines; the others end as failed.")
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key and file make one job.")
+@click.option(
+    "--priority",
+    type=click.Choice(list(PRIORITIES)),
+    default="normal",
+    show_default=True,
+    help="Jobs of higher priority are served first; jobs of equal priority take turns.",
+)
 @wait_option
 @json_option
 def submit(
@@ -37,6 +45,7 @@ def submit(
     archive: str,
     skip_invalid: bool,
     key: str | None,
+    priority: str,
     wait: bool,
     as_json: bool,
     **flags: Unpack[AnswerFlags],
@@ -47,7 +56,14 @@ def submit(
     with connected() as client:
         options = as_answer_options(client, **flags)
         with advising(skip_invalid, "submitted", "submits"):
-            queued = client.questions.submit(file, archive, options, skip_invalid=skip_invalid, idempotency_key=key)
+            queued = client.questions.submit(
+                file,
+                archive,
+                options,
+                skip_invalid=skip_invalid,
+                idempotency_key=key,
+                priority=PRIORITIES[priority],
+            )
         print_lines(file, queued.errors, "invalid")
         state = "queued" if queued.is_new else "was submitted before under this key"
         title = f"questions to {archive}"

@@ -54,6 +54,7 @@ class Questions(Namespace):
         where: Where = None,
         skip_invalid: bool = False,
         idempotency_key: str | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> Submitted:
         """Queue a question file (.jsonl, .csv or .parquet); the same key with the same file makes one job.
 
@@ -61,7 +62,7 @@ class Questions(Namespace):
         (ragllava/filters.py). Raises InvalidInput when lines are invalid and `skip_invalid` is not set, UsageError for
         an unknown archive, options out of range, a wrong filter, and a key that belongs to another file.
         """
-        how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key)
+        how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key, priority)
         return self._queue(submit_questions, read_questions(path, name=str(path)), how)
 
     def ask(
