@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, Text, cast, delete, func, literal, select, update
+from sqlalchemy import ColumnElement, Connection, Text, any_, cast, delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.stores.database import records, seconds
@@ -84,7 +84,7 @@ def can_anyone_else(connection: Connection, job_id: int, queue: str, within_s: f
     """Whether a worker of this queue may be able to do a job: it does not stop, was seen within so many seconds, and
     has not refused the job."""
     may = select(workers.c.name).where(
-        workers.c.queues.any(queue),
+        literal(queue) == any_(workers.c.queues),
         workers.c.state != "draining",
         workers.c.seen_at > func.now() - seconds(within_s),
         ~has_refused(literal(job_id)),

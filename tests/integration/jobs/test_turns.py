@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, insert, select
 
 from ragllava.errors import LeaseLost, ShardInterrupted
-from ragllava.jobs import control, dispatch, queue
+from ragllava.jobs import control, dispatch, ending, queue
 from ragllava.jobs.queue import Lease
 from ragllava.jobs.runner import ShardContext, run_shard
 from ragllava.records import JobKind, Priority
@@ -235,3 +235,29 @@ def test_the_leases_of_a_child_that_died_end_together(desk: Desk, engine: Engine
         queue.expire(connection, WORKER)
     assert dispatch.reap(engine, desk.settings) == 2
     assert desk.ids("running") == [third]
+
+
+def test_a_job_ends_only_when_no_live_worker_is_left_for_it(desk: Desk, engine: Engine) -> None:
+    desk.live_worker("fit@test")
+    job_id = desk.questions_job(3, per_shard=1)
+    lease = desk.claim_next()
+    with engine.begin() as connection:
+        assert not control.refuse(connection, lease, "another profile", desk.settings)
+    assert not desk.job(job_id).is_final
+    [shard_id, *_] = desk.ids("queued")
+    assert desk.claim(shard_id) is None, "this worker has refused the job"
+    assert ending.pass_on(engine, shard_id, WORKER, desk.settings)
+    assert shard_id in desk.ids("pending")
+    assert not ending.pass_on(engine, shard_id, "fit@test", desk.settings)
+    [shard_id, *_] = desk.dispatch()
+    assert desk.claim(shard_id, "fit@test") is not None
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE workers SET seen_at = now() - interval '1 hour' WHERE name = 'fit@test'")
+    [shard_id, *_] = desk.ids("queued")
+    assert ending.pass_on(engine, shard_id, WORKER, desk.settings)
+    assert desk.ids("pending") == desk.ids("queued") == []
+    desk.expire_leases()  # that of the worker that went away
+    for shard_id in desk.dispatch():
+        assert ending.pass_on(engine, shard_id, WORKER, desk.settings)
+    job = desk.job(job_id)
+    assert (job.state, job.error) == ("failed", "another profile")
