@@ -9,6 +9,7 @@ import functools
 import itertools
 import logging
 import os
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,8 @@ def _load_models(sender: str | None = None, **_facts: Any) -> None:
         return
     for attempt in itertools.count():
         try:
-            get_ready(str(sender))
+            versions = get_ready(str(sender))
+            threading.Thread(target=_stay_ready, args=(str(sender), versions), name="ready", daemon=True).start()
             return
         except ServiceUnavailable as error:
             delay_s = min(_LONGEST_DELAY_S, 2.0 ** min(attempt, 10))
@@ -80,8 +82,23 @@ def _load_models(sender: str | None = None, **_facts: Any) -> None:
             return
 
 
-def get_ready(name: str) -> None:
-    """Load what the queues of this worker need, and report ready. Raises ServiceUnavailable, ModelUnavailable, …"""
+def _stay_ready(name: str, versions: dict[str, str]) -> None:
+    """Report the versions again when the row of this worker has lost them: it was removed, and its parent process,
+    which made it again, may not have seen them."""
+    process = runtime()
+    while True:
+        time.sleep(3 * process.settings.tick_s)
+        try:
+            in_transaction(process.engine, workers.report_ready, name, versions, only_missing=True)
+        except Exception as error:  # noqa: BLE001 - the next attempt may succeed
+            log.warning(str(error), extra={"action": "not_reported_ready", "worker": name})
+
+
+def get_ready(name: str) -> dict[str, str]:
+    """Load what the queues of this worker need, report ready, and return the versions of what was loaded.
+
+    Raises ServiceUnavailable, ModelUnavailable, …
+    """
     process = runtime()
     queues = {row.name: row.queues for row in in_transaction(process.engine, workers.list_workers)}.get(name)
     if queues is None:
@@ -102,6 +119,7 @@ def get_ready(name: str) -> None:
     in_transaction(process.engine, workers.report_ready, name, versions)
     log.info("models loaded", extra={"action": "worker_ready", "worker": name, **versions})
     dispatch_now(process.engine, process.settings)
+    return versions
 
 
 def run_message(shard_id: int, message_version: int, worker: str) -> None:

@@ -45,9 +45,15 @@ def register(connection: Connection, name: str, queues: list[str], slots: int) -
     connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=fresh))
 
 
-def report_ready(connection: Connection, name: str, versions: dict[str, str]) -> None:
-    """Set the versions of the models that a child of this worker has loaded; never empty."""
-    connection.execute(update(workers).where(workers.c.name == name).values(versions=versions, seen_at=func.now()))
+def report_ready(connection: Connection, name: str, versions: dict[str, str], *, only_missing: bool = False) -> None:
+    """Set the versions of the models that a child of this worker has loaded; never empty.
+
+    With `only_missing`, nothing changes when the row has versions.
+    """
+    statement = update(workers).where(workers.c.name == name)
+    if only_missing:
+        statement = statement.where(workers.c.versions == literal({}, workers.c.versions.type))
+    connection.execute(statement.values(versions=versions, seen_at=func.now()))
 
 
 def beat(connection: Connection, name: str, state: str) -> dict[str, str] | None:
