@@ -85,6 +85,8 @@ images = Table(
     Column("source", Text, nullable=False),  # the name people know it by
     Column("uri", Text, nullable=False),  # where it was read from; the same uri with new bytes replaces it
     Column("caption", Text),
+    # The captions given beside the files of these bytes, by uri (archive.caption_giver); NULL: only that of `uri`.
+    Column("captions", JSONB(none_as_null=True)),
     Column("metadata", JSONB(none_as_null=True)),  # all by key: `embedded`, over it the columns of the caption file
     Column("embedded", JSONB(none_as_null=True)),  # EXIF, IPTC, XMP, also the caption; NULL: they were not read yet
     Column("width", Integer, nullable=False),
@@ -272,6 +274,8 @@ questions = Table(
     Column("custom_id", Text),
     Column("text", Text),
     Column("filter", JSONB(none_as_null=True)),  # of the question's own, beside that of its job
+    Column("note", Text),  # what of the line is not used
+    Column("given", JSONB(none_as_null=True)),  # further columns of the line, which the results repeat
     Column("previous", JSONB(none_as_null=True)),  # of a refresh: what the job before said (stores/jobs/refreshes.py)
     UniqueConstraint("job_id", "custom_id"),
     Index("ix_questions_job_id_place", "job_id", "place"),

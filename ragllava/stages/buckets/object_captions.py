@@ -1,7 +1,8 @@
 """Captions and metadata of pictures in a bucket. Captions have three sources; the first that gives one is used:
 
-1. a caption file at the top of the bound prefix: `captions.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`;
-2. a sidecar, a text object beside the picture: the first line of `dog.png.txt` or `dog.txt`;
+1. a caption file at the top of the bound prefix: `captions.csv` or `metadata.csv`, also in other formats
+   (ingest/listing.py);
+2. a sidecar beside the picture, such as `dog.png.txt`, `dog.caption` or `dog.xmp` (ingest/sidecars.py);
 3. the picture's own metadata `caption` (`x-amz-meta-caption`). Metadata are ASCII: other characters are encoded as
    S3 itself returns them (RFC 2047) or percent-encoded as in URLs, so a percent sign before two hexadecimal digits is
    written %25.
@@ -24,15 +25,11 @@ from sqlalchemy import Connection
 
 from ragllava.errors import ObjectMissing, UsageError
 from ragllava.metadata import clean_caption
-from ragllava.stages.ingest.captions import (
-    MAX_SIDECAR_BYTES,
-    NOTHING,
-    Captions,
-    Description,
-    parse_captions,
-    sidecar_caption,
-)
-from ragllava.stages.ingest.files import is_hidden, is_offered, packed_scheme, sidecar_names, unreadable_package
+from ragllava.stages.ingest.captions import MAX_CAPTION_FILE_BYTES, NOTHING, Captions, Description, parse_captions
+from ragllava.stages.ingest.files import is_hidden, is_offered, packed_scheme, unreadable_package
+from ragllava.stages.ingest.listing import is_caption_file
+from ragllava.stages.ingest.sidecars import MAX_SIDECAR_BYTES, is_sidecar, sidecar_names, sidecar_stems
+from ragllava.stages.ingest.sidecars import read_sidecar as parse_sidecar
 from ragllava.stores.archives import image_changes
 from ragllava.stores.archives.image_changes import CaptionChange
 from ragllava.stores.buckets import bound_objects
@@ -40,8 +37,6 @@ from ragllava.stores.buckets.bindings import Binding, BindingRole
 from ragllava.stores.buckets.bound_objects import BoundObject, ObjectKind
 from ragllava.stores.objects import ObjectStore
 
-CAPTION_FILES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "captions.parquet")
-MAX_CAPTION_FILE_BYTES = 256 * 2**20
 _METADATA_NAME = "caption"
 
 
@@ -52,9 +47,9 @@ def kind_of(binding: Binding, key: str) -> ObjectKind:
         return ObjectKind.OTHER
     if binding.role is BindingRole.INBOX:
         return ObjectKind.QUESTIONS
-    if name.lower() in CAPTION_FILES:
+    if "/" not in name and is_caption_file(name):
         return ObjectKind.CAPTIONS
-    if name.lower().endswith(".txt"):
+    if is_sidecar(name):
         return ObjectKind.CAPTION
     if not is_offered(name) or packed_scheme(name) is not None or unreadable_package(name) is not None:
         return ObjectKind.OTHER
@@ -84,7 +79,7 @@ def metadata_caption(metadata: Mapping[str, str]) -> str | None:
 def read_sidecar(objects: ObjectStore, bucket: str, key: str) -> str | None:
     """The caption in a sidecar. Raises ObjectMissing."""
     try:
-        return sidecar_caption(objects.read_external(bucket, key, MAX_SIDECAR_BYTES).data)
+        return parse_sidecar(key, objects.read_external(bucket, key, MAX_SIDECAR_BYTES).data).caption
     except UsageError:  # larger than any caption
         return None
 
@@ -130,7 +125,7 @@ def captions_for(
 
 def pictures_of_sidecars(connection: Connection, binding: Binding, sidecars: Sequence[str]) -> set[str]:
     """The pictures that these sidecars belong to."""
-    stems = [key[: -len(".txt")] for key in sidecars]
+    stems = sorted({stem for key in sidecars for stem in sidecar_stems(key)})
     pictures = bound_objects.pictures_beside(connection, binding.binding_id, stems)
     return {key for key in pictures if not set(sidecars).isdisjoint(sidecar_names(key))}
 
@@ -164,7 +159,7 @@ def refresh_captions(
 
 def _sidecar_caption(key: str, sidecars: Mapping[str, BoundObject]) -> str | None:
     captions = (sidecars[name].caption for name in sidecar_names(key) if name in sidecars)
-    return next((caption for caption in captions if caption is not None), None)
+    return next((caption for caption in captions if caption), None)
 
 
 def _listed_captions(
