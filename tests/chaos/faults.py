@@ -38,6 +38,7 @@ AWAY_S = 120.0  # of the long absence of the database
 SECOND_CHAMPION = "chaos-second"
 
 Work = Callable[[System], None]
+WorkOn = Callable[[System, str], None]  # on the part of this name
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +64,18 @@ def fault(name: str, what: str, *, cuts_submit: bool = False) -> Callable[[Work]
     return register
 
 
-def family(names: Iterable[str], name: str, what: str) -> Callable[[Callable[[System, str], None]], None]:
+def family(names: Iterable[str], name: str, what: str) -> Callable[[WorkOn], WorkOn]:
     """Register a fault for each of `names`, which replaces `*` in name and text."""
 
-    def register(work: Callable[[System, str], None]) -> None:
+    def register(work: WorkOn) -> WorkOn:
         for part in names:
             fault(name.replace("*", part), what.replace("*", part))(partial(_call, work, part))
+        return work
 
     return register
 
 
-def _call(work: Callable[[System, str], None], part: str, system: System) -> None:
+def _call(work: WorkOn, part: str, system: System) -> None:
     work(system, part)
 
 
