@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 
@@ -23,6 +24,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="show the names of the faults")
     parser.add_argument("--keep", action="store_true", help="keep the folder with all logs, and show its name")
     arguments = parser.parse_args()
+    logging.getLogger().addHandler(logging.NullHandler())  # what the client logs is not part of the table
     console = Console(soft_wrap=True, highlight=False)
     if arguments.list:
         for fault in FAULTS.values():

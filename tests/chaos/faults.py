@@ -7,8 +7,9 @@ affair. What a fault started beside the questions is checked at the end of the r
 from __future__ import annotations
 
 import json
-import resource
+import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -285,18 +286,27 @@ def _disk_of_service(system: System, name: str) -> None:
 
 
 def _fill_disk(processes: Callable[[], list[psutil.Process]]) -> None:
-    _limit_files(processes(), 0)
+    _limit_files(processes(), full=True)
     try:
         time.sleep(SHORT_S)
     finally:
-        _limit_files(processes(), resource.RLIM_INFINITY)
+        _limit_files(processes(), full=False)
 
 
-def _limit_files(processes: list[psutil.Process], limit: int) -> None:
+def _limit_files(processes: list[psutil.Process], *, full: bool) -> None:
+    """Set the soft limit alone, which can be taken back; as the account of the process, which may be Postgres's own."""
+    limit = "0:" if full else "unlimited:"
+    codes = []
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            _, hard = process.rlimit(psutil.RLIMIT_FSIZE)
-            process.rlimit(psutil.RLIMIT_FSIZE, (limit if limit == 0 else hard, hard))
+            user, group = process.uids().real, process.gids().real
+            command = ["prlimit", "--pid", str(process.pid), f"--fsize={limit}"]
+            if user == os.getuid():
+                codes.append(subprocess.run(command, check=False).returncode)
+            else:
+                limited = subprocess.run(command, check=False, user=user, group=group, extra_groups=[])
+                codes.append(limited.returncode)
+    assert 0 in codes, "no process could be limited"
 
 
 # Clocks.

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import psutil
 from sqlalchemy import select
 
 from ragllava.client import Client
+from ragllava.errors import ServiceUnavailable
 from ragllava.local.home import Home
 from ragllava.local.postgres import PostgresService
 from ragllava.local.processes import is_alive, processes_in
@@ -109,18 +111,23 @@ class System:
             self.process.terminate()
             self.process.wait(120)
 
-    def wait_ready(self, names: Iterable[str] = WORKERS) -> None:
-        """Until these workers have reported ready after what happened last."""
+    def wait_ready(self) -> None:
+        """Until all workers of this `ragllava up` have reported ready."""
 
         def ready() -> bool:
             assert self.process is not None and self.process.poll() is None, f"up ended:\n{self.up_log()[-3000:]}"
-            with contextlib.suppress(Exception):  # the services are being started
-                live = self.client.system.workers()
-                fresh = {row.name.partition("@")[0] for row in live if row.is_ready and row.age_s < 3.0}
-                return set(names) <= fresh and all(self.parents(name) for name in names)
+            with contextlib.suppress(ServiceUnavailable):  # the services are being started
+                ages = {row.name.partition("@")[0]: row.age_s for row in self.client.system.workers() if row.is_ready}
+                return all(self._is_ready(name, ages.get(name)) for name in WORKERS)
             return False
 
-        wait_for(f"workers {', '.join(names)} ready", ready, READY_S)
+        wait_for("all workers to be ready", ready, READY_S)
+
+    def _is_ready(self, name: str, age_s: float | None) -> bool:
+        """Whether a ready row of this age is that of a worker which the present `ragllava up` has started."""
+        started = [parent.create_time() for parent in self.parents(name)]
+        newest = max(started, default=0.0)
+        return newest > self.up.create_time() and age_s is not None and age_s < time.time() - newest
 
     def up_log(self) -> str:
         """What `ragllava up` has printed."""
