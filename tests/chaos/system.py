@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -122,6 +123,19 @@ class System:
             return False
 
         wait_for("all workers to be ready", ready, READY_S)
+
+    def wait_services(self) -> None:
+        """Until every service accepts connections, after a fault that has ended one."""
+        wait_for("the services to run", lambda: all(map(self._answers, SERVICES)), READY_S)
+
+    def _answers(self, name: str) -> bool:
+        if not self.service(name):
+            return False
+        try:
+            with socket.create_connection(("127.0.0.1", _port_of(self.home, name)()), timeout=1.0):
+                return True
+        except OSError:
+            return False
 
     def _is_ready(self, name: str, age_s: float | None) -> bool:
         """Whether a ready row of this age is that of a worker which the present `ragllava up` has started."""
