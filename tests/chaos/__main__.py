@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the folder with all logs, and show its name")
     arguments = parser.parse_args()
     logging.getLogger().addHandler(logging.NullHandler())  # what the client logs is not part of the table
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(width=160, highlight=False)
     if arguments.list:
         for fault in FAULTS.values():
             console.print(f"{fault.name:<20} {fault.what}")
