@@ -191,6 +191,11 @@ class Settings(BaseSettings):
         "If the answer changes, it is logged as a noisy case.",
     )
 
+    upload_files: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Whether `ragllava ingest` uploads the files, for ingest workers that do not see them under the "
+        "same paths. `auto`: if an ingest worker runs on another host.",
+    )
     files_per_shard: int = Field(default=256, ge=1, description="Files in one shard of an ingest job.")
     files_per_step: int = Field(default=64, ge=1, description="Files that are committed together.")
     embed_batch: int = Field(default=64, ge=1, description="Pictures embedded in one forward pass.")

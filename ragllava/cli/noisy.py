@@ -19,6 +19,7 @@ from ragllava.cli.options import (
     confirm,
     connected,
     fields_of,
+    input_file,
     job_argument,
     json_option,
     make_table,
@@ -44,7 +45,7 @@ skip_option = click.option("--skip-invalid", is_flag=True, help="Store the valid
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--job", "job_id", type=JOB_ID, help="The job of all lines that name none.")
 @click.option(
     "--source",
@@ -56,13 +57,14 @@ skip_option = click.option("--skip-invalid", is_flag=True, help="Store the valid
 @skip_option
 @json_option
 def feedback(file: Path, job_id: int | None, source: str, skip_invalid: bool, as_json: bool) -> None:
-    """Label answers as right or wrong, from JSONL or CSV.
+    """Label answers as right or wrong, from JSONL, CSV or Excel; with - as FILE, from standard input.
 
     The columns are job, custom_id, verdict (right or wrong), answer (the right one), relevant and irrelevant (images
     by their source; in CSV with `;` between them). A verdict `right` alone means: this answer, from these images.
     """
     with connected() as client, advising(skip_invalid, "stored", "stores"):
-        stored = client.reviews.feedback(file, job_id=job_id, source=source, skip_invalid=skip_invalid)
+        labels = input_file(file)
+        stored = client.reviews.feedback(labels, job_id=job_id, source=source, skip_invalid=skip_invalid)
         _print_stored(client, file, stored, as_json)
 
 

@@ -21,7 +21,7 @@ from ragllava.visible import visible, visible_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ragllava.client import Client
+    from ragllava.client import Client, Columns
     from ragllava.errors import LineError
     from ragllava.records import AnswerOptions
 
@@ -30,13 +30,16 @@ E = TypeVar("E", bound=StrEnum)
 
 _PIPED_WIDTH = 10_000  # characters, wider than any table
 
+STANDARD_STREAM = Path("-")  # standard input or output instead of a file
 SHOWN_LINES = 20  # of a file with many invalid ones
 JOB_ID = click.IntRange(1, 2**63 - 1)  # of the database
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 archive_option = click.option("--archive", required=True, metavar="NAME", help="The archive.")
 captions_option = click.option(
-    "--captions", type=click.Path(path_type=Path), help="CSV, JSONL or Parquet with file and caption."
+    "--captions",
+    type=click.Path(path_type=Path),
+    help="File with the names of pictures and their captions: CSV, Excel, JSON, JSONL or Parquet.",
 )
 no_wait_option = click.option("--no-wait", is_flag=True, help="Return when the job is queued.")
 wait_option = click.option("--wait", is_flag=True, help="Wait for the job, with a progress bar.")
@@ -46,6 +49,16 @@ allow_removals_option = click.option(
     "--allow-removals", is_flag=True, help="Let pictures go even if many of them are gone at once."
 )
 job_argument = click.argument("job_id", type=JOB_ID)
+
+
+def column_options(command: F) -> F:
+    """--image-column and --caption-column."""
+    for option in (
+        click.option("--caption-column", metavar="NAME", help="The column of --captions with the captions."),
+        click.option("--image-column", metavar="NAME", help="The column of --captions with the names of the pictures."),
+    ):
+        command = option(command)
+    return command
 
 
 class EnumChoice(click.Choice[E]):
@@ -161,6 +174,20 @@ def as_answer_options(client: Client, **flags: Unpack[AnswerFlags]) -> AnswerOpt
         depth=Depth(flags.get("depth") or client.settings.depth),
         filter=as_filter(flags.get("where", ())),
     )
+
+
+def as_columns(captions: Path | None, image: str | None, caption: str | None) -> Columns | None:
+    """The columns of a caption file that --image-column and --caption-column name. Raises UsageError without a file."""
+    from ragllava.client import Columns
+
+    if captions is None:
+        refuse_given({"--image-column": image, "--caption-column": caption}, "without --captions")
+    return Columns(image, caption) if image or caption else None
+
+
+def input_file(file: Path) -> Path | bytes:
+    """A file that the user names, or what comes from standard input, for `-`."""
+    return sys.stdin.buffer.read() if file == STANDARD_STREAM else file
 
 
 def confirm(question: str, yes: bool) -> None:

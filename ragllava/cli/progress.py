@@ -82,11 +82,20 @@ def warn_without_worker(client: Client, queue: str) -> None:
 
 
 def follow(
-    client: Client, job_id: int, title: str, *, wait: bool, as_json: bool, state: str = "queued", **facts: bool
+    client: Client,
+    job_id: int,
+    title: str,
+    *,
+    wait: bool,
+    as_json: bool,
+    state: str = "queued",
+    has_failed: bool = False,
+    **facts: Any,
 ) -> NoReturn:
     """Print a queued job, after its end if the command waits, and exit; its JSON includes `facts`.
 
-    Exits with 1 when the command waited for a job of which no input succeeded, or whose gate refused the result.
+    Exits with 1 when the command waited for a job of which no input succeeded, or whose gate refused the result, and
+    when the command itself `has_failed` in a part.
     """
     job = client.jobs.get(job_id)
     warn_without_worker(client, kind_of(job.kind).queue)
@@ -99,7 +108,7 @@ def follow(
     else:
         echo(f"job {job_id} {state}: {inputs(job)}; `ragllava jobs show {job_id}` shows its progress")
     refused = job.reindexing is not None and job.reindexing.gate_status is ReindexStatus.REFUSED
-    sys.exit(0 if not wait or (is_success(job.state) and not refused) else 1)
+    sys.exit(1 if has_failed or (wait and (not is_success(job.state) or refused)) else 0)
 
 
 def _next_steps(job: JobView) -> Iterator[str]:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import allow_removals_option, archive_option, captions_option, connected, print_problem
+from ragllava.cli.options import (
+    allow_removals_option,
+    archive_option,
+    as_columns,
+    captions_option,
+    column_options,
+    connected,
+    print_problem,
+)
 from ragllava.cli.terminal import echo
 
 if TYPE_CHECKING:
@@ -23,8 +31,16 @@ _CHECK_MS = 2_000  # between checks whether our own jobs have ended
 @click.argument("folder", type=click.Path(path_type=Path))
 @archive_option
 @captions_option
+@column_options
 @allow_removals_option
-def watch(folder: Path, archive: str, captions: Path | None, allow_removals: bool) -> None:
+def watch(
+    folder: Path,
+    archive: str,
+    captions: Path | None,
+    image_column: str | None,
+    caption_column: str | None,
+    allow_removals: bool,
+) -> None:
     """Keep an archive equal to FOLDER: compare once, then follow every change until Ctrl-C.
 
     New and changed pictures are ingested, those of deleted files leave the archive. When many are gone at once, as if a
@@ -37,10 +53,17 @@ def watch(folder: Path, archive: str, captions: Path | None, allow_removals: boo
     from ragllava.cli.services import on_stop_signals
     from ragllava.client import WatchedFolder
     from ragllava.errors import UsageError
+    from ragllava.settings import load_settings
 
     if not folder.is_dir():
         raise UsageError(f"cannot watch {folder}: it is not a folder that can be read here")
-    watched = WatchedFolder(folder.absolute(), archive, captions, allow_removals)
+    if load_settings().upload_files == "always":
+        raise UsageError(
+            "RAGLLAVA_UPLOAD_FILES=always says that the ingest workers do not see this folder, and `ragllava watch` "
+            "does not upload; mount the folder in the workers under the same path, or use `ragllava ingest`"
+        )
+    columns = as_columns(captions, image_column, caption_column)
+    watched = WatchedFolder(folder.absolute(), archive, captions, allow_removals, columns=columns)
     stop = threading.Event()
     with on_stop_signals(stop.set), connected() as client:
         warn_without_worker(client, "ingest")

@@ -12,7 +12,7 @@ subclasses of RagllavaError.
 
 from __future__ import annotations
 
-from ragllava.client.archives import Archives
+from ragllava.client.archives import Archives, IngestJob
 from ragllava.client.comparison import Comparison
 from ragllava.client.connections import Connections
 from ragllava.client.jobs import Jobs, is_success
@@ -28,6 +28,7 @@ from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
 from ragllava.stages.erasing.remove import Removal
 from ragllava.stages.feedback.labels import QuestionView, StoredFeedback
+from ragllava.stages.ingest.captions import Columns
 from ragllava.stages.maintenance.schedules import ScheduleRequest
 from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.results.results import ResultRow
@@ -56,12 +57,14 @@ __all__ = [
     "BindingRole",
     "BindingView",
     "Client",
+    "Columns",
     "Comparison",
     "ErasureView",
     "Fault",
     "FoundImage",
     "HeldRemoval",
     "IndexDetails",
+    "IngestJob",
     "JobView",
     "NoisyView",
     "PictureView",

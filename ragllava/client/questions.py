@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sqlalchemy import Connection
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from ragllava.stages.answer.changes import OnProgress, RefreshPlan
 
 
+_RESULT_FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+
 Where = str | Iterable[str] | Mapping[str, Any] | None
 
 
@@ -47,7 +51,7 @@ class Questions(Namespace):
 
     def submit(
         self,
-        path: Path,
+        source: Path | bytes,
         archive: str,
         options: AnswerOptions | None = None,
         *,
@@ -55,14 +59,16 @@ class Questions(Namespace):
         skip_invalid: bool = False,
         idempotency_key: str | None = None,
     ) -> Submitted:
-        """Queue a question file (.jsonl, .csv or .parquet); the same key with the same file makes one job.
+        """Queue a question file (JSONL, JSON, CSV, Excel or Parquet), or the content of one; the same key with the same
+        file makes one job.
 
         `where` is a filter beside that of the options: an object, a condition as text, or several of these texts
         (ragllava/filters.py). Raises InvalidInput when lines are invalid and `skip_invalid` is not set, UsageError for
         an unknown archive, options out of range, a wrong filter, and a key that belongs to another file.
         """
         how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key)
-        return self._queue(submit_questions, read_questions(path, name=str(path)), how)
+        name = "standard input" if isinstance(source, bytes) else str(source)
+        return self._queue(submit_questions, read_questions(source, name=name), how)
 
     def ask(
         self,
@@ -101,6 +107,16 @@ class Questions(Namespace):
         with self._connections.engine.connect() as connection:
             yield from result_rows(connection, job_id, with_metadata=with_metadata)
 
+    def print_results(self, job_id: int, stream: BinaryIO, *, with_metadata: bool = False) -> int:
+        """Write results as JSONL to a stream; returns the number of lines. Raises UsageError for other jobs."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "results.jsonl"
+            saved = self.save_results(job_id, path, with_metadata=with_metadata)
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, stream)
+        stream.flush()
+        return saved.lines
+
     def save_results(self, job_id: int, path: Path, *, with_metadata: bool = False) -> SavedResults:
         """Write results to `path` (.jsonl, .csv or .parquet) and the failed lines to `<path>.errors.jsonl`.
 
@@ -108,12 +124,20 @@ class Questions(Namespace):
         afterwards. Raises UsageError for another ending or another job.
         """
         format = format_by_extension(path.name)
-        if format is None:
+        if path.suffix.lower() not in _RESULT_FILES or format is None:
             raise UsageError(f"{path}: the name must end in .jsonl, .csv or .parquet")
         job = Jobs(self._connections).require_answers(job_id)
         top_n, is_refresh = job.spec["options"]["top_n"], job.refresh is not None
         rows = self.results(job_id, with_metadata=with_metadata)
-        lines = write_results(rows, path, format, top_n=top_n, is_refresh=is_refresh, with_metadata=with_metadata)
+        lines = write_results(
+            rows,
+            path,
+            format,
+            top_n=top_n,
+            is_refresh=is_refresh,
+            with_metadata=with_metadata,
+            columns=job.spec.get("columns", ()),
+        )
         errors_path = path.with_name(path.name + ".errors.jsonl")
         errors = write_errors(self.results(job_id), errors_path)
         if not errors:

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from ragllava.errors import ObjectMissing, ServiceUnavailable, SettingsError, UsageError
 from ragllava.jobs import control
+from ragllava.records import FileFormat
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import Submission, as_options, record_refusal, submit_questions
@@ -73,7 +74,9 @@ def _outbox(binding: Binding, key: str, etag: str) -> Outbox | str:
         return "it is in the outbox"
     file_format = format_by_extension(key)
     if file_format is None:
-        return "it is not a question file: its name does not end in .jsonl, .ndjson, .csv, .tsv or .parquet"
+        return "it is not a question file: its name does not end in .jsonl, .json, .csv, .tsv, .xlsx or .parquet"
+    if file_format is FileFormat.XLSX:  # it is only read
+        file_format = FileFormat.CSV
     folder = f"{outbox}{key.removeprefix(binding.prefix).lstrip('/')}/"
     size = len(folder.removeprefix("s3://").partition("/")[2].encode()) + LONGEST_NAME
     if size > MAX_KEY_BYTES:

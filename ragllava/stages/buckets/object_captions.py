@@ -1,7 +1,8 @@
 """Captions and metadata of pictures in a bucket. Captions have three sources; the first that gives one is used:
 
-1. a caption file at the top of the bound prefix: `captions.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`;
-2. a sidecar, a text object beside the picture: the first line of `dog.png.txt` or `dog.txt`;
+1. a caption file at the top of the bound prefix: `captions.csv` or `metadata.csv`, also in other formats
+   (ingest/listing.py);
+2. a sidecar beside the picture, such as `dog.png.txt`, `dog.caption` or `dog.xmp` (ingest/sidecars.py);
 3. the picture's own metadata `caption` (`x-amz-meta-caption`). Metadata are ASCII: other characters are encoded as
    S3 itself returns them (RFC 2047) or percent-encoded as in URLs, so a percent sign before two hexadecimal digits is
    written %25.
@@ -30,14 +31,12 @@ from ragllava.errors import ObjectMissing, ServiceUnavailable, SettingsError, Us
 from ragllava.jobs.isolation import reason_of
 from ragllava.json_records import write_json_lines
 from ragllava.metadata import clean_caption
-from ragllava.stages.ingest.captions import (
-    MAX_SIDECAR_BYTES,
-    Description,
-    caption_rows,
-    merge_descriptions,
-    sidecar_caption,
-)
-from ragllava.stages.ingest.files import is_hidden, is_offered, packed_scheme, sidecar_names, unreadable_package
+from ragllava.stages.ingest.captions import MAX_CAPTION_FILE_BYTES, Description, caption_rows, merge_descriptions
+from ragllava.stages.ingest.files import is_hidden, is_offered, packed_scheme, unreadable_package
+from ragllava.stages.ingest.listing import is_caption_file
+from ragllava.stages.ingest.names import FileName, match_names
+from ragllava.stages.ingest.sidecars import MAX_SIDECAR_BYTES, is_sidecar, sidecar_names, sidecar_stems
+from ragllava.stages.ingest.sidecars import read_sidecar as parse_sidecar
 from ragllava.stages.record_files import UNSTORABLE
 from ragllava.stores.archives import image_changes
 from ragllava.stores.archives.image_changes import CaptionChange
@@ -49,8 +48,6 @@ from ragllava.stores.objects import ObjectStore
 
 log = logging.getLogger(__name__)
 
-CAPTION_FILES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "captions.parquet")
-MAX_CAPTION_FILE_BYTES = 256 * 2**20
 _METADATA_NAME = "caption"
 
 
@@ -61,9 +58,9 @@ def kind_of(binding: Binding, key: str) -> ObjectKind:
         return ObjectKind.OTHER
     if binding.role is BindingRole.INBOX:
         return ObjectKind.QUESTIONS
-    if name.lower() in CAPTION_FILES:
+    if "/" not in name and is_caption_file(name):
         return ObjectKind.CAPTIONS
-    if name.lower().endswith(".txt"):
+    if is_sidecar(name):
         return ObjectKind.CAPTION
     if not is_offered(name) or packed_scheme(name) is not None or unreadable_package(name) is not None:
         return ObjectKind.OTHER
@@ -93,7 +90,7 @@ def metadata_caption(metadata: Mapping[str, str]) -> str | None:
 def read_sidecar(objects: ObjectStore, bucket: str, key: str) -> str | None:
     """The caption in a sidecar. Raises ObjectMissing."""
     try:
-        return sidecar_caption(objects.read_external(bucket, key, MAX_SIDECAR_BYTES).data)
+        return parse_sidecar(key, objects.read_external(bucket, key, MAX_SIDECAR_BYTES).data).caption
     except UsageError:  # larger than any caption
         return None
 
@@ -152,7 +149,7 @@ def captions_for(connection: Connection, binding: Binding, keys: Sequence[str]) 
     pictures = bound_objects.load_objects(connection, binding.binding_id, keys)
     names = {name for key in keys for name in sidecar_names(key)}
     sidecars = bound_objects.load_objects(connection, binding.binding_id, sorted(names))
-    listed = listed_captions.captions_of(connection, binding.binding_id, keys)
+    listed = _listed(connection, binding.binding_id, keys)
     nothing = ListedCaption(None, None)
     return {
         key: Description(
@@ -161,6 +158,26 @@ def captions_for(connection: Connection, binding: Binding, keys: Sequence[str]) 
         )
         for key, picture in pictures.items()
     }
+
+
+def _listed(connection: Connection, binding_id: int, keys: Sequence[str]) -> dict[str, ListedCaption]:
+    """What the caption files say about these pictures, by key; pictures without a row are left out.
+
+    ingest/names.py says which row belongs to which picture. A row of exactly the picture's name goes first. Only for
+    pictures without one, those names are compared that may fit: their root (metadata.name_root) is the same.
+    """
+    listed = listed_captions.exact_captions(connection, binding_id, keys)
+    others = {key for key in keys if key not in listed}
+    near = listed_captions.names_near(connection, binding_id, sorted(others))
+    files = [FileName(name, name) for _, name in near.pictures]
+    matches = match_names(near.captions, files)
+    chosen = {
+        key: near.captions[matches.captions[number]]
+        for number, (key, _) in enumerate(near.pictures)
+        if key in others and number in matches.captions
+    }
+    captions = listed_captions.named_captions(connection, binding_id, sorted(set(chosen.values())))
+    return listed | {key: captions[name] for key, name in chosen.items()}
 
 
 def _json_rows(name: str, file: Path) -> Iterator[dict[str, Any]]:
@@ -186,7 +203,7 @@ def _merged(parts: Sequence[ListedCaption]) -> ListedCaption:
 
 def pictures_of_sidecars(connection: Connection, binding: Binding, sidecars: Sequence[str]) -> set[str]:
     """The pictures that these sidecars belong to."""
-    stems = [key[: -len(".txt")] for key in sidecars]
+    stems = sorted({stem for key in sidecars for stem in sidecar_stems(key)})
     pictures = bound_objects.pictures_beside(connection, binding.binding_id, stems)
     return {key for key in pictures if not set(sidecars).isdisjoint(sidecar_names(key))}
 
@@ -219,4 +236,4 @@ def refresh_captions(
 
 def _sidecar_caption(key: str, sidecars: Mapping[str, BoundObject]) -> str | None:
     captions = (sidecars[name].caption for name in sidecar_names(key) if name in sidecars)
-    return next((caption for caption in captions if caption is not None), None)
+    return next((caption for caption in captions if caption), None)

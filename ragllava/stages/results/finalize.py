@@ -134,9 +134,10 @@ def _active_index(connection: Connection, archive_name: str) -> IndexView | None
 
 
 def _write_results(engine: Engine, job: JobView, path: Path, format: FileFormat) -> int:
-    top_n, is_refresh = job.spec["options"]["top_n"], job.refresh is not None
+    top_n, is_refresh, columns = job.spec["options"]["top_n"], job.refresh is not None, job.spec.get("columns", ())
     with engine.begin() as connection:
-        return write_results(result_rows(connection, job.job_id), path, format, top_n=top_n, is_refresh=is_refresh)
+        rows = result_rows(connection, job.job_id)
+        return write_results(rows, path, format, top_n=top_n, is_refresh=is_refresh, columns=columns)
 
 
 def _deliver(

@@ -7,7 +7,6 @@ caller's transaction.
 
 from __future__ import annotations
 
-import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.metadata import picture_name
+from ragllava.metadata import name_root, picture_name
 from ragllava.stores.buckets.bindings import Binding
 from ragllava.stores.database import equals_any, given, records
 from ragllava.stores.schema import bindings, bound_objects
@@ -204,9 +203,9 @@ _ENDED = """
 def _names(binding: Binding, state: ObjectState) -> dict[str, str | None]:
     """How caption files name a picture."""
     if state.kind is not ObjectKind.PICTURE:
-        return {"name": None, "base_name": None}
+        return {"name": None, "root": None}
     name = picture_name(state.key.removeprefix(binding.prefix))
-    return {"name": name, "base_name": posixpath.basename(name)}
+    return {"name": name, "root": name_root(name)}
 
 
 def _are(binding_id: int, keys: Iterable[str]) -> ColumnElement[bool]:

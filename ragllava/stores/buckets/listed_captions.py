@@ -1,14 +1,13 @@
 """The rows of the caption files under a binding, in the database: one picture costs one lookup.
 
-A row belongs to the picture of exactly its name. If there is no such picture, it belongs to the picture of the same
-base name, if only one such row and only one picture without a row of its own have this base name. Of two files that
-name the same picture, the first by key counts. Every function works in the caller's transaction.
+Which row belongs to which picture, stages/ingest/names.py decides; names that may fit have the same root
+(metadata.name_root). Of two files that name the same picture, the first by key counts. Every function works in the
+caller's transaction.
 """
 
 from __future__ import annotations
 
 import json
-import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,7 +16,7 @@ from typing import Any
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from ragllava.metadata import Metadata
+from ragllava.metadata import Metadata, name_root
 from ragllava.stores.database import copy_rows
 from ragllava.stores.maintenance import inspection
 
@@ -33,6 +32,14 @@ class ListedCaption:
     metadata: Metadata | None
 
 
+@dataclass(frozen=True, slots=True)
+class NamesNear:
+    """Names that may fit each other: of caption files, and of pictures with their keys."""
+
+    captions: list[str]
+    pictures: list[tuple[str, str]]
+
+
 NamedCaption = tuple[str, ListedCaption]  # the picture's name (metadata.picture_name) and what is said about it
 
 _new_captions = Table(
@@ -40,7 +47,7 @@ _new_captions = Table(
     MetaData(),
     Column("row_no", Integer),
     Column("name", Text),
-    Column("base_name", Text),
+    Column("root", Text),
     Column("caption", Text),
     Column("metadata", JSONB),
 )
@@ -63,7 +70,7 @@ def replace_file(
     connection.execute(
         text("""
             CREATE TEMP TABLE new_captions
-            (row_no integer, name text COLLATE "C", base_name text COLLATE "C", caption text, metadata jsonb)
+            (row_no integer, name text COLLATE "C", root text COLLATE "C", caption text, metadata jsonb)
             ON COMMIT DROP
         """)
     )
@@ -75,7 +82,7 @@ def replace_file(
     connection.execute(
         text("""
             CREATE TEMP TABLE changed_captions ON COMMIT DROP AS
-            SELECT coalesce(new.name, old.name) AS name, coalesce(new.base_name, old.base_name) AS base_name,
+            SELECT coalesce(new.name, old.name) AS name, coalesce(new.root, old.root) AS root,
                    new.name IS NULL AS gone, new.caption, new.metadata
             FROM (SELECT * FROM new_captions WHERE caption IS NOT NULL OR metadata IS NOT NULL) new
             FULL JOIN (SELECT * FROM listed_captions WHERE binding_id = :binding_id AND file = :file) old
@@ -95,15 +102,15 @@ def replace_file(
     )
     connection.execute(
         text("""
-            INSERT INTO listed_captions (binding_id, name, file, base_name, caption, metadata)
-            SELECT :binding_id, name, :file, base_name, caption, metadata FROM changed_captions WHERE NOT gone
+            INSERT INTO listed_captions (binding_id, name, file, root, caption, metadata)
+            SELECT :binding_id, name, :file, root, caption, metadata FROM changed_captions WHERE NOT gone
         """),
         values,
     )
     due = connection.execute(
         text("""
             UPDATE bound_objects SET caption_due = true
-            WHERE binding_id = :binding_id AND base_name IN (SELECT base_name FROM changed_captions)
+            WHERE binding_id = :binding_id AND root IN (SELECT root FROM changed_captions)
         """),
         values,
     ).rowcount
@@ -111,52 +118,53 @@ def replace_file(
     return due
 
 
-def captions_of(connection: Connection, binding_id: int, keys: Sequence[str]) -> dict[str, ListedCaption]:
-    """What the caption files say about these pictures, by key; pictures without a row are left out."""
+def exact_captions(connection: Connection, binding_id: int, keys: Sequence[str]) -> dict[str, ListedCaption]:
+    """The rows of exactly the names of these pictures, by key."""
     query = text("""
-        WITH wanted AS MATERIALIZED (
-            SELECT key, name, base_name FROM bound_objects
-            WHERE binding_id = :binding_id AND key = ANY(:keys) AND base_name IS NOT NULL
-        ), exact AS MATERIALIZED (
-            SELECT key, row.caption, row.metadata FROM wanted CROSS JOIN LATERAL (
-                SELECT caption, metadata FROM listed_captions
-                WHERE binding_id = :binding_id AND name = wanted.name ORDER BY file LIMIT 1
-            ) row
-        ), others AS MATERIALIZED (
-            SELECT * FROM wanted WHERE key NOT IN (SELECT key FROM exact)
-        ), by_base_name AS MATERIALIZED (
-            SELECT base.base_name, row.name
-            FROM (SELECT DISTINCT base_name FROM others) base
-            CROSS JOIN LATERAL (
-                SELECT min(name) AS name, count(*) AS names FROM (
-                    SELECT DISTINCT name FROM listed_captions WHERE binding_id = :binding_id
-                    AND base_name = base.base_name AND NOT EXISTS (
-                        SELECT FROM bound_objects WHERE binding_id = :binding_id
-                        AND base_name = base.base_name AND bound_objects.name = listed_captions.name
-                    ) LIMIT 2
-                ) listed
-            ) row
-            CROSS JOIN LATERAL (
-                SELECT count(*) AS pictures FROM (
-                    SELECT FROM bound_objects WHERE binding_id = :binding_id AND base_name = base.base_name
-                    AND NOT EXISTS (
-                        SELECT FROM listed_captions WHERE binding_id = :binding_id
-                        AND listed_captions.name = bound_objects.name
-                    ) LIMIT 2
-                ) without
-            ) counted
-            WHERE row.names = 1 AND counted.pictures = 1
-        )
-        SELECT key, caption, metadata FROM exact
-        UNION ALL
-        SELECT key, row.caption, row.metadata FROM others JOIN by_base_name USING (base_name)
-        CROSS JOIN LATERAL (
+        SELECT key, listed.caption, listed.metadata FROM bound_objects CROSS JOIN LATERAL (
             SELECT caption, metadata FROM listed_captions
-            WHERE binding_id = :binding_id AND listed_captions.name = by_base_name.name ORDER BY file LIMIT 1
-        ) row
+            WHERE binding_id = :binding_id AND name = bound_objects.name ORDER BY file LIMIT 1
+        ) listed
+        WHERE binding_id = :binding_id AND key = ANY(:keys)
     """)
     rows = connection.execute(query, {"binding_id": binding_id, "keys": list(keys)})
     return {row.key: ListedCaption(row.caption, row.metadata) for row in rows}
+
+
+def names_near(connection: Connection, binding_id: int, keys: Sequence[str]) -> NamesNear:
+    """The names in caption files that may fit one of these pictures, and all pictures that they may fit."""
+    if not keys:
+        return NamesNear([], [])
+    roots = text("""
+        SELECT DISTINCT root FROM bound_objects WHERE binding_id = :binding_id AND key = ANY(:keys) AND EXISTS (
+            SELECT FROM listed_captions
+            WHERE listed_captions.binding_id = :binding_id AND listed_captions.root = bound_objects.root
+        )
+    """)
+    values = {"binding_id": binding_id, "roots": []}
+    values["roots"] = list(connection.scalars(roots, {"binding_id": binding_id, "keys": list(keys)}))
+    if not values["roots"]:
+        return NamesNear([], [])
+    captions = text("""
+        SELECT DISTINCT name FROM listed_captions WHERE binding_id = :binding_id AND root = ANY(:roots) ORDER BY name
+    """)
+    pictures = text("""
+        SELECT key, name FROM bound_objects WHERE binding_id = :binding_id AND root = ANY(:roots) ORDER BY key
+    """)
+    rows = connection.execute(pictures, values)
+    return NamesNear(list(connection.scalars(captions, values)), [(row.key, row.name) for row in rows])
+
+
+def named_captions(connection: Connection, binding_id: int, names: Sequence[str]) -> dict[str, ListedCaption]:
+    """The rows of these names."""
+    if not names:
+        return {}
+    query = text("""
+        SELECT DISTINCT ON (name) name, caption, metadata FROM listed_captions
+        WHERE binding_id = :binding_id AND name = ANY(:names) ORDER BY name, file
+    """)
+    rows = connection.execute(query, {"binding_id": binding_id, "names": list(names)})
+    return {row.name: ListedCaption(row.caption, row.metadata) for row in rows}
 
 
 def take_due(connection: Connection, binding_id: int, limit: int) -> list[str]:
@@ -179,23 +187,23 @@ def _numbered(rows: Iterable[NamedCaption]) -> Iterator[tuple[Any, ...]]:
     for number, (name, caption) in enumerate(rows):
         if len(name.encode()) <= MAX_NAME_BYTES:
             metadata = None if caption.metadata is None else json.dumps(caption.metadata)
-            yield number, name, posixpath.basename(name), caption.caption, metadata
+            yield number, name, name_root(name), caption.caption, metadata
 
 
 def _merge_repeated(connection: Connection, merge: Callable[[Sequence[ListedCaption]], ListedCaption]) -> None:
     """Make one row of several with the same name, page by page."""
     page = text("""
-        SELECT name, base_name, caption, metadata FROM new_captions WHERE name IN (
+        SELECT name, root, caption, metadata FROM new_captions WHERE name IN (
             SELECT name FROM new_captions WHERE name > :last GROUP BY name HAVING count(*) > 1 ORDER BY name LIMIT :most
         ) ORDER BY name, row_no
     """)
     last = ""
     while rows := connection.execute(page, {"last": last, "most": _NAMES_AT_ONCE}).all():
         merged = []
-        for (name, base_name), group in groupby(rows, key=lambda row: (row.name, row.base_name)):
+        for (name, root), group in groupby(rows, key=lambda row: (row.name, row.root)):
             caption = merge([ListedCaption(row.caption, row.metadata) for row in group])
             metadata = None if caption.metadata is None else json.dumps(caption.metadata)
-            merged.append((0, name, base_name, caption.caption, metadata))
+            merged.append((0, name, root, caption.caption, metadata))
             last = name
         names = [row[1] for row in merged]
         connection.execute(text("DELETE FROM new_captions WHERE name = ANY(:names)"), {"names": names})

@@ -239,10 +239,9 @@ def delete(connection: Connection, archive_id: int, image_ids: Sequence[int], is
 # What caption files say about the objects of images; a row comes back only when its file changes.
 _DELETE_LISTED = text("""
     DELETE FROM listed_captions listed USING bound_objects o
-    WHERE o.image_id = ANY(:ids) AND listed.binding_id = o.binding_id AND listed.base_name = o.base_name
+    WHERE o.image_id = ANY(:ids) AND listed.binding_id = o.binding_id AND listed.root = o.root
     AND (listed.name = o.name OR NOT EXISTS (
-        SELECT FROM bound_objects p
-        WHERE p.binding_id = o.binding_id AND p.base_name = o.base_name AND p.name = listed.name
+        SELECT FROM bound_objects p WHERE p.binding_id = o.binding_id AND p.root = o.root AND p.name = listed.name
     ))
 """)
 

@@ -30,6 +30,7 @@ from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.results import results
 from ragllava.stages.results.results import Previous, ResultRow, output_file, write_errors, write_results
 
+WRITTEN = (FileFormat.JSONL, FileFormat.CSV, FileFormat.PARQUET)
 STAMP = ModelStamp(
     "mini-clip", "mini-reranker", "mini-generator", "rerank-1 answer-1", 0.6123456789, "hybrid-1", "need-1"
 )
@@ -168,7 +169,7 @@ def test_a_refresh_has_the_previous_outcome() -> None:
 
 
 def test_every_format_has_the_previous_outcome(tmp_path: Path) -> None:
-    for format in FileFormat:
+    for format in WRITTEN:
         write_results(REFRESHED, tmp_path / format, format, top_n=2, is_refresh=True)
     expected = [row.as_json() for row in REFRESHED]
     assert [json.loads(line) for line in (tmp_path / "jsonl").read_text().splitlines()] == expected
@@ -199,7 +200,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def test_metadata_are_written_where_they_were_asked_for(tmp_path: Path) -> None:
     described = [replace(ANSWERED, metadata={2: {"city": "Köln", "tags": ["a"]}}), replace(NO_EVIDENCE, metadata={})]
     assert [image["metadata"] for image in described[0].as_json()["evidence"]] == [{"city": "Köln", "tags": ["a"]}, {}]
-    for format in FileFormat:
+    for format in WRITTEN:
         write_results(described, tmp_path / format, format, top_n=2, with_metadata=True)
     line = json.loads((tmp_path / "jsonl").read_text().splitlines()[0])
     assert line["evidence"][0]["metadata"] == {"city": "Köln", "tags": ["a"]}
@@ -317,7 +318,7 @@ def test_parquet_reads_back_equal_over_several_row_groups(tmp_path: Path, monkey
     assert parquet.read_table(path).to_pylist() == [row.as_json() for row in ROWS]
 
 
-@pytest.mark.parametrize("format", list(FileFormat))
+@pytest.mark.parametrize("format", WRITTEN)
 def test_a_job_without_rows_gives_a_readable_file(tmp_path: Path, format: FileFormat) -> None:
     path = tmp_path / "out"
     assert write_results([], path, format, top_n=2) == 0
@@ -336,7 +337,7 @@ texts = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters=
 def test_any_text_survives_every_format(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     folder = tmp_path_factory.mktemp("results")
     row = ResultRow(1, "a", text, AnswerStatus.ANSWERED, text, None, (candidate(1, 0.5, 0, text),))
-    for format in FileFormat:
+    for format in WRITTEN:
         write_results([row], folder / format, format, top_n=1)
     content = (folder / "jsonl").read_text()
     assert len(content.splitlines()) == 1
@@ -380,3 +381,23 @@ def test_a_path_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     for path in (".", "", "/"):
         with pytest.raises(UsageError, match="it is a folder"), output_file(Path(path)):
             pass
+
+
+def test_results_repeat_the_further_columns_of_the_input(tmp_path: Path) -> None:
+    rows = [replace(ANSWERED, given={"Reference": "red", "tags": ["a", "b"], "n": 7}), NO_EVIDENCE]
+    columns = ["Reference", "tags", "n"]
+    for format in WRITTEN:
+        write_results(rows, tmp_path / format, format, top_n=2, columns=columns)
+    first, second = (json.loads(line) for line in (tmp_path / "jsonl").read_text().splitlines())
+    assert first["input"] == {"Reference": "red", "tags": ["a", "b"], "n": 7}
+    assert second["input"] == {"Reference": None, "tags": None, "n": None}
+    assert list(first) == list(second)
+    cells = read_csv(tmp_path / "csv")
+    assert [[row[f"input_{name}"] for name in columns] for row in cells] == [["red", '["a", "b"]', "7"], ["", "", ""]]
+    stored = parquet.read_table(tmp_path / "parquet").to_pylist()
+    assert [json.loads(row["input"]) for row in stored] == [first["input"], second["input"]]
+
+
+def test_results_are_not_written_as_a_spreadsheet(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="JSONL, CSV or Parquet"):
+        write_results(ROWS, tmp_path / "r.xlsx", FileFormat.XLSX, top_n=2)
