@@ -18,12 +18,10 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
-from urllib.parse import unquote
 
 MAX_CAPTION = 2_000  # characters
 MAX_KEYS = 64
 MAX_KEY = 64  # characters
-MAX_ROOT = 300  # characters of a name's root, which the database's index holds
 MAX_VALUE = 4_000  # characters, of a list together
 
 FIELDS = ("caption", "source", "folder")  # of every picture; no metadata has such a key
@@ -53,13 +51,6 @@ def clean_line(text: str, most: int) -> str | None:
 def picture_name(name: str) -> str:
     """One spelling for names of the same picture in caption files: forward slashes, no leading `./`."""
     return posixpath.normpath(name.strip().replace("\\", "/")).lstrip("/")
-
-
-def name_root(name: str) -> str:
-    """The same text for all names that may fit each other (stages/ingest/names.py): the last part of `name` up to its
-    first dot, without regard to case, to the form of Unicode and to percent-encoding."""
-    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", unquote(name)).casefold())
-    return posixpath.basename(folded).partition(".")[0].replace("\x00", "\ufffd")[:MAX_ROOT]
 
 
 def clean_key(name: str) -> str:

@@ -40,7 +40,7 @@ def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:
     with connected() as client:
         newest = client.jobs.list(limit=limit, only_open=only_open)
     rows = (
-        (job.job_id, job.kind, job.archive, job.state, job.progress.done, job.progress.total, outcomes(job))
+        (job.job_id, job.kind, job.archive, job.state_text, job.progress.done, job.progress.total, outcomes(job))
         for job in newest
     )
     print_rows(newest, ("job", "kind", "archive", "state", "done", "of", "outcomes"), rows, as_json, none=none)

@@ -25,6 +25,7 @@ from ragllava.cli.options import (
     wait_option,
 )
 from ragllava.cli.terminal import echo
+from ragllava.records import PRIORITIES
 
 
 @click.command()
@@ -33,6 +34,13 @@ from ragllava.cli.terminal import echo
 @answer_options
 @click.option("--skip-invalid", is_flag=True, help="Submit the valid lines; the others end as failed.")
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key and file make one job.")
+@click.option(
+    "--priority",
+    type=click.Choice(list(PRIORITIES)),
+    default="normal",
+    show_default=True,
+    help="Jobs of higher priority are served first; jobs of equal priority take turns.",
+)
 @wait_option
 @json_option
 def submit(
@@ -40,6 +48,7 @@ def submit(
     archive: str,
     skip_invalid: bool,
     key: str | None,
+    priority: str,
     wait: bool,
     as_json: bool,
     **flags: Unpack[AnswerFlags],
@@ -54,7 +63,14 @@ def submit(
         options = as_answer_options(client, **flags)
         with advising(skip_invalid, "submitted", "submits"):
             content = input_file(file)
-            queued = client.questions.submit(content, archive, options, skip_invalid=skip_invalid, idempotency_key=key)
+            queued = client.questions.submit(
+                content,
+                archive,
+                options,
+                skip_invalid=skip_invalid,
+                idempotency_key=key,
+                priority=PRIORITIES[priority],
+            )
         for note in queued.notes:
             echo(f"{file}: {note}", err=True)
         print_lines(file, queued.errors, "invalid")

@@ -19,9 +19,9 @@ from ragllava.client.reporting import report_figures, report_rows, summarise
 from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import JobFigures
 from ragllava.filters import joined_filters, parse_where
-from ragllava.records import AnswerOptions, KnownAnswer, Question
+from ragllava.records import AnswerOptions, KnownAnswer, Priority, Question
 from ragllava.stages.answer.question_files import MAX_QUESTION_CHARACTERS, QuestionFile, read_questions
-from ragllava.stages.answer.submit import ASK_PRIORITY, Submission, Submitted, submit_questions, submit_refresh
+from ragllava.stages.answer.submit import Submission, Submitted, submit_questions, submit_refresh
 from ragllava.stages.record_files import format_by_extension
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import result_rows
@@ -58,6 +58,7 @@ class Questions(Namespace):
         where: Where = None,
         skip_invalid: bool = False,
         idempotency_key: str | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> Submitted:
         """Queue a question file (JSONL, JSON, CSV, Excel or Parquet), or the content of one; the same key with the same
         file makes one job.
@@ -66,7 +67,7 @@ class Questions(Namespace):
         (ragllava/filters.py). Raises InvalidInput when lines are invalid and `skip_invalid` is not set, UsageError for
         an unknown archive, options out of range, a wrong filter, and a key that belongs to another file.
         """
-        how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key)
+        how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key, priority)
         name = "standard input" if isinstance(source, bytes) else str(source)
         return self._queue(submit_questions, read_questions(source, name=name), how)
 
@@ -88,7 +89,7 @@ class Questions(Namespace):
         if not text or len(text) > MAX_QUESTION_CHARACTERS:
             raise UsageError(f"a question has 1 to {MAX_QUESTION_CHARACTERS} characters, this one has {len(text)}")
         file = QuestionFile("ask", [Question(0, 1, "ask", text)])
-        how = Submission(archive, _with_filter(options, where), priority=ASK_PRIORITY)
+        how = Submission(archive, _with_filter(options, where), priority=Priority.URGENT)
         submitted = self._queue(submit_questions, file, how)
         job = Jobs(self._connections).wait(submitted.job_id, timeout_s=timeout_s)
         if not job.is_final:

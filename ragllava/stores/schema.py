@@ -238,6 +238,8 @@ workers = Table(
     Column("slots", Integer, nullable=False),
     Column("state", Text, nullable=False),  # live, draining
     Column("versions", JSONB, nullable=False),
+    # The open jobs that this worker cannot do, by id, with the reason: it does not claim their shards.
+    Column("refused", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     moment("started_at"),
     moment("seen_at"),
     postgresql_with={"fillfactor": "70"},
@@ -462,13 +464,13 @@ bound_objects = Table(
     Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),  # what a picture became
     Column("reason", Text),  # why nothing was made of it
     moment("seen_at"),
-    # Of a picture: how caption files name it, and what is the same for all names that may fit (metadata.name_root).
+    # Of a picture: how caption files name it, and the last part of that name.
     Column("name", Text(collation="C")),
-    Column("root", Text(collation="C")),
+    Column("base_name", Text(collation="C")),
     Column("caption_due", Boolean, nullable=False, server_default=text("false")),  # its listed caption has changed
     Index("ix_bound_objects_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
     Index("ix_bound_objects_image_id", "image_id"),
-    Index("ix_bound_objects_root", "binding_id", "root", postgresql_where=text("root IS NOT NULL")),
+    Index("ix_bound_objects_base_name", "binding_id", "base_name", postgresql_where=text("base_name IS NOT NULL")),
     Index("ix_bound_objects_caption_due", "binding_id", "key", postgresql_where=text("caption_due")),
 )
 
@@ -479,10 +481,10 @@ listed_captions = Table(
     key("binding_id", "bindings.id"),
     Column("name", Text(collation="C"), primary_key=True),  # of the picture
     Column("file", Text(collation="C"), primary_key=True),  # the key of the caption file
-    Column("root", Text(collation="C"), nullable=False),
+    Column("base_name", Text(collation="C"), nullable=False),
     Column("caption", Text),
     Column("metadata", JSONB(none_as_null=True)),
-    Index("ix_listed_captions_root", "binding_id", "root"),
+    Index("ix_listed_captions_base_name", "binding_id", "base_name"),
 )
 
 # Objects that something is said to have happened to. A change event only asks to look; the same one twice is one row.
@@ -534,6 +536,15 @@ schedules = Table(
     Column("paused", Boolean, nullable=False, server_default=text("false")),
     moment("next_due"),
     moment("created_at"),
+)
+
+# When the last tick ended, by the database's clock: one row. `ragllava doctor` fails when that is long ago.
+ticks = Table(
+    "ticks",
+    metadata,
+    Column("name", Text, primary_key=True),
+    moment("ended_at"),
+    postgresql_with={"fillfactor": "70"},
 )
 
 # A due time fires once: whoever inserts its row first, fires (docs/reliability.md D9).

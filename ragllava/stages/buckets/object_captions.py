@@ -34,7 +34,6 @@ from ragllava.metadata import clean_caption
 from ragllava.stages.ingest.captions import MAX_CAPTION_FILE_BYTES, Description, caption_rows, merge_descriptions
 from ragllava.stages.ingest.files import is_hidden, is_offered, packed_scheme, unreadable_package
 from ragllava.stages.ingest.listing import is_caption_file
-from ragllava.stages.ingest.names import FileName, match_names
 from ragllava.stages.ingest.sidecars import MAX_SIDECAR_BYTES, is_sidecar, sidecar_names, sidecar_stems
 from ragllava.stages.ingest.sidecars import read_sidecar as parse_sidecar
 from ragllava.stages.record_files import UNSTORABLE
@@ -149,7 +148,7 @@ def captions_for(connection: Connection, binding: Binding, keys: Sequence[str]) 
     pictures = bound_objects.load_objects(connection, binding.binding_id, keys)
     names = {name for key in keys for name in sidecar_names(key)}
     sidecars = bound_objects.load_objects(connection, binding.binding_id, sorted(names))
-    listed = _listed(connection, binding.binding_id, keys)
+    listed = listed_captions.captions_of(connection, binding.binding_id, keys)
     nothing = ListedCaption(None, None)
     return {
         key: Description(
@@ -158,26 +157,6 @@ def captions_for(connection: Connection, binding: Binding, keys: Sequence[str]) 
         )
         for key, picture in pictures.items()
     }
-
-
-def _listed(connection: Connection, binding_id: int, keys: Sequence[str]) -> dict[str, ListedCaption]:
-    """What the caption files say about these pictures, by key; pictures without a row are left out.
-
-    ingest/names.py says which row belongs to which picture. A row of exactly the picture's name goes first. Only for
-    pictures without one, those names are compared that may fit: their root (metadata.name_root) is the same.
-    """
-    listed = listed_captions.exact_captions(connection, binding_id, keys)
-    others = {key for key in keys if key not in listed}
-    near = listed_captions.names_near(connection, binding_id, sorted(others))
-    files = [FileName(name, name) for _, name in near.pictures]
-    matches = match_names(near.captions, files)
-    chosen = {
-        key: near.captions[matches.captions[number]]
-        for number, (key, _) in enumerate(near.pictures)
-        if key in others and number in matches.captions
-    }
-    captions = listed_captions.named_captions(connection, binding_id, sorted(set(chosen.values())))
-    return listed | {key: captions[name] for key, name in chosen.items()}
 
 
 def _json_rows(name: str, file: Path) -> Iterator[dict[str, Any]]:

@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 from ragllava.errors import InvalidInput, UsageError
 from ragllava.imaging.embedded import is_default_caption
 from ragllava.metadata import Metadata, clean_caption, clean_key, clean_metadata, is_cut, merge_metadata, picture_name
+from ragllava.picture_names import FileName, match_names
 from ragllava.records import FileFormat
 from ragllava.stages.ingest.caption_documents import EXIFTOOL_NAME, exiftool_values, headerless, is_exiftool, unfold
-from ragllava.stages.ingest.names import FileName, match_names
 from ragllava.stages.record_files import (
     EXTENSIONS,
     Layout,

@@ -50,7 +50,8 @@ class Listing:
 
     def passed_kinds(self) -> str:
         """`212 .mp4, 40 .pdf`, the most frequent first."""
-        kinds = [f"{number:,} {kind}" for kind, number in self.passed_over.most_common(10)]
+        counted = sorted(self.passed_over.items(), key=lambda item: (-item[1], item[0]))
+        kinds = [f"{number:,} {kind}" for kind, number in counted[:10]]
         more = len(self.passed_over) - len(kinds)
         return ", ".join(kinds) + (f" and files of {more} other kinds" if more else "")
 

@@ -17,7 +17,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.metadata import name_root, picture_name
+from ragllava.metadata import picture_name
+from ragllava.picture_names import name_group
 from ragllava.stores.buckets.bindings import Binding
 from ragllava.stores.database import equals_any, given, records
 from ragllava.stores.schema import bindings, bound_objects
@@ -203,9 +204,9 @@ _ENDED = """
 def _names(binding: Binding, state: ObjectState) -> dict[str, str | None]:
     """How caption files name a picture."""
     if state.kind is not ObjectKind.PICTURE:
-        return {"name": None, "root": None}
+        return {"name": None, "base_name": None}
     name = picture_name(state.key.removeprefix(binding.prefix))
-    return {"name": name, "root": name_root(name)}
+    return {"name": name, "base_name": name_group(name)}
 
 
 def _are(binding_id: int, keys: Iterable[str]) -> ColumnElement[bool]:

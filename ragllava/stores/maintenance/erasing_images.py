@@ -15,6 +15,7 @@ from sqlalchemy import Connection, select, text, update
 
 from ragllava.stores.archives import image_changes, vectors
 from ragllava.stores.archives.word_index import words_of_row
+from ragllava.stores.buckets import listed_captions
 from ragllava.stores.database import equals_any
 from ragllava.stores.maintenance.erasures import Pending
 from ragllava.stores.maintenance.scrubbing import Scrubber
@@ -228,22 +229,12 @@ def delete(connection: Connection, archive_id: int, image_ids: Sequence[int], is
     values["ids"] = list(locked)
     labels = connection.execute(_CLEAN_LABELS, values).rowcount
     if is_removal:
-        connection.execute(_DELETE_LISTED, values)
+        listed_captions.forget(connection, locked)
         forgotten = {"image_id": None, "caption": None, "reason": REMOVED_OBJECT}
         connection.execute(update(bound_objects).where(equals_any(bound_objects.c.image_id, locked)).values(forgotten))
     vectors.remove_embeddings(connection, archive_id, list(locked))
     hashes = connection.scalars(_DELETE_IMAGES, values).all()
     return Counter(images=len(hashes), labels=labels)
-
-
-# What caption files say about the objects of images; a row comes back only when its file changes.
-_DELETE_LISTED = text("""
-    DELETE FROM listed_captions listed USING bound_objects o
-    WHERE o.image_id = ANY(:ids) AND listed.binding_id = o.binding_id AND listed.root = o.root
-    AND (listed.name = o.name OR NOT EXISTS (
-        SELECT FROM bound_objects p WHERE p.binding_id = o.binding_id AND p.root = o.root AND p.name = listed.name
-    ))
-""")
 
 
 def mark_content(connection: Connection, hashes: Sequence[str]) -> list[str]:

@@ -85,7 +85,7 @@ def test_captions_beside_pictures_are_used_and_the_rest_is_counted(tmp_path: Pat
     assert files["a.png"].metadata == {"year": "1932"}
     assert files["t.jpg"].metadata == {"taken": "1970-01-01T00:00:00Z"}
     assert listing.passed_over == {".mp4": 2, ".pdf": 1, ".txt": 1}
-    assert listing.passed_kinds() == "2 .mp4, 1 .txt, 1 .pdf" or listing.passed_kinds().startswith("2 .mp4, ")
+    assert listing.passed_kinds() == "2 .mp4, 1 .pdf, 1 .txt"
     assert (listing.listed_captions, listing.without_file) == (8, 1)
 
 
@@ -110,7 +110,6 @@ def test_a_file_that_is_no_caption_file_is_said(tmp_path: Path, pack: type) -> N
     files = listed(pack(tmp_path, {"x/a.png": "", "x/metadata.csv": "sensor,value\n1,2\n"}), listing)
     assert files["x/a.png"].caption is None
     (note,) = listing.notes
-    assert note.endswith('found "sensor", "value"') or "x/metadata.csv: not used" in note
     assert "x/metadata.csv: not used" in note
 
 

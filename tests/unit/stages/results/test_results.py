@@ -302,6 +302,12 @@ def test_a_program_with_other_separators_finds_no_formula(tmp_path: Path, text: 
     assert not any(cell.startswith(("=", "@", "-", "＝")) for cell in cells)
 
 
+def test_names_of_the_users_columns_start_no_formula(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    write_results([replace(ANSWERED, given={"x;=1+1": 1})], path, FileFormat.CSV, top_n=2, columns=["x;=1+1"])
+    assert "input_x;'=1+1" in read_csv(path)[0]
+
+
 def test_excel_recognises_the_encoding_and_our_readers_accept_it(tmp_path: Path) -> None:
     path = tmp_path / "out.csv"
     write_results(ROWS, path, FileFormat.CSV, top_n=2)

@@ -14,11 +14,21 @@ percent-encoding, and to an extension that the caption's name lacks.
 from __future__ import annotations
 
 import posixpath
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import unquote
+
+_EXTENSION = re.compile(r"\.(?:[a-z]{3,4}|jp2|j2k)")
+
+
+def name_group(name: str) -> str:
+    """What all names have in common that may fit each other: the last part, folded, without an extension."""
+    last = posixpath.basename(_decoded(name))
+    stem, extension = posixpath.splitext(last)
+    return stem if stem and _EXTENSION.fullmatch(extension) else last
 
 
 @dataclass(frozen=True, slots=True)
