@@ -19,6 +19,7 @@ from ragllava.cli.options import (
     as_time,
     captions_option,
     connected,
+    exclude_option,
     json_option,
     no_wait_option,
     print_result,
@@ -38,9 +39,17 @@ _SHOWN_CAPTIONS = 5  # of those without a file
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @archive_option
 @captions_option
+@exclude_option
 @no_wait_option
 @json_option
-def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait: bool, as_json: bool) -> None:
+def ingest(
+    paths: tuple[Path, ...],
+    archive: str,
+    captions: Path | None,
+    exclude: tuple[str, ...],
+    no_wait: bool,
+    as_json: bool,
+) -> None:
     """Add pictures to an archive: files, folders, zip and tar files.
 
     Captions come from --captions, or from the first line of a text file beside a picture (dog.png, dog.txt). Pictures
@@ -49,7 +58,7 @@ def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait
     from ragllava.cli.progress import follow
 
     with connected() as client:
-        queued = client.archives.ingest(paths, archive, captions)
+        queued = client.archives.ingest(paths, archive, captions, exclude)
         for name in queued.unused_captions[:_SHOWN_CAPTIONS]:
             click.echo(f"caption without a file: {name}", err=True)
         if len(queued.unused_captions) > _SHOWN_CAPTIONS:

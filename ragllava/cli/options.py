@@ -39,6 +39,14 @@ no_wait_option = click.option("--no-wait", is_flag=True, help="Return when the j
 wait_option = click.option("--wait", is_flag=True, help="Wait for the job, with a progress bar.")
 job_argument = click.argument("job_id", type=JOB_ID)
 
+exclude_option = click.option(
+    "--exclude",
+    "exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out files and folders whose names match this shell pattern, such as '*.pdf' or 'thumbs'. Repeatable.",
+)
+
 
 class EnumChoice(click.Choice[E]):
     """The values of an enum of strings; click's own choice takes their names."""

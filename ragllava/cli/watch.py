@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import archive_option, captions_option, connected
+from ragllava.cli.options import archive_option, captions_option, connected, exclude_option
 
 if TYPE_CHECKING:
     from ragllava.client import Client, WatchedFolder
@@ -22,7 +22,8 @@ _CHECK_MS = 2_000  # between checks whether our own jobs have ended
 @click.argument("folder", type=click.Path(path_type=Path))
 @archive_option
 @captions_option
-def watch(folder: Path, archive: str, captions: Path | None) -> None:
+@exclude_option
+def watch(folder: Path, archive: str, captions: Path | None, exclude: tuple[str, ...]) -> None:
     """Keep an archive equal to FOLDER: compare once, then follow every change until Ctrl-C.
 
     New and changed pictures are ingested, those of deleted files leave the archive. The ingest workers must see the
@@ -37,7 +38,7 @@ def watch(folder: Path, archive: str, captions: Path | None) -> None:
 
     if not folder.is_dir():
         raise UsageError(f"cannot watch {folder}: it is not a folder that can be read here")
-    watched = WatchedFolder(folder.absolute(), archive, captions)
+    watched = WatchedFolder(folder.absolute(), archive, captions, exclude)
     stop = threading.Event()
     with on_stop_signals(stop.set), connected() as client:
         warn_without_worker(client, "ingest")

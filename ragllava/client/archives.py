@@ -13,7 +13,6 @@ from sqlalchemy import Connection
 
 from ragllava.client.connections import Connections, Namespace, forwarded
 from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, UsageError
-from ragllava.imaging.decode import decode
 from ragllava.records import AnswerOptions, FoundImage, Retrieval
 from ragllava.stages.buckets.binding import bind_archive, unbind_archive
 from ragllava.stages.buckets.sync import ScanReport, scan
@@ -73,14 +72,17 @@ class Archives(Namespace):
         super().__init__(connections)
         self.indexes = Indexes(connections)
 
-    def ingest(self, paths: Sequence[Path], archive: str, captions: Path | None = None) -> IngestJob:
+    def ingest(
+        self, paths: Sequence[Path], archive: str, captions: Path | None = None, exclude: Sequence[str] = ()
+    ) -> IngestJob:
         """Queue the pictures under `paths` for an archive, which is created if it is new.
 
+        Files whose names match one of the shell patterns `exclude` are left out: `*.pdf`, `thumbs`, `2019/*`.
         The ingest workers read the paths, so they must see them under the same names. Raises UsageError when there is
         no picture, or `captions` cannot be read.
         """
         by_picture = read_captions(captions) if captions else None
-        files = list(list_sources(paths, by_picture))
+        files = list(list_sources(paths, by_picture, exclude))
         if not files:
             raise UsageError(f"no pictures in {', '.join(map(str, paths))}")
         job_id = self._queue(submit_files, archive_name=archive, files=files)
@@ -133,10 +135,11 @@ class Archives(Namespace):
     def thumbnail(self, sha256: str) -> bytes | None:
         """A JPEG of a stored picture, its longer side at most THUMBNAIL_SIDE; None when it cannot be read.
 
-        Raises ServiceUnavailable when the object store is away.
+        Raises ServiceUnavailable when the object store is away, and DecoderUnavailable.
         """
         try:
-            picture = decode(self._connections.objects.get_content(sha256), max_side=THUMBNAIL_SIDE).picture
+            data = self._connections.objects.get_content(sha256)
+            picture = self._connections.decoder.decode(data, max_side=THUMBNAIL_SIDE).picture
         except (ObjectMissing, ObjectCorrupt, ImageRejected):
             return None
         buffer = io.BytesIO()

@@ -34,6 +34,7 @@ from ragllava.stages.ingest.captions import (
 )
 from ragllava.stages.ingest.files import is_hidden, is_offered, packed_scheme, sidecar_names, unreadable_package
 from ragllava.stores.archives import image_changes
+from ragllava.stores.archives.archive import document_of
 from ragllava.stores.archives.image_changes import CaptionChange
 from ragllava.stores.buckets import bound_objects
 from ragllava.stores.buckets.bindings import Binding, BindingRole
@@ -153,13 +154,18 @@ def refresh_captions(
     captions = captions_for(connection, binding, keys, caption_files)
     pictures = bound_objects.load_objects(connection, binding.binding_id, captions)
     by_uri = {object_uri(binding.bucket, key): key for key in captions}
-    changes = [
-        CaptionChange(image_id, uri, captions[key].caption, captions[key].metadata)
-        for uri, key in by_uri.items()
-        if (image_id := pictures[key].image_id) is not None
-    ]
+    images = image_changes.images_at(connection, binding.archive_id, by_uri)
+    pages = {image.image_id: uri for uri, image in images.items() if document_of(uri) != uri}
+    changes = []
+    for uri, key in by_uri.items():
+        image_id = pictures[key].image_id
+        if image_id is not None and image_id not in pages:
+            changes.append(CaptionChange(image_id, uri, captions[key].caption, captions[key].metadata))
+    for image_id, uri in pages.items():
+        description = captions[by_uri[document_of(uri)]]
+        changes.append(CaptionChange(image_id, uri, description.caption, description.metadata))
     changed = image_changes.change_captions(connection, binding.archive_id, changes, may_remove=may_remove)
-    return sorted(by_uri[uri] for uri in changed)
+    return sorted({by_uri[document_of(uri)] for uri in changed})
 
 
 def _sidecar_caption(key: str, sidecars: Mapping[str, BoundObject]) -> str | None:

@@ -255,7 +255,9 @@ def _relink_images(connection: Connection, binding: Binding, recorded: Sequence[
     living = image_changes.living(connection, [row.image_id for row in settled if row.image_id is not None])
     unlinked = {object_uri(binding.bucket, row.key): row for row in settled if row.image_id not in living}
     images = image_changes.images_at(connection, binding.archive_id, unlinked)
-    links = {unlinked[uri].key: image.image_id for uri, image in images.items()}
+    links: dict[str, int] = {}
+    for uri, image in sorted(images.items(), key=lambda item: item[1].image_id):
+        links.setdefault(unlinked[archive.document_of(uri)].key, image.image_id)  # of a document, one page
     bound_objects.link_images(connection, binding.binding_id, links)
     return {row.key for row in unlinked.values() if row.key not in links and not row.reason}
 

@@ -17,7 +17,9 @@ from ragllava.records import SourceFile
 from ragllava.stages.ingest.captions import MAX_SIDECAR_BYTES, Captions, sidecar_caption
 from ragllava.stages.ingest.files import (
     PackedScheme,
+    is_excluded,
     is_hidden,
+    is_of_library,
     is_offered,
     open_regular,
     packed_scheme,
@@ -29,17 +31,20 @@ from ragllava.stages.ingest.packed import list_members
 from ragllava.stages.ingest.uris import MAX_URI, file_uri, member_uri, shown
 
 
-def list_sources(paths: Sequence[str | Path], captions: Captions | None = None) -> Iterator[SourceFile]:
+def list_sources(
+    paths: Sequence[str | Path], captions: Captions | None = None, exclude: Sequence[str] = ()
+) -> Iterator[SourceFile]:
     """Every file that `paths` offer, in a fixed order: files of a folder by name, then its subfolders.
 
     A path is a picture, a folder (with its subfolders), or a zip or tar file. `source` is relative to the given path.
+    Files whose `source` matches a pattern of `exclude` are left out (files.py: is_excluded).
     Captions come from `captions`, else from sidecar text files; metadata come from `captions`. Raises UsageError
     immediately for a path that is empty or does not exist.
     """
     roots = [_existing(path) for path in paths]
     if not roots:
         raise UsageError("no path was given: name a picture, a folder, or a zip or tar file")
-    files = (file for root in roots for file in _offered_by(root))
+    files = (file for root in roots for file in _offered_by(root) if not is_excluded(file.source, exclude))
     if captions is None:
         return files
     listed = list(files)
@@ -91,9 +96,9 @@ def _walk(root: Path) -> Iterator[SourceFile]:
         names = {entry.name for entry in entries}
         subfolders: list[tuple[Path, str]] = []
         for entry in entries:
-            if is_hidden(entry.name):
-                continue
             source = prefix + entry.name
+            if is_hidden(source) or is_of_library(folder.name, entry.name):
+                continue
             try:
                 target = _follow(entry, true_root)
                 is_folder = stat.S_ISDIR(target.stat().st_mode)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, Select, Text, func, literal_column, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
@@ -27,6 +27,8 @@ from ragllava.stores.schema import files as file_table
 from ragllava.words import WORDS_VERSION
 
 AnyImage = TypeVar("AnyImage", bound="NewImage")
+
+PAGE_MARK = "#page="  # between the uri of a document and the number of a page; a path in a uri has no such sign
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SELECT_STORED = select(images.c.id, images.c.sha256, images.c.source, images.c.caption)  # as in a StoredImage
@@ -188,6 +190,19 @@ def existing_images(connection: Connection, archive_id: int, hashes: Iterable[st
     """Those of the pictures that the archive holds, by sha256. A retired one counts as new: it has no embedding."""
     rows = find_images(connection, archive_id, equals_any(images.c.sha256, hashes))
     return {image.sha256: image for image in rows}
+
+
+def document_of(uri: str) -> str:
+    """The uri of the document whose page `uri` is; the uri itself of a picture that is no page."""
+    return uri.partition(PAGE_MARK)[0]
+
+
+def of_files(uris: Iterable[str]) -> ColumnElement[bool]:
+    """The condition that one of the files `uris` names an image, or is the document whose page it is."""
+    listed = list(uris)
+    is_page = func.strpos(images.c.uri, literal_column(f"'{PAGE_MARK}'")) > literal_column("0")
+    document = func.split_part(images.c.uri, literal_column(f"'{PAGE_MARK}'"), literal_column("1"), type_=Text)
+    return equals_any(images.c.uri, listed) | (is_page & equals_any(document, listed))
 
 
 def load_images(

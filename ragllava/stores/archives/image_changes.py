@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from ragllava.metadata import Metadata
 from ragllava.stores.archives import archive, indexes, word_index
-from ragllava.stores.archives.archive import ArchiveImage, find_images
+from ragllava.stores.archives.archive import ArchiveImage, find_images, of_files
 from ragllava.stores.database import equals_any, given
 from ragllava.stores.schema import images
 
@@ -38,8 +38,8 @@ class NewName:
 
 
 def images_at(connection: Connection, archive_id: int, uris: Iterable[str]) -> dict[str, ArchiveImage]:
-    """The images that these files name, by uri; retired ones left out."""
-    return {image.uri: image for image in find_images(connection, archive_id, equals_any(images.c.uri, uris))}
+    """The images that these files name, by uri; retired ones left out. The pages of a document are among them."""
+    return {image.uri: image for image in find_images(connection, archive_id, of_files(uris))}
 
 
 def images_below(connection: Connection, archive_id: int, uri_prefix: str) -> dict[str, ArchiveImage]:
@@ -63,10 +63,10 @@ def rename_images(connection: Connection, archive_id: int, names: Sequence[NewNa
 
 
 def retire_at(connection: Connection, archive_id: int, uris: Sequence[str]) -> None:
-    """Retire the images that these files name, and remove their embeddings."""
+    """Retire the images that these files name, pages of documents too, and remove their embeddings."""
     if uris:
         indexes.lock_archive(connection, archive_id, shared=True)  # the switch to a new index counts the images
-        archive.retire_images(connection, archive_id, uris)
+        archive.retire_images(connection, archive_id, [*images_at(connection, archive_id, uris)])
 
 
 def change_captions(
