@@ -13,7 +13,7 @@ from ragllava.errors import ImageRejected
 MAX_PROFILE_BYTES = 2**24  # a larger colour profile is not used
 
 _OF_PROFILE = {"L": "GRAY", "RGB": "RGB ", "CMYK": "CMYK"}  # a mode and what its profile calls it
-_CAMERA_RANGE = 4095  # the largest value of a camera or scanner that uses 12 of 16 bits
+_CAMERA_RANGE = 8191  # an eighth of the scale: more than a camera that uses 12 of 16 bits has, with its offset
 _VISIBLE = 32  # difference from the ground in at least one channel that makes a pixel visible
 _VISIBLE_SHARE = 0.02  # of the opaque pixels; below it, white is not the ground of this picture
 
