@@ -62,7 +62,9 @@ def draw_svg(data: bytes) -> Image.Image:
     text = _without_references(_unpacked(data))
     try:
         # Both sides are limits: the drawing fits into them. Looking for the system's fonts takes a tenth of a second.
-        png = svg.svg_to_bytes(svg_string=text, width=SVG_SIDE, height=SVG_SIDE, skip_system_fonts="text" not in text)
+        png = svg.svg_to_bytes(
+            svg_string=text, width=SVG_SIDE, height=SVG_SIDE, dpi=96, skip_system_fonts="text" not in text
+        )
     except ValueError as error:
         raise ImageRejected(f"it is a damaged SVG picture: {str(error)[:200]}") from None
     with Image.open(io.BytesIO(bytes(png)), formats=["PNG"]) as drawn:

@@ -10,7 +10,7 @@ from PIL import Image, ImageChops
 
 _PNG_HEAD = 8
 _NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-_KEPT = (b"eXIf", b"iCCP", b"tEXt", b"zTXt", b"iTXt", b"sRGB", b"gAMA")
+_KEPT = (b"eXIf", b"iCCP", b"tEXt", b"zTXt", b"iTXt")
 _PACKED = (b"iCCP", b"zTXt", b"iTXt")
 _MAX_CHUNK_BYTES = 2**20  # unpacked; Pillow rejects a picture whose text or profile has more
 _MAX_CHUNKS_BYTES = 2**24  # of all chunks beside the pixels
