@@ -85,16 +85,19 @@ def list_archives(as_json: bool) -> None:
 @archive.command("show")
 @click.argument("name")
 @click.option("--rejected", is_flag=True, help="List the rejected files, with the reason.")
+@click.option("--notes", is_flag=True, help="List the files that were stored in part, and documents with their pages.")
 @json_option
-def show_archive(name: str, rejected: bool, as_json: bool) -> None:
+def show_archive(name: str, rejected: bool, notes: bool, as_json: bool) -> None:
     """The contents of an archive, and its rejected files."""
     with connected() as client:
         summary = client.archives.get(name)
         refused = client.archives.rejected(name) if rejected else []
+        noted = client.archives.notes(name) if notes else []
         bound = client.archives.bindings(name)
     body = asdict(summary) | {"bindings": bound} | ({"rejected": refused} if rejected else {})
+    body |= {"notes": noted} if notes else {}
     lines = [*_summary_lines(summary), *map(_binding_line, bound)]
-    lines += [f"{file.source}: {file.reason}" for file in refused]
+    lines += [f"{file.source}: {file.reason}" for file in [*refused, *noted]]
     print_result(body, lines if refused or not rejected else [*lines, "no file was rejected"], as_json)
 
 

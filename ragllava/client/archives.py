@@ -29,6 +29,7 @@ from ragllava.stores.archives.archive import (
     archive_summary,
     get_archive,
     list_archives,
+    noted_files,
     rejected_files,
 )
 from ragllava.stores.archives.indexes import IndexDetails
@@ -99,6 +100,10 @@ class Archives(Namespace):
     def rejected(self, name: str) -> list[RejectedFile]:
         """The files of an archive whose latest ingest was rejected, with the reason. Raises UsageError."""
         return self._of_archive(name, rejected_files)
+
+    def notes(self, name: str) -> list[RejectedFile]:
+        """The files of an archive that were stored with a note: cut files and documents. Raises UsageError."""
+        return self._of_archive(name, noted_files)
 
     def gaps(self, name: str) -> list[Gap]:
         """The images of an archive that no question can find, with the reason. Raises UsageError."""

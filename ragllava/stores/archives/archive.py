@@ -122,7 +122,7 @@ class PendingFile:
 
 @dataclass(frozen=True, slots=True)
 class RejectedFile:
-    """A file that was offered but is not in the archive: it is `rejected` or `dead` in the latest job that read it."""
+    """A file and the reason of its outcome in the latest job that read it: `rejected`, `dead`, or `stored` in part."""
 
     job_id: int
     source: str
@@ -386,6 +386,15 @@ def finish_files(connection: Connection, job_id: int, outcomes: Sequence[FileOut
 
 def rejected_files(connection: Connection, archive_id: int) -> list[RejectedFile]:
     """Files whose latest outcome is `rejected` or `dead`, by source; `cancelled` does not count as an outcome."""
+    return _files_with_reason(connection, archive_id, [FileStatus.REJECTED, FileStatus.DEAD])
+
+
+def noted_files(connection: Connection, archive_id: int) -> list[RejectedFile]:
+    """Files that were stored with a note, by source: their end is missing, or they are documents of several pages."""
+    return _files_with_reason(connection, archive_id, [FileStatus.STORED])
+
+
+def _files_with_reason(connection: Connection, archive_id: int, statuses: Sequence[FileStatus]) -> list[RejectedFile]:
     query = text("""
         SELECT * FROM (
             SELECT DISTINCT ON (uri) job_id, source, uri, files.status, reason
@@ -393,9 +402,10 @@ def rejected_files(connection: Connection, archive_id: int) -> list[RejectedFile
             WHERE jobs.archive_id = :archive_id AND files.status IS NOT NULL AND files.status <> 'cancelled'
             ORDER BY uri, job_id DESC, file_no DESC
         ) latest
-        WHERE status IN ('rejected', 'dead') ORDER BY source, uri
+        WHERE status = ANY(:statuses) AND (reason IS NOT NULL OR status <> 'stored') ORDER BY source, uri
     """)
-    return records(RejectedFile, connection.execute(query, {"archive_id": archive_id}))
+    parameters = {"archive_id": archive_id, "statuses": [status.value for status in statuses]}
+    return records(RejectedFile, connection.execute(query, parameters))
 
 
 def _storable(value: str) -> str:
