@@ -5,11 +5,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 
-# Primaries as XYZ adapted to the D50 white of profiles, one column each: red, green, blue.
+# Primaries as XYZ adapted to the white of profiles, one column each: red, green, blue.
 ADOBE_RGB = ((0.60974, 0.20528, 0.14919), (0.31111, 0.62567, 0.06322), (0.01947, 0.06087, 0.74457))
 DISPLAY_P3 = ((0.51512, 0.29198, 0.15710), (0.24120, 0.69225, 0.06657), (-0.00105, 0.04189, 0.78407))
 PRO_PHOTO = ((0.79767, 0.13519, 0.03134), (0.28804, 0.71188, 0.00008), (0.0, 0.0, 0.82491))
-_D50 = (0.9642, 1.0, 0.8249)
+_WHITE = (0.9642, 1.0, 0.8249)
 
 
 def rgb_profile(primaries: Sequence[Sequence[float]], gamma: float) -> bytes:
@@ -50,7 +50,7 @@ def _lab(light: Sequence[float]) -> list[int]:
     matrix = ((0.43607, 0.38515, 0.14307), (0.22249, 0.71687, 0.06061), (0.01392, 0.09708, 0.71410))
     xyz = [sum(part * value for part, value in zip(row, light, strict=True)) for row in matrix]
     root: Callable[[float], float] = lambda t: t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116  # noqa: E731
-    x, y, z = (root(value / white) for value, white in zip(xyz, _D50, strict=True))
+    x, y, z = (root(value / white) for value, white in zip(xyz, _WHITE, strict=True))
     lab = (116 * y - 16, 500 * (x - y), 200 * (y - z))
     coded = (lab[0] * 652.8, (lab[1] + 128) * 256, (lab[2] + 128) * 256)
     return [min(65_535, max(0, round(value))) for value in coded]
@@ -63,7 +63,7 @@ def _xyz(values: Sequence[float]) -> bytes:
 def _profile(device: bytes, space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
     text = b"made for tests\x00"
     description = b"desc" + bytes(4) + struct.pack(">I", len(text)) + text + bytes(78)
-    tags = {b"desc": description, b"cprt": b"text" + bytes(4) + text, b"wtpt": _xyz(_D50), **tags}
+    tags = {b"desc": description, b"cprt": b"text" + bytes(4) + text, b"wtpt": _xyz(_WHITE), **tags}
     body, directory = b"", struct.pack(">I", len(tags))
     start = 128 + 4 + 12 * len(tags)
     for name, content in tags.items():
@@ -75,6 +75,6 @@ def _profile(device: bytes, space: bytes, connection: bytes, tags: dict[bytes, b
         struct.pack(">6H", 2026, 1, 1, 0, 0, 0)
         + b"acsp"
         + bytes(28)
-        + struct.pack(">3i", *(round(value * 65_536) for value in _D50))
+        + struct.pack(">3i", *(round(value * 65_536) for value in _WHITE))
     )
     return header.ljust(128, b"\x00") + directory + body

@@ -52,7 +52,7 @@ def generated() -> Iterator[tuple[str, bytes]]:
             yield mode, deep_png(numbers)
             continue
         form = numbers.choice(_MODES[mode])
-        options = {"JPEG": {"quality": 98}, "WEBP": {"lossless": True}}.get(form, {})
+        options: dict[str, object] = {"JPEG": {"quality": 98}, "WEBP": {"lossless": True}}.get(form, {})
         yield f"{mode} {form}", encoded(patches(numbers, mode), form, icc_profile=profiles(numbers, mode), **options)
 
 
