@@ -187,14 +187,11 @@ class Settings(BaseSettings):
         "0: one for every two CPU cores, at most 8.",
     )
 
-    max_jpeg_megapixels: int = Field(
-        default=250, ge=1, description="Largest JPEG that is accepted, in millions of pixels."
-    )
     max_megapixels: int = Field(
-        default=100,
+        default=250,
         ge=1,
-        description="Largest picture of another format that is accepted, in millions of pixels. A decoder has 2 GiB of "
-        "memory.",
+        description="Largest picture that is accepted, in millions of pixels. Of WEBP, AVIF, HEIC, JPEG 2000 and JPEG "
+        "XL, at most 100: a decoder has 2 GiB of memory.",
     )
     max_picture_side: int = Field(
         default=65_000, ge=1, description="Longest side of a picture that is accepted, in pixels."

@@ -49,20 +49,16 @@ _UPRIGHT = {
 
 @dataclass(frozen=True, slots=True)
 class PictureLimits:
-    """The largest pictures that are decoded. A JPEG is decoded at a fraction of its size, other formats at full size.
+    """The largest pictures that are decoded; of some formats, the memory of a decoder allows only fewer pixels."""
 
-    The defaults are for the decoders' limit of 2 GiB of memory (docs/ingest.md says what each format takes).
-    """
-
-    jpeg_megapixels: int = 250
-    megapixels: int = 100
+    megapixels: int = 250
     side: int = 65_000  # pixels, the longer side
 
     def check(self, kind: Kind, width: int, height: int) -> None:
         """Raises ImageRejected for a picture of more pixels than allowed."""
         if max(width, height) > self.side:
             raise ImageRejected(f"{width} × {height} pixels: a side is longer than the {self.side:,} allowed")
-        megapixels = self.jpeg_megapixels if kind is kinds.JPEG else self.megapixels
+        megapixels = min(self.megapixels, kind.megapixels or self.megapixels)
         if width * height > megapixels * 1_000_000:
             raise ImageRejected(f"{width} × {height} pixels are more than the {megapixels} million allowed")
 

@@ -12,25 +12,29 @@ _RAW = "it is a RAW file of a camera ({family}); export it as JPEG, or use the J
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A format of pictures: its name for users, Pillow's name of it, and the package that decodes it, if not Pillow."""
+    """A format of pictures: its name for users, Pillow's name of it, and the package that decodes it, if not Pillow.
+
+    `megapixels` is what a decoder's memory suffices for, if that is less than other formats may have.
+    """
 
     name: str
     pillow_name: str
     media_type: str
     package: str | None = None
+    megapixels: int | None = None
 
 
 JPEG = Kind("JPEG", "JPEG", "image/jpeg")
 PNG = Kind("PNG", "PNG", "image/png")
 GIF = Kind("GIF", "GIF", "image/gif")
-WEBP = Kind("WEBP", "WEBP", "image/webp")
+WEBP = Kind("WEBP", "WEBP", "image/webp", megapixels=100)
 TIFF = Kind("TIFF", "TIFF", "image/tiff")
 BMP = Kind("BMP", "BMP", "image/bmp")
 PPM = Kind("PPM", "PPM", "image/x-portable-anymap")
-AVIF = Kind("AVIF", "AVIF", "image/avif")
-JPEG_2000 = Kind("JPEG 2000", "JPEG2000", "image/jp2")
-JPEG_XL = Kind("JPEG XL", "JXL", "image/jxl", "pillow-jxl-plugin")
-HEIC = Kind("HEIC", "HEIF", "image/heic", "pillow-heif")
+AVIF = Kind("AVIF", "AVIF", "image/avif", megapixels=100)
+JPEG_2000 = Kind("JPEG 2000", "JPEG2000", "image/jp2", megapixels=100)
+JPEG_XL = Kind("JPEG XL", "JXL", "image/jxl", "pillow-jxl-plugin", megapixels=100)
+HEIC = Kind("HEIC", "HEIF", "image/heic", "pillow-heif", megapixels=100)
 SVG = Kind("SVG", "SVG", "image/svg+xml", "resvg-py")
 PDF = Kind("PDF", "PDF", "application/pdf", "pypdfium2")  # a document: its pages are pictures
 

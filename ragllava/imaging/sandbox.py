@@ -64,6 +64,8 @@ _MAX_ANSWER = 2**31 - 1
 _READY = b"ready\n"
 MAX_DECODERS = 8  # by default
 _AHEAD = 4  # pictures in progress for each child, so that it never waits for the consumer
+_START_SECONDS = 60.0  # for a child to load its libraries
+_PATIENCE = 5  # times `wall_seconds` for the second attempt at a picture
 _EXIT_SECONDS = 10.0  # for a child to exit after its pipes were closed
 
 
@@ -71,8 +73,8 @@ class DecoderPool:
     """Child processes that decode pictures; a context manager. `decode_all` has one consumer at a time.
 
     `pictures` limits their sizes, `memory_bytes` a child's address space, `cpu_seconds` its processor time and
-    `wall_seconds` the time on the clock for each picture. Children start with the first picture and are replaced when
-    they die.
+    `wall_seconds` the time on the clock for each picture, with more for a second attempt. Children start with the first
+    picture and are replaced when they die.
     """
 
     def __init__(
@@ -170,7 +172,7 @@ def _or_raise(result: T | ImageRejected) -> T:
 
 def make_decoder(settings: Settings, processes: int | None = None) -> DecoderPool:
     """The child processes that the settings ask for, or `processes` of them."""
-    limits = PictureLimits(settings.max_jpeg_megapixels, settings.max_megapixels, settings.max_picture_side)
+    limits = PictureLimits(settings.max_megapixels, settings.max_picture_side)
     return DecoderPool(processes or settings.decoders or default_decoders(), pictures=limits)
 
 
@@ -207,9 +209,9 @@ class _Child:
     def ask(self, data: bytes, wanted: Mapping[str, Any], read: _Reader[T]) -> T | ImageRejected:
         if len(data) > MAX_BYTES:
             return ImageRejected(TOO_MANY_BYTES)
-        result = self._ask_once(data, wanted, read)
+        result = self._ask_once(data, wanted, read, self._limits.wall_seconds)
         if isinstance(result, _Undecided):
-            result = self._ask_once(data, wanted, read)
+            result = self._ask_once(data, wanted, read, _PATIENCE * self._limits.wall_seconds)
         if isinstance(result, _Undecided):
             raise DecoderUnavailable(
                 f"a picture decoder {result.reason}, twice; is the machine short of {result.lacks}?"
@@ -222,25 +224,29 @@ class _Child:
             self._process.kill()
             self._wait(self._process)
 
-    def _ask_once(self, data: bytes, wanted: Mapping[str, Any], read: _Reader[T]) -> T | ImageRejected | _Undecided:
+    def _ask_once(
+        self, data: bytes, wanted: Mapping[str, Any], read: _Reader[T], seconds: float
+    ) -> T | ImageRejected | _Undecided:
         process = self._running()
         result: T | ImageRejected | None = None
         with (
-            _deadline(process, self._limits.wall_seconds) as passed,
+            _deadline(process, seconds) as passed,
             suppress(OSError, EOFError, ValueError, LookupError, TypeError, RecursionError),
         ):
             result = _request(process, data, wanted, read, self._limits.pictures)
         if result is None:
-            return self._why_it_failed(process, passed.is_set())
+            return self._why_it_failed(process, seconds if passed.is_set() else None)
         if passed.is_set():  # the child was killed just after its answer
             self._wait(process)
         return result
 
-    def _why_it_failed(self, process: subprocess.Popen[bytes], too_long: bool) -> ImageRejected | _Undecided:
+    def _why_it_failed(
+        self, process: subprocess.Popen[bytes], passed_seconds: float | None
+    ) -> ImageRejected | _Undecided:
         exited = self._wait(process)
-        if too_long:
+        if passed_seconds is not None:
             # A picture that takes long is stopped by its limit on processor time, which is the lower one.
-            return _Undecided(f"took longer than {self._limits.wall_seconds:g} seconds", "processors")
+            return _Undecided(f"took longer than {passed_seconds:g} seconds", "processors")
         if process.returncode == -signal.SIGPROF:
             return ImageRejected(f"decoding it takes more than {self._limits.cpu_seconds} s of processor time")
         if exited and process.returncode == -signal.SIGKILL:
@@ -260,7 +266,7 @@ class _Child:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment())
         except OSError as error:
             raise DecoderUnavailable(f"cannot start a picture decoder: {error}") from error
-        with _deadline(process, self._limits.wall_seconds):
+        with _deadline(process, _START_SECONDS):
             greeting = _pipe(process.stdout).read(len(_READY))
         if greeting != _READY:
             process.kill()

@@ -214,7 +214,7 @@ def _damaged(folder: Path) -> list[Case]:
 def _too_large(folder: Path) -> list[Case]:
     lying = bytearray(jpeg())
     start = lying.index(b"\xff\xc0") + 5
-    lying[start : start + 4] = struct.pack(">HH", 16_000, 16_000)
+    lying[start : start + 4] = struct.pack(">HH", 17_000, 17_000)
     side = raw_png((70_000, 1), 8, 0, bytes(70_001))
     files = {
         "bomb.png": (bomb_png(), "million"),

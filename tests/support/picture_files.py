@@ -76,6 +76,6 @@ def raw_png(size: tuple[int, int], depth: int, colour_type: int, rows: bytes, *e
     )
 
 
-def bomb_png(side: int = 13_000) -> bytes:
+def bomb_png(side: int = 17_000) -> bytes:
     """A few kilobytes that decode to `side` × `side` black pixels."""
     return raw_png((side, side), 1, 0, bytes(side * (1 + (side + 7) // 8)))
