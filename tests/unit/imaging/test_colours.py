@@ -16,6 +16,8 @@ from tests.support.picture_files import encoded, raw_png
 PICTURES = 200
 _MODES = {"RGB": ("PNG", "JPEG", "TIFF", "WEBP"), "L": ("PNG", "JPEG", "TIFF"), "CMYK": ("JPEG", "TIFF")}
 
+_OPTIONS: dict[str, dict[str, object]] = {"JPEG": {"quality": 98}, "WEBP": {"lossless": True}}
+
 
 def patches(numbers: random.Random, mode: str) -> Image.Image:
     """Patches of random colours, large enough that no coder mixes them at their centres."""
@@ -52,7 +54,7 @@ def generated() -> Iterator[tuple[str, bytes]]:
             yield mode, deep_png(numbers)
             continue
         form = numbers.choice(_MODES[mode])
-        options: dict[str, object] = {"JPEG": {"quality": 98}, "WEBP": {"lossless": True}}.get(form, {})
+        options = _OPTIONS.get(form, {})
         yield f"{mode} {form}", encoded(patches(numbers, mode), form, icc_profile=profiles(numbers, mode), **options)
 
 
