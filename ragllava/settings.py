@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -21,10 +22,8 @@ from ragllava.errors import SettingsError
 from ragllava.records import Depth, Retrieval
 
 _PREFIX = "RAGLLAVA_"
-_SCHEMES = {
-    "database_url": ("postgresql", "postgres", "postgresql+psycopg"),
-    "redis_url": ("redis", "rediss"),
-}
+_POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
+_SCHEMES = {"database_url": _POSTGRES, "database_owner_url": _POSTGRES, "redis_url": ("redis", "rediss")}
 
 
 def default_home() -> Path:
@@ -45,11 +44,20 @@ class Settings(BaseSettings):
     home: Path = Field(
         default_factory=default_home, description="Folder for the data, logs and passwords of the embedded services."
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="Form of log lines of workers and of the receiver: `text`, or `json`, one object for each line.",
+    )
 
     database_url: SecretStr | None = Field(
         default=None,
         description="Address of the database: `postgresql://user:password@host:port/name`. "
         "Not set: the embedded PostgreSQL of `ragllava up`.",
+    )
+    database_owner_url: SecretStr | None = Field(
+        default=None,
+        description="Address of the same database with the role that owns its tables, for `ragllava migrate` alone, "
+        "which gives the role of `RAGLLAVA_DATABASE_URL` its rights. Not set: one role is both.",
     )
     redis_url: SecretStr | None = Field(
         default=None,
@@ -77,6 +85,12 @@ class Settings(BaseSettings):
     )
     events_list: str | None = Field(
         default=None, description="Key of a Redis list to which MinIO appends its events. Not set: no list is read."
+    )
+
+    submit_prefixes: str = Field(
+        default="",
+        description="Parts of buckets whose question files may be submitted by message, besides those that are bound: "
+        "`s3://bucket/prefix/`, separated by commas.",
     )
 
     profile: str = Field(
@@ -177,6 +191,11 @@ class Settings(BaseSettings):
         "If the answer changes, it is logged as a noisy case.",
     )
 
+    upload_files: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Whether `ragllava ingest` uploads the files, for ingest workers that do not see them under the "
+        "same paths. `auto`: if an ingest worker runs on another host.",
+    )
     files_per_shard: int = Field(default=256, ge=1, description="Files in one shard of an ingest job.")
     files_per_step: int = Field(default=64, ge=1, description="Files that are committed together.")
     embed_batch: int = Field(default=64, ge=1, description="Pictures embedded in one forward pass.")
@@ -187,6 +206,13 @@ class Settings(BaseSettings):
         "0: one for every two CPU cores, at most 8.",
     )
 
+    removals_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Largest share of the pictures of a watched folder or a bound bucket that leave the archive at "
+        "once when their files are gone. Of more, none leaves before `--allow-removals` is given. 1: no limit.",
+    )
     max_megapixels: int = Field(
         default=250,
         ge=1,
@@ -209,8 +235,7 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(
         default=15.0,
         gt=0,
-        description="Longest time between two heartbeats, in seconds: at most half of `RAGLLAVA_LEASE_S`. "
-        "A worker sends one at least every 2 seconds.",
+        description="Seconds between two heartbeats, which extend the lease: at most half of `RAGLLAVA_LEASE_S`.",
     )
     tick_s: float = Field(
         default=5.0,
@@ -287,7 +312,18 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         description="Days after which the maintenance task `retention` drops an ended job with its results. "
-        "Trainings, and jobs with labels or noisy cases, are kept. 0: all jobs are kept.",
+        "Trainings, and jobs with labels or open noisy cases, are kept. 0: all jobs are kept.",
+    )
+    keep_noisy_days: int = Field(
+        default=90,
+        ge=0,
+        description="Days for which a noisy case that nobody labels keeps its job from `retention`. 0: for ever.",
+    )
+    keep_retired_days: int = Field(
+        default=30,
+        ge=0,
+        description="Days after which `retention` erases a picture whose file is gone or was overwritten: its bytes, "
+        "its caption, and where it was evidence. 0: never.",
     )
     keep_indexes_hours: int = Field(
         default=24,
@@ -308,6 +344,14 @@ class Settings(BaseSettings):
         schemes = _SCHEMES[str(info.field_name)]
         if value is not None and not _is_url(value.get_secret_value(), schemes):
             raise ValueError(f"this is not an address of the form {schemes[0]}://user:password@host:port/name")
+        return value
+
+    @field_validator("submit_prefixes")
+    @classmethod
+    def _check_prefixes(cls, value: str) -> str:
+        for prefix in filter(None, value.split(",")):
+            if not re.fullmatch(r"s3://[a-z0-9.-]+/(.*/)?", prefix.strip()):
+                raise ValueError("this is not a list of addresses of the form s3://bucket/prefix/")
         return value
 
     @field_validator("vllm_url")
@@ -343,17 +387,27 @@ class Settings(BaseSettings):
         """The database's URL for psycopg 3 through SQLAlchemy."""
         if self.database_url is None:
             raise SettingsError(_not_running("database", "RAGLLAVA_DATABASE_URL"))
-        url = self.database_url.get_secret_value()
-        for scheme in ("postgresql://", "postgres://"):
-            if url.startswith(scheme):
-                return "postgresql+psycopg://" + url.removeprefix(scheme)
-        return url
+        return _with_driver(self.database_url.get_secret_value())
+
+    def require_database_owner(self) -> str:
+        """As `require_database`, with the role that may change the tables."""
+        application = self.require_database()
+        return (
+            application if self.database_owner_url is None else _with_driver(self.database_owner_url.get_secret_value())
+        )
 
     def require_redis(self) -> str:
         """The broker's URL."""
         if self.redis_url is None:
             raise SettingsError(_not_running("queue", "RAGLLAVA_REDIS_URL"))
         return self.redis_url.get_secret_value()
+
+
+def _with_driver(url: str) -> str:
+    for scheme in ("postgresql://", "postgres://"):
+        if url.startswith(scheme):
+            return "postgresql+psycopg://" + url.removeprefix(scheme)
+    return url
 
 
 def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
@@ -378,6 +432,8 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         first = Settings(**overrides)
         embedded = read_services(first.services_file)
+        if first.database_url is not None:  # then the embedded database is not the one that is used
+            embedded.pop("database_owner_url", None)
         missing = {name: value for name, value in embedded.items() if getattr(first, name) is None}
         return Settings(**(overrides | missing)) if missing else first
     except ValidationError as error:

@@ -12,13 +12,18 @@ import click
 
 from ragllava.cli.options import (
     AnswerFlags,
+    Problem,
+    allow_removals_option,
     answer_options,
     archive_option,
     as_answer_options,
+    as_columns,
     as_filter,
     as_time,
     captions_option,
+    column_options,
     connected,
+    dry_run_option,
     exclude_option,
     json_option,
     no_wait_option,
@@ -26,11 +31,14 @@ from ragllava.cli.options import (
     print_rows,
     retrieval_option,
     where_option,
+    yes_option,
 )
+from ragllava.cli.terminal import echo
 from ragllava.errors import UsageError
+from ragllava.metadata import MAX_CAPTION
 
 if TYPE_CHECKING:
-    from ragllava.client import ArchiveSummary, BindingView, FoundImage, PictureView, ScanReport
+    from ragllava.client import ArchiveSummary, BindingView, FoundImage, IngestJob, PictureView, ScanReport
 
 _SHOWN_CAPTIONS = 5  # of those without a file
 
@@ -40,36 +48,87 @@ _SHOWN_CAPTIONS = 5  # of those without a file
 @archive_option
 @captions_option
 @exclude_option
+@column_options
+@click.option(
+    "--upload/--no-upload",
+    default=None,
+    help="Upload the files, for workers that do not see these paths. Default: RAGLLAVA_UPLOAD_FILES.",
+)
 @no_wait_option
 @json_option
 def ingest(
+    *,
     paths: tuple[Path, ...],
     archive: str,
     captions: Path | None,
+    image_column: str | None,
+    caption_column: str | None,
     exclude: tuple[str, ...],
+    upload: bool | None,
     no_wait: bool,
     as_json: bool,
 ) -> None:
     """Add pictures to an archive: files, folders, zip and tar files.
 
-    Captions come from --captions, or from the first line of a text file beside a picture (dog.png, dog.txt). Pictures
-    that the archive contains already are recognised by their bytes; a changed caption replaces the old one.
+    Captions come from --captions, from a file captions.csv or metadata.csv beside the pictures, from a file beside each
+    picture (dog.txt, dog.caption, dog.xmp, dog.png.json), or from the picture itself. Pictures that the archive
+    contains already are recognised by their bytes; a changed caption replaces the old one.
+
+    Exit code 1 when no file can be used, or most captions fit no file.
     """
-    from ragllava.cli.progress import follow
+    from ragllava.cli.progress import bar, follow
 
     with connected() as client:
-        queued = client.archives.ingest(paths, archive, captions, exclude)
-        for name in queued.unused_captions[:_SHOWN_CAPTIONS]:
-            click.echo(f"caption without a file: {name}", err=True)
-        if len(queued.unused_captions) > _SHOWN_CAPTIONS:
-            number = len(queued.unused_captions) - _SHOWN_CAPTIONS
-            click.echo(f"… and {number} more captions without a file", err=True)
-        follow(client, queued.job_id, f"ingest into {archive}", wait=not no_wait, as_json=as_json)
+        columns = as_columns(captions, image_column, caption_column)
+        with bar("reading the files") as update:
+            queued = client.archives.ingest(
+                paths,
+                archive,
+                captions,
+                columns,
+                exclude=exclude,
+                upload=upload,
+                on_upload=lambda done, total: update(completed=done, total=total),
+            )
+        for line in _caption_lines(queued):
+            echo(line, err=True)
+        follow(
+            client,
+            queued.job_id,
+            f"ingest into {archive}",
+            wait=not no_wait,
+            as_json=as_json,
+            has_failed=queued.most_captions_are_lost,
+            captions=_caption_facts(queued),
+            passed_over=dict(queued.beside.passed_over),
+        )
+
+
+def _caption_lines(queued: IngestJob) -> Iterator[str]:
+    """What a person should know about captions and files that are not used."""
+    yield from queued.beside.notes
+    if queued.beside.passed_over:
+        yield f"passed over: {queued.beside.passed_kinds()}"
+    if queued.beside.cut:
+        yield f"{queued.beside.cut:,} captions were cut to {MAX_CAPTION:,} characters"
+    ambiguous = set(queued.ambiguous_captions)
+    for name in queued.unused_captions[:_SHOWN_CAPTIONS]:
+        yield f"caption {'that fits several files' if name in ambiguous else 'without a file'}: {name}"
+    if len(queued.unused_captions) > _SHOWN_CAPTIONS:
+        yield f"… and {len(queued.unused_captions) - _SHOWN_CAPTIONS:,} more captions without a file"
+    if queued.lost_captions:
+        number = queued.captions + queued.beside.listed_captions
+        yield f"{queued.lost_captions:,} of {number:,} captions fit no file"
+
+
+def _caption_facts(queued: IngestJob) -> dict[str, int]:
+    total = queued.captions + queued.beside.listed_captions
+    return {"listed": total, "without_file": queued.lost_captions, "cut": queued.beside.cut}
 
 
 @click.group()
 def archive() -> None:
-    """List and show archives, bind them to buckets, and list the images that no question can find."""
+    """List, show, rename and remove archives, bind them to buckets, list the images that no question can find."""
 
 
 @archive.command("list")
@@ -204,21 +263,51 @@ def unbind(name: str, address: str) -> None:
     """Stop following a part of a bucket in archive NAME; its images stay."""
     with connected() as client:
         binding = client.archives.unbind(name, address)
-    click.echo(f"{binding.address} is no longer bound; its images stay in the archive {binding.archive}")
+    echo(f"{binding.address} is no longer bound; its images stay in the archive {binding.archive}")
 
 
 @archive.command()
 @click.argument("name")
+@allow_removals_option
 @json_option
-def scan(name: str, as_json: bool) -> None:
+def scan(name: str, allow_removals: bool, as_json: bool) -> None:
     """Compare the buckets bound to archive NAME with what is stored of them, and repair the differences.
 
-    Exit code 1 when objects could not be read.
+    Exit code 1 when objects could not be read, or when so many are gone at once that their pictures stay.
     """
     with connected() as client:
-        reports = client.archives.scan(name)
+        reports = client.archives.scan(name, allow_removals=allow_removals)
     print_result(reports, _report_lines(reports), as_json)
-    sys.exit(1 if any(report.failed for report in reports) else 0)
+    sys.exit(1 if any(report.failed or report.held for report in reports) else 0)
+
+
+@archive.command()
+@click.argument("name")
+@click.argument("new")
+def rename(name: str, new: str) -> None:
+    """Give archive NAME the name NEW; its pictures, jobs, buckets and schedules stay with it.
+
+    A running `ragllava watch` keeps to the old name, and would create it again: stop it first.
+    """
+    with connected() as client:
+        client.archives.rename(name, new)
+    echo(f"the archive {name} is called {new} now")
+
+
+@archive.command("remove")
+@click.argument("name")
+@dry_run_option
+@yes_option
+@json_option
+def remove_archive(name: str, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Erase archive NAME with its pictures, indexes, jobs, results, labels, bindings and schedules.
+
+    Trainings stay, with the model versions that learned from it. --dry-run shows what would go, and what stays.
+    """
+    from ragllava.cli.removals import remove
+
+    with connected() as client:
+        remove(lambda planned: client.archives.remove(name, dry_run=planned), dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 def _found_json(found: FoundImage) -> dict[str, Any]:
@@ -285,6 +374,10 @@ def _report_lines(reports: Sequence[ScanReport]) -> Iterator[str]:
         jobs = f"; job {', '.join(map(str, report.changes.job_ids))} ingests them" if report.changes.job_ids else ""
         state = "differences" if report.found_differences else "nothing new"
         yield f"{report.address}: {report.listed} objects, {state}{jobs}"
+        if report.held:
+            yield Problem(
+                f"{report.held} objects are gone at once, so their pictures stay; --allow-removals lets them go"
+            )
         for name, title in _TITLES.items():
             if changes[name]["number"]:
                 yield f"  {changes[name]['number']} {title}"

@@ -13,14 +13,15 @@ from rich.table import Table
 from sqlalchemy.engine import make_url
 
 import migrations
-from ragllava.cli.options import Problem, make_table, package_versions
+from ragllava.cli.options import Problem, as_time, make_table, package_versions
 from ragllava.errors import RagllavaError, SettingsError
-from ragllava.local.services import NOT_RUNNING, service_status
+from ragllava.local.services import NOT_RUNNING, LocalServices, service_status, worker_troubles
 from ragllava.models.profiles import find_model, get_profile, missing_models
 from ragllava.settings import Settings, load_settings, variable_of
 
 _SMALLEST_FREE_BYTES = 2 * 2**30  # some thousand pictures, their embeddings and the log of the database
 _SMALLEST_MEMORY_BYTES = 2 * 2**30
+_TICK_GRACE_S = 15.0  # a tick may take so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +121,60 @@ def _services(settings: Settings) -> Iterator[Finding]:
             problem = f"{service.title} at {service.address} does not answer ({service.detail}); {action}"
         address = f"{service.address}: " if service.address else ""
         yield Finding("services", service.title, address + service.detail, problem)
+    for name, problem in worker_troubles(LocalServices(settings)).items():
+        yield Finding("services", f"worker {name}", "keeps dying", problem)
     if services[0].answers:
         yield from _or_problem(_tables(settings), "services", "tables", "unknown")
+        yield from _or_problem(_faults(settings), "faults", "faults", "unknown")
+        yield from _or_problem(_held_removals(settings), "archives", "removals", "unknown")
 
 
 def _tables(settings: Settings) -> Iterator[Finding]:
     revision = migrations.current(settings.require_database())
     problem = None if revision else "the database has no tables yet; run `ragllava migrate`"
     yield Finding("services", "tables", f"revision {revision}" if revision else "none", problem)
+    if revision:
+        yield _last_tick(settings)
+
+
+def _last_tick(settings: Settings) -> Finding:
+    """Without ticks, work that was lost or is due waits for ever, and nothing else shows it."""
+    from ragllava.client import Client
+
+    with Client(settings, name="ragllava-doctor", pool_size=1) as client:
+        age_s = client.system.last_tick_age_s()
+        has_workers = bool(client.system.workers())
+    latest_s = 3 * settings.tick_s + _TICK_GRACE_S
+    problem = None
+    if age_s is None and has_workers:
+        problem = "no tick has ended yet, but workers run: start the maintenance worker (`ragllava up`)"
+    elif age_s is not None and abs(age_s) > latest_s:
+        when = f"{age_s:,.0f} s ago" if age_s > 0 else "in the future: the clock of the database was set back"
+        problem = f"the last tick ended {when}; check that the maintenance worker runs (`ragllava status`, its log)"
+    return Finding("services", "last tick", "none yet" if age_s is None else f"{age_s:.0f} s ago", problem)
+
+
+def _faults(settings: Settings) -> Iterator[Finding]:
+    """What does not succeed and is postponed, so that everything else continues."""
+    from ragllava.client import Client
+
+    if migrations.current(settings.require_database()) != migrations.newest():
+        return
+    with Client(settings, name="ragllava-doctor", pool_size=1) as client:
+        for fault in client.system.faults():
+            tries = f"{fault.attempts} tries, next {as_time(fault.next_try_at)}"
+            yield Finding("faults", fault.title, tries, f"{fault.title} does not succeed: {fault.reason}")
+
+
+def _held_removals(settings: Settings) -> Iterator[Finding]:
+    """Folders and buckets that lost so many pictures at once that these stay until somebody is asked."""
+    from ragllava.client import Client
+
+    if migrations.current(settings.require_database()) is None:
+        return
+    with Client(settings, name="ragllava-doctor", pool_size=1) as client:
+        for held in client.archives.held_removals():
+            yield Finding("archives", held.archive, f"{held.gone:,} of {held.pictures:,} pictures gone", held.problem)
 
 
 def _home(settings: Settings) -> Iterator[Finding]:
@@ -148,7 +195,18 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     problem = f"only {_gib(memory.available)} of memory are available; the workers of profile mini need 2 GiB"
     value = f"{_gib(memory.available)} available of {_gib(memory.total)}"
     yield Finding("machine", "memory", value, problem if memory.available < _SMALLEST_MEMORY_BYTES else None)
+    yield from _or_problem(_decoders(), "machine", "decoders", "do not start")
     yield from _or_problem(_device(settings), "machine", "device", settings.device)
+
+
+def _decoders() -> Iterator[Finding]:
+    """What confines the processes that decode pictures here."""
+    from ragllava.imaging.sandbox import active_protections
+
+    active = active_protections()
+    value = f"confined by {' and '.join([*active, 'limits of memory and time'])}"
+    missing = [name for name in ("Landlock", "seccomp") if name not in active]
+    yield Finding("machine", "decoders", value + (f"; without {' and '.join(missing)}" if missing else ""))
 
 
 def _device(settings: Settings) -> Iterator[Finding]:

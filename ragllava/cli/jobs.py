@@ -1,4 +1,4 @@
-"""`ragllava jobs …`: show jobs, stop, pause, retry and refresh them."""
+"""`ragllava jobs …`: show jobs, stop, pause, retry, refresh and remove them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import click
 from ragllava.cli.options import (
     as_time,
     connected,
+    dry_run_option,
     job_argument,
     json_option,
     print_result,
     print_rows,
     wait_option,
+    yes_option,
 )
+from ragllava.cli.terminal import echo
 
 if TYPE_CHECKING:
     from ragllava.client import Client
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def jobs() -> None:
-    """List, show, stop, pause, retry and refresh jobs."""
+    """List, show, stop, pause, retry, refresh and remove jobs."""
 
 
 @jobs.command("list")
@@ -37,12 +40,12 @@ def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:
     with connected() as client:
         newest = client.jobs.list(limit=limit, only_open=only_open)
     rows = (
-        (job.job_id, job.kind, job.archive, job.state, job.progress.done, job.progress.total, outcomes(job))
+        (job.job_id, job.kind, job.archive, job.state_text, job.progress.done, job.progress.total, outcomes(job))
         for job in newest
     )
     print_rows(newest, ("job", "kind", "archive", "state", "done", "of", "outcomes"), rows, as_json, none=none)
     if len(newest) == limit and not as_json:
-        click.echo(f"these are the newest {limit} jobs; --limit shows more", err=True)
+        echo(f"these are the newest {limit} jobs; --limit shows more", err=True)
 
 
 @jobs.command("show")
@@ -71,7 +74,7 @@ def cancel(job_id: int) -> None:
     """Stop a job; its answers so far stay."""
     with connected() as client:
         client.jobs.cancel(job_id)
-        click.echo(f"job {job_id} is {client.jobs.get(job_id).state.value}")
+        echo(f"job {job_id} is {client.jobs.get(job_id).state.value}")
 
 
 @jobs.command()
@@ -80,7 +83,7 @@ def pause(job_id: int) -> None:
     """Stop dispatching shards of a job."""
     with connected() as client:
         client.jobs.pause(job_id)
-    click.echo(f"job {job_id} is paused; `ragllava jobs resume {job_id}` continues it")
+    echo(f"job {job_id} is paused; `ragllava jobs resume {job_id}` continues it")
 
 
 @jobs.command()
@@ -89,7 +92,7 @@ def resume(job_id: int) -> None:
     """Continue a paused job."""
     with connected() as client:
         client.jobs.resume(job_id)
-    click.echo(f"job {job_id} is running again")
+    echo(f"job {job_id} is running again")
 
 
 @jobs.command()
@@ -98,7 +101,23 @@ def retry(job_id: int) -> None:
     """Try the failed, dead and cancelled inputs of an ended job again."""
     with connected() as client:
         number = client.jobs.retry(job_id)
-    click.echo(f"job {job_id}: {number} inputs are tried again" if number else f"job {job_id}: nothing to retry")
+    echo(f"job {job_id}: {number} inputs are tried again" if number else f"job {job_id}: nothing to retry")
+
+
+@jobs.command("remove")
+@job_argument
+@dry_run_option
+@yes_option
+@json_option
+def remove_job(job_id: int, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Erase a job that has ended, with its inputs, answers, labels, noisy cases and result files.
+
+    Pictures that an ingest job brought stay in their archive. --dry-run shows what would go, and what stays.
+    """
+    from ragllava.cli.removals import remove
+
+    with connected() as client:
+        remove(lambda planned: client.jobs.remove(job_id, dry_run=planned), dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 @jobs.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,19 @@ from ragllava.cli.options import (
     EnumChoice,
     advising,
     archive_option,
+    confirm,
     connected,
     fields_of,
+    input_file,
     job_argument,
     json_option,
     make_table,
     print_lines,
     print_result,
     print_rows,
+    yes_option,
 )
+from ragllava.cli.terminal import echo
 from ragllava.errors import UsageError
 from ragllava.records import NoisyReason, NoisyState
 
@@ -40,7 +45,7 @@ skip_option = click.option("--skip-invalid", is_flag=True, help="Store the valid
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--job", "job_id", type=JOB_ID, help="The job of all lines that name none.")
 @click.option(
     "--source",
@@ -52,13 +57,14 @@ skip_option = click.option("--skip-invalid", is_flag=True, help="Store the valid
 @skip_option
 @json_option
 def feedback(file: Path, job_id: int | None, source: str, skip_invalid: bool, as_json: bool) -> None:
-    """Label answers as right or wrong, from JSONL or CSV.
+    """Label answers as right or wrong, from JSONL, CSV or Excel; with - as FILE, from standard input.
 
     The columns are job, custom_id, verdict (right or wrong), answer (the right one), relevant and irrelevant (images
     by their source; in CSV with `;` between them). A verdict `right` alone means: this answer, from these images.
     """
     with connected() as client, advising(skip_invalid, "stored", "stores"):
-        stored = client.reviews.feedback(file, job_id=job_id, source=source, skip_invalid=skip_invalid)
+        labels = input_file(file)
+        stored = client.reviews.feedback(labels, job_id=job_id, source=source, skip_invalid=skip_invalid)
         _print_stored(client, file, stored, as_json)
 
 
@@ -81,7 +87,7 @@ def list_noisy(archive: str, state: NoisyState | None, reason: NoisyReason | Non
     columns = ("job", "custom_id", "state", "reasons", "question", "answer")
     print_rows([_case_json(case) for case in cases], columns, map(_case_cells, cases), as_json, none=none)
     if len(cases) == limit and not as_json:
-        click.echo(f"the first {limit}; --limit shows more", err=True)
+        echo(f"the first {limit}; --limit shows more", err=True)
 
 
 @noisy.command("show")
@@ -96,6 +102,34 @@ def show_noisy(job_id: int, custom_id: str, as_json: bool) -> None:
     candidates = [_candidate_json(candidate) for candidate in view.question.candidates]
     label = fields_of(view.label, "verdict", "answer", "relevant", "irrelevant", "source") if view.label else None
     print_result(body | {"candidates": candidates, "label": label}, _view_lines(view), as_json)
+
+
+@noisy.command("dismiss")
+@archive_option
+@click.option("--job", "job_id", type=JOB_ID, help="Only cases of this job.")
+@click.option("--custom-id", "custom_ids", multiple=True, help="Only this question of the job; may be repeated.")
+@reason_option
+@click.option("--older-than", "days", type=click.IntRange(0), metavar="DAYS", help="Only cases logged before that.")
+@yes_option
+@json_option
+def dismiss_noisy(
+    archive: str,
+    job_id: int | None,
+    custom_ids: tuple[str, ...],
+    reason: NoisyReason | None,
+    days: int | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Dismiss open noisy cases: they are not found again, and no longer keep their job from `retention`."""
+    if job_id is None and reason is None and days is None and not custom_ids:
+        confirm(f"dismiss all open noisy cases of {archive}?", yes)
+    before = None if days is None else datetime.now(UTC) - timedelta(days=days)
+    with connected() as client:
+        number = client.reviews.dismiss(
+            archive, job_id=job_id, custom_ids=list(custom_ids) or None, reason=reason, before=before
+        )
+    print_result({"dismissed": number}, [f"{archive}: {number} noisy cases dismissed"], as_json)
 
 
 @noisy.command("export")
@@ -134,9 +168,9 @@ def export_noisy(
     with connected() as client:
         tasks = client.reviews.export_tasks(archive, state=state, reason=reason, expires_s=expires_s)
         client.reviews.save_tasks(file, tasks, config)
-    click.echo(f"{file}: {len(tasks)} tasks")
+    echo(f"{file}: {len(tasks)} tasks")
     if config is not None:
-        click.echo(f"{config}: paste it into the project's labeling interface, Code")
+        echo(f"{config}: paste it into the project's labeling interface, Code")
 
 
 @noisy.command("import")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ragllava.cli.options import json_option, print_result
+from ragllava.cli.terminal import echo
 
 if TYPE_CHECKING:
     from ragllava.local.fleet import WorkerSpec
@@ -36,7 +37,7 @@ def worker_specs(settings: Settings, answer_workers: int = 1) -> list[WorkerSpec
         **dict.fromkeys(devices, ("-Q", "query", "--pool", "prefork")),
         "train": ("-Q", "train", "--pool", "prefork"),
         # Its tasks are short, so it needs no child process.
-        "maint": ("-Q", "maint", "--pool", "solo", "--beat", "--schedule", str(settings.home / "run" / "beat")),
+        "maint": ("-Q", "maint", "--pool", "solo"),
     }
     celery = (sys.executable, "-m", "celery", "-A", "workers.app", "worker", "--concurrency", "1")
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "INFO")
@@ -68,7 +69,7 @@ def up(answer_workers: int) -> None:
     from ragllava.cli import services
     from ragllava.settings import load_settings
 
-    services.up(load_settings(), lambda settings: worker_specs(settings, answer_workers), click.echo)
+    services.up(load_settings(), lambda settings: worker_specs(settings, answer_workers), echo)
 
 
 @click.command()
@@ -77,7 +78,7 @@ def down() -> None:
     from ragllava.cli import services
     from ragllava.settings import load_settings
 
-    services.down(load_settings(), click.echo)
+    services.down(load_settings(), echo)
 
 
 @click.command()
@@ -90,7 +91,7 @@ def status(worker: str | None, as_json: bool) -> None:
 
     if worker is not None:
         ready = services.is_worker_ready(load_settings(), worker)
-        click.echo(f"worker {worker} is {'ready' if ready else 'not ready'}")
+        echo(f"worker {worker} is {'ready' if ready else 'not ready'}")
         sys.exit(0 if ready else 1)
     view = services.status(load_settings())
     print_result(view, services.status_lines(view), as_json)
@@ -116,6 +117,7 @@ def migrate(words: bool) -> None:
     import migrations
     from ragllava.settings import load_settings
 
-    url = load_settings().require_database()
-    migrations.upgrade(url, words=words)
-    click.echo(f"the database is at revision {migrations.current(url)}")
+    settings = load_settings()
+    url = settings.require_database_owner()
+    migrations.upgrade(url, words=words, application_url=settings.require_database())
+    echo(f"the database is at revision {migrations.current(url)}")

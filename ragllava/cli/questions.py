@@ -9,6 +9,7 @@ from typing import Unpack
 import click
 
 from ragllava.cli.options import (
+    STANDARD_STREAM,
     AnswerFlags,
     NumberRange,
     advising,
@@ -16,20 +17,30 @@ from ragllava.cli.options import (
     archive_option,
     as_answer_options,
     connected,
+    input_file,
     job_argument,
     json_option,
     print_lines,
     print_result,
     wait_option,
 )
+from ragllava.cli.terminal import echo
+from ragllava.records import PRIORITIES
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @archive_option
 @answer_options
 @click.option("--skip-invalid", is_flag=True, help="Submit the valid lines; the others end as failed.")
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key and file make one job.")
+@click.option(
+    "--priority",
+    type=click.Choice(list(PRIORITIES)),
+    default="normal",
+    show_default=True,
+    help="Jobs of higher priority are served first; jobs of equal priority take turns.",
+)
 @wait_option
 @json_option
 def submit(
@@ -37,17 +48,31 @@ def submit(
     archive: str,
     skip_invalid: bool,
     key: str | None,
+    priority: str,
     wait: bool,
     as_json: bool,
     **flags: Unpack[AnswerFlags],
 ) -> None:
-    """Queue a file of questions: JSONL (custom_id, question; or OpenAI Batch lines), CSV or Parquet."""
+    """Queue a file of questions: JSONL (custom_id, question; or OpenAI Batch lines), JSON, CSV, Excel or Parquet.
+
+    With - as FILE, the questions are read from standard input. The results repeat further columns of the file.
+    """
     from ragllava.cli.progress import follow
 
     with connected() as client:
         options = as_answer_options(client, **flags)
         with advising(skip_invalid, "submitted", "submits"):
-            queued = client.questions.submit(file, archive, options, skip_invalid=skip_invalid, idempotency_key=key)
+            content = input_file(file)
+            queued = client.questions.submit(
+                content,
+                archive,
+                options,
+                skip_invalid=skip_invalid,
+                idempotency_key=key,
+                priority=PRIORITIES[priority],
+            )
+        for note in queued.notes:
+            click.echo(f"{file}: {note}", err=True)
         print_lines(file, queued.errors, "invalid")
         state = "queued" if queued.is_new else "was submitted before under this key"
         title = f"questions to {archive}"
@@ -91,18 +116,27 @@ def ask(
 
 @click.command()
 @job_argument
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".jsonl, .csv or .parquet")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, allow_dash=True),
+    help=".jsonl, .csv or .parquet; - for JSONL to standard output",
+)
 @click.option("--with-metadata", is_flag=True, help="Add the metadata of the pictures that answers are based on.")
 def results(job_id: int, output: Path, with_metadata: bool) -> None:
     """Write a job's answers: one line for every input line, and the failed ones to <output>.errors.jsonl."""
     with connected() as client:
+        if output == STANDARD_STREAM:
+            client.questions.print_results(job_id, sys.stdout.buffer, with_metadata=with_metadata)
+            return
         saved = client.questions.save_results(job_id, output, with_metadata=with_metadata)
         job = client.jobs.get(job_id)
-    click.echo(f"{output}: {saved.lines} of {job.progress.total} lines")
+    echo(f"{output}: {saved.lines} of {job.progress.total} lines")
     if saved.errors:
-        click.echo(f"{output}.errors.jsonl: {saved.errors} lines that failed")
+        echo(f"{output}.errors.jsonl: {saved.errors} lines that failed")
     if not job.is_final:
-        click.echo(f"job {job_id} is still {job.state.value}: the other lines have no answer yet", err=True)
+        echo(f"job {job_id} is still {job.state.value}: the other lines have no answer yet", err=True)
 
 
 @click.command()
@@ -119,4 +153,4 @@ def report(job_id: int, output: Path) -> None:
     """Write a job's answers as one self-contained HTML page, with pictures and relevance bars."""
     with connected() as client:
         client.questions.save_report(job_id, output)
-    click.echo(f"{output}: open it in a browser")
+    echo(f"{output}: open it in a browser")

@@ -14,13 +14,20 @@ from typing import Any
 from rich.table import Table
 
 import migrations
-from ragllava.cli.options import Problem, make_table
-from ragllava.client import Client, JobView, WorkerView
+from ragllava.cli.options import Problem, as_time, make_table
+from ragllava.client import Client, Fault, HeldRemoval, JobView, WorkerView
 from ragllava.errors import RagllavaError, ServiceUnavailable
 from ragllava.local.fleet import WorkerFleet, WorkerSpec, end_orphans
 from ragllava.local.processes import wait
 from ragllava.local.service import EmbeddedService
-from ragllava.local.services import RECEIVER, LocalServices, ServiceStatus, receiver_problem, service_status
+from ragllava.local.services import (
+    RECEIVER,
+    LocalServices,
+    ServiceStatus,
+    receiver_problem,
+    service_status,
+    worker_troubles,
+)
 from ragllava.settings import Settings
 
 Echo = Callable[[str], None]
@@ -76,7 +83,7 @@ def running_system(
 
     running = services.start(on_ready=echo_service)
     try:
-        migrations.upgrade(running.require_database())
+        migrations.upgrade(running.require_database_owner(), application_url=running.require_database())
         with Client(running, name="ragllava-up", pool_size=1) as client:
 
             def is_ready(name: str, running_for_s: float) -> bool:
@@ -89,7 +96,7 @@ def running_system(
             fleet = WorkerFleet(services.home, [*specs, WorkerSpec(RECEIVER, command)], is_ready=is_ready)
             try:
                 fleet.start()
-                fleet.wait_until_ready(_WORKERS_READY_S, echo_worker, cancelled=stop.is_set)
+                fleet.wait_until_ready(_WORKERS_READY_S, echo_worker, cancelled=stop.is_set, on_news=echo)
                 yield RunningSystem(running, services, fleet)
             finally:
                 echo("stopping the workers, which hand back unfinished work")
@@ -134,12 +141,15 @@ class SystemStatus:
     workers: list[WorkerView] = field(default_factory=list)
     jobs: list[JobView] = field(default_factory=list)  # the open ones
     events: dict[str, int] = field(default_factory=dict)  # counters of the events of buckets
+    faults: list[Fault] = field(default_factory=list)  # parts of the work that are postponed, with the reason
+    troubles: dict[str, str] = field(default_factory=dict)  # of each worker that keeps dying: why
+    held: list[HeldRemoval] = field(default_factory=list)  # pictures that are gone, too many to be believed
     problem: str | None = None  # why there are no workers and jobs to show
 
     @property
     def is_healthy(self) -> bool:
-        """Every service answers and the database could be read."""
-        return self.problem is None and all(service.answers for service in self.services)
+        """Every service answers, the database could be read, and no worker keeps dying."""
+        return self.problem is None and not self.troubles and all(service.answers for service in self.services)
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -148,10 +158,13 @@ class SystemStatus:
             "owner_pid": self.owner_pid,
             "healthy": self.is_healthy,
             "problem": self.problem,
+            "troubles": self.troubles,
             "services": [asdict(service) for service in self.services],
             "workers": [asdict(worker) | {"is_ready": worker.is_ready} for worker in self.workers],
             "open_jobs": [job.as_json() for job in self.jobs],
             "events": self.events,
+            "faults": [fault.as_json() for fault in self.faults],
+            "held_removals": [asdict(held) for held in self.held],
         }
 
 
@@ -160,13 +173,18 @@ def status(settings: Settings) -> SystemStatus:
     services = LocalServices(settings)
     owner = services.lock.owner()
     view = SystemStatus(str(services.home.root), owner.pid if owner else None, service_status(settings))
+    view.troubles = worker_troubles(services)
     try:
         with Client(settings, name="ragllava-status", pool_size=1) as client:
-            if migrations.current(settings.require_database()) is None:
+            revision = migrations.current(settings.require_database())
+            if revision is None:
                 raise ServiceUnavailable("the database has no tables yet; run `ragllava migrate` or `ragllava up`")
             view.workers = client.system.workers()
             view.jobs = client.jobs.list(only_open=True)
             view.events = client.system.events()
+            if revision == migrations.newest():
+                view.faults = client.system.faults()
+            view.held = client.archives.held_removals()
     except RagllavaError as error:
         view.problem = str(error)
     return view
@@ -180,6 +198,7 @@ def status_lines(view: SystemStatus) -> Iterator[str | Table]:
         for row in view.services
     )
     yield make_table(("service", "address", "answers", "version, or what is wrong"), services)
+    yield from map(Problem, view.troubles.values())
     if view.problem is not None:
         yield Problem(view.problem)
         return
@@ -188,10 +207,16 @@ def status_lines(view: SystemStatus) -> Iterator[str | Table]:
         for row in view.workers
     ]
     yield make_table(("worker", "queues", "slots", "state", "ready", "seen"), workers) if workers else "no workers"
-    jobs = [(job.job_id, job.kind, job.archive, job.state, job.progress.done, job.progress.total) for job in view.jobs]
+    jobs = [
+        (job.job_id, job.kind, job.archive, job.state_text, job.progress.done, job.progress.total) for job in view.jobs
+    ]
     yield make_table(("job", "kind", "archive", "state", "done", "of"), jobs) if jobs else "no open jobs"
     if any(view.events.values()):
         yield "events: " + ", ".join(f"{number} {name}" for name, number in view.events.items())
+    if view.faults:
+        faults = ((fault.title, fault.attempts, as_time(fault.next_try_at), fault.reason) for fault in view.faults)
+        yield make_table(("does not succeed", "tries", "next", "why"), faults)
+    yield from (Problem(held.problem) for held in view.held)
 
 
 def is_worker_ready(settings: Settings, name: str) -> bool:

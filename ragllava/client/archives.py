@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,14 +13,18 @@ from typing import Any
 from sqlalchemy import Connection
 
 from ragllava.client.connections import Connections, Namespace, forwarded
+from ragllava.client.removals import remover
 from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, UsageError
 from ragllava.records import AnswerOptions, FoundImage, Retrieval
 from ragllava.stages.buckets.binding import bind_archive, unbind_archive
 from ragllava.stages.buckets.sync import ScanReport, scan
 from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
-from ragllava.stages.ingest.captions import read_captions
+from ragllava.stages.erasing.remove import Removal, rename_archive
+from ragllava.stages.ingest.captions import Captions, Columns, read_captions
+from ragllava.stages.ingest.listing import Listing
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.submit import submit_files
+from ragllava.stages.ingest.upload import OnUpload, upload_files
 from ragllava.stages.reindex.gaps import Gap, find_gaps
 from ragllava.stages.reindex.stage import ReindexRequest, submit_reindex, submit_switch
 from ragllava.stores.archives import indexes
@@ -33,19 +38,40 @@ from ragllava.stores.archives.archive import (
     rejected_files,
 )
 from ragllava.stores.archives.indexes import IndexDetails
+from ragllava.stores.buckets import held_removals
 from ragllava.stores.buckets.bindings import Binding, BindingRole, BindingView, view_bindings
+from ragllava.stores.buckets.held_removals import HeldRemoval
 from ragllava.stores.jobs.picture_views import PictureView, view_picture
+from ragllava.stores.jobs.workers import list_workers
 
 THUMBNAIL_SIDE = 256  # pixels
 
 
 @dataclass(frozen=True, slots=True)
 class IngestJob:
-    """A queued ingest job of `total` files, and the captions of the caption file that belong to none of them."""
+    """A queued ingest job of `total` files, and what became of the captions.
+
+    `captions` are those of the caption file, `unused_captions` those of them that fit no file, or, as the ones that
+    `ambiguous_captions` repeats, several files equally well. `beside` has the counts and remarks of the listing, also
+    on caption files beside the pictures.
+    """
 
     job_id: int
     total: int
+    captions: int
     unused_captions: tuple[str, ...]
+    ambiguous_captions: tuple[str, ...]
+    beside: Listing
+
+    @property
+    def lost_captions(self) -> int:
+        """How many captions of caption files fit no file."""
+        return len(self.unused_captions) + self.beside.without_file
+
+    @property
+    def most_captions_are_lost(self) -> bool:
+        """Whether more captions fit no file than fit one: they are probably for other pictures."""
+        return self.lost_captions * 2 > self.captions + self.beside.listed_captions
 
 
 class Indexes(Namespace):
@@ -74,20 +100,47 @@ class Archives(Namespace):
         self.indexes = Indexes(connections)
 
     def ingest(
-        self, paths: Sequence[Path], archive: str, captions: Path | None = None, exclude: Sequence[str] = ()
+        self,
+        paths: Sequence[Path],
+        archive: str,
+        captions: Path | None = None,
+        columns: Columns | None = None,
+        *,
+        exclude: Sequence[str] = (),
+        upload: bool | None = None,
+        on_upload: OnUpload = lambda done, total: None,
     ) -> IngestJob:
         """Queue the pictures under `paths` for an archive, which is created if it is new.
 
         Files whose names match one of the shell patterns `exclude` are left out: `*.pdf`, `thumbs`, `2019/*`.
-        The ingest workers read the paths, so they must see them under the same names. Raises UsageError when there is
+        With `upload` the files are put into the object store first; without, the ingest workers read the paths, so
+        they must see them under the same names. None: as RAGLLAVA_UPLOAD_FILES says. `on_upload` is called with the
+        files read so far and all of them. `columns` name those of the file `captions`. Raises UsageError when there is
         no picture, or `captions` cannot be read.
         """
-        by_picture = read_captions(captions) if captions else None
-        files = list(list_sources(paths, by_picture, exclude))
+        by_picture = read_captions(captions, columns) if captions else Captions({})
+        listing = Listing()
+        files = list(list_sources(paths, by_picture, listing, captions_path=captions, exclude=exclude))
+        listing.notes[:0] = by_picture.notes
         if not files:
-            raise UsageError(f"no pictures in {', '.join(map(str, paths))}")
+            passed = f"; passed over: {listing.passed_kinds()}" if listing.passed_over else ""
+            raise UsageError(f"no pictures in {', '.join(map(str, paths))}{passed}")
+        if self._must_upload() if upload is None else upload:
+            files = upload_files(self._connections.engine, self._connections.objects, files, on_upload)
         job_id = self._queue(submit_files, archive_name=archive, files=files)
-        return IngestJob(job_id, len(files), tuple(by_picture.unused()) if by_picture else ())
+        unused, ambiguous = tuple(by_picture.unused()), tuple(by_picture.ambiguous())
+        return IngestJob(job_id, len(files), len(by_picture), unused, ambiguous, listing)
+
+    def _must_upload(self) -> bool:
+        """Whether an ingest worker may not see the files of this host."""
+        choice = self._connections.settings.upload_files
+        if choice != "auto":
+            return choice == "always"
+        here = socket.gethostname()
+        return any(
+            "ingest" in worker.queues and worker.state == "live" and worker.name.partition("@")[2] != here
+            for worker in self._do(list_workers)
+        )
 
     def reindex(self, request: ReindexRequest) -> int:
         """Queue a job that embeds images of an archive again; returns the job. Raises UsageError."""
@@ -170,13 +223,18 @@ class Archives(Namespace):
         """The parts of buckets that feed an archive, with counts of their objects. Raises UsageError."""
         return self._of_archive(archive, view_bindings)
 
-    def scan(self, archive: str) -> list[ScanReport]:
+    def scan(self, archive: str, *, allow_removals: bool = False) -> list[ScanReport]:
         """Compare the buckets bound to an archive with what is stored of them, and repair the differences.
+
+        Pictures that are gone stay if they are more than `settings.removals_share` of a bucket's, unless
+        `allow_removals` is set.
 
         Raises UsageError for an archive without a binding and for a bucket that does not exist, ServiceUnavailable.
         """
         connections = self._connections
-        reports = scan(connections.engine, connections.settings, connections.objects, archive)
+        reports = scan(
+            connections.engine, connections.settings, connections.objects, archive, allow_removals=allow_removals
+        )
         self._dispatch()
         return reports
 
@@ -193,6 +251,35 @@ class Archives(Namespace):
     def has_settled(self, watched: WatchedFolder) -> bool:
         """True once after the ingest jobs of `follow` have ended; what changed meanwhile can then be compared."""
         return watched.jobs_ended(self._connections.engine)
+
+    def rename(self, name: str, new: str) -> None:
+        """Give an archive another name; all that belongs to it stays with it. Raises UsageError.
+
+        A running `ragllava watch` keeps to the name that it was given.
+        """
+        self._do(rename_archive, name, new)
+
+    def remove(self, name: str, *, dry_run: bool = False) -> Removal:
+        """Erase an archive with its pictures, indexes, jobs, labels, bindings and schedules; returns what was erased.
+
+        With `dry_run`, returns what would be. Trainings and their model versions stay. Raises UsageError for an unknown
+        archive, and while it has open jobs.
+        """
+        with remover(self._connections) as removing:
+            return removing.archive(name, dry_run=dry_run)
+
+    def remove_pictures(self, name: str, pictures: Sequence[str], *, dry_run: bool = False) -> Removal:
+        """Erase pictures of an archive, by id or source, from every place where they are stored.
+
+        Returns what was erased, or would be, and what keeps a copy. Answers that rest on them keep their texts. Raises
+        UsageError for an unknown picture, for a source that several have, and while a job ingests one.
+        """
+        with remover(self._connections) as removing:
+            return removing.pictures(name, pictures, dry_run=dry_run)
+
+    def held_removals(self) -> list[HeldRemoval]:
+        """Folders and buckets that lost so many pictures at once that these were not retired without being asked."""
+        return self._do(held_removals.list_held)
 
     def names(self) -> list[str]:
         """The names of all archives, in order."""

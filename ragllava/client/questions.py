@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sqlalchemy import Connection
 
@@ -17,9 +19,9 @@ from ragllava.client.reporting import report_figures, report_rows, summarise
 from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import JobFigures
 from ragllava.filters import joined_filters, parse_where
-from ragllava.records import AnswerOptions, KnownAnswer, Question
+from ragllava.records import AnswerOptions, KnownAnswer, Priority, Question
 from ragllava.stages.answer.question_files import MAX_QUESTION_CHARACTERS, QuestionFile, read_questions
-from ragllava.stages.answer.submit import ASK_PRIORITY, Submission, Submitted, submit_questions, submit_refresh
+from ragllava.stages.answer.submit import Submission, Submitted, submit_questions, submit_refresh
 from ragllava.stages.record_files import format_by_extension
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import result_rows
@@ -30,6 +32,8 @@ from ragllava.stores.database import read_at_once
 if TYPE_CHECKING:
     from ragllava.stages.answer.changes import OnProgress, RefreshPlan
 
+
+_RESULT_FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 Where = str | Iterable[str] | Mapping[str, Any] | None
 
@@ -47,22 +51,25 @@ class Questions(Namespace):
 
     def submit(
         self,
-        path: Path,
+        source: Path | bytes,
         archive: str,
         options: AnswerOptions | None = None,
         *,
         where: Where = None,
         skip_invalid: bool = False,
         idempotency_key: str | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> Submitted:
-        """Queue a question file (.jsonl, .csv or .parquet); the same key with the same file makes one job.
+        """Queue a question file (JSONL, JSON, CSV, Excel or Parquet), or the content of one; the same key with the same
+        file makes one job.
 
         `where` is a filter beside that of the options: an object, a condition as text, or several of these texts
         (ragllava/filters.py). Raises InvalidInput when lines are invalid and `skip_invalid` is not set, UsageError for
         an unknown archive, options out of range, a wrong filter, and a key that belongs to another file.
         """
-        how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key)
-        return self._queue(submit_questions, read_questions(path, name=str(path)), how)
+        how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key, priority)
+        name = "standard input" if isinstance(source, bytes) else str(source)
+        return self._queue(submit_questions, read_questions(source, name=name), how)
 
     def ask(
         self,
@@ -82,7 +89,7 @@ class Questions(Namespace):
         if not text or len(text) > MAX_QUESTION_CHARACTERS:
             raise UsageError(f"a question has 1 to {MAX_QUESTION_CHARACTERS} characters, this one has {len(text)}")
         file = QuestionFile("ask", [Question(0, 1, "ask", text)])
-        how = Submission(archive, _with_filter(options, where), priority=ASK_PRIORITY)
+        how = Submission(archive, _with_filter(options, where), priority=Priority.URGENT)
         submitted = self._queue(submit_questions, file, how)
         job = Jobs(self._connections).wait(submitted.job_id, timeout_s=timeout_s)
         if not job.is_final:
@@ -101,6 +108,16 @@ class Questions(Namespace):
         with self._connections.engine.connect() as connection:
             yield from result_rows(connection, job_id, with_metadata=with_metadata)
 
+    def print_results(self, job_id: int, stream: BinaryIO, *, with_metadata: bool = False) -> int:
+        """Write results as JSONL to a stream; returns the number of lines. Raises UsageError for other jobs."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "results.jsonl"
+            saved = self.save_results(job_id, path, with_metadata=with_metadata)
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, stream)
+        stream.flush()
+        return saved.lines
+
     def save_results(self, job_id: int, path: Path, *, with_metadata: bool = False) -> SavedResults:
         """Write results to `path` (.jsonl, .csv or .parquet) and the failed lines to `<path>.errors.jsonl`.
 
@@ -108,12 +125,20 @@ class Questions(Namespace):
         afterwards. Raises UsageError for another ending or another job.
         """
         format = format_by_extension(path.name)
-        if format is None:
+        if path.suffix.lower() not in _RESULT_FILES or format is None:
             raise UsageError(f"{path}: the name must end in .jsonl, .csv or .parquet")
         job = Jobs(self._connections).require_answers(job_id)
         top_n, is_refresh = job.spec["options"]["top_n"], job.refresh is not None
         rows = self.results(job_id, with_metadata=with_metadata)
-        lines = write_results(rows, path, format, top_n=top_n, is_refresh=is_refresh, with_metadata=with_metadata)
+        lines = write_results(
+            rows,
+            path,
+            format,
+            top_n=top_n,
+            is_refresh=is_refresh,
+            with_metadata=with_metadata,
+            columns=job.spec.get("columns", ()),
+        )
         errors_path = path.with_name(path.name + ".errors.jsonl")
         errors = write_errors(self.results(job_id), errors_path)
         if not errors:

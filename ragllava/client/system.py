@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from ragllava.client.connections import Namespace, forwarded
 from ragllava.stages.maintenance.inspect import Checked, Inspector, inspect
 from ragllava.stores.buckets import change_events
 from ragllava.stores.jobs.workers import list_workers
+from ragllava.stores.maintenance import ticks
+from ragllava.stores.maintenance.erasures import list_erasures
+from ragllava.stores.maintenance.faults import list_faults
 
 
 def _events(connection: Connection) -> dict[str, int]:
@@ -17,11 +20,21 @@ def _events(connection: Connection) -> dict[str, int]:
     return change_events.totals(connection) | {"waiting": change_events.count_waiting(connection)}
 
 
+def _last_tick_age_s(connection: Connection) -> float | None:
+    """Seconds since the last tick ended; None before the first, and while the tables are of an older version."""
+    if connection.scalar(text("SELECT to_regclass('ticks') IS NULL")):
+        return None
+    return ticks.last_tick_age_s(connection)
+
+
 class System(Namespace):
-    """Workers, event counters and the deep inspection."""
+    """Workers, faults, event counters and the deep inspection."""
 
     workers = forwarded(list_workers)
+    faults = forwarded(list_faults)
     events = forwarded(_events)
+    last_tick_age_s = forwarded(_last_tick_age_s)
+    erasures = forwarded(list_erasures)
 
     def inspect(self, on_progress: Callable[[str, int], None] = lambda _check, _number: None) -> Iterator[Checked]:
         """Compare rows with objects, embeddings with images, leases and queues; changes nothing. May take minutes.

@@ -1,4 +1,5 @@
-"""A pool of child processes that decode pictures, each with a limit on memory and time (docs/reliability.md D14).
+"""A pool of child processes that decode pictures, each confined and with a limit on memory and time
+(docs/reliability.md D14).
 
 A picture that crashes its child, fills the child's memory or takes too long is rejected, and the pool starts another
 child. The children are plain `python -m ragllava.imaging.sandbox` over pipes, because the pool also runs inside
@@ -7,7 +8,8 @@ Celery's workers, which are daemons: multiprocessing does not allow them childre
 A request is the lengths of a JSON value and of the file, that value, and the file's bytes. An answer is the lengths of
 a JSON value and of what follows it, that value, and that: RGB bytes or a file. The value is the reason of a rejection,
 or a list: of a picture the sizes, media type, embedded metadata and note; of a document the number of its pages. A
-child exits at the end of its standard input, so none outlives its parent.
+child exits at the end of its standard input, so none outlives its parent. Its first line names the protections that
+are in force.
 
 A child that was killed from outside, or that got too little of the processor within the time on the clock, says nothing
 about the picture. It is tried once more; then DecoderUnavailable is raised, so that the shard is tried again later.
@@ -34,6 +36,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 from PIL import Image
 
 from ragllava.errors import DecoderUnavailable, ImageRejected
+from ragllava.imaging.confine import confine
 from ragllava.imaging.decode import (
     MAX_BYTES,
     MODEL_SIDE,
@@ -61,7 +64,8 @@ _REQUEST = struct.Struct(">II")  # bytes of the JSON value, bytes of the file
 _ANSWER = struct.Struct(">II")  # bytes of the JSON value, bytes that follow it
 _MAX_ANSWER_HEADER = 2**21  # MAX_KEYS values of MAX_VALUE characters (ragllava/metadata.py), and some room
 _MAX_ANSWER = 2**31 - 1
-_READY = b"ready\n"
+_READY = "ready"  # the first word of a child; the protections that are in force follow
+_MAX_GREETING = 200
 MAX_DECODERS = 8  # by default
 _AHEAD = 4  # pictures in progress for each child, so that it never waits for the consumer
 _START_SECONDS = 60.0  # for a child to load its libraries
@@ -181,6 +185,19 @@ def default_decoders() -> int:
     return min(MAX_DECODERS, max(1, (os.cpu_count() or 1) // 2))
 
 
+def active_protections() -> list[str]:
+    """The protections that are in force in a child on this machine, besides its limits on memory and time.
+
+    Starts a child. Raises DecoderUnavailable.
+    """
+    child = _Child(_Limits(memory_bytes=2 * 1024**3, cpu_seconds=20, wall_seconds=60.0, pictures=PictureLimits()))
+    try:
+        child.start()
+    finally:
+        child.stop()
+    return child.protections
+
+
 @dataclass(frozen=True, slots=True)
 class _Limits:
     """What a child may use for one picture; its only argument, as JSON."""
@@ -205,6 +222,7 @@ class _Child:
     def __init__(self, limits: _Limits) -> None:
         self._limits = limits
         self._process: subprocess.Popen[bytes] | None = None
+        self.protections: list[str] = []  # of the last process that was started
 
     def ask(self, data: bytes, wanted: Mapping[str, Any], read: _Reader[T]) -> T | ImageRejected:
         if len(data) > MAX_BYTES:
@@ -217,6 +235,10 @@ class _Child:
                 f"a picture decoder {result.reason}, twice; is the machine short of {result.lacks}?"
             )
         return result
+
+    def start(self) -> None:
+        """Start the process, if there is none. Raises DecoderUnavailable."""
+        self._running()
 
     def stop(self) -> None:
         """End the process, if there is one."""
@@ -267,14 +289,15 @@ class _Child:
         except OSError as error:
             raise DecoderUnavailable(f"cannot start a picture decoder: {error}") from error
         with _deadline(process, _START_SECONDS):
-            greeting = _pipe(process.stdout).read(len(_READY))
-        if greeting != _READY:
+            greeting = _pipe(process.stdout).readline(_MAX_GREETING).decode(errors="replace").split()
+        if greeting[:1] != [_READY]:
             process.kill()
             self._wait(process)
             raise DecoderUnavailable(
                 f"a picture decoder exited with status {process.returncode} before its first picture; "
                 "its messages are on standard error"
             )
+        self.protections = greeting[1:]
         return process
 
     def _wait(self, process: subprocess.Popen[bytes]) -> bool:
@@ -314,7 +337,9 @@ def _deadline(process: subprocess.Popen[bytes], seconds: float) -> Iterator[thre
 def _environment() -> dict[str, str]:
     """The variables that a child needs to start; the environment may also hold passwords."""
     wanted = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
-    return {name: os.environ[name] for name in wanted if name in os.environ}
+    given = {name: os.environ[name] for name in wanted if name in os.environ}
+    # Threads that a library starts early would escape the restrictions, which hold for the thread that asks for them.
+    return {**given, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
@@ -394,7 +419,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not become an answer
     _limit_memory(limits.memory_bytes)
-    answers.write(_READY)
+    answers.write(" ".join([_READY, *confine()]).encode() + b"\n")
     answers.flush()
     with suppress(EOFError, BrokenPipeError):
         while True:

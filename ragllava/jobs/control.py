@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,24 +14,30 @@ from sqlalchemy import Connection, Row, Select, case, func, literal, select, upd
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
-from ragllava.jobs.kinds import JobDetail, kind_of
+from ragllava.jobs.dispatch import job_turns
+from ragllava.jobs.kinds import KINDS, JobDetail, kind_of
 from ragllava.jobs.queue import (
+    ENDED_AT_ONCE,
     Lease,
-    cancel_open_shards,
+    cancel_waiting_shards,
     close_job_if_ended,
-    end_open_shards,
+    end_waiting_shards,
     hand_back,
     insert_shards,
+    lock_job,
     unqueue,
 )
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
 from ragllava.records import Progress
+from ragllava.settings import Settings
 from ragllava.stores.archives.reindex_items import ReindexingView
 from ragllava.stores.database import records
+from ragllava.stores.jobs import workers
 from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.learning.trainings import TrainingView
 from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.stores.schema import archives, jobs, shards
+from ragllava.stores.schema import workers as workers_table
 
 ALL_ARCHIVES = "*"  # no archive can have this name
 
@@ -58,6 +66,7 @@ class NewJob:
 class JobView:
     """A job as people see it. `archive` is `*` for a maintenance task that concerns all archives.
 
+    `jobs_before` counts the jobs that are served before the first shard of one that has not started; None for others.
     `detail` is what only its kind has; for the kinds that ship, `training`, `reindexing`, `task` and `refresh` give it
     with its type.
     """
@@ -75,6 +84,14 @@ class JobView:
     started_at: datetime | None
     finished_at: datetime | None
     detail: JobDetail | None = None
+    jobs_before: int | None = None
+
+    @property
+    def state_text(self) -> str:
+        """The state for people: of a job that has not started, how many jobs are served before it."""
+        if self.jobs_before is None:
+            return self.state.value
+        return f"waiting, {self.jobs_before} {'job' if self.jobs_before == 1 else 'jobs'} before it"
 
     @property
     def training(self) -> TrainingView | None:
@@ -114,6 +131,7 @@ class JobView:
             "archive": self.archive,
             "state": self.state.value,
             "priority": self.priority,
+            "jobs_before": self.jobs_before,
             "total": self.progress.total,
             "counts": self.progress.by_status,
             "error": self.error,
@@ -169,7 +187,7 @@ def view(connection: Connection, job_id: int) -> JobView:
     row = connection.execute(_select_jobs().where(jobs.c.id == job_id)).one_or_none()
     if row is None:
         raise _unknown_job(job_id)
-    return _as_view(connection, row)
+    return _as_views(connection, [row])[0]
 
 
 def has_ended(connection: Connection, job_id: int) -> bool:
@@ -190,7 +208,7 @@ def list_jobs(connection: Connection, *, limit: int = 50, only_open: bool = Fals
     query = _select_jobs().order_by(jobs.c.id.desc()).limit(limit)
     if only_open:
         query = query.where(jobs.c.finished_at.is_(None))
-    return [_as_view(connection, row) for row in connection.execute(query).all()]
+    return _as_views(connection, connection.execute(query).all())
 
 
 def troubled_shards(connection: Connection, job_id: int) -> list[ShardView]:
@@ -204,9 +222,16 @@ def troubled_shards(connection: Connection, job_id: int) -> list[ShardView]:
 
 
 def cancel(connection: Connection, job_id: int) -> None:
-    """Stop a job: waiting shards are cancelled now, running ones stop at their next sub-batch. Outcomes stay."""
-    _move(connection, job_id, (JobState.RUNNING, JobState.PAUSED), JobState.CANCELLING, "cancelled")
-    cancel_open_shards(connection, job_id)
+    """Stop a job: its running shards stop at their next sub-batch. Outcomes stay.
+
+    The waiting shards of a small job are cancelled now; those of a large one by `end_job` (jobs/ending.py), after the
+    commit: the job's row must not be locked meanwhile.
+    """
+    total = _move(connection, job_id, (JobState.RUNNING, JobState.PAUSED), JobState.CANCELLING, "cancelled")
+    if total <= ENDED_AT_ONCE:
+        while cancel_waiting_shards(connection, job_id):
+            pass
+        close_job_if_ended(connection, job_id)
 
 
 def pause(connection: Connection, job_id: int) -> None:
@@ -232,7 +257,7 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     kind = kind_of(name)
     if kind.guard_retry is not None:
         kind.guard_retry(connection, job_id)
-    job = _lock_job(connection, job_id)
+    job = _locked(connection, job_id)
     if job.finished_at is None:
         raise UsageError(f"job {job_id} is {job.state}; only an ended job can be retried")
     last_run = connection.execute(select(func.max(shards.c.run_no)).where(shards.c.job_id == job_id)).scalar_one()
@@ -248,7 +273,7 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     insert_shards(connection, job_id, run_no, [(chunk[0], chunk[-1] + 1) for chunk in chunks])
     if last is not None and len(others) < len(numbers):
         insert_shards(connection, job_id, run_no, [(last.lo, last.hi)], queue=last.queue, is_last=True)
-    reopened = {"state": JobState.RUNNING, "finished_at": None, "result": None, "error": None}
+    reopened = {"state": JobState.RUNNING, "finished_at": None, "result": None, "counts": None, "error": None}
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(reopened))
     return len(numbers)
 
@@ -277,29 +302,80 @@ def fail_unreconciled(connection: Connection, job: JobView, problem: str) -> Non
         connection.execute(same_run.values(state=JobState.FAILED, error=problem))
 
 
-def refuse(connection: Connection, lease: Lease, reason: str) -> None:
-    """End a job that cannot be done (its index belongs to another retriever, …) with the reason.
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A job whose shard was passed on; `has_ended`: no other worker can do it."""
 
-    Nothing happens when the lease is lost: perhaps the worker that has it now can do the job.
+    job_id: int
+    kind: str
+    reason: str
+    has_ended: bool
+
+
+def refuse(connection: Connection, lease: Lease, reason: str, settings: Settings) -> bool:
+    """A worker cannot do a job (its index belongs to another retriever, …): leave the job to the other workers.
+
+    The shard is handed back, and this worker claims none of the job any more. When no other live worker is left that
+    may be able to do it, the job ends with the reason. Nothing happens when the lease is lost. Returns whether the job
+    ends; the waiting shards of a large one are left to `end_refused` (jobs/ending.py), after the commit.
     """
     if not hand_back(connection, lease):
-        return
-    connection.execute(update(jobs).where(jobs.c.id == lease.job_id).values(error=reason))
-    end_open_shards(connection, lease.job_id, kind_of(lease.kind).refused, reason)
-    close_job_if_ended(connection, lease.job_id)
+        return False
+    is_worker = workers.note_refusal(connection, lease.worker, lease.job_id, reason)
+    if is_worker and _can_anyone_else(connection, lease.job_id, lease.shard_id, settings):
+        return False
+    _refuse_job(connection, lease.job_id, lease.kind, reason)
+    return True
 
 
-def _move(connection: Connection, job_id: int, allowed: tuple[JobState, ...], to: JobState, verb: str) -> None:
-    job = _lock_job(connection, job_id)
-    if job.state == to:
-        return
-    if job.state not in allowed:
-        raise UsageError(f"job {job_id} is {job.state} and cannot be {verb}")
-    connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=to))
+def pass_on(connection: Connection, shard_id: int, worker: str, settings: Settings) -> Refused | None:
+    """The part of `ending.pass_on` that is one transaction; None if the worker has not refused the shard's job."""
+    row = connection.execute(
+        select(shards.c.job_id, jobs.c.kind, workers_table.c.refused)
+        .join(jobs, jobs.c.id == shards.c.job_id)
+        .join(workers_table, workers_table.c.name == worker)
+        .where(shards.c.id == shard_id, shards.c.state == ShardState.QUEUED, workers.has_refused(shards.c.job_id))
+    ).one_or_none()
+    if row is None:
+        return None
+    reason = row.refused[str(row.job_id)]
+    has_ended = not _can_anyone_else(connection, row.job_id, shard_id, settings)
+    if has_ended:
+        lock_job(connection, row.job_id)
+        _refuse_job(connection, row.job_id, row.kind, reason)
+    else:
+        unqueue(connection, shards.c.id == shard_id)
+    return Refused(row.job_id, row.kind, reason, has_ended)
 
 
-def _lock_job(connection: Connection, job_id: int) -> Row[Any]:
-    job: Row[Any] | None = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).one_or_none()
+def _can_anyone_else(connection: Connection, job_id: int, shard_id: int, settings: Settings) -> bool:
+    """Whether another worker may do the job, or one that was seen lately and may return."""
+    query = select(jobs.c.kind, shards.c.queue).join(shards).where(shards.c.id == shard_id)
+    row = connection.execute(query).one()
+    within_s = max(3 * settings.tick_s, settings.lease_s)
+    return workers.can_anyone_else(connection, job_id, row.queue or kind_of(row.kind).queue, within_s)
+
+
+def _refuse_job(connection: Connection, job_id: int, kind: str, reason: str) -> None:
+    refused = update(jobs).where(jobs.c.id == job_id).values(error=reason)
+    if connection.execute(refused.returning(jobs.c.total)).scalar_one() <= ENDED_AT_ONCE:
+        while end_waiting_shards(connection, job_id, kind_of(kind).refused, reason):
+            pass
+        close_job_if_ended(connection, job_id)
+
+
+def _move(connection: Connection, job_id: int, allowed: tuple[JobState, ...], to: JobState, verb: str) -> int:
+    """Set the job's state, unless it has it already; returns the number of its inputs."""
+    job = _locked(connection, job_id)
+    if job.state != to:
+        if job.state not in allowed:
+            raise UsageError(f"job {job_id} is {job.state} and cannot be {verb}")
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=to))
+    return int(job.total)
+
+
+def _locked(connection: Connection, job_id: int) -> Row[Any]:
+    job = lock_job(connection, job_id)
     if job is None:
         raise _unknown_job(job_id)
     return job
@@ -313,14 +389,49 @@ def _select_jobs() -> Select[Any]:
     """The columns that a JobView takes as they are, and its state."""
     names = ("kind", "state", "priority", "spec", "error", "result", "created_at", "started_at", "finished_at")
     archive = func.coalesce(archives.c.name, ALL_ARCHIVES).label("archive")
-    columns = (jobs.c.id.label("job_id"), archive, jobs.c.total, *(jobs.c[name] for name in names))
+    columns = (jobs.c.id.label("job_id"), archive, jobs.c.total, jobs.c.counts, *(jobs.c[name] for name in names))
     return select(*columns).outerjoin_from(jobs, archives, archives.c.id == jobs.c.archive_id)
 
 
-def _as_view(connection: Connection, row: Row[Any]) -> JobView:
-    kind = kind_of(row.kind)
+def _as_views(connection: Connection, rows: Sequence[Row[Any]]) -> list[JobView]:
+    has_waiting = any(row.state == JobState.RUNNING and row.started_at is None for row in rows)
+    before = _jobs_before(connection) if has_waiting else {}
+    return [_as_view(connection, row, before.get(row.job_id)) for row in rows]
+
+
+def _jobs_before(connection: Connection) -> dict[int, int]:
+    """For each job that has not started: how many jobs of its queue are served before it, in the order of dispatch.
+
+    These are the jobs of higher priority, and of equal priority those that have a shard in flight or wait longer.
+    """
+    turns = job_turns()
+    columns = (turns, jobs.c.kind, jobs.c.priority, jobs.c.started_at)
+    rows = connection.execute(select(*columns).join(turns, turns.c.job_id == jobs.c.id)).all()
+    by_queue: dict[str, list[Row[Any]]] = defaultdict(list)
+    for row in rows:
+        by_queue[kind_of(row.kind).queue].append(row)
+
+    def is_before(other: Row[Any], job: Row[Any]) -> bool:
+        if other.job_id == job.job_id or other.priority != job.priority:
+            return bool(other.priority > job.priority)
+        is_served = other.started_at is not None and other.in_flight > 0
+        return is_served or (other.waiting_since, other.job_id) < (job.waiting_since, job.job_id)
+
+    return {
+        job.job_id: sum(is_before(other, job) for other in queue)
+        for queue in by_queue.values()
+        for job in queue
+        if job.started_at is None
+    }
+
+
+def _as_view(connection: Connection, row: Row[Any], jobs_before: int | None) -> JobView:
+    kind = KINDS.get(row.kind)  # None: of a newer version, which alone can count its inputs
     values = dict(row._mapping)
     values["state"] = JobState(row.state)
-    values["progress"] = Progress(values.pop("total"), kind.inputs.count(connection, row.job_id))
-    values["detail"] = kind.detail(connection, row.job_id, row.spec) if kind.detail else None
-    return JobView(**values)
+    total, counts = values.pop("total"), values.pop("counts")
+    if counts is None:  # not ended
+        counts = kind.inputs.count(connection, row.job_id, total) if kind else {}
+    values["progress"] = Progress(total, counts)
+    values["detail"] = kind.detail(connection, row.job_id, row.spec) if kind and kind.detail else None
+    return JobView(**values, jobs_before=jobs_before)

@@ -85,6 +85,8 @@ images = Table(
     Column("source", Text, nullable=False),  # the name people know it by
     Column("uri", Text, nullable=False),  # where it was read from; the same uri with new bytes replaces it
     Column("caption", Text),
+    # The captions given beside the files of these bytes, by uri (archive.caption_giver); NULL: only that of `uri`.
+    Column("captions", JSONB(none_as_null=True)),
     Column("metadata", JSONB(none_as_null=True)),  # all by key: `embedded`, over it the columns of the caption file
     Column("embedded", JSONB(none_as_null=True)),  # EXIF, IPTC, XMP, also the caption; NULL: they were not read yet
     Column("width", Integer, nullable=False),
@@ -194,15 +196,21 @@ jobs = Table(
     Column("spec_digest", Text, nullable=False),  # a reused key with another content is refused
     Column("error", Text),
     Column("result", JSONB(none_as_null=True)),  # keys of the result objects and the counts, when the job has ended
+    Column("counts", JSONB(none_as_null=True)),  # inputs by outcome, when the job has ended: they are not counted again
     moment("created_at"),
     moment("started_at", nullable=True),
     moment("finished_at", nullable=True),
     # Open jobs are few among many: dispatch and reap look only at them.
     Index("ix_jobs_open", "priority", "id", postgresql_where=text("finished_at IS NULL")),
+    # Asked at every tick.
+    Index("ix_jobs_without_result", "id", postgresql_where=text("finished_at IS NOT NULL AND result IS NULL")),
 )
 
+_IS_OPEN_SHARD = "state IN ('pending', 'queued', 'running')"
+
 # Churns: rows are updated in place many times. Room on the page and no index on the lease columns keep those
-# updates HOT, so dead rows go without VACUUM, which an index build can hold up (docs/reliability.md D12).
+# updates HOT, so dead rows go without VACUUM, which an index build can hold up (docs/reliability.md D12). The index of
+# the open shards, which are few among many, changes only with the state.
 shards = Table(
     "shards",
     metadata,
@@ -224,6 +232,8 @@ shards = Table(
     Column("queue", Text),  # NULL: the queue of its job's kind
     Column("is_last", Boolean, nullable=False, server_default=text("false")),  # waits until all others have ended
     Column("is_planned", Boolean, nullable=False, server_default=text("false")),  # its stage need not cut it smaller
+    Column("open_inputs", Integer),  # when a service last did not answer: fewer of them now are progress
+    Index("ix_shards_open", "state", "job_id", "lo", postgresql_where=text(_IS_OPEN_SHARD)),
     postgresql_with={"fillfactor": "70"},
 )
 
@@ -235,6 +245,8 @@ workers = Table(
     Column("slots", Integer, nullable=False),
     Column("state", Text, nullable=False),  # live, draining
     Column("versions", JSONB, nullable=False),
+    # The open jobs that this worker cannot do, by id, with the reason: it does not claim their shards.
+    Column("refused", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     moment("started_at"),
     moment("seen_at"),
     postgresql_with={"fillfactor": "70"},
@@ -253,6 +265,8 @@ files = Table(
     Column("status", Text),  # NULL until the file has an outcome
     Column("reason", Text),
     Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),
+    # Without it, each image that is erased would be searched for in the files of all jobs.
+    Index("ix_files_image_id", "image_id", postgresql_where=text("image_id IS NOT NULL")),
 )
 
 # Inputs of an answer job. A line that is not a valid question has no custom_id of its own and gets its `failed`
@@ -267,6 +281,8 @@ questions = Table(
     Column("custom_id", Text),
     Column("text", Text),
     Column("filter", JSONB(none_as_null=True)),  # of the question's own, beside that of its job
+    Column("note", Text),  # what of the line is not used
+    Column("given", JSONB(none_as_null=True)),  # further columns of the line, which the results repeat
     Column("previous", JSONB(none_as_null=True)),  # of a refresh: what the job before said (stores/jobs/refreshes.py)
     UniqueConstraint("job_id", "custom_id"),
     Index("ix_questions_job_id_place", "job_id", "place"),
@@ -455,8 +471,27 @@ bound_objects = Table(
     Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),  # what a picture became
     Column("reason", Text),  # why nothing was made of it
     moment("seen_at"),
+    # Of a picture: how caption files name it, and the last part of that name.
+    Column("name", Text(collation="C")),
+    Column("base_name", Text(collation="C")),
+    Column("caption_due", Boolean, nullable=False, server_default=text("false")),  # its listed caption has changed
     Index("ix_bound_objects_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
     Index("ix_bound_objects_image_id", "image_id"),
+    Index("ix_bound_objects_base_name", "binding_id", "base_name", postgresql_where=text("base_name IS NOT NULL")),
+    Index("ix_bound_objects_caption_due", "binding_id", "key", postgresql_where=text("caption_due")),
+)
+
+# The rows of the caption files under a binding, so that one picture costs one lookup and not the whole file.
+listed_captions = Table(
+    "listed_captions",
+    metadata,
+    key("binding_id", "bindings.id"),
+    Column("name", Text(collation="C"), primary_key=True),  # of the picture
+    Column("file", Text(collation="C"), primary_key=True),  # the key of the caption file
+    Column("base_name", Text(collation="C"), nullable=False),
+    Column("caption", Text),
+    Column("metadata", JSONB(none_as_null=True)),
+    Index("ix_listed_captions_base_name", "binding_id", "base_name"),
 )
 
 # Objects that something is said to have happened to. A change event only asks to look; the same one twice is one row.
@@ -468,8 +503,22 @@ change_events = Table(
     moment("received_at"),
     moment("not_before"),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("reason", Text),  # why its object could not be observed
     # Grows with every further event: a change event is done only if none came while its object was looked at.
     Column("repeats", BigInteger, nullable=False, server_default=text("0")),
+)
+
+# Parts of the work that failed and are postponed, so that the others continue (ragllava/jobs/isolation.py).
+faults = Table(
+    "faults",
+    metadata,
+    Column("room", Text, primary_key=True),  # the loop: results, events, settle, schedules, …
+    Column("subject", Text, primary_key=True),  # the part
+    Column("reason", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    moment("since"),
+    moment("failed_at"),
+    moment("not_before"),
 )
 
 # Counters for people: received, repeated, unbound, refused, …
@@ -496,6 +545,15 @@ schedules = Table(
     moment("created_at"),
 )
 
+# When the last tick ended, by the database's clock: one row. `ragllava doctor` fails when that is long ago.
+ticks = Table(
+    "ticks",
+    metadata,
+    Column("name", Text, primary_key=True),
+    moment("ended_at"),
+    postgresql_with={"fillfactor": "70"},
+)
+
 # A due time fires once: whoever inserts its row first, fires (docs/reliability.md D9).
 schedule_runs = Table(
     "schedule_runs",
@@ -505,4 +563,32 @@ schedule_runs = Table(
     moment("fired_at"),
     Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="SET NULL")),
     Column("note", Text),
+)
+
+# What was erased: the line that stays. It has no name and no content; `pending` has both, but only until all is done.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("kind", Text, nullable=False),  # archive, picture, job, retired
+    Column("archive_id", BigInteger),
+    Column("target_id", BigInteger),  # the image or the job; NULL: several images, or the archive itself
+    Column("account", Text, nullable=False),  # who asked for it: an account of the operating system, or a job
+    Column("counts", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("pending", JSONB(none_as_null=True)),  # what is left to do; NULL: nothing
+    moment("created_at"),
+    moment("updated_at"),
+    moment("finished_at", nullable=True),
+    Index("ix_erasures_open", "id", postgresql_where=text("finished_at IS NULL")),
+)
+
+# Folders and bindings that lost so many pictures at once that these were not retired without being asked.
+held_removals = Table(
+    "held_removals",
+    metadata,
+    key("archive_id", "archives.id"),
+    Column("origin", Text, primary_key=True),  # the uri of a folder, or the address of a binding
+    Column("gone", BigInteger, nullable=False),
+    Column("pictures", BigInteger, nullable=False),  # that the archive had from there
+    moment("noticed_at"),
 )

@@ -18,7 +18,7 @@ from ragllava.errors import ImageRejected
 from ragllava.jobs import control
 from ragllava.records import SourceFile
 from ragllava.settings import Settings
-from ragllava.stages.ingest.captions import read_captions
+from ragllava.stages.ingest.captions import Columns, read_captions
 from ragllava.stages.ingest.files import open_regular
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.submit import create_ingest
@@ -26,6 +26,7 @@ from ragllava.stages.ingest.uris import file_uri, parse_uri
 from ragllava.stores.archives import archive, image_changes
 from ragllava.stores.archives.archive import ArchiveImage, document_of
 from ragllava.stores.archives.image_changes import CaptionChange, NewName
+from ragllava.stores.buckets import held_removals
 from ragllava.stores.database import in_transaction
 
 
@@ -38,6 +39,7 @@ class FolderChanges:
     captions: list[str]  # files that have another caption or other metadata now
     job_id: int | None
     files: int
+    held: int = 0  # pictures whose files are gone, so many at once that they stay
 
     @property
     def found_differences(self) -> bool:
@@ -47,14 +49,18 @@ class FolderChanges:
 
 @dataclass(slots=True)
 class WatchedFolder:
-    """A folder, its archive, and the files offered so far; `captions` is a caption file, read at each comparison.
+    """A folder, its archive, and the files offered so far; `captions` is a caption file, read at each comparison, and
+    `columns` name those of it.
 
-    Files whose names match a pattern of `exclude` are left out (see list_sources).
+    When more than `settings.removals_share` of the pictures are gone at once, they stay: an unmounted disk looks like
+    an empty folder. Files whose names match a pattern of `exclude` are left out (see list_sources).
     """
 
     folder: Path
     archive_name: str
     captions: Path | None = None
+    allow_removals: bool = False  # for the next comparison, however many files are gone
+    columns: Columns | None = None
     exclude: Sequence[str] = ()
     open_jobs: set[int] = field(default_factory=set)
     _stamps: dict[str, tuple[int, int, str]] = field(default_factory=dict)  # by uri: size, modification time, hash
@@ -66,16 +72,16 @@ class WatchedFolder:
         A file that was rejected is not offered again until it changes. Raises UsageError when the folder does not
         exist any more, or its caption file cannot be read.
         """
-        captions = read_captions(self.captions) if self.captions else None
-        listed = [
-            file for file in list_sources([self.folder], captions, self.exclude) if file.uri.startswith("file://")
-        ]
+        captions = read_captions(self.captions, self.columns) if self.captions else None
+        offered = list_sources([self.folder], captions, captions_path=self.captions, exclude=self.exclude)
+        listed = [file for file in offered if file.uri.startswith("file://")]
         files = {file.uri: file for file in listed if file.rejected is None}
         hashes = {uri: sha256 for uri in files if (sha256 := self._hash(uri)) is not None}
         files = {uri: files[uri] for uri in hashes}
         changes = in_transaction(engine, self._write, settings, files, hashes)
         if changes.job_id is not None:
             self.open_jobs.add(changes.job_id)
+        self.allow_removals = False
         self._offered = hashes
         self._stamps = {uri: stamp for uri, stamp in self._stamps.items() if uri in hashes}
         return changes
@@ -100,7 +106,13 @@ class WatchedFolder:
         new = [
             files[uri] for uri, sha256 in hashes.items() if sha256 not in existing and self._offered.get(uri) != sha256
         ]
-        self._release_images(connection, archive_id, images, existing, files, hashes)
+        there = set(hashes.values())
+        gone = {
+            uri for uri, image in images.items() if document_of(uri) not in files and _file_hash(image) not in there
+        }
+        held = self._hold(connection, settings, archive_id, below, len(gone), len(images))
+        followed = {uri: image for uri, image in images.items() if not held or uri not in gone}
+        self._release_images(connection, archive_id, followed, existing, files, hashes)
         captions = [
             CaptionChange(image.image_id, uri, file.caption, file.metadata)
             for uri, image in images.items()
@@ -110,11 +122,22 @@ class WatchedFolder:
         job_id = create_ingest(connection, settings, archive_id, new, {"input": str(self.folder)}) if new else None
         return FolderChanges(
             new=[file.source for file in new],
-            gone=sorted(image.source for uri, image in images.items() if document_of(uri) not in files),
+            gone=sorted(image.source for uri, image in followed.items() if document_of(uri) not in files),
             captions=sorted({files[document_of(uri)].source for uri in changed}),
             job_id=job_id,
             files=len(files),
+            held=len(gone) if held else 0,
         )
+
+    def _hold(
+        self, connection: Connection, settings: Settings, archive_id: int, origin: str, gone: int, pictures: int
+    ) -> bool:
+        """Whether the pictures whose files are gone stay; recorded for `ragllava status`."""
+        if self.allow_removals or not held_removals.is_too_much(gone, pictures, settings.removals_share):
+            held_removals.release(connection, archive_id, origin)
+            return False
+        held_removals.hold(connection, archive_id, origin, gone, pictures)
+        return True
 
     def _release_images(
         self,

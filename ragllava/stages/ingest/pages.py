@@ -80,7 +80,7 @@ def _of_document(last: Part, outcomes: Sequence[FileOutcome]) -> FileOutcome:
     note = f"{last.pages} pages" if last.pages > 1 else "1 page"
     if rejected:
         note += f", {len(rejected)} of them rejected: {rejected[0].reason}"
-    for status in (FileStatus.STORED, FileStatus.DUPLICATE, FileStatus.REJECTED):
+    for status in (FileStatus.STORED, FileStatus.UPDATED, FileStatus.DUPLICATE, FileStatus.REJECTED):
         if by_status[status]:
             first = next((o.image_id for o in outcomes if o.image_id is not None), None)
             return FileOutcome(last.file_no, status, note, first)

@@ -304,9 +304,11 @@ def _outcome(part: Part, row: StoredRow | None, batch: Batch) -> FileOutcome | N
         return batch.documents.add(part, FileOutcome(part.file_no, FileStatus.REJECTED, batch.rejected[part]))
     prepared = batch.prepared.get(batch.hashes[part])
     reason = prepared.note if prepared is not None else None
-    if row.status is FileStatus.DUPLICATE:
+    if row.status is FileStatus.UPDATED:
         updated = [name for name in ("caption", "metadata") if getattr(row, f"{name}_updated")]
-        reason = f"{' and '.join(updated)} updated" if updated else f"the same picture as {row.source}"
+        reason = f"{' and '.join(updated)} updated"
+    elif row.status is FileStatus.DUPLICATE:
+        reason = f"the same picture as {row.source}"
     return batch.documents.add(part, FileOutcome(part.file_no, row.status, reason, row.image_id))
 
 

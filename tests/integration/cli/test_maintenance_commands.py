@@ -9,6 +9,7 @@ from sqlalchemy import Engine, text
 
 from ragllava.cli.progress import detail_lines
 from ragllava.stages.results.finalize import publish_missing_results
+from ragllava.stores.maintenance import faults
 from ragllava.stores.objects import content_key
 from tests.support.run_command import Run
 from tests.support.workshop import Workshop
@@ -54,7 +55,7 @@ def test_a_maintenance_task_is_queued_and_shown_with_its_report(run: Run, worksh
     publish_missing_results(workshop.engine, workshop.resources.objects)
     out = run("jobs", "show", "1")[1]
     assert "job 1 completed: 1 maintenance task: 1 done" in out
-    assert "retention: dropped 0 replaced indexes, 0 jobs and 0 old runs of schedules" in out
+    assert "retention: dropped 0 replaced indexes, 0 jobs, 0 retired pictures and 0 old runs of schedules" in out
     assert "  jobs: dropped 0, kept_for_labels_and_noisy_cases 0" in detail_lines(workshop.job(1))
     assert json.loads(run("jobs", "show", "1", "--json")[1])["result"]["reconciled"]["adds_up"] is True
 
@@ -72,8 +73,8 @@ def deep_findings(out: str) -> list[dict[str, Any]]:
     return [finding for finding in json.loads(out)["findings"] if finding["topic"] == "deep"]
 
 
-def test_the_deep_doctor_looks_no_deeper_into_tables_of_another_version(run: Run, engine: Engine) -> None:
-    with engine.begin() as connection:
+def test_the_deep_doctor_looks_no_deeper_into_tables_of_another_version(run: Run, owner_engine: Engine) -> None:
+    with owner_engine.begin() as connection:
         connection.execute(text("DROP TABLE schedule_runs"))
     code, out, err = run("doctor", "--deep", "--json")
     assert (code, err) == (1, "")
@@ -95,3 +96,20 @@ def test_the_deep_doctor_exits_with_1_and_one_line_for_what_is_wrong(run: Run, w
     assert code == 1
     [line] = [line for line in out.splitlines() if line.startswith("wrong: ")]
     assert "1 workers stopped reporting without signing off, as answer@test" in line
+
+
+def test_status_and_doctor_show_what_does_not_succeed(run: Run, engine: Engine) -> None:
+    with engine.begin() as connection:
+        for _ in range(3):
+            faults.record(connection, "events", "s3://bucket/in/", "RuntimeError: a \x1b[2Jdefect", 600.0)
+    [shown] = json.loads(run("status", "--json")[1])["faults"]
+    assert (shown["subject"], shown["attempts"], shown["reason"][:12]) == ("s3://bucket/in/", 3, "RuntimeError")
+    out = run("status")[1]
+    assert "events: s3://bucket/in/" in out and r"a \x1b[2Jdefect" in out
+    code, out, _ = run("doctor", "--json")
+    findings = [finding for finding in json.loads(out)["findings"] if finding["topic"] == "faults"]
+    assert code == 1 and [finding["name"] for finding in findings] == ["events: s3://bucket/in/"]
+    assert "does not succeed: RuntimeError" in findings[0]["problem"]
+    with engine.begin() as connection:
+        faults.clear(connection, "events", ["s3://bucket/in/"])
+    assert json.loads(run("status", "--json")[1])["faults"] == []

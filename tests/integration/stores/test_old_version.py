@@ -65,7 +65,7 @@ def restored(old_services: Settings) -> Iterator[Settings]:
 @pytest.fixture
 def settings(restored: Settings) -> Settings:
     """The same, brought to this version's tables."""
-    migrations.upgrade(restored.require_database())
+    migrations.upgrade(restored.require_database_owner(), application_url=restored.require_database())
     return restored
 
 
@@ -171,7 +171,7 @@ def test_the_outbox_has_what_would_be_written_now(run: Run, workshop: Workshop) 
     folder = shown(run, "jobs", "show", OF_AN_INBOX)["result"]["outbox"]["folder"]
     bucket, _, key = folder.removeprefix("s3://").partition("/")
     written = workshop.resources.objects.read_external(bucket, f"{key}results.csv").data.decode()
-    then, now = table(written), table(Path("now.csv").read_text(encoding="utf-8"))
+    then, now = table(written), table(Path("now.csv").read_text(encoding="utf-8-sig"))
     assert [len(rows) for rows in (then, now)] == [3, 3]
     new = [place for place, column in enumerate(now[0]) if as_before_in_csv(column) not in then[0]]
     assert {now[0][place].removeprefix("evidence_")[2:] for place in new if now[0][place].startswith("evidence_")} == {
@@ -352,7 +352,7 @@ def test_the_migrated_database_is_that_of_this_version(settings: Settings) -> No
 
 
 def test_back_to_the_old_tables_every_row_is_as_before(restored: Settings) -> None:
-    address = restored.require_database()
+    address = restored.require_database_owner()
 
     def state() -> tuple[set[str], dict[str, list[str]]]:
         with engine.connect() as connection:
