@@ -98,7 +98,7 @@ images = Table(
     # The hash comes first, so that the same index answers "who refers to this blob?" when blobs are removed.
     UniqueConstraint("sha256", "archive_id"),
     Index("ix_images_archive_id_uri", "archive_id", "uri"),
-    # The pages of a document, by the uri of the document (stores/archives/archive.py: of_files).
+    # The pages of a document, by the uri of the document (stores/archives/archive.py: pages_of).
     Index(
         "ix_images_document",
         "archive_id",

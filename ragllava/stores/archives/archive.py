@@ -208,12 +208,11 @@ def document_of(uri: str) -> str:
     return uri.partition(PAGE_MARK)[0]
 
 
-def of_files(uris: Iterable[str]) -> ColumnElement[bool]:
-    """The condition that one of the files `uris` names an image, or is the document whose page it is."""
-    listed = list(uris)
+def pages_of(uris: Iterable[str]) -> ColumnElement[bool]:
+    """The condition that an image is a page of one of the documents `uris`; answered by ix_images_document."""
     is_page = func.strpos(images.c.uri, literal_column(f"'{PAGE_MARK}'")) > literal_column("0")
     document = func.split_part(images.c.uri, literal_column(f"'{PAGE_MARK}'"), literal_column("1"), type_=Text)
-    return equals_any(images.c.uri, listed) | (is_page & equals_any(document, listed))
+    return is_page & equals_any(document, uris)
 
 
 def load_images(

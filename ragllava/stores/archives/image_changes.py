@@ -12,7 +12,7 @@ from sqlalchemy import Connection, func, select, update
 
 from ragllava.metadata import Metadata, all_metadata
 from ragllava.stores.archives import archive, indexes, vectors, word_index
-from ragllava.stores.archives.archive import ArchiveImage, find_images, of_files
+from ragllava.stores.archives.archive import ArchiveImage, find_images, pages_of
 from ragllava.stores.database import equals_any
 from ragllava.stores.schema import images
 
@@ -38,7 +38,10 @@ class NewName:
 
 def images_at(connection: Connection, archive_id: int, uris: Iterable[str]) -> dict[str, ArchiveImage]:
     """The images that these files name, by uri; retired ones left out. The pages of a document are among them."""
-    return {image.uri: image for image in find_images(connection, archive_id, of_files(uris))}
+    listed = list(uris)
+    # Two statements, because each has an index: with one condition or the other, all images may be read.
+    conditions = (equals_any(images.c.uri, listed), pages_of(listed))
+    return {image.uri: image for condition in conditions for image in find_images(connection, archive_id, condition)}
 
 
 def images_below(connection: Connection, archive_id: int, uri_prefix: str) -> dict[str, ArchiveImage]:
