@@ -320,7 +320,7 @@ class Settings(BaseSettings):
         description="Days for which a noisy case that nobody labels keeps its job from `retention`. 0: for ever.",
     )
     keep_retired_days: int = Field(
-        default=30,
+        default=365,
         ge=0,
         description="Days after which `retention` erases a picture whose file is gone or was overwritten: its bytes, "
         "its caption, and where it was evidence. 0: never.",
