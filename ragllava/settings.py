@@ -213,6 +213,15 @@ class Settings(BaseSettings):
         description="Largest share of the pictures of a watched folder or a bound bucket that leave the archive at "
         "once when their files are gone. Of more, none leaves before `--allow-removals` is given. 1: no limit.",
     )
+    max_megapixels: int = Field(
+        default=250,
+        ge=1,
+        description="Largest picture that is accepted, in millions of pixels. Of WEBP, AVIF, HEIC, JPEG 2000 and JPEG "
+        "XL, at most 100: a decoder has 2 GiB of memory.",
+    )
+    max_picture_side: int = Field(
+        default=65_000, ge=1, description="Longest side of a picture that is accepted, in pixels."
+    )
 
     gate_questions: int = Field(
         default=20,

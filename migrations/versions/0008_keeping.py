@@ -16,10 +16,12 @@ def upgrade() -> None:
     """Each part has a function of its own."""
     _upgrade_erasing()
     _upgrade_captions()
+    _upgrade_pages()
 
 
 def downgrade() -> None:
     """Undo the parts in the reverse order."""
+    _downgrade_pages()
     _downgrade_captions()
     _downgrade_erasing()
 
@@ -79,3 +81,15 @@ def _downgrade_captions() -> None:
     op.drop_column("questions", "given")
     op.drop_column("questions", "note")
     op.drop_column("images", "captions")
+
+
+def _upgrade_pages() -> None:
+    """The pages of a document are found by the uri of the document."""
+    op.execute(
+        "CREATE INDEX ix_images_document ON images (archive_id, split_part(uri, '#page=', 1)) "
+        "WHERE strpos(uri, '#page=') > 0"
+    )
+
+
+def _downgrade_pages() -> None:
+    op.drop_index("ix_images_document", "images")

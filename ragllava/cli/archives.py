@@ -24,6 +24,7 @@ from ragllava.cli.options import (
     column_options,
     connected,
     dry_run_option,
+    exclude_option,
     json_option,
     no_wait_option,
     print_result,
@@ -46,6 +47,7 @@ _SHOWN_CAPTIONS = 5  # of those without a file
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @archive_option
 @captions_option
+@exclude_option
 @column_options
 @click.option(
     "--upload/--no-upload",
@@ -61,6 +63,7 @@ def ingest(
     captions: Path | None,
     image_column: str | None,
     caption_column: str | None,
+    exclude: tuple[str, ...],
     upload: bool | None,
     no_wait: bool,
     as_json: bool,
@@ -83,6 +86,7 @@ def ingest(
                 archive,
                 captions,
                 columns,
+                exclude=exclude,
                 upload=upload,
                 on_upload=lambda done, total: update(completed=done, total=total),
             )
@@ -140,16 +144,19 @@ def list_archives(as_json: bool) -> None:
 @archive.command("show")
 @click.argument("name")
 @click.option("--rejected", is_flag=True, help="List the rejected files, with the reason.")
+@click.option("--notes", is_flag=True, help="List the files that were stored in part, and documents with their pages.")
 @json_option
-def show_archive(name: str, rejected: bool, as_json: bool) -> None:
+def show_archive(name: str, rejected: bool, notes: bool, as_json: bool) -> None:
     """The contents of an archive, and its rejected files."""
     with connected() as client:
         summary = client.archives.get(name)
         refused = client.archives.rejected(name) if rejected else []
+        noted = client.archives.notes(name) if notes else []
         bound = client.archives.bindings(name)
     body = asdict(summary) | {"bindings": bound} | ({"rejected": refused} if rejected else {})
+    body |= {"notes": noted} if notes else {}
     lines = [*_summary_lines(summary), *map(_binding_line, bound)]
-    lines += [f"{file.source}: {file.reason}" for file in refused]
+    lines += [f"{file.source}: {file.reason}" for file in [*refused, *noted]]
     print_result(body, lines if refused or not rejected else [*lines, "no file was rejected"], as_json)
 
 

@@ -50,6 +50,14 @@ allow_removals_option = click.option(
 )
 job_argument = click.argument("job_id", type=JOB_ID)
 
+exclude_option = click.option(
+    "--exclude",
+    "exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out files and folders whose names match this shell pattern, such as '*.pdf' or 'thumbs'. Repeatable.",
+)
+
 
 def column_options(command: F) -> F:
     """--image-column and --caption-column."""

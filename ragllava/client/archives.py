@@ -15,7 +15,6 @@ from sqlalchemy import Connection
 from ragllava.client.connections import Connections, Namespace, forwarded
 from ragllava.client.removals import remover
 from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, UsageError
-from ragllava.imaging.decode import decode
 from ragllava.records import AnswerOptions, FoundImage, Retrieval
 from ragllava.stages.buckets.binding import bind_archive, unbind_archive
 from ragllava.stages.buckets.sync import ScanReport, scan
@@ -35,6 +34,7 @@ from ragllava.stores.archives.archive import (
     archive_summary,
     get_archive,
     list_archives,
+    noted_files,
     rejected_files,
 )
 from ragllava.stores.archives.indexes import IndexDetails
@@ -106,11 +106,13 @@ class Archives(Namespace):
         captions: Path | None = None,
         columns: Columns | None = None,
         *,
+        exclude: Sequence[str] = (),
         upload: bool | None = None,
         on_upload: OnUpload = lambda done, total: None,
     ) -> IngestJob:
         """Queue the pictures under `paths` for an archive, which is created if it is new.
 
+        Files whose names match one of the shell patterns `exclude` are left out: `*.pdf`, `thumbs`, `2019/*`.
         With `upload` the files are put into the object store first; without, the ingest workers read the paths, so
         they must see them under the same names. None: as RAGLLAVA_UPLOAD_FILES says. `on_upload` is called with the
         files read so far and all of them. `columns` name those of the file `captions`. Raises UsageError when there is
@@ -118,7 +120,7 @@ class Archives(Namespace):
         """
         by_picture = read_captions(captions, columns) if captions else Captions({})
         listing = Listing()
-        files = list(list_sources(paths, by_picture, listing, captions_path=captions))
+        files = list(list_sources(paths, by_picture, listing, captions_path=captions, exclude=exclude))
         listing.notes[:0] = by_picture.notes
         if not files:
             passed = f"; passed over: {listing.passed_kinds()}" if listing.passed_over else ""
@@ -151,6 +153,10 @@ class Archives(Namespace):
     def rejected(self, name: str) -> list[RejectedFile]:
         """The files of an archive whose latest ingest was rejected, with the reason. Raises UsageError."""
         return self._of_archive(name, rejected_files)
+
+    def notes(self, name: str) -> list[RejectedFile]:
+        """The files of an archive that were stored with a note: cut files and documents. Raises UsageError."""
+        return self._of_archive(name, noted_files)
 
     def gaps(self, name: str) -> list[Gap]:
         """The images of an archive that no question can find, with the reason. Raises UsageError."""
@@ -187,10 +193,11 @@ class Archives(Namespace):
     def thumbnail(self, sha256: str) -> bytes | None:
         """A JPEG of a stored picture, its longer side at most THUMBNAIL_SIDE; None when it cannot be read.
 
-        Raises ServiceUnavailable when the object store is away.
+        Raises ServiceUnavailable when the object store is away, and DecoderUnavailable.
         """
         try:
-            picture = decode(self._connections.objects.get_content(sha256), max_side=THUMBNAIL_SIDE).picture
+            data = self._connections.objects.get_content(sha256)
+            picture = self._connections.decoder.decode(data, max_side=THUMBNAIL_SIDE).picture
         except (ObjectMissing, ObjectCorrupt, ImageRejected):
             return None
         buffer = io.BytesIO()

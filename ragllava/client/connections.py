@@ -9,6 +9,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from sqlalchemy import Connection, Engine
 
+from ragllava.imaging.sandbox import DecoderPool, make_decoder
 from ragllava.settings import Settings, load_settings
 from ragllava.stores.archives.archive import get_archive
 from ragllava.stores.database import in_transaction, make_engine
@@ -45,8 +46,15 @@ class Connections:
         """Notifications of the ends of jobs."""
         return JobEnds(self.engine)
 
+    @cached_property
+    def decoder(self) -> DecoderPool:
+        """One child process that decodes pictures."""
+        return make_decoder(self.settings, processes=1)
+
     def close(self) -> None:
-        """Close the connections, if there are any."""
+        """Close the connections and end the child process, if there are any."""
+        if "decoder" in self.__dict__:
+            self.decoder.close()
         if "job_ends" in self.__dict__:
             self.job_ends.close()
         if "engine" in self.__dict__:  # else asking for it here would make one

@@ -215,7 +215,7 @@ def outside_transaction(engine: Engine) -> Iterator[Connection]:
         raise _unavailable(error) from error
 
 
-def equals_any(column: Column[Any], values: Iterable[object]) -> ColumnElement[bool]:
+def equals_any(column: ColumnElement[Any], values: Iterable[object]) -> ColumnElement[bool]:
     """The condition `column = ANY(values)`: one parameter, so one statement text, for any number of values."""
     return column == any_(literal(list(values), ARRAY(column.type)))
 
