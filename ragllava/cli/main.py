@@ -50,6 +50,7 @@ COMMANDS = {
         "compare_retrieval",
         "compare the ways of finding candidates on drawn archives",
     ),
+    "simulate-gate": ("ragllava.cli.lab", "simulate_gate", "measure the gate's errors on simulated hold-outs"),
     "train-mini": ("ragllava.cli.lab", "train_mini", "train the models of the package again by their recipe"),
     "models": ("ragllava.cli.models", "models", "model versions: list, show, compare, promote, roll back"),
     "report": ("ragllava.cli.questions", "report", "write a job's answers as one HTML page"),

@@ -29,8 +29,10 @@ _SETTINGS = ", ".join(field.name for field in fields(TrainingSettings))
     required=True,
     multiple=True,
     metavar="NAME",
-    help="The archive to train for; repeated, archives that are trained on as well and must not get worse.",
+    help="The archive to train for; repeated, archives that are trained on as well and must not get worse. All other "
+    "archives with labels follow, unless --only is given.",
 )
+@click.option("--only", is_flag=True, help="Leave out archives that are not named.")
 @click.option(
     "--since",
     type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
@@ -80,6 +82,7 @@ _SETTINGS = ", ".join(field.name for field in fields(TrainingSettings))
 def train(  # noqa: PLR0917 - one argument for each option
     role: Role,
     archives: tuple[str, ...],
+    only: bool,
     since: datetime | None,
     dry_run: bool,
     preset: str | None,
@@ -98,9 +101,10 @@ def train(  # noqa: PLR0917 - one argument for each option
     if role is Role.GENERATOR:
         refuse_given({"--negatives": negatives, "--bare-share": bare_share}, "on a generator; leave it out")
     with connected() as client:
+        others = () if only else client.models.labelled_archives(role)
         request = TrainingRequest(
             role=role,
-            archives=archives,
+            archives=(*archives, *(name for name in others if name not in archives)),
             preset=preset or client.models.default_preset(),
             overrides=dict(map(_change, changes)),
             since=since.replace(tzinfo=UTC) if since else None,
