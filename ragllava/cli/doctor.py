@@ -17,7 +17,7 @@ from ragllava.cli.options import Problem, make_table, package_versions
 from ragllava.errors import RagllavaError, SettingsError
 from ragllava.local.services import NOT_RUNNING, service_status
 from ragllava.models.profiles import find_model, get_profile, missing_models
-from ragllava.settings import Settings, load_settings, variable_of
+from ragllava.settings import Settings, load_settings, origins, variable_of
 
 _SMALLEST_FREE_BYTES = 2 * 2**30  # some thousand pictures, their embeddings and the log of the database
 _SMALLEST_MEMORY_BYTES = 2 * 2**30
@@ -59,7 +59,7 @@ def diagnose(*, deep: bool = False) -> Diagnosis:
     try:
         settings = load_settings()
     except SettingsError as error:
-        findings.append(Finding("settings", "environment", "wrong", str(error)))
+        findings.append(Finding("settings", "environment and file", "wrong", str(error)))
         try:
             settings = Settings()
         except ValidationError:
@@ -182,11 +182,17 @@ def _backend(settings: Settings) -> Iterator[Finding]:
 
 
 def _settings(settings: Settings) -> Iterator[Finding]:
-    for name, value in settings:
-        origin = "embedded service" if name in settings.model_fields_set else "default"
-        if variable_of(name) in os.environ:
-            origin = "environment"
-        yield Finding("settings", variable_of(name), f"{masked(value)} ({origin})")
+    for row in shown_settings(settings):
+        yield Finding("settings", row["variable"], f"{row['value']} ({row['from']})")
+
+
+def shown_settings(settings: Settings) -> list[dict[str, str]]:
+    """Every setting with its value for people and where that comes from."""
+    origin = origins(settings)
+    return [
+        {"setting": name, "variable": variable_of(name), "value": masked(value), "from": origin[name]}
+        for name, value in settings
+    ]
 
 
 def masked(value: object) -> str:

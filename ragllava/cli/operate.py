@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import json_option, print_result
+from ragllava.cli.options import json_option, make_table, print_result
 
 if TYPE_CHECKING:
     from ragllava.local.fleet import WorkerSpec
@@ -107,6 +107,24 @@ def doctor(deep: bool, as_json: bool) -> None:
     diagnosis = diagnose(deep=deep)
     print_result(diagnosis, diagnosis_lines(diagnosis), as_json)
     sys.exit(1 if diagnosis.problems else 0)
+
+
+@click.command()
+@click.option("--changed", is_flag=True, help="Only those that are not the defaults.")
+@json_option
+def settings(changed: bool, as_json: bool) -> None:
+    """Show every setting, its value, and where that comes from: the environment, ragllava.toml or the default.
+
+    The file ragllava.toml in RAGLLAVA_HOME holds settings for all terminals and workers; a variable wins over it.
+    """
+    from ragllava.cli.doctor import shown_settings
+    from ragllava.settings import load_settings
+
+    used = load_settings()
+    rows = [row for row in shown_settings(used) if not changed or row["from"] != "default"]
+    cells = ((row["variable"], row["value"], row["from"]) for row in rows)
+    file = f"{used.settings_file}{'' if used.settings_file.exists() else ' does not exist; settings may be put there'}"
+    print_result(rows, [f"file: {file}", make_table(("variable", "value", "from"), cells, box=None)], as_json)
 
 
 @click.command()
