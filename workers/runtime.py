@@ -16,7 +16,7 @@ from celery import signals
 from sqlalchemy import Engine
 
 from ragllava import __version__
-from ragllava.errors import DeviceLost, ModelUnavailable, SettingsError
+from ragllava.errors import DeviceLost, ModelUnavailable, SchemaMismatch, SettingsError
 from ragllava.jobs.kinds import KINDS
 from ragllava.jobs.runner import run_shard
 from ragllava.settings import Settings, load_settings
@@ -24,6 +24,7 @@ from ragllava.stages.resources import Resources
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.jobs import workers
 from ragllava.stores.learning import registry
+from ragllava.stores.schema_revision import require_schema
 from workers.app import MESSAGE_VERSION, dispatch_now
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def runtime() -> Runtime:
     """The runtime of this process, made at the first call."""
     settings = load_settings()
     engine = make_engine(settings.require_database(), pool_size=3, name=f"worker {os.getpid()}")
+    require_schema(engine)
     return Runtime(settings, engine, Resources(settings))
 
 
@@ -55,7 +57,7 @@ def _load_models(sender: str | None = None, **_facts: Any) -> None:
     """
     try:
         _get_ready(str(sender))
-    except (SettingsError, ModelUnavailable) as error:
+    except (SettingsError, ModelUnavailable, SchemaMismatch) as error:
         log.critical(str(error), extra={"action": "worker_unusable", "worker": sender})
         os.kill(os.getppid(), signal.SIGTERM)
 
@@ -75,7 +77,7 @@ def _get_ready(name: str) -> None:
         profile = process.resources.models.profile.name
         in_transaction(process.engine, registry.ensure_champions, profile, process.resources.base_versions())
     # A train worker loads nothing before its first shard, which may never arrive.
-    versions = versions or {"ragllava": __version__}
+    versions = versions | {"profile": process.resources.models.profile.name, "ragllava": __version__}
     in_transaction(process.engine, workers.report_ready, name, versions)
     log.info("models loaded", extra={"action": "worker_ready", "worker": name, **versions})
     dispatch_now(process.engine, process.settings)

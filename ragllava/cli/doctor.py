@@ -126,8 +126,7 @@ def _services(settings: Settings) -> Iterator[Finding]:
 
 def _tables(settings: Settings) -> Iterator[Finding]:
     revision = migrations.current(settings.require_database())
-    problem = None if revision else "the database has no tables yet; run `ragllava migrate`"
-    yield Finding("services", "tables", f"revision {revision}" if revision else "none", problem)
+    yield Finding("services", "tables", f"revision {revision}" if revision else "none", migrations.problem(revision))
 
 
 def _home(settings: Settings) -> Iterator[Finding]:

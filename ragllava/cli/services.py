@@ -162,8 +162,6 @@ def status(settings: Settings) -> SystemStatus:
     view = SystemStatus(str(services.home.root), owner.pid if owner else None, service_status(settings))
     try:
         with Client(settings, name="ragllava-status", pool_size=1) as client:
-            if migrations.current(settings.require_database()) is None:
-                raise ServiceUnavailable("the database has no tables yet; run `ragllava migrate` or `ragllava up`")
             view.workers = client.system.workers()
             view.jobs = client.jobs.list(only_open=True)
             view.events = client.system.events()

@@ -14,6 +14,7 @@ from ragllava.stores.archives.archive import get_archive
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.jobs.job_ends import JobEnds
 from ragllava.stores.objects import ObjectStore
+from ragllava.stores.schema_revision import require_schema
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,8 +33,10 @@ class Connections:
 
     @cached_property
     def engine(self) -> Engine:
-        """The connection pool of the database."""
-        return make_engine(self.settings.require_database(), pool_size=self._pool_size, name=self._name)
+        """The connection pool of the database. Its first use raises SchemaMismatch for tables of another version."""
+        engine = make_engine(self.settings.require_database(), pool_size=self._pool_size, name=self._name)
+        require_schema(engine)
+        return engine
 
     @cached_property
     def objects(self) -> ObjectStore:
