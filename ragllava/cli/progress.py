@@ -75,10 +75,25 @@ def wait_or_leave(client: Client, job_id: int, title: str, console: Console) -> 
         sys.exit(130)
 
 
-def warn_without_worker(client: Client, queue: str) -> None:
-    """Print that a job will wait, if no worker of its queue is ready."""
+def warn_about_workers(client: Client, queue: str) -> None:
+    """Print that a job will wait, if no worker of its queue is ready, and that workers run another profile."""
     if not any(queue in worker.queues and worker.is_ready for worker in client.system.workers()):
         click.echo("no worker is ready for this job: it waits until `ragllava up` has started one", err=True)
+    problem = client.system.profile_problem()
+    if problem is not None:
+        click.echo(f"warning: {problem}", err=True)
+
+
+def warn_about_archive(client: Client, archive: str) -> None:
+    """Print what to know before trusting answers from an archive."""
+    for caution in client.archives.cautions(archive):
+        click.echo(f"warning: {caution}", err=True)
+
+
+def wait_for_ingest(client: Client, archive: str) -> None:
+    """Wait until no job adds pictures to an archive; Ctrl-C stops the command before it has queued anything."""
+    for job_id in client.archives.open_ingests(archive):
+        wait_with_bar(client, job_id, f"ingest into {archive}", Console(stderr=True))
 
 
 def follow(
@@ -89,9 +104,11 @@ def follow(
     Exits with 1 when the command waited for a job of which no input succeeded, or whose gate refused the result.
     """
     job = client.jobs.get(job_id)
-    warn_without_worker(client, kind_of(job.kind).queue)
+    warn_about_workers(client, kind_of(job.kind).queue)
     if wait:
         job = wait_or_leave(client, job_id, title, Console(stderr=as_json))
+    if wait and job.kind == JobKind.INGEST and is_success(job.state):
+        warn_about_archive(client, job.archive)
     if as_json:
         print_json(job.as_json() | facts)
     elif wait:

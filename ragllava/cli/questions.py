@@ -29,6 +29,7 @@ from ragllava.cli.options import (
 @archive_option
 @answer_options
 @click.option("--skip-invalid", is_flag=True, help="Submit the valid lines; the others end as failed.")
+@click.option("--after-ingest", is_flag=True, help="First wait until no job adds pictures to the archive.")
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key and file make one job.")
 @wait_option
 @json_option
@@ -36,16 +37,20 @@ def submit(
     file: Path,
     archive: str,
     skip_invalid: bool,
+    after_ingest: bool,
     key: str | None,
     wait: bool,
     as_json: bool,
     **flags: Unpack[AnswerFlags],
 ) -> None:
     """Queue a file of questions: JSONL (custom_id, question; or OpenAI Batch lines), CSV or Parquet."""
-    from ragllava.cli.progress import follow
+    from ragllava.cli.progress import follow, wait_for_ingest, warn_about_archive
 
     with connected() as client:
         options = as_answer_options(client, **flags)
+        if after_ingest:
+            wait_for_ingest(client, archive)
+        warn_about_archive(client, archive)
         with advising(skip_invalid, "submitted", "submits"):
             queued = client.questions.submit(file, archive, options, skip_invalid=skip_invalid, idempotency_key=key)
         print_lines(file, queued.errors, "invalid")
@@ -75,12 +80,13 @@ def ask(
     **flags: Unpack[AnswerFlags],
 ) -> None:
     """Ask one question now; it overtakes every bulk job."""
-    from ragllava.cli.progress import warn_without_worker
+    from ragllava.cli.progress import warn_about_archive, warn_about_workers
     from ragllava.records import AnswerStatus
 
     with connected() as client:
         options = as_answer_options(client, **flags)
-        warn_without_worker(client, "query")
+        warn_about_workers(client, "query")
+        warn_about_archive(client, archive)
         row = client.questions.ask(question, archive, options, timeout_s=timeout_s)
     answered = row.status == AnswerStatus.ANSWERED
     first = f"{row.answer}  (confidence {row.confidence:.2f})" if answered else f"{row.status}: {row.error or row.note}"

@@ -28,6 +28,7 @@ SpecsOf = Callable[[Settings], Sequence[WorkerSpec]]
 
 _WORKERS_READY_S = 600.0  # a large model takes minutes to load
 _CHECK_S = 1.0
+_ARCHIVES_LOOKED_AT = 50  # each takes some milliseconds
 _YES_NO = {True: "yes", False: "no"}
 _DOWN_S = 120.0  # what the workers' grace and the services need together
 
@@ -134,6 +135,7 @@ class SystemStatus:
     workers: list[WorkerView] = field(default_factory=list)
     jobs: list[JobView] = field(default_factory=list)  # the open ones
     events: dict[str, int] = field(default_factory=dict)  # counters of the events of buckets
+    cautions: list[str] = field(default_factory=list)  # about profiles and archives
     problem: str | None = None  # why there are no workers and jobs to show
 
     @property
@@ -152,6 +154,7 @@ class SystemStatus:
             "workers": [asdict(worker) | {"is_ready": worker.is_ready} for worker in self.workers],
             "open_jobs": [job.as_json() for job in self.jobs],
             "events": self.events,
+            "cautions": self.cautions,
         }
 
 
@@ -165,9 +168,18 @@ def status(settings: Settings) -> SystemStatus:
             view.workers = client.system.workers()
             view.jobs = client.jobs.list(only_open=True)
             view.events = client.system.events()
+            view.cautions = list(_cautions(client))
     except RagllavaError as error:
         view.problem = str(error)
     return view
+
+
+def _cautions(client: Client) -> Iterator[str]:
+    problem = client.system.profile_problem()
+    if problem is not None:
+        yield problem
+    for name in client.archives.names()[:_ARCHIVES_LOOKED_AT]:
+        yield from client.archives.cautions(name)
 
 
 def status_lines(view: SystemStatus) -> Iterator[str | Table]:
@@ -188,6 +200,7 @@ def status_lines(view: SystemStatus) -> Iterator[str | Table]:
     yield make_table(("worker", "queues", "slots", "state", "ready", "seen"), workers) if workers else "no workers"
     jobs = [(job.job_id, job.kind, job.archive, job.state, job.progress.done, job.progress.total) for job in view.jobs]
     yield make_table(("job", "kind", "archive", "state", "done", "of"), jobs) if jobs else "no open jobs"
+    yield from (Problem(f"warning: {caution}") for caution in view.cautions)
     if any(view.events.values()):
         yield "events: " + ", ".join(f"{number} {name}" for name, number in view.events.items())
 

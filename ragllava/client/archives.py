@@ -14,7 +14,9 @@ from sqlalchemy import Connection
 from ragllava.client.connections import Connections, Namespace, forwarded
 from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, UsageError
 from ragllava.imaging.decode import decode
+from ragllava.jobs import control
 from ragllava.records import AnswerOptions, FoundImage, Retrieval
+from ragllava.stages.answer.cautions import open_ingests, strange_pictures
 from ragllava.stages.buckets.binding import bind_archive, unbind_archive
 from ragllava.stages.buckets.sync import ScanReport, scan
 from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
@@ -97,6 +99,22 @@ class Archives(Namespace):
     def rejected(self, name: str) -> list[RejectedFile]:
         """The files of an archive whose latest ingest was rejected, with the reason. Raises UsageError."""
         return self._of_archive(name, rejected_files)
+
+    def cautions(self, name: str) -> list[str]:
+        """What to know before trusting answers from an archive, one sentence each: it is still being ingested, or its
+        pictures are of a kind that the mini models do not know. Raises UsageError for an unknown name."""
+        return self._do(_cautions, name)
+
+    def strangeness(self, name: str) -> str | None:
+        """One sentence if the pictures of an archive are of a kind that its models, the mini ones, do not know.
+
+        Reads the vectors of up to 200 pictures. Raises UsageError for an unknown name.
+        """
+        return self._do(_strangeness, name)
+
+    def open_ingests(self, name: str) -> list[int]:
+        """The jobs that still add pictures to an archive, oldest first. Raises UsageError for an unknown name."""
+        return self._of_archive(name, open_ingests)
 
     def gaps(self, name: str) -> list[Gap]:
         """The images of an archive that no question can find, with the reason. Raises UsageError."""
@@ -193,6 +211,23 @@ class Archives(Namespace):
     def list(self) -> list[ArchiveSummary]:
         """All archives by name, each as `get` returns it."""
         return self._do(_summaries)
+
+
+def _cautions(connection: Connection, name: str) -> list[str]:
+    archive = get_archive(connection, name)
+    cautions = []
+    for job_id in open_ingests(connection, archive.archive_id):
+        progress = control.view(connection, job_id).progress
+        cautions.append(
+            f"job {job_id} still adds pictures to {name} ({progress.done} of {progress.total} files are done), and "
+            "answers miss those that are not there yet; `ragllava submit` waits for them with --after-ingest"
+        )
+    strange = strange_pictures(connection, archive)
+    return [*cautions, strange] if strange else cautions
+
+
+def _strangeness(connection: Connection, name: str) -> str | None:
+    return strange_pictures(connection, get_archive(connection, name))
 
 
 def _summary(connection: Connection, name: str) -> ArchiveSummary:

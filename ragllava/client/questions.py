@@ -137,7 +137,9 @@ class Questions(Namespace):
         return write_report(
             path,
             title=f"Job {job_id}: questions to {job.archive}",
-            summary=summarise(job, rows, archives.get(job.archive).images, report_figures(figures)),
+            summary=summarise(
+                job, rows, archives.get(job.archive).images, report_figures(figures), archives.strangeness(job.archive)
+            ),
             rows=report_rows(rows, answers or {}),
             thumbnail=archives.thumbnail,
         )

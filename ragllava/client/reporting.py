@@ -12,8 +12,10 @@ from ragllava.stages.results.results import ResultRow
 from ragllava.stores.jobs.refreshes import RefreshView
 
 
-def summarise(job: JobView, rows: Sequence[ResultRow], images: int, figures: tuple[Figure, ...]) -> ReportSummary:
-    """The top of the report of an answer job, whose archive has so many `images`."""
+def summarise(
+    job: JobView, rows: Sequence[ResultRow], images: int, figures: tuple[Figure, ...], caution: str | None = None
+) -> ReportSummary:
+    """The top of the report of an answer job, whose archive has so many `images` and may need a `caution`."""
     return ReportSummary(
         archive=job.archive,
         by_status={AnswerStatus(status): number for status, number in job.progress.by_status.items()},
@@ -22,6 +24,7 @@ def summarise(job: JobView, rows: Sequence[ResultRow], images: int, figures: tup
         finished_at=job.finished_at,
         models=next((row.models for row in rows if row.models), None),
         figures=figures,
+        caution=caution,
         refresh=refresh_line(job.refresh) if job.refresh else None,
         all_results=f"ragllava results {job.job_id} -o results.jsonl",
     )

@@ -19,7 +19,7 @@ from ragllava.settings import Settings
 
 LOCAL_DIR = "local-dir:"
 NATURAL_THRESHOLD = 0.5
-_MINI = Path(__file__).parent / "mini"
+MINI_FOLDER = Path(__file__).parent / "mini"
 # The files that are downloaded; pickled weights and Python files are not (docs/reliability.md D15).
 _DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
@@ -111,9 +111,9 @@ def get_profile(settings: Settings) -> Profile:
 
 
 def _mini_profile() -> Profile:
-    fitted = json.loads((_MINI / "profile.json").read_text())
-    retriever = RetrieverSource(f"{LOCAL_DIR}{_MINI / 'clip'}")
-    return Profile("mini", retriever, str(_MINI / "llava"), float(fitted["threshold"]), fitted["threshold_curve"])
+    fitted = json.loads((MINI_FOLDER / "profile.json").read_text())
+    retriever = RetrieverSource(f"{LOCAL_DIR}{MINI_FOLDER / 'clip'}")
+    return Profile("mini", retriever, str(MINI_FOLDER / "llava"), float(fitted["threshold"]), fitted["threshold_curve"])
 
 
 def _read_profile(path: Path) -> Profile:

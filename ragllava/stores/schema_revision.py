@@ -6,7 +6,6 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
-from ragllava import __version__
 from ragllava.errors import SchemaMismatch
 from ragllava.stores.schema import REVISION
 
@@ -14,8 +13,10 @@ _READ = "SELECT to_regclass('alembic_version') IS NOT NULL"
 
 
 def require_schema(engine: Engine) -> None:
-    """Compare the revision at the first connection of this engine; connects not. That connection raises SchemaMismatch
-    when the database has other tables."""
+    """Compare the revision at the first connection of this engine; does not connect.
+
+    That connection raises SchemaMismatch when the database has other tables.
+    """
     is_checked = False
 
     def on_connect(driver: Any, _record: Any) -> None:
@@ -42,10 +43,10 @@ def schema_problem(revision: str | None) -> str | None:
         return "the database has no tables yet; run `ragllava migrate` or `ragllava up`"
     if revision < REVISION:  # they are numbers of four digits
         return (
-            f"the database is at revision {revision}, older than this version of RagLLaVA ({__version__}, revision "
-            f"{REVISION}); stop the workers, run `ragllava migrate`, and start them again"
+            f"the database is at revision {revision}, older than this version of RagLLaVA needs ({REVISION}); "
+            "stop the workers, run `ragllava migrate`, and start them again"
         )
     return (
-        f"the database is at revision {revision}, newer than this version of RagLLaVA ({__version__}, revision "
-        f"{REVISION}); install the version that migrated it, here and for the workers"
+        f"the database is at revision {revision}, newer than this version of RagLLaVA knows ({REVISION}); "
+        "install the version that migrated it, here and for the workers"
     )

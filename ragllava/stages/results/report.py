@@ -42,8 +42,9 @@ class Figure:
 class ReportSummary:
     """What is shown above the cards. `by_status` counts all questions of the job, also those without a card.
 
-    `models` is a ModelStamp as JSON. `refresh` says what a refresh asked again, None for other jobs. `all_results` is
-    the command that writes the results of all questions; it is shown when some have no card.
+    `models` is a ModelStamp as JSON. `caution` is what to know before trusting the answers. `refresh` says what a
+    refresh asked again, None for other jobs. `all_results` is the command that writes the results of all questions; it
+    is shown when some have no card.
     """
 
     archive: str
@@ -53,6 +54,7 @@ class ReportSummary:
     finished_at: datetime | None = None
     models: Mapping[str, Any] | None = None
     figures: tuple[Figure, ...] = ()
+    caution: str | None = None
     refresh: str | None = None
     all_results: str = "ragllava results"
 
