@@ -43,7 +43,7 @@ class Runtime:
 def runtime() -> Runtime:
     """The runtime of this process, made at the first call."""
     settings = load_settings()
-    engine = make_engine(settings.require_database(), pool_size=3, name=f"worker {os.getpid()}")
+    engine = make_engine(settings.require_database(), pool_size=3, name=f"worker {os.getpid()}", owner="workers")
     require_schema(engine)
     return Runtime(settings, engine, Resources(settings))
 

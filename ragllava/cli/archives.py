@@ -12,6 +12,7 @@ import click
 
 from ragllava.cli.options import (
     AnswerFlags,
+    Commands,
     answer_options,
     archive_option,
     as_answer_options,
@@ -20,6 +21,7 @@ from ragllava.cli.options import (
     captions_option,
     connected,
     json_option,
+    name_option,
     no_wait_option,
     print_result,
     print_rows,
@@ -38,9 +40,12 @@ _SHOWN_CAPTIONS = 5  # of those without a file
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @archive_option
 @captions_option
+@name_option
 @no_wait_option
 @json_option
-def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait: bool, as_json: bool) -> None:
+def ingest(
+    paths: tuple[Path, ...], archive: str, captions: Path | None, name: str | None, no_wait: bool, as_json: bool
+) -> None:
     """Add pictures to an archive: files, folders, zip and tar files.
 
     Captions come from --captions, or from the first line of a text file beside a picture (dog.png, dog.txt). Pictures
@@ -49,16 +54,16 @@ def ingest(paths: tuple[Path, ...], archive: str, captions: Path | None, no_wait
     from ragllava.cli.progress import follow
 
     with connected() as client:
-        queued = client.archives.ingest(paths, archive, captions)
-        for name in queued.unused_captions[:_SHOWN_CAPTIONS]:
-            click.echo(f"caption without a file: {name}", err=True)
+        queued = client.archives.ingest(paths, archive, captions, name=name)
+        for file in queued.unused_captions[:_SHOWN_CAPTIONS]:
+            click.echo(f"caption without a file: {file}", err=True)
         if len(queued.unused_captions) > _SHOWN_CAPTIONS:
             number = len(queued.unused_captions) - _SHOWN_CAPTIONS
             click.echo(f"… and {number} more captions without a file", err=True)
         follow(client, queued.job_id, f"ingest into {archive}", wait=not no_wait, as_json=as_json)
 
 
-@click.group()
+@click.group(cls=Commands)
 def archive() -> None:
     """List and show archives, bind them to buckets, and list the images that no question can find."""
 

@@ -16,7 +16,7 @@ import migrations
 from ragllava.cli.options import Problem, make_table, package_versions
 from ragllava.errors import RagllavaError, SettingsError
 from ragllava.local.services import NOT_RUNNING, service_status
-from ragllava.models.profiles import find_model, get_profile, missing_models
+from ragllava.models.profiles import find_model, get_profile, missing_models, missing_packages
 from ragllava.settings import Settings, load_settings, origins, variable_of
 
 _SMALLEST_FREE_BYTES = 2 * 2**30  # some thousand pictures, their embeddings and the log of the database
@@ -151,6 +151,9 @@ def _machine(settings: Settings) -> Iterator[Finding]:
 
 
 def _device(settings: Settings) -> Iterator[Finding]:
+    if missing_packages():
+        yield Finding("machine", "device", f"{settings.device}: the model libraries are not installed")
+        return
     from ragllava.models.device import plan_device
 
     plan = plan_device(settings)
@@ -161,6 +164,9 @@ def _device(settings: Settings) -> Iterator[Finding]:
 def _models(settings: Settings) -> Iterator[Finding]:
     profile = get_profile(settings)
     yield Finding("models", "profile", profile.name)
+    if packages := missing_packages():  # a client needs none of them
+        yield Finding("models", "libraries", f"not installed, for a client only: {', '.join(packages)}")
+        return
     missing = missing_models(profile, settings)
     for role, reference in (("retriever", profile.retriever.reference), ("MLLM", profile.mllm)):
         yield Finding("models", role, f"{reference}{', missing' if reference in missing else ''}")

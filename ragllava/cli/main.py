@@ -33,7 +33,7 @@ COMMANDS = {
     "receiver": ("ragllava.cli.receiver", "receiver", "take events of buckets over HTTP"),
     "submit": ("ragllava.cli.questions", "submit", "queue a file of questions"),
     "ask": ("ragllava.cli.questions", "ask", "ask one question now"),
-    "jobs": ("ragllava.cli.jobs", "jobs", "list, show, cancel, pause, resume, retry, refresh"),
+    "jobs": ("ragllava.cli.jobs", "jobs", "list, show, wait, cancel, pause, resume, retry, refresh"),
     "schedule": ("ragllava.cli.schedule", "schedule", "manage schedules: list, add, pause, resume, remove, run"),
     "maintenance": ("ragllava.cli.schedule", "maintenance", "run a maintenance task now"),
     "train": ("ragllava.cli.train", "train", "train the reranker or the generator on labelled questions"),
@@ -110,6 +110,14 @@ def main() -> None:
                 click.echo(f"  line {line.line}: {line.message} [{line.code}]", err=True)
         for note in getattr(error, "__notes__", ()):
             click.echo(note, err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        from ragllava.models.profiles import MODEL_PACKAGES, packages_advice
+
+        package = str(error.name).partition(".")[0]
+        if package not in (*MODEL_PACKAGES, "huggingface_hub"):
+            raise
+        click.echo(f"ragllava: {packages_advice([package])}", err=True)
         sys.exit(1)
     except OSError as error:
         # A full disk, an output folder that is gone; click handles a closed pipe.

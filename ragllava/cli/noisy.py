@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ragllava.cli.options import (
-    JOB_ID,
+    ANSWER_JOB_ID,
+    Commands,
     EnumChoice,
     advising,
+    answer_job_argument,
     archive_option,
     connected,
     fields_of,
-    job_argument,
     json_option,
     make_table,
     print_lines,
@@ -41,7 +42,7 @@ skip_option = click.option("--skip-invalid", is_flag=True, help="Store the valid
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--job", "job_id", type=JOB_ID, help="The job of all lines that name none.")
+@click.option("--job", "job_id", type=ANSWER_JOB_ID, help="The job of all lines that name none.")
 @click.option(
     "--source",
     type=click.Choice(["person", "gold"]),
@@ -62,7 +63,7 @@ def feedback(file: Path, job_id: int | None, source: str, skip_invalid: bool, as
         _print_stored(client, file, stored, as_json)
 
 
-@click.group("noisy")
+@click.group("noisy", cls=Commands)
 def noisy() -> None:
     """Questions whose candidates or answer look wrong, or were labelled as wrong."""
 
@@ -85,7 +86,7 @@ def list_noisy(archive: str, state: NoisyState | None, reason: NoisyReason | Non
 
 
 @noisy.command("show")
-@job_argument
+@answer_job_argument
 @click.argument("custom_id")
 @json_option
 def show_noisy(job_id: int, custom_id: str, as_json: bool) -> None:

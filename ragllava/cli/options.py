@@ -27,8 +27,30 @@ E = TypeVar("E", bound=StrEnum)
 
 _PIPED_WIDTH = 10_000  # characters, wider than any table
 
+_LONGEST_HELP = 1_000  # characters of a sentence
 SHOWN_LINES = 20  # of a file with many invalid ones
-JOB_ID = click.IntRange(1, 2**63 - 1)  # of the database
+ROW_ID = click.IntRange(1, 2**63 - 1)  # of the database
+
+
+class JobId(click.IntRange):
+    """The number of a job, or `latest`: the newest one of a kind, as `client.jobs.latest` finds it."""
+
+    name = "job"
+
+    def __init__(self, kind: str | None = None) -> None:
+        """`kind` None: of all kinds but maintenance."""
+        super().__init__(ROW_ID.min, ROW_ID.max)
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number. Raises RagllavaError when `latest` cannot be found."""
+        if value != "latest":
+            return int(super().convert(value, param, ctx))
+        with connected() as client:
+            return client.jobs.latest(self._kind).job_id
+
+
+ANSWER_JOB_ID = JobId("answer")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 archive_option = click.option("--archive", required=True, metavar="NAME", help="The archive.")
@@ -37,7 +59,21 @@ captions_option = click.option(
 )
 no_wait_option = click.option("--no-wait", is_flag=True, help="Return when the job is queued.")
 wait_option = click.option("--wait", is_flag=True, help="Wait for the job, with a progress bar.")
-job_argument = click.argument("job_id", type=JOB_ID)
+job_argument = click.argument("job_id", type=JobId())
+answer_job_argument = click.argument("job_id", type=ANSWER_JOB_ID)
+force_option = click.option("--force", is_flag=True, help="Replace a file that is not of this job.")
+name_option = click.option("--name", metavar="TEXT", help="What the lists of jobs call this job.")
+
+
+class Commands(click.Group):
+    """A group whose help shows the first sentence of each command whole, over several lines if it is long."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """click would cut the sentence at the end of the line."""
+        commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, command.get_short_help_str(limit=_LONGEST_HELP)) for name, command in commands if command]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
 
 class EnumChoice(click.Choice[E]):
@@ -259,7 +295,10 @@ def print_problem(text: str) -> None:
 
 
 def package_versions() -> dict[str, str | None]:
-    """The versions of Python, of this package and of those that it requires; None for one that is not installed."""
+    """The versions of Python, of this package, of those that it requires and of the model libraries.
+
+    None for a required one that is not installed; the model libraries are left out then.
+    """
     import platform
     import re
     from importlib.metadata import PackageNotFoundError, requires, version
@@ -267,11 +306,13 @@ def package_versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for line in ("ragllava", *(requires("ragllava") or ())):
         name = re.split(r"[^\w.-]", line)[0]
-        if "extra ==" not in line:
+        is_model = re.search(r"extra == .models", line) is not None
+        if "extra ==" not in line or is_model:
             try:
                 versions[name] = version(name)
             except PackageNotFoundError:
-                versions[name] = None
+                if not is_model:
+                    versions[name] = None
     return versions
 
 

@@ -51,7 +51,9 @@ def bar(title: str, console: Console | None = None) -> Iterator[Callable[..., No
         yield partial(progress.update, progress.add_task(title, total=None, note=""))
 
 
-def wait_with_bar(client: Client, job_id: int, title: str, console: Console) -> JobView:
+def wait_with_bar(
+    client: Client, job_id: int, title: str, console: Console, *, timeout_s: float | None = None
+) -> JobView:
     """Wait until the job has ended, and draw its progress; that of a training counts steps."""
     with bar(title, console) as update:
 
@@ -61,13 +63,15 @@ def wait_with_bar(client: Client, job_id: int, title: str, console: Console) -> 
                 total, done, note = job.training.steps_total, job.training.steps_done, note or job.training.phase
             update(total=total or None, completed=done, note=note)
 
-        return client.jobs.wait(job_id, on_progress=show)
+        return client.jobs.wait(job_id, on_progress=show, timeout_s=timeout_s)
 
 
-def wait_or_leave(client: Client, job_id: int, title: str, console: Console) -> JobView:
+def wait_or_leave(
+    client: Client, job_id: int, title: str, console: Console, *, timeout_s: float | None = None
+) -> JobView:
     """As `wait_with_bar`; Ctrl-C ends the wait and leaves the job running."""
     try:
-        return wait_with_bar(client, job_id, title, console)
+        return wait_with_bar(client, job_id, title, console, timeout_s=timeout_s)
     except KeyboardInterrupt:
         click.echo(
             f"job {job_id} keeps running in the background; `ragllava jobs show {job_id}` shows its progress", err=True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
@@ -12,16 +12,21 @@ from ragllava.cli.options import (
     AnswerFlags,
     NumberRange,
     advising,
+    answer_job_argument,
     answer_options,
     archive_option,
     as_answer_options,
     connected,
-    job_argument,
+    force_option,
     json_option,
+    name_option,
     print_lines,
     print_result,
     wait_option,
 )
+
+if TYPE_CHECKING:
+    from ragllava.client import JobView
 
 
 @click.command()
@@ -31,14 +36,17 @@ from ragllava.cli.options import (
 @click.option("--skip-invalid", is_flag=True, help="Submit the valid lines; the others end as failed.")
 @click.option("--after-ingest", is_flag=True, help="First wait until no job adds pictures to the archive.")
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key and file make one job.")
+@name_option
 @wait_option
 @json_option
 def submit(
     file: Path,
     archive: str,
+    *,
     skip_invalid: bool,
     after_ingest: bool,
     key: str | None,
+    name: str | None,
     wait: bool,
     as_json: bool,
     **flags: Unpack[AnswerFlags],
@@ -52,7 +60,9 @@ def submit(
             wait_for_ingest(client, archive)
         warn_about_archive(client, archive)
         with advising(skip_invalid, "submitted", "submits"):
-            queued = client.questions.submit(file, archive, options, skip_invalid=skip_invalid, idempotency_key=key)
+            queued = client.questions.submit(
+                file, archive, options, skip_invalid=skip_invalid, idempotency_key=key, name=name
+            )
         print_lines(file, queued.errors, "invalid")
         state = "queued" if queued.is_new else "was submitted before under this key"
         title = f"questions to {archive}"
@@ -90,21 +100,22 @@ def ask(
         row = client.questions.ask(question, archive, options, timeout_s=timeout_s)
     answered = row.status == AnswerStatus.ANSWERED
     first = f"{row.answer}  (confidence {row.confidence:.2f})" if answered else f"{row.status}: {row.error or row.note}"
-    evidence = [f"  {c.relevance:.3f}  {c.image.source}  {c.image.caption or ''}" for c in row.evidence]
+    evidence = [f"  {c.relevance:.3f}  {c.image.full_name}  {c.image.caption or ''}" for c in row.evidence]
     print_result(row, [first, *evidence], as_json)
     sys.exit(0 if row.status in (AnswerStatus.ANSWERED, AnswerStatus.NO_EVIDENCE) else 1)
 
 
 @click.command()
-@job_argument
+@answer_job_argument
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".jsonl, .csv or .parquet")
 @click.option("--with-metadata", is_flag=True, help="Add the metadata of the pictures that answers are based on.")
-def results(job_id: int, output: Path, with_metadata: bool) -> None:
+@force_option
+def results(job_id: int, output: Path, with_metadata: bool, force: bool) -> None:
     """Write a job's answers: one line for every input line, and the failed ones to <output>.errors.jsonl."""
     with connected() as client:
-        saved = client.questions.save_results(job_id, output, with_metadata=with_metadata)
+        saved = client.questions.save_results(job_id, output, with_metadata=with_metadata, replace_any=force)
         job = client.jobs.get(job_id)
-    click.echo(f"{output}: {saved.lines} of {job.progress.total} lines")
+    click.echo(f"{output}: {saved.lines} of {job.progress.total} lines of {_named(job)}")
     if saved.errors:
         click.echo(f"{output}.errors.jsonl: {saved.errors} lines that failed")
     if not job.is_final:
@@ -112,7 +123,7 @@ def results(job_id: int, output: Path, with_metadata: bool) -> None:
 
 
 @click.command()
-@job_argument
+@answer_job_argument
 @click.option(
     "-o",
     "--output",
@@ -121,8 +132,15 @@ def results(job_id: int, output: Path, with_metadata: bool) -> None:
     type=click.Path(path_type=Path),
     help="Write the page here.",
 )
-def report(job_id: int, output: Path) -> None:
+@force_option
+def report(job_id: int, output: Path, force: bool) -> None:
     """Write a job's answers as one self-contained HTML page, with pictures and relevance bars."""
     with connected() as client:
-        client.questions.save_report(job_id, output)
-    click.echo(f"{output}: open it in a browser")
+        client.questions.save_report(job_id, output, replace_any=force)
+        job = client.jobs.get(job_id)
+    click.echo(f"{output}: {_named(job)}; open it in a browser")
+
+
+def _named(job: JobView) -> str:
+    title = f" ({job.title})" if job.title else ""
+    return f"job {job.job_id}{title}, archive {job.archive}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from ragllava.client.connections import Connections, Namespace, forwarded
+from ragllava.client.connections import Connections, Namespace, forwarded, listed_paths
 from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, UsageError
 from ragllava.imaging.decode import decode
 from ragllava.jobs import control
@@ -38,6 +38,7 @@ from ragllava.stores.archives.indexes import IndexDetails
 from ragllava.stores.buckets.bindings import Binding, BindingRole, BindingView, view_bindings
 from ragllava.stores.jobs.picture_views import PictureView, view_picture
 
+MAX_GIVEN = 500  # characters of the paths of an ingest job, which are for people
 THUMBNAIL_SIDE = 256  # pixels
 
 
@@ -75,17 +76,26 @@ class Archives(Namespace):
         super().__init__(connections)
         self.indexes = Indexes(connections)
 
-    def ingest(self, paths: Sequence[Path], archive: str, captions: Path | None = None) -> IngestJob:
-        """Queue the pictures under `paths` for an archive, which is created if it is new.
+    def ingest(
+        self,
+        paths: str | Path | Iterable[str | Path],
+        archive: str,
+        captions: str | Path | None = None,
+        *,
+        name: str | None = None,
+    ) -> IngestJob:
+        """Queue the pictures under a path, or under several, for an archive, which is created if it is new.
 
-        The ingest workers read the paths, so they must see them under the same names. Raises UsageError when there is
-        no picture, or `captions` cannot be read.
+        `name` is what the lists of jobs call it. The ingest workers read the paths, so they must see them under the
+        same names. Raises UsageError when there is no picture, or `captions` cannot be read.
         """
-        by_picture = read_captions(captions) if captions else None
+        paths = listed_paths(paths)
+        by_picture = read_captions(Path(captions)) if captions else None
         files = list(list_sources(paths, by_picture))
         if not files:
             raise UsageError(f"no pictures in {', '.join(map(str, paths))}")
-        job_id = self._queue(submit_files, archive_name=archive, files=files)
+        given = ", ".join(map(str, paths))
+        job_id = self._queue(submit_files, archive_name=archive, files=files, given=given[:MAX_GIVEN], name=name)
         return IngestJob(job_id, len(files), tuple(by_picture.unused()) if by_picture else ())
 
     def reindex(self, request: ReindexRequest) -> int:

@@ -29,6 +29,10 @@ class Jobs(Namespace):
     cancel = forwarded(control.cancel)
     pause = forwarded(control.pause)
 
+    def latest(self, kind: str | None = None) -> JobView:
+        """The newest job of a kind, else of all kinds but maintenance; single questions do not count."""
+        return self.get(self._do(control.latest, kind))
+
     def resume(self, job_id: int) -> None:
         """Dispatch the shards of a paused job again. Raises UsageError for one that is not paused."""
         self._do(control.resume, job_id)

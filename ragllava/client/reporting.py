@@ -26,6 +26,7 @@ def summarise(
         figures=figures,
         caution=caution,
         refresh=refresh_line(job.refresh) if job.refresh else None,
+        job_id=job.job_id,
         all_results=f"ragllava results {job.job_id} -o results.jsonl",
     )
 

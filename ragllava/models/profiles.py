@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ragllava.errors import ModelUnavailable, SettingsError, UsageError
 from ragllava.settings import Settings
 
+MODEL_PACKAGES = ("torch", "torchvision", "transformers", "open_clip", "peft", "accelerate", "safetensors")
 LOCAL_DIR = "local-dir:"
 NATURAL_THRESHOLD = 0.5
 MINI_FOLDER = Path(__file__).parent / "mini"
@@ -159,8 +162,20 @@ def missing_models(profile: Profile, settings: Settings) -> list[str]:
     return [reference for reference in references if _locate(reference, settings) is None]
 
 
+def missing_packages() -> list[str]:
+    """The model libraries that are not installed: those of the extra `models`."""
+    return [name for name in MODEL_PACKAGES if find_spec(name) is None]
+
+
+def packages_advice(missing: Sequence[str]) -> str:
+    """One sentence: what to install."""
+    return f"the models need {', '.join(missing)}, not installed here: run `pip install 'ragllava[models]'`"
+
+
 def require_models(settings: Settings) -> None:
-    """Raise ModelUnavailable when models of the profile are missing and must not be downloaded."""
+    """Raise ModelUnavailable when model libraries are missing, or models of the profile that must not be downloaded."""
+    if packages := missing_packages():
+        raise ModelUnavailable(packages_advice(packages))
     profile = get_profile(settings)
     if os.environ.get("HF_HUB_OFFLINE") != "0" and missing_models(profile, settings):
         raise ModelUnavailable(download_advice(profile, settings))

@@ -98,6 +98,8 @@ images = Table(
     # The hash comes first, so that the same index answers "who refers to this blob?" when blobs are removed.
     UniqueConstraint("sha256", "archive_id"),
     Index("ix_images_archive_id_uri", "archive_id", "uri"),
+    # Several may have one name; a hash has no limit of length, as names have none.
+    Index("ix_images_source", "source", postgresql_using="hash"),
     # A search leaves out the retired images, which are few.
     Index("ix_images_retired", "archive_id", postgresql_where=text("retired")),
     # Answers filters for a text (stores/archives/filtering.py): in 100,000 images, 8 ms instead of 200 to find 100.
@@ -192,6 +194,8 @@ jobs = Table(
     moment("created_at"),
     moment("started_at", nullable=True),
     moment("finished_at", nullable=True),
+    Column("name", Text),  # that a person gave it
+    Column("owner", Text),  # who queued it, as user@machine; NULL: not known
     # Open jobs are few among many: dispatch and reap look only at them.
     Index("ix_jobs_open", "priority", "id", postgresql_where=text("finished_at IS NULL")),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -19,10 +20,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ragllava.errors import UsageError
 from ragllava.records import AnswerStatus, Candidate, by_relevance
-from ragllava.stages.results.results import ResultRow, output_file
+from ragllava.stages.results.results import ResultRow, output_file, overwriting
 
 MAX_CARDS = 2_000
+_HEAD_BYTES = 4_096
+_OWNER = re.compile(r'<meta name="ragllava-(job|archive)" content="([^"]*)">')
 MAX_BARS = 50  # of candidates in the chart of a card
 
 # Control characters, and those that reorder the text around them: captions are not trusted.
@@ -57,6 +61,7 @@ class ReportSummary:
     caution: str | None = None
     refresh: str | None = None
     all_results: str = "ragllava results"
+    job_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +140,18 @@ def write_report(
     with output_file(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(_environment().get_template("report.html.j2").generate(context))
     return len(cards)
+
+
+def require_own_report(path: Path, job_id: int, archive: str) -> None:
+    """Raise UsageError if a file is there that is not an earlier report of this job."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES).decode(errors="replace")
+    values = {name: html.unescape(value) for name, value in _OWNER.findall(head)}
+    job, owner = values.get("job", ""), values.get("archive", "")
+    if (job, owner) != (str(job_id), str(_printable(archive))):
+        raise UsageError(overwriting(path, job_id, archive, int(job) if job.isdigit() else None, owner))
 
 
 def _embedded(content: bytes | None, css_class: str) -> _Picture | None:

@@ -90,9 +90,8 @@ def test_of_another_retriever_nothing_is_said_and_no_vector_read(
     art: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vectors, "sample", lambda *_: pytest.fail("a vector was read"))
-    monkeypatch.setattr(
-        familiarity, "mini_familiar", lambda: familiarity.Familiar("other@1", np.zeros(128), np.eye(128))
-    )
+    other = familiarity.Familiar("other@1", np.zeros(128, np.float32), np.eye(128, dtype=np.float32))
+    monkeypatch.setattr(familiarity, "mini_familiar", lambda: other)
     with Client(art.settings) as client:
         assert client.archives.cautions("art") == []
 
