@@ -168,7 +168,8 @@ def bind(
 ) -> None:
     """Keep archive NAME equal to a part of a bucket, and ingest what is there already.
 
-    Later changes arrive as events of the bucket; `ragllava archive scan` finds them without events.
+    A bucket that is missing in the embedded store is created. Later changes arrive as events of the bucket;
+    `ragllava archive scan` finds them without events.
     """
     from ragllava.client import BindingRole
     from ragllava.json_records import to_json
@@ -182,6 +183,9 @@ def bind(
         if answering:
             options["answer"] = to_json(as_answer_options(client, **flags))
         role = BindingRole.INBOX if inbox else BindingRole.PICTURES
+        for given in filter(None, (address, outbox)):
+            if client.archives.ensure_bucket(given):
+                click.echo(f"the bucket of {given} was missing and has been created in the embedded store", err=True)
         binding = client.archives.bind(name, address, role, options)
         reports = [report for report in client.archives.scan(name) if report.address == binding.address]
     effect = "question files are answered from" if inbox else "pictures go to"

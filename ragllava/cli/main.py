@@ -19,6 +19,7 @@ COMMANDS = {
     "down": ("ragllava.cli.operate", "down", "stop what `up` started"),
     "status": ("ragllava.cli.operate", "status", "show services, workers and open jobs"),
     "doctor": ("ragllava.cli.operate", "doctor", "show what runs, what is wrong and what to do"),
+    "logs": ("ragllava.cli.operate", "logs", "show the logs of services and workers"),
     "settings": ("ragllava.cli.operate", "settings", "show every setting and where its value comes from"),
     "migrate": ("ragllava.cli.operate", "migrate", "bring the database to this version's tables"),
     "ingest": ("ragllava.cli.archives", "ingest", "add pictures and their captions to an archive"),

@@ -110,6 +110,30 @@ def doctor(deep: bool, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--lines", "-n", default=20, show_default=True, type=click.IntRange(0), help="Last lines of each log.")
+@click.option("--follow", "-f", is_flag=True, help="Also print what is added, until Ctrl-C.")
+def logs(names: tuple[str, ...], lines: int, follow: bool) -> None:
+    """Show the logs of `ragllava up`: of the services and workers of these names, else of all.
+
+    Names are postgres, redis, seaweed, ingest, answer, train, maint and receiver.
+    """
+    from ragllava.local.home import Home
+    from ragllava.local.log_files import find_logs, last_log_lines, new_log_lines
+    from ragllava.settings import load_settings
+
+    files = find_logs(Home(load_settings().home), names)
+    for file in files:
+        for line in last_log_lines(file, lines):
+            click.echo(f"{file.stem}: {line}")
+    try:
+        for file, line in new_log_lines(files) if follow else ():
+            click.echo(f"{file.stem}: {line}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@click.command()
 @click.option("--changed", is_flag=True, help="Only those that are not the defaults.")
 @json_option
 def settings(changed: bool, as_json: bool) -> None:

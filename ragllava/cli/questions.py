@@ -132,11 +132,15 @@ def results(job_id: int, output: Path, with_metadata: bool, force: bool) -> None
     type=click.Path(path_type=Path),
     help="Write the page here.",
 )
+@click.option("--all-pages", is_flag=True, help="Further pages for a job of more than 2,000 questions.")
 @force_option
-def report(job_id: int, output: Path, force: bool) -> None:
-    """Write a job's answers as one self-contained HTML page, with pictures and relevance bars."""
+def report(job_id: int, output: Path, all_pages: bool, force: bool) -> None:
+    """Write a job's answers as a self-contained HTML page, with pictures and relevance bars.
+
+    The page has the first 2,000 questions. With --all-pages, the next ones are on report-2.html, and so on.
+    """
     with connected() as client:
-        client.questions.save_report(job_id, output, replace_any=force)
+        client.questions.save_report(job_id, output, all_pages=all_pages, replace_any=force)
         job = client.jobs.get(job_id)
     click.echo(f"{output}: {_named(job)}; open it in a browser")
 

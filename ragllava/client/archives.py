@@ -16,8 +16,9 @@ from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, UsageEr
 from ragllava.imaging.decode import decode
 from ragllava.jobs import control
 from ragllava.records import AnswerOptions, FoundImage, Retrieval
+from ragllava.settings import read_services
 from ragllava.stages.answer.cautions import open_ingests, strange_pictures
-from ragllava.stages.buckets.binding import bind_archive, unbind_archive
+from ragllava.stages.buckets.binding import bind_archive, read_address, unbind_archive
 from ragllava.stages.buckets.sync import ScanReport, scan
 from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
 from ragllava.stages.ingest.captions import read_captions
@@ -170,6 +171,17 @@ class Archives(Namespace):
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=85)
         return buffer.getvalue()
+
+    def ensure_bucket(self, address: str) -> bool:
+        """Create the bucket of `s3://bucket/prefix/` if it is missing in the embedded store; whether it was created.
+
+        In a store that is given by address nothing is created: there its owner does that. Raises UsageError for an
+        invalid address.
+        """
+        bucket, _ = read_address(address)
+        settings = self._connections.settings
+        embedded = read_services(settings.services_file).get("s3_endpoint")
+        return embedded == settings.s3_endpoint and self._connections.objects.make_bucket(bucket)
 
     def bind(self, archive: str, address: str, role: BindingRole, options: Mapping[str, Any] | None = None) -> Binding:
         """Bind `s3://bucket/prefix/` to an archive, which is created if it is new.

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from ragllava.stages.answer.submit import ASK_PRIORITY, Submission, Submitted, s
 from ragllava.stages.record_files import format_by_extension
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import result_rows
-from ragllava.stages.results.report import require_own_report, write_report
+from ragllava.stages.results.report import MAX_CARDS, page_paths, require_own_report, write_report
 from ragllava.stages.results.results import ResultRow, require_same_job, write_errors, write_results
 from ragllava.stores.database import read_at_once
 
@@ -138,9 +139,12 @@ class Questions(Namespace):
         answers: Mapping[str, KnownAnswer] | None = None,
         figures: JobFigures | None = None,
         *,
+        all_pages: bool = False,
         replace_any: bool = False,
     ) -> int:
         """Write the results of a job as one HTML page with its pictures; returns the number of questions on it.
+
+        A page has at most 2,000 questions; with `all_pages`, those after it are on `<path>-2.html`, `-3.html`, ….
 
         `answers` has right answers by custom_id, which mark those of the job; `figures` are shown above them. Raises
         UsageError for other jobs, when the page cannot be written there, and, unless `replace_any`, when a file is
@@ -148,16 +152,23 @@ class Questions(Namespace):
         """
         job, archives = Jobs(self._connections).require_answers(job_id), Archives(self._connections)
         path = Path(path)
-        if not replace_any:
-            require_own_report(path, job_id, job.archive)
-        rows = [*self.results(job_id)]
+        pages = page_paths(path, sum(job.progress.by_status.values()) if all_pages else 1)
+        for page in pages if not replace_any else ():
+            require_own_report(page, job_id, job.archive)
+        rows = self.results(job_id)
+        first = list(islice(rows, MAX_CARDS))
         return write_report(
             path,
             title=f"Job {job_id}: questions to {job.archive}",
             summary=summarise(
-                job, rows, archives.get(job.archive).images, report_figures(figures), archives.strangeness(job.archive)
+                job,
+                first,
+                archives.get(job.archive).images,
+                report_figures(figures),
+                archives.strangeness(job.archive),
             ),
-            rows=report_rows(rows, answers or {}),
+            rows=report_rows(chain(first, rows), answers or {}),
+            pages=pages,
             thumbnail=archives.thumbnail,
         )
 

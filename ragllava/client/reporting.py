@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ragllava.evaluation.metrics import JobFigures, is_right
 from ragllava.jobs.control import JobView
@@ -26,12 +26,13 @@ def summarise(
         figures=figures,
         caution=caution,
         refresh=refresh_line(job.refresh) if job.refresh else None,
+        all_pages=f"ragllava report {job.job_id} --all-pages",
         job_id=job.job_id,
         all_results=f"ragllava results {job.job_id} -o results.jsonl",
     )
 
 
-def report_rows(rows: Sequence[ResultRow], answers: Mapping[str, KnownAnswer]) -> Iterator[ReportRow]:
+def report_rows(rows: Iterable[ResultRow], answers: Mapping[str, KnownAnswer]) -> Iterator[ReportRow]:
     """The results, marked right or wrong where `answers` has the right answer by custom_id."""
     for row in rows:
         right = answers.get(row.custom_id or "")

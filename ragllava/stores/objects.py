@@ -205,6 +205,19 @@ class ObjectStore:
         except ValueError as error:
             raise UsageError(f"{bucket!r} cannot be the name of a bucket: {error}") from None
 
+    def make_bucket(self, bucket: str) -> bool:
+        """Create a bucket; False if it exists already. Raises UsageError for an invalid bucket name."""
+        if self.bucket_exists(bucket):
+            return False
+        with self._errors(bucket):
+            try:
+                self._client.make_bucket(bucket)
+            except S3Error as error:
+                if error.code not in _BUCKET_EXISTS:
+                    raise
+                return False
+        return True
+
     def stat_external(self, bucket: str, key: str) -> ObjectInfo:
         """An object of any bucket without its bytes. Raises ObjectMissing."""
         with self._errors(key):

@@ -11,7 +11,7 @@ import hashlib
 import html
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -48,7 +48,7 @@ class ReportSummary:
 
     `models` is a ModelStamp as JSON. `caution` is what to know before trusting the answers. `refresh` says what a
     refresh asked again, None for other jobs. `all_results` is the command that writes the results of all questions; it
-    is shown when some have no card.
+    is shown when some have no card, beside `all_pages`, the command that writes a page for each MAX_CARDS of them.
     """
 
     archive: str
@@ -61,6 +61,7 @@ class ReportSummary:
     caution: str | None = None
     refresh: str | None = None
     all_results: str = "ragllava results"
+    all_pages: str = "ragllava report --all-pages"
     job_id: int | None = None
 
 
@@ -105,6 +106,21 @@ class _Card:
     unread_count: int  # candidates that were not reranked
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Which page it is, from 0, the file names of all pages, and how many questions are on those before it."""
+
+    number: int
+    names: tuple[str, ...]
+    before: int
+
+
+def page_paths(path: Path, questions: int) -> list[Path]:
+    """The files of all pages of a report: `report.html`, `report-2.html`, …, one for each MAX_CARDS questions."""
+    pages = max(1, -(-questions // MAX_CARDS))
+    return [path, *(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, pages + 1))]
+
+
 def write_report(
     path: Path,
     *,
@@ -112,12 +128,31 @@ def write_report(
     summary: ReportSummary,
     rows: Iterable[ReportRow],
     thumbnail: Callable[[str], bytes | None],
+    pages: Sequence[Path] = (),
 ) -> int:
     """Write the report and return how many questions it shows: the first MAX_CARDS of `rows`; no more are read.
 
-    `thumbnail` returns, for an image's sha256, a small JPEG or PNG (256 px a side is enough), or None when there is
-    none; it is called once for each image that is evidence. Raises UsageError when the file cannot be written there.
+    With `pages`, of which `path` is the first, write all of them, with links between them. `thumbnail` returns, for an
+    image's sha256, a small JPEG or PNG (256 px a side is enough), or None when there is none; it is called once for
+    each image that is evidence on a page. Raises UsageError when a file cannot be written there.
     """
+    remaining = iter(rows)
+    paths = list(pages) or [path]
+    shown = 0
+    for number, page in enumerate(paths):
+        part = _Part(number, tuple(other.name for other in paths), shown)
+        shown += _write_page(page, title, summary, list(islice(remaining, MAX_CARDS)), thumbnail, part)
+    return shown
+
+
+def _write_page(
+    path: Path,
+    title: str,
+    summary: ReportSummary,
+    rows: Sequence[ReportRow],
+    thumbnail: Callable[[str], bytes | None],
+    part: _Part,
+) -> int:
     pictures: dict[str, _Picture | None] = {}
 
     def picture_of(sha256: str) -> _Picture | None:
@@ -125,19 +160,20 @@ def write_report(
             pictures[sha256] = _embedded(thumbnail(sha256), f"p{len(pictures)}")
         return pictures[sha256]
 
-    cards = [_card(row, summary, picture_of) for row in islice(rows, MAX_CARDS)]
+    cards = [_card(row, summary, picture_of) for row in rows]
     total = sum(summary.by_status.values())
     context = {
         "title": title,
         "summary": summary,
         "total": total,
-        "left_out": max(0, total - len(cards)),
+        "left_out": max(0, total - len(cards)) if len(part.names) == 1 else 0,
+        "part": part,
         "cards": cards,
         "pictures": [picture for picture in pictures.values() if picture],
         "statuses": list(AnswerStatus),
         "labelled": any(card.row.correct is not None for card in cards),
     }
-    with output_file(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+    with output_file(path) as written, written.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(_environment().get_template("report.html.j2").generate(context))
     return len(cards)
 
