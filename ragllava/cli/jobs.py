@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ragllava.cli.options import (
+    JOB_ID,
     Commands,
     EnumChoice,
-    JobId,
     NumberRange,
     as_time,
     connected,
     job_argument,
+    job_number,
     json_option,
     print_result,
     print_rows,
@@ -92,7 +93,7 @@ def show_job(job_id: int, as_json: bool) -> None:
 
 
 @jobs.command("wait")
-@click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True, type=JobId())
+@click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True, type=JOB_ID)
 @click.option(
     "--timeout",
     "timeout_s",
@@ -100,7 +101,7 @@ def show_job(job_id: int, as_json: bool) -> None:
     help="Seconds to wait for all of them together.  [default: no limit]",
 )
 @json_option
-def wait_for_jobs(job_ids: tuple[int, ...], timeout_s: float | None, as_json: bool) -> None:
+def wait_for_jobs(job_ids: tuple[int | str, ...], timeout_s: float | None, as_json: bool) -> None:
     """Wait until jobs have ended.
 
     Exit code 0 when an input of each of them succeeded, 1 when a job failed or was cancelled, 3 when the time is over.
@@ -112,7 +113,7 @@ def wait_for_jobs(job_ids: tuple[int, ...], timeout_s: float | None, as_json: bo
 
     began = time.monotonic()
     with connected() as client:
-        ended = [client.jobs.get(job_id) for job_id in job_ids]  # an unknown one is an error at once
+        ended = [client.jobs.get(job_number(job_id)) for job_id in job_ids]  # an unknown one is an error at once
         for number, job in enumerate(ended):
             left = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - began))
             title = f"{job.kind} job {job.job_id}"

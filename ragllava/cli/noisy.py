@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ragllava.cli.options import (
-    ANSWER_JOB_ID,
+    JOB_ID,
     Commands,
     EnumChoice,
     advising,
@@ -19,6 +19,7 @@ from ragllava.cli.options import (
     archive_option,
     connected,
     fields_of,
+    job_number,
     json_option,
     make_table,
     print_lines,
@@ -42,7 +43,7 @@ skip_option = click.option("--skip-invalid", is_flag=True, help="Store the valid
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--job", "job_id", type=ANSWER_JOB_ID, help="The job of all lines that name none.")
+@click.option("--job", "job_id", type=JOB_ID, help="The job of all lines that name none.")
 @click.option(
     "--source",
     type=click.Choice(["person", "gold"]),
@@ -52,14 +53,15 @@ skip_option = click.option("--skip-invalid", is_flag=True, help="Store the valid
 )
 @skip_option
 @json_option
-def feedback(file: Path, job_id: int | None, source: str, skip_invalid: bool, as_json: bool) -> None:
+def feedback(file: Path, job_id: int | str | None, source: str, skip_invalid: bool, as_json: bool) -> None:
     """Label answers as right or wrong, from JSONL or CSV.
 
     The columns are job, custom_id, verdict (right or wrong), answer (the right one), relevant and irrelevant (images
     by their source; in CSV with `;` between them). A verdict `right` alone means: this answer, from these images.
     """
     with connected() as client, advising(skip_invalid, "stored", "stores"):
-        stored = client.reviews.feedback(file, job_id=job_id, source=source, skip_invalid=skip_invalid)
+        job = None if job_id is None else job_number(job_id, "answer")
+        stored = client.reviews.feedback(file, job_id=job, source=source, skip_invalid=skip_invalid)
         _print_stored(client, file, stored, as_json)
 
 

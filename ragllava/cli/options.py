@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 
 import click
 
@@ -32,25 +33,47 @@ SHOWN_LINES = 20  # of a file with many invalid ones
 ROW_ID = click.IntRange(1, 2**63 - 1)  # of the database
 
 
+LATEST = "latest"  # in place of the number of a job
+
+
 class JobId(click.IntRange):
-    """The number of a job, or `latest`: the newest one of a kind, as `client.jobs.latest` finds it."""
+    """The number of a job, or `latest`, which `job_number` turns into a number when the command runs."""
 
     name = "job"
 
-    def __init__(self, kind: str | None = None) -> None:
-        """`kind` None: of all kinds but maintenance."""
+    def __init__(self) -> None:
+        """The range of the database's numbers."""
         super().__init__(ROW_ID.min, ROW_ID.max)
-        self._kind = kind
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number. Raises RagllavaError when `latest` cannot be found."""
-        if value != "latest":
-            return int(super().convert(value, param, ctx))
-        with connected() as client:
-            return client.jobs.latest(self._kind).job_id
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or LATEST."""
+        return value if value == LATEST else super().convert(value, param, ctx)
 
 
-ANSWER_JOB_ID = JobId("answer")
+JOB_ID = JobId()
+
+
+def job_number(job_id: int | str, kind: str | None = None) -> int:
+    """The number of a job; LATEST stands for the newest job of a kind, as `client.jobs.latest` finds it.
+
+    Raises UsageError when there is none.
+    """
+    if job_id != LATEST:
+        return int(job_id)
+    with connected() as client:
+        return client.jobs.latest(kind).job_id
+
+
+def _job_argument(kind: str | None) -> Callable[[F], F]:
+    def decorate(command: F) -> F:
+        @wraps(command)
+        def with_number(*args: Any, job_id: int | str, **options: Any) -> Any:
+            return command(*args, job_id=job_number(job_id, kind), **options)
+
+        return cast("F", click.argument("job_id", type=JOB_ID)(with_number))
+
+    return decorate
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 archive_option = click.option("--archive", required=True, metavar="NAME", help="The archive.")
@@ -59,8 +82,8 @@ captions_option = click.option(
 )
 no_wait_option = click.option("--no-wait", is_flag=True, help="Return when the job is queued.")
 wait_option = click.option("--wait", is_flag=True, help="Wait for the job, with a progress bar.")
-job_argument = click.argument("job_id", type=JobId())
-answer_job_argument = click.argument("job_id", type=ANSWER_JOB_ID)
+job_argument = _job_argument(None)
+answer_job_argument = _job_argument("answer")
 force_option = click.option("--force", is_flag=True, help="Replace a file that is not of this job.")
 name_option = click.option("--name", metavar="TEXT", help="What the lists of jobs call this job.")
 
