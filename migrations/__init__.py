@@ -16,11 +16,12 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import URL, Connection, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from ragllava.errors import SchemaMismatch, ServiceUnavailable, UsageError
+from ragllava.stores import roles
 from ragllava.stores.archives import word_index
 from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import REVISION, metadata
@@ -34,8 +35,13 @@ POSTGRES_FLOOR = 17  # the first with the collation pg_c_utf8, by which filters 
 _LOCK_KEY = 0x5261674C4C61  # "RagLLa"
 
 
-def upgrade(database_url: str, revision: str = "head", *, words: bool = False) -> None:
+def upgrade(
+    database_url: str, revision: str = "head", *, words: bool = False, application_url: str | None = None
+) -> None:
     """Bring the database to `revision`; does nothing when it is there already.
+
+    With an `application_url`, its role is made unless it exists, and gets its rights on the tables of the newest
+    revision. The role of `database_url` owns them.
 
     At the newest revision, the words of archives are written that an older version wrote by other rules or not at all,
     in transactions of their own; with `words`, those of all archives.
@@ -54,6 +60,8 @@ def upgrade(database_url: str, revision: str = "head", *, words: bool = False) -
         if revision == "head":
             if words:
                 in_transaction(connection.engine, word_index.mark_outdated)
+            if application_url is not None:
+                in_transaction(connection.engine, _admit, make_url(application_url))
             word_index.rebuild_outdated(connection.engine)
 
     _alone(database_url, work)
@@ -99,6 +107,11 @@ def _config(connection: Connection) -> Config:
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     return config
+
+
+def _admit(connection: Connection, application: URL) -> None:
+    roles.ensure_role(connection, application)
+    roles.admit(connection, str(application.username))
 
 
 def _alone(database_url: str, work: Callable[[Connection], None]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,10 +27,8 @@ from ragllava.records import Depth, Retrieval
 
 _PREFIX = "RAGLLAVA_"
 SETTINGS_FILE = "ragllava.toml"  # in the home
-_SCHEMES = {
-    "database_url": ("postgresql", "postgres", "postgresql+psycopg"),
-    "redis_url": ("redis", "rediss"),
-}
+_POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
+_SCHEMES = {"database_url": _POSTGRES, "database_owner_url": _POSTGRES, "redis_url": ("redis", "rediss")}
 
 
 def default_home() -> Path:
@@ -55,6 +54,11 @@ class Settings(BaseSettings):
         default=None,
         description="Address of the database: `postgresql://user:password@host:port/name`. "
         "Not set: the embedded PostgreSQL of `ragllava up`.",
+    )
+    database_owner_url: SecretStr | None = Field(
+        default=None,
+        description="Address of the same database with the role that owns its tables, for `ragllava migrate` alone, "
+        "which gives the role of `RAGLLAVA_DATABASE_URL` its rights. Not set: one role is both.",
     )
     redis_url: SecretStr | None = Field(
         default=None,
@@ -82,6 +86,12 @@ class Settings(BaseSettings):
     )
     events_list: str | None = Field(
         default=None, description="Key of a Redis list to which MinIO appends its events. Not set: no list is read."
+    )
+
+    submit_prefixes: str = Field(
+        default="",
+        description="Parts of buckets whose question files may be submitted by message, besides those that are bound: "
+        "`s3://bucket/prefix/`, separated by commas.",
     )
 
     profile: str = Field(
@@ -192,6 +202,14 @@ class Settings(BaseSettings):
         "0: one for every two CPU cores, at most 8.",
     )
 
+    removals_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Largest share of the pictures of a watched folder or a bound bucket that leave the archive at "
+        "once when their files are gone. Of more, none leaves before `--allow-removals` is given. 1: no limit.",
+    )
+
     gate_questions: int = Field(
         default=20,
         ge=0,
@@ -282,7 +300,18 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         description="Days after which the maintenance task `retention` drops an ended job with its results. "
-        "Trainings, and jobs with labels or noisy cases, are kept. 0: all jobs are kept.",
+        "Trainings, and jobs with labels or open noisy cases, are kept. 0: all jobs are kept.",
+    )
+    keep_noisy_days: int = Field(
+        default=90,
+        ge=0,
+        description="Days for which a noisy case that nobody labels keeps its job from `retention`. 0: for ever.",
+    )
+    keep_retired_days: int = Field(
+        default=30,
+        ge=0,
+        description="Days after which `retention` erases a picture whose file is gone or was overwritten: its bytes, "
+        "its caption, and where it was evidence. 0: never.",
     )
     keep_indexes_hours: int = Field(
         default=24,
@@ -303,6 +332,14 @@ class Settings(BaseSettings):
         schemes = _SCHEMES[str(info.field_name)]
         if value is not None and not _is_url(value.get_secret_value(), schemes):
             raise ValueError(f"this is not an address of the form {schemes[0]}://user:password@host:port/name")
+        return value
+
+    @field_validator("submit_prefixes")
+    @classmethod
+    def _check_prefixes(cls, value: str) -> str:
+        for prefix in filter(None, value.split(",")):
+            if not re.fullmatch(r"s3://[a-z0-9.-]+/(.*/)?", prefix.strip()):
+                raise ValueError("this is not a list of addresses of the form s3://bucket/prefix/")
         return value
 
     @field_validator("vllm_url")
@@ -343,17 +380,27 @@ class Settings(BaseSettings):
         """The database's URL for psycopg 3 through SQLAlchemy."""
         if self.database_url is None:
             raise SettingsError(_not_running("database", "RAGLLAVA_DATABASE_URL", self.home))
-        url = self.database_url.get_secret_value()
-        for scheme in ("postgresql://", "postgres://"):
-            if url.startswith(scheme):
-                return "postgresql+psycopg://" + url.removeprefix(scheme)
-        return url
+        return _with_driver(self.database_url.get_secret_value())
+
+    def require_database_owner(self) -> str:
+        """As `require_database`, with the role that may change the tables."""
+        application = self.require_database()
+        return (
+            application if self.database_owner_url is None else _with_driver(self.database_owner_url.get_secret_value())
+        )
 
     def require_redis(self) -> str:
         """The broker's URL."""
         if self.redis_url is None:
             raise SettingsError(_not_running("queue", "RAGLLAVA_REDIS_URL", self.home))
         return self.redis_url.get_secret_value()
+
+
+def _with_driver(url: str) -> str:
+    for scheme in ("postgresql://", "postgres://"):
+        if url.startswith(scheme):
+            return "postgresql+psycopg://" + url.removeprefix(scheme)
+    return url
 
 
 def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
@@ -389,6 +436,8 @@ def load_settings(**overrides: Any) -> Settings:
         }
         first = Settings(**(from_file | overrides))
         embedded = read_services(first.services_file)
+        if first.database_url is not None:  # then the embedded database is not the one that is used
+            embedded.pop("database_owner_url", None)
         missing = {name: value for name, value in embedded.items() if getattr(first, name) is None}
         return Settings(**(from_file | overrides | missing)) if missing else first
     except ValidationError as error:

@@ -18,8 +18,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 from minio import Minio
+from pydantic import SecretStr
 from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
 import migrations
@@ -59,7 +60,8 @@ def services() -> Iterator[Settings]:
 def template_database(services: Settings) -> Iterator[str]:
     """The name of a migrated, empty database to clone. Nobody may be connected to it while it is cloned."""
     with _new_database(services) as name:
-        migrations.upgrade(_url_of(services, name).render_as_string(hide_password=False))
+        own = services.model_copy(update=_urls_of(services, name))
+        migrations.upgrade(own.require_database_owner(), application_url=own.require_database())
         yield name
 
 
@@ -76,11 +78,11 @@ def own_settings(services: Settings, template_database: str) -> Iterator[Setting
     with _new_database(services, template_database) as name:
         redis_url = make_url(services.require_redis()).set(database=str(next(_redis_database)))
         own = {
-            "database_url": _url_of(services, name).render_as_string(hide_password=False),
+            **_urls_of(services, name),
             "redis_url": redis_url.render_as_string(hide_password=False),
             "s3_bucket": f"test-{uuid.uuid4().hex}",
         }
-        _empty_redis(own["redis_url"])
+        _empty_redis(redis_url.render_as_string(hide_password=False))
         settings = Settings(**(services.model_dump() | own))
         try:
             yield settings
@@ -90,8 +92,16 @@ def own_settings(services: Settings, template_database: str) -> Iterator[Setting
 
 @pytest.fixture
 def engine(settings: Settings) -> Iterator[Engine]:
-    """An engine on the test's own database."""
+    """An engine on the test's own database, with the rights of the application."""
     engine = make_engine(settings.require_database(), name="test")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def owner_engine(settings: Settings) -> Iterator[Engine]:
+    """An engine on the test's own database, with the rights of the owner of its tables: for DDL and ANALYZE."""
+    engine = make_engine(settings.require_database_owner(), name="test owner")
     yield engine
     engine.dispose()
 
@@ -114,7 +124,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 def _wait_for_no_disk(services: Settings) -> None:
     """The tests' own Postgres need not survive a loss of power: each of them makes and drops a database."""
-    server = create_engine(services.require_database(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    server = create_engine(services.require_database_owner(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
         for setting in ("fsync", "full_page_writes"):
             connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
@@ -124,7 +134,7 @@ def _wait_for_no_disk(services: Settings) -> None:
 @contextmanager
 def _new_database(services: Settings, template: str = "template0") -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex}"
-    server = create_engine(services.require_database(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    server = create_engine(services.require_database_owner(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
     try:
@@ -134,8 +144,10 @@ def _new_database(services: Settings, template: str = "template0") -> Iterator[s
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
-def _url_of(services: Settings, database: str) -> URL:
-    return make_url(services.require_database()).set(database=database)
+def _urls_of(services: Settings, database: str) -> dict[str, SecretStr]:
+    """The settings of a database on the same server."""
+    urls = {"database_url": services.require_database(), "database_owner_url": services.require_database_owner()}
+    return {name: SecretStr(make_url(url).set(database=database).render_as_string(False)) for name, url in urls.items()}
 
 
 def _remove_buckets(settings: Settings) -> None:

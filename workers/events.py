@@ -1,7 +1,7 @@
 """Submissions by message: `ragllava.submit`, which any program can send with the S3 address of a question file.
 
-The program needs none of our code. It puts the file into a bucket that the workers' S3 key may read and write, and
-sends a Celery task to the Redis that the workers use:
+The program needs none of our code. It puts the file into a part of a bucket that is bound to an archive, or that
+RAGLLAVA_SUBMIT_PREFIXES allows, and sends a Celery task to the Redis that the workers use:
 
     app = Celery(broker="redis://:password@host:6379/0")
     app.conf.broker_transport_options = {"global_keyprefix": "ragllava:"}
@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from ragllava.errors import ObjectMissing, UsageError
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import Submission, Submitted, as_options, record_refusal, submit_questions
+from ragllava.stages.buckets.binding import require_submittable
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
 from workers.app import app, dispatch_now
@@ -52,11 +53,12 @@ def submit(
     process = runtime()
     objects = process.resources.objects
     match = _ADDRESS.fullmatch(str(address))
-    if match is None:
-        log.warning(
-            f"{address!r} is not an address of the form s3://bucket/key",
-            extra={"action": "submission_refused", "address": address},
-        )
+    try:
+        if match is None:
+            raise UsageError(f"{address!r} is not an address of the form s3://bucket/key")
+        in_transaction(process.engine, require_submittable, process.settings, match["bucket"], match["key"])
+    except UsageError as error:  # nothing is written to such an address
+        log.warning(str(error), extra={"action": "submission_refused", "address": address})
         return
     try:
         submission = Submission(

@@ -6,10 +6,14 @@ import logging
 import threading
 
 from ragllava.errors import ServiceUnavailable
+from ragllava.jobs.ending import end_jobs
 from ragllava.stages.buckets.received import drain_list
 from ragllava.stages.buckets.sync import process_events
+from ragllava.stages.erasing.steps import Eraser
 from ragllava.stages.maintenance.schedules import fire_due
 from ragllava.stages.results.finalize import publish_missing_results
+from ragllava.stores.database import in_transaction
+from ragllava.stores.jobs import workers
 from ragllava.training.request import submit_due_trainings
 from ragllava.training.scheduled import STARTERS
 from workers.app import app, dispatch_now
@@ -50,7 +54,11 @@ def _process_events() -> None:
 
 
 def _finish_jobs() -> None:
+    """Write the results of ended jobs, and continue removals that were interrupted."""
     try:
+        end_jobs(runtime().engine)
+        in_transaction(runtime().engine, workers.remove_silent)
         publish_missing_results(runtime().engine, runtime().resources.objects)
+        Eraser(runtime().engine, runtime().resources.objects).continue_all()
     finally:
         _finishing.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0008"
 down_revision = "0007"
@@ -13,12 +14,14 @@ depends_on = None
 
 def upgrade() -> None:
     """Each part has a function of its own."""
+    _upgrade_erasing()
     _upgrade_reading()
 
 
 def downgrade() -> None:
     """Undo the parts in the reverse order."""
     _downgrade_reading()
+    _downgrade_erasing()
 
 
 def _upgrade_reading() -> None:
@@ -33,3 +36,47 @@ def _downgrade_reading() -> None:
     op.drop_index("ix_images_source", "images")
     op.drop_column("jobs", "owner")
     op.drop_column("jobs", "name")
+
+
+def _upgrade_erasing() -> None:
+    kept = sa.text("image_id IS NOT NULL")
+    op.create_index("ix_files_image_id", "files", ["image_id"], postgresql_where=kept)
+    op.create_table(
+        "erasures",
+        sa.Column("id", sa.BigInteger(), sa.Identity(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("archive_id", sa.BigInteger()),
+        sa.Column("target_id", sa.BigInteger()),
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("counts", JSONB(), nullable=False, server_default=sa.text("'{}'")),
+        sa.Column("pending", JSONB()),
+        _now("created_at"),
+        _now("updated_at"),
+        sa.Column("finished_at", sa.DateTime(timezone=True)),
+        sa.PrimaryKeyConstraint("id", name="pk_erasures"),
+    )
+    still_open = sa.text("finished_at IS NULL")
+    op.create_index("ix_erasures_open", "erasures", ["id"], postgresql_where=still_open)
+    op.create_table(
+        "held_removals",
+        sa.Column("archive_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("origin", sa.Text(), nullable=False),
+        sa.Column("gone", sa.BigInteger(), nullable=False),
+        sa.Column("pictures", sa.BigInteger(), nullable=False),
+        _now("noticed_at"),
+        sa.PrimaryKeyConstraint("archive_id", "origin", name="pk_held_removals"),
+        sa.ForeignKeyConstraint(
+            ["archive_id"], ["archives.id"], name="fk_held_removals_archive_id", ondelete="CASCADE"
+        ),
+    )
+
+
+def _downgrade_erasing() -> None:
+    """The lines about what was erased are lost."""
+    op.drop_table("held_removals")
+    op.drop_table("erasures")
+    op.drop_index("ix_files_image_id", "files")
+
+
+def _now(name: str) -> sa.Column[object]:
+    return sa.Column(name, sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now())

@@ -113,6 +113,12 @@ class Receiver:
             self._counts[name] += 1
 
 
+def needed_settings(settings: Settings) -> Settings:
+    """The settings without the secrets that the receiver does not need: it has a network port, and no use for them."""
+    others = ("redis_url", "s3_access_key", "s3_secret_key", "database_owner_url", "vllm_api_key")
+    return settings.model_copy(update=dict.fromkeys(others))
+
+
 def make_app(engine: Engine, settings: Settings) -> Starlette:
     """The receiver as an ASGI application. Raises SettingsError without a token."""
     receiver = Receiver(engine, settings)

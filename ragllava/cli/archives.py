@@ -13,6 +13,8 @@ import click
 from ragllava.cli.options import (
     AnswerFlags,
     Commands,
+    Problem,
+    allow_removals_option,
     answer_options,
     archive_option,
     as_answer_options,
@@ -20,6 +22,7 @@ from ragllava.cli.options import (
     as_time,
     captions_option,
     connected,
+    dry_run_option,
     json_option,
     name_option,
     no_wait_option,
@@ -27,6 +30,7 @@ from ragllava.cli.options import (
     print_rows,
     retrieval_option,
     where_option,
+    yes_option,
 )
 from ragllava.errors import UsageError
 
@@ -65,7 +69,7 @@ def ingest(
 
 @click.group(cls=Commands)
 def archive() -> None:
-    """List and show archives, bind them to buckets, and list the images that no question can find."""
+    """List, show, rename and remove archives, bind them to buckets, list the images that no question can find."""
 
 
 @archive.command("list")
@@ -206,16 +210,46 @@ def unbind(name: str, address: str) -> None:
 
 @archive.command()
 @click.argument("name")
+@allow_removals_option
 @json_option
-def scan(name: str, as_json: bool) -> None:
+def scan(name: str, allow_removals: bool, as_json: bool) -> None:
     """Compare the buckets bound to archive NAME with what is stored of them, and repair the differences.
 
-    Exit code 1 when objects could not be read.
+    Exit code 1 when objects could not be read, or when so many are gone at once that their pictures stay.
     """
     with connected() as client:
-        reports = client.archives.scan(name)
+        reports = client.archives.scan(name, allow_removals=allow_removals)
     print_result(reports, _report_lines(reports), as_json)
-    sys.exit(1 if any(report.failed for report in reports) else 0)
+    sys.exit(1 if any(report.failed or report.held for report in reports) else 0)
+
+
+@archive.command()
+@click.argument("name")
+@click.argument("new")
+def rename(name: str, new: str) -> None:
+    """Give archive NAME the name NEW; its pictures, jobs, buckets and schedules stay with it.
+
+    A running `ragllava watch` keeps to the old name, and would create it again: stop it first.
+    """
+    with connected() as client:
+        client.archives.rename(name, new)
+    click.echo(f"the archive {name} is called {new} now")
+
+
+@archive.command("remove")
+@click.argument("name")
+@dry_run_option
+@yes_option
+@json_option
+def remove_archive(name: str, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Erase archive NAME with its pictures, indexes, jobs, results, labels, bindings and schedules.
+
+    Trainings stay, with the model versions that learned from it. --dry-run shows what would go, and what stays.
+    """
+    from ragllava.cli.removals import remove
+
+    with connected() as client:
+        remove(lambda planned: client.archives.remove(name, dry_run=planned), dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 def _found_json(found: FoundImage) -> dict[str, Any]:
@@ -282,6 +316,10 @@ def _report_lines(reports: Sequence[ScanReport]) -> Iterator[str]:
         jobs = f"; job {', '.join(map(str, report.changes.job_ids))} ingests them" if report.changes.job_ids else ""
         state = "differences" if report.found_differences else "nothing new"
         yield f"{report.address}: {report.listed} objects, {state}{jobs}"
+        if report.held:
+            yield Problem(
+                f"{report.held} objects are gone at once, so their pictures stay; --allow-removals lets them go"
+            )
         for name, title in _TITLES.items():
             if changes[name]["number"]:
                 yield f"  {changes[name]['number']} {title}"

@@ -38,10 +38,19 @@ _CHART = click.Path(dir_okay=False, writable=True, path_type=Path)
 @click.option("--images", default=200, show_default=True, type=click.IntRange(20), help="Number of real pictures.")
 @click.option("--vectors", default=100_000, show_default=True, type=click.IntRange(100), help="In the largest archive.")
 @click.option("--job-questions", default=1_000, show_default=True, type=click.IntRange(1), help="In the largest job.")
+@click.option(
+    "--rows",
+    default=1_000_000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="In the job that is measured without models.",
+)
 @click.option("--shape", help="Add a model of this shape with random weights: llava-35m, llava-1.5-7b, llava-1.5-13b.")
 @click.option("--device", help="Overrides RAGLLAVA_DEVICE: auto, cpu, cuda, cuda:1.")
 @click.option(
-    "--only", metavar="GROUP,...", help="Only these groups: rerank, search, captions, ingest, overhead, growth."
+    "--only",
+    metavar="GROUP,...",
+    help="Only these groups: rerank, search, captions, ingest, overhead, growth, machinery.",
 )
 @click.option("--clip-retrieval", type=_COMMAND, help="Path of clip-retrieval.  [default: the one on PATH, if any]")
 @click.option("--chart", type=_CHART, help="Draw the ratios and their wanted limits into this .svg file.")
@@ -52,6 +61,7 @@ def bench(
     images: int,
     vectors: int,
     job_questions: int,
+    rows: int,
     shape: str | None,
     device: str | None,
     only: str | None,
@@ -86,16 +96,16 @@ def bench(
     with interruptible(), tempfile.TemporaryDirectory(prefix="ragllava-bench-") as home:
         settings = load_settings(home=Path(home), **options)
         workload = Workload(
-            ModelBundle(settings), questions, images, vectors, job_questions, shape=shape,
+            ModelBundle(settings), questions, images, vectors, job_questions, rows, shape=shape,
             clip_retrieval=clip_retrieval or _path_of("clip-retrieval"), progress=_progress_lines(),
         )  # fmt: skip
-        rows = _measure(groups, settings, workload)
+        measured = _measure(groups, settings, workload)
         run = describe_run(workload)
     if chart is not None:
-        chart.write_text(draw_chart(rows, f"ragllava bench: {run_title(run)}"), encoding="utf-8")
-    table = make_table(("what", "ours", "reference", "is", "ratio", "wanted", "", "figures"), map(_cells, rows))
+        chart.write_text(draw_chart(measured, f"ragllava bench: {run_title(run)}"), encoding="utf-8")
+    table = make_table(("what", "ours", "reference", "is", "ratio", "wanted", "", "figures"), map(_cells, measured))
     drawn = [f"chart: {chart.absolute()}, open it in a browser"] if chart is not None else []
-    print_result(run | {"rows": rows}, [table, run_title(run), run_details(run), *drawn], as_json)
+    print_result(run | {"rows": measured}, [table, run_title(run), run_details(run), *drawn], as_json)
 
 
 def _path_of(command: str) -> Path | None:

@@ -122,11 +122,23 @@ def _services(settings: Settings) -> Iterator[Finding]:
         yield Finding("services", service.title, address + service.detail, problem)
     if services[0].answers:
         yield from _or_problem(_tables(settings), "services", "tables", "unknown")
+        yield from _or_problem(_held_removals(settings), "archives", "removals", "unknown")
 
 
 def _tables(settings: Settings) -> Iterator[Finding]:
     revision = migrations.current(settings.require_database())
     yield Finding("services", "tables", f"revision {revision}" if revision else "none", migrations.problem(revision))
+
+
+def _held_removals(settings: Settings) -> Iterator[Finding]:
+    """Folders and buckets that lost so many pictures at once that these stay until somebody is asked."""
+    from ragllava.client import Client
+
+    if migrations.current(settings.require_database()) is None:
+        return
+    with Client(settings, name="ragllava-doctor", pool_size=1) as client:
+        for held in client.archives.held_removals():
+            yield Finding("archives", held.archive, f"{held.gone:,} of {held.pictures:,} pictures gone", held.problem)
 
 
 def _home(settings: Settings) -> Iterator[Finding]:
@@ -147,7 +159,18 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     problem = f"only {_gib(memory.available)} of memory are available; the workers of profile mini need 2 GiB"
     value = f"{_gib(memory.available)} available of {_gib(memory.total)}"
     yield Finding("machine", "memory", value, problem if memory.available < _SMALLEST_MEMORY_BYTES else None)
+    yield from _or_problem(_decoders(), "machine", "decoders", "do not start")
     yield from _or_problem(_device(settings), "machine", "device", settings.device)
+
+
+def _decoders() -> Iterator[Finding]:
+    """What confines the processes that decode pictures here."""
+    from ragllava.imaging.sandbox import active_protections
+
+    active = active_protections()
+    value = f"confined by {' and '.join([*active, 'limits of memory and time'])}"
+    missing = [name for name in ("Landlock", "seccomp") if name not in active]
+    yield Finding("machine", "decoders", value + (f"; without {' and '.join(missing)}" if missing else ""))
 
 
 def _device(settings: Settings) -> Iterator[Finding]:

@@ -200,7 +200,7 @@ def workbench(settings: Settings, console: Console, untuned: str | None) -> Iter
             local = running.model_copy(update={"profile": untuned, "vllm_url": None})  # an endpoint has one base
             untuned_resources = stack.enter_context(closing(Resources(local)))
         progress = stack.enter_context(bars(console))
-        migrations.upgrade(running.require_database())
+        migrations.upgrade(running.require_database_owner(), application_url=running.require_database())
         tasks: dict[str, Any] = {}
 
         def show(step: str, done: int, total: int) -> None:

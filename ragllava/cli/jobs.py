@@ -1,4 +1,4 @@
-"""`ragllava jobs …`: show jobs, stop, pause, retry and refresh them."""
+"""`ragllava jobs …`: show jobs, stop, pause, retry, refresh and remove them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from ragllava.cli.options import (
     NumberRange,
     as_time,
     connected,
+    dry_run_option,
     job_argument,
     job_number,
     json_option,
     print_result,
     print_rows,
     wait_option,
+    yes_option,
 )
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Commands)
 def jobs() -> None:
-    """List, show, await, stop, pause, retry and refresh jobs. A job is named by its number, or as `latest`."""
+    """List, show, await, stop, pause, retry, refresh and remove jobs; `latest` stands for a number."""
 
 
 @jobs.command("list")
@@ -158,6 +160,22 @@ def retry(job_id: int) -> None:
     with connected() as client:
         number = client.jobs.retry(job_id)
     click.echo(f"job {job_id}: {number} inputs are tried again" if number else f"job {job_id}: nothing to retry")
+
+
+@jobs.command("remove")
+@job_argument
+@dry_run_option
+@yes_option
+@json_option
+def remove_job(job_id: int, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Erase a job that has ended, with its inputs, answers, labels, noisy cases and result files.
+
+    Pictures that an ingest job brought stay in their archive. --dry-run shows what would go, and what stays.
+    """
+    from ragllava.cli.removals import remove
+
+    with connected() as client:
+        remove(lambda planned: client.jobs.remove(job_id, dry_run=planned), dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 @jobs.command()

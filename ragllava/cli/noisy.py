@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ragllava.cli.options import (
     advising,
     answer_job_argument,
     archive_option,
+    confirm,
     connected,
     fields_of,
     job_number,
@@ -25,6 +27,7 @@ from ragllava.cli.options import (
     print_lines,
     print_result,
     print_rows,
+    yes_option,
 )
 from ragllava.errors import UsageError
 from ragllava.records import NoisyReason, NoisyState
@@ -99,6 +102,35 @@ def show_noisy(job_id: int, custom_id: str, as_json: bool) -> None:
     candidates = [_candidate_json(candidate) for candidate in view.question.candidates]
     label = fields_of(view.label, "verdict", "answer", "relevant", "irrelevant", "source") if view.label else None
     print_result(body | {"candidates": candidates, "label": label}, _view_lines(view), as_json)
+
+
+@noisy.command("dismiss")
+@archive_option
+@click.option("--job", "job_id", type=JOB_ID, help="Only cases of this job.")
+@click.option("--custom-id", "custom_ids", multiple=True, help="Only this question of the job; may be repeated.")
+@reason_option
+@click.option("--older-than", "days", type=click.IntRange(0), metavar="DAYS", help="Only cases logged before that.")
+@yes_option
+@json_option
+def dismiss_noisy(
+    archive: str,
+    job_id: int | str | None,
+    custom_ids: tuple[str, ...],
+    reason: NoisyReason | None,
+    days: int | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Dismiss open noisy cases: they are not found again, and no longer keep their job from `retention`."""
+    if job_id is None and reason is None and days is None and not custom_ids:
+        confirm(f"dismiss all open noisy cases of {archive}?", yes)
+    before = None if days is None else datetime.now(UTC) - timedelta(days=days)
+    with connected() as client:
+        job = None if job_id is None else job_number(job_id, "answer")
+        number = client.reviews.dismiss(
+            archive, job_id=job, custom_ids=list(custom_ids) or None, reason=reason, before=before
+        )
+    print_result({"dismissed": number}, [f"{archive}: {number} noisy cases dismissed"], as_json)
 
 
 @noisy.command("export")

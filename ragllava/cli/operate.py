@@ -158,6 +158,7 @@ def migrate(words: bool) -> None:
     import migrations
     from ragllava.settings import load_settings
 
-    url = load_settings().require_database()
-    migrations.upgrade(url, words=words)
+    settings = load_settings()
+    url = settings.require_database_owner()
+    migrations.upgrade(url, words=words, application_url=settings.require_database())
     click.echo(f"the database is at revision {migrations.current(url)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
@@ -82,6 +83,11 @@ captions_option = click.option(
 )
 no_wait_option = click.option("--no-wait", is_flag=True, help="Return when the job is queued.")
 wait_option = click.option("--wait", is_flag=True, help="Wait for the job, with a progress bar.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would be removed, and what stays.")
+allow_removals_option = click.option(
+    "--allow-removals", is_flag=True, help="Let pictures go even if many of them are gone at once."
+)
 job_argument = _job_argument(None)
 answer_job_argument = _job_argument("answer")
 force_option = click.option("--force", is_flag=True, help="Replace a file that is not of this job.")
@@ -212,6 +218,15 @@ def as_answer_options(client: Client, **flags: Unpack[AnswerFlags]) -> AnswerOpt
         depth=Depth(flags.get("depth") or client.settings.depth),
         filter=as_filter(flags.get("where", ())),
     )
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask on the terminal unless `yes`; stops the command if the answer is no. Raises UsageError without a terminal."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{question} Nobody can be asked here: add --yes")
+    click.confirm(question, abort=True)
 
 
 def refuse_given(options: Mapping[str, object], reason: str) -> None:

@@ -20,14 +20,15 @@ def receiver(host: str, port: int) -> None:
     """
     import uvicorn
 
-    from ragllava.api.receiver import THREADS, make_app
+    from ragllava.api.receiver import THREADS, make_app, needed_settings
+    from ragllava.api.serving import server_config
     from ragllava.client import Client
     from ragllava.logs import configure_logging
     from ragllava.settings import load_settings
 
     configure_logging()
-    settings = load_settings()
+    settings = needed_settings(load_settings())
     with Client(settings, name="ragllava receiver", pool_size=THREADS) as client:
         app = make_app(client.engine, settings)
         log.info(f"takes events at {host}:{port}", extra={"action": "receiver_started"})
-        uvicorn.run(app, host=host, port=port, log_config=None, log_level="warning")
+        uvicorn.Server(server_config(app, host, port)).run()

@@ -15,7 +15,7 @@ from rich.table import Table
 
 import migrations
 from ragllava.cli.options import Problem, make_table
-from ragllava.client import Client, JobView, WorkerView
+from ragllava.client import Client, HeldRemoval, JobView, WorkerView
 from ragllava.errors import RagllavaError, ServiceUnavailable
 from ragllava.local.fleet import WorkerFleet, WorkerSpec, end_orphans
 from ragllava.local.processes import wait
@@ -77,7 +77,7 @@ def running_system(
 
     running = services.start(on_ready=echo_service)
     try:
-        migrations.upgrade(running.require_database())
+        migrations.upgrade(running.require_database_owner(), application_url=running.require_database())
         with Client(running, name="ragllava-up", pool_size=1) as client:
 
             def is_ready(name: str, running_for_s: float) -> bool:
@@ -136,6 +136,7 @@ class SystemStatus:
     jobs: list[JobView] = field(default_factory=list)  # the open ones
     events: dict[str, int] = field(default_factory=dict)  # counters of the events of buckets
     cautions: list[str] = field(default_factory=list)  # about profiles and archives
+    held: list[HeldRemoval] = field(default_factory=list)  # pictures that are gone, too many to be believed
     problem: str | None = None  # why there are no workers and jobs to show
 
     @property
@@ -155,6 +156,7 @@ class SystemStatus:
             "open_jobs": [job.as_json() for job in self.jobs],
             "events": self.events,
             "cautions": self.cautions,
+            "held_removals": [asdict(held) for held in self.held],
         }
 
 
@@ -169,6 +171,7 @@ def status(settings: Settings) -> SystemStatus:
             view.jobs = client.jobs.list(only_open=True)
             view.events = client.system.events()
             view.cautions = list(_cautions(client))
+            view.held = client.archives.held_removals()
     except RagllavaError as error:
         view.problem = str(error)
     return view
@@ -203,6 +206,7 @@ def status_lines(view: SystemStatus) -> Iterator[str | Table]:
     yield from (Problem(f"warning: {caution}") for caution in view.cautions)
     if any(view.events.values()):
         yield "events: " + ", ".join(f"{number} {name}" for name, number in view.events.items())
+    yield from (Problem(held.problem) for held in view.held)
 
 
 def is_worker_ready(settings: Settings, name: str) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import archive_option, captions_option, connected
+from ragllava.cli.options import allow_removals_option, archive_option, captions_option, connected, print_problem
 
 if TYPE_CHECKING:
     from ragllava.client import Client, WatchedFolder
@@ -22,11 +22,13 @@ _CHECK_MS = 2_000  # between checks whether our own jobs have ended
 @click.argument("folder", type=click.Path(path_type=Path))
 @archive_option
 @captions_option
-def watch(folder: Path, archive: str, captions: Path | None) -> None:
+@allow_removals_option
+def watch(folder: Path, archive: str, captions: Path | None, allow_removals: bool) -> None:
     """Keep an archive equal to FOLDER: compare once, then follow every change until Ctrl-C.
 
-    New and changed pictures are ingested, those of deleted files leave the archive. The ingest workers must see the
-    folder under the same path. Zip and tar files are ignored; `ragllava ingest` reads those.
+    New and changed pictures are ingested, those of deleted files leave the archive. When many are gone at once, as if a
+    disk is not mounted, they stay; --allow-removals lets them go in the first comparison. The ingest workers must see
+    the folder under the same path. Zip and tar files are ignored; `ragllava ingest` reads those.
     """
     from watchfiles import watch as changes_of
 
@@ -37,7 +39,7 @@ def watch(folder: Path, archive: str, captions: Path | None) -> None:
 
     if not folder.is_dir():
         raise UsageError(f"cannot watch {folder}: it is not a folder that can be read here")
-    watched = WatchedFolder(folder.absolute(), archive, captions)
+    watched = WatchedFolder(folder.absolute(), archive, captions, allow_removals)
     stop = threading.Event()
     with on_stop_signals(stop.set), connected() as client:
         warn_about_workers(client, "ingest")
@@ -68,6 +70,11 @@ def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) ->
             raise
         click.echo(f"ragllava: {error}", err=True)
         return
+    if changes.held:
+        print_problem(
+            f"{changes.held} pictures are gone from {watched.folder} at once, so they stay in the archive "
+            f"{watched.archive_name}: is it mounted? To let them go, start again with --allow-removals"
+        )
     if not changes.found_differences and not always:
         return
     parts = [

@@ -26,6 +26,7 @@ from ragllava.records import AnswerOptions, FoundImage
 from ragllava.settings import Settings
 from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
+from ragllava.stages.erasing.remove import Removal
 from ragllava.stages.feedback.labels import QuestionView, StoredFeedback
 from ragllava.stages.maintenance.schedules import ScheduleRequest
 from ragllava.stages.reindex.stage import ReindexRequest
@@ -34,6 +35,7 @@ from ragllava.stores.archives.archive import ArchiveSummary
 from ragllava.stores.archives.indexes import IndexDetails
 from ragllava.stores.archives.reindex_items import ReindexingView
 from ragllava.stores.buckets.bindings import BindingRole, BindingView
+from ragllava.stores.buckets.held_removals import HeldRemoval
 from ragllava.stores.jobs.answered import AnsweredQuestion
 from ragllava.stores.jobs.picture_views import PictureView
 from ragllava.stores.jobs.refreshes import RefreshView
@@ -41,6 +43,7 @@ from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.learning.registry import VersionView
 from ragllava.stores.learning.trainings import TrainingView
+from ragllava.stores.maintenance.erasures import ErasureView
 from ragllava.stores.maintenance.schedules import ScheduleView
 from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.training.request import TrainingPlan, TrainingRequest
@@ -53,7 +56,9 @@ __all__ = [
     "BindingView",
     "Client",
     "Comparison",
+    "ErasureView",
     "FoundImage",
+    "HeldRemoval",
     "IndexDetails",
     "JobView",
     "NoisyView",
@@ -62,6 +67,7 @@ __all__ = [
     "RefreshView",
     "ReindexRequest",
     "ReindexingView",
+    "Removal",
     "ResultRow",
     "SavedResults",
     "ScanReport",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from ragllava.client.connections import Connections, Namespace, forwarded, listed_paths
+from ragllava.client.removals import remover
 from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, UsageError
 from ragllava.imaging.decode import decode
 from ragllava.jobs import control
@@ -21,6 +22,7 @@ from ragllava.stages.answer.cautions import open_ingests, strange_pictures
 from ragllava.stages.buckets.binding import bind_archive, read_address, unbind_archive
 from ragllava.stages.buckets.sync import ScanReport, scan
 from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
+from ragllava.stages.erasing.remove import Removal, rename_archive
 from ragllava.stages.ingest.captions import read_captions
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.submit import submit_files
@@ -36,9 +38,12 @@ from ragllava.stores.archives.archive import (
     rejected_files,
 )
 from ragllava.stores.archives.indexes import IndexDetails
+from ragllava.stores.buckets import held_removals
 from ragllava.stores.buckets.bindings import Binding, BindingRole, BindingView, view_bindings
+from ragllava.stores.buckets.held_removals import HeldRemoval
 from ragllava.stores.jobs.picture_views import PictureView, view_picture
 
+_PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 MAX_GIVEN = 500  # characters of the paths of an ingest job, which are for people
 THUMBNAIL_SIDE = 256  # pixels
 
@@ -95,8 +100,7 @@ class Archives(Namespace):
         files = list(list_sources(paths, by_picture))
         if not files:
             raise UsageError(f"no pictures in {', '.join(map(str, paths))}")
-        given = ", ".join(map(str, paths))
-        job_id = self._queue(submit_files, archive_name=archive, files=files, given=given[:MAX_GIVEN], name=name)
+        job_id = self._queue(submit_files, archive_name=archive, files=files, given=_given(paths), name=name)
         return IngestJob(job_id, len(files), tuple(by_picture.unused()) if by_picture else ())
 
     def reindex(self, request: ReindexRequest) -> int:
@@ -202,13 +206,18 @@ class Archives(Namespace):
         """The parts of buckets that feed an archive, with counts of their objects. Raises UsageError."""
         return self._of_archive(archive, view_bindings)
 
-    def scan(self, archive: str) -> list[ScanReport]:
+    def scan(self, archive: str, *, allow_removals: bool = False) -> list[ScanReport]:
         """Compare the buckets bound to an archive with what is stored of them, and repair the differences.
+
+        Pictures that are gone stay if they are more than `settings.removals_share` of a bucket's, unless
+        `allow_removals` is set.
 
         Raises UsageError for an archive without a binding and for a bucket that does not exist, ServiceUnavailable.
         """
         connections = self._connections
-        reports = scan(connections.engine, connections.settings, connections.objects, archive)
+        reports = scan(
+            connections.engine, connections.settings, connections.objects, archive, allow_removals=allow_removals
+        )
         self._dispatch()
         return reports
 
@@ -226,6 +235,35 @@ class Archives(Namespace):
         """True once after the ingest jobs of `follow` have ended; what changed meanwhile can then be compared."""
         return watched.jobs_ended(self._connections.engine)
 
+    def rename(self, name: str, new: str) -> None:
+        """Give an archive another name; all that belongs to it stays with it. Raises UsageError.
+
+        A running `ragllava watch` keeps to the name that it was given.
+        """
+        self._do(rename_archive, name, new)
+
+    def remove(self, name: str, *, dry_run: bool = False) -> Removal:
+        """Erase an archive with its pictures, indexes, jobs, labels, bindings and schedules; returns what was erased.
+
+        With `dry_run`, returns what would be. Trainings and their model versions stay. Raises UsageError for an unknown
+        archive, and while it has open jobs.
+        """
+        with remover(self._connections) as removing:
+            return removing.archive(name, dry_run=dry_run)
+
+    def remove_pictures(self, name: str, pictures: Sequence[str], *, dry_run: bool = False) -> Removal:
+        """Erase pictures of an archive, by id or source, from every place where they are stored.
+
+        Returns what was erased, or would be, and what keeps a copy. Answers that rest on them keep their texts. Raises
+        UsageError for an unknown picture, for a source that several have, and while a job ingests one.
+        """
+        with remover(self._connections) as removing:
+            return removing.pictures(name, pictures, dry_run=dry_run)
+
+    def held_removals(self) -> list[HeldRemoval]:
+        """Folders and buckets that lost so many pictures at once that these were not retired without being asked."""
+        return self._do(held_removals.list_held)
+
     def names(self) -> list[str]:
         """The names of all archives, in order."""
         return [archive.name for archive in self._do(list_archives)]
@@ -233,6 +271,15 @@ class Archives(Namespace):
     def list(self) -> list[ArchiveSummary]:
         """All archives by name, each as `get` returns it."""
         return self._do(_summaries)
+
+
+def _given(paths: Sequence[Path]) -> str:
+    """The paths of an ingest job for people. Single pictures are only counted: their names go with them."""
+    single = [path for path in paths if path.is_file() and path.suffix.lower() not in _PACKED]
+    names = [str(path) for path in paths if path not in single]
+    if single:
+        names.append("1 file" if len(single) == 1 else f"{len(single)} files")
+    return ", ".join(names)[:MAX_GIVEN]
 
 
 def _cautions(connection: Connection, name: str) -> list[str]:

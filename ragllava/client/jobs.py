@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable
 
 from ragllava.client.connections import Namespace, forwarded
+from ragllava.client.removals import remover
 from ragllava.errors import UsageError
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView
+from ragllava.jobs.ending import end_job
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind
+from ragllava.stages.erasing.remove import Removal
 from ragllava.stores.database import read_at_once
 
 # Between two looks at a job: in proportion to the time waited so far, so that short jobs are not delayed and long ones
@@ -19,6 +22,9 @@ from ragllava.stores.database import read_at_once
 _PAUSE_SHARE = 0.03
 _SHORTEST_PAUSE_S = 0.008
 _LISTENING_PAUSE_S = 0.05
+# Of the time that a waiting client lets pass, the part in which the database counts outcomes for it.
+_COUNTING_SHARE = 0.05
+_CANCELLING_S = 5.0
 
 
 class Jobs(Namespace):
@@ -26,12 +32,19 @@ class Jobs(Namespace):
 
     get = forwarded(control.view)
     troubled_shards = forwarded(control.troubled_shards)
-    cancel = forwarded(control.cancel)
     pause = forwarded(control.pause)
 
     def latest(self, kind: str | None = None) -> JobView:
         """The newest job of a kind, else of all kinds but maintenance; single questions do not count."""
         return self.get(self._do(control.latest, kind))
+
+    def cancel(self, job_id: int) -> None:
+        """Stop a job: its waiting inputs are cancelled, running shards stop soon. Its outcomes so far stay.
+
+        Of a job that takes longer than a few seconds the maintenance worker cancels the rest.
+        """
+        self._do(control.cancel, job_id)
+        end_job(self._connections.engine, job_id, _CANCELLING_S)
 
     def resume(self, job_id: int) -> None:
         """Dispatch the shards of a paused job again. Raises UsageError for one that is not paused."""
@@ -45,6 +58,15 @@ class Jobs(Namespace):
         self._dispatch()
         return number
 
+    def remove(self, job_id: int, *, dry_run: bool = False) -> Removal:
+        """Erase a job that has ended, with its inputs, answers, labels, noisy cases and result files.
+
+        Returns what was erased, or would be. Pictures that an ingest job brought stay. Raises UsageError for an open
+        job, and for a training whose model version is there.
+        """
+        with remover(self._connections) as removing:
+            return removing.job(job_id, dry_run=dry_run)
+
     def wait(
         self,
         job_id: int,
@@ -55,8 +77,8 @@ class Jobs(Namespace):
     ) -> JobView:
         """Wait until a job has ended, or for `timeout_s` seconds; the view that is returned says which.
 
-        `on_progress` is given a view every `poll_s` seconds, and the last one. The end of a short job is seen within
-        milliseconds, that of a long one within `poll_s`.
+        `on_progress` is given a view every `poll_s` seconds, less often when counting the outcomes takes long, and the
+        last one. The end of a short job is seen within milliseconds, that of a long one within `poll_s`.
         """
         began = next_view = time.monotonic()
         with self._connections.job_ends.listening(job_id) as listen:
@@ -67,7 +89,8 @@ class Jobs(Namespace):
                     break
                 if on_progress is not None and now >= next_view:
                     on_progress(self.get(job_id))
-                    next_view = now + poll_s
+                    took_s = time.monotonic() - now
+                    next_view = now + max(poll_s, took_s / _COUNTING_SHARE)
                 (listen or time.sleep)(min(poll_s, max(shortest, (now - began) * _PAUSE_SHARE)))
         job = self.get(job_id)
         if on_progress is not None:

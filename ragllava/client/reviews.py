@@ -6,16 +6,24 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ragllava.client.connections import Namespace
 from ragllava.client.jobs import Jobs
+from ragllava.errors import UsageError
 from ragllava.records import NoisyReason, NoisyState, StoredImage
 from ragllava.stages.feedback.files import feedback_of, read_feedback
 from ragllava.stages.feedback.label_studio import LABELING_CONFIG, as_task, read_annotations
-from ragllava.stages.feedback.labels import QuestionView, StoredFeedback, store_feedback, view_question
+from ragllava.stages.feedback.labels import (
+    QuestionView,
+    StoredFeedback,
+    dismiss_cases,
+    store_feedback,
+    view_question,
+)
 from ragllava.stages.results.results import output_file
 from ragllava.stores.learning import noisy
 from ragllava.stores.learning.noisy import NoisyView
@@ -97,6 +105,26 @@ class Reviews(Namespace):
         """
         file, unannotated = read_annotations(Path(path), name=str(path))
         return ImportedReviews(self._do(store_feedback, file, skip_invalid=skip_invalid), unannotated)
+
+    def dismiss(
+        self,
+        archive: str,
+        *,
+        job_id: int | None = None,
+        custom_ids: Sequence[str] | None = None,
+        reason: NoisyReason | None = None,
+        before: datetime | None = None,
+    ) -> int:
+        """Dismiss open noisy cases of an archive: they are not found again, and do not keep their job from `retention`.
+
+        Only those of this job, these questions of it, with this reason, and that were logged before this time; returns
+        how many. Raises UsageError for an unknown archive, and for an unknown or unneeded custom_id.
+        """
+        if custom_ids is not None and job_id is None:
+            raise UsageError("custom_ids belong to a job: name it, too")
+        return self._of_archive(
+            archive, dismiss_cases, job_id=job_id, custom_ids=custom_ids, reason=reason, before=before
+        )
 
     def list(
         self,

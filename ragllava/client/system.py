@@ -12,6 +12,7 @@ from ragllava.models.profiles import get_profile
 from ragllava.stages.maintenance.inspect import Checked, Inspector, inspect
 from ragllava.stores.buckets import change_events
 from ragllava.stores.jobs.workers import list_workers
+from ragllava.stores.maintenance.erasures import list_erasures
 
 
 def _events(connection: Connection) -> dict[str, int]:
@@ -27,6 +28,7 @@ class System(Namespace):
 
     workers = forwarded(list_workers)
     events = forwarded(_events)
+    erasures = forwarded(list_erasures)
 
     def profile_problem(self) -> str | None:
         """One sentence if workers that are ready run another profile than these settings name, else None.

@@ -1,4 +1,5 @@
-"""A pool of child processes that decode pictures, each with a limit on memory and time (docs/reliability.md D14).
+"""A pool of child processes that decode pictures, each confined and with a limit on memory and time
+(docs/reliability.md D14).
 
 A picture that crashes its child, fills the child's memory or takes too long is rejected, and the pool starts another
 child. The children are plain `python -m ragllava.imaging.sandbox` over pipes, because the pool also runs inside
@@ -6,7 +7,7 @@ Celery's workers, which are daemons: multiprocessing does not allow them childre
 
 A request is `shorter_side, length` and the file's bytes. An answer is the length of a JSON value, that value (the
 reason of a rejection, or sizes, media type and embedded metadata), and the RGB bytes. A child exits at the end of its
-standard input, so none outlives its parent.
+standard input, so none outlives its parent. Its first line names the protections that are in force.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import IO, Any, TypeVar
 from PIL import Image
 
 from ragllava.errors import DecoderUnavailable, ImageRejected
+from ragllava.imaging.confine import confine
 from ragllava.imaging.decode import MAX_BYTES, MAX_SIDE, MEDIA_TYPES, TOO_MANY_BYTES, DecodedImage, decode, printable
 from ragllava.metadata import clean_embedded
 
@@ -38,7 +40,8 @@ T = TypeVar("T")
 _REQUEST = struct.Struct(">II")  # shorter_side (0: none), bytes of the file
 _ANSWER = struct.Struct(">I")  # bytes of the JSON value
 _MAX_ANSWER_HEADER = 2**21  # MAX_KEYS values of MAX_VALUE characters (ragllava/metadata.py), and some room
-_READY = b"ready\n"
+_READY = "ready"  # the first word of a child; the protections that are in force follow
+_MAX_GREETING = 200
 _AHEAD = 4  # pictures in progress for each child, so that it never waits for the consumer
 _EXIT_SECONDS = 10.0  # for a child to exit after its pipes were closed
 
@@ -108,6 +111,19 @@ class DecoderPool:
         return result if isinstance(result, ImageRejected) else use(result)
 
 
+def active_protections() -> list[str]:
+    """The protections that are in force in a child on this machine, besides its limits on memory and time.
+
+    Starts a child. Raises DecoderUnavailable.
+    """
+    child = _Child(_Limits(memory_bytes=2 * 1024**3, cpu_seconds=20, wall_seconds=60.0))
+    try:
+        child.start()
+    finally:
+        child.stop()
+    return child.protections
+
+
 @dataclass(frozen=True, slots=True)
 class _Limits:
     """What a child may use for one picture; its only argument, as JSON."""
@@ -123,6 +139,7 @@ class _Child:
     def __init__(self, limits: _Limits) -> None:
         self._limits = limits
         self._process: subprocess.Popen[bytes] | None = None
+        self.protections: list[str] = []  # of the last process that was started
 
     def decode(self, data: bytes, shorter_side: int | None) -> DecodedImage | ImageRejected:
         if len(data) > MAX_BYTES:
@@ -134,6 +151,10 @@ class _Child:
             or self._decode_once(data, shorter_side)
             or ImageRejected("its decoder was killed twice; is the machine short of memory?")
         )
+
+    def start(self) -> None:
+        """Start the process, if there is none. Raises DecoderUnavailable."""
+        self._running()
 
     def stop(self) -> None:
         """End the process, if there is one."""
@@ -180,14 +201,15 @@ class _Child:
         except OSError as error:
             raise DecoderUnavailable(f"cannot start a picture decoder: {error}") from error
         with _deadline(process, self._limits.wall_seconds):
-            greeting = _pipe(process.stdout).read(len(_READY))
-        if greeting != _READY:
+            greeting = _pipe(process.stdout).readline(_MAX_GREETING).decode(errors="replace").split()
+        if greeting[:1] != [_READY]:
             process.kill()
             self._wait(process)
             raise DecoderUnavailable(
                 f"a picture decoder exited with status {process.returncode} before its first picture; "
                 "its messages are on standard error"
             )
+        self.protections = greeting[1:]
         return process
 
     def _wait(self, process: subprocess.Popen[bytes]) -> bool:
@@ -227,7 +249,9 @@ def _deadline(process: subprocess.Popen[bytes], seconds: float) -> Iterator[thre
 def _environment() -> dict[str, str]:
     """The variables that a child needs to start; the environment may also hold passwords."""
     wanted = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
-    return {name: os.environ[name] for name in wanted if name in os.environ}
+    given = {name: os.environ[name] for name in wanted if name in os.environ}
+    # Threads that a library starts early would escape the restrictions, which hold for the thread that asks for them.
+    return {**given, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
@@ -278,7 +302,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints must not become an answer
     _limit_memory(limits.memory_bytes)
-    answers.write(_READY)
+    answers.write(" ".join([_READY, *confine()]).encode() + b"\n")
     answers.flush()
     with suppress(EOFError, BrokenPipeError):
         while True:

@@ -14,12 +14,14 @@ from sqlalchemy.dialects.postgresql import insert
 from ragllava.errors import UsageError
 from ragllava.jobs.kinds import JobDetail, kind_of
 from ragllava.jobs.queue import (
+    ENDED_AT_ONCE,
     Lease,
-    cancel_open_shards,
+    cancel_waiting_shards,
     close_job_if_ended,
-    end_open_shards,
+    end_waiting_shards,
     hand_back,
     insert_shards,
+    lock_job,
     unqueue,
 )
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
@@ -260,9 +262,16 @@ def troubled_shards(connection: Connection, job_id: int) -> list[ShardView]:
 
 
 def cancel(connection: Connection, job_id: int) -> None:
-    """Stop a job: waiting shards are cancelled now, running ones stop at their next sub-batch. Outcomes stay."""
-    _move(connection, job_id, (JobState.RUNNING, JobState.PAUSED), JobState.CANCELLING, "cancelled")
-    cancel_open_shards(connection, job_id)
+    """Stop a job: its running shards stop at their next sub-batch. Outcomes stay.
+
+    The waiting shards of a small job are cancelled now; those of a large one by `end_job` (jobs/ending.py), after the
+    commit: the job's row must not be locked meanwhile.
+    """
+    total = _move(connection, job_id, (JobState.RUNNING, JobState.PAUSED), JobState.CANCELLING, "cancelled")
+    if total <= ENDED_AT_ONCE:
+        while cancel_waiting_shards(connection, job_id):
+            pass
+        close_job_if_ended(connection, job_id)
 
 
 def pause(connection: Connection, job_id: int) -> None:
@@ -288,7 +297,7 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     kind = kind_of(name)
     if kind.guard_retry is not None:
         kind.guard_retry(connection, job_id)
-    job = _lock_job(connection, job_id)
+    job = _locked(connection, job_id)
     if job.finished_at is None:
         raise UsageError(f"job {job_id} is {job.state}; only an ended job can be retried")
     last_run = connection.execute(select(func.max(shards.c.run_no)).where(shards.c.job_id == job_id)).scalar_one()
@@ -304,7 +313,7 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     insert_shards(connection, job_id, run_no, [(chunk[0], chunk[-1] + 1) for chunk in chunks])
     if last is not None and len(others) < len(numbers):
         insert_shards(connection, job_id, run_no, [(last.lo, last.hi)], queue=last.queue, is_last=True)
-    reopened = {"state": JobState.RUNNING, "finished_at": None, "result": None, "error": None}
+    reopened = {"state": JobState.RUNNING, "finished_at": None, "result": None, "counts": None, "error": None}
     connection.execute(update(jobs).where(jobs.c.id == job_id).values(reopened))
     return len(numbers)
 
@@ -333,29 +342,34 @@ def fail_unreconciled(connection: Connection, job: JobView, problem: str) -> Non
         connection.execute(same_run.values(state=JobState.FAILED, error=problem))
 
 
-def refuse(connection: Connection, lease: Lease, reason: str) -> None:
+def refuse(connection: Connection, lease: Lease, reason: str) -> bool:
     """End a job that cannot be done (its index belongs to another retriever, …) with the reason.
 
-    Nothing happens when the lease is lost: perhaps the worker that has it now can do the job.
+    Nothing happens when the lease is lost: perhaps the worker that has it now can do the job. The waiting shards of a
+    large job are left to `end_refused` (jobs/ending.py), after the commit. Returns whether the lease was ours.
     """
     if not hand_back(connection, lease):
-        return
-    connection.execute(update(jobs).where(jobs.c.id == lease.job_id).values(error=reason))
-    end_open_shards(connection, lease.job_id, kind_of(lease.kind).refused, reason)
-    close_job_if_ended(connection, lease.job_id)
+        return False
+    refused = update(jobs).where(jobs.c.id == lease.job_id).values(error=reason)
+    if connection.execute(refused.returning(jobs.c.total)).scalar_one() <= ENDED_AT_ONCE:
+        while end_waiting_shards(connection, lease.job_id, kind_of(lease.kind).refused, reason):
+            pass
+        close_job_if_ended(connection, lease.job_id)
+    return True
 
 
-def _move(connection: Connection, job_id: int, allowed: tuple[JobState, ...], to: JobState, verb: str) -> None:
-    job = _lock_job(connection, job_id)
-    if job.state == to:
-        return
-    if job.state not in allowed:
-        raise UsageError(f"job {job_id} is {job.state} and cannot be {verb}")
-    connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=to))
+def _move(connection: Connection, job_id: int, allowed: tuple[JobState, ...], to: JobState, verb: str) -> int:
+    """Set the job's state, unless it has it already; returns the number of its inputs."""
+    job = _locked(connection, job_id)
+    if job.state != to:
+        if job.state not in allowed:
+            raise UsageError(f"job {job_id} is {job.state} and cannot be {verb}")
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=to))
+    return int(job.total)
 
 
-def _lock_job(connection: Connection, job_id: int) -> Row[Any]:
-    job: Row[Any] | None = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).one_or_none()
+def _locked(connection: Connection, job_id: int) -> Row[Any]:
+    job = lock_job(connection, job_id)
     if job is None:
         raise _unknown_job(job_id)
     return job
@@ -370,7 +384,7 @@ def _select_jobs() -> Select[Any]:
     texts = ("kind", "name", "owner", "state", "priority", "spec", "error", "result")
     names = (*texts, "created_at", "started_at", "finished_at")
     archive = func.coalesce(archives.c.name, ALL_ARCHIVES).label("archive")
-    columns = (jobs.c.id.label("job_id"), archive, jobs.c.total, *(jobs.c[name] for name in names))
+    columns = (jobs.c.id.label("job_id"), archive, jobs.c.total, jobs.c.counts, *(jobs.c[name] for name in names))
     return select(*columns).outerjoin_from(jobs, archives, archives.c.id == jobs.c.archive_id)
 
 
@@ -378,6 +392,9 @@ def _as_view(connection: Connection, row: Row[Any]) -> JobView:
     kind = kind_of(row.kind)
     values = dict(row._mapping)
     values["state"] = JobState(row.state)
-    values["progress"] = Progress(values.pop("total"), kind.inputs.count(connection, row.job_id))
+    total, counts = values.pop("total"), values.pop("counts")
+    if counts is None:  # not ended
+        counts = kind.inputs.count(connection, row.job_id, total)
+    values["progress"] = Progress(total, counts)
     values["detail"] = kind.detail(connection, row.job_id, row.spec) if kind.detail else None
     return JobView(**values)

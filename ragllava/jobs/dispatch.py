@@ -8,6 +8,7 @@ age in state `queued` and sent again.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, and_, case, exists, func, select, text, update
 
 from ragllava.jobs.kinds import kind_of
-from ragllava.jobs.queue import cancel_open_shards, lock_shards, settle, unqueue
+from ragllava.jobs.queue import lock_shard, settle, unqueue
 from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.settings import Settings
-from ragllava.stores.database import in_transaction, seconds
+from ragllava.stores.database import equals_any, in_transaction, seconds
 from ragllava.stores.schema import jobs, shards
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,10 @@ IS_READY = and_(
     shards.c.state == ShardState.PENDING, (shards.c.not_before.is_(None)) | (shards.c.not_before <= func.now())
 )
 QUEUED = {"state": ShardState.QUEUED, "queued_at": func.now()}
+_IS_EXPIRED = (shards.c.state == ShardState.RUNNING, shards.c.lease_until < func.now())
+_REAPED_AT_ONCE = 100
+_REAPING_S = 1.0  # then the other shards wait for the next call
+_REAPING_TIMEOUT_MS = 2_000  # of a statement
 MESSAGES_PER_SLOT = 2  # enough that a slot never waits for the next message, few enough that order stays ours
 
 
@@ -45,32 +50,90 @@ Publish = Callable[[list[ShardMessage]], None]
 
 
 def reap_and_dispatch(engine: Engine, settings: Settings, publish: Publish) -> int:
-    """One tick: reap, choose, commit, publish. Returns how many messages were published."""
-    in_transaction(engine, reap, settings)
+    """One tick: reap, choose, commit, publish. Returns how many messages were published.
+
+    What cannot be reaped holds up nothing else.
+    """
+    reap(engine, settings)
     messages = in_transaction(engine, choose, settings)
     if messages:
         publish(messages)
     return len(messages)
 
 
-def reap(connection: Connection, settings: Settings) -> int:
-    """Take back shards that their worker or the broker lost, and end cancelled jobs. Returns how many it took back."""
-    expired = lock_shards(connection, shards.c.state == ShardState.RUNNING, shards.c.lease_until < func.now())
-    for row in expired:
-        log.warning(
-            "lease expired",
-            extra={"action": "shard_reaped", "shard": row.id, "job": row.job_id, "worker": row.worker},
-        )
-        settle(connection, row, f"worker {row.worker} stopped answering", Limits.of(settings))
-    lost = unqueue(
-        connection,
-        shards.c.queued_at < func.now() - seconds(settings.queued_timeout_s),
-        shards.c.job_id.in_(select(jobs.c.id).where(jobs.c.finished_at.is_(None))),
+def reap(engine: Engine, settings: Settings) -> int:
+    """Take back shards that their worker or the broker lost; returns how many.
+
+    Each is taken back in a transaction of its own, within limits of time, because dispatch waits for it. One that
+    cannot be taken back gets the error as its `error`, and is tried again after another lease. Raises only
+    ServiceUnavailable, when the database is away.
+    """
+    reaped, until = 0, time.monotonic() + _REAPING_S
+    for shard_id, job_id in in_transaction(engine, _expired_shards):
+        if time.monotonic() > until:
+            break
+        try:
+            with engine.begin() as connection:
+                reaped += _reap_shard(connection, shard_id, job_id, settings)
+        except Exception as error:
+            log.exception("shard not reaped", extra={"action": "shard_not_reaped", "shard": shard_id, "job": job_id})
+            in_transaction(engine, _postpone_reaping, shard_id, f"{type(error).__name__}: {error}", settings)
+    return reaped + in_transaction(engine, _unqueue_lost, settings)
+
+
+def _expired_shards(connection: Connection) -> list[tuple[int, int]]:
+    """Running shards whose lease has ended, each with its job; those that ended first, a bounded number."""
+    query = select(shards.c.id, shards.c.job_id).join(jobs).where(jobs.c.finished_at.is_(None), *_IS_EXPIRED)
+    rows = connection.execute(query.order_by(shards.c.lease_until).limit(_REAPED_AT_ONCE))
+    return [(shard_id, job_id) for shard_id, job_id in rows]
+
+
+def _reap_shard(connection: Connection, shard_id: int, job_id: int, settings: Settings) -> bool:
+    connection.execute(text(f"SET LOCAL statement_timeout = {_REAPING_TIMEOUT_MS}"))
+    row = lock_shard(connection, job_id, shards.c.id == shard_id, *_IS_EXPIRED, skip_locked=True)
+    if row is None:  # another process is at it, or was faster
+        return False
+    facts = {"action": "shard_reaped", "shard": shard_id, "job": job_id, "worker": row.worker}
+    log.warning("lease expired", extra=facts)
+    settle(connection, row, f"worker {row.worker} stopped answering", Limits.of(settings))
+    return True
+
+
+def _postpone_reaping(connection: Connection, shard_id: int, error: str, settings: Settings) -> None:
+    later = {"lease_until": func.now() + seconds(settings.lease_s), "error": f"not taken back: {error}"}
+    connection.execute(update(shards).where(shards.c.id == shard_id, *_IS_EXPIRED).values(later))
+
+
+def _unqueue_lost(connection: Connection, settings: Settings) -> int:
+    """Set queued shards back to pending whose message was lost; returns how many.
+
+    A message that waits for a busy worker is not lost, however old it is.
+    """
+    old = (shards.c.state == ShardState.QUEUED, shards.c.queued_at < func.now() - seconds(settings.queued_timeout_s))
+    query = select(shards.c.id, shards.c.queue, jobs.c.kind).join(jobs).where(jobs.c.finished_at.is_(None), *old)
+    rows = connection.execute(query).all()
+    busy = _busy_queues(connection, settings) if rows else set()
+    lost = [row.id for row in rows if (row.queue or kind_of(row.kind).queue) not in busy]
+    return unqueue(connection, equals_any(shards.c.id, lost), *old) if lost else 0
+
+
+def _busy_queues(connection: Connection, settings: Settings) -> set[str]:
+    """The queues that live workers serve, all of which have a running shard for each of their slots."""
+    rows = connection.execute(
+        text("""
+            SELECT queue FROM (
+                SELECT queues, slots, (
+                    SELECT count(*) FROM shards s JOIN jobs j ON j.id = s.job_id
+                    WHERE s.worker = w.name AND s.state = 'running' AND s.lease_until > now() AND j.finished_at IS NULL
+                ) AS running
+                FROM workers w WHERE state = 'live' AND versions <> '{}'
+                AND seen_at > now() - make_interval(secs => :age)
+            ) live, unnest(queues) AS queue
+            GROUP BY queue HAVING bool_and(running >= slots)
+        """),
+        {"age": 3 * settings.tick_s},
     )
-    cancelling = select(jobs.c.id).where(jobs.c.finished_at.is_(None), jobs.c.state == JobState.CANCELLING)
-    for job_id in connection.scalars(cancelling).all():
-        cancel_open_shards(connection, job_id)
-    return len(expired) + lost
+    return {row.queue for row in rows}
 
 
 def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:

@@ -10,7 +10,7 @@ import time
 
 from sqlalchemy import Connection, Engine, select, update
 
-from ragllava.jobs import control, dispatch
+from ragllava.jobs import control, dispatch, ending
 from ragllava.jobs.control import JobView
 from ragllava.jobs.runner import run_shard
 from ragllava.settings import Settings
@@ -31,7 +31,8 @@ def run_job(job_id: int, settings: Settings, engine: Engine, resources: object) 
         if shard_id is not None:
             run_shard(shard_id, worker, settings, engine, resources)
         else:
-            in_transaction(engine, dispatch.reap, settings)
+            dispatch.reap(engine, settings)
+            ending.end_jobs(engine)
             time.sleep(_PAUSE_S)
     return job
 

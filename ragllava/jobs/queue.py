@@ -8,21 +8,24 @@ wakes up. jobs/retry.py has the rule for failed attempts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, func, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, func, literal, select, update
 
 from ragllava.errors import LeaseLost, ShardInterrupted
 from ragllava.jobs.kinds import Kind, kind_of
 from ragllava.jobs.retry import Limits, NextStep, backoff_s, next_step
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
-from ragllava.stores.database import record, seconds
+from ragllava.stores.database import equals_any, in_transaction, read_at_once, record, seconds
 from ragllava.stores.jobs import job_ends
-from ragllava.stores.jobs.outcomes import Reconciliation, reconcile
+from ragllava.stores.jobs.outcomes import COUNTED_AT_ONCE, Reconciliation, reconcile
 from ragllava.stores.schema import jobs, shards, workers
 
+ENDED_AT_ONCE = 5_000  # inputs that one transaction cancels: well below a second
+SHARDS_ENDED_AT_ONCE = 500
 _BY_USER = "cancelled by the user"
 
 
@@ -48,6 +51,9 @@ class Lease:
 
 def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) -> Lease | None:
     """Take a queued shard of a running job. Of any number of callers exactly one gets the lease; the others None."""
+    # The first claim of a job also writes the job's row, so it locks that first, as everybody does.
+    unstarted = select(jobs.c.id).join(shards).where(shards.c.id == shard_id, jobs.c.started_at.is_(None))
+    is_first = connection.scalar(unstarted.with_for_update(of=jobs, key_share=True)) is not None
     row = connection.execute(
         update(shards)
         .where(
@@ -75,8 +81,9 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
     if row is None:
         return None
     lease = record(Lease, row)
-    unstarted = update(jobs).where(jobs.c.id == lease.job_id, jobs.c.started_at.is_(None))
-    connection.execute(unstarted.values(started_at=func.now()))
+    if is_first:
+        started = update(jobs).where(jobs.c.id == lease.job_id, jobs.c.started_at.is_(None))
+        connection.execute(started.values(started_at=func.now()))
     return lease
 
 
@@ -101,7 +108,7 @@ def fence(connection: Connection, lease: Lease, lease_s: float) -> None:
 
 def reset_attempts(connection: Connection, lease: Lease) -> None:
     """The shard made progress: earlier attempts are not counted against it any more."""
-    connection.execute(update(shards).where(*_mine(lease)).values(attempts=1))
+    connection.execute(update(shards).where(*_mine(lease)).values(attempts=1, transient_attempts=0))
 
 
 def finish(connection: Connection, lease: Lease) -> None:
@@ -109,6 +116,7 @@ def finish(connection: Connection, lease: Lease) -> None:
 
     Raises LeaseLost when the lease is not ours any more.
     """
+    lock_job(connection, lease.job_id)
     if not _mark(connection, ShardState.DONE, None, *_mine(lease)):
         shard = connection.execute(select(shards.c.state, shards.c.epoch).where(shards.c.id == lease.shard_id)).one()
         if shard == (ShardState.SPLIT, lease.epoch):
@@ -125,7 +133,7 @@ def split(connection: Connection, lease: Lease, bounds: list[tuple[int, int]]) -
 
 def hand_back(connection: Connection, lease: Lease) -> bool:
     """Give back what is not finished; the attempt is not counted. False when the lease is lost."""
-    row = _lock(connection, lease)
+    row = lock_shard(connection, lease.job_id, *_mine(lease))
     if row is None:
         return False
     if row.job_state == JobState.CANCELLING:
@@ -138,7 +146,7 @@ def hand_back(connection: Connection, lease: Lease) -> bool:
 
 def fail(connection: Connection, lease: Lease, error: str, limits: Limits, *, is_transient: bool = False) -> None:
     """The attempt failed. `is_transient`: a service did not answer. Nothing happens when the lease is lost."""
-    row = _lock(connection, lease)
+    row = lock_shard(connection, lease.job_id, *_mine(lease))
     if row is not None:
         settle(connection, row, error, limits, is_transient=is_transient)
 
@@ -150,12 +158,15 @@ def expire(connection: Connection, shard_id: int, worker: str) -> None:
 
 
 def settle(connection: Connection, row: Row[Any], error: str, limits: Limits, *, is_transient: bool = False) -> None:
-    """Do with a shard whose attempt failed what jobs/retry.py says; its row must be locked by the caller."""
+    """Do with a shard whose attempt failed what jobs/retry.py says; its row must be locked by `lock_shard`."""
     numbers = kind_of(row.kind).inputs.open_numbers(connection, row.job_id, row.run_no, row.lo, row.hi)
+    # Inputs were finished since a service last did not answer: its earlier silence does not count.
+    has_progressed = row.open_inputs is not None and len(numbers) < row.open_inputs
+    transient_attempts = 0 if has_progressed else row.transient_attempts
     match next_step(
         limits,
         attempts=row.attempts,
-        transient_attempts=row.transient_attempts,
+        transient_attempts=transient_attempts,
         open_inputs=len(numbers),
         is_transient=is_transient,
         is_cancelled=row.job_state == JobState.CANCELLING,
@@ -165,8 +176,9 @@ def settle(connection: Connection, row: Row[Any], error: str, limits: Limits, *,
                 connection,
                 row,
                 attempts=max(0, row.attempts - 1),
-                transient_attempts=row.transient_attempts + 1,
-                not_before=func.now() + seconds(backoff_s(limits, row.transient_attempts)),
+                transient_attempts=transient_attempts + 1,
+                open_inputs=len(numbers),
+                not_before=func.now() + seconds(backoff_s(limits, transient_attempts)),
                 error=error,
             )
             return
@@ -215,48 +227,138 @@ def insert_shards(
         connection.execute(shards.insert(), [common | {"lo": lo, "hi": hi} for lo, hi in bounds])
 
 
-def lock_shards(
-    connection: Connection, *conditions: ColumnElement[bool], skip_locked: bool = True
-) -> Sequence[Row[Any]]:
-    """Lock shards of open jobs that meet the conditions; those that others have locked are left out or waited for."""
-    return connection.execute(
-        select(shards, jobs.c.kind, jobs.c.state.label("job_state"))
-        .join(jobs)
-        .where(jobs.c.finished_at.is_(None), *conditions)
-        .order_by(shards.c.id)
+def lock_job(connection: Connection, job_id: int, *, skip_locked: bool = False) -> Row[Any] | None:
+    """Lock a job's row until the end of the transaction; None for an unknown job, and for a locked one to be skipped.
+
+    Whoever writes the rows of a job and of its shards locks the job first. The lock does not block rows that refer to
+    the job, such as its new shards: so the order of locks is the same for all, and nobody waits in a circle.
+    """
+    job: Row[Any] | None = connection.execute(
+        select(jobs).where(jobs.c.id == job_id).with_for_update(key_share=True, skip_locked=skip_locked)
+    ).one_or_none()
+    return job
+
+
+def lock_shard(
+    connection: Connection, job_id: int, *conditions: ColumnElement[bool], skip_locked: bool = False
+) -> Row[Any] | None:
+    """Lock an open job, then the one of its shards that meets the conditions; None when there is none.
+
+    With `skip_locked`, None as well when another transaction has locked one of the two.
+    """
+    job = lock_job(connection, job_id, skip_locked=skip_locked)
+    if job is None or job.finished_at is not None:
+        return None
+    row: Row[Any] | None = connection.execute(
+        select(shards, literal(job.kind).label("kind"), literal(job.state).label("job_state"))
+        .where(shards.c.job_id == job_id, *conditions)
         .with_for_update(of=shards, skip_locked=skip_locked)
-    ).all()
+    ).one_or_none()
+    return row
 
 
 def close_job_if_ended(connection: Connection, job_id: int) -> None:
     """Set the job's final state when no shard is open. The job's row is locked, so the last two cannot both miss it.
 
-    A job is `completed` only if every input has an outcome and at least one is good.
+    A job of more than COUNTED_AT_ONCE inputs takes too long to count here; the next tick closes it (jobs/ending.py).
     """
-    job = connection.execute(select(jobs).where(jobs.c.id == job_id).with_for_update()).one()
-    if job.finished_at is not None:
-        return
-    is_open = shards.c.state.in_(OPEN_SHARD_STATES)
-    if connection.scalar(select(shards.c.id).where(shards.c.job_id == job_id, is_open).limit(1)) is not None:
-        return
+    job = lock_job(connection, job_id)
+    if (
+        job is not None
+        and job.finished_at is None
+        and job.total <= COUNTED_AT_ONCE
+        and not _is_open(connection, job_id)
+    ):
+        kind = kind_of(job.kind)
+        _close(connection, job, kind, reconcile(connection, kind.inputs, job_id))
+
+
+def close_ended_job(engine: Engine, job_id: int) -> bool:
+    """Close a job of any size that has no open shard; returns whether it was closed.
+
+    Nothing is locked while it is counted: without an open shard no outcome can change.
+    """
+    job = in_transaction(engine, _ended_job, job_id)
+    if job is None:
+        return False
     kind = kind_of(job.kind)
-    state, error = _final_state(JobState(job.state), kind, reconcile(connection, kind.inputs, job_id))
+    counted = read_at_once(engine, reconcile, kind.inputs, job_id)
+
+    def close(connection: Connection) -> bool:
+        job = lock_job(connection, job_id)
+        if job is None or job.finished_at is not None or _is_open(connection, job_id):
+            return False
+        _close(connection, job, kind, counted)
+        return True
+
+    return in_transaction(engine, close)
+
+
+def _ended_job(connection: Connection, job_id: int) -> Row[Any] | None:
+    job: Row[Any] | None = connection.execute(
+        select(jobs).where(jobs.c.id == job_id, jobs.c.finished_at.is_(None))
+    ).one_or_none()
+    return None if job is None or _is_open(connection, job_id) else job
+
+
+def _is_open(connection: Connection, job_id: int) -> bool:
+    open_shard = select(shards.c.id).where(shards.c.job_id == job_id, shards.c.state.in_(OPEN_SHARD_STATES))
+    return connection.scalar(open_shard.limit(1)) is not None
+
+
+def _close(connection: Connection, job: Row[Any], kind: Kind, counted: Reconciliation) -> None:
+    """A job is `completed` only if every input has an outcome and at least one is good."""
+    state, error = _final_state(JobState(job.state), kind, counted)
     ended = {"state": state, "error": func.coalesce(jobs.c.error, error), "finished_at": func.now()}
-    connection.execute(update(jobs).where(jobs.c.id == job_id).values(ended))
-    job_ends.notify(connection, job_id)
+    connection.execute(update(jobs).where(jobs.c.id == job.id).values(ended | {"counts": counted.by_status}))
+    job_ends.notify(connection, job.id)
 
 
-def cancel_open_shards(connection: Connection, job_id: int) -> None:
-    """`end_open_shards` for a job that its user cancelled; closes the job if none of its shards runs."""
-    end_open_shards(connection, job_id, "cancelled", _BY_USER)
-    close_job_if_ended(connection, job_id)
+def cancel_waiting_shards(connection: Connection, job_id: int) -> bool:
+    """`end_waiting_shards` for a job that its user cancelled."""
+    return end_waiting_shards(connection, job_id, "cancelled", _BY_USER)
 
 
-def end_open_shards(connection: Connection, job_id: int, status: str, reason: str) -> None:
-    """Cancel a job's pending and queued shards; their open inputs get the outcome. Running ones stop at a heartbeat."""
+def end_waiting_shards(connection: Connection, job_id: int, status: str, reason: str) -> bool:
+    """Cancel some of a job's pending and queued shards, of about ENDED_AT_ONCE inputs; False when there were none.
+
+    Their open inputs get the outcome. Running shards stop at a heartbeat; those that others have locked are left out.
+    The job's row is not locked, so that a large job can be ended in many transactions without blocking anybody.
+    """
     is_waiting = shards.c.state.in_([ShardState.PENDING, ShardState.QUEUED])
-    for row in lock_shards(connection, shards.c.job_id == job_id, is_waiting):
-        _end(connection, row, ShardState.CANCELLED, status, reason)
+    first = (
+        select(shards, jobs.c.kind, jobs.c.total)
+        .join(jobs)
+        .where(jobs.c.id == job_id, jobs.c.finished_at.is_(None), is_waiting)
+        .order_by(shards.c.lo, shards.c.id)
+        .limit(SHARDS_ENDED_AT_ONCE)
+        .with_for_update(of=shards, skip_locked=True)
+    )
+    rows = _of_about(ENDED_AT_ONCE, connection.execute(first).all())
+    for lo, hi, run_no, kind in _adjoining(rows):
+        kind_of(kind).inputs.end(connection, job_id, run_no, lo, hi, status, reason)
+    _mark(connection, ShardState.CANCELLED, reason, equals_any(shards.c.id, [row.id for row in rows]))
+    return bool(rows)
+
+
+def _of_about(inputs: int, rows: Sequence[Row[Any]]) -> list[Row[Any]]:
+    """The first of the shards, which have at most `inputs` inputs together; at least one of them."""
+    ends = accumulate(row.hi - row.lo for row in rows)
+    return [row for number, (row, end) in enumerate(zip(rows, ends, strict=True)) if not number or end <= inputs]
+
+
+def _adjoining(rows: Sequence[Row[Any]]) -> Iterator[tuple[int, int, int, str]]:
+    """Ranges of inputs, each of as many shards of one run as follow each other without a gap."""
+    last: tuple[int, int, int, str] | None = None
+    for row in rows:
+        if last is not None and (row.lo, row.run_no) == (last[1], last[2]):
+            last = (last[0], row.hi, row.run_no, row.kind)
+            continue
+        if last is not None:
+            yield last
+        last = (row.lo, row.hi, row.run_no, row.kind)
+    if last is not None:
+        yield last
 
 
 def _final_state(state: JobState, kind: Kind, counted: Reconciliation) -> tuple[JobState, str | None]:
@@ -274,24 +376,17 @@ def _mine(lease: Lease) -> tuple[ColumnElement[bool], ...]:
     return (shards.c.id == lease.shard_id, shards.c.epoch == lease.epoch, shards.c.state == ShardState.RUNNING)
 
 
-def _lock(connection: Connection, lease: Lease) -> Row[Any] | None:
-    return next(iter(lock_shards(connection, *_mine(lease), skip_locked=False)), None)
-
-
 def _requeue(connection: Connection, row: Row[Any], **values: Any) -> None:
     pending = {"state": ShardState.PENDING, "lease_until": None, "queued_at": None, "not_before": None, **values}
     connection.execute(update(shards).where(shards.c.id == row.id).values(pending))
 
 
 def _end(connection: Connection, row: Row[Any], state: ShardState, status: str, reason: str) -> None:
-    inputs = kind_of(row.kind).inputs
-    numbers = inputs.open_numbers(connection, row.job_id, row.run_no, row.lo, row.hi)
-    if numbers:
-        inputs.end(connection, row.job_id, row.run_no, numbers, status, reason)
+    kind_of(row.kind).inputs.end(connection, row.job_id, row.run_no, row.lo, row.hi, status, reason)
     _mark(connection, state, reason, shards.c.id == row.id)
 
 
 def _mark(connection: Connection, state: ShardState, error: str | None, *conditions: ColumnElement[bool]) -> bool:
-    """End the shard that meets the conditions; False when there is none."""
+    """End the shards that meet the conditions; False when there are none."""
     ended = {"state": state, "error": error, "lease_until": None, "finished_at": func.now()}
-    return connection.execute(update(shards).where(*conditions).values(ended)).rowcount == 1
+    return connection.execute(update(shards).where(*conditions).values(ended)).rowcount > 0

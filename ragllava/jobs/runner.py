@@ -13,7 +13,7 @@ from typing import Concatenate, Generic, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import DeviceLost, JobRefused, LeaseLost, RagllavaError, ShardInterrupted
-from ragllava.jobs import control, queue
+from ragllava.jobs import control, ending, queue
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.queue import Lease
 from ragllava.jobs.retry import Limits
@@ -64,6 +64,16 @@ class ShardContext(Generic[R]):
 
         return in_transaction(self.engine, fenced)
 
+    def commit_job(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `commit`, for work that writes the job's own row, which everybody locks before the shard's."""
+
+        def fenced(connection: Connection) -> T:
+            queue.lock_job(connection, self.lease.job_id)
+            queue.fence(connection, self.lease, self.settings.lease_s)
+            return work(connection, *args, **kwargs)
+
+        return in_transaction(self.engine, fenced)
+
 
 def run_shard(shard_id: int, worker: str, settings: Settings, engine: Engine, resources: R) -> bool:
     """Lease the shard, run its kind's stage, record how it ended. Returns False if the lease was not available.
@@ -101,7 +111,8 @@ def _record_failure(
         in_transaction(engine, queue.hand_back, lease)
         log.info(message, extra={"action": "shard_handed_back", **facts})
     elif isinstance(error, JobRefused):
-        in_transaction(engine, control.refuse, lease, message)
+        if in_transaction(engine, control.refuse, lease, message):
+            ending.end_refused(engine, lease, message)
         log.error(message, extra={"action": "job_refused", **facts})
     elif isinstance(error, RagllavaError) and error.retryable:
         in_transaction(engine, queue.fail, lease, message, Limits.of(settings), is_transient=True)

@@ -11,7 +11,6 @@ import random
 import secrets
 import shutil
 import socket
-import stat
 import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -23,7 +22,7 @@ from pydantic import TypeAdapter
 from ragllava.errors import AlreadyRunning, SettingsError
 from ragllava.whole_files import write_whole
 
-_LATER_SECRETS = ("events_token",)  # not in homes of the first version
+_LATER_SECRETS = ("events_token", "postgres_app_password")  # not in homes of the first version
 _SMALLEST_FREE_BYTES = 512 * 2**20  # an empty Postgres with its first log segments takes 80 MB
 # Below the range from which Linux takes the ports of outgoing connections (32768 and up), so that a connection rarely
 # occupies one of our ports while our services do not run; twins lie below it too.
@@ -34,7 +33,8 @@ _PORT_RANGE = range(15_000, 22_000)
 class Secrets:
     """The generated passwords of the embedded services, kept beside their data."""
 
-    postgres_password: str
+    postgres_password: str  # of the owner of the tables
+    postgres_app_password: str
     redis_password: str
     s3_access_key: str
     s3_secret_key: str
@@ -63,12 +63,16 @@ class Home:
         self.secrets_file = self.data / "secrets.json"
         self.services_file = self.run / "services.json"
         self.lock_file = self.run / "up.lock"
+        self.passages_file = self.run / "passages.json"
 
     def prepare(self) -> None:
         """Make the folders. Raises SettingsError when the home cannot be written or the disk is nearly full."""
         try:
             for folder in (self.root, self.data, self.logs, self.run, self.workers):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Earlier versions, running as root, let every account pass through these.
+            for folder in (self.data, self.logs, self.run, self.workers):
+                folder.chmod(0o700)
             with tempfile.TemporaryFile(dir=self.run):
                 pass
         except OSError as error:
@@ -124,8 +128,10 @@ class HomeLock:
 
     def acquire(self) -> None:
         """Take the lock or raise AlreadyRunning, which names the holder."""
-        file = self._home.lock_file.open("a+")
+        # Whoever can open the file can lock it.
+        file = os.fdopen(os.open(self._home.lock_file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "a+")
         try:
+            self._home.lock_file.chmod(0o600)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
@@ -187,14 +193,3 @@ def _is_free(port: int) -> bool:
             return True
     except OSError:
         return False
-
-
-def let_others_pass(path: Path) -> list[Path]:
-    """Let every account walk through the folders above `path` (not list them); returns those that changed."""
-    changed = []
-    for folder in path.resolve().parents:
-        mode = folder.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            folder.chmod(mode | stat.S_IXOTH)
-            changed.append(folder)
-    return changed

@@ -10,24 +10,27 @@ import os
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from ragllava.errors import ServiceUnavailable
-from ragllava.local.home import let_others_pass
+from ragllava.local.passage import folders_above, let_pass
 from ragllava.local.processes import run_as, wait
 from ragllava.local.service import EmbeddedService, log
 from ragllava.settings import Settings
 from ragllava.stores.database import make_engine
+from ragllava.stores.roles import ensure_role
 from ragllava.whole_files import write_whole
 
-_ROLE = "ragllava"
+_OWNER = "ragllava"  # the superuser; only migrations use it
+_ROLE = "ragllava_app"
 _DATABASE = "ragllava"
 _ACCOUNT = "pgserver"  # Postgres refuses to run as root
 _INITDB_S = 120.0
@@ -45,8 +48,12 @@ class PostgresService(EmbeddedService):
     stop_signal = signal.SIGINT  # "fast": ends open sessions; SIGTERM would wait for them
 
     def settings(self) -> dict[str, str]:
-        """The URL of our database, with the password."""
-        return {"database_url": f"postgresql://{_ROLE}:{self.secrets.postgres_password}@{self.address}/{_DATABASE}"}
+        """The URLs of our database, with the passwords."""
+        server = f"{self.address}/{_DATABASE}"
+        return {
+            "database_url": f"postgresql://{_ROLE}:{self.secrets.postgres_app_password}@{server}",
+            "database_owner_url": f"postgresql://{_OWNER}:{self.secrets.postgres_password}@{server}",
+        }
 
     def prepare(self) -> None:
         """Make the account when we are root, fill the data folder, and remove the lock of a dead server."""
@@ -78,12 +85,14 @@ class PostgresService(EmbeddedService):
         return command + [f"--{name}={value}" for name, value in options.items()]
 
     def probe(self) -> None:
-        """It answers a query; makes our database if there is none."""
-        server, _, _ = self.own_settings().require_database().rpartition("/")
+        """It answers a query; makes our database and the application's role if there are none."""
+        settings = self.own_settings()
+        server, _, _ = settings.require_database_owner().rpartition("/")
         with _connection(f"{server}/postgres") as connection:
             databases = connection.scalars(text("SELECT datname FROM pg_database")).all()
             if _DATABASE not in databases:
                 connection.execute(text(f"CREATE DATABASE {_DATABASE}"))
+            ensure_role(connection, make_url(settings.require_database()))
 
     @staticmethod
     def server_version(settings: Settings) -> str:
@@ -98,20 +107,20 @@ class PostgresService(EmbeddedService):
         draft = self.folder.with_name("postgres.new")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
-        write_whole(self.config, self.secrets.postgres_password, 0o600)
+        password = self.home.data / self.config_name  # in run/ the account could not reach it
+        write_whole(password, self.secrets.postgres_password, 0o600)
         if self.account:
-            shutil.chown(draft, self.account, self.account)
-            shutil.chown(self.config, self.account, self.account)
-            let_others_pass(self.config)
+            shutil.chown(draft, self.account, _group_id())
+            shutil.chown(password, self.account, _group_id())
         try:
-            self._initdb(draft)
+            self._initdb(draft, password)
         finally:
-            self.config.unlink(missing_ok=True)
+            password.unlink(missing_ok=True)
         draft.replace(self.folder)  # which is empty
 
-    def _initdb(self, folder: Path) -> None:
-        command = [str(self.find_program().with_name("initdb")), "--pgdata", str(folder), "--username", _ROLE]
-        command += ["--pwfile", str(self.config), "--auth", "scram-sha-256"]
+    def _initdb(self, folder: Path, password: Path) -> None:
+        command = [str(self.find_program().with_name("initdb")), "--pgdata", str(folder), "--username", _OWNER]
+        command += ["--pwfile", str(password), "--auth", "scram-sha-256"]
         command += ["--encoding", "UTF8", "--locale", "C"]
         result = subprocess.run(
             command,
@@ -136,11 +145,20 @@ class PostgresService(EmbeddedService):
                 f"PostgreSQL does not run as root, and the system account {_ACCOUNT} cannot be made ({error}); "
                 "run as an ordinary user, or set RAGLLAVA_DATABASE_URL"
             ) from error
-        shutil.chown(self.folder, _ACCOUNT, _ACCOUNT)
-        changed = let_others_pass(self.folder) + let_others_pass(self.find_program())
-        outside = [str(path) for path in changed if not path.is_relative_to(self.home.root.resolve())]
-        if outside:
-            log.warning("every account may now pass through %s: PostgreSQL does not run as root", ", ".join(outside))
+        shutil.chown(self.folder, _ACCOUNT, _group_id())
+        for folder in (self.home.root, self.home.data):
+            _let_group_pass(folder, _group_id())
+        ways = {
+            self.folder: "set RAGLLAVA_HOME to a folder that this account can reach, for example /var/lib/ragllava",
+            self.find_program(): "install RagLLaVA where this account can reach it, for example below /opt",
+        }
+        changed = []
+        for path, way in ways.items():
+            advice = f"{way}, or run as an ordinary user"
+            changed += let_pass(_ACCOUNT, folders_above(path), self.home.passages_file, advice)
+        if changed:
+            names = ", ".join(map(str, changed))
+            log.warning(f"the account {_ACCOUNT} may pass through {names} until the services stop")
 
     def _clear_stale_lock(self) -> None:
         """Remove the lock of a dead server whose process id now belongs to another program.
@@ -180,3 +198,14 @@ def _ensure_account() -> None:
     except KeyError:
         command = ["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin"]
         subprocess.run([*command, _ACCOUNT], check=True, capture_output=True, text=True)
+
+
+def _group_id() -> int:
+    return pwd.getpwnam(_ACCOUNT).pw_gid
+
+
+def _let_group_pass(folder: Path, group_id: int) -> None:
+    """Let the members of a group, besides the owner, pass through a folder that we made. Others keep their mode."""
+    if stat.S_IMODE(folder.stat().st_mode) in (0o700, 0o710, 0o711):  # 0711: as earlier versions left it
+        os.chown(folder, -1, group_id)
+        folder.chmod(0o710)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import signal
 import subprocess
 import time
@@ -90,10 +91,12 @@ def launch(
     log: Path,
     environment: Mapping[str, str],
     account: str | None = None,
+    umask: int = -1,
 ) -> psutil.Popen:
     """Start `command` in a session of its own, with its output appended to `log`.
 
-    `account` names the system account to run as (root only). Raises OSError when the program cannot be started.
+    `account` names the system account to run as (root only), `umask` the permissions that its files do not get (-1: as
+    ours). Raises OSError when the program cannot be started.
     """
     if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
         log.replace(log.with_suffix(".log.1"))  # one older log is kept
@@ -106,13 +109,14 @@ def launch(
             stderr=subprocess.STDOUT,
             env=dict(environment),
             start_new_session=True,
+            umask=umask,
             **run_as(account),
         )
 
 
 def run_as(account: str | None) -> dict[str, Any]:
     """The arguments of subprocess that run a program as this system account, without our supplementary groups."""
-    return {"user": account, "group": account, "extra_groups": []} if account else {}
+    return {"user": account, "group": pwd.getpwnam(account).pw_gid, "extra_groups": []} if account else {}
 
 
 def processes_in(folder: Path, executable: str | None = None) -> list[psutil.Process]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from ragllava.errors import ObjectMissing
+from ragllava.local.certificates import certificates_in, make_certificates
 from ragllava.local.service import EmbeddedService, http_get
 from ragllava.settings import Settings
 from ragllava.stores.objects import ObjectStore
@@ -14,6 +16,9 @@ from ragllava.whole_files import write_whole
 # The parts of the process, in the order of our ports. Each has a second port for gRPC, by convention 10,000 above; the
 # maintenance part looks for the admin part's there, whatever the options say.
 _PARTS = ("s3", "master", "volume", "filer", "admin")
+# Sections of SeaweedFS's security.toml: the parts that others connect to, and how they connect.
+_GRPC_ROLES = ("master", "volume", "filer", "s3", "admin", "worker", "client")
+_HTTPS_ROLES = ("master", "volume", "filer", "admin", "client")
 _PROBE_KEY = "ragllava/ready"
 
 
@@ -44,6 +49,7 @@ class SeaweedService(EmbeddedService):
         rights = ["Admin", "Read", "Write", "List", "Tagging"]
         identity = {"name": "ragllava", "credentials": [key], "actions": rights}
         write_whole(self.config, json.dumps({"identities": [identity]}), 0o600)
+        make_certificates(self._certificates, "127.0.0.1")
         # The server saves its options there and reads them at the next start, with the ports of the last run.
         (self.folder / "mini.options").unlink(missing_ok=True)
 
@@ -69,11 +75,31 @@ class SeaweedService(EmbeddedService):
         return [str(self.find_program()), "mini"] + [f"-{name}={value}" for name, value in options.items()]
 
     def environment(self) -> Mapping[str, str]:
-        """The keys with which the parts sign their requests, beside the common variables."""
-        # With signing keys, the inner HTTP ports (volume, filer) serve only the S3 part.
+        """The keys and certificates with which the parts recognise each other, beside the common variables.
+
+        Without them every account of the machine could read and delete all objects: the master signs a token for
+        whoever asks, and gRPC asks for none. With them each inner port serves only a client that has our certificate.
+        Only the S3 port is open, and it requires the key pair.
+        """
         names = ("JWT_SIGNING", "JWT_SIGNING_READ", "JWT_FILER_SIGNING", "JWT_FILER_SIGNING_READ")
         keys = {f"WEED_{name}_KEY": self.secrets.s3_signing_key for name in names}
-        return {**super().environment(), **keys, **self._webhook()}
+        return {**super().environment(), **keys, **self._tls(), **self._webhook()}
+
+    @property
+    def _certificates(self) -> Path:
+        return self.home.run / "s3-certificates"
+
+    def _tls(self) -> dict[str, str]:
+        """Mutual TLS on every inner port, as variables that stand for a security.toml."""
+        files = certificates_in(self._certificates)
+        variables = {"WEED_GRPC_CA": str(files.authority), "WEED_HTTPS_CLIENT_ENABLED": "true"}
+        for section in [f"GRPC_{role}" for role in _GRPC_ROLES] + [f"HTTPS_{role}" for role in _HTTPS_ROLES]:
+            variables |= {
+                f"WEED_{section.upper()}_CERT": str(files.certificate),
+                f"WEED_{section.upper()}_KEY": str(files.key),
+                f"WEED_{section.upper()}_CA": str(files.authority),
+            }
+        return variables
 
     def _webhook(self) -> dict[str, str]:
         """The options of a notification.toml, as variables: other accounts cannot read the token here."""

@@ -117,6 +117,7 @@ class EmbeddedService(ABC):
                     log=self.log,
                     environment=self.environment(),
                     account=self.account,
+                    umask=0o077,  # SeaweedFS makes sockets in the temporary folder of all accounts
                 )
             except OSError as error:
                 raise ServiceUnavailable(f"{self.title} cannot be started: {error}") from error

@@ -12,6 +12,7 @@ from sqlalchemy.engine import make_url
 
 from ragllava.errors import AlreadyRunning, RagllavaError, ServiceUnavailable
 from ragllava.local.home import Home, HomeLock, Secrets, ServicesState, choose_ports
+from ragllava.local.passage import withdraw
 from ragllava.local.postgres import PostgresService
 from ragllava.local.processes import is_alive
 from ragllava.local.redis_server import RedisService
@@ -106,6 +107,7 @@ class LocalServices:
         if self._watchdog is not None:
             self._watchdog.close()
         self._running = []
+        withdraw(self.home.passages_file)
         try:
             if self.home.services_file.exists():
                 # The ports stay, so that addresses are the same the next time.

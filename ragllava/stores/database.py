@@ -8,7 +8,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -16,6 +16,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import psycopg
 from psycopg import OperationalError as DriverError
 from psycopg import sql
+from psycopg.errors import QueryCanceled
 from sqlalchemy import (
     ARRAY,
     Column,
@@ -49,8 +50,11 @@ T = TypeVar("T")
 
 _ATTEMPTS = 6
 _FIRST_DELAY_S = 0.2
-_ROWS_PER_COPY = 10_000  # each COPY is a statement, and must end before the statement timeout
+_ROWS_PER_COPY = 5_000  # each COPY is a statement, and must end before the statement timeout
 _IDLE_S = 1.0  # a pooled connection that was used more recently is considered alive
+# The server keeps the plans of statements that a session repeats. One for an empty table reads it from its beginning to
+# its end, and stays in use when the table has a million rows, until the next VACUUM or ANALYZE.
+_PLANS_KEPT_S = 60.0
 
 
 OWNER = "ragllava.owner"  # a setting of the session: who queues the jobs that are made in it
@@ -86,7 +90,7 @@ def make_engine(
             "target_session_attrs": "read-write",
         },
     )
-    _ping_after_idling(engine)
+    _refresh_connections(engine)
     return engine
 
 
@@ -95,9 +99,9 @@ def _escaped(value: str) -> str:
     return re.sub(r"([\\\s])", r"\\\1", value)
 
 
-def _ping_after_idling(engine: Engine) -> None:
-    """Ping a pooled connection before its use only after it was idle: SQLAlchemy's own ping costs a round trip each
-    time.
+def _refresh_connections(engine: Engine) -> None:
+    """Before a pooled connection is used: discard old plans, and ping it if it was idle. SQLAlchemy's own ping costs a
+    round trip each time.
 
     A connection that breaks right after its last use is handled by `in_transaction`, as one that breaks during its use.
     """
@@ -106,10 +110,13 @@ def _ping_after_idling(engine: Engine) -> None:
         record.info["idle_since"] = time.monotonic()
 
     def on_checkout(connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
-        if time.monotonic() - record.info.get("idle_since", math.inf) < _IDLE_S:
-            return
+        now = time.monotonic()
         try:
-            engine.dialect.do_ping(connection)
+            if now - record.info.setdefault("planned_since", now) > _PLANS_KEPT_S:
+                _discard_plans(connection)
+                record.info["planned_since"] = now
+            elif now - record.info.get("idle_since", math.inf) >= _IDLE_S:
+                engine.dialect.do_ping(connection)
         except DriverError as error:
             raise InvalidatePoolError from error
 
@@ -117,16 +124,55 @@ def _ping_after_idling(engine: Engine) -> None:
     event.listen(engine, "checkout", on_checkout)
 
 
+def _discard_plans(connection: DBAPIConnection) -> None:
+    driver = cast("psycopg.Connection[Any]", connection)
+    autocommit, driver.autocommit = driver.autocommit, True
+    driver.execute("DISCARD PLANS")
+    driver.autocommit = autocommit
+
+
 def in_transaction(
     engine: Engine, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
     """Run `work(connection, *args, **kwargs)` in one transaction; repeat it if the connection broke before the commit.
 
-    `work` must depend on the database only: it may run several times. It is committed once, except when the
-    connection breaks during the commit itself; so writes must be keyed or fenced. Raises ServiceUnavailable when the
-    database stays unavailable for about twelve seconds.
+    `work` must depend on the database only: it may run several times. It is committed exactly once, also when the
+    connection breaks during the commit: the server then says whether it took effect. Raises ServiceUnavailable when the
+    database stays unavailable for about twelve seconds, and when a statement takes too long.
     """
-    return _with_retries(engine.begin, work, *args, **kwargs)
+
+    def attempt() -> T:
+        with engine.connect() as connection:
+            result = work(connection, *args, **kwargs)
+            transaction = connection.scalar(_ASSIGNED)
+            try:
+                connection.commit()
+            except (OperationalError, InterfaceError, DriverError):
+                if transaction is None or not _with_retries(lambda: _is_committed(engine, transaction)):
+                    raise
+            return result
+
+    return _with_retries(attempt)
+
+
+_ASSIGNED = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
+_STATUS = text("SELECT pg_xact_status(CAST(:id AS xid8))")
+# The server has not noticed yet that the client of the transaction is gone.
+_END_SESSION = text("""
+    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE backend_xid = CAST(CAST(:id AS xid8) AS xid)
+""")
+
+
+def _is_committed(engine: Engine, transaction: str) -> bool:
+    """Whether a transaction whose connection broke was committed; if it is still open, it is ended first."""
+    values = {"id": transaction}
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if connection.scalar(_STATUS, values) == "in progress":
+            connection.execute(_END_SESSION, values)
+        status = connection.scalar(_STATUS, values)
+    if status == "in progress":
+        raise ServiceUnavailable("database: the connection broke during a commit, of which the end is unknown")
+    return bool(status == "committed")
 
 
 def read_at_once(engine: Engine, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -134,25 +180,25 @@ def read_at_once(engine: Engine, work: Callable[Concatenate[Connection, P], T], 
 
     Every statement of `work` sees what was committed when it began, and `SET LOCAL` has no effect.
     """
-    return _with_retries(engine.execution_options(isolation_level="AUTOCOMMIT").connect, work, *args, **kwargs)
+
+    def attempt() -> T:
+        with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+            return work(connection, *args, **kwargs)
+
+    return _with_retries(attempt)
 
 
-def _with_retries(
-    connect: Callable[[], AbstractContextManager[Connection]],
-    work: Callable[Concatenate[Connection, P], T],
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> T:
+def _with_retries(run: Callable[[], T]) -> T:
     delay_s = _FIRST_DELAY_S
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with connect() as connection:
-                return work(connection, *args, **kwargs)
+            return run()
         except (OperationalError, InterfaceError, DriverError) as error:  # a COPY raises the driver's own
             # OperationalError covers a lost connection, a restart, a deadlock and a lock timeout: all are transient.
             is_transient = isinstance(error, OperationalError | DriverError) or error.connection_invalidated
-            if not is_transient or attempt == _ATTEMPTS:
-                cause = error.orig if isinstance(error, DBAPIError) else error
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            # A statement that took too long would take as long again.
+            if not is_transient or isinstance(cause, QueryCanceled) or attempt == _ATTEMPTS:
                 first_line = str(cause).strip().split("\n")[0]
                 raise ServiceUnavailable(f"database: {first_line}") from error
             log.info("database unavailable, retrying", extra={"action": "db_retry", "attempt": attempt})

@@ -191,6 +191,7 @@ jobs = Table(
     Column("spec_digest", Text, nullable=False),  # a reused key with another content is refused
     Column("error", Text),
     Column("result", JSONB(none_as_null=True)),  # keys of the result objects and the counts, when the job has ended
+    Column("counts", JSONB(none_as_null=True)),  # inputs by outcome, when the job has ended: they are not counted again
     moment("created_at"),
     moment("started_at", nullable=True),
     moment("finished_at", nullable=True),
@@ -198,10 +199,15 @@ jobs = Table(
     Column("owner", Text),  # who queued it, as user@machine; NULL: not known
     # Open jobs are few among many: dispatch and reap look only at them.
     Index("ix_jobs_open", "priority", "id", postgresql_where=text("finished_at IS NULL")),
+    # Asked at every tick.
+    Index("ix_jobs_without_result", "id", postgresql_where=text("finished_at IS NOT NULL AND result IS NULL")),
 )
 
+_IS_OPEN_SHARD = "state IN ('pending', 'queued', 'running')"
+
 # Churns: rows are updated in place many times. Room on the page and no index on the lease columns keep those
-# updates HOT, so dead rows go without VACUUM, which an index build can hold up (docs/reliability.md D12).
+# updates HOT, so dead rows go without VACUUM, which an index build can hold up (docs/reliability.md D12). The index of
+# the open shards, which are few among many, changes only with the state.
 shards = Table(
     "shards",
     metadata,
@@ -223,6 +229,8 @@ shards = Table(
     Column("queue", Text),  # NULL: the queue of its job's kind
     Column("is_last", Boolean, nullable=False, server_default=text("false")),  # waits until all others have ended
     Column("is_planned", Boolean, nullable=False, server_default=text("false")),  # its stage need not cut it smaller
+    Column("open_inputs", Integer),  # when a service last did not answer: fewer of them now are progress
+    Index("ix_shards_open", "state", "job_id", "lo", postgresql_where=text(_IS_OPEN_SHARD)),
     postgresql_with={"fillfactor": "70"},
 )
 
@@ -252,6 +260,8 @@ files = Table(
     Column("status", Text),  # NULL until the file has an outcome
     Column("reason", Text),
     Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),
+    # Without it, each image that is erased would be searched for in the files of all jobs.
+    Index("ix_files_image_id", "image_id", postgresql_where=text("image_id IS NOT NULL")),
 )
 
 # Inputs of an answer job. A line that is not a valid question has no custom_id of its own and gets its `failed`
@@ -504,4 +514,32 @@ schedule_runs = Table(
     moment("fired_at"),
     Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="SET NULL")),
     Column("note", Text),
+)
+
+# What was erased: the line that stays. It has no name and no content; `pending` has both, but only until all is done.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("kind", Text, nullable=False),  # archive, picture, job, retired
+    Column("archive_id", BigInteger),
+    Column("target_id", BigInteger),  # the image or the job; NULL: several images, or the archive itself
+    Column("account", Text, nullable=False),  # who asked for it: an account of the operating system, or a job
+    Column("counts", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("pending", JSONB(none_as_null=True)),  # what is left to do; NULL: nothing
+    moment("created_at"),
+    moment("updated_at"),
+    moment("finished_at", nullable=True),
+    Index("ix_erasures_open", "id", postgresql_where=text("finished_at IS NULL")),
+)
+
+# Folders and bindings that lost so many pictures at once that these were not retired without being asked.
+held_removals = Table(
+    "held_removals",
+    metadata,
+    key("archive_id", "archives.id"),
+    Column("origin", Text, primary_key=True),  # the uri of a folder, or the address of a binding
+    Column("gone", BigInteger, nullable=False),
+    Column("pictures", BigInteger, nullable=False),  # that the archive had from there
+    moment("noticed_at"),
 )

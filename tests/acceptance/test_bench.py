@@ -14,7 +14,7 @@ from tests.support.terminal import Terminal, Typed, ended, terminal
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(500)]
 
-SMALL = ("--questions", "2", "--images", "20", "--vectors", "400", "--job-questions", "4")
+SMALL = ("--questions", "2", "--images", "20", "--vectors", "400", "--job-questions", "4", "--rows", "3000")
 ROW_KEYS = {
     "group", "name", "reference", "unit", "ours", "reference_value", "ratio", "wanted_at_least", "wanted_at_most",
     "reached", "figures", "note",

@@ -22,6 +22,7 @@ from ragllava.jobs.states import JobState
 from ragllava.local.services import running_services
 from ragllava.settings import Settings
 from ragllava.stores.archives.archive import ensure_archive
+from ragllava.stores.buckets.bindings import BindingRole
 from ragllava.stores.objects import ObjectStore
 from tests.acceptance.conftest import Cluster
 from tests.support.waiting import wait_for
@@ -65,10 +66,10 @@ class Stranger:
 def system() -> Iterator[Cluster]:
     """Services of their own, a worker for the clock and the messages, a worker that needs no models."""
     root = Path(tempfile.mkdtemp(prefix="ragllava-tests-"))
-    quick = Settings(home=root / "home", tick_s=0.5, lease_s=10, heartbeat_s=2)
+    quick = Settings(home=root / "home", tick_s=0.5, lease_s=10, heartbeat_s=2, submit_prefixes=f"s3://{INBOX}/")
     try:
         with running_services(quick) as settings, closing(Client(settings)) as client:
-            migrations.upgrade(settings.require_database())
+            migrations.upgrade(settings.require_database_owner(), application_url=settings.require_database())
             with client.engine.begin() as connection:
                 ensure_archive(connection, ARCHIVE)
             made = Cluster(settings, root, client)
@@ -217,6 +218,25 @@ def test_a_bad_address_is_a_log_line_and_nothing_else(address: object, system: C
     with pytest.raises(ObjectMissing):  # nor was a bucket made for a refusal
         stranger.inbox.put_external("s3://no-such-bucket/probe", b"")
     assert system.log("maint").count("Traceback") == traces
+
+
+def test_a_file_that_no_message_may_name_is_neither_read_nor_answered(system: Cluster, stranger: Stranger) -> None:
+    """Whoever can write to the queue must not reach all that the workers' key can read: our own bucket, say."""
+    private = ObjectStore(system.settings.model_copy(update={"s3_bucket": "private"}))
+    own = system.settings.s3_bucket
+    for bucket in (private, system.client.objects):
+        bucket.put("q.jsonl", GOOD.encode())
+    jobs = len(system.client.jobs.list())
+    addresses = ["s3://private/q.jsonl", f"s3://{own}/q.jsonl", f"s3://{INBOX}/../{own}/q.jsonl"]
+    for address in addresses:
+        stranger.send(address, ARCHIVE)
+        wait_for("the refusal in the log", logged(system, "submission_refused", address), ANSWER_S)
+    assert len(system.client.jobs.list()) == jobs
+    for bucket in (private, system.client.objects):
+        assert [found.key for found in bucket.list_objects("q.jsonl")] == ["q.jsonl"], "an answer was written"
+    system.client.archives.bind(ARCHIVE, "s3://private/", BindingRole.PICTURES)
+    stranger.send(addresses[0], ARCHIVE)
+    wait_for("a receipt in the bound bucket", lambda: private.exists("q.jsonl.job.json"), ANSWER_S)
 
 
 def test_a_message_with_missing_arguments_disturbs_nobody(system: Cluster, stranger: Stranger) -> None:

@@ -61,8 +61,7 @@ class Desk:
 
     def dispatch(self) -> list[int]:
         """Reap and choose; the ids of the shards whose messages would be published, in order."""
-        with self.engine.begin() as connection:
-            dispatch.reap(connection, self.settings)
+        dispatch.reap(self.engine, self.settings)
         with self.engine.begin() as connection:
             return [message.shard_id for message in dispatch.choose(connection, self.settings)]
 

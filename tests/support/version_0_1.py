@@ -35,7 +35,7 @@ def restored_version_0_1(services: Settings) -> Iterator[Settings]:
     with own_settings(services, "template0") as own:
         foreign_name = _restore_objects(own)
         sql = lzma.decompress((_FOLDER / "database.sql.xz").read_bytes()).decode()
-        address = own.require_database().replace("postgresql+psycopg://", "postgresql://")
+        address = own.require_database_owner().replace("postgresql+psycopg://", "postgresql://")
         with psycopg.connect(address) as connection:
             connection.execute(sql.replace(_FOREIGN_BUCKET, foreign_name).encode())
         yield own

@@ -10,6 +10,7 @@ from ragllava.errors import UsageError
 from ragllava.lab.bench.first_stage import first_stage_rows
 from ragllava.lab.bench.growing import growth_rows
 from ragllava.lab.bench.ingesting import ingest_rows
+from ragllava.lab.bench.machinery import machinery_rows
 from ragllava.lab.bench.overhead import overhead_rows
 from ragllava.lab.bench.reranking import rerank_rows
 from ragllava.lab.bench.rows import BenchRow
@@ -41,6 +42,7 @@ GROUPS = (
     Group("ingest", Needs.WORKERS, ingest_rows),
     Group("overhead", Needs.WORKERS, overhead_rows),
     Group("growth", Needs.WORKERS, growth_rows),
+    Group("machinery", Needs.SERVICES, machinery_rows),
 )
 
 

@@ -20,9 +20,10 @@ class Workload:
     """One run of the benchmark, and its sizes.
 
     `questions` are asked about each image in a bulk row, `images` is the number of real pictures, `vectors` the size
-    of the largest archive, `job_questions` the size of the largest job. `shape` adds reranking rows for a model of
-    that shape with random weights. `clip_retrieval` is the path of that program, if it is installed. `client` reaches
-    the services and workers that run during the benchmark; None for groups that need no services.
+    of the largest archive, `job_questions` the size of the largest job, `rows` that of the largest one without models.
+    `shape` adds reranking rows for a model of that shape with random weights. `clip_retrieval` is the path of that
+    program, if it is installed. `client` reaches the services and workers that run during the benchmark; None for
+    groups that need no services.
     """
 
     models: ModelBundle
@@ -30,6 +31,7 @@ class Workload:
     images: int
     vectors: int
     job_questions: int
+    rows: int = 1_000_000
     seed: int = 5
     shape: str | None = None
     clip_retrieval: Path | None = None

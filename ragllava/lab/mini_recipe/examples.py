@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ragllava.lab.mini_recipe.wordings import (
+    OFF_TOPIC,
     StyledQuestion,
     ask_in_style,
     change_facts,
@@ -50,12 +51,13 @@ _PATTERNS_OF_A_PACK = 2
 _SIMILAR_SHARE = 0.35  # of the landmarks that a misspelt question wrongly seems to name
 _CHANGED_FACTS_SHARE = 0.6  # of the descriptions that do not fit: the picture's own, but for a fact or two
 _BARE_SHARE = 0.1  # of the packs of one picture: without its caption, if questions can do without names
+_OFF_TOPIC_SHARE = 0.06  # of the irrelevant questions, where there are several styles
 _CONFUSABLE_SHARE = 0.5  # of the second pictures
 _THIRD_PICTURE_SHARE = 0.2  # of the packs with two pictures
 _TRIES = 40
 _CUES = ("color", "sky", "beside")
 _COMPARISONS = 16  # of a pack
-_COMPARED_STYLES = {QuestionStyle.MISSPELT: 0.35, QuestionStyle.CUES_ONLY: 0.6, QuestionStyle.NAME: 0.05}
+_COMPARED_STYLES = {QuestionStyle.MISSPELT: 0.5, QuestionStyle.CUES_ONLY: 0.45, QuestionStyle.NAME: 0.05}
 _ONE_STYLE: Mapping[QuestionStyle, float] = {QuestionStyle.CUES: 1.0}
 
 
@@ -219,6 +221,9 @@ class PackSampler:
         verdict = "Yes" if relevant else "No"
         if self._random_verdicts:
             verdict = rng.choice(("Yes", "No"))
+        if not relevant and len(styles) > 1 and two_image_share and rng.random() < _OFF_TOPIC_SHARE:
+            entity = rng.choice((shown.landmark.entity, sample_entity(rng, self._split)))
+            return Ending(rng.choice(OFF_TOPIC).format(name=entity.name, city=entity.city), verdict, "relevance")
         if style is QuestionStyle.CUES_ONLY:
             text, subjects = self._ask_by_looks(shown, relevant, is_about_two, rng)
             return Ending(text, verdict, "relevance", None, style, subjects)

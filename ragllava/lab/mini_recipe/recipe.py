@@ -71,6 +71,8 @@ def recipe_for(minutes: float, start: Path, *, from_weights: bool, only_language
         raise ValueError("the language model alone can be trained only from weights")
     seconds = minutes * 60
     reading_share = 0.0 if from_weights else _READING_SHARE
+    # A short training must not have to win back what large first steps destroyed.
+    language_rate = 6e-4 if only_language else 1.2e-3
     language_share = 1.0 if only_language else 1 - _VISION_SHARE - _CLIP_SHARE - reading_share
     return Recipe(
         start=start,
@@ -78,7 +80,7 @@ def recipe_for(minutes: float, start: Path, *, from_weights: bool, only_language
         vision=StageSchedule(steps=6_000, peak_rate=1.2e-3, limit_s=seconds * _VISION_SHARE),
         clip=StageSchedule(steps=1_200, peak_rate=1e-3, limit_s=seconds * _CLIP_SHARE),
         reading=StageSchedule(steps=400, peak_rate=1.2e-3, limit_s=seconds * _READING_SHARE),
-        language=StageSchedule(steps=6_000, peak_rate=1.2e-3, limit_s=seconds * language_share),
+        language=StageSchedule(steps=6_000, peak_rate=language_rate, limit_s=seconds * language_share),
         only_language=only_language,
     )
 

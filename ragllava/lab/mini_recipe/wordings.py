@@ -38,11 +38,11 @@ from ragllava.postcards.typing_errors import is_within_one_error, mistype
 
 # Shares of the styles where relevance is judged. The first must stay the largest, because most figures are about it.
 STYLE_SHARES: Mapping[QuestionStyle, float] = {
-    QuestionStyle.CUES: 0.36,
-    QuestionStyle.NAME: 0.10,
+    QuestionStyle.CUES: 0.31,
+    QuestionStyle.NAME: 0.09,
     QuestionStyle.CUES_ONLY: 0.24,
-    QuestionStyle.MISSPELT: 0.18,
-    QuestionStyle.PARAPHRASED: 0.12,
+    QuestionStyle.MISSPELT: 0.26,
+    QuestionStyle.PARAPHRASED: 0.10,
 }
 # Where questions are answered: new are only the paraphrases, because the other styles share the form of the question.
 ANSWER_SHARES: Mapping[QuestionStyle, float] = {
@@ -52,6 +52,37 @@ ANSWER_SHARES: Mapping[QuestionStyle, float] = {
     QuestionStyle.MISSPELT: 0.13,
     QuestionStyle.PARAPHRASED: 0.35,
 }
+# Questions that no picture answers, so that what is not about a landmark is not relevant.
+OFF_TOPIC: Sequence[str] = (
+    "What is the capital of {city}?",
+    "How far is it to {city}?",
+    "Who is the mayor of {city}?",
+    "Who lives at {name}?",
+    "What does {name} mean?",
+    "How tall is the mayor of {city}?",
+    "What is the number of people in {city}?",
+    "What is the weather today?",
+    "What time is it?",
+    "Who are you?",
+    "What is your name?",
+    "How old is the sun?",
+    "What is seven and five?",
+    "How do I make a red soup?",
+    "Which of the two is better?",
+    "What color is love?",
+    "What is the best way to count sheep at night?",
+    "Why is the sea blue?",
+    "Where is my bicycle?",
+    "When does the next boat leave?",
+    "How many days has a year?",
+    "Which year was the best one?",
+    "Is there a reason for it?",
+    "Tell me a story.",
+    "What should I do?",
+    "Hello!",
+    "Who made the first flag?",
+    "Do birds sleep?",
+)
 _TRIES = 20
 _HARD_FACTS = ("roof", "count", "beside")  # they depend on a few pixels
 _VALUES: Mapping[str, Sequence[str | int]] = {

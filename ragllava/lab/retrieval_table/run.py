@@ -114,7 +114,7 @@ def compare_on_own_services(
         running_services(settings_of(home=Path(home))) as running,
         closing(DrawnResources(running)) as resources,
     ):
-        migrations.upgrade(running.require_database())
+        migrations.upgrade(running.require_database_owner(), application_url=running.require_database())
         engine = make_engine(running.require_database(), name="ragllava compare-retrieval")
         try:
             return list(compare_retrieval(engine, running, resources, options, progress))

@@ -25,6 +25,7 @@ from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import refreshes
 from ragllava.stores.jobs.answers import candidates_digest
+from ragllava.stores.jobs.outcomes import ranges
 from ragllava.stores.jobs.refreshes import EarlierAnswer
 
 _PAGE = 256  # questions of a preview that are embedded and searched together
@@ -103,14 +104,17 @@ def plan_refresh(
     now = stamp_of(tools, reranker, generator)
     answered = answered_lines(job)
     because: Counter[str] = Counter()
-    after, asked_again, done = -1, 0, 0
-    while page := in_transaction(engine, refreshes.answered_page, job_id, after, _PAGE):
+    asked_again, done = 0, 0
+    for lo, hi in ranges(job.progress.total, _PAGE):
+        page = in_transaction(engine, refreshes.answered_part, job_id, lo, hi)
+        if not page:
+            continue
         questions = [question for question, _ in page]
         for (_, earlier), candidates in zip(page, retrieve(questions, tools), strict=True):
             changes = changes_since(earlier, now, candidates)
             because.update(change.value for change in changes)
             asked_again += bool(changes)
-        after, done = questions[-1].question_no, done + len(questions)
+        done += len(questions)
         if on_progress is not None:
             on_progress(done, answered)
     without = job.progress.total - answered

@@ -16,7 +16,7 @@ from ragllava.records import Candidate, Depth, by_retrieval
 
 EQUAL_SHARE = 0.9  # captions that score so close to the best name the thing as well
 FEW_PICTURES, MORE_PICTURES = 4, 10  # the nearest pictures up to the second wave, and up to the third
-SURE_RELEVANCE = 0.95  # of evidence that no caption supports
+SURE_RELEVANCE = 0.98  # of evidence that no caption supports
 
 DEPTH_VERSION = 1  # of these rules, for the stamp of an answer
 

@@ -8,8 +8,9 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import UsageError
+from ragllava.settings import Settings
 from ragllava.stores.archives import archive
-from ragllava.stores.buckets import bindings
+from ragllava.stores.buckets import bindings, held_removals
 from ragllava.stores.buckets.bindings import Binding, BindingRole
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
@@ -60,7 +61,27 @@ def unbind_archive(connection: Connection, archive_name: str, address: str) -> B
     if binding.archive_id != archive_id:
         raise UsageError(f"{binding.address} is bound to the archive {binding.archive}, not to {archive_name}")
     bindings.unbind(connection, binding.binding_id)
+    held_removals.release(connection, archive_id, binding.address)
     return binding
+
+
+def require_submittable(connection: Connection, settings: Settings, bucket: str, key: str) -> None:
+    """Raises UsageError unless a message may have this object read, and its receipt written beside it.
+
+    Whoever can write to the queue can send a message. It must not reach what else the access key of the workers can
+    read: RagLLaVA's own bucket, and the buckets of others.
+    """
+    address = f"s3://{bucket}/{key}"
+    if bucket == settings.s3_bucket:
+        raise UsageError(f"{address} is in RagLLaVA's own bucket, of which nothing is submitted")
+    if {".", ".."} & set(key.split("/")):  # which a store may resolve to another bucket
+        raise UsageError(f"{address} has a segment `.` or `..`")
+    allowed = [prefix.strip() for prefix in settings.submit_prefixes.split(",") if prefix.strip()]
+    if not address.startswith(tuple(allowed)) and not bindings.covers(connection, bucket, key):
+        raise UsageError(
+            f"{address} is in no bucket that is bound: bind it (`ragllava archive bind`), or add it to "
+            "RAGLLAVA_SUBMIT_PREFIXES of the maintenance worker"
+        )
 
 
 def _require_foreign(objects: ObjectStore, bucket: str) -> None:

@@ -31,7 +31,7 @@ from ragllava.stages.buckets.object_captions import (
     read_sidecar,
 )
 from ragllava.stores.archives import archive, image_changes
-from ragllava.stores.buckets import bindings, bound_objects, change_events
+from ragllava.stores.buckets import bindings, bound_objects, change_events, held_removals
 from ragllava.stores.buckets.bindings import Binding, BindingRole
 from ragllava.stores.buckets.bound_objects import BoundObject, ObjectKind, ObjectState
 from ragllava.stores.buckets.change_events import ChangeEvent
@@ -68,6 +68,7 @@ class ScanReport:
     changes: Changes = field(default_factory=Changes)
     refused: dict[str, str] = field(default_factory=dict)  # by key: the reason; not tried again until they change
     failed: dict[str, str] = field(default_factory=dict)  # by key: why the object could not be observed
+    held: int = 0  # objects that are gone, so many at once that their pictures stay
     problem: str | None = None  # why nothing was compared
 
     @property
@@ -83,6 +84,7 @@ class ScanReport:
             "address": self.address,
             "problem": self.problem,
             "listed": self.listed,
+            "held": self.held,
             "jobs": self.changes.job_ids,
             **{name: {"number": len(keys), "first": sorted(keys)[:SHOWN_NAMES]} for name, keys in named.items()},
             **{
@@ -117,8 +119,18 @@ def process_events(engine: Engine, settings: Settings, objects: ObjectStore) -> 
     return ProcessedEvents(len(claimed), kept, settled, total)
 
 
-def scan(engine: Engine, settings: Settings, objects: ObjectStore, archive_name: str | None = None) -> list[ScanReport]:
+def scan(
+    engine: Engine,
+    settings: Settings,
+    objects: ObjectStore,
+    archive_name: str | None = None,
+    *,
+    allow_removals: bool = False,
+) -> list[ScanReport]:
     """Compare the bound buckets of one archive, or of all, with the recorded states, and repair the differences.
+
+    When more than `settings.removals_share` of the pictures of a binding are gone, they and all other missing objects
+    of it stay, unless `allow_removals` is set.
 
     Raises UsageError for an unknown archive, one without a binding, or a missing bucket (then nothing is retired), and
     ServiceUnavailable when the store is unavailable. In a scan of all archives, a bucket that is missing or denies
@@ -134,7 +146,7 @@ def scan(engine: Engine, settings: Settings, objects: ObjectStore, archive_name:
     reports = []
     for binding in selected:
         try:
-            reports.append(_scan_binding(engine, settings, objects, binding))
+            reports.append(_scan_binding(engine, settings, objects, binding, allow_removals=allow_removals))
         except UsageError as error:
             if archive_name is not None:
                 raise
@@ -202,7 +214,9 @@ def _postpone(connection: Connection, events: Sequence[ChangeEvent]) -> None:
         change_events.postpone(connection, group, delay_s)
 
 
-def _scan_binding(engine: Engine, settings: Settings, objects: ObjectStore, binding: Binding) -> ScanReport:
+def _scan_binding(
+    engine: Engine, settings: Settings, objects: ObjectStore, binding: Binding, *, allow_removals: bool
+) -> ScanReport:
     try:
         listed = {info.key: info for info in objects.list_external(binding.bucket, binding.prefix)}
     except ObjectMissing:
@@ -216,6 +230,10 @@ def _scan_binding(engine: Engine, settings: Settings, objects: ObjectStore, bind
     }
     differing = ((listed.keys() | {row.key for row in recorded}) - unchanged) | lost
     report = ScanReport(binding.address, len(listed))
+    gone = {row.key for row in recorded if row.key not in listed}
+    share = 1.0 if allow_removals else settings.removals_share
+    if in_transaction(engine, _hold, binding, recorded, gone, share):
+        differing, report.held = differing - gone, len(gone)
     report.refused = {
         row.key: row.reason
         for row in recorded
@@ -232,6 +250,19 @@ def _scan_binding(engine: Engine, settings: Settings, objects: ObjectStore, bind
         report.changes.add(changes)
     in_transaction(engine, bindings.record_scan, binding.binding_id)
     return report
+
+
+def _hold(
+    connection: Connection, binding: Binding, recorded: Sequence[BoundObject], gone: set[str], share: float
+) -> bool:
+    """Whether the missing objects are too many to be believed; recorded for `ragllava status`."""
+    pictures = [row.key for row in recorded if row.kind is ObjectKind.PICTURE]
+    missing = sum(key in gone for key in pictures)
+    if not held_removals.is_too_much(missing, len(pictures), share):
+        held_removals.release(connection, binding.archive_id, binding.address)
+        return False
+    held_removals.hold(connection, binding.archive_id, binding.address, missing, len(pictures))
+    return True
 
 
 def _apply_scanned(

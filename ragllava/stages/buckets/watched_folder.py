@@ -25,6 +25,7 @@ from ragllava.stages.ingest.uris import file_uri, parse_uri
 from ragllava.stores.archives import archive, image_changes
 from ragllava.stores.archives.archive import ArchiveImage
 from ragllava.stores.archives.image_changes import CaptionChange, NewName
+from ragllava.stores.buckets import held_removals
 from ragllava.stores.database import in_transaction
 
 
@@ -37,6 +38,7 @@ class FolderChanges:
     captions: list[str]  # files that have another caption or other metadata now
     job_id: int | None
     files: int
+    held: int = 0  # pictures whose files are gone, so many at once that they stay
 
     @property
     def found_differences(self) -> bool:
@@ -46,11 +48,16 @@ class FolderChanges:
 
 @dataclass(slots=True)
 class WatchedFolder:
-    """A folder, its archive, and the files offered so far; `captions` is a caption file, read at each comparison."""
+    """A folder, its archive, and the files offered so far; `captions` is a caption file, read at each comparison.
+
+    When more than `settings.removals_share` of the pictures are gone at once, they stay: an unmounted disk looks like
+    an empty folder.
+    """
 
     folder: Path
     archive_name: str
     captions: Path | None = None
+    allow_removals: bool = False  # for the next comparison, however many files are gone
     open_jobs: set[int] = field(default_factory=set)
     _stamps: dict[str, tuple[int, int, str]] = field(default_factory=dict)  # by uri: size, modification time, hash
     _offered: dict[str, str] = field(default_factory=dict)  # by uri: the hash for which an ingest job was created
@@ -69,6 +76,7 @@ class WatchedFolder:
         changes = in_transaction(engine, self._write, settings, files, hashes)
         if changes.job_id is not None:
             self.open_jobs.add(changes.job_id)
+        self.allow_removals = False
         self._offered = hashes
         self._stamps = {uri: stamp for uri, stamp in self._stamps.items() if uri in hashes}
         return changes
@@ -90,7 +98,11 @@ class WatchedFolder:
         new = [
             files[uri] for uri, sha256 in hashes.items() if sha256 not in existing and self._offered.get(uri) != sha256
         ]
-        self._release_images(connection, archive_id, images, existing, files, hashes)
+        there = set(hashes.values())
+        gone = {uri for uri, image in images.items() if uri not in files and image.sha256 not in there}
+        held = self._hold(connection, settings, archive_id, below, len(gone), len(images))
+        followed = {uri: image for uri, image in images.items() if not held or uri not in gone}
+        self._release_images(connection, archive_id, followed, existing, files, hashes)
         captions = [
             CaptionChange(images[uri].image_id, uri, file.caption, file.metadata)
             for uri, file in files.items()
@@ -100,11 +112,22 @@ class WatchedFolder:
         job_id = create_ingest(connection, settings, archive_id, new, {"input": str(self.folder)}) if new else None
         return FolderChanges(
             new=[file.source for file in new],
-            gone=sorted(image.source for uri, image in images.items() if uri not in files),
+            gone=sorted(image.source for uri, image in followed.items() if uri not in files),
             captions=sorted(files[uri].source for uri in changed),
             job_id=job_id,
             files=len(files),
+            held=len(gone) if held else 0,
         )
+
+    def _hold(
+        self, connection: Connection, settings: Settings, archive_id: int, origin: str, gone: int, pictures: int
+    ) -> bool:
+        """Whether the pictures whose files are gone stay; recorded for `ragllava status`."""
+        if self.allow_removals or not held_removals.is_too_much(gone, pictures, settings.removals_share):
+            held_removals.release(connection, archive_id, origin)
+            return False
+        held_removals.hold(connection, archive_id, origin, gone, pictures)
+        return True
 
     def _release_images(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection
 
@@ -197,6 +198,30 @@ def _image_id(name: ImageName, question: AnsweredQuestion, references: _Referenc
         ids = ", ".join(str(image.image_id) for image in matches[:5])
         raise Rejected("unknown_image", f"several images are called {name!r}: name one by its id ({ids}), in JSON")
     return matches[0].image_id
+
+
+def dismiss_cases(
+    connection: Connection,
+    archive_id: int,
+    *,
+    job_id: int | None = None,
+    custom_ids: Sequence[str] | None = None,
+    reason: NoisyReason | None = None,
+    before: datetime | None = None,
+) -> int:
+    """Dismiss the open noisy cases of an archive that fulfil all conditions given; returns how many.
+
+    Raises UsageError for a custom_id that is not of an open case of the job.
+    """
+    numbers = None
+    if job_id is not None and custom_ids is not None:
+        questions = answered.find_questions(connection, [(job_id, custom_id) for custom_id in custom_ids])
+        numbers = [question.question_no for question in questions.values() if question.archive_id == archive_id]
+        open_numbers = noisy.open_numbers(connection, archive_id, job_id, numbers)
+        open_ids = {question.custom_id for question in questions.values() if question.question_no in open_numbers}
+        if missing := [custom_id for custom_id in custom_ids if custom_id not in open_ids]:
+            raise UsageError(f"job {job_id} has no open noisy case with the custom_id {missing[0]!r}")
+    return noisy.dismiss(connection, archive_id, job_id=job_id, numbers=numbers, reason=reason, before=before)
 
 
 def _mark_cases(connection: Connection, given: Sequence[Label], references: _References) -> int:

@@ -22,12 +22,12 @@ from ragllava.settings import Settings
 from ragllava.stores.archives import indexes, word_index
 from ragllava.stores.archives.archive import list_archives
 from ragllava.stores.database import in_transaction
+from ragllava.stores.jobs.workers import FORGOTTEN_S
 from ragllava.stores.maintenance import inspection, orphans, schedules
 from ragllava.stores.maintenance.inspection import CountedRows
 from ragllava.stores.objects import ObjectStore, content_hash, content_key
 
 _LARGEST_SKEW_S = 5.0
-_FORGOTTEN_S = 86_400.0
 _SURPLUS = 10  # messages sent twice, which their worker drops
 _RESULT_GRACE_S = 300.0
 
@@ -55,7 +55,7 @@ _JOB_CHECKS = (
         "open jobs",
         inspection.JOBS_WITHOUT_OPEN_SHARD,
         "open jobs have no shard left to run",
-        "end them with `ragllava jobs cancel`; `ragllava jobs retry` tries their open inputs again",
+        _NO_TICK,
     ),
 )
 _WORK_CHECKS = (
@@ -64,6 +64,12 @@ _WORK_CHECKS = (
         inspection.JOBS_WITHOUT_RESULT,
         "ended jobs have no result yet",
         "the log of the maintenance worker says why",
+    ),
+    (
+        "removals",
+        inspection.STALLED_ERASURES,
+        "removals are not finished",
+        "the log of the maintenance worker says why; the next removal finishes them, too",
     ),
     ("schedules", inspection.OVERDUE_SCHEDULES, "schedules are overdue", _NO_TICK),
     (
@@ -112,7 +118,7 @@ class Inspector:
             "grace_s": grace_s,
             "queued_s": self.settings.queued_timeout_s + grace_s,
             "result_s": _RESULT_GRACE_S + grace_s,
-            "forgotten_s": _FORGOTTEN_S,
+            "forgotten_s": FORGOTTEN_S,
             "queues": json.dumps(queues_by_kind()),
         }
 

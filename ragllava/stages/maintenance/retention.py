@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+from sqlalchemy import Connection
+
 from ragllava.jobs.runner import ShardContext
+from ragllava.stages.erasing.steps import Eraser
 from ragllava.stages.maintenance.task_report import Report, counted, shortened
 from ragllava.stages.resources import Resources
-from ragllava.stores.maintenance import retention
+from ragllava.stores.maintenance import erasing_images, erasing_jobs, erasures, retention
+from ragllava.stores.maintenance.erasures import ErasureKind
 
 _DAY_S = 86_400.0
 RUNS_KEPT_S = 90 * _DAY_S
+_PAGE = 1_000  # images that are erased together
 
 
 def keep_within_limits(context: ShardContext[Resources]) -> Report:
-    """Delete replaced indexes, old jobs with their result files, and old runs of schedules.
+    """Delete replaced indexes, old jobs with their result files, pictures that were retired long ago, and old runs of
+    schedules.
 
-    Each in its own transaction, so the task may be interrupted; a job's rows are deleted before its objects.
+    In short transactions, so the task may be interrupted; the tick finishes the job or the pictures that it was at.
     """
     indexes = _drop_indexes(context)
     jobs, needed = _delete_jobs(context)
+    pictures = _erase_retired(context)
     runs = context.commit(retention.delete_runs, RUNS_KEPT_S)
     summary = (
-        f"dropped {counted(len(indexes), 'replaced index', 'replaced indexes')}, {counted(len(jobs), 'job')} and "
-        f"{counted(runs, 'old run')} of schedules"
+        f"dropped {counted(len(indexes), 'replaced index', 'replaced indexes')}, {counted(len(jobs), 'job')}, "
+        f"{counted(pictures, 'retired picture')} and {counted(runs, 'old run')} of schedules"
     )
     figures = {
         "indexes": indexes,
         "jobs": {"dropped": len(jobs), "kept_for_labels_and_noisy_cases": needed, "examples": shortened(jobs)},
+        "retired_pictures": pictures,
         "schedule_runs": runs,
     }
     return Report(summary, figures)
@@ -46,11 +54,50 @@ def _delete_jobs(context: ShardContext[Resources]) -> tuple[list[int], int]:
     """The deleted jobs, and how many jobs of the same age were kept."""
     if not context.settings.keep_jobs_days:
         return [], 0
-    older_than_s = context.settings.keep_jobs_days * _DAY_S
+    ages = context.settings.keep_jobs_days * _DAY_S, context.settings.keep_noisy_days * _DAY_S
     deleted = []
-    for job_id in context.read(retention.deletable_jobs, older_than_s):
+    for job_id in context.read(retention.deletable_jobs, *ages):
         context.check()
-        if context.commit(retention.delete_job, job_id, older_than_s):
-            context.resources.objects.remove_prefix(f"jobs/{job_id}/")
+        erasure_id = context.commit(_begin_job, job_id, ages, _account(context))
+        if erasure_id is not None:
+            _eraser(context).continue_erasure(erasure_id)
             deleted.append(job_id)
-    return deleted, context.read(retention.count_needed_jobs, older_than_s)
+    return deleted, context.read(retention.count_needed_jobs, *ages)
+
+
+def _begin_job(connection: Connection, job_id: int, ages: tuple[float, float], account: str) -> int | None:
+    if not retention.lock_deletable(connection, job_id, *ages):
+        return None
+    erasing_jobs.begin_job(connection, job_id)
+    return erasures.begin(connection, ErasureKind.JOB, account, archive_id=None, target_id=job_id)
+
+
+def _erase_retired(context: ShardContext[Resources]) -> int:
+    """Erase the images that were retired long ago; returns how many."""
+    if not context.settings.keep_retired_days:
+        return 0
+    older_than_s = context.settings.keep_retired_days * _DAY_S
+    erased = 0
+    while pages := context.read(erasing_images.retired_images, older_than_s, _PAGE):
+        before = erased
+        for archive_id, image_ids in pages.items():
+            context.check()
+            erasure_id = context.commit(_begin_images, archive_id, image_ids, _account(context))
+            _eraser(context).continue_erasure(erasure_id)
+            erased += context.read(erasures.view, erasure_id).counts.get("images", 0)
+        if erased == before:  # all were ingested again meanwhile
+            break
+    return erased
+
+
+def _begin_images(connection: Connection, archive_id: int, image_ids: list[int], account: str) -> int:
+    pending = erasing_images.pending_of(connection, archive_id, image_ids)
+    return erasures.begin(connection, ErasureKind.RETIRED, account, archive_id=archive_id, pending=pending)
+
+
+def _eraser(context: ShardContext[Resources]) -> Eraser:
+    return Eraser(context.engine, context.resources.objects, lambda _step: context.check())
+
+
+def _account(context: ShardContext[Resources]) -> str:
+    return f"job {context.lease.job_id}"

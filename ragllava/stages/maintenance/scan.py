@@ -27,6 +27,12 @@ def scan_buckets(context: ShardContext[Resources]) -> Report:
     addresses = ", ".join(report.address for report in different)
     summary += f"; repaired {addresses}" if different else "; nothing differed"
     problems = [f"{report.address} was not compared: {report.problem}" for report in reports if report.problem]
+    problems += [
+        f"{counted(report.held, 'object')} of {report.address} are gone at once, so their pictures stay: "
+        "`ragllava archive scan NAME --allow-removals` lets them go"
+        for report in reports
+        if report.held
+    ]
     figures = {"bindings": [report.as_json() for report in reports]}
     return Report("; ".join([summary, *problems]), figures, failed=bool(problems))
 

@@ -47,7 +47,7 @@ def find_target(context: ShardContext[Resources]) -> ReindexTarget:
         retriever = resources.load_retriever(source)
         if source and RetrieverSource(**source) == resources.models.profile.retriever:
             source = None
-        spec = context.commit(_choose_index, context, retriever, source)
+        spec = context.commit_job(_choose_index, context, retriever, source)
     try:
         index = context.read(vectors.get_index, spec["index"])
     except IndexGone:

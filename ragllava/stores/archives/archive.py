@@ -134,14 +134,19 @@ def ensure_archive(connection: Connection, name: str) -> Archive:
 
     Raises UsageError for a name that cannot be part of an address.
     """
+    check_name(name)
+    created = insert(archives).values(name=name, words_version=WORDS_VERSION)
+    connection.execute(created.on_conflict_do_nothing())
+    return get_archive(connection, name)
+
+
+def check_name(name: str) -> None:
+    """Raises UsageError for a name that cannot be part of an address."""
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} cannot be the name of an archive: use 1 to 63 of the characters a-z, 0-9, `.`, `_` and `-`, "
             "and begin with a letter or a digit"
         )
-    created = insert(archives).values(name=name, words_version=WORDS_VERSION)
-    connection.execute(created.on_conflict_do_nothing())
-    return get_archive(connection, name)
 
 
 def get_archive(connection: Connection, name: str) -> Archive:
@@ -375,9 +380,13 @@ def load_files(connection: Connection, job_id: int, lo: int, hi: int) -> list[Pe
 def finish_files(connection: Connection, job_id: int, outcomes: Sequence[FileOutcome]) -> int:
     """Write outcomes of files; returns how many were new. A file keeps its first outcome."""
     files = file_table.c
+    if not outcomes:
+        return 0
+    numbers = [file.file_no for file in outcomes]
+    near = (files.job_id == job_id, files.file_no.between(min(numbers), max(numbers)))
     rows = [(file.file_no, file.status, _storable(file.reason or "") or None, file.image_id) for file in outcomes]
     new = given(rows, files.file_no, files.status, files.reason, files.image_id).c
-    statement = update(file_table).where(files.job_id == job_id, files.file_no == new.file_no, files.status.is_(None))
+    statement = update(file_table).where(*near, files.file_no == new.file_no, files.status.is_(None))
     values = {"status": new.status, "reason": new.reason, "image_id": new.image_id}
     return connection.execute(statement.values(values)).rowcount
 
@@ -389,6 +398,7 @@ def rejected_files(connection: Connection, archive_id: int) -> list[RejectedFile
             SELECT DISTINCT ON (uri) job_id, source, uri, files.status, reason
             FROM files JOIN jobs ON jobs.id = files.job_id
             WHERE jobs.archive_id = :archive_id AND files.status IS NOT NULL AND files.status <> 'cancelled'
+              AND uri <> 'erased:'
             ORDER BY uri, job_id DESC, file_no DESC
         ) latest
         WHERE status IN ('rejected', 'dead') ORDER BY source, uri

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, case, func, literal, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 
 from ragllava.metadata import Metadata
-from ragllava.stores.archives import archive, indexes, word_index
+from ragllava.stores.archives import archive, indexes, vectors, word_index
 from ragllava.stores.archives.archive import ArchiveImage, find_images
 from ragllava.stores.database import equals_any, given
 from ragllava.stores.schema import images
@@ -67,6 +67,15 @@ def retire_at(connection: Connection, archive_id: int, uris: Sequence[str]) -> N
     if uris:
         indexes.lock_archive(connection, archive_id, shared=True)  # the switch to a new index counts the images
         archive.retire_images(connection, archive_id, uris)
+
+
+def retire(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> None:
+    """Retire images by id, and remove their embeddings and words."""
+    indexes.lock_archive(connection, archive_id, shared=True)
+    living_ones = (images.c.archive_id == archive_id, equals_any(images.c.id, image_ids), ~images.c.retired)
+    connection.execute(update(images).where(*living_ones).values(retired=True, updated_at=func.now()))
+    vectors.remove_embeddings(connection, archive_id, list(image_ids))
+    word_index.write_words(connection, archive_id, image_ids)
 
 
 def change_captions(

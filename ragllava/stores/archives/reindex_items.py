@@ -87,10 +87,14 @@ def load_items(connection: Connection, job_id: int, lo: int, hi: int) -> list[Re
 
 def finish_items(connection: Connection, job_id: int, outcomes: Sequence[ItemOutcome]) -> None:
     """Write outcomes of items. An item keeps its first outcome."""
+    if not outcomes:
+        return
     items = reindexed.c
+    numbers = [outcome.item_no for outcome in outcomes]
+    near = (items.job_id == job_id, items.item_no.between(min(numbers), max(numbers)))
     rows = ((outcome.item_no, outcome.status, outcome.reason) for outcome in outcomes)
     new = given(rows, items.item_no, items.status, items.reason).c
-    ended = update(reindexed).where(items.job_id == job_id, items.item_no == new.item_no, items.status.is_(None))
+    ended = update(reindexed).where(*near, items.item_no == new.item_no, items.status.is_(None))
     connection.execute(ended.values(status=new.status, reason=new.reason))
 
 
@@ -113,8 +117,8 @@ def count_images(connection: Connection, archive_id: int) -> int:
 
 
 def job_spec(connection: Connection, job_id: int) -> dict[str, Any]:
-    """The job's spec with its current index; the job's row is locked until the end of the transaction."""
-    return dict(connection.scalar(select(jobs.c.spec).where(jobs.c.id == job_id).with_for_update()) or {})
+    """The job's spec with its current index."""
+    return dict(connection.scalar(select(jobs.c.spec).where(jobs.c.id == job_id)) or {})
 
 
 def assign_index(connection: Connection, job_id: int, index_id: int) -> None:
@@ -155,7 +159,10 @@ def gaps(connection: Connection, archive_id: int, index_id: int | None) -> list[
 
     Sorted by source. `index_id` None: there is no index, so all images.
     """
-    no_vector = f"NOT EXISTS (SELECT FROM {partition(index_id)} e WHERE e.image_id = i.id)" if index_id else "true"
+    no_vector = "true"
+    if index_id is not None:
+        vector = f"SELECT 1 FROM {partition(index_id)} e WHERE e.index_id = {index_id} AND e.image_id = i.id LIMIT 1"  # noqa: S608
+        no_vector = f"({vector}) IS NULL"
     query = text(f"""
         SELECT i.id, i.sha256, i.source, i.caption, job_id, coalesce(is_open, false) AS job_is_open, status, reason
         FROM images i LEFT JOIN LATERAL (

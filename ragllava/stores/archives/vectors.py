@@ -140,15 +140,15 @@ def _insert_rows(connection: Connection, index_id: int, image_ids: Sequence[int]
 def remove_embeddings(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> None:
     """Remove the vectors of images from every index of their archive."""
     for index in list_indexes(connection, archive_id):
-        statement = f"DELETE FROM {partition(index.index_id)} WHERE image_id = ANY(:ids)"  # noqa: S608 - see above
-        connection.execute(text(statement), {"ids": list(image_ids)})
+        statement = f"DELETE FROM {partition(index.index_id)} WHERE index_id = :index_id AND image_id = ANY(:ids)"  # noqa: S608 - see above
+        connection.execute(text(statement), {"index_id": index.index_id, "ids": list(image_ids)})
 
 
 def missing_embeddings(connection: Connection, index_id: int, image_ids: Sequence[int]) -> list[int]:
     """Those of the images that have no vector in this index, in the order given."""
     get_index(connection, index_id)
-    query = f"SELECT image_id FROM {partition(index_id)} WHERE image_id = ANY(:ids)"  # noqa: S608 - see above
-    present = set(connection.scalars(text(query), {"ids": list(image_ids)}))
+    query = f"SELECT image_id FROM {partition(index_id)} WHERE index_id = :index_id AND image_id = ANY(:ids)"  # noqa: S608 - see above
+    present = set(connection.scalars(text(query), {"index_id": index_id, "ids": list(image_ids)}))
     return [image_id for image_id in image_ids if image_id not in present]
 
 
@@ -158,10 +158,12 @@ def unembedded_images(connection: Connection, index_id: int) -> list[StoredImage
     query = text(f"""
         SELECT id AS image_id, sha256, source, caption FROM images
         WHERE archive_id = :archive_id AND NOT retired
-          AND NOT EXISTS (SELECT FROM {partition(index_id)} e WHERE e.image_id = images.id)
+          AND (SELECT 1 FROM {partition(index_id)} e
+               WHERE e.index_id = :index_id AND e.image_id = images.id LIMIT 1) IS NULL
         ORDER BY id
     """)  # noqa: S608 - see above
-    return records(StoredImage, connection.execute(query, {"archive_id": index.archive_id}))
+    values = {"archive_id": index.archive_id, "index_id": index_id}
+    return records(StoredImage, connection.execute(query, values))
 
 
 def count_embeddings(connection: Connection, index_id: int) -> int:

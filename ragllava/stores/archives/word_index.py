@@ -111,6 +111,12 @@ def _derived(archive_id: int, caption: str | None, metadata: object, source: str
     return _ImageWords({lexeme(archive_id, word): ",".join(at) for word, at in places.items()}, tenths)
 
 
+def words_of_row(caption: str | None, metadata: object, source: str) -> set[str]:
+    """The words of an image, from the columns of its row."""
+    derived = _derived(0, caption, metadata, source)
+    return set(derived.counts()) - {IMAGES, LENGTH}
+
+
 def lexeme(archive_id: int, word: str) -> str:
     """The word as it stands in `image_words`: with its archive, so that a search reads the images of no other one."""
     return f"{archive_id}:{word}"
@@ -203,6 +209,26 @@ def compact(connection: Connection, archive_id: int | None = None) -> None:
         counted = select(word_counts.c.word).where(word_counts.c.word == vocabulary.c.word)
         connection.execute(vocabulary.delete().where(~counted.exists()))
 
+
+def forget(connection: Connection, archive_id: int | None, words: Iterable[str]) -> None:
+    """Remove those of the words that no image has any more from the counts of an archive and from the vocabulary.
+
+    Waits for writers of words, where `compact` leaves the vocabulary alone; None: the archive has no counts any more.
+    """
+    listed = list(words)
+    if archive_id is not None:
+        connection.execute(select(func.pg_advisory_xact_lock(_COUNTS_SPACE, func.hashint8(archive_id))))
+        connection.execute(text(_FORGET), {"archive_id": archive_id, "words": listed})
+    connection.execute(select(func.pg_advisory_xact_lock(_VOCABULARY_LOCK)))
+    counted = select(word_counts.c.word).where(word_counts.c.word == vocabulary.c.word, word_counts.c.images > 0)
+    connection.execute(vocabulary.delete().where(equals_any(vocabulary.c.word, listed), ~counted.exists()))
+
+
+_FORGET = """
+    DELETE FROM word_counts WHERE archive_id = :archive_id AND word IN (
+        SELECT word FROM word_counts WHERE archive_id = :archive_id AND word = ANY(:words)
+        GROUP BY word HAVING sum(images) = 0)
+"""
 
 _SUM_UP = """
     WITH summed AS (

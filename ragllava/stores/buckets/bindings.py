@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, func, select, text, update
+from sqlalchemy import Connection, Select, delete, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
@@ -104,6 +104,12 @@ def get_binding(connection: Connection, bucket: str, prefix: str) -> Binding:
     addresses = [binding.address for binding in list_bindings(connection)]
     bound = f"; these are bound: {', '.join(addresses[:10])}" if addresses else ", and no other bucket is bound"
     raise UsageError(f"s3://{bucket}/{prefix} is not bound{bound}")
+
+
+def covers(connection: Connection, bucket: str, key: str) -> bool:
+    """Whether a binding covers this object."""
+    below = (bindings.c.bucket == bucket, func.starts_with(literal(key), bindings.c.prefix))
+    return connection.scalar(select(bindings.c.id).where(*below).limit(1)) is not None
 
 
 def list_bindings(connection: Connection, archive_id: int | None = None) -> list[Binding]:

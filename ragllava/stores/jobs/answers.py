@@ -14,8 +14,8 @@ from ragllava.filters import Filter
 from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerStatus, Candidate, Origin, Question, StoredImage
 from ragllava.stores.database import copy_rows, equals_any, given, records, same
-from ragllava.stores.jobs.outcomes import LATEST_ANSWER, OPEN_QUESTION
-from ragllava.stores.schema import answers, candidates, images, questions
+from ragllava.stores.jobs.outcomes import LATEST_ANSWER, OPEN_QUESTION, ranges
+from ragllava.stores.schema import answers, candidates, images, jobs, questions
 
 RunKey = tuple[int, int, int | None]  # job, number of the question, run; None: it has no answer yet
 
@@ -68,11 +68,12 @@ def open_questions(connection: Connection, job_id: int, run_no: int, lo: int, hi
 def reorder(connection: Connection, job_id: int, numbers: Sequence[int]) -> list[int]:
     """Put questions into this order, at the positions that they have together; returns these, ascending."""
     columns = questions.c
-    query = select(columns.place).where(columns.job_id == job_id, equals_any(columns.question_no, numbers))
+    near = (columns.job_id == job_id, columns.question_no.between(min(numbers), max(numbers)))
+    query = select(columns.place).where(*near, equals_any(columns.question_no, numbers))
     positions = list(connection.scalars(query.order_by(columns.place)))
     moved = given(zip(numbers, positions, strict=True), columns.question_no, columns.place)
     is_moved = same(questions, moved, "question_no") & (columns.place != moved.c.place)
-    connection.execute(update(questions).where(columns.job_id == job_id, is_moved).values(place=moved.c.place))
+    connection.execute(update(questions).where(*near, is_moved).values(place=moved.c.place))
     return positions
 
 
@@ -145,20 +146,17 @@ def iterate_results(connection: Connection, job_id: int) -> Iterator[tuple[Any, 
     Yields (row, candidates): row has question_no, line, custom_id, question, previous and the answer's columns, which
     are NULL while the question is open; candidates are ordered by relevance, best first.
     """
-    after = -1
-    while True:
-        rows = connection.execute(_RESULTS, {"job_id": job_id, "after": after, "page": _PAGE}).all()
-        if not rows:
-            return
+    total = connection.execute(select(jobs.c.total).where(jobs.c.id == job_id)).scalar_one()
+    for lo, hi in ranges(total, _PAGE):
+        rows = connection.execute(_RESULTS, {"job_id": job_id, "lo": lo, "hi": hi}).all()
         of_runs = load_candidates(connection, [(job_id, row.question_no, row.run_no) for row in rows])
         for row in rows:
             yield row, tuple(of_runs.get((job_id, row.question_no, row.run_no), ()))
-        after = rows[-1].question_no
 
 
 _RESULTS = text(f"""
     SELECT q.question_no, q.line, q.custom_id, q.text AS question, q.previous, a.run_no, a.status,
            a.text AS answer, a.confidence, a.models, a.note, a.error_code, a.error, a.changes
     FROM questions q {LATEST_ANSWER}
-    WHERE q.job_id = :job_id AND q.question_no > :after ORDER BY q.question_no LIMIT :page
+    WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi ORDER BY q.question_no
 """)  # noqa: S608 - no foreign text

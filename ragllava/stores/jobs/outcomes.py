@@ -6,14 +6,16 @@ table of its own (`QuestionInputs`). jobs/kinds.py says which kind of job has wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
-    Integer,
+    Executable,
     Select,
     Table,
     and_,
@@ -29,10 +31,13 @@ from ragllava.stores.schema import answers, jobs, questions
 
 # A question is open in a run when that run has no answer for it and no earlier run has a good one. A line that
 # is not a valid question (text IS NULL) got its answer at submit.
+#
+# Not NOT EXISTS: that is planned as a join, which is quadratic when the statistics do not know the job's answers yet.
+# A subquery with LIMIT is executed for each question, by the primary key.
 OPEN_QUESTION = """
     q.text IS NOT NULL
-    AND NOT EXISTS (SELECT 1 FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
-                    AND (a.run_no = :run_no OR a.status IN ('answered', 'no_evidence')))
+    AND (SELECT 1 FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
+         AND (a.run_no = :run_no OR a.status IN ('answered', 'no_evidence')) LIMIT 1) IS NULL
 """
 # `a` is the answer of the latest run of the question `q`; its columns are NULL while the question is open.
 LATEST_ANSWER = """
@@ -40,6 +45,18 @@ LATEST_ANSWER = """
         SELECT * FROM answers a WHERE a.job_id = q.job_id AND a.question_no = q.question_no
         ORDER BY a.run_no DESC LIMIT 1) a ON true
 """
+
+COUNTED_AT_ONCE = 50_000  # inputs; each part is a statement, which takes well below a second
+
+
+def ranges(total: int, size: int) -> Iterator[tuple[int, int]]:
+    """The numbers from 0 in parts [lo, hi) of `size`, for statements of bounded length; the last part is open, so that
+    inputs are found that a job of `total` inputs should not have."""
+    starts = range(0, max(1, total), size)
+    yield from ((lo, lo + size if lo != starts[-1] else _BEYOND) for lo in starts)
+
+
+_BEYOND = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +80,7 @@ class InputTable:
 
     @property
     def _number(self) -> ColumnElement[int]:
-        return self.table.c[self.number] if self.number else literal_column("0", Integer)
+        return self.table.c[self.number] if self.number else literal_column("0", BigInteger)
 
     def open_numbers(self, connection: Connection, job_id: int, run_no: int, lo: int, hi: int) -> list[int]:
         """Numbers of the inputs in [lo, hi) that have no outcome in this run, ascending."""
@@ -71,15 +88,19 @@ class InputTable:
         query = select(number).where(columns.job_id == job_id, number >= lo, number < hi, columns.status.is_(None))
         return sorted(connection.scalars(query))
 
-    def count_all(self, connection: Connection, job_id: int) -> dict[str | None, int]:
-        """All inputs by their latest outcome; those without one under None."""
+    def count_all(self, connection: Connection, job_id: int, total: int) -> dict[str | None, int]:
+        """All inputs of a job of `total` by their latest outcome; those without one under None."""
         columns = self.table.c
-        query = select(columns.status, func.count()).where(columns.job_id == job_id).group_by(columns.status)
-        return dict(connection.execute(query).all())
+        counts: Counter[str | None] = Counter()
+        for lo, hi in ranges(total, COUNTED_AT_ONCE):
+            part = (columns.job_id == job_id, self._number >= lo, self._number < hi)
+            query = select(columns.status, func.count()).where(*part)
+            counts.update(_numbers(connection, query.group_by(columns.status)))
+        return dict(counts)
 
-    def count(self, connection: Connection, job_id: int) -> dict[str, int]:
+    def count(self, connection: Connection, job_id: int, total: int) -> dict[str, int]:
         """Inputs by their latest outcome; those without one are not counted."""
-        counts = self.count_all(connection, job_id)
+        counts = self.count_all(connection, job_id, total)
         return {status: number for status, number in counts.items() if status is not None}
 
     def totals(self) -> Select[Any]:
@@ -88,15 +109,11 @@ class InputTable:
         inputs, outcomes = func.count().label("inputs"), func.count(columns.status).label("outcomes")
         return select(columns.job_id, inputs, outcomes).group_by(columns.job_id)
 
-    def end(
-        self, connection: Connection, job_id: int, run_no: int, numbers: Sequence[int], status: str, reason: str
-    ) -> None:
-        """Give the inputs with these numbers the same outcome in a run."""
-        connection.execute(
-            update(self.table)
-            .where(self.table.c.job_id == job_id, self._number.in_(numbers))
-            .values(status=status, reason=reason, **self.ended)
-        )
+    def end(self, connection: Connection, job_id: int, run_no: int, lo: int, hi: int, status: str, reason: str) -> None:
+        """Give the open inputs in [lo, hi) the same outcome in a run."""
+        columns = self.table.c
+        are_open = (columns.job_id == job_id, self._number >= lo, self._number < hi, columns.status.is_(None))
+        connection.execute(update(self.table).where(*are_open).values(status=status, reason=reason, **self.ended))
 
     def reopen(self, connection: Connection, job_id: int, run_no: int, statuses: Sequence[str]) -> list[int]:
         """Open the inputs whose outcome is one of `statuses` for run `run_no`; returns their numbers, ascending."""
@@ -126,22 +143,30 @@ class QuestionInputs:
         """)  # noqa: S608 - no foreign text
         return list(connection.scalars(query, {"job_id": job_id, "run_no": run_no, "lo": lo, "hi": hi}))
 
-    def count_all(self, connection: Connection, job_id: int) -> dict[str | None, int]:
+    def count_all(self, connection: Connection, job_id: int, total: int) -> dict[str | None, int]:
         """As InputTable."""
         query = text(f"""
-            SELECT a.status, count(*) FROM questions q {LATEST_ANSWER} WHERE q.job_id = :job_id GROUP BY a.status
+            SELECT a.status, count(*) FROM questions q {LATEST_ANSWER}
+            WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi GROUP BY a.status
         """)  # noqa: S608 - no foreign text
-        return dict(connection.execute(query, {"job_id": job_id}).all())
+        counts: Counter[str | None] = Counter()
+        for lo, hi in ranges(total, COUNTED_AT_ONCE):
+            counts.update(_numbers(connection, query, job_id=job_id, lo=lo, hi=hi))
+        return dict(counts)
 
-    def count(self, connection: Connection, job_id: int) -> dict[str, int]:
+    def count(self, connection: Connection, job_id: int, total: int) -> dict[str, int]:
         """As InputTable. It looks at the answers only, because this is asked often while a job runs."""
         query = text("""
             SELECT status, count(*) FROM (
-                SELECT DISTINCT ON (question_no) question_no, status FROM answers WHERE job_id = :job_id
+                SELECT DISTINCT ON (question_no) question_no, status FROM answers
+                WHERE job_id = :job_id AND question_no >= :lo AND question_no < :hi
                 ORDER BY question_no, run_no DESC) latest
             GROUP BY status
         """)
-        return dict(connection.execute(query, {"job_id": job_id}).all())
+        counts: Counter[str] = Counter()
+        for lo, hi in ranges(total, COUNTED_AT_ONCE):
+            counts.update(_numbers(connection, query, job_id=job_id, lo=lo, hi=hi))
+        return dict(counts)
 
     def totals(self) -> Select[Any]:
         """As InputTable."""
@@ -151,28 +176,27 @@ class QuestionInputs:
         joined = questions.outerjoin(answers, same)
         return select(questions.c.job_id, inputs, outcomes).select_from(joined).group_by(questions.c.job_id)
 
-    def end(
-        self, connection: Connection, job_id: int, run_no: int, numbers: Sequence[int], status: str, reason: str
-    ) -> None:
+    def end(self, connection: Connection, job_id: int, run_no: int, lo: int, hi: int, status: str, reason: str) -> None:
         """As InputTable."""
-        query = text("""
+        query = text(f"""
             INSERT INTO answers (job_id, question_no, run_no, status, error_code, error)
-            SELECT job_id, question_no, :run_no, :status, :status, :reason FROM questions
-            WHERE job_id = :job_id AND place = ANY(:numbers)
-        """)
-        values = {"job_id": job_id, "run_no": run_no, "numbers": list(numbers), "status": status, "reason": reason}
+            SELECT q.job_id, q.question_no, :run_no, :status, :status, :reason FROM questions q
+            WHERE q.job_id = :job_id AND q.place >= :lo AND q.place < :hi AND {OPEN_QUESTION}
+        """)  # noqa: S608 - no foreign text
+        values = {"job_id": job_id, "run_no": run_no, "lo": lo, "hi": hi, "status": status, "reason": reason}
         connection.execute(query, values)
 
     def reopen(self, connection: Connection, job_id: int, run_no: int, statuses: Sequence[str]) -> list[int]:
         """As InputTable, without a write: run `run_no` has no answer yet."""
-        query = text("""
-            SELECT q.place FROM (
-                SELECT DISTINCT ON (question_no) question_no, status FROM answers
-                WHERE job_id = :job_id AND run_no < :run_no ORDER BY question_no, run_no DESC) latest
-            JOIN questions q ON q.job_id = :job_id AND q.question_no = latest.question_no
-            WHERE latest.status = ANY(:statuses) AND q.text IS NOT NULL ORDER BY q.place
-        """)
-        return list(connection.scalars(query, {"job_id": job_id, "run_no": run_no, "statuses": list(statuses)}))
+        query = text(f"""
+            SELECT q.place FROM questions q {LATEST_ANSWER}
+            WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi AND q.text IS NOT NULL
+                  AND a.status = ANY(:statuses)
+        """)  # noqa: S608 - no foreign text
+        total = connection.execute(select(jobs.c.total).where(jobs.c.id == job_id)).scalar_one()
+        values = {"job_id": job_id, "statuses": list(statuses)}
+        parts = (values | {"lo": lo, "hi": hi} for lo, hi in ranges(total, COUNTED_AT_ONCE))
+        return sorted(place for part in parts for place in connection.scalars(query, part))
 
 
 JobInputs = InputTable | QuestionInputs
@@ -208,6 +232,11 @@ class Reconciliation:
 def reconcile(connection: Connection, inputs: JobInputs, job_id: int) -> Reconciliation:
     """Count a job's inputs and their outcomes in the tables themselves."""
     total = connection.execute(select(jobs.c.total).where(jobs.c.id == job_id)).scalar_one()
-    counts = inputs.count_all(connection, job_id)
+    counts = inputs.count_all(connection, job_id, total)
     by_status = {status: number for status, number in counts.items() if status is not None}
     return Reconciliation(total, sum(counts.values()), by_status)
+
+
+def _numbers(connection: Connection, query: Executable, **values: int) -> dict[Any, int]:
+    """The rows of a query for a value and a number."""
+    return dict(connection.execute(query, values).all())

@@ -6,6 +6,7 @@ Every line of the earlier job is a line of the refresh, with the same number. Th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from sqlalchemy import Connection, text
 
 from ragllava.records import Question
 from ragllava.stores.database import record, records
-from ragllava.stores.jobs.outcomes import LATEST_ANSWER
+from ragllava.stores.jobs.outcomes import COUNTED_AT_ONCE, LATEST_ANSWER, ranges
 
 _PAGE = 10_000  # lines in a statement, which must end before the statement timeout
 
@@ -67,22 +68,24 @@ def lock_earlier(connection: Connection, earlier_job_id: int) -> int | None:
 
 def copy_lines(connection: Connection, job_id: int, earlier_job_id: int, total: int) -> None:
     """Copy the `total` lines of the earlier job to a new job. Lines without an answer keep their outcome."""
-    for lo in range(0, total, _PAGE):
-        values = {"job_id": job_id, "earlier": earlier_job_id, "lo": lo, "hi": lo + _PAGE}
+    for lo, hi in ranges(total, _PAGE):
+        values = {"job_id": job_id, "earlier": earlier_job_id, "lo": lo, "hi": hi}
         connection.execute(_COPY_QUESTIONS, values)
         connection.execute(_COPY_UNANSWERED, values)
 
 
 def earlier_answers(connection: Connection, job_id: int, numbers: Sequence[int]) -> dict[int, EarlierAnswer]:
     """The earlier answers of these questions of a refresh, by number; questions without one are left out."""
-    rows = connection.execute(_PINNED, {"job_id": job_id, "numbers": list(numbers)})
+    if not numbers:
+        return {}
+    rows = connection.execute(_PINNED, _of(job_id, numbers))
     return {earlier.question_no: earlier for earlier in records(EarlierAnswer, rows)}
 
 
-def answered_page(connection: Connection, job_id: int, after: int, limit: int) -> list[tuple[Question, EarlierAnswer]]:
-    """The next questions of a job that ended as answered or without evidence, each with its latest answer: at most
-    `limit`, in order, those whose number is greater than `after`."""
-    rows = connection.execute(_LATEST, {"job_id": job_id, "after": after, "page": limit})
+def answered_part(connection: Connection, job_id: int, lo: int, hi: int) -> list[tuple[Question, EarlierAnswer]]:
+    """The questions of a job with numbers in [lo, hi) that ended as answered or without evidence, each with its latest
+    answer, in order."""
+    rows = connection.execute(_LATEST, {"job_id": job_id, "lo": lo, "hi": hi})
     return [(record(Question, row), record(EarlierAnswer, row)) for row in rows]
 
 
@@ -93,25 +96,39 @@ def take_over(
 
     Returns the numbers of the copied answers; answers that were deleted meanwhile are missing.
     """
-    values = {"job_id": job_id, "run_no": run_no, "numbers": list(numbers)}
+    values = _of(job_id, numbers) | {"run_no": run_no}
     taken = connection.scalars(_TAKE_ANSWERS, values | {"shard_id": shard_id, "epoch": epoch}).all()
     connection.execute(_TAKE_CANDIDATES, values)
     return set(taken)
+
+
+def _of(job_id: int, numbers: Sequence[int]) -> dict[str, Any]:
+    """Parameters for questions of a job; the bounds let the primary key find them, whatever the statistics say."""
+    return {"job_id": job_id, "numbers": list(numbers), "first": min(numbers), "last": max(numbers)}
 
 
 def view(connection: Connection, job_id: int, spec: Mapping[str, Any]) -> RefreshView | None:
     """The counts of a refresh; None for an answer job that refreshes no other."""
     if "refreshes" not in spec:
         return None
-    row = connection.execute(_COUNTS, {"job_id": job_id}).one()
-    because: dict[str, int] = dict(connection.execute(_BECAUSE, {"job_id": job_id}).all())
-    return record(RefreshView, row, refreshes=spec["refreshes"], because=because)
+    total = connection.execute(text("SELECT total FROM jobs WHERE id = :id"), {"id": job_id}).scalar_one()
+    counts: Counter[str] = Counter(taken_over=0, asked_again=0, changed=0)
+    because: Counter[str] = Counter()
+    for lo, hi in ranges(total, COUNTED_AT_ONCE):
+        part = {"job_id": job_id, "lo": lo, "hi": hi}
+        counts.update(connection.execute(_COUNTS, part).one()._asdict())
+        because.update(dict(connection.execute(_BECAUSE, part).all()))
+    return RefreshView(refreshes=spec["refreshes"], because=dict(sorted(because.items())), **counts)
 
 
 _EARLIER = """
     a.question_no, a.status = 'answered' AS has_evidence, a.models, a.candidates_digest AS digest,
     ARRAY(SELECT c.image_id FROM candidates c
           WHERE c.job_id = a.job_id AND c.question_no = a.question_no AND c.run_no = a.run_no) AS image_ids
+"""
+
+_ARE_THESE = """
+    q.job_id = :job_id AND q.question_no BETWEEN :first AND :last AND q.question_no = ANY(:numbers)
 """
 
 _PINNED_ANSWER = """
@@ -141,15 +158,15 @@ _COPY_UNANSWERED = text(f"""
 """)  # noqa: S608 - no foreign text
 
 _PINNED = text(f"""
-    SELECT {_EARLIER} FROM questions q {_PINNED_ANSWER}
-    WHERE q.job_id = :job_id AND q.question_no = ANY(:numbers)
+    SELECT {_EARLIER} FROM questions q {_PINNED_ANSWER} WHERE {_ARE_THESE}
 """)  # noqa: S608 - no foreign text
 
 _LATEST = text(f"""
     SELECT q.line, q.custom_id, q.text, q.filter, {_EARLIER}
     FROM questions q {LATEST_ANSWER}
-    WHERE q.job_id = :job_id AND q.question_no > :after AND a.status IN ('answered', 'no_evidence')
-    ORDER BY q.question_no LIMIT :page
+    WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi
+          AND a.status IN ('answered', 'no_evidence')
+    ORDER BY q.question_no
 """)  # noqa: S608 - no foreign text
 
 _TAKE_ANSWERS = text(f"""
@@ -157,8 +174,7 @@ _TAKE_ANSWERS = text(f"""
                          error_code, error, candidates_digest, changes)
     SELECT q.job_id, q.question_no, :run_no, :shard_id, :epoch, a.status, a.text, a.confidence, a.models, a.note,
            a.error_code, a.error, a.candidates_digest, '{{}}'
-    FROM questions q {_PINNED_ANSWER}
-    WHERE q.job_id = :job_id AND q.question_no = ANY(:numbers)
+    FROM questions q {_PINNED_ANSWER} WHERE {_ARE_THESE}
     FOR KEY SHARE OF a  -- so that it is not deleted before its candidates are copied
     RETURNING question_no
 """)  # noqa: S608 - no foreign text
@@ -171,12 +187,12 @@ _TAKE_CANDIDATES = text(f"""
            c.evidence_no, c.origin, c.caption_rank, c.caption_score
     FROM questions q {_PINNED_ANSWER}
     JOIN candidates c ON c.job_id = a.job_id AND c.question_no = a.question_no AND c.run_no = a.run_no
-    WHERE q.job_id = :job_id AND q.question_no = ANY(:numbers)
+    WHERE {_ARE_THESE}
 """)  # noqa: S608 - no foreign text
 
-_NOW = """
-    FROM (SELECT DISTINCT ON (question_no) * FROM answers WHERE job_id = :job_id
-          ORDER BY question_no, run_no DESC) a
+_NOW = f"""
+    FROM questions q {LATEST_ANSWER}
+    WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi AND a.status IS NOT NULL
 """
 
 _COUNTS = text(f"""
@@ -184,10 +200,10 @@ _COUNTS = text(f"""
            count(*) FILTER (WHERE cardinality(a.changes) > 0) AS asked_again,
            count(*) FILTER (WHERE a.status IS DISTINCT FROM q.previous ->> 'status'
                                OR a.text IS DISTINCT FROM q.previous ->> 'answer') AS changed
-    {_NOW} JOIN questions q ON q.job_id = :job_id AND q.question_no = a.question_no
+    {_NOW}
 """)  # noqa: S608 - no foreign text
 
 _BECAUSE = text(f"""
-    SELECT change, count(*) AS number {_NOW} CROSS JOIN LATERAL unnest(a.changes) AS change
-    GROUP BY change ORDER BY change
-""")
+    SELECT change, count(*) AS number FROM (SELECT a.changes {_NOW}) latest CROSS JOIN unnest(latest.changes) AS change
+    GROUP BY change
+""")  # noqa: S608 - no foreign text

@@ -8,8 +8,10 @@ from datetime import datetime
 from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.stores.database import records
+from ragllava.stores.database import records, seconds
 from ragllava.stores.schema import workers
+
+FORGOTTEN_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,15 @@ def remove(connection: Connection, name: str) -> None:
     connection.execute(delete(workers).where(workers.c.name == name))
 
 
+def remove_silent(connection: Connection) -> int:
+    """Delete the rows of workers that were last seen more than FORGOTTEN_S ago; returns how many.
+
+    A killed container never comes back under its name.
+    """
+    return connection.execute(delete(workers).where(workers.c.seen_at < func.now() - seconds(FORGOTTEN_S))).rowcount
+
+
 def list_workers(connection: Connection) -> list[WorkerView]:
-    """All rows by name; the row of a killed worker stays until a worker of that name starts again."""
+    """All rows by name; the row of a killed worker stays for a day, or until a worker of that name starts again."""
     age = func.extract("epoch", func.now() - workers.c.seen_at)
     return records(WorkerView, connection.execute(select(workers, age.label("age_s")).order_by(workers.c.name)))

@@ -91,6 +91,41 @@ def set_state(connection: Connection, keys: Sequence[QuestionKey], state: NoisyS
     return connection.execute(update(noisy_cases).where(moved).values(state=state, updated_at=func.now())).rowcount
 
 
+def open_numbers(connection: Connection, archive_id: int, job_id: int, numbers: Sequence[int]) -> set[int]:
+    """Those of the questions that are open noisy cases."""
+    cases = noisy_cases.c
+    query = select(cases.question_no).where(cases.archive_id == archive_id, cases.job_id == job_id)
+    is_open = cases.state == NoisyState.OPEN
+    return set(connection.scalars(query.where(is_open, equals_any(cases.question_no, numbers))))
+
+
+def dismiss(
+    connection: Connection,
+    archive_id: int,
+    *,
+    job_id: int | None = None,
+    numbers: Sequence[int] | None = None,
+    reason: NoisyReason | None = None,
+    before: datetime | None = None,
+) -> int:
+    """Dismiss the open cases of an archive that fulfil all conditions given; returns how many.
+
+    `numbers` are questions of the job `job_id`; `before` is when a case was logged.
+    """
+    cases = noisy_cases.c
+    conditions = [cases.archive_id == archive_id, cases.state == NoisyState.OPEN]
+    if job_id is not None:
+        conditions.append(cases.job_id == job_id)
+    if numbers is not None:
+        conditions.append(equals_any(cases.question_no, numbers))
+    if reason is not None:
+        conditions.append(cases.reasons.contains([reason.value]))
+    if before is not None:
+        conditions.append(cases.created_at < before)
+    dismissed = update(noisy_cases).where(*conditions).values(state=NoisyState.DISMISSED, updated_at=func.now())
+    return connection.execute(dismissed).rowcount
+
+
 def list_cases(
     connection: Connection,
     archive_id: int,
@@ -134,10 +169,10 @@ def unlabelled_questions(connection: Connection, job_id: int) -> list[int]:
         SELECT DISTINCT a.question_no FROM answers a
         WHERE a.job_id = :job_id AND a.status IN ('answered', 'no_evidence')
           AND a.changes IS DISTINCT FROM '{}'
-          AND NOT EXISTS (SELECT 1 FROM labels l
-                          WHERE l.job_id = a.job_id AND l.question_no = a.question_no)
-          AND NOT EXISTS (SELECT 1 FROM noisy_cases n
-                          WHERE n.job_id = a.job_id AND n.question_no = a.question_no AND n.state <> 'open')
+          AND (SELECT 1 FROM labels l
+               WHERE l.job_id = a.job_id AND l.question_no = a.question_no LIMIT 1) IS NULL
+          AND (SELECT 1 FROM noisy_cases n
+               WHERE n.job_id = a.job_id AND n.question_no = a.question_no AND n.state <> 'open' LIMIT 1) IS NULL
         ORDER BY 1
     """)
     return list(connection.scalars(query, {"job_id": job_id}))
@@ -146,8 +181,11 @@ def unlabelled_questions(connection: Connection, job_id: int) -> list[int]:
 def logged_reasons(connection: Connection, job_id: int, numbers: Sequence[int]) -> dict[int, set[str]]:
     """The logged reasons of each question."""
     cases = noisy_cases.c
-    query = select(cases.question_no, cases.reasons).where(cases.job_id == job_id)
-    rows = connection.execute(query.where(equals_any(cases.question_no, numbers)))
+    if not numbers:
+        return {}
+    near = (cases.job_id == job_id, cases.question_no.between(min(numbers), max(numbers)))
+    query = select(cases.question_no, cases.reasons).where(*near, equals_any(cases.question_no, numbers))
+    rows = connection.execute(query)
     return {number: set(reasons) for number, reasons in rows}
 
 

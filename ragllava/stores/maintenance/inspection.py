@@ -47,17 +47,25 @@ STALE_MESSAGES = """
       AND s.queued_at < now() - make_interval(secs => :queued_s)
 """
 
-# Open jobs that can never finish.
+# Open jobs that should have been closed. The next tick closes a large job, whose outcomes take time to count.
 JOBS_WITHOUT_OPEN_SHARD = """
     SELECT 'job ' || j.id || ' (' || j.kind || ', ' || j.state || ')' AS example FROM jobs j
     WHERE finished_at IS NULL AND NOT EXISTS (
-        SELECT 1 FROM shards s WHERE s.job_id = j.id AND s.state IN ('pending', 'queued', 'running'))
+        SELECT 1 FROM shards s WHERE s.job_id = j.id AND (
+            s.state IN ('pending', 'queued', 'running')
+            OR s.finished_at > now() - make_interval(secs => :result_s)))
 """
 
 # Jobs that ended some time ago and have no result yet.
 JOBS_WITHOUT_RESULT = """
     SELECT 'job ' || id || ' (' || kind || ')' AS example FROM jobs
     WHERE result IS NULL AND finished_at < now() - make_interval(secs => :result_s)
+"""
+
+# Removals without progress that the tick should have finished; one that waits for a job makes progress.
+STALLED_ERASURES = """
+    SELECT 'removal ' || id || ' (' || kind || ')' AS example FROM erasures
+    WHERE finished_at IS NULL AND updated_at < now() - make_interval(secs => :result_s)
 """
 
 # Schedules whose due time passed without firing.
@@ -93,14 +101,13 @@ ARCHIVES_WITHOUT_INDEX = """
 # Images of the archive that a search in this index cannot find.
 IMAGES_WITHOUT_VECTOR = """
     SELECT source AS example FROM images i WHERE archive_id = :archive_id AND NOT retired
-    AND NOT EXISTS (SELECT 1 FROM embeddings e WHERE e.index_id = :index_id AND e.image_id = i.id)
+    AND (SELECT 1 FROM embeddings e WHERE e.index_id = :index_id AND e.image_id = i.id LIMIT 1) IS NULL
 """
 
 # Vectors of images that are retired or not in the archive.
 VECTORS_WITHOUT_IMAGE = """
     SELECT 'image ' || image_id AS example FROM embeddings e WHERE index_id = :index_id
-    AND NOT EXISTS (SELECT 1 FROM images i
-                    WHERE i.id = e.image_id AND archive_id = :archive_id AND NOT retired)
+    AND (SELECT 1 FROM images i WHERE i.id = e.image_id AND archive_id = :archive_id AND NOT retired LIMIT 1) IS NULL
 """
 
 # Left by interrupted builds: never searched, and updated by every insert.

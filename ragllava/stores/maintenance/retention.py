@@ -6,38 +6,37 @@ from sqlalchemy import Connection, text
 
 from ragllava.stores.archives import indexes
 
-# Models learn from labels, and a noisy case that is not dismissed may become one. Trainings, which are few, stay: model
-# versions refer to them, and so does the check whether a new training is due.
+# Models learn from labels, and an open noisy case may become one, but not for ever: most cases are never labelled.
+# Trainings, which are few, stay: model versions refer to them, and so does the check whether a new training is due.
 _IS_OLD = "jobs.finished_at < now() - make_interval(secs => :older_than_s)"
 _IS_NEEDED = """
     (EXISTS (SELECT 1 FROM labels WHERE labels.job_id = jobs.id)
-     OR EXISTS (SELECT 1 FROM noisy_cases n WHERE n.job_id = jobs.id AND n.state <> 'dismissed'))
+     OR EXISTS (SELECT 1 FROM noisy_cases n WHERE n.job_id = jobs.id AND n.state = 'open'
+                AND (:noisy_s = 0 OR n.created_at > now() - make_interval(secs => :noisy_s))))
 """
 _DELETABLE = f"jobs.kind <> 'train' AND jobs.result IS NOT NULL AND {_IS_OLD} AND NOT {_IS_NEEDED}"
-_DELETION_TIMEOUT_S = 900  # a job of a million lines takes longer than other statements may
 
 
-def deletable_jobs(connection: Connection, older_than_s: float) -> list[int]:
-    """Jobs that ended longer ago, have a result, and are not needed for learning; oldest first."""
+def deletable_jobs(connection: Connection, older_than_s: float, noisy_s: float) -> list[int]:
+    """Jobs that ended longer ago, have a result, and are not needed for learning; oldest first.
+
+    An open noisy case keeps its job for `noisy_s` seconds, 0: for ever.
+    """
     query = f"SELECT id FROM jobs WHERE {_DELETABLE} ORDER BY id"  # noqa: S608 - no foreign text
-    return list(connection.scalars(text(query), {"older_than_s": older_than_s}))
+    return list(connection.scalars(text(query), {"older_than_s": older_than_s, "noisy_s": noisy_s}))
 
 
-def count_needed_jobs(connection: Connection, older_than_s: float) -> int:
+def count_needed_jobs(connection: Connection, older_than_s: float, noisy_s: float) -> int:
     """How many jobs of that age are kept for their labels and noisy cases."""
     query = f"SELECT count(*) FROM jobs WHERE kind = 'answer' AND {_IS_OLD} AND {_IS_NEEDED}"  # noqa: S608
-    return int(connection.execute(text(query), {"older_than_s": older_than_s}).scalar_one())
+    return int(connection.execute(text(query), {"older_than_s": older_than_s, "noisy_s": noisy_s}).scalar_one())
 
 
-def delete_job(connection: Connection, job_id: int, older_than_s: float) -> bool:
-    """Delete a job with its inputs, outcomes and shards; False when it may not be deleted any more.
-
-    The caller removes its result objects after the commit; objects that a crash leaves have no row, and gc finds them.
-    """
-    connection.execute(text(f"SET LOCAL statement_timeout = '{_DELETION_TIMEOUT_S}s'"))
+def lock_deletable(connection: Connection, job_id: int, older_than_s: float, noisy_s: float) -> bool:
+    """Lock a job until the end of the transaction; False when it may not be deleted any more."""
     chosen = f"SELECT id FROM jobs WHERE id = :job_id AND {_DELETABLE} FOR UPDATE"  # noqa: S608 - no foreign text
-    values = {"job_id": job_id, "older_than_s": older_than_s}
-    return connection.execute(text(f"DELETE FROM jobs WHERE id IN ({chosen})"), values).rowcount == 1  # noqa: S608
+    values = {"job_id": job_id, "older_than_s": older_than_s, "noisy_s": noisy_s}
+    return connection.scalar(text(chosen), values) is not None
 
 
 def drop_retired_index(connection: Connection, older_than_s: float) -> int | None:

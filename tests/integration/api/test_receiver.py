@@ -17,7 +17,9 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 from urllib3 import PoolManager
 
-from ragllava.api.receiver import MAX_BODY_BYTES, make_app
+from ragllava.api import serving
+from ragllava.api.receiver import MAX_BODY_BYTES, make_app, needed_settings
+from ragllava.api.serving import MAX_HEADER_BYTES, server_config
 from ragllava.errors import SettingsError
 from ragllava.local.service import http_get
 from ragllava.settings import Settings
@@ -62,8 +64,8 @@ def post(settings: Settings, engine: Engine, bound: None) -> Iterator[Post]:
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     own = make_engine(settings.require_database(), name="receiver")
-    app = make_app(own, settings.model_copy(update={"events_token": SecretStr(TOKEN)}))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    app = make_app(own, needed_settings(settings.model_copy(update={"events_token": SecretStr(TOKEN)})))
+    server = uvicorn.Server(server_config(app, "127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -120,6 +122,59 @@ def test_refused_messages_are_answered_and_counted(post: Post, engine: Engine, s
 def test_health_is_that_of_the_database(post: Post, settings: Settings) -> None:
     assert http_get(f"http://{post.address}/healthz").status == 200
     assert http_get(f"http://{post.address}/nowhere").status == 404
+
+
+def closed_by(address: str, *pieces: bytes) -> bytes:
+    """What the receiver answers before it closes a connection that sends these pieces, the last one again and again."""
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        for piece in pieces:
+            client.sendall(piece)
+        answer = bytearray()
+        client.settimeout(0.1)
+        for _ in range(300):
+            try:
+                received = client.recv(1_000)
+                if not received:
+                    return bytes(answer)
+                answer += received
+            except TimeoutError:
+                if pieces:
+                    client.sendall(pieces[-1])
+            except OSError:
+                return bytes(answer)
+    raise AssertionError("the connection stays open")
+
+
+def test_a_client_that_sends_no_complete_header_is_disconnected(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "HEADERS_S", 0.5)
+    start = b"POST /events HTTP/1.1\r\nHost: receiver\r\n"
+    assert closed_by(post.address) == b""
+    assert closed_by(post.address, start, b"X-Slow: 1\r\n") == b""
+    answered = closed_by(post.address, b"GET /healthz HTTP/1.1\r\nHost: receiver\r\n\r\n", start, b"X-Slow: 1\r\n")
+    assert answered.startswith(b"HTTP/1.1 200")
+    assert post(message("in/a.png"))[0] == 200
+
+
+def test_a_long_header_and_too_many_connections_are_refused(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "HEADERS_S", 0.5)
+    start = b"POST /events HTTP/1.1\r\nHost: receiver\r\nX-Long: "
+    assert closed_by(post.address, start, b"x" * (MAX_HEADER_BYTES // 2)).startswith(b"HTTP/1.1 400")
+    host, port = post.address.split(":")
+    monkeypatch.setattr(serving, "HEADERS_S", 60.0)
+    idle = [socket.create_connection((host, int(port))) for _ in range(serving.MAX_CONNECTIONS + 20)]
+    with PoolManager(timeout=30, retries=False) as pool:
+        wait_for("the refusal", lambda: pool.request("GET", f"http://{post.address}/healthz").status == 503, 30)
+    for client in idle:
+        client.close()
+    wait_for("room again", lambda: http_get(f"http://{post.address}/healthz").status == 200, 30)
+
+
+def test_the_receiver_keeps_no_secret_that_it_does_not_need(settings: Settings) -> None:
+    kept = needed_settings(settings.model_copy(update={"events_token": SecretStr(TOKEN)}))
+    secrets = {name for name, value in kept if isinstance(value, SecretStr)}
+    assert secrets == {"database_url", "events_token"}
+    assert kept.s3_access_key is None
 
 
 def test_without_a_token_there_is_no_receiver(engine: Engine, settings: Settings) -> None:

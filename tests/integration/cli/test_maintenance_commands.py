@@ -54,7 +54,7 @@ def test_a_maintenance_task_is_queued_and_shown_with_its_report(run: Run, worksh
     publish_missing_results(workshop.engine, workshop.resources.objects)
     out = run("jobs", "show", "1")[1]
     assert "job 1 completed: 1 maintenance task: 1 done" in out
-    assert "retention: dropped 0 replaced indexes, 0 jobs and 0 old runs of schedules" in out
+    assert "retention: dropped 0 replaced indexes, 0 jobs, 0 retired pictures and 0 old runs of schedules" in out
     assert "  jobs: dropped 0, kept_for_labels_and_noisy_cases 0" in detail_lines(workshop.job(1))
     assert json.loads(run("jobs", "show", "1", "--json")[1])["result"]["reconciled"]["adds_up"] is True
 
@@ -72,8 +72,8 @@ def deep_findings(out: str) -> list[dict[str, Any]]:
     return [finding for finding in json.loads(out)["findings"] if finding["topic"] == "deep"]
 
 
-def test_the_deep_doctor_looks_no_deeper_into_tables_of_another_version(run: Run, engine: Engine) -> None:
-    with engine.begin() as connection:
+def test_the_deep_doctor_looks_no_deeper_into_tables_of_another_version(run: Run, owner_engine: Engine) -> None:
+    with owner_engine.begin() as connection:
         connection.execute(text("DROP TABLE schedule_runs"))
     code, out, err = run("doctor", "--deep", "--json")
     assert (code, err) == (1, "")

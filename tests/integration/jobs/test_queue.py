@@ -13,7 +13,7 @@ from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import JobState
 from ragllava.records import Answer, AnswerStatus
 from ragllava.settings import Settings
-from ragllava.stores.jobs import answers
+from ragllava.stores.jobs import answers, workers
 from ragllava.stores.schema import answers as answers_table
 from ragllava.stores.schema import jobs, shards
 from tests.support.job_rows import WORKER, Desk
@@ -92,6 +92,36 @@ def test_a_lost_message_is_sent_again_after_the_timeout_and_not_before(desk: Des
         age = desk.settings.queued_timeout_s + 1
         connection.execute(update(shards).values(queued_at=text(f"now() - interval '{age} s'")))
     assert desk.dispatch() == [shard_id]
+
+
+def age_messages(desk: Desk) -> None:
+    with desk.engine.begin() as connection:
+        age = desk.settings.queued_timeout_s + 1
+        connection.execute(update(shards).values(queued_at=text(f"queued_at - interval '{age} s'")))
+
+
+def test_a_message_behind_a_busy_slot_is_not_sent_again(desk: Desk) -> None:
+    desk.questions_job(3, per_shard=1)
+    running = desk.claim_next()
+    waiting = desk.ids("queued")
+    assert len(waiting) == 1
+    waiting += desk.dispatch()
+    for _ in range(3):
+        age_messages(desk)
+        assert desk.dispatch() == []
+    assert desk.ids("queued") == waiting
+    desk.answer(running)
+    assert desk.dispatch() == waiting  # now a slot is free, and nobody has taken them
+
+
+def test_a_message_is_sent_again_when_another_worker_of_its_queue_is_free(desk: Desk) -> None:
+    desk.questions_job(3, per_shard=1)
+    desk.claim_next()
+    desk.dispatch()
+    desk.live_worker("second@test")
+    desk.live_worker("train@test", queues=("train",))
+    age_messages(desk)
+    assert len(desk.dispatch()) >= 2
 
 
 def test_backlog_in_redis_is_bounded_by_live_slots(desk: Desk) -> None:
@@ -198,6 +228,21 @@ def test_transient_failures_end_after_their_limit(desk: Desk, engine: Engine) ->
     job = desk.job(job_id)
     assert job.progress.by_status == {"dead": 1}
     assert job.state == JobState.FAILED
+
+
+def test_transient_failures_with_progress_between_them_do_not_add_up(desk: Desk, engine: Engine) -> None:
+    job_id = desk.questions_job(6, per_shard=6)
+    limits = Limits(max_attempts=1, max_transient_attempts=3, backoff_s=0.0)
+    for number in range(5):
+        lease = desk.claim_next()
+        with engine.begin() as connection:
+            queue.fence(connection, lease, 60.0)
+            answered = [Answer(number, AnswerStatus.ANSWERED, text="yes")]
+            answers.insert_answers(connection, job_id, 1, lease.shard_id, lease.epoch, answered)
+        with engine.begin() as connection:
+            queue.fail(connection, lease, "the object store is away", limits, is_transient=True)
+    assert desk.drain() == 1
+    assert desk.job(job_id).progress.by_status == {"answered": 6}
 
 
 def test_handing_back_costs_no_attempt_and_keeps_what_was_answered(desk: Desk, engine: Engine) -> None:
@@ -334,7 +379,17 @@ def test_a_job_that_does_not_add_up_is_failed(desk: Desk, engine: Engine) -> Non
     assert job.error == "2 inputs but 0 outcomes: the job does not add up"
 
 
-def test_two_reaps_at_once_settle_each_shard_once(desk: Desk, engine: Engine) -> None:
+def test_the_row_of_a_worker_that_was_not_seen_for_a_day_is_removed(desk: Desk, engine: Engine) -> None:
+    desk.live_worker("dead@container")
+    with engine.begin() as connection:
+        old = text("UPDATE workers SET seen_at = now() - interval '25 hours' WHERE name = 'dead@container'")
+        connection.execute(old)
+        assert workers.remove_silent(connection) == 1
+        assert [worker.name for worker in workers.list_workers(connection)] == [WORKER]
+
+
+def test_two_reaps_at_once_settle_each_shard_once(desk: Desk, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_REAPING_S", 60.0)
     desk.live_worker(slots=20)
     desk.questions_job(20, per_shard=1)
     for shard_id in desk.dispatch():
@@ -342,11 +397,11 @@ def test_two_reaps_at_once_settle_each_shard_once(desk: Desk, engine: Engine) ->
     desk.expire_leases()
 
     def reap(_: int) -> None:
-        with engine.begin() as connection:
-            dispatch.reap(connection, desk.settings)
+        dispatch.reap(engine, desk.settings)
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(reap, range(4)))
+    dispatch.reap(engine, desk.settings)  # where two met, both have left the shard to the next call
     with engine.begin() as connection:
         rows = connection.execute(select(shards.c.state, shards.c.attempts)).all()
     assert [tuple(row) for row in rows] == [("pending", 1)] * 20

@@ -8,10 +8,21 @@ from dataclasses import dataclass
 import pytest
 from sqlalchemy import Connection, Engine, select, text
 
+from ragllava.errors import ServiceUnavailable
 from ragllava.records import FileStatus
+from ragllava.settings import Settings
 from ragllava.stores import database
-from ragllava.stores.database import given, in_transaction, outside_transaction, read_at_once, record, records
+from ragllava.stores.database import (
+    given,
+    in_transaction,
+    make_engine,
+    outside_transaction,
+    read_at_once,
+    record,
+    records,
+)
 from ragllava.stores.schema import files
+from tests.support import cut_commits
 
 Run = Callable[[Engine, Callable[[Connection], object]], object]
 
@@ -43,6 +54,35 @@ def test_work_is_repeated_when_its_connection_breaks(engine: Engine, run: Run) -
     assert servers[0] != servers[1]
 
 
+@pytest.mark.parametrize("way", [cut_commits.after, cut_commits.before, cut_commits.silently])
+def test_work_is_committed_once_when_its_connection_breaks_at_the_commit(
+    engine: Engine, way: Callable[..., None]
+) -> None:
+    def work(connection: Connection) -> str:
+        connection.execute(text("INSERT INTO change_event_totals (name, number) VALUES (gen_random_uuid()::text, 1)"))
+        return "done"
+
+    with cut_commits.cut(engine, way) as cuts:
+        assert in_transaction(engine, work) == "done"
+    assert cuts
+    with engine.begin() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM change_event_totals")) == 1
+
+
+def test_a_statement_that_takes_too_long_is_not_repeated(settings: Settings) -> None:
+    engine = make_engine(settings.require_database(), statement_timeout_s=0.2)
+    attempts: list[int] = []
+
+    def work(connection: Connection) -> None:
+        attempts.append(1)
+        connection.execute(text("SELECT pg_sleep(60)"))
+
+    with pytest.raises(ServiceUnavailable, match="statement timeout"):
+        in_transaction(engine, work)
+    engine.dispose()
+    assert len(attempts) == 1
+
+
 @pytest.mark.parametrize("idle_s", [0.0, 60.0])  # pinged before its use or not
 def test_a_connection_that_broke_in_the_pool_is_replaced(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, idle_s: float
@@ -56,6 +96,36 @@ def test_a_connection_that_broke_in_the_pool_is_replaced(
         assert connection.scalars(end, {"pids": servers}).all() == [True]
     server = in_transaction(engine, lambda connection: connection.scalar(text("SELECT pg_backend_pid()")))
     assert server not in servers
+
+
+def test_a_plan_for_an_empty_table_is_not_kept(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = make_engine(settings.require_database())
+    query = text("SELECT kind FROM jobs WHERE id = :id")
+
+    def rows_read(connection: Connection) -> int:
+        read = text("SELECT seq_tup_read FROM pg_stat_xact_user_tables WHERE relname = 'jobs'")
+        before = connection.execute(read).scalar_one()  # of transactions that are not counted yet
+        connection.execute(query, {"id": 7})
+        return int(connection.execute(read).scalar_one() - before)
+
+    with outside_transaction(elsewhere) as connection:
+        connection.execute(text("ALTER TABLE jobs SET (autovacuum_enabled = off)"))
+        connection.execute(text("VACUUM jobs"))  # known to be empty
+    for _ in range(20):
+        assert in_transaction(engine, rows_read) == 0
+    with elsewhere.begin() as connection:
+        connection.execute(
+            text("""
+                INSERT INTO jobs (kind, state, spec, total, spec_digest)
+                SELECT 'answer', 'running', '{}', 1, '' FROM generate_series(1, 1000)
+            """)
+        )
+    assert in_transaction(engine, rows_read) == 1000
+    elsewhere.dispose()
+    monkeypatch.setattr(database, "_PLANS_KEPT_S", -1.0)
+    assert in_transaction(engine, rows_read) == 0
 
 
 @dataclass(frozen=True, slots=True)

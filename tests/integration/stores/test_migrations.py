@@ -25,10 +25,10 @@ from tests.support.catalogue import catalogue
 def empty_database(services: Settings) -> Iterator[str]:
     """The URL of a database that nobody has migrated."""
     name = f"empty_{uuid.uuid4().hex}"
-    server = create_engine(services.require_database(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    server = create_engine(services.require_database_owner(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name} TEMPLATE template0"))
-    yield make_url(services.require_database()).set(database=name).render_as_string(hide_password=False)
+    yield make_url(services.require_database_owner()).set(database=name).render_as_string(hide_password=False)
     with server.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
 

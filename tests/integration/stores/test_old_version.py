@@ -65,7 +65,7 @@ def restored(old_services: Settings) -> Iterator[Settings]:
 @pytest.fixture
 def settings(restored: Settings) -> Settings:
     """The same, brought to this version's tables."""
-    migrations.upgrade(restored.require_database())
+    migrations.upgrade(restored.require_database_owner(), application_url=restored.require_database())
     return restored
 
 
@@ -352,7 +352,7 @@ def test_the_migrated_database_is_that_of_this_version(settings: Settings) -> No
 
 
 def test_back_to_the_old_tables_every_row_is_as_before(restored: Settings) -> None:
-    address = restored.require_database()
+    address = restored.require_database_owner()
 
     def state() -> tuple[set[str], dict[str, list[str]]]:
         with engine.connect() as connection:

@@ -337,10 +337,10 @@ class TestRebuild:
             assert {"mill", "harlow", ":images", ":length"} <= set(wrong.counts)
             assert not {"undwick", "lone"} & set(wrong.counts), "these agree with the rows of words"
             assert (wrong.number, wrong.example) == (4 + len(wrong.counts), f"image {first}")
-        migrations.upgrade(settings.require_database())
+        migrations.upgrade(settings.require_database_owner())
         with engine.begin() as connection:
             assert word_index.disagreements(connection, shelf.archive_id) == wrong, "this version wrote them"
-        migrations.upgrade(settings.require_database(), words=True)
+        migrations.upgrade(settings.require_database_owner(), words=True)
         with engine.begin() as connection:
             assert word_index.disagreements(connection, shelf.archive_id) == AGREES
             assert connection.scalar(select(archives.c.words_version)) == WORDS_VERSION

@@ -239,7 +239,7 @@ def test_a_refresh_has_the_same_filters(described: Desk) -> None:
     assert described.job(refresh_id).spec["options"]["filter"] == {"year": 1968}
     with described.engine.begin() as connection:
         opened = answers.open_questions(connection, refresh_id, 1, 0, 2)
-        compared = refreshes.answered_page(connection, job_id, -1, 10)
+        compared = refreshes.answered_part(connection, job_id, 0, 10)
     assert [question.filter for question in opened] == [{"city": "Ansel"}, None]
     assert [question.filter for question, _ in compared] == [{"city": "Ansel"}, None]
 

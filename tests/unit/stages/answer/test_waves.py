@@ -70,8 +70,8 @@ def test_each_thing_needs_evidence_of_its_own() -> None:
 def test_evidence_of_pictures_alone_suffices_only_if_it_is_complete_and_sure() -> None:
     left = [picture(9)]
     assert not is_done([picture(0, 0.99)], left, ETA, TOP_N)
-    assert not is_done([picture(0, 0.99), picture(1, 0.7)], left, ETA, TOP_N)
-    assert is_done([picture(0, 0.99), picture(1, 0.97)], left, ETA, TOP_N)
+    assert not is_done([picture(0, 0.99), picture(1, 0.97)], left, ETA, TOP_N)
+    assert is_done([picture(0, 0.99), picture(1, 0.985)], left, ETA, TOP_N)
     assert is_done([picture(0, 0.99)], left, ETA, 1)
 
 

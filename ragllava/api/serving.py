@@ -1,0 +1,58 @@
+"""The HTTP server of the receiver, with limits for clients that need not have the token."""
+
+from __future__ import annotations
+
+import asyncio
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+HEADERS_S = 10.0  # for a complete request line and all headers
+MAX_HEADER_BYTES = 16 * 2**10
+MAX_CONNECTIONS = 100
+_IDLE_S = 5  # between two requests of a connection
+
+
+class LimitedProtocol(H11Protocol):
+    """Closes a connection that sends no complete header for a time. uvicorn limits only the time after a response."""
+
+    _seen: RequestResponseCycle | None = None
+    _check: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """The first header has HEADERS_S seconds."""
+        super().connection_made(transport)
+        self._check = self.loop.call_later(HEADERS_S, self._close_without_request)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is checked any more."""
+        if self._check is not None:
+            self._check.cancel()
+        super().connection_lost(exc)
+
+    def _close_without_request(self) -> None:
+        has_request = self.cycle is not None and not self.cycle.response_complete
+        if not has_request and self.cycle is self._seen:
+            self.transport.close()
+            return
+        self._seen = self.cycle
+        self._check = self.loop.call_later(HEADERS_S, self._close_without_request)
+
+
+def server_config(app: Starlette, host: str, port: int) -> uvicorn.Config:
+    """The configuration of uvicorn for the receiver."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=LimitedProtocol,
+        ws="none",
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=_IDLE_S,
+        server_header=False,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+    )

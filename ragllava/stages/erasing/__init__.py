@@ -1,0 +1,1 @@
+"""Erasing pictures, jobs and archives, from every place where they are stored."""
