@@ -18,14 +18,21 @@ from tests.support.workshop import ARCHIVE, Workshop
 
 # What `pip install 'ragllava[client]'` leaves out; an import of it fails as if it were not installed.
 BLOCK = f"""
-import importlib.abc, sys
+import sys
 
-class Blocked(importlib.abc.MetaPathFinder):
+class Hidden:
+    def __init__(self, finder):
+        self.finder = finder
+
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {(*MODEL_PACKAGES, "huggingface_hub", "tokenizers")!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+            return None
+        return self.finder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocked())
+    def __getattr__(self, name):  # importlib.metadata asks a finder for distributions
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = map(Hidden, sys.meta_path)
 """
 
 USE = """
