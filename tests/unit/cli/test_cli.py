@@ -396,3 +396,10 @@ def test_the_demo_at_its_end_is_not_interrupted() -> None:
     with interruptible() as uninterruptible:
         uninterruptible.set()
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("name", [name for name, command in EVERY_COMMAND.items() if isinstance(command, click.Group)])
+def test_a_group_shows_the_first_sentence_of_each_command_whole(name: str, run: Run) -> None:
+    code, out, _ = run(*name.split(), "--help")
+    assert code == 0
+    assert "..." not in out.partition("Commands:")[2]
