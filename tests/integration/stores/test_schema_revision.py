@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.pool import NullPool
 
 import migrations
 from ragllava.client import Client
@@ -35,6 +38,14 @@ def run(settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return runner(monkeypatch, capsys)
 
 
+@pytest.fixture
+def owner(settings: Settings) -> Iterator[Engine]:
+    """Connections of the role that may change the tables."""
+    engine = create_engine(settings.require_database_owner(), poolclass=NullPool)
+    yield engine
+    engine.dispose()
+
+
 def set_revision(engine: Engine, revision: str) -> None:
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
@@ -57,13 +68,13 @@ def test_the_revision_of_the_declared_tables_is_that_of_the_newest_migration() -
     ],
 )
 def test_a_database_of_another_version_is_named_in_one_sentence(
-    words: list[str], revision: str | None, says: str, run: Run, engine: Engine
+    words: list[str], revision: str | None, says: str, run: Run, owner: Engine
 ) -> None:
     if revision is None:
-        with engine.begin() as connection:
+        with owner.begin() as connection:
             connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
     else:
-        set_revision(engine, revision)
+        set_revision(owner, revision)
     code, out, err = run(*words)
     assert code == 1
     text_of = out if words[0] in ("status", "doctor") else err
@@ -72,18 +83,18 @@ def test_a_database_of_another_version_is_named_in_one_sentence(
     assert "Traceback" not in out + err
 
 
-def test_a_newer_database_is_not_migrated(run: Run, engine: Engine, settings: Settings) -> None:
-    set_revision(engine, "0999")
+def test_a_newer_database_is_not_migrated(run: Run, owner: Engine, settings: Settings) -> None:
+    set_revision(owner, "0999")
     code, out, err = run("migrate")
     assert (code, out) == (1, "")
     assert "newer than this version" in err and len(err.splitlines()) == 1
     assert migrations.current(settings.require_database()) == "0999"
 
 
-def test_the_revision_is_compared_once_and_leaves_no_transaction_open(settings: Settings, engine: Engine) -> None:
+def test_the_revision_is_compared_once_and_leaves_no_transaction_open(settings: Settings, owner: Engine) -> None:
     with Client(settings) as client:
         assert client.archives.names() == []
-        set_revision(engine, "0999")
+        set_revision(owner, "0999")
         assert client.archives.names() == []
         with client.engine.connect() as connection:
             idle = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = :state"
