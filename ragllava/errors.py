@@ -42,6 +42,10 @@ class ObjectMissing(RagllavaError):
     """The object store has no object under a key that a row names."""
 
 
+class ObjectRefused(UsageError):
+    """The object store never accepts this request: a key that is too long, a name that S3 does not allow."""
+
+
 class ObjectCorrupt(RagllavaError):
     """The bytes under a content key do not have the hash in the key."""
 

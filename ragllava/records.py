@@ -44,7 +44,8 @@ class FileStatus(StrEnum):
     """How a file of an ingest job ended."""
 
     STORED = "stored"
-    DUPLICATE = "duplicate"  # the archive holds the same bytes already (the caption may have been updated)
+    DUPLICATE = "duplicate"  # the archive holds the same bytes already
+    UPDATED = "updated"  # so it does, and the caption or the metadata of the picture are others now
     REJECTED = "rejected"
     DEAD = "dead"
     CANCELLED = "cancelled"
@@ -162,6 +163,7 @@ class FileFormat(StrEnum):
     JSONL = "jsonl"
     CSV = "csv"
     PARQUET = "parquet"
+    XLSX = "xlsx"  # only read
 
 
 class Retrieval(StrEnum):
@@ -198,10 +200,10 @@ class Role(StrEnum):
 class SourceFile:
     """One file offered to an archive, before anybody has looked inside.
 
-    `source` is the name shown to people: the path relative to what the user gave, `photos.zip/a.png` for a
-    member. `uri` says where the bytes are: `file:///abs/path`, `zip:///abs/a.zip!member`,
-    `tar:///abs/a.tar!member` or `s3://bucket/key`. `rejected` is set when the walk itself refused the file.
-    `metadata` are the other columns of the caption file, by name.
+    `source` is the name shown to people: the path relative to what the user gave, `photos.zip/a.png` for a member.
+    `uri` says where the bytes are: `file:///abs/path`, `zip:///abs/a.zip!member`, `tar:///abs/a.tar!member` or
+    `s3://bucket/key`. `caption` and `metadata` are what is given beside the file; an empty caption says that it has
+    none any more. `rejected` is set when the walk itself refused the file.
     """
 
     source: str
@@ -234,7 +236,8 @@ class StoredImage:
 class Question:
     """One valid question of a job. `question_no` counts input lines from 0; `line` from 1, as editors do.
 
-    `filter` is its own filter as JSON, which holds beside that of its job.
+    `filter` is its own filter as JSON, which holds beside that of its job. `note` says what of its line is not used,
+    and `given` are the further columns of its line, which its result repeats.
     """
 
     question_no: int
@@ -242,6 +245,8 @@ class Question:
     custom_id: str
     text: str
     filter: dict[str, Any] | None = None
+    note: str | None = None
+    given: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,10 @@ class Settings(BaseSettings):
     home: Path = Field(
         default_factory=default_home, description="Folder for the data, logs and passwords of the embedded services."
     )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="Form of log lines of workers and of the receiver: `text`, or `json`, one object for each line.",
+    )
 
     database_url: SecretStr | None = Field(
         default=None,
@@ -192,6 +196,11 @@ class Settings(BaseSettings):
         "If the answer changes, it is logged as a noisy case.",
     )
 
+    upload_files: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Whether `ragllava ingest` uploads the files, for ingest workers that do not see them under the "
+        "same paths. `auto`: if an ingest worker runs on another host.",
+    )
     files_per_shard: int = Field(default=256, ge=1, description="Files in one shard of an ingest job.")
     files_per_step: int = Field(default=64, ge=1, description="Files that are committed together.")
     embed_batch: int = Field(default=64, ge=1, description="Pictures embedded in one forward pass.")

@@ -7,6 +7,7 @@ import threading
 
 from ragllava.errors import ServiceUnavailable
 from ragllava.jobs.ending import end_jobs
+from ragllava.jobs.isolation import Isolation
 from ragllava.stages.buckets.received import drain_list
 from ragllava.stages.buckets.sync import process_events
 from ragllava.stages.erasing.steps import Eraser
@@ -21,31 +22,46 @@ from workers.runtime import runtime
 
 log = logging.getLogger(__name__)
 
+TICK_STEPS = (
+    "dispatch",
+    "trainings",
+    "schedules",
+    "events of the Redis list",
+    "events",
+    "ends of jobs",
+    "silent workers",
+    "results",
+    "removals",
+)
+
 _finishing = threading.Lock()
 _processing = threading.Lock()
 
 
 @app.task(name="ragllava.tick", queue="maint")
 def tick() -> None:
-    """Any number of ticks may run at once: every step is safe to repeat."""
+    """Any number of ticks may run at once: every step is safe to repeat, and one that fails holds up no other."""
     process = runtime()
-    dispatch_now(process.engine, process.settings)
+    steps = Isolation(process.engine, "tick", TICK_STEPS)
+    steps.run("dispatch", dispatch_now, process.engine, process.settings)
     # Each may take minutes (thousands of objects; a large result), and the next tick must not wait for it.
     if _processing.acquire(blocking=False):
         threading.Thread(target=_process_events, name="process events", daemon=True).start()
     if _finishing.acquire(blocking=False):
         threading.Thread(target=_finish_jobs, name="finish jobs", daemon=True).start()
-    submit_due_trainings(process.engine, process.settings)
-    if fire_due(process.engine, process.settings, STARTERS):
-        dispatch_now(process.engine, process.settings)
+    steps.run("trainings", submit_due_trainings, process.engine, process.settings)
+    if steps.run("schedules", fire_due, process.engine, process.settings, STARTERS):
+        steps.run("dispatch", dispatch_now, process.engine, process.settings)
 
 
 def _process_events() -> None:
     """Turn change events into ingest jobs; a later tick does what an unavailable service prevents."""
     try:
         process = runtime()
-        drain_list(process.engine, process.settings)
-        if process_events(process.engine, process.settings, process.resources.objects).changes.job_ids:
+        steps = Isolation(process.engine, "tick", TICK_STEPS)
+        steps.run("events of the Redis list", drain_list, process.engine, process.settings)
+        processed = steps.run("events", process_events, process.engine, process.settings, process.resources.objects)
+        if processed is not None and processed.changes.job_ids:
             dispatch_now(process.engine, process.settings)
     except ServiceUnavailable as error:
         log.warning(str(error), extra={"action": "events_not_processed"})
@@ -56,9 +72,13 @@ def _process_events() -> None:
 def _finish_jobs() -> None:
     """Write the results of ended jobs, and continue removals that were interrupted."""
     try:
-        end_jobs(runtime().engine)
-        in_transaction(runtime().engine, workers.remove_silent)
-        publish_missing_results(runtime().engine, runtime().resources.objects)
-        Eraser(runtime().engine, runtime().resources.objects).continue_all()
+        process = runtime()
+        steps = Isolation(process.engine, "tick", TICK_STEPS)
+        steps.run("ends of jobs", end_jobs, process.engine)
+        steps.run("silent workers", in_transaction, process.engine, workers.remove_silent)
+        steps.run("results", publish_missing_results, process.engine, process.resources.objects)
+        steps.run("removals", Eraser(process.engine, process.resources.objects).continue_all)
+    except ServiceUnavailable as error:
+        log.warning(str(error), extra={"action": "jobs_not_finished"})
     finally:
         _finishing.release()

@@ -15,12 +15,14 @@ depends_on = None
 def upgrade() -> None:
     """Each part has a function of its own."""
     _upgrade_erasing()
+    _upgrade_captions()
     _upgrade_reading()
 
 
 def downgrade() -> None:
     """Undo the parts in the reverse order."""
     _downgrade_reading()
+    _downgrade_captions()
     _downgrade_erasing()
 
 
@@ -80,3 +82,16 @@ def _downgrade_erasing() -> None:
 
 def _now(name: str) -> sa.Column[object]:
     return sa.Column(name, sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now())
+
+
+def _upgrade_captions() -> None:
+    """The captions of an image by the files that give them, and what the lines of a question file have besides."""
+    op.add_column("images", sa.Column("captions", JSONB()))
+    op.add_column("questions", sa.Column("note", sa.Text()))
+    op.add_column("questions", sa.Column("given", JSONB()))
+
+
+def _downgrade_captions() -> None:
+    op.drop_column("questions", "given")
+    op.drop_column("questions", "note")
+    op.drop_column("images", "captions")

@@ -13,7 +13,7 @@ from rich.table import Table
 from sqlalchemy.engine import make_url
 
 import migrations
-from ragllava.cli.options import Problem, make_table, package_versions
+from ragllava.cli.options import Problem, as_time, make_table, package_versions
 from ragllava.errors import RagllavaError, SettingsError
 from ragllava.local.services import NOT_RUNNING, service_status
 from ragllava.models.profiles import find_model, get_profile, missing_models, missing_packages
@@ -121,13 +121,27 @@ def _services(settings: Settings) -> Iterator[Finding]:
         address = f"{service.address}: " if service.address else ""
         yield Finding("services", service.title, address + service.detail, problem)
     if services[0].answers:
-        yield from _or_problem(_tables(settings), "services", "tables", "unknown")
+        tables = list(_or_problem(_tables(settings), "services", "tables", "unknown"))
+        yield from tables
+        if any(table.problem for table in tables):
+            return
+        yield from _or_problem(_faults(settings), "faults", "faults", "unknown")
         yield from _or_problem(_held_removals(settings), "archives", "removals", "unknown")
 
 
 def _tables(settings: Settings) -> Iterator[Finding]:
     revision = migrations.current(settings.require_database())
     yield Finding("services", "tables", f"revision {revision}" if revision else "none", migrations.problem(revision))
+
+
+def _faults(settings: Settings) -> Iterator[Finding]:
+    """What does not succeed and is postponed, so that everything else continues."""
+    from ragllava.client import Client
+
+    with Client(settings, name="ragllava-doctor", pool_size=1) as client:
+        for fault in client.system.faults():
+            tries = f"{fault.attempts} tries, next {as_time(fault.next_try_at)}"
+            yield Finding("faults", fault.title, tries, f"{fault.title} does not succeed: {fault.reason}")
 
 
 def _held_removals(settings: Settings) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ from ragllava.cli.options import (
     wait_option,
     yes_option,
 )
+from ragllava.cli.terminal import echo, make_console
 from ragllava.jobs.states import JobState
 from ragllava.records import JobKind
 
@@ -69,7 +70,7 @@ def list_jobs(limit: int, only_open: bool, as_json: bool, **only: Any) -> None:
     )
     print_rows(newest, columns, rows, as_json, none=none)
     if len(newest) == limit and not as_json:
-        click.echo(f"these are the newest {limit} jobs; --limit shows more", err=True)
+        echo(f"these are the newest {limit} jobs; --limit shows more", err=True)
 
 
 @jobs.command("show")
@@ -108,8 +109,6 @@ def wait_for_jobs(job_ids: tuple[int | str, ...], timeout_s: float | None, as_js
 
     Exit code 0 when an input of each of them succeeded, 1 when a job failed or was cancelled, 3 when the time is over.
     """
-    from rich.console import Console
-
     from ragllava.cli.progress import outcome_line, wait_or_leave
     from ragllava.client import is_success
 
@@ -119,7 +118,7 @@ def wait_for_jobs(job_ids: tuple[int | str, ...], timeout_s: float | None, as_js
         for number, job in enumerate(ended):
             left = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - began))
             title = f"{job.kind} job {job.job_id}"
-            ended[number] = wait_or_leave(client, job.job_id, title, Console(stderr=True), timeout_s=left)
+            ended[number] = wait_or_leave(client, job.job_id, title, make_console(stderr=True), timeout_s=left)
     print_result(ended, map(outcome_line, ended), as_json)
     if not all(job.is_final for job in ended):
         sys.exit(3)
@@ -132,7 +131,7 @@ def cancel(job_id: int) -> None:
     """Stop a job; its answers so far stay."""
     with connected() as client:
         client.jobs.cancel(job_id)
-        click.echo(f"job {job_id} is {client.jobs.get(job_id).state.value}")
+        echo(f"job {job_id} is {client.jobs.get(job_id).state.value}")
 
 
 @jobs.command()
@@ -141,7 +140,7 @@ def pause(job_id: int) -> None:
     """Stop dispatching shards of a job."""
     with connected() as client:
         client.jobs.pause(job_id)
-    click.echo(f"job {job_id} is paused; `ragllava jobs resume {job_id}` continues it")
+    echo(f"job {job_id} is paused; `ragllava jobs resume {job_id}` continues it")
 
 
 @jobs.command()
@@ -150,7 +149,7 @@ def resume(job_id: int) -> None:
     """Continue a paused job."""
     with connected() as client:
         client.jobs.resume(job_id)
-    click.echo(f"job {job_id} is running again")
+    echo(f"job {job_id} is running again")
 
 
 @jobs.command()
@@ -159,7 +158,7 @@ def retry(job_id: int) -> None:
     """Try the failed, dead and cancelled inputs of an ended job again."""
     with connected() as client:
         number = client.jobs.retry(job_id)
-    click.echo(f"job {job_id}: {number} inputs are tried again" if number else f"job {job_id}: nothing to retry")
+    echo(f"job {job_id}: {number} inputs are tried again" if number else f"job {job_id}: nothing to retry")
 
 
 @jobs.command("remove")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import sys
 from importlib import import_module
 
@@ -10,6 +11,7 @@ import click
 
 from ragllava import __version__
 from ragllava.cli.options import SHOWN_LINES
+from ragllava.cli.terminal import echo
 from ragllava.errors import InvalidInput, RagllavaError
 
 # name -> (module, attribute, one line for --help). A module is loaded when its command is called.
@@ -100,18 +102,20 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("stopped", err=True)
+        echo("stopped", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()  # it repeats arguments, which a shell may have made of file names
+        error.show(shown)
+        echo(shown.getvalue().rstrip("\n"), err=True)
         sys.exit(error.exit_code)
     except RagllavaError as error:
-        click.echo(f"ragllava: {error}", err=True)
+        echo(f"ragllava: {error}", err=True)
         if isinstance(error, InvalidInput):
             for line in error.errors[1:SHOWN_LINES]:
-                click.echo(f"  line {line.line}: {line.message} [{line.code}]", err=True)
+                echo(f"  line {line.line}: {line.message} [{line.code}]", err=True)
         for note in getattr(error, "__notes__", ()):
-            click.echo(note, err=True)
+            echo(note, err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
         from ragllava.models.profiles import MODEL_PACKAGES, packages_advice
@@ -119,10 +123,10 @@ def main() -> None:
         package = str(error.name).partition(".")[0]
         if package not in (*MODEL_PACKAGES, "huggingface_hub"):
             raise
-        click.echo(f"ragllava: {packages_advice([package])}", err=True)
+        echo(f"ragllava: {packages_advice([package])}", err=True)
         sys.exit(1)
     except OSError as error:
         # A full disk, an output folder that is gone; click handles a closed pipe.
         reason = error.strerror or str(error)
-        click.echo(f"ragllava: {error.filename}: {reason}" if error.filename else f"ragllava: {reason}", err=True)
+        echo(f"ragllava: {error.filename}: {reason}" if error.filename else f"ragllava: {reason}", err=True)
         sys.exit(1)

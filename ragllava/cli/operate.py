@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ragllava.cli.options import json_option, make_table, print_result
+from ragllava.cli.terminal import echo
 
 if TYPE_CHECKING:
     from ragllava.local.fleet import WorkerSpec
@@ -68,7 +69,7 @@ def up(answer_workers: int) -> None:
     from ragllava.cli import services
     from ragllava.settings import load_settings
 
-    services.up(load_settings(), lambda settings: worker_specs(settings, answer_workers), click.echo)
+    services.up(load_settings(), lambda settings: worker_specs(settings, answer_workers), echo)
 
 
 @click.command()
@@ -77,7 +78,7 @@ def down() -> None:
     from ragllava.cli import services
     from ragllava.settings import load_settings
 
-    services.down(load_settings(), click.echo)
+    services.down(load_settings(), echo)
 
 
 @click.command()
@@ -90,7 +91,7 @@ def status(worker: str | None, as_json: bool) -> None:
 
     if worker is not None:
         ready = services.is_worker_ready(load_settings(), worker)
-        click.echo(f"worker {worker} is {'ready' if ready else 'not ready'}")
+        echo(f"worker {worker} is {'ready' if ready else 'not ready'}")
         sys.exit(0 if ready else 1)
     view = services.status(load_settings())
     print_result(view, services.status_lines(view), as_json)
@@ -125,10 +126,10 @@ def logs(names: tuple[str, ...], lines: int, follow: bool) -> None:
     files = find_logs(Home(load_settings().home), names)
     for file in files:
         for line in last_log_lines(file, lines):
-            click.echo(f"{file.stem}: {line}")
+            echo(f"{file.stem}: {line}")
     try:
         for file, line in new_log_lines(files) if follow else ():
-            click.echo(f"{file.stem}: {line}")
+            echo(f"{file.stem}: {line}")
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -161,4 +162,4 @@ def migrate(words: bool) -> None:
     settings = load_settings()
     url = settings.require_database_owner()
     migrations.upgrade(url, words=words, application_url=settings.require_database())
-    click.echo(f"the database is at revision {migrations.current(url)}")
+    echo(f"the database is at revision {migrations.current(url)}")

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 
 import click
 
+from ragllava.cli.terminal import echo, make_console
 from ragllava.errors import InvalidInput, UsageError
+from ragllava.visible import visible, visible_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ragllava.client import Client
+    from ragllava.client import Client, Columns
     from ragllava.errors import LineError
     from ragllava.records import AnswerOptions
 
@@ -29,6 +31,7 @@ E = TypeVar("E", bound=StrEnum)
 
 _PIPED_WIDTH = 10_000  # characters, wider than any table
 
+STANDARD_STREAM = Path("-")  # standard input or output instead of a file
 _LONGEST_HELP = 1_000  # characters of a sentence
 SHOWN_LINES = 20  # of a file with many invalid ones
 ROW_ID = click.IntRange(1, 2**63 - 1)  # of the database
@@ -79,7 +82,9 @@ def _job_argument(kind: str | None) -> Callable[[F], F]:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 archive_option = click.option("--archive", required=True, metavar="NAME", help="The archive.")
 captions_option = click.option(
-    "--captions", type=click.Path(path_type=Path), help="CSV, JSONL or Parquet with file and caption."
+    "--captions",
+    type=click.Path(path_type=Path),
+    help="File with the names of pictures and their captions: CSV, Excel, JSON, JSONL or Parquet.",
 )
 no_wait_option = click.option("--no-wait", is_flag=True, help="Return when the job is queued.")
 wait_option = click.option("--wait", is_flag=True, help="Wait for the job, with a progress bar.")
@@ -103,6 +108,16 @@ class Commands(click.Group):
         rows = [(name, command.get_short_help_str(limit=_LONGEST_HELP)) for name, command in commands if command]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+
+
+def column_options(command: F) -> F:
+    """--image-column and --caption-column."""
+    for option in (
+        click.option("--caption-column", metavar="NAME", help="The column of --captions with the captions."),
+        click.option("--image-column", metavar="NAME", help="The column of --captions with the names of the pictures."),
+    ):
+        command = option(command)
+    return command
 
 
 class EnumChoice(click.Choice[E]):
@@ -220,6 +235,20 @@ def as_answer_options(client: Client, **flags: Unpack[AnswerFlags]) -> AnswerOpt
     )
 
 
+def as_columns(captions: Path | None, image: str | None, caption: str | None) -> Columns | None:
+    """The columns of a caption file that --image-column and --caption-column name. Raises UsageError without a file."""
+    from ragllava.client import Columns
+
+    if captions is None:
+        refuse_given({"--image-column": image, "--caption-column": caption}, "without --captions")
+    return Columns(image, caption) if image or caption else None
+
+
+def input_file(file: Path) -> Path | bytes:
+    """A file that the user names, or what comes from standard input, for `-`."""
+    return sys.stdin.buffer.read() if file == STANDARD_STREAM else file
+
+
 def confirm(question: str, yes: bool) -> None:
     """Ask on the terminal unless `yes`; stops the command if the answer is no. Raises UsageError without a terminal."""
     if yes:
@@ -264,16 +293,16 @@ def advising(skip_invalid: bool, done: str, does: str) -> Iterator[None]:
 def print_lines(file: Path, errors: Sequence[LineError], kind: str) -> None:
     """The first errors of a file, on standard error; `kind` is what its other lines are, such as `invalid`."""
     for error in errors[:SHOWN_LINES]:
-        click.echo(f"{file}, line {error.line}: {error.message} [{error.code}]", err=True)
+        echo(f"{file}, line {error.line}: {error.message} [{error.code}]", err=True)
     if len(errors) > SHOWN_LINES:
-        click.echo(f"… and {len(errors) - SHOWN_LINES} more {kind} lines", err=True)
+        echo(f"… and {len(errors) - SHOWN_LINES} more {kind} lines", err=True)
 
 
 def print_json(value: Any) -> None:
     """Indented, keys as given; records as their `as_json()` or by their fields, times in ISO 8601."""
     import json
 
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+    echo(visible_json(json.dumps(value, indent=2, ensure_ascii=False, default=_plain)))
 
 
 def fields_of(record: object, *names: str) -> dict[str, Any]:
@@ -290,7 +319,7 @@ def print_result(value: Any, shown: Iterable[str | Table], as_json: bool) -> Non
         if isinstance(item, Problem):
             print_problem(item)
         elif isinstance(item, str):
-            click.echo(item)
+            echo(item)
         else:
             print_table(item)
 
@@ -309,27 +338,27 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]], **style
 
     table = Table(*columns, **style)
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text("-" if cell is None else str(cell)) for cell in row))
+        # Escaped here as well, so that the width of a column is that of the text that is shown.
+        cells = ("-" if cell is None else cell if isinstance(cell, Text) else visible(str(cell)) for cell in row)
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
     return table
 
 
 def print_table(table: Table) -> None:
     """As wide as the terminal, with nothing cut; in a pipe or a file each row is one line."""
-    from rich.console import Console
 
     for column in table.columns:
         column.overflow = "fold"
-    console = Console(highlight=False, markup=False)  # a name may hold what looks like markup
+    console = make_console(highlight=False, markup=False)  # a name may hold what looks like markup
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=_PIPED_WIDTH)
+        console = make_console(highlight=False, markup=False, width=_PIPED_WIDTH)
     console.print(table)
 
 
 def print_problem(text: str) -> None:
     """One red line, which the terminal wraps; without colour where NO_COLOR is set."""
-    from rich.console import Console
 
-    Console().print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+    make_console().print(visible(text), style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def package_versions() -> dict[str, str | None]:

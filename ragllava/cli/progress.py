@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NoReturn
 
-import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,6 +20,7 @@ from rich.progress import (
 )
 
 from ragllava.cli.options import print_json
+from ragllava.cli.terminal import echo, make_console
 from ragllava.client import Client, RefreshView, ReindexingView, TaskView, TrainingView, is_success
 from ragllava.client.reporting import refresh_line
 from ragllava.jobs.control import JobView
@@ -47,7 +47,7 @@ def bars(console: Console) -> Iterator[Progress]:
 @contextmanager
 def bar(title: str, console: Console | None = None) -> Iterator[Callable[..., None]]:
     """One progress bar, on standard error by default; yields a function that sets `completed`, `total` and `note`."""
-    with bars(console or Console(stderr=True, highlight=False)) as progress:
+    with bars(console or make_console(stderr=True, highlight=False)) as progress:
         yield partial(progress.update, progress.add_task(title, total=None, note=""))
 
 
@@ -73,7 +73,7 @@ def wait_or_leave(
     try:
         return wait_with_bar(client, job_id, title, console, timeout_s=timeout_s)
     except KeyboardInterrupt:
-        click.echo(
+        echo(
             f"job {job_id} keeps running in the background; `ragllava jobs show {job_id}` shows its progress", err=True
         )
         sys.exit(130)
@@ -82,45 +82,54 @@ def wait_or_leave(
 def warn_about_workers(client: Client, queue: str) -> None:
     """Print that a job will wait, if no worker of its queue is ready, and that workers run another profile."""
     if not any(queue in worker.queues and worker.is_ready for worker in client.system.workers()):
-        click.echo("no worker is ready for this job: it waits until `ragllava up` has started one", err=True)
+        echo("no worker is ready for this job: it waits until `ragllava up` has started one", err=True)
     problem = client.system.profile_problem()
     if problem is not None:
-        click.echo(f"warning: {problem}", err=True)
+        echo(f"warning: {problem}", err=True)
 
 
 def warn_about_archive(client: Client, archive: str) -> None:
     """Print what to know before trusting answers from an archive."""
     for caution in client.archives.cautions(archive):
-        click.echo(f"warning: {caution}", err=True)
+        echo(f"warning: {caution}", err=True)
 
 
 def wait_for_ingest(client: Client, archive: str) -> None:
     """Wait until no job adds pictures to an archive; Ctrl-C stops the command before it has queued anything."""
     for job_id in client.archives.open_ingests(archive):
-        wait_with_bar(client, job_id, f"ingest into {archive}", Console(stderr=True))
+        wait_with_bar(client, job_id, f"ingest into {archive}", make_console(stderr=True))
 
 
 def follow(
-    client: Client, job_id: int, title: str, *, wait: bool, as_json: bool, state: str = "queued", **facts: bool
+    client: Client,
+    job_id: int,
+    title: str,
+    *,
+    wait: bool,
+    as_json: bool,
+    state: str = "queued",
+    has_failed: bool = False,
+    **facts: Any,
 ) -> NoReturn:
     """Print a queued job, after its end if the command waits, and exit; its JSON includes `facts`.
 
-    Exits with 1 when the command waited for a job of which no input succeeded, or whose gate refused the result.
+    Exits with 1 when the command waited for a job of which no input succeeded, or whose gate refused the result, and
+    when the command itself `has_failed` in a part.
     """
     job = client.jobs.get(job_id)
     warn_about_workers(client, kind_of(job.kind).queue)
     if wait:
-        job = wait_or_leave(client, job_id, title, Console(stderr=as_json))
+        job = wait_or_leave(client, job_id, title, make_console(stderr=as_json))
     if wait and job.kind == JobKind.INGEST and is_success(job.state):
         warn_about_archive(client, job.archive)
     if as_json:
         print_json(job.as_json() | facts)
     elif wait:
-        click.echo("\n".join([outcome_line(job), *detail_lines(job), *_next_steps(job)]))
+        echo("\n".join([outcome_line(job), *detail_lines(job), *_next_steps(job)]))
     else:
-        click.echo(f"job {job_id} {state}: {inputs(job)}; `ragllava jobs show {job_id}` shows its progress")
+        echo(f"job {job_id} {state}: {inputs(job)}; `ragllava jobs show {job_id}` shows its progress")
     refused = job.reindexing is not None and job.reindexing.gate_status is ReindexStatus.REFUSED
-    sys.exit(0 if not wait or (is_success(job.state) and not refused) else 1)
+    sys.exit(1 if has_failed or (wait and (not is_success(job.state) or refused)) else 0)
 
 
 def _next_steps(job: JobView) -> Iterator[str]:

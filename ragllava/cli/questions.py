@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from ragllava.cli.options import (
+    STANDARD_STREAM,
     AnswerFlags,
     NumberRange,
     advising,
@@ -18,19 +19,21 @@ from ragllava.cli.options import (
     as_answer_options,
     connected,
     force_option,
+    input_file,
     json_option,
     name_option,
     print_lines,
     print_result,
     wait_option,
 )
+from ragllava.cli.terminal import echo
 
 if TYPE_CHECKING:
     from ragllava.client import JobView
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @archive_option
 @answer_options
 @click.option("--skip-invalid", is_flag=True, help="Submit the valid lines; the others end as failed.")
@@ -51,7 +54,10 @@ def submit(
     as_json: bool,
     **flags: Unpack[AnswerFlags],
 ) -> None:
-    """Queue a file of questions: JSONL (custom_id, question; or OpenAI Batch lines), CSV or Parquet."""
+    """Queue a file of questions: JSONL (custom_id, question; or OpenAI Batch lines), JSON, CSV, Excel or Parquet.
+
+    With - as FILE, the questions are read from standard input. The results repeat further columns of the file.
+    """
     from ragllava.cli.progress import follow, wait_for_ingest, warn_about_archive
 
     with connected() as client:
@@ -60,9 +66,12 @@ def submit(
             wait_for_ingest(client, archive)
         warn_about_archive(client, archive)
         with advising(skip_invalid, "submitted", "submits"):
+            content = input_file(file)
             queued = client.questions.submit(
-                file, archive, options, skip_invalid=skip_invalid, idempotency_key=key, name=name
+                content, archive, options, skip_invalid=skip_invalid, idempotency_key=key, name=name
             )
+        for note in queued.notes:
+            echo(f"{file}: {note}", err=True)
         print_lines(file, queued.errors, "invalid")
         state = "queued" if queued.is_new else "was submitted before under this key"
         title = f"questions to {archive}"
@@ -107,19 +116,28 @@ def ask(
 
 @click.command()
 @answer_job_argument
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".jsonl, .csv or .parquet")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, allow_dash=True),
+    help=".jsonl, .csv or .parquet; - for JSONL to standard output",
+)
 @click.option("--with-metadata", is_flag=True, help="Add the metadata of the pictures that answers are based on.")
 @force_option
 def results(job_id: int, output: Path, with_metadata: bool, force: bool) -> None:
     """Write a job's answers: one line for every input line, and the failed ones to <output>.errors.jsonl."""
     with connected() as client:
+        if output == STANDARD_STREAM:
+            client.questions.print_results(job_id, sys.stdout.buffer, with_metadata=with_metadata)
+            return
         saved = client.questions.save_results(job_id, output, with_metadata=with_metadata, replace_any=force)
         job = client.jobs.get(job_id)
-    click.echo(f"{output}: {saved.lines} of {job.progress.total} lines of {_named(job)}")
+    echo(f"{output}: {saved.lines} of {job.progress.total} lines of {_named(job)}")
     if saved.errors:
-        click.echo(f"{output}.errors.jsonl: {saved.errors} lines that failed")
+        echo(f"{output}.errors.jsonl: {saved.errors} lines that failed")
     if not job.is_final:
-        click.echo(f"job {job_id} is still {job.state.value}: the other lines have no answer yet", err=True)
+        echo(f"job {job_id} is still {job.state.value}: the other lines have no answer yet", err=True)
 
 
 @click.command()
@@ -142,7 +160,7 @@ def report(job_id: int, output: Path, all_pages: bool, force: bool) -> None:
     with connected() as client:
         client.questions.save_report(job_id, output, all_pages=all_pages, replace_any=force)
         job = client.jobs.get(job_id)
-    click.echo(f"{output}: {_named(job)}; open it in a browser")
+    echo(f"{output}: {_named(job)}; open it in a browser")
 
 
 def _named(job: JobView) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 from rich.table import Table
 
 import migrations
-from ragllava.cli.options import Problem, make_table
-from ragllava.client import Client, HeldRemoval, JobView, WorkerView
+from ragllava.cli.options import Problem, as_time, make_table
+from ragllava.client import Client, Fault, HeldRemoval, JobView, WorkerView
 from ragllava.errors import RagllavaError, ServiceUnavailable
 from ragllava.local.fleet import WorkerFleet, WorkerSpec, end_orphans
 from ragllava.local.processes import wait
@@ -136,6 +136,7 @@ class SystemStatus:
     jobs: list[JobView] = field(default_factory=list)  # the open ones
     events: dict[str, int] = field(default_factory=dict)  # counters of the events of buckets
     cautions: list[str] = field(default_factory=list)  # about profiles and archives
+    faults: list[Fault] = field(default_factory=list)  # parts of the work that are postponed, with the reason
     held: list[HeldRemoval] = field(default_factory=list)  # pictures that are gone, too many to be believed
     problem: str | None = None  # why there are no workers and jobs to show
 
@@ -156,6 +157,7 @@ class SystemStatus:
             "open_jobs": [job.as_json() for job in self.jobs],
             "events": self.events,
             "cautions": self.cautions,
+            "faults": [fault.as_json() for fault in self.faults],
             "held_removals": [asdict(held) for held in self.held],
         }
 
@@ -170,6 +172,7 @@ def status(settings: Settings) -> SystemStatus:
             view.workers = client.system.workers()
             view.jobs = client.jobs.list(only_open=True)
             view.events = client.system.events()
+            view.faults = client.system.faults()
             view.cautions = list(_cautions(client))
             view.held = client.archives.held_removals()
     except RagllavaError as error:
@@ -206,6 +209,9 @@ def status_lines(view: SystemStatus) -> Iterator[str | Table]:
     yield from (Problem(f"warning: {caution}") for caution in view.cautions)
     if any(view.events.values()):
         yield "events: " + ", ".join(f"{number} {name}" for name, number in view.events.items())
+    if view.faults:
+        faults = ((fault.title, fault.attempts, as_time(fault.next_try_at), fault.reason) for fault in view.faults)
+        yield make_table(("does not succeed", "tries", "next", "why"), faults)
     yield from (Problem(held.problem) for held in view.held)
 
 

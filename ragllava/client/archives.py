@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from ragllava.stages.buckets.binding import bind_archive, read_address, unbind_a
 from ragllava.stages.buckets.sync import ScanReport, scan
 from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
 from ragllava.stages.erasing.remove import Removal, rename_archive
-from ragllava.stages.ingest.captions import read_captions
+from ragllava.stages.ingest.captions import Captions, Columns, read_captions
+from ragllava.stages.ingest.listing import Listing
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.submit import submit_files
+from ragllava.stages.ingest.upload import OnUpload, upload_files
 from ragllava.stages.reindex.gaps import Gap, find_gaps
 from ragllava.stages.reindex.stage import ReindexRequest, submit_reindex, submit_switch
 from ragllava.stores.archives import indexes
@@ -42,6 +45,7 @@ from ragllava.stores.buckets import held_removals
 from ragllava.stores.buckets.bindings import Binding, BindingRole, BindingView, view_bindings
 from ragllava.stores.buckets.held_removals import HeldRemoval
 from ragllava.stores.jobs.picture_views import PictureView, view_picture
+from ragllava.stores.jobs.workers import list_workers
 
 _PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 MAX_GIVEN = 500  # characters of the paths of an ingest job, which are for people
@@ -50,11 +54,29 @@ THUMBNAIL_SIDE = 256  # pixels
 
 @dataclass(frozen=True, slots=True)
 class IngestJob:
-    """A queued ingest job of `total` files, and the captions of the caption file that belong to none of them."""
+    """A queued ingest job of `total` files, and what became of the captions.
+
+    `captions` are those of the caption file, `unused_captions` those of them that fit no file, or, as the ones that
+    `ambiguous_captions` repeats, several files equally well. `beside` has the counts and remarks of the listing, also
+    on caption files beside the pictures.
+    """
 
     job_id: int
     total: int
+    captions: int
     unused_captions: tuple[str, ...]
+    ambiguous_captions: tuple[str, ...]
+    beside: Listing
+
+    @property
+    def lost_captions(self) -> int:
+        """How many captions of caption files fit no file."""
+        return len(self.unused_captions) + self.beside.without_file
+
+    @property
+    def most_captions_are_lost(self) -> bool:
+        """Whether more captions fit no file than fit one: they are probably for other pictures."""
+        return self.lost_captions * 2 > self.captions + self.beside.listed_captions
 
 
 class Indexes(Namespace):
@@ -87,21 +109,43 @@ class Archives(Namespace):
         paths: str | Path | Iterable[str | Path],
         archive: str,
         captions: str | Path | None = None,
+        columns: Columns | None = None,
         *,
+        upload: bool | None = None,
+        on_upload: OnUpload = lambda done, total: None,
         name: str | None = None,
     ) -> IngestJob:
         """Queue the pictures under a path, or under several, for an archive, which is created if it is new.
 
-        `name` is what the lists of jobs call it. The ingest workers read the paths, so they must see them under the
-        same names. Raises UsageError when there is no picture, or `captions` cannot be read.
+        With `upload` the files are put into the object store first; without, the ingest workers read the paths, so
+        they must see them under the same names. None: as RAGLLAVA_UPLOAD_FILES says. `on_upload` is called with the
+        files read so far and all of them. `name` is what the lists of jobs call it. `columns` name those of the file
+        `captions`. Raises UsageError when there is no picture, or `captions` cannot be read.
         """
-        paths = listed_paths(paths)
-        by_picture = read_captions(Path(captions)) if captions else None
-        files = list(list_sources(paths, by_picture))
+        paths, captions = listed_paths(paths), Path(captions) if captions else None
+        by_picture = read_captions(captions, columns) if captions else Captions({})
+        listing = Listing()
+        files = list(list_sources(paths, by_picture, listing, captions_path=captions))
+        listing.notes[:0] = by_picture.notes
         if not files:
-            raise UsageError(f"no pictures in {', '.join(map(str, paths))}")
+            passed = f"; passed over: {listing.passed_kinds()}" if listing.passed_over else ""
+            raise UsageError(f"no pictures in {', '.join(map(str, paths))}{passed}")
+        if self._must_upload() if upload is None else upload:
+            files = upload_files(self._connections.engine, self._connections.objects, files, on_upload)
         job_id = self._queue(submit_files, archive_name=archive, files=files, given=_given(paths), name=name)
-        return IngestJob(job_id, len(files), tuple(by_picture.unused()) if by_picture else ())
+        unused, ambiguous = tuple(by_picture.unused()), tuple(by_picture.ambiguous())
+        return IngestJob(job_id, len(files), len(by_picture), unused, ambiguous, listing)
+
+    def _must_upload(self) -> bool:
+        """Whether an ingest worker may not see the files of this host."""
+        choice = self._connections.settings.upload_files
+        if choice != "auto":
+            return choice == "always"
+        here = socket.gethostname()
+        return any(
+            "ingest" in worker.queues and worker.state == "live" and worker.name.partition("@")[2] != here
+            for worker in self._do(list_workers)
+        )
 
     def reindex(self, request: ReindexRequest) -> int:
         """Queue a job that embeds images of an archive again; returns the job. Raises UsageError."""

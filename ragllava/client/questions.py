@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sqlalchemy import Connection
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 
 ROWS = "rows.jsonl"  # what a job of rows has as the name of its file
+_RESULT_FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+
 Where = str | Iterable[str] | Mapping[str, Any] | None
 
 
@@ -51,7 +55,7 @@ class Questions(Namespace):
 
     def submit(
         self,
-        questions: str | Path | Iterable[str | Mapping[str, Any]],
+        source: str | Path | bytes | Iterable[str | Mapping[str, Any]],
         archive: str,
         options: AnswerOptions | None = None,
         *,
@@ -60,7 +64,9 @@ class Questions(Namespace):
         idempotency_key: str | None = None,
         name: str | None = None,
     ) -> Submitted:
-        """Queue a question file (.jsonl, .csv or .parquet), or rows; the same key and questions make one job.
+        """Queue a question file (JSONL, JSON, CSV, Excel or Parquet), the content of one, or rows.
+
+        The same key with the same questions makes one job.
 
         A row is a question, or a record with the keys of a line of a file. `name` is what the lists of jobs call it.
         `where` is a filter beside that of the options: an object, a condition as text, or several of these texts
@@ -68,7 +74,7 @@ class Questions(Namespace):
         an unknown archive, options out of range, a wrong filter, and a key that belongs to other questions.
         """
         how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key, name=name)
-        return self._queue(submit_questions, _read(questions), how)
+        return self._queue(submit_questions, _read(source), how)
 
     def ask(
         self,
@@ -107,6 +113,16 @@ class Questions(Namespace):
         with self._connections.engine.connect() as connection:
             yield from result_rows(connection, job_id, with_metadata=with_metadata)
 
+    def print_results(self, job_id: int, stream: BinaryIO, *, with_metadata: bool = False) -> int:
+        """Write results as JSONL to a stream; returns the number of lines. Raises UsageError for other jobs."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "results.jsonl"
+            saved = self.save_results(job_id, path, with_metadata=with_metadata)
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, stream)
+        stream.flush()
+        return saved.lines
+
     def save_results(
         self, job_id: int, path: str | Path, *, with_metadata: bool = False, replace_any: bool = False
     ) -> SavedResults:
@@ -118,14 +134,22 @@ class Questions(Namespace):
         """
         path = Path(path)
         format = format_by_extension(path.name)
-        if format is None:
+        if path.suffix.lower() not in _RESULT_FILES or format is None:
             raise UsageError(f"{path}: the name must end in .jsonl, .csv or .parquet")
         job = Jobs(self._connections).require_answers(job_id)
         if not replace_any:
             require_same_job(path, job_id, job.archive)
         top_n, is_refresh = job.spec["options"]["top_n"], job.refresh is not None
         rows = self.results(job_id, with_metadata=with_metadata)
-        lines = write_results(rows, path, format, top_n=top_n, is_refresh=is_refresh, with_metadata=with_metadata)
+        lines = write_results(
+            rows,
+            path,
+            format,
+            top_n=top_n,
+            is_refresh=is_refresh,
+            with_metadata=with_metadata,
+            columns=job.spec.get("columns", ()),
+        )
         errors_path = path.with_name(path.name + ".errors.jsonl")
         errors = write_errors(self.results(job_id), errors_path)
         if not errors:
@@ -193,8 +217,10 @@ class Questions(Namespace):
             return plan_refresh(connections.engine, connections.settings, resources, job_id, on_progress)
 
 
-def _read(questions: str | Path | Iterable[str | Mapping[str, Any]]) -> QuestionFile:
-    """A file by its name, or rows as the lines of one."""
+def _read(questions: str | Path | bytes | Iterable[str | Mapping[str, Any]]) -> QuestionFile:
+    """A file by its name, the content of one, or rows as the lines of one."""
+    if isinstance(questions, bytes):
+        return read_questions(questions, name="standard input")
     if isinstance(questions, str | Path):
         return read_questions(Path(questions), name=str(questions))
     rows = ({"question": row} if isinstance(row, str) else dict(row) for row in questions)

@@ -43,19 +43,21 @@ class Reviews(Namespace):
 
     def feedback(
         self,
-        labels: str | Path | Iterable[Mapping[str, Any]],
+        labels: str | Path | bytes | Iterable[Mapping[str, Any]],
         *,
         job_id: int | None = None,
         source: str = "person",
         skip_invalid: bool = False,
     ) -> StoredFeedback:
-        """Store labels of answers, from a file (.jsonl, .csv) or from records with the same keys.
+        """Store labels of answers, from a file (JSONL, JSON, CSV, Excel), its content, or records with the same keys.
 
         `job_id` is the job of the lines that name none; `source` is `person` or `gold`. Raises InvalidInput when a
         line is invalid and `skip_invalid` is not set; then nothing was stored.
         """
-        if isinstance(labels, str | Path):
-            file = read_feedback(Path(labels), name=str(labels), job_id=job_id)
+        if isinstance(labels, str | Path | bytes):
+            name = "standard input" if isinstance(labels, bytes) else str(labels)
+            content = Path(labels) if isinstance(labels, str) else labels
+            file = read_feedback(content, name=name, job_id=job_id)
         else:
             file = feedback_of(labels, job_id=job_id)
         return self._do(store_feedback, file, source=source, skip_invalid=skip_invalid)

@@ -13,6 +13,7 @@ from ragllava.stages.maintenance.inspect import Checked, Inspector, inspect
 from ragllava.stores.buckets import change_events
 from ragllava.stores.jobs.workers import list_workers
 from ragllava.stores.maintenance.erasures import list_erasures
+from ragllava.stores.maintenance.faults import list_faults
 
 
 def _events(connection: Connection) -> dict[str, int]:
@@ -24,9 +25,10 @@ _SILENT_S = 60.0  # a worker that was not seen for longer has probably been kill
 
 
 class System(Namespace):
-    """Workers, event counters and the deep inspection."""
+    """Workers, faults, event counters and the deep inspection."""
 
     workers = forwarded(list_workers)
+    faults = forwarded(list_faults)
     events = forwarded(_events)
     erasures = forwarded(list_erasures)
 

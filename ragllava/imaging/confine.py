@@ -15,8 +15,6 @@ from pathlib import Path
 
 import PIL
 
-import ragllava
-
 # Libraries of the system that Python may load later, such as those of a codec.
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache")
 
@@ -73,7 +71,7 @@ class _Landlock:
 def _code() -> Iterator[Path]:
     """Where Python and its libraries are: a module that is imported late must still be found."""
     modules = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    modules |= {Path(str(PIL.__file__)).parent, Path(str(ragllava.__file__)).parent}
+    modules |= {Path(str(PIL.__file__)).parent, Path(__file__).parents[1]}
     yield from (path for path in modules | set(map(Path, _SYSTEM_LIBRARIES)) if path.exists())
 
 

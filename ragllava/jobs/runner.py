@@ -1,4 +1,4 @@
-"""Runs a shard: lease, stage, commit. The only place with a broad `except` (docs/reliability.md D2, D4, D5)."""
+"""Runs a shard: lease, stage, commit. Catches any error, as jobs/isolation.py (docs/reliability.md D2, D4, D5)."""
 
 from __future__ import annotations
 

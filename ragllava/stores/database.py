@@ -199,25 +199,34 @@ def _with_retries(run: Callable[[], T]) -> T:
             cause = error.orig if isinstance(error, DBAPIError) else error
             # A statement that took too long would take as long again.
             if not is_transient or isinstance(cause, QueryCanceled) or attempt == _ATTEMPTS:
-                first_line = str(cause).strip().split("\n")[0]
-                raise ServiceUnavailable(f"database: {first_line}") from error
+                raise _unavailable(error) from error
             log.info("database unavailable, retrying", extra={"action": "db_retry", "attempt": attempt})
             time.sleep(delay_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
             delay_s *= 2
     raise AssertionError("unreachable")
 
 
+def _unavailable(error: Exception) -> ServiceUnavailable:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    first_line = str(cause).strip().split("\n")[0]
+    return ServiceUnavailable(f"database: {first_line}")
+
+
 @contextmanager
 def outside_transaction(engine: Engine) -> Iterator[Connection]:
     """A separate connection for statements that cannot run in a transaction (VACUUM), without timeouts.
 
-    It is closed afterwards and not returned to the pool, so its settings and advisory locks end with it.
+    It is closed afterwards and not returned to the pool, so its settings, temporary tables and advisory locks end with
+    it. Raises ServiceUnavailable when the connection breaks.
     """
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.detach()
-        for setting in ("statement_timeout", "lock_timeout"):
-            connection.execute(text(f"SET {setting} = 0"))
-        yield connection
+    try:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.detach()
+            for setting in ("statement_timeout", "lock_timeout"):
+                connection.execute(text(f"SET {setting} = 0"))
+            yield connection
+    except (OperationalError, InterfaceError, DriverError) as error:
+        raise _unavailable(error) from error
 
 
 def equals_any(column: Column[Any], values: Iterable[object]) -> ColumnElement[bool]:
@@ -267,7 +276,7 @@ def lock_name(connection: Connection, kind: str, name: object) -> None:
 
 def copy_rows(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
     """COPY any number of rows into a table, within the caller's transaction; returns how many there were."""
-    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    driver = cast("psycopg.Connection[Any]", connection.connection.dbapi_connection)
     names = sql.SQL(", ").join(map(sql.Identifier, columns))
     statement = sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table.name), names)
     remaining, count = iter(rows), 0

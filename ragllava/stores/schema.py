@@ -87,6 +87,8 @@ images = Table(
     Column("source", Text, nullable=False),  # the name people know it by
     Column("uri", Text, nullable=False),  # where it was read from; the same uri with new bytes replaces it
     Column("caption", Text),
+    # The captions given beside the files of these bytes, by uri (archive.caption_giver); NULL: only that of `uri`.
+    Column("captions", JSONB(none_as_null=True)),
     Column("metadata", JSONB(none_as_null=True)),  # all by key: `embedded`, over it the columns of the caption file
     Column("embedded", JSONB(none_as_null=True)),  # EXIF, IPTC, XMP, also the caption; NULL: they were not read yet
     Column("width", Integer, nullable=False),
@@ -276,6 +278,8 @@ questions = Table(
     Column("custom_id", Text),
     Column("text", Text),
     Column("filter", JSONB(none_as_null=True)),  # of the question's own, beside that of its job
+    Column("note", Text),  # what of the line is not used
+    Column("given", JSONB(none_as_null=True)),  # further columns of the line, which the results repeat
     Column("previous", JSONB(none_as_null=True)),  # of a refresh: what the job before said (stores/jobs/refreshes.py)
     UniqueConstraint("job_id", "custom_id"),
     Index("ix_questions_job_id_place", "job_id", "place"),
@@ -464,8 +468,27 @@ bound_objects = Table(
     Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),  # what a picture became
     Column("reason", Text),  # why nothing was made of it
     moment("seen_at"),
+    # Of a picture: how caption files name it, and the last part of that name.
+    Column("name", Text(collation="C")),
+    Column("base_name", Text(collation="C")),
+    Column("caption_due", Boolean, nullable=False, server_default=text("false")),  # its listed caption has changed
     Index("ix_bound_objects_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
     Index("ix_bound_objects_image_id", "image_id"),
+    Index("ix_bound_objects_base_name", "binding_id", "base_name", postgresql_where=text("base_name IS NOT NULL")),
+    Index("ix_bound_objects_caption_due", "binding_id", "key", postgresql_where=text("caption_due")),
+)
+
+# The rows of the caption files under a binding, so that one picture costs one lookup and not the whole file.
+listed_captions = Table(
+    "listed_captions",
+    metadata,
+    key("binding_id", "bindings.id"),
+    Column("name", Text(collation="C"), primary_key=True),  # of the picture
+    Column("file", Text(collation="C"), primary_key=True),  # the key of the caption file
+    Column("base_name", Text(collation="C"), nullable=False),
+    Column("caption", Text),
+    Column("metadata", JSONB(none_as_null=True)),
+    Index("ix_listed_captions_base_name", "binding_id", "base_name"),
 )
 
 # Objects that something is said to have happened to. A change event only asks to look; the same one twice is one row.
@@ -477,8 +500,22 @@ change_events = Table(
     moment("received_at"),
     moment("not_before"),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("reason", Text),  # why its object could not be observed
     # Grows with every further event: a change event is done only if none came while its object was looked at.
     Column("repeats", BigInteger, nullable=False, server_default=text("0")),
+)
+
+# Parts of the work that failed and are postponed, so that the others continue (ragllava/jobs/isolation.py).
+faults = Table(
+    "faults",
+    metadata,
+    Column("room", Text, primary_key=True),  # the loop: results, events, settle, schedules, …
+    Column("subject", Text, primary_key=True),  # the part
+    Column("reason", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    moment("since"),
+    moment("failed_at"),
+    moment("not_before"),
 )
 
 # Counters for people: received, repeated, unbound, refused, …

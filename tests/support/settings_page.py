@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
 # The first field of each section; fields that follow belong to the same section.
 SECTIONS = {
-    "home": "Data folder",
+    "home": "Data folder and logs",
     "database_url": "Services",
     "events_token": "Bucket events",
     "profile": "Models",

@@ -17,7 +17,7 @@ from ragllava.errors import ImageRejected
 from ragllava.jobs import control
 from ragllava.records import SourceFile
 from ragllava.settings import Settings
-from ragllava.stages.ingest.captions import read_captions
+from ragllava.stages.ingest.captions import Columns, read_captions
 from ragllava.stages.ingest.files import open_regular
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.submit import create_ingest
@@ -48,7 +48,8 @@ class FolderChanges:
 
 @dataclass(slots=True)
 class WatchedFolder:
-    """A folder, its archive, and the files offered so far; `captions` is a caption file, read at each comparison.
+    """A folder, its archive, and the files offered so far; `captions` is a caption file, read at each comparison, and
+    `columns` name those of it.
 
     When more than `settings.removals_share` of the pictures are gone at once, they stay: an unmounted disk looks like
     an empty folder.
@@ -58,6 +59,7 @@ class WatchedFolder:
     archive_name: str
     captions: Path | None = None
     allow_removals: bool = False  # for the next comparison, however many files are gone
+    columns: Columns | None = None
     open_jobs: set[int] = field(default_factory=set)
     _stamps: dict[str, tuple[int, int, str]] = field(default_factory=dict)  # by uri: size, modification time, hash
     _offered: dict[str, str] = field(default_factory=dict)  # by uri: the hash for which an ingest job was created
@@ -68,8 +70,9 @@ class WatchedFolder:
         A file that was rejected is not offered again until it changes. Raises UsageError when the folder does not
         exist any more, or its caption file cannot be read.
         """
-        captions = read_captions(self.captions) if self.captions else None
-        listed = [file for file in list_sources([self.folder], captions) if file.uri.startswith("file://")]
+        captions = read_captions(self.captions, self.columns) if self.captions else None
+        offered = list_sources([self.folder], captions, captions_path=self.captions)
+        listed = [file for file in offered if file.uri.startswith("file://")]
         files = {file.uri: file for file in listed if file.rejected is None}
         hashes = {uri: sha256 for uri in files if (sha256 := self._hash(uri)) is not None}
         files = {uri: files[uri] for uri in hashes}

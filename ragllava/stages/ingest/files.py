@@ -28,6 +28,7 @@ _OTHER_KINDS = """
     mp3 ogg oga wav flac aac m4a opus mid midi wma mp4 m4v mov avi mkv webm mpg mpeg wmv flv 3gp ogv
     py pyc ipynb js ts c h cpp java rb go rs sh bat exe dll so o a jar php sql url lnk desktop torrent
     gz bz2 xz zst
+    caption cap cls
     bak tmp swp part crdownload lock md5 sha1 sha256 sha512 sig asc
 """
 _OTHER_EXTENSIONS = frozenset(_OTHER_KINDS.split())
@@ -66,11 +67,6 @@ def packed_scheme(name: str) -> PackedScheme | None:
 def unreadable_package(name: str) -> str | None:
     """The extension, if the name is that of a packed file of an unsupported kind."""
     return next((ending for ending in _UNREADABLE_PACKAGES if name.lower().endswith(ending)), None)
-
-
-def sidecar_names(name: str) -> tuple[str, str]:
-    """The text files that may hold the caption of the picture `name`; the first that exists is used."""
-    return f"{name}.txt", f"{posixpath.splitext(name)[0]}.txt"
 
 
 def leads_out(name: str) -> bool:

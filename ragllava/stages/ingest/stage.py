@@ -294,7 +294,9 @@ def _offered(connection: Connection, archive_id: int, batch: Batch) -> dict[int,
 
 def _outcome(file_no: int, row: StoredRow) -> FileOutcome:
     reason = None
-    if row.status is FileStatus.DUPLICATE:
+    if row.status is FileStatus.UPDATED:
         updated = [name for name in ("caption", "metadata") if getattr(row, f"{name}_updated")]
-        reason = f"{' and '.join(updated)} updated" if updated else f"the same picture as {row.source}"
+        reason = f"{' and '.join(updated)} updated"
+    elif row.status is FileStatus.DUPLICATE:
+        reason = f"the same picture as {row.source}"
     return FileOutcome(file_no, row.status, reason, row.image_id)

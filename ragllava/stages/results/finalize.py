@@ -14,9 +14,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from ragllava.errors import ObjectMissing, RagllavaError, UsageError
+from ragllava.errors import ObjectMissing, UsageError
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView
+from ragllava.jobs.isolation import Isolation
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.json_records import from_json
@@ -79,16 +80,20 @@ def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
     """Finish every ended job that has no result yet; returns how many.
 
     Runs on every tick. Two at once write the same bytes under the same keys, so nothing is locked meanwhile. A job
-    that cannot be finished does not hold up the others; the next tick tries it again.
+    that cannot be finished holds up no other; it is postponed with its reason.
     """
     published = 0
-    for job_id in in_transaction(engine, control.jobs_without_result):
-        try:
-            publish_result(engine, objects, job_id)
-            published += 1
-        except RagllavaError as error:
-            log.warning(str(error), extra={"action": "results_not_published", "job": job_id})
+    subjects = {f"job {job_id}": job_id for job_id in in_transaction(engine, control.jobs_without_result)}
+    isolation = Isolation(engine, "results", subjects)
+    for subject, job_id in subjects.items():
+        if not isolation.is_postponed(subject):
+            published += isolation.run(subject, _publish, engine, objects, job_id) or 0
     return published
+
+
+def _publish(engine: Engine, objects: ObjectStore, job_id: int) -> int:
+    publish_result(engine, objects, job_id)
+    return 1
 
 
 def publish_result(engine: Engine, objects: ObjectStore, job_id: int) -> None:
@@ -147,9 +152,10 @@ def _active_index(connection: Connection, archive_name: str) -> IndexView | None
 
 
 def _write_results(engine: Engine, job: JobView, path: Path, format: FileFormat) -> int:
-    top_n, is_refresh = job.spec["options"]["top_n"], job.refresh is not None
+    top_n, is_refresh, columns = job.spec["options"]["top_n"], job.refresh is not None, job.spec.get("columns", ())
     with engine.begin() as connection:
-        return write_results(result_rows(connection, job.job_id), path, format, top_n=top_n, is_refresh=is_refresh)
+        rows = result_rows(connection, job.job_id)
+        return write_results(rows, path, format, top_n=top_n, is_refresh=is_refresh, columns=columns)
 
 
 def _deliver(

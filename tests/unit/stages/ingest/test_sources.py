@@ -158,13 +158,13 @@ def test_sidecars_give_captions_and_a_caption_file_wins(tmp_path: Path) -> None:
     outside = fill(tmp_path.parent / f"{tmp_path.name}-outside", "secret.txt") / "secret.txt"
     (tmp_path / "c.txt").symlink_to(outside)
     captions = {file.source: file.caption for file in list_sources([tmp_path])}
-    assert captions == {"a.png": "from a.png.txt", "b.jpg": "from b.txt", "c.png": None, "sub/d.png": None}
+    assert captions == {"a.png": "from a.png.txt second line", "b.jpg": "from b.txt", "c.png": None, "sub/d.png": None}
     (single,) = list_sources([tmp_path / "b.jpg"])
     assert single.caption == "from b.txt"
     by_picture = Captions({"b.jpg": "from the caption file", "d.png": "by name", "none.png": "unused"})
     captions = {file.source: file.caption for file in list_sources([tmp_path], by_picture)}
     assert captions == {
-        "a.png": "from a.png.txt",
+        "a.png": "from a.png.txt second line",
         "b.jpg": "from the caption file",
         "c.png": None,
         "sub/d.png": "by name",
