@@ -79,13 +79,14 @@ def test_each_row_names_its_job_and_archive(two_jobs: Workshop, run: Run, tmp_pa
 def test_evidence_of_an_ambiguous_name_has_its_address(
     workshop: Workshop, postcards: Postcards, tmp_path: Path
 ) -> None:
-    """Both folders have a postcard of each name; those of one have another size, so that their bytes differ."""
+    """Two folders have a postcard of one name; one of them has another size, so that their bytes differ."""
     first, other = postcards.written.pictures, tmp_path / "other"
     other.mkdir()
     asked = postcards.archive.questions[0]
     twin = asked.relevant[0]
     (other / twin).write_bytes(_resized(first / twin))
-    workshop.ingest(first, other, captions=postcards.written.captions)
+    workshop.ingest(first, captions=postcards.written.captions)
+    workshop.ingest(other)
     rows: list[dict[str, Any]] = [row.as_json() for row in workshop.ask([q.text for q in postcards.archive.questions])]
     evidence = [image for row in rows for image in row["evidence"]]
     assert {image["uri"] for image in evidence if image["source"] != twin} == {None}
