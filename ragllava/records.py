@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 
@@ -16,6 +16,21 @@ class JobKind(StrEnum):
     TRAIN = "train"
     REINDEX = "reindex"
     MAINTENANCE = "maintenance"
+
+
+class Priority(IntEnum):
+    """Which jobs are dispatched first; jobs of equal priority take turns. A submitter chooses one of the first three.
+
+    `URGENT` is a single question that somebody waits for: a running shard of another job gives way to it.
+    """
+
+    LOW = -5
+    NORMAL = 0
+    HIGH = 5
+    URGENT = 10
+
+
+PRIORITIES = {priority.name.lower(): priority for priority in (Priority.LOW, Priority.NORMAL, Priority.HIGH)}
 
 
 class AnswerStatus(StrEnum):

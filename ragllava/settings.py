@@ -231,8 +231,7 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(
         default=15.0,
         gt=0,
-        description="Longest time between two heartbeats, in seconds: at most half of `RAGLLAVA_LEASE_S`. "
-        "A worker sends one at least every 2 seconds.",
+        description="Seconds between two heartbeats, which extend the lease: at most half of `RAGLLAVA_LEASE_S`.",
     )
     tick_s: float = Field(
         default=5.0,

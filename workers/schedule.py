@@ -1,9 +1,14 @@
-"""The tick: the periodic task that reaps, dispatches, processes events, starts what is due, and finishes jobs."""
+"""The tick, which reaps, dispatches, processes events, starts what is due, and finishes jobs.
+
+Each maintenance worker ticks from a thread of its own, by a clock that only counts forward: no step of the machine's
+clock, no full broker and no long submission holds the ticks up.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from ragllava.errors import ServiceUnavailable
 from ragllava.jobs.ending import end_jobs
@@ -15,6 +20,7 @@ from ragllava.stages.maintenance.schedules import fire_due
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import workers
+from ragllava.stores.maintenance import ticks
 from ragllava.training.request import submit_due_trainings
 from ragllava.training.scheduled import STARTERS
 from workers.app import app, dispatch_now
@@ -38,6 +44,22 @@ _finishing = threading.Lock()
 _processing = threading.Lock()
 
 
+def start_ticking() -> None:
+    """Tick from now on, as long as this process runs."""
+    threading.Thread(target=_keep_ticking, name="tick", daemon=True).start()
+
+
+def _keep_ticking() -> None:
+    period_s = runtime().settings.tick_s
+    while True:
+        started = time.monotonic()
+        try:
+            tick()
+        except Exception as error:  # the next tick tries it again; `ragllava doctor` sees that none has ended
+            log.exception(str(error), extra={"action": "tick_failed"})
+        time.sleep(max(0.0, period_s - (time.monotonic() - started)))
+
+
 @app.task(name="ragllava.tick", queue="maint")
 def tick() -> None:
     """Any number of ticks may run at once: every step is safe to repeat, and one that fails holds up no other."""
@@ -52,6 +74,7 @@ def tick() -> None:
     steps.run("trainings", submit_due_trainings, process.engine, process.settings)
     if steps.run("schedules", fire_due, process.engine, process.settings, STARTERS):
         steps.run("dispatch", dispatch_now, process.engine, process.settings)
+    in_transaction(process.engine, ticks.note_tick)
 
 
 def _process_events() -> None:

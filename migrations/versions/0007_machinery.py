@@ -37,10 +37,12 @@ def upgrade() -> None:
     """Each part of the machinery has a function of its own."""
     _upgrade_scale()
     _upgrade_isolate()
+    _upgrade_turns()
 
 
 def downgrade() -> None:
     """Undo the parts in the reverse order."""
+    _downgrade_turns()
     _downgrade_isolate()
     _downgrade_scale()
 
@@ -176,3 +178,21 @@ def _downgrade_isolate() -> None:
     op.drop_table("listed_captions")
     op.drop_column("change_events", "reason")
     op.drop_table("faults")
+
+
+def _upgrade_turns() -> None:
+    """What a worker cannot do, and when the last tick ended."""
+    refused = sa.Column("refused", postgresql.JSONB(), nullable=False, server_default=sa.text("'{}'::jsonb"))
+    op.add_column("workers", refused)
+    op.create_table(
+        "ticks",
+        sa.Column("name", sa.Text()),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.PrimaryKeyConstraint("name", name="pk_ticks"),
+        postgresql_with={"fillfactor": "70"},
+    )
+
+
+def _downgrade_turns() -> None:
+    op.drop_table("ticks")
+    op.drop_column("workers", "refused")

@@ -15,12 +15,13 @@ from sqlalchemy.engine import make_url
 import migrations
 from ragllava.cli.options import Problem, as_time, make_table, package_versions
 from ragllava.errors import RagllavaError, SettingsError
-from ragllava.local.services import NOT_RUNNING, service_status
+from ragllava.local.services import NOT_RUNNING, LocalServices, service_status, worker_troubles
 from ragllava.models.profiles import find_model, get_profile, missing_models, missing_packages
 from ragllava.settings import Settings, load_settings, origins, variable_of
 
 _SMALLEST_FREE_BYTES = 2 * 2**30  # some thousand pictures, their embeddings and the log of the database
 _SMALLEST_MEMORY_BYTES = 2 * 2**30
+_TICK_GRACE_S = 15.0  # a tick may take so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,8 @@ def _services(settings: Settings) -> Iterator[Finding]:
             problem = f"{service.title} at {service.address} does not answer ({service.detail}); {action}"
         address = f"{service.address}: " if service.address else ""
         yield Finding("services", service.title, address + service.detail, problem)
+    for name, problem in worker_troubles(LocalServices(settings)).items():
+        yield Finding("services", f"worker {name}", "keeps dying", problem)
     if services[0].answers:
         tables = list(_or_problem(_tables(settings), "services", "tables", "unknown"))
         yield from tables
@@ -131,7 +134,27 @@ def _services(settings: Settings) -> Iterator[Finding]:
 
 def _tables(settings: Settings) -> Iterator[Finding]:
     revision = migrations.current(settings.require_database())
-    yield Finding("services", "tables", f"revision {revision}" if revision else "none", migrations.problem(revision))
+    problem = migrations.problem(revision)
+    yield Finding("services", "tables", f"revision {revision}" if revision else "none", problem)
+    if problem is None:
+        yield _last_tick(settings)
+
+
+def _last_tick(settings: Settings) -> Finding:
+    """Without ticks, work that was lost or is due waits for ever, and nothing else shows it."""
+    from ragllava.client import Client
+
+    with Client(settings, name="ragllava-doctor", pool_size=1) as client:
+        age_s = client.system.last_tick_age_s()
+        has_workers = bool(client.system.workers())
+    latest_s = 3 * settings.tick_s + _TICK_GRACE_S
+    problem = None
+    if age_s is None and has_workers:
+        problem = "no tick has ended yet, but workers run: start the maintenance worker (`ragllava up`)"
+    elif age_s is not None and abs(age_s) > latest_s:
+        when = f"{age_s:,.0f} s ago" if age_s > 0 else "in the future: the clock of the database was set back"
+        problem = f"the last tick ended {when}; check that the maintenance worker runs (`ragllava status`, its log)"
+    return Finding("services", "last tick", "none yet" if age_s is None else f"{age_s:.0f} s ago", problem)
 
 
 def _faults(settings: Settings) -> Iterator[Finding]:

@@ -59,7 +59,7 @@ def list_jobs(limit: int, only_open: bool, as_json: bool, **only: Any) -> None:
             job.title,
             job.kind,
             job.archive,
-            job.state,
+            job.state_text,
             job.progress.done,
             job.progress.total,
             outcomes(job),

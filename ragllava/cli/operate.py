@@ -37,7 +37,7 @@ def worker_specs(settings: Settings, answer_workers: int = 1) -> list[WorkerSpec
         **dict.fromkeys(devices, ("-Q", "query", "--pool", "prefork")),
         "train": ("-Q", "train", "--pool", "prefork"),
         # Its tasks are short, so it needs no child process.
-        "maint": ("-Q", "maint", "--pool", "solo", "--beat", "--schedule", str(settings.home / "run" / "beat")),
+        "maint": ("-Q", "maint", "--pool", "solo"),
     }
     celery = (sys.executable, "-m", "celery", "-A", "workers.app", "worker", "--concurrency", "1")
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "INFO")

@@ -24,7 +24,7 @@ from ragllava.cli.terminal import echo, make_console
 from ragllava.client import Client, RefreshView, ReindexingView, TaskView, TrainingView, is_success
 from ragllava.client.reporting import refresh_line
 from ragllava.jobs.control import JobView
-from ragllava.jobs.kinds import kind_of
+from ragllava.jobs.kinds import KINDS, kind_of
 from ragllava.records import JobKind, ReindexStatus
 
 
@@ -147,7 +147,7 @@ def outcomes(job: JobView) -> str:
 def outcome_line(job: JobView) -> str:
     """`job 3 completed: 1000 files: 990 stored, 10 duplicate`."""
     error = f" ({job.error})" if job.error else ""
-    return f"job {job.job_id} {job.state.value}: {inputs(job)}: {outcomes(job) or 'none done yet'}{error}"
+    return f"job {job.job_id} {job.state_text}: {inputs(job)}: {outcomes(job) or 'none done yet'}{error}"
 
 
 def training_line(training: TrainingView) -> str:
@@ -205,7 +205,9 @@ def _in_line(value: Any) -> str:
 
 def inputs(job: JobView) -> str:
     """`1 file`, `200 questions`, `60 images and the gate`."""
-    kind, total = kind_of(job.kind), job.progress.total
+    kind, total = KINDS.get(job.kind), job.progress.total
+    if kind is None:
+        return f"{_counted(total, 'input')} of a kind that this version does not have"
     return f"{_counted(total - 1, kind.noun)} and {kind.last_noun}" if kind.last_noun else _counted(total, kind.noun)
 
 
@@ -233,7 +235,8 @@ def pace_line(job: JobView) -> str | None:
 
 def _at_last_input(job: JobView) -> bool:
     """Whether only the last input is open and it is not like the others: the pace of these says nothing about it."""
-    is_other = kind_of(job.kind).last_noun is not None
+    kind = KINDS.get(job.kind)
+    is_other = kind is not None and kind.last_noun is not None
     return is_other and not job.is_final and job.progress.done == job.progress.total - 1
 
 

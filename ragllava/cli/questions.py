@@ -27,6 +27,7 @@ from ragllava.cli.options import (
     wait_option,
 )
 from ragllava.cli.terminal import echo
+from ragllava.records import PRIORITIES
 
 if TYPE_CHECKING:
     from ragllava.client import JobView
@@ -40,6 +41,13 @@ if TYPE_CHECKING:
 @click.option("--after-ingest", is_flag=True, help="First wait until no job adds pictures to the archive.")
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key and file make one job.")
 @name_option
+@click.option(
+    "--priority",
+    type=click.Choice(list(PRIORITIES)),
+    default="normal",
+    show_default=True,
+    help="Jobs of higher priority are served first; jobs of equal priority take turns.",
+)
 @wait_option
 @json_option
 def submit(
@@ -50,6 +58,7 @@ def submit(
     after_ingest: bool,
     key: str | None,
     name: str | None,
+    priority: str,
     wait: bool,
     as_json: bool,
     **flags: Unpack[AnswerFlags],
@@ -68,7 +77,13 @@ def submit(
         with advising(skip_invalid, "submitted", "submits"):
             content = input_file(file)
             queued = client.questions.submit(
-                content, archive, options, skip_invalid=skip_invalid, idempotency_key=key, name=name
+                content,
+                archive,
+                options,
+                skip_invalid=skip_invalid,
+                idempotency_key=key,
+                name=name,
+                priority=PRIORITIES[priority],
             )
         for note in queued.notes:
             echo(f"{file}: {note}", err=True)

@@ -20,7 +20,14 @@ from ragllava.errors import RagllavaError, ServiceUnavailable
 from ragllava.local.fleet import WorkerFleet, WorkerSpec, end_orphans
 from ragllava.local.processes import wait
 from ragllava.local.service import EmbeddedService
-from ragllava.local.services import RECEIVER, LocalServices, ServiceStatus, receiver_problem, service_status
+from ragllava.local.services import (
+    RECEIVER,
+    LocalServices,
+    ServiceStatus,
+    receiver_problem,
+    service_status,
+    worker_troubles,
+)
 from ragllava.settings import Settings
 
 Echo = Callable[[str], None]
@@ -90,7 +97,7 @@ def running_system(
             fleet = WorkerFleet(services.home, [*specs, WorkerSpec(RECEIVER, command)], is_ready=is_ready)
             try:
                 fleet.start()
-                fleet.wait_until_ready(_WORKERS_READY_S, echo_worker, cancelled=stop.is_set)
+                fleet.wait_until_ready(_WORKERS_READY_S, echo_worker, cancelled=stop.is_set, on_news=echo)
                 yield RunningSystem(running, services, fleet)
             finally:
                 echo("stopping the workers, which hand back unfinished work")
@@ -137,13 +144,14 @@ class SystemStatus:
     events: dict[str, int] = field(default_factory=dict)  # counters of the events of buckets
     cautions: list[str] = field(default_factory=list)  # about profiles and archives
     faults: list[Fault] = field(default_factory=list)  # parts of the work that are postponed, with the reason
+    troubles: dict[str, str] = field(default_factory=dict)  # of each worker that keeps dying: why
     held: list[HeldRemoval] = field(default_factory=list)  # pictures that are gone, too many to be believed
     problem: str | None = None  # why there are no workers and jobs to show
 
     @property
     def is_healthy(self) -> bool:
-        """Every service answers and the database could be read."""
-        return self.problem is None and all(service.answers for service in self.services)
+        """Every service answers, the database could be read, and no worker keeps dying."""
+        return self.problem is None and not self.troubles and all(service.answers for service in self.services)
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -152,6 +160,7 @@ class SystemStatus:
             "owner_pid": self.owner_pid,
             "healthy": self.is_healthy,
             "problem": self.problem,
+            "troubles": self.troubles,
             "services": [asdict(service) for service in self.services],
             "workers": [asdict(worker) | {"is_ready": worker.is_ready} for worker in self.workers],
             "open_jobs": [job.as_json() for job in self.jobs],
@@ -167,6 +176,7 @@ def status(settings: Settings) -> SystemStatus:
     services = LocalServices(settings)
     owner = services.lock.owner()
     view = SystemStatus(str(services.home.root), owner.pid if owner else None, service_status(settings))
+    view.troubles = worker_troubles(services)
     try:
         with Client(settings, name="ragllava-status", pool_size=1) as client:
             view.workers = client.system.workers()
@@ -196,6 +206,7 @@ def status_lines(view: SystemStatus) -> Iterator[str | Table]:
         for row in view.services
     )
     yield make_table(("service", "address", "answers", "version, or what is wrong"), services)
+    yield from map(Problem, view.troubles.values())
     if view.problem is not None:
         yield Problem(view.problem)
         return
@@ -204,7 +215,9 @@ def status_lines(view: SystemStatus) -> Iterator[str | Table]:
         for row in view.workers
     ]
     yield make_table(("worker", "queues", "slots", "state", "ready", "seen"), workers) if workers else "no workers"
-    jobs = [(job.job_id, job.kind, job.archive, job.state, job.progress.done, job.progress.total) for job in view.jobs]
+    jobs = [
+        (job.job_id, job.kind, job.archive, job.state_text, job.progress.done, job.progress.total) for job in view.jobs
+    ]
     yield make_table(("job", "kind", "archive", "state", "done", "of"), jobs) if jobs else "no open jobs"
     yield from (Problem(f"warning: {caution}") for caution in view.cautions)
     if any(view.events.values()):

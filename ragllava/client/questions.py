@@ -22,9 +22,9 @@ from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import JobFigures
 from ragllava.filters import joined_filters, parse_where
 from ragllava.jobs.control import ASKED
-from ragllava.records import AnswerOptions, KnownAnswer, Question
+from ragllava.records import AnswerOptions, KnownAnswer, Priority, Question
 from ragllava.stages.answer.question_files import MAX_QUESTION_CHARACTERS, QuestionFile, read_questions
-from ragllava.stages.answer.submit import ASK_PRIORITY, Submission, Submitted, submit_questions, submit_refresh
+from ragllava.stages.answer.submit import Submission, Submitted, submit_questions, submit_refresh
 from ragllava.stages.record_files import format_by_extension
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import result_rows
@@ -53,7 +53,7 @@ class SavedResults:
 class Questions(Namespace):
     """Question files, single questions and their results."""
 
-    def submit(
+    def submit(  # noqa: PLR0913 - each is an option of `ragllava submit`
         self,
         source: str | Path | bytes | Iterable[str | Mapping[str, Any]],
         archive: str,
@@ -63,6 +63,7 @@ class Questions(Namespace):
         skip_invalid: bool = False,
         idempotency_key: str | None = None,
         name: str | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> Submitted:
         """Queue a question file (JSONL, JSON, CSV, Excel or Parquet), the content of one, or rows.
 
@@ -73,7 +74,7 @@ class Questions(Namespace):
         (ragllava/filters.py). Raises InvalidInput when lines are invalid and `skip_invalid` is not set, UsageError for
         an unknown archive, options out of range, a wrong filter, and a key that belongs to other questions.
         """
-        how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key, name=name)
+        how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key, priority, name=name)
         return self._queue(submit_questions, _read(source), how)
 
     def ask(
@@ -94,7 +95,7 @@ class Questions(Namespace):
         if not text or len(text) > MAX_QUESTION_CHARACTERS:
             raise UsageError(f"a question has 1 to {MAX_QUESTION_CHARACTERS} characters, this one has {len(text)}")
         file = QuestionFile(ASKED, [Question(0, 1, "ask", text)])
-        how = Submission(archive, _with_filter(options, where), priority=ASK_PRIORITY)
+        how = Submission(archive, _with_filter(options, where), priority=Priority.URGENT)
         submitted = self._queue(submit_questions, file, how)
         job = Jobs(self._connections).wait(submitted.job_id, timeout_s=timeout_s)
         if not job.is_final:

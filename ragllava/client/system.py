@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from ragllava.client.connections import Namespace, forwarded
 from ragllava.models.profiles import get_profile
 from ragllava.stages.maintenance.inspect import Checked, Inspector, inspect
 from ragllava.stores.buckets import change_events
 from ragllava.stores.jobs.workers import list_workers
+from ragllava.stores.maintenance import ticks
 from ragllava.stores.maintenance.erasures import list_erasures
 from ragllava.stores.maintenance.faults import list_faults
 
@@ -24,12 +25,20 @@ def _events(connection: Connection) -> dict[str, int]:
 _SILENT_S = 60.0  # a worker that was not seen for longer has probably been killed
 
 
+def _last_tick_age_s(connection: Connection) -> float | None:
+    """Seconds since the last tick ended; None before the first, and while the tables are of an older version."""
+    if connection.scalar(text("SELECT to_regclass('ticks') IS NULL")):
+        return None
+    return ticks.last_tick_age_s(connection)
+
+
 class System(Namespace):
     """Workers, faults, event counters and the deep inspection."""
 
     workers = forwarded(list_workers)
     faults = forwarded(list_faults)
     events = forwarded(_events)
+    last_tick_age_s = forwarded(_last_tick_age_s)
     erasures = forwarded(list_erasures)
 
     def profile_problem(self) -> str | None:

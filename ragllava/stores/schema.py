@@ -244,6 +244,8 @@ workers = Table(
     Column("slots", Integer, nullable=False),
     Column("state", Text, nullable=False),  # live, draining
     Column("versions", JSONB, nullable=False),
+    # The open jobs that this worker cannot do, by id, with the reason: it does not claim their shards.
+    Column("refused", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     moment("started_at"),
     moment("seen_at"),
     postgresql_with={"fillfactor": "70"},
@@ -540,6 +542,15 @@ schedules = Table(
     Column("paused", Boolean, nullable=False, server_default=text("false")),
     moment("next_due"),
     moment("created_at"),
+)
+
+# When the last tick ended, by the database's clock: one row. `ragllava doctor` fails when that is long ago.
+ticks = Table(
+    "ticks",
+    metadata,
+    Column("name", Text, primary_key=True),
+    moment("ended_at"),
+    postgresql_with={"fillfactor": "70"},
 )
 
 # A due time fires once: whoever inserts its row first, fires (docs/reliability.md D9).

@@ -22,7 +22,7 @@ from ragllava.imaging.decode import printable
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView, NewJob
 from ragllava.json_records import to_json
-from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Question, Retrieval
+from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Priority, Question, Retrieval
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import QuestionFile
 from ragllava.stages.record_files import UNSTORABLE
@@ -33,9 +33,6 @@ from ragllava.stores.jobs import answers, refreshes
 from ragllava.stores.objects import ObjectStore
 
 log = logging.getLogger(__name__)
-
-BULK_PRIORITY = 0
-ASK_PRIORITY = 10
 
 MAX_TOP_K = 1_000
 MAX_TOP_N = 20
@@ -55,7 +52,7 @@ class Submission:
     options: AnswerOptions = field(default_factory=AnswerOptions)
     skip_invalid: bool = False
     idempotency_key: str | None = None
-    priority: int = BULK_PRIORITY
+    priority: Priority = Priority.NORMAL
     outbox: Outbox | None = None
     name: str | None = None  # of the job, for people
 
@@ -133,7 +130,7 @@ def submit_refresh(connection: Connection, settings: Settings, earlier_job_id: i
             },
             total=earlier.progress.total,
             per_shard=settings.questions_per_shard,
-            priority=BULK_PRIORITY,
+            priority=Priority.NORMAL,
         ),
     )
     refreshes.copy_lines(connection, job_id, earlier_job_id, earlier.progress.total)

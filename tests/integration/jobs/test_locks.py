@@ -137,8 +137,8 @@ def test_a_refused_large_job_ends_with_the_reason_of_the_refusal(desk: Desk) -> 
     job_id = desk.questions_job(20, per_shard=2)
     lease = desk.claim_next()
     with desk.engine.begin() as connection:
-        assert control.refuse(connection, lease, "wrong retriever")
-    ending.end_refused(desk.engine, lease, "wrong retriever")
+        assert control.refuse(connection, lease, "wrong retriever", desk.settings)
+    ending.end_refused(desk.engine, lease.job_id, lease.kind, "wrong retriever")
     job = desk.job(job_id)
     assert (job.state, job.error) == (JobState.FAILED, "wrong retriever")
     assert job.progress.by_status == {"failed": 20}
