@@ -17,13 +17,29 @@ def upgrade() -> None:
     _upgrade_erasing()
     _upgrade_captions()
     _upgrade_pages()
+    _upgrade_reading()
 
 
 def downgrade() -> None:
     """Undo the parts in the reverse order."""
+    _downgrade_reading()
     _downgrade_pages()
     _downgrade_captions()
     _downgrade_erasing()
+
+
+def _upgrade_reading() -> None:
+    """Jobs have a name and an owner; images are found by their names."""
+    op.create_index("ix_images_source", "images", ["source"], postgresql_using="hash")
+    op.add_column("jobs", sa.Column("name", sa.Text()))
+    op.add_column("jobs", sa.Column("owner", sa.Text()))
+
+
+def _downgrade_reading() -> None:
+    """Names and owners are lost."""
+    op.drop_index("ix_images_source", "images")
+    op.drop_column("jobs", "owner")
+    op.drop_column("jobs", "name")
 
 
 def _upgrade_erasing() -> None:

@@ -12,6 +12,7 @@ import click
 
 from ragllava.cli.options import (
     AnswerFlags,
+    Commands,
     Problem,
     allow_removals_option,
     answer_options,
@@ -26,6 +27,7 @@ from ragllava.cli.options import (
     dry_run_option,
     exclude_option,
     json_option,
+    name_option,
     no_wait_option,
     print_result,
     print_rows,
@@ -54,6 +56,7 @@ _SHOWN_CAPTIONS = 5  # of those without a file
     default=None,
     help="Upload the files, for workers that do not see these paths. Default: RAGLLAVA_UPLOAD_FILES.",
 )
+@name_option
 @no_wait_option
 @json_option
 def ingest(
@@ -65,6 +68,7 @@ def ingest(
     caption_column: str | None,
     exclude: tuple[str, ...],
     upload: bool | None,
+    name: str | None,
     no_wait: bool,
     as_json: bool,
 ) -> None:
@@ -88,6 +92,7 @@ def ingest(
                 columns,
                 exclude=exclude,
                 upload=upload,
+                name=name,
                 on_upload=lambda done, total: update(completed=done, total=total),
             )
         for line in _caption_lines(queued):
@@ -126,7 +131,7 @@ def _caption_facts(queued: IngestJob) -> dict[str, int]:
     return {"listed": total, "without_file": queued.lost_captions, "cut": queued.beside.cut}
 
 
-@click.group()
+@click.group(cls=Commands)
 def archive() -> None:
     """List, show, rename and remove archives, bind them to buckets, list the images that no question can find."""
 
@@ -234,7 +239,8 @@ def bind(
 ) -> None:
     """Keep archive NAME equal to a part of a bucket, and ingest what is there already.
 
-    Later changes arrive as events of the bucket; `ragllava archive scan` finds them without events.
+    A bucket that is missing in the embedded store is created. Later changes arrive as events of the bucket;
+    `ragllava archive scan` finds them without events.
     """
     from ragllava.client import BindingRole
     from ragllava.json_records import to_json
@@ -248,6 +254,9 @@ def bind(
         if answering:
             options["answer"] = to_json(as_answer_options(client, **flags))
         role = BindingRole.INBOX if inbox else BindingRole.PICTURES
+        for given in filter(None, (address, outbox)):
+            if client.archives.ensure_bucket(given):
+                echo(f"the bucket of {given} was missing and has been created in the embedded store", err=True)
         binding = client.archives.bind(name, address, role, options)
         reports = [report for report in client.archives.scan(name) if report.address == binding.address]
     effect = "question files are answered from" if inbox else "pictures go to"

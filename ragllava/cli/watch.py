@@ -52,7 +52,7 @@ def watch(
     """
     from watchfiles import watch as changes_of
 
-    from ragllava.cli.progress import warn_without_worker
+    from ragllava.cli.progress import warn_about_workers
     from ragllava.cli.services import on_stop_signals
     from ragllava.client import WatchedFolder
     from ragllava.errors import UsageError
@@ -69,7 +69,7 @@ def watch(
     watched = WatchedFolder(folder.absolute(), archive, captions, allow_removals, columns=columns, exclude=exclude)
     stop = threading.Event()
     with on_stop_signals(stop.set), connected() as client:
-        warn_without_worker(client, "ingest")
+        warn_about_workers(client, "ingest")
         _compare(client, watched, always=True)
         first = True  # changes between that comparison and the start of watching are not reported
         for batch in changes_of(

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, Text, func, literal_column, select, text, update
+from sqlalchemy import ColumnElement, Connection, Select, Text, exists, func, literal_column, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
@@ -228,6 +228,19 @@ def load_metadata(connection: Connection, image_ids: Iterable[int]) -> dict[int,
     """The metadata of images by id, retired ones too; `{}` for an image that has none."""
     rows = connection.execute(select(images.c.id, images.c.metadata).where(equals_any(images.c.id, image_ids)))
     return {row.id: row.metadata or {} for row in rows}
+
+
+def ambiguous_uris(connection: Connection, image_ids: Iterable[int]) -> dict[int, str]:
+    """The uris of those of the images whose name another image of their archive has, retired ones left out, by id."""
+    namesake = images.alias("namesake")
+    has_namesake = exists().where(
+        namesake.c.source == images.c.source,
+        namesake.c.archive_id == images.c.archive_id,
+        namesake.c.id != images.c.id,
+        ~namesake.c.retired,
+    )
+    named = select(images.c.id, images.c.uri).where(equals_any(images.c.id, image_ids), has_namesake)
+    return {row.id: row.uri for row in connection.execute(named)}
 
 
 def images_by_source(connection: Connection, archive_id: int, sources: Iterable[str]) -> dict[str, list[StoredImage]]:
