@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ragllava.cli.options import EnumChoice, NumberRange, connected, json_option, make_table, print_result, refuse_given
+from ragllava.cli.terminal import echo
 from ragllava.records import Role
 from ragllava.training.finetune.presets import PRESETS, TrainingSettings
 
@@ -124,7 +125,7 @@ def _submit(client: Client, request: TrainingRequest, wait: bool, as_json: bool)
 
     job_id = client.models.train(request)
     if wait:
-        click.echo(f"job {job_id} queued; `ragllava jobs show {job_id}` shows its progress", err=as_json)
+        echo(f"job {job_id} queued; `ragllava jobs show {job_id}` shows its progress", err=as_json)
     follow(client, job_id, f"training {request.role}", wait=wait, as_json=as_json)
 
 
@@ -138,9 +139,9 @@ def _show_plan(plan: TrainingPlan, as_json: bool) -> None:
     )
     print_result(plan, [make_table(titles, rows, box=None), summary, *_provable(plan)], as_json)
     if plan.note is not None:
-        click.echo(f"ragllava: {plan.note}", err=True)
+        echo(f"ragllava: {plan.note}", err=True)
     if plan.shortage is not None:
-        click.echo(f"ragllava: {plan.shortage}", err=True)
+        echo(f"ragllava: {plan.shortage}", err=True)
         sys.exit(1)
 
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection
 
 from ragllava.errors import ImageRejected, JobRefused, ObjectCorrupt, ObjectMissing, ScoreRejected, UsageError
-from ragllava.imaging.decode import decode
 from ragllava.jobs import control, queue
 from ragllava.jobs.runner import ShardContext
 from ragllava.json_records import from_json, to_json
@@ -236,11 +235,11 @@ def _train_here(course: Course, config: FinetuneConfig, snapshot: Snapshot) -> T
 def _train_in_processes(course: Course, config: FinetuneConfig, snapshot: Snapshot) -> TrainingReport:
     from ragllava.training.finetune.launch import train_in_processes
 
-    objects = course.context.resources.objects
+    resources = course.context.resources
 
     def store_picture(sha256: str, file: Path) -> None:
-        data = objects.get_content(sha256)
-        decode(data)
+        data = resources.objects.get_content(sha256)
+        resources.decoder.decode(data, max_side=1)
         file.write_bytes(data)
 
     return train_in_processes(

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine
 from ragllava.errors import UsageError
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
+from ragllava.jobs.isolation import Isolation
 from ragllava.json_records import to_json
 from ragllava.models.profiles import get_profile
 from ragllava.records import JobKind, Role
@@ -231,16 +232,17 @@ def submit_due_trainings(engine: Engine, settings: Settings) -> list[int]:
     """Begin the trainings for which enough was labelled since the last one (`retrain_after`); returns their jobs.
 
     Any number may ask at once: one job is made for each role. Whether the labels suffice is found out by the job,
-    so that its reason can be read.
+    so that its reason can be read. A role that fails holds up no other.
     """
     if not settings.retrain_after:
         return []
-
-    def work(connection: Connection) -> list[int]:
-        jobs = [begin_due(connection, role, settings.profile, settings.retrain_after) for role in Role]
-        return [job_id for job_id in jobs if job_id is not None]
-
-    return in_transaction(engine, work)
+    isolation = Isolation(engine, "trainings", [role.value for role in Role])
+    jobs = [
+        isolation.run(role.value, in_transaction, engine, begin_due, role, settings.profile, settings.retrain_after)
+        for role in Role
+        if not isolation.is_postponed(role.value)
+    ]
+    return [job_id for job_id in jobs if job_id is not None]
 
 
 def create_job(

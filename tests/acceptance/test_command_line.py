@@ -159,7 +159,7 @@ def test_results_in_all_three_formats_are_the_same_rows(
 ) -> None:
     for name in ("answers.csv", "answers.parquet"):
         assert shell.do("results", str(answered), "-o", name) == f"{name}: 12 of 12 lines\n"
-    with (shell.folder / "answers.csv").open(newline="") as file:
+    with (shell.folder / "answers.csv").open(newline="", encoding="utf-8-sig") as file:
         from_csv = [(row["custom_id"], row["status"], row["answer"] or None) for row in csv.DictReader(file)]
     table = pq.read_table(shell.folder / "answers.parquet").to_pylist()
     from_parquet = [(row["custom_id"], row["status"], row["answer"]) for row in table]

@@ -26,7 +26,7 @@ from ragllava.lab.bench.workload import Workload
 from ragllava.records import Answer, AnswerOptions, AnswerStatus, JobKind
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive
-from ragllava.stores.database import in_transaction, read_at_once
+from ragllava.stores.database import in_transaction, make_engine, read_at_once
 from ragllava.stores.jobs import answers, workers
 
 ARCHIVE = "bench-machinery"
@@ -45,11 +45,13 @@ def machinery_rows(workload: Workload) -> list[BenchRow]:
     """The same steps with autovacuum, and without it: then no statistics are ever updated."""
     client = workload.require_client()
     rows: list[BenchRow] = []
+    owner = make_engine(client.settings.require_database_owner(), pool_size=1, name="bench owner")
     with Beside(client.engine, client.settings) as beside:
         for autovacuum in (False, True):
-            in_transaction(client.engine, _set_autovacuum, autovacuum)
+            in_transaction(owner, _set_autovacuum, autovacuum)
             state = "on" if autovacuum else "off"
             rows += _Bench(workload, client.engine, client.settings, state, beside).run()
+    owner.dispose()
     return rows
 
 

@@ -101,7 +101,7 @@ def test_a_connection_that_broke_in_the_pool_is_replaced(
 def test_a_plan_for_an_empty_table_is_not_kept(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elsewhere = make_engine(settings.require_database())
+    elsewhere = make_engine(settings.require_database_owner())
     query = text("SELECT kind FROM jobs WHERE id = :id")
 
     def rows_read(connection: Connection) -> int:

@@ -16,10 +16,10 @@ from celery import Celery
 from celery.bin.base import CLIContext
 from celery.bin.worker import worker as worker_command
 from pydantic import SecretStr
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
 from starlette.routing import Route
 
-from ragllava.api.receiver import make_app
+from ragllava.api.receiver import make_app, needed_settings
 from ragllava.cli.main import COMMANDS
 from ragllava.cli.receiver import receiver
 from ragllava.settings import Settings
@@ -58,7 +58,10 @@ def test_the_whole_system_is_there() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_our_variables_are_settings(name: str) -> None:
     environment = SERVICES[name]["environment"]
-    assert {"RAGLLAVA_DATABASE_URL", "RAGLLAVA_REDIS_URL", "RAGLLAVA_S3_ENDPOINT"} <= set(environment)
+    needed = {"RAGLLAVA_DATABASE_URL"}
+    if name != "receiver":
+        needed |= {"RAGLLAVA_REDIS_URL", "RAGLLAVA_S3_ENDPOINT"}
+    assert needed <= set(environment)
     for variable in environment:
         assert variable.removeprefix("RAGLLAVA_").lower() in Settings.model_fields, variable
 
@@ -80,7 +83,7 @@ def test_worker_commands_are_understood_by_celery(name: str) -> None:
     assert set(queues_of(name)) <= set(QUEUES)
     assert parsed["concurrency"] == 1
     assert parsed["hostname"].endswith(f"@{socket.gethostname()}"), "two containers of a kind need two names"
-    assert bool(parsed["beat"]) == (name == "beat")
+    assert not parsed["beat"], "maintenance workers tick without Celery's beat"
 
 
 def test_other_commands_are_entry_points() -> None:
@@ -91,6 +94,64 @@ def test_other_commands_are_entry_points() -> None:
         program, *arguments = SERVICES[name]["command"]
         assert program in scripts
         assert arguments[0] in COMMANDS or arguments[0] == "--help"
+
+
+def test_only_the_migration_knows_the_owner_of_the_tables() -> None:
+    owner = make_url(SERVICES["migrate"]["environment"]["RAGLLAVA_DATABASE_OWNER_URL"])
+    assert owner.username == SERVICES["postgres"]["environment"]["POSTGRES_USER"]
+    for name in OURS:
+        environment = SERVICES[name]["environment"]
+        application = make_url(environment["RAGLLAVA_DATABASE_URL"])
+        assert application.username != owner.username
+        assert (application.host, application.database) == (owner.host, owner.database)
+        if name != "migrate":
+            assert "RAGLLAVA_DATABASE_OWNER_URL" not in environment
+            assert "${POSTGRES_PASSWORD" not in str(environment), name
+
+
+def test_the_receiver_gets_the_secrets_that_it_needs() -> None:
+    settings = needed_settings(Settings().model_copy(update=dict.fromkeys(SECRETS, SecretStr("secret"))))
+    needed = {name for name in SECRETS if getattr(settings, name) is not None}
+    given = {variable.removeprefix("RAGLLAVA_").lower() for variable in SERVICES["receiver"]["environment"]}
+    assert given == needed == {"database_url", "events_token"}
+    assert SERVICES["receiver"]["volumes"] == []
+
+
+SECRETS = [name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)]
+
+
+def test_pictures_that_only_the_command_line_sees_are_uploaded() -> None:
+    """The first command of infra/README.md mounts a folder into `cli` alone."""
+    command = next(
+        line for line in (ROOT / "infra" / "README.md").read_text().splitlines() if "ragllava ingest" in line
+    )
+    mounted, service = re.findall(r"--volume \S+?:(/[^:\s]+)\S* (\S+) ragllava ingest", command)[0]
+    assert service == "cli"
+    for name in WORKERS:
+        assert not any(mounted in volume for volume in SERVICES[name].get("volumes", []))
+    assert SERVICES["cli"]["environment"]["RAGLLAVA_UPLOAD_FILES"] == "always"
+
+
+def test_what_our_services_keep_has_a_volume() -> None:
+    home = re.search(r"RAGLLAVA_HOME=(\S+)", DOCKERFILE)
+    assert home is not None
+    assert f"install --directory --owner=ragllava --group=ragllava {home[1]}" in DOCKERFILE
+    for name in WORKERS:
+        assert f"state:{home[1]}" in SERVICES[name]["volumes"]
+
+
+def test_only_the_s3_port_of_seaweedfs_leaves_its_container() -> None:
+    """Its other ports need no key: they are on loopback, and a proxy in the same network passes S3 on."""
+    options = dict(option.lstrip("-").split("=") for option in SERVICES["seaweedfs"]["command"] if "=" in option)
+    assert options["ip"] == options["ip.bind"] == "127.0.0.1"
+    proxy = SERVICES["seaweedfs-s3"]
+    assert proxy["network_mode"] == "service:seaweedfs"
+    assert proxy["profiles"] == SERVICES["seaweedfs"]["profiles"]
+    content = COMPOSE["configs"]["seaweedfs-s3"]["content"]
+    assert f"proxy_pass 127.0.0.1:{options['s3.port']};" in content
+    [public] = re.findall(r"listen (\d+);", content)
+    assert example_environment()["S3_ENDPOINT"] == f"seaweedfs:{public}"
+    assert f"127.0.0.1:{options['s3.port']}/healthz" in SERVICES["seaweedfs"]["healthcheck"]["test"][-1]
 
 
 def test_dependencies_exist_and_can_be_waited_for() -> None:
