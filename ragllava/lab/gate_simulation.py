@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ragllava.training.gate import GateRules, decide
-from ragllava.training.version_scores import PRIMARY_SHARES, SEPARATION, WITH_CAPTIONS, WITHOUT_CAPTIONS, separation
+from ragllava.training.gate import PRIMARY_SHARES, SEPARATION, WITH_CAPTIONS, GateRules, decide
+from ragllava.training.version_scores import WITHOUT_CAPTIONS, separation
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -25,9 +25,8 @@ from ragllava.stores.learning import registry
 from ragllava.stores.learning.registry import ModelVersion
 from ragllava.training.data.snapshot import Snapshot
 from ragllava.training.finetune.batches import PictureOpener
-from ragllava.training.gate import GateReport, decide
+from ragllava.training.gate import WITH_CAPTIONS, GateReport, decide
 from ragllava.training.version_scores import (
-    WITH_CAPTIONS,
     EvaluationOptions,
     GeneratorScores,
     RerankerScores,

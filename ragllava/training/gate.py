@@ -22,6 +22,14 @@ from ragllava.json_records import rounded, to_json
 
 FloatArray = npt.NDArray[np.float64]
 
+WITH_CAPTIONS = "with captions"
+SEPARATION = "relevant images above the strongest wrong ones"
+PRIMARY_SHARES: Mapping[str, float] = {WITH_CAPTIONS: 0.2, SEPARATION: 0.8}  # of a reranker, of the error
+# What a gain in the first primary condition is compared with before anything was evaluated: by simulation, that of
+# the F1 which the separation proves (lab/gate_simulation.py); of answers, where one in six changes.
+GAIN_SPREAD = 0.145
+ANSWER_SPREAD = 0.4
+
 _ROUNDING = 1e-9  # sums of shares such as 2/3 miss zero by less
 _FLIPS_AT_ONCE = 10_000
 _MOST_FLIPS = 1_000_000

@@ -29,23 +29,16 @@ from ragllava.records import KnownAnswer
 from ragllava.settings import Settings
 from ragllava.training.data.datasets import DatasetOptions, LabelledQuestion, merge_questions, question_rng
 from ragllava.training.data.examples import Evidence
+from ragllava.training.gate import PRIMARY_SHARES, SEPARATION, WITH_CAPTIONS
 
 if TYPE_CHECKING:
     from ragllava.evaluation.pools import Progress
     from ragllava.training.finetune.batches import PictureOpener
 
-WITH_CAPTIONS = "with captions"
-SEPARATION = "relevant images above the strongest wrong ones"
 UNLABELLED = "no unlabelled image taken for relevant"
 LABELLED_IMAGES = "from the labelled images"
 WRONG_IMAGE = "with a wrong image beside them"
 WITHOUT_CAPTIONS = "without captions"
-
-PRIMARY_SHARES: Mapping[str, float] = {WITH_CAPTIONS: 0.2, SEPARATION: 0.8}  # of a reranker, of the error
-# What a gain in the first primary condition can be compared with before anything was evaluated: by simulation, that of
-# the F1 which the separation proves (lab/gate_simulation.py); of answers, where one in six changes.
-GAIN_SPREAD = 0.145
-ANSWER_SPREAD = 0.4
 
 _IMAGES_AT_ONCE = 64  # whose decoded pictures are in memory together
 _UNSCORABLE = (ScoreRejected, ImageRejected, ObjectMissing, ObjectCorrupt)

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from ragllava.lab.gate_simulation import HoldOut, simulate
-from ragllava.training.gate import GateRules, provable_gain
-from ragllava.training.version_scores import GAIN_SPREAD
+from ragllava.training.gate import GAIN_SPREAD, GateRules, provable_gain
 
 SHORT = GateRules(flips=2_000)
 

@@ -24,12 +24,10 @@ from ragllava.stages.answer.pipeline import select_evidence
 from ragllava.training.contest import leave_out_doubtful
 from ragllava.training.data.datasets import LabelledQuestion, Retrieved
 from ragllava.training.data.examples import Evidence
-from ragllava.training.gate import decide
+from ragllava.training.gate import SEPARATION, WITH_CAPTIONS, decide
 from ragllava.training.version_scores import (
     LABELLED_IMAGES,
-    SEPARATION,
     UNLABELLED,
-    WITH_CAPTIONS,
     WITHOUT_CAPTIONS,
     WRONG_IMAGE,
     EvaluationOptions,
