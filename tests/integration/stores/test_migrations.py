@@ -112,7 +112,7 @@ def test_several_migrations_at_once_are_harmless(empty_database: str) -> None:
         process.stdin.write(empty_database)
         process.stdin.close()
         process.stdin = None
-    errors = [process.communicate(timeout=60)[1] for process in processes]
+    errors = [process.communicate(timeout=200)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], errors
     assert migrations.differences(empty_database) == []
 

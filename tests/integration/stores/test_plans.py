@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, make_url, text
 
 from ragllava.jobs import control, queue
 from ragllava.jobs.kinds import KINDS
 from ragllava.records import FileOutcome, FileStatus, JobKind, ReindexStatus
 from ragllava.settings import Settings
+from ragllava.stores import roles
 from ragllava.stores.archives import archive, blobs, image_changes, indexes, reindex_items, vectors
 from ragllava.stores.archives.reindex_items import ItemOutcome
 from ragllava.stores.database import make_engine
@@ -65,6 +66,8 @@ def lagging(services: Settings, template_database: str) -> Iterator[Engine]:
             _insert_archive(connection, NEW_ARCHIVE, SIZE)
             _insert_job(connection, LARGE, SIZE, answered=ANSWERED)
             _insert_job(connection, REFRESH, SIZE, answered=ANSWERED, refreshes=LARGE)
+            # The application owns the vectors of the indexes that it makes; here the owner made them.
+            roles.admit(connection, str(make_url(own.require_database()).username))
         owner.dispose()
         engine = make_engine(own.require_database(), statement_timeout_s=30, name="plans")
         yield engine

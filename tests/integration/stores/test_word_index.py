@@ -79,10 +79,14 @@ class TestChanges:
         assert shelf.ids("harlow") == [] and shelf.ids("undwick") == [image_id]
         assert_agrees(shelf)
 
-    def test_a_duplicate_with_another_name_and_caption_adds_nothing(self, shelf: Shelf) -> None:
+    def test_a_duplicate_adds_its_caption_and_not_its_name(self, shelf: Shelf) -> None:
         [image_id] = shelf.add("harlow barn")
+        assert shelf.store(offer(7, None, content="picture-0", source="far/{}.png")) == [image_id]
+        assert shelf.store(offer(8, "harlow barn", content="picture-0", source="far/{}.png")) == [image_id]
+        known = counts(shelf.connection, shelf.archive_id, "harlow", "barn", "far", ":length")
+        assert known.keys() == {"harlow", "barn", ":length"} and shelf.ids("far") == []
         assert shelf.store(offer(7, "undwick", content="picture-0", source="far/{}.png")) == [image_id]
-        assert shelf.ids("undwick far") == []
+        assert shelf.ids("undwick") == shelf.ids("harlow") == [image_id] and shelf.ids("far") == []
         assert_agrees(shelf)
 
     def test_other_bytes_under_the_same_name(self, shelf: Shelf) -> None:
