@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import time
 
@@ -30,6 +31,8 @@ def main() -> int:
         for fault in FAULTS.values():
             console.print(f"{fault.name:<20} {fault.what}")
         return 0
+    for number in (signal.SIGINT, signal.SIGTERM):  # end the system as well; a background job ignores SIGINT otherwise
+        signal.signal(number, lambda *_: sys.exit("interrupted"))
     deadline = time.monotonic() + 60.0 * arguments.minutes
     console.print("starting the system")
     with running_system(arguments.seed, keep=arguments.keep) as system:

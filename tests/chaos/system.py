@@ -22,10 +22,9 @@ from typing import Any
 
 import psutil
 from sqlalchemy import select
-from sqlalchemy.exc import ProgrammingError
 
 from ragllava.client import Client
-from ragllava.errors import ServiceUnavailable
+from ragllava.errors import SchemaMismatch, ServiceUnavailable
 from ragllava.local.home import Home
 from ragllava.local.postgres import PostgresService
 from ragllava.local.processes import is_alive, processes_in
@@ -118,7 +117,7 @@ class System:
 
         def ready() -> bool:
             assert self.process is not None and self.process.poll() is None, f"up ended:\n{self.up_log()[-3000:]}"
-            with contextlib.suppress(ServiceUnavailable, ProgrammingError):  # services start, tables are made
+            with contextlib.suppress(ServiceUnavailable, SchemaMismatch):  # services start, tables are made
                 ages = {row.name.partition("@")[0]: row.age_s for row in self.client.system.workers() if row.is_ready}
                 return all(self._is_ready(name, ages.get(name)) for name in WORKERS)
             return False
