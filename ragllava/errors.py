@@ -24,6 +24,10 @@ class SettingsError(UsageError):
     """A setting is missing, unknown or contradicts another."""
 
 
+class SchemaMismatch(UsageError):
+    """The tables of the database are not those of this version."""
+
+
 class AlreadyRunning(UsageError):
     """Another process runs the embedded services of this home."""
 

@@ -230,12 +230,21 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An image of an archive as the stages see it. `sha256` (hex) is also its address in the object store."""
+    """An image of an archive as the stages see it. `sha256` (hex) is also its address in the object store.
+
+    `uri` is set in results if another image of the archive has the same `source`: it tells which of the two it is.
+    """
 
     image_id: int
     sha256: str
     source: str
     caption: str | None
+    uri: str | None = None
+
+    @property
+    def full_name(self) -> str:
+        """The source, or where it was read from if another image of the archive has that source."""
+        return self.source if self.uri is None else self.uri.removeprefix("file://")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from ragllava.stages.resources import Resources
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.jobs import workers
 from ragllava.stores.learning import registry
+from ragllava.stores.schema_revision import require_schema
 from workers.app import MESSAGE_VERSION, dispatch_now
 from workers.presence import FAILURE_SIGNAL
 
@@ -50,7 +51,8 @@ class Runtime:
 def runtime() -> Runtime:
     """The runtime of this process, made at the first call."""
     settings = load_settings()
-    engine = make_engine(settings.require_database(), pool_size=3, name=f"worker {os.getpid()}")
+    engine = make_engine(settings.require_database(), pool_size=3, name=f"worker {os.getpid()}", owner="workers")
+    require_schema(engine)
     return Runtime(settings, engine, Resources(settings))
 
 
@@ -115,7 +117,7 @@ def get_ready(name: str) -> dict[str, str]:
         profile = process.resources.models.profile.name
         in_transaction(process.engine, registry.ensure_champions, profile, process.resources.base_versions())
     # A train worker loads nothing before its first shard, which may never arrive.
-    versions = versions or {"ragllava": __version__}
+    versions = versions | {"profile": process.resources.models.profile.name, "ragllava": __version__}
     in_transaction(process.engine, workers.report_ready, name, versions)
     log.info("models loaded", extra={"action": "worker_ready", "worker": name, **versions})
     dispatch_now(process.engine, process.settings)

@@ -12,6 +12,7 @@ import click
 
 from ragllava.cli.options import (
     AnswerFlags,
+    Commands,
     Problem,
     allow_removals_option,
     answer_options,
@@ -24,7 +25,9 @@ from ragllava.cli.options import (
     column_options,
     connected,
     dry_run_option,
+    exclude_option,
     json_option,
+    name_option,
     no_wait_option,
     print_result,
     print_rows,
@@ -46,12 +49,14 @@ _SHOWN_CAPTIONS = 5  # of those without a file
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @archive_option
 @captions_option
+@exclude_option
 @column_options
 @click.option(
     "--upload/--no-upload",
     default=None,
     help="Upload the files, for workers that do not see these paths. Default: RAGLLAVA_UPLOAD_FILES.",
 )
+@name_option
 @no_wait_option
 @json_option
 def ingest(
@@ -61,7 +66,9 @@ def ingest(
     captions: Path | None,
     image_column: str | None,
     caption_column: str | None,
+    exclude: tuple[str, ...],
     upload: bool | None,
+    name: str | None,
     no_wait: bool,
     as_json: bool,
 ) -> None:
@@ -83,7 +90,9 @@ def ingest(
                 archive,
                 captions,
                 columns,
+                exclude=exclude,
                 upload=upload,
+                name=name,
                 on_upload=lambda done, total: update(completed=done, total=total),
             )
         for line in _caption_lines(queued):
@@ -122,7 +131,7 @@ def _caption_facts(queued: IngestJob) -> dict[str, int]:
     return {"listed": total, "without_file": queued.lost_captions, "cut": queued.beside.cut}
 
 
-@click.group()
+@click.group(cls=Commands)
 def archive() -> None:
     """List, show, rename and remove archives, bind them to buckets, list the images that no question can find."""
 
@@ -140,16 +149,19 @@ def list_archives(as_json: bool) -> None:
 @archive.command("show")
 @click.argument("name")
 @click.option("--rejected", is_flag=True, help="List the rejected files, with the reason.")
+@click.option("--notes", is_flag=True, help="List the files that were stored in part, and documents with their pages.")
 @json_option
-def show_archive(name: str, rejected: bool, as_json: bool) -> None:
+def show_archive(name: str, rejected: bool, notes: bool, as_json: bool) -> None:
     """The contents of an archive, and its rejected files."""
     with connected() as client:
         summary = client.archives.get(name)
         refused = client.archives.rejected(name) if rejected else []
+        noted = client.archives.notes(name) if notes else []
         bound = client.archives.bindings(name)
     body = asdict(summary) | {"bindings": bound} | ({"rejected": refused} if rejected else {})
+    body |= {"notes": noted} if notes else {}
     lines = [*_summary_lines(summary), *map(_binding_line, bound)]
-    lines += [f"{file.source}: {file.reason}" for file in refused]
+    lines += [f"{file.source}: {file.reason}" for file in [*refused, *noted]]
     print_result(body, lines if refused or not rejected else [*lines, "no file was rejected"], as_json)
 
 
@@ -227,7 +239,8 @@ def bind(
 ) -> None:
     """Keep archive NAME equal to a part of a bucket, and ingest what is there already.
 
-    Later changes arrive as events of the bucket; `ragllava archive scan` finds them without events.
+    A bucket that is missing in the embedded store is created. Later changes arrive as events of the bucket;
+    `ragllava archive scan` finds them without events.
     """
     from ragllava.client import BindingRole
     from ragllava.json_records import to_json
@@ -241,6 +254,9 @@ def bind(
         if answering:
             options["answer"] = to_json(as_answer_options(client, **flags))
         role = BindingRole.INBOX if inbox else BindingRole.PICTURES
+        for given in filter(None, (address, outbox)):
+            if client.archives.ensure_bucket(given):
+                echo(f"the bucket of {given} was missing and has been created in the embedded store", err=True)
         binding = client.archives.bind(name, address, role, options)
         reports = [report for report in client.archives.scan(name) if report.address == binding.address]
     effect = "question files are answered from" if inbox else "pictures go to"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ragllava.cli.options import (
-    JOB_ID,
+    ROW_ID,
+    Commands,
     EnumChoice,
     archive_option,
     as_time,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from ragllava.client import IndexDetails
 
-index_argument = click.argument("index_id", type=JOB_ID)  # the same range
+index_argument = click.argument("index_id", type=ROW_ID)
 
 
 @click.command()
@@ -62,7 +63,7 @@ def reindex(
         follow(client, job_id, f"reindex {archive}", wait=not no_wait, as_json=as_json)
 
 
-@click.group()
+@click.group(cls=Commands)
 def index() -> None:
     """Indexes of archives: list, show, switch, drop."""
 

@@ -142,6 +142,29 @@ def _members(kind: type[Member], option: str, text: str | None) -> list[Member]:
     return [kind(name) for name in names]
 
 
+@click.command("simulate-gate")
+@click.option("--questions", default=52, show_default=True, type=click.IntRange(2), help="Held out.")
+@click.option("--pictures", default=30, show_default=True, type=click.IntRange(2), help="That they are about.")
+@click.option("--systems", default=200, show_default=True, type=click.IntRange(1), help="Simulated for each row.")
+@click.option("--tries", default=30, show_default=True, type=click.IntRange(1), help="Versions tried in each.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the random numbers.")
+@json_option
+def simulate_gate(questions: int, pictures: int, systems: int, tries: int, seed: int, as_json: bool) -> None:
+    """Measure how often the gate lets equal, worse and better rerankers pass on simulated hold-outs."""
+    from ragllava.lab.gate_simulation import GAINS, HoldOut, simulate
+
+    if pictures > questions:
+        raise UsageError(f"{questions} questions cannot be about {pictures} pictures, each with a question of its own")
+    hold_out = HoldOut(questions, pictures)
+    rates = {gain: simulate(systems, tries, hold_out, gain=gain, seed=seed) for gain in GAINS}
+    cells = (
+        (f"{gain:+.1f}", f"{rate.champion:.3f}", f"{rate.challenger:.3f}", f"{rate.first:.3f}", f"{rate.any:.3f}")
+        for gain, rate in rates.items()
+    )
+    table = make_table(("gain (logits)", "champion F1", "challenger F1", "first passes", "any passes"), cells)
+    print_result([{"gain": gain, **rate.as_json()} for gain, rate in rates.items()], [table], as_json)
+
+
 @click.command("train-mini")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--minutes", default=75.0, show_default=True, type=NumberRange(min=0.1), help="Training time.")

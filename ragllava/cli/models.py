@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ragllava.cli.options import (
+    Commands,
     EnumChoice,
     as_time,
     connected,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 role_option = click.option("--role", type=EnumChoice(Role), help="Only versions of this role.")
 
 
-@click.group()
+@click.group(cls=Commands)
 def models() -> None:
     """Model versions of the profile: list, compare, promote, roll back.
 

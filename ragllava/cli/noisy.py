@@ -13,14 +13,16 @@ import click
 
 from ragllava.cli.options import (
     JOB_ID,
+    Commands,
     EnumChoice,
     advising,
+    answer_job_argument,
     archive_option,
     confirm,
     connected,
     fields_of,
     input_file,
-    job_argument,
+    job_number,
     json_option,
     make_table,
     print_lines,
@@ -56,19 +58,20 @@ skip_option = click.option("--skip-invalid", is_flag=True, help="Store the valid
 )
 @skip_option
 @json_option
-def feedback(file: Path, job_id: int | None, source: str, skip_invalid: bool, as_json: bool) -> None:
+def feedback(file: Path, job_id: int | str | None, source: str, skip_invalid: bool, as_json: bool) -> None:
     """Label answers as right or wrong, from JSONL, CSV or Excel; with - as FILE, from standard input.
 
     The columns are job, custom_id, verdict (right or wrong), answer (the right one), relevant and irrelevant (images
     by their source; in CSV with `;` between them). A verdict `right` alone means: this answer, from these images.
     """
     with connected() as client, advising(skip_invalid, "stored", "stores"):
+        job = None if job_id is None else job_number(job_id, "answer")
         labels = input_file(file)
-        stored = client.reviews.feedback(labels, job_id=job_id, source=source, skip_invalid=skip_invalid)
+        stored = client.reviews.feedback(labels, job_id=job, source=source, skip_invalid=skip_invalid)
         _print_stored(client, file, stored, as_json)
 
 
-@click.group("noisy")
+@click.group("noisy", cls=Commands)
 def noisy() -> None:
     """Questions whose candidates or answer look wrong, or were labelled as wrong."""
 
@@ -91,7 +94,7 @@ def list_noisy(archive: str, state: NoisyState | None, reason: NoisyReason | Non
 
 
 @noisy.command("show")
-@job_argument
+@answer_job_argument
 @click.argument("custom_id")
 @json_option
 def show_noisy(job_id: int, custom_id: str, as_json: bool) -> None:
@@ -114,7 +117,7 @@ def show_noisy(job_id: int, custom_id: str, as_json: bool) -> None:
 @json_option
 def dismiss_noisy(
     archive: str,
-    job_id: int | None,
+    job_id: int | str | None,
     custom_ids: tuple[str, ...],
     reason: NoisyReason | None,
     days: int | None,
@@ -126,8 +129,9 @@ def dismiss_noisy(
         confirm(f"dismiss all open noisy cases of {archive}?", yes)
     before = None if days is None else datetime.now(UTC) - timedelta(days=days)
     with connected() as client:
+        job = None if job_id is None else job_number(job_id, "answer")
         number = client.reviews.dismiss(
-            archive, job_id=job_id, custom_ids=list(custom_ids) or None, reason=reason, before=before
+            archive, job_id=job, custom_ids=list(custom_ids) or None, reason=reason, before=before
         )
     print_result({"dismissed": number}, [f"{archive}: {number} noisy cases dismissed"], as_json)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import json_option, print_result
+from ragllava.cli.options import json_option, make_table, print_result
 from ragllava.cli.terminal import echo
 
 if TYPE_CHECKING:
@@ -108,6 +108,48 @@ def doctor(deep: bool, as_json: bool) -> None:
     diagnosis = diagnose(deep=deep)
     print_result(diagnosis, diagnosis_lines(diagnosis), as_json)
     sys.exit(1 if diagnosis.problems else 0)
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--lines", "-n", default=20, show_default=True, type=click.IntRange(0), help="Last lines of each log.")
+@click.option("--follow", "-f", is_flag=True, help="Also print what is added, until Ctrl-C.")
+def logs(names: tuple[str, ...], lines: int, follow: bool) -> None:
+    """Show the logs of `ragllava up`: of the services and workers of these names, else of all.
+
+    Names are postgres, redis, seaweed, ingest, answer, train, maint and receiver.
+    """
+    from ragllava.local.home import Home
+    from ragllava.local.log_files import find_logs, last_log_lines, new_log_lines
+    from ragllava.settings import load_settings
+
+    files = find_logs(Home(load_settings().home), names)
+    for file in files:
+        for line in last_log_lines(file, lines):
+            echo(f"{file.stem}: {line}")
+    try:
+        for file, line in new_log_lines(files) if follow else ():
+            echo(f"{file.stem}: {line}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@click.command()
+@click.option("--changed", is_flag=True, help="Only those that are not the defaults.")
+@json_option
+def settings(changed: bool, as_json: bool) -> None:
+    """Show every setting, its value, and where that comes from: the environment, ragllava.toml or the default.
+
+    The file ragllava.toml in RAGLLAVA_HOME holds settings for all terminals and workers; a variable wins over it.
+    """
+    from ragllava.cli.doctor import shown_settings
+    from ragllava.settings import load_settings
+
+    used = load_settings()
+    rows = [row for row in shown_settings(used) if not changed or row["from"] != "default"]
+    cells = ((row["variable"], row["value"], row["from"]) for row in rows)
+    file = f"{used.settings_file}{'' if used.settings_file.exists() else ' does not exist; settings may be put there'}"
+    print_result(rows, [f"file: {file}", make_table(("variable", "value", "from"), cells, box=None)], as_json)
 
 
 @click.command()

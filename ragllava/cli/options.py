@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 
 import click
 
@@ -31,8 +32,52 @@ E = TypeVar("E", bound=StrEnum)
 _PIPED_WIDTH = 10_000  # characters, wider than any table
 
 STANDARD_STREAM = Path("-")  # standard input or output instead of a file
+_LONGEST_HELP = 1_000  # characters of a sentence
 SHOWN_LINES = 20  # of a file with many invalid ones
-JOB_ID = click.IntRange(1, 2**63 - 1)  # of the database
+ROW_ID = click.IntRange(1, 2**63 - 1)  # of the database
+
+
+LATEST = "latest"  # in place of the number of a job
+
+
+class JobId(click.IntRange):
+    """The number of a job, or `latest`, which `job_number` turns into a number when the command runs."""
+
+    name = "job"
+
+    def __init__(self) -> None:
+        """The range of the database's numbers."""
+        super().__init__(ROW_ID.min, ROW_ID.max)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or LATEST."""
+        return value if value == LATEST else super().convert(value, param, ctx)
+
+
+JOB_ID = JobId()
+
+
+def job_number(job_id: int | str, kind: str | None = None) -> int:
+    """The number of a job; LATEST stands for the newest job of a kind, as `client.jobs.latest` finds it.
+
+    Raises UsageError when there is none.
+    """
+    if job_id != LATEST:
+        return int(job_id)
+    with connected() as client:
+        return client.jobs.latest(kind).job_id
+
+
+def _job_argument(kind: str | None) -> Callable[[F], F]:
+    def decorate(command: F) -> F:
+        @wraps(command)
+        def with_number(*args: Any, job_id: int | str, **options: Any) -> Any:
+            return command(*args, job_id=job_number(job_id, kind), **options)
+
+        return cast("F", click.argument("job_id", type=JOB_ID)(with_number))
+
+    return decorate
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 archive_option = click.option("--archive", required=True, metavar="NAME", help="The archive.")
@@ -48,7 +93,30 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what wo
 allow_removals_option = click.option(
     "--allow-removals", is_flag=True, help="Let pictures go even if many of them are gone at once."
 )
-job_argument = click.argument("job_id", type=JOB_ID)
+job_argument = _job_argument(None)
+answer_job_argument = _job_argument("answer")
+force_option = click.option("--force", is_flag=True, help="Replace a file that is not of this job.")
+name_option = click.option("--name", metavar="TEXT", help="What the lists of jobs call this job.")
+
+
+class Commands(click.Group):
+    """A group whose help shows the first sentence of each command whole, over several lines if it is long."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """click would cut the sentence at the end of the line."""
+        commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, command.get_short_help_str(limit=_LONGEST_HELP)) for name, command in commands if command]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+exclude_option = click.option(
+    "--exclude",
+    "exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out files and folders whose names match this shell pattern, such as '*.pdf' or 'thumbs'. Repeatable.",
+)
 
 
 def column_options(command: F) -> F:
@@ -303,7 +371,10 @@ def print_problem(text: str) -> None:
 
 
 def package_versions() -> dict[str, str | None]:
-    """The versions of Python, of this package and of those that it requires; None for one that is not installed."""
+    """The versions of Python, of this package, of those that it requires and of the model libraries.
+
+    None for a required one that is not installed; the model libraries are left out then.
+    """
     import platform
     import re
     from importlib.metadata import PackageNotFoundError, requires, version
@@ -311,11 +382,13 @@ def package_versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for line in ("ragllava", *(requires("ragllava") or ())):
         name = re.split(r"[^\w.-]", line)[0]
-        if "extra ==" not in line:
+        is_model = re.search(r"extra == .models", line) is not None
+        if "extra ==" not in line or is_model:
             try:
                 versions[name] = version(name)
             except PackageNotFoundError:
-                versions[name] = None
+                if not is_model:
+                    versions[name] = None
     return versions
 
 

@@ -51,7 +51,9 @@ def bar(title: str, console: Console | None = None) -> Iterator[Callable[..., No
         yield partial(progress.update, progress.add_task(title, total=None, note=""))
 
 
-def wait_with_bar(client: Client, job_id: int, title: str, console: Console) -> JobView:
+def wait_with_bar(
+    client: Client, job_id: int, title: str, console: Console, *, timeout_s: float | None = None
+) -> JobView:
     """Wait until the job has ended, and draw its progress; that of a training counts steps."""
     with bar(title, console) as update:
 
@@ -61,13 +63,15 @@ def wait_with_bar(client: Client, job_id: int, title: str, console: Console) -> 
                 total, done, note = job.training.steps_total, job.training.steps_done, note or job.training.phase
             update(total=total or None, completed=done, note=note)
 
-        return client.jobs.wait(job_id, on_progress=show)
+        return client.jobs.wait(job_id, on_progress=show, timeout_s=timeout_s)
 
 
-def wait_or_leave(client: Client, job_id: int, title: str, console: Console) -> JobView:
+def wait_or_leave(
+    client: Client, job_id: int, title: str, console: Console, *, timeout_s: float | None = None
+) -> JobView:
     """As `wait_with_bar`; Ctrl-C ends the wait and leaves the job running."""
     try:
-        return wait_with_bar(client, job_id, title, console)
+        return wait_with_bar(client, job_id, title, console, timeout_s=timeout_s)
     except KeyboardInterrupt:
         echo(
             f"job {job_id} keeps running in the background; `ragllava jobs show {job_id}` shows its progress", err=True
@@ -75,10 +79,25 @@ def wait_or_leave(client: Client, job_id: int, title: str, console: Console) -> 
         sys.exit(130)
 
 
-def warn_without_worker(client: Client, queue: str) -> None:
-    """Print that a job will wait, if no worker of its queue is ready."""
+def warn_about_workers(client: Client, queue: str) -> None:
+    """Print that a job will wait, if no worker of its queue is ready, and that workers run another profile."""
     if not any(queue in worker.queues and worker.is_ready for worker in client.system.workers()):
         echo("no worker is ready for this job: it waits until `ragllava up` has started one", err=True)
+    problem = client.system.profile_problem()
+    if problem is not None:
+        echo(f"warning: {problem}", err=True)
+
+
+def warn_about_archive(client: Client, archive: str) -> None:
+    """Print what to know before trusting answers from an archive."""
+    for caution in client.archives.cautions(archive):
+        echo(f"warning: {caution}", err=True)
+
+
+def wait_for_ingest(client: Client, archive: str) -> None:
+    """Wait until no job adds pictures to an archive; Ctrl-C stops the command before it has queued anything."""
+    for job_id in client.archives.open_ingests(archive):
+        wait_with_bar(client, job_id, f"ingest into {archive}", make_console(stderr=True))
 
 
 def follow(
@@ -98,9 +117,11 @@ def follow(
     when the command itself `has_failed` in a part.
     """
     job = client.jobs.get(job_id)
-    warn_without_worker(client, kind_of(job.kind).queue)
+    warn_about_workers(client, kind_of(job.kind).queue)
     if wait:
         job = wait_or_leave(client, job_id, title, make_console(stderr=as_json))
+    if wait and job.kind == JobKind.INGEST and is_success(job.state):
+        warn_about_archive(client, job.archive)
     if as_json:
         print_json(job.as_json() | facts)
     elif wait:

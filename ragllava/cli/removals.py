@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ragllava.cli.options import (
+    Commands,
     archive_option,
     as_time,
     confirm,
@@ -68,7 +69,7 @@ def _lines(removal: Removal) -> Iterator[str]:
     yield _ELSEWHERE
 
 
-@click.group()
+@click.group(cls=Commands)
 def picture() -> None:
     """Remove pictures from archives."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import EnumChoice, connected, json_option, no_wait_option, print_result, print_rows
+from ragllava.cli.options import Commands, EnumChoice, connected, json_option, no_wait_option, print_result, print_rows
 from ragllava.cli.terminal import echo
 from ragllava.records import Role, ScheduleAction, Selection, TaskName
 
@@ -19,7 +19,7 @@ one_archive_option = click.option("--archive", metavar="NAME", help="Only this a
 delete_option = click.option("--delete", is_flag=True, help="gc: delete the objects instead of only reporting them.")
 
 
-@click.group()
+@click.group(cls=Commands)
 def schedule() -> None:
     """Manage schedules."""
 

@@ -35,6 +35,7 @@ SpecsOf = Callable[[Settings], Sequence[WorkerSpec]]
 
 _WORKERS_READY_S = 600.0  # a large model takes minutes to load
 _CHECK_S = 1.0
+_ARCHIVES_LOOKED_AT = 50  # each takes some milliseconds
 _YES_NO = {True: "yes", False: "no"}
 _DOWN_S = 120.0  # what the workers' grace and the services need together
 
@@ -141,6 +142,7 @@ class SystemStatus:
     workers: list[WorkerView] = field(default_factory=list)
     jobs: list[JobView] = field(default_factory=list)  # the open ones
     events: dict[str, int] = field(default_factory=dict)  # counters of the events of buckets
+    cautions: list[str] = field(default_factory=list)  # about profiles and archives
     faults: list[Fault] = field(default_factory=list)  # parts of the work that are postponed, with the reason
     troubles: dict[str, str] = field(default_factory=dict)  # of each worker that keeps dying: why
     held: list[HeldRemoval] = field(default_factory=list)  # pictures that are gone, too many to be believed
@@ -163,6 +165,7 @@ class SystemStatus:
             "workers": [asdict(worker) | {"is_ready": worker.is_ready} for worker in self.workers],
             "open_jobs": [job.as_json() for job in self.jobs],
             "events": self.events,
+            "cautions": self.cautions,
             "faults": [fault.as_json() for fault in self.faults],
             "held_removals": [asdict(held) for held in self.held],
         }
@@ -176,18 +179,23 @@ def status(settings: Settings) -> SystemStatus:
     view.troubles = worker_troubles(services)
     try:
         with Client(settings, name="ragllava-status", pool_size=1) as client:
-            revision = migrations.current(settings.require_database())
-            if revision is None:
-                raise ServiceUnavailable("the database has no tables yet; run `ragllava migrate` or `ragllava up`")
             view.workers = client.system.workers()
             view.jobs = client.jobs.list(only_open=True)
             view.events = client.system.events()
-            if revision == migrations.newest():
-                view.faults = client.system.faults()
+            view.faults = client.system.faults()
+            view.cautions = list(_cautions(client))
             view.held = client.archives.held_removals()
     except RagllavaError as error:
         view.problem = str(error)
     return view
+
+
+def _cautions(client: Client) -> Iterator[str]:
+    problem = client.system.profile_problem()
+    if problem is not None:
+        yield problem
+    for name in client.archives.names()[:_ARCHIVES_LOOKED_AT]:
+        yield from client.archives.cautions(name)
 
 
 def status_lines(view: SystemStatus) -> Iterator[str | Table]:
@@ -211,6 +219,7 @@ def status_lines(view: SystemStatus) -> Iterator[str | Table]:
         (job.job_id, job.kind, job.archive, job.state_text, job.progress.done, job.progress.total) for job in view.jobs
     ]
     yield make_table(("job", "kind", "archive", "state", "done", "of"), jobs) if jobs else "no open jobs"
+    yield from (Problem(f"warning: {caution}") for caution in view.cautions)
     if any(view.events.values()):
         yield "events: " + ", ".join(f"{number} {name}" for name, number in view.events.items())
     if view.faults:

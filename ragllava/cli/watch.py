@@ -16,6 +16,7 @@ from ragllava.cli.options import (
     captions_option,
     column_options,
     connected,
+    exclude_option,
     print_problem,
 )
 from ragllava.cli.terminal import echo
@@ -31,6 +32,7 @@ _CHECK_MS = 2_000  # between checks whether our own jobs have ended
 @click.argument("folder", type=click.Path(path_type=Path))
 @archive_option
 @captions_option
+@exclude_option
 @column_options
 @allow_removals_option
 def watch(
@@ -39,6 +41,7 @@ def watch(
     captions: Path | None,
     image_column: str | None,
     caption_column: str | None,
+    exclude: tuple[str, ...],
     allow_removals: bool,
 ) -> None:
     """Keep an archive equal to FOLDER: compare once, then follow every change until Ctrl-C.
@@ -49,7 +52,7 @@ def watch(
     """
     from watchfiles import watch as changes_of
 
-    from ragllava.cli.progress import warn_without_worker
+    from ragllava.cli.progress import warn_about_workers
     from ragllava.cli.services import on_stop_signals
     from ragllava.client import WatchedFolder
     from ragllava.errors import UsageError
@@ -63,10 +66,10 @@ def watch(
             "does not upload; mount the folder in the workers under the same path, or use `ragllava ingest`"
         )
     columns = as_columns(captions, image_column, caption_column)
-    watched = WatchedFolder(folder.absolute(), archive, captions, allow_removals, columns=columns)
+    watched = WatchedFolder(folder.absolute(), archive, captions, allow_removals, columns=columns, exclude=exclude)
     stop = threading.Event()
     with on_stop_signals(stop.set), connected() as client:
-        warn_without_worker(client, "ingest")
+        warn_about_workers(client, "ingest")
         _compare(client, watched, always=True)
         first = True  # changes between that comparison and the start of watching are not reported
         for batch in changes_of(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from sqlalchemy import Connection, text
 
 from ragllava.client.connections import Namespace, forwarded
+from ragllava.models.profiles import get_profile
 from ragllava.stages.maintenance.inspect import Checked, Inspector, inspect
 from ragllava.stores.buckets import change_events
 from ragllava.stores.jobs.workers import list_workers
@@ -18,6 +20,9 @@ from ragllava.stores.maintenance.faults import list_faults
 def _events(connection: Connection) -> dict[str, int]:
     """Counters of the events that buckets have sent, and how many change events are `waiting`."""
     return change_events.totals(connection) | {"waiting": change_events.count_waiting(connection)}
+
+
+_SILENT_S = 60.0  # a worker that was not seen for longer has probably been killed
 
 
 def _last_tick_age_s(connection: Connection) -> float | None:
@@ -35,6 +40,25 @@ class System(Namespace):
     events = forwarded(_events)
     last_tick_age_s = forwarded(_last_tick_age_s)
     erasures = forwarded(list_erasures)
+
+    def profile_problem(self) -> str | None:
+        """One sentence if workers that are ready run another profile than these settings name, else None.
+
+        Raises SettingsError for an unknown profile.
+        """
+        settings = self._connections.settings
+        ours, theirs = get_profile(settings).name, defaultdict[str, list[str]](list)
+        for worker in self.workers():
+            profile = worker.versions.get("profile")
+            if profile and profile != ours and worker.is_ready and worker.age_s < _SILENT_S:
+                theirs[profile].append(worker.name)
+        if not theirs:
+            return None
+        listed = " and ".join(f"{profile} ({', '.join(names)})" for profile, names in theirs.items())
+        return (
+            f"this command has the profile {ours}, but workers run {listed}; set the same RAGLLAVA_PROFILE for all, or "
+            f"`profile` in {settings.settings_file}, and restart the workers"
+        )
 
     def inspect(self, on_progress: Callable[[str, int], None] = lambda _check, _number: None) -> Iterator[Checked]:
         """Compare rows with objects, embeddings with images, leases and queues; changes nothing. May take minutes.

@@ -125,5 +125,5 @@ def _written(dataset: EvaluationSet, folder: Path, progress: Progress) -> Iterat
 
 def _as_png(data: bytes) -> bytes:
     stream = io.BytesIO()
-    decode(data, allow_tiff=True).picture.save(stream, "PNG")
+    decode(data).picture.save(stream, "PNG")
     return stream.getvalue()

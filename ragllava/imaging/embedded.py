@@ -21,6 +21,7 @@ first source that has it; sources are asked in the order XMP, IPTC, EXIF:
 | `camera` | | | Make and Model |
 | `latitude`, `longitude` (decimal degrees) | | | GPS |
 
+A page of a document, which decode.py has made a PNG, has `page` (from 1) and `document` (its SHA-256) as well.
 A PNG without any of these captions may have one as its text `Description` or `Comment`.
 
 Times are ISO 8601 as far as the source gives them: `1968`, `1968-05`, `1968-05-12T10:30:00+02:00`. Captions that
@@ -43,6 +44,7 @@ from PIL import ExifTags, Image
 
 from ragllava.metadata import clean_embedded
 
+PAGE_KEYWORD = "RagLLaVA page"  # of the text in the PNG of a page: its number and its document's hash
 MAX_XMP_BYTES = 2**20  # a larger packet is not read
 
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
@@ -99,7 +101,9 @@ _DEFAULT_CAPTION = re.compile(
 def read_embedded(opened: Image.Image) -> dict[str, Any]:
     """The metadata of a loaded picture by the keys above, as clean as `clean_embedded` makes them; empty if none."""
     merged: dict[str, Any] = {}
-    readers: tuple[Callable[[Image.Image], Mapping[str, Any]], ...] = (_read_xmp, _read_iptc, _read_exif, _read_texts)
+    readers: tuple[Callable[[Image.Image], Mapping[str, Any]], ...] = (
+        *(_read_page, _read_xmp, _read_iptc, _read_exif, _read_texts),
+    )
     for read in readers:
         try:
             values = clean_embedded(read(opened))
@@ -109,6 +113,11 @@ def read_embedded(opened: Image.Image) -> dict[str, Any]:
             del values["caption"]
         merged = values | merged
     return clean_embedded(merged)
+
+
+def _read_page(opened: Image.Image) -> Mapping[str, Any]:
+    match = re.fullmatch(r"([1-9]\d{0,5}) ([0-9a-f]{64})", str(opened.info.get(PAGE_KEYWORD, "")))
+    return {} if match is None else {"page": int(match[1]), "document": match[2]}
 
 
 def is_default_caption(text: str) -> bool:

@@ -28,10 +28,11 @@ from ragllava.jobs.queue import (
     unqueue,
 )
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
-from ragllava.records import Progress
+from ragllava.records import JobKind, Progress
 from ragllava.settings import Settings
+from ragllava.stores.archives.archive import get_archive
 from ragllava.stores.archives.reindex_items import ReindexingView
-from ragllava.stores.database import records
+from ragllava.stores.database import OWNER, records
 from ragllava.stores.jobs import workers
 from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.learning.trainings import TrainingView
@@ -39,6 +40,7 @@ from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.stores.schema import archives, jobs, shards
 from ragllava.stores.schema import workers as workers_table
 
+ASKED = "ask"  # the `input` of a job that is a single question
 ALL_ARCHIVES = "*"  # no archive can have this name
 
 
@@ -49,6 +51,7 @@ class NewJob:
     `content_digest` covers what was asked for: it distinguishes a repeated submit from another one under the same key.
     `archive_id` None is for maintenance tasks that concern all archives.
     `last_on` names a queue: then the last input is a shard of its own there, dispatched when all others have ended.
+    `name` is what a person calls it.
     """
 
     kind: str
@@ -60,11 +63,14 @@ class NewJob:
     idempotency_key: str | None = None
     content_digest: str = ""
     last_on: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class JobView:
     """A job as people see it. `archive` is `*` for a maintenance task that concerns all archives.
+
+    `name` is what a person called it, `owner` who queued it, as user@machine; None: not known.
 
     `jobs_before` counts the jobs that are served before the first shard of one that has not started; None for others.
     `detail` is what only its kind has; for the kinds that ship, `training`, `reindexing`, `task` and `refresh` give it
@@ -84,7 +90,20 @@ class JobView:
     started_at: datetime | None
     finished_at: datetime | None
     detail: JobDetail | None = None
+    name: str | None = None
+    owner: str | None = None
     jobs_before: int | None = None
+
+    @property
+    def file(self) -> str | None:
+        """What it was made from, as its owner named it: a question file, or the paths of pictures."""
+        given = self.spec.get("input")
+        return given if isinstance(given, str) else None
+
+    @property
+    def title(self) -> str | None:
+        """Its name, else its file."""
+        return self.name or self.file
 
     @property
     def state_text(self) -> str:
@@ -128,7 +147,10 @@ class JobView:
         return {
             "job": self.job_id,
             "kind": self.kind,
+            "name": self.name,
+            "file": self.file,
             "archive": self.archive,
+            "owner": self.owner,
             "state": self.state.value,
             "priority": self.priority,
             "jobs_before": self.jobs_before,
@@ -161,8 +183,9 @@ def create(connection: Connection, new: NewJob) -> tuple[int, bool]:
     job has another content. Of two submits at once with the same key, the second waits for the first.
     """
     digest = hashlib.sha256(json.dumps([new.kind, new.archive_id, new.content_digest]).encode()).hexdigest()
-    same_columns = ("kind", "archive_id", "priority", "spec", "total", "idempotency_key")
+    same_columns = ("kind", "archive_id", "priority", "spec", "total", "idempotency_key", "name")
     row = {name: getattr(new, name) for name in same_columns} | {"state": JobState.RUNNING, "spec_digest": digest}
+    row["owner"] = func.nullif(func.current_setting(OWNER, True), "")
     created = insert(jobs).values(row).on_conflict_do_nothing(index_elements=["idempotency_key"]).returning(jobs.c.id)
     job_id = connection.scalar(created)
     if job_id is None:
@@ -198,17 +221,50 @@ def has_ended(connection: Connection, job_id: int) -> bool:
     return JobState(state) in FINAL_JOB_STATES
 
 
+def archive_of(connection: Connection, job_id: int) -> str | None:
+    """The name of a job's archive; None for a job of all archives, and for an unknown one."""
+    named = select(archives.c.name).join_from(jobs, archives, archives.c.id == jobs.c.archive_id)
+    return connection.scalar(named.where(jobs.c.id == job_id))
+
+
 def find_job(connection: Connection, idempotency_key: str) -> int | None:
     """The job that was made under this key, None when there is none."""
     return connection.scalar(select(jobs.c.id).where(jobs.c.idempotency_key == idempotency_key))
 
 
-def list_jobs(connection: Connection, *, limit: int = 50, only_open: bool = False) -> list[JobView]:
-    """Newest first."""
+def list_jobs(
+    connection: Connection,
+    *,
+    limit: int = 50,
+    only_open: bool = False,
+    archive: str | None = None,
+    kind: str | None = None,
+    state: str | None = None,
+) -> list[JobView]:
+    """The newest first, of one archive, kind and state if these are given. Raises UsageError for an unknown archive."""
     query = _select_jobs().order_by(jobs.c.id.desc()).limit(limit)
     if only_open:
         query = query.where(jobs.c.finished_at.is_(None))
+    if archive is not None:
+        query = query.where(jobs.c.archive_id == get_archive(connection, archive).archive_id)
+    if kind is not None:
+        query = query.where(jobs.c.kind == kind)
+    if state is not None:
+        query = query.where(jobs.c.state == state)
     return _as_views(connection, connection.execute(query).all())
+
+
+def latest(connection: Connection, kind: str | None = None) -> int:
+    """The newest job of a kind, else of all kinds but maintenance; a single question (`ragllava ask`) does not count.
+
+    Raises UsageError when there is none.
+    """
+    query = select(func.max(jobs.c.id)).where(func.coalesce(jobs.c.spec["input"].astext, "") != ASKED)
+    query = query.where(jobs.c.kind == kind if kind else jobs.c.kind != JobKind.MAINTENANCE)
+    job_id = connection.scalar(query)
+    if job_id is None:
+        raise UsageError(f"there is no {kind + ' ' if kind else ''}job yet; `ragllava jobs list` shows all")
+    return int(job_id)
 
 
 def troubled_shards(connection: Connection, job_id: int) -> list[ShardView]:
@@ -387,7 +443,8 @@ def _unknown_job(job_id: int) -> UsageError:
 
 def _select_jobs() -> Select[Any]:
     """The columns that a JobView takes as they are, and its state."""
-    names = ("kind", "state", "priority", "spec", "error", "result", "created_at", "started_at", "finished_at")
+    texts = ("kind", "name", "owner", "state", "priority", "spec", "error", "result")
+    names = (*texts, "created_at", "started_at", "finished_at")
     archive = func.coalesce(archives.c.name, ALL_ARCHIVES).label("archive")
     columns = (jobs.c.id.label("job_id"), archive, jobs.c.total, jobs.c.counts, *(jobs.c[name] for name in names))
     return select(*columns).outerjoin_from(jobs, archives, archives.c.id == jobs.c.archive_id)

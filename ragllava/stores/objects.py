@@ -234,6 +234,19 @@ class ObjectStore:
         with self._errors(bucket):
             return bool(self._client.bucket_exists(bucket))
 
+    def make_bucket(self, bucket: str) -> bool:
+        """Create a bucket; False if it exists already. Raises UsageError for an invalid bucket name."""
+        if self.bucket_exists(bucket):
+            return False
+        with self._errors(bucket):
+            try:
+                self._client.make_bucket(bucket)
+            except S3Error as error:
+                if error.code not in _BUCKET_EXISTS:
+                    raise
+                return False
+        return True
+
     def stat_external(self, bucket: str, key: str) -> ObjectInfo:
         """An object of any bucket without its bytes. Raises ObjectMissing."""
         _check_names(bucket, key)

@@ -13,6 +13,7 @@ from ragllava.records import Answer, AnswerStatus, Candidate, ModelStamp, Questi
 from ragllava.settings import Settings
 from ragllava.stages.answer import waves
 from ragllava.stages.answer.candidates import CandidateHit, find_candidates
+from ragllava.stages.answer.cautions import unfinished_ingest
 from ragllava.stages.answer.doubts import Evidence
 from ragllava.stages.answer.tools import AnswerTools, stamp_now
 from ragllava.stores.archives import archive
@@ -258,10 +259,7 @@ def answer_from_evidence(
     """Answers from what was kept for each question, in the same order."""
     texts = generate(questions, reranked, _load_pictures([c for row in reranked for c in row.evidence], tools), tools)
     stamp = stamp_now(tools)
-    return [
-        _as_answer(*row, stamp, is_filtered=tools.options.filter is not None or row[0].filter is not None)
-        for row in zip(questions, reranked, texts, strict=True)
-    ]
+    return [_as_answer(*row, stamp, tools) for row in zip(questions, reranked, texts, strict=True)]
 
 
 def generate(
@@ -311,14 +309,16 @@ def _as_answer(
     reranked: RerankedQuestion,
     text: GeneratedAnswer | None,
     stamp: ModelStamp,
-    *,
-    is_filtered: bool,
+    tools: AnswerTools,
 ) -> Answer:
     notes = list(reranked.notes)
     if text is None:
+        is_filtered = tools.options.filter is not None or question.filter is not None
         notes.insert(0, _why_no_evidence(reranked, stamp, is_filtered))
     elif text.note:
         notes.append(text.note)
+    if tools.ingests:
+        notes.append(unfinished_ingest(tools.ingests))
     return Answer(
         question.question_no,
         AnswerStatus.ANSWERED if text else AnswerStatus.NO_EVIDENCE,

@@ -54,6 +54,7 @@ class Submission:
     idempotency_key: str | None = None
     priority: Priority = Priority.NORMAL
     outbox: Outbox | None = None
+    name: str | None = None  # of the job, for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ def submit_questions(connection: Connection, settings: Settings, file: QuestionF
             priority=how.priority,
             idempotency_key=how.idempotency_key,
             content_digest=digest,
+            name=how.name,
         ),
     )
     if is_new:

@@ -27,6 +27,7 @@ from ragllava.stages.ingest.reading import DISAPPEARED
 from ragllava.stages.ingest.submit import create_ingest
 from ragllava.stages.ingest.uris import MAX_URI, shown
 from ragllava.stores.archives import image_changes
+from ragllava.stores.archives.archive import ArchiveImage, document_of
 from ragllava.stores.archives.image_changes import NewName
 from ragllava.stores.buckets import bindings, bound_objects, change_events, listed_captions
 from ragllava.stores.buckets.bindings import Binding
@@ -231,26 +232,32 @@ def _release_images(
     if not images:
         return
     excluded = {(binding.binding_id, key) for key in released}
-    names = _other_names(connection, binding.archive_id, [image.image_id for image in images.values()], excluded)
+    names = _other_names(connection, binding.archive_id, images, excluded)
     image_changes.rename_images(connection, binding.archive_id, names)
     image_changes.retire_at(connection, binding.archive_id, [object_uri(binding.bucket, key) for key in gone])
 
 
 def _other_names(
-    connection: Connection, archive_id: int, image_ids: Sequence[int], excluded: set[tuple[int, str]]
+    connection: Connection, archive_id: int, images: Mapping[str, ArchiveImage], excluded: set[tuple[int, str]]
 ) -> list[NewName]:
-    """For each image that an object not in `excluded` (binding, key) has, too: the name by that object."""
-    objects = bound_objects.objects_of_images(connection, archive_id, image_ids)
-    kept = {
-        image_id: candidates[0]
-        for image_id, pairs in objects.items()
-        if (candidates := [pair for pair in pairs if pair not in excluded])
-    }
+    """For each image (by uri) that an object not in `excluded` (binding, key) has, too: the name by that object.
+
+    An object of a document is linked to the image of one page; the object names all pages.
+    """
+    objects = bound_objects.objects_of_images(connection, archive_id, [image.image_id for image in images.values()])
+    kept: dict[str, tuple[int, str]] = {}
+    for uri, image in images.items():
+        candidates = [pair for pair in objects.get(image.image_id, []) if pair not in excluded]
+        if candidates:
+            kept.setdefault(document_of(uri), candidates[0])
     loaded = bindings.load_bindings(connection, {binding_id for binding_id, _ in kept.values()})
-    return [
-        NewName(image_id, _source(loaded[binding_id], key), object_uri(loaded[binding_id].bucket, key))
-        for image_id, (binding_id, key) in kept.items()
-    ]
+    names = []
+    for uri, image in images.items():
+        if document_of(uri) in kept:
+            binding_id, key = kept[document_of(uri)]
+            binding, page = loaded[binding_id], uri.removeprefix(document_of(uri))
+            names.append(NewName(image.image_id, _source(binding, key) + page, object_uri(binding.bucket, key) + page))
+    return names
 
 
 def _state_to_save(observation: Observation) -> ObjectState:

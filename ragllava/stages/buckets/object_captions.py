@@ -38,6 +38,7 @@ from ragllava.stages.ingest.sidecars import MAX_SIDECAR_BYTES, is_sidecar, sidec
 from ragllava.stages.ingest.sidecars import read_sidecar as parse_sidecar
 from ragllava.stages.record_files import UNSTORABLE
 from ragllava.stores.archives import image_changes
+from ragllava.stores.archives.archive import document_of
 from ragllava.stores.archives.image_changes import CaptionChange
 from ragllava.stores.buckets import bound_objects, listed_captions
 from ragllava.stores.buckets.bindings import Binding, BindingRole
@@ -204,13 +205,18 @@ def refresh_captions(
     captions = captions_for(connection, binding, keys)
     pictures = bound_objects.load_objects(connection, binding.binding_id, captions)
     by_uri = {object_uri(binding.bucket, key): key for key in captions}
-    changes = [
-        CaptionChange(image_id, uri, captions[key].caption, captions[key].metadata)
-        for uri, key in by_uri.items()
-        if (image_id := pictures[key].image_id) is not None
-    ]
+    images = image_changes.images_at(connection, binding.archive_id, by_uri)
+    pages = {image.image_id: uri for uri, image in images.items() if document_of(uri) != uri}
+    changes = []
+    for uri, key in by_uri.items():
+        image_id = pictures[key].image_id
+        if image_id is not None and image_id not in pages:
+            changes.append(CaptionChange(image_id, uri, captions[key].caption, captions[key].metadata))
+    for image_id, uri in pages.items():
+        description = captions[by_uri[document_of(uri)]]
+        changes.append(CaptionChange(image_id, uri, description.caption, description.metadata))
     changed = image_changes.change_captions(connection, binding.archive_id, changes, may_remove=may_remove)
-    return sorted(by_uri[uri] for uri in changed)
+    return sorted({by_uri[document_of(uri)] for uri in changed})
 
 
 def _sidecar_caption(key: str, sidecars: Mapping[str, BoundObject]) -> str | None:

@@ -398,7 +398,9 @@ def _relink_images(engine: Engine, session: Connection, binding: Binding) -> Non
 def _link_images(connection: Connection, binding: Binding, keys: Sequence[str]) -> dict[str, int]:
     by_uri = {object_uri(binding.bucket, key): key for key in keys}
     images = image_changes.images_at(connection, binding.archive_id, by_uri)
-    links = {by_uri[uri]: image.image_id for uri, image in images.items()}
+    links: dict[str, int] = {}
+    for uri, image in sorted(images.items(), key=lambda item: item[1].image_id):
+        links.setdefault(by_uri[archive.document_of(uri)], image.image_id)  # of a document, one page
     bound_objects.link_images(connection, binding.binding_id, links)
     return links
 

@@ -17,7 +17,9 @@ from ragllava.records import SourceFile
 from ragllava.stages.ingest.captions import NOTHING, Captions, Description, first_description, read_beside
 from ragllava.stages.ingest.files import (
     PackedScheme,
+    is_excluded,
     is_hidden,
+    is_of_library,
     is_offered,
     open_regular,
     packed_scheme,
@@ -45,10 +47,12 @@ def list_sources(
     listing: Listing | None = None,
     *,
     captions_path: Path | None = None,
+    exclude: Sequence[str] = (),
 ) -> Iterator[SourceFile]:
     """Every file that `paths` offer, in a fixed order: files of a folder by name, then its subfolders.
 
     A path is a picture, a folder (with its subfolders), or a zip or tar file. `source` is relative to the given path.
+    Files whose `source` matches a pattern of `exclude` are left out (files.py: is_excluded).
     Captions and metadata come from `captions`, which were read from `captions_path`, else from caption files beside the
     pictures, the nearest first, else from sidecars. `listing` gets counts and remarks. Raises UsageError for a path
     that is empty or does not exist.
@@ -59,7 +63,7 @@ def list_sources(
     listing = listing if listing is not None else Listing()
     offered: list[_Offered] = []
     for root in roots:
-        from_root = list(_offered_by(root, listing))
+        from_root = [item for item in _offered_by(root, listing) if not is_excluded(item.file.source, exclude)]
         _describe_by_folders(from_root, listing, captions_path)
         offered += from_root
     if captions is not None:
@@ -135,9 +139,9 @@ def _walk(root: Path, listing: Listing) -> Iterator[_Offered]:
         sidecars: set[str] = set()
         subfolders: list[tuple[Path, str]] = []
         for entry in entries:
-            if is_hidden(entry.name):
-                continue
             source = prefix + entry.name
+            if is_hidden(source) or is_of_library(folder.name, entry.name):
+                continue
             try:
                 target = _follow(entry, true_root)
                 is_folder = stat.S_ISDIR(target.stat().st_mode)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from pkgutil import resolve_name
@@ -20,7 +21,7 @@ from ragllava.jobs.isolation import Isolation
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.json_records import from_json
-from ragllava.records import FileFormat, evidence_of
+from ragllava.records import Candidate, FileFormat, evidence_of
 from ragllava.stages.results.outbox import Outbox, deliver
 from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results
 from ragllava.stores.archives import archive, vectors
@@ -41,16 +42,33 @@ def result_rows(connection: Connection, job_id: int, *, with_metadata: bool = Fa
 
     `with_metadata` adds the metadata that the images of the evidence have now.
     """
+    searched = control.archive_of(connection, job_id)
     results = answers.iterate_results(connection, job_id)
     while page := list(islice(results, _PAGE)):
-        metadata = None
-        if with_metadata:
-            kept = {candidate.image.image_id for _, candidates in page for candidate in evidence_of(candidates)}
-            metadata = archive.load_metadata(connection, kept)
+        kept = {candidate.image.image_id for _, candidates in page for candidate in evidence_of(candidates)}
+        metadata = archive.load_metadata(connection, kept) if with_metadata else None
+        uris = archive.ambiguous_uris(connection, kept)
         for row, candidates in page:
             if row.status is not None:
-                previous = _previous(row.previous, row.changes) if row.previous else None
-                yield record(ResultRow, row, candidates=candidates, previous=previous, metadata=metadata)
+                yield record(
+                    ResultRow,
+                    row,
+                    job_id=job_id,
+                    archive=searched,
+                    candidates=_told_apart(candidates, uris) if uris else candidates,
+                    previous=_previous(row.previous, row.changes) if row.previous else None,
+                    metadata=metadata,
+                )
+
+
+def _told_apart(candidates: Sequence[Candidate], uris: Mapping[int, str]) -> tuple[Candidate, ...]:
+    """The candidates, of which those with an ambiguous name have their uri."""
+    return tuple(
+        replace(candidate, image=replace(candidate.image, uri=uris[candidate.image.image_id]))
+        if candidate.image.image_id in uris
+        else candidate
+        for candidate in candidates
+    )
 
 
 def _previous(stored: dict[str, Any], changes: list[str] | None) -> Previous:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, Select, Text, exists, func, literal_column, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
@@ -28,6 +28,8 @@ from ragllava.stores.schema import files as file_table
 from ragllava.words import WORDS_VERSION
 
 AnyImage = TypeVar("AnyImage", bound="NewImage")
+
+PAGE_MARK = "#page="  # between the uri of a document and the number of a page; a path in a uri has no such sign
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SELECT_STORED = select(images.c.id, images.c.sha256, images.c.source, images.c.caption)  # as in a StoredImage
@@ -122,7 +124,7 @@ class PendingFile:
 
 @dataclass(frozen=True, slots=True)
 class RejectedFile:
-    """A file that was offered but is not in the archive: it is `rejected` or `dead` in the latest job that read it."""
+    """A file and the reason of its outcome in the latest job that read it: `rejected`, `dead`, or `stored` in part."""
 
     job_id: int
     source: str
@@ -201,6 +203,18 @@ def existing_images(connection: Connection, archive_id: int, hashes: Iterable[st
     return {image.sha256: image for image in records(ArchiveImage, connection.execute(query))}
 
 
+def document_of(uri: str) -> str:
+    """The uri of the document whose page `uri` is; the uri itself of a picture that is no page."""
+    return uri.partition(PAGE_MARK)[0]
+
+
+def pages_of(uris: Iterable[str]) -> ColumnElement[bool]:
+    """The condition that an image is a page of one of the documents `uris`; answered by ix_images_document."""
+    is_page = func.strpos(images.c.uri, literal_column(f"'{PAGE_MARK}'")) > literal_column("0")
+    document = func.split_part(images.c.uri, literal_column(f"'{PAGE_MARK}'"), literal_column("1"), type_=Text)
+    return is_page & equals_any(document, uris)
+
+
 def load_images(
     connection: Connection, image_ids: Iterable[int], archive_id: int | None = None
 ) -> dict[int, StoredImage]:
@@ -214,6 +228,19 @@ def load_metadata(connection: Connection, image_ids: Iterable[int]) -> dict[int,
     """The metadata of images by id, retired ones too; `{}` for an image that has none."""
     rows = connection.execute(select(images.c.id, images.c.metadata).where(equals_any(images.c.id, image_ids)))
     return {row.id: row.metadata or {} for row in rows}
+
+
+def ambiguous_uris(connection: Connection, image_ids: Iterable[int]) -> dict[int, str]:
+    """The uris of those of the images whose name another image of their archive has, retired ones left out, by id."""
+    namesake = images.alias("namesake")
+    has_namesake = exists().where(
+        namesake.c.source == images.c.source,
+        namesake.c.archive_id == images.c.archive_id,
+        namesake.c.id != images.c.id,
+        ~namesake.c.retired,
+    )
+    named = select(images.c.id, images.c.uri).where(equals_any(images.c.id, image_ids), has_namesake)
+    return {row.id: row.uri for row in connection.execute(named)}
 
 
 def images_by_source(connection: Connection, archive_id: int, sources: Iterable[str]) -> dict[str, list[StoredImage]]:
@@ -436,6 +463,15 @@ def finish_files(connection: Connection, job_id: int, outcomes: Sequence[FileOut
 
 def rejected_files(connection: Connection, archive_id: int) -> list[RejectedFile]:
     """Files whose latest outcome is `rejected` or `dead`, by source; `cancelled` does not count as an outcome."""
+    return _files_with_reason(connection, archive_id, [FileStatus.REJECTED, FileStatus.DEAD])
+
+
+def noted_files(connection: Connection, archive_id: int) -> list[RejectedFile]:
+    """Files that were stored with a note, by source: their end is missing, or they are documents of several pages."""
+    return _files_with_reason(connection, archive_id, [FileStatus.STORED])
+
+
+def _files_with_reason(connection: Connection, archive_id: int, statuses: Sequence[FileStatus]) -> list[RejectedFile]:
     query = text("""
         SELECT * FROM (
             SELECT DISTINCT ON (uri) job_id, source, uri, files.status, reason
@@ -444,9 +480,10 @@ def rejected_files(connection: Connection, archive_id: int) -> list[RejectedFile
               AND uri <> 'erased:'
             ORDER BY uri, job_id DESC, file_no DESC
         ) latest
-        WHERE status IN ('rejected', 'dead') ORDER BY source, uri
+        WHERE status = ANY(:statuses) AND (reason IS NOT NULL OR status <> 'stored') ORDER BY source, uri
     """)
-    return records(RejectedFile, connection.execute(query, {"archive_id": archive_id}))
+    parameters = {"archive_id": archive_id, "statuses": [status.value for status in statuses]}
+    return records(RejectedFile, connection.execute(query, parameters))
 
 
 def _storable(value: str) -> str:

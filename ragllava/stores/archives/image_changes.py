@@ -12,7 +12,7 @@ from sqlalchemy import Connection, func, select, update
 
 from ragllava.metadata import Metadata, all_metadata
 from ragllava.stores.archives import archive, indexes, vectors, word_index
-from ragllava.stores.archives.archive import ArchiveImage, find_images
+from ragllava.stores.archives.archive import ArchiveImage, find_images, pages_of
 from ragllava.stores.database import equals_any
 from ragllava.stores.schema import images
 
@@ -37,8 +37,11 @@ class NewName:
 
 
 def images_at(connection: Connection, archive_id: int, uris: Iterable[str]) -> dict[str, ArchiveImage]:
-    """The images that these files name, by uri; retired ones left out."""
-    return {image.uri: image for image in find_images(connection, archive_id, equals_any(images.c.uri, uris))}
+    """The images that these files name, by uri; retired ones left out. The pages of a document are among them."""
+    listed = list(uris)
+    # Two statements, because each has an index: with one condition or the other, all images may be read.
+    conditions = (equals_any(images.c.uri, listed), pages_of(listed))
+    return {image.uri: image for condition in conditions for image in find_images(connection, archive_id, condition)}
 
 
 def images_below(connection: Connection, archive_id: int, uri_prefix: str) -> dict[str, ArchiveImage]:
@@ -61,10 +64,10 @@ def rename_images(connection: Connection, archive_id: int, names: Sequence[NewNa
 
 
 def retire_at(connection: Connection, archive_id: int, uris: Sequence[str]) -> None:
-    """Retire the images that these files name, and remove their embeddings."""
+    """Retire the images that these files name, pages of documents too, and remove their embeddings."""
     if uris:
         indexes.lock_archive(connection, archive_id, shared=True)  # the switch to a new index counts the images
-        archive.retire_images(connection, archive_id, uris)
+        archive.retire_images(connection, archive_id, [*images_at(connection, archive_id, uris)])
 
 
 def retire(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> None:

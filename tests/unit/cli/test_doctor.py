@@ -103,7 +103,7 @@ def test_the_backend_is_this_process_or_an_endpoint_that_agrees(
         monkeypatch.setenv("RAGLLAVA_VLLM_URL", server.url)
         diagnosis = diagnose()
         assert diagnosis.problems == []
-        agrees = r" serves the-base: 11 golden relevances from 0\.000 to 0\.9\d+ differ by \d\.\de-\d+"
+        agrees = r" serves the-base: 11 golden relevances from 0\.000 to 0\.[7-9]\d+ differ by \d\.\de-\d+"
         assert re.fullmatch(re.escape(server.url) + agrees, values(diagnosis)["backend"])
         server.mllm.network.lm_head.weight.data.mul_(0.1)
         [problem] = diagnose().problems

@@ -75,6 +75,7 @@ def test_a_result_line_has_exactly_the_promised_keys() -> None:
             {
                 "image_id": 2,
                 "source": "cards/2.png",
+                "uri": None,
                 "caption": "The tower, 1912",
                 "origin": "caption",
                 "retrieval_rank": 3,
@@ -86,6 +87,7 @@ def test_a_result_line_has_exactly_the_promised_keys() -> None:
             {
                 "image_id": 3,
                 "source": "cards/3.png",
+                "uri": None,
                 "caption": None,
                 "origin": "picture",
                 "retrieval_rank": 4,
@@ -106,6 +108,8 @@ def test_a_result_line_has_exactly_the_promised_keys() -> None:
         },
         "note": "a caption was cut",
         "error": None,
+        "job": None,
+        "archive": None,
     }
 
 
@@ -226,6 +230,7 @@ def test_csv_has_a_column_for_everything(tmp_path: Path) -> None:
         "confidence": "0.876543",
         "evidence_1_image_id": "2",
         "evidence_1_source": "cards/2.png",
+        "evidence_1_uri": "",
         "evidence_1_caption": "The tower, 1912",
         "evidence_1_origin": "caption",
         "evidence_1_retrieval_rank": "3",
@@ -235,6 +240,7 @@ def test_csv_has_a_column_for_everything(tmp_path: Path) -> None:
         "evidence_1_relevance": "1.0",
         "evidence_2_image_id": "3",
         "evidence_2_source": "cards/3.png",
+        "evidence_2_uri": "",
         "evidence_2_caption": "",
         "evidence_2_origin": "picture",
         "evidence_2_retrieval_rank": "4",
@@ -252,6 +258,8 @@ def test_csv_has_a_column_for_everything(tmp_path: Path) -> None:
         "note": "a caption was cut",
         "error_code": "",
         "error": "",
+        "job": "",
+        "archive": "",
     }
     assert no_evidence["evidence_1_source"] == ""
     assert (invalid["custom_id"], invalid["error_code"], invalid["model_index"]) == ("", "empty_question", "")
@@ -300,6 +308,12 @@ def test_a_program_with_other_separators_finds_no_formula(tmp_path: Path, text: 
     with path.open(newline="", encoding="utf-8-sig") as file:
         cells = [cell for row in csv.reader(file, delimiter=";", quoting=csv.QUOTE_NONE) for cell in row]
     assert not any(cell.startswith(("=", "@", "-", "＝")) for cell in cells)
+
+
+def test_names_of_the_users_columns_start_no_formula(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    write_results([replace(ANSWERED, given={"x;=1+1": 1})], path, FileFormat.CSV, top_n=2, columns=["x;=1+1"])
+    assert "input_x;'=1+1" in read_csv(path)[0]
 
 
 def test_excel_recognises_the_encoding_and_our_readers_accept_it(tmp_path: Path) -> None:
