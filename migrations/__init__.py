@@ -16,8 +16,9 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from psycopg.errors import InsufficientPrivilege
 from sqlalchemy import URL, Connection, create_engine, make_url, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from ragllava.errors import SchemaMismatch, ServiceUnavailable, UsageError
@@ -25,7 +26,7 @@ from ragllava.stores import roles
 from ragllava.stores.archives import word_index
 from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import REVISION, metadata
-from ragllava.stores.schema_revision import schema_problem
+from ragllava.stores.schema_revision import NO_RIGHTS, schema_problem
 
 # Older versions have a memory overflow in parallel builds and damage HNSW graphs (docs/reliability.md D11).
 PGVECTOR_FLOOR = (0, 8, 4)
@@ -73,9 +74,17 @@ def downgrade(database_url: str, revision: str) -> None:
 
 
 def current(database_url: str) -> str | None:
-    """The revision that the database is at, None for one that was never migrated."""
+    """The revision that the database is at, None for one that was never migrated.
+
+    Raises SchemaMismatch for a role that has no rights on the tables, or not yet.
+    """
     with _connect(database_url) as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+        try:
+            return MigrationContext.configure(connection).get_current_revision()
+        except ProgrammingError as error:
+            if isinstance(error.orig, InsufficientPrivilege):
+                raise SchemaMismatch(NO_RIGHTS) from error
+            raise
 
 
 def problem(revision: str | None) -> str | None:

@@ -13,6 +13,7 @@ from celery import Celery, signals
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
 from kombu.pools import producers
+from kombu.transport import TRANSPORT_ALIASES
 from sqlalchemy import Engine
 
 from ragllava.errors import ServiceUnavailable
@@ -34,6 +35,9 @@ QUEUES = {
 TASK_OF_QUEUE = {"ingest": "ragllava.ingest", "query": "ragllava.answer", "train": "ragllava.train"}
 
 MESSAGE_VERSION = 1
+
+# By the scheme of the address, so that `rediss://` keeps its meaning.
+TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), "workers.transport:Transport"))
 
 app = Celery("ragllava", include=["workers.tasks", "workers.schedule", "workers.events"])
 

@@ -9,7 +9,12 @@ from sqlalchemy import Engine, event
 from ragllava.errors import SchemaMismatch
 from ragllava.stores.schema import REVISION
 
-_READ = "SELECT to_regclass('alembic_version') IS NOT NULL"
+# NULL: there is no such table. The first migration gives the application its rights at its very end.
+_MAY_READ = "SELECT has_table_privilege(to_regclass('alembic_version'), 'SELECT')"
+NO_RIGHTS = (
+    "this database user has no rights on the tables: `ragllava migrate` or `ragllava up` gives them at its end; "
+    "wait for it, or run it again"
+)
 
 
 def require_schema(engine: Engine) -> None:
@@ -24,10 +29,10 @@ def require_schema(engine: Engine) -> None:
         if is_checked:
             return
         with driver.cursor() as cursor:
-            [exists] = cursor.execute(_READ).fetchone()
-            row = cursor.execute("SELECT version_num FROM alembic_version").fetchone() if exists else None
+            [may_read] = cursor.execute(_MAY_READ).fetchone()
+            row = cursor.execute("SELECT version_num FROM alembic_version").fetchone() if may_read else None
         driver.rollback()  # the connection is given out without a transaction
-        problem = schema_problem(row[0] if row else None)
+        problem = NO_RIGHTS if may_read is False else schema_problem(row[0] if row else None)
         if problem is not None:
             raise SchemaMismatch(problem)
         is_checked = True

@@ -9,10 +9,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 
 import migrations
@@ -243,3 +245,20 @@ def test_a_message_with_missing_arguments_disturbs_nobody(system: Cluster, stran
     stranger.send()
     stranger.send(stranger.put("after.jsonl", GOOD), ARCHIVE)
     assert len(finished(system, stranger.read("after.jsonl.job.json"))) == 2
+
+
+def has_dropped(system: Cluster, name: str, number: int) -> bool:
+    return system.log(name).count(" message_unreadable ") == number
+
+
+def test_bytes_that_are_no_message_are_dropped_and_the_workers_live(system: Cluster, stranger: Stranger) -> None:
+    junk = [b"no message", b"\xff", b"{}", b'"text"', b"5", b'{"body": "eA==", "headers": {}, "properties": {}}']
+    with redis.Redis.from_url(system.settings.require_redis()) as broker:
+        for queue in ("maint", "query"):
+            broker.lpush(f"ragllava:{queue}", *junk)
+        wait_for("the junk to be read", lambda: not broker.exists("ragllava:maint", "ragllava:query"), ANSWER_S)
+    for name in ("maint", "answer"):
+        wait_for("the lines in the log", partial(has_dropped, system, name, len(junk)), ANSWER_S)
+        assert system.processes[name].poll() is None
+    stranger.send(stranger.put("after-junk.jsonl", GOOD), ARCHIVE)
+    assert len(finished(system, stranger.read("after-junk.jsonl.job.json"))) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 import time
 
@@ -25,11 +26,13 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the folder with all logs, and show its name")
     arguments = parser.parse_args()
     logging.getLogger().addHandler(logging.NullHandler())  # what the client logs is not part of the table
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(width=160, highlight=False)
     if arguments.list:
         for fault in FAULTS.values():
             console.print(f"{fault.name:<20} {fault.what}")
         return 0
+    for number in (signal.SIGINT, signal.SIGTERM):  # end the system as well; a background job ignores SIGINT otherwise
+        signal.signal(number, lambda *_: sys.exit("interrupted"))
     deadline = time.monotonic() + 60.0 * arguments.minutes
     console.print("starting the system")
     with running_system(arguments.seed, keep=arguments.keep) as system:

@@ -399,7 +399,14 @@ def _reindex(system: System) -> None:
         return
     time.sleep(1.0)
     _kill_named(system, "ingest")
-    _expect(system, job_id)
+
+    def check() -> str | None:
+        """The last input is the gate, which refuses: it needs the models, for which our workers have a stand-in."""
+        progress = system.client.jobs.get(job_id).progress
+        embedded = progress.by_status.get("embedded", 0) + progress.by_status.get("skipped", 0)  # removed meanwhile
+        return None if embedded == progress.total - 1 else f"the reindexing {job_id} ended with {progress.by_status}"
+
+    system.checks.append(check)
 
 
 @fault("champion-switch", "another champion, and back")

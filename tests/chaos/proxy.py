@@ -131,12 +131,14 @@ class Proxy:
 
 
 async def _pass_on(link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(_CHUNK):
-            await link.flows.wait()
-            writer.write(data)
-            await writer.drain()
-        writer.close()
+    try:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_CHUNK):
+                await link.flows.wait()
+                writer.write(data)
+                await writer.drain()
+    finally:
+        writer.close()  # also when the other end died: its partner must notice
 
 
 async def _set_event() -> asyncio.Event:

@@ -170,6 +170,7 @@ def run_chaos(system: System, names: Sequence[str], questions: int, deadline: fl
 
 
 def _disturb(system: System, fault: Fault, lines: Sequence[str], progress: Progress) -> FaultReport:
+    system.wait_services()
     submitted = time.monotonic()
     if fault.cuts_submit:
         job_id = submit_over_a_cut_connection(system, lambda: _submit(system, lines))

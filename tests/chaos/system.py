@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ import psutil
 from sqlalchemy import select
 
 from ragllava.client import Client
-from ragllava.errors import ServiceUnavailable
+from ragllava.errors import SchemaMismatch, ServiceUnavailable
 from ragllava.local.home import Home
 from ragllava.local.postgres import PostgresService
 from ragllava.local.processes import is_alive, processes_in
@@ -116,12 +117,25 @@ class System:
 
         def ready() -> bool:
             assert self.process is not None and self.process.poll() is None, f"up ended:\n{self.up_log()[-3000:]}"
-            with contextlib.suppress(ServiceUnavailable):  # the services are being started
+            with contextlib.suppress(ServiceUnavailable, SchemaMismatch):  # services start, tables are made
                 ages = {row.name.partition("@")[0]: row.age_s for row in self.client.system.workers() if row.is_ready}
                 return all(self._is_ready(name, ages.get(name)) for name in WORKERS)
             return False
 
         wait_for("all workers to be ready", ready, READY_S)
+
+    def wait_services(self) -> None:
+        """Until every service accepts connections, after a fault that has ended one."""
+        wait_for("the services to run", lambda: all(map(self._answers, SERVICES)), READY_S)
+
+    def _answers(self, name: str) -> bool:
+        if not self.service(name):
+            return False
+        try:
+            with socket.create_connection(("127.0.0.1", _port_of(self.home, name)()), timeout=1.0):
+                return True
+        except OSError:
+            return False
 
     def _is_ready(self, name: str, age_s: float | None) -> bool:
         """Whether a ready row of this age is that of a worker which the present `ragllava up` has started."""
