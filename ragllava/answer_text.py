@@ -95,7 +95,8 @@ def _numbers_as_digits(words: Sequence[str]) -> list[str]:
 
 def _read_number(words: Sequence[str]) -> tuple[str | None, int]:
     """The number that begins with the first word, as digits, and of how many words it is; (None, 0) without one."""
-    total, group = 0.0, None  # what is complete, and what the next scale multiplies
+    total = 0.0  # what is complete
+    group: float | None = None  # what the next scale multiplies
     smallest = float("inf")  # scale so far; thousands come behind millions
     length = 0
     while length < len(words):

@@ -22,6 +22,7 @@ from ragllava.evaluation.rankings import (
 )
 from ragllava.evaluation.run_figures import RunFigures, figures_of
 from ragllava.evaluation.runs import ADAPTIVE, RunOptions, Threshold, rank_by_all, run_arms
+from ragllava.evaluation.scoring import scoring_of
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.evaluation.threshold_promise import precision_lower_bound, promised_precision_threshold
 from ragllava.prompts import ANSWER_VERSION, CAPTION_RERANK_VERSION, RERANK_VERSION
@@ -71,7 +72,7 @@ class Evaluation:
     """The figures of one run, with everything that they depend on. `seconds` are by step.
 
     `by_style` has the figures of each style of questions that was asked, first those that `figures` are; empty for a
-    set without styles.
+    set without styles. `measure` is what scores the answers.
     """
 
     dataset: EvaluationSet
@@ -84,6 +85,7 @@ class Evaluation:
     promise: Promise | None = None
     hybrid_threshold: Threshold | None = None
     by_style: Mapping[str, RunFigures] = field(default_factory=dict)
+    measure: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -95,6 +97,8 @@ class Evaluation:
             "images_left_out": list(self.pool.left_out),
             "questions": len(self.dataset.questions),
             "rows_left_out": dict(self.dataset.left_out),
+            "measure": self.measure,
+            "answers_from": self.dataset.answers_from,
             "top_k": self.top_k,
             "top_n": self.dataset.top_n,
             "threshold": self.threshold and self.threshold.as_json(),
@@ -125,6 +129,7 @@ def evaluate(
     """
     _require_others(reported, calibration, bench)
     _require_possible(reported, calibration, options)
+    measure = scoring_of(reported.name, options.metric).name  # refuses before anything is computed
     seconds: dict[str, float] = {}
     with _timed(seconds, "ingest"):
         pool = ingest_pool(reported, bench)
@@ -162,6 +167,7 @@ def evaluate(
         promise,
         by_retrieval.get(Retrieval.HYBRID),
         by_style,
+        None if reported.retrieval_only else measure,
     )
 
 
@@ -179,7 +185,7 @@ def _measured(
     with _timed(seconds, "answer"):
         arms = run_arms(dataset, pool, bench, rankings, thresholds, options)
     questions = [pool.known_here(question) for question in dataset.questions]
-    return figures_of(dataset.name, questions, arms, dataset.top_n), rankings
+    return figures_of(scoring_of(dataset.name, options.metric), questions, arms, dataset.top_n), rankings
 
 
 def _require_others(reported: EvaluationSet, calibration: EvaluationSet | None, bench: Workbench) -> None:

@@ -27,6 +27,7 @@ from ragllava.evaluation.rankings import (
     retrieve,
     tools_for,
 )
+from ragllava.evaluation.scoring import Metric
 from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit
 from ragllava.evaluation.wrong_evidence import oracle_evidence, with_added_wrong, with_wrong_evidence
 from ragllava.json_records import to_json
@@ -55,6 +56,7 @@ class RunOptions:
     `hide_captions` adds the ablation in which neither reranker nor generator sees a caption; `noise` are the shares of
     labelled images that are swapped for wrong ones; `promised_precision` adds the threshold that promises it. `depth`
     says how many of the hybrid candidates are reranked. `untuned` adds the row of another reranker, if there is one.
+    `metric` scores the answers.
     """
 
     seed: int = 0
@@ -65,6 +67,7 @@ class RunOptions:
     promised_precision: float | None = None
     depth: Depth = Depth.NEED
     untuned: bool = True
+    metric: Metric = Metric.OURS
 
 
 @dataclass(frozen=True, slots=True)
