@@ -15,9 +15,18 @@ _FIGURES_WITH_UNIT = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?!(?:st|nd|rd|th|s)\
 _ABBREVIATION = re.compile(r"\b(?:[^\W\d_]\.)+[^\W\d_]\b\.?")  # U.S.A., e.g.
 _ARTICLES = frozenset({"a", "an", "the"})
 
-_IRREGULAR_NEGATIONS = {"can't": "can not", "cannot": "can not", "won't": "will not", "shan't": "shall not"}
-_ENDINGS = {"n't": " not", "'re": " are", "'ll": " will", "'ve": " have", "'m": " am"}
-_BEFORE_IS = frozenset(("it", "he", "she", "that", "there", "what", "where", "who", "here", "how"))  # it's: it is
+_CONTRACTIONS = (  # in this order
+    (re.compile(r"\bcan't\b|\bcannot\b"), "can not"),
+    (re.compile(r"\bwon't\b"), "will not"),
+    (re.compile(r"\bshan't\b"), "shall not"),
+    (re.compile(r"(?<=\w)n't\b"), " not"),
+    (re.compile(r"(?<=\w)'re\b"), " are"),
+    (re.compile(r"(?<=\w)'ll\b"), " will"),
+    (re.compile(r"(?<=\w)'ve\b"), " have"),
+    (re.compile(r"\bi'm\b"), "i am"),
+    (re.compile(r"\b(it|he|she|that|there|what|where|who|here|how)'s\b"), r"\1 is"),
+    (re.compile(r"(?<=\w)'s\b"), ""),  # possessive
+)
 
 _IRREGULAR_PLURALS = {
     "men": "man", "women": "woman", "children": "child", "people": "person", "feet": "foot", "teeth": "tooth",
@@ -39,10 +48,12 @@ def normalise_answer(text: str) -> str:
     - Words without their plural ending ("windows" → "window"). This is a rule and not a dictionary, the same for every
       score: other inflections stay different.
     """
-    text = " ".join(map(_without_contraction, text.lower().replace("’", "'").split()))
+    text = text.lower().replace("’", "'").replace("_", " ")
+    for contraction, words_of_it in _CONTRACTIONS:
+        text = contraction.sub(words_of_it, text)
     text = _ABBREVIATION.sub(lambda match: match[0].replace(".", ""), text)
     text = re.sub(r"'|(?<=\d),(?=\d)", "", text)
-    text = re.sub(r"(?<!\d)\.|\.(?!\d)|[^\w\s.]|_", " ", text)
+    text = re.sub(r"(?<!\d)\.|\.(?!\d)|[^\w\s.]", " ", text)
     words = _FIGURES_WITH_UNIT.sub(r"\1 \2", text).split()
     words = [word for word in words if word not in _ARTICLES] or words
     return " ".join(map(singular, _numbers_as_digits(words)))
@@ -66,20 +77,9 @@ def singular(word: str) -> str:
         shorter = word[:-2]
     else:
         shorter = word[:-1]
-    return word if shorter in _NUMBER_WORDS else shorter  # hundreds of birds are not 100
-
-
-def _without_contraction(word: str) -> str:
-    """`word` may have punctuation around it; an apostrophe that is not understood stays."""
-    before, core, behind = re.fullmatch(r"(\W*)(.*?)(\W*)", word, re.DOTALL).groups()  # type: ignore[union-attr]
-    if core in _IRREGULAR_NEGATIONS:
-        core = _IRREGULAR_NEGATIONS[core]
-    elif core.endswith("'s"):
-        core = core[:-2] + (" is" if core[:-2] in _BEFORE_IS else "")
-    else:
-        ending = next((ending for ending in _ENDINGS if core.endswith(ending)), None)
-        core = core if ending is None else core[: -len(ending)] + _ENDINGS[ending]
-    return f"{before}{core}{behind}"
+    if shorter in _NUMBER_WORDS:
+        return word  # hundreds of birds are not 100
+    return _IRREGULAR_PLURALS.get(shorter, shorter)  # mens, with a lost apostrophe
 
 
 def _numbers_as_digits(words: Sequence[str]) -> list[str]:

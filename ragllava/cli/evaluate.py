@@ -101,6 +101,12 @@ FEWEST_CALIBRATION = 300  # questions that the threshold is fitted on, if there 
     help="How many of the candidates of hybrid retrieval are reranked: as many as needed, or all.",
 )
 @click.option(
+    "--paper/--no-paper",
+    default=None,
+    help="Add rows of the paper's set-up: no captions for the generator, the question alone as its prompt, labelled "
+    "images exchanged for one another.  [default: for webqa and multimodalqa]",
+)
+@click.option(
     "--metric",
     type=click.Choice(["ours", "official"]),
     default="ours",
@@ -132,6 +138,7 @@ def evaluate(
     images: int | None,
     styles: tuple[str, ...],
     depth: str,
+    paper: bool | None,
     metric: str,
     given: Path | None,
     as_json: bool,
@@ -200,6 +207,7 @@ def evaluate(
         promised_precision,
         Depth(depth),
         metric=Metric(metric),
+        paper=dataset in ("webqa", "multimodalqa") if paper is None else paper,
     )
     with workbench(settings, Console(stderr=True, highlight=False), untuned) as bench:
         evaluation = run(reported, fitted_on, bench, options, other_styles)
@@ -271,6 +279,8 @@ def as_text(evaluation: Evaluation) -> str:
         lines.append(f"answers are compared with {dataset.answers_from}")
     if threshold is not None:
         lines.append(f"adaptive η {threshold.value:.3f}, {threshold.source}")
+    if evaluation.paper_threshold is not None:
+        lines.append(f"the paper's η {evaluation.paper_threshold.value:.3f}, {evaluation.paper_threshold.source}")
     if evaluation.hybrid_threshold is not None:
         lines.append(
             f"adaptive η of hybrid candidates {evaluation.hybrid_threshold.value:.3f}, "

@@ -37,6 +37,7 @@ class AnswerTools:
     threshold: float
     champions: Mapping[Role, ModelVersion]
     by_caption: bool = False  # the questions are captions whose image is sought; only evaluations ask these
+    question_only: bool = False  # no instruction follows the question; only evaluations ask so
 
 
 def prepare(

@@ -24,7 +24,9 @@ from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.jobs.inline import run_job, take_pending
 from ragllava.jobs.runner import ShardContext
 from ragllava.json_records import to_json
+from ragllava.models.mllm import Mllm
 from ragllava.postcards.archive import draw_archive
+from ragllava.prompts import PromptParts
 from ragllava.records import AnswerOptions, JobKind, Retrieval
 from ragllava.stages.answer import pipeline
 from ragllava.stages.answer.stage import answer_stage
@@ -183,6 +185,58 @@ def test_wrong_evidence_is_shown_as_asked(bench: Workbench, monkeypatch: pytest.
         assert len(with_wrong) == len(row) + 1
     scores = [figures(found, "all", label)["answer_score"] for label in ("labelled images", "labelled, 50 % wrong")]
     assert scores[1] < scores[0]
+
+
+def test_rows_of_the_papers_set_up(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reranker sees captions and the generator none; its prompt is the question, with or without the instruction."""
+    dataset = drawn(seed=5, questions=6)
+    prompts: dict[str, set[str]] = {}
+    render = Mllm.render
+    label_now = [""]
+
+    def noting(self: Mllm, parts: PromptParts) -> str:
+        prompts.setdefault(label_now[0], set()).update(part for part in parts if part is not None)
+        return render(self, parts)
+
+    ask = Answerer.answers
+
+    def labelled(self: Answerer, label: str, evidence: Any) -> Any:
+        label_now[0] = f"{label} {len(prompts)}"
+        return ask(self, label, evidence)
+
+    monkeypatch.setattr(Mllm, "render", noting)
+    monkeypatch.setattr(Answerer, "answers", labelled)
+    found = evaluate(dataset, None, bench, RunOptions(noise=(0.5,), paper=True))
+    labels = [row["label"] for row in found.as_json()["rows"]["all"]]
+    assert {"reranked, generator without captions", "reranked, bare question"} < set(labels)
+    assert labels[-1] == "labelled images, bare question"
+    assert "labelled, 50 % permuted" in labels
+    texts = {question.text for question in dataset.questions}
+    instruction = "\nAnswer the question using a single word or phrase."
+
+    def shown(name: str) -> set[str]:
+        [(_, seen)] = [(label, seen) for label, seen in prompts.items() if label.startswith(f"{name} ")]
+        return seen
+
+    assert shown("reranked, bare question") <= texts
+    assert shown("reranked, generator without captions") <= {text + instruction for text in texts}
+    assert "bare question" not in found.models["prompt"]
+
+
+def test_the_papers_threshold_is_fitted_on_kept_candidates(bench: Workbench) -> None:
+    reported, calibration = drawn(seed=5), drawn(seed=1005, images=60, questions=40, two_image_share=0.0)
+    found = evaluate(reported, calibration, bench, RunOptions(oracle=False))
+    pool = ingest_pool(calibration, bench)
+    best = [
+        (relevance, source in question.relevant)
+        for question, one in zip(calibration.questions, rank(calibration, pool, bench), strict=True)
+        for source, relevance in list(one.relevances.items())[: calibration.top_n]
+    ]
+    expected = adaptive_threshold([relevance for relevance, _ in best], [right for _, right in best])
+    assert found.paper_threshold is not None
+    assert found.paper_threshold.fit == expected
+    assert expected.correct_count + expected.wrong_count == 40 * 2
+    assert figures(found, "all", "reranked, paper's η")["threshold"] == expected.value
 
 
 def test_without_reranking_clip_decides(bench: Workbench) -> None:

@@ -203,7 +203,7 @@ class Recorder:
     @staticmethod
     def promise(precision: float) -> Promise:
         fit = adaptive_threshold([0.9, 0.8, 0.1], [True, True, False])
-        return Promise(precision, Threshold(0.75, "fitted elsewhere: 59 of 59", fit, "promised 90 %"), hits=19, kept=20)
+        return Promise(precision, Threshold(0.75, "fitted elsewhere: 59 of 59", fit, "promised 90 %"), 19, 20, 0.7839)
 
 
 @pytest.fixture
