@@ -188,7 +188,7 @@ def test_wrong_evidence_is_shown_as_asked(bench: Workbench, monkeypatch: pytest.
 
 
 def test_rows_of_the_papers_set_up(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reranker sees captions and the generator none; its prompt is the question, with or without the instruction."""
+    """The reranker sees captions and the generator none: its prompt is the question, with or without instruction."""
     dataset = drawn(seed=5, questions=6)
     prompts: dict[str, set[str]] = {}
     render = Mllm.render
