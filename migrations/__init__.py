@@ -20,11 +20,12 @@ from sqlalchemy import URL, Connection, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from ragllava.errors import ServiceUnavailable, UsageError
+from ragllava.errors import SchemaMismatch, ServiceUnavailable, UsageError
 from ragllava.stores import roles
 from ragllava.stores.archives import word_index
 from ragllava.stores.database import in_transaction
-from ragllava.stores.schema import metadata
+from ragllava.stores.schema import REVISION, metadata
+from ragllava.stores.schema_revision import schema_problem
 
 # Older versions have a memory overflow in parallel builds and damage HNSW graphs (docs/reliability.md D11).
 PGVECTOR_FLOOR = (0, 8, 4)
@@ -46,13 +47,15 @@ def upgrade(
     in transactions of their own; with `words`, those of all archives.
 
     Any number of processes may call this at once: one works, the others wait for it and then find nothing to
-    do. Raises UsageError when the server's pgvector is missing or too old, ServiceUnavailable when the database
-    does not answer. Each revision is one transaction, so a failed one leaves nothing behind.
+    do. Raises UsageError when the server's pgvector is missing or too old, SchemaMismatch when a newer version has
+    migrated the database, ServiceUnavailable when it does not answer. Each revision is one transaction, so a failed one
+    leaves nothing behind.
     """
 
     def work(connection: Connection) -> None:
         _require_server(connection)
         _require_pgvector(connection)
+        _require_known_revision(connection)
         command.upgrade(_config(connection), revision)
         if revision == "head":
             if words:
@@ -73,6 +76,11 @@ def current(database_url: str) -> str | None:
     """The revision that the database is at, None for one that was never migrated."""
     with _connect(database_url) as connection:
         return MigrationContext.configure(connection).get_current_revision()
+
+
+def problem(revision: str | None) -> str | None:
+    """One sentence when a database at this revision cannot be used by this version, and what to do; else None."""
+    return schema_problem(revision)
 
 
 def differences(database_url: str) -> list[Any]:
@@ -151,6 +159,13 @@ def _require_pgvector(connection: Connection) -> None:
         raise UsageError(
             f"the database server offers pgvector {row.default_version}, but {floor} or newer is needed; update it"
         )
+
+
+def _require_known_revision(connection: Connection) -> None:
+    revision = MigrationContext.configure(connection).get_current_revision()
+    connection.commit()
+    if revision is not None and revision > REVISION:
+        raise SchemaMismatch(problem(revision))
 
 
 def _version(text_form: str) -> tuple[int, ...]:

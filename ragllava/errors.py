@@ -24,6 +24,10 @@ class SettingsError(UsageError):
     """A setting is missing, unknown or contradicts another."""
 
 
+class SchemaMismatch(UsageError):
+    """The tables of the database are not those of this version."""
+
+
 class AlreadyRunning(UsageError):
     """Another process runs the embedded services of this home."""
 
@@ -36,6 +40,10 @@ class ServiceUnavailable(RagllavaError):
 
 class ObjectMissing(RagllavaError):
     """The object store has no object under a key that a row names."""
+
+
+class ObjectRefused(UsageError):
+    """The object store never accepts this request: a key that is too long, a name that S3 does not allow."""
 
 
 class ObjectCorrupt(RagllavaError):

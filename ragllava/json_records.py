@@ -11,10 +11,9 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-Value = TypeVar("Value")
+from ragllava.visible import visible_json
 
-# JSON allows these inside strings, but `str.splitlines` and old JavaScript treat them as line ends.
-_LINE_SEPARATORS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+Value = TypeVar("Value")
 
 
 def to_json(record: object) -> Any:
@@ -46,7 +45,8 @@ def write_json_lines(lines: Iterable[dict[str, Any]], path: Path) -> int:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for line in lines:
             count += 1
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).translate(_LINE_SEPARATORS) + "\n")
+            # JSON allows control characters and line separators inside strings; terminals and readers obey them.
+            file.write(visible_json(json.dumps(line, ensure_ascii=False, allow_nan=False)) + "\n")
     return count
 
 

@@ -6,6 +6,10 @@ import json
 import logging
 import time
 
+from ragllava.errors import SettingsError
+from ragllava.settings import load_settings
+from ragllava.visible import visible
+
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 _CHATTY = (
@@ -37,10 +41,10 @@ class FactsFormatter(logging.Formatter):
         trace = self.formatException(record.exc_info) if record.exc_info else None
         if self._as_json:
             line = {"time": when, "level": record.levelname, "action": action, "message": record.getMessage(), **facts}
-            return json.dumps(line | ({"trace": trace} if trace else {}), default=str)
+            return json.dumps(line | ({"trace": trace} if trace else {}), default=str)  # ASCII only
         listed = "".join(f" {name}={_plain(value)}" for name, value in facts.items() if not name.startswith("data"))
         message = " ".join(record.getMessage().split("\n"))
-        return f"{when} {record.levelname} {action}{listed} | {message}" + (f"\n{trace}" if trace else "")
+        return visible(f"{when} {record.levelname} {action}{listed} | {message}" + (f"\n{trace}" if trace else ""))
 
 
 def _plain(value: object) -> str:
@@ -49,8 +53,15 @@ def _plain(value: object) -> str:
     return repr(text) if any(character.isspace() for character in text) else text
 
 
-def configure_logging(level: int = logging.INFO, *, as_json: bool = False) -> None:
-    """Send all messages to standard error in this format; those of chatty libraries only from WARNING up."""
+def configure_logging(level: int = logging.INFO) -> None:
+    """Send all messages to standard error, those of chatty libraries only from WARNING up.
+
+    RAGLLAVA_LOG_FORMAT chooses the form. Settings that are wrong are reported by whoever needs them, as text.
+    """
+    try:
+        as_json = load_settings().log_format == "json"
+    except SettingsError:
+        as_json = False
     handler = logging.StreamHandler()
     handler.setFormatter(FactsFormatter(as_json=as_json))
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import posixpath
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -36,10 +37,20 @@ def clean_caption(text: str) -> str | None:
     return clean_line(text, MAX_CAPTION)
 
 
+def is_cut(text: str) -> bool:
+    """Whether `clean_caption` cuts this text."""
+    return len(text) > MAX_CAPTION and len(clean_line(text, len(text)) or "") > MAX_CAPTION
+
+
 def clean_line(text: str, most: int) -> str | None:
     """`text` on one line, without characters that Postgres rejects, cut to `most`; None if nothing is left."""
     storable = text.replace("\x00", " ").encode("utf-8", "replace").decode("utf-8").lstrip("\ufeff")
     return " ".join(storable.split())[:most].rstrip() or None
+
+
+def picture_name(name: str) -> str:
+    """One spelling for names of the same picture in caption files: forward slashes, no leading `./`."""
+    return posixpath.normpath(name.strip().replace("\\", "/")).lstrip("/")
 
 
 def clean_key(name: str) -> str:

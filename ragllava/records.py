@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any
 
 
@@ -16,6 +16,21 @@ class JobKind(StrEnum):
     TRAIN = "train"
     REINDEX = "reindex"
     MAINTENANCE = "maintenance"
+
+
+class Priority(IntEnum):
+    """Which jobs are dispatched first; jobs of equal priority take turns. A submitter chooses one of the first three.
+
+    `URGENT` is a single question that somebody waits for: a running shard of another job gives way to it.
+    """
+
+    LOW = -5
+    NORMAL = 0
+    HIGH = 5
+    URGENT = 10
+
+
+PRIORITIES = {priority.name.lower(): priority for priority in (Priority.LOW, Priority.NORMAL, Priority.HIGH)}
 
 
 class AnswerStatus(StrEnum):
@@ -44,7 +59,8 @@ class FileStatus(StrEnum):
     """How a file of an ingest job ended."""
 
     STORED = "stored"
-    DUPLICATE = "duplicate"  # the archive holds the same bytes already (the caption may have been updated)
+    DUPLICATE = "duplicate"  # the archive holds the same bytes already
+    UPDATED = "updated"  # so it does, and the caption or the metadata of the picture are others now
     REJECTED = "rejected"
     DEAD = "dead"
     CANCELLED = "cancelled"
@@ -162,6 +178,7 @@ class FileFormat(StrEnum):
     JSONL = "jsonl"
     CSV = "csv"
     PARQUET = "parquet"
+    XLSX = "xlsx"  # only read
 
 
 class Retrieval(StrEnum):
@@ -198,10 +215,10 @@ class Role(StrEnum):
 class SourceFile:
     """One file offered to an archive, before anybody has looked inside.
 
-    `source` is the name shown to people: the path relative to what the user gave, `photos.zip/a.png` for a
-    member. `uri` says where the bytes are: `file:///abs/path`, `zip:///abs/a.zip!member`,
-    `tar:///abs/a.tar!member` or `s3://bucket/key`. `rejected` is set when the walk itself refused the file.
-    `metadata` are the other columns of the caption file, by name.
+    `source` is the name shown to people: the path relative to what the user gave, `photos.zip/a.png` for a member.
+    `uri` says where the bytes are: `file:///abs/path`, `zip:///abs/a.zip!member`, `tar:///abs/a.tar!member` or
+    `s3://bucket/key`. `caption` and `metadata` are what is given beside the file; an empty caption says that it has
+    none any more. `rejected` is set when the walk itself refused the file.
     """
 
     source: str
@@ -213,19 +230,29 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An image of an archive as the stages see it. `sha256` (hex) is also its address in the object store."""
+    """An image of an archive as the stages see it. `sha256` (hex) is also its address in the object store.
+
+    `uri` is set in results if another image of the archive has the same `source`: it tells which of the two it is.
+    """
 
     image_id: int
     sha256: str
     source: str
     caption: str | None
+    uri: str | None = None
+
+    @property
+    def full_name(self) -> str:
+        """The source, or where it was read from if another image of the archive has that source."""
+        return self.source if self.uri is None else self.uri.removeprefix("file://")
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """One valid question of a job. `question_no` counts input lines from 0; `line` from 1, as editors do.
 
-    `filter` is its own filter as JSON, which holds beside that of its job.
+    `filter` is its own filter as JSON, which holds beside that of its job. `note` says what of its line is not used,
+    and `given` are the further columns of its line, which its result repeats.
     """
 
     question_no: int
@@ -233,6 +260,8 @@ class Question:
     custom_id: str
     text: str
     filter: dict[str, Any] | None = None
+    note: str | None = None
+    given: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """One frozen Settings object, built at the entry points and passed down.
 
-Every field can be set by an environment variable `RAGLLAVA_<FIELD>`. A service without an address is the embedded one:
-`ragllava up` writes its address to `<home>/run/services.json`, and `load_settings` reads it from there. Nothing in this
-module reads the environment at import. docs/settings.md is generated from the descriptions below by `make docs`.
+Every field can be set by an environment variable `RAGLLAVA_<FIELD>`, or by a line `<field> = …` of the file
+`<home>/ragllava.toml`, which all terminals and workers of a home share; the variable wins. A service without an address
+is the embedded one: `ragllava up` writes its address to `<home>/run/services.json`, and `load_settings` reads it from
+there. Nothing in this module reads the environment at import. docs/settings.md is generated from the descriptions below
+by `make docs`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import difflib
 import json
 import os
 import re
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -22,6 +26,7 @@ from ragllava.errors import SettingsError
 from ragllava.records import Depth, Retrieval
 
 _PREFIX = "RAGLLAVA_"
+SETTINGS_FILE = "ragllava.toml"  # in the home
 _POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
 _SCHEMES = {"database_url": _POSTGRES, "database_owner_url": _POSTGRES, "redis_url": ("redis", "rediss")}
 
@@ -43,6 +48,10 @@ class Settings(BaseSettings):
 
     home: Path = Field(
         default_factory=default_home, description="Folder for the data, logs and passwords of the embedded services."
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="Form of log lines of workers and of the receiver: `text`, or `json`, one object for each line.",
     )
 
     database_url: SecretStr | None = Field(
@@ -209,6 +218,15 @@ class Settings(BaseSettings):
         description="Largest share of the pictures of a watched folder or a bound bucket that leave the archive at "
         "once when their files are gone. Of more, none leaves before `--allow-removals` is given. 1: no limit.",
     )
+    max_megapixels: int = Field(
+        default=250,
+        ge=1,
+        description="Largest picture that is accepted, in millions of pixels. Of WEBP, AVIF, HEIC, JPEG 2000 and JPEG "
+        "XL, at most 100: a decoder has 2 GiB of memory.",
+    )
+    max_picture_side: int = Field(
+        default=65_000, ge=1, description="Longest side of a picture that is accepted, in pixels."
+    )
 
     gate_questions: int = Field(
         default=20,
@@ -222,8 +240,7 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(
         default=15.0,
         gt=0,
-        description="Longest time between two heartbeats, in seconds: at most half of `RAGLLAVA_LEASE_S`. "
-        "A worker sends one at least every 2 seconds.",
+        description="Seconds between two heartbeats, which extend the lease: at most half of `RAGLLAVA_LEASE_S`.",
     )
     tick_s: float = Field(
         default=5.0,
@@ -308,7 +325,7 @@ class Settings(BaseSettings):
         description="Days for which a noisy case that nobody labels keeps its job from `retention`. 0: for ever.",
     )
     keep_retired_days: int = Field(
-        default=30,
+        default=365,
         ge=0,
         description="Days after which `retention` erases a picture whose file is gone or was overwritten: its bytes, "
         "its caption, and where it was evidence. 0: never.",
@@ -371,10 +388,15 @@ class Settings(BaseSettings):
         """Addresses and passwords of the running embedded services (mode 0600)."""
         return self.home / "run" / "services.json"
 
+    @property
+    def settings_file(self) -> Path:
+        """Settings that all terminals and workers of this home share; it need not exist."""
+        return self.home / SETTINGS_FILE
+
     def require_database(self) -> str:
         """The database's URL for psycopg 3 through SQLAlchemy."""
         if self.database_url is None:
-            raise SettingsError(_not_running("database", "RAGLLAVA_DATABASE_URL"))
+            raise SettingsError(_not_running("database", "RAGLLAVA_DATABASE_URL", self.home))
         return _with_driver(self.database_url.get_secret_value())
 
     def require_database_owner(self) -> str:
@@ -387,7 +409,7 @@ class Settings(BaseSettings):
     def require_redis(self) -> str:
         """The broker's URL."""
         if self.redis_url is None:
-            raise SettingsError(_not_running("queue", "RAGLLAVA_REDIS_URL"))
+            raise SettingsError(_not_running("queue", "RAGLLAVA_REDIS_URL", self.home))
         return self.redis_url.get_secret_value()
 
 
@@ -407,25 +429,114 @@ def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
     return "://" in value and parts.scheme in schemes
 
 
-def _not_running(service: str, variable: str) -> str:
-    return f"no {service}: start the embedded services with `ragllava up`, or set {variable}"
+def _not_running(service: str, variable: str, home: Path) -> str:
+    return (
+        f"no {service} runs in the home {home}: start the embedded services with `ragllava up`, or set {variable}; "
+        "if they run from another home, set RAGLLAVA_HOME to it"
+    )
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings from overrides, then the environment, then the embedded services that are running.
+    """Settings from overrides, then the environment, then ragllava.toml, then the embedded services that are running.
 
-    Raises SettingsError with one sentence that names the variable.
+    Raises SettingsError with one sentence that names the variable, or the file and its line's name.
     """
     _refuse_unknown_variables()
+    from_file: dict[str, Any] = {}
+    file: Path | None = None
     try:
-        first = Settings(**overrides)
+        file = _home(overrides) / SETTINGS_FILE
+        from_file = {
+            name: value
+            for name, value in read_settings_file(file).items()
+            if name not in overrides and not _is_in_environment(name)
+        }
+        first = Settings(**(from_file | overrides))
         embedded = read_services(first.services_file)
         if first.database_url is not None:  # then the embedded database is not the one that is used
             embedded.pop("database_owner_url", None)
         missing = {name: value for name, value in embedded.items() if getattr(first, name) is None}
-        return Settings(**(overrides | missing)) if missing else first
+        return Settings(**(from_file | overrides | missing)) if missing else first
     except ValidationError as error:
-        raise SettingsError(_sentence(error)) from None
+        raise SettingsError(_sentence(error, file, from_file)) from None
+
+
+def _home(overrides: Mapping[str, Any]) -> Path:
+    """The home, before any other setting is read."""
+    variables = {name.upper(): value for name, value in os.environ.items() if value}
+    given = overrides.get("home") or variables.get(variable_of("home"))
+    return Path(given).expanduser().absolute() if given else default_home()
+
+
+def origins(settings: Settings) -> dict[str, str]:
+    """Where the value of each field comes from: `environment`, `ragllava.toml`, `embedded service` or `default`.
+
+    `settings` come from `load_settings` without overrides. A file that cannot be read counts as empty.
+    """
+    try:
+        in_file = read_settings_file(settings.settings_file)
+    except SettingsError:
+        in_file = {}
+
+    def origin(name: str) -> str:
+        if _is_in_environment(name):
+            return "environment"
+        if name in in_file:
+            return SETTINGS_FILE
+        return "embedded service" if name in settings.model_fields_set else "default"
+
+    return {name: origin(name) for name in Settings.model_fields}
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """The fields that ragllava.toml sets, with values as written; {} without the file.
+
+    Raises SettingsError for a file that is not valid TOML, a field that does not exist, and `home`, which says where
+    the file is.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(_unreadable(path, error)) from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f'{path} is not valid TOML: {error}; texts need quotes, as in profile = "base"') from None
+    names = [name for name in Settings.model_fields if name != "home"]
+    for name in values:
+        if name == "home":
+            raise SettingsError(f"{path}: home cannot be set here; set the variable RAGLLAVA_HOME")
+        if name not in names:
+            close = difflib.get_close_matches(name.lower().removeprefix(_PREFIX.lower()), names, n=1, cutoff=0.8)
+            guess = f"did you mean {close[0]}? " if close else ""
+            raise SettingsError(f"{path}: unknown setting {name}; {guess}`ragllava settings` lists all settings")
+    return values
+
+
+def _is_in_environment(name: str) -> bool:
+    """Whether a variable sets this field; an empty one does not. Variables are not case-sensitive."""
+    return any(value and variable.upper() == variable_of(name) for variable, value in os.environ.items())
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Why a file of the home cannot be read, with its owner if it is another user's."""
+    if not isinstance(error, PermissionError):
+        return f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+    return f"{path} cannot be read ({error.strerror}){_of_owner(path)}; set RAGLLAVA_HOME to a folder of yours"
+
+
+def _of_owner(path: Path) -> str:
+    """`: it belongs to the user alice`; empty if the owner is not known, or it is ours."""
+    for existing in (path, *path.parents):
+        try:
+            owner = existing.owner()
+            is_ours = existing.stat().st_uid == os.geteuid()
+        except (OSError, KeyError, NotImplementedError):
+            continue
+        return "" if is_ours else f": {existing} belongs to the user {owner}"
+    return ""
 
 
 def read_services(path: Path) -> dict[str, str]:
@@ -438,6 +549,8 @@ def read_services(path: Path) -> dict[str, str]:
         return stored
     except FileNotFoundError:
         return {}
+    except PermissionError as error:
+        raise SettingsError(_unreadable(path, error)) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingsError(f"{path} is damaged ({error}); remove it and run `ragllava up`") from None
 
@@ -448,11 +561,12 @@ def _refuse_unknown_variables() -> None:
         if name.startswith(_PREFIX) and name.upper() not in variables:
             close = difflib.get_close_matches(name.upper(), variables, n=1, cutoff=0.8)
             guess = f"did you mean {close[0]}? " if close else ""
-            raise SettingsError(f"unknown setting {name}; {guess}`ragllava doctor` lists all settings")
+            raise SettingsError(f"unknown setting {name}; {guess}`ragllava settings` lists all settings")
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first mistake, with the name of its variable; the value is shown unless it may hold a password."""
+def _sentence(error: ValidationError, file: Path | None, from_file: Mapping[str, Any]) -> str:
+    """The first mistake, with the name of its variable or its line in the file; the value is shown unless it may hold a
+    password."""
     problem = error.errors()[0]
     text = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
@@ -460,4 +574,5 @@ def _sentence(error: ValidationError) -> str:
     name = str(problem["loc"][0])
     field = Settings.model_fields.get(name)
     is_secret = field is None or "SecretStr" in str(field.annotation)
-    return f"{variable_of(name)}: {text}" + ("" if is_secret else f", not {problem['input']!r}")
+    where = f"{file}: {name}" if name in from_file else variable_of(name)
+    return f"{where}: {text}" + ("" if is_secret else f", not {problem['input']!r}")

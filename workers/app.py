@@ -19,6 +19,7 @@ from ragllava.errors import ServiceUnavailable
 from ragllava.jobs import dispatch
 from ragllava.jobs.dispatch import Publish, ShardMessage
 from ragllava.logs import configure_logging
+from ragllava.records import Priority
 from ragllava.settings import Settings, load_settings
 from ragllava.stores.database import in_transaction
 
@@ -32,8 +33,6 @@ QUEUES = {
 }
 TASK_OF_QUEUE = {"ingest": "ragllava.ingest", "query": "ragllava.answer", "train": "ragllava.train"}
 
-# The Redis transport serves 0 first, and keeps a list for each of 0, 3, 6, 9.
-URGENT, BULK = 0, 6
 MESSAGE_VERSION = 1
 
 app = Celery("ragllava", include=["workers.tasks", "workers.schedule", "workers.events"])
@@ -82,14 +81,6 @@ def configuration() -> dict[str, Any]:
         "worker_max_memory_per_child": settings.worker_memory_mib * 1024 or None,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
-        "beat_schedule": {
-            "tick": {
-                "task": "ragllava.tick",
-                "schedule": settings.tick_s,
-                # A tick that waited longer than its period is useless: the next one is there.
-                "options": {"queue": "maint", "expires": settings.tick_s},
-            }
-        },
     }
 
 
@@ -116,7 +107,7 @@ def publisher(engine: Engine, settings: Settings) -> Publish:
                         TASK_OF_QUEUE[unsent[0].queue],
                         args=[unsent[0].shard_id, MESSAGE_VERSION],
                         queue=unsent[0].queue,
-                        priority=URGENT if unsent[0].urgent else BULK,
+                        priority=broker_priority(unsent[0].priority),
                         producer=producer,
                     )
                     unsent.pop(0)
@@ -129,6 +120,15 @@ def publisher(engine: Engine, settings: Settings) -> Publish:
             in_transaction(engine, dispatch.unpublish, ids)
 
     return publish
+
+
+def broker_priority(priority: int) -> int:
+    """The priority of a message: the Redis transport keeps a list for each of 0, 3, 6 and 9, and serves 0 first."""
+    if priority >= Priority.URGENT:
+        return 0
+    if priority > Priority.NORMAL:
+        return 3
+    return 6 if priority == Priority.NORMAL else 9
 
 
 def waiting_messages(settings: Settings) -> dict[str, int]:

@@ -23,6 +23,7 @@ import re
 from typing import Any, TypeVar
 
 from ragllava.errors import ObjectMissing, UsageError
+from ragllava.records import PRIORITIES, Priority
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import Submission, Submitted, as_options, record_refusal, submit_questions
 from ragllava.stages.buckets.binding import require_submittable
@@ -44,11 +45,13 @@ def submit(
     options: dict[str, Any] | None = None,
     skip_invalid: bool = False,
     idempotency_key: str | None = None,
+    priority: str = "normal",
 ) -> None:
     """Make a job of the question file at `address` (`s3://bucket/key`).
 
-    `options` may hold top_k, top_n, threshold, captions_in_answer, retrieval, depth and filter. The address is the
-    idempotency key unless another is given, so a message that arrives twice makes one job.
+    `options` may hold top_k, top_n, threshold, captions_in_answer, retrieval, depth and filter; `priority` is low,
+    normal or high. The address is the idempotency key unless another is given, so a message that arrives twice makes
+    one job.
     """
     process = runtime()
     objects = process.resources.objects
@@ -66,6 +69,7 @@ def submit(
             as_options(options),
             skip_invalid=_checked("skip_invalid", skip_invalid, bool, "true or false"),
             idempotency_key=_checked("idempotency_key", idempotency_key or address, str, "text"),
+            priority=_priority(priority),
         )
         content = objects.read_external(match["bucket"], match["key"]).data
         questions = read_questions(content, name=match["key"])
@@ -92,6 +96,12 @@ def _acknowledge(objects: ObjectStore, address: str, job: Submitted) -> None:
         objects.put_external(f"{address}.job.json", json.dumps(receipt, indent=2).encode(), "application/json")
     except (UsageError, ObjectMissing) as error:
         log.warning(str(error), extra={"action": "receipt_not_written", "address": address})
+
+
+def _priority(name: object) -> Priority:
+    if name not in PRIORITIES:
+        raise UsageError(f"priority must be {', '.join(PRIORITIES)}, not {name!r}")
+    return PRIORITIES[str(name)]
 
 
 def _checked(name: str, value: object, kind: type[T], description: str) -> T:

@@ -6,63 +6,103 @@ heartbeat, because a Celery task cannot notice a shutdown (celery#10276).
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
+import signal
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import signals
 from sqlalchemy import Engine
 
 from ragllava import __version__
-from ragllava.errors import ServiceUnavailable
 from ragllava.jobs import queue
 from ragllava.settings import Settings, load_settings
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.jobs import workers
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+
+FAILURE_SIGNAL = signal.SIGUSR2  # from a child to its parent
 
 
 class Presence:
     """Updates the row of one worker until the worker stops."""
 
     def __init__(self, settings: Settings, engine: Engine, name: str, queues: list[str], slots: int) -> None:
-        """Register the worker; its children report when their models are loaded."""
+        """Register the worker; its children report when their models are loaded. Raises ServiceUnavailable."""
         self._period_s = settings.tick_s
         self.engine = engine
         self.name = name
         self.queues = queues
+        self.slots = slots
+        self.is_solo = self.has_failed = False
         self._state = "live"
+        self._versions: dict[str, str] = {}  # as the children have reported them
         self._stop = threading.Event()
+        self._changing = threading.Lock()
         in_transaction(engine, workers.register, name, queues, slots)
         threading.Thread(target=self._run, name="presence", daemon=True).start()
 
     def drain(self) -> None:
         """Ask the children to hand back unfinished work."""
         self._state = "draining"
-        self._beat()
+        self.beat()
 
     def leave(self) -> None:
         """Remove the row: this worker has stopped."""
         self._stop.set()
-        in_transaction(self.engine, workers.remove, self.name)
+        with self._changing:
+            in_transaction(self.engine, workers.remove, self.name)
+
+    def beat(self) -> None:
+        """Record that the worker is alive. A row that was removed meanwhile is made again, as it was."""
+        with self._changing:
+            if self._stop.is_set():
+                return
+            versions = in_transaction(self.engine, workers.beat, self.name, self._state)
+            if versions is not None:
+                self._versions = versions
+                return
+            log.warning("the row of this worker is gone", extra={"action": "worker_registered", "worker": self.name})
+            in_transaction(self.engine, workers.register, self.name, self.queues, self.slots)
+            in_transaction(self.engine, workers.report_ready, self.name, self._versions)
+            in_transaction(self.engine, workers.beat, self.name, self._state)
 
     def _run(self) -> None:
         while not self._stop.wait(self._period_s):
-            self._beat()
-
-    def _beat(self) -> None:
-        try:
-            in_transaction(self.engine, workers.beat, self.name, self._state)
-        except ServiceUnavailable as error:
-            log.warning(str(error), extra={"action": "presence_missed", "worker": self.name})
+            try:
+                self.beat()
+            except Exception as error:  # noqa: BLE001 - a worker without a beat is alive and gets no work
+                log.warning(str(error), extra={"action": "presence_missed", "worker": self.name})
 
 
 _presence: Presence | None = None  # of this process; Celery's signals carry no state of ours
 
 
+def ends_on_failure(step: Callable[P, None]) -> Callable[P, None]:
+    """A signal handler whose failure ends the worker with exit code 1, and its reason as the last line.
+
+    Celery ignores errors of a handler: the worker would look alive and get no work.
+    """
+
+    @functools.wraps(step)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            step(*args, **kwargs)
+        except Exception as error:
+            log.critical(str(error), extra={"action": "worker_unusable"})
+            raise SystemExit(1) from error
+
+    return run
+
+
 @signals.celeryd_after_setup.connect
+@ends_on_failure
 def _register(sender: str, instance: Any, **_facts: Any) -> None:
     global _presence  # noqa: PLW0603
     settings = load_settings()
@@ -70,13 +110,36 @@ def _register(sender: str, instance: Any, **_facts: Any) -> None:
     engine = make_engine(settings.require_database(), pool_size=1, name=f"presence {sender}")
     names = sorted(instance.app.amqp.queues.consume_from)
     _presence = Presence(settings, engine, sender, names, instance.concurrency)
+    signal.signal(FAILURE_SIGNAL, _fail)
+    _presence.is_solo = instance.pool_cls.__module__ == "celery.concurrency.solo"
+
+
+def _fail(*_: object) -> None:
+    """A child can never serve: stop as after SIGTERM, and with exit code 1."""
+    if _presence is not None:
+        _presence.has_failed = True
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @signals.worker_ready.connect
+@ends_on_failure
 def _ready(**_facts: Any) -> None:
-    """The maintenance worker has no models and is ready now; children report for the others (workers/runtime.py)."""
-    if _presence is not None and _presence.queues == ["maint"]:
+    """The maintenance worker has no models and is ready now; children report for the others (workers/runtime.py).
+
+    A worker of the pool `solo` has no child, and loads its models here.
+    """
+    if _presence is None:
+        return
+    if _presence.is_solo and _presence.queues != ["maint"]:
+        from workers import runtime
+
+        runtime.get_ready(_presence.name)
+    if _presence.queues == ["maint"]:
         in_transaction(_presence.engine, workers.report_ready, _presence.name, {"ragllava": __version__})
+    if "maint" in _presence.queues:
+        from workers import schedule  # of this worker alone: it loads what the tick does
+
+        schedule.start_ticking()
 
 
 @signals.worker_shutting_down.connect
@@ -87,8 +150,10 @@ def _drain(**_facts: Any) -> None:
 
 
 @signals.worker_shutdown.connect
-def _leave(**_facts: Any) -> None:
+def _leave(sender: Any, **_facts: Any) -> None:
     if _presence is not None:
+        if _presence.has_failed:
+            sender.exitcode = 1  # Celery's would be 0
         _presence.leave()
 
 
@@ -97,4 +162,6 @@ def _child_lost(exception: BaseException | None = None, args: Any = (), **_facts
     """The parent saw its child die or exceed its time limit: end the lease now instead of waiting for its deadline."""
     lost = isinstance(exception, (WorkerLostError, TimeLimitExceeded))
     if _presence is not None and lost and args and isinstance(args[0], int):
-        in_transaction(_presence.engine, queue.expire, args[0], _presence.name)
+        # With one slot, all shards of this worker were the child's: beside that of its message an urgent one.
+        shard_id = None if _presence.slots == 1 else args[0]
+        in_transaction(_presence.engine, queue.expire, _presence.name, shard_id)

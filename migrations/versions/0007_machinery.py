@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import posixpath
+import re
+import unicodedata
+from urllib.parse import unquote
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -31,10 +36,14 @@ _WITHOUT_STATISTICS = {
 def upgrade() -> None:
     """Each part of the machinery has a function of its own."""
     _upgrade_scale()
+    _upgrade_isolate()
+    _upgrade_turns()
 
 
 def downgrade() -> None:
     """Undo the parts in the reverse order."""
+    _downgrade_turns()
+    _downgrade_isolate()
     _downgrade_scale()
 
 
@@ -66,3 +75,124 @@ def _downgrade_scale() -> None:
     for table, columns in _WITHOUT_STATISTICS.items():
         for column in columns:
             op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET STATISTICS -1")
+
+
+# Isolated faults, and the rows of caption files in the database
+
+_ROWS_AT_ONCE = 10_000
+
+
+def _upgrade_isolate() -> None:
+    op.create_table(
+        "faults",
+        sa.Column("room", sa.Text()),
+        sa.Column("subject", sa.Text()),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        *(
+            sa.Column(name, sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now())
+            for name in ("since", "failed_at", "not_before")
+        ),
+        sa.PrimaryKeyConstraint("room", "subject", name="pk_faults"),
+    )
+    op.add_column("change_events", sa.Column("reason", sa.Text()))
+    op.create_table(
+        "listed_captions",
+        sa.Column("binding_id", sa.BigInteger(), autoincrement=False),
+        sa.Column("name", sa.Text(collation="C")),
+        sa.Column("file", sa.Text(collation="C")),
+        sa.Column("base_name", sa.Text(collation="C"), nullable=False),
+        sa.Column("caption", sa.Text()),
+        sa.Column("metadata", postgresql.JSONB()),
+        sa.PrimaryKeyConstraint("binding_id", "name", "file", name="pk_listed_captions"),
+        sa.ForeignKeyConstraint(
+            ["binding_id"], ["bindings.id"], ondelete="CASCADE", name="fk_listed_captions_binding_id"
+        ),
+    )
+    op.create_index("ix_listed_captions_base_name", "listed_captions", ["binding_id", "base_name"])
+    op.add_column("bound_objects", sa.Column("name", sa.Text(collation="C")))
+    op.add_column("bound_objects", sa.Column("base_name", sa.Text(collation="C")))
+    op.add_column(
+        "bound_objects", sa.Column("caption_due", sa.Boolean(), nullable=False, server_default=sa.text("false"))
+    )
+    _name_pictures(op.get_bind())
+    op.create_index(
+        "ix_bound_objects_base_name",
+        "bound_objects",
+        ["binding_id", "base_name"],
+        postgresql_where=sa.text("base_name IS NOT NULL"),
+    )
+    op.create_index(
+        "ix_bound_objects_caption_due",
+        "bound_objects",
+        ["binding_id", "key"],
+        postgresql_where=sa.text("caption_due"),
+    )
+    # Caption files are read again, now into the database.
+    op.execute("UPDATE bound_objects SET etag = '' WHERE kind = 'captions'")
+    op.execute(
+        "INSERT INTO change_events (bucket, key) SELECT bucket, key FROM bound_objects "
+        "JOIN bindings ON bindings.id = binding_id WHERE kind = 'captions' ON CONFLICT DO NOTHING"
+    )
+
+
+def _name_pictures(connection: sa.Connection) -> None:
+    """Write the names of recorded pictures, in pages."""
+    page = sa.text(
+        "SELECT binding_id, key, substr(key, length(prefix) + 1) AS name FROM bound_objects "
+        "JOIN bindings ON bindings.id = binding_id "
+        "WHERE kind = 'picture' AND (binding_id, key) > (:binding_id, :key) ORDER BY binding_id, key LIMIT :most"
+    )
+    write = sa.text(
+        "UPDATE bound_objects SET name = given.name, base_name = given.base_name "
+        "FROM unnest(CAST(:ids AS bigint[]), CAST(:keys AS text[]), CAST(:names AS text[]), CAST(:bases AS text[])) "
+        "AS given (binding_id, key, name, base_name) "
+        "WHERE bound_objects.binding_id = given.binding_id AND bound_objects.key = given.key"
+    )
+    last: tuple[int, str] = (0, "")
+    while rows := connection.execute(page, {"binding_id": last[0], "key": last[1], "most": _ROWS_AT_ONCE}).all():
+        names = [posixpath.normpath(row.name.strip().replace("\\", "/")).lstrip("/") for row in rows]
+        values = {
+            "ids": [row.binding_id for row in rows],
+            "keys": [row.key for row in rows],
+            "names": names,
+            "bases": [_name_group(name) for name in names],
+        }
+        connection.execute(write, values)
+        last = (rows[-1].binding_id, rows[-1].key)
+
+
+def _name_group(name: str) -> str:
+    """As picture_names.name_group of this version."""
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", unquote(name)).casefold())
+    last = posixpath.basename(folded)
+    stem, extension = posixpath.splitext(last)
+    return stem if stem and re.fullmatch(r"\.(?:[a-z]{3,4}|jp2|j2k)", extension) else last
+
+
+def _downgrade_isolate() -> None:
+    for name in ("ix_bound_objects_caption_due", "ix_bound_objects_base_name"):
+        op.drop_index(name, "bound_objects")
+    for name in ("caption_due", "base_name", "name"):
+        op.drop_column("bound_objects", name)
+    op.drop_table("listed_captions")
+    op.drop_column("change_events", "reason")
+    op.drop_table("faults")
+
+
+def _upgrade_turns() -> None:
+    """What a worker cannot do, and when the last tick ended."""
+    refused = sa.Column("refused", postgresql.JSONB(), nullable=False, server_default=sa.text("'{}'::jsonb"))
+    op.add_column("workers", refused)
+    op.create_table(
+        "ticks",
+        sa.Column("name", sa.Text()),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.PrimaryKeyConstraint("name", name="pk_ticks"),
+        postgresql_with={"fillfactor": "70"},
+    )
+
+
+def _downgrade_turns() -> None:
+    op.drop_table("ticks")
+    op.drop_column("workers", "refused")

@@ -15,11 +15,31 @@ depends_on = None
 def upgrade() -> None:
     """Each part has a function of its own."""
     _upgrade_erasing()
+    _upgrade_captions()
+    _upgrade_pages()
+    _upgrade_reading()
 
 
 def downgrade() -> None:
     """Undo the parts in the reverse order."""
+    _downgrade_reading()
+    _downgrade_pages()
+    _downgrade_captions()
     _downgrade_erasing()
+
+
+def _upgrade_reading() -> None:
+    """Jobs have a name and an owner; images are found by their names."""
+    op.create_index("ix_images_source", "images", ["source"], postgresql_using="hash")
+    op.add_column("jobs", sa.Column("name", sa.Text()))
+    op.add_column("jobs", sa.Column("owner", sa.Text()))
+
+
+def _downgrade_reading() -> None:
+    """Names and owners are lost."""
+    op.drop_index("ix_images_source", "images")
+    op.drop_column("jobs", "owner")
+    op.drop_column("jobs", "name")
 
 
 def _upgrade_erasing() -> None:
@@ -64,3 +84,28 @@ def _downgrade_erasing() -> None:
 
 def _now(name: str) -> sa.Column[object]:
     return sa.Column(name, sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now())
+
+
+def _upgrade_captions() -> None:
+    """The captions of an image by the files that give them, and what the lines of a question file have besides."""
+    op.add_column("images", sa.Column("captions", JSONB()))
+    op.add_column("questions", sa.Column("note", sa.Text()))
+    op.add_column("questions", sa.Column("given", JSONB()))
+
+
+def _downgrade_captions() -> None:
+    op.drop_column("questions", "given")
+    op.drop_column("questions", "note")
+    op.drop_column("images", "captions")
+
+
+def _upgrade_pages() -> None:
+    """The pages of a document are found by the uri of the document."""
+    op.execute(
+        "CREATE INDEX ix_images_document ON images (archive_id, split_part(uri, '#page=', 1)) "
+        "WHERE strpos(uri, '#page=') > 0"
+    )
+
+
+def _downgrade_pages() -> None:
+    op.drop_index("ix_images_document", "images")

@@ -12,17 +12,22 @@ import click
 
 from ragllava.cli.options import (
     AnswerFlags,
+    Commands,
     Problem,
     allow_removals_option,
     answer_options,
     archive_option,
     as_answer_options,
+    as_columns,
     as_filter,
     as_time,
     captions_option,
+    column_options,
     connected,
     dry_run_option,
+    exclude_option,
     json_option,
+    name_option,
     no_wait_option,
     print_result,
     print_rows,
@@ -30,10 +35,12 @@ from ragllava.cli.options import (
     where_option,
     yes_option,
 )
+from ragllava.cli.terminal import echo
 from ragllava.errors import UsageError
+from ragllava.metadata import MAX_CAPTION
 
 if TYPE_CHECKING:
-    from ragllava.client import ArchiveSummary, BindingView, FoundImage, PictureView, ScanReport
+    from ragllava.client import ArchiveSummary, BindingView, FoundImage, IngestJob, PictureView, ScanReport
 
 _SHOWN_CAPTIONS = 5  # of those without a file
 
@@ -42,41 +49,89 @@ _SHOWN_CAPTIONS = 5  # of those without a file
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @archive_option
 @captions_option
+@exclude_option
+@column_options
 @click.option(
     "--upload/--no-upload",
     default=None,
     help="Upload the files, for workers that do not see these paths. Default: RAGLLAVA_UPLOAD_FILES.",
 )
+@name_option
 @no_wait_option
 @json_option
 def ingest(
-    paths: tuple[Path, ...], archive: str, captions: Path | None, upload: bool | None, no_wait: bool, as_json: bool
+    *,
+    paths: tuple[Path, ...],
+    archive: str,
+    captions: Path | None,
+    image_column: str | None,
+    caption_column: str | None,
+    exclude: tuple[str, ...],
+    upload: bool | None,
+    name: str | None,
+    no_wait: bool,
+    as_json: bool,
 ) -> None:
     """Add pictures to an archive: files, folders, zip and tar files.
 
-    Captions come from --captions, or from the first line of a text file beside a picture (dog.png, dog.txt). Pictures
-    that the archive contains already are recognised by their bytes; a changed caption replaces the old one.
+    Captions come from --captions, from a file captions.csv or metadata.csv beside the pictures, from a file beside each
+    picture (dog.txt, dog.caption, dog.xmp, dog.png.json), or from the picture itself. Pictures that the archive
+    contains already are recognised by their bytes; a changed caption replaces the old one.
+
+    Exit code 1 when no file can be used, or most captions fit no file.
     """
     from ragllava.cli.progress import bar, follow
 
     with connected() as client:
+        columns = as_columns(captions, image_column, caption_column)
         with bar("reading the files") as update:
             queued = client.archives.ingest(
                 paths,
                 archive,
                 captions,
+                columns,
+                exclude=exclude,
                 upload=upload,
+                name=name,
                 on_upload=lambda done, total: update(completed=done, total=total),
             )
-        for name in queued.unused_captions[:_SHOWN_CAPTIONS]:
-            click.echo(f"caption without a file: {name}", err=True)
-        if len(queued.unused_captions) > _SHOWN_CAPTIONS:
-            number = len(queued.unused_captions) - _SHOWN_CAPTIONS
-            click.echo(f"… and {number} more captions without a file", err=True)
-        follow(client, queued.job_id, f"ingest into {archive}", wait=not no_wait, as_json=as_json)
+        for line in _caption_lines(queued):
+            echo(line, err=True)
+        follow(
+            client,
+            queued.job_id,
+            f"ingest into {archive}",
+            wait=not no_wait,
+            as_json=as_json,
+            has_failed=queued.most_captions_are_lost,
+            captions=_caption_facts(queued),
+            passed_over=dict(queued.beside.passed_over),
+        )
 
 
-@click.group()
+def _caption_lines(queued: IngestJob) -> Iterator[str]:
+    """What a person should know about captions and files that are not used."""
+    yield from queued.beside.notes
+    if queued.beside.passed_over:
+        yield f"passed over: {queued.beside.passed_kinds()}"
+    if queued.beside.cut:
+        yield f"{queued.beside.cut:,} captions were cut to {MAX_CAPTION:,} characters"
+    ambiguous = set(queued.ambiguous_captions)
+    for name in queued.unused_captions[:_SHOWN_CAPTIONS]:
+        yield f"caption {'that fits several files' if name in ambiguous else 'without a file'}: {name}"
+    if len(queued.unused_captions) > _SHOWN_CAPTIONS:
+        yield f"… and {len(queued.unused_captions) - _SHOWN_CAPTIONS:,} more captions without a file"
+    if queued.lost_captions:
+        number = queued.captions + queued.beside.listed_captions
+        yield f"{queued.lost_captions:,} of {number:,} captions fit no file"
+
+
+def _caption_facts(queued: IngestJob) -> dict[str, int]:
+    total = queued.captions + queued.beside.listed_captions
+    return {"listed": total, "without_file": queued.lost_captions, "cut": queued.beside.cut}
+
+
+@click.group(cls=Commands)
 def archive() -> None:
     """List, show, rename and remove archives, bind them to buckets, list the images that no question can find."""
 
@@ -94,16 +149,19 @@ def list_archives(as_json: bool) -> None:
 @archive.command("show")
 @click.argument("name")
 @click.option("--rejected", is_flag=True, help="List the rejected files, with the reason.")
+@click.option("--notes", is_flag=True, help="List the files that were stored in part, and documents with their pages.")
 @json_option
-def show_archive(name: str, rejected: bool, as_json: bool) -> None:
+def show_archive(name: str, rejected: bool, notes: bool, as_json: bool) -> None:
     """The contents of an archive, and its rejected files."""
     with connected() as client:
         summary = client.archives.get(name)
         refused = client.archives.rejected(name) if rejected else []
+        noted = client.archives.notes(name) if notes else []
         bound = client.archives.bindings(name)
     body = asdict(summary) | {"bindings": bound} | ({"rejected": refused} if rejected else {})
+    body |= {"notes": noted} if notes else {}
     lines = [*_summary_lines(summary), *map(_binding_line, bound)]
-    lines += [f"{file.source}: {file.reason}" for file in refused]
+    lines += [f"{file.source}: {file.reason}" for file in [*refused, *noted]]
     print_result(body, lines if refused or not rejected else [*lines, "no file was rejected"], as_json)
 
 
@@ -181,7 +239,8 @@ def bind(
 ) -> None:
     """Keep archive NAME equal to a part of a bucket, and ingest what is there already.
 
-    Later changes arrive as events of the bucket; `ragllava archive scan` finds them without events.
+    A bucket that is missing in the embedded store is created. Later changes arrive as events of the bucket;
+    `ragllava archive scan` finds them without events.
     """
     from ragllava.client import BindingRole
     from ragllava.json_records import to_json
@@ -195,6 +254,9 @@ def bind(
         if answering:
             options["answer"] = to_json(as_answer_options(client, **flags))
         role = BindingRole.INBOX if inbox else BindingRole.PICTURES
+        for given in filter(None, (address, outbox)):
+            if client.archives.ensure_bucket(given):
+                echo(f"the bucket of {given} was missing and has been created in the embedded store", err=True)
         binding = client.archives.bind(name, address, role, options)
         reports = [report for report in client.archives.scan(name) if report.address == binding.address]
     effect = "question files are answered from" if inbox else "pictures go to"
@@ -210,7 +272,7 @@ def unbind(name: str, address: str) -> None:
     """Stop following a part of a bucket in archive NAME; its images stay."""
     with connected() as client:
         binding = client.archives.unbind(name, address)
-    click.echo(f"{binding.address} is no longer bound; its images stay in the archive {binding.archive}")
+    echo(f"{binding.address} is no longer bound; its images stay in the archive {binding.archive}")
 
 
 @archive.command()
@@ -238,7 +300,7 @@ def rename(name: str, new: str) -> None:
     """
     with connected() as client:
         client.archives.rename(name, new)
-    click.echo(f"the archive {name} is called {new} now")
+    echo(f"the archive {name} is called {new} now")
 
 
 @archive.command("remove")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ragllava.cli.options import json_option, make_table, print_result, require_folder
+from ragllava.cli.terminal import echo
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _progress_lines() -> Callable[[str], None]:
 
     def print_line(line: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - started), 60)
-        click.echo(f"{minutes:3d}:{seconds:02d}  {line}", err=True)
+        echo(f"{minutes:3d}:{seconds:02d}  {line}", err=True)
 
     return print_line
 

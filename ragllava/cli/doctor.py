@@ -13,14 +13,15 @@ from rich.table import Table
 from sqlalchemy.engine import make_url
 
 import migrations
-from ragllava.cli.options import Problem, make_table, package_versions
+from ragllava.cli.options import Problem, as_time, make_table, package_versions
 from ragllava.errors import RagllavaError, SettingsError
-from ragllava.local.services import NOT_RUNNING, service_status
-from ragllava.models.profiles import find_model, get_profile, missing_models
-from ragllava.settings import Settings, load_settings, variable_of
+from ragllava.local.services import NOT_RUNNING, LocalServices, service_status, worker_troubles
+from ragllava.models.profiles import find_model, get_profile, missing_models, missing_packages
+from ragllava.settings import Settings, load_settings, origins, variable_of
 
 _SMALLEST_FREE_BYTES = 2 * 2**30  # some thousand pictures, their embeddings and the log of the database
 _SMALLEST_MEMORY_BYTES = 2 * 2**30
+_TICK_GRACE_S = 15.0  # a tick may take so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def diagnose(*, deep: bool = False) -> Diagnosis:
     try:
         settings = load_settings()
     except SettingsError as error:
-        findings.append(Finding("settings", "environment", "wrong", str(error)))
+        findings.append(Finding("settings", "environment and file", "wrong", str(error)))
         try:
             settings = Settings()
         except ValidationError:
@@ -120,15 +121,50 @@ def _services(settings: Settings) -> Iterator[Finding]:
             problem = f"{service.title} at {service.address} does not answer ({service.detail}); {action}"
         address = f"{service.address}: " if service.address else ""
         yield Finding("services", service.title, address + service.detail, problem)
+    for name, problem in worker_troubles(LocalServices(settings)).items():
+        yield Finding("services", f"worker {name}", "keeps dying", problem)
     if services[0].answers:
-        yield from _or_problem(_tables(settings), "services", "tables", "unknown")
+        tables = list(_or_problem(_tables(settings), "services", "tables", "unknown"))
+        yield from tables
+        if any(table.problem for table in tables):
+            return
+        yield from _or_problem(_faults(settings), "faults", "faults", "unknown")
         yield from _or_problem(_held_removals(settings), "archives", "removals", "unknown")
 
 
 def _tables(settings: Settings) -> Iterator[Finding]:
     revision = migrations.current(settings.require_database())
-    problem = None if revision else "the database has no tables yet; run `ragllava migrate`"
+    problem = migrations.problem(revision)
     yield Finding("services", "tables", f"revision {revision}" if revision else "none", problem)
+    if problem is None:
+        yield _last_tick(settings)
+
+
+def _last_tick(settings: Settings) -> Finding:
+    """Without ticks, work that was lost or is due waits for ever, and nothing else shows it."""
+    from ragllava.client import Client
+
+    with Client(settings, name="ragllava-doctor", pool_size=1) as client:
+        age_s = client.system.last_tick_age_s()
+        has_workers = bool(client.system.workers())
+    latest_s = 3 * settings.tick_s + _TICK_GRACE_S
+    problem = None
+    if age_s is None and has_workers:
+        problem = "no tick has ended yet, but workers run: start the maintenance worker (`ragllava up`)"
+    elif age_s is not None and abs(age_s) > latest_s:
+        when = f"{age_s:,.0f} s ago" if age_s > 0 else "in the future: the clock of the database was set back"
+        problem = f"the last tick ended {when}; check that the maintenance worker runs (`ragllava status`, its log)"
+    return Finding("services", "last tick", "none yet" if age_s is None else f"{age_s:.0f} s ago", problem)
+
+
+def _faults(settings: Settings) -> Iterator[Finding]:
+    """What does not succeed and is postponed, so that everything else continues."""
+    from ragllava.client import Client
+
+    with Client(settings, name="ragllava-doctor", pool_size=1) as client:
+        for fault in client.system.faults():
+            tries = f"{fault.attempts} tries, next {as_time(fault.next_try_at)}"
+            yield Finding("faults", fault.title, tries, f"{fault.title} does not succeed: {fault.reason}")
 
 
 def _held_removals(settings: Settings) -> Iterator[Finding]:
@@ -175,6 +211,9 @@ def _decoders() -> Iterator[Finding]:
 
 
 def _device(settings: Settings) -> Iterator[Finding]:
+    if missing_packages():
+        yield Finding("machine", "device", f"{settings.device}: the model libraries are not installed")
+        return
     from ragllava.models.device import plan_device
 
     plan = plan_device(settings)
@@ -185,6 +224,9 @@ def _device(settings: Settings) -> Iterator[Finding]:
 def _models(settings: Settings) -> Iterator[Finding]:
     profile = get_profile(settings)
     yield Finding("models", "profile", profile.name)
+    if packages := missing_packages():  # a client needs none of them
+        yield Finding("models", "libraries", f"not installed, for a client only: {', '.join(packages)}")
+        return
     missing = missing_models(profile, settings)
     for role, reference in (("retriever", profile.retriever.reference), ("MLLM", profile.mllm)):
         yield Finding("models", role, f"{reference}{', missing' if reference in missing else ''}")
@@ -205,11 +247,17 @@ def _backend(settings: Settings) -> Iterator[Finding]:
 
 
 def _settings(settings: Settings) -> Iterator[Finding]:
-    for name, value in settings:
-        origin = "embedded service" if name in settings.model_fields_set else "default"
-        if variable_of(name) in os.environ:
-            origin = "environment"
-        yield Finding("settings", variable_of(name), f"{masked(value)} ({origin})")
+    for row in shown_settings(settings):
+        yield Finding("settings", row["variable"], f"{row['value']} ({row['from']})")
+
+
+def shown_settings(settings: Settings) -> list[dict[str, str]]:
+    """Every setting with its value for people and where that comes from."""
+    origin = origins(settings)
+    return [
+        {"setting": name, "variable": variable_of(name), "value": masked(value), "from": origin[name]}
+        for name, value in settings
+    ]
 
 
 def masked(value: object) -> str:

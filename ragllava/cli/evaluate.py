@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ragllava.cli.options import NumberRange, json_option, package_versions, print_result, refuse_given
+from ragllava.cli.terminal import make_console
 from ragllava.errors import UsageError
 from ragllava.postcards.questions import QuestionStyle
 from ragllava.records import Depth
@@ -155,7 +156,6 @@ def evaluate(
     same styles, or on the split that --calibration names. Without these, or with too few questions, the reranker's own
     threshold is used.
     """
-    from rich.console import Console
 
     from ragllava.evaluation.datasets.load import POSTCARDS, in_turn, load_dataset
     from ragllava.evaluation.evaluate import evaluate as run
@@ -209,7 +209,7 @@ def evaluate(
         metric=Metric(metric),
         paper=dataset in ("webqa", "multimodalqa") if paper is None else paper,
     )
-    with workbench(settings, Console(stderr=True, highlight=False), untuned) as bench:
+    with workbench(settings, make_console(stderr=True, highlight=False), untuned) as bench:
         evaluation = run(reported, fitted_on, bench, options, other_styles)
     run_facts = {"versions": package_versions(), "cores": os.cpu_count()}
     print_result({"seed": seed, "limit": limit, **evaluation.as_json(), **run_facts}, [as_text(evaluation)], as_json)

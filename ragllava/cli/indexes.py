@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ragllava.cli.options import (
-    JOB_ID,
+    ROW_ID,
+    Commands,
     EnumChoice,
     archive_option,
     as_time,
@@ -19,6 +20,7 @@ from ragllava.cli.options import (
     print_result,
     print_rows,
 )
+from ragllava.cli.terminal import echo
 from ragllava.records import Selection
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from ragllava.client import IndexDetails
 
-index_argument = click.argument("index_id", type=JOB_ID)  # the same range
+index_argument = click.argument("index_id", type=ROW_ID)
 
 
 @click.command()
@@ -61,7 +63,7 @@ def reindex(
         follow(client, job_id, f"reindex {archive}", wait=not no_wait, as_json=as_json)
 
 
-@click.group()
+@click.group(cls=Commands)
 def index() -> None:
     """Indexes of archives: list, show, switch, drop."""
 
@@ -122,7 +124,7 @@ def switch_index(index_id: int, no_wait: bool, as_json: bool) -> None:
         lacks = client.jobs.get(job_id).progress.total - 1
         if not as_json:
             task = f"lacks {lacks} images: job {job_id} embeds them" if lacks else f"lacks nothing: job {job_id} counts"
-            click.echo(f"index {index_id} of {archive} {task} and switches")
+            echo(f"index {index_id} of {archive} {task} and switches")
         follow(client, job_id, f"switch to index {index_id}", wait=not no_wait, as_json=as_json)
 
 
@@ -133,7 +135,7 @@ def drop_index(index_id: int) -> None:
     with connected() as client:
         details = client.archives.indexes.get(index_id)
         client.archives.indexes.drop(index_id)
-    click.echo(f"index {index_id} of {details.archive} is deleted, with its {details.images} vectors")
+    echo(f"index {index_id} of {details.archive} is deleted, with its {details.images} vectors")
 
 
 def _search(details: IndexDetails) -> str:

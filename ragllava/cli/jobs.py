@@ -2,49 +2,75 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ragllava.cli.options import (
+    JOB_ID,
+    Commands,
+    EnumChoice,
+    NumberRange,
     as_time,
     connected,
     dry_run_option,
     job_argument,
+    job_number,
     json_option,
     print_result,
     print_rows,
     wait_option,
     yes_option,
 )
+from ragllava.cli.terminal import echo, make_console
+from ragllava.jobs.states import JobState
+from ragllava.records import JobKind
 
 if TYPE_CHECKING:
     from ragllava.client import Client
 
 
-@click.group()
+@click.group(cls=Commands)
 def jobs() -> None:
-    """List, show, stop, pause, retry, refresh and remove jobs."""
+    """List, show, await, stop, pause, retry, refresh and remove jobs; `latest` stands for a number."""
 
 
 @jobs.command("list")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="How many jobs at most.")
 @click.option("--open", "only_open", is_flag=True, help="Only jobs that have not ended.")
+@click.option("--archive", metavar="NAME", help="Only jobs of this archive.")
+@click.option("--kind", type=EnumChoice(JobKind), help="Only jobs of this kind.")
+@click.option("--state", type=EnumChoice(JobState), help="Only jobs in this state.")
 @json_option
-def list_jobs(limit: int, only_open: bool, as_json: bool) -> None:
+def list_jobs(limit: int, only_open: bool, as_json: bool, **only: Any) -> None:
     """The newest jobs first."""
     from ragllava.cli.progress import outcomes
 
-    none = "no open job" if only_open else "no job yet; `ragllava ingest` and `ragllava submit` make jobs"
+    is_filtered = only_open or any(only.values())
+    none = "no such job" if is_filtered else "no job yet; `ragllava ingest` and `ragllava submit` make jobs"
     with connected() as client:
-        newest = client.jobs.list(limit=limit, only_open=only_open)
+        newest = client.jobs.list(limit=limit, only_open=only_open, **only)
+    columns = ("job", "name", "kind", "archive", "state", "done", "of", "outcomes", "owner", "created")
     rows = (
-        (job.job_id, job.kind, job.archive, job.state, job.progress.done, job.progress.total, outcomes(job))
+        (
+            job.job_id,
+            job.title,
+            job.kind,
+            job.archive,
+            job.state_text,
+            job.progress.done,
+            job.progress.total,
+            outcomes(job),
+            job.owner,
+            as_time(job.created_at),
+        )
         for job in newest
     )
-    print_rows(newest, ("job", "kind", "archive", "state", "done", "of", "outcomes"), rows, as_json, none=none)
+    print_rows(newest, columns, rows, as_json, none=none)
     if len(newest) == limit and not as_json:
-        click.echo(f"these are the newest {limit} jobs; --limit shows more", err=True)
+        echo(f"these are the newest {limit} jobs; --limit shows more", err=True)
 
 
 @jobs.command("show")
@@ -63,8 +89,40 @@ def show_job(job_id: int, as_json: bool) -> None:
         f"attempt {shard.attempts}, worker {shard.worker or '-'}" + (f": {shard.error}" if shard.error else "")
         for shard in troubles
     ]
-    lines = [outcome_line(job), *detail_lines(job), *times, *shards]
+    facts = ("name", "file", "archive", "owner")
+    named = [f"{name:<12} {getattr(job, name)}" for name in facts if getattr(job, name) is not None]
+    lines = [outcome_line(job), *detail_lines(job), *named, *times, *shards]
     print_result(job.as_json() | {"shards": troubles}, lines, as_json)
+
+
+@jobs.command("wait")
+@click.argument("job_ids", metavar="JOB_ID...", nargs=-1, required=True, type=JOB_ID)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=NumberRange(min=0, min_open=True),
+    help="Seconds to wait for all of them together.  [default: no limit]",
+)
+@json_option
+def wait_for_jobs(job_ids: tuple[int | str, ...], timeout_s: float | None, as_json: bool) -> None:
+    """Wait until jobs have ended.
+
+    Exit code 0 when an input of each of them succeeded, 1 when a job failed or was cancelled, 3 when the time is over.
+    """
+    from ragllava.cli.progress import outcome_line, wait_or_leave
+    from ragllava.client import is_success
+
+    began = time.monotonic()
+    with connected() as client:
+        ended = [client.jobs.get(job_number(job_id)) for job_id in job_ids]  # an unknown one is an error at once
+        for number, job in enumerate(ended):
+            left = None if timeout_s is None else max(0.0, timeout_s - (time.monotonic() - began))
+            title = f"{job.kind} job {job.job_id}"
+            ended[number] = wait_or_leave(client, job.job_id, title, make_console(stderr=True), timeout_s=left)
+    print_result(ended, map(outcome_line, ended), as_json)
+    if not all(job.is_final for job in ended):
+        sys.exit(3)
+    sys.exit(0 if all(is_success(job.state) for job in ended) else 1)
 
 
 @jobs.command()
@@ -73,7 +131,7 @@ def cancel(job_id: int) -> None:
     """Stop a job; its answers so far stay."""
     with connected() as client:
         client.jobs.cancel(job_id)
-        click.echo(f"job {job_id} is {client.jobs.get(job_id).state.value}")
+        echo(f"job {job_id} is {client.jobs.get(job_id).state.value}")
 
 
 @jobs.command()
@@ -82,7 +140,7 @@ def pause(job_id: int) -> None:
     """Stop dispatching shards of a job."""
     with connected() as client:
         client.jobs.pause(job_id)
-    click.echo(f"job {job_id} is paused; `ragllava jobs resume {job_id}` continues it")
+    echo(f"job {job_id} is paused; `ragllava jobs resume {job_id}` continues it")
 
 
 @jobs.command()
@@ -91,7 +149,7 @@ def resume(job_id: int) -> None:
     """Continue a paused job."""
     with connected() as client:
         client.jobs.resume(job_id)
-    click.echo(f"job {job_id} is running again")
+    echo(f"job {job_id} is running again")
 
 
 @jobs.command()
@@ -100,7 +158,7 @@ def retry(job_id: int) -> None:
     """Try the failed, dead and cancelled inputs of an ended job again."""
     with connected() as client:
         number = client.jobs.retry(job_id)
-    click.echo(f"job {job_id}: {number} inputs are tried again" if number else f"job {job_id}: nothing to retry")
+    echo(f"job {job_id}: {number} inputs are tried again" if number else f"job {job_id}: nothing to retry")
 
 
 @jobs.command("remove")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from ragllava.cli.options import NumberRange, json_option, make_table, print_result
+from ragllava.cli.terminal import echo, make_console
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def ablation(seeds: int, steps: int, questions: int, json_file: Path | None, fol
 
         options = AblationOptions(seeds=seeds, steps=steps, questions=questions)
         result = run_ablation(settings, folder or settings.home / "ablation", options, show)
-    click.echo(result.as_text())
+    echo(result.as_text())
     if json_file is not None:
         json_file.write_text(json.dumps(result.as_json(), indent=1, ensure_ascii=False), encoding="utf-8")
 
@@ -81,7 +82,6 @@ def compare_retrieval(
     share of right answers from the nearest pictures alone, from all candidates, and from as many as needed; how many
     candidates were reranked. Runs on services of its own, in a temporary home.
     """
-    from rich.console import Console
 
     from ragllava.cli.progress import bars
     from ragllava.lab.retrieval_table.archives import CaptionQuality
@@ -97,7 +97,7 @@ def compare_retrieval(
         questions,
         answers_up_to,
     )
-    with bars(Console(stderr=True, highlight=False)) as progress:
+    with bars(make_console(stderr=True, highlight=False)) as progress:
         task = progress.add_task("", total=None, note="")
 
         def show(step: str, done: int, total: int) -> None:
@@ -142,6 +142,29 @@ def _members(kind: type[Member], option: str, text: str | None) -> list[Member]:
     return [kind(name) for name in names]
 
 
+@click.command("simulate-gate")
+@click.option("--questions", default=52, show_default=True, type=click.IntRange(2), help="Held out.")
+@click.option("--pictures", default=30, show_default=True, type=click.IntRange(2), help="That they are about.")
+@click.option("--systems", default=200, show_default=True, type=click.IntRange(1), help="Simulated for each row.")
+@click.option("--tries", default=30, show_default=True, type=click.IntRange(1), help="Versions tried in each.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@json_option
+def simulate_gate(questions: int, pictures: int, systems: int, tries: int, seed: int, as_json: bool) -> None:
+    """Measure how often the gate lets equal, worse and better rerankers pass on simulated hold-outs."""
+    from ragllava.lab.gate_simulation import GAINS, HoldOut, simulate
+
+    if pictures > questions:
+        raise UsageError(f"{questions} questions cannot be about {pictures} pictures, each with a question of its own")
+    hold_out = HoldOut(questions, pictures)
+    rates = {gain: simulate(systems, tries, hold_out, gain=gain, seed=seed) for gain in GAINS}
+    cells = (
+        (f"{gain:+.1f}", f"{rate.champion:.3f}", f"{rate.challenger:.3f}", f"{rate.first:.3f}", f"{rate.any:.3f}")
+        for gain, rate in rates.items()
+    )
+    table = make_table(("gain (logits)", "champion F1", "challenger F1", "first passes", "any passes"), cells)
+    print_result([{"gain": gain, **rate.as_json()} for gain, rate in rates.items()], [table], as_json)
+
+
 @click.command("train-mini")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--minutes", default=75.0, show_default=True, type=NumberRange(min=0.1), help="Training time.")
@@ -171,4 +194,4 @@ def train_mini(folder: Path, minutes: float, from_scratch: bool, only_language: 
         chosen = recipe.recipe_for(minutes, start, from_weights=not from_scratch, only_language=only_language)
     models = recipe.train_mini(folder, chosen)
     profile = write_profile(models)
-    click.echo(f"trained: {models}; to use them, set RAGLLAVA_PROFILE={profile.absolute()}")
+    echo(f"trained: {models}; to use them, set RAGLLAVA_PROFILE={profile.absolute()}")

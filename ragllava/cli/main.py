@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import sys
 from importlib import import_module
 
@@ -10,6 +11,7 @@ import click
 
 from ragllava import __version__
 from ragllava.cli.options import SHOWN_LINES
+from ragllava.cli.terminal import echo
 from ragllava.errors import InvalidInput, RagllavaError
 
 # name -> (module, attribute, one line for --help). A module is loaded when its command is called.
@@ -19,6 +21,8 @@ COMMANDS = {
     "down": ("ragllava.cli.operate", "down", "stop what `up` started"),
     "status": ("ragllava.cli.operate", "status", "show services, workers and open jobs"),
     "doctor": ("ragllava.cli.operate", "doctor", "show what runs, what is wrong and what to do"),
+    "logs": ("ragllava.cli.operate", "logs", "show the logs of services and workers"),
+    "settings": ("ragllava.cli.operate", "settings", "show every setting and where its value comes from"),
     "migrate": ("ragllava.cli.operate", "migrate", "bring the database to this version's tables"),
     "ingest": ("ragllava.cli.archives", "ingest", "add pictures and their captions to an archive"),
     "archive": ("ragllava.cli.archives", "archive", "archives: list, show, rename, remove, bind to buckets, scan"),
@@ -33,7 +37,7 @@ COMMANDS = {
     "receiver": ("ragllava.cli.receiver", "receiver", "take events of buckets over HTTP"),
     "submit": ("ragllava.cli.questions", "submit", "queue a file of questions"),
     "ask": ("ragllava.cli.questions", "ask", "ask one question now"),
-    "jobs": ("ragllava.cli.jobs", "jobs", "list, show, cancel, pause, resume, retry, refresh, remove"),
+    "jobs": ("ragllava.cli.jobs", "jobs", "list, show, wait, cancel, pause, resume, retry, refresh, remove"),
     "schedule": ("ragllava.cli.schedule", "schedule", "manage schedules: list, add, pause, resume, remove, run"),
     "maintenance": ("ragllava.cli.schedule", "maintenance", "run a maintenance task now"),
     "train": ("ragllava.cli.train", "train", "train the reranker or the generator on labelled questions"),
@@ -48,6 +52,7 @@ COMMANDS = {
         "compare_retrieval",
         "compare the ways of finding candidates on drawn archives",
     ),
+    "simulate-gate": ("ragllava.cli.lab", "simulate_gate", "measure the gate's errors on simulated hold-outs"),
     "train-mini": ("ragllava.cli.lab", "train_mini", "train the models of the package again by their recipe"),
     "models": ("ragllava.cli.models", "models", "model versions: list, show, compare, promote, roll back"),
     "report": ("ragllava.cli.questions", "report", "write a job's answers as one HTML page"),
@@ -98,21 +103,31 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
-        click.echo("stopped", err=True)
+        echo("stopped", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()  # it repeats arguments, which a shell may have made of file names
+        error.show(shown)
+        echo(shown.getvalue().rstrip("\n"), err=True)
         sys.exit(error.exit_code)
     except RagllavaError as error:
-        click.echo(f"ragllava: {error}", err=True)
+        echo(f"ragllava: {error}", err=True)
         if isinstance(error, InvalidInput):
             for line in error.errors[1:SHOWN_LINES]:
-                click.echo(f"  line {line.line}: {line.message} [{line.code}]", err=True)
+                echo(f"  line {line.line}: {line.message} [{line.code}]", err=True)
         for note in getattr(error, "__notes__", ()):
-            click.echo(note, err=True)
+            echo(note, err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        from ragllava.models.profiles import MODEL_PACKAGES, packages_advice
+
+        package = str(error.name).partition(".")[0]
+        if package not in (*MODEL_PACKAGES, "huggingface_hub"):
+            raise
+        echo(f"ragllava: {packages_advice([package])}", err=True)
         sys.exit(1)
     except OSError as error:
         # A full disk, an output folder that is gone; click handles a closed pipe.
         reason = error.strerror or str(error)
-        click.echo(f"ragllava: {error.filename}: {reason}" if error.filename else f"ragllava: {reason}", err=True)
+        echo(f"ragllava: {error.filename}: {reason}" if error.filename else f"ragllava: {reason}", err=True)
         sys.exit(1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ragllava.cli.options import (
+    Commands,
     EnumChoice,
     as_time,
     connected,
@@ -16,6 +17,7 @@ from ragllava.cli.options import (
     print_result,
     print_rows,
 )
+from ragllava.cli.terminal import echo
 from ragllava.records import Role
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 role_option = click.option("--role", type=EnumChoice(Role), help="Only versions of this role.")
 
 
-@click.group()
+@click.group(cls=Commands)
 def models() -> None:
     """Model versions of the profile: list, compare, promote, roll back.
 
@@ -83,14 +85,12 @@ def promote(name: str, role: Role | None, reason: str) -> None:
         view = client.models.get(name, role)
         version = client.models.promote(view.version.name, view.version.role, reason)
     if view.state == "champion":
-        click.echo(f"{version.name} is the champion {version.role} already")
+        echo(f"{version.name} is the champion {version.role} already")
         return
-    click.echo(
-        f"{version.name} is the champion {version.role} from the next shard on{_with_threshold(version.threshold)}"
-    )
+    echo(f"{version.name} is the champion {version.role} from the next shard on{_with_threshold(version.threshold)}")
     gate = (version.training or {}).get("gate") or {}
     if gate.get("passed") is False:
-        click.echo("note: its gate refused it; `ragllava models rollback` undoes this", err=True)
+        echo("note: its gate refused it; `ragllava models rollback` undoes this", err=True)
 
 
 @models.command()
@@ -99,7 +99,7 @@ def rollback(role: Role) -> None:
     """Promote the version that the champion replaced, with its threshold; again, the version before that."""
     with connected() as client:
         version = client.models.rollback(role)
-    click.echo(f"{version.name} is the champion {role} again{_with_threshold(version.threshold)}")
+    echo(f"{version.name} is the champion {role} again{_with_threshold(version.threshold)}")
 
 
 @models.command()

@@ -13,13 +13,16 @@ import click
 
 from ragllava.cli.options import (
     JOB_ID,
+    Commands,
     EnumChoice,
     advising,
+    answer_job_argument,
     archive_option,
     confirm,
     connected,
     fields_of,
-    job_argument,
+    input_file,
+    job_number,
     json_option,
     make_table,
     print_lines,
@@ -27,6 +30,7 @@ from ragllava.cli.options import (
     print_rows,
     yes_option,
 )
+from ragllava.cli.terminal import echo
 from ragllava.errors import UsageError
 from ragllava.records import NoisyReason, NoisyState
 
@@ -43,7 +47,7 @@ skip_option = click.option("--skip-invalid", is_flag=True, help="Store the valid
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @click.option("--job", "job_id", type=JOB_ID, help="The job of all lines that name none.")
 @click.option(
     "--source",
@@ -54,18 +58,20 @@ skip_option = click.option("--skip-invalid", is_flag=True, help="Store the valid
 )
 @skip_option
 @json_option
-def feedback(file: Path, job_id: int | None, source: str, skip_invalid: bool, as_json: bool) -> None:
-    """Label answers as right or wrong, from JSONL or CSV.
+def feedback(file: Path, job_id: int | str | None, source: str, skip_invalid: bool, as_json: bool) -> None:
+    """Label answers as right or wrong, from JSONL, CSV or Excel; with - as FILE, from standard input.
 
     The columns are job, custom_id, verdict (right or wrong), answer (the right one), relevant and irrelevant (images
     by their source; in CSV with `;` between them). A verdict `right` alone means: this answer, from these images.
     """
     with connected() as client, advising(skip_invalid, "stored", "stores"):
-        stored = client.reviews.feedback(file, job_id=job_id, source=source, skip_invalid=skip_invalid)
+        job = None if job_id is None else job_number(job_id, "answer")
+        labels = input_file(file)
+        stored = client.reviews.feedback(labels, job_id=job, source=source, skip_invalid=skip_invalid)
         _print_stored(client, file, stored, as_json)
 
 
-@click.group("noisy")
+@click.group("noisy", cls=Commands)
 def noisy() -> None:
     """Questions whose candidates or answer look wrong, or were labelled as wrong."""
 
@@ -84,11 +90,11 @@ def list_noisy(archive: str, state: NoisyState | None, reason: NoisyReason | Non
     columns = ("job", "custom_id", "state", "reasons", "question", "answer")
     print_rows([_case_json(case) for case in cases], columns, map(_case_cells, cases), as_json, none=none)
     if len(cases) == limit and not as_json:
-        click.echo(f"the first {limit}; --limit shows more", err=True)
+        echo(f"the first {limit}; --limit shows more", err=True)
 
 
 @noisy.command("show")
-@job_argument
+@answer_job_argument
 @click.argument("custom_id")
 @json_option
 def show_noisy(job_id: int, custom_id: str, as_json: bool) -> None:
@@ -111,7 +117,7 @@ def show_noisy(job_id: int, custom_id: str, as_json: bool) -> None:
 @json_option
 def dismiss_noisy(
     archive: str,
-    job_id: int | None,
+    job_id: int | str | None,
     custom_ids: tuple[str, ...],
     reason: NoisyReason | None,
     days: int | None,
@@ -123,8 +129,9 @@ def dismiss_noisy(
         confirm(f"dismiss all open noisy cases of {archive}?", yes)
     before = None if days is None else datetime.now(UTC) - timedelta(days=days)
     with connected() as client:
+        job = None if job_id is None else job_number(job_id, "answer")
         number = client.reviews.dismiss(
-            archive, job_id=job_id, custom_ids=list(custom_ids) or None, reason=reason, before=before
+            archive, job_id=job, custom_ids=list(custom_ids) or None, reason=reason, before=before
         )
     print_result({"dismissed": number}, [f"{archive}: {number} noisy cases dismissed"], as_json)
 
@@ -165,9 +172,9 @@ def export_noisy(
     with connected() as client:
         tasks = client.reviews.export_tasks(archive, state=state, reason=reason, expires_s=expires_s)
         client.reviews.save_tasks(file, tasks, config)
-    click.echo(f"{file}: {len(tasks)} tasks")
+    echo(f"{file}: {len(tasks)} tasks")
     if config is not None:
-        click.echo(f"{config}: paste it into the project's labeling interface, Code")
+        echo(f"{config}: paste it into the project's labeling interface, Code")
 
 
 @noisy.command("import")

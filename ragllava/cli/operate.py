@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import json_option, print_result
+from ragllava.cli.options import json_option, make_table, print_result
+from ragllava.cli.terminal import echo
 
 if TYPE_CHECKING:
     from ragllava.local.fleet import WorkerSpec
@@ -36,7 +37,7 @@ def worker_specs(settings: Settings, answer_workers: int = 1) -> list[WorkerSpec
         **dict.fromkeys(devices, ("-Q", "query", "--pool", "prefork")),
         "train": ("-Q", "train", "--pool", "prefork"),
         # Its tasks are short, so it needs no child process.
-        "maint": ("-Q", "maint", "--pool", "solo", "--beat", "--schedule", str(settings.home / "run" / "beat")),
+        "maint": ("-Q", "maint", "--pool", "solo"),
     }
     celery = (sys.executable, "-m", "celery", "-A", "workers.app", "worker", "--concurrency", "1")
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "INFO")
@@ -68,7 +69,7 @@ def up(answer_workers: int) -> None:
     from ragllava.cli import services
     from ragllava.settings import load_settings
 
-    services.up(load_settings(), lambda settings: worker_specs(settings, answer_workers), click.echo)
+    services.up(load_settings(), lambda settings: worker_specs(settings, answer_workers), echo)
 
 
 @click.command()
@@ -77,7 +78,7 @@ def down() -> None:
     from ragllava.cli import services
     from ragllava.settings import load_settings
 
-    services.down(load_settings(), click.echo)
+    services.down(load_settings(), echo)
 
 
 @click.command()
@@ -90,7 +91,7 @@ def status(worker: str | None, as_json: bool) -> None:
 
     if worker is not None:
         ready = services.is_worker_ready(load_settings(), worker)
-        click.echo(f"worker {worker} is {'ready' if ready else 'not ready'}")
+        echo(f"worker {worker} is {'ready' if ready else 'not ready'}")
         sys.exit(0 if ready else 1)
     view = services.status(load_settings())
     print_result(view, services.status_lines(view), as_json)
@@ -110,6 +111,48 @@ def doctor(deep: bool, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--lines", "-n", default=20, show_default=True, type=click.IntRange(0), help="Last lines of each log.")
+@click.option("--follow", "-f", is_flag=True, help="Also print what is added, until Ctrl-C.")
+def logs(names: tuple[str, ...], lines: int, follow: bool) -> None:
+    """Show the logs of `ragllava up`: of the services and workers of these names, else of all.
+
+    Names are postgres, redis, seaweed, ingest, answer, train, maint and receiver.
+    """
+    from ragllava.local.home import Home
+    from ragllava.local.log_files import find_logs, last_log_lines, new_log_lines
+    from ragllava.settings import load_settings
+
+    files = find_logs(Home(load_settings().home), names)
+    for file in files:
+        for line in last_log_lines(file, lines):
+            echo(f"{file.stem}: {line}")
+    try:
+        for file, line in new_log_lines(files) if follow else ():
+            echo(f"{file.stem}: {line}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@click.command()
+@click.option("--changed", is_flag=True, help="Only those that are not the defaults.")
+@json_option
+def settings(changed: bool, as_json: bool) -> None:
+    """Show every setting, its value, and where that comes from: the environment, ragllava.toml or the default.
+
+    The file ragllava.toml in RAGLLAVA_HOME holds settings for all terminals and workers; a variable wins over it.
+    """
+    from ragllava.cli.doctor import shown_settings
+    from ragllava.settings import load_settings
+
+    used = load_settings()
+    rows = [row for row in shown_settings(used) if not changed or row["from"] != "default"]
+    cells = ((row["variable"], row["value"], row["from"]) for row in rows)
+    file = f"{used.settings_file}{'' if used.settings_file.exists() else ' does not exist; settings may be put there'}"
+    print_result(rows, [f"file: {file}", make_table(("variable", "value", "from"), cells, box=None)], as_json)
+
+
+@click.command()
 @click.option("--words", is_flag=True, help="Write the words of all images again, from which captions are searched.")
 def migrate(words: bool) -> None:
     """Create or update the tables of the database; harmless when they are up to date."""
@@ -119,4 +162,4 @@ def migrate(words: bool) -> None:
     settings = load_settings()
     url = settings.require_database_owner()
     migrations.upgrade(url, words=words, application_url=settings.require_database())
-    click.echo(f"the database is at revision {migrations.current(url)}")
+    echo(f"the database is at revision {migrations.current(url)}")

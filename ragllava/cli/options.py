@@ -9,17 +9,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 
 import click
 
+from ragllava.cli.terminal import echo, make_console
 from ragllava.errors import InvalidInput, UsageError
+from ragllava.visible import visible, visible_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ragllava.client import Client
+    from ragllava.client import Client, Columns
     from ragllava.errors import LineError
     from ragllava.records import AnswerOptions
 
@@ -28,13 +31,60 @@ E = TypeVar("E", bound=StrEnum)
 
 _PIPED_WIDTH = 10_000  # characters, wider than any table
 
+STANDARD_STREAM = Path("-")  # standard input or output instead of a file
+_LONGEST_HELP = 1_000  # characters of a sentence
 SHOWN_LINES = 20  # of a file with many invalid ones
-JOB_ID = click.IntRange(1, 2**63 - 1)  # of the database
+ROW_ID = click.IntRange(1, 2**63 - 1)  # of the database
+
+
+LATEST = "latest"  # in place of the number of a job
+
+
+class JobId(click.IntRange):
+    """The number of a job, or `latest`, which `job_number` turns into a number when the command runs."""
+
+    name = "job"
+
+    def __init__(self) -> None:
+        """The range of the database's numbers."""
+        super().__init__(ROW_ID.min, ROW_ID.max)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or LATEST."""
+        return value if value == LATEST else super().convert(value, param, ctx)
+
+
+JOB_ID = JobId()
+
+
+def job_number(job_id: int | str, kind: str | None = None) -> int:
+    """The number of a job; LATEST stands for the newest job of a kind, as `client.jobs.latest` finds it.
+
+    Raises UsageError when there is none.
+    """
+    if job_id != LATEST:
+        return int(job_id)
+    with connected() as client:
+        return client.jobs.latest(kind).job_id
+
+
+def _job_argument(kind: str | None) -> Callable[[F], F]:
+    def decorate(command: F) -> F:
+        @wraps(command)
+        def with_number(*args: Any, job_id: int | str, **options: Any) -> Any:
+            return command(*args, job_id=job_number(job_id, kind), **options)
+
+        return cast("F", click.argument("job_id", type=JOB_ID)(with_number))
+
+    return decorate
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 archive_option = click.option("--archive", required=True, metavar="NAME", help="The archive.")
 captions_option = click.option(
-    "--captions", type=click.Path(path_type=Path), help="CSV, JSONL or Parquet with file and caption."
+    "--captions",
+    type=click.Path(path_type=Path),
+    help="File with the names of pictures and their captions: CSV, Excel, JSON, JSONL or Parquet.",
 )
 no_wait_option = click.option("--no-wait", is_flag=True, help="Return when the job is queued.")
 wait_option = click.option("--wait", is_flag=True, help="Wait for the job, with a progress bar.")
@@ -43,7 +93,40 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what wo
 allow_removals_option = click.option(
     "--allow-removals", is_flag=True, help="Let pictures go even if many of them are gone at once."
 )
-job_argument = click.argument("job_id", type=JOB_ID)
+job_argument = _job_argument(None)
+answer_job_argument = _job_argument("answer")
+force_option = click.option("--force", is_flag=True, help="Replace a file that is not of this job.")
+name_option = click.option("--name", metavar="TEXT", help="What the lists of jobs call this job.")
+
+
+class Commands(click.Group):
+    """A group whose help shows the first sentence of each command whole, over several lines if it is long."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """click would cut the sentence at the end of the line."""
+        commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, command.get_short_help_str(limit=_LONGEST_HELP)) for name, command in commands if command]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+exclude_option = click.option(
+    "--exclude",
+    "exclude",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out files and folders whose names match this shell pattern, such as '*.pdf' or 'thumbs'. Repeatable.",
+)
+
+
+def column_options(command: F) -> F:
+    """--image-column and --caption-column."""
+    for option in (
+        click.option("--caption-column", metavar="NAME", help="The column of --captions with the captions."),
+        click.option("--image-column", metavar="NAME", help="The column of --captions with the names of the pictures."),
+    ):
+        command = option(command)
+    return command
 
 
 class EnumChoice(click.Choice[E]):
@@ -161,6 +244,20 @@ def as_answer_options(client: Client, **flags: Unpack[AnswerFlags]) -> AnswerOpt
     )
 
 
+def as_columns(captions: Path | None, image: str | None, caption: str | None) -> Columns | None:
+    """The columns of a caption file that --image-column and --caption-column name. Raises UsageError without a file."""
+    from ragllava.client import Columns
+
+    if captions is None:
+        refuse_given({"--image-column": image, "--caption-column": caption}, "without --captions")
+    return Columns(image, caption) if image or caption else None
+
+
+def input_file(file: Path) -> Path | bytes:
+    """A file that the user names, or what comes from standard input, for `-`."""
+    return sys.stdin.buffer.read() if file == STANDARD_STREAM else file
+
+
 def confirm(question: str, yes: bool) -> None:
     """Ask on the terminal unless `yes`; stops the command if the answer is no. Raises UsageError without a terminal."""
     if yes:
@@ -205,16 +302,16 @@ def advising(skip_invalid: bool, done: str, does: str) -> Iterator[None]:
 def print_lines(file: Path, errors: Sequence[LineError], kind: str) -> None:
     """The first errors of a file, on standard error; `kind` is what its other lines are, such as `invalid`."""
     for error in errors[:SHOWN_LINES]:
-        click.echo(f"{file}, line {error.line}: {error.message} [{error.code}]", err=True)
+        echo(f"{file}, line {error.line}: {error.message} [{error.code}]", err=True)
     if len(errors) > SHOWN_LINES:
-        click.echo(f"… and {len(errors) - SHOWN_LINES} more {kind} lines", err=True)
+        echo(f"… and {len(errors) - SHOWN_LINES} more {kind} lines", err=True)
 
 
 def print_json(value: Any) -> None:
     """Indented, keys as given; records as their `as_json()` or by their fields, times in ISO 8601."""
     import json
 
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+    echo(visible_json(json.dumps(value, indent=2, ensure_ascii=False, default=_plain)))
 
 
 def fields_of(record: object, *names: str) -> dict[str, Any]:
@@ -231,7 +328,7 @@ def print_result(value: Any, shown: Iterable[str | Table], as_json: bool) -> Non
         if isinstance(item, Problem):
             print_problem(item)
         elif isinstance(item, str):
-            click.echo(item)
+            echo(item)
         else:
             print_table(item)
 
@@ -250,31 +347,34 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]], **style
 
     table = Table(*columns, **style)
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text("-" if cell is None else str(cell)) for cell in row))
+        # Escaped here as well, so that the width of a column is that of the text that is shown.
+        cells = ("-" if cell is None else cell if isinstance(cell, Text) else visible(str(cell)) for cell in row)
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in cells))
     return table
 
 
 def print_table(table: Table) -> None:
     """As wide as the terminal, with nothing cut; in a pipe or a file each row is one line."""
-    from rich.console import Console
 
     for column in table.columns:
         column.overflow = "fold"
-    console = Console(highlight=False, markup=False)  # a name may hold what looks like markup
+    console = make_console(highlight=False, markup=False)  # a name may hold what looks like markup
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=_PIPED_WIDTH)
+        console = make_console(highlight=False, markup=False, width=_PIPED_WIDTH)
     console.print(table)
 
 
 def print_problem(text: str) -> None:
     """One red line, which the terminal wraps; without colour where NO_COLOR is set."""
-    from rich.console import Console
 
-    Console().print(text, style="red", highlight=False, markup=False, soft_wrap=True)
+    make_console().print(visible(text), style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def package_versions() -> dict[str, str | None]:
-    """The versions of Python, of this package and of those that it requires; None for one that is not installed."""
+    """The versions of Python, of this package, of those that it requires and of the model libraries.
+
+    None for a required one that is not installed; the model libraries are left out then.
+    """
     import platform
     import re
     from importlib.metadata import PackageNotFoundError, requires, version
@@ -282,11 +382,13 @@ def package_versions() -> dict[str, str | None]:
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for line in ("ragllava", *(requires("ragllava") or ())):
         name = re.split(r"[^\w.-]", line)[0]
-        if "extra ==" not in line:
+        is_model = re.search(r"extra == .models", line) is not None
+        if "extra ==" not in line or is_model:
             try:
                 versions[name] = version(name)
             except PackageNotFoundError:
-                versions[name] = None
+                if not is_model:
+                    versions[name] = None
     return versions
 
 

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NoReturn
 
-import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,10 +20,11 @@ from rich.progress import (
 )
 
 from ragllava.cli.options import print_json
+from ragllava.cli.terminal import echo, make_console
 from ragllava.client import Client, RefreshView, ReindexingView, TaskView, TrainingView, is_success
 from ragllava.client.reporting import refresh_line
 from ragllava.jobs.control import JobView
-from ragllava.jobs.kinds import kind_of
+from ragllava.jobs.kinds import KINDS, kind_of
 from ragllava.records import JobKind, ReindexStatus
 
 
@@ -47,11 +47,13 @@ def bars(console: Console) -> Iterator[Progress]:
 @contextmanager
 def bar(title: str, console: Console | None = None) -> Iterator[Callable[..., None]]:
     """One progress bar, on standard error by default; yields a function that sets `completed`, `total` and `note`."""
-    with bars(console or Console(stderr=True, highlight=False)) as progress:
+    with bars(console or make_console(stderr=True, highlight=False)) as progress:
         yield partial(progress.update, progress.add_task(title, total=None, note=""))
 
 
-def wait_with_bar(client: Client, job_id: int, title: str, console: Console) -> JobView:
+def wait_with_bar(
+    client: Client, job_id: int, title: str, console: Console, *, timeout_s: float | None = None
+) -> JobView:
     """Wait until the job has ended, and draw its progress; that of a training counts steps."""
     with bar(title, console) as update:
 
@@ -61,45 +63,73 @@ def wait_with_bar(client: Client, job_id: int, title: str, console: Console) -> 
                 total, done, note = job.training.steps_total, job.training.steps_done, note or job.training.phase
             update(total=total or None, completed=done, note=note)
 
-        return client.jobs.wait(job_id, on_progress=show)
+        return client.jobs.wait(job_id, on_progress=show, timeout_s=timeout_s)
 
 
-def wait_or_leave(client: Client, job_id: int, title: str, console: Console) -> JobView:
+def wait_or_leave(
+    client: Client, job_id: int, title: str, console: Console, *, timeout_s: float | None = None
+) -> JobView:
     """As `wait_with_bar`; Ctrl-C ends the wait and leaves the job running."""
     try:
-        return wait_with_bar(client, job_id, title, console)
+        return wait_with_bar(client, job_id, title, console, timeout_s=timeout_s)
     except KeyboardInterrupt:
-        click.echo(
+        echo(
             f"job {job_id} keeps running in the background; `ragllava jobs show {job_id}` shows its progress", err=True
         )
         sys.exit(130)
 
 
-def warn_without_worker(client: Client, queue: str) -> None:
-    """Print that a job will wait, if no worker of its queue is ready."""
+def warn_about_workers(client: Client, queue: str) -> None:
+    """Print that a job will wait, if no worker of its queue is ready, and that workers run another profile."""
     if not any(queue in worker.queues and worker.is_ready for worker in client.system.workers()):
-        click.echo("no worker is ready for this job: it waits until `ragllava up` has started one", err=True)
+        echo("no worker is ready for this job: it waits until `ragllava up` has started one", err=True)
+    problem = client.system.profile_problem()
+    if problem is not None:
+        echo(f"warning: {problem}", err=True)
+
+
+def warn_about_archive(client: Client, archive: str) -> None:
+    """Print what to know before trusting answers from an archive."""
+    for caution in client.archives.cautions(archive):
+        echo(f"warning: {caution}", err=True)
+
+
+def wait_for_ingest(client: Client, archive: str) -> None:
+    """Wait until no job adds pictures to an archive; Ctrl-C stops the command before it has queued anything."""
+    for job_id in client.archives.open_ingests(archive):
+        wait_with_bar(client, job_id, f"ingest into {archive}", make_console(stderr=True))
 
 
 def follow(
-    client: Client, job_id: int, title: str, *, wait: bool, as_json: bool, state: str = "queued", **facts: bool
+    client: Client,
+    job_id: int,
+    title: str,
+    *,
+    wait: bool,
+    as_json: bool,
+    state: str = "queued",
+    has_failed: bool = False,
+    **facts: Any,
 ) -> NoReturn:
     """Print a queued job, after its end if the command waits, and exit; its JSON includes `facts`.
 
-    Exits with 1 when the command waited for a job of which no input succeeded, or whose gate refused the result.
+    Exits with 1 when the command waited for a job of which no input succeeded, or whose gate refused the result, and
+    when the command itself `has_failed` in a part.
     """
     job = client.jobs.get(job_id)
-    warn_without_worker(client, kind_of(job.kind).queue)
+    warn_about_workers(client, kind_of(job.kind).queue)
     if wait:
-        job = wait_or_leave(client, job_id, title, Console(stderr=as_json))
+        job = wait_or_leave(client, job_id, title, make_console(stderr=as_json))
+    if wait and job.kind == JobKind.INGEST and is_success(job.state):
+        warn_about_archive(client, job.archive)
     if as_json:
         print_json(job.as_json() | facts)
     elif wait:
-        click.echo("\n".join([outcome_line(job), *detail_lines(job), *_next_steps(job)]))
+        echo("\n".join([outcome_line(job), *detail_lines(job), *_next_steps(job)]))
     else:
-        click.echo(f"job {job_id} {state}: {inputs(job)}; `ragllava jobs show {job_id}` shows its progress")
+        echo(f"job {job_id} {state}: {inputs(job)}; `ragllava jobs show {job_id}` shows its progress")
     refused = job.reindexing is not None and job.reindexing.gate_status is ReindexStatus.REFUSED
-    sys.exit(0 if not wait or (is_success(job.state) and not refused) else 1)
+    sys.exit(1 if has_failed or (wait and (not is_success(job.state) or refused)) else 0)
 
 
 def _next_steps(job: JobView) -> Iterator[str]:
@@ -117,7 +147,7 @@ def outcomes(job: JobView) -> str:
 def outcome_line(job: JobView) -> str:
     """`job 3 completed: 1000 files: 990 stored, 10 duplicate`."""
     error = f" ({job.error})" if job.error else ""
-    return f"job {job.job_id} {job.state.value}: {inputs(job)}: {outcomes(job) or 'none done yet'}{error}"
+    return f"job {job.job_id} {job.state_text}: {inputs(job)}: {outcomes(job) or 'none done yet'}{error}"
 
 
 def training_line(training: TrainingView) -> str:
@@ -175,7 +205,9 @@ def _in_line(value: Any) -> str:
 
 def inputs(job: JobView) -> str:
     """`1 file`, `200 questions`, `60 images and the gate`."""
-    kind, total = kind_of(job.kind), job.progress.total
+    kind, total = KINDS.get(job.kind), job.progress.total
+    if kind is None:
+        return f"{_counted(total, 'input')} of a kind that this version does not have"
     return f"{_counted(total - 1, kind.noun)} and {kind.last_noun}" if kind.last_noun else _counted(total, kind.noun)
 
 
@@ -203,7 +235,8 @@ def pace_line(job: JobView) -> str | None:
 
 def _at_last_input(job: JobView) -> bool:
     """Whether only the last input is open and it is not like the others: the pace of these says nothing about it."""
-    is_other = kind_of(job.kind).last_noun is not None
+    kind = KINDS.get(job.kind)
+    is_other = kind is not None and kind.last_noun is not None
     return is_other and not job.is_final and job.progress.done == job.progress.total - 1
 
 

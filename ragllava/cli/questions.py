@@ -4,50 +4,89 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from ragllava.cli.options import (
+    STANDARD_STREAM,
     AnswerFlags,
     NumberRange,
     advising,
+    answer_job_argument,
     answer_options,
     archive_option,
     as_answer_options,
     connected,
-    job_argument,
+    force_option,
+    input_file,
     json_option,
+    name_option,
     print_lines,
     print_result,
     wait_option,
 )
+from ragllava.cli.terminal import echo
+from ragllava.records import PRIORITIES
+
+if TYPE_CHECKING:
+    from ragllava.client import JobView
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
 @archive_option
 @answer_options
 @click.option("--skip-invalid", is_flag=True, help="Submit the valid lines; the others end as failed.")
+@click.option("--after-ingest", is_flag=True, help="First wait until no job adds pictures to the archive.")
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key and file make one job.")
+@name_option
+@click.option(
+    "--priority",
+    type=click.Choice(list(PRIORITIES)),
+    default="normal",
+    show_default=True,
+    help="Jobs of higher priority are served first; jobs of equal priority take turns.",
+)
 @wait_option
 @json_option
 def submit(
     file: Path,
     archive: str,
+    *,
     skip_invalid: bool,
+    after_ingest: bool,
     key: str | None,
+    name: str | None,
+    priority: str,
     wait: bool,
     as_json: bool,
     **flags: Unpack[AnswerFlags],
 ) -> None:
-    """Queue a file of questions: JSONL (custom_id, question; or OpenAI Batch lines), CSV or Parquet."""
-    from ragllava.cli.progress import follow
+    """Queue a file of questions: JSONL (custom_id, question; or OpenAI Batch lines), JSON, CSV, Excel or Parquet.
+
+    With - as FILE, the questions are read from standard input. The results repeat further columns of the file.
+    """
+    from ragllava.cli.progress import follow, wait_for_ingest, warn_about_archive
 
     with connected() as client:
         options = as_answer_options(client, **flags)
+        if after_ingest:
+            wait_for_ingest(client, archive)
+        warn_about_archive(client, archive)
         with advising(skip_invalid, "submitted", "submits"):
-            queued = client.questions.submit(file, archive, options, skip_invalid=skip_invalid, idempotency_key=key)
+            content = input_file(file)
+            queued = client.questions.submit(
+                content,
+                archive,
+                options,
+                skip_invalid=skip_invalid,
+                idempotency_key=key,
+                name=name,
+                priority=PRIORITIES[priority],
+            )
+        for note in queued.notes:
+            echo(f"{file}: {note}", err=True)
         print_lines(file, queued.errors, "invalid")
         state = "queued" if queued.is_new else "was submitted before under this key"
         title = f"questions to {archive}"
@@ -75,38 +114,49 @@ def ask(
     **flags: Unpack[AnswerFlags],
 ) -> None:
     """Ask one question now; it overtakes every bulk job."""
-    from ragllava.cli.progress import warn_without_worker
+    from ragllava.cli.progress import warn_about_archive, warn_about_workers
     from ragllava.records import AnswerStatus
 
     with connected() as client:
         options = as_answer_options(client, **flags)
-        warn_without_worker(client, "query")
+        warn_about_workers(client, "query")
+        warn_about_archive(client, archive)
         row = client.questions.ask(question, archive, options, timeout_s=timeout_s)
     answered = row.status == AnswerStatus.ANSWERED
     first = f"{row.answer}  (confidence {row.confidence:.2f})" if answered else f"{row.status}: {row.error or row.note}"
-    evidence = [f"  {c.relevance:.3f}  {c.image.source}  {c.image.caption or ''}" for c in row.evidence]
+    evidence = [f"  {c.relevance:.3f}  {c.image.full_name}  {c.image.caption or ''}" for c in row.evidence]
     print_result(row, [first, *evidence], as_json)
     sys.exit(0 if row.status in (AnswerStatus.ANSWERED, AnswerStatus.NO_EVIDENCE) else 1)
 
 
 @click.command()
-@job_argument
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".jsonl, .csv or .parquet")
+@answer_job_argument
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, allow_dash=True),
+    help=".jsonl, .csv or .parquet; - for JSONL to standard output",
+)
 @click.option("--with-metadata", is_flag=True, help="Add the metadata of the pictures that answers are based on.")
-def results(job_id: int, output: Path, with_metadata: bool) -> None:
+@force_option
+def results(job_id: int, output: Path, with_metadata: bool, force: bool) -> None:
     """Write a job's answers: one line for every input line, and the failed ones to <output>.errors.jsonl."""
     with connected() as client:
-        saved = client.questions.save_results(job_id, output, with_metadata=with_metadata)
+        if output == STANDARD_STREAM:
+            client.questions.print_results(job_id, sys.stdout.buffer, with_metadata=with_metadata)
+            return
+        saved = client.questions.save_results(job_id, output, with_metadata=with_metadata, replace_any=force)
         job = client.jobs.get(job_id)
-    click.echo(f"{output}: {saved.lines} of {job.progress.total} lines")
+    echo(f"{output}: {saved.lines} of {job.progress.total} lines of {_named(job)}")
     if saved.errors:
-        click.echo(f"{output}.errors.jsonl: {saved.errors} lines that failed")
+        echo(f"{output}.errors.jsonl: {saved.errors} lines that failed")
     if not job.is_final:
-        click.echo(f"job {job_id} is still {job.state.value}: the other lines have no answer yet", err=True)
+        echo(f"job {job_id} is still {job.state.value}: the other lines have no answer yet", err=True)
 
 
 @click.command()
-@job_argument
+@answer_job_argument
 @click.option(
     "-o",
     "--output",
@@ -115,8 +165,19 @@ def results(job_id: int, output: Path, with_metadata: bool) -> None:
     type=click.Path(path_type=Path),
     help="Write the page here.",
 )
-def report(job_id: int, output: Path) -> None:
-    """Write a job's answers as one self-contained HTML page, with pictures and relevance bars."""
+@click.option("--all-pages", is_flag=True, help="Further pages for a job of more than 2,000 questions.")
+@force_option
+def report(job_id: int, output: Path, all_pages: bool, force: bool) -> None:
+    """Write a job's answers as a self-contained HTML page, with pictures and relevance bars.
+
+    The page has the first 2,000 questions. With --all-pages, the next ones are on report-2.html, and so on.
+    """
     with connected() as client:
-        client.questions.save_report(job_id, output)
-    click.echo(f"{output}: open it in a browser")
+        client.questions.save_report(job_id, output, all_pages=all_pages, replace_any=force)
+        job = client.jobs.get(job_id)
+    echo(f"{output}: {_named(job)}; open it in a browser")
+
+
+def _named(job: JobView) -> str:
+    title = f" ({job.title})" if job.title else ""
+    return f"job {job.job_id}{title}, archive {job.archive}"

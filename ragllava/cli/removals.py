@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ragllava.cli.options import (
+    Commands,
     archive_option,
     as_time,
     confirm,
@@ -18,6 +19,7 @@ from ragllava.cli.options import (
     print_rows,
     yes_option,
 )
+from ragllava.cli.terminal import echo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +51,7 @@ def remove(removal: Callable[[bool], Removal], *, dry_run: bool, yes: bool, as_j
         print_result(planned, [f"{planned.subject} would be removed:", *_lines(planned)], as_json)
         return
     if not yes:
-        click.echo("\n".join([f"{planned.subject}:", *_lines(planned)]), err=True)
+        echo("\n".join([f"{planned.subject}:", *_lines(planned)]), err=True)
     confirm(f"remove {planned.subject} for ever?", yes)
     done = removal(False)
     print_result(done, [f"{done.subject} is removed:", *_lines(done)], as_json)
@@ -67,7 +69,7 @@ def _lines(removal: Removal) -> Iterator[str]:
     yield _ELSEWHERE
 
 
-@click.group()
+@click.group(cls=Commands)
 def picture() -> None:
     """Remove pictures from archives."""
 

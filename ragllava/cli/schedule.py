@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import EnumChoice, connected, json_option, no_wait_option, print_result, print_rows
+from ragllava.cli.options import Commands, EnumChoice, connected, json_option, no_wait_option, print_result, print_rows
+from ragllava.cli.terminal import echo
 from ragllava.records import Role, ScheduleAction, Selection, TaskName
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ one_archive_option = click.option("--archive", metavar="NAME", help="Only this a
 delete_option = click.option("--delete", is_flag=True, help="gc: delete the objects instead of only reporting them.")
 
 
-@click.group()
+@click.group(cls=Commands)
 def schedule() -> None:
     """Manage schedules."""
 
@@ -81,7 +82,7 @@ def pause(name: str) -> None:
     """Stop starting a schedule."""
     with connected() as client:
         client.schedules.pause(name)
-    click.echo(f"schedule {name} is paused; `ragllava schedule resume {name}` resumes it")
+    echo(f"schedule {name} is paused; `ragllava schedule resume {name}` resumes it")
 
 
 @schedule.command()
@@ -90,7 +91,7 @@ def resume(name: str) -> None:
     """Resume a paused schedule; times during the pause are not made up for."""
     with connected() as client:
         view = client.schedules.resume(name)
-    click.echo(f"schedule {name} is resumed, next {_local(view.next_due, view)}")
+    echo(f"schedule {name} is resumed, next {_local(view.next_due, view)}")
 
 
 @schedule.command()
@@ -99,7 +100,7 @@ def remove(name: str) -> None:
     """Delete a schedule; jobs that it started keep running."""
     with connected() as client:
         client.schedules.remove(name)
-    click.echo(f"schedule {name} is deleted")
+    echo(f"schedule {name} is deleted")
 
 
 @schedule.command()

@@ -14,13 +14,20 @@ from typing import Any
 from rich.table import Table
 
 import migrations
-from ragllava.cli.options import Problem, make_table
-from ragllava.client import Client, HeldRemoval, JobView, WorkerView
+from ragllava.cli.options import Problem, as_time, make_table
+from ragllava.client import Client, Fault, HeldRemoval, JobView, WorkerView
 from ragllava.errors import RagllavaError, ServiceUnavailable
 from ragllava.local.fleet import WorkerFleet, WorkerSpec, end_orphans
 from ragllava.local.processes import wait
 from ragllava.local.service import EmbeddedService
-from ragllava.local.services import RECEIVER, LocalServices, ServiceStatus, receiver_problem, service_status
+from ragllava.local.services import (
+    RECEIVER,
+    LocalServices,
+    ServiceStatus,
+    receiver_problem,
+    service_status,
+    worker_troubles,
+)
 from ragllava.settings import Settings
 
 Echo = Callable[[str], None]
@@ -28,6 +35,7 @@ SpecsOf = Callable[[Settings], Sequence[WorkerSpec]]
 
 _WORKERS_READY_S = 600.0  # a large model takes minutes to load
 _CHECK_S = 1.0
+_ARCHIVES_LOOKED_AT = 50  # each takes some milliseconds
 _YES_NO = {True: "yes", False: "no"}
 _DOWN_S = 120.0  # what the workers' grace and the services need together
 
@@ -89,7 +97,7 @@ def running_system(
             fleet = WorkerFleet(services.home, [*specs, WorkerSpec(RECEIVER, command)], is_ready=is_ready)
             try:
                 fleet.start()
-                fleet.wait_until_ready(_WORKERS_READY_S, echo_worker, cancelled=stop.is_set)
+                fleet.wait_until_ready(_WORKERS_READY_S, echo_worker, cancelled=stop.is_set, on_news=echo)
                 yield RunningSystem(running, services, fleet)
             finally:
                 echo("stopping the workers, which hand back unfinished work")
@@ -134,13 +142,16 @@ class SystemStatus:
     workers: list[WorkerView] = field(default_factory=list)
     jobs: list[JobView] = field(default_factory=list)  # the open ones
     events: dict[str, int] = field(default_factory=dict)  # counters of the events of buckets
+    cautions: list[str] = field(default_factory=list)  # about profiles and archives
+    faults: list[Fault] = field(default_factory=list)  # parts of the work that are postponed, with the reason
+    troubles: dict[str, str] = field(default_factory=dict)  # of each worker that keeps dying: why
     held: list[HeldRemoval] = field(default_factory=list)  # pictures that are gone, too many to be believed
     problem: str | None = None  # why there are no workers and jobs to show
 
     @property
     def is_healthy(self) -> bool:
-        """Every service answers and the database could be read."""
-        return self.problem is None and all(service.answers for service in self.services)
+        """Every service answers, the database could be read, and no worker keeps dying."""
+        return self.problem is None and not self.troubles and all(service.answers for service in self.services)
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -149,10 +160,13 @@ class SystemStatus:
             "owner_pid": self.owner_pid,
             "healthy": self.is_healthy,
             "problem": self.problem,
+            "troubles": self.troubles,
             "services": [asdict(service) for service in self.services],
             "workers": [asdict(worker) | {"is_ready": worker.is_ready} for worker in self.workers],
             "open_jobs": [job.as_json() for job in self.jobs],
             "events": self.events,
+            "cautions": self.cautions,
+            "faults": [fault.as_json() for fault in self.faults],
             "held_removals": [asdict(held) for held in self.held],
         }
 
@@ -162,17 +176,26 @@ def status(settings: Settings) -> SystemStatus:
     services = LocalServices(settings)
     owner = services.lock.owner()
     view = SystemStatus(str(services.home.root), owner.pid if owner else None, service_status(settings))
+    view.troubles = worker_troubles(services)
     try:
         with Client(settings, name="ragllava-status", pool_size=1) as client:
-            if migrations.current(settings.require_database()) is None:
-                raise ServiceUnavailable("the database has no tables yet; run `ragllava migrate` or `ragllava up`")
             view.workers = client.system.workers()
             view.jobs = client.jobs.list(only_open=True)
             view.events = client.system.events()
+            view.faults = client.system.faults()
+            view.cautions = list(_cautions(client))
             view.held = client.archives.held_removals()
     except RagllavaError as error:
         view.problem = str(error)
     return view
+
+
+def _cautions(client: Client) -> Iterator[str]:
+    problem = client.system.profile_problem()
+    if problem is not None:
+        yield problem
+    for name in client.archives.names()[:_ARCHIVES_LOOKED_AT]:
+        yield from client.archives.cautions(name)
 
 
 def status_lines(view: SystemStatus) -> Iterator[str | Table]:
@@ -183,6 +206,7 @@ def status_lines(view: SystemStatus) -> Iterator[str | Table]:
         for row in view.services
     )
     yield make_table(("service", "address", "answers", "version, or what is wrong"), services)
+    yield from map(Problem, view.troubles.values())
     if view.problem is not None:
         yield Problem(view.problem)
         return
@@ -191,10 +215,16 @@ def status_lines(view: SystemStatus) -> Iterator[str | Table]:
         for row in view.workers
     ]
     yield make_table(("worker", "queues", "slots", "state", "ready", "seen"), workers) if workers else "no workers"
-    jobs = [(job.job_id, job.kind, job.archive, job.state, job.progress.done, job.progress.total) for job in view.jobs]
+    jobs = [
+        (job.job_id, job.kind, job.archive, job.state_text, job.progress.done, job.progress.total) for job in view.jobs
+    ]
     yield make_table(("job", "kind", "archive", "state", "done", "of"), jobs) if jobs else "no open jobs"
+    yield from (Problem(f"warning: {caution}") for caution in view.cautions)
     if any(view.events.values()):
         yield "events: " + ", ".join(f"{number} {name}" for name, number in view.events.items())
+    if view.faults:
+        faults = ((fault.title, fault.attempts, as_time(fault.next_try_at), fault.reason) for fault in view.faults)
+        yield make_table(("does not succeed", "tries", "next", "why"), faults)
     yield from (Problem(held.problem) for held in view.held)
 
 

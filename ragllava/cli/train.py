@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ragllava.cli.options import EnumChoice, NumberRange, connected, json_option, make_table, print_result, refuse_given
+from ragllava.cli.terminal import echo
 from ragllava.records import Role
 from ragllava.training.finetune.presets import PRESETS, TrainingSettings
 
@@ -28,8 +29,10 @@ _SETTINGS = ", ".join(field.name for field in fields(TrainingSettings))
     required=True,
     multiple=True,
     metavar="NAME",
-    help="The archive to train for; repeated, archives that are trained on as well and must not get worse.",
+    help="The archive to train for; repeated, archives that are trained on as well and must not get worse. All other "
+    "archives with labels follow, unless --only is given.",
 )
+@click.option("--only", is_flag=True, help="Leave out archives that are not named.")
 @click.option(
     "--since",
     type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
@@ -79,6 +82,7 @@ _SETTINGS = ", ".join(field.name for field in fields(TrainingSettings))
 def train(  # noqa: PLR0917 - one argument for each option
     role: Role,
     archives: tuple[str, ...],
+    only: bool,
     since: datetime | None,
     dry_run: bool,
     preset: str | None,
@@ -97,9 +101,10 @@ def train(  # noqa: PLR0917 - one argument for each option
     if role is Role.GENERATOR:
         refuse_given({"--negatives": negatives, "--bare-share": bare_share}, "on a generator; leave it out")
     with connected() as client:
+        others = () if only else client.models.labelled_archives(role)
         request = TrainingRequest(
             role=role,
-            archives=archives,
+            archives=(*archives, *(name for name in others if name not in archives)),
             preset=preset or client.models.default_preset(),
             overrides=dict(map(_change, changes)),
             since=since.replace(tzinfo=UTC) if since else None,
@@ -120,7 +125,7 @@ def _submit(client: Client, request: TrainingRequest, wait: bool, as_json: bool)
 
     job_id = client.models.train(request)
     if wait:
-        click.echo(f"job {job_id} queued; `ragllava jobs show {job_id}` shows its progress", err=as_json)
+        echo(f"job {job_id} queued; `ragllava jobs show {job_id}` shows its progress", err=as_json)
     follow(client, job_id, f"training {request.role}", wait=wait, as_json=as_json)
 
 
@@ -132,12 +137,24 @@ def _show_plan(plan: TrainingPlan, as_json: bool) -> None:
         f"{plan.request.role.value}, preset {plan.request.preset}: {len(plan.snapshot.examples)} examples, "
         f"{plan.steps} steps; snapshot {plan.snapshot.snapshot_id[:12]}"
     )
-    print_result(plan, [make_table(titles, rows, box=None), summary], as_json)
+    print_result(plan, [make_table(titles, rows, box=None), summary, *_provable(plan)], as_json)
     if plan.note is not None:
-        click.echo(f"ragllava: {plan.note}", err=True)
+        echo(f"ragllava: {plan.note}", err=True)
     if plan.shortage is not None:
-        click.echo(f"ragllava: {plan.shortage}", err=True)
+        echo(f"ragllava: {plan.shortage}", err=True)
         sys.exit(1)
+
+
+def _provable(plan: TrainingPlan) -> list[str]:
+    """The gain that the hold-out can prove, in one sentence."""
+    if plan.provable_gain is None:
+        return []
+    gain = "F1" if plan.request.role is Role.RERANKER else "right answers"
+    tried = f", after {plan.tried} versions that were tried before" if plan.tried else ""
+    return [
+        f"the held-out questions of {plan.request.archives[0]} prove a gain of about {100 * plan.provable_gain:.0f} "
+        f"points ({gain}) in four of five trainings{tried}; a smaller one needs more labels"
+    ]
 
 
 def _change(text: str) -> tuple[str, Any]:

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import allow_removals_option, archive_option, captions_option, connected, print_problem
+from ragllava.cli.options import (
+    allow_removals_option,
+    archive_option,
+    as_columns,
+    captions_option,
+    column_options,
+    connected,
+    exclude_option,
+    print_problem,
+)
+from ragllava.cli.terminal import echo
 
 if TYPE_CHECKING:
     from ragllava.client import Client, WatchedFolder
@@ -22,8 +32,18 @@ _CHECK_MS = 2_000  # between checks whether our own jobs have ended
 @click.argument("folder", type=click.Path(path_type=Path))
 @archive_option
 @captions_option
+@exclude_option
+@column_options
 @allow_removals_option
-def watch(folder: Path, archive: str, captions: Path | None, allow_removals: bool) -> None:
+def watch(
+    folder: Path,
+    archive: str,
+    captions: Path | None,
+    image_column: str | None,
+    caption_column: str | None,
+    exclude: tuple[str, ...],
+    allow_removals: bool,
+) -> None:
     """Keep an archive equal to FOLDER: compare once, then follow every change until Ctrl-C.
 
     New and changed pictures are ingested, those of deleted files leave the archive. When many are gone at once, as if a
@@ -32,7 +52,7 @@ def watch(folder: Path, archive: str, captions: Path | None, allow_removals: boo
     """
     from watchfiles import watch as changes_of
 
-    from ragllava.cli.progress import warn_without_worker
+    from ragllava.cli.progress import warn_about_workers
     from ragllava.cli.services import on_stop_signals
     from ragllava.client import WatchedFolder
     from ragllava.errors import UsageError
@@ -45,10 +65,11 @@ def watch(folder: Path, archive: str, captions: Path | None, allow_removals: boo
             "RAGLLAVA_UPLOAD_FILES=always says that the ingest workers do not see this folder, and `ragllava watch` "
             "does not upload; mount the folder in the workers under the same path, or use `ragllava ingest`"
         )
-    watched = WatchedFolder(folder.absolute(), archive, captions, allow_removals)
+    columns = as_columns(captions, image_column, caption_column)
+    watched = WatchedFolder(folder.absolute(), archive, captions, allow_removals, columns=columns, exclude=exclude)
     stop = threading.Event()
     with on_stop_signals(stop.set), connected() as client:
-        warn_without_worker(client, "ingest")
+        warn_about_workers(client, "ingest")
         _compare(client, watched, always=True)
         first = True  # changes between that comparison and the start of watching are not reported
         for batch in changes_of(
@@ -62,7 +83,7 @@ def watch(folder: Path, archive: str, captions: Path | None, allow_removals: boo
             if batch or first or client.archives.has_settled(watched):
                 first = False
                 _compare(client, watched)
-    click.echo("stopped")
+    echo("stopped")
 
 
 def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) -> None:
@@ -74,7 +95,7 @@ def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) ->
     except RagllavaError as error:  # a partially written caption file, a restarting database: the next call may succeed
         if always:
             raise
-        click.echo(f"ragllava: {error}", err=True)
+        echo(f"ragllava: {error}", err=True)
         return
     if changes.held:
         print_problem(
@@ -89,7 +110,7 @@ def _compare(client: Client, watched: WatchedFolder, *, always: bool = False) ->
         if names
     ]
     job = f"; job {changes.job_id} ingests them" if changes.job_id else ""
-    click.echo(f"{watched.folder}: {changes.files} files, {', '.join(parts) or 'nothing new'}{job}")
+    echo(f"{watched.folder}: {changes.files} files, {', '.join(parts) or 'nothing new'}{job}")
 
 
 def _first_names(names: Sequence[str], most: int = 3) -> str:

@@ -12,7 +12,7 @@ subclasses of RagllavaError.
 
 from __future__ import annotations
 
-from ragllava.client.archives import Archives
+from ragllava.client.archives import Archives, IngestJob
 from ragllava.client.comparison import Comparison
 from ragllava.client.connections import Connections
 from ragllava.client.jobs import Jobs, is_success
@@ -28,6 +28,7 @@ from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
 from ragllava.stages.erasing.remove import Removal
 from ragllava.stages.feedback.labels import QuestionView, StoredFeedback
+from ragllava.stages.ingest.captions import Columns
 from ragllava.stages.maintenance.schedules import ScheduleRequest
 from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.results.results import ResultRow
@@ -44,6 +45,7 @@ from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.learning.registry import VersionView
 from ragllava.stores.learning.trainings import TrainingView
 from ragllava.stores.maintenance.erasures import ErasureView
+from ragllava.stores.maintenance.faults import Fault
 from ragllava.stores.maintenance.schedules import ScheduleView
 from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.training.request import TrainingPlan, TrainingRequest
@@ -55,11 +57,14 @@ __all__ = [
     "BindingRole",
     "BindingView",
     "Client",
+    "Columns",
     "Comparison",
     "ErasureView",
+    "Fault",
     "FoundImage",
     "HeldRemoval",
     "IndexDetails",
+    "IngestJob",
     "JobView",
     "NoisyView",
     "PictureView",

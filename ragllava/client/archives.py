@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +12,19 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from ragllava.client.connections import Connections, Namespace, forwarded
+from ragllava.client.connections import Connections, Namespace, forwarded, listed_paths
 from ragllava.client.removals import remover
 from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, UsageError
-from ragllava.imaging.decode import decode
+from ragllava.jobs import control
 from ragllava.records import AnswerOptions, FoundImage, Retrieval
-from ragllava.stages.buckets.binding import bind_archive, unbind_archive
+from ragllava.settings import read_services
+from ragllava.stages.answer.cautions import open_ingests, strange_pictures
+from ragllava.stages.buckets.binding import bind_archive, read_address, unbind_archive
 from ragllava.stages.buckets.sync import ScanReport, scan
 from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
 from ragllava.stages.erasing.remove import Removal, rename_archive
-from ragllava.stages.ingest.captions import read_captions
+from ragllava.stages.ingest.captions import Captions, Columns, read_captions
+from ragllava.stages.ingest.listing import Listing
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.ingest.upload import OnUpload, upload_files
@@ -34,6 +37,7 @@ from ragllava.stores.archives.archive import (
     archive_summary,
     get_archive,
     list_archives,
+    noted_files,
     rejected_files,
 )
 from ragllava.stores.archives.indexes import IndexDetails
@@ -43,16 +47,36 @@ from ragllava.stores.buckets.held_removals import HeldRemoval
 from ragllava.stores.jobs.picture_views import PictureView, view_picture
 from ragllava.stores.jobs.workers import list_workers
 
+_PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
+MAX_GIVEN = 500  # characters of the paths of an ingest job, which are for people
 THUMBNAIL_SIDE = 256  # pixels
 
 
 @dataclass(frozen=True, slots=True)
 class IngestJob:
-    """A queued ingest job of `total` files, and the captions of the caption file that belong to none of them."""
+    """A queued ingest job of `total` files, and what became of the captions.
+
+    `captions` are those of the caption file, `unused_captions` those of them that fit no file, or, as the ones that
+    `ambiguous_captions` repeats, several files equally well. `beside` has the counts and remarks of the listing, also
+    on caption files beside the pictures.
+    """
 
     job_id: int
     total: int
+    captions: int
     unused_captions: tuple[str, ...]
+    ambiguous_captions: tuple[str, ...]
+    beside: Listing
+
+    @property
+    def lost_captions(self) -> int:
+        """How many captions of caption files fit no file."""
+        return len(self.unused_captions) + self.beside.without_file
+
+    @property
+    def most_captions_are_lost(self) -> bool:
+        """Whether more captions fit no file than fit one: they are probably for other pictures."""
+        return self.lost_captions * 2 > self.captions + self.beside.listed_captions
 
 
 class Indexes(Namespace):
@@ -80,29 +104,39 @@ class Archives(Namespace):
         super().__init__(connections)
         self.indexes = Indexes(connections)
 
-    def ingest(
+    def ingest(  # noqa: PLR0913 - what the command takes
         self,
-        paths: Sequence[Path],
+        paths: str | Path | Iterable[str | Path],
         archive: str,
-        captions: Path | None = None,
+        captions: str | Path | None = None,
+        columns: Columns | None = None,
         *,
+        exclude: Sequence[str] = (),
         upload: bool | None = None,
         on_upload: OnUpload = lambda done, total: None,
+        name: str | None = None,
     ) -> IngestJob:
-        """Queue the pictures under `paths` for an archive, which is created if it is new.
+        """Queue the pictures under a path, or under several, for an archive, which is created if it is new.
 
+        Files whose names match one of the shell patterns `exclude` are left out: `*.pdf`, `thumbs`, `2019/*`.
         With `upload` the files are put into the object store first; without, the ingest workers read the paths, so
         they must see them under the same names. None: as RAGLLAVA_UPLOAD_FILES says. `on_upload` is called with the
-        files read so far and all of them. Raises UsageError when there is no picture, or `captions` cannot be read.
+        files read so far and all of them. `name` is what the lists of jobs call it. `columns` name those of the file
+        `captions`. Raises UsageError when there is no picture, or `captions` cannot be read.
         """
-        by_picture = read_captions(captions) if captions else None
-        files = list(list_sources(paths, by_picture))
+        paths, captions = listed_paths(paths), Path(captions) if captions else None
+        by_picture = read_captions(captions, columns) if captions else Captions({})
+        listing = Listing()
+        files = list(list_sources(paths, by_picture, listing, captions_path=captions, exclude=exclude))
+        listing.notes[:0] = by_picture.notes
         if not files:
-            raise UsageError(f"no pictures in {', '.join(map(str, paths))}")
+            passed = f"; passed over: {listing.passed_kinds()}" if listing.passed_over else ""
+            raise UsageError(f"no pictures in {', '.join(map(str, paths))}{passed}")
         if self._must_upload() if upload is None else upload:
             files = upload_files(self._connections.engine, self._connections.objects, files, on_upload)
-        job_id = self._queue(submit_files, archive_name=archive, files=files)
-        return IngestJob(job_id, len(files), tuple(by_picture.unused()) if by_picture else ())
+        job_id = self._queue(submit_files, archive_name=archive, files=files, given=_given(paths), name=name)
+        unused, ambiguous = tuple(by_picture.unused()), tuple(by_picture.ambiguous())
+        return IngestJob(job_id, len(files), len(by_picture), unused, ambiguous, listing)
 
     def _must_upload(self) -> bool:
         """Whether an ingest worker may not see the files of this host."""
@@ -126,6 +160,26 @@ class Archives(Namespace):
     def rejected(self, name: str) -> list[RejectedFile]:
         """The files of an archive whose latest ingest was rejected, with the reason. Raises UsageError."""
         return self._of_archive(name, rejected_files)
+
+    def notes(self, name: str) -> list[RejectedFile]:
+        """The files of an archive that were stored with a note: cut files and documents. Raises UsageError."""
+        return self._of_archive(name, noted_files)
+
+    def cautions(self, name: str) -> list[str]:
+        """What to know before trusting answers from an archive, one sentence each: it is still being ingested, or its
+        pictures are of a kind that the mini models do not know. Raises UsageError for an unknown name."""
+        return self._do(_cautions, name)
+
+    def strangeness(self, name: str) -> str | None:
+        """One sentence if the pictures of an archive are of a kind that its models, the mini ones, do not know.
+
+        Reads the vectors of up to 200 pictures. Raises UsageError for an unknown name.
+        """
+        return self._do(_strangeness, name)
+
+    def open_ingests(self, name: str) -> list[int]:
+        """The jobs that still add pictures to an archive, oldest first. Raises UsageError for an unknown name."""
+        return self._of_archive(name, open_ingests)
 
     def gaps(self, name: str) -> list[Gap]:
         """The images of an archive that no question can find, with the reason. Raises UsageError."""
@@ -162,15 +216,27 @@ class Archives(Namespace):
     def thumbnail(self, sha256: str) -> bytes | None:
         """A JPEG of a stored picture, its longer side at most THUMBNAIL_SIDE; None when it cannot be read.
 
-        Raises ServiceUnavailable when the object store is away.
+        Raises ServiceUnavailable when the object store is away, and DecoderUnavailable.
         """
         try:
-            picture = decode(self._connections.objects.get_content(sha256), max_side=THUMBNAIL_SIDE).picture
+            data = self._connections.objects.get_content(sha256)
+            picture = self._connections.decoder.decode(data, max_side=THUMBNAIL_SIDE).picture
         except (ObjectMissing, ObjectCorrupt, ImageRejected):
             return None
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=85)
         return buffer.getvalue()
+
+    def ensure_bucket(self, address: str) -> bool:
+        """Create the bucket of `s3://bucket/prefix/` if it is missing in the embedded store; whether it was created.
+
+        In a store that is given by address nothing is created: there its owner does that. Raises UsageError for an
+        invalid address.
+        """
+        bucket, _ = read_address(address)
+        settings = self._connections.settings
+        embedded = read_services(settings.services_file).get("s3_endpoint")
+        return embedded == settings.s3_endpoint and self._connections.objects.make_bucket(bucket)
 
     def bind(self, archive: str, address: str, role: BindingRole, options: Mapping[str, Any] | None = None) -> Binding:
         """Bind `s3://bucket/prefix/` to an archive, which is created if it is new.
@@ -256,6 +322,32 @@ class Archives(Namespace):
     def list(self) -> list[ArchiveSummary]:
         """All archives by name, each as `get` returns it."""
         return self._do(_summaries)
+
+
+def _given(paths: Sequence[Path]) -> str:
+    """The paths of an ingest job for people. Single pictures are only counted: their names go with them."""
+    single = [path for path in paths if path.is_file() and path.suffix.lower() not in _PACKED]
+    names = [str(path) for path in paths if path not in single]
+    if single:
+        names.append("1 file" if len(single) == 1 else f"{len(single)} files")
+    return ", ".join(names)[:MAX_GIVEN]
+
+
+def _cautions(connection: Connection, name: str) -> list[str]:
+    archive = get_archive(connection, name)
+    cautions = []
+    for job_id in open_ingests(connection, archive.archive_id):
+        progress = control.view(connection, job_id).progress
+        cautions.append(
+            f"job {job_id} still adds pictures to {name} ({progress.done} of {progress.total} files are done), and "
+            "answers miss those that are not there yet; `ragllava submit` waits for them with --after-ingest"
+        )
+    strange = strange_pictures(connection, archive)
+    return [*cautions, strange] if strange else cautions
+
+
+def _strangeness(connection: Connection, name: str) -> str | None:
+    return strange_pictures(connection, get_archive(connection, name))
 
 
 def _summary(connection: Connection, name: str) -> ArchiveSummary:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import getpass
+import os
+import socket
+from collections.abc import Callable, Iterable
 from functools import cached_property, wraps
+from pathlib import Path
 from types import TracebackType
 from typing import Concatenate, ParamSpec, Self, TypeVar
 
 from sqlalchemy import Connection, Engine
 
+from ragllava.imaging.sandbox import DecoderPool, make_decoder
 from ragllava.settings import Settings, load_settings
 from ragllava.stores.archives.archive import get_archive
 from ragllava.stores.database import in_transaction, make_engine
 from ragllava.stores.jobs.job_ends import JobEnds
 from ragllava.stores.objects import ObjectStore
+from ragllava.stores.schema_revision import require_schema
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,8 +38,12 @@ class Connections:
 
     @cached_property
     def engine(self) -> Engine:
-        """The connection pool of the database."""
-        return make_engine(self.settings.require_database(), pool_size=self._pool_size, name=self._name)
+        """The connection pool of the database. Its first use raises SchemaMismatch for tables of another version."""
+        engine = make_engine(
+            self.settings.require_database(), pool_size=self._pool_size, name=self._name, owner=this_user()
+        )
+        require_schema(engine)
+        return engine
 
     @cached_property
     def objects(self) -> ObjectStore:
@@ -45,8 +55,15 @@ class Connections:
         """Notifications of the ends of jobs."""
         return JobEnds(self.engine)
 
+    @cached_property
+    def decoder(self) -> DecoderPool:
+        """One child process that decodes pictures."""
+        return make_decoder(self.settings, processes=1)
+
     def close(self) -> None:
-        """Close the connections, if there are any."""
+        """Close the connections and end the child process, if there are any."""
+        if "decoder" in self.__dict__:
+            self.decoder.close()
         if "job_ends" in self.__dict__:
             self.job_ends.close()
         if "engine" in self.__dict__:  # else asking for it here would make one
@@ -57,6 +74,20 @@ class Connections:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def listed_paths(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """One path or several, as paths."""
+    return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+
+
+def this_user() -> str:
+    """`user@machine`, the owner of the jobs that this process queues."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container may run under a number without a name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 class Namespace:

@@ -34,6 +34,10 @@ class Jobs(Namespace):
     troubled_shards = forwarded(control.troubled_shards)
     pause = forwarded(control.pause)
 
+    def latest(self, kind: str | None = None) -> JobView:
+        """The newest job of a kind, else of all kinds but maintenance; single questions do not count."""
+        return self.get(self._do(control.latest, kind))
+
     def cancel(self, job_id: int) -> None:
         """Stop a job: its waiting inputs are cancelled, running shards stop soon. Its outcomes so far stay.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection
 
 from ragllava.client.comparison import Comparison, compare_versions
 from ragllava.client.connections import Namespace
 from ragllava.models.profiles import get_profile
 from ragllava.records import Role
-from ragllava.stores.learning import registry
+from ragllava.stores.learning import registry, trainings
 from ragllava.stores.learning.registry import ModelVersion, VersionView
 from ragllava.training.request import TrainingPlan, TrainingRequest, default_preset, plan_training, submit_training
 
@@ -27,6 +29,10 @@ class Models(Namespace):
     def plan_training(self, request: TrainingRequest) -> TrainingPlan:
         """The examples of a training if it were queued now. Raises UsageError for an unknown archive or setting."""
         return self._do(plan_training, request, self._connections.settings)
+
+    def labelled_archives(self, role: Role) -> Sequence[str]:
+        """The archives, by name, with labels that a training of this role can use."""
+        return self._do(trainings.labelled_archives, role)
 
     def default_preset(self) -> str:
         """The training preset for the models of the profile."""

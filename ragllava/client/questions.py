@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sqlalchemy import Connection
 
@@ -17,19 +21,23 @@ from ragllava.client.reporting import report_figures, report_rows, summarise
 from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import JobFigures
 from ragllava.filters import joined_filters, parse_where
-from ragllava.records import AnswerOptions, KnownAnswer, Question
+from ragllava.jobs.control import ASKED
+from ragllava.records import AnswerOptions, KnownAnswer, Priority, Question
 from ragllava.stages.answer.question_files import MAX_QUESTION_CHARACTERS, QuestionFile, read_questions
-from ragllava.stages.answer.submit import ASK_PRIORITY, Submission, Submitted, submit_questions, submit_refresh
+from ragllava.stages.answer.submit import Submission, Submitted, submit_questions, submit_refresh
 from ragllava.stages.record_files import format_by_extension
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import result_rows
-from ragllava.stages.results.report import write_report
-from ragllava.stages.results.results import ResultRow, write_errors, write_results
+from ragllava.stages.results.report import MAX_CARDS, page_paths, require_own_report, write_report
+from ragllava.stages.results.results import ResultRow, require_same_job, write_errors, write_results
 from ragllava.stores.database import read_at_once
 
 if TYPE_CHECKING:
     from ragllava.stages.answer.changes import OnProgress, RefreshPlan
 
+
+ROWS = "rows.jsonl"  # what a job of rows has as the name of its file
+_RESULT_FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 Where = str | Iterable[str] | Mapping[str, Any] | None
 
@@ -45,24 +53,29 @@ class SavedResults:
 class Questions(Namespace):
     """Question files, single questions and their results."""
 
-    def submit(
+    def submit(  # noqa: PLR0913 - each is an option of `ragllava submit`
         self,
-        path: Path,
+        source: str | Path | bytes | Iterable[str | Mapping[str, Any]],
         archive: str,
         options: AnswerOptions | None = None,
         *,
         where: Where = None,
         skip_invalid: bool = False,
         idempotency_key: str | None = None,
+        name: str | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> Submitted:
-        """Queue a question file (.jsonl, .csv or .parquet); the same key with the same file makes one job.
+        """Queue a question file (JSONL, JSON, CSV, Excel or Parquet), the content of one, or rows.
 
+        The same key with the same questions makes one job.
+
+        A row is a question, or a record with the keys of a line of a file. `name` is what the lists of jobs call it.
         `where` is a filter beside that of the options: an object, a condition as text, or several of these texts
         (ragllava/filters.py). Raises InvalidInput when lines are invalid and `skip_invalid` is not set, UsageError for
-        an unknown archive, options out of range, a wrong filter, and a key that belongs to another file.
+        an unknown archive, options out of range, a wrong filter, and a key that belongs to other questions.
         """
-        how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key)
-        return self._queue(submit_questions, read_questions(path, name=str(path)), how)
+        how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key, priority, name=name)
+        return self._queue(submit_questions, _read(source), how)
 
     def ask(
         self,
@@ -81,8 +94,8 @@ class Questions(Namespace):
         text = question.strip()
         if not text or len(text) > MAX_QUESTION_CHARACTERS:
             raise UsageError(f"a question has 1 to {MAX_QUESTION_CHARACTERS} characters, this one has {len(text)}")
-        file = QuestionFile("ask", [Question(0, 1, "ask", text)])
-        how = Submission(archive, _with_filter(options, where), priority=ASK_PRIORITY)
+        file = QuestionFile(ASKED, [Question(0, 1, "ask", text)])
+        how = Submission(archive, _with_filter(options, where), priority=Priority.URGENT)
         submitted = self._queue(submit_questions, file, how)
         job = Jobs(self._connections).wait(submitted.job_id, timeout_s=timeout_s)
         if not job.is_final:
@@ -101,19 +114,43 @@ class Questions(Namespace):
         with self._connections.engine.connect() as connection:
             yield from result_rows(connection, job_id, with_metadata=with_metadata)
 
-    def save_results(self, job_id: int, path: Path, *, with_metadata: bool = False) -> SavedResults:
+    def print_results(self, job_id: int, stream: BinaryIO, *, with_metadata: bool = False) -> int:
+        """Write results as JSONL to a stream; returns the number of lines. Raises UsageError for other jobs."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "results.jsonl"
+            saved = self.save_results(job_id, path, with_metadata=with_metadata)
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, stream)
+        stream.flush()
+        return saved.lines
+
+    def save_results(
+        self, job_id: int, path: str | Path, *, with_metadata: bool = False, replace_any: bool = False
+    ) -> SavedResults:
         """Write results to `path` (.jsonl, .csv or .parquet) and the failed lines to `<path>.errors.jsonl`.
 
         `with_metadata` adds the metadata of each image of the evidence. Without failed lines there is no error file
-        afterwards. Raises UsageError for another ending or another job.
+        afterwards. Raises UsageError for another ending, a job of another kind, and, unless `replace_any`, when a file
+        is there that is not an earlier result file of this job.
         """
+        path = Path(path)
         format = format_by_extension(path.name)
-        if format is None:
+        if path.suffix.lower() not in _RESULT_FILES or format is None:
             raise UsageError(f"{path}: the name must end in .jsonl, .csv or .parquet")
         job = Jobs(self._connections).require_answers(job_id)
+        if not replace_any:
+            require_same_job(path, job_id, job.archive)
         top_n, is_refresh = job.spec["options"]["top_n"], job.refresh is not None
         rows = self.results(job_id, with_metadata=with_metadata)
-        lines = write_results(rows, path, format, top_n=top_n, is_refresh=is_refresh, with_metadata=with_metadata)
+        lines = write_results(
+            rows,
+            path,
+            format,
+            top_n=top_n,
+            is_refresh=is_refresh,
+            with_metadata=with_metadata,
+            columns=job.spec.get("columns", ()),
+        )
         errors_path = path.with_name(path.name + ".errors.jsonl")
         errors = write_errors(self.results(job_id), errors_path)
         if not errors:
@@ -123,22 +160,40 @@ class Questions(Namespace):
     def save_report(
         self,
         job_id: int,
-        path: Path,
+        path: str | Path,
         answers: Mapping[str, KnownAnswer] | None = None,
         figures: JobFigures | None = None,
+        *,
+        all_pages: bool = False,
+        replace_any: bool = False,
     ) -> int:
         """Write the results of a job as one HTML page with its pictures; returns the number of questions on it.
 
+        A page has at most 2,000 questions; with `all_pages`, those after it are on `<path>-2.html`, `-3.html`, ….
+
         `answers` has right answers by custom_id, which mark those of the job; `figures` are shown above them. Raises
-        UsageError for other jobs, and when the page cannot be written there.
+        UsageError for other jobs, when the page cannot be written there, and, unless `replace_any`, when a file is
+        there that is not an earlier report of this job.
         """
         job, archives = Jobs(self._connections).require_answers(job_id), Archives(self._connections)
-        rows = [*self.results(job_id)]
+        path = Path(path)
+        pages = page_paths(path, sum(job.progress.by_status.values()) if all_pages else 1)
+        for page in pages if not replace_any else ():
+            require_own_report(page, job_id, job.archive)
+        rows = self.results(job_id)
+        first = list(islice(rows, MAX_CARDS))
         return write_report(
             path,
             title=f"Job {job_id}: questions to {job.archive}",
-            summary=summarise(job, rows, archives.get(job.archive).images, report_figures(figures)),
-            rows=report_rows(rows, answers or {}),
+            summary=summarise(
+                job,
+                first,
+                archives.get(job.archive).images,
+                report_figures(figures),
+                archives.strangeness(job.archive),
+            ),
+            rows=report_rows(chain(first, rows), answers or {}),
+            pages=pages,
             thumbnail=archives.thumbnail,
         )
 
@@ -161,6 +216,17 @@ class Questions(Namespace):
         connections = self._connections
         with closing(Resources(connections.settings)) as resources:
             return plan_refresh(connections.engine, connections.settings, resources, job_id, on_progress)
+
+
+def _read(questions: str | Path | bytes | Iterable[str | Mapping[str, Any]]) -> QuestionFile:
+    """A file by its name, the content of one, or rows as the lines of one."""
+    if isinstance(questions, bytes):
+        return read_questions(questions, name="standard input")
+    if isinstance(questions, str | Path):
+        return read_questions(Path(questions), name=str(questions))
+    rows = ({"question": row} if isinstance(row, str) else dict(row) for row in questions)
+    lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    return read_questions(lines.encode(errors="surrogatepass"), name=ROWS)
 
 
 def _with_filter(options: AnswerOptions | None, where: Where) -> AnswerOptions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ragllava.evaluation.metrics import JobFigures, is_right
 from ragllava.jobs.control import JobView
@@ -12,8 +12,10 @@ from ragllava.stages.results.results import ResultRow
 from ragllava.stores.jobs.refreshes import RefreshView
 
 
-def summarise(job: JobView, rows: Sequence[ResultRow], images: int, figures: tuple[Figure, ...]) -> ReportSummary:
-    """The top of the report of an answer job, whose archive has so many `images`."""
+def summarise(
+    job: JobView, rows: Sequence[ResultRow], images: int, figures: tuple[Figure, ...], caution: str | None = None
+) -> ReportSummary:
+    """The top of the report of an answer job, whose archive has so many `images` and may need a `caution`."""
     return ReportSummary(
         archive=job.archive,
         by_status={AnswerStatus(status): number for status, number in job.progress.by_status.items()},
@@ -22,12 +24,15 @@ def summarise(job: JobView, rows: Sequence[ResultRow], images: int, figures: tup
         finished_at=job.finished_at,
         models=next((row.models for row in rows if row.models), None),
         figures=figures,
+        caution=caution,
         refresh=refresh_line(job.refresh) if job.refresh else None,
+        all_pages=f"ragllava report {job.job_id} --all-pages",
+        job_id=job.job_id,
         all_results=f"ragllava results {job.job_id} -o results.jsonl",
     )
 
 
-def report_rows(rows: Sequence[ResultRow], answers: Mapping[str, KnownAnswer]) -> Iterator[ReportRow]:
+def report_rows(rows: Iterable[ResultRow], answers: Mapping[str, KnownAnswer]) -> Iterator[ReportRow]:
     """The results, marked right or wrong where `answers` has the right answer by custom_id."""
     for row in rows:
         right = answers.get(row.custom_id or "")

@@ -43,19 +43,21 @@ class Reviews(Namespace):
 
     def feedback(
         self,
-        labels: Path | Iterable[Mapping[str, Any]],
+        labels: str | Path | bytes | Iterable[Mapping[str, Any]],
         *,
         job_id: int | None = None,
         source: str = "person",
         skip_invalid: bool = False,
     ) -> StoredFeedback:
-        """Store labels of answers, from a file (.jsonl, .csv) or from records with the same keys.
+        """Store labels of answers, from a file (JSONL, JSON, CSV, Excel), its content, or records with the same keys.
 
         `job_id` is the job of the lines that name none; `source` is `person` or `gold`. Raises InvalidInput when a
         line is invalid and `skip_invalid` is not set; then nothing was stored.
         """
-        if isinstance(labels, Path):
-            file = read_feedback(labels, name=str(labels), job_id=job_id)
+        if isinstance(labels, str | Path | bytes):
+            name = "standard input" if isinstance(labels, bytes) else str(labels)
+            content = Path(labels) if isinstance(labels, str) else labels
+            file = read_feedback(content, name=name, job_id=job_id)
         else:
             file = feedback_of(labels, job_id=job_id)
         return self._do(store_feedback, file, source=source, skip_invalid=skip_invalid)
@@ -85,23 +87,25 @@ class Reviews(Namespace):
         address = partial(self.picture_address, expires_s=expires_s)
         return [as_task(case, address) for case in self.list(archive, state=state, reason=reason)]
 
-    def save_tasks(self, path: Path, tasks: Sequence[Mapping[str, Any]], config: Path | None = None) -> None:
+    def save_tasks(
+        self, path: str | Path, tasks: Sequence[Mapping[str, Any]], config: str | Path | None = None
+    ) -> None:
         """Write the result of `export_tasks` to `path`, and Label Studio's configuration for it to `config`.
 
         Neither file appears without the other. Raises UsageError for a file that cannot be written.
         """
         with ExitStack() as files:
-            part = files.enter_context(output_file(path))
+            part = files.enter_context(output_file(Path(path)))
             part.write_text(json.dumps(tasks, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
             if config is not None:
-                files.enter_context(output_file(config)).write_text(LABELING_CONFIG, encoding="utf-8")
+                files.enter_context(output_file(Path(config))).write_text(LABELING_CONFIG, encoding="utf-8")
 
-    def import_tasks(self, path: Path, *, skip_invalid: bool = False) -> ImportedReviews:
+    def import_tasks(self, path: str | Path, *, skip_invalid: bool = False) -> ImportedReviews:
         """Store the labels of Label Studio's JSON export; the cases of skipped tasks are dismissed.
 
         Raises InvalidInput when a task is invalid and `skip_invalid` is not set; then nothing was stored.
         """
-        file, unannotated = read_annotations(path, name=str(path))
+        file, unannotated = read_annotations(Path(path), name=str(path))
         return ImportedReviews(self._do(store_feedback, file, skip_invalid=skip_invalid), unannotated)
 
     def dismiss(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from ragllava.client.connections import Namespace, forwarded
+from ragllava.models.profiles import get_profile
 from ragllava.stages.maintenance.inspect import Checked, Inspector, inspect
 from ragllava.stores.buckets import change_events
 from ragllava.stores.jobs.workers import list_workers
+from ragllava.stores.maintenance import ticks
 from ragllava.stores.maintenance.erasures import list_erasures
+from ragllava.stores.maintenance.faults import list_faults
 
 
 def _events(connection: Connection) -> dict[str, int]:
@@ -18,12 +22,43 @@ def _events(connection: Connection) -> dict[str, int]:
     return change_events.totals(connection) | {"waiting": change_events.count_waiting(connection)}
 
 
+_SILENT_S = 60.0  # a worker that was not seen for longer has probably been killed
+
+
+def _last_tick_age_s(connection: Connection) -> float | None:
+    """Seconds since the last tick ended; None before the first, and while the tables are of an older version."""
+    if connection.scalar(text("SELECT to_regclass('ticks') IS NULL")):
+        return None
+    return ticks.last_tick_age_s(connection)
+
+
 class System(Namespace):
-    """Workers, event counters and the deep inspection."""
+    """Workers, faults, event counters and the deep inspection."""
 
     workers = forwarded(list_workers)
+    faults = forwarded(list_faults)
     events = forwarded(_events)
+    last_tick_age_s = forwarded(_last_tick_age_s)
     erasures = forwarded(list_erasures)
+
+    def profile_problem(self) -> str | None:
+        """One sentence if workers that are ready run another profile than these settings name, else None.
+
+        Raises SettingsError for an unknown profile.
+        """
+        settings = self._connections.settings
+        ours, theirs = get_profile(settings).name, defaultdict[str, list[str]](list)
+        for worker in self.workers():
+            profile = worker.versions.get("profile")
+            if profile and profile != ours and worker.is_ready and worker.age_s < _SILENT_S:
+                theirs[profile].append(worker.name)
+        if not theirs:
+            return None
+        listed = " and ".join(f"{profile} ({', '.join(names)})" for profile, names in theirs.items())
+        return (
+            f"this command has the profile {ours}, but workers run {listed}; set the same RAGLLAVA_PROFILE for all, or "
+            f"`profile` in {settings.settings_file}, and restart the workers"
+        )
 
     def inspect(self, on_progress: Callable[[str, int], None] = lambda _check, _number: None) -> Iterator[Checked]:
         """Compare rows with objects, embeddings with images, leases and queues; changes nothing. May take minutes.

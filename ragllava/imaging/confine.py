@@ -18,6 +18,9 @@ import PIL
 # Libraries of the system that Python may load later, such as those of a codec.
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache")
 
+# Of texts in SVG, and of PDF documents that do not embed theirs.
+_FONTS = ("/usr/share/fonts", "/usr/local/share/fonts", "/etc/fonts")
+
 _DENIED_CALLS = """
     socket socketpair connect bind listen accept accept4
     execve execveat fork vfork
@@ -45,7 +48,7 @@ def confine() -> list[str]:
 
 
 class _Landlock:
-    """No files but the code of Python and its libraries, no TCP, no signals to other processes."""
+    """No files but the code of Python, its libraries and fonts, no TCP, no signals to other processes."""
 
     name = "Landlock"
 
@@ -69,10 +72,10 @@ class _Landlock:
 
 
 def _code() -> Iterator[Path]:
-    """Where Python and its libraries are: a module that is imported late must still be found."""
+    """Where Python, its libraries and fonts are: a module that is imported late must still be found."""
     modules = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     modules |= {Path(str(PIL.__file__)).parent, Path(__file__).parents[1]}
-    yield from (path for path in modules | set(map(Path, _SYSTEM_LIBRARIES)) if path.exists())
+    yield from (path for path in modules | set(map(Path, (*_SYSTEM_LIBRARIES, *_FONTS))) if path.exists())
 
 
 class _Seccomp:

@@ -1,67 +1,39 @@
 """Decode untrusted pictures (docs/reliability.md D14).
 
-`decode` turns the bytes of a file into an upright RGB picture, or raises ImageRejected with a reason for the user.
-The content decides the format, never the file's name. `ragllava.imaging.sandbox` runs `decode` in child processes
-with limits on memory and time; use it for all bytes from outside.
+`decode` turns the bytes of a file into an upright sRGB picture, or raises ImageRejected with a reason for the user.
+The content decides the format, never the file's name. It is the only function that makes pictures of bytes:
+thumbnails, retrievers, rerankers and generators all see its result. `ragllava.imaging.sandbox` runs it in child
+processes with limits on memory and time; use that for all bytes from outside.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
-import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from ragllava.errors import ImageRejected
-from ragllava.imaging.embedded import read_embedded
+from ragllava.imaging import colours, kinds, rendering, repair
+from ragllava.imaging.embedded import PAGE_KEYWORD, read_embedded
+from ragllava.imaging.kinds import Kind
 
-MAX_BYTES = 50_000_000  # of a file
-MAX_PIXELS = 50_000_000
-MAX_SIDE = 16_384  # pixels, the longer side
+MAX_BYTES = 200_000_000  # of a file
 MODEL_SIDE = 1536  # no supported family of models uses more pixels on the longer side
 MODEL_THINNEST = 50  # longer side by shorter side; models get the middle of a thinner picture
 
 TOO_MANY_BYTES = f"it has more than the {MAX_BYTES // 1_000_000} MB allowed"
 
-MEDIA_TYPES = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "TIFF": "image/tiff"}
-
-_SIGNATURES = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"II*\x00", "TIFF"),
-    (b"MM\x00*", "TIFF"),
-    (b"II+\x00", "TIFF"),
-    (b"MM\x00+", "TIFF"),
-    # No picture of the kinds below is accepted.
-    (b"BM", "BMP"),
-    (b"\x00\x00\x01\x00", "ICO"),
-    (b"8BPS", "Photoshop"),
-    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"%!PS", "PostScript"),
-    (b"\xc5\xd0\xd3\xc6", "PostScript"),
-)
-
-# Of files that begin with a `ftyp` box.
-_BRANDS = {
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "HEIC"),
-    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
-}
-
-_NOT_PICTURES = (
-    (b"%PDF", "it is a PDF document, not a picture; export its pages as PNG or JPEG"),
-    (b"PK\x03\x04", "it is a zip file, not a picture; give it a name that ends in .zip to have it unpacked"),
-    (b"\x1f\x8b", "it is a gzip file, not a picture"),
-    (b"version https://git-lfs.", "it is a Git LFS pointer, not the picture; fetch the picture with `git lfs pull`"),
-)
+_DOCUMENTS = (kinds.PDF, kinds.TIFF)
+_CUT = (kinds.JPEG, kinds.PNG, kinds.GIF, kinds.BMP)  # a file whose end is missing gives its upper rows
+_END_OF_JPEG = b"\xff\xd9"
+_LEAST_SHARE = 0.25  # of the rows of a file whose end is missing; with fewer, the picture is not shown
 
 # What EXIF's orientation asks a viewer to do; 1 is upright.
 _UPRIGHT = {
@@ -76,12 +48,32 @@ _UPRIGHT = {
 
 
 @dataclass(frozen=True, slots=True)
+class PictureLimits:
+    """The largest pictures that are decoded; of some formats, the memory of a decoder allows only fewer pixels."""
+
+    megapixels: int = 250
+    side: int = 65_000  # pixels, the longer side
+
+    def check(self, kind: Kind, width: int, height: int) -> None:
+        """Raises ImageRejected for a picture of more pixels than allowed."""
+        if max(width, height) > self.side:
+            raise ImageRejected(f"{width} × {height} pixels: a side is longer than the {self.side:,} allowed")
+        megapixels = min(self.megapixels, kind.megapixels or self.megapixels)
+        if width * height > megapixels * 1_000_000:
+            raise ImageRejected(f"{width} × {height} pixels are more than the {megapixels} million allowed")
+
+
+_DEFAULT_LIMITS = PictureLimits()
+
+
+@dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """A picture as a viewer shows it: upright, RGB, on white where it is transparent, the first frame of an animation.
+    """A picture as a viewer shows it: upright, in sRGB, on a ground where it is transparent (colours.py), the first
+    frame of an animation.
 
     `width` and `height` are those of the full picture after rotation; `picture` is smaller when `decode` was given a
     `max_side` or a `shorter_side`, and may be the middle of the picture only. `embedded` is what the file says about
-    itself (embedded.py), if `decode` was asked for it.
+    itself (embedded.py), if `decode` was asked for it. `note` says what is missing of the picture, if anything is.
     """
 
     picture: Image.Image
@@ -89,6 +81,18 @@ class DecodedImage:
     height: int
     media_type: str
     embedded: Mapping[str, Any] = field(default_factory=dict)
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What `decode` is asked for; see there."""
+
+    limits: PictureLimits
+    max_side: int | None = None
+    shorter_side: int | None = None
+    with_embedded: bool = False
+    frame: int = 0
 
 
 def decode(
@@ -96,8 +100,8 @@ def decode(
     *,
     max_side: int | None = None,
     shorter_side: int | None = None,
-    allow_tiff: bool = False,
     with_embedded: bool = False,
+    limits: PictureLimits = _DEFAULT_LIMITS,
 ) -> DecodedImage:
     """Decode the picture in `data`. With `max_side`, a longer side above that many pixels is resized down to it.
 
@@ -106,45 +110,53 @@ def decode(
     A picture thinner than MODEL_THINNEST is then cropped to its middle: a retriever would enlarge 16,384 × 1 pixels to
     gigabytes, and then use only the middle square.
 
-    Accepts JPEG, PNG, WEBP and GIF, and TIFF if `allow_tiff`. Reads only the first frame. Raises ImageRejected for any
-    other format, for damaged content, and above MAX_BYTES, MAX_PIXELS or MAX_SIDE.
+    Accepts the formats of kinds.py, and reads only the first frame. A file whose end is missing gives what there is of
+    it, with a note. Raises ImageRejected for a document of several pages (see `count_pages`), any other format,
+    damaged content, and above MAX_BYTES or `limits`. Not thread-safe: it changes warning filters and settings of
+    Pillow, which belong to the whole process.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return _decode_or_reject(data, max_side, shorter_side, allow_tiff=allow_tiff, with_embedded=with_embedded)
+    return _decode_or_reject(data, _Wanted(limits, max_side, shorter_side, with_embedded))
 
 
-def decode_accepted(data: bytes) -> Image.Image:
-    """The input of a multimodal LLM, from bytes that `decode` has accepted before: at most MODEL_SIDE pixels on the
-    longer side, and only the middle of a picture thinner than MODEL_THINNEST. Raises ImageRejected.
+def count_pages(data: bytes) -> int:
+    """How many pages the document `data` has: 0 for a picture, which `decode` takes as it is.
 
-    Thread-safe. `decode` is not: it changes Python's warning filters, which belong to the whole process.
+    Raises ImageRejected for a document that cannot be read, or that has more than MAX_PAGES.
     """
-    return _middle(_decode_or_reject(data, MODEL_SIDE, None, allow_tiff=False).picture)
+    kind = kinds.kind_of(data)
+    if kind not in _DOCUMENTS or kind is None or (kind is kinds.TIFF and kinds.why_raw(data)):
+        return 0
+    with _rejecting(kind), _quiet():
+        number = len(rendering.pages_of(data, kind))
+    if number > rendering.MAX_PAGES:
+        raise ImageRejected(f"it has more than the {rendering.MAX_PAGES:,} pages allowed")
+    return 0 if kind is kinds.TIFF and number == 1 else number
 
 
-def _decode_or_reject(
-    data: bytes, max_side: int | None, shorter_side: int | None, *, allow_tiff: bool, with_embedded: bool = False
-) -> DecodedImage:
-    if len(data) > MAX_BYTES:
-        raise ImageRejected(TOO_MANY_BYTES)
-    kind = _kind(data)
-    if kind not in MEDIA_TYPES or (kind == "TIFF" and not allow_tiff):
-        raise ImageRejected(_why_not(data, kind))
-    try:
-        return _decode(data, kind, max_side, shorter_side, with_embedded=with_embedded)
-    except ImageRejected:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ImageRejected(f"it has more than the {MAX_PIXELS // 1_000_000} million pixels allowed") from None
-    except MemoryError:
-        raise ImageRejected("decoding it takes more memory than allowed") from None
-    except UnidentifiedImageError:
-        raise ImageRejected(f"it is a damaged {kind} picture: its header cannot be read") from None
-    # Decoders raise exceptions of any type for hostile bytes.
-    except Exception as error:
-        raise ImageRejected(f"it is a damaged {kind} picture: {printable(str(error))}") from error
+def page_as_png(data: bytes, page: int, limits: PictureLimits = _DEFAULT_LIMITS) -> bytes:
+    """A page of a document as a PNG file, numbered from 1; its longer side has at most PAGE_SIDE pixels.
+
+    The file names its document and page inside (embedded.py), so that equal pages of two documents are two pictures.
+    Raises ImageRejected.
+    """
+    kind = kinds.kind_of(data)
+    if kind is kinds.PDF:
+        with _rejecting(kind):
+            picture = rendering.draw_pdf_page(data, page - 1)
+    else:
+        with _rejecting(kinds.TIFF), _quiet():
+            frame = rendering.pages_of(data, kinds.TIFF)[page - 1]
+        picture = _decode_or_reject(data, _Wanted(limits, max_side=rendering.PAGE_SIDE, frame=frame)).picture
+    about = PngInfo()
+    about.add_text(PAGE_KEYWORD, f"{page} {hashlib.sha256(data).hexdigest()}")
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", pnginfo=about)
+    return stream.getvalue()
+
+
+def may_have_pages(data: bytes) -> bool:
+    """Whether `count_pages` has to look at `data`."""
+    return kinds.kind_of(data) in _DOCUMENTS
 
 
 def fit(width: int, height: int, max_side: int | None) -> tuple[int, int]:
@@ -155,90 +167,7 @@ def fit(width: int, height: int, max_side: int | None) -> tuple[int, int]:
     return max(1, round(width * max_side / longer)), max(1, round(height * max_side / longer))
 
 
-def printable(text: str) -> str:
-    """`text` on one line that can be stored and shown: unprintable characters become backslash escapes."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
-    )
-
-
-def _kind(data: bytes) -> str | None:
-    """The format of `data` by its first bytes; None for what is not a picture of a format listed here."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    brand = _BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
-    return next((kind for signature, kind in _SIGNATURES if data.startswith(signature)), brand)
-
-
-def _why_not(data: bytes, kind: str | None) -> str:
-    """What `data` is, as far as its first bytes show, and what to do about it."""
-    if not data:
-        return "the file is empty"
-    if kind is not None:
-        return f"{kind} pictures are not accepted; convert it to JPEG, PNG, WEBP or GIF"
-    for signature, reason in _NOT_PICTURES:
-        if data.startswith(signature):
-            return reason
-    return _why_not_text(data[:2048])
-
-
-def _why_not_text(beginning: bytes) -> str:
-    text = beginning.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith(b"<") and b"<svg" in text:
-        return "SVG pictures are not accepted; export it as PNG"
-    if text.startswith((b"<!doctype html", b"<html", b"<head")):
-        return "it is a web page (HTML), not a picture; it may be the error page of a failed download"
-    if b"\x00" not in beginning and _is_text(beginning):
-        return "it is text, not a picture"
-    return "it is not a picture of a known format"
-
-
-def _is_text(beginning: bytes) -> bool:
-    try:
-        beginning.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.start > len(beginning) - 4  # the last character may be cut
-    return True
-
-
-def _decode(
-    data: bytes, kind: str, max_side: int | None, shorter_side: int | None, *, with_embedded: bool
-) -> DecodedImage:
-    with Image.open(io.BytesIO(data), formats=[kind]) as opened:
-        width, height = opened.size
-        _check_size(width, height)
-        target = fit(width, height, max_side)
-        divisor = _divisor((width, height), shorter_side)
-        if kind == "JPEG":
-            # The decoder can halve a JPEG up to three times, far faster than resizing afterwards. It stops at twice
-            # the target, so that the resize below still has detail to average.
-            if target != (width, height):
-                opened.draft(None, (2 * target[0], 2 * target[1]))
-            elif divisor > 1:
-                opened.draft(None, (width // divisor, height // divisor))
-        opened.load()
-        turn = _UPRIGHT.get(_orientation(opened))
-        embedded = read_embedded(opened) if with_embedded else {}
-        picture = _to_rgb(opened)
-    divisor = _divisor(picture.size, shorter_side)
-    if divisor > 1:
-        picture = picture.reduce(divisor)
-    if shorter_side is not None:
-        picture = _middle(picture)
-    if max(target) < max(picture.size):
-        picture = picture.resize(target, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    if turn is not None:
-        picture = picture.transpose(turn)
-        if turn not in (_UPRIGHT[2], _UPRIGHT[3], _UPRIGHT[4]):
-            width, height = height, width
-    return DecodedImage(picture, width, height, MEDIA_TYPES[kind], embedded)
-
-
-def _divisor(size: tuple[int, int], shorter_side: int | None) -> int:
-    return 1 if shorter_side is None else max(1, min(size) // shorter_side)
-
-
-def _middle(picture: Image.Image) -> Image.Image:
+def middle(picture: Image.Image) -> Image.Image:
     """The middle of a picture that is thinner than MODEL_THINNEST; any other picture unchanged."""
     longest = MODEL_THINNEST * min(picture.size)
     if max(picture.size) <= longest:
@@ -247,11 +176,165 @@ def _middle(picture: Image.Image) -> Image.Image:
     return picture.crop((left, top, left + min(picture.width, longest), top + min(picture.height, longest)))
 
 
-def _check_size(width: int, height: int) -> None:
-    if max(width, height) > MAX_SIDE:
-        raise ImageRejected(f"{width} × {height} pixels: a side is longer than the {MAX_SIDE:,} allowed")
-    if width * height > MAX_PIXELS:
-        raise ImageRejected(f"{width} × {height} pixels are more than the {MAX_PIXELS // 1_000_000} million allowed")
+def printable(text: str) -> str:
+    """`text` on one line that can be stored and shown: unprintable characters become backslash escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
+
+
+def _decode_or_reject(data: bytes, wanted: _Wanted) -> DecodedImage:
+    if len(data) > MAX_BYTES:
+        raise ImageRejected(TOO_MANY_BYTES)
+    kind = kinds.kind_of(data)
+    if kind is None:
+        raise ImageRejected(kinds.why_not(data))
+    if kind is kinds.PDF:
+        raise ImageRejected("it is a PDF document; its pages are pictures, the document is not")
+    if kind is kinds.TIFF and (raw := kinds.why_raw(data)) is not None:
+        raise ImageRejected(raw)
+    with _rejecting(kind), _quiet():
+        try:
+            return _decode(data, kind, wanted)
+        except ImageRejected:
+            raise
+        except (OSError, ValueError, SyntaxError) as error:
+            return _decode_damaged(data, kind, wanted, error)
+
+
+def _decode_damaged(data: bytes, kind: Kind, wanted: _Wanted, error: Exception) -> DecodedImage:
+    """What can be decoded of a file that is not whole; raises `error` if that is nothing."""
+    if kind is kinds.PNG:
+        data = repair.png_without_broken_chunks(data)
+        try:
+            return _decode(data, kind, wanted)
+        except (OSError, ValueError, SyntaxError) as second:
+            error = second
+    if kind in _CUT and "truncated" in str(error).lower():
+        if kind is kinds.JPEG:
+            data += _END_OF_JPEG  # without it, nothing of a progressive JPEG would be given
+        with _accepting_cut_files():
+            return _decode(data, kind, wanted, is_cut=True)
+    raise error
+
+
+@contextmanager
+def _rejecting(kind: Kind) -> Iterator[None]:
+    """Translate what decoders raise to ImageRejected."""
+    try:
+        yield
+    except ImageRejected:
+        raise
+    except MemoryError:
+        raise ImageRejected("decoding it takes more memory than allowed") from None
+    except UnidentifiedImageError:
+        raise ImageRejected(f"it is a damaged {kind.name} picture: its header cannot be read") from None
+    # Decoders raise exceptions of any type for hostile bytes.
+    except Exception as error:
+        raise ImageRejected(f"it is a damaged {kind.name} picture: {printable(str(error))}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings of odd metadata, and without Pillow's own limit on pixels: PictureLimits.check is asked."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+@contextmanager
+def _accepting_cut_files() -> Iterator[None]:
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+def _decode(data: bytes, kind: Kind, wanted: _Wanted, *, is_cut: bool = False) -> DecodedImage:
+    if kind is kinds.SVG:
+        drawn = rendering.draw_svg(data)
+        return _finish(DecodedImage(drawn, *drawn.size, kind.media_type), wanted, None, None)
+    rendering.register(kind)
+    with Image.open(io.BytesIO(data), formats=[kind.pillow_name]) as opened:
+        if wanted.frame:
+            opened.seek(wanted.frame)
+        width, height = opened.size
+        wanted.limits.check(kind, width, height)
+        if kind is kinds.JPEG:
+            _draft(opened, wanted)
+        drawn_box = opened.tile[0].extents if kind is kinds.GIF and opened.tile else None
+        opened.load()
+        note = _note_of_cut(opened) if is_cut else None
+        # The decoder of JPEG XL has turned the picture; what EXIF says is about the JPEG that it was made of.
+        turn = None if kind is kinds.JPEG_XL else _UPRIGHT.get(_orientation(opened))
+        embedded = read_embedded(opened) if wanted.with_embedded else {}
+        profile = opened.info.get("icc_profile")
+        picture = colours.to_8_bits(opened)
+        if drawn_box is not None and drawn_box != (0, 0, *opened.size):
+            picture = _only_within(picture, drawn_box)
+        decoded = DecodedImage(picture, width, height, kind.media_type, embedded, note)
+        return _finish(decoded, wanted, profile if isinstance(profile, bytes) else None, turn)
+
+
+def _finish(
+    decoded: DecodedImage, wanted: _Wanted, profile: bytes | None, turn: Image.Transpose | None
+) -> DecodedImage:
+    """The decoded picture in the size that is wanted, in sRGB, upright."""
+    picture, width, height = decoded.picture, decoded.width, decoded.height
+    target = fit(width, height, wanted.max_side)
+    divisor = _divisor(picture.size, wanted.shorter_side)
+    if divisor > 1:
+        picture = picture.reduce(divisor)
+    if wanted.shorter_side is not None:
+        picture = middle(picture)
+    if max(target) < max(picture.size):
+        picture = picture.resize(target, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    picture = colours.on_ground(colours.to_srgb(picture, profile))
+    if turn is not None:
+        picture = picture.transpose(turn)
+        if turn not in (_UPRIGHT[2], _UPRIGHT[3], _UPRIGHT[4]):
+            width, height = height, width
+    return replace(decoded, picture=picture, width=width, height=height)
+
+
+def _draft(opened: Image.Image, wanted: _Wanted) -> None:
+    """Let the decoder halve a JPEG up to three times, far faster than resizing afterwards.
+
+    It stops at twice the target, so that the resize still has detail to average.
+    """
+    width, height = opened.size
+    target = fit(width, height, wanted.max_side)
+    divisor = _divisor((width, height), wanted.shorter_side)
+    if target != (width, height):
+        opened.draft(None, (2 * target[0], 2 * target[1]))
+    elif divisor > 1:
+        opened.draft(None, (width // divisor, height // divisor))
+
+
+def _divisor(size: tuple[int, int], shorter_side: int | None) -> int:
+    return 1 if shorter_side is None else max(1, min(size) // shorter_side)
+
+
+def _note_of_cut(opened: Image.Image) -> str:
+    """What is missing of a file whose end is missing. Raises ImageRejected if that is most of the picture."""
+    share = repair.decoded_share(opened)
+    if share < _LEAST_SHARE:
+        raise ImageRejected("it is a damaged picture: the file ends before a quarter of its rows")
+    return f"the end of the file is missing; about {share:.0%} of its rows were decoded"
+
+
+def _only_within(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """The picture, transparent outside `box`: a GIF whose first frame is smaller than its screen."""
+    layer = picture.convert("RGBA")
+    screen = Image.new("RGBA", picture.size, (0, 0, 0, 0))
+    screen.paste(layer.crop(box), box[:2])
+    return screen
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -261,31 +344,3 @@ def _orientation(picture: Image.Image) -> int:
     except Exception:  # noqa: BLE001 - the metadata is hostile, the picture itself is good
         return 1
     return value if isinstance(value, int) else 1
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return _to_8_bit(picture).convert("RGB")
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        white = Image.new("RGB", picture.size, "white")
-        white.paste(layer, mask=layer.getchannel("A"))
-        return white
-    return picture.convert("RGB")
-
-
-def _to_8_bit(picture: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits or floats, mapped from the range of values in the picture to 0…255.
-
-    Cameras and scanners use only 10 or 12 of the 16 bits; divided by 65,535, their pictures would be black. A picture
-    of one value has no range; it is read as 16 bits.
-    """
-    deep = picture if picture.mode == "F" else picture.convert("I")  # Pillow supports little for the 16-bit modes
-    low, high = cast("tuple[float, float]", deep.getextrema())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ImageRejected("some of its values are not finite numbers; save it as an 8-bit PNG")
-    if low == high:
-        low, high = 0, max(65_535, high)
-    scale = 255 / (high - low)
-    offset = 0.5 - low * scale  # conversion to 8 bits truncates; half a step makes it round
-    return deep.convert("F").point(lambda value: value * scale + offset).convert("L")

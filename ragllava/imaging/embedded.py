@@ -5,7 +5,7 @@ first source that has it; sources are asked in the order XMP, IPTC, EXIF:
 
 | key | XMP | IPTC | EXIF |
 |---|---|---|---|
-| `caption` | `dc:description` | Caption-Abstract (2:120) | ImageDescription |
+| `caption` | `dc:description` | Caption-Abstract (2:120) | ImageDescription, UserComment, XPComment |
 | `title` | `dc:title` | Object Name (2:05) | |
 | `headline` | `photoshop:Headline` | Headline (2:105) | |
 | `keywords` (a list) | `dc:subject` | Keywords (2:25) | |
@@ -21,8 +21,12 @@ first source that has it; sources are asked in the order XMP, IPTC, EXIF:
 | `camera` | | | Make and Model |
 | `latitude`, `longitude` (decimal degrees) | | | GPS |
 
+A page of a document, which decode.py has made a PNG, has `page` (from 1) and `document` (its SHA-256) as well.
+A PNG without any of these captions may have one as its text `Description` or `Comment`.
+
 Times are ISO 8601 as far as the source gives them: `1968`, `1968-05`, `1968-05-12T10:30:00+02:00`. Captions that
-cameras write by default, such as OLYMPUS DIGITAL CAMERA, are left out. Whatever is wrong with the metadata of a picture
+cameras and programs write by default, such as OLYMPUS DIGITAL CAMERA, and captions without a letter are left out.
+Whatever is wrong with the metadata of a picture
 is left out, too: it is never a reason to reject the picture.
 """
 
@@ -40,6 +44,7 @@ from PIL import ExifTags, Image
 
 from ragllava.metadata import clean_embedded
 
+PAGE_KEYWORD = "RagLLaVA page"  # of the text in the PNG of a page: its number and its document's hash
 MAX_XMP_BYTES = 2**20  # a larger packet is not read
 
 _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
@@ -79,8 +84,14 @@ _MOMENT = re.compile(
 _CAMERAS = "agfa|benq|canon|casio|fuji(?:film)?|hp|kodak|konica minolta|minolta|nikon|olympus|panasonic|pentax|ricoh|"
 _CAMERAS += "samsung|sanyo|sony|vivitar"
 _DEFAULT_CAPTION = re.compile(
-    rf"(?:(?:{_CAMERAS}) )?digital (?:still ?)?camera|(?:sony|minolta) dsc|<?(?:digimax|kenox|samsung)\b.*|"
-    r"exif[ _]jpeg.*|dcim\\.*|my beautiful picture|untitled|default|binary comment|ascii|image description|"
+    rf"(?:(?:{_CAMERAS}) )*(?:digital )?(?:still ?)?camera|(?:sony|minolta) dsc|"
+    r"<?(?:digimax|kenox|samsung)\b.*|exif[ _]jpeg.*|dcim\\.*|my beautiful picture|untitled(?:[ -]?\d+)?|default|"
+    r"binary comment|ascii|unicode|charset=.*|image description|description|title|comment|screenshot|bildschirmfoto|"
+    # Programs that write JPEG files.
+    r"lead technologies.*|applemark|creator: gd-jpeg.*|intel\(r\) jpeg.*|jpeg (?:software|encoder).*|"
+    r"(?:created|edited) (?:with|in|by) (?:the )?(?:gimp|paint|photoshop|picasa|snapseed|imagemagick|adobe|acdsee)"
+    r".*|processed (?:by|with) (?:ebay|vsco).*|file written by adobe.*|(?:optimized|compressed) (?:by|with) .*|"
+    r"handmade software.*|acd systems.*|ulead systems.*|lavc[\d.]+|a{8,64}|"
     # Modes of phones.
     r"(?:cof|dav|edf|hdr|mde|ptr|rbt|rhdr|sdr|vhdr|oznor|ozedf|hdrpl|fbt|bty|cog|dig|hmd|mte)",
     re.IGNORECASE,
@@ -90,16 +101,36 @@ _DEFAULT_CAPTION = re.compile(
 def read_embedded(opened: Image.Image) -> dict[str, Any]:
     """The metadata of a loaded picture by the keys above, as clean as `clean_embedded` makes them; empty if none."""
     merged: dict[str, Any] = {}
-    readers: tuple[Callable[[Image.Image], Mapping[str, Any]], ...] = (_read_xmp, _read_iptc, _read_exif)
+    readers: tuple[Callable[[Image.Image], Mapping[str, Any]], ...] = (
+        *(_read_page, _read_xmp, _read_iptc, _read_exif, _read_texts),
+    )
     for read in readers:
         try:
             values = clean_embedded(read(opened))
         except Exception:  # noqa: BLE001, S112 - the metadata are hostile, the picture itself is good
             continue
-        if _DEFAULT_CAPTION.fullmatch(values.get("caption", "")):
+        if "caption" in values and is_default_caption(values["caption"]):
             del values["caption"]
         merged = values | merged
     return clean_embedded(merged)
+
+
+def _read_page(opened: Image.Image) -> Mapping[str, Any]:
+    match = re.fullmatch(r"([1-9]\d{0,5}) ([0-9a-f]{64})", str(opened.info.get(PAGE_KEYWORD, "")))
+    return {} if match is None else {"page": int(match[1]), "document": match[2]}
+
+
+def is_default_caption(text: str) -> bool:
+    """Whether a caption is one that cameras and programs write without being asked, or has no letter."""
+    return not any(map(str.isalpha, text)) or _DEFAULT_CAPTION.fullmatch(text.strip()) is not None
+
+
+def parse_xmp(data: bytes) -> dict[str, Any]:
+    """The values of an XMP packet, as in a file of its own, by the keys above. Raises ValueError."""
+    try:
+        return clean_embedded(_xmp_values(data))
+    except (ElementTree.ParseError, LookupError) as error:
+        raise ValueError(str(error)) from None
 
 
 # XMP
@@ -115,8 +146,10 @@ class _NoDocumentType(ElementTree.TreeBuilder):
 def _read_xmp(opened: Image.Image) -> Mapping[str, Any]:
     packet = opened.info.get("xmp") or opened.info.get("XML:com.adobe.xmp") or b""
     data = packet.encode() if isinstance(packet, str) else bytes(packet)
-    if not data or len(data) > MAX_XMP_BYTES:
-        return {}
+    return _xmp_values(data) if data and len(data) <= MAX_XMP_BYTES else {}
+
+
+def _xmp_values(data: bytes) -> dict[str, Any]:
     parser = ElementTree.XMLParser(target=_NoDocumentType())  # noqa: S314 - without a document type there are no entities
     parser.feed(data.strip(b"\x00 \t\r\n"))
     properties = _xmp_properties(parser.close())
@@ -125,10 +158,17 @@ def _read_xmp(opened: Image.Image) -> Mapping[str, Any]:
     values["keywords"] = properties.get(f"{_DC}subject")
     values["creator"] = _one_or_all(properties.get(f"{_DC}creator", []))
     original = first.get(f"{_PHOTOSHOP}DateCreated"), first.get(f"{_EXIF}DateTimeOriginal")
-    values["taken"] = next((moment for text in original if text and (moment := _moment(text))), None)
-    values["digitized"] = _moment(first.get(f"{_XMP}CreateDate", ""))
+    values["taken"] = next((moment for text in original if text and (moment := iso_moment(text))), None)
+    values["digitized"] = iso_moment(first.get(f"{_XMP}CreateDate", ""))
     values["rating"] = _number(first.get(f"{_XMP}Rating", ""))
     return values
+
+
+def _read_texts(opened: Image.Image) -> Mapping[str, Any]:
+    """The texts of a PNG; a JPEG has none but its comment, which is the encoder's name more often than a caption."""
+    texts = getattr(opened, "text", None) or {}
+    captions = (str(texts.get(name) or "") for name in ("Description", "Comment"))
+    return {"caption": next((text for text in captions if not is_default_caption(text)), None)}
 
 
 def _xmp_properties(root: ElementTree.Element) -> dict[str, list[str]]:
@@ -191,8 +231,8 @@ def _iptc_moment(date: str, time: str) -> str | None:
     if clock is not None:
         hours, minutes, seconds, zone_hours, zone_minutes = clock.groups()
         zone = f"{zone_hours}:{zone_minutes}" if zone_hours else ""
-        return _moment(f"{text}T{hours}:{minutes}:{seconds}{zone}") or _moment(text)
-    return _moment(text)
+        return iso_moment(f"{text}T{hours}:{minutes}:{seconds}{zone}") or iso_moment(text)
+    return iso_moment(text)
 
 
 # EXIF
@@ -205,7 +245,7 @@ def _read_exif(opened: Image.Image) -> Mapping[str, Any]:
     details = exif.get_ifd(ExifTags.IFD.Exif)
     base, tags = ExifTags.Base, {**exif, **details}
     values: dict[str, Any] = {
-        "caption": _exif_text(tags.get(base.ImageDescription)),
+        "caption": _exif_caption(tags),
         "creator": _exif_text(tags.get(base.Artist)),
         "copyright": _exif_text(tags.get(base.Copyright)),
         "camera": _camera(_exif_text(tags.get(base.Make)), _exif_text(tags.get(base.Model))),
@@ -213,6 +253,35 @@ def _read_exif(opened: Image.Image) -> Mapping[str, Any]:
         "digitized": _exif_moment(tags.get(base.DateTimeDigitized), tags.get(base.OffsetTimeDigitized)),
     }
     return values | _position(exif.get_ifd(ExifTags.IFD.GPSInfo))
+
+
+def _exif_caption(tags: Mapping[int, Any]) -> str | None:
+    base = ExifTags.Base
+    captions = (
+        _exif_text(tags.get(base.ImageDescription)),
+        _user_comment(tags.get(base.UserComment)),
+        _windows_text(tags.get(base.XPComment)),
+    )
+    return next((text for text in captions if not is_default_caption(" ".join(text.split()))), None)
+
+
+def _user_comment(value: object) -> str:
+    """A comment begins with eight bytes that name its character set; programs leave them out at times."""
+    if not isinstance(value, bytes):
+        return _exif_text(value)
+    if value.startswith(b"UNICODE\x00"):
+        # The byte order of the file is not known here; that which gives more western characters is right.
+        texts = [value[8:].decode(encoding, "replace") for encoding in ("utf-16-le", "utf-16-be")]
+        return max(texts, key=lambda text: sum(char < "\u3000" for char in text) - text.count("\ufffd")).strip("\x00 ")
+    has_name = value.startswith((b"ASCII\x00\x00\x00", b"JIS\x00\x00\x00\x00\x00", bytes(8)))
+    return _exif_text(value[8:] if has_name else value)
+
+
+def _windows_text(value: object) -> str:
+    """What Windows writes: UTF-16, as bytes or as a tuple of them."""
+    if isinstance(value, tuple) and all(isinstance(item, int) and 0 <= item < 256 for item in value):
+        value = bytes(value)
+    return value.decode("utf-16-le", "replace").partition("\x00")[0].strip() if isinstance(value, bytes) else ""
 
 
 def _exif_text(value: object) -> str:
@@ -224,7 +293,7 @@ def _exif_text(value: object) -> str:
 
 def _exif_moment(value: object, offset: object) -> str | None:
     text, zone = _exif_text(value), _exif_text(offset)
-    return _moment(f"{text}{zone}") or _moment(text)
+    return iso_moment(f"{text}{zone}") or iso_moment(text)
 
 
 def _camera(make: str, model: str) -> str:
@@ -271,7 +340,7 @@ def _number(text: str) -> int | float | None:
     return int(number) if number is not None and number.is_integer() else number
 
 
-def _moment(text: str) -> str | None:
+def iso_moment(text: str) -> str | None:
     """A date or time as ISO 8601, as far as it is known; None for what is no date, such as 0000:00:00."""
     match = _MOMENT.fullmatch(text.strip())
     if match is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,7 +14,8 @@ from sqlalchemy import Connection, Row, Select, case, func, literal, select, upd
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
-from ragllava.jobs.kinds import JobDetail, kind_of
+from ragllava.jobs.dispatch import job_turns
+from ragllava.jobs.kinds import KINDS, JobDetail, kind_of
 from ragllava.jobs.queue import (
     ENDED_AT_ONCE,
     Lease,
@@ -25,14 +28,19 @@ from ragllava.jobs.queue import (
     unqueue,
 )
 from ragllava.jobs.states import FINAL_JOB_STATES, JobState, ShardState
-from ragllava.records import Progress
+from ragllava.records import JobKind, Progress
+from ragllava.settings import Settings
+from ragllava.stores.archives.archive import get_archive
 from ragllava.stores.archives.reindex_items import ReindexingView
-from ragllava.stores.database import records
+from ragllava.stores.database import OWNER, records
+from ragllava.stores.jobs import workers
 from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.learning.trainings import TrainingView
 from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.stores.schema import archives, jobs, shards
+from ragllava.stores.schema import workers as workers_table
 
+ASKED = "ask"  # the `input` of a job that is a single question
 ALL_ARCHIVES = "*"  # no archive can have this name
 
 
@@ -43,6 +51,7 @@ class NewJob:
     `content_digest` covers what was asked for: it distinguishes a repeated submit from another one under the same key.
     `archive_id` None is for maintenance tasks that concern all archives.
     `last_on` names a queue: then the last input is a shard of its own there, dispatched when all others have ended.
+    `name` is what a person calls it.
     """
 
     kind: str
@@ -54,12 +63,16 @@ class NewJob:
     idempotency_key: str | None = None
     content_digest: str = ""
     last_on: str | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class JobView:
     """A job as people see it. `archive` is `*` for a maintenance task that concerns all archives.
 
+    `name` is what a person called it, `owner` who queued it, as user@machine; None: not known.
+
+    `jobs_before` counts the jobs that are served before the first shard of one that has not started; None for others.
     `detail` is what only its kind has; for the kinds that ship, `training`, `reindexing`, `task` and `refresh` give it
     with its type.
     """
@@ -77,6 +90,27 @@ class JobView:
     started_at: datetime | None
     finished_at: datetime | None
     detail: JobDetail | None = None
+    name: str | None = None
+    owner: str | None = None
+    jobs_before: int | None = None
+
+    @property
+    def file(self) -> str | None:
+        """What it was made from, as its owner named it: a question file, or the paths of pictures."""
+        given = self.spec.get("input")
+        return given if isinstance(given, str) else None
+
+    @property
+    def title(self) -> str | None:
+        """Its name, else its file."""
+        return self.name or self.file
+
+    @property
+    def state_text(self) -> str:
+        """The state for people: of a job that has not started, how many jobs are served before it."""
+        if self.jobs_before is None:
+            return self.state.value
+        return f"waiting, {self.jobs_before} {'job' if self.jobs_before == 1 else 'jobs'} before it"
 
     @property
     def training(self) -> TrainingView | None:
@@ -113,9 +147,13 @@ class JobView:
         return {
             "job": self.job_id,
             "kind": self.kind,
+            "name": self.name,
+            "file": self.file,
             "archive": self.archive,
+            "owner": self.owner,
             "state": self.state.value,
             "priority": self.priority,
+            "jobs_before": self.jobs_before,
             "total": self.progress.total,
             "counts": self.progress.by_status,
             "error": self.error,
@@ -145,8 +183,9 @@ def create(connection: Connection, new: NewJob) -> tuple[int, bool]:
     job has another content. Of two submits at once with the same key, the second waits for the first.
     """
     digest = hashlib.sha256(json.dumps([new.kind, new.archive_id, new.content_digest]).encode()).hexdigest()
-    same_columns = ("kind", "archive_id", "priority", "spec", "total", "idempotency_key")
+    same_columns = ("kind", "archive_id", "priority", "spec", "total", "idempotency_key", "name")
     row = {name: getattr(new, name) for name in same_columns} | {"state": JobState.RUNNING, "spec_digest": digest}
+    row["owner"] = func.nullif(func.current_setting(OWNER, True), "")
     created = insert(jobs).values(row).on_conflict_do_nothing(index_elements=["idempotency_key"]).returning(jobs.c.id)
     job_id = connection.scalar(created)
     if job_id is None:
@@ -171,7 +210,7 @@ def view(connection: Connection, job_id: int) -> JobView:
     row = connection.execute(_select_jobs().where(jobs.c.id == job_id)).one_or_none()
     if row is None:
         raise _unknown_job(job_id)
-    return _as_view(connection, row)
+    return _as_views(connection, [row])[0]
 
 
 def has_ended(connection: Connection, job_id: int) -> bool:
@@ -182,17 +221,50 @@ def has_ended(connection: Connection, job_id: int) -> bool:
     return JobState(state) in FINAL_JOB_STATES
 
 
+def archive_of(connection: Connection, job_id: int) -> str | None:
+    """The name of a job's archive; None for a job of all archives, and for an unknown one."""
+    named = select(archives.c.name).join_from(jobs, archives, archives.c.id == jobs.c.archive_id)
+    return connection.scalar(named.where(jobs.c.id == job_id))
+
+
 def find_job(connection: Connection, idempotency_key: str) -> int | None:
     """The job that was made under this key, None when there is none."""
     return connection.scalar(select(jobs.c.id).where(jobs.c.idempotency_key == idempotency_key))
 
 
-def list_jobs(connection: Connection, *, limit: int = 50, only_open: bool = False) -> list[JobView]:
-    """Newest first."""
+def list_jobs(
+    connection: Connection,
+    *,
+    limit: int = 50,
+    only_open: bool = False,
+    archive: str | None = None,
+    kind: str | None = None,
+    state: str | None = None,
+) -> list[JobView]:
+    """The newest first, of one archive, kind and state if these are given. Raises UsageError for an unknown archive."""
     query = _select_jobs().order_by(jobs.c.id.desc()).limit(limit)
     if only_open:
         query = query.where(jobs.c.finished_at.is_(None))
-    return [_as_view(connection, row) for row in connection.execute(query).all()]
+    if archive is not None:
+        query = query.where(jobs.c.archive_id == get_archive(connection, archive).archive_id)
+    if kind is not None:
+        query = query.where(jobs.c.kind == kind)
+    if state is not None:
+        query = query.where(jobs.c.state == state)
+    return _as_views(connection, connection.execute(query).all())
+
+
+def latest(connection: Connection, kind: str | None = None) -> int:
+    """The newest job of a kind, else of all kinds but maintenance; a single question (`ragllava ask`) does not count.
+
+    Raises UsageError when there is none.
+    """
+    query = select(func.max(jobs.c.id)).where(func.coalesce(jobs.c.spec["input"].astext, "") != ASKED)
+    query = query.where(jobs.c.kind == kind if kind else jobs.c.kind != JobKind.MAINTENANCE)
+    job_id = connection.scalar(query)
+    if job_id is None:
+        raise UsageError(f"there is no {kind + ' ' if kind else ''}job yet; `ragllava jobs list` shows all")
+    return int(job_id)
 
 
 def troubled_shards(connection: Connection, job_id: int) -> list[ShardView]:
@@ -286,20 +358,66 @@ def fail_unreconciled(connection: Connection, job: JobView, problem: str) -> Non
         connection.execute(same_run.values(state=JobState.FAILED, error=problem))
 
 
-def refuse(connection: Connection, lease: Lease, reason: str) -> bool:
-    """End a job that cannot be done (its index belongs to another retriever, …) with the reason.
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A job whose shard was passed on; `has_ended`: no other worker can do it."""
 
-    Nothing happens when the lease is lost: perhaps the worker that has it now can do the job. The waiting shards of a
-    large job are left to `end_refused` (jobs/ending.py), after the commit. Returns whether the lease was ours.
+    job_id: int
+    kind: str
+    reason: str
+    has_ended: bool
+
+
+def refuse(connection: Connection, lease: Lease, reason: str, settings: Settings) -> bool:
+    """A worker cannot do a job (its index belongs to another retriever, …): leave the job to the other workers.
+
+    The shard is handed back, and this worker claims none of the job any more. When no other live worker is left that
+    may be able to do it, the job ends with the reason. Nothing happens when the lease is lost. Returns whether the job
+    ends; the waiting shards of a large one are left to `end_refused` (jobs/ending.py), after the commit.
     """
     if not hand_back(connection, lease):
         return False
-    refused = update(jobs).where(jobs.c.id == lease.job_id).values(error=reason)
-    if connection.execute(refused.returning(jobs.c.total)).scalar_one() <= ENDED_AT_ONCE:
-        while end_waiting_shards(connection, lease.job_id, kind_of(lease.kind).refused, reason):
-            pass
-        close_job_if_ended(connection, lease.job_id)
+    is_worker = workers.note_refusal(connection, lease.worker, lease.job_id, reason)
+    if is_worker and _can_anyone_else(connection, lease.job_id, lease.shard_id, settings):
+        return False
+    _refuse_job(connection, lease.job_id, lease.kind, reason)
     return True
+
+
+def pass_on(connection: Connection, shard_id: int, worker: str, settings: Settings) -> Refused | None:
+    """The part of `ending.pass_on` that is one transaction; None if the worker has not refused the shard's job."""
+    row = connection.execute(
+        select(shards.c.job_id, jobs.c.kind, workers_table.c.refused)
+        .join(jobs, jobs.c.id == shards.c.job_id)
+        .join(workers_table, workers_table.c.name == worker)
+        .where(shards.c.id == shard_id, shards.c.state == ShardState.QUEUED, workers.has_refused(shards.c.job_id))
+    ).one_or_none()
+    if row is None:
+        return None
+    reason = row.refused[str(row.job_id)]
+    has_ended = not _can_anyone_else(connection, row.job_id, shard_id, settings)
+    if has_ended:
+        lock_job(connection, row.job_id)
+        _refuse_job(connection, row.job_id, row.kind, reason)
+    else:
+        unqueue(connection, shards.c.id == shard_id)
+    return Refused(row.job_id, row.kind, reason, has_ended)
+
+
+def _can_anyone_else(connection: Connection, job_id: int, shard_id: int, settings: Settings) -> bool:
+    """Whether another worker may do the job, or one that was seen lately and may return."""
+    query = select(jobs.c.kind, shards.c.queue).join(shards).where(shards.c.id == shard_id)
+    row = connection.execute(query).one()
+    within_s = max(3 * settings.tick_s, settings.lease_s)
+    return workers.can_anyone_else(connection, job_id, row.queue or kind_of(row.kind).queue, within_s)
+
+
+def _refuse_job(connection: Connection, job_id: int, kind: str, reason: str) -> None:
+    refused = update(jobs).where(jobs.c.id == job_id).values(error=reason)
+    if connection.execute(refused.returning(jobs.c.total)).scalar_one() <= ENDED_AT_ONCE:
+        while end_waiting_shards(connection, job_id, kind_of(kind).refused, reason):
+            pass
+        close_job_if_ended(connection, job_id)
 
 
 def _move(connection: Connection, job_id: int, allowed: tuple[JobState, ...], to: JobState, verb: str) -> int:
@@ -325,19 +443,52 @@ def _unknown_job(job_id: int) -> UsageError:
 
 def _select_jobs() -> Select[Any]:
     """The columns that a JobView takes as they are, and its state."""
-    names = ("kind", "state", "priority", "spec", "error", "result", "created_at", "started_at", "finished_at")
+    texts = ("kind", "name", "owner", "state", "priority", "spec", "error", "result")
+    names = (*texts, "created_at", "started_at", "finished_at")
     archive = func.coalesce(archives.c.name, ALL_ARCHIVES).label("archive")
     columns = (jobs.c.id.label("job_id"), archive, jobs.c.total, jobs.c.counts, *(jobs.c[name] for name in names))
     return select(*columns).outerjoin_from(jobs, archives, archives.c.id == jobs.c.archive_id)
 
 
-def _as_view(connection: Connection, row: Row[Any]) -> JobView:
-    kind = kind_of(row.kind)
+def _as_views(connection: Connection, rows: Sequence[Row[Any]]) -> list[JobView]:
+    has_waiting = any(row.state == JobState.RUNNING and row.started_at is None for row in rows)
+    before = _jobs_before(connection) if has_waiting else {}
+    return [_as_view(connection, row, before.get(row.job_id)) for row in rows]
+
+
+def _jobs_before(connection: Connection) -> dict[int, int]:
+    """For each job that has not started: how many jobs of its queue are served before it, in the order of dispatch.
+
+    These are the jobs of higher priority, and of equal priority those that have a shard in flight or wait longer.
+    """
+    turns = job_turns()
+    columns = (turns, jobs.c.kind, jobs.c.priority, jobs.c.started_at)
+    rows = connection.execute(select(*columns).join(turns, turns.c.job_id == jobs.c.id)).all()
+    by_queue: dict[str, list[Row[Any]]] = defaultdict(list)
+    for row in rows:
+        by_queue[kind_of(row.kind).queue].append(row)
+
+    def is_before(other: Row[Any], job: Row[Any]) -> bool:
+        if other.job_id == job.job_id or other.priority != job.priority:
+            return bool(other.priority > job.priority)
+        is_served = other.started_at is not None and other.in_flight > 0
+        return is_served or (other.waiting_since, other.job_id) < (job.waiting_since, job.job_id)
+
+    return {
+        job.job_id: sum(is_before(other, job) for other in queue)
+        for queue in by_queue.values()
+        for job in queue
+        if job.started_at is None
+    }
+
+
+def _as_view(connection: Connection, row: Row[Any], jobs_before: int | None) -> JobView:
+    kind = KINDS.get(row.kind)  # None: of a newer version, which alone can count its inputs
     values = dict(row._mapping)
     values["state"] = JobState(row.state)
     total, counts = values.pop("total"), values.pop("counts")
     if counts is None:  # not ended
-        counts = kind.inputs.count(connection, row.job_id, total)
+        counts = kind.inputs.count(connection, row.job_id, total) if kind else {}
     values["progress"] = Progress(total, counts)
-    values["detail"] = kind.detail(connection, row.job_id, row.spec) if kind.detail else None
-    return JobView(**values)
+    values["detail"] = kind.detail(connection, row.job_id, row.spec) if kind and kind.detail else None
+    return JobView(**values, jobs_before=jobs_before)

@@ -14,15 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, and_, case, exists, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Subquery, and_, case, exists, func, select, text, update
 
 from ragllava.jobs.kinds import kind_of
-from ragllava.jobs.queue import lock_shard, settle, unqueue
+from ragllava.jobs.queue import is_known_kind, is_urgent, is_waiting, lock_shard, settle, unqueue
 from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.settings import Settings
 from ragllava.stores.database import equals_any, in_transaction, seconds
-from ragllava.stores.schema import jobs, shards
+from ragllava.stores.schema import jobs, shards, workers
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +34,16 @@ _IS_EXPIRED = (shards.c.state == ShardState.RUNNING, shards.c.lease_until < func
 _REAPED_AT_ONCE = 100
 _REAPING_S = 1.0  # then the other shards wait for the next call
 _REAPING_TIMEOUT_MS = 2_000  # of a statement
-MESSAGES_PER_SLOT = 2  # enough that a slot never waits for the next message, few enough that order stays ours
+MESSAGES_PER_SLOT = 2  # a shard that runs and one that waits: a slot never waits, and the order stays ours
 
 
 @dataclass(frozen=True, slots=True)
 class ShardMessage:
-    """What travels through the broker. `urgent` messages overtake the others there as well."""
+    """What travels through the broker. Messages of higher priority overtake the others there as well."""
 
     shard_id: int
     queue: str
-    urgent: bool
+    priority: int
 
 
 Publish = Callable[[list[ShardMessage]], None]
@@ -83,9 +83,17 @@ def reap(engine: Engine, settings: Settings) -> int:
 
 def _expired_shards(connection: Connection) -> list[tuple[int, int]]:
     """Running shards whose lease has ended, each with its job; those that ended first, a bounded number."""
-    query = select(shards.c.id, shards.c.job_id).join(jobs).where(jobs.c.finished_at.is_(None), *_IS_EXPIRED)
+    query = (
+        select(shards.c.id, shards.c.job_id)
+        .join(jobs)
+        .where(jobs.c.finished_at.is_(None), is_known_kind(), *_IS_EXPIRED)
+    )
     rows = connection.execute(query.order_by(shards.c.lease_until).limit(_REAPED_AT_ONCE))
     return [(shard_id, job_id) for shard_id, job_id in rows]
+
+
+def _open_jobs() -> tuple[ColumnElement[bool], ...]:
+    return jobs.c.finished_at.is_(None), is_known_kind()
 
 
 def _reap_shard(connection: Connection, shard_id: int, job_id: int, settings: Settings) -> bool:
@@ -110,7 +118,11 @@ def _unqueue_lost(connection: Connection, settings: Settings) -> int:
     A message that waits for a busy worker is not lost, however old it is.
     """
     old = (shards.c.state == ShardState.QUEUED, shards.c.queued_at < func.now() - seconds(settings.queued_timeout_s))
-    query = select(shards.c.id, shards.c.queue, jobs.c.kind).join(jobs).where(jobs.c.finished_at.is_(None), *old)
+    query = (
+        select(shards.c.id, shards.c.queue, jobs.c.kind)
+        .join(jobs)
+        .where(jobs.c.finished_at.is_(None), is_known_kind(), *old)
+    )
     rows = connection.execute(query).all()
     busy = _busy_queues(connection, settings) if rows else set()
     lost = [row.id for row in rows if (row.queue or kind_of(row.kind).queue) not in busy]
@@ -137,17 +149,18 @@ def _busy_queues(connection: Connection, settings: Settings) -> set[str]:
 
 
 def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:
-    """Mark the next shards `queued`, at most two messages for each live slot, and return their messages.
+    """Mark the next shards `queued`, so that each live slot has one that runs and one that waits; returns their
+    messages.
 
-    Higher priority first; jobs of equal priority take turns. Messages of lower priority do not use up the room of
-    higher ones, so a single question never waits behind a bulk job's messages.
+    Higher priority first; jobs of equal priority take turns (`job_turns`). Shards of lower priority do not use up the
+    room of higher ones, so a single question never waits behind a bulk job's messages.
     """
-    space = _QueueSpace(live_slots(connection, settings), _queued_messages(connection))
+    space = _QueueSpace(live_slots(connection, settings), _queued_messages(connection) + _running(connection, settings))
     chosen: list[ShardMessage] = []
     for row in _pending(connection):
         queue = row.queue or kind_of(row.kind).queue
         if space.take(queue, row.priority):
-            chosen.append(ShardMessage(row.id, queue, urgent=row.priority > 0))
+            chosen.append(ShardMessage(row.id, queue, row.priority))
     if not chosen:
         return []
     ids = [message.shard_id for message in chosen]
@@ -158,6 +171,26 @@ def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:
     return [message for message in chosen if message.shard_id in locked]
 
 
+def take_urgent(connection: Connection, kind: str) -> int | None:
+    """The first shard of an urgent job of this kind that waits; None without one.
+
+    It is marked `queued`, so that the caller can claim it as if its message had arrived. Others may be faster.
+    """
+    row = connection.execute(
+        select(shards.c.id, shards.c.state)
+        .join(jobs, jobs.c.id == shards.c.job_id)
+        .where(is_urgent(jobs, kind), is_waiting(shards))
+        .order_by(jobs.c.priority.desc(), jobs.c.id, shards.c.lo)
+        .limit(1)
+        .with_for_update(of=shards, skip_locked=True)
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.state == ShardState.PENDING:
+        connection.execute(update(shards).where(shards.c.id == row.id).values(QUEUED))
+    return int(row.id)
+
+
 def unpublish(connection: Connection, shard_ids: list[int]) -> None:
     """Set shards whose messages the broker did not take back to pending at once, not after the timeout."""
     unqueue(connection, shards.c.id.in_(shard_ids))
@@ -165,17 +198,17 @@ def unpublish(connection: Connection, shard_ids: list[int]) -> None:
 
 @dataclass(frozen=True)
 class _QueueSpace:
-    """How many more messages each queue takes. `queued` counts messages by queue and priority."""
+    """How many more messages each queue takes. `taken` counts the shards in flight by queue and priority."""
 
     slots: dict[str, int]
-    queued: Counter[tuple[str, int]]
+    taken: Counter[tuple[str, int]]
 
     def take(self, queue: str, priority: int) -> bool:
         """Count one more message, if the queue has space for one of this priority."""
-        ahead = sum(n for (name, urgency), n in self.queued.items() if name == queue and urgency >= priority)
+        ahead = sum(n for (name, urgency), n in self.taken.items() if name == queue and urgency >= priority)
         if ahead >= MESSAGES_PER_SLOT * self.slots.get(queue, 0):
             return False
-        self.queued[queue, priority] += 1
+        self.taken[queue, priority] += 1
         return True
 
 
@@ -195,7 +228,7 @@ def _queued_messages(connection: Connection) -> Counter[tuple[str, int]]:
     rows = connection.execute(
         select(jobs.c.kind, shards.c.queue, _PRIORITY, func.count().label("number"))
         .join(shards, shards.c.job_id == jobs.c.id)
-        .where(jobs.c.finished_at.is_(None), shards.c.state == ShardState.QUEUED)
+        .where(jobs.c.finished_at.is_(None), is_known_kind(), shards.c.state == ShardState.QUEUED)
         .group_by(jobs.c.kind, shards.c.queue, _PRIORITY)
     )
     queued: Counter[tuple[str, int]] = Counter()
@@ -204,27 +237,76 @@ def _queued_messages(connection: Connection) -> Counter[tuple[str, int]]:
     return queued
 
 
+def _running(connection: Connection, settings: Settings) -> Counter[tuple[str, int]]:
+    """The shards that live workers run, by queue and priority; of each worker and priority no more than its slots.
+
+    A worker that was killed leaves shards that run on paper until they are reaped.
+    """
+    rows = connection.execute(
+        select(jobs.c.kind, shards.c.queue, _PRIORITY, func.least(func.count(), workers.c.slots).label("number"))
+        .join(shards, shards.c.job_id == jobs.c.id)
+        .join(workers, workers.c.name == shards.c.worker)
+        .where(
+            jobs.c.finished_at.is_(None),
+            is_known_kind(),
+            shards.c.state == ShardState.RUNNING,
+            workers.c.seen_at > func.now() - seconds(3 * settings.tick_s),
+        )
+        .group_by(jobs.c.kind, shards.c.queue, _PRIORITY, workers.c.name, workers.c.slots)
+    )
+    running: Counter[tuple[str, int]] = Counter()
+    for row in rows:
+        running[row.queue or kind_of(row.kind).queue, row.priority] += row.number
+    return running
+
+
+def job_turns() -> Subquery:
+    """For each open job: `in_flight`, its shards that are queued or run, and `waiting_since`, when its last shard was
+    queued, or the job created.
+
+    The next turn is that of the job with the fewest shards in flight, and of these of the one that waits longest. So
+    each job gets its share of the slots from its first shard on, and a stream of new jobs holds up no old one.
+    """
+    in_flight = shards.c.state.in_([ShardState.QUEUED, ShardState.RUNNING])
+    return (
+        select(
+            jobs.c.id.label("job_id"),
+            func.count().filter(in_flight).label("in_flight"),
+            func.coalesce(func.max(shards.c.queued_at), jobs.c.created_at).label("waiting_since"),
+        )
+        .join(shards, shards.c.job_id == jobs.c.id)
+        .where(jobs.c.finished_at.is_(None), jobs.c.state == JobState.RUNNING, is_known_kind())
+        .group_by(jobs.c.id)
+        .subquery("turns")
+    )
+
+
 def _pending(connection: Connection) -> Sequence[Row[Any]]:
-    turn = func.row_number().over(partition_by=shards.c.job_id, order_by=shards.c.lo)
+    turns = job_turns()
+    nth = func.row_number().over(partition_by=shards.c.job_id, order_by=shards.c.lo)
     sibling = shards.alias("sibling")
     open_siblings = exists().where(
         sibling.c.job_id == shards.c.job_id, sibling.c.id != shards.c.id, sibling.c.state.in_(OPEN_SHARD_STATES)
     )
     ready = (
-        select(shards.c.id, jobs.c.kind, shards.c.queue, _PRIORITY, jobs.c.id.label("job_id"), turn.label("turn"))
-        .join(jobs, jobs.c.id == shards.c.job_id)
-        .where(
-            jobs.c.finished_at.is_(None),
-            jobs.c.state == JobState.RUNNING,
-            IS_READY,
-            ~shards.c.is_last | ~open_siblings,
+        select(
+            shards.c.id,
+            jobs.c.kind,
+            shards.c.queue,
+            _PRIORITY,
+            jobs.c.id.label("job_id"),
+            (turns.c.in_flight + nth).label("turn"),
+            turns.c.waiting_since,
         )
+        .join(jobs, jobs.c.id == shards.c.job_id)
+        .join(turns, turns.c.job_id == jobs.c.id)
+        .where(IS_READY, ~shards.c.is_last | ~open_siblings)
         .subquery()
     )
     # One queue may be full while another is empty, so look at shards of each kind.
     rank = func.row_number().over(
         partition_by=func.coalesce(ready.c.queue, ready.c.kind),
-        order_by=(ready.c.priority.desc(), ready.c.turn, ready.c.job_id),
+        order_by=(ready.c.priority.desc(), ready.c.turn, ready.c.waiting_since, ready.c.job_id),
     )
     ranked = select(ready.c.id, ready.c.kind, ready.c.queue, ready.c.priority, rank.label("rank")).subquery()
     # Kinds may share a queue, so priority decides between them, too.

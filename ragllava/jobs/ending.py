@@ -10,10 +10,10 @@ import time
 
 from sqlalchemy import Connection, Engine, select
 
-from ragllava.jobs import queue
+from ragllava.jobs import control, queue
 from ragllava.jobs.kinds import kind_of
-from ragllava.jobs.queue import Lease
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState
+from ragllava.settings import Settings
 from ragllava.stores.database import in_transaction, read_at_once
 from ragllava.stores.schema import jobs, shards
 
@@ -47,15 +47,26 @@ def end_job(engine: Engine, job_id: int, most_s: float = 60.0) -> bool:
     return queue.close_ended_job(engine, job_id)
 
 
-def end_refused(engine: Engine, lease: Lease, reason: str) -> None:
-    """End the waiting shards of a job that `control.refuse` has refused, and close it if no shard is open.
+def pass_on(engine: Engine, shard_id: int, worker: str, settings: Settings) -> bool:
+    """Give back a queued shard whose message has reached a worker that has refused its job; True if that is so.
+
+    The shard is pending again at once. When no other live worker is left, the job ends with the reason.
+    """
+    refused = in_transaction(engine, control.pass_on, shard_id, worker, settings)
+    if refused is not None and refused.has_ended:
+        end_refused(engine, refused.job_id, refused.kind, refused.reason)
+    return refused is not None
+
+
+def end_refused(engine: Engine, job_id: int, kind: str, reason: str) -> None:
+    """End the waiting shards of a job that was refused, and close it if no shard is open.
 
     If this is interrupted, the next worker that claims a shard of the job refuses it again.
     """
-    status = kind_of(lease.kind).refused
-    while in_transaction(engine, queue.end_waiting_shards, lease.job_id, status, reason):
+    status = kind_of(kind).refused
+    while in_transaction(engine, queue.end_waiting_shards, job_id, status, reason):
         pass
-    queue.close_ended_job(engine, lease.job_id)
+    queue.close_ended_job(engine, job_id)
 
 
 def _end_some(connection: Connection, job_id: int) -> bool:
@@ -67,5 +78,5 @@ def _ending_jobs(connection: Connection) -> list[int]:
     """Cancelled jobs that have not ended, and jobs without an open shard, oldest first."""
     open_shard = select(shards.c.id).where(shards.c.job_id == jobs.c.id, shards.c.state.in_(OPEN_SHARD_STATES)).limit(1)
     is_ending = (jobs.c.state == JobState.CANCELLING) | open_shard.scalar_subquery().is_(None)
-    query = select(jobs.c.id).where(jobs.c.finished_at.is_(None), is_ending)
+    query = select(jobs.c.id).where(jobs.c.finished_at.is_(None), queue.is_known_kind(), is_ending)
     return list(connection.scalars(query.order_by(jobs.c.id)))

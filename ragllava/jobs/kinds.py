@@ -42,6 +42,7 @@ class Kind:
     name: str  # as stored in jobs.kind
     queue: str  # of the workers that run its shards, unless a shard names another
     stage: str | Callable[[Any], None]  # or its address, `module:function`; workers import it before the first shard
+    gives_way: bool = False  # its stage lets shards of urgent jobs of this kind run in between
     per_shard: Callable[[Settings], int] = lambda _settings: 1  # inputs, unless the job says otherwise
 
     # Inputs and how they end
@@ -99,6 +100,7 @@ ANSWER = Kind(
     name=JobKind.ANSWER,
     queue="query",
     stage="ragllava.stages.answer.stage:answer_stage",
+    gives_way=True,
     per_shard=lambda settings: settings.questions_per_shard,
     inputs=QuestionInputs(),
     statuses=AnswerStatus,

@@ -13,15 +13,29 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, func, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    FromClause,
+    Row,
+    and_,
+    exists,
+    func,
+    literal,
+    select,
+    update,
+)
 
 from ragllava.errors import LeaseLost, ShardInterrupted
-from ragllava.jobs.kinds import Kind, kind_of
+from ragllava.jobs.kinds import KINDS, Kind, kind_of
 from ragllava.jobs.retry import Limits, NextStep, backoff_s, next_step
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
+from ragllava.records import Priority
 from ragllava.stores.database import equals_any, in_transaction, read_at_once, record, seconds
 from ragllava.stores.jobs import job_ends
 from ragllava.stores.jobs.outcomes import COUNTED_AT_ONCE, Reconciliation, reconcile
+from ragllava.stores.jobs.workers import has_refused
 from ragllava.stores.schema import jobs, shards, workers
 
 ENDED_AT_ONCE = 5_000  # inputs that one transaction cancels: well below a second
@@ -50,7 +64,11 @@ class Lease:
 
 
 def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) -> Lease | None:
-    """Take a queued shard of a running job. Of any number of callers exactly one gets the lease; the others None."""
+    """Take a queued shard of a running job. Of any number of callers exactly one gets the lease; the others None.
+
+    A worker that has refused the job gets none either.
+    """
+    unfit = exists().where(workers.c.name == worker, has_refused(shards.c.job_id))
     # The first claim of a job also writes the job's row, so it locks that first, as everybody does.
     unstarted = select(jobs.c.id).join(shards).where(shards.c.id == shard_id, jobs.c.started_at.is_(None))
     is_first = connection.scalar(unstarted.with_for_update(of=jobs, key_share=True)) is not None
@@ -61,6 +79,7 @@ def claim(connection: Connection, shard_id: int, worker: str, lease_s: float) ->
             shards.c.state == ShardState.QUEUED,
             jobs.c.id == shards.c.job_id,
             jobs.c.state == JobState.RUNNING,
+            ~unfit,
         )
         .values(
             state=ShardState.RUNNING,
@@ -91,12 +110,62 @@ def heartbeat(connection: Connection, lease: Lease, lease_s: float) -> LeaseLost
     """Extend the lease if it is still ours. Returns the error to stop with, if the lease, job or worker is ending."""
     extended = update(shards).where(*_mine(lease)).values(lease_until=func.now() + seconds(lease_s))
     if connection.execute(extended).rowcount == 0:
-        return LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; another worker owns it")
+        return _lost(lease)
     job_state = connection.scalar(select(jobs.c.state).where(jobs.c.id == lease.job_id))
     worker_state = connection.scalar(select(workers.c.state).where(workers.c.name == lease.worker))
-    if worker_state == "draining" or job_state != JobState.RUNNING:
-        return ShardInterrupted(f"shard {lease.shard_id}: what is left is handed back")
-    return None
+    return _error_of(lease, job_state, worker_state)
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What a look at a lease has shown: the error to stop with, if any, and whether an urgent shard waits."""
+
+    error: LeaseLost | ShardInterrupted | None
+    urgent_waits: bool
+
+
+def watch(connection: Connection, lease: Lease) -> Watched:
+    """Look whether a lease is still ours, its job and worker go on, and no shard of an urgent job waits for a worker of
+    this kind of job. Reads only."""
+    urgent = jobs.alias("urgent")
+    waiting = shards.alias("waiting")
+    urgent_waits = exists().where(
+        waiting.c.job_id == urgent.c.id,
+        is_urgent(urgent, lease.kind),
+        urgent.c.priority > jobs.c.priority,
+        is_waiting(waiting),
+    )
+    ours = [shards.c.epoch == lease.epoch, shards.c.state == ShardState.RUNNING]
+    row = connection.execute(
+        select(and_(*ours).label("is_ours"), jobs.c.state, workers.c.state, urgent_waits)
+        .join(jobs, jobs.c.id == shards.c.job_id)
+        .outerjoin(workers, workers.c.name == lease.worker)
+        .where(shards.c.id == lease.shard_id)
+    ).one_or_none()
+    is_ours, job_state, worker_state, waits = row or (False, None, None, False)
+    return Watched(_error_of(lease, job_state, worker_state) if is_ours else _lost(lease), bool(waits))
+
+
+def is_urgent(job: FromClause, kind: str) -> ColumnElement[bool]:
+    """The condition that a job of this kind runs and is urgent: shards of other jobs give way to its shards."""
+    return and_(
+        job.c.finished_at.is_(None),
+        job.c.state == JobState.RUNNING,
+        job.c.priority >= Priority.URGENT,
+        job.c.kind == kind,
+    )
+
+
+def is_waiting(shard: FromClause) -> ColumnElement[bool]:
+    """The condition that a shard waits for a worker, with or without a message."""
+    is_ready = shard.c.not_before.is_(None) | (shard.c.not_before <= func.now())
+    return (shard.c.state == ShardState.QUEUED) | ((shard.c.state == ShardState.PENDING) & is_ready)
+
+
+def count_attempt(connection: Connection, lease: Lease, by: int) -> None:
+    """Add to the attempts of the shard, if the lease is still ours: -1 while its worker works on another shard, which
+    may kill it, and 1 afterwards."""
+    connection.execute(update(shards).where(*_mine(lease)).values(attempts=shards.c.attempts + by))
 
 
 def fence(connection: Connection, lease: Lease, lease_s: float) -> None:
@@ -151,10 +220,14 @@ def fail(connection: Connection, lease: Lease, error: str, limits: Limits, *, is
         settle(connection, row, error, limits, is_transient=is_transient)
 
 
-def expire(connection: Connection, shard_id: int, worker: str) -> None:
-    """End the lease of a child process that its parent saw die, so that the next tick reaps the shard."""
-    running = (shards.c.id == shard_id, shards.c.worker == worker, shards.c.state == ShardState.RUNNING)
-    connection.execute(update(shards).where(*running).values(lease_until=func.now()))
+def expire(connection: Connection, worker: str, shard_id: int | None = None) -> None:
+    """End the lease of a child process that its parent saw die, or all leases of the worker if no shard is named, so
+    that the next tick reaps the shards."""
+    running = [shards.c.worker == worker, shards.c.state == ShardState.RUNNING]
+    if shard_id is not None:
+        running.append(shards.c.id == shard_id)
+    open_jobs = select(jobs.c.id).where(jobs.c.finished_at.is_(None))
+    connection.execute(update(shards).where(*running, shards.c.job_id.in_(open_jobs)).values(lease_until=func.now()))
 
 
 def settle(connection: Connection, row: Row[Any], error: str, limits: Limits, *, is_transient: bool = False) -> None:
@@ -255,6 +328,11 @@ def lock_shard(
         .with_for_update(of=shards, skip_locked=skip_locked)
     ).one_or_none()
     return row
+
+
+def is_known_kind() -> ColumnElement[bool]:
+    """The condition that this version knows the kind of a job."""
+    return jobs.c.kind.in_(list(KINDS))
 
 
 def close_job_if_ended(connection: Connection, job_id: int) -> None:
@@ -370,6 +448,16 @@ def _final_state(state: JobState, kind: Kind, counted: Reconciliation) -> tuple[
     if counted.total and bad == counted.total:
         return JobState.FAILED, "no input succeeded"
     return (JobState.COMPLETED_WITH_ERRORS if bad else JobState.COMPLETED), None
+
+
+def _lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(f"shard {lease.shard_id}: epoch {lease.epoch} is over; another worker owns it")
+
+
+def _error_of(lease: Lease, job_state: str | None, worker_state: str | None) -> ShardInterrupted | None:
+    if worker_state == "draining" or job_state != JobState.RUNNING:
+        return ShardInterrupted(f"shard {lease.shard_id}: what is left is handed back")
+    return None
 
 
 def _mine(lease: Lease) -> tuple[ColumnElement[bool], ...]:

@@ -1,4 +1,4 @@
-"""Runs a shard: lease, stage, commit. The only place with a broad `except` (docs/reliability.md D2, D4, D5)."""
+"""Runs a shard: lease, stage, commit. Catches any error, as jobs/isolation.py (docs/reliability.md D2, D4, D5)."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Concatenate, Generic, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import DeviceLost, JobRefused, LeaseLost, RagllavaError, ShardInterrupted
-from ragllava.jobs import control, ending, queue
+from ragllava.jobs import control, dispatch, ending, queue
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.queue import Lease
 from ragllava.jobs.retry import Limits
 from ragllava.settings import Settings
-from ragllava.stores.database import in_transaction
+from ragllava.stores.database import in_transaction, read_at_once
 
 log = logging.getLogger(__name__)
+# Between two looks at the job and the worker, so that cancel, pause and stop are noticed soon.
+_WATCH_S = 2.0
+_URGENT_WATCH_S = 0.25  # somebody waits for an urgent shard
+
 R = TypeVar("R")  # what a stage needs: stores and models
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,7 +34,8 @@ T = TypeVar("T")
 class ShardContext(Generic[R]):
     """What a stage gets: its lease, its resources, and its only ways to the database.
 
-    `stop` returns the error to stop with, None while the stage may continue.
+    `stop` returns the error to stop with, None while the stage may continue. `run_urgent` runs the urgent shards that
+    wait.
     """
 
     lease: Lease
@@ -38,12 +43,21 @@ class ShardContext(Generic[R]):
     engine: Engine
     resources: R
     stop: Callable[[], Exception | None]
+    run_urgent: Callable[[], float] = field(default=lambda: 0.0, kw_only=True)
 
     def check(self) -> None:
         """Call between sub-batches: raises LeaseLost or ShardInterrupted when the stage has to stop."""
         error = self.stop()
         if error is not None:
             raise error
+
+    def give_way(self) -> float:
+        """Run the shards of urgent jobs that wait, in this process, then return; returns the seconds that took.
+
+        For stages whose kind gives way. Call it as often as possible, where the stage holds nothing that another shard
+        of its kind would change. The other shards apply the models of their own.
+        """
+        return self.run_urgent()
 
     def open_inputs(self) -> list[int]:
         """Numbers of the shard's inputs that have no outcome in this run, ascending."""
@@ -85,11 +99,18 @@ def run_shard(shard_id: int, worker: str, settings: Settings, engine: Engine, re
     if lease is None:
         log.info("lease not available", extra={"action": "shard_dropped", "shard": shard_id})
         return False
+    _run_lease(lease, settings, engine, resources)
+    return True
+
+
+def _run_lease(lease: Lease, settings: Settings, engine: Engine, resources: object) -> None:
     facts = {"shard": lease.shard_id, "job": lease.job_id, "kind": lease.kind, "epoch": lease.epoch}
     started = time.monotonic()
-    with _heartbeat(engine, lease, settings) as stop:
+    with _heartbeat(engine, lease, settings) as pulse:
+        run_urgent = _UrgentShards(lease, settings, engine, resources, pulse)
         try:
-            kind_of(lease.kind).load_stage()(ShardContext(lease, settings, engine, resources, stop))
+            context = ShardContext(lease, settings, engine, resources, pulse.stop, run_urgent=run_urgent)
+            kind_of(lease.kind).load_stage()(context)
             in_transaction(engine, queue.finish, lease)
         except Exception as error:
             _record_failure(engine, settings, lease, error, facts)
@@ -98,7 +119,6 @@ def run_shard(shard_id: int, worker: str, settings: Settings, engine: Engine, re
         else:
             took_s = round(time.monotonic() - started, 2)
             log.info("shard done", extra={"action": "shard_done", "duration_s": took_s, **facts})
-    return True
 
 
 def _record_failure(
@@ -111,9 +131,9 @@ def _record_failure(
         in_transaction(engine, queue.hand_back, lease)
         log.info(message, extra={"action": "shard_handed_back", **facts})
     elif isinstance(error, JobRefused):
-        if in_transaction(engine, control.refuse, lease, message):
-            ending.end_refused(engine, lease, message)
-        log.error(message, extra={"action": "job_refused", **facts})
+        if in_transaction(engine, control.refuse, lease, message, settings):
+            ending.end_refused(engine, lease.job_id, lease.kind, message)
+        log.error(message, extra={"action": "job_refused", "worker": lease.worker, **facts})
     elif isinstance(error, RagllavaError) and error.retryable:
         in_transaction(engine, queue.fail, lease, message, Limits.of(settings), is_transient=True)
         log.info(message, extra={"action": "shard_retry", **facts})
@@ -123,29 +143,86 @@ def _record_failure(
         log.error(text, exc_info=error, extra={"action": "shard_failed", **facts})
 
 
+@dataclass(slots=True)
+class _Pulse:
+    """What the thread of a lease has noticed: the error to stop with, and that an urgent shard waits."""
+
+    error: Exception | None = None
+    urgent_waits: bool = False
+
+    def stop(self) -> Exception | None:
+        return self.error
+
+
+@dataclass(slots=True)
+class _UrgentShards:
+    """Runs urgent shards while the shard of `lease` stands still; its lease is extended meanwhile.
+
+    Nothing of the shard that stands still is lost or done twice. If an urgent shard kills the process, the other one is
+    not blamed: its attempt does not count meanwhile.
+    """
+
+    lease: Lease
+    settings: Settings
+    engine: Engine
+    resources: object
+    pulse: _Pulse
+    spent_s: float = 0.0
+
+    def __call__(self) -> float:
+        started = time.monotonic()
+        # The process is killed when its message takes too long, the urgent shards included.
+        left_s = self.settings.shard_time_limit_s / 2 - self.spent_s
+        while self.pulse.urgent_waits and time.monotonic() - started < left_s and self.pulse.error is None:
+            self.pulse.urgent_waits = self._run_next()
+        took_s = time.monotonic() - started
+        self.spent_s += took_s
+        return took_s
+
+    def _run_next(self) -> bool:
+        """Run the first urgent shard; returns whether there was one."""
+        shard_id = in_transaction(self.engine, dispatch.take_urgent, self.lease.kind)
+        if shard_id is None:
+            return False
+        lease = in_transaction(self.engine, queue.claim, shard_id, self.lease.worker, self.settings.lease_s)
+        if lease is None:  # another worker was faster, or this one cannot do the job; a later look tells
+            return False
+        in_transaction(self.engine, queue.count_attempt, self.lease, -1)
+        log.info("gives way", extra={"action": "gave_way", "shard": self.lease.shard_id, "to": shard_id})
+        _run_lease(lease, self.settings, self.engine, self.resources)
+        in_transaction(self.engine, queue.count_attempt, self.lease, 1)
+        return True
+
+
 @contextmanager
-def _heartbeat(engine: Engine, lease: Lease, settings: Settings) -> Iterator[Callable[[], Exception | None]]:
-    """Extends the lease from a thread of its own; yields a function that returns the error to stop with, if any."""
+def _heartbeat(engine: Engine, lease: Lease, settings: Settings) -> Iterator[_Pulse]:
+    """Extends the lease from a thread of its own, which also looks whether to stop or to give way."""
     done = threading.Event()
-    errors: list[Exception] = []
+    pulse = _Pulse()
+    watch_s = _URGENT_WATCH_S if kind_of(lease.kind).gives_way else _WATCH_S
+
+    def look() -> None:
+        watched = read_at_once(engine, queue.watch, lease)
+        pulse.error = watched.error or pulse.error
+        pulse.urgent_waits = watched.urgent_waits
 
     def run() -> None:
-        # More often than the lease needs, so that cancel and shutdown are quick.
-        while not done.wait(min(settings.heartbeat_s, 2.0)):
+        next_beat = time.monotonic() + settings.heartbeat_s
+        while not done.wait(min(watch_s, settings.heartbeat_s)):
             try:
-                error = in_transaction(engine, queue.heartbeat, lease, settings.lease_s)
+                look()
+                if time.monotonic() >= next_beat:
+                    next_beat = time.monotonic() + settings.heartbeat_s
+                    pulse.error = in_transaction(engine, queue.heartbeat, lease, settings.lease_s) or pulse.error
             except RagllavaError as missed:
                 log.warning(str(missed), extra={"action": "heartbeat_missed", "shard": lease.shard_id})
-                continue
-            if error is not None:
-                errors.append(error)
-            if isinstance(error, LeaseLost):
+            if isinstance(pulse.error, LeaseLost):
                 return
 
     thread = threading.Thread(target=run, name=f"heartbeat-{lease.shard_id}", daemon=True)
     thread.start()
     try:
-        yield lambda: errors[-1] if errors else None
+        yield pulse
     finally:
         done.set()
         thread.join()

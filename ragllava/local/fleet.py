@@ -1,4 +1,4 @@
-"""WorkerFleet: starts worker processes, restarts those that die, and stops them."""
+"""WorkerFleet: starts worker processes, restarts those that die for as long as it takes, and stops them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from ragllava.local.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-_MOST_DEATHS = 6
+_ALARMING_DEATHS = 3  # in a row; fewer are not reported
+_MOST_DEATHS_AT_START = 6
 _LONGEST_DELAY_S = 30.0
 _HEALTHY_S = 60.0  # the deaths before a run of this length no longer count
 _POLL_S = 0.1
+_NEWS_S = 15.0  # between two lines about workers that are waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +44,12 @@ class _Worker:
     deaths: int = 0  # in a row, with no healthy run between them
     restart_at: float | None = None
     ready: bool = False
+    trouble: str | None = None  # why it does not run; None: it runs, or has died rarely
 
-    def lost_message(self) -> str:
+    def death_message(self) -> str:
         return (
-            f"worker {self.spec.name} died {self.deaths} times in a row and is not started again "
-            f"({last_lines(self.log, 1)}); see {self.log}"
+            f"worker {self.spec.name} died {self.deaths} times in a row ({last_lines(self.log, 1)}); it is started "
+            f"again at least every {_LONGEST_DELAY_S:.0f} s; see {self.log}"
         )
 
 
@@ -64,10 +67,12 @@ class WorkerFleet:
         self._is_ready = is_ready
         self._grace_s = grace_s
         self._watchdog = Watchdog(home.workers, grace_s)
+        self._stored: dict[str, str] = {}  # the troubles in the home's file
 
     def start(self) -> None:
         """Start every worker, after stopping those that a killed `ragllava up` left behind."""
         end_orphans(self._home)
+        self._home.save_troubles({})
         for worker in self._workers:
             self._launch(worker)
 
@@ -76,17 +81,25 @@ class WorkerFleet:
         timeout_s: float,
         on_ready: Callable[[str, int, float], None] = lambda name, pid, seconds: None,
         cancelled: Callable[[], bool] = lambda: False,
+        on_news: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Wait for all workers; `on_ready(name, pid, seconds)` is called for each as soon as it is ready.
 
-        Dead workers are restarted meanwhile. Returns early when `cancelled()`. Raises ServiceUnavailable when a
-        worker died too often, or after `timeout_s` seconds.
+        Dead workers are restarted meanwhile. `on_news` is called with a line about each that keeps dying, and from
+        time to time about one that is waited for. Returns early when `cancelled()`. Raises ServiceUnavailable when a
+        worker died too often: what prevents its first start rarely ends on its own. Also after `timeout_s` seconds.
         """
-        deadline = time.monotonic() + timeout_s
+        started = time.monotonic()
+        deadline, next_news = started + timeout_s, started + _NEWS_S
         while not cancelled():
-            lost = self.check()
-            if lost:
-                raise ServiceUnavailable(lost[0])
+            for line in self.check():
+                on_news(line)
+            hopeless = next((worker for worker in self._workers if worker.deaths >= _MOST_DEATHS_AT_START), None)
+            if hopeless is not None:
+                raise ServiceUnavailable(
+                    f"worker {hopeless.spec.name} died {hopeless.deaths} times in a row "
+                    f"({last_lines(hopeless.log, 1)}); see {hopeless.log}"
+                )
             waiting = [worker for worker in self._workers if not self._check_ready(worker, on_ready)]
             if not waiting:
                 return
@@ -96,24 +109,41 @@ class WorkerFleet:
                     f"worker {worker.spec.name} is not ready after {timeout_s:.0f} s: "
                     f"{last_lines(worker.log, 1)}; see {worker.log}"
                 )
+            if time.monotonic() >= next_news:
+                next_news += _NEWS_S
+                names = ", ".join(worker.spec.name for worker in waiting)
+                on_news(
+                    f"waiting for {names} since {time.monotonic() - started:.0f} s; the last line of "
+                    f"{waiting[0].log.name}: {last_lines(waiting[0].log, 1) or 'none yet'}"
+                )
             time.sleep(_POLL_S)
 
     def check(self) -> list[str]:
-        """Restart dead workers, each after a delay that grows with its deaths in a row.
+        """Restart dead workers, each after a delay that grows with its deaths in a row; it never gives one up.
 
-        Returns one sentence for each worker that has now died too often and is not restarted any more.
+        Returns a sentence for each worker that has begun to die again and again, and one when it runs again. Until
+        then the sentence is in the home's file of troubles, which `ragllava status` and `ragllava doctor` read.
         """
-        lost = []
+        news: list[str] = []
         now = time.monotonic()
         for worker in self._workers:
             if worker.process is not None and not is_alive(worker.process):
-                self._plan_restart(worker, worker.process, now)
-                if worker.restart_at is None:
-                    lost.append(worker.lost_message())
+                self._note_death(worker, worker.process, now)
             if worker.restart_at is not None and now >= worker.restart_at:
-                self._launch(worker)
-        self._watchdog.check()
-        return lost
+                try:
+                    self._launch(worker)
+                except ServiceUnavailable as error:  # no more processes or no space for its log, for example
+                    log.warning(str(error), extra={"action": "worker_not_started", "worker": worker.spec.name})
+                    self._plan_restart(worker, now)
+            if worker.process is not None and worker.deaths and now - worker.started >= _HEALTHY_S:
+                worker.deaths = 0
+            news += _report(worker)
+        try:
+            self._watchdog.check()
+            self._store_troubles()
+        except OSError as error:  # the next check tries it again
+            log.warning(str(error), extra={"action": "fleet_not_watched"})
+        return news
 
     def stop(self) -> None:
         """Ask all workers to end, wait `grace_s` seconds for all together, then kill what is left of their groups."""
@@ -122,6 +152,7 @@ class WorkerFleet:
             worker.process = worker.restart_at = None
         self._watchdog.close()
         end_orphans(self._home)
+        self._home.save_troubles({})
 
     def _launch(self, worker: _Worker) -> None:
         worker.restart_at = None
@@ -138,18 +169,25 @@ class WorkerFleet:
             raise ServiceUnavailable(f"worker {worker.spec.name} cannot be started: {error}") from error
         self._watchdog.add(worker.process.pid)
 
-    def _plan_restart(self, worker: _Worker, process: psutil.Process, now: float) -> None:
+    def _note_death(self, worker: _Worker, process: psutil.Process, now: float) -> None:
         worker.process = None
         kill_group(process)  # its children, if it left any
         self._watchdog.remove(process.pid)
-        worker.deaths = 1 if now - worker.started >= _HEALTHY_S else worker.deaths + 1
-        delay_s = restart_delay_s(worker.deaths)
+        delay_s = self._plan_restart(worker, now)
         facts = {"action": "worker_died", "worker": worker.spec.name, "pid": process.pid, "deaths": worker.deaths}
-        if delay_s is None:
-            log.error(worker.lost_message(), extra=facts)
-        else:
-            worker.restart_at = now + delay_s
-            log.warning(f"worker {exit_text(process)}, next start in {delay_s:g} s", extra=facts)
+        log.warning(f"worker {exit_text(process)}, next start in {delay_s:g} s", extra=facts)
+
+    def _plan_restart(self, worker: _Worker, now: float) -> float:
+        worker.deaths += 1
+        delay_s = restart_delay_s(worker.deaths)
+        worker.restart_at = now + delay_s
+        return delay_s
+
+    def _store_troubles(self) -> None:
+        troubles = {worker.spec.name: worker.trouble for worker in self._workers if worker.trouble is not None}
+        if troubles != self._stored:
+            self._home.save_troubles(troubles)
+            self._stored = troubles
 
     def _check_ready(self, worker: _Worker, on_ready: Callable[[str, int, float], None]) -> bool:
         seconds = time.monotonic() - worker.started
@@ -159,9 +197,21 @@ class WorkerFleet:
         return worker.ready
 
 
-def restart_delay_s(deaths: int) -> float | None:
-    """Seconds to wait after so many deaths in a row: 1, 2, 4 … at most 30; None: do not restart."""
-    return None if deaths >= _MOST_DEATHS else min(_LONGEST_DELAY_S, 2.0 ** (deaths - 1))
+def _report(worker: _Worker) -> list[str]:
+    """What is new about a worker that keeps dying, or does not any more: one sentence, or none."""
+    if worker.trouble is None and worker.deaths >= _ALARMING_DEATHS:
+        worker.trouble = worker.death_message()
+        log.error(worker.trouble, extra={"action": "worker_keeps_dying", "worker": worker.spec.name})
+        return [worker.trouble]
+    if worker.trouble is not None and not worker.deaths:
+        worker.trouble = None
+        return [f"worker {worker.spec.name} runs again"]
+    return []
+
+
+def restart_delay_s(deaths: int) -> float:
+    """Seconds to wait after so many deaths in a row: 1, 2, 4 … at most 30."""
+    return min(_LONGEST_DELAY_S, 2.0 ** min(deaths - 1, 10))
 
 
 def end_orphans(home: Home) -> int:

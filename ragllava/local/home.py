@@ -63,6 +63,7 @@ class Home:
         self.secrets_file = self.data / "secrets.json"
         self.services_file = self.run / "services.json"
         self.lock_file = self.run / "up.lock"
+        self.troubles_file = self.run / "troubles.json"
         self.passages_file = self.run / "passages.json"
 
     def prepare(self) -> None:
@@ -116,6 +117,17 @@ class Home:
     def save_state(self, state: ServicesState) -> None:
         """Write run/services.json; its settings hold passwords."""
         write_whole(self.services_file, json.dumps(asdict(state), indent=2), 0o600)
+
+    def load_troubles(self) -> dict[str, str]:
+        """For each worker that keeps dying, a sentence that says why; empty without a running `ragllava up`."""
+        try:
+            return TypeAdapter(dict[str, str]).validate_json(self.troubles_file.read_bytes())
+        except (OSError, ValueError):
+            return {}
+
+    def save_troubles(self, troubles: dict[str, str]) -> None:
+        """Write run/troubles.json. Raises OSError."""
+        write_whole(self.troubles_file, json.dumps(troubles, indent=2), 0o600)
 
 
 class HomeLock:

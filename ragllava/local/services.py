@@ -43,6 +43,7 @@ class LocalServices:
         self.lock = HomeLock(self.home)
         self._running: list[EmbeddedService] = []
         self._events = events
+        self._unrevived: dict[str, str] = {}  # what was said about services that cannot be restarted
         self._watchdog = None if outlive_us else Watchdog(self.home.run, _WATCHDOG_GRACE_S)
 
     @property
@@ -87,15 +88,21 @@ class LocalServices:
             raise
 
     def revive(self) -> list[str]:
-        """Restart the services that have died; returns a sentence for each, restarted or not. Call it regularly."""
+        """Restart the services that have died. Call it regularly.
+
+        Returns a sentence for each that was restarted, and one for each that cannot be: once, not at each attempt.
+        """
         news = []
         for service in self._running:
             if service.process is None or not is_alive(service.process):
                 try:
                     service.start()
+                    self._unrevived.pop(service.title, None)
                     news.append(f"{service.title} died and was restarted at {service.address}; see {service.log}")
-                except ServiceUnavailable as error:
-                    news.append(f"{service.title} died and cannot be restarted: {error}")
+                except (OSError, RagllavaError) as error:
+                    if service.title not in self._unrevived:
+                        news.append(f"{service.title} died and cannot be restarted, which is tried again: {error}")
+                    self._unrevived[service.title] = str(error)
         if news:
             self._watch()
         return news
@@ -213,6 +220,11 @@ def service_status(settings: Settings) -> list[ServiceStatus]:
         address = f"127.0.0.1:{local.receiver_port}"
         statuses.append(ServiceStatus(RECEIVER, address, embedded=True, answers=problem is None, detail=detail))
     return statuses
+
+
+def worker_troubles(local: LocalServices) -> dict[str, str]:
+    """For each worker of a running `ragllava up` that keeps dying, a sentence that says why."""
+    return local.home.load_troubles() if local.lock.owner() is not None else {}
 
 
 def receiver_problem(port: int | None) -> str | None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ragllava.errors import ModelUnavailable, SettingsError, UsageError
 from ragllava.settings import Settings
 
+MODEL_PACKAGES = ("torch", "torchvision", "transformers", "open_clip", "peft", "accelerate", "safetensors")
 LOCAL_DIR = "local-dir:"
 NATURAL_THRESHOLD = 0.5
-_MINI = Path(__file__).parent / "mini"
+MINI_FOLDER = Path(__file__).parent / "mini"
 # The files that are downloaded; pickled weights and Python files are not (docs/reliability.md D15).
 _DOWNLOADED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
@@ -111,9 +114,9 @@ def get_profile(settings: Settings) -> Profile:
 
 
 def _mini_profile() -> Profile:
-    fitted = json.loads((_MINI / "profile.json").read_text())
-    retriever = RetrieverSource(f"{LOCAL_DIR}{_MINI / 'clip'}")
-    return Profile("mini", retriever, str(_MINI / "llava"), float(fitted["threshold"]), fitted["threshold_curve"])
+    fitted = json.loads((MINI_FOLDER / "profile.json").read_text())
+    retriever = RetrieverSource(f"{LOCAL_DIR}{MINI_FOLDER / 'clip'}")
+    return Profile("mini", retriever, str(MINI_FOLDER / "llava"), float(fitted["threshold"]), fitted["threshold_curve"])
 
 
 def _read_profile(path: Path) -> Profile:
@@ -159,8 +162,20 @@ def missing_models(profile: Profile, settings: Settings) -> list[str]:
     return [reference for reference in references if _locate(reference, settings) is None]
 
 
+def missing_packages() -> list[str]:
+    """The model libraries that are not installed: those of the extra `models`."""
+    return [name for name in MODEL_PACKAGES if find_spec(name) is None]
+
+
+def packages_advice(missing: Sequence[str]) -> str:
+    """One sentence: what to install."""
+    return f"the models need {', '.join(missing)}, not installed here: run `pip install 'ragllava[models]'`"
+
+
 def require_models(settings: Settings) -> None:
-    """Raise ModelUnavailable when models of the profile are missing and must not be downloaded."""
+    """Raise ModelUnavailable when model libraries are missing, or models of the profile that must not be downloaded."""
+    if packages := missing_packages():
+        raise ModelUnavailable(packages_advice(packages))
     profile = get_profile(settings)
     if os.environ.get("HF_HUB_OFFLINE") != "0" and missing_models(profile, settings):
         raise ModelUnavailable(download_advice(profile, settings))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
 from ragllava.errors import (
+    DecoderUnavailable,
     ImageRejected,
     JobRefused,
     ModelUnavailable,
@@ -18,8 +17,8 @@ from ragllava.errors import (
     ObjectMissing,
     ServiceUnavailable,
 )
-from ragllava.imaging.decode import MAX_BYTES, decode_accepted
-from ragllava.imaging.sandbox import DecoderPool
+from ragllava.imaging.decode import MAX_BYTES
+from ragllava.imaging.sandbox import DecoderPool, make_decoder
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.profiles import RetrieverSource
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from ragllava.models.retriever import Retriever
 
 FETCH_THREADS = 8
-MAX_DECODERS = 8  # by default
 _DECAY = 0.5  # the weight of earlier measurements in the moving average of the pace
 
 
@@ -69,12 +67,12 @@ class Resources:
     @cached_property
     def pictures(self) -> PictureCache:
         """Decoded pictures of the archive."""
-        return PictureCache(self.objects, self.threads, self.settings.image_cache_mib * 2**20)
+        return PictureCache(self.objects, self.decoder, self.threads, self.settings.image_cache_mib * 2**20)
 
     @cached_property
     def decoder(self) -> DecoderPool:
-        """Child processes that decode unchecked pictures."""
-        return DecoderPool(self.settings.decoders or default_decoders())
+        """Child processes that decode pictures."""
+        return make_decoder(self.settings)
 
     def fetch(self, bucket: str, key: str) -> bytes:
         """The bytes of an object of any bucket, for s3:// uris."""
@@ -140,19 +138,21 @@ class Resources:
 class PictureCache:
     """Reads pictures of the archive by content hash, decodes them, and keeps the most recent within a size limit.
 
-    They were decoded in a sandbox when they were ingested and are checked against their hash here, so they are
-    decoded in this process; in threads, so that the device does not wait for it.
+    They are decoded in the child processes, as when they were ingested. Threads wait for that, so that the device does
+    not.
     """
 
-    def __init__(self, objects: ObjectStore, threads: ThreadPoolExecutor, limit_bytes: int) -> None:
-        """`threads` fetch the objects and decode them. `limit_bytes` counts decoded RGB pixels."""
+    def __init__(
+        self, objects: ObjectStore, decoder: DecoderPool, threads: ThreadPoolExecutor, limit_bytes: int
+    ) -> None:
+        """`threads` fetch the objects. `limit_bytes` counts decoded RGB pixels."""
+        self._decoder = decoder
         self._threads = threads
         self._objects = objects
         self._limit_bytes = limit_bytes
         self._used_bytes = 0
         self._cached: OrderedDict[str, Image] = OrderedDict()
         self._pending: dict[str, Future[Image | str]] = {}
-        self._decoders = BoundedSemaphore(default_decoders())
 
     def fetch_ahead(self, hashes: Iterable[str]) -> None:
         """Start to read the pictures of the next `get_many`; they are held in memory until then.
@@ -167,7 +167,10 @@ class PictureCache:
                 self._pending[sha256] = self._threads.submit(self._read, sha256)
 
     def get_many(self, hashes: Sequence[str]) -> dict[str, Image | str]:
-        """Each distinct picture, or one sentence why it cannot be read. Raises ServiceUnavailable."""
+        """Each distinct picture, or one sentence why it cannot be read.
+
+        Raises ServiceUnavailable, and DecoderUnavailable.
+        """
         requested = list(dict.fromkeys(hashes))
         missing = [sha256 for sha256 in requested if sha256 not in self._cached]
         self.fetch_ahead(missing)
@@ -175,7 +178,7 @@ class PictureCache:
         try:
             for sha256 in missing:
                 pictures[sha256] = self._pending.pop(sha256).result()
-        except ServiceUnavailable:
+        except (ServiceUnavailable, DecoderUnavailable):
             self._pending.clear()  # the caller requests all of them again, later
             raise
         for sha256, picture in pictures.items():
@@ -193,13 +196,6 @@ class PictureCache:
 
     def _read(self, sha256: str) -> Image | str:
         try:
-            data = self._objects.get_content(sha256)
-            with self._decoders:  # a large PNG takes a lot of memory while it is decoded
-                return decode_accepted(data)
+            return self._decoder.decode_for_model(self._objects.get_content(sha256))
         except (ObjectMissing, ObjectCorrupt, ImageRejected) as error:
             return str(error)
-
-
-def default_decoders() -> int:
-    """How many pictures are decoded at once by default: half of the processors, 8 at most."""
-    return min(MAX_DECODERS, max(1, (os.cpu_count() or 1) // 2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,8 +57,15 @@ _IDLE_S = 1.0  # a pooled connection that was used more recently is considered a
 _PLANS_KEPT_S = 60.0
 
 
-def make_engine(url: str, *, pool_size: int = 3, statement_timeout_s: float = 30.0, name: str = "ragllava") -> Engine:
+OWNER = "ragllava.owner"  # a setting of the session: who queues the jobs that are made in it
+
+
+def make_engine(
+    url: str, *, pool_size: int = 3, statement_timeout_s: float = 30.0, name: str = "ragllava", owner: str = ""
+) -> Engine:
     """One engine for this process; create it after fork or spawn, never before.
+
+    `owner` is stored with the jobs that are made through it.
 
     Every connection has a statement timeout, a limit on idle transactions, a lock timeout and TCP keepalives, so
     that neither a lost peer nor an abandoned transaction blocks the others for long.
@@ -65,7 +73,8 @@ def make_engine(url: str, *, pool_size: int = 3, statement_timeout_s: float = 30
     options = (
         f"-c statement_timeout={int(statement_timeout_s * 1000)} "
         "-c idle_in_transaction_session_timeout=60000 -c lock_timeout=5000 -c timezone=UTC "
-        "-c jit=off"  # statements are short; compiling an exact search takes longer than running it
+        "-c jit=off "  # statements are short; compiling an exact search takes longer than running it
+        f"-c {OWNER}={_escaped(owner)}"
     )
     engine = create_engine(
         url,
@@ -83,6 +92,11 @@ def make_engine(url: str, *, pool_size: int = 3, statement_timeout_s: float = 30
     )
     _refresh_connections(engine)
     return engine
+
+
+def _escaped(value: str) -> str:
+    """A value within libpq's `options`, where white space ends one and a backslash escapes."""
+    return re.sub(r"([\\\s])", r"\\\1", value)
 
 
 def _refresh_connections(engine: Engine) -> None:
@@ -185,28 +199,37 @@ def _with_retries(run: Callable[[], T]) -> T:
             cause = error.orig if isinstance(error, DBAPIError) else error
             # A statement that took too long would take as long again.
             if not is_transient or isinstance(cause, QueryCanceled) or attempt == _ATTEMPTS:
-                first_line = str(cause).strip().split("\n")[0]
-                raise ServiceUnavailable(f"database: {first_line}") from error
+                raise _unavailable(error) from error
             log.info("database unavailable, retrying", extra={"action": "db_retry", "attempt": attempt})
             time.sleep(delay_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, not a secret
             delay_s *= 2
     raise AssertionError("unreachable")
 
 
+def _unavailable(error: Exception) -> ServiceUnavailable:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    first_line = str(cause).strip().split("\n")[0]
+    return ServiceUnavailable(f"database: {first_line}")
+
+
 @contextmanager
 def outside_transaction(engine: Engine) -> Iterator[Connection]:
     """A separate connection for statements that cannot run in a transaction (VACUUM), without timeouts.
 
-    It is closed afterwards and not returned to the pool, so its settings and advisory locks end with it.
+    It is closed afterwards and not returned to the pool, so its settings, temporary tables and advisory locks end with
+    it. Raises ServiceUnavailable when the connection breaks.
     """
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.detach()
-        for setting in ("statement_timeout", "lock_timeout"):
-            connection.execute(text(f"SET {setting} = 0"))
-        yield connection
+    try:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.detach()
+            for setting in ("statement_timeout", "lock_timeout"):
+                connection.execute(text(f"SET {setting} = 0"))
+            yield connection
+    except (OperationalError, InterfaceError, DriverError) as error:
+        raise _unavailable(error) from error
 
 
-def equals_any(column: Column[Any], values: Iterable[object]) -> ColumnElement[bool]:
+def equals_any(column: ColumnElement[Any], values: Iterable[object]) -> ColumnElement[bool]:
     """The condition `column = ANY(values)`: one parameter, so one statement text, for any number of values."""
     return column == any_(literal(list(values), ARRAY(column.type)))
 
@@ -253,7 +276,7 @@ def lock_name(connection: Connection, kind: str, name: object) -> None:
 
 def copy_rows(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
     """COPY any number of rows into a table, within the caller's transaction; returns how many there were."""
-    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    driver = cast("psycopg.Connection[Any]", connection.connection.dbapi_connection)
     names = sql.SQL(", ").join(map(sql.Identifier, columns))
     statement = sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table.name), names)
     remaining, count = iter(rows), 0

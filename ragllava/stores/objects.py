@@ -25,17 +25,38 @@ import urllib3
 from minio import Minio
 from minio.deleteobjects import DeleteObject
 from minio.error import MinioException, S3Error, ServerError
+from minio.helpers import check_bucket_name, check_object_name
 from urllib3.exceptions import HTTPError
 
-from ragllava.errors import ObjectCorrupt, ObjectMissing, RagllavaError, ServiceUnavailable, SettingsError, UsageError
+from ragllava.errors import (
+    ObjectCorrupt,
+    ObjectMissing,
+    ObjectRefused,
+    RagllavaError,
+    ServiceUnavailable,
+    SettingsError,
+    UsageError,
+)
 from ragllava.settings import Settings
 
+MAX_KEY_BYTES = 1_024  # the limit of S3, in UTF-8
 MAX_EXTERNAL_BYTES = 512 * 2**20  # read at once from another bucket, unless the caller sets a lower limit
 
+_PIECE_BYTES = 2**20
 _CONTENT_KEY = re.compile(r"sha256/[0-9a-f]{2}/[0-9a-f]{2}/([0-9a-f]{64})")
 _METADATA = "x-amz-meta-"
 _MISSING = ("NoSuchKey", "NoSuchBucket", "ResourceNotFound")
-_REFUSED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+_DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+# Of the answers 400 to 499, those after which the same request may succeed.
+_TRANSIENT_STATUS = (408, 409, 425, 429)
+_TRANSIENT = (
+    "RequestTimeout",
+    "RequestTimeTooSkewed",
+    "SlowDown",
+    "OperationAborted",
+    "ExpiredToken",
+    "IncompleteBody",
+)
 _BUCKET_EXISTS = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
 
 
@@ -73,7 +94,8 @@ class ObjectStore:
     """RagLLaVA's own bucket, and access to other buckets. One for each process; thread-safe.
 
     Nothing is sent before the first call. Every method raises ServiceUnavailable when the store does not answer
-    within its timeouts and three retries, and SettingsError when it refuses the access key.
+    within its timeouts and three retries, SettingsError when it denies the access key, and ObjectRefused for a request
+    that cannot succeed: a name that S3 does not allow, or another permanent error of the store.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -152,6 +174,7 @@ class ObjectStore:
         self._put(self.bucket, key, stream, size_bytes, media_type)
 
     def _put(self, bucket: str, key: str, stream: BinaryIO, size_bytes: int, media_type: str) -> None:
+        _check_names(bucket, key)
         with self._errors(key):
             self._client.put_object(bucket, key, stream, size_bytes, content_type=media_type)
 
@@ -177,8 +200,16 @@ class ObjectStore:
         with self._stream(bucket, key) as stream:
             data = stream.read(max_bytes + 1)
         if len(data) > max_bytes:
-            raise UsageError(f"s3://{bucket}/{key} is larger than the {max_bytes:,} bytes that are allowed")
+            raise _too_large(bucket, key, max_bytes)
         return ExternalContent(data, stream.etag)
+
+    def fetch_external(self, bucket: str, key: str, file: Path, max_bytes: int = MAX_EXTERNAL_BYTES) -> None:
+        """As `read_external`, piece by piece into a file."""
+        with self._stream(bucket, key) as stream, file.open("wb") as copy:
+            while piece := stream.read(_PIECE_BYTES):
+                copy.write(piece)
+                if copy.tell() > max_bytes:
+                    raise _too_large(bucket, key, max_bytes)
 
     def put_external(self, address: str, data: bytes, media_type: str = "application/octet-stream") -> None:
         """Store bytes at `s3://bucket/key`; ObjectMissing when that bucket does not exist."""
@@ -191,22 +222,34 @@ class ObjectStore:
         bucket, _, key = address.removeprefix("s3://").partition("/")
         if not address.startswith("s3://") or not bucket or not key:
             raise UsageError(f"{address!r} is not an address of the form s3://bucket/key")
-        with self._errors(key):
-            # Checked first, because SeaweedFS creates a missing bucket.
-            if not self._client.bucket_exists(bucket):
-                raise ObjectMissing(f"object store {self._endpoint}: there is no bucket {bucket}")
+        _check_names(bucket, key)
+        # Checked first, because SeaweedFS creates a missing bucket.
+        if not self.bucket_exists(bucket):
+            raise ObjectMissing(f"object store {self._endpoint}: there is no bucket {bucket}")
         self._put(bucket, key, stream, size_bytes, media_type)
 
     def bucket_exists(self, bucket: str) -> bool:
-        """Whether the bucket exists. Raises UsageError for an invalid bucket name."""
-        try:
-            with self._errors(bucket):
-                return bool(self._client.bucket_exists(bucket))
-        except ValueError as error:
-            raise UsageError(f"{bucket!r} cannot be the name of a bucket: {error}") from None
+        """Whether the bucket exists."""
+        _check_names(bucket)
+        with self._errors(bucket):
+            return bool(self._client.bucket_exists(bucket))
+
+    def make_bucket(self, bucket: str) -> bool:
+        """Create a bucket; False if it exists already. Raises UsageError for an invalid bucket name."""
+        if self.bucket_exists(bucket):
+            return False
+        with self._errors(bucket):
+            try:
+                self._client.make_bucket(bucket)
+            except S3Error as error:
+                if error.code not in _BUCKET_EXISTS:
+                    raise
+                return False
+        return True
 
     def stat_external(self, bucket: str, key: str) -> ObjectInfo:
         """An object of any bucket without its bytes. Raises ObjectMissing."""
+        _check_names(bucket, key)
         with self._errors(key):
             stat = self._client.stat_object(bucket, key)
         metadata = {
@@ -221,6 +264,7 @@ class ObjectStore:
 
         Raises ObjectMissing for a missing bucket.
         """
+        _check_names(bucket)
         with self._errors(prefix):
             for entry in self._client.list_objects(bucket, prefix, recursive=True):
                 if not entry.is_dir:
@@ -268,6 +312,7 @@ class ObjectStore:
 
     @contextmanager
     def _stream(self, bucket: str, key: str) -> Iterator[ObjectStream]:
+        _check_names(bucket, key)
         with self._errors(key):
             response = self._client.get_object(bucket, key)
         try:
@@ -289,15 +334,16 @@ class ObjectStore:
         if isinstance(error, S3Error):
             if error.code in _MISSING:
                 return ObjectMissing(f"{where}: there is no {error.bucket_name or self.bucket}/{key}")
-            if error.code in _REFUSED:
+            if error.code in _DENIED:
                 return SettingsError(
                     f"{where}: {error.code} for {error.bucket_name or self.bucket}/{key}; "
                     "check RAGLLAVA_S3_ACCESS_KEY, RAGLLAVA_S3_SECRET_KEY and the rights of that key"
                 )
-            return ServiceUnavailable(f"{where}: {error.code} ({error.message}) for {key}")
+            message = f"{where}: {error.code} ({error.message}) for {_short(key)}"
+            return ObjectRefused(message) if _is_permanent(error) else ServiceUnavailable(message)
         if isinstance(error, ServerError):
-            return ServiceUnavailable(f"{where}: HTTP status {error.status_code} for {key}")
-        return ServiceUnavailable(f"{where} did not answer for {key} ({type(error).__name__})")
+            return ServiceUnavailable(f"{where}: HTTP status {error.status_code} for {_short(key)}")
+        return ServiceUnavailable(f"{where} did not answer for {_short(key)} ({type(error).__name__})")
 
 
 class ObjectStream:
@@ -314,6 +360,46 @@ class ObjectStream:
         with self._store._errors(self._key):
             data: bytes = self._response.read(amt)
         return data
+
+
+def _check_names(bucket: str, key: str | None = None) -> None:
+    """Raises ObjectRefused for names that no request can have."""
+    try:
+        check_bucket_name(bucket, s3_check=True)
+    except ValueError as error:
+        raise ObjectRefused(f"{bucket!r} cannot be the name of a bucket: {error}") from None
+    if key is None:
+        return
+    try:
+        check_object_name(key)
+        size = len(key.encode())
+    except ValueError as error:  # also UnicodeEncodeError
+        reason = str(error) or "it is empty"
+        raise ObjectRefused(f"{_short(key)!r} cannot be the key of an object: {reason}") from None
+    if size > MAX_KEY_BYTES:
+        raise ObjectRefused(
+            f"{_short(key)!r} cannot be the key of an object: it has {size:,} bytes, and S3 allows {MAX_KEY_BYTES:,}"
+        )
+
+
+def _is_permanent(error: S3Error) -> bool:
+    """Whether the same request fails again; an answer without a status may be anything."""
+    status = getattr(error.response, "status", None)
+    return (
+        isinstance(status, int)
+        and 400 <= status < 500
+        and status not in _TRANSIENT_STATUS
+        and error.code not in _TRANSIENT
+    )
+
+
+def _too_large(bucket: str, key: str, max_bytes: int) -> UsageError:
+    return UsageError(f"s3://{bucket}/{key} is larger than the {max_bytes:,} bytes that are allowed")
+
+
+def _short(key: str) -> str:
+    """A key for a message."""
+    return key if len(key) <= 200 else f"{key[:200]}…"
 
 
 def _connection_pool() -> urllib3.PoolManager:

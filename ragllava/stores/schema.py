@@ -25,6 +25,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, TSVECTOR
 
+REVISION = "0008"  # of migrations/versions that makes these tables; a test compares the two
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -85,6 +87,8 @@ images = Table(
     Column("source", Text, nullable=False),  # the name people know it by
     Column("uri", Text, nullable=False),  # where it was read from; the same uri with new bytes replaces it
     Column("caption", Text),
+    # The captions given beside the files of these bytes, by uri (archive.caption_giver); NULL: only that of `uri`.
+    Column("captions", JSONB(none_as_null=True)),
     Column("metadata", JSONB(none_as_null=True)),  # all by key: `embedded`, over it the columns of the caption file
     Column("embedded", JSONB(none_as_null=True)),  # EXIF, IPTC, XMP, also the caption; NULL: they were not read yet
     Column("width", Integer, nullable=False),
@@ -96,6 +100,15 @@ images = Table(
     # The hash comes first, so that the same index answers "who refers to this blob?" when blobs are removed.
     UniqueConstraint("sha256", "archive_id"),
     Index("ix_images_archive_id_uri", "archive_id", "uri"),
+    # The pages of a document, by the uri of the document (stores/archives/archive.py: pages_of).
+    Index(
+        "ix_images_document",
+        "archive_id",
+        literal_column("split_part(uri, '#page=', 1)").label("document"),
+        postgresql_where=text("strpos(uri, '#page=') > 0"),
+    ),
+    # Several may have one name; a hash has no limit of length, as names have none.
+    Index("ix_images_source", "source", postgresql_using="hash"),
     # A search leaves out the retired images, which are few.
     Index("ix_images_retired", "archive_id", postgresql_where=text("retired")),
     # Answers filters for a text (stores/archives/filtering.py): in 100,000 images, 8 ms instead of 200 to find 100.
@@ -191,6 +204,8 @@ jobs = Table(
     moment("created_at"),
     moment("started_at", nullable=True),
     moment("finished_at", nullable=True),
+    Column("name", Text),  # that a person gave it
+    Column("owner", Text),  # who queued it, as user@machine; NULL: not known
     # Open jobs are few among many: dispatch and reap look only at them.
     Index("ix_jobs_open", "priority", "id", postgresql_where=text("finished_at IS NULL")),
     # Asked at every tick.
@@ -236,6 +251,8 @@ workers = Table(
     Column("slots", Integer, nullable=False),
     Column("state", Text, nullable=False),  # live, draining
     Column("versions", JSONB, nullable=False),
+    # The open jobs that this worker cannot do, by id, with the reason: it does not claim their shards.
+    Column("refused", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     moment("started_at"),
     moment("seen_at"),
     postgresql_with={"fillfactor": "70"},
@@ -270,6 +287,8 @@ questions = Table(
     Column("custom_id", Text),
     Column("text", Text),
     Column("filter", JSONB(none_as_null=True)),  # of the question's own, beside that of its job
+    Column("note", Text),  # what of the line is not used
+    Column("given", JSONB(none_as_null=True)),  # further columns of the line, which the results repeat
     Column("previous", JSONB(none_as_null=True)),  # of a refresh: what the job before said (stores/jobs/refreshes.py)
     UniqueConstraint("job_id", "custom_id"),
     Index("ix_questions_job_id_place", "job_id", "place"),
@@ -458,8 +477,27 @@ bound_objects = Table(
     Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),  # what a picture became
     Column("reason", Text),  # why nothing was made of it
     moment("seen_at"),
+    # Of a picture: how caption files name it, and the last part of that name.
+    Column("name", Text(collation="C")),
+    Column("base_name", Text(collation="C")),
+    Column("caption_due", Boolean, nullable=False, server_default=text("false")),  # its listed caption has changed
     Index("ix_bound_objects_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
     Index("ix_bound_objects_image_id", "image_id"),
+    Index("ix_bound_objects_base_name", "binding_id", "base_name", postgresql_where=text("base_name IS NOT NULL")),
+    Index("ix_bound_objects_caption_due", "binding_id", "key", postgresql_where=text("caption_due")),
+)
+
+# The rows of the caption files under a binding, so that one picture costs one lookup and not the whole file.
+listed_captions = Table(
+    "listed_captions",
+    metadata,
+    key("binding_id", "bindings.id"),
+    Column("name", Text(collation="C"), primary_key=True),  # of the picture
+    Column("file", Text(collation="C"), primary_key=True),  # the key of the caption file
+    Column("base_name", Text(collation="C"), nullable=False),
+    Column("caption", Text),
+    Column("metadata", JSONB(none_as_null=True)),
+    Index("ix_listed_captions_base_name", "binding_id", "base_name"),
 )
 
 # Objects that something is said to have happened to. A change event only asks to look; the same one twice is one row.
@@ -471,8 +509,22 @@ change_events = Table(
     moment("received_at"),
     moment("not_before"),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("reason", Text),  # why its object could not be observed
     # Grows with every further event: a change event is done only if none came while its object was looked at.
     Column("repeats", BigInteger, nullable=False, server_default=text("0")),
+)
+
+# Parts of the work that failed and are postponed, so that the others continue (ragllava/jobs/isolation.py).
+faults = Table(
+    "faults",
+    metadata,
+    Column("room", Text, primary_key=True),  # the loop: results, events, settle, schedules, …
+    Column("subject", Text, primary_key=True),  # the part
+    Column("reason", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    moment("since"),
+    moment("failed_at"),
+    moment("not_before"),
 )
 
 # Counters for people: received, repeated, unbound, refused, …
@@ -497,6 +549,15 @@ schedules = Table(
     Column("paused", Boolean, nullable=False, server_default=text("false")),
     moment("next_due"),
     moment("created_at"),
+)
+
+# When the last tick ended, by the database's clock: one row. `ragllava doctor` fails when that is long ago.
+ticks = Table(
+    "ticks",
+    metadata,
+    Column("name", Text, primary_key=True),
+    moment("ended_at"),
+    postgresql_with={"fillfactor": "70"},
 )
 
 # A due time fires once: whoever inserts its row first, fires (docs/reliability.md D9).

@@ -7,7 +7,7 @@ A reranker first gets an η of its own, fitted on questions that are used neithe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,8 @@ from ragllava.stores.learning import registry
 from ragllava.stores.learning.registry import ModelVersion
 from ragllava.training.data.snapshot import Snapshot
 from ragllava.training.finetune.batches import PictureOpener
-from ragllava.training.gate import GateReport, decide
+from ragllava.training.gate import WITH_CAPTIONS, GateReport, decide
 from ragllava.training.version_scores import (
-    WITH_CAPTIONS,
     EvaluationOptions,
     GeneratorScores,
     RerankerScores,
@@ -56,13 +55,15 @@ class ContestRules:
 @dataclass(frozen=True, slots=True)
 class Contest:
     """How it went. `fit` is how the challenger's η was found, None for generators; `broken_promise` why it could not
-    be the one asked for, which refuses the challenger whatever the gate says."""
+    be the one asked for, which refuses the challenger whatever the gate says. `doubtful` are the unlabelled images
+    that either version takes for relevant: they were left out of the scores, and need a label."""
 
     champion: ModelVersion
     gate: GateReport
     fit: ThresholdFit | None
     broken_promise: str | None
     scores: Mapping[str, tuple[EvaluatedVersion, EvaluatedVersion]]  # (champion, challenger) by archive
+    doubtful: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)  # by archive, by question
 
     @property
     def passed(self) -> bool:
@@ -115,12 +116,34 @@ def hold_contest(
     bench.models.apply_adapter(rules.role, rules.name, adapter)
     fit, broken = evaluator.fit_threshold() if rules.role is Role.RERANKER else (None, None)
     after = evaluator.evaluate_all(fit.value if fit else NATURAL_THRESHOLD)
-    scores = {name: (before[name], after[name]) for name in before}
+    pairs = {name: (before[name], after[name]) for name in before}
+    scores = {name: leave_out_doubtful(*pair) for name, pair in pairs.items()}
+    tried = in_transaction(engine, registry.count_tries, champion)
     first, *others = snapshot.shares
     gate = decide(
-        *scores[first.archive], others={f"in archive {share.archive}": scores[share.archive] for share in others}
+        *scores[first.archive],
+        others={f"in archive {share.archive}": scores[share.archive] for share in others},
+        tried=tried,
     )
-    return Contest(champion, gate, fit, broken, scores)
+    return Contest(champion, gate, fit, broken, scores, {name: _doubtful(*pair) for name, pair in pairs.items()})
+
+
+def leave_out_doubtful(
+    champion: EvaluatedVersion, challenger: EvaluatedVersion
+) -> tuple[EvaluatedVersion, EvaluatedVersion]:
+    """Both without the unlabelled images that either takes for relevant: nobody knows whether they are wrong."""
+    if not isinstance(champion, RerankerScores) or not isinstance(challenger, RerankerScores):
+        return champion, challenger
+    either = [a | b for a, b in zip(champion.doubtful(), challenger.doubtful(), strict=True)]
+    return champion.without(either), challenger.without(either)
+
+
+def _doubtful(champion: EvaluatedVersion, challenger: EvaluatedVersion) -> dict[str, tuple[str, ...]]:
+    """The images that were left out of each question's score."""
+    if not isinstance(champion, RerankerScores) or not isinstance(challenger, RerankerScores):
+        return {}
+    pairs = zip(champion.questions, champion.doubtful(), challenger.doubtful(), strict=True)
+    return {text: tuple(sorted(ours | theirs)) for text, ours, theirs in pairs if ours | theirs}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +169,11 @@ class _Evaluator:
         questions = [question for share in self.snapshot.shares for question in share.calibration]
         options = self._options(NATURAL_THRESHOLD)
         scores = evaluate_reranker(self.bench.models, questions, self.open_picture, options, (WITH_CAPTIONS,))
-        relevance, correct = scores.calibration()
+        relevance, correct = scores.calibration(with_doubtful=False)
         if self.rules.precision is None:
             return steady_threshold(relevance, correct), None
+        # A promise must hold even if every image without a label is wrong.
+        relevance, correct = scores.calibration()
         try:
             return promised_precision_threshold(relevance, correct, self.rules.precision), None
         except UsageError as error:

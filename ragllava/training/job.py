@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection
 
 from ragllava.errors import ImageRejected, JobRefused, ObjectCorrupt, ObjectMissing, ScoreRejected, UsageError
-from ragllava.imaging.decode import decode
 from ragllava.jobs import control, queue
 from ragllava.jobs.runner import ShardContext
 from ragllava.json_records import from_json, to_json
@@ -190,7 +189,7 @@ def conclude(course: Course, snapshot: Snapshot, report: TrainingReport, contest
         state="challenger" if contest.passed else "candidate",
     )
     reasons = (*contest.reasons, *(item.sentence() for item in report.left_out))
-    course.context.commit(_register, course, version, contest, "; ".join(reasons))
+    course.context.commit(_register, course, version, snapshot, contest, "; ".join(reasons))
 
 
 def release_memory() -> None:
@@ -236,11 +235,11 @@ def _train_here(course: Course, config: FinetuneConfig, snapshot: Snapshot) -> T
 def _train_in_processes(course: Course, config: FinetuneConfig, snapshot: Snapshot) -> TrainingReport:
     from ragllava.training.finetune.launch import train_in_processes
 
-    objects = course.context.resources.objects
+    resources = course.context.resources
 
     def store_picture(sha256: str, file: Path) -> None:
-        data = objects.get_content(sha256)
-        decode(data)
+        data = resources.objects.get_content(sha256)
+        resources.decoder.decode(data, max_side=1)
         file.write_bytes(data)
 
     return train_in_processes(
@@ -284,6 +283,23 @@ def _ask_about_set_aside(connection: Connection, snapshot: Snapshot) -> None:
             )
 
 
+def _ask_about_doubtful(connection: Connection, snapshot: Snapshot, contest: Contest) -> None:
+    """The images that were left out of judging become noisy cases."""
+    for share in snapshot.shares:
+        captions = {
+            (question.text, item.image): item.caption for question in share.held_out for item in question.retrieved
+        }
+        for text, images in sorted(contest.doubtful.get(share.archive, {}).items()):
+            address = share.addresses.get(question_key(text))
+            if address is not None:
+                names = ", ".join(captions.get((text, image)) or image[:12] for image in images)
+                sentence = (
+                    f"nobody labelled these images, which version {contest.gate.champion} or "
+                    f"{contest.gate.challenger} takes for relevant: {names}; say which are"
+                )
+                noisy.add_reason(connection, *address, NoisyReason.UNLABELLED_RELEVANT, sentence)
+
+
 def _set_aside_text(images: list[dict[str, Any]]) -> str:
     listed = ", ".join(f"{image['caption'] or image['sha256'][:12]} ({image['relevance']:.2f})" for image in images)
     return f"nobody labelled these images, which the reranker takes for relevant: {listed}; say which are"
@@ -306,9 +322,12 @@ def _story(course: Course, snapshot: Snapshot, report: TrainingReport, contest: 
     }
 
 
-def _register(connection: Connection, course: Course, version: AdapterVersion, contest: Contest, reason: str) -> None:
+def _register(
+    connection: Connection, course: Course, version: AdapterVersion, snapshot: Snapshot, contest: Contest, reason: str
+) -> None:
     """Exactly one version, and the outcome that goes with it."""
     made = registry.register_adapter(connection, version)
+    _ask_about_doubtful(connection, snapshot, contest)
     status, reason = _decide(connection, course, made, contest, reason)
     if status is TrainingStatus.PROMOTED:
         registry.promote(connection, made.profile, made.role, made.name, f"job {course.job_id}: {reason}")

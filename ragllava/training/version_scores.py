@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from operator import attrgetter
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ragllava.answer_text import exact_match
@@ -27,12 +29,13 @@ from ragllava.records import KnownAnswer
 from ragllava.settings import Settings
 from ragllava.training.data.datasets import DatasetOptions, LabelledQuestion, merge_questions, question_rng
 from ragllava.training.data.examples import Evidence
+from ragllava.training.gate import PRIMARY_SHARES, SEPARATION, WITH_CAPTIONS
 
 if TYPE_CHECKING:
     from ragllava.evaluation.pools import Progress
     from ragllava.training.finetune.batches import PictureOpener
 
-WITH_CAPTIONS = "with captions"
+UNLABELLED = "no unlabelled image taken for relevant"
 LABELLED_IMAGES = "from the labelled images"
 WRONG_IMAGE = "with a wrong image beside them"
 WITHOUT_CAPTIONS = "without captions"
@@ -40,6 +43,7 @@ WITHOUT_CAPTIONS = "without captions"
 _IMAGES_AT_ONCE = 64  # whose decoded pictures are in memory together
 _UNSCORABLE = (ScoreRejected, ImageRejected, ObjectMissing, ObjectCorrupt)
 
+FloatArray = npt.NDArray[np.float64]
 Item = TypeVar("Item")
 Score = TypeVar("Score", "RankScore", "AnswerScore")
 
@@ -62,12 +66,16 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, slots=True)
 class RankedImage:
-    """A candidate or labelled image of a question, with its relevance; `correct` if it is labelled relevant."""
+    """A candidate or labelled image of a question, with its relevance; `correct` if it is labelled relevant.
+
+    `labelled` tells whether a label says anything about it.
+    """
 
     image: str
     relevance: float
     correct: bool
     kept: bool
+    labelled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,27 +123,87 @@ class _ConditionScores(Generic[Score]):
 
 @dataclass(frozen=True, slots=True)
 class RerankerScores(_ConditionScores[RankScore]):
-    """Scores of a reranker version at its own η. A candidate without a label counts as wrong, for every version."""
+    """Scores of a reranker version at its own η.
+
+    A candidate without a label counts as wrong, unless it was left out (`without`). `certain` is the relevance from
+    which an unlabelled image is taken for relevant; `takes_unlabelled` tells for which questions this version does so.
+    """
 
     threshold: float
     top_n: int
-    primary: str = field(default=WITH_CAPTIONS, init=False)
+    certain: float = DatasetOptions(seed=0).certain
+    takes_unlabelled: tuple[bool, ...] = ()
+
+    @property
+    def primary(self) -> dict[str, float]:
+        """Better evidence is what counts, and separation is what few questions can prove: it gets most of the error."""
+        if SEPARATION in self.by_condition:
+            return dict(PRIMARY_SHARES)
+        return {WITH_CAPTIONS: 1.0}
+
+    @property
+    def tolerances(self) -> dict[str, float]:
+        """A version may find relevant images that nobody labelled, but not in every question."""
+        return {UNLABELLED: 0.25}
 
     @property
     def by_condition(self) -> dict[str, tuple[float, ...]]:
-        """What the gate compares of each question: the F1 at η, and where η was not fitted, the average precision.
+        """What the gate compares of each question: the F1 at η; the separation, which needs no η; where η was not
+        fitted, the average precision; and whether no unlabelled image was taken for relevant.
 
         η is fitted with captions; without them hardly any image reaches it: the F1 would measure η, not the ranking.
         """
-        return {
-            name: tuple(score.f1 if name == self.primary else score.average_precision for score in scores)
+        compared = {
+            name: tuple(score.f1 if name == WITH_CAPTIONS else score.average_precision for score in scores)
             for name, scores in self.conditions.items()
         }
+        if WITH_CAPTIONS in self.conditions:
+            compared[SEPARATION] = self._separation()
+        if self.takes_unlabelled:
+            compared[UNLABELLED] = tuple(float(not takes) for takes in self.takes_unlabelled)
+        return compared
 
-    def calibration(self) -> tuple[list[float], list[bool]]:
+    def _separation(self) -> tuple[float, ...]:
+        rankings = [score.ranking for score in self.conditions[WITH_CAPTIONS]]
+        rights = [[image.relevance for image in ranking if image.correct] for ranking in rankings]
+        wrongs = [[image.relevance for image in ranking if not image.correct] for ranking in rankings]
+        return separation(rights, [max(row, default=None) for row in wrongs])
+
+    def doubtful(self) -> tuple[frozenset[str], ...]:
+        """The unlabelled images of each question that this version takes for relevant."""
+        return tuple(
+            frozenset(image.image for image in score.ranking if not image.labelled and image.relevance >= self.certain)
+            for score in self.conditions[WITH_CAPTIONS]
+        )
+
+    def without(self, images: Sequence[frozenset[str]]) -> RerankerScores:
+        """The scores if these images had not been candidates; one set for each question."""
+        left = {
+            name: tuple(
+                score
+                if score.unscored is not None or not names
+                else _score_ranking(
+                    [image for image in score.ranking if image.image not in names],
+                    len(relevant),
+                    top_n=self.top_n,
+                    threshold=self.threshold,
+                )
+                for score, names, relevant in zip(scores, images, self.relevant, strict=True)
+            )
+            for name, scores in self.conditions.items()
+        }
+        return replace(self, conditions=left, takes_unlabelled=tuple(map(bool, self.doubtful())))
+
+    def calibration(self, *, with_doubtful: bool = True) -> tuple[list[float], list[bool]]:
         """Relevance of every ranked image with captions, and whether it is correct: what η is fitted on
-        (docs/method.md 3)."""
-        images = [image for score in self.conditions[WITH_CAPTIONS] for image in score.ranking]
+        (docs/method.md 3). Unlabelled images that are taken for relevant can be left out."""
+        left_out = [frozenset[str]()] * len(self.questions) if with_doubtful else self.doubtful()
+        images = [
+            image
+            for score, names in zip(self.conditions[WITH_CAPTIONS], left_out, strict=True)
+            for image in score.ranking
+            if image.image not in names
+        ]
         return [image.relevance for image in images], [image.correct for image in images]
 
     def as_json(self) -> dict[str, Any]:
@@ -148,7 +216,15 @@ class RerankerScores(_ConditionScores[RankScore]):
 class GeneratorScores(_ConditionScores[AnswerScore]):
     """Scores of a generator version."""
 
-    primary: str = field(default=LABELLED_IMAGES, init=False)
+    @property
+    def primary(self) -> dict[str, float]:
+        """The one condition that decides."""
+        return {LABELLED_IMAGES: 1.0}
+
+    @property
+    def tolerances(self) -> dict[str, float]:
+        """None of its own."""
+        return {}
 
     @property
     def by_condition(self) -> dict[str, tuple[float, ...]]:
@@ -182,6 +258,7 @@ def evaluate_reranker(
         version=models.reranker.version,
         threshold=options.threshold,
         top_n=options.settings.top_n,
+        certain=options.certain,
         questions=tuple(question.text for question in merged),
         relevant=_relevant(merged),
         conditions={condition: ranked(condition) for condition in conditions},
@@ -293,21 +370,61 @@ def _rank_score(
     question: LabelledQuestion, scored: Sequence[tuple[str, float]], options: EvaluationOptions
 ) -> RankScore:
     relevant = {item.image for item in question.relevant}
+    labelled = relevant | {item.image for item in question.irrelevant}
     ranked = sorted(scored, key=lambda pair: -pair[1])  # ties stay in CLIP's order, as when answering
+    images = [
+        RankedImage(image, relevance, correct=image in relevant, kept=False, labelled=image in labelled)
+        for image, relevance in ranked
+    ]
+    return _score_ranking(images, len(relevant), top_n=options.settings.top_n, threshold=options.threshold)
+
+
+def _score_ranking(images: Sequence[RankedImage], relevant: int, *, top_n: int, threshold: float) -> RankScore:
+    """The score of a ranking, best first, of a question with so many relevant images."""
     ranking = tuple(
-        RankedImage(
-            image, relevance, image in relevant, kept=rank < options.settings.top_n and relevance >= options.threshold
-        )
-        for rank, (image, relevance) in enumerate(ranked)
+        replace(image, kept=rank < top_n and image.relevance >= threshold) for rank, image in enumerate(images)
     )
     ranks = [rank for rank, image in enumerate(ranking, start=1) if image.correct]
     kept = [image for image in ranking if image.kept]
     hits = sum(image.correct for image in kept)
     return RankScore(
-        f1=2 * hits / (len(kept) + len(relevant)) if hits else 0.0,
+        f1=2 * hits / (len(kept) + relevant) if hits else 0.0,
         average_precision=fmean(hit / rank for hit, rank in enumerate(ranks, start=1)) if ranks else 0.0,
         ranking=ranking,
     )
+
+
+def separation(rights: Sequence[Sequence[float]], wrongs: Sequence[float | None]) -> tuple[float, ...]:
+    """How far the relevant images of all questions lie above the strongest wrong candidate of any question.
+
+    `rights` are the relevances of each question's relevant images, none for one that could not be scored, and `wrongs`
+    that of its strongest wrong candidate, if it has any. The mean is the share of pairs (relevant image of a question,
+    strongest wrong candidate of any question) in which the relevant one is the more relevant; ties count half. It is
+    the area under the ROC curve of what a threshold has to tell apart, so it depends neither on η nor on the scale of
+    relevance. Each question's value is its part in that mean, by its relevant images and by its wrong one (DeLong,
+    DeLong and Clarke-Pearson 1988); it may be outside of [0, 1].
+    """
+    values = np.asarray([value for row in rights for value in row], dtype=np.float64)
+    rows = np.repeat(np.arange(len(rights)), [len(row) for row in rights])
+    counts = np.bincount(rows, minlength=len(rights)).astype(np.float64)
+    has_wrong = np.asarray([wrong is not None for wrong in wrongs], dtype=bool)
+    wrong_values = np.asarray([wrong for wrong in wrongs if wrong is not None], dtype=np.float64)
+    shares = _shares_below(values, wrong_values, np.ones(len(wrong_values)))
+    above = np.bincount(rows, weights=shares, minlength=len(rights)) / np.maximum(counts, 1)
+    mean = above[counts > 0].mean() if counts.any() else 0.0
+    below = np.full(len(rights), mean)
+    below[has_wrong] = 1 - _shares_below(wrong_values, values, 1 / counts[rows])
+    return tuple(np.where(counts > 0, above + below - mean, 0.0).tolist())
+
+
+def _shares_below(values: FloatArray, others: FloatArray, weights: FloatArray) -> FloatArray:
+    """The share of `others`, by weight, that is smaller than each value; equal ones count half. 1 where none are."""
+    if not len(others):
+        return np.ones(len(values))
+    order = np.argsort(others)
+    sums = np.concatenate([[0.0], np.cumsum(weights[order])])
+    low, high = (np.searchsorted(others[order], values, side) for side in ("left", "right"))
+    return np.asarray((sums[low] + sums[high]) / 2 / sums[-1])
 
 
 _ShownQuestion = tuple[LabelledQuestion, tuple[Evidence, ...]]

@@ -31,13 +31,14 @@ class Cluster:
     client: Client
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self, name: str, queue: str, include: str = "workers.tasks", *, beat: bool = False) -> None:
-        """Start a worker in a process group of its own; `include` is a module that it loads in every process."""
+    def start(self, name: str, queue: str, include: str = "workers.tasks", *, ticks: bool = False) -> None:
+        """Start a worker in a process group of its own; `include` is a module that it loads in every process.
+
+        `ticks`: it is a maintenance worker.
+        """
         command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-I", include, "-Q", queue]
-        command += ["-n", f"{name}@test", "--concurrency", "1", "--pool", "solo" if beat else "prefork"]
+        command += ["-n", f"{name}@test", "--concurrency", "1", "--pool", "solo" if ticks else "prefork"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-        if beat:
-            command += ["--beat", "--schedule", str(self.logs / f"beat-{name}")]
         environment = os.environ | environment_of(self.settings) | {"OMP_WAIT_POLICY": "PASSIVE"}
         with (self.logs / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(

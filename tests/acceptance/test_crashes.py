@@ -54,7 +54,7 @@ def flush_redis(cluster: Cluster) -> None:
 def start_fragile(cluster: Cluster, *names: str) -> None:
     for name in names:
         cluster.start(name, "query", FRAGILE)
-    cluster.start("maint", "maint", FRAGILE, beat=True)
+    cluster.start("maint", "maint", FRAGILE, ticks=True)
     cluster.wait_ready(*names)
 
 
@@ -63,7 +63,7 @@ def test_300_questions_survive_three_killed_workers_and_two_emptied_brokers(clus
     """The real models answer; afterwards every question has exactly one answer, and the right one."""
     archive = draw_archive(seed=51, images=80, questions=300)
     written = write_archive(tmp_path / "postcards", archive)
-    cluster.start("maint", "maint", beat=True)
+    cluster.start("maint", "maint", ticks=True)
     cluster.start("ingest", "ingest")
     for name in ("first", "second"):
         cluster.start(name, "query")
@@ -161,6 +161,10 @@ def test_one_question_overtakes_a_bulk_job(cluster: Cluster, tmp_path: Path) -> 
     wait_for("the bulk job to begin", lambda: count_answers(cluster) >= 1)
     row = cluster.client.questions.ask("quick?", "test", timeout_s=120)
     assert row.answer == "quick?"
+    with cluster.client.engine.begin() as connection:
+        of_bulk = select(shards.c.state, shards.c.epoch).where(shards.c.job_id == bulk, shards.c.epoch > 0)
+        begun = connection.execute(of_bulk).all()
+    assert [tuple(shard) for shard in begun] == [("running", 1)], "the question waited for the end of a shard"
     assert not cluster.client.jobs.get(bulk).is_final
     cluster.client.jobs.cancel(bulk)
     job = cluster.client.jobs.wait(bulk, timeout_s=60)

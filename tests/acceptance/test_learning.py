@@ -44,7 +44,7 @@ def test_the_lesson_goes_through_the_queue_from_first_answer_to_last(
     monkeypatch.setattr(learn, "_GENERATOR_SETTINGS", TOO_SHORT)
     monkeypatch.setattr(learn, "_CANDIDATE_SHARE", 0.05)
     for name, queue in (("ingest", "ingest"), ("answer", "query"), ("train", "train"), ("maint", "maint")):
-        school.start(name, queue, beat=name == "maint")
+        school.start(name, queue, ticks=name == "maint")
     school.wait_ready("ingest", "answer", "train")
 
     result = learn.learn_from_feedback(school.client, Demo(Console(), seed=3, images=60, questions=170))

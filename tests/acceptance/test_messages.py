@@ -75,7 +75,7 @@ def system() -> Iterator[Cluster]:
             made = Cluster(settings, root, client)
             try:
                 made.start("answer", "query", FRAGILE)
-                made.start("maint", "maint", FRAGILE, beat=True)
+                made.start("maint", "maint", FRAGILE, ticks=True)
                 made.wait_ready("answer", "maint")
                 yield made
             finally:

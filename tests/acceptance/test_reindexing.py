@@ -67,7 +67,7 @@ def test_an_archive_gets_another_retriever_while_questions_run_and_a_worker_is_k
     written = write_archive(tmp_path / "postcards", drawn)
     late = shutil.move(written.pictures / drawn.postcards[-1].file_name, tmp_path)
     other = write_retriever(tmp_path / "other", noise=0.02)
-    cluster.start("maint", "maint", beat=True)
+    cluster.start("maint", "maint", ticks=True)
     cluster.start("ingest", "ingest")
     cluster.start("answer", "query")
     cluster.wait_ready("ingest", "answer")

@@ -82,7 +82,7 @@ def adapters(cluster: Cluster) -> list[Any]:
 
 
 def test_a_killed_train_worker_goes_on_from_its_checkpoint(cluster: Cluster, classroom: Classroom) -> None:
-    cluster.start("maint", "maint", beat=True)
+    cluster.start("maint", "maint", ticks=True)
     cluster.start("train", "train")
     cluster.wait_ready("train")
     assert cluster.child("train").nice() == min(19, os.nice(0) + cluster.settings.train_niceness)
@@ -103,7 +103,7 @@ def test_a_killed_train_worker_goes_on_from_its_checkpoint(cluster: Cluster, cla
 def test_answers_keep_to_one_version_while_another_is_trained(
     cluster: Cluster, classroom: Classroom, resources: Resources, tmp_path: Path
 ) -> None:
-    cluster.start("maint", "maint", beat=True)
+    cluster.start("maint", "maint", ticks=True)
     cluster.start("answer", "query")
     cluster.start("train", "train")
     cluster.wait_ready("answer", "train")

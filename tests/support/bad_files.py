@@ -24,6 +24,7 @@ from tests.support.picture_files import (
     QUADRANTS,
     RED,
     SIZE,
+    SVG,
     WHITE,
     Case,
     Colour,
@@ -120,6 +121,7 @@ def _good_pngs(folder: Path) -> list[Case]:
     keyed = quadrants()
     keyed.info["transparency"] = RED
     animation = [quadrants(), Image.new("RGB", SIZE, BLACK)]
+    text_bomb = png_chunk(b"zTXt", b"Comment\x00\x00" + zlib.compress(bytes(20_000_000)))
     files = {
         "plain.png": (encoded(quadrants(), "PNG"), QUADRANTS),
         "really-png.jpg": (encoded(quadrants(), "PNG"), QUADRANTS),
@@ -132,6 +134,7 @@ def _good_pngs(folder: Path) -> list[Case]:
         "1-bit.png": (encoded(bilevel, "PNG"), (WHITE, BLACK, BLACK, BLACK)),
         "colour-key.png": (encoded(keyed, "PNG", transparency=RED), white_corner),
         "animated.png": (encoded(animation[0], "PNG", save_all=True, append_images=animation[1:]), QUADRANTS),
+        "text-bomb.png": (_with_text(text_bomb), QUADRANTS),
         "much-text.png": (_with_text(png_chunk(b"tEXt", b"Comment\x00" + b"a" * 3_000_000)), QUADRANTS),
     }
     (folder / "1x1.png").write_bytes(encoded(Image.new("RGB", (1, 1), RED), "PNG"))
@@ -160,8 +163,13 @@ def _good_others(folder: Path) -> list[Case]:
             encoded(quadrants(), "WEBP", lossless=True, save_all=True, append_images=second),
             QUADRANTS,
         ),
+        "old.bmp": (encoded(quadrants(), "BMP"), QUADRANTS),
+        "scan.tiff": (encoded(quadrants(), "TIFF"), QUADRANTS),
+        "portable.ppm": (encoded(quadrants(), "PPM"), QUADRANTS),
+        "new-lossless.jp2": (encoded(quadrants(), "JPEG2000"), QUADRANTS),
     }
-    return _accepted(folder, files)
+    (folder / "drawing.png").write_bytes(SVG)
+    return [Case("drawing.png", size=(1024, 768)), *_accepted(folder, files)]
 
 
 def _odd_names(folder: Path) -> list[Case]:
@@ -189,18 +197,16 @@ def _damaged(folder: Path) -> list[Case]:
     wrong_sum[-20] ^= 0xFF
     noise = Image.effect_noise((300, 200), 90).convert("RGB")
     lying = raw_png((4000, 4000), 8, 2, bytes(301))
-    text_bomb = png_chunk(b"zTXt", b"Comment\x00\x00" + zlib.compress(bytes(20_000_000)))
     files = {
         "empty.png": (b"", "empty"),
-        "half.jpg": (jpeg(noise)[: len(jpeg(noise)) // 2], "truncated"),
-        "half.png": (encoded(noise, "PNG")[:60_000], "truncated"),
+        "start.jpg": (jpeg(noise)[: len(jpeg(noise)) // 9], "quarter"),
+        "start.png": (encoded(noise, "PNG")[:20_000], "quarter"),
         "half.webp": (encoded(noise, "WEBP", lossless=True)[:30_000], "damaged WEBP"),
-        "half.gif": (encoded(noise, "GIF")[:10_000], "damaged GIF"),
+        "start.gif": (encoded(noise, "GIF")[:3_000], "quarter"),
         "header-only.png": (plain[:33], "damaged PNG"),
         "signature-only.jpg": (b"\xff\xd8\xff", "damaged JPEG"),
         "wrong-checksum.png": (bytes(wrong_sum), "damaged PNG"),
-        "lying-size.png": (lying, "truncated"),
-        "text-bomb.png": (_with_text(text_bomb), "damaged PNG"),
+        "lying-size.png": (lying, "quarter"),
     }
     return _rejected(folder, files)
 
@@ -208,8 +214,8 @@ def _damaged(folder: Path) -> list[Case]:
 def _too_large(folder: Path) -> list[Case]:
     lying = bytearray(jpeg())
     start = lying.index(b"\xff\xc0") + 5
-    lying[start : start + 4] = struct.pack(">HH", 16_000, 16_000)
-    side = raw_png((20_000, 1), 8, 0, bytes(20_001))
+    lying[start : start + 4] = struct.pack(">HH", 17_000, 17_000)
+    side = raw_png((70_000, 1), 8, 0, bytes(70_001))
     files = {
         "bomb.png": (bomb_png(), "million"),
         "lying-size.jpg": (bytes(lying), "million"),
@@ -217,8 +223,8 @@ def _too_large(folder: Path) -> list[Case]:
     }
     with (folder / "heavy.png").open("wb") as file:
         file.write(encoded(quadrants(), "PNG"))
-        file.truncate(50_000_001)
-    return [Case("heavy.png", rejected="50 MB"), *_rejected(folder, files)]
+        file.truncate(200_000_001)
+    return [Case("heavy.png", rejected="200 MB"), *_rejected(folder, files)]
 
 
 def _no_pictures(folder: Path) -> list[Case]:
@@ -226,6 +232,7 @@ def _no_pictures(folder: Path) -> list[Case]:
         "text.png": (b"I am not a picture.\n", "text"),
         "page.jpg": (b"<!DOCTYPE html>\n<html><body>404</body></html>", "web page"),
         "paper.jpg": (b"%PDF-1.7\n", "PDF"),
+        "film.jpg": (b"\x00\x00\x00\x18ftypqt  " + bytes(100), "MP4"),
         "noise.webp": (random.Random(2).randbytes(4_000), "known format"),
         "riff.webp": (b"RIFF\x10\x00\x00\x00WAVEfmt " + bytes(100), "known format"),
         "pointer.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
@@ -235,18 +242,14 @@ def _no_pictures(folder: Path) -> list[Case]:
 
 
 def _refused_pictures(folder: Path) -> list[Case]:
-    floats = Image.new("F", (2, 2), 0.5)
-    drawing = b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>'
+    floats = Image.new("F", (2, 1), 0.5)
+    floats.putpixel((0, 0), float("nan"))
     files = {
-        "drawing.svg": (drawing, "SVG"),
-        "drawing.png": (b"\xef\xbb\xbf" + drawing, "SVG"),
-        "old.bmp": (encoded(quadrants(), "BMP"), "BMP"),
         "icon.ico": (encoded(quadrants(), "ICO"), "ICO"),
-        "scan.tiff": (encoded(quadrants(), "TIFF"), "TIFF"),
-        "floats.tif": (encoded(floats, "TIFF"), "TIFF"),
+        "floats.tif": (encoded(floats, "TIFF"), "not finite"),
         "phone.heic": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "HEIC"),
         "new.avif": (b"\x00\x00\x00\x1cftypavif\x00\x00\x00\x00", "AVIF"),
-        "portable.ppm": (b"P6\n2 2\n255\n" + bytes(range(128, 140)), "known format"),
+        "drawing.svg": (b"<svg><rect", "SVG"),
     }
     return _rejected(folder, files)
 

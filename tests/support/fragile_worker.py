@@ -23,6 +23,7 @@ def fragile_stage(context: ShardContext[Resources]) -> None:
     lease = context.lease
     for question in context.read(answers.open_questions, lease.job_id, lease.run_no, lease.lo, lease.hi):
         context.check()
+        context.give_way()
         _suffer(question)
         result = [Answer(question.question_no, AnswerStatus.ANSWERED, text=question.text)]
         context.commit(answers.insert_answers, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, result)

@@ -16,6 +16,11 @@ BLACK, GREY = (0, 0, 0), (128, 128, 128)
 QUADRANTS = (RED, GREEN, BLUE, WHITE)
 SIZE = (64, 48)
 
+SVG = b"""\xef\xbb\xbf<?xml version="1.0"?>
+<svg xmlns="http://www.w3.org/2000/svg" width="64" height="48">
+<rect width="32" height="24" fill="#f00"/><rect x="32" width="32" height="24" fill="#0f0"/>
+<rect y="24" width="32" height="24" fill="#00f"/></svg>"""
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -71,6 +76,6 @@ def raw_png(size: tuple[int, int], depth: int, colour_type: int, rows: bytes, *e
     )
 
 
-def bomb_png(side: int = 13_000) -> bytes:
+def bomb_png(side: int = 17_000) -> bytes:
     """A few kilobytes that decode to `side` × `side` black pixels."""
     return raw_png((side, side), 1, 0, bytes(side * (1 + (side + 7) // 8)))

@@ -6,10 +6,11 @@ import json
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from ragllava.json_records import from_json, rounded, to_json
+from ragllava.json_records import from_json, rounded, to_json, write_json_lines
 from ragllava.records import Role
 
 
@@ -69,3 +70,10 @@ def test_what_does_not_fit_is_one_sentence(stored: object, message: str) -> None
 def test_rounded() -> None:
     value = {"a": 1 / 3, "b": [2 / 3, 1, "x"], "c": None}
     assert rounded(value) == {"a": 0.3333, "b": [0.6667, 1, "x"], "c": None}
+
+
+def test_lines_are_the_same_values_and_control_no_terminal(tmp_path: Path) -> None:
+    hostile = {"caption": "a\x1b[2J\x9b31m\x7f\u202e\u2028b ü"}
+    assert write_json_lines([hostile], tmp_path / "lines") == 1
+    written = (tmp_path / "lines").read_text("utf-8")
+    assert json.loads(written) == hostile and written.rstrip("\n").isprintable() and "ü" in written

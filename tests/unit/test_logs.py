@@ -91,3 +91,27 @@ def test_configured_lines_go_to_standard_error_and_chatty_libraries_are_quiet(
     heard, broke = output.err.splitlines()
     assert heard.endswith("INFO spoken | heard")
     assert broke.endswith("| a connection broke")
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_a_setting_chooses_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RAGLLAVA_LOG_FORMAT", "json")
+    configure_logging()
+    logging.getLogger("ragllava.somewhere").info("heard", extra={"action": "spoken", "shard": 4})
+    fields = json.loads(capsys.readouterr().err)
+    assert (fields["action"], fields["message"], fields["shard"]) == ("spoken", "heard", 4)
+
+
+@pytest.mark.usefixtures("restored_logging")
+def test_wrong_settings_do_not_stop_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAGLLAVA_LOG_FORMAT", "xml")
+    configure_logging()
+    logging.getLogger("ragllava.somewhere").info("heard")
+    assert capsys.readouterr().err.endswith("| heard\n")
+
+
+def test_text_from_outside_cannot_control_a_terminal() -> None:
+    line = FactsFormatter().format(record("a\x1b[2Jb", source="a\x1b]0;x\x07.png"))
+    assert "\x1b" not in line and "\x07" not in line and r"a\x1b[2Jb" in line

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
 from ragllava.errors import SettingsError
-from ragllava.settings import Settings, load_settings, read_services
+from ragllava.settings import Settings, load_settings, origins, read_services
 
 PASSWORD = "pass-word-of-mine"
 DATABASE = f"postgresql://me:{PASSWORD}@db.example:5432/pictures"
@@ -58,7 +59,7 @@ def test_overrides_come_before_the_environment_and_that_before_the_embedded_serv
     [
         ("RAGLLAVA_TPO_K", "did you mean RAGLLAVA_TOP_K?"),
         ("RAGLLAVA_MODEL_DIR", "did you mean RAGLLAVA_MODELS_DIR?"),
-        ("RAGLLAVA_COLOUR", "unknown setting RAGLLAVA_COLOUR; `ragllava doctor`"),
+        ("RAGLLAVA_COLOUR", "unknown setting RAGLLAVA_COLOUR; `ragllava settings`"),
     ],
 )
 def test_an_unknown_variable_is_named(name: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,3 +174,72 @@ def test_settings_cannot_be_changed() -> None:
     settings = Settings()
     with pytest.raises(ValidationError, match="frozen"):
         settings.top_k = 3
+
+
+# -- ragllava.toml
+
+
+def test_the_file_of_the_home_comes_after_the_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "ragllava.toml").write_text('profile = "base"\ntop_k = 7\ns3_secure = true\n')
+    write_services(home, json.dumps({"settings": {"redis_url": BROKER}}))
+    monkeypatch.setenv("RAGLLAVA_TOP_K", "9")
+    settings = load_settings()
+    assert (settings.profile, settings.top_k, settings.s3_secure) == ("base", 9, True)
+    assert load_settings(profile="paper").profile == "paper"
+    origin = origins(settings)
+    assert {name: origin[name] for name in ("profile", "top_k", "redis_url", "top_n")} == {
+        "profile": "ragllava.toml",
+        "top_k": "environment",
+        "redis_url": "embedded service",
+        "top_n": "default",
+    }
+
+
+def test_the_file_is_that_of_the_home_that_was_given(home: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "ragllava.toml").write_text("top_k = 7\n")
+    assert load_settings().top_k == Settings.model_fields["top_k"].default
+    assert load_settings(home=elsewhere).top_k == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("tpo_k = 7", "unknown setting tpo_k; did you mean top_k?"),
+        ("RAGLLAVA_TOP_K = 7", "unknown setting RAGLLAVA_TOP_K; did you mean top_k?"),
+        ("colour = 7", "unknown setting colour; `ragllava settings` lists all"),
+        ('home = "/srv"', "home cannot be set here"),
+        ("top_k = 0", "top_k: Input should be greater than or equal to 1, not 0"),
+        ("profile = base", "is not valid TOML"),
+        (f'database_url = "{PASSWORD}"', "database_url: this is not an address"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named_with_the_file(home: Path, content: str, says: str) -> None:
+    (home / "ragllava.toml").write_text(content)
+    text = mistake()
+    assert text.startswith(str(home / "ragllava.toml"))
+    assert says in text and PASSWORD not in text and "\n" not in text
+
+
+@pytest.mark.parametrize("name", ["ragllava.toml", "run/services.json"])
+def test_a_home_of_another_user_is_named_with_its_owner(home: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_services(home, "{}")
+    (home / name).write_text("")
+    read = Path.read_text
+
+    def refuse(path: Path, *args: Any, **options: Any) -> str:
+        if path == home / name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *args, **options)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(os, "geteuid", lambda: home.stat().st_uid + 1)
+    text = mistake()
+    assert f"{home / name} cannot be read (Permission denied)" in text
+    assert f"belongs to the user {home.owner()}; set RAGLLAVA_HOME" in text
+
+
+def test_a_service_that_does_not_run_is_named_with_the_home(home: Path) -> None:
+    with pytest.raises(SettingsError, match=f"no database runs in the home {home}: "):
+        load_settings().require_database()

@@ -15,6 +15,7 @@ import click
 from ragllava.cli.demo.learn import IN_DOMAIN_QUESTIONS, learn_from_feedback
 from ragllava.cli.demo.run import Demo
 from ragllava.cli.options import require_folder
+from ragllava.cli.terminal import make_console
 
 if TYPE_CHECKING:
     from ragllava.client import Client
@@ -51,13 +52,12 @@ def demo(
     The pictures are postcards of made-up landmarks that the shipped models never saw. Ctrl-C stops the system
     cleanly; the next call continues where this one stopped.
     """
-    from rich.console import Console
 
     from ragllava.settings import load_settings
 
     require_folder(report)
     require_folder(json_path)
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     run = Demo(
         console,
         seed,

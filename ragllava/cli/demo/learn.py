@@ -99,6 +99,15 @@ class BeforeAfter:
         }
 
 
+def in_use(trained: Sequence[TrainingView]) -> str:
+    """What became of the trained versions, in one sentence."""
+    promoted = [view.role.value for view in trained if view.status is TrainingStatus.PROMOTED]
+    if not promoted:
+        return "the gate refused every trained version, so questions are answered as before"
+    undo = " and ".join(f"`ragllava models rollback --role {role}`" for role in promoted)
+    return f"the trained {' and '.join(promoted)} stays in use; {undo} undoes it"
+
+
 def labelled_questions(questions: Sequence[KnownQuestion]) -> list[KnownQuestion]:
     """The questions that may get feedback."""
     return [question for question in questions if not any(map(is_kept_out, question.relevant))]
@@ -253,9 +262,7 @@ class LearningDemo:
             self._print(f"  {'PASS' if holds else 'FAIL'}: {claim}")
         for view in self.client.models.list():
             self._print(f"  {view.version.role:<10} {view.state:<11} {view.version.name}")
-        self._print(
-            "the trained versions stay in use; `ragllava models rollback --role generator` (or reranker) undoes it"
-        )
+        self._print(in_use(trained))
         return {
             "seed": self.run.seed,
             "images": self.run.images,

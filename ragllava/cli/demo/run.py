@@ -77,7 +77,7 @@ class Demo:
         ):
             self.console.print(table)
         with self.timed("report"):
-            client.questions.save_report(job.job_id, report, answers, figures)
+            client.questions.save_report(job.job_id, report, answers, figures, replace_any=True)
         self.console.print(f"report: {report.absolute()}, open it in a browser")
         return {
             "seed": self.seed,

@@ -50,7 +50,7 @@ class DrawnPicture:
 class EvaluationImage:
     """An image of the pool to retrieve from. `caption` is None where the set has none, or none that may be shown.
 
-    Decode the bytes with `decode(…, allow_tiff=True)`: MultimodalQA has a few TIFF files.
+    Decode the bytes with `decode`.
     """
 
     image_id: str

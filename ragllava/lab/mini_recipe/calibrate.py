@@ -12,6 +12,7 @@ from typing import Any
 from ragllava.evaluation.threshold import steady_threshold
 from ragllava.json_records import to_json
 from ragllava.lab.candidates import nearest_pictures
+from ragllava.lab.mini_recipe.familiar import write_familiar
 from ragllava.lab.mini_recipe.wordings import STYLE_SHARES
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.reranker import Pair
@@ -29,6 +30,7 @@ _NAMED_CANDIDATES = 10  # for each landmark
 
 def write_profile(models: Path, *, images: int = 1000, questions: int = 300) -> Path:
     """Write `profile.json` into the folder of clip/ and llava/; RAGLLAVA_PROFILE set to its path uses these models.
+    Also write `postcards.npz`, the pictures that they know.
 
     η is fitted on all candidates of `questions` questions to each of the calibration archives (docs/method.md 3). The
     styles of the questions have their shares of the training.
@@ -49,6 +51,7 @@ def write_profile(models: Path, *, images: int = 1000, questions: int = 300) -> 
         "fit": to_json(fit),
     }
     path.write_text(json.dumps(values))
+    write_familiar(bundle, models)
     return path
 
 

@@ -81,7 +81,9 @@ class DrawnResources(Resources):
 
 class _DrawnPictures(PictureCache):
     def __init__(self, resources: Resources, draw: Callable[[str], Image]) -> None:
-        super().__init__(resources.objects, ThreadPoolExecutor(1), resources.settings.image_cache_mib * 2**20)
+        super().__init__(
+            resources.objects, resources.decoder, ThreadPoolExecutor(1), resources.settings.image_cache_mib * 2**20
+        )
         self._draw = draw
 
     def _read(self, sha256: str) -> Image | str:

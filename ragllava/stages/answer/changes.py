@@ -55,18 +55,22 @@ def changes_since(
 
 
 def take_over_unchanged(
-    context: ShardContext[Resources], questions: Sequence[Question], tools: AnswerTools
+    context: ShardContext[Resources],
+    questions: Sequence[Question],
+    tools: AnswerTools,
+    pause: Callable[[], None],
 ) -> dict[int, tuple[Change, ...]]:
     """Commit the earlier answers of those questions of a refresh's shard for which nothing has changed.
 
-    Returns the other questions by number, with what has changed for each.
+    Returns the other questions by number, with what has changed for each. `pause` is called between two searches; what
+    it raises is passed on.
     """
     lease, now = context.lease, stamp_now(tools)
     numbers = [question.question_no for question in questions]
     earlier = context.read(refreshes.earlier_answers, lease.job_id, numbers)
     changes = {
         question.question_no: changes_since(earlier.get(question.question_no), now, candidates)
-        for question, candidates in zip(questions, retrieve(questions, tools), strict=True)
+        for question, candidates in zip(questions, retrieve(questions, tools, pause=pause), strict=True)
     }
     unchanged = [number for number, reasons in changes.items() if not reasons]
     taken: set[int] = set()

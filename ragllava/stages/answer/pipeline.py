@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ragllava.errors import JobRefused, LeaseLost, RagllavaError, ShardInterrupted
 from ragllava.records import Answer, AnswerStatus, Candidate, ModelStamp, Question, Retrieval, by_relevance, evidence_of
+from ragllava.settings import Settings
 from ragllava.stages.answer import waves
 from ragllava.stages.answer.candidates import CandidateHit, find_candidates
+from ragllava.stages.answer.cautions import unfinished_ingest
 from ragllava.stages.answer.doubts import Evidence
 from ragllava.stages.answer.tools import AnswerTools, stamp_now
 from ragllava.stores.archives import archive
@@ -28,6 +30,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _IMAGES_AT_ONCE = 64  # whose decoded pictures are in memory together, beside the cache
+_QUESTIONS_PER_SEARCH = 64
+_MOST_BATCHES = 4  # of pairs of one image in one call
+_ENDPOINT_ROUNDS = 4  # requests in one call, for each that an endpoint takes at a time
+
+
+def _no_pause() -> None:
+    """For a caller that need not stop."""
+
 
 Pictures = Mapping[str, "Image | str"]  # by sha256; a text says why the picture cannot be read
 HitsByQuestion = dict[int, list[CandidateHit]]  # by question_no
@@ -77,15 +87,22 @@ def answer_questions(questions: Sequence[Question], tools: AnswerTools) -> list[
 
 
 def retrieve(
-    questions: Sequence[Question], tools: AnswerTools, known_hits: HitsByQuestion | None = None
+    questions: Sequence[Question],
+    tools: AnswerTools,
+    known_hits: HitsByQuestion | None = None,
+    pause: Callable[[], None] = _no_pause,
 ) -> list[list[Candidate]]:
     """The candidates of each question in retrieval order, not reranked yet (docs/method.md 1, candidates.py).
 
-    Questions in `known_hits` are not searched for again.
+    Questions in `known_hits` are not searched for again. `pause` is called between two searches; what it raises is
+    passed on.
     """
     hits_of = dict(known_hits or {})
     missing = [question for question in questions if question.question_no not in hits_of]
-    hits_of.update(zip((question.question_no for question in missing), find_candidates(missing, tools), strict=True))
+    for start in range(0, len(missing), _QUESTIONS_PER_SEARCH):
+        pause()
+        batch = missing[start : start + _QUESTIONS_PER_SEARCH]
+        hits_of.update(zip((question.question_no for question in batch), find_candidates(batch, tools), strict=True))
     rows = [hits_of[question.question_no] for question in questions]
     images = read_at_once(tools.engine, archive.load_images, sorted({hit.image_id for row in rows for hit in row}))
     return [
@@ -110,20 +127,20 @@ def rerank(
     questions: Sequence[Question],
     candidates: Sequence[Sequence[Candidate]],
     tools: AnswerTools,
-    check: Callable[[], None] = lambda: None,
+    pause: Callable[[], None] = _no_pause,
 ) -> list[RerankedQuestion]:
     """P("Yes") of every (question, image + caption) pair, then the threshold (docs/method.md 2 and 3).
 
     `candidates` has those of each question; they are reranked in waves until those that were suffice (waves.py), and
     the others keep the relevance None. A candidate whose picture cannot be read is left out, and a note says so.
-    `check` is called between groups of images; what it raises is passed on.
+    `pause` is called between groups of pairs; what it raises is passed on.
     """
     scores: dict[RowAndImage, Relevance] = {}
     unreadable: dict[RowAndImage, str] = {}
     planned = {row: waves.waves_of(of_question, tools.options.depth) for row, of_question in enumerate(candidates)}
     while planned := {row: left for row, left in planned.items() if left}:
         pairs = [(row, candidate) for row, left in planned.items() for candidate in left[0]]
-        _score(questions, pairs, scores, unreadable, tools, check)
+        _score(questions, pairs, scores, unreadable, tools, pause)
         planned = {
             row: [] if _is_done(candidates[row], row, left[1:], scores, tools) else left[1:]
             for row, left in planned.items()
@@ -152,7 +169,7 @@ def _score(
     scores: dict[RowAndImage, Relevance],
     unreadable: dict[RowAndImage, str],
     tools: AnswerTools,
-    check: Callable[[], None],
+    pause: Callable[[], None],
 ) -> None:
     """Add the relevance of these candidates to `scores`, or why their picture cannot be read to `unreadable`.
 
@@ -167,23 +184,42 @@ def _score(
     hashes = list(by_image)
     cache = tools.resources.pictures
     for start in range(0, len(hashes), _IMAGES_AT_ONCE):
-        check()
+        pause()
         end = start + _IMAGES_AT_ONCE
         pictures = cache.get_many(hashes[start:end])
         cache.fetch_ahead(hashes[end : end + _IMAGES_AT_ONCE])  # while these are scored
-        readable: list[tuple[int, Candidate]] = []
+        groups: list[list[tuple[int, Candidate]]] = []
         for sha256, picture in pictures.items():
             if isinstance(picture, str):
                 unreadable |= {(row, candidate.image.image_id): picture for row, candidate in by_image[sha256]}
             else:
-                readable += by_image[sha256]
-        pairs = [
-            Pair(questions[row].text, candidate.image.caption, _picture(pictures, candidate), tools.by_caption)
-            for row, candidate in readable
-        ]
-        relevances = tools.resources.models.reranker.relevance(pairs, batch_size=tools.settings.pairs_per_batch)
-        keys = ((row, candidate.image.image_id) for row, candidate in readable)
-        scores.update(zip(keys, relevances, strict=True))
+                groups.append(by_image[sha256])
+        for readable in _calls(groups, tools.settings):
+            pause()
+            pairs = [
+                Pair(questions[row].text, candidate.image.caption, _picture(pictures, candidate), tools.by_caption)
+                for row, candidate in readable
+            ]
+            relevances = tools.resources.models.reranker.relevance(pairs, batch_size=tools.settings.pairs_per_batch)
+            keys = ((row, candidate.image.image_id) for row, candidate in readable)
+            scores.update(zip(keys, relevances, strict=True))
+
+
+def _calls(groups: Iterable[list[T]], settings: Settings) -> Iterator[list[T]]:
+    """What is scored in one call of the reranker, which nothing can interrupt: about one batch; small groups whole.
+
+    An endpoint makes its own batches, of the requests of several such calls.
+    """
+    enough = settings.pairs_per_batch if settings.vllm_url is None else _ENDPOINT_ROUNDS * settings.vllm_requests
+    joined: list[T] = []
+    for group in groups:
+        for start in range(0, len(group), _MOST_BATCHES * settings.pairs_per_batch):
+            joined += group[start : start + _MOST_BATCHES * settings.pairs_per_batch]
+            if len(joined) >= enough:
+                yield joined
+                joined = []
+    if joined:
+        yield joined
 
 
 def _ranked(
@@ -223,10 +259,7 @@ def answer_from_evidence(
     """Answers from what was kept for each question, in the same order."""
     texts = generate(questions, reranked, _load_pictures([c for row in reranked for c in row.evidence], tools), tools)
     stamp = stamp_now(tools)
-    return [
-        _as_answer(*row, stamp, is_filtered=tools.options.filter is not None or row[0].filter is not None)
-        for row in zip(questions, reranked, texts, strict=True)
-    ]
+    return [_as_answer(*row, stamp, tools) for row in zip(questions, reranked, texts, strict=True)]
 
 
 def generate(
@@ -277,14 +310,16 @@ def _as_answer(
     reranked: RerankedQuestion,
     text: GeneratedAnswer | None,
     stamp: ModelStamp,
-    *,
-    is_filtered: bool,
+    tools: AnswerTools,
 ) -> Answer:
     notes = list(reranked.notes)
     if text is None:
+        is_filtered = tools.options.filter is not None or question.filter is not None
         notes.insert(0, _why_no_evidence(reranked, stamp, is_filtered))
     elif text.note:
         notes.append(text.note)
+    if tools.ingests:
+        notes.append(unfinished_ingest(tools.ingests))
     return Answer(
         question.question_no,
         AnswerStatus.ANSWERED if text else AnswerStatus.NO_EVIDENCE,

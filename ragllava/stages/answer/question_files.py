@@ -1,27 +1,35 @@
 """Question files in: every input line becomes either a Question or a LineError.
 
-Three formats, recognised by the file's extension, else by its content:
+Four formats, recognised by the file's extension, else by its content, and read also when packed with gzip:
 
-- JSONL: `{"custom_id": …, "question": …}`, or a line for OpenAI's Batch API, of which the text of the last user
-  message is the question (other messages and the model's name are not used).
+- JSON lines, or a JSON list: `{"custom_id": …, "question": …}`, or a line for OpenAI's Batch API, of which the text of
+  the last user message is the question. Other messages are not used, which the note of the question says.
 - CSV: a header with a column `question` and, optionally, `custom_id` and `where`; comma, semicolon, tab or bar between
   cells.
-- Parquet: the same columns.
+- Excel and Parquet: the same columns.
 
-`where` is the question's own filter (ragllava/filters.py): an object in JSONL, and in every format text, which is JSON
-or one condition. Blank lines are skipped. Other keys and columns are ignored. A `custom_id` that is missing or null
-becomes `line-<line>`; one that is given must be unique in the file and have 1 to 64 characters. White space around a
-question is removed, and a NUL or half of a surrogate pair (Postgres stores neither) becomes U+FFFD.
+The names of columns are compared without regard to case and punctuation. The id may also be called `question_id`, `qid`
+or `id`, the question `query` or `prompt`. `where` is the question's own filter (ragllava/filters.py): an object in
+JSON, and in every format text, which is JSON or one condition. Records without any content are skipped. Further columns
+are repeated in the results. An id that is missing becomes `line-<line>`; one that is given must be unique in the file
+and have 1 to 64 characters. White space around a question is removed, and a NUL or half of a surrogate pair (Postgres
+stores neither) becomes U+FFFD.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import datetime
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from ragllava.errors import LineError, UsageError
 from ragllava.filters import Filter, parse_where
+from ragllava.json_records import to_json
 from ragllava.records import FileFormat, Question
 from ragllava.stages.record_files import (
     MAX_LINES,
@@ -31,24 +39,44 @@ from ragllava.stages.record_files import (
     Record,
     Rejected,
     format_by_extension,
+    named,
     opened_records,
 )
 
 MAX_QUESTION_CHARACTERS = 8_000
 MAX_CUSTOM_ID_CHARACTERS = 64
+MAX_GIVEN_COLUMNS = 64  # further columns of a file that are repeated in the results
+MAX_GIVEN_CHARACTERS = 16_000  # of the further columns of one line, as JSON
 
 _CHAT_URL = "/v1/chat/completions"
 _RESPONSES_URL = "/v1/responses"
+_BATCH_KEYS = ("method", "url", "body")
+
+
+def _unfold(document: Any) -> Iterable[Any]:
+    """The records of a JSON file that is one value: the list, or that of an object with a list `questions`."""
+    if isinstance(document, dict) and isinstance(document.get("questions"), list):
+        document = document["questions"]
+    return document if isinstance(document, list) else [document]
+
+
 _LAYOUT = Layout(
     content="question",
     example='{"custom_id": …, "question": …}',
-    required=(("question",),),
-    optional=("custom_id", "where"),
+    required=(("question", "query", "prompt"),),
+    optional=(("custom_id", "question_id", "qid", "id"), ("where",)),
+    unfold=_unfold,
 )
 
 
+@dataclass(frozen=True)
 class QuestionFile(CheckedFile[Question]):
     """The index in `lines` is the `question_no`, also of invalid lines."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the further columns that the questions have, in their order."""
+        return list(dict.fromkeys(name for question in self.valid for name in question.given or ()))
 
 
 def read_questions(source: Path | bytes, *, name: str, format: FileFormat | None = None) -> QuestionFile:
@@ -57,43 +85,118 @@ def read_questions(source: Path | bytes, *, name: str, format: FileFormat | None
     Raises InvalidInput when the whole file is unusable (empty, of unknown format, without a column `question`, too
     long), UsageError when it cannot be opened. An invalid line never raises: it is a LineError.
     """
-    format = format or format_by_extension(name)
-    with opened_records(source, name, _LAYOUT, format=format, max_records=MAX_LINES) as (_, records):
-        return QuestionFile(name, list(_checked_lines(records)))
+    format, notes = format or format_by_extension(name), list[str]()
+    with opened_records(source, name, _LAYOUT, format=format, max_records=MAX_LINES, notes=notes) as (format, records):
+        lines = _Lines(is_table=format in (FileFormat.CSV, FileFormat.XLSX))
+        checked = list(lines.check_all(records))
+        return QuestionFile(name, checked, notes=(*notes, *lines.notes()))
 
 
-def _checked_lines(records: Iterable[Record]) -> Iterator[Question | LineError]:
-    first_lines: dict[str, int] = {}
-    for question_no, record in enumerate(records):
-        own_id = None  # stays None for a duplicate: the first line keeps the custom_id
-        try:
-            given = _custom_id(record.value.get("custom_id"))
-            unique_id = given or f"line-{record.line}"
-            if (first := first_lines.setdefault(unique_id, record.line)) != record.line:
-                raise Rejected("duplicate_custom_id", f'the custom_id "{unique_id}" is taken by line {first}')
-            own_id = given
-            if record.problem:
-                raise record.problem
-            question = _question_text(record.value)
-            yield Question(question_no, record.line, unique_id, question, _filter(record.value.get("where")))
-        except Rejected as rejected:
-            yield rejected.at(record.line, own_id)
+class _Lines:
+    """Checks the records of one file, and counts what it leaves out of them.
+
+    In a table, an empty cell is a missing value.
+    """
+
+    def __init__(self, *, is_table: bool) -> None:
+        self._is_table = is_table
+        self._first_lines: dict[str, int] = {}
+        self._columns: dict[str, None] = {}
+        self._dropped_columns: dict[str, None] = {}
+        self._too_long = 0
+        self._with_note = 0
+
+    def notes(self) -> Iterator[str]:
+        """Remarks on the file."""
+        if self._with_note:
+            yield f"{self._with_note:,} lines have system messages or earlier turns, which are not used"
+        if self._dropped_columns:
+            yield f"the results repeat {MAX_GIVEN_COLUMNS} further columns, and not {named(self._dropped_columns)}"
+        if self._too_long:
+            yield (
+                f"the further columns of {self._too_long:,} lines have more than {MAX_GIVEN_CHARACTERS:,} characters; "
+                "the results do not repeat them"
+            )
+
+    def check_all(self, records: Iterable[Record]) -> Iterator[Question | LineError]:
+        """Each record as a question, or as its error."""
+        for question_no, record in enumerate(records):
+            own_id = None  # stays None for a duplicate: the first line keeps the custom_id
+            value, others = _LAYOUT.split(record.value)
+            try:
+                given_id = _custom_id(value.get("custom_id"), self._is_table)
+                unique_id = given_id or f"line-{record.line}"
+                if (first := self._first_lines.setdefault(unique_id, record.line)) != record.line:
+                    raise Rejected("duplicate_custom_id", f'the custom_id "{unique_id}" is taken by line {first}')
+                own_id = given_id
+                if record.problem:
+                    raise record.problem
+                text, note = _question(value, others, record.value)
+                where = _filter(value.get("where"))
+                self._with_note += note is not None
+                yield Question(question_no, record.line, unique_id, text, where, note, self._given(others))
+            except Rejected as rejected:
+                yield rejected.at(record.line, own_id)
+
+    def _given(self, others: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The further columns of a line as JSON that can be stored."""
+        given: dict[str, Any] = {}
+        for name, item in others.items():
+            if name in _BATCH_KEYS and "body" in others:
+                continue
+            stored_name = UNSTORABLE.sub("\ufffd", name)
+            if stored_name not in self._columns and len(self._columns) == MAX_GIVEN_COLUMNS:
+                self._dropped_columns[stored_name] = None
+                continue
+            self._columns[stored_name] = None
+            given[stored_name] = item
+        if not given:
+            return None
+        given = to_json(_storable(given))
+        if len(json.dumps(given, ensure_ascii=False)) > MAX_GIVEN_CHARACTERS:
+            self._too_long += 1
+            return None
+        return given
 
 
-def _custom_id(value: object) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str):
-        raise Rejected("invalid_custom_id", "the custom_id is neither a string nor an integer")
-    if not value.strip():
+def _storable(value: Any) -> Any:
+    """A value without the characters that Postgres does not store."""
+    if isinstance(value, str):
+        return UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {UNSTORABLE.sub("\ufffd", key): _storable(item) for key, item in value.items()}
+    return [_storable(item) for item in value] if isinstance(value, list) else value
+
+
+def _custom_id(value: object, is_table: bool) -> str | None:
+    if value is None or value != value or (is_table and isinstance(value, str) and not value.strip()):  # noqa: PLR0124
+        return None  # NaN, which pandas writes for a missing number, differs from itself
+    text = _id_text(value)
+    if text is None:
+        raise Rejected("invalid_custom_id", "the custom_id is neither text nor a number")
+    if not text.strip():
         raise Rejected("invalid_custom_id", "the custom_id is empty; leave it out, or give each line its own")
-    if len(value) > MAX_CUSTOM_ID_CHARACTERS:
+    if len(text) > MAX_CUSTOM_ID_CHARACTERS:
         raise Rejected("invalid_custom_id", f"the custom_id has more than {MAX_CUSTOM_ID_CHARACTERS} characters")
-    if UNSTORABLE.search(value):
+    if UNSTORABLE.search(text):
         raise Rejected("invalid_custom_id", "the custom_id has a character that cannot be stored")
-    return value
+    return text
+
+
+def _id_text(value: object) -> str | None:
+    """An id as text; 7.0, which spreadsheets and pandas make of a 7, is 7 again."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float | Decimal) and value == value // 1:
+        return str(int(value))
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return str(uuid.UUID(bytes=value)) if len(value) == 16 else value.hex()
+    return str(value) if isinstance(value, str | int | float | Decimal | uuid.UUID) else None
 
 
 def _filter(where: object) -> Filter | None:
@@ -107,11 +210,13 @@ def _filter(where: object) -> Filter | None:
         raise Rejected("invalid_filter", str(error)) from None
 
 
-def _question_text(value: dict[str, Any]) -> str:
-    is_batch_line = "question" not in value and ("body" in value or "url" in value)
-    question = _batch_question(value) if is_batch_line else value.get("question")
+def _question(value: Mapping[str, Any], others: Mapping[str, Any], names: Iterable[str]) -> tuple[str, str | None]:
+    """The text of the question, and what of its line is not used; `names` are those of the line, for a message."""
+    is_batch_line = "question" not in value and ("body" in others or "url" in others)
+    question, note = _batch_question(others) if is_batch_line else (value.get("question"), None)
     if question is None:
-        raise Rejected("missing_question", "the line has no question")
+        keys = "" if is_batch_line or "question" in value else f"; it has {named(names)}"
+        raise Rejected("missing_question", f"the line has no question{keys}")
     if not isinstance(question, str):
         raise Rejected("missing_question", "the question is not a string")
     text = UNSTORABLE.sub("\ufffd", question).strip()
@@ -119,25 +224,40 @@ def _question_text(value: dict[str, Any]) -> str:
         raise Rejected("empty_question", "the question is empty")
     if len(text) > MAX_QUESTION_CHARACTERS:
         raise Rejected("question_too_long", f"the question has more than {MAX_QUESTION_CHARACTERS:,} characters")
-    return text
+    return text, note
 
 
-def _batch_question(value: dict[str, Any]) -> object:
-    """The question of an OpenAI Batch line: the last message of the user."""
+def _batch_question(value: Mapping[str, Any]) -> tuple[object, str | None]:
+    """The question of an OpenAI Batch line, which is the last message of the user, and a note on the other messages."""
     method, url, body = value.get("method", "POST"), value.get("url"), value.get("body")
     if method != "POST" or url not in (_CHAT_URL, _RESPONSES_URL):
         raise Rejected("url_mismatch", f"a batch line must be a POST to {_CHAT_URL} or {_RESPONSES_URL}")
     if not isinstance(body, dict):
         raise Rejected("missing_question", "the batch line has no body")
     turns = body.get("messages" if url == _CHAT_URL else "input")
+    has_instructions = bool(url == _RESPONSES_URL and body.get("instructions"))
     if url == _RESPONSES_URL and isinstance(turns, str):
-        return turns
+        return turns, _unused_note(int(has_instructions), 0)
     if not isinstance(turns, list):
         raise Rejected("missing_question", "the body has no list of messages")
-    contents = [turn.get("content") for turn in turns if isinstance(turn, dict) and turn.get("role") == "user"]
-    if not contents:
+    messages = [turn for turn in turns if isinstance(turn, dict)]
+    asked = [number for number, turn in enumerate(messages) if turn.get("role") == "user"]
+    if not asked:
         raise Rejected("missing_question", "the body has no message of the role user")
-    return "\n".join(map(_part_text, contents[-1])) if isinstance(contents[-1], list) else contents[-1]
+    content = messages.pop(asked[-1]).get("content")
+    system = sum(turn.get("role") in ("system", "developer") for turn in messages)
+    note = _unused_note(system + has_instructions, len(messages) - system)
+    return "\n".join(map(_part_text, content)) if isinstance(content, list) else content, note
+
+
+def _unused_note(system: int, turns: int) -> str | None:
+    """What the note of a question says about messages that are not used."""
+    parts = [
+        f"{number} {name}{'s' if number > 1 else ''}"
+        for number, name in ((system, "system message"), (turns, "other turn"))
+        if number
+    ]
+    return f"not used: {' and '.join(parts)} of the batch line" if parts else None
 
 
 def _part_text(part: object) -> str:

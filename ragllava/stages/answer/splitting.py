@@ -104,11 +104,16 @@ def _grow(
 
 
 def split_if_large(
-    context: ShardContext[Resources], questions: Sequence[Question], find_candidates: FindCandidates, cost: Cost
+    context: ShardContext[Resources],
+    questions: Sequence[Question],
+    find_candidates: FindCandidates,
+    cost: Cost,
+    pause: Callable[[], None],
 ) -> bool:
     """Split the leased shard if its open questions would take too long together; returns whether it was split.
 
-    Does nothing while the pace of this process is unknown. Little work is divided among all live slots.
+    Does nothing while the pace of this process is unknown. Little work is divided among all live slots. `pause` is
+    called between two searches; what it raises is passed on.
     """
     settings, pace = context.settings, context.resources.pace.seconds_per_cost
     if pace is None or not questions:
@@ -119,7 +124,7 @@ def split_if_large(
         return False
     candidates: list[list[int]] = []
     for start in range(0, len(questions), _QUESTIONS_PER_SEARCH):
-        context.check()
+        pause()
         candidates += find_candidates(questions[start : start + _QUESTIONS_PER_SEARCH])
     slots = context.read(live_slots, settings).get(kind_of(context.lease.kind).queue, 1)
     seconds = shard_seconds(pace * cost.of(candidates), settings.shard_seconds, slots)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from sqlalchemy import Connection
@@ -26,6 +26,7 @@ from ragllava.stages.answer.pipeline import (
 )
 from ragllava.stages.answer.splitting import split_if_large
 from ragllava.stages.answer.tools import AnswerTools, cost_of, prepare
+from ragllava.stages.champions import apply_champions
 from ragllava.stages.resources import Resources
 from ragllava.stores.jobs import answers
 from ragllava.stores.learning import noisy
@@ -33,6 +34,28 @@ from ragllava.stores.learning import noisy
 _QUESTIONS_KEPT = 2_000  # whose hits are kept from planning; a shard of more is split
 
 ChangesByQuestion = Mapping[int, tuple[Change, ...]]  # by question_no
+
+
+@dataclass(slots=True)
+class Pauses:
+    """Called between two steps of a shard: stops it if it has to stop, else lets urgent questions be answered first.
+
+    These may be answered by newer champions; the shard continues with those that it began with. `seconds` is the time
+    that urgent questions have taken.
+    """
+
+    context: ShardContext[Resources]
+    tools: AnswerTools
+    seconds: float = 0.0
+
+    def __call__(self) -> None:
+        """Raises LeaseLost or ShardInterrupted when the shard has to stop."""
+        self.context.check()
+        took_s = self.context.give_way()
+        if took_s > 0:
+            self.seconds += took_s
+            apply_champions(self.context.resources, self.tools.champions)
+            self.context.check()
 
 
 def answer_stage(context: ShardContext[Resources]) -> None:
@@ -43,46 +66,50 @@ def answer_stage(context: ShardContext[Resources]) -> None:
     """
     lease = context.lease
     tools = prepare(context.engine, context.settings, context.resources, lease.archive_id, lease.spec["options"])
+    pause = Pauses(context, tools)
     questions = context.read(answers.open_questions, lease.job_id, lease.run_no, lease.lo, lease.hi)
     changes: ChangesByQuestion = {}
     if "refreshes" in lease.spec:
-        changes = take_over_unchanged(context, questions, tools)
+        changes = take_over_unchanged(context, questions, tools, pause)
         questions = [question for question in questions if question.question_no in changes]
     hits: HitsByQuestion = {}
     if not lease.is_planned:
         if context.resources.pace.seconds_per_cost is None:
             step = context.settings.questions_per_step
-            _answer_together(context, questions[:step], tools, changes, hits)
+            _answer_together(pause, questions[:step], changes, hits)
             questions = questions[step:]
-        if split_if_large(context, questions, partial(_candidate_ids, tools=tools, hits=hits), cost_of(tools)):
+        if split_if_large(context, questions, partial(_candidate_ids, tools=tools, hits=hits), cost_of(tools), pause):
             return
-    _answer_together(context, questions, tools, changes, hits)
+    _answer_together(pause, questions, changes, hits)
 
 
 def _answer_together(
-    context: ShardContext[Resources],
+    pause: Pauses,
     questions: Sequence[Question],
-    tools: AnswerTools,
     changes: ChangesByQuestion,
     hits: HitsByQuestion,
 ) -> None:
     """Rerank for all questions together, as they share pictures; then answer a sub-batch at a time and commit it behind
     the fence, together with the noisy cases among its answers."""
-    lease, settings, started = context.lease, context.settings, time.monotonic()
+    context, tools = pause.context, pause.tools
+    lease, settings = context.lease, context.settings
+    started, urgent_s = time.monotonic(), pause.seconds
     reranked = isolate_failures(
-        questions, lambda batch: rerank(batch, retrieve(batch, tools, hits), tools, context.check)
+        questions, lambda batch: rerank(batch, retrieve(batch, tools, hits, pause), tools, pause)
     )
     rows = sorted(zip(questions, reranked, strict=True), key=lambda row: _evidence_key(row[1]))
     limits = DoubtLimits.of(settings, tools.options.top_n)
     again = partial(answer_again, tools=tools) if settings.leave_one_out else None
     for start in range(0, len(rows), settings.questions_per_step):
-        context.check()
+        pause()
         step = rows[start : start + settings.questions_per_step]
         results = [replace(answer, changes=changes.get(answer.question_no)) for answer in _answer_each(step, tools)]
+        pause()
         cases = find_noisy([question for question, _ in step], results, limits, again)
         context.commit(_write, lease, results, cases)
     ids = ([c.image.image_id for c in row.candidates] for row in reranked if isinstance(row, RerankedQuestion))
-    context.resources.pace.learn(time.monotonic() - started, cost_of(tools).of(ids))
+    took_s = time.monotonic() - started - (pause.seconds - urgent_s)
+    context.resources.pace.learn(took_s, cost_of(tools).of(ids))
 
 
 def _evidence_key(reranked: RerankedQuestion | Answer) -> tuple[int, tuple[int, ...]]:

@@ -22,7 +22,7 @@ from ragllava.imaging.decode import printable
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView, NewJob
 from ragllava.json_records import to_json
-from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Question, Retrieval
+from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Priority, Question, Retrieval
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import QuestionFile
 from ragllava.stages.record_files import UNSTORABLE
@@ -33,9 +33,6 @@ from ragllava.stores.jobs import answers, refreshes
 from ragllava.stores.objects import ObjectStore
 
 log = logging.getLogger(__name__)
-
-BULK_PRIORITY = 0
-ASK_PRIORITY = 10
 
 MAX_TOP_K = 1_000
 MAX_TOP_N = 20
@@ -55,18 +52,23 @@ class Submission:
     options: AnswerOptions = field(default_factory=AnswerOptions)
     skip_invalid: bool = False
     idempotency_key: str | None = None
-    priority: int = BULK_PRIORITY
+    priority: Priority = Priority.NORMAL
     outbox: Outbox | None = None
+    name: str | None = None  # of the job, for people
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """The result of a submit: the job, whether it is new, and the invalid lines, which end as `failed`."""
+    """The result of a submit: the job, whether it is new, and the invalid lines, which end as `failed`.
+
+    `notes` are remarks on how the file was read.
+    """
 
     job_id: int
     is_new: bool
     total: int
     errors: list[LineError]
+    notes: tuple[str, ...] = ()
 
 
 def submit_questions(connection: Connection, settings: Settings, file: QuestionFile, how: Submission) -> Submitted:
@@ -91,17 +93,18 @@ def submit_questions(connection: Connection, settings: Settings, file: QuestionF
         NewJob(
             kind=JobKind.ANSWER,
             archive_id=searched.archive_id,
-            spec={"options": to_json(options), "input": printable(file.name), **delivery},
+            spec={"options": to_json(options), "input": printable(file.name), **delivery, **_columns_of(file)},
             total=len(file.lines),
             per_shard=settings.questions_per_shard,
             priority=how.priority,
             idempotency_key=how.idempotency_key,
             content_digest=digest,
+            name=how.name,
         ),
     )
     if is_new:
         _insert_lines(connection, job_id, file)
-    return Submitted(job_id, is_new, len(file.lines), file.errors)
+    return Submitted(job_id, is_new, len(file.lines), file.errors, file.notes)
 
 
 def submit_refresh(connection: Connection, settings: Settings, earlier_job_id: int) -> tuple[int, bool]:
@@ -123,10 +126,11 @@ def submit_refresh(connection: Connection, settings: Settings, earlier_job_id: i
                 "options": earlier.spec["options"],
                 "input": earlier.spec.get("input"),
                 "refreshes": earlier_job_id,
+                **({"columns": earlier.spec["columns"]} if "columns" in earlier.spec else {}),
             },
             total=earlier.progress.total,
             per_shard=settings.questions_per_shard,
-            priority=BULK_PRIORITY,
+            priority=Priority.NORMAL,
         ),
     )
     refreshes.copy_lines(connection, job_id, earlier_job_id, earlier.progress.total)
@@ -183,6 +187,12 @@ def record_refusal(objects: ObjectStore, report_address: str, address: str, erro
         log.warning(str(unwritable), extra={"action": "refusal_not_written", "address": address})
 
 
+def _columns_of(file: QuestionFile) -> dict[str, list[str]]:
+    """The further columns of the file, which the results repeat."""
+    columns = file.columns
+    return {"columns": columns} if columns else {}
+
+
 def _insert_lines(connection: Connection, job_id: int, file: QuestionFile) -> None:
     answers.insert_questions(
         connection,
@@ -191,7 +201,7 @@ def _insert_lines(connection: Connection, job_id: int, file: QuestionFile) -> No
             (number, line.line, line.custom_id, line.text if isinstance(line, Question) else None)
             for number, line in enumerate(file.lines)
         ),
-        filters={question.question_no: question.filter for question in file.valid if question.filter},
+        own={q.question_no: q for q in file.valid if q.filter or q.note or q.given},
     )
     answers.insert_refusals(
         connection,
@@ -219,7 +229,7 @@ def _with_known_keys(connection: Connection, searched: Archive, file: QuestionFi
         message = next((messages[key] for key in keys if key in messages), None)
         return LineError("unknown_filter_key", line.line, message, line.custom_id) if message else line
 
-    return QuestionFile(file.name, [checked(line) for line in file.lines])
+    return QuestionFile(file.name, [checked(line) for line in file.lines], notes=file.notes)
 
 
 def _checked_options(options: AnswerOptions) -> AnswerOptions:

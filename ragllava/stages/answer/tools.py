@@ -11,13 +11,14 @@ from ragllava.json_records import from_json
 from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import AnswerOptions, ModelStamp, Role
 from ragllava.settings import Settings
+from ragllava.stages.answer.cautions import open_ingests
 from ragllava.stages.answer.splitting import Cost
 from ragllava.stages.answer.waves import DEPTH_VERSION
 from ragllava.stages.champions import apply_champions
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import vectors
 from ragllava.stores.archives.vectors import IndexView
-from ragllava.stores.database import in_transaction
+from ragllava.stores.database import in_transaction, read_at_once
 from ragllava.stores.learning import registry
 from ragllava.stores.learning.registry import ModelVersion
 
@@ -36,6 +37,7 @@ class AnswerTools:
     options: AnswerOptions
     threshold: float
     champions: Mapping[Role, ModelVersion]
+    ingests: tuple[int, ...] = ()  # the jobs that still add pictures to the archive
     by_caption: bool = False  # the questions are captions whose image is sought; only evaluations ask these
     question_only: bool = False  # no instruction follows the question; only evaluations ask so
 
@@ -69,7 +71,8 @@ def prepare(
         threshold = profile.threshold if fitted is None else fitted
     if not only_retrieve:
         apply_champions(resources, champions)
-    return AnswerTools(engine, settings, resources, index, chosen, threshold, champions)
+    ingests = tuple(read_at_once(engine, open_ingests, archive_id))
+    return AnswerTools(engine, settings, resources, index, chosen, threshold, champions, ingests)
 
 
 def cost_of(tools: AnswerTools) -> Cost:

@@ -18,6 +18,7 @@ from ragllava.settings import Settings
 from ragllava.stages.buckets.object_captions import (
     CaptionFiles,
     captions_for,
+    list_captions,
     object_uri,
     pictures_of_sidecars,
     refresh_captions,
@@ -26,8 +27,9 @@ from ragllava.stages.ingest.reading import DISAPPEARED
 from ragllava.stages.ingest.submit import create_ingest
 from ragllava.stages.ingest.uris import MAX_URI, shown
 from ragllava.stores.archives import image_changes
+from ragllava.stores.archives.archive import ArchiveImage, document_of
 from ragllava.stores.archives.image_changes import NewName
-from ragllava.stores.buckets import bindings, bound_objects, change_events
+from ragllava.stores.buckets import bindings, bound_objects, change_events, listed_captions
 from ragllava.stores.buckets.bindings import Binding
 from ragllava.stores.buckets.bound_objects import BoundObject, ObjectKind, ObjectState
 
@@ -104,34 +106,50 @@ def apply_observations(
     observations: Sequence[Observation],
     caption_files: CaptionFiles,
 ) -> Changes:
-    """Apply what was observed; one ingest job is made of all new and changed pictures."""
+    """Apply what was observed; one ingest job is made of all new and changed pictures.
+
+    `caption_files` has those of the observed caption files that are new. Pictures that these concern are due for
+    `refresh_due`.
+    """
     changes = Changes()
     if not bindings.lock(connection, binding.binding_id):
         return changes
-    observations = [_with_reason(observation, caption_files.problems) for observation in observations]
-    todo = _actionable(connection, binding, observations, changes)
+    observations = [_with_reason(binding, observation, caption_files.problems) for observation in observations]
+    todo = _actionable(connection, binding, observations, caption_files, changes)
     pictures = [observation for observation in todo if observation.kind is ObjectKind.PICTURE]
     to_ingest = [o for o in pictures if o.now and not o.now.reason and (o.has_new_bytes or o.reingest)]
     gone = [observation.key for observation in todo if observation.now is None]
     _release_images(connection, binding, to_ingest, [picture.key for picture in pictures if picture.now is None])
     states = [_state_to_save(observation) for observation in todo if observation.now is not None]
-    bound_objects.save_objects(connection, binding.binding_id, states)
+    bound_objects.save_objects(connection, binding, states)
     bound_objects.delete_objects(connection, binding.binding_id, gone)
+    for observation in todo:
+        if observation.kind is ObjectKind.CAPTIONS and observation.key not in caption_files.problems:
+            list_captions(connection, binding, observation.key, caption_files.rows.get(observation.key))
     if to_ingest:
         keys = [picture.key for picture in to_ingest]
-        changes.job_ids.append(_ingest(connection, settings, binding, keys, caption_files))
+        changes.job_ids.append(_ingest(connection, settings, binding, keys))
     for picture in to_ingest:
         if picture.before is None:
             changes.added.append(picture.key)
         else:
             (changes.replaced if picture.has_new_bytes else changes.restored).append(picture.key)
     changes.added += [o.key for o in todo if o.kind is ObjectKind.QUESTIONS and o.has_new_bytes]
-    changes.captions += _refresh(connection, binding, todo, {picture.key for picture in to_ingest}, caption_files)
+    changes.captions += _refresh(connection, binding, todo, {picture.key for picture in to_ingest})
     changes.gone += gone
     return changes
 
 
-def settle_binding(connection: Connection, binding: Binding, caption_files: CaptionFiles) -> int:
+def refresh_due(connection: Connection, binding: Binding, limit: int) -> list[str] | None:
+    """Refresh up to `limit` pictures whose listed caption has changed; returns the keys of those that have another one
+    now, None when no picture is due."""
+    if not bindings.lock(connection, binding.binding_id):
+        return None
+    keys = listed_captions.take_due(connection, binding.binding_id, limit)
+    return refresh_captions(connection, binding, keys) if keys else None
+
+
+def settle_binding(connection: Connection, binding: Binding) -> int:
     """Record the outcomes that ingest jobs have for the binding's pictures; returns the number of outcomes.
 
     The former image of a picture whose new bytes were rejected is retired, because its bytes do not exist any more.
@@ -144,17 +162,17 @@ def settle_binding(connection: Connection, binding: Binding, caption_files: Capt
     change_events.record(connection, [(binding.bucket, key) for key in settled.transient])
     refused = [object_uri(binding.bucket, key) for key in settled.refused]
     image_changes.retire_at(connection, binding.archive_id, refused)
-    refresh_captions(connection, binding, settled.stored, caption_files, may_remove=False)
+    refresh_captions(connection, binding, settled.stored, may_remove=False)
     return len(settled.stored) + len(settled.refused) + len(settled.transient)
 
 
-def _with_reason(observation: Observation, problems: Mapping[str, str]) -> Observation:
+def _with_reason(binding: Binding, observation: Observation, problems: Mapping[str, str]) -> Observation:
     """The observation with the reason why nothing can be made of the object, as far as its name and content tell."""
     if observation.now is None:
         return observation
     if observation.kind is ObjectKind.OTHER:
-        reason: str | None = NOT_USABLE
-    elif observation.kind is ObjectKind.PICTURE and len(object_uri("", observation.key)) > MAX_URI:
+        reason: str | None = observation.now.reason or NOT_USABLE
+    elif observation.kind is ObjectKind.PICTURE and len(object_uri(binding.bucket, observation.key)) > MAX_URI:
         reason = TOO_LONG
     else:
         reason = problems.get(observation.key, observation.now.reason)
@@ -162,23 +180,41 @@ def _with_reason(observation: Observation, problems: Mapping[str, str]) -> Obser
 
 
 def _actionable(
-    connection: Connection, binding: Binding, observations: Sequence[Observation], changes: Changes
+    connection: Connection,
+    binding: Binding,
+    observations: Sequence[Observation],
+    caption_files: CaptionFiles,
+    changes: Changes,
 ) -> list[Observation]:
-    """The observations that ask for a change that is possible now; the others are counted in `changes`."""
+    """The observations that ask for a change that is possible now; the others are counted in `changes`.
+
+    Their recorded state is the current one: the outcome of an ingest job may have been recorded since the object was
+    observed.
+    """
     recorded = bound_objects.load_objects(connection, binding.binding_id, [o.key for o in observations])
     todo = []
     for observation in observations:
         row = recorded.get(observation.key)
-        before = observation.before
-        if (row.seen_at if row else None) != (before.seen_at if before else None):
+        if _observed(row) != _observed(observation.before) or _is_unread(observation, caption_files):
             changes.stale.append(observation.key)
         elif not observation.is_change:
             changes.unchanged += 1
         elif row is not None and row.is_waiting:
             changes.waiting.append(observation.key)
         else:
-            todo.append(observation)
+            todo.append(replace(observation, before=row))
     return todo
+
+
+def _observed(row: BoundObject | None) -> tuple[object, ...] | None:
+    """What an observation is compared with: the recorded state without the outcome of its ingest job."""
+    return None if row is None else (row.seen_at, row.kind, row.etag, row.size_bytes, row.caption)
+
+
+def _is_unread(observation: Observation, caption_files: CaptionFiles) -> bool:
+    """Whether this is a new caption file that was gone when its content was read."""
+    is_new = observation.kind is ObjectKind.CAPTIONS and observation.now is not None and observation.is_change
+    return is_new and observation.key not in caption_files.rows and observation.key not in caption_files.problems
 
 
 def _release_images(
@@ -196,26 +232,32 @@ def _release_images(
     if not images:
         return
     excluded = {(binding.binding_id, key) for key in released}
-    names = _other_names(connection, binding.archive_id, [image.image_id for image in images.values()], excluded)
+    names = _other_names(connection, binding.archive_id, images, excluded)
     image_changes.rename_images(connection, binding.archive_id, names)
     image_changes.retire_at(connection, binding.archive_id, [object_uri(binding.bucket, key) for key in gone])
 
 
 def _other_names(
-    connection: Connection, archive_id: int, image_ids: Sequence[int], excluded: set[tuple[int, str]]
+    connection: Connection, archive_id: int, images: Mapping[str, ArchiveImage], excluded: set[tuple[int, str]]
 ) -> list[NewName]:
-    """For each image that an object not in `excluded` (binding, key) has, too: the name by that object."""
-    objects = bound_objects.objects_of_images(connection, archive_id, image_ids)
-    kept = {
-        image_id: candidates[0]
-        for image_id, pairs in objects.items()
-        if (candidates := [pair for pair in pairs if pair not in excluded])
-    }
+    """For each image (by uri) that an object not in `excluded` (binding, key) has, too: the name by that object.
+
+    An object of a document is linked to the image of one page; the object names all pages.
+    """
+    objects = bound_objects.objects_of_images(connection, archive_id, [image.image_id for image in images.values()])
+    kept: dict[str, tuple[int, str]] = {}
+    for uri, image in images.items():
+        candidates = [pair for pair in objects.get(image.image_id, []) if pair not in excluded]
+        if candidates:
+            kept.setdefault(document_of(uri), candidates[0])
     loaded = bindings.load_bindings(connection, {binding_id for binding_id, _ in kept.values()})
-    return [
-        NewName(image_id, _source(loaded[binding_id], key), object_uri(loaded[binding_id].bucket, key))
-        for image_id, (binding_id, key) in kept.items()
-    ]
+    names = []
+    for uri, image in images.items():
+        if document_of(uri) in kept:
+            binding_id, key = kept[document_of(uri)]
+            binding, page = loaded[binding_id], uri.removeprefix(document_of(uri))
+            names.append(NewName(image.image_id, _source(binding, key) + page, object_uri(binding.bucket, key) + page))
+    return names
 
 
 def _state_to_save(observation: Observation) -> ObjectState:
@@ -227,10 +269,8 @@ def _state_to_save(observation: Observation) -> ObjectState:
     return replace(observation.now, reason=before.reason, image_id=before.image_id)
 
 
-def _ingest(
-    connection: Connection, settings: Settings, binding: Binding, keys: Sequence[str], caption_files: CaptionFiles
-) -> int:
-    captions = captions_for(connection, binding, keys, caption_files)
+def _ingest(connection: Connection, settings: Settings, binding: Binding, keys: Sequence[str]) -> int:
+    captions = captions_for(connection, binding, keys)
     files = [
         SourceFile(
             _source(binding, key),
@@ -245,21 +285,13 @@ def _ingest(
     return job_id
 
 
-def _refresh(
-    connection: Connection,
-    binding: Binding,
-    todo: Iterable[Observation],
-    ingested: set[str],
-    caption_files: CaptionFiles,
-) -> list[str]:
+def _refresh(connection: Connection, binding: Binding, todo: Iterable[Observation], ingested: set[str]) -> list[str]:
     """Update the captions of pictures that are not ingested now, but whose caption objects or metadata changed."""
     by_kind: dict[ObjectKind, list[str]] = defaultdict(list)
     for observation in todo:
         by_kind[observation.kind].append(observation.key)
     affected = {*by_kind[ObjectKind.PICTURE], *pictures_of_sidecars(connection, binding, by_kind[ObjectKind.CAPTION])}
-    if any(key not in caption_files.problems for key in by_kind[ObjectKind.CAPTIONS]):
-        affected.update(bound_objects.keys_of_kind(connection, binding.binding_id, ObjectKind.PICTURE))
-    return refresh_captions(connection, binding, sorted(affected - ingested), caption_files)
+    return refresh_captions(connection, binding, sorted(affected - ingested))
 
 
 def _source(binding: Binding, key: str) -> str:

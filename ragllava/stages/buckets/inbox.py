@@ -14,14 +14,15 @@ from sqlalchemy import Engine
 
 from ragllava.errors import ObjectMissing, ServiceUnavailable, SettingsError, UsageError
 from ragllava.jobs import control
+from ragllava.records import FileFormat
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import Submission, as_options, record_refusal, submit_questions
 from ragllava.stages.record_files import format_by_extension
-from ragllava.stages.results.outbox import Outbox
+from ragllava.stages.results.outbox import LONGEST_NAME, Outbox
 from ragllava.stores.buckets.bindings import Binding
 from ragllava.stores.database import in_transaction
-from ragllava.stores.objects import ObjectStore
+from ragllava.stores.objects import MAX_KEY_BYTES, ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,14 @@ def _outbox(binding: Binding, key: str, etag: str) -> Outbox | str:
         return "it is in the outbox"
     file_format = format_by_extension(key)
     if file_format is None:
-        return "it is not a question file: its name does not end in .jsonl, .ndjson, .csv, .tsv or .parquet"
-    return Outbox(f"{outbox}{key.removeprefix(binding.prefix).lstrip('/')}/", source, etag, file_format)
+        return "it is not a question file: its name does not end in .jsonl, .json, .csv, .tsv, .xlsx or .parquet"
+    if file_format is FileFormat.XLSX:  # it is only read
+        file_format = FileFormat.CSV
+    folder = f"{outbox}{key.removeprefix(binding.prefix).lstrip('/')}/"
+    size = len(folder.removeprefix("s3://").partition("/")[2].encode()) + LONGEST_NAME
+    if size > MAX_KEY_BYTES:
+        return f"the keys of its results would have up to {size:,} bytes, and S3 allows {MAX_KEY_BYTES:,}"
+    return Outbox(folder, source, etag, file_format)
 
 
 def _submit(engine: Engine, settings: Settings, binding: Binding, outbox: Outbox, content: bytes) -> int:

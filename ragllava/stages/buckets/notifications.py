@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from ragllava.errors import UsageError
+from ragllava.stores.objects import MAX_KEY_BYTES
 
-MAX_KEY_BYTES = 1_024  # the limit of S3
 MAX_BUCKET = 63
 
 NamedObject = tuple[str, str]  # bucket and key

@@ -1,7 +1,8 @@
 """Captions and metadata of pictures in a bucket. Captions have three sources; the first that gives one is used:
 
-1. a caption file at the top of the bound prefix: `captions.csv`, `.tsv`, `.jsonl`, `.json` or `.parquet`;
-2. a sidecar, a text object beside the picture: the first line of `dog.png.txt` or `dog.txt`;
+1. a caption file at the top of the bound prefix: `captions.csv` or `metadata.csv`, also in other formats
+   (ingest/listing.py);
+2. a sidecar beside the picture, such as `dog.png.txt`, `dog.caption` or `dog.xmp` (ingest/sidecars.py);
 3. the picture's own metadata `caption` (`x-amz-meta-caption`). Metadata are ASCII: other characters are encoded as
    S3 itself returns them (RFC 2047) or percent-encoded as in URLs, so a percent sign before two hexadecimal digits is
    written %25.
@@ -12,36 +13,41 @@ Metadata are the other columns of the caption file. Beside these, there is what 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import quote, unquote
 
 from sqlalchemy import Connection
 
-from ragllava.errors import ObjectMissing, UsageError
+from ragllava.errors import ObjectMissing, ServiceUnavailable, SettingsError, UsageError
+from ragllava.jobs.isolation import reason_of
+from ragllava.json_records import write_json_lines
 from ragllava.metadata import clean_caption
-from ragllava.stages.ingest.captions import (
-    MAX_SIDECAR_BYTES,
-    NOTHING,
-    Captions,
-    Description,
-    parse_captions,
-    sidecar_caption,
-)
-from ragllava.stages.ingest.files import is_hidden, is_offered, packed_scheme, sidecar_names, unreadable_package
+from ragllava.stages.ingest.captions import MAX_CAPTION_FILE_BYTES, Description, caption_rows, merge_descriptions
+from ragllava.stages.ingest.files import is_hidden, is_offered, packed_scheme, unreadable_package
+from ragllava.stages.ingest.listing import is_caption_file
+from ragllava.stages.ingest.sidecars import MAX_SIDECAR_BYTES, is_sidecar, sidecar_names, sidecar_stems
+from ragllava.stages.ingest.sidecars import read_sidecar as parse_sidecar
+from ragllava.stages.record_files import UNSTORABLE
 from ragllava.stores.archives import image_changes
+from ragllava.stores.archives.archive import document_of
 from ragllava.stores.archives.image_changes import CaptionChange
-from ragllava.stores.buckets import bound_objects
+from ragllava.stores.buckets import bound_objects, listed_captions
 from ragllava.stores.buckets.bindings import Binding, BindingRole
 from ragllava.stores.buckets.bound_objects import BoundObject, ObjectKind
+from ragllava.stores.buckets.listed_captions import ListedCaption
 from ragllava.stores.objects import ObjectStore
 
-CAPTION_FILES = ("captions.csv", "captions.tsv", "captions.jsonl", "captions.json", "captions.parquet")
-MAX_CAPTION_FILE_BYTES = 256 * 2**20
+log = logging.getLogger(__name__)
+
 _METADATA_NAME = "caption"
 
 
@@ -52,9 +58,9 @@ def kind_of(binding: Binding, key: str) -> ObjectKind:
         return ObjectKind.OTHER
     if binding.role is BindingRole.INBOX:
         return ObjectKind.QUESTIONS
-    if name.lower() in CAPTION_FILES:
+    if "/" not in name and is_caption_file(name):
         return ObjectKind.CAPTIONS
-    if name.lower().endswith(".txt"):
+    if is_sidecar(name):
         return ObjectKind.CAPTION
     if not is_offered(name) or packed_scheme(name) is not None or unreadable_package(name) is not None:
         return ObjectKind.OTHER
@@ -84,53 +90,100 @@ def metadata_caption(metadata: Mapping[str, str]) -> str | None:
 def read_sidecar(objects: ObjectStore, bucket: str, key: str) -> str | None:
     """The caption in a sidecar. Raises ObjectMissing."""
     try:
-        return sidecar_caption(objects.read_external(bucket, key, MAX_SIDECAR_BYTES).data)
+        return parse_sidecar(key, objects.read_external(bucket, key, MAX_SIDECAR_BYTES).data).caption
     except UsageError:  # larger than any caption
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionFiles:
-    """The content of the caption files of one binding. `problems` has the reason for each unusable file, by key."""
+    """The caption files of one binding that were read, by key: the local file with their rows, and for unusable ones
+    the reason."""
 
-    captions: Captions | None = None
+    rows: Mapping[str, Path] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_caption_files(objects: ObjectStore, binding: Binding, keys: Iterable[str]) -> CaptionFiles:
-    """Read the caption files of a binding; of two rows for one picture, that of the first file by name is used."""
-    captions: dict[str, Description] = {}
+@contextmanager
+def read_caption_files(objects: ObjectStore, binding: Binding, keys: Iterable[str]) -> Iterator[CaptionFiles]:
+    """Read caption files of a binding, piece by piece, into local files that last as long as the block.
+
+    Raises ServiceUnavailable, SettingsError, and OSError for a full disk. Any other error concerns one file and is its
+    problem: these files come from outside.
+    """
+    rows: dict[str, Path] = {}
     problems: dict[str, str] = {}
-    for key in sorted(keys):
-        try:
-            content = objects.read_external(binding.bucket, key, MAX_CAPTION_FILE_BYTES).data
-            captions = dict(parse_captions(PurePosixPath(key).name.lower(), content).items()) | captions
-        except ObjectMissing:
-            continue
-        except UsageError as error:
-            problems[key] = str(error)
-    return CaptionFiles(Captions(captions) if captions else None, problems)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, key in enumerate(sorted(keys)):
+            name = PurePosixPath(key).name.lower()
+            copy, listed = Path(folder) / f"{number}-{name}", Path(folder) / f"{number}.rows"
+            try:
+                objects.fetch_external(binding.bucket, key, copy, MAX_CAPTION_FILE_BYTES)
+                write_json_lines(_json_rows(name, copy), listed)
+            except ObjectMissing:
+                continue
+            except (ServiceUnavailable, SettingsError, OSError):
+                raise
+            except Exception as error:
+                problems[key] = reason_of(error)
+                log.warning(
+                    problems[key],
+                    exc_info=None if isinstance(error, UsageError) else error,
+                    extra={"action": "caption_file_unusable", "binding": binding.address, "key": key},
+                )
+            else:
+                rows[key] = listed
+            finally:
+                copy.unlink(missing_ok=True)
+        yield CaptionFiles(rows, problems)
 
 
-def captions_for(
-    connection: Connection, binding: Binding, keys: Sequence[str], caption_files: CaptionFiles
-) -> dict[str, Description]:
+def list_captions(connection: Connection, binding: Binding, key: str, rows: Path | None) -> int:
+    """Make `rows` the content of a caption file in the database, none for a file that is gone; returns the number of
+    pictures whose captions are due for a refresh."""
+    return listed_captions.replace_file(connection, binding.binding_id, key, _stored_rows(rows), _merged)
+
+
+def captions_for(connection: Connection, binding: Binding, keys: Sequence[str]) -> dict[str, Description]:
     """The caption and the metadata that each of these pictures should have, from all sources beside the picture."""
     pictures = bound_objects.load_objects(connection, binding.binding_id, keys)
     names = {name for key in keys for name in sidecar_names(key)}
     sidecars = bound_objects.load_objects(connection, binding.binding_id, sorted(names))
-    listed = _listed_captions(connection, binding, caption_files.captions)
+    listed = listed_captions.captions_of(connection, binding.binding_id, keys)
+    nothing = ListedCaption(None, None)
     return {
         key: Description(
-            listed[key].caption or _sidecar_caption(key, sidecars) or picture.caption, listed[key].metadata
+            listed.get(key, nothing).caption or _sidecar_caption(key, sidecars) or picture.caption,
+            listed.get(key, nothing).metadata,
         )
         for key, picture in pictures.items()
     }
 
 
+def _json_rows(name: str, file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a caption file as they are kept until they are in the database."""
+    for picture, description in caption_rows(name, file):
+        if not UNSTORABLE.search(picture):  # no key has such a name
+            yield {"name": picture, "caption": description.caption, "metadata": description.metadata}
+
+
+def _stored_rows(rows: Path | None) -> Iterator[tuple[str, ListedCaption]]:
+    if rows is None:
+        return
+    with rows.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            yield row["name"], ListedCaption(row["caption"], row["metadata"])
+
+
+def _merged(parts: Sequence[ListedCaption]) -> ListedCaption:
+    merged = merge_descriptions(Description(part.caption, part.metadata) for part in parts)
+    return ListedCaption(merged.caption, merged.metadata)
+
+
 def pictures_of_sidecars(connection: Connection, binding: Binding, sidecars: Sequence[str]) -> set[str]:
     """The pictures that these sidecars belong to."""
-    stems = [key[: -len(".txt")] for key in sidecars]
+    stems = sorted({stem for key in sidecars for stem in sidecar_stems(key)})
     pictures = bound_objects.pictures_beside(connection, binding.binding_id, stems)
     return {key for key in pictures if not set(sidecars).isdisjoint(sidecar_names(key))}
 
@@ -139,7 +192,6 @@ def refresh_captions(
     connection: Connection,
     binding: Binding,
     keys: Sequence[str],
-    caption_files: CaptionFiles,
     *,
     may_remove: bool = True,
 ) -> list[str]:
@@ -150,30 +202,23 @@ def refresh_captions(
     """
     if not keys:
         return []
-    captions = captions_for(connection, binding, keys, caption_files)
+    captions = captions_for(connection, binding, keys)
     pictures = bound_objects.load_objects(connection, binding.binding_id, captions)
     by_uri = {object_uri(binding.bucket, key): key for key in captions}
-    changes = [
-        CaptionChange(image_id, uri, captions[key].caption, captions[key].metadata)
-        for uri, key in by_uri.items()
-        if (image_id := pictures[key].image_id) is not None
-    ]
+    images = image_changes.images_at(connection, binding.archive_id, by_uri)
+    pages = {image.image_id: uri for uri, image in images.items() if document_of(uri) != uri}
+    changes = []
+    for uri, key in by_uri.items():
+        image_id = pictures[key].image_id
+        if image_id is not None and image_id not in pages:
+            changes.append(CaptionChange(image_id, uri, captions[key].caption, captions[key].metadata))
+    for image_id, uri in pages.items():
+        description = captions[by_uri[document_of(uri)]]
+        changes.append(CaptionChange(image_id, uri, description.caption, description.metadata))
     changed = image_changes.change_captions(connection, binding.archive_id, changes, may_remove=may_remove)
-    return sorted(by_uri[uri] for uri in changed)
+    return sorted({by_uri[document_of(uri)] for uri in changed})
 
 
 def _sidecar_caption(key: str, sidecars: Mapping[str, BoundObject]) -> str | None:
     captions = (sidecars[name].caption for name in sidecar_names(key) if name in sidecars)
-    return next((caption for caption in captions if caption is not None), None)
-
-
-def _listed_captions(
-    connection: Connection, binding: Binding, captions: Captions | None
-) -> defaultdict[str, Description]:
-    """The rows of the caption files by key; NOTHING for a picture without one."""
-    listed: defaultdict[str, Description] = defaultdict(lambda: NOTHING)
-    if captions is not None:
-        # A base name in a caption file matches only if it is unique among all pictures, so all of them are needed.
-        keys = bound_objects.keys_of_kind(connection, binding.binding_id, ObjectKind.PICTURE)
-        listed.update(zip(keys, captions.assign([key.removeprefix(binding.prefix) for key in keys]), strict=True))
-    return listed
+    return next((caption for caption in captions if caption), None)

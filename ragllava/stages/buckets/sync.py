@@ -3,14 +3,18 @@
 `process_events` observes the objects that change events name and makes one ingest job of all that is new. Events can be
 lost, so `scan` lists the bucket, compares it with the recorded states, and repairs the difference. Both end in
 `apply_observations`, and any number of both may run concurrently.
+
+Objects come from outside. Whatever one of them, or one binding, makes fail, holds up no other (jobs/isolation.py).
 """
 
 from __future__ import annotations
 
 import logging
+import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -18,9 +22,16 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from ragllava.errors import ObjectMissing, ServiceUnavailable, SettingsError, UsageError
+from ragllava.errors import ObjectMissing, ObjectRefused, RagllavaError, ServiceUnavailable, UsageError
+from ragllava.jobs.isolation import Isolation, reason_of
 from ragllava.settings import Settings
-from ragllava.stages.buckets.apply_changes import Changes, Observation, apply_observations, settle_binding
+from ragllava.stages.buckets.apply_changes import (
+    Changes,
+    Observation,
+    apply_observations,
+    refresh_due,
+    settle_binding,
+)
 from ragllava.stages.buckets.inbox import submit_question_file
 from ragllava.stages.buckets.object_captions import (
     CaptionFiles,
@@ -31,11 +42,19 @@ from ragllava.stages.buckets.object_captions import (
     read_sidecar,
 )
 from ragllava.stores.archives import archive, image_changes
-from ragllava.stores.buckets import bindings, bound_objects, change_events, held_removals
+from ragllava.stores.buckets import (
+    bindings,
+    bound_objects,
+    change_events,
+    held_removals,
+    listed_captions,
+    listings,
+)
 from ragllava.stores.buckets.bindings import Binding, BindingRole
 from ragllava.stores.buckets.bound_objects import BoundObject, ObjectKind, ObjectState
 from ragllava.stores.buckets.change_events import ChangeEvent
-from ragllava.stores.database import in_transaction
+from ragllava.stores.buckets.listings import ListedObject, MissingPictures
+from ragllava.stores.database import in_transaction, outside_transaction
 from ragllava.stores.objects import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -45,8 +64,11 @@ SHOWN_NAMES = 20  # of each kind of difference, in reports
 _THREADS = 16
 _LEASE_S = 300.0  # to observe OBJECTS_PER_JOB objects in a remote store
 _WAIT_S = 5.0  # until an object is observed again whose former version is still being ingested
-_LONGEST_WAIT_S = 60.0
+_LONGEST_WAIT_S = 60.0  # for a service that may be back soon
+_LONGEST_S = 600.0  # for anything else
 _MAX_FAILURES = 20  # objects that could not be observed, before the store is considered unavailable
+_LISTED_AT_ONCE = 1_000
+_REFRESHED_AT_ONCE = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +88,9 @@ class ScanReport:
     address: str
     listed: int = 0
     changes: Changes = field(default_factory=Changes)
-    refused: dict[str, str] = field(default_factory=dict)  # by key: the reason; not tried again until they change
+    # The first of those that are not tried again until they change, by key: the reason.
+    refused: dict[str, str] = field(default_factory=dict)
+    refused_number: int = 0
     failed: dict[str, str] = field(default_factory=dict)  # by key: why the object could not be observed
     held: int = 0  # objects that are gone, so many at once that their pictures stay
     problem: str | None = None  # why nothing was compared
@@ -79,7 +103,7 @@ class ScanReport:
     def as_json(self) -> dict[str, Any]:
         """The number of objects of each kind, and the first keys."""
         named = self.changes.differences | {"waiting": [*self.changes.waiting, *self.changes.stale]}
-        reasons = {"refused": self.refused, "failed": self.failed}
+        reasons = {"refused": (self.refused_number, self.refused), "failed": (len(self.failed), self.failed)}
         return {
             "address": self.address,
             "problem": self.problem,
@@ -88,8 +112,8 @@ class ScanReport:
             "jobs": self.changes.job_ids,
             **{name: {"number": len(keys), "first": sorted(keys)[:SHOWN_NAMES]} for name, keys in named.items()},
             **{
-                name: {"number": len(by_key), "first": dict(sorted(by_key.items())[:SHOWN_NAMES])}
-                for name, by_key in reasons.items()
+                name: {"number": number, "first": dict(sorted(by_key.items())[:SHOWN_NAMES])}
+                for name, (number, by_key) in reasons.items()
             },
         }
 
@@ -97,13 +121,13 @@ class ScanReport:
 def process_events(engine: Engine, settings: Settings, objects: ObjectStore) -> ProcessedEvents:
     """Settle pictures whose ingest jobs have ended, observe the objects of due change events and apply the changes.
 
-    Raises ServiceUnavailable when the database is unavailable; change events of an unavailable store are kept.
+    A binding or an object that cannot be processed is postponed with its reason. Raises ServiceUnavailable when the
+    database is unavailable.
     """
-    settled = settle(engine, objects)
+    settled = settle(engine)
     claimed = in_transaction(engine, change_events.claim, OBJECTS_PER_JOB, _LEASE_S)
-    if not claimed:
-        return ProcessedEvents(0, 0, settled, Changes())
     all_bindings = in_transaction(engine, bindings.list_bindings)
+    isolation = Isolation(engine, "events", [binding.address for binding in all_bindings])
     groups: dict[int, list[ChangeEvent]] = defaultdict(list)
     unbound: list[ChangeEvent] = []  # their binding was removed since
     for event in claimed:
@@ -112,10 +136,16 @@ def process_events(engine: Engine, settings: Settings, objects: ObjectStore) -> 
     in_transaction(engine, change_events.finish, unbound)
     total, kept = Changes(), 0
     for binding in all_bindings:
-        if binding.binding_id in groups:
-            changes, unsettled = _process_binding(engine, settings, objects, binding, groups[binding.binding_id])
-            total.add(changes)
-            kept += unsettled
+        events = groups.get(binding.binding_id)
+        if events is None:
+            continue
+        processed = isolation.run(binding.address, _process_binding, engine, settings, objects, binding, events)
+        if processed is None:
+            in_transaction(engine, _postpone, events)
+            kept += len(events)
+        else:
+            total.add(processed.changes)
+            kept += processed.kept
     return ProcessedEvents(len(claimed), kept, settled, total)
 
 
@@ -132,9 +162,9 @@ def scan(
     When more than `settings.removals_share` of the pictures of a binding are gone, they and all other missing objects
     of it stay, unless `allow_removals` is set.
 
-    Raises UsageError for an unknown archive, one without a binding, or a missing bucket (then nothing is retired), and
-    ServiceUnavailable when the store is unavailable. In a scan of all archives, a bucket that is missing or denies
-    access is the `problem` of its report, and the others are compared.
+    A bucket that cannot be compared (it is missing, it denies access) is the `problem` of its report, and the others
+    are compared. Raises UsageError for an unknown archive and one without a binding. If nothing at all could be
+    compared for an archive, its error is raised; nothing is retired then.
     """
     selected = in_transaction(engine, _bindings_of, archive_name)
     if archive_name is not None and not selected:
@@ -142,16 +172,24 @@ def scan(
             f"the archive {archive_name} is not bound to a bucket; "
             f"`ragllava archive bind {archive_name} s3://bucket/prefix/` binds it"
         )
-    settle(engine, objects)
-    reports = []
+    settle(engine)
+    reports: list[ScanReport] = []
+    errors: list[Exception] = []
     for binding in selected:
+        report = ScanReport(binding.address)
+        reports.append(report)
         try:
-            reports.append(_scan_binding(engine, settings, objects, binding, allow_removals=allow_removals))
-        except UsageError as error:
-            if archive_name is not None:
-                raise
-            log.warning(str(error), extra={"action": "scan_failed", "binding": binding.address})
-            reports.append(ScanReport(binding.address, problem=str(error)))
+            _scan_binding(engine, settings, objects, binding, report, allow_removals=allow_removals)
+        except Exception as error:
+            report.problem = reason_of(error)
+            errors.append(error)
+            log.warning(
+                report.problem,
+                exc_info=None if isinstance(error, RagllavaError) else error,
+                extra={"action": "scan_failed", "binding": binding.address},
+            )
+    if archive_name is not None and len(errors) == len(selected):
+        raise errors[0]
     return reports
 
 
@@ -160,115 +198,183 @@ def _bindings_of(connection: Connection, archive_name: str | None) -> list[Bindi
     return bindings.list_bindings(connection, archive_id)
 
 
-def settle(engine: Engine, objects: ObjectStore) -> int:
-    """Record the outcomes of bound pictures; returns how many there were. Cheap when there are none."""
+def settle(engine: Engine) -> int:
+    """Record the outcomes of bound pictures; returns how many there were. Cheap when there are none.
+
+    Pictures whose listed caption has changed are refreshed too, if a process ended before it had done so.
+    """
     count = 0
-    for binding in in_transaction(engine, _bindings_to_settle):
-        try:
-            caption_files = _caption_files(engine, objects, binding, ())
-        except (ServiceUnavailable, SettingsError) as error:
-            log.warning(str(error), extra={"action": "captions_unread", "binding": binding.address})
-            continue
-        count += in_transaction(engine, settle_binding, binding, caption_files)
+    open_bindings = in_transaction(engine, _bindings_to_settle)
+    isolation = Isolation(engine, "settle", [binding.address for binding in open_bindings])
+    for binding in open_bindings:
+        if not isolation.is_postponed(binding.address):
+            count += isolation.run(binding.address, _settle_one, engine, binding) or 0
+    return count
+
+
+def _settle_one(engine: Engine, binding: Binding) -> int:
+    count = in_transaction(engine, settle_binding, binding)
+    _refresh_all_due(engine, binding)
     return count
 
 
 def _bindings_to_settle(connection: Connection) -> list[Binding]:
-    return list(bindings.load_bindings(connection, bound_objects.bindings_to_settle(connection)).values())
+    ids = bound_objects.bindings_to_settle(connection) | listed_captions.bindings_due(connection)
+    return list(bindings.load_bindings(connection, ids).values())
+
+
+def _refresh_all_due(engine: Engine, binding: Binding) -> list[str]:
+    """Page by page, so that no transaction is as long as an archive is large."""
+    changed: list[str] = []
+    while (refreshed := in_transaction(engine, refresh_due, binding, _REFRESHED_AT_ONCE)) is not None:
+        changed += refreshed
+    return changed
+
+
+@dataclass(slots=True)
+class _Applied:
+    """What was done about observed objects; `failed` has the reason for each object that could not be applied."""
+
+    changes: Changes = field(default_factory=Changes)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        """How many objects will be observed again."""
+        return len(self.changes.waiting) + len(self.changes.stale) + len(self.failed)
+
+
+Apply = Callable[[Connection, Sequence[Observation], CaptionFiles], Changes]
 
 
 def _process_binding(
     engine: Engine, settings: Settings, objects: ObjectStore, binding: Binding, events: list[ChangeEvent]
-) -> tuple[Changes, int]:
-    """Observe the objects of one binding that change events name; returns the changes and how many events are kept."""
-    try:
-        observations, failed = _observe(engine, settings, objects, binding, [event.key for event in events])
-        caption_files = _caption_files(engine, objects, binding, observations)
-    except (ServiceUnavailable, ObjectMissing, SettingsError) as error:
-        log.warning(
-            str(error), extra={"action": "look_failed", "binding": binding.address, "change_events": len(events)}
-        )
-        in_transaction(engine, _postpone, events)
-        return Changes(), len(events)
+) -> _Applied:
+    """Observe the objects of one binding that change events name, and apply the changes."""
+    by_key = {event.key: event for event in events}
+    observations, failed = _observe(engine, settings, objects, binding, list(by_key))
 
-    def apply(connection: Connection) -> Changes:
-        changes = apply_observations(connection, settings, binding, observations, caption_files)
+    def apply(connection: Connection, part: Sequence[Observation], caption_files: CaptionFiles) -> Changes:
+        changes = apply_observations(connection, settings, binding, part, caption_files)
         later = {*changes.waiting, *changes.stale}
-        change_events.finish(connection, [event for event in events if event.key not in later | failed.keys()])
-        change_events.postpone(connection, [event for event in events if event.key in later], _WAIT_S)
-        _postpone(connection, [event for event in events if event.key in failed])
+        done = [by_key[observation.key] for observation in part if observation.key not in later]
+        change_events.finish(connection, done)
+        change_events.postpone(connection, [by_key[key] for key in sorted(later)], _WAIT_S)
         change_events.add_totals(connection, changes.totals())
         return changes
 
-    changes = in_transaction(engine, apply)
-    _log(binding, changes, failed)
-    return changes, len(changes.waiting) + len(changes.stale) + len(failed)
+    applied = _apply(engine, objects, binding, observations, apply)
+    applied.failed |= failed
+    for reason in set(applied.failed.values()):
+        unobserved = [by_key[key] for key in applied.failed if applied.failed[key] == reason]
+        in_transaction(engine, _postpone, unobserved, reason)
+    _log(binding, applied)
+    return applied
 
 
-def _postpone(connection: Connection, events: Sequence[ChangeEvent]) -> None:
+def _postpone(connection: Connection, events: Sequence[ChangeEvent], reason: str | None = None) -> None:
     """Try again later, after a delay that grows with each attempt."""
+    longest_s = _LONGEST_S if reason else _LONGEST_WAIT_S
     by_delay: dict[float, list[ChangeEvent]] = defaultdict(list)
     for event in events:
-        by_delay[min(_LONGEST_WAIT_S, 2.0 ** min(event.attempts, 10))].append(event)
+        by_delay[min(longest_s, 2.0 ** min(event.attempts, 10))].append(event)
     for delay_s, group in by_delay.items():
-        change_events.postpone(connection, group, delay_s)
+        change_events.postpone(connection, group, delay_s, reason)
+
+
+def _apply(
+    engine: Engine, objects: ObjectStore, binding: Binding, observations: Sequence[Observation], apply: Apply
+) -> _Applied:
+    """Apply observations in one transaction, then refresh the pictures whose captions these have changed."""
+    applied = _Applied()
+    with _new_caption_files(objects, binding, observations) as caption_files:
+
+        def apply_part(connection: Connection, part: Sequence[Observation]) -> Changes:
+            return apply(connection, part, caption_files)
+
+        _apply_part(engine, observations, apply_part, applied)
+    if binding.role is BindingRole.PICTURES:
+        applied.changes.captions += _refresh_all_due(engine, binding)
+    return applied
+
+
+def _apply_part(
+    engine: Engine,
+    observations: Sequence[Observation],
+    apply: Callable[[Connection, Sequence[Observation]], Changes],
+    applied: _Applied,
+) -> None:
+    """Apply observations in one transaction; if that fails, in halves, so that only the object that is to blame fails.
+
+    Raises ServiceUnavailable.
+    """
+    try:
+        applied.changes.add(in_transaction(engine, apply, observations))
+    except ServiceUnavailable:
+        raise
+    except Exception as error:
+        middle = len(observations) // 2
+        if middle:
+            _apply_part(engine, observations[:middle], apply, applied)
+            _apply_part(engine, observations[middle:], apply, applied)
+        else:
+            applied.failed |= {observation.key: reason_of(error) for observation in observations}
+            log.error(reason_of(error), exc_info=error, extra={"action": "object_not_applied"})
 
 
 def _scan_binding(
-    engine: Engine, settings: Settings, objects: ObjectStore, binding: Binding, *, allow_removals: bool
-) -> ScanReport:
-    try:
-        listed = {info.key: info for info in objects.list_external(binding.bucket, binding.prefix)}
-    except ObjectMissing:
-        raise UsageError(f"there is no bucket {binding.bucket}, so nothing was compared with it") from None
-    recorded = in_transaction(engine, bound_objects.all_objects, binding.binding_id)
-    lost = in_transaction(engine, _relink_images, binding, recorded)
-    unchanged = {
-        row.key
-        for row in recorded
-        if (info := listed.get(row.key)) is not None and (row.etag, row.size_bytes) == (info.etag, info.size_bytes)
-    }
-    differing = ((listed.keys() | {row.key for row in recorded}) - unchanged) | lost
-    report = ScanReport(binding.address, len(listed))
-    gone = {row.key for row in recorded if row.key not in listed}
-    share = 1.0 if allow_removals else settings.removals_share
-    if in_transaction(engine, _hold, binding, recorded, gone, share):
-        differing, report.held = differing - gone, len(gone)
-    report.refused = {
-        row.key: row.reason
-        for row in recorded
-        if row.reason and row.kind is not ObjectKind.OTHER and row.key not in differing
-    }
-    remaining = iter(sorted(differing))
-    while keys := list(islice(remaining, OBJECTS_PER_JOB)):
-        observations, failed = _observe(engine, settings, objects, binding, keys)
-        caption_files = _caption_files(engine, objects, binding, observations)
-        observations = [replace(o, reingest=o.key in lost and o.now is not None) for o in observations]
-        changes = in_transaction(engine, _apply_scanned, settings, binding, observations, caption_files)
-        _log(binding, changes, failed)
-        report.failed |= failed
-        report.changes.add(changes)
+    engine: Engine,
+    settings: Settings,
+    objects: ObjectStore,
+    binding: Binding,
+    report: ScanReport,
+    *,
+    allow_removals: bool,
+) -> None:
+    """Fills in `report`. Neither the listing nor the recorded states are in memory: the database compares them."""
+    with outside_transaction(engine) as session:
+        listings.begin(session)
+        try:
+            listed = objects.list_external(binding.bucket, binding.prefix)
+            while part := [ListedObject(i.key, i.etag, i.size_bytes) for i in islice(listed, _LISTED_AT_ONCE)]:
+                report.listed += listings.add(session, part)
+        except ObjectMissing:
+            raise UsageError(f"there is no bucket {binding.bucket}, so nothing was compared with it") from None
+        listings.compare(session, binding.binding_id)
+        _relink_images(engine, session, binding)
+        share = 1.0 if allow_removals else settings.removals_share
+        if in_transaction(engine, _hold, binding, listings.missing_pictures(session, binding.binding_id), share):
+            report.held = listings.leave_missing(session)
+        refusals = listings.refusals(session, binding.binding_id, SHOWN_NAMES)
+        report.refused, report.refused_number = refusals.first, refusals.number
+        last = ""
+        while page := listings.differences(session, last, OBJECTS_PER_JOB):
+            last = page[-1].key
+            by_key = {difference.key: difference for difference in page}
+            listed_now = {d.key: ListedObject(d.key, d.etag, d.size_bytes or 0) for d in page if d.etag is not None}
+            observations, failed = _observe(engine, settings, objects, binding, list(by_key), listed_now)
+            observations = [replace(o, reingest=by_key[o.key].is_lost and o.now is not None) for o in observations]
+            applied = _apply(engine, objects, binding, observations, partial(_apply_scanned, settings, binding))
+            applied.failed |= failed
+            _log(binding, applied)
+            report.failed |= applied.failed
+            report.changes.add(applied.changes)
     in_transaction(engine, bindings.record_scan, binding.binding_id)
-    return report
 
 
-def _hold(
-    connection: Connection, binding: Binding, recorded: Sequence[BoundObject], gone: set[str], share: float
-) -> bool:
+def _hold(connection: Connection, binding: Binding, missing: MissingPictures, share: float) -> bool:
     """Whether the missing objects are too many to be believed; recorded for `ragllava status`."""
-    pictures = [row.key for row in recorded if row.kind is ObjectKind.PICTURE]
-    missing = sum(key in gone for key in pictures)
-    if not held_removals.is_too_much(missing, len(pictures), share):
+    if not held_removals.is_too_much(missing.number, missing.pictures, share):
         held_removals.release(connection, binding.archive_id, binding.address)
         return False
-    held_removals.hold(connection, binding.archive_id, binding.address, missing, len(pictures))
+    held_removals.hold(connection, binding.archive_id, binding.address, missing.number, missing.pictures)
     return True
 
 
 def _apply_scanned(
-    connection: Connection,
     settings: Settings,
     binding: Binding,
+    connection: Connection,
     observations: Sequence[Observation],
     caption_files: CaptionFiles,
 ) -> Changes:
@@ -277,69 +383,124 @@ def _apply_scanned(
     return changes
 
 
-def _relink_images(connection: Connection, binding: Binding, recorded: Sequence[BoundObject]) -> set[str]:
+def _relink_images(engine: Engine, session: Connection, binding: Binding) -> None:
     """Find the images of pictures whose recorded image is missing or retired, by their uris.
 
-    Returns the keys of the pictures without an image, except rejected ones.
+    The pictures without an image, except rejected ones, become differences.
     """
-    settled = [row for row in recorded if row.kind is ObjectKind.PICTURE and not row.is_waiting]
-    living = image_changes.living(connection, [row.image_id for row in settled if row.image_id is not None])
-    unlinked = {object_uri(binding.bucket, row.key): row for row in settled if row.image_id not in living}
-    images = image_changes.images_at(connection, binding.archive_id, unlinked)
-    links = {unlinked[uri].key: image.image_id for uri, image in images.items()}
+    last = ""
+    while page := in_transaction(engine, bound_objects.unlinked_pictures, binding.binding_id, last, OBJECTS_PER_JOB):
+        last = max(page)
+        links = in_transaction(engine, _link_images, binding, list(page))
+        listings.add_lost(session, [key for key, reason in page.items() if key not in links and not reason])
+
+
+def _link_images(connection: Connection, binding: Binding, keys: Sequence[str]) -> dict[str, int]:
+    by_uri = {object_uri(binding.bucket, key): key for key in keys}
+    images = image_changes.images_at(connection, binding.archive_id, by_uri)
+    links: dict[str, int] = {}
+    for uri, image in sorted(images.items(), key=lambda item: item[1].image_id):
+        links.setdefault(by_uri[archive.document_of(uri)], image.image_id)  # of a document, one page
     bound_objects.link_images(connection, binding.binding_id, links)
-    return {row.key for row in unlinked.values() if row.key not in links and not row.reason}
+    return links
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """Attempts to observe objects: why some failed, and how many succeeded."""
+
+    failed: dict[str, str] = field(default_factory=dict)
+    succeeded: int = 0
+
+    def run(self, key: str, step: Callable[[], Observation]) -> Observation | None:
+        """The result of a step, None when it failed. After many failures, the store is considered unavailable."""
+        if len(self.failed) >= max(_MAX_FAILURES, 10 * self.succeeded):
+            self.failed[key] = "the object store does not answer"
+            return None
+        try:
+            observation = step()
+        except Exception as error:
+            self.failed[key] = reason_of(error)
+            if not isinstance(error, RagllavaError):
+                log.error(reason_of(error), exc_info=error, extra={"action": "object_not_observed", "key": key})
+            return None
+        self.succeeded += 1
+        return observation
 
 
 def _observe(
-    engine: Engine, settings: Settings, objects: ObjectStore, binding: Binding, keys: Sequence[str]
+    engine: Engine,
+    settings: Settings,
+    objects: ObjectStore,
+    binding: Binding,
+    keys: Sequence[str],
+    listed: Mapping[str, ListedObject] | None = None,
 ) -> tuple[list[Observation], dict[str, str]]:
     """Observe objects, several at a time; returns the observations, and the reasons for objects where that failed.
 
-    Raises ObjectMissing when the whole bucket is missing: that must not retire a whole archive.
+    `listed` has what a listing says about them. Raises ObjectMissing when the whole bucket is missing: that must not
+    retire a whole archive.
     """
     recorded = in_transaction(engine, bound_objects.load_objects, binding.binding_id, keys)
-    failed: dict[str, str] = {}
-
-    def attempt(key: str, step: Callable[[], Observation]) -> Observation | None:
-        if len(failed) >= _MAX_FAILURES:
-            failed[key] = "the object store does not answer"
-            return None
-        try:
-            return step()
-        except (ServiceUnavailable, SettingsError) as error:
-            failed[key] = str(error)
-            return None
+    attempts = _Attempts()
 
     def observe(key: str) -> Observation | None:
-        return attempt(key, partial(_observe_object, objects, binding, recorded.get(key), key))
+        before = recorded.get(key)
+        return attempts.run(key, lambda: _observe_object(objects, binding, before, key, listed))
 
+    # In any order: objects that cannot be observed must not come before all others, time after time.
+    shuffled = random.sample(keys, len(keys))
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="observe") as threads:
-        observations = [observation for observation in threads.map(observe, keys) if observation is not None]
+        observed = {o.key: o for o in threads.map(observe, shuffled) if o is not None}
+    observations = [observed[key] for key in keys if key in observed]
     if any(observation.now is None for observation in observations) and not objects.bucket_exists(binding.bucket):
         raise ObjectMissing(f"there is no bucket {binding.bucket} any more; its archive is not changed")
     if binding.role is BindingRole.INBOX:
         submitted = (
-            attempt(o.key, partial(_submit_questions, engine, settings, objects, binding, o)) for o in observations
+            attempts.run(o.key, partial(_submit_questions, engine, settings, objects, binding, o)) for o in observations
         )
         observations = [observation for observation in submitted if observation is not None]
-    return observations, failed
+    return observations, attempts.failed
 
 
-def _observe_object(objects: ObjectStore, binding: Binding, before: BoundObject | None, key: str) -> Observation:
+def _observe_object(
+    objects: ObjectStore,
+    binding: Binding,
+    before: BoundObject | None,
+    key: str,
+    listed: Mapping[str, ListedObject] | None,
+) -> Observation:
     try:
         info = objects.stat_external(binding.bucket, key)
-        now = ObjectState(key, kind_of(binding, key), info.etag, info.size_bytes)
-        if now.kind is ObjectKind.PICTURE:
-            now = replace(now, caption=metadata_caption(info.metadata))
-        elif now.kind is ObjectKind.CAPTION:
-            if before is not None and not Observation(key, before, now).has_new_bytes:
-                now = replace(now, caption=before.caption)
-            else:
-                now = replace(now, caption=read_sidecar(objects, binding.bucket, key))
-        return Observation(key, before, now)
     except ObjectMissing:
         return Observation(key, before, None)
+    except ObjectRefused as error:
+        return _refused(before, key, listed, str(error))
+    now = ObjectState(key, kind_of(binding, key), info.etag, info.size_bytes)
+    if now.kind is ObjectKind.PICTURE:
+        now = replace(now, caption=metadata_caption(info.metadata))
+    elif now.kind is ObjectKind.CAPTION:
+        if before is not None and not Observation(key, before, now).has_new_bytes:
+            now = replace(now, caption=before.caption)
+        else:
+            try:
+                now = replace(now, caption=read_sidecar(objects, binding.bucket, key))
+            except ObjectMissing:
+                return Observation(key, before, None)
+    return Observation(key, before, now)
+
+
+def _refused(
+    before: BoundObject | None, key: str, listed: Mapping[str, ListedObject] | None, reason: str
+) -> Observation:
+    """Of an object that the store never gives, only what a listing says is known; without one, nothing is new."""
+    log.warning(reason, extra={"action": "object_refused", "key": key})
+    if listed is None:
+        return Observation(key, before, before)
+    if key not in listed:
+        return Observation(key, before, None)
+    entry = listed[key]
+    return Observation(key, before, ObjectState(key, ObjectKind.OTHER, entry.etag, entry.size_bytes, reason=reason))
 
 
 def _submit_questions(
@@ -352,18 +513,20 @@ def _submit_questions(
     return replace(observation, now=replace(now, job_id=result.job_id, reason=result.reason))
 
 
-def _caption_files(
-    engine: Engine, objects: ObjectStore, binding: Binding, observations: Iterable[Observation]
-) -> CaptionFiles:
-    """The current content of a binding's caption files, including those of `observations`."""
-    if binding.role is not BindingRole.PICTURES:
-        return CaptionFiles()
-    keys = set(in_transaction(engine, bound_objects.keys_of_kind, binding.binding_id, ObjectKind.CAPTIONS))
-    keys |= {observation.key for observation in observations if observation.kind is ObjectKind.CAPTIONS}
-    return read_caption_files(objects, binding, keys)
+def _new_caption_files(
+    objects: ObjectStore, binding: Binding, observations: Sequence[Observation]
+) -> AbstractContextManager[CaptionFiles]:
+    """Those of the observed caption files that are new or were overwritten."""
+    is_new = (
+        observation.key
+        for observation in observations
+        if observation.kind is ObjectKind.CAPTIONS and observation.has_new_bytes
+    )
+    return read_caption_files(objects, binding, is_new)
 
 
-def _log(binding: Binding, changes: Changes, failed: Mapping[str, str]) -> None:
+def _log(binding: Binding, applied: _Applied) -> None:
+    changes, failed = applied.changes, applied.failed
     facts = {**changes.totals(), "waiting": len(changes.waiting), "failed": len(failed), "jobs": changes.job_ids}
     log.info("bucket compared", extra={"action": "change_events_processed", "binding": binding.address, **facts})
     for key, reason in islice(failed.items(), 3):

@@ -1,13 +1,14 @@
 """Keep an archive in sync with a folder: what `ragllava watch` does at its start and after each batch of changes.
 
 Files are identified by their bytes. A picture that the archive holds already is not ingested again, and an image is
-retired only when no file of the folder has its bytes any more. Zip and tar files are skipped.
+retired only when no file of the folder has its bytes any more. The page of a document is identified by the bytes of
+the document. Zip and tar files are skipped.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,13 +18,13 @@ from ragllava.errors import ImageRejected
 from ragllava.jobs import control
 from ragllava.records import SourceFile
 from ragllava.settings import Settings
-from ragllava.stages.ingest.captions import read_captions
+from ragllava.stages.ingest.captions import Columns, read_captions
 from ragllava.stages.ingest.files import open_regular
 from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.submit import create_ingest
 from ragllava.stages.ingest.uris import file_uri, parse_uri
 from ragllava.stores.archives import archive, image_changes
-from ragllava.stores.archives.archive import ArchiveImage
+from ragllava.stores.archives.archive import ArchiveImage, document_of
 from ragllava.stores.archives.image_changes import CaptionChange, NewName
 from ragllava.stores.buckets import held_removals
 from ragllava.stores.database import in_transaction
@@ -48,16 +49,19 @@ class FolderChanges:
 
 @dataclass(slots=True)
 class WatchedFolder:
-    """A folder, its archive, and the files offered so far; `captions` is a caption file, read at each comparison.
+    """A folder, its archive, and the files offered so far; `captions` is a caption file, read at each comparison, and
+    `columns` name those of it.
 
     When more than `settings.removals_share` of the pictures are gone at once, they stay: an unmounted disk looks like
-    an empty folder.
+    an empty folder. Files whose names match a pattern of `exclude` are left out (see list_sources).
     """
 
     folder: Path
     archive_name: str
     captions: Path | None = None
     allow_removals: bool = False  # for the next comparison, however many files are gone
+    columns: Columns | None = None
+    exclude: Sequence[str] = ()
     open_jobs: set[int] = field(default_factory=set)
     _stamps: dict[str, tuple[int, int, str]] = field(default_factory=dict)  # by uri: size, modification time, hash
     _offered: dict[str, str] = field(default_factory=dict)  # by uri: the hash for which an ingest job was created
@@ -68,8 +72,9 @@ class WatchedFolder:
         A file that was rejected is not offered again until it changes. Raises UsageError when the folder does not
         exist any more, or its caption file cannot be read.
         """
-        captions = read_captions(self.captions) if self.captions else None
-        listed = [file for file in list_sources([self.folder], captions) if file.uri.startswith("file://")]
+        captions = read_captions(self.captions, self.columns) if self.captions else None
+        offered = list_sources([self.folder], captions, captions_path=self.captions, exclude=self.exclude)
+        listed = [file for file in offered if file.uri.startswith("file://")]
         files = {file.uri: file for file in listed if file.rejected is None}
         hashes = {uri: sha256 for uri in files if (sha256 := self._hash(uri)) is not None}
         files = {uri: files[uri] for uri in hashes}
@@ -94,26 +99,31 @@ class WatchedFolder:
         archive_id = archive.ensure_archive(connection, self.archive_name).archive_id
         below = file_uri(self.folder.absolute()).rstrip("/") + "/"
         images = image_changes.images_below(connection, archive_id, below)
-        existing = archive.existing_images(connection, archive_id, hashes.values())
+        existing = {
+            *archive.existing_images(connection, archive_id, hashes.values()),
+            *map(_file_hash, images.values()),
+        }
         new = [
             files[uri] for uri, sha256 in hashes.items() if sha256 not in existing and self._offered.get(uri) != sha256
         ]
         there = set(hashes.values())
-        gone = {uri for uri, image in images.items() if uri not in files and image.sha256 not in there}
+        gone = {
+            uri for uri, image in images.items() if document_of(uri) not in files and _file_hash(image) not in there
+        }
         held = self._hold(connection, settings, archive_id, below, len(gone), len(images))
         followed = {uri: image for uri, image in images.items() if not held or uri not in gone}
         self._release_images(connection, archive_id, followed, existing, files, hashes)
         captions = [
-            CaptionChange(images[uri].image_id, uri, file.caption, file.metadata)
-            for uri, file in files.items()
-            if uri in images and images[uri].sha256 == hashes[uri]
+            CaptionChange(image.image_id, uri, file.caption, file.metadata)
+            for uri, image in images.items()
+            if (file := files.get(document_of(uri))) is not None and _file_hash(image) == hashes[document_of(uri)]
         ]
         changed = image_changes.change_captions(connection, archive_id, captions, may_remove=False)
         job_id = create_ingest(connection, settings, archive_id, new, {"input": str(self.folder)}) if new else None
         return FolderChanges(
             new=[file.source for file in new],
-            gone=sorted(image.source for uri, image in followed.items() if uri not in files),
-            captions=sorted(files[uri].source for uri in changed),
+            gone=sorted(image.source for uri, image in followed.items() if document_of(uri) not in files),
+            captions=sorted({files[document_of(uri)].source for uri in changed}),
             job_id=job_id,
             files=len(files),
             held=len(gone) if held else 0,
@@ -134,7 +144,7 @@ class WatchedFolder:
         connection: Connection,
         archive_id: int,
         images: Mapping[str, ArchiveImage],
-        existing: Mapping[str, ArchiveImage],
+        existing: Set[str],
         files: Mapping[str, SourceFile],
         hashes: Mapping[str, str],
     ) -> None:
@@ -146,14 +156,17 @@ class WatchedFolder:
         by_hash = {sha256: uri for uri, sha256 in hashes.items()}
         names, retired = [], []
         for uri, image in images.items():
-            if hashes.get(uri) == image.sha256:
+            named_by, sha256 = document_of(uri), _file_hash(image)
+            if hashes.get(named_by) == sha256:
                 continue
-            copy = by_hash.get(image.sha256)
+            copy = by_hash.get(sha256)
             if copy is not None:
-                names.append(NewName(image.image_id, files[copy].source, copy))
+                page = uri.removeprefix(named_by)
+                names.append(NewName(image.image_id, files[copy].source + page, copy + page))
                 continue
-            was_rejected = uri in hashes and self._offered.get(uri) == hashes[uri] and not self.open_jobs
-            if uri not in files or hashes[uri] in existing or was_rejected:
+            offered = hashes.get(named_by)
+            was_rejected = offered is not None and self._offered.get(named_by) == offered and not self.open_jobs
+            if offered is None or offered in existing or was_rejected:
                 retired.append(uri)
         image_changes.rename_images(connection, archive_id, names)
         image_changes.retire_at(connection, archive_id, retired)
@@ -172,6 +185,12 @@ class WatchedFolder:
             return None
         self._stamps[uri] = (status.st_size, status.st_mtime_ns, sha256)
         return sha256
+
+
+def _file_hash(image: ArchiveImage) -> str:
+    """The hash of the file that names an image: of its document, if it is a page."""
+    document = (image.embedded or {}).get("document") if document_of(image.uri) != image.uri else None
+    return document if isinstance(document, str) else image.sha256
 
 
 def _unfinished(connection: Connection, job_ids: Iterable[int]) -> set[int]:

@@ -15,8 +15,9 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from ragllava.errors import RagllavaError, UsageError
+from ragllava.errors import UsageError
 from ragllava.jobs import control
+from ragllava.jobs.isolation import Isolation
 from ragllava.records import JobKind
 from ragllava.stages.results.finalize import publish_result
 from ragllava.stores.archives import blobs, word_index
@@ -71,11 +72,16 @@ class Eraser:
     def continue_all(self, idle_s: float = IDLE_S) -> int:
         """Continue all erasures without progress for so many seconds; returns how many are finished now."""
         finished = 0
-        for erasure_id in in_transaction(self.engine, erasures.open_erasures, idle_s):
-            try:
-                finished += not self.continue_erasure(erasure_id)
-            except RagllavaError as error:
-                log.warning(str(error), extra={"action": "erasure_not_finished", "erasure": erasure_id})
+        open_ids = {
+            f"removal {erasure_id}": erasure_id
+            for erasure_id in in_transaction(self.engine, erasures.open_erasures, idle_s)
+        }
+        isolation = Isolation(self.engine, "removals", open_ids)
+        for subject, erasure_id in open_ids.items():
+            # Without an idle time a person asks, who does not wait for the next attempt.
+            if idle_s == 0 or not isolation.is_postponed(subject):
+                # None: it failed. An empty list of jobs that it waits for: it is finished.
+                finished += isolation.run(subject, self.continue_erasure, erasure_id) == ()
         return finished
 
     # Images

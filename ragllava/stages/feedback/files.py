@@ -3,11 +3,13 @@
 Two formats, recognised by the file's extension, else by its content:
 
 - JSONL: `{"job": 7, "custom_id": "q1", "verdict": "wrong", "answer": "two", "relevant": ["boats.png"]}`
-- CSV: a header with the same names; comma, semicolon, tab or bar between cells, `;` between images within a cell.
+- CSV or Excel: a header with the same names; comma, semicolon, tab or bar between cells, `;` between images within a
+  cell.
 
 `verdict` is `right` or `wrong`. `answer` is the right answer. `relevant` and `irrelevant` name images as the archive
 does (`source` in result files); in JSON a number is an `image_id`. Only `custom_id` and `verdict` are required, and
-`job` unless one is given for the whole file. Blank lines are skipped; other keys and columns are ignored.
+`job` unless one is given for the whole file. The names are compared without regard to case and punctuation. Blank
+records are skipped; other keys and columns are ignored.
 """
 
 from __future__ import annotations
@@ -37,8 +39,7 @@ _LAYOUT = Layout(
     content="feedback",
     example='{"custom_id": …, "verdict": …}',
     required=(("custom_id",), ("verdict",)),
-    optional=("job", "answer", "relevant", "irrelevant", "question"),
-    skips_empty_rows=True,
+    optional=(("job",), ("answer",), ("relevant",), ("irrelevant",), ("question",)),
 )
 
 ImageName = str | int  # a source, or the id of an image
@@ -84,13 +85,13 @@ def read_feedback(source: Path | bytes, *, name: str, job_id: int | None = None)
     Raises InvalidInput when the whole file is unusable, UsageError when it cannot be opened. An invalid line never
     raises: it is a LineError.
     """
-    format = format_by_extension(name)
-    with opened_records(source, name, _LAYOUT, format=format, max_records=MAX_LINES) as (format, records):
+    format, notes = format_by_extension(name), list[str]()
+    with opened_records(source, name, _LAYOUT, format=format, max_records=MAX_LINES, notes=notes) as (format, records):
         if format is FileFormat.PARQUET:
-            raise Rejected("unknown_format", "feedback must be JSON lines or CSV, not Parquet")
-        convert = _json_value if format is FileFormat.CSV else dict
-        lines = [as_line(replace(record, value=convert(record.value)), job_id) for record in records]
-    return FeedbackFile(name, lines)
+            raise Rejected("unknown_format", "feedback must be JSON lines, CSV or Excel, not Parquet")
+        convert = dict if format is FileFormat.JSONL else _json_value
+        lines = [as_line(replace(record, value=convert(_LAYOUT.split(record.value)[0])), job_id) for record in records]
+    return FeedbackFile(name, lines, notes=tuple(notes))
 
 
 def feedback_of(records: Iterable[Mapping[str, Any]], *, job_id: int | None = None) -> FeedbackFile:
@@ -130,15 +131,15 @@ def as_dismissal(record: Record) -> Dismissal | LineError:
         return rejected.at(record.line, value.get("custom_id"))
 
 
-def _json_value(cells: Mapping[str, str]) -> dict[str, Any]:
+def _json_value(cells: Mapping[str, Any]) -> dict[str, Any]:
     """The record that JSON would give: an empty cell says nothing, a cell of images is a list."""
-    record: dict[str, Any] = {name: cell for name, cell in cells.items() if cell.strip()}
+    record = {name: cell for name, cell in cells.items() if not isinstance(cell, str) or cell.strip()}
     for name in ("relevant", "irrelevant"):
         if name in record:
-            record[name] = [part.strip() for part in record[name].split(";") if part.strip()]
-    job = record.get("job", "")
-    if job.strip().isdecimal():
-        record["job"] = int(job.strip()[:20])
+            record[name] = [part.strip() for part in str(record[name]).split(";") if part.strip()]
+    job = str(record.get("job", "")).strip()
+    if job.isdecimal():
+        record["job"] = int(job[:20])
     return record
 
 

@@ -98,6 +98,9 @@ def read_annotations(source: Path | bytes, *, name: str) -> tuple[FeedbackFile, 
         if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
             message = 'this is not a list of tasks; export from Label Studio in the format "JSON"'
             raise Rejected("unknown_format", message)
+        if tasks and not any("data" in task or "annotations" in task for task in tasks) and _is_min(tasks):
+            message = 'this is Label Studio\'s format "JSON-MIN"; export the project again in the format "JSON"'
+            raise Rejected("unknown_format", message)
     lines: list[FeedbackLine | LineError] = []
     dismissed: list[Dismissal] = []
     waiting = 0
@@ -113,6 +116,11 @@ def read_annotations(source: Path | bytes, *, name: str) -> tuple[FeedbackFile, 
         else:
             lines.append(line)
     return FeedbackFile(name, lines, tuple(dismissed)), waiting
+
+
+def _is_min(tasks: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether these are tasks of the format JSON-MIN, which has data and labels of a task side by side."""
+    return any("annotation_id" in task or "annotator" in task or "candidates" in task for task in tasks)
 
 
 def _candidate_data(candidate: Candidate, address: Callable[[StoredImage], str]) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 A verdict `right` alone means that the answer given is right and that the kept images are relevant. A verdict `wrong`
 makes the question a noisy case. If the line also names the right answer or an image, the case is `labelled`; else it
-stays `open`, because there is nothing to learn from yet.
+stays `open`, because there is nothing to learn from yet. What an earlier label says about images stays then, and so
+does the right answer that it gave.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -85,10 +86,17 @@ def store_feedback(
     if errors and not (skip_invalid and (given or dismissed)):
         raise InvalidInput(file.name, errors)
     newest = labels.newest_labels(connection, [label.key for label in given])
+    kept = [_keep_earlier(label, newest.get(label.key)) for label in given]
     # A repeated label teaches nothing new, and must not make a training due.
-    new = [label for label in given if not label.says_the_same(newest.get(label.key))]
+    new = [label for label in kept if not label.says_the_same(newest.get(label.key))]
     labels.insert_labels(connection, new)
-    open_cases = _mark_cases(connection, given, references)
+    # A bare `wrong` that repeats a known one says nothing about its case.
+    told = [
+        label
+        for label, full in zip(given, kept, strict=True)
+        if full == label or not full.says_the_same(newest.get(label.key))
+    ]
+    open_cases = _mark_cases(connection, told, references)
     dismissals = noisy.set_state(connection, dismissed, NoisyState.DISMISSED)
     counts = Counter(label.verdict for label in new)
     unchanged = len(given) - len(new)
@@ -224,6 +232,21 @@ def dismiss_cases(
     return noisy.dismiss(connection, archive_id, job_id=job_id, numbers=numbers, reason=reason, before=before)
 
 
+def _keep_earlier(label: Label, earlier: Label | None) -> Label:
+    """A bare `wrong` with what the earlier label says about images, and with the right answer, if it gave one.
+
+    The answer of an earlier `right` is the one that is called wrong now.
+    """
+    if earlier is None or not _is_bare_wrong(label):
+        return label
+    answer = earlier.answer if earlier.verdict is Verdict.WRONG else None
+    return replace(label, answer=answer, relevant=earlier.relevant, irrelevant=earlier.irrelevant)
+
+
+def _is_bare_wrong(label: Label) -> bool:
+    return label.verdict is Verdict.WRONG and not (label.answer or label.relevant or label.irrelevant)
+
+
 def _mark_cases(connection: Connection, given: Sequence[Label], references: _References) -> int:
     """Make noisy cases of wrong answers; those with something to learn are `labelled`. Returns how many stay open."""
     by_key = {question.key: question for question in references.questions.values()}
@@ -236,11 +259,7 @@ def _mark_cases(connection: Connection, given: Sequence[Label], references: _Ref
             wrong[question.archive_id, label.job_id].append(case)
     for (archive_id, job_id), cases in sorted(wrong.items(), key=lambda item: item[0]):
         noisy.insert_cases(connection, archive_id, job_id, cases, reopen=True)
-    labelled = [
-        label.key
-        for label in given
-        if label.verdict is Verdict.RIGHT or label.answer or label.relevant or label.irrelevant
-    ]
+    labelled = [label.key for label in given if not _is_bare_wrong(label)]
     noisy.set_state(connection, sorted(labelled), NoisyState.LABELLED)
     return len(given) - len(labelled)
 

@@ -37,7 +37,7 @@ _FIRST_FILES = 8
 class PreparedImage:
     """A decoded picture: `pixels` is the input of each retriever, by its version; width and height of the original.
 
-    `embedded` is what the file says about itself (imaging/embedded.py).
+    `embedded` is what the file says about itself (imaging/embedded.py); `note` is what is missing of the picture.
     """
 
     pixels: dict[str, Pixels]
@@ -45,6 +45,7 @@ class PreparedImage:
     height: int
     media_type: str
     embedded: Metadata
+    note: str | None = None
 
 
 def prepare_for(
@@ -57,7 +58,8 @@ def prepare_for(
 
     def prepare(decoded: DecodedImage) -> PreparedImage:
         pixels = {retriever.version: retriever.prepare_image(decoded.picture) for retriever in retrievers}
-        return PreparedImage(pixels, decoded.width, decoded.height, decoded.media_type, dict(decoded.embedded))
+        embedded = dict(decoded.embedded)
+        return PreparedImage(pixels, decoded.width, decoded.height, decoded.media_type, embedded, decoded.note)
 
     shorter_side = DECODE_SCALE * max((retriever.image_size for retriever in retrievers), default=1)
     return resources.decoder.decode_all(contents, prepare, shorter_side)

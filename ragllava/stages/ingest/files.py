@@ -9,10 +9,13 @@ is always offered.
 from __future__ import annotations
 
 import errno
+import fnmatch
+import itertools
 import os
 import posixpath
 import re
 import stat
+from collections.abc import Sequence
 from io import BufferedReader
 from typing import Literal
 
@@ -22,17 +25,27 @@ PackedScheme = Literal["zip", "tar"]
 
 # Text, data and documents; audio and video; programs; compressed files that are not archives; temporary files.
 _OTHER_KINDS = """
-    txt text md rst csv tsv json jsonl ndjson geojson xml html htm xhtml css pdf doc docx odt rtf tex bib xls xlsx
+    txt text md rst csv tsv json jsonl ndjson geojson xml html htm xhtml css doc docx odt rtf tex bib xls xlsx
     ods ppt pptx odp epub mobi log yaml yml toml ini cfg conf dat db sqlite parquet pq arrow feather npy npz mat h5
     hdf5 pkl pickle pt pth bin safetensors onnx xmp thm aae exif srt vtt sub
     mp3 ogg oga wav flac aac m4a opus mid midi wma mp4 m4v mov avi mkv webm mpg mpeg wmv flv 3gp ogv
     py pyc ipynb js ts c h cpp java rb go rs sh bat exe dll so o a jar php sql url lnk desktop torrent
     gz bz2 xz zst
+    caption cap cls
     bak tmp swp part crdownload lock md5 sha1 sha256 sha512 sig asc
 """
 _OTHER_EXTENSIONS = frozenset(_OTHER_KINDS.split())
 _OTHER_NAMES = frozenset({"readme", "license", "licence", "copying", "copyright", "changelog", "makefile"})
-_CLUTTER_FOLDERS = frozenset({"__MACOSX", "__pycache__"})
+# Of macOS, Python, Windows, network drives (thumbnails and deleted files) and file systems.
+_CLUTTER_FOLDERS = frozenset(
+    {
+        *("__macosx", "__pycache__", "$recycle.bin", "system volume information", "lost+found"),
+        *("@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
+    }
+)
+_PREVIEWS = ".lrdata"  # ends the names of folders in which Lightroom keeps previews
+_PHOTO_LIBRARY = (".photoslibrary", ".photolibrary")  # of macOS; the pictures themselves lie in its `originals`
+_OF_LIBRARY = frozenset({"resources", "database", "private", "external", "internal", "scopes"})
 
 _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
 _UNREADABLE_PACKAGES = (".rar", ".7z", ".tar.zst", ".tzst", ".tar.lz", ".tar.lz4")
@@ -52,7 +65,29 @@ def is_offered(name: str) -> bool:
 def is_hidden(name: str) -> bool:
     """Whether a part of the name begins with a dot, or is a folder that a program created."""
     parts = re.split(r"[/\\]", name)
-    return any((part.startswith(".") and part not in (".", "..")) or part in _CLUTTER_FOLDERS for part in parts)
+    if any((part.startswith(".") and part not in (".", "..")) or _is_clutter(part.lower()) for part in parts):
+        return True
+    return any(is_of_library(folder, inside) for folder, inside in itertools.pairwise(parts))
+
+
+def is_of_library(folder: str, name: str) -> bool:
+    """Whether `name` in the folder of this name is what a photo library keeps beside its pictures."""
+    return folder.lower().endswith(_PHOTO_LIBRARY) and name.lower() in _OF_LIBRARY
+
+
+def _is_clutter(part: str) -> bool:
+    return part in _CLUTTER_FOLDERS or part.endswith(_PREVIEWS)
+
+
+def is_excluded(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a shell pattern (`*`, `?`, `[…]`) matches a name with its folders, one of the folders, or the last part.
+
+    Without regard to case; `*` matches `/` as well.
+    """
+    folded = name.lower()
+    parts = folded.split("/")
+    names = [*parts, *("/".join(parts[:number]) for number in range(2, len(parts) + 1))]
+    return any(fnmatch.fnmatchcase(part, pattern.lower().rstrip("/")) for pattern in patterns for part in names)
 
 
 def packed_scheme(name: str) -> PackedScheme | None:
@@ -66,11 +101,6 @@ def packed_scheme(name: str) -> PackedScheme | None:
 def unreadable_package(name: str) -> str | None:
     """The extension, if the name is that of a packed file of an unsupported kind."""
     return next((ending for ending in _UNREADABLE_PACKAGES if name.lower().endswith(ending)), None)
-
-
-def sidecar_names(name: str) -> tuple[str, str]:
-    """The text files that may hold the caption of the picture `name`; the first that exists is used."""
-    return f"{name}.txt", f"{posixpath.splitext(name)[0]}.txt"
 
 
 def leads_out(name: str) -> bool:

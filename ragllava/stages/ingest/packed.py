@@ -22,7 +22,7 @@ from typing import IO, BinaryIO, cast
 
 from ragllava.errors import ImageRejected
 from ragllava.imaging.decode import MAX_BYTES, TOO_MANY_BYTES, printable
-from ragllava.stages.ingest.captions import MAX_SIDECAR_BYTES, sidecar_caption
+from ragllava.stages.ingest.captions import MAX_CAPTION_FILE_BYTES, NOTHING, Description
 from ragllava.stages.ingest.files import (
     PackedScheme,
     is_hidden,
@@ -30,9 +30,10 @@ from ragllava.stages.ingest.files import (
     leads_out,
     open_regular,
     packed_scheme,
-    sidecar_names,
     unreadable_package,
 )
+from ragllava.stages.ingest.listing import CaptionFile, Listing, is_caption_file
+from ragllava.stages.ingest.sidecars import MAX_SIDECAR_BYTES, combined, is_sidecar, read_sidecar, sidecar_names
 
 MAX_MEMBERS = 1_000_000
 MAX_TOTAL_BYTES = 10**12  # of all members, unpacked
@@ -59,20 +60,22 @@ _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zip
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One offered member of a packed file; `rejected` is the reason why it cannot be read, if any."""
+    """One offered member of a packed file; `description` is what its sidecars say, `rejected` the reason why it cannot
+    be read, if any."""
 
     name: str
-    caption: str | None = None
+    description: Description = NOTHING
     rejected: str | None = None
 
 
-def list_members(scheme: PackedScheme, path: str) -> Iterator[Member]:
-    """Every offered member (files.is_offered), in the file's order, with the caption of its sidecar text file.
+def list_members(scheme: PackedScheme, path: str, listing: Listing | None = None) -> Iterator[Member]:
+    """Every offered member (files.is_offered), in the file's order, with what its sidecars say.
 
+    `listing` gets the caption files, whose folders are those inside the packed file, and the members passed over.
     Raises ImageRejected, possibly after some members, if the rest of the file is damaged or exceeds the limits.
     """
     with open_regular(path) as file:
-        yield from _list_zip(file) if scheme == "zip" else _list_tar(file)
+        yield from (_list_zip if scheme == "zip" else _list_tar)(file, listing or Listing())
 
 
 def read_members(
@@ -99,26 +102,77 @@ def _name_problem(name: str, scheme: PackedScheme) -> str | None:
 # Zip
 
 
-def _list_zip(file: BinaryIO) -> Iterator[Member]:
+class _ZipMembers:
+    """The members of a zip file by name. Of two members of one name, `by_name` has the last, as zipfile does."""
+
+    def __init__(self, package: zipfile.ZipFile) -> None:
+        self.package = package
+        self.infos = [(_zip_name(info), info) for info in package.infolist() if not info.is_dir()]
+        self.by_name = dict(self.infos)
+        self._folded = {name.casefold(): name for name in self.by_name}
+
+    def spelled(self, name: str) -> str | None:
+        """The member of this name in any case."""
+        return self._folded.get(name.casefold())
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """The member's name. Many programs write UTF-8 without its flag; zipfile reads that as CP437."""
+    if info.flag_bits & 0x800 or info.filename.isascii():
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return info.filename
+
+
+def _list_zip(file: BinaryIO, listing: Listing) -> Iterator[Member]:
     packed_bytes = os.fstat(file.fileno()).st_size
     with _damage("zip"), zipfile.ZipFile(file) as package:
-        infos = package.infolist()
-        if len(infos) > MAX_MEMBERS:
+        if len(package.infolist()) > MAX_MEMBERS:
             raise ImageRejected(f"the zip file has more than the {MAX_MEMBERS:,} members allowed")
+        members = _ZipMembers(package)
+        others = {name for name, _ in members.infos if not is_hidden(name) and not is_offered(name)}
+        used: set[str] = set()
         total = 0
-        for info in infos:
-            if info.is_dir() or not is_offered(info.filename):
+        for name, info in members.infos:
+            if not is_offered(name):
+                if name in others and is_caption_file(name):
+                    others.discard(name)
+                    _add_caption_file(listing, name, _zip_content(package, info, MAX_CAPTION_FILE_BYTES))
                 continue
-            problem = _zip_problem(package, info)
+            problem = _zip_problem(members, name, info)
             if problem is None:
                 total += info.file_size
                 if total > min(MAX_TOTAL_BYTES, max(TOTAL_FLOOR, MAX_RATIO * packed_bytes)):
                     raise ImageRejected("the zip file unpacks to far more than it holds (a zip bomb?)")
-            caption = None if problem is not None else _zip_caption(package, info.filename)
-            yield Member(info.filename, caption, problem)
+            sidecars = [] if problem else [s for n in sidecar_names(name) if (s := members.spelled(n)) in others]
+            contents = {s: _zip_content(package, members.by_name[s], MAX_SIDECAR_BYTES) for s in sidecars if s}
+            said = (read_sidecar(sidecar, content) for sidecar, content in contents.items() if content is not None)
+            yield Member(name, combined(said), problem)
+            used.update(contents)
+        listing.pass_over(others - used)
 
 
-def _zip_problem(package: zipfile.ZipFile, info: zipfile.ZipInfo) -> str | None:
+def _zip_content(package: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> bytes | None:
+    """The content of a member; None if it cannot be read or has more than `most` bytes."""
+    try:
+        with package.open(info) as stream:
+            content = stream.read(most + 1)
+    except _DAMAGE:
+        return None  # captions that cannot be read are not a reason to reject pictures
+    return content if len(content) <= most else None
+
+
+def _add_caption_file(listing: Listing, name: str, content: bytes | None) -> None:
+    folder, base = os.path.split(name.replace("\\", "/"))
+    if content is None:
+        listing.notes.append(f"{name}: not used: it is damaged, or larger than {MAX_CAPTION_FILE_BYTES // 2**20} MiB")
+    else:
+        listing.caption_files.append(CaptionFile(f"{folder}/" if folder else "", base, content))
+
+
+def _zip_problem(members: _ZipMembers, name: str, info: zipfile.ZipInfo) -> str | None:
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG):
         return "it is a link or device inside the zip file"
@@ -128,29 +182,18 @@ def _zip_problem(package: zipfile.ZipFile, info: zipfile.ZipInfo) -> str | None:
         return f"it is packed with method {info.compress_type}, which cannot be read; pack it again as a usual zip"
     if info.file_size > max(MEMBER_FLOOR, MAX_RATIO * info.compress_size):
         return f"it unpacks to more than {MAX_RATIO} times its packed size (a zip bomb?)"
-    if package.getinfo(info.filename) is not info:
+    if members.by_name[name] is not info:
         return "the zip file has another member of the same name"
-    return _name_problem(info.filename, "zip")
-
-
-def _zip_caption(package: zipfile.ZipFile, name: str) -> str | None:
-    for sidecar in sidecar_names(name):
-        try:
-            with package.open(sidecar) as stream:
-                return sidecar_caption(stream.read(MAX_SIDECAR_BYTES))
-        except KeyError:
-            continue  # no such member
-        except _DAMAGE:
-            return None  # a caption that cannot be read is not a reason to reject the picture
-    return None
+    return _name_problem(name, "zip")
 
 
 def _read_zip(file: BinaryIO, names: Collection[str]) -> Iterator[tuple[str, bytes | ImageRejected]]:
     with _damage("zip"), zipfile.ZipFile(file) as package:
         requested = set(names)
-        for name in dict.fromkeys(name for name in package.namelist() if name in requested):
-            info = package.getinfo(name)
-            problem = _zip_problem(package, info)
+        members = _ZipMembers(package)
+        for name in dict.fromkeys(name for name, _ in members.infos if name in requested):
+            info = members.by_name[name]
+            problem = _zip_problem(members, name, info)
             if problem is not None:
                 yield name, ImageRejected(problem)
                 continue
@@ -165,9 +208,10 @@ def _read_zip(file: BinaryIO, names: Collection[str]) -> Iterator[tuple[str, byt
 # Tar
 
 
-def _list_tar(file: BinaryIO) -> Iterator[Member]:
+def _list_tar(file: BinaryIO, listing: Listing) -> Iterator[Member]:
     members: list[Member] = []
-    captions: dict[str, str | None] = {}
+    sidecars: dict[str, Description] = {}  # by name without regard to case
+    others: dict[str, str] = {}
     damage: ImageRejected | None = None
     try:
         # A sidecar may come after its picture, so the whole file must be read before the first member is yielded.
@@ -175,8 +219,16 @@ def _list_tar(file: BinaryIO) -> Iterator[Member]:
             for package, info in _tar_members(file):
                 if is_offered(info.name):
                     members.append(Member(info.name, rejected=_tar_problem(info)))
-                elif info.isreg() and info.name.lower().endswith(".txt") and not is_hidden(info.name):
-                    captions[info.name] = sidecar_caption(_tar_content(package, info).read(MAX_SIDECAR_BYTES))
+                elif info.isreg() and not is_hidden(info.name):
+                    if is_caption_file(info.name):
+                        content = _tar_content(package, info).read(MAX_CAPTION_FILE_BYTES + 1)
+                        is_whole = len(content) <= MAX_CAPTION_FILE_BYTES
+                        _add_caption_file(listing, info.name.removeprefix("./"), content if is_whole else None)
+                        continue
+                    others[info.name.casefold()] = info.name
+                    if is_sidecar(info.name) and info.size <= MAX_SIDECAR_BYTES:
+                        content = _tar_content(package, info).read(MAX_SIDECAR_BYTES)
+                        sidecars[info.name.casefold()] = read_sidecar(info.name, content)
     except ImageRejected as error:
         damage = error
     seen: set[str] = set()
@@ -184,8 +236,11 @@ def _list_tar(file: BinaryIO) -> Iterator[Member]:
         if member.name in seen and member.rejected is None:
             member = replace(member, rejected="the tar file has another member of the same name")  # noqa: PLW2901
         seen.add(member.name)
-        caption = next((captions[name] for name in sidecar_names(member.name) if name in captions), None)
-        yield replace(member, caption=caption)
+        own = [name for n in sidecar_names(member.name, of_sample=True) if (name := n.casefold()) in sidecars]
+        yield replace(member, description=combined(sidecars[name] for name in own))
+        for name in own:
+            others.pop(name, None)
+    listing.pass_over(others.values())
     if damage is not None:
         raise damage
 

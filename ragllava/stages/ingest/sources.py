@@ -9,45 +9,91 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ragllava.errors import ImageRejected, UsageError
 from ragllava.records import SourceFile
-from ragllava.stages.ingest.captions import MAX_SIDECAR_BYTES, Captions, sidecar_caption
+from ragllava.stages.ingest.captions import NOTHING, Captions, Description, first_description, read_beside
 from ragllava.stages.ingest.files import (
     PackedScheme,
+    is_excluded,
     is_hidden,
+    is_of_library,
     is_offered,
     open_regular,
     packed_scheme,
-    sidecar_names,
     unreadable_package,
     why_unreadable,
 )
+from ragllava.stages.ingest.listing import CaptionFile, Listing, is_caption_file
 from ragllava.stages.ingest.packed import list_members
+from ragllava.stages.ingest.sidecars import MAX_SIDECAR_BYTES, combined, read_sidecar, sidecar_names
 from ragllava.stages.ingest.uris import MAX_URI, file_uri, member_uri, shown
 
 
-def list_sources(paths: Sequence[str | Path], captions: Captions | None = None) -> Iterator[SourceFile]:
+@dataclass(slots=True)
+class _Offered:
+    """A file that is offered, what its sidecars say, and its whole path, which ends in its displayed name."""
+
+    file: SourceFile
+    path: str = ""
+    description: Description = field(default=NOTHING)
+
+
+def list_sources(
+    paths: Sequence[str | Path],
+    captions: Captions | None = None,
+    listing: Listing | None = None,
+    *,
+    captions_path: Path | None = None,
+    exclude: Sequence[str] = (),
+) -> Iterator[SourceFile]:
     """Every file that `paths` offer, in a fixed order: files of a folder by name, then its subfolders.
 
     A path is a picture, a folder (with its subfolders), or a zip or tar file. `source` is relative to the given path.
-    Captions come from `captions`, else from sidecar text files; metadata come from `captions`. Raises UsageError
-    immediately for a path that is empty or does not exist.
+    Files whose `source` matches a pattern of `exclude` are left out (files.py: is_excluded).
+    Captions and metadata come from `captions`, which were read from `captions_path`, else from caption files beside the
+    pictures, the nearest first, else from sidecars. `listing` gets counts and remarks. Raises UsageError for a path
+    that is empty or does not exist.
     """
     roots = [_existing(path) for path in paths]
     if not roots:
         raise UsageError("no path was given: name a picture, a folder, or a zip or tar file")
-    files = (file for root in roots for file in _offered_by(root))
-    if captions is None:
-        return files
-    listed = list(files)
-    assigned = captions.assign([file.source for file in listed])
+    listing = listing if listing is not None else Listing()
+    offered: list[_Offered] = []
+    for root in roots:
+        from_root = [item for item in _offered_by(root, listing) if not is_excluded(item.file.source, exclude)]
+        _describe_by_folders(from_root, listing, captions_path)
+        offered += from_root
+    if captions is not None:
+        listed = captions.assign([item.file.source for item in offered], [item.path for item in offered])
+        for item, said in zip(offered, listed, strict=True):
+            item.description = first_description(said, item.description)
+    listing.cut += sum(item.description.is_cut for item in offered)
     return (
-        replace(file, caption=description.caption or file.caption, metadata=description.metadata)
-        for file, description in zip(listed, assigned, strict=True)
+        replace(item.file, caption=item.description.caption, metadata=item.description.metadata) for item in offered
     )
+
+
+def _describe_by_folders(offered: Sequence[_Offered], listing: Listing, already_read: Path | None) -> None:
+    """Give the files what the caption files in their folders say; of two, the nearest to the file wins."""
+    own = already_read.resolve() if already_read is not None else None
+    described: dict[int, list[Description]] = {}
+    for file in sorted(listing.caption_files, key=lambda file: (-file.depth, file.folder, file.name)):
+        if own is not None and isinstance(file.source, Path) and file.source.resolve() == own:
+            continue
+        captions = read_beside(file.name, file.source)
+        listing.notes += [f"{file.folder}{note}" for note in captions.notes]
+        below = [number for number, item in enumerate(offered) if item.file.source.startswith(file.folder)]
+        sources = [offered[number].file.source.removeprefix(file.folder) for number in below]
+        for number, said in zip(below, captions.assign(sources), strict=True):
+            described.setdefault(number, []).append(said)
+        listing.listed_captions += len(captions)
+        listing.without_file += len(captions.unused())
+    listing.caption_files.clear()
+    for number, said_by in described.items():
+        offered[number].description = first_description(*said_by, offered[number].description)
 
 
 def _existing(path: str | Path) -> Path:
@@ -63,16 +109,16 @@ def _existing(path: str | Path) -> Path:
     return Path(text).absolute()
 
 
-def _offered_by(root: Path) -> Iterator[SourceFile]:
+def _offered_by(root: Path, listing: Listing) -> Iterator[_Offered]:
     """The files that one existing path offers."""
     if root.is_dir():
-        return _walk(root)
+        return _walk(root, listing)
     # A path that the user gives may be a link to anywhere; it is followed here, and only here.
     path = root.resolve() if root.is_symlink() else root
-    return _offer(path, root.name, [root.with_name(name) for name in sidecar_names(root.name)])
+    return _offer(path, root.name, [root.with_name(name) for name in sidecar_names(root.name)], listing, root)
 
 
-def _walk(root: Path) -> Iterator[SourceFile]:
+def _walk(root: Path, listing: Listing) -> Iterator[_Offered]:
     """The files of a folder and its subfolders. Each folder is entered once, so cyclic links do no harm."""
     true_root = root.resolve()
     entered: set[tuple[int, int]] = set()
@@ -88,12 +134,14 @@ def _walk(root: Path) -> Iterator[SourceFile]:
         except OSError as error:
             yield _rejected(folder, prefix.rstrip("/") or root.name, f"the folder: {why_unreadable(error)}")
             continue
-        names = {entry.name for entry in entries}
+        names = {entry.name.casefold(): entry.name for entry in entries}
+        others: set[str] = set()
+        sidecars: set[str] = set()
         subfolders: list[tuple[Path, str]] = []
         for entry in entries:
-            if is_hidden(entry.name):
-                continue
             source = prefix + entry.name
+            if is_hidden(source) or is_of_library(folder.name, entry.name):
+                continue
             try:
                 target = _follow(entry, true_root)
                 is_folder = stat.S_ISDIR(target.stat().st_mode)
@@ -104,8 +152,14 @@ def _walk(root: Path) -> Iterator[SourceFile]:
             if is_folder:
                 subfolders.append((target, f"{source}/"))
             elif is_offered(entry.name):
-                sidecars = [entry.with_name(name) for name in sidecar_names(entry.name) if name in names]
-                yield from _offer(target, source, sidecars)
+                beside = [names[folded] for name in sidecar_names(entry.name) if (folded := name.casefold()) in names]
+                sidecars.update(beside)
+                yield from _offer(target, source, [entry.with_name(name) for name in beside], listing, entry)
+            elif is_caption_file(entry.name):
+                listing.caption_files.append(CaptionFile(shown(prefix), entry.name, target))
+            else:
+                others.add(entry.name)
+        listing.pass_over(others - sidecars)
         pending.extend(reversed(subfolders))
 
 
@@ -122,30 +176,37 @@ def _follow(path: Path, true_root: Path) -> Path:
     return target
 
 
-def _offer(path: Path, source: str, sidecars: Sequence[Path]) -> Iterator[SourceFile]:
+def _offer(path: Path, source: str, sidecars: Sequence[Path], listing: Listing, displayed: Path) -> Iterator[_Offered]:
     """The file at `path`, or its members if it is a zip or tar file.
 
-    That depends on the displayed name, `source`: `path` may be the target of a symbolic link.
+    That depends on the displayed name, `source`: `path` may be the target of the symbolic link `displayed`.
     """
     scheme = packed_scheme(source)
     if scheme is not None:
-        yield from _offer_members(scheme, path, source)
+        yield from _offer_members(scheme, path, source, listing, displayed)
         return
     problem = _problem(path, source)
     if problem is not None:
         yield _rejected(path, source, problem)
         return
-    yield SourceFile(shown(source), file_uri(path), _first_caption(sidecars))
+    yield _Offered(SourceFile(shown(source), file_uri(path)), shown(str(displayed)), _read_sidecars(sidecars))
 
 
-def _offer_members(scheme: PackedScheme, path: Path, source: str) -> Iterator[SourceFile]:
+def _offer_members(
+    scheme: PackedScheme, path: Path, source: str, listing: Listing, displayed: Path
+) -> Iterator[_Offered]:
+    first_caption_file = len(listing.caption_files)
     try:
-        for member in list_members(scheme, str(path)):
+        for member in list_members(scheme, str(path), listing):
             uri = member_uri(scheme, path, member.name)
-            name = shown(f"{source}/{member.name.removeprefix('./')}")
-            yield SourceFile(name, uri, member.caption, member.rejected or _too_long(uri))
+            name = member.name.removeprefix("./")
+            file = SourceFile(shown(f"{source}/{name}"), uri, rejected=member.rejected or _too_long(uri))
+            yield _Offered(file, shown(f"{displayed}/{name}"), member.description)
     except ImageRejected as rejection:
         yield _rejected(path, source, str(rejection))
+    listing.caption_files[first_caption_file:] = [
+        replace(file, folder=shown(f"{source}/{file.folder}")) for file in listing.caption_files[first_caption_file:]
+    ]
 
 
 def _problem(path: Path, source: str) -> str | None:
@@ -168,17 +229,20 @@ def _too_long(uri: str) -> str | None:
     return f"its path is longer than the {MAX_URI:,} characters allowed" if len(uri) > MAX_URI else None
 
 
-def _first_caption(sidecars: Sequence[Path]) -> str | None:
+def _read_sidecars(sidecars: Sequence[Path]) -> Description:
+    said: list[Description] = []
     for sidecar in sidecars:
         if sidecar.is_symlink():  # may lead out of the folder
             continue
         try:
             with open_regular(str(sidecar)) as file:
-                return sidecar_caption(file.read(MAX_SIDECAR_BYTES))
+                content = file.read(MAX_SIDECAR_BYTES + 1)
         except (ImageRejected, OSError):
             continue  # a caption that cannot be read is not a reason to reject the picture
-    return None
+        if len(content) <= MAX_SIDECAR_BYTES:
+            said.append(read_sidecar(sidecar.name, content))
+    return combined(said)
 
 
-def _rejected(path: Path, source: str, reason: str) -> SourceFile:
-    return SourceFile(shown(source), file_uri(path), rejected=reason)
+def _rejected(path: Path, source: str, reason: str) -> _Offered:
+    return _Offered(SourceFile(shown(source), file_uri(path), rejected=reason), shown(str(path)))

@@ -22,9 +22,10 @@ from ragllava.jobs.runner import ShardContext
 from ragllava.metadata import Metadata
 from ragllava.records import FileOutcome, FileStatus
 from ragllava.stages.ingest.embedding import PreparedImage, in_steps, one_ahead, one_behind, prepare_for
-from ragllava.stages.ingest.reading import ReadFile, read_sources
+from ragllava.stages.ingest.pages import DocumentOutcomes, Part, PartContent, split_pages
+from ragllava.stages.ingest.reading import read_sources
 from ragllava.stages.resources import Resources
-from ragllava.stores.archives import archive, blobs, indexes, vectors, word_index
+from ragllava.stores.archives import archive, blobs, image_changes, indexes, vectors, word_index
 from ragllava.stores.archives.archive import ArchiveImage, NewImage, PendingFile, StoredRow
 from ragllava.stores.archives.blobs import NewBlob
 from ragllava.stores.archives.vectors import IndexView, Vectors
@@ -48,21 +49,22 @@ class EmbeddingTarget:
 
 @dataclass
 class Batch:
-    """One sub-batch in the pipeline: its files by number, and the results so far."""
+    """One sub-batch in the pipeline: its pictures by their parts of files, and the results so far."""
 
-    files: dict[int, PendingFile]
+    files: dict[Part, PendingFile]
+    documents: DocumentOutcomes  # of the shard
     targets: list[EmbeddingTarget]
-    rejected: dict[int, str] = field(default_factory=dict)  # reason, by file number
-    hashes: dict[int, str] = field(default_factory=dict)  # of every readable file
+    rejected: dict[Part, str] = field(default_factory=dict)  # reasons
+    hashes: dict[Part, str] = field(default_factory=dict)  # of every readable picture
     prepared: dict[str, PreparedImage] = field(default_factory=dict)  # by hash; only what is new to the archive
     embedded: dict[str, Metadata] = field(default_factory=dict)  # by hash; of files that were opened, also older ones
     uploads: list[Future[str]] = field(default_factory=list)  # of new pictures that are not in the object store
 
     def reject(self, sha256: str, reason: str) -> None:
-        """Reject all files with these bytes."""
-        for number in [number for number, hashed in self.hashes.items() if hashed == sha256]:
-            del self.hashes[number]
-            self.rejected[number] = reason
+        """Reject all pictures with these bytes."""
+        for part in [part for part, hashed in self.hashes.items() if hashed == sha256]:
+            del self.hashes[part]
+            self.rejected[part] = reason
 
 
 def ingest_stage(context: Context) -> None:
@@ -76,12 +78,13 @@ def ingest_stage(context: Context) -> None:
     files = {file.file_no: file for file in pending}
     # One stream for the whole shard, so that a compressed tar is unpacked once and not for every sub-batch.
     contents = read_sources([(file.file_no, file.uri) for file in pending], resources.fetch)
-    steps = in_steps(contents, context.settings.files_per_step)
+    steps = in_steps(split_pages(contents, resources.decoder), context.settings.files_per_step)
+    documents = DocumentOutcomes()
     with _uploads() as uploads:
 
         def next_batch() -> Batch | None:
             chunk = next(steps, None)
-            return prepare(files, chunk, context, uploads) if chunk else None
+            return prepare(files, documents, chunk, context, uploads) if chunk else None
 
         with closing(one_ahead(next_batch)) as batches, one_behind() as run:
             for batch in batches:
@@ -130,20 +133,22 @@ def find_targets(living: Sequence[IndexView], resources: Resources) -> list[Embe
 
 def prepare(
     files: Mapping[int, PendingFile],
-    chunk: Sequence[ReadFile],
+    documents: DocumentOutcomes,
+    chunk: Sequence[PartContent],
     context: Context,
     uploads: set[Future[str]],
 ) -> Batch:
     """Hash the files, decode those whose bytes are new to the archive, and start their uploads, added to `uploads`."""
     archive_id = context.lease.archive_id
     living = context.read(indexes.living_indexes, archive_id)
-    batch = Batch({number: files[number] for number, _ in chunk}, find_targets(living, context.resources))
+    named = {part: part.named(files[part.file_no]) for part, _ in chunk}
+    batch = Batch(named, documents, find_targets(living, context.resources))
     contents: dict[str, bytes] = {}
-    for number, data in chunk:
+    for part, data in chunk:
         if isinstance(data, ImageRejected):
-            batch.rejected[number] = str(data)
+            batch.rejected[part] = str(data)
         else:
-            batch.hashes[number] = sha256 = hashlib.sha256(data).hexdigest()
+            batch.hashes[part] = sha256 = hashlib.sha256(data).hexdigest()
             contents[sha256] = data
     existing = context.read(archive.existing_images, archive_id, contents)
     _restore_lost(context.resources, contents, existing)
@@ -202,9 +207,10 @@ def store(connection: Connection, context: Context, batch: Batch, embeddings: di
     }
     for index_id in living:
         vectors.insert_embeddings(connection, index_id, list(rows), embeddings[index_id][list(rows.values())])
-    outcomes = [_outcome(number, result) for number, result in zip(offered, stored, strict=True)]
-    outcomes += [FileOutcome(number, FileStatus.REJECTED, reason) for number, reason in batch.rejected.items()]
-    archive.finish_files(connection, lease.job_id, outcomes)
+    results = dict(zip(offered, stored, strict=True))
+    outcomes = [_outcome(part, results.get(part), batch) for part in batch.files]
+    archive.finish_files(connection, lease.job_id, [outcome for outcome in outcomes if outcome is not None])
+    _retire_former_pages(connection, lease.archive_id, batch)
 
 
 def _still_living(
@@ -266,19 +272,19 @@ def _restore_lost(resources: Resources, contents: Mapping[str, bytes], existing:
     list(resources.threads.map(restore, existing.values()))
 
 
-def _offered(connection: Connection, archive_id: int, batch: Batch) -> dict[int, NewImage]:
-    """The batch's readable files as images, by file number: just decoded, or already in the archive."""
+def _offered(connection: Connection, archive_id: int, batch: Batch) -> dict[Part, NewImage]:
+    """The batch's readable pictures as images: just decoded, or already in the archive."""
     unprepared = [sha256 for sha256 in batch.hashes.values() if sha256 not in batch.prepared]
     existing = archive.existing_images(connection, archive_id, unprepared)
     offered = {}
-    for number, sha256 in batch.hashes.items():
+    for part, sha256 in batch.hashes.items():
         facts = batch.prepared.get(sha256) or existing.get(sha256)
         if facts is None:
             raise ArchiveChanged(
                 "a picture was removed from the archive while its duplicate was processed; it is read again"
             )
-        file = batch.files[number]
-        offered[number] = NewImage(
+        file = batch.files[part]
+        offered[part] = NewImage(
             sha256,
             file.source,
             file.uri,
@@ -292,9 +298,29 @@ def _offered(connection: Connection, archive_id: int, batch: Batch) -> dict[int,
     return offered
 
 
-def _outcome(file_no: int, row: StoredRow) -> FileOutcome:
-    reason = None
-    if row.status is FileStatus.DUPLICATE:
+def _outcome(part: Part, row: StoredRow | None, batch: Batch) -> FileOutcome | None:
+    """The outcome of the part's file; None while pages of it are missing. `row` is None for a rejected picture."""
+    if row is None:
+        return batch.documents.add(part, FileOutcome(part.file_no, FileStatus.REJECTED, batch.rejected[part]))
+    prepared = batch.prepared.get(batch.hashes[part])
+    reason = prepared.note if prepared is not None else None
+    if row.status is FileStatus.UPDATED:
         updated = [name for name in ("caption", "metadata") if getattr(row, f"{name}_updated")]
-        reason = f"{' and '.join(updated)} updated" if updated else f"the same picture as {row.source}"
-    return FileOutcome(file_no, row.status, reason, row.image_id)
+        reason = f"{' and '.join(updated)} updated"
+    elif row.status is FileStatus.DUPLICATE:
+        reason = f"the same picture as {row.source}"
+    return batch.documents.add(part, FileOutcome(part.file_no, row.status, reason, row.image_id))
+
+
+def _retire_former_pages(connection: Connection, archive_id: int, batch: Batch) -> None:
+    """Retire the pages that an earlier version of a document had and this one does not have."""
+    last = {part: batch.files[part].uri for part in batch.files if part.is_last and part not in batch.rejected}
+    documents = {part: uri.partition(archive.PAGE_MARK)[0] for part, uri in last.items()}
+    former = []
+    for uri in image_changes.images_at(connection, archive_id, set(documents.values())):
+        document, _, page = uri.partition(archive.PAGE_MARK)
+        pages = next(part.pages for part, base in documents.items() if base == document)
+        if (int(page) if page else 0) > pages or (pages and not page):
+            former.append(uri)
+    if former:
+        archive.retire_images(connection, archive_id, former)

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from ragllava.errors import UsageError
+from ragllava.imaging.decode import printable
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.records import JobKind, SourceFile
@@ -17,15 +18,25 @@ from ragllava.stores.archives import archive
 FILES_PER_TAR_SHARD = 4_096
 
 
-def submit_files(connection: Connection, settings: Settings, *, archive_name: str, files: Sequence[SourceFile]) -> int:
+def submit_files(
+    connection: Connection,
+    settings: Settings,
+    *,
+    archive_name: str,
+    files: Sequence[SourceFile],
+    given: str | None = None,
+    name: str | None = None,
+) -> int:
     """Create an ingest job of listed files; the archive is created if it is new. Returns the job.
 
-    Files that the listing rejected have their outcome at once. Raises UsageError if there are no files.
+    `given` are the paths as the user named them, `name` is that of the job. Files that the listing rejected have their
+    outcome at once. Raises UsageError if there are no files.
     """
     if not files:
         raise UsageError("there is no file to ingest")
     archive_id = archive.ensure_archive(connection, archive_name).archive_id
-    return create_ingest(connection, settings, archive_id, files)
+    spec = {"input": printable(given)} if given else {}
+    return create_ingest(connection, settings, archive_id, files, spec, name)
 
 
 def create_ingest(
@@ -34,12 +45,13 @@ def create_ingest(
     archive_id: int,
     files: Sequence[SourceFile],
     spec: Mapping[str, Any] | None = None,
+    name: str | None = None,
 ) -> int:
     """Create an ingest job of listed files in the caller's transaction; returns its id."""
     # A tar file has no directory: every shard reads it from the start, so there are few large shards.
     from_tar = any(file.uri.startswith("tar://") for file in files)
     per_shard = max(settings.files_per_shard, FILES_PER_TAR_SHARD if from_tar else 0)
-    job = NewJob(JobKind.INGEST, archive_id, dict(spec or {}), len(files), per_shard)
+    job = NewJob(JobKind.INGEST, archive_id, dict(spec or {}), len(files), per_shard, name=name)
     job_id, _ = control.create(connection, job)
     archive.insert_files(connection, job_id, files)
     return job_id

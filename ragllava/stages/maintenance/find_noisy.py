@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection
 
+from ragllava.jobs.isolation import Failures
 from ragllava.jobs.runner import ShardContext
 from ragllava.records import Answer, ModelStamp, NoisyCase
 from ragllava.stages.answer.doubts import DoubtLimits, diagnose
-from ragllava.stages.maintenance.task_report import Report, counted
+from ragllava.stages.maintenance.task_report import Report, counted, with_failures
 from ragllava.stages.resources import Resources
 from ragllava.stores.jobs.answered import AnsweredQuestion, load_questions
 from ragllava.stores.learning import noisy
@@ -29,24 +30,41 @@ def find_noisy_cases(context: ShardContext[Resources]) -> Report:
 
     Labelled and dismissed questions are skipped: a person has looked at them already.
     """
-    checked = new = 0
-    reasons: Counter[str] = Counter()
+    counts = _Counts()
+    failures = Failures()
     jobs = context.read(noisy.answered_jobs, context.lease.archive_id or None)
     for job in jobs:
-        limits = DoubtLimits.of(context.settings, job.top_n)
-        numbers = context.read(noisy.unlabelled_questions, job.job_id)
-        for start in range(0, len(numbers), _PAGE):
-            context.check()
-            page = numbers[start : start + _PAGE]
-            cases = context.commit(_check_page, job, page, limits)
-            checked += len(page)
-            new += len(cases)
-            reasons.update(reason.value for case in cases for reason in case.reasons)
-    return Report(
-        f"{counted(new, 'noisy case')} logged or extended among {counted(checked, 'answer')} "
+        failures.run(f"job {job.job_id}", _check_job, context, job, counts)
+    report = Report(
+        f"{counted(counts.new, 'noisy case')} logged or extended among {counted(counts.checked, 'answer')} "
         f"of {counted(len(jobs), 'job')}",
-        {"jobs": len(jobs), "answers": checked, "cases": new, "reasons": dict(sorted(reasons.items()))},
+        {
+            "jobs": len(jobs),
+            "answers": counts.checked,
+            "cases": counts.new,
+            "reasons": dict(sorted(counts.reasons.items())),
+        },
     )
+    return with_failures(report, failures)
+
+
+@dataclass(slots=True)
+class _Counts:
+    checked: int = 0
+    new: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+def _check_job(context: ShardContext[Resources], job: AnsweredJob, counts: _Counts) -> None:
+    limits = DoubtLimits.of(context.settings, job.top_n)
+    numbers = context.read(noisy.unlabelled_questions, job.job_id)
+    for start in range(0, len(numbers), _PAGE):
+        context.check()
+        page = numbers[start : start + _PAGE]
+        cases = context.commit(_check_page, job, page, limits)
+        counts.checked += len(page)
+        counts.new += len(cases)
+        counts.reasons.update(reason.value for case in cases for reason in case.reasons)
 
 
 def _check_page(

@@ -16,8 +16,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from ragllava.jobs.isolation import Failures
 from ragllava.jobs.runner import ShardContext
-from ragllava.stages.maintenance.task_report import Report, counted, mebibytes, shortened
+from ragllava.stages.maintenance.task_report import Report, counted, mebibytes, shortened, with_failures
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import blobs
 from ragllava.stores.jobs import answered
@@ -67,6 +68,7 @@ class Collection:
     delete: bool
     grace_s: float
     before: datetime  # objects that were changed later are left alone
+    failures: Failures = field(default_factory=Failures)
 
 
 def collect_garbage(context: ShardContext[Resources], *, delete: bool = False, grace_s: float = GRACE_S) -> Report:
@@ -85,7 +87,8 @@ def collect_garbage(context: ShardContext[Resources], *, delete: bool = False, g
         summary += f", {sum(kind.deleted for kind in kinds.values()):,} deleted"
     elif total:
         summary += "; nothing was deleted: run `ragllava maintenance gc --delete`"
-    return Report(summary, {"delete": gc.delete, **{name: kind.as_json() for name, kind in kinds.items()}})
+    report = Report(summary, {"delete": gc.delete, **{name: kind.as_json() for name, kind in kinds.items()}})
+    return with_failures(report, gc.failures)
 
 
 def _collect_blobs(gc: Collection) -> Orphans:
@@ -123,7 +126,8 @@ def _delete_content(gc: Collection, hashes: Iterable[str]) -> int:
     removed = 0
     for sha256 in hashes:
         gc.context.check()
-        removed += gc.context.commit(blobs.delete_blob, sha256, gc.context.resources.objects.delete_content)
+        delete_content = gc.context.resources.objects.delete_content
+        removed += gc.failures.run(sha256, gc.context.commit, blobs.delete_blob, sha256, delete_content) or 0
     return removed
 
 
@@ -188,7 +192,7 @@ def _collect_folders(
 
     for name in names if gc.delete else ():
         gc.context.check()
-        orphaned.deleted += gc.context.commit(remove, name)
-    if gc.delete and orphaned.deleted < len(names):
+        orphaned.deleted += gc.failures.run(name, gc.context.commit, remove, name) or 0
+    if gc.delete and orphaned.deleted < len(names) and gc.failures.reasons.keys().isdisjoint(names):
         orphaned.kept = "the files of an open training cannot be told from orphans; run gc again when it has ended"
     return orphaned

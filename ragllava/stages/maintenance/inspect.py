@@ -7,16 +7,18 @@ to.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
-from itertools import starmap
+from functools import cached_property, partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
+from ragllava.errors import ServiceUnavailable
+from ragllava.jobs.isolation import reason_of
 from ragllava.jobs.kinds import KINDS, queues_by_kind
 from ragllava.settings import Settings
 from ragllava.stores.archives import indexes, word_index
@@ -26,6 +28,8 @@ from ragllava.stores.jobs.workers import FORGOTTEN_S
 from ragllava.stores.maintenance import inspection, orphans, schedules
 from ragllava.stores.maintenance.inspection import CountedRows
 from ragllava.stores.objects import ObjectStore, content_hash, content_key
+
+log = logging.getLogger(__name__)
 
 _LARGEST_SKEW_S = 5.0
 _SURPLUS = 10  # messages sent twice, which their worker drops
@@ -124,17 +128,34 @@ class Inspector:
 
 
 def inspect(inspector: Inspector) -> Iterator[Checked]:
-    """The result of each check. Raises ServiceUnavailable when Postgres or the object store cannot be reached."""
-    yield from starmap(inspector.run, _JOB_CHECKS)
-    yield _reconciliation(inspector)
-    yield from starmap(inspector.run, _WORK_CHECKS)
-    yield _clocks(inspector)
-    yield _queues(inspector)
-    yield from _embeddings(inspector)
-    yield from _words(inspector)
-    yield from _content(inspector)
-    yield _results(inspector)
-    yield _adapters(inspector)
+    """The result of each check. A check that fails is a problem, and the others are made.
+
+    Raises ServiceUnavailable when Postgres or the object store cannot be reached.
+    """
+    groups: list[tuple[str, Callable[[Inspector], Iterator[Checked]]]] = [
+        *((name, partial(_rows, check)) for check in _JOB_CHECKS for name in check[:1]),
+        ("reconciliation", _reconciliation),
+        *((name, partial(_rows, check)) for check in _WORK_CHECKS for name in check[:1]),
+        ("clock", _clocks),
+        ("queues", _queues),
+        ("vectors", _embeddings),
+        ("words", _words),
+        ("content", _content),
+        ("result files", _results),
+        ("adapters", _adapters),
+    ]
+    for name, check in groups:
+        try:
+            yield from check(inspector)
+        except ServiceUnavailable:
+            raise
+        except Exception as error:
+            log.warning(reason_of(error), exc_info=error, extra={"action": "check_failed", "check": name})
+            yield Checked(name, "not checked", f"the check {name} failed: {reason_of(error)}")
+
+
+def _rows(check: tuple[str, str, str, str], inspector: Inspector) -> Iterator[Checked]:
+    yield inspector.run(*check)
 
 
 def _checked(name: str, rows: CountedRows, problem: str, advice: str) -> Checked:
@@ -143,14 +164,14 @@ def _checked(name: str, rows: CountedRows, problem: str, advice: str) -> Checked
     return Checked(name, f"{rows.number:,} wrong", f"{rows.number:,} {problem}, as {rows.example}; {advice}")
 
 
-def _reconciliation(inspector: Inspector) -> Checked:
+def _reconciliation(inspector: Inspector) -> Iterator[Checked]:
     totals = {kind.name: kind.inputs.totals() for kind in KINDS.values()}
     rows = inspector.ask(inspection.jobs_that_do_not_add_up, totals)
     problem = "ended jobs have inputs without an outcome, or lost inputs"
-    return _checked("reconciliation", rows, problem, "do not rely on their results; submit them again")
+    yield _checked("reconciliation", rows, problem, "do not rely on their results; submit them again")
 
 
-def _clocks(inspector: Inspector) -> Checked:
+def _clocks(inspector: Inspector) -> Iterator[Checked]:
     before, started = datetime.now(UTC), time.monotonic()
     theirs = inspector.ask(schedules.database_now)
     took_s = time.monotonic() - started
@@ -162,10 +183,10 @@ def _clocks(inspector: Inspector) -> Checked:
             f"this machine's clock and the database's differ by {abs(skew_s):.0f} s; leases and schedules use the "
             "database's, logs use this one: synchronise both with a time server"
         )
-    return Checked("clock", value, problem)
+    yield Checked("clock", value, problem)
 
 
-def _queues(inspector: Inspector) -> Checked:
+def _queues(inspector: Inspector) -> Iterator[Checked]:
     """A missing message is not a fault: dispatch sends it again. A large surplus of messages is one."""
     waiting = inspector.waiting
     queued = inspector.ask(inspection.queued_shards, queues_by_kind())
@@ -173,12 +194,13 @@ def _queues(inspector: Inspector) -> Checked:
     worst = max(surplus, key=lambda name: surplus[name], default=None)
     value = ", ".join(f"{name} {number}" for name, number in waiting.items())
     if worst is None or surplus[worst] <= _SURPLUS:
-        return Checked("queues", value)
+        yield Checked("queues", value)
+        return
     problem = (
         f"{waiting[worst]:,} messages wait in {worst} for {queued.get(worst, 0):,} queued shards: no worker takes "
         "them, or another system sends there; check its workers, and that no other system uses this Redis database"
     )
-    return Checked("queues", value, problem)
+    yield Checked("queues", value, problem)
 
 
 def _embeddings(inspector: Inspector) -> Iterator[Checked]:
@@ -266,12 +288,12 @@ def _damaged(inspector: Inspector, name: str, hashes: list[str], problem: str) -
     return _checked(name, CountedRows(len(hashes), example), problem, "ingest their files again, which restores them")
 
 
-def _results(inspector: Inspector) -> Checked:
+def _results(inspector: Inspector) -> Iterator[Checked]:
     named = inspector.ask(inspection.result_keys)
     for listed in inspector.objects.list_objects("jobs/"):
         named.pop(listed.key, None)
     example = next((f"{key} of {job}" for key, job in sorted(named.items())), None)
-    return _checked(
+    yield _checked(
         "result files",
         CountedRows(len(named), example),
         "result files are missing from the object store",
@@ -279,12 +301,12 @@ def _results(inspector: Inspector) -> Checked:
     )
 
 
-def _adapters(inspector: Inspector) -> Checked:
+def _adapters(inspector: Inspector) -> Iterator[Checked]:
     named = inspector.ask(inspection.adapters_of_versions)
     for listed in inspector.objects.list_objects("adapters/"):
         if listed.key.endswith("/manifest.json"):
             named.pop(listed.key.split("/")[1], None)
-    return _checked(
+    yield _checked(
         "adapters",
         CountedRows(len(named), min(named.values(), default=None)),
         "model versions have no adapter in the object store",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
+from ragllava.jobs.isolation import Failures
 from ragllava.jobs.runner import ShardContext
 from ragllava.stages.erasing.steps import Eraser
-from ragllava.stages.maintenance.task_report import Report, counted, shortened
+from ragllava.stages.maintenance.task_report import Report, counted, shortened, with_failures
 from ragllava.stages.resources import Resources
 from ragllava.stores.maintenance import erasing_images, erasing_jobs, erasures, retention
 from ragllava.stores.maintenance.erasures import ErasureKind
@@ -22,9 +23,10 @@ def keep_within_limits(context: ShardContext[Resources]) -> Report:
 
     In short transactions, so the task may be interrupted; the tick finishes the job or the pictures that it was at.
     """
-    indexes = _drop_indexes(context)
-    jobs, needed = _delete_jobs(context)
-    pictures = _erase_retired(context)
+    failures = Failures()
+    indexes = failures.run("indexes", _drop_indexes, context) or []
+    jobs, needed = _delete_jobs(context, failures)
+    pictures = failures.run("retired pictures", _erase_retired, context) or 0
     runs = context.commit(retention.delete_runs, RUNS_KEPT_S)
     summary = (
         f"dropped {counted(len(indexes), 'replaced index', 'replaced indexes')}, {counted(len(jobs), 'job')}, "
@@ -36,7 +38,7 @@ def keep_within_limits(context: ShardContext[Resources]) -> Report:
         "retired_pictures": pictures,
         "schedule_runs": runs,
     }
-    return Report(summary, figures)
+    return with_failures(Report(summary, figures), failures)
 
 
 def _drop_indexes(context: ShardContext[Resources]) -> list[int]:
@@ -50,7 +52,7 @@ def _drop_indexes(context: ShardContext[Resources]) -> list[int]:
         dropped.append(index_id)
 
 
-def _delete_jobs(context: ShardContext[Resources]) -> tuple[list[int], int]:
+def _delete_jobs(context: ShardContext[Resources], failures: Failures) -> tuple[list[int], int]:
     """The deleted jobs, and how many jobs of the same age were kept."""
     if not context.settings.keep_jobs_days:
         return [], 0
@@ -58,11 +60,17 @@ def _delete_jobs(context: ShardContext[Resources]) -> tuple[list[int], int]:
     deleted = []
     for job_id in context.read(retention.deletable_jobs, *ages):
         context.check()
-        erasure_id = context.commit(_begin_job, job_id, ages, _account(context))
-        if erasure_id is not None:
-            _eraser(context).continue_erasure(erasure_id)
+        if failures.run(f"job {job_id}", _delete_job, context, job_id, ages):
             deleted.append(job_id)
     return deleted, context.read(retention.count_needed_jobs, *ages)
+
+
+def _delete_job(context: ShardContext[Resources], job_id: int, ages: tuple[float, float]) -> bool:
+    erasure_id = context.commit(_begin_job, job_id, ages, _account(context))
+    if erasure_id is None:
+        return False
+    _eraser(context).continue_erasure(erasure_id)
+    return True
 
 
 def _begin_job(connection: Connection, job_id: int, ages: tuple[float, float], account: str) -> int | None:

@@ -7,9 +7,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from ragllava.jobs.isolation import Failures
 from ragllava.jobs.runner import ShardContext
 from ragllava.stages.buckets.sync import scan
-from ragllava.stages.maintenance.task_report import Report, counted, shortened
+from ragllava.stages.maintenance.task_report import Report, counted, shortened, with_failures
 from ragllava.stages.reindex.gaps import Gap, find_gaps
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive
@@ -40,14 +41,16 @@ def scan_buckets(context: ShardContext[Resources]) -> Report:
 def report_gaps(context: ShardContext[Resources]) -> Report:
     """Report the images that no search finds."""
     gaps_of: dict[str, list[Gap]] = {}
+    failures = Failures()
     for selected in context.read(_archives, context.lease.archive_id):
         context.check()
-        if gaps := context.read(find_gaps, selected.archive_id):
+        if gaps := failures.run(selected.name, context.read, find_gaps, selected.archive_id):
             gaps_of[selected.name] = gaps
     total = sum(map(len, gaps_of.values()))
     counts = ", ".join(f"{name} {len(gaps)}" for name, gaps in gaps_of.items())
     summary = f"{counted(total, 'image')} without a vector ({counts})" if total else "every image has its vector"
-    return Report(summary, {"archives": [_as_figures(name, gaps) for name, gaps in gaps_of.items()]})
+    report = Report(summary, {"archives": [_as_figures(name, gaps) for name, gaps in gaps_of.items()]})
+    return with_failures(report, failures)
 
 
 def _as_figures(name: str, gaps: list[Gap]) -> dict[str, Any]:

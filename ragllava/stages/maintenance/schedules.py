@@ -19,7 +19,8 @@ from typing import Any
 from cronsim import CronSim, CronSimError
 from sqlalchemy import Connection, Engine
 
-from ragllava.errors import RagllavaError, UsageError
+from ragllava.errors import UsageError
+from ragllava.jobs.isolation import Isolation
 from ragllava.records import ScheduleAction
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive
@@ -106,33 +107,25 @@ def add_schedule(connection: Connection, request: ScheduleRequest, starters: Sta
 def fire_due(engine: Engine, settings: Settings, starters: Starters) -> list[Fired]:
     """Fire every schedule that is due, each in its own transaction; returns the results.
 
-    A schedule whose job cannot be created because a service is down delays no other, and is due again at the next tick.
+    A schedule that cannot be fired delays no other; it is postponed with its reason, and stays due.
     """
-    fired: list[Fired] = []
-    failed: list[int] = []
+    due = in_transaction(engine, schedules.due_schedules)
+    isolation = Isolation(engine, "schedules", due.values())
+    fired = [
+        isolation.run(name, in_transaction, engine, _fire_one, settings, schedule_id, starters)
+        for schedule_id, name in due.items()
+        if not isolation.is_postponed(name)
+    ]
+    return [result for result in fired if result is not None]
 
-    def fire_next(connection: Connection) -> Fired | None:
-        due = schedules.lock_next_due(connection, passed_over=failed)
-        if due is None:
-            return None
-        tried.append(due.schedule_id)
-        next_due = first_due_after(due.cron, due.timezone, schedules.database_now(connection))
-        schedules.set_next_due(connection, due.schedule_id, next_due)
-        return _fire(connection, settings, due, due.next_due, starters)
 
-    while True:
-        tried: list[int] = []
-        try:
-            result = in_transaction(engine, fire_next)
-        except RagllavaError as error:
-            if not tried:
-                raise
-            failed.append(tried[-1])
-            log.warning(str(error), extra={"action": "schedule_not_fired", "schedule": tried[-1]})
-            continue
-        if result is None:
-            return fired
-        fired.append(result)
+def _fire_one(connection: Connection, settings: Settings, schedule_id: int, starters: Starters) -> Fired | None:
+    due = schedules.lock_due(connection, schedule_id)
+    if due is None:
+        return None
+    next_due = first_due_after(due.cron, due.timezone, schedules.database_now(connection))
+    schedules.set_next_due(connection, due.schedule_id, next_due)
+    return _fire(connection, settings, due, due.next_due, starters)
 
 
 def run_now(connection: Connection, settings: Settings, name: str, starters: Starters) -> Fired:

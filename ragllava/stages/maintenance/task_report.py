@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ragllava.jobs.isolation import Failures
+
 SHOWN = 10  # of long lists in a report
 
 
@@ -19,6 +21,17 @@ class Report:
     summary: str
     figures: dict[str, Any] = field(default_factory=dict)
     failed: bool = False
+
+
+def with_failures(report: Report, failures: Failures) -> Report:
+    """The report, which says what failed. Raises the error of a service that was away for all parts."""
+    failures.require_success()
+    sentence = failures.sentence()
+    if sentence is None:
+        return report
+    first = dict(list(failures.reasons.items())[:SHOWN])
+    figures = report.figures | {"failures": {"number": len(failures.reasons), "first": first}}
+    return Report(f"{report.summary}; {sentence}", figures, failed=True)
 
 
 def shortened(items: Sequence[Any]) -> list[Any]:

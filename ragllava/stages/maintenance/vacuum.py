@@ -8,9 +8,10 @@ from typing import Any
 from sqlalchemy import Connection
 
 from ragllava.errors import JobRefused
+from ragllava.jobs.isolation import Failures
 from ragllava.jobs.kinds import KINDS
 from ragllava.jobs.runner import ShardContext
-from ragllava.stages.maintenance.task_report import Report, counted
+from ragllava.stages.maintenance.task_report import Report, counted, with_failures
 from ragllava.stages.reindex.gate import NEEDED_RECALL, measure_recall
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import indexes, word_index
@@ -21,12 +22,13 @@ from ragllava.stores.maintenance import inspection, vacuuming
 def vacuum(context: ShardContext[Resources]) -> Report:
     """Sum up the counts of words, VACUUM (ANALYZE) the tables that churn, and measure recall@20 of every graph with
     questions that were asked."""
-    context.read(_sum_up_words)
+    failures = Failures()
+    failures.run("the counts of words", context.read, _sum_up_words)
     tables = []
     of_inputs = [name for kind in KINDS.values() for name in kind.inputs.updated_tables]
     for name in (*vacuuming.CHURNING, *of_inputs, *context.read(vacuuming.partitions)):
         context.check()
-        if (state := vacuuming.vacuum_table(context.engine, name)) is not None:
+        if (state := failures.run(f"table {name}", vacuuming.vacuum_table, context.engine, name)) is not None:
             tables.append(state)
     oldest_s = context.read(vacuuming.oldest_transaction_s)
     graphs: list[dict[str, Any]] = []
@@ -34,7 +36,8 @@ def vacuum(context: ShardContext[Resources]) -> Report:
         context.check()
         if details.index.has_hnsw and details.index.state != "retired":
             graph = {"archive": details.archive, "index": details.index.index_id}
-            graphs.append(graph | _measure(context, details.index))
+            measured = failures.run(f"index {details.index.index_id}", _measure, context, details.index)
+            graphs.append(graph | (measured or {"not_measured": "it failed"}))
     dead = sum(table.dead_rows for table in tables)
     warnings = [
         f"index {graph['index']} of {graph['archive']} finds only {graph['recall']:.3f} of the true neighbours; "
@@ -51,7 +54,7 @@ def vacuum(context: ShardContext[Resources]) -> Report:
         "oldest_transaction_s": round(oldest_s, 1),
         "tables": [asdict(table) for table in tables if table.dead_rows or table.live_rows],
     }
-    return Report("; ".join([summary, *warnings]), figures)
+    return with_failures(Report("; ".join([summary, *warnings]), figures), failures)
 
 
 def _sum_up_words(connection: Connection) -> None:

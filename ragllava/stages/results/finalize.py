@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from pkgutil import resolve_name
@@ -13,13 +14,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
-from ragllava.errors import ObjectMissing, RagllavaError, UsageError
+from ragllava.errors import ObjectMissing, UsageError
 from ragllava.jobs import control
 from ragllava.jobs.control import JobView
+from ragllava.jobs.isolation import Isolation
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
 from ragllava.json_records import from_json
-from ragllava.records import FileFormat, evidence_of
+from ragllava.records import Candidate, FileFormat, evidence_of
 from ragllava.stages.results.outbox import Outbox, deliver
 from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results
 from ragllava.stores.archives import archive, vectors
@@ -40,16 +42,33 @@ def result_rows(connection: Connection, job_id: int, *, with_metadata: bool = Fa
 
     `with_metadata` adds the metadata that the images of the evidence have now.
     """
+    searched = control.archive_of(connection, job_id)
     results = answers.iterate_results(connection, job_id)
     while page := list(islice(results, _PAGE)):
-        metadata = None
-        if with_metadata:
-            kept = {candidate.image.image_id for _, candidates in page for candidate in evidence_of(candidates)}
-            metadata = archive.load_metadata(connection, kept)
+        kept = {candidate.image.image_id for _, candidates in page for candidate in evidence_of(candidates)}
+        metadata = archive.load_metadata(connection, kept) if with_metadata else None
+        uris = archive.ambiguous_uris(connection, kept)
         for row, candidates in page:
             if row.status is not None:
-                previous = _previous(row.previous, row.changes) if row.previous else None
-                yield record(ResultRow, row, candidates=candidates, previous=previous, metadata=metadata)
+                yield record(
+                    ResultRow,
+                    row,
+                    job_id=job_id,
+                    archive=searched,
+                    candidates=_told_apart(candidates, uris) if uris else candidates,
+                    previous=_previous(row.previous, row.changes) if row.previous else None,
+                    metadata=metadata,
+                )
+
+
+def _told_apart(candidates: Sequence[Candidate], uris: Mapping[int, str]) -> tuple[Candidate, ...]:
+    """The candidates, of which those with an ambiguous name have their uri."""
+    return tuple(
+        replace(candidate, image=replace(candidate.image, uri=uris[candidate.image.image_id]))
+        if candidate.image.image_id in uris
+        else candidate
+        for candidate in candidates
+    )
 
 
 def _previous(stored: dict[str, Any], changes: list[str] | None) -> Previous:
@@ -61,16 +80,20 @@ def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
     """Finish every ended job that has no result yet; returns how many.
 
     Runs on every tick. Two at once write the same bytes under the same keys, so nothing is locked meanwhile. A job
-    that cannot be finished does not hold up the others; the next tick tries it again.
+    that cannot be finished holds up no other; it is postponed with its reason.
     """
     published = 0
-    for job_id in in_transaction(engine, control.jobs_without_result):
-        try:
-            publish_result(engine, objects, job_id)
-            published += 1
-        except RagllavaError as error:
-            log.warning(str(error), extra={"action": "results_not_published", "job": job_id})
+    subjects = {f"job {job_id}": job_id for job_id in in_transaction(engine, control.jobs_without_result)}
+    isolation = Isolation(engine, "results", subjects)
+    for subject, job_id in subjects.items():
+        if not isolation.is_postponed(subject):
+            published += isolation.run(subject, _publish, engine, objects, job_id) or 0
     return published
+
+
+def _publish(engine: Engine, objects: ObjectStore, job_id: int) -> int:
+    publish_result(engine, objects, job_id)
+    return 1
 
 
 def publish_result(engine: Engine, objects: ObjectStore, job_id: int) -> None:
@@ -129,9 +152,10 @@ def _active_index(connection: Connection, archive_name: str) -> IndexView | None
 
 
 def _write_results(engine: Engine, job: JobView, path: Path, format: FileFormat) -> int:
-    top_n, is_refresh = job.spec["options"]["top_n"], job.refresh is not None
+    top_n, is_refresh, columns = job.spec["options"]["top_n"], job.refresh is not None, job.spec.get("columns", ())
     with engine.begin() as connection:
-        return write_results(result_rows(connection, job.job_id), path, format, top_n=top_n, is_refresh=is_refresh)
+        rows = result_rows(connection, job.job_id)
+        return write_results(rows, path, format, top_n=top_n, is_refresh=is_refresh, columns=columns)
 
 
 def _deliver(

@@ -21,6 +21,8 @@ from typing import Any
 from ragllava.records import FileFormat
 from ragllava.stores.objects import ObjectStore
 
+LONGEST_NAME = len("9223372036854775807/results.parquet")  # of a file in the folder of a question file, in bytes
+
 _MEDIA_TYPES = {
     ".jsonl": "application/x-ndjson",
     ".csv": "text/csv",

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -19,10 +20,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ragllava.errors import UsageError
 from ragllava.records import AnswerStatus, Candidate, by_relevance
-from ragllava.stages.results.results import ResultRow, output_file
+from ragllava.stages.results.results import ResultRow, output_file, overwriting
 
 MAX_CARDS = 2_000
+_HEAD_BYTES = 4_096
+_OWNER = re.compile(r'<meta name="ragllava-(job|archive)" content="([^"]*)">')
 MAX_BARS = 50  # of candidates in the chart of a card
 
 # Control characters, and those that reorder the text around them: captions are not trusted.
@@ -42,8 +46,9 @@ class Figure:
 class ReportSummary:
     """What is shown above the cards. `by_status` counts all questions of the job, also those without a card.
 
-    `models` is a ModelStamp as JSON. `refresh` says what a refresh asked again, None for other jobs. `all_results` is
-    the command that writes the results of all questions; it is shown when some have no card.
+    `models` is a ModelStamp as JSON. `caution` is what to know before trusting the answers. `refresh` says what a
+    refresh asked again, None for other jobs. `all_results` is the command that writes the results of all questions; it
+    is shown when some have no card, beside `all_pages`, the command that writes a page for each MAX_CARDS of them.
     """
 
     archive: str
@@ -53,8 +58,11 @@ class ReportSummary:
     finished_at: datetime | None = None
     models: Mapping[str, Any] | None = None
     figures: tuple[Figure, ...] = ()
+    caution: str | None = None
     refresh: str | None = None
     all_results: str = "ragllava results"
+    all_pages: str = "ragllava report --all-pages"
+    job_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,21 @@ class _Card:
     unread_count: int  # candidates that were not reranked
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Which page it is, from 0, the file names of all pages, and how many questions are on those before it."""
+
+    number: int
+    names: tuple[str, ...]
+    before: int
+
+
+def page_paths(path: Path, questions: int) -> list[Path]:
+    """The files of all pages of a report: `report.html`, `report-2.html`, …, one for each MAX_CARDS questions."""
+    pages = max(1, -(-questions // MAX_CARDS))
+    return [path, *(path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, pages + 1))]
+
+
 def write_report(
     path: Path,
     *,
@@ -105,12 +128,31 @@ def write_report(
     summary: ReportSummary,
     rows: Iterable[ReportRow],
     thumbnail: Callable[[str], bytes | None],
+    pages: Sequence[Path] = (),
 ) -> int:
     """Write the report and return how many questions it shows: the first MAX_CARDS of `rows`; no more are read.
 
-    `thumbnail` returns, for an image's sha256, a small JPEG or PNG (256 px a side is enough), or None when there is
-    none; it is called once for each image that is evidence. Raises UsageError when the file cannot be written there.
+    With `pages`, of which `path` is the first, write all of them, with links between them. `thumbnail` returns, for an
+    image's sha256, a small JPEG or PNG (256 px a side is enough), or None when there is none; it is called once for
+    each image that is evidence on a page. Raises UsageError when a file cannot be written there.
     """
+    remaining = iter(rows)
+    paths = list(pages) or [path]
+    shown = 0
+    for number, page in enumerate(paths):
+        part = _Part(number, tuple(other.name for other in paths), shown)
+        shown += _write_page(page, title, summary, list(islice(remaining, MAX_CARDS)), thumbnail, part)
+    return shown
+
+
+def _write_page(
+    path: Path,
+    title: str,
+    summary: ReportSummary,
+    rows: Sequence[ReportRow],
+    thumbnail: Callable[[str], bytes | None],
+    part: _Part,
+) -> int:
     pictures: dict[str, _Picture | None] = {}
 
     def picture_of(sha256: str) -> _Picture | None:
@@ -118,21 +160,34 @@ def write_report(
             pictures[sha256] = _embedded(thumbnail(sha256), f"p{len(pictures)}")
         return pictures[sha256]
 
-    cards = [_card(row, summary, picture_of) for row in islice(rows, MAX_CARDS)]
+    cards = [_card(row, summary, picture_of) for row in rows]
     total = sum(summary.by_status.values())
     context = {
         "title": title,
         "summary": summary,
         "total": total,
-        "left_out": max(0, total - len(cards)),
+        "left_out": max(0, total - len(cards)) if len(part.names) == 1 else 0,
+        "part": part,
         "cards": cards,
         "pictures": [picture for picture in pictures.values() if picture],
         "statuses": list(AnswerStatus),
         "labelled": any(card.row.correct is not None for card in cards),
     }
-    with output_file(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+    with output_file(path) as written, written.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(_environment().get_template("report.html.j2").generate(context))
     return len(cards)
+
+
+def require_own_report(path: Path, job_id: int, archive: str) -> None:
+    """Raise UsageError if a file is there that is not an earlier report of this job."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES).decode(errors="replace")
+    values = {name: html.unescape(value) for name, value in _OWNER.findall(head)}
+    job, owner = values.get("job", ""), values.get("archive", "")
+    if (job, owner) != (str(job_id), str(_printable(archive))):
+        raise UsageError(overwriting(path, job_id, archive, int(job) if job.isdigit() else None, owner))
 
 
 def _embedded(content: bytes | None, css_class: str) -> _Picture | None:

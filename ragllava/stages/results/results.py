@@ -1,18 +1,21 @@
 """Result files out: one line for every input line, as JSONL, CSV or Parquet, and the file of errors.
 
-JSONL and Parquet contain everything as it is. CSV is for people and spreadsheets: evidence is in numbered columns, and
-a text that a spreadsheet would read as a formula gets an apostrophe in front (docs/reliability.md D16).
+JSONL and Parquet contain everything as it is. CSV is for people and spreadsheets: it begins with a byte order mark, by
+which Excel recognises UTF-8; all cells are quoted; evidence is in numbered columns; and where a spreadsheet would read
+a formula, an apostrophe is in front of it (docs/reliability.md D16).
 """
 
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,14 @@ from ragllava.errors import UsageError
 from ragllava.json_records import to_json, write_json_lines
 from ragllava.metadata import Metadata
 from ragllava.records import Answer, AnswerStatus, Candidate, Change, FileFormat, Question, evidence_of
+from ragllava.stages.record_files import format_by_extension
 from ragllava.whole_files import written_whole
 
 _MODEL_KEYS = ("index", "reranker", "generator", "prompt", "threshold", "retrieval", "depth")
 _EVIDENCE_KEYS = (
     "image_id",
     "source",
+    "uri",
     "caption",
     "origin",
     "retrieval_rank",
@@ -37,7 +42,11 @@ _EVIDENCE_KEYS = (
 )
 _PREVIOUS_EVIDENCE_KEYS = ("image_id", "source")
 _ROWS_PER_GROUP = 10_000
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What begins a formula, also in full width. A tab or a line end before it is skipped by some spreadsheets.
+_FORMULA = re.compile(r"['\u200b\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20\t\r\n]")
+# A program that separates cells by semicolons or tabs, or that ignores quotes, begins a cell after these.
+_INNER_FORMULA = re.compile(r"([;\t\r\n]['\u200b\ufeff]*)(?=[=+\-@\uff1d\uff0b\uff0d\uff20])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +70,8 @@ class ResultRow:
     `candidates` are all retrieved images, in any order; those with an `evidence_no` are the evidence. `models` is
     a ModelStamp as JSON, None where no model ran. A result has `error_code` and `error` or neither. `previous` is set
     in the results of a refresh, in every row. `metadata` has those of the evidence by image id, where they were asked
-    for.
+    for. `given` has the further columns of the input line, in the results of a file that has any. `job_id` and
+    `archive` are None where no job asked the question.
     """
 
     line: int
@@ -77,6 +87,9 @@ class ResultRow:
     error: str | None = None
     previous: Previous | None = None
     metadata: Mapping[int, Metadata] | None = None
+    job_id: int | None = None
+    archive: str | None = None
+    given: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, question: Question, answer: Answer) -> ResultRow:
@@ -122,6 +135,9 @@ class ResultRow:
             "models": self._models_json(),
             "note": self.note,
             "error": error,
+            "job": self.job_id,
+            "archive": self.archive,
+            **({"input": self.given} if self.given is not None else {}),
             **({"previous": self._previous_json(self.previous)} if self.previous else {}),
         }
 
@@ -156,19 +172,23 @@ def write_results(
     top_n: int,
     is_refresh: bool = False,
     with_metadata: bool = False,
+    columns: Sequence[str] = (),
 ) -> int:
     """Write all rows, in the order given, and return how many; `path` appears only when it is complete.
 
-    `with_metadata` tells whether the rows have metadata, which are one JSON text for each image in CSV and Parquet.
+    `with_metadata` tells whether the rows have metadata, which are one JSON text for each image in CSV and Parquet;
+    `columns` are the further columns of the input file, in a CSV `input_…`, in Parquet one JSON text.
 
     `top_n` is the job's limit of evidence, so that every CSV of it has the same columns; a row with more is a
     ValueError. The CSV of a refresh has columns for the previous outcome. Raises UsageError when the file cannot be
     written there.
     """
+    if format is FileFormat.XLSX:
+        raise UsageError(f"{path}: results are written as JSONL, CSV or Parquet")
     with output_file(path) as part:
         if format is FileFormat.JSONL:
-            return write_json_lines((row.as_json() for row in rows), part)
-        empty = _empty_row(is_refresh, with_metadata)
+            return write_json_lines((_with_input(row, columns).as_json() for row in rows), part)
+        empty = _empty_row(is_refresh, with_metadata, columns)
         if format is FileFormat.CSV:
             return _write_csv(rows, part, top_n, empty)
         return _write_parquet(rows, part, empty)
@@ -185,11 +205,55 @@ def write_errors(rows: Iterable[ResultRow], path: Path) -> int:
         return write_json_lines(lines, part)
 
 
+def require_same_job(path: Path, job_id: int, archive: str) -> None:
+    """Raise UsageError if a file is there that is not an earlier result file of this job.
+
+    The first row names the job; a file without a row belongs to nobody.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return
+    try:
+        owner = _first_owner(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        owner = (None, None)
+    if owner not in (None, (job_id, archive)):
+        raise UsageError(overwriting(path, job_id, archive, *owner))
+
+
+def overwriting(path: Path, job_id: int, archive: str, other_job: int | None, other_archive: str | None) -> str:
+    """Why a file is not replaced."""
+    owner = "not a result of a job" if other_job is None else f"of job {other_job}, archive {other_archive}"
+    return f"{path} exists and is {owner}; --force replaces it with job {job_id}, archive {archive}"
+
+
+def _first_owner(path: Path) -> tuple[int | None, str | None] | None:
+    """The job and the archive of the first row of a result file; None if it has no row."""
+    row: dict[str, Any] | None
+    match format_by_extension(path.name):
+        case FileFormat.PARQUET:
+            from pyarrow import parquet
+
+            rows = parquet.read_table(path, columns=["job", "archive"]).slice(0, 1).to_pylist()
+            row = rows[0] if rows else None
+        case FileFormat.CSV:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                reader = csv.DictReader(file)
+                row = next(reader, None)
+                if row is None and "job" in (reader.fieldnames or ()):
+                    return None
+                row = row or {}
+        case _:
+            with path.open(encoding="utf-8") as file:
+                row = json.loads(file.readline())
+    return None if row is None else (int(row["job"]), row["archive"].removeprefix("'"))
+
+
 @contextmanager
 def output_file(path: Path) -> Iterator[Path]:
     """As `written_whole`, for a path that a user chose.
 
-    Raises UsageError, before the block begins, when `path` is a folder or nothing can be written beside it.
+    Raises UsageError, before the block begins, when `path` is a folder or nothing can be written beside it, and at its
+    end when the disk is full.
     """
     if not path.name or path.is_dir():  # `.`, which an empty path stands for, has no name
         raise UsageError(f"{path} cannot be written: it is a folder")
@@ -197,8 +261,24 @@ def output_file(path: Path) -> Iterator[Path]:
         try:
             part = stack.enter_context(written_whole(path))
         except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}") from None
-        yield part
+            raise UsageError(f"{path} cannot be written: {error.strerror}{_of_folder(path, error)}") from None
+        try:
+            yield part
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise UsageError(f"{path} cannot be written: {error.strerror}; free some, or choose another disk") from None
+
+
+def _of_folder(path: Path, error: OSError) -> str:
+    """`; the folder belongs to the user alice`, if that may be why."""
+    folder = path.absolute().parent
+    if not isinstance(error, PermissionError) or not folder.exists() or folder.stat().st_uid == os.geteuid():
+        return ""
+    try:
+        return f"; {folder} belongs to the user {folder.owner()}"
+    except KeyError:
+        return f"; {folder} belongs to another user"
 
 
 def _rounded(value: float | None) -> float | None:
@@ -210,6 +290,7 @@ def _evidence_json(candidate: Candidate) -> dict[str, Any]:
     return {
         "image_id": candidate.image.image_id,
         "source": candidate.image.source,
+        "uri": candidate.image.uri,
         "caption": candidate.image.caption,
         "origin": candidate.origin.value,
         "retrieval_rank": candidate.retrieval_rank + 1,
@@ -220,10 +301,19 @@ def _evidence_json(candidate: Candidate) -> dict[str, Any]:
     }
 
 
-def _empty_row(is_refresh: bool, with_metadata: bool) -> ResultRow:
+def _empty_row(is_refresh: bool, with_metadata: bool, columns: Sequence[str]) -> ResultRow:
     """A row that has the keys of all rows of a job."""
     previous = Previous(0, None, None, ()) if is_refresh else None
-    return ResultRow(0, None, None, AnswerStatus.FAILED, previous=previous, metadata={} if with_metadata else None)
+    metadata: Mapping[int, Metadata] | None = {} if with_metadata else None
+    row = ResultRow(0, None, None, AnswerStatus.FAILED, previous=previous, metadata=metadata)
+    return _with_input(row, columns)
+
+
+def _with_input(row: ResultRow, columns: Sequence[str]) -> ResultRow:
+    """The row with the further columns of its line, in the order of the file; None for those that it lacks."""
+    if not columns:
+        return row
+    return replace(row, given={name: (row.given or {}).get(name) for name in columns})
 
 
 def _flat_json(row: ResultRow) -> dict[str, Any]:
@@ -232,6 +322,8 @@ def _flat_json(row: ResultRow) -> dict[str, Any]:
     for image in record["evidence"]:
         if "metadata" in image:
             image["metadata"] = json.dumps(image["metadata"], ensure_ascii=False)
+    if "input" in record:
+        record["input"] = json.dumps(record["input"], ensure_ascii=False)
     return record
 
 
@@ -251,6 +343,8 @@ def _csv_cells(row: ResultRow, top_n: int) -> dict[str, Any]:
     cells |= _evidence_cells(record["evidence"], _evidence_keys(row), top_n)
     cells |= {f"model_{key}": record["models"] and record["models"][key] for key in _MODEL_KEYS}
     cells |= {"note": record["note"], "error_code": row.error_code, "error": row.error}
+    cells |= {"job": record["job"], "archive": record["archive"]}
+    cells |= {f"input_{name}": _cell(value) for name, value in (row.given or {}).items()}
     for key, value in record.get("previous", {}).items():
         if key == "evidence":
             evidence = _evidence_cells(value, _PREVIOUS_EVIDENCE_KEYS, top_n)
@@ -260,6 +354,11 @@ def _csv_cells(row: ResultRow, top_n: int) -> dict[str, Any]:
         else:
             cells[f"previous_{key}"] = ", ".join(value) if isinstance(value, list) else value
     return cells
+
+
+def _cell(value: Any) -> Any:
+    """A JSON value as a cell; objects and lists as JSON text."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list | bool) else value
 
 
 def _evidence_cells(evidence: Sequence[dict[str, Any]], keys: Sequence[str], top_n: int) -> dict[str, Any]:
@@ -274,21 +373,26 @@ def _evidence_cells(evidence: Sequence[dict[str, Any]], keys: Sequence[str], top
 def _write_csv(rows: Iterable[ResultRow], path: Path, top_n: int, empty: ResultRow) -> int:
     count = 0
     columns = _csv_cells(empty, top_n)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(columns))
-        writer.writeheader()
+    given = list(empty.given or {})
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, list(columns), quoting=csv.QUOTE_ALL)
+        writer.writerow({name: _harmless(name) for name in columns})  # some names are the user's
         for row in rows:
             count += 1
-            writer.writerow({name: _harmless(cell) for name, cell in _csv_cells(row, top_n).items()})
+            cells = _csv_cells(_with_input(row, given), top_n)
+            writer.writerow({name: _harmless(cell) for name, cell in cells.items()})
     return count
 
 
 def _harmless(cell: Any) -> Any:
-    """A text that starts like a formula, with one more apostrophe in front; remove it to restore the text.
+    """A text with one more apostrophe before each place where a formula could begin; remove them to restore the text.
 
     Numbers stay as they are: they cannot contain a formula.
     """
-    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+    if not isinstance(cell, str):
+        return cell
+    cell = _INNER_FORMULA.sub(r"\1'", cell)
+    return f"'{cell}" if _FORMULA.match(cell) else cell
 
 
 # Parquet
@@ -324,8 +428,9 @@ def _write_parquet(rows: Iterable[ResultRow], path: Path, empty: ResultRow) -> i
     count = 0
     remaining = iter(rows)
     schema = _parquet_schema(empty)
+    given = list(empty.given or {})
     with parquet.ParquetWriter(path, schema) as writer:
-        while group := [_flat_json(row) for row in islice(remaining, _ROWS_PER_GROUP)]:
+        while group := [_flat_json(_with_input(row, given)) for row in islice(remaining, _ROWS_PER_GROUP)]:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
             count += len(group)
     return count

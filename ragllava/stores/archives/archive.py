@@ -8,25 +8,28 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, Select, Text, exists, func, literal_column, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
-from ragllava.metadata import Metadata, all_metadata
+from ragllava.metadata import Metadata, all_metadata, clean_caption
 from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
 from ragllava.stores.archives import blobs, vectors, word_index
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import copy_rows, equals_any, given, record, records
+from ragllava.stores.objects import content_key
 from ragllava.stores.schema import archives, images
 from ragllava.stores.schema import files as file_table
 from ragllava.words import WORDS_VERSION
 
 AnyImage = TypeVar("AnyImage", bound="NewImage")
+
+PAGE_MARK = "#page="  # between the uri of a document and the number of a page; a path in a uri has no such sign
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _SELECT_STORED = select(images.c.id, images.c.sha256, images.c.source, images.c.caption)  # as in a StoredImage
@@ -67,8 +70,8 @@ class ArchiveSummary:
 class NewImage:
     """A decoded picture to be stored; `width` and `height` in pixels, after the rotation that its EXIF data ask for.
 
-    `caption` and `metadata` are what is said beside the picture; `embedded` is what the file says about itself, None if
-    that was not read.
+    `caption` and `metadata` are what is said beside the picture (an empty caption: that it has none any more);
+    `embedded` is what the file says about itself, None if that was not read.
     """
 
     sha256: str
@@ -80,6 +83,7 @@ class NewImage:
     media_type: str
     metadata: Metadata | None = None
     embedded: Metadata | None = None
+    captions: dict[str, str] | None = None  # of a stored image: see `given_captions`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +99,7 @@ class ArchiveImage(NewImage):
 
 @dataclass(frozen=True, slots=True)
 class StoredRow:
-    """The outcome of one offered image: `stored` or `duplicate`.
+    """The outcome of one offered image: `stored`, `updated` or `duplicate`.
 
     `source` is the name of the image in the archive: for a duplicate, that of the file that names the image.
     """
@@ -120,7 +124,7 @@ class PendingFile:
 
 @dataclass(frozen=True, slots=True)
 class RejectedFile:
-    """A file that was offered but is not in the archive: it is `rejected` or `dead` in the latest job that read it."""
+    """A file and the reason of its outcome in the latest job that read it: `rejected`, `dead`, or `stored` in part."""
 
     job_id: int
     source: str
@@ -184,15 +188,31 @@ def archive_summary(connection: Connection, archive: Archive) -> ArchiveSummary:
     return record(ArchiveSummary, row, archive=archive, indexes=sizes)
 
 
-def find_images(connection: Connection, archive_id: int, condition: ColumnElement[bool]) -> list[ArchiveImage]:
-    """The images of an archive that fulfil a condition on `images`, retired ones left out."""
-    return records(ArchiveImage, connection.execute(_select_images(archive_id, condition).where(~images.c.retired)))
+def find_images(
+    connection: Connection, archive_id: int, condition: ColumnElement[bool], *, lock: bool = False
+) -> list[ArchiveImage]:
+    """The images of an archive that fulfil a condition on `images`, retired ones left out; `lock` them for a change."""
+    query = _select_images(archive_id, condition).where(~images.c.retired)
+    query = query.order_by(images.c.sha256).with_for_update(key_share=True) if lock else query
+    return records(ArchiveImage, connection.execute(query))
 
 
 def existing_images(connection: Connection, archive_id: int, hashes: Iterable[str]) -> dict[str, ArchiveImage]:
     """Those of the pictures that the archive holds, by sha256. A retired one counts as new: it has no embedding."""
-    rows = find_images(connection, archive_id, equals_any(images.c.sha256, hashes))
-    return {image.sha256: image for image in rows}
+    query = _select_hashed(archive_id, hashes).where(~images.c.retired)
+    return {image.sha256: image for image in records(ArchiveImage, connection.execute(query))}
+
+
+def document_of(uri: str) -> str:
+    """The uri of the document whose page `uri` is; the uri itself of a picture that is no page."""
+    return uri.partition(PAGE_MARK)[0]
+
+
+def pages_of(uris: Iterable[str]) -> ColumnElement[bool]:
+    """The condition that an image is a page of one of the documents `uris`; answered by ix_images_document."""
+    is_page = func.strpos(images.c.uri, literal_column(f"'{PAGE_MARK}'")) > literal_column("0")
+    document = func.split_part(images.c.uri, literal_column(f"'{PAGE_MARK}'"), literal_column("1"), type_=Text)
+    return is_page & equals_any(document, uris)
 
 
 def load_images(
@@ -210,6 +230,19 @@ def load_metadata(connection: Connection, image_ids: Iterable[int]) -> dict[int,
     return {row.id: row.metadata or {} for row in rows}
 
 
+def ambiguous_uris(connection: Connection, image_ids: Iterable[int]) -> dict[int, str]:
+    """The uris of those of the images whose name another image of their archive has, retired ones left out, by id."""
+    namesake = images.alias("namesake")
+    has_namesake = exists().where(
+        namesake.c.source == images.c.source,
+        namesake.c.archive_id == images.c.archive_id,
+        namesake.c.id != images.c.id,
+        ~namesake.c.retired,
+    )
+    named = select(images.c.id, images.c.uri).where(equals_any(images.c.id, image_ids), has_namesake)
+    return {row.id: row.uri for row in connection.execute(named)}
+
+
 def images_by_source(connection: Connection, archive_id: int, sources: Iterable[str]) -> dict[str, list[StoredImage]]:
     """The images of an archive, retired ones left out, by name; several may share a name."""
     named = _SELECT_STORED.where(images.c.archive_id == archive_id, equals_any(images.c.source, sources))
@@ -222,9 +255,10 @@ def images_by_source(connection: Connection, archive_id: int, sources: Iterable[
 def store_images(connection: Connection, archive_id: int, offered: Sequence[NewImage]) -> list[StoredRow]:
     """Add pictures whose bytes are in the object store to an archive; one result for each, in the same order.
 
-    The first file with certain bytes makes the image; each other file is a duplicate of it. A caption that the file
-    naming an image gives again replaces the old one; the caption of another file is used only if there was none beside
-    that inside the picture. The same holds for metadata, which are replaced as a whole.
+    The first file with certain bytes makes the image; each other file is a duplicate of it. A caption that a file gives
+    replaces the one that it gave before, an empty one removes it; the captions of several files with the same bytes are
+    joined, that of the file that names the image first. Metadata are replaced as a whole by the file that names the
+    image; those of another file are used only if there were none beside those inside the picture.
     When a uri has other bytes than before, its former image is retired, unless another file of the same batch has
     those bytes. A retired image that is offered again is `stored`, and needs its embedding again.
 
@@ -234,10 +268,10 @@ def store_images(connection: Connection, archive_id: int, offered: Sequence[NewI
     blobs.make_live(connection, [image.sha256 for image in offered])
     inserted = _insert_images(connection, archive_id, offered)
     hashes = {image.sha256 for image in offered}
-    query = _select_images(archive_id, equals_any(images.c.sha256, sorted(hashes))).order_by(images.c.sha256)
+    query = _select_hashed(archive_id, sorted(hashes)).order_by(images.c.sha256)
     locked = records(ArchiveImage, connection.execute(query.with_for_update(key_share=True)))
     results, changed = _reconcile(offered, {image.sha256: image for image in locked}, inserted)
-    _update_images(connection, changed)
+    update_images(connection, changed)
     retired = _retire(connection, archive_id, [image.uri for image in offered], hashes)
     word_index.write_words(connection, archive_id, [image.image_id for image in locked] + retired)
     return results
@@ -261,8 +295,18 @@ def _retire(
 
 
 def _select_images(archive_id: int, condition: ColumnElement[bool]) -> Select[Any]:
-    columns = [images.c.id.label("image_id"), *(images.c[field.name] for field in fields(NewImage)), images.c.retired]
-    return select(*columns).where(images.c.archive_id == archive_id, condition)
+    return _SELECT_IMAGES.where(images.c.archive_id == archive_id, condition)
+
+
+def _select_hashed(archive_id: int, hashes: Iterable[str]) -> Select[Any]:
+    """By the hashes alone: of a new archive the planner would expect a single image, and read all of its images. The
+    sum keeps it from using the index of the archive."""
+    return _SELECT_IMAGES.where(equals_any(images.c.sha256, hashes), images.c.archive_id + 0 == archive_id)
+
+
+_SELECT_IMAGES = select(
+    images.c.id.label("image_id"), *(images.c[field.name] for field in fields(NewImage)), images.c.retired
+)
 
 
 def _insert_images(connection: Connection, archive_id: int, offered: Sequence[NewImage]) -> set[str]:
@@ -289,17 +333,19 @@ def _reconcile(
         after = before
         # The file that named the image has other bytes now, so this file names it.
         if before.retired or (before.uri in uris and (before.uri, image.sha256) not in claims):
-            after = replace(after, source=image.source, uri=image.uri, retired=False)
+            after = replace(renamed(after, image.source, image.uri), retired=False)
         if after.embedded is None and image.embedded is not None:
             after = replace(after, embedded=image.embedded, metadata=all_metadata(image.embedded, after.metadata))
         after = _described(after, image)
         is_stored = image.sha256 in unseen or before.retired
         unseen.discard(image.sha256)
         current[image.sha256] = after
+        is_updated = (after.caption, after.metadata) != (before.caption, before.metadata)
+        duplicate = FileStatus.UPDATED if is_updated else FileStatus.DUPLICATE
         results.append(
             StoredRow(
                 image_id=after.image_id,
-                status=FileStatus.STORED if is_stored else FileStatus.DUPLICATE,
+                status=FileStatus.STORED if is_stored else duplicate,
                 source=after.source,
                 caption_updated=after.caption != before.caption,
                 metadata_updated=after.metadata != before.metadata,
@@ -312,18 +358,55 @@ def _described(image: AnyImage, offered: NewImage) -> AnyImage:
     """The image with the caption and the metadata that it has after `offered` (see store_images)."""
     embedded = image.embedded or {}
     is_named = image.uri == offered.uri
-    caption, metadata = image.caption or embedded.get("caption"), image.metadata
-    if offered.caption and (is_named or caption in (None, embedded.get("caption"))):
-        caption = offered.caption
+    captions, metadata = given_captions(image), image.metadata
+    if offered.caption:
+        captions[caption_giver(offered)] = offered.caption
+    elif offered.caption is not None:
+        captions.pop(caption_giver(offered), None)
     if offered.metadata is not None and (is_named or metadata == all_metadata(embedded, None)):
         metadata = all_metadata(embedded, offered.metadata)
     elif metadata is None:
         metadata = all_metadata(embedded, None)
-    return replace(image, caption=caption, metadata=metadata)
+    return replace(with_captions(image, captions), metadata=metadata)
 
 
-def _update_images(connection: Connection, rows: Sequence[ArchiveImage]) -> None:
-    names = ("source", "uri", "caption", "metadata", "embedded")
+def given_captions(image: NewImage) -> dict[str, str]:
+    """The captions given beside the files of an image's bytes, by `caption_giver`."""
+    if image.captions is not None:
+        return dict(image.captions)
+    is_given = image.caption and image.caption != (image.embedded or {}).get("caption")
+    return {caption_giver(image): image.caption} if image.caption and is_given else {}
+
+
+def caption_giver(image: NewImage) -> str:
+    """What a caption is stored under: the uri of the file, or the name of one that was uploaded.
+
+    The uri of an uploaded file is that of its bytes, so that all files of the same bytes have it.
+    """
+    return image.source if image.uri.endswith(content_key(image.sha256)) else image.uri
+
+
+def with_captions(image: AnyImage, captions: Mapping[str, str]) -> AnyImage:
+    """The image with these captions beside its files, by `caption_giver`: joined, that of the file that names it first;
+    without any, it has the caption inside the picture."""
+    own = caption_giver(image)
+    ordered = [captions[giver] for giver in sorted(captions, key=lambda giver: (giver != own, giver))]
+    joined = clean_caption(" ".join(dict.fromkeys(ordered))) or (image.embedded or {}).get("caption")
+    return replace(image, caption=joined, captions=dict(captions) if set(captions) - {own} else None)
+
+
+def renamed(image: AnyImage, source: str, uri: str) -> AnyImage:
+    """The image named by another file of its bytes; without a caption of its own, that file has the former one's."""
+    captions, after = given_captions(image), replace(image, source=source, uri=uri)
+    former = captions.pop(caption_giver(image), None)
+    if former is not None:
+        captions.setdefault(caption_giver(after), former)
+    return with_captions(after, captions)
+
+
+def update_images(connection: Connection, rows: Sequence[ArchiveImage]) -> None:
+    """Write name, captions and metadata of images that are not retired. Their words are left to the caller."""
+    names = ("source", "uri", "caption", "captions", "metadata", "embedded")
     values = ((row.image_id, *(getattr(row, name) for name in names)) for row in rows)
     new = given(values, images.c.id, *(images.c[name] for name in names)).c
     named = {name: new[name] for name in names}
@@ -344,7 +427,7 @@ def insert_files(connection: Connection, job_id: int, sources: Iterable[SourceFi
             number,
             _storable(file.source),
             _storable(file.uri),
-            _storable(file.caption) if file.caption else None,
+            None if file.caption is None else _storable(file.caption),
             json.dumps(file.metadata) if file.metadata else None,
             FileStatus.REJECTED.value if file.rejected is not None else None,
             _storable(file.rejected) if file.rejected is not None else None,
@@ -380,6 +463,15 @@ def finish_files(connection: Connection, job_id: int, outcomes: Sequence[FileOut
 
 def rejected_files(connection: Connection, archive_id: int) -> list[RejectedFile]:
     """Files whose latest outcome is `rejected` or `dead`, by source; `cancelled` does not count as an outcome."""
+    return _files_with_reason(connection, archive_id, [FileStatus.REJECTED, FileStatus.DEAD])
+
+
+def noted_files(connection: Connection, archive_id: int) -> list[RejectedFile]:
+    """Files that were stored with a note, by source: their end is missing, or they are documents of several pages."""
+    return _files_with_reason(connection, archive_id, [FileStatus.STORED])
+
+
+def _files_with_reason(connection: Connection, archive_id: int, statuses: Sequence[FileStatus]) -> list[RejectedFile]:
     query = text("""
         SELECT * FROM (
             SELECT DISTINCT ON (uri) job_id, source, uri, files.status, reason
@@ -388,9 +480,10 @@ def rejected_files(connection: Connection, archive_id: int) -> list[RejectedFile
               AND uri <> 'erased:'
             ORDER BY uri, job_id DESC, file_no DESC
         ) latest
-        WHERE status IN ('rejected', 'dead') ORDER BY source, uri
+        WHERE status = ANY(:statuses) AND (reason IS NOT NULL OR status <> 'stored') ORDER BY source, uri
     """)
-    return records(RejectedFile, connection.execute(query, {"archive_id": archive_id}))
+    parameters = {"archive_id": archive_id, "statuses": [status.value for status in statuses]}
+    return records(RejectedFile, connection.execute(query, parameters))
 
 
 def _storable(value: str) -> str:

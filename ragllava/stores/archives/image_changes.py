@@ -6,15 +6,14 @@ Every function works in the caller's transaction.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection, case, func, literal, select, update
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import Connection, func, select, update
 
-from ragllava.metadata import Metadata
+from ragllava.metadata import Metadata, all_metadata
 from ragllava.stores.archives import archive, indexes, vectors, word_index
-from ragllava.stores.archives.archive import ArchiveImage, find_images
-from ragllava.stores.database import equals_any, given
+from ragllava.stores.archives.archive import ArchiveImage, find_images, pages_of
+from ragllava.stores.database import equals_any
 from ragllava.stores.schema import images
 
 
@@ -38,8 +37,11 @@ class NewName:
 
 
 def images_at(connection: Connection, archive_id: int, uris: Iterable[str]) -> dict[str, ArchiveImage]:
-    """The images that these files name, by uri; retired ones left out."""
-    return {image.uri: image for image in find_images(connection, archive_id, equals_any(images.c.uri, uris))}
+    """The images that these files name, by uri; retired ones left out. The pages of a document are among them."""
+    listed = list(uris)
+    # Two statements, because each has an index: with one condition or the other, all images may be read.
+    conditions = (equals_any(images.c.uri, listed), pages_of(listed))
+    return {image.uri: image for condition in conditions for image in find_images(connection, archive_id, condition)}
 
 
 def images_below(connection: Connection, archive_id: int, uri_prefix: str) -> dict[str, ArchiveImage]:
@@ -55,18 +57,17 @@ def living(connection: Connection, image_ids: Iterable[int]) -> set[int]:
 
 def rename_images(connection: Connection, archive_id: int, names: Sequence[NewName]) -> None:
     """Let other files name the images from now on."""
-    rows = ((name.image_id, name.source, name.uri) for name in names)
-    new = given(rows, images.c.id, images.c.source, images.c.uri).c
-    renamed = update(images).where(images.c.archive_id == archive_id, images.c.id == new.id)
-    connection.execute(renamed.values(source=new.source, uri=new.uri, updated_at=func.now()))
-    word_index.write_words(connection, archive_id, [name.image_id for name in names])
+    images_by_id = _locked(connection, archive_id, [name.image_id for name in names])
+    changed = [archive.renamed(images_by_id[n.image_id], n.source, n.uri) for n in names if n.image_id in images_by_id]
+    archive.update_images(connection, changed)
+    word_index.write_words(connection, archive_id, [image.image_id for image in changed])
 
 
 def retire_at(connection: Connection, archive_id: int, uris: Sequence[str]) -> None:
-    """Retire the images that these files name, and remove their embeddings."""
+    """Retire the images that these files name, pages of documents too, and remove their embeddings."""
     if uris:
         indexes.lock_archive(connection, archive_id, shared=True)  # the switch to a new index counts the images
-        archive.retire_images(connection, archive_id, uris)
+        archive.retire_images(connection, archive_id, [*images_at(connection, archive_id, uris)])
 
 
 def retire(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> None:
@@ -83,33 +84,40 @@ def change_captions(
 ) -> list[str]:
     """Change captions and metadata of images, without embedding anything again; returns the uris of those that changed.
 
-    As in an ingest, the file that names an image decides; another file gives a caption or metadata only where there are
-    none but those inside the picture. What is not given is removed, down to what is inside the picture, or, without
-    `may_remove`, left as it is.
+    As in an ingest, the captions of several files of the same bytes are joined, and metadata of a file that does not
+    name the image are used only where there are none but those inside the picture. What is not given is removed, down
+    to what is inside the picture, or, without `may_remove`, left as it is. An empty caption is removed in any case.
     """
-    rows = ((change.image_id, change.uri, change.caption, change.metadata) for change in changes)
-    new = given(rows, images.c.id, images.c.uri, images.c.caption, images.c.metadata).c
-    inside = func.coalesce(images.c.embedded, _EMPTY)
-    inside_caption, inside_metadata = inside["caption"].astext, inside.op("-")("caption")
-    names = images.c.uri == new.uri
-    caption = case(
-        (~names & images.c.caption.is_distinct_from(inside_caption), images.c.caption),
-        else_=func.coalesce(new.caption, inside_caption if may_remove else images.c.caption),
-    )
-    metadata = case(
-        (~names & images.c.metadata.is_distinct_from(func.nullif(inside_metadata, _EMPTY)), images.c.metadata),
-        (new.metadata.is_(None) & literal(not may_remove), images.c.metadata),
-        else_=func.nullif(inside_metadata.op("||")(func.coalesce(new.metadata, _EMPTY)), _EMPTY),
-    )
-    statement = update(images).where(
-        images.c.archive_id == archive_id,
-        images.c.id == new.id,
-        images.c.caption.is_distinct_from(caption) | images.c.metadata.is_distinct_from(metadata),
-    )
-    values = {"caption": caption, "metadata": metadata, "updated_at": func.now()}
-    changed = connection.execute(statement.values(values).returning(images.c.id, new.uri)).all()
-    word_index.write_words(connection, archive_id, [image_id for image_id, _ in changed])
-    return [uri for _, uri in changed]
+    before = _locked(connection, archive_id, [change.image_id for change in changes])
+    after, changed = dict(before), []
+    for change in changes:
+        image = after.get(change.image_id)
+        if image is None:
+            continue
+        after[change.image_id] = described = _described(image, change, may_remove)
+        if (described.caption, described.metadata) != (image.caption, image.metadata):
+            changed.append(change.uri)
+    archive.update_images(connection, [image for number, image in after.items() if image != before[number]])
+    redescribed = [number for number, image in after.items() if image != before[number]]
+    word_index.write_words(connection, archive_id, redescribed)
+    return changed
 
 
-_EMPTY = literal({}, JSONB)
+def _locked(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> dict[int, ArchiveImage]:
+    """The images by id, retired ones left out."""
+    images_found = find_images(connection, archive_id, equals_any(images.c.id, sorted(set(image_ids))), lock=True)
+    return {image.image_id: image for image in images_found}
+
+
+def _described(image: ArchiveImage, change: CaptionChange, may_remove: bool) -> ArchiveImage:
+    captions = archive.given_captions(image)
+    if change.caption:
+        captions[change.uri] = change.caption
+    elif may_remove or change.caption is not None:
+        captions.pop(change.uri, None)
+    inside = all_metadata(image.embedded, None)
+    is_free = image.uri == change.uri or image.metadata == inside
+    metadata = image.metadata
+    if is_free and (may_remove or change.metadata is not None):
+        metadata = all_metadata(image.embedded, change.metadata)
+    return replace(archive.with_captions(image, captions), metadata=metadata)

@@ -173,6 +173,30 @@ def count_embeddings(connection: Connection, index_id: int) -> int:
     return int(connection.execute(text(statement)).scalar_one())
 
 
+def sample(connection: Connection, index: IndexView, most: int) -> Vectors:
+    """The vectors (N, D) of at most `most` images, from all of the index: about as many steps of equal length in their
+    ids. Reads that many rows."""
+    register_types(connection)
+    name = partition(index.index_id)
+    rows = connection.exec_driver_sql(
+        f"""
+        WITH bounds AS (
+            SELECT min(image_id) AS first, max(image_id) AS last FROM {name} WHERE index_id = %(index_id)s
+        ), chosen AS (
+            SELECT DISTINCT (
+                SELECT image_id FROM {name} WHERE index_id = %(index_id)s AND image_id >= step ORDER BY image_id LIMIT 1
+            ) AS image_id
+            FROM bounds, generate_series(first, last, greatest(1, (last - first + 1) / %(most)s)) AS step
+            LIMIT %(most)s
+        )
+        SELECT vector FROM {name} WHERE index_id = %(index_id)s AND image_id IN (SELECT image_id FROM chosen)
+        """,  # noqa: S608 - the name of a partition holds nothing but a number
+        {"index_id": index.index_id, "most": most},
+    )
+    vectors = [row.vector.to_numpy() for row in rows]
+    return np.stack(vectors).astype(np.float32) if vectors else np.zeros((0, index.dim), np.float32)
+
+
 def search(
     connection: Connection, index: IndexView, queries: Vectors, k: int, filter: FilterSql | None = None
 ) -> list[list[Hit]]:

@@ -17,6 +17,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
+from ragllava.metadata import picture_name
+from ragllava.picture_names import name_group
+from ragllava.stores.buckets.bindings import Binding
 from ragllava.stores.database import equals_any, given, records
 from ragllava.stores.schema import bindings, bound_objects
 
@@ -74,15 +77,19 @@ def load_objects(connection: Connection, binding_id: int, keys: Iterable[str]) -
 
 
 def all_objects(connection: Connection, binding_id: int) -> list[BoundObject]:
-    """The recorded states of all objects under a binding, by key."""
+    """The recorded states of all objects under a binding, by key. For a small binding: all of them are in memory."""
     query = select(bound_objects).where(bound_objects.c.binding_id == binding_id).order_by(bound_objects.c.key)
     return records(BoundObject, connection.execute(query))
 
 
-def keys_of_kind(connection: Connection, binding_id: int, kind: ObjectKind) -> list[str]:
-    """The keys of the objects of one kind, in order."""
-    query = select(bound_objects.c.key).where(bound_objects.c.binding_id == binding_id, bound_objects.c.kind == kind)
-    return list(connection.scalars(query.order_by(bound_objects.c.key)))
+def unlinked_pictures(connection: Connection, binding_id: int, after: str, limit: int) -> dict[str, str | None]:
+    """The next settled pictures without a living image, by key, with the reason why there is none."""
+    query = text("""
+        SELECT key, reason FROM bound_objects LEFT JOIN images ON images.id = image_id AND NOT retired
+        WHERE binding_id = :binding_id AND kind = 'picture' AND (job_id IS NULL OR file_no IS NULL)
+          AND images.id IS NULL AND key > :after ORDER BY key LIMIT :limit
+    """)
+    return dict(connection.execute(query, {"binding_id": binding_id, "after": after, "limit": limit}).all())
 
 
 def pictures_beside(connection: Connection, binding_id: int, stems: Sequence[str]) -> list[str]:
@@ -95,17 +102,22 @@ def pictures_beside(connection: Connection, binding_id: int, stems: Sequence[str
     return list(connection.scalars(query, {"binding_id": binding_id, "stems": list(stems)}))
 
 
-def save_objects(connection: Connection, binding_id: int, states: Sequence[ObjectState]) -> None:
+def save_objects(connection: Connection, binding: Binding, states: Sequence[ObjectState]) -> None:
     """Record the observed states of objects; former ones are replaced."""
     if not states:
         return
-    values = [{"binding_id": binding_id, **asdict(state)} for state in states]
+    values = [
+        {"binding_id": binding.binding_id, **asdict(state), **_names(binding, state), "caption_due": False}
+        for state in states
+    ]
     statement = insert(bound_objects)
     replaced: dict[str, Any] = {
         name: statement.excluded[name] for name in values[0] if name not in ("binding_id", "key")
     }
-    # The clock and not the transaction's time: no two states of a row have the same one.
-    replaced |= {"file_no": None, "seen_at": func.clock_timestamp()}
+    # The clock and not the transaction's time, and later than before even if the clock was set back: no two states of
+    # a row have the same one.
+    later = func.greatest(func.clock_timestamp(), bound_objects.c.seen_at + text("interval '1 microsecond'"))
+    replaced |= {"file_no": None, "seen_at": later}
     connection.execute(statement.on_conflict_do_update(index_elements=["binding_id", "key"], set_=replaced), values)
 
 
@@ -187,6 +199,14 @@ _ENDED = """
     FROM bound_objects JOIN files USING (job_id, file_no)
     WHERE bound_objects.job_id IS NOT NULL AND files.status IS NOT NULL
 """
+
+
+def _names(binding: Binding, state: ObjectState) -> dict[str, str | None]:
+    """How caption files name a picture."""
+    if state.kind is not ObjectKind.PICTURE:
+        return {"name": None, "base_name": None}
+    name = picture_name(state.key.removeprefix(binding.prefix))
+    return {"name": name, "base_name": name_group(name)}
 
 
 def _are(binding_id: int, keys: Iterable[str]) -> ColumnElement[bool]:

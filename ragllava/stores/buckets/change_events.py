@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, delete, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, case, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.stores.database import given, records, same, seconds
@@ -84,15 +84,20 @@ def finish(connection: Connection, done: Sequence[ChangeEvent]) -> None:
         are_done, repeats = _are(done)
         gone = delete(change_events).where(are_done, change_events.c.repeats == repeats).cte("gone")
         repeated = update(change_events).where(are_done, change_events.c.repeats > repeats)
-        connection.execute(repeated.values(not_before=func.now(), attempts=0).add_cte(gone))
+        connection.execute(repeated.values(not_before=func.now(), attempts=0, reason=None).add_cte(gone))
 
 
-def postpone(connection: Connection, unsettled: Sequence[ChangeEvent], delay_s: float) -> None:
-    """Keep these change events; they are due again after `delay_s` seconds."""
+def postpone(
+    connection: Connection, unsettled: Sequence[ChangeEvent], delay_s: float, reason: str | None = None
+) -> None:
+    """Keep these change events; they are due again after `delay_s` seconds. `reason`: why the object was not observed.
+
+    An event that came meanwhile is due immediately: perhaps it removes the reason.
+    """
     if unsettled:
-        are_unsettled, _ = _are(unsettled)
-        due_again = update(change_events).where(are_unsettled).values(not_before=func.now() + seconds(delay_s))
-        connection.execute(due_again)
+        are_unsettled, repeats = _are(unsettled)
+        due = case((change_events.c.repeats > repeats, func.now()), else_=func.now() + seconds(delay_s))
+        connection.execute(update(change_events).where(are_unsettled).values(not_before=due, reason=reason))
 
 
 def count_waiting(connection: Connection) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 
 from sqlalchemy import Connection, select, text, update
 
-from ragllava.filters import Filter
 from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerStatus, Candidate, Origin, Question, StoredImage
 from ragllava.stores.database import copy_rows, equals_any, given, records, same
@@ -19,7 +18,7 @@ from ragllava.stores.schema import answers, candidates, images, jobs, questions
 
 RunKey = tuple[int, int, int | None]  # job, number of the question, run; None: it has no answer yet
 
-_QUESTION_COLUMNS = ("job_id", "question_no", "place", "line", "custom_id", "text", "filter")
+_QUESTION_COLUMNS = ("job_id", "question_no", "place", "line", "custom_id", "text", "filter", "note", "given")
 _ANSWER_COLUMNS = ("question_no", "status", "text", "confidence", "note", "error_code", "error")  # as in an Answer
 _CANDIDATE_COLUMNS = (
     "retrieval_rank",
@@ -37,16 +36,24 @@ def insert_questions(
     connection: Connection,
     job_id: int,
     rows: Iterable[tuple[int, int, str | None, str | None]],
-    filters: Mapping[int, Filter] | None = None,
+    own: Mapping[int, Question] | None = None,
 ) -> None:
     """COPY (question_no, line, custom_id, text) rows; text None marks a line that is not a valid question.
 
-    `filters` has the questions' own filters by number. The questions are answered in the order of their numbers until
-    `reorder` changes it.
+    `own` has by number the questions that have a filter, a note or further columns. The questions are answered in the
+    order of their numbers until `reorder` changes it.
     """
-    of = {number: json.dumps(checked) for number, checked in (filters or {}).items()}
-    copied = ((job_id, row[0], *row, of.get(row[0])) for row in rows)
+    with_own = own or {}
+    nothing = (None, None, None)
+    copied = (
+        (job_id, row[0], *row, *(_own_cells(with_own[row[0]]) if row[0] in with_own else nothing)) for row in rows
+    )
     copy_rows(connection, questions, _QUESTION_COLUMNS, copied)
+
+
+def _own_cells(question: Question) -> tuple[str | None, str | None, str | None]:
+    where, given = (json.dumps(value) if value else None for value in (question.filter, question.given))
+    return where, question.note, given
 
 
 def insert_refusals(connection: Connection, job_id: int, rows: Iterable[tuple[int, str, str]]) -> None:
@@ -143,8 +150,8 @@ def candidates_digest(candidates: Sequence[Candidate]) -> str:
 def iterate_results(connection: Connection, job_id: int) -> Iterator[tuple[Any, tuple[Candidate, ...]]]:
     """Every input line of a job in order with its latest answer, in pages, so that a job of any size fits in memory.
 
-    Yields (row, candidates): row has question_no, line, custom_id, question, previous and the answer's columns, which
-    are NULL while the question is open; candidates are ordered by relevance, best first.
+    Yields (row, candidates): row has question_no, line, custom_id, question, previous, given and the answer's columns,
+    which are NULL while the question is open; candidates are ordered by relevance, best first.
     """
     total = connection.execute(select(jobs.c.total).where(jobs.c.id == job_id)).scalar_one()
     for lo, hi in ranges(total, _PAGE):
@@ -155,8 +162,9 @@ def iterate_results(connection: Connection, job_id: int) -> Iterator[tuple[Any, 
 
 
 _RESULTS = text(f"""
-    SELECT q.question_no, q.line, q.custom_id, q.text AS question, q.previous, a.run_no, a.status,
-           a.text AS answer, a.confidence, a.models, a.note, a.error_code, a.error, a.changes
+    SELECT q.question_no, q.line, q.custom_id, q.text AS question, q.previous, q.given, a.run_no, a.status,
+           a.text AS answer, a.confidence, a.models, nullif(concat_ws('; ', q.note, a.note), '') AS note,
+           a.error_code, a.error, a.changes
     FROM questions q {LATEST_ANSWER}
     WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi ORDER BY q.question_no
 """)  # noqa: S608 - no foreign text

@@ -185,6 +185,17 @@ def champions(connection: Connection, profile: str) -> dict[Role, ModelVersion]:
     return {Role(row.role): _as_version(row) for row in rows}
 
 
+def count_tries(connection: Connection, champion: ModelVersion) -> int:
+    """How many versions a gate has compared with this champion since it was promoted."""
+    since = select(model_versions.c.promoted_at).where(model_versions.c.id == champion.version_id).scalar_subquery()
+    compared = (
+        _of_role(champion.profile, champion.role),
+        model_versions.c.training["gate"]["champion"].astext == champion.name,
+        model_versions.c.created_at > since,
+    )
+    return connection.execute(select(func.count()).select_from(model_versions).where(*compared)).scalar_one()
+
+
 def list_versions(connection: Connection, profile: str | None = None, role: Role | None = None) -> list[VersionView]:
     """All versions, by profile and role, the newest first."""
     query = select(model_versions).order_by(model_versions.c.profile, model_versions.c.role, model_versions.c.id.desc())

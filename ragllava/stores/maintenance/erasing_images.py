@@ -15,6 +15,7 @@ from sqlalchemy import Connection, select, text, update
 
 from ragllava.stores.archives import image_changes, vectors
 from ragllava.stores.archives.word_index import words_of_row
+from ragllava.stores.buckets import listed_captions
 from ragllava.stores.database import equals_any
 from ragllava.stores.maintenance.erasures import Pending
 from ragllava.stores.maintenance.scrubbing import Scrubber
@@ -228,6 +229,7 @@ def delete(connection: Connection, archive_id: int, image_ids: Sequence[int], is
     values["ids"] = list(locked)
     labels = connection.execute(_CLEAN_LABELS, values).rowcount
     if is_removal:
+        listed_captions.forget(connection, locked)
         forgotten = {"image_id": None, "caption": None, "reason": REMOVED_OBJECT}
         connection.execute(update(bound_objects).where(equals_any(bound_objects.c.image_id, locked)).values(forgotten))
     vectors.remove_embeddings(connection, archive_id, list(locked))

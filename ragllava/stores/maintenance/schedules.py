@@ -68,16 +68,17 @@ def lock_schedule(connection: Connection, name: str) -> ScheduleView:
     raise UsageError(f"there is no schedule {name!r}; there are: {', '.join(names)}")
 
 
-def lock_next_due(connection: Connection, passed_over: Sequence[int]) -> ScheduleView | None:
-    """The schedule with the oldest due time, locked until the caller's commit; None when none is due.
+def due_schedules(connection: Connection) -> dict[int, str]:
+    """The names of the schedules that are due, by id, the oldest due time first."""
+    due = select(schedules.c.id, schedules.c.name).where(~schedules.c.paused, schedules.c.next_due <= func.now())
+    return dict(connection.execute(due.order_by(schedules.c.next_due, schedules.c.id)).all())
 
-    Concurrent callers get different schedules. Those in `passed_over` are left out.
-    """
+
+def lock_due(connection: Connection, schedule_id: int) -> ScheduleView | None:
+    """A schedule, locked until the caller's commit; None when it is not due any more, or another caller has it."""
     due = (
         _select()
-        .where(~schedules.c.paused, schedules.c.next_due <= func.now(), schedules.c.id.not_in(passed_over))
-        .order_by(schedules.c.next_due, schedules.c.id)
-        .limit(1)
+        .where(schedules.c.id == schedule_id, ~schedules.c.paused, schedules.c.next_due <= func.now())
         .with_for_update(of=schedules, skip_locked=True)
     )
     row = connection.execute(due).one_or_none()

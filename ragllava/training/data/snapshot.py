@@ -42,7 +42,14 @@ from ragllava.whole_files import MANIFEST, seal_folder
 
 FEWEST_IMAGES = 24  # labelled relevant in the archives of a training, so that some are on every side
 _JUDGED_FILE = "judged.json"
-_JUDGED = ("archive", "labelled", "split", "calibration", "held_out")  # the fields of ArchiveShare in that file
+_JUDGED = (
+    "archive",
+    "labelled",
+    "split",
+    "calibration",
+    "held_out",
+    "addresses",
+)  # the fields of ArchiveShare in that file
 
 QuestionAddress = tuple[int, int, int]  # archive, job, number
 
@@ -62,7 +69,7 @@ class ArchiveShare:
 
     `addresses` tells where a question's text comes from, and `images_each` how many relevant images decide about a
     question's side on average, 0 where none do. `seen` counts the held-out questions that were left out because the
-    champion was trained on them. These three are not part of the snapshot's files. `split` tells what the sides follow
+    champion was trained on them. The last two are not part of the snapshot's files. `split` tells what the sides follow
     from: `pictures` or `texts`, None where an earlier version wrote the files.
     """
 
@@ -157,7 +164,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
 
 
 def read_snapshot(folder: Path) -> Snapshot:
-    """Read what `write_snapshot` wrote; the addresses of the questions are not there any more."""
+    """Read what `write_snapshot` wrote."""
     manifest = json.loads((folder / MANIFEST).read_text())
     shares = []
     for number in range(manifest["archives"]):

@@ -29,7 +29,7 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from ragllava.errors import RagllavaError, ScoreRejected, SettingsError, UsageError
-from ragllava.imaging.decode import decode_accepted
+from ragllava.imaging.sandbox import make_decoder
 from ragllava.json_records import from_json
 from ragllava.logs import configure_logging
 from ragllava.models.device import plan_device
@@ -281,10 +281,12 @@ def run(path: Path) -> TrainingReport:
     chosen = choose_settings(described.preset, described.settings)
     config = FinetuneConfig(dataset.card.role, chosen, described.result, settings.max_answer_tokens)
 
-    def open_picture(name: str) -> Image.Image:
-        return decode_accepted((described.pictures / name).read_bytes())  # as the version will be served
+    with make_decoder(settings, processes=1) as decoder:
 
-    return train(config, dataset.examples, mllm, open_picture, on_step=partial(_require_owner, described.owner))
+        def open_picture(name: str) -> Image.Image:
+            return decoder.decode_for_model((described.pictures / name).read_bytes())  # as the version will be served
+
+        return train(config, dataset.examples, mllm, open_picture, on_step=partial(_require_owner, described.owner))
 
 
 class _OwnerGone(UsageError):

@@ -9,6 +9,7 @@ from sqlalchemy import Engine, text
 
 from ragllava.cli.progress import detail_lines
 from ragllava.stages.results.finalize import publish_missing_results
+from ragllava.stores.maintenance import faults
 from ragllava.stores.objects import content_key
 from tests.support.run_command import Run
 from tests.support.workshop import Workshop
@@ -95,3 +96,20 @@ def test_the_deep_doctor_exits_with_1_and_one_line_for_what_is_wrong(run: Run, w
     assert code == 1
     [line] = [line for line in out.splitlines() if line.startswith("wrong: ")]
     assert "1 workers stopped reporting without signing off, as answer@test" in line
+
+
+def test_status_and_doctor_show_what_does_not_succeed(run: Run, engine: Engine) -> None:
+    with engine.begin() as connection:
+        for _ in range(3):
+            faults.record(connection, "events", "s3://bucket/in/", "RuntimeError: a \x1b[2Jdefect", 600.0)
+    [shown] = json.loads(run("status", "--json")[1])["faults"]
+    assert (shown["subject"], shown["attempts"], shown["reason"][:12]) == ("s3://bucket/in/", 3, "RuntimeError")
+    out = run("status")[1]
+    assert "events: s3://bucket/in/" in out and r"a \x1b[2Jdefect" in out
+    code, out, _ = run("doctor", "--json")
+    findings = [finding for finding in json.loads(out)["findings"] if finding["topic"] == "faults"]
+    assert code == 1 and [finding["name"] for finding in findings] == ["events: s3://bucket/in/"]
+    assert "does not succeed: RuntimeError" in findings[0]["problem"]
+    with engine.begin() as connection:
+        faults.clear(connection, "events", ["s3://bucket/in/"])
+    assert json.loads(run("status", "--json")[1])["faults"] == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 
 from ragllava.errors import JobRefused, ServiceUnavailable, UsageError
 from ragllava.evaluation.datasets.load import postcard_set
-from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
+from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture, PictureBytes
 from ragllava.evaluation.evaluate import Evaluation, evaluate
 from ragllava.evaluation.metrics import score_job
 from ragllava.evaluation.pools import Workbench, archive_name, ingest_pool
@@ -36,6 +36,7 @@ from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive
 from ragllava.stores.schema import images, jobs
 from tests.integration.conftest import Postcards
+from tests.support.picture_files import encoded
 from tests.support.workshop import Workshop, stages_replaced
 
 QUESTIONS = 10
@@ -372,3 +373,30 @@ def test_the_name_of_an_archive_follows_from_captions_and_retriever() -> None:
     assert len(names) == 3
     assert all(name.startswith("eval-postcards-test-") for name in names)
     assert archive_name(replace(dataset, questions=dataset.questions[:1]), "clip@1") in names
+
+
+@dataclass(frozen=True)
+class PackedPicture:
+    """A picture without a file of its own, as those of WebQA's imgs.tsv."""
+
+    data: bytes
+
+    def read(self) -> bytes:
+        return self.data
+
+
+def test_truncated_pictures_and_packed_tiffs_are_read(bench: Workbench, tmp_path: Path) -> None:
+    """WebQA has JPEG files whose end is missing; the reference reads what there is of them."""
+    noise = Image.effect_noise((96, 80), 60).convert("RGB")
+    jpeg, tiff = encoded(noise, "JPEG"), encoded(noise.rotate(90), "TIFF")
+    (tmp_path / "cut.jpg").write_bytes(jpeg[: 3 * len(jpeg) // 4])
+    pictures: dict[str, PictureBytes] = {
+        "cut.jpg": FilePicture(tmp_path / "cut.jpg"),
+        "packed cut": PackedPicture(jpeg[: 2 * len(jpeg) // 3]),
+        "packed tiff": PackedPicture(tiff),
+    }
+    pool = tuple(EvaluationImage(name, name, picture) for name, picture in pictures.items())
+    question = EvaluationQuestion("q1", "grey", "color", ("packed tiff",), "What color is it?")
+    ingested = ingest_pool(EvaluationSet("webqa", "val", pool, (question,)), bench)
+    assert ingested.left_out == ()
+    assert set(ingested.images) == set(pictures)

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,9 +78,9 @@ def started(fleet: WorkerFleet) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("deaths", "delay_s"), [(1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (5, 16.0), (6, None), (7, None)]
+    ("deaths", "delay_s"), [(1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (5, 16.0), (6, 30.0), (7, 30.0), (10**6, 30.0)]
 )
-def test_restart_delay(deaths: int, delay_s: float | None) -> None:
+def test_restart_delay(deaths: int, delay_s: float) -> None:
     assert restart_delay_s(deaths) == delay_s
 
 
@@ -103,27 +103,83 @@ def test_a_killed_worker_is_restarted_and_its_children_go_with_it(worker_home: H
     assert processes_in(worker_home.workers) == []
 
 
-def test_a_worker_that_keeps_dying_is_given_up(worker_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_module, "restart_delay_s", lambda deaths: None if deaths == 3 else 0.0)
-    fleet = make_fleet(worker_home, python("bad", "print('no such model'); raise SystemExit(3)"))
+def collected(fleet: WorkerFleet, news: list[str], has_happened: Callable[[], bool]) -> Callable[[], bool]:
+    """A condition that checks the fleet each time it is asked, and collects what the fleet says."""
+
+    def check() -> bool:
+        news.extend(fleet.check())
+        return has_happened()
+
+    return check
+
+
+def test_a_worker_that_keeps_dying_is_reported_once_and_started_again_until_it_runs(
+    worker_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "restart_delay_s", lambda deaths: 0.0)
+    starts, cause = tmp_path / "starts", tmp_path / "cause"
+    cause.touch()
+    program = f"""
+import os, time
+open({str(starts)!r}, "a").write("x")
+if os.path.exists({str(cause)!r}):
+    print("no space left"); raise SystemExit(3)
+time.sleep(600)
+"""
+    fleet = make_fleet(worker_home, python("bad", program))
+    news: list[str] = []
     with started(fleet):
-        lost: list[str] = []
+        many = collected(fleet, news, lambda: starts.exists() and len(starts.read_text()) >= 9)
+        wait_for("nine starts", many, 60)
+        [line] = news
+        assert line.startswith("worker bad died 3 times in a row (no space left); it is started again")
+        assert worker_home.load_troubles() == {"bad": line}
+        cause.unlink()
+        wait_for("the worker to stay", collected(fleet, news, lambda: bool(alive(fleet))), 30)
+        monkeypatch.setattr(fleet_module, "_HEALTHY_S", 0.0)
+        wait_for("the end of the trouble", collected(fleet, news, lambda: len(news) > 1), 30)
+        assert news[1:] == ["worker bad runs again"]
+        assert worker_home.load_troubles() == {}
 
-        def given_up() -> bool:
-            lost.extend(fleet.check())
-            return bool(lost)
 
-        wait_for("the fleet to give up", given_up, 30)
-        assert lost[0].startswith("worker bad died 3 times in a row and is not started again (no such model)")
+def test_a_worker_that_cannot_be_launched_is_tried_again(
+    worker_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "restart_delay_s", lambda deaths: 0.0)
+    fleet = make_fleet(worker_home, python("a", SLEEPER))
+    with started(fleet):
+        log = fleet._workers[0].log
+        log.unlink()
+        log.mkdir()  # its log cannot be opened, as on a disk without a free inode
+        os.kill(alive(fleet)["a"], signal.SIGKILL)
+        news: list[str] = []
+        wait_for("the report", collected(fleet, news, lambda: bool(news)), 30)
         assert alive(fleet) == {}
-        assert fleet.check() == [], "a lost worker is reported once"
+        log.rmdir()
+        wait_for("the worker", collected(fleet, news, lambda: bool(alive(fleet))), 30)
 
 
 def test_waiting_for_a_worker_that_keeps_dying_ends(worker_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_module, "restart_delay_s", lambda deaths: None)
+    monkeypatch.setattr(fleet_module, "restart_delay_s", lambda deaths: 0.0)
     never = WorkerFleet(worker_home, [python("bad", "raise SystemExit(3)")], is_ready=lambda name, seconds: False)
-    with started(never), pytest.raises(ServiceUnavailable, match="worker bad died 1 times"):
+    with started(never), pytest.raises(ServiceUnavailable, match="worker bad died 6 times"):
         never.wait_until_ready(30.0)
+
+
+def test_waiting_for_a_worker_says_what_it_waits_for(
+    worker_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "_NEWS_S", 0.2)
+    program = "print('loading shard 3 of 9', flush=True)\n" + SLEEPER
+    news: list[str] = []
+
+    def is_ready(name: str, running_for_s: float) -> bool:
+        return any("loading shard 3 of 9" in line for line in news)
+
+    fleet = WorkerFleet(worker_home, [python("big", program)], is_ready=is_ready)
+    with started(fleet):
+        fleet.wait_until_ready(30.0, on_news=news.append)
+    assert news[0].startswith("waiting for big since ")
 
 
 def test_ready_workers_are_announced_once(worker_home: Home, tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from sqlalchemy import Connection, Engine, text
 
 from ragllava.errors import BlobDeleted, UsageError
 from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
-from ragllava.stores.archives import archive, blobs, indexes, vectors
+from ragllava.stores.archives import archive, blobs, image_changes, indexes, vectors
 from ragllava.stores.archives.archive import NewImage, PendingFile, RejectedFile, StoredRow
 from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.archives.image_changes import CaptionChange, NewName
 from ragllava.stores.database import in_transaction
+from ragllava.stores.objects import content_key
 
-STORED, DUPLICATE = FileStatus.STORED, FileStatus.DUPLICATE
+STORED, DUPLICATE, UPDATED = FileStatus.STORED, FileStatus.DUPLICATE, FileStatus.UPDATED
 
 
 def offer(content: str, uri: str, caption: str | None = None) -> NewImage:
@@ -139,11 +141,11 @@ class TestStoreImages:
         rows = store(connection, cards, offer("x", "a", "One."), offer("x", "b", "Two."), offer("x", "c"))
         assert [(row.status, row.source) for row in rows] == [
             (STORED, "a.png"),
-            (DUPLICATE, "a.png"),
+            (UPDATED, "a.png"),
             (DUPLICATE, "a.png"),
         ]
         assert len({row.image_id for row in rows}) == 1
-        assert living(connection) == {"x": ("a", "One.")}
+        assert living(connection) == {"x": ("a", "One. Two.")}
 
     def test_archives_share_bytes_but_not_images(self, connection: Connection, cards: int) -> None:
         second = archive.ensure_archive(connection, "other").archive_id
@@ -156,16 +158,47 @@ class TestStoreImages:
     def test_captions(self, connection: Connection, cards: int) -> None:
         def again(uri: str, caption: str | None) -> tuple[bool, str | None]:
             (row,) = store(connection, cards, offer("x", uri, caption))
-            assert row.status == DUPLICATE
+            assert row.status == (UPDATED if row.caption_updated else DUPLICATE)
             return row.caption_updated, living(connection)["x"][1]
 
-        store(connection, cards, offer("x", "a"))
-        assert again("b", "From elsewhere.") == (True, "From elsewhere.")  # better than none
-        assert again("b", "Once more.") == (False, "From elsewhere.")  # another file does not overwrite
+        store(connection, cards, offer("x", "a", "Old."))
         assert again("a", "Its own.") == (True, "Its own.")
-        assert again("a", "Its own.") == (False, "Its own.")
-        assert again("a", None) == (False, "Its own.")
-        assert again("a", "") == (False, "Its own.")
+        assert again("b", "Elsewhere.") == (True, "Its own. Elsewhere.")  # equal bytes under two names keep both
+        assert again("b", "Once more.") == (True, "Its own. Once more.")
+        assert again("c", "Its own.") == (False, "Its own. Once more.")
+        assert again("a", None) == (False, "Its own. Once more.")
+        assert again("b", "") == (True, "Its own.")
+        assert again("c", "") == (False, "Its own.")
+        assert again("a", "") == (True, None)
+
+    def test_uploaded_files_of_the_same_bytes_keep_their_captions(self, connection: Connection, cards: int) -> None:
+        uri = f"s3://ragllava/{content_key('x' * 64)}"
+        uploaded = replace(offer("x" * 64, "a"), uri=uri)
+        for source, caption in (("a.png", "One."), ("b.png", "Two."), ("b.png", "New.")):
+            store(connection, cards, replace(uploaded, source=source, caption=caption))
+        (image,) = archive.existing_images(connection, cards, ["x" * 64]).values()
+        assert image.caption == "One. New."
+
+    def test_an_emptied_caption_leaves_that_inside_the_picture(self, connection: Connection, cards: int) -> None:
+        inside = replace(offer("x", "a", "Beside."), embedded={"caption": "Inside."})
+        store(connection, cards, inside)
+        assert living(connection) == {"x": ("a", "Beside.")}
+        (row,) = store(connection, cards, replace(inside, caption=""))
+        assert (row.status, living(connection)) == (UPDATED, {"x": ("a", "Inside.")})
+
+    def test_a_renamed_image_keeps_the_captions_of_its_files(self, connection: Connection, cards: int) -> None:
+        (row, _) = store(connection, cards, offer("x", "a", "A."), offer("x", "b", "B."))
+        change = CaptionChange(row.image_id, "file:///b", "New.")
+        assert image_changes.change_captions(connection, cards, [change]) == ["file:///b"]
+        assert living(connection) == {"x": ("a", "A. New.")}
+        image_changes.rename_images(connection, cards, [NewName(row.image_id, "b.png", "file:///b")])
+        assert living(connection) == {"x": ("b", "New.")}
+        image_changes.rename_images(connection, cards, [NewName(row.image_id, "c.png", "file:///c")])
+        assert living(connection) == {"x": ("c", "New.")}
+        gone = CaptionChange(row.image_id, "file:///c", None)
+        assert image_changes.change_captions(connection, cards, [gone], may_remove=False) == []
+        assert image_changes.change_captions(connection, cards, [gone]) == ["file:///c"]
+        assert living(connection) == {"x": ("c", None)}
 
     def test_other_bytes_under_the_same_uri_retire_the_former_image(self, connection: Connection, cards: int) -> None:
         rows = store(connection, cards, offer("x", "a", "Old."), offer("y", "b"))
@@ -217,7 +250,7 @@ class TestStoreImages:
             for image, row in zip(offered, rows, strict=True):
                 assert ids.setdefault(image.sha256, row.image_id) == row.image_id
                 assert image.sha256 in after
-                assert (row.status == DUPLICATE) == (image.sha256 in before or image.sha256 in seen)
+                assert (row.status != STORED) == (image.sha256 in before or image.sha256 in seen)
                 seen.add(image.sha256)
             contents = {image.uri.removeprefix("file:///"): image.sha256 for image in offered}
             for sha256, (uri, _) in after.items():
@@ -276,7 +309,7 @@ class TestFiles:
         assert archive.insert_files(connection, job_id, iter(sources)) == 4
         assert archive.load_files(connection, job_id, 0, 4) == [
             PendingFile(0, "a.png", "file:///a.png", "A tab\there, a line\nthere, a \\ and a \\N."),
-            PendingFile(2, "c\\udcff\ufffd.png", "file:///c%FF.png", None),
+            PendingFile(2, "c\\udcff\ufffd.png", "file:///c%FF.png", ""),
             PendingFile(3, "d.png", "file:///d.png", None),
         ]
         assert [file.file_no for file in archive.load_files(connection, job_id, 1, 3)] == [2]

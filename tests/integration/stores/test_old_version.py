@@ -171,7 +171,7 @@ def test_the_outbox_has_what_would_be_written_now(run: Run, workshop: Workshop) 
     folder = shown(run, "jobs", "show", OF_AN_INBOX)["result"]["outbox"]["folder"]
     bucket, _, key = folder.removeprefix("s3://").partition("/")
     written = workshop.resources.objects.read_external(bucket, f"{key}results.csv").data.decode()
-    then, now = table(written), table(Path("now.csv").read_text(encoding="utf-8"))
+    then, now = table(written), table(Path("now.csv").read_text(encoding="utf-8-sig"))
     assert [len(rows) for rows in (then, now)] == [3, 3]
     new = [place for place, column in enumerate(now[0]) if as_before_in_csv(column) not in then[0]]
     assert {now[0][place].removeprefix("evidence_")[2:] for place in new if now[0][place].startswith("evidence_")} == {

@@ -15,7 +15,7 @@ from ragllava.jobs import control, queue
 from ragllava.jobs.kinds import KINDS
 from ragllava.records import FileOutcome, FileStatus, JobKind, ReindexStatus
 from ragllava.settings import Settings
-from ragllava.stores.archives import archive, reindex_items
+from ragllava.stores.archives import archive, blobs, image_changes, indexes, reindex_items, vectors
 from ragllava.stores.archives.reindex_items import ItemOutcome
 from ragllava.stores.database import make_engine
 from ragllava.stores.jobs import answers, refreshes
@@ -27,7 +27,21 @@ OLD_JOBS, OLD_SIZE = 40, 100
 SHARD = 64
 LARGE, REFRESH = 1_000, 1_001  # ids of jobs
 ANSWERED = SIZE // 2
-_TABLES = ("questions", "answers", "candidates", "files", "reindexed", "shards", "noisy_cases", "labels", "jobs")
+NEW_ARCHIVE = 2_000
+_TABLES = (
+    "archives",
+    "blobs",
+    "images",
+    "questions",
+    "answers",
+    "candidates",
+    "files",
+    "reindexed",
+    "shards",
+    "noisy_cases",
+    "labels",
+    "jobs",
+)
 
 Work = Callable[[Connection], object]
 
@@ -38,20 +52,53 @@ def lagging(services: Settings, template_database: str) -> Iterator[Engine]:
     from tests.conftest import own_settings
 
     with own_settings(services, template_database) as own:
-        engine = make_engine(own.require_database_owner(), statement_timeout_s=10, name="plans")
-        with engine.begin() as connection:
+        owner = make_engine(own.require_database_owner(), name="plans owner")
+        with owner.begin() as connection:
             stop_autovacuum(connection, *_TABLES)
-            connection.execute(text("INSERT INTO archives (name) VALUES ('plans')"))
             for number in range(OLD_JOBS):
+                _insert_archive(connection, number + 1, OLD_SIZE)
                 _insert_job(connection, number + 1, OLD_SIZE, answered=OLD_SIZE)
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with owner.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             for table in _TABLES:
                 connection.execute(text(f"VACUUM (ANALYZE) {table}"))
-        with engine.begin() as connection:
+        with owner.begin() as connection:
+            _insert_archive(connection, NEW_ARCHIVE, SIZE)
             _insert_job(connection, LARGE, SIZE, answered=ANSWERED)
             _insert_job(connection, REFRESH, SIZE, answered=ANSWERED, refreshes=LARGE)
+        owner.dispose()
+        engine = make_engine(own.require_database(), statement_timeout_s=30, name="plans")
         yield engine
         engine.dispose()
+
+
+def _insert_archive(connection: Connection, archive_id: int, size: int) -> None:
+    """Half of the images of an archive have a vector in its index, which has the same id."""
+    values = {"id": archive_id, "size": size, "name": f"archive-{archive_id}", "half": size // 2}
+    for statement in _IMAGES[:4]:
+        connection.execute(text(statement), values)
+    indexes._create_partition(connection, archive_id, 2)
+    connection.execute(text(_IMAGES[4]), values)
+
+
+_IMAGES = (
+    "INSERT INTO archives (id, name) OVERRIDING SYSTEM VALUE VALUES (:id, :name)",
+    """
+    INSERT INTO blobs (sha256, state, size_bytes, media_type)
+    SELECT :name || '-' || n, 'live', 1, 'image/png' FROM generate_series(1, :size) n
+    """,
+    """
+    INSERT INTO images (archive_id, sha256, source, uri, width, height, media_type)
+    SELECT :id, :name || '-' || n, n, 'file:///' || n, 1, 1, 'image/png' FROM generate_series(1, :size) n
+    """,
+    """
+    INSERT INTO indexes (id, archive_id, retriever, dim, state) OVERRIDING SYSTEM VALUE
+    VALUES (:id, :id, 'test', 2, 'active')
+    """,
+    """
+    INSERT INTO embeddings (index_id, image_id, vector)
+    SELECT :id, id, '[1,0]' FROM images WHERE archive_id = :id ORDER BY id LIMIT :half
+    """,
+)
 
 
 def _insert_job(connection: Connection, job_id: int, size: int, *, answered: int, refreshes: int | None = None) -> None:
@@ -64,7 +111,7 @@ def _insert_job(connection: Connection, job_id: int, size: int, *, answered: int
 _ROWS = (
     """
     INSERT INTO jobs (id, kind, archive_id, state, spec, total, spec_digest) OVERRIDING SYSTEM VALUE
-    VALUES (:job, 'answer', (SELECT id FROM archives), 'running',
+    VALUES (:job, 'answer', 1, 'running',
             jsonb_strip_nulls(jsonb_build_object('options', '{}'::jsonb, 'refreshes', CAST(:earlier AS bigint))),
             :size, '')
     """,
@@ -81,11 +128,11 @@ _ROWS = (
     """,
     """
     INSERT INTO noisy_cases (job_id, question_no, archive_id, reasons, details, state)
-    SELECT :job, n, (SELECT id FROM archives), '{}', '{}', 'labelled' FROM generate_series(0, :answered - 1) n
+    SELECT :job, n, 1, '{}', '{}', 'labelled' FROM generate_series(0, :answered - 1) n
     """,
     """
     INSERT INTO labels (archive_id, job_id, question_no, verdict, relevant, irrelevant, source)
-    SELECT (SELECT id FROM archives), :job, n, 'right', '{}', '{}', 'person' FROM generate_series(0, :answered - 1) n
+    SELECT 1, :job, n, 'right', '{}', '{}', 'person' FROM generate_series(0, :answered - 1) n
     """,
     "INSERT INTO files (job_id, file_no, source, uri) SELECT :job, n, n, n FROM generate_series(0, :size - 1) n",
     "INSERT INTO reindexed (job_id, item_no) SELECT :job, n FROM generate_series(0, :size - 1) n",
@@ -96,6 +143,8 @@ _ROWS = (
     """,
 )
 
+HASHES = [f"archive-{NEW_ARCHIVE}-{number}" for number in range(1, SHARD)]
+URIS = [f"file:///{number}" for number in range(1, SHARD)]
 ANSWER, INGEST, REINDEX = (KINDS[name].inputs for name in (JobKind.ANSWER, JobKind.INGEST, JobKind.REINDEX))
 PART = range(ANSWERED, ANSWERED + SHARD)  # the inputs of one shard
 
@@ -132,6 +181,13 @@ STATEMENTS: dict[str, tuple[Work, int]] = {
     "unlabelled questions": (lambda c: noisy.unlabelled_questions(c, LARGE), WHOLE),
     "logged reasons": (lambda c: noisy.logged_reasons(c, LARGE, range(SHARD)), FEW),
     "results": (lambda c: [next(answers.iterate_results(c, LARGE))], 60 * 500),
+    "existing images": (lambda c: archive.existing_images(c, NEW_ARCHIVE, HASHES), FEW),
+    "images of files": (lambda c: image_changes.images_at(c, NEW_ARCHIVE, URIS), FEW),
+    "live content": (lambda c: blobs.make_live(c, HASHES), FEW),
+    "images without a vector": (lambda c: vectors.unembedded_images(c, NEW_ARCHIVE), WHOLE),
+    "gaps of an archive": (lambda c: reindex_items.gaps(c, NEW_ARCHIVE, NEW_ARCHIVE), WHOLE),
+    "missing vectors": (lambda c: vectors.missing_embeddings(c, NEW_ARCHIVE, range(SIZE, SIZE + SHARD)), FEW),
+    "removed vectors": (lambda c: vectors.remove_embeddings(c, NEW_ARCHIVE, range(SIZE, SIZE + SHARD)), FEW),
     "the end of a job": (lambda c: queue.close_job_if_ended(c, LARGE), WHOLE),
 }
 

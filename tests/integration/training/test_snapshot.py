@@ -261,3 +261,25 @@ def test_a_shortage_tells_of_the_questions_that_the_champion_learned(labeller: L
     left_out = len(held_out(labeller.collect("cards")) - held_out(plan.snapshot))
     assert plan.shortage is not None
     assert f"{left_out} others do not count, since the champion was trained on them" in plan.shortage
+
+
+def test_a_plan_says_which_gain_its_hold_out_can_prove(labeller: Labeller) -> None:
+    labeller.say("cards", about(PICTURES))
+    few = labeller.plan("cards")
+    labeller.say("cards", about(PICTURES, "Who drew"))
+    more = labeller.plan("cards")
+    assert few.provable_gain is not None and more.provable_gain is not None
+    assert 0.02 < more.provable_gain < few.provable_gain < 0.2
+    of_answers = labeller.plan("cards", role=Role.GENERATOR).provable_gain
+    assert of_answers is not None and of_answers > more.provable_gain
+
+
+def test_other_labelled_archives_are_trained_on_unless_told_otherwise(labeller: Labeller, run: Run) -> None:
+    labeller.say("cards", about(PICTURES))
+    labeller.say("others", about(PICTURES[:30]))
+    code, told, _ = run("train", "reranker", "--archive", "cards", "--dry-run")
+    assert code == 0
+    assert "others" in told
+    assert "the held-out questions of cards prove a gain of about" in told
+    _, told, _ = run("train", "reranker", "--archive", "cards", "--only", "--dry-run")
+    assert "others" not in told

@@ -144,12 +144,27 @@ def test_what_does_nothing_for_a_generator_is_refused(option: list[str], run: Ru
         ["migrate"],
     ],
 )
-def test_without_a_system_the_way_to_start_one_is_named(words: list[str], run: Run) -> None:
+def test_without_a_system_the_home_and_the_way_to_start_one_are_named(
+    words: list[str], run: Run, tmp_path: Path
+) -> None:
     code, out, err = run(*words)
     assert (code, out) == (1, "")
     assert err == (
-        "ragllava: no database: start the embedded services with `ragllava up`, or set RAGLLAVA_DATABASE_URL\n"
+        f"ragllava: no database runs in the home {tmp_path / 'home'}: start the embedded services with `ragllava up`, "
+        "or set RAGLLAVA_DATABASE_URL; if they run from another home, set RAGLLAVA_HOME to it\n"
     )
+
+
+def test_settings_shows_where_each_value_comes_from(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "ragllava.toml").write_text('profile = "base"\n')
+    monkeypatch.setenv("RAGLLAVA_REDIS_URL", "redis://:secret@broker.example:6379/0")
+    code, out, _ = run("settings", "--changed")
+    assert code == 0
+    rows = [line.split() for line in out.splitlines()]
+    assert ["RAGLLAVA_PROFILE", "base", "ragllava.toml"] in rows
+    assert ["RAGLLAVA_REDIS_URL", "redis://:***@broker.example:6379/0", "environment"] in rows
+    assert len(rows) == 5  # the file, the head, these two and the home
 
 
 def test_status_without_a_system_says_so_and_leaves_nothing_behind(run: Run, tmp_path: Path) -> None:
@@ -381,3 +396,10 @@ def test_the_demo_at_its_end_is_not_interrupted() -> None:
     with interruptible() as uninterruptible:
         uninterruptible.set()
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("name", [name for name, command in EVERY_COMMAND.items() if isinstance(command, click.Group)])
+def test_a_group_shows_the_first_sentence_of_each_command_whole(name: str, run: Run) -> None:
+    code, out, _ = run(*name.split(), "--help")
+    assert code == 0
+    assert "..." not in out.partition("Commands:")[2]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ragllava.cli.demo.learn import BeforeAfter
+from ragllava.cli.demo.learn import BeforeAfter, in_use
 from ragllava.evaluation.metrics import GroupFigures, JobFigures
+from ragllava.records import Role, TrainingStatus
+from ragllava.stores.learning.trainings import TrainingView
 
 
 def figures(right: int, *, of_two: int, recall_of_two: float = 1.0) -> JobFigures:
@@ -30,3 +32,13 @@ def test_the_largest_fall_is_of_the_total_that_fell_most() -> None:
     comparison = BeforeAfter(figures(260, of_two=30), figures(265, of_two=27))
     assert comparison.largest_fall == pytest.approx(0.1)
     assert BeforeAfter(figures(260, of_two=27), figures(265, of_two=27)).largest_fall == 0
+
+
+def test_what_is_said_to_stay_in_use_is_what_was_promoted() -> None:
+    def ended(role: Role, status: TrainingStatus) -> TrainingView:
+        return TrainingView(role, "ended", 1, 1, status, None, f"{role}-1")
+
+    refused = [ended(role, TrainingStatus.REFUSED) for role in Role]
+    assert in_use(refused) == "the gate refused every trained version, so questions are answered as before"
+    line = in_use([ended(Role.RERANKER, TrainingStatus.PROMOTED), refused[1]])
+    assert line == "the trained reranker stays in use; `ragllava models rollback --role reranker` undoes it"

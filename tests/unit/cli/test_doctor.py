@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from pydantic import SecretStr
 
 from ragllava.cli.doctor import Diagnosis, diagnose, diagnosis_lines, masked
 from ragllava.cli.options import print_result
-from ragllava.settings import Settings
+from ragllava.cli.services import status
+from ragllava.local.home import Home, HomeLock
+from ragllava.settings import Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +110,18 @@ def test_the_backend_is_this_process_or_an_endpoint_that_agrees(
         assert "must not serve" in problem
     [problem] = diagnose().problems
     assert f"the endpoint {server.url} does not answer" in problem
+
+
+def test_a_worker_that_keeps_dying_fails_doctor_and_status_while_up_runs(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.prepare()
+    home.save_troubles({"answer": "worker answer died 3 times in a row (no such model)"})
+    assert diagnose().problems == [], "nothing runs: the file is of an earlier `ragllava up`"
+    lock = HomeLock(home)
+    lock.acquire()
+    try:
+        assert "worker answer died 3 times in a row (no such model)" in diagnose().problems
+        view = status(load_settings())
+    finally:
+        lock.release()
+    assert view.troubles and not replace(view, problem=None, services=[]).is_healthy

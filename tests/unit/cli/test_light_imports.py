@@ -91,7 +91,11 @@ def test_help_loads_no_command_but_the_one_asked_for() -> None:
     code = "import sys; sys.argv = ['ragllava', '--help']; from ragllava.cli.main import main; main()"
     code += "; print(*(name for name in sys.modules if name.startswith('ragllava.cli.')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert set(done.stdout.splitlines()[-1].split()) == {"ragllava.cli.main", "ragllava.cli.options"}
+    assert set(done.stdout.splitlines()[-1].split()) == {
+        "ragllava.cli.main",
+        "ragllava.cli.options",
+        "ragllava.cli.terminal",
+    }
 
 
 def test_who_only_queues_or_begins_work_loads_no_torch() -> None:

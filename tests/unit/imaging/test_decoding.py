@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from ragllava.errors import DecoderUnavailable, ImageRejected
+from ragllava.imaging import sandbox
 from ragllava.imaging.decode import DecodedImage, decode
 from ragllava.imaging.sandbox import DecoderPool
 from tests.support.picture_files import bomb_png, encoded, jpeg, quadrants
@@ -123,15 +124,35 @@ def with_stopped_child(pool: DecoderPool) -> Iterator[bytes]:
     yield GOOD
 
 
-def test_a_picture_that_never_ends_is_rejected_and_its_child_replaced() -> None:
+def test_a_child_that_is_slow_for_a_while_is_replaced_and_the_picture_tried_again() -> None:
     with DecoderPool(1, wall_seconds=3) as pool:
         assert is_right(next(decode_all(pool, [GOOD])))
         (first,) = children()
-        (rejected,) = decode_all(pool, with_stopped_child(pool))
-        assert isinstance(rejected, ImageRejected)
-        assert "longer than 3 seconds" in str(rejected)
-        assert is_right(next(decode_all(pool, [GOOD])))
+        (result,) = decode_all(pool, with_stopped_child(pool))
+        assert is_right(result)
         assert first.pid not in [child.pid for child in children()]
+
+
+@pytest.mark.parametrize(
+    ("sent", "lacks"), [(signal.SIGSTOP, "is the machine short of processors"), (signal.SIGKILL, "short of memory")]
+)
+def test_children_that_are_always_stopped_or_killed_are_not_the_fault_of_the_picture(
+    sent: signal.Signals, lacks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = sandbox._Child._start
+
+    def start_and_signal(child: sandbox._Child) -> subprocess.Popen[bytes]:
+        process = start(child)
+        process.send_signal(sent)
+        return process
+
+    monkeypatch.setattr(sandbox._Child, "_start", start_and_signal)
+    with DecoderPool(1, wall_seconds=2) as pool, pytest.raises(DecoderUnavailable, match=lacks):
+        list(decode_all(pool, [GOOD]))
+    assert DecoderUnavailable.retryable
+    monkeypatch.undo()
+    with DecoderPool(1) as pool:
+        assert is_right(next(decode_all(pool, [GOOD])))
 
 
 @pytest.mark.parametrize(

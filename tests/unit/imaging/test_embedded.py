@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import random
 from typing import Any
 
 import pytest
-from PIL import ExifTags
+from PIL import ExifTags, Image, PngImagePlugin
 
 from ragllava.imaging.decode import decode
 from ragllava.imaging.embedded import MAX_XMP_BYTES
@@ -150,6 +151,14 @@ def test_the_first_source_that_has_a_key_counts() -> None:
         "DCIM\\100MEDIA\\DJI_0001.JPG",
         "hdr",
         "  \x00 ",
+        "LEAD Technologies Inc. V1.01",
+        "Created with GIMP",
+        "CREATOR: gd-jpeg v1.0 (using IJG JPEG v62), quality = 90",
+        "Untitled-1",
+        "Screenshot",
+        "AAAAAAAAAAAAAAAA",
+        "2019:05:12",
+        "---",
     ],
 )
 def test_default_captions_of_cameras_are_none(caption: str) -> None:
@@ -159,6 +168,55 @@ def test_default_captions_of_cameras_are_none(caption: str) -> None:
 def test_the_caption_of_the_next_source_replaces_a_default() -> None:
     data = jpeg_with(exif({BASE.ImageDescription: "A barn"}), xmp("<dc:description>SONY DSC</dc:description>"))
     assert embedded(data) == {"caption": "A barn"}
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        b"ASCII\x00\x00\x00A barn",
+        b"UNICODE\x00" + "A barn".encode("utf-16-le"),
+        b"UNICODE\x00" + "A barn".encode("utf-16-be"),
+        bytes(8) + b"A barn",
+        b"A barn",
+    ],
+)
+def test_a_user_comment_is_a_caption(comment: bytes) -> None:
+    data = exif({BASE.ImageDescription: "SONY DSC"}, {BASE.UserComment: comment})
+    assert embedded(jpeg_with(data)) == {"caption": "A barn"}
+    described = exif({BASE.ImageDescription: "A boat"}, {BASE.UserComment: comment})
+    assert embedded(jpeg_with(described)) == {"caption": "A boat"}
+
+
+@pytest.mark.parametrize(
+    "comment", [b"ASCII\x00\x00\x00      ", b"UNICODE\x00", b"\x01\x02\x03", b"ASCII\x00\x00\x00Screenshot"]
+)
+def test_an_empty_or_usual_user_comment_is_none(comment: bytes) -> None:
+    assert embedded(jpeg_with(exif({}, {BASE.UserComment: comment}))) == {}
+
+
+def test_the_comment_of_windows_is_a_caption() -> None:
+    assert embedded(jpeg_with(exif({BASE.XPComment: "Käfer".encode("utf-16-le") + b"\x00\x00"}))) == {
+        "caption": "Käfer"
+    }
+
+
+@pytest.mark.parametrize(
+    ("texts", "caption"),
+    [
+        ({"Description": "A barn"}, "A barn"),
+        ({"Comment": "A barn"}, "A barn"),
+        ({"Comment": "Created with GIMP"}, None),
+        ({"Description": "Created with GIMP", "Comment": "A barn"}, "A barn"),
+        ({"Software": "A barn"}, None),
+    ],
+)
+def test_the_text_of_a_png_is_a_caption(texts: dict[str, str], caption: str | None) -> None:
+    info = PngImagePlugin.PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), "red").save(buffer, "PNG", pnginfo=info)
+    assert embedded(buffer.getvalue()).get("caption") == caption
 
 
 @pytest.mark.parametrize("caption", ["My first digital camera", "A Sony DSC on a table", "hdr of a barn"])

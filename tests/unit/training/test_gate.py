@@ -1,11 +1,11 @@
-"""The gate: its bounds against every possible resample, its error rates over many drawn hold-outs, its sentences."""
+"""The gate: its chances against every flip of signs, its error rates over many drawn hold-outs, its sentences."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist, fmean
 
 import numpy as np
@@ -13,20 +13,23 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import stdtrit
 
-from ragllava.training.gate import GateReport, GateRules, bounds_of_mean, decide, resampled_means
+from ragllava.training.gate import GateReport, GateRules, bounds_of_mean, chance_of_equal, decide, effective_questions
 
 PRIMARY, NOISE, BARE = "from the labelled images", "with a wrong image beside them", "without captions"
-QUICK = GateRules(resamples=1000)
+RULES = GateRules()
+SHORT = GateRules(flips=1000)
 
 
 @dataclass(frozen=True)
 class RerankedQuestions:
     version: str
     by_condition: Mapping[str, Sequence[float]]
-    primary: str = PRIMARY
+    primary: Mapping[str, float] = field(default_factory=lambda: {PRIMARY: 1.0})
     prefix: str = "question"
     about: Sequence[Sequence[str]] | None = None
+    tolerances: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def relevant(self) -> Sequence[Sequence[str]]:
@@ -34,7 +37,7 @@ class RerankedQuestions:
 
     @property
     def questions(self) -> tuple[str, ...]:
-        return tuple(f"{self.prefix} {number}" for number in range(len(self.by_condition[self.primary])))
+        return tuple(f"{self.prefix} {number}" for number in range(len(self.by_condition[next(iter(self.primary))])))
 
 
 def alone(count: int) -> list[list[str]]:
@@ -45,7 +48,7 @@ def alone(count: int) -> list[list[str]]:
 def gate(
     champion: Mapping[str, Sequence[float]],
     challenger: Mapping[str, Sequence[float]],
-    rules: GateRules = QUICK,
+    rules: GateRules = RULES,
     **others: tuple[Sequence[float], Sequence[float]],
 ) -> GateReport:
     """Decide over plain numbers; `others` are primary scores on other archives."""
@@ -61,33 +64,48 @@ def right(count: int, of: int) -> list[float]:
     return [1.0] * count + [0.0] * (of - count)
 
 
-def all_resamples(differences: Sequence[float]) -> list[float]:
-    return sorted(fmean(drawn) for drawn in itertools.product(differences, repeat=len(differences)))
+@pytest.mark.parametrize("differences", [[1.0, 1.0, 0.5, -0.2], [1.0, 1.0, 1.0, 0.0, -1.0], [0.3] * 6])
+def test_the_chance_against_every_possible_flip_of_signs(differences: list[float]) -> None:
+    flipped = [sum(signs) for signs in itertools.product(*((value, -value) for value in differences))]
+    exact = fmean(total >= sum(differences) - 1e-9 for total in flipped)
+    rules = GateRules(flips=40_000)
+    assert chance_of_equal(differences, alone(len(differences)), rules) == pytest.approx(exact, abs=0.01)
 
 
-@pytest.mark.parametrize("differences", [[1.0, 0.0, -1.0], [1.0, 1.0, 0.0, -1.0], [0.5, 0.2, 0.2, -0.1]])
-def test_resampled_means_against_every_possible_resample(differences: list[float]) -> None:
-    """27 or 256 equally likely resamples: the same values, as often as they should come, and the same percentiles."""
-    exact = all_resamples(differences)
-    drawn = np.sort(resampled_means(differences, 40_000, seed=1))
-    assert {round(float(value), 9) for value in drawn} <= {round(value, 9) for value in exact}
-    for value in set(exact):
-        share = sum(other <= value + 1e-9 for other in exact) / len(exact)
-        assert (drawn <= value + 1e-9).mean() == pytest.approx(share, abs=0.01)
+def test_questions_about_one_image_flip_together() -> None:
+    """Three images with four questions each: only one of the eight flips is as large."""
+    about = [[str(number // 4)] for number in range(12)]
+    assert chance_of_equal([1.0] * 12, about, RULES) == pytest.approx(1 / 8, abs=0.02)
+    assert chance_of_equal([1.0] * 12, alone(12), RULES) < 0.002
 
 
-def test_the_bounds_worked_by_hand() -> None:
-    """Of 1, 1, 1, 0 the 256 resampled means are 0 once, 1/4 in 12 cases, 1/2 in 54, 3/4 in 108 and 1 in 81.
+def test_a_chance_is_no_smaller_than_so_few_flips_can_show() -> None:
+    """Six gains and no loss among 60 questions: 1 in 64, where Student's t alone would say less than 1 in 150."""
+    assert chance_of_equal([1.0] * 6 + [0.0] * 54, alone(60), RULES) == pytest.approx(1 / 64, abs=0.005)
 
-    The lower bound at 80 % for four questions: Student's quantile for 3 degrees of freedom is 0.978, times
-    sqrt(4/3) 1.130, and 12.9 % of a normal distribution lie below that; with 13 of 256 at 1/4 or less and 67 at 1/2,
-    the percentile is 1/2. At the top, 81 of 256 are more than that share, so the upper bound is 1.
-    """
-    assert all_resamples([1, 1, 1, 0]).count(0.5) == 54
-    low, high = bounds_of_mean([1, 1, 1, 0], alone(4), 0.8, GateRules())
-    assert (low, high) == (0.5, 1.0)
-    low, high = bounds_of_mean([-1, -1, -1, 0], alone(4), 0.8, GateRules())
-    assert (low, high) == (-1.0, -0.5)
+
+def test_no_gain_has_no_chance_to_pass() -> None:
+    assert chance_of_equal([0.0] * 30, alone(30), RULES) == 1
+    assert chance_of_equal([-1.0] * 30, alone(30), RULES) == 1
+
+
+def test_the_error_of_all_tries_together_is_that_of_one() -> None:
+    rules = GateRules()
+    errors = [rules.error(tried) for tried in range(10_000)]
+    assert errors == sorted(errors, reverse=True)
+    assert sum(errors) == pytest.approx(0.05, abs=1e-5)
+    assert errors[0] > 0.04, "the first try keeps nearly all of it"
+
+
+def test_the_same_gain_that_passes_at_first_does_not_after_many_tries() -> None:
+    champion, challenger = (
+        RerankedQuestions(name, {PRIMARY: right(count, 60)}) for name, count in (("a", 20), ("b", 26))
+    )
+    first, later = (decide(champion, challenger, tried=tried) for tried in (0, 20))
+    assert first.passed
+    assert not later.passed
+    assert later.tried == 20
+    assert "version 21 tried against this champion may pass by chance with 0.0018 %" in later.reasons[0]
 
 
 def test_what_questions_about_one_image_have_in_common_widens_the_bounds_by_hand() -> None:
@@ -97,10 +115,11 @@ def test_what_questions_about_one_image_have_in_common_widens_the_bounds_by_hand
     by the square root of 2 more. 0.5 ± 0.25 becomes 0.5 ± 0.354.
     """
     differences = [1.0, 1.0, 0.0, 0.0]
-    narrow = bounds_of_mean(differences, alone(4), 0.7, QUICK)
-    wide = bounds_of_mean(differences, [["a"], ["a"], ["b"], ["b"]], 0.7, QUICK)
-    assert narrow == (0.25, 0.75)
-    assert wide == pytest.approx((0.5 - 0.25 * 2**0.5, 0.5 + 0.25 * 2**0.5))
+    narrow = bounds_of_mean(differences, alone(4), 0.7)
+    wide = bounds_of_mean(differences, [["a"], ["a"], ["b"], ["b"]], 0.7)
+    # Of four and of two independent ones: Student's quantiles for 3 and for 1 degree of freedom at 70 %.
+    assert narrow == pytest.approx((0.5 - 0.584 * 0.5 / 3**0.5, 0.5 + 0.584 * 0.5 / 3**0.5), abs=1e-3)
+    assert wide[1] == pytest.approx(0.5 + 0.727 * 0.5 * 2**0.5 * (2 / 4) ** 0.5, abs=1e-3)
 
 
 def test_a_question_about_two_images_shares_each_of_them_and_counts_none_twice() -> None:
@@ -110,19 +129,21 @@ def test_a_question_about_two_images_shares_each_of_them_and_counts_none_twice()
     """
     differences = [1.0, 1.0, 0.0, 0.0]
     about = [["a", "b"], ["b", "a"], ["c"], []]
-    spread = [bounds_of_mean(differences, found, 0.7, QUICK)[1] - 0.5 for found in (alone(4), about)]
-    assert spread[1] / spread[0] == pytest.approx(1.5**0.5)
+    independent = effective_questions(about)
+    reach = bounds_of_mean(differences, about, 0.7)[1] - 0.5
+    quantile = float(stdtrit(independent - 1, 0.7))
+    assert reach == pytest.approx(quantile * 0.5 * 1.5**0.5 * (independent / (independent - 1) / 4) ** 0.5)
 
 
 def test_questions_about_one_image_alone_show_nothing() -> None:
-    assert bounds_of_mean([1.0] * 30, [["a"]] * 30, 0.95, QUICK) == (0, 0)
+    assert bounds_of_mean([1.0] * 30, [["a"]] * 30, 0.95) == (0, 0)
     champion = RerankedQuestions("old", {PRIMARY: right(0, 30)}, about=[["a"]] * 30)
-    assert not decide(champion, RerankedQuestions("new", {PRIMARY: right(30, 30)}, about=[["a"]] * 30), QUICK).passed
+    assert not decide(champion, RerankedQuestions("new", {PRIMARY: right(30, 30)}, about=[["a"]] * 30), RULES).passed
 
 
 def test_one_question_or_none_shows_nothing() -> None:
-    assert bounds_of_mean([1.0], alone(1), 0.95, QUICK) == (0, 0)
-    assert bounds_of_mean([], [], 0.95, QUICK) == (0, 0)
+    assert bounds_of_mean([1.0], alone(1), 0.95) == (0, 0)
+    assert bounds_of_mean([], [], 0.95) == (0, 0)
 
 
 def test_the_bounds_are_students_where_differences_are_normal() -> None:
@@ -130,7 +151,7 @@ def test_the_bounds_are_students_where_differences_are_normal() -> None:
     places = (np.arange(20) + 0.5) / 20
     differences = np.array([NormalDist(0.3, 1).inv_cdf(place) for place in places])
     spread = differences.std(ddof=1) / np.sqrt(20)
-    low, high = bounds_of_mean(differences, alone(20), 0.95, GateRules())
+    low, high = bounds_of_mean(differences, alone(20), 0.95)
     assert low == pytest.approx(0.3 - 1.729 * spread, abs=0.02)
     assert high == pytest.approx(0.3 + 1.729 * spread, abs=0.02)
 
@@ -154,12 +175,11 @@ def test_equal_versions_pass_as_rarely_as_promised(
     """500 hold-outs on which both versions are equally good: at most 5 % may pass and at most 10 % break a guard,
     with two standard errors of such counts; and neither may be bought by never deciding."""
     rng = np.random.default_rng(count)
-    rules = GateRules(resamples=1000)
     passed = broken = 0
     for _ in range(500):
         differences = draw(count, rng)
-        passed += bounds_of_mean(differences, alone(count), rules.confidence, rules)[0] > 1e-9
-        broken += bounds_of_mean(differences, alone(count), rules.guard_confidence, rules)[1] < -1e-9
+        passed += chance_of_equal(differences, alone(count), SHORT, 0.05) <= 0.05
+        broken += bounds_of_mean(differences, alone(count), 0.9)[1] < -1e-9
     assert 10 <= passed <= 35
     assert 20 <= broken <= 64
 
@@ -173,12 +193,11 @@ def about_images(images: int, count: int, pairs: float, rng: np.random.Generator
 def test_one_image_that_most_questions_are_about_proves_no_more_than_an_image(numbers: list[int]) -> None:
     """Taken for as many images as there are, 12 and 8 % of equal versions would pass."""
     rng = np.random.default_rng(len(numbers))
-    rules = GateRules(resamples=1000)
     named = [[str(image)] for image, count in enumerate(numbers) for _ in range(count)]
     passed = 0
     for _ in range(500):
         luck = rng.choice([-1.0, 0.0, 1.0], size=len(numbers), p=[0.2, 0.6, 0.2])
-        passed += bounds_of_mean(np.repeat(luck, numbers), named, rules.confidence, rules)[0] > 1e-9
+        passed += chance_of_equal(np.repeat(luck, numbers), named, SHORT, 0.05) <= 0.05
     assert passed <= 35
 
 
@@ -189,7 +208,6 @@ def test_equal_versions_pass_as_rarely_where_questions_are_about_the_same_images
     """What a version makes of a picture decides most of its answers about it. Taken for independent, 13 to 18 % of
     equal versions would pass instead of 5 %."""
     rng = np.random.default_rng(images)
-    rules = GateRules(resamples=1000)
     passed = broken = naive = 0
     for _ in range(500):
         about = about_images(images, count, pairs, rng)
@@ -198,9 +216,9 @@ def test_equal_versions_pass_as_rarely_where_questions_are_about_the_same_images
         leaning = 0.6**0.5 * shared + 0.4**0.5 * rng.normal(size=count)
         differences = np.sign(leaning) * (np.abs(leaning) > 1)
         named = [[str(image) for image in found] for found in about]
-        passed += bounds_of_mean(differences, named, rules.confidence, rules)[0] > 1e-9
-        broken += bounds_of_mean(differences, named, rules.guard_confidence, rules)[1] < -1e-9
-        naive += bounds_of_mean(differences, alone(count), rules.confidence, rules)[0] > 1e-9
+        passed += chance_of_equal(differences, named, SHORT, 0.05) <= 0.05
+        broken += bounds_of_mean(differences, named, 0.9)[1] < -1e-9
+        naive += chance_of_equal(differences, alone(count), SHORT, 0.05) <= 0.05
     assert 10 <= passed <= 35
     assert 20 <= broken <= 64
     assert naive > 1.5 * passed
@@ -244,7 +262,7 @@ def test_that_it_is_better_elsewhere_does_not_help() -> None:
     report = gate({PRIMARY: right(50, 100), NOISE: right(10, 100)}, {PRIMARY: right(51, 100), NOISE: right(90, 100)})
     assert not report.passed
     assert report.reasons[0].startswith(
-        f"not better, {PRIMARY}: 0.500 → 0.510 on 100 questions about 100 images; with 95 % confidence"
+        f"not better, {PRIMARY}: 0.500 → 0.510 on 100 questions about 100 images, a gain that equal versions show "
     )
 
 
@@ -323,4 +341,29 @@ def test_the_report_as_json() -> None:
     assert (primary["name"], primary["is_primary"], primary["questions"], primary["changed"]) == (PRIMARY, True, 60, 30)
     assert (primary["champion"], primary["challenger"], primary["difference"]) == (0.3333, 0.8333, 0.5)
     assert 0.3 < primary["low"] < 0.5 < primary["high"] < 0.7
+    assert 0 < primary["chance"] < 0.001
+    assert (stored["tried"], bare["chance"]) == (0, None)
     assert (bare["low"], bare["high"], bare["broken"]) == (0.0, 0.0, False)
+
+
+def test_one_of_two_primary_conditions_suffices_and_the_other_must_not_fall() -> None:
+    before, better, lower = right(40, 80), right(60, 80), right(39, 80)
+
+    def passes(first: list[float], second: list[float]) -> bool:
+        primary = {PRIMARY: 0.2, NOISE: 0.8}
+        old = RerankedQuestions("old", {PRIMARY: before, NOISE: before}, primary)
+        return decide(old, RerankedQuestions("new", {PRIMARY: first, NOISE: second}, primary)).passed
+
+    assert passes(before, better)
+    assert passes(better, before)
+    assert not passes(lower, better), "the first condition is what users get"
+    assert not passes(better, right(20, 80))
+
+
+def test_a_condition_may_have_a_tolerance_of_its_own() -> None:
+    def passes(tolerances: Mapping[str, float]) -> bool:
+        old = RerankedQuestions("old", {PRIMARY: right(20, 80), BARE: right(80, 80)}, tolerances=tolerances)
+        return decide(old, RerankedQuestions("new", {PRIMARY: right(60, 80), BARE: right(64, 80)})).passed
+
+    assert not passes({})
+    assert passes({BARE: 0.25})

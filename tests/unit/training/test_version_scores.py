@@ -21,12 +21,13 @@ from ragllava.models.reranker import Pair, Relevance, Reranker
 from ragllava.records import Candidate, StoredImage
 from ragllava.settings import Settings
 from ragllava.stages.answer.pipeline import select_evidence
+from ragllava.training.contest import leave_out_doubtful
 from ragllava.training.data.datasets import LabelledQuestion, Retrieved
 from ragllava.training.data.examples import Evidence
-from ragllava.training.gate import decide
+from ragllava.training.gate import SEPARATION, WITH_CAPTIONS, decide
 from ragllava.training.version_scores import (
     LABELLED_IMAGES,
-    WITH_CAPTIONS,
+    UNLABELLED,
     WITHOUT_CAPTIONS,
     WRONG_IMAGE,
     EvaluationOptions,
@@ -34,6 +35,7 @@ from ragllava.training.version_scores import (
     RerankerScores,
     evaluate_generator,
     evaluate_reranker,
+    separation,
 )
 from tests.support.tiny_checkpoints import load_family, noise_pictures
 
@@ -153,7 +155,7 @@ def test_without_captions_is_a_condition_of_its_own() -> None:
     assert [image.image for image in scores.conditions[WITHOUT_CAPTIONS][0].ranking] == ["10", "70", "80", "90"]
     assert scores.conditions[WITHOUT_CAPTIONS][0].average_precision == 1 / 3
     assert scores.by_condition[WITHOUT_CAPTIONS] == (1 / 3,), "η is fitted with captions, so the ranking counts here"
-    assert scores.primary == WITH_CAPTIONS
+    assert list(scores.primary) == [WITH_CAPTIONS, SEPARATION]
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=8, unique=True), st.integers(1, 3), st.floats(0, 1))
@@ -167,6 +169,58 @@ def test_kept_is_what_answering_would_keep(numbers: list[int], top_n: int, thres
     ranking = scores.conditions[WITH_CAPTIONS][0].ranking
     assert [image.image for image in ranking] == [candidate.image.sha256 for candidate in chosen]
     assert [image.kept for image in ranking] == [candidate.evidence_no is not None for candidate in chosen]
+
+
+def test_the_separation_worked_by_hand() -> None:
+    """Relevant .9, .6 and .8; the strongest wrong ones .7, .6 and none: of six pairs five are right, one of them half.
+
+    .9 is above both, .6 above none and as strong as one, .8 above both: (1 + 1/4 + 1) / 3. Below .7 is one of three
+    relevant ones, below .6 half of one; a question without a wrong candidate adds nothing.
+    """
+    values = separation([[0.9], [0.6], [0.8]], [0.7, 0.6, None])
+    mean = (1 + 1 / 4 + 1) / 3
+    assert values == pytest.approx([1 + 2 / 3 - mean, 1 / 4 + (1 - 1 / 6) - mean, 1.0])
+    assert sum(values) / 3 == pytest.approx(mean + (2 / 3 + 5 / 6 + mean) / 3 - mean)
+
+
+def test_the_separation_depends_on_no_scale_and_an_unscored_question_is_0() -> None:
+    rights, wrongs = [[0.9, 0.2], [0.6], []], [0.7, 0.1, None]
+    squared = separation([[value**2 for value in row] for row in rights], [w and w**2 for w in wrongs])
+    assert squared == pytest.approx(separation(rights, wrongs))
+    assert squared[2] == 0
+    assert separation([], []) == ()
+
+
+def test_a_second_relevant_image_that_nobody_labelled_does_not_count_as_wrong() -> None:
+    """The challenger finds 95, which is relevant too; the champion finds 80 alone."""
+    champion = evaluate_ranking([question(retrieved=(70, 80))] * 1, threshold=0.75)
+    challenger = evaluate_ranking([question(retrieved=(70, 80, 95))], threshold=0.75)
+    assert champion.by_condition[WITH_CAPTIONS] == (1.0,)
+    assert challenger.by_condition[WITH_CAPTIONS][0] == pytest.approx(2 / 3)
+    old, new = leave_out_doubtful(champion, challenger)
+    assert [scores.by_condition[WITH_CAPTIONS] for scores in (old, new)] == [(1.0,), (1.0,)]
+    assert [scores.by_condition[UNLABELLED] for scores in (old, new)] == [(1.0,), (0.0,)]
+    known = evaluate_ranking([question(retrieved=(70, 80, 95), irrelevant=(95,))], threshold=0.75)
+    assert leave_out_doubtful(known, known)[1].by_condition[WITH_CAPTIONS][0] == pytest.approx(2 / 3), "it is wrong"
+    relevance, _ = challenger.calibration(with_doubtful=False)
+    assert relevance == [0.8, 0.7]
+    assert challenger.calibration()[0] == [0.95, 0.8, 0.7]
+
+
+def test_a_version_that_calls_everything_relevant_is_refused() -> None:
+    class Yes(ByNumber):
+        def relevance(self, pairs: Sequence[Pair], batch_size: int) -> list[Relevance]:
+            return [Relevance(0.99 + number_of(pair.picture) / 1e5) for pair in pairs]
+
+    questions = [question(f"Which {n}?", relevant=(n,), retrieved=(n, n + 40, 60, 50)) for n in range(30)]
+    models: Any = SimpleNamespace(reranker=Yes())
+    champion = evaluate_ranking(questions, threshold=0.3)
+    challenger = evaluate_reranker(models, questions, picture, options(threshold=0.5))
+    old, new = leave_out_doubtful(champion, challenger)
+    assert set(new.by_condition[WITH_CAPTIONS]) == {1.0}, "all that is wrong was left out"
+    report = decide(old, new)
+    assert not report.passed
+    assert any(reason.startswith(f"worse, {UNLABELLED}: 1.000 → 0.000") for reason in report.reasons)
 
 
 def test_a_tie_stays_in_the_order_of_clip() -> None:
@@ -267,7 +321,7 @@ def test_answers_are_compared_after_normalisation() -> None:
     assert scores.by_condition[LABELLED_IMAGES] == (1.0, 0.0)
     assert [score.answer for score in scores.conditions[LABELLED_IMAGES]] == ["The 80.", "The 80."]
     assert [score.answer for score in scores.conditions[WITHOUT_CAPTIONS]] == ["bare", "bare"]
-    assert scores.primary == LABELLED_IMAGES
+    assert list(scores.primary) == [LABELLED_IMAGES]
 
 
 def test_the_wrong_image_stands_anywhere_and_is_really_wrong() -> None:

@@ -444,8 +444,7 @@ def test_a_shard_that_stops_in_the_middle_keeps_what_it_committed(
     bench = whole_gallery.with_settings(questions_per_step=2)
     submitted = bench.submit(ten_questions[:3], **PAPER)
     stage: Callable[[ShardContext[Resources]], None] = lambda context: answer_stage(  # noqa: E731
-        # Checked once while reranking and once before the first step.
-        replace(context, stop=stopping_after(2, error))
+        replace(context, stop=lambda: error if bench.rows(submitted.job_id) else None)
     )
     replace(bench, stages={JobKind.ANSWER: stage}).run_once()
     assert len(bench.rows(submitted.job_id)) == 2
@@ -457,9 +456,3 @@ def test_a_shard_that_stops_in_the_middle_keeps_what_it_committed(
     with bench.engine.begin() as connection:
         written = select(func.count()).select_from(answers).where(answers.c.job_id == submitted.job_id)
         assert connection.scalar(written) == 3
-
-
-def stopping_after(checks: int, error: Exception) -> Callable[[], Exception | None]:
-    """A heartbeat's answer: None, `checks` times; then the error."""
-    left = iter([None] * checks)
-    return lambda: next(left, error)

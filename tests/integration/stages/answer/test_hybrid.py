@@ -381,7 +381,7 @@ def test_result_files_say_how_evidence_was_found(
     client.close()
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert parquet.read_table(tmp_path / "out.parquet").to_pylist() == lines
-    with (tmp_path / "out.csv").open(newline="") as file:
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8-sig") as file:
         cells = list(csv.DictReader(file))
     by_caption = 0
     for line, cell, row in zip(lines, cells, hybrid, strict=True):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ragllava.errors import ServiceUnavailable
+from ragllava.imaging.sandbox import DecoderPool
 from ragllava.settings import Settings
 from ragllava.stages.resources import PictureCache
 from ragllava.stores.objects import ObjectStore
@@ -28,6 +29,12 @@ def thread() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[DecoderPool]:
+    with DecoderPool(1) as pool:
+        yield pool
+
+
 def stored(objects: ObjectStore, color: str) -> str:
     data = encoded(Image.new("RGB", (40, 30), color), "PNG")
     objects.put_content(data, "image/png")
@@ -38,8 +45,10 @@ def wait(thread: ThreadPoolExecutor) -> None:
     thread.submit(int).result()
 
 
-def test_what_was_fetched_ahead_is_not_fetched_again(objects: ObjectStore, thread: ThreadPoolExecutor) -> None:
-    cache = PictureCache(objects, thread, 2**20)
+def test_what_was_fetched_ahead_is_not_fetched_again(
+    objects: ObjectStore, decoder: DecoderPool, thread: ThreadPoolExecutor
+) -> None:
+    cache = PictureCache(objects, decoder, thread, 2**20)
     red = stored(objects, "red")
     cache.fetch_ahead([red])
     wait(thread)
@@ -49,8 +58,10 @@ def test_what_was_fetched_ahead_is_not_fetched_again(objects: ObjectStore, threa
     assert picture.getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_a_picture_that_is_not_requested_is_dropped(objects: ObjectStore, thread: ThreadPoolExecutor) -> None:
-    cache = PictureCache(objects, thread, 2**20)
+def test_a_picture_that_is_not_requested_is_dropped(
+    objects: ObjectStore, decoder: DecoderPool, thread: ThreadPoolExecutor
+) -> None:
+    cache = PictureCache(objects, decoder, thread, 2**20)
     red, green = stored(objects, "red"), stored(objects, "green")
     cache.fetch_ahead([red])
     cache.fetch_ahead([green])
@@ -62,9 +73,9 @@ def test_a_picture_that_is_not_requested_is_dropped(objects: ObjectStore, thread
 
 
 def test_a_store_that_was_away_is_asked_again(
-    objects: ObjectStore, thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    objects: ObjectStore, decoder: DecoderPool, thread: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = PictureCache(objects, thread, 2**20)
+    cache = PictureCache(objects, decoder, thread, 2**20)
     red, green = stored(objects, "red"), stored(objects, "green")
 
     def be_away(_sha256: str) -> bytes:

@@ -452,7 +452,7 @@ def test_result_files_say_which_answers_differ(changed: tuple[Gallery, int], tmp
         assert previous["changed"] == ((line["status"], line["answer"]) != (old["status"], old["answer"]))
     assert lines[0]["previous"]["asked_again"] and lines[0]["previous"]["because"] == ["captions"]
     assert parquet.read_table(paths[2]).to_pylist() == lines
-    with paths[1].open(newline="") as file:
+    with paths[1].open(newline="", encoding="utf-8-sig") as file:
         cells = list(csv.DictReader(file))
     assert [cell["previous_changed"] for cell in cells] == [str(line["previous"]["changed"]).lower() for line in lines]
     assert (cells[0]["previous_job"], cells[0]["previous_because"]) == (str(gallery.job_id), "captions")

@@ -19,11 +19,10 @@ from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
-from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Retrieval, SourceFile
+from ragllava.records import AnswerOptions, AnswerStatus, Depth, JobKind, Priority, Retrieval, SourceFile
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import (
-    ASK_PRIORITY,
     Submission,
     Submitted,
     record_refusal,
@@ -93,9 +92,9 @@ def test_every_line_becomes_a_question_of_a_shard(desk: Desk) -> None:
 
 def test_options_and_priority_reach_the_job(desk: Desk) -> None:
     options = AnswerOptions(top_k=7, top_n=3, threshold=0.25, captions_in_answer=False)
-    job = desk.job(submit(desk, GOOD, options=options, priority=ASK_PRIORITY).job_id)
+    job = desk.job(submit(desk, GOOD, options=options, priority=Priority.URGENT).job_id)
     assert AnswerOptions(**job.spec["options"]) == options
-    assert (job.priority, job.archive) == (ASK_PRIORITY, "test")
+    assert (job.priority, job.archive) == (Priority.URGENT, "test")
 
 
 def test_odd_text_comes_back_as_it_went_in(desk: Desk) -> None:
@@ -423,7 +422,7 @@ def test_the_client_asks_what_can_be_asked(client: Client) -> None:
         client.questions.ask("What color is it?", "test", timeout_s=0.01)
     [job] = client.jobs.list()
     assert f"job {job.job_id}" in str(late.value)
-    assert (job.priority, job.is_final) == (ASK_PRIORITY, False)
+    assert (job.priority, job.is_final) == (Priority.URGENT, False)
 
 
 # The refusal of a file that came by message

@@ -68,7 +68,7 @@ class Bound:
         """Scan, and run the jobs."""
         [report] = sync.scan(self.workshop.engine, self.workshop.settings, self.objects, ARCHIVE)
         self.workshop.run()
-        sync.settle(self.workshop.engine, self.objects)
+        sync.settle(self.workshop.engine)
         return report
 
     def captions(self) -> dict[str, str | None]:
@@ -239,10 +239,10 @@ def test_captions_of_a_file_go_before_sidecars_and_those_before_metadata(bucketf
     put("in/a.png", png(1), {"caption": "from%20metadata: 50 % gr%C3%BCn"})
     put("in/b.png", png(2), {"caption": "=?UTF-8?B?YsO8cm8=?="})
     put("in/c.png", png(3), {"caption": "metadata"})
-    put("in/b.txt", b"from the sidecar\nnot this")
-    put("in/c.png.txt", b"sidecar")
+    put("in/b.txt", b"from the\nsidecar")
+    put("in/c.caption", b"sidecar")
     put("in/captions.csv", b"image,caption\nc.png,from the file\n")
-    bucketful.follow("in/a.png", "in/b.png", "in/b.txt", "in/c.png", "in/c.png.txt", "in/captions.csv")
+    bucketful.follow("in/a.png", "in/b.png", "in/b.txt", "in/c.png", "in/c.caption", "in/captions.csv")
     assert bucketful.captions() == {
         "a.png": "from metadata: 50 % grün",
         "b.png": "from the sidecar",

@@ -158,7 +158,7 @@ def test_results_have_the_format_of_the_questions(office: Office) -> None:
     office.answer()
     assert office.tick() == 3
     files = office.out()
-    cells = list(csv.DictReader(io.StringIO(files[f"q.csv/{first}/results.csv"].decode(), newline="")))
+    cells = list(csv.DictReader(io.StringIO(files[f"q.csv/{first}/results.csv"].decode("utf-8-sig"), newline="")))
     rows = parquet.read_table(io.BytesIO(files[f"q.parquet/{second}/results.parquet"])).to_pylist()
     assert [cell["answer"] for cell in cells] == [row["answer"] for row in rows] == ["first?", "second?"]
     assert json.loads(files[f"batch.ndjson/{third}/results.jsonl"])["answer"] == "first?"

@@ -189,7 +189,7 @@ def test_a_bound_object_is_named_and_not_ingested_again(workshop: Workshop) -> N
     assert traces(workshop.engine, settings, NAME, CAPTION, row.sha256) == {}
 
 
-class Killed(Exception):
+class Killed(BaseException):  # no border of an isolated part catches it
     """The process ends here."""
 
 

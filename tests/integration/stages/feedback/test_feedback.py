@@ -136,6 +136,24 @@ def test_wrong_alone_leaves_the_case_open(review: Review) -> None:
     assert case.details == {"said_wrong": "a person calls the outcome `no_evidence` wrong"}
 
 
+def test_wrong_alone_keeps_what_an_earlier_label_says_about_pictures(review: Review) -> None:
+    three = {"custom_id": "q0", "verdict": "wrong", "answer": "three", "relevant": ["tower.png"]}
+    review.say(three)
+    earlier = review.labels()
+    again = review.say({"custom_id": "q0", "verdict": "wrong"})
+    assert (again.unchanged, again.open_cases) == (1, 0)
+    assert review.labels() == earlier
+    assert review.cases()["q0"].state is NoisyState.LABELLED
+    review.say({"custom_id": "q0", "verdict": "right"})
+    [before] = review.labels()
+    for open_cases in (1, 0):
+        assert review.say({"custom_id": "q0", "verdict": "wrong"}).open_cases == open_cases
+        [row] = review.labels()
+        assert (row.label.verdict, row.label.answer) == (Verdict.WRONG, None)
+        assert row.label.relevant == before.label.relevant != ()
+        assert review.cases()["q0"].state is NoisyState.OPEN, "the right answer is not known"
+
+
 def test_the_newest_label_of_a_question_counts_in_the_order_in_which_they_were_given(review: Review) -> None:
     review.say({"custom_id": "q0", "verdict": "wrong", "answer": "three"})
     review.say({"custom_id": "q0", "verdict": "wrong", "answer": "four"}, {"custom_id": "q1", "verdict": "right"})

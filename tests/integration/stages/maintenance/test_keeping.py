@@ -28,7 +28,7 @@ def test_retired_pictures_are_erased_after_their_days(workshop: Workshop) -> Non
 
     kept = report(do(workshop.with_settings(keep_retired_days=0), "retention"))
     assert kept["retired_pictures"] == 0
-    job = do(workshop, "retention")
+    job = do(workshop.with_settings(keep_retired_days=30), "retention")
     assert report(job)["retired_pictures"] == 2
     objects = workshop.resources.objects
     assert [objects.exists(content_key(digest)) for digest in (long_ago, sha256, lately)] == [False, False, True]
@@ -37,7 +37,7 @@ def test_retired_pictures_are_erased_after_their_days(workshop: Workshop) -> Non
         assert lately in connection.scalars(select(images.c.sha256)).all()
         line = erasures.list_erasures(connection)[0]
     assert (line.kind, line.account, line.counts["images"]) == ("retired", f"job {job.job_id}", 2)
-    assert report(do(workshop, "retention"))["retired_pictures"] == 0
+    assert report(do(workshop.with_settings(keep_retired_days=30), "retention"))["retired_pictures"] == 0
 
 
 def test_an_open_noisy_case_keeps_its_job_only_for_its_days(workshop: Workshop) -> None:

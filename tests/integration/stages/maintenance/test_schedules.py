@@ -18,6 +18,7 @@ from ragllava.stages.maintenance.schedules import Fired, ScheduleRequest, Starte
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.maintenance import schedules
+from ragllava.stores.maintenance.faults import list_faults
 from ragllava.stores.maintenance.schedules import ScheduleView
 from ragllava.stores.schema import jobs, maintenance_tasks, schedule_runs
 from ragllava.stores.schema import schedules as table
@@ -162,6 +163,18 @@ def test_a_schedule_whose_service_is_away_holds_up_no_other_and_is_due_again(
 
 
 # Pause, resume, remove
+
+
+def test_a_schedule_of_another_version_holds_up_no_other(engine: Engine, settings: Settings) -> None:
+    for name, action in (("first", ScheduleAction.GC), ("second", ScheduleAction.VACUUM)):
+        in_transaction(engine, add_schedule, ScheduleRequest(action, "0 3 * * *", name=name), STARTERS)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE schedules SET action = 'of the future' WHERE name = 'first'"))
+        connection.execute(text("UPDATE schedules SET next_due = now() - interval '1 hour'"))
+    assert [fired.name for fired in fire_due(engine, settings, STARTERS)] == ["second"]
+    with engine.begin() as connection:
+        [fault] = list_faults(connection)
+    assert (fault.room, fault.subject, fault.attempts) == ("schedules", "first", 1)
 
 
 def test_a_paused_schedule_lets_its_times_pass_and_resumes_with_the_next(

@@ -27,10 +27,13 @@ from ragllava.stages.answer.question_files import QuestionFile
 from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.maintenance.stage import submit_task
+from ragllava.stages.results import finalize, results
 from ragllava.stages.results.finalize import publish_missing_results, publish_result
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs import answers, outcomes
+from ragllava.stores.jobs.outcomes import Reconciliation
+from ragllava.stores.maintenance.faults import list_faults
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import reindexed
 from ragllava.training.request import TrainingRequest, create_job
@@ -200,6 +203,56 @@ def test_the_manifest_is_written_last_and_repaired_by_the_next_tick(desk: Desk, 
     check_files(desk, objects, job_id)
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("a defect"), MemoryError()], ids=repr
+)
+def test_one_result_that_cannot_be_made_holds_up_no_later_one(
+    desk: Desk, objects: ObjectStore, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, *good = [a_job(desk, good=1) for _ in range(3)]
+    answer_all(desk)
+    original = results.write_results
+
+    def full(rows: Any, path: Path, *args: Any, **kwargs: Any) -> int:
+        listed = list(rows)
+        if bad in made:
+            raise error
+        return original(iter(listed), path, *args, **kwargs)
+
+    made: list[int] = []
+    write_files = finalize.write_files
+
+    def noted(engine: Engine, store: ObjectStore, job: JobView, counted: Reconciliation) -> dict[str, Any]:
+        made[:] = [job.job_id]
+        return write_files(engine, store, job, counted)
+
+    monkeypatch.setattr(finalize, "write_results", full)
+    monkeypatch.setattr(finalize, "write_files", noted)
+    assert publish_missing_results(desk.engine, objects) == 2
+    assert all(desk.job(job_id).result for job_id in good) and desk.job(bad).result is None
+    with desk.engine.begin() as connection:
+        [fault] = list_faults(connection)
+    assert (fault.room, fault.subject) == ("results", f"job {bad}") and type(error).__name__ in fault.reason
+    monkeypatch.undo()
+    assert publish_missing_results(desk.engine, objects) == 1
+    with desk.engine.begin() as connection:
+        assert list_faults(connection) == []
+
+
+def test_an_outbox_key_that_the_store_refuses_is_not_tried_again(desk: Desk, objects: ObjectStore) -> None:
+    job_id = a_job(desk, good=1)
+    address = f"s3://{objects.bucket}/" + "/".join(["f" * 200] * 6) + "/"
+    outbox = {"folder": address, "source": "s3://b/in/q.jsonl", "etag": "e", "format": "jsonl"}
+    objects.ensure_bucket()
+    with desk.engine.begin() as connection:
+        changed = text("UPDATE jobs SET spec = spec || jsonb_build_object('outbox', CAST(:outbox AS jsonb))")
+        connection.execute(changed, {"outbox": json.dumps(outbox)})
+    answer_all(desk)
+    assert publish_missing_results(desk.engine, objects) == 1
+    result = desk.job(job_id).result
+    assert result is not None and "S3 allows 1,024" in result["outbox"]["error"]
+
+
 def test_a_job_whose_files_cannot_be_written_holds_up_no_other(desk: Desk, objects: ObjectStore) -> None:
     first, second = a_job(desk, good=1), a_job(desk, good=1)
     answer_all(desk)
@@ -314,7 +367,7 @@ def test_results_are_saved_in_three_formats(client: Client, desk: Desk, tmp_path
     paths = [tmp_path / f"out.{ending}" for ending in ("jsonl", "csv", "parquet")]
     assert [client.questions.save_results(job_id, path) for path in paths] == [SavedResults(4, 1)] * 3
     lines = [json.loads(line) for line in paths[0].read_text().splitlines()]
-    with paths[1].open(newline="") as file:
+    with paths[1].open(newline="", encoding="utf-8-sig") as file:
         cells = list(csv.DictReader(file))
     rows = parquet.read_table(paths[2]).to_pylist()
     expected = [("q0", "answer 0"), ("q1", "answer 1"), ("q2", "answer 2"), (None, None)]

@@ -47,7 +47,7 @@ def _rewrite(path: Path, line: int, **changes: Any) -> None:
 
 
 def _shown(data: EvaluationSet) -> dict[str, Any]:
-    pictures = {image.image_id: decode(image.picture.read(), allow_tiff=True).picture for image in data.images}
+    pictures = {image.image_id: decode(image.picture.read()).picture for image in data.images}
     return {image_id: picture.convert("L").getpixel((4, 3)) for image_id, picture in pictures.items()}
 
 

@@ -133,7 +133,7 @@ def test_karpathys_own_file_of_coco(tmp_path: Path) -> None:
         {"filepath": "val2014", "filename": name, "cocoid": 391895, "split": "test", "sentences": ["A bike.", "Road."]},
         {
             "filepath": "train2014",
-            "filename": "COCO_train2014_7.jpg",
+            "filename": "train_7.jpg",
             "cocoid": 7,
             "split": "train",
             "sentences": ["x"],
@@ -142,7 +142,7 @@ def test_karpathys_own_file_of_coco(tmp_path: Path) -> None:
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "dataset_coco.json").write_text(karpathy(*entries))
     draw_files(tmp_path / "val2014", {name: 20})
-    draw_files(tmp_path / "train2014", {"COCO_train2014_7.jpg": 220})
+    draw_files(tmp_path / "train2014", {"train_7.jpg": 220})
     data = load_dataset("coco", tmp_path, "test")
     assert [(question.custom_id, question.text) for question in data.questions] == [
         ("391895#0", "A bike."),

@@ -41,7 +41,7 @@ def reference(tmp_path: Path) -> Path:
 
 def _greys(data: EvaluationSet) -> dict[str, Any]:
     """What each picture shows: the one grey it was drawn in."""
-    pictures = {image.image_id: decode(image.picture.read(), allow_tiff=True).picture for image in data.images}
+    pictures = {image.image_id: decode(image.picture.read()).picture for image in data.images}
     return {image_id: picture.convert("L").getpixel((4, 3)) for image_id, picture in pictures.items()}
 
 

@@ -53,3 +53,15 @@ def test_a_task_that_cannot_be_read_is_an_error_with_its_number(
 def test_a_file_that_is_not_an_export_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidInput):
         read_annotations(data, name="export.json")
+
+
+def test_json_min_is_named() -> None:
+    done = {
+        "verdict": "wrong",
+        "relevance_0": "relevant",
+        "annotator": 1,
+        "annotation_id": 1,
+        "created_at": "2026-05-01",
+    }
+    with pytest.raises(InvalidInput, match='"JSON-MIN"; export the project again in the format "JSON"'):
+        read_annotations(json.dumps([DATA | done]).encode(), name="export.json")

@@ -1,4 +1,4 @@
-"""Caption files and sidecars."""
+"""Caption files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,7 @@ from hypothesis import strategies as st
 
 from ragllava.errors import InvalidInput, UsageError
 from ragllava.metadata import MAX_CAPTION, clean_caption
-from ragllava.stages.ingest.captions import (
-    MAX_SIDECAR_BYTES,
-    NOTHING,
-    Captions,
-    Description,
-    read_captions,
-    sidecar_caption,
-)
+from ragllava.stages.ingest.captions import Captions, Columns, Description, read_beside, read_captions
 
 NAMES = st.text("abcdefgh0123äß _-", min_size=1, max_size=12).map(lambda name: f"p{name}.png")
 TEXTS = st.text(max_size=60)
@@ -77,7 +70,7 @@ def test_every_format_gives_back_the_clean_captions(
         lines = [json.dumps(entry) for entry in entries]
         path.write_text(f"[{','.join(lines)}]" if kind == "json" else "\n".join(lines))
     by_picture = read_captions(path)
-    assert assigned(by_picture, list(captions)) == [clean_caption(text) for text in captions.values()]
+    assert assigned(by_picture, list(captions)) == [clean_caption(text) or "" for text in captions.values()]
     assert by_picture.unused() == []
 
 
@@ -94,57 +87,11 @@ def test_a_clean_caption_is_storable_and_on_one_line(text: str) -> None:
         caption.encode("utf-8")
 
 
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (b"A frog.\nde.utf8=Ein Frosch.\n", "A frog."),
-        (b"\xef\xbb\xbf\r\n \r\n  A   frog. \r\nmore", "A frog."),
-        ("Ein Käfer.".encode("utf-16"), "Ein Käfer."),
-        ("Ein Käfer.".encode("cp1252"), "Ein Käfer."),
-        (b"nul\x00 inside\n", "nul inside"),
-        (b" \n\n", None),
-        (b"", None),
-        (b"x" * 5_000, "x" * MAX_CAPTION),
-        (("Käfer\n" + "ä" * MAX_SIDECAR_BYTES).encode(), "Käfer"),
-    ],
-)
-def test_the_first_line_of_a_sidecar_counts(data: bytes, expected: str | None) -> None:
-    assert sidecar_caption(data[:MAX_SIDECAR_BYTES]) == expected
-
-
-def test_captions_go_by_path_then_by_bare_name_if_that_is_clear() -> None:
-    by_picture = Captions(
-        {
-            "trip/a.png": "exact",
-            "images/b.png": "by name",
-            "x/c.png": "two captions of this name",
-            "y/c.png": "two captions of this name, too",
-            "d.png": "two files of this name",
-            ".\\album\\e.png": "tidied",
-            "f.png": "the file at the top, not its namesake",
-            "gone.png": "no such file",
-        }
-    )
-    sources = ["trip/a.png", "trip/b.png", "z/c.png", "1/d.png", "2/d.png", "album/e.png", "f.png", "deep/f.png"]
-    assert assigned(by_picture, sources) == [
-        "exact",
-        "by name",
-        None,
-        None,
-        None,
-        "tidied",
-        "the file at the top, not its namesake",
-        None,
-    ]
-    assert by_picture.unused() == ["x/c.png", "y/c.png", "d.png", "gone.png"]
-    assert len(by_picture) == 8
-
-
 def test_several_captions_of_a_picture_are_joined_and_empty_ones_skipped(tmp_path: Path) -> None:
     text = "image,caption\na.png,A cat.\na.png,A black cat.\n./a.png,A cat.\nb.png,\n"
     by_picture = captions_of(tmp_path / "captions.txt", text)
-    assert assigned(by_picture, ["a.png", "b.png"]) == ["A cat. A black cat.", None]
-    assert len(by_picture) == 1
+    assert assigned(by_picture, ["a.png", "b.png", "c.png"]) == ["A cat. A black cat.", "", None]
+    assert len(by_picture) == 2
 
 
 def test_other_columns_are_metadata(tmp_path: Path) -> None:
@@ -156,10 +103,9 @@ def test_other_columns_are_metadata(tmp_path: Path) -> None:
     by_picture = captions_of(tmp_path / "captions.json", json.dumps(rows))
     assert by_picture.assign(["a.png", "b.png", "c.png"]) == [
         Description("A barn", {"photo_year": 1968, "tags": ["x"], "public": False, "text": "more"}),
-        Description(None, {"place_city": "Ansel"}),
-        NOTHING,
+        Description("", {"place_city": "Ansel"}),
+        Description(""),
     ]
-    assert len(by_picture) == 2
 
 
 def test_cells_of_a_csv_stay_text_and_empty_ones_are_left_out(tmp_path: Path) -> None:
@@ -167,7 +113,7 @@ def test_cells_of_a_csv_stay_text_and_empty_ones_are_left_out(tmp_path: Path) ->
     by_picture = captions_of(tmp_path / "captions.csv", text)
     assert by_picture.assign(["a.png", "b.png", "c.png"]) == [
         Description("A barn", {"year": "1968", "source_": "Library", "day": "1968-05-12"}),
-        NOTHING,
+        Description(""),
         Description("A boat"),
     ]
 
@@ -207,9 +153,11 @@ def test_columns_of_parquet_keep_their_types_and_bytes_are_not_read(tmp_path: Pa
 
 
 def test_a_cell_that_is_not_utf_8_spoils_only_a_caption_or_a_name(tmp_path: Path) -> None:
-    by_picture = captions_of(tmp_path / "c.csv", b"file,caption,by\na.png,A barn,Ren\xe9\n")
+    utf_8 = "b.png,Käfer,Zoë\n".encode()
+    by_picture = captions_of(tmp_path / "c.csv", b"file,caption,by\na.png,A barn,Ren\xe9\n" + utf_8)
     assert by_picture.assign(["a.png"]) == [Description("A barn", {"by": "Ren?"})]
-    assert errors_of(tmp_path / "c.csv", b"file,caption,by\na.png,A b\xe4rn,Ada\n")[0][:2] == ("invalid_encoding", 2)
+    errors = errors_of(tmp_path / "c.csv", b"file,caption,by\na.png,A b\xe4rn,Ada\n" + utf_8)
+    assert errors[0][:2] == ("invalid_encoding", 2)
 
 
 def test_a_quoted_cell_may_span_lines_and_errors_still_name_the_right_one(tmp_path: Path) -> None:
@@ -236,7 +184,8 @@ def test_a_missing_column_is_named_with_those_found(tmp_path: Path) -> None:
     assert "picture" in message
     ((_, _, message),) = errors_of(tmp_path / "d.csv", "image,alt\na.png,x\n")
     assert "caption" in message
-    assert "image, alt" in message
+    assert '"image", "alt"' in message
+    assert "--caption-column" in message
     ((_, _, message),) = errors_of(tmp_path / "e.csv", "")
     assert "found none" in message
 
@@ -256,8 +205,11 @@ def test_lines_that_are_wrong_are_all_reported(tmp_path: Path) -> None:
     [
         ("c.json", b'[{"image": "a", "caption": "b"},\n oops]', "invalid_json_line", 2),
         ("c.json", b"[" * 100_000, "invalid_json_line", 0),
-        ("c.json", b'[{"image": "a", "caption": "b"}, 3]', "invalid_json_line", 0),
-        ("c.csv", b"image,caption\na.png,caf\xe9\n", "invalid_encoding", 2),
+        ("c.json", b'[{"image": "a", "caption": "b"}, 3]', "invalid_json_line", 2),
+        ("c.csv", b"image,caption\na.png,caf\xe9 \xc3\xa9\n", "invalid_encoding", 2),
+        ("c.csv", b"image,caption\na.png,\xef\xe5\xf1\xed\xff\n", "invalid_encoding", 2),  # Windows-1251
+        ("c.csv.gz", b"\x1f\x8b no gzip", "invalid_gzip", 0),
+        ("c.xlsx", b"PK\x03\x04 no Excel", "invalid_xlsx", 0),
         ("c.json", b'[{"image": "a", "caption": "b"},\n{"image": "c", "caption": "caf\xe9"}]', "invalid_encoding", 2),
         ("c.csv", "image,caption\na.png,x\n".encode("utf-16")[:-1], "invalid_encoding", 0),
         ("c.csv", b'image,caption\nb.png,x\na.png,"' + b"x" * 200_000 + b'"\n', "invalid_csv_line", 3),
@@ -272,7 +224,7 @@ def test_damage_is_reported_where_it_is(tmp_path: Path, name: str, content: byte
     ("columns", "expected"),
     [
         ({"image": [b"a.png"], "caption": ["x"]}, ("invalid_image", 1)),
-        ({"image": ["a.png", "b.png"], "caption": [["x"], ["y"]]}, ("invalid_caption", 1)),
+        ({"image": ["a.png", "b.png"], "caption": [[1], [2]]}, ("invalid_caption", 1)),
         ({"id": [1], "caption": ["x"]}, ("missing_column", 0)),
     ],
 )
@@ -295,3 +247,35 @@ def test_files_that_cannot_be_read_at_all(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(UsageError, match="directory"):
         read_captions(tmp_path / "folder.csv")
+
+
+def test_a_caption_with_a_comma_outside_quotes_is_refused_not_cut(tmp_path: Path) -> None:
+    content = 'file,caption\na.png,Old Mill, Wenby, 1932\nb.png,"Old Mill, Wenby",\nc.png,Barn,,\n'
+    assert [error[:2] for error in errors_of(tmp_path / "c.csv", content)] == [("invalid_csv_line", 2)]
+
+
+def test_columns_may_be_named(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("Bild;Datei;Legende;caption\n1;a.png;Das Tor;x\n")
+    by_picture = read_captions(tmp_path / "c.csv", Columns("datei", "LEGENDE"))
+    assert by_picture.assign(["a.png"]) == [Description("Das Tor", {"bild": "1", "caption_": "x"})]
+
+
+def test_a_file_beside_pictures_need_not_be_right() -> None:
+    wrong = b"file_name,text\na.png,Barn, red\nb.png,Mill\n"
+    captions = read_beside("metadata.csv", wrong)
+    assert dict(captions.items()) == {"b.png": Description("Mill")}
+    assert captions.notes == (
+        "metadata.csv: 1 rows were passed over; the first is line 2: the record has 3 cells under 2 columns; put texts "
+        "with commas in double quotes",
+    )
+    only_metadata = read_beside("metadata.csv", b"file_name,Year\na.png,1932\n")
+    assert dict(only_metadata.items()) == {"a.png": Description(None, {"year": "1932"})}
+    other = read_beside("metadata.csv", b"sensor,reading\n1,2\n")
+    assert len(other) == 0
+    assert "metadata.csv: not used" in other.notes[0]
+
+
+def test_a_caption_that_is_too_long_is_known_to_be_cut(tmp_path: Path) -> None:
+    content = f"file,caption\na.png,{'x' * MAX_CAPTION}\nb.png,{'y ' * MAX_CAPTION}\n"
+    a, b = captions_of(tmp_path / "c.csv", content).assign(["a.png", "b.png"])
+    assert (a.is_cut, b.is_cut) == (False, True)

@@ -158,13 +158,13 @@ def test_sidecars_give_captions_and_a_caption_file_wins(tmp_path: Path) -> None:
     outside = fill(tmp_path.parent / f"{tmp_path.name}-outside", "secret.txt") / "secret.txt"
     (tmp_path / "c.txt").symlink_to(outside)
     captions = {file.source: file.caption for file in list_sources([tmp_path])}
-    assert captions == {"a.png": "from a.png.txt", "b.jpg": "from b.txt", "c.png": None, "sub/d.png": None}
+    assert captions == {"a.png": "from a.png.txt second line", "b.jpg": "from b.txt", "c.png": None, "sub/d.png": None}
     (single,) = list_sources([tmp_path / "b.jpg"])
     assert single.caption == "from b.txt"
     by_picture = Captions({"b.jpg": "from the caption file", "d.png": "by name", "none.png": "unused"})
     captions = {file.source: file.caption for file in list_sources([tmp_path], by_picture)}
     assert captions == {
-        "a.png": "from a.png.txt",
+        "a.png": "from a.png.txt second line",
         "b.jpg": "from the caption file",
         "c.png": None,
         "sub/d.png": "by name",
@@ -202,7 +202,7 @@ def test_what_changed_since_the_listing_is_a_rejection_of_that_file(tmp_path: Pa
     results = [content for _, content in read_sources([(no, file.uri) for no, file in enumerate(files)], no_objects)]
     assert results[1] == b"good.png"
     assert "disappeared" in str(results[0])
-    assert "50 MB" in str(results[2])
+    assert "200 MB" in str(results[2])
     assert "pipe" in str(results[3])
 
 
@@ -355,3 +355,45 @@ def test_the_stamps_of_tuxpaint_have_their_english_captions() -> None:
     assert files["animals/amphibians/frog.png"].caption == "A frog."
     assert len(files) > 900
     assert sum(file.caption is not None for file in files.values()) > 0.95 * len(files)
+
+
+CLUTTER = [
+    "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg",
+    "#recycle/gone.jpg",
+    "$RECYCLE.BIN/S-1-5/gone.jpg",
+    "System Volume Information/x.jpg",
+    "lost+found/x.jpg",
+    "Ours.photoslibrary/resources/derivatives/a.jpg",
+    "Ours.photoslibrary/database/a.jpg",
+    "Catalog Previews.lrdata/1/2.lrprev",
+]
+
+
+def test_thumbnails_and_deleted_files_of_other_programs_are_left_out(tmp_path: Path) -> None:
+    originals = ["Ours.photoslibrary/originals/1/a.heic", "resources/a.jpg"]
+    folder = fill(tmp_path / "nas", *CLUTTER, *originals)
+    assert sorted(file.source for file in list_sources([folder])) == sorted(originals)
+    library = [file.source for file in list_sources([folder / "Ours.photoslibrary"])]
+    assert library == ["originals/1/a.heic"]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as package:
+        for name in (*CLUTTER, *originals):
+            package.writestr(name, name)
+    members = [file.source for file in list_sources([tmp_path / "all.zip"])]
+    assert sorted(members) == sorted(f"all.zip/{name}" for name in originals)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "left"),
+    [
+        ((), {"a.jpg", "B.PDF", "2019/a.jpg", "2019/drafts/c.jpg", "2020/thumb_1.jpg"}),
+        (("*.pdf",), {"a.jpg", "2019/a.jpg", "2019/drafts/c.jpg", "2020/thumb_1.jpg"}),
+        (("drafts",), {"a.jpg", "B.PDF", "2019/a.jpg", "2020/thumb_1.jpg"}),
+        (("2019/", "thumb_*"), {"a.jpg", "B.PDF"}),
+        (("2019/*",), {"a.jpg", "B.PDF", "2020/thumb_1.jpg"}),
+        (("2019/drafts",), {"a.jpg", "B.PDF", "2019/a.jpg", "2020/thumb_1.jpg"}),
+        (("a.jpg",), {"B.PDF", "2019/drafts/c.jpg", "2020/thumb_1.jpg"}),
+    ],
+)
+def test_files_and_folders_are_excluded_by_patterns(patterns: tuple[str, ...], left: set[str], tmp_path: Path) -> None:
+    folder = fill(tmp_path, "a.jpg", "B.PDF", "2019/a.jpg", "2019/drafts/c.jpg", "2020/thumb_1.jpg")
+    assert {file.source for file in list_sources([folder], exclude=patterns)} == left

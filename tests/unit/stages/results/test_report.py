@@ -391,3 +391,22 @@ def test_a_refresh_shows_the_previous_answer(tmp_path: Path) -> None:
     assert "refreshes job 7: 1 answers taken over" in text
     assert "before, in job 7: red" in text and "before, in job 7: no evidence" in text
     assert text.count("before, in job 7") == 2
+
+
+def test_all_pages_lead_to_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "MAX_CARDS", 2)
+    rows = [replace(ROW, result=replace(ROW.result, line=line)) for line in range(1, 6)]
+    pages = report.page_paths(tmp_path / "my report.html", 5)
+    assert [page.name for page in pages] == ["my report.html", "my report-2.html", "my report-3.html"]
+    summary = ReportSummary("a", {AnswerStatus.ANSWERED: 5})
+    shown = write_report(pages[0], title="t", summary=summary, rows=rows, thumbnail=lambda _sha256: None, pages=pages)
+    assert shown == 5
+    parsed = [Page(page) for page in pages]
+    assert [[card["id"] for card in page.cards()] for page in parsed] == [
+        ["line-1", "line-2"],
+        ["line-3", "line-4"],
+        ["line-5"],
+    ]
+    assert "questions 3 to 4" in parsed[1].text
+    assert 'href="my%20report-3.html"' in pages[1].read_text() and 'href="my%20report.html"' in pages[1].read_text()
+    assert "to get the results of the other" not in parsed[0].text

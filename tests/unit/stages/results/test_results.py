@@ -26,9 +26,11 @@ from ragllava.records import (
     Question,
     StoredImage,
 )
+from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.results import results
 from ragllava.stages.results.results import Previous, ResultRow, output_file, write_errors, write_results
 
+WRITTEN = (FileFormat.JSONL, FileFormat.CSV, FileFormat.PARQUET)
 STAMP = ModelStamp(
     "mini-clip", "mini-reranker", "mini-generator", "rerank-1 answer-1", 0.6123456789, "hybrid-1", "need-1"
 )
@@ -73,6 +75,7 @@ def test_a_result_line_has_exactly_the_promised_keys() -> None:
             {
                 "image_id": 2,
                 "source": "cards/2.png",
+                "uri": None,
                 "caption": "The tower, 1912",
                 "origin": "caption",
                 "retrieval_rank": 3,
@@ -84,6 +87,7 @@ def test_a_result_line_has_exactly_the_promised_keys() -> None:
             {
                 "image_id": 3,
                 "source": "cards/3.png",
+                "uri": None,
                 "caption": None,
                 "origin": "picture",
                 "retrieval_rank": 4,
@@ -104,6 +108,8 @@ def test_a_result_line_has_exactly_the_promised_keys() -> None:
         },
         "note": "a caption was cut",
         "error": None,
+        "job": None,
+        "archive": None,
     }
 
 
@@ -167,7 +173,7 @@ def test_a_refresh_has_the_previous_outcome() -> None:
 
 
 def test_every_format_has_the_previous_outcome(tmp_path: Path) -> None:
-    for format in FileFormat:
+    for format in WRITTEN:
         write_results(REFRESHED, tmp_path / format, format, top_n=2, is_refresh=True)
     expected = [row.as_json() for row in REFRESHED]
     assert [json.loads(line) for line in (tmp_path / "jsonl").read_text().splitlines()] == expected
@@ -191,18 +197,18 @@ def test_every_format_has_the_previous_outcome(tmp_path: Path) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
 def test_metadata_are_written_where_they_were_asked_for(tmp_path: Path) -> None:
     described = [replace(ANSWERED, metadata={2: {"city": "Köln", "tags": ["a"]}}), replace(NO_EVIDENCE, metadata={})]
     assert [image["metadata"] for image in described[0].as_json()["evidence"]] == [{"city": "Köln", "tags": ["a"]}, {}]
-    for format in FileFormat:
+    for format in WRITTEN:
         write_results(described, tmp_path / format, format, top_n=2, with_metadata=True)
     line = json.loads((tmp_path / "jsonl").read_text().splitlines()[0])
     assert line["evidence"][0]["metadata"] == {"city": "Köln", "tags": ["a"]}
-    rows = list(csv.DictReader((tmp_path / "csv").read_text("utf-8").splitlines()))
+    rows = list(csv.DictReader((tmp_path / "csv").read_text("utf-8-sig").splitlines()))
     cells = [[row[f"evidence_{no}_metadata"] for no in (1, 2)] for row in rows]
     assert cells == [['{"city": "Köln", "tags": ["a"]}', "{}"], ["", ""]]
     stored = parquet.read_table(tmp_path / "parquet").to_pylist()
@@ -224,6 +230,7 @@ def test_csv_has_a_column_for_everything(tmp_path: Path) -> None:
         "confidence": "0.876543",
         "evidence_1_image_id": "2",
         "evidence_1_source": "cards/2.png",
+        "evidence_1_uri": "",
         "evidence_1_caption": "The tower, 1912",
         "evidence_1_origin": "caption",
         "evidence_1_retrieval_rank": "3",
@@ -233,6 +240,7 @@ def test_csv_has_a_column_for_everything(tmp_path: Path) -> None:
         "evidence_1_relevance": "1.0",
         "evidence_2_image_id": "3",
         "evidence_2_source": "cards/3.png",
+        "evidence_2_uri": "",
         "evidence_2_caption": "",
         "evidence_2_origin": "picture",
         "evidence_2_retrieval_rank": "4",
@@ -250,6 +258,8 @@ def test_csv_has_a_column_for_everything(tmp_path: Path) -> None:
         "note": "a caption was cut",
         "error_code": "",
         "error": "",
+        "job": "",
+        "archive": "",
     }
     assert no_evidence["evidence_1_source"] == ""
     assert (invalid["custom_id"], invalid["error_code"], invalid["model_index"]) == ("", "empty_question", "")
@@ -270,7 +280,9 @@ def test_evidence_beyond_top_n_is_an_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@sum", "\tx", "\rx", "'=1", "''-"])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1", "@sum", "\tx", "\rx", "'=1", "''-", "＝1", "＋1", "－1", "＠sum", "\ufeff=1", "\nx"]
+)
 def test_no_text_of_a_csv_starts_a_formula(tmp_path: Path, text: str) -> None:
     path = tmp_path / "out.csv"
     write_results([ResultRow(1, text, text, AnswerStatus.ANSWERED, text)], path, FileFormat.CSV, top_n=1)
@@ -278,11 +290,38 @@ def test_no_text_of_a_csv_starts_a_formula(tmp_path: Path, text: str) -> None:
     assert row["custom_id"] == row["question"] == row["answer"] == "'" + text
 
 
-@pytest.mark.parametrize("text", ["'tis red", "a=b", " =1", "3 - 1", "", "'"])
+@pytest.mark.parametrize("text", ["'tis red", "a=b", " =1", "3 - 1", "", "'", "a; - b", "a;b"])
 def test_other_texts_of_a_csv_stay_as_they_are(tmp_path: Path, text: str) -> None:
     path = tmp_path / "out.csv"
     write_results([ResultRow(1, "a", text, AnswerStatus.ANSWERED, text)], path, FileFormat.CSV, top_n=1)
     assert read_csv(path)[0]["answer"] == text
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [("x;=1+1", "x;'=1+1"), ("x\t@sum", "x\t'@sum"), ("x\n-1", "x\n'-1"), ("x;＝1", "x;'＝1"), ("x;'=1", "x;''=1")],
+)
+def test_a_program_with_other_separators_finds_no_formula(tmp_path: Path, text: str, cell: str) -> None:
+    path = tmp_path / "out.csv"
+    write_results([ResultRow(1, "a", text, AnswerStatus.ANSWERED, text)], path, FileFormat.CSV, top_n=1)
+    assert read_csv(path)[0]["answer"] == cell
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        cells = [cell for row in csv.reader(file, delimiter=";", quoting=csv.QUOTE_NONE) for cell in row]
+    assert not any(cell.startswith(("=", "@", "-", "＝")) for cell in cells)
+
+
+def test_names_of_the_users_columns_start_no_formula(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    write_results([replace(ANSWERED, given={"x;=1+1": 1})], path, FileFormat.CSV, top_n=2, columns=["x;=1+1"])
+    assert "input_x;'=1+1" in read_csv(path)[0]
+
+
+def test_excel_recognises_the_encoding_and_our_readers_accept_it(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    write_results(ROWS, path, FileFormat.CSV, top_n=2)
+    content = path.read_bytes()
+    assert content.startswith(b'\xef\xbb\xbf"custom_id","line",'), "a byte order mark, and all cells are quoted"
+    assert [question.custom_id for question in read_questions(path, name="out.csv").valid] == ["a", "b", "d", "e"]
 
 
 def test_parquet_reads_back_equal_over_several_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +332,7 @@ def test_parquet_reads_back_equal_over_several_row_groups(tmp_path: Path, monkey
     assert parquet.read_table(path).to_pylist() == [row.as_json() for row in ROWS]
 
 
-@pytest.mark.parametrize("format", list(FileFormat))
+@pytest.mark.parametrize("format", WRITTEN)
 def test_a_job_without_rows_gives_a_readable_file(tmp_path: Path, format: FileFormat) -> None:
     path = tmp_path / "out"
     assert write_results([], path, format, top_n=2) == 0
@@ -312,7 +351,7 @@ texts = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters=
 def test_any_text_survives_every_format(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     folder = tmp_path_factory.mktemp("results")
     row = ResultRow(1, "a", text, AnswerStatus.ANSWERED, text, None, (candidate(1, 0.5, 0, text),))
-    for format in FileFormat:
+    for format in WRITTEN:
         write_results([row], folder / format, format, top_n=1)
     content = (folder / "jsonl").read_text()
     assert len(content.splitlines()) == 1
@@ -356,3 +395,23 @@ def test_a_path_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     for path in (".", "", "/"):
         with pytest.raises(UsageError, match="it is a folder"), output_file(Path(path)):
             pass
+
+
+def test_results_repeat_the_further_columns_of_the_input(tmp_path: Path) -> None:
+    rows = [replace(ANSWERED, given={"Reference": "red", "tags": ["a", "b"], "n": 7}), NO_EVIDENCE]
+    columns = ["Reference", "tags", "n"]
+    for format in WRITTEN:
+        write_results(rows, tmp_path / format, format, top_n=2, columns=columns)
+    first, second = (json.loads(line) for line in (tmp_path / "jsonl").read_text().splitlines())
+    assert first["input"] == {"Reference": "red", "tags": ["a", "b"], "n": 7}
+    assert second["input"] == {"Reference": None, "tags": None, "n": None}
+    assert list(first) == list(second)
+    cells = read_csv(tmp_path / "csv")
+    assert [[row[f"input_{name}"] for name in columns] for row in cells] == [["red", '["a", "b"]', "7"], ["", "", ""]]
+    stored = parquet.read_table(tmp_path / "parquet").to_pylist()
+    assert [json.loads(row["input"]) for row in stored] == [first["input"], second["input"]]
+
+
+def test_results_are_not_written_as_a_spreadsheet(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="JSONL, CSV or Parquet"):
+        write_results(ROWS, tmp_path / "r.xlsx", FileFormat.XLSX, top_n=2)

@@ -1,0 +1,96 @@
+"""Workers that look alive: they get work, or they end and say why. And the tick, which no clock can stop."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from ragllava.jobs.states import JobState
+from ragllava.stores.archives.archive import ensure_archive
+from tests.acceptance.conftest import FRAGILE, Cluster
+from tests.support.waiting import wait_for
+
+pytestmark = pytest.mark.acceptance
+
+UNFIT = "tests.support.unfit_worker"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def exit_code(cluster: Cluster, name: str) -> int:
+    process = cluster.processes.pop(name)
+    wait_for("the worker to end", lambda: process.poll() is not None, 120)
+    assert process.returncode is not None
+    return process.returncode
+
+
+@pytest.mark.parametrize("queue", ["query", "maint"])
+def test_a_worker_that_meets_no_database_at_its_start_ends_with_the_reason(cluster: Cluster, queue: str) -> None:
+    address = f"postgresql://nobody:none@127.0.0.1:{free_port()}/none"
+    cluster.settings = cluster.settings.model_copy(update={"database_url": address})
+    cluster.start("lonely", queue, FRAGILE, ticks=queue == "maint")
+    assert exit_code(cluster, "lonely") == 1
+    assert "database: connection failed" in cluster.log("lonely")
+
+
+def test_a_worker_whose_models_cannot_be_loaded_ends_with_the_reason(cluster: Cluster) -> None:
+    cluster.settings = cluster.settings.model_copy(update={"profile": "/no/such/profile.toml"})
+    cluster.start("poor", "query")
+    assert exit_code(cluster, "poor") == 1
+    assert "/no/such/profile.toml" in cluster.log("poor")
+
+
+def test_a_worker_whose_row_was_removed_gets_work_again(cluster: Cluster) -> None:
+    cluster.start("answer", "query", FRAGILE)
+    cluster.wait_ready("answer")
+    before = cluster.client.system.workers()[0].versions
+    with cluster.client.engine.begin() as connection:
+        connection.execute(text("DELETE FROM workers"))
+    cluster.wait_ready("answer")
+    [row] = cluster.client.system.workers()
+    assert (row.versions, row.queues, row.slots) == (before, ["query"], 1)
+
+
+def test_a_job_that_one_worker_cannot_do_is_done_by_the_others(cluster: Cluster, tmp_path: Path) -> None:
+    """The unfit worker is there first, and idle."""
+    cluster.start("maint", "maint", FRAGILE, ticks=True)
+    cluster.start("unfit", "query", UNFIT)
+    cluster.start("fit", "query", FRAGILE)
+    cluster.wait_ready("unfit", "fit")
+    with cluster.client.engine.begin() as connection:
+        ensure_archive(connection, "test")
+    lines = (json.dumps({"custom_id": f"q{number}", "question": f"question {number}"}) for number in range(60))
+    path = tmp_path / "q.jsonl"
+    path.write_text("\n".join(lines))
+    job_id = cluster.client.questions.submit(path, "test").job_id
+    job = cluster.client.jobs.wait(job_id, timeout_s=120)
+    assert (job.state, job.progress.by_status) == (JobState.COMPLETED, {"answered": 60})
+    unfit = next(row for row in cluster.client.system.workers() if row.name == "unfit@test")
+    assert unfit.refused == {str(job_id): "this worker cannot do it"}
+    cluster.kill("fit")
+    alone = cluster.client.questions.submit(path, "test", idempotency_key="alone").job_id
+    job = cluster.client.jobs.wait(alone, timeout_s=120)
+    assert (job.state, job.error) == (JobState.FAILED, "this worker cannot do it")
+
+
+def test_ticks_go_on_when_the_clock_of_the_machine_is_set_back(cluster: Cluster) -> None:
+    cluster.start("maint", "maint", "tests.support.stepping_clock", ticks=True)
+
+    def ticked() -> list[object]:
+        with cluster.client.engine.begin() as connection:
+            return list(connection.scalars(text("SELECT ended_at FROM ticks")))
+
+    started = time.monotonic()
+    wait_for("the first tick", lambda: ticked() != [], 120)
+    wait_for("the step of the clock", lambda: time.monotonic() - started > 15.0, 60)
+    before = ticked()
+    wait_for("the next tick", lambda: ticked() != before, 60)
