@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs bench
+.PHONY: help setup demo test chaos lint format docs bench
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ demo: setup  ## end to end: services, 1,000 pictures, 200 questions, report.html
 test: setup  ## all tests, on real Postgres, Redis and S3
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/integration
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/acceptance
+
+chaos: setup  ## 3,000 questions while everything is killed, frozen, cut off and filled: at most 8 minutes
+	$(BIN)/python -m tests.chaos --seed 1 --questions 3000 --minutes 8
 
 lint: setup  ## ruff, mypy --strict, import rules, documentation
 	$(BIN)/ruff check .

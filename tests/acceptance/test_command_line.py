@@ -68,7 +68,8 @@ def answered(shell: Terminal, first_ingest: Typed) -> int:
 @pytest.fixture(scope="module")
 def answers(shell: Terminal, answered: int) -> list[dict[str, Any]]:
     """The result lines of that job."""
-    assert shell.do("results", str(answered), "-o", "answers.jsonl") == "answers.jsonl: 12 of 12 lines\n"
+    out = shell.do("results", str(answered), "-o", "answers.jsonl")
+    assert out == f"answers.jsonl: 12 of 12 lines of job {answered} (questions.jsonl), archive cards\n"
     return _read_lines(shell.folder / "answers.jsonl")
 
 
@@ -158,7 +159,8 @@ def test_results_in_all_three_formats_are_the_same_rows(
     shell: Terminal, answered: int, answers: list[dict[str, Any]]
 ) -> None:
     for name in ("answers.csv", "answers.parquet"):
-        assert shell.do("results", str(answered), "-o", name) == f"{name}: 12 of 12 lines\n"
+        out = shell.do("results", str(answered), "-o", name)
+        assert out == f"{name}: 12 of 12 lines of job {answered} (questions.jsonl), archive cards\n"
     with (shell.folder / "answers.csv").open(newline="", encoding="utf-8-sig") as file:
         from_csv = [(row["custom_id"], row["status"], row["answer"] or None) for row in csv.DictReader(file)]
     table = pq.read_table(shell.folder / "answers.parquet").to_pylist()
@@ -187,7 +189,8 @@ def test_ask_says_when_nothing_is_relevant_enough(shell: Terminal, answers: list
 def test_the_report_is_one_page_that_holds_every_question(
     shell: Terminal, answered: int, answers: list[dict[str, Any]]
 ) -> None:
-    assert shell.do("report", str(answered)) == "report.html: open it in a browser\n"
+    out = shell.do("report", str(answered))
+    assert out == f"report.html: job {answered} (questions.jsonl), archive cards; open it in a browser\n"
     page = (shell.folder / "report.html").read_text()
     assert all(row["question"] in page for row in answers)
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", page)
@@ -213,7 +216,8 @@ def test_with_skip_invalid_the_good_lines_go_on(shell: Terminal, first_ingest: T
     assert typed.json["state"] == "completed_with_errors"
     assert typed.json["counts"]["failed"] == 3 and typed.json["total"] == 4
     out = shell.do("results", str(typed.json["job"]), "-o", "partly.jsonl")
-    assert out == "partly.jsonl: 4 of 4 lines\npartly.jsonl.errors.jsonl: 3 lines that failed\n"
+    named = f"job {typed.json['job']} (invalid.jsonl), archive cards"
+    assert out == f"partly.jsonl: 4 of 4 lines of {named}\npartly.jsonl.errors.jsonl: 3 lines that failed\n"
     errors = _read_lines(shell.folder / "partly.jsonl.errors.jsonl")
     assert [error["code"] for error in errors] == ["invalid_json_line", "missing_question", "empty_question"]
 

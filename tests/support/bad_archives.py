@@ -34,7 +34,7 @@ def zips(folder: Path) -> list[Case]:
         link.external_attr = 0o120777 << 16
         package.writestr(link, "/etc/passwd")
     return [
-        Case("album.zip/trip/one.png", caption="The first."),
+        Case("album.zip/trip/one.png", caption="The first. der erste"),
         Case("album.zip/trip/two.jpg", caption="The second."),
         Case("album.zip/../evil.png", rejected="leads out"),
         Case("album.zip//etc/evil.png", rejected="leads out"),

@@ -97,7 +97,7 @@ def test_wait_tells_by_its_exit_code_how_the_jobs_ended(client: Client, run: Run
     assert first == "job 1 completed: 60 files: 60 stored"
     assert second.startswith("job 2 completed: 1 question: 1 ")
     code, out, _ = run("jobs", "wait", 3, "--timeout", "0.05")
-    assert code == 3 and out.startswith("job 3 running: ")
+    assert code == 3 and out.startswith("job 3 waiting, ")
     client.jobs.cancel(3)
     assert run("jobs", "wait", 1, 3)[0] == 1
     code, out, err = run("jobs", "wait", 1, 999)

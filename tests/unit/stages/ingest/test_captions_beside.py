@@ -36,7 +36,7 @@ FILES = {
     "notes.txt": "of no picture",
     "film.mp4": "",
     "film2.MP4": "",
-    "paper.pdf": "",
+    "paper.doc": "",
     ".hidden": "",
 }
 CAPTIONS = {
@@ -84,8 +84,8 @@ def test_captions_beside_pictures_are_used_and_the_rest_is_counted(tmp_path: Pat
     assert {source: file.caption for source, file in files.items()} == CAPTIONS
     assert files["a.png"].metadata == {"year": "1932"}
     assert files["t.jpg"].metadata == {"taken": "1970-01-01T00:00:00Z"}
-    assert listing.passed_over == {".mp4": 2, ".pdf": 1, ".txt": 1}
-    assert listing.passed_kinds() == "2 .mp4, 1 .pdf, 1 .txt"
+    assert listing.passed_over == {".mp4": 2, ".doc": 1, ".txt": 1}
+    assert listing.passed_kinds() == "2 .mp4, 1 .doc, 1 .txt"
     assert (listing.listed_captions, listing.without_file) == (8, 1)
 
 

@@ -1,0 +1,145 @@
+"""A TCP proxy whose network can be cut, silent, or half open."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+_CHUNK = 2**16
+_CALL_S = 10.0
+
+
+@dataclass(eq=False, slots=True)
+class _Link:
+    """A connection from a client through us to the service. Nothing passes while `flows` is not set."""
+
+    flows: asyncio.Event
+    writers: tuple[asyncio.StreamWriter, asyncio.StreamWriter]
+
+    def abort(self) -> None:
+        for writer in self.writers:
+            writer.transport.abort()
+        self.flows.set()  # nobody waits for a broken connection
+
+
+class Proxy:
+    """Listens on a port of 127.0.0.1; `upstream` tells the port of the service at each new connection.
+
+    It runs in a thread of its own. Its methods return when they have taken effect.
+    """
+
+    def __init__(self, upstream: Callable[[], int]) -> None:
+        self._upstream = upstream
+        self._links: set[_Link] = set()
+        self._deaf: set[_Link] = set()  # silent for ever
+        self._is_cut = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._thread.start()
+        self._accepts: asyncio.Event = self._call(_set_event())
+        self._server = self._call(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self.port: int = self._server.sockets[0].getsockname()[1]
+
+    def cut(self) -> None:
+        """Break every connection, and refuse new ones until `heal`."""
+
+        async def work() -> None:
+            self._is_cut = True
+            self._abort_all()
+
+        self._call(work())
+
+    def silence(self) -> None:
+        """Let nothing pass until `heal`; then what was held up goes on, and nothing is missing."""
+
+        async def work() -> None:
+            self._accepts.clear()
+            for link in self._links:
+                link.flows.clear()
+
+        self._call(work())
+
+    def heal(self, *, half_open: bool = False) -> None:
+        """Let everything pass. With `half_open`, connections from before stay silent for ever, and look open."""
+
+        async def work() -> None:
+            self._is_cut = False
+            self._accepts.set()
+            if half_open:
+                self._deaf |= self._links
+                self._links.clear()
+            for link in self._links:
+                link.flows.set()
+
+        self._call(work())
+
+    def drop_deaf(self) -> None:
+        """Break the connections that stayed silent, as the keepalive of the system does after some time."""
+
+        async def work() -> None:
+            for link in list(self._deaf):
+                link.abort()
+
+        self._call(work())
+
+    def close(self) -> None:
+        """Break every connection, and listen no more."""
+
+        async def work() -> None:
+            self._server.close()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        self._call(work())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_CALL_S)
+        self._loop.close()
+
+    def _call(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_CALL_S)
+
+    def _abort_all(self) -> None:
+        for link in list(self._links):
+            link.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_cut:
+            writer.transport.abort()
+            return
+        await self._accepts.wait()
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._upstream())
+        except OSError:
+            writer.transport.abort()
+            return
+        flows = asyncio.Event()
+        flows.set()
+        link = _Link(flows, (writer, far_writer))
+        self._links.add(link)
+        try:
+            await asyncio.gather(_pass_on(link, reader, far_writer), _pass_on(link, far_reader, writer))
+        finally:
+            self._links.discard(link)
+            self._deaf.discard(link)
+            link.abort()
+
+
+async def _pass_on(link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(_CHUNK):
+            await link.flows.wait()
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+
+async def _set_event() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
