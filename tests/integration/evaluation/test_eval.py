@@ -14,7 +14,13 @@ from sqlalchemy import func, select
 
 from ragllava.errors import JobRefused, ServiceUnavailable, UsageError
 from ragllava.evaluation.datasets.load import postcard_set
-from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture, PictureBytes
+from ragllava.evaluation.datasets.records import (
+    EvaluationImage,
+    EvaluationQuestion,
+    EvaluationSet,
+    FilePicture,
+    PictureBytes,
+)
 from ragllava.evaluation.evaluate import Evaluation, evaluate
 from ragllava.evaluation.metrics import score_job
 from ragllava.evaluation.pools import Workbench, archive_name, ingest_pool
