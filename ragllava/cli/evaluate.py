@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ragllava.evaluation.datasets.records import EvaluationSet
     from ragllava.evaluation.evaluate import Evaluation, Promise
     from ragllava.evaluation.pools import Workbench
+    from ragllava.evaluation.scoring import Metric
     from ragllava.settings import Settings
 
 # The split of each data set that is reported by default.
@@ -100,6 +101,26 @@ FEWEST_CALIBRATION = 300  # questions that the threshold is fitted on, if there 
     show_default=True,
     help="How many of the candidates of hybrid retrieval are reranked: as many as needed, or all.",
 )
+@click.option(
+    "--paper/--no-paper",
+    default=None,
+    help="Add rows of the paper's set-up: no captions for the generator, the question alone as its prompt, labelled "
+    "images exchanged for one another.  [default: for webqa and multimodalqa]",
+)
+@click.option(
+    "--metric",
+    type=click.Choice(["ours", "official"]),
+    default="ours",
+    show_default=True,
+    help="What scores the answers to WebQA and MultimodalQA; of WebQA, the official measure needs the extra `webqa`.",
+)
+@click.option(
+    "--answers",
+    "given",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Only score the answers in this table, as WebQA's public baseline has it. No model runs.",
+)
 @json_option
 def evaluate(
     *,
@@ -118,6 +139,9 @@ def evaluate(
     images: int | None,
     styles: tuple[str, ...],
     depth: str,
+    paper: bool | None,
+    metric: str,
+    given: Path | None,
     as_json: bool,
 ) -> None:
     """Measure retrieval, reranking and answers on a data set, in a table like the paper's.
@@ -136,8 +160,12 @@ def evaluate(
     from ragllava.evaluation.datasets.load import POSTCARDS, in_turn, load_dataset
     from ragllava.evaluation.evaluate import evaluate as run
     from ragllava.evaluation.runs import DEFAULT_NOISE, RunOptions
+    from ragllava.evaluation.scoring import Metric
     from ragllava.settings import load_settings
 
+    if given is not None:
+        _print_given(dataset, given, Metric(metric), as_json)
+        return
     reranked = rerank == "on"
     if not reranked:
         without_effect = {
@@ -171,12 +199,29 @@ def evaluate(
         if fitted_on is not None:
             fitted_on = replace(fitted_on, questions=fitted_on.questions[: max(limit, FEWEST_CALIBRATION)])
     options = RunOptions(
-        seed, reranked, without_captions, oracle, noise or DEFAULT_NOISE, promised_precision, Depth(depth)
+        seed,
+        reranked,
+        without_captions,
+        oracle,
+        noise or DEFAULT_NOISE,
+        promised_precision,
+        Depth(depth),
+        metric=Metric(metric),
+        paper=dataset in ("webqa", "multimodalqa") if paper is None else paper,
     )
     with workbench(settings, make_console(stderr=True, highlight=False), untuned) as bench:
         evaluation = run(reported, fitted_on, bench, options, other_styles)
     run_facts = {"versions": package_versions(), "cores": os.cpu_count()}
     print_result({"seed": seed, "limit": limit, **evaluation.as_json(), **run_facts}, [as_text(evaluation)], as_json)
+
+
+def _print_given(dataset: str, path: Path, metric: Metric, as_json: bool) -> None:
+    from ragllava.evaluation.given_answers import score_given
+
+    if dataset != "webqa":
+        raise UsageError("--answers scores answers to WebQA; for another data set, omit it")
+    answers = score_given(path, metric)
+    print_result(answers.as_json(), [answers.as_text()], as_json)
 
 
 @contextmanager
@@ -228,8 +273,14 @@ def as_text(evaluation: Evaluation) -> str:
         lines.append(
             f"{len(evaluation.pool.left_out)} images could not be read, the first is {evaluation.pool.left_out[0]}"
         )
+    if evaluation.measure is not None:
+        lines.append(f"measure of answers: {evaluation.measure}")
+    if dataset.answers_from is not None:
+        lines.append(f"answers are compared with {dataset.answers_from}")
     if threshold is not None:
         lines.append(f"adaptive η {threshold.value:.3f}, {threshold.source}")
+    if evaluation.paper_threshold is not None:
+        lines.append(f"the paper's η {evaluation.paper_threshold.value:.3f}, {evaluation.paper_threshold.source}")
     if evaluation.hybrid_threshold is not None:
         lines.append(
             f"adaptive η of hybrid candidates {evaluation.hybrid_threshold.value:.3f}, "

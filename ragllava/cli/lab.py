@@ -147,7 +147,7 @@ def _members(kind: type[Member], option: str, text: str | None) -> list[Member]:
 @click.option("--pictures", default=30, show_default=True, type=click.IntRange(2), help="That they are about.")
 @click.option("--systems", default=200, show_default=True, type=click.IntRange(1), help="Simulated for each row.")
 @click.option("--tries", default=30, show_default=True, type=click.IntRange(1), help="Versions tried in each.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the random numbers.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Draws the systems.")
 @json_option
 def simulate_gate(questions: int, pictures: int, systems: int, tries: int, seed: int, as_json: bool) -> None:
     """Measure how often the gate lets equal, worse and better rerankers pass on simulated hold-outs."""

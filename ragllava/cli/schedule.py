@@ -49,7 +49,9 @@ def list_schedules(as_json: bool) -> None:
 @click.option("--name", metavar="NAME", help="The name of the schedule.  [default: action and archive]")
 @delete_option
 @click.option("--role", type=EnumChoice(Role), help="retrain: which model is trained.")
-@click.option("--labels", type=click.IntRange(1), help="retrain: only with so many newly labelled questions.")
+@click.option(
+    "--labels", type=click.IntRange(1), help="retrain: only with so many newly labelled questions.  [default: 100]"
+)
 @click.option("--only", type=EnumChoice(Selection), help="reindex: which images.  [default: missing]")
 @click.option("--retriever", metavar="MODEL/TAG", help="reindex: by another retriever, or its folder.")
 @json_option
@@ -133,7 +135,7 @@ def maintenance(task: TaskName, archive: str | None, delete: bool, no_wait: bool
 
 
 def _action(view: ScheduleView) -> str:
-    """`retrain of holidays (labels 50, role reranker)`."""
+    """`retrain of holidays (labels 100, role reranker)`."""
     options = ", ".join(f"{name} {value}" for name, value in sorted(view.options.items()))
     return view.action.value + (f" of {view.archive}" if view.archive else "") + (f" ({options})" if options else "")
 

@@ -12,7 +12,13 @@ from ragllava.models.profiles import get_profile
 from ragllava.records import Role
 from ragllava.stores.learning import registry, trainings
 from ragllava.stores.learning.registry import ModelVersion, VersionView
-from ragllava.training.request import TrainingPlan, TrainingRequest, default_preset, plan_training, submit_training
+from ragllava.training.request import (
+    TrainingPlan,
+    TrainingRequest,
+    default_preset,
+    plan_training,
+    submit_training,
+)
 
 
 class Models(Namespace):
@@ -27,7 +33,10 @@ class Models(Namespace):
         return self._queue(submit_training, request, idempotency_key)[0]
 
     def plan_training(self, request: TrainingRequest) -> TrainingPlan:
-        """The examples of a training if it were queued now. Raises UsageError for an unknown archive or setting."""
+        """The examples of a training if it were queued now. Raises UsageError for an unknown archive or setting.
+
+        Near-duplicates are taken into account among pictures that a training has looked at before.
+        """
         return self._do(plan_training, request, self._connections.settings)
 
     def labelled_archives(self, role: Role) -> Sequence[str]:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from ragllava.errors import JobRefused, UsageError
 from ragllava.evaluation.datasets.records import EvaluationSet
 from ragllava.evaluation.pools import Pool, Workbench, archive_name, ingest_pool
@@ -21,9 +23,10 @@ from ragllava.evaluation.rankings import (
     scored_candidates,
 )
 from ragllava.evaluation.run_figures import RunFigures, figures_of
-from ragllava.evaluation.runs import ADAPTIVE, RunOptions, Threshold, rank_by_all, run_arms
+from ragllava.evaluation.runs import ADAPTIVE, PAPER, RunOptions, Threshold, rank_by_all, run_arms
+from ragllava.evaluation.scoring import scoring_of
 from ragllava.evaluation.threshold import adaptive_threshold
-from ragllava.evaluation.threshold_promise import precision_lower_bound, promised_precision_threshold
+from ragllava.evaluation.threshold_promise import clustered_lower_bound, promised_precision_threshold
 from ragllava.prompts import ANSWER_VERSION, CAPTION_RERANK_VERSION, RERANK_VERSION
 from ragllava.records import Retrieval
 
@@ -34,24 +37,20 @@ PROMISE_CONFIDENCE = 0.95
 class Promise:
     """A precision that was promised on the calibration set, and what came of it on the reported one.
 
-    All candidates count that the threshold keeps, `hits` of `kept` labelled, as when it was promised; the table's row
-    keeps only the best N of each question.
+    The candidates count that a job would keep, the best N of each question: `hits` of `kept` are labelled. `at_least`
+    is the lower bound of what was reached, by question and with the confidence of the promise.
     """
 
     precision: float
     threshold: Threshold
     hits: int
     kept: int
+    at_least: float
 
     @property
     def reached(self) -> float:
         """The precision on the reported questions; 0 where nothing was kept."""
         return self.hits / self.kept if self.kept else 0.0
-
-    @property
-    def at_least(self) -> float:
-        """The lower bound of what was reached, with the confidence of the promise."""
-        return precision_lower_bound(self.hits, self.kept, PROMISE_CONFIDENCE)
 
     def as_json(self) -> dict[str, Any]:
         """Shares with four decimals."""
@@ -71,7 +70,8 @@ class Evaluation:
     """The figures of one run, with everything that they depend on. `seconds` are by step.
 
     `by_style` has the figures of each style of questions that was asked, first those that `figures` are; empty for a
-    set without styles.
+    set without styles. `measure` is what scores the answers. `paper_threshold`
+    is fitted as in the paper, on the kept candidates of the calibration questions.
     """
 
     dataset: EvaluationSet
@@ -84,6 +84,8 @@ class Evaluation:
     promise: Promise | None = None
     hybrid_threshold: Threshold | None = None
     by_style: Mapping[str, RunFigures] = field(default_factory=dict)
+    measure: str | None = None
+    paper_threshold: Threshold | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -95,10 +97,13 @@ class Evaluation:
             "images_left_out": list(self.pool.left_out),
             "questions": len(self.dataset.questions),
             "rows_left_out": dict(self.dataset.left_out),
+            "measure": self.measure,
+            "answers_from": self.dataset.answers_from,
             "top_k": self.top_k,
             "top_n": self.dataset.top_n,
             "threshold": self.threshold and self.threshold.as_json(),
             "hybrid_threshold": self.hybrid_threshold and self.hybrid_threshold.as_json(),
+            "paper_threshold": self.paper_threshold and self.paper_threshold.as_json(),
             "promise": self.promise and self.promise.as_json(),
             "style": self.dataset.style,
             **self.figures.as_json(),
@@ -125,6 +130,7 @@ def evaluate(
     """
     _require_others(reported, calibration, bench)
     _require_possible(reported, calibration, options)
+    measure = scoring_of(reported.name, options.metric).name  # refuses before anything is computed
     seconds: dict[str, float] = {}
     with _timed(seconds, "ingest"):
         pool = ingest_pool(reported, bench)
@@ -148,8 +154,9 @@ def evaluate(
         raise JobRefused("another version became champion while this was measured; measure again")
     promise = None
     if options.promised_precision is not None:
-        promised = next(threshold for threshold in thresholds if threshold.name != ADAPTIVE)
-        promise = _kept_promise(options.promised_precision, promised, rankings[Ranker.CHAMPION])
+        promised = next(threshold for threshold in thresholds if threshold.name not in (ADAPTIVE, PAPER))
+        ranked = rankings[Ranker.CHAMPION]
+        promise = _kept_promise(options.promised_precision, promised, ranked, reported.top_n)
     by_retrieval = {threshold.retrieval: threshold for threshold in adaptive}
     return Evaluation(
         reported,
@@ -162,6 +169,8 @@ def evaluate(
         promise,
         by_retrieval.get(Retrieval.HYBRID),
         by_style,
+        None if reported.retrieval_only else measure,
+        next((threshold for threshold in thresholds if threshold.name == PAPER), None),
     )
 
 
@@ -179,7 +188,7 @@ def _measured(
     with _timed(seconds, "answer"):
         arms = run_arms(dataset, pool, bench, rankings, thresholds, options)
     questions = [pool.known_here(question) for question in dataset.questions]
-    return figures_of(dataset.name, questions, arms, dataset.top_n), rankings
+    return figures_of(scoring_of(dataset.name, options.metric), questions, arms, dataset.top_n), rankings
 
 
 def _require_others(reported: EvaluationSet, calibration: EvaluationSet | None, bench: Workbench) -> None:
@@ -208,10 +217,12 @@ def _require_possible(reported: EvaluationSet, calibration: EvaluationSet | None
 def _calibrated(
     calibration: EvaluationSet, pool: Pool, bench: Workbench, options: RunOptions, own: float
 ) -> list[Threshold]:
-    """The adaptive threshold, perhaps one that promises a precision, and the adaptive one of hybrid candidates.
+    """The adaptive threshold, the paper's, perhaps one that promises a precision, and the adaptive one of hybrid
+    candidates.
 
     All candidates of the calibration set are reranked, at whatever depth the reported questions are. An adaptive
-    threshold is `own` where none can be fitted.
+    threshold is `own` where none can be fitted; the paper's, which is fitted on the best N of each question, is then
+    the natural one.
     """
     where = f"fitted on {len(calibration.questions)} questions to {pool.archive_name}"
 
@@ -222,15 +233,28 @@ def _calibrated(
         return _own_threshold(own, bench, retrieval, f", for none could be {where}: {fit.reason}")
 
     ranked = rank(calibration, pool, bench)
-    relevances, correct = scored_candidates(ranked)
+    relevances, correct, questions = scored_candidates(ranked)
     thresholds = [adaptive(relevances, correct, Retrieval.PICTURE)]
+    best = scored_candidates(ranked, calibration.top_n)
+    kept = adaptive_threshold(best.relevance, best.is_labelled)
+    thresholds.append(
+        Threshold(kept.value, f"{where}, the best {calibration.top_n} of each: {kept.reason}", kept, PAPER)
+    )
     if options.promised_precision is not None:
         name = f"promised {100 * options.promised_precision:g} %"
-        kept = promised_precision_threshold(relevances, correct, options.promised_precision, PROMISE_CONFIDENCE)
+        kept = promised_precision_threshold(
+            relevances,
+            correct,
+            options.promised_precision,
+            PROMISE_CONFIDENCE,
+            question=questions,
+            best=calibration.top_n,
+        )
         thresholds.append(Threshold(kept.value, f"{where}: {kept.reason}", kept, name))
     if Retrieval.HYBRID in _retrievals(calibration):
         further = rank_further(calibration, pool, bench, ranked)
-        thresholds.append(adaptive(*scored_candidates(further), Retrieval.HYBRID))
+        scored = scored_candidates(further)
+        thresholds.append(adaptive(scored.relevance, scored.is_labelled, Retrieval.HYBRID))
     return thresholds
 
 
@@ -243,10 +267,15 @@ def _retrievals(dataset: EvaluationSet) -> list[Retrieval]:
     return [Retrieval.PICTURE, Retrieval.HYBRID] if dataset.has_captions else [Retrieval.PICTURE]
 
 
-def _kept_promise(precision: float, threshold: Threshold, ranked: Sequence[RankedQuestion]) -> Promise:
-    relevances, correct = scored_candidates(ranked)
-    kept = [right for relevance, right in zip(relevances, correct, strict=True) if relevance >= threshold.value]
-    return Promise(precision, threshold, sum(kept), len(kept))
+def _kept_promise(precision: float, threshold: Threshold, ranked: Sequence[RankedQuestion], top_n: int) -> Promise:
+    scored = scored_candidates(ranked, top_n)
+    kept, hits = np.zeros((2, len(ranked)), dtype=np.int64)
+    for relevance, right, question in zip(*scored, strict=True):
+        if relevance >= threshold.value:
+            kept[question] += 1
+            hits[question] += right
+    at_least = clustered_lower_bound(hits, kept, top_n, PROMISE_CONFIDENCE)
+    return Promise(precision, threshold, int(hits.sum()), int(kept.sum()), at_least)
 
 
 def _models(dataset: EvaluationSet, bench: Workbench, options: RunOptions) -> dict[str, str]:

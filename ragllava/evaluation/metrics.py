@@ -29,9 +29,9 @@ _COLOR_WORDS = (
 )
 _SHAPE_WORDS = (
     "round circle circular oval ellipse sphere spherical ball globe ring square rectangle rectangular cube triangle "
-    "triangular pyramid pyramidal pointed cone conical cylinder cylindrical tube dome arch crescent star cross heart "
-    "diamond pentagon hexagon hexagonal octagon octagonal spiral wave wavy curve flat straight stepped semicircle "
-    "bell teardrop flower"
+    "triangular pyramid pyramidal pointed cone conical cylinder cylindrical tube dome domed arch arched crescent star "
+    "cross heart diamond pentagon hexagon hexagonal octagon octagonal spiral wave wavy curve curved rounded flat "
+    "straight stepped semicircle bell teardrop flower"
 )
 
 
@@ -79,10 +79,10 @@ def webqa_score(answer: str, reference: str, category: str) -> float:
 
     For the categories color, shape, number and YesNo: F1 of the distinct words of that category in the two
     texts; a reference without any such word is compared by all its words, as the reference implementation does.
-    For any other category: which share of the reference's distinct words the answer holds. Instead of a
-    lemmatiser, a plural ending is taken off each word of both texts; other inflections stay different.
+    For any other category: which share of the reference's distinct words the answer holds. The words are those of
+    `normalise_answer`.
     """
-    given, wanted = _lemmas(answer), _lemmas(reference)
+    given, wanted = (set(normalise_answer(text).split()) for text in (answer, reference))
     belongs = _CATEGORY_TESTS.get(category)
     if belongs is None:
         return _share(len(given & wanted), len(wanted))
@@ -98,21 +98,6 @@ _CATEGORY_TESTS: Mapping[str, Callable[[str], object]] = {
     "number": re.compile(r"\d+(\.\d+)?").fullmatch,
     "YesNo": frozenset({"yes", "no"}).__contains__,
 }
-
-
-def _lemmas(text: str) -> set[str]:
-    return {_without_plural_ending(word) for word in normalise_answer(text).split()}
-
-
-def _without_plural_ending(word: str) -> str:
-    """A plain guess: windows → window, boxes → box, cherries → cherry; glass, bus and iris stay as they are."""
-    if len(word) <= 3 or not word.endswith("s") or word.endswith(("ss", "us", "is")):
-        return word
-    if word.endswith("ies") and len(word) > 4:
-        return word[:-3] + "y"
-    if word.endswith(("ches", "shes", "sses", "xes", "zes")):
-        return word[:-2]
-    return word[:-1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,8 @@ class PaperRow:
     """One line of the table; what was not measured is empty or None.
 
     `recall_at` maps a depth to the recall of the first so many images. `kept` are the figures of what stays as
-    evidence: the best N, and of these the ones with relevance ≥ `threshold`. `answer_score` is in [0, 1].
-    `candidates` describe what the row was ranked from.
+    evidence: the best N, and of these the ones with relevance ≥ `threshold`. `answer_score` is in [0, 1], and so are
+    `other_scores`, those by other measures under their names. `candidates` describe what the row was ranked from.
     """
 
     label: str
@@ -45,12 +45,14 @@ class PaperRow:
     threshold: float | None = None
     answer_score: float | None = None
     candidates: CandidateFigures | None = None
+    other_scores: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Flat, with names such as recall_at_5; four decimals, null for what was not measured."""
         shares: dict[str, float | None] = {f"recall_at_{k}": share for k, share in self.recall_at.items()}
         shares |= {name: getattr(self.kept, name, None) for name in ("precision", "recall", "f1")}
         shares["answer_score"] = self.answer_score
+        shares |= {f"answer_{name.replace(' ', '_')}": score for name, score in self.other_scores.items()}
         shares |= asdict(self.candidates) if self.candidates else {}
         return {"label": self.label, "threshold": self.threshold, **rounded(shares)}
 
@@ -91,8 +93,11 @@ def threshold_row(
 
 def paper_table(rows: Sequence[PaperRow]) -> str:
     """The rows as a Markdown table that reads well as plain text too; shares in percent, as published."""
-    head = ["", "η", *(f"R@{k}" for k in RECALL_DEPTHS), "precision", "recall", "F1", "answers"]
-    return markdown_table([head, *(_cells(row) for row in rows)])
+    others = list(dict.fromkeys(name for row in rows for name in row.other_scores))
+    head = ["", "η", *(f"R@{k}" for k in RECALL_DEPTHS), "precision", "recall", "F1", "answers", *others]
+    return markdown_table(
+        [head, *([*_cells(row), *(percent(row.other_scores.get(name)) for name in others)] for row in rows)]
+    )
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:

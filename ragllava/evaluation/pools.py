@@ -7,7 +7,6 @@ everything there, and another set or another retriever never mixes with it.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ from sqlalchemy import Engine
 
 from ragllava.errors import ImageRejected, JobRefused
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
-from ragllava.imaging.decode import decode
 from ragllava.jobs.inline import run_job
 from ragllava.records import SourceFile, StoredImage
 from ragllava.settings import Settings
@@ -28,8 +26,6 @@ from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 
 Progress = Callable[[str, int, int], None]  # what is done, how many are, of how many
-
-_TIFF_SUFFIXES = (".tif", ".tiff")  # the archive refuses them, MultimodalQA has a few
 
 
 @dataclass(frozen=True)
@@ -111,19 +107,12 @@ def _written(dataset: EvaluationSet, folder: Path, progress: Progress) -> Iterat
         picture = image.picture
         try:
             data = picture.read()
-            if isinstance(picture, FilePicture) and picture.path.suffix.lower() not in _TIFF_SUFFIXES:
+            if isinstance(picture, FilePicture):
                 path = picture.path.absolute()
             else:
-                data = _as_png(data) if isinstance(picture, FilePicture) else data
                 path = folder / f"{number:08d}"
                 path.write_bytes(data)
         except ImageRejected:
             continue  # damaged in the data set itself; it ends in Pool.left_out
         yield path, image, hashlib.sha256(data).hexdigest()
         progress("read pictures", number, len(dataset.images))
-
-
-def _as_png(data: bytes) -> bytes:
-    stream = io.BytesIO()
-    decode(data).picture.save(stream, "PNG")
-    return stream.getvalue()

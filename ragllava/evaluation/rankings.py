@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
+from typing import NamedTuple
 
 from ragllava.evaluation.datasets.records import EvaluationQuestion, EvaluationSet
 from ragllava.evaluation.pools import Pool, Workbench
@@ -135,15 +136,22 @@ def rank_hybrid(
     return _in_batches(dataset, pool, bench, Ranker.HYBRID, ranked)
 
 
-def scored_candidates(ranked: Sequence[RankedQuestion]) -> tuple[list[float], list[bool]]:
-    """The relevance of every candidate of every question, and whether the image is labelled, to fit a threshold on."""
+class ScoredCandidates(NamedTuple):
+    """The relevance of candidates, whether each is labelled, and the number of its question: to fit a threshold on."""
+
+    relevance: list[float]
+    is_labelled: list[bool]
+    question: list[int]
+
+
+def scored_candidates(ranked: Sequence[RankedQuestion], best: int | None = None) -> ScoredCandidates:
+    """All reranked candidates of all questions, or only the `best` of each."""
     scored = [
-        (candidate.relevance, candidate.image.source in question.known.relevant)
-        for question in ranked
-        for candidate in question.candidates
-        if candidate.relevance is not None
+        (relevance, source in question.known.relevant, number)
+        for number, question in enumerate(ranked)
+        for source, relevance in sorted(question.relevances.items(), key=lambda pair: -pair[1])[:best]
     ]
-    return [relevance for relevance, _ in scored], [is_labelled for _, is_labelled in scored]
+    return ScoredCandidates([row[0] for row in scored], [row[1] for row in scored], [row[2] for row in scored])
 
 
 def has_untuned(bench: Workbench) -> bool:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from statistics import fmean
 from typing import Any
 
-from ragllava.answer_text import exact_match
-from ragllava.evaluation.metrics import TypeScore, retrieval_at, scores_by_type, webqa_score
+from ragllava.evaluation.metrics import TypeScore, retrieval_at, scores_by_type
 from ragllava.evaluation.paper_table import (
     RECALL_DEPTHS,
     CandidateFigures,
@@ -23,6 +21,7 @@ from ragllava.evaluation.paper_table import (
     threshold_row,
 )
 from ragllava.evaluation.runs import ANSWER_ROWS, RETRIEVAL_ROWS, RunArm
+from ragllava.evaluation.scoring import Score, Scoring
 from ragllava.json_records import rounded, to_json
 from ragllava.records import Answer, AnswerStatus, KnownAnswer
 
@@ -92,10 +91,14 @@ def _style_cells(retrieved: PaperRow, answered: PaperRow | None) -> list[str]:
     ]
 
 
-def figures_of(dataset_name: str, questions: Sequence[KnownAnswer], arms: Sequence[RunArm], top_n: int) -> RunFigures:
+def figures_of(scoring: Scoring, questions: Sequence[KnownAnswer], arms: Sequence[RunArm], top_n: int) -> RunFigures:
     """The figures of all arms. `questions` have their labelled images as `relevant`, in the order of the arms."""
-    scores = {arm.label: score_answers(dataset_name, questions, arm.answers) for arm in arms if arm.answers is not None}
-    score = partial(score_text, dataset_name)
+    answered = [arm for arm in arms if arm.answers is not None]
+    scores = {arm.label: score_answers(scoring.score, questions, arm.answers or ()) for arm in answered}
+    beside = {
+        arm.label: {name: score_answers(score, questions, arm.answers or ()) for name, score in scoring.beside.items()}
+        for arm in answered
+    }
     groups = {"all": list(range(len(questions)))}
     for title, count in (("one image", 1), ("two images", 2)):
         numbers = [number for number, question in enumerate(questions) if len(question.relevant) == count]
@@ -104,29 +107,29 @@ def figures_of(dataset_name: str, questions: Sequence[KnownAnswer], arms: Sequen
     return RunFigures(
         sizes={title: len(numbers) for title, numbers in groups.items()},
         rows={
-            title: [_row(arm, scores.get(arm.label), questions, numbers, top_n) for arm in arms]
+            title: [
+                replace(
+                    _row(arm, scores.get(arm.label), questions, numbers, top_n),
+                    other_scores={
+                        name: fmean(own_scores[number] for number in numbers)
+                        for name, own_scores in beside.get(arm.label, {}).items()
+                    },
+                )
+                for arm in arms
+            ]
             for title, numbers in groups.items()
         },
-        by_type={label: scores_by_type(questions, own_scores, score) for label, own_scores in scores.items()},
-        outcomes={arm.label: Counter(a.status.value for a in arm.answers) for arm in arms if arm.answers is not None},
+        by_type={label: scores_by_type(questions, own_scores, scoring.score) for label, own_scores in scores.items()},
+        outcomes={arm.label: Counter(a.status.value for a in arm.answers or ()) for arm in answered},
     )
 
 
-def score_answers(dataset_name: str, questions: Sequence[KnownAnswer], answers: Sequence[Answer]) -> list[float]:
-    """The score of each answer by the data set's own measure, in [0, 1]; 0 where there is none."""
+def score_answers(score: Score, questions: Sequence[KnownAnswer], answers: Sequence[Answer]) -> list[float]:
+    """The score of each answer, in [0, 1]; 0 where there is none."""
     return [
-        score_text(dataset_name, question, answer.text)
-        if answer.status is AnswerStatus.ANSWERED and answer.text is not None
-        else 0.0
+        score(question, answer.text) if answer.status is AnswerStatus.ANSWERED and answer.text is not None else 0.0
         for question, answer in zip(questions, answers, strict=True)
     ]
-
-
-def score_text(dataset_name: str, question: KnownAnswer, text: str) -> float:
-    """WebQA's measure for WebQA, exact match for the others."""
-    if dataset_name == "webqa":
-        return webqa_score(text, question.answer, question.type)
-    return float(exact_match(text, question.answer))
 
 
 def _row(

@@ -27,8 +27,14 @@ from ragllava.evaluation.rankings import (
     retrieve,
     tools_for,
 )
+from ragllava.evaluation.scoring import Metric
 from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit
-from ragllava.evaluation.wrong_evidence import oracle_evidence, with_added_wrong, with_wrong_evidence
+from ragllava.evaluation.wrong_evidence import (
+    oracle_evidence,
+    with_added_wrong,
+    with_permuted_evidence,
+    with_wrong_evidence,
+)
 from ragllava.json_records import to_json
 from ragllava.records import Answer, AnswerStatus, Candidate, Depth, Question, Retrieval, StoredImage
 from ragllava.stages.answer import pipeline
@@ -44,6 +50,9 @@ RETRIEVAL_ROWS = {
 }
 ANSWER_ROWS = {Retrieval.PICTURE: "reranked, adaptive η", Retrieval.HYBRID: "hybrid, reranked, adaptive η"}
 ADAPTIVE = "adaptive"  # the name of a fitted threshold that promises nothing
+PAPER = "paper's"  # of the one that is fitted as in the paper, on the kept candidates alone
+PAPER_GENERATOR = "generator without captions"
+BARE_QUESTION = "bare question"
 
 _RETRIEVERS = {Ranker.CAPTION_RETRIEVER: Retrieval.CAPTION, Ranker.HYBRID_RETRIEVER: Retrieval.HYBRID}
 
@@ -55,6 +64,8 @@ class RunOptions:
     `hide_captions` adds the ablation in which neither reranker nor generator sees a caption; `noise` are the shares of
     labelled images that are swapped for wrong ones; `promised_precision` adds the threshold that promises it. `depth`
     says how many of the hybrid candidates are reranked. `untuned` adds the row of another reranker, if there is one.
+    `metric` scores the answers. `paper` adds rows of the paper's set-up: the reranker sees captions and the generator
+    none, with the instruction to answer shortly and without it; and labelled images exchanged for one another.
     """
 
     seed: int = 0
@@ -65,6 +76,8 @@ class RunOptions:
     promised_precision: float | None = None
     depth: Depth = Depth.NEED
     untuned: bool = True
+    metric: Metric = Metric.OURS
+    paper: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,17 +201,17 @@ def run_arms(
     """All rows that the options ask for; `rankings` are those of `rank_by_all`, `thresholds` join the natural one."""
 
     @cache
-    def answerer(hide_captions: bool) -> Answerer:
+    def answerer(hide_captions: bool, question_only: bool = False) -> Answerer:
         options = replace(paper_options(bench), top_n=dataset.top_n, captions_in_answer=not hide_captions)
-        tools = tools_for(dataset, pool, bench, options)
+        tools = replace(tools_for(dataset, pool, bench, options), question_only=question_only)
         return Answerer(as_questions(dataset), tools, bench)
 
-    def answered(arm: RunArm, *, hide_captions: bool = False) -> RunArm:
+    def answered(arm: RunArm, *, hide_captions: bool = False, question_only: bool = False) -> RunArm:
         """The arm with answers from what it keeps, if the set has questions to answer."""
         if dataset.retrieval_only:
             return arm
         evidence = [question.evidence(arm.threshold or 0.0, dataset.top_n) for question in arm.ranked]
-        return replace(arm, answers=answerer(hide_captions).answers(arm.label, evidence))
+        return replace(arm, answers=answerer(hide_captions, question_only).answers(arm.label, evidence))
 
     by_other_ways = [
         RunArm(RETRIEVAL_ROWS[retrieval], rankings[ranker], by_retrieval=True)
@@ -209,6 +222,10 @@ def run_arms(
         ranked = rankings[Ranker.CHAMPION]
         first = RunArm(RETRIEVAL_ROWS[Retrieval.PICTURE], ranked, by_retrieval=True)
         arms = [first, *by_other_ways, answered(RunArm("reranked", ranked))]
+        if options.paper and not dataset.retrieval_only:
+            arms.append(answered(RunArm(f"reranked, {PAPER_GENERATOR}", ranked), hide_captions=True))
+            bare = RunArm(f"reranked, {BARE_QUESTION}", ranked)
+            arms.append(answered(bare, hide_captions=True, question_only=True))
         if Ranker.BLIND in rankings:
             arms.append(answered(RunArm("reranked, captions hidden", rankings[Ranker.BLIND]), hide_captions=True))
         if Ranker.UNTUNED in rankings:
@@ -227,6 +244,9 @@ def run_arms(
             arms.append(answered(RunArm("retrieval, captions hidden", ranked, by_retrieval=True), hide_captions=True))
     if options.oracle and not dataset.retrieval_only:
         arms += _given_arms(ranked, pool, answerer(False), options)
+        if options.paper:
+            given = _given_arms(ranked, pool, answerer(True, True), replace(options, noise=(), paper=False))
+            arms += [replace(arm, label=f"{arm.label}, {BARE_QUESTION}") for arm in given]
     return arms
 
 
@@ -241,6 +261,8 @@ def _given_arms(ranked: Sequence[RankedQuestion], pool: Pool, answerer: Answerer
     rows = {"labelled images": oracle_evidence(questions)}
     for share in options.noise:
         rows[f"labelled, {100 * share:g} % wrong"] = with_wrong_evidence(questions, share, rng(), candidates)
+        if options.paper:
+            rows[f"labelled, {100 * share:g} % permuted"] = with_permuted_evidence(questions, share, rng())
     if options.noise:
         rows["labelled and a wrong one"] = with_added_wrong(questions, rng(), candidates)
     images = {image.source: image for image in pool.images.values()}

@@ -54,6 +54,26 @@ def with_wrong_evidence(
     ]
 
 
+def with_permuted_evidence(questions: Sequence[KnownAnswer], share: float, rng: random.Random) -> list[ShownEvidence]:
+    """The labelled images with a share of them exchanged for one another, as the reference implementation does it.
+
+    A share of the distinct labelled images of the set is permuted at random, the same in every question. So a wrong
+    image is mostly about something else than the question, unlike the candidates of `with_wrong_evidence`; and an image
+    may stay where it was. UsageError: a share outside 0 to 1.
+    """
+    if not 0 <= share <= 1:
+        raise UsageError(f"the share of wrong evidence must be from 0 to 1, not {share:g}")
+    labelled = list(dict.fromkeys(image_id for question in questions for image_id in question.relevant))
+    rng.shuffle(labelled)
+    chosen = labelled[: int(share * len(labelled))]
+    shown_for = dict(zip(chosen, rng.sample(chosen, len(chosen)), strict=True))
+    rows = []
+    for question in questions:
+        images = tuple(shown_for.get(image_id, image_id) for image_id in question.relevant)
+        rows.append(ShownEvidence(question.custom_id, images, tuple(i for i in images if i not in question.relevant)))
+    return rows
+
+
 def with_added_wrong(
     questions: Sequence[KnownAnswer], rng: random.Random, candidates: Mapping[str, Sequence[str]]
 ) -> list[ShownEvidence]:

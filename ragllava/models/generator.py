@@ -58,13 +58,19 @@ class Generator(RoleModel):
     """Answers questions from pictures, greedily."""
 
     def answer(
-        self, requests: Sequence[AnswerRequest], *, max_tokens: int, with_captions: bool, batch_size: int
+        self,
+        requests: Sequence[AnswerRequest],
+        *,
+        max_tokens: int,
+        with_captions: bool,
+        batch_size: int,
+        with_instruction: bool = True,
     ) -> list[GeneratedAnswer]:
         """One answer for each request, in input order. An empty answer is an answer, with a note.
 
         Raises ScoreRejected when the network returns NaN, or when the pictures do not fit its window.
         """
-        write = partial(answer_prompt, with_captions=with_captions)
+        write = partial(answer_prompt, with_captions=with_captions, with_instruction=with_instruction)
         prompts = [as_prompt(request, write, with_captions=with_captions) for request in requests]
         with self.applied():
             answers = self._answer_sharing(prompts, max_tokens, batch_size)

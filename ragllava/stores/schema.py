@@ -14,6 +14,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     Table,
@@ -25,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, TSVECTOR
 
-REVISION = "0008"  # of migrations/versions that makes these tables; a test compares the two
+REVISION = "0009"  # of migrations/versions that makes these tables; a test compares the two
 
 metadata = MetaData(
     naming_convention={
@@ -75,6 +76,7 @@ blobs = Table(
     Column("state", Text, nullable=False),  # uploading, live, deleting
     Column("size_bytes", BigInteger, nullable=False),
     Column("media_type", Text, nullable=False),
+    Column("thumbnail", LargeBinary),  # 8 × 8 pixels, to find near-duplicates; NULL: not needed yet, or unreadable
     moment("updated_at"),
 )
 

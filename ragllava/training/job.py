@@ -34,6 +34,7 @@ from ragllava.stores.learning.registry import AdapterVersion, ModelVersion
 from ragllava.training.contest import Contest, ContestRules, hold_contest
 from ragllava.training.data.datasets import question_key
 from ragllava.training.data.snapshot import Snapshot, read_snapshot, write_snapshot
+from ragllava.training.data.thumbnails import make_thumbnails
 from ragllava.training.finetune.checkpoints import clear_old
 from ragllava.training.remote import download_folder, restore_checkpoint, store_checkpoint, upload_folder
 from ragllava.training.request import TrainingRequest, plan_training
@@ -133,7 +134,10 @@ def take_snapshot(course: Course) -> Snapshot:
         try:
             download_folder(context.resources.objects, f"{course.prefix}/snapshot", folder)
         except ObjectMissing:
-            plan = context.read(plan_training, course.request, context.settings)
+            request, settings = course.request, context.settings
+            top_k = request.top_k or settings.top_k
+            make_thumbnails(context.engine, context.resources.pictures.get_many, request.archives, top_k, context.check)
+            plan = context.read(plan_training, request, settings)
             if plan.shortage is not None:
                 raise JobRefused(plan.shortage) from None
             context.commit(_ask_about_set_aside, plan.snapshot)
@@ -283,7 +287,7 @@ def _ask_about_set_aside(connection: Connection, snapshot: Snapshot) -> None:
             )
 
 
-def _ask_about_doubtful(connection: Connection, snapshot: Snapshot, contest: Contest) -> None:
+def ask_about_doubtful(connection: Connection, snapshot: Snapshot, contest: Contest) -> None:
     """The images that were left out of judging become noisy cases."""
     for share in snapshot.shares:
         captions = {
@@ -327,7 +331,7 @@ def _register(
 ) -> None:
     """Exactly one version, and the outcome that goes with it."""
     made = registry.register_adapter(connection, version)
-    _ask_about_doubtful(connection, snapshot, contest)
+    ask_about_doubtful(connection, snapshot, contest)
     status, reason = _decide(connection, course, made, contest, reason)
     if status is TrainingStatus.PROMOTED:
         registry.promote(connection, made.profile, made.role, made.name, f"job {course.job_id}: {reason}")

@@ -15,7 +15,9 @@ from ragllava.stores.learning import trainings
 from ragllava.stores.maintenance.schedules import ScheduleView
 from ragllava.training.request import begin_due
 
-DEFAULT_LABELS = 50  # newly labelled questions without which a scheduled training does not begin
+# Newly labelled questions without which a scheduled training does not begin. Each try needs more proof than the one
+# before, so there are fewer tries, each with more held-out questions.
+DEFAULT_LABELS = 100
 
 
 def _begin_training(connection: Connection, settings: Settings, schedule: ScheduleView) -> int:

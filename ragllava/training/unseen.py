@@ -1,7 +1,7 @@
 """No version is evaluated on questions that the champion was trained on: it would know the answers. Loads no torch.
 
-With the same rule of splitting this cannot happen (snapshot.py). It can where the champion's data were split by texts
-and these by pictures, because more pictures have labels now.
+It happens where the champion's data were split in another way: by texts, because fewer pictures had labels, with other
+shares, or before a near-duplicate or a question about two pictures joined others.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Connection
 
@@ -19,7 +18,7 @@ from ragllava.models.profiles import get_profile
 from ragllava.settings import Settings
 from ragllava.stores.learning import registry
 from ragllava.stores.objects import ObjectStore
-from ragllava.training.data.datasets import question_key
+from ragllava.training.data.datasets import side_key
 from ragllava.training.data.snapshot import Snapshot, read_snapshot
 from ragllava.training.remote import download_folder
 
@@ -27,26 +26,21 @@ log = logging.getLogger(__name__)
 
 
 def leave_out_known(connection: Connection, snapshot: Snapshot, settings: Settings) -> Snapshot:
-    """The snapshot without the held-out questions that the champion was trained on, if its data were split otherwise.
+    """The snapshot without the held-out questions that the champion was trained on.
 
     They are not trained on either: a question never changes sides. Where the champion's data are missing, nothing is
     left out. Raises SettingsError, ServiceUnavailable.
     """
     champion = registry.champion(connection, snapshot.role, get_profile(settings).name)
     story = champion.training if champion is not None else None
-    if not story or not story.get("objects") or _is_split_alike(story, snapshot):
+    if not story or not story.get("objects"):
         return snapshot
     seen = _questions_of(ObjectStore(settings), str(story["objects"]))
     shares = []
     for share in snapshot.shares:
-        unseen = tuple(question for question in share.held_out if question_key(question.text) not in seen)
+        unseen = tuple(question for question in share.held_out if side_key(question.text) not in seen)
         shares.append(replace(share, held_out=unseen, seen=len(share.held_out) - len(unseen)))
     return replace(snapshot, shares=tuple(shares))
-
-
-def _is_split_alike(story: dict[str, Any], snapshot: Snapshot) -> bool:
-    """Whether all data of that training were; not where an earlier version did not write down how they were."""
-    return {data.get("split") for data in story.get("data", ())} == {share.split for share in snapshot.shares}
 
 
 def _questions_of(objects: ObjectStore, prefix: str) -> set[str]:
@@ -58,4 +52,4 @@ def _questions_of(objects: ObjectStore, prefix: str) -> set[str]:
         except (ObjectMissing, ObjectCorrupt) as error:
             log.warning("champion's data unknown", extra={"action": "champion_data_lost", "reason": str(error)})
             return set()
-        return {question_key(example.question) for example in read_snapshot(folder).examples}
+        return {side_key(example.question) for example in read_snapshot(folder).examples}

@@ -239,7 +239,7 @@ def test_a_job_is_paused_resumed_cancelled_and_retried(shell: Terminal, client: 
     assert shell.do("jobs", "pause", job) == f"job {job} is paused; `ragllava jobs resume {job}` continues it\n"
     assert shell.do("jobs", "show", job).startswith(f"job {job} paused: 96 questions: ")
     [row] = [row for row in shell.do("jobs", "list", "--open").splitlines() if row.split()[0] == job]
-    assert row.split()[1:4] == ["answer", "cards", "paused"]
+    assert row.split()[1:5] == ["many.jsonl", "answer", "cards", "paused"]
     refused = shell.run("jobs", "retry", job)
     assert refused.code == 1 and "only an ended job can be retried" in refused.err
     assert shell.do("jobs", "resume", job) == f"job {job} is running again\n"

@@ -315,18 +315,27 @@ def _split(
     questions: Sequence[KnownQuestion], written: WrittenArchive, share: float
 ) -> tuple[list[KnownQuestion], list[KnownQuestion]]:
     """(questions for the training, questions for the gate), as the train job splits them."""
-    from ragllava.training.data.datasets import is_judging
-    from ragllava.training.data.snapshot import FEWEST_IMAGES
+    from PIL import Image
 
-    by_image = len({name for question in questions for name in question.relevant}) >= FEWEST_IMAGES
+    from ragllava.imaging.likeness import Likeness, thumbnail
+    from ragllava.training.data.datasets import LabelledQuestion
+    from ragllava.training.data.examples import Evidence
+    from ragllava.training.data.sides import Side, assign_sides
 
-    def hashes(question: KnownQuestion) -> list[str]:
-        names = question.relevant if by_image else ()
-        return [hashlib.sha256((written.pictures / name).read_bytes()).hexdigest() for name in names]
-
+    hashes, thumbnails = {}, {}
+    for name in {name for question in questions for name in question.relevant}:
+        path = written.pictures / name
+        hashes[name] = sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        with Image.open(path) as picture:
+            thumbnails[sha256] = thumbnail(picture)
+    labelled = [
+        LabelledQuestion(question.text, None, tuple(Evidence(hashes[name], None) for name in question.relevant), ())
+        for question in questions
+    ]
+    sides = assign_sides(labelled, Likeness(thumbnails), held_out=share, calibration=0.0)
     parts: tuple[list[KnownQuestion], list[KnownQuestion]] = ([], [])
     for question in questions:
-        parts[is_judging(question.text, hashes(question), share)].append(question)
+        parts[sides.of(question.text) is Side.HELD_OUT].append(question)
     return parts
 
 

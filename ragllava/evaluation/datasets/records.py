@@ -77,8 +77,8 @@ class EvaluationSet:
     `top_n` is how many images a question keeps at most in the published figures. `by_caption`: each question is a
     caption, and its image is searched for (docs/method.md 2 has a prompt of its own for that). `left_out` counts what
     the files hold beside the questions, by reason: questions + left out = rows of the file. `style` is that of drawn
-    questions, if all have one. UsageError: two images or
-    two questions with the same id, no question, or a labelled image that is not in the pool.
+    questions, if all have one. `answers_from` says what the answers are compared with, if a set has several kinds.
+    UsageError: two images or two questions with the same id, no question, or a labelled image that is not in the pool.
     """
 
     name: str
@@ -89,6 +89,7 @@ class EvaluationSet:
     left_out: Mapping[str, int] = field(default_factory=dict)
     by_caption: bool = False
     style: QuestionStyle | None = None
+    answers_from: str | None = None
 
     def __post_init__(self) -> None:
         if not self.questions:

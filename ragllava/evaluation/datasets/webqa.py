@@ -3,6 +3,8 @@
 Two forms of its files are read. The original: WebQA_train_val.json with imgs.tsv and imgs.lineidx, splits train and
 val. The reference implementation's (RagVL): WebQA_{split}_image.json with its index, caption maps and picture
 folders, splits train, dev and test, where test is the original's val. Only questions about images count.
+
+The keywords of the answers (webqa_keywords.py) are what answers are compared with, where there are any.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from ragllava.evaluation.datasets.files import (
     unique,
 )
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet
+from ragllava.evaluation.datasets.webqa_keywords import find_keyword_tables, is_placeholder, read_keywords
 from ragllava.imaging.decode import MAX_BYTES
 from ragllava.metadata import clean_caption
 from ragllava.stages.record_files import Record, check_all
@@ -45,6 +48,7 @@ _REFERENCE_ORIGIN = "it is part of the RagVL download (IDEA-FinAI/RagVL on GitHu
 _ORIGINAL_FOLDERS = ("", "WebQA_data_first_release/")
 _ORIGINAL_SPLITS = ("train", "val")
 _REFERENCE_SPLITS = ("train", "dev", "test")
+_ORIGINAL_NAME_OF = {"test": "val"}  # what the reference calls test is the original's val
 _TEXT_QUESTION = "question about text"
 _OTHER_SPLIT = "other split"
 
@@ -53,11 +57,13 @@ def load_webqa(folder: Path, split: str) -> EvaluationSet:
     """One split of WebQA from the files in `folder`, in whichever form they are.
 
     The pool of the original form is every image that a question of the split names, right or wrong; that of the
-    reference's form is its index. UsageError: a file or picture is missing; InvalidInput: rows are wrong.
+    reference's form is its index. Keywords of the answers come from the questions' own file, or from the tables of the
+    public baseline, if they lie in `folder`; otherwise answers are compared with a sentence. UsageError: a file or
+    picture is missing; InvalidInput: rows are wrong.
     """
     reference = find_path(folder, spellings(f"WebQA_{split}_image.json"))
     if reference is not None:
-        return _load_reference(folder, reference, split)
+        return _with_keywords(_load_reference(folder, reference, split), folder)
     original = find_path(folder, spellings("WebQA_train_val.json", folders=_ORIGINAL_FOLDERS))
     if original is None:
         raise UsageError(
@@ -70,7 +76,26 @@ def load_webqa(folder: Path, split: str) -> EvaluationSet:
             f"{original} has the splits train and val, not {split!r}; the answers of WebQA's own test split are not "
             "public, and what publications on RagVL call test is val"
         )
-    return _load_original(folder, original, split)
+    return _with_keywords(_load_original(folder, original, split), folder)
+
+
+def _with_keywords(data: EvaluationSet, folder: Path) -> EvaluationSet:
+    """The set with the keywords of the baseline's tables, where its own files have none; and with what was found."""
+    tables = find_keyword_tables(folder, _ORIGINAL_NAME_OF.get(data.split, data.split))
+    keywords = read_keywords(tables)
+    questions = tuple(
+        replace(question, answer=keywords[question.custom_id])
+        if question.answer in question.references and question.custom_id in keywords
+        else question
+        for question in data.questions
+    )
+    count = sum(question.answer not in question.references or question.custom_id in keywords for question in questions)
+    source = f"keywords for {count} of {len(questions)} questions"
+    if tables:
+        source += f", from {', '.join(table.name for table in tables)}"
+    if count < len(questions):
+        source += "; the sentence for the others"
+    return replace(data, questions=questions, answers_from=source)
 
 
 def unquoted(text: str) -> str:
@@ -165,9 +190,8 @@ def _question(row: Record, entry: dict[str, Any], right: Sequence[str], wrong: I
     if not right:
         raise BadRow("'img_posFacts' names no image, so nothing could be found")
     references = [unquoted(need_text({"A": answer}, "A")) for answer in need_list(entry, "A")]
-    keywords = entry.get("EM") or entry.get("Keywords_A")
-    keywords = " ".join(map(str, keywords)) if isinstance(keywords, list) else keywords
-    answer = unquoted(keywords) if isinstance(keywords, str) else next(iter(references), "")
+    references = [answer for answer in references if not is_placeholder(answer)]
+    answer = _keywords(entry) or next(iter(references), "")
     if not answer:
         raise BadRow("'A' holds no answer")
     return EvaluationQuestion(
@@ -179,6 +203,16 @@ def _question(row: Record, entry: dict[str, Any], right: Sequence[str], wrong: I
         references=tuple(references),
         distractors=tuple(image_id for image_id in wrong if image_id not in right),
     )
+
+
+def _keywords(entry: dict[str, Any]) -> str | None:
+    """Those of the row itself; the original's files have "TBD" there, which is not an answer."""
+    for name in ("EM", "Keywords_A"):
+        value = entry.get(name)
+        text = " ".join(map(str, value)) if isinstance(value, list) else value
+        if isinstance(text, str) and not is_placeholder(unquoted(text)):
+            return unquoted(text)
+    return None
 
 
 def _caption(value: Any) -> str | None:

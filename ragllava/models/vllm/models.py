@@ -151,14 +151,20 @@ class RemoteGenerator(_RemoteRole, Generator):
     """A Generator that computes at an endpoint."""
 
     def answer(
-        self, requests: Sequence[AnswerRequest], *, max_tokens: int, with_captions: bool, batch_size: int
+        self,
+        requests: Sequence[AnswerRequest],
+        *,
+        max_tokens: int,
+        with_captions: bool,
+        batch_size: int,
+        with_instruction: bool = True,
     ) -> list[GeneratedAnswer]:
         """One answer for each request, in input order; `batch_size` is ignored, because the endpoint makes the batches.
 
         Raises ScoreRejected, ServiceUnavailable.
         """
         del batch_size
-        write = partial(answer_prompt, with_captions=with_captions)
+        write = partial(answer_prompt, with_captions=with_captions, with_instruction=with_instruction)
         with self._model.threads() as pool:
             results = []
             for request in requests:

@@ -285,6 +285,7 @@ def generate(
         max_tokens=tools.settings.max_answer_tokens,
         with_captions=tools.options.captions_in_answer,
         batch_size=tools.settings.questions_per_step,
+        with_instruction=not tools.question_only,
     )
     for number, answer in zip(answerable, answers, strict=True):
         texts[number] = answer

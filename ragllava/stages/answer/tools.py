@@ -39,6 +39,7 @@ class AnswerTools:
     champions: Mapping[Role, ModelVersion]
     ingests: tuple[int, ...] = ()  # the jobs that still add pictures to the archive
     by_caption: bool = False  # the questions are captions whose image is sought; only evaluations ask these
+    question_only: bool = False  # no instruction follows the question; only evaluations ask so
 
 
 def prepare(

@@ -10,6 +10,8 @@ import hashlib
 import json
 import math
 import random
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -135,6 +137,11 @@ def merge_questions(questions: Iterable[LabelledQuestion]) -> list[LabelledQuest
             )
         merged[key] = newer
     return list(merged.values())
+
+
+def side_key(text: str) -> str:
+    """Texts that differ only in case, spacing, punctuation and the form of letters are on one side of a split."""
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())) or question_key(text)
 
 
 def is_held_out(text: str, share: float) -> bool:

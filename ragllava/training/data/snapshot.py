@@ -1,9 +1,9 @@
 """The data of one training, frozen: examples, and the questions for calibration and evaluation. No torch.
 
-The sides follow from a question's relevant images (datasets.py), so no held-out question is trained on, nor
-another one about its held-out picture: a reranker is surer of pictures that it was trained on than of any other, and η
-fitted on these would drop the others. Where few images are labelled, they follow from the question's text; which of the
-two applies is the same for all archives of a training, or one would train on what another one is evaluated on.
+The sides follow from a question's relevant images (sides.py), so no held-out question is trained on, nor another one
+about its pictures: a reranker is surer of pictures that it was trained on than of any other, and η fitted on these
+would drop the others. Where few images are labelled, they follow from the question's text; which of the two applies is
+the same for all archives of a training, or one would train on what another one is evaluated on.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from ragllava.imaging.likeness import Likeness
 from ragllava.json_records import from_json, to_json
 from ragllava.records import Role
 from ragllava.stores.archives import archive
+from ragllava.stores.archives.thumbnails import load_thumbnails
 from ragllava.stores.learning import labels
 from ragllava.stores.learning.labels import LabelledRow
 from ragllava.training.data.datasets import (
@@ -29,7 +31,6 @@ from ragllava.training.data.datasets import (
     LabelledQuestion,
     build_answer_dataset,
     build_rank_dataset,
-    is_judging,
     merge_questions,
     question_key,
     read_dataset,
@@ -38,9 +39,9 @@ from ragllava.training.data.datasets import (
 )
 from ragllava.training.data.examples import Example
 from ragllava.training.data.labelled import labelled_questions, usable_for
+from ragllava.training.data.sides import Side, Sides, assign_sides, images_of
 from ragllava.whole_files import MANIFEST, seal_folder
 
-FEWEST_IMAGES = 24  # labelled relevant in the archives of a training, so that some are on every side
 _JUDGED_FILE = "judged.json"
 _JUDGED = (
     "archive",
@@ -142,9 +143,16 @@ def collect(
     Which side a question is on does not hang on `since`.
     """
     sources = [_look_up(connection, name, since if number == 0 else None) for number, name in enumerate(archives)]
-    images = {item.image for labelled in sources for question in labelled.ever.values() for item in question.relevant}
-    by_image = len(images) >= FEWEST_IMAGES
-    return Snapshot(role, tuple(_share(labelled, role, rules, by_image=by_image) for labelled in sources))
+    questions = [question for labelled in sources for question in labelled.ever.values()]
+    likeness = Likeness(load_thumbnails(connection, images_of(questions, rules.options.top_k)))
+    sides = assign_sides(questions, likeness, held_out=rules.held_out, calibration=rules.calibration)
+    return Snapshot(role, tuple(_share(labelled, role, rules, sides) for labelled in sources))
+
+
+def pictures_to_compare(connection: Connection, archives: Sequence[str], top_k: int) -> set[str]:
+    """The pictures whose likeness decides about the sides: relevant images and candidates of labelled questions."""
+    sources = (_look_up(connection, name, None) for name in archives)
+    return {image for labelled in sources for image in images_of(labelled.ever.values(), top_k)}
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
@@ -195,28 +203,22 @@ def _look_up(connection: Connection, name: str, since: datetime | None) -> _Labe
     return _Labelled(name, rows, questions, {question_key(question.text): question for question in all_questions})
 
 
-def _share(labelled: _Labelled, role: Role, rules: SnapshotRules, *, by_image: bool) -> ArchiveShare:
-    sides: dict[str, list[LabelledQuestion]] = {"train": [], "calibration": [], "held_out": []}
+def _share(labelled: _Labelled, role: Role, rules: SnapshotRules, assigned: Sides) -> ArchiveShare:
+    sides: dict[Side, list[LabelledQuestion]] = {side: [] for side in Side}
     for question in labelled.questions:
-        sides[_side(labelled.ever[question_key(question.text)], rules, by_image=by_image)].append(question)
-    counts = [len(question.relevant) for question in labelled.questions if question.relevant and by_image]
+        sides[assigned.of(question.text)].append(question)
+    trained_on = [assigned.without_apart(question, rules.options) for question in sides[Side.TRAIN]]
+    counts = [len(question.relevant) for question in labelled.questions if question.relevant and assigned.by_image]
     build = build_rank_dataset if role is Role.RERANKER else build_answer_dataset
     return ArchiveShare(
         archive=labelled.archive,
         labelled=len(labelled.rows),
-        dataset=build(sides["train"], rules.options),
-        calibration=tuple(usable_for(role, sides["calibration"])),
-        held_out=tuple(usable_for(role, sides["held_out"])),
+        dataset=build(trained_on, rules.options),
+        calibration=tuple(usable_for(role, sides[Side.CALIBRATION])),
+        held_out=tuple(usable_for(role, sides[Side.HELD_OUT])),
         addresses={
             question_key(row.text): (row.archive_id, row.label.job_id, row.label.question_no) for row in labelled.rows
         },
         images_each=sum(counts) / len(counts) if counts else 0.0,
-        split="pictures" if by_image else "texts",
+        split="pictures" if assigned.by_image else "texts",
     )
-
-
-def _side(question: LabelledQuestion, rules: SnapshotRules, *, by_image: bool) -> str:
-    images = [item.image for item in question.relevant] if by_image else []
-    if is_judging(question.text, images, rules.held_out):
-        return "held_out"
-    return "calibration" if is_judging(question.text, images, rules.held_out + rules.calibration) else "train"

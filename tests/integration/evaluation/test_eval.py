@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import astuple, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,13 @@ from sqlalchemy import func, select
 
 from ragllava.errors import JobRefused, ServiceUnavailable, UsageError
 from ragllava.evaluation.datasets.load import postcard_set
-from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
+from ragllava.evaluation.datasets.records import (
+    EvaluationImage,
+    EvaluationQuestion,
+    EvaluationSet,
+    FilePicture,
+    PictureBytes,
+)
 from ragllava.evaluation.evaluate import Evaluation, evaluate
 from ragllava.evaluation.metrics import score_job
 from ragllava.evaluation.pools import Workbench, archive_name, ingest_pool
@@ -24,7 +30,9 @@ from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.jobs.inline import run_job, take_pending
 from ragllava.jobs.runner import ShardContext
 from ragllava.json_records import to_json
+from ragllava.models.mllm import Mllm
 from ragllava.postcards.archive import draw_archive
+from ragllava.prompts import PromptParts
 from ragllava.records import AnswerOptions, JobKind, Retrieval
 from ragllava.stages.answer import pipeline
 from ragllava.stages.answer.stage import answer_stage
@@ -34,6 +42,7 @@ from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive
 from ragllava.stores.schema import images, jobs
 from tests.integration.conftest import Postcards
+from tests.support.picture_files import encoded
 from tests.support.workshop import Workshop, stages_replaced
 
 QUESTIONS = 10
@@ -185,6 +194,58 @@ def test_wrong_evidence_is_shown_as_asked(bench: Workbench, monkeypatch: pytest.
     assert scores[1] < scores[0]
 
 
+def test_rows_of_the_papers_set_up(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reranker sees captions and the generator none: its prompt is the question, with or without instruction."""
+    dataset = drawn(seed=5, questions=6)
+    prompts: dict[str, set[str]] = {}
+    render = Mllm.render
+    label_now = [""]
+
+    def noting(self: Mllm, parts: PromptParts) -> str:
+        prompts.setdefault(label_now[0], set()).update(part for part in parts if part is not None)
+        return render(self, parts)
+
+    ask = Answerer.answers
+
+    def labelled(self: Answerer, label: str, evidence: Any) -> Any:
+        label_now[0] = f"{label} {len(prompts)}"
+        return ask(self, label, evidence)
+
+    monkeypatch.setattr(Mllm, "render", noting)
+    monkeypatch.setattr(Answerer, "answers", labelled)
+    found = evaluate(dataset, None, bench, RunOptions(noise=(0.5,), paper=True))
+    labels = [row["label"] for row in found.as_json()["rows"]["all"]]
+    assert {"reranked, generator without captions", "reranked, bare question"} < set(labels)
+    assert labels[-1] == "labelled images, bare question"
+    assert "labelled, 50 % permuted" in labels
+    texts = {question.text for question in dataset.questions}
+    instruction = "\nAnswer the question using a single word or phrase."
+
+    def shown(name: str) -> set[str]:
+        [(_, seen)] = [(label, seen) for label, seen in prompts.items() if label.startswith(f"{name} ")]
+        return seen
+
+    assert shown("reranked, bare question") <= texts
+    assert shown("reranked, generator without captions") <= {text + instruction for text in texts}
+    assert "bare question" not in found.models["prompt"]
+
+
+def test_the_papers_threshold_is_fitted_on_kept_candidates(bench: Workbench) -> None:
+    reported, calibration = drawn(seed=5), drawn(seed=1005, images=60, questions=40, two_image_share=0.0)
+    found = evaluate(reported, calibration, bench, RunOptions(oracle=False))
+    pool = ingest_pool(calibration, bench)
+    best = [
+        (relevance, source in question.relevant)
+        for question, one in zip(calibration.questions, rank(calibration, pool, bench), strict=True)
+        for source, relevance in list(one.relevances.items())[: calibration.top_n]
+    ]
+    expected = adaptive_threshold([relevance for relevance, _ in best], [right for _, right in best])
+    assert found.paper_threshold is not None
+    assert found.paper_threshold.fit == expected
+    assert expected.correct_count + expected.wrong_count == 40 * 2
+    assert figures(found, "all", "reranked, paper's η")["threshold"] == expected.value
+
+
 def test_without_reranking_clip_decides(bench: Workbench) -> None:
     dataset = drawn(seed=5)
     found = evaluate(dataset, None, bench, RunOptions(rerank=False, oracle=False))
@@ -318,3 +379,30 @@ def test_the_name_of_an_archive_follows_from_captions_and_retriever() -> None:
     assert len(names) == 3
     assert all(name.startswith("eval-postcards-test-") for name in names)
     assert archive_name(replace(dataset, questions=dataset.questions[:1]), "clip@1") in names
+
+
+@dataclass(frozen=True)
+class PackedPicture:
+    """A picture without a file of its own, as those of WebQA's imgs.tsv."""
+
+    data: bytes
+
+    def read(self) -> bytes:
+        return self.data
+
+
+def test_truncated_pictures_and_packed_tiffs_are_read(bench: Workbench, tmp_path: Path) -> None:
+    """WebQA has JPEG files whose end is missing; the reference reads what there is of them."""
+    noise = Image.effect_noise((96, 80), 60).convert("RGB")
+    jpeg, tiff = encoded(noise, "JPEG"), encoded(noise.rotate(90), "TIFF")
+    (tmp_path / "cut.jpg").write_bytes(jpeg[: 3 * len(jpeg) // 4])
+    pictures: dict[str, PictureBytes] = {
+        "cut.jpg": FilePicture(tmp_path / "cut.jpg"),
+        "packed cut": PackedPicture(jpeg[: 2 * len(jpeg) // 3]),
+        "packed tiff": PackedPicture(tiff),
+    }
+    pool = tuple(EvaluationImage(name, name, picture) for name, picture in pictures.items())
+    question = EvaluationQuestion("q1", "grey", "color", ("packed tiff",), "What color is it?")
+    ingested = ingest_pool(EvaluationSet("webqa", "val", pool, (question,)), bench)
+    assert ingested.left_out == ()
+    assert set(ingested.images) == set(pictures)

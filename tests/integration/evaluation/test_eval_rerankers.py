@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,7 +19,7 @@ from ragllava.evaluation.evaluate import evaluate
 from ragllava.evaluation.pools import Pool, Workbench, ingest_pool
 from ragllava.evaluation.rankings import RankedQuestion, Ranker, rank
 from ragllava.evaluation.runs import RunOptions, rank_by_all, run_arms
-from ragllava.evaluation.threshold_promise import precision_lower_bound
+from ragllava.evaluation.threshold_promise import clustered_lower_bound
 from ragllava.imaging.decode import decode
 from ragllava.models.checks import digest
 from ragllava.models.fitting import Prompt
@@ -207,19 +208,20 @@ def test_a_promised_precision_is_checked_on_the_reported_questions(bench: Workbe
     found, reported, pool = promised(bench, 0.6)
     promise = found.promise
     value = promise.threshold.value
-    kept = [
-        candidate.image.source in question.relevant
+    by_question = [
+        [c.image.source in question.relevant for c in one.candidates[: reported.top_n] if c.relevance >= value]
         for question, one in zip(reported.questions, rank(reported, pool, bench), strict=True)
-        for candidate in one.candidates
-        if candidate.relevance >= value
     ]
+    kept = [right for row in by_question for right in row]
     assert (promise.hits, promise.kept) == (sum(kept), len(kept))
     assert promise.kept > 0
     assert promise.threshold.fit.method == "promised"
     assert promise.threshold.fit.precision >= 0.6
     written = found.as_json()["promise"]
     assert written["reached"] == round(sum(kept) / len(kept), 4)
-    assert written["reached_at_least"] == round(precision_lower_bound(sum(kept), len(kept), 0.95), 4)
+    assert written["reached_at_least"] == round(promise.at_least, 4)
+    hits, counts = (np.array([count(row) for row in by_question]) for count in (sum, len))
+    assert promise.at_least == clustered_lower_bound(hits, counts, reported.top_n)
     [row] = [row for row in found.as_json()["rows"]["all"] if row["label"] == "reranked, promised 60 % η"]
     assert row["threshold"] == value
     assert found.as_json()["threshold"]["fit"]["method"] == "adaptive"  # it stays the adaptive one

@@ -158,7 +158,8 @@ def test_the_threshold_of_hybrid_candidates_is_fitted_on_all_of_them(bench: Work
     evaluation = evaluate(drawn(QuestionStyle.NAME), calibration, bench, BRIEF)
     pool = ingest_pool(calibration, bench)
     ranked = rank_further(calibration, pool, bench, rank(calibration, pool, bench))
-    expected = adaptive_threshold(*scored_candidates(ranked))
+    scored = scored_candidates(ranked)
+    expected = adaptive_threshold(scored.relevance, scored.is_labelled)
     assert expected.method == "adaptive"
     assert evaluation.hybrid_threshold is not None
     assert evaluation.hybrid_threshold.fit == expected

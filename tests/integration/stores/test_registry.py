@@ -316,3 +316,32 @@ def test_versions_are_listed_by_role_and_found_by_the_beginning_of_their_name(mi
         registry.find_version(mini, "mini", "mllm@1")
     with pytest.raises(UsageError, match="profile mini has no version x"):
         registry.find_version(mini, "mini", "x")
+
+
+def test_the_versions_that_were_tried_against_the_champion_are_counted_since_its_promotion(engine: Engine) -> None:
+    def tried(name: str, against: str, role: Role = Role.RERANKER) -> AdapterVersion:
+        story = {"gate": {"champion": against}}
+        return AdapterVersion(role, name, "p", profile="mini", adapter_sha256=name, base="mllm@1", training=story)
+
+    def count() -> int:
+        with engine.begin() as connection:
+            champion = registry.champion(connection, Role.RERANKER, "mini")
+            assert champion is not None
+            return registry.count_tries(connection, champion)
+
+    with engine.begin() as connection:
+        registry.ensure_champions(connection, "mini", [RERANKER, GENERATOR])
+    assert count() == 0
+    for version in (tried("a", "mllm@1"), tried("b", "mllm@1"), tried("c", "mllm@1", Role.GENERATOR)):
+        with engine.begin() as connection:
+            registry.register_adapter(connection, version)
+    assert count() == 2
+    with engine.begin() as connection:
+        registry.promote(connection, "mini", Role.RERANKER, "b", "a test")
+    assert count() == 0
+    with engine.begin() as connection:
+        registry.register_adapter(connection, tried("d", "b"))
+    assert count() == 1
+    with engine.begin() as connection:
+        registry.rollback(connection, "mini", Role.RERANKER)
+    assert count() == 0, "from here on it is tried again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,27 +11,35 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from sqlalchemy import Engine, func, select, text
 
+from ragllava.imaging.likeness import thumbnail
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
-from ragllava.records import JobKind, Label, Role, Verdict
+from ragllava.postcards.archive import draw_archive
+from ragllava.records import JobKind, Label, NoisyReason, Role, Verdict
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive
+from ragllava.stores.archives.thumbnails import store_thumbnails
 from ragllava.stores.jobs import answers
-from ragllava.stores.learning import labels, registry
-from ragllava.stores.learning.registry import AdapterVersion
+from ragllava.stores.learning import labels, noisy, registry
+from ragllava.stores.learning.registry import AdapterVersion, BaseVersion
 from ragllava.stores.objects import ObjectStore
+from ragllava.training.contest import Contest
 from ragllava.training.data.datasets import DatasetOptions, is_held_out
 from ragllava.training.data.examples import RankExample
+from ragllava.training.data.sides import FEWEST_IMAGES
 from ragllava.training.data.snapshot import (
-    FEWEST_IMAGES,
     ArchiveShare,
     Snapshot,
     SnapshotRules,
     collect,
+    read_snapshot,
     write_snapshot,
 )
+from ragllava.training.gate import GateReport, GateRules
+from ragllava.training.job import ask_about_doubtful
 from ragllava.training.remote import upload_folder
 from ragllava.training.request import TrainingPlan, TrainingRequest, plan_training
 from tests.support.run_command import Run
@@ -224,7 +233,7 @@ def test_a_plan_without_anything_to_learn_says_whether_pictures_or_labels_are_to
 def test_the_command_says_what_the_plan_says(labeller: Labeller, run: Run) -> None:
     labeller.say("cards", about_several(4))
     code, _, problem = run("train", "reranker", "--archive", "cards", "--dry-run")
-    assert code == 0
+    assert code == 0, problem
     assert "lower RAGLLAVA_HELD_OUT_SHARE" in problem
 
 
@@ -283,3 +292,44 @@ def test_other_labelled_archives_are_trained_on_unless_told_otherwise(labeller: 
     assert "the held-out questions of cards prove a gain of about" in told
     _, told, _ = run("train", "reranker", "--archive", "cards", "--only", "--dry-run")
     assert "others" not in told
+
+
+def test_the_jpeg_copy_of_an_archive_is_on_the_same_sides(labeller: Labeller) -> None:
+    """Resized, compressed and renamed, beside the original: nothing that decides is trained on as its copy."""
+    originals, copies = {}, {}
+    for postcard in draw_archive(3, 60, 0).postcards:
+        picture, data = postcard.picture(), io.BytesIO()
+        picture.resize((90, 90)).save(data, "JPEG", quality=80)
+        name = sha256(postcard.png()).hexdigest()
+        originals[name] = thumbnail(picture)
+        copies[sha256(data.getvalue()).hexdigest()] = name, thumbnail(Image.open(data))
+    labeller.say("png", about(list(originals)))
+    labeller.say("jpeg", about(list(copies), "Who drew"))
+    with labeller.engine.begin() as connection:
+        store_thumbnails(connection, originals | {copy: made for copy, (_, made) in copies.items()})
+    snapshot = labeller.collect("png", "jpeg")
+    original_of = {name: name for name in originals} | {copy: name for copy, (name, _) in copies.items()}
+    decides = {original_of[image] for image in judged(snapshot)}
+    used = {original_of[example.image] for example in snapshot.examples if isinstance(example, RankExample)}
+    assert len(decides) > 15
+    assert len(used) > 15
+    assert not decides & used
+
+
+def test_images_that_were_left_out_of_judging_are_asked_about(labeller: Labeller, tmp_path: Path) -> None:
+    labeller.say("cards", about(PICTURES))
+    snapshot = labeller.collect("cards")
+    write_snapshot(tmp_path / "snapshot", snapshot)
+    asked = snapshot.shares[0].held_out[0].text
+    gate = GateReport(passed=False, reasons=(), champion="old", challenger="new", rules=GateRules())
+    with labeller.engine.begin() as connection:
+        champion = registry.ensure_champions(connection, "mini", [BaseVersion(Role.RERANKER, "old", "v1")])
+        contest = Contest(
+            champion[Role.RERANKER], gate, None, None, {}, {"cards": {asked: (PICTURES[0],)}, "gone": {"Which?": ()}}
+        )
+        ask_about_doubtful(connection, read_snapshot(tmp_path / "snapshot"), contest)
+        [case] = noisy.list_cases(connection, archive.get_archive(connection, "cards").archive_id)
+    assert case.question.text == asked
+    assert case.reasons == (NoisyReason.UNLABELLED_RELEVANT,)
+    assert PICTURES[0][:12] in case.details[NoisyReason.UNLABELLED_RELEVANT]
+    assert "which version old or new takes for relevant" in case.details[NoisyReason.UNLABELLED_RELEVANT]

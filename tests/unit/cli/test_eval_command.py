@@ -22,6 +22,7 @@ from ragllava.evaluation.pools import Pool
 from ragllava.evaluation.rankings import RankedQuestion
 from ragllava.evaluation.run_figures import figures_of, style_table
 from ragllava.evaluation.runs import RunArm, RunOptions, Threshold
+from ragllava.evaluation.scoring import scoring_of
 from ragllava.evaluation.threshold import adaptive_threshold
 from ragllava.postcards.questions import QuestionStyle
 from ragllava.records import Answer, AnswerStatus, Candidate, Depth, KnownAnswer, Retrieval, StoredImage
@@ -70,7 +71,7 @@ ARMS = (
 
 
 def test_figures_by_hand() -> None:
-    figures = figures_of("postcards", KNOWN, ARMS, top_n=2)
+    figures = figures_of(scoring_of("postcards"), KNOWN, ARMS, top_n=2)
     assert list(figures.rows) == ["all", "one image", "two images"]
     clip, reranked, natural, labelled = figures.rows["all"]
     # Retrieved first are b, b and a; the labelled are a, b, {a, c}: 2 of 4. Of the first two: a and b, b, a: 3 of 4.
@@ -91,20 +92,20 @@ def test_figures_by_hand() -> None:
 
 
 def test_scores_by_type_stand_beside_the_majority_share() -> None:
-    figures = figures_of("postcards", KNOWN, ARMS, top_n=2)
+    figures = figures_of(scoring_of("postcards"), KNOWN, ARMS, top_n=2)
     assert figures.by_type["reranked"] == {"color": TypeScore(2, 0.5, 1.0), "count": TypeScore(1, 1.0, 1.0)}
     mixed = (*KNOWN[:2], question(2, "blue", "color", "a"), question(3, "blue", "color", "a"))
     [scores] = figures_of(
-        "postcards", mixed, [RunArm("x", answers=answers("red", "red", "red", "red"))], 2
+        scoring_of("postcards"), mixed, [RunArm("x", answers=answers("red", "red", "red", "red"))], 2
     ).by_type.values()
     assert scores == {"color": TypeScore(4, 0.5, 0.5)}
 
 
 def test_webqa_is_scored_by_its_own_measure() -> None:
     asked = [KnownAnswer("q0", "It is red and white", "color", ("a",))]
-    [row] = figures_of("webqa", asked, [RunArm("x", answers=answers("red"))], 2).rows["all"]
+    [row] = figures_of(scoring_of("webqa"), asked, [RunArm("x", answers=answers("red"))], 2).rows["all"]
     assert row.answer_score == pytest.approx(2 / 3)  # F1 of {red} and {red, white}
-    [row] = figures_of("multimodalqa", asked, [RunArm("x", answers=answers("red"))], 2).rows["all"]
+    [row] = figures_of(scoring_of("multimodalqa"), asked, [RunArm("x", answers=answers("red"))], 2).rows["all"]
     assert row.answer_score == 0
 
 
@@ -119,7 +120,7 @@ def test_ways_of_retrieval_stand_side_by_side() -> None:
         RunArm("reranked, adaptive η", pictures, threshold=0.5, answers=answers("red", None, "two")),
         RunArm("hybrid, reranked, adaptive η", hybrid, threshold=0.1, answers=answers("red", "red", "two")),
     )
-    table = style_table({"name": figures_of("postcards", KNOWN, arms, top_n=2)})
+    table = style_table({"name": figures_of(scoring_of("postcards"), KNOWN, arms, top_n=2)})
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     # About one image: a is found among two candidates; b among two only by its caption, of which one is reranked.
     assert cells == [
@@ -128,17 +129,21 @@ def test_ways_of_retrieval_stand_side_by_side() -> None:
         ["name, two images", "1", "picture", "100.0", "100.0", "3.0", "3.0", "100.0"],
         ["name, two images", "1", "hybrid", "100.0", "100.0", "3.0", "3.0", "100.0"],
     ]
-    alone = style_table({"webqa": figures_of("webqa", KNOWN[:2], [RunArm("retrieval", RANKED[:2], True)], top_n=2)})
+    alone = style_table(
+        {"webqa": figures_of(scoring_of("webqa"), KNOWN[:2], [RunArm("retrieval", RANKED[:2], True)], top_n=2)}
+    )
     assert alone.splitlines()[2].split("|")[1].strip() == "webqa"
     assert alone.splitlines()[2].rstrip("|").split("|")[-1].strip() == "–"
 
 
 def test_a_group_that_is_everything_is_not_shown_twice() -> None:
-    assert list(figures_of("postcards", KNOWN[:2], [RunArm("x", answers=answers("a", "b"))], 2).rows) == ["all"]
+    assert list(figures_of(scoring_of("postcards"), KNOWN[:2], [RunArm("x", answers=answers("a", "b"))], 2).rows) == [
+        "all"
+    ]
 
 
 def test_the_tables_hold_every_arm() -> None:
-    text = figures_of("postcards", KNOWN, ARMS, top_n=2).as_text()
+    text = figures_of(scoring_of("postcards"), KNOWN, ARMS, top_n=2).as_text()
     tables = text.split("\n\n")
     assert [line for line in text.splitlines() if line and not line.startswith("|")] == [
         "all (3)",
@@ -180,7 +185,7 @@ class Recorder:
     ) -> Evaluation:
         self.asked = (reported, calibration, options)
         self.other_styles = other_styles
-        figures = figures_of("postcards", KNOWN, ARMS, 2)
+        figures = figures_of(scoring_of("postcards"), KNOWN, ARMS, 2)
         fit = adaptive_threshold([0.9, 0.1], [True, False])
         return Evaluation(
             dataset=reported,
@@ -198,7 +203,7 @@ class Recorder:
     @staticmethod
     def promise(precision: float) -> Promise:
         fit = adaptive_threshold([0.9, 0.8, 0.1], [True, True, False])
-        return Promise(precision, Threshold(0.75, "fitted elsewhere: 59 of 59", fit, "promised 90 %"), hits=19, kept=20)
+        return Promise(precision, Threshold(0.75, "fitted elsewhere: 59 of 59", fit, "promised 90 %"), 19, 20, 0.7839)
 
 
 @pytest.fixture

@@ -6,12 +6,17 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ragllava.answer_text import exact_match, normalise_answer
 from ragllava.errors import UsageError
 from ragllava.evaluation.metrics import retrieval_at, score_job, webqa_score
 from ragllava.records import AnswerStatus, Candidate, KnownAnswer, Origin, StoredImage
 from ragllava.stages.results.results import ResultRow
+
+PIECES = ["a", "one", "two", "twenty", "hundred", "thousand", "and", "3.5m", "2,000", "1920s", "u.s.", "don't", "dogs'"]
+PIECES += ["ies", "'s", ".", "-"]
 
 
 def test_retrieval_sums_before_it_divides() -> None:
@@ -47,21 +52,64 @@ def test_retrieval_needs_a_list_for_every_question() -> None:
     [
         ("The Harlow Lighthouse.", "harlow lighthouse"),
         ("  An apple, a day!  ", "apple day"),
+        ("It is 3.5 km.", "it is 3.5 km"),
+        ("red/white", "red white"),
+        ("under_score", "under score"),
+        ("Théâtre", "théâtre"),
+        ("The", "the"),
+        ("A", "a"),
+        ("anthem", "anthem"),
+        # Number words, with their scales.
         ("three", "3"),
-        ("Twenty-one dogs", "21 dogs"),
+        ("Twenty-one dogs", "21 dog"),
         ("twenty ten", "20 10"),
         ("twenty one two", "21 2"),
         ("ninety nine, zero", "99 0"),
-        ("It is 3.5 km.", "it is 3.5 km"),
-        ("1,000 windows", "1000 windows"),
-        ("red/white", "red white"),
-        ("the dog's tail", "dogs tail"),
-        ("the dog’s tail", "dogs tail"),
-        ("St. Mary e.g. .5", "st mary e g 5"),
-        ("under_score", "under score"),
-        ("Théâtre", "théâtre"),
-        ("The", ""),
-        ("anthem", "anthem"),
+        ("a hundred", "100"),
+        ("two hundred", "200"),
+        ("two hundred and five", "205"),
+        ("one thousand two hundred thirty-four", "1234"),
+        ("three thousand and six", "3006"),
+        ("twelve hundred", "1200"),
+        ("two million", "2000000"),
+        ("hundreds of birds", "hundreds of bird"),
+        ("three and four", "3 and 4"),
+        ("one hundred and a boat", "100 and boat"),
+        ("nineteen fifty", "19 50"),
+        ("two hundred, three hundred", "200 300"),
+        ("2.5 million", "2500000"),
+        ("a hundred thousand", "100000"),
+        ("zero five", "0 5"),
+        ("sizes of houses", "size of house"),
+        # Figures and their units.
+        ("1,000 windows", "1000 window"),
+        ("3.5m", "3.5 m"),
+        ("3.5 m", "3.5 m"),
+        ("10am", "10 am"),
+        ("the 1920s", "1920s"),
+        ("1st and 22nd", "1st and 22nd"),
+        ("St. Mary e.g. .5", "st mary eg 5"),
+        # Abbreviations, possessives, contractions.
+        ("U.S.A.", "usa"),
+        ("USA", "usa"),
+        ("J.F. Kennedy", "jf kennedy"),
+        ("the dog's tail", "dog tail"),
+        ("the dog’s tail", "dog tail"),
+        ("the dogs' tails", "dog tail"),
+        ("it's red", "it is red"),
+        ("don't", "do not"),
+        ("they don’t", "they do not"),
+        ("can't", "can not"),
+        ("cannot", "can not"),
+        ("won't", "will not"),
+        # Plural endings.
+        ("cherries, boxes, glasses", "cherry box glass"),
+        ("buses and churches", "bus and church"),
+        ("glass, bus, iris, James, gas", "glass bus iris jame gas"),
+        ("knives and leaves", "knife and leaf"),
+        ("two men and three women", "2 man and 3 woman"),
+        ("no", "no"),
+        ("yes", "yes"),
     ],
 )
 def test_normalised_answers(text: str, normal: str) -> None:
@@ -69,11 +117,32 @@ def test_normalised_answers(text: str, normal: str) -> None:
     assert normalise_answer(normal) == normal
 
 
-def test_exact_match_looks_at_the_normal_form() -> None:
-    assert exact_match("Two.", "2")
-    assert exact_match("the Harlow Lighthouse", "Harlow Lighthouse")
-    assert not exact_match("Harlow", "Harlow Lighthouse")
-    assert not exact_match("", "no")
+@given(st.lists(st.sampled_from(PIECES)))
+def test_the_normal_form_is_final(pieces: list[str]) -> None:
+    for text in (" ".join(pieces), "".join(pieces)):
+        assert normalise_answer(normalise_answer(text)) == normalise_answer(text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "same"),
+    [
+        ("Two.", "2", True),
+        ("the Harlow Lighthouse", "Harlow Lighthouse", True),
+        ("Harlow", "Harlow Lighthouse", False),
+        ("windows", "window", True),
+        ("U.S.", "US", True),
+        ("200", "two hundred", True),
+        ("do not", "don't", True),
+        ("3.5", "35", False),
+        ("", "no", False),
+        # Nothing is no answer, not even to nothing.
+        ("", "", False),
+        ("the", "", False),
+        ("!", "?", False),
+    ],
+)
+def test_exact_match_looks_at_the_normal_form(answer: str, reference: str, same: bool) -> None:
+    assert exact_match(answer, reference) is same
 
 
 @pytest.mark.parametrize(
@@ -97,6 +166,12 @@ def test_exact_match_looks_at_the_normal_form() -> None:
         ("cherry boxes and glass", "cherries, box, glasses", "Others", 1.0),
         ("iri", "iris", "Others", 0.0),
         ("", "a word", "Others", 0.0),
+        ("", "", "Others", 0.0),
+        ("", "", "color", 0.0),
+        ("It is curved", "Curved.", "shape", 1.0),
+        ("two hundred", "200 windows", "number", 1.0),
+        ("3.5m", "3.5 m high", "number", 1.0),
+        ("No, they don't", "they do not", "YesNo", 2 * 3 / (4 + 3)),
     ],
 )
 def test_webqa_scores(answer: str, reference: str, category: str, score: float) -> None:

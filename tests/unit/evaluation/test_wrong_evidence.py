@@ -8,7 +8,13 @@ from collections import Counter
 import pytest
 
 from ragllava.errors import UsageError
-from ragllava.evaluation.wrong_evidence import ShownEvidence, oracle_evidence, with_added_wrong, with_wrong_evidence
+from ragllava.evaluation.wrong_evidence import (
+    ShownEvidence,
+    oracle_evidence,
+    with_added_wrong,
+    with_permuted_evidence,
+    with_wrong_evidence,
+)
 from ragllava.records import KnownAnswer
 
 QUESTIONS = [
@@ -85,3 +91,24 @@ def test_what_cannot_be_swapped() -> None:
     only_one = {question.custom_id: ["w"] for question in QUESTIONS}
     with pytest.raises(UsageError, match=r"question q\d*[13579] has no wrong candidate left among the 1 given"):
         with_wrong_evidence(QUESTIONS, 1, random.Random(1), only_one)  # two images would become the same one
+
+
+@pytest.mark.parametrize(("share", "at_most"), [(0, 0), (0.2, 12), (0.5, 30), (1, 60)])
+def test_permuted_evidence_is_of_the_labelled_images(share: float, at_most: int) -> None:
+    """A permutation moves about all of the chosen images: of n, one stays on average."""
+    shown = with_permuted_evidence(QUESTIONS, share, random.Random(1))
+    assert at_most - 5 <= sum(len(evidence.wrong) for evidence in shown) <= at_most
+    every = Counter(image for question in QUESTIONS for image in question.relevant)
+    assert Counter(image for evidence in shown for image in evidence.images) == every
+    for question, evidence in zip(QUESTIONS, shown, strict=True):
+        assert len(evidence.images) == len(question.relevant)
+        assert set(evidence.wrong) == set(evidence.images) - set(question.relevant)
+
+
+def test_an_image_of_two_questions_is_exchanged_for_the_same_in_both() -> None:
+    asked = [*QUESTIONS, KnownAnswer("again", "yes", "isthere", QUESTIONS[0].relevant)]
+    shown = with_permuted_evidence(asked, 1, random.Random(3))
+    assert shown[-1].images == shown[0].images != QUESTIONS[0].relevant
+    assert shown == with_permuted_evidence(asked, 1, random.Random(3))
+    with pytest.raises(UsageError, match="from 0 to 1, not 2"):
+        with_permuted_evidence(asked, 2, random.Random(3))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +88,96 @@ def test_coco_by_the_names_of_val2014(coco: Path) -> None:
     data = load_dataset("coco", coco, "test")
     names = [image.picture.path.name for image in data.images if isinstance(image.picture, FilePicture)]
     assert names == ["COCO_val2014_000000391895.jpg", "COCO_val2014_000000060623.jpg"]
+
+
+def karpathy(*images: dict[str, Any]) -> str:
+    """A dataset_*.json as Karpathy publishes it."""
+    entries = [
+        {
+            **image,
+            "imgid": number,
+            "sentids": list(range(len(image["sentences"]))),
+            "sentences": [
+                {"tokens": raw.lower().strip(" .").split(), "raw": raw, "imgid": number, "sentid": sentence}
+                for sentence, raw in enumerate(image["sentences"])
+            ],
+        }
+        for number, image in enumerate(images)
+    ]
+    return json.dumps({"images": entries, "dataset": "made"})
+
+
+def test_karpathys_own_file_of_flickr30k(tmp_path: Path) -> None:
+    entries = [
+        {"filename": "11.jpg", "split": "train", "sentences": ["Not this one ."]},
+        {"filename": "12.jpg", "split": "test", "sentences": ["Two dogs , both brown .", "Dogs."]},
+        {"filename": "13.jpg", "split": "test", "sentences": ["A mill ."]},
+    ]
+    (tmp_path / "dataset_flickr30k.json").write_text(karpathy(*entries))
+    draw_files(tmp_path / "flickr30k-images", {"12.jpg": 20, "13.jpg": 220})
+    data = load_dataset("flickr30k", tmp_path, "test")
+    assert [(question.custom_id, question.text) for question in data.questions] == [
+        ("12#0", "Two dogs , both brown ."),
+        ("12#1", "Dogs."),
+        ("13#0", "A mill ."),
+    ]
+    assert {image.image_id: _grey(image) for image in data.images} == pytest.approx({"12": 20, "13": 220}, abs=2)
+    with pytest.raises(UsageError, match=r"dataset_flickr30k\.json has no split 'val', but train, test"):
+        load_dataset("flickr30k", tmp_path, "val")
+
+
+def test_karpathys_own_file_of_coco(tmp_path: Path) -> None:
+    """Its split restval is for training; test and val are of val2014."""
+    name = "COCO_val2014_000000391895.jpg"
+    entries = [
+        {"filepath": "val2014", "filename": name, "cocoid": 391895, "split": "test", "sentences": ["A bike.", "Road."]},
+        {
+            "filepath": "train2014",
+            "filename": "train_7.jpg",
+            "cocoid": 7,
+            "split": "train",
+            "sentences": ["x"],
+        },
+    ]
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "dataset_coco.json").write_text(karpathy(*entries))
+    draw_files(tmp_path / "val2014", {name: 20})
+    draw_files(tmp_path / "train2014", {"train_7.jpg": 220})
+    data = load_dataset("coco", tmp_path, "test")
+    assert [(question.custom_id, question.text) for question in data.questions] == [
+        ("391895#0", "A bike."),
+        ("391895#1", "Road."),
+    ]
+    assert data.by_caption
+    train = load_dataset("coco", tmp_path, "train")
+    assert {image.image_id: _grey(image) for image in train.images} == pytest.approx({"7": 220}, abs=2)
+
+
+def test_cocos_own_captions(tmp_path: Path) -> None:
+    content = {
+        "info": {"year": 2017},
+        "licenses": [],
+        "images": [{"id": 9, "file_name": "000000000009.jpg", "height": 6}, {"id": 5, "file_name": "000000000005.jpg"}],
+        "annotations": [
+            {"image_id": 5, "id": 1, "caption": "A mill\n"},
+            {"image_id": 9, "id": 2, "caption": "A barn."},
+            {"image_id": 5, "id": 3, "caption": "A mill at night."},
+        ],
+    }
+    (tmp_path / "annotations").mkdir()
+    path = tmp_path / "annotations" / "captions_val2017.json"
+    path.write_text(json.dumps(content))
+    draw_files(tmp_path / "val2017", {"000000000009.jpg": 20, "000000000005.jpg": 220})
+    data = load_dataset("coco", tmp_path, "val2017")
+    assert [(question.custom_id, question.text) for question in data.questions] == [
+        ("9#0", "A barn."),
+        ("5#0", "A mill"),
+        ("5#1", "A mill at night."),
+    ]
+    assert {image.image_id: _grey(image) for image in data.images} == pytest.approx({"9": 20, "5": 220}, abs=2)
+    path.write_text(json.dumps({**content, "annotations": [{"image_id": 4, "caption": "x"}]}))
+    with pytest.raises(InvalidInput, match="annotations, entry 1: 'image_id' 4 is not among 'images'"):
+        load_dataset("coco", tmp_path, "val2017")
 
 
 @pytest.mark.parametrize(

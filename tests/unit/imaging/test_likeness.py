@@ -1,0 +1,69 @@
+"""Near-duplicates: copies of a drawn postcard are alike, other postcards are not."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image, ImageChops, ImageEnhance
+
+from ragllava.imaging.likeness import Likeness, thumbnail
+from ragllava.postcards.archive import draw_archive
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["in-domain", "shifted"])
+def postcards(request: pytest.FixtureRequest) -> dict[str, Image.Image]:
+    drawn = draw_archive(7, 80, 0, shifted=request.param)
+    return {postcard.file_name: postcard.picture() for postcard in drawn.postcards}
+
+
+def as_jpeg(picture: Image.Image, quality: int) -> Image.Image:
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=quality)
+    return Image.open(data).convert("RGB")
+
+
+def copies(picture: Image.Image) -> dict[str, Image.Image]:
+    width, height = picture.size
+    small = picture.resize((width // 2, height // 2))
+    return {
+        "JPEG": as_jpeg(picture, 75),
+        "poor JPEG": as_jpeg(picture, 30),
+        "half as large": small,
+        "small JPEG": as_jpeg(small, 80),
+        "larger": picture.resize((width * 2, height * 2)),
+        "stretched": picture.resize((width, height + 8)),
+        "brighter": ImageEnhance.Brightness(picture).enhance(1.07),
+    }
+
+
+def test_copies_are_alike_and_other_postcards_are_not(postcards: dict[str, Image.Image]) -> None:
+    thumbnails = {name: thumbnail(picture) for name, picture in postcards.items()}
+    for name, picture in postcards.items():
+        thumbnails |= {f"{name} {kind}": thumbnail(copy) for kind, copy in copies(picture).items()}
+    groups = Likeness(thumbnails).groups(thumbnails)
+    assert {groups[name] for name in postcards} == set(postcards), "80 postcards, 80 groups"
+    assert all(groups[name] == name.partition(" ")[0] for name in thumbnails)
+
+
+def test_the_next_picture_of_a_burst_is_alike() -> None:
+    """A photograph changes smoothly, so a camera that moved by a hundredth of its width shows nearly the same."""
+    noise = Image.effect_noise((24, 16), 120).convert("RGB").resize((480, 320), Image.Resampling.BICUBIC)
+    moved = ImageChops.offset(noise, 5, 3)
+    likeness = Likeness({"first": thumbnail(noise), "second": thumbnail(moved)})
+    assert likeness.groups(["first", "second"])["second"] == "first"
+
+
+def test_pictures_of_one_color_and_pictures_without_a_thumbnail_are_alike_to_nothing() -> None:
+    red = thumbnail(Image.new("RGB", (64, 64), (220, 30, 30)))
+    likeness = Likeness({"a": red, "b": red})
+    assert likeness.groups(["a", "b", "unknown"]) == {"a": "a", "b": "b", "unknown": "unknown"}
+    assert likeness.near(["a", "unknown"], ["b", "unknown"]) == {"unknown"}
+    assert Likeness({}).near(["a"], ["b"]) == set()
+
+
+def test_near_are_those_alike_to_one_of_the_others(postcards: dict[str, Image.Image]) -> None:
+    (first, picture), (second, _), (third, _) = list(postcards.items())[:3]
+    thumbnails = {name: thumbnail(shown) for name, shown in postcards.items()}
+    likeness = Likeness(thumbnails | {"copy": thumbnail(as_jpeg(picture, 75))})
+    assert likeness.near(["copy", second, third], [first, third]) == {"copy", third}
