@@ -33,6 +33,8 @@ def load_mllm(profile: Profile, plan: DevicePlan, settings: Settings) -> Mllm:
     version = model_version(folder, settings.home / "cache")
     try:
         network, processor = _load(folder.path, plan)
+        if profile.pad_pictures:
+            processor.image_processor = _padding(folder.path, network)
     except _LOAD_ERRORS as error:
         raise ModelUnavailable(f"the model in {folder.path} cannot be loaded: {error}") from error
     log.info("mllm loaded: %s", version, extra={"action": "mllm_loaded"})
@@ -71,6 +73,19 @@ def _load(folder: Path, plan: DevicePlan) -> tuple[Any, Any]:
         raise ValueError(f"its weights lack {missing[0]} ({len(missing)} missing)")
     make_greedy(network)
     return network.to(plan.device).eval(), processor
+
+
+def _padding(folder: Path, network: Any) -> Any:
+    """LLaVA-1.5's own image processor with its padding on.
+
+    The checkpoint names CLIP's, which cuts everything outside the middle square away; LLaVA was trained on padded
+    pictures. Raises ValueError for another family.
+    """
+    from transformers import LlavaImageProcessor
+
+    if network.config.model_type != "llava":
+        raise ValueError(f"pad_pictures is for LLaVA-1.5, not for {network.config.model_type}")
+    return LlavaImageProcessor.from_pretrained(folder, do_pad=True, local_files_only=True)
 
 
 def make_greedy(network: Any) -> None:

@@ -50,7 +50,8 @@ class RetrieverSource:
 @dataclass(frozen=True, slots=True)
 class Profile:
     """A set of models. `mllm` is a folder or a hub repository; `threshold` is η of the untuned reranker
-    (docs/method.md 3), `threshold_curve` the fit that gave it, if there was one.
+    (docs/method.md 3), `threshold_curve` the fit that gave it, if there was one. `pad_pictures`: LLaVA-1.5 sees
+    pictures padded to a square, as in the paper, instead of their middle square.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Profile:
     mllm: str
     threshold: float = NATURAL_THRESHOLD
     threshold_curve: dict[str, Any] | None = None
+    pad_pictures: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ _HUB_PROFILES = {
         "paper",
         RetrieverSource("ViT-L-14-336-quickgelu", "openai", "timm/vit_large_patch14_clip_336.openai"),
         "llava-hf/llava-1.5-13b-hf",
+        pad_pictures=True,
     ),
 }
 
@@ -92,6 +95,7 @@ class _ProfileFile(BaseModel):
     mllm: str = Field(min_length=1)
     threshold: float = Field(default=NATURAL_THRESHOLD, ge=0, le=1)
     threshold_curve: dict[str, Any] | None = None
+    pad_pictures: bool = False
 
 
 def get_profile(settings: Settings) -> Profile:
@@ -137,7 +141,9 @@ def _read_profile(path: Path) -> Profile:
     folder, mllm = path.parent / values.mllm, values.mllm
     if mllm.startswith(".") or folder.is_dir():
         mllm = str(folder.absolute())
-    return Profile(values.name or path.stem, source, mllm, values.threshold, values.threshold_curve)
+    return Profile(
+        values.name or path.stem, source, mllm, values.threshold, values.threshold_curve, values.pad_pictures
+    )
 
 
 def parse_retriever(text: str) -> RetrieverSource:

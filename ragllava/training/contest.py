@@ -175,7 +175,11 @@ class _Evaluator:
         # A promise must hold even if every image without a label is wrong.
         relevance, correct = scores.calibration()
         try:
-            return promised_precision_threshold(relevance, correct, self.rules.precision), None
+            questions_of = scores.calibration_questions
+            fit = promised_precision_threshold(
+                relevance, correct, self.rules.precision, question=questions_of, best=scores.top_n
+            )
+            return fit, None
         except UsageError as error:
             return steady_threshold(relevance, correct), f"the precision cannot be promised: {error}"
 

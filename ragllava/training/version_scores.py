@@ -206,6 +206,11 @@ class RerankerScores(_ConditionScores[RankScore]):
         ]
         return [image.relevance for image in images], [image.correct for image in images]
 
+    @property
+    def calibration_questions(self) -> list[int]:
+        """The number of the question of each image of `calibration`, those that are taken for relevant included."""
+        return [number for number, score in enumerate(self.conditions[WITH_CAPTIONS]) for _ in score.ranking]
+
     def as_json(self) -> dict[str, Any]:
         """The means of each condition, with four decimals."""
         facts = {"threshold": self.threshold, "top_n": self.top_n}

@@ -18,14 +18,15 @@ from ragllava.models.checks import ADAPTER_KEYS
 from ragllava.models.mllm import Mllm
 from ragllava.training.finetune.presets import TrainingSettings
 
+_PROJECTORS = frozenset({"multi_modal_projector", "connector", "merger"})  # of LLaVA and InternVL, Idefics, Qwen
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def linear_layers(network: Any, *, with_vision: bool = False) -> str:
+def linear_layers(network: Any, *, with_vision: bool = False, with_projector: bool = False) -> str:
     """A pattern for the names of the language model's linear layers (docs/method.md 5), or also those that see.
 
-    Vision tower, projector and lm_head are outside the language model; `with_vision` adds the first two. Raises
-    ModelUnavailable.
+    Vision tower, projector and lm_head are outside the language model; `with_vision` adds the first two,
+    `with_projector` the second alone. Raises ModelUnavailable.
     """
     decoder = network.get_decoder()
     prefix = next((name for name, module in network.named_modules() if module is decoder), None)
@@ -35,15 +36,25 @@ def linear_layers(network: Any, *, with_vision: bool = False) -> str:
         {name.rsplit(".", 1)[-1] for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     )
     pattern = rf"{re.escape(prefix)}\..*\.({'|'.join(map(re.escape, kinds))})"
-    if not with_vision:
+    if not (with_vision or with_projector):
         return pattern
     head = network.get_output_embeddings()
     seeing = [
         name
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and not re.fullmatch(pattern, name)
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and not re.fullmatch(pattern, name)
+        and (with_vision or is_projector(name))
     ]
+    if not seeing:
+        raise ModelUnavailable(f"{type(network).__name__}: no projector is found in it to train")
     return "|".join([pattern, *map(re.escape, seeing)])
+
+
+def is_projector(name: str) -> bool:
+    """Whether a module or parameter belongs to what translates pictures for the language model, in any family."""
+    return any(part in _PROJECTORS for part in name.split("."))
 
 
 @contextmanager
@@ -61,7 +72,11 @@ def trainable_lora(mllm: Mllm, settings: TrainingSettings) -> Iterator[Any]:
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=linear_layers(network, with_vision=settings.train_vision),
+        target_modules=linear_layers(
+            network,
+            with_vision=settings.train_vision,
+            with_projector=settings.projector_learning_rate is not None,
+        ),
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(settings.seed)  # of the fresh layers

@@ -17,7 +17,8 @@ class TrainingSettings:
     `rank`, `alpha` and `dropout` are LoRA's. `warmup_share` is that part of all steps in which the learning rate
     rises to its peak, before it falls along a cosine. A step learns from `global_batch` examples, `micro_batch` at
     a time on each device. `train_vision` adds LoRA layers to vision tower and projector, for pictures that look unlike
-    those that the base learned from. `token_weighting` turns on the noise loss (docs/method.md 6) with pictures
+    those that the base learned from. `projector_learning_rate` adds them to the projector, which then learns at
+    this rate and the rest at `learning_rate`. `token_weighting` turns on the noise loss (docs/method.md 6) with pictures
     diffused to `diffusion_step`. `max_steps` ends a run early.
     """
 
@@ -35,6 +36,7 @@ class TrainingSettings:
     gradient_checkpointing: bool = True
     with_captions: bool = True
     train_vision: bool = False
+    projector_learning_rate: float | None = None
     token_weighting: bool = False
     diffusion_step: int = 500
     steps_per_checkpoint: int = 100
@@ -44,7 +46,7 @@ class TrainingSettings:
 # These trade time for memory or safety, and are not meant to change a result.
 THRIFT_SETTINGS = frozenset({"micro_batch", "gradient_checkpointing", "steps_per_checkpoint"})
 
-_ABOVE_0 = frozenset({"learning_rate", "epochs"})
+_ABOVE_0 = frozenset({"learning_rate", "projector_learning_rate", "epochs"})
 _BELOW_1 = frozenset({"dropout", "warmup_share"})
 # numpy takes no larger seed; a rank above 1024 is a typing error that would fill the memory. All others: from 1.
 _WHOLE_RANGES = {"rank": (1, 1024), "seed": (0, 2**32 - 1), "diffusion_step": (0, 999)}
@@ -68,7 +70,9 @@ class ChosenSettings:
 
 # The reference's; its language models of other makers than these two have no successor here that it was tried on.
 PRESETS = {
-    "llava-1.5-13b": TrainingSettings(rank=128, alpha=256, learning_rate=2e-4),
+    "llava-1.5-13b": TrainingSettings(
+        rank=128, alpha=256, learning_rate=2e-4, projector_learning_rate=2e-5, epochs=2.0
+    ),
     "internvl2-2b": TrainingSettings(rank=16, alpha=32, learning_rate=4e-5, weight_decay=0.01),
     # Ours, for the models in the package: small enough for a processor, so nothing is saved on memory.
     "mini": TrainingSettings(
@@ -108,7 +112,7 @@ def _check(name: str, value: Any, kind: str) -> None:
         return
     if kind == "bool":
         fits, wanted = isinstance(value, bool), "true or false"
-    elif kind == "float":
+    elif kind.startswith("float"):
         fits, wanted = _check_number(name, value)
     else:
         fits, wanted = _check_whole(name, value)

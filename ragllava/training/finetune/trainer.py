@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from ragllava.errors import ShardInterrupted, UsageError
 from ragllava.training.finetune.batches import Batch
 from ragllava.training.finetune.checkpoints import Checkpoint, last_checkpoint, seal_checkpoint
+from ragllava.training.finetune.lora import is_projector
 from ragllava.training.finetune.losses import noise_weighted_loss, plain_loss
 from ragllava.training.finetune.presets import TrainingSettings
 
@@ -88,6 +89,20 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
             self._seal.seconds_before = start.seconds if start else 0.0
             self.train(resume_from_checkpoint=str(start.folder) if start else None)
         self.accelerator.wait_for_everyone()
+
+    def create_optimizer(self, *arguments: Any, **keywords: Any) -> Any:
+        """As in Trainer; the projector's layers form groups with a learning rate of their own, if it has one."""
+        optimizer = super().create_optimizer(*arguments, **keywords)
+        rate = self._settings.projector_learning_rate
+        if rate is None:
+            return optimizer
+        projector = {id(weights) for name, weights in self.model.named_parameters() if is_projector(name)}
+        for group in list(optimizer.param_groups):
+            own = [weights for weights in group["params"] if id(weights) in projector]
+            group["params"] = [weights for weights in group["params"] if id(weights) not in projector]
+            if own:
+                optimizer.add_param_group({**group, "params": own, "lr": rate})
+        return optimizer
 
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None

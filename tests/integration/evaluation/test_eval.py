@@ -208,7 +208,7 @@ def test_rows_of_the_papers_set_up(bench: Workbench, monkeypatch: pytest.MonkeyP
     ask = Answerer.answers
 
     def labelled(self: Answerer, label: str, evidence: Any) -> Any:
-        label_now[0] = f"{label} {len(prompts)}"
+        label_now[0] = label
         return ask(self, label, evidence)
 
     monkeypatch.setattr(Mllm, "render", noting)
@@ -221,12 +221,9 @@ def test_rows_of_the_papers_set_up(bench: Workbench, monkeypatch: pytest.MonkeyP
     texts = {question.text for question in dataset.questions}
     instruction = "\nAnswer the question using a single word or phrase."
 
-    def shown(name: str) -> set[str]:
-        [(_, seen)] = [(label, seen) for label, seen in prompts.items() if label.startswith(f"{name} ")]
-        return seen
-
-    assert shown("reranked, bare question") <= texts
-    assert shown("reranked, generator without captions") <= {text + instruction for text in texts}
+    trials = {"a trial", "Why?"}  # prompts that only measure lengths
+    assert prompts["reranked, bare question"] - trials == texts
+    assert prompts["reranked, generator without captions"] - trials == {text + instruction for text in texts}
     assert "bare question" not in found.models["prompt"]
 
 

@@ -13,13 +13,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ragllava.errors import ModelUnavailable, ScoreRejected
+from ragllava.models.device import plan_device
 from ragllava.models.fitting import ControlTokens, Prompt, shorten
 from ragllava.models.generator import AnswerRequest, Generator
+from ragllava.models.loading import load_mllm
 from ragllava.models.mllm import Mllm
 from ragllava.models.prefix.read_columns import last_layer_at
 from ragllava.models.prefix.shared_prefix import WAYS
+from ragllava.models.profiles import LOCAL_DIR, Profile, RetrieverSource
 from ragllava.models.reranker import Pair, Reranker
 from ragllava.prompts import answer_prompt, rerank_prompt
+from ragllava.settings import Settings
 from tests.support.tiny_checkpoints import FAMILIES, load_family, load_folder, noise_pictures, save_family
 
 TOLERANCE = 1e-5
@@ -354,3 +358,24 @@ def test_sampling_of_a_checkpoint_is_not_taken_over(tmp_path: Path) -> None:
         Generator(mllm).answer([request], max_tokens=8, with_captions=True, batch_size=1) for mllm in (plain, sampling)
     ]
     assert answers[0] == answers[1]
+
+
+def test_the_papers_profile_pads_pictures_to_a_square(tmp_path: Path) -> None:
+    """What lies outside the middle square is seen only by a model whose pictures are padded."""
+    folder = save_family("llava", tmp_path / "llava")
+    settings = Settings(home=tmp_path / "home", device="cpu")
+    wide = Image.new("RGB", (90, 30), "white")
+    marked = wide.copy()
+    marked.paste("black", (0, 0, 20, 30))
+    seen = {}
+    for padded in (False, True):
+        profile = Profile("tiny", RetrieverSource(f"{LOCAL_DIR}{folder}"), str(folder), pad_pictures=padded)
+        mllm = load_mllm(profile, plan_device(settings), settings)
+        pixels = [mllm.prepare([Pair("Why?", None, p).prompt()], 1).tensors["pixel_values"] for p in (wide, marked)]
+        assert pixels[0].shape == pixels[1].shape == (1, 3, 28, 28)
+        seen[padded] = not torch.equal(*pixels)
+    assert seen == {False: False, True: True}
+    other = save_family("qwen2_vl", tmp_path / "qwen")
+    profile = Profile("tiny", RetrieverSource(f"{LOCAL_DIR}{other}"), str(other), pad_pictures=True)
+    with pytest.raises(ModelUnavailable, match=r"pad_pictures is for LLaVA-1\.5, not for qwen2_vl"):
+        load_mllm(profile, plan_device(settings), settings)

@@ -236,6 +236,8 @@ def test_a_tie_stays_in_the_order_of_clip() -> None:
 def test_what_a_threshold_is_fitted_on() -> None:
     scores = evaluate_ranking([question(), question("Where?", relevant=(7,), retrieved=(30,))])
     assert scores.calibration() == ([0.9, 0.8, 0.7, 0.1, 0.3, 0.07], [False, True, False, False, False, True])
+    assert len(scores.calibration_questions) == 6
+    assert scores.calibration_questions == sorted(scores.calibration_questions)
 
 
 def test_the_same_question_counts_once() -> None:

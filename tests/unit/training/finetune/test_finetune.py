@@ -75,6 +75,28 @@ def test_only_the_language_models_linear_layers_are_trained(family: str) -> None
     head = {name for name, module in network.named_modules() if module is network.get_output_embeddings()}
     assert seeing == linear - matched - head
     assert len(seeing) >= 8
+    alone = linear_layers(network, with_projector=True)
+    projector = {name for name, _ in network.named_modules() if re.fullmatch(alone, name)} - matched
+    assert 1 <= len(projector) < len(seeing)
+    assert projector < seeing
+    assert not any("attn" in name or "attention" in name for name in projector)
+
+
+def test_the_projector_learns_at_its_own_rate(llava: Mllm, tmp_path: Path) -> None:
+    """With a rate near 0 its layers stay as they began, while the language model's learn."""
+    from safetensors.torch import load_file
+
+    moved = {}
+    for name, rate in (("still", 1e-12), ("learns", 1e-2)):
+        config = configured(Role.RERANKER, tmp_path / name, max_steps=4, projector_learning_rate=rate, weight_decay=0.0)
+        train(config, examples_for(Role.RERANKER), llava, open_picture)
+        weights = load_file(config.result / "adapter" / "adapter_model.safetensors")
+        # The second factor of a LoRA layer begins with zeros.
+        for part in ("projector", "language_model"):
+            second = [value for key, value in weights.items() if part in key and "lora_B" in key]
+            moved[name, part] = max(float(value.abs().max()) for value in second)
+    assert moved["still", "projector"] < 1e-9 < moved["learns", "projector"]
+    assert moved["still", "language_model"] > 1e-4
 
 
 def test_a_tuned_reranker_tells_right_from_wrong(llava: Mllm, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from ragllava.training.finetune.presets import accumulation_steps, choose_settin
         ("mini", {"rank": "8"}, "rank='8' is not possible"),
         ("mini", {"dropout": 1.0}, "dropout=1.0 is not possible"),
         ("mini", {"diffusion_step": 1000}, "diffusion_step=1000 is not possible"),
+        ("mini", {"projector_learning_rate": 0.0}, "use a number above 0, or null"),
         ("mini", {"token_weighting": 1}, "token_weighting=1 is not possible"),
     ],
 )
@@ -41,8 +42,11 @@ def test_impossible_settings_are_told(preset: str, overrides: dict[str, Any], me
 
 
 def test_the_references_settings_have_names() -> None:
-    chosen = choose_settings("llava-1.5-13b", {"epochs": 2, "rank": 128})
+    chosen = choose_settings("llava-1.5-13b", {"epochs": 3, "rank": 128})
     assert (chosen.values.rank, chosen.values.alpha, chosen.values.learning_rate) == (128, 256, 2e-4)
+    assert choose_settings("llava-1.5-13b").values.epochs == 2
+    assert chosen.values.projector_learning_rate == 2e-5
+    assert choose_settings("llava-1.5-13b", {"projector_learning_rate": None}).values.projector_learning_rate is None
     assert chosen.overridden == {"epochs"}, "the same value is no change"
     assert accumulation_steps(chosen.values, devices=4) == 4
     with pytest.raises(SettingsError, match="not a multiple of micro_batch=1 × 3 devices"):
