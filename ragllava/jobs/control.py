@@ -313,6 +313,7 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     kind = kind_of(name)
     if kind.guard_retry is not None:
         kind.guard_retry(connection, job_id)
+    workers.forget_refusals(connection, job_id)  # workers before the job, as they are locked when one refuses it
     job = _locked(connection, job_id)
     if job.finished_at is None:
         raise UsageError(f"job {job_id} is {job.state}; only an ended job can be retried")

@@ -80,6 +80,14 @@ def note_refusal(connection: Connection, name: str, job_id: int, reason: str) ->
     return True
 
 
+def forget_refusals(connection: Connection, job_id: int) -> None:
+    """Let all workers try a job again: what kept them from it may be repaired."""
+    refused = workers.c.refused.has_key(str(job_id))
+    names = connection.scalars(select(workers.c.name).where(refused).order_by(workers.c.name).with_for_update()).all()
+    left = workers.c.refused.op("-")(str(job_id))
+    connection.execute(update(workers).where(workers.c.name.in_(names)).values(refused=left))
+
+
 def has_refused(job_id: ColumnElement[int]) -> ColumnElement[bool]:
     """The condition that a worker has refused this job."""
     condition: ColumnElement[bool] = workers.c.refused.has_key(cast(job_id, Text))

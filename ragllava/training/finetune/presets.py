@@ -18,8 +18,8 @@ class TrainingSettings:
     rises to its peak, before it falls along a cosine. A step learns from `global_batch` examples, `micro_batch` at
     a time on each device. `train_vision` adds LoRA layers to vision tower and projector, for pictures that look unlike
     those that the base learned from. `projector_learning_rate` adds them to the projector, which then learns at
-    this rate and the rest at `learning_rate`. `token_weighting` turns on the noise loss (docs/method.md 6) with pictures
-    diffused to `diffusion_step`. `max_steps` ends a run early.
+    this rate and the rest at `learning_rate`. `token_weighting` turns on the noise loss (docs/method.md 6) with
+    pictures diffused to `diffusion_step`. `max_steps` ends a run early.
     """
 
     rank: int = 16
