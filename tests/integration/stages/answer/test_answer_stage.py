@@ -17,6 +17,7 @@ from ragllava.errors import DeviceOutOfMemory, LeaseLost, ScoreRejected, Service
 from ragllava.jobs import control
 from ragllava.jobs.runner import ShardContext
 from ragllava.jobs.states import JobState
+from ragllava.metadata import MAX_CAPTION
 from ragllava.models.reranker import Pair, Relevance
 from ragllava.prompts import ANSWER_BARE_VERSION, ANSWER_VERSION, RERANK_VERSION
 from ragllava.records import AnswerStatus, Depth, JobKind, Retrieval, Role, SourceFile
@@ -249,7 +250,7 @@ def test_a_caption_of_2000_words_is_cut_with_a_note(workshop: Workshop, postcard
     [row] = workshop.ask(["What color is the tower?"], threshold=0.0)
     assert row.status is AnswerStatus.ANSWERED
     assert row.note is not None and "caption cut from" in row.note
-    assert row.evidence[0].image.caption == f"{card.caption}. {words}"
+    assert row.evidence[0].image.caption == f"{card.caption}. {words}"[:MAX_CAPTION].rstrip()
 
 
 def test_odd_questions_are_answered_like_others(whole_gallery: Workshop) -> None:
