@@ -34,13 +34,13 @@ INGEST = ("ingest", "pictures", "--archive", "cards", "--no-wait")
 
 
 def test_captions_that_fit_no_file_end_the_command_with_their_number(engine: Engine, run: Run) -> None:
-    pictures("2020/1.jpg", "2020/2.jpg", "film.mp4", "notes.pdf")
+    pictures("2020/1.jpg", "2020/2.jpg", "film.mp4", "notes.doc")
     Path("c.csv").write_text("file,caption\n2019/1.jpg,One\n2019/2.jpg,Two\n2020/2.jpg,Right\n")
     code, _, err = run(*INGEST, "--captions", "c.csv")
     assert code == 1
     assert "caption without a file: 2019/1.jpg" in err
     assert "2 of 3 captions fit no file" in err
-    assert "passed over: 1 .mp4, 1 .pdf" in err
+    assert "passed over: 1 .doc, 1 .mp4" in err
     assert stored_captions(engine) == {"2020/1.jpg": None, "2020/2.jpg": "Right"}
 
 

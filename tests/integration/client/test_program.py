@@ -55,7 +55,7 @@ def test_the_program_prints_the_answers_with_their_evidence(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
-    [program] = read_page("docs/python-api.md").blocks("python")
+    program, *_ = read_page("docs/python-api.md").blocks("python")
 
     with working(workshop):
         exec(compile(program, "docs/python-api.md", "exec"), {"__name__": "__main__"})
