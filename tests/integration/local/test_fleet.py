@@ -241,7 +241,7 @@ def watchdogs_of(home: Home) -> list[psutil.Process]:
 def test_a_killed_watchdog_is_replaced(worker_home: Home) -> None:
     fleet = make_fleet(worker_home, python("a", SLEEPER))
     with started(fleet):
-        wait_for("the watchdog", lambda: watchdogs_of(worker_home), 30)
+        wait_for("the watchdog", lambda: bool(watchdogs_of(worker_home)), 30)
         [watchdog] = watchdogs_of(worker_home)
         watchdog.kill()
 
