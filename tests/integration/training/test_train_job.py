@@ -159,7 +159,7 @@ def test_an_interrupted_training_goes_on_elsewhere_with_the_data_of_its_beginnin
 ) -> None:
     classroom(bench).label(100)
     job_id = submit(bench, request())
-    with_stage(bench, interrupted_after(17, ShardInterrupted("shutdown"))).run_once()
+    with_stage(bench, interrupted_after(18, ShardInterrupted("shutdown"))).run_once()
     with bench.engine.begin() as connection:
         stopped = trainings.view(connection, job_id)
     assert (stopped.phase, stopped.status) == ("training", None)
