@@ -65,6 +65,7 @@ def configuration() -> dict[str, Any]:
         "task_default_exchange": "",
         "task_default_routing_key": "maint",
         "task_create_missing_queues": False,
+        "task_routes": {name: {"queue": queue} for queue, name in TASK_OF_QUEUE.items()},
         # Early ack: reaping finds a lost message; a late ack could run a shard twice or lose it
         # (docs/reliability.md D6).
         "task_acks_late": False,

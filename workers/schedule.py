@@ -60,7 +60,7 @@ def _keep_ticking() -> None:
         time.sleep(max(0.0, period_s - (time.monotonic() - started)))
 
 
-@app.task(name="ragllava.tick", queue="maint")
+@app.task(name="ragllava.tick")
 def tick() -> None:
     """Any number of ticks may run at once: every step is safe to repeat, and one that fails holds up no other."""
     process = runtime()
