@@ -240,7 +240,7 @@ shards = Table(
     Column("queue", Text),  # NULL: the queue of its job's kind
     Column("is_last", Boolean, nullable=False, server_default=text("false")),  # waits until all others have ended
     Column("is_planned", Boolean, nullable=False, server_default=text("false")),  # its stage need not cut it smaller
-    Column("open_inputs", Integer),  # when a service last did not answer: fewer of them now are progress
+    Column("open_inputs", Integer),  # when its last attempt failed: fewer of them now are progress
     Index("ix_shards_open", "state", "job_id", "lo", postgresql_where=text(_IS_OPEN_SHARD)),
     postgresql_with={"fillfactor": "70"},
 )
