@@ -41,7 +41,8 @@ TICK_STEPS = (
 )
 
 _finishing = threading.Lock()
-_processing = threading.Lock()
+# Passes at once: each has its own events, so one that meets a slow bucket does not hold up the events of the others.
+_processing = threading.BoundedSemaphore(3)
 
 
 def start_ticking() -> None:
@@ -74,7 +75,7 @@ def tick() -> None:
     steps.run("trainings", submit_due_trainings, process.engine, process.settings)
     if steps.run("schedules", fire_due, process.engine, process.settings, STARTERS):
         steps.run("dispatch", dispatch_now, process.engine, process.settings)
-    in_transaction(process.engine, ticks.note_tick)
+    in_transaction(process.engine, ticks.note_tick, process.settings.lease_s)
 
 
 def _process_events() -> None:
