@@ -55,7 +55,7 @@ def _keep_ticking() -> None:
     while True:
         started = time.monotonic()
         try:
-            tick()
+            run_tick()
         except Exception as error:  # the next tick tries it again; `ragllava doctor` sees that none has ended
             log.exception(str(error), extra={"action": "tick_failed"})
         time.sleep(max(0.0, period_s - (time.monotonic() - started)))
@@ -63,6 +63,11 @@ def _keep_ticking() -> None:
 
 @app.task(name="ragllava.tick", queue="maint")
 def tick() -> None:
+    """A tick that was asked for by message."""
+    run_tick()
+
+
+def run_tick() -> None:
     """Any number of ticks may run at once: every step is safe to repeat, and one that fails holds up no other."""
     process = runtime()
     steps = Isolation(process.engine, "tick", TICK_STEPS)

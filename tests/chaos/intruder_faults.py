@@ -61,7 +61,7 @@ def _send_messages(system: System, arguments: Iterable[list[object]]) -> None:
 
 
 def _forger(system: System) -> Celery:
-    app = Celery("forger", broker=system.settings.requireredis_of(), set_as_current=False)
+    app = Celery("forger", broker=system.settings.require_redis(), set_as_current=False)
     app.conf.broker_transport_options = {"global_keyprefix": "ragllava:"}
     return app
 
