@@ -71,7 +71,9 @@ class Session(psycopg.Connection[Any]):
 
     most_silent_s: float | None = None
 
-    def wait(self, gen: Any, interval: float = _WAIT_INTERVAL_S, **limits: Any) -> Any:
+    def wait(  # type: ignore[override]  # `timeout` is not in every psycopg 3.3
+        self, gen: Any, interval: float = _WAIT_INTERVAL_S, **limits: Any
+    ) -> Any:
         """As psycopg's, which knows no limit, or (`limits`) only one of the whole operation."""
         if self.most_silent_s is not None and not limits:
             gen = self._within(gen, self.most_silent_s)
