@@ -27,8 +27,8 @@ def note_tick(connection: Connection, lease_s: float = 60.0) -> None:
     is_later = select(ticks.c.ended_at > func.now() + seconds(_STEP_S)).where(ticks.c.name == _NAME)
     if connection.scalar(is_later.with_for_update()):
         log.warning("the clock of the database was set back", extra={"action": "clock_set_back"})
-        for statement in _LIMITS:
-            connection.execute(text(statement), {"lease_s": lease_s, "delay_s": _LONGEST_DELAY_S})
+        for limiting in _LIMITS:
+            connection.execute(text(limiting), {"lease_s": lease_s, "delay_s": _LONGEST_DELAY_S})
     statement = insert(ticks).values(name=_NAME, ended_at=func.now())
     connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"ended_at": func.now()}))
 
