@@ -44,7 +44,7 @@ def _poison_binding(system: System) -> None:
     stored = text("SELECT count(*) FROM images JOIN archives ON archives.id = archive_id WHERE name = 'good'")
 
     def is_stored() -> bool:
-        return in_transaction(system.client.engine, lambda connection: connection.scalar(stored) == 1)
+        return bool(in_transaction(system.client.engine, lambda connection: connection.scalar(stored) == 1))
 
     wait_for("the picture of the other binding", is_stored, 100)
 
