@@ -31,6 +31,7 @@ from ragllava.cli.options import (
     no_wait_option,
     print_result,
     print_rows,
+    priority_option,
     retrieval_option,
     where_option,
     yes_option,
@@ -226,6 +227,7 @@ def show_picture(name: str, picture: str, as_json: bool) -> None:
 @click.option("--inbox", is_flag=True, help="Answer question files that are put there, from the archive.")
 @click.option("--outbox", metavar="s3://BUCKET/PREFIX/", help="Write the results of an inbox there.")
 @click.option("--strict", is_flag=True, help="Refuse a file of an inbox if any of its lines is invalid.")
+@priority_option
 @answer_options
 @json_option
 def bind(
@@ -234,6 +236,7 @@ def bind(
     inbox: bool,
     outbox: str | None,
     strict: bool,
+    priority: str,
     as_json: bool,
     **flags: Unpack[AnswerFlags],
 ) -> None:
@@ -247,10 +250,12 @@ def bind(
 
     source_of = click.get_current_context().get_parameter_source
     answering = any(source_of(option) is click.core.ParameterSource.COMMANDLINE for option in flags)
-    if not inbox and (outbox or strict or answering):
-        raise UsageError("--outbox, --strict and the options of answers are for an inbox: add --inbox")
+    if not inbox and (outbox or strict or answering or priority != "normal"):
+        raise UsageError("--outbox, --strict, --priority and the options of answers are for an inbox: add --inbox")
     with connected() as client:
-        options: dict[str, Any] = {"outbox": outbox, "skip_invalid": not strict} if inbox else {}
+        options: dict[str, Any] = {}
+        if inbox:
+            options = {"outbox": outbox, "skip_invalid": not strict, "priority": priority}
         if answering:
             options["answer"] = to_json(as_answer_options(client, **flags))
         role = BindingRole.INBOX if inbox else BindingRole.PICTURES

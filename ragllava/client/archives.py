@@ -242,8 +242,8 @@ class Archives(Namespace):
         """Bind `s3://bucket/prefix/` to an archive, which is created if it is new.
 
         Options of an inbox: `outbox` (an address, required), `skip_invalid` (default true), `answer`
-        (AnswerOptions.as_json()). Raises UsageError for an invalid address, a bucket that does not exist or is
-        RagLLaVA's own, and an overlap with another binding.
+        (AnswerOptions.as_json()), `priority` of its jobs (low, normal or high). Raises UsageError for an invalid
+        address, a bucket that does not exist or is RagLLaVA's own, and an overlap with another binding.
         """
         return bind_archive(
             self._connections.engine, self._connections.objects, archive, address, role, dict(options or {})

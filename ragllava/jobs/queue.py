@@ -32,7 +32,7 @@ from ragllava.jobs.kinds import KINDS, Kind, kind_of
 from ragllava.jobs.retry import Limits, NextStep, backoff_s, next_step
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.records import Priority
-from ragllava.stores.database import equals_any, in_transaction, read_at_once, record, seconds
+from ragllava.stores.database import equals_any, in_transaction, lock_rows, read_at_once, record, seconds
 from ragllava.stores.jobs import job_ends
 from ragllava.stores.jobs.outcomes import COUNTED_AT_ONCE, Reconciliation, reconcile
 from ragllava.stores.jobs.workers import has_refused
@@ -227,7 +227,9 @@ def expire(connection: Connection, worker: str, shard_id: int | None = None) -> 
     if shard_id is not None:
         running.append(shards.c.id == shard_id)
     open_jobs = select(jobs.c.id).where(jobs.c.finished_at.is_(None))
-    connection.execute(update(shards).where(*running, shards.c.job_id.in_(open_jobs)).values(lease_until=func.now()))
+    running.append(shards.c.job_id.in_(open_jobs))
+    lock_rows(connection, shards, *running, key_share=True)
+    connection.execute(update(shards).where(*running).values(lease_until=func.now()))
 
 
 def settle(
@@ -286,6 +288,7 @@ def unqueue(connection: Connection, *conditions: ColumnElement[bool]) -> int:
     """Set queued shards that meet the conditions back to pending; returns how many."""
     is_queued = shards.c.state == ShardState.QUEUED
     pending = {"state": ShardState.PENDING, "queued_at": None}
+    lock_rows(connection, shards, is_queued, *conditions, key_share=True)
     return connection.execute(update(shards).where(is_queued, *conditions).values(pending)).rowcount
 
 

@@ -18,8 +18,9 @@ from sqlalchemy import text
 from ragllava.jobs.states import JobState
 from ragllava.postcards.archive import draw_archive, write_archive
 from ragllava.stores.database import make_engine
-from tests.chaos.faults import FAULTS, Fault, register_second_champion, submit_over_a_cut_connection
+from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.system import ARCHIVE, System
+from tests.chaos.work_faults import register_second_champion, submit_over_a_cut_connection
 from tests.chaos.worker import LATE
 from tests.support.waiting import wait_for
 

@@ -135,7 +135,7 @@ def process_events(engine: Engine, settings: Settings, objects: ObjectStore) -> 
         (groups[covering.binding_id] if covering else unbound).append(event)
     in_transaction(engine, change_events.finish, unbound)
     total, kept = Changes(), 0
-    for binding in all_bindings:
+    for binding in sorted(all_bindings, key=lambda binding: isolation.has_failed(binding.address)):
         events = groups.get(binding.binding_id)
         if events is None:
             continue

@@ -267,18 +267,21 @@ def store_images(connection: Connection, archive_id: int, offered: Sequence[NewI
     """
     blobs.make_live(connection, [image.sha256 for image in offered])
     inserted = _insert_images(connection, archive_id, offered)
-    hashes = {image.sha256 for image in offered}
-    query = _select_hashed(archive_id, sorted(hashes)).order_by(images.c.sha256)
+    hashes, uris = {image.sha256 for image in offered}, [image.uri for image in offered]
+    # All at once and in one order: those of these bytes, and those that other bytes at their address replace.
+    replaced = connection.scalars(select(images.c.sha256).where(*_named(archive_id, uris, hashes))).all()
+    query = _select_hashed(archive_id, sorted({*hashes, *replaced})).order_by(images.c.sha256)
     locked = records(ArchiveImage, connection.execute(query.with_for_update(key_share=True)))
     results, changed = _reconcile(offered, {image.sha256: image for image in locked}, inserted)
     update_images(connection, changed)
-    retired = _retire(connection, archive_id, [image.uri for image in offered], hashes)
+    retired = _retire(connection, archive_id, uris, hashes)
     word_index.write_words(connection, archive_id, [image.image_id for image in locked] + retired)
     return results
 
 
 def retire_images(connection: Connection, archive_id: int, uris: Iterable[str]) -> None:
     """Retire the images that the files `uris` name, and remove their embeddings and words."""
+    find_images(connection, archive_id, equals_any(images.c.uri, uris), lock=True)
     word_index.write_words(connection, archive_id, _retire(connection, archive_id, uris))
 
 
@@ -286,12 +289,17 @@ def _retire(
     connection: Connection, archive_id: int, uris: Iterable[str], except_hashes: Iterable[str] = ()
 ) -> list[int]:
     """Retire the images and remove their embeddings; returns their ids. Their words are left to the caller."""
-    named = (images.c.archive_id == archive_id, equals_any(images.c.uri, uris))
-    retire = update(images).where(*named, ~images.c.retired, ~equals_any(images.c.sha256, except_hashes))
+    retire = update(images).where(*_named(archive_id, uris, except_hashes))
     retired = list(connection.scalars(retire.values(retired=True, updated_at=func.now()).returning(images.c.id)))
     if retired:
         vectors.remove_embeddings(connection, archive_id, retired)
     return retired
+
+
+def _named(archive_id: int, uris: Iterable[str], except_hashes: Iterable[str]) -> tuple[ColumnElement[bool], ...]:
+    """The condition that an image is named by one of these files, and neither retired nor one of the hashes."""
+    of_files = (images.c.archive_id == archive_id, equals_any(images.c.uri, uris))
+    return *of_files, ~images.c.retired, ~equals_any(images.c.sha256, except_hashes)
 
 
 def _select_images(archive_id: int, condition: ColumnElement[bool]) -> Select[Any]:

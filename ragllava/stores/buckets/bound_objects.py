@@ -108,7 +108,7 @@ def save_objects(connection: Connection, binding: Binding, states: Sequence[Obje
         return
     values = [
         {"binding_id": binding.binding_id, **asdict(state), **_names(binding, state), "caption_due": False}
-        for state in states
+        for state in sorted(states, key=lambda state: state.key)  # in one order, to avoid deadlocks
     ]
     statement = insert(bound_objects)
     replaced: dict[str, Any] = {

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, select, text, update
 from ragllava.stores.archives import image_changes, vectors
 from ragllava.stores.archives.word_index import words_of_row
 from ragllava.stores.buckets import listed_captions
-from ragllava.stores.database import equals_any
+from ragllava.stores.database import equals_any, lock_rows
 from ragllava.stores.maintenance.erasures import Pending
 from ragllava.stores.maintenance.scrubbing import Scrubber
 from ragllava.stores.schema import (
@@ -29,6 +29,7 @@ from ragllava.stores.schema import (
     noisy_cases,
     shards,
 )
+from ragllava.stores.sessions import allow_statements
 
 QUESTIONS_PER_STEP = 20_000
 IMAGES_PER_STEP = 500
@@ -56,7 +57,7 @@ class ImageCounts:
 
 def allow_time(connection: Connection) -> None:
     """Let the statements of this transaction take minutes."""
-    connection.execute(text(f"SET LOCAL statement_timeout = '{_STATEMENT_TIMEOUT_S}s'"))
+    allow_statements(connection, _STATEMENT_TIMEOUT_S)
 
 
 def count(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> ImageCounts:
@@ -231,7 +232,9 @@ def delete(connection: Connection, archive_id: int, image_ids: Sequence[int], is
     if is_removal:
         listed_captions.forget(connection, locked)
         forgotten = {"image_id": None, "caption": None, "reason": REMOVED_OBJECT}
-        connection.execute(update(bound_objects).where(equals_any(bound_objects.c.image_id, locked)).values(forgotten))
+        of_images = equals_any(bound_objects.c.image_id, locked)
+        lock_rows(connection, bound_objects, of_images)
+        connection.execute(update(bound_objects).where(of_images).values(forgotten))
     vectors.remove_embeddings(connection, archive_id, list(locked))
     hashes = connection.scalars(_DELETE_IMAGES, values).all()
     return Counter(images=len(hashes), labels=labels)
