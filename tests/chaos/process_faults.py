@@ -135,7 +135,7 @@ def _postgres_backend(system: System) -> None:
     send(system.service("postgres")[1:], signal.SIGKILL)
 
 
-@fault("postgres-away", "Postgres is away for two minutes")
+@fault("postgres-away", "Postgres is away for a minute")
 def _postgres_away(system: System) -> None:
     with system.frozen([system.up]):
         send(system.service("postgres")[:1], signal.SIGQUIT)

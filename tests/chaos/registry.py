@@ -15,9 +15,9 @@ import redis
 
 from tests.chaos.system import ARCHIVE, LEASE_S, System
 
-PAST_LEASE_S = LEASE_S + 2.0
-SHORT_S = 4.0
-AWAY_S = 120.0  # of the long absence of the database
+PAST_LEASE_S = LEASE_S + 1.5
+SHORT_S = 3.0
+AWAY_S = 60.0  # of the long absence of the database
 
 Work = Callable[[System], None]
 WorkOn = Callable[[System, str], None]  # on the part of this name
