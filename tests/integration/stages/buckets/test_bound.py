@@ -379,7 +379,7 @@ def test_a_scan_repairs_what_events_have_lost_and_names_it(bucketful: Bound) -> 
 
 def test_what_was_refused_is_tried_again_when_somebody_asks(bucketful: Bound) -> None:
     """As after an upgrade, or the installation of a decoder: the object is the same."""
-    strict = replace(bucketful, workshop=bucketful.workshop.with_settings(max_side=40))
+    strict = replace(bucketful, workshop=bucketful.workshop.with_settings(max_picture_side=40))
     bucketful.bucket.put("in/a.png", png(1))
     bucketful.bucket.put("in/bad.png", b"bad")
     bucketful.bucket.put("in/captions.csv", b"a,b\n1,2\n")

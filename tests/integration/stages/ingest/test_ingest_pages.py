@@ -80,7 +80,7 @@ def test_a_caption_file_names_single_pages(name: str, kind: str, workshop: Works
         captions.write_text("\n".join(["file,caption,year,place", *rows]))
         return workshop.ingest(folder, captions=captions)
 
-    job = ingest(f"{name},The summer,1932,Wenby", f"{name}#page=2,A boat,1933,", f"scans/{name}#page=3,,,")
+    job = ingest(f"{name},The summer,1932,Wenby", f"{name}#page=2,A boat,1933,", f"{name}#page=3,,,")
     assert workshop.outcomes(job.job_id) == [(name, "stored", "3 pages")]
     images = workshop.images()
     assert [images[f"{name}#page={page}"].caption for page in (1, 2, 3)] == ["The summer", "A boat", None]
