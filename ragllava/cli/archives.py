@@ -283,14 +283,15 @@ def unbind(name: str, address: str) -> None:
 @archive.command()
 @click.argument("name")
 @allow_removals_option
+@click.option("--retry-refused", is_flag=True, help="Try objects again that were refused and have not changed.")
 @json_option
-def scan(name: str, allow_removals: bool, as_json: bool) -> None:
+def scan(name: str, allow_removals: bool, retry_refused: bool, as_json: bool) -> None:
     """Compare the buckets bound to archive NAME with what is stored of them, and repair the differences.
 
     Exit code 1 when objects could not be read, or when so many are gone at once that their pictures stay.
     """
     with connected() as client:
-        reports = client.archives.scan(name, allow_removals=allow_removals)
+        reports = client.archives.scan(name, allow_removals=allow_removals, retry_refused=retry_refused)
     print_result(reports, _report_lines(reports), as_json)
     sys.exit(1 if any(report.failed or report.held for report in reports) else 0)
 
@@ -376,7 +377,7 @@ _TITLES = {
     "gone": "gone",
     "captions": "with another caption",
     "waiting": "to be read again in a moment",
-    "refused": "refused before, not tried again until they change",
+    "refused": "refused before, tried again when they change or with --retry-refused",
     "failed": "that could not be read",
 }
 _WITH_REASONS = ("refused", "failed")

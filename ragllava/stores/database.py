@@ -213,6 +213,20 @@ def outside_transaction(engine: Engine) -> Iterator[Connection]:
         raise _unavailable(error) from error
 
 
+@contextmanager
+def locked_outside(engine: Engine, kind: str, name: object, *, wait: bool) -> Iterator[bool]:
+    """Keep the lock of this kind and name during the block, which has transactions of its own; whether it is held.
+
+    Without `wait` it is not held if another process has it. Raises ServiceUnavailable.
+    """
+    with outside_transaction(engine) as session:
+        keys = func.hashtext(kind), func.hashtext(str(name))
+        is_held = wait or session.scalar(select(func.pg_try_advisory_lock(*keys)))
+        if wait:
+            session.execute(select(func.pg_advisory_lock(*keys)))
+        yield bool(is_held)
+
+
 def equals_any(column: ColumnElement[Any], values: Iterable[object]) -> ColumnElement[bool]:
     """The condition `column = ANY(values)`: one parameter, so one statement text, for any number of values."""
     return column == any_(literal(list(values), ARRAY(column.type)))

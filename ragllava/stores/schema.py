@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, TSVECTOR
 
-REVISION = "0009"  # of migrations/versions that makes these tables; a test compares the two
+REVISION = "0010"  # of migrations/versions that makes these tables; a test compares the two
 
 metadata = MetaData(
     naming_convention={
@@ -270,6 +270,7 @@ files = Table(
     Column("uri", Text, nullable=False),
     Column("caption", Text),
     Column("metadata", JSONB(none_as_null=True)),  # other columns of the caption file
+    Column("pages", JSONB(none_as_null=True)),  # what is said about single pages of a document, by their numbers
     Column("status", Text),  # NULL until the file has an outcome
     Column("reason", Text),
     Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),
@@ -474,6 +475,7 @@ bound_objects = Table(
     Column("etag", Text, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("caption", Text),  # what a caption object says; of a picture, what its own metadata say
+    Column("metadata", JSONB(none_as_null=True)),  # what else a caption object says
     Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="SET NULL")),  # of a picture: only until its outcome
     Column("file_no", BigInteger),  # which file of that job a picture is
     Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),  # what a picture became

@@ -17,8 +17,9 @@ from sqlalchemy import ColumnElement, Connection, Select, Text, exists, func, li
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import UsageError
+from ragllava.json_records import to_json
 from ragllava.metadata import Metadata, all_metadata, clean_caption
-from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
+from ragllava.records import FileOutcome, FileStatus, PageCaption, SourceFile, StoredImage
 from ragllava.stores.archives import blobs, vectors, word_index
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import copy_rows, equals_any, given, record, records
@@ -120,6 +121,7 @@ class PendingFile:
     uri: str
     caption: str | None
     metadata: Metadata | None = None
+    pages: dict[int, PageCaption] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,11 @@ def existing_images(connection: Connection, archive_id: int, hashes: Iterable[st
 def document_of(uri: str) -> str:
     """The uri of the document whose page `uri` is; the uri itself of a picture that is no page."""
     return uri.partition(PAGE_MARK)[0]
+
+
+def page_of(uri: str) -> int:
+    """The number of the page that `uri` is; 0 of a picture that is no page."""
+    return int(uri.partition(PAGE_MARK)[2] or 0)
 
 
 def pages_of(uris: Iterable[str]) -> ColumnElement[bool]:
@@ -437,19 +444,21 @@ def insert_files(connection: Connection, job_id: int, sources: Iterable[SourceFi
             _storable(file.uri),
             None if file.caption is None else _storable(file.caption),
             json.dumps(file.metadata) if file.metadata else None,
+            json.dumps(to_json(file.pages)) if file.pages else None,
             FileStatus.REJECTED.value if file.rejected is not None else None,
             _storable(file.rejected) if file.rejected is not None else None,
         )
         for number, file in enumerate(sources)
     )
-    columns = ("job_id", "file_no", "source", "uri", "caption", "metadata", "status", "reason")
+    columns = ("job_id", "file_no", "source", "uri", "caption", "metadata", "pages", "status", "reason")
     return copy_rows(connection, file_table, columns, rows)
 
 
 def load_files(connection: Connection, job_id: int, lo: int, hi: int) -> list[PendingFile]:
     """Files of a job with numbers in [lo, hi) that have no outcome yet, in order."""
     columns = file_table.c
-    query = select(columns.file_no, columns.source, columns.uri, columns.caption, columns.metadata).where(
+    described = (columns.caption, columns.metadata, columns.pages)
+    query = select(columns.file_no, columns.source, columns.uri, *described).where(
         columns.job_id == job_id, columns.file_no >= lo, columns.file_no < hi, columns.status.is_(None)
     )
     return records(PendingFile, connection.execute(query.order_by(columns.file_no)))
