@@ -88,9 +88,9 @@ def ingest_pool(dataset: EvaluationSet, bench: Workbench) -> Pool:
     if not stored:
         raise JobRefused(f"no picture of {dataset.name}, split {dataset.split}, could be ingested: {job.error}")
     known = {
-        image_id: StoredImage(image.image_id, image.sha256, image.source, image.caption)
+        image_id: StoredImage(kept.image_id, kept.sha256, kept.source, kept.caption)
         for image_id, sha256 in hashes.items()
-        if (image := stored.get(sha256)) is not None
+        if (kept := stored.get(sha256)) is not None
     }
     return Pool(archive_id, name, known, tuple(i.image_id for i in dataset.images if i.image_id not in known))
 
