@@ -151,5 +151,14 @@ def dispatch_now(engine: Engine, settings: Settings) -> int:
     return dispatch.reap_and_dispatch(engine, settings, publisher(engine, settings))
 
 
+def request_tick(settings: Settings) -> None:
+    """Ask a maintenance worker to tick now. Without the queue, its next tick comes by itself."""
+    try:
+        with producers[app.connection_for_write(settings.require_redis())].acquire(block=True) as producer:
+            app.send_task("ragllava.tick", queue="maint", producer=producer)
+    except (OperationalError, OSError) as error:
+        log.warning(f"the queue cannot be reached ({error}); the next tick is due", extra={"action": "no_tick"})
+
+
 # Registers its signal handlers; at the end, because it needs `app` and `dispatch_now`.
 from workers import presence  # noqa: E402, F401

@@ -12,6 +12,7 @@ subclasses of RagllavaError.
 
 from __future__ import annotations
 
+from ragllava.client.access.access import Access
 from ragllava.client.archives import Archives, IngestJob
 from ragllava.client.comparison import Comparison
 from ragllava.client.connections import Connections
@@ -32,7 +33,10 @@ from ragllava.stages.ingest.captions import Columns
 from ragllava.stages.maintenance.schedules import ScheduleRequest
 from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.results.results import ResultRow
-from ragllava.stores.archives.archive import ArchiveSummary
+from ragllava.stores.access.keys import AccessRole, KeyView, Limits, NewKey, Principal
+from ragllava.stores.access.tenancy import acting
+from ragllava.stores.access.usage import AuditEntry
+from ragllava.stores.archives.archive import Archive, ArchiveSummary
 from ragllava.stores.archives.indexes import IndexDetails
 from ragllava.stores.archives.reindex_items import ReindexingView
 from ragllava.stores.buckets.bindings import BindingRole, BindingView
@@ -51,9 +55,12 @@ from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.training.request import TrainingPlan, TrainingRequest
 
 __all__ = [
+    "AccessRole",
     "AnswerOptions",
     "AnsweredQuestion",
+    "Archive",
     "ArchiveSummary",
+    "AuditEntry",
     "BindingRole",
     "BindingView",
     "Client",
@@ -66,8 +73,12 @@ __all__ = [
     "IndexDetails",
     "IngestJob",
     "JobView",
+    "KeyView",
+    "Limits",
+    "NewKey",
     "NoisyView",
     "PictureView",
+    "Principal",
     "QuestionView",
     "RefreshView",
     "ReindexRequest",
@@ -87,6 +98,7 @@ __all__ = [
     "VersionView",
     "WatchedFolder",
     "WorkerView",
+    "acting",
     "is_success",
     "local_time",
 ]
@@ -95,9 +107,16 @@ __all__ = [
 class Client(Connections):
     """Talks to Postgres and the object store, and notifies the workers through the queue. See Connections."""
 
-    def __init__(self, settings: Settings | None = None, *, name: str = "ragllava client", pool_size: int = 3) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        name: str = "ragllava client",
+        pool_size: int = 3,
+        for_tenants: bool = False,
+    ) -> None:
         """As Connections."""
-        super().__init__(settings, name=name, pool_size=pool_size)
+        super().__init__(settings, name=name, pool_size=pool_size, for_tenants=for_tenants)
         self.archives = Archives(self)
         self.questions = Questions(self)
         self.jobs = Jobs(self)
@@ -105,3 +124,4 @@ class Client(Connections):
         self.models = Models(self)
         self.schedules = Schedules(self)
         self.system = System(self)
+        self.access = Access(self)
