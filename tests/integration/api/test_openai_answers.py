@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 
@@ -11,8 +12,9 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import func, select
 
+from ragllava.client import Client
 from ragllava.stores.schema import jobs, questions
-from tests.support.api_server import Front
+from tests.support.api_server import Front, serving
 
 ASKED = [{"role": "user", "content": "What color is the barn?"}]
 
@@ -76,24 +78,22 @@ def test_a_response(sdk: OpenAI) -> None:
     ],
 )
 def test_what_cannot_be_answered_is_refused(front: Front, changed: dict[str, object], sentence: str) -> None:
-    import re
-
     body = {"model": "ragllava/stamps", "messages": ASKED} | changed
     status, answer, headers = front.call("POST", "/v1/chat/completions", front.key(), json=body)
     assert status == 400 and re.search(sentence, answer["error"]["message"])
     assert set(answer["error"]) == {"message", "type", "param", "code"} and headers["x-request-id"]
 
 
-def test_no_answer_in_time_is_an_error_that_is_not_repeated(settings: object, front: Front) -> None:
+def test_no_answer_in_time_is_an_error_that_is_not_repeated(front: Front) -> None:
     front.office.may_answer.clear()
     hurried = front.settings.model_copy(update={"api_answer_timeout_s": 0.3})
-    from ragllava.client import Client
-    from tests.support.api_server import serving
-
-    with Client(hurried, name="hurried", for_tenants=True) as client, serving(client) as url:
-        with OpenAI(base_url=f"{url}/v1", api_key=front.key(), max_retries=2) as sdk:
-            with pytest.raises(openai.InternalServerError, match="no answer within"):
-                sdk.chat.completions.create(model="ragllava/stamps", messages=ASKED)  # type: ignore[arg-type]
+    with (
+        Client(hurried, name="hurried", for_tenants=True) as client,
+        serving(client) as url,
+        OpenAI(base_url=f"{url}/v1", api_key=front.key(), max_retries=2) as sdk,
+        pytest.raises(openai.InternalServerError, match="no answer within"),
+    ):
+        sdk.chat.completions.create(model="ragllava/stamps", messages=ASKED)  # type: ignore[arg-type]
     with front.office.engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(jobs)).scalar_one() == 1
 

@@ -93,7 +93,9 @@ def test_a_file_of_200_mb_passes_through_little_memory(
 
 def test_it_refuses_to_be_reached_from_elsewhere_without_a_key(plain: Client, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "ragllava", "serve", "--host", "0.0.0.0"]
-    refused = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=60)
+    refused = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert refused.returncode == 1 and "ragllava keys create" in refused.stderr
     make_key(plain, "read")
     with process(environment, "--host", "0.0.0.0") as (url, _):
@@ -103,7 +105,7 @@ def test_it_refuses_to_be_reached_from_elsewhere_without_a_key(plain: Client, en
 def test_it_needs_the_role_of_its_own(environment: dict[str, str]) -> None:
     without = {name: value for name, value in environment.items() if name != "RAGLLAVA_API_DATABASE_URL"}
     command = [sys.executable, "-m", "ragllava", "serve"]
-    refused = subprocess.run(command, env=os.environ | without, capture_output=True, text=True, timeout=60)
+    refused = subprocess.run(command, env=os.environ | without, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 1 and "RAGLLAVA_API_DATABASE_URL" in refused.stderr
 
 

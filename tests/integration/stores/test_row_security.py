@@ -161,9 +161,7 @@ def test_changes_do_not_reach_other_archives(api: Engine, engine: Engine) -> Non
 def test_the_role_owns_nothing_and_has_no_power(api: Engine) -> None:
     rights = ("rolsuper", "rolcreatedb", "rolcreaterole", "rolreplication", "rolbypassrls")
     with api.connect() as connection:
-        row = connection.exec_driver_sql(
-            f"SELECT {', '.join(rights)} FROM pg_roles WHERE rolname = current_user"
-        ).one()
+        row = connection.exec_driver_sql(f"SELECT {', '.join(rights)} FROM pg_roles WHERE rolname = current_user").one()
         owned = connection.exec_driver_sql(
             "SELECT relname FROM pg_class WHERE pg_get_userbyid(relowner) = current_user"
         ).all()
