@@ -62,7 +62,8 @@ POLICIES: dict[str, str] = {
     **{table: _of("bindings", f"bindings.id = {table}.binding_id") for table in _BY_BINDING},
     "schedule_runs": _of("schedules", "schedules.id = schedule_runs.schedule_id"),
     "embeddings": _of("indexes", "indexes.id = embeddings.index_id"),
-    "uploads": f"{_SEES_ALL} OR archives <@ {_IDS}",
+    # An empty list would be contained in every other one.
+    "uploads": f"{_SEES_ALL} OR (archives <@ {_IDS} AND cardinality(archives) > 0)",
 }
 
 _ALL_RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
