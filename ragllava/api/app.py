@@ -76,7 +76,7 @@ class Server:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise NotAuthenticated("the request has no key: send the header Authorization: Bearer KEY")
-        principal = await self._in_thread(self._client.access.authenticate, token.strip())
+        principal: Principal = await self._in_thread(self._client.access.authenticate, token.strip())
         self._rates.admit(principal.owner, self._client.access.limits_of(principal).requests_per_minute or 0)
         if not principal.role.includes(route.needs):
             raise AccessDenied(f"this needs the role {route.needs}, and the key has the role {principal.role}")

@@ -27,7 +27,7 @@ def test_a_key_is_shown_once_and_stored_as_its_hash(run: Run, engine: Engine, cl
     with client, engine.connect() as connection:
         principal = client.access.authenticate(key)
         stored = connection.execute(select(api_keys)).one()
-    assert (principal.role, principal.archives) == (AccessRole.WRITE, {archive_id})
+    assert (principal.role, principal.archives) == (AccessRole.WRITE, frozenset({archive_id}))
     assert key not in str(stored) and key.startswith(stored.prefix)
     [listed] = json.loads(run("keys", "list", "--json")[1])
     assert (listed["name"], listed["role"], listed["archives"]) == ("nightly", "write", ["stamps"])
