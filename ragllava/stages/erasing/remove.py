@@ -59,7 +59,9 @@ class Remover:
         counted = in_transaction(self.engine, erasing_images.count, archive_id, image_ids)
         answers = counted.answers
         copies = copies_of_images(self.engine, self.settings, self.objects, archive_id, image_ids, answers)
-        counts = {name: value for name, value in asdict(counted).items() if name not in ("jobs", "shared")}
+        if counted.asking:
+            copies.append(f"{counted.asking:,} questions name it in their text, id or filter, and stay as they are")
+        counts = {name: value for name, value in asdict(counted).items() if name not in ("jobs", "shared", "asking")}
         removal = Removal(
             f"{', '.join(names)} of {archive_name}",
             counts | {"results_written_again": len(counted.jobs)},

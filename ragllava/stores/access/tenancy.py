@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 
 from ragllava.errors import AccessDenied
-from ragllava.stores.database import OWNER, TRANSACTIONS_ONLY
+from ragllava.stores.database import TRANSACTIONS_ONLY
+from ragllava.stores.sessions import OWNER
 
 ARCHIVES = "ragllava.archives"
 ALL = "all"
