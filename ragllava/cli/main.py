@@ -35,6 +35,8 @@ COMMANDS = {
     "index": ("ragllava.cli.indexes", "index", "list, show, switch and drop the indexes of archives"),
     "watch": ("ragllava.cli.watch", "watch", "keep an archive equal to a folder, until Ctrl-C"),
     "receiver": ("ragllava.cli.receiver", "receiver", "take events of buckets over HTTP"),
+    "serve": ("ragllava.cli.serve", "serve", "serve the HTTP API, which OpenAI's and other clients speak"),
+    "keys": ("ragllava.cli.keys", "keys", "keys of the HTTP API: create, list, revoke"),
     "submit": ("ragllava.cli.questions", "submit", "queue a file of questions"),
     "ask": ("ragllava.cli.questions", "ask", "ask one question now"),
     "jobs": ("ragllava.cli.jobs", "jobs", "list, show, wait, cancel, pause, resume, retry, refresh, remove"),

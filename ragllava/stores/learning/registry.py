@@ -15,7 +15,7 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.errors import UsageError
+from ragllava.errors import NotFound, UsageError
 from ragllava.json_records import to_json
 from ragllava.records import Role
 from ragllava.stores.database import lock_name, record, same
@@ -237,8 +237,8 @@ def _matching(views: Sequence[VersionView], name: str) -> list[VersionView]:
     return exact or [view for view in views if view.version.name.startswith(name)]
 
 
-def _unknown(profile: str, kind: str, name: str) -> UsageError:
-    return UsageError(f"profile {profile} has no {kind} {name}; `ragllava models list` shows all versions")
+def _unknown(profile: str, kind: str, name: str) -> NotFound:
+    return NotFound(f"profile {profile} has no {kind} {name}; `ragllava models list` shows all versions")
 
 
 def _lock(connection: Connection, profile: str) -> None:
