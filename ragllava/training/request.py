@@ -243,7 +243,7 @@ def submit_due_trainings(engine: Engine, settings: Settings) -> list[int]:
         return []
     isolation = Isolation(engine, "trainings", [role.value for role in Role])
     jobs = [
-        isolation.run(role.value, in_transaction, engine, _begin_due_of, role, settings)
+        isolation.run(role.value, in_transaction, engine, begin_retraining, role, settings, settings.retrain_after)
         for role in Role
         if not isolation.is_postponed(role.value)
     ]
@@ -312,29 +312,33 @@ def begin_due(
     return None
 
 
-def begin_judging(connection: Connection, role: Role, settings: Settings, labelled: int) -> int | None:
-    """Evaluate the newest refused version again, if so many questions were labelled for it since it was evaluated.
+def begin_retraining(
+    connection: Connection, role: Role, settings: Settings, labelled: int, archive_name: str | None = None
+) -> int | None:
+    """Begin the training of a role that is due after so many newly labelled questions (`begin_due`); if none is, and
+    half as many were labelled, evaluate the newest refused version again.
 
-    Returns the job; None when there is none, or while another job trains the role.
+    Returns the job; None when nothing is due, or while another job trains the role.
     """
+    job_id = begin_due(connection, role, settings.profile, labelled, archive_name)
+    return job_id or _begin_judging(connection, role, settings, math.ceil(labelled / 2), archive_name)
+
+
+def _begin_judging(
+    connection: Connection, role: Role, settings: Settings, labelled: int, archive_name: str | None
+) -> int | None:
     champion = registry.champion(connection, role, get_profile(settings).name)
     refused = None if champion is None else registry.newest_refused(connection, champion)
     if refused is None or not (refused.training or {}).get("archives"):
         return None
     request = request_again(connection, refused, settings.profile)
+    first = request.archives[0]
     due = trainings.due_archives(connection, role, labelled, to_judge=True)
-    source = next((source for source in due if source.archive == request.archives[0]), None)
-    if source is None:
+    source = next((source for source in due if source.archive == first), None)
+    if source is None or archive_name not in (None, first):
         return None
     trainings.lock_role(connection, role)
-    key = f"judge:{role}:{source.archive}:{source.last_label}"
+    key = f"judge:{role}:{first}:{source.last_label}"
     if trainings.open_training(connection, role) is not None or control.find_job(connection, key) is not None:
         return None
     return create_job(connection, request, key)[0]
-
-
-def _begin_due_of(connection: Connection, role: Role, settings: Settings) -> int | None:
-    after = settings.retrain_after
-    return begin_due(connection, role, settings.profile, after) or begin_judging(
-        connection, role, settings, math.ceil(after / 2)
-    )

@@ -40,6 +40,7 @@ from ragllava.whole_files import write_whole
 
 CHAMPION, CHALLENGER, TWIN = "champion", "challenger", "twin"
 _PRESET = "mini"
+_QUESTIONS_AT_ONCE = 512  # as many as share the prefixes of their pictures; no score depends on it
 _TRAINING_SEEDS = {CHALLENGER: 0, TWIN: 1}
 
 ProgressHook = Callable[[str, int, int], None]  # what has ended, number of ended parts, number of all parts
@@ -68,6 +69,7 @@ def run_trainings(
     options.
     """
     _claim(folder, options)
+    settings = settings.model_copy(update={"questions_per_step": _QUESTIONS_AT_ONCE})
     models = ModelBundle(settings)
     seeds = [_Seed(settings, folder / f"seed-{seed}", options, seed, models) for seed in options.seeds]
     done, total = 0, 5 * len(seeds)
