@@ -171,7 +171,7 @@ def simulate_gate(questions: int, pictures: int, systems: int, tries: int, seed:
 @click.option(
     "--questions", default=172, show_default=True, type=click.IntRange(40), help="Labelled for each training."
 )
-@click.option("--pictures", default=170, show_default=True, type=click.IntRange(30), help="Postcards of each archive.")
+@click.option("--pictures", default=150, show_default=True, type=click.IntRange(30), help="Postcards of each archive.")
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),

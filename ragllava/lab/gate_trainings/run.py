@@ -72,17 +72,12 @@ def run_trainings(
     settings = settings.model_copy(update={"questions_per_step": _QUESTIONS_AT_ONCE})
     models = ModelBundle(settings)
     seeds = [_Seed(settings, folder / f"seed-{seed}", options, seed, models) for seed in options.seeds]
-    done, total = 0, 5 * len(seeds)
-    for version in _TRAINING_SEEDS:
-        for seed in seeds:
-            seed.judged(version)
-            done += 1
-            on_progress(f"seed {seed.seed}, {version} judged", done, total)
-        for seed in seeds:
-            for measured in (CHAMPION, version) if version == CHALLENGER else (version,):
-                seed.fresh(measured)
-                done += 1
-                on_progress(f"seed {seed.seed}, {measured} measured", done, total)
+    steps: list[tuple[str, _Seed, Callable[[str], object]]]
+    steps = [(f"{version} judged", seed, seed.judged) for version in _TRAINING_SEEDS for seed in seeds]
+    steps += [(f"{version} measured", seed, seed.fresh) for version in (CHAMPION, *_TRAINING_SEEDS) for seed in seeds]
+    for done, (step, seed, do) in enumerate(steps, start=1):
+        do(step.partition(" ")[0])
+        on_progress(f"seed {seed.seed}, {step}", done, len(steps))
     return [seed.result() for seed in seeds]
 
 
@@ -127,7 +122,9 @@ class _Seed:
 
     @cached_property
     def _archive(self) -> AskedArchive:
-        return ask_archive("shifted", self.seed, self.options.size, self.models.retriever, self.settings.top_k)
+        return ask_archive(
+            f"shifted-{self.seed}", self.seed, self.options.size, self.models.retriever, self.settings.top_k
+        )
 
     @cached_property
     def _snapshot(self) -> Snapshot:

@@ -27,7 +27,7 @@ _SEEDS_APART = 100
 class SituationSize:
     """So many questions about so many postcards, in each archive. About a third of the questions is held out."""
 
-    images: int = 170
+    images: int = 150
     questions: int = 172
     two_image_share: float = 0.1
 
