@@ -102,7 +102,8 @@ def _interpolation() -> FloatArray:
     places = np.arange(_MIDDLE) + (_SIDE - _MIDDLE) / 2 + _SHIFTS[:, None]
     along = np.maximum(0, 1 - np.abs(places[:, :, None] - np.arange(_SIDE)))  # (shift, middle, side)
     weights = np.einsum("aik,bjl->abijkl", along, along)
-    return weights.reshape(len(_SHIFTS) ** 2, _MIDDLE * _MIDDLE, _SIDE * _SIDE).astype(np.float32)
+    shape = (len(_SHIFTS) ** 2, _MIDDLE * _MIDDLE, _SIDE * _SIDE)
+    return np.asarray(weights.reshape(shape), dtype=np.float32)
 
 
 def _blurred(pictures: FloatArray) -> FloatArray:
@@ -110,11 +111,11 @@ def _blurred(pictures: FloatArray) -> FloatArray:
     reach = len(_BLUR) // 2
     for axis in (1, 2):
         padded = np.pad(pictures, [(reach, reach) if axis == own else (0, 0) for own in range(4)], mode="edge")
-        pictures = np.lib.stride_tricks.sliding_window_view(padded, len(_BLUR), axis) @ _BLUR
+        pictures = np.asarray(np.lib.stride_tricks.sliding_window_view(padded, len(_BLUR), axis) @ _BLUR, np.float32)
     return pictures
 
 
-def _normalised(pictures: npt.NDArray[np.float32]) -> FloatArray:
+def _normalised(pictures: FloatArray) -> FloatArray:
     """(N, P, 3) pixels as one row of length 1 for each picture, 0 for those without contrast: products are
     correlations. Each channel is centred."""
     size = pictures.shape[1] * 3

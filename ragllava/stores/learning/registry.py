@@ -227,9 +227,13 @@ def count_tries(connection: Connection, champion: ModelVersion) -> int:
         WHERE v.profile = :profile AND v.role = :role AND contest.champion = :champion
           AND contest.at > (SELECT promoted_at FROM model_versions WHERE id = :id)
     """)
-    values = {"profile": champion.profile, "role": champion.role.value}
-    values |= {"champion": champion.name, "id": champion.version_id}
-    return connection.execute(query, values).scalar_one()
+    values = {
+        "profile": champion.profile,
+        "role": champion.role.value,
+        "champion": champion.name,
+        "id": champion.version_id,
+    }
+    return int(connection.execute(query, values).scalar_one())
 
 
 def newest_refused(connection: Connection, champion: ModelVersion) -> ModelVersion | None:
