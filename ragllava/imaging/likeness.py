@@ -1,7 +1,7 @@
 """Near-duplicates of pictures: the same picture in another format, size or quality, or the next one of a burst.
 
-A picture is described by a thumbnail of 16 × 16 pixels. Two pictures are alike if the middle of one thumbnail
-correlates with a part of the other: neither brightness nor tint nor contrast matters, nor that the camera moved by a
+A picture is described by a thumbnail of 16 × 16 pixels. Two pictures are alike if their thumbnails correlate, or the
+middle of one with a part of the other: neither brightness nor tint nor contrast matters, nor that the camera moved by a
 tenth of the picture. Rotated and mirrored pictures, and narrow sections of a picture, are not recognised.
 """
 
@@ -19,7 +19,8 @@ _MIDDLE = 12  # of a side, what is compared
 _SHIFTS = np.linspace(-1.5, 1.5, 7)  # pixels of the thumbnail, in both directions
 _BLUR = np.asarray((1, 4, 6, 4, 1), dtype=np.float32) / 16  # without it, half a pixel of motion is another picture
 _LEAST_CORRELATION = 0.985
-_LEAST_AT_FIRST = 0.6  # of the thumbnails as they are: those below are not compared any further
+_LEAST_OF_ALL = 0.975  # of the thumbnails as they are, at half the size
+_LEAST_AT_FIRST = 0.6  # of the blurred thumbnails as they are: those below are not compared any further
 # A picture of one color correlates with nothing, so that what is left of its noise does not decide.
 _LEAST_CONTRAST = 2.0  # of 255, the standard deviation
 _ROWS_AT_ONCE = 1_000
@@ -44,9 +45,10 @@ class Likeness:
         """Thumbnails by the name of the picture."""
         self._row_of = {name: row for row, name in enumerate(thumbnails)}
         pixels = np.frombuffer(b"".join(thumbnails.values()), dtype=np.uint8).astype(np.float32)
-        self._pixels = _blurred(pixels.reshape(-1, _SIDE, _SIDE, 3)).reshape(-1, _SIDE * _SIDE, 3)
-        halved = self._pixels.reshape(-1, _SIDE // 2, 2, _SIDE // 2, 2, 3).mean(axis=(2, 4))
-        self._coarse = _normalised(halved.reshape(-1, (_SIDE // 2) ** 2, 3))
+        pictures = pixels.reshape(-1, _SIDE, _SIDE, 3)
+        self._plain = _normalised(_halved(pictures))
+        self._pixels = _blurred(pictures).reshape(-1, _SIDE * _SIDE, 3)
+        self._coarse = _normalised(_halved(self._pixels))
         edge = (_SIDE - _MIDDLE) // 2
         inside = self._pixels.reshape(-1, _SIDE, _SIDE, 3)[:, edge : edge + _MIDDLE, edge : edge + _MIDDLE]
         self._middles = _normalised(inside.reshape(-1, _MIDDLE * _MIDDLE, 3))
@@ -83,12 +85,15 @@ class Likeness:
     def _alike(self, rows: Sequence[int], others: Sequence[int]) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
         """For each of the rows, by number: which of the others, by number, it is alike to."""
         for start in range(0, len(rows), _ROWS_AT_ONCE):
-            likely = self._coarse[rows[start : start + _ROWS_AT_ONCE]] @ self._coarse[others].T >= _LEAST_AT_FIRST
-            for number, line in enumerate(likely, start=start):
+            some = rows[start : start + _ROWS_AT_ONCE]
+            same = self._plain[some] @ self._plain[others].T >= _LEAST_OF_ALL
+            likely = self._coarse[some] @ self._coarse[others].T >= _LEAST_AT_FIRST
+            for number, line in enumerate(same | likely, start=start):
                 [columns] = np.nonzero(line)
                 if len(columns):
                     middles = self._middles[np.asarray(others)[columns]]
-                    yield number, columns[(self._parts(rows[number]) @ middles.T).max(axis=0) >= _LEAST_CORRELATION]
+                    moved = (self._parts(rows[number]) @ middles.T).max(axis=0) >= _LEAST_CORRELATION
+                    yield number, columns[moved | same[number - start][columns]]
 
     def _parts(self, row: int) -> FloatArray:
         """The parts of a thumbnail that a middle is compared with, normalised, one in each row."""
@@ -104,6 +109,12 @@ def _interpolation() -> FloatArray:
     weights = np.einsum("aik,bjl->abijkl", along, along)
     shape = (len(_SHIFTS) ** 2, _MIDDLE * _MIDDLE, _SIDE * _SIDE)
     return np.asarray(weights.reshape(shape), dtype=np.float32)
+
+
+def _halved(pictures: FloatArray) -> FloatArray:
+    """(N, P, 3) pixels of thumbnails at half the size."""
+    blocks = pictures.reshape(-1, _SIDE // 2, 2, _SIDE // 2, 2, 3)
+    return np.asarray(blocks.mean(axis=(2, 4)).reshape(-1, (_SIDE // 2) ** 2, 3), np.float32)
 
 
 def _blurred(pictures: FloatArray) -> FloatArray:

@@ -39,7 +39,7 @@ from ragllava.training.data.snapshot import (
     write_snapshot,
 )
 from ragllava.training.gate import GateReport, GateRules
-from ragllava.training.job import ask_about_doubtful
+from ragllava.training.course import ask_about_doubtful
 from ragllava.training.remote import upload_folder
 from ragllava.training.request import TrainingPlan, TrainingRequest, plan_training
 from tests.support.run_command import Run

@@ -71,10 +71,8 @@ def seed_result(**versions: RerankerScores) -> SeedResult:
 
 def test_hold_outs_part_the_shifted_questions_by_image() -> None:
     result = seed_result(old=scores("old", [0.2] * 90), new=scores("new", [0.8] * 90))
-    parts = [before for before, _ in hold_outs(result, "old", "new")]
-    assert sorted(question for part in parts for question in part.questions) == sorted(
-        parts and scores("", [0] * 90).questions
-    )
+    parts = [before for before, _ in hold_outs(result, "old", "new") if isinstance(before, RerankerScores)]
+    assert sorted(text for part in parts for text in part.questions) == sorted(scores("", [0] * 90).questions)
     images = [{image for about in part.relevant for image in about} for part in parts]
     assert len(parts) == 3 and sum(map(len, images)) == len(set().union(*images)) == 45
 
@@ -86,7 +84,8 @@ def test_replays_tell_better_worse_and_equal_versions_apart() -> None:
     assert [rate.passed for rate in rates.values()] == [1.0, 0.0, 0.0]
     assert rates["untrained → trained"].hold_outs == 6
     rate = replay([result], [("champion", "challenger")], GateRules(fewest_questions=100))
-    assert (rate.passed, rate.champion, rate.challenger) == (0.0, pytest.approx(0.5, abs=0.02), 1.0)
+    assert (rate.passed, rate.challenger) == (0.0, 1.0)
+    assert rate.champion == pytest.approx(0.5, abs=0.02)
 
 
 def test_feedback_calls_wrong_what_a_person_saw() -> None:
