@@ -46,6 +46,6 @@ def _record(
         "data": [share.figures() for share in snapshot.shares],
         "judged_by": course.job_id,
     }
-    state = "challenger" if contest.passed else "candidate"
-    registry.record_contest(connection, version, found, contest.threshold, to_json(contest.fit), state)
+    fit = to_json(contest.fit)
+    registry.record_contest(connection, version, found, contest.threshold, fit, passed=contest.passed)
     end_course(connection, course, version, snapshot, contest, "; ".join(contest.reasons))

@@ -191,16 +191,17 @@ def record_contest(
     found: Mapping[str, Any],
     threshold: float | None,
     threshold_curve: dict[str, Any] | None,
-    state: Literal["candidate", "challenger"],
+    *,
+    passed: bool,
 ) -> None:
     """Store a further contest of a candidate: what was `found` replaces that of the one before, which still counts as
-    a try. A new challenger retires the previous one of its role. Raises UsageError for another state of the version.
+    a try. One that `passed` is challenger and retires the previous one of its role. Raises UsageError for another state of the version.
     """
     _lock(connection, version.profile)
     row = connection.execute(select(model_versions).where(model_versions.c.id == version.version_id)).one()
     if row.state != "candidate":
         raise UsageError(f"version {version.name} became {row.state} while it was evaluated again")
-    if state == "challenger":
+    if passed:
         _retire(connection, version.profile, version.role, "challenger")
     story = row.training or {}
     before = {"champion": (story.get("gate") or {}).get("champion"), "at": _judged_at(row)}
@@ -213,7 +214,12 @@ def record_contest(
     connection.execute(
         update(model_versions)
         .where(model_versions.c.id == version.version_id)
-        .values(state=state, threshold=threshold, threshold_curve=threshold_curve, training=training)
+        .values(
+            state="challenger" if passed else "candidate",
+            threshold=threshold,
+            threshold_curve=threshold_curve,
+            training=training,
+        )
     )
 
 

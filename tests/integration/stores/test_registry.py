@@ -362,10 +362,10 @@ def test_a_version_that_is_evaluated_again_is_one_try_more(engine: Engine) -> No
         assert refused is not None and refused.name == "a", "the challenger was not refused"
     found = {"gate": {"champion": "mllm@1", "passed": True}}
     with engine.begin() as connection:
-        registry.record_contest(connection, made, found, 0.4, None, "candidate")
+        registry.record_contest(connection, made, found, 0.4, None, passed=False)
         assert registry.count_tries(connection, champion) == 3
     with engine.begin() as connection:
-        registry.record_contest(connection, made, found, 0.3, None, "challenger")
+        registry.record_contest(connection, made, found, 0.3, None, passed=True)
         assert registry.count_tries(connection, champion) == 4
         views = {view.version.name: view for view in registry.list_versions(connection, "mini", Role.RERANKER)}
         assert (views["a"].state, views["b"].state) == ("challenger", "retired")
@@ -373,4 +373,4 @@ def test_a_version_that_is_evaluated_again_is_one_try_more(engine: Engine) -> No
         training = views["a"].version.training or {}
         assert training["archives"] == ["harbour"] and len(training["earlier"]) == 2
         with pytest.raises(UsageError, match="a became challenger while it was evaluated again"):
-            registry.record_contest(connection, made, found, 0.3, None, "candidate")
+            registry.record_contest(connection, made, found, 0.3, None, passed=False)
