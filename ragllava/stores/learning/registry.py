@@ -195,7 +195,8 @@ def record_contest(
     passed: bool,
 ) -> None:
     """Store a further contest of a candidate: what was `found` replaces that of the one before, which still counts as
-    a try. One that `passed` is challenger and retires the previous one of its role. Raises UsageError for another state of the version.
+    a try. One that `passed` is challenger and retires the previous one of its role. Raises UsageError for another state
+    of the version.
     """
     _lock(connection, version.profile)
     row = connection.execute(select(model_versions).where(model_versions.c.id == version.version_id)).one()
