@@ -355,7 +355,8 @@ class Settings(BaseSettings):
     retrain_after: int = Field(
         default=0,
         ge=0,
-        description="Start a training of a role when this many questions were labelled since the last one. 0: never.",
+        description="Start a training of a role when this many questions were labelled since the last one, and "
+        "evaluate the newest refused version again at half as many. 0: never.",
     )
 
     keep_jobs_days: int = Field(

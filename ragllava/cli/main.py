@@ -54,6 +54,7 @@ COMMANDS = {
         "compare_retrieval",
         "compare the ways of finding candidates on drawn archives",
     ),
+    "measure-gate": ("ragllava.cli.lab", "measure_gate", "measure the gate on real trainings"),
     "simulate-gate": ("ragllava.cli.lab", "simulate_gate", "measure the gate's errors on simulated hold-outs"),
     "train-mini": ("ragllava.cli.lab", "train_mini", "train the models of the package again by their recipe"),
     "models": ("ragllava.cli.models", "models", "model versions: list, show, compare, promote, roll back"),
