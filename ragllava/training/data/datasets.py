@@ -55,7 +55,8 @@ class DatasetOptions:
     """How a set is made. `ratio` is hard negatives for each positive (ranking).
 
     `bare_share` of the ranking examples show no caption, so that a model that learns to read captions does not unlearn
-    to look. `injected_share` of the one-image questions get a wrong picture (answers). Unlabelled images that the
+    to look. Answers: each question gives `draws` examples, each with pictures in an order of its own, and
+    `injected_share` of the examples show a wrong picture more, which is drawn for each. Unlabelled images that the
     reranker gives at least `certain` are not trained on: they may be relevant without a label.
     """
 
@@ -63,6 +64,7 @@ class DatasetOptions:
     top_k: int = 20
     ratio: float = 1.0
     injected_share: float = 1.0
+    draws: int = 1
     certain: float = 0.9
     bare_share: float = 0.0
 
@@ -111,7 +113,7 @@ def build_rank_dataset(questions: Sequence[LabelledQuestion], options: DatasetOp
 
 
 def build_answer_dataset(questions: Sequence[LabelledQuestion], options: DatasetOptions) -> Dataset:
-    """One example for each question with an answer and a labelled image; one-image questions get a wrong picture."""
+    """Examples for each question with an answer and a labelled image, most of them with a wrong picture."""
     usable = [question for question in merge_questions(questions) if question.answer and question.relevant]
     return _build(Role.GENERATOR, usable, options, _answer_examples)
 
@@ -238,15 +240,23 @@ def _answer_examples(
     question: LabelledQuestion, hard: list[Evidence], options: DatasetOptions, rng: random.Random
 ) -> list[Example]:
     wrong = [*question.irrelevant, *hard]
-    # Drawn for each question alike, so that a larger share injects into the same questions and more.
-    chosen = rng.random() < options.injected_share
+    # Each draw has random numbers of its own, so that no share and no number of draws changes what another one draws.
+    return [
+        _answer_example(question, wrong, options.injected_share, random.Random(rng.getrandbits(64)))  # noqa: S311
+        for _ in range(options.draws)
+    ]
+
+
+def _answer_example(
+    question: LabelledQuestion, wrong: Sequence[Evidence], injected_share: float, rng: random.Random
+) -> AnswerExample:
+    # Drawn for each question alike, so that a larger share injects into the same examples and more.
+    chosen = rng.random() < injected_share
     # Answering meets pictures in the order of their rank; so a place must tell nothing.
     evidence = rng.sample(question.relevant, len(question.relevant))
     captions, images = tuple(item.caption for item in evidence), tuple(item.image for item in evidence)
     example = AnswerExample(question.text, captions, images, question.answer or "")
-    if chosen and wrong and len(question.relevant) == 1:
-        example = inject_wrong_image(example, rng.choice(wrong), rng)
-    return [example]
+    return inject_wrong_image(example, rng.choice(wrong), rng) if chosen and wrong else example
 
 
 def _build(
