@@ -46,19 +46,21 @@ class Recipe:
     """How examples are made of labelled questions, and what the fine-tuning changes of its preset.
 
     `beside_one` and `beside_two` are the shares of the examples about one picture and about two that show a wrong one
-    more. Each question gives `draws` examples, each with a draw of its own. `length` is a multiple of the steps.
+    more; with `up_to_three`, those about one picture show one or two. Each question gives `draws` examples, each with a
+    draw of its own. `length` is a multiple of the steps.
     """
 
     label: str
     beside_one: float = 0.0
     beside_two: float = 0.0
     draws: int = 1
+    up_to_three: bool = False
     length: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 _DRAWS = 4
-_MIXED = {"beside_one": 0.75, "beside_two": 0.75, "draws": _DRAWS}
+_MIXED: Mapping[str, Any] = {"beside_one": 0.75, "beside_two": 0.75, "draws": _DRAWS}
 RECIPES = (
     Recipe(PLAIN),
     Recipe("wrong beside one picture", beside_one=1),
@@ -66,6 +68,7 @@ RECIPES = (
     Recipe("… in three quarters", beside_one=0.75, beside_two=0.75),
     Recipe("… in half", beside_one=0.5, beside_two=0.5),
     Recipe("three quarters, 4 draws", **_MIXED),
+    Recipe("… up to three pictures", **_MIXED, up_to_three=True),
     Recipe("… and projector", **_MIXED, settings={"projector_learning_rate": 1e-3}),
     Recipe("… and vision tower", **_MIXED, settings={"train_vision": True}),
     Recipe("… and token weights", **_MIXED, settings={"token_weighting": True}),
@@ -135,7 +138,12 @@ def recipe_examples(archive: PicturedArchive, recipe: Recipe, seed: int) -> list
     """The examples of a recipe, as a training makes them."""
     examples: list[Example] = []
     for pictures, share in ((1, recipe.beside_one), (2, recipe.beside_two)):
-        options = DatasetOptions(seed=seed, injected_share=share, draws=recipe.draws)
+        options = DatasetOptions(
+            seed=seed,
+            injected_share=share,
+            draws=recipe.draws,
+            pictures_shown=3 if recipe.up_to_three else pictures + 1,
+        )
         examples += build_answer_dataset(labelled_questions(archive, pictures), options).examples
     return examples
 

@@ -66,6 +66,14 @@ def test_a_share_of_the_examples_stays_without_a_wrong_picture(archive: Pictured
     assert counts[2, 1] == pytest.approx(0.5 * 5 * QUESTIONS, rel=0.2)
 
 
+def test_up_to_three_pictures_are_shown(archive: PicturedArchive) -> None:
+    half = QUESTIONS // 2
+    counts = forms(archive, Recipe("three", beside_one=1, beside_two=1, draws=10, up_to_three=True))
+    assert set(counts) == {(1, 1), (1, 2), (2, 1)}
+    assert counts[2, 1] == 10 * half
+    assert counts[1, 2] == pytest.approx(5 * half, rel=0.2)
+
+
 def test_a_tiny_comparison_runs_and_is_not_trained_twice(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", torch_threads=1)
     compared = (Recipe(PLAIN), Recipe("both, twice as long", beside_one=1, beside_two=1, length=2))
