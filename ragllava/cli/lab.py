@@ -66,7 +66,6 @@ def ablation(
     if shifted and not recipes:
         raise click.UsageError("--shifted needs --recipes")
     settings = load_settings()
-    given = {name: value for name, value in {"steps": steps, "questions": questions}.items() if value is not None}
     folder = folder or settings.home / "ablation"
     with bar("ablation") as update:
 
@@ -75,11 +74,14 @@ def ablation(
 
         result: RecipeTable | Ablation
         if recipes:
-            options = RecipeOptions(seeds=seeds, shifted=shifted, **given)
-            result = compare_recipes(settings, folder / "recipes", RECIPES, options, show)
+            usual = RecipeOptions()
+            wanted = RecipeOptions(seeds, steps or usual.steps, questions=questions or usual.questions, shifted=shifted)
+            result = compare_recipes(settings, folder / "recipes", RECIPES, wanted, show)
         else:
             update(note="naive base")
-            result = run_ablation(settings, folder, AblationOptions(seeds=seeds, **given), show)
+            defaults = AblationOptions()
+            options = AblationOptions(seeds, steps or defaults.steps, questions or defaults.questions)
+            result = run_ablation(settings, folder, options, show)
     echo(result.as_text())
     if json_file is not None:
         json_file.write_text(json.dumps(result.as_json(), indent=1, ensure_ascii=False), encoding="utf-8")
