@@ -14,6 +14,8 @@ from ragllava.cli.terminal import echo, make_console
 from ragllava.errors import UsageError
 
 if TYPE_CHECKING:
+    from ragllava.lab.ablation.recipe_table import RecipeTable
+    from ragllava.lab.ablation.table import Ablation
     from ragllava.lab.gate_trainings.results import SeedResult
     from ragllava.lab.retrieval_table.run import TableRow
 
@@ -22,8 +24,10 @@ Member = TypeVar("Member", bound=StrEnum)
 
 @click.command()
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Repetitions, for the spread.")
-@click.option("--steps", default=400, show_default=True, type=click.IntRange(4), help="Steps of each arm.")
-@click.option("--questions", default=150, show_default=True, type=click.IntRange(10), help="Questions for each seed.")
+@click.option("--steps", type=click.IntRange(4), help="Steps of each training.  [default: 400; with --recipes 200]")
+@click.option(
+    "--questions", type=click.IntRange(10), help="Questions for each seed.  [default: 150; with --recipes 300]"
+)
 @click.option(
     "--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write the figures to this file."
 )
@@ -32,28 +36,53 @@ Member = TypeVar("Member", bound=StrEnum)
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the trainings; an interrupted run resumes from it.  [default: ablation in RAGLLAVA_HOME]",
 )
-def ablation(seeds: int, steps: int, questions: int, json_file: Path | None, folder: Path | None) -> None:
+@click.option("--recipes", is_flag=True, help="Instead compare recipes of wrong pictures on the model as included.")
+@click.option("--shifted", is_flag=True, help="With --recipes: on postcards unlike those that the model knows.")
+def ablation(
+    *,
+    seeds: int,
+    steps: int | None,
+    questions: int | None,
+    json_file: Path | None,
+    folder: Path | None,
+    recipes: bool,
+    shifted: bool,
+) -> None:
     """Compare plain fine-tuning with noise on data level, on token level and on both.
 
     Needs no services. The mini model is made naive and then fine-tuned on postcards in four ways. Each result answers
     questions about other postcards with 0, 20 and 50 % of the evidence wrong and with a wrong picture added. Takes half
     an hour on two cores.
+
+    With --recipes, the model as included is fine-tuned on labelled questions as `ragllava train generator` does it,
+    with wrong pictures beside none, some or all of the right ones. Half of the questions are about two pictures.
     """
     import json
 
     from ragllava.cli.progress import bar
+    from ragllava.lab.ablation.recipes import RECIPES, RecipeOptions, compare_recipes
     from ragllava.lab.ablation.run import AblationOptions, run_ablation
     from ragllava.settings import load_settings
 
+    if shifted and not recipes:
+        raise click.UsageError("--shifted needs --recipes")
     settings = load_settings()
+    folder = folder or settings.home / "ablation"
     with bar("ablation") as update:
-        update(note="naive base")
 
         def show(part: str, done: int, total: int) -> None:
             update(total=total, completed=done, note=f"{part}: done")
 
-        options = AblationOptions(seeds=seeds, steps=steps, questions=questions)
-        result = run_ablation(settings, folder or settings.home / "ablation", options, show)
+        result: RecipeTable | Ablation
+        if recipes:
+            usual = RecipeOptions()
+            wanted = RecipeOptions(seeds, steps or usual.steps, questions=questions or usual.questions, shifted=shifted)
+            result = compare_recipes(settings, folder / "recipes", RECIPES, wanted, show)
+        else:
+            update(note="naive base")
+            defaults = AblationOptions()
+            options = AblationOptions(seeds, steps or defaults.steps, questions or defaults.questions)
+            result = run_ablation(settings, folder, options, show)
     echo(result.as_text())
     if json_file is not None:
         json_file.write_text(json.dumps(result.as_json(), indent=1, ensure_ascii=False), encoding="utf-8")

@@ -125,6 +125,8 @@ def plan_training(connection: Connection, request: TrainingRequest, settings: Se
             ratio=request.negatives,
             certain=settings.set_aside_above,
             bare_share=request.bare_share,
+            # What is never shown together needs no practice, and with one wrong picture there are two.
+            pictures_shown=max(2, settings.top_n),
         ),
     )
     collected = collect(connection, request.role, request.archives, request.since, rules)

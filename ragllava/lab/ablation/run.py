@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
-from statistics import fmean
 
-from ragllava.answer_text import exact_match
-from ragllava.evaluation.metrics import means_by
-from ragllava.evaluation.wrong_evidence import ShownEvidence
 from ragllava.lab.ablation.data import (
     PicturedArchive,
     picture_archive,
@@ -25,11 +21,12 @@ from ragllava.lab.ablation.data import (
     training_examples,
 )
 from ragllava.lab.ablation.naive import NaiveRecipe, make_naive
+from ragllava.lab.ablation.scores import score_generator
 from ragllava.lab.ablation.table import Ablation, AblationRow, ArmScores
 from ragllava.models.adapters import AdapterSet
 from ragllava.models.bundle import ModelBundle
 from ragllava.models.device import plan_device
-from ragllava.models.generator import AnswerRequest, Generator
+from ragllava.models.generator import Generator
 from ragllava.models.loading import load_mllm
 from ragllava.models.mllm import Mllm
 from ragllava.models.profiles import find_model
@@ -42,7 +39,6 @@ from ragllava.training.finetune.run import FinetuneConfig, train
 _PRESET = "mini"
 _LEARNING_RATE = 2e-3  # of all arms; twice the preset's, because choosing between pictures is learned slowly
 _PRACTICE_SEED, _HELD_OUT_SEED = 5_000, 6_000  # of the archives; the seed of the repetition is added
-_BATCH = 20
 _ADAPTER = "arm"
 
 ProgressHook = Callable[[str, int, int], None]  # what has ended, number of ended parts, number of all parts
@@ -98,7 +94,7 @@ def run_ablation(settings: Settings, folder: Path, options: AblationOptions, on_
         asked = picture_archive(held_out, shipped.retriever)
         shown = shown_evidence(asked, seed)
         for label, generator in (("model as shipped", shipped.generator), ("base, made naive", Generator(naive))):
-            scores[label].append(_scores(generator, asked, shown, settings))
+            scores[label].append(score_generator(generator, asked, shown, settings))
             on_progress(f"seed {seed}, {label}", next(ended), total)
         examples = options.steps * examples_per_step  # each is seen once
         drawn = practice_archive(_PRACTICE_SEED + seed, options.practice_images, examples)
@@ -108,7 +104,7 @@ def run_ablation(settings: Settings, folder: Path, options: AblationOptions, on_
             weight = _train_arm(naive, result, arm, options.steps, seed, practice)
             adapters = AdapterSet(naive, settings.home / "cache")
             adapted = Generator(naive, adapters.add(_ADAPTER, result / "adapter"))
-            scores[arm.label].append(replace(_scores(adapted, asked, shown, settings), token_weight=weight))
+            scores[arm.label].append(replace(score_generator(adapted, asked, shown, settings), token_weight=weight))
             adapters.remove(_ADAPTER)  # the next training needs the base without an adapter
             on_progress(f"seed {seed}, {arm.label}", next(ended), total)
     return Ablation(
@@ -152,32 +148,3 @@ def _train_arm(base: Mllm, result: Path, arm: AblationArm, steps: int, seed: int
         practice.pictures.__getitem__,
     )
     return sum(step.token_weight for step in report.steps) / len(report.steps)
-
-
-def _scores(
-    generator: Generator, asked: PicturedArchive, shown: Mapping[str, Sequence[ShownEvidence]], settings: Settings
-) -> ArmScores:
-    """The shares of right answers under each condition: of all questions, of those about one picture, and by type."""
-    right = {condition: _right_answers(generator, asked, evidence, settings) for condition, evidence in shown.items()}
-    pictures = [len(question.relevant) for question in asked.questions]
-    types = [question.type for question in asked.questions]
-    return ArmScores(
-        accuracy={condition: fmean(marks) for condition, marks in right.items()},
-        about_one={condition: means_by(pictures, marks).get(1, 0.0) for condition, marks in right.items()},
-        by_type={condition: means_by(types, marks) for condition, marks in right.items()},
-    )
-
-
-def _right_answers(
-    generator: Generator, asked: PicturedArchive, shown: Sequence[ShownEvidence], settings: Settings
-) -> list[bool]:
-    requests = [
-        AnswerRequest(
-            question.text,
-            tuple(asked.captions[name] for name in evidence.images),
-            tuple(asked.pictures[name] for name in evidence.images),
-        )
-        for question, evidence in zip(asked.questions, shown, strict=True)
-    ]
-    answers = generator.answer(requests, max_tokens=settings.max_answer_tokens, with_captions=True, batch_size=_BATCH)
-    return [exact_match(answer.text, q.answer) for answer, q in zip(answers, asked.questions, strict=True)]

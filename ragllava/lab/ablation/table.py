@@ -20,14 +20,15 @@ _ABSENT = "–"
 class ArmScores:
     """Shares of right answers of one generator on the questions of one seed, by condition.
 
-    `about_one` counts only the questions about one picture. `token_weight` is the mean weight of the tokens of the
-    answers in training, None for a base.
+    `about_one` and `about_two` count only the questions about as many pictures. `token_weight` is the mean weight of
+    the tokens of the answers in training, None for a base.
     """
 
     accuracy: Mapping[str, float]
     about_one: Mapping[str, float]
     by_type: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     token_weight: float | None = None
+    about_two: Mapping[str, float] = field(default_factory=dict)
 
     def lost(self, *, about_one: bool = False) -> float:
         """How much accuracy an added wrong picture costs; of all questions or of those about one picture."""
@@ -55,9 +56,9 @@ class AblationRow:
         values: dict[str, Any] = rounded(
             {
                 "label": self.label,
-                "accuracy": {name: _spread(values) for name, values in self._accuracies().items()},
-                "lost_with_wrong_added": _spread(self.losses()),
-                "lost_with_wrong_added_about_one": _spread(self.losses(about_one=True)),
+                "accuracy": {name: spread(values) for name, values in self._accuracies().items()},
+                "lost_with_wrong_added": spread(self.losses()),
+                "lost_with_wrong_added_about_one": spread(self.losses(about_one=True)),
                 "token_weight": self._token_weights(),
                 "about_one": [scores.about_one for scores in self.scores],
                 "by_type": [scores.by_type for scores in self.scores],
@@ -71,7 +72,7 @@ class AblationRow:
         columns = [*self._accuracies().values(), self.losses(), self.losses(about_one=True)]
         return [
             self.label,
-            *(_percent(values) for values in columns),
+            *(percent(values) for values in columns),
             f"{statistics.mean(weights):.2f}" if weights else _ABSENT,
         ]
 
@@ -148,11 +149,13 @@ class Ablation:
         return f"{plain:.1f} points, both levels {both:.1f}" + ("" if share is None else f": {share:.2f} of it")
 
 
-def _percent(values: Sequence[float]) -> str:
+def percent(values: Sequence[float]) -> str:
+    """`81.3 ± 2.1`: the mean and the standard deviation of shares, in percent."""
     mean = f"{100 * statistics.mean(values):.1f}"
     return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.mean(values), "spread": spread, "values": values}
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (None of a single value) and the values."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "spread": deviation, "values": values}

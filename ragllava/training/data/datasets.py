@@ -55,14 +55,18 @@ class DatasetOptions:
     """How a set is made. `ratio` is hard negatives for each positive (ranking).
 
     `bare_share` of the ranking examples show no caption, so that a model that learns to read captions does not unlearn
-    to look. `injected_share` of the one-image questions get a wrong picture (answers). Unlabelled images that the
-    reranker gives at least `certain` are not trained on: they may be relevant without a label.
+    to look. Answers: each question gives `draws` examples, each with pictures in an order of its own. `injected_share`
+    of the examples show wrong pictures as well, which are drawn for each: from one to as many as leave no more than
+    `pictures_shown` in the prompt; none where the right ones are as many. Unlabelled images that the reranker gives at
+    least `certain` are not trained on: they may be relevant without a label.
     """
 
     seed: int
     top_k: int = 20
     ratio: float = 1.0
     injected_share: float = 1.0
+    draws: int = 1
+    pictures_shown: int = 2
     certain: float = 0.9
     bare_share: float = 0.0
 
@@ -111,7 +115,7 @@ def build_rank_dataset(questions: Sequence[LabelledQuestion], options: DatasetOp
 
 
 def build_answer_dataset(questions: Sequence[LabelledQuestion], options: DatasetOptions) -> Dataset:
-    """One example for each question with an answer and a labelled image; one-image questions get a wrong picture."""
+    """Examples for each question with an answer and a labelled image, with wrong pictures where there is room."""
     usable = [question for question in merge_questions(questions) if question.answer and question.relevant]
     return _build(Role.GENERATOR, usable, options, _answer_examples)
 
@@ -238,15 +242,26 @@ def _answer_examples(
     question: LabelledQuestion, hard: list[Evidence], options: DatasetOptions, rng: random.Random
 ) -> list[Example]:
     wrong = [*question.irrelevant, *hard]
-    # Drawn for each question alike, so that a larger share injects into the same questions and more.
+    # Each draw has random numbers of its own, so that no share and no number of draws changes what another one draws.
+    return [
+        _answer_example(question, wrong, options, random.Random(rng.getrandbits(64)))  # noqa: S311
+        for _ in range(options.draws)
+    ]
+
+
+def _answer_example(
+    question: LabelledQuestion, wrong: Sequence[Evidence], options: DatasetOptions, rng: random.Random
+) -> AnswerExample:
+    # Drawn for each question alike, so that a larger share injects into the same examples and more.
     chosen = rng.random() < options.injected_share
     # Answering meets pictures in the order of their rank; so a place must tell nothing.
     evidence = rng.sample(question.relevant, len(question.relevant))
     captions, images = tuple(item.caption for item in evidence), tuple(item.image for item in evidence)
     example = AnswerExample(question.text, captions, images, question.answer or "")
-    if chosen and wrong and len(question.relevant) == 1:
-        example = inject_wrong_image(example, rng.choice(wrong), rng)
-    return [example]
+    most = min(options.pictures_shown - len(question.relevant), len(wrong))
+    for item in rng.sample(wrong, rng.randint(1, most)) if chosen and most > 0 else ():
+        example = inject_wrong_image(example, item, rng)
+    return example
 
 
 def _build(

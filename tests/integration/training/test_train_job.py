@@ -154,6 +154,16 @@ def test_too_few_labels_are_told_with_how_many_would_do(bench: Workshop) -> None
     assert f"about {math.ceil(20 / bench.settings.held_out_share)} labelled questions suffice" in none_yet.shortage
 
 
+def test_a_generator_practises_with_as_many_pictures_as_a_job_shows(bench: Workshop) -> None:
+    classroom(bench).label(60)
+    shown = {}
+    for top_n in (1, 2, 3):
+        with bench.engine.begin() as connection:
+            plan = plan_training(connection, request(Role.GENERATOR), bench.with_settings(top_n=top_n).settings)
+        shown[top_n] = plan.snapshot.options.pictures_shown
+    assert shown == {1: 2, 2: 2, 3: 3}, "with one wrong picture there are two"
+
+
 def test_an_interrupted_training_goes_on_elsewhere_with_the_data_of_its_beginning(
     bench: Workshop, caplog: pytest.LogCaptureFixture
 ) -> None:

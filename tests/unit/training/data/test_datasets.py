@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ def answers(examples: object) -> list[AnswerExample]:
 
 
 OPTIONS = DatasetOptions(seed=1)
+THREE = replace(OPTIONS, pictures_shown=3)
 
 
 @given(
@@ -147,25 +149,62 @@ def test_a_question_keeps_its_negatives_when_others_join() -> None:
     assert other_seed != of_few
 
 
-def test_one_image_questions_get_a_wrong_picture_and_others_none() -> None:
-    items = [question(1), question(2, relevant=("a", "b")), question(3, found="a")]
-    by_answer = {example.answer: example for example in answers(build_answer_dataset(items, OPTIONS).examples)}
-    assert by_answer["1"].injected
-    assert len(by_answer["1"].images) == 2
-    assert "a" in by_answer["1"].images
-    assert set(by_answer["2"].images) == {"a", "b"}
-    assert not by_answer["2"].injected
-    assert not by_answer["3"].injected, "nothing wrong was retrieved"
-    for example in by_answer.values():
-        assert example.captions == tuple(f"caption {image}" for image in example.images)
+def test_wrong_pictures_fill_up_what_is_shown() -> None:
+    items = [
+        question(1),
+        question(2, relevant=("a", "b")),
+        question(3, relevant=("a", "b", "c")),
+        question(4, found="ab"),
+    ]
+    for pictures_shown, expected in {
+        1: {"1": {1}, "2": {2}, "3": {3}, "4": {1}},
+        2: {"1": {2}, "2": {2}, "3": {3}, "4": {2}},
+        3: {"1": {2, 3}, "2": {3}, "3": {3}, "4": {2}},
+    }.items():
+        shown: dict[str, Counter[int]] = defaultdict(Counter)
+        options = replace(OPTIONS, draws=100, pictures_shown=pictures_shown)
+        right = {"1": {"a"}, "2": {"a", "b"}, "3": {"a", "b", "c"}, "4": {"a"}}
+        for example in answers(build_answer_dataset(items, options).examples):
+            assert len(set(example.images)) == len(example.images)
+            assert right[example.answer] <= set(example.images)
+            assert example.injected == (right[example.answer] < set(example.images))
+            assert example.captions == tuple(f"caption {image}" for image in example.images)
+            shown[example.answer][len(example.images)] += 1
+        assert {answer: set(counts) for answer, counts in shown.items()} == expected
+        assert min(count for counts in shown.values() for count in counts.values()) > 25
+
+
+def test_each_draw_has_a_wrong_picture_and_an_order_of_its_own() -> None:
+    item = question(1, relevant=("a", "b"))
+    drawn = answers(build_answer_dataset([item], replace(THREE, draws=200)).examples)
+    assert len(drawn) == 200
+    assert {(example.question, example.answer) for example in drawn} == {(item.text, "1")}
+    wrong = Counter(image for example in drawn for image in example.images if image not in "ab")
+    assert set(wrong) == set("cdefgh")
+    places = Counter(tuple(image if image in "ab" else "wrong" for image in example.images) for example in drawn)
+    assert set(places) == set(permutations(("a", "b", "wrong")))
+    assert min(places.values()) > 200 / 6 / 2
+    assert answers(build_answer_dataset([item], replace(THREE, draws=200)).examples) == drawn
+
+
+def test_more_draws_and_a_larger_share_keep_what_fewer_draw() -> None:
+    items = [question(number, relevant=("a", "b")) for number in range(40)]
+
+    def drawn(draws: int, share: float) -> Counter[AnswerExample]:
+        return Counter(answers(build_answer_dataset(items, replace(THREE, draws=draws, injected_share=share)).examples))
+
+    assert drawn(1, 0.5) < drawn(3, 0.5)
+    injected = [Counter(e for e in drawn(3, share).elements() if e.injected) for share in (0.3, 0.6, 1.0)]
+    assert injected[0] < injected[1] < injected[2]
+    assert injected[2].total() == 120
 
 
 def test_a_place_in_the_prompt_tells_nothing() -> None:
-    items = [question(number, relevant=("a", "b") if number % 2 else ("a",)) for number in range(200)]
-    examples = answers(build_answer_dataset(items, OPTIONS).examples)
-    for injected in (True, False):
-        firsts = [example.images[0] == "a" for example in examples if example.injected == injected]
-        assert sum(firsts) == pytest.approx(len(firsts) / 2, rel=0.4)
+    items = [question(number, relevant=("a", "b") if number % 2 else ("a",)) for number in range(400)]
+    examples = answers(build_answer_dataset(items, replace(THREE, injected_share=0.5)).examples)
+    for shown in (2, 3):
+        firsts = [e.images[0] == "a" for e in examples if len(e.images) == shown and (e.injected or shown == 2)]
+        assert sum(firsts) == pytest.approx(len(firsts) / shown, rel=0.4)
 
 
 def test_the_injected_share_grows_from_the_same_questions() -> None:
