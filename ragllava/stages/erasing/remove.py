@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, select, text
@@ -42,13 +42,18 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class Remover:
-    """The services of a removal. `account` asked for it; `before_step` is called before each step."""
+    """The services of a removal. `account` asked for it; `before_step` is called before each step.
+
+    With `only_begin`, as in the HTTP API, whose role may not drop indexes and must not see what others keep, a removal
+    is begun and left to the next tick; then `kept` is empty and `counts` are what is expected.
+    """
 
     engine: Engine
     settings: Settings
     objects: ObjectStore
     account: str
     before_step: Step = no_step
+    only_begin: bool = False
 
     def pictures(self, archive_name: str, names: Sequence[str], *, dry_run: bool = False) -> Removal:
         """Remove pictures of an archive by id or source, of a source also those that are retired.
@@ -58,12 +63,14 @@ class Remover:
         archive_id, image_ids = in_transaction(self.engine, _find_images, archive_name, names)
         counted = in_transaction(self.engine, erasing_images.count, archive_id, image_ids)
         answers = counted.answers
-        copies = copies_of_images(self.engine, self.settings, self.objects, archive_id, image_ids, answers)
+        copies = self._copies(
+            lambda: copies_of_images(self.engine, self.settings, self.objects, archive_id, image_ids, answers)
+        )
         counts = {name: value for name, value in asdict(counted).items() if name not in ("jobs", "shared")}
         removal = Removal(
             f"{', '.join(names)} of {archive_name}",
             counts | {"results_written_again": len(counted.jobs)},
-            tuple(copies),
+            copies,
         )
         if dry_run:
             return removal
@@ -90,7 +97,8 @@ class Remover:
         kept = [f"job {other} refreshed it, and keeps its answers beside its own" for other in counted.refreshes]
         if counted.outbox is not None:
             kept.append(f"the outbox keeps the results below {counted.outbox}{job_id}/")
-        removal = Removal(f"job {job_id}", {name: getattr(counted, name) for name in names}, tuple(kept))
+        counts = {name: getattr(counted, name) for name in names}
+        removal = Removal(f"job {job_id}", counts, self._copies(lambda: kept))
         if dry_run:
             return removal
 
@@ -110,11 +118,14 @@ class Remover:
         """
         archive_id = in_transaction(self.engine, get_archive, name).archive_id
         counted = in_transaction(self.engine, erasing_jobs.count_archive, archive_id, name)
-        kept = [f"the bucket keeps its objects below {address}" for address in counted.bindings]
-        kept += copies_of_trainings(self.engine, self.objects, counted.trainings)
-        kept += [f"the schedule {schedule} goes with it" for schedule in counted.schedules]
+
+        def copies() -> list[str]:
+            kept = [f"the bucket keeps its objects below {address}" for address in counted.bindings]
+            kept += copies_of_trainings(self.engine, self.objects, counted.trainings)
+            return kept + [f"the schedule {schedule} goes with it" for schedule in counted.schedules]
+
         counts = {name: value for name, value in asdict(counted).items() if isinstance(value, int)}
-        removal = Removal(f"the archive {name}", counts, tuple(kept))
+        removal = Removal(f"the archive {name}", counts, self._copies(copies))
         if dry_run:
             return removal
 
@@ -132,7 +143,13 @@ class Remover:
     def _eraser(self) -> Eraser:
         return Eraser(self.engine, self.objects, self.before_step)
 
+    def _copies(self, find: Callable[[], list[str]]) -> tuple[str, ...]:
+        return () if self.only_begin else tuple(find())
+
     def _erase(self, removal: Removal, erasure_id: int) -> Removal:
+        if self.only_begin:
+            in_transaction(self.engine, erasures.leave_to_tick, erasure_id)
+            return replace(removal, erasure_id=erasure_id)
         waits_for = self._eraser.continue_erasure(erasure_id)
         line = in_transaction(self.engine, erasures.view, erasure_id)
         return Removal(removal.subject, line.counts, removal.kept, erasure_id, waits_for)

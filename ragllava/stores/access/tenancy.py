@@ -50,6 +50,11 @@ def acting(scope: Scope) -> Iterator[None]:
         _scope.reset(token)
 
 
+def acting_owner() -> str:
+    """The owner in the scope of this request; empty outside of one."""
+    return _scope.get().owner
+
+
 def secure(engine: Engine) -> Engine:
     """Make every transaction of an engine state its scope; the engine belongs to the role of the HTTP API.
 

@@ -129,6 +129,12 @@ def progress(
     connection.execute(update(erasures).where(erasures.c.id == erasure_id).values(values))
 
 
+def leave_to_tick(connection: Connection, erasure_id: int) -> None:
+    """Let the next tick continue an erasure at once, as if it had made no progress for long."""
+    chosen = update(erasures).where(erasures.c.id == erasure_id)
+    connection.execute(chosen.values(updated_at=func.now() - seconds(86_400.0)))
+
+
 def finish(connection: Connection, erasure_id: int) -> None:
     """Nothing is left to do: the line stays, without what `pending` had."""
     unfinished = update(erasures).where(erasures.c.id == erasure_id, erasures.c.finished_at.is_(None))
