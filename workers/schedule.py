@@ -13,6 +13,7 @@ import time
 from ragllava.errors import ServiceUnavailable
 from ragllava.jobs.ending import end_jobs
 from ragllava.jobs.isolation import Isolation
+from ragllava.stages.batches.process import process_batches
 from ragllava.stages.buckets.received import drain_list
 from ragllava.stages.buckets.sync import process_events
 from ragllava.stages.erasing.steps import Eraser
@@ -37,6 +38,7 @@ TICK_STEPS = (
     "ends of jobs",
     "silent workers",
     "results",
+    "batches",
     "removals",
 )
 
@@ -93,13 +95,15 @@ def _process_events() -> None:
 
 
 def _finish_jobs() -> None:
-    """Write the results of ended jobs, and continue removals that were interrupted."""
+    """Write the results of ended jobs, do what is due for batches, and continue removals that were interrupted."""
     try:
         process = runtime()
         steps = Isolation(process.engine, "tick", TICK_STEPS)
         steps.run("ends of jobs", end_jobs, process.engine)
         steps.run("silent workers", in_transaction, process.engine, workers.remove_silent)
         steps.run("results", publish_missing_results, process.engine, process.resources.objects)
+        if steps.run("batches", process_batches, process.engine, process.settings, process.resources.objects):
+            dispatch_now(process.engine, process.settings)
         steps.run("removals", Eraser(process.engine, process.resources.objects).continue_all)
     except ServiceUnavailable as error:
         log.warning(str(error), extra={"action": "jobs_not_finished"})

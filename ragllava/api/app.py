@@ -31,7 +31,8 @@ from ragllava.errors import AccessDenied, NotAuthenticated, RagllavaError
 
 log = logging.getLogger(__name__)
 
-THREADS = 40  # of blocking calls; those that wait for answers do so in threads of their own
+THREADS = 40  # of blocking calls
+WAITING_THREADS = 200  # that wait for answers; more requests wait for one of them
 POOL = 16  # connections to the database
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -48,6 +49,7 @@ class Server:
         self._client = client
         self._rates = Rates()
         self._threads = anyio.CapacityLimiter(THREADS)
+        self._waiting = anyio.CapacityLimiter(WAITING_THREADS)
 
     def endpoint(self, route: Route) -> Callable[[Request], Awaitable[Response]]:
         """The route as Starlette runs it."""
@@ -84,7 +86,7 @@ class Server:
         query = await read_query(request, route)
         # A handler of an upload reads its form itself.
         body = NoBody() if route.upload else await read_body(request, route)
-        call = Call(request, self._client, principal, request_id, query, body, self._threads)
+        call = Call(request, self._client, principal, request_id, query, body, self._threads, self._waiting)
         if inspect.iscoroutinefunction(route.handler):
             reply = await route.handler(call)
         else:

@@ -44,14 +44,14 @@ async def read_body(request: Request, route: Route) -> Body:
     return route.body.model_validate_json(bytes(data))
 
 
-async def read_form(request: Request, route: Route) -> tuple[Body, dict[str, UploadFile]]:
+async def read_form(request: Request, model: type[M], max_bytes: int) -> tuple[M, dict[str, UploadFile]]:
     """A multipart body: its fields as their model, and its files, which lie on disk. The caller closes the files.
 
     Raises as `read_body`. `expires_after[seconds]` is the key `seconds` of the field `expires_after`.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise InvalidRequest("the body must be multipart/form-data")
-    pieces = limited(request, route.upload or route.max_body_bytes)
+    pieces = limited(request, max_bytes)
     parser = MultiPartParser(
         request.headers, pieces, max_files=1_000, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
     )
@@ -69,7 +69,7 @@ async def read_form(request: Request, route: Route) -> tuple[Body, dict[str, Upl
         else:
             _put(fields, name, value)
     try:
-        return route.body.model_validate(fields), files
+        return model.model_validate(fields), files
     except BaseException:
         await close_files(files)
         raise

@@ -77,6 +77,7 @@ class Call(Generic[Q, B]):
     query: Q
     body: B
     threads: anyio.CapacityLimiter
+    waiting: anyio.CapacityLimiter  # threads that wait for answers
 
     @property
     def settings(self) -> Settings:
@@ -120,6 +121,10 @@ class Call(Generic[Q, B]):
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A blocking call in a thread of a bounded number."""
         return await anyio.to_thread.run_sync(partial(work, *args, **kwargs), limiter=self.threads)
+
+    async def wait(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `run`, for a call that waits for a worker: it takes no thread from the others."""
+        return await anyio.to_thread.run_sync(partial(work, *args, **kwargs), limiter=self.waiting)
 
 
 Handler = Callable[[Call[Any, Any]], Any | Awaitable[Any]]

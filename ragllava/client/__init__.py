@@ -13,6 +13,8 @@ subclasses of RagllavaError.
 from __future__ import annotations
 
 from ragllava.client.access.access import Access
+from ragllava.client.access.batches import Batches, BatchRequest, BatchView
+from ragllava.client.access.files import Files
 from ragllava.client.archives import Archives, IngestJob
 from ragllava.client.comparison import Comparison
 from ragllava.client.connections import Connections
@@ -25,6 +27,9 @@ from ragllava.client.system import System
 from ragllava.jobs.control import JobView
 from ragllava.records import AnswerOptions, FoundImage
 from ragllava.settings import Settings
+from ragllava.stages.answer.question_files import asked_in
+from ragllava.stages.batches.bodies import answer_body, completion_chunks
+from ragllava.stages.batches.submit import archive_named, options_of
 from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
 from ragllava.stages.erasing.remove import Removal
@@ -35,6 +40,7 @@ from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.access.keys import AccessRole, KeyView, Limits, NewKey, Principal
 from ragllava.stores.access.tenancy import acting
+from ragllava.stores.access.uploads import Page, Upload
 from ragllava.stores.access.usage import AuditEntry
 from ragllava.stores.archives.archive import Archive, ArchiveSummary
 from ragllava.stores.archives.indexes import IndexDetails
@@ -61,6 +67,8 @@ __all__ = [
     "Archive",
     "ArchiveSummary",
     "AuditEntry",
+    "BatchRequest",
+    "BatchView",
     "BindingRole",
     "BindingView",
     "Client",
@@ -77,6 +85,7 @@ __all__ = [
     "Limits",
     "NewKey",
     "NoisyView",
+    "Page",
     "PictureView",
     "Principal",
     "QuestionView",
@@ -95,12 +104,18 @@ __all__ = [
     "TrainingPlan",
     "TrainingRequest",
     "TrainingView",
+    "Upload",
     "VersionView",
     "WatchedFolder",
     "WorkerView",
     "acting",
+    "answer_body",
+    "archive_named",
+    "asked_in",
+    "completion_chunks",
     "is_success",
     "local_time",
+    "options_of",
 ]
 
 
@@ -125,3 +140,5 @@ class Client(Connections):
         self.schedules = Schedules(self)
         self.system = System(self)
         self.access = Access(self)
+        self.files = Files(self)
+        self.batches = Batches(self)

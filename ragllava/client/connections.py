@@ -18,7 +18,7 @@ from ragllava.settings import Settings, load_settings
 from ragllava.stores.access.tenancy import secure
 from ragllava.stores.archives.archive import get_archive
 from ragllava.stores.database import in_transaction, make_engine
-from ragllava.stores.jobs.job_ends import JobEnds
+from ragllava.stores.jobs.job_ends import JobBoard, JobEnds
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema_revision import require_schema
 
@@ -67,6 +67,11 @@ class Connections:
         return JobEnds(self.engine)
 
     @cached_property
+    def job_board(self) -> JobBoard:
+        """Notifications of the ends of many jobs at once."""
+        return JobBoard(self.engine)
+
+    @cached_property
     def decoder(self) -> DecoderPool:
         """One child process that decodes pictures."""
         return make_decoder(self.settings, processes=1)
@@ -75,6 +80,8 @@ class Connections:
         """Close the connections and end the child process, if there are any."""
         if "decoder" in self.__dict__:
             self.decoder.close()
+        if "job_board" in self.__dict__:
+            self.job_board.close()
         if "job_ends" in self.__dict__:
             self.job_ends.close()
         if "engine" in self.__dict__:  # else asking for it here would make one

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from ragllava.api.route import Route
-from ragllava.api.routes import health, models
+from ragllava.api.routes import health, openai_answers, openai_batches, openai_files, openai_models
 
 ALL_ROUTES: tuple[Route, ...] = (
     *health.routes.listed,
-    *models.routes.listed,
+    *openai_models.routes.listed,
+    *openai_files.routes.listed,
+    *openai_batches.routes.listed,
+    *openai_answers.routes.listed,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
 from sqlalchemy import Connection
@@ -10,6 +12,7 @@ from ragllava.client.access.tokens import TokenReader
 from ragllava.client.connections import Namespace, forwarded
 from ragllava.errors import NotAuthenticated, QuotaExceeded
 from ragllava.stores.access import keys, usage
+from ragllava.stores.access.batches import waiting_batches
 from ragllava.stores.access.keys import Limits, Principal
 from ragllava.stores.access.usage import AuditEntry
 from ragllava.stores.archives.archive import get_archive
@@ -58,9 +61,35 @@ class Access(Namespace):
             requests_per_minute=chosen(own.requests_per_minute, settings.api_requests_per_minute),
         )
 
-    def admit_job(self, principal: Principal, questions: int = 0) -> None:
-        """Count a job with so many questions for a caller. Raises QuotaExceeded; then nothing is counted."""
-        self._do(_admit_job, principal, self.limits_of(principal), questions)
+    @contextmanager
+    def admitted(self, principal: Principal, questions: int = 0) -> Iterator[None]:
+        """Around the creation of a job with so many questions: counts it for a caller, unless the block raises.
+
+        Raises QuotaExceeded when it is too much; then nothing is counted.
+        """
+        self._do(self.count_job, principal, questions, new=1)
+        try:
+            yield
+        except BaseException:
+            self._do(usage.add_questions, principal.owner, -questions)
+            raise
+
+    def count_job(self, connection: Connection, principal: Principal, questions: int, *, new: int = 0) -> None:
+        """Count questions in a transaction that is rolled back by QuotaExceeded; `new` jobs are not created yet."""
+        limits = self.limits_of(principal)
+        open_now = usage.open_jobs(connection, principal.owner) + waiting_batches(connection, principal.owner) + new
+        if limits.open_jobs and open_now > limits.open_jobs:
+            raise QuotaExceeded(
+                f"{limits.open_jobs} jobs of this caller are open, as many as it may have; wait until one has ended",
+                _OPEN_JOBS_RETRY_S,
+            )
+        total = usage.add_questions(connection, principal.owner, questions)
+        if limits.questions_per_day and total > limits.questions_per_day:
+            raise QuotaExceeded(
+                f"this caller may ask {limits.questions_per_day:,} questions a day, and has asked "
+                f"{total - questions:,}; {questions:,} more are too many",
+                usage.seconds_to_midnight(connection),
+            )
 
     def admit_bytes(self, principal: Principal, size_bytes: int) -> None:
         """Raises QuotaExceeded when a caller may not store so many bytes more."""
@@ -75,21 +104,6 @@ class Access(Namespace):
     def archive_id(self, name: str) -> int:
         """The id of an archive. Raises NotFound."""
         return self._do(_archive_id, name)
-
-
-def _admit_job(connection: Connection, principal: Principal, limits: Limits, questions: int) -> None:
-    if limits.open_jobs and usage.open_jobs(connection, principal.owner) >= limits.open_jobs:
-        raise QuotaExceeded(
-            f"{limits.open_jobs} jobs of this caller are open, as many as it may have; wait until one has ended",
-            _OPEN_JOBS_RETRY_S,
-        )
-    total = usage.add_questions(connection, principal.owner, questions)
-    if limits.questions_per_day and total > limits.questions_per_day:
-        raise QuotaExceeded(
-            f"this caller may ask {limits.questions_per_day:,} questions a day, and has asked {total - questions:,}; "
-            f"{questions:,} more are too many",
-            usage.seconds_to_midnight(connection),
-        )
 
 
 def _archive_id(connection: Connection, name: str) -> int:
