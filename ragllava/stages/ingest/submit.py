@@ -34,7 +34,7 @@ def submit_files(
     """Create an ingest job of listed files; the archive is created if it is new. Returns the job.
 
     `given` are the paths as the user named them, `name` is that of the job. Files that the listing rejected have their
-    outcome at once. Of two calls with one `idempotency_key` and the same files, the second returns the job of the first.
+    outcome at once. Of two calls with one `idempotency_key` and the same files, the second returns the first's job.
     Raises UsageError if there are no files, KeyReused for a key of other files.
     """
     if not files:
@@ -53,7 +53,7 @@ def create_ingest(
     name: str | None = None,
     idempotency_key: str | None = None,
 ) -> int:
-    """Create an ingest job of listed files in the caller's transaction; returns its id. The key as in `submit_files`."""
+    """Create an ingest job of listed files in the caller's transaction; returns its id. The key is as above."""
     # A tar file has no directory: every shard reads it from the start, so there are few large shards.
     from_tar = any(file.uri.startswith("tar://") for file in files)
     per_shard = max(settings.files_per_shard, FILES_PER_TAR_SHARD if from_tar else 0)

@@ -52,7 +52,9 @@ def insert_request(connection: Connection, job_id: int, operation: Operation, bo
 
 def load_request(connection: Connection, job_id: int) -> Request | None:
     """The request of a job; None when it has an outcome."""
-    query = select(requests.c.operation, requests.c.body).where(requests.c.job_id == job_id, requests.c.body.is_not(None))
+    query = select(requests.c.operation, requests.c.body).where(
+        requests.c.job_id == job_id, requests.c.body.is_not(None)
+    )
     row = connection.execute(query).one_or_none()
     return None if row is None else record(Request, row)
 
