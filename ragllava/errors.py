@@ -53,7 +53,7 @@ class QuotaExceeded(RagllavaError):
         self.retry_after_s = retry_after_s
 
 
-class AnswerTimeout(RagllavaError):
+class AnswerTimeout(UsageError):
     """A question that somebody waits for has no answer in time; its job goes on."""
 
 

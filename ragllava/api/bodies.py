@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from ragllava.errors import TooLarge
 M = TypeVar("M", bound=BaseModel)
 
 _PIECE_S = 30.0  # between two pieces of a body
+_DISCARDED_BYTES = 64 * 2**20  # of a body that is too long
+_DISCARDING_S = 5.0
 _MAX_FIELDS = 40
 _MAX_FIELD_BYTES = 64 * 2**10
 
@@ -84,10 +87,11 @@ async def close_files(files: dict[str, UploadFile]) -> None:
 async def limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
     """The body piece by piece. Raises TooLarge as soon as it is too long, whatever its header says."""
     announced = request.headers.get("content-length", "0")
+    pieces = request.stream()
     if announced.isdigit() and int(announced) > max_bytes:
+        await _discard(pieces)
         raise _too_large(max_bytes)
     size = 0
-    pieces = request.stream()
     while True:
         try:
             piece = await asyncio.wait_for(anext(pieces), _PIECE_S)
@@ -97,8 +101,20 @@ async def limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
             raise ClientDisconnect from None
         size += len(piece)
         if size > max_bytes:
+            await _discard(pieces)
             raise _too_large(max_bytes)
         yield piece
+
+
+async def _discard(pieces: AsyncIterator[bytes]) -> None:
+    """Read what a client still sends, within limits: it may look at the answer only when it has sent everything."""
+    size = 0
+    with contextlib.suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(_DISCARDING_S):
+            async for piece in pieces:
+                size += len(piece)
+                if size > _DISCARDED_BYTES:
+                    return
 
 
 def _too_large(max_bytes: int) -> TooLarge:

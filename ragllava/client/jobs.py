@@ -113,6 +113,7 @@ class Jobs(Namespace):
                 if left_s <= 0:
                     return False
                 ended.wait(min(left_s, _LOOK_S))
+                ended.clear()
         return True
 
     def require_answers(self, job_id: int) -> JobView:

@@ -98,7 +98,7 @@ class Questions(Namespace):
         return self.wait_for_answer(self.begin(question, archive, options, where=where), timeout_s)
 
     def wait_for_answer(self, job_id: int, timeout_s: float) -> ResultRow:
-        """The answer to a question that was begun. Raises AnswerTimeout when none is there after `timeout_s` seconds."""
+        """The answer to a question that was begun. Raises AnswerTimeout after `timeout_s` seconds without one."""
         if not Jobs(self._connections).has_ended(job_id, timeout_s):
             raise AnswerTimeout(
                 f"no answer within {timeout_s:g} s: no answer worker is free or running (`ragllava status`); "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
+import anyio
 from pydantic import Field
 from starlette.datastructures import UploadFile
 from starlette.responses import StreamingResponse
@@ -166,7 +167,8 @@ async def _pieces(call: Call[NoQuery, NoBody], upload: Upload) -> AsyncIterator[
         while piece := await call.run(stream.read, _PIECE_BYTES):
             yield piece
     finally:
-        await call.run(reading.__exit__, None, None, None)
+        with anyio.CancelScope(shield=True):  # also when the client has gone
+            await call.run(reading.__exit__, None, None, None)
 
 
 async def _joined(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -43,11 +43,10 @@ def show_model(call: Call[NoQuery, NoBody]) -> ModelObject:
     model = call.path("model")
     if model == MODEL:
         return ModelObject(id=MODEL, created=1)
-    name = archive_of_model(model)
     for archive in call.client.archives.listed():
-        if archive.name == name and call.principal.may_see(archive.archive_id):
+        if model == f"{MODEL}/{archive.name}" and call.principal.may_see(archive.archive_id):
             return _model(archive)
-    raise NotFound(f"there is no model {model!r}; GET /v1/models lists all")
+    raise NotFound(f"there is no model {model[:80]!r}; GET /v1/models lists all")
 
 
 def archive_of_model(model: str) -> str | None:

@@ -65,7 +65,8 @@ POLICIES: dict[str, str] = {
     "schedule_runs": _of("schedules", "schedules.id = schedule_runs.schedule_id"),
     "deliveries": _of("webhooks", "webhooks.id = deliveries.webhook_id"),
     "embeddings": _of("indexes", "indexes.id = embeddings.index_id"),
-    "uploads": f"{_SEES_ALL} OR archives <@ {_IDS}",
+    # An empty list would be contained in every other one.
+    "uploads": f"{_SEES_ALL} OR (archives <@ {_IDS} AND cardinality(archives) > 0)",
 }
 
 _ALL_RIGHTS = "SELECT, INSERT, UPDATE, DELETE"

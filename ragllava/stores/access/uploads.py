@@ -10,7 +10,7 @@ from datetime import datetime
 from sqlalchemy import Connection, delete, func, insert, or_, select, tuple_
 
 from ragllava.errors import NotFound, UsageError
-from ragllava.stores.database import record, records, seconds
+from ragllava.stores.database import equals_any, record, records, seconds
 from ragllava.stores.schema import uploads
 
 _COLUMNS = (uploads.c.id.label("file_id"), *(column for column in uploads.c if column.name != "id"))
@@ -134,6 +134,11 @@ def expired_uploads(connection: Connection, limit: int) -> Sequence[Upload]:
     """Files whose time is over, those first that expired first."""
     query = select(*_COLUMNS).where(uploads.c.expires_at <= func.now()).order_by(uploads.c.expires_at).limit(limit)
     return records(Upload, connection.execute(query))
+
+
+def existing_keys(connection: Connection, keys: Sequence[str]) -> set[str]:
+    """Those of the keys of objects that a file has."""
+    return set(connection.scalars(select(uploads.c.object_key).where(equals_any(uploads.c.object_key, keys))))
 
 
 def _may_exist(file_id: str) -> bool:
