@@ -138,6 +138,7 @@ class Route:
     `streams` is the media type of an answer that is sent piece by piece, besides `answer` where that may be chosen.
     `upload` is the limit of a multipart body in bytes; its fields are those of `body`. `archive_in` says which part of
     the request names an archive or what belongs to one (`path:job_id`, `body:model`), for the tests of the boundary.
+    With `of_all`, the call concerns all archives: a caller that is bound to some is refused.
     """
 
     method: str
@@ -154,6 +155,7 @@ class Route:
     upload: int | None = None
     max_body_bytes: int = MAX_BODY_BYTES
     archive_in: str | None = None
+    of_all: bool = False
 
     @property
     def name(self) -> str:

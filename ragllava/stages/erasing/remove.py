@@ -16,7 +16,7 @@ from ragllava.stages.erasing.steps import Eraser, Step, no_step
 from ragllava.stores.archives.archive import check_name, get_archive
 from ragllava.stores.database import equals_any, in_transaction
 from ragllava.stores.maintenance import erasing_images, erasing_jobs, erasures
-from ragllava.stores.maintenance.erasures import ErasureKind
+from ragllava.stores.maintenance.erasures import ErasureKind, Pending
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import images
 
@@ -77,7 +77,10 @@ class Remover:
 
         def begin(connection: Connection) -> int:
             _refuse_open_files(connection, archive_id, image_ids)
-            pending = erasing_images.retire(connection, archive_id, image_ids)
+            if self.only_begin:  # its role may not write vectors
+                pending = Pending(images=tuple(image_ids), is_requested=True)
+            else:
+                pending = erasing_images.retire(connection, archive_id, image_ids)
             target = image_ids[0] if len(image_ids) == 1 else None
             return erasures.begin(
                 connection, ErasureKind.PICTURES, self.account, archive_id=archive_id, target_id=target, pending=pending

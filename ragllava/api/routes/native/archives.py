@@ -102,10 +102,9 @@ def list_archives(call: Call[NoQuery, NoBody]) -> ArchiveList:
     return ArchiveList(data=list(map(archive_object, found)))
 
 
-@routes.post("/v1/archives", needs=AccessRole.WRITE, body=NewArchive, answer=ArchiveObject, status=201)
+@routes.post("/v1/archives", needs=AccessRole.WRITE, body=NewArchive, answer=ArchiveObject, status=201, of_all=True)
 def create_archive(call: Call[NoQuery, NewArchive]) -> ArchiveObject:
     """Create an empty archive; 409 if there is one of this name. A key that is bound to archives creates none."""
-    call.require_all_archives()
     call.client.archives.create(call.body.name)
     return archive_object(call.client.archives.get(call.body.name))
 
@@ -121,11 +120,10 @@ def show_archive(call: Call[NoQuery, NoBody]) -> ArchiveObject:
     needs=AccessRole.ADMIN,
     body=NewArchive,
     answer=ArchiveObject,
-    archive_in="path:archive",
+    of_all=True,
 )
 def rename_archive(call: Call[NoQuery, NewArchive]) -> ArchiveObject:
     """Give an archive another name; all that belongs to it stays with it."""
-    call.require_all_archives()
     call.client.archives.rename(call.archive(call.path("archive")), call.body.name)
     return archive_object(call.client.archives.get(call.body.name))
 

@@ -178,7 +178,7 @@ async def submit_job_file(call: Call[NoQuery, NoBody]) -> SubmittedJob:
         await close_files(files)
 
 
-@routes.get("/v1/jobs", needs=AccessRole.READ, query=JobsQuery, answer=JobList, archive_in="query:archive")
+@routes.get("/v1/jobs", needs=AccessRole.READ, query=JobsQuery, answer=JobList)
 def list_jobs(call: Call[JobsQuery, NoBody]) -> JobList:
     """Jobs, the newest first; of requests that somebody waits for only the open ones."""
     query = call.query

@@ -87,7 +87,7 @@ class ComparisonObject(Answer):
     figures: list[Json]
 
 
-@routes.post("/v1/trainings", needs=AccessRole.ADMIN, body=NewTraining, answer=QueuedJob, status=202)
+@routes.post("/v1/trainings", needs=AccessRole.ADMIN, body=NewTraining, answer=QueuedJob, status=202, of_all=True)
 def create_training(call: Call[NoQuery, NewTraining]) -> QueuedJob:
     """Train the reranker or the generator on labelled questions, in a job; its gate decides about a promotion."""
     request = _request(call)
@@ -95,7 +95,7 @@ def create_training(call: Call[NoQuery, NewTraining]) -> QueuedJob:
         return QueuedJob(job=call.client.models.train(request, call.idempotency_key))
 
 
-@routes.post("/v1/trainings/plan", needs=AccessRole.ADMIN, body=NewTraining, answer=PlanObject)
+@routes.post("/v1/trainings/plan", needs=AccessRole.ADMIN, body=NewTraining, answer=PlanObject, of_all=True)
 def plan_training(call: Call[NoQuery, NewTraining]) -> PlanObject:
     """What a training would learn from; nothing is queued."""
     plan = call.client.models.plan_training(_request(call))
@@ -110,45 +110,39 @@ def plan_training(call: Call[NoQuery, NewTraining]) -> PlanObject:
     )
 
 
-@routes.get("/v1/versions", needs=AccessRole.READ, query=VersionQuery, answer=JsonList)
+@routes.get("/v1/versions", needs=AccessRole.READ, query=VersionQuery, answer=JsonList, of_all=True)
 def list_versions(call: Call[VersionQuery, NoBody]) -> JsonList:
     """The versions of the models, by role, the newest first."""
-    call.require_all_archives()
     return JsonList(data=list(map(json_of, call.client.models.list(call.query.role))))
 
 
-@routes.get("/v1/versions/compare", needs=AccessRole.READ, query=ComparisonQuery, answer=ComparisonObject)
+@routes.get("/v1/versions/compare", needs=AccessRole.READ, query=ComparisonQuery, answer=ComparisonObject, of_all=True)
 def compare_versions(call: Call[ComparisonQuery, NoBody]) -> ComparisonObject:
     """The figures of two versions beside each other."""
-    call.require_all_archives()
     compared = call.client.models.compare(call.query.first, call.query.second, call.query.role)
     return ComparisonObject(**compared.as_json())
 
 
-@routes.post("/v1/versions/rollback", needs=AccessRole.ADMIN, body=Rollback, answer=VersionObject)
+@routes.post("/v1/versions/rollback", needs=AccessRole.ADMIN, body=Rollback, answer=VersionObject, of_all=True)
 def roll_back_version(call: Call[NoQuery, Rollback]) -> VersionObject:
     """Promote the version that the champion of a role replaced."""
-    call.require_all_archives()
     return VersionObject(version=json_of(call.client.models.rollback(call.body.role)))
 
 
-@routes.get("/v1/versions/{version}", needs=AccessRole.READ, query=VersionQuery, answer=VersionObject)
+@routes.get("/v1/versions/{version}", needs=AccessRole.READ, query=VersionQuery, answer=VersionObject, of_all=True)
 def show_version(call: Call[VersionQuery, NoBody]) -> VersionObject:
     """One version: its base, its threshold, its training and the figures of its gate."""
-    call.require_all_archives()
     return VersionObject(version=json_of(call.client.models.get(text_in_path(call, "version"), call.query.role)))
 
 
-@routes.post("/v1/versions/{version}/promote", needs=AccessRole.ADMIN, body=Promotion, answer=VersionObject)
+@routes.post("/v1/versions/{version}/promote", needs=AccessRole.ADMIN, body=Promotion, answer=VersionObject, of_all=True)
 def promote_version(call: Call[NoQuery, Promotion]) -> VersionObject:
     """Make a version champion; workers load it at their next shard."""
-    call.require_all_archives()
     found = call.client.models.get(text_in_path(call, "version"), call.body.role).version
     return VersionObject(version=json_of(call.client.models.promote(found.name, found.role, call.body.reason)))
 
 
 def _request(call: Call[NoQuery, NewTraining]) -> TrainingRequest:
-    call.require_all_archives()
     body = call.body
     return TrainingRequest(
         role=body.role,
