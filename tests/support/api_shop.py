@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 
 from ragllava.api.app import POOL
-from ragllava.client import Client
+from ragllava.client import AnswerOptions, Client, ResultRow
 from ragllava.jobs.ending import end_jobs
+from ragllava.records import Depth
 from ragllava.stages.erasing.steps import Eraser
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stages.webhooks.deliver import deliver_due
@@ -56,6 +57,12 @@ class Shop:
         wait_for(f"the end of job {job_id}", has_ended, 120)
         ended: Mapping[str, Any] = http.get(f"/v1/jobs/{job_id}").json()
         return ended
+
+    def workshop_rows(self, question: str) -> list[ResultRow]:
+        """The result of a question that was asked in a job, all of whose candidates were reranked."""
+        job = self.client.questions.submit([question], "postcards", AnswerOptions(top_k=1_000, depth=Depth.FIXED))
+        self.client.jobs.wait(job.job_id, timeout_s=120)
+        return list(self.client.questions.results(job.job_id))
 
     def work(self) -> None:
         """What workers and maintenance worker do, until the shop is closed."""
