@@ -116,11 +116,12 @@ class Requests(Namespace):
         outcome: Outcome = read_at_once(self._connections.engine, requests.load_outcome, job_id)
         if outcome.status is RequestStatus.DONE and outcome.result is not None:
             return outcome.result
-        error = Jobs(self._connections).get(job_id).error
-        if error is not None:
-            raise JobRefused(error)
         reason = outcome.reason or "the request was cancelled"
-        raise UsageError(reason) if outcome.status is RequestStatus.FAILED else RagllavaError(reason)
+        if outcome.status is not RequestStatus.FAILED:
+            raise RagllavaError(reason)
+        # A refusal of the job is the reason of its inputs; another reason is a fault of the request.
+        refused = Jobs(self._connections).get(job_id).error == reason
+        raise JobRefused(reason) if refused else UsageError(reason)
 
 
 def _check_filter(connection: Connection, archive_id: int, name: str, options: AnswerOptions) -> int:

@@ -178,20 +178,20 @@ def sample(connection: Connection, index: IndexView, most: int) -> Vectors:
     """The vectors (N, D) of at most `most` images, from all of the index: about as many steps of equal length in their
     ids. Reads that many rows."""
     register_types(connection)
-    name = partition(index.index_id)
+    # Of the whole table, which the role of the HTTP API may read, unlike its partitions.
     rows = connection.exec_driver_sql(
-        f"""
+        """
         WITH bounds AS (
-            SELECT min(image_id) AS first, max(image_id) AS last FROM {name} WHERE index_id = %(index_id)s
+            SELECT min(image_id) AS first, max(image_id) AS last FROM embeddings WHERE index_id = %(index_id)s
         ), chosen AS (
             SELECT DISTINCT (
-                SELECT image_id FROM {name} WHERE index_id = %(index_id)s AND image_id >= step ORDER BY image_id LIMIT 1
+                SELECT image_id FROM embeddings WHERE index_id = %(index_id)s AND image_id >= step ORDER BY image_id LIMIT 1
             ) AS image_id
             FROM bounds, generate_series(first, last, greatest(1, (last - first + 1) / %(most)s)) AS step
             LIMIT %(most)s
         )
-        SELECT vector FROM {name} WHERE index_id = %(index_id)s AND image_id IN (SELECT image_id FROM chosen)
-        """,  # noqa: S608 - the name of a partition holds nothing but a number
+        SELECT vector FROM embeddings WHERE index_id = %(index_id)s AND image_id IN (SELECT image_id FROM chosen)
+        """,
         {"index_id": index.index_id, "most": most},
     )
     vectors = [row.vector.to_numpy() for row in rows]

@@ -135,7 +135,9 @@ def show_version(call: Call[VersionQuery, NoBody]) -> VersionObject:
     return VersionObject(version=json_of(call.client.models.get(text_in_path(call, "version"), call.query.role)))
 
 
-@routes.post("/v1/versions/{version}/promote", needs=AccessRole.ADMIN, body=Promotion, answer=VersionObject, of_all=True)
+@routes.post(
+    "/v1/versions/{version}/promote", needs=AccessRole.ADMIN, body=Promotion, answer=VersionObject, of_all=True
+)
 def promote_version(call: Call[NoQuery, Promotion]) -> VersionObject:
     """Make a version champion; workers load it at their next shard."""
     found = call.client.models.get(text_in_path(call, "version"), call.body.role).version

@@ -33,7 +33,7 @@ _CACHED = "private, max-age=3600"
 _SHOWN = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif")
 
 
-class UploadForm(Body):
+class PicturesForm(Body):
     """The fields beside the files. `descriptions` is JSON: the caption, or caption and metadata, by file name."""
 
     name: Line | None = None
@@ -107,7 +107,7 @@ class PictureObject(Answer):
 @routes.post(
     "/v1/archives/{archive}/pictures",
     needs=AccessRole.WRITE,
-    body=UploadForm,
+    body=PicturesForm,
     upload=MAX_FORM_BYTES,
     answer=IngestObject,
     status=202,
@@ -121,7 +121,7 @@ async def upload_pictures(call: Call[NoQuery, NoBody]) -> IngestObject:
     `Idempotency-Key`, a repetition makes no second job; without, it stores nothing twice.
     """
     name = await call.run(call.archive, call.path("archive"))
-    form, files = await read_form(call.request, UploadForm, MAX_FORM_BYTES)
+    form, files = await read_form(call.request, PicturesForm, MAX_FORM_BYTES)
     try:
         return await call.run(_ingest, call, name, form, files)
     finally:
@@ -243,7 +243,9 @@ def _listed(image: ListedImage) -> ListedPicture:
     return ListedPicture(**{name: getattr(image, name) for name in names})
 
 
-def _ingest(call: Call[NoQuery, NoBody], name: str, form: UploadForm, files: Mapping[str, UploadFile]) -> IngestObject:
+def _ingest(
+    call: Call[NoQuery, NoBody], name: str, form: PicturesForm, files: Mapping[str, UploadFile]
+) -> IngestObject:
     """On disk, not in memory: the form's files, which the client then puts into the object store."""
     pictures = {field: file for field, file in files.items() if field.partition(".")[0] not in _CAPTION_FILES}
     if not pictures:
@@ -266,7 +268,7 @@ def _ingest(call: Call[NoQuery, NoBody], name: str, form: UploadForm, files: Map
     return _ingest_object(job)
 
 
-def _captions(folder: Path, form: UploadForm, files: Mapping[str, UploadFile]) -> Path | None:
+def _captions(folder: Path, form: PicturesForm, files: Mapping[str, UploadFile]) -> Path | None:
     """The caption file of the form, or one made of its descriptions."""
     given = [file for field, file in files.items() if field.partition(".")[0] in _CAPTION_FILES]
     if len(given) + (form.descriptions is not None) > 1:
