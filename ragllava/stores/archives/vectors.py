@@ -185,7 +185,8 @@ def sample(connection: Connection, index: IndexView, most: int) -> Vectors:
             SELECT min(image_id) AS first, max(image_id) AS last FROM embeddings WHERE index_id = %(index_id)s
         ), chosen AS (
             SELECT DISTINCT (
-                SELECT image_id FROM embeddings WHERE index_id = %(index_id)s AND image_id >= step ORDER BY image_id LIMIT 1
+                SELECT image_id FROM embeddings WHERE index_id = %(index_id)s AND image_id >= step
+                ORDER BY image_id LIMIT 1
             ) AS image_id
             FROM bounds, generate_series(first, last, greatest(1, (last - first + 1) / %(most)s)) AS step
             LIMIT %(most)s

@@ -165,7 +165,6 @@ def submit_job(call: Call[NoQuery, NewJobBody]) -> SubmittedJob:
     upload=MAX_FORM_BYTES,
     answer=SubmittedJob,
     status=201,
-    archive_in="body:archive",
 )
 async def submit_job_file(call: Call[NoQuery, NoBody]) -> SubmittedJob:
     """Queue a question file (JSONL, JSON, CSV, Excel or Parquet), the field `file` of a multipart form."""

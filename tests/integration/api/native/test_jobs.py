@@ -74,6 +74,7 @@ def test_a_question_file_is_read_by_its_ending(shop: Shop, questions: list[str])
         assert refused.status_code == 400 and "line 3" in refused.json()["error"]["message"]
         accepted = http.post("/v1/jobs/file", files=file, data={"archive": "postcards", "skip_invalid": "true"})
         assert accepted.status_code == 201, accepted.text
+        assert http.post("/v1/jobs/file", files=file, data={"archive": "coins"}).status_code == 404
         assert [error["line"] for error in accepted.json()["errors"]] == [3]
         job = shop.wait_for_job(http, accepted.json()["job"])
         assert job["total"] == 2 and job["counts"]["failed"] == 1
