@@ -25,7 +25,7 @@ from ragllava.stores.jobs import requests, workers
 from ragllava.stores.maintenance import ticks
 from ragllava.training.request import submit_due_trainings
 from ragllava.training.scheduled import STARTERS
-from workers.app import app, dispatch_now
+from workers.app import DISPATCH, TICK, app, dispatch_now
 from workers.runtime import runtime
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,13 @@ def _keep_ticking() -> None:
         time.sleep(max(0.0, period_s - (time.monotonic() - started)))
 
 
-@app.task(name="ragllava.tick", queue="maint")
+@app.task(name=DISPATCH, queue="maint")
+def dispatch_task() -> None:
+    """What a tick begins with, for the HTTP API, whose own role does not see all jobs."""
+    dispatch_now(runtime().engine, runtime().settings)
+
+
+@app.task(name=TICK, queue="maint")
 def tick() -> None:
     """Any number of ticks may run at once: every step is safe to repeat, and one that fails holds up no other."""
     process = runtime()

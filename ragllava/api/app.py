@@ -76,7 +76,7 @@ class Server:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise NotAuthenticated("the request has no key: send the header Authorization: Bearer KEY")
-        principal = await self._in_thread(self._client.access.authenticate, token.strip())
+        principal: Principal = await self._in_thread(self._client.access.authenticate, token.strip())
         self._rates.admit(principal.owner, self._client.access.limits_of(principal).requests_per_minute or 0)
         if route.of_all and principal.archives is not None and principal.role.includes(route.needs):
             raise AccessDenied("this call concerns all archives, and the key is bound to some")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -84,7 +84,7 @@ async def close_files(files: dict[str, UploadFile]) -> None:
         await file.close()
 
 
-async def limited(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+async def limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """The body piece by piece. Raises TooLarge as soon as it is too long, whatever its header says."""
     announced = request.headers.get("content-length", "0")
     pieces = request.stream()

@@ -137,12 +137,18 @@ class Namespace:
 
     def _dispatch(self) -> None:
         """Send what is ready to the workers; what the queue does not take is sent at the next tick."""
-        from workers.app import dispatch_now, request_tick
+        from workers.app import DISPATCH, dispatch_now, request_work
 
         if self._connections.for_tenants:  # it sees the jobs of a few archives, and dispatch weighs those of all
-            request_tick(self._connections.settings)
+            request_work(self._connections.settings, DISPATCH)
         else:
             dispatch_now(self._connections.engine, self._connections.settings)
+
+    def _tick(self) -> None:
+        """Ask for a tick, which does what is due beside dispatch."""
+        from workers.app import TICK, request_work
+
+        request_work(self._connections.settings, TICK)
 
 
 def forwarded(work: Callable[Concatenate[Connection, P], T]) -> Callable[Concatenate[Namespace, P], T]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
+from sqlalchemy import text
 from urllib3 import PoolManager
 
 from ragllava.api.app import POOL, make_app
@@ -41,6 +42,15 @@ class Office(Desk):
     may_answer: threading.Event = field(default_factory=threading.Event)
     closed: threading.Event = field(default_factory=threading.Event)
     failures: list[BaseException] = field(default_factory=list)
+    busy: threading.Lock = field(default_factory=threading.Lock)
+
+    def clear(self) -> None:
+        """Remove what a test has left, but the archives."""
+        with self.busy, self.engine.begin() as connection:
+            for table in ("batches", "uploads", "jobs", "api_usage", "audit", "api_keys", "faults"):
+                connection.execute(text(f"DELETE FROM {table}"))
+        self.objects.remove_prefix("uploads/")
+        self.may_answer.set()
 
     def answer(self, lease: Lease) -> None:
         """Also a request: a search finds nothing, and everything is as relevant."""
@@ -67,7 +77,8 @@ class Office(Desk):
         """Until the office is closed."""
         while not self.closed.is_set():
             try:
-                self.tick()
+                with self.busy:
+                    self.tick()
             except BaseException as error:
                 self.failures.append(error)
                 raise

@@ -14,6 +14,7 @@ from ragllava.errors import NotAuthenticated, QuotaExceeded
 from ragllava.stores.access import keys, usage
 from ragllava.stores.access.batches import waiting_batches
 from ragllava.stores.access.keys import Limits, Principal
+from ragllava.stores.access.tenancy import Scope, acting
 from ragllava.stores.access.usage import AuditEntry
 from ragllava.stores.archives.archive import get_archive
 
@@ -44,7 +45,11 @@ class Access(Namespace):
 
     def _of_token(self, token: str) -> Principal:
         rights = self._tokens.read(token)
-        ids = None if rights.archives is None else self._do(keys.ids_of_archives, sorted(rights.archives))
+        if rights.archives is None:
+            ids = None
+        else:
+            with acting(Scope(None, "")):  # it is not known yet what the caller may see
+                ids = self._do(keys.ids_of_archives, sorted(rights.archives))
         return Principal(f"oidc {rights.subject}", rights.role, ids)
 
     def limits_of(self, principal: Principal) -> Limits:

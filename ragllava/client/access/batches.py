@@ -84,7 +84,7 @@ class Batches(Namespace):
             is_retry=request.is_retry,
         )
         batch_id = self._do(_create, access, principal, new)
-        self._dispatch()
+        self._tick()
         return self.get(batch_id)
 
     def _archive_name(self, files: Files, upload: Upload, metadata: Mapping[str, str]) -> str:
@@ -110,7 +110,7 @@ class Batches(Namespace):
             self._do(batches.set_cancelling, batch_id)
             if view.batch.job_id is not None and not is_job_ended(view.batch):
                 self._stop(view.batch.job_id)
-            self._dispatch()
+            self._tick()
         return self.get(batch_id)
 
     def _stop(self, job_id: int) -> None:

@@ -32,7 +32,7 @@ def answer_body(row: ResultRow, endpoint: str, created: int) -> dict[str, Any]:
 
 def chat_completion(row: ResultRow, created: int) -> dict[str, Any]:
     """As `/v1/chat/completions` answers."""
-    message = {"role": "assistant", "content": row.answer, "refusal": _refusal(row), "annotations": []}
+    message: dict[str, Any] = {"role": "assistant", "content": row.answer, "refusal": _refusal(row), "annotations": []}
     return {
         "id": f"chatcmpl-{_number(row)}",
         "object": "chat.completion",
@@ -67,7 +67,7 @@ def completion_chunks(body: dict[str, Any]) -> list[dict[str, Any]]:
 def response_object(row: ResultRow, created: int) -> dict[str, Any]:
     """As `/v1/responses` answers."""
     refusal = _refusal(row)
-    text = {"type": "output_text", "text": row.answer, "annotations": []}
+    text: dict[str, Any] = {"type": "output_text", "text": row.answer, "annotations": []}
     part = text if refusal is None else {"type": "refusal", "refusal": refusal}
     number = _number(row)
     message = {"type": "message", "id": f"msg_{number}", "status": "completed", "role": "assistant", "content": [part]}

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -16,7 +17,7 @@ from ragllava.client import Client
 from ragllava.stores.schema import jobs, questions
 from tests.support.api_server import Front, serving
 
-ASKED = [{"role": "user", "content": "What color is the barn?"}]
+ASKED: Any = [{"role": "user", "content": "What color is the barn?"}]
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ def sdk(front: Front) -> Iterator[OpenAI]:
 
 
 def test_a_chat_completion(sdk: OpenAI, front: Front) -> None:
-    said = [{"role": "system", "content": "Be brief."}, *ASKED]
-    completion = sdk.chat.completions.create(model="ragllava/stamps", messages=said)  # type: ignore[arg-type]
+    said: Any = [{"role": "system", "content": "Be brief."}, *ASKED]
+    completion = sdk.chat.completions.create(model="ragllava/stamps", messages=said)
     [choice] = completion.choices
     assert (choice.message.content, choice.message.role, choice.finish_reason) == ("yes", "assistant", "stop")
     assert completion.model == "ragllava/stamps" and completion.usage is None
@@ -39,7 +40,7 @@ def test_a_chat_completion(sdk: OpenAI, front: Front) -> None:
 
 
 def test_a_streamed_chat_completion(sdk: OpenAI) -> None:
-    chunks = list(sdk.chat.completions.create(model="ragllava/stamps", messages=ASKED, stream=True))  # type: ignore[call-overload]
+    chunks: list[Any] = list(sdk.chat.completions.create(model="ragllava/stamps", messages=ASKED, stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "yes"
     assert chunks[-1].choices[0].finish_reason == "stop" and chunks[-1].model_extra["evidence"] == []
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
@@ -57,8 +58,8 @@ def test_the_stream_as_it_is_sent(front: Front) -> None:
 def test_a_response(sdk: OpenAI) -> None:
     response = sdk.responses.create(model="ragllava", input="What?", metadata={"archive": "stamps"})
     assert response.output_text == "yes" and response.status == "completed"
-    parts = [{"role": "user", "content": [{"type": "input_text", "text": "What?"}]}]
-    assert sdk.responses.create(model="ragllava/stamps", input=parts).output_text == "yes"  # type: ignore[arg-type]
+    parts: Any = [{"role": "user", "content": [{"type": "input_text", "text": "What?"}]}]
+    assert sdk.responses.create(model="ragllava/stamps", input=parts).output_text == "yes"
     with pytest.raises(openai.BadRequestError, match="not streamed"):
         sdk.responses.create(model="ragllava/stamps", input="What?", stream=True)
 
@@ -93,7 +94,7 @@ def test_no_answer_in_time_is_an_error_that_is_not_repeated(front: Front) -> Non
         OpenAI(base_url=f"{url}/v1", api_key=front.key(), max_retries=2) as sdk,
         pytest.raises(openai.InternalServerError, match="no answer within"),
     ):
-        sdk.chat.completions.create(model="ragllava/stamps", messages=ASKED)  # type: ignore[arg-type]
+        sdk.chat.completions.create(model="ragllava/stamps", messages=ASKED)
     with front.office.engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(jobs)).scalar_one() == 1
 
@@ -103,7 +104,7 @@ def test_many_callers_at_once(front: Front) -> None:
 
     def ask() -> None:
         with OpenAI(base_url=f"{front.url}/v1", api_key=key, max_retries=0, timeout=60) as sdk:
-            completion = sdk.chat.completions.create(model="ragllava/stamps", messages=ASKED)  # type: ignore[arg-type]
+            completion = sdk.chat.completions.create(model="ragllava/stamps", messages=ASKED)
             found.append(completion.choices[0].message.content)
 
     threads = [threading.Thread(target=ask) for _ in range(24)]

@@ -261,6 +261,22 @@ def test_a_repeated_create_makes_no_second_batch(sdk: OpenAI, front: Front) -> N
     assert second_upload.id == file_id
 
 
+def test_a_server_that_stalls_makes_no_second_batch(sdk: OpenAI, front: Front) -> None:
+    """The SDK gives up waiting and repeats, while the first request still waits for the table."""
+    file_id = upload(sdk, lines(2))
+    with front.office.engine.connect() as connection:
+        connection.execute(text("LOCK TABLE batches IN SHARE ROW EXCLUSIVE MODE"))
+        release = threading.Timer(2.0, connection.rollback)
+        release.start()
+        impatient = sdk.with_options(timeout=0.5, max_retries=20)
+        batch = create(impatient, file_id)
+        release.join()
+    ended(sdk, batch.id)
+    with front.office.engine.connect() as connection:
+        assert connection.execute(select(func.count()).select_from(batches)).scalar_one() == 1
+        assert connection.execute(select(func.count()).select_from(jobs)).scalar_one() == 1
+
+
 def test_many_equal_creates_at_once_make_one_batch(front: Front, sdk: OpenAI) -> None:
     file_id, found = upload(sdk, lines(2)), list[str]()
 

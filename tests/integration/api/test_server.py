@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import socket
@@ -25,6 +24,7 @@ from ragllava.settings import Settings
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.schema import batches, uploads
+from ragllava.whole_files import file_sha256
 from tests.support.api_server import Front, make_key
 from tests.support.waiting import wait_for
 
@@ -83,7 +83,8 @@ def test_a_file_of_200_mb_passes_through_little_memory(
             answer.stream_to_file(copy)
         peak = peak_mib(server)
     assert stored.bytes == path.stat().st_size
-    digest = [hashlib.file_digest(each.open("rb"), "sha256").hexdigest() for each in (path, copy)]
+    print(f"at most {peak} MiB of memory")
+    digest = [file_sha256(each) for each in (path, copy)]
     assert digest[0] == digest[1]
     with plain.engine.connect() as connection:
         row = connection.execute(select(uploads)).one()
