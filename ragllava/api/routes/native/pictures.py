@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,8 @@ from ragllava.errors import NotFound
 routes = Routes("Pictures")
 
 MAX_FORM_BYTES = 2 * 2**30
+# While pictures go into the object store, up to 82 MB of them are in memory.
+_FEW_AT_ONCE = threading.BoundedSemaphore(2)
 _CAPTION_FILES = ("captions",)  # fields whose file has captions
 _CAPTIONS_NAME = "captions.jsonl"
 _LONGEST_PART = 200  # bytes of one part of a file's name
@@ -256,7 +259,7 @@ def _ingest(
         for file in pictures.values():
             _save(file, root, _file_name(file))
         captions = _captions(Path(folder), form, files)
-        with call.client.access.admitted(call.principal):
+        with call.client.access.admitted(call.principal), _FEW_AT_ONCE:
             job = call.client.archives.ingest(
                 root,
                 name,

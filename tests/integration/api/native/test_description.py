@@ -46,10 +46,7 @@ def described(services: Settings, template_database: str) -> Iterator[Front]:
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
 def test_every_answer_is_as_declared(described: Front, operation: APIOperation[Any], mode: GenerationMode) -> None:
-    try:
-        cases = operation.as_strategy(generation_mode=mode)
-    except schemathesis.errors.SchemathesisError:
-        pytest.skip("nothing can be wrong with it")
+    cases = operation.as_strategy(generation_mode=mode)
     headers = {"authorization": f"Bearer {described.key('admin')}"}
 
     @hypothesis.settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck), database=None)
@@ -59,6 +56,9 @@ def test_every_answer_is_as_declared(described: Front, operation: APIOperation[A
             response = case.call(base_url=described.url, session=session, headers=headers, timeout=60)
         case.validate_response(response, checks=CHECKS)
 
+    has_input = operation.path_parameters or operation.query or operation.body
+    if mode is GenerationMode.NEGATIVE and not has_input:
+        pytest.skip("nothing can be wrong with it")
     run()
 
 
