@@ -18,5 +18,5 @@ else:
         return getattr(import_module("ragllava.client"), name)
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["AnswerOptions", "Client", "ReindexRequest", "ScheduleRequest", "Settings", "TrainingRequest"]

@@ -21,12 +21,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
+_PAGE = re.compile(r"(.+)#page=([1-9]\d{0,8})", re.DOTALL)
 _EXTENSION = re.compile(r"\.(?:[a-z]{3,4}|jp2|j2k)")
 
 
+def split_page(name: str) -> tuple[str, int]:
+    """The name of the document and the number of the page that a name stands for; 0 for one that names no page."""
+    page = _PAGE.fullmatch(name)
+    return (page[1], int(page[2])) if page else (name, 0)
+
+
 def name_group(name: str) -> str:
-    """What all names have in common that may fit each other: the last part, folded, without an extension."""
-    last = posixpath.basename(_decoded(name))
+    """What all names have in common that may fit each other: the last part, folded, without an extension.
+
+    A page has that of its document.
+    """
+    last = posixpath.basename(_decoded(split_page(name)[0]))
     stem, extension = posixpath.splitext(last)
     return stem if stem and _EXTENSION.fullmatch(extension) else last
 
@@ -45,6 +55,11 @@ class Matches:
 
     captions: dict[int, int] = field(default_factory=dict)
     ambiguous: set[int] = field(default_factory=set)
+
+    @property
+    def taken(self) -> set[int]:
+        """The captions that belong to a file."""
+        return set(self.captions.values())
 
 
 def match_names(captions: Sequence[str], files: Sequence[FileName]) -> Matches:

@@ -307,7 +307,8 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         default=2,
         ge=1,
-        description="Attempts of a shard before it is halved or, with a single input, dead.",
+        description="Attempts of a shard without progress before it is halved or, with a single input, dead. A single "
+        "input whose workers vanish has twice as many.",
     )
     max_transient_attempts: int = Field(
         default=30,

@@ -66,6 +66,7 @@ def configuration() -> dict[str, Any]:
         "task_default_exchange": "",
         "task_default_routing_key": "maint",
         "task_create_missing_queues": False,
+        "task_routes": {name: {"queue": queue} for queue, name in TASK_OF_QUEUE.items()},
         # Early ack: reaping finds a lost message; a late ack could run a shard twice or lose it
         # (docs/reliability.md D6).
         "task_acks_late": False,
@@ -138,13 +139,13 @@ def broker_priority(priority: int) -> int:
 
 def waiting_messages(settings: Settings) -> dict[str, int]:
     """How many messages wait in each queue, of all priorities. Raises ServiceUnavailable."""
-    try:
-        with app.connection_for_read(settings.require_redis()) as connection:
+    with app.connection_for_read(settings.require_redis()) as connection:
+        try:
             # Declaring a queue changes nothing in Redis. A passive declaration would ignore our key prefix.
             channel = connection.default_channel
             return {name: channel.queue_declare(name).message_count for name in QUEUES}
-    except (OperationalError, OSError) as error:
-        raise ServiceUnavailable(f"the queue cannot be reached ({error})") from error
+        except (OperationalError, *connection.connection_errors) as error:
+            raise ServiceUnavailable(f"the queue cannot be reached ({error})") from error
 
 
 def dispatch_now(engine: Engine, settings: Settings) -> int:

@@ -38,7 +38,7 @@ T = TypeVar("T")
 _ADDRESS = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<key>[^\x00]+)", re.DOTALL)
 
 
-@app.task(name="ragllava.submit", queue="maint")
+@app.task(name="ragllava.submit")
 def submit(
     address: str,
     archive: str,

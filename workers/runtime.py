@@ -137,6 +137,8 @@ def run_message(shard_id: int, message_version: int, worker: str) -> None:
     try:
         if not run_shard(shard_id, worker, process.settings, process.engine, process.resources):
             passed_on = ending.pass_on(process.engine, shard_id, worker, process.settings)
+            if not passed_on:  # a message that comes twice or late has changed nothing that could be dispatched
+                return
     except DeviceLost:
         # A broken CUDA context cannot be repaired: only a new process helps. The shard is recorded as failed already.
         log.critical("device lost, this process ends", extra={"action": "device_lost", "shard": shard_id})

@@ -47,7 +47,8 @@ TICK_STEPS = (
 _REQUESTS_KEPT_S = 3_600.0
 
 _finishing = threading.Lock()
-_processing = threading.Lock()
+# Passes at once: each has its own events, so one that meets a slow bucket does not hold up the events of the others.
+_processing = threading.BoundedSemaphore(3)
 _delivering = threading.Lock()
 
 
@@ -61,20 +62,25 @@ def _keep_ticking() -> None:
     while True:
         started = time.monotonic()
         try:
-            tick()
+            run_tick()
         except Exception as error:  # the next tick tries it again; `ragllava doctor` sees that none has ended
             log.exception(str(error), extra={"action": "tick_failed"})
         time.sleep(max(0.0, period_s - (time.monotonic() - started)))
 
 
-@app.task(name=DISPATCH, queue="maint")
+@app.task(name=DISPATCH)
 def dispatch_task() -> None:
     """What a tick begins with, for the HTTP API, whose own role does not see all jobs."""
     dispatch_now(runtime().engine, runtime().settings)
 
 
-@app.task(name=TICK, queue="maint")
+@app.task(name=TICK)
 def tick() -> None:
+    """A tick that was asked for by message."""
+    run_tick()
+
+
+def run_tick() -> None:
     """Any number of ticks may run at once: every step is safe to repeat, and one that fails holds up no other."""
     process = runtime()
     steps = Isolation(process.engine, "tick", TICK_STEPS)
@@ -89,7 +95,7 @@ def tick() -> None:
     steps.run("trainings", submit_due_trainings, process.engine, process.settings)
     if steps.run("schedules", fire_due, process.engine, process.settings, STARTERS):
         steps.run("dispatch", dispatch_now, process.engine, process.settings)
-    in_transaction(process.engine, ticks.note_tick)
+    in_transaction(process.engine, ticks.note_tick, process.settings.lease_s)
 
 
 def _process_events() -> None:

@@ -13,5 +13,5 @@ def _run(self: Any, shard_id: int, message_version: int) -> None:
     run_message(shard_id, message_version, self.request.hostname)
 
 
-for _queue, _name in TASK_OF_QUEUE.items():
-    app.task(_run, name=_name, queue=_queue, bind=True)
+for _name in TASK_OF_QUEUE.values():
+    app.task(_run, name=_name, bind=True)

@@ -31,6 +31,7 @@ from ragllava.cli.options import (
     no_wait_option,
     print_result,
     print_rows,
+    priority_option,
     retrieval_option,
     where_option,
     yes_option,
@@ -226,6 +227,7 @@ def show_picture(name: str, picture: str, as_json: bool) -> None:
 @click.option("--inbox", is_flag=True, help="Answer question files that are put there, from the archive.")
 @click.option("--outbox", metavar="s3://BUCKET/PREFIX/", help="Write the results of an inbox there.")
 @click.option("--strict", is_flag=True, help="Refuse a file of an inbox if any of its lines is invalid.")
+@priority_option
 @answer_options
 @json_option
 def bind(
@@ -234,6 +236,7 @@ def bind(
     inbox: bool,
     outbox: str | None,
     strict: bool,
+    priority: str,
     as_json: bool,
     **flags: Unpack[AnswerFlags],
 ) -> None:
@@ -247,10 +250,12 @@ def bind(
 
     source_of = click.get_current_context().get_parameter_source
     answering = any(source_of(option) is click.core.ParameterSource.COMMANDLINE for option in flags)
-    if not inbox and (outbox or strict or answering):
-        raise UsageError("--outbox, --strict and the options of answers are for an inbox: add --inbox")
+    if not inbox and (outbox or strict or answering or priority != "normal"):
+        raise UsageError("--outbox, --strict, --priority and the options of answers are for an inbox: add --inbox")
     with connected() as client:
-        options: dict[str, Any] = {"outbox": outbox, "skip_invalid": not strict} if inbox else {}
+        options: dict[str, Any] = {}
+        if inbox:
+            options = {"outbox": outbox, "skip_invalid": not strict, "priority": priority}
         if answering:
             options["answer"] = to_json(as_answer_options(client, **flags))
         role = BindingRole.INBOX if inbox else BindingRole.PICTURES
@@ -278,14 +283,15 @@ def unbind(name: str, address: str) -> None:
 @archive.command()
 @click.argument("name")
 @allow_removals_option
+@click.option("--retry-refused", is_flag=True, help="Try objects again that were refused and have not changed.")
 @json_option
-def scan(name: str, allow_removals: bool, as_json: bool) -> None:
+def scan(name: str, allow_removals: bool, retry_refused: bool, as_json: bool) -> None:
     """Compare the buckets bound to archive NAME with what is stored of them, and repair the differences.
 
     Exit code 1 when objects could not be read, or when so many are gone at once that their pictures stay.
     """
     with connected() as client:
-        reports = client.archives.scan(name, allow_removals=allow_removals)
+        reports = client.archives.scan(name, allow_removals=allow_removals, retry_refused=retry_refused)
     print_result(reports, _report_lines(reports), as_json)
     sys.exit(1 if any(report.failed or report.held for report in reports) else 0)
 
@@ -371,7 +377,7 @@ _TITLES = {
     "gone": "gone",
     "captions": "with another caption",
     "waiting": "to be read again in a moment",
-    "refused": "refused before, not tried again until they change",
+    "refused": "refused before, tried again when they change or with --retry-refused",
     "failed": "that could not be read",
 }
 _WITH_REASONS = ("refused", "failed")

@@ -16,6 +16,7 @@ from ragllava.cli.options import (
     connected,
     json_option,
     make_table,
+    name_option,
     no_wait_option,
     print_result,
     print_rows,
@@ -40,10 +41,18 @@ index_argument = click.argument("index_id", type=ROW_ID)
 )
 @click.option("--only", type=EnumChoice(Selection), help="Which images.  [default: all with --retriever, else missing]")
 @click.option("--no-switch", is_flag=True, help="Leave a new index that passes its gate for `ragllava index switch`.")
+@name_option
 @no_wait_option
 @json_option
 def reindex(
-    archive: str, retriever: str | None, only: Selection | None, no_switch: bool, no_wait: bool, as_json: bool
+    *,
+    archive: str,
+    retriever: str | None,
+    only: Selection | None,
+    no_switch: bool,
+    name: str | None,
+    no_wait: bool,
+    as_json: bool,
 ) -> None:
     """Embed the images of an archive: what is missing, or all of them into a new index beside the active one.
 
@@ -59,7 +68,8 @@ def reindex(
     selection = only or (Selection.ALL if retriever else Selection.MISSING)
     source = parse_retriever(retriever) if retriever else None
     with connected() as client:
-        job_id = client.archives.reindex(ReindexRequest(archive, selection, source, switch=not no_switch))
+        request = ReindexRequest(archive, selection, source, switch=not no_switch, name=name)
+        job_id = client.archives.reindex(request)
         follow(client, job_id, f"reindex {archive}", wait=not no_wait, as_json=as_json)
 
 

@@ -85,7 +85,7 @@ def down() -> None:
 @click.option("--worker", metavar="NAME", help="Only check whether this host's worker NAME is ready.")
 @json_option
 def status(worker: str | None, as_json: bool) -> None:
-    """Show services, workers and open jobs; exit code 1 when a service does not answer."""
+    """Show services, workers and open jobs; exit code 1 when a service does not answer or something keeps failing."""
     from ragllava.cli import services
     from ragllava.settings import load_settings
 

@@ -17,6 +17,7 @@ import click
 
 from ragllava.cli.terminal import echo, make_console
 from ragllava.errors import InvalidInput, UsageError
+from ragllava.records import PRIORITIES
 from ragllava.visible import visible, visible_json
 
 if TYPE_CHECKING:
@@ -87,6 +88,13 @@ captions_option = click.option(
     help="File with the names of pictures and their captions: CSV, Excel, JSON, JSONL or Parquet.",
 )
 no_wait_option = click.option("--no-wait", is_flag=True, help="Return when the job is queued.")
+priority_option = click.option(
+    "--priority",
+    type=click.Choice(list(PRIORITIES)),
+    default="normal",
+    show_default=True,
+    help="Jobs of higher priority are served first; jobs of equal priority take turns.",
+)
 wait_option = click.option("--wait", is_flag=True, help="Wait for the job, with a progress bar.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only show what would be removed, and what stays.")

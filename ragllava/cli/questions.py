@@ -24,6 +24,7 @@ from ragllava.cli.options import (
     name_option,
     print_lines,
     print_result,
+    priority_option,
     wait_option,
 )
 from ragllava.cli.terminal import echo
@@ -41,13 +42,7 @@ if TYPE_CHECKING:
 @click.option("--after-ingest", is_flag=True, help="First wait until no job adds pictures to the archive.")
 @click.option("--key", metavar="TEXT", help="Idempotency key: the same key and file make one job.")
 @name_option
-@click.option(
-    "--priority",
-    type=click.Choice(list(PRIORITIES)),
-    default="normal",
-    show_default=True,
-    help="Jobs of higher priority are served first; jobs of equal priority take turns.",
-)
+@priority_option
 @wait_option
 @json_option
 def submit(

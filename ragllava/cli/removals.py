@@ -37,6 +37,7 @@ _NOUNS = {
     "files": "files of ingest jobs that lose their name",
     "labels": "labels",
     "answers": "answers",
+    "lines": "question lines whose further columns or notes lose its name",
     "results_written_again": "jobs whose result files are written again",
     "files_of_jobs": "result files",
     "objects": "objects in the bucket",

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ragllava.cli.options import Commands, EnumChoice, connected, json_option, no_wait_option, print_result, print_rows
+from ragllava.cli.options import (
+    Commands,
+    EnumChoice,
+    connected,
+    json_option,
+    name_option,
+    no_wait_option,
+    print_result,
+    print_rows,
+)
 from ragllava.cli.terminal import echo
 from ragllava.records import Role, ScheduleAction, Selection, TaskName
 
@@ -123,14 +132,17 @@ def run(name: str, as_json: bool) -> None:
 @click.argument("task", type=EnumChoice(TaskName))
 @one_archive_option
 @delete_option
+@name_option
 @no_wait_option
 @json_option
-def maintenance(task: TaskName, archive: str | None, delete: bool, no_wait: bool, as_json: bool) -> None:
+def maintenance(
+    *, task: TaskName, archive: str | None, delete: bool, name: str | None, no_wait: bool, as_json: bool
+) -> None:
     """Run a maintenance task now, as a job of low priority, and print its report."""
     from ragllava.cli.progress import follow
 
     with connected() as client:
-        job_id = client.schedules.run_task(task, archive, {"delete": True} if delete else {})
+        job_id = client.schedules.run_task(task, archive, {"delete": True} if delete else {}, name=name)
         follow(client, job_id, task.value, wait=not no_wait, as_json=as_json)
 
 

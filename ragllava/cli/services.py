@@ -163,8 +163,10 @@ class SystemStatus:
 
     @property
     def is_healthy(self) -> bool:
-        """Every service answers, the database could be read, and no worker keeps dying."""
-        return self.problem is None and not self.troubles and all(service.answers for service in self.services)
+        """Every service answers, the database could be read, no worker keeps dying, and no part of the work has failed
+        again and again."""
+        keeps_failing = self.troubles or any(fault.is_persistent for fault in self.faults)
+        return self.problem is None and not keeps_failing and all(service.answers for service in self.services)
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""

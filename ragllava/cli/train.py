@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ragllava.cli.options import EnumChoice, NumberRange, connected, json_option, make_table, print_result, refuse_given
+from ragllava.cli.options import (
+    EnumChoice,
+    NumberRange,
+    connected,
+    json_option,
+    make_table,
+    name_option,
+    print_result,
+    refuse_given,
+)
 from ragllava.cli.terminal import echo
 from ragllava.records import Role
 from ragllava.training.finetune.presets import PRESETS, TrainingSettings
@@ -77,6 +86,7 @@ _SETTINGS = ", ".join(field.name for field in fields(TrainingSettings))
     show_default=True,
     help="Promote a version that passes the gate, or leave it a challenger.",
 )
+@name_option
 @click.option("--follow", is_flag=True, help="Wait for the job, with a progress bar.")
 @json_option
 def train(  # noqa: PLR0917 - one argument for each option
@@ -92,6 +102,7 @@ def train(  # noqa: PLR0917 - one argument for each option
     bare_share: float | None,
     precision: float | None,
     promote: bool,
+    name: str | None,
     follow: bool,
     as_json: bool,
 ) -> None:
@@ -117,13 +128,13 @@ def train(  # noqa: PLR0917 - one argument for each option
         if dry_run:
             _show_plan(client.models.plan_training(request), as_json)
         else:
-            _submit(client, request, follow, as_json)
+            _submit(client, request, name, wait=follow, as_json=as_json)
 
 
-def _submit(client: Client, request: TrainingRequest, wait: bool, as_json: bool) -> None:
+def _submit(client: Client, request: TrainingRequest, name: str | None, *, wait: bool, as_json: bool) -> None:
     from ragllava.cli.progress import follow
 
-    job_id = client.models.train(request)
+    job_id = client.models.train(request, name=name)
     if wait:
         echo(f"job {job_id} queued; `ragllava jobs show {job_id}` shows its progress", err=as_json)
     follow(client, job_id, f"training {request.role}", wait=wait, as_json=as_json)

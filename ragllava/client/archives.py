@@ -252,9 +252,9 @@ class Archives(Namespace):
         """Bind `s3://bucket/prefix/` to an archive, which is created if it is new.
 
         Options of an inbox: `outbox` (an address, required), `skip_invalid` (default true), `answer`
-        (AnswerOptions.as_json()). Raises UsageError for an invalid address, a bucket that does not exist or is
-        RagLLaVA's own, and an overlap with another binding; for tenants also for an address that
-        `settings.api_buckets` does not open to them.
+        (AnswerOptions.as_json()), `priority` of its jobs (low, normal or high). Raises UsageError for an invalid
+        address, a bucket that does not exist or is RagLLaVA's own, and an overlap with another binding; for tenants
+        also for an address that `settings.api_buckets` does not open to them.
         """
         if self._connections.for_tenants:
             outbox = (options or {}).get("outbox")
@@ -272,17 +272,23 @@ class Archives(Namespace):
         """The parts of buckets that feed an archive, with counts of their objects. Raises UsageError."""
         return self._of_archive(archive, view_bindings)
 
-    def scan(self, archive: str, *, allow_removals: bool = False) -> list[ScanReport]:
+    def scan(self, archive: str, *, allow_removals: bool = False, retry_refused: bool = False) -> list[ScanReport]:
         """Compare the buckets bound to an archive with what is stored of them, and repair the differences.
 
         Pictures that are gone stay if they are more than `settings.removals_share` of a bucket's, unless
-        `allow_removals` is set.
+        `allow_removals` is set. With `retry_refused`, objects that were refused are tried again although they have not
+        changed.
 
         Raises UsageError for an archive without a binding and for a bucket that does not exist, ServiceUnavailable.
         """
         connections = self._connections
         reports = scan(
-            connections.engine, connections.settings, connections.objects, archive, allow_removals=allow_removals
+            connections.engine,
+            connections.settings,
+            connections.objects,
+            archive,
+            allow_removals=allow_removals,
+            retry_refused=retry_refused,
         )
         self._dispatch()
         return reports

@@ -24,13 +24,14 @@ from ragllava.training.request import (
 class Models(Namespace):
     """Trainings, and the versions of the settings' profile. A name may be shortened to a beginning that fits one."""
 
-    def train(self, request: TrainingRequest, idempotency_key: str | None = None) -> int:
+    def train(self, request: TrainingRequest, idempotency_key: str | None = None, *, name: str | None = None) -> int:
         """Queue a training; returns its job.
 
+        `name` is what the lists of jobs call it.
         Raises UsageError for an unknown archive, when too few questions are labelled, and while another job trains
         this role.
         """
-        return self._queue(submit_training, request, idempotency_key)[0]
+        return self._queue(submit_training, request, idempotency_key, name=name)[0]
 
     def plan_training(self, request: TrainingRequest) -> TrainingPlan:
         """The examples of a training if it were queued now. Raises UsageError for an unknown archive or setting.

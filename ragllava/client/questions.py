@@ -121,7 +121,9 @@ class Questions(Namespace):
         Raises UsageError for other jobs.
         """
         Jobs(self._connections).require_answers(job_id)
-        with self._connections.engine.connect() as connection:
+        # Without a transaction: the caller may take any time over a row, and the server ends idle transactions.
+        engine = self._connections.engine.execution_options(isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
             yield from result_rows(connection, job_id, with_metadata=with_metadata)
 
     def print_results(self, job_id: int, stream: BinaryIO, *, with_metadata: bool = False) -> int:

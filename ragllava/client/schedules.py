@@ -36,12 +36,20 @@ class Schedules(Namespace):
         """
         return self._queue(schedules.run_now, name, STARTERS)
 
-    def run_task(self, task: TaskName, archive: str | None = None, options: Mapping[str, Any] | None = None) -> int:
+    def run_task(
+        self,
+        task: TaskName,
+        archive: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        *,
+        name: str | None = None,
+    ) -> int:
         """Queue a maintenance task, of one archive or of the whole system; returns the job.
 
+        `name` is what the lists of jobs call it.
         Raises UsageError for an archive or options that the task does not take.
         """
-        return self._queue(submit_task, task, archive, options or {})
+        return self._queue(submit_task, task, archive, options or {}, name=name)
 
     list = forwarded(list_schedules)
 

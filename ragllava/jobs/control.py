@@ -32,13 +32,14 @@ from ragllava.records import JobKind, Progress
 from ragllava.settings import Settings
 from ragllava.stores.archives.archive import get_archive
 from ragllava.stores.archives.reindex_items import ReindexingView
-from ragllava.stores.database import OWNER, records
+from ragllava.stores.database import records
 from ragllava.stores.jobs import workers
 from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.learning.trainings import TrainingView
 from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.stores.schema import archives, jobs, shards
 from ragllava.stores.schema import workers as workers_table
+from ragllava.stores.sessions import OWNER
 
 ASKED = "ask"  # the `input` of a job that is a single question
 ALL_ARCHIVES = "*"  # no archive can have this name

@@ -118,7 +118,7 @@ def _reap_shard(connection: Connection, shard_id: int, job_id: int, settings: Se
         return False
     facts = {"action": "shard_reaped", "shard": shard_id, "job": job_id, "worker": row.worker}
     log.warning("lease expired", extra=facts)
-    settle(connection, row, f"worker {row.worker} stopped answering", Limits.of(settings))
+    settle(connection, row, f"worker {row.worker} stopped answering", Limits.of(settings), is_lost=True)
     return True
 
 

@@ -40,6 +40,10 @@ class Isolation:
         if gone := self._faults.keys() - set(subjects):
             in_transaction(engine, faults.clear, room, sorted(gone))
 
+    def has_failed(self, subject: str) -> bool:
+        """Whether the last attempt of this part failed: it may fail again, and slowly, so let others go first."""
+        return subject in self._faults
+
     def is_postponed(self, subject: str) -> bool:
         """Whether the last attempt of this part failed and the next one is not due yet."""
         return self._faults.get(subject, False)

@@ -32,7 +32,7 @@ from ragllava.jobs.kinds import KINDS, Kind, kind_of, kinds_beside
 from ragllava.jobs.retry import Limits, NextStep, backoff_s, next_step
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.records import Priority
-from ragllava.stores.database import equals_any, in_transaction, read_at_once, record, seconds
+from ragllava.stores.database import equals_any, in_transaction, lock_rows, read_at_once, record, seconds
 from ragllava.stores.jobs import job_ends
 from ragllava.stores.jobs.outcomes import COUNTED_AT_ONCE, Reconciliation, reconcile
 from ragllava.stores.jobs.workers import has_refused
@@ -227,28 +227,40 @@ def expire(connection: Connection, worker: str, shard_id: int | None = None) -> 
     if shard_id is not None:
         running.append(shards.c.id == shard_id)
     open_jobs = select(jobs.c.id).where(jobs.c.finished_at.is_(None))
-    connection.execute(update(shards).where(*running, shards.c.job_id.in_(open_jobs)).values(lease_until=func.now()))
+    running.append(shards.c.job_id.in_(open_jobs))
+    lock_rows(connection, shards, *running, key_share=True)
+    connection.execute(update(shards).where(*running).values(lease_until=func.now()))
 
 
-def settle(connection: Connection, row: Row[Any], error: str, limits: Limits, *, is_transient: bool = False) -> None:
+def settle(
+    connection: Connection,
+    row: Row[Any],
+    error: str,
+    limits: Limits,
+    *,
+    is_transient: bool = False,
+    is_lost: bool = False,
+) -> None:
     """Do with a shard whose attempt failed what jobs/retry.py says; its row must be locked by `lock_shard`."""
     numbers = kind_of(row.kind).inputs.open_numbers(connection, row.job_id, row.run_no, row.lo, row.hi)
-    # Inputs were finished since a service last did not answer: its earlier silence does not count.
+    # Inputs were finished since the last failure: what came before says nothing about those that are open.
     has_progressed = row.open_inputs is not None and len(numbers) < row.open_inputs
+    attempts = min(row.attempts, 1) if has_progressed else row.attempts
     transient_attempts = 0 if has_progressed else row.transient_attempts
     match next_step(
         limits,
-        attempts=row.attempts,
+        attempts=attempts,
         transient_attempts=transient_attempts,
         open_inputs=len(numbers),
         is_transient=is_transient,
+        is_lost=is_lost,
         is_cancelled=row.job_state == JobState.CANCELLING,
     ):
         case NextStep.WAIT:
             _requeue(
                 connection,
                 row,
-                attempts=max(0, row.attempts - 1),
+                attempts=max(0, attempts - 1),
                 transient_attempts=transient_attempts + 1,
                 open_inputs=len(numbers),
                 not_before=func.now() + seconds(backoff_s(limits, transient_attempts)),
@@ -256,7 +268,7 @@ def settle(connection: Connection, row: Row[Any], error: str, limits: Limits, *,
             )
             return
         case NextStep.TRY_AGAIN:
-            _requeue(connection, row, error=error)
+            _requeue(connection, row, attempts=attempts, open_inputs=len(numbers), error=error)
             return
         case NextStep.SPLIT:
             middle = numbers[len(numbers) // 2]
@@ -264,7 +276,7 @@ def settle(connection: Connection, row: Row[Any], error: str, limits: Limits, *,
             insert_shards(connection, row.job_id, row.run_no, halves, is_planned=row.is_planned)
             _mark(connection, ShardState.SPLIT, error, shards.c.id == row.id)
         case NextStep.GIVE_UP:
-            _end(connection, row, ShardState.DEAD, "dead", f"given up after {row.attempts} attempts: {error}")
+            _end(connection, row, ShardState.DEAD, "dead", f"given up after {attempts} attempts: {error}")
         case NextStep.CANCEL:
             _end(connection, row, ShardState.CANCELLED, "cancelled", _BY_USER)
         case NextStep.FINISH:
@@ -276,6 +288,7 @@ def unqueue(connection: Connection, *conditions: ColumnElement[bool]) -> int:
     """Set queued shards that meet the conditions back to pending; returns how many."""
     is_queued = shards.c.state == ShardState.QUEUED
     pending = {"state": ShardState.PENDING, "queued_at": None}
+    lock_rows(connection, shards, is_queued, *conditions, key_share=True)
     return connection.execute(update(shards).where(is_queued, *conditions).values(pending)).rowcount
 
 

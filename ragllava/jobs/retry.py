@@ -8,11 +8,15 @@ from enum import StrEnum
 from ragllava.settings import Settings
 
 MAX_BACKOFF_S = 60.0
+_LOST_ALONE = 2  # times as many attempts for a lone input whose workers vanish
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How often a shard may fail before it is halved, or dead when it holds one input only."""
+    """How often a shard may fail without progress before it is halved, or dead when it holds one input only.
+
+    A worker can vanish with a healthy input, as when its machine restarts, so a lone input may lose as many again.
+    """
 
     max_attempts: int
     max_transient_attempts: int
@@ -42,12 +46,13 @@ def next_step(
     transient_attempts: int,
     open_inputs: int,
     is_transient: bool = False,
+    is_lost: bool = False,
     is_cancelled: bool = False,
 ) -> NextStep:
-    """The rule. `attempts` includes the failed one, `transient_attempts` does not.
+    """The rule. `attempts` includes the failed one, `transient_attempts` does not; both count since the last progress.
 
     `open_inputs` counts the inputs of the shard without an outcome. `is_transient`: a service did not answer, so no
-    input is to blame until that has happened `max_transient_attempts` times.
+    input is to blame until that has happened `max_transient_attempts` times. `is_lost`: the worker vanished.
     """
     if is_transient and transient_attempts + 1 < limits.max_transient_attempts:
         return NextStep.WAIT
@@ -55,9 +60,10 @@ def next_step(
         return NextStep.CANCEL
     if not open_inputs:
         return NextStep.FINISH
-    if attempts < limits.max_attempts:
+    is_alone = open_inputs == 1
+    if attempts < limits.max_attempts * (_LOST_ALONE if is_alone and is_lost else 1):
         return NextStep.TRY_AGAIN
-    return NextStep.GIVE_UP if open_inputs == 1 else NextStep.SPLIT
+    return NextStep.GIVE_UP if is_alone else NextStep.SPLIT
 
 
 def backoff_s(limits: Limits, transient_attempts: int) -> float:

@@ -73,6 +73,8 @@ class PostgresService(EmbeddedService):
             "port": str(self.ports[0]),
             "unix_socket_directories": "",
             "max_connections": "100",
+            # Every account of the machine can open connections, and each takes one of them until it has logged in.
+            "authentication_timeout": "5s",
             # The graph of 100,000 vectors of 512 dimensions takes 160 MB, and a search reads pages all over it.
             "shared_buffers": "512MB",
             "maintenance_work_mem": "256MB",

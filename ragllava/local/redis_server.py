@@ -30,6 +30,8 @@ class RedisService(EmbeddedService):
             f'requirepass "{self.secrets.redis_password}"',
             f'dir "{self.folder}"',
             "daemonize no",
+            # Every account of the machine can open connections, and Redis keeps those that never log in.
+            "timeout 60",
             "databases 64",
             # A full queue must refuse new messages, never drop old ones.
             "maxmemory-policy noeviction",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import psycopg
 from psycopg import OperationalError as DriverError
 from psycopg import sql
-from psycopg.errors import QueryCanceled
+from psycopg.errors import IdleInTransactionSessionTimeout, QueryCanceled
 from sqlalchemy import (
     ARRAY,
     Column,
@@ -43,6 +43,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from ragllava.errors import ServiceUnavailable
 from ragllava.json_records import from_json
+from ragllava.stores import sessions
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -57,7 +58,6 @@ _IDLE_S = 1.0  # a pooled connection that was used more recently is considered a
 _PLANS_KEPT_S = 60.0
 
 
-OWNER = "ragllava.owner"  # a setting of the session: who queues the jobs that are made in it
 TRANSACTIONS_ONLY = "ragllava_transactions_only"  # an option of engines: each statement has to be in a transaction
 
 
@@ -68,36 +68,16 @@ def make_engine(
 
     `owner` is stored with the jobs that are made through it.
 
-    Every connection has a statement timeout, a limit on idle transactions, a lock timeout and TCP keepalives, so
-    that neither a lost peer nor an abandoned transaction blocks the others for long.
+    Every connection has a statement timeout, a limit on idle transactions, a lock timeout and TCP keepalives on both
+    sides, so that neither a lost peer nor an abandoned transaction blocks the others for long; and one that stays
+    silent for longer than a statement may take is broken.
     """
-    options = (
-        f"-c statement_timeout={int(statement_timeout_s * 1000)} "
-        "-c idle_in_transaction_session_timeout=60000 -c lock_timeout=5000 -c timezone=UTC "
-        "-c jit=off "  # statements are short; compiling an exact search takes longer than running it
-        f"-c {OWNER}={_escaped(owner)}"
-    )
     engine = create_engine(
-        url,
-        pool_size=pool_size,
-        max_overflow=2,
-        connect_args={
-            "connect_timeout": 5,
-            "application_name": name,
-            "options": options,
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-            "target_session_attrs": "read-write",
-        },
+        url, pool_size=pool_size, max_overflow=2, connect_args=sessions.options(name, statement_timeout_s, owner)
     )
+    sessions.limit_silence(engine, statement_timeout_s)
     _refresh_connections(engine)
     return engine
-
-
-def _escaped(value: str) -> str:
-    """A value within libpq's `options`, where white space ends one and a backslash escapes."""
-    return re.sub(r"([\\\s])", r"\\\1", value)
 
 
 def _refresh_connections(engine: Engine) -> None:
@@ -113,11 +93,12 @@ def _refresh_connections(engine: Engine) -> None:
     def on_checkout(connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
         now = time.monotonic()
         try:
-            if now - record.info.setdefault("planned_since", now) > _PLANS_KEPT_S:
-                _discard_plans(connection)
-                record.info["planned_since"] = now
-            elif now - record.info.get("idle_since", math.inf) >= _IDLE_S:
-                engine.dialect.do_ping(connection)
+            with sessions.answering_at_once(connection):
+                if now - record.info.setdefault("planned_since", now) > _PLANS_KEPT_S:
+                    _discard_plans(connection)
+                    record.info["planned_since"] = now
+                elif now - record.info.get("idle_since", math.inf) >= _IDLE_S:
+                    engine.dialect.do_ping(connection)
         except DriverError as error:
             raise InvalidatePoolError from error
 
@@ -148,7 +129,7 @@ def in_transaction(
             transaction = connection.scalar(_ASSIGNED)
             try:
                 connection.commit()
-            except (OperationalError, InterfaceError, DriverError):
+            except _OF_SERVICE:
                 if transaction is None or not _with_retries(lambda: _is_committed(engine, transaction)):
                     raise
             return result
@@ -156,6 +137,9 @@ def in_transaction(
     return _with_retries(attempt)
 
 
+# OperationalError covers a lost connection, a restart, a deadlock and a lock timeout: all are transient.
+_LOST = (DriverError, IdleInTransactionSessionTimeout)  # a COPY raises the driver's own
+_OF_SERVICE = (OperationalError, InterfaceError, *_LOST)
 _ASSIGNED = text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)")
 _STATUS = text("SELECT pg_xact_status(CAST(:id AS xid8))")
 # The server has not noticed yet that the client of the transaction is gone.
@@ -197,10 +181,12 @@ def _with_retries(run: Callable[[], T]) -> T:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return run()
-        except (OperationalError, InterfaceError, DriverError) as error:  # a COPY raises the driver's own
-            # OperationalError covers a lost connection, a restart, a deadlock and a lock timeout: all are transient.
-            is_transient = isinstance(error, OperationalError | DriverError) or error.connection_invalidated
+        except (DBAPIError, *_LOST) as error:
             cause = error.orig if isinstance(error, DBAPIError) else error
+            is_lost = isinstance(error, DBAPIError) and error.connection_invalidated
+            is_transient = is_lost or isinstance(error, OperationalError) or isinstance(cause, _LOST)
+            if not is_transient and not isinstance(error, InterfaceError):
+                raise
             # A statement that took too long would take as long again.
             if not is_transient or isinstance(cause, QueryCanceled) or attempt == _ATTEMPTS:
                 raise _unavailable(error) from error
@@ -226,11 +212,26 @@ def outside_transaction(engine: Engine) -> Iterator[Connection]:
     try:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.detach()
+            sessions.session_of(connection).most_silent_s = None
             for setting in ("statement_timeout", "lock_timeout"):
                 connection.execute(text(f"SET {setting} = 0"))
             yield connection
-    except (OperationalError, InterfaceError, DriverError) as error:
+    except _OF_SERVICE as error:
         raise _unavailable(error) from error
+
+
+@contextmanager
+def locked_outside(engine: Engine, kind: str, name: object, *, wait: bool) -> Iterator[bool]:
+    """Keep the lock of this kind and name during the block, which has transactions of its own; whether it is held.
+
+    Without `wait` it is not held if another process has it. Raises ServiceUnavailable.
+    """
+    with outside_transaction(engine) as session:
+        keys = func.hashtext(kind), func.hashtext(str(name))
+        is_held = wait or session.scalar(select(func.pg_try_advisory_lock(*keys)))
+        if wait:
+            session.execute(select(func.pg_advisory_lock(*keys)))
+        yield bool(is_held)
 
 
 def equals_any(column: ColumnElement[Any], values: Iterable[object]) -> ColumnElement[bool]:
@@ -278,6 +279,18 @@ def lock_name(connection: Connection, kind: str, name: object) -> None:
     connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(kind), func.hashtext(str(name)))))
 
 
+def lock_rows(connection: Connection, table: Table, *conditions: ColumnElement[bool], key_share: bool = False) -> None:
+    """Lock the rows that meet the conditions in the order of their primary key, until the end of the transaction.
+
+    Call it before a statement that changes several rows which other transactions change too: such a statement locks
+    them in an order of its own, and two of them may wait for each other. `key_share`: rows that refer to them may be
+    inserted meanwhile.
+    """
+    key = list(table.primary_key)
+    query = select(*key).where(*conditions).order_by(*key)
+    connection.execute(query.with_for_update(of=table, key_share=key_share))
+
+
 def copy_rows(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
     """COPY any number of rows into a table, within the caller's transaction; returns how many there were.
 
@@ -323,4 +336,6 @@ def _insert_rows(connection: Connection, table: Table, columns: Sequence[str], r
 
 
 def _as_text(value: Any) -> str | None:
+    if isinstance(value, dict | list):
+        return json.dumps(value)
     return None if value is None else str(value)

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, TSVECTOR
 
-REVISION = "0011"  # of migrations/versions that makes these tables; a test compares the two
+REVISION = "0012"  # of migrations/versions that makes these tables; a test compares the two
 
 metadata = MetaData(
     naming_convention={
@@ -241,7 +241,7 @@ shards = Table(
     Column("queue", Text),  # NULL: the queue of its job's kind
     Column("is_last", Boolean, nullable=False, server_default=text("false")),  # waits until all others have ended
     Column("is_planned", Boolean, nullable=False, server_default=text("false")),  # its stage need not cut it smaller
-    Column("open_inputs", Integer),  # when a service last did not answer: fewer of them now are progress
+    Column("open_inputs", Integer),  # when its last attempt failed: fewer of them now are progress
     Index("ix_shards_open", "state", "job_id", "lo", postgresql_where=text(_IS_OPEN_SHARD)),
     postgresql_with={"fillfactor": "70"},
 )
@@ -271,6 +271,7 @@ files = Table(
     Column("uri", Text, nullable=False),
     Column("caption", Text),
     Column("metadata", JSONB(none_as_null=True)),  # other columns of the caption file
+    Column("pages", JSONB(none_as_null=True)),  # what is said about single pages of a document, by their numbers
     Column("status", Text),  # NULL until the file has an outcome
     Column("reason", Text),
     Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),
@@ -475,6 +476,7 @@ bound_objects = Table(
     Column("etag", Text, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("caption", Text),  # what a caption object says; of a picture, what its own metadata say
+    Column("metadata", JSONB(none_as_null=True)),  # what else a caption object says
     Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="SET NULL")),  # of a picture: only until its outcome
     Column("file_no", BigInteger),  # which file of that job a picture is
     Column("image_id", BigInteger, ForeignKey("images.id", ondelete="SET NULL")),  # what a picture became

@@ -211,21 +211,26 @@ def find_shortage(
 
 
 def submit_training(
-    connection: Connection, settings: Settings, request: TrainingRequest, idempotency_key: str | None = None
+    connection: Connection,
+    settings: Settings,
+    request: TrainingRequest,
+    idempotency_key: str | None = None,
+    *,
+    name: str | None = None,
 ) -> tuple[int, bool]:
-    """Make a train job; returns its id and whether it is new.
+    """Make a train job, under a name for people; returns its id and whether it is new.
 
     Of one role at most one job is open at a time. Raises UsageError when there is another one, for an unknown archive,
     when the labelled questions are too few, and for a key that belongs to a job with another content.
     """
     trainings.lock_role(connection, request.role)
     if idempotency_key is not None and control.find_job(connection, idempotency_key) is not None:
-        return create_job(connection, request, idempotency_key)
+        return create_job(connection, request, idempotency_key, name)
     trainings.require_none_open(connection, request.role)
     shortage = plan_training(connection, request, settings).shortage
     if shortage is not None:
         raise UsageError(shortage)
-    return create_job(connection, request, idempotency_key)
+    return create_job(connection, request, idempotency_key, name)
 
 
 def submit_due_trainings(engine: Engine, settings: Settings) -> list[int]:
@@ -246,7 +251,7 @@ def submit_due_trainings(engine: Engine, settings: Settings) -> list[int]:
 
 
 def create_job(
-    connection: Connection, request: TrainingRequest, idempotency_key: str | None = None
+    connection: Connection, request: TrainingRequest, idempotency_key: str | None = None, name: str | None = None
 ) -> tuple[int, bool]:
     """The job with its one input, for the first archive; returns its id and whether it is new."""
     spec = request.as_spec()
@@ -260,6 +265,7 @@ def create_job(
             per_shard=1,
             idempotency_key=idempotency_key,
             content_digest=json.dumps(spec, sort_keys=True),
+            name=name,
         ),
     )
     if is_new:

@@ -113,7 +113,7 @@ def test_a_poisonous_question_ends_alone_as_dead(cluster: Cluster, tmp_path: Pat
     assert job.state == JobState.COMPLETED_WITH_ERRORS
     [dead] = [row for row in cluster.client.questions.results(job_id) if row.status is AnswerStatus.DEAD]
     assert dead.custom_id == "q5"
-    assert dead.error is not None and "given up after 2 attempts" in dead.error
+    assert dead.error is not None and "given up after 4 attempts" in dead.error
 
 
 def test_a_question_that_raises_is_dead_alone_with_the_reason(cluster: Cluster, tmp_path: Path) -> None:

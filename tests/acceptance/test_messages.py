@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -262,3 +263,61 @@ def test_bytes_that_are_no_message_are_dropped_and_the_workers_live(system: Clus
         assert system.processes[name].poll() is None
     stranger.send(stranger.put("after-junk.jsonl", GOOD), ARCHIVE)
     assert len(finished(system, stranger.read("after-junk.jsonl.job.json"))) == 2
+
+
+# What Redis refuses, until it is repaired: how it comes to it, how it is repaired, and what it then says.
+REFUSALS: dict[str, tuple[Sequence[str], Sequence[str], str]] = {
+    "it is full": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0"), "OutOfMemoryError"),
+    "it is a replica": (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE"), "read only replica|ReadOnlyError"),
+    "its master is away": (
+        ("CONFIG", "SET", "replica-serve-stale-data", "no"),
+        ("CONFIG", "SET", "replica-serve-stale-data", "yes"),
+        "MASTER is down|MasterDownError|ReadOnlyError",
+    ),
+    "it lacks replicas": (
+        ("CONFIG", "SET", "min-replicas-to-write", "1"),
+        ("CONFIG", "SET", "min-replicas-to-write", "0"),
+        "ResponseError",
+    ),
+    "rights are gone": (
+        ("ACL", "SETUSER", "default", "-@write"),
+        ("ACL", "SETUSER", "default", "+@write"),
+        "NoPermissionError",
+    ),
+}
+
+
+def has_logged(system: Cluster, name: str, start: int, pattern: str) -> bool:
+    return re.search(pattern, system.log(name)[start:]) is not None
+
+
+@pytest.mark.parametrize("way", REFUSALS)
+def test_a_redis_that_refuses_ends_no_worker(way: str, system: Cluster, stranger: Stranger) -> None:
+    begin, end, error = REFUSALS[way]
+    workers = dict(system.processes)
+    lines = {name: len(system.log(name)) for name in workers}
+    parked = "parked"  # a queue that nobody reads
+    stranger.celery.send_task("ragllava.answer", args=[10**12, 1], queue=parked)
+    stranger.celery.send_task("ragllava.submit", args=["nowhere", ARCHIVE], queue=parked)
+    is_replica = way == "its master is away"
+    with redis.Redis.from_url(system.settings.require_redis()) as broker:
+        if is_replica:
+            broker.execute_command("REPLICAOF", "127.0.0.1", "1")
+        try:
+            with broker.pipeline(transaction=not is_replica) as pipeline:
+                if not is_replica:  # a worker takes its message, and is refused when it notes that it has it
+                    for queue in ("maint", "query"):
+                        pipeline.rpoplpush(f"ragllava:{parked}", f"ragllava:{queue}")
+                pipeline.execute_command(*begin)
+                pipeline.execute()
+            for name in workers:
+                wait_for(f"{name} to be refused", partial(has_logged, system, name, lines[name], error), ANSWER_S)
+        finally:
+            broker.execute_command(*end)
+            if is_replica:
+                broker.execute_command("REPLICAOF", "NO", "ONE")
+    name = f"after {way}.jsonl".replace(" ", "-")
+    stranger.send(stranger.put(name, GOOD), ARCHIVE)
+    assert len(finished(system, stranger.read(f"{name}.job.json"))) == 2
+    for name, process in workers.items():
+        assert process.poll() is None and system.processes[name] is process, system.log(name)[-2000:]

@@ -77,15 +77,6 @@ class Proxy:
 
         self._call(work())
 
-    def drop_deaf(self) -> None:
-        """Break the connections that stayed silent, as the keepalive of the system does after some time."""
-
-        async def work() -> None:
-            for link in list(self._deaf):
-                link.abort()
-
-        self._call(work())
-
     def close(self) -> None:
         """Break every connection, and listen no more."""
 

@@ -18,8 +18,9 @@ from sqlalchemy import text
 from ragllava.jobs.states import JobState
 from ragllava.postcards.archive import draw_archive, write_archive
 from ragllava.stores.database import make_engine
-from tests.chaos.faults import FAULTS, Fault, register_second_champion, submit_over_a_cut_connection
+from tests.chaos.faults import FAULTS, Fault
 from tests.chaos.system import ARCHIVE, System
+from tests.chaos.work_faults import register_second_champion, submit_over_a_cut_connection
 from tests.chaos.worker import LATE
 from tests.support.waiting import wait_for
 
@@ -199,12 +200,14 @@ def _compare(system: System, undisturbed_id: int, jobs: Mapping[int, int], repor
     right = dict(_outcomes(system, undisturbed_id))
     if len(right) != report.questions or {status for status, _ in right.values()} != {"answered"}:
         report.problems.append("the undisturbed run did not answer every question")
-    disturbed = [outcome for job_id in jobs if job_id != undisturbed_id for outcome in _outcomes(system, job_id)]
+    disturbed_ids = [job_id for job_id in jobs if job_id != undisturbed_id]
+    disturbed = [outcome for job_id in disturbed_ids for outcome in _outcomes(system, job_id)]
     counts = Counter(custom_id for custom_id, _ in disturbed)
-    asked = [custom_id for job_id in jobs if job_id != undisturbed_id for custom_id in _asked(system, job_id)]
+    asked = [custom_id for job_id in disturbed_ids for custom_id in _asked(system, job_id)]
     report.lost += sorted(set(asked) - set(counts))
     report.twice += sorted(custom_id for custom_id, number in counts.items() if number > 1)
     report.wrong += sorted({custom_id for custom_id, outcome in disturbed if right.get(custom_id) != outcome})
+    report.problems += [error for job_id in disturbed_ids for error in _errors(system, job_id)]
     for job_id, total in jobs.items():
         job = system.client.jobs.get(job_id)
         if job.state is not JobState.COMPLETED or job.progress.total != total or job.result is None:
@@ -222,6 +225,11 @@ def _compare(system: System, undisturbed_id: int, jobs: Mapping[int, int], repor
 def _outcomes(system: System, job_id: int) -> list[tuple[str, Outcome]]:
     rows = system.client.questions.results(job_id)
     return [(str(row.custom_id), (row.status.value, row.answer)) for row in rows]
+
+
+def _errors(system: System, job_id: int) -> list[str]:
+    rows = system.client.questions.results(job_id)
+    return [f"{row.custom_id} of job {job_id}: {row.error}" for row in rows if row.error is not None]
 
 
 def _asked(system: System, job_id: int) -> list[str]:

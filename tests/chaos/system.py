@@ -38,13 +38,13 @@ from tests.chaos.up import ANSWER_WORKERS, WORKERS
 from tests.support.processes import ROOT
 from tests.support.waiting import wait_for
 
-LEASE_S = 6.0
+LEASE_S = 4.0
 READY_S = 300.0
 ARCHIVE = "postcards"
 # Leases of seconds instead of minutes, so that a run has time for many faults.
 QUICK: dict[str, Any] = {
     "lease_s": LEASE_S,
-    "heartbeat_s": 2.0,
+    "heartbeat_s": 1.3,
     "tick_s": 1.0,
     "queued_timeout_s": 5.0,
     "retry_backoff_s": 0.5,

@@ -86,6 +86,13 @@ class Desk:
             answers.insert_answers(connection, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, results)
             queue.finish(connection, lease)
 
+    def answer_some(self, lease: Lease, numbers: list[int]) -> None:
+        """Commit the answers of these questions, and go on: the shard stays leased."""
+        with self.engine.begin() as connection:
+            queue.fence(connection, lease, 60.0)
+            results = [Answer(number, AnswerStatus.ANSWERED, text="yes") for number in numbers]
+            answers.insert_answers(connection, lease.job_id, lease.run_no, lease.shard_id, lease.epoch, results)
+
     def drain(self, limit: int = 1000) -> int:
         """Answer every shard that dispatch hands out; returns how many there were."""
         for count in range(limit):

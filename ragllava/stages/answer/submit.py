@@ -29,9 +29,9 @@ from ragllava.stages.record_files import UNSTORABLE
 from ragllava.stages.results.outbox import Outbox
 from ragllava.stores.archives import archive, filtering
 from ragllava.stores.archives.archive import Archive
-from ragllava.stores.database import OWNER
 from ragllava.stores.jobs import answers, refreshes
 from ragllava.stores.objects import ObjectStore
+from ragllava.stores.sessions import OWNER
 
 log = logging.getLogger(__name__)
 

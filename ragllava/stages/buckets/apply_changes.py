@@ -67,7 +67,8 @@ class Observation:
         """Whether there is anything to do."""
         if self.now is None or self.before is None:
             return self.now is not self.before
-        return self.has_new_bytes or self.reingest or self.before.caption != self.now.caption
+        said = [(state.caption, state.metadata) for state in (self.before, self.now)]
+        return self.has_new_bytes or self.reingest or said[0] != said[1]
 
 
 @dataclass(slots=True)
@@ -277,6 +278,7 @@ def _ingest(connection: Connection, settings: Settings, binding: Binding, keys: 
             object_uri(binding.bucket, key),
             captions[key].caption,
             metadata=captions[key].metadata,
+            pages=captions[key].page_captions,
         )
         for key in keys
     ]

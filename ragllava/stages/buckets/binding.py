@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from ragllava.errors import UsageError
+from ragllava.records import PRIORITIES
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, held_removals
@@ -43,6 +44,8 @@ def bind_archive(
             raise UsageError("an inbox needs an outbox for its results: give --outbox s3://bucket/prefix/")
         outbox, folder = read_address(options["outbox"])
         options = options | {"outbox": f"s3://{outbox}/{folder}"}
+        if options.get("priority", "normal") not in PRIORITIES:
+            raise UsageError(f"priority must be {', '.join(PRIORITIES)}, not {options['priority']!r}")
         _require_foreign(objects, outbox)
     _require_foreign(objects, bucket)
 

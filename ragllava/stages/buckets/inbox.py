@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 
 from ragllava.errors import ObjectMissing, ServiceUnavailable, SettingsError, UsageError
 from ragllava.jobs import control
-from ragllava.records import FileFormat
+from ragllava.records import PRIORITIES, FileFormat
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import read_questions
 from ragllava.stages.answer.submit import Submission, as_options, record_refusal, submit_questions
@@ -90,6 +90,7 @@ def _submit(engine: Engine, settings: Settings, binding: Binding, outbox: Outbox
         as_options(binding.options.get("answer")),
         skip_invalid=binding.options.get("skip_invalid", True),
         idempotency_key=outbox.version,
+        priority=PRIORITIES[binding.options.get("priority", "normal")],
         outbox=outbox,
     )
     questions = read_questions(content, name=outbox.source)

@@ -1,14 +1,14 @@
 """Captions and metadata of pictures in a bucket. Captions have three sources; the first that gives one is used:
 
-1. a caption file at the top of the bound prefix: `captions.csv` or `metadata.csv`, also in other formats
-   (ingest/listing.py);
+1. a caption file in its folder or above it, below the bound prefix, the nearest first: `captions.csv` or
+   `metadata.csv`, also in other formats (ingest/listing.py);
 2. a sidecar beside the picture, such as `dog.png.txt`, `dog.caption` or `dog.xmp` (ingest/sidecars.py);
 3. the picture's own metadata `caption` (`x-amz-meta-caption`). Metadata are ASCII: other characters are encoded as
    S3 itself returns them (RFC 2047) or percent-encoded as in URLs, so a percent sign before two hexadecimal digits is
    written %25.
 
-Metadata are the other columns of the caption file. Beside these, there is what a picture says inside
-(imaging/embedded.py).
+Metadata are the other columns of the caption file, over what a sidecar says besides its caption. Beside these, there is
+what a picture says inside (imaging/embedded.py).
 """
 
 from __future__ import annotations
@@ -31,14 +31,22 @@ from ragllava.errors import ObjectMissing, ServiceUnavailable, SettingsError, Us
 from ragllava.jobs.isolation import reason_of
 from ragllava.json_records import write_json_lines
 from ragllava.metadata import clean_caption
-from ragllava.stages.ingest.captions import MAX_CAPTION_FILE_BYTES, Description, caption_rows, merge_descriptions
+from ragllava.records import said_about_page
+from ragllava.stages.ingest.captions import (
+    MAX_CAPTION_FILE_BYTES,
+    NOTHING,
+    Description,
+    caption_rows,
+    first_description,
+    merge_descriptions,
+)
 from ragllava.stages.ingest.files import is_hidden, is_offered, packed_scheme, unreadable_package
 from ragllava.stages.ingest.listing import is_caption_file
 from ragllava.stages.ingest.sidecars import MAX_SIDECAR_BYTES, is_sidecar, sidecar_names, sidecar_stems
 from ragllava.stages.ingest.sidecars import read_sidecar as parse_sidecar
 from ragllava.stages.record_files import UNSTORABLE
 from ragllava.stores.archives import image_changes
-from ragllava.stores.archives.archive import document_of
+from ragllava.stores.archives.archive import document_of, page_of
 from ragllava.stores.archives.image_changes import CaptionChange
 from ragllava.stores.buckets import bound_objects, listed_captions
 from ragllava.stores.buckets.bindings import Binding, BindingRole
@@ -58,7 +66,7 @@ def kind_of(binding: Binding, key: str) -> ObjectKind:
         return ObjectKind.OTHER
     if binding.role is BindingRole.INBOX:
         return ObjectKind.QUESTIONS
-    if "/" not in name and is_caption_file(name):
+    if is_caption_file(name):
         return ObjectKind.CAPTIONS
     if is_sidecar(name):
         return ObjectKind.CAPTION
@@ -87,12 +95,12 @@ def metadata_caption(metadata: Mapping[str, str]) -> str | None:
     return clean_caption(caption)
 
 
-def read_sidecar(objects: ObjectStore, bucket: str, key: str) -> str | None:
-    """The caption in a sidecar. Raises ObjectMissing."""
+def read_sidecar(objects: ObjectStore, bucket: str, key: str) -> Description:
+    """What a sidecar says. Raises ObjectMissing."""
     try:
-        return parse_sidecar(key, objects.read_external(bucket, key, MAX_SIDECAR_BYTES).data).caption
+        return parse_sidecar(key, objects.read_external(bucket, key, MAX_SIDECAR_BYTES).data)
     except UsageError:  # larger than any caption
-        return None
+        return NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +127,7 @@ def read_caption_files(objects: ObjectStore, binding: Binding, keys: Iterable[st
             copy, listed = Path(folder) / f"{number}-{name}", Path(folder) / f"{number}.rows"
             try:
                 objects.fetch_external(binding.bucket, key, copy, MAX_CAPTION_FILE_BYTES)
-                write_json_lines(_json_rows(name, copy), listed)
+                write_json_lines(_json_rows(name, copy, _folder(binding, key)), listed)
             except ObjectMissing:
                 continue
             except (ServiceUnavailable, SettingsError, OSError):
@@ -150,21 +158,40 @@ def captions_for(connection: Connection, binding: Binding, keys: Sequence[str]) 
     names = {name for key in keys for name in sidecar_names(key)}
     sidecars = bound_objects.load_objects(connection, binding.binding_id, sorted(names))
     listed = listed_captions.captions_of(connection, binding.binding_id, keys)
-    nothing = ListedCaption(None, None)
+    pages = listed_captions.page_captions_of(connection, binding.binding_id, keys)
     return {
-        key: Description(
-            listed.get(key, nothing).caption or _sidecar_caption(key, sidecars) or picture.caption,
-            listed.get(key, nothing).metadata,
+        key: first_description(
+            _said(listed.get(key), pages.get(key, {})), *_sidecars_of(key, sidecars), Description(picture.caption)
         )
         for key, picture in pictures.items()
     }
 
 
-def _json_rows(name: str, file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a caption file as they are kept until they are in the database."""
+def _said(listed: ListedCaption | None, pages: Mapping[int, ListedCaption]) -> Description:
+    of_pages = {page: Description(said.caption, said.metadata) for page, said in pages.items()}
+    return Description(listed.caption, listed.metadata, pages=of_pages) if listed else Description(pages=of_pages)
+
+
+def _sidecars_of(key: str, sidecars: Mapping[str, BoundObject]) -> Iterator[Description]:
+    """In their order of precedence."""
+    for name in sidecar_names(key):
+        if name in sidecars:
+            yield Description(sidecars[name].caption, sidecars[name].metadata)
+
+
+def _folder(binding: Binding, key: str) -> str:
+    """The folder of an object below the bound prefix: empty, or with a slash at its end."""
+    folder, slash, _ = key.removeprefix(binding.prefix).rpartition("/")
+    return folder + slash
+
+
+def _json_rows(name: str, file: Path, folder: str) -> Iterator[dict[str, Any]]:
+    """The rows of a caption file in a folder as they are kept until they are in the database: its names are relative to
+    the folder."""
     for picture, description in caption_rows(name, file):
-        if not UNSTORABLE.search(picture):  # no key has such a name
-            yield {"name": picture, "caption": description.caption, "metadata": description.metadata}
+        whole = picture if picture.startswith(folder) else f"{folder}{picture}"
+        if not UNSTORABLE.search(whole):  # no key has such a name
+            yield {"name": whole, "caption": description.caption, "metadata": description.metadata}
 
 
 def _stored_rows(rows: Path | None) -> Iterator[tuple[str, ListedCaption]]:
@@ -214,11 +241,7 @@ def refresh_captions(
             changes.append(CaptionChange(image_id, uri, captions[key].caption, captions[key].metadata))
     for image_id, uri in pages.items():
         description = captions[by_uri[document_of(uri)]]
-        changes.append(CaptionChange(image_id, uri, description.caption, description.metadata))
+        said = said_about_page(page_of(uri), description.caption, description.metadata, description.page_captions)
+        changes.append(CaptionChange(image_id, uri, said.caption, said.metadata))
     changed = image_changes.change_captions(connection, binding.archive_id, changes, may_remove=may_remove)
     return sorted({by_uri[document_of(uri)] for uri in changed})
-
-
-def _sidecar_caption(key: str, sidecars: Mapping[str, BoundObject]) -> str | None:
-    captions = (sidecars[name].caption for name in sidecar_names(key) if name in sidecars)
-    return next((caption for caption in captions if caption), None)

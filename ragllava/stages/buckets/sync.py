@@ -26,6 +26,7 @@ from ragllava.errors import ObjectMissing, ObjectRefused, RagllavaError, Service
 from ragllava.jobs.isolation import Isolation, reason_of
 from ragllava.settings import Settings
 from ragllava.stages.buckets.apply_changes import (
+    NOT_USABLE,
     Changes,
     Observation,
     apply_observations,
@@ -55,6 +56,7 @@ from ragllava.stores.buckets.bound_objects import BoundObject, ObjectKind, Objec
 from ragllava.stores.buckets.change_events import ChangeEvent
 from ragllava.stores.buckets.listings import ListedObject, MissingPictures
 from ragllava.stores.database import in_transaction, outside_transaction
+from ragllava.stores.maintenance.erasing_images import REMOVED_OBJECT
 from ragllava.stores.objects import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -135,7 +137,7 @@ def process_events(engine: Engine, settings: Settings, objects: ObjectStore) -> 
         (groups[covering.binding_id] if covering else unbound).append(event)
     in_transaction(engine, change_events.finish, unbound)
     total, kept = Changes(), 0
-    for binding in all_bindings:
+    for binding in sorted(all_bindings, key=lambda binding: isolation.has_failed(binding.address)):
         events = groups.get(binding.binding_id)
         if events is None:
             continue
@@ -156,11 +158,13 @@ def scan(
     archive_name: str | None = None,
     *,
     allow_removals: bool = False,
+    retry_refused: bool = False,
 ) -> list[ScanReport]:
     """Compare the bound buckets of one archive, or of all, with the recorded states, and repair the differences.
 
     When more than `settings.removals_share` of the pictures of a binding are gone, they and all other missing objects
-    of it stay, unless `allow_removals` is set.
+    of it stay, unless `allow_removals` is set. Objects that were refused are tried again when they change, with
+    `retry_refused` now, and when this version takes files of their name for pictures and an earlier one did not.
 
     A bucket that cannot be compared (it is missing, it denies access) is the `problem` of its report, and the others
     are compared. Raises UsageError for an unknown archive and one without a binding. If nothing at all could be
@@ -179,7 +183,8 @@ def scan(
         report = ScanReport(binding.address)
         reports.append(report)
         try:
-            _scan_binding(engine, settings, objects, binding, report, allow_removals=allow_removals)
+            share = 1.0 if allow_removals else settings.removals_share
+            _scan_binding(engine, settings, objects, binding, report, share, retry_refused=retry_refused)
         except Exception as error:
             report.problem = reason_of(error)
             errors.append(error)
@@ -328,8 +333,9 @@ def _scan_binding(
     objects: ObjectStore,
     binding: Binding,
     report: ScanReport,
+    removals_share: float,
     *,
-    allow_removals: bool,
+    retry_refused: bool,
 ) -> None:
     """Fills in `report`. Neither the listing nor the recorded states are in memory: the database compares them."""
     with outside_transaction(engine) as session:
@@ -342,8 +348,9 @@ def _scan_binding(
             raise UsageError(f"there is no bucket {binding.bucket}, so nothing was compared with it") from None
         listings.compare(session, binding.binding_id)
         _relink_images(engine, session, binding)
-        share = 1.0 if allow_removals else settings.removals_share
-        if in_transaction(engine, _hold, binding, listings.missing_pictures(session, binding.binding_id), share):
+        _add_refused(engine, session, binding, retry=retry_refused)
+        missing = listings.missing_pictures(session, binding.binding_id)
+        if in_transaction(engine, _hold, binding, missing, removals_share):
             report.held = listings.leave_missing(session)
         refusals = listings.refusals(session, binding.binding_id, SHOWN_NAMES)
         report.refused, report.refused_number = refusals.first, refusals.number
@@ -393,6 +400,20 @@ def _relink_images(engine: Engine, session: Connection, binding: Binding) -> Non
         last = max(page)
         links = in_transaction(engine, _link_images, binding, list(page))
         listings.add_lost(session, [key for key, reason in page.items() if key not in links and not reason])
+
+
+def _add_refused(engine: Engine, session: Connection, binding: Binding, *, retry: bool) -> None:
+    """Make differences of the refused objects that are to be tried again."""
+    last = ""
+    while page := in_transaction(engine, bound_objects.refused_objects, binding.binding_id, last, OBJECTS_PER_JOB):
+        last = page[-1].key
+        listings.add_lost(session, [refused.key for refused in page if _is_retried(binding, refused, retry)])
+
+
+def _is_retried(binding: Binding, refused: BoundObject, retry: bool) -> bool:
+    if refused.reason == NOT_USABLE:  # by its name, which an earlier version may have known less about
+        return kind_of(binding, refused.key) is not refused.kind
+    return retry and refused.kind in (ObjectKind.PICTURE, ObjectKind.CAPTIONS) and refused.reason != REMOVED_OBJECT
 
 
 def _link_images(connection: Connection, binding: Binding, keys: Sequence[str]) -> dict[str, int]:
@@ -480,11 +501,13 @@ def _observe_object(
     if now.kind is ObjectKind.PICTURE:
         now = replace(now, caption=metadata_caption(info.metadata))
     elif now.kind is ObjectKind.CAPTION:
-        if before is not None and not Observation(key, before, now).has_new_bytes:
-            now = replace(now, caption=before.caption)
+        was_read = before is not None and before.kind is ObjectKind.CAPTION
+        if was_read and before is not None and not Observation(key, before, now).has_new_bytes:
+            now = replace(now, caption=before.caption, metadata=before.metadata)
         else:
             try:
-                now = replace(now, caption=read_sidecar(objects, binding.bucket, key))
+                said = read_sidecar(objects, binding.bucket, key)
+                now = replace(now, caption=said.caption, metadata=said.metadata)
             except ObjectMissing:
                 return Observation(key, before, None)
     return Observation(key, before, now)
@@ -520,7 +543,7 @@ def _new_caption_files(
     is_new = (
         observation.key
         for observation in observations
-        if observation.kind is ObjectKind.CAPTIONS and observation.has_new_bytes
+        if observation.kind is ObjectKind.CAPTIONS and (observation.has_new_bytes or observation.reingest)
     )
     return read_caption_files(objects, binding, is_new)
 

@@ -24,7 +24,7 @@ from ragllava.stages.ingest.sources import list_sources
 from ragllava.stages.ingest.submit import create_ingest
 from ragllava.stages.ingest.uris import file_uri, parse_uri
 from ragllava.stores.archives import archive, image_changes
-from ragllava.stores.archives.archive import ArchiveImage, document_of
+from ragllava.stores.archives.archive import ArchiveImage, document_of, page_of
 from ragllava.stores.archives.image_changes import CaptionChange, NewName
 from ragllava.stores.buckets import held_removals
 from ragllava.stores.database import in_transaction
@@ -114,9 +114,10 @@ class WatchedFolder:
         followed = {uri: image for uri, image in images.items() if not held or uri not in gone}
         self._release_images(connection, archive_id, followed, existing, files, hashes)
         captions = [
-            CaptionChange(image.image_id, uri, file.caption, file.metadata)
+            CaptionChange(image.image_id, uri, said.caption, said.metadata)
             for uri, image in images.items()
             if (file := files.get(document_of(uri))) is not None and _file_hash(image) == hashes[document_of(uri)]
+            for said in [file.said_about(page_of(uri))]
         ]
         changed = image_changes.change_captions(connection, archive_id, captions, may_remove=False)
         job_id = create_ingest(connection, settings, archive_id, new, {"input": str(self.folder)}) if new else None

@@ -63,14 +63,19 @@ class Remover:
         archive_id, image_ids = in_transaction(self.engine, _find_images, archive_name, names)
         counted = in_transaction(self.engine, erasing_images.count, archive_id, image_ids)
         answers = counted.answers
-        copies = self._copies(
-            lambda: copies_of_images(self.engine, self.settings, self.objects, archive_id, image_ids, answers)
-        )
-        counts = {name: value for name, value in asdict(counted).items() if name not in ("jobs", "shared")}
+        asking, others = counted.asking, ("jobs", "shared", "asking")
+
+        def copies() -> list[str]:
+            kept = copies_of_images(self.engine, self.settings, self.objects, archive_id, image_ids, answers)
+            if asking:
+                kept.append(f"{asking:,} questions name it in their text, id or filter, and stay as they are")
+            return kept
+
+        counts = {name: value for name, value in asdict(counted).items() if name not in others}
         removal = Removal(
             f"{', '.join(names)} of {archive_name}",
             counts | {"results_written_again": len(counted.jobs)},
-            copies,
+            self._copies(copies),
         )
         if dry_run:
             return removal

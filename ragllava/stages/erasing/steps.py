@@ -19,7 +19,7 @@ from ragllava.errors import UsageError
 from ragllava.jobs import control
 from ragllava.jobs.isolation import Isolation
 from ragllava.records import JobKind
-from ragllava.stages.results.finalize import publish_result
+from ragllava.stages.results.finalize import publish_result, result_lock
 from ragllava.stores.archives import blobs, word_index
 from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import trainings
@@ -132,7 +132,8 @@ class Eraser:
         while self._count("inputs", erasure_id, erasing_jobs.delete_inputs, job_id):
             pass
         self.before_step("files")
-        removed = self.objects.remove_prefix(f"jobs/{job_id}/")
+        with result_lock(self.engine, job_id):  # who writes them at this moment would write them again
+            removed = self.objects.remove_prefix(f"jobs/{job_id}/")
         folder = in_transaction(self.engine, _training_folder, job_id)
         if folder is not None and folder not in in_transaction(self.engine, erasing_jobs.training_folders):
             removed += self.objects.remove_prefix(f"{folder}/")

@@ -85,6 +85,7 @@ def store_feedback(
     given, dismissed, errors = _resolve(file, references, source)
     if errors and not (skip_invalid and (given or dismissed)):
         raise InvalidInput(file.name, errors)
+    noisy.lock_cases(connection, [*(label.key for label in given), *dismissed])
     newest = labels.newest_labels(connection, [label.key for label in given])
     kept = [_keep_earlier(label, newest.get(label.key)) for label in given]
     # A repeated label teaches nothing new, and must not make a training due.

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from ragllava.errors import InvalidInput, UsageError
 from ragllava.imaging.embedded import is_default_caption
 from ragllava.metadata import Metadata, clean_caption, clean_key, clean_metadata, is_cut, merge_metadata, picture_name
-from ragllava.picture_names import FileName, match_names
-from ragllava.records import FileFormat
+from ragllava.picture_names import FileName, match_names, split_page
+from ragllava.records import FileFormat, PageCaption
 from ragllava.stages.ingest.caption_documents import EXIFTOOL_NAME, exiftool_values, headerless, is_exiftool, unfold
 from ragllava.stages.record_files import (
     EXTENSIONS,
@@ -46,21 +46,30 @@ CAPTION_COLUMNS = (
 
 _ENDINGS = frozenset({*EXTENSIONS, ".txt", ".token"})
 _SAMPLE = 200  # records, by which the columns are chosen
-_FILE_NAME = re.compile(r".*\.[A-Za-z][A-Za-z0-9]{1,4}(?:#\d+)?")
+_FILE_NAME = re.compile(r".*\.[A-Za-z][A-Za-z0-9]{1,4}(?:#(?:page=)?\d+)?")
 _SENTENCE_NUMBER = re.compile(r"(.+\.\w{2,5})#\d{1,2}")  # of Flickr30k: a.jpg#3
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What is said about a picture beside it. `caption` None: nothing; empty: that it has none any more."""
+    """What is said about a picture beside it. `caption` None: nothing; empty: that it has none any more.
+
+    `pages` is what is said about single pages, if it is a document.
+    """
 
     caption: str | None = None
     metadata: Metadata | None = None
     is_cut: bool = field(default=False, compare=False)  # the caption was longer
+    pages: Mapping[int, Description] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return self.caption is not None or self.metadata is not None
+        return self.caption is not None or self.metadata is not None or bool(self.pages)
+
+    @property
+    def page_captions(self) -> dict[int, PageCaption] | None:
+        """`pages` as a SourceFile has them."""
+        return {page: PageCaption(said.caption, said.metadata) for page, said in self.pages.items()} or None
 
 
 NOTHING = Description()
@@ -76,9 +85,11 @@ def first_description(*sources: Description) -> Description:
     spoken = [source for source in sources if source.caption is not None]
     chosen = next((source for source in spoken if source.caption), spoken[0] if spoken else NOTHING)
     metadata: Metadata = {}
+    pages: dict[int, Description] = {}
     for source in reversed(sources):
         metadata |= source.metadata or {}
-    return replace(chosen, metadata=metadata or None)
+        pages |= source.pages
+    return replace(chosen, metadata=metadata or None, pages=pages)
 
 
 class Captions:
@@ -104,7 +115,8 @@ class Captions:
     def assign(self, sources: Sequence[str], paths: Sequence[str] | None = None) -> list[Description]:
         """The description of each of `sources`, the names of all files offered (SourceFile.source); or NOTHING.
 
-        names.py says which belongs to which; `paths` are the whole paths of the files, each of which ends in its name.
+        picture_names.py says which belongs to which; `paths` are the whole paths of the files, each of which ends in
+        its name. The descriptions of pages (`album.pdf#page=3`) belong to the file of their document.
         """
         names = list(self._descriptions)
         spelled = [picture_name(source) for source in sources]
@@ -115,10 +127,32 @@ class Captions:
         matches = match_names(names, files)
         self._used.update(names[number] for number in matches.captions.values())
         self._ambiguous.update(names[number] for number in matches.ambiguous)
-        return [
+        pages = self._assign_pages([name for number, name in enumerate(names) if number not in matches.taken], files)
+        described = [
             self._descriptions[names[matches.captions[number]]] if number in matches.captions else NOTHING
             for number in range(len(files))
         ]
+        return [
+            replace(said, pages=pages[number]) if number in pages else said for number, said in enumerate(described)
+        ]
+
+    def _assign_pages(self, names: Sequence[str], files: Sequence[FileName]) -> dict[int, dict[int, Description]]:
+        """By the number of a file, the descriptions of its pages; `names` are those that belong to no file."""
+        rows: dict[str, dict[int, str]] = {}
+        for name in names:
+            document, page = split_page(name)
+            if page:
+                rows.setdefault(document, {})[page] = name
+        if not rows:
+            return {}
+        documents = list(rows)
+        matches = match_names(documents, files)
+        self._used.update(name for number in matches.captions.values() for name in rows[documents[number]].values())
+        self._ambiguous.update(name for number in matches.ambiguous for name in rows[documents[number]].values())
+        return {
+            file: {page: self._descriptions[name] for page, name in rows[documents[number]].items()}
+            for file, number in matches.captions.items()
+        }
 
     def unused(self) -> list[str]:
         """The names whose descriptions were not assigned to any file so far, in the order of the caption file."""
@@ -344,7 +378,8 @@ def _picture(value: Any, column: str) -> str:
     name = value.strip()
     if _URL.match(name):
         address = urlsplit(name)
-        name = f"{address.netloc}{address.path}" if address.path.strip("/") else name
+        page = f"#{address.fragment}" if split_page(name)[1] else ""
+        name = f"{address.netloc}{address.path}{page}" if address.path.strip("/") else name
     return picture_name(numbered[1] if (numbered := _SENTENCE_NUMBER.fullmatch(name)) else name)
 
 

@@ -2,7 +2,8 @@
 
 A page is a picture of its own, named after its document: `scans/album.pdf#page=3`, with a uri that ends in the same
 way. It is stored as the PNG that imaging/decode.py draws; the document itself is not stored. The pages of a document
-have its caption and metadata. The document is one file of the ingest job and has one outcome, after its last page.
+have its caption and metadata, and over them their own. The document is one file of the ingest job and has one outcome,
+after its last page.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ragllava.errors import ImageRejected
 from ragllava.imaging.sandbox import DecoderPool
-from ragllava.records import FileOutcome, FileStatus
+from ragllava.records import FileOutcome, FileStatus, said_about_page
 from ragllava.stages.ingest.reading import ReadFile
 from ragllava.stores.archives.archive import PAGE_MARK, PendingFile
 
@@ -31,14 +32,21 @@ class Part:
         return self.page == self.pages
 
     def named(self, file: PendingFile) -> PendingFile:
-        """The file under the name of this picture."""
-        if not self.page:
-            return file
-        mark = f"{PAGE_MARK}{self.page}"
-        return replace(file, source=file.source + mark, uri=file.uri + mark)
+        """The file under the name of this picture, with what is said about it."""
+        said = said_about_page(self.page, file.caption, file.metadata, file.pages)
+        mark = f"{PAGE_MARK}{self.page}" if self.page else ""
+        return replace(
+            file, source=file.source + mark, uri=file.uri + mark, caption=said.caption, metadata=said.metadata
+        )
+
+    def missing(self, file: PendingFile) -> list[int]:
+        """The pages that something is said about, and that the file does not have."""
+        return [page for page in sorted(file.pages or {}) if page > max(self.pages, 1)]
 
 
 PartContent = tuple[Part, bytes | ImageRejected]
+
+_SHOWN = 10
 
 
 def split_pages(contents: Iterable[ReadFile], decoder: DecoderPool) -> Iterator[PartContent]:
@@ -65,13 +73,19 @@ class DocumentOutcomes:
 
     _pages: dict[int, dict[int, FileOutcome]] = field(default_factory=dict)
 
-    def add(self, part: Part, outcome: FileOutcome) -> FileOutcome | None:
-        """The outcome of the part's file, if this is its last part."""
-        if not part.page:
+    def add(self, part: Part, outcome: FileOutcome, missing: Sequence[int] = ()) -> FileOutcome | None:
+        """The outcome of the part's file, if this is its last part; with a note about the `missing` pages."""
+        if part.page:
+            outcomes = self._pages.setdefault(part.file_no, {})
+            outcomes[part.page] = outcome
+            if not part.is_last:
+                return None
+            outcome = _of_document(part, [outcomes[page] for page in sorted(outcomes)])
+        if not missing or outcome.status is FileStatus.REJECTED:
             return outcome
-        outcomes = self._pages.setdefault(part.file_no, {})
-        outcomes[part.page] = outcome
-        return _of_document(part, [outcomes[page] for page in sorted(outcomes)]) if part.is_last else None
+        listed = ", ".join(map(str, missing[:_SHOWN])) + (", …" if len(missing) > _SHOWN else "")
+        note = f"captions name {'page' if len(missing) == 1 else 'pages'} {listed}, which it does not have"
+        return replace(outcome, reason=f"{outcome.reason}; {note}" if outcome.reason else note)
 
 
 def _of_document(last: Part, outcomes: Sequence[FileOutcome]) -> FileOutcome:

@@ -70,10 +70,13 @@ def list_sources(
         listed = captions.assign([item.file.source for item in offered], [item.path for item in offered])
         for item, said in zip(offered, listed, strict=True):
             item.description = first_description(said, item.description)
-    listing.cut += sum(item.description.is_cut for item in offered)
-    return (
-        replace(item.file, caption=item.description.caption, metadata=item.description.metadata) for item in offered
-    )
+    said_by = [said for item in offered for said in (item.description, *item.description.pages.values())]
+    listing.cut += sum(said.is_cut for said in said_by)
+    return (_with_description(item.file, item.description) for item in offered)
+
+
+def _with_description(file: SourceFile, said: Description) -> SourceFile:
+    return replace(file, caption=said.caption, metadata=said.metadata, pages=said.page_captions)
 
 
 def _describe_by_folders(offered: Sequence[_Offered], listing: Listing, already_read: Path | None) -> None:

@@ -309,7 +309,8 @@ def _outcome(part: Part, row: StoredRow | None, batch: Batch) -> FileOutcome | N
         reason = f"{' and '.join(updated)} updated"
     elif row.status is FileStatus.DUPLICATE:
         reason = f"the same picture as {row.source}"
-    return batch.documents.add(part, FileOutcome(part.file_no, row.status, reason, row.image_id))
+    outcome = FileOutcome(part.file_no, row.status, reason, row.image_id)
+    return batch.documents.add(part, outcome, part.missing(batch.files[part]))
 
 
 def _retire_former_pages(connection: Connection, archive_id: int, batch: Batch) -> None:

@@ -66,9 +66,15 @@ def maintenance_stage(context: ShardContext[Resources]) -> None:
 
 
 def submit_task(
-    connection: Connection, _settings: Settings, action: TaskName, archive_name: str | None, options: Options
+    connection: Connection,
+    _settings: Settings,
+    action: TaskName,
+    archive_name: str | None,
+    options: Options,
+    *,
+    name: str | None = None,
 ) -> int:
-    """Create a maintenance job with its one input; returns its id.
+    """Create a maintenance job with its one input, under a name for people; returns its id.
 
     Raises UsageError as `check_task` and for an unknown archive.
     """
@@ -84,6 +90,7 @@ def submit_task(
             per_shard=1,
             priority=MAINTENANCE_PRIORITY,
             content_digest=json.dumps(spec, sort_keys=True),
+            name=name,
         ),
     )
     tasks.insert_task(connection, job_id, action)

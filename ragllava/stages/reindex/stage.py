@@ -38,7 +38,7 @@ _FAILED = (ReindexStatus.UNREADABLE, ReindexStatus.FAILED, ReindexStatus.DEAD)
 class ReindexRequest:
     """What to embed. `retriever` None: with the active index's retriever.
 
-    `switch`: make a new index the active one as soon as its gate has passed.
+    `switch`: make a new index the active one as soon as its gate has passed. `name` is what the lists of jobs call it.
     """
 
     archive: str
@@ -46,6 +46,7 @@ class ReindexRequest:
     retriever: RetrieverSource | None = None
     switch: bool = True
     idempotency_key: str | None = None
+    name: str | None = None
 
 
 def submit_reindex(connection: Connection, settings: Settings, request: ReindexRequest) -> int:
@@ -71,7 +72,7 @@ def submit_reindex(connection: Connection, settings: Settings, request: ReindexR
         "switch": request.switch,
         "index": None,
     }
-    return _create(connection, settings, archive_id, spec, images, request.idempotency_key)
+    return _create(connection, settings, archive_id, spec, images, request.idempotency_key, name=request.name)
 
 
 def check_selection(request: ReindexRequest) -> None:
@@ -123,7 +124,7 @@ def _select_images(connection: Connection, active: IndexView, selection: Selecti
     return sorted(gap.image.image_id for gap in gaps if gap.status in _FAILED)
 
 
-def _create(
+def _create(  # noqa: PLR0913 - what a job has
     connection: Connection,
     settings: Settings,
     archive_id: int,
@@ -132,6 +133,7 @@ def _create(
     key: str | None,
     *,
     priority: int = REINDEX_PRIORITY,
+    name: str | None = None,
 ) -> int:
     job_id, is_new = control.create(
         connection,
@@ -145,6 +147,7 @@ def _create(
             idempotency_key=key,
             content_digest=spec["selection"],
             last_on="query" if spec["compare"] else "ingest",
+            name=name,
         ),
     )
     if is_new:

@@ -6,6 +6,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,9 +28,10 @@ from ragllava.stages.results.results import Previous, ResultRow, write_errors, w
 from ragllava.stores.access import webhooks
 from ragllava.stores.archives import archive, vectors
 from ragllava.stores.archives.vectors import IndexView
-from ragllava.stores.database import in_transaction, record
+from ragllava.stores.database import in_transaction, locked_outside, record
 from ragllava.stores.jobs import answers
 from ragllava.stores.jobs.outcomes import Reconciliation, reconcile
+from ragllava.stores.maintenance.erasing_jobs import BEING_REMOVED
 from ragllava.stores.objects import ObjectStore
 from ragllava.whole_files import file_sha256
 
@@ -80,8 +82,8 @@ def _previous(stored: dict[str, Any], changes: list[str] | None) -> Previous:
 def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
     """Finish every ended job that has no result yet; returns how many.
 
-    Runs on every tick. Two at once write the same bytes under the same keys, so nothing is locked meanwhile. A job
-    that cannot be finished holds up no other; it is postponed with its reason.
+    Runs on every tick. A job that another process finishes at this moment is left to it. A job that cannot be finished
+    holds up no other; it is postponed with its reason.
     """
     published = 0
     subjects = {f"job {job_id}": job_id for job_id in in_transaction(engine, control.jobs_without_result)}
@@ -93,18 +95,33 @@ def publish_missing_results(engine: Engine, objects: ObjectStore) -> int:
 
 
 def _publish(engine: Engine, objects: ObjectStore, job_id: int) -> int:
-    publish_result(engine, objects, job_id)
-    return 1
+    return int(publish_result(engine, objects, job_id, again=False))
 
 
-def publish_result(engine: Engine, objects: ObjectStore, job_id: int) -> None:
+def publish_result(engine: Engine, objects: ObjectStore, job_id: int, *, again: bool = True) -> bool:
     """Do what is left to do after the end of a job (`Kind.finish`), then store its result: counts and all that it adds.
 
-    A job whose inputs and outcomes do not add up any more has `failed`.
+    A job whose inputs and outcomes do not add up any more has `failed`. One process at a time does this for a job, so
+    that none writes files of what it read before an erasure over those that the erasure wrote. With `again`, it waits
+    for another one, and begins when that one has ended; else only a job without a result is finished, unless another
+    process does so. Returns whether the job was finished; a job that is being removed is not.
     """
-    job = in_transaction(engine, control.view, job_id)
+    with result_lock(engine, job_id, wait=again) as is_held:
+        job = in_transaction(engine, control.view, job_id) if is_held else None
+        if job is None or job.error == BEING_REMOVED or (job.result is not None and not again):
+            return False
+        _publish_locked(engine, objects, job)
+        return True
+
+
+def result_lock(engine: Engine, job_id: int, *, wait: bool = True) -> AbstractContextManager[bool]:
+    """The lock of who writes, or removes, the result files of a job; whether it is held (`locked_outside`)."""
+    return locked_outside(engine, "result", job_id, wait=wait)
+
+
+def _publish_locked(engine: Engine, objects: ObjectStore, job: JobView) -> None:
     kind = kind_of(job.kind)
-    counted = in_transaction(engine, reconcile, kind.inputs, job_id)
+    counted = in_transaction(engine, reconcile, kind.inputs, job.job_id)
     if counted.problem is not None and job.state is not JobState.FAILED:
         job = _fail(engine, job, counted.problem)
     added = resolve_name(kind.finish)(engine, objects, job, counted) if kind.finish else {}

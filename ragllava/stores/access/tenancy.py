@@ -18,7 +18,8 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 
 from ragllava.errors import AccessDenied, UsageError
-from ragllava.stores.database import OWNER, TRANSACTIONS_ONLY
+from ragllava.stores.database import TRANSACTIONS_ONLY
+from ragllava.stores.sessions import OWNER
 
 ARCHIVES = "ragllava.archives"
 ALL = "all"

@@ -17,8 +17,9 @@ from sqlalchemy import ColumnElement, Connection, Select, Text, exists, func, li
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.errors import NotFound, UsageError
+from ragllava.json_records import to_json
 from ragllava.metadata import Metadata, all_metadata, clean_caption
-from ragllava.records import FileOutcome, FileStatus, SourceFile, StoredImage
+from ragllava.records import FileOutcome, FileStatus, PageCaption, SourceFile, StoredImage
 from ragllava.stores.archives import blobs, vectors, word_index
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import copy_rows, equals_any, given, record, records
@@ -134,6 +135,7 @@ class PendingFile:
     uri: str
     caption: str | None
     metadata: Metadata | None = None
+    pages: dict[int, PageCaption] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,11 @@ def document_of(uri: str) -> str:
     return uri.partition(PAGE_MARK)[0]
 
 
+def page_of(uri: str) -> int:
+    """The number of the page that `uri` is; 0 of a picture that is no page."""
+    return int(uri.partition(PAGE_MARK)[2] or 0)
+
+
 def pages_of(uris: Iterable[str]) -> ColumnElement[bool]:
     """The condition that an image is a page of one of the documents `uris`; answered by ix_images_document."""
     is_page = func.strpos(images.c.uri, literal_column(f"'{PAGE_MARK}'")) > literal_column("0")
@@ -296,18 +303,21 @@ def store_images(connection: Connection, archive_id: int, offered: Sequence[NewI
     """
     blobs.make_live(connection, [image.sha256 for image in offered])
     inserted = _insert_images(connection, archive_id, offered)
-    hashes = {image.sha256 for image in offered}
-    query = _select_hashed(archive_id, sorted(hashes)).order_by(images.c.sha256)
+    hashes, uris = {image.sha256 for image in offered}, [image.uri for image in offered]
+    # All at once and in one order: those of these bytes, and those that other bytes at their address replace.
+    replaced = connection.scalars(select(images.c.sha256).where(*_named(archive_id, uris, hashes))).all()
+    query = _select_hashed(archive_id, sorted({*hashes, *replaced})).order_by(images.c.sha256)
     locked = records(ArchiveImage, connection.execute(query.with_for_update(key_share=True)))
     results, changed = _reconcile(offered, {image.sha256: image for image in locked}, inserted)
     update_images(connection, changed)
-    retired = _retire(connection, archive_id, [image.uri for image in offered], hashes)
+    retired = _retire(connection, archive_id, uris, hashes)
     word_index.write_words(connection, archive_id, [image.image_id for image in locked] + retired)
     return results
 
 
 def retire_images(connection: Connection, archive_id: int, uris: Iterable[str]) -> None:
     """Retire the images that the files `uris` name, and remove their embeddings and words."""
+    find_images(connection, archive_id, equals_any(images.c.uri, uris), lock=True)
     word_index.write_words(connection, archive_id, _retire(connection, archive_id, uris))
 
 
@@ -315,12 +325,17 @@ def _retire(
     connection: Connection, archive_id: int, uris: Iterable[str], except_hashes: Iterable[str] = ()
 ) -> list[int]:
     """Retire the images and remove their embeddings; returns their ids. Their words are left to the caller."""
-    named = (images.c.archive_id == archive_id, equals_any(images.c.uri, uris))
-    retire = update(images).where(*named, ~images.c.retired, ~equals_any(images.c.sha256, except_hashes))
+    retire = update(images).where(*_named(archive_id, uris, except_hashes))
     retired = list(connection.scalars(retire.values(retired=True, updated_at=func.now()).returning(images.c.id)))
     if retired:
         vectors.remove_embeddings(connection, archive_id, retired)
     return retired
+
+
+def _named(archive_id: int, uris: Iterable[str], except_hashes: Iterable[str]) -> tuple[ColumnElement[bool], ...]:
+    """The condition that an image is named by one of these files, and neither retired nor one of the hashes."""
+    of_files = (images.c.archive_id == archive_id, equals_any(images.c.uri, uris))
+    return *of_files, ~images.c.retired, ~equals_any(images.c.sha256, except_hashes)
 
 
 def _select_images(archive_id: int, condition: ColumnElement[bool]) -> Select[Any]:
@@ -458,19 +473,21 @@ def insert_files(connection: Connection, job_id: int, sources: Iterable[SourceFi
             _storable(file.uri),
             None if file.caption is None else _storable(file.caption),
             json.dumps(file.metadata) if file.metadata else None,
+            json.dumps(to_json(file.pages)) if file.pages else None,
             FileStatus.REJECTED.value if file.rejected is not None else None,
             _storable(file.rejected) if file.rejected is not None else None,
         )
         for number, file in enumerate(sources)
     )
-    columns = ("job_id", "file_no", "source", "uri", "caption", "metadata", "status", "reason")
+    columns = ("job_id", "file_no", "source", "uri", "caption", "metadata", "pages", "status", "reason")
     return copy_rows(connection, file_table, columns, rows)
 
 
 def load_files(connection: Connection, job_id: int, lo: int, hi: int) -> list[PendingFile]:
     """Files of a job with numbers in [lo, hi) that have no outcome yet, in order."""
     columns = file_table.c
-    query = select(columns.file_no, columns.source, columns.uri, columns.caption, columns.metadata).where(
+    described = (columns.caption, columns.metadata, columns.pages)
+    query = select(columns.file_no, columns.source, columns.uri, *described).where(
         columns.job_id == job_id, columns.file_no >= lo, columns.file_no < hi, columns.status.is_(None)
     )
     return records(PendingFile, connection.execute(query.order_by(columns.file_no)))

@@ -73,6 +73,7 @@ def retire_at(connection: Connection, archive_id: int, uris: Sequence[str]) -> N
 def retire(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> None:
     """Retire images by id, and remove their embeddings and words."""
     indexes.lock_archive(connection, archive_id, shared=True)
+    _locked(connection, archive_id, image_ids)
     living_ones = (images.c.archive_id == archive_id, equals_any(images.c.id, image_ids), ~images.c.retired)
     connection.execute(update(images).where(*living_ones).values(retired=True, updated_at=func.now()))
     vectors.remove_embeddings(connection, archive_id, list(image_ids))

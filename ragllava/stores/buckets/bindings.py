@@ -26,7 +26,7 @@ class BindingRole(StrEnum):
 class Binding:
     """One bound part of a bucket. `prefix` ends with a slash, or is empty: then the whole bucket is bound.
 
-    `options` of an inbox hold `outbox` (`s3://bucket/prefix/`), and perhaps `answer` and `skip_invalid`.
+    `options` of an inbox hold `outbox` (`s3://bucket/prefix/`), and perhaps `answer`, `skip_invalid` and `priority`.
     """
 
     binding_id: int

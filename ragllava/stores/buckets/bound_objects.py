@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.metadata import picture_name
+from ragllava.metadata import Metadata, picture_name
 from ragllava.picture_names import name_group
 from ragllava.stores.buckets.bindings import Binding
 from ragllava.stores.database import equals_any, given, records
@@ -28,8 +28,8 @@ class ObjectKind(StrEnum):
     """The kind of an object, by its name and the role of its binding."""
 
     PICTURE = "picture"
-    CAPTION = "caption"  # a text file beside a picture
-    CAPTIONS = "captions"  # a caption file of the whole binding
+    CAPTION = "caption"  # a sidecar beside a picture
+    CAPTIONS = "captions"  # a caption file of the pictures beside it and below
     QUESTIONS = "questions"
     OTHER = "other"
 
@@ -46,6 +46,7 @@ class ObjectState:
     job_id: int | None = None
     reason: str | None = None  # why nothing was made of it
     image_id: int | None = None
+    metadata: Metadata | None = None  # of a caption object
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +93,17 @@ def unlinked_pictures(connection: Connection, binding_id: int, after: str, limit
     return dict(connection.execute(query, {"binding_id": binding_id, "after": after, "limit": limit}).all())
 
 
+def refused_objects(connection: Connection, binding_id: int, after: str, limit: int) -> list[BoundObject]:
+    """The next settled objects of which nothing was made, by key."""
+    refused = (
+        bound_objects.c.reason.is_not(None),
+        bound_objects.c.image_id.is_(None),
+        bound_objects.c.job_id.is_(None),
+    )
+    query = select(bound_objects).where(bound_objects.c.binding_id == binding_id, bound_objects.c.key > after, *refused)
+    return records(BoundObject, connection.execute(query.order_by(bound_objects.c.key).limit(limit)))
+
+
 def pictures_beside(connection: Connection, binding_id: int, stems: Sequence[str]) -> list[str]:
     """The keys of pictures named `stem` or `stem.anything`; a caption object may belong to several."""
     query = text("""
@@ -108,7 +120,7 @@ def save_objects(connection: Connection, binding: Binding, states: Sequence[Obje
         return
     values = [
         {"binding_id": binding.binding_id, **asdict(state), **_names(binding, state), "caption_due": False}
-        for state in states
+        for state in sorted(states, key=lambda state: state.key)  # in one order, to avoid deadlocks
     ]
     statement = insert(bound_objects)
     replaced: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 An event that arrives while its object is being observed must not be lost: each event increments `repeats`, and
 `finish` removes only events whose `repeats` did not change since they were claimed. Every function works in the
-caller's transaction.
+caller's transaction, and waits for the locks of several events in the order of their keys.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, case, delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.stores.database import given, records, same, seconds
+from ragllava.stores.database import given, lock_rows, records, same, seconds
 from ragllava.stores.schema import change_event_totals, change_events
 
 
@@ -49,7 +49,7 @@ def record(connection: Connection, objects: Sequence[tuple[str, str]]) -> Record
                     SELECT FROM bindings WHERE bindings.bucket = named.bucket AND starts_with(named.key, prefix)
                 )
             ), recorded AS (
-                INSERT INTO change_events (bucket, key) SELECT bucket, key FROM bound
+                INSERT INTO change_events (bucket, key) SELECT bucket, key FROM bound ORDER BY bucket, key
                 ON CONFLICT (bucket, key) DO UPDATE SET repeats = change_events.repeats + 1
                 RETURNING repeats
             )
@@ -82,6 +82,7 @@ def finish(connection: Connection, done: Sequence[ChangeEvent]) -> None:
     """Remove these events; those whose object had another event since they were claimed are due again immediately."""
     if done:
         are_done, repeats = _are(done)
+        lock_rows(connection, change_events, are_done)
         gone = delete(change_events).where(are_done, change_events.c.repeats == repeats).cte("gone")
         repeated = update(change_events).where(are_done, change_events.c.repeats > repeats)
         connection.execute(repeated.values(not_before=func.now(), attempts=0, reason=None).add_cte(gone))
@@ -96,6 +97,7 @@ def postpone(
     """
     if unsettled:
         are_unsettled, repeats = _are(unsettled)
+        lock_rows(connection, change_events, are_unsettled)
         due = case((change_events.c.repeats > repeats, func.now()), else_=func.now() + seconds(delay_s))
         connection.execute(update(change_events).where(are_unsettled).values(not_before=due, reason=reason))
 

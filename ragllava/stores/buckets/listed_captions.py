@@ -2,12 +2,14 @@
 
 A row belongs to the picture of exactly its name, or else to the one that picture_names.py finds. The column `base_name`
 has the `name_group` of a name: only names of one group can fit each other, so no more of them are read. Of two files
-that name the same picture, the first by key counts. Every function works in the caller's transaction.
+that name the same picture, the one in the deeper folder counts, else the first by key. Every function works in the
+caller's transaction.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,7 +19,7 @@ from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from ragllava.metadata import Metadata
-from ragllava.picture_names import FileName, match_names, name_group
+from ragllava.picture_names import FileName, match_names, name_group, split_page
 from ragllava.stores.database import copy_rows
 from ragllava.stores.maintenance import inspection
 
@@ -116,11 +118,34 @@ def captions_of(connection: Connection, binding_id: int, keys: Sequence[str]) ->
     names = row_names(connection, binding_id, keys)
     query = text("""
         SELECT DISTINCT ON (name) name, caption, metadata FROM listed_captions
-        WHERE binding_id = :binding_id AND name = ANY(:names) ORDER BY name, file
+        WHERE binding_id = :binding_id AND name = ANY(:names)
+        ORDER BY name, length(file) - length(replace(file, '/', '')) DESC, file
     """)
     rows = connection.execute(query, {"binding_id": binding_id, "names": sorted(set(names.values()))})
     listed = {row.name: ListedCaption(row.caption, row.metadata) for row in rows}
     return {key: listed[name] for key, name in names.items()}
+
+
+def page_captions_of(
+    connection: Connection, binding_id: int, keys: Sequence[str]
+) -> dict[str, dict[int, ListedCaption]]:
+    """What the caption files say about single pages of these documents, by key and page.
+
+    A row of a page names its document as it is called below the bound prefix.
+    """
+    query = text("""
+        SELECT DISTINCT ON (picture.key, listed.name) picture.key, listed.name, listed.caption, listed.metadata
+        FROM bound_objects picture JOIN listed_captions listed
+          ON listed.binding_id = :binding_id AND listed.base_name = picture.base_name
+         AND split_part(listed.name, '#page=', 1) = picture.name AND listed.name <> picture.name
+        WHERE picture.binding_id = :binding_id AND picture.key = ANY(:keys)
+        ORDER BY picture.key, listed.name, length(file) - length(replace(file, '/', '')) DESC, listed.file
+    """)
+    pages: dict[str, dict[int, ListedCaption]] = defaultdict(dict)
+    for row in connection.execute(query, {"binding_id": binding_id, "keys": list(keys)}):
+        if page := split_page(row.name)[1]:
+            pages[row.key][page] = ListedCaption(row.caption, row.metadata)
+    return dict(pages)
 
 
 def row_names(connection: Connection, binding_id: int, keys: Sequence[str]) -> dict[str, str]:
@@ -148,6 +173,12 @@ def forget(connection: Connection, image_ids: Sequence[int]) -> None:
     for binding_id, group in groupby(rows, key=lambda row: row.binding_id):
         names = row_names(connection, binding_id, [row.key for row in group])
         connection.execute(delete, {"binding_id": binding_id, "names": sorted(set(names.values()))})
+    pages = text("""
+        DELETE FROM listed_captions USING bindings, images
+        WHERE bindings.id = binding_id AND images.archive_id = bindings.archive_id AND images.id = ANY(:ids)
+          AND strpos(images.source, '#page=') > 0 AND listed_captions.name = images.source
+    """)
+    connection.execute(pages, {"ids": list(image_ids)})
 
 
 _PICTURES = text("""

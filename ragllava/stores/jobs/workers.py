@@ -8,7 +8,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, Text, any_, cast, delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.stores.database import records, seconds
+from ragllava.stores.database import lock_rows, records, seconds
 from ragllava.stores.schema import jobs, workers
 
 FORGOTTEN_S = 86_400.0
@@ -116,7 +116,9 @@ def remove_silent(connection: Connection) -> int:
 
     A killed container never comes back under its name.
     """
-    return connection.execute(delete(workers).where(workers.c.seen_at < func.now() - seconds(FORGOTTEN_S))).rowcount
+    is_silent = workers.c.seen_at < func.now() - seconds(FORGOTTEN_S)
+    lock_rows(connection, workers, is_silent)
+    return connection.execute(delete(workers).where(is_silent)).rowcount
 
 
 def list_workers(connection: Connection) -> list[WorkerView]:

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, case, func, select, text, upda
 from sqlalchemy.dialects.postgresql import insert
 
 from ragllava.records import NoisyCase, NoisyReason, NoisyState
-from ragllava.stores.database import equals_any, given, record, records, same
+from ragllava.stores.database import equals_any, given, lock_rows, record, records, same
 from ragllava.stores.jobs.answered import AnsweredQuestion, QuestionKey, load_questions
 from ragllava.stores.schema import noisy_cases
 
@@ -85,9 +85,16 @@ def add_reason(
     insert_cases(connection, archive_id, job_id, [added], reopen=True)
 
 
+def lock_cases(connection: Connection, keys: Sequence[QuestionKey]) -> None:
+    """Lock those of the questions that are noisy cases, in one order, for a transaction that changes them in several
+    steps."""
+    lock_rows(connection, noisy_cases, _are(keys))
+
+
 def set_state(connection: Connection, keys: Sequence[QuestionKey], state: NoisyState) -> int:
     """Set the state of those questions that are noisy cases; returns how many these are."""
-    moved = same(noisy_cases, given(keys, noisy_cases.c.job_id, noisy_cases.c.question_no), "job_id", "question_no")
+    moved = _are(keys)
+    lock_rows(connection, noisy_cases, moved)
     return connection.execute(update(noisy_cases).where(moved).values(state=state, updated_at=func.now())).rowcount
 
 
@@ -122,6 +129,7 @@ def dismiss(
         conditions.append(cases.reasons.contains([reason.value]))
     if before is not None:
         conditions.append(cases.created_at < before)
+    lock_rows(connection, noisy_cases, *conditions)
     dismissed = update(noisy_cases).where(*conditions).values(state=NoisyState.DISMISSED, updated_at=func.now())
     return connection.execute(dismissed).rowcount
 
@@ -187,6 +195,10 @@ def logged_reasons(connection: Connection, job_id: int, numbers: Sequence[int]) 
     query = select(cases.question_no, cases.reasons).where(*near, equals_any(cases.question_no, numbers))
     rows = connection.execute(query)
     return {number: set(reasons) for number, reasons in rows}
+
+
+def _are(keys: Sequence[QuestionKey]) -> ColumnElement[bool]:
+    return same(noisy_cases, given(keys, noisy_cases.c.job_id, noisy_cases.c.question_no), "job_id", "question_no")
 
 
 def _views(

@@ -8,15 +8,16 @@ retired images, and an erasure that is not finished (erasures.py).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from sqlalchemy import Connection, select, text, update
+from sqlalchemy import ColumnElement, Connection, select, text, update
 
 from ragllava.stores.archives import image_changes, vectors
 from ragllava.stores.archives.word_index import words_of_row
 from ragllava.stores.buckets import listed_captions
-from ragllava.stores.database import equals_any
+from ragllava.stores.database import equals_any, given, lock_rows
 from ragllava.stores.maintenance.erasures import Pending
 from ragllava.stores.maintenance.scrubbing import Scrubber
 from ragllava.stores.schema import (
@@ -27,8 +28,10 @@ from ragllava.stores.schema import (
     jobs,
     maintenance_tasks,
     noisy_cases,
+    questions,
     shards,
 )
+from ragllava.stores.sessions import allow_statements
 
 QUESTIONS_PER_STEP = 20_000
 IMAGES_PER_STEP = 500
@@ -41,7 +44,10 @@ _STATEMENT_TIMEOUT_S = 300  # a step reads the candidates of many questions
 
 @dataclass(frozen=True, slots=True)
 class ImageCounts:
-    """What the database has of images. `jobs` are the answer jobs with results that name them."""
+    """What the database has of images. `jobs` are the answer jobs with results that name them.
+
+    `asking` are the questions that name them in their text, id or filter.
+    """
 
     images: int
     picture_bytes: int
@@ -51,12 +57,13 @@ class ImageCounts:
     answers: int  # whose evidence they are
     files: int  # of ingest jobs
     labels: int
+    asking: int
     jobs: tuple[int, ...]
 
 
 def allow_time(connection: Connection) -> None:
     """Let the statements of this transaction take minutes."""
-    connection.execute(text(f"SET LOCAL statement_timeout = '{_STATEMENT_TIMEOUT_S}s'"))
+    allow_statements(connection, _STATEMENT_TIMEOUT_S)
 
 
 def count(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> ImageCounts:
@@ -74,14 +81,27 @@ def count(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> 
         vectors=number_of_vectors,
         candidates=sum(job.candidates for job in of_jobs),
         answers=sum(job.answers for job in of_jobs),
+        asking=_count_asking(connection, archive_id, image_ids),
         jobs=tuple(job.job_id for job in of_jobs if job.answers),
     )
 
 
+def _count_asking(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> int:
+    pending = pending_of(connection, archive_id, image_ids)
+    names = [*pending.names, *pending.texts]
+    values = {"archive_id": archive_id, "names": names, "patterns": Scrubber(names).patterns}
+    return int(connection.execute(_COUNT_ASKING, values).scalar_one())
+
+
 def retire(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> Pending:
-    """The first step: retire the images, and list what is left to do of their erasure."""
+    """The first step: retire the images, and list what is left to do of their erasure.
+
+    Open maintenance tasks count among its jobs: their reports may name the images.
+    """
     image_changes.retire(connection, archive_id, image_ids)
-    return pending_of(connection, archive_id, image_ids)
+    pending = pending_of(connection, archive_id, image_ids)
+    tasks = connection.scalars(_OPEN_TASKS, {"archive_id": archive_id})
+    return replace(pending, jobs=(*pending.jobs, *tasks))
 
 
 def pending_of(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> Pending:
@@ -136,7 +156,8 @@ def question_range(connection: Connection, job_id: int) -> range:
 
 
 def clean_answers(connection: Connection, job_id: int, first: int, pending: Pending) -> Counter[str]:
-    """Erase the images from a page of questions: candidates, what a refresh compares with, notes and noisy cases.
+    """Erase the images from a page of questions: candidates, what a refresh compares with, further columns of their
+    lines, notes and noisy cases.
 
     If the result files of the job named an image, its result is unset, so that they are written again, and `results`
     counts 1.
@@ -147,9 +168,12 @@ def clean_answers(connection: Connection, job_id: int, first: int, pending: Pend
     earlier = connection.execute(_CLEAN_PREVIOUS, page).rowcount
     numbers = sorted({row.question_no for row in removed})
     notes = _clean_notes(connection, job_id, numbers, pending)
+    lines = _clean_lines(connection, page, pending)
     _clean_noisy_cases(connection, job_id, numbers, pending)
-    counts = Counter(candidates=len(removed), answers=len({row.question_no for row in removed if row.is_evidence}))
-    if counts["answers"] or earlier or notes:
+    counts = Counter(
+        candidates=len(removed), answers=len({row.question_no for row in removed if row.is_evidence}), lines=lines
+    )
+    if counts["answers"] or earlier or notes or lines:
         published = update(jobs).where(jobs.c.id == job_id, jobs.c.kind == "answer", jobs.c.finished_at.is_not(None))
         counts["results"] = connection.execute(published.values(result=None)).rowcount
     return counts
@@ -169,22 +193,45 @@ def _clean_notes(connection: Connection, job_id: int, numbers: Sequence[int], pe
     return changed
 
 
+def _clean_lines(connection: Connection, page: Mapping[str, Any], pending: Pending) -> int:
+    """Erase the names from the further columns and the notes of question lines; returns how many had one."""
+    scrubber, lines = _scrubber(pending), questions.c
+    of_page = (lines.job_id == page["job_id"], lines.question_no >= page["lo"], lines.question_no < page["hi"])
+    query = select(lines.question_no, lines.note, lines.given).where(*of_page)
+    changed = []
+    for number, note, columns in connection.execute(query.where(lines.note.is_not(None) | lines.given.is_not(None))):
+        clean = note and scrubber.text(note), columns and {key: scrubber.json(value) for key, value in columns.items()}
+        if clean != (note, columns):
+            changed.append((number, *clean))
+    new = given(changed, lines.question_no, lines.note, lines.given).c
+    statement = update(questions).where(*of_page, lines.question_no == new.question_no)
+    if changed:
+        connection.execute(statement.values(note=new.note, given=new.given))
+    return len(changed)
+
+
 def _clean_noisy_cases(connection: Connection, job_id: int, numbers: Sequence[int], pending: Pending) -> None:
+    """Of questions that are about the images, so that short names are searched for, too."""
     scrubber = Scrubber([*pending.names, *pending.texts, *_short(pending.hashes)], shortest=1)
-    cases = noisy_cases.c
-    query = select(cases.question_no, cases.details).where(
-        cases.job_id == job_id, equals_any(cases.question_no, numbers)
+    _scrub_noisy_cases(
+        connection, scrubber, noisy_cases.c.job_id == job_id, equals_any(noisy_cases.c.question_no, numbers)
     )
-    for number, details in connection.execute(query.with_for_update()).all():
+
+
+def _scrub_noisy_cases(connection: Connection, scrubber: Scrubber, *which: ColumnElement[bool]) -> None:
+    cases = noisy_cases.c
+    query = select(cases.job_id, cases.question_no, cases.details).where(*which)
+    for job_id, number, details in connection.execute(query.with_for_update()).all():
         if (clean := scrubber.json(details)) != details:
             case = update(noisy_cases).where(cases.job_id == job_id, cases.question_no == number)
             connection.execute(case.values(details=clean))
 
 
 def clean_job(connection: Connection, job_id: int, pending: Pending) -> Counter[str]:
-    """Erase the images from the inputs of an ingest or reindex job, and from the errors of any job."""
+    """Erase the images from the inputs of an ingest or reindex job, and from the name and the errors of any job."""
     allow_time(connection)
     values = {"job_id": job_id, "ids": list(pending.images), "uris": list(pending.names), "erased": ERASED_URI}
+    connection.execute(_CLEAN_PAGES, values)
     cleaned = connection.execute(_CLEAN_FILES, values).rowcount
     connection.execute(
         text("UPDATE reindexed SET reason = NULL WHERE job_id = :job_id AND image_id = ANY(:ids)"), values
@@ -195,15 +242,19 @@ def clean_job(connection: Connection, job_id: int, pending: Pending) -> Counter[
         for row_id, error in connection.execute(query).all():
             if (clean := scrubber.text(error)) != error:
                 connection.execute(update(table).where(table.c.id == row_id).values(error=clean))
-    row = connection.execute(select(jobs.c.kind, jobs.c.result).where(jobs.c.id == job_id)).one_or_none()
+    row = connection.execute(select(jobs.c.kind, jobs.c.result, jobs.c.name).where(jobs.c.id == job_id)).one_or_none()
+    if row is not None and row.name is not None and (name := scrubber.text(row.name)) != row.name:
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(name=name))
     if row is not None and row.kind == "reindex" and (clean := scrubber.json(row.result)) != row.result:
         connection.execute(update(jobs).where(jobs.c.id == job_id).values(result=clean))
     return Counter(files=cleaned)
 
 
 def clean_reports(connection: Connection, archive_id: int, pending: Pending) -> None:
-    """Erase the names of the images from the reports of maintenance tasks and of the gates of indexes."""
+    """Erase the names of the images from the reports of maintenance tasks and of the gates of indexes, and from noisy
+    cases that a task has added meanwhile."""
     scrubber = _scrubber(pending)
+    _scrub_noisy_cases(connection, scrubber, noisy_cases.c.archive_id == archive_id)
     tasks = maintenance_tasks.c
     for row in connection.execute(select(maintenance_tasks).where(tasks.report.is_not(None))).all():
         new = {"report": scrubber.json(row.report), "reason": scrubber.text(row.reason or "") or None}
@@ -230,8 +281,10 @@ def delete(connection: Connection, archive_id: int, image_ids: Sequence[int], is
     labels = connection.execute(_CLEAN_LABELS, values).rowcount
     if is_removal:
         listed_captions.forget(connection, locked)
-        forgotten = {"image_id": None, "caption": None, "reason": REMOVED_OBJECT}
-        connection.execute(update(bound_objects).where(equals_any(bound_objects.c.image_id, locked)).values(forgotten))
+        forgotten = {"image_id": None, "caption": None, "metadata": None, "reason": REMOVED_OBJECT}
+        of_images = equals_any(bound_objects.c.image_id, locked)
+        lock_rows(connection, bound_objects, of_images)
+        connection.execute(update(bound_objects).where(of_images).values(forgotten))
     vectors.remove_embeddings(connection, archive_id, list(locked))
     hashes = connection.scalars(_DELETE_IMAGES, values).all()
     return Counter(images=len(hashes), labels=labels)
@@ -297,6 +350,19 @@ _COUNT_CANDIDATES = text("""
     WHERE j.archive_id = :archive_id AND j.kind = 'answer' AND c.candidates > 0 ORDER BY j.id
 """)
 
+_COUNT_ASKING = text("""
+    SELECT count(*) FROM questions q JOIN jobs j ON j.id = q.job_id
+    WHERE j.archive_id = :archive_id AND j.kind = 'answer'
+      AND (q.custom_id = ANY(CAST(:names AS text[])) OR q.text = ANY(CAST(:names AS text[]))
+           OR concat_ws(chr(10), q.custom_id, q.text, q.filter, j.spec->'options'->'filter')
+              ~ ANY(CAST(:patterns AS text[])))
+""")
+
+_OPEN_TASKS = text("""
+    SELECT id FROM jobs WHERE finished_at IS NULL AND kind = 'maintenance'
+    AND (archive_id = :archive_id OR archive_id IS NULL) ORDER BY id
+""")
+
 _DELETE_CANDIDATES = text("""
     DELETE FROM candidates WHERE job_id = :job_id AND question_no >= :lo AND question_no < :hi AND image_id = ANY(:ids)
     RETURNING question_no, evidence_no IS NOT NULL AS is_evidence
@@ -314,9 +380,17 @@ _CLEAN_PREVIOUS = text("""
 
 # Files that have an outcome: an open one is being ingested, perhaps as the next version of an erased image.
 _CLEAN_FILES = text("""
-    UPDATE files SET source = '(erased)', uri = :erased, caption = NULL, metadata = NULL, reason = NULL
+    UPDATE files SET source = '(erased)', uri = :erased, caption = NULL, metadata = NULL, pages = NULL, reason = NULL
     WHERE job_id = :job_id AND status IS NOT NULL AND uri <> :erased
       AND (image_id = ANY(:ids) OR (image_id IS NULL AND uri = ANY(:uris)))
+""")
+
+# Of a document of which other pages stay.
+_CLEAN_PAGES = text("""
+    UPDATE files SET pages = pages - erased.numbers
+    FROM (SELECT split_part(uri, '#page=', 1) AS document, array_agg(split_part(uri, '#page=', 2)) AS numbers
+          FROM unnest(CAST(:uris AS text[])) AS uri WHERE strpos(uri, '#page=') > 0 GROUP BY 1) erased
+    WHERE job_id = :job_id AND status IS NOT NULL AND pages IS NOT NULL AND files.uri = erased.document
 """)
 
 _LOCK_BLOBS = text("""

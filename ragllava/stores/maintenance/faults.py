@@ -15,11 +15,12 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.stores.database import equals_any, records
+from ragllava.stores.database import equals_any, lock_rows, records
 from ragllava.stores.schema import faults
 
 MAX_REASON = 1_000  # characters
 FIRST_DELAY_S = 5.0
+PERSISTENT_ATTEMPTS = 3  # fewer failures may be those of a service that was away for a moment
 MOST_GROUPS = 50  # of objects with the same reason, in a listing
 
 
@@ -34,6 +35,11 @@ class Fault:
     since: datetime
     next_try_at: datetime | None
     number: int = 1
+
+    @property
+    def is_persistent(self) -> bool:
+        """Whether it has failed again and again. A caption file is not tried again, and does not count."""
+        return self.attempts >= PERSISTENT_ATTEMPTS
 
     @property
     def title(self) -> str:
@@ -79,7 +85,9 @@ def record(connection: Connection, room: str, subject: str, reason: str, most_s:
 
 def clear(connection: Connection, room: str, subjects: Iterable[str]) -> None:
     """Remove the faults of these subjects."""
-    connection.execute(delete(faults).where(faults.c.room == room, equals_any(faults.c.subject, subjects)))
+    named = (faults.c.room == room, equals_any(faults.c.subject, subjects))
+    lock_rows(connection, faults, *named)
+    connection.execute(delete(faults).where(*named))
 
 
 def list_faults(connection: Connection) -> list[Fault]:

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Select, func, select, text, union_all
 
 from ragllava.stores.database import record
 from ragllava.stores.schema import jobs
+from ragllava.stores.sessions import allow_statements
 
 _TIMEOUT_S = 900  # counting everything takes longer than other statements may
 
@@ -25,7 +26,7 @@ class CountedRows:
 
 def allow_minutes(connection: Connection) -> None:
     """Let the statements of this transaction take minutes."""
-    connection.execute(text(f"SET LOCAL statement_timeout = '{_TIMEOUT_S}s'"))
+    allow_statements(connection, _TIMEOUT_S)
 
 
 def count(connection: Connection, query: str, values: Mapping[str, Any]) -> CountedRows:

@@ -10,6 +10,7 @@ ERASED = "(erased)"
 
 _SHORTEST = 4  # characters of a name that is searched for in sentences about anything
 _PER_PATTERN = 500
+_WORD = re.compile(r"\w+")
 
 
 class Scrubber:
@@ -19,18 +20,22 @@ class Scrubber:
         """Names of fewer than `shortest` characters are replaced only where they are a whole value."""
         self._names = {name for name in names if name}
         searched = sorted((name for name in self._names if len(name) >= shortest), key=len, reverse=True)
-        self._patterns = [
-            re.compile(
-                "|".join(rf"(?<![\w/]){re.escape(name)}(?!\w)" for name in searched[start : start + _PER_PATTERN])
-            )
+        # Also valid in Postgres, which `patterns` are given to.
+        self.patterns = [
+            rf"(?<![\w/])(?:{'|'.join(map(re.escape, searched[start : start + _PER_PATTERN]))})(?!\w)"
             for start in range(0, len(searched), _PER_PATTERN)
         ]
+        self._compiled = [re.compile(pattern) for pattern in self.patterns]
+        # A text that has a name has all its words. Most texts have none of these, and are not searched any further.
+        self._words = {max(_WORD.findall(name), key=len, default="") for name in searched}
 
     def text(self, value: str) -> str:
         """The text without the names."""
         if value in self._names:
             return ERASED
-        for pattern in self._patterns:
+        if "" not in self._words and self._words.isdisjoint(_WORD.findall(value)):
+            return value
+        for pattern in self._compiled:
             value = pattern.sub(ERASED, value)
         return value
 

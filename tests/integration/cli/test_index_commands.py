@@ -29,8 +29,10 @@ def gallery(workshop: Workshop, postcards: Postcards) -> Workshop:
 
 def test_an_archive_is_reindexed_shown_and_switched_back(gallery: Workshop, run: Run, tmp_path: Path) -> None:
     write_retriever(tmp_path / "other", noise=0.02)
-    code, out, _ = run("reindex", "--archive", ARCHIVE, "--retriever", str(tmp_path / "other"), "--no-wait")
+    words = ("reindex", "--archive", ARCHIVE, "--retriever", str(tmp_path / "other"), "--name", "a better one")
+    code, out, _ = run(*words, "--no-wait")
     assert (code, out) == (0, "job 2 queued: 6 images and the gate; `ragllava jobs show 2` shows its progress\n")
+    assert "a better one" in run("jobs", "list")[1]
     gallery.run()
     _, out, _ = run("jobs", "show", "2")
     assert out.startswith(

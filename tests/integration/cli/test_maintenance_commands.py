@@ -10,12 +10,15 @@ from sqlalchemy import Engine, text
 
 from ragllava.cli.progress import detail_lines
 from ragllava.stages.results.finalize import publish_missing_results
+from ragllava.stores.archives import archive
+from ragllava.stores.buckets import held_removals
 from ragllava.stores.database import in_transaction
-from ragllava.stores.maintenance import faults
+from ragllava.stores.maintenance import erasures, faults
+from ragllava.stores.maintenance.erasures import ErasureKind
 from ragllava.stores.maintenance.ticks import note_tick
 from ragllava.stores.objects import content_key
 from tests.support.run_command import Run
-from tests.support.workshop import Workshop
+from tests.support.workshop import ARCHIVE, Workshop
 
 
 def test_a_schedule_from_its_beginning_to_its_end(run: Run, engine: Engine) -> None:
@@ -51,9 +54,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_1(run: Run) -> None:
 
 
 def test_a_maintenance_task_is_queued_and_shown_with_its_report(run: Run, workshop: Workshop) -> None:
-    code, out, _ = run("maintenance", "retention", "--no-wait")
+    code, out, _ = run("maintenance", "retention", "--name", "spring cleaning", "--no-wait")
     assert (code, out) == (0, "job 1 queued: 1 maintenance task; `ragllava jobs show 1` shows its progress\n")
     assert "retention: not done yet" in run("jobs", "show", "1")[1]
+    assert "spring cleaning" in run("jobs", "list")[1]
     workshop.run()
     publish_missing_results(workshop.engine, workshop.resources.objects)
     out = run("jobs", "show", "1")[1]
@@ -103,6 +107,38 @@ def test_the_deep_doctor_exits_with_1_and_one_line_for_what_is_wrong(
     assert code == 1
     [line] = [line for line in out.splitlines() if line.startswith("wrong: ")]
     assert "1 workers stopped reporting without signing off, as answer@test" in line
+
+
+def test_the_deep_doctor_names_removals_that_are_not_finished(
+    run: Run, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAGLLAVA_TICK_S", "300")
+    in_transaction(workshop.engine, note_tick)
+    erasure_id = in_transaction(workshop.engine, erasures.begin, ErasureKind.PICTURES, "somebody", archive_id=None)
+    assert run("doctor", "--deep")[0] == 0, "it has just begun"
+    with workshop.engine.begin() as connection:
+        connection.execute(text("UPDATE erasures SET updated_at = now() - interval '1 day'"))
+    code, out, _ = run("doctor", "--deep", "--json")
+    [wrong] = [finding for finding in deep_findings(out) if finding["problem"]]
+    assert (code, wrong["name"]) == (1, "removals")
+    assert "1 removals are not finished" in wrong["problem"] and str(erasure_id) in wrong["problem"]
+
+
+def test_status_and_doctor_name_pictures_that_are_held(run: Run, workshop: Workshop) -> None:
+    with workshop.engine.begin() as connection:
+        archive_id = archive.ensure_archive(connection, ARCHIVE).archive_id
+        held_removals.hold(connection, archive_id, "s3://bucket/in/", 5, 6)
+    sentence = "5 of 6 pictures"
+    assert sentence in run("status")[1]
+    [held] = json.loads(run("status", "--json")[1])["held_removals"]
+    assert (held["archive"], held["gone"], held["pictures"]) == (ARCHIVE, 5, 6)
+    code, out, _ = run("doctor", "--json")
+    [finding] = [finding for finding in json.loads(out)["findings"] if finding["topic"] == "archives"]
+    assert code == 1 and finding["name"] == ARCHIVE
+    assert sentence in finding["problem"] and "--allow-removals" in finding["problem"]
+    with workshop.engine.begin() as connection:
+        held_removals.release(connection, archive_id, "s3://bucket/in/")
+    assert json.loads(run("status", "--json")[1])["held_removals"] == []
 
 
 def test_status_and_doctor_show_what_does_not_succeed(run: Run, engine: Engine) -> None:

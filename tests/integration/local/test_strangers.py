@@ -9,7 +9,9 @@ import shutil
 import socket
 import ssl
 import stat
+import struct
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ import psutil
 import psycopg
 import pytest
 import redis
+from sqlalchemy import make_url
 
 from ragllava.local.home import Home
 from ragllava.local.processes import processes_in
@@ -242,6 +245,26 @@ def test_the_database_and_the_queue_require_their_passwords(running: RunningHome
         return opened
 
     assert as_nobody(reached) == []
+
+
+def test_connections_that_do_not_log_in_are_closed(running: RunningHome) -> None:
+    """Each takes one of the server's connections; PostgreSQL would wait for a minute, and Redis for ever."""
+    database = make_url(running.settings.require_database())
+    queue = make_url(running.settings.require_redis())
+    begin = b"user\0ragllava_app\0database\0ragllava\0\0"
+    startup = struct.pack("!II", len(begin) + 8, 196_608) + begin
+
+    def closed_after_s() -> float:
+        with socket.create_connection(("127.0.0.1", database.port or 0), timeout=30) as client:
+            client.sendall(startup)
+            started = time.monotonic()
+            while client.recv(1000):
+                pass
+            return time.monotonic() - started
+
+    assert as_nobody(closed_after_s) < 30
+    with redis.Redis(port=queue.port or 0, password=queue.password) as client:
+        assert client.config_get("timeout") == {"timeout": "60"}
 
 
 def test_secrets_are_in_no_process_list(running: RunningHome) -> None:

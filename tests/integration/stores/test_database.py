@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import pytest
-from sqlalchemy import Connection, Engine, select, text
+from sqlalchemy import Connection, Engine, make_url, select, text
 
 from ragllava.errors import ServiceUnavailable
 from ragllava.records import FileStatus
 from ragllava.settings import Settings
-from ragllava.stores import database
+from ragllava.stores import database, sessions
 from ragllava.stores.database import (
     given,
     in_transaction,
@@ -22,7 +25,10 @@ from ragllava.stores.database import (
     records,
 )
 from ragllava.stores.schema import files
+from ragllava.stores.sessions import allow_statements
+from tests.chaos.proxy import Proxy
 from tests.support import cut_commits
+from tests.support.waiting import wait_for
 
 Run = Callable[[Engine, Callable[[Connection], object]], object]
 
@@ -67,6 +73,99 @@ def test_work_is_committed_once_when_its_connection_breaks_at_the_commit(
     assert cuts
     with engine.begin() as connection:
         assert connection.scalar(text("SELECT count(*) FROM change_event_totals")) == 1
+
+
+def is_gone(engine: Engine, server: int) -> bool:
+    """Whether the server process of a connection has ended."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        return connection.scalar(text("SELECT 1 FROM pg_stat_activity WHERE pid = :pid"), {"pid": server}) is None
+
+
+def test_work_is_repeated_when_its_transaction_was_idle_for_too_long(engine: Engine) -> None:
+    servers: list[int] = []
+
+    def work(connection: Connection) -> int:
+        servers.append(int(connection.execute(text("SELECT pg_backend_pid()")).scalar_one()))
+        if len(servers) == 1:  # as a process that was frozen
+            connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 100"))
+            wait_for("the server to end the session", lambda: is_gone(engine, servers[0]), 20)
+        return int(connection.execute(text("SELECT 7")).scalar_one())
+
+    assert in_transaction(engine, work) == 7
+    assert len(set(servers)) == 2
+
+
+def test_a_client_that_is_gone_ends_its_statement(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "_CLIENT_CHECK_S", 0.2)
+    killed = make_engine(settings.require_database(), statement_timeout_s=300)
+    with killed.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        server = int(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+        driver.pgconn.send_query(b"SELECT pg_sleep(300)")
+        driver.pgconn.flush()
+        os.dup2(os.open(os.devnull, os.O_RDWR), driver.fileno())  # as the death of the process closes it
+        wait_for("the server to end the session", lambda: is_gone(engine, server), 20)
+        connection.invalidate()
+    killed.dispose()
+
+
+@pytest.fixture
+def short_engine(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Engine]]:
+    """Makes engines whose statements may take half a second, and whose server may be silent for a second."""
+    monkeypatch.setattr(sessions, "_REPLY_MARGIN_S", 0.5)
+    made: list[Engine] = []
+
+    def make(url: str) -> Engine:
+        made.append(make_engine(url, statement_timeout_s=0.5))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.dispose()
+
+
+@pytest.mark.parametrize("run", [in_transaction, read_at_once])
+def test_a_connection_on_which_nothing_arrives_is_replaced(
+    settings: Settings, short_engine: Callable[[str], Engine], run: Run
+) -> None:
+    url = make_url(settings.require_database())
+    with closing(Proxy(lambda: url.port or 0)) as proxy:
+        engine = short_engine(url.set(port=proxy.port).render_as_string(hide_password=False))
+        attempts: list[int] = []
+        results: list[object] = []
+
+        def work(connection: Connection) -> int:
+            attempts.append(1)
+            if len(attempts) == 1:
+                proxy.silence()
+                proxy.heal(half_open=True)
+            return int(connection.execute(text("SELECT 7")).scalar_one())
+
+        threading.Thread(target=lambda: results.append(run(engine, work)), daemon=True).start()
+        wait_for("the result", lambda: bool(results), 30)
+    assert results == [7] and len(attempts) == 2
+
+
+def test_work_that_may_take_long_is_not_given_up(settings: Settings, short_engine: Callable[[str], Engine]) -> None:
+    engine = short_engine(settings.require_database())
+
+    def sleep(connection: Connection, allowed_s: float | None) -> str:
+        if allowed_s is not None:
+            allow_statements(connection, allowed_s)
+        connection.execute(text("SELECT pg_sleep(1.5)"))
+        return "slept"
+
+    assert in_transaction(engine, sleep, 60.0) == "slept"
+    with pytest.raises(ServiceUnavailable, match="statement timeout"):
+        in_transaction(engine, sleep, None)  # the limits of the next transaction are the usual ones
+    with outside_transaction(engine) as connection:
+        connection.execute(text("SELECT pg_sleep(1.5)"))
+    with engine.connect() as connection:
+        session = connection.connection.driver_connection
+        assert isinstance(session, sessions.Session) and session.most_silent_s == 1.0
 
 
 def test_a_statement_that_takes_too_long_is_not_repeated(settings: Settings) -> None:

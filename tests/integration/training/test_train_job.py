@@ -284,15 +284,16 @@ def test_the_command_shows_and_queues_a_training(bench: Workshop, monkeypatch: p
     assert isinstance(called("--dry-run", "--set", "epochs=0").exception, SettingsError)
     uneven = called("--dry-run", "--set", "global_batch=8").exception
     assert isinstance(uneven, SettingsError) and "global_batch=8 is not a multiple of micro_batch=16" in str(uneven)
-    queued = called("--json")
+    queued = called("--json", "--name", "the winter's labels")
     assert json.loads(queued.stdout)["training"]["phase"] == "waiting"
     with bench.engine.begin() as connection:
-        [job_id] = [job.job_id for job in control.list_jobs(connection) if job.kind == JobKind.TRAIN]
-        control.cancel(connection, job_id)
+        [job] = [job for job in control.list_jobs(connection) if job.kind == JobKind.TRAIN]
+        assert job.name == "the winter's labels"
+        control.cancel(connection, job.job_id)
     monkeypatch.setattr("ragllava.cli.progress.wait_or_leave", lambda client, job_id, *_: client.jobs.get(job_id))
     followed = called("--follow").stdout.splitlines()
-    assert followed[0] == f"job {job_id + 1} queued; `ragllava jobs show {job_id + 1}` shows its progress"
-    assert followed[1].startswith(f"job {job_id + 1} ")
+    assert followed[0] == f"job {job.job_id + 1} queued; `ragllava jobs show {job.job_id + 1}` shows its progress"
+    assert followed[1].startswith(f"job {job.job_id + 1} ")
 
 
 def test_several_processes_train_one_adapter(bench: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from pydantic import SecretStr
 
 from ragllava.cli.doctor import Diagnosis, diagnose, diagnosis_lines, masked
 from ragllava.cli.options import print_result
-from ragllava.cli.services import status
+from ragllava.cli.services import SystemStatus, status
 from ragllava.local.home import Home, HomeLock
 from ragllava.settings import Settings, load_settings
+from ragllava.stores.maintenance.faults import Fault
 
 
 @pytest.fixture(autouse=True)
@@ -125,3 +127,10 @@ def test_a_worker_that_keeps_dying_fails_doctor_and_status_while_up_runs(tmp_pat
     finally:
         lock.release()
     assert view.troubles and not replace(view, problem=None, services=[]).is_healthy
+
+
+@pytest.mark.parametrize(("attempts", "healthy"), [(2, True), (3, False)])
+def test_what_fails_again_and_again_fails_status(tmp_path: Path, attempts: int, healthy: bool) -> None:
+    now = datetime.now(UTC)
+    fault = Fault("results", "job 12", "a full disk", attempts, now, now)
+    assert SystemStatus(str(tmp_path), None, [], faults=[fault]).is_healthy is healthy

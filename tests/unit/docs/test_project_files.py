@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 
 import pytest
+from setuptools.config.pyprojecttoml import read_configuration
 
+import ragllava
 from tests.support.pages import ROOT, TOP_PAGES, Page, all_pages, project_files, read_page
 
 PAGES = all_pages()
@@ -72,10 +73,15 @@ def test_lint_builds_the_documentation_strictly() -> None:
     assert re.search(r"mkdocs build .*--strict\b", recipe)
 
 
-def test_the_changelog_knows_this_version() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+def test_the_newest_release_in_the_changelog_is_this_version() -> None:
     headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert {version, "Unreleased"} & set(headings)
+    assert next(heading for heading in headings if heading != "Unreleased") == ragllava.__version__
+
+
+def test_the_package_has_the_version_of_the_code() -> None:
+    # As the build reads it: from the code, without importing it.
+    built = read_configuration(ROOT / "pyproject.toml")["project"]["version"]
+    assert built == ragllava.__version__
 
 
 def test_no_file_names_a_machine_or_a_registry() -> None:

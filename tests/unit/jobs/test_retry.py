@@ -49,3 +49,16 @@ def test_what_happens_after_a_failed_attempt(
 
 def test_the_wait_for_a_service_doubles_up_to_a_minute() -> None:
     assert [backoff_s(LIMITS, attempts) for attempts in range(7)] == [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "open_inputs", "step"),
+    [
+        (1, 5, NextStep.TRY_AGAIN),
+        (2, 5, NextStep.SPLIT),
+        (3, 1, NextStep.TRY_AGAIN),
+        (4, 1, NextStep.GIVE_UP),
+    ],
+)
+def test_a_lone_input_may_lose_twice_as_many_workers(attempts: int, open_inputs: int, step: NextStep) -> None:
+    assert step == next_step(LIMITS, attempts=attempts, transient_attempts=0, open_inputs=open_inputs, is_lost=True)

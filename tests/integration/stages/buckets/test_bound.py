@@ -6,7 +6,7 @@ import io
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from ragllava.errors import UsageError
 from ragllava.settings import Settings
 from ragllava.stages.buckets import sync
 from ragllava.stages.buckets.sync import ProcessedEvents, ScanReport
+from ragllava.stages.erasing.remove import Remover
 from ragllava.stores.archives import archive
 from ragllava.stores.buckets import bindings, bound_objects, change_events
 from ragllava.stores.buckets.bindings import Binding, BindingRole
+from ragllava.stores.buckets.bound_objects import ObjectKind
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import change_events as change_event_table
 from ragllava.stores.schema import images, jobs
@@ -64,9 +66,10 @@ class Bound:
         self.workshop.run()
         self.process_events()
 
-    def scan(self) -> ScanReport:
+    def scan(self, *, retry_refused: bool = False) -> ScanReport:
         """Scan, and run the jobs."""
-        [report] = sync.scan(self.workshop.engine, self.workshop.settings, self.objects, ARCHIVE)
+        services = self.workshop.engine, self.workshop.settings, self.objects
+        [report] = sync.scan(*services, ARCHIVE, retry_refused=retry_refused)
         self.workshop.run()
         sync.settle(self.workshop.engine)
         return report
@@ -279,6 +282,47 @@ def test_metadata_come_from_the_caption_file_and_from_inside(bucketful: Bound) -
     assert bucketful.ingest_jobs() == [2], "metadata are not a reason to embed anything again"
 
 
+def test_a_caption_file_in_a_folder_is_of_that_folder(bucketful: Bound) -> None:
+    put = bucketful.bucket.put
+    for number, name in enumerate(("a", "trip/a", "trip/b", "trip/deep/c")):
+        put(f"in/{name}.png", png(number))
+    put("in/captions.csv", b"file,caption\na.png,Top\ntrip/b.png,From above\n")
+    put("in/trip/captions.csv", b"file,caption,city\na.png,Trip,Wenby\ntrip/b.png,Nearest,\ndeep/c.png,Deep,\n")
+    bucketful.scan()
+    expected = {"a.png": "Top", "trip/a.png": "Trip", "trip/b.png": "Nearest", "trip/deep/c.png": "Deep"}
+    assert bucketful.captions() == expected
+    assert bucketful.metadata()["trip/a.png"] == {"city": "Wenby"}
+    bucketful.bucket.remove("in/trip/captions.csv")
+    bucketful.follow("in/trip/captions.csv")
+    left = {"a.png": "Top", "trip/a.png": None, "trip/b.png": "From above", "trip/deep/c.png": None}
+    assert bucketful.captions() == left
+    assert not bucketful.scan().found_differences
+
+
+def test_a_sidecar_has_metadata_besides_its_caption(bucketful: Bound) -> None:
+    put = bucketful.bucket.put
+    put("in/a.png", png(1))
+    put("in/a.json", b'{"caption": "A barn", "city": "Ansel", "year": 1968}')
+    bucketful.scan()
+    assert (bucketful.captions(), bucketful.metadata()) == (
+        {"a.png": "A barn"},
+        {"a.png": {"city": "Ansel", "year": 1968}},
+    )
+    put("in/captions.csv", b"file,caption,city\na.png,,Wenby\n")
+    bucketful.follow("in/captions.csv")
+    assert (bucketful.captions(), bucketful.metadata()) == (
+        {"a.png": "A barn"},
+        {"a.png": {"city": "Wenby", "year": 1968}},
+    )
+    put("in/a.json", b'{"caption": "A barn", "year": 1970}')
+    bucketful.follow("in/a.json")
+    assert bucketful.metadata() == {"a.png": {"city": "Wenby", "year": 1970}}
+    assert not bucketful.scan().found_differences
+    bucketful.bucket.remove("in/a.json", "in/captions.csv")
+    bucketful.follow("in/a.json", "in/captions.csv")
+    assert (bucketful.captions(), bucketful.metadata()) == ({"a.png": None}, {"a.png": None})
+
+
 def test_captions_that_come_later_and_earlier_than_their_pictures(bucketful: Bound) -> None:
     bucketful.bucket.put("in/early.txt", b"early bird")
     bucketful.follow("in/early.txt")
@@ -331,6 +375,48 @@ def test_a_scan_repairs_what_events_have_lost_and_names_it(bucketful: Bound) -> 
     assert bucketful.workshop.embedded() == 6
     assert not bucketful.scan().found_differences
     assert report.as_json()["added"] == {"number": 1, "first": ["in/6.png"]}
+
+
+def test_what_was_refused_is_tried_again_when_somebody_asks(bucketful: Bound) -> None:
+    """As after an upgrade, or the installation of a decoder: the object is the same."""
+    strict = replace(bucketful, workshop=bucketful.workshop.with_settings(max_picture_side=40))
+    bucketful.bucket.put("in/a.png", png(1))
+    bucketful.bucket.put("in/bad.png", b"bad")
+    bucketful.bucket.put("in/captions.csv", b"a,b\n1,2\n")
+    assert strict.scan().changes.added == ["in/a.png", "in/bad.png"]
+    assert bucketful.captions() == {}
+    report = bucketful.scan()
+    assert not report.found_differences and sorted(report.refused) == ["in/a.png", "in/bad.png", "in/captions.csv"]
+
+    assert bucketful.scan(retry_refused=True).changes.restored == ["in/a.png", "in/bad.png"]
+    assert bucketful.captions() == {"a.png": None}
+    report = bucketful.scan()
+    assert not report.found_differences and sorted(report.refused) == ["in/bad.png", "in/captions.csv"]
+
+
+def test_a_name_that_an_earlier_version_knew_nothing_of_is_tried_again(
+    bucketful: Bound, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucketful.bucket.put("in/a.heic.png", png(1))
+    bucketful.bucket.put("in/a.heic.txt", b"A barn")
+    bucketful.bucket.put("in/notes.md", b"no picture")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(sync, "kind_of", lambda binding, key: ObjectKind.OTHER)
+        bucketful.scan()
+    assert bucketful.captions() == {} and bucketful.ingest_jobs() == []
+    bucketful.scan()
+    assert bucketful.captions() == {"a.heic.png": "A barn"}
+    assert not bucketful.scan().found_differences and bucketful.ingest_jobs() == [1]
+
+
+def test_an_erased_picture_is_not_tried_again(bucketful: Bound) -> None:
+    bucketful.bucket.put("in/a.png", png(1))
+    bucketful.scan()
+    shop = bucketful.workshop
+    Remover(shop.engine, shop.settings, bucketful.objects, "tester").pictures(ARCHIVE, ["a.png"])
+    report = bucketful.scan(retry_refused=True)
+    assert not report.found_differences and list(report.refused) == ["in/a.png"]
+    assert bucketful.captions() == {}
 
 
 def test_a_scan_of_a_bucket_that_is_gone_retires_nothing(bucketful: Bound) -> None:

@@ -15,11 +15,12 @@ import pytest
 from pyarrow import parquet, table
 from sqlalchemy import Engine, func, select
 
-from ragllava.errors import ServiceUnavailable
+from ragllava.errors import ServiceUnavailable, UsageError
 from ragllava.jobs import queue
 from ragllava.jobs.states import JobState
 from ragllava.records import Answer, AnswerStatus
 from ragllava.settings import Settings
+from ragllava.stages.buckets.binding import bind_archive
 from ragllava.stages.buckets.inbox import InboxResult, submit_question_file
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive
@@ -224,6 +225,21 @@ def test_the_options_of_the_inbox_are_those_of_the_job(office: Office) -> None:
     office.binding = replace(office.binding, options=office.binding.options | {"answer": {"top_k": 3, "top_n": 1}})
     options = office.desk.job(office.submit("q.jsonl", lines(*GOOD))).spec["options"]
     assert (options["top_k"], options["top_n"], options["threshold"]) == (3, 1, None)
+
+
+@pytest.mark.parametrize(("options", "priority"), [({}, 0), ({"priority": "low"}, -5), ({"priority": "high"}, 5)])
+def test_the_priority_of_the_inbox_is_that_of_its_jobs(office: Office, options: dict[str, str], priority: int) -> None:
+    office.binding = replace(office.binding, options=office.binding.options | options)
+    job_id = office.submit("q.jsonl", lines(*GOOD))
+    with office.desk.engine.begin() as connection:
+        assert connection.scalar(select(jobs.c.priority).where(jobs.c.id == job_id)) == priority
+
+
+def test_an_inbox_has_no_other_priority(office: Office) -> None:
+    options = office.binding.options | {"priority": "urgent"}
+    address = f"s3://{office.bucket.bucket}/inbox/"
+    with pytest.raises(UsageError, match="priority must be low, normal, high, not 'urgent'"):
+        bind_archive(office.desk.engine, office.objects, "test", address, BindingRole.INBOX, options)
 
 
 # Late and repeated events

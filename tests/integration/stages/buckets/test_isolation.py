@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from pyarrow import array, binary, parquet, schema, string, table
@@ -25,6 +27,9 @@ from ragllava.stores.schema import bound_objects as object_table
 from ragllava.stores.schema import change_events as event_table
 from ragllava.stores.schema import jobs
 from tests.support.foreign_bucket import Bucket, make_bucket
+from tests.support.waiting import wait_for
+from workers import schedule
+from workers.runtime import Runtime
 
 BINDINGS = 20
 BAD = 7
@@ -322,6 +327,53 @@ def test_a_poisoned_binding_costs_the_others_no_statement(streets: Streets) -> N
     streets.objects.bad = f"{BAD:02}/"
     assert streets.statements(streets.process_events) <= before + 3
     assert [fault.subject for fault in streets.faults()] == [f"s3://{streets.bucket.name}/{BAD:02}/b.png"]
+
+
+def test_a_bucket_that_hangs_does_not_hold_up_later_events_of_the_others(streets: Streets) -> None:
+    is_asked, may_answer = threading.Event(), threading.Event()
+
+    def hang(_store: Store, key: str) -> None:
+        if key.startswith(f"{BAD:02}/"):
+            is_asked.set()
+            assert may_answer.wait(60)
+
+    streets.monkeypatch.setattr(Store, "_check", hang)
+    process = Runtime(streets.settings, streets.engine, cast("Any", SimpleNamespace(objects=streets.objects)))
+    streets.monkeypatch.setattr(schedule, "runtime", lambda: process)
+    streets.put(BAD, "a.png", b"not looked at here")
+    try:
+        schedule.run_tick()
+        assert is_asked.wait(20)
+        clean = set(range(BINDINGS)) - {BAD}
+        for number in clean:
+            streets.put(number, "a.png", b"not looked at here")
+        schedule.run_tick()
+        wait_for("jobs of the others", lambda: streets.archives_with_job() == clean, 20)
+        may_answer.set()
+        wait_for("the job of the bucket that hung", lambda: BAD in streets.archives_with_job(), 20)
+    finally:
+        may_answer.set()
+        for thread in threading.enumerate():
+            if thread.name in ("process events", "finish jobs"):
+                thread.join(20)
+
+
+def test_a_binding_that_has_failed_is_processed_last(streets: Streets) -> None:
+    order: list[str] = []
+    original = sync._process_binding
+
+    def noted(*args: Any) -> Any:
+        order.append(args[3].prefix)
+        if args[3].prefix == f"{BAD:02}/":
+            raise RuntimeError("a defect")
+        return original(*args)
+
+    streets.monkeypatch.setattr(sync, "_process_binding", noted)
+    for name in ("a.png", "b.png"):
+        for number in range(BINDINGS):
+            streets.put(number, name, b"not looked at here")
+        streets.process_events()
+    assert order[BAD] == order[-1] == f"{BAD:02}/"
 
 
 def test_twenty_bad_objects_do_not_starve_the_others_of_their_binding(streets: Streets) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from ragllava.errors import UsageError
 from ragllava.jobs import control
 from ragllava.records import Label, NoisyReason, Role, Verdict
 from ragllava.stages.erasing.remove import Remover, rename_archive
+from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import labels, noisy, trainings
@@ -20,6 +23,8 @@ from ragllava.stores.schema import archives, blobs, images, jobs, questions
 from tests.support.archive_rows import ARCHIVE, answered_job, make_index, put
 from tests.support.maintenance_tasks import a_training, execute
 from tests.support.stored_traces import traces
+from tests.support.waiting import wait_for
+from tests.support.watched_store import watched_store
 from tests.support.workshop import Workshop
 
 
@@ -63,6 +68,33 @@ def test_a_removed_job_leaves_its_pictures_and_a_line(workshop: Workshop) -> Non
     assert workshop.job(kept).is_final
     with pytest.raises(UsageError, match=f"there is no job {job_id}"):
         remover(workshop).job(job_id)
+
+
+@pytest.mark.parametrize("at", ["results.jsonl", "errors.jsonl"])
+def test_a_tick_writes_no_files_of_a_job_that_is_removed_meanwhile(workshop: Workshop, at: str) -> None:
+    job_id = answered_job(workshop, [(0.9, 0.8)])
+    execute(workshop, "UPDATE jobs SET result = NULL")
+    has_read, may_write = threading.Event(), threading.Event()
+
+    def stop(key: str) -> None:
+        if key.endswith(at):
+            has_read.set()
+            assert may_write.wait(60)
+
+    def is_removed_or_waits() -> bool:
+        with workshop.engine.begin() as connection:
+            query = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            return removal.done() or bool(connection.scalar(query))
+
+    with ThreadPoolExecutor(2) as threads:
+        tick = threads.submit(publish_missing_results, workshop.engine, watched_store(workshop.settings, stop))
+        assert has_read.wait(60)
+        removal = threads.submit(remover(workshop).job, job_id)
+        wait_for("the removal", is_removed_or_waits)
+        may_write.set()
+        tick.result()
+        removal.result()
+    assert list(workshop.resources.objects.list_objects("jobs/")) == []
 
 
 def test_an_open_job_and_one_that_made_a_version_are_kept(workshop: Workshop) -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text
 
+from ragllava.client import Client
 from ragllava.errors import UsageError
-from ragllava.records import Label, NoisyReason, SourceFile, Verdict
+from ragllava.records import AnswerOptions, Label, NoisyReason, SourceFile, TaskName, Verdict
 from ragllava.stages.buckets import sync
 from ragllava.stages.buckets.binding import bind_archive
 from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.erasing.remove import Remover
+from ragllava.stages.erasing.steps import IDLE_S, Eraser
 from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.ingest.uris import file_uri
+from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.buckets.bindings import BindingRole
 from ragllava.stores.database import in_transaction
@@ -30,6 +35,8 @@ from tests.support.foreign_bucket import make_bucket
 from tests.support.maintenance_tasks import do
 from tests.support.picture_files import BLUE, GREEN, RED, encoded, quadrants
 from tests.support.stored_traces import traces
+from tests.support.waiting import wait_for
+from tests.support.watched_store import watched_store
 from tests.support.workshop import ARCHIVE, Workshop
 
 NAME, CAPTION, WORD = "zerelda-portrait.png", "Zerelda Quimperfeld at the lighthouse", "quimperfeld"
@@ -159,6 +166,8 @@ def test_a_bound_object_is_named_and_not_ingested_again(workshop: Workshop) -> N
     bucket = make_bucket(workshop.settings)
     picture = quadrants(size=(48, 48))
     bucket.put(f"in/{NAME}", encoded(picture, "PNG"), {"caption": CAPTION})
+    sidecar = f"in/{NAME}.json"
+    bucket.put(sidecar, b'{"caption": "", "city": "Zereldaville"}')
     objects, settings = workshop.resources.objects, workshop.settings
     bind_archive(workshop.engine, objects, ARCHIVE, f"s3://{bucket.name}/in/", BindingRole.PICTURES, {})
 
@@ -170,12 +179,12 @@ def test_a_bound_object_is_named_and_not_ingested_again(workshop: Workshop) -> N
     scan()
     scan()
     row = workshop.images()[NAME]
-    assert row.caption == CAPTION
+    assert row.caption == CAPTION and row.metadata == {"city": "Zereldaville"}
     removal = remover(workshop).pictures(ARCHIVE, [NAME])
     assert len(removal.kept) == 1
     assert removal.kept[0].startswith(f"the bound bucket holds s3://{bucket.name}/in/{NAME}; ")
-    named = {"table bound_objects", f"s3://{bucket.name}/in/{NAME}"}
-    assert traces(workshop.engine, settings, NAME, CAPTION, row.sha256).keys() == named
+    named = {"table bound_objects", f"s3://{bucket.name}/in/{NAME}", f"s3://{bucket.name}/{sidecar}"}
+    assert traces(workshop.engine, settings, NAME, CAPTION, "Zereldaville", row.sha256).keys() == named
     report = scan()
     assert not report.found_differences and list(report.refused) == [f"in/{NAME}"] and workshop.images() == {}
 
@@ -184,9 +193,9 @@ def test_a_bound_object_is_named_and_not_ingested_again(workshop: Workshop) -> N
     scan()
     assert NAME in workshop.images(), "what changes is ingested again"
     remover(workshop).pictures(ARCHIVE, [NAME])
-    bucket.remove(f"in/{NAME}")
+    bucket.remove(f"in/{NAME}", sidecar)
     scan()
-    assert traces(workshop.engine, settings, NAME, CAPTION, row.sha256) == {}
+    assert traces(workshop.engine, settings, NAME, CAPTION, "Zereldaville", row.sha256) == {}
 
 
 class Killed(BaseException):  # no border of an isolated part catches it
@@ -252,3 +261,151 @@ def test_unknown_and_ambiguous_names_are_refused(album: Workshop) -> None:
         remover(album).pictures(ARCHIVE, ["nobody.png"])
     with pytest.raises(UsageError, match="name at least one picture"):
         remover(album).pictures(ARCHIVE, [])
+
+
+def asked_from_a_file(workshop: Workshop, *lines: dict[str, Any]) -> int:
+    """A published job whose lines have further columns; its evidence is no picture."""
+    with Client(workshop.settings) as client:
+        options = AnswerOptions(threshold=1.0)
+        job_id = client.questions.submit(list(lines), ARCHIVE, options, name=f"about {NAME}").job_id
+    workshop.run()
+    publish_missing_results(workshop.engine, workshop.resources.objects)
+    return job_id
+
+
+def test_the_further_columns_of_question_lines_lose_the_name(album: Workshop, folder: Path) -> None:
+    """They are repeated in the results, also of a question whose evidence the picture is not."""
+    job_id = asked_from_a_file(
+        album,
+        {"question": "Who is that?", "picture": NAME, "seen": ["barn.png", f"beside {NAME}."], "rating": 3},
+        {"question": "What is it?", "picture": f"not-{NAME[1:]}", "seen": [], "rating": 4},
+        {"question": "Where is it?", "picture": "barn.png", "seen": [CAPTION], "rating": 5},
+    )
+    results = f"jobs/{job_id}/results.jsonl"
+    lines = [json.loads(line) for line in album.resources.objects.get(results).splitlines()]
+    assert [line["evidence"] for line in lines] == [[], [], []]
+    assert [line["input"]["picture"] for line in lines] == [NAME, f"not-{NAME[1:]}", "barn.png"]
+    wanted = needles(album, folder)
+    (folder / NAME).unlink()
+    removal = remover(album).pictures(ARCHIVE, [NAME])
+    assert traces(album.engine, album.settings, *wanted) == {}
+    assert removal.counts["lines"] == 2 and removal.counts["results_written_again"] == 1 and removal.kept == ()
+    lines = [json.loads(line) for line in album.resources.objects.get(results).splitlines()]
+    assert [line["input"] for line in lines] == [
+        {"picture": "(erased)", "seen": ["barn.png", "beside (erased)."], "rating": 3},
+        {"picture": f"not-{NAME[1:]}", "seen": [], "rating": 4},
+        {"picture": "barn.png", "seen": ["(erased)"], "rating": 5},
+    ]
+    assert album.job(job_id).name == "about (erased)"
+
+
+def test_questions_that_name_it_stay_and_are_counted(album: Workshop, folder: Path) -> None:
+    job_id = asked_from_a_file(
+        album,
+        {"question": f"Who is in {NAME}?"},
+        {"question": "Who is that?", "custom_id": NAME},
+        {"question": "Who else?", "where": {"source": NAME}},
+        {"question": "Who is in barn.png?"},
+    )
+    (folder / NAME).unlink()
+    sentence = "3 questions name it in their text, id or filter, and stay as they are"
+    assert remover(album).pictures(ARCHIVE, [NAME], dry_run=True).kept == (sentence,)
+    assert remover(album).pictures(ARCHIVE, [NAME]).kept == (sentence,)
+    found = traces(album.engine, album.settings, NAME).keys()
+    assert found == {"table questions", f"s3://{album.settings.s3_bucket}/jobs/{job_id}/results.jsonl"}
+
+
+def waits_for_a_lock(workshop: Workshop) -> bool:
+    with workshop.engine.begin() as connection:
+        query = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        return bool(connection.scalar(query))
+
+
+@pytest.mark.parametrize("at", ["results.jsonl", "errors.jsonl"])
+def test_a_tick_that_read_before_the_erasure_writes_nothing_after_it(album: Workshop, folder: Path, at: str) -> None:
+    """The tick has read the rows and is about to write them, when the picture is erased."""
+    job_id = album.submit(["Who is at the lighthouse?"], threshold=0.0, top_n=3).job_id
+    album.run()
+    with album.engine.begin() as connection:  # the ingest jobs have theirs
+        connection.execute(text("UPDATE jobs SET result = '{}' WHERE kind = 'ingest'"))
+    wanted = needles(album, folder)
+    (folder / NAME).unlink()
+    has_read, may_write = threading.Event(), threading.Event()
+
+    def stop_once(key: str) -> None:
+        if key.endswith(at) and not has_read.is_set():
+            has_read.set()
+            assert may_write.wait(60)
+
+    with ThreadPoolExecutor(2) as threads:
+        tick = threads.submit(publish_missing_results, album.engine, watched_store(album.settings, stop_once))
+        assert has_read.wait(60)
+        removal = threads.submit(remover(album).pictures, ARCHIVE, [NAME])
+        wait_for("the erasure", lambda: removal.done() or waits_for_a_lock(album))
+        may_write.set()
+        assert tick.result() == 1
+        assert removal.result().counts["results_written_again"] == 1
+    assert traces(album.engine, album.settings, *wanted) == {}
+    assert album.job(job_id).result is not None
+
+
+def test_a_tick_leaves_a_job_to_who_writes_its_files(album: Workshop) -> None:
+    objects, inner = album.resources.objects, list[int]()
+    during = watched_store(album.settings, lambda _key: inner.append(publish_missing_results(album.engine, objects)))
+    assert publish_missing_results(album.engine, objects) == 2, "the ingest jobs"
+    job_id = album.submit(["What is it?"], threshold=0.0).job_id
+    album.run()
+    assert publish_missing_results(album.engine, during) == 1
+    assert inner and not any(inner)
+    assert album.job(job_id).result is not None and publish_missing_results(album.engine, objects) == 0
+
+
+def test_what_a_maintenance_task_writes_meanwhile_goes_when_it_has_ended(album: Workshop, folder: Path) -> None:
+    answered = asked(album)
+    wanted = needles(album, folder)
+    (folder / NAME).unlink()
+    task = in_transaction(album.engine, submit_task, album.settings, TaskName.FIND_NOISY, None, {})
+    removal = remover(album).pictures(ARCHIVE, [NAME])
+    assert removal.waits_for == (task,)
+    with album.engine.begin() as connection:  # as a task does that read before
+        detail = f"nobody labelled these images: {CAPTION} (0.93); say which are"
+        noisy.add_reason(connection, album.archive_id(), answered, 0, NoisyReason.UNLABELLED_RELEVANT, detail)
+        report = {"figures": [{"source": NAME}]}
+        statement = text("UPDATE maintenance_tasks SET report = CAST(:report AS jsonb) WHERE job_id = :task")
+        connection.execute(statement, {"report": json.dumps(report), "task": task})
+        connection.execute(
+            text("UPDATE jobs SET state = 'completed', finished_at = now() WHERE id = :id"), {"id": task}
+        )
+    assert remover(album).finish_interrupted() == 1
+    assert traces(album.engine, album.settings, *wanted) == {}
+
+
+def test_the_tick_continues_what_made_no_progress_for_a_while(album: Workshop, folder: Path) -> None:
+    wanted = needles(album, folder)
+    (folder / NAME).unlink()
+
+    def die(_step: str) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        remover(album, before_step=die).pictures(ARCHIVE, [NAME])
+    eraser = Eraser(album.engine, album.resources.objects)
+    assert eraser.continue_all() == 0, "the command may still be at it"
+    with album.engine.begin() as connection:
+        later = text("UPDATE erasures SET updated_at = now() - make_interval(secs => :age)")
+        connection.execute(later, {"age": IDLE_S + 1})
+    assert eraser.continue_all() == 1
+    assert traces(album.engine, album.settings, *wanted) == {}
+
+
+def test_a_removed_page_takes_what_was_said_about_it(workshop: Workshop, folder: Path) -> None:
+    first, second = quadrants(size=(48, 48)), quadrants(size=(60, 48))
+    (folder / "album.pdf").write_bytes(encoded(first, "PDF", save_all=True, append_images=[second]))
+    (folder / "captions.csv").write_text(f'file,caption\nalbum.pdf#page=2,"{CAPTION}"\nalbum.pdf#page=1,A barn\n')
+    workshop.ingest(folder)
+    row = workshop.images()["album.pdf#page=2"]
+    assert row.caption == CAPTION and "table files" in traces(workshop.engine, workshop.settings, CAPTION)
+    remover(workshop).pictures(ARCHIVE, ["album.pdf#page=2"])
+    assert traces(workshop.engine, workshop.settings, CAPTION, row.sha256) == {}
+    assert {name: image.caption for name, image in workshop.images().items()} == {"album.pdf#page=1": "A barn"}
+    assert traces(workshop.engine, workshop.settings, "A barn").keys() >= {"table files", "table images"}

@@ -9,12 +9,15 @@ import pytest
 from PIL import Image
 from sqlalchemy import text
 
+from ragllava.jobs.control import JobView
 from ragllava.records import FileOutcome, FileStatus
 from ragllava.stages.buckets.watched_folder import WatchedFolder
+from ragllava.stages.erasing.remove import Remover
 from ragllava.stages.ingest.pages import DocumentOutcomes, Part
 from tests.integration.stages.buckets.test_bound import Bound, bucketful
 from tests.support.ingest_runs import draw
 from tests.support.picture_files import BLUE, GREEN, RED, Colour, encoded, jpeg
+from tests.support.stored_traces import traces
 from tests.support.workshop import ARCHIVE, Workshop
 
 __all__ = ["bucketful"]
@@ -64,6 +67,39 @@ def test_a_page_is_evidence_under_its_own_name(workshop: Workshop, tmp_path: Pat
         sources = connection.execute(text("SELECT source, sha256 FROM images JOIN embeddings ON image_id = id")).all()
     assert {row.source for row in sources} == pages("album.pdf", 2)
     assert len({row.sha256 for row in sources}) == 2
+
+
+@pytest.mark.parametrize(("name", "kind"), [("album.pdf", "PDF"), ("fax.tif", "TIFF")])
+def test_a_caption_file_names_single_pages(name: str, kind: str, workshop: Workshop, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    (folder / name).write_bytes(document(RED, GREEN, BLUE, kind=kind))
+    captions = tmp_path / "list.csv"
+
+    def ingest(*rows: str) -> JobView:
+        captions.write_text("\n".join(["file,caption,year,place", *rows]))
+        return workshop.ingest(folder, captions=captions)
+
+    job = ingest(f"{name},The summer,1932,Wenby", f"{name}#page=2,A boat,1933,", f"{name}#page=3,,,")
+    assert workshop.outcomes(job.job_id) == [(name, "stored", "3 pages")]
+    images = workshop.images()
+    assert [images[f"{name}#page={page}"].caption for page in (1, 2, 3)] == ["The summer", "A boat", None]
+    said = [{key: images[f"{name}#page={page}"].metadata.get(key) for key in ("year", "place")} for page in (1, 2)]
+    assert said == [{"year": "1932", "place": "Wenby"}, {"year": "1933", "place": "Wenby"}]
+
+    job = ingest(f"{name}#page=2,A red boat,,", f"{name}#page=7,A barn,,", f"{name}#page=9,A mill,,")
+    reason = "caption and metadata updated; captions name pages 7, 9, which it does not have"
+    [(_, status, note)] = workshop.outcomes(job.job_id)
+    assert (status, note) == ("updated", reason.replace("caption and metadata updated", "3 pages"))
+    assert workshop.images()[f"{name}#page=2"].caption == "A red boat"
+
+
+def test_a_picture_is_its_own_first_page(workshop: Workshop, tmp_path: Path) -> None:
+    draw(tmp_path / "a.png", seed=1)
+    (tmp_path / "list.csv").write_text("file,caption\na.png#page=1,A boat\na.png#page=2,A barn\n")
+    job = workshop.ingest(tmp_path / "a.png", captions=tmp_path / "list.csv")
+    assert workshop.outcomes(job.job_id) == [("a.png", "stored", "captions name page 2, which it does not have")]
+    assert workshop.images()["a.png"].caption == "A boat"
 
 
 def test_a_shorter_version_of_a_document_replaces_the_longer_one(workshop: Workshop, tmp_path: Path) -> None:
@@ -122,6 +158,13 @@ def test_a_watched_folder_follows_its_documents(workshop: Workshop, tmp_path: Pa
     (folder / "a.txt").write_text("An album")
     assert follow() == ([], [], ["a.pdf"])
     assert {row.caption for row in workshop.images().values()} == {"An album"}
+    (folder / "captions.csv").write_text("file,caption\na.pdf#page=2,The second\n")
+    assert follow() == ([], [], ["a.pdf"])
+    assert {name: row.caption for name, row in workshop.images().items()} == {
+        "a.pdf#page=1": "An album",
+        "a.pdf#page=2": "The second",
+    }
+    (folder / "captions.csv").unlink()
     (folder / "b.pdf").write_bytes((folder / "a.pdf").read_bytes())
     (folder / "a.pdf").unlink()
     follow()
@@ -145,6 +188,15 @@ def test_a_bound_bucket_follows_its_documents(bucketful: Bound) -> None:
     bucket.put("in/a.txt", b"An album")
     bucketful.follow("in/a.txt")
     assert bucketful.captions() == dict.fromkeys(pages("a.pdf", 2), "An album")
+    bucket.put("in/captions.csv", b"file,caption\na.pdf#page=2,The second\na.pdf#page=9,No page\n")
+    bucketful.follow("in/captions.csv")
+    assert bucketful.captions() == {"a.pdf#page=1": "An album", "a.pdf#page=2": "The second"}
+    bucket.put("in/captions.csv", b"file,caption\na.pdf,All\n")
+    bucketful.follow("in/captions.csv")
+    assert bucketful.captions() == dict.fromkeys(pages("a.pdf", 2), "All")
+    bucket.remove("in/captions.csv")
+    bucketful.follow("in/captions.csv")
+    assert bucketful.captions() == dict.fromkeys(pages("a.pdf", 2), "An album")
     bucket.put("in/b.pdf", both)
     bucketful.follow("in/b.pdf")
     assert workshop.images().keys() == pages("a.pdf", 2)
@@ -159,6 +211,18 @@ def test_a_bound_bucket_follows_its_documents(bucketful: Bound) -> None:
     bucketful.follow("in/b.pdf")
     assert workshop.images() == {}
     assert workshop.embedded() == 0
+
+
+def test_a_new_document_in_a_bucket_gets_the_captions_of_its_pages(bucketful: Bound) -> None:
+    bucketful.bucket.put("in/captions.csv", b"file,caption\nscans/a.pdf#page=1,One\nscans/a.pdf#page=2,Two\n")
+    bucketful.bucket.put("in/scans/a.pdf", document(RED, GREEN))
+    bucketful.follow("in/captions.csv", "in/scans/a.pdf")
+    assert bucketful.captions() == {"scans/a.pdf#page=1": "One", "scans/a.pdf#page=2": "Two"}
+    [removed] = [row for name, row in bucketful.workshop.images().items() if name.endswith("2")]
+    shop = bucketful.workshop
+    Remover(shop.engine, shop.settings, bucketful.objects, "tester").pictures(ARCHIVE, [str(removed.id)])
+    assert traces(shop.engine, shop.settings, "Two").keys() == {f"s3://{bucketful.bucket.name}/in/captions.csv"}
+    assert bucketful.captions() == {"scans/a.pdf#page=1": "One"}
 
 
 def test_the_outcome_of_a_document_counts_its_rejected_pages() -> None:

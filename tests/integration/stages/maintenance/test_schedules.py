@@ -221,7 +221,7 @@ def test_training_is_begun_only_when_enough_was_labelled(engine: Engine, fire: C
     add(engine, "retrain", options={"role": "reranker"})
     make_due(engine, "retrain")
     [fired] = fire()
-    assert fired.note == "no archive has newly labelled questions for the reranker, and one needs 50"
+    assert fired.note == "no archive has newly labelled questions for the reranker, and one needs 100"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 from pyarrow import parquet
@@ -38,6 +38,7 @@ from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import reindexed
 from ragllava.training.request import TrainingRequest, create_job
 from tests.support.job_rows import Desk
+from tests.support.watched_store import WatchedStore, watched_store
 
 
 @pytest.fixture
@@ -167,22 +168,8 @@ def test_a_retry_writes_the_files_again(desk: Desk, objects: ObjectStore) -> Non
     assert [line["status"] for line in results] == ["answered", "answered", "failed", "failed"]
 
 
-class WatchedStore(ObjectStore):
-    """Calls `before_put(key)` before each put, which may raise."""
-
-    before_put: Callable[[str], None]
-
-    def put_stream(
-        self, key: str, stream: BinaryIO, size_bytes: int, media_type: str = "application/octet-stream"
-    ) -> None:
-        self.before_put(key)
-        super().put_stream(key, stream, size_bytes, media_type)
-
-
 def watched(desk: Desk, before_put: Callable[[str], None]) -> WatchedStore:
-    store = WatchedStore(desk.settings)
-    store.before_put = before_put
-    return store
+    return watched_store(desk.settings, before_put)
 
 
 def test_the_manifest_is_written_last_and_repaired_by_the_next_tick(desk: Desk, objects: ObjectStore) -> None:

@@ -279,3 +279,32 @@ def test_a_caption_that_is_too_long_is_known_to_be_cut(tmp_path: Path) -> None:
     content = f"file,caption\na.png,{'x' * MAX_CAPTION}\nb.png,{'y ' * MAX_CAPTION}\n"
     a, b = captions_of(tmp_path / "c.csv", content).assign(["a.png", "b.png"])
     assert (a.is_cut, b.is_cut) == (False, True)
+
+
+def test_a_row_names_a_page_of_a_document(tmp_path: Path) -> None:
+    by_picture = captions_of(
+        tmp_path / "captions.csv",
+        "file,caption,year\n"
+        "scans/album.pdf,The album,\n"
+        "album.pdf#page=2,A lighthouse,1932\n"
+        "album.pdf#page=0,Nothing,\n"
+        "other.pdf#page=1,Elsewhere,\n",
+    )
+    [album, picture] = by_picture.assign(["scans/album.pdf", "a.png"], ["/bucket/scans/album.pdf", "/bucket/a.png"])
+    assert (album.caption, album.metadata, picture) == ("The album", None, Description())
+    assert dict(album.pages) == {2: Description("A lighthouse", {"year": "1932"})}
+    assert by_picture.unused() == ["album.pdf#page=0", "other.pdf#page=1"]
+
+
+def test_an_address_of_a_page_keeps_its_number(tmp_path: Path) -> None:
+    by_picture = captions_of(tmp_path / "captions.csv", "url,caption\ns3://b/Scans/Album.pdf#page=4,A boat\n")
+    [album] = by_picture.assign(["scans/album.pdf"])
+    assert dict(album.pages) == {4: Description("A boat")}
+
+
+def test_pages_alone_find_their_document_and_a_file_of_the_whole_name_goes_first(tmp_path: Path) -> None:
+    by_picture = captions_of(tmp_path / "captions.csv", "file,caption\na.tif#page=1,One\na.tif#page=2,Two\n")
+    [named, document] = by_picture.assign(["a.tif#page=2", "x/a.tif"])
+    assert (named.caption, dict(named.pages)) == ("Two", {})
+    assert (document.caption, dict(document.pages)) == (None, {1: Description("One")})
+    assert by_picture.unused() == []
