@@ -82,7 +82,7 @@ class _Schemas:
             [(model, mode, adapter.core_schema) for model, mode, adapter in inputs]
         )
         self._of = {(model, mode): made[model, mode] for model, mode, _ in inputs}
-        self.definitions: dict[str, Any] = dict(definitions)
+        self.definitions: dict[str, Any] = {str(name): schema for name, schema in definitions.items()}
 
     def of(self, model: Any, mode: JsonSchemaMode) -> dict[str, Any]:
         """A reference to the schema of a model."""

@@ -122,7 +122,10 @@ class Questions(Namespace):
         """
         Jobs(self._connections).require_answers(job_id)
         # Without a transaction: the caller may take any time over a row, and the server ends idle transactions.
-        engine = self._connections.engine.execution_options(isolation_level="AUTOCOMMIT")
+        # The HTTP API takes none: it writes the rows to disk, and its transactions state what they may see.
+        engine = self._connections.engine
+        if not self._connections.for_tenants:
+            engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
             yield from result_rows(connection, job_id, with_metadata=with_metadata)
 

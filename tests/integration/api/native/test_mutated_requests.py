@@ -128,7 +128,8 @@ def check(response: httpx.Response, target: Target) -> None:
     assert response.status_code < 500, (response.request, response.request.content[:300], shown)
     if response.status_code >= 400 and response.headers.get("content-type") == "application/json":
         assert set(response.json()) == {"error"} and response.json()["error"]["message"]
-    assert not any(mark in shown for mark in target.foreign.marks), response.request
+    named = str(response.request.url) + response.request.content.decode(errors="replace")  # which errors repeat
+    assert not any(mark in shown for mark in target.foreign.marks if mark not in named), response.request
     assert not any(secret in shown for secret in SECRETS if secret != "whsec_" or "secret" not in shown), shown[:500]
 
 
