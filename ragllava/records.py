@@ -16,6 +16,7 @@ class JobKind(StrEnum):
     TRAIN = "train"
     REINDEX = "reindex"
     MAINTENANCE = "maintenance"
+    REQUEST = "request"
 
 
 class Priority(IntEnum):
@@ -114,6 +115,15 @@ class GapReason(StrEnum):
 
 class TaskStatus(StrEnum):
     """How a maintenance task ended."""
+
+    DONE = "done"
+    FAILED = "failed"  # it cannot be done, and a retry would not help
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+class RequestStatus(StrEnum):
+    """How a request ended that somebody waits for: a search, or relevances."""
 
     DONE = "done"
     FAILED = "failed"  # it cannot be done, and a retry would not help

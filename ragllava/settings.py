@@ -123,6 +123,16 @@ class Settings(BaseSettings):
     api_answer_timeout_s: float = Field(
         default=120.0, gt=0, description="Seconds that a request waits for the answer to a single question."
     )
+    api_buckets: str = Field(
+        default="",
+        description="Parts of buckets that callers of the HTTP API may bind to archives: `s3://bucket/prefix/`, "
+        "separated by commas. Empty: none.",
+    )
+    webhook_hosts: str = Field(
+        default="",
+        description="Where webhooks may be sent: `https://host` or `https://host:port`, separated by commas; with "
+        "`http://` for a host that has no certificate. Empty: nowhere.",
+    )
     oidc_issuer: str | None = Field(
         default=None,
         description="Address of the OpenID Connect provider whose tokens the HTTP API accepts besides its own keys: "

@@ -19,8 +19,9 @@ from ragllava.stages.buckets.sync import process_events
 from ragllava.stages.erasing.steps import Eraser
 from ragllava.stages.maintenance.schedules import fire_due
 from ragllava.stages.results.finalize import publish_missing_results
+from ragllava.stages.webhooks.deliver import deliver_due
 from ragllava.stores.database import in_transaction
-from ragllava.stores.jobs import workers
+from ragllava.stores.jobs import requests, workers
 from ragllava.stores.maintenance import ticks
 from ragllava.training.request import submit_due_trainings
 from ragllava.training.scheduled import STARTERS
@@ -40,11 +41,15 @@ TICK_STEPS = (
     "results",
     "batches",
     "removals",
+    "requests",
+    "webhooks",
 )
+_REQUESTS_KEPT_S = 3_600.0
 
 _finishing = threading.Lock()
 # Passes at once: each has its own events, so one that meets a slow bucket does not hold up the events of the others.
 _processing = threading.BoundedSemaphore(3)
+_delivering = threading.Lock()
 
 
 def start_ticking() -> None:
@@ -85,6 +90,8 @@ def run_tick() -> None:
         threading.Thread(target=_process_events, name="process events", daemon=True).start()
     if _finishing.acquire(blocking=False):
         threading.Thread(target=_finish_jobs, name="finish jobs", daemon=True).start()
+    if _delivering.acquire(blocking=False):
+        threading.Thread(target=_deliver, name="webhooks", daemon=True).start()
     steps.run("trainings", submit_due_trainings, process.engine, process.settings)
     if steps.run("schedules", fire_due, process.engine, process.settings, STARTERS):
         steps.run("dispatch", dispatch_now, process.engine, process.settings)
@@ -117,7 +124,19 @@ def _finish_jobs() -> None:
         if steps.run("batches", process_batches, process.engine, process.settings, process.resources.objects):
             dispatch_now(process.engine, process.settings)
         steps.run("removals", Eraser(process.engine, process.resources.objects).continue_all)
+        steps.run("requests", in_transaction, process.engine, requests.delete_old, _REQUESTS_KEPT_S)
     except ServiceUnavailable as error:
         log.warning(str(error), extra={"action": "jobs_not_finished"})
     finally:
         _finishing.release()
+
+
+def _deliver() -> None:
+    """Tell webhooks of ended jobs; a host that does not answer holds nothing else up."""
+    try:
+        process = runtime()
+        Isolation(process.engine, "tick", TICK_STEPS).run("webhooks", deliver_due, process.engine, process.settings)
+    except ServiceUnavailable as error:
+        log.warning(str(error), extra={"action": "webhooks_not_sent"})
+    finally:
+        _delivering.release()

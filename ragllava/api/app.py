@@ -78,6 +78,8 @@ class Server:
             raise NotAuthenticated("the request has no key: send the header Authorization: Bearer KEY")
         principal: Principal = await self._in_thread(self._client.access.authenticate, token.strip())
         self._rates.admit(principal.owner, self._client.access.limits_of(principal).requests_per_minute or 0)
+        if route.of_all and principal.archives is not None and principal.role.includes(route.needs):
+            raise AccessDenied("this call concerns all archives, and the key is bound to some")
         if not principal.role.includes(route.needs):
             raise AccessDenied(f"this needs the role {route.needs}, and the key has the role {principal.role}")
         return principal

@@ -21,6 +21,7 @@ M = TypeVar("M", bound=BaseModel)
 _PIECE_S = 30.0  # between two pieces of a body
 _DISCARDED_BYTES = 64 * 2**20  # of a body that is too long
 _DISCARDING_S = 5.0
+_IN_MEMORY_BYTES = 64 * 2**10  # of each file of a form; what is longer lies on disk
 _MAX_FIELDS = 40
 _MAX_FIELD_BYTES = 64 * 2**10
 
@@ -58,6 +59,7 @@ async def read_form(request: Request, model: type[M], max_bytes: int) -> tuple[M
     parser = MultiPartParser(
         request.headers, pieces, max_files=1_000, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
     )
+    parser.spool_max_size = _IN_MEMORY_BYTES
     try:
         form = await parser.parse()
     except MultiPartException as error:

@@ -134,9 +134,11 @@ Handler = Callable[[Call[Any, Any]], Any | Awaitable[Any]]
 class Route:
     """One route. `needs` is the least role that may call it; None: anybody, without a key.
 
+    `answer_also` is the type of another answer, where the request chooses it.
     `streams` is the media type of an answer that is sent piece by piece, besides `answer` where that may be chosen.
     `upload` is the limit of a multipart body in bytes; its fields are those of `body`. `archive_in` says which part of
     the request names an archive or what belongs to one (`path:job_id`, `body:model`), for the tests of the boundary.
+    With `of_all`, the call concerns all archives: a caller that is bound to some is refused.
     """
 
     method: str
@@ -147,11 +149,13 @@ class Route:
     query: type[Query] = NoQuery
     body: type[Body] = NoBody
     answer: type[Answer] | None = None
+    answer_also: Any = None
     status: int = 200
     streams: str | None = None
     upload: int | None = None
     max_body_bytes: int = MAX_BODY_BYTES
     archive_in: str | None = None
+    of_all: bool = False
 
     @property
     def name(self) -> str:

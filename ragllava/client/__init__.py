@@ -18,14 +18,30 @@ from ragllava.client.access.files import Files
 from ragllava.client.archives import Archives, IngestJob
 from ragllava.client.comparison import Comparison
 from ragllava.client.connections import Connections
-from ragllava.client.jobs import Jobs, is_success
+from ragllava.client.jobs import Jobs, is_success, seconds_left
 from ragllava.client.models import Models
+from ragllava.client.pictures import Pictures
 from ragllava.client.questions import Questions, SavedResults
+from ragllava.client.requests import Document, Requests
 from ragllava.client.reviews import Reviews
 from ragllava.client.schedules import Schedules, local_time
 from ragllava.client.system import System
+from ragllava.client.webhooks import Webhooks
 from ragllava.jobs.control import JobView
-from ragllava.records import AnswerOptions, FoundImage
+from ragllava.jobs.states import JobState
+from ragllava.records import (
+    AnswerOptions,
+    FoundImage,
+    JobKind,
+    NoisyReason,
+    NoisyState,
+    Priority,
+    Retrieval,
+    Role,
+    ScheduleAction,
+    Selection,
+    TaskName,
+)
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import asked_in
 from ragllava.stages.batches.bodies import answer_body, completion_chunks
@@ -37,12 +53,14 @@ from ragllava.stages.feedback.labels import QuestionView, StoredFeedback
 from ragllava.stages.ingest.captions import Columns
 from ragllava.stages.maintenance.schedules import ScheduleRequest
 from ragllava.stages.reindex.stage import ReindexRequest
+from ragllava.stages.requests.scoring import Scores
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.access.keys import AccessRole, KeyView, Limits, NewKey, Principal
 from ragllava.stores.access.tenancy import acting
 from ragllava.stores.access.uploads import Page, Upload
 from ragllava.stores.access.usage import AuditEntry
-from ragllava.stores.archives.archive import Archive, ArchiveSummary
+from ragllava.stores.access.webhooks import WebhookView
+from ragllava.stores.archives.archive import Archive, ArchiveSummary, ListedImage
 from ragllava.stores.archives.indexes import IndexDetails
 from ragllava.stores.archives.reindex_items import ReindexingView
 from ragllava.stores.buckets.bindings import BindingRole, BindingView
@@ -74,32 +92,45 @@ __all__ = [
     "Client",
     "Columns",
     "Comparison",
+    "Document",
     "ErasureView",
     "Fault",
     "FoundImage",
     "HeldRemoval",
     "IndexDetails",
     "IngestJob",
+    "JobKind",
+    "JobState",
     "JobView",
     "KeyView",
     "Limits",
+    "ListedImage",
     "NewKey",
+    "NoisyReason",
+    "NoisyState",
     "NoisyView",
     "Page",
     "PictureView",
     "Principal",
+    "Priority",
     "QuestionView",
     "RefreshView",
     "ReindexRequest",
     "ReindexingView",
     "Removal",
     "ResultRow",
+    "Retrieval",
+    "Role",
     "SavedResults",
     "ScanReport",
+    "ScheduleAction",
     "ScheduleRequest",
     "ScheduleView",
+    "Scores",
+    "Selection",
     "Settings",
     "StoredFeedback",
+    "TaskName",
     "TaskView",
     "TrainingPlan",
     "TrainingRequest",
@@ -107,6 +138,7 @@ __all__ = [
     "Upload",
     "VersionView",
     "WatchedFolder",
+    "WebhookView",
     "WorkerView",
     "acting",
     "answer_body",
@@ -116,6 +148,7 @@ __all__ = [
     "is_success",
     "local_time",
     "options_of",
+    "seconds_left",
 ]
 
 
@@ -135,10 +168,13 @@ class Client(Connections):
         self.archives = Archives(self)
         self.questions = Questions(self)
         self.jobs = Jobs(self)
+        self.pictures = Pictures(self)
+        self.requests = Requests(self)
         self.reviews = Reviews(self)
         self.models = Models(self)
         self.schedules = Schedules(self)
         self.system = System(self)
+        self.webhooks = Webhooks(self)
         self.access = Access(self)
         self.files = Files(self)
         self.batches = Batches(self)

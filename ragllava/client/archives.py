@@ -14,12 +14,12 @@ from sqlalchemy import Connection
 
 from ragllava.client.connections import Connections, Namespace, forwarded, listed_paths
 from ragllava.client.removals import remover
-from ragllava.errors import ImageRejected, ObjectCorrupt, ObjectMissing, UsageError
+from ragllava.errors import Conflict, ImageRejected, ObjectCorrupt, ObjectMissing, UsageError
 from ragllava.jobs import control
 from ragllava.records import AnswerOptions, FoundImage, Retrieval
 from ragllava.settings import read_services
 from ragllava.stages.answer.cautions import open_ingests, strange_pictures
-from ragllava.stages.buckets.binding import bind_archive, read_address, unbind_archive
+from ragllava.stages.buckets.binding import bind_archive, read_address, require_open_to_api, unbind_archive
 from ragllava.stages.buckets.sync import ScanReport, scan
 from ragllava.stages.buckets.watched_folder import FolderChanges, WatchedFolder
 from ragllava.stages.erasing.remove import Removal, rename_archive
@@ -35,6 +35,7 @@ from ragllava.stores.archives.archive import (
     ArchiveSummary,
     RejectedFile,
     archive_summary,
+    create_archive,
     get_archive,
     list_archives,
     noted_files,
@@ -115,6 +116,7 @@ class Archives(Namespace):
         upload: bool | None = None,
         on_upload: OnUpload = lambda done, total: None,
         name: str | None = None,
+        idempotency_key: str | None = None,
     ) -> IngestJob:
         """Queue the pictures under a path, or under several, for an archive, which is created if it is new.
 
@@ -122,7 +124,8 @@ class Archives(Namespace):
         With `upload` the files are put into the object store first; without, the ingest workers read the paths, so
         they must see them under the same names. None: as RAGLLAVA_UPLOAD_FILES says. `on_upload` is called with the
         files read so far and all of them. `name` is what the lists of jobs call it. `columns` name those of the file
-        `captions`. Raises UsageError when there is no picture, or `captions` cannot be read.
+        `captions`. The same key with the same files makes one job. Raises UsageError when there is no picture, or
+        `captions` cannot be read.
         """
         paths, captions = listed_paths(paths), Path(captions) if captions else None
         by_picture = read_captions(captions, columns) if captions else Captions({})
@@ -134,7 +137,14 @@ class Archives(Namespace):
             raise UsageError(f"no pictures in {', '.join(map(str, paths))}{passed}")
         if self._must_upload() if upload is None else upload:
             files = upload_files(self._connections.engine, self._connections.objects, files, on_upload)
-        job_id = self._queue(submit_files, archive_name=archive, files=files, given=_given(paths), name=name)
+        job_id = self._queue(
+            submit_files,
+            archive_name=archive,
+            files=files,
+            given=_given(paths),
+            name=name,
+            idempotency_key=idempotency_key,
+        )
         unused, ambiguous = tuple(by_picture.unused()), tuple(by_picture.ambiguous())
         return IngestJob(job_id, len(files), len(by_picture), unused, ambiguous, listing)
 
@@ -243,8 +253,13 @@ class Archives(Namespace):
 
         Options of an inbox: `outbox` (an address, required), `skip_invalid` (default true), `answer`
         (AnswerOptions.as_json()), `priority` of its jobs (low, normal or high). Raises UsageError for an invalid
-        address, a bucket that does not exist or is RagLLaVA's own, and an overlap with another binding.
+        address, a bucket that does not exist or is RagLLaVA's own, and an overlap with another binding; for tenants
+        also for an address that `settings.api_buckets` does not open to them.
         """
+        if self._connections.for_tenants:
+            outbox = (options or {}).get("outbox")
+            for given in (address, outbox) if outbox else (address,):
+                require_open_to_api(self._connections.settings, given)
         return bind_archive(
             self._connections.engine, self._connections.objects, archive, address, role, dict(options or {})
         )
@@ -291,6 +306,11 @@ class Archives(Namespace):
     def has_settled(self, watched: WatchedFolder) -> bool:
         """True once after the ingest jobs of `follow` have ended; what changed meanwhile can then be compared."""
         return watched.jobs_ended(self._connections.engine)
+
+    def create(self, name: str) -> None:
+        """Create an empty archive; its first ingest would do so, too. Raises UsageError, Conflict for a taken name."""
+        if not self._do(create_archive, name):
+            raise Conflict(f"there is an archive {name!r} already")
 
     def rename(self, name: str, new: str) -> None:
         """Give an archive another name; all that belongs to it stays with it. Raises UsageError.

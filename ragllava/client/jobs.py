@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 
 from ragllava.client.connections import Namespace, forwarded
 from ragllava.client.removals import remover
@@ -131,3 +132,11 @@ class Jobs(Namespace):
 def is_success(state: JobState) -> bool:
     """Whether a command that waited for a job should exit with 0: at least one input succeeded."""
     return state in (JobState.COMPLETED, JobState.COMPLETED_WITH_ERRORS)
+
+
+def seconds_left(job: JobView, now: datetime) -> float | None:
+    """An estimate: what is left, at the pace since the start. None for a job that has ended, or has no outcome yet."""
+    done, total = job.progress.done, job.progress.total
+    if job.is_final or job.started_at is None or not done:
+        return None
+    return round((now - job.started_at).total_seconds() * (total - done) / done, 1)

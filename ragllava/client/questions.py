@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -64,18 +64,22 @@ class Questions(Namespace):
         idempotency_key: str | None = None,
         name: str | None = None,
         priority: Priority = Priority.NORMAL,
+        admitted: Callable[[int], AbstractContextManager[None]] = lambda lines: nullcontext(),
     ) -> Submitted:
         """Queue a question file (JSONL, JSON, CSV, Excel or Parquet), the content of one, or rows.
 
         The same key with the same questions makes one job.
 
-        A row is a question, or a record with the keys of a line of a file. `name` is what the lists of jobs call it.
+        A row is a question, or a record with the keys of a line of a file. The job is made inside
+        `admitted(lines)`. `name` is what the lists of jobs call it.
         `where` is a filter beside that of the options: an object, a condition as text, or several of these texts
         (ragllava/filters.py). Raises InvalidInput when lines are invalid and `skip_invalid` is not set, UsageError for
         an unknown archive, options out of range, a wrong filter, and a key that belongs to other questions.
         """
         how = Submission(archive, _with_filter(options, where), skip_invalid, idempotency_key, priority, name=name)
-        return self._queue(submit_questions, _read(source), how)
+        file = _read(source)
+        with admitted(len(file.lines)):
+            return self._queue(submit_questions, file, how)
 
     def ask(
         self,
@@ -118,7 +122,10 @@ class Questions(Namespace):
         """
         Jobs(self._connections).require_answers(job_id)
         # Without a transaction: the caller may take any time over a row, and the server ends idle transactions.
-        engine = self._connections.engine.execution_options(isolation_level="AUTOCOMMIT")
+        # The HTTP API takes none: it writes the rows to disk, and its transactions state what they may see.
+        engine = self._connections.engine
+        if not self._connections.for_tenants:
+            engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
             yield from result_rows(connection, job_id, with_metadata=with_metadata)
 

@@ -241,8 +241,12 @@ def list_jobs(
     archive: str | None = None,
     kind: str | None = None,
     state: str | None = None,
+    before: int | None = None,
 ) -> list[JobView]:
-    """The newest first, of one archive, kind and state if these are given. Raises UsageError for an unknown archive."""
+    """The newest first, of one archive, kind and state if these are given, and older than the job `before`.
+
+    Raises UsageError for an unknown archive.
+    """
     query = _select_jobs().order_by(jobs.c.id.desc()).limit(limit)
     if only_open:
         query = query.where(jobs.c.finished_at.is_(None))
@@ -250,18 +254,23 @@ def list_jobs(
         query = query.where(jobs.c.archive_id == get_archive(connection, archive).archive_id)
     if kind is not None:
         query = query.where(jobs.c.kind == kind)
+    elif not only_open:  # requests are many, and gone soon
+        query = query.where(jobs.c.kind != JobKind.REQUEST)
     if state is not None:
         query = query.where(jobs.c.state == state)
+    if before is not None:
+        query = query.where(jobs.c.id < before)
     return _as_views(connection, connection.execute(query).all())
 
 
 def latest(connection: Connection, kind: str | None = None) -> int:
-    """The newest job of a kind, else of all kinds but maintenance; a single question (`ragllava ask`) does not count.
+    """The newest job of a kind, else of all kinds but maintenance and requests; a single question does not count.
 
     Raises UsageError when there is none.
     """
     query = select(func.max(jobs.c.id)).where(func.coalesce(jobs.c.spec["input"].astext, "") != ASKED)
-    query = query.where(jobs.c.kind == kind if kind else jobs.c.kind != JobKind.MAINTENANCE)
+    of_its_own = (JobKind.MAINTENANCE, JobKind.REQUEST)
+    query = query.where(jobs.c.kind == kind if kind else jobs.c.kind.not_in(of_its_own))
     job_id = connection.scalar(query)
     if job_id is None:
         raise NotFound(f"there is no {kind + ' ' if kind else ''}job yet; `ragllava jobs list` shows all")

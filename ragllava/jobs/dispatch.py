@@ -31,7 +31,7 @@ from sqlalchemy import (
     update,
 )
 
-from ragllava.jobs.kinds import kind_of
+from ragllava.jobs.kinds import kind_of, kinds_beside
 from ragllava.jobs.queue import is_known_kind, is_urgent, is_waiting, lock_shard, settle, unqueue
 from ragllava.jobs.retry import Limits
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
@@ -187,14 +187,14 @@ def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:
 
 
 def take_urgent(connection: Connection, kind: str) -> int | None:
-    """The first shard of an urgent job of this kind that waits; None without one.
+    """The first shard of an urgent job that waits, to which a shard of this kind gives way; None without one.
 
     It is marked `queued`, so that the caller can claim it as if its message had arrived. Others may be faster.
     """
     row = connection.execute(
         select(shards.c.id, shards.c.state)
         .join(jobs, jobs.c.id == shards.c.job_id)
-        .where(is_urgent(jobs, kind), is_waiting(shards))
+        .where(is_urgent(jobs, kinds_beside(kind)), is_waiting(shards))
         .order_by(jobs.c.priority.desc(), jobs.c.id, shards.c.lo)
         .limit(1)
         .with_for_update(of=shards, skip_locked=True)

@@ -16,14 +16,22 @@ from typing import Any, Protocol
 from sqlalchemy import Connection, func
 
 from ragllava.errors import UsageError
-from ragllava.records import AnswerStatus, FileStatus, JobKind, ReindexStatus, TaskStatus, TrainingStatus
+from ragllava.records import (
+    AnswerStatus,
+    FileStatus,
+    JobKind,
+    ReindexStatus,
+    RequestStatus,
+    TaskStatus,
+    TrainingStatus,
+)
 from ragllava.settings import Settings
 from ragllava.stores.archives import reindex_items
 from ragllava.stores.jobs import refreshes
 from ragllava.stores.jobs.outcomes import InputTable, JobInputs, QuestionInputs
 from ragllava.stores.learning import trainings
 from ragllava.stores.maintenance import tasks
-from ragllava.stores.schema import files, maintenance_tasks, reindexed
+from ragllava.stores.schema import files, maintenance_tasks, reindexed, requests
 from ragllava.stores.schema import trainings as trainings_table
 
 
@@ -42,7 +50,7 @@ class Kind:
     name: str  # as stored in jobs.kind
     queue: str  # of the workers that run its shards, unless a shard names another
     stage: str | Callable[[Any], None]  # or its address, `module:function`; workers import it before the first shard
-    gives_way: bool = False  # its stage lets shards of urgent jobs of this kind run in between
+    gives_way: bool = False  # its stage lets shards of urgent jobs of its queue run in between
     per_shard: Callable[[Settings], int] = lambda _settings: 1  # inputs, unless the job says otherwise
 
     # Inputs and how they end
@@ -163,7 +171,18 @@ MAINTENANCE = Kind(
     detail=lambda connection, job_id, _spec: tasks.view(connection, job_id),
 )
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (INGEST, ANSWER, TRAIN, REINDEX, MAINTENANCE)}
+REQUEST = Kind(
+    name=JobKind.REQUEST,
+    queue="query",
+    stage="ragllava.stages.requests.stage:request_stage",
+    inputs=InputTable(requests, ended={"body": None}),
+    statuses=RequestStatus,
+    bad=(RequestStatus.FAILED, RequestStatus.DEAD),
+    refused=RequestStatus.FAILED,
+    noun="request",
+)
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (INGEST, ANSWER, TRAIN, REINDEX, MAINTENANCE, REQUEST)}
 
 
 def kind_of(name: str) -> Kind:
@@ -171,6 +190,15 @@ def kind_of(name: str) -> Kind:
     if name not in KINDS:
         raise UsageError(f"this version has no jobs of the kind {name!r}; run the version that made the job")
     return KINDS[name]
+
+
+def kinds_beside(name: str) -> list[str]:
+    """The kinds whose shards run on the same workers: those whose urgent shards a shard of a kind lets run in between.
+
+    Empty for a kind that does not give way, or that this version does not have.
+    """
+    kind = KINDS.get(name)
+    return [other.name for other in KINDS.values() if kind and kind.gives_way and other.queue == kind.queue]
 
 
 def queues_by_kind() -> dict[str, str]:

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 from ragllava.errors import LeaseLost, ShardInterrupted
-from ragllava.jobs.kinds import KINDS, Kind, kind_of
+from ragllava.jobs.kinds import KINDS, Kind, kind_of, kinds_beside
 from ragllava.jobs.retry import Limits, NextStep, backoff_s, next_step
 from ragllava.jobs.states import OPEN_SHARD_STATES, JobState, ShardState
 from ragllava.records import Priority
@@ -131,7 +131,7 @@ def watch(connection: Connection, lease: Lease) -> Watched:
     waiting = shards.alias("waiting")
     urgent_waits = exists().where(
         waiting.c.job_id == urgent.c.id,
-        is_urgent(urgent, lease.kind),
+        is_urgent(urgent, kinds_beside(lease.kind)),
         urgent.c.priority > jobs.c.priority,
         is_waiting(waiting),
     )
@@ -146,13 +146,13 @@ def watch(connection: Connection, lease: Lease) -> Watched:
     return Watched(_error_of(lease, job_state, worker_state) if is_ours else _lost(lease), bool(waits))
 
 
-def is_urgent(job: FromClause, kind: str) -> ColumnElement[bool]:
-    """The condition that a job of this kind runs and is urgent: shards of other jobs give way to its shards."""
+def is_urgent(job: FromClause, kinds: Sequence[str]) -> ColumnElement[bool]:
+    """The condition that a job of these kinds runs and is urgent: shards of other jobs give way to its shards."""
     return and_(
         job.c.finished_at.is_(None),
         job.c.state == JobState.RUNNING,
         job.c.priority >= Priority.URGENT,
-        job.c.kind == kind,
+        equals_any(job.c.kind, kinds),
     )
 
 

@@ -38,6 +38,7 @@ from ragllava.errors import (
     UsageError,
 )
 from ragllava.settings import Settings
+from ragllava.whole_files import file_sha256
 
 MAX_KEY_BYTES = 1_024  # the limit of S3, in UTF-8
 MAX_EXTERNAL_BYTES = 512 * 2**20  # read at once from another bucket, unless the caller sets a lower limit
@@ -149,11 +150,15 @@ class ObjectStore:
         data = self.get(content_key(sha256))
         actual = hashlib.sha256(data).hexdigest()
         if actual != sha256:
-            raise ObjectCorrupt(
-                f"the object {content_key(sha256)} has the hash {actual[:12]}… instead of its own: "
-                "it was damaged in the store; delete it and ingest the picture again"
-            )
+            raise _damaged(sha256, actual)
         return data
+
+    def fetch_content(self, sha256: str, file: Path) -> None:
+        """Write the bytes with this hash into a file, verified. Raises ObjectMissing or ObjectCorrupt."""
+        self.fetch(content_key(sha256), file)
+        actual = file_sha256(file)
+        if actual != sha256:
+            raise _damaged(sha256, actual)
 
     def delete_content(self, sha256: str) -> None:
         """Remove the bytes with this hash, if they exist."""
@@ -390,6 +395,13 @@ def _is_permanent(error: S3Error) -> bool:
         and 400 <= status < 500
         and status not in _TRANSIENT_STATUS
         and error.code not in _TRANSIENT
+    )
+
+
+def _damaged(sha256: str, actual: str) -> ObjectCorrupt:
+    return ObjectCorrupt(
+        f"the object {content_key(sha256)} has the hash {actual[:12]}… instead of its own: "
+        "it was damaged in the store; delete it and ingest the picture again"
     )
 
 

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, TSVECTOR
 
-REVISION = "0011"  # of migrations/versions that makes these tables; a test compares the two
+REVISION = "0012"  # of migrations/versions that makes these tables; a test compares the two
 
 metadata = MetaData(
     naming_convention={
@@ -710,4 +710,52 @@ batches = Table(
         "idempotency_key",
         postgresql_where=text("idempotency_key IS NOT NULL"),
     ),
+)
+
+# What somebody waits for at the HTTP API and the answer workers compute: a search, or relevances. One row for each job;
+# `body` is gone when it has an outcome, and `result` names no picture but by its id.
+requests = Table(
+    "requests",
+    metadata,
+    key("job_id", "jobs.id"),
+    Column("operation", Text, nullable=False),
+    Column("body", JSONB(none_as_null=True)),
+    Column("result", JSONB(none_as_null=True)),
+    Column("status", Text),
+    Column("reason", Text),
+    postgresql_with={"fillfactor": "70"},
+)
+
+# Who wants to be told when a job ends. `secret` signs what is sent, so it is stored as it is.
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("archive_id", BigInteger, ForeignKey("archives.id", ondelete="CASCADE")),  # NULL: jobs of all archives
+    Column("url", Text, nullable=False),
+    Column("kinds", ARRAY(Text), nullable=False),  # of jobs
+    Column("secret", Text, nullable=False),
+    moment("created_at"),
+    Index("ix_webhooks_archive_id", "archive_id"),
+)
+
+# What is to be sent, and was. A row is made in the transaction that stores the result of a job.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("webhook_id", BigInteger, ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False),
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("finished_at", DateTime(timezone=True), nullable=False),  # of the job: after a retry it ends again
+    Column("state", Text, nullable=False, server_default=text("'waiting'")),  # waiting, delivered, given_up
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    moment("not_before"),
+    Column("error", Text),  # of the last attempt
+    moment("created_at"),
+    moment("delivered_at", nullable=True),
+    UniqueConstraint("webhook_id", "job_id", "finished_at"),
+    Index("ix_deliveries_waiting", "not_before", postgresql_where=text("state = 'waiting'")),
+    Index("ix_deliveries_job_id", "job_id"),
+    postgresql_with={"fillfactor": "70"},
 )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from ragllava.api.route import Route
-from ragllava.api.routes import health, openai_answers, openai_batches, openai_files, openai_models
+from ragllava.api.routes import description, health, openai_answers, openai_batches, openai_files, openai_models, rerank
+from ragllava.api.routes.native import NATIVE_ROUTES
 
 ALL_ROUTES: tuple[Route, ...] = (
     *health.routes.listed,
+    *description.routes.listed,
     *openai_models.routes.listed,
     *openai_files.routes.listed,
     *openai_batches.routes.listed,
     *openai_answers.routes.listed,
+    *rerank.routes.listed,
+    *NATIVE_ROUTES,
 )

@@ -8,6 +8,7 @@ from enum import Enum, auto
 
 from ragllava.errors import UsageError
 from ragllava.lab.bench.first_stage import first_stage_rows
+from ragllava.lab.bench.front_door import http_rows
 from ragllava.lab.bench.growing import growth_rows
 from ragllava.lab.bench.ingesting import ingest_rows
 from ragllava.lab.bench.machinery import machinery_rows
@@ -42,6 +43,7 @@ GROUPS = (
     Group("ingest", Needs.WORKERS, ingest_rows),
     Group("overhead", Needs.WORKERS, overhead_rows),
     Group("growth", Needs.WORKERS, growth_rows),
+    Group("http", Needs.WORKERS, http_rows),
     Group("machinery", Needs.SERVICES, machinery_rows),
 )
 

@@ -87,6 +87,18 @@ def require_submittable(connection: Connection, settings: Settings, bucket: str,
         )
 
 
+def require_open_to_api(settings: Settings, address: str) -> None:
+    """Raises UsageError unless a caller of the HTTP API may bind this address.
+
+    The access key of the workers reads more than a caller should.
+    """
+    bucket, prefix = read_address(address)
+    allowed = [read_address(part.strip()) for part in settings.api_buckets.split(",") if part.strip()]
+    is_open = any(bucket == its and prefix.startswith(folder) for its, folder in allowed)
+    if not is_open or {".", ".."} & set(prefix.split("/")):
+        raise UsageError(f"{address} is not open to the HTTP API; whoever runs it opens it in RAGLLAVA_API_BUCKETS")
+
+
 def _require_foreign(objects: ObjectStore, bucket: str) -> None:
     if bucket == objects.bucket:
         raise UsageError(f"the bucket {bucket} is RagLLaVA's own; bind another one")

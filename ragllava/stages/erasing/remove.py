@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, select, text
@@ -16,7 +16,7 @@ from ragllava.stages.erasing.steps import Eraser, Step, no_step
 from ragllava.stores.archives.archive import check_name, get_archive
 from ragllava.stores.database import equals_any, in_transaction
 from ragllava.stores.maintenance import erasing_images, erasing_jobs, erasures
-from ragllava.stores.maintenance.erasures import ErasureKind
+from ragllava.stores.maintenance.erasures import ErasureKind, Pending
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import images
 
@@ -42,13 +42,18 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class Remover:
-    """The services of a removal. `account` asked for it; `before_step` is called before each step."""
+    """The services of a removal. `account` asked for it; `before_step` is called before each step.
+
+    With `only_begin`, as in the HTTP API, whose role may not drop indexes and must not see what others keep, a removal
+    is begun and left to the next tick; then `kept` is empty and `counts` are what is expected.
+    """
 
     engine: Engine
     settings: Settings
     objects: ObjectStore
     account: str
     before_step: Step = no_step
+    only_begin: bool = False
 
     def pictures(self, archive_name: str, names: Sequence[str], *, dry_run: bool = False) -> Removal:
         """Remove pictures of an archive by id or source, of a source also those that are retired.
@@ -58,21 +63,29 @@ class Remover:
         archive_id, image_ids = in_transaction(self.engine, _find_images, archive_name, names)
         counted = in_transaction(self.engine, erasing_images.count, archive_id, image_ids)
         answers = counted.answers
-        copies = copies_of_images(self.engine, self.settings, self.objects, archive_id, image_ids, answers)
-        if counted.asking:
-            copies.append(f"{counted.asking:,} questions name it in their text, id or filter, and stay as they are")
-        counts = {name: value for name, value in asdict(counted).items() if name not in ("jobs", "shared", "asking")}
+        asking, others = counted.asking, ("jobs", "shared", "asking")
+
+        def copies() -> list[str]:
+            kept = copies_of_images(self.engine, self.settings, self.objects, archive_id, image_ids, answers)
+            if asking:
+                kept.append(f"{asking:,} questions name it in their text, id or filter, and stay as they are")
+            return kept
+
+        counts = {name: value for name, value in asdict(counted).items() if name not in others}
         removal = Removal(
             f"{', '.join(names)} of {archive_name}",
             counts | {"results_written_again": len(counted.jobs)},
-            tuple(copies),
+            self._copies(copies),
         )
         if dry_run:
             return removal
 
         def begin(connection: Connection) -> int:
             _refuse_open_files(connection, archive_id, image_ids)
-            pending = erasing_images.retire(connection, archive_id, image_ids)
+            if self.only_begin:  # its role may not write vectors
+                pending = Pending(images=tuple(image_ids), is_requested=True)
+            else:
+                pending = erasing_images.retire(connection, archive_id, image_ids)
             target = image_ids[0] if len(image_ids) == 1 else None
             return erasures.begin(
                 connection, ErasureKind.PICTURES, self.account, archive_id=archive_id, target_id=target, pending=pending
@@ -92,7 +105,8 @@ class Remover:
         kept = [f"job {other} refreshed it, and keeps its answers beside its own" for other in counted.refreshes]
         if counted.outbox is not None:
             kept.append(f"the outbox keeps the results below {counted.outbox}{job_id}/")
-        removal = Removal(f"job {job_id}", {name: getattr(counted, name) for name in names}, tuple(kept))
+        counts = {name: getattr(counted, name) for name in names}
+        removal = Removal(f"job {job_id}", counts, self._copies(lambda: kept))
         if dry_run:
             return removal
 
@@ -112,11 +126,14 @@ class Remover:
         """
         archive_id = in_transaction(self.engine, get_archive, name).archive_id
         counted = in_transaction(self.engine, erasing_jobs.count_archive, archive_id, name)
-        kept = [f"the bucket keeps its objects below {address}" for address in counted.bindings]
-        kept += copies_of_trainings(self.engine, self.objects, counted.trainings)
-        kept += [f"the schedule {schedule} goes with it" for schedule in counted.schedules]
+
+        def copies() -> list[str]:
+            kept = [f"the bucket keeps its objects below {address}" for address in counted.bindings]
+            kept += copies_of_trainings(self.engine, self.objects, counted.trainings)
+            return kept + [f"the schedule {schedule} goes with it" for schedule in counted.schedules]
+
         counts = {name: value for name, value in asdict(counted).items() if isinstance(value, int)}
-        removal = Removal(f"the archive {name}", counts, tuple(kept))
+        removal = Removal(f"the archive {name}", counts, self._copies(copies))
         if dry_run:
             return removal
 
@@ -134,7 +151,13 @@ class Remover:
     def _eraser(self) -> Eraser:
         return Eraser(self.engine, self.objects, self.before_step)
 
+    def _copies(self, find: Callable[[], list[str]]) -> tuple[str, ...]:
+        return () if self.only_begin else tuple(find())
+
     def _erase(self, removal: Removal, erasure_id: int) -> Removal:
+        if self.only_begin:
+            in_transaction(self.engine, erasures.leave_to_tick, erasure_id)
+            return replace(removal, erasure_id=erasure_id)
         waits_for = self._eraser.continue_erasure(erasure_id)
         line = in_transaction(self.engine, erasures.view, erasure_id)
         return Removal(removal.subject, line.counts, removal.kept, erasure_id, waits_for)

@@ -88,6 +88,8 @@ class Eraser:
 
     def _erase_images(self, erasure: OpenErasure, archive_id: int) -> tuple[int, ...]:
         pending = erasure.pending
+        if pending.is_requested:
+            pending = self._commit("retire", _retire, erasure.erasure_id, archive_id, pending)
         # A running shard may still write a candidate: its job is cleaned now, and again when it has ended.
         waits_for = in_transaction(self.engine, erasing_images.unfinished_jobs, pending.jobs)
         if pending.is_waiting and waits_for == set(pending.jobs):
@@ -188,6 +190,13 @@ class Eraser:
             return counts
 
         return self._commit(name, with_progress)
+
+
+def _retire(connection: Connection, erasure_id: int, archive_id: int, requested: Pending) -> Pending:
+    """What is left to do when the images that somebody asked for are retired, which is stored at once."""
+    pending = erasing_images.retire(connection, archive_id, requested.images)
+    erasures.progress(connection, erasure_id, {}, pending)
+    return pending
 
 
 def _clean_answers(connection: Connection, erasure_id: int, job_id: int, first: int, pending: Pending) -> Pending:

@@ -134,9 +134,10 @@ def run_now(connection: Connection, settings: Settings, name: str, starters: Sta
     return _fire(connection, settings, schedule, schedules.database_now(connection), starters)
 
 
-def pause(connection: Connection, name: str) -> None:
+def pause(connection: Connection, name: str) -> ScheduleView:
     """Stop firing a schedule. Raises UsageError for an unknown name."""
     schedules.set_paused(connection, schedules.lock_schedule(connection, name).schedule_id, True)
+    return schedules.lock_schedule(connection, name)
 
 
 def resume(connection: Connection, name: str) -> ScheduleView:

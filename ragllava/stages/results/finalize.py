@@ -25,6 +25,7 @@ from ragllava.json_records import from_json
 from ragllava.records import Candidate, FileFormat, evidence_of
 from ragllava.stages.results.outbox import Outbox, deliver
 from ragllava.stages.results.results import Previous, ResultRow, write_errors, write_results
+from ragllava.stores.access import webhooks
 from ragllava.stores.archives import archive, vectors
 from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import in_transaction, locked_outside, record
@@ -124,7 +125,12 @@ def _publish_locked(engine: Engine, objects: ObjectStore, job: JobView) -> None:
     if counted.problem is not None and job.state is not JobState.FAILED:
         job = _fail(engine, job, counted.problem)
     added = resolve_name(kind.finish)(engine, objects, job, counted) if kind.finish else {}
-    in_transaction(engine, control.set_result, job, _facts(job, counted) | added)
+    in_transaction(engine, _store_result, job, _facts(job, counted) | added)
+
+
+def _store_result(connection: Connection, job: JobView, result: dict[str, Any]) -> None:
+    control.set_result(connection, job, result)
+    webhooks.announce_end(connection, job.job_id)
 
 
 def write_files(engine: Engine, objects: ObjectStore, job: JobView, counted: Reconciliation) -> dict[str, Any]:

@@ -42,6 +42,7 @@ _BY_ARCHIVE = (
     "erasures",
     "held_removals",
     "batches",
+    "webhooks",
 )
 _BY_JOB = (
     "shards",
@@ -52,6 +53,7 @@ _BY_JOB = (
     "trainings",
     "maintenance_tasks",
     "reindexed",
+    "requests",
 )
 _BY_BINDING = ("bound_objects", "listed_captions")
 
@@ -61,6 +63,7 @@ POLICIES: dict[str, str] = {
     **{table: _of("jobs", f"jobs.id = {table}.job_id") for table in _BY_JOB},
     **{table: _of("bindings", f"bindings.id = {table}.binding_id") for table in _BY_BINDING},
     "schedule_runs": _of("schedules", "schedules.id = schedule_runs.schedule_id"),
+    "deliveries": _of("webhooks", "webhooks.id = deliveries.webhook_id"),
     "embeddings": _of("indexes", "indexes.id = embeddings.index_id"),
     # An empty list would be contained in every other one.
     "uploads": f"{_SEES_ALL} OR (archives <@ {_IDS} AND cardinality(archives) > 0)",

@@ -12,11 +12,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from psycopg import DataError
 from psycopg.errors import InsufficientPrivilege
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 
-from ragllava.errors import AccessDenied
+from ragllava.errors import AccessDenied, UsageError
 from ragllava.stores.database import TRANSACTIONS_ONLY
 from ragllava.stores.sessions import OWNER
 
@@ -51,10 +52,15 @@ def acting(scope: Scope) -> Iterator[None]:
         _scope.reset(token)
 
 
+def acting_owner() -> str:
+    """The owner in the scope of this request; empty outside of one."""
+    return _scope.get().owner
+
+
 def secure(engine: Engine) -> Engine:
     """Make every transaction of an engine state its scope; the engine belongs to the role of the HTTP API.
 
-    What the database refuses to that role raises AccessDenied.
+    What the database refuses to that role raises AccessDenied, and a value that it cannot store UsageError.
     """
     engine.update_execution_options(**{TRANSACTIONS_ONLY: True})
     event.listen(engine, "begin", _state_scope)
@@ -72,3 +78,7 @@ def _state_scope(connection: Connection) -> None:
 def _translate(context: ExceptionContext) -> None:
     if isinstance(context.original_exception, InsufficientPrivilege):
         raise AccessDenied("the database does not allow this to the HTTP API") from context.original_exception
+    if isinstance(context.original_exception, DataError):  # a text with NUL inside JSON, a number out of range
+        raise UsageError("a value in the request cannot be stored: a NUL, or out of range") from (
+            context.original_exception
+        )

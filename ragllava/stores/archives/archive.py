@@ -99,6 +99,20 @@ class ArchiveImage(NewImage):
 
 
 @dataclass(frozen=True, slots=True)
+class ListedImage:
+    """A line of the list of an archive's images; `width` and `height` in pixels."""
+
+    image_id: int
+    source: str
+    sha256: str
+    caption: str | None
+    width: int
+    height: int
+    media_type: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class StoredRow:
     """The outcome of one offered image: `stored`, `updated` or `duplicate`.
 
@@ -140,10 +154,18 @@ def ensure_archive(connection: Connection, name: str) -> Archive:
 
     Raises UsageError for a name that cannot be part of an address.
     """
-    check_name(name)
-    created = insert(archives).values(name=name, words_version=WORDS_VERSION)
-    connection.execute(created.on_conflict_do_nothing())
+    create_archive(connection, name)
     return get_archive(connection, name)
+
+
+def create_archive(connection: Connection, name: str) -> bool:
+    """Create an archive; False when there is one of this name. Raises UsageError for a name that is not allowed."""
+    check_name(name)
+    # Asked first, because the role of the HTTP API may insert nothing where it sees only some archives.
+    if connection.scalar(select(archives.c.id).where(archives.c.name == name)) is not None:
+        return False
+    created = insert(archives).values(name=name, words_version=WORDS_VERSION)
+    return connection.scalar(created.on_conflict_do_nothing().returning(archives.c.id)) is not None
 
 
 def check_name(name: str) -> None:
@@ -229,6 +251,13 @@ def load_images(
     of_archive = [] if archive_id is None else [images.c.archive_id == archive_id]
     rows = connection.execute(_SELECT_STORED.where(equals_any(images.c.id, image_ids), *of_archive))
     return {row.id: StoredImage(*row) for row in rows}
+
+
+def list_images(connection: Connection, archive_id: int, after: int, limit: int) -> list[ListedImage]:
+    """The images of an archive that are not retired, by id, at most `limit` of those with an id above `after`."""
+    here = (images.c.archive_id == archive_id, ~images.c.retired, images.c.id > after)
+    columns = (images.c.id.label("image_id"), images)
+    return records(ListedImage, connection.execute(select(*columns).where(*here).order_by(images.c.id).limit(limit)))
 
 
 def load_metadata(connection: Connection, image_ids: Iterable[int]) -> dict[int, Metadata]:

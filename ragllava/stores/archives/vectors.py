@@ -147,21 +147,22 @@ def remove_embeddings(connection: Connection, archive_id: int, image_ids: Sequen
 def missing_embeddings(connection: Connection, index_id: int, image_ids: Sequence[int]) -> list[int]:
     """Those of the images that have no vector in this index, in the order given."""
     get_index(connection, index_id)
-    query = f"SELECT image_id FROM {partition(index_id)} WHERE index_id = :index_id AND image_id = ANY(:ids)"  # noqa: S608 - see above
-    present = set(connection.scalars(text(query), {"index_id": index_id, "ids": list(image_ids)}))
+    # Of the whole table, which the role of the HTTP API may read, unlike its partitions.
+    query = text("SELECT image_id FROM embeddings WHERE index_id = :index_id AND image_id = ANY(:ids)")
+    present = set(connection.scalars(query, {"index_id": index_id, "ids": list(image_ids)}))
     return [image_id for image_id in image_ids if image_id not in present]
 
 
 def unembedded_images(connection: Connection, index_id: int) -> list[StoredImage]:
     """The images of the archive that have no vector in this index, retired ones left out, by id."""
     index = get_index(connection, index_id)
-    query = text(f"""
+    query = text("""
         SELECT id AS image_id, sha256, source, caption FROM images
         WHERE archive_id = :archive_id AND NOT retired
-          AND (SELECT 1 FROM {partition(index_id)} e
+          AND (SELECT 1 FROM embeddings e
                WHERE e.index_id = :index_id AND e.image_id = images.id LIMIT 1) IS NULL
         ORDER BY id
-    """)  # noqa: S608 - see above
+    """)
     values = {"archive_id": index.archive_id, "index_id": index_id}
     return records(StoredImage, connection.execute(query, values))
 
@@ -177,20 +178,21 @@ def sample(connection: Connection, index: IndexView, most: int) -> Vectors:
     """The vectors (N, D) of at most `most` images, from all of the index: about as many steps of equal length in their
     ids. Reads that many rows."""
     register_types(connection)
-    name = partition(index.index_id)
+    # Of the whole table, which the role of the HTTP API may read, unlike its partitions.
     rows = connection.exec_driver_sql(
-        f"""
+        """
         WITH bounds AS (
-            SELECT min(image_id) AS first, max(image_id) AS last FROM {name} WHERE index_id = %(index_id)s
+            SELECT min(image_id) AS first, max(image_id) AS last FROM embeddings WHERE index_id = %(index_id)s
         ), chosen AS (
             SELECT DISTINCT (
-                SELECT image_id FROM {name} WHERE index_id = %(index_id)s AND image_id >= step ORDER BY image_id LIMIT 1
+                SELECT image_id FROM embeddings WHERE index_id = %(index_id)s AND image_id >= step
+                ORDER BY image_id LIMIT 1
             ) AS image_id
             FROM bounds, generate_series(first, last, greatest(1, (last - first + 1) / %(most)s)) AS step
             LIMIT %(most)s
         )
-        SELECT vector FROM {name} WHERE index_id = %(index_id)s AND image_id IN (SELECT image_id FROM chosen)
-        """,  # noqa: S608 - the name of a partition holds nothing but a number
+        SELECT vector FROM embeddings WHERE index_id = %(index_id)s AND image_id IN (SELECT image_id FROM chosen)
+        """,
         {"index_id": index.index_id, "most": most},
     )
     vectors = [row.vector.to_numpy() for row in rows]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import ColumnElement, Connection, Row, select, text
 
 from ragllava.errors import NotFound, UsageError
 from ragllava.stores.archives import vectors
-from ragllava.stores.archives.archive import get_archive
+from ragllava.stores.archives.archive import Archive, get_archive
 from ragllava.stores.database import record, records
 from ragllava.stores.jobs.outcomes import LATEST_ANSWER
 from ragllava.stores.schema import blobs, images
@@ -54,13 +55,10 @@ class PictureView:
 
 def view_picture(connection: Connection, archive_name: str, picture: str) -> PictureView:
     """The image with this id or source. Raises UsageError when there is none, or several of that source."""
-    archive = get_archive(connection, archive_name)
-    columns = (images, blobs.c.size_bytes, images.c.id.label("image_id"))
     named = images.c.source == picture
     if picture.isascii() and picture.isdigit() and int(picture) < 2**63:
         named |= images.c.id == int(picture)
-    query = select(*columns).join(blobs, blobs.c.sha256 == images.c.sha256)
-    rows = connection.execute(query.where(images.c.archive_id == archive.archive_id, named).order_by(images.c.id)).all()
+    archive, rows = _named(connection, archive_name, named)
     living = [row for row in rows if not row.retired] or rows
     if not living:
         raise NotFound(
@@ -70,12 +68,31 @@ def view_picture(connection: Connection, archive_name: str, picture: str) -> Pic
     if len(living) > 1:
         ids = ", ".join(str(row.image_id) for row in living[:10])
         raise UsageError(f"{len(living)} pictures of {archive_name} are called {picture!r}; give one of the ids {ids}")
-    row = living[0]
+    return _view(connection, archive, living[0])
+
+
+def view_image(connection: Connection, archive_name: str, image_id: int) -> PictureView:
+    """The image with this id. Raises NotFound."""
+    archive, rows = _named(connection, archive_name, images.c.id == image_id)
+    if not rows:
+        raise NotFound(f"the archive {archive_name} has no picture {image_id}")
+    return _view(connection, archive, rows[0])
+
+
+def _named(connection: Connection, archive_name: str, named: ColumnElement[bool]) -> tuple[Archive, Sequence[Row[Any]]]:
+    archive = get_archive(connection, archive_name)
+    columns = (images, blobs.c.size_bytes, images.c.id.label("image_id"))
+    query = select(*columns).join(blobs, blobs.c.sha256 == images.c.sha256)
+    here = query.where(images.c.archive_id == archive.archive_id, named).order_by(images.c.id)
+    return archive, connection.execute(here).all()
+
+
+def _view(connection: Connection, archive: Archive, row: Row[Any]) -> PictureView:
     resting = connection.execute(_QUESTIONS, {"image_id": row.image_id, "limit": _SHOWN_QUESTIONS})
     return record(
         PictureView,
         row,
-        archive=archive_name,
+        archive=archive.name,
         indexes=tuple(
             (index.index_id, index.state)
             for index in vectors.list_indexes(connection, archive.archive_id)

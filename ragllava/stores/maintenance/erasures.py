@@ -36,7 +36,8 @@ class Pending:
 
     `jobs` are those whose rows may name the images, `republished` those whose result files have to be written again.
     `texts` are captions, `names` sources, uris and keys that no other image of the archive has, `words` all their
-    words. `is_waiting`: only jobs are left that had not ended.
+    words. `is_waiting`: only jobs are left that had not ended. `is_requested`: nothing was done yet, and only `images`
+    are known.
     """
 
     images: tuple[int, ...] = ()
@@ -47,6 +48,7 @@ class Pending:
     texts: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     is_waiting: bool = False
+    is_requested: bool = False
 
     def without(self, job_id: int) -> Pending:
         """What is left when the rows of this job are clean."""
@@ -127,6 +129,12 @@ def progress(
     if pending is not None:
         values["pending"] = to_json(pending)
     connection.execute(update(erasures).where(erasures.c.id == erasure_id).values(values))
+
+
+def leave_to_tick(connection: Connection, erasure_id: int) -> None:
+    """Let the next tick continue an erasure at once, as if it had made no progress for long."""
+    chosen = update(erasures).where(erasures.c.id == erasure_id)
+    connection.execute(chosen.values(updated_at=func.now() - seconds(86_400.0)))
 
 
 def finish(connection: Connection, erasure_id: int) -> None:

@@ -17,7 +17,7 @@ import migrations
 from ragllava.errors import ServiceUnavailable, UsageError
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive, indexes
-from ragllava.stores.schema import metadata
+from ragllava.stores.schema import REVISION, metadata
 from tests.support.catalogue import catalogue
 
 
@@ -41,7 +41,7 @@ def empty_engine(empty_database: str) -> Engine:
 def test_up_down_to_nothing_and_up_again(empty_database: str, empty_engine: Engine) -> None:
     assert migrations.current(empty_database) is None
     migrations.upgrade(empty_database)
-    assert migrations.current(empty_database) == "0011"
+    assert migrations.current(empty_database) == REVISION
     with empty_engine.begin() as connection:
         one = archive.ensure_archive(connection, "cards")
         indexes.create_index(connection, one.archive_id, "clip@1", 8)
@@ -54,7 +54,7 @@ def test_up_down_to_nothing_and_up_again(empty_database: str, empty_engine: Engi
 
     migrations.upgrade(empty_database)
     migrations.upgrade(empty_database)
-    assert migrations.current(empty_database) == "0011"
+    assert migrations.current(empty_database) == REVISION
     assert migrations.differences(empty_database) == []
 
 

@@ -57,7 +57,11 @@ _ROWS = """
         VALUES ('file-' || :a, 'x', ARRAY[CAST(:a AS bigint)], 'x', 'batch', 1, 1, 'x', 'x');
     INSERT INTO batches (id, owner, archive_id, input_file_id, endpoint, completion_window, options, questions,
                          content_digest)
-        VALUES ('batch_' || :a, 'x', :a, 'x', 'x', '24h', '{}', 1, 'x')
+        VALUES ('batch_' || :a, 'x', :a, 'x', 'x', '24h', '{}', 1, 'x');
+    INSERT INTO requests (job_id, operation, body) VALUES (:a, 'score', '{}');
+    INSERT INTO webhooks (id, owner, archive_id, url, kinds, secret) OVERRIDING SYSTEM VALUE
+        VALUES (:a, 'x', :a, 'x', '{answer}', 'x');
+    INSERT INTO deliveries (webhook_id, job_id, finished_at) VALUES (:a, :a, now())
 """
 
 

@@ -1,0 +1,304 @@
+"""Jobs of every kind: submit questions, list, show, pause, resume, cancel, retry, refresh, remove."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ragllava.api.bodies import close_files, read_form
+from ragllava.api.errors import InvalidRequest
+from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
+from ragllava.api.routes.native.archives import RemovalObject, RemovalQuery, removal_object
+from ragllava.api.routes.native.shared import Json, Line, LongText, Where, json_of
+from ragllava.client import AccessRole, AnswerOptions, JobKind, JobState, JobView, Priority, Retrieval, seconds_left
+from ragllava.records import PRIORITIES, Depth
+
+routes = Routes("Jobs")
+
+MAX_FORM_BYTES = 201 * 2**20
+_MAX_QUESTIONS = 50_000
+
+
+class AnswerChoices(Body):
+    """How questions are answered; `threshold` null: the reranker's own, `where`: a condition on metadata."""
+
+    top_k: Annotated[int, Field(ge=1, le=1_000)] = 20
+    top_n: Annotated[int, Field(ge=1, le=20)] = 2
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    captions_in_answer: bool = True
+    retrieval: Retrieval = Retrieval.HYBRID
+    depth: Depth = Depth.NEED
+    where: Where = None
+    name: Line | None = None
+    priority: Literal["low", "normal", "high"] = "normal"
+    skip_invalid: bool = False
+
+    @property
+    def options(self) -> AnswerOptions:
+        """Without the filter."""
+        names = ("top_k", "top_n", "threshold", "captions_in_answer", "retrieval", "depth")
+        return AnswerOptions(**{name: getattr(self, name) for name in names})
+
+    @property
+    def chosen_priority(self) -> Priority:
+        """As the client knows it."""
+        return PRIORITIES[self.priority]
+
+
+class NewJobBody(AnswerChoices):
+    """Questions: texts, or objects with the keys of a line of a question file (`question`, `custom_id`, `where`)."""
+
+    archive: Line
+    questions: Annotated[list[LongText | Json], Field(min_length=1, max_length=_MAX_QUESTIONS)]
+
+
+class JobFileForm(AnswerChoices):
+    """The fields beside the field `file` with the question file."""
+
+    archive: Line
+
+
+class SubmittedJob(Answer):
+    """The job, whether it is new, and what is wrong with lines that were left out (`skip_invalid`)."""
+
+    object: Literal["submitted"] = "submitted"
+    job: int
+    is_new: bool
+    total: int
+    errors: list[Json]
+    notes: list[str]
+
+
+class JobsQuery(Query):
+    """Which jobs; `after` is the `last_id` of the page before."""
+
+    after: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    archive: Line | None = None
+    kind: JobKind | None = None
+    state: JobState | None = None
+    open: bool = False
+
+
+class JobObject(Answer):
+    """A job. `counts` are its inputs by outcome, `seconds_left` an estimate; `detail` is what only its kind has."""
+
+    object: Literal["job"] = "job"
+    job: int
+    kind: str
+    name: str | None
+    file: str | None
+    archive: str
+    owner: str | None
+    state: str
+    priority: int
+    jobs_before: int | None
+    total: int
+    done: int
+    counts: dict[str, int]
+    seconds_left: float | None
+    error: str | None
+    result: Json | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    detail: Json | None
+
+
+class JobWithShards(JobObject):
+    """A job, with its shards that run, failed or are dead."""
+
+    shards: list[Json]
+
+
+class JobList(Answer):
+    """A page of jobs, the newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[JobObject]
+    first_id: int | None
+    last_id: int | None
+    has_more: bool
+
+
+class RetriedJob(Answer):
+    """How many inputs are tried again."""
+
+    object: Literal["retried"] = "retried"
+    job: int
+    inputs: int
+
+
+class RefreshedJob(Answer):
+    """The job that refreshes another one, and whether it is new."""
+
+    object: Literal["refreshed"] = "refreshed"
+    job: int
+    is_new: bool
+
+
+@routes.post(
+    "/v1/jobs",
+    needs=AccessRole.ASK,
+    body=NewJobBody,
+    answer=SubmittedJob,
+    status=201,
+    archive_in="body:archive",
+)
+def submit_job(call: Call[NoQuery, NewJobBody]) -> SubmittedJob:
+    """Queue questions. With `Idempotency-Key`, a repetition with the same questions makes no second job."""
+    rows = [row if isinstance(row, dict) else {"question": row} for row in call.body.questions]
+    return _submit(call, call.body, call.archive(call.body.archive), rows)
+
+
+@routes.post(
+    "/v1/jobs/file",
+    needs=AccessRole.ASK,
+    body=JobFileForm,
+    upload=MAX_FORM_BYTES,
+    answer=SubmittedJob,
+    status=201,
+)
+async def submit_job_file(call: Call[NoQuery, NoBody]) -> SubmittedJob:
+    """Queue a question file (JSONL, JSON, CSV, Excel or Parquet), the field `file` of a multipart form."""
+    form, files = await read_form(call.request, JobFileForm, MAX_FORM_BYTES)
+    try:
+        if "file" not in files:
+            raise InvalidRequest("the form has no field file with a file", "file")
+        return await call.run(_submit_file, call, form, files["file"].file, files["file"].filename or "")
+    finally:
+        await close_files(files)
+
+
+@routes.get("/v1/jobs", needs=AccessRole.READ, query=JobsQuery, answer=JobList)
+def list_jobs(call: Call[JobsQuery, NoBody]) -> JobList:
+    """Jobs, the newest first; of requests that somebody waits for only the open ones."""
+    query = call.query
+    found = call.client.jobs.list(
+        limit=query.limit + 1,
+        only_open=query.open,
+        archive=call.archive(query.archive) if query.archive is not None else None,
+        kind=query.kind,
+        state=query.state,
+        before=query.after,
+    )
+    data = list(map(job_object, found[: query.limit]))
+    first, last = (data[0].job, data[-1].job) if data else (None, None)
+    return JobList(data=data, first_id=first, last_id=last, has_more=len(found) > query.limit)
+
+
+@routes.get("/v1/jobs/{job_id}", needs=AccessRole.READ, answer=JobWithShards, archive_in="path:job_id")
+def show_job(call: Call[NoQuery, NoBody]) -> JobWithShards:
+    """One job, with its shards that run, failed or are dead."""
+    job_id = call.number("job_id")
+    job = job_object(call.client.jobs.get(job_id))
+    return JobWithShards(**job.model_dump(), shards=list(map(json_of, call.client.jobs.troubled_shards(job_id))))
+
+
+@routes.post("/v1/jobs/{job_id}/pause", needs=AccessRole.ASK, answer=JobObject, archive_in="path:job_id")
+def pause_job(call: Call[NoQuery, NoBody]) -> JobObject:
+    """Stop dispatching shards of a job; 409 for one that has ended."""
+    return _changed(call, call.client.jobs.pause)
+
+
+@routes.post("/v1/jobs/{job_id}/resume", needs=AccessRole.ASK, answer=JobObject, archive_in="path:job_id")
+def resume_job(call: Call[NoQuery, NoBody]) -> JobObject:
+    """Continue a paused job; 409 for one that has ended."""
+    return _changed(call, call.client.jobs.resume)
+
+
+@routes.post("/v1/jobs/{job_id}/cancel", needs=AccessRole.ASK, answer=JobObject, archive_in="path:job_id")
+def cancel_job(call: Call[NoQuery, NoBody]) -> JobObject:
+    """Stop a job; its answers so far stay. 409 for one that has ended."""
+    return _changed(call, call.client.jobs.cancel)
+
+
+@routes.post("/v1/jobs/{job_id}/retry", needs=AccessRole.ASK, answer=RetriedJob, archive_in="path:job_id")
+def retry_job(call: Call[NoQuery, NoBody]) -> RetriedJob:
+    """Try the failed, dead and cancelled inputs of an ended job again; 409 for one that has not ended."""
+    job_id = call.number("job_id")
+    with call.client.access.admitted(call.principal):
+        return RetriedJob(job=job_id, inputs=call.client.jobs.retry(job_id))
+
+
+@routes.post(
+    "/v1/jobs/{job_id}/refresh", needs=AccessRole.ASK, answer=RefreshedJob, status=201, archive_in="path:job_id"
+)
+def refresh_job(call: Call[NoQuery, NoBody]) -> RefreshedJob:
+    """Ask those questions of an ended job again for which something has changed since, in a new job."""
+    with call.client.access.admitted(call.principal):
+        job_id, is_new = call.client.questions.refresh(call.number("job_id"))
+    return RefreshedJob(job=job_id, is_new=is_new)
+
+
+@routes.delete(
+    "/v1/jobs/{job_id}",
+    needs=AccessRole.WRITE,
+    query=RemovalQuery,
+    answer=RemovalObject,
+    status=202,
+    archive_in="path:job_id",
+)
+def remove_job(call: Call[RemovalQuery, NoBody]) -> RemovalObject:
+    """Erase a job that has ended, with its inputs, answers, labels and result files."""
+    return removal_object(call.client.jobs.remove(call.number("job_id"), dry_run=call.query.dry_run))
+
+
+def job_object(job: JobView) -> JobObject:
+    """A job as clients see it."""
+    shown = job.as_json()
+    names = [name for name in JobObject.model_fields if name not in {"object", "done", "seconds_left", "detail"}]
+    detail = job.detail_json()
+    return JobObject(
+        **{name: shown[name] for name in names},
+        done=job.progress.done,
+        seconds_left=seconds_left(job, datetime.now(UTC)),
+        detail=json_of(detail) if detail else None,
+    )
+
+
+def _changed(call: Call[NoQuery, NoBody], change: Callable[[int], object]) -> JobObject:
+    job_id = call.number("job_id")
+    change(job_id)
+    return job_object(call.client.jobs.get(job_id))
+
+
+def _submit(call: Call[NoQuery, Any], choices: AnswerChoices, archive: str, source: Path | list[Json]) -> SubmittedJob:
+    submitted = call.client.questions.submit(
+        source,
+        archive,
+        choices.options,
+        where=choices.where,
+        skip_invalid=choices.skip_invalid,
+        idempotency_key=call.idempotency_key,
+        name=choices.name,
+        priority=choices.chosen_priority,
+        admitted=partial(call.client.access.admitted, call.principal),
+    )
+    return SubmittedJob(
+        job=submitted.job_id,
+        is_new=submitted.is_new,
+        total=submitted.total,
+        errors=list(map(json_of, submitted.errors[:100])),
+        notes=list(submitted.notes),
+    )
+
+
+def _submit_file(call: Call[NoQuery, NoBody], form: JobFileForm, stream: Any, name: str) -> SubmittedJob:
+    """From disk, under the name that the client gives: its extension says what it is."""
+    archive = call.archive(form.archive)
+    plain = Path(name.replace("\\", "/")).name
+    if not plain.isprintable() or len(plain.encode(errors="replace")) > 200 or plain.startswith("."):
+        raise InvalidRequest(f"{plain[:80]!r} cannot be the name of a file", "file")
+    with TemporaryDirectory(prefix="ragllava-api-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / (plain or "questions")
+        with path.open("wb") as copy:
+            shutil.copyfileobj(stream, copy, 2**20)
+        return _submit(call, form, archive, path)

@@ -1,0 +1,348 @@
+"""The pictures of an archive: upload, list, show, read, delete."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from starlette.datastructures import UploadFile
+from starlette.responses import Response
+
+from ragllava.api.bodies import close_files, read_form
+from ragllava.api.errors import InvalidRequest
+from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
+from ragllava.api.routes.native.archives import RemovalObject, RemovalQuery, removal_object
+from ragllava.api.routes.native.shared import Id, Json, Line, LongText, made_file
+from ragllava.client import AccessRole, IngestJob, ListedImage, PictureView
+from ragllava.errors import NotFound
+
+routes = Routes("Pictures")
+
+MAX_FORM_BYTES = 2 * 2**30
+# While pictures go into the object store, up to 82 MB of them are in memory.
+_FEW_AT_ONCE = threading.BoundedSemaphore(2)
+_CAPTION_FILES = ("captions",)  # fields whose file has captions
+_CAPTIONS_NAME = "captions.jsonl"
+_LONGEST_PART = 200  # bytes of one part of a file's name
+_CACHED = "private, max-age=3600"
+# What browsers show without running anything in it; other pictures are downloaded.
+_SHOWN = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif")
+
+
+class PicturesForm(Body):
+    """The fields beside the files. `descriptions` is JSON: the caption, or caption and metadata, by file name."""
+
+    name: Line | None = None
+    descriptions: LongText | None = None
+
+
+class IngestObject(Answer):
+    """A job that adds pictures: how many, and what became of the captions and of files that are no pictures."""
+
+    object: Literal["ingest"] = "ingest"
+    job: int
+    files: int
+    captions: int
+    captions_without_file: list[str]
+    passed_over: dict[str, int]
+    notes: list[str]
+
+
+class PictureQuery(Query):
+    """Which pictures; `after` is the `last_id` of the page before."""
+
+    after: Id = 0
+    limit: Annotated[int, Field(ge=1, le=1_000)] = 100
+
+
+class ListedPicture(Answer):
+    """A line of the list of pictures; width and height in pixels."""
+
+    object: Literal["picture"] = "picture"
+    image_id: int
+    source: str
+    sha256: str
+    caption: str | None
+    width: int
+    height: int
+    media_type: str
+    created_at: datetime
+
+
+class PictureList(Answer):
+    """A page of pictures, by id."""
+
+    object: Literal["list"] = "list"
+    data: list[ListedPicture]
+    first_id: int | None
+    last_id: int | None
+    has_more: bool
+
+
+class PictureObject(Answer):
+    """All that an archive knows of a picture. `questions` are the newest ones whose answer rests on it."""
+
+    object: Literal["picture"] = "picture"
+    image_id: int
+    archive: str
+    source: str
+    sha256: str
+    caption: str | None
+    metadata: Json | None
+    width: int
+    height: int
+    media_type: str
+    size_bytes: int
+    retired: bool
+    created_at: datetime
+    updated_at: datetime
+    indexes: list[Json]
+    questions: list[Json]
+
+
+@routes.post(
+    "/v1/archives/{archive}/pictures",
+    needs=AccessRole.WRITE,
+    body=PicturesForm,
+    upload=MAX_FORM_BYTES,
+    answer=IngestObject,
+    status=202,
+    archive_in="path:archive",
+)
+async def upload_pictures(call: Call[NoQuery, NoBody]) -> IngestObject:
+    """Add pictures to an archive, in a job: files of a multipart form, also zip and tar files with pictures.
+
+    The file of the field `captions` (CSV, JSON lines, JSON, Parquet, Excel) has captions and metadata by file name; so
+    has the field `descriptions` for a few. Every file ends as stored, duplicate or rejected in the job. With
+    `Idempotency-Key`, a repetition makes no second job; without, it stores nothing twice.
+    """
+    name = await call.run(call.archive, call.path("archive"))
+    form, files = await read_form(call.request, PicturesForm, MAX_FORM_BYTES)
+    try:
+        return await call.run(_ingest, call, name, form, files)
+    finally:
+        await close_files(files)
+
+
+@routes.get(
+    "/v1/archives/{archive}/pictures",
+    needs=AccessRole.READ,
+    query=PictureQuery,
+    answer=PictureList,
+    archive_in="path:archive",
+)
+def list_pictures(call: Call[PictureQuery, NoBody]) -> PictureList:
+    """The pictures of an archive by id, without those that are retired."""
+    limit = call.query.limit
+    rows = call.client.pictures.list(call.archive(call.path("archive")), after=call.query.after, limit=limit + 1)
+    data = list(map(_listed, rows[:limit]))
+    first, last = (data[0].image_id, data[-1].image_id) if data else (None, None)
+    return PictureList(data=data, first_id=first, last_id=last, has_more=len(rows) > limit)
+
+
+@routes.get(
+    "/v1/archives/{archive}/pictures/{image_id}",
+    needs=AccessRole.READ,
+    answer=PictureObject,
+    archive_in="path:archive",
+)
+def show_picture(call: Call[NoQuery, NoBody]) -> PictureObject:
+    """One picture: caption, metadata, indexes, and the answers that rest on it."""
+    view = _view(call)
+    names = [name for name in PictureObject.model_fields if name not in {"object", "indexes", "questions"}]
+    return PictureObject(
+        **{name: getattr(view, name) for name in names},
+        indexes=[{"id": index_id, "state": state} for index_id, state in view.indexes],
+        questions=[
+            {
+                "job": asked.job_id,
+                "custom_id": asked.custom_id,
+                "question": asked.question,
+                "answer": asked.answer,
+                "relevance": asked.relevance,
+            }
+            for asked in view.questions
+        ],
+    )
+
+
+@routes.get(
+    "/v1/archives/{archive}/pictures/{image_id}/content",
+    needs=AccessRole.READ,
+    streams="*/*",
+    archive_in="path:archive",
+)
+def read_picture(call: Call[NoQuery, NoBody]) -> Response:
+    """The bytes of a picture as they were ingested; also parts of them (`Range`), and 304 for the `ETag` given."""
+    view = _view(call)
+    etag = f'"{view.sha256}"'
+    if _has(call, etag):
+        return Response(status_code=304, headers={"etag": etag, "cache-control": _CACHED})
+    is_shown = view.media_type in _SHOWN
+    return made_file(
+        lambda path: call.client.pictures.save(view.sha256, path),
+        "picture",
+        view.media_type if is_shown else "application/octet-stream",
+        etag=etag,
+        cache_control=_CACHED,
+        content_disposition="inline" if is_shown else "attachment",
+    )
+
+
+@routes.get(
+    "/v1/archives/{archive}/pictures/{image_id}/thumbnail",
+    needs=AccessRole.READ,
+    streams="image/jpeg",
+    archive_in="path:archive",
+)
+def read_thumbnail(call: Call[NoQuery, NoBody]) -> Response:
+    """A JPEG of a picture, its longer side at most 256 pixels; 404 when the picture cannot be read."""
+    view = _view(call)
+    etag = f'"{view.sha256}-thumbnail"'
+    headers = {"etag": etag, "cache-control": _CACHED}
+    if _has(call, etag):
+        return Response(status_code=304, headers=headers)
+    data = call.client.archives.thumbnail(view.sha256)
+    if data is None:
+        raise NotFound(f"the picture {view.image_id} cannot be read")
+    return Response(data, headers=headers, media_type="image/jpeg")
+
+
+@routes.delete(
+    "/v1/archives/{archive}/pictures/{image_id}",
+    needs=AccessRole.WRITE,
+    query=RemovalQuery,
+    answer=RemovalObject,
+    status=202,
+    archive_in="path:archive",
+)
+def remove_picture(call: Call[RemovalQuery, NoBody]) -> RemovalObject:
+    """Erase a picture from every place where it is stored; answers that rest on it keep their texts."""
+    view = _view(call)
+    removal = call.client.archives.remove_pictures(view.archive, [str(view.image_id)], dry_run=call.query.dry_run)
+    return removal_object(removal)
+
+
+def _view(call: Call[Any, NoBody]) -> PictureView:
+    """By its id alone: a picture may be called as another one's id."""
+    name, image_id = call.archive(call.path("archive")), call.number("image_id")
+    return call.client.pictures.get(name, image_id)
+
+
+def _has(call: Call[Any, NoBody], etag: str) -> bool:
+    given = call.request.headers.get("if-none-match", "")
+    return given.strip() == "*" or etag in [part.strip().removeprefix("W/") for part in given.split(",")]
+
+
+def _listed(image: ListedImage) -> ListedPicture:
+    names = [name for name in ListedPicture.model_fields if name != "object"]
+    return ListedPicture(**{name: getattr(image, name) for name in names})
+
+
+def _ingest(
+    call: Call[NoQuery, NoBody], name: str, form: PicturesForm, files: Mapping[str, UploadFile]
+) -> IngestObject:
+    """On disk, not in memory: the form's files, which the client then puts into the object store."""
+    pictures = {field: file for field, file in files.items() if field.partition(".")[0] not in _CAPTION_FILES}
+    if not pictures:
+        raise InvalidRequest("the form has no file with a picture", "file")
+    call.client.access.admit_bytes(call.principal, sum(file.size or 0 for file in files.values()))
+    with TemporaryDirectory(prefix="ragllava-api-", ignore_cleanup_errors=True) as folder:
+        root = Path(folder) / "pictures"
+        for file in pictures.values():
+            _save(file, root, _file_name(file))
+        captions = _captions(Path(folder), form, files)
+        with call.client.access.admitted(call.principal), _FEW_AT_ONCE:
+            job = call.client.archives.ingest(
+                root,
+                name,
+                captions,
+                upload=True,
+                name=form.name,
+                idempotency_key=call.idempotency_key,
+            )
+    return _ingest_object(job)
+
+
+def _captions(folder: Path, form: PicturesForm, files: Mapping[str, UploadFile]) -> Path | None:
+    """The caption file of the form, or one made of its descriptions."""
+    given = [file for field, file in files.items() if field.partition(".")[0] in _CAPTION_FILES]
+    if len(given) + (form.descriptions is not None) > 1:
+        raise InvalidRequest("give one caption file, or descriptions, not both", "descriptions")
+    if given:
+        name = PurePosixPath(_file_name(given[0])).name
+        return _save(given[0], folder / "captions", name)
+    if form.descriptions is None:
+        return None
+    path = folder / _CAPTIONS_NAME
+    path.write_text("".join(json.dumps(row) + "\n" for row in _rows(form.descriptions)), encoding="utf-8")
+    return path
+
+
+def _rows(descriptions: str) -> list[Json]:
+    try:
+        given = json.loads(descriptions)
+    except (ValueError, RecursionError):
+        given = None
+    if not isinstance(given, dict) or not all(isinstance(said, str | dict) for said in given.values()):
+        raise InvalidRequest(
+            'descriptions must be a JSON object of captions by file name, {"a.jpg": "a boat"}, or of objects with '
+            "caption and metadata",
+            "descriptions",
+        )
+    return [_row(name, said) for name, said in given.items()]
+
+
+def _row(name: str, said: str | Json) -> Json:
+    if isinstance(said, str):
+        return {"file": name, "caption": said}
+    metadata = said.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise InvalidRequest(f"the metadata of {name[:80]!r} must be an object", "descriptions")
+    return {**metadata, "file": name, "caption": said.get("caption") or ""}
+
+
+def _save(file: UploadFile, root: Path, name: str) -> Path:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        raise InvalidRequest(f"two files are called {name!r}; each needs a name of its own", "file")
+    with path.open("wb") as copy:
+        shutil.copyfileobj(file.file, copy, 2**20)
+    return path
+
+
+def _file_name(file: UploadFile) -> str:
+    """The name that the client gives, perhaps with folders. Raises InvalidRequest for one that leads elsewhere."""
+    name = (file.filename or "").replace("\\", "/")
+    parts = name.split("/")
+    is_bad = any(part in ("", ".", "..") or len(part.encode(errors="replace")) > _LONGEST_PART for part in parts)
+    if is_bad or not name.isprintable() or len(parts) > 20 or not _is_utf8(name):
+        raise InvalidRequest(f"{name[:80]!r} cannot be the name of a file; use a relative path such as 2019/boat.jpg")
+    return name
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _ingest_object(job: IngestJob) -> IngestObject:
+    return IngestObject(
+        job=job.job_id,
+        files=job.total,
+        captions=job.captions + job.beside.listed_captions,
+        captions_without_file=list(job.unused_captions[:100]),
+        passed_over=dict(job.beside.passed_over),
+        notes=list(job.beside.notes),
+    )

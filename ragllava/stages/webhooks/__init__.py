@@ -1,0 +1,1 @@
+"""Webhooks: tell other systems that a job has ended."""

@@ -1,0 +1,91 @@
+"""Requests that somebody waits for: what the answer workers compute at once, and its result.
+
+Every function works in the caller's transaction. A request belongs to a job of its own with this only input. Its body
+goes with its outcome, so that no caption of it outlives the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
+
+from ragllava.records import JobKind, RequestStatus
+from ragllava.stores.database import record, seconds
+from ragllava.stores.schema import jobs, requests
+
+_DELETED_AT_ONCE = 1_000
+
+
+class Operation(StrEnum):
+    """What a request asks for."""
+
+    SEARCH = "search"  # images of an archive
+    SCORE = "score"  # relevances of pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request without its outcome."""
+
+    operation: Operation
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a request ended; status None: it has not. `reason` is a sentence, of one without a result."""
+
+    status: RequestStatus | None
+    result: dict[str, Any] | None
+    reason: str | None
+
+
+def insert_request(connection: Connection, job_id: int, operation: Operation, body: Mapping[str, Any]) -> None:
+    """Write the only input of a job."""
+    values = {"job_id": job_id, "operation": operation.value, "body": dict(body)}
+    connection.execute(insert(requests).values(values))
+
+
+def load_request(connection: Connection, job_id: int) -> Request | None:
+    """The request of a job; None when it has an outcome."""
+    query = select(requests.c.operation, requests.c.body).where(
+        requests.c.job_id == job_id, requests.c.body.is_not(None)
+    )
+    row: Row[Any] | None = connection.execute(query).one_or_none()
+    return None if row is None else record(Request, row)
+
+
+def finish_request(connection: Connection, job_id: int, result: Mapping[str, Any]) -> None:
+    """Store the result."""
+    _end(connection, job_id, status=RequestStatus.DONE, result=dict(result))
+
+
+def fail_request(connection: Connection, job_id: int, reason: str) -> None:
+    """Store why there is none."""
+    _end(connection, job_id, status=RequestStatus.FAILED, reason=reason)
+
+
+def load_outcome(connection: Connection, job_id: int) -> Outcome:
+    """How the request of a job ended."""
+    columns = (requests.c.status, requests.c.result, requests.c.reason)
+    row: Row[Any] = connection.execute(select(*columns).where(requests.c.job_id == job_id)).one()
+    return record(Outcome, row)
+
+
+def delete_old(connection: Connection, older_than_s: float) -> int:
+    """Delete requests that ended longer ago, with their jobs; returns how many. Nobody waits for them any more.
+
+    Only those whose end was seen to (`result`): what finishes jobs must not find them gone.
+    """
+    is_old = jobs.c.finished_at < func.now() - seconds(older_than_s)
+    old = select(jobs.c.id).where(jobs.c.kind == JobKind.REQUEST, is_old, jobs.c.result.is_not(None))
+    chosen = old.order_by(jobs.c.id).limit(_DELETED_AT_ONCE).with_for_update(skip_locked=True)
+    return connection.execute(delete(jobs).where(jobs.c.id.in_(chosen))).rowcount
+
+
+def _end(connection: Connection, job_id: int, **values: object) -> None:
+    connection.execute(update(requests).where(requests.c.job_id == job_id).values(body=None, **values))

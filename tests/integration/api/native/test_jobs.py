@@ -1,0 +1,246 @@
+"""Jobs through HTTP: submit, follow, control, results, report, labels, noisy cases."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from pyarrow import parquet
+
+from tests.integration.conftest import Postcards
+from tests.support.api_shop import Shop
+from tests.support.postcard_gallery import CARDS
+from tests.support.waiting import wait_for
+
+
+@pytest.fixture(scope="module")
+def questions(postcards: Postcards) -> list[str]:
+    """Three questions about the postcards of the archive."""
+    first = {card.file_name for card in postcards.archive.postcards[:CARDS]}
+    return [asked.text for asked in postcards.archive.questions if first.issuperset(asked.relevant)][:3]
+
+
+@pytest.fixture
+def paused(shop: Shop) -> Iterator[None]:
+    """No worker works, and nothing is left to do."""
+    wait_for("the jobs of other tests", lambda: not shop.client.jobs.list(only_open=True), 120)
+    shop.works.clear()
+    yield
+    shop.works.set()
+
+
+def submit(http: httpx.Client, questions: list[Any], **more: Any) -> int:
+    answer = http.post("/v1/jobs", json={"archive": "postcards", "questions": questions, **more})
+    assert answer.status_code == 201, answer.text
+    return int(answer.json()["job"])
+
+
+def test_results_are_those_of_the_command(shop: Shop, questions: list[str]) -> None:
+    with shop.http("ask", "postcards") as http:
+        rows: list[Any] = [{"custom_id": "a", "question": questions[0]}, *questions[1:]]
+        job_id = submit(http, rows, name="three", top_k=5)
+        job = shop.wait_for_job(http, job_id)
+        assert (job["name"], job["kind"], job["done"], job["total"]) == ("three", "answer", 3, 3)
+        assert job["seconds_left"] is None and job["shards"] == []
+
+        lines = [json.loads(line) for line in http.get(f"/v1/jobs/{job_id}/results").text.splitlines()]
+        assert lines == [row.as_json() for row in shop.client.questions.results(job_id)]
+        told = http.get(f"/v1/jobs/{job_id}/results", params={"format": "csv", "metadata": True})
+        assert told.headers["content-disposition"] == f'attachment; filename="job-{job_id}.csv"'
+        table = list(csv.DictReader(io.StringIO(told.content.decode("utf-8-sig"))))
+        assert [row["custom_id"] for row in table] == [line["custom_id"] for line in lines]
+        data = http.get(f"/v1/jobs/{job_id}/results", params={"format": "parquet"}).content
+        assert parquet.read_table(io.BytesIO(data)).column("question").to_pylist() == questions
+        part = http.get(f"/v1/jobs/{job_id}/results", headers={"range": "bytes=0-9"})
+        assert (part.status_code, len(part.content)) == (206, 10)
+
+        page = http.get(f"/v1/jobs/{job_id}/report")
+        assert page.headers["content-type"].startswith("text/html") and "data:image/jpeg" in page.text
+        assert "sandbox" in page.headers["content-security-policy"]
+
+
+def test_a_question_file_is_read_by_its_ending(shop: Shop, questions: list[str]) -> None:
+    with shop.http("ask", "postcards") as http:
+        table = io.StringIO()
+        csv.writer(table).writerows([["custom_id", "question"], ["one", questions[0]], ["two", ""]])
+        file = {"file": ("mine.csv", table.getvalue().encode())}
+        refused = http.post("/v1/jobs/file", files=file, data={"archive": "postcards"})
+        assert refused.status_code == 400 and "line 3" in refused.json()["error"]["message"]
+        accepted = http.post("/v1/jobs/file", files=file, data={"archive": "postcards", "skip_invalid": "true"})
+        assert accepted.status_code == 201, accepted.text
+        assert http.post("/v1/jobs/file", files=file, data={"archive": "coins"}).status_code == 404
+        assert [error["line"] for error in accepted.json()["errors"]] == [3]
+        job = shop.wait_for_job(http, accepted.json()["job"])
+        assert job["total"] == 2 and job["counts"]["failed"] == 1
+
+
+def test_wrong_submissions_are_refused_and_use_up_no_quota(shop: Shop) -> None:
+    with shop.http("ask", "postcards", questions_per_day=3) as http:
+        wrong: list[dict[str, Any]] = [
+            {"questions": []},
+            {"questions": [""]},
+            {"questions": ["a", {"no": "question"}]},
+            {"questions": ["a"], "top_k": 0},
+            {"questions": ["a"], "where": {"nonsense": []}},
+            {"questions": ["a\x00b"]},
+            {"questions": ["a"], "where": {"metadata.a\x00b": "c"}},
+        ]
+        for body in wrong:
+            answer = http.post("/v1/jobs", json={"archive": "postcards", **body})
+            assert answer.status_code == 400, (body, answer.text)
+        assert http.post("/v1/jobs", json={"archive": "nowhere", "questions": ["a"]}).status_code == 404
+        assert submit(http, ["What?", "Which?", "Who?"])
+        over = http.post("/v1/jobs", json={"archive": "postcards", "questions": ["a"]})
+        assert over.status_code == 429 and int(over.headers["retry-after"]) > 0
+
+
+def test_a_repeated_submit_makes_one_job(shop: Shop) -> None:
+    with shop.http("ask", "postcards") as http:
+
+        def keyed(text: str) -> httpx.Response:
+            body = {"archive": "postcards", "questions": [text]}
+            return http.post("/v1/jobs", json=body, headers={"idempotency-key": "k1"})
+
+        first, second = keyed("What?"), keyed("What?")
+        assert first.json()["job"] == second.json()["job"]
+        assert (first.json()["is_new"], second.json()["is_new"]) == (True, False)
+        assert keyed("Which?").status_code == 422
+
+
+def test_jobs_are_listed_in_pages(shop: Shop, paused: None) -> None:
+    with shop.http("ask", "postcards") as http, shop.http("ask", "coins") as other:
+        mine = [submit(http, ["What?"], name=f"page {number}") for number in range(5)]
+        seen, after = [], None
+        while True:
+            params = {"limit": 2, "open": True} | ({"after": after} if after else {})
+            page = http.get("/v1/jobs", params=params).json()
+            assert page["first_id"] == page["data"][0]["job"] and page["last_id"] == page["data"][-1]["job"]
+            seen += [job["job"] for job in page["data"]]
+            after = page["last_id"]
+            if not page["has_more"]:
+                break
+        assert seen == sorted(mine, reverse=True)
+        assert other.get("/v1/jobs", params={"open": True}).json()["data"] == []
+        for job_id in mine:
+            assert http.post(f"/v1/jobs/{job_id}/cancel").json()["state"] == "cancelled"
+        assert http.get("/v1/jobs", params={"state": "cancelled", "limit": 100}).json()["first_id"] == mine[-1]
+        assert http.get("/v1/jobs", params={"stat": "cancelled"}).status_code == 400
+
+
+def test_a_job_is_paused_resumed_cancelled_and_retried(shop: Shop, questions: list[str], paused: None) -> None:
+    with shop.http("ask", "postcards") as http:
+        job_id = submit(http, questions)
+        assert http.post(f"/v1/jobs/{job_id}/resume").json()["state"] == "running"  # so it was
+        assert http.post(f"/v1/jobs/{job_id}/pause").json()["state"] == "paused"
+        assert http.post(f"/v1/jobs/{job_id}/retry").status_code == 409
+        assert http.post(f"/v1/jobs/{job_id}/cancel").json()["counts"] == {"cancelled": 3}
+        again = http.post(f"/v1/jobs/{job_id}/cancel")
+        assert again.status_code == 409 and again.headers["x-should-retry"] == "false"
+        wait_for("its result", lambda: http.get(f"/v1/jobs/{job_id}").json()["result"] is not None)
+        assert http.post(f"/v1/jobs/{job_id}/retry").json()["inputs"] == 3
+        shop.works.set()
+        assert "cancelled" not in shop.wait_for_job(http, job_id)["counts"]
+
+        refreshed = http.post(f"/v1/jobs/{job_id}/refresh")
+        assert refreshed.status_code == 201 and refreshed.json()["is_new"]
+        detail = shop.wait_for_job(http, refreshed.json()["job"])["detail"]["refresh"]
+        assert (detail["refreshes"], detail["taken_over"]) == (job_id, 3)
+
+
+def events_of(stream: httpx.Response) -> Iterator[dict[str, str]]:
+    event: dict[str, str] = {}
+    for line in stream.iter_lines():
+        if not line:
+            yield event
+            event = {}
+        else:
+            name, _, value = line.partition(": ")
+            event[name] = value
+
+
+def test_progress_comes_as_events(shop: Shop, questions: list[str], paused: None) -> None:
+    with shop.http("ask", "postcards") as http:
+        job_id = submit(http, questions)
+        threading.Timer(1.0, shop.works.set).start()
+        with http.stream("GET", f"/v1/jobs/{job_id}/events") as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            events = list(events_of(stream))
+        assert [event["event"] for event in events][-1] == "end" and events[0]["event"] == "progress"
+        told = [json.loads(event["data"]) for event in events]
+        assert [job["done"] for job in told] == sorted(job["done"] for job in told) and told[-1]["done"] == 3
+        assert len({event["id"] for event in events}) == len(events)
+
+        known = {"last-event-id": events[-1]["id"]}
+        assert http.get(f"/v1/jobs/{job_id}/events", headers=known).status_code == 204
+        late = http.get(f"/v1/jobs/{job_id}/events", headers={"last-event-id": events[0]["id"]})
+        assert [event["event"] for event in events_of(late)] == ["end"]
+        with shop.http("ask", "coins") as other:
+            assert other.get(f"/v1/jobs/{job_id}/events").status_code == 404
+
+
+def test_labels_and_noisy_cases(shop: Shop, questions: list[str]) -> None:
+    with shop.http("review", "postcards") as http:
+        job_id = submit(http, [{"custom_id": f"q{number}", "question": text} for number, text in enumerate(questions)])
+        shop.wait_for_job(http, job_id)
+        labels = [{"custom_id": "q0", "verdict": "right"}, {"custom_id": "q1", "verdict": "wrong"}]
+        stored = http.post(f"/v1/jobs/{job_id}/feedback", json={"labels": labels})
+        assert stored.status_code == 200, stored.text
+        assert (stored.json()["stored"], stored.json()["right"], stored.json()["wrong"]) == (2, 1, 1)
+        unknown = http.post(f"/v1/jobs/{job_id}/feedback", json={"labels": [{"custom_id": "x", "verdict": "right"}]})
+        assert unknown.status_code == 400
+        shown = http.get(f"/v1/jobs/{job_id}/questions/q1").json()
+        assert shown["label"]["verdict"] == "wrong" and "said_wrong" in shown["case"]["reasons"]
+        assert http.get(f"/v1/jobs/{job_id}/questions/none").status_code in (400, 404)
+
+        cases = http.get("/v1/archives/postcards/noisy", params={"reason": "said_wrong", "state": "open"}).json()
+        assert [case["question"]["custom_id"] for case in cases["data"]] == ["q1"]
+        tasks = http.get("/v1/archives/postcards/noisy/tasks", params={"reason": "said_wrong"}).json()["data"]
+        assert len(tasks) == 1 and "s3://" in json.dumps(tasks)
+        gone = http.post("/v1/archives/postcards/noisy/dismiss", json={"job": job_id, "custom_ids": ["q1"]})
+        assert gone.json()["cases"] == 1
+        removed = http.delete(f"/v1/jobs/{job_id}")
+        assert removed.status_code == 202, removed.text
+        wait_for("the removal", lambda: http.get(f"/v1/jobs/{job_id}").status_code == 404)
+
+
+def test_a_training_is_planned_and_versions_are_shown(shop: Shop) -> None:
+    with shop.http() as http, shop.http("admin", "postcards") as bound:
+        plan = http.post("/v1/trainings/plan", json={"role": "reranker", "archives": ["postcards"]})
+        assert plan.status_code == 200 and plan.json()["shortage"], plan.text
+        refused = http.post("/v1/trainings", json={"role": "reranker", "archives": ["postcards"]})
+        assert refused.status_code == 400
+        assert http.get("/v1/versions").status_code == 200
+        assert http.get("/v1/versions/none").status_code in (400, 404)
+        for path in ("/v1/versions", "/v1/status"):
+            assert bound.get(path).status_code == 403
+        assert bound.post("/v1/trainings", json={"role": "reranker", "archives": ["postcards"]}).status_code == 403
+
+
+def test_schedules_and_maintenance(shop: Shop) -> None:
+    with shop.http() as http, shop.http("admin", "postcards") as bound:
+        new = {"action": "gaps", "cron": "0 3 * * *", "archive": "postcards", "name": "nightly"}
+        made = bound.post("/v1/schedules", json=new)
+        assert made.status_code == 201, made.text
+        assert [row["name"] for row in bound.get("/v1/schedules").json()["data"]] == ["nightly"]
+        assert bound.post("/v1/schedules/nightly/pause").json()["schedule"]["paused"] is True
+        assert bound.post("/v1/schedules/nightly/resume").json()["schedule"]["paused"] is False
+        fired = bound.post("/v1/schedules/nightly/run").json()
+        assert shop.wait_for_job(bound, fired["job"])["state"] == "completed"
+        for body in (new, new | {"cron": "x"}, new | {"name": "n", "options": {"retriever": "/etc"}}):
+            assert bound.post("/v1/schedules", json=body).status_code == 400
+        for body in (new | {"archive": None}, {"action": "gc", "cron": "0 3 * * *"}):
+            assert bound.post("/v1/schedules", json=body | {"name": "n"}).status_code == 403
+        assert bound.delete("/v1/schedules/nightly").json()["deleted"] is True
+
+        task = bound.post("/v1/maintenance", json={"task": "gaps", "archive": "postcards"})
+        assert task.status_code == 202 and shop.wait_for_job(bound, task.json()["job"])["state"] == "completed"
+        assert bound.post("/v1/maintenance", json={"task": "gc"}).status_code == 403
+        assert http.post("/v1/maintenance", json={"task": "gc", "archive": "postcards"}).status_code == 400
+        status = http.get("/v1/status").json()
+        assert [worker["state"] for worker in status["workers"]] == ["live"]

@@ -1,0 +1,210 @@
+"""Archives and their pictures through HTTP: upload, list, show, read in parts, search, remove."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from ragllava.stores.objects import content_key
+from tests.integration.conftest import Postcards
+from tests.support.api_shop import Shop
+
+
+def picture(color: str, format: str = "PNG") -> bytes:
+    """A small picture of one color."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), color).save(buffer, format)
+    return buffer.getvalue()
+
+
+def upload(http: httpx.Client, archive: str, *files: tuple[str, bytes], **fields: str) -> httpx.Response:
+    """Send files under their names; one whose name begins with `captions` is a caption file."""
+    parts = [("captions" if name.startswith("captions") else "file", (name, data)) for name, data in files]
+    return http.post(f"/v1/archives/{archive}/pictures", files=parts, data=fields)
+
+
+def test_an_archive_is_created_listed_renamed_and_removed(shop: Shop) -> None:
+    with shop.http() as http:
+        made = http.post("/v1/archives", json={"name": "short-lived"})
+        assert (made.status_code, made.json()["images"]) == (201, 0)
+        assert http.post("/v1/archives", json={"name": "short-lived"}).status_code == 409
+        assert http.post("/v1/archives", json={"name": "No Name"}).status_code == 400
+        assert {found["name"] for found in http.get("/v1/archives").json()["data"]} >= {"short-lived", "postcards"}
+        assert http.post("/v1/archives/short-lived/rename", json={"name": "postcards"}).status_code == 400
+        assert http.post("/v1/archives/short-lived/rename", json={"name": "renamed"}).json()["name"] == "renamed"
+
+        job = upload(http, "renamed", ("red.png", picture("red"))).json()["job"]
+        assert shop.wait_for_job(http, job)["counts"] == {"stored": 1}
+        planned = http.delete("/v1/archives/renamed", params={"dry_run": True}).json()
+        assert (planned["counts"]["images"], planned["removal_id"]) == (1, None)
+        begun = http.delete("/v1/archives/renamed")
+        assert begun.status_code == 202 and http.get("/v1/archives/renamed").status_code == 404
+        shop_is_done(shop, http, begun.json()["removal_id"])
+
+
+def shop_is_done(shop: Shop, http: httpx.Client, removal_id: int) -> None:
+    """Wait until the worker has finished a removal that the API has begun."""
+    from tests.support.waiting import wait_for
+
+    def is_finished() -> bool:
+        lines = {line["erasure_id"]: line for line in http.get("/v1/removals").json()["data"]}
+        return lines[removal_id]["finished_at"] is not None
+
+    wait_for("the removal", is_finished, 60)
+
+
+def test_pictures_come_with_captions_and_metadata(shop: Shop) -> None:
+    with shop.http("write", "coins") as http:
+        said = {"gold.png": "A gold coin", "old/silver.png": {"caption": "A silver coin", "metadata": {"year": 1890}}}
+        files = (("gold.png", picture("gold")), ("old/silver.png", picture("silver")), ("notes.mp4", b"no picture"))
+        answer = upload(http, "coins", *files, descriptions=json.dumps(said), name="first coins")
+        assert answer.status_code == 202, answer.text
+        queued = answer.json()
+        assert (queued["files"], queued["captions"], queued["passed_over"]) == (2, 2, {".mp4": 1})
+        job = shop.wait_for_job(http, queued["job"])
+        assert (job["name"], job["counts"], job["archive"]) == ("first coins", {"stored": 2}, "coins")
+
+        listed = http.get("/v1/archives/coins/pictures").json()
+        by_source = {row["source"]: row for row in listed["data"]}
+        assert by_source["gold.png"]["caption"] == "A gold coin"
+        shown = http.get(f"/v1/archives/coins/pictures/{by_source['old/silver.png']['image_id']}").json()
+        assert (shown.get("caption"), shown.get("metadata")) == ("A silver coin", {"year": 1890}), shown
+        assert [index["state"] for index in shown["indexes"]] == ["active"]
+
+
+def test_a_zip_and_a_caption_file_are_read(shop: Shop) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as package:
+        package.writestr("tin.png", picture("gray"))
+        package.writestr("bad.png", b"this is no picture")
+    with shop.http("write", "coins") as http:
+        captions = ("captions.csv", b"file,caption\ntin.png,A tin coin\n")
+        job = shop.wait_for_job(http, upload(http, "coins", ("all.zip", packed.getvalue()), captions).json()["job"])
+        assert job["counts"] == {"stored": 1, "rejected": 1}
+        assert [row["source"] for row in http.get("/v1/archives/coins/rejected").json()["data"]] == ["all.zip/bad.png"]
+        found = [row for row in http.get("/v1/archives/coins/pictures").json()["data"] if "tin" in row["source"]]
+        assert [row["caption"] for row in found] == ["A tin coin"]
+
+
+def test_a_repeated_upload_stores_nothing_twice(shop: Shop) -> None:
+    with shop.http("write", "coins") as http:
+        copper = ("copper.png", picture("brown"))
+        first, second = (upload(http, "coins", copper).json()["job"] for _ in range(2))
+        assert first != second
+        counts = [shop.wait_for_job(http, job)["counts"] for job in (first, second)]
+        assert counts == [{"stored": 1}, {"duplicate": 1}]
+
+        def keyed(data: bytes) -> httpx.Response:
+            files = [("file", ("zinc.png", data))]
+            headers = {"idempotency-key": "zinc"}
+            return http.post("/v1/archives/coins/pictures", files=files, headers=headers)
+
+        assert keyed(picture("blue")).json()["job"] == keyed(picture("blue")).json()["job"]
+        assert keyed(picture("green")).status_code == 422
+
+
+BAD_NAMES = ["../up.png", "/etc/passwd", "a//b.png", "a/./b.png", "x" * 300 + ".png", "a\x7fb.png"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_that_leads_elsewhere_is_refused(shop: Shop, name: str) -> None:
+    with shop.http("write", "coins") as http:
+        answer = upload(http, "coins", (name, picture("red")))
+        assert answer.status_code == 400 and "cannot be the name of a file" in answer.json()["error"]["message"]
+
+
+def test_an_upload_without_pictures_is_refused(shop: Shop) -> None:
+    with shop.http("write", "coins") as http:
+        assert http.post("/v1/archives/coins/pictures", json={}).status_code == 400
+        assert upload(http, "coins", ("captions.csv", b"file,caption\n")).status_code == 400
+        assert upload(http, "coins", ("film.mp4", b"...")).status_code == 400
+        assert upload(http, "coins", ("a.png", picture("red")), descriptions="[1]").status_code == 400
+        twice = upload(http, "coins", ("a.png", picture("red")), ("a.png", picture("blue")))
+        assert twice.status_code == 400 and "two files" in twice.json()["error"]["message"]
+
+
+def test_bytes_are_read_whole_in_parts_and_not_again(shop: Shop, postcards: Postcards) -> None:
+    with shop.http("read", "postcards") as http:
+        row = http.get("/v1/archives/postcards/pictures", params={"limit": 1}).json()["data"][0]
+        where = f"/v1/archives/postcards/pictures/{row['image_id']}"
+        whole = http.get(f"{where}/content")
+        expected = next(path for path in postcards.written.pictures.rglob("*") if path.name == row["source"])
+        assert whole.content == expected.read_bytes() and whole.headers["content-type"] == row["media_type"]
+        assert hashlib.sha256(whole.content).hexdigest() == row["sha256"] == whole.headers["etag"].strip('"')
+        assert "sandbox" in whole.headers["content-security-policy"]
+
+        part = http.get(f"{where}/content", headers={"range": "bytes=10-19"})
+        assert (part.status_code, part.content) == (206, whole.content[10:20])
+        beyond = http.get(f"{where}/content", headers={"range": f"bytes={len(whole.content)}-"})
+        assert beyond.status_code == 416
+        for known in (whole.headers["etag"], f'"x", W/{whole.headers["etag"]}', "*"):
+            again = http.get(f"{where}/content", headers={"if-none-match": known})
+            assert (again.status_code, again.content) == (304, b"")
+
+        small = http.get(f"{where}/thumbnail")
+        with Image.open(io.BytesIO(small.content)) as opened:
+            assert opened.format == "JPEG" and max(opened.size) <= 256
+        again = http.get(f"{where}/thumbnail", headers={"if-none-match": small.headers["etag"]})
+        assert again.status_code == 304
+
+
+def test_pages_of_pictures_follow_each_other(shop: Shop) -> None:
+    with shop.http("read", "postcards") as http:
+        seen, after = [], 0
+        while True:
+            page = http.get("/v1/archives/postcards/pictures", params={"limit": 8, "after": after}).json()
+            seen += [row["image_id"] for row in page["data"]]
+            after = page["last_id"]
+            if not page["has_more"]:
+                break
+        assert len(seen) == 20 == len(set(seen)) and seen == sorted(seen)
+        past = http.get("/v1/archives/postcards/pictures", params={"after": after}).json()
+        assert past == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+
+
+def test_a_search_finds_what_the_command_finds(shop: Shop) -> None:
+    with shop.http("ask", "postcards") as http:
+        answer = http.get("/v1/archives/postcards/search", params={"q": "lighthouse", "limit": 5})
+        assert answer.status_code == 200, answer.text
+        found = answer.json()["data"]
+    expected = shop.client.archives.search("postcards", "lighthouse", limit=5)
+    assert [row["image_id"] for row in found] == [row.image.image_id for row in expected]
+    assert [row["caption"] for row in found] == [row.image.caption for row in expected]
+    assert [row["retrieval_score"] for row in found] == pytest.approx([row.retrieval_score for row in expected])
+
+
+def test_a_picture_is_removed_from_everywhere(shop: Shop) -> None:
+    with shop.http("write", "coins") as http, shop.http() as admin:
+        job = upload(http, "coins", ("lead.png", picture("navy"))).json()["job"]
+        shop.wait_for_job(http, job)
+        [row] = [row for row in http.get("/v1/archives/coins/pictures").json()["data"] if row["source"] == "lead.png"]
+        where = f"/v1/archives/coins/pictures/{row['image_id']}"
+        assert http.delete(where, params={"dry_run": True}).json()["removal_id"] is None
+        begun = http.delete(where)
+        assert begun.status_code == 202, begun.text
+        shop_is_done(shop, admin, begun.json()["removal_id"])
+        assert http.get(where).status_code == 404 and http.get(f"{where}/content").status_code == 404
+        assert not shop.workshop.resources.objects.exists(content_key(row["sha256"]))
+
+
+def test_only_an_opened_part_of_a_bucket_is_bound(shop: Shop, postcards: Postcards, tmp_path: Path) -> None:
+    objects = shop.workshop.resources.objects
+    objects.make_bucket("shared")
+    objects.put_external("s3://shared/in/sea.png", picture("teal"), "image/png")
+    with shop.http("write", "coins") as http:
+        for address in ("s3://secret/in/", f"s3://{objects.bucket}/", "s3://shared-too/", "s3://shared/../x/"):
+            refused = http.post("/v1/archives/coins/bindings", json={"address": address})
+            assert refused.status_code == 400 and "RAGLLAVA_API_BUCKETS" in refused.json()["error"]["message"], address
+        made = http.post("/v1/archives/coins/bindings", json={"address": "s3://shared/in/"})
+        assert made.status_code == 201, made.text
+        assert shop.wait_for_job(http, made.json()["job"])["counts"] == {"done": 1}
+        assert [row["address"] for row in http.get("/v1/archives/coins/bindings").json()["data"]] == ["s3://shared/in/"]
+        gone = http.delete("/v1/archives/coins/bindings", params={"address": "s3://shared/in/"})
+        assert gone.status_code == 200 and http.get("/v1/archives/coins/bindings").json()["data"] == []
