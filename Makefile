@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11, or run make PYTHON=..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): about 6 GB with torch, some minutes"
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[models,local,formats,dev,docs]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[models,local,formats,dev,test,docs,clients]'
 	@touch $@
 
 demo: setup  ## end to end: services, 1,000 pictures, 200 questions, report.html

@@ -37,12 +37,17 @@ _LOCK_KEY = 0x5261674C4C61  # "RagLLa"
 
 
 def upgrade(
-    database_url: str, revision: str = "head", *, words: bool = False, application_url: str | None = None
+    database_url: str,
+    revision: str = "head",
+    *,
+    words: bool = False,
+    application_url: str | None = None,
+    api_url: str | None = None,
 ) -> None:
     """Bring the database to `revision`; does nothing when it is there already.
 
     With an `application_url`, its role is made unless it exists, and gets its rights on the tables of the newest
-    revision. The role of `database_url` owns them.
+    revision. The role of `database_url` owns them. `api_url` names the role of the HTTP API in the same way.
 
     At the newest revision, the words of archives are written that an older version wrote by other rules or not at all,
     in transactions of their own; with `words`, those of all archives.
@@ -62,7 +67,8 @@ def upgrade(
             if words:
                 in_transaction(connection.engine, word_index.mark_outdated)
             if application_url is not None:
-                in_transaction(connection.engine, _admit, make_url(application_url))
+                api = make_url(api_url) if api_url is not None else None
+                in_transaction(connection.engine, _admit, make_url(application_url), api)
             word_index.rebuild_outdated(connection.engine)
 
     _alone(database_url, work)
@@ -118,9 +124,11 @@ def _config(connection: Connection) -> Config:
     return config
 
 
-def _admit(connection: Connection, application: URL) -> None:
+def _admit(connection: Connection, application: URL, api: URL | None) -> None:
     roles.ensure_role(connection, application)
-    roles.admit(connection, str(application.username))
+    if api is not None:
+        roles.ensure_api_role(connection, api)
+    roles.admit(connection, str(application.username), str(api.username) if api is not None else None)
 
 
 def _alone(database_url: str, work: Callable[[Connection], None]) -> None:

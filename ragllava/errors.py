@@ -20,6 +20,43 @@ class UsageError(RagllavaError):
     """The user's request is invalid: wrong option, unknown name, missing file."""
 
 
+class NotFound(UsageError):
+    """There is nothing of this name or id, or the caller may not see it."""
+
+
+class Conflict(UsageError):
+    """The state of a thing does not allow the change: a job that has ended cannot be cancelled."""
+
+
+class KeyReused(UsageError):
+    """An idempotency key was used before, for another content."""
+
+
+class NotAuthenticated(UsageError):
+    """The caller has no valid key or token."""
+
+
+class AccessDenied(UsageError):
+    """The role of the caller does not allow it, or the database refuses it to the role of the HTTP API."""
+
+
+class TooLarge(UsageError):
+    """What was sent is larger than a published limit."""
+
+
+class QuotaExceeded(RagllavaError):
+    """A quota or a rate of the caller is used up; it is free again after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        """`retry_after_s` is what the header retry-after says, in seconds."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class AnswerTimeout(UsageError):
+    """A question that somebody waits for has no answer in time; its job goes on."""
+
+
 class SettingsError(UsageError):
     """A setting is missing, unknown or contradicts another."""
 

@@ -28,7 +28,12 @@ from ragllava.records import Depth, Retrieval
 _PREFIX = "RAGLLAVA_"
 SETTINGS_FILE = "ragllava.toml"  # in the home
 _POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
-_SCHEMES = {"database_url": _POSTGRES, "database_owner_url": _POSTGRES, "redis_url": ("redis", "rediss")}
+_SCHEMES = {
+    "database_url": _POSTGRES,
+    "database_owner_url": _POSTGRES,
+    "api_database_url": _POSTGRES,
+    "redis_url": ("redis", "rediss"),
+}
 
 
 def default_home() -> Path:
@@ -96,6 +101,45 @@ class Settings(BaseSettings):
         default="",
         description="Parts of buckets whose question files may be submitted by message, besides those that are bound: "
         "`s3://bucket/prefix/`, separated by commas.",
+    )
+
+    api_database_url: SecretStr | None = Field(
+        default=None,
+        description="Address of the database with the role of the HTTP API, which owns nothing and sees only the "
+        "archives of a request. `ragllava migrate` makes the role. Not set: that of the embedded PostgreSQL.",
+    )
+    api_questions_per_day: int = Field(
+        default=0, ge=0, description="Questions that a caller of the HTTP API may ask in a day (UTC). 0: no limit."
+    )
+    api_open_jobs: int = Field(
+        default=100, ge=0, description="Jobs of a caller that may be open at the same time. 0: no limit."
+    )
+    api_stored_mib: int = Field(
+        default=10_240, ge=0, description="MiB of files that a caller may store through the HTTP API. 0: no limit."
+    )
+    api_requests_per_minute: int = Field(
+        default=0, ge=0, description="Requests of a caller in a minute, for each server process. 0: no limit."
+    )
+    api_answer_timeout_s: float = Field(
+        default=120.0, gt=0, description="Seconds that a request waits for the answer to a single question."
+    )
+    oidc_issuer: str | None = Field(
+        default=None,
+        description="Address of the OpenID Connect provider whose tokens the HTTP API accepts besides its own keys: "
+        "`https://host/path`, as in the claim `iss`. Not set: only keys.",
+    )
+    oidc_audience: str | None = Field(
+        default=None, description="The claim `aud` that tokens must have. Required with `RAGLLAVA_OIDC_ISSUER`."
+    )
+    oidc_keys_url: str | None = Field(
+        default=None,
+        description="Address of the provider's public keys (JWKS). Not set: the one that its configuration names.",
+    )
+    oidc_groups_claim: str = Field(default="groups", description="The claim that lists the groups of a user.")
+    oidc_groups: str = Field(
+        default="",
+        description="What the groups of the provider may do, separated by commas: `group=role` for all archives, or "
+        "`group=role:archive+archive`. Roles are `read`, `ask`, `write`, `review` and `admin`.",
     )
 
     profile: str = Field(
@@ -311,7 +355,8 @@ class Settings(BaseSettings):
     retrain_after: int = Field(
         default=0,
         ge=0,
-        description="Start a training of a role when this many questions were labelled since the last one. 0: never.",
+        description="Start a training of a role when this many questions were labelled since the last one, and "
+        "evaluate the newest refused version again at half as many. 0: never.",
     )
 
     keep_jobs_days: int = Field(
@@ -407,6 +452,20 @@ class Settings(BaseSettings):
             application if self.database_owner_url is None else _with_driver(self.database_owner_url.get_secret_value())
         )
 
+    def require_api_database(self) -> str:
+        """As `require_database`, with the role of the HTTP API."""
+        url = self.api_database()
+        if url is None:
+            raise SettingsError(
+                "the HTTP API has no role in the database: set RAGLLAVA_API_DATABASE_URL to the address of the "
+                "database with a user of its own, here and for `ragllava migrate`, which makes that user"
+            )
+        return url
+
+    def api_database(self) -> str | None:
+        """As `require_database`, with the role of the HTTP API; None without one."""
+        return None if self.api_database_url is None else _with_driver(self.api_database_url.get_secret_value())
+
     def require_redis(self) -> str:
         """The broker's URL."""
         if self.redis_url is None:
@@ -456,6 +515,7 @@ def load_settings(**overrides: Any) -> Settings:
         embedded = read_services(first.services_file)
         if first.database_url is not None:  # then the embedded database is not the one that is used
             embedded.pop("database_owner_url", None)
+            embedded.pop("api_database_url", None)
         missing = {name: value for name, value in embedded.items() if getattr(first, name) is None}
         return Settings(**(from_file | overrides | missing)) if missing else first
     except ValidationError as error:

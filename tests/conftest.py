@@ -61,7 +61,9 @@ def template_database(services: Settings) -> Iterator[str]:
     """The name of a migrated, empty database to clone. Nobody may be connected to it while it is cloned."""
     with _new_database(services) as name:
         own = services.model_copy(update=_urls_of(services, name))
-        migrations.upgrade(own.require_database_owner(), application_url=own.require_database())
+        migrations.upgrade(
+            own.require_database_owner(), application_url=own.require_database(), api_url=own.api_database()
+        )
         yield name
 
 
@@ -147,6 +149,8 @@ def _new_database(services: Settings, template: str = "template0") -> Iterator[s
 def _urls_of(services: Settings, database: str) -> dict[str, SecretStr]:
     """The settings of a database on the same server."""
     urls = {"database_url": services.require_database(), "database_owner_url": services.require_database_owner()}
+    if (api_url := services.api_database()) is not None:
+        urls["api_database_url"] = api_url
     return {name: SecretStr(make_url(url).set(database=database).render_as_string(False)) for name, url in urls.items()}
 
 

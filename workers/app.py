@@ -35,6 +35,7 @@ QUEUES = {
 TASK_OF_QUEUE = {"ingest": "ragllava.ingest", "query": "ragllava.answer", "train": "ragllava.train"}
 
 MESSAGE_VERSION = 1
+TICK, DISPATCH = "ragllava.tick", "ragllava.dispatch"  # names of tasks
 
 # By the scheme of the address, so that `rediss://` keeps its meaning.
 TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), "workers.transport:Transport"))
@@ -150,6 +151,15 @@ def waiting_messages(settings: Settings) -> dict[str, int]:
 def dispatch_now(engine: Engine, settings: Settings) -> int:
     """Reap, choose, commit, publish; called by every submitter and after every shard. Returns the messages sent."""
     return dispatch.reap_and_dispatch(engine, settings, publisher(engine, settings))
+
+
+def request_work(settings: Settings, task: str) -> None:
+    """Ask a maintenance worker to dispatch (DISPATCH) or to tick (TICK) now; without the queue, its next tick does."""
+    try:
+        with producers[app.connection_for_write(settings.require_redis())].acquire(block=True) as producer:
+            app.send_task(task, queue="maint", producer=producer)
+    except (OperationalError, OSError) as error:
+        log.warning(f"the queue cannot be reached ({error}); the next tick is due", extra={"action": "no_tick"})
 
 
 # Registers its signal handlers; at the end, because it needs `app` and `dispatch_now`.

@@ -13,6 +13,7 @@ import time
 from ragllava.errors import ServiceUnavailable
 from ragllava.jobs.ending import end_jobs
 from ragllava.jobs.isolation import Isolation
+from ragllava.stages.batches.process import process_batches
 from ragllava.stages.buckets.received import drain_list
 from ragllava.stages.buckets.sync import process_events
 from ragllava.stages.erasing.steps import Eraser
@@ -23,7 +24,7 @@ from ragllava.stores.jobs import workers
 from ragllava.stores.maintenance import ticks
 from ragllava.training.request import submit_due_trainings
 from ragllava.training.scheduled import STARTERS
-from workers.app import app, dispatch_now
+from workers.app import DISPATCH, TICK, app, dispatch_now
 from workers.runtime import runtime
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ TICK_STEPS = (
     "ends of jobs",
     "silent workers",
     "results",
+    "batches",
     "removals",
 )
 
@@ -61,7 +63,13 @@ def _keep_ticking() -> None:
         time.sleep(max(0.0, period_s - (time.monotonic() - started)))
 
 
-@app.task(name="ragllava.tick")
+@app.task(name=DISPATCH)
+def dispatch_task() -> None:
+    """What a tick begins with, for the HTTP API, whose own role does not see all jobs."""
+    dispatch_now(runtime().engine, runtime().settings)
+
+
+@app.task(name=TICK)
 def tick() -> None:
     """A tick that was asked for by message."""
     run_tick()
@@ -99,13 +107,15 @@ def _process_events() -> None:
 
 
 def _finish_jobs() -> None:
-    """Write the results of ended jobs, and continue removals that were interrupted."""
+    """Write the results of ended jobs, do what is due for batches, and continue removals that were interrupted."""
     try:
         process = runtime()
         steps = Isolation(process.engine, "tick", TICK_STEPS)
         steps.run("ends of jobs", end_jobs, process.engine)
         steps.run("silent workers", in_transaction, process.engine, workers.remove_silent)
         steps.run("results", publish_missing_results, process.engine, process.resources.objects)
+        if steps.run("batches", process_batches, process.engine, process.settings, process.resources.objects):
+            dispatch_now(process.engine, process.settings)
         steps.run("removals", Eraser(process.engine, process.resources.objects).continue_all)
     except ServiceUnavailable as error:
         log.warning(str(error), extra={"action": "jobs_not_finished"})

@@ -1,4 +1,4 @@
-"""The HTTP server of the receiver, with limits for clients that need not have the token."""
+"""The HTTP servers of the receiver and of the API, with limits for clients that need not have a key."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ HEADERS_S = 10.0  # for a complete request line and all headers
 MAX_HEADER_BYTES = 16 * 2**10
 MAX_CONNECTIONS = 100
 _IDLE_S = 5  # between two requests of a connection
+_API_CONNECTIONS = 1_000
+# Longer than clients keep idle connections (httpx: 5 s): else a request may meet a connection that is being closed.
+_API_IDLE_S = 15
+_API_STOP_S = 30  # in which answers that are being sent may end
 
 
 class LimitedProtocol(H11Protocol):
@@ -56,3 +60,12 @@ def server_config(app: Starlette, host: str, port: int) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
     )
+
+
+def api_server_config(app: Starlette, host: str, port: int) -> uvicorn.Config:
+    """The configuration of uvicorn for the API: more connections, and time to end what is being answered."""
+    config = server_config(app, host, port)
+    config.limit_concurrency = _API_CONNECTIONS
+    config.timeout_keep_alive = _API_IDLE_S
+    config.timeout_graceful_shutdown = _API_STOP_S
+    return config

@@ -117,7 +117,7 @@ FEWEST_CALIBRATION = 300  # questions that the threshold is fitted on, if there 
 @click.option(
     "--answers",
     "given",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="Only score the answers in this table, as WebQA's public baseline has it. No model runs.",
 )

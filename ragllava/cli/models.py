@@ -78,6 +78,23 @@ def show_model(name: str, role: Role | None, plot: Path | None, as_json: bool) -
 @models.command()
 @click.argument("name")
 @role_option
+@click.option("--follow", is_flag=True, help="Wait for the job, with a progress bar.")
+@json_option
+def judge(name: str, role: Role | None, follow: bool, as_json: bool) -> None:
+    """Evaluate a refused version again, on the labels of now; it is promoted if it passes.
+
+    It counts as one more try against the champion.
+    """
+    from ragllava.cli.progress import follow as follow_job
+
+    with connected() as client:
+        job_id = client.models.judge(name, role)
+        follow_job(client, job_id, "evaluation", wait=follow, as_json=as_json)
+
+
+@models.command()
+@click.argument("name")
+@role_option
 @click.option("--reason", default="promoted by hand", show_default=True, help="Stored with the promotion.")
 def promote(name: str, role: Role | None, reason: str) -> None:
     """Make a version champion; workers load it at their next shard, with its own threshold."""

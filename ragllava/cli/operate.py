@@ -117,7 +117,7 @@ def doctor(deep: bool, as_json: bool) -> None:
 def logs(names: tuple[str, ...], lines: int, follow: bool) -> None:
     """Show the logs of `ragllava up`: of the services and workers of these names, else of all.
 
-    Names are postgres, redis, seaweed, ingest, answer, train, maint and receiver.
+    Names are postgres, redis, seaweed, ingest, answer, train, maint, receiver and api.
     """
     from ragllava.local.home import Home
     from ragllava.local.log_files import find_logs, last_log_lines, new_log_lines
@@ -161,5 +161,5 @@ def migrate(words: bool) -> None:
 
     settings = load_settings()
     url = settings.require_database_owner()
-    migrations.upgrade(url, words=words, application_url=settings.require_database())
+    migrations.upgrade(url, words=words, application_url=settings.require_database(), api_url=settings.api_database())
     echo(f"the database is at revision {migrations.current(url)}")

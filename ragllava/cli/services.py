@@ -21,10 +21,11 @@ from ragllava.local.fleet import WorkerFleet, WorkerSpec, end_orphans
 from ragllava.local.processes import wait
 from ragllava.local.service import EmbeddedService
 from ragllava.local.services import (
+    API,
     RECEIVER,
     LocalServices,
     ServiceStatus,
-    receiver_problem,
+    server_problem,
     service_status,
     worker_troubles,
 )
@@ -72,7 +73,7 @@ def running_system(
 
     Waiting for the workers ends early when `stop` is set. Raises AlreadyRunning, ServiceUnavailable.
     """
-    specs = worker_specs(settings)
+    specs = list(worker_specs(settings))
     services = LocalServices(settings, events=True)
 
     def echo_service(service: EmbeddedService) -> None:
@@ -84,17 +85,25 @@ def running_system(
 
     running = services.start(on_ready=echo_service)
     try:
-        migrations.upgrade(running.require_database_owner(), application_url=running.require_database())
+        migrations.upgrade(
+            running.require_database_owner(),
+            application_url=running.require_database(),
+            api_url=running.api_database(),
+        )
         with Client(running, name="ragllava-up", pool_size=1) as client:
+            servers = {RECEIVER: services.receiver_port}
+            if running.api_database() is not None:
+                servers[API] = services.api_port
 
             def is_ready(name: str, running_for_s: float) -> bool:
-                if name == RECEIVER:
-                    return receiver_problem(services.receiver_port) is None
+                if name in servers:
+                    return server_problem(servers[name]) is None
                 return has_reported_ready(client, name, running_for_s)
 
-            # Takes events at the port to which the embedded object store sends them.
-            command = (sys.executable, "-m", "ragllava", "receiver", "--port", str(services.receiver_port))
-            fleet = WorkerFleet(services.home, [*specs, WorkerSpec(RECEIVER, command)], is_ready=is_ready)
+            # The receiver takes events at the port to which the embedded object store sends them.
+            commands = {RECEIVER: "receiver", API: "serve"}
+            specs = [*specs, *(_server_spec(name, commands[name], port) for name, port in servers.items())]
+            fleet = WorkerFleet(services.home, specs, is_ready=is_ready)
             try:
                 fleet.start()
                 fleet.wait_until_ready(_WORKERS_READY_S, echo_worker, cancelled=stop.is_set, on_news=echo)
@@ -105,6 +114,10 @@ def running_system(
     finally:
         services.stop()
         echo("stopped")
+
+
+def _server_spec(name: str, command: str, port: int | None) -> WorkerSpec:
+    return WorkerSpec(name, (sys.executable, "-m", "ragllava", command, "--port", str(port)))
 
 
 def down(settings: Settings, echo: Echo) -> None:

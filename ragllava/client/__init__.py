@@ -12,6 +12,9 @@ subclasses of RagllavaError.
 
 from __future__ import annotations
 
+from ragllava.client.access.access import Access
+from ragllava.client.access.batches import Batches, BatchRequest, BatchView
+from ragllava.client.access.files import Files
 from ragllava.client.archives import Archives, IngestJob
 from ragllava.client.comparison import Comparison
 from ragllava.client.connections import Connections
@@ -24,6 +27,9 @@ from ragllava.client.system import System
 from ragllava.jobs.control import JobView
 from ragllava.records import AnswerOptions, FoundImage
 from ragllava.settings import Settings
+from ragllava.stages.answer.question_files import asked_in
+from ragllava.stages.batches.bodies import answer_body, completion_chunks
+from ragllava.stages.batches.submit import archive_named, options_of
 from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
 from ragllava.stages.erasing.remove import Removal
@@ -32,7 +38,11 @@ from ragllava.stages.ingest.captions import Columns
 from ragllava.stages.maintenance.schedules import ScheduleRequest
 from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.results.results import ResultRow
-from ragllava.stores.archives.archive import ArchiveSummary
+from ragllava.stores.access.keys import AccessRole, KeyView, Limits, NewKey, Principal
+from ragllava.stores.access.tenancy import acting
+from ragllava.stores.access.uploads import Page, Upload
+from ragllava.stores.access.usage import AuditEntry
+from ragllava.stores.archives.archive import Archive, ArchiveSummary
 from ragllava.stores.archives.indexes import IndexDetails
 from ragllava.stores.archives.reindex_items import ReindexingView
 from ragllava.stores.buckets.bindings import BindingRole, BindingView
@@ -51,9 +61,14 @@ from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.training.request import TrainingPlan, TrainingRequest
 
 __all__ = [
+    "AccessRole",
     "AnswerOptions",
     "AnsweredQuestion",
+    "Archive",
     "ArchiveSummary",
+    "AuditEntry",
+    "BatchRequest",
+    "BatchView",
     "BindingRole",
     "BindingView",
     "Client",
@@ -66,8 +81,13 @@ __all__ = [
     "IndexDetails",
     "IngestJob",
     "JobView",
+    "KeyView",
+    "Limits",
+    "NewKey",
     "NoisyView",
+    "Page",
     "PictureView",
+    "Principal",
     "QuestionView",
     "RefreshView",
     "ReindexRequest",
@@ -84,20 +104,34 @@ __all__ = [
     "TrainingPlan",
     "TrainingRequest",
     "TrainingView",
+    "Upload",
     "VersionView",
     "WatchedFolder",
     "WorkerView",
+    "acting",
+    "answer_body",
+    "archive_named",
+    "asked_in",
+    "completion_chunks",
     "is_success",
     "local_time",
+    "options_of",
 ]
 
 
 class Client(Connections):
     """Talks to Postgres and the object store, and notifies the workers through the queue. See Connections."""
 
-    def __init__(self, settings: Settings | None = None, *, name: str = "ragllava client", pool_size: int = 3) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        name: str = "ragllava client",
+        pool_size: int = 3,
+        for_tenants: bool = False,
+    ) -> None:
         """As Connections."""
-        super().__init__(settings, name=name, pool_size=pool_size)
+        super().__init__(settings, name=name, pool_size=pool_size, for_tenants=for_tenants)
         self.archives = Archives(self)
         self.questions = Questions(self)
         self.jobs = Jobs(self)
@@ -105,3 +139,6 @@ class Client(Connections):
         self.models = Models(self)
         self.schedules = Schedules(self)
         self.system = System(self)
+        self.access = Access(self)
+        self.files = Files(self)
+        self.batches = Batches(self)

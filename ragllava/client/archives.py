@@ -321,9 +321,11 @@ class Archives(Namespace):
         """Folders and buckets that lost so many pictures at once that these were not retired without being asked."""
         return self._do(held_removals.list_held)
 
-    def names(self) -> list[str]:
+    listed = forwarded(list_archives)
+
+    def names(self) -> Sequence[str]:
         """The names of all archives, in order."""
-        return [archive.name for archive in self._do(list_archives)]
+        return [archive.name for archive in self.listed()]
 
     def list(self) -> list[ArchiveSummary]:
         """All archives by name, each as `get` returns it."""

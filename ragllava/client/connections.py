@@ -15,9 +15,10 @@ from sqlalchemy import Connection, Engine
 
 from ragllava.imaging.sandbox import DecoderPool, make_decoder
 from ragllava.settings import Settings, load_settings
+from ragllava.stores.access.tenancy import secure
 from ragllava.stores.archives.archive import get_archive
 from ragllava.stores.database import in_transaction, make_engine
-from ragllava.stores.jobs.job_ends import JobEnds
+from ragllava.stores.jobs.job_ends import JobBoard, JobEnds
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema_revision import require_schema
 
@@ -28,20 +29,30 @@ T = TypeVar("T")
 class Connections:
     """The settings of one system, and the connections that they lead to. A context manager that closes them."""
 
-    def __init__(self, settings: Settings | None = None, *, name: str = "ragllava client", pool_size: int = 3) -> None:
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        name: str = "ragllava client",
+        pool_size: int = 3,
+        for_tenants: bool = False,
+    ) -> None:
         """Without `settings`, those of the environment. Connects at the first call. Raises SettingsError.
 
-        The database shows its sessions under `name`, of which it keeps up to `pool_size`.
+        The database shows its sessions under `name`, of which it keeps up to `pool_size`. With `for_tenants` the role
+        is that of the HTTP API: a call sees the archives of the `acting` principal, and nothing without one.
         """
         self.settings = load_settings() if settings is None else settings
         self._name, self._pool_size = name, pool_size
+        self.for_tenants = for_tenants
 
     @cached_property
     def engine(self) -> Engine:
         """The connection pool of the database. Its first use raises SchemaMismatch for tables of another version."""
-        engine = make_engine(
-            self.settings.require_database(), pool_size=self._pool_size, name=self._name, owner=this_user()
-        )
+        url = self.settings.require_api_database() if self.for_tenants else self.settings.require_database()
+        engine = make_engine(url, pool_size=self._pool_size, name=self._name, owner=this_user())
+        if self.for_tenants:
+            secure(engine)
         require_schema(engine)
         return engine
 
@@ -56,6 +67,11 @@ class Connections:
         return JobEnds(self.engine)
 
     @cached_property
+    def job_board(self) -> JobBoard:
+        """Notifications of the ends of many jobs at once."""
+        return JobBoard(self.engine)
+
+    @cached_property
     def decoder(self) -> DecoderPool:
         """One child process that decodes pictures."""
         return make_decoder(self.settings, processes=1)
@@ -64,6 +80,8 @@ class Connections:
         """Close the connections and end the child process, if there are any."""
         if "decoder" in self.__dict__:
             self.decoder.close()
+        if "job_board" in self.__dict__:
+            self.job_board.close()
         if "job_ends" in self.__dict__:
             self.job_ends.close()
         if "engine" in self.__dict__:  # else asking for it here would make one
@@ -119,9 +137,18 @@ class Namespace:
 
     def _dispatch(self) -> None:
         """Send what is ready to the workers; what the queue does not take is sent at the next tick."""
-        from workers.app import dispatch_now
+        from workers.app import DISPATCH, dispatch_now, request_work
 
-        dispatch_now(self._connections.engine, self._connections.settings)
+        if self._connections.for_tenants:  # it sees the jobs of a few archives, and dispatch weighs those of all
+            request_work(self._connections.settings, DISPATCH)
+        else:
+            dispatch_now(self._connections.engine, self._connections.settings)
+
+    def _tick(self) -> None:
+        """Ask for a tick, which does what is due beside dispatch."""
+        from workers.app import TICK, request_work
+
+        request_work(self._connections.settings, TICK)
 
 
 def forwarded(work: Callable[Concatenate[Connection, P], T]) -> Callable[Concatenate[Namespace, P], T]:

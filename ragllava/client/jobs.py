@@ -25,6 +25,7 @@ _LISTENING_PAUSE_S = 0.05
 # Of the time that a waiting client lets pass, the part in which the database counts outcomes for it.
 _COUNTING_SHARE = 0.05
 _CANCELLING_S = 5.0
+_LOOK_S = 2.0  # between two looks of who is notified of ends: a notification may get lost
 
 
 class Jobs(Namespace):
@@ -96,6 +97,23 @@ class Jobs(Namespace):
         if on_progress is not None:
             on_progress(job)
         return job
+
+    def has_ended(self, job_id: int, timeout_s: float) -> bool:
+        """Wait until a job has ended, for `timeout_s` seconds at most; whether it has. Raises UsageError.
+
+        A server that waits for many jobs at once keeps one session that listens for all of them.
+        """
+        if not self._connections.for_tenants:
+            return self.wait(job_id, timeout_s=timeout_s).is_final
+        until, board = time.monotonic() + timeout_s, self._connections.job_board
+        with board.awaited(job_id) as ended:
+            while not self._do(control.has_ended, job_id):
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    return False
+                ended.wait(min(left_s, _LOOK_S))
+                ended.clear()
+        return True
 
     def require_answers(self, job_id: int) -> JobView:
         """The job, if it is an answer job; else raises UsageError."""

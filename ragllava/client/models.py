@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from ragllava.client.comparison import Comparison, compare_versions
 from ragllava.client.connections import Namespace
+from ragllava.errors import UsageError
 from ragllava.models.profiles import get_profile
 from ragllava.records import Role
 from ragllava.stores.learning import registry, trainings
@@ -17,6 +18,7 @@ from ragllava.training.request import (
     TrainingRequest,
     default_preset,
     plan_training,
+    request_again,
     submit_training,
 )
 
@@ -32,6 +34,17 @@ class Models(Namespace):
         this role.
         """
         return self._queue(submit_training, request, idempotency_key, name=name)[0]
+
+    def judge(self, name: str, role: Role | None = None) -> int:
+        """Queue a further evaluation of a version that the gate refused, on the labels of now; returns its job.
+
+        It counts as one more try against the champion. Raises UsageError when the name fits none or several, for a
+        version that was not refused, when too few questions are labelled, and while another job trains the role.
+        """
+        view = self.get(name, role)
+        if view.state != "candidate":
+            raise UsageError(f"version {view.version.name} is {view.state}; only a refused one is evaluated again")
+        return self.train(self._do(request_again, view.version, self._connections.settings.profile))
 
     def plan_training(self, request: TrainingRequest) -> TrainingPlan:
         """The examples of a training if it were queued now. Raises UsageError for an unknown archive or setting.

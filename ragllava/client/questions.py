@@ -18,7 +18,7 @@ from ragllava.client.archives import Archives
 from ragllava.client.connections import Namespace
 from ragllava.client.jobs import Jobs
 from ragllava.client.reporting import report_figures, report_rows, report_title, summarise
-from ragllava.errors import UsageError
+from ragllava.errors import AnswerTimeout, UsageError
 from ragllava.evaluation.metrics import JobFigures
 from ragllava.filters import joined_filters, parse_where
 from ragllava.jobs.control import ASKED
@@ -88,22 +88,28 @@ class Questions(Namespace):
     ) -> ResultRow:
         """Ask one question, before all bulk jobs, and wait for its result; `where` as in `submit`.
 
-        Raises UsageError for an empty or too long question, a wrong filter, and when there is no result after
-        `timeout_s` seconds.
+        Raises UsageError for an empty or too long question and a wrong filter, AnswerTimeout when there is no result
+        after `timeout_s` seconds.
         """
+        return self.wait_for_answer(self.begin(question, archive, options, where=where), timeout_s)
+
+    def wait_for_answer(self, job_id: int, timeout_s: float) -> ResultRow:
+        """The answer to a question that was begun. Raises AnswerTimeout after `timeout_s` seconds without one."""
+        if not Jobs(self._connections).has_ended(job_id, timeout_s):
+            raise AnswerTimeout(
+                f"no answer within {timeout_s:g} s: no answer worker is free or running (`ragllava status`); "
+                f"the question stays queued as job {job_id}"
+            )
+        return read_at_once(self._connections.engine, _first_result, job_id)
+
+    def begin(self, question: str, archive: str, options: AnswerOptions | None = None, *, where: Where = None) -> int:
+        """Ask one question as `ask` does, and return its job without waiting for it."""
         text = question.strip()
         if not text or len(text) > MAX_QUESTION_CHARACTERS:
             raise UsageError(f"a question has 1 to {MAX_QUESTION_CHARACTERS} characters, this one has {len(text)}")
         file = QuestionFile(ASKED, [Question(0, 1, "ask", text)])
         how = Submission(archive, _with_filter(options, where), priority=Priority.URGENT)
-        submitted = self._queue(submit_questions, file, how)
-        job = Jobs(self._connections).wait(submitted.job_id, timeout_s=timeout_s)
-        if not job.is_final:
-            raise UsageError(
-                f"no answer within {timeout_s:g} s: no answer worker is free or running (`ragllava status`); "
-                f"the question stays queued as job {job.job_id}"
-            )
-        return read_at_once(self._connections.engine, _first_result, job.job_id)
+        return self._queue(submit_questions, file, how).job_id
 
     def results(self, job_id: int, *, with_metadata: bool = False) -> Iterator[ResultRow]:
         """A row for each input line that has an outcome, in input order; with the metadata that its evidence has now.

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from ragllava.errors import ImageRejected, JobRefused
 from ragllava.evaluation.datasets.records import EvaluationImage, EvaluationQuestion, EvaluationSet, FilePicture
@@ -23,7 +23,8 @@ from ragllava.stages.ingest.submit import submit_files
 from ragllava.stages.ingest.uris import file_uri
 from ragllava.stages.resources import Resources
 from ragllava.stores.archives import archive
-from ragllava.stores.database import in_transaction
+from ragllava.stores.database import equals_any, in_transaction
+from ragllava.stores.schema import images
 
 Progress = Callable[[str, int, int], None]  # what is done, how many are, of how many
 
@@ -47,8 +48,9 @@ class Workbench:
 class Pool:
     """An ingested pool. `images` holds what the archive has, by the set's image id.
 
-    Two ids with the same bytes are one image, which is known by the `source` of the first. `left_out` are the ids
-    that the archive has not: unreadable pictures.
+    Two ids with the same bytes are one image, which is known by the `source` of the first. A TIFF of several pages is
+    its first page; the others are further images of the archive. `left_out` are the ids that the archive has not:
+    unreadable pictures.
     """
 
     archive_id: int
@@ -82,14 +84,23 @@ def ingest_pool(dataset: EvaluationSet, bench: Workbench) -> Pool:
     bench.progress("ingest", len(offered), len(offered))
     archive_id = in_transaction(bench.engine, lambda c: archive.get_archive(c, name).archive_id)
     stored = in_transaction(bench.engine, archive.existing_images, archive_id, list(offered))
+    stored |= in_transaction(bench.engine, _first_pages, archive_id, list(offered))
     if not stored:
         raise JobRefused(f"no picture of {dataset.name}, split {dataset.split}, could be ingested: {job.error}")
-    images = {
-        image_id: StoredImage(stored[sha256].image_id, sha256, stored[sha256].source, stored[sha256].caption)
+    known = {
+        image_id: StoredImage(kept.image_id, kept.sha256, kept.source, kept.caption)
         for image_id, sha256 in hashes.items()
-        if sha256 in stored
+        if (kept := stored.get(sha256)) is not None
     }
-    return Pool(archive_id, name, images, tuple(i.image_id for i in dataset.images if i.image_id not in images))
+    return Pool(archive_id, name, known, tuple(i.image_id for i in dataset.images if i.image_id not in known))
+
+
+def _first_pages(connection: Connection, archive_id: int, hashes: Iterable[str]) -> dict[str, archive.ArchiveImage]:
+    """Of those files that are documents of several pages, the image of the first page, by the file's sha256."""
+    document = images.c.embedded["document"].astext
+    is_first = images.c.embedded["page"].astext == "1"
+    pages = archive.find_images(connection, archive_id, equals_any(document, hashes) & is_first)
+    return {str((page.embedded or {})["document"]): page for page in pages}
 
 
 def archive_name(dataset: EvaluationSet, retriever: str) -> str:

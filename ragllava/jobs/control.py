@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, case, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.errors import UsageError
+from ragllava.errors import Conflict, KeyReused, NotFound
 from ragllava.jobs.dispatch import job_turns
 from ragllava.jobs.kinds import KINDS, JobDetail, kind_of
 from ragllava.jobs.queue import (
@@ -193,7 +193,7 @@ def create(connection: Connection, new: NewJob) -> tuple[int, bool]:
         of_key = select(jobs.c.id, jobs.c.spec_digest).where(jobs.c.idempotency_key == new.idempotency_key)
         existing = connection.execute(of_key).one()
         if existing.spec_digest != digest:
-            raise UsageError(
+            raise KeyReused(
                 f"idempotency key {new.idempotency_key!r} belongs to job {existing.id}, which has another content; "
                 "use a new key"
             )
@@ -264,7 +264,7 @@ def latest(connection: Connection, kind: str | None = None) -> int:
     query = query.where(jobs.c.kind == kind if kind else jobs.c.kind != JobKind.MAINTENANCE)
     job_id = connection.scalar(query)
     if job_id is None:
-        raise UsageError(f"there is no {kind + ' ' if kind else ''}job yet; `ragllava jobs list` shows all")
+        raise NotFound(f"there is no {kind + ' ' if kind else ''}job yet; `ragllava jobs list` shows all")
     return int(job_id)
 
 
@@ -317,7 +317,7 @@ def retry(connection: Connection, job_id: int, per_shard: int) -> int:
     workers.forget_refusals(connection, job_id)  # workers before the job, as they are locked when one refuses it
     job = _locked(connection, job_id)
     if job.finished_at is None:
-        raise UsageError(f"job {job_id} is {job.state}; only an ended job can be retried")
+        raise Conflict(f"job {job_id} is {job.state}; only an ended job can be retried")
     last_run = connection.execute(select(func.max(shards.c.run_no)).where(shards.c.job_id == job_id)).scalar_one()
     run_no = (last_run or 0) + 1
     numbers = kind.inputs.reopen(connection, job_id, run_no, kind.retried)
@@ -427,7 +427,7 @@ def _move(connection: Connection, job_id: int, allowed: tuple[JobState, ...], to
     job = _locked(connection, job_id)
     if job.state != to:
         if job.state not in allowed:
-            raise UsageError(f"job {job_id} is {job.state} and cannot be {verb}")
+            raise Conflict(f"job {job_id} is {job.state} and cannot be {verb}")
         connection.execute(update(jobs).where(jobs.c.id == job_id).values(state=to))
     return int(job.total)
 
@@ -439,8 +439,8 @@ def _locked(connection: Connection, job_id: int) -> Row[Any]:
     return job
 
 
-def _unknown_job(job_id: int) -> UsageError:
-    return UsageError(f"there is no job {job_id}; `ragllava jobs list` shows all")
+def _unknown_job(job_id: int) -> NotFound:
+    return NotFound(f"there is no job {job_id}; `ragllava jobs list` shows all")
 
 
 def _select_jobs() -> Select[Any]:

@@ -14,7 +14,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Row, Subquery, and_, case, exists, func, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    Subquery,
+    Text,
+    and_,
+    case,
+    cast,
+    exists,
+    func,
+    select,
+    text,
+    update,
+)
 
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.queue import is_known_kind, is_urgent, is_waiting, lock_shard, settle, unqueue
@@ -152,8 +167,8 @@ def choose(connection: Connection, settings: Settings) -> list[ShardMessage]:
     """Mark the next shards `queued`, so that each live slot has one that runs and one that waits; returns their
     messages.
 
-    Higher priority first; jobs of equal priority take turns (`job_turns`). Shards of lower priority do not use up the
-    room of higher ones, so a single question never waits behind a bulk job's messages.
+    Higher priority first; owners and their jobs of equal priority take turns (`job_turns`). Shards of lower priority
+    do not use up the room of higher ones, so a single question never waits behind a bulk job's messages.
     """
     space = _QueueSpace(live_slots(connection, settings), _queued_messages(connection) + _running(connection, settings))
     chosen: list[ShardMessage] = []
@@ -262,16 +277,21 @@ def _running(connection: Connection, settings: Settings) -> Counter[tuple[str, i
 
 def job_turns() -> Subquery:
     """For each open job: `in_flight`, its shards that are queued or run, and `waiting_since`, when its last shard was
-    queued, or the job created.
+    queued, or the job created; `of_owner`, the shards in flight of all jobs of its kind and `owner`.
 
-    The next turn is that of the job with the fewest shards in flight, and of these of the one that waits longest. So
-    each job gets its share of the slots from its first shard on, and a stream of new jobs holds up no old one.
+    The next turn is that of the owner with the fewest shards in flight; of that owner's jobs, of the one with the
+    fewest, and of these of the one that waits longest. So each owner gets an equal share of the slots, however many
+    jobs it has, each job its share from its first shard on, and a stream of new jobs holds up no old one. A job without
+    an owner is its own.
     """
-    in_flight = shards.c.state.in_([ShardState.QUEUED, ShardState.RUNNING])
+    in_flight = func.count().filter(shards.c.state.in_([ShardState.QUEUED, ShardState.RUNNING]))
+    owner = func.coalesce(jobs.c.owner, cast(jobs.c.id, Text))
     return (
         select(
             jobs.c.id.label("job_id"),
-            func.count().filter(in_flight).label("in_flight"),
+            owner.label("owner"),
+            in_flight.label("in_flight"),
+            func.sum(in_flight).over(partition_by=(owner, jobs.c.kind)).label("of_owner"),
             func.coalesce(func.max(shards.c.queued_at), jobs.c.created_at).label("waiting_since"),
         )
         .join(shards, shards.c.job_id == jobs.c.id)
@@ -297,18 +317,30 @@ def _pending(connection: Connection) -> Sequence[Row[Any]]:
             jobs.c.id.label("job_id"),
             (turns.c.in_flight + nth).label("turn"),
             turns.c.waiting_since,
+            turns.c.owner,
+            turns.c.of_owner,
         )
         .join(jobs, jobs.c.id == shards.c.job_id)
         .join(turns, turns.c.job_id == jobs.c.id)
         .where(IS_READY, ~shards.c.is_last | ~open_siblings)
         .subquery()
     )
+    queue = func.coalesce(ready.c.queue, ready.c.kind)
+    of_job = (ready.c.turn, ready.c.waiting_since, ready.c.job_id)
+    nth_of_owner = func.row_number().over(partition_by=(ready.c.owner, queue, ready.c.priority), order_by=of_job)
+    owned = select(ready, queue.label("of_queue"), (ready.c.of_owner + nth_of_owner).label("owner_turn")).subquery()
     # One queue may be full while another is empty, so look at shards of each kind.
     rank = func.row_number().over(
-        partition_by=func.coalesce(ready.c.queue, ready.c.kind),
-        order_by=(ready.c.priority.desc(), ready.c.turn, ready.c.waiting_since, ready.c.job_id),
+        partition_by=owned.c.of_queue,
+        order_by=(
+            owned.c.priority.desc(),
+            owned.c.owner_turn,
+            owned.c.turn,
+            owned.c.waiting_since,
+            owned.c.job_id,
+        ),
     )
-    ranked = select(ready.c.id, ready.c.kind, ready.c.queue, ready.c.priority, rank.label("rank")).subquery()
+    ranked = select(owned.c.id, owned.c.kind, owned.c.queue, owned.c.priority, rank.label("rank")).subquery()
     # Kinds may share a queue, so priority decides between them, too.
     first = (ranked.c.priority.desc(), ranked.c.rank)
     return connection.execute(select(ranked).where(ranked.c.rank <= _LOOK_AHEAD).order_by(*first)).all()

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from ragllava.errors import AlreadyRunning, SettingsError
 from ragllava.whole_files import write_whole
 
-_LATER_SECRETS = ("events_token", "postgres_app_password")  # not in homes of the first version
+_LATER_SECRETS = ("events_token", "postgres_app_password", "postgres_api_password")  # not in homes of the first version
 _SMALLEST_FREE_BYTES = 512 * 2**20  # an empty Postgres with its first log segments takes 80 MB
 # Below the range from which Linux takes the ports of outgoing connections (32768 and up), so that a connection rarely
 # occupies one of our ports while our services do not run; twins lie below it too.
@@ -35,6 +35,7 @@ class Secrets:
 
     postgres_password: str  # of the owner of the tables
     postgres_app_password: str
+    postgres_api_password: str  # of the role of the HTTP API
     redis_password: str
     s3_access_key: str
     s3_secret_key: str

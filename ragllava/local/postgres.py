@@ -31,6 +31,7 @@ from ragllava.whole_files import write_whole
 
 _OWNER = "ragllava"  # the superuser; only migrations use it
 _ROLE = "ragllava_app"
+_API_ROLE = "ragllava_api"
 _DATABASE = "ragllava"
 _ACCOUNT = "pgserver"  # Postgres refuses to run as root
 _INITDB_S = 120.0
@@ -52,6 +53,7 @@ class PostgresService(EmbeddedService):
         server = f"{self.address}/{_DATABASE}"
         return {
             "database_url": f"postgresql://{_ROLE}:{self.secrets.postgres_app_password}@{server}",
+            "api_database_url": f"postgresql://{_API_ROLE}:{self.secrets.postgres_api_password}@{server}",
             "database_owner_url": f"postgresql://{_OWNER}:{self.secrets.postgres_password}@{server}",
         }
 

@@ -23,6 +23,8 @@ from ragllava.settings import Settings
 
 _WATCHDOG_GRACE_S = 5.0
 RECEIVER = "receiver"  # of events; its port is kept beside those of the services
+API = "api"  # the HTTP API; so is its port
+_API_PORT = 8600  # unless it is taken
 NOT_RUNNING = "not running"
 
 _KINDS: tuple[type[EmbeddedService], ...] = (PostgresService, RedisService, SeaweedService)
@@ -56,7 +58,15 @@ class LocalServices:
     @property
     def receiver_port(self) -> int | None:
         """The port of 127.0.0.1 for the receiver of events; None before the first start with `events`."""
-        return next(iter(self.home.load_state().ports.get(RECEIVER, [])), None)
+        return self._port_of(RECEIVER)
+
+    @property
+    def api_port(self) -> int | None:
+        """The port of 127.0.0.1 for the HTTP API; None before the first start with `events`."""
+        return self._port_of(API)
+
+    def _port_of(self, name: str) -> int | None:
+        return next(iter(self.home.load_state().ports.get(name, [])), None)
 
     def start(self, on_ready: Callable[[EmbeddedService], None] = lambda service: None) -> Settings:
         """Start what does not run, adopt what does, wait until all answer; returns settings that name them.
@@ -162,6 +172,7 @@ class LocalServices:
         state = self.home.load_state()
         if self._events:
             state.ports[RECEIVER] = self._choose_receiver_port(services, state.ports.get(RECEIVER, []), taken)
+            state.ports[API] = choose_ports(state.ports.get(API, [_API_PORT]), 1, taken)
         state.ports |= {service.name: service.ports for service in services}
         self.home.save_state(state)
         return services
@@ -214,11 +225,12 @@ def service_status(settings: Settings) -> list[ServiceStatus]:
     local = LocalServices(settings)
     given = local.given
     statuses = [_status_of(kind, settings, embedded=kind.setting not in given) for kind in _KINDS]
-    if local.lock.owner() is not None and local.receiver_port is not None:
-        problem = receiver_problem(local.receiver_port)
-        detail = problem or "takes events of buckets"
-        address = f"127.0.0.1:{local.receiver_port}"
-        statuses.append(ServiceStatus(RECEIVER, address, embedded=True, answers=problem is None, detail=detail))
+    servers = ((RECEIVER, local.receiver_port, "takes events of buckets"), (API, local.api_port, "serves the HTTP API"))
+    for title, port, work in servers if local.lock.owner() is not None else ():
+        if port is not None:
+            problem = server_problem(port)
+            address = f"127.0.0.1:{port}"
+            statuses.append(ServiceStatus(title, address, True, answers=problem is None, detail=problem or work))
     return statuses
 
 
@@ -227,8 +239,8 @@ def worker_troubles(local: LocalServices) -> dict[str, str]:
     return local.home.load_troubles() if local.lock.owner() is not None else {}
 
 
-def receiver_problem(port: int | None) -> str | None:
-    """Why the receiver at this port of 127.0.0.1 cannot take events; None when it can."""
+def server_problem(port: int | None) -> str | None:
+    """Why the receiver or the HTTP API at this port of 127.0.0.1 cannot work; None when it can."""
     try:
         response = http_get(f"http://127.0.0.1:{port}/healthz")
     except ServiceUnavailable as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ragllava.errors import ModelUnavailable, ServiceUnavailable
-from ragllava.models.checks import digest, manifest, model_version
+from ragllava.models.checks import digest, manifest, mllm_manifest, model_version
 from ragllava.models.profiles import Profile, RetrieverSource, find_model, get_profile
 from ragllava.records import Role
 from ragllava.settings import Settings
@@ -175,7 +175,9 @@ class ModelBundle:
         if self.is_remote:
             return self._endpoint.version
         folder = find_model(self.profile.mllm, self.profile, self.settings)
-        return model_version(folder, self.settings.home / "cache")
+        return model_version(
+            folder, mllm_manifest(folder.path, self.settings.home / "cache", pad_pictures=self.profile.pad_pictures)
+        )
 
     @cached_property
     def _adapters(self) -> AdapterSet:

@@ -76,15 +76,20 @@ def check_adapter_folder(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key in ADAPTER_KEYS}
 
 
-def model_version(folder: ModelFolder, cache_folder: Path) -> str:
-    """The folder's label and the first eight hex digits of the digest, as in `mini-llava@1f3a9c02`."""
-    return f"{folder.label}@{digest(manifest(folder.path, cache_folder))[:8]}"
+def model_version(folder: ModelFolder, files: Manifest) -> str:
+    """The folder's label and the first eight hex digits of the digest of its files, as in `mini-llava@1f3a9c02`."""
+    return f"{folder.label}@{digest(files)[:8]}"
 
 
 def digest(files: Manifest) -> str:
     """One sha256 (hex) for a manifest, the same in any order of files."""
     lines = "".join(f"{name}\0{files[name]}\n" for name in sorted(files))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def mllm_manifest(folder: Path, cache_folder: Path, *, pad_pictures: bool) -> Manifest:
+    """The manifest of an MLLM. What its profile changes about it is a line of its own, so it is another version."""
+    return manifest(folder, cache_folder) | ({"pad_pictures": "true"} if pad_pictures else {})
 
 
 def manifest(folder: Path, cache_folder: Path) -> Manifest:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 
 from ragllava.errors import ModelUnavailable
-from ragllava.models.checks import Manifest, check_model_folder, manifest, model_version
+from ragllava.models.checks import Manifest, check_model_folder, mllm_manifest, model_version
 from ragllava.models.device import DevicePlan
 from ragllava.models.mllm import Mllm
 from ragllava.models.profiles import Profile, find_model
@@ -30,7 +31,8 @@ def load_mllm(profile: Profile, plan: DevicePlan, settings: Settings) -> Mllm:
     """Load the profile's MLLM from files on this machine. Raises ModelUnavailable."""
     folder = find_model(profile.mllm, profile, settings)
     check_model_folder(folder.path)
-    version = model_version(folder, settings.home / "cache")
+    files = mllm_manifest(folder.path, settings.home / "cache", pad_pictures=profile.pad_pictures)
+    version = model_version(folder, files)
     try:
         network, processor = _load(folder.path, plan)
         if profile.pad_pictures:
@@ -38,10 +40,12 @@ def load_mllm(profile: Profile, plan: DevicePlan, settings: Settings) -> Mllm:
     except _LOAD_ERRORS as error:
         raise ModelUnavailable(f"the model in {folder.path} cannot be loaded: {error}") from error
     log.info("mllm loaded: %s", version, extra={"action": "mllm_loaded"})
-    return Mllm(network, processor, version, plan, manifest(folder.path, settings.home / "cache"))
+    return Mllm(network, processor, version, plan, files)
 
 
-def load_without_weights(folder: Path, version: str, files: Manifest, plan: DevicePlan) -> Mllm:
+def load_without_weights(
+    folder: Path, version: str, files: Manifest, plan: DevicePlan, *, pad_pictures: bool = False
+) -> Mllm:
     """An Mllm that only prepares prompts, for an endpoint that computes. Raises ModelUnavailable."""
     import transformers
 
@@ -51,6 +55,8 @@ def load_without_weights(folder: Path, version: str, files: Manifest, plan: Devi
         config = transformers.AutoConfig.from_pretrained(folder, **_LOCAL)
         with torch.device("meta"):  # shapes without memory
             network = transformers.AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+        if pad_pictures:
+            processor.image_processor = _padding(folder, network)
         if (folder / "generation_config.json").is_file():
             network.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
         make_greedy(network)
@@ -86,6 +92,23 @@ def _padding(folder: Path, network: Any) -> Any:
     if network.config.model_type != "llava":
         raise ValueError(f"pad_pictures is for LLaVA-1.5, not for {network.config.model_type}")
     return LlavaImageProcessor.from_pretrained(folder, do_pad=True, local_files_only=True)
+
+
+def padded(picture: Image.Image, processor: Any) -> Image.Image:
+    """The picture as a square, where the processor pads to one, else the picture itself.
+
+    A processor without padding, such as that of an endpoint, then sees as much of it.
+    """
+    from transformers import LlavaImageProcessor
+
+    images = processor.image_processor
+    if not isinstance(images, LlavaImageProcessor) or not images.do_pad or picture.width == picture.height:
+        return picture
+    colour = tuple(int(255 * mean) for mean in images.image_mean)
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square
 
 
 def make_greedy(network: Any) -> None:

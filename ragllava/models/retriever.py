@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from ragllava.errors import ModelUnavailable
-from ragllava.models.checks import check_model_folder, model_version
+from ragllava.models.checks import check_model_folder, manifest, model_version
 from ragllava.models.device import DevicePlan, in_batches
 from ragllava.models.profiles import LOCAL_DIR, ModelFolder, Profile, RetrieverSource, find_model
 from ragllava.settings import Settings
@@ -90,7 +90,7 @@ def load_retriever(profile: Profile, plan: DevicePlan, settings: Settings) -> Re
     is_named = source.is_folder or source.repository is not None
     folder = find_model(source.reference if is_named else _hub_repository(source), profile, settings)
     check_model_folder(folder.path)
-    version = model_version(folder, settings.home / "cache")
+    version = model_version(folder, manifest(folder.path, settings.home / "cache"))
     try:
         parts = _load(source, folder, plan)
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:

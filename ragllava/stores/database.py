@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
@@ -55,6 +56,9 @@ _IDLE_S = 1.0  # a pooled connection that was used more recently is considered a
 # The server keeps the plans of statements that a session repeats. One for an empty table reads it from its beginning to
 # its end, and stays in use when the table has a million rows, until the next VACUUM or ANALYZE.
 _PLANS_KEPT_S = 60.0
+
+
+TRANSACTIONS_ONLY = "ragllava_transactions_only"  # an option of engines: each statement has to be in a transaction
 
 
 def make_engine(
@@ -159,8 +163,11 @@ def _is_committed(engine: Engine, transaction: str) -> bool:
 def read_at_once(engine: Engine, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
     """As `in_transaction`, for work that only reads: without BEGIN and COMMIT, which cost a round trip each.
 
-    Every statement of `work` sees what was committed when it began, and `SET LOCAL` has no effect.
+    Every statement of `work` sees what was committed when it began, and `SET LOCAL` has no effect. An engine of the
+    HTTP API has no such connections, because its transactions state what they may see.
     """
+    if engine.get_execution_options().get(TRANSACTIONS_ONLY):
+        return in_transaction(engine, work, *args, **kwargs)
 
     def attempt() -> T:
         with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
@@ -285,7 +292,12 @@ def lock_rows(connection: Connection, table: Table, *conditions: ColumnElement[b
 
 
 def copy_rows(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
-    """COPY any number of rows into a table, within the caller's transaction; returns how many there were."""
+    """COPY any number of rows into a table, within the caller's transaction; returns how many there were.
+
+    Under row-level security, where Postgres allows no COPY, the rows are inserted.
+    """
+    if _is_row_security_active(connection, table):
+        return _insert_rows(connection, table, columns, rows)
     driver = cast("psycopg.Connection[Any]", connection.connection.dbapi_connection)
     names = sql.SQL(", ").join(map(sql.Identifier, columns))
     statement = sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table.name), names)
@@ -296,3 +308,34 @@ def copy_rows(connection: Connection, table: Table, columns: Sequence[str], rows
                 copy.write_row(row)
         count += len(chunk)
     return count
+
+
+def _is_row_security_active(connection: Connection, table: Table) -> bool:
+    """Asked once for each connection and table."""
+    known = connection.info.setdefault("row_security", {})
+    if table.name not in known:
+        active = text("SELECT row_security_active(CAST(:name AS text))")
+        known[table.name] = bool(connection.scalar(active, {"name": table.name}))
+    return bool(known[table.name])
+
+
+def _insert_rows(connection: Connection, table: Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> int:
+    """One statement for some thousand rows: their values travel as text, as in a COPY."""
+    types = [table.c[name].type.compile(connection.dialect) for name in columns]
+    names = ", ".join(map(connection.dialect.identifier_preparer.quote, columns))
+    cells = ", ".join(f"CAST(c{number} AS {kind})" for number, kind in enumerate(types))
+    arrays = ", ".join(f"CAST(:c{number} AS text[])" for number in range(len(columns)))
+    listed = ", ".join(f"c{number}" for number in range(len(columns)))
+    insert = f"INSERT INTO {table.name} ({names}) SELECT {cells} FROM unnest({arrays}) AS given ({listed})"  # noqa: S608
+    remaining, count = iter(rows), 0
+    while chunk := list(islice(remaining, _ROWS_PER_COPY)):
+        values = {f"c{number}": [_as_text(row[number]) for row in chunk] for number in range(len(columns))}
+        connection.execute(text(insert), values)
+        count += len(chunk)
+    return count
+
+
+def _as_text(value: Any) -> str | None:
+    if isinstance(value, dict | list):
+        return json.dumps(value)
+    return None if value is None else str(value)

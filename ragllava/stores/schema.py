@@ -7,6 +7,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Float,
     ForeignKey,
@@ -26,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, TSVECTOR
 
-REVISION = "0010"  # of migrations/versions that makes these tables; a test compares the two
+REVISION = "0011"  # of migrations/versions that makes these tables; a test compares the two
 
 metadata = MetaData(
     naming_convention={
@@ -601,4 +602,112 @@ held_removals = Table(
     Column("gone", BigInteger, nullable=False),
     Column("pictures", BigInteger, nullable=False),  # that the archive had from there
     moment("noticed_at"),
+)
+
+# Keys of the HTTP API. Only the hash of a key is stored; its prefix is what people see of it.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("prefix", Text, nullable=False, unique=True),
+    Column("sha256", Text, nullable=False, unique=True),
+    Column("name", Text, nullable=False),  # what a person calls it
+    Column("role", Text, nullable=False),  # read, ask, write, review, admin
+    Column("archives", ARRAY(BigInteger)),  # ids of those it may see; NULL: all
+    Column("limits", JSONB, nullable=False, server_default=text("'{}'")),  # instead of those of the settings
+    moment("created_at"),
+    moment("expires_at", nullable=True),
+    moment("revoked_at", nullable=True),
+)
+
+# Questions that a caller of the HTTP API has asked, by day.
+api_usage = Table(
+    "api_usage",
+    metadata,
+    Column("owner", Text, primary_key=True),  # as in `jobs`
+    Column("day", Date, primary_key=True),
+    Column("questions", BigInteger, nullable=False),
+    postgresql_with={"fillfactor": "70"},
+)
+
+# Who did what when, through the HTTP API. Rows are only added.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    moment("at"),
+    Column("owner", Text, nullable=False),
+    Column("action", Text, nullable=False),  # method and route
+    Column("target", Text, nullable=False),  # the path
+    Column("status", SmallInteger, nullable=False),  # of the answer
+    Column("request_id", Text, nullable=False),
+    Index("ix_audit_at", "at"),
+)
+
+# Files of the HTTP API: uploaded ones, and the output of batches. Their bytes are in the object store.
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", Text(collation="C"), primary_key=True),
+    Column("owner", Text, nullable=False),
+    # Whoever may see all of these archives may see the file; NULL: only who may see all archives.
+    Column("archives", ARRAY(BigInteger)),
+    Column("filename", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("lines", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("object_key", Text, nullable=False),
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="CASCADE")),  # of the output of a batch
+    moment("created_at"),
+    moment("expires_at", nullable=True),
+    Index("ix_uploads_created_at_id", "created_at", "id"),
+    Index("ix_uploads_owner", "owner"),
+    Index("ix_uploads_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+    Index("ix_uploads_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
+)
+
+# Batches of the HTTP API: each becomes an answer job as soon as its file was read.
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Text(collation="C"), primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("archive_id", BigInteger, ForeignKey("archives.id", ondelete="CASCADE"), nullable=False),
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="SET NULL")),
+    Column("input_file_id", Text, nullable=False),
+    Column("endpoint", Text, nullable=False),
+    Column("completion_window", Text, nullable=False),
+    Column("metadata", JSONB(none_as_null=True)),
+    Column("options", JSONB, nullable=False),  # AnswerOptions
+    Column("output_expires_s", BigInteger),
+    Column("questions", BigInteger, nullable=False),  # that count for the quota of its owner
+    Column("idempotency_key", Text),
+    Column("content_digest", Text, nullable=False),  # of what was asked for, to recognise a repetition
+    Column("errors", JSONB(none_as_null=True)),  # why it has failed
+    Column("counts", JSONB(none_as_null=True)),  # total, completed, failed, when its files are there
+    Column("output_file_id", Text),
+    Column("error_file_id", Text),
+    moment("created_at"),
+    moment("expires_at"),
+    moment("in_progress_at", nullable=True),
+    moment("overdue_at", nullable=True),  # when its job was stopped because its time was over
+    moment("cancelling_at", nullable=True),
+    moment("finalizing_at", nullable=True),
+    moment("completed_at", nullable=True),
+    moment("failed_at", nullable=True),
+    moment("expired_at", nullable=True),
+    moment("cancelled_at", nullable=True),
+    moment("ended_at", nullable=True),
+    Index("ix_batches_archive_id", "archive_id"),
+    Index("ix_batches_created_at_id", "created_at", "id"),
+    Index("ix_batches_content_digest", "content_digest", "created_at"),
+    Index("ix_batches_open", "id", postgresql_where=text("ended_at IS NULL")),
+    Index("ix_batches_job_id", "job_id", postgresql_where=text("job_id IS NOT NULL")),
+    Index(
+        "ix_batches_idempotency_key",
+        "owner",
+        "idempotency_key",
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
 )

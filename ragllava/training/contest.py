@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from ragllava.errors import UsageError
 from ragllava.evaluation.threshold import NATURAL_THRESHOLD, ThresholdFit, steady_threshold
 from ragllava.evaluation.threshold_promise import promised_precision_threshold
+from ragllava.models.bundle import ModelBundle
 from ragllava.records import Role
 from ragllava.settings import Settings
 from ragllava.stages.champions import apply_champions
@@ -109,7 +110,7 @@ def hold_contest(
     profile = bench.models.profile.name
     bases = bench.base_versions()
     champion = in_transaction(engine, registry.ensure_champions, profile, bases)[rules.role]
-    evaluator = _Evaluator(bench, snapshot, open_picture, rules)
+    evaluator = Evaluator(bench.models, settings, snapshot, open_picture, rules)
     apply_champions(bench, {rules.role: champion})
     usual = champion.threshold if champion.threshold is not None else bench.models.profile.threshold
     before = evaluator.evaluate_all(usual)
@@ -117,15 +118,20 @@ def hold_contest(
     fit, broken = evaluator.fit_threshold() if rules.role is Role.RERANKER else (None, None)
     after = evaluator.evaluate_all(fit.value if fit else NATURAL_THRESHOLD)
     pairs = {name: (before[name], after[name]) for name in before}
-    scores = {name: leave_out_doubtful(*pair) for name, pair in pairs.items()}
     tried = in_transaction(engine, registry.count_tries, champion)
-    first, *others = snapshot.shares
-    gate = decide(
-        *scores[first.archive],
-        others={f"in archive {share.archive}": scores[share.archive] for share in others},
-        tried=tried,
-    )
+    gate, scores = judge(snapshot, pairs, tried)
     return Contest(champion, gate, fit, broken, scores, {name: _doubtful(*pair) for name, pair in pairs.items()})
+
+
+def judge(
+    snapshot: Snapshot, pairs: Mapping[str, tuple[EvaluatedVersion, EvaluatedVersion]], tried: int
+) -> tuple[GateReport, dict[str, tuple[EvaluatedVersion, EvaluatedVersion]]]:
+    """The gate's decision on the scores (champion, challenger) of each archive, and the scores that it compared."""
+    scores = {name: leave_out_doubtful(*pair) for name, pair in pairs.items()}
+    first, *others = snapshot.shares
+    others_by_name = {f"in archive {share.archive}": scores[share.archive] for share in others}
+    gate = decide(*scores[first.archive], others=others_by_name, tried=tried, groups=snapshot.groups)
+    return gate, scores
 
 
 def leave_out_doubtful(
@@ -147,10 +153,11 @@ def _doubtful(champion: EvaluatedVersion, challenger: EvaluatedVersion) -> dict[
 
 
 @dataclass(frozen=True, slots=True)
-class _Evaluator:
-    """Evaluates the versions that the bench's models compute with now."""
+class Evaluator:
+    """Evaluates the versions that the models compute with now."""
 
-    bench: Resources
+    models: ModelBundle
+    settings: Settings
     snapshot: Snapshot
     open_picture: PictureOpener
     rules: ContestRules
@@ -160,7 +167,7 @@ class _Evaluator:
         options = self._options(threshold)
         evaluate = evaluate_reranker if self.rules.role is Role.RERANKER else evaluate_generator
         return {
-            share.archive: evaluate(self.bench.models, share.held_out, self.open_picture, options)
+            share.archive: evaluate(self.models, share.held_out, self.open_picture, options)
             for share in self.snapshot.shares
         }
 
@@ -168,7 +175,7 @@ class _Evaluator:
         """η on the calibration questions of all archives; with why it cannot promise what was asked for, if so."""
         questions = [question for share in self.snapshot.shares for question in share.calibration]
         options = self._options(NATURAL_THRESHOLD)
-        scores = evaluate_reranker(self.bench.models, questions, self.open_picture, options, (WITH_CAPTIONS,))
+        scores = evaluate_reranker(self.models, questions, self.open_picture, options, (WITH_CAPTIONS,))
         relevance, correct = scores.calibration(with_doubtful=False)
         if self.rules.precision is None:
             return steady_threshold(relevance, correct), None
@@ -185,7 +192,7 @@ class _Evaluator:
 
     def _options(self, threshold: float) -> EvaluationOptions:
         return EvaluationOptions(
-            self.bench.settings,
+            self.settings,
             threshold=threshold,
             seed=self.rules.seed,
             certain=self.rules.certain,

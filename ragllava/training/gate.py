@@ -147,18 +147,22 @@ def decide(
     *,
     others: Mapping[str, tuple[VersionScores, VersionScores]] | None = None,
     tried: int = 0,
+    groups: Mapping[str, str] | None = None,
 ) -> GateReport:
     """Whether the challenger passes: better in a primary condition, worse in no other.
 
     `others` are scores (champion, challenger) on hold-outs of other archives, by a name for people; of each, the
     first primary condition is one more guard. `tried` counts the versions that were tried against this champion
-    before. Raises ValueError when two versions were evaluated on different questions.
+    before. `groups` names the near-duplicates of images: those of one name count as one image. Raises ValueError when
+    two versions were evaluated on different questions.
     """
     rules = rules or GateRules()
     error = rules.error(tried)
-    figures = [_figures(name, champion, challenger, rules, error) for name in champion.by_condition]
+    about = named_groups(champion.relevant, groups or {})
+    figures = [_figures(name, champion, challenger, about, rules, error) for name in champion.by_condition]
     for name, (before, after) in (others or {}).items():
-        figures.append(_figures(next(iter(before.primary)), before, after, rules, error, guards=name))
+        about = named_groups(before.relevant, groups or {})
+        figures.append(_figures(next(iter(before.primary)), before, after, about, rules, error, guards=name))
     primary = {condition.name: condition for condition in figures if condition.is_primary}
     first = primary[next(iter(champion.primary))]
     if first.questions < rules.fewest_questions:
@@ -181,6 +185,12 @@ def decide(
         tried=tried,
         error=error,
     )
+
+
+def named_groups(relevant: Sequence[Sequence[str]], groups: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """The images of each question, near-duplicates under one name: scores of questions about them are correlated as
+    those of questions about one image."""
+    return [tuple(dict.fromkeys(groups.get(image, image) for image in images)) for images in relevant]
 
 
 def bounds_of_mean(
@@ -342,25 +352,27 @@ def _figures(
     condition: str,
     champion: VersionScores,
     challenger: VersionScores,
+    relevant: Sequence[Sequence[str]],
     rules: GateRules,
     error: float,
     *,
     guards: str | None = None,
 ) -> ConditionFigures:
-    """`guards` names another archive, whose primary condition is a guard here."""
+    """`relevant` names the images of each question, near-duplicates under one name. `guards` names another archive,
+    whose primary condition is a guard here."""
     if tuple(champion.questions) != tuple(challenger.questions):
         raise ValueError(f"{champion.version} and {challenger.version} were evaluated on different questions")
     before, after = (np.asarray(scores.by_condition[condition], dtype=np.float64) for scores in (champion, challenger))
     differences = after - before
     is_primary = guards is None and condition in champion.primary
-    low, high = bounds_of_mean(differences, champion.relevant, rules.guard_confidence)
+    low, high = bounds_of_mean(differences, relevant, rules.guard_confidence)
     mean = _mean(differences)
     tolerance = champion.tolerances.get(condition, rules.tolerance)
     return ConditionFigures(
         name=guards or condition,
         is_primary=is_primary,
         questions=len(differences),
-        images=len(set(chain.from_iterable(champion.relevant))),
+        images=len(set(chain.from_iterable(relevant))),
         changed=int((np.abs(differences) > _ROUNDING).sum()),
         champion=_mean(before),
         challenger=_mean(after),
@@ -368,7 +380,7 @@ def _figures(
         low=low,
         high=high,
         broken=bool(mean < -tolerance - _ROUNDING and high < -_ROUNDING),
-        chance=chance_of_equal(differences, champion.relevant, rules, error) if is_primary else None,
+        chance=chance_of_equal(differences, relevant, rules, error) if is_primary else None,
     )
 
 

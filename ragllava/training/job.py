@@ -7,102 +7,53 @@ exactly one version, however often it was interrupted.
 
 from __future__ import annotations
 
-import gc
 import logging
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
 from ragllava.errors import ImageRejected, JobRefused, ObjectCorrupt, ObjectMissing, ScoreRejected, UsageError
-from ragllava.jobs import control, queue
+from ragllava.jobs import control
 from ragllava.jobs.runner import ShardContext
 from ragllava.json_records import from_json, to_json
 from ragllava.models.checks import digest
-from ragllava.models.profiles import Profile, get_profile
+from ragllava.models.profiles import get_profile
 from ragllava.prompts import ANSWER_VERSION, RERANK_VERSION
-from ragllava.records import NoisyReason, Role, TrainingStatus
+from ragllava.records import NoisyReason, Role
 from ragllava.stages.champions import publish_adapter
 from ragllava.stages.maintenance.gc import GRACE_S
 from ragllava.stages.resources import Resources
 from ragllava.stores.learning import noisy, registry, trainings
-from ragllava.stores.learning.registry import AdapterVersion, ModelVersion
-from ragllava.training.contest import Contest, ContestRules, hold_contest
+from ragllava.stores.learning.registry import AdapterVersion
+from ragllava.training.again import judge_again
+from ragllava.training.contest import Contest
+from ragllava.training.course import Course, compare, end_course, release_memory
 from ragllava.training.data.datasets import question_key
 from ragllava.training.data.snapshot import Snapshot, read_snapshot, write_snapshot
 from ragllava.training.data.thumbnails import make_thumbnails
 from ragllava.training.finetune.checkpoints import clear_old
-from ragllava.training.remote import download_folder, restore_checkpoint, store_checkpoint, upload_folder
+from ragllava.training.remote import download_folder, restore_checkpoint, upload_folder
 from ragllava.training.request import TrainingRequest, plan_training
 from ragllava.whole_files import folder_sha256
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ragllava.training.finetune.report import TrainingReport
     from ragllava.training.finetune.run import FinetuneConfig
 
 log = logging.getLogger(__name__)
 
-_STEPS_NOTED_EVERY_S = 1.0
 _CURVE_POINTS = 1_000  # of the losses that are kept beside a version; the whole report is in the object store
 _LOST_PICTURE = (ImageRejected, ObjectMissing, ObjectCorrupt)
-
-
-@dataclass
-class Course:
-    """One training on its way. `prefix` is its folder in the object store."""
-
-    context: ShardContext[Resources]
-    request: TrainingRequest
-    profile: Profile
-    prefix: str
-    noted_at: float = field(default=0.0, init=False)  # time.monotonic()
-
-    @property
-    def job_id(self) -> int:
-        """The train job."""
-        return self.context.lease.job_id
-
-    @property
-    def folder(self) -> Path:
-        """Where this machine works; what is here may be gone at the next attempt."""
-        return self.context.settings.home / "training" / self.prefix.rpartition("/")[2]
-
-    def enter(self, phase: str) -> None:
-        """Begin the next phase, unless it is time to stop."""
-        self.context.check()
-        self.context.commit(trainings.set_phase, self.job_id, phase)
-        log.info(phase, extra={"action": "training_phase", "job": self.job_id, "phase": phase})
-
-    def note_step(self, done: int, total: int) -> None:
-        """After each step: stop when asked to, and let people see how far it is."""
-        self.context.check()
-        if done in (1, total) or time.monotonic() - self.noted_at >= _STEPS_NOTED_EVERY_S:
-            self.noted_at = time.monotonic()
-            self.context.commit(trainings.set_steps, self.job_id, done, total)
-
-    def keep_checkpoint(self, checkpoint: Path) -> None:
-        """After each complete checkpoint: another worker can continue from it, and the job has made progress."""
-        store_checkpoint(self.context.resources.objects, checkpoint, f"{self.prefix}/checkpoints")
-        self.context.commit(queue.reset_attempts, self.context.lease)
-
-    def open_picture(self, sha256: str) -> Image:
-        """A picture of an archive by its hash. Raises ObjectMissing when it cannot be read."""
-        resources = self.context.resources
-        picture = resources.pictures.get_many([sha256])[sha256]
-        if isinstance(picture, str):
-            raise ObjectMissing(picture)
-        return picture
 
 
 def train_stage(context: ShardContext[Resources]) -> None:
     """Do the training of one train job to its end, or up to an interruption; the next call continues from there.
 
+    A job that names a version evaluates it again instead of training one.
     Raises JobRefused when the training cannot be done as asked for: the job fails with the reason.
     """
     if not context.open_inputs():
@@ -111,11 +62,14 @@ def train_stage(context: ShardContext[Resources]) -> None:
         course = _begin(context)
         _clear_this_machine(course)
         snapshot = take_snapshot(course)
-        report = learn(course, snapshot)
-        course.enter("judging")
-        contest = _compare(course, snapshot)
-        course.enter("publishing")
-        conclude(course, snapshot, report, contest)
+        if course.request.version is None:
+            report = learn(course, snapshot)
+            course.enter("judging")
+            contest = compare(course, snapshot, _version_name(course), course.folder / "result" / "adapter")
+            course.enter("publishing")
+            conclude(course, snapshot, report, contest)
+        else:
+            judge_again(course, snapshot, course.request.version)
     except UsageError as error:
         raise JobRefused(str(error)) from error
     shutil.rmtree(course.folder, ignore_errors=True)
@@ -196,15 +150,6 @@ def conclude(course: Course, snapshot: Snapshot, report: TrainingReport, contest
     course.context.commit(_register, course, version, snapshot, contest, "; ".join(reasons))
 
 
-def release_memory() -> None:
-    """Return the memory of networks that are no longer used to the device."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def _begin(context: ShardContext[Resources]) -> Course:
     job = context.read(control.view, context.lease.job_id)
     prefix = trainings.folder_of(job.job_id, job.created_at)
@@ -256,19 +201,6 @@ def _train_in_processes(course: Course, config: FinetuneConfig, snapshot: Snapsh
     )
 
 
-def _compare(course: Course, snapshot: Snapshot) -> Contest:
-    context, options = course.context, snapshot.options
-    request = course.request
-    rules = ContestRules(
-        _version_name(course), request.role, request.precision, options.certain, options.seed, context.check
-    )
-    adapter = course.folder / "result" / "adapter"
-    try:
-        return hold_contest(context.engine, context.settings, snapshot, adapter, course.open_picture, rules)
-    finally:
-        release_memory()
-
-
 def _version_name(course: Course) -> str:
     """As `harbour-reranker-12@1f3a9c02`: what it was trained for, its job, and its bytes."""
     bytes_of = digest(folder_sha256(course.folder / "result" / "adapter"))
@@ -287,23 +219,6 @@ def _ask_about_set_aside(connection: Connection, snapshot: Snapshot) -> None:
             )
 
 
-def ask_about_doubtful(connection: Connection, snapshot: Snapshot, contest: Contest) -> None:
-    """The images that were left out of judging become noisy cases."""
-    for share in snapshot.shares:
-        captions = {
-            (question.text, item.image): item.caption for question in share.held_out for item in question.retrieved
-        }
-        for text, images in sorted(contest.doubtful.get(share.archive, {}).items()):
-            address = share.addresses.get(question_key(text))
-            if address is not None:
-                names = ", ".join(captions.get((text, image)) or image[:12] for image in images)
-                sentence = (
-                    f"nobody labelled these images, which version {contest.gate.champion} or "
-                    f"{contest.gate.challenger} takes for relevant: {names}; say which are"
-                )
-                noisy.add_reason(connection, *address, NoisyReason.UNLABELLED_RELEVANT, sentence)
-
-
 def _set_aside_text(images: list[dict[str, Any]]) -> str:
     listed = ", ".join(f"{image['caption'] or image['sha256'][:12]} ({image['relevance']:.2f})" for image in images)
     return f"nobody labelled these images, which the reranker takes for relevant: {listed}; say which are"
@@ -317,6 +232,7 @@ def _story(course: Course, snapshot: Snapshot, report: TrainingReport, contest: 
     return {
         "job": course.job_id,
         "archives": list(course.request.archives),
+        "request": course.request.as_spec(),
         "snapshot": snapshot.snapshot_id,
         "hold_out": snapshot.hold_out_id,
         "data": [share.figures() for share in snapshot.shares],
@@ -331,25 +247,4 @@ def _register(
 ) -> None:
     """Exactly one version, and the outcome that goes with it."""
     made = registry.register_adapter(connection, version)
-    ask_about_doubtful(connection, snapshot, contest)
-    status, reason = _decide(connection, course, made, contest, reason)
-    if status is TrainingStatus.PROMOTED:
-        registry.promote(connection, made.profile, made.role, made.name, f"job {course.job_id}: {reason}")
-    trainings.finish(connection, course.job_id, status, reason, made.version_id)
-
-
-def _decide(
-    connection: Connection, course: Course, made: ModelVersion, contest: Contest, reason: str
-) -> tuple[TrainingStatus, str]:
-    if not contest.passed:
-        return TrainingStatus.REFUSED, reason
-    if not course.request.promote:
-        return TrainingStatus.CHALLENGER, reason
-    champion = registry.champion(connection, made.role, made.profile)
-    if champion is None or champion.version_id != contest.champion.version_id:
-        return (
-            TrainingStatus.CHALLENGER,
-            f"{reason}; while it was evaluated, another version became champion: compare them, then "
-            f"`ragllava models promote {made.name}`",
-        )
-    return TrainingStatus.PROMOTED, reason
+    end_course(connection, course, made, snapshot, contest, reason)

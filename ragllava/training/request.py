@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,17 +14,18 @@ from ragllava.errors import UsageError
 from ragllava.jobs import control
 from ragllava.jobs.control import NewJob
 from ragllava.jobs.isolation import Isolation
-from ragllava.json_records import to_json
+from ragllava.json_records import from_json, to_json
 from ragllava.models.profiles import get_profile
 from ragllava.records import JobKind, Role
 from ragllava.settings import Settings
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
 from ragllava.stores.learning import registry, trainings
+from ragllava.stores.learning.registry import ModelVersion
 from ragllava.training.data.datasets import DatasetOptions
 from ragllava.training.data.snapshot import Snapshot, SnapshotRules, collect
 from ragllava.training.finetune.presets import ChosenSettings, accumulation_steps, choose_settings
-from ragllava.training.gate import ANSWER_SPREAD, GAIN_SPREAD, PRIMARY_SHARES, GateRules, provable_gain
+from ragllava.training.gate import ANSWER_SPREAD, GAIN_SPREAD, PRIMARY_SHARES, GateRules, named_groups, provable_gain
 from ragllava.training.unseen import leave_out_known
 
 _PRESET_OF_PROFILE = {"mini": "mini", "paper": "llava-1.5-13b"}
@@ -38,7 +39,8 @@ class TrainingRequest:
 
     The labelled questions of all `archives` are trained on, and the first one's held-out questions decide; those of
     the others must not get worse. `since`: only what was labelled at that time or later, in the first archive; the
-    others are a replay of what the model knew. Wrong images come from the first
+    others are a replay of what the model knew. `version` is a refused version that is evaluated again, on the labels of
+    now, instead of training one. Wrong images come from the first
     `top_k` candidates (None: as the settings say). For rerankers: `negatives` are hard ones for each positive;
     `bare_share` of the pairs show no caption; `precision` asks for an η that promises it, else η is the adaptive one
     (docs/method.md 3).
@@ -54,6 +56,7 @@ class TrainingRequest:
     precision: float | None = None
     top_k: int | None = None
     bare_share: float = 0.0
+    version: str | None = None
 
     @property
     def settings(self) -> ChosenSettings:
@@ -125,7 +128,7 @@ def plan_training(connection: Connection, request: TrainingRequest, settings: Se
         ),
     )
     collected = collect(connection, request.role, request.archives, request.since, rules)
-    snapshot = leave_out_known(connection, collected, settings)
+    snapshot = leave_out_known(connection, collected, settings, request.version)
     steps = chosen.max_steps or math.ceil(len(snapshot.examples) * chosen.epochs / chosen.global_batch)
     spread = find_spread(snapshot, rules)
     shortage = find_shortage(snapshot, rules, request.since, spread)
@@ -152,7 +155,8 @@ def check_request(request: TrainingRequest) -> None:
 
 def find_provable_gain(snapshot: Snapshot, tried: int) -> float | None:
     """The gain on the first archive's held-out questions that passes in four of five trainings, None if none does."""
-    relevant = [[item.image for item in question.relevant] for question in snapshot.shares[0].held_out]
+    images = [[item.image for item in question.relevant] for question in snapshot.shares[0].held_out]
+    relevant = named_groups(images, snapshot.groups)
     if snapshot.role is Role.RERANKER:
         return provable_gain(relevant, GAIN_SPREAD, GateRules(), max(PRIMARY_SHARES.values()), tried)
     return provable_gain(relevant, ANSWER_SPREAD, GateRules(), tried=tried)
@@ -236,18 +240,33 @@ def submit_training(
 def submit_due_trainings(engine: Engine, settings: Settings) -> list[int]:
     """Begin the trainings for which enough was labelled since the last one (`retrain_after`); returns their jobs.
 
-    Any number may ask at once: one job is made for each role. Whether the labels suffice is found out by the job,
-    so that its reason can be read. A role that fails holds up no other.
+    Half as many labels are enough to evaluate again the newest version that was refused. Any number may ask at once:
+    one job is made for each role. Whether the labels suffice is found out by the job, so that its reason can be read.
+    A role that fails holds up no other.
     """
     if not settings.retrain_after:
         return []
     isolation = Isolation(engine, "trainings", [role.value for role in Role])
     jobs = [
-        isolation.run(role.value, in_transaction, engine, begin_due, role, settings.profile, settings.retrain_after)
+        isolation.run(role.value, in_transaction, engine, begin_retraining, role, settings, settings.retrain_after)
         for role in Role
         if not isolation.is_postponed(role.value)
     ]
     return [job_id for job_id in jobs if job_id is not None]
+
+
+def request_again(connection: Connection, version: ModelVersion, profile: str) -> TrainingRequest:
+    """To evaluate a refused version again, as it was trained; all archives with labels guard it."""
+    story = version.training or {}
+    if not story.get("archives"):
+        raise UsageError(f"version {version.name} was not trained here, so it cannot be evaluated again")
+    first = str(story["archives"][0])
+    others = (name for name in trainings.labelled_archives(connection, version.role) if name != first)
+    given = story.get("request")
+    request = (
+        from_json(TrainingRequest, given) if given else TrainingRequest(version.role, (first,), default_preset(profile))
+    )
+    return replace(request, archives=(first, *others), since=None, version=version.name)
 
 
 def create_job(
@@ -297,3 +316,35 @@ def begin_due(
             request = TrainingRequest(role, (first.archive, *others), default_preset(profile))
             return create_job(connection, request, key)[0]
     return None
+
+
+def begin_retraining(
+    connection: Connection, role: Role, settings: Settings, labelled: int, archive_name: str | None = None
+) -> int | None:
+    """Begin the training of a role that is due after so many newly labelled questions (`begin_due`); if none is, and
+    half as many were labelled, evaluate the newest refused version again.
+
+    Returns the job; None when nothing is due, or while another job trains the role.
+    """
+    job_id = begin_due(connection, role, settings.profile, labelled, archive_name)
+    return job_id or _begin_judging(connection, role, settings, math.ceil(labelled / 2), archive_name)
+
+
+def _begin_judging(
+    connection: Connection, role: Role, settings: Settings, labelled: int, archive_name: str | None
+) -> int | None:
+    champion = registry.champion(connection, role, get_profile(settings).name)
+    refused = None if champion is None else registry.newest_refused(connection, champion)
+    if refused is None or not (refused.training or {}).get("archives"):
+        return None
+    request = request_again(connection, refused, settings.profile)
+    first = request.archives[0]
+    due = trainings.due_archives(connection, role, labelled, to_judge=True)
+    source = next((source for source in due if source.archive == first), None)
+    if source is None or archive_name not in (None, first):
+        return None
+    trainings.lock_role(connection, role)
+    key = f"judge:{role}:{first}:{source.last_label}"
+    if trainings.open_training(connection, role) is not None or control.find_job(connection, key) is not None:
+        return None
+    return create_job(connection, request, key)[0]

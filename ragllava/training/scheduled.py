@@ -13,7 +13,7 @@ from ragllava.stages.maintenance.stage import MAINTENANCE_STARTERS, check_option
 from ragllava.stages.reindex.stage import ReindexRequest, check_selection, submit_reindex
 from ragllava.stores.learning import trainings
 from ragllava.stores.maintenance.schedules import ScheduleView
-from ragllava.training.request import begin_due
+from ragllava.training.request import begin_retraining
 
 # Newly labelled questions without which a scheduled training does not begin. Each try needs more proof than the one
 # before, so there are fewer tries, each with more held-out questions.
@@ -22,7 +22,7 @@ DEFAULT_LABELS = 100
 
 def _begin_training(connection: Connection, settings: Settings, schedule: ScheduleView) -> int:
     role, labelled = Role(schedule.options["role"]), schedule.options.get("labels", DEFAULT_LABELS)
-    job_id = begin_due(connection, role, settings.profile, labelled, schedule.archive)
+    job_id = begin_retraining(connection, role, settings, labelled, schedule.archive)
     if job_id is None:
         trainings.require_none_open(connection, role)
         raise UsageError(_too_few(connection, role, labelled, schedule.archive))

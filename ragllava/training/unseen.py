@@ -25,17 +25,24 @@ from ragllava.training.remote import download_folder
 log = logging.getLogger(__name__)
 
 
-def leave_out_known(connection: Connection, snapshot: Snapshot, settings: Settings) -> Snapshot:
-    """The snapshot without the held-out questions that the champion was trained on.
+def leave_out_known(
+    connection: Connection, snapshot: Snapshot, settings: Settings, challenger: str | None = None
+) -> Snapshot:
+    """The snapshot without the held-out questions that the champion was trained on, or this registered challenger.
 
-    They are not trained on either: a question never changes sides. Where the champion's data are missing, nothing is
-    left out. Raises SettingsError, ServiceUnavailable.
+    They are not trained on either: a question never changes sides. Where a version's data are missing, nothing is left
+    out. Raises SettingsError, ServiceUnavailable, and UsageError for an unknown challenger.
     """
-    champion = registry.champion(connection, snapshot.role, get_profile(settings).name)
-    story = champion.training if champion is not None else None
-    if not story or not story.get("objects"):
+    profile = get_profile(settings).name
+    versions = [registry.champion(connection, snapshot.role, profile)]
+    if challenger is not None:
+        versions.append(registry.find_version(connection, profile, challenger, snapshot.role).version)
+    stories = [version.training or {} for version in versions if version is not None]
+    places = [str(story["objects"]) for story in stories if story.get("objects")]
+    if not places:
         return snapshot
-    seen = _questions_of(ObjectStore(settings), str(story["objects"]))
+    objects = ObjectStore(settings)
+    seen = set[str]().union(*(_questions_of(objects, place) for place in places))
     shares = []
     for share in snapshot.shares:
         unseen = tuple(question for question in share.held_out if side_key(question.text) not in seen)
@@ -50,6 +57,6 @@ def _questions_of(objects: ObjectStore, prefix: str) -> set[str]:
         try:
             download_folder(objects, f"{prefix}/snapshot", folder)
         except (ObjectMissing, ObjectCorrupt) as error:
-            log.warning("champion's data unknown", extra={"action": "champion_data_lost", "reason": str(error)})
+            log.warning("a version's data unknown", extra={"action": "champion_data_lost", "reason": str(error)})
             return set()
         return {side_key(example.question) for example in read_snapshot(folder).examples}

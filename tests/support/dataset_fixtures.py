@@ -34,7 +34,12 @@ def draw_files(folder: Path, names: Mapping[str, int]) -> None:
 
 def write_tsv(folder: Path, greys: Mapping[int, int]) -> None:
     """imgs.tsv and imgs.lineidx, with a picture of that grey for each image id, in the order given."""
-    lines = [b"%d\t%s\n" % (image_id, base64.b64encode(picture_bytes(grey))) for image_id, grey in greys.items()]
+    write_rows(folder, {image_id: picture_bytes(grey) for image_id, grey in greys.items()})
+
+
+def write_rows(folder: Path, pictures: Mapping[int, bytes]) -> None:
+    """imgs.tsv and imgs.lineidx with the bytes of each picture, in the order given."""
+    lines = [b"%d\t%s\n" % (image_id, base64.b64encode(data)) for image_id, data in pictures.items()]
     (folder / "imgs.tsv").write_bytes(b"".join(lines))
     offsets = [sum(map(len, lines[:number])) for number in range(len(lines))]
     (folder / "imgs.lineidx").write_text("".join(f"{offset}\n" for offset in offsets))

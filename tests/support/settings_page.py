@@ -17,6 +17,7 @@ SECTIONS = {
     "home": "Data folder and logs",
     "database_url": "Services",
     "events_token": "Bucket events",
+    "api_database_url": "HTTP API",
     "profile": "Models",
     "vllm_url": "vLLM server",
     "top_k": "Answering",

@@ -1,14 +1,19 @@
-"""Postcards in the form of WebQA's download: questions in WebQA_train_val.json, pictures in imgs.tsv."""
+"""Postcards in the form of WebQA's download: questions in WebQA_train_val.json, pictures in imgs.tsv.
+
+`python -m tests.support.webqa_postcards FOLDER --seed 51 --style name` draws such a set for `ragllava eval webqa`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 from pathlib import Path
 from typing import Any
 
-from ragllava.postcards.archive import KnownQuestion, PostcardArchive
+from ragllava.postcards.archive import KnownQuestion, PostcardArchive, draw_archive
 from ragllava.postcards.postcard import Postcard
+from ragllava.postcards.questions import QuestionStyle
 
 FIRST_ID = 30_000_000
 # WebQA's categories; what has no category of its own is scored by all its words.
@@ -53,3 +58,20 @@ def _fact(card: Postcard, image_id: int) -> dict[str, Any]:
 def _sentence(question: KnownQuestion) -> str:
     """The answer alone where all of its words are scored."""
     return question.answer if question.type not in _CATEGORIES else f"The answer is {question.answer}."
+
+
+def main() -> None:
+    """Draw a set into a new folder: 1,000 pictures and 300 questions, unless options say otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--style", type=QuestionStyle, choices=list(QuestionStyle), default=QuestionStyle.NAME)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--questions", type=int, default=300)
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True)
+    write_webqa(given.folder, draw_archive(given.seed, given.images, given.questions, style=given.style))
+
+
+if __name__ == "__main__":
+    main()

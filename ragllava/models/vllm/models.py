@@ -19,6 +19,7 @@ from ragllava.errors import ScoreRejected
 from ragllava.models.adapters import RoleModel
 from ragllava.models.fitting import Prompt, indices_by
 from ragllava.models.generator import AnswerRequest, GeneratedAnswer, Generator, as_prompt, read_answer
+from ragllava.models.loading import padded
 from ragllava.models.mllm import Mllm
 from ragllava.models.prefix.trials import Sharing, assume_sharing
 from ragllava.models.reranker import Pair, Relevance, Reranker
@@ -63,6 +64,10 @@ class RemoteModel:
         inputs = self.mllm.prepare([prompt], answer_tokens)
         [tokens] = inputs.tensors["input_ids"].tolist()
         return ReadyPrompt(inputs.prompts[0].parts(), prompt.pictures, tokens, inputs.notes[0])
+
+    def as_sent(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """The pictures as data URLs; padded here where the profile says so, because the endpoint does not do it."""
+        return [as_data_url(padded(picture, self.mllm.processor)) for picture in pictures]
 
     def complete(
         self, prompt: ReadyPrompt, pictures: Sequence[str], max_tokens: int, extra_tokens: Sequence[int] = ()
@@ -139,7 +144,7 @@ class RemoteReranker(_RemoteRole, Reranker):
         return assume_sharing(self.mllm)
 
     def _score_in_turn(self, prompts: Sequence[ReadyPrompt]) -> list[Relevance]:
-        pictures = [as_data_url(picture) for picture in prompts[0].pictures]
+        pictures = self._model.as_sent(prompts[0].pictures)
         scores = []
         for prompt in prompts:
             [first, *_] = self._model.complete(prompt, pictures, 1, self.yes_no).tokens
@@ -173,7 +178,7 @@ class RemoteGenerator(_RemoteRole, Generator):
             return [self._read(prompt, result.result()) for prompt, result in results]
 
     def _complete(self, prompt: ReadyPrompt, max_tokens: int) -> Completion:
-        return self._model.complete(prompt, [as_data_url(picture) for picture in prompt.pictures], max_tokens)
+        return self._model.complete(prompt, self._model.as_sent(prompt.pictures), max_tokens)
 
     def _read(self, prompt: ReadyPrompt, completion: Completion) -> GeneratedAnswer:
         tokens = [token.token_id for token in completion.tokens]

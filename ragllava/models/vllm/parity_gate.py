@@ -18,7 +18,7 @@ import torch
 
 from ragllava.errors import ModelUnavailable, ScoreRejected
 from ragllava.models.adapters import AdapterSet
-from ragllava.models.checks import Manifest, digest, manifest
+from ragllava.models.checks import Manifest, digest, manifest, mllm_manifest, model_version
 from ragllava.models.device import DevicePlan
 from ragllava.models.generator import Generator
 from ragllava.models.loading import load_mllm, load_without_weights
@@ -58,7 +58,8 @@ class EndpointModels:
     @cached_property
     def files(self) -> Manifest:
         """The checkpoint's files with their sha256; without weights on this machine, those of its golden scores."""
-        files = manifest(self._folder.path, self._settings.home / "cache")
+        cache = self._settings.home / "cache"
+        files = mllm_manifest(self._folder.path, cache, pad_pictures=self._profile.pad_pictures)
         if any(name.endswith(".safetensors") for name in files):
             return files
         complete = self._golden.complete(files)
@@ -72,7 +73,7 @@ class EndpointModels:
     @cached_property
     def version(self) -> str:
         """The version of the base, as if it were loaded here."""
-        return f"{self._folder.label}@{digest(self.files)[:8]}"
+        return model_version(self._folder, self.files)
 
     def admit(self, name: str | None = None, adapter: Path | None = None) -> RemoteModel:
         """The base, or the adapter that the endpoint serves under `name`, after its golden scores were checked.
@@ -158,4 +159,5 @@ class EndpointModels:
 
     @cached_property
     def _mllm(self) -> Mllm:
-        return load_without_weights(self._folder.path, self.version, self.files, self._plan)
+        pads = self._profile.pad_pictures
+        return load_without_weights(self._folder.path, self.version, self.files, self._plan, pad_pictures=pads)

@@ -79,15 +79,27 @@ class QuestionFile(CheckedFile[Question]):
         return list(dict.fromkeys(name for question in self.valid for name in question.given or ()))
 
 
-def read_questions(source: Path | bytes, *, name: str, format: FileFormat | None = None) -> QuestionFile:
+@dataclass(frozen=True, slots=True)
+class BatchRules:
+    """What the lines of a batch must have: this url, and, where their model names an archive, this model."""
+
+    url: str
+    model: str
+
+
+def read_questions(
+    source: Path | bytes, *, name: str, format: FileFormat | None = None, rules: BatchRules | None = None
+) -> QuestionFile:
     """Read a question file; `name` is for messages and the extension, `format` overrides what name and content say.
+
+    With `rules`, every line must be one of OpenAI's batch lines that keeps them.
 
     Raises InvalidInput when the whole file is unusable (empty, of unknown format, without a column `question`, too
     long), UsageError when it cannot be opened. An invalid line never raises: it is a LineError.
     """
     format, notes = format or format_by_extension(name), list[str]()
     with opened_records(source, name, _LAYOUT, format=format, max_records=MAX_LINES, notes=notes) as (format, records):
-        lines = _Lines(is_table=format in (FileFormat.CSV, FileFormat.XLSX))
+        lines = _Lines(is_table=format in (FileFormat.CSV, FileFormat.XLSX), rules=rules)
         checked = list(lines.check_all(records))
         return QuestionFile(name, checked, notes=(*notes, *lines.notes()))
 
@@ -98,8 +110,9 @@ class _Lines:
     In a table, an empty cell is a missing value.
     """
 
-    def __init__(self, *, is_table: bool) -> None:
+    def __init__(self, *, is_table: bool, rules: BatchRules | None = None) -> None:
         self._is_table = is_table
+        self._rules = rules
         self._first_lines: dict[str, int] = {}
         self._columns: dict[str, None] = {}
         self._dropped_columns: dict[str, None] = {}
@@ -131,6 +144,8 @@ class _Lines:
                 own_id = given_id
                 if record.problem:
                     raise record.problem
+                if self._rules is not None:
+                    _require_rules(value, others, self._rules)
                 text, note = _question(value, others, record.value)
                 where = _filter(value.get("where"))
                 self._with_note += note is not None
@@ -208,6 +223,29 @@ def _filter(where: object) -> Filter | None:
         return parse_where(where)
     except UsageError as error:
         raise Rejected("invalid_filter", str(error)) from None
+
+
+def asked_in(body: Mapping[str, Any], url: str) -> tuple[str, str | None]:
+    """The question in the body of a request to `url`, as in a batch line, and what of it is not used.
+
+    Raises UsageError.
+    """
+    try:
+        return _question({}, {"url": url, "body": body}, ())
+    except Rejected as rejected:
+        raise UsageError(rejected.at(0, None).message) from None
+
+
+def _require_rules(value: Mapping[str, Any], others: Mapping[str, Any], rules: BatchRules) -> None:
+    if value.get("custom_id") is None:
+        raise Rejected("missing_custom_id", "a batch line needs a custom_id")
+    if others.get("url") != rules.url:
+        raise Rejected("url_mismatch", f"the batch is for {rules.url}, and the line is not")
+    body = others.get("body")
+    model = body.get("model") if isinstance(body, dict) else None
+    prefix = rules.model.partition("/")[0] + "/"
+    if isinstance(model, str) and model.startswith(prefix) and model != rules.model:
+        raise Rejected("model_mismatch", f"the batch is for {rules.model}, and the line for {model[:80]}")
 
 
 def _question(value: Mapping[str, Any], others: Mapping[str, Any], names: Iterable[str]) -> tuple[str, str | None]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from types import UnionType
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
 
 from ragllava.errors import InvalidInput, LineError, ObjectMissing, RagllavaError, UsageError
 from ragllava.filters import metadata_keys, parse_where
@@ -31,6 +31,7 @@ from ragllava.stores.archives import archive, filtering
 from ragllava.stores.archives.archive import Archive
 from ragllava.stores.jobs import answers, refreshes
 from ragllava.stores.objects import ObjectStore
+from ragllava.stores.sessions import OWNER
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Submission:
     priority: Priority = Priority.NORMAL
     outbox: Outbox | None = None
     name: str | None = None  # of the job, for people
+    owner: str | None = None  # of the job; None: that of the session
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def submit_questions(connection: Connection, settings: Settings, file: QuestionF
     no image of the archive has is invalid, too. Raises UsageError for an unknown archive, for options out of range, for
     such a key in the job's filter, and for an idempotency key that was used with other content.
     """
-    options = _checked_options(how.options)
+    options = check_options(how.options)
     _check_key(how.idempotency_key)
     _require_valid(file, how)
     searched = archive.get_archive(connection, how.archive)
@@ -87,6 +89,8 @@ def submit_questions(connection: Connection, settings: Settings, file: QuestionF
     digest = _digest(file, options)  # of the file alone, whatever the archive knows
     file = _with_known_keys(connection, searched, file)
     _require_valid(file, how)
+    if how.owner is not None:
+        connection.execute(select(func.set_config(OWNER, how.owner, True)))
     delivery = {"outbox": to_json(how.outbox)} if how.outbox else {}
     job_id, is_new = control.create(
         connection,
@@ -232,7 +236,7 @@ def _with_known_keys(connection: Connection, searched: Archive, file: QuestionFi
     return QuestionFile(file.name, [checked(line) for line in file.lines], notes=file.notes)
 
 
-def _checked_options(options: AnswerOptions) -> AnswerOptions:
+def check_options(options: AnswerOptions) -> AnswerOptions:
     """The options with the filter in its stored form.
 
     Raises UsageError. Other programs send options too, and a wrong one would end every question as dead.

@@ -20,6 +20,7 @@ from ragllava.jobs.isolation import Failures
 from ragllava.jobs.runner import ShardContext
 from ragllava.stages.maintenance.task_report import Report, counted, mebibytes, shortened, with_failures
 from ragllava.stages.resources import Resources
+from ragllava.stores.access import uploads
 from ragllava.stores.archives import blobs
 from ragllava.stores.jobs import answered
 from ragllava.stores.maintenance import inspection, orphans, schedules
@@ -78,6 +79,7 @@ def collect_garbage(context: ShardContext[Resources], *, delete: bool = False, g
     kinds = {"blobs": _collect_blobs(gc), "content_without_row": _collect_content(gc)}
     folders = _old_folders(gc)
     kinds["results"] = _collect_results(gc, folders)
+    kinds["uploads"] = _collect_uploads(gc)
     kinds["adapters"] = _collect_while_no_training(gc, folders, "adapters/", _is_orphaned_adapter)
     kinds["trainings"] = _collect_while_no_training(gc, folders, "training/", _is_orphaned_training)
     total = sum(len(kind.sizes) for kind in kinds.values())
@@ -155,6 +157,22 @@ def _collect_results(gc: Collection, folders: dict[str, Folder]) -> Orphans:
     living = gc.context.read(answered.kinds_of_jobs, list(numbered))
     names = [name for number, name in sorted(numbered.items()) if number not in living]
     return _collect_folders(gc, folders, names, lambda connection, name: True)
+
+
+def _collect_uploads(gc: Collection) -> Orphans:
+    """Files of the HTTP API whose row was never written, or is gone."""
+    context = gc.context
+    orphaned = Orphans()
+    old = (listed for listed in context.resources.objects.list_objects("uploads/") if listed.modified_at < gc.before)
+    while page := list(islice(old, _PAGE)):
+        context.check()
+        known = context.read(uploads.existing_keys, [item.key for item in page])
+        orphaned.sizes |= {item.key: item.size_bytes for item in page if item.key not in known}
+    for key in orphaned.sizes if gc.delete else ():
+        context.check()
+        if gc.failures.run(key, context.resources.objects.delete, key) is None and key not in gc.failures.reasons:
+            orphaned.deleted += 1
+    return orphaned
 
 
 def _is_orphaned_adapter(connection: Connection, name: str) -> bool:

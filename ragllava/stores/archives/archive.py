@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, Connection, Select, Text, exists, func, literal_column, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.errors import UsageError
+from ragllava.errors import NotFound, UsageError
 from ragllava.json_records import to_json
 from ragllava.metadata import Metadata, all_metadata, clean_caption
 from ragllava.records import FileOutcome, FileStatus, PageCaption, SourceFile, StoredImage
@@ -163,9 +163,9 @@ def get_archive(connection: Connection, name: str) -> Archive:
             return record(Archive, row)
     names = [archive.name for archive in list_archives(connection)]
     if not names:
-        raise UsageError(f"there is no archive {name!r}, and none at all yet; `ragllava ingest` creates one")
+        raise NotFound(f"there is no archive {name!r}, and none at all yet; `ragllava ingest` creates one")
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    raise UsageError(f"there is no archive {name!r}; there are: {', '.join(names[:10])}{more}")
+    raise NotFound(f"there is no archive {name!r}; there are: {', '.join(names[:10])}{more}")
 
 
 def list_archives(connection: Connection) -> list[Archive]:

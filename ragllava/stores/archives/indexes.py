@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, select, text, update
 
-from ragllava.errors import IndexUnusable, UsageError
+from ragllava.errors import Conflict, IndexUnusable, NotFound
 from ragllava.stores.archives import vectors
 from ragllava.stores.archives.vectors import MAX_DIMENSIONS, IndexView, index_gone, partition
 from ragllava.stores.database import record
@@ -141,10 +141,10 @@ def drop_index(connection: Connection, index_id: int) -> None:
     lock_archive(connection, archive_id, shared=False)
     state = connection.scalar(select(indexes.c.state).where(indexes.c.id == index_id).with_for_update())
     if state == "active":
-        raise UsageError(f"index {index_id} is the active one of its archive; activate another one first")
+        raise Conflict(f"index {index_id} is the active one of its archive; activate another one first")
     job_id = connection.scalar(select(jobs.c.id).where(*_fills(index_id), jobs.c.finished_at.is_(None)).limit(1))
     if job_id is not None:
-        raise UsageError(f"job {job_id} fills index {index_id}; stop it first: `ragllava jobs cancel {job_id}`")
+        raise Conflict(f"job {job_id} fills index {index_id}; stop it first: `ragllava jobs cancel {job_id}`")
     connection.execute(text(f"DROP TABLE IF EXISTS {partition(index_id)}"))
     connection.execute(indexes.delete().where(indexes.c.id == index_id))
 
@@ -153,7 +153,7 @@ def find_index(connection: Connection, index_id: int) -> IndexDetails:
     """One index. Raises UsageError for an unknown id."""
     row = connection.execute(_select_details().where(indexes.c.id == index_id)).one_or_none()
     if row is None:
-        raise UsageError(f"there is no index {index_id}; `ragllava index list` shows all")
+        raise NotFound(f"there is no index {index_id}; `ragllava index list` shows all")
     return _details(connection, row)
 
 

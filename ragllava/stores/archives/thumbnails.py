@@ -6,16 +6,17 @@ from collections.abc import Collection, Mapping
 
 from sqlalchemy import Connection, bindparam, select, update
 
+from ragllava.imaging.likeness import is_thumbnail
 from ragllava.stores.database import equals_any
 from ragllava.stores.schema import blobs
 
 
 def load_thumbnails(connection: Connection, hashes: Collection[str]) -> dict[str, bytes]:
-    """The thumbnails that are stored; empty for a picture that could not be read."""
+    """The thumbnails that are stored and can be compared; those of an earlier version are made again."""
     query = select(blobs.c.sha256, blobs.c.thumbnail).where(
         equals_any(blobs.c.sha256, sorted(hashes)), blobs.c.thumbnail.is_not(None)
     )
-    return {row.sha256: row.thumbnail for row in connection.execute(query)}
+    return {row.sha256: row.thumbnail for row in connection.execute(query) if is_thumbnail(row.thumbnail)}
 
 
 def store_thumbnails(connection: Connection, thumbnails: Mapping[str, bytes]) -> None:

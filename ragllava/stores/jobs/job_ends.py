@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 log = logging.getLogger(__name__)
 
 _CHANNEL = "ragllava_job_ended"
+_BOARD_S = 1.0  # within which a board sees that it was closed
 
 Sleep = Callable[[float], None]
 
@@ -92,6 +94,60 @@ class JobEnds:
     def _give_up(self, error: Exception) -> None:
         log.info("no session to listen: %s", error, extra={"action": "not_listening"})
         self.close()
+
+
+class JobBoard:
+    """The ends of many jobs, for a server: one session listens, and sets the event of each thread that waits."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Connects when first used."""
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._awaited: dict[str, list[threading.Event]] = defaultdict(list)
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def awaited(self, job_id: int) -> Iterator[threading.Event]:
+        """An event that is set when the job ends. It may have ended before, and a notification may get lost: look at
+        the job after entering, and from time to time."""
+        event = threading.Event()
+        with self._lock:
+            self._awaited[str(job_id)].append(event)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._listen, name="job ends", daemon=True)
+                self._thread.start()
+        try:
+            yield event
+        finally:
+            with self._lock:
+                waiting = self._awaited[str(job_id)]
+                waiting.remove(event)
+                if not waiting:
+                    del self._awaited[str(job_id)]
+
+    def close(self) -> None:
+        """End the session."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join(5 * _BOARD_S)
+
+    def _listen(self) -> None:
+        while not self._closed.is_set():
+            try:
+                with _beside_pool(self._engine) as session:
+                    session.execute(f"LISTEN {_CHANNEL}")
+                    while not self._closed.is_set():
+                        for notice in session.notifies(timeout=_BOARD_S):
+                            self._announce(notice.payload)
+            except (psycopg.OperationalError, DBAPIError) as error:
+                log.info("no session to listen: %s", error, extra={"action": "not_listening"})
+                self._closed.wait(_BOARD_S)
+
+    def _announce(self, payload: str) -> None:
+        with self._lock:
+            for event in self._awaited.get(payload, ()):
+                event.set()
 
 
 def _beside_pool(engine: Engine) -> psycopg.Connection:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select, text
 
-from ragllava.errors import UsageError
+from ragllava.errors import NotFound, UsageError
 from ragllava.stores.archives import vectors
 from ragllava.stores.archives.archive import get_archive
 from ragllava.stores.database import record, records
@@ -63,7 +63,7 @@ def view_picture(connection: Connection, archive_name: str, picture: str) -> Pic
     rows = connection.execute(query.where(images.c.archive_id == archive.archive_id, named).order_by(images.c.id)).all()
     living = [row for row in rows if not row.retired] or rows
     if not living:
-        raise UsageError(
+        raise NotFound(
             f"the archive {archive_name} has no picture {picture!r}; give the id or the source that "
             f"`ragllava archive search {archive_name}` shows"
         )

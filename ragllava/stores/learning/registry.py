@@ -7,15 +7,15 @@ registered), a challenger (passed its gate, not promoted), the champion (used by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
-from ragllava.errors import UsageError
+from ragllava.errors import NotFound, UsageError
 from ragllava.json_records import to_json
 from ragllava.records import Role
 from ragllava.stores.database import lock_name, record, same
@@ -185,15 +185,75 @@ def champions(connection: Connection, profile: str) -> dict[Role, ModelVersion]:
     return {Role(row.role): _as_version(row) for row in rows}
 
 
-def count_tries(connection: Connection, champion: ModelVersion) -> int:
-    """How many versions a gate has compared with this champion since it was promoted."""
-    since = select(model_versions.c.promoted_at).where(model_versions.c.id == champion.version_id).scalar_subquery()
-    compared = (
-        _of_role(champion.profile, champion.role),
-        model_versions.c.training["gate"]["champion"].astext == champion.name,
-        model_versions.c.created_at > since,
+def record_contest(
+    connection: Connection,
+    version: ModelVersion,
+    found: Mapping[str, Any],
+    threshold: float | None,
+    threshold_curve: dict[str, Any] | None,
+    *,
+    passed: bool,
+) -> None:
+    """Store a further contest of a candidate: what was `found` replaces that of the one before, which still counts as
+    a try. One that `passed` is challenger and retires the previous one of its role. Raises UsageError for another state
+    of the version.
+    """
+    _lock(connection, version.profile)
+    row = connection.execute(select(model_versions).where(model_versions.c.id == version.version_id)).one()
+    if row.state != "candidate":
+        raise UsageError(f"version {version.name} became {row.state} while it was evaluated again")
+    if passed:
+        _retire(connection, version.profile, version.role, "challenger")
+    story = row.training or {}
+    before = {"champion": (story.get("gate") or {}).get("champion"), "at": _judged_at(row)}
+    training = {
+        **story,
+        **found,
+        "earlier": [*story.get("earlier", []), before],
+        "judged_at": connection.execute(select(func.now())).scalar_one().isoformat(),
+    }
+    connection.execute(
+        update(model_versions)
+        .where(model_versions.c.id == version.version_id)
+        .values(
+            state="challenger" if passed else "candidate",
+            threshold=threshold,
+            threshold_curve=threshold_curve,
+            training=training,
+        )
     )
-    return connection.execute(select(func.count()).select_from(model_versions).where(*compared)).scalar_one()
+
+
+def count_tries(connection: Connection, champion: ModelVersion) -> int:
+    """How many times a gate has compared a version with this champion since it was promoted."""
+    query = text("""
+        SELECT count(*) FROM model_versions v CROSS JOIN LATERAL (
+            SELECT v.training->'gate'->>'champion', coalesce((v.training->>'judged_at')::timestamptz, v.created_at)
+            UNION ALL SELECT earlier->>'champion', (earlier->>'at')::timestamptz
+            FROM jsonb_array_elements(coalesce(v.training->'earlier', '[]')) earlier) AS contest (champion, at)
+        WHERE v.profile = :profile AND v.role = :role AND contest.champion = :champion
+          AND contest.at > (SELECT promoted_at FROM model_versions WHERE id = :id)
+    """)
+    values = {
+        "profile": champion.profile,
+        "role": champion.role.value,
+        "champion": champion.name,
+        "id": champion.version_id,
+    }
+    return int(connection.execute(query, values).scalar_one())
+
+
+def newest_refused(connection: Connection, champion: ModelVersion) -> ModelVersion | None:
+    """The newest version that the gate refused when it compared it with this champion."""
+    refused = (
+        _of_role(champion.profile, champion.role),
+        model_versions.c.state == "candidate",
+        model_versions.c.adapter_sha256.is_not(None),
+        model_versions.c.training["gate"]["champion"].astext == champion.name,
+    )
+    newest = select(model_versions).where(*refused).order_by(model_versions.c.id.desc()).limit(1)
+    row = connection.execute(newest).one_or_none()
+    return None if row is None else _as_version(row)
 
 
 def list_versions(connection: Connection, profile: str | None = None, role: Role | None = None) -> list[VersionView]:
@@ -237,8 +297,8 @@ def _matching(views: Sequence[VersionView], name: str) -> list[VersionView]:
     return exact or [view for view in views if view.version.name.startswith(name)]
 
 
-def _unknown(profile: str, kind: str, name: str) -> UsageError:
-    return UsageError(f"profile {profile} has no {kind} {name}; `ragllava models list` shows all versions")
+def _unknown(profile: str, kind: str, name: str) -> NotFound:
+    return NotFound(f"profile {profile} has no {kind} {name}; `ragllava models list` shows all versions")
 
 
 def _lock(connection: Connection, profile: str) -> None:
@@ -305,6 +365,11 @@ def _retire(connection: Connection, profile: str, role: Role, state: str) -> Non
 
 def _of_role(profile: str, role: Role) -> ColumnElement[bool]:
     return and_(model_versions.c.profile == profile, model_versions.c.role == role)
+
+
+def _judged_at(row: Row[Any]) -> str:
+    """When the version was compared with a champion last, as ISO 8601."""
+    return str((row.training or {}).get("judged_at") or row.created_at.isoformat())
 
 
 def _register(connection: Connection, profile: str, bases: Sequence[BaseVersion]) -> None:

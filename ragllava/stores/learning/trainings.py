@@ -117,21 +117,22 @@ def finish(connection: Connection, job_id: int, status: TrainingStatus, reason: 
     _update(connection, job_id, phase="ended", status=status.value, reason=reason, version_id=version_id)
 
 
-def due_archives(connection: Connection, role: Role, labelled: int) -> Sequence[DueArchive]:
+def due_archives(connection: Connection, role: Role, labelled: int, *, to_judge: bool = False) -> Sequence[DueArchive]:
     """Archives in which at least `labelled` questions were labelled since the last training of the role began there.
 
-    A training that was requested for another archive counts for the archives it replayed as well, unless it made no
-    version: that other archive may have had too few labels.
+    `to_judge`: or since a version of the role was evaluated again. A training that was requested for another archive
+    counts for the archives it replayed as well, unless it made no version: that other archive may have had too few
+    labels.
     """
     query = text("""
         SELECT a.name AS archive, count(DISTINCT (l.job_id, l.question_no)) AS labelled, max(l.id) AS last_label
         FROM labels l JOIN archives a ON a.id = l.archive_id
         WHERE l.created_at > coalesce((SELECT max(j.created_at) FROM jobs j JOIN trainings t ON t.job_id = j.id
-            WHERE t.role = :role AND j.spec->'archives' ? a.name
+            WHERE t.role = :role AND j.spec->'archives' ? a.name AND (:to_judge OR j.spec->>'version' IS NULL)
             AND (j.spec->'archives'->>0 = a.name OR NOT coalesce(t.status = ANY(:in_vain), false))), '-infinity')
         GROUP BY a.name HAVING count(DISTINCT (l.job_id, l.question_no)) >= :labelled ORDER BY a.name
     """)
-    values = {"role": role.value, "labelled": labelled, "in_vain": _WITHOUT_VERSION}
+    values = {"role": role.value, "labelled": labelled, "in_vain": _WITHOUT_VERSION, "to_judge": to_judge}
     return records(DueArchive, connection.execute(query, values))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, text, update
 
-from ragllava.errors import UsageError
+from ragllava.errors import Conflict, NotFound, UsageError
 from ragllava.stores.archives import indexes
 from ragllava.stores.database import records
 from ragllava.stores.learning import trainings
@@ -67,7 +67,7 @@ def count_job(connection: Connection, job_id: int) -> JobCounts:
     allow_time(connection)
     row = connection.execute(_COUNT_JOB, {"job_id": job_id}).one_or_none()
     if row is None:
-        raise UsageError(f"there is no job {job_id}; `ragllava jobs list` shows all")
+        raise NotFound(f"there is no job {job_id}; `ragllava jobs list` shows all")
     folder = trainings.folder_of(job_id, row.created_at) if row.kind == "train" else None
     values = {name: value for name, value in row._mapping.items() if name != "created_at"}
     return JobCounts(**values | {"refreshes": tuple(row.refreshes)}, job_id=job_id, folder=folder)
@@ -79,9 +79,9 @@ def begin_job(connection: Connection, job_id: int) -> None:
         text("SELECT state, finished_at FROM jobs WHERE id = :job_id FOR UPDATE"), {"job_id": job_id}
     ).one_or_none()
     if row is None:
-        raise UsageError(f"there is no job {job_id}; `ragllava jobs list` shows all")
+        raise NotFound(f"there is no job {job_id}; `ragllava jobs list` shows all")
     if row.finished_at is None:
-        raise UsageError(f"job {job_id} is {row.state}; stop it first: `ragllava jobs cancel {job_id}`")
+        raise Conflict(f"job {job_id} is {row.state}; stop it first: `ragllava jobs cancel {job_id}`")
     stop_job(connection, job_id)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, func, select, update
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 
-from ragllava.errors import UsageError
+from ragllava.errors import NotFound
 from ragllava.records import ScheduleAction
 from ragllava.stores.database import equals_any, record
 from ragllava.stores.schema import archives, jobs, schedule_runs, schedules
@@ -64,8 +64,8 @@ def lock_schedule(connection: Connection, name: str) -> ScheduleView:
         return _views(connection, [row])[0]
     names = connection.scalars(select(schedules.c.name).order_by(schedules.c.name)).all()
     if not names:
-        raise UsageError(f"there is no schedule {name!r}, nor any other yet; `ragllava schedule add` adds one")
-    raise UsageError(f"there is no schedule {name!r}; there are: {', '.join(names)}")
+        raise NotFound(f"there is no schedule {name!r}, nor any other yet; `ragllava schedule add` adds one")
+    raise NotFound(f"there is no schedule {name!r}; there are: {', '.join(names)}")
 
 
 def due_schedules(connection: Connection) -> dict[int, str]:

@@ -34,11 +34,13 @@ class Sides:
     """The side of each question, by `side_key`. `by_image` tells whether it follows from pictures.
 
     `apart` are pictures of calibration and held-out questions, with their near-duplicates, which nothing is trained on.
+    `group_of` gives each relevant picture the name of its near-duplicates.
     """
 
     by_text: Mapping[str, Side]
     by_image: bool
     apart: Collection[str]
+    group_of: Mapping[str, str]
 
     def of(self, text: str) -> Side:
         """The side of a question."""
@@ -78,7 +80,7 @@ def assign_sides(
         pictures[side_key(question.text)].update(group_of[item.image] for item in question.relevant)
     if not by_image:
         sides = {text: _first_side(text, (), held_out, calibration) for text in pictures}
-        return Sides(sides, by_image=False, apart=frozenset())
+        return Sides(sides, by_image=False, apart=frozenset(), group_of=group_of)
     sides = {text: _first_side(text, groups, held_out, calibration) for text, groups in pictures.items()}
     with_partners = _set_partners_apart(sides, pictures, held_out)
     left, before = (sum(side is Side.TRAIN for side in found.values()) for found in (with_partners, sides))
@@ -88,7 +90,8 @@ def assign_sides(
     judging = _pictures_on({Side.CALIBRATION, Side.HELD_OUT}, sides, pictures)
     apart = judging - _pictures_on({Side.TRAIN}, sides, pictures)
     names = [image for image, group in group_of.items() if group in apart]
-    return Sides(sides, by_image=True, apart=likeness.near(images_of(questions), names))
+    near = likeness.near(images_of(questions), names)
+    return Sides(sides, by_image=True, apart=near, group_of=group_of)
 
 
 def _first_side(text: str, images: Collection[str], held_out: float, calibration: float) -> Side:

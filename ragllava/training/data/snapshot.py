@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -50,6 +51,7 @@ _JUDGED = (
     "calibration",
     "held_out",
     "addresses",
+    "groups",
 )  # the fields of ArchiveShare in that file
 
 QuestionAddress = tuple[int, int, int]  # archive, job, number
@@ -71,7 +73,8 @@ class ArchiveShare:
     `addresses` tells where a question's text comes from, and `images_each` how many relevant images decide about a
     question's side on average, 0 where none do. `seen` counts the held-out questions that were left out because the
     champion was trained on them. The last two are not part of the snapshot's files. `split` tells what the sides follow
-    from: `pictures` or `texts`, None where an earlier version wrote the files.
+    from: `pictures` or `texts`, None where an earlier version wrote the files. `groups` names the near-duplicates of
+    the relevant images of held-out questions; an image that it does not name has none.
     """
 
     archive: str
@@ -83,6 +86,7 @@ class ArchiveShare:
     images_each: float = 0.0
     seen: int = 0
     split: str | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
         """The counts for people."""
@@ -113,6 +117,11 @@ class Snapshot:
     def options(self) -> DatasetOptions:
         """How the examples were made; the same for all archives."""
         return self.shares[0].dataset.card.options
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """The near-duplicates of all archives: the name of the group of each image that has some."""
+        return {image: group for share in self.shares for image, group in share.groups.items()}
 
     @property
     def snapshot_id(self) -> str:
@@ -147,6 +156,15 @@ def collect(
     likeness = Likeness(load_thumbnails(connection, images_of(questions, rules.options.top_k)))
     sides = assign_sides(questions, likeness, held_out=rules.held_out, calibration=rules.calibration)
     return Snapshot(role, tuple(_share(labelled, role, rules, sides) for labelled in sources))
+
+
+def snapshot_of(
+    role: Role, name: str, questions: Sequence[LabelledQuestion], likeness: Likeness, rules: SnapshotRules
+) -> Snapshot:
+    """The snapshot of one archive whose labelled questions are in no database."""
+    sides = assign_sides(questions, likeness, held_out=rules.held_out, calibration=rules.calibration)
+    share = _share(_Labelled(name, (), merge_questions(questions), {}), role, rules, sides)
+    return Snapshot(role, (replace(share, labelled=len(questions)),))
 
 
 def pictures_to_compare(connection: Connection, archives: Sequence[str], top_k: int) -> set[str]:
@@ -209,16 +227,25 @@ def _share(labelled: _Labelled, role: Role, rules: SnapshotRules, assigned: Side
         sides[assigned.of(question.text)].append(question)
     trained_on = [assigned.without_apart(question, rules.options) for question in sides[Side.TRAIN]]
     counts = [len(question.relevant) for question in labelled.questions if question.relevant and assigned.by_image]
+    held_out = usable_for(role, sides[Side.HELD_OUT])
     build = build_rank_dataset if role is Role.RERANKER else build_answer_dataset
     return ArchiveShare(
         archive=labelled.archive,
         labelled=len(labelled.rows),
         dataset=build(trained_on, rules.options),
         calibration=tuple(usable_for(role, sides[Side.CALIBRATION])),
-        held_out=tuple(usable_for(role, sides[Side.HELD_OUT])),
+        held_out=tuple(held_out),
         addresses={
             question_key(row.text): (row.archive_id, row.label.job_id, row.label.question_no) for row in labelled.rows
         },
         images_each=sum(counts) / len(counts) if counts else 0.0,
         split="pictures" if assigned.by_image else "texts",
+        groups=_alike(held_out, assigned.group_of),
     )
+
+
+def _alike(questions: Sequence[LabelledQuestion], group_of: Mapping[str, str]) -> dict[str, str]:
+    """The group of each relevant image of these questions that has near-duplicates among all that are labelled."""
+    sizes = Counter(group_of.values())
+    images = {item.image for question in questions for item in question.relevant}
+    return {image: group_of[image] for image in sorted(images) if sizes[group_of[image]] > 1}

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from sqlalchemy import func, select
 
 from ragllava.errors import JobRefused, ServiceUnavailable, UsageError
-from ragllava.evaluation.datasets.load import postcard_set
+from ragllava.evaluation.datasets.load import load_dataset, postcard_set
 from ragllava.evaluation.datasets.records import (
     EvaluationImage,
     EvaluationQuestion,
     EvaluationSet,
     FilePicture,
-    PictureBytes,
 )
 from ragllava.evaluation.evaluate import Evaluation, evaluate
 from ragllava.evaluation.metrics import score_job
@@ -42,6 +41,7 @@ from ragllava.stages.results.results import ResultRow
 from ragllava.stores.archives import archive
 from ragllava.stores.schema import images, jobs
 from tests.integration.conftest import Postcards
+from tests.support.dataset_fixtures import copied, write_rows
 from tests.support.picture_files import encoded
 from tests.support.workshop import Workshop, stages_replaced
 
@@ -378,28 +378,31 @@ def test_the_name_of_an_archive_follows_from_captions_and_retriever() -> None:
     assert archive_name(replace(dataset, questions=dataset.questions[:1]), "clip@1") in names
 
 
-@dataclass(frozen=True)
-class PackedPicture:
-    """A picture without a file of its own, as those of WebQA's imgs.tsv."""
-
-    data: bytes
-
-    def read(self) -> bytes:
-        return self.data
-
-
 def test_truncated_pictures_and_packed_tiffs_are_read(bench: Workbench, tmp_path: Path) -> None:
     """WebQA has JPEG files whose end is missing; the reference reads what there is of them."""
     noise = Image.effect_noise((96, 80), 60).convert("RGB")
     jpeg, tiff = encoded(noise, "JPEG"), encoded(noise.rotate(90), "TIFF")
     (tmp_path / "cut.jpg").write_bytes(jpeg[: 3 * len(jpeg) // 4])
-    pictures: dict[str, PictureBytes] = {
-        "cut.jpg": FilePicture(tmp_path / "cut.jpg"),
-        "packed cut": PackedPicture(jpeg[: 2 * len(jpeg) // 3]),
-        "packed tiff": PackedPicture(tiff),
+    pool = (EvaluationImage("cut.jpg", "cut.jpg", FilePicture(tmp_path / "cut.jpg")),)
+    question = EvaluationQuestion("q1", "grey", "color", ("cut.jpg",), "What color is it?")
+    assert ingest_pool(EvaluationSet("webqa", "val", pool, (question,)), bench).left_out == ()
+    folder = copied("webqa", tmp_path)
+    packed = {
+        "30000000": jpeg[: 2 * len(jpeg) // 3],
+        "30000001": tiff,
+        "30000002": encoded(noise, "TIFF", save_all=True, append_images=[Image.new("RGB", (96, 80), "red")]),
+        "30000003": encoded(noise.rotate(180), "TIFF", compression="tiff_lzw"),
     }
-    pool = tuple(EvaluationImage(name, name, picture) for name, picture in pictures.items())
-    question = EvaluationQuestion("q1", "grey", "color", ("packed tiff",), "What color is it?")
-    ingested = ingest_pool(EvaluationSet("webqa", "val", pool, (question,)), bench)
+    write_rows(folder, {int(image_id): data for image_id, data in packed.items()})
+    dataset = load_dataset("webqa", folder, "val")
+    ingested = ingest_pool(dataset, bench)
     assert ingested.left_out == ()
-    assert set(ingested.images) == set(pictures)
+    assert set(ingested.images) == set(packed)
+    assert ingested.images["30000002"].source == "30000002#page=1"
+    first = ingested.images["30000002"].sha256
+    shown = bench.resources.pictures.get_many([first])[first]
+    assert isinstance(shown, Image.Image)
+    assert ImageChops.difference(shown.convert("RGB"), noise).getbbox() is None
+    [_, choose] = dataset.questions
+    assert choose.relevant == ("30000001", "30000002")
+    assert ingested.known_here(choose).relevant == ("30000001", "30000002#page=1")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Engine, insert, select, update
 
 from ragllava.errors import LeaseLost, ShardInterrupted
 from ragllava.jobs import control, dispatch, ending, queue
@@ -261,3 +261,14 @@ def test_a_job_ends_only_when_no_live_worker_is_left_for_it(desk: Desk, engine: 
         assert ending.pass_on(engine, shard_id, WORKER, desk.settings)
     job = desk.job(job_id)
     assert (job.state, job.error) == ("failed", "another profile")
+
+
+def test_owners_take_turns_however_many_jobs_they_have(desk: Desk, engine: Engine) -> None:
+    many = [desk.questions_job(10, per_shard=1) for _ in range(4)]
+    one = desk.questions_job(10, per_shard=1)
+    with engine.begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id.in_(many)).values(owner="key a"))
+        connection.execute(update(jobs).where(jobs.c.id == one).values(owner="key b"))
+    served = list(Slot(desk).serve(16))
+    assert served.count(one) == 8
+    assert {served.count(job_id) for job_id in many} == {2}

@@ -41,7 +41,7 @@ def empty_engine(empty_database: str) -> Engine:
 def test_up_down_to_nothing_and_up_again(empty_database: str, empty_engine: Engine) -> None:
     assert migrations.current(empty_database) is None
     migrations.upgrade(empty_database)
-    assert migrations.current(empty_database) == "0010"
+    assert migrations.current(empty_database) == "0011"
     with empty_engine.begin() as connection:
         one = archive.ensure_archive(connection, "cards")
         indexes.create_index(connection, one.archive_id, "clip@1", 8)
@@ -54,7 +54,7 @@ def test_up_down_to_nothing_and_up_again(empty_database: str, empty_engine: Engi
 
     migrations.upgrade(empty_database)
     migrations.upgrade(empty_database)
-    assert migrations.current(empty_database) == "0010"
+    assert migrations.current(empty_database) == "0011"
     assert migrations.differences(empty_database) == []
 
 

@@ -345,3 +345,32 @@ def test_the_versions_that_were_tried_against_the_champion_are_counted_since_its
     with engine.begin() as connection:
         registry.rollback(connection, "mini", Role.RERANKER)
     assert count() == 0, "from here on it is tried again"
+
+
+def test_a_version_that_is_evaluated_again_is_one_try_more(engine: Engine) -> None:
+    story = {"gate": {"champion": "mllm@1", "passed": False}, "archives": ["harbour"]}
+    tuned = AdapterVersion(
+        Role.RERANKER, "a", "p", threshold=0.5, profile="mini", adapter_sha256="a", base="mllm@1", training=story
+    )
+    with engine.begin() as connection:
+        champion = registry.ensure_champions(connection, "mini", [RERANKER])[Role.RERANKER]
+        assert registry.newest_refused(connection, champion) is None
+    with engine.begin() as connection:
+        made = registry.register_adapter(connection, tuned)
+        registry.register_adapter(connection, replace(tuned, name="b", adapter_sha256="b", state="challenger"))
+        refused = registry.newest_refused(connection, champion)
+        assert refused is not None and refused.name == "a", "the challenger was not refused"
+    found = {"gate": {"champion": "mllm@1", "passed": True}}
+    with engine.begin() as connection:
+        registry.record_contest(connection, made, found, 0.4, None, passed=False)
+        assert registry.count_tries(connection, champion) == 3
+    with engine.begin() as connection:
+        registry.record_contest(connection, made, found, 0.3, None, passed=True)
+        assert registry.count_tries(connection, champion) == 4
+        views = {view.version.name: view for view in registry.list_versions(connection, "mini", Role.RERANKER)}
+        assert (views["a"].state, views["b"].state) == ("challenger", "retired")
+        assert views["a"].version.threshold == 0.3
+        training = views["a"].version.training or {}
+        assert training["archives"] == ["harbour"] and len(training["earlier"]) == 2
+        with pytest.raises(UsageError, match="a became challenger while it was evaluated again"):
+            registry.record_contest(connection, made, found, 0.3, None, passed=False)

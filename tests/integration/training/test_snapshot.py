@@ -27,6 +27,7 @@ from ragllava.stores.learning import labels, noisy, registry
 from ragllava.stores.learning.registry import AdapterVersion, BaseVersion
 from ragllava.stores.objects import ObjectStore
 from ragllava.training.contest import Contest
+from ragllava.training.course import ask_about_doubtful
 from ragllava.training.data.datasets import DatasetOptions, is_held_out
 from ragllava.training.data.examples import RankExample
 from ragllava.training.data.sides import FEWEST_IMAGES
@@ -39,7 +40,6 @@ from ragllava.training.data.snapshot import (
     write_snapshot,
 )
 from ragllava.training.gate import GateReport, GateRules
-from ragllava.training.job import ask_about_doubtful
 from ragllava.training.remote import upload_folder
 from ragllava.training.request import TrainingPlan, TrainingRequest, plan_training
 from tests.support.run_command import Run

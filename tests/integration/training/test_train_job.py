@@ -345,3 +345,58 @@ class _FailsAtTheEnd(ShardContext[Resources]):
         if ends:
             raise self.error
         return done
+
+
+def test_a_refused_version_is_evaluated_again_on_more_labels(bench: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not trained again. Here it is refused once more: eight pictures prove too little for a second try."""
+    for name, value in environment_of(bench.settings).items():
+        monkeypatch.setenv(name, value)
+    classroom(bench).label(100)
+    refused = run(bench, request(precision=0.9))
+    assert refused.training is not None and refused.training.status is TrainingStatus.REFUSED
+    [before] = versions(bench)
+    classroom(bench).label(400)
+    result = CliRunner().invoke(cli, ["models", "judge", before.name, "--json"])
+    assert result.exit_code == 0, result.output
+    job_id = json.loads(result.stdout)["job"]
+    bench.run()
+    job = bench.job(job_id)
+    assert job.training is not None and job.training.reason is not None
+    assert (job.training.status, job.training.version) == (TrainingStatus.REFUSED, before.name)
+    assert "version 2 tried against this champion" in job.training.reason
+    [after] = versions(bench)
+    assert (after.state, after.adapter_sha256) == ("candidate", before.adapter_sha256)
+    gates = [version.training["gate"] for version in (before, after)]
+    assert [gate["tried"] for gate in gates] == [0, 1], "it is one more try"
+    questions = [gate["figures"][0]["questions"] for gate in gates]
+    assert questions[1] > 2 * questions[0]
+    assert after.training["earlier"][0]["champion"] == gates[0]["champion"]
+
+
+def test_half_the_labels_of_a_training_have_a_refused_version_evaluated_again(bench: Workshop) -> None:
+    due = bench.settings.model_copy(update={"retrain_after": 50})
+
+    def begin() -> dict[str, int]:
+        return {bench.job(job_id).spec["role"]: job_id for job_id in submit_due_trainings(bench.engine, due)}
+
+    classroom(bench).label(100)
+    run(bench, request(overrides=NO_STEPS))
+    [version] = versions(bench)
+    begun = begin()
+    assert set(begun) == {Role.GENERATOR}, "the reranker has no new labels"
+    with bench.engine.begin() as connection:
+        control.cancel(connection, begun[Role.GENERATOR])
+    classroom(bench).label(24)
+    assert begin() == {}
+    classroom(bench).label(1)
+    begun = begin()
+    assert set(begun) == {Role.RERANKER}, "no generator was refused"
+    assert bench.job(begun[Role.RERANKER]).spec["version"] == version.name
+    bench.run()
+    job = bench.job(begun[Role.RERANKER])
+    assert job.training is not None and job.training.status is TrainingStatus.REFUSED
+    assert begin() == {}, "once for the same labels"
+    classroom(bench).label(25)
+    begun = begin()
+    assert set(begun) == {Role.RERANKER, Role.GENERATOR}
+    assert all(bench.job(job_id).spec["version"] is None for job_id in begun.values()), "50 labels: both are trained"

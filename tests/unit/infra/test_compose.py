@@ -22,6 +22,7 @@ from starlette.routing import Route
 from ragllava.api.receiver import make_app, needed_settings
 from ragllava.cli.main import COMMANDS
 from ragllava.cli.receiver import receiver
+from ragllava.cli.serve import serve
 from ragllava.settings import Settings
 from workers.app import QUEUES
 
@@ -58,7 +59,7 @@ def test_the_whole_system_is_there() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_our_variables_are_settings(name: str) -> None:
     environment = SERVICES[name]["environment"]
-    needed = {"RAGLLAVA_DATABASE_URL"}
+    needed = {"RAGLLAVA_API_DATABASE_URL" if name == "api" else "RAGLLAVA_DATABASE_URL"}
     if name != "receiver":
         needed |= {"RAGLLAVA_REDIS_URL", "RAGLLAVA_S3_ENDPOINT"}
     assert needed <= set(environment)
@@ -101,7 +102,7 @@ def test_only_the_migration_knows_the_owner_of_the_tables() -> None:
     assert owner.username == SERVICES["postgres"]["environment"]["POSTGRES_USER"]
     for name in OURS:
         environment = SERVICES[name]["environment"]
-        application = make_url(environment["RAGLLAVA_DATABASE_URL"])
+        application = make_url(environment["RAGLLAVA_API_DATABASE_URL" if name == "api" else "RAGLLAVA_DATABASE_URL"])
         assert application.username != owner.username
         assert (application.host, application.database) == (owner.host, owner.database)
         if name != "migrate":
@@ -118,6 +119,15 @@ def test_the_receiver_gets_the_secrets_that_it_needs() -> None:
 
 
 SECRETS = [name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)]
+
+
+def test_the_api_has_a_role_of_its_own_and_no_other() -> None:
+    given = SERVICES["api"]["environment"]
+    assert given["RAGLLAVA_API_DATABASE_URL"] == SERVICES["migrate"]["environment"]["RAGLLAVA_API_DATABASE_URL"]
+    assert make_url(given["RAGLLAVA_API_DATABASE_URL"]).username == "ragllava_api"
+    assert "RAGLLAVA_DATABASE_URL" not in given
+    options = serve.make_context("serve", [str(word) for word in SERVICES["api"]["command"][2:]]).params
+    assert f":{options['port']}/healthz" in SERVICES["api"]["healthcheck"]["test"][-1]
 
 
 def test_pictures_that_only_the_command_line_sees_are_uploaded() -> None:

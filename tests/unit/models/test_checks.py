@@ -100,7 +100,7 @@ def test_other_adapters_are_refused(tmp_path: Path, keys: dict[str, Any], part: 
 
 def test_the_version_follows_what_can_change_a_score(folder: Path, tmp_path: Path) -> None:
     def version() -> str:
-        return model_version(ModelFolder(folder, "mini-llava"), tmp_path / "cache")
+        return model_version(ModelFolder(folder, "mini-llava"), manifest(folder, tmp_path / "cache"))
 
     first = version()
     assert first.startswith("mini-llava@")

@@ -53,7 +53,7 @@ def llava(home: Path) -> Mllm:
 
 
 def qwen(home: Path) -> Mllm:
-    return with_tokenizer("qwen3_vl", real_tokenizers.qwen3("<|image_pad|>", "<|vision_start|>"), home)
+    return with_tokenizer("qwen3_vl", real_tokenizers.qwen3(), home)
 
 
 def test_llava_answers_with_tokens_that_begin_with_a_space(tmp_path: Path) -> None:
@@ -67,6 +67,8 @@ def test_qwen_answers_with_the_bare_words(tmp_path: Path) -> None:
     mllm = qwen(tmp_path)
     assert mllm.render(("Is it?",)).endswith("<|im_start|>assistant\n")
     assert mllm.answer_token_ids(["Yes", "No"]) == [9454, 2753]
+    control = ["<|endoftext|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>"]
+    assert mllm.tokenizer.convert_tokens_to_ids(control) == [151643, 151645, 151652, 151655]
     assert mllm.answer_token_ids(["yes", "no"]) == [9693, 2152]  # those of Qwen3-VL-Reranker's own prompt
 
 

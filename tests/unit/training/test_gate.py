@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist, fmean
 
 import numpy as np
@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import stdtrit
 
-from ragllava.training.gate import GateReport, GateRules, bounds_of_mean, chance_of_equal, decide, effective_questions
+from ragllava.training.gate import (
+    GateReport,
+    GateRules,
+    bounds_of_mean,
+    chance_of_equal,
+    decide,
+    effective_questions,
+    named_groups,
+)
 
 PRIMARY, NOISE, BARE = "from the labelled images", "with a wrong image beside them", "without captions"
 RULES = GateRules()
@@ -367,3 +375,16 @@ def test_a_condition_may_have_a_tolerance_of_its_own() -> None:
 
     assert not passes({})
     assert passes({BARE: 0.25})
+
+
+def test_questions_about_near_duplicates_prove_no_more_than_questions_about_one_image() -> None:
+    """Forty copies of four pictures: by names they are forty pictures, which would prove the gain."""
+    gains = [0.0] * 20 + [1.0] * 20
+    champion, challenger = (RerankedQuestions(name, {PRIMARY: gains}) for name in ("old", "new"))
+    champion = replace(champion, by_condition={PRIMARY: [0.0] * 40})
+    groups = {f"picture {number}": f"picture {number // 10}" for number in range(40)}
+    assert decide(champion, challenger, RULES).passed
+    report = decide(champion, challenger, RULES, groups=groups)
+    assert not report.passed
+    assert report.figures[0].images == 4
+    assert named_groups([["picture 1", "picture 2", "x"]], groups) == [("picture 0", "x")]

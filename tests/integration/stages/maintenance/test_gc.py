@@ -82,9 +82,16 @@ def test_gc_reports_and_deletes_only_with_the_option(workshop: Workshop, objects
         f"{failed}/snapshot/manifest.json",
         f"{failed}/checkpoints/checkpoint-2/manifest.json",
         "training/77-20200101T000000000000/report.json",
+        "uploads/file-stored",
+        "uploads/file-cut",
         "inbox/questions.jsonl",
     ):
         objects.put(key, b"12345")
+    execute(
+        workshop,
+        """INSERT INTO uploads (id, owner, filename, purpose, size_bytes, lines, sha256, object_key)
+           VALUES ('file-stored', 'x', 'x', 'batch', 5, 1, 'x', 'uploads/file-stored')""",
+    )
     before = {listed.key for listed in objects.list_objects("")}
 
     reported = collect_now(workshop, delete=False)
@@ -93,6 +100,7 @@ def test_gc_reports_and_deletes_only_with_the_option(workshop: Workshop, objects
         "blobs": (1, 0),
         "content_without_row": (1, 0),
         "results": (1, 0),
+        "uploads": (1, 0),
         "adapters": (1, 0),
         "trainings": (3, 0),
     }
@@ -104,6 +112,7 @@ def test_gc_reports_and_deletes_only_with_the_option(workshop: Workshop, objects
     assert gone == {
         content_key(stray),
         "jobs/999999/results.jsonl",
+        "uploads/file-cut",
         "adapters/nobodys/manifest.json",
         "adapters/nobodys/adapter_model.safetensors",
         f"{folder}/checkpoints/checkpoint-3/manifest.json",

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from starlette.responses import JSONResponse, Response
 
 from ragllava.errors import ModelUnavailable, RagllavaError, ScoreRejected, ServiceUnavailable, SettingsError
 from ragllava.models.adapters import AdapterSet
 from ragllava.models.bundle import ModelBundle
+from ragllava.models.device import plan_device
 from ragllava.models.generator import AnswerRequest, Generator
+from ragllava.models.loading import load_mllm
 from ragllava.models.mllm import Mllm
 from ragllava.models.reranker import Pair, Reranker
 from ragllava.models.vllm import parity_gate
@@ -34,12 +37,12 @@ TOLERANCE = 1e-5
 class Desk:
     """A checkpoint, a server that has loaded it, and settings that point there."""
 
-    def __init__(self, folder: Path, home: Path, server: ModelServer) -> None:
+    def __init__(self, folder: Path, home: Path, server: ModelServer, **own: Any) -> None:
         self.folder = folder
         self.server = server
         self.home = home
         self.profile = folder.parent / f"{folder.name}.json"
-        self.profile.write_text(json.dumps({"retriever": "local-dir:none", "mllm": str(folder)}))
+        self.profile.write_text(json.dumps({"retriever": "local-dir:none", "mllm": str(folder), **own}))
 
     def settings(self, **own: Any) -> Settings:
         return Settings(**{
@@ -111,6 +114,22 @@ def test_scores_and_answers_are_those_of_the_weights(family: str, tmp_path: Path
         assert (answer.text, answer.note) == (right.text, right.note)
         assert answer.confidence == pytest.approx(right.confidence, abs=TOLERANCE)
     assert bundle.reranker.version == bundle.generator.version == bundle.base_version != ""
+
+
+def test_pictures_are_padded_here_for_an_endpoint_that_does_not_do_it(tmp_path: Path, model: Mllm) -> None:
+    """The server's processor is the checkpoint's own, which cuts away what lies outside the middle square."""
+    with serving(ModelServer(model)) as server:
+        bundle = Desk(tmp_path / "llava", tmp_path / "home", server, pad_pictures=True).bundle()
+        profile, home = bundle.profile, bundle.settings
+        here = load_mllm(profile, plan_device(home), home)
+        wide, tall = (Image.effect_noise(size, 90).convert("RGB") for size in ((90, 30), (30, 90)))
+        asked = [Pair("Is it day?", "Harlow", picture) for picture in (wide, tall, wide.resize((40, 40)))]
+        there = values(bundle.reranker, asked)
+        assert there == pytest.approx(values(Reranker(here), asked), abs=TOLERANCE)
+        assert there[:2] != pytest.approx(values(Reranker(model), asked)[:2], abs=1e-3), "padding must matter"
+    assert bundle.base_version == here.version != model.version
+    assert bundle.mllm_files == here.files
+    assert set(here.files) - set(model.files) == {"pad_pictures"}
 
 
 def test_the_mini_model_is_served_under_its_own_version(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ HELD_OUT, CALIBRATION = 0.25, 0.15
 RNG = random.Random(0)
 PICTURES = [f"picture-{number}" for number in range(80)]
 # Pixels at random: no two of them are alike.
-THUMBNAILS = {name: RNG.randbytes(192) for name in PICTURES}
+THUMBNAILS = {name: RNG.randbytes(768) for name in PICTURES}
 
 
 def question(text: str, relevant: Sequence[str], retrieved: Sequence[str] = ()) -> LabelledQuestion:

@@ -1,0 +1,202 @@
+"""How a route of the HTTP API is declared: one record, from which the server, its description and its tests are made.
+
+    routes = Routes("Jobs")
+
+    @routes.post("/jobs/{job_id}/cancel", needs=AccessRole.WRITE, answer=JobBody)
+    def cancel_job(call: Call[NoQuery, NoBody]) -> JobBody:
+        '''Stop a job.'''
+        return job_body(call.client.jobs.get(call.number("job_id")))
+
+A handler calls the client and holds no logic. A plain function runs in a thread; a coroutine runs in the loop and sends
+blocking calls to threads by `call.run`. What it returns is the answer: of the declared model, or a Response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+import anyio
+import anyio.to_thread
+from pydantic import BaseModel, ConfigDict
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ragllava.client import AccessRole, Client, Principal
+from ragllava.errors import AccessDenied, NotFound
+
+if TYPE_CHECKING:
+    from ragllava.settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MAX_BODY_BYTES = 16 * 2**20  # of JSON; routes that take files have limits of their own
+
+
+class Body(BaseModel):
+    """A body that a client sends. What it does not know is passed over: clients of other services send more."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+class Query(BaseModel):
+    """The query of a request. Names that it does not know are refused: a mistyped filter must not be passed over."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Answer(BaseModel):
+    """A body that the server sends."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class NoBody(Body):
+    """Of a route without a body; some clients send an empty one."""
+
+
+class NoQuery(Query):
+    """Of a route without a query."""
+
+
+Q = TypeVar("Q", bound=Query)
+B = TypeVar("B", bound=Body)
+
+
+@dataclass(frozen=True)
+class Call(Generic[Q, B]):
+    """A request that has been checked: who calls, what was sent. `query` and `body` are as the route declares them."""
+
+    request: Request
+    client: Client
+    principal: Principal
+    request_id: str
+    query: Q
+    body: B
+    threads: anyio.CapacityLimiter
+    waiting: anyio.CapacityLimiter  # threads that wait for answers
+
+    @property
+    def settings(self) -> Settings:
+        """Those of the server."""
+        return self.client.settings
+
+    def path(self, name: str) -> str:
+        """A part of the path."""
+        return str(self.request.path_params[name])
+
+    def number(self, name: str) -> int:
+        """A part of the path that is an id. Raises NotFound for one that cannot exist."""
+        value = self.path(name)
+        if not (value.isascii() and value.isdigit() and len(value) < 19):
+            raise NotFound(f"there is no {name.removesuffix('_id')} {value[:40]!r}")
+        return int(value)
+
+    def archive(self, name: str) -> str:
+        """The name of an archive that the caller may see. Raises NotFound."""
+        if not self.principal.may_see(self.client.access.archive_id(name)):
+            raise NotFound(f"there is no archive {name!r}")
+        return name
+
+    def require_all_archives(self) -> None:
+        """Raises AccessDenied for a caller that is bound to archives: the call concerns the whole system."""
+        if self.principal.archives is not None:
+            raise AccessDenied("this call concerns all archives, and the key is bound to some")
+
+    @property
+    def idempotency_key(self) -> str | None:
+        """What the caller calls this request, so that a repetition makes nothing twice; unique for each caller."""
+        given = self.request.headers.get("idempotency-key")
+        return f"{self.principal.owner}: {given}" if given else None
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether the client says that it repeats a request (the openai SDK counts its repetitions)."""
+        count = self.request.headers.get("x-stainless-retry-count", "0")
+        return count.isdigit() and int(count) > 0
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A blocking call in a thread of a bounded number."""
+        return await anyio.to_thread.run_sync(partial(work, *args, **kwargs), limiter=self.threads)
+
+    async def wait(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `run`, for a call that waits for a worker: it takes no thread from the others."""
+        return await anyio.to_thread.run_sync(partial(work, *args, **kwargs), limiter=self.waiting)
+
+
+Handler = Callable[[Call[Any, Any]], Any | Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route. `needs` is the least role that may call it; None: anybody, without a key.
+
+    `streams` is the media type of an answer that is sent piece by piece, besides `answer` where that may be chosen.
+    `upload` is the limit of a multipart body in bytes; its fields are those of `body`. `archive_in` says which part of
+    the request names an archive or what belongs to one (`path:job_id`, `body:model`), for the tests of the boundary.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    needs: AccessRole | None
+    tag: str
+    query: type[Query] = NoQuery
+    body: type[Body] = NoBody
+    answer: type[Answer] | None = None
+    status: int = 200
+    streams: str | None = None
+    upload: int | None = None
+    max_body_bytes: int = MAX_BODY_BYTES
+    archive_in: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique: the name of the handler."""
+        return self.handler.__name__
+
+    @property
+    def summary(self) -> str:
+        """The first line of what the handler's docstring says."""
+        return (self.handler.__doc__ or "").strip().split("\n")[0]
+
+    @property
+    def description(self) -> str:
+        """All of it."""
+        lines = (self.handler.__doc__ or "").strip().split("\n")
+        return "\n".join(line.strip() for line in lines)
+
+
+@dataclass
+class Routes:
+    """The routes of one module; `tag` is their heading in the description."""
+
+    tag: str
+    listed: list[Route] = field(default_factory=list)
+
+    def add(self, method: str, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+        """A decorator of handlers; `declared` are the other fields of Route."""
+
+        def declare(handler: Handler) -> Handler:
+            self.listed.append(Route(method, path, handler, needs, self.tag, **declared))
+            return handler
+
+        return declare
+
+    def get(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+        """As `add`."""
+        return self.add("GET", path, needs=needs, **declared)
+
+    def post(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+        """As `add`."""
+        return self.add("POST", path, needs=needs, **declared)
+
+    def delete(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+        """As `add`."""
+        return self.add("DELETE", path, needs=needs, **declared)
+
+
+Reply = Response | Answer | None

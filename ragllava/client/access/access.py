@@ -1,0 +1,115 @@
+"""Keys and tokens of callers of the HTTP API, what they may use, and the audit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+from sqlalchemy import Connection
+
+from ragllava.client.access.tokens import TokenReader
+from ragllava.client.connections import Namespace, forwarded
+from ragllava.errors import NotAuthenticated, QuotaExceeded
+from ragllava.stores.access import keys, usage
+from ragllava.stores.access.batches import waiting_batches
+from ragllava.stores.access.keys import Limits, Principal
+from ragllava.stores.access.tenancy import Scope, acting
+from ragllava.stores.access.usage import AuditEntry
+from ragllava.stores.archives.archive import get_archive
+
+_OPEN_JOBS_RETRY_S = 30.0  # jobs end at any time
+
+
+class Access(Namespace):
+    """Keys of the HTTP API, callers, quotas and the audit."""
+
+    @cached_property
+    def _tokens(self) -> TokenReader:
+        return TokenReader(self._connections.settings)
+
+    create_key = forwarded(keys.create_key)
+    list_keys = forwarded(keys.list_keys)
+    revoke_key = forwarded(keys.revoke_key)
+
+    def has_callers(self) -> bool:
+        """Whether anybody can call the HTTP API: there is a valid key, or a provider of tokens is set."""
+        return self._tokens.is_enabled or self._do(keys.has_usable_key)
+
+    def authenticate(self, token: str) -> Principal:
+        """Who has this key or this token of the provider. Raises NotAuthenticated; ServiceUnavailable."""
+        principal = self._of_token(token) if self._tokens.reads(token) else self._do(keys.find_principal, token)
+        if principal is None:
+            raise NotAuthenticated("the key is unknown, expired or revoked; `ragllava keys create` makes one")
+        return principal
+
+    def _of_token(self, token: str) -> Principal:
+        rights = self._tokens.read(token)
+        if rights.archives is None:
+            ids = None
+        else:
+            with acting(Scope(None, "")):  # it is not known yet what the caller may see
+                ids = self._do(keys.ids_of_archives, sorted(rights.archives))
+        return Principal(f"oidc {rights.subject}", rights.role, ids)
+
+    def limits_of(self, principal: Principal) -> Limits:
+        """The limits of a caller: its own, else those of the settings."""
+        settings, own = self._connections.settings, principal.limits
+
+        def chosen(value: int | None, default: int) -> int:
+            return default if value is None else value
+
+        return Limits(
+            questions_per_day=chosen(own.questions_per_day, settings.api_questions_per_day),
+            open_jobs=chosen(own.open_jobs, settings.api_open_jobs),
+            stored_mib=chosen(own.stored_mib, settings.api_stored_mib),
+            requests_per_minute=chosen(own.requests_per_minute, settings.api_requests_per_minute),
+        )
+
+    @contextmanager
+    def admitted(self, principal: Principal, questions: int = 0) -> Iterator[None]:
+        """Around the creation of a job with so many questions: counts it for a caller, unless the block raises.
+
+        Raises QuotaExceeded when it is too much; then nothing is counted.
+        """
+        self._do(self.count_job, principal, questions, new=1)
+        try:
+            yield
+        except BaseException:
+            self._do(usage.add_questions, principal.owner, -questions)
+            raise
+
+    def count_job(self, connection: Connection, principal: Principal, questions: int, *, new: int = 0) -> None:
+        """Count questions in a transaction that is rolled back by QuotaExceeded; `new` jobs are not created yet."""
+        limits = self.limits_of(principal)
+        open_now = usage.open_jobs(connection, principal.owner) + waiting_batches(connection, principal.owner) + new
+        if limits.open_jobs and open_now > limits.open_jobs:
+            raise QuotaExceeded(
+                f"{limits.open_jobs} jobs of this caller are open, as many as it may have; wait until one has ended",
+                _OPEN_JOBS_RETRY_S,
+            )
+        total = usage.add_questions(connection, principal.owner, questions)
+        if limits.questions_per_day and total > limits.questions_per_day:
+            raise QuotaExceeded(
+                f"this caller may ask {limits.questions_per_day:,} questions a day, and has asked "
+                f"{total - questions:,}; {questions:,} more are too many",
+                usage.seconds_to_midnight(connection),
+            )
+
+    def admit_bytes(self, principal: Principal, size_bytes: int) -> None:
+        """Raises QuotaExceeded when a caller may not store so many bytes more."""
+        most = self.limits_of(principal).stored_mib or 0
+        if most and self._do(usage.stored_bytes, principal.owner) + size_bytes > most * 2**20:
+            raise QuotaExceeded(f"this caller may store {most:,} MiB; delete files, or let them expire", 3600.0)
+
+    def audit(self, entry: AuditEntry) -> None:
+        """Note a call."""
+        self._do(usage.add_audit, entry)
+
+    def archive_id(self, name: str) -> int:
+        """The id of an archive. Raises NotFound."""
+        return self._do(_archive_id, name)
+
+
+def _archive_id(connection: Connection, name: str) -> int:
+    return get_archive(connection, name).archive_id

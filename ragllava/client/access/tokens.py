@@ -1,0 +1,114 @@
+"""Bearer tokens of an OpenID Connect provider: verified by PyJWT, and turned into a role by the groups of the user."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import urllib3
+
+from ragllava.errors import NotAuthenticated, ServiceUnavailable, SettingsError
+from ragllava.settings import Settings
+from ragllava.stores.access.keys import AccessRole
+
+_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
+_LEEWAY_S = 60
+_CLAIMS = ("exp", "iat", "sub")
+_GROUP = re.compile(r"(?P<group>[^=,]+)=(?P<role>\w+)(:(?P<archives>[a-z0-9._+-]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What the provider says about a user. `archives` are names, None: all."""
+
+    subject: str
+    role: AccessRole
+    archives: frozenset[str] | None
+
+
+class TokenReader:
+    """Reads tokens as the settings say. Keys of the provider are fetched when first needed, and kept."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError for groups that cannot be read, and for an issuer without an audience."""
+        self._settings = settings
+        self.is_enabled = settings.oidc_issuer is not None
+        if self.is_enabled and not settings.oidc_audience:
+            raise SettingsError("RAGLLAVA_OIDC_ISSUER needs RAGLLAVA_OIDC_AUDIENCE, or tokens of other services pass")
+        self._groups = parse_groups(settings.oidc_groups)
+        self._lock = threading.Lock()
+        self._keys: Any = None
+
+    def reads(self, token: str) -> bool:
+        """Whether this is a token rather than a key."""
+        return self.is_enabled and token.count(".") == 2
+
+    def read(self, token: str) -> Rights:
+        """The rights of a user. Raises NotAuthenticated; ServiceUnavailable when the provider does not answer."""
+        import jwt
+
+        try:
+            key = self._provider_keys().get_signing_key_from_jwt(token).key
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=_ALGORITHMS,
+                audience=self._settings.oidc_audience,
+                issuer=self._settings.oidc_issuer,
+                leeway=_LEEWAY_S,
+                options={"require": list(_CLAIMS)},
+            )
+        except jwt.PyJWKClientConnectionError as error:
+            raise ServiceUnavailable(f"the provider of tokens does not answer: {error}") from error
+        except jwt.PyJWTError as error:
+            raise NotAuthenticated(f"the token is not valid: {error}") from None
+        return self._rights(claims)
+
+    def _rights(self, claims: dict[str, Any]) -> Rights:
+        groups = claims.get(self._settings.oidc_groups_claim)
+        listed = [groups] if isinstance(groups, str) else groups if isinstance(groups, list) else []
+        found = [self._groups[name] for name in listed if isinstance(name, str) and name in self._groups]
+        if not found:
+            raise NotAuthenticated("none of the token's groups is in RAGLLAVA_OIDC_GROUPS")
+        # One role over several archives would give more than the groups do, so the strongest group counts.
+        order = list(AccessRole)
+        role = max((role for role, _ in found), key=order.index)
+        of_role = [archives for given, archives in found if given is role]
+        every = None in of_role
+        return Rights(str(claims["sub"]), role, None if every else frozenset().union(*filter(None, of_role)))
+
+    def _provider_keys(self) -> Any:
+        import jwt
+
+        with self._lock:
+            if self._keys is None:
+                url = self._settings.oidc_keys_url or self._discovered_keys_url()
+                self._keys = jwt.PyJWKClient(url, cache_keys=True, lifespan=600, timeout=5)
+            return self._keys
+
+    def _discovered_keys_url(self) -> str:
+        address = f"{str(self._settings.oidc_issuer).rstrip('/')}/.well-known/openid-configuration"
+        try:
+            with urllib3.PoolManager(timeout=5, retries=1) as pool:
+                return str(json.loads(pool.request("GET", address).data)["jwks_uri"])
+        except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError) as error:
+            raise ServiceUnavailable(f"{address} cannot be read: {error}") from error
+
+
+def parse_groups(listed: str) -> dict[str, tuple[AccessRole, frozenset[str] | None]]:
+    """What each group may do, from `group=role` and `group=role:archive+archive`. Raises SettingsError."""
+    groups: dict[str, tuple[AccessRole, frozenset[str] | None]] = {}
+    for item in filter(None, (part.strip() for part in listed.split(","))):
+        match = _GROUP.fullmatch(item)
+        if match is None or match["role"] not in list(AccessRole):
+            roles = ", ".join(AccessRole)
+            raise SettingsError(
+                f"RAGLLAVA_OIDC_GROUPS: {item!r} is neither group=role nor group=role:archive+archive; "
+                f"roles are {roles}"
+            )
+        archives = frozenset(match["archives"].split("+")) if match["archives"] else None
+        groups[match["group"].strip()] = AccessRole(match["role"]), archives
+    return groups

@@ -1,0 +1,251 @@
+"""What the tick does for batches: read their files, keep their time, write the files of their results.
+
+Each step is repeated until it has succeeded, and repeating it changes nothing: the id of a batch is the idempotency key
+of its job, and a batch ends in one transaction, with the rows of its files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from sqlalchemy import Connection, Engine
+
+from ragllava.errors import Conflict, InvalidInput, LineError, ObjectMissing, SettingsError, UsageError
+from ragllava.jobs import control
+from ragllava.jobs.ending import end_job
+from ragllava.jobs.isolation import Isolation
+from ragllava.jobs.states import JobState
+from ragllava.json_records import from_json
+from ragllava.records import AnswerOptions, FileFormat
+from ragllava.settings import Settings
+from ragllava.stages.answer.question_files import BatchRules, QuestionFile, read_questions
+from ragllava.stages.answer.submit import Submission, submit_questions
+from ragllava.stages.batches.bodies import error_line, is_answer, output_line
+from ragllava.stages.batches.state import is_job_ended
+from ragllava.stages.batches.submit import MODEL, flag
+from ragllava.stages.results.finalize import result_rows
+from ragllava.stages.results.results import ResultRow
+from ragllava.stores.access import batches, uploads, usage
+from ragllava.stores.access.batches import Batch
+from ragllava.stores.access.uploads import NewUpload, new_file_id
+from ragllava.stores.database import in_transaction
+from ragllava.stores.objects import ObjectStore
+from ragllava.whole_files import file_sha256
+
+log = logging.getLogger(__name__)
+
+_ERRORS_SHOWN = 100
+_STOPPING_S = 5.0
+_EXPIRED_AT_ONCE = 100
+_OUTPUT, _ERRORS = "output", "errors"
+_STOPPED = {
+    "expired": ("batch_expired", "the time of the batch was over before this question was answered"),
+    "cancelled": ("batch_cancelled", "the batch was cancelled before this question was answered"),
+}
+
+
+def process_batches(engine: Engine, settings: Settings, objects: ObjectStore) -> int:
+    """Do for every open batch what is due; returns for how many something was done.
+
+    A batch with which something fails holds up no other; it is postponed with its reason. Files whose time is over are
+    deleted.
+    """
+    done = 0
+    subjects = {f"batch {batch_id}": batch_id for batch_id in in_transaction(engine, batches.open_batches)}
+    isolation = Isolation(engine, "batches", subjects)
+    for subject, batch_id in subjects.items():
+        if not isolation.is_postponed(subject):
+            done += isolation.run(subject, _process, engine, settings, objects, batch_id) or 0
+    delete_expired(engine, objects)
+    return done
+
+
+def delete_expired(engine: Engine, objects: ObjectStore) -> int:
+    """Delete some files whose time is over, their bytes first; returns how many."""
+    expired = in_transaction(engine, uploads.expired_uploads, _EXPIRED_AT_ONCE)
+    for upload in expired:
+        objects.delete(upload.object_key)
+        in_transaction(engine, uploads.delete_upload, upload.file_id)
+    return len(expired)
+
+
+def _process(engine: Engine, settings: Settings, objects: ObjectStore, batch_id: str) -> int:
+    batch = in_transaction(engine, batches.get_batch, batch_id)
+    if batch.ended_at is not None:
+        return 0
+    if batch.job_id is None:
+        return _begin(engine, settings, objects, batch)
+    if is_job_ended(batch):
+        return _finish(engine, objects, batch) if batch.has_result else 0
+    if batch.cancelling_at is not None or batch.is_overdue:
+        return _stop(engine, batch)
+    return 0
+
+
+def _begin(engine: Engine, settings: Settings, objects: ObjectStore, batch: Batch) -> int:
+    """Make the job of a batch, or let the batch fail with its invalid lines."""
+    if batch.in_progress_at is not None:
+        _fail(engine, batch, [_error("job_removed", "the job of the batch was removed")])
+        return 1
+    try:
+        file = _read(engine, objects, batch)
+        in_transaction(engine, _submit, settings, batch, file)
+    except InvalidInput as error:
+        _fail(engine, batch, _line_errors(error.errors))
+    except SettingsError:  # of this machine, not of the file
+        raise
+    except (UsageError, ObjectMissing) as error:
+        _fail(engine, batch, [_error("invalid_batch", str(error))])
+    return 1
+
+
+def _read(engine: Engine, objects: ObjectStore, batch: Batch) -> QuestionFile:
+    upload = in_transaction(engine, uploads.get_upload, batch.input_file_id)
+    rules = BatchRules(batch.endpoint, f"{MODEL}/{batch.archive}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "batch.jsonl"
+        objects.fetch(upload.object_key, path)
+        return read_questions(path, name=upload.filename, format=FileFormat.JSONL, rules=rules)
+
+
+def _submit(connection: Connection, settings: Settings, batch: Batch, file: QuestionFile) -> None:
+    how = Submission(
+        batch.archive,
+        from_json(AnswerOptions, batch.options),
+        skip_invalid=flag("skip_invalid", (batch.metadata or {}).get("skip_invalid", "false")),
+        idempotency_key=f"batch {batch.batch_id}",
+        name=batch.batch_id,
+        owner=batch.owner,
+    )
+    submitted = submit_questions(connection, settings, file, how)
+    batches.set_job(connection, batch.batch_id, submitted.job_id)
+    log.info("batch submitted", extra={"action": "batch_submitted", "batch": batch.batch_id, "job": submitted.job_id})
+
+
+def _stop(engine: Engine, batch: Batch) -> int:
+    """Cancel the job; the answers that it has stay."""
+    job_id, _ = _job_of(batch)
+    if batch.cancelling_at is None:
+        in_transaction(engine, batches.set_overdue, batch.batch_id)
+    if batch.job_state != JobState.CANCELLING:
+        try:
+            in_transaction(engine, control.cancel, job_id)
+        except Conflict:  # it has ended meanwhile
+            return 0
+    end_job(engine, job_id, _STOPPING_S)
+    return 1
+
+
+def _finish(engine: Engine, objects: ObjectStore, batch: Batch) -> int:
+    """Write the files of a batch whose job has ended, then end the batch in one transaction."""
+    ended = _ended_as(batch)
+    with tempfile.TemporaryDirectory() as folder:
+        lines = _write_lines(engine, batch, Path(folder), _STOPPED[ended if ended in _STOPPED else "cancelled"])
+        files = [_store(objects, batch, Path(folder), kind, number) for kind, number in lines.items() if number]
+    return int(in_transaction(engine, _end, batch, ended, files, lines))
+
+
+def _end(connection: Connection, batch: Batch, ended: str, files: list[NewUpload], lines: dict[str, int]) -> bool:
+    counts = {"total": sum(lines.values()), "completed": lines[_OUTPUT], "failed": lines[_ERRORS]}
+    ids = {upload.filename.rpartition("_")[2].removesuffix(".jsonl"): upload.file_id for upload in files}
+    values: dict[str, Any] = {
+        "counts": counts,
+        "output_file_id": ids.get(_OUTPUT),
+        "error_file_id": ids.get(_ERRORS),
+        "finalizing_at": batch.job_finished_at,
+    }
+    if ended == "completed" and not lines[_OUTPUT]:
+        ended, values["errors"] = "failed", [_error("no_answers", "no line of the batch could be answered")]
+    if not batches.end_batch(connection, batch.batch_id, f"{ended}_at", **values):
+        return False
+    for upload in files:
+        uploads.insert_upload(connection, upload)
+    log.info("batch ended", extra={"action": "batch_ended", "batch": batch.batch_id, "as": ended, **counts})
+    return True
+
+
+def _ended_as(batch: Batch) -> str:
+    """A batch whose last question was answered in time is completed, whatever was asked for afterwards."""
+    if batch.job_state != JobState.CANCELLED:
+        return "completed"
+    return "expired" if batch.overdue_at is not None and batch.cancelling_at is None else "cancelled"
+
+
+def _write_lines(engine: Engine, batch: Batch, folder: Path, stopped: tuple[str, str]) -> dict[str, int]:
+    """The lines of the two files; returns how many each has."""
+    lines = {_OUTPUT: 0, _ERRORS: 0}
+    with (folder / _OUTPUT).open("w") as output, (folder / _ERRORS).open("w") as errors:
+        for row in _rows(engine, batch):
+            kind, file = (_OUTPUT, output) if is_answer(row) else (_ERRORS, errors)
+            _write_line(file, batch, row, stopped)
+            lines[kind] += 1
+    return lines
+
+
+def _write_line(file: IO[str], batch: Batch, row: ResultRow, stopped: tuple[str, str]) -> None:
+    created = _job_of(batch)[1]
+    line = output_line(row, batch.endpoint, created) if is_answer(row) else error_line(row, stopped)
+    file.write(json.dumps(line) + "\n")
+
+
+def _rows(engine: Engine, batch: Batch) -> Iterator[ResultRow]:
+    with engine.connect() as connection:
+        yield from result_rows(connection, _job_of(batch)[0])
+
+
+def _job_of(batch: Batch) -> tuple[int, int]:
+    """The job of a batch that has one, and when it ended: seconds since 1970, 0 for an open one."""
+    if batch.job_id is None:
+        raise AssertionError("the batch has no job yet")
+    return batch.job_id, int(batch.job_finished_at.timestamp()) if batch.job_finished_at else 0
+
+
+def _store(objects: ObjectStore, batch: Batch, folder: Path, kind: str, lines: int) -> NewUpload:
+    """In the folder of the job, with which the files are removed."""
+    path, key = folder / kind, f"jobs/{batch.job_id}/batch/{kind}.jsonl"
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        objects.put_stream(key, stream, size, "application/x-ndjson")
+    return NewUpload(
+        file_id=new_file_id(),
+        owner=batch.owner,
+        archives=frozenset([batch.archive_id]),
+        filename=f"{batch.batch_id}_{kind}.jsonl",
+        purpose="batch_output",
+        size_bytes=size,
+        lines=lines,
+        sha256=file_sha256(path),
+        object_key=key,
+        job_id=batch.job_id,
+        expires_s=batch.output_expires_s,
+    )
+
+
+def _fail(engine: Engine, batch: Batch, errors: list[dict[str, Any]]) -> None:
+    in_transaction(engine, _failed, batch, errors)
+    facts = {"action": "batch_failed", "batch": batch.batch_id, "code": errors[0]["code"]}
+    log.info(errors[0]["message"], extra=facts)
+
+
+def _failed(connection: Connection, batch: Batch, errors: list[dict[str, Any]]) -> None:
+    """It asks nothing, so it uses up nothing of its owner's quota."""
+    counts = {"total": 0, "completed": 0, "failed": 0}
+    if batches.end_batch(connection, batch.batch_id, "failed_at", errors=errors, counts=counts):
+        usage.add_questions(connection, batch.owner, -batch.questions)
+
+
+def _line_errors(errors: list[LineError]) -> list[dict[str, Any]]:
+    shown = [_error(error.code, error.message, error.line or None) for error in errors[:_ERRORS_SHOWN]]
+    more = len(errors) - len(shown)
+    if more:
+        shown.append(_error("more_errors", f"{more:,} more lines are invalid"))
+    return shown
+
+
+def _error(code: str, message: str, line: int | None = None) -> dict[str, Any]:
+    return {"code": code, "line": line, "message": message, "param": None}

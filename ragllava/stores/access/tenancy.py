@@ -1,0 +1,74 @@
+"""The boundary between archives, as the database enforces it: row-level security for the role of the HTTP API.
+
+Each transaction of that role says which archives it may see, in a setting of the session that ends with the
+transaction. Without one it sees nothing. The policies are in stores/access/policies.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg.errors import InsufficientPrivilege
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import ExceptionContext
+
+from ragllava.errors import AccessDenied
+from ragllava.stores.database import TRANSACTIONS_ONLY
+from ragllava.stores.sessions import OWNER
+
+ARCHIVES = "ragllava.archives"
+ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which archives the transactions of a request may see (None: all), and who owns the jobs that they create."""
+
+    archives: frozenset[int] | None
+    owner: str
+
+    @property
+    def setting(self) -> str:
+        """The value of the session's setting: `all`, or an array literal of ids."""
+        return ALL if self.archives is None else "{" + ",".join(map(str, sorted(self.archives))) + "}"
+
+
+_NOBODY = Scope(frozenset(), "")
+_scope: ContextVar[Scope] = ContextVar("scope", default=_NOBODY)
+
+
+@contextmanager
+def acting(scope: Scope) -> Iterator[None]:
+    """Transactions of a secured engine have this scope in the block, and in threads and tasks that start in it."""
+    token = _scope.set(scope)
+    try:
+        yield
+    finally:
+        _scope.reset(token)
+
+
+def secure(engine: Engine) -> Engine:
+    """Make every transaction of an engine state its scope; the engine belongs to the role of the HTTP API.
+
+    What the database refuses to that role raises AccessDenied.
+    """
+    engine.update_execution_options(**{TRANSACTIONS_ONLY: True})
+    event.listen(engine, "begin", _state_scope)
+    event.listen(engine, "handle_error", _translate)
+    return engine
+
+
+def _state_scope(connection: Connection) -> None:
+    scope = _scope.get()
+    driver: Any = connection.connection.dbapi_connection
+    values = (ARCHIVES, scope.setting, OWNER, scope.owner)
+    driver.execute("SELECT set_config(%s, %s, true), set_config(%s, %s, true)", values)
+
+
+def _translate(context: ExceptionContext) -> None:
+    if isinstance(context.original_exception, InsufficientPrivilege):
+        raise AccessDenied("the database does not allow this to the HTTP API") from context.original_exception

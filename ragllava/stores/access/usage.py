@@ -1,0 +1,63 @@
+"""What a caller of the HTTP API has used: questions of today, open jobs, stored bytes; and the audit of calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, insert, literal, select, text
+from sqlalchemy.dialects.postgresql import insert as insert_or_update
+
+from ragllava.stores.schema import api_usage, audit, jobs, uploads
+
+_TODAY = func.date(func.timezone("UTC", func.now()))
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One call: who, which route, the path, the status of the answer."""
+
+    owner: str
+    action: str
+    target: str
+    status: int
+    request_id: str
+
+
+def questions_today(connection: Connection, owner: str) -> int:
+    """The questions that a caller has asked since midnight (UTC)."""
+    query = select(api_usage.c.questions).where(api_usage.c.owner == owner, api_usage.c.day == _TODAY)
+    return int(connection.scalar(query) or 0)
+
+
+def add_questions(connection: Connection, owner: str, number: int) -> int:
+    """Count questions of today, also negative ones: those of a batch that could not be read; returns the sum."""
+    added = insert_or_update(api_usage).values(owner=owner, day=_TODAY, questions=number)
+    counted = added.on_conflict_do_update(
+        index_elements=["owner", "day"],
+        set_={"questions": func.greatest(api_usage.c.questions + number, literal(0))},
+    )
+    return int(connection.execute(counted.returning(api_usage.c.questions)).scalar_one())
+
+
+def seconds_to_midnight(connection: Connection) -> float:
+    """Until the day of the quota ends, by the database's clock."""
+    seconds = "86400 - extract(epoch FROM timezone('UTC', now()))::numeric % 86400"
+    return float(connection.execute(text(f"SELECT {seconds}")).scalar_one())
+
+
+def open_jobs(connection: Connection, owner: str) -> int:
+    """The jobs of a caller that have not ended."""
+    query = select(func.count()).where(jobs.c.finished_at.is_(None), jobs.c.owner == owner)
+    return int(connection.execute(query).scalar_one())
+
+
+def stored_bytes(connection: Connection, owner: str) -> int:
+    """The bytes of the files that a caller has stored; output files of batches do not count."""
+    query = select(func.coalesce(func.sum(uploads.c.size_bytes), 0))
+    return int(connection.execute(query.where(uploads.c.owner == owner, uploads.c.job_id.is_(None))).scalar_one())
+
+
+def add_audit(connection: Connection, entry: AuditEntry) -> None:
+    """Note a call."""
+    values = {name: getattr(entry, name) for name in ("owner", "action", "target", "status", "request_id")}
+    connection.execute(insert(audit).values(values).inline())  # it may not read the id that it gets

@@ -1,0 +1,151 @@
+"""Who may do what: every route, every role, the own and a foreign archive; then without the code's own checks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from openai import OpenAI
+from sqlalchemy import select
+
+from ragllava.api.route import Route
+from ragllava.api.routes import ALL_ROUTES
+from ragllava.client import AccessRole, Principal
+from ragllava.settings import Settings
+from ragllava.stores.schema import audit
+from tests.support.api_server import Front, open_front
+from tests.support.waiting import wait_for
+
+GUARDED = [route for route in ALL_ROUTES if route.needs is not None]
+DELETING = [route for route in GUARDED if route.method == "DELETE"]
+NOT_DELETING = [route for route in GUARDED if route.method != "DELETE"]
+OF_ARCHIVE = [route for route in GUARDED if route.archive_in]
+
+
+@dataclass(frozen=True)
+class Place:
+    """An archive, and what belongs to it, by the names of the parts of paths."""
+
+    archive: str
+    paths: dict[str, str]
+
+
+@dataclass(frozen=True)
+class World:
+    """A server with one key of each role for the own archive, and the same things in two archives."""
+
+    front: Front
+    keys: dict[AccessRole, str]
+    own: Place
+    foreign: Place
+
+
+@pytest.fixture(scope="module")
+def world(services: Settings, template_database: str) -> Iterator[World]:
+    from tests.conftest import own_settings
+
+    with own_settings(services, template_database) as own, open_front(own) as front:
+        keys = {role: front.key(role.value, ["stamps"]) for role in AccessRole}
+        yield World(front, keys, make_place(front, "stamps"), make_place(front, "coins"))
+
+
+def make_place(front: Front, archive: str) -> Place:
+    """An archive with a file and a batch that has ended."""
+    with OpenAI(base_url=f"{front.url}/v1", api_key=front.key("admin", [archive])) as sdk:
+        body = {"model": f"ragllava/{archive}", "messages": [{"role": "user", "content": "What?"}]}
+        line = {"custom_id": "q", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        file = sdk.files.create(file=("q.jsonl", json.dumps(line).encode()), purpose="batch")
+        batch = sdk.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+        wait_for("the batch", lambda: sdk.batches.retrieve(batch.id).status == "completed", 60)
+    return Place(archive, {"file_id": file.id, "batch_id": batch.id, "model": f"ragllava/{archive}"})
+
+
+def example_body(route: Route, place: Place) -> Any:
+    """A body that the route accepts, for the routes that need one."""
+    asked = {"model": f"ragllava/{place.archive}", "messages": [{"role": "user", "content": "What?"}]}
+    bodies: dict[str, Any] = {
+        "create_chat_completion": asked,
+        "create_response": {"model": f"ragllava/{place.archive}", "input": "What?"},
+        "create_batch": {
+            "input_file_id": place.paths["file_id"],
+            "endpoint": "/v1/chat/completions",
+            "metadata": {"archive": place.archive},
+        },
+    }
+    return bodies.get(route.name)
+
+
+def call(world: World, route: Route, place: Place, key: str | None) -> tuple[int, Any]:
+    path = route.path
+    for name, value in place.paths.items():
+        path = path.replace(f"{{{name}}}", value).replace(f"{{{name}:path}}", value)
+    assert "{" not in path, f"say in make_place what {path} means"
+    status, body, _ = world.front.call(route.method, path, key, json=example_body(route, place))
+    return status, body
+
+
+def identify(route: Route) -> str:
+    return route.name
+
+
+@pytest.mark.parametrize("route", GUARDED, ids=identify)
+def test_no_route_answers_without_a_key(world: World, route: Route) -> None:
+    for key in (None, "rgl_00000000_guessed", "a.b.c", "x" * 5_000):
+        status, body = call(world, route, world.own, key)
+        assert (status, body["error"]["code"]) == (401, "invalid_api_key")
+
+
+# Deleting comes last, so that the other routes find what they ask for.
+@pytest.mark.parametrize("role", list(AccessRole))
+@pytest.mark.parametrize("route", [*NOT_DELETING, *DELETING], ids=identify)
+def test_each_role_may_do_what_the_route_needs(world: World, route: Route, role: AccessRole) -> None:
+    assert route.needs is not None
+    place = world.own if route.method != "DELETE" else make_place(world.front, "stamps")
+    status, body = call(world, route, place, world.keys[role])
+    if role.includes(route.needs):
+        assert status in (200, 400, 409) and status != 404, body
+    else:
+        assert (status, body["error"]["code"]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize("role", list(AccessRole))
+@pytest.mark.parametrize("route", OF_ARCHIVE, ids=identify)
+def test_what_belongs_to_another_archive_does_not_exist(world: World, route: Route, role: AccessRole) -> None:
+    assert route.needs is not None
+    status, body = call(world, route, world.foreign, world.keys[role])
+    assert status == (404 if role.includes(route.needs) else 403)
+    assert "coins" not in json.dumps(body).replace("'coins'", "").replace("ragllava/coins", "")
+
+
+@pytest.mark.parametrize("route", OF_ARCHIVE, ids=identify)
+def test_the_database_alone_keeps_archives_apart(world: World, route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Principal, "may_see", lambda self, archive_id: True)
+    status, _ = call(world, route, world.foreign, world.keys[AccessRole.ADMIN])
+    assert status == 404
+
+
+@pytest.mark.parametrize("route", [route for route in GUARDED if route.method == "GET"], ids=identify)
+def test_lists_have_nothing_of_another_archive(world: World, route: Route, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Principal, "may_see", lambda self, archive_id: True)
+    status, body = call(world, route, world.own, world.keys[AccessRole.ADMIN])
+    shown = json.dumps(body) if not isinstance(body, bytes) else body.decode()
+    assert status == 200 and not any(value in shown for value in world.foreign.paths.values())
+
+
+def test_a_revoked_key_ends_at_once(world: World) -> None:
+    key = world.front.key("read")
+    assert world.front.call("GET", "/v1/models", key)[0] == 200
+    world.front.client.access.revoke_key(key[:12])
+    assert world.front.call("GET", "/v1/models", key)[0] == 401
+
+
+def test_changes_are_audited_with_their_caller(world: World) -> None:
+    key = world.front.key("ask", ["stamps"])
+    world.front.call("DELETE", "/v1/files/file-none", key, headers={"x-request-id": "seen-1"})
+    with world.front.office.engine.connect() as connection:
+        row = connection.execute(select(audit).where(audit.c.request_id == "seen-1")).one()
+    assert (row.owner, row.action, row.status) == (f"key {key[:12]}", "DELETE /v1/files/{file_id}", 404)
+    assert row.target == "/v1/files/file-none"

@@ -1,0 +1,122 @@
+"""Bearer tokens of an OpenID Connect provider, with real keys and a provider that is a small HTTP server."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from ragllava.client.access.tokens import parse_groups
+from ragllava.errors import SettingsError
+from ragllava.settings import Settings
+from ragllava.stores.access.keys import AccessRole
+from tests.support.api_server import Front, open_front
+
+AUDIENCE = "ragllava"
+
+
+@dataclass(frozen=True)
+class Provider:
+    """Signs tokens, and serves its public key."""
+
+    issuer: str
+    key: rsa.RSAPrivateKey
+
+    def token(self, key: rsa.RSAPrivateKey | None = None, **changed: Any) -> str:
+        now = int(time.time())
+        claims = {"iss": self.issuer, "aud": AUDIENCE, "sub": "ann", "iat": now, "exp": now + 600, "groups": ["staff"]}
+        kept = {name: value for name, value in (claims | changed).items() if value is not None}
+        return jwt.encode(kept, key or self.key, "RS256", headers={"kid": "one"})
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[Provider]:
+    key = rsa.generate_private_key(65537, 2048)
+    public = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key())) | {"kid": "one", "use": "sig"}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = {
+                "/.well-known/openid-configuration": {"jwks_uri": f"{issuer}/keys"},
+                "/keys": {"keys": [public]},
+            }[self.path]
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(found).encode())
+
+        def log_message(self, *_args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    issuer = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield Provider(issuer, key)
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def front(settings: Settings, provider: Provider) -> Iterator[Front]:
+    of_groups = "staff=read:stamps, clerks=ask:stamps+coins, chiefs=admin"
+    own = settings.model_copy(
+        update={"oidc_issuer": provider.issuer, "oidc_audience": AUDIENCE, "oidc_groups": of_groups}
+    )
+    with open_front(own) as front:
+        yield front
+
+
+def models(front: Front, token: str) -> tuple[int, Any]:
+    status, body, _ = front.call("GET", "/v1/models", token)
+    return status, [model["id"] for model in body["data"]] if status == 200 else body["error"]["message"]
+
+
+def test_groups_give_roles_and_archives(front: Front, provider: Provider) -> None:
+    assert models(front, provider.token()) == (200, ["ragllava", "ragllava/stamps"])
+    both = ["ragllava", "ragllava/coins", "ragllava/stamps"]
+    assert models(front, provider.token(groups=["staff", "clerks", "other"])) == (200, both)
+    assert models(front, provider.token(groups="chiefs")) == (200, both)
+    asked = {"model": "ragllava/stamps", "messages": [{"role": "user", "content": "What?"}]}
+    status = [
+        front.call("POST", "/v1/chat/completions", provider.token(groups=[group]), json=asked)[0]
+        for group in ("staff", "clerks")
+    ]
+    assert status == [403, 200]
+    assert models(front, front.key("read"))[0] == 200  # keys stay valid
+
+
+def test_tokens_that_are_not_for_us_are_refused(front: Front, provider: Provider) -> None:
+    other = rsa.generate_private_key(65537, 2048)
+    now = int(time.time())
+    for token in (
+        provider.token(other),
+        provider.token(aud="another"),
+        provider.token(iss="https://another"),
+        provider.token(exp=now - 120),
+        provider.token(exp=None),
+        provider.token(sub=None),
+        provider.token(groups=["unknown"]),
+        provider.token(groups=None),
+        jwt.encode({"iss": provider.issuer, "aud": AUDIENCE, "sub": "ann"}, None, "none"),  # type: ignore[arg-type] # without a key
+        "a.b.c",
+    ):
+        status, message = models(front, token)
+        assert status == 401, message
+
+
+def test_groups_that_cannot_be_read_are_an_error() -> None:
+    assert parse_groups("a=read") == {"a": (AccessRole.READ, None)}
+    assert parse_groups("a=ask:x+y") == {"a": (AccessRole.ASK, frozenset({"x", "y"}))}
+    for wrong in ("a", "a=boss", "a=read:", "=read"):
+        with pytest.raises(SettingsError, match="RAGLLAVA_OIDC_GROUPS"):
+            parse_groups(wrong)
