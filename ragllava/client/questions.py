@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from ragllava.client.archives import Archives
 from ragllava.client.connections import Namespace
 from ragllava.client.jobs import Jobs
-from ragllava.client.reporting import report_figures, report_rows, summarise
+from ragllava.client.reporting import report_figures, report_rows, report_title, summarise
 from ragllava.errors import AnswerTimeout, UsageError
 from ragllava.evaluation.metrics import JobFigures
 from ragllava.filters import joined_filters, parse_where
@@ -199,7 +199,7 @@ class Questions(Namespace):
         first = list(islice(rows, MAX_CARDS))
         return write_report(
             path,
-            title=f"Job {job_id}: questions to {job.archive}",
+            title=report_title(job),
             summary=summarise(
                 job,
                 first,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePath
 
 from ragllava.evaluation.metrics import JobFigures, is_right
 from ragllava.jobs.control import JobView
@@ -30,6 +31,12 @@ def summarise(
         job_id=job.job_id,
         all_results=f"ragllava results {job.job_id} -o results.jsonl",
     )
+
+
+def report_title(job: JobView) -> str:
+    """`Job 2: first questions`: the job's name, else that of its file, whose folders are its owner's matter."""
+    name = job.name or (PurePath(job.file).name if job.file else "")
+    return f"Job {job.job_id}: {name or f'questions to {job.archive}'}"
 
 
 def report_rows(rows: Iterable[ResultRow], answers: Mapping[str, KnownAnswer]) -> Iterator[ReportRow]:

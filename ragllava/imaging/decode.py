@@ -229,9 +229,18 @@ def _rejecting(kind: Kind) -> Iterator[None]:
         raise ImageRejected("decoding it takes more memory than allowed") from None
     except UnidentifiedImageError:
         raise ImageRejected(f"it is a damaged {kind.name} picture: its header cannot be read") from None
+    except RuntimeError as error:
+        if kind is not kinds.JPEG_XL:
+            raise ImageRejected(_damaged(kind, error)) from error
+        # Its plugin raises this for any damage, with a text about building the library.
+        raise ImageRejected(f"it is a damaged {kind.name} picture: it cannot be decoded") from error
     # Decoders raise exceptions of any type for hostile bytes.
     except Exception as error:
-        raise ImageRejected(f"it is a damaged {kind.name} picture: {printable(str(error))}") from error
+        raise ImageRejected(_damaged(kind, error)) from error
+
+
+def _damaged(kind: Kind, error: Exception) -> str:
+    return f"it is a damaged {kind.name} picture: {printable(str(error))}"
 
 
 @contextmanager

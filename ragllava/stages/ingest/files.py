@@ -28,7 +28,7 @@ _OTHER_KINDS = """
     txt text md rst csv tsv json jsonl ndjson geojson xml html htm xhtml css doc docx odt rtf tex bib xls xlsx
     ods ppt pptx odp epub mobi log yaml yml toml ini cfg conf dat db sqlite parquet pq arrow feather npy npz mat h5
     hdf5 pkl pickle pt pth bin safetensors onnx xmp thm aae exif srt vtt sub
-    mp3 ogg oga wav flac aac m4a opus mid midi wma mp4 m4v mov avi mkv webm mpg mpeg wmv flv 3gp ogv
+    mp3 ogg oga wav flac aac m4a opus mid midi wma mp4 m4v mov avi mkv webm mpg mpeg wmv flv 3gp ogv insv lrv
     py pyc ipynb js ts c h cpp java rb go rs sh bat exe dll so o a jar php sql url lnk desktop torrent
     gz bz2 xz zst
     caption cap cls

@@ -80,6 +80,9 @@ def test_latest_is_a_job_everywhere(client: Client, run: Run, tmp_path: Path) ->
     code, out, _ = run("results", "latest", "-o", tmp_path / "answers.jsonl")
     assert code == 0 and "job 3" in out
     assert run("report", "latest", "-o", tmp_path / "report.html")[0] == 0
+    assert ">Job 3: two.jsonl</h1>" in (tmp_path / "report.html").read_text(), "the folder of the file is not told"
+    assert run("report", 2, "-o", tmp_path / "named.html")[0] == 0
+    assert ">Job 2: round one</h1>" in (tmp_path / "named.html").read_text()
     assert client.jobs.latest("ingest").job_id == 1
     code, _, err = run("noisy", "show", "latest", "nothing")
     assert code == 1 and "3" in err

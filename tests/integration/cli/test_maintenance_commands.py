@@ -128,11 +128,15 @@ def test_status_and_doctor_name_pictures_that_are_held(run: Run, workshop: Works
     with workshop.engine.begin() as connection:
         archive_id = archive.ensure_archive(connection, ARCHIVE).archive_id
         held_removals.hold(connection, archive_id, "s3://bucket/in/", 5, 6)
+    in_transaction(workshop.engine, note_tick)
+    with workshop.engine.begin() as connection:  # a maintenance worker that is away hides nothing else
+        connection.execute(text("UPDATE ticks SET ended_at = now() - interval '1 day'"))
     sentence = "5 of 6 pictures"
     assert sentence in run("status")[1]
     [held] = json.loads(run("status", "--json")[1])["held_removals"]
     assert (held["archive"], held["gone"], held["pictures"]) == (ARCHIVE, 5, 6)
     code, out, _ = run("doctor", "--json")
+    assert any(finding["problem"] for finding in json.loads(out)["findings"] if finding["name"] == "last tick")
     [finding] = [finding for finding in json.loads(out)["findings"] if finding["topic"] == "archives"]
     assert code == 1 and finding["name"] == ARCHIVE
     assert sentence in finding["problem"] and "--allow-removals" in finding["problem"]

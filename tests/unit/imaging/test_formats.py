@@ -387,6 +387,13 @@ def test_a_film_and_a_letter_are_not_taken_for_pictures() -> None:
             decode(data)
 
 
+def test_a_damaged_jpeg_xl_is_not_told_how_to_build_its_library(pool: DecoderPool) -> None:
+    pytest.importorskip("pillow_jxl")
+    for data in (b"\x00\x00\x00\x0cJXL \r\n\x87\n" + bytes(50), b"\xff\x0a" + bytes(30)):
+        with pytest.raises(ImageRejected, match="it is a damaged JPEG XL picture: it cannot be decoded"):
+            pool.decode(data)
+
+
 def test_a_page_can_be_drawn_without_a_pool() -> None:
     with Image.open(io.BytesIO(page_as_png(pdf(2), 2))) as page:
         assert page.size == (2048, 1536)

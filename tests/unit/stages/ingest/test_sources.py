@@ -63,6 +63,7 @@ def contents(files: list[SourceFile]) -> list[str]:
         ("notes.TXT", False),
         ("captions.csv", False),
         ("film.mp4", False),
+        ("VID_20240101_00_001.insv", False),  # a 360° camera's
         ("Thumbs.db", False),
         (".DS_Store", False),
         ("._a.png", False),
