@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from ragllava.records import JobKind, RequestStatus
 from ragllava.stores.database import record, seconds
@@ -52,10 +52,9 @@ def insert_request(connection: Connection, job_id: int, operation: Operation, bo
 
 def load_request(connection: Connection, job_id: int) -> Request | None:
     """The request of a job; None when it has an outcome."""
-    query = select(requests.c.operation, requests.c.body).where(
-        requests.c.job_id == job_id, requests.c.body.is_not(None)
-    )
-    row: Row[Any] | None = connection.execute(query).one_or_none()
+    columns = [requests.c.operation, requests.c.body]
+    query = select(*columns).where(requests.c.job_id == job_id, requests.c.body.is_not(None))
+    row = connection.execute(query).one_or_none()
     return None if row is None else record(Request, row)
 
 
@@ -71,9 +70,8 @@ def fail_request(connection: Connection, job_id: int, reason: str) -> None:
 
 def load_outcome(connection: Connection, job_id: int) -> Outcome:
     """How the request of a job ended."""
-    columns = (requests.c.status, requests.c.result, requests.c.reason)
-    row: Row[Any] = connection.execute(select(*columns).where(requests.c.job_id == job_id)).one()
-    return record(Outcome, row)
+    columns = [requests.c.status, requests.c.result, requests.c.reason]
+    return record(Outcome, connection.execute(select(*columns).where(requests.c.job_id == job_id)).one())
 
 
 def delete_old(connection: Connection, older_than_s: float) -> int:

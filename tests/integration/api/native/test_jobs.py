@@ -234,8 +234,8 @@ def test_schedules_and_maintenance(shop: Shop) -> None:
         assert shop.wait_for_job(bound, fired["job"])["state"] == "completed"
         for body in (new, new | {"cron": "x"}, new | {"name": "n", "options": {"retriever": "/etc"}}):
             assert bound.post("/v1/schedules", json=body).status_code == 400
-        for body in (new | {"archive": None}, {"action": "gc", "cron": "0 3 * * *"}):
-            assert bound.post("/v1/schedules", json=body | {"name": "n"}).status_code == 403
+        for of_all in (new | {"archive": None}, {"action": "gc", "cron": "0 3 * * *"}):
+            assert bound.post("/v1/schedules", json=of_all | {"name": "n"}).status_code == 403
         assert bound.delete("/v1/schedules/nightly").json()["deleted"] is True
 
         task = bound.post("/v1/maintenance", json={"task": "gaps", "archive": "postcards"})

@@ -206,5 +206,5 @@ def test_litellm_works(shop: Shop, provider: str, path: str) -> None:
         top_n=2,
     )
     assert answer.results is not None and sorted(result["index"] for result in answer.results) == [0, 1]
-    litellm.in_memory_llm_clients_cache.flush_cache()
+    litellm.in_memory_llm_clients_cache.flush_cache()  # type: ignore[no-untyped-call]
     gc.collect()
