@@ -155,7 +155,7 @@ def test_services_are_closed_to_others(home: Path) -> None:
         secrets = Home(home).load_secrets()
         words = " ".join(word for process in processes for word in process.cmdline())
         values = [getattr(secrets, name) for name in secrets.__slots__]
-        assert len(set(values)) == len(values) == 7
+        assert len(set(values)) == len(values) == 8
         assert [value for value in values if value in words] == []
         holding = [
             path

@@ -127,6 +127,7 @@ def test_another_family_cannot_be_made_naive(tmp_path: Path) -> None:
         make_naive(tmp_path / "model", tmp_path / "work", NaiveRecipe())
 
 
+@pytest.mark.timeout(1200)
 def test_a_tiny_ablation_runs_and_is_not_trained_twice(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", torch_threads=1)
     progress: list[tuple[int, int]] = []

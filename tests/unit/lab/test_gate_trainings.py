@@ -22,6 +22,7 @@ from ragllava.training.version_scores import WITHOUT_CAPTIONS, RankedImage, Rank
 TINY = TrainingsOptions(seeds=(1,), size=SituationSize(60, 70), fresh=1, max_steps=1)
 
 
+@pytest.mark.timeout(1200)
 def test_a_short_run_is_judged_measured_and_not_repeated(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", torch_threads=1, top_k=2)
     steps: list[str] = []

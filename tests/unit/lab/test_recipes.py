@@ -74,6 +74,7 @@ def test_up_to_three_pictures_are_shown(archive: PicturedArchive) -> None:
     assert counts[1, 2] == pytest.approx(5 * half, rel=0.2)
 
 
+@pytest.mark.timeout(1200)
 def test_a_tiny_comparison_runs_and_is_not_trained_twice(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", torch_threads=1)
     compared = (Recipe(PLAIN), Recipe("both, twice as long", beside_one=1, beside_two=1, length=2))

@@ -31,7 +31,7 @@ from ragllava.stages.results import finalize, results
 from ragllava.stages.results.finalize import publish_missing_results, publish_result
 from ragllava.stores.archives import archive
 from ragllava.stores.database import in_transaction
-from ragllava.stores.jobs import answers, outcomes
+from ragllava.stores.jobs import answers, outcomes, requests
 from ragllava.stores.jobs.outcomes import Reconciliation
 from ragllava.stores.maintenance.faults import list_faults
 from ragllava.stores.objects import ObjectStore
@@ -317,7 +317,10 @@ def one_job_of(kind: JobKind, desk: Desk) -> int:
         job_id, _ = control.create(
             connection, NewJob(kind, found.archive_id, {"index": None, "selection": "all"}, 1, 1)
         )
-        connection.execute(reindexed.insert().values(job_id=job_id, item_no=0))
+        if kind is JobKind.REQUEST:
+            requests.insert_request(connection, job_id, requests.Operation.SEARCH, {})
+        else:
+            connection.execute(reindexed.insert().values(job_id=job_id, item_no=0))
         return job_id
 
 
