@@ -12,7 +12,7 @@ import pytest
 from tests.acceptance.conftest import READY_S
 from tests.support.terminal import Terminal, Typed, ended, terminal
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 
 SMALL = ("--questions", "2", "--images", "20", "--vectors", "400", "--job-questions", "4", "--rows", "3000")
 ROW_KEYS = {
@@ -31,7 +31,7 @@ def shell() -> Iterator[Terminal]:
 def run(shell: Terminal, *words: str, **environment: str) -> Typed:
     """`ragllava bench`; its temporary home is created in the shell's folder."""
     with shell.start("bench", *words, TMPDIR=str(shell.folder), **environment) as process:
-        return ended(process, 2 * READY_S)
+        return ended(process, 4 * READY_S)
 
 
 def rows_of(typed: Typed) -> list[dict[str, Any]]:
