@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 _LONGEST_DELAY_S = 30.0
 _FIRST_STEP_BACK_S, _LONGEST_STEP_BACK_S = 0.05, 5.0
 
+# Of the maintenance worker at most: a tick, three passes of events, the end of jobs, webhooks, a message. A smaller
+# pool would open and close a connection at each tick.
+_CONNECTIONS = 7
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -51,7 +55,8 @@ class Runtime:
 def runtime() -> Runtime:
     """The runtime of this process, made at the first call."""
     settings = load_settings()
-    engine = make_engine(settings.require_database(), pool_size=3, name=f"worker {os.getpid()}", owner="workers")
+    name = f"worker {os.getpid()}"
+    engine = make_engine(settings.require_database(), pool_size=_CONNECTIONS, name=name, owner="workers")
     require_schema(engine)
     return Runtime(settings, engine, Resources(settings))
 
