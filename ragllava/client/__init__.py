@@ -18,7 +18,7 @@ from ragllava.client.access.files import Files
 from ragllava.client.archives import Archives, IngestJob
 from ragllava.client.comparison import Comparison
 from ragllava.client.connections import Connections
-from ragllava.client.jobs import Jobs, is_success, seconds_left
+from ragllava.client.jobs import Jobs, is_success, pause_between_views, seconds_left
 from ragllava.client.models import Models
 from ragllava.client.pictures import Pictures
 from ragllava.client.questions import Questions, SavedResults
@@ -148,6 +148,7 @@ __all__ = [
     "is_success",
     "local_time",
     "options_of",
+    "pause_between_views",
     "seconds_left",
 ]
 

@@ -91,8 +91,7 @@ class Jobs(Namespace):
                     break
                 if on_progress is not None and now >= next_view:
                     on_progress(self.get(job_id))
-                    took_s = time.monotonic() - now
-                    next_view = now + max(poll_s, took_s / _COUNTING_SHARE)
+                    next_view = now + pause_between_views(time.monotonic() - now, poll_s)
                 (listen or time.sleep)(min(poll_s, max(shortest, (now - began) * _PAUSE_SHARE)))
         job = self.get(job_id)
         if on_progress is not None:
@@ -127,6 +126,14 @@ class Jobs(Namespace):
         return job
 
     list = forwarded(control.list_jobs)
+
+
+def pause_between_views(took_s: float, least_s: float) -> float:
+    """Seconds from one view of a job to the next for somebody who follows it, when a view took `took_s` seconds.
+
+    A view of a large job counts its outcomes: the database spends at most a twentieth of the time on one follower.
+    """
+    return max(least_s, took_s / _COUNTING_SHARE)
 
 
 def is_success(state: JobState) -> bool:

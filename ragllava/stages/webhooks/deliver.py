@@ -51,9 +51,9 @@ def new_secret() -> str:
 def deliver_due(engine: Engine, settings: Settings) -> int:
     """Send the deliveries that are due, a bounded number; returns how many were accepted. Safe to call concurrently."""
     leased = in_transaction(engine, webhooks.lease_due, _PER_TICK, _LEASE_S)
-    in_transaction(engine, webhooks.delete_old, _KEPT_S)
     if not leased:
         return 0
+    in_transaction(engine, webhooks.delete_old, _KEPT_S)  # not at each tick: it reads the whole table
     with urllib3.PoolManager(timeout=_TIMEOUT, retries=False) as pool, ThreadPoolExecutor(_AT_ONCE) as threads:
         return sum(threads.map(lambda delivery: _deliver(engine, settings, pool, delivery), leased))
 

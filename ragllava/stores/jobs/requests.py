@@ -13,8 +13,8 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from ragllava.records import JobKind, RequestStatus
-from ragllava.stores.database import record, seconds
+from ragllava.records import RequestStatus
+from ragllava.stores.database import equals_any, lock_rows, record, seconds
 from ragllava.stores.schema import jobs, requests
 
 _DELETED_AT_ONCE = 1_000
@@ -77,12 +77,17 @@ def load_outcome(connection: Connection, job_id: int) -> Outcome:
 def delete_old(connection: Connection, older_than_s: float) -> int:
     """Delete requests that ended longer ago, with their jobs; returns how many. Nobody waits for them any more.
 
-    Only those whose end was seen to (`result`): what finishes jobs must not find them gone.
+    Only those whose end was seen to (`result`): what finishes jobs must not find them gone. There are few requests at
+    any time, and many other jobs, so that it begins with the requests.
     """
-    is_old = jobs.c.finished_at < func.now() - seconds(older_than_s)
-    old = select(jobs.c.id).where(jobs.c.kind == JobKind.REQUEST, is_old, jobs.c.result.is_not(None))
-    chosen = old.order_by(jobs.c.id).limit(_DELETED_AT_ONCE).with_for_update(skip_locked=True)
-    return connection.execute(delete(jobs).where(jobs.c.id.in_(chosen))).rowcount
+    of_request = select(jobs.c.result.is_not(None) & (jobs.c.finished_at < func.now() - seconds(older_than_s)))
+    is_old = of_request.where(jobs.c.id == requests.c.job_id).limit(1).correlate(requests).scalar_subquery()
+    old = connection.scalars(
+        select(requests.c.job_id).where(is_old).order_by(requests.c.job_id).limit(_DELETED_AT_ONCE)
+    )
+    of_old = equals_any(jobs.c.id, old)
+    lock_rows(connection, jobs, of_old)
+    return connection.execute(delete(jobs).where(of_old)).rowcount
 
 
 def _end(connection: Connection, job_id: int, **values: object) -> None:

@@ -16,6 +16,7 @@ from ragllava.stores.jobs.requests import Operation
 from ragllava.stores.objects import ObjectStore
 from ragllava.stores.schema import jobs
 from tests.support.job_rows import Desk
+from tests.support.plans import visited_rows
 
 BODY = {"pairs": [{"question": "What?", "document": 0, "caption": "a secret caption"}]}
 
@@ -82,3 +83,22 @@ def test_requests_are_listed_only_while_they_are_open(desk: Desk) -> None:
         assert [job.job_id for job in control.list_jobs(connection)] == [bulk]
         assert [job.job_id for job in control.list_jobs(connection, kind="request")] == [job_id]
         assert control.latest(connection) == bulk
+
+
+def test_old_requests_are_looked_for_among_requests_only(desk: Desk) -> None:
+    """It is asked at each tick, and jobs of other kinds stay for months."""
+    job_id = submit(desk)
+    with desk.engine.begin() as connection:
+        requests.finish_request(connection, job_id, {"relevances": []})
+        connection.execute(
+            text(
+                "INSERT INTO jobs (kind, state, priority, spec, total, spec_digest, result, finished_at) "
+                "SELECT 'answer', 'completed', 0, '{}', 1, 'd', '{}', now() - interval '1 day' "
+                "FROM generate_series(1, 5000)"
+            )
+        )
+        ended = text("UPDATE jobs SET finished_at = now() - interval '1 day', result = '{}' WHERE id = :id")
+        connection.execute(ended, {"id": job_id})
+    visited = visited_rows(desk.engine, lambda connection: requests.delete_old(connection, 3_600.0))
+    assert max(each.rows for each in visited) < 100
+    assert in_transaction(desk.engine, requests.delete_old, 3_600.0) == 1

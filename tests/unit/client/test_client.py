@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ragllava import Client
+from ragllava.client import pause_between_views
 from ragllava.errors import SettingsError
 from ragllava.settings import Settings
 from tests.support.pages import read_page
@@ -69,3 +70,8 @@ def test_a_client_that_was_not_used_closes_nothing() -> None:
     with Client(Settings()) as client:
         pass
     assert "engine" not in vars(client)
+
+
+@pytest.mark.parametrize(("took_s", "pause_s"), [(0.001, 1.0), (0.05, 1.0), (0.5, 10.0), (3.0, 60.0)])
+def test_a_follower_of_a_large_job_looks_seldom(took_s: float, pause_s: float) -> None:
+    assert pause_between_views(took_s, 1.0) == pytest.approx(pause_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from ragllava.api.route import Call, NoBody, NoQuery, Query, Routes
 from ragllava.api.routes.native.jobs import JobObject, job_object
 from ragllava.api.routes.native.shared import OwnedFile, made_file
-from ragllava.client import AccessRole, acting
+from ragllava.client import AccessRole, acting, pause_between_views
 
 routes = Routes("Results")
 
@@ -21,7 +22,7 @@ _MEDIA_TYPES = {
     "csv": "text/csv; charset=utf-8",
     "parquet": "application/vnd.apache.parquet",
 }
-_LOOK_S = 1.0  # between two looks at a job
+_LOOK_S = 1.0  # between two looks at a job, at least
 _HEARTBEAT_S = 15.0  # proxies close a connection on which nothing comes
 # The report has a policy of its own, by the hashes of its style and script; nothing else of it may run.
 _REPORT_POLICY = "sandbox allow-scripts"
@@ -83,7 +84,7 @@ async def follow_job(call: Call[NoQuery, NoBody]) -> Response:
 
 
 async def _events(call: Call[NoQuery, NoBody], job: JobObject, last: str) -> AsyncIterator[str]:
-    quiet_s = 0.0
+    quiet_s, pause_s = 0.0, _LOOK_S
     while True:
         event_id = _event_id(job)
         if event_id != last:
@@ -94,10 +95,15 @@ async def _events(call: Call[NoQuery, NoBody], job: JobObject, last: str) -> Asy
             quiet_s = 0.0
         if job.finished_at is not None:
             return
-        await anyio.sleep(_LOOK_S)
-        quiet_s += _LOOK_S
+        slept_s = min(pause_s, _HEARTBEAT_S)
+        await anyio.sleep(slept_s)
+        quiet_s, pause_s = quiet_s + slept_s, pause_s - slept_s
+        if pause_s > 0:  # a heartbeat is due before the next look
+            continue
+        began = time.monotonic()
         with acting(call.principal.scope):
             job = await call.run(_look, call)
+        pause_s = pause_between_views(time.monotonic() - began, _LOOK_S)
 
 
 def _look(call: Call[Any, Any]) -> JobObject:
