@@ -88,12 +88,14 @@ class Likeness:
             some = rows[start : start + _ROWS_AT_ONCE]
             same = self._plain[some] @ self._plain[others].T >= _LEAST_OF_ALL
             likely = self._coarse[some] @ self._coarse[others].T >= _LEAST_AT_FIRST
-            for number, line in enumerate(same | likely, start=start):
-                [columns] = np.nonzero(line)
-                if len(columns):
-                    middles = self._middles[np.asarray(others)[columns]]
-                    moved = (self._parts(rows[number]) @ middles.T).max(axis=0) >= _LEAST_CORRELATION
-                    yield number, columns[moved | same[number - start][columns]]
+            for number, (are_same, are_likely) in enumerate(zip(same, likely, strict=True), start=start):
+                alike = are_same.copy()
+                [open_ones] = np.nonzero(are_likely & ~are_same)  # itself is the same: most have nothing to compare
+                if len(open_ones):
+                    middles = self._middles[np.asarray(others)[open_ones]]
+                    alike[open_ones] = (self._parts(rows[number]) @ middles.T).max(axis=0) >= _LEAST_CORRELATION
+                if alike.any():
+                    yield number, np.flatnonzero(alike)
 
     def _parts(self, row: int) -> FloatArray:
         """The parts of a thumbnail that a middle is compared with, normalised, one in each row."""
