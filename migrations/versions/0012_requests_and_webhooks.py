@@ -1,4 +1,4 @@
-"""Requests that somebody waits for at the HTTP API, and webhooks that tell of ended jobs."""
+"""Interactive requests of the HTTP API, and webhooks that report ended jobs."""
 
 from __future__ import annotations
 

@@ -165,4 +165,4 @@ def _response(reply: Any, status: int) -> Response:
         return JSONResponse(reply.model_dump(mode="json", by_alias=True), status)
     if reply is None:
         return Response(status_code=204)
-    raise TypeError(f"a handler returned {type(reply).__name__}, which is no answer")
+    raise TypeError(f"a handler returned {type(reply).__name__} instead of an Answer or a Response")

@@ -176,7 +176,7 @@ def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
             "204": {"description": "There is nothing more to come."},
             "206": {"description": "The part that was asked for.", "content": {"*/*": {}}},
             "304": {"description": "The client has it already."},
-            "416": {"description": "There is no such part.", "content": {"*/*": {}}},
+            "416": {"description": "The range is outside the file.", "content": {"*/*": {}}},
         }
     error = {"application/json": {"schema": schemas.of(ErrorAnswer, "serialization")}}
     errors = _PUBLIC_ERRORS if route.needs is None else _ERRORS

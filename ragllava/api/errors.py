@@ -105,7 +105,7 @@ def _of_class(error: Exception, known: tuple[int, str, str], request_id: str) ->
     if status >= 500 or isinstance(error, _INTERNAL):
         log.warning(message, extra={"action": "request_failed", "request": request_id, "status": status})
     if isinstance(error, _INTERNAL):
-        message = _HIDDEN if status >= 500 else "there is no such thing"
+        message = _HIDDEN if status >= 500 else "the object does not exist"
     if isinstance(error, QuotaExceeded):
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, NotAuthenticated):
@@ -118,7 +118,7 @@ def _of_class(error: Exception, known: tuple[int, str, str], request_id: str) ->
 
 
 def _of_http(error: HTTPException) -> Response:
-    sentences = {404: "there is no such route", 405: "the route has no such method"}
+    sentences = {404: "the path does not exist", 405: "the path does not accept this method"}
     message = sentences.get(error.status_code, str(error.detail))
     code = _CODES.get(error.status_code, "invalid_request")
     return error_answer(error.status_code, message, "invalid_request_error", code, headers=error.headers)
