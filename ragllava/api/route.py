@@ -97,8 +97,7 @@ class Call(Generic[Q, B]):
 
     def archive(self, name: str) -> str:
         """The name of an archive that the caller may see. Raises NotFound."""
-        if not self.principal.may_see(self.client.access.archive_id(name)):
-            raise NotFound(f"there is no archive {name!r}")
+        self.client.access.visible_archive(self.principal, name)
         return name
 
     def require_all_archives(self) -> None:

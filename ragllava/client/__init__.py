@@ -44,8 +44,8 @@ from ragllava.records import (
 )
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import asked_in
-from ragllava.stages.batches.bodies import answer_body, completion_chunks
-from ragllava.stages.batches.submit import archive_named, options_of
+from ragllava.stages.batches.bodies import CHAT, RESPONSES, answer_body, completion_chunks
+from ragllava.stages.batches.submit import MODEL, archive_named, options_of
 from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
 from ragllava.stages.erasing.remove import Removal
@@ -79,6 +79,9 @@ from ragllava.stores.maintenance.tasks import TaskView
 from ragllava.training.request import TrainingPlan, TrainingRequest
 
 __all__ = [
+    "CHAT",
+    "MODEL",
+    "RESPONSES",
     "AccessRole",
     "AnswerOptions",
     "AnsweredQuestion",

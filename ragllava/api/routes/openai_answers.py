@@ -13,12 +13,21 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from ragllava.api.errors import InvalidRequest
 from ragllava.api.route import Body, Call, NoQuery, Routes
 from ragllava.api.routes.openai_batches import Key, Text
-from ragllava.api.routes.openai_models import MODEL, archive_of_model
-from ragllava.client import AccessRole, ResultRow, answer_body, asked_in, completion_chunks, options_of
+from ragllava.api.routes.openai_models import archive_of_model
+from ragllava.client import (
+    CHAT,
+    MODEL,
+    RESPONSES,
+    AccessRole,
+    ResultRow,
+    answer_body,
+    asked_in,
+    completion_chunks,
+    options_of,
+)
 
 routes = Routes("Answers")
 
-CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 _BAD_QUESTION = ("failed", "dead")
 
 

@@ -6,12 +6,10 @@ from typing import Literal
 
 from ragllava.api.errors import InvalidRequest
 from ragllava.api.route import Answer, Call, NoBody, NoQuery, Routes
-from ragllava.client import AccessRole, Archive
+from ragllava.client import MODEL, AccessRole, Archive, archive_named
 from ragllava.errors import NotFound
 
 routes = Routes("Models")
-
-MODEL = "ragllava"
 
 
 class ModelObject(Answer):
@@ -53,8 +51,8 @@ def archive_of_model(model: str) -> str | None:
     """The archive that the name of a model names, None for `ragllava` alone. Raises InvalidRequest for other models."""
     if model == MODEL:
         return None
-    mark, slash, name = model.partition("/")
-    if mark != MODEL or not slash or not name:
+    name = archive_named(model)
+    if name is None:
         raise InvalidRequest(
             f"the model {model[:80]!r} does not exist; use ragllava/<archive>, or ragllava with metadata.archive",
             "model",

@@ -206,7 +206,7 @@ def _prepare(call: Call[NoQuery, Any], pairs: Sequence[tuple[str, Parsed]]) -> t
 def _archive_id(call: Call[NoQuery, Any]) -> int | None:
     name = archive_of_model(call.body.model)
     if name is not None:
-        return call.client.access.archive_id(call.archive(name))
+        return call.client.access.visible_archive(call.principal, name)
     if call.principal.archives is None:
         return None
     if not call.principal.archives:

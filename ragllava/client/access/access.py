@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from ragllava.client.access.tokens import TokenReader
 from ragllava.client.connections import Namespace, forwarded
-from ragllava.errors import NotAuthenticated, QuotaExceeded
+from ragllava.errors import NotAuthenticated, NotFound, QuotaExceeded
 from ragllava.stores.access import keys, usage
 from ragllava.stores.access.batches import waiting_batches
 from ragllava.stores.access.keys import Limits, Principal
@@ -106,9 +106,12 @@ class Access(Namespace):
         """Note a call."""
         self._do(usage.add_audit, entry)
 
-    def archive_id(self, name: str) -> int:
-        """The id of an archive. Raises NotFound."""
-        return self._do(_archive_id, name)
+    def visible_archive(self, principal: Principal, name: str) -> int:
+        """The id of an archive that a caller may see. Raises NotFound."""
+        archive_id = self._do(_archive_id, name)
+        if not principal.may_see(archive_id):
+            raise NotFound(f"there is no archive {name!r}")
+        return archive_id
 
 
 def _archive_id(connection: Connection, name: str) -> int:

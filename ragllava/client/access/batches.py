@@ -11,7 +11,7 @@ from ragllava.client.access.access import Access
 from ragllava.client.access.files import Files
 from ragllava.client.connections import Namespace
 from ragllava.client.jobs import Jobs
-from ragllava.errors import Conflict, NotFound, UsageError
+from ragllava.errors import Conflict, UsageError
 from ragllava.stages.batches import submit
 from ragllava.stages.batches.bodies import ENDPOINTS
 from ragllava.stages.batches.state import BatchStatus, is_job_ended, request_counts, status_of
@@ -64,9 +64,7 @@ class Batches(Namespace):
         submit.flag("skip_invalid", metadata.get("skip_invalid", "false"))
         files, access = Files(self._connections), Access(self._connections)
         upload = files.get(request.input_file_id)
-        archive_id = access.archive_id(self._archive_name(files, upload, metadata))
-        if not principal.may_see(archive_id):
-            raise NotFound("there is no such archive")
+        archive_id = access.visible_archive(principal, self._archive_name(files, upload, metadata))
         said = (request.input_file_id, request.endpoint, request.completion_window, metadata, request.output_expires_s)
         new = NewBatch(
             owner=principal.owner,

@@ -146,13 +146,13 @@ def _finish(engine: Engine, objects: ObjectStore, batch: Batch) -> int:
     ended = _ended_as(batch)
     with tempfile.TemporaryDirectory() as folder:
         lines = _write_lines(engine, batch, Path(folder), _STOPPED[ended if ended in _STOPPED else "cancelled"])
-        files = [_store(objects, batch, Path(folder), kind, number) for kind, number in lines.items() if number]
+        files = {kind: _store(objects, batch, Path(folder), kind, count) for kind, count in lines.items() if count}
     return int(in_transaction(engine, _end, batch, ended, files, lines))
 
 
-def _end(connection: Connection, batch: Batch, ended: str, files: list[NewUpload], lines: dict[str, int]) -> bool:
+def _end(connection: Connection, batch: Batch, ended: str, files: dict[str, NewUpload], lines: dict[str, int]) -> bool:
     counts = {"total": sum(lines.values()), "completed": lines[_OUTPUT], "failed": lines[_ERRORS]}
-    ids = {upload.filename.rpartition("_")[2].removesuffix(".jsonl"): upload.file_id for upload in files}
+    ids = {kind: upload.file_id for kind, upload in files.items()}
     values: dict[str, Any] = {
         "counts": counts,
         "output_file_id": ids.get(_OUTPUT),
@@ -163,7 +163,7 @@ def _end(connection: Connection, batch: Batch, ended: str, files: list[NewUpload
         ended, values["errors"] = "failed", [_error("no_answers", "no line of the batch could be answered")]
     if not batches.end_batch(connection, batch.batch_id, f"{ended}_at", **values):
         return False
-    for upload in files:
+    for upload in files.values():
         uploads.insert_upload(connection, upload)
     log.info("batch ended", extra={"action": "batch_ended", "batch": batch.batch_id, "as": ended, **counts})
     return True

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, func, insert, select, tuple_, update
 
 from ragllava.errors import KeyReused, NotFound, UsageError
-from ragllava.stores.access.uploads import Page
+from ragllava.stores.access.uploads import Page, may_be_id
 from ragllava.stores.database import lock_name, record, records, seconds
 from ragllava.stores.schema import archives, batches, jobs
 
@@ -140,7 +140,7 @@ def find_repeated(connection: Connection, new: NewBatch) -> str | None:
 
 def get_batch(connection: Connection, batch_id: str) -> Batch:
     """One batch. Raises NotFound."""
-    row = connection.execute(_select().where(batches.c.id == batch_id)).one_or_none() if _may_exist(batch_id) else None
+    row = connection.execute(_select().where(batches.c.id == batch_id)).one_or_none() if may_be_id(batch_id) else None
     if row is None:
         raise NotFound(f"there is no batch {batch_id[:80]!r}")
     return record(Batch, row)
@@ -151,7 +151,7 @@ def list_batches(connection: Connection, page: Page) -> tuple[list[Batch], bool]
     query = _select()
     if page.after is not None:
         known = select(batches.c.created_at, batches.c.id).where(batches.c.id == page.after)
-        row = connection.execute(known).one_or_none() if _may_exist(page.after) else None
+        row = connection.execute(known).one_or_none() if may_be_id(page.after) else None
         if row is None:
             raise UsageError(f"after: there is no batch {page.after[:80]!r}; give the id of the last one of a page")
         query = query.where(tuple_(batches.c.created_at, batches.c.id) < tuple_(*row))
@@ -207,8 +207,3 @@ def end_batch(connection: Connection, batch_id: str, ended: str, **values: Any) 
 def _change(connection: Connection, batch_id: str, *conditions: ColumnElement[bool], **values: Any) -> bool:
     open_one = update(batches).where(batches.c.id == batch_id, batches.c.ended_at.is_(None), *conditions)
     return bool(connection.execute(open_one.values(**values)).rowcount)
-
-
-def _may_exist(batch_id: str) -> bool:
-    """Other ids may not even be text that Postgres accepts."""
-    return batch_id.isascii() and batch_id.isprintable()

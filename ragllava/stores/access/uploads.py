@@ -81,7 +81,7 @@ def insert_upload(connection: Connection, new: NewUpload) -> Upload:
 def get_upload(connection: Connection, file_id: str) -> Upload:
     """One file. Raises NotFound when it does not exist, was deleted or has expired."""
     query = select(*_COLUMNS).where(uploads.c.id == file_id, _IS_LIVING)
-    row = connection.execute(query).one_or_none() if _may_exist(file_id) else None
+    row = connection.execute(query).one_or_none() if may_be_id(file_id) else None
     if row is None:
         raise unknown_file(file_id)
     return record(Upload, row)
@@ -100,7 +100,7 @@ def list_uploads(connection: Connection, page: Page, purpose: str | None = None)
     place = tuple_(uploads.c.created_at, uploads.c.id)
     if page.after is not None:
         known = select(uploads.c.created_at, uploads.c.id).where(uploads.c.id == page.after, _IS_LIVING)
-        row = connection.execute(known).one_or_none() if _may_exist(page.after) else None
+        row = connection.execute(known).one_or_none() if may_be_id(page.after) else None
         if row is None:
             raise UsageError(f"after: there is no file {page.after[:80]!r}; give the id of the last one of a page")
         at = tuple_(*row)
@@ -141,6 +141,6 @@ def existing_keys(connection: Connection, keys: Sequence[str]) -> set[str]:
     return set(connection.scalars(select(uploads.c.object_key).where(equals_any(uploads.c.object_key, keys))))
 
 
-def _may_exist(file_id: str) -> bool:
-    """Other ids may not even be text that Postgres accepts."""
-    return file_id.isascii() and file_id.isprintable()
+def may_be_id(given: str) -> bool:
+    """Whether this can be the id of a file or batch. Other texts may not even be what Postgres accepts."""
+    return given.isascii() and given.isprintable()
