@@ -386,6 +386,11 @@ class Settings(BaseSettings):
         description="Days after which `retention` erases a picture whose file is gone or was overwritten: its bytes, "
         "its caption, and where it was evidence. 0: never.",
     )
+    keep_audit_days: int = Field(
+        default=365,
+        ge=0,
+        description="Days after which `retention` deletes the record of a call to the HTTP API. 0: never.",
+    )
     keep_indexes_hours: int = Field(
         default=24,
         ge=0,

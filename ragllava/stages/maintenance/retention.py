@@ -18,8 +18,8 @@ _PAGE = 1_000  # images that are erased together
 
 
 def keep_within_limits(context: ShardContext[Resources]) -> Report:
-    """Delete replaced indexes, old jobs with their result files, pictures that were retired long ago, and old runs of
-    schedules.
+    """Delete replaced indexes, old jobs with their result files, pictures that were retired long ago, old runs of
+    schedules, and old records of calls to the HTTP API.
 
     In short transactions, so the task may be interrupted; the tick finishes the job or the pictures that it was at.
     """
@@ -28,15 +28,18 @@ def keep_within_limits(context: ShardContext[Resources]) -> Report:
     jobs, needed = _delete_jobs(context, failures)
     pictures = failures.run("retired pictures", _erase_retired, context) or 0
     runs = context.commit(retention.delete_runs, RUNS_KEPT_S)
+    calls = failures.run("audit", _delete_audit, context) or 0
     summary = (
         f"dropped {counted(len(indexes), 'replaced index', 'replaced indexes')}, {counted(len(jobs), 'job')}, "
-        f"{counted(pictures, 'retired picture')} and {counted(runs, 'old run')} of schedules"
+        f"{counted(pictures, 'retired picture')}, {counted(runs, 'old run')} of schedules and "
+        f"{counted(calls, 'record')} of calls"
     )
     figures = {
         "indexes": indexes,
         "jobs": {"dropped": len(jobs), "kept_for_labels_and_noisy_cases": needed, "examples": shortened(jobs)},
         "retired_pictures": pictures,
         "schedule_runs": runs,
+        "audit": calls,
     }
     return with_failures(Report(summary, figures), failures)
 
@@ -96,6 +99,17 @@ def _erase_retired(context: ShardContext[Resources]) -> int:
         if erased == before:  # all were ingested again meanwhile
             break
     return erased
+
+
+def _delete_audit(context: ShardContext[Resources]) -> int:
+    """Delete the records of calls that are older than the settings keep; returns how many."""
+    if not context.settings.keep_audit_days:
+        return 0
+    deleted = 0
+    while part := context.commit(retention.delete_audit, context.settings.keep_audit_days * _DAY_S):
+        context.check()
+        deleted += part
+    return deleted
 
 
 def _begin_images(connection: Connection, archive_id: int, image_ids: list[int], account: str) -> int:

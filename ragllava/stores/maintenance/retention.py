@@ -6,6 +6,8 @@ from sqlalchemy import Connection, text
 
 from ragllava.stores.archives import indexes
 
+_AUDIT_AT_ONCE = 10_000  # in one transaction
+
 # Models learn from labels, and an open noisy case may become one, but not for ever: most cases are never labelled.
 # Trainings, which are few, stay: model versions refer to them, and so does the check whether a new training is due.
 _IS_OLD = "jobs.finished_at < now() - make_interval(secs => :older_than_s)"
@@ -66,3 +68,13 @@ def delete_runs(connection: Connection, older_than_s: float) -> int:
                     WHERE newer.schedule_id = r.schedule_id AND newer.fired_at > r.fired_at)
     """)
     return connection.execute(query, {"older_than_s": older_than_s}).rowcount
+
+
+def delete_audit(connection: Connection, older_than_s: float) -> int:
+    """Delete old records of calls to the HTTP API, a bounded number; returns how many. Repeat it until that is 0."""
+    query = text("""
+        DELETE FROM audit WHERE id = ANY (ARRAY(
+            SELECT id FROM audit WHERE at < now() - make_interval(secs => :older_than_s) ORDER BY at LIMIT :most
+        ))
+    """)
+    return connection.execute(query, {"older_than_s": older_than_s, "most": _AUDIT_AT_ONCE}).rowcount

@@ -164,6 +164,18 @@ def test_a_replaced_index_is_dropped_after_its_hours(workshop: Workshop) -> None
         assert connection.scalar(text(f"SELECT to_regclass('embeddings_{ids[0]}')")) is None
 
 
+def test_records_of_calls_are_kept_for_a_year(workshop: Workshop) -> None:
+    execute(
+        workshop,
+        """INSERT INTO audit (at, owner, action, target, status, request_id)
+           SELECT now() - make_interval(days => n), 'key', 'POST /v1/jobs', '/v1/jobs', 201, n::text
+           FROM unnest(ARRAY[1, 364, 366, 400]) n""",
+    )
+    assert report(do(workshop, "retention"))["audit"] == 2
+    with workshop.engine.begin() as connection:
+        assert set(connection.scalars(text("SELECT request_id FROM audit"))) == {"1", "364"}
+
+
 def test_the_last_run_of_a_schedule_is_kept_however_old(workshop: Workshop) -> None:
     execute(
         workshop,
