@@ -42,6 +42,7 @@ from ragllava.stores.schema import workers as workers_table
 from ragllava.stores.sessions import OWNER
 
 ASKED = "ask"  # the `input` of a job that is a single question
+WITH_PICTURES = "pictures"  # in the spec of a job of which a question was asked with a picture
 ALL_ARCHIVES = "*"  # no archive can have this name
 
 
@@ -226,6 +227,11 @@ def archive_of(connection: Connection, job_id: int) -> str | None:
     """The name of a job's archive; None for a job of all archives, and for an unknown one."""
     named = select(archives.c.name).join_from(jobs, archives, archives.c.id == jobs.c.archive_id)
     return connection.scalar(named.where(jobs.c.id == job_id))
+
+
+def asks_with_pictures(connection: Connection, job_id: int) -> bool:
+    """Whether a question of this answer job was asked with a picture."""
+    return bool(connection.scalar(select(jobs.c.spec.has_key(WITH_PICTURES)).where(jobs.c.id == job_id)))
 
 
 def find_job(connection: Connection, idempotency_key: str) -> int | None:

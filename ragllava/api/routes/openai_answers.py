@@ -92,10 +92,10 @@ def _begin(call: Call[NoQuery, Any], url: str) -> int:
     if name is None:
         raise InvalidRequest(f"no archive is named: use the model {MODEL}/<archive>, or metadata.archive", "model")
     archive = call.archive(name)
-    question, _ = asked_in(call.body.model_dump(), url)
+    asked = asked_in(call.body.model_dump(), url)
     options = options_of(metadata)
     with call.client.access.admitted(call.principal, 1):
-        return call.client.questions.begin(question, archive, options)
+        return call.client.questions.begin(asked.text, archive, options, picture=asked.picture)
 
 
 def _events(chunks: list[dict[str, Any]]) -> Iterator[str]:

@@ -15,9 +15,9 @@ from sqlalchemy import Engine
 
 from ragllava.jobs import control
 from ragllava.jobs.runner import ShardContext
-from ragllava.records import Candidate, Change, ModelStamp, Question, Role
+from ragllava.records import Answer, Candidate, Change, ModelStamp, Question, Role
 from ragllava.settings import Settings
-from ragllava.stages.answer.pipeline import retrieve
+from ragllava.stages.answer.pipeline import isolate_failures, retrieve
 from ragllava.stages.answer.submit import answered_lines, require_answered
 from ragllava.stages.answer.tools import AnswerTools, prepare, stamp_now, stamp_of
 from ragllava.stages.resources import Resources
@@ -68,9 +68,13 @@ def take_over_unchanged(
     lease, now = context.lease, stamp_now(tools)
     numbers = [question.question_no for question in questions]
     earlier = context.read(refreshes.earlier_answers, lease.job_id, numbers)
+    # A question whose picture cannot be read any more is asked again, and fails alone.
+    retrieved = isolate_failures(questions, lambda batch: retrieve(batch, tools, pause=pause))
     changes = {
-        question.question_no: changes_since(earlier.get(question.question_no), now, candidates)
-        for question, candidates in zip(questions, retrieve(questions, tools, pause=pause), strict=True)
+        question.question_no: (Change.UNKNOWN,)
+        if isinstance(candidates, Answer)
+        else changes_since(earlier.get(question.question_no), now, candidates)
+        for question, candidates in zip(questions, retrieved, strict=True)
     }
     unchanged = [number for number, reasons in changes.items() if not reasons]
     taken: set[int] = set()
@@ -114,8 +118,10 @@ def plan_refresh(
         if not page:
             continue
         questions = [question for question, _ in page]
-        for (_, earlier), candidates in zip(page, retrieve(questions, tools), strict=True):
-            changes = changes_since(earlier, now, candidates)
+        retrieved = isolate_failures(questions, lambda batch: retrieve(batch, tools))
+        for (_, earlier), candidates in zip(page, retrieved, strict=True):
+            is_lost = isinstance(candidates, Answer)
+            changes = (Change.UNKNOWN,) if is_lost else changes_since(earlier, now, candidates)
             because.update(change.value for change in changes)
             asked_again += bool(changes)
         done += len(questions)

@@ -10,6 +10,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +24,9 @@ from ragllava.jobs.states import JobState
 from ragllava.json_records import from_json
 from ragllava.records import AnswerOptions, FileFormat
 from ragllava.settings import Settings
+from ragllava.stages.answer.asked_pictures import AskedPictures
 from ragllava.stages.answer.question_files import BatchRules, QuestionFile, read_questions
+from ragllava.stages.answer.remote_pictures import RemotePictures
 from ragllava.stages.answer.submit import Submission, submit_questions
 from ragllava.stages.batches.bodies import error_line, is_answer, output_line
 from ragllava.stages.batches.state import is_job_ended
@@ -32,7 +35,7 @@ from ragllava.stages.results.finalize import result_rows
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.access import batches, uploads, usage
 from ragllava.stores.access.batches import Batch
-from ragllava.stores.access.uploads import NewUpload, new_file_id
+from ragllava.stores.access.uploads import NewUpload, Upload, new_file_id
 from ragllava.stores.database import in_transaction
 from ragllava.stores.objects import ObjectStore
 from ragllava.whole_files import file_sha256
@@ -93,7 +96,7 @@ def _begin(engine: Engine, settings: Settings, objects: ObjectStore, batch: Batc
         _fail(engine, batch, [_error("job_removed", "the job of the batch was removed")])
         return 1
     try:
-        file = _read(engine, objects, batch)
+        file = _read(engine, settings, objects, batch)
         in_transaction(engine, _submit, settings, batch, file)
     except InvalidInput as error:
         _fail(engine, batch, _line_errors(error.errors))
@@ -104,13 +107,26 @@ def _begin(engine: Engine, settings: Settings, objects: ObjectStore, batch: Batc
     return 1
 
 
-def _read(engine: Engine, objects: ObjectStore, batch: Batch) -> QuestionFile:
+def _read(engine: Engine, settings: Settings, objects: ObjectStore, batch: Batch) -> QuestionFile:
     upload = in_transaction(engine, uploads.get_upload, batch.input_file_id)
     rules = BatchRules(batch.endpoint, f"{MODEL}/{batch.archive}")
+    find_upload = partial(in_transaction, engine, _upload_of_owner, batch)
+    pictures = AskedPictures(engine, objects, batch.archive, RemotePictures.of(settings), find_upload)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "batch.jsonl"
         objects.fetch(upload.object_key, path)
-        return read_questions(path, name=upload.filename, format=FileFormat.JSONL, rules=rules)
+        return read_questions(
+            path, name=upload.filename, format=FileFormat.JSONL, rules=rules, store_picture=pictures.store
+        )
+
+
+def _upload_of_owner(connection: Connection, batch: Batch, file_id: str) -> Upload:
+    """A file that the owner of a batch may use; this process sees all. Raises NotFound."""
+    upload = uploads.get_upload(connection, file_id)
+    archives = uploads.archives_of(connection, file_id)
+    if upload.owner != batch.owner and archives != [batch.archive_id]:
+        raise uploads.unknown_file(file_id)
+    return upload
 
 
 def _submit(connection: Connection, settings: Settings, batch: Batch, file: QuestionFile) -> None:

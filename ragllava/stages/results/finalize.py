@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine
 
 from ragllava.errors import ObjectMissing, UsageError
 from ragllava.jobs import control
-from ragllava.jobs.control import JobView
+from ragllava.jobs.control import WITH_PICTURES, JobView
 from ragllava.jobs.isolation import Isolation
 from ragllava.jobs.kinds import kind_of
 from ragllava.jobs.states import JobState
@@ -45,7 +45,7 @@ def result_rows(connection: Connection, job_id: int, *, with_metadata: bool = Fa
 
     `with_metadata` adds the metadata that the images of the evidence have now.
     """
-    searched = control.archive_of(connection, job_id)
+    searched, of_pictures = control.archive_of(connection, job_id), control.asks_with_pictures(connection, job_id)
     results = answers.iterate_results(connection, job_id)
     while page := list(islice(results, _PAGE)):
         kept = {candidate.image.image_id for _, candidates in page for candidate in evidence_of(candidates)}
@@ -61,6 +61,7 @@ def result_rows(connection: Connection, job_id: int, *, with_metadata: bool = Fa
                     candidates=_told_apart(candidates, uris) if uris else candidates,
                     previous=_previous(row.previous, row.changes) if row.previous else None,
                     metadata=metadata,
+                    of_pictures=of_pictures,
                 )
 
 
@@ -178,7 +179,15 @@ def _write_results(engine: Engine, job: JobView, path: Path, format: FileFormat)
     top_n, is_refresh, columns = job.spec["options"]["top_n"], job.refresh is not None, job.spec.get("columns", ())
     with engine.begin() as connection:
         rows = result_rows(connection, job.job_id)
-        return write_results(rows, path, format, top_n=top_n, is_refresh=is_refresh, columns=columns)
+        return write_results(
+            rows,
+            path,
+            format,
+            top_n=top_n,
+            is_refresh=is_refresh,
+            columns=columns,
+            of_pictures=WITH_PICTURES in job.spec,
+        )
 
 
 def _deliver(
