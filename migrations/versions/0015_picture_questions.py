@@ -21,12 +21,14 @@ def upgrade() -> None:
     )
     op.add_column("answers", sa.Column("prompt_tokens", sa.Integer()))
     op.add_column("answers", sa.Column("completion_tokens", sa.Integer()))
+    op.add_column("requests", sa.Column("code", sa.Text()))
     op.add_column("batches", sa.Column("usage", JSONB()))
 
 
 def downgrade() -> None:
     """Questions lose their pictures, whose objects `gc` finds; counts of tokens are lost."""
     op.drop_column("batches", "usage")
+    op.drop_column("requests", "code")
     op.drop_column("answers", "completion_tokens")
     op.drop_column("answers", "prompt_tokens")
     op.drop_index("ix_questions_picture", "questions")

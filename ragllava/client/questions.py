@@ -17,13 +17,15 @@ from sqlalchemy import Connection
 
 from ragllava.client.archives import Archives
 from ragllava.client.connections import Namespace
-from ragllava.client.jobs import Jobs
+from ragllava.client.jobs import Count, Jobs
 from ragllava.client.reporting import report_figures, report_rows, report_title, summarise
 from ragllava.errors import AnswerTimeout, UsageError
 from ragllava.evaluation.metrics import JobFigures
 from ragllava.filters import joined_filters, parse_where
+from ragllava.jobs import control
 from ragllava.jobs.control import ASKED, WITH_PICTURES
 from ragllava.records import AnswerOptions, KnownAnswer, Priority, Question
+from ragllava.settings import Settings
 from ragllava.stages.answer.asked_pictures import AskedPictures, read_picture_file
 from ragllava.stages.answer.question_files import (
     MAX_QUESTION_CHARACTERS,
@@ -33,7 +35,7 @@ from ragllava.stages.answer.question_files import (
     read_questions,
 )
 from ragllava.stages.answer.remote_pictures import RemotePictures
-from ragllava.stages.answer.submit import Submission, Submitted, submit_questions, submit_refresh
+from ragllava.stages.answer.submit import Submission, Submitted, answered_lines, submit_questions, submit_refresh
 from ragllava.stages.record_files import format_by_extension
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import result_rows
@@ -257,13 +259,14 @@ class Questions(Namespace):
             thumbnail=archives.thumbnail,
         )
 
-    def refresh(self, job_id: int) -> tuple[int, bool]:
+    def refresh(self, job_id: int, count: Count | None = None) -> tuple[int, bool]:
         """Ask those questions of an ended job again for which something has changed, in a new job.
 
-        Returns the job, and whether it is new: an open refresh of that job is returned again. Raises UsageError when
-        there is nothing to refresh.
+        Returns the job, and whether it is new: an open refresh of that job is returned again. `count` is called in the
+        same transaction with the number of questions that may be asked again; what it raises undoes it. Raises
+        UsageError when there is nothing to refresh.
         """
-        return self._queue(submit_refresh, job_id)
+        return self._queue(_refresh, job_id, count)
 
     def plan_refresh(self, job_id: int, on_progress: OnProgress | None = None) -> RefreshPlan:
         """Count the questions that a refresh would ask again. Retrieves in this process, by this machine's retriever.
@@ -276,6 +279,13 @@ class Questions(Namespace):
         connections = self._connections
         with closing(Resources(connections.settings)) as resources:
             return plan_refresh(connections.engine, connections.settings, resources, job_id, on_progress)
+
+
+def _refresh(connection: Connection, settings: Settings, job_id: int, count: Count | None) -> tuple[int, bool]:
+    refresh_id, is_new = submit_refresh(connection, settings, job_id)
+    if is_new and count is not None:  # which questions have changed, the workers find out
+        count(connection, answered_lines(control.view(connection, job_id)))
+    return refresh_id, is_new
 
 
 def _folder_of(questions: object) -> Path:

@@ -691,7 +691,7 @@ batches = Table(
     Column("content_digest", Text, nullable=False),  # of what was asked for, to recognise a repetition
     Column("errors", JSONB(none_as_null=True)),  # why it has failed
     Column("counts", JSONB(none_as_null=True)),  # total, completed, failed, when its files are there
-    Column("usage", JSONB(none_as_null=True)),  # input_tokens and output_tokens of its answers; NULL: not all were counted
+    Column("usage", JSONB(none_as_null=True)),  # input_tokens, output_tokens; NULL: not all counted
     Column("output_file_id", Text),
     Column("error_file_id", Text),
     moment("created_at"),
@@ -729,6 +729,7 @@ requests = Table(
     Column("result", JSONB(none_as_null=True)),
     Column("status", Text),
     Column("reason", Text),
+    Column("code", Text),  # whose fault it is that there is no result
     postgresql_with={"fillfactor": "70"},
 )
 

@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints
 
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
 from ragllava.api.routes.openai_files import ExpiresAfter
-from ragllava.client import AccessRole, BatchRequest, BatchView, Page
+from ragllava.client import AccessRole, BatchRequest, BatchView, Page, response_usage
 
 routes = Routes("Batches")
 
@@ -58,6 +58,29 @@ class RequestCounts(Answer):
     failed: int
 
 
+class InputDetails(Answer):
+    """Of the tokens that were read."""
+
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class OutputDetails(Answer):
+    """Of the tokens that were written."""
+
+    reasoning_tokens: int
+
+
+class BatchUsage(Answer):
+    """The tokens that the generator read and wrote for all answers."""
+
+    input_tokens: int
+    input_tokens_details: InputDetails
+    output_tokens: int
+    output_tokens_details: OutputDetails
+    total_tokens: int
+
+
 class BatchObject(Answer):
     """A batch; times are in seconds since 1970."""
 
@@ -83,7 +106,7 @@ class BatchObject(Answer):
     cancelling_at: int | None
     cancelled_at: int | None
     request_counts: RequestCounts
-    usage: None = None
+    usage: BatchUsage | None
     metadata: dict[str, str] | None
 
 
@@ -163,12 +186,18 @@ def batch_object(view: BatchView) -> BatchObject:
         cancelling_at=_seconds(batch.cancelling_at),
         cancelled_at=_seconds(batch.cancelled_at),
         request_counts=RequestCounts(**view.counts),
+        usage=_usage(batch.usage),
         metadata=batch.metadata,
     )
 
 
 def _seconds(moment: datetime | None) -> int | None:
     return int(moment.timestamp()) if moment else None
+
+
+def _usage(tokens: dict[str, int] | None) -> BatchUsage | None:
+    stated = response_usage(tokens["input_tokens"], tokens["output_tokens"]) if tokens else None
+    return BatchUsage(**stated) if stated else None
 
 
 def _errors(errors: list[dict[str, Any]] | None) -> BatchErrors | None:

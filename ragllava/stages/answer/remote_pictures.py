@@ -59,7 +59,7 @@ class RemotePictures:
     hosts: Sequence[str]
     resolve: Callable[[str, int], list[str]] = resolve
     is_public: Callable[[str], bool] = is_public
-    certificates: str = certifi.where()  # noqa: RUF009 - a path that does not change
+    certificates: str = certifi.where()
     whole_s: float = _WHOLE_S
 
     @classmethod

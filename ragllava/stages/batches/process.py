@@ -161,16 +161,24 @@ def _finish(engine: Engine, objects: ObjectStore, batch: Batch) -> int:
     """Write the files of a batch whose job has ended, then end the batch in one transaction."""
     ended = _ended_as(batch)
     with tempfile.TemporaryDirectory() as folder:
-        lines = _write_lines(engine, batch, Path(folder), _STOPPED[ended if ended in _STOPPED else "cancelled"])
+        lines, usage = _write_lines(engine, batch, Path(folder), _STOPPED[ended if ended in _STOPPED else "cancelled"])
         files = {kind: _store(objects, batch, Path(folder), kind, count) for kind, count in lines.items() if count}
-    return int(in_transaction(engine, _end, batch, ended, files, lines))
+    return int(in_transaction(engine, _end, batch, ended, files, lines, usage))
 
 
-def _end(connection: Connection, batch: Batch, ended: str, files: dict[str, NewUpload], lines: dict[str, int]) -> bool:
+def _end(
+    connection: Connection,
+    batch: Batch,
+    ended: str,
+    files: dict[str, NewUpload],
+    lines: dict[str, int],
+    usage: dict[str, int] | None,
+) -> bool:
     counts = {"total": sum(lines.values()), "completed": lines[_OUTPUT], "failed": lines[_ERRORS]}
     ids = {kind: upload.file_id for kind, upload in files.items()}
     values: dict[str, Any] = {
         "counts": counts,
+        "usage": usage,
         "output_file_id": ids.get(_OUTPUT),
         "error_file_id": ids.get(_ERRORS),
         "finalizing_at": batch.job_finished_at,
@@ -192,15 +200,27 @@ def _ended_as(batch: Batch) -> str:
     return "expired" if batch.overdue_at is not None and batch.cancelling_at is None else "cancelled"
 
 
-def _write_lines(engine: Engine, batch: Batch, folder: Path, stopped: tuple[str, str]) -> dict[str, int]:
-    """The lines of the two files; returns how many each has."""
+def _write_lines(
+    engine: Engine, batch: Batch, folder: Path, stopped: tuple[str, str]
+) -> tuple[dict[str, int], dict[str, int] | None]:
+    """The lines of the two files; returns how many each has, and the tokens of all answers if they were counted."""
     lines = {_OUTPUT: 0, _ERRORS: 0}
+    tokens: dict[str, int] | None = {"input_tokens": 0, "output_tokens": 0}
     with (folder / _OUTPUT).open("w") as output, (folder / _ERRORS).open("w") as errors:
         for row in _rows(engine, batch):
             kind, file = (_OUTPUT, output) if is_answer(row) else (_ERRORS, errors)
             _write_line(file, batch, row, stopped)
             lines[kind] += 1
-    return lines
+            tokens = _added(tokens, row) if kind == _OUTPUT else tokens
+    return lines, tokens
+
+
+def _added(tokens: dict[str, int] | None, row: ResultRow) -> dict[str, int] | None:
+    """The sums with those of another answer; None as soon as one is not known."""
+    read, written = row.prompt_tokens, row.completion_tokens
+    if tokens is None or read is None or written is None:
+        return None
+    return {"input_tokens": tokens["input_tokens"] + read, "output_tokens": tokens["output_tokens"] + written}
 
 
 def _write_line(file: IO[str], batch: Batch, row: ResultRow, stopped: tuple[str, str]) -> None:

@@ -173,7 +173,7 @@ class ResultRow:
         return stamp | {"threshold": _rounded(stamp["threshold"])}
 
 
-def write_results(
+def write_results(  # noqa: PLR0913 - each says which columns there are
     rows: Iterable[ResultRow],
     path: Path,
     format: FileFormat,
@@ -316,9 +316,7 @@ def _empty_row(is_refresh: bool, with_metadata: bool, columns: Sequence[str], of
     """A row that has the keys of all rows of a job."""
     previous = Previous(0, None, None, ()) if is_refresh else None
     metadata: Mapping[int, Metadata] | None = {} if with_metadata else None
-    row = ResultRow(
-        0, None, None, AnswerStatus.FAILED, previous=previous, metadata=metadata, of_pictures=of_pictures
-    )
+    row = ResultRow(0, None, None, AnswerStatus.FAILED, previous=previous, metadata=metadata, of_pictures=of_pictures)
     return _with_input(row, columns)
 
 

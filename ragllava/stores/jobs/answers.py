@@ -18,9 +18,29 @@ from ragllava.stores.schema import answers, candidates, images, jobs, questions
 
 RunKey = tuple[int, int, int | None]  # job, number of the question, run; None: it has no answer yet
 
-_QUESTION_COLUMNS = ("job_id", "question_no", "place", "line", "custom_id", "text", "filter", "note", "given", "picture")
+_QUESTION_COLUMNS = (
+    "job_id",
+    "question_no",
+    "place",
+    "line",
+    "custom_id",
+    "text",
+    "filter",
+    "note",
+    "given",
+    "picture",
+)
 _TOKENS = ("prompt_tokens", "completion_tokens")
-_ANSWER_COLUMNS = ("question_no", "status", "text", "confidence", "note", "error_code", "error", *_TOKENS)  # of an Answer
+_ANSWER_COLUMNS = (
+    "question_no",
+    "status",
+    "text",
+    "confidence",
+    "note",
+    "error_code",
+    "error",
+    *_TOKENS,
+)  # of an Answer
 _CANDIDATE_COLUMNS = (
     "retrieval_rank",
     "retrieval_score",
@@ -41,8 +61,8 @@ def insert_questions(
 ) -> None:
     """COPY (question_no, line, custom_id, text) rows; text None marks a line that is not a valid question.
 
-    `own` has by number the questions that have a filter, a note, a picture or further columns. The questions are answered in the
-    order of their numbers until `reorder` changes it.
+    `own` has by number the questions that have a filter, a note, a picture or further columns. The questions are
+    answered in the order of their numbers until `reorder` changes it.
     """
     with_own = own or {}
     nothing = (None, None, None, None)
@@ -151,8 +171,8 @@ def candidates_digest(candidates: Sequence[Candidate]) -> str:
 def iterate_results(connection: Connection, job_id: int) -> Iterator[tuple[Any, tuple[Candidate, ...]]]:
     """Every input line of a job in order with its latest answer, in pages, so that a job of any size fits in memory.
 
-    Yields (row, candidates): row has question_no, line, custom_id, question, previous, given, picture and the answer's columns,
-    which are NULL while the question is open; candidates are ordered by relevance, best first.
+    Yields (row, candidates): row has question_no, line, custom_id, question, previous, given, picture and the answer's
+    columns, which are NULL while the question is open; candidates are ordered by relevance, best first.
     """
     total = connection.execute(select(jobs.c.total).where(jobs.c.id == job_id)).scalar_one()
     for lo, hi in ranges(total, _PAGE):
@@ -164,7 +184,8 @@ def iterate_results(connection: Connection, job_id: int) -> Iterator[tuple[Any, 
 
 _RESULTS = text(f"""
     SELECT q.question_no, q.line, q.custom_id, q.text AS question, q.previous, q.given, q.picture, a.run_no, a.status,
-           a.text AS answer, a.confidence, a.models, a.prompt_tokens, a.completion_tokens, nullif(concat_ws('; ', q.note, a.note), '') AS note,
+           a.text AS answer, a.confidence, a.models, a.prompt_tokens, a.completion_tokens,
+           nullif(concat_ws('; ', q.note, a.note), '') AS note,
            a.error_code, a.error, a.changes
     FROM questions q {LATEST_ANSWER}
     WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi ORDER BY q.question_no

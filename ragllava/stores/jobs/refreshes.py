@@ -139,7 +139,8 @@ _PINNED_ANSWER = """
 _COPY_QUESTIONS = text(f"""
     INSERT INTO questions (job_id, question_no, place, line, custom_id, text, filter, note, given, picture, previous)
     SELECT :job_id, q.question_no, q.place, q.line, q.custom_id, q.text, q.filter, q.note, q.given,
-           q.picture, jsonb_build_object('job', q.job_id, 'run', a.run_no, 'status', a.status, 'answer', a.text, 'evidence',
+           q.picture,
+           jsonb_build_object('job', q.job_id, 'run', a.run_no, 'status', a.status, 'answer', a.text, 'evidence',
                (SELECT coalesce(jsonb_agg(jsonb_build_object('image_id', c.image_id, 'source', i.source)
                                           ORDER BY c.evidence_no), '[]')
                 FROM candidates c JOIN images i ON i.id = c.image_id

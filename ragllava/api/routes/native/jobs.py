@@ -223,9 +223,8 @@ def cancel_job(call: Call[NoQuery, NoBody]) -> JobObject:
 @routes.post("/v1/jobs/{job_id}/retry", needs=AccessRole.ASK, answer=RetriedJob, archive_in="path:job_id")
 def retry_job(call: Call[NoQuery, NoBody]) -> RetriedJob:
     """Try the failed, dead and cancelled inputs of an ended job again; 409 for one that has not ended."""
-    job_id = call.number("job_id")
-    with call.client.access.admitted(call.principal):
-        return RetriedJob(job=job_id, inputs=call.client.jobs.retry(job_id))
+    job_id, count = call.number("job_id"), call.client.access.count_questions(call.principal)
+    return RetriedJob(job=job_id, inputs=call.client.jobs.retry(job_id, count))
 
 
 @routes.post(
@@ -233,8 +232,8 @@ def retry_job(call: Call[NoQuery, NoBody]) -> RetriedJob:
 )
 def refresh_job(call: Call[NoQuery, NoBody]) -> RefreshedJob:
     """Ask those questions of an ended job again for which something has changed since, in a new job."""
-    with call.client.access.admitted(call.principal):
-        job_id, is_new = call.client.questions.refresh(call.number("job_id"))
+    count = call.client.access.count_questions(call.principal)
+    job_id, is_new = call.client.questions.refresh(call.number("job_id"), count)
     return RefreshedJob(job=job_id, is_new=is_new)
 
 
