@@ -310,8 +310,9 @@ class Candidate:
     `retrieval_rank` is its place among the candidates: the nearest pictures first, then those found by words alone.
     `retrieval_score` is the cosine of the image and of what found it: the text of the question, or its picture.
     `caption_rank` and `caption_score` (BM25) are None for one that was not found by words. `relevance` is P("Yes") of
-    the reranker, in [0, 1], None for one that was not reranked; `evidence_no` is 0, 1, … for the kept ones in rank order, None for the others. `shares` is not stored: for
-    each thing that the question names, how well the caption names it (stages/answer/candidates.py).
+    the reranker, in [0, 1], None for one that was not reranked; `evidence_no` is 0, 1, … for the kept ones in rank
+    order, None for the others. `shares` is not stored: for each thing that the question names, how well the caption
+    names it (stages/answer/candidates.py).
     """
 
     image: StoredImage

@@ -13,8 +13,8 @@ or `id`, the question `query` or `prompt`. `where` is the question's own filter 
 JSON, and in every format text, which is JSON or one condition. `picture` is the address of a picture that the question
 is asked with (asked_pictures.py), as in a part of a message of OpenAI's formats; such a question may be without text.
 Records without any content are skipped. Further columns are repeated in the results. An id that is missing becomes
-`line-<line>`; one that is given must be unique in the file and have 1 to 64 characters. White space around a question is removed, and a NUL or half of a surrogate pair (Postgres
-stores neither) becomes U+FFFD.
+`line-<line>`; one that is given must be unique in the file and have 1 to 64 characters. White space around
+a question is removed, and a NUL or half of a surrogate pair (Postgres stores neither) becomes U+FFFD.
 """
 
 from __future__ import annotations
