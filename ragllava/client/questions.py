@@ -39,6 +39,7 @@ from ragllava.stages.answer.submit import Submission, Submitted, answered_lines,
 from ragllava.stages.record_files import format_by_extension
 from ragllava.stages.resources import Resources
 from ragllava.stages.results.finalize import result_rows
+from ragllava.stages.results.kept import fetch_or_make
 from ragllava.stages.results.report import MAX_CARDS, page_paths, require_own_report, write_report
 from ragllava.stages.results.results import ResultRow, require_same_job, write_errors, write_results
 from ragllava.stores.access.uploads import get_upload
@@ -218,6 +219,24 @@ class Questions(Namespace):
         if not errors:
             errors_path.unlink()
         return SavedResults(lines, errors)
+
+    def fetch_results(self, job_id: int, path: str | Path, *, with_metadata: bool = False) -> str | None:
+        """As `save_results`, without an error file; of an ended job the file is made once and kept in the object store.
+
+        Returns a tag that is the same for the same bytes; None while the job has not ended, and with metadata, which
+        are those of now.
+        """
+        path = Path(path)
+        format = format_by_extension(path.name)
+        job = Jobs(self._connections).require_answers(job_id)
+
+        def make(path: Path) -> None:
+            self.save_results(job_id, path, with_metadata=with_metadata, replace_any=True)
+
+        if with_metadata or format is None:
+            make(path)
+            return None
+        return fetch_or_make(self._connections.engine, self._connections.objects, job, path, format, make)
 
     def save_report(
         self,

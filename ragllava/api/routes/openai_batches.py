@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
+from ragllava.api.routes.native.shared import page_of
 from ragllava.api.routes.openai_files import ExpiresAfter
 from ragllava.client import AccessRole, BatchRequest, BatchView, Page, response_usage
 
@@ -146,9 +147,7 @@ def create_batch(call: Call[NoQuery, BatchBody]) -> BatchObject:
 def list_batches(call: Call[BatchQuery, NoBody]) -> BatchList:
     """The batches that the caller may see, the newest first."""
     found, has_more = call.client.batches.list(Page(call.query.limit, call.query.after))
-    data = [batch_object(view) for view in found]
-    first, last = (data[0].id, data[-1].id) if data else (None, None)
-    return BatchList(data=data, first_id=first, last_id=last, has_more=has_more)
+    return page_of(BatchList, [batch_object(view) for view in found], has_more)
 
 
 @routes.get("/v1/batches/{batch_id}", needs=AccessRole.READ, answer=BatchObject, archive_in="path:batch_id")

@@ -96,7 +96,8 @@ class AskedPictures:
     def _read_bound(self, address: str) -> bytes:
         bucket, _, key = address.removeprefix(address[:5]).partition("/")
         key = unquote(key)
-        if not in_transaction(self.engine, _is_bound, self.archive, bucket, key):
+        has_dots = {".", ".."} & set(key.split("/"))  # which a store may resolve to another bucket
+        if has_dots or not in_transaction(self.engine, _is_bound, self.archive, bucket, key):
             raise UsageError(f"{address[:200]} is below no prefix that is bound to the archive {self.archive}")
         try:
             return self.objects.read_external(bucket, key, MAX_PICTURE_BYTES).data

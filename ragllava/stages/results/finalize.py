@@ -37,6 +37,7 @@ from ragllava.whole_files import file_sha256
 
 log = logging.getLogger(__name__)
 
+RESULTS = "results.jsonl"
 _PAGE = 500  # results whose metadata are loaded together
 
 
@@ -134,14 +135,20 @@ def _store_result(connection: Connection, job: JobView, result: dict[str, Any]) 
     webhooks.announce_end(connection, job.job_id)
 
 
+def kept_folder(job_id: int) -> str:
+    """Where further files that were made of the results of a job are kept (kept.py)."""
+    return f"jobs/{job_id}/kept/"
+
+
 def write_files(engine: Engine, objects: ObjectStore, job: JobView, counted: Reconciliation) -> dict[str, Any]:
     """Write `jobs/<id>/results.jsonl`, `errors.jsonl` and, last, `manifest.json`; returns the manifest.
 
     Of a job that came through an inbox the outbox gets the same.
     """
     prefix = f"jobs/{job.job_id}"
+    objects.remove_prefix(kept_folder(job.job_id))  # of earlier results
     with tempfile.TemporaryDirectory() as folder:
-        results, errors = Path(folder) / "results.jsonl", Path(folder) / "errors.jsonl"
+        results, errors = Path(folder) / RESULTS, Path(folder) / "errors.jsonl"
         lines = {results: _write_results(engine, job, results, FileFormat.JSONL)}
         with engine.begin() as connection:
             lines[errors] = write_errors(result_rows(connection, job.job_id), errors)

@@ -16,7 +16,7 @@ from ragllava.api.bodies import close_files, read_form
 from ragllava.api.errors import InvalidRequest
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
 from ragllava.api.routes.native.archives import RemovalObject, RemovalQuery, removal_object
-from ragllava.api.routes.native.shared import Json, Line, LongText, Where, json_of
+from ragllava.api.routes.native.shared import Json, Line, LongText, Where, json_of, page_of
 from ragllava.client import AccessRole, AnswerOptions, JobKind, JobState, JobView, Priority, Retrieval, seconds_left
 from ragllava.records import PRIORITIES, Depth
 
@@ -189,9 +189,7 @@ def list_jobs(call: Call[JobsQuery, NoBody]) -> JobList:
         state=query.state,
         before=query.after,
     )
-    data = list(map(job_object, found[: query.limit]))
-    first, last = (data[0].job, data[-1].job) if data else (None, None)
-    return JobList(data=data, first_id=first, last_id=last, has_more=len(found) > query.limit)
+    return page_of(JobList, list(map(job_object, found[: query.limit])), len(found) > query.limit, "job")
 
 
 @routes.get("/v1/jobs/{job_id}", needs=AccessRole.READ, answer=JobWithShards, archive_in="path:job_id")
