@@ -93,7 +93,7 @@ def submit(
 @archive_option
 @click.option(
     "--picture",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="Ask with this picture: pictures like it are looked at first. QUESTION may be left out.",
 )
 @answer_options

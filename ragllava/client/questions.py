@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -158,7 +157,7 @@ class Questions(Namespace):
             connections.objects,
             archive,
             RemotePictures.of(connections.settings),
-            upload=partial(self._do, get_upload),
+            upload=lambda file_id: self._do(get_upload, file_id),
             folder=None if connections.for_tenants else folder,
         )
 

@@ -54,6 +54,13 @@ def changes_since(
     return tuple(changes)
 
 
+def _changes(
+    earlier: EarlierAnswer | None, now: ModelStamp, candidates: Sequence[Candidate] | Answer
+) -> tuple[Change, ...]:
+    """A question that failed, because its own picture cannot be read any more, is asked again: then it fails alone."""
+    return (Change.UNKNOWN,) if isinstance(candidates, Answer) else changes_since(earlier, now, candidates)
+
+
 def take_over_unchanged(
     context: ShardContext[Resources],
     questions: Sequence[Question],
@@ -68,12 +75,9 @@ def take_over_unchanged(
     lease, now = context.lease, stamp_now(tools)
     numbers = [question.question_no for question in questions]
     earlier = context.read(refreshes.earlier_answers, lease.job_id, numbers)
-    # A question whose picture cannot be read any more is asked again, and fails alone.
     retrieved = isolate_failures(questions, lambda batch: retrieve(batch, tools, pause=pause))
     changes = {
-        question.question_no: (Change.UNKNOWN,)
-        if isinstance(candidates, Answer)
-        else changes_since(earlier.get(question.question_no), now, candidates)
+        question.question_no: _changes(earlier.get(question.question_no), now, candidates)
         for question, candidates in zip(questions, retrieved, strict=True)
     }
     unchanged = [number for number, reasons in changes.items() if not reasons]
@@ -120,8 +124,7 @@ def plan_refresh(
         questions = [question for question, _ in page]
         retrieved = isolate_failures(questions, lambda batch: retrieve(batch, tools))
         for (_, earlier), candidates in zip(page, retrieved, strict=True):
-            is_lost = isinstance(candidates, Answer)
-            changes = (Change.UNKNOWN,) if is_lost else changes_since(earlier, now, candidates)
+            changes = _changes(earlier, now, candidates)
             because.update(change.value for change in changes)
             asked_again += bool(changes)
         done += len(questions)

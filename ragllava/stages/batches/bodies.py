@@ -76,7 +76,7 @@ def response_events(body: dict[str, Any]) -> list[dict[str, Any]]:
     empty = part | {"text": ""} if is_text else part | {"refusal": ""}
     item = {"output_index": 0}
     place = item | {"item_id": message["id"], "content_index": 0}
-    logprobs = {"logprobs": []} if is_text else {}
+    logprobs: dict[str, Any] = {"logprobs": []} if is_text else {}
     events: list[dict[str, Any]] = [
         {"type": "response.created", "response": begun},
         {"type": "response.in_progress", "response": begun},

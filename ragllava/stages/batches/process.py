@@ -10,7 +10,6 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -110,7 +109,10 @@ def _begin(engine: Engine, settings: Settings, objects: ObjectStore, batch: Batc
 def _read(engine: Engine, settings: Settings, objects: ObjectStore, batch: Batch) -> QuestionFile:
     upload = in_transaction(engine, uploads.get_upload, batch.input_file_id)
     rules = BatchRules(batch.endpoint, f"{MODEL}/{batch.archive}")
-    find_upload = partial(in_transaction, engine, _upload_of_owner, batch)
+
+    def find_upload(file_id: str) -> Upload:
+        return in_transaction(engine, _upload_of_owner, batch, file_id)
+
     pictures = AskedPictures(engine, objects, batch.archive, RemotePictures.of(settings), find_upload)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "batch.jsonl"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 
 from ragllava.errors import UsageError
@@ -32,8 +33,8 @@ class Host:
 
     def fetcher(self, **values: Any) -> RemotePictures:
         """It takes this machine for one of the internet."""
-        given = {"hosts": [f"127.0.0.1:{self.port}"], "certificates": self.certificates, "is_public": lambda _: True}
-        return RemotePictures(**given | values)
+        given: dict[str, Any] = {"hosts": [f"127.0.0.1:{self.port}"], "is_public": lambda _: True}
+        return RemotePictures(**given | {"certificates": self.certificates} | values)
 
     def url(self, path: str) -> str:
         return f"https://127.0.0.1:{self.port}{path}"
@@ -97,7 +98,7 @@ def test_a_picture_of_an_allowed_host_is_fetched(host: Host) -> None:
         ("/moved", {}, "status 302; redirects are not followed"),
         ("/gone", {}, "status 404"),
         ("/slow", {"whole_s": 0.2}, "in time"),
-        ("/a.png", {"certificates": __import__("certifi").where()}, "SSLError"),
+        ("/a.png", {"certificates": certifi.where()}, "SSLError"),
     ],
 )
 def test_what_is_refused(host: Host, path: str, values: dict[str, Any], sentence: str) -> None:
