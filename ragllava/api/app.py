@@ -59,7 +59,7 @@ class Server:
             principal = _NOBODY
             try:
                 principal = await self._admit(request, route)
-                with acting(principal.scope):
+                with acting(self._client.access.scope_of(principal)):
                     response = await self._call(request, route, principal, request_id)
             except Exception as error:  # noqa: BLE001 - the one place where errors become answers
                 response = answer_to(error, request_id)

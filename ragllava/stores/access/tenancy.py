@@ -19,7 +19,7 @@ from sqlalchemy.engine import ExceptionContext
 
 from ragllava.errors import AccessDenied, UsageError
 from ragllava.stores.database import TRANSACTIONS_ONLY
-from ragllava.stores.sessions import OWNER
+from ragllava.stores.sessions import OPEN_JOBS, OWNER
 
 ARCHIVES = "ragllava.archives"
 ALL = "all"
@@ -27,10 +27,12 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which archives the transactions of a request may see (None: all), and who owns the jobs that they create."""
+    """Which archives the transactions of a request may see (None: all), who owns the jobs that they create, and how
+    many of these may be open (0: any number)."""
 
     archives: frozenset[int] | None
     owner: str
+    open_jobs: int = 0
 
     @property
     def setting(self) -> str:
@@ -71,8 +73,8 @@ def secure(engine: Engine) -> Engine:
 def _state_scope(connection: Connection) -> None:
     scope = _scope.get()
     driver: Any = connection.connection.dbapi_connection
-    values = (ARCHIVES, scope.setting, OWNER, scope.owner)
-    driver.execute("SELECT set_config(%s, %s, true), set_config(%s, %s, true)", values)
+    values = (ARCHIVES, scope.setting, OWNER, scope.owner, OPEN_JOBS, str(scope.open_jobs))
+    driver.execute("SELECT set_config(%s, %s, true), set_config(%s, %s, true), set_config(%s, %s, true)", values)
 
 
 def _translate(context: ExceptionContext) -> None:

@@ -131,6 +131,7 @@ def example_body(route: Route, place: Place) -> Any:
         "create_archive": {"name": "new"},
         "rename_archive": {"name": "new"},
         "create_binding": {"address": "s3://nowhere/"},
+        "ingest_prefix": {"address": "s3://nowhere/"},
         "reindex_archive": {},
         "submit_job": {"archive": place.archive, "questions": ["What?"]},
         "store_feedback": {"labels": [{"custom_id": "q", "verdict": "right"}]},
