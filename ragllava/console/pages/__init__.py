@@ -16,6 +16,7 @@ from ragllava.console.pages import (
     review,
     schedules,
     sign_in,
+    submit,
 )
 
 ALL_PAGES: tuple[Page, ...] = (
@@ -24,6 +25,7 @@ ALL_PAGES: tuple[Page, ...] = (
     *ask.pages.listed,
     *archives.pages.listed,
     *pictures.pages.listed,
+    *submit.pages.listed,
     *jobs.pages.listed,
     *review.pages.listed,
     *learning.pages.listed,
