@@ -20,8 +20,8 @@ status, a Done that leads to a page with a message, or a Response. Plain functio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
 from starlette.datastructures import UploadFile
 
@@ -30,6 +30,7 @@ from ragllava.client import AccessRole, Principal
 
 Q = TypeVar("Q", bound=Query)
 B = TypeVar("B", bound=Body)
+NewBody = TypeVar("NewBody", bound=Body)
 
 ROOT = "/console"
 Context = Mapping[str, Any]
@@ -53,6 +54,11 @@ class Visit(Call[Q, B]):
         """Whether htmx asks for a part of a page, which it puts into the one that is shown."""
         headers = self.request.headers
         return headers.get("hx-request") == "true" and headers.get("hx-boosted") != "true"
+
+
+    def with_body(self, body: NewBody) -> Visit[Q, NewBody]:
+        """The same visit with the body that a handler of the API takes."""
+        return cast("Visit[Q, NewBody]", replace(self, body=cast("B", body)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ class ConsoleServer:
         return NOBODY, None
 
     async def _visit(self, request: Request, page: Page, principal: Principal, secret: str | None) -> Response:
-        query = await read_query(request, page)
+        query = await read_query(request, page, is_form=True)
         fields, files = await _read_fields(request, page)
         try:
             if page.method not in _SAFE_METHODS and page.needs is not None:

@@ -7,6 +7,7 @@ from ragllava.console.pages import (
     archives,
     ask,
     audit,
+    help,
     jobs,
     keys,
     learning,
@@ -33,4 +34,5 @@ ALL_PAGES: tuple[Page, ...] = (
     *maintenance.pages.listed,
     *keys.pages.listed,
     *audit.pages.listed,
+    *help.pages.listed,
 )
