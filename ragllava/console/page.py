@@ -55,7 +55,6 @@ class Visit(Call[Q, B]):
         headers = self.request.headers
         return headers.get("hx-request") == "true" and headers.get("hx-boosted") != "true"
 
-
     def with_body(self, body: NewBody) -> Visit[Q, NewBody]:
         """The same visit with the body that a handler of the API takes."""
         return cast("Visit[Q, NewBody]", replace(self, body=cast("B", body)))
@@ -85,7 +84,8 @@ class Page(Endpoint):
     """One page, a part of one, or a change that a form asks for.
 
     `menu` is its name in the navigation, None: it is not there. `section` is that of its module: the navigation marks
-    it. `is_counted`: whether it counts towards the requests of its caller in a minute; pictures do not.
+    it. `is_counted`: whether it counts towards the requests of its caller in a minute; pictures do not. `is_change`:
+    whether a form changes what others see, and so is noted in the audit.
     """
 
     section: str = ""
@@ -93,6 +93,7 @@ class Page(Endpoint):
     title: str = ""
     menu: str | None = None
     is_counted: bool = True
+    is_change: bool = True
 
     def may_be_used_by(self, principal: Principal) -> bool:
         """Whether a role may see the page at all; which rows it sees is another question."""

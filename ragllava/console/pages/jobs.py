@@ -110,9 +110,7 @@ def show_job_state(visit: Visit[NoQuery, NoBody]) -> Context:
     return _job_context(visit, visit.client.jobs.get(visit.number("job_id")))
 
 
-@pages.get(
-    f"{JOBS}/{{job_id}}/results", needs=AccessRole.READ, query=ResultsQuery, archive_in="path:job_id"
-)
+@pages.get(f"{JOBS}/{{job_id}}/results", needs=AccessRole.READ, query=ResultsQuery, archive_in="path:job_id")
 def download_results(visit: Visit[ResultsQuery, NoBody]) -> OwnedFile:
     """The results as JSON lines, CSV or Parquet."""
     return read_results(visit)
@@ -163,7 +161,9 @@ def refresh(visit: Visit[NoQuery, NoBody]) -> Done:
     job_id = visit.number("job_id")
     with visit.client.access.admitted(visit.principal):
         refreshing, is_new = visit.client.questions.refresh(job_id)
-    said = f"Job {refreshing} refreshes job {job_id}." if is_new else f"Job {refreshing} refreshes job {job_id} already."
+    said = (
+        f"Job {refreshing} refreshes job {job_id}." if is_new else f"Job {refreshing} refreshes job {job_id} already."
+    )
     return _done(refreshing, said)
 
 

@@ -31,7 +31,12 @@ def show_form(visit: Visit[NewQuery, NoBody]) -> Context:
 
 
 @pages.post(
-    f"{NEW}/check", needs=AccessRole.ASK, body=JobFileForm, upload=MAX_FORM_BYTES, archive_in="body:archive"
+    f"{NEW}/check",
+    needs=AccessRole.ASK,
+    body=JobFileForm,
+    upload=MAX_FORM_BYTES,
+    archive_in="body:archive",
+    is_change=False,
 )
 def check_file(visit: Visit[NoQuery, JobFileForm]) -> Shown:
     """The first lines of a file, every error in it, and about how long its job would take. Nothing starts."""
