@@ -127,30 +127,25 @@ class Call(Generic[Q, B]):
 
 
 Handler = Callable[[Call[Any, Any]], Any | Awaitable[Any]]
+H = TypeVar("H", bound=Callable[[Any], Any])
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """One route. `needs` is the least role that may call it; None: anybody, without a key.
+class Endpoint:
+    """What a route of the API and a page of the console have in common: how a request is read, and who may send it.
 
-    `answer_also` is the type of another answer, where the request chooses it.
-    `streams` is the media type of an answer that is sent piece by piece, besides `answer` where that may be chosen.
-    `upload` is the limit of a multipart body in bytes; its fields are those of `body`. `archive_in` says which part of
-    the request names an archive or what belongs to one (`path:job_id`, `body:model`), for the tests of the boundary.
-    With `of_all`, the call concerns all archives: a caller that is bound to some is refused.
+    `needs` is the least role that may call it; None: anybody, without a key. `upload` is the limit of a multipart body
+    in bytes; its fields are those of `body`. `archive_in` says which part of the request names an archive or what
+    belongs to one (`path:job_id`, `body:model`), for the tests of the boundary. With `of_all`, the call concerns all
+    archives: a caller that is bound to some is refused.
     """
 
     method: str
     path: str
     handler: Handler
     needs: AccessRole | None
-    tag: str
     query: type[Query] = NoQuery
     body: type[Body] = NoBody
-    answer: type[Answer] | None = None
-    answer_also: Any = None
-    status: int = 200
-    streams: str | None = None
     upload: int | None = None
     max_body_bytes: int = MAX_BODY_BYTES
     archive_in: str | None = None
@@ -160,6 +155,21 @@ class Route:
     def name(self) -> str:
         """Unique: the name of the handler."""
         return self.handler.__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Route(Endpoint):
+    """One route of the API; `tag` is its heading in the description.
+
+    `answer_also` is the type of another answer, where the request chooses it.
+    `streams` is the media type of an answer that is sent piece by piece, besides `answer` where that may be chosen.
+    """
+
+    tag: str = ""
+    answer: type[Answer] | None = None
+    answer_also: Any = None
+    status: int = 200
+    streams: str | None = None
 
     @property
     def summary(self) -> str:
@@ -180,24 +190,24 @@ class Routes:
     tag: str
     listed: list[Route] = field(default_factory=list)
 
-    def add(self, method: str, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+    def add(self, method: str, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """A decorator of handlers; `declared` are the other fields of Route."""
 
-        def declare(handler: Handler) -> Handler:
-            self.listed.append(Route(method, path, handler, needs, self.tag, **declared))
+        def declare(handler: H) -> H:
+            self.listed.append(Route(method, path, handler, needs, tag=self.tag, **declared))
             return handler
 
         return declare
 
-    def get(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+    def get(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """As `add`."""
         return self.add("GET", path, needs=needs, **declared)
 
-    def post(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+    def post(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """As `add`."""
         return self.add("POST", path, needs=needs, **declared)
 
-    def delete(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+    def delete(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """As `add`."""
         return self.add("DELETE", path, needs=needs, **declared)
 

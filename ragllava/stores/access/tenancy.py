@@ -22,17 +22,23 @@ from ragllava.stores.database import TRANSACTIONS_ONLY
 from ragllava.stores.sessions import OPEN_JOBS, OWNER
 
 ARCHIVES = "ragllava.archives"
+ADMIN = "ragllava.admin"
 ALL = "all"
+YES = "yes"
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
     """Which archives the transactions of a request may see (None: all), who owns the jobs that they create, and how
-    many of these may be open (0: any number)."""
+    many of these may be open (0: any number).
+
+    An administrator of all archives also makes keys and reads the audit.
+    """
 
     archives: frozenset[int] | None
     owner: str
     open_jobs: int = 0
+    is_admin: bool = False
 
     @property
     def setting(self) -> str:
@@ -73,8 +79,13 @@ def secure(engine: Engine) -> Engine:
 def _state_scope(connection: Connection) -> None:
     scope = _scope.get()
     driver: Any = connection.connection.dbapi_connection
-    values = (ARCHIVES, scope.setting, OWNER, scope.owner, OPEN_JOBS, str(scope.open_jobs))
-    driver.execute("SELECT set_config(%s, %s, true), set_config(%s, %s, true), set_config(%s, %s, true)", values)
+    values = (
+        *(ARCHIVES, scope.setting),
+        *(OWNER, scope.owner),
+        *(OPEN_JOBS, str(scope.open_jobs)),
+        *(ADMIN, YES if scope.is_admin else ""),
+    )
+    driver.execute(f"SELECT {', '.join(['set_config(%s, %s, true)'] * 4)}", values)
 
 
 def _translate(context: ExceptionContext) -> None:
