@@ -48,6 +48,7 @@ from ragllava.stages.batches.bodies import CHAT, RESPONSES, answer_body, complet
 from ragllava.stages.batches.submit import MODEL, archive_named, options_of
 from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
+from ragllava.stages.duplicates import Duplicates
 from ragllava.stages.erasing.remove import Removal
 from ragllava.stages.feedback.labels import QuestionView, StoredFeedback
 from ragllava.stages.ingest.captions import Columns
@@ -61,6 +62,7 @@ from ragllava.stores.access.uploads import Page, Upload
 from ragllava.stores.access.usage import AuditEntry
 from ragllava.stores.access.webhooks import WebhookView
 from ragllava.stores.archives.archive import Archive, ArchiveSummary, ListedImage
+from ragllava.stores.archives.image_lists import ImageOrder, ImageState, ListKey, ListOptions, Marks, StoredContent
 from ragllava.stores.archives.indexes import IndexDetails
 from ragllava.stores.archives.reindex_items import ReindexingView
 from ragllava.stores.buckets.bindings import BindingRole, BindingView
@@ -96,10 +98,13 @@ __all__ = [
     "Columns",
     "Comparison",
     "Document",
+    "Duplicates",
     "ErasureView",
     "Fault",
     "FoundImage",
     "HeldRemoval",
+    "ImageOrder",
+    "ImageState",
     "IndexDetails",
     "IngestJob",
     "JobKind",
@@ -107,7 +112,10 @@ __all__ = [
     "JobView",
     "KeyView",
     "Limits",
+    "ListKey",
+    "ListOptions",
     "ListedImage",
+    "Marks",
     "NewKey",
     "NoisyReason",
     "NoisyState",
@@ -132,6 +140,7 @@ __all__ = [
     "Scores",
     "Selection",
     "Settings",
+    "StoredContent",
     "StoredFeedback",
     "TaskName",
     "TaskView",

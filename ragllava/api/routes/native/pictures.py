@@ -20,7 +20,7 @@ from ragllava.api.errors import InvalidRequest
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
 from ragllava.api.routes.native.archives import RemovalObject, RemovalQuery, removal_object
 from ragllava.api.routes.native.shared import Id, Json, Line, LongText, made_file
-from ragllava.client import AccessRole, IngestJob, ListedImage, PictureView
+from ragllava.client import AccessRole, IngestJob, ListedImage, PictureView, StoredContent
 from ragllava.errors import NotFound
 
 routes = Routes("Pictures")
@@ -31,7 +31,8 @@ _FEW_AT_ONCE = threading.BoundedSemaphore(2)
 _CAPTION_FILES = ("captions",)  # fields whose file has captions
 _CAPTIONS_NAME = "captions.jsonl"
 _LONGEST_PART = 200  # bytes of one part of a file's name
-_CACHED = "private, max-age=3600"
+# Ids are never given twice, and another picture under the same name gets an id of its own.
+_CACHED = "private, max-age=604800, immutable"
 # What browsers show without running anything in it; other pictures are downloaded.
 _SHOWN = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif")
 
@@ -105,6 +106,21 @@ class PictureObject(Answer):
     updated_at: datetime
     indexes: list[Json]
     questions: list[Json]
+
+
+class NewCaption(Body):
+    """A caption, and the one that it replaces (null: none), so that nobody's change is overwritten unseen."""
+
+    caption: LongText
+    expected: LongText | None
+
+
+class CaptionObject(Answer):
+    """A picture and the caption that it has now."""
+
+    object: Literal["picture"] = "picture"
+    image_id: int
+    caption: str | None
 
 
 @routes.post(
@@ -181,15 +197,15 @@ def show_picture(call: Call[NoQuery, NoBody]) -> PictureObject:
 )
 def read_picture(call: Call[NoQuery, NoBody]) -> Response:
     """The bytes of a picture as they were ingested; also parts of them (`Range`), and 304 for the `ETag` given."""
-    view = _view(call)
-    etag = f'"{view.sha256}"'
+    content = _content(call)
+    etag = f'"{content.sha256}"'
     if _has(call, etag):
         return Response(status_code=304, headers={"etag": etag, "cache-control": _CACHED})
-    is_shown = view.media_type in _SHOWN
+    is_shown = content.media_type in _SHOWN
     return made_file(
-        lambda path: call.client.pictures.save(view.sha256, path),
+        lambda path: call.client.pictures.save(content.sha256, path),
         "picture",
-        view.media_type if is_shown else "application/octet-stream",
+        content.media_type if is_shown else "application/octet-stream",
         etag=etag,
         cache_control=_CACHED,
         content_disposition="inline" if is_shown else "attachment",
@@ -203,16 +219,39 @@ def read_picture(call: Call[NoQuery, NoBody]) -> Response:
     archive_in="path:archive",
 )
 def read_thumbnail(call: Call[NoQuery, NoBody]) -> Response:
-    """A JPEG of a picture, its longer side at most 256 pixels; 404 when the picture cannot be read."""
-    view = _view(call)
-    etag = f'"{view.sha256}-thumbnail"'
+    """A JPEG of a picture, its longer side at most 256 pixels; 404 when the picture cannot be read.
+
+    It is made at the first request, and kept. Caches may keep it without asking again.
+    """
+    content = _content(call)
+    etag = f'"{content.sha256}-thumbnail"'
     headers = {"etag": etag, "cache-control": _CACHED}
     if _has(call, etag):
         return Response(status_code=304, headers=headers)
-    data = call.client.archives.thumbnail(view.sha256)
+    data = call.client.pictures.thumbnail(content.sha256)
     if data is None:
-        raise NotFound(f"the picture {view.image_id} cannot be read")
+        raise NotFound(f"the picture {call.number('image_id')} cannot be read")
     return Response(data, headers=headers, media_type="image/jpeg")
+
+
+@routes.patch(
+    "/v1/archives/{archive}/pictures/{image_id}",
+    needs=AccessRole.WRITE,
+    body=NewCaption,
+    answer=CaptionObject,
+    archive_in="path:archive",
+)
+def edit_picture(call: Call[NoQuery, NewCaption]) -> CaptionObject:
+    """Replace the caption of a picture, also in the search by words; no index is built again.
+
+    An empty one removes what was said beside the picture, and the caption inside the file counts again. 409 when the
+    caption is no longer `expected`, and when a bound bucket gives it: change it in the bucket. A later ingest of the
+    same file with a caption replaces it.
+    """
+    name, image_id = call.archive(call.path("archive")), call.number("image_id")
+    body = call.body
+    caption = call.client.pictures.set_caption(name, image_id, body.caption, expected=body.expected)
+    return CaptionObject(image_id=image_id, caption=caption)
 
 
 @routes.delete(
@@ -234,6 +273,11 @@ def _view(call: Call[Any, NoBody]) -> PictureView:
     """By its id alone: a picture may be called as another one's id."""
     name, image_id = call.archive(call.path("archive")), call.number("image_id")
     return call.client.pictures.get(name, image_id)
+
+
+def _content(call: Call[Any, NoBody]) -> StoredContent:
+    """The bytes of the picture, without all else that is known of it."""
+    return call.client.pictures.content(call.archive(call.path("archive")), call.number("image_id"))
 
 
 def _has(call: Call[Any, NoBody], etag: str) -> bool:
