@@ -48,11 +48,11 @@ from ragllava.stages.batches.bodies import CHAT, RESPONSES, answer_body, complet
 from ragllava.stages.batches.submit import MODEL, archive_named, options_of
 from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
-from ragllava.stages.duplicates import Duplicates
 from ragllava.stages.erasing.remove import Removal
 from ragllava.stages.feedback.labels import QuestionView, StoredFeedback
 from ragllava.stages.ingest.captions import Columns
 from ragllava.stages.maintenance.schedules import ScheduleRequest
+from ragllava.stages.pictures.duplicates import Duplicates
 from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.requests.scoring import Scores
 from ragllava.stages.results.results import ResultRow

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ragllava.client.connections import Namespace
 from ragllava.filters import parse_where
-from ragllava.stages.captions import edit_caption
-from ragllava.stages.duplicates import Duplicates, find_duplicates
-from ragllava.stages.thumbnails import thumbnail
+from ragllava.stages.pictures.captions import edit_caption
+from ragllava.stages.pictures.duplicates import Duplicates, find_duplicates
+from ragllava.stages.pictures.thumbnails import thumbnail
 from ragllava.stores.archives import archive, filtering, image_lists, texts
 from ragllava.stores.archives.archive import ListedImage
 from ragllava.stores.archives.image_lists import (
@@ -74,7 +74,9 @@ class Pictures(Namespace):
         self._of_archive(name, filtering.check_keys, name, options.filter)
         return options
 
-    def page(self, name: str, options: ListOptions, after: ListKey | None = None, limit: int = 100) -> list[ListedImage]:
+    def page(
+        self, name: str, options: ListOptions, after: ListKey | None = None, limit: int = 100
+    ) -> list[ListedImage]:
         """At most `limit` pictures of a list after a key. Raises UsageError."""
         return self._of_archive(name, image_lists.list_page, options, after, limit)
 

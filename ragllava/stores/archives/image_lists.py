@@ -19,7 +19,7 @@ from ragllava.stores.archives.archive import ListedImage
 from ragllava.stores.database import equals_any, record, records
 from ragllava.stores.schema import images
 
-_NAME = "left(i.source, 200) COLLATE \"C\""  # by which lists are ordered; longer names by id
+_NAME = 'left(i.source, 200) COLLATE "C"'  # by which lists are ordered; longer names by id
 
 
 class ImageOrder(StrEnum):
@@ -115,7 +115,7 @@ def list_marks(connection: Connection, archive_id: int, options: ListOptions, ev
             SELECT i.id, {_NAME if by_name else "''"} AS name, row_number() OVER (ORDER BY {order}) AS number,
                    count(*) OVER () AS total
             FROM images i WHERE {condition}
-        ) listed WHERE number % %(every)s = 0 OR number = total ORDER BY number
+        ) listed WHERE mod(number, %(every)s) = 0 OR number = total ORDER BY number
         """,  # noqa: S608 - as above
         {**values, "every": every},
     ).all()

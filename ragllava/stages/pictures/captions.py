@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from ragllava.errors import Conflict, NotFound, UsageError
 from ragllava.metadata import MAX_CAPTION, clean_caption, is_cut
+from ragllava.stages.buckets.object_captions import object_uri
 from ragllava.stores.archives import image_changes
 from ragllava.stores.archives.archive import get_archive
 from ragllava.stores.buckets import bindings, bound_objects
+from ragllava.stores.schema import images
 
 
 def edit_caption(
@@ -33,12 +35,22 @@ def edit_caption(
 
 
 def _refuse_bound(connection: Connection, archive_id: int, image_id: int) -> None:
-    objects = bound_objects.objects_of_images(connection, archive_id, [image_id]).get(image_id)
-    if not objects:
-        return
-    binding_id, key = objects[0]
-    binding = bindings.load_bindings(connection, {binding_id})[binding_id]
-    raise Conflict(
-        f"the caption comes from s3://{binding.bucket}/{key}, and the next change there would bring it back: change it "
-        "in that bucket, in a caption file or in a text file beside the picture, or unbind the bucket first"
-    )
+    address = _bound_address(connection, archive_id, image_id)
+    if address is not None:
+        raise Conflict(
+            f"the caption comes from {address}, and the next change there would bring it back: change it in that "
+            "bucket, in a caption file or in a text file beside the picture, or unbind the bucket first"
+        )
+
+
+def _bound_address(connection: Connection, archive_id: int, image_id: int) -> str | None:
+    """The address of a bound object with this image; None when no bucket gives its caption."""
+    bound = {binding.binding_id: binding for binding in bindings.list_bindings(connection, archive_id)}
+    if not bound:
+        return None
+    for binding_id, key in bound_objects.objects_of_images(connection, archive_id, [image_id]).get(image_id, []):
+        return f"s3://{bound[binding_id].bucket}/{key}"
+    # The objects of an ingest that has just ended are not linked to their images yet.
+    uri = connection.scalar(select(images.c.uri).where(images.c.archive_id == archive_id, images.c.id == image_id))
+    is_bound = any((uri or "").startswith(object_uri(each.bucket, each.prefix)) for each in bound.values())
+    return uri if is_bound else None
