@@ -12,6 +12,7 @@ from ragllava.stages.pictures.thumbnails import thumbnail
 from ragllava.stores.archives import archive, filtering, image_lists, texts
 from ragllava.stores.archives.archive import ListedImage
 from ragllava.stores.archives.image_lists import (
+    ArchiveCard,
     ImageOrder,
     ImageState,
     ListKey,
@@ -87,6 +88,10 @@ class Pictures(Namespace):
     def count(self, name: str) -> int:
         """How many pictures an archive uses, from a count that is kept: no picture is read. Raises UsageError."""
         return self._of_archive(name, texts.count_images)
+
+    def cards(self) -> list[ArchiveCard]:
+        """All archives by name, each with the number of its pictures and the first of them; reads no others."""
+        return self._do(image_lists.list_cards)
 
     def listed(self, name: str, image_ids: list[int]) -> dict[int, ListedImage]:
         """Pictures by id, those that are not there left out. Raises UsageError."""

@@ -108,7 +108,7 @@ def change_captions(
 def set_caption(
     connection: Connection, archive_id: int, image_id: int, caption: str, expected: str | None
 ) -> ArchiveImage | None:
-    """Give an image this caption in place of all that its files gave; None when there is no such image, or a retired one.
+    """Give an image this caption in place of all that its files gave; None when no image in use has this id.
 
     Without any (""), it has the caption inside the picture. `expected` is the caption that is being replaced. Raises
     Conflict when the image has another one now.

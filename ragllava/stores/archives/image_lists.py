@@ -7,19 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, text
 
 from ragllava.errors import NotFound
 from ragllava.filters import Filter
 from ragllava.stores.archives import filtering, vectors
 from ragllava.stores.archives.archive import ListedImage
+from ragllava.stores.archives.word_index import IMAGES
 from ragllava.stores.database import equals_any, record, records
 from ragllava.stores.schema import images
 
 _NAME = 'left(i.source, 200) COLLATE "C"'  # by which lists are ordered; longer names by id
+
+
+_COVERS = 4
+
+# The covers are the first by uri: an index has that order.
+_CARDS = text("""
+    SELECT a.id AS archive_id, a.name, a.created_at, a.active_index_id, coalesce(counted.images, 0) AS images,
+           covers.first
+    FROM archives a
+    LEFT JOIN (
+        SELECT archive_id, sum(images)::bigint AS images FROM word_counts WHERE word = :word GROUP BY archive_id
+    ) counted ON counted.archive_id = a.id
+    LEFT JOIN LATERAL (
+        SELECT array_agg(id) AS first FROM (
+            SELECT id FROM images i WHERE i.archive_id = a.id AND NOT retired ORDER BY i.uri LIMIT :covers
+        ) listed
+    ) covers ON true
+    ORDER BY a.name
+""")
 
 
 class ImageOrder(StrEnum):
@@ -77,6 +98,18 @@ class StoredContent:
     media_type: str
 
 
+@dataclass(frozen=True, slots=True)
+class ArchiveCard:
+    """An archive in a list: how many images it uses, and the ids of the first ones."""
+
+    archive_id: int
+    name: str
+    images: int
+    created_at: datetime
+    active_index_id: int | None
+    covers: tuple[int, ...]
+
+
 def key_of(image: ListedImage, order: ImageOrder) -> ListKey:
     """The key of an image in a list of this order."""
     return ListKey(image.image_id, image.source[:200] if order is ImageOrder.NAME else "")
@@ -121,6 +154,14 @@ def list_marks(connection: Connection, archive_id: int, options: ListOptions, ev
     ).all()
     total = rows[-1].number if rows else 0
     return Marks(total, every, tuple(ListKey(row.id, row.name) for row in rows if row.number % every == 0))
+
+
+def list_cards(connection: Connection) -> list[ArchiveCard]:
+    """All archives by name, from counts that are kept: no image is read but those of the covers."""
+    return [
+        record(ArchiveCard, row, covers=tuple(row.first or ()))
+        for row in connection.execute(_CARDS, {"covers": _COVERS, "word": IMAGES})
+    ]
 
 
 def load_listed(connection: Connection, archive_id: int, image_ids: list[int]) -> dict[int, ListedImage]:
