@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from ragllava.console.page import Page
 from ragllava.console.pages import (
+    archive,
     archives,
     ask,
     audit,
+    indexes,
     jobs,
     keys,
     learning,
@@ -16,6 +18,7 @@ from ragllava.console.pages import (
     review,
     schedules,
     sign_in,
+    sources,
 )
 
 ALL_PAGES: tuple[Page, ...] = (
@@ -23,6 +26,9 @@ ALL_PAGES: tuple[Page, ...] = (
     *overview.pages.listed,
     *ask.pages.listed,
     *archives.pages.listed,
+    *archive.pages.listed,
+    *sources.pages.listed,
+    *indexes.pages.listed,
     *pictures.pages.listed,
     *jobs.pages.listed,
     *review.pages.listed,

@@ -21,7 +21,7 @@ routes = Routes("Pictures")
 # Ids are never given twice, and another picture under the same name gets an id of its own.
 _CACHED = "private, max-age=604800, immutable"
 # What browsers show without running anything in it; other pictures are downloaded.
-_SHOWN = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif")
+SHOWN_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif")
 
 
 class IngestObject(Answer):
@@ -181,7 +181,7 @@ def read_picture(call: Call[NoQuery, NoBody]) -> Response:
     etag = f'"{content.sha256}"'
     if _has(call, etag):
         return Response(status_code=304, headers={"etag": etag, "cache-control": _CACHED})
-    is_shown = content.media_type in _SHOWN
+    is_shown = content.media_type in SHOWN_TYPES
     return made_file(
         lambda path: call.client.pictures.save(content.sha256, path),
         "picture",
