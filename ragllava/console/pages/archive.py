@@ -92,7 +92,10 @@ async def show_grid(visit: Visit[GridQuery, NoBody]) -> Context:
 def show_tiles(visit: Visit[GridQuery, NoBody]) -> Context:
     """A page of the grid, for its script."""
     name = visit.archive(visit.path("archive"))
-    return {"archive": name, "images": visit.client.pictures.page(name, _options(visit, name), after=visit.query.key, limit=PAGE)}
+    return {
+        "archive": name,
+        "images": visit.client.pictures.page(name, _options(visit, name), after=visit.query.key, limit=PAGE),
+    }
 
 
 @pages.get(f"{ARCHIVE}/marks", needs=AccessRole.READ, query=GridQuery, archive_in="path:archive", is_counted=False)

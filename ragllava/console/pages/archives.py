@@ -54,9 +54,7 @@ def show_manage(visit: Visit[NoQuery, NoBody]) -> Context:
     return {"archive": name, "tab": "manage", "may_manage": True, "removal": removal}
 
 
-@pages.post(
-    f"{ARCHIVE}/rename", needs=AccessRole.ADMIN, body=ArchiveName, of_all=True, archive_in="path:archive"
-)
+@pages.post(f"{ARCHIVE}/rename", needs=AccessRole.ADMIN, body=ArchiveName, of_all=True, archive_in="path:archive")
 def rename(visit: Visit[NoQuery, ArchiveName]) -> Done:
     """Give an archive another name."""
     name, new = visit.archive(visit.path("archive")), visit.body.name.strip()
@@ -64,9 +62,7 @@ def rename(visit: Visit[NoQuery, ArchiveName]) -> Done:
     return Done(f"The archive {name} is called {new} now.", f"{LIST}/{new}")
 
 
-@pages.post(
-    f"{ARCHIVE}/remove", needs=AccessRole.ADMIN, body=RemovalForm, of_all=True, archive_in="path:archive"
-)
+@pages.post(f"{ARCHIVE}/remove", needs=AccessRole.ADMIN, body=RemovalForm, of_all=True, archive_in="path:archive")
 def remove(visit: Visit[NoQuery, RemovalForm]) -> Done:
     """Erase an archive with all that belongs to it."""
     name = visit.archive(visit.path("archive"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from ragllava.api.routes.native.shared import Line
 from ragllava.client import AccessRole, AnswerOptions, JobKind, JobView, ResultRow
 from ragllava.console.page import ROOT, Context, Done, Pages, Shown, Visit
 from ragllava.errors import NotFound, UsageError
+from ragllava.records import Candidate, by_relevance, by_retrieval
 
 pages = Pages("Ask")
 
@@ -79,15 +81,16 @@ def show_answer(visit: Visit[NoQuery, NoBody]) -> Context | Shown:
     job = _asked_job(visit)
     row = next(visit.client.questions.results(job.job_id), None) if job.is_final else None
     view = visit.client.reviews.get(job.job_id, _CUSTOM_ID)
+    where = job.spec["options"].get("filter")
     shown = {
         "job": job,
         "row": row,
-        "others": _others(row),
+        **_others(row),
         "threshold_used": (row.models or {}).get("threshold") if row else None,
         "label": view.label,
         "may_review": visit.may(AccessRole.REVIEW),
         "question": view.question.text,
-        "where": job.spec["options"].get("filter"),
+        "where": json.dumps(where, ensure_ascii=False) if where else "",
         "archive": job.archive,
     }
     return Shown(shown, "_answer.html") if visit.is_partial else _form(visit, **shown)
@@ -101,13 +104,12 @@ def _asked_job(visit: Visit[Any, Any]) -> JobView:
     return job
 
 
-def _others(row: ResultRow | None) -> list[Any]:
-    """The candidates that are no evidence: the relevant ones first, then those that were not reranked."""
-    if row is None:
-        return []
-    others = [candidate for candidate in row.candidates if candidate.evidence_no is None]
-    others.sort(key=lambda c: (c.relevance is None, -(c.relevance or 0), c.retrieval_rank))
-    return others[:_SHOWN_CANDIDATES]
+def _others(row: ResultRow | None) -> dict[str, list[Candidate]]:
+    """The candidates that are no evidence: those below the threshold, the best first, and those not reranked."""
+    others = [candidate for candidate in row.candidates if candidate.evidence_no is None] if row else []
+    dropped = [candidate for candidate in by_relevance(others) if candidate.relevance is not None]
+    unread = [candidate for candidate in by_retrieval(others) if candidate.relevance is None]
+    return {"dropped": dropped[:_SHOWN_CANDIDATES], "unread": unread[:_SHOWN_CANDIDATES]}
 
 
 @pages.post(

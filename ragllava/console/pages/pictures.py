@@ -68,7 +68,11 @@ def edit_caption(visit: Visit[NoQuery, CaptionForm]) -> Done:
 
 
 @pages.get(
-    f"{PICTURE}/remove", needs=AccessRole.WRITE, template="picture_remove.html", title="Remove", archive_in="path:archive"
+    f"{PICTURE}/remove",
+    needs=AccessRole.WRITE,
+    template="picture_remove.html",
+    title="Remove",
+    archive_in="path:archive",
 )
 def show_removal(visit: Visit[NoQuery, NoBody]) -> Context:
     """What a removal would erase."""
