@@ -10,7 +10,7 @@ from starlette.responses import Response
 from ragllava.api.route import Body, NoBody, NoQuery
 from ragllava.api.routes.native import pictures as api
 from ragllava.client import AccessRole
-from ragllava.console.page import Context, Done, Pages, Visit
+from ragllava.console.page import Context, Done, Pages, Shown, Visit
 from ragllava.console.pages.archives import ARCHIVE, LIST
 
 pages = Pages("Archives")
@@ -49,11 +49,19 @@ def send_content(visit: Visit[NoQuery, NoBody]) -> Response:
     return api.read_picture(visit)
 
 
-@pages.get(f"{PICTURE}/duplicates", needs=AccessRole.READ, template="_duplicates.html", archive_in="path:archive")
-def show_duplicates(visit: Visit[NoQuery, NoBody]) -> Context:
+@pages.get(
+    f"{PICTURE}/duplicates",
+    needs=AccessRole.READ,
+    template="duplicates.html",
+    title="Duplicates",
+    archive_in="path:archive",
+)
+def show_duplicates(visit: Visit[NoQuery, NoBody]) -> Shown:
     """Other files of the same bytes, and pictures that look the same: a part of the picture's page."""
-    name = visit.archive(visit.path("archive"))
-    return {"archive": name, "duplicates": visit.client.pictures.duplicates(name, visit.number("image_id"))}
+    name, image_id = visit.archive(visit.path("archive")), visit.number("image_id")
+    duplicates = visit.client.pictures.duplicates(name, image_id)
+    context = {"archive": name, "image_id": image_id, "duplicates": duplicates}
+    return Shown(context, "_duplicates.html" if visit.is_partial else None)
 
 
 @pages.post(f"{PICTURE}/caption", needs=AccessRole.WRITE, body=CaptionForm, archive_in="path:archive")
