@@ -131,7 +131,7 @@ Handler = Callable[[Call[Any, Any]], Any | Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """What a route of the API and a page of the console have in common: how a request to it is read, and who may send it.
+    """What a route of the API and a page of the console have in common: how a request is read, and who may send it.
 
     `needs` is the least role that may call it; None: anybody, without a key. `upload` is the limit of a multipart body
     in bytes; its fields are those of `body`. `archive_in` says which part of the request names an archive or what

@@ -20,8 +20,8 @@ status, a Done that leads to a page with a message, or a Response. Plain functio
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
 
 from starlette.datastructures import UploadFile
 
@@ -30,6 +30,7 @@ from ragllava.client import AccessRole, Principal
 
 Q = TypeVar("Q", bound=Query)
 B = TypeVar("B", bound=Body)
+NewBody = TypeVar("NewBody", bound=Body)
 
 ROOT = "/console"
 Context = Mapping[str, Any]
@@ -58,6 +59,10 @@ class Visit(Call[Q, B]):
         headers = self.request.headers
         return headers.get("hx-request") == "true" and headers.get("hx-boosted") != "true"
 
+    def with_body(self, body: NewBody) -> Visit[Q, NewBody]:
+        """The same visit with the body that a handler of the API takes."""
+        return cast("Visit[Q, NewBody]", replace(self, body=cast("B", body)))
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -83,7 +88,8 @@ class Page(Endpoint):
     """One page, a part of one, or a change that a form asks for.
 
     `menu` is its name in the navigation, None: it is not there. `section` is that of its module: the navigation marks
-    it. `is_counted`: whether it counts towards the requests of its caller in a minute; pictures do not.
+    it. `is_counted`: whether it counts towards the requests of its caller in a minute; pictures do not. `is_change`:
+    whether a form changes what others see, and so is noted in the audit.
     """
 
     section: str = ""
@@ -91,6 +97,7 @@ class Page(Endpoint):
     title: str = ""
     menu: str | None = None
     is_counted: bool = True
+    is_change: bool = True
 
     def may_be_used_by(self, principal: Principal) -> bool:
         """Whether a role may see the page at all; which rows it sees is another question."""

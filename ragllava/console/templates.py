@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any
@@ -37,6 +37,7 @@ def environment() -> Environment:
         "duration": duration,
         "size": size,
         "words": words,
+        "commands": commands,
     }
     return made
 
@@ -53,7 +54,7 @@ def told(text: object, longest: int = _LONGEST) -> Markup:
     """
     given = str(text)
     cut = visible(given if len(given) <= longest else given[:longest] + "…")
-    return Markup('<bdi dir="auto">{}</bdi>').format(cut)  # noqa: S704 - format escapes what it inserts
+    return Markup('<bdi dir="auto">{}</bdi>').format(cut)
 
 
 def number(value: float) -> str:
@@ -86,7 +87,7 @@ def moment(at: datetime | str | None) -> Markup:
     age_s = (datetime.now(UTC) - time).total_seconds()
     near = f"{duration(age_s)} ago" if age_s >= 0 else f"in {duration(-age_s)}"
     shown = near if abs(age_s) < 86_400 else f"{time:%Y-%m-%d %H:%M} UTC"
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(  # noqa: S704
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(
         time.isoformat(), f"{time:%Y-%m-%d %H:%M:%S} UTC", shown
     )
 
@@ -98,6 +99,16 @@ def size(size_bytes: float) -> str:
             return f"{size_bytes:,.0f} {unit}" if unit == "bytes" else f"{size_bytes:,.1f} {unit}"
         size_bytes /= 1024
     return f"{size_bytes:,.1f} TiB"
+
+
+def commands(sentence: str) -> Markup:
+    """A sentence of this program, in which what stands between backticks is something to type."""
+    parts = [Markup("<code>{}</code>").format(part) if odd else escape(part) for odd, part in _alternating(sentence)]
+    return Markup("").join(parts)
+
+
+def _alternating(sentence: str) -> Iterator[tuple[int, str]]:
+    return ((number % 2, part) for number, part in enumerate(sentence.split("`")))
 
 
 def words(name: object) -> str:

@@ -8,6 +8,7 @@ from ragllava.console.pages import (
     archives,
     ask,
     audit,
+    help,
     indexes,
     jobs,
     keys,
@@ -19,6 +20,7 @@ from ragllava.console.pages import (
     schedules,
     sign_in,
     sources,
+    submit,
 )
 
 ALL_PAGES: tuple[Page, ...] = (
@@ -30,6 +32,7 @@ ALL_PAGES: tuple[Page, ...] = (
     *sources.pages.listed,
     *indexes.pages.listed,
     *pictures.pages.listed,
+    *submit.pages.listed,
     *jobs.pages.listed,
     *review.pages.listed,
     *learning.pages.listed,
@@ -37,4 +40,5 @@ ALL_PAGES: tuple[Page, ...] = (
     *maintenance.pages.listed,
     *keys.pages.listed,
     *audit.pages.listed,
+    *help.pages.listed,
 )

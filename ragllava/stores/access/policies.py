@@ -70,7 +70,8 @@ POLICIES: dict[str, str] = {
     "uploads": f"{_SEES_ALL} OR (archives <@ {_IDS} AND cardinality(archives) > 0)",
 }
 
-# Of tables of the whole system, by what a transaction does. Whoever calls is looked up in the keys, and noted in the audit.
+# Of tables of the whole system, by what a transaction does. Whoever calls is looked up in the keys, and noted in the
+# audit.
 COMMAND_POLICIES: dict[str, dict[str, str]] = {
     "api_keys": {"select": "true", "insert": _ADMINISTERS_ALL, "update": _ADMINISTERS_ALL},
     "audit": {"select": _ADMINISTERS_ALL, "insert": "true"},
@@ -123,7 +124,9 @@ def secure_tables(connection: Connection, application: str, api: str | None) -> 
     connection.execute(text(f"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO {quote(api)}"))
 
 
-def _make_policy(connection: Connection, table: str, name: str, role: str, condition: str, command: str = "all") -> None:
+def _make_policy(
+    connection: Connection, table: str, name: str, role: str, condition: str, command: str = "all"
+) -> None:
     """Make it or replace that of an earlier version; one that is there already costs no lock on the table."""
     made = f"{role}: {condition}"
     if connection.scalar(_DESCRIPTION, {"name": name, "table": table}) == made:
