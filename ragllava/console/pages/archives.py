@@ -45,7 +45,6 @@ def make_archive(visit: Visit[NoQuery, ArchiveName]) -> Done:
     of_all=True,
     template="archive_manage.html",
     title="Rename or remove",
-    archive_in="path:archive",
 )
 def show_manage(visit: Visit[NoQuery, NoBody]) -> Context:
     """Forms to rename and to remove, with the list of what a removal would erase."""
@@ -54,7 +53,7 @@ def show_manage(visit: Visit[NoQuery, NoBody]) -> Context:
     return {"archive": name, "tab": "manage", "may_manage": True, "removal": removal}
 
 
-@pages.post(f"{ARCHIVE}/rename", needs=AccessRole.ADMIN, body=ArchiveName, of_all=True, archive_in="path:archive")
+@pages.post(f"{ARCHIVE}/rename", needs=AccessRole.ADMIN, body=ArchiveName, of_all=True)
 def rename(visit: Visit[NoQuery, ArchiveName]) -> Done:
     """Give an archive another name."""
     name, new = visit.archive(visit.path("archive")), visit.body.name.strip()
@@ -62,7 +61,7 @@ def rename(visit: Visit[NoQuery, ArchiveName]) -> Done:
     return Done(f"The archive {name} is called {new} now.", f"{LIST}/{new}")
 
 
-@pages.post(f"{ARCHIVE}/remove", needs=AccessRole.ADMIN, body=RemovalForm, of_all=True, archive_in="path:archive")
+@pages.post(f"{ARCHIVE}/remove", needs=AccessRole.ADMIN, body=RemovalForm, of_all=True)
 def remove(visit: Visit[NoQuery, RemovalForm]) -> Done:
     """Erase an archive with all that belongs to it."""
     name = visit.archive(visit.path("archive"))

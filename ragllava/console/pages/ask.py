@@ -80,7 +80,7 @@ def show_answer(visit: Visit[NoQuery, NoBody]) -> Context | Shown:
     """The answer, or how far it is; htmx asks for that part again until it is there."""
     job = _asked_job(visit)
     row = next(visit.client.questions.results(job.job_id), None) if job.is_final else None
-    view = visit.client.reviews.get(job.job_id, _CUSTOM_ID)
+    view = visit.client.reviews.get(job.job_id, _custom_id(row))
     where = job.spec["options"].get("filter")
     shown = {
         "job": job,
@@ -104,6 +104,11 @@ def _asked_job(visit: Visit[Any, Any]) -> JobView:
     return job
 
 
+def _custom_id(row: ResultRow | None) -> str:
+    """That of the question; of one without an outcome yet, that of all single questions."""
+    return (row.custom_id if row is not None else None) or _CUSTOM_ID
+
+
 def _others(row: ResultRow | None) -> dict[str, list[Candidate]]:
     """The candidates that are no evidence: those below the threshold, the best first, and those not reranked."""
     others = [candidate for candidate in row.candidates if candidate.evidence_no is None] if row else []
@@ -121,7 +126,8 @@ def _others(row: ResultRow | None) -> dict[str, list[Candidate]]:
 def give_verdict(visit: Visit[NoQuery, VerdictForm]) -> Done:
     """Store what a person says about the answer."""
     job = _asked_job(visit)
-    label: dict[str, Any] = {"job": job.job_id, "custom_id": _CUSTOM_ID, "verdict": visit.body.verdict}
+    custom_id = _custom_id(next(visit.client.questions.results(job.job_id), None))
+    label: dict[str, Any] = {"job": job.job_id, "custom_id": custom_id, "verdict": visit.body.verdict}
     if visit.body.answer.strip():
         label["answer"] = visit.body.answer.strip()
     visit.client.reviews.feedback([label])

@@ -38,7 +38,7 @@ class AddressForm(Body):
 class UploadsQuery(Query):
     """The jobs of the uploads of this visit, separated by commas."""
 
-    jobs: Annotated[str, Field(pattern=r"^\d{1,18}(,\d{1,18})*$", max_length=20 * _MOST_UPLOADS)]
+    jobs: Annotated[str, Field(pattern=r"^(\d{1,18}(,\d{1,18})*)?$", max_length=20 * _MOST_UPLOADS)] = ""
 
 
 @pages.get(f"{ARCHIVE}/files", needs=AccessRole.READ, template="sources.html", title="Files", archive_in="path:archive")
@@ -91,7 +91,7 @@ def upload(visit: Visit[NoQuery, PicturesForm]) -> Done | Response:
 def show_uploads(visit: Visit[UploadsQuery, NoBody]) -> Context:
     """How far the uploads of this visit are, and the files of theirs that were rejected: a part of the page."""
     name = visit.archive(visit.path("archive"))
-    ids = [int(given) for given in visit.query.jobs.split(",")][:_MOST_UPLOADS]
+    ids = [int(given) for given in visit.query.jobs.split(",") if given][:_MOST_UPLOADS]
     jobs = [job for job in (_job(visit, job_id) for job_id in ids) if job is not None and job.archive == name]
     own = {job.job_id for job in jobs}
     is_open = any(not job.is_final for job in jobs)

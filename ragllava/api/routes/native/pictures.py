@@ -203,7 +203,11 @@ def read_thumbnail(call: Call[NoQuery, NoBody]) -> Response:
 
     It is made at the first request, and kept. Caches may keep it without asking again.
     """
-    content = _content(call)
+    return send_thumbnail(call, _content(call))
+
+
+def send_thumbnail(call: Call[Any, Any], content: StoredContent) -> Response:
+    """The thumbnail of these bytes, or 304. Raises NotFound."""
     etag = f'"{content.sha256}-thumbnail"'
     headers = {"etag": etag, "cache-control": _CACHED}
     if _has(call, etag):
