@@ -28,10 +28,11 @@ _STATEMENTS = (
     """,
     f"""
     INSERT INTO images (archive_id, sha256, source, uri, caption, metadata, width, height, media_type)
-    SELECT :archive_id, {_HASH}, CASE n WHEN 1 THEN :hostile ELSE 'scan-' || lpad(CAST(n AS text), 6, '0') || '.jpg' END,
+    SELECT :archive_id, {_HASH},
+           CASE n WHEN 1 THEN :hostile ELSE 'scan-' || lpad(CAST(n AS text), 6, '0') || '.jpg' END,
            'file:///scans/' || n, CASE n WHEN 1 THEN :hostile ELSE 'Picture number ' || n END,
            jsonb_build_object('year', 1900 + n % 100, 'city', 'Port Ansel'), 640, 480, 'image/jpeg'
     FROM generate_series(1, :number) AS n
-    """,  # noqa: S608 - our own text
+    """,
     "INSERT INTO word_counts (archive_id, word, images) VALUES (:archive_id, :word, :number)",
 )
