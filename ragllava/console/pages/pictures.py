@@ -40,13 +40,13 @@ def show_picture(visit: Visit[NoQuery, NoBody]) -> Context:
 @pages.get(f"{PICTURE}/thumbnail", needs=AccessRole.READ, archive_in="path:archive", is_counted=False)
 def send_thumbnail(visit: Visit[NoQuery, NoBody]) -> Response:
     """A small JPEG."""
-    return api.read_thumbnail(visit)
+    return api.send_thumbnail(visit, api.content_of(visit))
 
 
 @pages.get(f"{PICTURE}/content", needs=AccessRole.READ, archive_in="path:archive", is_counted=False)
 def send_content(visit: Visit[NoQuery, NoBody]) -> Response:
     """The bytes of the picture."""
-    return api.read_picture(visit)
+    return api.send_picture(visit, api.content_of(visit))
 
 
 @pages.get(f"{ROOT}/pictures/{{image_id}}", needs=AccessRole.READ, archive_in="path:image_id")

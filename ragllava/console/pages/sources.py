@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -45,7 +46,11 @@ class UploadsQuery(Query):
 def show_files(visit: Visit[NoQuery, NoBody]) -> Context:
     """Upload, bindings, rejected files with reasons, gaps."""
     name, archives = visit.archive(visit.path("archive")), visit.client.archives
-    lists = {"rejected": archives.rejected(name), "gaps": archives.gaps(name), "notes": archives.notes(name)}
+    lists: dict[str, Sequence[Any]] = {
+        "rejected": archives.rejected(name),
+        "gaps": archives.gaps(name),
+        "notes": archives.notes(name),
+    }
     return {
         "archive": name,
         "tab": "files",

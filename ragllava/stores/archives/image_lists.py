@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, Select, select, text
 
 from ragllava.errors import NotFound
 from ragllava.filters import Filter
@@ -173,7 +173,7 @@ def load_listed(connection: Connection, archive_id: int, image_ids: list[int]) -
 
 def content_of(connection: Connection, archive_id: int, image_id: int) -> StoredContent:
     """The bytes of an image, by its id alone. Raises NotFound."""
-    query = select(images.c.sha256, images.c.media_type)
+    query: Select[Any] = select(images.c.sha256, images.c.media_type)
     row = connection.execute(query.where(images.c.archive_id == archive_id, images.c.id == image_id)).one_or_none()
     if row is None:
         raise NotFound(f"there is no picture {image_id} in this archive")

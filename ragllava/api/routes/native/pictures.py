@@ -177,7 +177,11 @@ def show_picture(call: Call[NoQuery, NoBody]) -> PictureObject:
 )
 def read_picture(call: Call[NoQuery, NoBody]) -> Response:
     """The bytes of a picture as they were ingested; also parts of them (`Range`), and 304 for the `ETag` given."""
-    content = _content(call)
+    return send_picture(call, content_of(call))
+
+
+def send_picture(call: Call[Any, Any], content: StoredContent) -> Response:
+    """These bytes, or 304."""
     etag = f'"{content.sha256}"'
     if _has(call, etag):
         return Response(status_code=304, headers={"etag": etag, "cache-control": _CACHED})
@@ -203,7 +207,7 @@ def read_thumbnail(call: Call[NoQuery, NoBody]) -> Response:
 
     It is made at the first request, and kept. Caches may keep it without asking again.
     """
-    return send_thumbnail(call, _content(call))
+    return send_thumbnail(call, content_of(call))
 
 
 def send_thumbnail(call: Call[Any, Any], content: StoredContent) -> Response:
@@ -259,12 +263,12 @@ def _view(call: Call[Any, NoBody]) -> PictureView:
     return call.client.pictures.get(name, image_id)
 
 
-def _content(call: Call[Any, NoBody]) -> StoredContent:
+def content_of(call: Call[Any, Any]) -> StoredContent:
     """The bytes of the picture, without all else that is known of it."""
     return call.client.pictures.content(call.archive(call.path("archive")), call.number("image_id"))
 
 
-def _has(call: Call[Any, NoBody], etag: str) -> bool:
+def _has(call: Call[Any, Any], etag: str) -> bool:
     given = call.request.headers.get("if-none-match", "")
     return given.strip() == "*" or etag in [part.strip().removeprefix("W/") for part in given.split(",")]
 
