@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from ragllava.client.connections import Connections, Namespace, forwarded
+from ragllava.client.connections import Namespace, forwarded
 from ragllava.client.system import System
 from ragllava.errors import RagllavaError
 from ragllava.jobs.queues import QueueView, list_queues
@@ -52,7 +52,7 @@ class Health(Namespace):
     def _services(self) -> Iterator[Check]:
         connections = self._connections
         yield _asked("PostgreSQL", self._system.last_tick_age_s, "postgresql")
-        yield _asked("Redis", lambda: _waiting(connections), "redis")
+        yield _asked("Redis", self._system.waiting_messages, "redis")
         yield _asked("Object store", lambda: connections.objects.exists("health"), "object-store")
 
     @property
@@ -89,12 +89,6 @@ class Health(Namespace):
         if usage.free < _SMALLEST_FREE_BYTES:
             return Check("Disk", Severity.BAD, value, "Free some, or set RAGLLAVA_HOME to another disk.", "disk")
         return Check("Disk", Severity.GOOD, value)
-
-
-def _waiting(connections: Connections) -> int:
-    from workers.app import waiting_messages
-
-    return sum(waiting_messages(connections.settings).values())
 
 
 def _asked(name: str, ask: Callable[[], object], page: str) -> Check:

@@ -34,7 +34,7 @@ NewBody = TypeVar("NewBody", bound=Body)
 
 ROOT = "/console"
 Context = Mapping[str, Any]
-Handler = Callable[[Any], Any]
+H = TypeVar("H", bound=Callable[[Any], Any])
 
 
 @dataclass(frozen=True)
@@ -113,19 +113,19 @@ class Pages:
     section: str
     listed: list[Page] = field(default_factory=list)
 
-    def add(self, method: str, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+    def add(self, method: str, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """A decorator of handlers; `declared` are the other fields of Page."""
 
-        def declare(handler: Handler) -> Handler:
+        def declare(handler: H) -> H:
             self.listed.append(Page(method, path, handler, needs, section=self.section, **declared))
             return handler
 
         return declare
 
-    def get(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+    def get(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """As `add`."""
         return self.add("GET", path, needs=needs, **declared)
 
-    def post(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+    def post(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """As `add`."""
         return self.add("POST", path, needs=needs, **declared)
