@@ -207,6 +207,10 @@ class Routes:
         """As `add`."""
         return self.add("POST", path, needs=needs, **declared)
 
+    def patch(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
+        """As `add`."""
+        return self.add("PATCH", path, needs=needs, **declared)
+
     def delete(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[H], H]:
         """As `add`."""
         return self.add("DELETE", path, needs=needs, **declared)

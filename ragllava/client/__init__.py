@@ -62,6 +62,7 @@ from ragllava.stages.erasing.remove import Removal
 from ragllava.stages.feedback.labels import QuestionView, StoredFeedback
 from ragllava.stages.ingest.captions import Columns
 from ragllava.stages.maintenance.schedules import ScheduleRequest
+from ragllava.stages.pictures.duplicates import Duplicates
 from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.requests.scoring import Scores
 from ragllava.stages.results.finalize import ResultPage
@@ -72,6 +73,7 @@ from ragllava.stores.access.uploads import Page, Upload
 from ragllava.stores.access.usage import AuditEntry, AuditView
 from ragllava.stores.access.webhooks import WebhookView
 from ragllava.stores.archives.archive import Archive, ArchiveSummary, ListedImage
+from ragllava.stores.archives.image_lists import ImageOrder, ImageState, ListKey, ListOptions, Marks, StoredContent
 from ragllava.stores.archives.indexes import IndexDetails
 from ragllava.stores.archives.reindex_items import ReindexingView
 from ragllava.stores.buckets.bindings import BindingRole, BindingView
@@ -112,12 +114,15 @@ __all__ = [
     "Comparison",
     "Depth",
     "Document",
+    "Duplicates",
     "ErasureView",
     "Estimate",
     "Fault",
     "FoundImage",
     "Health",
     "HeldRemoval",
+    "ImageOrder",
+    "ImageState",
     "IndexDetails",
     "IngestJob",
     "JobKind",
@@ -125,7 +130,10 @@ __all__ = [
     "JobView",
     "KeyView",
     "Limits",
+    "ListKey",
+    "ListOptions",
     "ListedImage",
+    "Marks",
     "NewKey",
     "NoisyReason",
     "NoisyState",
@@ -155,6 +163,7 @@ __all__ = [
     "Selection",
     "Settings",
     "Severity",
+    "StoredContent",
     "StoredFeedback",
     "TaskName",
     "TaskView",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
@@ -14,7 +13,7 @@ from sqlalchemy import Connection
 
 from ragllava.client.connections import Connections, Namespace, forwarded, listed_paths
 from ragllava.client.removals import remover
-from ragllava.errors import Conflict, ImageRejected, ObjectCorrupt, ObjectMissing, UsageError
+from ragllava.errors import Conflict, UsageError
 from ragllava.jobs import control
 from ragllava.records import AnswerOptions, FoundImage, Retrieval
 from ragllava.settings import read_services
@@ -51,7 +50,6 @@ from ragllava.stores.jobs.workers import list_workers
 
 _PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 MAX_GIVEN = 500  # characters of the paths of an ingest job, which are for people
-THUMBNAIL_SIDE = 256  # pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,20 +243,6 @@ class Archives(Namespace):
         Raises UsageError when there is no such image, or several of that source.
         """
         return self._do(view_picture, name, picture)
-
-    def thumbnail(self, sha256: str) -> bytes | None:
-        """A JPEG of a stored picture, its longer side at most THUMBNAIL_SIDE; None when it cannot be read.
-
-        Raises ServiceUnavailable when the object store is away, and DecoderUnavailable.
-        """
-        try:
-            data = self._connections.objects.get_content(sha256)
-            picture = self._connections.decoder.decode(data, max_side=THUMBNAIL_SIDE).picture
-        except (ObjectMissing, ObjectCorrupt, ImageRejected):
-            return None
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=85)
-        return buffer.getvalue()
 
     def ensure_bucket(self, address: str) -> bool:
         """Create the bucket of `s3://bucket/prefix/` if it is missing in the embedded store; whether it was created.

@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from ragllava.client.archives import Archives
 from ragllava.client.connections import Namespace, forwarded
 from ragllava.client.jobs import Count, Jobs
+from ragllava.client.pictures import Pictures
 from ragllava.client.reporting import report_figures, report_rows, report_title, summarise
 from ragllava.errors import AnswerTimeout, LineError, UsageError
 from ragllava.evaluation.metrics import JobFigures
@@ -336,7 +337,7 @@ class Questions(Namespace):
             ),
             rows=report_rows(chain(first, rows), answers or {}),
             pages=pages,
-            thumbnail=archives.thumbnail,
+            thumbnail=Pictures(self._connections).thumbnail,
         )
 
     def refresh(self, job_id: int, count: Count | None = None) -> tuple[int, bool]:

@@ -49,6 +49,10 @@ class Visit(Call[Q, B]):
     csrf: str = ""
     theme: str = ""
 
+    def may(self, role: AccessRole, *, of_all: bool = False) -> bool:
+        """Whether the caller may do what needs this role; with `of_all`, what concerns all archives."""
+        return self.principal.role.includes(role) and not (of_all and self.principal.archives is not None)
+
     @property
     def is_partial(self) -> bool:
         """Whether htmx asks for a part of a page, which it puts into the one that is shown."""

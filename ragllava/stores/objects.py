@@ -42,9 +42,11 @@ from ragllava.whole_files import file_sha256
 
 MAX_KEY_BYTES = 1_024  # the limit of S3, in UTF-8
 MAX_EXTERNAL_BYTES = 512 * 2**20  # read at once from another bucket, unless the caller sets a lower limit
+THUMBNAILS = "thumbnails/"  # their folder; each has the hash of its picture
 
 _PIECE_BYTES = 2**20
 _CONTENT_KEY = re.compile(r"sha256/[0-9a-f]{2}/[0-9a-f]{2}/([0-9a-f]{64})")
+_THUMBNAIL_KEY = re.compile(r"thumbnails/[0-9a-f]{2}/[0-9a-f]{2}/([0-9a-f]{64})")
 _METADATA = "x-amz-meta-"
 _MISSING = ("NoSuchKey", "NoSuchBucket", "ResourceNotFound")
 _DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch")
@@ -88,6 +90,17 @@ def content_key(sha256: str) -> str:
 def content_hash(key: str) -> str | None:
     """The hash in the key of content; None for other keys."""
     match = _CONTENT_KEY.fullmatch(key)
+    return match[1] if match else None
+
+
+def thumbnail_key(sha256: str) -> str:
+    """The key of the thumbnail of the picture with this hash."""
+    return f"{THUMBNAILS}{sha256[:2]}/{sha256[2:4]}/{sha256}"
+
+
+def thumbnail_hash(key: str) -> str | None:
+    """The hash of the picture of which the object `key` is the thumbnail; None for other keys."""
+    match = _THUMBNAIL_KEY.fullmatch(key)
     return match[1] if match else None
 
 
@@ -161,7 +174,8 @@ class ObjectStore:
             raise _damaged(sha256, actual)
 
     def delete_content(self, sha256: str) -> None:
-        """Remove the bytes with this hash, if they exist."""
+        """Remove the bytes with this hash, if they exist, and before them their thumbnail."""
+        self.delete(thumbnail_key(sha256))
         self.delete(content_key(sha256))
 
     def put(self, key: str, data: bytes, media_type: str = "application/octet-stream") -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from ragllava.console.page import Page
 from ragllava.console.pages import (
+    archive,
     archives,
     ask,
     audit,
     help,
+    indexes,
     jobs,
     keys,
     learning,
@@ -17,6 +19,7 @@ from ragllava.console.pages import (
     review,
     schedules,
     sign_in,
+    sources,
     submit,
 )
 
@@ -25,6 +28,9 @@ ALL_PAGES: tuple[Page, ...] = (
     *overview.pages.listed,
     *ask.pages.listed,
     *archives.pages.listed,
+    *archive.pages.listed,
+    *sources.pages.listed,
+    *indexes.pages.listed,
     *pictures.pages.listed,
     *submit.pages.listed,
     *jobs.pages.listed,

@@ -24,7 +24,7 @@ from ragllava.stores.access import uploads
 from ragllava.stores.archives import blobs
 from ragllava.stores.jobs import answered
 from ragllava.stores.maintenance import inspection, orphans, schedules
-from ragllava.stores.objects import content_hash
+from ragllava.stores.objects import THUMBNAILS, content_hash, thumbnail_hash
 
 GRACE_S = 7 * 86_400.0
 
@@ -77,6 +77,7 @@ def collect_garbage(context: ShardContext[Resources], *, delete: bool = False, g
     now = context.read(schedules.database_now)
     gc = Collection(context, delete, grace_s, now - timedelta(seconds=grace_s))
     kinds = {"blobs": _collect_blobs(gc), "content_without_row": _collect_content(gc)}
+    kinds["thumbnails"] = _collect_thumbnails(gc)
     folders = _old_folders(gc)
     kinds["results"] = _collect_results(gc, folders)
     kinds["uploads"] = _collect_uploads(gc)
@@ -159,15 +160,30 @@ def _collect_results(gc: Collection, folders: dict[str, Folder]) -> Orphans:
     return _collect_folders(gc, folders, names, lambda connection, name: True)
 
 
+def _collect_thumbnails(gc: Collection) -> Orphans:
+    """Those without a picture: of a database that was restored. One that is needed after all is made again."""
+
+    def orphans_of(connection: Connection, keys: list[str]) -> set[str]:
+        by_hash = {sha256: key for key in keys if (sha256 := thumbnail_hash(key))}
+        return {by_hash[sha256] for sha256 in orphans.unknown_hashes(connection, list(by_hash))}
+
+    return _collect_keys(gc, THUMBNAILS, orphans_of)
+
+
 def _collect_uploads(gc: Collection) -> Orphans:
     """Files of the HTTP API whose row was never written, or is gone."""
+    return _collect_keys(gc, "uploads/", lambda connection, keys: {*keys} - uploads.existing_keys(connection, keys))
+
+
+def _collect_keys(gc: Collection, prefix: str, find: Callable[[Connection, list[str]], set[str]]) -> Orphans:
+    """Single objects: those of each page of keys below the prefix that `find` returns."""
     context = gc.context
     orphaned = Orphans()
-    old = (listed for listed in context.resources.objects.list_objects("uploads/") if listed.modified_at < gc.before)
+    old = (listed for listed in context.resources.objects.list_objects(prefix) if listed.modified_at < gc.before)
     while page := list(islice(old, _PAGE)):
         context.check()
-        known = context.read(uploads.existing_keys, [item.key for item in page])
-        orphaned.sizes |= {item.key: item.size_bytes for item in page if item.key not in known}
+        without = context.read(find, [item.key for item in page])
+        orphaned.sizes |= {item.key: item.size_bytes for item in page if item.key in without}
     for key in orphaned.sizes if gc.delete else ():
         context.check()
         if gc.failures.run(key, context.resources.objects.delete, key) is None and key not in gc.failures.reasons:

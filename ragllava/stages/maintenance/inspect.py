@@ -10,7 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -27,7 +27,7 @@ from ragllava.stores.database import in_transaction
 from ragllava.stores.jobs.workers import FORGOTTEN_S
 from ragllava.stores.maintenance import inspection, orphans, schedules
 from ragllava.stores.maintenance.inspection import CountedRows
-from ragllava.stores.objects import ObjectStore, content_hash, content_key
+from ragllava.stores.objects import THUMBNAILS, ObjectStore, content_hash, content_key, thumbnail_hash
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +141,7 @@ def inspect(inspector: Inspector) -> Iterator[Checked]:
         ("vectors", _embeddings),
         ("words", _words),
         ("content", _content),
+        ("thumbnails", _thumbnails),
         ("result files", _results),
         ("adapters", _adapters),
     ]
@@ -279,6 +280,19 @@ def _content(inspector: Inspector) -> Iterator[Checked]:
         "objects in the store have no row",
         "`ragllava maintenance gc` reports what can be deleted, and when",
     )
+
+
+def _thumbnails(inspector: Inspector) -> Iterator[Checked]:
+    """Their number, and those whose picture is gone."""
+    hashes = [sha256 for listed in inspector.objects.list_objects(THUMBNAILS) if (sha256 := thumbnail_hash(listed.key))]
+    unknown = sorted(inspector.ask(orphans.unknown_hashes, hashes))
+    checked = _checked(
+        "thumbnails",
+        CountedRows(len(unknown), next(iter(unknown), None)),
+        "thumbnails in the object store have no picture",
+        "`ragllava maintenance gc` reports what can be deleted, and when",
+    )
+    yield checked if checked.problem else replace(checked, value=f"{len(hashes):,} stored")
 
 
 def _damaged(inspector: Inspector, name: str, hashes: list[str], problem: str) -> Checked:

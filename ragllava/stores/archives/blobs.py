@@ -78,6 +78,15 @@ def make_live(connection: Connection, hashes: Sequence[str]) -> None:
         )
 
 
+def hold(connection: Connection, sha256: str) -> bool:
+    """Keep the content in the store until the end of the transaction; False when there is no live content of this hash.
+
+    What is derived from it can then be put beside it: `delete_blob` waits, and removes both.
+    """
+    live = "SELECT 1 FROM blobs WHERE sha256 = :sha256 AND state = 'live' FOR KEY SHARE"
+    return connection.scalar(text(live), {"sha256": sha256}) is not None
+
+
 _UNREFERENCED = """
     updated_at < now() - make_interval(secs => :older_than_s)
     AND NOT EXISTS (SELECT 1 FROM images WHERE images.sha256 = blobs.sha256)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, func, select, update
 
+from ragllava.errors import Conflict
 from ragllava.metadata import Metadata, all_metadata
 from ragllava.stores.archives import archive, indexes, vectors, word_index
 from ragllava.stores.archives.archive import ArchiveImage, find_images, pages_of
@@ -102,6 +103,29 @@ def change_captions(
     redescribed = [number for number, image in after.items() if image != before[number]]
     word_index.write_words(connection, archive_id, redescribed)
     return changed
+
+
+def set_caption(
+    connection: Connection, archive_id: int, image_id: int, caption: str, expected: str | None
+) -> ArchiveImage | None:
+    """Give an image this caption in place of all that its files gave; None when no image in use has this id.
+
+    Without any (""), it has the caption inside the picture. `expected` is the caption that is being replaced. Raises
+    Conflict when the image has another one now.
+    """
+    image = _locked(connection, archive_id, [image_id]).get(image_id)
+    if image is None:
+        return None
+    if image.caption != expected:
+        raise Conflict(
+            f"the caption of {image.source} was changed meanwhile; look at the present one, then change that one"
+        )
+    own = {archive.caption_giver(image): caption} if caption else {}
+    after = archive.with_captions(image, own)
+    if after != image:
+        archive.update_images(connection, [after])
+        word_index.write_words(connection, archive_id, [image_id])
+    return after
 
 
 def _locked(connection: Connection, archive_id: int, image_ids: Sequence[int]) -> dict[int, ArchiveImage]:

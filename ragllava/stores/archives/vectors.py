@@ -239,6 +239,27 @@ def measure_recall(connection: Connection, index: IndexView, queries: Vectors, k
     return len(exact & approximate) / len(exact) if exact else 1.0
 
 
+def nearest_to(connection: Connection, index: IndexView, image_id: int, k: int) -> list[int]:
+    """The `k` images that are nearest to one of the index, best first, without itself; none if it has no vector.
+
+    With a graph, about those. Reads the table of all indexes, which the role of the HTTP API may read.
+    """
+    vector = connection.exec_driver_sql(
+        "SELECT CAST(vector AS text) FROM embeddings WHERE index_id = %(index_id)s AND image_id = %(image_id)s",
+        {"index_id": index.index_id, "image_id": image_id},
+    ).scalar()
+    if vector is None:
+        return []
+    rows = connection.exec_driver_sql(
+        f"""
+        SELECT e.image_id FROM embeddings e WHERE e.index_id = {index.index_id:d}
+        ORDER BY e.vector::halfvec({index.dim:d}) <#> %(vector)s::halfvec({index.dim:d}) LIMIT {k + 1:d}
+        """,  # noqa: S608 - numbers of our own
+        {"vector": vector},
+    )
+    return [nearest for nearest in rows.scalars() if nearest != image_id][:k]
+
+
 def _search_batch(
     connection: Connection, index: IndexView, queries: Vectors, k: int, filter: FilterSql | None
 ) -> list[list[Hit]]:

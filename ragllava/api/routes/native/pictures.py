@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import threading
-from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from ragllava.api.bodies import close_files, read_form
-from ragllava.api.errors import InvalidRequest
 from ragllava.api.route import Answer, Body, Call, NoBody, NoQuery, Query, Routes
 from ragllava.api.routes.native.archives import RemovalObject, RemovalQuery, removal_object
+from ragllava.api.routes.native.picture_forms import MAX_FORM_BYTES, PicturesForm, ingest_form
 from ragllava.api.routes.native.shared import Id, Json, Line, LongText, made_file, page_of
-from ragllava.client import AccessRole, IngestJob, ListedImage, PictureView
+from ragllava.client import AccessRole, IngestJob, ListedImage, PictureView, StoredContent
 from ragllava.errors import NotFound
 
 routes = Routes("Pictures")
 
-MAX_FORM_BYTES = 2 * 2**30
-# While pictures go into the object store, up to 82 MB of them are in memory.
-_FEW_AT_ONCE = threading.BoundedSemaphore(2)
-_CAPTION_FILES = ("captions",)  # fields whose file has captions
-_CAPTIONS_NAME = "captions.jsonl"
-_LONGEST_PART = 200  # bytes of one part of a file's name
-_CACHED = "private, max-age=3600"
+# Ids are never given twice, and another picture under the same name gets an id of its own.
+_CACHED = "private, max-age=604800, immutable"
 # What browsers show without running anything in it; other pictures are downloaded.
-_SHOWN = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif")
-
-
-class PicturesForm(Body):
-    """The fields beside the files. `descriptions` is JSON: the caption, or caption and metadata, by file name."""
-
-    name: Line | None = None
-    descriptions: LongText | None = None
+SHOWN_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/avif")
 
 
 class PrefixBody(Body):
@@ -114,6 +95,21 @@ class PictureObject(Answer):
     questions: list[Json]
 
 
+class NewCaption(Body):
+    """A caption, and the one that it replaces (null: none), so that nobody's change is overwritten unseen."""
+
+    caption: LongText
+    expected: LongText | None
+
+
+class CaptionObject(Answer):
+    """A picture and the caption that it has now."""
+
+    object: Literal["picture"] = "picture"
+    image_id: int
+    caption: str | None
+
+
 @routes.post(
     "/v1/archives/{archive}/pictures",
     needs=AccessRole.WRITE,
@@ -133,7 +129,7 @@ async def upload_pictures(call: Call[NoQuery, NoBody]) -> IngestObject:
     name = await call.run(call.archive, call.path("archive"))
     form, files = await read_form(call.request, PicturesForm, MAX_FORM_BYTES)
     try:
-        return await call.run(_ingest, call, name, form, files)
+        return _ingest_object(await call.run(ingest_form, call, name, form, files))
     finally:
         await close_files(files)
 
@@ -205,15 +201,19 @@ def show_picture(call: Call[NoQuery, NoBody]) -> PictureObject:
 )
 def read_picture(call: Call[NoQuery, NoBody]) -> Response:
     """The bytes of a picture as they were ingested; also parts of them (`Range`), and 304 for the `ETag` given."""
-    view = _view(call)
-    etag = f'"{view.sha256}"'
+    return send_picture(call, content_of(call))
+
+
+def send_picture(call: Call[Any, Any], content: StoredContent) -> Response:
+    """These bytes, or 304."""
+    etag = f'"{content.sha256}"'
     if _has(call, etag):
         return Response(status_code=304, headers={"etag": etag, "cache-control": _CACHED})
-    is_shown = view.media_type in _SHOWN
+    is_shown = content.media_type in SHOWN_TYPES
     return made_file(
-        lambda path: call.client.pictures.save(view.sha256, path),
+        lambda path: call.client.pictures.save(content.sha256, path),
         "picture",
-        view.media_type if is_shown else "application/octet-stream",
+        content.media_type if is_shown else "application/octet-stream",
         etag=etag,
         cache_control=_CACHED,
         content_disposition="inline" if is_shown else "attachment",
@@ -227,16 +227,43 @@ def read_picture(call: Call[NoQuery, NoBody]) -> Response:
     archive_in="path:archive",
 )
 def read_thumbnail(call: Call[NoQuery, NoBody]) -> Response:
-    """A JPEG of a picture, its longer side at most 256 pixels; 404 when the picture cannot be read."""
-    view = _view(call)
-    etag = f'"{view.sha256}-thumbnail"'
+    """A JPEG of a picture, its longer side at most 256 pixels; 404 when the picture cannot be read.
+
+    It is made at the first request, and kept. Caches may keep it without asking again.
+    """
+    return send_thumbnail(call, content_of(call))
+
+
+def send_thumbnail(call: Call[Any, Any], content: StoredContent) -> Response:
+    """The thumbnail of these bytes, or 304. Raises NotFound."""
+    etag = f'"{content.sha256}-thumbnail"'
     headers = {"etag": etag, "cache-control": _CACHED}
     if _has(call, etag):
         return Response(status_code=304, headers=headers)
-    data = call.client.archives.thumbnail(view.sha256)
+    data = call.client.pictures.thumbnail(content.sha256)
     if data is None:
-        raise NotFound(f"the picture {view.image_id} cannot be read")
+        raise NotFound(f"the picture {call.number('image_id')} cannot be read")
     return Response(data, headers=headers, media_type="image/jpeg")
+
+
+@routes.patch(
+    "/v1/archives/{archive}/pictures/{image_id}",
+    needs=AccessRole.WRITE,
+    body=NewCaption,
+    answer=CaptionObject,
+    archive_in="path:archive",
+)
+def edit_picture(call: Call[NoQuery, NewCaption]) -> CaptionObject:
+    """Replace the caption of a picture, also in the search by words; no index is built again.
+
+    An empty one removes what was said beside the picture, and the caption inside the file counts again. 409 when the
+    caption is no longer `expected`, and when a bound bucket gives it: change it in the bucket. A later ingest of the
+    same file with a caption replaces it.
+    """
+    name, image_id = call.archive(call.path("archive")), call.number("image_id")
+    body = call.body
+    caption = call.client.pictures.set_caption(name, image_id, body.caption, expected=body.expected)
+    return CaptionObject(image_id=image_id, caption=caption)
 
 
 @routes.delete(
@@ -260,7 +287,12 @@ def _view(call: Call[Any, NoBody]) -> PictureView:
     return call.client.pictures.get(name, image_id)
 
 
-def _has(call: Call[Any, NoBody], etag: str) -> bool:
+def content_of(call: Call[Any, Any]) -> StoredContent:
+    """The bytes of the picture, without all else that is known of it."""
+    return call.client.pictures.content(call.archive(call.path("archive")), call.number("image_id"))
+
+
+def _has(call: Call[Any, Any], etag: str) -> bool:
     given = call.request.headers.get("if-none-match", "")
     return given.strip() == "*" or etag in [part.strip().removeprefix("W/") for part in given.split(",")]
 
@@ -268,97 +300,6 @@ def _has(call: Call[Any, NoBody], etag: str) -> bool:
 def _listed(image: ListedImage) -> ListedPicture:
     names = [name for name in ListedPicture.model_fields if name != "object"]
     return ListedPicture(**{name: getattr(image, name) for name in names})
-
-
-def _ingest(
-    call: Call[NoQuery, NoBody], name: str, form: PicturesForm, files: Mapping[str, UploadFile]
-) -> IngestObject:
-    """On disk, not in memory: the form's files, which the client then puts into the object store."""
-    pictures = {field: file for field, file in files.items() if field.partition(".")[0] not in _CAPTION_FILES}
-    if not pictures:
-        raise InvalidRequest("the form has no file with a picture", "file")
-    call.client.access.admit_bytes(call.principal, sum(file.size or 0 for file in files.values()))
-    with TemporaryDirectory(prefix="ragllava-api-", ignore_cleanup_errors=True) as folder:
-        root = Path(folder) / "pictures"
-        for file in pictures.values():
-            _save(file, root, _file_name(file))
-        captions = _captions(Path(folder), form, files)
-        with call.client.access.admitted(call.principal), _FEW_AT_ONCE:
-            job = call.client.archives.ingest(
-                root,
-                name,
-                captions,
-                upload=True,
-                name=form.name,
-                idempotency_key=call.idempotency_key,
-            )
-    return _ingest_object(job)
-
-
-def _captions(folder: Path, form: PicturesForm, files: Mapping[str, UploadFile]) -> Path | None:
-    """The caption file of the form, or one made of its descriptions."""
-    given = [file for field, file in files.items() if field.partition(".")[0] in _CAPTION_FILES]
-    if len(given) + (form.descriptions is not None) > 1:
-        raise InvalidRequest("give one caption file, or descriptions, not both", "descriptions")
-    if given:
-        name = PurePosixPath(_file_name(given[0])).name
-        return _save(given[0], folder / "captions", name)
-    if form.descriptions is None:
-        return None
-    path = folder / _CAPTIONS_NAME
-    path.write_text("".join(json.dumps(row) + "\n" for row in _rows(form.descriptions)), encoding="utf-8")
-    return path
-
-
-def _rows(descriptions: str) -> list[Json]:
-    try:
-        given = json.loads(descriptions)
-    except (ValueError, RecursionError):
-        given = None
-    if not isinstance(given, dict) or not all(isinstance(said, str | dict) for said in given.values()):
-        raise InvalidRequest(
-            'descriptions must be a JSON object of captions by file name, {"a.jpg": "a boat"}, or of objects with '
-            "caption and metadata",
-            "descriptions",
-        )
-    return [_row(name, said) for name, said in given.items()]
-
-
-def _row(name: str, said: str | Json) -> Json:
-    if isinstance(said, str):
-        return {"file": name, "caption": said}
-    metadata = said.get("metadata") or {}
-    if not isinstance(metadata, dict):
-        raise InvalidRequest(f"the metadata of {name[:80]!r} must be an object", "descriptions")
-    return {**metadata, "file": name, "caption": said.get("caption") or ""}
-
-
-def _save(file: UploadFile, root: Path, name: str) -> Path:
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        raise InvalidRequest(f"two files are called {name!r}; each needs a name of its own", "file")
-    with path.open("wb") as copy:
-        shutil.copyfileobj(file.file, copy, 2**20)
-    return path
-
-
-def _file_name(file: UploadFile) -> str:
-    """The name that the client gives, perhaps with folders. Raises InvalidRequest for one that leads elsewhere."""
-    name = (file.filename or "").replace("\\", "/")
-    parts = name.split("/")
-    is_bad = any(part in ("", ".", "..") or len(part.encode(errors="replace")) > _LONGEST_PART for part in parts)
-    if is_bad or not name.isprintable() or len(parts) > 20 or not _is_utf8(name):
-        raise InvalidRequest(f"{name[:80]!r} cannot be the name of a file; use a relative path such as 2019/boat.jpg")
-    return name
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _ingest_object(job: IngestJob) -> IngestObject:

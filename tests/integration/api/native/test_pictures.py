@@ -7,12 +7,18 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
+from sqlalchemy import text
 
-from ragllava.stores.objects import content_key
+from ragllava.client import Client, acting
+from ragllava.stores.access.tenancy import Scope
+from ragllava.stores.archives import archive, blobs, word_index
+from ragllava.stores.archives.blobs import NewBlob
+from ragllava.stores.objects import content_key, thumbnail_key
 from tests.integration.conftest import Postcards
 from tests.support.api_shop import Shop
 
@@ -151,8 +157,14 @@ def test_bytes_are_read_whole_in_parts_and_not_again(shop: Shop, postcards: Post
         small = http.get(f"{where}/thumbnail")
         with Image.open(io.BytesIO(small.content)) as opened:
             assert opened.format == "JPEG" and max(opened.size) <= 256
+        assert "immutable" in small.headers["cache-control"] and "private" in small.headers["cache-control"]
         again = http.get(f"{where}/thumbnail", headers={"if-none-match": small.headers["etag"]})
         assert again.status_code == 304
+        objects = shop.workshop.resources.objects
+        objects.put(thumbnail_key(row["sha256"]), b"kept")
+        assert http.get(f"{where}/thumbnail").content == b"kept"  # nothing is decoded again
+        objects.delete(thumbnail_key(row["sha256"]))
+        assert http.get(f"{where}/thumbnail").content == small.content
 
 
 def test_pages_of_pictures_follow_each_other(shop: Shop) -> None:
@@ -186,12 +198,71 @@ def test_a_picture_is_removed_from_everywhere(shop: Shop) -> None:
         shop.wait_for_job(http, job)
         [row] = [row for row in http.get("/v1/archives/coins/pictures").json()["data"] if row["source"] == "lead.png"]
         where = f"/v1/archives/coins/pictures/{row['image_id']}"
+        assert http.get(f"{where}/thumbnail").status_code == 200
+        assert shop.workshop.resources.objects.exists(thumbnail_key(row["sha256"]))
         assert http.delete(where, params={"dry_run": True}).json()["removal_id"] is None
         begun = http.delete(where)
         assert begun.status_code == 202, begun.text
         shop_is_done(shop, admin, begun.json()["removal_id"])
         assert http.get(where).status_code == 404 and http.get(f"{where}/content").status_code == 404
-        assert not shop.workshop.resources.objects.exists(content_key(row["sha256"]))
+        for key in (content_key(row["sha256"]), thumbnail_key(row["sha256"])):
+            assert not shop.workshop.resources.objects.exists(key)
+
+
+def test_a_thumbnail_made_while_its_picture_is_removed_does_not_stay(shop: Shop) -> None:
+    objects, engine = shop.workshop.resources.objects, shop.workshop.engine
+    sha256 = shop.workshop.resources.objects.put_content(picture("salmon"), "image/png")
+    with engine.begin() as connection:
+        blobs.announce_blobs(connection, [NewBlob(sha256, 9, "image/png")])
+        blobs.make_live(connection, [sha256])
+    decode = shop.client.decoder.decode
+
+    def removed_meanwhile(*given: Any, **options: Any) -> Any:
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE blobs SET state = 'deleting' WHERE sha256 = :of"), {"of": sha256})
+        with engine.begin() as connection:
+            assert blobs.delete_blob(connection, sha256, objects.delete_content)
+        return decode(*given, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shop.client.decoder, "decode", removed_meanwhile)
+        assert shop.client.pictures.thumbnail(sha256) is not None
+    assert not objects.exists(thumbnail_key(sha256)) and not objects.exists(content_key(sha256))
+
+
+def test_an_edited_caption_is_what_words_find(shop: Shop) -> None:
+    with shop.http("write", "coins") as http:
+        sent = upload(http, "coins", ("edit.png", picture("plum")), descriptions='{"edit.png": "a quiet harbour"}')
+        shop.wait_for_job(http, sent.json()["job"])
+        [row] = [row for row in http.get("/v1/archives/coins/pictures").json()["data"] if row["source"] == "edit.png"]
+        where = f"/v1/archives/coins/pictures/{row['image_id']}"
+
+        def found(word: str) -> list[int]:
+            query = {"q": word, "retrieval": "caption"}
+            return [hit["image_id"] for hit in http.get("/v1/archives/coins/search", params=query).json()["data"]]
+
+        assert found("harbour") == [row["image_id"]]
+        edit = {"caption": "a loud\x00  foundry", "expected": "a quiet harbour"}
+        changed = http.patch(where, json=edit)
+        assert changed.status_code == 400 or changed.json()["caption"] == "a loud foundry", changed.text
+        edit["caption"] = "a loud  foundry"
+        changed = http.patch(where, json={**edit, "expected": http.get(where).json()["caption"]})
+        assert changed.json() == {"object": "picture", "image_id": row["image_id"], "caption": "a loud foundry"}
+        assert found("foundry") == [row["image_id"]] and found("harbour") == []
+        lost = http.patch(where, json=edit)
+        assert lost.status_code == 409 and "changed meanwhile" in lost.json()["error"]["message"]
+        long = http.patch(where, json={"caption": "x" * 20_000, "expected": "a loud foundry"})
+        assert long.status_code == 400 and "at most" in long.json()["error"]["message"]
+        gone = http.patch(where, json={"caption": "", "expected": "a loud foundry"})
+        assert gone.json()["caption"] is None and found("foundry") == []
+        assert (
+            http.patch("/v1/archives/coins/pictures/999999", json={"caption": "x", "expected": None}).status_code == 404
+        )
+    with shop.http("ask", "coins") as reader:
+        assert reader.patch(where, json={"caption": "x", "expected": None}).status_code == 403
+    with shop.workshop.engine.begin() as connection:
+        archive_id = archive.get_archive(connection, "coins").archive_id
+        assert word_index.disagreements(connection, archive_id).number == 0
 
 
 def test_a_prefix_is_ingested_once(shop: Shop) -> None:
@@ -230,5 +301,31 @@ def test_only_an_opened_part_of_a_bucket_is_bound(shop: Shop, postcards: Postcar
         assert made.status_code == 201, made.text
         assert shop.wait_for_job(http, made.json()["job"])["counts"] == {"done": 1}
         assert [row["address"] for row in http.get("/v1/archives/coins/bindings").json()["data"]] == ["s3://shared/in/"]
+        [row] = [row for row in http.get("/v1/archives/coins/pictures").json()["data"] if row["source"] == "sea.png"]
+        where = f"/v1/archives/coins/pictures/{row['image_id']}"
+        refused = http.patch(where, json={"caption": "the sea", "expected": None})
+        assert refused.status_code == 409 and "s3://shared/in/sea.png" in refused.json()["error"]["message"]
         gone = http.delete("/v1/archives/coins/bindings", params={"address": "s3://shared/in/"})
+        assert http.patch(where, json={"caption": "the sea", "expected": None}).json()["caption"] == "the sea"
         assert gone.status_code == 200 and http.get("/v1/archives/coins/bindings").json()["data"] == []
+
+
+def test_duplicates_are_other_names_other_archives_and_pictures_that_look_the_same(
+    shop: Shop, postcards: Postcards
+) -> None:
+    card = next(iter(sorted(postcards.written.pictures.glob("*"))))
+    copy = io.BytesIO()
+    with Image.open(card) as opened:
+        opened.convert("RGB").save(copy, "JPEG", quality=80)
+    with shop.http("write") as http:
+        http.post("/v1/archives", json={"name": "copies"}).raise_for_status()
+        files = [("first.png", card.read_bytes()), ("again.png", card.read_bytes()), ("small.jpg", copy.getvalue())]
+        job = upload(http, "copies", *files, ("other.png", picture("red"))).json()["job"]
+        shop.wait_for_job(http, job)
+        rows = {row["source"]: row for row in http.get("/v1/archives/copies/pictures").json()["data"]}
+    own = next(row for name, row in rows.items() if name in ("first.png", "again.png"))
+    with Client(shop.workshop.settings, for_tenants=True) as tenants, acting(Scope(None, "a test")):
+        duplicates = tenants.pictures.duplicates("copies", own["image_id"])
+    assert {own["source"], *duplicates.names} == {"first.png", "again.png"}
+    assert [image.source for image in duplicates.alike] == ["small.jpg"]
+    assert [(copy.archive, copy.source) for copy in duplicates.elsewhere] == [("postcards", card.name)]

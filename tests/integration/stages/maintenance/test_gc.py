@@ -17,7 +17,7 @@ from ragllava.stages.maintenance.gc import collect_garbage
 from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.resources import Resources
 from ragllava.stores.database import in_transaction
-from ragllava.stores.objects import ObjectStore, content_key
+from ragllava.stores.objects import ObjectStore, content_key, thumbnail_key
 from ragllava.stores.schema import blobs as blobs_table
 from ragllava.stores.schema import images
 from tests.support.archive_rows import put
@@ -84,6 +84,8 @@ def test_gc_reports_and_deletes_only_with_the_option(workshop: Workshop, objects
         "training/77-20200101T000000000000/report.json",
         "uploads/file-stored",
         "uploads/file-cut",
+        thumbnail_key(kept),
+        thumbnail_key("0" * 64),
         "inbox/questions.jsonl",
     ):
         objects.put(key, b"12345")
@@ -99,6 +101,7 @@ def test_gc_reports_and_deletes_only_with_the_option(workshop: Workshop, objects
     assert counted == {
         "blobs": (1, 0),
         "content_without_row": (1, 0),
+        "thumbnails": (1, 0),
         "results": (1, 0),
         "uploads": (1, 0),
         "adapters": (1, 0),
@@ -111,6 +114,7 @@ def test_gc_reports_and_deletes_only_with_the_option(workshop: Workshop, objects
     gone = before - {listed.key for listed in objects.list_objects("")}
     assert gone == {
         content_key(stray),
+        thumbnail_key("0" * 64),
         "jobs/999999/results.jsonl",
         "uploads/file-cut",
         "adapters/nobodys/manifest.json",

@@ -16,7 +16,7 @@ from ragllava.stages.maintenance.stage import submit_task
 from ragllava.stages.results.finalize import publish_missing_results
 from ragllava.stores.archives import image_changes
 from ragllava.stores.database import in_transaction, outside_transaction
-from ragllava.stores.objects import content_key
+from ragllava.stores.objects import content_key, thumbnail_key
 from tests.support.archive_rows import answered_job, make_index
 from tests.support.workshop import Workshop
 from workers.app import app, waiting_messages
@@ -67,6 +67,10 @@ def add_a_stray(workshop: Workshop) -> None:
     workshop.resources.objects.put(content_key("f" * 64), b"stray")
 
 
+def add_a_stray_thumbnail(workshop: Workshop) -> None:
+    workshop.resources.objects.put(thumbnail_key("f" * 64), b"stray")
+
+
 def problems(workshop: Workshop, waiting: dict[str, int] | None = None) -> dict[str, str]:
     inspector = Inspector(
         workshop.engine, workshop.settings, workshop.resources.objects, waiting or {}, lambda name, number: None
@@ -110,6 +114,7 @@ _A_JOB = "(SELECT min(id) FROM jobs)"
         (delete_an_object("sha256/"), "pictures", "1 pictures are missing"),
         (shorten_an_object, "sizes", "another size"),
         (add_a_stray, "content", "ffff"),
+        (add_a_stray_thumbnail, "thumbnails", "ffff"),
         (delete_an_object("jobs/1/results"), "result files", "jobs/1/results.jsonl of job 1"),
         (
             run(

@@ -1,0 +1,1 @@
+"""One stored picture for people: its thumbnail, its caption, its duplicates."""
