@@ -23,6 +23,7 @@ from ragllava.client.models import Models
 from ragllava.client.pictures import Pictures
 from ragllava.client.questions import Questions, SavedResults
 from ragllava.client.requests import Document, Requests
+from ragllava.client.reviewing import Reviewing, ReviewProgress
 from ragllava.client.reviews import Reviews
 from ragllava.client.schedules import Schedules, local_time
 from ragllava.client.system import System
@@ -50,6 +51,7 @@ from ragllava.stages.buckets.sync import ScanReport
 from ragllava.stages.buckets.watched_folder import WatchedFolder
 from ragllava.stages.erasing.remove import Removal
 from ragllava.stages.feedback.labels import QuestionView, StoredFeedback
+from ragllava.stages.feedback.reviewing import Opinion, SavedReview
 from ragllava.stages.ingest.captions import Columns
 from ragllava.stages.maintenance.schedules import ScheduleRequest
 from ragllava.stages.reindex.stage import ReindexRequest
@@ -71,6 +73,7 @@ from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.learning.registry import VersionView
+from ragllava.stores.learning.reviewing import QueueCounts, QueueFilter
 from ragllava.stores.learning.trainings import TrainingView
 from ragllava.stores.maintenance.erasures import ErasureView
 from ragllava.stores.maintenance.faults import Fault
@@ -112,19 +115,24 @@ __all__ = [
     "NoisyReason",
     "NoisyState",
     "NoisyView",
+    "Opinion",
     "Page",
     "PictureView",
     "Principal",
     "Priority",
     "QuestionView",
+    "QueueCounts",
+    "QueueFilter",
     "RefreshView",
     "ReindexRequest",
     "ReindexingView",
     "Removal",
     "ResultRow",
     "Retrieval",
+    "ReviewProgress",
     "Role",
     "SavedResults",
+    "SavedReview",
     "ScanReport",
     "ScheduleAction",
     "ScheduleRequest",
@@ -175,6 +183,7 @@ class Client(Connections):
         self.pictures = Pictures(self)
         self.requests = Requests(self)
         self.reviews = Reviews(self)
+        self.reviewing = Reviewing(self)
         self.models = Models(self)
         self.schedules = Schedules(self)
         self.system = System(self)
