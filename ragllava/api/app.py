@@ -2,129 +2,57 @@
 
 from __future__ import annotations
 
-import inspect
-import logging
 import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
-import anyio
 import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ragllava.api.bodies import read_body, read_query
-from ragllava.api.errors import answer_to, handle
-from ragllava.api.rates import Rates
-from ragllava.api.route import Answer, Call, NoBody, Route
+from ragllava.api.errors import handle
+from ragllava.api.route import Route
 from ragllava.api.routes import ALL_ROUTES
-from ragllava.client import AccessRole, AuditEntry, Client, Principal, acting
-from ragllava.errors import AccessDenied, NotAuthenticated, RagllavaError
+from ragllava.api.server import THREADS, Server
+from ragllava.client import Client
 
-log = logging.getLogger(__name__)
-
-THREADS = 40  # of blocking calls
-WAITING_THREADS = 200  # that wait for answers; more requests wait for one of them
 POOL = 16  # connections to the database
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_NOBODY = Principal("nobody", AccessRole.READ, frozenset())
-_SAFE_METHODS = ("GET", "HEAD")
 _SAFE_HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store", "referrer-policy": "no-referrer"}
 
-
-class Server:
-    """What the routes of one process share."""
-
-    def __init__(self, client: Client) -> None:
-        """The client belongs to whoever made it, who closes it; it must be one `for_tenants`."""
-        self._client = client
-        self._rates = Rates()
-        self._threads = anyio.CapacityLimiter(THREADS)
-        self._waiting = anyio.CapacityLimiter(WAITING_THREADS)
-
-    def endpoint(self, route: Route) -> Callable[[Request], Awaitable[Response]]:
-        """The route as Starlette runs it."""
-
-        async def run(request: Request) -> Response:
-            request_id = str(request.scope["request_id"])
-            principal = _NOBODY
-            try:
-                principal = await self._admit(request, route)
-                with acting(principal.scope):
-                    response = await self._call(request, route, principal, request_id)
-            except Exception as error:  # noqa: BLE001 - the one place where errors become answers
-                response = answer_to(error, request_id)
-            with acting(principal.scope):
-                await self._audit(request, route, principal, response.status_code, request_id)
-            return response
-
-        return run
-
-    async def _admit(self, request: Request, route: Route) -> Principal:
-        """Who calls. Raises NotAuthenticated, AccessDenied, QuotaExceeded."""
-        if route.needs is None:
-            return _NOBODY
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise NotAuthenticated("the request has no key: send the header Authorization: Bearer KEY")
-        principal: Principal = await self._in_thread(self._client.access.authenticate, token.strip())
-        self._rates.admit(principal.owner, self._client.access.limits_of(principal).requests_per_minute or 0)
-        if route.of_all and principal.archives is not None and principal.role.includes(route.needs):
-            raise AccessDenied("this call concerns all archives, and the key is bound to some")
-        if not principal.role.includes(route.needs):
-            raise AccessDenied(f"this needs the role {route.needs}, and the key has the role {principal.role}")
-        return principal
-
-    async def _call(self, request: Request, route: Route, principal: Principal, request_id: str) -> Response:
-        query = await read_query(request, route)
-        # A handler of an upload reads its form itself.
-        body = NoBody() if route.upload else await read_body(request, route)
-        call = Call(request, self._client, principal, request_id, query, body, self._threads, self._waiting)
-        if inspect.iscoroutinefunction(route.handler):
-            reply = await route.handler(call)
-        else:
-            reply = await self._in_thread(route.handler, call)
-        return _response(reply, route.status)
-
-    async def _in_thread(self, work: Callable[..., Any], *args: Any) -> Any:
-        return await anyio.to_thread.run_sync(work, *args, limiter=self._threads)
-
-    async def _audit(self, request: Request, route: Route, principal: Principal, status: int, request_id: str) -> None:
-        """Note every change and every refusal of one; of reads, nothing. Without the database, only the log has it."""
-        if route.method in _SAFE_METHODS or principal is _NOBODY:
-            return
-        action, target = f"{route.method} {route.path}", request.url.path[:500]
-        facts = {"action": "api_call", "request": request_id, "caller": principal.owner, "status": status}
-        log.info(f"{route.method} {target}", extra=facts)
-        try:
-            entry = AuditEntry(principal.owner, action, target, status, request_id)
-            await self._in_thread(self._client.access.audit, entry)
-        except RagllavaError as error:
-            log.warning(str(error), extra={"action": "not_audited", "request": request_id})
+ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 
 def make_app(client: Client, routes: Sequence[Route] = ALL_ROUTES) -> Starlette:
     """The HTTP API on a client `for_tenants`."""
-    server = Server(client)
+    return assemble(api_routes(Server(client), routes), handle)
+
+
+def api_routes(server: Server, routes: Sequence[Route] = ALL_ROUTES) -> list[BaseRoute]:
+    """The routes as Starlette knows them."""
+    return [
+        StarletteRoute(route.path, server.endpoint(route), methods=[route.method], name=route.name) for route in routes
+    ]
+
+
+def assemble(routes: Sequence[BaseRoute], on_error: ErrorHandler) -> Starlette:
+    """The application of these routes; `on_error` answers where none of them does: no such path, no such method."""
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         yield
 
-    listed = [
-        StarletteRoute(route.path, server.endpoint(route), methods=[route.method], name=route.name) for route in routes
-    ]
-    app = Starlette(routes=listed, lifespan=lifespan, exception_handlers={HTTPException: handle})
+    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: on_error})
     app.add_middleware(Identified)
     return app
 
@@ -156,13 +84,3 @@ class Identified:
             await send(message)
 
         await self._app(scope, receive, send_identified)
-
-
-def _response(reply: Any, status: int) -> Response:
-    if isinstance(reply, Response):
-        return reply
-    if isinstance(reply, Answer):
-        return JSONResponse(reply.model_dump(mode="json", by_alias=True), status)
-    if reply is None:
-        return Response(status_code=204)
-    raise TypeError(f"a handler returned {type(reply).__name__} instead of an Answer or a Response")

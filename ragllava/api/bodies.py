@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from ragllava.api.errors import InvalidRequest
-from ragllava.api.route import Body, NoBody, Query, Route
+from ragllava.api.route import Body, Endpoint, NoBody, Query
 from ragllava.errors import TooLarge
 
 M = TypeVar("M", bound=BaseModel)
@@ -26,7 +26,7 @@ _MAX_FIELDS = 40
 _MAX_FIELD_BYTES = 64 * 2**10
 
 
-async def read_query(request: Request, route: Route) -> Query:
+async def read_query(request: Request, route: Endpoint) -> Query:
     """The query as its model; a name that is repeated, or ends with [], is a list. Raises ValidationError."""
     values: dict[str, Any] = {}
     for name in request.query_params:
@@ -36,7 +36,7 @@ async def read_query(request: Request, route: Route) -> Query:
     return route.query.model_validate(values)
 
 
-async def read_body(request: Request, route: Route) -> Body:
+async def read_body(request: Request, route: Endpoint) -> Body:
     """The JSON body as its model. Raises TooLarge, InvalidRequest, ValidationError, ClientDisconnect."""
     data = bytearray()
     async for piece in limited(request, route.max_body_bytes):
@@ -51,7 +51,20 @@ async def read_body(request: Request, route: Route) -> Body:
 async def read_form(request: Request, model: type[M], max_bytes: int) -> tuple[M, dict[str, UploadFile]]:
     """A multipart body: its fields as their model, and its files, which lie on disk. The caller closes the files.
 
-    Raises as `read_body`. `expires_after[seconds]` is the key `seconds` of the field `expires_after`.
+    Raises as `read_body`.
+    """
+    fields, files = await read_fields(request, max_bytes)
+    try:
+        return model.model_validate(fields), files
+    except BaseException:
+        await close_files(files)
+        raise
+
+
+async def read_fields(request: Request, max_bytes: int) -> tuple[dict[str, Any], dict[str, UploadFile]]:
+    """As `read_form`, with the fields as they come.
+
+    `expires_after[seconds]` is the key `seconds` of the field `expires_after`, and `reasons[]` adds to a list.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise InvalidRequest("the body must be multipart/form-data")
@@ -73,11 +86,7 @@ async def read_form(request: Request, model: type[M], max_bytes: int) -> tuple[M
             files[name if name not in files else f"{name}.{len(files)}"] = value
         else:
             _put(fields, name, value)
-    try:
-        return model.model_validate(fields), files
-    except BaseException:
-        await close_files(files)
-        raise
+    return fields, files
 
 
 async def close_files(files: dict[str, UploadFile]) -> None:
@@ -127,5 +136,9 @@ def _put(fields: dict[str, Any], name: str, value: str) -> None:
     outer, bracket, inner = name.partition("[")
     if not bracket:
         fields[name] = value
+    elif inner == "]":
+        listed = fields.setdefault(outer, [])
+        if isinstance(listed, list):
+            listed.append(value)
     elif isinstance(fields.setdefault(outer, {}), dict):
         fields[outer][inner.rstrip("]")] = value

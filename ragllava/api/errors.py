@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -84,22 +85,40 @@ def error_answer(
     return JSONResponse(error_body(message, type, code, param), status, dict(headers or {}))
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What an answer says of an error."""
+
+    status: int
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
 def answer_to(error: Exception, request_id: str) -> Response:
-    """The answer to an error of any class; one that nobody expects is logged with its trace."""
+    """The answer to an error of any class, as JSON."""
+    said = described(error, request_id)
+    return error_answer(said.status, said.message, said.type, said.code, said.param, said.headers)
+
+
+def described(error: Exception, request_id: str) -> Described:
+    """What may be said of an error of any class; one that nobody expects is logged with its trace."""
     if isinstance(error, HTTPException):
         return _of_http(error)
     if isinstance(error, ValidationError):
         return _of_validation(error)
     if isinstance(error, ClientDisconnect):
-        return error_answer(408, "the body of the request is incomplete", "invalid_request_error", "incomplete")
+        return Described(408, "the body of the request is incomplete", "invalid_request_error", "incomplete")
     for base in type(error).__mro__:
         if base in STATUSES:
             return _of_class(error, STATUSES[base], request_id)
     log.exception("unexpected error", exc_info=error, extra={"action": "request_failed", "request": request_id})
-    return error_answer(500, _HIDDEN, "server_error", "server_error")
+    return Described(500, _HIDDEN, "server_error", "server_error")
 
 
-def _of_class(error: Exception, known: tuple[int, str, str], request_id: str) -> Response:
+def _of_class(error: Exception, known: tuple[int, str, str], request_id: str) -> Described:
     status, type, code = known
     message, headers, param = str(error), dict[str, str](), None
     if status >= 500 or isinstance(error, _INTERNAL):
@@ -114,21 +133,21 @@ def _of_class(error: Exception, known: tuple[int, str, str], request_id: str) ->
         headers |= _NO_RETRY  # clients repeat these statuses otherwise
     if isinstance(error, InvalidRequest):
         param, code = error.param, error.code
-    return error_answer(status, message, type, code, param, headers)
+    return Described(status, message, type, code, param, headers)
 
 
-def _of_http(error: HTTPException) -> Response:
+def _of_http(error: HTTPException) -> Described:
     sentences = {404: "the path does not exist", 405: "the path does not accept this method"}
     message = sentences.get(error.status_code, str(error.detail))
     code = _CODES.get(error.status_code, "invalid_request")
-    return error_answer(error.status_code, message, "invalid_request_error", code, headers=error.headers)
+    return Described(error.status_code, message, "invalid_request_error", code, headers=error.headers or {})
 
 
-def _of_validation(error: ValidationError) -> Response:
+def _of_validation(error: ValidationError) -> Described:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     param = ".".join(map(str, first["loc"])) or None
     message = f"{param or 'the request'}: {first['msg']}"
-    return error_answer(400, message, "invalid_request_error", "invalid_request", param)
+    return Described(400, message, "invalid_request_error", "invalid_request", param)
 
 
 async def handle(request: Request, error: Exception) -> Response:

@@ -130,27 +130,21 @@ Handler = Callable[[Call[Any, Any]], Any | Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """One route. `needs` is the least role that may call it; None: anybody, without a key.
+class Endpoint:
+    """What a route of the API and a page of the console have in common: how a request to it is read, and who may send it.
 
-    `answer_also` is the type of another answer, where the request chooses it.
-    `streams` is the media type of an answer that is sent piece by piece, besides `answer` where that may be chosen.
-    `upload` is the limit of a multipart body in bytes; its fields are those of `body`. `archive_in` says which part of
-    the request names an archive or what belongs to one (`path:job_id`, `body:model`), for the tests of the boundary.
-    With `of_all`, the call concerns all archives: a caller that is bound to some is refused.
+    `needs` is the least role that may call it; None: anybody, without a key. `upload` is the limit of a multipart body
+    in bytes; its fields are those of `body`. `archive_in` says which part of the request names an archive or what
+    belongs to one (`path:job_id`, `body:model`), for the tests of the boundary. With `of_all`, the call concerns all
+    archives: a caller that is bound to some is refused.
     """
 
     method: str
     path: str
     handler: Handler
     needs: AccessRole | None
-    tag: str
     query: type[Query] = NoQuery
     body: type[Body] = NoBody
-    answer: type[Answer] | None = None
-    answer_also: Any = None
-    status: int = 200
-    streams: str | None = None
     upload: int | None = None
     max_body_bytes: int = MAX_BODY_BYTES
     archive_in: str | None = None
@@ -160,6 +154,21 @@ class Route:
     def name(self) -> str:
         """Unique: the name of the handler."""
         return self.handler.__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Route(Endpoint):
+    """One route of the API; `tag` is its heading in the description.
+
+    `answer_also` is the type of another answer, where the request chooses it.
+    `streams` is the media type of an answer that is sent piece by piece, besides `answer` where that may be chosen.
+    """
+
+    tag: str = ""
+    answer: type[Answer] | None = None
+    answer_also: Any = None
+    status: int = 200
+    streams: str | None = None
 
     @property
     def summary(self) -> str:
@@ -184,7 +193,7 @@ class Routes:
         """A decorator of handlers; `declared` are the other fields of Route."""
 
         def declare(handler: Handler) -> Handler:
-            self.listed.append(Route(method, path, handler, needs, self.tag, **declared))
+            self.listed.append(Route(method, path, handler, needs, tag=self.tag, **declared))
             return handler
 
         return declare

@@ -1,4 +1,4 @@
-"""`ragllava serve`: the HTTP API."""
+"""`ragllava serve`: the HTTP API and the console."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ log = logging.getLogger(__name__)
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=8600, show_default=True, type=click.IntRange(1, 65_535), help="The port to listen on.")
 def serve(host: str, port: int) -> None:
-    """Serve the HTTP API, until Ctrl-C; `ragllava up` starts one automatically.
+    """Serve the HTTP API and the console, until Ctrl-C; `ragllava up` starts one automatically.
 
     OpenAI's SDK uses it with base_url=http://HOST:PORT/v1 and a key of `ragllava keys create`. It listens beyond this
     machine only if a key exists, or a provider of tokens is set. It speaks no TLS: put a proxy in front of it.
     """
     import uvicorn
 
-    from ragllava.api.app import POOL, make_app
+    from ragllava.api.app import POOL
     from ragllava.api.serving import api_server_config
     from ragllava.client import Client
+    from ragllava.console.site import make_site
     from ragllava.logs import configure_logging
     from ragllava.settings import load_settings
 
@@ -37,7 +38,7 @@ def serve(host: str, port: int) -> None:
     with Client(load_settings(), name="ragllava serve", pool_size=POOL, for_tenants=True) as client:
         _require_keys_beyond_loopback(client, host)
         log.info(f"serves the HTTP API at {host}:{port}", extra={"action": "api_started"})
-        uvicorn.Server(api_server_config(make_app(client), host, port)).run()
+        uvicorn.Server(api_server_config(make_site(client), host, port)).run()
 
 
 def _require_keys_beyond_loopback(client: Client, host: str) -> None:

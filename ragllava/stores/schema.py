@@ -664,6 +664,32 @@ api_keys = Table(
     moment("revoked_at", nullable=True),
 )
 
+# Browsers that are signed in to the console: as a key, whose rights count then, or as somebody else.
+sign_ins = Table(
+    "sign_ins",
+    metadata,
+    Column("sha256", Text, primary_key=True),  # of the secret in the cookie
+    Column("owner", Text, nullable=False),
+    Column("key_id", BigInteger, ForeignKey("api_keys.id", ondelete="CASCADE")),
+    Column("role", Text, nullable=False),
+    Column("archives", ARRAY(BigInteger)),  # as in `api_keys`
+    Column("limits", JSONB, nullable=False, server_default=text("'{}'")),
+    moment("created_at"),
+    moment("seen_at"),
+    moment("ends_at", nullable=True),  # with the token of a provider
+    Index("ix_sign_ins_key_id", "key_id"),
+    postgresql_with={"fillfactor": "70"},
+)
+
+# Links that sign in to the console once.
+sign_in_links = Table(
+    "sign_in_links",
+    metadata,
+    Column("sha256", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
+    moment("ends_at"),
+)
+
 # Questions that a caller of the HTTP API has asked, by day.
 api_usage = Table(
     "api_usage",

@@ -14,10 +14,11 @@ import uvicorn
 from sqlalchemy import text
 from urllib3 import PoolManager
 
-from ragllava.api.app import POOL, make_app
+from ragllava.api.app import POOL
 from ragllava.api.serving import api_server_config
 from ragllava.client import AccessRole, Client, NewKey
 from ragllava.client.access.access import Access
+from ragllava.console.site import make_site
 from ragllava.jobs import queue
 from ragllava.jobs.queue import Lease
 from ragllava.records import JobKind
@@ -123,10 +124,10 @@ def make_key(client: Client, role: str, archives: Sequence[str] | None = None, *
 
 @contextmanager
 def serving(client: Client) -> Iterator[str]:
-    """A server on a free port, in a thread; its address."""
+    """The whole site on a free port, in a thread; its address."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(api_server_config(make_app(client), "127.0.0.1", 0))
+    server = uvicorn.Server(api_server_config(make_site(client), "127.0.0.1", 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

@@ -9,11 +9,12 @@ from functools import cached_property
 from sqlalchemy import Connection
 
 from ragllava.client.access.tokens import TokenReader
-from ragllava.client.connections import Namespace, forwarded
+from ragllava.client.connections import Namespace, forwarded, this_user
 from ragllava.errors import NotAuthenticated, NotFound, QuotaExceeded
-from ragllava.stores.access import keys, usage
+from ragllava.stores.access import keys, sign_ins, usage
 from ragllava.stores.access.batches import waiting_batches
 from ragllava.stores.access.keys import Limits, Principal
+from ragllava.stores.access.sign_ins import NewSignIn
 from ragllava.stores.access.tenancy import Scope, acting
 from ragllava.stores.access.usage import AuditEntry
 from ragllava.stores.archives.archive import get_archive
@@ -42,6 +43,32 @@ class Access(Namespace):
         if principal is None:
             raise NotAuthenticated("the key is unknown, expired or revoked; `ragllava keys create` makes one")
         return principal
+
+    def sign_in(self, token: str) -> tuple[str, Principal]:
+        """Sign a browser in to the console with a key or a token; returns the secret of its cookie, and who it is.
+
+        Raises as `authenticate`. The sign-in ends with the key or the token, or when it is idle for 12 hours.
+        """
+        principal = self.authenticate(token)
+        if self._tokens.reads(token):
+            new = NewSignIn(principal, ends_at=self._tokens.read(token).ends_at)
+        else:
+            new = NewSignIn(principal, key=token)
+        return self._do(sign_ins.create_sign_in, new), principal
+
+    def make_sign_in_link(self) -> str:
+        """The secret of a link that signs this user in once, as an administrator. Not for the role of the HTTP API."""
+        return self._do(sign_ins.create_link, this_user())
+
+    def sign_in_by_link(self, link: str) -> tuple[str, Principal]:
+        """As `sign_in`, with the secret of a link, which is used up. Raises NotAuthenticated."""
+        principal = self._do(sign_ins.use_link, link)
+        if principal is None:
+            raise NotAuthenticated("this link has been used or is too old; `ragllava console` prints another one")
+        return self._do(sign_ins.create_sign_in, NewSignIn(principal)), principal
+
+    signed_in = forwarded(sign_ins.find_sign_in)
+    sign_out = forwarded(sign_ins.end_sign_in)
 
     def _of_token(self, token: str) -> Principal:
         rights = self._tokens.read(token)

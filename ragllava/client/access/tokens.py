@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import urllib3
@@ -22,11 +23,12 @@ _GROUP = re.compile(r"(?P<group>[^=,]+)=(?P<role>\w+)(:(?P<archives>[a-z0-9._+-]
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What the provider says about a user. `archives` are names, None: all."""
+    """What the provider says about a user, until `ends_at`. `archives` are names, None: all."""
 
     subject: str
     role: AccessRole
     archives: frozenset[str] | None
+    ends_at: datetime
 
 
 class TokenReader:
@@ -78,7 +80,8 @@ class TokenReader:
         role = max((role for role, _ in found), key=order.index)
         of_role = [archives for given, archives in found if given is role]
         every = None in of_role
-        return Rights(str(claims["sub"]), role, None if every else frozenset().union(*filter(None, of_role)))
+        archives = None if every else frozenset().union(*filter(None, of_role))
+        return Rights(str(claims["sub"]), role, archives, datetime.fromtimestamp(claims["exp"], UTC))
 
     def _provider_keys(self) -> Any:
         import jwt

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, any_, func, insert, select, update
+from sqlalchemy import Connection, and_, any_, func, insert, select, update
 
 from ragllava.errors import NotFound
 from ragllava.json_records import from_json, to_json
@@ -62,7 +62,7 @@ class Principal:
     @property
     def scope(self) -> Scope:
         """What the caller's transactions may see."""
-        return Scope(self.archives, self.owner)
+        return Scope(self.archives, self.owner, self.role is AccessRole.ADMIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def find_principal(connection: Connection, key: str) -> Principal | None:
     """Whose key this is; None for one that is unknown, expired or revoked."""
     row = connection.execute(
         select(api_keys.c.prefix, api_keys.c.role, api_keys.c.archives, api_keys.c.limits).where(
-            api_keys.c.sha256 == key_digest(key), *_USABLE
+            api_keys.c.sha256 == key_digest(key), IS_USABLE
         )
     ).one_or_none()
     if row is None:
@@ -137,7 +137,7 @@ def find_principal(connection: Connection, key: str) -> Principal | None:
 
 def has_usable_key(connection: Connection) -> bool:
     """Whether anybody has a key that is valid now."""
-    return connection.scalar(select(api_keys.c.id).where(*_USABLE).limit(1)) is not None
+    return connection.scalar(select(api_keys.c.id).where(IS_USABLE).limit(1)) is not None
 
 
 def ids_of_archives(connection: Connection, names: Sequence[str]) -> frozenset[int]:
@@ -150,7 +150,7 @@ def key_digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-_USABLE = (
+IS_USABLE = and_(
     api_keys.c.revoked_at.is_(None),
     (api_keys.c.expires_at.is_(None)) | (api_keys.c.expires_at > func.now()),
 )

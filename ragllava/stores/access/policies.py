@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
-from ragllava.stores.access.tenancy import ALL, ARCHIVES
+from ragllava.stores.access.tenancy import ADMIN, ALL, ARCHIVES, YES
 
 # Read once for each statement, not for each row: a subquery without a reference to the row.
 _STATED = f"(SELECT current_setting('{ARCHIVES}', true))"
@@ -19,6 +19,7 @@ _IDS = (
     f" THEN current_setting('{ARCHIVES}', true) ELSE '{{}}' END)::bigint[])"
 )
 _SEES_ALL = f"{_STATED} = '{ALL}'"
+_ADMINISTERS_ALL = f"{_SEES_ALL} AND (SELECT current_setting('{ADMIN}', true)) = '{YES}'"
 
 
 def _of_archive(column: str) -> str:
@@ -71,13 +72,19 @@ POLICIES: dict[str, str] = {
     "uploads": f"{_SEES_ALL} OR (archives <@ {_IDS} AND cardinality(archives) > 0)",
 }
 
+# Of tables of the whole system, by what a transaction does. Whoever calls is looked up in the keys, and noted in the audit.
+COMMAND_POLICIES: dict[str, dict[str, str]] = {
+    "api_keys": {"select": "true", "insert": _ADMINISTERS_ALL, "update": _ADMINISTERS_ALL},
+    "audit": {"select": _ADMINISTERS_ALL, "insert": "true"},
+}
+
 _ALL_RIGHTS = "SELECT, INSERT, UPDATE, DELETE"
 # Besides the tables with policies. Nothing of these belongs to one archive.
 _RIGHTS = {
     "alembic_version": "SELECT",
-    "api_keys": "SELECT",
+    "api_keys": "SELECT, INSERT, UPDATE",
     "api_usage": "SELECT, INSERT, UPDATE",
-    "audit": "INSERT",
+    "audit": "SELECT, INSERT",
     "blobs": "SELECT, INSERT, UPDATE",
     "change_event_totals": "SELECT",
     "change_events": "SELECT",
@@ -85,6 +92,8 @@ _RIGHTS = {
     "image_words": "SELECT, INSERT, UPDATE, DELETE",
     "model_versions": "SELECT, INSERT, UPDATE",
     "promotions": "SELECT, INSERT, DELETE",
+    "sign_in_links": "SELECT, DELETE",
+    "sign_ins": "SELECT, INSERT, UPDATE, DELETE",
     "ticks": "SELECT",
     "vocabulary": "SELECT, INSERT",
     "workers": "SELECT, UPDATE",
@@ -104,6 +113,10 @@ def secure_tables(connection: Connection, application: str, api: str | None) -> 
             rights = "SELECT" if table in _ONLY_READ else _ALL_RIGHTS
             connection.execute(text(f"GRANT {rights} ON {table} TO {quote(api)}"))
             _make_policy(connection, table, "tenant", quote(api), condition)
+    for table, conditions in COMMAND_POLICIES.items():
+        _make_policy(connection, table, "plain", quote(application), "true")
+        for command, condition in conditions.items() if api is not None else ():
+            _make_policy(connection, table, f"tenant_{command}", quote(str(api)), condition, command)
     if api is None:
         return
     for table, rights in _RIGHTS.items():
@@ -112,13 +125,15 @@ def secure_tables(connection: Connection, application: str, api: str | None) -> 
     connection.execute(text(f"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO {quote(api)}"))
 
 
-def _make_policy(connection: Connection, table: str, name: str, role: str, condition: str) -> None:
+def _make_policy(connection: Connection, table: str, name: str, role: str, condition: str, command: str = "all") -> None:
     """Make it or replace that of an earlier version; one that is there already costs no lock on the table."""
     made = f"{role}: {condition}"
     if connection.scalar(_DESCRIPTION, {"name": name, "table": table}) == made:
         return
     connection.execute(text(f"DROP POLICY IF EXISTS {name} ON {table}"))
-    create = f"CREATE POLICY {name} ON {table} TO {role} USING ({condition}) WITH CHECK ({condition})"
+    seen = f" USING ({condition})" if command != "insert" else ""
+    written = f" WITH CHECK ({condition})" if command in ("all", "insert", "update") else ""
+    create = f"CREATE POLICY {name} ON {table} FOR {command.upper()} TO {role}{seen}{written}"
     comment = f"COMMENT ON POLICY {name} ON {table} IS '{made.replace(chr(39), chr(39) * 2)}'"
     for statement in (create, comment):
         connection.execute(text(statement.replace(":", r"\:")))

@@ -22,15 +22,21 @@ from ragllava.stores.database import TRANSACTIONS_ONLY
 from ragllava.stores.sessions import OWNER
 
 ARCHIVES = "ragllava.archives"
+ADMIN = "ragllava.admin"
 ALL = "all"
+YES = "yes"
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which archives the transactions of a request may see (None: all), and who owns the jobs that they create."""
+    """Which archives the transactions of a request may see (None: all), and who owns the jobs that they create.
+
+    An administrator of all archives also makes keys and reads the audit.
+    """
 
     archives: frozenset[int] | None
     owner: str
+    is_admin: bool = False
 
     @property
     def setting(self) -> str:
@@ -71,8 +77,8 @@ def secure(engine: Engine) -> Engine:
 def _state_scope(connection: Connection) -> None:
     scope = _scope.get()
     driver: Any = connection.connection.dbapi_connection
-    values = (ARCHIVES, scope.setting, OWNER, scope.owner)
-    driver.execute("SELECT set_config(%s, %s, true), set_config(%s, %s, true)", values)
+    values = (ARCHIVES, scope.setting, OWNER, scope.owner, ADMIN, YES if scope.is_admin else "")
+    driver.execute(f"SELECT {', '.join(['set_config(%s, %s, true)'] * 3)}", values)
 
 
 def _translate(context: ExceptionContext) -> None:

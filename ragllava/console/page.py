@@ -1,0 +1,120 @@
+"""How a page of the console is declared: one record, from which the server, the navigation and the tests are made.
+
+    pages = Pages("Jobs")
+
+    @pages.get("/console/jobs", needs=AccessRole.READ, template="jobs.html", title="Jobs", menu="Jobs")
+    def list_jobs(visit: Visit[JobsQuery, NoBody]) -> Context:
+        '''Jobs, the newest first.'''
+        return {"jobs": visit.client.jobs.list(limit=20)}
+
+    @pages.post("/console/jobs/{job_id}/cancel", needs=AccessRole.ASK, archive_in="path:job_id")
+    def cancel(visit: Visit[NoQuery, NoBody]) -> Done:
+        '''Stop a job.'''
+        visit.client.jobs.cancel(visit.number("job_id"))
+        return Done("The job is cancelled.", f"/console/jobs/{visit.path('job_id')}")
+
+A handler calls the client and holds no logic. It returns what its template shows, a Shown for another template or
+status, a Done that leads to a page with a message, or a Response. Plain functions run in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.datastructures import UploadFile
+
+from ragllava.api.route import Body, Call, Endpoint, Query
+from ragllava.client import AccessRole, Principal
+
+Q = TypeVar("Q", bound=Query)
+B = TypeVar("B", bound=Body)
+
+ROOT = "/console"
+Context = Mapping[str, Any]
+Handler = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Visit(Call[Q, B]):
+    """A request of a browser that has been checked. `query`, `body` and `files` are as the page declares them.
+
+    `csrf` is what each form sends back; `secret` is the cookie of whoever is signed in.
+    """
+
+    files: Mapping[str, UploadFile] = field(default_factory=dict)
+    secret: str | None = None
+    csrf: str = ""
+    theme: str = ""
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether htmx asks for a part of a page, which it puts into the one that is shown."""
+        headers = self.request.headers
+        return headers.get("hx-request") == "true" and headers.get("hx-boosted") != "true"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a template shows, where it is not that of the page, or not with the status 200."""
+
+    context: Context
+    template: str | None = None
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A change was made: the browser goes to the path `to`, where the message is shown once."""
+
+    message: str
+    to: str
+    is_problem: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Endpoint):
+    """One page, a part of one, or a change that a form asks for.
+
+    `menu` is its name in the navigation, None: it is not there. `section` is that of its module: the navigation marks
+    it. `is_counted`: whether it counts towards the requests of its caller in a minute; pictures do not.
+    """
+
+    section: str = ""
+    template: str | None = None
+    title: str = ""
+    menu: str | None = None
+    is_counted: bool = True
+
+    def may_be_used_by(self, principal: Principal) -> bool:
+        """Whether a role may see the page at all; which rows it sees is another question."""
+        if self.needs is None:
+            return True
+        return principal.role.includes(self.needs) and not (self.of_all and principal.archives is not None)
+
+
+@dataclass
+class Pages:
+    """The pages of one module; `section` is their heading in the navigation."""
+
+    section: str
+    listed: list[Page] = field(default_factory=list)
+
+    def add(self, method: str, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+        """A decorator of handlers; `declared` are the other fields of Page."""
+
+        def declare(handler: Handler) -> Handler:
+            self.listed.append(Page(method, path, handler, needs, section=self.section, **declared))
+            return handler
+
+        return declare
+
+    def get(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+        """As `add`."""
+        return self.add("GET", path, needs=needs, **declared)
+
+    def post(self, path: str, *, needs: AccessRole | None, **declared: Any) -> Callable[[Handler], Handler]:
+        """As `add`."""
+        return self.add("POST", path, needs=needs, **declared)

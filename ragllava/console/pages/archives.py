@@ -1,0 +1,7 @@
+"""Archives and what they hold."""
+
+from __future__ import annotations
+
+from ragllava.console.page import Pages
+
+pages = Pages("Archives")

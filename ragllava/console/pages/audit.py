@@ -1,0 +1,7 @@
+"""Who changed what."""
+
+from __future__ import annotations
+
+from ragllava.console.page import Pages
+
+pages = Pages("Audit")

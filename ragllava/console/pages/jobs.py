@@ -1,0 +1,7 @@
+"""Jobs: submit, list, one job."""
+
+from __future__ import annotations
+
+from ragllava.console.page import Pages
+
+pages = Pages("Jobs")

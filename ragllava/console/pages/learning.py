@@ -1,0 +1,7 @@
+"""Trainings, versions and the threshold."""
+
+from __future__ import annotations
+
+from ragllava.console.page import Pages
+
+pages = Pages("Learning")

@@ -1,0 +1,30 @@
+"""One server and one browser for the tests of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ragllava.settings import Settings
+from tests.conftest import own_settings
+from tests.support.api_server import Front, open_front
+from tests.support.browser import open_browser
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium, for all tests."""
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def front(services: Settings, template_database: str) -> Iterator[Front]:
+    """A server with the archives `stamps` and `coins`, whose worker answers `yes`, for all tests of a module."""
+    with own_settings(services, template_database) as own, open_front(own) as front:
+        yield front
