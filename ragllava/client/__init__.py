@@ -42,6 +42,7 @@ from ragllava.records import (
     ScheduleAction,
     Selection,
     TaskName,
+    Verdict,
 )
 from ragllava.settings import Settings
 from ragllava.stages.answer.question_files import asked_in
@@ -147,6 +148,7 @@ __all__ = [
     "TrainingRequest",
     "TrainingView",
     "Upload",
+    "Verdict",
     "VersionView",
     "WatchedFolder",
     "WebhookView",
