@@ -19,6 +19,7 @@ from ragllava.client.archives import Archives, IngestJob
 from ragllava.client.comparison import Comparison
 from ragllava.client.connections import Connections
 from ragllava.client.jobs import Jobs, is_success, pause_between_views, seconds_left
+from ragllava.client.learning import ChangedExample, ChangedExamples, ThresholdCurve
 from ragllava.client.models import Models
 from ragllava.client.pictures import Pictures
 from ragllava.client.questions import Questions, SavedResults
@@ -73,9 +74,9 @@ from ragllava.stores.jobs.picture_views import PictureView
 from ragllava.stores.jobs.refreshes import RefreshView
 from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
-from ragllava.stores.learning.registry import VersionView
+from ragllava.stores.learning.registry import Promotion, VersionView
 from ragllava.stores.learning.reviewing import QueueCounts, QueueFilter
-from ragllava.stores.learning.trainings import TrainingView
+from ragllava.stores.learning.trainings import StepLoss, TrainingView
 from ragllava.stores.maintenance.erasures import ErasureView
 from ragllava.stores.maintenance.faults import Fault
 from ragllava.stores.maintenance.schedules import ScheduleView
@@ -96,6 +97,8 @@ __all__ = [
     "BatchView",
     "BindingRole",
     "BindingView",
+    "ChangedExample",
+    "ChangedExamples",
     "Client",
     "Columns",
     "Comparison",
@@ -121,6 +124,7 @@ __all__ = [
     "PictureView",
     "Principal",
     "Priority",
+    "Promotion",
     "QuestionView",
     "QueueCounts",
     "QueueFilter",
@@ -141,9 +145,11 @@ __all__ = [
     "Scores",
     "Selection",
     "Settings",
+    "StepLoss",
     "StoredFeedback",
     "TaskName",
     "TaskView",
+    "ThresholdCurve",
     "TrainingPlan",
     "TrainingRequest",
     "TrainingView",

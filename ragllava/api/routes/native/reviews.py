@@ -153,8 +153,8 @@ class OpinionBody(Body):
     save_id: Tab
     verdict: Verdict | None = None
     answer: Annotated[str, StringConstraints(max_length=2_000), AfterValidator(storable)] | None = None
-    relevant: Annotated[list[Id], Field(max_length=1_000)] = []
-    irrelevant: Annotated[list[Id], Field(max_length=1_000)] = []
+    relevant: Annotated[list[Id], Field(max_length=1_000)] = Field(default_factory=list)
+    irrelevant: Annotated[list[Id], Field(max_length=1_000)] = Field(default_factory=list)
 
 
 class SavedObject(Answer):
