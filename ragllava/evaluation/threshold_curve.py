@@ -33,14 +33,14 @@ def threshold_points(
     """
     scores, correct = checked(relevance, is_correct)
     strongest, _ = checked(best, [True] * len(best))
-    thresholds = np.linspace(0.0, 1.0, steps + 1)
+    thresholds = np.round(np.linspace(0.0, 1.0, steps + 1), 6)
     right, everything, tops = np.sort(scores[correct]), np.sort(scores), np.sort(strongest)
     kept = len(everything) - np.searchsorted(everything, thresholds)
     hits = len(right) - np.searchsorted(right, thresholds)
     without = np.searchsorted(tops, thresholds)
     return [
         ThresholdPoint(
-            threshold=round(float(thresholds[number]), 6),
+            threshold=float(thresholds[number]),
             precision=_share(hits[number], kept[number]),
             recall=_share(hits[number], len(right)),
             no_evidence=_share(without[number], len(tops)),
