@@ -18,11 +18,12 @@ from ragllava.client.access.files import Files
 from ragllava.client.archives import Archives, IngestJob
 from ragllava.client.comparison import Comparison
 from ragllava.client.connections import Connections
+from ragllava.client.health import Check, Health, Severity
 from ragllava.client.jobs import Jobs, is_success, pause_between_views, seconds_left
 from ragllava.client.learning import ChangedExample, ChangedExamples, ThresholdCurve
 from ragllava.client.models import Models
 from ragllava.client.pictures import Pictures
-from ragllava.client.questions import Questions, SavedResults
+from ragllava.client.questions import Checked, Estimate, Questions, SavedResults
 from ragllava.client.requests import Document, Requests
 from ragllava.client.reviewing import Reviewing, ReviewProgress
 from ragllava.client.reviews import Reviews
@@ -30,6 +31,7 @@ from ragllava.client.schedules import Schedules, local_time
 from ragllava.client.system import System
 from ragllava.client.webhooks import Webhooks
 from ragllava.jobs.control import JobView
+from ragllava.jobs.queues import QueueView
 from ragllava.jobs.states import JobState
 from ragllava.records import (
     AnswerOptions,
@@ -58,11 +60,12 @@ from ragllava.stages.ingest.captions import Columns
 from ragllava.stages.maintenance.schedules import ScheduleRequest
 from ragllava.stages.reindex.stage import ReindexRequest
 from ragllava.stages.requests.scoring import Scores
+from ragllava.stages.results.finalize import ResultPage
 from ragllava.stages.results.results import ResultRow
 from ragllava.stores.access.keys import AccessRole, KeyView, Limits, NewKey, Principal
 from ragllava.stores.access.tenancy import acting
 from ragllava.stores.access.uploads import Page, Upload
-from ragllava.stores.access.usage import AuditEntry
+from ragllava.stores.access.usage import AuditEntry, AuditView
 from ragllava.stores.access.webhooks import WebhookView
 from ragllava.stores.archives.archive import Archive, ArchiveSummary, ListedImage
 from ragllava.stores.archives.indexes import IndexDetails
@@ -72,6 +75,7 @@ from ragllava.stores.buckets.held_removals import HeldRemoval
 from ragllava.stores.jobs.answered import AnsweredQuestion
 from ragllava.stores.jobs.picture_views import PictureView
 from ragllava.stores.jobs.refreshes import RefreshView
+from ragllava.stores.jobs.result_pages import ResultFilter, ResultQuery
 from ragllava.stores.jobs.workers import WorkerView
 from ragllava.stores.learning.noisy import NoisyView
 from ragllava.stores.learning.registry import Promotion, VersionView
@@ -93,19 +97,24 @@ __all__ = [
     "Archive",
     "ArchiveSummary",
     "AuditEntry",
+    "AuditView",
     "BatchRequest",
     "BatchView",
     "BindingRole",
     "BindingView",
     "ChangedExample",
     "ChangedExamples",
+    "Check",
+    "Checked",
     "Client",
     "Columns",
     "Comparison",
     "Document",
     "ErasureView",
+    "Estimate",
     "Fault",
     "FoundImage",
+    "Health",
     "HeldRemoval",
     "IndexDetails",
     "IngestJob",
@@ -128,10 +137,14 @@ __all__ = [
     "QuestionView",
     "QueueCounts",
     "QueueFilter",
+    "QueueView",
     "RefreshView",
     "ReindexRequest",
     "ReindexingView",
     "Removal",
+    "ResultFilter",
+    "ResultPage",
+    "ResultQuery",
     "ResultRow",
     "Retrieval",
     "ReviewProgress",
@@ -145,6 +158,7 @@ __all__ = [
     "Scores",
     "Selection",
     "Settings",
+    "Severity",
     "StepLoss",
     "StoredFeedback",
     "TaskName",
@@ -195,6 +209,7 @@ class Client(Connections):
         self.models = Models(self)
         self.schedules = Schedules(self)
         self.system = System(self)
+        self.health = Health(self)
         self.webhooks = Webhooks(self)
         self.access = Access(self)
         self.files = Files(self)

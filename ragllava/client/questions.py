@@ -5,32 +5,34 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sqlalchemy import Connection
 
 from ragllava.client.archives import Archives
-from ragllava.client.connections import Namespace
+from ragllava.client.connections import Namespace, forwarded
 from ragllava.client.jobs import Jobs
 from ragllava.client.reporting import report_figures, report_rows, report_title, summarise
-from ragllava.errors import AnswerTimeout, UsageError
+from ragllava.errors import AnswerTimeout, LineError, UsageError
 from ragllava.evaluation.metrics import JobFigures
 from ragllava.filters import joined_filters, parse_where
 from ragllava.jobs.control import ASKED
 from ragllava.records import AnswerOptions, KnownAnswer, Priority, Question
 from ragllava.stages.answer.question_files import MAX_QUESTION_CHARACTERS, QuestionFile, read_questions
-from ragllava.stages.answer.submit import Submission, Submitted, submit_questions, submit_refresh
+from ragllava.stages.answer.submit import Submission, Submitted, check_questions, submit_questions, submit_refresh
 from ragllava.stages.record_files import format_by_extension
 from ragllava.stages.resources import Resources
-from ragllava.stages.results.finalize import result_rows
+from ragllava.stages.results.finalize import ResultPage, result_page, result_rows
 from ragllava.stages.results.report import MAX_CARDS, page_paths, require_own_report, write_report
 from ragllava.stages.results.results import ResultRow, require_same_job, write_errors, write_results
 from ragllava.stores.database import read_at_once
+from ragllava.stores.jobs.result_pages import ResultQuery, failures_by_code, paces
 
 if TYPE_CHECKING:
     from ragllava.stages.answer.changes import OnProgress, RefreshPlan
@@ -48,6 +50,35 @@ class SavedResults:
 
     lines: int
     errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds that a job may take from its start, at the pace of the last `jobs` of its archive. Others may go first."""
+
+    low_s: float
+    expected_s: float
+    high_s: float
+    jobs: int
+
+    @classmethod
+    def of(cls, file: QuestionFile, seconds: Sequence[float]) -> Estimate | None:
+        """None without a job to go by; `seconds` are those of a question in each."""
+        if not seconds:
+            return None
+        number = len(file.valid)
+        return cls(number * min(seconds), number * median(seconds), number * max(seconds), len(seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What is in a question file: its lines, the valid questions, every error. `estimate` None: nothing to go by."""
+
+    total: int
+    valid: list[Question]
+    errors: list[LineError]
+    notes: tuple[str, ...]
+    estimate: Estimate | None
 
 
 class Questions(Namespace):
@@ -80,6 +111,23 @@ class Questions(Namespace):
         file = _read(source)
         with admitted(len(file.lines)):
             return self._queue(submit_questions, file, how)
+
+    def check(
+        self,
+        source: str | Path | bytes,
+        archive: str,
+        options: AnswerOptions | None = None,
+        *,
+        where: Where = None,
+    ) -> Checked:
+        """What `submit` would find in a question file, and about how long its job would take; creates nothing.
+
+        Raises InvalidInput when the whole file cannot be read, UsageError as `submit`.
+        """
+        file = _read(source)
+        _, _, checked = self._do(check_questions, file, Submission(archive, _with_filter(options, where)))
+        pace = self._of_archive(archive, paces)
+        return Checked(len(checked.lines), checked.valid, checked.errors, checked.notes, Estimate.of(checked, pace))
 
     def ask(
         self,
@@ -128,6 +176,13 @@ class Questions(Namespace):
             engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
             yield from result_rows(connection, job_id, with_metadata=with_metadata)
+
+    def page(self, job_id: int, query: ResultQuery) -> ResultPage:
+        """Rows of a job for people who look, in bounded time. Raises UsageError for other jobs."""
+        Jobs(self._connections).require_answers(job_id)
+        return self._do(result_page, job_id, query)
+
+    failures_by_code = forwarded(failures_by_code)
 
     def print_results(self, job_id: int, stream: BinaryIO, *, with_metadata: bool = False) -> int:
         """Write results as JSONL to a stream; returns the number of lines. Raises UsageError for other jobs."""

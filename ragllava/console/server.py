@@ -20,7 +20,7 @@ from ragllava.client import Client, Principal, acting
 from ragllava.console import cookies
 from ragllava.console.page import ROOT, Done, Page, Shown, Visit
 from ragllava.console.templates import render
-from ragllava.errors import AccessDenied, NotAuthenticated
+from ragllava.errors import AccessDenied, NotAuthenticated, RagllavaError
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
@@ -76,12 +76,12 @@ class ConsoleServer:
 
         return run
 
-    async def _signed_in(self, page: Page, secret: str | None) -> tuple[Principal, str | None]:
+    async def _signed_in(self, page: Page | None, secret: str | None) -> tuple[Principal, str | None]:
         """Whose browser this is. Raises NotAuthenticated for a page that needs to know."""
         principal = await self._server.in_thread(self._client.access.signed_in, secret) if secret else None
         if principal is not None:
             return principal, secret
-        if page.needs is not None:
+        if page is not None and page.needs is not None:
             raise NotAuthenticated("sign in first; the sign-in may have ended")
         return NOBODY, None
 
@@ -127,9 +127,7 @@ class ConsoleServer:
             cookies.forget_cookie(response, cookies.MESSAGE)
         return response
 
-    def _frame(
-        self, request: Request, page: Page | None, principal: Principal, secret: str | None
-    ) -> dict[str, Any]:
+    def _frame(self, request: Request, page: Page | None, principal: Principal, secret: str | None) -> dict[str, Any]:
         """What `base.html` shows around every page."""
         is_known = principal is not NOBODY
         menu = [listed for listed in self._pages if listed.menu and is_known and listed.may_be_used_by(principal)]
@@ -144,11 +142,19 @@ class ConsoleServer:
             "here": request.url.path,
         }
 
+    async def lost(self, request: Request, error: Exception) -> Response:
+        """Where there is no such page, or it takes no such method: as `failed`, for whoever is signed in."""
+        try:
+            principal, secret = await self._signed_in(None, request.cookies.get(cookies.SIGN_IN))
+        except RagllavaError as problem:
+            return self.failed(request, problem, None, NOBODY, None)
+        return self.failed(request, error, None, principal, secret)
+
     def failed(
         self, request: Request, error: Exception, page: Page | None, principal: Principal, secret: str | None
     ) -> Response:
         """What a browser is shown of an error. Whoever is not signed in is asked to."""
-        if isinstance(error, NotAuthenticated) and (page is None or page.needs is not None):
+        if isinstance(error, NotAuthenticated) and page is not None and page.needs is not None:
             return _asked_to_sign_in(request)
         said = described(error, str(request.scope.get("request_id", "")))
         if isinstance(error, ValidationError):

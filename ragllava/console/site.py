@@ -11,7 +11,7 @@ from starlette.routing import Route as StarletteRoute
 
 from ragllava.api.app import api_routes, assemble
 from ragllava.api.errors import handle
-from ragllava.api.server import NOBODY, Server
+from ragllava.api.server import Server
 from ragllava.client import Client
 from ragllava.console.assets import send_asset
 from ragllava.console.page import ROOT
@@ -26,13 +26,16 @@ def make_site(client: Client) -> Starlette:
 
     async def on_error(request: Request, error: Exception) -> Response:
         if request.url.path.startswith(f"{ROOT}/"):
-            return console.failed(request, error, None, NOBODY, None)
+            return await console.lost(request, error)
         return await handle(request, error)
 
     routes: list[BaseRoute] = [
         StarletteRoute("/", _lead_browsers, methods=["GET"]),
         StarletteRoute(f"{ROOT}/static/{{name}}", send_asset, methods=["GET"]),
-        *(StarletteRoute(page.path, console.endpoint(page), methods=[page.method], name=page.name) for page in ALL_PAGES),
+        *(
+            StarletteRoute(page.path, console.endpoint(page), methods=[page.method], name=page.name)
+            for page in ALL_PAGES
+        ),
         *api_routes(server),
     ]
     return assemble(routes, on_error)

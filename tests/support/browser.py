@@ -26,7 +26,9 @@ DRAWING = os.environ.get("RAGLLAVA_DRAW_CONSOLE") == "1"  # write the pictures o
 Theme = Literal["light", "dark"]
 
 _FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
-_WCAG = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}}
+_WCAG = {
+    "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+}
 
 
 def chromium_path() -> str | None:

@@ -133,6 +133,8 @@ class Access(Namespace):
         """Note a call."""
         self._do(usage.add_audit, entry)
 
+    list_audit = forwarded(usage.list_audit)
+
     def visible_archive(self, principal: Principal, name: str) -> int:
         """The id of an archive that a caller may see. Raises NotFound."""
         archive_id = self._do(_archive_id, name)

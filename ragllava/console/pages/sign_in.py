@@ -17,7 +17,9 @@ pages = Pages("Sign in")
 
 SIGN_IN = f"{ROOT}/sign-in"
 # A path of the console and nothing else: no other host, no backslash that browsers read as a slash.
-OwnPath = Annotated[str, StringConstraints(pattern=r"^/console(/[^\\\x00-\x20]*)?(\?[^\\\x00-\x20]*)?$", max_length=2_000)]
+OwnPath = Annotated[
+    str, StringConstraints(pattern=r"^/console(/[^\\\x00-\x20]*)?(\?[^\\\x00-\x20]*)?$", max_length=2_000)
+]
 
 
 class SignInQuery(Query):

@@ -81,13 +81,10 @@ def submit_questions(connection: Connection, settings: Settings, file: QuestionF
     no image of the archive has is invalid, too. Raises UsageError for an unknown archive, for options out of range, for
     such a key in the job's filter, and for an idempotency key that was used with other content.
     """
-    options = check_options(how.options)
     _check_key(how.idempotency_key)
     _require_valid(file, how)
-    searched = archive.get_archive(connection, how.archive)
-    filtering.check_keys(connection, searched.archive_id, searched.name, options.filter)
-    digest = _digest(file, options)  # of the file alone, whatever the archive knows
-    file = _with_known_keys(connection, searched, file)
+    digest = _digest(file, check_options(how.options))  # of the file alone, whatever the archive knows
+    searched, options, file = check_questions(connection, file, how)
     _require_valid(file, how)
     if how.owner is not None:
         connection.execute(select(func.set_config(OWNER, how.owner, True)))
@@ -109,6 +106,19 @@ def submit_questions(connection: Connection, settings: Settings, file: QuestionF
     if is_new:
         _insert_lines(connection, job_id, file)
     return Submitted(job_id, is_new, len(file.lines), file.errors, file.notes)
+
+
+def check_questions(
+    connection: Connection, file: QuestionFile, how: Submission
+) -> tuple[Archive, AnswerOptions, QuestionFile]:
+    """What a submit would ask of which archive, with the lines that are invalid there; creates nothing.
+
+    Raises UsageError as `submit_questions`, but for invalid lines.
+    """
+    options = check_options(how.options)
+    searched = archive.get_archive(connection, how.archive)
+    filtering.check_keys(connection, searched.archive_id, searched.name, options.filter)
+    return searched, options, _with_known_keys(connection, searched, file)
 
 
 def submit_refresh(connection: Connection, settings: Settings, earlier_job_id: int) -> tuple[int, bool]:

@@ -7,7 +7,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from pkgutil import resolve_name
@@ -31,6 +31,7 @@ from ragllava.stores.archives.vectors import IndexView
 from ragllava.stores.database import in_transaction, locked_outside, record
 from ragllava.stores.jobs import answers
 from ragllava.stores.jobs.outcomes import Reconciliation, reconcile
+from ragllava.stores.jobs.result_pages import ResultQuery, find_rows
 from ragllava.stores.maintenance.erasing_jobs import BEING_REMOVED
 from ragllava.stores.objects import ObjectStore
 from ragllava.whole_files import file_sha256
@@ -48,20 +49,48 @@ def result_rows(connection: Connection, job_id: int, *, with_metadata: bool = Fa
     searched = control.archive_of(connection, job_id)
     results = answers.iterate_results(connection, job_id)
     while page := list(islice(results, _PAGE)):
-        kept = {candidate.image.image_id for _, candidates in page for candidate in evidence_of(candidates)}
-        metadata = archive.load_metadata(connection, kept) if with_metadata else None
-        uris = archive.ambiguous_uris(connection, kept)
-        for row, candidates in page:
-            if row.status is not None:
-                yield record(
-                    ResultRow,
-                    row,
-                    job_id=job_id,
-                    archive=searched,
-                    candidates=_told_apart(candidates, uris) if uris else candidates,
-                    previous=_previous(row.previous, row.changes) if row.previous else None,
-                    metadata=metadata,
-                )
+        yield from _as_result_rows(connection, job_id, searched, page, with_metadata=with_metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class ResultPage:
+    """Rows of a job, with the texts of those questions that have no outcome yet. `next_after` None: the end."""
+
+    rows: list[ResultRow]
+    open_questions: list[tuple[int, str]]  # line, text
+    next_after: int | None
+
+
+def result_page(connection: Connection, job_id: int, query: ResultQuery) -> ResultPage:
+    """The next rows of a job that a person looks at."""
+    found = find_rows(connection, job_id, query)
+    rows = list(_as_result_rows(connection, job_id, control.archive_of(connection, job_id), found.rows))
+    waiting = [(row.line, row.question or "") for row, _ in found.rows if row.status is None]
+    return ResultPage(rows, waiting, found.next_after)
+
+
+def _as_result_rows(
+    connection: Connection,
+    job_id: int,
+    searched: str | None,
+    page: Sequence[tuple[Any, tuple[Candidate, ...]]],
+    *,
+    with_metadata: bool = False,
+) -> Iterator[ResultRow]:
+    kept = {candidate.image.image_id for _, candidates in page for candidate in evidence_of(candidates)}
+    metadata = archive.load_metadata(connection, kept) if with_metadata else None
+    uris = archive.ambiguous_uris(connection, kept)
+    for row, candidates in page:
+        if row.status is not None:
+            yield record(
+                ResultRow,
+                row,
+                job_id=job_id,
+                archive=searched,
+                candidates=_told_apart(candidates, uris) if uris else candidates,
+                previous=_previous(row.previous, row.changes) if row.previous else None,
+                metadata=metadata,
+            )
 
 
 def _told_apart(candidates: Sequence[Candidate], uris: Mapping[int, str]) -> tuple[Candidate, ...]:

@@ -125,7 +125,9 @@ def secure_tables(connection: Connection, application: str, api: str | None) -> 
     connection.execute(text(f"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO {quote(api)}"))
 
 
-def _make_policy(connection: Connection, table: str, name: str, role: str, condition: str, command: str = "all") -> None:
+def _make_policy(
+    connection: Connection, table: str, name: str, role: str, condition: str, command: str = "all"
+) -> None:
     """Make it or replace that of an earlier version; one that is there already costs no lock on the table."""
     made = f"{role}: {condition}"
     if connection.scalar(_DESCRIPTION, {"name": name, "table": table}) == made:

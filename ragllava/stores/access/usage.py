@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, func, insert, literal, select, text
 from sqlalchemy.dialects.postgresql import insert as insert_or_update
 
+from ragllava.stores.database import records
 from ragllava.stores.schema import api_usage, audit, jobs, uploads
 
 _TODAY = func.date(func.timezone("UTC", func.now()))
@@ -21,6 +23,34 @@ class AuditEntry:
     target: str
     status: int
     request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditView:
+    """One call as people see it."""
+
+    audit_id: int
+    at: datetime
+    owner: str
+    action: str
+    target: str
+    status: int
+    request_id: str
+
+
+def list_audit(
+    connection: Connection, *, limit: int = 50, before: int | None = None, owner: str | None = None
+) -> list[AuditView]:
+    """The newest calls first, older than the entry `before`, of one caller if it is given.
+
+    For administrators of all archives: the database shows others nothing.
+    """
+    query = select(audit.c.id.label("audit_id"), audit).order_by(audit.c.id.desc()).limit(limit)
+    if before is not None:
+        query = query.where(audit.c.id < before)
+    if owner is not None:
+        query = query.where(audit.c.owner == owner)
+    return records(AuditView, connection.execute(query))
 
 
 def questions_today(connection: Connection, owner: str) -> int:

@@ -161,10 +161,12 @@ def iterate_results(connection: Connection, job_id: int) -> Iterator[tuple[Any, 
             yield row, tuple(of_runs.get((job_id, row.question_no, row.run_no), ()))
 
 
+# Of `questions q` and LATEST_ANSWER.
+RESULT_COLUMNS = """
+    q.question_no, q.line, q.custom_id, q.text AS question, q.previous, q.given, a.run_no, a.status, a.text AS answer,
+    a.confidence, a.models, nullif(concat_ws('; ', q.note, a.note), '') AS note, a.error_code, a.error, a.changes
+"""
 _RESULTS = text(f"""
-    SELECT q.question_no, q.line, q.custom_id, q.text AS question, q.previous, q.given, a.run_no, a.status,
-           a.text AS answer, a.confidence, a.models, nullif(concat_ws('; ', q.note, a.note), '') AS note,
-           a.error_code, a.error, a.changes
-    FROM questions q {LATEST_ANSWER}
+    SELECT {RESULT_COLUMNS} FROM questions q {LATEST_ANSWER}
     WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi ORDER BY q.question_no
 """)  # noqa: S608 - no foreign text

@@ -1,0 +1,131 @@
+"""Pages of the results of an answer job, for people who look: by number, with filters, each after bounded work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, select, text
+
+from ragllava.records import Candidate
+from ragllava.stores.jobs.answers import RESULT_COLUMNS, load_candidates
+from ragllava.stores.jobs.outcomes import LATEST_ANSWER
+from ragllava.stores.schema import jobs
+
+_SEARCHED_AT_ONCE = 10_000  # questions in a statement
+_LEAST_QUESTIONS = 5  # of a job whose pace says anything
+_JOBS_TO_GO_BY = 8
+_SEARCHING_S = 0.2  # after which a page ends, also if it is not full
+
+
+class ResultFilter(StrEnum):
+    """Which rows; `low` have evidence, but none above a relevance, `changed` another answer than in the job before."""
+
+    ALL = "all"
+    ANSWERED = "answered"
+    NO_EVIDENCE = "no_evidence"
+    LOW = "low"
+    FAILED = "failed"
+    CHANGED = "changed"
+
+
+@dataclass(frozen=True, slots=True)
+class ResultQuery:
+    """Rows after the question `after`. `code` narrows `failed` to one reason, `below` is the relevance of `low`."""
+
+    which: ResultFilter = ResultFilter.ALL
+    after: int = -1
+    limit: int = 50
+    code: str | None = None
+    below: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRows:
+    """Rows as `iterate_results` has them. `next_after`: where to go on; None: this was the end."""
+
+    rows: list[tuple[Any, tuple[Candidate, ...]]] = field(default_factory=list)
+    next_after: int | None = None
+
+
+def find_rows(connection: Connection, job_id: int, query: ResultQuery) -> FoundRows:
+    """The next rows, also those that have no outcome yet under `all`."""
+    total = int(connection.execute(select(jobs.c.total).where(jobs.c.id == job_id)).scalar_one())
+    numbers: list[int] = []
+    until, lo = time.monotonic() + _SEARCHING_S, query.after + 1
+    while lo < total and len(numbers) < query.limit:
+        hi = min(lo + _SEARCHED_AT_ONCE, total)
+        numbers += _numbers(connection, job_id, query, lo, hi, query.limit - len(numbers))
+        lo = hi
+        if time.monotonic() > until:
+            break
+    last = numbers[-1] if len(numbers) >= query.limit else lo - 1
+    return FoundRows(_rows(connection, job_id, numbers), last if last < total - 1 else None)
+
+
+def failures_by_code(connection: Connection, job_id: int) -> dict[str, int]:
+    """The failed and dead questions of a job by their error code, the most frequent first."""
+    query = text("""
+        SELECT coalesce(error_code, status), count(*) FROM answers a
+        WHERE job_id = :job_id AND status IN ('failed', 'dead') AND NOT EXISTS (
+            SELECT FROM answers b WHERE b.job_id = a.job_id AND b.question_no = a.question_no AND b.run_no > a.run_no)
+        GROUP BY 1 ORDER BY 2 DESC, 1
+    """)
+    return dict(connection.execute(query, {"job_id": job_id}).all())
+
+
+def paces(connection: Connection, archive_id: int) -> list[float]:
+    """Seconds for each question in the last ended jobs of an archive that answered some; the newest first."""
+    query = text("""
+        SELECT extract(epoch FROM finished_at - started_at) / total FROM jobs
+        WHERE archive_id = :archive_id AND kind = 'answer' AND total >= :least AND started_at IS NOT NULL
+              AND state IN ('completed', 'completed_with_errors')
+        ORDER BY id DESC LIMIT :jobs
+    """)
+    values = {"archive_id": archive_id, "least": _LEAST_QUESTIONS, "jobs": _JOBS_TO_GO_BY}
+    return [float(seconds) for seconds in connection.scalars(query, values)]
+
+
+_NUMBERS = """
+    SELECT q.question_no FROM questions q {answer}
+    WHERE q.job_id = :job_id AND q.question_no >= :lo AND q.question_no < :hi AND {condition}
+    ORDER BY q.question_no LIMIT :limit
+"""
+_BEST = """(SELECT max(c.relevance) FROM candidates c WHERE c.job_id = q.job_id AND c.question_no = q.question_no
+            AND c.run_no = a.run_no AND c.evidence_no IS NOT NULL)"""
+_CONDITIONS = {
+    ResultFilter.ALL: "true",
+    ResultFilter.ANSWERED: "a.status = 'answered'",
+    ResultFilter.NO_EVIDENCE: "a.status = 'no_evidence'",
+    ResultFilter.LOW: f"a.status = 'answered' AND {_BEST} < :below",
+    ResultFilter.FAILED: "a.status IN ('failed', 'dead') AND (CAST(:code AS text) IS NULL"
+    " OR coalesce(a.error_code, a.status) = :code)",
+    ResultFilter.CHANGED: "q.previous IS NOT NULL AND a.status IS NOT NULL"
+    " AND (q.previous ->> 'status', q.previous ->> 'answer') IS DISTINCT FROM (a.status, a.text)",
+}
+
+
+def _numbers(connection: Connection, job_id: int, query: ResultQuery, lo: int, hi: int, limit: int) -> list[int]:
+    answer = "" if query.which is ResultFilter.ALL else LATEST_ANSWER
+    statement = text(_NUMBERS.format(answer=answer, condition=_CONDITIONS[query.which]))
+    values: dict[str, Any] = {"job_id": job_id, "lo": lo, "hi": hi, "limit": limit}
+    if query.which is ResultFilter.LOW:
+        values["below"] = query.below
+    if query.which is ResultFilter.FAILED:
+        values["code"] = query.code
+    return list(connection.scalars(statement, values))
+
+
+def _rows(connection: Connection, job_id: int, numbers: Sequence[int]) -> list[tuple[Any, tuple[Candidate, ...]]]:
+    rows = connection.execute(_OF_NUMBERS, {"job_id": job_id, "numbers": list(numbers)}).all() if numbers else []
+    of_runs = load_candidates(connection, [(job_id, row.question_no, row.run_no) for row in rows]) if rows else {}
+    return [(row, tuple(of_runs.get((job_id, row.question_no, row.run_no), ()))) for row in rows]
+
+
+_OF_NUMBERS = text(f"""
+    SELECT {RESULT_COLUMNS} FROM questions q {LATEST_ANSWER}
+    WHERE q.job_id = :job_id AND q.question_no = ANY(CAST(:numbers AS bigint[])) ORDER BY q.question_no
+""")  # noqa: S608 - no foreign text
