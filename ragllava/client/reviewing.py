@@ -90,9 +90,12 @@ class Reviewing(Namespace):
         """
         return self._do(save_review, opinion, self._reviewer(tab))
 
-    def undo(self, archive: str, tab: str) -> NoisyView:
-        """Undo the reviewer's last review in this archive; returns its case as it was, leased. Raises Conflict."""
-        return self._of_archive(archive, undo_review, self._reviewer(tab), self._lease_s)
+    def undo(self, archive: str, tab: str, save_id: str | None = None) -> NoisyView:
+        """Undo the reviewer's last review in this archive, or that of this `save_id`, if nobody has changed it since.
+
+        Returns its case as it was, leased. Raises Conflict.
+        """
+        return self._of_archive(archive, undo_review, self._reviewer(tab), self._lease_s, save_id)
 
     def progress(self, archive: str, tab: str = "") -> ReviewProgress:
         """How far the reviews of an archive are, and how far reviewers agree. Raises UsageError."""
@@ -102,8 +105,17 @@ class Reviewing(Namespace):
     def _lease_s(self) -> float:
         return self._connections.settings.review_lease_s
 
+    def count_open(self, archive: str) -> int:
+        """How many open cases an archive has. Raises UsageError."""
+        return self._of_archive(archive, reviewing.count_open)
+
+    @property
+    def name(self) -> str:
+        """Who reviews."""
+        return acting_owner() or this_user()
+
     def _reviewer(self, tab: str) -> Reviewer:
-        return Reviewer(acting_owner() or this_user(), tab)
+        return Reviewer(self.name, tab)
 
 
 def _progress(connection: Connection, archive_id: int, reviewer: Reviewer) -> ReviewProgress:

@@ -106,14 +106,19 @@ def save_review(connection: Connection, opinion: Opinion, reviewer: Reviewer) ->
     return SavedReview(after.state, version)
 
 
-def undo_review(connection: Connection, archive_id: int, reviewer: Reviewer, lease_s: float) -> NoisyView:
-    """Undo the last review of this person in an archive: label and case are as before; returns the case, leased.
+def undo_review(
+    connection: Connection, archive_id: int, reviewer: Reviewer, lease_s: float, save_id: str | None = None
+) -> NoisyView:
+    """Undo the last review of this person in an archive, or that of this `save_id`: label and case are as before.
 
-    Raises Conflict where there is nothing to undo, and where the case has changed since.
+    Returns the case, leased. Raises Conflict where there is nothing to undo, and where the case has changed since.
     """
-    review = reviewing.last_review(connection, archive_id, reviewer.name)
+    if save_id is None:
+        review = reviewing.last_review(connection, archive_id, reviewer.name)
+    else:
+        review = reviewing.find_review(connection, reviewer.name, save_id)
     if review is None:
-        raise Conflict("there is nothing to undo: you have no review in this archive")
+        raise Conflict("there is nothing to undo: you have no such review in this archive")
     case = reviewing.lock_case(connection, review.key)
     if case is None or review.undo is None:
         raise Conflict("your last review cannot be undone any more: something that it names was erased")

@@ -239,6 +239,12 @@ def count_queue(connection: Connection, archive_id: int, reviewer: Reviewer) -> 
     return QueueCounts(**counts, **row._mapping, by_reason=by_reason)
 
 
+def count_open(connection: Connection, archive_id: int) -> int:
+    """How many open cases an archive has."""
+    is_open = (noisy_cases.c.archive_id == archive_id, noisy_cases.c.state == NoisyState.OPEN.value)
+    return int(connection.execute(select(func.count()).select_from(noisy_cases).where(*is_open)).scalar_one())
+
+
 def opinions(connection: Connection, archive_id: int, limit: int) -> list[Review]:
     """The newest opinion of each person on the cases that several have labelled, by case; of the newest `limit`."""
     return records(Review, connection.execute(_OPINIONS, {"archive_id": archive_id, "limit": limit}))

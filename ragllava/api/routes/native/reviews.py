@@ -165,10 +165,11 @@ class SavedObject(Answer):
     version: int
 
 
-class TabBody(Body):
-    """Where the reviewer works."""
+class UndoBody(Body):
+    """Where the reviewer works, and which of his saves to undo; null: the last one."""
 
     tab: Tab
+    save_id: Tab | None = None
 
 
 class CaseObject(Answer):
@@ -271,13 +272,15 @@ def save_review(call: Call[NoQuery, OpinionBody]) -> SavedObject:
 @routes.post(
     "/v1/archives/{archive}/reviews/undo",
     needs=AccessRole.REVIEW,
-    body=TabBody,
+    body=UndoBody,
     answer=CaseObject,
     archive_in="path:archive",
 )
-def undo_review(call: Call[NoQuery, TabBody]) -> CaseObject:
+def undo_review(call: Call[NoQuery, UndoBody]) -> CaseObject:
     """Undo the caller's last review: its label is gone, its case as before. 409 when the case has changed since."""
-    case: NoisyView = call.client.reviewing.undo(call.archive(call.path("archive")), call.body.tab)
+    case: NoisyView = call.client.reviewing.undo(
+        call.archive(call.path("archive")), call.body.tab, call.body.save_id
+    )
     return CaseObject(case=json_of(case))
 
 

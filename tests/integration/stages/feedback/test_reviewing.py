@@ -222,6 +222,19 @@ def test_undo_restores_case_and_label(
         client.reviewing.save(says(again, "b", verdict, answer=answer), "1")
 
 
+def test_undo_of_one_save_leaves_later_ones(review: Review, client: Client) -> None:
+    """Two tabs: what one of them undoes is its own last review, not that of the other."""
+    with by("ann"):
+        first, second = client.reviewing.next("harbour", "1", limit=2)
+        for case, name in ((first, "a"), (second, "b")):
+            client.reviewing.save(says(case, name), "1")
+        assert client.reviewing.undo("harbour", "1", "a").question.key == first.question.key
+        with pytest.raises(Conflict, match="no such review"):
+            client.reviewing.undo("harbour", "1", "a")
+    [row] = review.labels()
+    assert row.label.key == second.question.key
+
+
 def test_undo_goes_back_step_by_step_but_over_nobody_elses_work(review: Review, client: Client) -> None:
     before = case_rows(review.client.engine)
     with by("ann"):
