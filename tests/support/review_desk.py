@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,11 +60,7 @@ def make_desk(
 ) -> Desk:
     """An archive with so many pictures and open cases; with `hostile`, captions, questions and answers are."""
     drawn = draw_archive(seed=3, images=pictures, questions=min(cases, pictures * 3), two_image_share=0.0)
-    contents = []
-    for card in drawn.postcards:
-        buffer = io.BytesIO()
-        card.draw().save(buffer, "PNG")
-        contents.append(buffer.getvalue())
+    contents = [card.png() for card in drawn.postcards]
     hashes = [hashlib.sha256(data).hexdigest() for data in contents]
     with engine.begin() as connection:
         announced = [NewBlob(sha256, len(data), "image/png") for sha256, data in zip(hashes, contents, strict=True)]

@@ -22,7 +22,7 @@ pages = Pages("Review")
 REVIEW = f"{ROOT}/review"
 ENOUGH_LABELS = 50  # new ones, after which the page offers a training
 _SHOWN_PICTURES = 6  # the others are folded
-_AHEAD = 20  # cases that a script takes with one request
+_AHEAD = 12  # cases that a script takes with one request
 _AS_JSON = "application/json"
 
 Tab = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(storable)]
@@ -103,7 +103,7 @@ class TabForm(Body):
     back: Annotated[str, StringConstraints(max_length=2_000)] = ""
 
 
-@pages.get(REVIEW, needs=AccessRole.REVIEW, template="review.html", title="Review", menu="Review")
+@pages.get(REVIEW, needs=AccessRole.REVIEW, query=Which, template="review.html", title="Review", menu="Review")
 def show_review(visit: Visit[Which, NoBody]) -> Context:
     """The next case of the queue as a form, with what is needed to go on with scripts."""
     names = list(visit.client.archives.names())
@@ -191,7 +191,7 @@ def release_leases(visit: Visit[NoQuery, TabForm]) -> Response:
     return Response(status_code=204)
 
 
-@pages.get(f"{REVIEW}/progress", needs=AccessRole.REVIEW, template="_review_progress.html")
+@pages.get(f"{REVIEW}/progress", needs=AccessRole.REVIEW, query=Which, template="_review_progress.html")
 def show_progress(visit: Visit[Which, NoBody]) -> Context:
     """Progress and agreement: a part of the page."""
     name = visit.archive(visit.query.archive or "")

@@ -9,7 +9,7 @@
   const place = document.getElementById("case");
   const outboxLine = document.getElementById("outbox");
   const STORE = "ragllava-review-outbox";
-  const LOW = 10; // cases ahead, below which further ones are fetched
+  const LOW = 6; // cases ahead, below which further ones are fetched
   const PRELOADED = 6; // cases ahead whose pictures are loaded
   const RENEW_MS = 30000;
   const RETRY_MS = [1000, 2000, 4000, 8000, 15000];
