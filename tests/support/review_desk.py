@@ -1,4 +1,4 @@
-"""An archive of drawn postcards with answered questions, many of them open noisy cases: made of rows, without models."""
+"""An archive of drawn postcards with answered questions that are open noisy cases: made of rows, without models."""
 
 from __future__ import annotations
 
@@ -143,9 +143,7 @@ def _answer(
     return job_id
 
 
-def _candidates(
-    question: KnownQuestion, images: Mapping[str, StoredImage], number: int
-) -> tuple[Candidate, ...]:
+def _candidates(question: KnownQuestion, images: Mapping[str, StoredImage], number: int) -> tuple[Candidate, ...]:
     """The right pictures first, then others with falling relevance; those from 0.5 are kept, two at most."""
     right = [images[name] for name in question.relevant]
     others = [image for name, image in sorted(images.items()) if name not in question.relevant]

@@ -144,7 +144,9 @@ def save_review(visit: Visit[NoQuery, SaveForm]) -> Done | Response:
     """Store what is said of a case; scripts are told its state, and without scripts the next case is shown."""
     form = visit.body
     if form.verdict == Verdict.RIGHT and form.answer:
-        raise UsageError("you wrote another answer and called the given one right: choose Wrong, or clear what you wrote")
+        raise UsageError(
+            "you wrote another answer and called the given one right: choose Wrong, or clear what you wrote"
+        )
     opinion = Opinion(
         job_id=form.job,
         question_no=form.question_no,

@@ -78,6 +78,7 @@
   function enqueue(entry) {
     outbox.push(entry);
     keep();
+    showOutbox();
     send();
   }
 
@@ -198,7 +199,8 @@
       else setTimeout(fetchAhead, 3000);
     }).finally(() => {
       fetching = null;
-      if (at >= cases.length && (cases.length || done)) show(Math.min(at, cases.length));
+      if (isWaiting) show(at);
+      tell();
     });
     return fetching;
   }
@@ -216,9 +218,16 @@
     if (loaded.size > 400) for (const address of [...loaded.keys()].slice(0, 200)) loaded.delete(address);
   }
 
+  let isWaiting = false; // for the next cases, at the end of those that are there
+  function tell() {
+    root.dataset.at = at;
+    root.dataset.ahead = Math.max(0, cases.length - at);
+  }
+
   function show(index, { focus = true } = {}) {
     at = Math.max(0, index);
     const item = cases[at];
+    isWaiting = !item && !done;
     if (item) {
       place.replaceChildren(item.element);
       if (focus) focusFirst(item);
@@ -232,8 +241,7 @@
     }
     preload();
     if (cases.length - at < LOW) fetchAhead();
-    root.dataset.at = at;
-    root.dataset.ahead = cases.length - at;
+    tell();
   }
 
   const pictures = (item) => [...item.element.querySelectorAll(".candidate")].filter((one) => one.checkVisibility());
@@ -443,7 +451,7 @@
     add({ key: sent.dataset.key, job, question_no, version: Number(sent.dataset.version), element: sent, again: location.search.includes("case=") });
     show(0, { focus: document.activeElement === document.body });
   } else {
-    fetchAhead();
+    show(0, { focus: false });
   }
   resume();
 })();
