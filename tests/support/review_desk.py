@@ -89,7 +89,7 @@ def clear_reviews(engine: Engine, desk: Desk) -> None:
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM reviews"))
         connection.execute(text("DELETE FROM labels"))
-        free = "state = 'open', locked_by = NULL, locked_tab = NULL, locked_until = NULL, version = version + 1"
+        free = "state = 'open', reasons = array_remove(reasons, 'said_wrong'), locked_by = NULL, locked_tab = NULL, locked_until = NULL, version = version + 1"
         connection.execute(text(f"UPDATE noisy_cases SET {free} WHERE job_id = :id"), {"id": desk.job_id})
 
 

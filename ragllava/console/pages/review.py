@@ -203,7 +203,7 @@ def show_progress(visit: Visit[Which, NoBody]) -> Context:
 
 def _busiest(visit: Visit[Any, Any], names: Sequence[str]) -> str:
     """The archive with the most open cases."""
-    return max(names, key=lambda name: visit.client.reviewing.count_open(name))
+    return max(names, key=visit.client.reviewing.count_open)
 
 
 def _key(case: str) -> tuple[int, int]:
