@@ -1,4 +1,4 @@
-"""Reviewers in the browser: who gave a label, leases on noisy cases, what can be undone; losses of running trainings."""
+"""Reviewers in the browser: who gave a label, leases on cases, what can be undone; losses of running trainings."""
 
 from __future__ import annotations
 

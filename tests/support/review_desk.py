@@ -89,8 +89,13 @@ def clear_reviews(engine: Engine, desk: Desk) -> None:
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM reviews"))
         connection.execute(text("DELETE FROM labels"))
-        free = "state = 'open', reasons = array_remove(reasons, 'said_wrong'), locked_by = NULL, locked_tab = NULL, locked_until = NULL, version = version + 1"
-        connection.execute(text(f"UPDATE noisy_cases SET {free} WHERE job_id = :id"), {"id": desk.job_id})
+        connection.execute(
+            text("""
+                UPDATE noisy_cases SET state = 'open', reasons = array_remove(reasons, 'said_wrong'), version = version + 1,
+                    locked_by = NULL, locked_tab = NULL, locked_until = NULL WHERE job_id = :id
+            """),
+            {"id": desk.job_id},
+        )
 
 
 def _captions(captions: Sequence[str], hostile: bool) -> list[str]:
