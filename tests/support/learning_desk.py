@@ -88,8 +88,8 @@ _GATE: dict[str, Any] = {
     "champion": RERANKER,
     "challenger": ADAPTER,
     "reasons": [
-        "not better, with captions: 0.812 → 0.845 on 48 questions about 41 images, a gain that equal versions show with "
-        "a probability of 9.1 %; the first version tried against this champion may pass by chance with 4.2 %"
+        "not better, with captions: 0.812 → 0.845 on 48 questions about 41 images, a gain that equal versions show "
+        "with a probability of 9.1 %; the first version tried against this champion may pass by chance with 4.2 %"
     ],
     "figures": [
         {"name": "with captions", "is_primary": True, "questions": 48, "changed": 9, "champion": 0.8123,

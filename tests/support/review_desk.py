@@ -91,8 +91,9 @@ def clear_reviews(engine: Engine, desk: Desk) -> None:
         connection.execute(text("DELETE FROM labels"))
         connection.execute(
             text("""
-                UPDATE noisy_cases SET state = 'open', reasons = array_remove(reasons, 'said_wrong'), version = version + 1,
-                    locked_by = NULL, locked_tab = NULL, locked_until = NULL WHERE job_id = :id
+                UPDATE noisy_cases SET state = 'open', reasons = array_remove(reasons, 'said_wrong'),
+                    version = version + 1, locked_by = NULL, locked_tab = NULL, locked_until = NULL
+                WHERE job_id = :id
             """),
             {"id": desk.job_id},
         )

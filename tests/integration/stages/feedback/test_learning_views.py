@@ -34,7 +34,7 @@ def test_the_threshold_curve_counts_labels_of_what_the_version_answered(
         registry.ensure_champions(connection, profile, [BaseVersion(Role.RERANKER, "reranker@2", "prompt", 0.4)])
         job_id = add_job(connection, review, 10)
     assert review.client.models.threshold_curve("harbour").points == ()
-    boats, bridge, tower, twin, _ = review.images  # relevances 0.9, 0.8, 0.3, 0.1
+    boats, bridge, tower, *_ = review.images  # relevances 0.9, 0.8, 0.3, 0.1
     for number in range(10):
         said = {"job": job_id, "custom_id": f"c{number}", "verdict": "wrong"}
         right = {"relevant": [boats.image_id], "irrelevant": [bridge.image_id]}
